@@ -51,7 +51,7 @@ def sample_rings(prior: Prior, prompts: Sequence[str], rings: Sequence[Ring], op
     """
     c2w = torch.stack([ring_poses(ring) for ring in rings])
     how = (options.steps, options.guidance_scale, getattr(options, "negative_prompt", ""))
-    start = {"guess_noise": 1.0} if getattr(options, "from_noise", False) else {}
+    start: Any = {"guess_noise": 1.0} if getattr(options, "from_noise", False) else {}
     return to_uint8(prior.sample(prompts, c2w, *how, rngs, **start).unflatten(0, (len(prompts), -1)))
 
 

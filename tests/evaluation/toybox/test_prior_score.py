@@ -17,10 +17,9 @@ from threedgen.evaluation.toybox import prior_score
 from threedgen.evaluation.toybox.options import EvaluatePriorConfig
 
 
-def prior_config(out: Path, probe_file: str) -> EvaluatePriorConfig:
-    return EvaluatePriorConfig(
-        task="evaluate-prior", out=str(out), probe={"weights": probe_file}, samples=5, steps=2, batch=2, threads=1
-    )  # type: ignore[call-arg]
+def prior_config(out: Path, probe_file: str, **values: Any) -> EvaluatePriorConfig:
+    few = {"samples": 5, "steps": 2, "batch": 2, "threads": 1, "view_use": 0, "open_nouns": 0} | values
+    return EvaluatePriorConfig(task="evaluate-prior", out=str(out), probe={"weights": probe_file}, **few)  # type: ignore[call-arg]
 
 
 def test_objects_denoised_together_are_those_denoised_alone() -> None:
@@ -70,6 +69,24 @@ def test_evaluate_prior_reports_and_goes_on(tmp_path: Path, probe_file: str, mon
         prior.unet.conv_in.bias += 1  # trained on: its old samples are not its own any more
     assert prior_score.run(config, resume=out, quiet=True) == 0
     assert calls == [2, 2, 1, 2, 2, 2, 1]
+
+
+def test_evaluate_prior_measures_view_use_and_open_prompts(
+    tmp_path: Path, probe_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
+    monkeypatch.setattr(registry, "build", lambda kind, config, place: prior)
+    out = tmp_path / "run"
+    config = prior_config(out, probe_file, samples=1, view_use=3, open_nouns=2, seeds=2, from_noise=True)
+    assert prior_score.run(config, quiet=True) == 0
+    figures = json.loads((out / "report.json").read_text())
+    assert figures["view_use"]["objects"] == 3 and figures["view_use"]["clean"]["mean"] > 0
+    found = figures["open"]
+    assert len(found["agreement"]["nouns"]) == found["accessories"]["measured"]["with"]["total"] == 2
+    assert found["agreement"]["truth"]["mean"] < found["agreement"]["chance"]
+    text = (out / "report.md").read_text()
+    assert "## Use of the other views" in text and "## Open prompts" in text
+    assert (out / "open.png").is_file()
 
 
 @pytest.mark.parametrize(
