@@ -1,0 +1,168 @@
+"""Size and typing of the code by package: ``python -m benchmarks code``.
+
+Counted with ast and tokenize: lines, code lines (no blanks, comments, docstrings), functions, uses of ``Any``, ``type:
+ignore`` and ``cast``, functions with an unannotated argument or result; import cycles (function-level imports counted,
+those under TYPE_CHECKING not) and arrows from a lower to a higher package.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import re
+import tokenize
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = ("guidance", "representations", "threedgen")
+COLUMNS = ("files", "lines", "code", "functions", "Any", "ignore", "cast", "unannotated")
+
+
+def main() -> None:
+    """Print the tables."""
+    sources = {path: path.read_text(encoding="utf-8") for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))}
+    rows: dict[str, Counter[str]] = {}
+    for path, text in sources.items():
+        rows.setdefault(package(path), Counter()).update(count(text))
+    total = sum(rows.values(), Counter())
+    print("| package | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 1) + "|")
+    for name, row in [*sorted(rows.items()), ("all", total)]:
+        print(f"| {name} | " + " | ".join(str(row[column]) for column in COLUMNS) + " |")
+    arrows = imports(sources)
+    cycles = components(arrows)
+    print(f"\nimport cycles: {len(cycles)}" + "".join(f"\n- {len(c)} files, such as {', '.join(c[:3])}" for c in cycles))
+    tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")]
+    words = sum(len(path.read_text(encoding="utf-8").split()) for path in user_pages())
+    print(f"\ntests: {sum(text.count(chr(10)) for text in tests)} lines; user docs: {words} words")
+    print(f"options: {options()}")
+
+
+def user_pages() -> list[Path]:
+    """README and the pages of docs/ that users read, without the log of experiments."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    return [page for page in pages if "experiments" not in page.parts]
+
+
+def package(path: Path) -> str:
+    """threedgen/train/loop.py -> threedgen/train; guidance/x.py -> guidance."""
+    parts = path.relative_to(ROOT).parts
+    return "/".join(parts[:2]) if parts[0] == "threedgen" and len(parts) > 2 else parts[0]
+
+
+def count(text: str) -> Counter[str]:
+    """The columns of one file."""
+    tree = ast.parse(text)
+    found = Counter(files=1, lines=text.count("\n"), code=len(code_lines(text, tree)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            found["functions"] += 1
+            arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+            named = [a for a in arguments if a.arg not in ("self", "cls")]
+            found["unannotated"] += node.returns is None or any(a.annotation is None for a in named)
+        found["Any"] += isinstance(node, ast.Name) and node.id == "Any"
+        found["cast"] += isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "cast"
+    found["ignore"] = len(re.findall(r"#\s*type:\s*ignore", text))
+    return found
+
+
+def code_lines(text: str, tree: ast.AST) -> set[int]:
+    """Numbers of the lines with code."""
+    lines = set[int]()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
+            lines.update(range(token.start[0], token.end[0] + 1) if token.string else ())
+    for node in ast.walk(tree):  # docstrings, and the strings below constants
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            lines -= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return lines
+
+
+def imports(sources: dict[Path, str]) -> dict[str, set[str]]:
+    """Module -> the project's modules that it imports anywhere but under TYPE_CHECKING."""
+    names = {module(path): path for path in sources}
+    found = dict[str, set[str]]()
+    for name, path in names.items():
+        targets = set[str]()
+        for node in executed(ast.parse(sources[path])):
+            if isinstance(node, ast.Import):
+                targets |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                here = name if path.name == "__init__.py" else name.rpartition(".")[0]
+                base = ".".join(here.split(".")[: len(here.split(".")) - node.level + 1]) if node.level else ""
+                start = ".".join(filter(None, (base, node.module)))
+                targets |= {start, *(f"{start}.{alias.name}" for alias in node.names)}
+        deepest = {target for target in targets if target in names}
+        found[name] = {t for t in deepest if not any(o != t and o.startswith(f"{t}.") for o in deepest)} - {name}
+    return found
+
+
+def executed(tree: ast.AST) -> list[ast.AST]:
+    """All nodes but those under ``if TYPE_CHECKING``."""
+    nodes, todo = list[ast.AST](), [tree]
+    while todo:
+        node = todo.pop()
+        nodes.append(node)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            todo += node.orelse
+        else:
+            todo += ast.iter_child_nodes(node)
+    return nodes
+
+
+def module(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = parts[:-1] if parts[-1] == "__init__" else parts
+    return ".".join(parts if parts[0] == "threedgen" else ("threedgen", *parts))
+
+
+def components(arrows: dict[str, set[str]]) -> list[list[str]]:
+    """Strongly connected components of more than one module (Tarjan 1972), the largest first."""
+    index, low, stack, found = dict[str, int](), dict[str, int](), list[str](), list[list[str]]()
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in arrows[name]:
+            if other not in index:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], index[other])
+        if low[name] == index[name]:
+            members = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(members) > 1:
+                found.append(sorted(members))
+
+    for name in arrows:
+        if name not in index:
+            visit(name)
+    return sorted(found, key=len, reverse=True)
+
+
+def options() -> str:
+    """Leaf keys of all config models of tasks, and config models."""
+    from threedgen.config import registry
+    from threedgen.config.model import Config
+
+    keys, models = 0, set[type]()
+    for kind, table in registry.TABLE.items():
+        for name in table:
+            model = registry.config_model(kind, name)
+            models |= {base for base in model.__mro__ if issubclass(base, Config) and base is not Config}
+    todo = list(models)
+    while todo:
+        for field in todo.pop().model_fields.values():  # type: ignore[attr-defined]
+            for part in (field.annotation, *getattr(field.annotation, "__args__", ())):
+                if isinstance(part, type) and issubclass(part, Config) and part not in models:
+                    models.add(part)
+                    todo.append(part)
+    for model in models:
+        own = model.__dict__.get("__annotations__", {})
+        keys += sum(name in model.model_fields for name in own)  # type: ignore[attr-defined]
+    return f"{keys} in {len(models)} models; {len(list((ROOT / 'configs').glob('*.yaml')))} configs"
+
+
+if __name__ == "__main__":
+    main()
