@@ -1,1 +1,1 @@
-"""Speed, measured by one command: python -m benchmarks NAME (README.md in this folder)."""
+"""Speed benchmarks: python -m benchmarks NAME (see README.md in this folder)."""

@@ -1,4 +1,4 @@
-"""Rendering users' assets, by engine and number of workers; through Ray on local nodes, one of which is killed."""
+"""Rendering of user assets by engine and number of workers, also on a local Ray cluster with a killed node."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from threedgen.config.optional import installed
 from .table import Row, Table
 
 PER_SHARD = 4
-"""Assets of a shard, which is a job: few, so that all workers end at about the same time."""
+"""Assets per shard (one job); few, so that all workers finish at about the same time."""
 LAUNCH = (sys.executable, str(folder("configs").parent / "launch.py"), "--quiet", "--config")
 
 
 class Case(NamedTuple):
-    """Who renders; ``nodes``: of a Ray cluster; ``killed``: one of them halfway."""
+    """Engine, number of workers and Ray nodes; `killed`: one node is killed halfway."""
 
     engine: str
     workers: int
@@ -41,69 +41,69 @@ RAY = Case("ray", 2, 2), Case("ray", 2, 2, killed=True)
 
 
 def table(assets: int) -> Table:
-    """``assets`` toys, exported and rendered from 32 sides each, by one after the other.
+    """Export `assets` toybox objects and time the rendering of 32 views of each, per case.
 
-    Raises CalledProcessError for a command that fails, RuntimeError if anything is lost, made twice, or another one.
+    Raises CalledProcessError if a command fails, RuntimeError if views are missing, duplicated or different.
     """
-    with tempfile.TemporaryDirectory() as place:
-        meshes, rows = Path(place, "meshes"), list[Row]()
+    with tempfile.TemporaryDirectory() as temporary:
+        meshes, rows = Path(temporary, "meshes"), list[Row]()
         _launch("make-toybox-assets", f"count={assets}", f"out={meshes}")
-        truth, took = list[tuple[str, str]](), 0.0
+        expected, duration = list[tuple[str, str]](), 0.0
         for number, case in enumerate(PROCESSES + RAY * installed("ray")):
-            out = Path(place, str(number))
-            took = seconds(case, meshes, out, took / 2)
-            found = contents(out / "views")
-            truth = truth or found
-            if found != truth or len({name for name, _ in found}) != len(found):
-                raise RuntimeError(f"{case}: the shards hold other views than those of one process")
-            views = sum(name.endswith(".png") for name, _ in found)
-            rows.append({"engine": str(case), "workers": case.workers, "views": views, "seconds": took})
-            rows[-1] |= {"views/s": views / took, "speed-up": float(rows[0]["seconds"]) / took}
+            out = Path(temporary, str(number))
+            duration = time_rendering(case, meshes, out, duration / 2)
+            files = file_digests(out / "views")
+            expected = expected or files
+            if files != expected or len({name for name, _ in files}) != len(files):
+                raise RuntimeError(f"{case}: the shards differ from those of one process")
+            views = sum(name.endswith(".png") for name, _ in files)
+            rows.append({"engine": str(case), "workers": case.workers, "views": views, "seconds": duration})
+            rows[-1] |= {"views/s": views / duration, "speed-up": float(rows[0]["seconds"]) / duration}
     notes = [
-        f"{assets} assets, {PER_SHARD} in a shard; the whole command, with the start of Python and of the workers. "
-        "All leave the same views, each once."
+        f"{assets} assets, {PER_SHARD} per shard; time of the whole command, including the start of Python and of the "
+        "workers. All cases write the same views, without duplicates."
     ]
-    notes += [] if installed("ray") else ["Ray is not installed here."]
-    return Table("Rendering users' assets", rows, notes)
+    notes += [] if installed("ray") else ["Ray is not installed."]
+    return Table("Rendering of user assets", rows, notes)
 
 
-def seconds(case: Case, meshes: Path, out: Path, until_killed: float) -> float:
-    """How long the command takes."""
-    words = [f"data={meshes}", f"out={out}", f"views.per_shard={PER_SHARD}", f"workers={case.workers}"]
+def time_rendering(case: Case, meshes: Path, out: Path, kill_after: float) -> float:
+    """Return the duration of the command in seconds; `kill_after`: seconds until a node is killed, if any."""
+    overrides = [f"data={meshes}", f"out={out}", f"views.per_shard={PER_SHARD}", f"workers={case.workers}"]
     with cluster(case.nodes) as (address, kill):
-        timer = threading.Timer(until_killed, kill)
+        timer = threading.Timer(kill_after, kill)
         if case.killed:
             timer.start()
-        begun = time.perf_counter()
-        _launch("make-asset-views", *words, f"engine={case.engine}", *address)
+        start = time.perf_counter()
+        _launch("make-asset-views", *overrides, f"engine={case.engine}", *address)
         timer.cancel()
-        return time.perf_counter() - begun
+        return time.perf_counter() - start
 
 
-def contents(views: Path) -> list[tuple[str, str]]:
-    """Name and digest of all that the shards hold."""
+def file_digests(views: Path) -> list[tuple[str, str]]:
+    """Return (name, SHA-256) of every file in the shards."""
     found = []
     for path in sorted(views.glob("*.tar")):
         with tarfile.open(path) as tar:
-            found += [(one.name, hashlib.sha256(tar.extractfile(one).read()).hexdigest()) for one in tar]  # type: ignore[union-attr]
+            found += [(file.name, hashlib.sha256(tar.extractfile(file).read()).hexdigest()) for file in tar]  # type: ignore[union-attr]
     return found
 
 
 @contextmanager
 def cluster(nodes: int) -> Iterator[tuple[list[str], Callable[[], None]]]:
-    """Ray on so many local nodes of a core each: the word that names it, and what kills its last node."""
+    """Start a local Ray cluster of one-core nodes; yield its override and a function that kills the last node."""
     if not nodes:
         yield [], lambda: None
         return
     from ray.cluster_utils import Cluster
 
-    made = Cluster()
+    ray = Cluster()
     try:
-        last = [made.add_node(num_cpus=1, include_dashboard=False) for _ in range(nodes)][-1]
-        yield [f"address={made.address}"], lambda: made.remove_node(last, allow_graceful=False)
+        last = [ray.add_node(num_cpus=1, include_dashboard=False) for _ in range(nodes)][-1]
+        yield [f"address={ray.address}"], lambda: ray.remove_node(last, allow_graceful=False)
     finally:
-        made.shutdown()
+        ray.shutdown()
 
 
-def _launch(*words: str) -> None:
-    subprocess.run([*LAUNCH, *words], check=True, stdout=subprocess.DEVNULL)
+def _launch(*args: str) -> None:
+    subprocess.run([*LAUNCH, *args], check=True, stdout=subprocess.DEVNULL)

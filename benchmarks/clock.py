@@ -1,4 +1,4 @@
-"""Paired timing: cases take turns, and each is compared with a baseline of the same rounds."""
+"""Paired timing: cases run in turn, and each is compared with a baseline of the same round."""
 
 from __future__ import annotations
 
@@ -14,43 +14,41 @@ from .table import Row
 
 
 class Case(NamedTuple):
-    """What is timed; how many steps (or other units) a call makes."""
+    """Function to time, and the number of steps (or other units) per call."""
 
     run: Callable[[], object]
     count: int = 1
 
 
 def paired(cases: Mapping[str, Case], baseline: str, rounds: int) -> list[Row]:
-    """A row for each case: the least, median and greatest time of a unit, and its ratio to the baseline's, which is
-    the median over the rounds: below 1 is faster; on a GPU also the most memory that it took.
+    """Time the cases in interleaved rounds, after one untimed call of each; a temporary load affects all of them.
 
-    Cases are timed round by round in turn, so that a busy moment of the machine meets all of them. Every case runs
-    once before, untimed: compiling, caches, first allocations. One that does not fit into the memory of a GPU there
-    has no seconds.
+    Returns one row per case: minimum, median and maximum time per unit in ms; the median over the rounds of its ratio
+    to the baseline (below 1 is faster); on a GPU the peak memory. A case that runs out of GPU memory has no times.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     peak: dict[str, float] = {}
     for name, case in cases.items():
         with suppress(torch.OutOfMemoryError):
-            peak[name] = _finish(case)
+            peak[name] = _run(case)
     for _ in range(rounds):
         for name in peak:
-            begun = time.perf_counter()
-            peak[name] = _finish(cases[name])
-            seconds[name].append((time.perf_counter() - begun) / cases[name].count)
+            start = time.perf_counter()
+            peak[name] = _run(cases[name])
+            seconds[name].append((time.perf_counter() - start) / cases[name].count)
     rows = []
     for name in cases:
         own, base = seconds[name], seconds[baseline]
         row: Row = {"case": name}
-        for title, of in (("min", min), ("median", median), ("max", max)):
-            row[f"{title}, ms"] = 1e3 * of(own) if own else "out of memory"
+        for title, statistic in (("min", min), ("median", median), ("max", max)):
+            row[f"{title}, ms"] = 1e3 * statistic(own) if own else "out of memory"
         row["ratio"] = median(a / b for a, b in zip(own, base, strict=True)) if own and base else "-"
         rows.append(row | ({"peak GB": peak.get(name, "-")} if torch.cuda.is_available() else {}))
     return rows
 
 
-def _finish(case: Case) -> float:
-    """Runs a case until its device is done; returns the most memory that it took of a GPU, in GB."""
+def _run(case: Case) -> float:
+    """Run a case and wait for the GPU; return the peak GPU memory in GB (0 without a GPU)."""
     if not torch.cuda.is_available():
         case.run()
         return 0.0

@@ -31,7 +31,9 @@ def main() -> None:
         print(f"| {name} | " + " | ".join(str(row[column]) for column in COLUMNS) + " |")
     arrows = imports(sources)
     cycles = components(arrows)
-    print(f"\nimport cycles: {len(cycles)}" + "".join(f"\n- {len(c)} files, such as {', '.join(c[:3])}" for c in cycles))
+    print(
+        f"\nimport cycles: {len(cycles)}" + "".join(f"\n- {len(c)} files, such as {', '.join(c[:3])}" for c in cycles)
+    )
     tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")]
     words = sum(len(path.read_text(encoding="utf-8").split()) for path in user_pages())
     print(f"\ntests: {sum(text.count(chr(10)) for text in tests)} lines; user docs: {words} words")

@@ -1,4 +1,4 @@
-"""3 x 3 convolutions on a CPU, forward and backward: Winograd's against PyTorch's."""
+"""3 x 3 convolutions on a CPU, forward and backward: Winograd against PyTorch."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ SIZES = [
     (2, 320, 320, 64),
     (2, 128, 128, 128),
 ]
-"""Images, channels, channels of the result, pixels per side: of toybox-base's UNet, Stable Diffusion's and its VAE."""
+"""Batch size, input channels, output channels, image size: from the UNets of toybox-base and SD, and SD's VAE."""
 
 
 def table(rounds: int) -> Table:
-    """Two rows for each size and direction."""
+    """Return two rows (PyTorch, Winograd) for each size, without and with gradients."""
     rows: list[Row] = []
     for images, channels, out, side in SIZES:
         for backward in (False, True):
@@ -37,17 +37,17 @@ def table(rounds: int) -> Table:
             cases = {name: Case(_pass(network, x, backward)) for name, network in networks.items()}
             with patch.object(convolution, "bf16_cpu", lambda: False):
                 rows += [size | row for row in paired(cases, "PyTorch", rounds)]
-    note = f"float32, {rounds} interleaved rounds. Used on CPUs that have no instructions for bfloat16."
+    note = f"float32, {rounds} interleaved rounds. Winograd is used on CPUs without bfloat16 instructions."
     return Table("3 x 3 convolutions", rows, [note])
 
 
 def _pass(network: nn.Module, x: torch.Tensor, backward: bool) -> Callable[[], None]:
-    given = x.clone().requires_grad_(backward)
+    x = x.clone().requires_grad_(backward)
 
     def run() -> None:
         with torch.set_grad_enabled(backward):
-            y = network(given)
+            y = network(x)
         if backward:
-            torch.autograd.grad(y, [given, *network.parameters()], y.detach())
+            torch.autograd.grad(y, [x, *network.parameters()], y.detach())
 
     return run

@@ -1,10 +1,10 @@
-"""The acceptance table of the export: is the asset what the field was?
+"""Acceptance table of the export: how well does an asset match its field?
 
-    python -m benchmarks export --seeds 5                        fields whose truth is known, of two shapes
+    python -m benchmarks export --seeds 5                        synthetic fields of two shapes with known ground truth
     python -m benchmarks export --run outputs/mvdream-toybox/*   runs
 
-Each figure compares an asset with its field, with the dense mesh of that, or with the truth. Whether the files are
-sound is the checker's business (threedgen/export/files/check.py): here its findings are counted.
+Each figure compares an asset with its field, with the field's dense mesh or with the ground truth. The validity of the
+files is checked by threedgen/export/files/check.py; here its findings are counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .table import Row, Table
 
 
 class Rule(NamedTuple):
-    """A line of the table: the figure's key and its bar; without one it is told, and more of it is better."""
+    """Row of the table: title, key of the figure, limits. Without limits it is only reported, higher is better."""
 
     check: str
     key: str
@@ -30,54 +30,54 @@ class Rule(NamedTuple):
     high: float | None = None
 
     def row(self, values: list[float]) -> Row:
-        """The line, with the worst value and the median."""
+        """Return the row of all measured values: limit, worst, median, how many are within the limit."""
         worst = min(values) if self.high is None else max(values)
-        row: Row = {"check": self.check, "bar": "(told)", "worst": f"{worst:.4g}", "median": f"{median(values):.4g}"}
+        row: Row = {"check": self.check, "bar": "(none)", "worst": f"{worst:.4g}", "median": f"{median(values):.4g}"}
         if self.low is None and self.high is None:
-            return row | {"held": "-", "verdict": "told"}
+            return row | {"held": "-", "verdict": "reported"}
         held = sum((self.low is None or v >= self.low) and (self.high is None or v <= self.high) for v in values)
         row["bar"] = f">= {self.low:g}" if self.high is None else f"<= {self.high:g}" if self.high else "0"
         return row | {"held": f"{held} of {len(values)}", "verdict": "pass" if held == len(values) else "FAIL"}
 
 
 RULES = [
-    Rule("an asset was made", "made", low=1),
-    Rule("time of the dense surface, share of the whole", "time"),
-    Rule("triangles, share of the budget", "budget", low=0.95),
-    Rule("outline, IoU with the dense mesh", "silhouette", low=0.995),
-    Rule("the same of a mesh of 3000 triangles", "silhouette few", low=0.985),
+    Rule("an asset was exported", "made", low=1),
+    Rule("time of the dense mesh, fraction of the total", "time"),
+    Rule("triangles, fraction of the budget", "budget", low=0.95),
+    Rule("silhouette, IoU with the dense mesh", "silhouette", low=0.995),
+    Rule("silhouette of 3000 triangles, IoU with the dense mesh", "silhouette few", low=0.985),
     Rule("mean distance to the dense mesh, % of diagonal", "distance", high=0.2),
-    Rule("volume, off that of the dense mesh, %", "volume", high=1),
-    Rule("IoU with the truth", "truth", low=0.87),
-    Rule("IoU with the truth, density x 3", "times 3", low=0.80),
-    Rule("IoU with the truth, density x 10", "times 10", low=0.70),
+    Rule("volume, error relative to the dense mesh, %", "volume", high=1),
+    Rule("IoU with the ground truth", "truth", low=0.87),
+    Rule("IoU with the ground truth, density x 3", "times 3", low=0.80),
+    Rule("IoU with the ground truth, density x 10", "times 10", low=0.70),
     Rule("UV coverage", "coverage", low=0.42),
     Rule("charts", "charts", high=250),
-    Rule("texel density, 5 %, of the median", "density low", low=0.8),
-    Rule("texel density, 95 %, of the median", "density high", high=1.25),
-    Rule("the checker's findings", "findings", high=0),
-    Rule("collision hull, share of the full one", "hull share", low=0.9),
-    Rule("outline, IoU with the field", "outline"),
-    Rule("pictures of the field, dB inside, as baked", "inside baked"),
-    Rule("pictures of the field, dB inside, refined", "inside refined"),
-    Rule("gain of refining inside, dB", "gain", low=1),
+    Rule("texel density, 5th percentile / median", "density low", low=0.8),
+    Rule("texel density, 95th percentile / median", "density high", high=1.25),
+    Rule("findings of the checker", "findings", high=0),
+    Rule("collision hull volume, fraction of the convex hull", "hull share", low=0.9),
+    Rule("silhouette, IoU with the field", "outline"),
+    Rule("PSNR inside with the field, baked texture, dB", "inside baked"),
+    Rule("PSNR inside with the field, refined texture, dB", "inside refined"),
+    Rule("PSNR gain of the refinement inside, dB", "gain", low=1),
 ]
 
 
 def jobs(seeds: int, grid: int, folders: Sequence[Path] | None = None) -> list[Job]:
-    """So many seeds of each shape; or the runs in these folders."""
+    """Return one job per run folder, or per shape and seed without folders."""
     if folders:
         return [Job(folder.name, grid, run=folder.resolve()) for folder in folders]
     return [Job(f"{shape}_{seed}", grid, shape, seed) for shape in SHAPES for seed in range(1, seeds + 1)]
 
 
 def table(seeds: int, grid: int, runs: Sequence[Path] | None) -> Table:
-    """Every rule over so many fields of each shape, or over these runs."""
+    """Return the acceptance table of `seeds` fields per shape, or of the runs."""
     return assess(jobs(seeds, grid, runs))
 
 
 def assess(jobs: Sequence[Job], measure: Callable[[Job], dict[str, Any]] = measure) -> Table:
-    """Every rule over the jobs; a field that makes no asset is a note."""
+    """Measure the jobs and evaluate every rule; a job that fails with a ConfigError becomes a note."""
     measured: list[dict[str, Any]] = []
     for job in jobs:
         try:
@@ -85,12 +85,12 @@ def assess(jobs: Sequence[Job], measure: Callable[[Job], dict[str, Any]] = measu
         except ConfigError as error:
             measured.append({"name": job.name, "made": 0, "why": str(error)})
         print(f"{len(measured)} of {len(jobs)}: {job.name}", flush=True)
-    values = {rule: [float(found[rule.key]) for found in measured if rule.key in found] for rule in RULES}
+    values = {rule: [float(figures[rule.key]) for figures in measured if rule.key in figures] for rule in RULES}
     rows = [rule.row(figures) for rule, figures in values.items() if figures]
     asset = jobs[0].asset
     notes = [
         f"{len(jobs)} assets ({', '.join(job.name for job in jobs)}): {jobs[0].grid}^3 grid, {asset.triangles} "
-        f"triangles, {asset.texels} texels, fitted to {asset.refine} pictures, compared with others.",
-        *(f"{found['name']}: {found['why']}" for found in measured if "why" in found),
+        f"triangles, {asset.texels} texels, texture refined on {asset.refine} renders and compared on others.",
+        *(f"{figures['name']}: {figures['why']}" for figures in measured if "why" in figures),
     ]
-    return Table("Export, of runs" if jobs[0].run else "Export, of synthetic fields", rows, notes, measured)
+    return Table("Export of runs" if jobs[0].run else "Export of synthetic fields", rows, notes, measured)

@@ -1,4 +1,4 @@
-"""Makes one asset of the acceptance table; compares it with its field, the dense mesh of that, and the truth."""
+"""Export and measure one asset of the acceptance table: against its field, the dense mesh and the ground truth."""
 
 from __future__ import annotations
 
@@ -31,21 +31,20 @@ from .export_fields import Creature, Voxels, grid
 from .mesh_render import render
 
 Body = tuple[Array, Array]
-"""vertices (V, 3) and faces (F, 3)"""
+"""Vertices (V, 3) and faces (F, 3)."""
 
 VIEWS, PIXELS, ANGLE, TURNTABLE = 8, 256, 0.75, 24
-"""Of the pictures in which meshes are compared; how many those of the field are."""
+"""Number, size in pixels and fov of the renders that compare meshes; number of renders of the field."""
 SAMPLES = 240_000
-"""Points of each surface: even equal ones are some way apart, the less the more points there are."""
-FEW = 3000
-"""Triangles of a second, simpler mesh whose outline is compared."""
+"""Points sampled per surface; their spacing is the noise floor of the distance."""
+LOW_POLY = 3000
+"""Triangles of a second, simpler mesh whose silhouette is compared."""
 OPAQUE = 0.95
 
 
 @dataclass(frozen=True)
 class Job:
-    """One asset to be measured: of a run, or of a synthetic field of some `shape` and `seed`, on a grid of so many
-    points along an edge."""
+    """Asset to measure: of a `run`, or of a synthetic field given by `shape` and `seed`; `grid` is the resolution."""
 
     name: str
     grid: int = 256
@@ -56,17 +55,17 @@ class Job:
 
 
 def measure(job: Job) -> dict[str, float]:
-    """All figures of one asset. Raises ConfigError for a field that makes none."""
+    """Export an asset and return all figures. Raises ConfigError if the field gives no asset."""
     creature = None if job.run else Creature(job.shape, job.seed)
     voxels = None if creature is None else Voxels(creature, job.grid)
     view = open_run(Path(str(job.run))).view if voxels is None else voxels.view()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     dense, _ = dense_surface(view, job.grid)
-    surface = time.perf_counter() - begun
+    surface = time.perf_counter() - start
     baked, asset = (
-        make_asset(dense, job.asset.model_copy(update={"refine": pictures}), job.name, view)
-        for pictures in (0, job.asset.refine)
-    )  # the first also compiles what the second is timed with
+        make_asset(dense, job.asset.model_copy(update={"refine": renders}), job.name, view)
+        for renders in (0, job.asset.refine)
+    )  # the first also compiles kernels for the timed second
     figures = {"time": surface / (surface + sum(asset.seconds.values()))}
     figures |= against_dense(asset, dense, job.asset.triangles) | against_field(view, asset, baked)
     if creature is not None and voxels is not None:
@@ -75,9 +74,9 @@ def measure(job: Job) -> dict[str, float]:
 
 
 def against_dense(asset: ExportedAsset, dense: Mesh, budget: int) -> dict[str, float]:
-    """Figures of the files against the dense mesh they were made of."""
+    """Compare the exported files with the dense mesh."""
     low = read_glb(asset.files[f"{asset.name}.glb"])
-    body, whole = at_home(low, asset), (dense.vertices, dense.faces)
+    body, whole = field_coordinates(low, asset), (dense.vertices, dense.faces)
     points = low.attributes["POSITION"]
     laid = layout(points, low.faces, v_up(low), low.images["baseColorTexture"].shape[0])
     collider = read_glb(asset.files[f"{asset.name}_collision_unreal.glb"])
@@ -85,38 +84,38 @@ def against_dense(asset: ExportedAsset, dense: Mesh, budget: int) -> dict[str, f
     return {
         "budget": len(low.faces) / budget,
         "silhouette": silhouette(body, whole),
-        "silhouette few": silhouette(simplify(*whole, FEW), whole),
+        "silhouette few": silhouette(simplify(*whole, LOW_POLY), whole),
         "distance": 100 * mean_distance(body, whole),
         "volume": 100 * abs(signed_volume(*body) / signed_volume(*whole) - 1),
         "coverage": laid.coverage,
         "charts": laid.charts,
         "density low": laid.density[0],
         "density high": laid.density[1],
-        "findings": sum(len(found) for found in asset.findings.values()),
+        "findings": sum(len(items) for items in asset.findings.values()),
         "hull share": hull / float(trimesh.convex.convex_hull(points).volume),
     }
 
 
-def at_home(glb: Glb, asset: ExportedAsset) -> Body:
-    """A file's mesh where the field has it: z up, front +x, moved and scaled back."""
+def field_coordinates(glb: Glb, asset: ExportedAsset) -> Body:
+    """Return a file's mesh in the coordinates of the field: z up, front +x, original position and scale."""
     placed = asset.figures["placement"]
     place = Placement(np.array(placed["pivot"]), placed["scale"])
-    return place.back(glb.attributes["POSITION"][:, [2, 0, 1]]), glb.faces
+    return place.inverse(glb.attributes["POSITION"][:, [2, 0, 1]]), glb.faces
 
 
 def v_up(glb: Glb) -> Array:
-    """uv (V, 2) with v upwards; files count it downwards."""
+    """Return uv (V, 2) with v up; in files v is down."""
     return glb.attributes["TEXCOORD_0"].astype(np.float64) * (1, -1) + (0, 1)
 
 
 def silhouette(one: Body, other: Body) -> float:
-    """The mean IoU of the outlines from all sides."""
+    """Return the mean IoU of the silhouettes in VIEWS views around the object."""
     poses = orbit(VIEWS, 0.25, 3.0, ANGLE, PIXELS, PIXELS).c2w.numpy()
     return mean_iou(*(rasterise(*body, poses, ANGLE, PIXELS).mask for body in (one, other)))
 
 
 def mean_distance(one: Body, other: Body) -> float:
-    """The symmetric mean distance between points of the surfaces, over the diagonal of the first."""
+    """Return the symmetric mean distance of surface points, relative to the bounding box diagonal of the first mesh."""
     bodies = (trimesh.Trimesh(*body, process=False) for body in (one, other))
     a, b = (trimesh.sample.sample_surface(body, SAMPLES, seed=seed)[0] for seed, body in enumerate(bodies))
     there, back = cKDTree(b).query(a)[0].mean(), cKDTree(a).query(b)[0].mean()
@@ -124,54 +123,56 @@ def mean_distance(one: Body, other: Body) -> float:
 
 
 def against_field(view: FieldView, asset: ExportedAsset, baked: ExportedAsset) -> dict[str, float]:
-    """Figures of the asset's pictures, before and after the texture was refined: both differ in nothing else."""
-    file, before = (read_glb(made.files[f"{asset.name}.glb"]) for made in (asset, baked))
+    """Compare renders of the asset with the field, with the baked and with the refined texture."""
+    file, before = (read_glb(export.files[f"{asset.name}.glb"]) for export in (asset, baked))
     textures = {
         name: glb.images["baseColorTexture"].astype(np.float32) / 255
         for name, glb in (("baked", before), ("refined", file))
     }
-    figures = similarity(view, at_home(file, asset), v_up(file), textures)
+    figures = similarity(view, field_coordinates(file, asset), v_up(file), textures)
     return figures | {"gain": figures["inside refined"] - figures["inside baked"]}
 
 
 def similarity(view: FieldView, body: Body, uv: Array, textures: dict[str, Array]) -> dict[str, float]:
-    """Figures over the cameras of a run's turntable, to which no texture was fitted: the mean IoU of the outlines, and
-    for each of the textures (T, T, 3) in [0, 1] the PSNR inside, where both are opaque.
+    """Compare renders of a mesh and of the field from the turntable cameras, which no texture was fitted to.
 
-    body in the field's world; uv (V, 2), v up. Keys: outline, `inside NAME`.
+    body: mesh in field coordinates; uv (V, 2), v up; textures (T, T, 3) in [0, 1], by name. Returns "outline":
+    mean IoU of the silhouettes; "inside NAME": PSNR in dB where mesh and field are opaque.
     """
     angle = math.radians(40)
     cameras = orbit(TURNTABLE, math.radians(15), 2.6 * view.radius, angle, PIXELS, PIXELS)
-    assert view.pictures is not None
-    colours, opacity = view.pictures(cameras)
+    assert view.renderer is not None
+    colours, opacity = view.renderer(cameras)
     figures: dict[str, float] = {}
     for name, texture in textures.items():
-        seen = render(*body, cameras.c2w.numpy(), angle, PIXELS, uv, texture)
-        inside = (seen.alpha == 1) & (opacity >= OPAQUE)
-        figures[f"inside {name}"] = psnr(seen.rgb[inside], colours[inside]) if inside.any() else -math.inf
-        figures["outline"] = mean_iou(seen.alpha >= 0.5, opacity >= 0.5)
+        renders = render(*body, cameras.c2w.numpy(), angle, PIXELS, uv, texture)
+        inside = (renders.alpha == 1) & (opacity >= OPAQUE)
+        figures[f"inside {name}"] = psnr(renders.rgb[inside], colours[inside]) if inside.any() else -math.inf
+        figures["outline"] = mean_iou(renders.alpha >= 0.5, opacity >= 0.5)
     return figures
 
 
 def against_truth(creature: Creature, sigma: Array) -> dict[str, float]:
-    """Figures of the rule that finds the surface. sigma (R, R, R): the density on the grid; it is multiplied by 3 and
-    by 10 on one of half as many points along an edge."""
+    """Compare the extracted surface with the ground truth.
+
+    sigma: density on the grid, (R, R, R); densities times 3 and times 10 are evaluated on a half-size grid.
+    """
     figures = {"truth": iou(occupied(sigma), grid(creature.distance, len(sigma))[..., 0].numpy() < 0)}
     coarse, distance = (grid(f, len(sigma) // 2 + 1)[..., 0].numpy() for f in (creature.density, creature.distance))
     return figures | {f"times {factor}": iou(occupied(factor * coarse), distance < 0) for factor in (3, 10)}
 
 
 def occupied(sigma: Array) -> Array:
-    """Where the export sees the object, (R, R, R) bool, from the density on a grid over [-1, 1]^3."""
+    """Return the voxels inside the exported surface, (R, R, R) bool, from the density on a grid over [-1, 1]^3."""
     tau, info = depth_field(sigma.copy(), 2 / (len(sigma) - 1), 1.0)
     return tau > info["level"]
 
 
 def iou(a: Array, b: Array) -> float:
-    """Intersection over union of two sets."""
+    """Return the intersection over union of two boolean arrays."""
     return float((a & b).sum() / max((a | b).sum(), 1))
 
 
 def mean_iou(a: Array, b: Array) -> float:
-    """The mean over pictures (V, H, W)."""
+    """Return the mean IoU over masks (V, H, W)."""
     return float(np.mean([iou(*pair) for pair in zip(a, b, strict=True)]))

@@ -1,8 +1,8 @@
-"""Two shapes whose truth is known, as bad radiance fields: hollow, noisy, hazy, with floaters around them.
+"""Two synthetic shapes with known ground truth as poor radiance fields: hollow, noisy, hazy, with floaters.
 
-A long-necked animal with a hat, a thin tail and whiskers, and a stool with a ring and a loop. World units in
-[-1, 1]^3, z up, front +x. Signed distances are exact for each primitive (tapered ones are a little
-off), and joined smoothly.
+Shapes: a long-necked animal with a hat, a thin tail and whiskers; a stool with a ring and a loop. Coordinates in
+[-1, 1]^3, z up, front +x. Signed distances are exact for each primitive (approximate for tapered ones) and blended
+smoothly.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from threedgen.export.shape.from_field import FieldView
-from threedgen.export.surface.pictures import field_pictures
+from threedgen.export.surface.pictures import field_renderer
 from threedgen.representations.march import step_size
 from threedgen.representations.options import MarchConfig, OccupancyConfig
 from threedgen.representations.volume.occupancy import OccupancyGrid
 
-Vector = tuple[float, float, float]  # a place, a direction, or a colour in sRGB
+Vector = tuple[float, float, float]  # point, direction, or sRGB colour
 
 SKIN, PEAK = 0.008, 60.0
-"""Width of the step from empty to full, and the density just below the surface."""
+"""Width of the density transition at the surface, and the density just below it."""
 SHELL = 0.06
-"""Depth in which the density falls to what is left inside."""
+"""Depth over which the density falls to that of the hollow interior."""
 HAZE, HAZE_DEPTH = 1.2, 0.15
 FLOATERS = 25
 SMOOTH = 0.015
 MARCH = MarchConfig(samples=256, early_stop=1e-3)
 CELLS, EMPTY = 64, 0.05
-"""Cells along an edge of the grid that skips space, and the density that counts as none."""
+"""Resolution of the occupancy grid, and the density below which a cell is empty."""
 
 
 @dataclass(frozen=True)
 class Primitive:
-    """kind, two points or a centre and a direction, sizes, colour (sRGB)."""
+    """Cone, ring or disc: two end points or a centre and an axis (a, b), two sizes, sRGB colour."""
 
     kind: str
     a: Vector
@@ -47,9 +47,9 @@ class Primitive:
     colour: Vector
 
     def distance(self, x: Tensor) -> Tensor:
-        """Signed distance (N,) of points (N, 3), negative inside."""
+        """Return the signed distance (N,) of points (N, 3), negative inside."""
         a, b = x.new_tensor(self.a), x.new_tensor(self.b)
-        if self.kind == "cone":  # a capsule whose radius goes from one size to the other
+        if self.kind == "cone":  # capsule with a radius from sizes[0] to sizes[1]
             axis = b - a
             t = ((x - a) @ axis / (axis @ axis)).clamp(0, 1)
             return (x - a - t[:, None] * axis).norm(dim=1) - (self.sizes[0] + t * (self.sizes[1] - self.sizes[0]))
@@ -71,7 +71,7 @@ def _ball(centre: Vector, radius: float, colour: Vector) -> Primitive:
 
 
 def _both(make: Callable[[int], Primitive]) -> list[Primitive]:
-    """Something on the left and on the right."""
+    """Return a primitive on the left and its mirror image on the right."""
     return [make(side) for side in (1, -1)]
 
 
@@ -81,7 +81,7 @@ TAIL = ((-0.42, 0.0, 0.02), (-0.78, 0.0, 0.2))
 
 
 def animal() -> list[Primitive]:
-    """34 primitives; the thinnest: tail 1.4 cm, whiskers 0.6 cm, brim of the hat 1.6 cm, if a unit is a metre."""
+    """Return 34 primitives; thinnest parts: tail 1.4 cm, whiskers 0.6 cm, hat brim 1.6 cm, for a unit of one metre."""
     parts = [
         _cone((-0.3, 0, -0.08), (0.22, 0, -0.05), 0.24, 0.2, BROWN),
         _cone((0.2, 0, 0.02), (0.38, 0, 0.42), 0.13, 0.08, BROWN),
@@ -109,7 +109,7 @@ def animal() -> list[Primitive]:
 
 
 def stool() -> list[Primitive]:
-    """Another shape altogether: thin legs, a seat, rings one can look through."""
+    """Return the primitives of a stool: thin legs, a seat, open rings."""
     wood, steel = (0.5, 0.3, 0.15), (0.55, 0.6, 0.65)
     parts = [
         Primitive("disc", (0, 0, 0.2), UP, (0.45, 0.04), wood),
@@ -129,33 +129,33 @@ SHAPES: dict[str, Callable[[], list[Primitive]]] = {"animal": animal, "stool": s
 
 
 class Creature:
-    """A shape as a radiance field. seed: of the noise, what is left inside, and the floaters."""
+    """Radiance field of a shape; `seed` determines the noise, the density inside and the floaters."""
 
     def __init__(self, shape: str = "animal", seed: int = 0) -> None:
         self.parts = SHAPES[shape]()
         rng = np.random.default_rng(seed)
         self.noise = torch.from_numpy(np.exp(0.35 * rng.normal(size=(1, 1, 40, 40, 40)))).float()
-        self.left = float(rng.uniform(0.05, 0.35))
+        self.interior = float(rng.uniform(0.05, 0.35))
         away = rng.normal(size=(FLOATERS, 3))
         away *= rng.uniform(0.75, 0.92, (FLOATERS, 1)) / np.linalg.norm(away, axis=1, keepdims=True)
         floaters = np.column_stack([away, rng.uniform(0.015, 0.035, FLOATERS), rng.uniform(5, 40, FLOATERS)])
         self.floaters = torch.from_numpy(floaters).float()
 
     def distance(self, x: Tensor) -> Tensor:
-        """Signed distance (N,) of the whole shape, with a fine relief on it."""
+        """Return the signed distance (N,) of the whole shape, including a fine surface relief."""
         total = self.parts[0].distance(x)
         for part in self.parts[1:]:
             other = part.distance(x)
             mix = (0.5 + 0.5 * (other - total) / SMOOTH).clamp(0, 1)
             total = other + mix * (total - other) - SMOOTH * mix * (1 - mix)
         relief = torch.sin(55 * x[:, 0]) * torch.sin(55 * x[:, 1]) * torch.sin(55 * x[:, 2])
-        thick = (self.parts[0].distance(x) < 0.02).float()  # on the large part alone: thin ones would be torn
+        thick = (self.parts[0].distance(x) < 0.02).float()  # on the large part only: the relief would cut thin parts
         return total + 0.004 * relief * thick
 
     def density(self, x: Tensor) -> Tensor:
-        """sigma (N,) per unit."""
+        """Return the density (N,) per unit length."""
         distance = self.distance(x)
-        shell = self.left + (1 - self.left) * torch.exp(-((distance.clamp(max=0) / SHELL) ** 2))
+        shell = self.interior + (1 - self.interior) * torch.exp(-((distance.clamp(max=0) / SHELL) ** 2))
         haze = HAZE * torch.exp(-distance.clamp(min=0) / HAZE_DEPTH)
         sigma = (PEAK * torch.sigmoid(-distance / SKIN) * shell + haze) * _read(self.noise, x.flip(-1))[:, 0]
         for cx, cy, cz, radius, peak in self.floaters.tolist():
@@ -164,7 +164,7 @@ class Creature:
         return sigma
 
     def colour(self, x: Tensor) -> Tensor:
-        """sRGB (N, 3): that of the nearest primitive, with stripes on the first one."""
+        """Return sRGB (N, 3): the colour of the nearest primitive, with stripes on the first one."""
         nearest = torch.stack([part.distance(x) for part in self.parts]).argmin(dim=0)
         rgb = x.new_tensor([part.colour for part in self.parts])[nearest]
         stripes = 0.85 + 0.15 * torch.sign(torch.sin(40 * x[:, 0]))
@@ -172,50 +172,50 @@ class Creature:
 
 
 class Voxels:
-    """Density and colour at linspace(-1, 1, resolution)^3, trilinear between: as quick to ask as a real field.
+    """Density and colour sampled at linspace(-1, 1, resolution)^3, trilinearly interpolated, as fast as a real field.
 
-    sigma (1, 1, R, R, R) is [x, y, z], rgb (1, 3, R, R, R).
+    sigma (1, 1, R, R, R) is indexed [x, y, z]; rgb (1, 3, R, R, R).
     """
 
     rasterised = False
-    along = None
+    along_ray = None
 
     def __init__(self, creature: Creature, resolution: int) -> None:
         values = (grid(function, resolution) for function in (creature.density, creature.colour))
         self.sigma, self.rgb = (value.permute(3, 0, 1, 2)[None].contiguous() for value in values)
 
     def density(self, x: Tensor) -> Tensor:
-        """sigma (N,) of points (N, 3)."""
+        """Return the density (N,) at points (N, 3)."""
         return _read(self.sigma, x)[:, 0]
 
     def colour(self, x: Tensor) -> Tensor:
-        """sRGB (N, 3)."""
+        """Return sRGB (N, 3) at points (N, 3)."""
         return _read(self.rgb, x)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Density and features, as a representation gives them: the sigmoid of the features is the colour."""
+        """Return density and features like a representation; the sigmoid of the features is the colour."""
         return self.density(x), torch.logit(self.colour(x), eps=1e-4)
 
     def parameters(self) -> Iterable[Tensor]:
-        """Nothing is learned here."""
+        """Return no parameters."""
         return ()
 
     def view(self) -> FieldView:
-        """As what a mesh is made of, with a renderer that skips what is empty."""
+        """Return the input of the mesh extraction, with a renderer that skips empty space."""
         skip = OccupancyGrid(OccupancyConfig(resolution=CELLS), 1.0, step_size(MARCH))
-        fullest = F.max_pool3d(F.adaptive_max_pool3d(self.sigma, CELLS), 3, 1, 1)  # a margin: cells share their points
+        fullest = F.max_pool3d(F.adaptive_max_pool3d(self.sigma, CELLS), 3, 1, 1)  # neighbours share border points
         skip.binary.copy_(fullest[0, 0] > EMPTY)
-        return FieldView(self.density, self.colour, 1.0, pictures=field_pictures(self, skip, MARCH))
+        return FieldView(self.density, self.colour, 1.0, renderer=field_renderer(self, skip, MARCH))
 
 
 def grid(function: Callable[[Tensor], Tensor], resolution: int) -> Tensor:
-    """Values (R, R, R, C) over [-1, 1]^3 of a function of points (N, 3), slab by slab."""
+    """Evaluate a function of points (N, 3) on a grid over [-1, 1]^3; return (R, R, R, C)."""
     axis = torch.linspace(-1, 1, resolution)
     slabs = torch.cartesian_prod(axis, axis, axis).split(resolution**2)
     return torch.cat([function(slab) for slab in slabs]).view(resolution, resolution, resolution, -1)
 
 
 def _read(volume: Tensor, x: Tensor) -> Tensor:
-    """Values (N, C) of a volume (1, C, X, Y, Z) at points (N, 3) of [-1, 1]^3."""
-    where = x.flip(-1).view(1, -1, 1, 1, 3)  # torch names the axes from the last
+    """Return values (N, C) of a volume (1, C, X, Y, Z) at points (N, 3) in [-1, 1]^3."""
+    where = x.flip(-1).view(1, -1, 1, 1, 3)  # grid_sample expects the last axis first
     return F.grid_sample(volume, where, align_corners=True, padding_mode="border")[0, :, :, 0, 0].T

@@ -1,4 +1,4 @@
-"""The hash grid, forward and backward to its table: the numba kernels against the plain torch twin."""
+"""Hash grid, forward and backward to its table: numba kernels against PyTorch."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ SIZES: list[tuple[str, dict[str, Any], int]] = [
 
 
 def table(rounds: int) -> Table:
-    """Two rows for each size."""
+    """Return two rows (torch, numba) for each size."""
     rows: list[Row] = []
     for name, options, points in SIZES:
         grid: Row = {"grid": name, "log2 table": options["log2_hashmap_size"], "points": points}
         cases = {backend: Case(_pass(options, points, backend)) for backend in ("torch", "numba")}
         rows += [grid | row for row in paired(cases, "torch", rounds)]
-    note = f"{rounds} interleaved rounds; random points in the cube, random gradients."
+    note = f"{rounds} interleaved rounds; random points in the unit cube, random gradients."
     return Table("Hash grid, forward + backward", rows, [note])
 
 
 def _pass(options: dict[str, Any], points: int, backend: str) -> Callable[[], None]:
-    """One forward and backward pass."""
     rng = torch.Generator().manual_seed(0)
     grid = registry.build("encoding", HashGridConfig(**options, backend=backend), generator=rng)
     x = torch.rand(points, 3, generator=rng)

@@ -1,4 +1,4 @@
-"""What the Janus benchmark adds to the work itself, by engine and number of workers: jobs that only wait."""
+"""Overhead of the Janus benchmark by engine and number of workers, measured with jobs that only wait."""
 
 from __future__ import annotations
 
@@ -21,64 +21,69 @@ from threedgen.systems.batch.jobs import make_all
 from .table import Row, Table
 
 WORKERS = (1, 2, 16, 64)
-EACH = 8
-"""Jobs for each worker."""
+JOBS_PER_WORKER = 8
+"""Jobs per worker."""
 TIMES = "times.json"
 
 
 class WaitConfig(RunConfig):
-    """A task that takes a known time and makes nothing, so that what is measured is the benchmark around it."""
+    """Task of known duration without a result, so that only the overhead is measured."""
 
     prompt: str = ""
     seconds: float = Field(10.0, ge=0)
 
 
 def run(config: WaitConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Leaves behind when it began and ended, and in which process."""
-    begun, folder = time.time(), Path(str(config.out))
+    """Run the task `wait`; write its start and end times and its process id."""
+    start, folder = time.time(), Path(str(config.out))
     time.sleep(config.seconds)
-    times = {"begun": begun, "ended": time.time(), "worker": os.getpid()}
+    times = {"start": start, "end": time.time(), "worker": os.getpid()}
     (folder / TIMES).write_text(json.dumps(times), encoding="utf-8")
     write_summary(folder, config, config.seconds, status="finished")
     return 0
 
 
 def table(seconds: float) -> Table:
-    """A row for each engine and number of workers; jobs of ``seconds`` each."""
+    """Return a row for each engine and number of workers; each job waits `seconds`."""
     registry.register("task", "wait", "benchmarks.janus:run", "benchmarks.janus:WaitConfig")
     kinds = ["processes", *(["ray"] if installed("ray") else [])]
     rows = [row(engine, workers, seconds) for engine in kinds for workers in WORKERS]
     notes = [
-        f"{EACH} jobs of {seconds:g} s for each worker. Start: from the first job of the first worker to that of the "
-        "last; so long the cores have processes to start. Overhead: the pause between two jobs of a worker as a share "
-        "of a job, mean over those after the start. Speed-up: jobs a second, from the first beginning to the last end, "
-        "over those of one worker that never pauses; the start counts."
+        f"{JOBS_PER_WORKER} jobs of {seconds:g} s per worker. Start: time until every worker has started a job. "
+        "Overhead: mean pause between two jobs of a worker after the start, as a percentage of the job time. Speed-up: "
+        "jobs per second, including the start, relative to one worker without pauses."
     ]
-    notes += [] if "ray" in kinds else ["Ray is not installed here."]
+    notes += [] if "ray" in kinds else ["Ray is not installed."]
     return Table("Janus benchmark: jobs that wait", rows, notes)
 
 
 def row(engine: str, workers: int, seconds: float) -> Row:
-    with tempfile.TemporaryDirectory() as place:
-        folder, method = Path(place), Path(place) / "wait.yaml"
+    """Run the waiting jobs and return their measured overhead."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, method = Path(temporary), Path(temporary) / "wait.yaml"
         method.write_text(f"task: wait\nseconds: {seconds}\n", encoding="utf-8")
-        words = [f"methods=[{method}]", f"toybox={EACH}", f"seeds={list(range(workers))}", f"engine={engine}"]
-        words += [f"workers={workers}", *(["cpus=0.01"] if engine == "ray" else [])]
-        config = load("janus-benchmark", words, {"out": str(folder / "run")})
-        jobs, begun = make_plan(config).jobs, time.monotonic()
+        overrides = [
+            f"methods=[{method}]",
+            f"toybox={JOBS_PER_WORKER}",
+            f"seeds={list(range(workers))}",
+            f"engine={engine}",
+        ]
+        overrides += [f"workers={workers}", *(["cpus=0.01"] if engine == "ray" else [])]
+        config = load("janus-benchmark", overrides, {"out": str(folder / "run")})
+        jobs, start = make_plan(config).jobs, time.monotonic()
         code = make_all(config, jobs, folder / "run" / "runs", quiet=True)
-        wall = time.monotonic() - begun
+        wall = time.monotonic() - start
         assert code == 0, code
         paths = sorted((folder / "run").glob(f"runs/*/{TIMES}"))
         times = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    assert len(times) == len(jobs), "a job was lost"
-    each: dict[int, list[tuple[float, float]]] = {}
-    for job in sorted(times, key=lambda job: job["begun"]):
-        each.setdefault(job["worker"], []).append((job["begun"], job["ended"]))
-    first, last = min(job["begun"] for job in times), max(job["ended"] for job in times)
-    full = max(own[0][0] for own in each.values())
-    pairs = [pair for own in each.values() for pair in pairwise(own)]
-    pauses = [begun - ended for (_, ended), (begun, _) in pairs if ended >= full]
+    assert len(times) == len(jobs), "missing jobs"
+    by_worker: dict[int, list[tuple[float, float]]] = {}
+    for job in sorted(times, key=lambda job: job["start"]):
+        by_worker.setdefault(job["worker"], []).append((job["start"], job["end"]))
+    first, last = min(job["start"] for job in times), max(job["end"] for job in times)
+    full = max(own[0][0] for own in by_worker.values())
+    pairs = [pair for own in by_worker.values() for pair in pairwise(own)]
+    pauses = [next_start - end for (_, end), (next_start, _) in pairs if end >= full]
     pause = sum(pauses) / len(pauses) if pauses else float("nan")
     return {
         "engine": engine,

@@ -1,5 +1,5 @@
-"""Training steps of MV-Adapter around a frozen 2D model, against fine-tuning all of that model for several views as
-MVDream does: trainable parameters, time, peak memory (arXiv 2412.03632, table 4)."""
+"""Training steps of MV-Adapter on a frozen 2D model, against full fine-tuning for several views as in MVDream:
+trainable parameters, time, peak memory (arXiv 2412.03632, table 4)."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from threedgen.guidance.mvadapter.cameras import RAY_VIEWS, views
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
-from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.systems.train_prior.system import multiview_model
 
-from .mvdiffusion_sides import begin_peak, peak_bytes
+from .mvdiffusion_sides import peak_bytes, reset_peak
 from .table import Row, Table
 
 FULL = "all weights, as MVDream"
-BRANCHES: dict[str, tuple[Any, ...]] = {"adapter, from text": ("mv",), "adapter, from a picture": ("mv", "ref")}
-"""By case, what the paper's adapters add."""
+BRANCHES: dict[str, tuple[Any, ...]] = {"adapter, from text": ("mv",), "adapter, from an image": ("mv", "ref")}
+"""Attention branches that the adapter adds, by case."""
 BASE, OBJECTS = "toybox-base", 8
 
 
 class Measured(NamedTuple):
-    """parameters: that learn.  seconds: of each step.  peak: bytes that the process holds in these steps, at most, on a
-    GPU if it is on one, but for what it held before it had networks."""
+    """Number of trainable parameters, seconds of each step, and peak memory in bytes of the steps (GPU memory on a GPU)
+    minus the memory before the networks were loaded."""
 
     parameters: int
     seconds: list[float]
@@ -38,17 +38,19 @@ class Measured(NamedTuple):
 
 
 def table(rounds: int, device: str) -> Table:
-    """A row for each case, each in a process of its own.  rounds: timed steps of each."""
-    found = {case: alone(case, rounds, device) for case in (FULL, *BRANCHES)}
+    """Return a row for each case, measured in its own process with `rounds` timed steps."""
+    results = {case: run_in_process(case, rounds, device) for case in (FULL, *BRANCHES)}
     notes = [
         f"{BASE}, {device}, {OBJECTS} objects of {len(RAY_VIEWS)} views in a step, AdamW, {torch.get_num_threads()} "
-        f"threads; {rounds} steps after a first one. GB of the process, but for its libraries, or of a GPU."
+        f"threads; {rounds} steps after a first one. GB of the process without its libraries, or of the GPU."
     ]
-    return Table("A training step of MV-Adapter", [row(case, each, found[FULL]) for case, each in found.items()], notes)
+    return Table(
+        "A training step of MV-Adapter", [row(case, result, results[FULL]) for case, result in results.items()], notes
+    )
 
 
 def row(case: str, measured: Measured, full: Measured) -> Row:
-    """Beside what full fine-tuning takes."""
+    """Return the row of a case, with ratios to full fine-tuning."""
     seconds = median(measured.seconds)
     return {
         "case": case,
@@ -60,48 +62,48 @@ def row(case: str, measured: Measured, full: Measured) -> Row:
     }
 
 
-def alone(case: str, steps: int, device: str) -> Measured:
-    """Measures a case in a new process, whose memory is only its own."""
+def run_in_process(case: str, steps: int, device: str) -> Measured:
+    """Measure a case in a new process, so that its peak memory is its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, case, steps, device, torch.get_num_threads()).result()
 
 
 def measure(case: str, steps: int, device: str, threads: int) -> Measured:
-    """Makes the steps of a case."""
+    """Run and time the steps of a case."""
     torch.set_num_threads(threads)
-    begin_peak(device)
+    reset_peak(device)
     libraries = peak_bytes(device)
-    model, learnt = full(device) if case == FULL else adapter(BRANCHES[case], device)
-    optimizer, seconds = torch.optim.AdamW(learnt.parameters(), lr=1e-4), list[float]()
+    model, trainable = full(device) if case == FULL else adapter(BRANCHES[case], device)
+    optimizer, seconds = torch.optim.AdamW(trainable.parameters(), lr=1e-4), list[float]()
     n_view, size = len(RAY_VIEWS), model.image_size
     camera: Any = model.camera(views(RAY_VIEWS, size, size).c2w.to(device).repeat(OBJECTS, 1, 1))
     text = model.encode_prompt(["a red car"] * OBJECTS)
     for step in range(1 + steps):
         if step == 1:
-            begin_peak(device)
-        begun = time.perf_counter()
+            reset_peak(device)
+        start = time.perf_counter()
         z, t = torch.randn(OBJECTS * n_view, *model.latent_shape, device=device), torch.tensor(500, device=device)
-        seen = {}
+        extra = {}
         if "ref" in BRANCHES.get(case, ()):
             with model.autocast():
-                seen["reference"] = model.adapted.look_at(z[::n_view], text)
-        loss = model.network(z, t, text.repeat_interleave(n_view, 0), camera, n_view, **seen).square().mean()
+                extra["reference"] = model.adapted.reference_features(z[::n_view], text)
+        loss = model.network(z, t, text.repeat_interleave(n_view, 0), camera, n_view, **extra).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        float(loss.detach())  # waits for a GPU
-        seconds.append(time.perf_counter() - begun)
-    return Measured(sum(p.numel() for p in learnt.parameters()), seconds[1:], peak_bytes(device) - libraries)
+        float(loss.detach())  # synchronises the GPU
+        seconds.append(time.perf_counter() - start)
+    return Measured(sum(p.numel() for p in trainable.parameters()), seconds[1:], peak_bytes(device) - libraries)
 
 
 def full(device: str) -> tuple[Any, nn.Module]:
-    """The 2D model with a camera branch and joined attention, and what learns: its UNet."""
-    model = multiview_model(MVDream.load(BASE, camera=False, device=device), None).to(device)
+    """Return the 2D model with a camera branch and joint attention, and its trainable part: the UNet."""
+    model = multiview_model(StableDiffusion.load(BASE, device=device), None).to(device)
     return model, model.unet.requires_grad_(True).train()
 
 
 def adapter(branches: tuple[Any, ...], device: str) -> tuple[Any, nn.Module]:
-    """The 2D model with an adapter, and what learns: the adapter."""
-    model = MVAdapter.load(BASE, camera=False, device=device)
+    """Return the 2D model with an adapter, and its trainable part: the adapter."""
+    model = MVAdapter.load(BASE, device=device)
     network = AdaptedUNet(model.unet, model.factor, Form(), branches)
     return model.with_network(network), network.new_parts

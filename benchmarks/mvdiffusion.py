@@ -1,5 +1,5 @@
-"""A denoising step of MVDiffusion's panorama network with classifier-free guidance: time and peak memory, against the
-reference implementation, which is run from a clone of it. The default widths are those of Stable Diffusion 2."""
+"""Denoising step of MVDiffusion's panorama network with classifier-free guidance: time and peak memory, against a clone
+of the reference implementation. The default widths are those of Stable Diffusion 2."""
 
 from __future__ import annotations
 
@@ -17,35 +17,41 @@ from .mvdiffusion_sides import COMPARED, Measured, Trial, measure
 from .table import Row, Table
 
 REFERENCE, OURS, HALF = "reference", "ours", "ours, bfloat16"
-SAME = {OURS: 0.01, HALF: 0.1}
-"""So far from the reference's the outputs may be, in standard deviations, on average."""
+TOLERANCE = {OURS: 0.01, HALF: 0.1}
+"""Maximum mean absolute difference to the reference output, in standard deviations of that output."""
 
 
 def table(reference: Path | None, views: int, size: int, steps: int, widths: tuple[int, ...], device: str) -> Table:
-    """A row for each side, and for ours as machines with instructions for bfloat16 draw, one process after the other.
+    """Return a row for the reference, ours in float32 and ours in bfloat16, each measured in its own process.
 
-    Raises ConfigError.
+    Raises ConfigError for invalid options, or if the outputs differ.
     """
     if reference is None:
-        raise ConfigError("name a clone of github.com/Tangshitao/MVDiffusion", "--reference")
+        raise ConfigError("is missing. Give a clone of github.com/Tangshitao/MVDiffusion", "--reference")
     trial = Trial(views, size, steps, widths, device)
     check(trial)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "blocks.safetensors"
-        measured = {REFERENCE: alone(trial, file, reference), OURS: alone(trial, file, None)}
-        measured[HALF] = alone(trial, file, None, torch.bfloat16)
+        measured = {REFERENCE: run_in_process(trial, file, reference), OURS: run_in_process(trial, file, None)}
+        measured[HALF] = run_in_process(trial, file, None, torch.bfloat16)
     theirs = measured[REFERENCE]
-    off = {name: float((measured[name].output - theirs.output).abs().mean() / theirs.output.std()) for name in SAME}
+    off = {
+        name: float((measured[name].output - theirs.output).abs().mean() / theirs.output.std()) for name in TOLERANCE
+    }
     for name, difference in off.items():
-        if not difference < SAME[name]:
-            raise ConfigError(f"the outputs differ by {difference:.3g} standard deviations, so these are not the same")
+        if not difference < TOLERANCE[name]:
+            raise ConfigError(
+                f"the outputs of {name!r} and the reference differ by {difference:.3g} standard deviations, more than "
+                f"{TOLERANCE[name]:g}: the networks are not equivalent"
+            )
     notes = [
         f"2 x {views} views of {size} x {size} pixels, widths {', '.join(map(str, widths))}, {device}, {steps} steps, "
-        f"{torch.get_num_threads()} threads; float32 but in the last row. The first step finds where views correspond, "
-        "which ours keeps. GB of the whole process, which has its weights and libraries, or of a GPU.",
+        f"{torch.get_num_threads()} threads; float32 except in the last row. The first step computes the "
+        "correspondences between views, which ours caches. GB of the whole process, including weights and "
+        "libraries, or of the GPU.",
         f"The outputs differ by {off[OURS]:.1e} and {off[HALF]:.1e} standard deviations on average at {COMPARED} "
-        "pixels, all with frequencies up to 64 in the positional encoding: of those of released weights, which are "
-        "timed, float32 makes noise.",
+        "pixels. This comparison limits the positional encoding to frequencies up to 64, because float32 does not "
+        "resolve the higher ones of the released weights, which are timed.",
     ]
     return Table(
         "A denoising step of MVDiffusion", [row(name, found, theirs) for name, found in measured.items()], notes
@@ -53,7 +59,7 @@ def table(reference: Path | None, views: int, size: int, steps: int, widths: tup
 
 
 def row(name: str, found: Measured, baseline: Measured) -> Row:
-    """What a side took, and as shares of what the reference took."""
+    """Return the row of a variant, with ratios to the reference."""
     gigabytes = {"peak GB": found.peak / 1e9, "of them weights": found.weights / 1e9}
     return {
         "case": name,
@@ -68,20 +74,20 @@ def row(name: str, found: Measured, baseline: Measured) -> Row:
     }
 
 
-def alone(trial: Trial, file: Path, reference: Path | None, dtype: torch.dtype = torch.float32) -> Measured:
-    """Measures a side in a new process, whose memory is only its own."""
+def run_in_process(trial: Trial, file: Path, reference: Path | None, dtype: torch.dtype = torch.float32) -> Measured:
+    """Measure a variant in a new process, so that its peak memory is its own."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, trial, file, reference, dtype).result()
 
 
 def check(trial: Trial) -> None:
-    """Raises ConfigError for what the networks do not take."""
+    """Raise ConfigError for options that the networks do not support."""
     step = 8 * 2 ** (len(trial.widths) - 1)
     if not trial.widths or any(width % 64 or width < 64 for width in trial.widths):
-        raise ConfigError("should be multiples of 64, such as 64,128", "--widths")
+        raise ConfigError("should be multiples of 64, such as 64,128", "--widths", trial.widths)
     if trial.size % step or trial.size < 2 * step or COMPARED < 2 * step:
-        raise ConfigError(f"{trial.size} should be a multiple of {step}, at least {2 * step}", "--size")
+        raise ConfigError(f"should be a multiple of {step}, at least {2 * step}", "--size", trial.size)
     if trial.views < 5:
-        raise ConfigError(f"{trial.views} views of 90 degrees do not overlap; give at least 5", "--views")
+        raise ConfigError("should be at least 5, so that views of 90 degrees overlap", "--views", trial.views)
     if trial.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("there is no CUDA GPU here; give cpu", "--device")
+        raise ConfigError("needs a CUDA GPU, and this machine has none. Use cpu", "--device", trial.device)

@@ -1,7 +1,7 @@
-"""A denoising step of MVDiffusion's panorama network, ours and the reference's, each for a process of its own.
+"""Denoising step of MVDiffusion's panorama network, for our implementation and the reference.
 
-The weights are random and the same: both build the UNet from the same seed, and the reference writes its attention
-between views, whose last layers would be zero, to a file that ours reads as it reads released weights.
+Both use the same random weights: the UNet is built from the same seed, and the reference saves its correspondence-aware
+attention (with zero-initialised layers randomised) to a file that our code reads like released weights.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from threedgen.guidance.mvdiffusion.caa import frequencies
 from threedgen.guidance.mvdiffusion.geometry import PanoramaGeometry
 from threedgen.guidance.mvdiffusion.weights import convert_released
 from threedgen.guidance.weights.files import read_tensors
-from threedgen.run.dtypes import compact
-from threedgen.run.metrics import forget_peak, peak_memory
+from threedgen.run.dtypes import cast_weights
+from threedgen.run.metrics import peak_memory, reset_peak_memory
 
 FACTOR, LATENTS, TEXT, TOKENS, HEAD = 8, 4, 1024, 77, 64
-"""Of Stable Diffusion 2: pixels to a latent, channels, width and number of text tokens, channels of a head."""
+"""Stable Diffusion 2: VAE downsampling, latent channels, text embedding width, text tokens, channels per head."""
 COMPARED = 128
-"""Pixels of the views whose outputs are compared."""
+"""View size in pixels at which the outputs are compared."""
 NETWORK = "models.pano.MVGenModel"
 Step = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """What is measured: so many steps of so many views of ``size`` pixels; ``widths``: of the UNet."""
+    """Options: `steps` denoising steps of `views` views of `size` pixels, with UNet levels of `widths` channels."""
 
     views: int
     size: int
@@ -52,9 +52,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Measured:
-    """seconds, cpu: of each step, the latter of all cores, whoever else is at work on them.  weights, peak: bytes; the
-    peak is that of the whole process while it makes the steps, on a GPU of what it holds there.  output: of a step of
-    ``COMPARED`` pixels with the ``capped`` encoding."""
+    """Wall time and CPU time (sum over cores) of each step, bytes of the weights, peak bytes of the process (or on the
+    GPU) during the steps, and the output of a step at COMPARED pixels with the "capped" positional encoding."""
 
     seconds: list[float]
     cpu: list[float]
@@ -64,17 +63,17 @@ class Measured:
 
 
 def measure(trial: Trial, file: Path, reference: Path | None, dtype: torch.dtype = torch.float32) -> Measured:
-    """Makes the steps of one side: of the ``reference`` if its folder is given, else ours in ``dtype``."""
+    """Time the steps of the `reference` if its folder is given, else of our implementation in `dtype`."""
     network, step = ours(trial, file, dtype) if reference is None else theirs(trial, file, reference)
     seconds: list[float] = []
     cpu: list[float] = []
-    begin_peak(trial.device)
+    reset_peak(trial.device)
     with torch.no_grad(), torch.autocast(trial.device, dtype, enabled=dtype is not torch.float32):
         for _ in range(trial.steps):
-            begun, busy = time.perf_counter(), time.process_time()
+            start, cpu_start = time.perf_counter(), time.process_time()
             step(trial.size).cpu()
-            seconds.append(time.perf_counter() - begun)
-            cpu.append(time.process_time() - busy)
+            seconds.append(time.perf_counter() - start)
+            cpu.append(time.process_time() - cpu_start)
         peak = peak_bytes(trial.device)
         cap(network)
         output = step(COMPARED).float().cpu()
@@ -83,9 +82,9 @@ def measure(trial: Trial, file: Path, reference: Path | None, dtype: torch.dtype
 
 
 def ours(trial: Trial, file: Path, dtype: torch.dtype) -> tuple[nn.Module, Step]:
-    """The network, as drawing has it in ``dtype``, and a function that makes a step of views of so many pixels."""
+    """Return our network for sampling in `dtype`, and its step function of the view size in pixels."""
     network = convert_released(read_tensors(file), base(trial.widths)).network.to(trial.device)
-    compact(network, dtype)
+    cast_weights(network, dtype)
     geometries: dict[int, PanoramaGeometry] = {}
 
     def step(size: int) -> Tensor:
@@ -96,8 +95,8 @@ def ours(trial: Trial, file: Path, dtype: torch.dtype) -> tuple[nn.Module, Step]
 
 
 def theirs(trial: Trial, file: Path, reference: Path) -> tuple[nn.Module, Step]:
-    """The same of the reference; writes its new weights to ``file``. Raises ConfigError."""
-    model: Any = imported(reference).MultiViewBaseModel(base(trial.widths), {"single_image_ft": False})
+    """Return the reference network and its step function; write its weights to `file`. Raises ConfigError."""
+    model: Any = import_reference(reference).MultiViewBaseModel(base(trial.widths), {"single_image_ft": False})
     g = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if name.startswith("cp_") and not parameter.any():
@@ -114,10 +113,10 @@ def theirs(trial: Trial, file: Path, reference: Path) -> tuple[nn.Module, Step]:
     return model, step
 
 
-def imported(reference: Path) -> ModuleType:
-    """Imports the network from a clone of the reference; in place of einops, if it is not there, torch's own."""
+def import_reference(reference: Path) -> ModuleType:
+    """Import the network from a clone of the reference; without einops, use functorch's `rearrange`."""
     if not (reference / "src" / (NETWORK.replace(".", "/") + ".py")).is_file():
-        raise ConfigError(f"{reference} is no clone of github.com/Tangshitao/MVDiffusion", "--reference")
+        raise ConfigError("should be a clone of github.com/Tangshitao/MVDiffusion", "--reference", str(reference))
     try:
         import einops  # noqa: F401
     except ImportError:
@@ -127,7 +126,7 @@ def imported(reference: Path) -> ModuleType:
 
 
 def base(widths: tuple[int, ...]) -> UNet2DConditionModel:
-    """Builds a UNet in the manner of Stable Diffusion 2 with random weights: all levels but the last have attention."""
+    """Build a UNet like that of Stable Diffusion 2 with random weights; all levels but the last have attention."""
     torch.manual_seed(0)
     levels = len(widths) - 1
     unet: Any = UNet2DConditionModel(
@@ -142,7 +141,7 @@ def base(widths: tuple[int, ...]) -> UNet2DConditionModel:
 
 
 def inputs(trial: Trial, size: int) -> list[Tensor]:
-    """Latents, time steps and text of all views, once without the prompt and once with it."""
+    """Return latents (2V, 4, h, w), time steps (2V,) and text (2V, 77, 1024), unconditional then conditional."""
     g = torch.Generator().manual_seed(2)
     x = torch.randn(trial.views, LATENTS, size // FACTOR, size // FACTOR, generator=g).repeat(2, 1, 1, 1)
     text = torch.randn(2 * trial.views, TOKENS, TEXT, generator=g)
@@ -150,26 +149,26 @@ def inputs(trial: Trial, size: int) -> list[Tensor]:
 
 
 def cameras(views: int, size: int) -> tuple[Tensor, Tensor]:
-    """K (3,3) and R (V,3,3) of views of 90 degrees around the horizon."""
+    """Return K (3, 3) and R (V, 3, 3) of views of 90 degrees around the horizon."""
     return intrinsics(pi / 2, size, size), ring(views)
 
 
 def cap(network: nn.Module) -> None:
-    """Sets the frequencies of the positional encoding to those that float32 can tell apart."""
+    """Limit the positional encoding to the frequencies that float32 resolves."""
     for name, bands in network.named_buffers():
         if name.endswith("freq_bands"):
             bands.copy_(frequencies(bands.numel(), "capped").view_as(bands))
 
 
-def begin_peak(device: str) -> None:
-    """Lets the peak begin anew: what loading took is not what a step takes."""
+def reset_peak(device: str) -> None:
+    """Reset the peak memory counter, so that loading does not count."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     else:
-        forget_peak()
+        reset_peak_memory()
 
 
 def peak_bytes(device: str) -> int:
-    """The most bytes that this process has held since then, or that it has held on a GPU."""
+    """Return the peak bytes of the process, or on the GPU, since `reset_peak`."""
     return torch.cuda.max_memory_allocated() if device == "cuda" else int((peak_memory() or 0) * 2**20)

@@ -1,7 +1,7 @@
-"""Steps of the MVDream configs at full size: time and, on a GPU, peak memory, against plain torch in one pass.
+"""Steps of the full-size MVDream configs: time and, on a GPU, peak memory, against plain PyTorch in one pass.
 
-The weights are random, since time does not depend on their values, and so is the prompt: nothing is downloaded. A new
-field is a ball of half the scene's radius. Both ways are given the same prior, cameras and precision.
+Weights and text embedding are random, since the time does not depend on their values: nothing is downloaded. The field
+is a new one, a ball of half the scene's radius. Both variants use the same prior, cameras and precision.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from threedgen.systems.generate.system import GenerateSystem, jump
 from threedgen.train.task import device
 
 from .clock import Case, paired
-from .scene import timed
+from .scene import step_case
 from .table import Row, Table
 
 CONFIGS = ("mvdream-sd21", "mvdream-sd21-shading")
@@ -37,11 +37,11 @@ UNET, VAE = RELEASED_UNETS["sd-v2.1-base-4view.pt"], RELEASED_VAE
 
 
 def table(rounds: int, size: int, overrides: list[str]) -> Table:
-    """Two rows for each config. Raises ConfigError for a size at which no step renders."""
+    """Return two rows for each config. Raises ConfigError for a size that the config never renders."""
     configs = {
-        (name, variant): load(name, ["prompt=nothing", *overrides, *words])
+        (name, variant): load(name, ["prompt=nothing", *overrides, *extra])
         for name in CONFIGS
-        for variant, words in VARIANTS.items()
+        for variant, extra in VARIANTS.items()
     }
     first = configs[CONFIGS[0], OURS]
     set_threads(first.threads)
@@ -58,24 +58,24 @@ def table(rounds: int, size: int, overrides: list[str]) -> Table:
 
 
 def random_prior(dtype: str, where: torch.device) -> MVDream:
-    """A prior that distils as one from the authors' checkpoint does; its text encoder is a stand-in, never asked."""
+    """Return an MVDream prior of the released architecture with random weights and an unused dummy text encoder."""
     with where:
         unet, vae = multiview_unet(**UNET).eval(), AutoencoderKL(**VAE).eval()
     width = UNET["cross_attention_dim"]
     text = CLIPTextModel(CLIPTextConfig(vocab_size=8, hidden_size=width, num_hidden_layers=0))
-    words: Any = SimpleNamespace(get_vocab=dict)
-    prior = MVDream(unet.requires_grad_(False), vae.requires_grad_(False), text, words, dtype=dtype, device=where)
-    prior.release()
+    tokenizer: Any = SimpleNamespace(get_vocab=dict)
+    prior = MVDream(unet.requires_grad_(False), vae.requires_grad_(False), text, tokenizer, dtype=dtype, device=where)
+    prior.free_text_encoder()
     return prior
 
 
 def case(config: Any, prior: MVDream, size: int) -> Case:
-    """The first steps at this size, past the warm-up of the occupancy grid."""
+    """Return the first steps at this render size after the warm-up of the occupancy grid."""
     sizes = {k: int(jump(config.size, k, config.trainer.max_steps)) for k in range(config.trainer.max_steps)}
     begin = next((step for step, pixels in sizes.items() if pixels == size), None)
     if begin is None:
         known = ", ".join(map(str, sorted(set(sizes.values()))))
-        raise ConfigError(f"--size: the config renders at {known} pixels, not at {size}")
+        raise ConfigError(f"the config renders at {known} pixels, not at {size}", "--size")
     begin = begin if config.occupancy is None else max(begin, config.occupancy.warmup)
     text = torch.randn(2, TOKENS, UNET["cross_attention_dim"], generator=torch.Generator().manual_seed(0))
-    return timed(GenerateSystem(config, prior, text).to(prior.device).train(), begin)
+    return step_case(GenerateSystem(config, prior, text).to(prior.device).train(), begin)

@@ -1,8 +1,7 @@
-"""Generate systems in the middle of their work, and steps of them without a run around.
+"""Generate systems with a trained field, and their steps without a trainer.
 
-How much empty space there is to skip decides the cost of a step, so a field just born says nothing. The one of `Bench`
-is fitted to ground-truth pictures of a toybox dog, which takes seconds and needs no trained prior; or it comes from the
-checkpoint of a run.
+The amount of empty space determines the cost of a step, so an untrained field is no valid test case. `Bench` fits the
+field to ground-truth images of a toybox dog (seconds, no trained prior needed), or loads it from a checkpoint.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ FIT_STEPS, FIT_SIZE, FIT_VIEWS = 180, 40, 4
 
 
 class Bench:
-    """What the systems to compare share: prior, text, and the field, from the folder ``run`` if there is one."""
+    """Prior, text embedding and field of the compared systems; the field comes from the folder `run` if given."""
 
     def __init__(self, overrides: list[str], run: Path | None = None) -> None:
         self.overrides = [f"prompt={PROMPT}", *overrides]
@@ -44,38 +43,37 @@ class Bench:
         self.prior: Any = registry.build("prior", config.prior)
         self.text = self.prior.encode_prompt([PROMPT, ""]).float()
         self.state: dict[str, Any] = {}
-        self.state = self.fitted() if run is None else trained(run)
-        self.about = "a field fitted to pictures of a dog" if run is None else f"the field of {run.name}"
+        self.state = self.fit_field() if run is None else load_state(run)
+        self.about = "a field fitted to images of a dog" if run is None else f"the field of {run.name}"
 
     def system(self, *extra: str, **views: Any) -> GenerateSystem:
-        """A system of the default config, which distils at once, with some options changed and the field that all
-        share."""
-        words = [*self.overrides, "warm_start.share=0", *extra]
-        made = GenerateSystem(load(CONFIG, words), self.prior, self.text, **views)
-        made.load_state_dict(self.state, strict=False)
-        return made.train()
+        """Return a system of the default config without a warm start, with overrides `extra` and the shared field."""
+        overrides = [*self.overrides, "warm_start.share=0", *extra]
+        system = GenerateSystem(load(CONFIG, overrides), self.prior, self.text, **views)
+        system.load_state_dict(self.state, strict=False)
+        return system.train()
 
-    def fitted(self) -> dict[str, Any]:
-        """The state after a warm start from ground-truth pictures of the prompt."""
+    def fit_field(self) -> dict[str, Any]:
+        """Return the state after a warm start from ground-truth images of the prompt."""
         dog = build(Spec("dog", "blue", "large", "hat", "red"), np.random.default_rng(0))
         cameras = orbit(FIT_VIEWS, 0.3, 2.6, math.radians(40), FIT_SIZE, FIT_SIZE)
-        seen = render([dog], np.zeros(FIT_VIEWS, int), cameras.c2w.numpy(), cameras.fov.numpy(), FIT_SIZE)
-        words = (f"trainer.max_steps={FIT_STEPS}", "warm_start.share=1", "refine.strengths=[]")
-        system = self.system(*words, views=torch.from_numpy(seen.rgb), view_cameras=cameras)
+        renders = render([dog], np.zeros(FIT_VIEWS, int), cameras.c2w.numpy(), cameras.fov.numpy(), FIT_SIZE)
+        overrides = (f"trainer.max_steps={FIT_STEPS}", "warm_start.share=1", "refine.strengths=[]")
+        system = self.system(*overrides, views=torch.from_numpy(renders.rgb), view_cameras=cameras)
         steps(system, 0, FIT_STEPS, frozen=False)()
         return system.state_dict()
 
 
 def steps(system: GenerateSystem, first: int, count: int, frozen: bool = True) -> Callable[[], None]:
-    """A function that makes the steps first ... first + count - 1 of a system in the precision of its config.
+    """Return a function that runs the steps first ... first + count - 1 of a system in the precision of its config.
 
-    ``frozen``: learning rate 0, so that the field stays as it is while the optimiser does all of its work.
+    `frozen` sets the learning rate to 0: the field does not change, but the optimiser does all of its work.
     """
     fabric = Fabric(accelerator=system.device.type, devices=1, precision=system.config.trainer.precision)
-    made: Any = system.configure_optimizers()
-    for group in made["optimizer"].param_groups:
+    configured: Any = system.configure_optimizers()
+    for group in configured["optimizer"].param_groups:
         group["lr"] = 0.0 if frozen else group["lr"]
-    optimizer: Any = fabric.setup_optimizers(made["optimizer"])
+    optimizer: Any = fabric.setup_optimizers(configured["optimizer"])
 
     def run() -> None:
         for step in range(first, first + count):
@@ -88,15 +86,15 @@ def steps(system: GenerateSystem, first: int, count: int, frozen: bool = True) -
     return run
 
 
-def timed(system: GenerateSystem, begin: int) -> Case:
-    """The steps of a system from ``begin`` on, from one update of its occupancy grid to the next; one without it."""
+def step_case(system: GenerateSystem, begin: int) -> Case:
+    """Return the steps from `begin` on, one update interval of the occupancy grid; a single step without a grid."""
     count = 1 if system.config.occupancy is None else system.config.occupancy.interval
     return Case(steps(system, -(-begin // count) * count, count), count)
 
 
-def trained(run: Path) -> dict[str, Any]:
-    """The state in the newest checkpoint of a run. Raises ConfigError if there is none."""
-    found = latest(run / CHECKPOINTS)
-    if found is None:
-        raise ConfigError(f"--run: {run} has no checkpoint")
-    return found[1]["state_dict"]
+def load_state(run: Path) -> dict[str, Any]:
+    """Return the state dict of the newest checkpoint of a run. Raises ConfigError if there is none."""
+    checkpoint = latest(run / CHECKPOINTS)
+    if checkpoint is None:
+        raise ConfigError(f"{run} has no checkpoint", "--run")
+    return checkpoint[1]["state_dict"]

@@ -1,11 +1,11 @@
-"""A generate step of the default config against the same with torch twins and no empty-space skipping."""
+"""Generate step of the default config, against PyTorch versions and no empty-space skipping."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from .clock import paired
-from .scene import Bench, timed
+from .scene import Bench, step_case
 from .table import Table
 
 TWINS = ["field.encoding.backend=torch", "march.backend=torch"]
@@ -18,15 +18,15 @@ VARIANTS = {
     DEFAULT: [],
 }
 START = 200
-"""The first step that is timed."""
+"""First timed step."""
 
 
 def table(rounds: int, size: int, overrides: list[str], runs: list[Path] | None) -> Table:
-    """A row for each variant; ``runs``: a folder to take the field from. Raises ConfigError."""
+    """Return a row for each variant. `runs[0]`: run folder that provides the field. Raises ConfigError."""
     bench = Bench(overrides, runs[0] if runs else None)
-    cases = {name: timed(bench.system(f"size={size}", *extra), START) for name, extra in VARIANTS.items()}
+    cases = {name: step_case(bench.system(f"size={size}", *extra), START) for name, extra in VARIANTS.items()}
     notes = [
         f"4 views of {size} x {size}, {bench.about}; {rounds} interleaved rounds. With an occupancy grid a measurement "
-        f"is {cases[DEFAULT].count} steps, one update of the grid among them."
+        f"is {cases[DEFAULT].count} steps, including one update of the grid."
     ]
     return Table("A generate step", paired(cases, BASELINE, rounds), notes)

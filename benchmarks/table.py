@@ -1,4 +1,4 @@
-"""A table of results, for the terminal and documents, and as JSON."""
+"""Table of results, printed as Markdown and saved as JSON."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ Row = dict[str, str | int | float]
 
 @dataclass
 class Table:
-    """Rows with the same keys, in the order of the columns; ``notes`` say how it was measured; ``details`` are
-    further figures for the JSON record."""
+    """Table with a title, rows of equal keys in column order, notes below it, and details for the JSON record only."""
 
     title: str
     rows: list[Row]
@@ -19,7 +18,7 @@ class Table:
     details: list[dict[str, Any]] = field(default_factory=list)
 
     def text(self) -> str:
-        """Markdown that is also readable in a terminal: words to the left, numbers to the right."""
+        """Return aligned Markdown: text left, numbers right."""
         cells = [list(self.rows[0]), *([_text(value) for value in row.values()] for row in self.rows)]
         widths = [max(3, *(len(row[k]) for row in cells)) for k in range(len(cells[0]))]
         number = [not isinstance(value, str) for value in self.rows[0].values()]
@@ -32,7 +31,6 @@ class Table:
 
 
 def _text(value: str | int | float) -> str:
-    """A number with as many digits as are worth reading."""
     if isinstance(value, float):
         return f"{value:.3f}" if value < 1 else f"{value:.2f}" if value < 10 else f"{value:.1f}"
     return str(value)

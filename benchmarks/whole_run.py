@@ -1,4 +1,4 @@
-"""A whole run of ``quick-toybox``, from the command to its asset: alone, and beside a job that keeps one core busy."""
+"""Whole run of `quick-toybox`: alone, and next to a process that keeps one core busy."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from .clock import Case, paired
 from .table import Table
 
 ALONE, BESIDE = "alone", "beside a busy core"
-FOREVER = "while True: pass"
+BUSY_LOOP = "while True: pass"
 
 
 def table(rounds: int, overrides: list[str]) -> Table:
-    """``overrides``: of the config. Raises CalledProcessError for a run that fails."""
+    """Return a row for each case; `overrides` apply to the config. Raises CalledProcessError if a run fails."""
     root = folder("configs").parent
 
     def run() -> None:
-        with tempfile.TemporaryDirectory() as place:
-            out = Path(place, "run")
-            words = ["--config", "quick-toybox", "--quiet", "prompt=a green frog", f"out={out}", *overrides]
-            subprocess.run([sys.executable, root / "launch.py", *words], check=True, stdout=subprocess.DEVNULL)
+        with tempfile.TemporaryDirectory() as temporary:
+            out = Path(temporary, "run")
+            args = ["--config", "quick-toybox", "--quiet", "prompt=a green frog", f"out={out}", *overrides]
+            subprocess.run([sys.executable, root / "launch.py", *args], check=True, stdout=subprocess.DEVNULL)
 
     def beside() -> None:
-        busy = subprocess.Popen([sys.executable, "-c", FOREVER])
+        busy = subprocess.Popen([sys.executable, "-c", BUSY_LOOP])
         try:
             run()
         finally:
@@ -37,4 +37,4 @@ def table(rounds: int, overrides: list[str]) -> Table:
 
     rows = paired({ALONE: Case(run), BESIDE: Case(beside)}, ALONE, rounds)
     spin = os.environ.get("GOMP_SPINCOUNT", "not set")
-    return Table("A run of quick-toybox, start and end of Python included", rows, [f"GOMP_SPINCOUNT: {spin}."])
+    return Table("A run of quick-toybox, including the start and end of Python", rows, [f"GOMP_SPINCOUNT: {spin}."])

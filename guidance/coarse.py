@@ -1,12 +1,9 @@
-"""Predicts a picture coarsely from words and camera alone, for the UNet of a small multi-view prior to see.
+"""Coarse predictor: latents from text and camera alone, as further input channels of a small multi-view UNet.
 
 A stock UNet of the toybox prior's size hardly learns the camera: after 7,000 steps, another object's cameras change its
-mean squared error of x_0 at t = 800 from 0.435 to 0.451 only. A UNet that sees this prediction in further input
-channels, as InstructPix2Pix (arXiv 2211.09800) sees the picture to edit, does mind them: 0.36 becomes 0.62. Where a
-latent is all noise, the best answer is what the caption usually looks like from that camera; a small decoder, trained
-on nothing else, learns it, and the UNet has but to sharpen and vary it. Models without this part (the toybox's 2D
-model, all released weights) work as ever; samples of an adapter around that 2D model can begin with the prediction
-(``prior.guess``).
+mean squared error of x_0 at t = 800 from 0.435 to 0.451 only. With this prediction as input, as InstructPix2Pix (arXiv
+2211.09800) takes the image to edit, 0.36 becomes 0.62. Other models (the toybox's 2D model, all released weights) do
+without it; samples of an adapter around that 2D model may start from the prediction (`prior.guess`).
 """
 
 from __future__ import annotations
@@ -20,18 +17,18 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 HARMONICS = 4
-"""Multiples of the azimuth that the predictor is told; the camera vector as it is had no effect in 300 steps."""
+"""Harmonics of the azimuth in its camera encoding; the plain camera vector had no effect in 300 steps."""
 
 
 class CoarsePredictor(ModelMixin, ConfigMixin):
-    """Predicts the latents (B,C,h,h), h = ``size``, of text (B,L,D) seen from camera vectors (B,16), or from nowhere.
+    """Decoder from text (B, L, D) and optional camera vectors (B, 16) to latents (B, C, h, h), h = `size`.
 
-    Words and camera decide the coarsest level together; on the finer ones each position also reads the words for
-    itself, so that "a red hat" colours the hat wherever the noun wears it, also where no one ever saw them together.
+    The coarsest level depends on text and camera together; on finer levels each position also attends to the text, so
+    that "a red hat" colours the hat wherever it is, also in combinations outside the training set.
     """
 
     config_name: Any = "config.json"
-    __getattr__ = nn.Module.__getattr__  # ``queries`` is the parameter, not the entry of the config
+    __getattr__ = nn.Module.__getattr__  # `queries` is the parameter, not the config entry
 
     @register_to_config
     def __init__(
@@ -46,11 +43,14 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         blocks: tuple[int, ...] = (0, 2, 2),
         starts_samples: bool = True,
     ) -> None:
-        """Builds a decoder with ``channels`` and ``blocks`` at each level; each one after the first doubles the size.
+        """Build the decoder.
 
-        starts_samples: whether its prior draws what it predicts, so that samples may begin there.
+        Args:
+            channels, blocks: width and number of blocks of each level; each level doubles the size.
+            starts_samples: whether samples of its prior may start from the prediction.
 
-        Raises ValueError if ``size`` is not a multiple of 2 ** (levels - 1), or the two do not have as many levels.
+        Raises:
+            ValueError: `size` is no multiple of 2 ** (levels - 1), or `channels` and `blocks` differ in length.
         """
         super().__init__()
         self.base = size // 2 ** (len(channels) - 1)
@@ -81,8 +81,8 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         self.out = nn.Conv2d(channels[-1], latent_channels, 3, padding=1)
 
     def forward(self, text: Tensor, camera: Tensor | None) -> Tensor:
-        """Latents (B,C,h,h); ``camera`` None: one guess for all cameras."""
-        seen = self.camera(directions(camera)) if camera is not None else self.no_camera.expand(len(text), -1)
+        """Predict latents (B, C, h, h); without a camera the mean over all cameras."""
+        seen = self.camera(camera_harmonics(camera)) if camera is not None else self.no_camera.expand(len(text), -1)
         read = self.norm(self.read(text))
         x = self.mix(torch.cat([read, seen.to(read.dtype)], dim=1)).unflatten(1, (-1, self.base, self.base))
         for k, blocks in enumerate(self.levels):
@@ -92,13 +92,13 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         return self.out(F.silu(x))
 
     def read(self, text: Tensor) -> Tensor:
-        """Attends with the queries to the words: (B,L,D) -> (B, queries D)."""
+        """Attend with the queries to the text: (B, L, D) -> (B, queries D)."""
         query = self.queries.expand(len(text), -1, -1)
-        return look_up(query, self.key_value(text), self.heads).flatten(1)
+        return cross_attend(query, self.key_value(text), self.heads).flatten(1)
 
 
 class Block(nn.Module):
-    """Lets positions read the words, then their neighbours; adds both to what is there."""
+    """Residual block: cross-attention to the text, then two convolutions."""
 
     def __init__(self, channels: int, text_width: int, heads: int, groups: int = 8) -> None:
         super().__init__()
@@ -113,17 +113,17 @@ class Block(nn.Module):
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """Updates x (B,C,h,w) by text (B,L,D)."""
+        """Update x (B, C, h, w) by text (B, L, D)."""
         query = self.query(self.norm_words(x).flatten(2).transpose(1, 2))
-        words = self.words(look_up(query, self.key_value(text), self.heads))
+        words = self.words(cross_attend(query, self.key_value(text), self.heads))
         x = x + words.transpose(1, 2).unflatten(2, x.shape[-2:])
         return x + self.second(F.silu(self.first(F.silu(self.norm(x)))))
 
 
-def look_up(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
-    """Computes multi-head attention: (B,N,C), keys and values together (B,L,2C) -> (B,N,C).
+def cross_attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
+    """Attend: queries (B, N, C), keys and values together (B, L, 2 C) -> (B, N, C).
 
-    In plain products: L is a caption's length, and torch's fused kernel is five times slower backwards on a CPU.
+    Plain products: L is a caption's length, and the backward of torch's fused kernel is five times slower on a CPU.
     """
     parts = (query.to(key_value.dtype), *key_value.chunk(2, -1))
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
@@ -131,9 +131,11 @@ def look_up(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
     return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
-def directions(camera: Tensor) -> Tensor:
-    """Encodes camera vectors (B,16) as harmonics of the azimuth and height of the unit position, also squared:
-    (B, 2 HARMONICS + 2)."""
+def camera_harmonics(camera: Tensor) -> Tensor:
+    """Encode camera vectors (B, 16): harmonics of the azimuth, height of the unit position and its square.
+
+    Returns (B, 2 HARMONICS + 2).
+    """
     x, y, z = camera[:, 3], camera[:, 7], camera[:, 11]
     turns = torch.atan2(y, x)[:, None] * torch.arange(1, HARMONICS + 1, device=camera.device)
     return torch.cat([turns.cos(), turns.sin(), z[:, None], z[:, None] ** 2], dim=1)

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from .weights.vocabulary import Vocabulary
 
 PARTS = ("unet", "vae", "text_encoder")
-"""Folders with tensors that a latent prior in diffusers format has."""
+"""Folders of a latent prior in diffusers format."""
 COARSE, SECOND = "coarse", "text_encoder_2"
-"""And those that some have: a coarse predictor, and SDXL's other text encoder."""
+"""Optional folders: coarse predictor, SDXL's second text encoder."""
 
 
 def embedded_as(name: str) -> AfterValidator:
-    """Lets the word "embedded" mean the weights of this ``name`` that come with threedgen."""
+    """Return a validator that replaces "embedded" by the name of weights that come with threedgen."""
     return AfterValidator(lambda weights: name if weights == "embedded" else weights)
 
 
@@ -32,46 +32,41 @@ BaseWeights = Annotated[str, embedded_as("toybox-base")]
 MultiviewWeights = Annotated[str, embedded_as("toybox-prior")]
 GuideViews = Annotated[
     bool,
-    Field(
-        description="guidance of samples is towards what views see of each other as well as towards the text: what is "
-        "guided away from draws each view by itself (in the papers it sees the others too)"
-    ),
+    Field(description="the unconditional branch denoises each view by itself (in the papers: all views together)"),
 ]
 
 
 class PriorConfig(Config):
-    """A diffusion prior: which weights, and how they run.
+    """A diffusion prior: weights and precision.
 
-    parts: folders of a diffusers folder that it needs.
+    parts: folders that it needs in a diffusers folder.
     """
 
     parts: ClassVar[tuple[str, ...]] = PARTS
 
-    name: str = Field(description="which prior")
-    weights: str = Field(min_length=1, description="which weights")
+    name: str = Field(description="name of the prior")
+    weights: str = Field(min_length=1, description="its weights")
     tokenizer: str | None = Field(
         None,
-        description="folder or hub id of the tokenizer, for checkpoints that hold none (the original .pt "
-        "files); default: the one their text encoder was trained with, from the hub or its cache",
+        description="folder or hub id of the tokenizer, for .pt files without one; null: CLIP's, from the hub",
     )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
-        description="precision of the UNet; auto: bf16 on GPUs and on CPUs with bf16 instructions, else fp32; fp16 "
-        "on a CPU is auto too",
+        description="precision of the UNet; auto: bf16 where the device supports it, else fp32",
     )
     attention: Literal["sdpa", "xformers"] = Field(
-        "sdpa", description="who computes the UNet's attention: torch itself, or xformers where it is installed"
+        "sdpa", description="attention backend of the UNet: torch, or xformers if installed"
     )
     image_size: int | None = Field(
         None,
         ge=8,
         le=2048,
-        description="pixels per side that the prior sees; default: what it was trained at",
+        description="image size of the prior in pixels per side; null: that of its training",
     )
 
     @property
     def multiview(self) -> bool:
-        """Does it look at several views together, and know their cameras?"""
+        """Whether it takes several views with their cameras."""
         return False
 
     def check(self) -> None:
@@ -82,8 +77,7 @@ class PriorConfig(Config):
         check(self.weights, self.tokenizer, self.parts)
 
     def vocabulary(self) -> Vocabulary | None:
-        """The words that it knows, if these are all; None if it reads any, or its files are not here yet. Raises
-        ConfigError."""
+        """Return its closed vocabulary; None for an open one, or if its files are not local. Raises ConfigError."""
         from .weights.loading import local
         from .weights.vocabulary import read
 
@@ -91,62 +85,56 @@ class PriorConfig(Config):
         return None if place is None or self.tokenizer is not None else read(place, self.subjects())
 
     def subjects(self) -> list[str]:
-        """Words that stand for something which it was tuned to. Raises ConfigError."""
+        """Return the identifiers of subjects that it was tuned to. Raises ConfigError."""
         return []
 
     def describe(self) -> list[str]:
-        """Lines that say which files these are: key, place, size and SHA-256. Raises ConfigError.
-
-        Released checkpoints that are only on the hub are not fetched, but named.
-        """
+        """Return lines with key, place, size and SHA-256 of its files; nothing is downloaded. Raises ConfigError."""
         from .weights.loading import describe
 
         named = {"weights": describe(self.weights, self.parts)} | self.plugged()
         return [f"{key}: {found}" for key, found in named.items()]
 
     def identify(self) -> dict[str, Identity]:
-        """The same by the keys that name them; what is only on the hub is fetched. Raises ConfigError."""
+        """Return the identity of its files by config key; downloads if needed. Raises ConfigError."""
         from .weights.loading import identify
 
         return {"weights": identify(self.weights, self.parts)} | self.plugged()
 
     def plugged(self) -> dict[str, Identity]:
-        """Those that are added to the weights. Raises ConfigError."""
+        """Return the identities of files that are added to the weights. Raises ConfigError."""
         return {}
 
 
 class DraftedConfig(PriorConfig):
-    """A model in latent space, which may draw in two sizes."""
+    """A prior in latent space, which may sample at half the size first."""
 
     draft: float | None = Field(
         None,
         gt=0,
         le=1,
-        description="samples are drawn at half the size first, then enlarged and drawn again with so much of all "
-        "noise, for weights that know both sizes; null: at once",
+        description="img2img strength at full size after a sample at half the size; null: one pass",
     )
 
 
 class MVDreamConfig(DraftedConfig):
-    """Several views of an object drawn together, each told its camera (MVDream)."""
+    """Several views of an object sampled together, each with its camera (MVDream)."""
 
     name: Literal["mvdream"] = Field("mvdream", description="multi-view diffusion (arXiv 2308.16512)")
     weights: MultiviewWeights = Field(
         "toybox-prior",
         min_length=1,
-        description="toybox-prior (comes with threedgen; also 'embedded'), a diffusers-format folder, an "
-        "id on the Hugging Face hub, or an original checkpoint (sd-v2.1-base-4view.pt, sd-v1.5-4view.pt: a "
-        "path, or only the name)",
+        description="toybox-prior (embedded), a diffusers folder, a hub id, or an original MVDream .pt file",
     )
     personalisation: str | None = Field(
         None,
-        description="the file of an mvdreambooth run with these weights: its subject can then be asked for",
+        description="file of an mvdreambooth run with these weights, which adds its subject",
     )
     personalisation_strength: float = Field(
         1.0,
         ge=0,
         le=2,
-        description="share of it that is added: less looks less like the subject, and obeys the prompt better",
+        description="strength of the personalisation: lower follows the prompt more, the subject less",
     )
 
     @model_validator(mode="after")
@@ -180,7 +168,7 @@ class MVDreamConfig(DraftedConfig):
 
 
 class StableDiffusionConfig(DraftedConfig):
-    """A 2D diffusion prior in latent space: each picture by itself, without a camera."""
+    """A 2D diffusion prior in latent space: single images, no camera."""
 
     renamed: ClassVar[dict[str, str | None]] = {"front": None}
 
@@ -188,38 +176,32 @@ class StableDiffusionConfig(DraftedConfig):
     weights: BaseWeights = Field(
         "toybox-base",
         min_length=1,
-        description="toybox-base (comes with threedgen; also 'embedded'), a diffusers-format folder, an id on the "
-        "Hugging Face hub (stabilityai/stable-diffusion-2-1-base), or a single-file checkpoint",
+        description="toybox-base (embedded), a diffusers folder, a hub id, or a single-file checkpoint",
     )
 
 
 class MVDiffusionConfig(DraftedConfig):
-    """A 2D model that draws the views of a scene together, by attention between pixels that correspond."""
+    """A 2D model that samples the views of a scene together, by attention between corresponding pixels."""
 
     name: Literal["mvdiffusion"] = Field("mvdiffusion", description="correspondence-aware diffusion (arXiv 2307.01097)")
     weights: BaseWeights = Field(
         "stabilityai/stable-diffusion-2-base",
         min_length=1,
-        description="the 2D model: toybox-base, a diffusers-format folder, an id on the Hugging Face hub, a single "
-        "file; for released blocks the one that they were trained on, inpainting and depth models included",
+        description="2D model that the blocks were trained on: toybox-base, a diffusers folder, a hub id, a file",
     )
     blocks: str | None = Field(
         None,
         min_length=1,
-        description=f"the attention between views: {choice('blocks', 'a released file')}, or what train-mvdiffusion "
-        "leaves; null: each view by itself, the base",
+        description=f"attention between views: {choice('blocks', 'a released file')}, or a trained one; null: none",
     )
     neighbours: Literal["ring", "all"] = Field(
-        "ring", description="which views of a panorama a view looks at: those beside it (released weights), or all"
+        "ring", description="panorama views that a view attends to: adjacent ones (released weights), or all"
     )
-    k: int = Field(3, ge=1, le=9, description="places around a corresponding pixel that it looks at, k x k; odd")
-    overlap: float = Field(
-        0.3, ge=0, lt=1, description="posed views look at each other from this share of common pixels on"
-    )
+    k: int = Field(3, ge=1, le=9, description="side of the k x k neighbourhood of a corresponding pixel; odd")
+    overlap: float = Field(0.3, ge=0, lt=1, description="minimum overlap of posed views that attend to each other")
     hold: bool = Field(
         False,
-        description="what is given of a panorama or of frames stays so in each step, instead of being drawn again with "
-        "the rest (as the released weights do)",
+        description="given views stay fixed in each step (the released weights resample them)",
     )
     guide_views: GuideViews = False
 
@@ -242,63 +224,57 @@ class MVDiffusionConfig(DraftedConfig):
 
 
 class MVAdapterConfig(DraftedConfig):
-    """A frozen 2D model that draws several views of an object by plug-in attention."""
+    """A frozen 2D model that samples several views of an object by plug-in attention."""
 
     name: Literal["mvadapter"] = Field("mvadapter", description="multi-view adapter of a 2D model (arXiv 2412.03632)")
     weights: BaseWeights = Field(
         "stabilityai/stable-diffusion-2-1-base",
         min_length=1,
-        description="the 2D model: toybox-base, a diffusers-format folder, an id on the Hugging Face hub, a single "
-        "file; the one that the adapter was trained on, or any that was tuned from it",
+        description="2D model of the adapter, or one tuned from it: toybox-base, a diffusers folder, a hub id, a file",
     )
     adapter: str | None = Field(
         None,
         min_length=1,
-        description=f"{choice('adapter', 'a released adapter')}, or one of your own, one safetensors; null: each view "
-        "by itself, the 2D model",
+        description=f"{choice('adapter', 'a released adapter')}, or your own file; null: the 2D model alone",
     )
     layout: Layout | None = Field(
         None,
-        description="which tokens of the views attend to each other: those in a row (views at one height), in rows and "
-        "columns (six views around a mesh), or all; null: as the adapter says of itself, else row",
+        description="tokens that attend to each other: row, row and column (six mesh views), all; null: the adapter's",
     )
     control: Control | None = Field(
         None,
-        description="what it is told of the views: rays of the cameras, or the geometry of a mesh; null: as the "
-        "adapter says of itself, else rays",
+        description="guider input: camera rays or mesh geometry; null: the adapter's, else rays",
     )
     shift: float | None = Field(
-        None, ge=1, le=1000, description="so many times less signal to noise than the 2D model; null: as trained, or 8"
+        None, ge=1, le=1000, description="factor by which the signal-to-noise ratio is lower; null: as trained, or 8"
     )
     shift_mode: Shift | None = Field(
-        None, description="at all timesteps alike, or growing with them; null: as trained, or interpolated"
+        None, description="shift equal at all timesteps, or growing with them; null: as trained, or interpolated"
     )
     timestep: Timestep | None = Field(
-        None, description="told to the 2D model: the same, or matched to its noise; null: as trained, or the same"
+        None, description="timestep of the 2D model: the same, or matched to the noise; null: as trained, or the same"
     )
     guess: str | None = Field(
         None,
         min_length=1,
-        description="a multi-view prior with the same text encoder and autoencoder, as toybox-prior is of toybox-base: "
-        "samples from words begin with what its coarse predictor expects; null: as noise",
+        description="multi-view prior whose coarse prediction starts the samples; null: they start from noise",
     )
     image: str | None = Field(
         None,
         min_length=1,
-        description="picture of the thing that is judged, cut out (PNG with transparency) or before one colour: for "
-        "text to 3D; tasks that draw views have image= for it",
+        description="reference image for text to 3D, cut out (PNG with alpha) or on a plain background",
     )
     image_scale: float | None = Field(
-        None, ge=0, description="guidance towards that picture, apart from that of the text; null: both as one"
+        None, ge=0, description="guidance scale of the reference image; null: that of the text"
     )
-    mv_scale: float = Field(1.0, ge=0, le=10, description="times what attention between the views adds")
-    ref_scale: float = Field(1.0, ge=0, le=10, description="times what attention to the given picture adds")
+    mv_scale: float = Field(1.0, ge=0, le=10, description="scale of the attention between views")
+    ref_scale: float = Field(1.0, ge=0, le=10, description="scale of the attention to the reference image")
     guide_views: GuideViews = False
 
     @model_validator(mode="after")
     def _seen(self) -> MVAdapterConfig:
         if self.image is not None and self.adapter is None:
-            raise ValueError("the 2D model alone cannot look at image; give adapter=FILE of one that was trained to")
+            raise ValueError("image needs an adapter: set adapter=FILE of an image-to-views adapter")
         if self.image is None and self.image_scale is not None:
             raise ValueError(f"image_scale {self.image_scale:g} has no effect without image=FILE")
         return self
@@ -308,7 +284,7 @@ class MVAdapterConfig(DraftedConfig):
         return self.adapter is not None  # else it is the 2D model
 
     def check(self) -> None:
-        from threedgen.geometry.foreground import read_cut_out
+        from threedgen.geometry.foreground import read_foreground
 
         from .weights import loading, plugins
 
@@ -318,7 +294,7 @@ class MVAdapterConfig(DraftedConfig):
             with called("guess"):
                 loading.check(self.guess, None, (COARSE,))
         if self.image is not None:
-            read_cut_out(self.image)
+            read_foreground(self.image)
 
     def plugged(self) -> dict[str, Identity]:
         from .weights import loading, plugins
@@ -328,7 +304,7 @@ class MVAdapterConfig(DraftedConfig):
 
 
 class DeepFloydConfig(PriorConfig):
-    """A 2D diffusion prior on pixels: DeepFloyd IF's first stage, which sees pictures of 64 pixels."""
+    """A 2D diffusion prior on pixels: DeepFloyd IF's first stage, 64 x 64."""
 
     parts: ClassVar[tuple[str, ...]] = ("unet", "text_encoder")
 
@@ -336,14 +312,14 @@ class DeepFloydConfig(PriorConfig):
     weights: str = Field(
         "DeepFloyd/IF-I-XL-v1.0",
         min_length=1,
-        description="a diffusers-format folder with unet and T5 text encoder, or an id on the Hugging Face hub",
+        description="diffusers folder with UNet and T5 text encoder, or a hub id",
     )
-    tokenizer: str | None = Field(None, description="a folder with T5's tokenizer; default: that of the weights")
+    tokenizer: str | None = Field(None, description="folder of T5's tokenizer; null: that of the weights")
 
     def check(self) -> None:
         from .weights.loading import t5_tokenizer
 
         super().check()
         if self.tokenizer is not None and not Path(self.tokenizer).expanduser().is_dir():
-            raise ConfigError(f"there is no folder {self.tokenizer!r}", "tokenizer")
+            raise ConfigError("folder not found", "tokenizer", self.tokenizer)
         t5_tokenizer(Path(self.tokenizer or self.weights).expanduser())

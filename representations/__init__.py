@@ -1,7 +1,7 @@
-"""Things that can be seen from a camera: fields, backgrounds, materials and the volume renderer.
+"""Fields, meshes, backgrounds, materials and the volume renderer.
 
-In a checkout this folder lies beside the package and is loaded under its one true name, ``threedgen.representations``.
+In a checkout this folder lies beside the package `threedgen` and is imported as `threedgen.representations`.
 """
 
 if __name__ == "representations":
-    raise ImportError("this folder is a part of threedgen: import threedgen.representations instead")
+    raise ImportError("representations is a part of threedgen. Import threedgen.representations instead.")

@@ -1,4 +1,4 @@
-"""Which implementation of the kernels computes: the one that a config asks for, or the fastest that can."""
+"""Selection of the kernel implementation (back end): the configured one, or the fastest available."""
 
 from __future__ import annotations
 
@@ -14,50 +14,46 @@ from threedgen.config.optional import EXTRAS, installed
 
 from .options import require_backend
 
-PLACES = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda", "nerfacc": "cuda"}
-"""Where each computes, float32 everywhere; plain torch computes anything anywhere."""
+DEVICE_TYPES = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda", "nerfacc": "cuda"}
+"""Device type of each float32 back end. The back end torch supports all devices and dtypes."""
 
 
-def choose(asked: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """A name for "auto": numba on a CPU, triton on a GPU where it is installed, else torch; other names are checked.
+def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+    """Return the back end for a device and a dtype; "auto": numba on a CPU, triton (if installed) on a GPU, else torch.
 
-    Where deterministic algorithms are demanded (trainer.deterministic=true) auto leaves out triton, which adds to the
-    hash grid's gradient in any order.
-    Raises ConfigError for a back end that is not installed, or cannot compute this dtype on this device.
+    With deterministic algorithms (trainer.deterministic=true) "auto" skips triton, whose hash grid gradients add up in
+    varying order. Raises ConfigError if the back end is not installed or does not support the device or the dtype.
     """
-    if asked == "auto":
-        demanded = torch.are_deterministic_algorithms_enabled()
-        strict = demanded and not torch.is_deterministic_algorithms_warn_only_enabled()
+    if name == "auto":
+        enabled = torch.are_deterministic_algorithms_enabled()
+        strict = enabled and not torch.is_deterministic_algorithms_warn_only_enabled()
         fast = ("numba",) if strict else ("numba", "triton")
-        return next((name for name in fast if _can(name, device, dtype) and installed(name)), "torch")
-    require_backend(asked)
-    if asked != "torch" and not _can(asked, device, dtype):
-        place = "a CPU" if PLACES[asked] == "cpu" else "a CUDA device"
+        return next((backend for backend in fast if _supports(backend, device, dtype) and installed(backend)), "torch")
+    require_backend(name)
+    if name != "torch" and not _supports(name, device, dtype):
+        place = "a CPU" if DEVICE_TYPES[name] == "cpu" else "a CUDA device"
         raise ConfigError(
-            f"{asked!r} computes float32 on {place}, not {dtype} on {device.type}; choose 'auto' or 'torch'", "backend"
+            f"{name!r} computes float32 on {place}, not {dtype} on {device.type}. Choose 'auto' or 'torch'.", "backend"
         )
-    return asked
+    return name
 
 
-def load(
-    modules: Mapping[str, str], asked: str, device: torch.device, dtype: torch.dtype = torch.float32
-) -> ModuleType:
-    """The module that computes, of `modules` by the names of `choose`; a missing build may be made now.
+def load(modules: Mapping[str, str], name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> ModuleType:
+    """Import the module of the back end that `choose` selects, from `modules` (back end: path); may compile kernels.
 
-    Raises ConfigError as `choose` does, and for an optional package that is there but cannot be loaded.
+    Raises ConfigError as `choose`, and for an optional package that is installed but fails to import.
     """
-    name = choose(asked, device, dtype)
+    name = choose(name, device, dtype)
     try:
         return importlib.import_module(modules[name])
     except (ImportError, OSError, RuntimeError) as error:
         if name not in EXTRAS:
             raise
         raise ConfigError(
-            f"{name!r} is installed but cannot be loaded: {error}; choose 'auto' or 'torch'", "backend"
+            f"{name!r} is installed but cannot be loaded: {error}. Choose 'auto' or 'torch'.", "backend"
         ) from error
 
 
-def _can(name: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Triton's interpreter, for tests, computes on a CPU too."""
-    interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
-    return dtype == torch.float32 and (device.type == PLACES[name] or interpreted)
+def _supports(name: str, device: torch.device, dtype: torch.dtype) -> bool:
+    interpreted = name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"  # tests run triton on a CPU
+    return dtype == torch.float32 and (device.type == DEVICE_TYPES[name] or interpreted)

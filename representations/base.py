@@ -1,4 +1,4 @@
-"""What the systems ask of a thing that is optimised, beside what the renderer asks (`render.Field`)."""
+"""Interface between an optimised representation and the systems, in addition to the renderer's (`render.Field`)."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from threedgen.config import ConfigError
 
 
 class Representation(nn.Module):
-    """A field or a mesh: it has `density`, and is called with points, as `render.Field` says.
+    """Base of fields and meshes: callable on points and with a method `density`, as in `render.Field`.
 
-    A rasterised one draws whole pictures with `render` (`dmtet.DMTet.render`); through others rays are marched.
-    `encoding`, a module, learns at a rate of its own. `along`, where the density depends on the ray, is asked instead
-    of the field itself (`sdf.SDF.along`).
+    rasterised: True if the class renders whole images itself (`dmtet.DMTet.render`), False if rays are marched.
+    along_ray: query used instead of the field where the density depends on the ray (`sdf.SDF.along_ray`), or None.
+    A submodule `encoding` may have its own learning rate.
     """
 
     options: Any
     rasterised = False
-    along: Any = None
+    along_ray: Any = None
 
     def at_step(self, step: int, max_steps: int | None = None) -> None:
-        """Sets what the options let change during a run to its value at this step."""
+        """Set the scheduled options to their values at this step."""
 
     def geometry(self) -> list[Tensor]:
-        """Parameters of the shape that may learn at a rate of their own; none unless it says so."""
+        """Return the shape parameters that may have their own learning rate; by default none."""
         return []
 
-    def start(self, other: nn.Module) -> None:
-        """Begins from what was optimised before: copies all its numbers. Raises ConfigError for another kind."""
+    def init_from(self, other: nn.Module) -> None:
+        """Copy all parameters of a trained representation. Raises ConfigError for another class or other shapes."""
         one, two = ({k: tuple(v.shape) for k, v in part.state_dict().items()} for part in (self, other))
         if type(self) is not type(other) or one != two:
-            sizes = " of other sizes" if type(self) is type(other) else ""
+            sizes = " with other sizes" if type(self) is type(other) else ""
             raise ConfigError(
-                f"a field goes on from one of its own kind and sizes; {type(self).__name__} cannot begin from "
-                f"{type(other).__name__}{sizes}",
+                f"{type(self).__name__} cannot be initialised from {type(other).__name__}{sizes}. "
+                "Use the field of the previous stage with the same sizes.",
                 "stages",
             )
         self.load_state_dict(other.state_dict())

@@ -1,11 +1,11 @@
-"""Fits a field to views of one scene: it shows how much of them one object can explain.
+"""Fit of an Instant-NGP field to views of one scene, after the 3D consistency score of 3DiM (section 7.4).
 
-The field is Instant-NGP without view dependence, so that what two views disagree on cannot be both; with the losses
-that keep its matter on surfaces. As 3DiM's section 7.4 has it, but for what it leaves open (the grid, the weights of
-the losses) and one thing: here density and colour are two networks on the same encoding. The scene is inside the ball
-about the origin that the paper's bounds mean, t_n = 3 r_min / 8 and t_f = 3 r_max / 2 for cameras at distances r_min to
-r_max: of radius t_f - r_max, what the farthest camera sees behind the origin. It is scaled to the unit ball, so that no
-setting depends on the units of the poses.
+The field has no view dependence, so inconsistent views cannot all be reproduced. Differences to the paper: density and
+colour are two networks on one encoding, and values that the paper leaves unspecified (grid, loss weights) are ours.
+
+The scene lies in a ball about the origin, scaled to radius 1, so no setting depends on the units of the poses. For
+cameras at distances r_min to r_max the paper samples from t_n = 3 r_min / 8 to t_f = 3 r_max / 2: the ball has radius
+t_f - r_max.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.functional import mse_loss
 
 from threedgen.config import at
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.views import Views, borders
+from threedgen.geometry.views import Views, border_pixels
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.seeding import generator
 
@@ -33,46 +33,44 @@ from .volume.occupancy import OccupancyGrid
 from .volume.render import Render, render
 
 BETAS, EPS = (0.9, 0.99), 1e-15
-"""Adam's, as Instant-NGP has them: gradients of a hash grid are small."""
+"""Adam's parameters, as in Instant-NGP: gradients of a hash grid are small."""
 OCCUPANCY = OccupancyConfig(interval=8, decay=0.7, warmup=10_000)
-"""Updated often and forgotten soon: a fit is over in some hundred steps."""
+"""Frequent updates with fast decay, since a fit takes about a thousand steps."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """The ball around the scene: ``radius``; samples are taken between the distances ``near`` and ``far``; in units of
-    the poses."""
+    """Radius of the scene's ball, and near and far plane, in units of the poses."""
 
     radius: float
     near: float
     far: float
 
     @classmethod
-    def of(cls, cameras: Cameras) -> Bounds:
-        """Bounds for all cameras of a scene, held-out ones included.
+    def from_cameras(cls, cameras: Cameras) -> Bounds:
+        """Return the bounds for all cameras of a scene, including held-out ones.
 
-        A ball of half the distance; where cameras see less than that from afar, by narrow angles, the ball that they
-        see, in which alone a grid has something to resolve.
+        The radius is half the largest distance, or less for narrow fields of view: only the visible part of the ball.
         """
         distance, K = cameras.position.norm(dim=-1), cameras.K
         corner = torch.stack([cameras.width / K[:, 0, 0], cameras.height / K[:, 1, 1]], -1).norm(dim=-1) / 2
-        share = min(1.0, float(2 * corner.max()))
-        radius = share * float(distance.max()) / 2
-        return cls(radius, (1 - 5 * share / 8) * float(distance.min()), float(distance.max()) + radius)
+        fraction = min(1.0, float(2 * corner.max()))
+        radius = fraction * float(distance.max()) / 2
+        return cls(radius, (1 - 5 * fraction / 8) * float(distance.min()), float(distance.max()) + radius)
 
     @property
     def span(self) -> float:
-        """t_f - t_n in units of the ball."""
+        """far - near in units of the radius."""
         return (self.far - self.near) / self.radius
 
 
 class SceneField:
-    """Holds the field of one scene with all that it takes to render it."""
+    """Field of one scene, with its background, material and occupancy grid."""
 
     def __init__(
         self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: torch.device | str = "cpu"
     ) -> None:
-        """``colour`` (3,) is behind the scene; ``seed`` draws the initial parameters."""
+        """Create the field from `seed`; `colour` (3,) is the background."""
         self.options, self.bounds, self.device = options, bounds, torch.device(device)
         self.march = MarchConfig(
             samples=options.samples, bound="sphere", radius=1.0, near=bounds.near / bounds.radius, chunk=None
@@ -94,20 +92,20 @@ class SceneField:
         self.occupancy = OccupancyGrid(OCCUPANCY, 1.0, step_size(self.march)).to(self.device)
 
     def rays(self, cameras: Cameras) -> tuple[Tensor, Tensor]:
-        """Origins in units of the ball and unit directions (N * H * W, 3)."""
+        """Return origins in units of the radius and unit directions, (N * H * W, 3) each."""
         origins, directions = (part.reshape(-1, 3).to(self.device) for part in cameras.rays())
         return origins / self.bounds.radius, directions
 
     def render_rays(
         self, origins: Tensor, directions: Tensor, rng: torch.Generator | None = None, normals: bool = False
     ) -> Render:
-        """Renders rays (R, 3); in training, with ``rng``, their samples are jittered."""
+        """Render rays (R, 3). With `rng` it is a training render with jittered samples."""
         parts = (self.field, self.background, self.material, self.occupancy, self.march)
         return render(*parts, origins, directions, generator=rng, training=rng is not None, need_normals=normals)
 
     @torch.no_grad()
-    def pictures(self, cameras: Cameras) -> Tensor:
-        """Renders the views of cameras: (N, H, W, 3) in [0, 1]."""
+    def render_images(self, cameras: Cameras) -> Tensor:
+        """Return renders (N, H, W, 3) in [0, 1]."""
         origins, directions = self.rays(cameras)
         parts = zip(origins.split(self.options.chunk), directions.split(self.options.chunk), strict=True)
         rgb = torch.cat([self.render_rays(*part).rgb for part in parts])
@@ -115,15 +113,15 @@ class SceneField:
 
 
 def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device: str = "cpu") -> SceneField:
-    """Fits a field to ``views``. Everything random is drawn from ``seed``: same views, same field.
+    """Fit a field to views; deterministic for a seed.
 
-    ``device``: "cpu", "cuda", or "auto" for a GPU if there is one.
-    Takes memory for the rays (36 bytes a pixel) and the graph of ``options.chunk`` of them, and keeps what it frees.
+    Memory: 36 bytes per pixel for the rays, and the graph of `options.chunk` rays. Freed memory stays in the process.
+    device: "cpu", "cuda", or "auto" for a GPU if available.
     """
     keep_freed_memory()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     scene = SceneField(options, bounds, border_colour(views), seed, device)
-    origins, directions = scene.rays(views.at)
+    origins, directions = scene.rays(views.cameras)
     colours = views.images.reshape(-1, 3).to(device)
     parameters = list(scene.field.parameters())
     optimizer = torch.optim.AdamW(
@@ -140,48 +138,49 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
         for group in optimizer.param_groups:
             group["lr"] = at(options.learning_rate, step, options.steps)
         optimizer.zero_grad(set_to_none=True)
-        facing = at(options.orientation, step, options.steps)
-        for part, normals, share in _parts(options, len(colours), facing > 0, rng):
+        orientation = at(options.orientation, step, options.steps)
+        for part, normals, fraction in _pixel_batches(options, len(colours), orientation > 0, rng):
             part = part.to(device)
-            seen = scene.render_rays(origins[part], directions[part], rng, normals)
-            (share * loss(options, seen, colours[part], bounds.span, facing)).backward()
+            result = scene.render_rays(origins[part], directions[part], rng, normals)
+            (fraction * loss(options, result, colours[part], bounds.span, orientation)).backward()
         torch.nn.utils.clip_grad_norm_(parameters, options.clip)
         optimizer.step()
     return scene
 
 
-def loss(options: ProtocolConfig, seen: Render, colours: Tensor, span: float, facing: float) -> Tensor:
-    """Sums up what is wrong with some rays, a mean over them: the squared error, matter spread along rays, matter that
-    faces away (with the weight ``facing``)."""
-    total = mse_loss(seen.rgb, colours)
-    if options.distortion and (spread := seen.distortion(span)) is not None:
-        total = total + options.distortion * spread
-    if facing and seen.away is not None:
-        # `normals` is the share of the rays that are asked, so that the sum over a step is that of all of them
-        total = total + facing / options.normals * seen.away.mean()
+def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, orientation: float) -> Tensor:
+    """Return the mean squared error to colours (R, 3) plus regularisers, `orientation` the weight of one of them."""
+    total = mse_loss(result.rgb, colours)
+    if options.distortion and (distortion := result.distortion(span)) is not None:
+        total = total + options.distortion * distortion
+    if orientation and result.orientation is not None:
+        # only the fraction `normals` of a step's rays has normals: divide, so that the step's sum is that of all rays
+        total = total + orientation / options.normals * result.orientation.mean()
     if options.sparsity:
-        total = total + options.sparsity * losses.sparsity(seen.opacity)
+        total = total + options.sparsity * losses.sparsity(result.opacity)
     if options.opaque:
-        total = total + options.opaque * losses.opaque(seen.opacity)
+        total = total + options.opaque * losses.opaque(result.opacity)
     return total
 
 
-def _parts(
+def _pixel_batches(
     options: ProtocolConfig, pixels: int, normals: bool, rng: torch.Generator
 ) -> Iterator[tuple[Tensor, bool, float]]:
-    """Draws the pixels of a step, in parts that fit into memory: their indices, whether their normals are asked for (of
-    none, or of the protocol's share), which share of the step they are."""
+    """Yield the pixels of a step in chunks: pixel indices, whether normals are needed, fraction of the step's pixels.
+
+    With `normals`, the first `options.normals` of the pixels need normals, else none.
+    """
     if options.rays is None or options.rays >= pixels:
-        chosen = torch.randperm(pixels, generator=rng) if options.normals < 1 else torch.arange(pixels)
+        indices = torch.randperm(pixels, generator=rng) if options.normals < 1 else torch.arange(pixels)
     else:
-        chosen = torch.randint(pixels, (options.rays,), generator=rng)
-    asked = max(1, round(options.normals * len(chosen))) if normals else 0
-    for some, with_normals in ((chosen[:asked], True), (chosen[asked:], False)):
-        for part in some.split(options.chunk):
-            if len(part):
-                yield part, with_normals, len(part) / len(chosen)
+        indices = torch.randint(pixels, (options.rays,), generator=rng)
+    count = max(1, round(options.normals * len(indices))) if normals else 0
+    for group, with_normals in ((indices[:count], True), (indices[count:], False)):
+        for chunk in group.split(options.chunk):
+            if len(chunk):
+                yield chunk, with_normals, len(chunk) / len(indices)
 
 
 def border_colour(views: Views) -> Tensor:
-    """Takes the colour behind the scene (3,) to be the median of the pixels at the borders of its pictures."""
-    return borders(views.images).reshape(-1, 3).median(0).values.clamp(0, 1)
+    """Return the background colour (3,): the median of the border pixels of all images, in [0, 1]."""
+    return border_pixels(views.images).reshape(-1, 3).median(0).values.clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Regularisers of a rendered field: pure functions of what the renderer returns, each a scalar >= 0."""
+"""Regularisation losses of a rendered field: pure functions of a render, each a scalar >= 0."""
 
 from __future__ import annotations
 
@@ -8,54 +8,54 @@ import torch
 from torch import Tensor
 
 
-def facing_away(weights: Tensor, normals: Tensor, directions: Tensor) -> Tensor:
-    """How much visible matter faces away from the camera, sample by sample (N,): w max(0, n . d)^2.
+def orientation_terms(weights: Tensor, normals: Tensor, directions: Tensor) -> Tensor:
+    """Return the orientation penalty of each sample (N,): w max(0, n . d)^2.
 
-    weights (N,), normals and unit ray directions (N, 3). The weights are constants here, so that matter turns round
-    instead of vanishing.
+    The weights (N,) are detached: the loss rotates the normals (N, 3) and does not remove density. Directions (N, 3)
+    are unit vectors along the rays.
     """
-    away = (normals * directions).sum(-1).clamp(min=0)
-    return weights.detach() * away * away
+    cosine = (normals * directions).sum(-1).clamp(min=0)
+    return weights.detach() * cosine * cosine
 
 
-def orientation(away: Tensor, opacity: Tensor) -> Tensor:
-    """Penalty on visible matter that faces away from the camera (Verbin et al. 2022, "Ref-NeRF", eq. 11).
+def orientation(terms: Tensor, opacity: Tensor) -> Tensor:
+    """Return the orientation loss, a penalty on normals that point away from the camera (Ref-NeRF, eq. 11).
 
-    away: `facing_away`, of the samples or summed over each ray; opacity (R, 1) of the rays. The sum is divided by the
-    number of rays that meet any matter.
+    `terms` are the `orientation_terms` of the samples, or their sums over each ray; the loss is a mean over the rays
+    with opacity (R, 1) > 0.
     """
-    return away.sum() / (opacity > 0).sum().clamp(min=1)
+    return terms.sum() / (opacity > 0).sum().clamp(min=1)
 
 
 def sparsity(opacity: Tensor) -> Tensor:
-    """Mean of sqrt(opacity^2 + 0.01): less matter in sight. Between 0.1 and about 1."""
+    """Return the mean of sqrt(opacity^2 + 0.01), in [0.1, 1.005]; it reduces the visible density."""
     return (opacity * opacity + 0.01).sqrt().mean()
 
 
 def opaque(opacity: Tensor) -> Tensor:
-    """Mean binary entropy of the opacity, clamped to [0.001, 0.999]: rays hit or miss, nothing in between."""
+    """Return the mean binary entropy of the opacity, clamped to [0.001, 0.999]; it drives rays to opacity 0 or 1."""
     o = opacity.clamp(1e-3, 1 - 1e-3)
     return -(o * o.log() + (1 - o) * (1 - o).log()).mean()
 
 
-def roughness(normal: Callable[[Tensor], Tensor], points: Tensor, offsets: Tensor) -> Tensor:
-    """Mean of |n(x) - n(x + offset)|^2 over points and offsets (N, 3): surfaces without dents."""
+def normal_smoothness(normal: Callable[[Tensor], Tensor], points: Tensor, offsets: Tensor) -> Tensor:
+    """Return the mean of |n(x) - n(x + offset)|^2 for points and offsets (N, 3), against bumps; 0 if N = 0."""
     return (normal(points) - normal(points + offsets)).square().sum(-1).mean() if len(points) else points.sum()
 
 
 def z_variance(variance: Tensor, opacity: Tensor, threshold: float = 0.5) -> Tensor:
-    """Mean spread of matter along the rays (R, 1) whose opacity exceeds the threshold: thin surfaces, no fog.
+    """Return the mean depth variance (R, 1) of the rays with opacity (R, 1) above the threshold; 0 if there are none.
 
-    Zero, not NaN, if there is no such ray (HiFA, Zhu et al. 2023).
+    It makes surfaces thin, without haze (HiFA, Zhu et al. 2023).
     """
     solid = opacity > threshold
     return torch.where(solid, variance, torch.zeros_like(variance)).sum() / solid.sum().clamp(min=1)
 
 
 def eikonal(error: Tensor, samples: int) -> Tensor:
-    """Mean of (|grad f| - 1)^2 over the samples: a distance grows by as much as one moves (Gropp et al. 2020, "IGR").
+    """Return the eikonal loss, the mean of (|grad f| - 1)^2 over all samples (Gropp et al. 2020, "IGR").
 
-    error: of each sample, or summed over each ray, for so many samples in all.
+    `error` is (|grad f| - 1)^2 of each sample, or its sum over each ray.
     """
     return error.sum() / max(1, samples)
 
@@ -63,19 +63,23 @@ def eikonal(error: Tensor, samples: int) -> Tensor:
 def distortion(
     weights: Tensor, t_start: Tensor, t_end: Tensor, ray_index: Tensor, start: Tensor, span: float = 1.0
 ) -> Tensor:
-    """How far the matter of a ray is spread along it, mean over the rays (Barron et al. 2022, "Mip-NeRF 360", eq. 15).
+    """Return the distortion loss, the spread of the weights along a ray (Mip-NeRF 360, eq. 15), mean over the rays.
 
-    Of each ray: sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 d_i / 3, with the midpoints m and lengths d of its intervals
-    in units of ``span`` (far - near). Packed samples in ascending order: weights, t_start, t_end, ray_index (N,);
-    start (R,), the first sample of each ray. Linear in N: pairs are counted by running sums.
+    Per ray: sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 d_i / 3, with the midpoints m and lengths d of the intervals in
+    units of `span`. Prefix sums make it linear in N.
+
+    Args:
+        weights, t_start, t_end, ray_index: (N,) packed samples in ascending order.
+        start: (R,) index of the first sample of each ray.
+        span: far - near, in world units.
     """
     middle, length = (t_start + t_end) / (2 * span), (t_end - t_start) / span
 
-    def before(values: Tensor) -> Tensor:
-        """Sum over the earlier samples of the same ray; in double, for the sums run over all rays."""
-        total = values.double().cumsum(0) - values.double()
+    def prefix_sum(values: Tensor) -> Tensor:
+        """Return the exclusive prefix sums within each ray."""
+        total = values.double().cumsum(0) - values.double()  # double: the sums run over all rays
         first = total[start.clamp(max=max(0, len(total) - 1))] if len(total) else total
         return (total - first[ray_index]).to(values)
 
-    pairs = 2 * weights * (middle * before(weights) - before(weights * middle))
+    pairs = 2 * weights * (middle * prefix_sum(weights) - prefix_sum(weights * middle))
     return (pairs + weights * weights * length / 3).sum() / max(1, len(start))

@@ -1,4 +1,4 @@
-"""Options of everything in this folder: typed, bounded, free of torch, so that they are checked at once."""
+"""Config models of the representations. They import no torch, so a config is validated at once."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from threedgen.config.sections import Shares
 
 
 def require_backend(backend: str) -> None:
-    """Raises ConfigError for a back end that is not installed."""
+    """Raise ConfigError if the package of a back end is not installed."""
     if backend in EXTRAS:
         require(backend, f"backend: {backend}", "choose backend=auto")
 
 
-# --- encodings of a point --------------------------------------------------------------------------
+# --- encodings -------------------------------------------------------------------------------------------
 
 
 class HashGridConfig(Config):
@@ -25,14 +25,12 @@ class HashGridConfig(Config):
 
     name: Literal["hashgrid"] = "hashgrid"
     n_levels: int = Field(16, ge=1, le=32, description="number of resolutions")
-    n_features: int = Field(2, ge=1, le=8, description="features stored per entry")
-    log2_hashmap_size: int = Field(19, ge=4, le=24, description="at most 2**this entries per level")
+    n_features: int = Field(2, ge=1, le=8, description="features per table entry")
+    log2_hashmap_size: int = Field(19, ge=4, le=24, description="log2 of the maximum number of entries per level")
     base_resolution: int = Field(16, ge=2, le=512, description="resolution of the coarsest level")
-    per_level_scale: float = Field(1.447269237440378, ge=1.0, le=4.0, description="growth of the resolution per level")
+    per_level_scale: float = Field(1.447269237440378, ge=1.0, le=4.0, description="resolution ratio between levels")
     backend: Literal["auto", "numba", "torch", "triton", "tinycudann"] = Field(
-        "auto",
-        description="auto: numba for float32 on a CPU, triton on a GPU where it is installed, else torch; tinycudann: "
-        "where it is installed",
+        "auto", description="kernel implementation; auto: numba on a CPU, triton (if installed) on a GPU, else torch"
     )
 
     def check(self) -> None:
@@ -41,30 +39,31 @@ class HashGridConfig(Config):
     @model_validator(mode="after")
     def _finest(self) -> HashGridConfig:
         finest = self.base_resolution * self.per_level_scale ** (self.n_levels - 1)
-        if finest > 2**20:  # beyond it float32 cannot tell the cells apart
+        if finest > 2**20:  # float32 cannot resolve smaller cells
             largest = (2**20 / self.base_resolution) ** (1 / (self.n_levels - 1))
             raise ValueError(
-                f"per_level_scale {self.per_level_scale:g} makes the finest of {self.n_levels} levels "
-                f"{finest:.3g} cells wide, more than {2**20}; at most {largest:.3g} would do"
+                f"per_level_scale={self.per_level_scale:g} gives the finest of {self.n_levels} levels {finest:.3g} "
+                f"cells per axis, more than {2**20}. Set per_level_scale to at most {largest:.3g}."
             )
         return self
 
 
 class FrequencyConfig(Config):
-    """Sines and cosines of octaves (Tancik et al. 2020, "Fourier Features"), without the factor pi."""
+    """Frequency encoding: sin(2^k x) and cos(2^k x) without the factor pi (Tancik et al. 2020, "Fourier Features")."""
 
     name: Literal["frequency"] = "frequency"
-    n_octaves: int = Field(4, ge=1, le=16, description="frequencies 1, 2, 4, ..., 2**(n_octaves-1)")
+    n_octaves: int = Field(4, ge=1, le=16, description="number of frequencies 1, 2, 4, ..., 2**(n_octaves-1)")
 
 
-# --- fields ------------------------------------------------------------------------------------------
+# --- fields ----------------------------------------------------------------------------------------------
 
 
 class FieldConfig(Config):
-    """What the config of every field says, beside a ``name`` and the ``radius`` of its cube.
+    """Base of the field configs. Subclasses add `name` and the `radius` of the field's cube.
 
-    distance: does the field know the distance to its surface, so that its gradient should have length 1?
-    mesh: is it a surface that is rasterised, not a volume that rays are followed through?
+    Attributes:
+        distance: True for a signed distance field, whose gradient has length 1 (eikonal loss).
+        mesh: True for a mesh that is rasterised, False for a volume that is ray marched.
     """
 
     distance: ClassVar[bool] = False
@@ -72,105 +71,103 @@ class FieldConfig(Config):
 
     @property
     def volume(self) -> FieldConfig:
-        """The field that is asked for colours at points: itself, or the one that paints a mesh."""
+        """Config of the field that gives colours at points: the field itself, or the `paint` of a mesh."""
         return self
 
 
 class EncodedFieldConfig(FieldConfig):
-    """What fields of an encoding and small networks have."""
+    """Base of the fields made of an encoding and small MLPs."""
 
-    name: str = Field(description="which field")
-    radius: float = Field(1.0, gt=0, le=100, description="the field lives in the cube [-radius, radius]^3")
+    name: str = Field(description="field type")
+    radius: float = Field(1.0, gt=0, le=100, description="half the side of the field's cube, world units")
     encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field(
-        {}, description="what turns a point into the input of the MLPs"
+        {}, description="position encoding"
     )
     levels: Scheduled | None = Field(
-        None, ge=1, description="how many levels of a hash grid count, coarse ones first, by step; null: all"
+        None, ge=1, description="number of active hash grid levels, coarse first, by step; null: all"
     )
-    width: int = Field(64, ge=1, le=1024, description="neurons of a hidden layer")
-    hidden_layers: int = Field(1, ge=1, le=8)
-    n_features: int = Field(3, ge=1, le=64, description="features per point, 3 for a colour")
+    width: int = Field(64, ge=1, le=1024, description="units per hidden layer")
+    hidden_layers: int = Field(1, ge=1, le=8, description="hidden layers per MLP")
+    n_features: int = Field(3, ge=1, le=64, description="output features per point; 3 for RGB")
 
     @model_validator(mode="after")
     def _levels(self) -> EncodedFieldConfig:
         if self.levels is not None and not hasattr(self.encoding, "n_levels"):
-            raise ValueError(
-                f"levels are those of a hash grid, and the encoding is {self.encoding.name}: set levels=null"
-            )
+            raise ValueError(f"levels needs a hash grid: encoding.name={self.encoding.name}. Set levels=null.")
         return self
 
 
 class NGPConfig(EncodedFieldConfig):
-    """Instant-NGP field: an encoding, a small MLP for density and one for features (unshaded colours)."""
+    """Instant-NGP field: an encoding, a small MLP for density and one for features (colours before shading)."""
 
     name: Literal["ngp"] = "ngp"
     feature_hidden_layers: int | None = Field(
-        None, ge=1, le=8, description="of the MLP for features, if it is another; null: as many"
+        None, ge=1, le=8, description="hidden layers of the feature MLP; null: same as hidden_layers"
     )
-    shared_mlp: bool = Field(False, description="one MLP with 1 + n_features outputs (faster on a CPU) in place of two")
+    shared_mlp: bool = Field(False, description="one MLP for density and features; faster on a CPU")
     density_activation: Literal["softplus", "exp", "relu"] = "softplus"
-    density_scale: float = Field(1.0, gt=0, le=1000, description="factor after the activation")
+    density_scale: float = Field(1.0, gt=0, le=1000, description="factor on the density after the activation")
     density_bias: float = Field(0.0, ge=-100, le=100, description="constant added before the activation")
     density_blob: Literal["blob_magic3d", "blob_dreamfusion", "none"] = Field(
-        "blob_magic3d", description="bump added before the activation, so that an object starts in the middle"
+        "blob_magic3d", description="initial blob at the origin, added before the activation"
     )
-    density_blob_scale: float = Field(10.0, ge=0, le=1000)
-    density_blob_std: float = Field(0.5, gt=0, le=100, description="size of the bump in world units")
+    density_blob_scale: float = Field(10.0, ge=0, le=1000, description="blob height before the activation")
+    density_blob_std: float = Field(0.5, gt=0, le=100, description="size of the blob, world units")
     normal: Literal["analytic", "central", "forward"] = Field(
-        "analytic", description="gradient of the density, or finite differences with 6 or 3 extra evaluations"
+        "analytic", description="normals from the density gradient, or from central (6) or forward (3) differences"
     )
-    normal_eps: float = Field(0.01, gt=0, le=1, description="step of the finite differences in world units")
+    normal_eps: float = Field(0.01, gt=0, le=1, description="finite difference step, world units")
 
 
 class SDFConfig(EncodedFieldConfig):
-    """Signed distance to a surface, seen through NeuS's opacity (Wang et al. 2021): a surface, not a fog."""
+    """Signed distance field rendered with NeuS's opacity (Wang et al. 2021): a hard surface without haze."""
 
     distance: ClassVar[bool] = True
 
     name: Literal["sdf"] = "sdf"
-    sphere: float = Field(0.5, gt=0, le=100, description="radius of the ball that it begins as, in world units")
+    sphere: float = Field(0.5, gt=0, le=100, description="radius of the initial ball, world units")
     log_sharpness: float = Field(
-        3.0, ge=0, le=10, description="log of the sharpness s that it begins with; the surface is about 1/s thick"
+        3.0, ge=0, le=10, description="initial log of the sharpness s; the surface is about 1/s thick"
     )
     cosine: Scheduled = Field(
         {"0%": 0.0, "100%": 1.0},
         ge=0,
         le=1,
-        description="how far the angle between ray and surface counts for the opacity; below 1 is softer",
+        description="weight of the ray-surface angle in the opacity, by step; below 1: softer (NeuS annealing)",
     )
     normal_eps: Literal["cell"] | Annotated[float, Field(gt=0, le=1)] = Field(
-        "cell", description="step of the differences for the gradient, world units; cell: of the finest level in use"
+        "cell", description="finite difference step of the gradient, world units; cell: finest active cell"
     )
 
     @model_validator(mode="after")
     def _cell(self) -> SDFConfig:
         if self.normal_eps == "cell" and not hasattr(self.encoding, "n_levels"):
             raise ValueError(
-                f"normal_eps is a number for the encoding {self.encoding.name}, which has no cells; try 0.01"
+                f"normal_eps=cell needs a hash grid: encoding.name={self.encoding.name}. Set normal_eps=0.01."
             )
         if self.sphere >= self.radius:
-            raise ValueError(f"sphere {self.sphere:g} should be smaller than the field's radius {self.radius:g}")
+            raise ValueError(f"sphere={self.sphere:g} is not smaller than radius={self.radius:g}. Reduce sphere.")
         return self
 
 
 class DMTetConfig(FieldConfig):
-    """A mesh: distances on a tetrahedral grid, coloured by another field (Shen et al. 2021; Magic3D's second stage)."""
+    """DMTet mesh: distances on a tetrahedral grid, coloured by a field (Shen et al. 2021; second stage of Magic3D)."""
 
     mesh: ClassVar[bool] = True
 
     name: Literal["dmtet"] = "dmtet"
-    resolution: int = Field(64, ge=2, le=256, description="small cubes along an edge, of six tetrahedra each")
-    sphere: float = Field(0.5, gt=0, le=100, description="radius of the ball that it begins as, without a stage before")
+    resolution: int = Field(64, ge=2, le=256, description="grid cells per axis, six tetrahedra each")
+    sphere: float = Field(0.5, gt=0, le=100, description="radius of the initial ball, world units; stage 1 only")
     level: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
-        "auto", description="density of the stage before where the surface is; auto: the mean of what is not empty"
+        "auto", description="density threshold of the previous stage's surface; auto: mean density of non-empty points"
     )
     paint: Annotated[Any, registry.Component("representation", default="ngp", only=("ngp", "sdf"))] = Field(
-        {}, description="the field that colours it: that of the stage before, with its options"
+        {}, description="colour field; same options as the field of the previous stage"
     )
 
     @property
     def radius(self) -> float:
-        """Of the world that the grid lies in."""
+        """Half the side of the grid's cube, in world units."""
         return self.paint.radius
 
     @property
@@ -178,20 +175,20 @@ class DMTetConfig(FieldConfig):
         return self.paint
 
 
-# --- backgrounds -------------------------------------------------------------------------------------
+# --- backgrounds -----------------------------------------------------------------------------------------
 
-Share = Annotated[float, Field(ge=0, le=1)]
+Channel = Annotated[float, Field(ge=0, le=1)]
 
 
 class SolidBackgroundConfig(Config):
-    """One colour behind everything."""
+    """Background of one colour."""
 
     name: Literal["solid"] = "solid"
-    color: tuple[Share, Share, Share] = Field((0.5, 0.5, 0.5), description="three numbers in [0, 1], or one for a grey")
+    color: tuple[Channel, Channel, Channel] = Field((0.5, 0.5, 0.5), description="RGB in [0, 1]; one number: grey")
     random: Literal["none", "grey", "color"] = Field(
-        "none", description="in training: a random grey or colour, one for the whole batch"
+        "none", description="random grey or colour during training, one per batch"
     )
-    random_range: Shares = Field((0.0, 1.0), description="range of the random values")
+    random_range: Shares = Field((0.0, 1.0), description="range of the random values, in [0, 1]")
 
     @field_validator("color", mode="before")
     @classmethod
@@ -200,57 +197,47 @@ class SolidBackgroundConfig(Config):
 
 
 class NeuralBackgroundConfig(Config):
-    """A small network from direction to colour ("neural environment map")."""
+    """Neural environment map: a small MLP from ray direction to colour."""
 
     name: Literal["neural"] = "neural"
-    width: int = Field(16, ge=1, le=1024, description="neurons of a hidden layer")
-    hidden_layers: int = Field(2, ge=1, le=8)
+    width: int = Field(16, ge=1, le=1024, description="units per hidden layer")
+    hidden_layers: int = Field(2, ge=1, le=8, description="hidden layers of the MLP")
     random_probability: float = Field(
-        0.5, ge=0, le=1, description="in training: how often one random colour replaces it for the whole batch"
+        0.5, ge=0, le=1, description="probability of one random colour per training batch"
     )
 
 
-# --- volume rendering ---------------------------------------------------------------------------------------
+# --- volume rendering ------------------------------------------------------------------------------------
 
 
 class MarchConfig(Config):
-    """Where samples are put on rays, and which of them are worth shading."""
+    """Sample positions along rays, and the samples that are skipped before shading."""
 
     sampler: Literal["occupancy", "stratified"] = Field(
-        "occupancy",
-        description="occupancy: a fixed step, empty cells skipped; stratified: equal parts of every chord",
+        "occupancy", description="occupancy: fixed step, empty cells skipped; stratified: equal parts of each ray"
     )
-    samples: int = Field(512, ge=1, le=8192, description="samples on the longest chord; stratified: on each")
+    samples: int = Field(
+        512, ge=1, le=8192, description="samples per ray: on the longest chord, or (stratified) on every ray"
+    )
     shown: int | None = Field(
-        None,
-        ge=1,
-        le=8192,
-        description="as samples, in pictures that nothing learns from: long steps draw rings on dense matter; null: as "
-        "many",
+        None, ge=1, le=8192, description="samples per ray in evaluation renders, against banding; null: same as samples"
     )
-    bound: Literal["box", "sphere"] = Field("box", description="the cube [-radius, radius]^3 or its ball")
-    radius: float = Field(1.0, gt=0, le=100, description="half the side of the cube: the radius of the field")
-    near: float = Field(0.0, ge=0, le=100, description="no samples closer to the camera than this")
-    jitter: bool = Field(True, description="in training: shift each ray's samples by a random part of a step")
-    alpha_threshold: float = Field(
-        0.0, ge=0, lt=1, description="do not shade samples more transparent than this (0: shade all)"
-    )
-    early_stop: float = Field(
-        0.0, ge=0, lt=1, description="do not shade samples that less of the light than this reaches (0: all)"
-    )
+    bound: Literal["box", "sphere"] = Field("box", description="bounding volume: [-radius, radius]^3 or its ball")
+    radius: float = Field(1.0, gt=0, le=100, description="half the side of the bound, as field.radius, world units")
+    near: float = Field(0.0, ge=0, le=100, description="minimum distance of samples to the camera, world units")
+    jitter: bool = Field(True, description="random shift of each ray's samples in training, up to a step")
+    alpha_threshold: float = Field(0.0, ge=0, lt=1, description="minimum alpha of shaded samples; 0: all samples")
+    early_stop: float = Field(0.0, ge=0, lt=1, description="minimum transmittance of shaded samples; 0: all samples")
     chunk: Literal["auto"] | Annotated[int, Field(ge=1)] | None = Field(
         "auto",
-        description="samples whose graph is held at a time: a training render with more is made twice, in chunks, with "
-        "the same gradient; auto: as many as fit into a quarter of the free memory; null: all",
+        description="samples per gradient-checkpointed chunk in training; auto: from free memory; null: one chunk",
     )
     backend: Literal["auto", "numba", "torch", "triton", "nerfacc"] = Field(
-        "auto",
-        description="auto: numba on a CPU, triton on a GPU where it is installed, else torch; nerfacc: where it is "
-        "installed",
+        "auto", description="kernel implementation; auto: numba on a CPU, triton (if installed) on a GPU, else torch"
     )
 
-    def of_pictures(self) -> MarchConfig:
-        """The same with the steps of pictures that nothing learns from."""
+    def for_evaluation(self) -> MarchConfig:
+        """Return the config of evaluation renders, with `shown` samples per ray."""
         return self if self.shown is None else self.model_copy(update={"samples": self.shown})
 
     def check(self) -> None:
@@ -258,85 +245,88 @@ class MarchConfig(Config):
 
 
 class OccupancyConfig(Config):
-    """Grid of cells that may hold matter (Mueller et al. 2022, appendix; nerfacc's update rule)."""
+    """Occupancy grid for empty space skipping (Mueller et al. 2022, appendix; nerfacc's update rule)."""
 
-    resolution: int = Field(32, ge=2, le=512, description="cells along a side of the cube")
-    interval: int = Field(16, ge=1, description="steps between updates")
-    warmup: int = Field(256, ge=0, description="before this step every cell is looked at, later some of them")
-    fraction: float = Field(0.25, gt=0, le=1, description="part of the cells looked at after the warm-up")
-    decay: float = Field(0.95, ge=0, lt=1, description="a cell keeps the larger of decay * old and new value")
+    resolution: int = Field(32, ge=2, le=512, description="cells per axis")
+    interval: int = Field(16, ge=1, description="training steps between updates")
+    warmup: int = Field(256, ge=0, description="initial steps whose updates evaluate all cells")
+    fraction: float = Field(0.25, gt=0, le=1, description="fraction of cells per update after the warm-up")
+    decay: float = Field(0.95, ge=0, lt=1, description="factor per update: cell = max(decay * old value, new value)")
     threshold: float = Field(
-        0.01, ge=0, lt=1, description="a cell is full if density * step exceeds min(this, the mean cell)"
+        0.01, ge=0, lt=1, description="density * step above which a cell is occupied; capped at the mean cell"
     )
 
 
-# --- materials ----------------------------------------------------------------------------------------------
+# --- materials -------------------------------------------------------------------------------------------
 
 
 class NoMaterialConfig(Config):
-    """The field's features are the colour: no light, no normals."""
+    """Unlit material: the colour is the sigmoid of the features."""
 
     name: Literal["none"] = "none"
 
 
 class DiffuseMaterialConfig(Config):
-    """Albedo, lit by a point light and from everywhere (Poole et al. 2022, "DreamFusion", section 3.1)."""
+    """Albedo lit by a point light and an ambient light (Poole et al. 2022, "DreamFusion", section 3.1)."""
 
     name: Literal["diffuse"] = "diffuse"
-    ambient_only_steps: int = Field(5000, ge=0, description="before this step nothing is lit")
-    diffuse_probability: float = Field(0.75, ge=0, le=1, description="later: how often a step is lit")
-    textureless_probability: float = Field(0.5, ge=0, le=1, description="how often what is lit is white")
-    soft_shading: bool = Field(
-        True, description="in training: diffuse light u, ambient light 1 - u with a random u for each step"
-    )
-    ambient: float = Field(1.0, ge=0, le=10, description="light from everywhere, without soft shading")
-    diffuse: float = Field(0.0, ge=0, le=10, description="light of the point, without soft shading")
+    ambient_only_steps: int = Field(5000, ge=0, description="first step with lighting; earlier steps render the albedo")
+    diffuse_probability: float = Field(0.75, ge=0, le=1, description="probability that a training step is lit")
+    textureless_probability: float = Field(0.5, ge=0, le=1, description="probability of white albedo in a lit step")
+    soft_shading: bool = Field(True, description="diffuse light u and ambient light 1 - u, random u per training step")
+    ambient: float = Field(1.0, ge=0, le=10, description="ambient light without soft_shading")
+    diffuse: float = Field(0.0, ge=0, le=10, description="point light without soft_shading")
 
 
-# --- fits to views ------------------------------------------------------------------------------------------------
+# --- fits to views ---------------------------------------------------------------------------------------
 
 
 class ProtocolConfig(Config):
-    """How a field is fitted to views: scores can be compared only if all of this is the same."""
+    """Settings of a NeRF fit to views. Consistency scores are comparable only under equal settings."""
 
-    steps: int = Field(1000, ge=1)
-    rays: int | None = Field(None, ge=1, description="pixels of a step, drawn from all views; null: every pixel")
-    samples: int = Field(256, ge=2, le=8192, description="on the diameter of the ball in which the scene is")
-    width: int = Field(64, ge=1, le=1024)
-    density_layers: int = Field(1, ge=1, le=8, description="hidden layers of the MLP for density")
-    colour_layers: int = Field(2, ge=1, le=8, description="hidden layers of the MLP for colour")
-    encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field({})
-    learning_rate: Scheduled = Field({0: 0.01, 100: 0.001}, ge=0)
-    weight_decay: float = Field(0.1, ge=0, description="of AdamW")
-    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
-    distortion: float = Field(0.01, ge=0, description="weight of Mip-NeRF 360's loss; the paper does not say it")
+    steps: int = Field(1000, ge=1, description="optimiser steps")
+    rays: int | None = Field(None, ge=1, description="random pixels per step; null: all pixels of all views")
+    samples: int = Field(256, ge=2, le=8192, description="samples per ray on the diameter of the scene's ball")
+    width: int = Field(64, ge=1, le=1024, description="units per hidden layer")
+    density_layers: int = Field(1, ge=1, le=8, description="hidden layers of the density MLP")
+    colour_layers: int = Field(2, ge=1, le=8, description="hidden layers of the colour MLP")
+    encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field(
+        {}, description="position encoding"
+    )
+    learning_rate: Scheduled = Field({0: 0.01, 100: 0.001}, ge=0, description="AdamW learning rate by step")
+    weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay")
+    clip: float = Field(1.0, gt=0, description="maximum gradient norm")
+    distortion: float = Field(
+        0.01, ge=0, description="weight of the distortion loss (Mip-NeRF 360); unspecified in the paper"
+    )
     orientation: Scheduled = Field(
+        # 0 at first: haze has no surface, and the gradients of its normals would dominate those of the colours
         {"0%": 0, "40%": 0, "60%": 0.01},
         ge=0,
-        description="weight of Ref-NeRF's loss; the paper does not say it. Not from the beginning: fog has no surface, "
-        "and the gradients of its normals would drown those of the colours",
+        description="weight of the orientation loss (Ref-NeRF), by step; unspecified in the paper",
     )
-    normals: float = Field(1.0, gt=0, le=1, description="share of the pixels of a step that this loss looks at")
-    sparsity: float = Field(0.0, ge=0, description="weight of a loss of all matter in sight; not in the paper")
-    opaque: float = Field(0.0, ge=0, description="weight of a loss of matter half in sight; not in the paper")
-    chunk: int = Field(8192, ge=1, description="pixels rendered at a time, which only takes memory")
+    normals: float = Field(1.0, gt=0, le=1, description="fraction of each step's pixels in the orientation loss")
+    sparsity: float = Field(0.0, ge=0, description="weight of the sparsity loss on opacity; not in the paper")
+    opaque: float = Field(0.0, ge=0, description="weight of the loss on half-transparent rays; not in the paper")
+    chunk: int = Field(8192, ge=1, description="pixels rendered at a time; affects only memory")
 
 
 class PaperProtocolConfig(ProtocolConfig):
-    """3DiM's own: every pixel of every training view in each of 1000 steps. For GPUs."""
+    """Protocol of the 3DiM paper: every pixel of every training view in each of 1000 steps. For GPUs."""
 
     name: Literal["paper"] = "paper"
 
 
 class SubsampledProtocolConfig(ProtocolConfig):
-    """For small machines: random pixels and a smaller grid. Its scores compare with each other only."""
+    """Cheaper protocol: random pixels and a smaller grid. Scores are not comparable with those of `paper`."""
 
     name: Literal["subsampled"] = "subsampled"
     steps: int = Field(1200, ge=1)
-    rays: int | None = Field(4096, ge=1, description="pixels of a step, drawn from all views; null: every pixel")
-    samples: int = Field(96, ge=2, le=8192, description="on the diameter of the ball in which the scene is")
+    rays: int | None = Field(4096, ge=1, description="random pixels per step; null: all pixels of all views")
+    samples: int = Field(96, ge=2, le=8192, description="samples per ray on the diameter of the scene's ball")
     encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field(
-        {"n_levels": 8, "log2_hashmap_size": 15, "base_resolution": 8, "per_level_scale": 1.5}
+        {"n_levels": 8, "log2_hashmap_size": 15, "base_resolution": 8, "per_level_scale": 1.5},
+        description="position encoding",
     )
-    learning_rate: Scheduled = Field({"0%": 0.01, "100%": 0.001}, ge=0)
-    normals: float = Field(0.125, gt=0, le=1, description="share of the pixels of a step that orientation looks at")
+    learning_rate: Scheduled = Field({"0%": 0.01, "100%": 0.001}, ge=0, description="AdamW learning rate by step")
+    normals: float = Field(0.125, gt=0, le=1, description="fraction of each step's pixels in the orientation loss")

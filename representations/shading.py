@@ -1,7 +1,4 @@
-"""What a point of the field looks like: its colour alone, or lit by a point light.
-
-Features and normals come from the field, one row for each sample; all colours are in [0, 1].
-"""
+"""Materials: colours of samples from features and normals, unlit or lit by a point light. Colours are in [0, 1]."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ Mode = Literal["albedo", "textureless", "diffuse"]
 
 
 class Shading(NamedTuple):
-    """How one call shades, the same for its whole batch: what is shown, and how strong the lights are."""
+    """Shading of one render, the same for the whole batch: mode and intensity of the ambient and the point light."""
 
     mode: Mode = "albedo"
     ambient: float = 1.0
@@ -25,7 +22,7 @@ class Shading(NamedTuple):
 
     @property
     def lit(self) -> bool:
-        """Does it depend on normals?"""
+        """True if the colours depend on normals."""
         return self.mode != "albedo"
 
 
@@ -33,35 +30,37 @@ ALBEDO = Shading()
 
 
 def albedo(features: Tensor) -> Tensor:
-    """Features (N, F) to colours (N, F) in [0, 1]."""
+    """Return colours (N, F) in [0, 1] of features (N, F)."""
     return torch.sigmoid(features)
 
 
 def shade(features: Tensor, normal: Tensor, position: Tensor, light: Tensor, shading: Shading) -> Tensor:
-    """Colours (N, 3) of lit matter: the light alone (textureless) or light times albedo (diffuse).
+    """Return lit colours (N, 3): the light alone (textureless) or light times albedo (diffuse).
 
-    Lambert's law for a point light without fall-off, and ambient light: diffuse * max(0, n.l) + ambient. normal (N, 3)
-    unit, position (N, 3), light (N, 3) or (3,) where the lights are.
+    light = diffuse * max(0, n.l) + ambient: Lambert's law for a point light without fall-off.
+
+    Args:
+        features, normal, position: (N, 3) raw features, unit normals, world positions.
+        light: (N, 3) or (3,) world positions of the lights.
     """
-    towards = functional.normalize(light - position, dim=-1)
-    cosine = (normal * towards).sum(-1, keepdim=True).clamp(min=0)
-    bright = shading.diffuse * cosine + shading.ambient
-    return bright.expand(-1, 3) if shading.mode == "textureless" else albedo(features) * bright
+    to_light = functional.normalize(light - position, dim=-1)
+    cosine = (normal * to_light).sum(-1, keepdim=True).clamp(min=0)
+    brightness = shading.diffuse * cosine + shading.ambient
+    return brightness.expand(-1, 3) if shading.mode == "textureless" else albedo(features) * brightness
 
 
 class NoMaterial:
-    """The sigmoid of the features, whatever the light: MVDream's default.
+    """Unlit material: the sigmoid of the features (MVDream's default)."""
 
-    `draw` picks the shading of one call of the renderer, the call itself gives colours.
-    """
-
-    heeds_light = False
+    uses_light = False
 
     def __init__(self, options: Any = None):
         self.options = options
 
-    def draw(self, step: int = 0, training: bool = False, generator: torch.Generator | None = None) -> Shading:
-        """Always the albedo; draws nothing."""
+    def sample_shading(
+        self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
+    ) -> Shading:
+        """Return the albedo shading; uses no random numbers."""
         return ALBEDO
 
     def __call__(
@@ -72,31 +71,31 @@ class NoMaterial:
         light: Tensor | None = None,
         shading: Shading = ALBEDO,
     ) -> Tensor:
-        """Colours (N, 3) of features (N, 3). Raises ValueError if a lit mode lacks normals, positions or the light."""
-        if not (shading.lit and self.heeds_light):
+        """Return colours (N, 3) of features (N, 3). Raises ValueError if a lit mode lacks an input."""
+        if not (shading.lit and self.uses_light):
             return albedo(features)
         if normal is None or position is None or light is None:
-            raise ValueError(f"shading {shading.mode!r} needs normals, positions and a light position")
+            raise ValueError(f"missing input for shading={shading.mode!r}. Pass normals, positions and a light.")
         return shade(features, normal, position, light, shading)
 
 
 class DiffuseMaterial(NoMaterial):
-    """Albedo first; later a random mix of albedo, lit albedo and lit white: texture cannot fake shape."""
+    """Lambertian material. Random lit and textureless steps keep the texture from imitating shape (DreamFusion)."""
 
-    heeds_light = True
+    uses_light = True
 
     def __init__(self, options: DiffuseMaterialConfig | None = None):
         super().__init__(options or DiffuseMaterialConfig())
 
-    def draw(self, step: int = 0, training: bool = False, generator: torch.Generator | None = None) -> Shading:
-        """The shading of one call: the albedo before ``ambient_only_steps``.
-
-        In training three numbers are drawn whatever comes of them, so that no option shifts the stream.
-        """
+    def sample_shading(
+        self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
+    ) -> Shading:
+        """Return the shading of one render: the albedo before `ambient_only_steps`, then random in training."""
         options = self.options
         if not training:
             unlit = step < options.ambient_only_steps or options.diffuse == 0
             return ALBEDO if unlit else Shading("diffuse", options.ambient, options.diffuse)
+        # always three random numbers, so that no option changes the later ones
         coin, kind, strength = torch.rand(3, generator=generator).tolist()
         if step < options.ambient_only_steps or coin >= options.diffuse_probability:
             return ALBEDO

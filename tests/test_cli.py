@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import re
 import signal
@@ -19,6 +21,7 @@ from threedgen import __main__, __version__, cli, config
 from threedgen.config import ConfigError, help, layers, listing, registry
 from threedgen.config.sections import TrainerConfig
 from threedgen.run import folder as runs
+from threedgen.run.text import log_to_stderr
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,7 +67,7 @@ def test_words_are_sorted() -> None:
         (["--config"], ["--config: needs a value"]),
         (["--config", "--quiet"], ["--config: needs a value"]),
         (["--quiet=yes"], ["takes no value"]),
-        (["prompt=a", "blue", "dog"], ["key=value", "quoted", "'blue'"]),
+        (["prompt=a", "blue", "dog"], ["key=value", 'prompt="a blue dog"', "'blue'"]),
         (["--config", "a", "--resume", "b"], ["--resume"]),
         (["\x1b[31m"], ["'\\x1b[31m'"]),
     ],
@@ -196,14 +199,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_run_says_where_it_goes_and_resumes(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("outputs") / "mvdream-toybox" / runs.slug("a [red]dog[/red] $HOME")
     code, out, err = ask(capsys, "prompt=a [red]dog[/red] $HOME")
-    assert (code, err) == (0, "") and out.splitlines()[1] == "loading the libraries"
+    assert (code, err) == (0, "")
     assert out.splitlines()[0] == f"mvdream-toybox: toy in {folder}"
     assert "prompt='a [red]dog[/red] $HOME' resume=False" in out
     assert config.load(folder / "config.yaml").prompt == "a [red]dog[/red] $HOME"
     code, out, _ = ask(capsys, "prompt=a [red]dog[/red] $HOME")
-    assert "goes on in" in out and "resume=True" in out
+    assert str(folder) in out and "resume=True" in out
     code, out, _ = ask(capsys, "--resume", str(folder), "trainer.max_steps=3", "--quiet")
-    assert code == 0 and "resume=True" in out and "goes on" not in out
+    assert code == 0 and len(out.splitlines()) == 1 and "resume=True" in out
     code, _, err = ask(capsys, "--resume", str(folder), "seed=3")
     assert code == 2 and "seed: 0 -> 3" in err
     before = (folder / "config.yaml").read_bytes()
@@ -216,15 +219,21 @@ def test_a_run_says_where_it_goes_and_resumes(shipped: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(("prompt", "expected"), [("seven", 7), ("stop", 130), ("fail", 1)])
 def test_exit_codes(shipped: Path, capsys: pytest.CaptureFixture[str], prompt: str, expected: int) -> None:
     code, _, err = ask(capsys, f"prompt={prompt}")
-    assert code == expected and "Traceback" not in err
+    assert code == expected and ("Traceback" in err) == (prompt == "fail")  # a bug shows where it happened
     if prompt == "fail":
-        assert "RuntimeError: it broke" in err and "THREEDGEN_DEBUG=1" in err
+        assert err.splitlines()[-1] == "RuntimeError: it broke"
 
 
-def test_a_fault_keeps_its_traceback_when_asked(shipped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("THREEDGEN_DEBUG", "1")
-    with pytest.raises(RuntimeError, match="it broke"):
-        cli.main(["prompt=fail"])
+@pytest.mark.parametrize(("level", "shown"), [("info", 2), ("warning", 1), ("error", 0)])
+def test_log_level_selects_the_records_on_stderr(capsys: pytest.CaptureFixture[str], level: str, shown: int) -> None:
+    logger = logging.getLogger("threedgen.somewhere")
+    with log_to_stderr(level):
+        logger.info("one")
+        logger.warning("two")
+    logger.warning("three")
+    assert capsys.readouterr().err.splitlines() == ["one", "warning: two"][2 - shown :]
+    assert ask(capsys, "--version", "--log-level", level)[0] == 0
+    assert ask(capsys, "--version", "--log-level", "loud")[0] == 2
 
 
 @pytest.mark.parametrize("word", ["sed=3", "seed=x", "--config", "out=\0", "trainer.max_steps=0"])
@@ -324,7 +333,7 @@ def test_streams_that_are_full_or_closed_are_no_fault(toy: Path) -> None:  # noq
             cwd=toy.parent, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 0 and "Traceback" not in done.stderr, (shape, done.stderr)
-        assert ("cannot be written (No space left on device): going on" in done.stderr) == (shape == ">/dev/full")
+        assert ("No space left on device" in done.stderr) == (shape == ">/dev/full")
         assert (toy.parent / "made").read_text() == "0"
         assert "task: toy" in (toy.parent / str(number) / "config.yaml").read_text()
 
@@ -347,7 +356,7 @@ def test_ctrl_c_before_the_command_line_listens_is_no_traceback(
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "steady_streams", interrupted)
+    monkeypatch.setattr(cli, "protect_streams", interrupted)
     assert __main__.main() == 130 and capsys.readouterr().err == "stopped by Ctrl-C\n"
 
 
@@ -359,4 +368,5 @@ def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
     done = subprocess.run(
         ["sh", "-c", words, sys.executable], cwd=tmp_path, env=environment, capture_output=True, text=True
     )
-    assert done.returncode == 2 and done.stderr.startswith("the folder that this was started in is gone"), done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    assert os.strerror(errno.ENOENT) in done.stderr

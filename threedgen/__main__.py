@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> int:
-    """The command line; Ctrl-C before it listens, while it is imported, is no traceback either."""
+    """Run the command line; Ctrl-C during its import prints no traceback either."""
     try:
         from threedgen.cli import main as command
 

@@ -1,13 +1,14 @@
-"""Words behind the command -> one checked config -> the function of its task.
+"""Command line: parse the arguments, load and check the config, call the function of its task.
 
-Imports no torch: mistakes, --help, --list and --print-config answer at once, and the first line of a run is
-printed before the long imports begin.
+Imports no torch: errors, --help, --list and --print-config answer at once, and the first line of a run is printed
+before the slow imports.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,25 +18,28 @@ from threedgen.config import help, listing, plugins, registry
 from threedgen.config.errors import AbsentWeights, ConfigError, did_you_mean, nearest, short
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
-from threedgen.run.text import clean_logs, say, steady_streams
+from threedgen.run.text import escape_logs, log_to_stderr, protect_streams, say
 
 DEFAULT_CONFIG = "mvdream-toybox"
-FLAGS = f"--config --dry-run --help --list {plugins.FLAG} --print-config --quiet --resume --version --view".split()
+FLAGS = ["--config", "--dry-run", "--help", "--list", "--log-level", plugins.FLAG]
+FLAGS += ["--print-config", "--quiet", "--resume", "--version", "--view"]
 SHORT_FLAGS = {"-c": "--config", "-h": "--help", "-q": "--quiet"}
 WITH_VALUE = {
     "--config": DEFAULT_CONFIG,
+    "--log-level": "warning",
     plugins.FLAG: "my_loss.py",
     "--resume": "outputs/mvdream-toybox/a-blue-dog-0123abcd",
 }
-"""Flag: an example of its value."""
-DEBUG = "THREEDGEN_DEBUG"
+"""Flags that take a value, with an example of it."""
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes."""
 
 
 @dataclass
 class Command:
-    """The words of a command line, sorted."""
+    """A parsed command line."""
 
     flags: dict[str, str] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
@@ -46,7 +50,7 @@ class Command:
 
 
 def parse(words: list[str]) -> Command:
-    """Sort the words into flags and `key=value` overrides. Raises ConfigError."""
+    """Parse arguments into flags and `key=value` overrides. Raises ConfigError."""
     command, rest = Command(), list(words)
     while rest:
         word = rest.pop(0)
@@ -68,9 +72,11 @@ def parse(words: list[str]) -> Command:
             raise ConfigError(f"{flag}: takes no value (got {short(value)})")
         command.flags[flag] = value
     if "--dry-run" in command.flags and "--resume" in command.flags:
-        raise ConfigError("--dry-run: says what a new run would do, so --resume cannot be given with it")
+        raise ConfigError("--dry-run: is for a new run; remove --resume")
     if "--config" in command.flags and "--resume" in command.flags:
-        raise ConfigError("takes the config of the run, so --config cannot be given with it", "--resume")
+        raise ConfigError("takes the config of the run; remove --config", "--resume")
+    if (level := command.flags.get("--log-level", "info")) not in LOG_LEVELS:
+        raise ConfigError(f"choose one of {', '.join(LOG_LEVELS)}", "--log-level", level)
     return command
 
 
@@ -79,12 +85,12 @@ def _override(word: str) -> str:
         config.split_override(word)
         return word
     known = nearest(Path(word).stem, config.shipped(), cutoff=0.8)
-    hint = f"; did you mean --config {known}?" if known else ', and text with spaces is quoted: prompt="a blue dog"'
-    raise ConfigError(f"command line: an option is written key=value{hint} (got {short(word)})")
+    hint = f"; did you mean --config {known}?" if known else ', and text with spaces needs quotes: prompt="a blue dog"'
+    raise ConfigError(f"command line: options are key=value{hint} (got {short(word)})")
 
 
 def answer(command: Command) -> str | None:
-    """The text of a question that needs no run (--help, --list, ...); None if it is not one."""
+    """Return the output of a command that needs no run (--help, --list, ...); None for other commands."""
     if "--version" in command.flags:
         return f"threedgen {__version__}"
     if "--help" in command.flags:
@@ -100,32 +106,31 @@ def answer(command: Command) -> str | None:
 
 
 def dry_run(checked: Any, name: str) -> int:
-    """Say what would run. That weights are not here stops it at the end only: what the run would be is known.
+    """Print what would run. Absent weights are an error only after that.
 
-    name: of the config, for the folder that a run gets.
+    Args:
+        name: of the config, for the folder of the run.
     """
-    lacking: AbsentWeights | None = None
+    absent: AbsentWeights | None = None
     try:
         checked.check()
     except AbsentWeights as error:
-        lacking = error
+        absent = error
     if isinstance(checked, RunConfig):
-        checked = checked.model_copy(update={"out": str(runs.choose(checked, name)[0])})
+        checked = checked.model_copy(update={"out": str(runs.choose_folder(checked, name)[0])})
     own = checked.task if checked.task in registry.names("plan") else "any"
     say(registry.implementation("plan", own)(checked))
-    if lacking:
-        raise lacking
+    if absent:
+        raise absent
     return OK
 
 
 def run(command: Command) -> int:
-    """Check the config and what it needs, choose the folder, say so, and only then import and run the task."""
+    """Check the config and its requirements, choose the folder, then import and run the task."""
     try:
         os.getcwd()
     except OSError as error:
-        raise ConfigError(
-            f"the folder that this was started in is gone ({error.strerror}): go to another one"
-        ) from None
+        raise ConfigError(f"the current folder no longer exists ({error.strerror}); change to another one") from None
     resume: Path | None = None
     if "--resume" in command.flags:
         checked, resume = runs.reopen(command.flags["--resume"], command.overrides)
@@ -133,35 +138,36 @@ def run(command: Command) -> int:
         checked = config.load(command.config, command.overrides)
     if "--view" in command.flags:
         if (view := getattr(checked, "view", None)) is None:
-            raise ConfigError("a run of the task generate can be watched, this one cannot", "--view", checked.task)
+            raise ConfigError("the live view needs the task generate", "--view", checked.task)
         checked = checked.model_copy(update={"view": view.model_copy(update={"enabled": True})})
     name = resume.name if resume else runs.config_name(config.find(command.config))
     if "--dry-run" in command.flags:
         return dry_run(checked, name)
     checked.check()
     if resume is None and isinstance(checked, RunConfig):
-        checked, resume = runs.begin(checked, name)
+        checked, resume = runs.open_run(checked, name)
     quiet = "--quiet" in command.flags
     place = checked.destination()
     if not quiet and place is not None and os.environ.get("LOCAL_RANK", "0") == "0":
         title = name if name == checked.task else f"{name}: {checked.task}"
-        say(f"{title}{' goes on' if resume else ''} in {place}")
-        say("loading the libraries")  # torch and the rest: seconds, and more than that on a busy machine
+        say(f"{title}{' resumes' if resume else ''} in {place}")
+        say("loading libraries")  # torch and others take seconds
     result: Any = registry.implementation("task", checked.task)(checked, resume=resume, quiet=quiet)
     return result if isinstance(result, int) else OK
 
 
 def main(words: list[str] | None = None) -> int:
-    """The command line; returns 0, 2 for a mistake of the user, 130 for Ctrl-C, 1 for a fault."""
-    steady_streams()
-    clean_logs()
+    """Run the command line; return 0, 2 for a user error, 130 for Ctrl-C, 1 for a bug, which shows its traceback."""
+    protect_streams()
+    escape_logs()
     try:
         command = parse(sys.argv[1:] if words is None else words)
-        if plugins.FLAG in command.flags:
-            plugins.load(command.flags[plugins.FLAG])
-        text = answer(command)
-        if text is None:
-            return run(command)
+        with log_to_stderr(command.flags.get("--log-level", "info")):
+            if plugins.FLAG in command.flags:
+                plugins.load(command.flags[plugins.FLAG])
+            text = answer(command)
+            if text is None:
+                return run(command)
         say(text)
         return OK
     except ConfigError as error:
@@ -170,8 +176,6 @@ def main(words: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         say("stopped by Ctrl-C", sys.stderr)
         return INTERRUPTED
-    except Exception as error:
-        if os.environ.get(DEBUG) == "1":
-            raise
-        say(f"stopped by {type(error).__name__}: {error}\n(set {DEBUG}=1 to see where it happened)", sys.stderr)
+    except Exception:
+        say(traceback.format_exc(), sys.stderr)
         return FAILED

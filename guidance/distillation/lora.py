@@ -1,9 +1,8 @@
-"""Low-rank additions to the attention of a frozen UNet (LoRA, Hu et al. 2021, arXiv 2106.09685), or to more of it.
+"""LoRA of a frozen UNet (Hu et al. 2021, arXiv 2106.09685): on its attention, or on other layers too.
 
-They are a second network for the price of some small matrices. DreamBooth trains them to know a subject
-(``weights/subject_weights.py``). VSD (ProlificDreamer, arXiv 2305.16213) needs a copy of the prior that learns what the
-renders look like: the prior with such additions and an embedding of the pose, which is added to that of the time step
-as MVDream does it. They are switched on for one call at a time.
+DreamBooth trains one for a subject (`weights/subject_weights.py`). VSD (ProlificDreamer, arXiv 2305.16213) trains one
+on the renders, with an embedding of the pose that is added to that of the time step. It is applied by forward hooks,
+for one call at a time.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ POSE = 16
 
 
 class LoRA(nn.Module):
-    """Additions to layers of a UNet, linear ones or convolutions: W x + scale up(down(x)), where ``down`` has the size
-    of the layer's kernel and ``up`` that of one pixel.
+    """Low-rank matrices for linear layers and convolutions of a UNet: W x + scale up(down(x)).
 
-    They begin without effect, as ``up`` is zero; ``generator`` (CPU) draws ``down``. The UNet itself is not kept.
+    For a convolution `down` has the layer's kernel and `up` is 1 x 1. `up` is zero at first. The UNet itself is not
+    kept.
     """
 
     def __init__(
@@ -41,16 +40,21 @@ class LoRA(nn.Module):
         std: Callable[[int], float] | None = None,
         targets: tuple[str, ...] = ATTENTION,
     ) -> None:
-        """``std``: deviation of ``down`` by the width of a layer's input, 1 / rank by default.  targets: how the names
-        of the layers end.
+        """Create the matrices.
 
-        Raises ConfigError for a network without such layers.
+        Args:
+            generator: of `down`, on the CPU.
+            std: standard deviation of `down` by the width of a layer's input; None: 1 / rank.
+            targets: endings of the names of the layers.
+
+        Raises:
+            ConfigError: the network has no such layers.
         """
         super().__init__()
         kinds = (nn.Linear, nn.Conv2d)
         layers: dict[str, Any] = {n: m for n, m in unet.named_modules() if n.endswith(targets) and isinstance(m, kinds)}
         if not layers:
-            raise ConfigError("additions of low rank go to the attention of a UNet, and this network has none")
+            raise ConfigError("a LoRA needs attention layers of a UNet, and this network has none")
         self.names, self.scale = tuple(layers), scale
         sizes = [m.weight.shape for m in layers.values()]
         self.down = nn.ParameterList(
@@ -59,7 +63,7 @@ class LoRA(nn.Module):
         self.up = nn.ParameterList(torch.zeros(size[0], rank) for size in sizes)
 
     def attach(self, unet: nn.Module) -> list[RemovableHandle]:
-        """Lets ``unet`` (the one it was made for) answer with the additions, until the handles are removed."""
+        """Apply the LoRA to `unet`, the one it was made for, until the handles are removed."""
         return [
             unet.get_submodule(name).register_forward_hook(partial(_add, down, up, self.scale))
             for name, down, up in zip(self.names, self.down, self.up, strict=True)
@@ -67,10 +71,7 @@ class LoRA(nn.Module):
 
 
 class PosedLoRA(LoRA):
-    """The same, and an addition to the time embedding: VSD's copy of the prior, which knows the pose.
-
-    The last layer of the pose's embedding is zero, so the copy is at first the prior itself.
-    """
+    """LoRA with a pose embedding that is added to the time embedding; its last layer is zero at first."""
 
     def __init__(self, unet: nn.Module, rank: int = 4, generator: torch.Generator | None = None) -> None:
         super().__init__(unet, rank, generator)
@@ -80,23 +81,23 @@ class PosedLoRA(LoRA):
         self.pose_out = nn.Parameter(torch.zeros(width, width))
 
     def pose(self, c2w: Tensor) -> Tensor:
-        """Poses (B,16), the numbers of the matrix as they are, to additions to the time embedding (B,E)."""
+        """Embed poses (B, 16), the numbers of the matrix as they are: (B, E)."""
         return F.linear(F.silu(F.linear(c2w, self.pose_in)), self.pose_out)
 
     @contextmanager
     def applied(self, unet: nn.Module, c2w: Tensor) -> Iterator[None]:
-        """Inside, ``unet`` (the one it was made for) answers as the copy, for images seen from ``c2w`` (B,16)."""
+        """Context in which the LoRA is applied to `unet`, for images with poses `c2w` (B, 16)."""
         time = unet.get_submodule("time_embedding")
-        pose = time.register_forward_hook(lambda module, given, out: out + self.pose(c2w).to(out.dtype))
+        pose = time.register_forward_hook(lambda module, inputs, out: out + self.pose(c2w).to(out.dtype))
         with ExitStack() as stack:
             for handle in (*self.attach(unet), pose):
                 stack.enter_context(handle)  # which removes it
             yield
 
 
-def _add(down: Tensor, up: Tensor, scale: float, module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    """The forward hook of one layer."""
-    x, layer = given[0].to(down.dtype), cast(Any, module)
+def _add(down: Tensor, up: Tensor, scale: float, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
+    """Forward hook of one layer."""
+    x, layer = inputs[0].to(down.dtype), cast(Any, module)
     if down.ndim == 2:
         added = F.linear(F.linear(x, down), up)
     else:

@@ -1,4 +1,4 @@
-"""Config models of distillation losses, and of the words for views; no torch here."""
+"""Config models of distillation losses and of view prompts; no torch here."""
 
 from __future__ import annotations
 
@@ -13,42 +13,42 @@ Angle = Annotated[float, Field(ge=0, le=180)]
 
 
 class ViewPromptsConfig(Config):
-    """Words behind the prompt for the side from which one looks (DreamFusion, section 3.2), and Perp-Neg."""
+    """View-dependent words behind the prompt (DreamFusion, section 3.2), and Perp-Neg."""
 
-    enabled: bool = Field(False, description="use them; only a prior that knows the words can make sense of them")
+    enabled: bool = Field(False, description="use view prompts; the prior must know the words")
     perp_neg: bool = Field(
-        False, description="go over between the sides' texts by the angle, and push away from neighbouring ones"
+        False, description="interpolate between the sides by angle, with the neighbouring sides as negatives"
     )
-    side: Words = Field(", side view", description="words from the side")
-    front: Words = Field(", front view", description="words from the front")
-    back: Words = Field(", back view", description="words from behind")
-    overhead: Words = Field(", overhead view", description="words from above")
-    front_within: Angle = Field(45.0, description="degrees to either side of azimuth 0 that count as front")
-    back_within: Angle = Field(45.0, description="degrees to either side of azimuth 180 that count as back")
-    overhead_above: float = Field(60.0, ge=-90, le=90, description="degrees of elevation above which all is overhead")
+    side: Words = Field(", side view", description="words for side views")
+    front: Words = Field(", front view", description="words for front views")
+    back: Words = Field(", back view", description="words for back views")
+    overhead: Words = Field(", overhead view", description="words for overhead views")
+    front_within: Angle = Field(45.0, description="front views: degrees to either side of azimuth 0")
+    back_within: Angle = Field(45.0, description="back views: degrees to either side of azimuth 180")
+    overhead_above: float = Field(60.0, ge=-90, le=90, description="overhead views: degrees of elevation, at least")
 
     @model_validator(mode="after")
     def _enabled(self) -> ViewPromptsConfig:
         if self.perp_neg and not self.enabled:
-            raise ValueError("perp_neg goes between the words for the sides: set enabled=true with it")
+            raise ValueError("perp_neg needs view prompts: set enabled=true with it")
         return self
 
 
 class DistillationConfig(Config):
-    """How a prior's opinion becomes a loss: what every distillation has."""
+    """Options of every distillation loss."""
 
-    name: str = Field(description="which loss")
+    name: str = Field(description="name of the loss")
     guidance_scale: Scheduled = Field(
-        50.0, ge=0, description="classifier-free guidance, eps_u + s (eps_c - eps_u); 1: none"
+        50.0, ge=0, description="classifier-free guidance scale s of eps_u + s (eps_c - eps_u); 1: off"
     )
     min_step_percent: Scheduled = Field(
-        {"0%": 0.98, "80%": 0.02}, ge=0, le=1, description="least noise, as a share of the timesteps"
+        {"0%": 0.98, "80%": 0.02}, ge=0, le=1, description="lowest timestep, as a share of all"
     )
     max_step_percent: Scheduled = Field(
-        {"0%": 0.98, "80%": 0.5}, ge=0, le=1, description="most noise, as a share of the timesteps"
+        {"0%": 0.98, "80%": 0.5}, ge=0, le=1, description="highest timestep, as a share of all"
     )
     timestep_per: Literal["batch", "group"] = Field(
-        "batch", description="one noise level for all images (MVDream), or one for each group of views"
+        "batch", description="one timestep for all images (MVDream), or one for each group of views"
     )
 
     @model_validator(mode="after")
@@ -69,21 +69,21 @@ class DistillationConfig(Config):
 class VSDConfig(DistillationConfig):
     """Variational score distillation (ProlificDreamer, arXiv 2305.16213)."""
 
-    name: Literal["vsd"] = Field("vsd", description="against a copy of the prior that learns the renders")
+    name: Literal["vsd"] = Field("vsd", description="against a LoRA of the prior trained on the renders")
     guidance_scale: Scheduled = Field(
-        7.5, ge=0, description="classifier-free guidance of the prior, eps_u + s (eps_c - eps_u); 1: none"
+        7.5, ge=0, description="classifier-free guidance scale s of eps_u + s (eps_c - eps_u); 1: off"
     )
-    min_step_percent: Scheduled = Field(0.02, ge=0, le=1, description="least noise, as a share of the timesteps")
+    min_step_percent: Scheduled = Field(0.02, ge=0, le=1, description="lowest timestep, as a share of all")
     max_step_percent: Scheduled = Field(
-        {"0%": 0.98, "20%": 0.98, "20.01%": 0.5}, ge=0, le=1, description="most noise, as a share of the timesteps"
+        {"0%": 0.98, "20%": 0.98, "20.01%": 0.5}, ge=0, le=1, description="highest timestep, as a share of all"
     )
-    rank: int = Field(4, ge=1, le=256, description="rank of the copy's additions to the prior (LoRA)")
-    lora_guidance_scale: float = Field(1.0, ge=0, description="guidance of the copy towards the pose; 1: none")
-    pose_dropout: float = Field(0.1, ge=0, le=1, description="how often the copy learns without the pose")
+    rank: int = Field(4, ge=1, le=256, description="rank of the LoRA")
+    lora_guidance_scale: float = Field(1.0, ge=0, description="guidance scale of the LoRA towards the pose; 1: off")
+    pose_dropout: float = Field(0.1, ge=0, le=1, description="probability of training the LoRA without the pose")
 
 
 class SDSConfig(DistillationConfig):
-    """Score distillation in the noise (DreamFusion, arXiv 2209.14988)."""
+    """Score distillation sampling (DreamFusion, arXiv 2209.14988)."""
 
     name: Literal["sds"] = Field("sds", description="score distillation, d loss / d z = w(t) (eps - noise)")
     weighting: Literal["one_minus_alpha_bar", "uniform"] = Field(
@@ -96,5 +96,5 @@ class ReconstructionConfig(DistillationConfig):
 
     name: Literal["reconstruction"] = Field("reconstruction", description="distance to the predicted image")
     recon_std_rescale: Scheduled = Field(
-        0.5, ge=0, le=1, description="how far contrast is brought back to the unguided one; 0: off"
+        0.5, ge=0, le=1, description="CFG rescale towards the contrast without guidance; 0: off"
     )

@@ -1,9 +1,8 @@
-"""A prior's opinion as a loss: score distillation (SDS) and its reconstruction form, any number of views.
+"""Score distillation losses: SDS and its x0-reconstruction form, for any number of views.
 
-Both add noise to the latents z of rendered images, let a frozen denoiser predict it with classifier-free
-guidance, and return a loss whose gradient with respect to z says where to go. The denoiser itself is never
-differentiated. (The form that trains a copy of it beside the object is in ``vsd.py``.)
-B counts images, not groups: the loss is a sum over pixels and a mean over images.
+Both add noise to the latents z of rendered images, let a frozen denoiser predict it with classifier-free guidance, and
+return a loss with a given gradient with respect to z; the denoiser itself is not differentiated. B counts images, not
+groups of views: the loss is a sum over latent pixels and a mean over images.
 """
 
 from __future__ import annotations
@@ -14,18 +13,23 @@ import torch
 from torch import Tensor, nn
 
 from threedgen.config import at
-from threedgen.guidance.diffusion import Conditions, Denoiser, fresh_noise, predict
 from threedgen.guidance.distillation.options import DistillationConfig
+from threedgen.guidance.guidance import Condition, Denoiser, predict
 from threedgen.guidance.prior import Prior
+from threedgen.guidance.sampling import fresh_noise
 from threedgen.guidance.schedule import Schedule
 
 Logs = dict[str, Tensor | float]
 Weighting = Literal["one_minus_alpha_bar", "uniform"]
 
 
-class Noised(NamedTuple):
-    """Clean latents z (B,C,h,w) float32, what noise at ``t`` (1,) or (B,) makes of them, and what the prior sees there:
-    the guided prediction of the noise, and the conditional one alone."""
+class NoisyLatents(NamedTuple):
+    """Latents of one distillation step and the prior's prediction for them.
+
+    z: clean (B, C, h, w), float32. x: z with noise. t: (1,) or (B,). noise: like z. eps: guided prediction of the
+        noise.
+    eps_cond: conditional prediction.
+    """
 
     z: Tensor
     x: Tensor
@@ -35,30 +39,33 @@ class Noised(NamedTuple):
     eps_cond: Tensor
 
 
-def sds_direction(seen: Noised, schedule: Schedule, weighting: Weighting = "one_minus_alpha_bar") -> Tensor:
-    """Classic SDS (DreamFusion, Poole et al. 2022, eq. 3): w(t) (eps - noise); w(t) is 1 - alpha_bar_t, or 1."""
-    _, sigma = schedule.alpha_sigma(seen.t, seen.z)
-    return (sigma**2 if weighting == "one_minus_alpha_bar" else 1) * (seen.eps - seen.noise)
+def sds_direction(latents: NoisyLatents, schedule: Schedule, weighting: Weighting = "one_minus_alpha_bar") -> Tensor:
+    """Return w(t) (eps - noise), like z (DreamFusion, Poole et al. 2022, eq. 3); w(t) is 1 - alpha_bar_t, or 1."""
+    _, sigma = schedule.alpha_sigma(latents.t, latents.z)
+    return (sigma**2 if weighting == "one_minus_alpha_bar" else 1) * (latents.eps - latents.noise)
 
 
-def reconstruction_direction(seen: Noised, schedule: Schedule, std_rescale: float, n_view: int) -> Tensor:
-    """The x0-reconstruction of MVDream (Shi et al. 2023, section 3.2): z - x0, the gradient of 0.5 |z - x0|^2.
+def reconstruction_direction(latents: NoisyLatents, schedule: Schedule, std_rescale: float, n_view: int) -> Tensor:
+    """Return z - x0, like z: the gradient of 0.5 |z - x0|^2 (MVDream, Shi et al. 2023, section 3.2).
 
-    x0 is the image that the guided prediction amounts to, rescaled towards the spread of the conditional
-    prediction alone, because large guidance scales oversaturate. Without the rescale it is SDS with
-    w(t) = sqrt((1-a) / a). ``std_rescale`` in [0, 1], 0: no rescale.
+    x0 is the image of the guided prediction, rescaled towards the spread of the conditional one, because large guidance
+    scales oversaturate. Without the rescale it is SDS with w(t) = sqrt((1 - a) / a).
+
+    Args:
+        std_rescale: in [0, 1]; 0: no rescale.
     """
-    x0 = schedule.x0_from_eps(seen.x, seen.eps, seen.t)
+    x0 = schedule.x0_from_eps(latents.x, latents.eps, latents.t)
     if std_rescale > 0:
-        x0 = rescale_std(x0, schedule.x0_from_eps(seen.x, seen.eps_cond, seen.t), std_rescale, n_view)
-    return seen.z - x0
+        x0_cond = schedule.x0_from_eps(latents.x, latents.eps_cond, latents.t)
+        x0 = rescale_std(x0, x0_cond, std_rescale, n_view)
+    return latents.z - x0
 
 
 def rescale_std(x0: Tensor, x0_cond: Tensor, share: float, n_view: int) -> Tensor:
-    """``x0`` (B,...) brought by ``share`` in [0, 1] towards the standard deviation of ``x0_cond``.
+    """Rescale `x0` (B, ...) by `share` in [0, 1] towards the standard deviation of `x0_cond`.
 
-    One factor for a group of ``n_view`` images, over all their channels and pixels together: views that were
-    rescaled one by one would drift apart in contrast (Lin et al. 2023, eq. 15, for a single image).
+    One factor for each group of `n_view` images, over all their channels and pixels: views that were rescaled one by
+    one would differ in contrast (Lin et al. 2023, eq. 15, for a single image).
     """
     groups, groups_cond = (part.reshape(len(part) // n_view, -1) for part in (x0, x0_cond))
     factor = (groups_cond.std(dim=1) + 1e-8) / (groups.std(dim=1) + 1e-8)
@@ -67,7 +74,7 @@ def rescale_std(x0: Tensor, x0_cond: Tensor, share: float, n_view: int) -> Tenso
 
 
 def timestep_range(min_percent: float, max_percent: float, T: int) -> tuple[int, int]:
-    """First and last t allowed, both in 0 .. T-1, for shares of T in [0, 1]. ValueError if out of order."""
+    """Return the first and the last allowed t in 0..T-1 for shares of T in [0, 1]; ValueError if out of order."""
     low, high = (min(int(T * percent), T - 1) for percent in (min_percent, max_percent))
     if not 0 <= low <= high:
         bounds = f"min_step_percent {min_percent:g} to max_step_percent {max_percent:g}"
@@ -75,11 +82,11 @@ def timestep_range(min_percent: float, max_percent: float, T: int) -> tuple[int,
     return low, high
 
 
-def follow(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor, Logs]:
-    """0.5 |z - stopgrad(z - direction)|^2 / B, whose gradient is direction / B, and what to log.
+def gradient_loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor, Logs]:
+    """Return 0.5 |z - stopgrad(z - direction)|^2 / B, whose gradient is direction / B, and values to log.
 
-    Single values that are not finite (half precision overflows) count as zero. If none is finite they stay,
-    so that the run stops instead of going on without its prior.
+    Single values that are not finite (half precision overflows) count as zero. If none is finite they stay, so that the
+    run fails instead of continuing without its prior.
     """
     finite = direction.isfinite()
     direction = torch.where(finite | ~finite.any(), direction, 0.0)
@@ -90,9 +97,9 @@ def follow(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor, Logs]
 
 
 class Distillation(nn.Module):
-    """What the losses share: t drawn from the scheduled range, fresh noise, and what the prior makes of them.
+    """Base class of distillation losses: a random t of the scheduled range, fresh noise, and the prior's prediction.
 
-    A module, because a loss may have parameters of its own, which learn beside the object.
+    A subclass defines `direction`. It is a module, because a loss may have trainable parameters (VSD).
     """
 
     def __init__(
@@ -103,24 +110,29 @@ class Distillation(nn.Module):
         prior: Prior | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """``schedule`` is the prior's; ``max_steps`` the length of the run, for options in percents of it.
+        """Build the loss.
 
-        ``prior`` and ``generator`` are for losses that learn: a network to copy, and random initial weights.
+        Args:
+            schedule: that of the prior.
+            max_steps: length of the run, for options in percents of it.
+            prior, generator: for losses with trainable parameters: a network to copy, and random initial weights.
         """
         super().__init__()
         self.options: Any = options
         self.schedule, self.max_steps = schedule, max_steps
-        self.begin(prior, generator)
+        self.make_parameters(prior, generator)
 
-    def begin(self, prior: Prior | None, generator: torch.Generator | None) -> None:
-        """Makes the parameters of a loss that learns."""
+    def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:
+        """Create the trainable parameters of a loss that has any."""
 
     def value(self, name: str, step: int) -> float:
-        """The option ``name`` at optimisation step ``step``."""
+        """Return the option `name` at an optimisation step."""
         return at(getattr(self.options, name), step, self.max_steps)
 
-    def draw(self, latents: Tensor, n_view: int, step: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Logs]:
-        """t, (1,) for all images or (B,), noise like the latents, and the range of t, to be logged."""
+    def sample_noise(
+        self, latents: Tensor, n_view: int, step: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor, Logs]:
+        """Return t, (1,) for all images or (B,), noise like the latents, and the range of t to log."""
         percents = self.value("min_step_percent", step), self.value("max_step_percent", step)
         low, high = timestep_range(*percents, self.schedule.T)
         groups = len(latents) // n_view if self.options.timestep_per == "group" else 1
@@ -128,34 +140,34 @@ class Distillation(nn.Module):
         t = (t.repeat_interleave(n_view) if groups > 1 else t).to(latents.device)
         return t, fresh_noise(latents.float(), generator), {"t_min": float(low), "t_max": float(high)}
 
-    def direction(self, seen: Noised, given: Conditions, step: int) -> Tensor:
-        """B times d loss / d z, like z."""
+    def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
+        """Return B times the gradient with respect to z, like z."""
         raise NotImplementedError
 
     def forward(
-        self, latents: Tensor, denoise: Denoiser, given: Conditions, step: int, generator: torch.Generator
+        self, latents: Tensor, denoise: Denoiser, condition: Condition, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Logs]:
-        """(loss, numbers to log) of ``latents`` (B,C,h,w); first t, then noise come from ``generator``."""
-        t, noise, drawn = self.draw(latents, given.n_view, step, generator)
+        """Return the loss of `latents` (B, C, h, w) and values to log; t, then the noise come from `generator`."""
+        t, noise, logs = self.sample_noise(latents, condition.n_view, step, generator)
         with torch.no_grad():
             z = latents.float()
             x = self.schedule.add_noise(z, noise, t)
-            seen = Noised(z, x, t, noise, *predict(denoise, x, t, given, self.value("guidance_scale", step)))
-            direction = self.direction(seen, given, step)
-        loss, logs = follow(latents, direction, t)
-        return loss, logs | drawn
+            eps, eps_cond = predict(denoise, x, t, condition, self.value("guidance_scale", step))
+            direction = self.direction(NoisyLatents(z, x, t, noise, eps, eps_cond), condition, step)
+        loss, more = gradient_loss(latents, direction, t)
+        return loss, more | logs
 
 
 class SDS(Distillation):
-    """``sds_direction`` with the options of SDSConfig."""
+    """Score distillation sampling, see `sds_direction`."""
 
-    def direction(self, seen: Noised, given: Conditions, step: int) -> Tensor:
-        return sds_direction(seen, self.schedule, self.options.weighting)
+    def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
+        return sds_direction(latents, self.schedule, self.options.weighting)
 
 
 class Reconstruction(Distillation):
-    """``reconstruction_direction`` with the options of ReconstructionConfig."""
+    """Reconstruction of the predicted image, see `reconstruction_direction`."""
 
-    def direction(self, seen: Noised, given: Conditions, step: int) -> Tensor:
+    def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
         rescale = self.value("recon_std_rescale", step)
-        return reconstruction_direction(seen, self.schedule, rescale, given.n_view)
+        return reconstruction_direction(latents, self.schedule, rescale, condition.n_view)

@@ -1,9 +1,9 @@
 """Variational score distillation (VSD; Wang et al. 2023, "ProlificDreamer", arXiv 2305.16213).
 
-SDS compares the prior's noise with the noise that was added; VSD with what a second network says, which learns the
-distribution of the renders while the object does. At their fixed point renders and prior agree as distributions, so
-ordinary guidance scales (7.5) suffice, and colours are not oversaturated. The second network is the prior with
-low-rank additions and the pose (``lora.py``); its parameters belong to this module, hence to the run's checkpoints.
+SDS compares the prior's prediction with the added noise; VSD compares it with the prediction of a second network that
+is trained on the renders meanwhile. At the fixed point renders and prior have one distribution, so ordinary guidance
+scales (7.5) suffice and colours are not oversaturated. The second network is the prior with a LoRA and the pose
+(`lora.py`); its parameters belong to this module, hence to the run's checkpoints.
 """
 
 from __future__ import annotations
@@ -14,61 +14,63 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threedgen.guidance.diffusion import Conditions, Denoiser, combine, fresh_noise, per_image
+from threedgen.guidance.guidance import Condition, Denoiser, combine, per_image
 from threedgen.guidance.prior import Prior
+from threedgen.guidance.sampling import fresh_noise
 
 from .lora import PosedLoRA
-from .sds import Distillation, Logs, Noised
+from .sds import Distillation, Logs, NoisyLatents
 
 
 class VSD(Distillation):
-    """``options`` is a VSDConfig; ``prior`` is copied, and stays frozen."""
+    """VSD loss; the gradient is (1 - alpha_bar_t) (eps_prior - eps_lora) / B."""
 
-    def begin(self, prior: Prior | None, generator: torch.Generator | None) -> None:
+    def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:
         if prior is None:
-            raise ValueError("VSD trains a copy of the prior's network and needs the prior")
+            raise ValueError("VSD trains a LoRA of the prior's network and needs the prior")
         self.unregistered = (prior,)  # frozen: in no checkpoint
         self.lora = PosedLoRA(prior.unet, self.options.rank, generator)
 
     def forward(
-        self, latents: Tensor, denoise: Denoiser, given: Conditions, step: int, generator: torch.Generator
+        self, latents: Tensor, denoise: Denoiser, condition: Condition, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Logs]:
-        """d loss / d z = (1 - alpha_bar_t) (eps_prior - eps_copy) / B, plus the copy's own loss (``learn``).
+        """Return the loss of `latents` (B, C, h, w) plus the LoRA's own; the gradients reach only one of them each."""
+        loss, logs = super().forward(latents, denoise, condition, step, generator)
+        lora_loss = self.lora_loss(latents.detach().float(), condition, generator)
+        return loss + lora_loss, logs | {"loss_lora": lora_loss.detach()}
 
-        The two do not meet: the first reaches only ``latents`` (B,C,h,w), the second only the copy. It sees the plain
-        prompt, by default the first text, and the poses, by default none.
-        """
-        loss, logs = super().forward(latents, denoise, given, step, generator)
-        learning = self.learn(latents.detach().float(), given, generator)
-        return loss + learning, logs | {"loss_lora": learning.detach()}
-
-    def direction(self, seen: Noised, given: Conditions, step: int) -> Tensor:
-        scale = self.options.lora_guidance_scale
-        own = self.schedule.eps_from_output(seen.x, self.copy(seen.x, seen.t, given), seen.t)
+    def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
+        x, t, scale = latents.x, latents.t, self.options.lora_guidance_scale
+        eps_lora = self.schedule.eps_from_output(x, self.lora_output(x, t, condition), t)
         if scale != 1:
-            blind = self.copy(seen.x, seen.t, replace(given, c2w=None))
-            own = combine(own, self.schedule.eps_from_output(seen.x, blind, seen.t), scale)
-        _, sigma = self.schedule.alpha_sigma(seen.t, seen.z)
-        return sigma**2 * (seen.eps - own)
+            output = self.lora_output(x, t, replace(condition, c2w=None))
+            eps_lora = combine(eps_lora, self.schedule.eps_from_output(x, output, t), scale)
+        _, sigma = self.schedule.alpha_sigma(t, latents.z)
+        return sigma**2 * (latents.eps - eps_lora)
 
-    def learn(self, z: Tensor, given: Conditions, generator: torch.Generator) -> Tensor:
-        """The diffusion loss of the copy on the renders' latents, with t from the whole table and noise of its own.
+    def lora_loss(self, z: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
+        """Return the denoising loss of the LoRA on latents of the renders (B, C, h, w), with t of the whole range.
 
-        Now and then (``pose_dropout``) it is told no pose.
+        The pose is dropped with probability `pose_dropout`.
         """
-        count = len(z) // given.n_view
+        count = len(z) // condition.n_view
         t = torch.randint(self.schedule.T, (count,), generator=generator, device=generator.device)
-        t = t.repeat_interleave(given.n_view).to(z.device)
+        t = t.repeat_interleave(condition.n_view).to(z.device)
         noise = fresh_noise(z, generator)
         coin = torch.rand((), generator=generator, device=generator.device)
-        given = replace(given, c2w=None) if float(coin) < self.options.pose_dropout else given
-        return F.mse_loss(self.copy(self.schedule.add_noise(z, noise, t), t, given), self.schedule.target(z, noise, t))
+        condition = replace(condition, c2w=None) if float(coin) < self.options.pose_dropout else condition
+        output = self.lora_output(self.schedule.add_noise(z, noise, t), t, condition)
+        return F.mse_loss(output, self.schedule.target(z, noise, t))
 
-    def copy(self, x: Tensor, t: Tensor, given: Conditions) -> Tensor:
-        """What the copy's UNet itself says: noise or v, as the prior was trained; no pose is one of zeros."""
+    def lora_output(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return the output of the UNet with the LoRA: noise or v, as the prior was trained.
+
+        It takes the plain prompt (by default the first text) and the poses (by default zeros).
+        """
         prior = self.unregistered[0]
-        text = per_image(given.text[0][:1] if given.plain is None else given.plain, len(x))
-        poses = x.new_zeros(len(x), 16) if given.c2w is None else given.c2w.to(x).flatten(1)
+        text = condition.text[0][:1] if condition.plain_text is None else condition.plain_text
+        poses = x.new_zeros(len(x), 16) if condition.c2w is None else condition.c2w.to(x).flatten(1)
         with self.lora.applied(prior.unet, poses):
             t = t.reshape(-1).expand(len(x))
-            return prior.network(x, t, text, given.camera, given.n_view, **given.shown(True))
+            kwargs = condition.reference_kwargs(True)
+            return prior.network(x, t, per_image(text, len(x)), condition.camera, condition.n_view, **kwargs)

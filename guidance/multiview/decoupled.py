@@ -21,7 +21,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from threedgen.guidance.choices import Arrangement, Layout
-from threedgen.guidance.multiview.joined import learns_on_cpu
+from threedgen.guidance.multiview.joined import trains_on_cpu
 
 Branch = Literal["mv", "ref"]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -134,7 +134,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     """Multi-head attention of queries (...,L,C) to keys and values (...,S,C): (...,L,C)."""
     split = (part.flatten(0, -3).unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     queries, keys, values = split
-    if learns_on_cpu(q):
+    if trains_on_cpu(q):
         mixed = (queries @ keys.mT * queries.shape[-1] ** -0.5).softmax(-1).to(values) @ values
     else:
         mixed = F.scaled_dot_product_attention(queries, keys, values)

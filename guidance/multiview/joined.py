@@ -1,11 +1,11 @@
-"""What makes a stock diffusers UNet multi-view: joined self-attention, and a camera in the time embedding.
+"""Joined self-attention and camera embedding: a stock diffusers UNet as a multi-view model.
 
-MVDream (arXiv 2308.16512, section 3.1 and 3.2): the self-attention of each transformer block sees the tokens of all
-views of an object at once, with the weights of the 2D model; the camera is embedded by a small MLP whose output is
-added to that of the time step. So one network is a multi-view model (n_view = 4, camera given) and an ordinary 2D one
-(n_view = 1, no camera); both are arguments of a call and no state of the network.
+MVDream (arXiv 2308.16512, section 3.1 and 3.2): the self-attention of each transformer block attends to the tokens of
+all views of an object, with the weights of the 2D model; the camera is embedded by a small MLP whose output is added to
+the time embedding. One network is a multi-view model (n_view = 4, with cameras) and a 2D model (n_view = 1, no camera);
+both are arguments of a call.
 
-Batch layout everywhere: (objects x views), the views of one object consecutive.
+Batch layout: (objects x views), the views of one object consecutive.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ CAMERA_DIM = 16
 WORLD_ROTARY = "world_rotary"
 """Entry of a UNet's config: its self-attention takes a `WorldRotary`."""
 Kind = Literal["sdpa", "xformers"]
-"""Who computes softmax(q k) v: torch's scaled_dot_product_attention, or xformers' memory_efficient_attention."""
+"""Attention backend: torch's scaled_dot_product_attention, or xformers' memory_efficient_attention."""
 
 
 class MultiviewAttnProcessor(AttnProcessor2_0):
-    """Scaled dot-product attention in which self-attention joins the tokens of ``n_view`` consecutive images.
+    """Attention processor whose self-attention joins the tokens of `n_view` consecutive images.
 
-    One instance serves a whole network: cross-attention (text) passes through unchanged. The number of views
-    comes with the call (see :func:`predict`); 1 is the 2D model.
+    One instance serves a whole network; cross-attention is unchanged. `n_view` is an argument of the call, see
+    `predict`.
     """
 
     def __init__(self, kind: Kind = "sdpa") -> None:
@@ -54,10 +54,10 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
         n_view: int = 1,
         rotary: WorldRotary | None = None,
     ) -> Tensor:
-        """hidden_states (B F, L, C) -> (B F, L, C); joined, the tokens of an object are one sequence (B, F L, C)."""
+        """Attend: hidden_states (B F, L, C) -> (B F, L, C); the joined tokens of an object are (B, F L, C)."""
         joined = n_view > 1 and encoder_hidden_states is None
         tokens = hidden_states.unflatten(0, (-1, n_view)).flatten(1, 2) if joined else hidden_states
-        training = learns_on_cpu(tokens) and attention_mask is None
+        training = trains_on_cpu(tokens) and attention_mask is None
         if encoder_hidden_states is None and (training or rotary is not None):
             out = self_attention(attn, tokens, n_view, rotary)
         else:
@@ -70,7 +70,7 @@ def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: Wor
     """Self-attention (B, F L, C) -> (B, F L, C) by the layers of a diffusers attention block.
 
     Args:
-        attn: a block without norms and residual of its own, as in the transformers of a UNet.
+        attn: a block without norms of its own, as in the transformers of a UNet.
         n_view: F, images in a sequence.
         rotary: rotates queries and keys by the positions of their pixels; None: not rotated.
     """
@@ -78,7 +78,7 @@ def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: Wor
     q, k, v = (layer(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer in layers)
     if rotary is not None:
         q, k = rotary(q, n_view), rotary(k, n_view)
-    if not learns_on_cpu(tokens):
+    if not trains_on_cpu(tokens):
         out = F.scaled_dot_product_attention(q, k, v)
     elif tokens.shape[1] >= MIN_TOKENS:
         out = FlashAttention.apply(q, k, v)
@@ -87,61 +87,57 @@ def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: Wor
     out = out.transpose(1, 2).flatten(2)
     for layer in attn.to_out:  # linear, dropout
         out = layer(out)
-    return out
+    return (out + tokens if attn.residual_connection else out) / attn.rescale_output_factor
 
 
-def learns_on_cpu(tokens: Tensor) -> bool:
-    """Are plain products to be taken for attention, and not torch's fused kernel?
-
-    In bf16 on a CPU torch 2.13 takes five times as long for the backward of the latter.
-    """
+def trains_on_cpu(tokens: Tensor) -> bool:
+    """Return whether gradients are computed on a CPU, where torch's fused backward is slow (five times in bf16)."""
     return torch.is_grad_enabled() and tokens.device.type == "cpu"
 
 
 class CameraEmbedding(TimestepEmbedding):
-    """diffusers' two-layer embedding with the same tensor names; an empty camera (B, 0) means "no camera".
+    """diffusers' two-layer embedding, with the same tensor names, that adds zero for an empty camera (B, 0).
 
-    Without a camera the branch adds exactly zero, whatever its weights (a camera of zeros would add its biases).
+    A camera of zeros would add its biases.
     """
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
-        """(B, 16) -> (B, E); (B, 0) -> zeros (B, 1), which broadcast."""
+        """Embed cameras (B, 16) -> (B, E); (B, 0) -> zeros (B, 1), which broadcast."""
         if sample.shape[-1] == 0:
             return sample.new_zeros(sample.shape[0], 1)
         return super().forward(sample, condition)
 
 
 def make_multiview(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Install the joined attention, and the optional camera if the network has a camera branch; returns ``unet``.
+    """Install joined attention, and the optional camera if there is a camera branch, in `unet`; return it.
 
-    Tensor names, shapes and the saved config stay those of the stock network. Idempotent; what `set_attention` chose
-    stays.
+    Tensor names, shapes and the saved config stay those of the stock network. Idempotent; keeps the backend chosen by
+    `set_attention`.
     """
     if not any(isinstance(processor, MultiviewAttnProcessor) for processor in unet.attn_processors.values()):
         set_attention(unet, "sdpa")
     embedding: Any = unet.class_embedding
     if isinstance(embedding, TimestepEmbedding) and not isinstance(embedding, CameraEmbedding):
-        # Same tensors under another forward: a new module would lose dtype, device, hooks and LoRA layers.
+        # Change the class: a new module would lose dtype, device, hooks and LoRA layers.
         embedding.__class__ = CameraEmbedding
     return unet
 
 
 def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
-    """Who computes the attention; "xformers" has to be installed."""
+    """Choose the attention backend; "xformers" must be installed."""
     unet.set_attn_processor(dict.fromkeys(unet.attn_processors, MultiviewAttnProcessor(kind)))
 
 
 def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
-    """A new UNet of a config with changes; `WORLD_ROTARY` is kept, which diffusers would warn of."""
-    entries = {**config, **changes}
-    own = {name: entries.pop(name) for name in (WORLD_ROTARY,) if name in entries}
-    unet: Any = UNet2DConditionModel.from_config(entries)
-    unet.register_to_config(**own)
+    """Build a UNet of a config with changes; keeps `WORLD_ROTARY`, which diffusers would warn of."""
+    stock = {name: value for name, value in config.items() if name != WORLD_ROTARY}
+    unet: Any = UNet2DConditionModel.from_config(stock, **changes)
+    unet.register_to_config(**{name: config[name] for name in (WORLD_ROTARY,) if name in config})
     return unet
 
 
 def multiview_unet(**config: Any) -> UNet2DConditionModel:
-    """A new multi-view UNet with random weights; ``config`` as for UNet2DConditionModel (camera branch included)."""
+    """Build a multi-view UNet with random weights and a camera branch; `config` as for UNet2DConditionModel."""
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}
     return make_multiview(UNet2DConditionModel(**(camera | config)))
 
@@ -157,32 +153,45 @@ def predict(
     factor: int = 8,
     **views: Any,
 ) -> Tensor:
-    """The network's output (eps or v) for noisy latents.
+    """Return the network's output (eps or v) for noisy latents.
 
     Args:
-        unet: a network prepared by :func:`make_multiview`, or with other processors in the place of its own.
-        x: noisy latents (B F, C, h, w), views fastest.  t: time steps (B F,) or ().  text: (B F, L, D).
-        camera: (B F, 16), see ``mvdream.camera_vector``; None skips the camera branch altogether (2D mode).
-        n_view: F, how many consecutive images attend to each other; 1 is the 2D model.
-        features: what is added in each block on the way down, as from a T2I-Adapter (Mou et al. 2023).
-        factor: pixels per latent and axis, as SDXL is told the size of a picture.
-        views: what else the attention processors are told in this call, such as poses or corresponding pixels. Like
-            ``n_view`` it reaches each processor as the argument of that name.
+        unet: a network prepared by `make_multiview`, or with other attention processors.
+        x: noisy latents (B F, C, h, w), views fastest.
+        t: time steps (B F,) or ().
+        text: (B F, L, D).
+        camera: (B F, 16), see `camera_vector`; None: no camera branch (2D mode).
+        n_view: F, number of consecutive images that attend to each other; 1 is the 2D model.
+        features: residuals of the down blocks, as from a T2I-Adapter (Mou et al. 2023).
+        factor: pixels per latent and axis, for SDXL's size conditioning.
+        views: further arguments of the attention processors, by name.
 
-    Raises ValueError when F does not divide the batch, or a camera is given to a network without a camera branch.
+    Raises:
+        ValueError: F does not divide the batch, or the network has no branch for the camera.
     """
     if len(x) % n_view:
-        raise ValueError(f"a batch of {len(x)} images is not a multiple of n_view = {n_view}")
+        raise ValueError(f"the batch size must be a multiple of n_view: {len(x)} images, n_view={n_view}")
     if unet.class_embedding is None:
         if camera is not None:
-            raise ValueError("this UNet has no camera branch, so it cannot be given a camera")
+            raise ValueError("this UNet has no camera branch; pass camera=None")
         labels = None
     else:
         labels = x.new_zeros(x.shape[0], 0) if camera is None else camera.to(x.dtype)
-    text, added = sdxl.taken_apart(unet, text, *(factor * side for side in x.shape[-2:]))
+    text, added = sdxl.split_text(unet, text, *(factor * side for side in x.shape[-2:]))
     if unet.config.get(WORLD_ROTARY):
         views["rotary"] = WorldRotary(camera, len(x), x.device)
     more: dict[str, Any] = added | {"class_labels": labels, "cross_attention_kwargs": {"n_view": n_view, **views}}
     if features is not None:
         more["down_intrablock_additional_residuals"] = list(features)  # which the network empties
     return unet(x, t, text, **more, return_dict=False)[0]
+
+
+def camera_vector(c2w: Tensor) -> Tensor:
+    """Convert camera-to-world matrices (B, 4, 4), OpenGL axes, z up, to camera vectors (B, 16).
+
+    Row-major, with the translation scaled to length 1: the network gets directions only, neither distance nor field of
+    view. `c2w` is left as it is.
+    """
+    unit = F.normalize(c2w[:, :3, 3:], dim=1, eps=1e-8)
+    top = torch.cat([c2w[:, :3, :3], unit], dim=2)
+    return torch.cat([top, c2w[:, 3:]], dim=1).flatten(1)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.control_maps import geometry_control, ray_control, sight_lines, view_rays
+from threedgen.geometry.control_maps import geometry_control, plucker_rays, ray_control, view_rays
 from threedgen.geometry.poses import orbit_c2w, unit_vector
 
 DISTANCE, HALF_HEIGHT, HALF = 1.8, 0.55, 0.5
@@ -58,7 +58,7 @@ def turned(vectors: Tensor) -> Tensor:
 def ray_maps(at: Cameras) -> Tensor:
     """What an adapter is told of cameras in our world, in [0,1]: of orthographic ones maps (B,6,1,1) of how they look,
     which all pixels share; of those in perspective the lines of sight (B,6,H,W)."""
-    maps = view_rays(at.c2w)[:, :, None, None] if at.projection.parallel else sight_lines(at)
+    maps = view_rays(at.c2w)[:, :, None, None] if at.projection.parallel else plucker_rays(at)
     parts = (turned(part.movedim(1, -1)).movedim(-1, 1) for part in maps.split(3, dim=1))
     return ray_control(torch.cat(list(parts), dim=1))
 

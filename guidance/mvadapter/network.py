@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
 from threedgen.guidance.convolution import quick
-from threedgen.guidance.diffusion import Features
+from threedgen.guidance.guidance import Features
 from threedgen.guidance.multiview.decoupled import Branch, branch_processors, decouple
 from threedgen.guidance.multiview.joined import predict
 
@@ -139,7 +139,7 @@ class AdaptedUNet(nn.Module):
             return predict(self.unet, x, t, text, None, n_view, features, self.factor, **told)
 
     @torch.no_grad()
-    def look_at(self, latents: Tensor, text: Tensor) -> Features:
+    def reference_features(self, latents: Tensor, text: Tensor) -> Features:
         """What its self-attention sees of R pictures by their clean latents (R,C,h,w), with text (R,L,D)."""
         kept: dict[str, Tensor] = {}
         t = torch.zeros(len(latents), dtype=torch.long, device=latents.device)

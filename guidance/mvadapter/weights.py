@@ -19,7 +19,7 @@ from threedgen.config.errors import keyed
 from threedgen.guidance.multiview.decoupled import Branch
 from threedgen.guidance.weights.files import read_card, read_tensors
 from threedgen.run.disk import write_atomic
-from threedgen.run.torch_file import compare, require_finite
+from threedgen.run.torch_file import check_architecture, require_finite
 
 from .form import Form
 from .network import CHANNELS, FINE, AdaptedUNet
@@ -85,7 +85,7 @@ def convert_adapter(
     except ValueError as error:
         raise ConfigError(f"an adapter cannot be put into this base: {error}", "adapter") from None
     state = network.adapter_state()
-    compare(ours, state, "the adapter")
+    check_architecture(ours, state, "the adapter")
     require_finite(ours, "the weights of the adapter")
     for name, tensor in state.items():
         tensor.copy_(ours[name])

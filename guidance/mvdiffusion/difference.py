@@ -15,7 +15,7 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.multiview.joined import unet_from_config
-from threedgen.run.torch_file import compare
+from threedgen.run.torch_file import check_architecture
 
 FIRST = ("conv_in.weight", "conv_in.bias")
 LORA = "lora."
@@ -48,7 +48,9 @@ def begin_additions(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str
     """Gives the first layer of a UNet and additions to it what a ``difference`` says of another run's. Raises
     ConfigError for additions of another rank, or to other layers."""
     ours = difference(unet, lora)
-    compare({name: tensors[name] for name in tensors if name.startswith(LORA) or name in ours}, ours, "the additions")
+    check_architecture(
+        {name: tensors[name] for name in tensors if name.startswith(LORA) or name in ours}, ours, "the additions"
+    )
     with torch.no_grad():
         unet.conv_in.load_state_dict({name.rpartition(".")[2]: tensors[f"unet.{name}"] for name in FIRST})
         for name, down, up in zip(lora.names, lora.down, lora.up, strict=True):

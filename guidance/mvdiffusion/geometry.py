@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from threedgen.geometry.overlap import overlap_fractions
-from threedgen.geometry.warp import apply_homography, homography, look_up, pixel_grid, reproject
+from threedgen.geometry.warp import apply_homography, homography, pixel_grid, reproject, sample_nearest
 
 Neighbours = Literal["ring", "all"]
 HIDDEN = 1e6
@@ -170,10 +170,12 @@ class DepthGeometry(_Cached):
     def _keys(self, view: int, height: int, width: int) -> Keys:
         scale = self.depth.shape[1] // height
         pixels, others = token_pixels(height, width, scale), self.neighbours(view)
-        here = look_up(self.depth[view], pixels)
+        here = sample_nearest(self.depth[view], pixels)
         found = [reproject(pixels, here, *self._camera(view), *self._camera(other)) for other in others]
         counterpart, z = (torch.stack(part) for part in zip(*found, strict=True))
-        there = torch.stack([look_up(self.depth[other], at) for other, at in zip(others, counterpart, strict=True)])
+        there = torch.stack(
+            [sample_nearest(self.depth[other], at) for other, at in zip(others, counterpart, strict=True)]
+        )
         mask = (here > 0) & (there > 0) & (self.released | (z > 0))
         relation = ((here if self.released else z) - torch.where(mask, there, HIDDEN)).abs()
         places = counterpart / scale - 0.5

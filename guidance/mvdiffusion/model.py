@@ -1,7 +1,7 @@
-"""MVDiffusion (Tang et al. 2023, arXiv 2307.01097): a 2D model that draws the views of a scene together.
+"""MVDiffusion (Tang et al. 2023, arXiv 2307.01097): a 2D model that samples the views of a scene together.
 
-model = MVDiffusion.load("stabilityai/stable-diffusion-2-base", camera=False).with_views("pano.ckpt")
-views = model.draw(["a kitchen"] * 8, geometry, (512, 512))
+model = MVDiffusion.load("stabilityai/stable-diffusion-2-base").with_blocks("pano.ckpt")
+views = model.sample_views(["a kitchen"] * 8, geometry, (512, 512))
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.config.errors import keyed
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.warp import of_cameras
-from threedgen.guidance.diffusion import Conditions, Generators, guided
-from threedgen.guidance.draft import ALONE, Begun, Size, Synchronised, before_each, check_sides, ddim, in_both_sizes
+from threedgen.geometry.warp import to_opencv
+from threedgen.guidance.coarse_to_fine import NO_SYNC, Size, ViewSync, check_image_size, sample_images
+from threedgen.guidance.guidance import Condition, guided
 from threedgen.guidance.multiview.joined import predict
 from threedgen.guidance.options import MVDiffusionConfig
-from threedgen.guidance.priors.mvdream import load_as
-from threedgen.guidance.priors.stable_diffusion import StableDiffusion
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior
+from threedgen.guidance.sampling import Generators, InitLatents, before_steps, sample_latents
 from threedgen.guidance.weights.files import read_card, read_tensors
 from threedgen.guidance.weights.plugins import locate
 
@@ -38,22 +38,21 @@ logger = logging.getLogger(__name__)
 
 
 def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVDiffusion:
-    """The model that a config describes. Raises ConfigError."""
-    model: MVDiffusion = load_as(MVDiffusion, options, device, camera=False)
+    """Build the model of a config. Raises ConfigError."""
+    model: MVDiffusion = load_prior(MVDiffusion, options, device)
     model.hold, model.guide_views = options.hold, options.guide_views
     if options.blocks is not None:
-        model.with_views(options.blocks).compare_learnt(
-            k=options.k, neighbours=options.neighbours, overlap=options.overlap
-        )
+        model.with_blocks(options.blocks)
+        model.check_trained_options(k=options.k, neighbours=options.neighbours, overlap=options.overlap)
     return model
 
 
-Known = Callable[[Size], tuple[Tensor | None, Tensor | None]]
-"""What is known of F views, for pictures of a size: extra (F,E,h,w) and condition (F,C+1,h,w); None: nothing."""
+ImageConditions = Callable[[Size], tuple[Tensor | None, Tensor | None]]
+"""Conditions of F views at an image size: extra channels (F, E, h, w) and condition maps (F, C + 1, h, w), or None."""
 
 
 class CorrespondenceOptions(Protocol):
-    """What a config says of it: see ``MVDiffusionConfig``."""
+    """Options of correspondence between views, see `MVDiffusionConfig`."""
 
     @property
     def k(self) -> int: ...
@@ -63,17 +62,18 @@ class CorrespondenceOptions(Protocol):
     def overlap(self) -> float: ...
 
 
-class MVDiffusion(StableDiffusion):
-    """A Stable Diffusion whose UNet can see the views of a scene: ``multiview``, None before ``with_views``.
+class MVDiffusion(LatentDiffusion):
+    """A latent diffusion model whose UNet attends to the other views of a scene.
 
-    extra: what the UNet is told of each pixel beside the noisy latents; see ``inputs``.  hold: of what is given
-    the noisy latents are those of the picture in each step, so that it stays as it is and others can see it.
+    Attributes:
+        multiview: UNet with correspondence-aware attention; None before `with_blocks`.
+        hold: given images replace their noisy latents in each step, so that they stay as they are.
+        trained_options: options of the training of its blocks, as far as their file has them.
     """
 
     multiview: MultiviewUNet | None = None
     hold: bool = False
-    learnt: Mapping[str, str] = MappingProxyType({})
-    """Options by which its blocks learnt, as far as they say it."""
+    trained_options: Mapping[str, str] = MappingProxyType({})
 
     @staticmethod
     def extra_channels(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
@@ -86,66 +86,73 @@ class MVDiffusion(StableDiffusion):
 
     @property
     def extra(self) -> Extra:
+        """Kind of input channels beside the noisy latents; see `inputs`."""
         channels = self.latent_shape[0]
         return extra_kind(self.unet.config["in_channels"] - channels, channels)
 
     def check_size(self, size: Size, keys: tuple[str, str]) -> None:
-        """Raises ConfigError for pictures (H,W) that cannot be drawn; ``keys``: the options of height and width."""
-        check_sides(size, self.unit, self.draft, keys)
+        """Raise ConfigError for an image size that cannot be sampled; `keys`: options of height and width."""
+        check_image_size(size, self.unit, self.draft, keys)
         if self.multiview is not None and self.multiview.kind == "depth" and self.multiview.encoding == "reference":
             self.check_pairs(size, self.draft is not None, keys[1])
 
     def check_pairs(self, size: Size, halved: bool, key: str) -> None:
-        """Raises ConfigError if the smallest map of pictures (H,W), or of those that are ``halved``, has an odd number
-        of tokens, of which the reference's encoding of depth makes pairs: see ``PositionalEncoding``."""
+        """Raise ConfigError if the smallest feature map has an odd number of tokens.
+
+        The reference's encoding of depth pairs tokens, see `PositionalEncoding`. halved: images of half the size count.
+        """
         (height, width), token = size, self.unit * (2 if halved else 1)
         if height // token * (width // token) % 2:
             raise ConfigError(
-                "these weights encode depth in pairs of tokens, and the smallest map of pictures of "
-                f"{height} x {width} pixels{', drawn at half the size too,' if halved else ''} has an odd number; "
+                f"these weights encode depth in pairs of tokens, and images of {height} x {width} pixels"
+                f"{', sampled at half the size first,' if halved else ''} have an odd number of them; "
                 f"try a width of {(width // token + 1) * token}",
                 key,
             )
 
-    def with_views(self, blocks: str | Path) -> Self:
-        """Puts the blocks of a file around the UNet, which may get other weights by them. Raises ConfigError."""
+    def with_blocks(self, blocks: str | Path) -> Self:
+        """Add the attention blocks of a file, which may also change the UNet's weights. Raises ConfigError."""
         path = locate("blocks", str(blocks))
         with keyed("blocks"):
-            tensors, self.learnt = read_tensors(path), read_card(path, FORMAT)
+            tensors, self.trained_options = read_tensors(path), read_card(path, FORMAT)
             found = convert_released(tensors, differing(self.unet, tensors))
         if found.ignored:
             parts = ", ".join(f"{part} ({count})" for part, count in found.ignored_parts.items())
-            logger.warning("%s: tensors that have no place here are not used: %s", blocks, parts)
+            logger.warning("%s: tensors of no part of the network are not used: %s", blocks, parts)
         return self.with_network(found.network)
 
     def with_network(self, network: MultiviewUNet) -> Self:
-        """Sees the views of a scene by this network from now on."""
+        """Use this network from now on."""
         self.unet, self.multiview = network.unet, network
         return self.to(self.device)
 
-    def compare_learnt(self, **chosen: object) -> None:
-        """Warns of options by which the blocks did not learn."""
-        for name, value in chosen.items():
-            if self.learnt.get(name, str(value)) != str(value):
-                logger.warning("%s=%s: the attention between views learnt with %s", name, value, self.learnt[name])
+    def check_trained_options(self, **options: object) -> None:
+        """Warn of options that differ from the training of the blocks."""
+        for name, value in options.items():
+            if (trained := self.trained_options.get(name, str(value))) != str(value):
+                logger.warning("%s=%s: the attention between views was trained with %s", name, value, trained)
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
         return super().networks | ({} if self.multiview is None else {"multiview": self.multiview})
 
     def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        """A single picture about which nothing is known."""
+        """Return the output of the UNet for single images without conditions."""
         return super().predict(torch.cat([x, unknown_channels(self.extra, x)], 1), t, text)
 
     def masked_extra(self, views: Tensor, given: Tensor, convention: Convention) -> Tensor:
-        """What a model of masks is told (F,1+C,h,w) of views (F,H,W,3) in [0,1], of which what is ``given`` is known:
-        whole views (F,) or pixels (F,H,W), bool."""
+        """Return the extra channels (F, 1 + C, h, w) of an inpainting model.
+
+        Args:
+            views: (F, H, W, 3) in [0, 1].
+            given: bool, known views (F,) or pixels (F, H, W).
+        """
         latents = self.encode_views(masked_pictures(views, given, convention))
         return mask_channels(latents, given.to(latents.device), convention)
 
     def geometry(self, at: Cameras, depth: Tensor | None, options: CorrespondenceOptions) -> Geometry:
-        """How views correspond: posed ones with ``depth`` (F,H,W), else those of a panorama."""
-        K, c2w = of_cameras(at)
+        """Return the correspondence of posed views with `depth` (F, H, W), or of a panorama without depth."""
+        K, c2w = to_opencv(at)
         if depth is None:
             return PanoramaGeometry(K, c2w[:, :3, :3], (at.height, at.width), options.k, options.neighbours)
         released = self.multiview is None or self.multiview.encoding == "reference"
@@ -160,10 +167,15 @@ class MVDiffusion(StableDiffusion):
         extra: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> Tensor:
-        """The noise in the latents (B F,C,h,w) of scenes of F views, at time steps (B F,), for text (B F,L,D), float32.
+        """Predict the noise in the latents of scenes of F views, float32.
 
-        geometry: None: each picture by itself, which is the base model.  extra: (B F,E,h,w).  condition: see
-        ``MultiviewUNet.forward``.
+        Args:
+            x: (B F, C, h, w).
+            t: time steps (B F,).
+            text: (B F, L, D).
+            geometry: correspondence of views; None: each image by itself, as the base model does.
+            extra: (B F, E, h, w).
+            condition: see `MultiviewUNet.forward`.
         """
         return self.schedule.eps_from_output(x, self.output(x, t, text, geometry, extra, condition), t)
 
@@ -176,35 +188,39 @@ class MVDiffusion(StableDiffusion):
         extra: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> Tensor:
-        """What the network itself says, float32: the noise or v; see ``denoise_views``."""
+        """Return the output of the network, noise or v, float32; arguments as in `denoise_views`."""
         extra = unknown_channels(self.extra, x) if extra is None else extra
-        known = torch.cat([x.float(), extra.float()], 1)
+        inputs = torch.cat([x.float(), extra.float()], 1)
         with self.autocast():
             if self.multiview is None:
-                return predict(self.unet, known, t, text).float()
-            return self.multiview(known, t, text, geometry, condition).float()
+                return predict(self.unet, inputs, t, text).float()
+            return self.multiview(inputs, t, text, geometry, condition).float()
 
     @property
-    def branch(self) -> bool:
-        """Has it a branch for given pictures?"""
+    def has_condition_branch(self) -> bool:
+        """Whether the network has a branch for given images."""
         return self.multiview is None or self.multiview.has_condition
 
-    def held(self, extra: Tensor | None, condition: Tensor | None, mask: Convention) -> tuple[Tensor, Tensor] | None:
-        """Where latents stay as they are given (F,1,h,w), and what is given (F,C,h,w); None: nothing does. A network
-        without a branch for given pictures sees them in no other way."""
-        if condition is not None and (self.hold or not self.branch):
+    def fixed_latents(
+        self, extra: Tensor | None, condition: Tensor | None, mask: Convention
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return where latents are fixed (F, 1, h, w) and their values (F, C, h, w); None: nowhere.
+
+        It is the only way in which a network without a condition branch takes given images.
+        """
+        if condition is not None and (self.hold or not self.has_condition_branch):
             return condition[:, -1:], condition[:, :-1]
         if self.hold and self.extra == "mask" and extra is not None:
             return given_latents(extra, mask)
         return None
 
     @torch.no_grad()
-    def draw(
+    def sample_views(
         self,
         prompts: Sequence[str],
         geometry: Geometry | None,
         size: Size,
-        known: Known = lambda size: (None, None),
+        conditions: ImageConditions = lambda size: (None, None),
         steps: int = 50,
         guidance_scale: float = 9.0,
         negative_prompt: str = "",
@@ -212,33 +228,37 @@ class MVDiffusion(StableDiffusion):
         on_step: Callable[[], None] = lambda: None,
         eta: float = 0.0,
         mask: Convention = "code",
-        synchronised: Synchronised = ALONE,
+        sync: ViewSync = NO_SYNC,
     ) -> Tensor:
-        """Samples the F views of a scene, one prompt each, by DDIM -> (F,H,W,3) in [0,1], on the CPU.
+        """Sample the F views of a scene, one prompt each, by DDIM: (F, H, W, 3) in [0, 1], on the CPU.
 
-        size: (H,W), multiples of ``unit``.  known: what is known, the same with and without the prompt.  on_step:
-        called before each step; may raise.  eta: see ``ddim_sigma``.  mask: how a mask says what is given, for
-        ``hold``.  synchronised: see ``in_both_sizes``.
+        Args:
+            size: (H, W), multiples of `unit`.
+            conditions: image conditions, the same with and without the prompt.
+            on_step: called before each step; may raise.
+            eta: see `ddim_sigma`.
+            mask: convention of masks, for `hold`.
+            sync: see `sample_images`.
         """
         count, text = len(prompts), self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
 
-        def draw(size: Size, start: Tensor, begun: Begun | None) -> Tensor:
-            extra, condition = (None if part is None else part.to(self.device) for part in known(size))
-            held = self.held(extra, condition, mask)
-            condition = condition if self.branch else None
+        def sample_pass(size: Size, start: Tensor, init: InitLatents | None) -> Tensor:
+            extra, condition = (None if part is None else part.to(self.device) for part in conditions(size))
+            fixed = self.fixed_latents(extra, condition, mask)
+            condition = condition if self.has_condition_branch else None
 
             def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
-                said, where_from = [], geometry if n_view == count else None
+                eps, pairs = [], geometry if n_view == count else None
                 for z, times, words in zip(*(part.split(len(start)) for part in (x, t, text)), strict=True):
-                    if held is not None:
-                        where, given = held
+                    if fixed is not None:
+                        where, given = fixed
                         z = torch.where(where > 0, self.schedule.add_noise(given, start, times), z)
-                    said.append(self.denoise_views(z, times, words, where_from, extra, condition))
-                return torch.cat(said)
+                    eps.append(self.denoise_views(z, times, words, pairs, extra, condition))
+                return torch.cat(eps)
 
-            given = Conditions(text, n_view=count, alone=self.guide_views)
-            how = (self.schedule, steps, eta, generator, begun, before_each(on_step))
-            z = ddim(guided(denoise, guidance_scale), start, given, *how)
-            return z if held is None else torch.where(held[0] > 0, held[1], z)
+            text_condition = Condition(text, n_view=count, single_view_uncond=self.guide_views)
+            how = (self.schedule, steps, init, eta, generator, before_steps(on_step))
+            z = sample_latents(guided(denoise, guidance_scale), start, text_condition, *how)
+            return z if fixed is None else torch.where(fixed[0] > 0, fixed[1], z)
 
-        return in_both_sizes(self, count, size, draw, generator, synchronised)
+        return sample_images(self, count, size, sample_pass, generator, sync)

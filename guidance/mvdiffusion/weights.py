@@ -16,7 +16,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.run.disk import write_atomic
-from threedgen.run.torch_file import compare, require_finite
+from threedgen.run.torch_file import check_architecture, require_finite
 
 from .caa import Encoding, frequencies
 from .difference import FIRST, LORA, merge, widened
@@ -86,7 +86,7 @@ def begin_with(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool
     state, theirs = network.state_dict(), chosen(named)
     ours = chosen(state)
     given = {name: named[theirs[name]] for name in theirs}
-    compare(given, {name: state[ours[name]] for name in ours}, "the attention between views")
+    check_architecture(given, {name: state[ours[name]] for name in ours}, "the attention between views")
     require_finite(given, "the weights of MVDiffusion")
     network.load_state_dict({ours[name]: tensor for name, tensor in given.items()}, strict=False)
 
@@ -148,7 +148,7 @@ def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) 
     if {name for name in ours if name.startswith("unet.")} <= {f"unet.{name}" for name in FIRST}:
         ours = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("unet.")} | ours
     state = network.state_dict()
-    compare(
+    check_architecture(
         ours, {name: tensor for name, tensor in state.items() if not name.endswith(BANDS)}, "the MVDiffusion network"
     )
     require_finite(ours, "the weights of MVDiffusion")

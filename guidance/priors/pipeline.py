@@ -20,13 +20,14 @@ from torch import Tensor
 from transformers import CLIPTextModel
 
 from threedgen.geometry.rigs import orbit
-from threedgen.guidance import diffusion
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.multiview.joined import make_multiview
+from threedgen.guidance.guidance import guided
+from threedgen.guidance.multiview.joined import camera_vector, make_multiview
+from threedgen.guidance.sampling import fresh_noise
 from threedgen.guidance.schedule import Schedule
 from threedgen.run.dtypes import DTYPES
 
-from .mvdream import MVDream, camera_vector
+from .mvdream import MVDream
 
 
 class MVDreamPipeline(DiffusionPipeline):
@@ -121,7 +122,7 @@ class MVDreamPipeline(DiffusionPipeline):
             num_inference_steps, eta: as the scheduler takes them.
             guidance_scale: s of eps_u + s (eps_c - eps_u).
             generator: of the start and of eta's noise; one on the CPU gives the same start everywhere. All begins as
-                noise (`Prior.sample` with guess_noise=1).
+                noise (`Prior.sample` with init_strength=1).
             latents: a start (prompts x views, 4, h, w) instead of noise.
             output_type: "pil", "np" (n,H,W,3) in [0,1], "pt" (n,3,H,W) in [0,1], or "latent".
             callback_on_step_end: called as f(pipeline, k, t, {"latents": ...}); what it returns replaces them.
@@ -139,10 +140,10 @@ class MVDreamPipeline(DiffusionPipeline):
         text = prior.encode_prompt([*prompts, *[negative_prompt] * len(prompts)]).chunk(2)
         shape = (len(prompts) * views, self.unet.config["out_channels"], *[prior.image_size // prior.factor] * 2)
         if latents is None:
-            latents = diffusion.fresh_noise(torch.empty(shape, device=prior.device), generator)
+            latents = fresh_noise(torch.empty(shape, device=prior.device), generator)
         self.scheduler.set_timesteps(num_inference_steps, device=prior.device)
         x = latents.to(prior.device, torch.float32) * self.scheduler.init_noise_sigma
-        network = diffusion.guided(prior.network, guidance_scale)
+        network = guided(prior.network, guidance_scale)
         takes = inspect.signature(self.scheduler.step).parameters
         more = {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in takes}
         for k, t in enumerate(self.progress_bar(self.scheduler.timesteps)):

@@ -1,8 +1,7 @@
-"""Words for the side from which one looks, and Perp-Neg: what a prompt can do against a face on every side.
+"""View prompts and Perp-Neg: text conditions against multiple fronts (Janus) with priors that have no cameras.
 
-A prior without cameras draws what it has seen most, the front. DreamFusion (section 3.2) appends ", front view" and
-the like by the camera's direction; Perp-Neg (Armandpour et al. 2023) goes over from one side's text to the next
-smoothly and pushes away from the neighbouring ones. Both are options of the prompt: any prior and any loss take them.
+DreamFusion (section 3.2) appends ", front view" and the like by the camera's direction. Perp-Neg (Armandpour et al.
+2023) interpolates between the sides' texts and uses the neighbouring sides as negative prompts.
 """
 
 from __future__ import annotations
@@ -14,38 +13,36 @@ from torch import Tensor
 
 from threedgen.geometry.poses import wrap_angle
 from threedgen.geometry.rigs import Rig
-from threedgen.guidance.diffusion import Conditions, Negatives
 from threedgen.guidance.distillation.options import ViewPromptsConfig
+from threedgen.guidance.guidance import Condition, Negatives
 
 DIRECTIONS = ("side", "front", "back", "overhead")
 
-# Weights of the negative texts as a exp(-b r) + c, from threestudio: of the front and the side between front
-# and side, of the side and the front between side and back. r grows from 0 to 1 towards the text itself, where the
-# weight of the text ends at zero; the front is never wanted at the back.
+# Weights of negative prompts, a exp(-b r) + c, from threestudio: of front and side between front and side, and of side
+# and front between side and back. r is 1 at the text's own side, where its weight is zero; the front is always a
+# negative at the back.
 FRONT_OF_SIDE = SIDE_OF_FRONT = (4.0, 0.5, -2.426)
 SIDE_OF_BACK = (1.0, 0.5, -0.606)
 FRONT_OF_BACK = (1.0, 0.5, 0.967)
 
 
 def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]:
-    """What has to be encoded, in the order in which ``view_text`` expects it."""
+    """Return the texts to encode, in the order of `view_text`."""
     words = [getattr(options, direction) for direction in DIRECTIONS] if options.enabled else []
     return [prompt, negative, *(prompt + word for word in words)]
 
 
-def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Conditions:
-    """``text`` (2 or 6,L,D), the embeddings of ``prompts``, as the B cameras of the ``rig`` need them."""
+def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
+    """Return the text condition of the B cameras of a rig, from the embeddings (2 or 6, L, D) of `prompts`."""
     if not options.enabled:
-        return Conditions((text[:1], text[1:2]))
+        return Condition((text[:1], text[1:2]))
     if options.perp_neg:
         return _perp_neg(text[1:2], text[2:], rig, options)
-    return Conditions((text[2:][direction(rig, options).to(text.device)], text[1:2]))
+    return Condition((text[2:][direction(rig, options).to(text.device)], text[1:2]))
 
 
 def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
-    """(B,) int64, where in ``DIRECTIONS`` each camera belongs; azimuth 0 is the front, above ``overhead_above`` all is
-    overhead.
-    """
+    """Return the index in `DIRECTIONS` of each camera, (B,) int64; azimuth 0 is the front."""
     turn, steep = torch.rad2deg(wrap_angle(rig.azimuth).abs()), torch.rad2deg(rig.elevation)
     found = torch.zeros(len(rig.azimuth), dtype=torch.long, device=turn.device)
     found[turn < options.front_within] = 1
@@ -54,11 +51,8 @@ def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
     return found
 
 
-def _perp_neg(uncond: Tensor, sides: Tensor, rig: Rig, options: ViewPromptsConfig) -> Conditions:
-    """Text between two sides, in proportion to the angle, and two negatives for each image.
-
-    From overhead there is no such order: that text alone, without negatives.
-    """
+def _perp_neg(uncond: Tensor, sides: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
+    """Interpolate the text between two sides by angle, with two negative prompts per image; none for overhead views."""
     overhead = (direction(rig, options) == 3).to(sides.device)
     turn = (wrap_angle(rig.azimuth).abs() / (pi / 2)).to(sides)  # 0 front, 1 side, 2 back
     fronts = turn < 1
@@ -75,7 +69,7 @@ def _perp_neg(uncond: Tensor, sides: Tensor, rig: Rig, options: ViewPromptsConfi
         torch.stack([_decay(SIDE_OF_BACK, near), _decay(FRONT_OF_BACK, near)]),
     )
     weights = torch.where(overhead, 0.0, weights).clamp(min=0)
-    return Conditions((cond, uncond), negatives=Negatives(torch.stack([first, second]), weights))
+    return Condition((cond, uncond), negatives=Negatives(torch.stack([first, second]), weights))
 
 
 def _decay(constants: tuple[float, float, float], r: Tensor) -> Tensor:

@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.guidance.multiview.joined import camera_vector
+from threedgen.guidance.priors.mvdream import MVDream
 
 from .logsnr import Prediction
 from .rays import relative_poses

@@ -58,7 +58,7 @@ class ThreeDiMSampler:
         height, width = self.model.picture_size
         images = torch.stack([resize(given(r).images, height, width) for r in requests]).to(self.device)
         x = self.model.from_pictures(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-        c2w = torch.stack([given(r).at.c2w for r in requests]).to(self.device)
+        c2w = torch.stack([given(r).cameras.c2w for r in requests]).to(self.device)
         targets = torch.stack([r.target.c2w for r in requests]).to(self.device)
         K = torch.stack([intrinsics(r, height, width) for r in requests]).to(self.device)
         how: Any = self.config.model_dump(include=set(SamplingConfig.model_fields))
@@ -92,7 +92,7 @@ def given(request: Request) -> Views:
 
 def intrinsics(request: Request, height: int, width: int) -> Tensor:
     """K (3, 3) of all views of a request in pixels of ``height`` x ``width``. Raises ConfigError if they differ."""
-    both = given(request).at.with_size(height, width).K, request.target.with_size(height, width).K
+    both = given(request).cameras.with_size(height, width).K, request.target.with_size(height, width).K
     every = torch.cat(both)
     if (every - every[0]).abs().max() > SAME * height:
         raise ConfigError(f"{request.scene}: its views have several focal lengths or principal points; 3DiM needs one")

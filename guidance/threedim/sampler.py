@@ -13,7 +13,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from threedgen.guidance.diffusion import combine, fresh_noise
+from threedgen.guidance.guidance import combine
+from threedgen.guidance.sampling import fresh_noise
 
 from .logsnr import Prediction, logsnr_steps, posterior, x0_from_output
 

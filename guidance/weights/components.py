@@ -25,7 +25,7 @@ from threedgen.run.disk import write_json
 from . import files, ldm, loading, tokens
 
 if TYPE_CHECKING:
-    from threedgen.guidance.priors.mvdream import MVDream
+    from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 
 
 class Network(NamedTuple):
@@ -200,7 +200,7 @@ def check_together(
 ) -> None:
     """Raises ConfigError unless the parts fit each other. extra: channels beside the latents that the UNet takes."""
     features, latents = text_encoder.config.hidden_size, vae.config.latent_channels
-    if sdxl.told_more(unet) != (second is not None):
+    if sdxl.has_added_conditioning(unet) != (second is not None):
         raise ConfigError(
             "the parts of the prior do not fit: a UNet of SDXL and two text encoders belong together, and here is one "
             "without the other"
@@ -222,7 +222,7 @@ def check_together(
     if second is not None:
         both = features + second.network.config.hidden_size
         pairs[0] = ("features per token of the two text encoders", both, *pairs[0][2:])
-        width, taken = second.network.config.projection_dim, sdxl.summary_width(unet)
+        width, taken = second.network.config.projection_dim, sdxl.pooled_width(unet)
         pairs += [("features in the second text encoder's summary", width, "that the UNet takes", taken)]
     for left, a, right, b in pairs:
         if a != b:
@@ -234,7 +234,7 @@ def check_together(
             raise ConfigError(f"the tokenizer has {words} words, the text encoder only {known}")
 
 
-def save(prior: MVDream, folder: Path) -> None:
+def save(prior: LatentDiffusion, folder: Path) -> None:
     """Writes a diffusers folder with float16 tensors and SHA256SUMS, complete or not at all.
 
     Raises ConfigError if ``folder`` holds something else, a weight does not fit into float16, or it is SDXL.
@@ -280,7 +280,7 @@ def scheduler(schedule: Schedule) -> Any:
     )
 
 
-def model_index(prior: MVDream) -> dict[str, Any]:
+def model_index(prior: LatentDiffusion) -> dict[str, Any]:
     """Lets diffusers' own pipelines find the parts, and ``MVDreamPipeline`` the coarse predictor."""
     coarse = {} if prior.coarse is None else {COARSE: [type(prior.coarse).__module__, type(prior.coarse).__name__]}
     return {

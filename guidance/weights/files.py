@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
 from threedgen.config.plain_file import ordinary, parse_json, read_bytes
-from threedgen.run.disk import unfinished
+from threedgen.run.disk import temporary_path
 
 if TYPE_CHECKING:
     import torch
@@ -152,7 +152,7 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
     """
     import torch
 
-    from threedgen.run.torch_file import compare, require_finite
+    from threedgen.run.torch_file import check_architecture, require_finite
 
     try:
         with torch.device("meta"):
@@ -160,7 +160,7 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
     except Exception as error:  # the config comes from outside: any kind
         reason = str(error).split("\n")[0][:120]
         raise ConfigError(f"the config of the {what} describes no known network: {reason}") from None
-    compare(tensors, network.state_dict(), f"the {what}")
+    check_architecture(tensors, network.state_dict(), f"the {what}")
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise ConfigError(f"the weights of the {what} are {tensor.dtype}, not floating point numbers ({name!r})")
@@ -184,7 +184,7 @@ def whole_folder(folder: Path, label: str) -> Iterator[Path]:
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / label).is_file():
         raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")
-    part = unfinished(folder)
+    part = temporary_path(folder)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:

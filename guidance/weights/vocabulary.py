@@ -11,7 +11,7 @@ from string import punctuation
 from typing import Any
 
 from threedgen.config import ConfigError
-from threedgen.run.prompts import without
+from threedgen.run.prompts import remove_words
 from threedgen.run.similar_words import similar
 
 FILE = Path("tokenizer", "tokenizer.json")
@@ -33,7 +33,7 @@ class Vocabulary:
 
     def split(self, prompt: str) -> list[str]:
         """The words of a prompt as the tokenizer takes them, each once, without punctuation and added ones."""
-        prompt, splitter = without(prompt, self.added), self.backend.pre_tokenizer
+        prompt, splitter = remove_words(prompt, self.added), self.backend.pre_tokenizer
         text = prompt if self.backend.normalizer is None else self.backend.normalizer.normalize_str(prompt)
         words = text.split() if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]
         return [word for word in dict.fromkeys(words) if word.strip(punctuation)]

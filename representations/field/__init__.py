@@ -1,1 +1,1 @@
-"""Fields: what is where, and what colour it has."""
+"""Fields of density and colour, and backgrounds."""

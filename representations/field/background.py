@@ -1,7 +1,7 @@
-"""What lies behind the object: one colour, or a small network from direction to colour.
+"""Backgrounds: one colour, or a small MLP from ray direction to colour.
 
-A background is called as background(directions (..., 3), generator=None, training=False) -> colours (..., 3)
-in [0, 1]. Randomness, in training, comes from the generator alone: without it that is a ValueError.
+Interface: background(directions (..., 3), generator=None, training=False) -> colours (..., 3) in [0, 1]. A random
+background in training raises ValueError without a generator.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from .mlp import MLP
 
 
 def spherical_harmonics(directions: Tensor) -> Tensor:
-    """Real spherical harmonics up to degree 2 ("degree 3" in tiny-cuda-nn, whose order and signs these are).
+    """Return real spherical harmonics (..., 9) up to degree 2 of unit directions (..., 3).
 
-    directions (..., 3), unit -> (..., 9).
+    Order and signs are those of tiny-cuda-nn, which calls it degree 3.
     """
     x, y, z = directions.unbind(-1)
     constants = (0.28209479177387814, 0.4886025119029199, 1.0925484305920792, 0.5462742152960396)
@@ -35,15 +35,14 @@ def spherical_harmonics(directions: Tensor) -> Tensor:
     return torch.stack(terms, dim=-1)
 
 
-def _draw(n: int, generator: torch.Generator | None) -> Tensor:
-    """n uniform numbers, on the generator's device."""
+def _uniform(n: int, generator: torch.Generator | None) -> Tensor:
     if generator is None:
-        raise ValueError("a background that is random in training needs a generator")
+        raise ValueError("missing generator for a random background. Pass a generator in training.")
     return torch.rand(n, generator=generator, device=generator.device)
 
 
 class SolidBackground(nn.Module):
-    """One colour; with the option `random`, in training, a random grey or colour for all rays of the call."""
+    """Background of one colour. With the option `random`, each training call uses one random grey or colour."""
 
     color: Tensor
 
@@ -53,20 +52,20 @@ class SolidBackground(nn.Module):
         self.register_buffer("color", torch.tensor(self.options.color), persistent=False)
 
     def forward(self, directions: Tensor, generator: torch.Generator | None = None, training: bool = False) -> Tensor:
-        """directions (..., 3) -> (..., 3), one colour."""
+        """Return the colour for each of the directions (..., 3), (..., 3)."""
         color = self.color.to(directions)
         if self.options.random != "none" and training:
             low, high = self.options.random_range
-            draw = _draw(1 if self.options.random == "grey" else 3, generator)
-            color = low + (high - low) * draw.to(directions)
+            random = _uniform(1 if self.options.random == "grey" else 3, generator)
+            color = low + (high - low) * random.to(directions)
         return color.expand(directions.shape)
 
 
 class NeuralBackground(nn.Module):
-    """Environment map: spherical harmonics of the direction, an MLP, a sigmoid.
+    """Neural environment map: spherical harmonics of the direction, an MLP, a sigmoid.
 
-    In training, with probability `random_probability`, one random colour replaces it for all rays of the call, so that
-    the object cannot be painted onto it. The parameters then get zero gradients, not none: optimisers see every step.
+    In training, with probability `random_probability`, all rays of a call get one random colour instead, so that the
+    background cannot imitate the object. The parameters then have zero gradients instead of None.
     """
 
     def __init__(self, options: NeuralBackgroundConfig | None = None, generator: torch.Generator | None = None) -> None:
@@ -75,11 +74,11 @@ class NeuralBackground(nn.Module):
         self.mlp = MLP(9, 3, o.width, o.hidden_layers, generator)
 
     def forward(self, directions: Tensor, generator: torch.Generator | None = None, training: bool = False) -> Tensor:
-        """directions (..., 3), unit -> (..., 3)."""
+        """Return colours (..., 3) of unit directions (..., 3)."""
         if self.options.random_probability > 0 and training:
-            draw = _draw(4, generator)
-            if draw[0] < self.options.random_probability:
+            random = _uniform(4, generator)
+            if random[0] < self.options.random_probability:
                 zero = sum(weight.sum() for weight in self.mlp.parameters()) * 0
-                return (draw[1:].to(directions) + zero).expand(directions.shape)
+                return (random[1:].to(directions) + zero).expand(directions.shape)
         harmonics = spherical_harmonics(directions).reshape(-1, 9)
         return torch.sigmoid(self.mlp(harmonics)).view(directions.shape)

@@ -1,4 +1,4 @@
-"""The small network of the fields and backgrounds."""
+"""Small MLP of fields and backgrounds."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 
 class MLP(nn.Module):
-    """Linear layers without biases, ReLU between them; computed in float32 under autocast too.
+    """Linear layers without biases and with ReLU in between; float32 also under autocast.
 
-    Initial weights are U(-1/sqrt(in), 1/sqrt(in)), drawn from `generator` (CPU) if given.
+    Initial weights are sampled from U(-1/sqrt(in), 1/sqrt(in)) with `generator` (CPU), or torch's global one.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*modules)
 
     def forward(self, x: Tensor, n_out: int | None = None) -> Tensor:
-        """(N, n_in) -> (N, n_out), all outputs or the first `n_out` of them."""
+        """Map (N, n_in) to all outputs, or to the first `n_out` of them."""
         *hidden, last = self.layers
         weight = cast(nn.Linear, last).weight
         with torch.autocast(x.device.type, enabled=False):

@@ -1,8 +1,8 @@
-"""Instant-NGP as a field: an encoding of the point, then small MLPs for density and features.
+"""Instant-NGP field: an encoding of the point, then small MLPs for density and features.
 
-State-dict names beside those of the reference implementation (threestudio's "implicit-volume"): `density_mlp.` is its
-`density_network.`, `feature_mlp.` its `feature_network.`; what follows (`layers.0.weight`, `layers.2.weight`, ...) is
-the same. `encoding.table` is tiny-cuda-nn's flat parameter vector, reshaped to (entries, F).
+State dict compared with threestudio's "implicit-volume": `density_mlp.` is its `density_network.`, `feature_mlp.` its
+`feature_network.`, with the same suffixes (`layers.0.weight`, `layers.2.weight`, ...). `encoding.table` is
+tiny-cuda-nn's flat parameter vector, reshaped to (entries, F).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .mlp import MLP
 
 
 def exp_linear(x: Tensor) -> Tensor:
-    """exp(x), continued from x = 15 on by its tangent, so that neither value nor gradient can overflow."""
+    """Return exp(x), and above x = 15 its tangent, so that values and gradients do not overflow."""
     return torch.exp(x.clamp(max=15)) * (1 + F.relu(x - 15))
 
 
@@ -35,12 +35,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def blob_magic3d(x: Tensor, scale: float, std: float) -> Tensor:
-    """scale (1 - |x|/std), (N,), for x (N, 3): a cone (Lin et al. 2023, "Magic3D")."""
+    """Return the cone scale (1 - |x|/std), (N,), for x (N, 3) (Lin et al. 2023, "Magic3D")."""
     return scale * (1 - torch.linalg.vector_norm(x, dim=-1) / std)
 
 
 def blob_dreamfusion(x: Tensor, scale: float, std: float) -> Tensor:
-    """scale exp(-|x|^2 / (2 std^2)), (N,), for x (N, 3): a bell (Poole et al. 2022, "DreamFusion")."""
+    """Return the Gaussian scale exp(-|x|^2 / (2 std^2)), (N,), for x (N, 3) (Poole et al. 2022, "DreamFusion")."""
     return scale * torch.exp(-0.5 * x.square().sum(dim=-1) / std**2)
 
 
@@ -50,21 +50,21 @@ BLOBS = {"blob_magic3d": blob_magic3d, "blob_dreamfusion": blob_dreamfusion}
 def finite_difference_normal(
     density: Callable[[Tensor], Tensor], x: Tensor, eps: float, radius: float, central: bool = True
 ) -> Tensor:
-    """Outward unit normals (N, 3) from differences of `density` between x + eps and x - eps, or x.
+    """Return outward unit normals (N, 3) from central or forward differences of the density.
 
-    Points are clamped to the cube [-radius, radius]^3. 0 where the density is constant, shorter than 1 where the
-    gradient is below 1e-12 (threestudio's `finite_difference_laplacian` and `finite_difference`).
+    As threestudio's `finite_difference_laplacian` and `finite_difference`. Neighbours of x (N, 3) are clamped to the
+    cube [-radius, radius]^3. Normals are shorter than 1 where the gradient is below 1e-12, and 0 where it is 0.
     """
     steps = eps * torch.eye(3, device=x.device, dtype=x.dtype)
     steps = torch.cat([steps, -steps]) if central else steps
-    around = (x[:, None, :] + steps).clamp(-radius, radius)
-    values = density(around.reshape(-1, 3)).view(len(x), -1)
-    rise = values[:, :3] - (values[:, 3:] if central else density(x)[:, None])
-    return -F.normalize(rise / (2 * eps if central else eps), dim=-1)
+    neighbours = (x[:, None, :] + steps).clamp(-radius, radius)
+    values = density(neighbours.reshape(-1, 3)).view(len(x), -1)
+    difference = values[:, :3] - (values[:, 3:] if central else density(x)[:, None])
+    return -F.normalize(difference / (2 * eps if central else eps), dim=-1)
 
 
 class EncodedField(Representation):
-    """What fields share: a cube [-radius, radius]^3, an encoding of its points, and how many of its levels count."""
+    """Base of fields in the cube [-radius, radius]^3 with a position encoding and a schedule of its active levels."""
 
     used_levels: Tensor | None
 
@@ -75,15 +75,15 @@ class EncodedField(Representation):
         self.register_buffer("used_levels", None if o.levels is None else torch.tensor(int(at(o.levels, 0, 1))))
 
     def at_step(self, step: int, max_steps: int | None = None) -> None:
-        """Lets as many levels of the encoding count as the option `levels` says for this step."""
+        """Set the number of active levels of the encoding to the option `levels` at this step."""
         if self.used_levels is not None:
             self.used_levels.fill_(int(at(self.options.levels, step, max_steps)))
 
     def _unit(self, x: Tensor) -> Tensor:
         return (x + self.options.radius) / (2 * self.options.radius)
 
-    def _coarse(self, encoded: Tensor) -> Tensor:
-        """Zeros in place of the levels that do not count yet (Li et al. 2023, "Neuralangelo", section 3.2)."""
+    def _mask_levels(self, encoded: Tensor) -> Tensor:
+        """Zero the features of inactive levels (Li et al. 2023, "Neuralangelo", section 3.2)."""
         if self.used_levels is None:
             return encoded
         level = torch.arange(encoded.shape[1], device=encoded.device) // self.options.encoding.n_features
@@ -91,11 +91,11 @@ class EncodedField(Representation):
 
 
 class NGP(EncodedField):
-    """Density and features of points in [-radius, radius]^3 (Mueller et al. 2022).
+    """Instant-NGP field: density and features of points in [-radius, radius]^3 (Mueller et al. 2022).
 
-    sigma = density_scale * activation(mlp(encoding) + blob(x) + density_bias); features are raw, a material turns them
-    into colours. With `shared_mlp`, `density_mlp` gives both (first output: density) and there is no `feature_mlp`.
-    `generator` (CPU) draws the initial parameters.
+    sigma = density_scale * activation(mlp(encoding) + blob(x) + density_bias). Features are raw; a material maps them
+    to colours. With `shared_mlp`, `density_mlp` returns density (first output) and features, and `feature_mlp` is None.
+    `generator` (CPU) initialises the parameters.
     """
 
     def __init__(self, options: NGPConfig | None = None, generator: torch.Generator | None = None) -> None:
@@ -110,19 +110,19 @@ class NGP(EncodedField):
             self.feature_mlp = MLP(inputs, o.n_features, o.width, layers, generator)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, 3) -> sigma (N,), features (N, n_features)."""
+        """Return sigma (N,) and features (N, n_features) of points x (N, 3)."""
         raw, features = self._heads(self.encoding(self._unit(x)))
         return self._sigma(raw, x), features
 
     def density(self, x: Tensor) -> Tensor:
-        """x (N, 3) -> sigma (N,); the features are not computed."""
-        return self._sigma(self.density_mlp(self._coarse(self.encoding(self._unit(x))), n_out=1)[:, 0], x)
+        """Return sigma (N,) of points x (N, 3) without computing features."""
+        return self._sigma(self.density_mlp(self._mask_levels(self.encoding(self._unit(x))), n_out=1)[:, 0], x)
 
     def with_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x (N, 3) -> sigma (N,), features (N, n_features), outward unit normals (N, 3).
+        """Return sigma (N,), features (N, n_features) and outward unit normals (N, 3) of points x (N, 3).
 
-        How normals are found is the option `normal`. Normals are -grad(sigma)/|grad(sigma)|, 0 where the gradient is 0.
-        They are differentiable in the parameters; analytic ones take x as constant.
+        Normals are -grad(sigma)/|grad(sigma)|, or 0 where the gradient is 0, computed as the option `normal` says.
+        They are differentiable with respect to the parameters; analytic normals treat x as constant.
         """
         o = self.options
         if o.normal == "analytic":
@@ -138,15 +138,15 @@ class NGP(EncodedField):
                 encoded.requires_grad_()
             raw, features = self._heads(encoded)
             sigma = self._sigma(raw, x)
-            to_encoded, to_raw = torch.autograd.grad(
+            grad_encoded, grad_raw = torch.autograd.grad(
                 sigma.sum(), (encoded, raw), retain_graph=training, create_graph=training
             )
-        gradient = position_gradient(self.encoding, unit, to_encoded) / (2 * self.options.radius)
-        normal = -F.normalize(gradient + to_raw[:, None] * self._blob_gradient(x), dim=-1)
+        gradient = position_gradient(self.encoding, unit, grad_encoded) / (2 * self.options.radius)
+        normal = -F.normalize(gradient + grad_raw[:, None] * self._blob_gradient(x), dim=-1)
         return (sigma, features, normal) if training else (sigma.detach(), features.detach(), normal)
 
     def _heads(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        encoded = self._coarse(encoded)
+        encoded = self._mask_levels(encoded)
         if self.feature_mlp is None:
             both = self.density_mlp(encoded)
             return both[:, 0], both[:, 1:]

@@ -1,4 +1,4 @@
-"""What turns a point into the input of a small MLP: the hash grid, and sines and cosines.
+"""Position encodings: hash grid and frequencies.
 
 An encoding is a module with `output_dim` that maps x (N, 3) in [0, 1]^3 to (N, output_dim).
 """
@@ -22,14 +22,14 @@ MODULES = {
     "triton": "threedgen.representations.hashgrid.triton_kernels",
     "tinycudann": "threedgen.representations.hashgrid.tinycudann_grid",
 }
-"""Modules with encode and position_gradient; those with scatter too are bare kernels, see `Differentiable`."""
+"""Modules with encode and position_gradient. Those with scatter are kernels without autograd, see `Differentiable`."""
 
 
 def position_gradient(encoding: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
-    """d<grad, encoding(x)>/dx, (N, 3), for x (N, 3) and grad (N, output_dim).
+    """Return d<grad, encoding(x)>/dx (N, 3) for x (N, 3) and grad (N, output_dim).
 
-    Differentiable in the encoding's parameters and in grad when grad mode is on; x counts as constant. An
-    encoding may have a method of this name that is faster than going through autograd.
+    Differentiable in the encoding's parameters and in grad if grad mode is on; x is constant. Uses the encoding's
+    method of this name if it has one (faster), else autograd.
     """
     method = getattr(encoding, "position_gradient", None)
     if method is not None:
@@ -41,10 +41,10 @@ def position_gradient(encoding: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
 
 
 class HashGrid(nn.Module):
-    """Multi-resolution hash grid; one parameter, `table` (entries, F), initialised to U(-1e-4, 1e-4).
+    """Multi-resolution hash grid with one parameter `table` (entries, F), initialised to U(-1e-4, 1e-4).
 
-    Output (N, L*F), level by level: l0f0, l0f1, l1f0, ... Points outside [0, 1]^3 are clamped. Differentiable to second
-    order. `generator` (CPU) draws the initial table; without it torch's global generator does.
+    The output (N, L*F) is ordered by level: l0f0, l0f1, l1f0, ... Points outside [0, 1]^3 are clamped. Twice
+    differentiable. The table is initialised with `generator` (CPU), or torch's global one.
     """
 
     def __init__(self, options: HashGridConfig | None = None, generator: torch.Generator | None = None) -> None:
@@ -56,21 +56,21 @@ class HashGrid(nn.Module):
         self.table = nn.Parameter((2 * table - 1) * 1e-4)
 
     def backend(self) -> Any:
-        """What computes, see `backends.load`. Raises ConfigError."""
+        """Return the back end with encode and position_gradient, see `backends.load`. Raises ConfigError."""
         module: Any = load(MODULES, self.options.backend, self.table.device, self.table.dtype)
         return Differentiable(module) if hasattr(module, "scatter") else module
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3) -> (N, L*F)."""
+        """Return features (N, L*F) of points (N, 3)."""
         return self.backend().encode(x.to(self.table.dtype), self.table, self.levels)
 
     def position_gradient(self, x: Tensor, grad: Tensor) -> Tensor:
-        """As the function of this name."""
+        """See the function `position_gradient`."""
         return self.backend().position_gradient(x.detach().to(self.table.dtype), self.table, grad, self.levels)
 
 
 class Frequency(nn.Module):
-    """For octaves k = 0, 1, ...: sin(2^k x), cos(2^k x), each for the three coordinates; (N, 6 n_octaves)."""
+    """Frequency encoding: sin(2^k x), cos(2^k x) of the three coordinates for octaves k = 0, 1, ..."""
 
     def __init__(self, options: FrequencyConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -78,6 +78,6 @@ class Frequency(nn.Module):
         self.output_dim = 6 * self.options.n_octaves
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3) -> (N, 6 n_octaves)."""
+        """Return features (N, 6 n_octaves) of points (N, 3)."""
         waves = [wave(x * 2.0**octave) for octave in range(self.options.n_octaves) for wave in (torch.sin, torch.cos)]
         return torch.cat(waves, dim=-1)

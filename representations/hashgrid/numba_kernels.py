@@ -1,19 +1,19 @@
-"""The hash grid on a CPU: numba kernels, float32 and 32-bit integers throughout.
+"""numba back end of the hash grid, for CPUs, in float32 and 32-bit integers.
 
 With B(x, T, g) = <g, encode(x, T)>, linear in the table T and in the gradient g, first and second derivatives need only
 
     encode(T) = dB/dg        scatter(g) = dB/dT        position_gradient(T, g) = dB/dx
 
-and the first two again for the derivative of B along a direction of x, which only changes the weights.
+and the first two also for the derivative of B along a direction of x, which only changes the weights.
 
-Work goes level by level over many points, so that one level's table stays in the second-level cache, and in tiles: the
-arithmetic that finds a tile's corners runs in vector instructions, the loads and stores that use them follow. A kernel
-does one of `shares` equal shares of the work. Every output element has one writer, which adds in a fixed order: results
-do not depend on the number of shares. The convention is that of torch_twin.py.
+Kernels process many points per level, so that the level's table stays in the L2 cache, and in tiles: vector
+instructions compute a tile's corners, then loads and stores use them. A kernel call does one of `shares` equal shares
+of the work. Each output element has one writer with a fixed order of additions, so results do not depend on the number
+of shares. The convention is that of torch_twin.py.
 
-Inside the kernels: x, direction: (3, N) float32 (direction (3, 0): none). Features and their gradients: (L*F, N), where
-a level's values are contiguous. table: flat, entries*F. features: a tuple of F zeros, since its length is a constant
-for the compiler. Levels: scale (L,) float32, resolution (L,) int32, offset (L+1,) int64, hashed (L,) bool.
+Arrays in the kernels: x, direction (3, N) float32 (direction (3, 0): none). Features and their gradients (L*F, N), with
+contiguous values per level. table: flat, entries*F. features: a tuple of F zeros, whose length is a compile-time
+constant. Levels: scale (L,) float32, resolution (L,) int32, offset (L+1,) int64, hashed (L,) bool.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from torch import Tensor
 
 from .torch_twin import Levels
 
-TILE = 128  # points whose corners are found at once: 11 KB, which the first-level cache holds
-BLOCK = 64 * TILE  # points of a task
+TILE = 128  # points per tile: 11 KB, fits into the L1 cache
+BLOCK = 64 * TILE  # points per task
 
 _ZERO, _ONE, _HALF = np.float32(0), np.float32(1), np.float32(0.5)
-_PRIME_Y, _PRIME_Z = np.uint32(2654435761).astype(np.int32), np.int32(805459861)  # in two's complement
+_PRIME_Y, _PRIME_Z = np.uint32(2654435761).astype(np.int32), np.int32(805459861)  # two's complement
 
 
 @njit(cache=True)
 def _locate(x, start, count, scale, cell, fraction):
-    """Cells (3, count) of points start.., and where in the cell they are; NaN counts as 0."""
+    """Write cells (3, count) and positions in the cell of the points from `start`; NaN counts as 0."""
     for axis in range(3):
         coordinates, cells, fractions = x[axis, start : start + count], cell[axis], fraction[axis]
         for i in range(count):
@@ -51,9 +51,9 @@ def _locate(x, start, count, scale, cell, fraction):
 
 @njit(cache=True)
 def _corners(cell, count, resolution, entries, hashed, rows):
-    """Rows (8, count) of the cells' corners in the level's table, x fastest.
+    """Write the rows (8, count) of the cells' corners in the level's table, x fastest.
 
-    A hashed level has a power of two rows: modulo is a mask. A dense index is below twice the rows.
+    A hashed level has a power of two rows, so modulo is a mask. A dense index is below twice the rows.
     """
     if hashed:
         mask = np.int32(entries - 1)
@@ -75,7 +75,7 @@ def _corners(cell, count, resolution, entries, hashed, rows):
 
 @njit(cache=True)
 def _weigh(fraction, count, weights):
-    """Trilinear weights (8, count) of the corners."""
+    """Write the trilinear weights (8, count) of the corners."""
     for i in range(count):
         x, y, z = fraction[0, i], fraction[1, i], fraction[2, i]
         a, b, c, d = (_ONE - y) * (_ONE - z), y * (_ONE - z), (_ONE - y) * z, y * z
@@ -87,7 +87,7 @@ def _weigh(fraction, count, weights):
 
 @njit(cache=True)
 def _speed(x, start, count, scale, speed):
-    """Cells per unit of motion, (3, count): the level's scale, 0 for a coordinate that is clamped."""
+    """Write d(cell position)/dx (3, count): the level's scale, or 0 for a clamped coordinate."""
     for axis in range(3):
         coordinates, speeds = x[axis, start : start + count], speed[axis]
         for i in range(count):
@@ -96,7 +96,7 @@ def _speed(x, start, count, scale, speed):
 
 @njit(cache=True)
 def _weigh_along(direction, start, fraction, speed, count, weights):
-    """Derivative of the weights when the points move along their directions."""
+    """Write the derivative of the weights along the directions."""
     along_x, along_y, along_z = direction[0, start:], direction[1, start:], direction[2, start:]
     for i in range(count):
         x, y, z = fraction[0, i], fraction[1, i], fraction[2, i]
@@ -112,7 +112,7 @@ def _weigh_along(direction, start, fraction, speed, count, weights):
 
 @njit(cache=True)
 def _prepare(x, direction, start, count, scale, resolution, entries, hashed, scratch):
-    """Rows and weights of a tile, into the scratch space."""
+    """Write rows and weights of a tile to the scratch arrays."""
     cell, fraction, speed, rows, weights = scratch
     _locate(x, start, count, scale, cell, fraction)
     _corners(cell, count, resolution, entries, hashed, rows)
@@ -125,22 +125,22 @@ def _prepare(x, direction, start, count, scale, resolution, entries, hashed, scr
 
 @njit
 def _scratch():
-    """Space for a tile: cell, fraction, speed, rows, weights (or products with the corners)."""
+    """Return arrays for a tile: cell, fraction, speed, rows, weights (or products with the corners)."""
     threes = np.empty((3, TILE), np.int32), np.empty((3, TILE), np.float32), np.empty((3, TILE), np.float32)
     return (*threes, np.empty((8, TILE), np.uint32), np.empty((8, TILE), np.float32))
 
 
 @njit
 def _level_of(task, n_levels):
-    """Level of a task: cheap coarse and costly fine levels alternate, so that equal shares are equal work."""
+    """Return the level of a task; cheap coarse and costly fine levels alternate, so that shares are equal work."""
     return task // 2 if task % 2 == 0 else n_levels - 1 - task // 2
 
 
 @njit(cache=True)
 def _gather(table, rows, weights, count, features, out, start):
-    """out[f, start..] = sum over corners of weight * table; features in pairs, which share a row's address.
+    """Write out[f, start..] = sum over corners of weight * table, by pairs of features, which share a row's address.
 
-    The last of an odd number of features is its own partner: the same value is written twice.
+    The last of an odd number of features is paired with itself and written twice.
     """
     n = np.uint32(len(features))
     for f in range(0, len(features), 2):
@@ -158,7 +158,7 @@ def _gather(table, rows, weights, count, features, out, start):
 
 @njit(cache=True)
 def _add(table, rows, weights, count, features, grad, start):
-    """table[corner] += weight * grad[f, start..]; features in pairs as in _gather."""
+    """Add weight * grad[f, start..] to table[corner], by pairs of features as in _gather."""
     n = np.uint32(len(features))
     for f in range(0, len(features), 2):
         pair = np.uint32(f + 1 < len(features))
@@ -174,7 +174,7 @@ def _add(table, rows, weights, count, features, grad, start):
 
 @njit(cache=True)
 def _multiply(table, rows, grad, start, count, features, products):
-    """products[corner] = <grad, table[corner]>, (8, count)."""
+    """Write products (8, count): <grad, table[corner]> for each corner."""
     n = np.uint32(len(features))
     grad = grad[:, start : start + count]
     for i in range(count):
@@ -187,7 +187,7 @@ def _multiply(table, rows, grad, start, count, features, products):
 
 @njit(cache=True)
 def _slope(products, fraction, speed, count, out, start):
-    """out (3, N) += derivative of the interpolated products with respect to x."""
+    """Add the derivative of the interpolated products with respect to x to out (3, N)."""
     out_x, out_y, out_z = out[0, start:], out[1, start:], out[2, start:]
     p = products
     for i in range(count):
@@ -201,7 +201,7 @@ def _slope(products, fraction, speed, count, out, start):
 
 @njit(cache=True, nogil=True)
 def _encode(share, shares, x, direction, table, scale, resolution, offset, hashed, features, out):
-    """out (L*F, N) <- features of the points, or their derivative along `direction`."""
+    """Write the features of the points, or their derivative along `direction`, to out (L*F, N)."""
     n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
     n_blocks = (n_points + BLOCK - 1) // BLOCK
     tasks = n_levels * n_blocks
@@ -219,7 +219,7 @@ def _encode(share, shares, x, direction, table, scale, resolution, offset, hashe
 
 @njit(cache=True, nogil=True)
 def _scatter(share, shares, x, direction, grad, scale, resolution, offset, hashed, features, out):
-    """out (entries*F) <- gradient of the table for grad (L*F, N); a level is in one share."""
+    """Write the gradient of the table for grad (L*F, N) to out (entries*F); a level is in one share."""
     n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
     scratch = _scratch()
     for task in range(n_levels * share // shares, n_levels * (share + 1) // shares):
@@ -236,7 +236,7 @@ def _scatter(share, shares, x, direction, grad, scale, resolution, offset, hashe
 
 @njit(cache=True, nogil=True)
 def _position_gradient(share, shares, x, table, grad, scale, resolution, offset, hashed, features, out):
-    """out (3, N) <- d<grad, encode(x)>/dx for grad (L*F, N)."""
+    """Write d<grad, encode(x)>/dx for grad (L*F, N) to out (3, N)."""
     n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
     n_blocks = (n_points + BLOCK - 1) // BLOCK
     cell, fraction, speed, rows, products = _scratch()
@@ -255,11 +255,11 @@ def _position_gradient(share, shares, x, table, grad, scale, resolution, offset,
                 _slope(products, fraction, speed, count, out, start)
 
 
-def in_shares(kernel: Callable[..., None], n_points: int, *arguments: Any) -> None:
-    """Run kernel(share, shares, *arguments) for every share: as many shares as torch uses threads.
+def run_in_threads(kernel: Callable[..., None], n_points: int, *arguments: Any) -> None:
+    """Run kernel(share, shares, *arguments) for all shares, one per torch thread, with at least a block of points each.
 
-    Plain threads, since the kernels release the interpreter's lock: numba's own loops over threads take twice as long
-    to compile, and their thread pools end a process that forks. A share has a block of points or more.
+    Python threads suffice, since the kernels release the GIL. numba's parallel loops compile twice as long, and their
+    thread pools crash a process that forks.
     """
     shares = max(1, min(torch.get_num_threads(), n_points // BLOCK))
     if shares == 1:
@@ -272,18 +272,18 @@ def in_shares(kernel: Callable[..., None], n_points: int, *arguments: Any) -> No
         other.result()
 
 
-# --- of tensors: features (N, L*F) have the memory order of (L*F, N), which matrix products like too -----------------
+# --- tensor interface: features (N, L*F) have the memory order of (L*F, N), which also suits matrix products ---
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
-    """Features (N, L*F) of points x (N, 3), or their derivative along direction (N, 3)."""
+    """Return features (N, L*F) of points x (N, 3), or their derivative along direction (N, 3)."""
     out = torch.empty(levels.n_levels * table.shape[1], len(x))
     _run(_encode, levels, table.shape[1], out, _columns(x), _columns(direction), _flat(table))
     return out.t()
 
 
 def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
-    """Gradient of the table (entries, F) for grad (N, L*F), or its derivative along direction (N, 3)."""
+    """Return the gradient of the table (entries, F) for grad (N, L*F), or its derivative along direction (N, 3)."""
     n_features = grad.shape[1] // levels.n_levels
     out = torch.empty(levels.entries * n_features)
     _run(_scatter, levels, n_features, out, _columns(x), _columns(direction), _columns(grad))
@@ -291,21 +291,21 @@ def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = 
 
 
 def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor:
-    """d<grad, encode(x)>/dx, (N, 3), for grad (N, L*F)."""
+    """Return d<grad, encode(x)>/dx (N, 3) for grad (N, L*F)."""
     out = torch.empty(3, len(x))
     _run(_position_gradient, levels, table.shape[1], out, _columns(x), _flat(table), _columns(grad))
     return out.t()
 
 
 def _run(kernel: Callable[..., None], levels: Levels, n_features: int, out: Tensor, *arrays: np.ndarray) -> None:
-    """Let a kernel fill `out`; its arrays are the points (3, N) and what else it reads."""
+    """Run a kernel on its input arrays, the first of which are the points (3, N), and write to `out`."""
     resolution, offset = levels.resolution.astype(np.int32), levels.offset.astype(np.int64)
     geometry = levels.scale, resolution, offset, levels.hashed, (0,) * n_features
-    in_shares(kernel, arrays[0].shape[1], *arrays, *geometry, out.numpy())
+    run_in_threads(kernel, arrays[0].shape[1], *arrays, *geometry, out.numpy())
 
 
 def _columns(rows: Tensor | None) -> np.ndarray:
-    """(N, C) as a C-contiguous array (C, N), without a copy if the memory order is that already; None: (3, 0)."""
+    """Return (N, C) as a contiguous array (C, N), without a copy if already in this order; None: (3, 0)."""
     return np.empty((3, 0), np.float32) if rows is None else rows.detach().t().contiguous().numpy()
 
 

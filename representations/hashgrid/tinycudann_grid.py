@@ -1,6 +1,6 @@
-"""The hash grid of tiny-cuda-nn, where that is installed: its kernels, our table.
+"""tiny-cuda-nn back end of the hash grid.
 
-The convention is the same, so the table, flattened, is the parameter vector of `tinycudann.Encoding` as it is.
+The convention is the same: the flattened table is the parameter vector of `tinycudann.Encoding`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from . import torch_twin
 from .torch_twin import Levels
 
 WIDTHS = (1, 2, 4, 8)
-"""Features an entry may have: the kernels exist for these."""
+"""Numbers of features per entry with a kernel."""
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
-    """As torch_twin.encode, on a CUDA device. Raises ConfigError for a number of features without kernels."""
+    """Encode points on a CUDA device, see torch_twin.encode. Raises ConfigError if n_features is not in `WIDTHS`."""
     inside = torch.nan_to_num(x).clamp(0, 1)
     if len(x) == 0:
         return torch_twin.encode(inside, table, levels)
@@ -36,10 +36,10 @@ position_gradient = partial(torch_twin.position_gradient, encode=encode)
 
 @lru_cache(maxsize=8)
 def _module(levels: Levels, n_features: int) -> Any:
-    """tiny-cuda-nn's module of this geometry; the parameters that it comes with are never read."""
+    """Return tiny-cuda-nn's module of this geometry; its own parameters are unused."""
     if n_features not in WIDTHS:
         raise ConfigError(
-            f"backend 'tinycudann' has kernels for 1, 2, 4 and 8, not {n_features}; choose backend=auto", "n_features"
+            f"backend=tinycudann supports n_features 1, 2, 4 and 8, not {n_features}. Set backend=auto.", "n_features"
         )
     return tinycudann.Encoding(
         n_input_dims=3,

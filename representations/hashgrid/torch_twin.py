@@ -1,4 +1,4 @@
-"""The hash grid's convention, stated once, and in plain torch: the reference for every kernel.
+"""Reference implementation of the hash grid in plain torch, and its convention for all kernels.
 
 Convention (tiny-cuda-nn), for level l of a grid with base resolution b, growth g and tables of 2^T:
 
@@ -6,7 +6,7 @@ Convention (tiny-cuda-nn), for level l of a grid with base resolution b, growth 
     resolution_l = ceil(scale_l) + 1
     entries_l    = min(resolution_l^3 rounded up to a multiple of 8, 2^T)
     position     = scale_l x + 1/2      for x in [0, 1]^3, clamped
-    index        = x + y resolution_l + z resolution_l^2        if the whole cube fits ("dense")
+    index        = x + y resolution_l + z resolution_l^2        if the whole grid fits ("dense")
                    x xor 2654435761 y xor 805459861 z           in uint32, otherwise ("hashed")
                    of the corners of the cell, modulo entries_l
     value        = trilinear interpolation between the 8 corners
@@ -29,29 +29,26 @@ PRIMES = (1, 2654435761, 805459861)
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """Geometry of the L levels, as NumPy arrays (kernels take them as they are)."""
+    """Geometry of the L levels, as NumPy arrays for the kernels."""
 
     scale: np.ndarray  # (L,) float32, cells per unit length
     resolution: np.ndarray  # (L,) uint32, grid points per axis
     offset: np.ndarray  # (L+1,) uint32, first entry of each level in the table; last: number of entries
-    hashed: np.ndarray  # (L,) bool, False where the table holds the whole cube
+    hashed: np.ndarray  # (L,) bool, False for dense levels
     n_levels: int
-    log2_entries: int  # at most 2 to this entries in a level
+    log2_entries: int  # log2 of the maximum number of entries per level
     base: int  # resolution of the coarsest level
-    growth: float  # of the resolution from level to level
+    growth: float  # resolution ratio between levels
 
     @property
     def entries(self) -> int:
-        """Rows of the table."""
+        """Number of table rows."""
         return int(self.offset[-1])
 
 
 @lru_cache(maxsize=64)
 def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per_level_scale: float) -> Levels:
-    """Geometry of a grid, the same object for the same numbers.
-
-    The scale is computed in float32, since its rounding decides resolutions.
-    """
+    """Return the geometry of a grid, cached. The float32 rounding of the scale decides the resolutions."""
     growth = np.log2(np.float32(per_level_scale), dtype=np.float32)
     exponent = np.arange(n_levels, dtype=np.float32) * growth
     scale = np.exp2(exponent, dtype=np.float32) * np.float32(base_resolution) - np.float32(1)
@@ -71,13 +68,13 @@ def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per
 
 
 def corner_indices(cell: Tensor, resolution: int, entries: int, hashed: bool) -> Tensor:
-    """Entry, within its level, of each of the 8 corners of cells.
+    """Return the entries (N, 8) int64, within their level, of the corners of cells (N, 3) int64 >= 0.
 
-    cell: (N, 3) int64 >= 0. Returns (N, 8) int64; bits 0, 1, 2 of a corner's number are its steps in x, y, z.
+    Bits 0, 1, 2 of the corner's index are its offsets in x, y, z.
     """
     corner = torch.arange(8, device=cell.device)
-    steps = torch.stack([corner & 1, corner >> 1 & 1, corner >> 2], dim=-1)
-    at = cell[:, None, :] + steps
+    offsets = torch.stack([corner & 1, corner >> 1 & 1, corner >> 2], dim=-1)
+    at = cell[:, None, :] + offsets
     if hashed:
         mixed = [(at[..., d] * PRIMES[d]) & 0xFFFFFFFF for d in range(3)]
         return (mixed[0] ^ mixed[1] ^ mixed[2]) % entries
@@ -85,15 +82,17 @@ def corner_indices(cell: Tensor, resolution: int, entries: int, hashed: bool) ->
 
 
 def corner_weights(fraction: Tensor) -> Tensor:
-    """Trilinear weights (N, 8) of the corners for the position inside the cell, (N, 3) in [0, 1]."""
+    """Return the trilinear weights (N, 8) of the corners for positions in the cell (N, 3) in [0, 1]."""
     x, y, z = (torch.stack([1 - fraction[:, d], fraction[:, d]], dim=-1) for d in range(3))
     return (z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]).flatten(1)
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
-    """Features of points: x (N, 3) in [0, 1]^3 (clamped), table (entries, F) -> (N, L*F), level by level.
+    """Return features (N, L*F), ordered by level; differentiable any number of times.
 
-    Differentiable in x and table, any number of times. A coordinate that is not a number counts as 0.
+    Args:
+        x: (N, 3) points in [0, 1]^3; others are clamped, NaN counts as 0.
+        table: (entries, F).
     """
     inside = torch.nan_to_num(x).clamp(0, 1)
     features = []
@@ -102,7 +101,7 @@ def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
         cell = position.detach().floor()
         resolution, hashed = int(levels.resolution[level]), bool(levels.hashed[level])
         index = corner_indices(cell.long(), resolution, len(entries), hashed)
-        corners = F.embedding(index, entries)  # unlike entries[index], its backward adds in a fixed order
+        corners = F.embedding(index, entries)  # its backward adds in a fixed order, unlike entries[index]
         features.append((corner_weights(position - cell)[..., None] * corners).sum(dim=1))
     return torch.cat(features, dim=-1)
 
@@ -110,7 +109,7 @@ def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
 def position_gradient(
     x: Tensor, table: Tensor, grad: Tensor, levels: Levels, encode: Callable[[Tensor, Tensor, Levels], Tensor] = encode
 ) -> Tensor:
-    """d<grad, encode(x)>/dx, (N, 3), for grad (N, L*F); differentiable in all three if grad mode is on."""
+    """Return d<grad, encode(x)>/dx (N, 3) for grad (N, L*F); differentiable in x, table, grad if grad mode is on."""
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         leaf = x if x.requires_grad and create_graph else x.detach().requires_grad_()

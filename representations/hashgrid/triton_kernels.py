@@ -1,13 +1,12 @@
-"""The hash grid on a GPU: Triton kernels, of tensors, with the convention of torch_twin.py.
+"""Triton back end of the hash grid, for GPUs, with the convention of torch_twin.py.
 
-The three kernels are those of numba_kernels.py, whose algebra holds here too: features, what goes back to the table,
-what goes back to the points, and the first two along a direction. One program works on a block of points in one level
-(of the points' gradient, in all levels: it has one writer). Blocks of one level run one after the other, so that its
-table stays in the second-level cache. Additions to the table are atomic: their order, and with it the last bits of its
-gradient, changes from run to run.
+The three kernels are those of numba_kernels.py, which explains the algebra: features, gradient of the table, gradient
+of the points; the first two also along a direction. One program processes a block of points in one level (for the
+gradient of the points: all levels, since an element has one writer). The blocks of a level run consecutively, so its
+table stays in the L2 cache. Additions to the table are atomic, so the last bits of its gradient vary between runs.
 
-Inside the kernels: x and direction (N, 3), features and their gradients (L*F, N), table (entries, F), all contiguous
-float32; `scales` (L,) float32, `geometry` (L, 4) int32: resolution, first entry, entries, is it hashed.
+Arrays in the kernels: x and direction (N, 3), features and their gradients (L*F, N), table (entries, F), all contiguous
+float32; `scales` (L,) float32, `geometry` (L, 4) int32: resolution, first entry, number of entries, hashed flag.
 """
 
 from __future__ import annotations
@@ -22,34 +21,34 @@ from torch import Tensor
 
 from .torch_twin import Levels
 
-BLOCK = 256  # points of a program
+BLOCK = 256  # points per program
 
 
 @triton.jit
 def _inside(x):
-    """Clamped to [0, 1]; NaN counts as 0."""
+    """Clamp to [0, 1]; NaN counts as 0."""
     return tl.where(x > 0, tl.minimum(x, 1.0), 0.0)
 
 
 @triton.jit
 def _speed(x, scale):
-    """Cells per unit of motion: 0 for a coordinate that is clamped."""
+    """Return d(cell position)/dx: the scale, or 0 for a clamped coordinate."""
     return tl.where((x >= 0) & (x <= 1), scale, 0.0)
 
 
 @triton.jit
-def _point(x, at, there):
-    """The three coordinates of points, or of directions."""
+def _point(x, at, mask):
+    """Load the coordinates of points or directions."""
     return (
-        tl.load(x + at * 3, mask=there, other=0.0),
-        tl.load(x + at * 3 + 1, mask=there, other=0.0),
-        tl.load(x + at * 3 + 2, mask=there, other=0.0),
+        tl.load(x + at * 3, mask=mask, other=0.0),
+        tl.load(x + at * 3 + 1, mask=mask, other=0.0),
+        tl.load(x + at * 3 + 2, mask=mask, other=0.0),
     )
 
 
 @triton.jit
 def _cell(x, scale):
-    """Cell along one axis, and where in it."""
+    """Return the cell along one axis and the position in it."""
     position = _inside(x) * scale + 0.5
     cell = position.to(tl.int32)
     return cell, position - cell.to(tl.float32)
@@ -57,9 +56,9 @@ def _cell(x, scale):
 
 @triton.jit
 def _row(x, y, z, corner: tl.constexpr, resolution, entries, hashed):
-    """Entry, in its level, of a corner of cells; bits 0, 1, 2 of its number are its steps in x, y, z.
+    """Return the entry, within its level, of a corner; bits 0, 1, 2 of `corner` are its offsets in x, y, z.
 
-    A hashed level has a power of two entries: modulo is a mask. A dense index is below twice the entries.
+    A hashed level has a power of two entries, so modulo is a mask. A dense index is below twice the entries.
     """
     x, y, z = x + (corner & 1), y + ((corner >> 1) & 1), z + (corner >> 2)
     mixed = x.to(tl.uint32) ^ (y.to(tl.uint32) * 2654435761) ^ (z.to(tl.uint32) * 805459861)
@@ -70,7 +69,7 @@ def _row(x, y, z, corner: tl.constexpr, resolution, entries, hashed):
 
 @triton.jit
 def _side(fraction, upper: tl.constexpr):
-    """Linear weight of the lower or upper corner of an axis."""
+    """Return the linear weight of the lower or upper corner of an axis."""
     if upper:
         side = fraction
     else:
@@ -80,7 +79,7 @@ def _side(fraction, upper: tl.constexpr):
 
 @triton.jit
 def _weight(x, y, z, u, v, w, corner: tl.constexpr, ALONG: tl.constexpr):
-    """Trilinear weight of a corner for the position (x, y, z) in the cell; ALONG: its derivative along (u, v, w)."""
+    """Return the trilinear weight of a corner at (x, y, z) in the cell; ALONG: its derivative along (u, v, w)."""
     a, b, c = _side(x, corner & 1), _side(y, (corner >> 1) & 1), _side(z, corner >> 2)
     if ALONG:
         p, q, r = _signed(u, corner & 1), _signed(v, (corner >> 1) & 1), _signed(w, corner >> 2)
@@ -92,7 +91,7 @@ def _weight(x, y, z, u, v, w, corner: tl.constexpr, ALONG: tl.constexpr):
 
 @triton.jit
 def _signed(slope, upper: tl.constexpr):
-    """Derivative of `_side`, times a slope."""
+    """Return the derivative of `_side`, times a slope."""
     if upper:
         signed = slope
     else:
@@ -102,21 +101,21 @@ def _signed(slope, upper: tl.constexpr):
 
 @triton.jit
 def _level(scales, geometry, level):
-    """Scale, resolution, first entry, number of entries, and whether it is hashed."""
+    """Load scale, resolution, first entry, number of entries and hashed flag of a level."""
     shape = geometry + level * 4
     return tl.load(scales + level), tl.load(shape), tl.load(shape + 1), tl.load(shape + 2), tl.load(shape + 3)
 
 
 @triton.jit
-def _locate(x, direction, at, there, scale, ALONG: tl.constexpr):
-    """Cells, positions in them and, in cells, the motion along `direction`: three numbers each."""
-    px, py, pz = _point(x, at, there)
+def _locate(x, direction, at, mask, scale, ALONG: tl.constexpr):
+    """Return three coordinates each of cell, position in the cell, and motion along `direction` in cells."""
+    px, py, pz = _point(x, at, mask)
     i, fx = _cell(px, scale)
     j, fy = _cell(py, scale)
     k, fz = _cell(pz, scale)
     u, v, w = _speed(px, scale), _speed(py, scale), _speed(pz, scale)
     if ALONG:
-        along_x, along_y, along_z = _point(direction, at, there)
+        along_x, along_y, along_z = _point(direction, at, mask)
         u, v, w = u * along_x, v * along_y, w * along_z
     return i, j, k, fx, fy, fz, u, v, w
 
@@ -135,20 +134,20 @@ def _encode(
     ALONG: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out (L*F, N) <- features of the points, or their derivative along `direction`."""
+    """Write the features of the points, or their derivative along `direction`, to out (L*F, N)."""
     level = tl.program_id(1)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     f = tl.arange(0, PAIRS)
-    there = at < n
-    both = there[:, None] & (f < F)[None, :]
+    mask = at < n
+    valid = mask[:, None] & (f < F)[None, :]
     scale, resolution, first, entries, hashed = _level(scales, geometry, level)
-    i, j, k, fx, fy, fz, u, v, w = _locate(x, direction, at, there, scale, ALONG)
+    i, j, k, fx, fy, fz, u, v, w = _locate(x, direction, at, mask, scale, ALONG)
     total = tl.zeros((BLOCK, PAIRS), tl.float32)
     for corner in tl.static_range(8):
         row = (first + _row(i, j, k, corner, resolution, entries, hashed)).to(tl.int64)
-        values = tl.load(table + row[:, None] * F + f[None, :], mask=both, other=0.0)
+        values = tl.load(table + row[:, None] * F + f[None, :], mask=valid, other=0.0)
         total += _weight(fx, fy, fz, u, v, w, corner, ALONG)[:, None] * values
-    tl.store(out + (level * F + f[None, :]).to(tl.int64) * n + at[:, None], total, mask=both)
+    tl.store(out + (level * F + f[None, :]).to(tl.int64) * n + at[:, None], total, mask=valid)
 
 
 @triton.jit
@@ -165,74 +164,74 @@ def _scatter(
     ALONG: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """out (entries, F) += gradient of the table for grad (L*F, N)."""
+    """Add the gradient of the table for grad (L*F, N) to out (entries, F)."""
     level = tl.program_id(1)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     f = tl.arange(0, PAIRS)
-    there = at < n
-    both = there[:, None] & (f < F)[None, :]
+    mask = at < n
+    valid = mask[:, None] & (f < F)[None, :]
     scale, resolution, first, entries, hashed = _level(scales, geometry, level)
-    i, j, k, fx, fy, fz, u, v, w = _locate(x, direction, at, there, scale, ALONG)
-    given = tl.load(grad + (level * F + f[None, :]).to(tl.int64) * n + at[:, None], mask=both, other=0.0)
+    i, j, k, fx, fy, fz, u, v, w = _locate(x, direction, at, mask, scale, ALONG)
+    grads = tl.load(grad + (level * F + f[None, :]).to(tl.int64) * n + at[:, None], mask=valid, other=0.0)
     for corner in tl.static_range(8):
         row = (first + _row(i, j, k, corner, resolution, entries, hashed)).to(tl.int64)
         weight = _weight(fx, fy, fz, u, v, w, corner, ALONG)
-        tl.atomic_add(out + row[:, None] * F + f[None, :], weight[:, None] * given, mask=both, sem="relaxed")
+        tl.atomic_add(out + row[:, None] * F + f[None, :], weight[:, None] * grads, mask=valid, sem="relaxed")
 
 
 @triton.jit
 def _position_gradient(
     x, table, grad, out, scales, geometry, n, levels, F: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """out (N, 3) <- d<grad, encode(x)>/dx for grad (L*F, N)."""
+    """Write d<grad, encode(x)>/dx for grad (L*F, N) to out (N, 3)."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     f = tl.arange(0, PAIRS)
-    there = at < n
-    both = there[:, None] & (f < F)[None, :]
-    to_x, to_y, to_z = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
+    mask = at < n
+    valid = mask[:, None] & (f < F)[None, :]
+    gx, gy, gz = tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32), tl.zeros((BLOCK,), tl.float32)
     for level in range(levels):
         scale, resolution, first, entries, hashed = _level(scales, geometry, level)
-        i, j, k, fx, fy, fz, u, v, w = _locate(x, x, at, there, scale, False)
-        given = tl.load(grad + (level * F + f[None, :]).to(tl.int64) * n + at[:, None], mask=both, other=0.0)
+        i, j, k, fx, fy, fz, u, v, w = _locate(x, x, at, mask, scale, False)
+        grads = tl.load(grad + (level * F + f[None, :]).to(tl.int64) * n + at[:, None], mask=valid, other=0.0)
         for corner in tl.static_range(8):
             row = (first + _row(i, j, k, corner, resolution, entries, hashed)).to(tl.int64)
-            values = tl.load(table + row[:, None] * F + f[None, :], mask=both, other=0.0)
-            product = tl.sum(values * given, axis=1)
+            values = tl.load(table + row[:, None] * F + f[None, :], mask=valid, other=0.0)
+            product = tl.sum(values * grads, axis=1)
             a, b, c = _side(fx, corner & 1), _side(fy, (corner >> 1) & 1), _side(fz, corner >> 2)
-            to_x += product * _signed(u, corner & 1) * b * c
-            to_y += product * a * _signed(v, (corner >> 1) & 1) * c
-            to_z += product * a * b * _signed(w, corner >> 2)
-    tl.store(out + at * 3, to_x, mask=there)
-    tl.store(out + at * 3 + 1, to_y, mask=there)
-    tl.store(out + at * 3 + 2, to_z, mask=there)
+            gx += product * _signed(u, corner & 1) * b * c
+            gy += product * a * _signed(v, (corner >> 1) & 1) * c
+            gz += product * a * b * _signed(w, corner >> 2)
+    tl.store(out + at * 3, gx, mask=mask)
+    tl.store(out + at * 3 + 1, gy, mask=mask)
+    tl.store(out + at * 3 + 2, gz, mask=mask)
 
 
-# --- of tensors -------------------------------------------------------------------------------------------------
+# --- tensor interface ------------------------------------------------------------------------------------
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
-    """Features (N, L*F) of points x (N, 3), or their derivative along direction (N, 3)."""
+    """Return features (N, L*F) of points x (N, 3), or their derivative along direction (N, 3)."""
     width, along = table.shape[1], direction is not None
     out = x.new_empty(levels.n_levels * width, len(x))
-    given = x.contiguous(), _rows(x, direction), table.contiguous(), out, *_on_device(levels, x.device), len(x)
-    _encode[triton.cdiv(len(x), BLOCK), levels.n_levels](*given, ALONG=along, **_shape(width))
+    inputs = x.contiguous(), _rows(x, direction), table.contiguous(), out, *_on_device(levels, x.device), len(x)
+    _encode[triton.cdiv(len(x), BLOCK), levels.n_levels](*inputs, ALONG=along, **_shape(width))
     return out.t()
 
 
 def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
-    """Gradient of the table (entries, F) for grad (N, L*F), or its derivative along direction (N, 3)."""
+    """Return the gradient of the table (entries, F) for grad (N, L*F), or its derivative along direction (N, 3)."""
     width, along = grad.shape[1] // levels.n_levels, direction is not None
     out = x.new_zeros(levels.entries, width)
-    given = x.contiguous(), _rows(x, direction), grad.t().contiguous(), out, *_on_device(levels, x.device), len(x)
-    _scatter[triton.cdiv(len(x), BLOCK), levels.n_levels](*given, ALONG=along, **_shape(width))
+    inputs = x.contiguous(), _rows(x, direction), grad.t().contiguous(), out, *_on_device(levels, x.device), len(x)
+    _scatter[triton.cdiv(len(x), BLOCK), levels.n_levels](*inputs, ALONG=along, **_shape(width))
     return out
 
 
 def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor:
-    """d<grad, encode(x)>/dx, (N, 3), for grad (N, L*F)."""
+    """Return d<grad, encode(x)>/dx (N, 3) for grad (N, L*F)."""
     out = x.new_empty(len(x), 3)
-    given = x.contiguous(), table.contiguous(), grad.t().contiguous(), out, *_on_device(levels, x.device), len(x)
-    _position_gradient[(triton.cdiv(len(x), BLOCK),)](*given, levels.n_levels, **_shape(table.shape[1]))
+    inputs = x.contiguous(), table.contiguous(), grad.t().contiguous(), out, *_on_device(levels, x.device), len(x)
+    _position_gradient[(triton.cdiv(len(x), BLOCK),)](*inputs, levels.n_levels, **_shape(table.shape[1]))
     return out
 
 
@@ -241,13 +240,13 @@ def _shape(width: int) -> dict[str, int]:
 
 
 def _rows(x: Tensor, direction: Tensor | None) -> Tensor:
-    """A direction as the kernels want it; x stands in for one that is not read."""
+    """Return the contiguous direction, or x as an unused placeholder."""
     return x if direction is None else direction.contiguous()
 
 
 @lru_cache(maxsize=64)
 def _on_device(levels: Levels, device: torch.device) -> tuple[Tensor, Tensor]:
-    """`scales` and `geometry`; kept, since each copy to a GPU would wait for it."""
+    """Return `scales` and `geometry`; cached, since a copy to the GPU synchronises."""
     columns = levels.resolution, levels.offset[:-1], np.diff(levels.offset), levels.hashed
     geometry = torch.from_numpy(np.stack(columns, axis=1).astype(np.int32))
     return torch.from_numpy(levels.scale).to(device), geometry.to(device)

@@ -1,9 +1,9 @@
-"""Ray marching and compositing over packed samples: one interface, a torch twin and kernels.
+"""Ray marching and compositing of packed samples, with several back ends.
 
-Samples of all rays lie one after the other in flat arrays, sorted by ray; ``start`` and ``count`` say which
-belong to a ray. Sample k of a ray covers [t_k, t_k + step] with t_k = entry + (k + jitter) * step and is kept
-when its midpoint lies inside the bound and, if a grid is given, in an occupied cell. All back ends
-return the same samples, but for nerfacc's rounding at the borders of cells.
+The samples of all rays are stored in flat arrays, sorted by ray; `start` and `count` give the range of each ray. Sample
+k of a ray covers [t_k, t_k + step] with t_k = entry + (k + jitter) * step. It is kept if its midpoint is inside the
+bound and, with a grid, in an occupied cell. All back ends return the same samples, except for nerfacc's rounding at
+cell borders.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ MODULES = {
     "triton": "threedgen.representations.march.triton_kernels",
     "nerfacc": "threedgen.representations.march.nerfacc_backend",
 }
-"""Modules with march, positions, composite and visible; imported at need."""
+"""Modules with march, positions, composite and visible; imported on demand."""
 
 
 @dataclass(frozen=True)
 class Samples:
     """Packed samples of R rays.
 
-    ray_index (N,) int64, ascending; t_start, t_end (N,) float32 distances along the unit direction;
-    start, count (R,) int64: the samples of ray r are ``start[r] : start[r] + count[r]``.
+    ray_index (N,) int64, ascending; t_start, t_end (N,) float32 distances along the unit direction; start, count (R,)
+    int64: the samples of ray r are start[r] : start[r] + count[r].
     """
 
     ray_index: Tensor
@@ -55,24 +55,24 @@ class Samples:
 
     @property
     def t_mid(self) -> Tensor:
-        """(N,) distance of the point that stands for the interval."""
+        """Midpoints of the intervals (N,)."""
         return 0.5 * (self.t_start + self.t_end)
 
     def intervals(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """t_start, t_end, start and count, as kernels take them."""
+        """Return t_start, t_end, start and count, contiguous for kernels."""
         return self.t_start.contiguous(), self.t_end.contiguous(), self.start.contiguous(), self.count.contiguous()
 
     def positions(self, origins: Tensor, directions: Tensor) -> Tensor:
-        """World points (N, 3) at the midpoints of the intervals; no gradient reaches the rays (R, 3)."""
+        """Return world points (N, 3) at the interval midpoints of rays (R, 3), without gradient."""
         return backend(self.t_start).positions(self, origins, directions)
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum of values (N,) or (N, C) over the samples of each ray: (R,) or (R, C); differentiable."""
+        """Return the differentiable sum of values (N,) or (N, C) over each ray: (R,) or (R, C)."""
         total = values.new_zeros((self.n_rays, *values.shape[1:]))
         return total.index_add(0, self.ray_index, values)
 
     def select(self, keep: Tensor) -> Samples:
-        """The samples whose flag in keep (N,) bool is set."""
+        """Return the samples where keep (N,) bool is True."""
         index = keep.nonzero()[:, 0]
         return pack(
             self.ray_index.index_select(0, index),
@@ -81,8 +81,8 @@ class Samples:
             self.n_rays,
         )
 
-    def of_rays(self, part: slice) -> Samples:
-        """The samples of the rays part.start, ..., part.stop - 1, which are then numbered from 0."""
+    def select_rays(self, part: slice) -> Samples:
+        """Return the samples of the rays part.start ... part.stop - 1, with ray indices from 0."""
         start, count = self.start[part], self.count[part]
         first, last = (int(start[0]), int(start[-1] + count[-1])) if len(start) else (0, 0)
         return Samples(
@@ -93,23 +93,20 @@ class Samples:
             count,
         )
 
-    def split(self, most: int | None) -> list[slice]:
-        """The rays in consecutive parts of at most `most` samples; a ray that has more is a part of its own.
-
-        None: all rays in one part, which is also what few samples give.
-        """
-        if most is None or len(self) <= most:
+    def split(self, max_samples: int | None) -> list[slice]:
+        """Return consecutive slices of rays with at most `max_samples` samples, or one longer ray; None: one slice."""
+        if max_samples is None or len(self) <= max_samples:
             return [slice(0, self.n_rays)]
         ends, parts, first, done = self.count.cumsum(0).cpu(), [], 0, 0
         while first < self.n_rays:
-            stop = max(first + 1, int(torch.searchsorted(ends, done + most, right=True)))
+            stop = max(first + 1, int(torch.searchsorted(ends, done + max_samples, right=True)))
             parts.append(slice(first, stop))
             first, done = stop, int(ends[stop - 1])
         return parts
 
 
 def join(groups: Sequence[Samples]) -> Samples:
-    """The samples of consecutive groups of rays as those of all rays."""
+    """Concatenate the samples of consecutive groups of rays."""
     if len(groups) == 1:
         return groups[0]
     rays = accumulate((len(group.count) for group in groups), initial=0)
@@ -120,7 +117,7 @@ def join(groups: Sequence[Samples]) -> Samples:
 
 
 class Composite(NamedTuple):
-    """Result of volume rendering: values (R, C), opacity (R, 1), depth (R, 1), weights (N,)."""
+    """Result of compositing: values (R, C), opacity (R, 1), depth (R, 1), weights (N,)."""
 
     values: Tensor
     opacity: Tensor
@@ -129,7 +126,7 @@ class Composite(NamedTuple):
 
 
 def pack(ray_index: Tensor, t_start: Tensor, t_end: Tensor, n_rays: int) -> Samples:
-    """Samples from flat arrays (N,) whose ray_index is already ascending."""
+    """Create samples from flat arrays (N,) with ascending ray_index."""
     ray_index = ray_index.long()
     rays = torch.arange(n_rays + 1, device=ray_index.device)
     edges = torch.searchsorted(ray_index, rays)
@@ -137,7 +134,7 @@ def pack(ray_index: Tensor, t_start: Tensor, t_end: Tensor, n_rays: int) -> Samp
 
 
 def step_size(options: MarchConfig) -> float:
-    """World length of one step: the longest chord of the bound divided by ``options.samples``."""
+    """Return the step in world units: the longest chord of the bound divided by `options.samples`."""
     diagonal = math.sqrt(3.0) if options.bound == "box" else 1.0
     return 2.0 * options.radius * diagonal / options.samples
 
@@ -151,10 +148,13 @@ def march(
 ) -> Samples:
     """Place samples on rays.
 
-    origins, directions (R, 3) float32, unit directions; grid (G, G, G) bool over [-radius, radius]^3, indexed
-    [x, y, z], or None for no skipping; jitter (R,) in [0, 1) shifts a ray's samples by that part of a step.
-    ``sampler: occupancy`` takes the fixed step of `step_size` and skips empty cells; ``sampler: stratified``
-    divides each ray's chord in ``samples`` equal intervals and ignores the grid.
+    With `sampler: occupancy` the step is `step_size` and empty cells are skipped. With `sampler: stratified` each
+    ray's chord is divided into `samples` equal intervals and the grid is ignored.
+
+    Args:
+        origins, directions: (R, 3) float32 each, unit directions.
+        grid: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z]; None: no skipping.
+        jitter: (R,) in [0, 1), shift of a ray's samples in steps.
     """
     rays = origins.detach().contiguous(), directions.detach().contiguous()
     grid = None if options.sampler == "stratified" else grid
@@ -162,27 +162,26 @@ def march(
 
 
 def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto") -> Composite:
-    """The volume rendering quadrature (NeRF, eq. 3).
+    """Composite along rays (NeRF, eq. 3): w_i = T_i (1 - exp(-sigma_i dt_i)), T_i = exp(-sum_(j<i) sigma_j dt_j).
 
-    w_i = T_i (1 - exp(-sigma_i dt_i)) with T_i = exp(-sum_(j<i) sigma_j dt_j), for sigma (N,) >= 0 and values
-    (N, C). Gives sum w v, opacity = sum w, depth = sum w t (not normalised) and w; all four are
-    differentiable with respect to sigma, the first also with respect to values. Kernels work in float32 and
-    differentiate once, the torch twin any number of times.
+    For sigma (N,) >= 0 and values (N, C), returns sum w v, opacity = sum w, depth = sum w t (not normalised), and w.
+    All are differentiable in sigma, the first also in values. Kernels compute in float32 and are differentiable once,
+    the torch back end any number of times.
     """
     return backend(sigma, name).composite(sigma, values, samples)
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float, name: str = "auto") -> Tensor:
-    """(N,) bool: alpha of the sample >= alpha_threshold and transmittance up to it >= early_stop."""
+    """Return a mask (N,): alpha of the sample >= alpha_threshold and transmittance before it >= early_stop."""
     return backend(sigma, name).visible(sigma.detach(), samples, alpha_threshold, early_stop)
 
 
 def depth_variance(result: Composite, samples: Samples) -> Tensor:
-    """Spread of each ray's weights along the ray, (R, 1): sum w (t - depth)^2 with the plain weights (MVDream)."""
+    """Return the depth variance (R, 1): sum w (t - depth)^2 with unnormalised weights (MVDream)."""
     distance = samples.t_mid - result.depth[:, 0].index_select(0, samples.ray_index)
     return samples.sum(result.weights * distance * distance)[:, None]
 
 
 def backend(like: Tensor, name: str = "auto") -> ModuleType:
-    """The module that does the work where `like` is, see `backends.load`. Raises ConfigError."""
+    """Return the back end's module for the device of `like`, see `backends.load`. Raises ConfigError."""
     return load(MODULES, name, like.device)

@@ -1,4 +1,4 @@
-"""The compositor's kernels as a function that autograd differentiates once."""
+"""Autograd function of the compositing kernels, differentiable once."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ from torch.autograd.function import once_differentiable
 from . import Composite, Samples
 
 Forward = Callable[..., tuple[Tensor, ...]]
-"""(sigma, values, t_start, t_end, start, count), float32 and contiguous, to the four of `Composite` and behind (N,),
-the transmittance after each sample, kept for the backward pass"""
+"""Maps contiguous float32 (sigma, values, t_start, t_end, start, count) to the four tensors of `Composite` and the
+transmittance (N,) behind each sample, which is saved for the backward pass."""
 Backward = Callable[[Sequence[Tensor | None], Sequence[Tensor], bool], tuple[Tensor, Tensor | None]]
-"""(gradients of the four, that of the weights or None; what went in, weights and behind; do the values learn?) to the
-gradients of sigma and values"""
+"""Maps (gradients of the `Composite`, where that of the weights may be None; inputs, weights and transmittance; True if
+values need a gradient) to the gradients of sigma and values."""
 
 
 def differentiable(forward: Forward, backward: Backward) -> Callable[[Tensor, Tensor, Samples], Composite]:
-    """`march.composite` by a back end's kernels."""
+    """Return `march.composite` for the kernels of a back end."""
 
     def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
-        given = sigma.float().contiguous(), values.float().contiguous(), *samples.intervals()
-        return Composite(*_Composite.apply(forward, backward, *given))
+        inputs = sigma.float().contiguous(), values.float().contiguous(), *samples.intervals()
+        return Composite(*_Composite.apply(forward, backward, *inputs))
 
     return composite
 
 
 class _Composite(torch.autograd.Function):
-    """(forward, backward, sigma, values, t_start, t_end, start, count) -> values, opacity, depth, weights."""
+    """Map (forward, backward, sigma, values, t_start, t_end, start, count) to values, opacity, depth and weights."""
 
     @staticmethod
-    def forward(ctx: Any, forward: Forward, backward: Backward, *given: Tensor) -> tuple[Tensor, ...]:
-        *out, weights, behind = forward(*given)
+    def forward(ctx: Any, forward: Forward, backward: Backward, *inputs: Tensor) -> tuple[Tensor, ...]:
+        *out, weights, transmittance = forward(*inputs)
         ctx.kernel = backward
-        ctx.save_for_backward(*given, weights, behind)
+        ctx.save_for_backward(*inputs, weights, transmittance)
         ctx.set_materialize_grads(False)
         return *out, weights
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        saved, pixels = ctx.saved_tensors, []
+        saved, grad_rays = ctx.saved_tensors, []
         rays, channels = len(saved[4]), saved[1].shape[1]
         for grad, width in zip(grads, (channels, 1, 1), strict=False):
-            pixels.append(saved[0].new_zeros(rays, width) if grad is None else grad.contiguous())
-        to_weights = None if grads[3] is None else grads[3].contiguous()
-        return None, None, *ctx.kernel([*pixels, to_weights], saved, ctx.needs_input_grad[3]), None, None, None, None
+            grad_rays.append(saved[0].new_zeros(rays, width) if grad is None else grad.contiguous())
+        grad_weights = None if grads[3] is None else grads[3].contiguous()
+        grad_sigma, grad_values = ctx.kernel([*grad_rays, grad_weights], saved, ctx.needs_input_grad[3])
+        return None, None, grad_sigma, grad_values, None, None, None, None

@@ -1,7 +1,7 @@
-"""The marcher and the compositor as numba kernels for the CPU.
+"""numba back end of marching and compositing, for CPUs.
 
-Parallel over rays; every output element has one writer and sums run in sample order, so the result does not depend on
-the number of threads. Random numbers come in as arguments. No fastmath: the marcher must round as the torch twin does.
+Parallel over rays. Each output element has one writer and sums run in sample order, so results do not depend on the
+number of threads. Random numbers are arguments. No fastmath: the marcher must round as the torch back end does.
 """
 
 from __future__ import annotations
@@ -19,46 +19,46 @@ from threedgen.representations.options import MarchConfig
 from . import Samples, torch_twin
 from .autograd import differentiable
 
-F, N = np.float32, np.int32  # a stray Python number would promote to 64 bits
+F, N = np.float32, np.int32  # a plain Python number would promote to 64 bits
 HALF, ZERO, ONE = F(0.5), F(0.0), F(1.0)
-MOST = 2**30
+MAX_STEPS = 2**30
 
 
 def march(
     origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
 ) -> Samples:
-    """Count the samples of each ray, then fill them in; see `march.march`."""
+    """Count the samples of each ray, then write them, see `march.march`."""
     spans = torch_twin.spans(origins, directions, options, jitter)
-    limit = torch_twin.most_steps(*spans, options)
+    limit = torch_twin.max_samples_per_ray(*spans, options)
     size = 0 if grid is None else grid.shape[0]
     cells = np.ones(1, np.bool_) if grid is None else _array(grid).reshape(-1)
     rays = (*(_array(a) for a in (origins, directions)), _array(torch.stack(spans, dim=1)))
-    where: Any = (*rays, cells, size, F(size / (2 * options.radius)), F(options.radius))
+    inputs: Any = (*rays, cells, size, F(size / (2 * options.radius)), F(options.radius))
     first, last = np.empty(len(origins), np.int32), np.empty(len(origins), np.int32)
     count = np.empty(len(origins), np.int64)
-    _count(*where, _array(limit.int()), first, last, count)  # type: ignore[call-arg]
+    _count(*inputs, _array(limit.int()), first, last, count)  # type: ignore[call-arg]
     start = np.cumsum(count) - count
     n = int(count.sum())
     ray_index, t_start, t_end = np.empty(n, np.int64), np.empty(n, np.float32), np.empty(n, np.float32)
-    _fill(*where, first, last, start, ray_index, t_start, t_end)  # type: ignore[call-arg]
+    _fill(*inputs, first, last, start, ray_index, t_start, t_end)  # type: ignore[call-arg]
     return Samples(*(torch.from_numpy(a) for a in (ray_index, t_start, t_end, start, count)))
 
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _middle(span, r, k):
-    """Distance of the midpoint of sample k."""
+    """Return the distance of the midpoint of sample k."""
     return HALF * ((span[r, 0] + F(k) * span[r, 2]) + (span[r, 0] + F(k + 1) * span[r, 2]))
 
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _cell(o, d, t, scale, radius, size):
-    """Index of the cell, along one axis, of the point o + t d."""
+    """Return the cell index along one axis of the point o + t d."""
     return min(max(N((o + t * d + radius) * scale), N(0)), N(size - 1))
 
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _occupied(o, d, r, t, cells, scale, radius, size):
-    """Is the cell full in which ray r is at distance t?"""
+    """Return whether ray r is in an occupied cell at distance t."""
     i = _cell(o[r, 0], d[r, 0], t, scale, radius, size)
     j = _cell(o[r, 1], d[r, 1], t, scale, radius, size)
     m = _cell(o[r, 2], d[r, 2], t, scale, radius, size)
@@ -67,14 +67,14 @@ def _occupied(o, d, r, t, cells, scale, radius, size):
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _count(o, d, span, cells, size, scale, radius, limit, first, last, count):
-    """How many samples each ray keeps, and the first and last of them.
+    """Count the samples of each ray and find the first and the last.
 
-    Every step is looked up, in a loop without branches: at 2 ns a step that is faster than a walk from cell
-    to cell (DDA), whose jumps the processor cannot foresee, even for 512 steps through 32 cells.
+    A loop without branches tests every step: at 2 ns per step it is faster than cell traversal (DDA) with its branch
+    mispredictions, even for 512 steps through 32 cells.
     """
     for r in prange(o.shape[0]):
-        n, low, high = N(0), N(MOST), N(-1)
-        for k in range(limit[r]):  # only 32 bits and reductions make it a vector loop
+        n, low, high = N(0), N(MAX_STEPS), N(-1)
+        for k in range(limit[r]):  # vectorised only with 32-bit numbers and reductions
             t = _middle(span, r, k)
             keep = t < span[r, 1]
             if size > 0:
@@ -87,7 +87,7 @@ def _count(o, d, span, cells, size, scale, radius, limit, first, last, count):
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _fill(o, d, span, cells, size, scale, radius, first, last, start, ray_index, t_start, t_end):
-    """Write each ray's samples from its own start."""
+    """Write the samples of each ray from its `start`."""
     for r in prange(o.shape[0]):
         n = start[r]
         for k in range(first[r], last[r] + 1):
@@ -117,11 +117,11 @@ def positions(samples: Samples, origins: Tensor, directions: Tensor) -> Tensor:
 @njit(cache=True, error_model="numpy", parallel=True)
 def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, keep):
     for r in prange(start.shape[0]):
-        light = 1.0
+        T = 1.0
         for i in range(start[r], start[r] + count[r]):
-            through = np.exp(-sigma[i] * (t_end[i] - t_start[i]))
-            keep[i] = light >= early_stop and ONE - through >= alpha_threshold
-            light *= through
+            one_minus_alpha = np.exp(-sigma[i] * (t_end[i] - t_start[i]))
+            keep[i] = T >= early_stop and ONE - one_minus_alpha >= alpha_threshold
+            T *= one_minus_alpha
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
@@ -132,24 +132,24 @@ def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop:
 
 
 def _array(tensor: Tensor) -> Any:
-    """The memory of a tensor of the CPU."""
+    """Return a CPU tensor as an array, without a copy if contiguous."""
     return tensor.detach().contiguous().numpy()
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _forward(sigma, values, t_start, t_end, start, count, weights, behind, total, opacity, depth):
-    """behind (N,): the transmittance after each sample, kept for the backward pass."""
+def _forward(sigma, values, t_start, t_end, start, count, weights, transmittance, total, opacity, depth):
+    """Composite; `transmittance` (N,) behind each sample is saved for the backward pass."""
     channels = values.shape[1]
     for r in prange(start.shape[0]):
-        light, alpha_sum, t_sum = 1.0, 0.0, 0.0
+        T, alpha_sum, t_sum = 1.0, 0.0, 0.0
         for c in range(channels):
             total[r, c] = ZERO
         for i in range(start[r], start[r] + count[r]):
-            through = np.exp(-sigma[i] * (t_end[i] - t_start[i]))
-            w = F(light * (ONE - through))
-            light *= float(through)
+            one_minus_alpha = np.exp(-sigma[i] * (t_end[i] - t_start[i]))
+            w = F(T * (ONE - one_minus_alpha))
+            T *= float(one_minus_alpha)
             weights[i] = w
-            behind[i] = light
+            transmittance[i] = T
             alpha_sum += float(w)
             t_sum += w * HALF * (t_start[i] + t_end[i])
             for c in range(channels):
@@ -159,25 +159,24 @@ def _forward(sigma, values, t_start, t_end, start, count, weights, behind, total
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _backward(grads, values, t_start, t_end, start, count, weights, behind, g_sigma, g_values):
-    """d w_j / d sigma_i = dt_i T_(i+1) for j = i and -dt_i w_j for j > i: one walk from the far end, with a
-    running sum.
+def _backward(grads, values, t_start, t_end, start, count, weights, transmittance, g_sigma, g_values):
+    """Backpropagate: d w_j / d sigma_i = dt_i T_(i+1) for j = i, -dt_i w_j for j > i; a suffix sum from the far end.
 
-    grads: of the values, the opacity, the depth and the weights; the last has length 0 when nothing depends on the
-    weights, and g_values when the values need no gradient.
+    grads: gradients of values, opacity, depth and weights. That of the weights has length 0 if nothing depends on them,
+    g_values has length 0 if the values need no gradient.
     """
     g_total, g_opacity, g_depth, g_weights = grads
     channels = values.shape[1]
     for r in prange(start.shape[0]):
-        later = 0.0
+        suffix_sum = 0.0
         for i in range(start[r] + count[r] - 1, start[r] - 1, -1):
             g = g_opacity[r, 0] + g_depth[r, 0] * HALF * (t_start[i] + t_end[i])
             if g_weights.shape[0] > 0:
                 g += g_weights[i]
             for c in range(channels):
                 g += g_total[r, c] * values[i, c]
-            g_sigma[i] = (t_end[i] - t_start[i]) * (behind[i] * g - later)
-            later += weights[i] * g
+            g_sigma[i] = (t_end[i] - t_start[i]) * (transmittance[i] * g - suffix_sum)
+            suffix_sum += weights[i] * g
             if g_values.shape[0] > 0:
                 for c in range(channels):
                     g_values[i, c] = weights[i] * g_total[r, c]
@@ -187,18 +186,20 @@ def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, ..
     """See `autograd.differentiable`."""
     rays, channels = len(samples[2]), values.shape[1]
     out = torch.empty(rays, channels), torch.empty(rays, 1), torch.empty(rays, 1)
-    weights, behind = torch.empty_like(sigma), torch.empty_like(sigma)
-    _forward(*(_array(a) for a in (sigma, values, *samples, weights, behind, *out)))
-    return *out, weights, behind
+    weights, transmittance = torch.empty_like(sigma), torch.empty_like(sigma)
+    _forward(*(_array(a) for a in (sigma, values, *samples, weights, transmittance, *out)))
+    return *out, weights, transmittance
 
 
-def backward(grads: Sequence[Tensor | None], saved: Sequence[Tensor], learn: bool) -> tuple[Tensor, Tensor | None]:
+def backward(
+    grads: Sequence[Tensor | None], saved: Sequence[Tensor], values_grad: bool
+) -> tuple[Tensor, Tensor | None]:
     """See `autograd.differentiable`."""
     sigma, values = saved[:2]
-    g_sigma, g_values = torch.empty_like(sigma), torch.empty(values.shape if learn else (0, values.shape[1]))
-    given = tuple(np.empty(0, np.float32) if grad is None else _array(grad) for grad in grads)
-    _backward(given, *(_array(a) for a in (*saved[1:], g_sigma, g_values)))
-    return g_sigma, g_values if learn else None
+    g_sigma, g_values = torch.empty_like(sigma), torch.empty(values.shape if values_grad else (0, values.shape[1]))
+    arrays = tuple(np.empty(0, np.float32) if grad is None else _array(grad) for grad in grads)
+    _backward(arrays, *(_array(a) for a in (*saved[1:], g_sigma, g_values)))
+    return g_sigma, g_values if values_grad else None
 
 
 composite = differentiable(forward, backward)

@@ -1,4 +1,4 @@
-"""The marcher and the compositor in plain torch: any device, any order of derivative, dense (R, K) memory."""
+"""torch back end of marching and compositing: any device, any order of derivative, dense (R, K) memory."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from . import Composite, Samples, pack, step_size
 def march(
     origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
 ) -> Samples:
-    """Test every step of every ray; see `march.march`."""
+    """Test every step of every ray, see `march.march`."""
     first, leave, steps = spans(origins, directions, options, jitter)
-    limit = int(most_steps(first, leave, steps, options).max()) if len(first) else 0
+    limit = int(max_samples_per_ray(first, leave, steps, options).max()) if len(first) else 0
 
     k = torch.arange(limit + 1, dtype=torch.float32, device=origins.device)
     edges = first[:, None] + k * steps[:, None]
@@ -30,9 +30,9 @@ def march(
 def spans(
     origins: Tensor, directions: Tensor, options: MarchConfig, jitter: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Distances (R,) of each ray's first sample and of its exit, and its step (R,); a miss: exit <= first.
+    """Return each ray's first sample, exit from the bound and step, (R,) distances each; a miss has exit <= first.
 
-    Sample k lies between first + k * step and first + (k + 1) * step.
+    Sample k covers [first + k * step, first + (k + 1) * step].
     """
     enter, leave = (sphere_chord if options.bound == "sphere" else box_chord)(origins, directions, options.radius)
     enter = enter.clamp(min=options.near)
@@ -43,38 +43,38 @@ def spans(
     return (enter if jitter is None else enter + jitter * steps), leave, steps
 
 
-def most_steps(first: Tensor, leave: Tensor, steps: Tensor, options: MarchConfig) -> Tensor:
-    """How many samples (R,) of a ray may lie before its exit; at most ``samples`` equal parts of a chord."""
-    many = (((leave - first) / steps).long() + 1) * (leave > first)
-    return many.clamp(max=options.samples) if options.sampler == "stratified" else many
+def max_samples_per_ray(first: Tensor, leave: Tensor, steps: Tensor, options: MarchConfig) -> Tensor:
+    """Return an upper bound (R,) of the samples per ray before its exit."""
+    count = (((leave - first) / steps).long() + 1) * (leave > first)
+    return count.clamp(max=options.samples) if options.sampler == "stratified" else count
 
 
 def box_chord(origins: Tensor, directions: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Distances (R,), (R,) where rays enter and leave [-radius, radius]^3; a miss: leave <= enter."""
+    """Return the distances (R,) at which rays enter and leave [-radius, radius]^3; a miss has leave <= enter."""
     tiny = torch.full_like(directions, 1e-12)
-    safe = torch.where(directions.abs() < 1e-12, tiny, directions)  # along a face: a huge, not a NaN distance
+    safe = torch.where(directions.abs() < 1e-12, tiny, directions)  # parallel to a face: huge instead of NaN
     first = (-radius - origins) / safe
     second = (radius - origins) / safe
     return torch.minimum(first, second).amax(-1), torch.maximum(first, second).amin(-1)
 
 
 def sphere_chord(origins: Tensor, directions: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """As `box_chord` for the ball of that radius; directions must have unit length."""
-    along = _dot(origins, directions)
-    foot = origins - along[:, None] * directions  # nearest to the centre: no cancellation far away
+    """Return the entry and exit distances (R,) for the ball of that radius; unit directions."""
+    projection = _dot(origins, directions)
+    nearest = origins - projection[:, None] * directions  # nearest point to the centre: no cancellation far away
     size = origins.new_tensor(radius)
-    room = (size * size - _dot(foot, foot)).clamp(min=0)
-    half = room.double().sqrt().float()  # correctly rounded, which torch's float32 root need not be
-    return -along - half, -along + half
+    squared = (size * size - _dot(nearest, nearest)).clamp(min=0)
+    half = squared.double().sqrt().float()  # correctly rounded, unlike torch's float32 sqrt
+    return -projection - half, -projection + half
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """(R, 3), (R, 3) -> (R,) summed in the order the kernels use, so that both round alike."""
+    """Return the dot products (R,), summed in the kernels' order for equal rounding."""
     return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
 
 
 def occupied(grid: Tensor, points: Tensor, radius: float) -> Tensor:
-    """Flags (...) of the cells of grid (G, G, G) over [-radius, radius]^3 that hold points (..., 3)."""
+    """Return the flags (...) of grid (G, G, G) over [-radius, radius]^3 at points (..., 3)."""
     size = grid.shape[0]
     scale = torch.tensor(size / (2 * radius), dtype=torch.float32)
     cell = ((points + radius) * scale.to(points.device)).long().clamp(0, size - 1)
@@ -106,12 +106,12 @@ def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop:
 
 
 def _weights(sigma: Tensor, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, transmittance before the sample and alpha, (N,) each."""
-    longest = int(samples.count.max()) if samples.n_rays else 0
+    """Return weights, transmittance before the sample, and alpha, (N,) each."""
+    max_count = int(samples.count.max()) if samples.n_rays else 0
     slot = torch.arange(len(samples), device=sigma.device) - samples.start[samples.ray_index]
     where = (samples.ray_index, slot)
     optical = sigma * (samples.t_end - samples.t_start)
-    dense = optical.new_zeros((samples.n_rays, longest)).index_put(where, optical)
+    dense = optical.new_zeros((samples.n_rays, max_count)).index_put(where, optical)
     transmittance = torch.exp(dense - dense.cumsum(1))[where]
     alpha = 1 - torch.exp(-optical)
     return transmittance * alpha, transmittance, alpha

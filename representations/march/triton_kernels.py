@@ -1,7 +1,7 @@
-"""The marcher and the compositor on a GPU as Triton kernels.
+"""Triton back end of marching and compositing, for GPUs, in float32.
 
-One program works on one ray, BLOCK steps or samples at a time, and is the only writer of what it writes: results are
-the same bits every time. Everything is float32. The marcher needs no memory but for the samples that it keeps.
+One program processes one ray, BLOCK steps or samples at a time. Each output element has one writer, so results are
+bit-identical in every run. The marcher needs memory only for the samples it keeps.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from threedgen.representations.options import MarchConfig
 
 from . import Samples
 from .autograd import differentiable
-from .torch_twin import most_steps, positions, spans
+from .torch_twin import max_samples_per_ray, positions, spans
 
 __all__ = ["composite", "march", "positions", "visible"]
 
@@ -27,17 +27,17 @@ BLOCK = 64  # samples of a ray at a time
 
 @triton.jit
 def _steps(origins, directions, first, leave, steps, cells, ray, k, scale, radius, SIZE: tl.constexpr):
-    """Where steps k (BLOCK,) of a ray begin and end, and which of them are kept. cells (SIZE, SIZE, SIZE), flat."""
-    begin, step = tl.load(first + ray), tl.load(steps + ray)
-    t_start, t_end = begin + k.to(tl.float32) * step, begin + (k + 1).to(tl.float32) * step
+    """Return start, end and keep flag of the steps k (BLOCK,) of a ray. cells: (SIZE, SIZE, SIZE), flat."""
+    entry, step = tl.load(first + ray), tl.load(steps + ray)
+    t_start, t_end = entry + k.to(tl.float32) * step, entry + (k + 1).to(tl.float32) * step
     t_mid = 0.5 * (t_start + t_end)
     keep = t_mid < tl.load(leave + ray)
     if SIZE > 0:
         cell = tl.zeros_like(k)
         for axis in tl.static_range(3):
             x = tl.load(origins + ray * 3 + axis) + t_mid * tl.load(directions + ray * 3 + axis)
-            along = ((x + radius) * scale).to(tl.int32)
-            cell = cell * SIZE + tl.minimum(tl.maximum(along, 0), SIZE - 1)
+            index = ((x + radius) * scale).to(tl.int32)
+            cell = cell * SIZE + tl.minimum(tl.maximum(index, 0), SIZE - 1)
         keep = keep & (tl.load(cells + cell, mask=keep, other=0) != 0)
     return t_start, t_end, keep
 
@@ -59,11 +59,11 @@ def _count(
 ):
     ray = tl.program_id(0).to(tl.int64)
     k, kept = tl.arange(0, BLOCK), 0
-    most = tl.load(limit + ray)
-    for done in range(0, most, BLOCK):
+    n_steps = tl.load(limit + ray)
+    for done in range(0, n_steps, BLOCK):
         at = done + k
         _, _, keep = _steps(origins, directions, first, leave, steps, cells, ray, at, scale, radius, SIZE)
-        kept += tl.sum((keep & (at < most)).to(tl.int32), axis=0)
+        kept += tl.sum((keep & (at < n_steps)).to(tl.int32), axis=0)
     tl.store(count + ray, kept)
 
 
@@ -85,27 +85,27 @@ def _fill(
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The same steps again, now that it is known where each ray's samples begin."""
+    """Write the samples of each ray from its `start`."""
     ray = tl.program_id(0).to(tl.int64)
-    k, free = tl.arange(0, BLOCK), tl.load(start + ray)
-    most = tl.load(limit + ray)
-    for done in range(0, most, BLOCK):
+    k, offset = tl.arange(0, BLOCK), tl.load(start + ray)
+    n_steps = tl.load(limit + ray)
+    for done in range(0, n_steps, BLOCK):
         at = done + k
         t_start, t_end, keep = _steps(origins, directions, first, leave, steps, cells, ray, at, scale, radius, SIZE)
-        keep = keep & (at < most)
+        keep = keep & (at < n_steps)
         before = tl.cumsum(keep.to(tl.int32), axis=0) - 1
-        tl.store(ray_index + free + before, ray, mask=keep)
-        tl.store(t_starts + free + before, t_start, mask=keep)
-        tl.store(t_ends + free + before, t_end, mask=keep)
-        free += tl.sum(keep.to(tl.int32), axis=0)
+        tl.store(ray_index + offset + before, ray, mask=keep)
+        tl.store(t_starts + offset + before, t_start, mask=keep)
+        tl.store(t_ends + offset + before, t_end, mask=keep)
+        offset += tl.sum(keep.to(tl.int32), axis=0)
 
 
 @triton.jit
-def _interval(sigma, t_start, t_end, at, there):
-    """Optical depth, length and midpoint of samples; 0 where there is none."""
-    first = tl.load(t_start + at, mask=there, other=0.0)
-    last = tl.load(t_end + at, mask=there, other=0.0)
-    return tl.load(sigma + at, mask=there, other=0.0) * (last - first), last - first, 0.5 * (first + last)
+def _interval(sigma, t_start, t_end, at, mask):
+    """Return optical depth, length and midpoint of samples; 0 where masked."""
+    first = tl.load(t_start + at, mask=mask, other=0.0)
+    last = tl.load(t_end + at, mask=mask, other=0.0)
+    return tl.load(sigma + at, mask=mask, other=0.0) * (last - first), last - first, 0.5 * (first + last)
 
 
 @triton.jit
@@ -117,7 +117,7 @@ def _forward(
     start,
     count,
     weights,
-    behind,
+    transmittance,
     total,
     opacity,
     depth,
@@ -125,30 +125,30 @@ def _forward(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """behind (N,): the transmittance after each sample, kept for the backward pass."""
+    """Composite; `transmittance` (N,) behind each sample is saved for the backward pass."""
     ray = tl.program_id(0).to(tl.int64)
-    begin, many = tl.load(start + ray), tl.load(count + ray)
+    first, n_samples = tl.load(start + ray), tl.load(count + ray)
     k, c = tl.arange(0, BLOCK), tl.arange(0, WIDE)
-    passed, seen, far = 0.0, 0.0, 0.0
+    optical_sum, alpha_sum, t_sum = 0.0, 0.0, 0.0
     colour = tl.zeros((WIDE,), tl.float32)
-    for done in range(0, many, BLOCK):
-        there = done + k < many
-        at = begin + done + k
-        optical, _, middle = _interval(sigma, t_start, t_end, at, there)
-        before = passed + tl.cumsum(optical, axis=0) - optical
-        light, through = tl.exp(-before), tl.exp(-optical)
-        weight = light * (1.0 - through)
-        tl.store(weights + at, weight, mask=there)
-        tl.store(behind + at, light * through, mask=there)
-        both = there[:, None] & (c < C)[None, :]
-        value = tl.load(values + at[:, None] * C + c[None, :], mask=both, other=0.0)
+    for done in range(0, n_samples, BLOCK):
+        mask = done + k < n_samples
+        at = first + done + k
+        optical, _, middle = _interval(sigma, t_start, t_end, at, mask)
+        before = optical_sum + tl.cumsum(optical, axis=0) - optical
+        T, one_minus_alpha = tl.exp(-before), tl.exp(-optical)
+        weight = T * (1.0 - one_minus_alpha)
+        tl.store(weights + at, weight, mask=mask)
+        tl.store(transmittance + at, T * one_minus_alpha, mask=mask)
+        value_mask = mask[:, None] & (c < C)[None, :]
+        value = tl.load(values + at[:, None] * C + c[None, :], mask=value_mask, other=0.0)
         colour += tl.sum(weight[:, None] * value, axis=0)
-        seen += tl.sum(weight, axis=0)
-        far += tl.sum(weight * middle, axis=0)
-        passed += tl.sum(optical, axis=0)
+        alpha_sum += tl.sum(weight, axis=0)
+        t_sum += tl.sum(weight * middle, axis=0)
+        optical_sum += tl.sum(optical, axis=0)
     tl.store(total + ray * C + c, colour, mask=c < C)
-    tl.store(opacity + ray, seen)
-    tl.store(depth + ray, far)
+    tl.store(opacity + ray, alpha_sum)
+    tl.store(depth + ray, t_sum)
 
 
 @triton.jit
@@ -164,7 +164,7 @@ def _backward(
     start,
     count,
     weights,
-    behind,
+    transmittance,
     g_sigma,
     g_values,
     WEIGHTS: tl.constexpr,
@@ -173,100 +173,102 @@ def _backward(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """d w_j / d sigma_i = dt_i T_(i+1) for j = i and -dt_i w_j for j > i: from the far end, with a running sum.
+    """Backpropagate: d w_j / d sigma_i = dt_i T_(i+1) for j = i, -dt_i w_j for j > i; a suffix sum from the far end.
 
-    WEIGHTS: something depends on the weights themselves; VALUES: the values need a gradient.
+    WEIGHTS: True if the loss depends on the weights. VALUES: True if the values need a gradient.
     """
     ray = tl.program_id(0).to(tl.int64)
-    begin, many = tl.load(start + ray), tl.load(count + ray)
+    first, n_samples = tl.load(start + ray), tl.load(count + ray)
     k, c = tl.arange(0, BLOCK), tl.arange(0, WIDE)
-    to_colour = tl.load(g_total + ray * C + c, mask=c < C, other=0.0)
-    to_opacity, to_depth, later = tl.load(g_opacity + ray), tl.load(g_depth + ray), 0.0
-    for done in range(0, many, BLOCK):
-        there = done + k < many
-        at = begin + many - 1 - done - k
-        _, length, middle = _interval(sigma, t_start, t_end, at, there)
-        both = there[:, None] & (c < C)[None, :]
+    grad_colour = tl.load(g_total + ray * C + c, mask=c < C, other=0.0)
+    grad_opacity, grad_depth, suffix_sum = tl.load(g_opacity + ray), tl.load(g_depth + ray), 0.0
+    for done in range(0, n_samples, BLOCK):
+        mask = done + k < n_samples
+        at = first + n_samples - 1 - done - k
+        _, length, middle = _interval(sigma, t_start, t_end, at, mask)
+        value_mask = mask[:, None] & (c < C)[None, :]
         cell = at[:, None] * C + c[None, :]
-        value = tl.load(values + cell, mask=both, other=0.0)
-        weight = tl.load(weights + at, mask=there, other=0.0)
-        to_weight = to_opacity + to_depth * middle + tl.sum(to_colour[None, :] * value, axis=1)
+        value = tl.load(values + cell, mask=value_mask, other=0.0)
+        weight = tl.load(weights + at, mask=mask, other=0.0)
+        grad_weight = grad_opacity + grad_depth * middle + tl.sum(grad_colour[None, :] * value, axis=1)
         if WEIGHTS:
-            to_weight += tl.load(g_weights + at, mask=there, other=0.0)
-        share = weight * to_weight
-        beyond = later + tl.cumsum(share, axis=0) - share
-        light = tl.load(behind + at, mask=there, other=0.0)
-        tl.store(g_sigma + at, length * (light * to_weight - beyond), mask=there)
+            grad_weight += tl.load(g_weights + at, mask=mask, other=0.0)
+        product = weight * grad_weight
+        suffix = suffix_sum + tl.cumsum(product, axis=0) - product
+        T = tl.load(transmittance + at, mask=mask, other=0.0)
+        tl.store(g_sigma + at, length * (T * grad_weight - suffix), mask=mask)
         if VALUES:
-            tl.store(g_values + cell, weight[:, None] * to_colour[None, :], mask=both)
-        later += tl.sum(share, axis=0)
+            tl.store(g_values + cell, weight[:, None] * grad_colour[None, :], mask=value_mask)
+        suffix_sum += tl.sum(product, axis=0)
 
 
 @triton.jit
 def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, keep, BLOCK: tl.constexpr):
     ray = tl.program_id(0).to(tl.int64)
-    begin, many = tl.load(start + ray), tl.load(count + ray)
+    first, n_samples = tl.load(start + ray), tl.load(count + ray)
     k = tl.arange(0, BLOCK)
-    passed = 0.0
-    for done in range(0, many, BLOCK):
-        there = done + k < many
-        at = begin + done + k
-        optical, _, _ = _interval(sigma, t_start, t_end, at, there)
-        before = passed + tl.cumsum(optical, axis=0) - optical
-        shown = (tl.exp(-before) >= early_stop) & (1.0 - tl.exp(-optical) >= alpha_threshold)
-        tl.store(keep + at, shown.to(tl.uint8), mask=there)
-        passed += tl.sum(optical, axis=0)
+    optical_sum = 0.0
+    for done in range(0, n_samples, BLOCK):
+        mask = done + k < n_samples
+        at = first + done + k
+        optical, _, _ = _interval(sigma, t_start, t_end, at, mask)
+        before = optical_sum + tl.cumsum(optical, axis=0) - optical
+        is_visible = (tl.exp(-before) >= early_stop) & (1.0 - tl.exp(-optical) >= alpha_threshold)
+        tl.store(keep + at, is_visible.to(tl.uint8), mask=mask)
+        optical_sum += tl.sum(optical, axis=0)
 
 
-# --- of tensors -------------------------------------------------------------------------------------------------
+# --- tensor interface ------------------------------------------------------------------------------------
 
 
 def march(
     origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
 ) -> Samples:
-    """Count the samples of each ray, then fill them in; see `march.march`."""
+    """Count the samples of each ray, then write them, see `march.march`."""
     first, leave, steps = spans(origins, directions, options, jitter)
-    limit = most_steps(first, leave, steps, options).int()
+    limit = max_samples_per_ray(first, leave, steps, options).int()
     size, radius = 0 if grid is None else len(grid), options.radius
     cells = first if grid is None else grid.contiguous().view(torch.uint8)
-    given = origins, directions, first, leave, steps, cells, limit, size / (2 * radius), float(radius)
+    inputs = origins, directions, first, leave, steps, cells, limit, size / (2 * radius), float(radius)
     count = torch.empty(len(first), dtype=torch.long, device=first.device)
-    # a product and a sum stay two roundings, as in torch
+    # no fused multiply-add: round products and sums as torch does
     constants: dict[str, Any] = {"SIZE": size, "BLOCK": BLOCK, "enable_fp_fusion": False}
-    _count[(len(first),)](*given, count, **constants)
+    _count[(len(first),)](*inputs, count, **constants)
     start = count.cumsum(0) - count
     total = int(count.sum())
     ray_index, t_start, t_end = count.new_empty(total), first.new_empty(total), first.new_empty(total)
-    _fill[(len(first),)](*given, start, ray_index, t_start, t_end, **constants)
+    _fill[(len(first),)](*inputs, start, ray_index, t_start, t_end, **constants)
     return Samples(ray_index, t_start, t_end, start, count)
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
     """See `march.visible`."""
     keep = torch.empty(len(samples), dtype=torch.uint8, device=sigma.device)
-    given = sigma.float().contiguous(), *samples.intervals(), float(alpha_threshold), float(early_stop)
-    _visible[(samples.n_rays,)](*given, keep, BLOCK=BLOCK)
+    inputs = sigma.float().contiguous(), *samples.intervals(), float(alpha_threshold), float(early_stop)
+    _visible[(samples.n_rays,)](*inputs, keep, BLOCK=BLOCK)
     return keep.bool()
 
 
 def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, ...]:
     """See `autograd.differentiable`."""
     rays, channels = len(samples[2]), values.shape[1]
-    weights, behind = torch.empty_like(sigma), torch.empty_like(sigma)
+    weights, transmittance = torch.empty_like(sigma), torch.empty_like(sigma)
     pixels = sigma.new_empty(rays, channels), sigma.new_empty(rays, 1), sigma.new_empty(rays, 1)
-    _forward[(rays,)](sigma, values, *samples, weights, behind, *pixels, **_shape(channels))
-    return *pixels, weights, behind
+    _forward[(rays,)](sigma, values, *samples, weights, transmittance, *pixels, **_shape(channels))
+    return *pixels, weights, transmittance
 
 
-def backward(grads: Sequence[Tensor | None], saved: Sequence[Tensor], learn: bool) -> tuple[Tensor, Tensor | None]:
+def backward(
+    grads: Sequence[Tensor | None], saved: Sequence[Tensor], values_grad: bool
+) -> tuple[Tensor, Tensor | None]:
     """See `autograd.differentiable`."""
-    *pixels, to_weights = grads
+    *grad_rays, grad_weights = grads
     sigma, values = saved[:2]
-    g_sigma, g_values = torch.empty_like(sigma), torch.empty_like(values) if learn else None
-    given = (*pixels, sigma if to_weights is None else to_weights, *saved)
-    flags = {"WEIGHTS": to_weights is not None, "VALUES": learn}
+    g_sigma, g_values = torch.empty_like(sigma), torch.empty_like(values) if values_grad else None
+    inputs = (*grad_rays, sigma if grad_weights is None else grad_weights, *saved)
+    flags = {"WEIGHTS": grad_weights is not None, "VALUES": values_grad}
     out = g_sigma, values if g_values is None else g_values
-    _backward[(len(saved[4]),)](*given, *out, **flags, **_shape(values.shape[1]))
+    _backward[(len(saved[4]),)](*inputs, *out, **flags, **_shape(values.shape[1]))
     return g_sigma, g_values
 
 

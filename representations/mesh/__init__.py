@@ -1,1 +1,1 @@
-"""A mesh as an object to optimise."""
+"""Differentiable meshes."""

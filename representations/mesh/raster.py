@@ -1,8 +1,8 @@
-"""A mesh seen by cameras, differentiable in its vertices: from the faces that `threedgen.geometry.raster` finds.
+"""Rasterisation of a mesh that is differentiable in the vertices, from the faces of `threedgen.geometry.raster`.
 
-Which face a pixel sees is not differentiable. Where on the face, is: the ray through the pixel meets the plane of the
-face, and all that is interpolated follows (`surface_points`). The outline moves by `antialias`: pixels on either side
-of it are blended by where between their centres it runs (Laine et al. 2020, "Modular Primitives").
+The face per pixel is not differentiable. The point on the face is: the intersection of the pixel's ray with the
+plane of the face (`surface_points`). The outline is differentiable through `antialias`: the two pixels beside it are
+blended according to its position between their centres (Laine et al. 2020, "Modular Primitives").
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from .losses import vertex_normals
 
 
 class SurfacePoints(NamedTuple):
-    """What P pixels see: number (P,) of the pixel among B H W; position, normal, directions (P, 3); depth (P,) along
-    the ray; face (B, H, W) int64, -1 for the background.
+    """Surface points in P pixels: flat pixel index (P,) in B * H * W; position, normal, directions (P, 3); depth (P,)
+    along the ray; face (B, H, W) int64 of all pixels, -1 for the background.
     """
 
-    number: Tensor
+    pixel: Tensor
     position: Tensor
     normal: Tensor
     directions: Tensor
@@ -33,41 +33,41 @@ class SurfacePoints(NamedTuple):
 
 
 def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> SurfacePoints:
-    """The points of the mesh, vertices (N, 3) and faces (F, 3), behind the centres of the pixels."""
+    """Return the points of a mesh, vertices (N, 3) and faces (F, 3), at the pixel centres."""
     size, device = (cameras.height, cameras.width), vertices.device
     shape = vertices.detach().cpu().numpy(), faces.cpu().numpy(), cameras.c2w.cpu().numpy(), cameras.fov.cpu().numpy()
     face = torch.from_numpy(raster.rasterise(*shape, size).face).long().to(device)
     index = (face.reshape(-1) >= 0).nonzero()[:, 0]
-    seen = face.reshape(-1)[index]
+    visible = face.reshape(-1)[index]
     origins, directions = (rays.reshape(-1, 3).to(device)[index] for rays in cameras.rays())
-    corners = faces[seen].reshape(-1)
+    corners = faces[visible].reshape(-1)
     v0, v1, v2 = vertices.index_select(0, corners).view(-1, 3, 3).unbind(1)
     n0, n1, n2 = vertex_normals(vertices, faces).index_select(0, corners).view(-1, 3, 3).unbind(1)
-    # Moeller and Trumbore 1997
-    one, two = v1 - v0, v2 - v0
-    p = torch.linalg.cross(directions, two)
-    area = (one * p).sum(-1)
+    # ray-triangle intersection, Moeller and Trumbore 1997
+    edge1, edge2 = v1 - v0, v2 - v0
+    p = torch.linalg.cross(directions, edge2)
+    area = (edge1 * p).sum(-1)
     area = torch.where(area.abs() < 1e-12, torch.full_like(area, 1e-12), area)
     s = origins - v0
-    q = torch.linalg.cross(s, one)
+    q = torch.linalg.cross(s, edge1)
     u, v = ((s * p).sum(-1) / area)[:, None], ((directions * q).sum(-1) / area)[:, None]
-    depth = (two * q).sum(-1) / area
+    depth = (edge2 * q).sum(-1) / area
     normal = normalize((1 - u - v) * n0 + u * n1 + v * n2, dim=-1)
     return SurfacePoints(index, origins + depth[:, None] * directions, normal, directions, depth, face)
 
 
 def antialias(image: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
-    """image (B, H, W, C) with its outline against the background blended, so that it follows the vertices.
+    """Return the image (B, H, W, C) with an antialiased, differentiable outline; face (B, H, W): -1 for background.
 
-    For each pixel of the mesh beside one of the background: t in [0, 1] is where, between the two centres, the outline
-    runs. Up to one half the pixel takes a share of the background, beyond it the other takes one of the mesh. A share
-    of one half changes nothing.
+    For each pixel of the mesh beside one of the background, t in [0, 1] is the position of the outline between the two
+    centres. For t < 1/2 the mesh pixel gets a fraction 1/2 - t of the background, for t > 1/2 the background pixel
+    gets a fraction t - 1/2 of the mesh.
     """
     pixels, depth = cameras.to(vertices.device).project(vertices)
     start, end, view = _outline(pixels, depth, faces)
     out, flat = image, image.reshape(-1, image.shape[-1])
-    for along in (0, 1):
-        near, far, t = _crossings(face, start, end, view, along)
+    for axis in (0, 1):
+        near, far, t = _crossings(face, start, end, view, axis)
         difference = flat.index_select(0, far) - flat.index_select(0, near)
         shift = (t - 0.5)[:, None]
         change = torch.zeros_like(flat).index_add(0, near, relu(-shift) * difference)
@@ -76,62 +76,64 @@ def antialias(image: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, came
 
 
 def _outline(pixels: Tensor, depth: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Edges on the outline, one side of which is turned away: start and end (S, 2) in pixels, and their view (S,)."""
+    """Return the silhouette edges, with one back-facing side: start and end (S, 2) in pixels, and view (S,)."""
     count = pixels.shape[1]
     ends = torch.stack([faces, faces.roll(-1, 1)], dim=-1).sort(dim=-1).values.reshape(-1, 2)
-    keys, number = torch.unique(ends[:, 0] * count + ends[:, 1], return_inverse=True)
+    keys, edge_index = torch.unique(ends[:, 0] * count + ends[:, 1], return_inverse=True)
     a, b, c = (pixels.detach()[:, faces[:, k]] for k in range(3))
     front = ((b - a)[..., 0] * (c - a)[..., 1] - (b - a)[..., 1] * (c - a)[..., 0]) < 0
-    users = torch.bincount(number)
-    fronts = torch.zeros(len(pixels), len(users), device=pixels.device, dtype=torch.long)
-    fronts.index_add_(1, number, front.long().repeat_interleave(3, dim=1))
+    adjacent = torch.bincount(edge_index)
+    fronts = torch.zeros(len(pixels), len(adjacent), device=pixels.device, dtype=torch.long)
+    fronts.index_add_(1, edge_index, front.long().repeat_interleave(3, dim=1))
     first, second = keys // count, keys % count
     ahead = (depth.detach()[:, first] > 1e-3) & (depth.detach()[:, second] > 1e-3)
-    view, edge = (ahead & ((users == 1) | ((fronts > 0) & (fronts < users)))).nonzero().unbind(1)
+    view, edge = (ahead & ((adjacent == 1) | ((fronts > 0) & (fronts < adjacent)))).nonzero().unbind(1)
     flat = pixels.reshape(-1, 2)
     return flat.index_select(0, view * count + first[edge]), flat.index_select(0, view * count + second[edge]), view
 
 
-def _crossings(face: Tensor, start: Tensor, end: Tensor, view: Tensor, along: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where edges cross the lines through the centres of the pixels, in x (along 0) or y (along 1), at the background.
+def _crossings(face: Tensor, start: Tensor, end: Tensor, view: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the crossings of silhouette edges with the lines through pixel centres, at the border to the background.
 
-    Steep edges in x and flat ones in y, so that none counts twice. Pixels of the mesh, their neighbours of the
-    background, by number in B H W, and t (Q,); each pair once, with the outermost edge that crosses in between.
+    Axis 0: x of steep edges on pixel rows; axis 1: y of flat edges on pixel columns. So no crossing counts twice.
+
+    Returns flat indices of mesh pixels (Q,) and their background neighbours (Q,), and t (Q,) between their centres.
+    Each pair occurs once, with its outermost crossing.
     """
     height, width = face.shape[1:]
-    lines, length = (height, width) if along == 0 else (width, height)
-    across = 1 - along
-    run = (end - start).detach().abs()
-    mine = run[:, 1] >= run[:, 0] if along == 0 else run[:, 1] < run[:, 0]
-    index = mine.nonzero()[:, 0]
+    lines, length = (height, width) if axis == 0 else (width, height)
+    other = 1 - axis
+    extent = (end - start).detach().abs()
+    candidates = extent[:, 1] >= extent[:, 0] if axis == 0 else extent[:, 1] < extent[:, 0]
+    index = candidates.nonzero()[:, 0]
     start, end, view = start.index_select(0, index), end.index_select(0, index), view[index]
-    low = torch.minimum(start[:, across], end[:, across]).detach()
-    high = torch.maximum(start[:, across], end[:, across]).detach()
+    low = torch.minimum(start[:, other], end[:, other]).detach()
+    high = torch.maximum(start[:, other], end[:, other]).detach()
     first = (low - 0.5).ceil().clamp(0, lines).long()
-    many = ((high - 0.5).floor().clamp(-1, lines - 1).long() - first + 1).clamp(min=0)
-    edge = torch.repeat_interleave(many)
-    line = first[edge] + torch.arange(len(edge), device=edge.device) - (many.cumsum(0) - many)[edge]
+    count = ((high - 0.5).floor().clamp(-1, lines - 1).long() - first + 1).clamp(min=0)
+    edge = torch.repeat_interleave(count)
+    line = first[edge] + torch.arange(len(edge), device=edge.device) - (count.cumsum(0) - count)[edge]
     a, b = start.index_select(0, edge), end.index_select(0, edge)
-    rise = b[:, across] - a[:, across]
-    share = (line + 0.5 - a[:, across]) / torch.where(rise.abs() < 1e-9, torch.full_like(rise, 1e-9), rise)
-    place = a[:, along] + share * (b[:, along] - a[:, along])
-    before = (place.detach() - 0.5).floor().long()
+    delta = b[:, other] - a[:, other]
+    fraction = (line + 0.5 - a[:, other]) / torch.where(delta.abs() < 1e-9, torch.full_like(delta, 1e-9), delta)
+    crossing = a[:, axis] + fraction * (b[:, axis] - a[:, axis])
+    before = (crossing.detach() - 0.5).floor().long()
     inside = (before >= 0) & (before < length - 1)
-    edge, line, place, before = edge[inside], line[inside], place[inside], before[inside]
+    edge, line, crossing, before = edge[inside], line[inside], crossing[inside], before[inside]
 
-    row, column = (line, before) if along == 0 else (before, line)
+    row, column = (line, before) if axis == 0 else (before, line)
     left = (view[edge] * height + row) * width + column
-    right = left + (1 if along == 0 else width)
+    right = left + (1 if axis == 0 else width)
     covered = face.reshape(-1) >= 0
     border = covered[left] != covered[right]
-    left, right, place, before = left[border], right[border], place[border], before[border]
+    left, right, crossing, before = left[border], right[border], crossing[border], before[border]
     near, far = torch.where(covered[left], left, right), torch.where(covered[left], right, left)
-    t = place - (before + 0.5)
+    t = crossing - (before + 0.5)
     t = torch.where(covered[left], t, 1 - t)
 
     _, pair = torch.unique(left, return_inverse=True)
     outermost = torch.full((len(t),), -1.0, device=t.device).scatter_reduce(0, pair, t.detach(), "amax")
-    chosen = (t.detach() == outermost[pair]).nonzero()[:, 0]
-    order = torch.full((len(t),), len(t), device=t.device).scatter_reduce(0, pair[chosen], chosen, "amin")
-    chosen = order[order < len(t)]  # of equal ones the first
-    return near[chosen], far[chosen], t.index_select(0, chosen)
+    selected = (t.detach() == outermost[pair]).nonzero()[:, 0]
+    order = torch.full((len(t),), len(t), device=t.device).scatter_reduce(0, pair[selected], selected, "amin")
+    selected = order[order < len(t)]  # the first of equal crossings
+    return near[selected], far[selected], t.index_select(0, selected)

@@ -1,7 +1,7 @@
-"""Marching tetrahedra (Doi and Koide 1991; Shen et al. 2021, "DMTet"): a surface that is differentiable in its grid.
+"""Differentiable marching tetrahedra (Doi and Koide 1991; Shen et al. 2021, "DMTet").
 
-Where the sign of the distance changes along an edge of a tetrahedron there is a vertex of the surface, at the zero of
-the linear function between the two ends. So its place is a smooth function of the two distances and of the two ends.
+An edge of a tetrahedron with a sign change has a vertex at the zero of the linear interpolation between its ends. The
+vertex is a smooth function of the two distances and the two end points.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import torch
 from torch import Tensor
 
 EDGES = tuple(combinations(range(4), 2))
-"""The six edges of a tetrahedron, by its corners."""
+"""Corner pairs of the six edges of a tetrahedron."""
 
 
 def tetrahedral_grid(resolution: int) -> tuple[Tensor, Tensor]:
-    """The cube [-1, 1]^3 in resolution^3 small cubes of six tetrahedra each: points (V, 3), tetrahedra (T, 4) int64.
+    """Divide the cube [-1, 1]^3 into resolution^3 cells of six tetrahedra each (Kuhn's division).
 
-    Point (i, j, k) is number (i n + j) n + k with n = resolution + 1. All tetrahedra have positive volume, and those of
-    neighbouring cubes meet in whole faces (Kuhn's division: a path along the axes from one corner to the opposite one).
+    All tetrahedra have positive volume and share whole faces with their neighbours.
+
+    Returns:
+        points (V, 3); point (i, j, k) has index (i n + j) n + k with n = resolution + 1. Tetrahedra (T, 4) int64.
     """
     n = resolution + 1
     axis = torch.linspace(-1, 1, n)
@@ -37,9 +39,9 @@ def tetrahedral_grid(resolution: int) -> tuple[Tensor, Tensor]:
 
 
 def _triangles() -> Tensor:
-    """(16, 2, 3): for each set of corners inside, as bits, up to two triangles by numbers of `EDGES`; -1: none.
+    """Return the table (16, 2, 3): for each bit mask of inside corners, up to two triangles of `EDGES` indices.
 
-    Their corners run counter-clockwise as seen from outside, in a tetrahedron of positive volume.
+    -1 means no triangle. Triangles are counter-clockwise seen from outside, in a tetrahedron of positive volume.
     """
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], float)
     middle = np.array([(corners[a] + corners[b]) / 2 for a, b in EDGES])
@@ -47,15 +49,15 @@ def _triangles() -> Tensor:
     for code in range(1, 15):
         inside = [k for k in range(4) if code >> k & 1]
         outside = [k for k in range(4) if not code >> k & 1]
-        if len(inside) == 2:  # the four cut edges in the order of a loop
+        if len(inside) == 2:  # the four crossed edges, in cyclic order
             (a, b), (c, d) = inside, outside
             loop = [(a, c), (a, d), (b, d), (b, c)]
         else:
             loop = [(i, o) for i in inside for o in outside]
         edges = [EDGES.index((min(pair), max(pair))) for pair in loop]
-        away = corners[outside].mean(0) - corners[inside].mean(0)
+        outward = corners[outside].mean(0) - corners[inside].mean(0)
         p, q, r = middle[edges[:3]]
-        if np.cross(q - p, r - p) @ away < 0:
+        if np.cross(q - p, r - p) @ outward < 0:
             edges.reverse()
         table[code, 0] = edges[:3]
         if len(edges) == 4:
@@ -67,10 +69,11 @@ TRIANGLES = _triangles()
 
 
 def marching_tetrahedra(points: Tensor, distance: Tensor, tets: Tensor) -> tuple[Tensor, Tensor]:
-    """The surface {distance = 0}: vertices (N, 3), differentiable in points (V, 3) and distance (V,); faces (F, 3).
+    """Extract the surface {distance = 0} of grid points (V, 3), distances (V,) < 0 inside, and tetrahedra (T, 4).
 
-    distance is negative inside; tets (T, 4) as `tetrahedral_grid` gives them. The surface is closed where no point on
-    the border of the grid is inside; faces run counter-clockwise as seen from outside.
+    Returns:
+        vertices (N, 3), differentiable in points and distance; faces (F, 3), counter-clockwise seen from outside. The
+        surface is closed if no border point of the grid is inside.
     """
     inside = distance.detach() < 0
     code = (inside[tets] * torch.tensor([1, 2, 4, 8], device=tets.device)).sum(1)
@@ -79,12 +82,12 @@ def marching_tetrahedra(points: Tensor, distance: Tensor, tets: Tensor) -> tuple
     ends = tets[:, torch.tensor(EDGES, device=tets.device)].sort(dim=-1).values  # (M, 6, 2)
     crossed = inside[ends[..., 0]] != inside[ends[..., 1]]
     count = len(points)
-    keys, number = torch.unique(ends[..., 0][crossed] * count + ends[..., 1][crossed], return_inverse=True)
+    keys, vertex_index = torch.unique(ends[..., 0][crossed] * count + ends[..., 1][crossed], return_inverse=True)
     vertex = torch.full(crossed.shape, -1, device=tets.device)
-    vertex[crossed] = number
+    vertex[crossed] = vertex_index
 
     a, b = keys // count, keys % count
-    # index_select, whose gradient adds up in a fixed order
+    # the gradient of index_select adds up in a fixed order
     at_a, at_b = distance.index_select(0, a), distance.index_select(0, b)
     from_a, from_b = points.index_select(0, a), points.index_select(0, b)
     vertices = from_a + (at_a / (at_a - at_b))[:, None] * (from_b - from_a)

@@ -1,4 +1,4 @@
-"""A coarse grid that remembers where a field has matter, so that rays can skip the rest."""
+"""Occupancy grid: cells with density, so that rays skip empty space."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from threedgen.representations.options import OccupancyConfig
 
 
 class OccupancyGrid(nn.Module):
-    """Cells of the cube [-radius, radius]^3, indexed [x, y, z].
+    """Occupancy grid over the cube [-radius, radius]^3, indexed [x, y, z].
 
-    values (G, G, G) float32: running maximum of density * step, the optical thickness of one step, which forgets
-    slowly; binary (G, G, G) bool: cells that are sampled, all of them at first. Both are saved with the module.
+    values: (G, G, G) float32 buffer, decaying maximum of density * step (optical thickness of one step).
+    binary: (G, G, G) bool buffer, occupied cells; initially all.
     """
 
     values: Tensor
@@ -29,37 +29,38 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def update(self, density: Callable[[Tensor], Tensor], step: int, generator: torch.Generator) -> None:
-        """Look at a random point of each cell (later: of some cells) and renew the flags.
+        """Update the cells with the density at one random point per cell. Call at every step.
 
-        density: points (M, 3) -> (M,). Call it at every step; it does nothing in between. Draws from
-        `generator`, a generator of the CPU, whatever the grid's device: same generator, same grid.
+        It does nothing in the steps between two intervals. During the warm-up it updates all cells, then a subset.
+
+        `density` maps points (M, 3) to (M,). The generator is on the CPU, so the grid does not depend on the device.
         """
         if step % self.options.interval:
             return
-        every, size = torch.arange(self.values.numel(), device=self.values.device), self.options.resolution
-        cells = every if step < self.options.warmup else self._some(generator)
+        all_cells, size = torch.arange(self.values.numel(), device=self.values.device), self.options.resolution
+        cells = all_cells if step < self.options.warmup else self._sample_cells(generator)
         corner = torch.stack([cells // (size * size), cells // size % size, cells % size], dim=-1)
-        inside = torch.rand(len(cells), 3, generator=generator).to(cells.device)
-        points = ((corner + inside) * (2 / size) - 1) * self.radius
-        seen = density(points).reshape(-1).float() * self.step_size
+        offset = torch.rand(len(cells), 3, generator=generator).to(cells.device)
+        points = ((corner + offset) * (2 / size) - 1) * self.radius
+        new = density(points).reshape(-1).float() * self.step_size
         values = self.values.view(-1)
         decayed = values[cells] * self.options.decay
-        # a cell may be in the list twice: it takes its larger value, whatever the order
-        fresh = torch.zeros_like(values).scatter_reduce(0, cells, torch.maximum(decayed, seen), "amax")
-        values[cells] = fresh[cells]
+        # a cell may occur twice: the larger value wins, in any order
+        updated = torch.zeros_like(values).scatter_reduce(0, cells, torch.maximum(decayed, new), "amax")
+        values[cells] = updated[cells]
         threshold = min(self.mean(), self.options.threshold)
         self.binary.copy_(self.values > threshold)
 
     def mean(self) -> float:
-        """Mean of the values; row by row, which no number of threads can change in the last bit."""
+        """Return the mean of the values, bit-identical for any number of threads (row by row)."""
         return float(self.values.mean(-1).mean())
 
-    def _some(self, generator: torch.Generator) -> Tensor:
-        """A fixed number of cells drawn from all, and at most as many of the full ones."""
+    def _sample_cells(self, generator: torch.Generator) -> Tensor:
+        """Return a fixed number of uniform cells and at most as many occupied cells, as flat indices."""
         total = self.values.numel()
-        many = max(1, int(total * self.options.fraction))
-        uniform = torch.randint(total, (many,), generator=generator).to(self.values.device)
-        full = self.binary.view(-1).nonzero()[:, 0]
-        if len(full) > many:
-            full = full[torch.randint(len(full), (many,), generator=generator).to(full.device)]
-        return torch.cat([uniform, full])
+        count = max(1, int(total * self.options.fraction))
+        uniform = torch.randint(total, (count,), generator=generator).to(self.values.device)
+        occupied = self.binary.view(-1).nonzero()[:, 0]
+        if len(occupied) > count:
+            occupied = occupied[torch.randint(len(occupied), (count,), generator=generator).to(occupied.device)]
+        return torch.cat([uniform, occupied])

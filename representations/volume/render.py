@@ -1,4 +1,4 @@
-"""Volume rendering of a field (Mildenhall et al. 2020, "NeRF"): rays, samples, density and colour, pixels."""
+"""Volume rendering of a field along rays (Mildenhall et al. 2020, "NeRF")."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from threedgen.representations.losses import distortion, facing_away
+from threedgen.representations.losses import distortion, orientation_terms
 from threedgen.representations.march import Samples, composite, depth_variance, join, march, pack, visible
 from threedgen.representations.options import MarchConfig
 from threedgen.representations.shading import ALBEDO, NoMaterial, Shading
@@ -21,12 +21,12 @@ from .two_pass import two_pass
 
 
 class Field(Protocol):
-    """Points (N, 3) in world units, inside the marcher's cube, to density (N,) >= 0, features and normals.
+    """Map of points (N, 3) in world units, inside the bound, to density (N,) >= 0, features (N, F) and normals (N, 3).
 
-    `along`: of a field whose density depends on the ray (`sdf.py`), what is asked instead; else None.
+    `along_ray`: query used instead if the density depends on the ray (see `sdf.SDF.along_ray`), else None.
     """
 
-    along: Any
+    along_ray: Any
 
     def density(self, x: Tensor) -> Tensor: ...
 
@@ -38,7 +38,7 @@ class Field(Protocol):
 
 
 class Background(Protocol):
-    """Unit directions (R, 3) to colours (R, 3)."""
+    """Map of unit directions (R, 3) to colours (R, 3)."""
 
     def __call__(
         self, directions: Tensor, *, training: bool = False, generator: torch.Generator | None = None
@@ -47,14 +47,20 @@ class Background(Protocol):
 
 @dataclass
 class Render:
-    """What R rays see. Distances in world units along the ray, colours in [0, 1].
+    """Render of R rays. Distances in world units along the ray, colours in [0, 1].
 
-    rgb = rgb_fg + background * (1 - opacity), each (R, 3); opacity (R, 1) = sum of weights; depth (R, 1) =
-    sum of weight * distance, not divided by the opacity; z_variance (R, 1) see `march.depth_variance`; normal
-    (R, 3) as a picture, opacity * (unit normal + 1) / 2, and away (R, 1), see `losses.facing_away`, or None if no
-    normals were needed; eikonal (R, 1), summed over the samples, see `losses.eikonal`, or None for fields without a
-    distance; surface: vertices (N, 3) and faces (F, 3) of a mesh. Per sample: samples; weights (N,) and normals (N, 3)
-    unless it was made in chunks.
+    Attributes:
+        rgb: (R, 3) rgb_fg + background * (1 - opacity).
+        rgb_fg, background: (R, 3) foreground composited on black, and background colour.
+        opacity: (R, 1) sum of weights.
+        depth: (R, 1) sum of weight * distance, not divided by the opacity.
+        z_variance: (R, 1), see `march.depth_variance`.
+        samples: packed samples; without any for a mesh.
+        normal: (R, 3) opacity * (unit normal + 1) / 2, or None without normals.
+        orientation: (R, 1) sum of `losses.orientation_terms`, or None without normals.
+        eikonal: (R, 1) sum of the samples' eikonal errors (`losses.eikonal`), or None without a distance field.
+        weights, normals: (N,) and (N, 3) per sample, or None in a chunked render.
+        surface: vertices (N, 3) and faces (F, 3) of a mesh, or None.
     """
 
     rgb: Tensor
@@ -66,14 +72,14 @@ class Render:
     shading: Shading
     samples: Samples
     normal: Tensor | None = None
-    away: Tensor | None = None
+    orientation: Tensor | None = None
     eikonal: Tensor | None = None
     weights: Tensor | None = None
     normals: Tensor | None = None
     surface: tuple[Tensor, Tensor] | None = None
 
     def distortion(self, span: float) -> Tensor | None:
-        """See `losses.distortion`; None of a mesh and of what was made in chunks."""
+        """Return the distortion loss (`losses.distortion`), or None for a mesh or a chunked render."""
         s = self.samples
         if self.weights is None:
             return None
@@ -96,26 +102,27 @@ def render(
     shading: Shading = ALBEDO,
     chunk: int | None = None,
 ) -> Render:
-    """Render rays (R, 3), (R, 3), unit directions.
+    """Render rays.
 
-    light (3,) or (R, 3): point lights in the world, for lit `shading`. In training the samples are jittered and the
-    background may be random, both from `generator` (of the CPU); else steps are as long as `options.shown` says.
-    chunk: so many samples at a time, for renders too large at once; the result is the same, gradients in the field's
-    parameters included (`two_pass`).
-    Raises ValueError if training lacks the generator.
+    Args:
+        origins, directions: (R, 3) each, unit directions.
+        generator: CPU generator for the jitter of the samples and a random background in training.
+        training: if True, `generator` is required; if False, use `options.shown` samples per ray, nothing random.
+        light: (3,) or (R, 3) world positions of point lights, for lit `shading`.
+        chunk: maximum number of samples per chunk (`two_pass`), with the same result and parameter gradients.
     """
     if training and generator is None:
-        raise ValueError("rendering in training draws random numbers and needs a generator")
-    options = options if training else options.of_pictures()
-    behind = background(directions, training=training, generator=generator)
+        raise ValueError("missing generator for training=True. Pass a CPU generator.")
+    options = options if training else options.for_evaluation()
+    background_rgb = background(directions, training=training, generator=generator)
     jitter = None
     if training and options.jitter:
         jitter = torch.rand(len(origins), generator=generator).to(origins.device)
     rays = _Rays(origins, directions, jitter, None if light is None else light.expand(len(origins), 3))
-    samples = _place(field, occupancy, options, rays, chunk)
+    samples = _sample_rays(field, occupancy, options, rays, chunk)
 
     def shade(part: slice) -> tuple[Tensor | None, ...]:
-        return _shade(field, material, options, rays.part(part), samples.of_rays(part), shading, need_normals)
+        return _shade(field, material, options, rays.select(part), samples.select_rays(part), shading, need_normals)
 
     parts = samples.split(chunk)
     if len(parts) == 1:
@@ -123,62 +130,57 @@ def render(
     else:
         columns = two_pass(lambda part: shade(part)[:-2], parts, field.parameters())
     shaded: dict[str, Any] = dict(zip(_SHADED, columns, strict=False))
-    rgb = shaded["rgb_fg"] + behind * (1 - shaded["opacity"])
-    return Render(rgb=rgb, background=behind, shading=shading, samples=samples, **shaded)
+    rgb = shaded["rgb_fg"] + background_rgb * (1 - shaded["opacity"])
+    return Render(rgb=rgb, background=background_rgb, shading=shading, samples=samples, **shaded)
 
 
 class _Rays(NamedTuple):
-    """What comes with each ray: (R, 3), (R, 3), (R,) or None, (R, 3) or None."""
+    """Inputs per ray: origins (R, 3), directions (R, 3), jitter (R,) or None, light positions (R, 3) or None."""
 
     origins: Tensor
     directions: Tensor
     jitter: Tensor | None
     light: Tensor | None
 
-    def part(self, part: slice) -> _Rays:
-        """The rays part.start, ..., part.stop - 1."""
+    def select(self, part: slice) -> _Rays:
         return _Rays(*(None if value is None else value[part] for value in self))  # type: ignore[arg-type]
 
 
-_SHADED = ("rgb_fg", "opacity", "depth", "z_variance", "normal", "away", "eikonal", "weights", "normals")
-"""What `Render` has that the field has to be asked for: for each ray, and the last two for each sample."""
-PLACING = 4
-"""Where no graph is kept, so many times more samples are looked at together."""
+_SHADED = ("rgb_fg", "opacity", "depth", "z_variance", "normal", "orientation", "eikonal", "weights", "normals")
+"""Fields of `Render` that depend on the field; the last two are per sample, the others per ray."""
+NO_GRAD_FACTOR = 4
+"""Chunk size of the passes without a graph, in units of the training chunk."""
 
 
 @torch.no_grad()
-def _place(
+def _sample_rays(
     field: Field, occupancy: OccupancyGrid | None, options: MarchConfig, rays: _Rays, chunk: int | None
 ) -> Samples:
-    """The samples that are worth shading, found for a few rays at a time if a chunk is given.
-
-    All that a second pass needs to see the same again: 16 bytes for each.
-    """
+    """Return the samples to shade (16 bytes each), computed for a few rays at a time if `chunk` is set."""
     grid = None if occupancy is None else occupancy.binary
-    together = len(rays.origins) if chunk is None else PLACING * chunk // options.samples
+    rays_per_group = max(1, len(rays.origins) if chunk is None else NO_GRAD_FACTOR * chunk // options.samples)
     groups = []
-    for first in range(0, max(1, len(rays.origins)), max(1, together)):
-        group = rays.part(slice(first, first + max(1, together)))
+    for first in range(0, max(1, len(rays.origins)), rays_per_group):
+        group = rays.select(slice(first, first + rays_per_group))
         samples = march(group.origins, group.directions, options, grid, group.jitter)
-        groups.append(_worth_shading(field, occupancy, options, group, samples))
+        groups.append(_drop_invisible(field, occupancy, options, group, samples))
     return join(groups)
 
 
-def _worth_shading(
+def _drop_invisible(
     field: Field, occupancy: OccupancyGrid | None, options: MarchConfig, rays: _Rays, samples: Samples
 ) -> Samples:
-    """Leave out samples that are almost transparent or behind almost opaque matter (nerfacc's rule).
+    """Drop samples with a low alpha or a low transmittance (nerfacc's rule).
 
-    Costs an evaluation of the density without gradient, about 0.4 of what shading and learning from a sample
-    costs with a small field on a CPU: it pays where it drops more than 0.4 of the samples, which is why the
-    options leave it off; with second derivatives through normals it pays earlier. While the scene is fog all
-    over, the grid's mean value lowers the threshold, or nothing would ever be seen.
+    It costs one density evaluation without gradient, about 0.4 of shading and training a sample (small field, CPU): it
+    pays off above 40 % dropped samples, earlier with analytic normals. Hence it is off by default. The grid's mean
+    limits the threshold, else a scene of uniform low density would lose all its samples.
     """
     if len(samples) == 0 or (options.alpha_threshold == 0 and options.early_stop == 0):
         return samples
     sigma = field.density(samples.positions(rays.origins, rays.directions))
-    least = options.alpha_threshold if occupancy is None else min(options.alpha_threshold, occupancy.mean())
-    return samples.select(visible(sigma, samples, least, options.early_stop, options.backend))
+    threshold = options.alpha_threshold if occupancy is None else min(options.alpha_threshold, occupancy.mean())
+    return samples.select(visible(sigma, samples, threshold, options.early_stop, options.backend))
 
 
 def _shade(
@@ -190,18 +192,19 @@ def _shade(
     shading: Shading,
     need_normals: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Shades and composites, without random numbers: gives `_SHADED`, the same again for the same rays."""
-    if len(samples) == 0:  # one sample of no length on the first ray sees nothing, but keeps the graph
+    """Shade and composite the samples; returns the values of `_SHADED`. Deterministic, as `two_pass` requires."""
+    if len(samples) == 0:  # one sample of length 0 on the first ray keeps the graph
         zero = rays.origins.new_zeros(1)
         samples = pack(zero.long(), zero, zero, len(rays.origins))
         points = rays.origins[:1].detach().clamp(-options.radius, options.radius)
     else:
         points = samples.positions(rays.origins, rays.directions)
     normals = eikonal = None
-    if field.along is not None:
-        seen_along = rays.directions.index_select(0, samples.ray_index)
-        sigma, features, normals, steepness = field.along(points, seen_along, samples.t_end - samples.t_start)
-        eikonal = samples.sum((steepness - 1).square())[:, None]
+    if field.along_ray is not None:
+        directions = rays.directions.index_select(0, samples.ray_index)
+        lengths = samples.t_end - samples.t_start
+        sigma, features, normals, gradient_norm = field.along_ray(points, directions, lengths)
+        eikonal = samples.sum((gradient_norm - 1).square())[:, None]
     elif need_normals or shading.lit:
         sigma, features, normals = field.with_normal(points)
     else:
@@ -210,23 +213,23 @@ def _shade(
     colours = material(features, normals, points, light, shading)
 
     values = colours if normals is None else torch.cat([colours, normals], dim=-1)
-    seen = composite(sigma, values, samples, options.backend)
-    rgb_fg, normal, away = seen.values, None, None
+    result = composite(sigma, values, samples, options.backend)
+    rgb_fg, normal, orientation = result.values, None, None
     if normals is not None:
-        rgb_fg, toward = seen.values.split(3, dim=-1)
-        normal = seen.opacity * (normalize(toward, dim=-1) + 1) / 2
+        rgb_fg, normal_sum = result.values.split(3, dim=-1)
+        normal = result.opacity * (normalize(normal_sum, dim=-1) + 1) / 2
         directions = rays.directions.index_select(0, samples.ray_index)
-        away = samples.sum(facing_away(seen.weights, normals, directions))[:, None]
-    spread = depth_variance(seen, samples)
-    return rgb_fg, seen.opacity, seen.depth, spread, normal, away, eikonal, seen.weights, normals
+        orientation = samples.sum(orientation_terms(result.weights, normals, directions))[:, None]
+    variance = depth_variance(result, samples)
+    return rgb_fg, result.opacity, result.depth, variance, normal, orientation, eikonal, result.weights, normals
 
 
-# --- how many samples at a time ---------------------------------------------------------------------------------
+# --- chunk size ------------------------------------------------------------------------------------------
 
-SHARE = 0.25
-"""Part of the free memory that the graph of a chunk may take: prior and optimiser come after it."""
-BACKWARD = 2.0
-"""Memory of a forward and backward pass, in units of what the graph keeps (gradients, temporaries)."""
+MEMORY_FRACTION = 0.25
+"""Fraction of the free memory for the graph of a chunk; the rest is for the prior and the optimiser."""
+BACKWARD_FACTOR = 2.0
+"""Peak memory of a forward and backward pass, in units of the graph's memory."""
 
 
 def sample_bytes(
@@ -237,26 +240,24 @@ def sample_bytes(
     normals: bool,
     device: torch.device | str = "cpu",
 ) -> float:
-    """Bytes that the graph of a training render keeps for each sample, measured on some parallel rays."""
+    """Measure the graph memory of a training render, in bytes per sample, on a few parallel rays."""
     shading = Shading("diffuse", 0.5, 0.5) if normals else ALBEDO
-    every = options.model_copy(update={"alpha_threshold": 0.0, "early_stop": 0.0, "chunk": None})
+    shade_all = options.model_copy(update={"alpha_threshold": 0.0, "early_stop": 0.0, "chunk": None})
 
     def probe(rays: int) -> Render:
-        across = torch.linspace(-0.9, 0.9, rays, device=device)
-        origins = options.radius * torch.stack([torch.full_like(across, -3.0), across, across], dim=-1)
+        offset = torch.linspace(-0.9, 0.9, rays, device=device)
+        origins = options.radius * torch.stack([torch.full_like(offset, -3.0), offset, offset], dim=-1)
         directions = torch.tensor([[1.0, 0.0, 0.0]], device=device).expand(rays, 3)
-        parts = (field, background, material, None, every)
+        parts = (field, background, material, None, shade_all)
         return render(*parts, origins, directions, light=origins, need_normals=normals, shading=shading)
 
-    few, many = 16, 32
+    n, twice_n = 16, 32
     with torch.enable_grad():
-        samples = len(probe(many).samples) - len(probe(few).samples)
-        return (graph_bytes(lambda: probe(many)) - graph_bytes(lambda: probe(few))) / max(1, samples)
+        samples = len(probe(twice_n).samples) - len(probe(n).samples)
+        return (graph_bytes(lambda: probe(twice_n)) - graph_bytes(lambda: probe(n))) / max(1, samples)
 
 
-def samples_that_fit(free: int, each: float) -> int:
-    """Samples of a chunk, for free bytes of memory and bytes of graph for each sample.
-
-    A power of two, so that a little more or less free memory does not change the number.
-    """
-    return 1 << max(10, int(SHARE * free / (BACKWARD * max(each, 1.0))).bit_length() - 1)
+def samples_that_fit(free_bytes: int, bytes_per_sample: float) -> int:
+    """Return the samples per chunk: a power of two, so that small changes of the free memory do not change it."""
+    fitting = MEMORY_FRACTION * free_bytes / (BACKWARD_FACTOR * max(bytes_per_sample, 1.0))
+    return 1 << max(10, int(fitting).bit_length() - 1)

@@ -1,11 +1,8 @@
-"""Large renders in little memory: once without a graph, then again, chunk by chunk, to learn from it.
+"""Gradient checkpointing over rays: render without a graph, then recompute chunk by chunk in the backward pass.
 
-Distillation hands back one gradient for each pixel. So what led to a pixel need not be kept until then: it is computed
-once more when its gradient is known, a few rays at a time. That is gradient checkpointing (Chen et al. 2016, "Training
-Deep Nets with Sublinear Memory Cost") along the rays instead of the layers.
-
-To autograd the whole is one function of the parameters, which get one gradient each. Hooks, loss scaling, clipping and
-the exchange of gradients between devices (DDP) therefore see no difference from a render in one pass.
+As in Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", but along the rays instead of the layers. To
+autograd it is one function of the parameters with one gradient each, so hooks, loss scaling, clipping and DDP work as
+for a render in one pass.
 """
 
 from __future__ import annotations
@@ -27,50 +24,51 @@ Compute = Callable[[slice], Outputs]
 
 
 def two_pass(compute: Compute, parts: Sequence[slice], parameters: Iterable[Tensor]) -> tuple[Tensor | None, ...]:
-    """What `compute` gives for each of the consecutive `parts`, joined along the first axis.
+    """Return the outputs of `compute` for consecutive parts, concatenated along the first axis.
 
-    compute(part) is a tuple of tensors, or None, with one row for each of part.start ... part.stop - 1. It may be
-    differentiated with respect to `parameters` only, once, and has to give the same whenever it is asked: random
-    numbers are drawn outside of it. At any time the graph of one part is held. A part that does not fit into the
-    memory of a GPU is halved, which is said once. Raises RuntimeError in backward if a parameter was changed since,
-    or if a graph of the gradient is asked for.
+    Only the graph of one part exists at a time. A part that does not fit into GPU memory is halved, with one warning.
+    `compute` maps a slice of rays to tensors (or None) with one row per ray. It must be deterministic and is
+    differentiable once, with respect to `parameters` only. The backward pass raises RuntimeError if a parameter has
+    changed in the meantime or create_graph is set.
     """
     return _TwoPass.apply(compute, parts, *parameters)
 
 
 class _TwoPass(Function):
-    """(compute, parts, *parameters) -> the joined outputs."""
+    """Map (compute, parts, *parameters) to the concatenated outputs."""
 
     @staticmethod
     def forward(ctx: Any, compute: Compute, parts: Sequence[slice], *parameters: Tensor) -> tuple[Tensor | None, ...]:
         ctx.compute, ctx.parts = compute, parts
-        ctx.save_for_backward(*parameters)  # autograd compares their versions when they are asked for
+        ctx.save_for_backward(*parameters)  # autograd checks their versions on access
         ctx.set_materialize_grads(False)
         ctx.autocast = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in {"cpu", *(p.device.type for p in parameters)}
         ]
-        columns = zip(*_each(parts, compute), strict=True)
+        columns = zip(*_run_parts(parts, compute), strict=True)
         return tuple(None if column[0] is None else torch.cat(column) for column in columns)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph
-            raise RuntimeError("a render in chunks is differentiable once: for higher derivatives use no chunks")
+            raise RuntimeError(
+                "a chunked render is differentiable only once. For higher derivatives set march.chunk=null."
+            )
         parameters = ctx.saved_tensors
-        learnt = [p for p, needed in zip(parameters, ctx.needs_input_grad[2:], strict=True) if needed]
-        sums: list[Tensor | None] = [None] * len(learnt)
-        for found in _each(ctx.parts, lambda part: _learn(ctx, part, gradients, learnt)):
-            for k, gradient in enumerate(found):
+        trained = [p for p, needed in zip(parameters, ctx.needs_input_grad[2:], strict=True) if needed]
+        sums: list[Tensor | None] = [None] * len(trained)
+        for part_sums in _run_parts(ctx.parts, lambda part: _part_gradients(ctx, part, gradients, trained)):
+            for k, gradient in enumerate(part_sums):
                 if gradient is not None:
                     total = sums[k]
                     sums[k] = gradient.clone() if total is None else total.add_(gradient)
-        done = iter(sums)
-        return None, None, *(next(done) if needed else None for needed in ctx.needs_input_grad[2:])
+        results = iter(sums)
+        return None, None, *(next(results) if needed else None for needed in ctx.needs_input_grad[2:])
 
 
-def _learn(ctx: Any, part: slice, gradients: Outputs, parameters: list[Tensor]) -> Outputs:
-    """What one part adds to the gradient of each parameter; its graph ends with this function."""
+def _part_gradients(ctx: Any, part: slice, gradients: Outputs, parameters: list[Tensor]) -> Outputs:
+    """Recompute one part with a graph and return its contribution to the gradient of each parameter."""
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())
         for kind, enabled, dtype in ctx.autocast:
@@ -83,28 +81,28 @@ def _learn(ctx: Any, part: slice, gradients: Outputs, parameters: list[Tensor]) 
     ]
     if not pairs:
         return [None] * len(parameters)
-    wanted, given = zip(*pairs, strict=True)
-    return torch.autograd.grad(wanted, parameters, given, allow_unused=True)
+    outputs, output_gradients = zip(*pairs, strict=True)
+    return torch.autograd.grad(outputs, parameters, output_gradients, allow_unused=True)
 
 
-def _each(parts: Sequence[slice], work: Compute) -> Iterator[Outputs]:
-    """work(part) for one part after the other; one that does not fit into the memory of a GPU is halved."""
-    waiting = list(reversed(parts))
-    while waiting:
-        part = waiting.pop()
+def _run_parts(parts: Sequence[slice], compute: Compute) -> Iterator[Outputs]:
+    """Yield compute(part) for each part; halve a part that does not fit into GPU memory."""
+    stack = list(reversed(parts))
+    while stack:
+        part = stack.pop()
         try:
-            found = work(part)
+            result = compute(part)
         except torch.OutOfMemoryError:
             if part.stop - part.start < 2:
                 raise
             middle = (part.start + part.stop) // 2
-            waiting += [slice(middle, part.stop), slice(part.start, middle)]
-            _say_halved()
+            stack += [slice(middle, part.stop), slice(part.start, middle)]
+            _warn_halved()
         else:
-            yield found
+            yield result
 
 
 @cache
-def _say_halved() -> None:
-    """Once in a process: it may happen at every step."""
-    logger.warning("out of memory: chunks of the render are halved; a smaller march.chunk would save the attempt")
+def _warn_halved() -> None:
+    """Warn once per process, since it may happen at every step."""
+    logger.warning("Out of GPU memory: the chunks of the render are halved. Set a smaller march.chunk to avoid this.")

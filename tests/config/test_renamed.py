@@ -8,7 +8,7 @@ import pytest
 
 from threedgen import config
 from threedgen.config import ConfigError, renamed, yaml_text
-from threedgen.run.folder import begin, differences, reopen
+from threedgen.run.folder import differences, open_run, reopen
 from threedgen.systems.generate.options import GenerateConfig
 
 
@@ -74,8 +74,8 @@ def test_a_run_with_the_toybox_prior_of_the_release_before_is_refused(name: str,
     tree = config.plain(made)
     tree["prior"] |= {"weights": "embedded"} | ({"front": 3.0} if name == "sds-toybox" else {})
     (tmp_path / "config.yaml").write_text(yaml_text.write(tree))
-    for call in (lambda: begin(made.model_copy(update={"out": str(tmp_path)}), name), lambda: reopen(tmp_path, [])):
-        with pytest.raises(ConfigError, match="toybox prior of an earlier release.*finish it.* or begin it anew"):
+    for call in (lambda: open_run(made.model_copy(update={"out": str(tmp_path)}), name), lambda: reopen(tmp_path, [])):
+        with pytest.raises(ConfigError, match="toybox prior of an earlier release"):
             call()
 
 

@@ -1,7 +1,8 @@
-"""What tests of several readers share."""
+"""Fixtures shared by the reader tests."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from threedgen.data.toybox.options import MakeToyRoomsConfig
 
 
 def toy_rooms_config(out: Path, **more: object) -> MakeToyRoomsConfig:
-    """Few and small."""
+    """Return a config of one small entry per kind and split."""
     counts = {"train_panoramas": 1, "test_panoramas": 1, "train_walks": 1, "test_walks": 1}
     sizes = {"skybox_size": 96, "height": 36, "width": 48, "frames": 70}
     values = {"task": "make-toy-rooms", "out": str(out), "threads": 1, **counts, **sizes, **more}
@@ -20,7 +21,17 @@ def toy_rooms_config(out: Path, **more: object) -> MakeToyRoomsConfig:
 
 @pytest.fixture(scope="session")
 def toy_rooms(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Toy rooms in both layouts, to be read only."""
+    """Toy rooms in the Matterport3D and ScanNet layouts, read-only."""
     out = tmp_path_factory.mktemp("rooms")
     assert make_rooms.run(toy_rooms_config(out), quiet=True) == 0
     return out
+
+
+def damage(path: Path, content: bytes | Callable[[Path], object] | None) -> None:
+    """Overwrite a file with bytes, delete it (None), or change it by a function."""
+    if content is None:
+        path.unlink()
+    elif isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content(path)

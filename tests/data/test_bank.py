@@ -1,4 +1,4 @@
-"""The bank of encoded pictures is a cache: whatever happens to its files, an entry is the same."""
+"""LatentBank: entries equal the encoded images, whatever happens to the cache files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from threedgen.data.bank import BLOCK, LatentBank, encode
 from threedgen.data.toybox.pictures import Photographs
 from threedgen.run import cache
 
-CHOSEN = [3, 35, 4]
+INDICES = [3, 35, 4]
 Entries = tuple[torch.Tensor, list[str], torch.Tensor]
 
 
@@ -25,70 +25,73 @@ def vae() -> AutoencoderKL:
 
 
 def entries(folder: Path, vae: AutoencoderKL, seed: int = 5, first: int = 0) -> Entries:
-    """Latents, captions and cameras of the CHOSEN ones of pictures of 16 x 16 pixels."""
+    """Return latents, captions and cameras of the entries INDICES, of 16 pixels."""
     bank = LatentBank(folder, Photographs(seed), vae, 16, 2 * BLOCK, first)
-    return bank.latents(CHOSEN), bank.captions(CHOSEN), bank.c2w(CHOSEN)
+    return bank.latents(INDICES), bank.captions(INDICES), bank.c2w(INDICES)
 
 
-def same(a: Entries, b: Entries) -> bool:
+def equal(a: Entries, b: Entries) -> bool:
     return torch.equal(a[0], b[0]) and a[1] == b[1] and torch.equal(a[2], b[2])
 
 
 @pytest.fixture(scope="module")
-def fresh(vae: AutoencoderKL, tmp_path_factory: pytest.TempPathFactory) -> Entries:
-    return entries(tmp_path_factory.mktemp("fresh"), vae)
+def expected(vae: AutoencoderKL, tmp_path_factory: pytest.TempPathFactory) -> Entries:
+    return entries(tmp_path_factory.mktemp("expected"), vae)
 
 
-def test_entries_are_the_encoded_pictures(vae: AutoencoderKL, fresh: Entries) -> None:
-    pictures = Photographs(5).block(range(BLOCK), 16)
-    z = encode(vae, torch.from_numpy(pictures.rgb))[3]
-    assert fresh[0].shape == (3, 1, 4, 8, 8) and torch.allclose(fresh[0][0, 0], z, atol=2e-3)
-    assert fresh[1][0] == pictures.captions[3] and np.array_equal(fresh[2][0, 0], pictures.c2w[3])
+def test_entries_are_the_encoded_images(vae: AutoencoderKL, expected: Entries) -> None:
+    block = Photographs(5).block(range(BLOCK), 16)
+    z = encode(vae, torch.from_numpy(block.rgb))[3]
+    assert expected[0].shape == (3, 1, 4, 8, 8) and torch.allclose(expected[0][0, 0], z, atol=2e-3)
+    assert expected[1][0] == block.captions[3] and np.array_equal(expected[2][0, 0], block.c2w[3])
 
 
-def test_from_the_disk_it_is_as_made_anew(
-    tmp_path: Path, vae: AutoencoderKL, fresh: Entries, monkeypatch: pytest.MonkeyPatch
+def test_entries_are_read_from_disk_the_second_time(
+    tmp_path: Path, vae: AutoencoderKL, expected: Entries, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert same(entries(tmp_path, vae), fresh)
-    with monkeypatch.context() as forbid:
-        forbid.setattr(Photographs, "block", None)  # can only be read
-        assert same(entries(tmp_path, vae), fresh)
+    assert equal(entries(tmp_path, vae), expected)
+    monkeypatch.setattr(Photographs, "block", None)
+    assert equal(entries(tmp_path, vae), expected)
 
 
-def test_processes_make_different_blocks(tmp_path: Path, vae: AutoencoderKL) -> None:
+def test_prepare_gives_processes_different_blocks(tmp_path: Path, vae: AutoencoderKL) -> None:
     banks = [LatentBank(tmp_path, Photographs(5), vae, 16, 4 * 4, block=4) for _ in range(2)]
-    made = [list[int](), list[int]()]
-    for bank, blocks in zip(banks, made, strict=True):
+    filled = [list[int](), list[int]()]
+    for bank, blocks in zip(banks, filled, strict=True):
         bank.fill = blocks.append  # type: ignore[method-assign,assignment]
 
-    def share(indices: list[int]) -> list[list[int]]:
+    def prepare(indices: list[int]) -> list[list[int]]:
         for number, bank in enumerate(banks):
             bank.prepare(indices, (number, 2))
-        found = [blocks.copy() for blocks in made]
-        for blocks in made:
+        result = [blocks.copy() for blocks in filled]
+        for blocks in filled:
             blocks.clear()
-        return found
+        return result
 
-    assert share([0, 1, 5]) == [[0], [1]]
-    assert share([0, 5, 11]) == [[0, 2], [1, 3]]  # a fourth, which nobody has asked for
-    assert share([13]) == [[3], []]  # there is none after the last
-    banks[0].kept.done[:2] = 1
-    assert share([0, 6]) == [[], []] and share([7, 9]) == [[2], [3]]
+    assert prepare([0, 1, 5]) == [[0], [1]]
+    assert prepare([0, 5, 11]) == [[0, 2], [1, 3]]  # block 3 is not needed, but keeps the second process busy
+    assert prepare([13]) == [[3], []]  # no block after the last
+    banks[0].cache.done[:2] = 1
+    assert prepare([0, 6]) == [[], []] and prepare([7, 9]) == [[2], [3]]
 
 
-def test_another_vae_source_or_start_is_noticed(tmp_path: Path, vae: AutoencoderKL, fresh: Entries) -> None:
+def test_cache_is_renewed_for_another_encoder_source_or_start(
+    tmp_path: Path, vae: AutoencoderKL, expected: Entries
+) -> None:
     entries(tmp_path, vae)
     other = tiny_vae()
     with torch.no_grad():
         other.encoder.conv_in.weight.mul_(1.5)
     changed = entries(tmp_path, other)
-    assert not torch.equal(changed[0], fresh[0]) and changed[1] == fresh[1]
-    assert entries(tmp_path, vae, seed=6)[1] != fresh[1]
-    assert entries(tmp_path, vae, first=BLOCK)[1][0] == entries(tmp_path, vae)[1][1]  # number 35 is entry 3 from there
-    assert same(entries(tmp_path, vae), fresh)
+    assert not torch.equal(changed[0], expected[0]) and changed[1] == expected[1]
+    assert entries(tmp_path, vae, seed=6)[1] != expected[1]
+    assert entries(tmp_path, vae, first=BLOCK)[1][0] == expected[1][1]  # entry 35 is number 3 after BLOCK = 32
+    assert equal(entries(tmp_path, vae), expected)
 
 
-def test_another_decoder_changes_nothing(tmp_path: Path, vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_does_not_depend_on_the_decoder(
+    tmp_path: Path, vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entries(tmp_path, vae)
     other = copy.deepcopy(vae)
     torch.nn.init.zeros_(other.decoder.conv_out.weight)
@@ -97,13 +100,13 @@ def test_another_decoder_changes_nothing(tmp_path: Path, vae: AutoencoderKL, mon
 
 
 @pytest.mark.parametrize("name", ["entries.npy", "done.npy"])
-def test_a_damaged_file_costs_time_only(tmp_path: Path, vae: AutoencoderKL, fresh: Entries, name: str) -> None:
+def test_damaged_cache_files_are_made_again(tmp_path: Path, vae: AutoencoderKL, expected: Entries, name: str) -> None:
     entries(tmp_path, vae)
     (tmp_path / name).write_bytes(b"damaged")
-    assert same(entries(tmp_path, vae), fresh)
+    assert equal(entries(tmp_path, vae), expected)
 
 
-def test_pictures_are_kept_in_memory_while_the_disk_is_full(
+def test_entries_stay_in_memory_while_the_disk_is_full(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def bank(folder: Path) -> LatentBank:
@@ -113,8 +116,8 @@ def test_pictures_are_kept_in_memory_while_the_disk_is_full(
     free = {"bytes": cache.SPARE - 1}
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free["bytes"]}))
     full = bank(tmp_path / "b")
-    assert torch.equal(full.latents([1]), expected[:1]) and not full.kept.done.any()
+    assert torch.equal(full.latents([1]), expected[:1]) and not full.cache.done.any()
     monkeypatch.setattr(full, "fill", lambda block, fill=full.fill: fill(block) if block else 1 / 0)
     free["bytes"] *= 2
-    assert torch.equal(full.latents([1, BLOCK]), expected) and full.kept.done.tolist() == [0, 1]
-    assert "the disk is full" in caplog.text
+    assert torch.equal(full.latents([1, BLOCK]), expected) and full.cache.done.tolist() == [0, 1]
+    assert [record.levelname for record in caplog.records] == ["WARNING"] and str(tmp_path / "b") in caplog.text

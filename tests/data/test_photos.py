@@ -1,15 +1,18 @@
-"""Photos of a subject: any size and kind becomes a square portrait on grey, and what is no photo is one sentence."""
+"""Photos of a subject: square images on grey from any format, and refusals."""
 
 from __future__ import annotations
 
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from threedgen.config.errors import ConfigError
+from tests.support.errors import refused
 from threedgen.data import photos
+from threedgen.geometry.picture_file import MAX_PIXELS
 
 RED, GREEN = (200, 30, 30), (30, 160, 60)
 
@@ -20,112 +23,96 @@ def save(path: Path, array: np.ndarray, **options: object) -> Path:
 
 
 def on_paper() -> np.ndarray:
-    """A red box, 20 wide and 40 high, towards the left, on paper."""
-    picture = np.full((90, 160, 3), 240, np.uint8)
-    picture[30:70, 10:30] = RED
-    return picture
+    """Return a photo of a red box, 20 wide and 40 high, at the left on paper."""
+    photo = np.full((90, 160, 3), 240, np.uint8)
+    photo[30:70, 10:30] = RED
+    return photo
 
 
-def extent(portrait: np.ndarray) -> tuple[int, int, int, int]:
-    """First and last row and column that are not grey."""
-    there = (np.abs(portrait.astype(int) - 128) > 30).any(-1)
-    rows, columns = np.flatnonzero(there.any(1)), np.flatnonzero(there.any(0))
+def extent(image: np.ndarray) -> tuple[int, int, int, int]:
+    """Return the first and last row and column that are not grey."""
+    mask = (np.abs(image.astype(int) - 128) > 30).any(-1)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     return rows[0], rows[-1], columns[0], columns[-1]
 
 
-def test_a_subject_on_paper_is_cut_out_and_put_into_the_middle(tmp_path: Path) -> None:
-    (portrait,) = photos.read([save(tmp_path / "a.png", on_paper())], 64, fill=0.75)
-    assert portrait.shape == (64, 64, 3) and portrait.dtype == np.uint8
-    assert np.abs(portrait[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int) - 128).max() <= 1
-    top, bottom, left, right = extent(portrait)
+def test_subject_on_paper_is_centred_on_grey(tmp_path: Path) -> None:
+    (image,) = photos.read([save(tmp_path / "a.png", on_paper())], 64, fill=0.75)
+    assert image.shape == (64, 64, 3) and image.dtype == np.uint8
+    assert np.abs(image[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int) - 128).max() <= 1
+    top, bottom, left, right = extent(image)
     assert abs((bottom - top + 1) - 48) <= 2 and abs((right - left + 1) - 24) <= 2
     assert abs(top + bottom - 63) <= 2 and abs(left + right - 63) <= 2
-    assert np.abs(portrait[32, 32].astype(int) - RED).max() <= 3
+    assert np.abs(image[32, 32].astype(int) - RED).max() <= 3
 
 
-def test_transparency_says_what_the_subject_is(tmp_path: Path) -> None:
-    """Also where its colour is that of what is behind it; half transparent is half grey."""
-    picture = np.zeros((50, 50, 4), np.uint8)
-    picture[..., :3] = GREEN
-    picture[10:40, 10:40, 3] = 255
-    picture[20:30, 20:30, 3] = 128
-    (portrait,) = photos.read([save(tmp_path / "a.png", picture)], 40, fill=0.75)
-    top, bottom, left, right = extent(portrait)
+def test_alpha_channel_separates_the_subject(tmp_path: Path) -> None:
+    """Also from a background of its own colour; half transparent pixels become half grey."""
+    photo = np.zeros((50, 50, 4), np.uint8)
+    photo[..., :3] = GREEN
+    photo[10:40, 10:40, 3] = 255
+    photo[20:30, 20:30, 3] = 128
+    (image,) = photos.read([save(tmp_path / "a.png", photo)], 40, fill=0.75)
+    top, bottom, left, right = extent(image)
     assert abs((bottom - top + 1) - 30) <= 2 and abs((right - left + 1) - 30) <= 2
-    assert np.abs(portrait[20, 20].astype(int) - (np.add(GREEN, 128) / 2)).max() <= 4
+    assert np.abs(image[20, 20].astype(int) - (np.add(GREEN, 128) / 2)).max() <= 4
 
 
-def test_a_busy_background_stays_and_the_middle_square_is_taken(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (60, 120, 3)).astype(np.uint8)
-    picture[:, 30:90] = GREEN
-    (portrait,) = photos.read([save(tmp_path / "a.png", picture)], 30)
-    assert np.abs(portrait[:, 2:-2].astype(int) - GREEN).max() <= 2
+def test_photo_with_a_busy_background_is_cropped_to_its_middle_square(tmp_path: Path) -> None:
+    photo = np.random.default_rng(0).integers(0, 256, (60, 120, 3)).astype(np.uint8)
+    photo[:, 30:90] = GREEN
+    (image,) = photos.read([save(tmp_path / "a.png", photo)], 30)
+    assert np.abs(image[:, 2:-2].astype(int) - GREEN).max() <= 2
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "I;16", "LA", "1"])
-def test_every_kind_of_picture_is_read(tmp_path: Path, mode: str) -> None:
+def test_read_accepts_every_image_mode(tmp_path: Path, mode: str) -> None:
+    path, photo = tmp_path / ("a.tif" if mode == "CMYK" else "a.png"), Image.fromarray(on_paper())
     if mode == "I;16":
-        array = (on_paper()[..., 0].astype(np.uint16)) * 256
-        Image.fromarray(array).save(tmp_path / "a.png")
-        path = tmp_path / "a.png"
+        save(path, on_paper()[..., 0].astype(np.uint16) * 256)
     else:
-        path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
-        picture = Image.fromarray(on_paper())
-        (picture.quantize(8) if mode == "P" else picture.convert(mode)).save(path)
-    (portrait,) = photos.read([path], 32)
-    assert portrait.shape == (32, 32, 3)
-    assert extent(portrait)[0] > 0 if mode != "1" else True
+        (photo.quantize(8) if mode == "P" else photo.convert(mode)).save(path)
+    (image,) = photos.read([path], 32)
+    assert image.shape == (32, 32, 3) and (mode == "1" or extent(image)[0] > 0)
 
 
-def test_a_camera_that_was_held_sideways(tmp_path: Path) -> None:
+def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # shown turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     (upright,) = photos.read([save(tmp_path / "a.png", on_paper())], 64)
     (turned,) = photos.read([save(tmp_path / "b.jpg", on_paper(), exif=exif, quality=95)], 64)
     one, other = extent(upright), extent(turned)
     assert abs((one[1] - one[0]) - (other[3] - other[2])) <= 2 and abs((one[3] - one[2]) - (other[1] - other[0])) <= 2
 
 
-def test_a_folder_is_read_in_order_and_other_files_are_left_out(tmp_path: Path) -> None:
+def test_find_sorts_a_folder_and_skips_other_files(tmp_path: Path) -> None:
     for name in ("b.png", "a.JPG", "notes.txt"):
         (tmp_path / name).write_text("x") if name.endswith("txt") else save(tmp_path / name, on_paper())
     assert [path.name for path in photos.find([str(tmp_path)])] == ["a.JPG", "b.png"]
 
 
-def refused(*paths: Path | str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        photos.read(photos.find([str(path) for path in paths]), 16)
-    assert str(caught.value).startswith("photos: ") and "\n" not in str(caught.value)
-    return str(caught.value)
-
-
-def test_what_is_no_photo_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good = save(tmp_path / "good.png", on_paper())
+def test_unusable_photos_are_refused(tmp_path: Path) -> None:
+    good, truncated, text = save(tmp_path / "good.png", on_paper()), tmp_path / "truncated.png", tmp_path / "text.png"
     (tmp_path / "empty").mkdir()
-    assert "there is no picture" in refused() and "there is no picture" in refused(tmp_path / "empty")
-    assert "there is no file or folder" in refused(tmp_path / "none") and "there is no file" in refused("\0")
-    assert "one picture cannot tell" in refused(good)
-    assert "at most 100" in refused(*[good] * 101)
-    text = tmp_path / "text.png"
-    text.write_text("no picture")
-    assert "text.png cannot be read as a picture" in refused(good, text)
-    torn = tmp_path / "torn.png"
+    text.write_text("no image")
     noise = save(tmp_path / "noise.png", np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))
-    torn.write_bytes(noise.read_bytes()[:3000])
-    assert "torn.png is damaged" in refused(good, torn)
-    blank = save(tmp_path / "blank.png", np.full((20, 20, 3), 255, np.uint8))
-    assert "nothing but its background" in refused(good, blank)
-
-
-def test_a_decompression_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
-    good = save(tmp_path / "good.png", on_paper())
-    for side in (9000, 30000):  # beyond our limit, beyond Pillow's own
-        bomb = tmp_path / "bomb.png"
-        content = bytearray(good.read_bytes())
+    truncated.write_bytes(noise.read_bytes()[:3000])
+    save(tmp_path / "blank.png", np.full((20, 20, 3), 255, np.uint8))
+    content = bytearray(good.read_bytes())
+    for side in (9000, 30000):  # decompression bombs beyond our limit and beyond Pillow's
         content[16:24] = side.to_bytes(4, "big") * 2
-        import zlib
-
         content[29:33] = zlib.crc32(bytes(content[12:29])).to_bytes(4, "big")
-        bomb.write_bytes(content)
-        assert "far too large" in refused(good, bomb)
+        (tmp_path / f"bomb{side}.png").write_bytes(content)
+    cases: list[tuple[Sequence[Path | str], object]] = [
+        ([], "photos=FOLDER"),
+        ([tmp_path / "empty"], tmp_path / "empty"),
+        ([tmp_path / "none"], tmp_path / "none"),
+        (["\0"], "'\\x00'"),
+        ([good], good),
+        ([good] * 101, 101),
+        *(([good, tmp_path / name], name) for name in ("text.png", "truncated.png", "blank.png")),
+        *(([good, tmp_path / f"bomb{side}.png"], f"{MAX_PIXELS:,}") for side in (9000, 30000)),
+    ]
+    for paths, named in cases:
+        with refused("photos", named):
+            photos.read(photos.find([str(path) for path in paths]), 16)

@@ -1,4 +1,4 @@
-"""The real command, as a user types it: started, killed, resumed; and the shipped configs on the embedded prior."""
+"""launch.py in real processes: run, kill, resume; and the shipped configs with the embedded prior."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from threedgen.run.metrics import read_summary
 ROOT = Path(__file__).parents[2]
 EMBEDDED = threedgen.folder("weights") / "toybox-prior"
 
-embedded = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="the embedded prior is not in this checkout")
+embedded = pytest.mark.skipif(not EMBEDDED.is_dir(), reason="needs the embedded prior")
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+def start(folder: Path, *args: str) -> subprocess.Popen[str]:
     threads = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "CI")}
     return subprocess.Popen(
-        [sys.executable, str(ROOT / "launch.py"), *words],
+        [sys.executable, str(ROOT / "launch.py"), *args],
         cwd=folder,
         env=os.environ | threads,
         stdout=subprocess.PIPE,
@@ -35,9 +35,9 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def launch(folder: Path, *words: str) -> str:
-    """A whole command; what it printed."""
-    process = start(folder, *words)
+def launch(folder: Path, *args: str) -> str:
+    """Run a command to its end and return its output."""
+    process = start(folder, *args)
     output, _ = process.communicate()
     assert process.returncode == 0, output
     assert "Traceback" not in output
@@ -46,7 +46,7 @@ def launch(folder: Path, *words: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
-def test_launch_killed_and_resumed(tmp_path: Path) -> None:
+def test_killed_run_resumes_to_the_same_result(tmp_path: Path) -> None:
     prior = {"weights": str(prior_folder()), "dtype": "fp32"}
     write_config(tmp_path / "tiny.yaml", TINY, prior=prior, trainer=TINY["trainer"] | {"max_steps": 60})
     whole = launch(tmp_path, "--config", "tiny.yaml", "prompt=a blue dog", "out=whole")
@@ -58,7 +58,7 @@ def test_launch_killed_and_resumed(tmp_path: Path) -> None:
     process.communicate()
     assert process.returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "summary.json").exists()
-    assert "goes on in killed" in launch(tmp_path, "--resume", "killed")
+    assert "killed" in launch(tmp_path, "--resume", "killed")
     assert_same(weights(tmp_path / "killed"), weights(tmp_path / "whole"))
     for name in ("views.png", "mesh.glb"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -66,10 +66,10 @@ def test_launch_killed_and_resumed(tmp_path: Path) -> None:
 
 @embedded
 @pytest.mark.slow
-def test_the_quick_config_with_the_embedded_prior(tmp_path: Path) -> None:
-    """A few steps of the real thing, with the network: files, no unknown word, memory in bounds."""
+def test_quick_config_with_the_embedded_prior(tmp_path: Path) -> None:
+    """A few steps write all files without warnings and within the memory limit."""
     few = ["trainer.max_steps=6", "preview.steps=4", "result.turntable.n_view=4"]
-    few.append("export.enabled=false")  # six steps make fog, of which there is no asset without a warning
+    few.append("export.enabled=false")  # six steps give semi-transparent density, whose export warns
     launch(tmp_path, "--config", "quick-toybox", "prompt=a blue dog wearing a red hat", "out=run", *few)
     summary = read_summary(tmp_path / "run")
     assert summary["status"] == "finished" and summary["notes"] == [] and summary["peak_memory_mib"] < 3000
@@ -78,7 +78,7 @@ def test_the_quick_config_with_the_embedded_prior(tmp_path: Path) -> None:
 
 @embedded
 @pytest.mark.slow
-def test_three_lines_of_python(tmp_path: Path) -> None:
+def test_python_api(tmp_path: Path) -> None:
     code = (
         "import threedgen\n"
         'run = threedgen.generate(prompt="a red car", config="quick-toybox", out="car", '

@@ -1,4 +1,4 @@
-"""Round trips through programs that share no code with this one: what they read is what was written."""
+"""GLB files read by independent programs: pygltflib, assimp, Blender."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ EXTRAS = {"prompt": "a ball \u00e9 </script>", "seed": 3}
 DATA = textured_glb_bytes(MESH, PNGS, "ball", EXTRAS)
 
 
-def test_pygltflib_reads_every_array_and_map() -> None:
+def test_pygltflib_reads_arrays_and_textures() -> None:
     pygltflib = pytest.importorskip("pygltflib")
     gltf = pygltflib.GLTF2.load_from_bytes(DATA)
-    blob, here = gltf.binary_blob(), read_glb(DATA)
+    blob, expected = gltf.binary_blob(), read_glb(DATA)
 
-    def part(view: int) -> bytes:
-        where = gltf.bufferViews[view]
-        return blob[where.byteOffset : where.byteOffset + where.byteLength]
+    def part(index: int) -> bytes:
+        view = gltf.bufferViews[index]
+        return blob[view.byteOffset : view.byteOffset + view.byteLength]
 
     (primitive,) = gltf.meshes[0].primitives
-    for name, values in here.attributes.items():
+    for name, values in expected.attributes.items():
         accessor = gltf.accessors[getattr(primitive.attributes, name)]
         assert accessor.count == len(values) and accessor.componentType == pygltflib.FLOAT
         assert np.array_equal(np.frombuffer(part(accessor.bufferView), "<f4").reshape(values.shape), values)
-    tangents = here.attributes["TANGENT"]
+    tangents = expected.attributes["TANGENT"]
     assert np.allclose(tangents[:, :3], to_gltf_axes(MESH.tangents[:, :3]))
     assert np.array_equal(tangents[:, 3], MESH.tangents[:, 3])
     indices = gltf.accessors[primitive.indices]
-    assert np.array_equal(np.frombuffer(part(indices.bufferView), "<u2"), here.faces.reshape(-1))
+    assert np.array_equal(np.frombuffer(part(indices.bufferView), "<u2"), expected.faces.reshape(-1))
     assert [part(image.bufferView) for image in gltf.images] == list(PNGS.values())
     material = gltf.materials[primitive.material]
     maps = material.pbrMetallicRoughness.baseColorTexture, material.normalTexture, material.occlusionTexture
@@ -55,26 +55,25 @@ def test_pygltflib_reads_every_array_and_map() -> None:
     assert gltf.asset.extras == gltf.nodes[0].extras == EXTRAS
 
 
-def test_what_pygltflib_writes_again_is_the_same_asset() -> None:
+def test_read_glb_reads_files_rewritten_by_pygltflib() -> None:
     pygltflib = pytest.importorskip("pygltflib")
-    here = read_glb(DATA)
-    again = b"".join(pygltflib.GLTF2.load_from_bytes(DATA).save_to_bytes())
-    assert check_glb(again, Expected(320, 256, gltf_extras=("prompt", "seed"))) == []
-    there = read_glb(again)
-    assert np.array_equal(there.faces, here.faces) and there.gltf_extras == EXTRAS
-    assert all(np.array_equal(there.attributes[name], values) for name, values in here.attributes.items())
-    assert all(np.array_equal(there.images[name], pixels) for name, pixels in here.images.items())
+    rewritten = b"".join(pygltflib.GLTF2.load_from_bytes(DATA).save_to_bytes())
+    assert check_glb(rewritten, Expected(320, 256, gltf_extras=("prompt", "seed"))) == []
+    ours, theirs = read_glb(DATA), read_glb(rewritten)
+    assert np.array_equal(theirs.faces, ours.faces) and theirs.gltf_extras == EXTRAS
+    assert all(np.array_equal(theirs.attributes[name], values) for name, values in ours.attributes.items())
+    assert all(np.array_equal(theirs.images[name], pixels) for name, pixels in ours.images.items())
 
 
-def test_assimp_reads_the_same_mesh(tmp_path: Path) -> None:
-    """The library behind many engines' importers; its bitangent shows what it makes of the sign of a tangent."""
+def test_assimp_reads_mesh_and_textures(tmp_path: Path) -> None:
+    """Assimp is the importer of many engines; its bitangents show how it uses the tangent sign."""
     assimp: Any = pytest.importorskip("assimp_py")
     (tmp_path / "ball.glb").write_bytes(DATA)
     scene = assimp.import_file(str(tmp_path / "ball.glb"), assimp.Process_Triangulate)
     assert (scene.num_meshes, scene.root_node.name) == (1, "ball")
     (mesh,) = scene.meshes
 
-    order = MESH.faces.reshape(-1)  # assimp numbers the vertices as the faces name them: corners are compared
+    order = MESH.faces.reshape(-1)  # assimp reorders vertices, so compare face corners
 
     def corners(values: Any, columns: int = 3) -> np.ndarray:
         return np.asarray(values).reshape(-1, columns)[np.asarray(mesh.indices)]
@@ -94,16 +93,15 @@ def test_assimp_reads_the_same_mesh(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_blender_shows_what_the_rasteriser_shows(tmp_path: Path) -> None:
-    """Its importer, its own tangents (MikkTSpace), and a picture by Cycles. Blender has its own demands on Python and
-    numpy: BPY_PYTHON names an interpreter that has it, if this one has not."""
+def test_blender_render_matches_the_rasteriser(tmp_path: Path) -> None:
+    """Compare Blender's import, MikkTSpace tangents and Cycles render. BPY_PYTHON: an interpreter that has bpy."""
     python = os.environ.get("BPY_PYTHON") or (sys.executable if importlib.util.find_spec("bpy") else None)
     if python is None:
         pytest.skip("needs Blender: pip install bpy in some environment, and BPY_PYTHON=its python")
     fov, pixels = 0.6, 128
     c2w = orbit(1, 0.3, 2.5, fov, pixels, pixels, azimuth=0.7).c2w.numpy().copy()
     c2w[:, :3, 3] += (0, 0, 0.5)  # the ball stands on the floor
-    turn = np.array([[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # the front, +x here, is Blender's -y
+    turn = np.array([[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])  # front +x becomes Blender's -y
     camera = {"c2w": (turn @ c2w[0]).tolist(), "fov": fov, "pixels": pixels}
     (tmp_path / "camera.json").write_text(json.dumps(camera))
     (tmp_path / "ball.glb").write_bytes(DATA)
@@ -121,9 +119,9 @@ def test_blender_shows_what_the_rasteriser_shows(tmp_path: Path) -> None:
     assert (theirs["signs"] == MESH.tangents[corners, 3]).mean() >= 0.995
 
     texture = TEXTURES.base_colour.astype(np.float32) / 255
-    seen = render(MESH.vertices, MESH.faces, c2w, fov, pixels, MESH.uv, texture)
+    image = render(MESH.vertices, MESH.faces, c2w, fov, pixels, MESH.uv, texture)
     rgba = np.asarray(Image.open(f"{out}.png").convert("RGBA"), np.float32) / 255
-    here, there = seen.alpha[0] > 0.5, rgba[..., 3] > 0.5
-    assert (here & there).sum() / (here | there).sum() > 0.98
-    inside = (seen.alpha[0] == 1) & (rgba[..., 3] > 0.999)
-    assert np.abs(seen.rgb[0] - rgba[..., :3])[inside].mean() < 0.02
+    ours, blender = image.alpha[0] > 0.5, rgba[..., 3] > 0.5
+    assert (ours & blender).sum() / (ours | blender).sum() > 0.98
+    inside = (image.alpha[0] == 1) & (rgba[..., 3] > 0.999)
+    assert np.abs(image.rgb[0] - rgba[..., :3])[inside].mean() < 0.02

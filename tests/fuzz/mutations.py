@@ -1,6 +1,6 @@
-"""Breaks a file in one of many ways: its bytes, its place in the file system, or the data in it, kind by kind.
+"""Random damage to files: their bytes, their place in the file system, or the data in them.
 
-what = damage(path, random.Random(7))        the file is another now; `what` says in a few words how
+description = damage(path, random.Random(7))
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 TRAP = "code-was-run"
-"""A file of this name beside the damaged one appears when something in it was executed."""
+"""Name of a folder that appears next to the damaged file if code in the file was executed."""
 NEIGHBOUR = "thesis.docx"
-"""A file of somebody else, which a description may name."""
+"""Name of an unrelated file, which damaged data may refer to."""
 NAN, INF = float("nan"), float("inf")
 HOSTILE: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**9, 10**40, 0.5, 1e-300, 1e200, 1e308, NAN, INF, -INF, "",
     " ", "nan", "1e400", "a" * 5000, "\x1b[31mred\x1b]0;title\x07", "a\nb", "\0", "../../../etc/passwd", "/dev/zero",
     "~nobody/x", "dog", "\u202egod", [], {}, [[]], [0] * 1000, {"name": "mvdream"}, {"a" * 300: 1}, [None], [NAN],
 )  # fmt: skip
-"""Values that some reader somewhere did not expect."""
+"""Values that readers may not expect."""
 
 
 def damage(path: Path, rng: random.Random) -> str:
-    """Breaks the file; says how. One time in two it is the data in it, where this kind of file is known here."""
+    """Damage the file and return a description; 60 % of the damages to known file types change the data in them."""
     inner = KINDS.get(path.suffix.lower())
     if inner and rng.random() < 0.6:
         try:
             return f"{path.name}: {inner(path, rng)}"
-        except Exception as error:  # this kind of file cannot hold it
+        except Exception as error:  # the file type cannot store the value
             path.write_bytes(noise(rng))
             return f"{path.name}: noise instead of {type(error).__name__}"
     if rng.random() < 0.25:
@@ -67,14 +67,14 @@ def _flip(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def _spliced(data: bytes, rng: random.Random, middle: Callable[[bytes], bytes]) -> bytes:
+def _splice(data: bytes, rng: random.Random, middle: Callable[[bytes], bytes]) -> bytes:
     a = rng.randrange(len(data) + 1)
     b = min(len(data), a + rng.choice((1, 4, 64, 4096)))
     return data[:a] + middle(data[a:b]) + data[b:]
 
 
 class Trap:
-    """What a pickle can do when it is opened."""
+    """Object whose unpickling runs code."""
 
     def __reduce__(self) -> Any:
         return os.mkdir, (TRAP,)
@@ -83,17 +83,17 @@ class Trap:
 BYTES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "bits flipped": _flip,
     "cut off": lambda data, rng: data[: rng.randrange(len(data) + 1)],
-    "the beginning lost": lambda data, rng: data[rng.randrange(len(data) + 1) :],
-    "zeros in it": lambda data, rng: _spliced(data, rng, lambda part: bytes(len(part))),
-    "a block lost": lambda data, rng: _spliced(data, rng, lambda part: b""),
-    "a block twice": lambda data, rng: _spliced(data, rng, lambda part: part * 2),
-    "noise in it": lambda data, rng: _spliced(data, rng, lambda part: noise(rng, 50)),
-    "noise behind it": lambda data, rng: data + noise(rng),
+    "start lost": lambda data, rng: data[rng.randrange(len(data) + 1) :],
+    "zeros inside": lambda data, rng: _splice(data, rng, lambda part: bytes(len(part))),
+    "block lost": lambda data, rng: _splice(data, rng, lambda part: b""),
+    "block repeated": lambda data, rng: _splice(data, rng, lambda part: part * 2),
+    "noise inside": lambda data, rng: _splice(data, rng, lambda part: noise(rng, 50)),
+    "noise appended": lambda data, rng: data + noise(rng),
     "only noise": lambda data, rng: noise(rng),
     "empty": lambda data, rng: b"",
     "a web page": lambda data, rng: b"<!DOCTYPE html><html>404</html>",
     "a pickle that runs code": lambda data, rng: pickle.dumps(Trap()),
-    "torch's file that runs code": lambda data, rng: _torch_bytes({"state_dict": Trap()}),
+    "a torch file that runs code": lambda data, rng: _torch_bytes({"state_dict": Trap()}),
     "deep brackets": lambda data, rng: b"[" * 100_000,
     "many keys": lambda data, rng: b"".join(b"k%d: 1\n" % k for k in range(60_000)),
 }
@@ -108,7 +108,7 @@ def _torch_bytes(tree: Any) -> bytes:
 # --- the file system ---------------------------------------------------------------------------------------------
 
 
-def _instead(make: Callable[[Path], object]) -> Callable[[Path], None]:
+def _replace_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
     def replace(path: Path) -> None:
         path.unlink()
         make(path)
@@ -118,47 +118,47 @@ def _instead(make: Callable[[Path], object]) -> Callable[[Path], None]:
 
 PLACES: dict[str, Callable[[Path], None]] = {
     "lost": Path.unlink,
-    "a folder": _instead(Path.mkdir),
-    "a FIFO": _instead(os.mkfifo),
-    "a link to itself": _instead(lambda path: path.symlink_to(path)),
-    "a link to nothing": _instead(lambda path: path.symlink_to("nothing")),
-    "a device without end": _instead(lambda path: path.symlink_to("/dev/zero")),
+    "a folder": _replace_by(Path.mkdir),
+    "a FIFO": _replace_by(os.mkfifo),
+    "a link to itself": _replace_by(lambda path: path.symlink_to(path)),
+    "a link to nothing": _replace_by(lambda path: path.symlink_to("nothing")),
+    "an endless device": _replace_by(lambda path: path.symlink_to("/dev/zero")),
 }
 
 # --- data in files -----------------------------------------------------------------------------------------------
 
 
-def hurt(tree: Any, rng: random.Random) -> str:
-    """Changes one place of nested dicts and lists, which may hold tensors; says what."""
-    spots = _spots(tree)
-    if not spots:
+def mutate(tree: Any, rng: random.Random) -> str:
+    """Change one value or key of nested dicts and lists of values and tensors; return a description."""
+    entries = _entries(tree)
+    if not entries:
         return "nothing"
-    holder, key = rng.choice(spots)
-    old, where = holder[key], str(key)[:40]
+    holder, key = rng.choice(entries)
+    old, label = holder[key], str(key)[:40]
     how = rng.random()
     if isinstance(old, Tensor) and how < 0.75:
         name, change = rng.choice(list(TENSORS.items()))
         holder[key] = change(old)
-        return f"{where} {name}"
+        return f"{label} {name}"
     if isinstance(holder, dict) and how < 0.15:
         del holder[key]
-        return f"{where} lost"
+        return f"{label} lost"
     if isinstance(holder, dict) and how < 0.25:
         holder[rng.choice((f"{key}x", "a.b", NEIGHBOUR))] = holder.pop(key)
-        return f"{where} renamed"
+        return f"{label} renamed"
     if isinstance(old, bool) or not isinstance(old, (int, float)) or how < 0.7:
         holder[key] = rng.choice(HOSTILE)
     else:
         holder[key] = old * rng.choice((-1, 0, 2, 10, 1000, 10**6, 10**9))
-    return f"{where} = {holder[key]!r:.40}"
+    return f"{label} = {holder[key]!r:.40}"
 
 
-def _spots(tree: Any) -> list[tuple[Any, Any]]:
-    """(holder, key) of everything in it, a few levels deep of each sort alike."""
+def _entries(tree: Any) -> list[tuple[Any, Any]]:
+    """Return (container, key) of every nested value."""
     items = list(tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ())
     found = [(tree, key) for key, _ in items]
     for _, value in items:
-        found += _spots(value)
+        found += _entries(value)
     return found
 
 
@@ -171,70 +171,70 @@ TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
     "empty": lambda t: t.reshape(-1)[:0],
     "whole numbers": lambda t: t.long(),
     "doubles": lambda t: t.double(),
-    "truth values": lambda t: t != 0,
+    "booleans": lambda t: t != 0,
     "complex": lambda t: t + 1j,
     "sparse": lambda t: t.to_sparse(),
-    "without memory": lambda t: t.to("meta"),
-    "of 16 GiB in a few bytes": lambda t: torch.zeros(1).expand(2**32),
+    "on the meta device": lambda t: t.to("meta"),
+    "of 16 GiB by expansion": lambda t: torch.zeros(1).expand(2**32),
 }
 
 
 def _torch(path: Path, rng: random.Random) -> str:
     tree = torch.load(path, weights_only=True)
-    said = hurt(tree, rng)
+    change = mutate(tree, rng)
     torch.save(tree, path)
-    return said
+    return change
 
 
 def _safetensors(path: Path, rng: random.Random) -> str:
-    if rng.random() < 0.4:  # what the header says of the tensors and of the file
+    if rng.random() < 0.4:  # header
         data = path.read_bytes()
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
-        said = hurt(header, rng)
+        change = mutate(header, rng)
         text = json.dumps(header).encode()
         path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
-        return f"header, {said}"
+        return f"header, {change}"
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
-        card = file.metadata()
+        metadata = file.metadata()
     tensors: dict[str, Any] = load_file(path)
-    said = hurt(tensors, rng)
+    change = mutate(tensors, rng)
     kept = {name: value.contiguous() for name, value in tensors.items() if isinstance(value, Tensor)}
     if any(value.numel() > 1e8 for value in kept.values()):
         return _safetensors(path, rng)
-    save_file(kept, path, card)
-    return said
+    save_file(kept, path, metadata)
+    return change
 
 
 def _json(path: Path, rng: random.Random) -> str:
     tree = json.loads(path.read_text(encoding="utf-8"))
-    said = hurt(tree, rng)
+    change = mutate(tree, rng)
     path.write_text(json.dumps(tree), encoding="utf-8")
-    return said
+    return change
 
 
 def _lines(path: Path, rng: random.Random) -> str:
-    """One line of JSON lines."""
+    """Mutate one line of a JSON lines file."""
     lines = path.read_text(encoding="utf-8").splitlines()
     k = rng.randrange(len(lines))
     holder = [json.loads(lines[k])]
-    said = hurt(holder, rng)
+    change = mutate(holder, rng)
     lines[k] = json.dumps(holder[0])
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return said
+    return change
 
 
 def _yaml(path: Path, rng: random.Random) -> str:
     tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    said = hurt(tree, rng)
+    change = mutate(tree, rng)
     path.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
-    return said
+    return change
 
 
-def _words(path: Path, rng: random.Random) -> str:
-    """One word of a text, such as a number in a matrix or an override."""
+def _text(path: Path, rng: random.Random) -> str:
+    """Replace one word of a text, such as a number in a matrix or an override."""
     lines = [line.split(" ") for line in path.read_text(encoding="utf-8").splitlines()] or [[""]]
     line = rng.choice(lines)
     k = rng.randrange(len(line))
@@ -243,29 +243,29 @@ def _words(path: Path, rng: random.Random) -> str:
     key, equals, _ = line[k].partition("=")
     line[k] = key + equals + word if equals else word
     path.write_text("\n".join(map(" ".join, lines)) + "\n", encoding="utf-8")
-    return f"a word is {word!r:.40}"
+    return f"word = {word!r:.40}"
 
 
-def _picture(path: Path, rng: random.Random) -> str:
-    """The same picture in another mode, turned by a tag, tiny, or claiming to be enormous."""
+def _image(path: Path, rng: random.Random) -> str:
+    """Save the image in another mode, with a rotation tag, tiny, or with a huge size in its header."""
     with Image.open(path) as opened:
-        picture = opened.convert("RGB")
+        image = opened.convert("RGB")
     name = rng.choice(("16 bit", "grey", "palette", "CMYK", "turned", "one pixel", "a line", "enormous", "clear"))
     kind: Any = {"format": "PNG"}
     if name == "16 bit":
-        picture = Image.fromarray(__import__("numpy").asarray(picture.convert("L")).astype("uint16") * 257)
+        image = Image.fromarray(__import__("numpy").asarray(image.convert("L")).astype("uint16") * 257)
     elif name in ("grey", "palette", "CMYK"):
-        picture = picture.convert({"grey": "L", "palette": "P", "CMYK": "CMYK"}[name])
+        image = image.convert({"grey": "L", "palette": "P", "CMYK": "CMYK"}[name])
         kind = {"format": "JPEG" if name == "CMYK" else "PNG"}
     elif name == "turned":
         exif = Image.Exif()
         exif[0x0112] = 6
         kind = {"format": "JPEG", "exif": exif}
     elif name in ("one pixel", "a line"):
-        picture = picture.resize((1, 1) if name == "one pixel" else (3000, 1))
+        image = image.resize((1, 1) if name == "one pixel" else (3000, 1))
     elif name == "clear":
-        picture.putalpha(0)
-    picture.save(path, **kind)
+        image.putalpha(0)
+    image.save(path, **kind)
     if name == "enormous":
         data = bytearray(path.read_bytes())
         side = rng.choice((5000, 30_000, 2**31 - 1))
@@ -276,19 +276,19 @@ def _picture(path: Path, rng: random.Random) -> str:
 
 
 def _glb(path: Path, rng: random.Random) -> str:
-    """What the description in a GLB says."""
+    """Mutate the JSON chunk of a GLB."""
     data = path.read_bytes()
     length = struct.unpack_from("<I", data, 12)[0]
     tree, rest = json.loads(data[20 : 20 + length]), data[20 + length :]
-    said = hurt(tree, rng)
+    change = mutate(tree, rng)
     text = json.dumps(tree).encode()
     text += b" " * (-len(text) % 4)
     body = struct.pack("<I4s", len(text), b"JSON") + text + rest
     path.write_bytes(struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body)
-    return said
+    return change
 
 
 KINDS: dict[str, Callable[[Path, random.Random], str]] = {
     ".pt": _torch, ".ckpt": _torch, ".safetensors": _safetensors, ".json": _json, ".jsonl": _lines, ".yaml": _yaml,
-    ".txt": _words, ".png": _picture, ".jpg": _picture, ".glb": _glb,
+    ".txt": _text, ".png": _image, ".jpg": _image, ".glb": _glb,
 }  # fmt: skip

@@ -1,4 +1,4 @@
-"""Every reader of files that users hand in, each with a small input that it accepts."""
+"""Every reader of user files, each with a small valid input."""
 
 from __future__ import annotations
 
@@ -15,18 +15,58 @@ import torch
 from PIL import Image
 
 from tests.fuzz.mutations import NEIGHBOUR
-from threedgen.config import ConfigError
+from tests.support import tiny_prior as tiny
+from tests.support.ball_run import whole_state
+from tests.support.example_run import Page, asset_glb, box_glb, example
+from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
+from tests.support.photographs import photographs
+from tests.support.task_server import TINY, weights, write_config
+from tests.support.tiny_classifiers import tiny_probe
+from tests.support.tiny_threedim import inputs, tiny_network
+from threedgen import cli
+from threedgen.config import ConfigError, load, registry, yaml_text
+from threedgen.data import photos
+from threedgen.data.coloured_mesh import read_mesh
+from threedgen.data.srn.layout import scenes, split_folder
+from threedgen.data.srn.reader import open_instance
+from threedgen.data.srn.writer import write_instance
+from threedgen.evaluation.consistency.options import FolderSamplerConfig
+from threedgen.evaluation.consistency.samplers import FolderSampler
+from threedgen.evaluation.toybox.probe import Probe
+from threedgen.export.asset import ExportedAsset
+from threedgen.export.files.read_glb import GlbError, read_glb
+from threedgen.export.options import AssetConfig
+from threedgen.export.run_field import open_run
+from threedgen.export.task import save
+from threedgen.geometry.views import Request
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.threedim import folder as threedim_folder
+from threedgen.guidance.threedim.options import CamerasConfig
+from threedgen.guidance.weights import subject_weights
+from threedgen.representations.march import step_size
+from threedgen.representations.volume.occupancy import OccupancyGrid
+from threedgen.run import folder as runs
+from threedgen.run.folder import run_folder
+from threedgen.run.metrics import Metrics, read_metrics
+from threedgen.run.seeding import generator
+from threedgen.systems.novel_view.image_to_3d import load_image
+from threedgen.train import checkpoint_file
 
 
-class Fault(Exception):
-    """A command ended with another code than 0 (done) and 2 (a mistake, in a sentence)."""
+class CommandFailure(Exception):
+    """Command with an exit code other than 0 (done) and 2 (user error)."""
 
 
 @dataclass(frozen=True)
 class Reader:
-    """``make`` writes a good input into an empty folder; ``read`` takes such a folder, and gives the numbers in it.
+    """Reader under test.
 
-    damaged: which of the files are broken.  clean: what it raises for a broken one.  cases: how many are tried.
+    Attributes:
+        make: writes a valid input into an empty folder.
+        read: reads such a folder and returns the numbers in it.
+        damaged: glob of the files to damage.
+        clean: expected exception class for a damaged input.
+        cases: number of damaged inputs.
     """
 
     name: str
@@ -37,26 +77,21 @@ class Reader:
     cases: int = 40
 
 
-def command(*words: str) -> None:
-    """A command in this process. Raises ConfigError with what it said of a mistake, and Fault."""
-    from threedgen import cli
-
-    said = io.StringIO()
-    with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-        code = cli.main(list(words))
+def command(*args: str) -> None:
+    """Run a command in this process. Raises ConfigError with the message of a user error, else CommandFailure."""
+    stderr = io.StringIO()
+    with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
+        code = cli.main(list(args))
     if code == cli.MISTAKE:
-        raise ConfigError(said.getvalue().strip())
+        raise ConfigError(stderr.getvalue().strip())
     if code != cli.OK:
-        raise Fault(f"exit {code}: {said.getvalue().strip()}")
+        raise CommandFailure(f"exit {code}: {stderr.getvalue().strip()}")
 
 
 # --- configs -----------------------------------------------------------------------------------------------------
 
 
 def _make_config(folder: Path) -> None:
-    from tests.support.task_server import TINY
-    from threedgen.config import yaml_text
-
     _make_prior(folder)
     tree = TINY | {"prior": {"name": "mvdream", "weights": str(folder / "prior")}, "stages": {}}
     (folder / "base.yaml").write_text(yaml_text.write(tree), encoding="utf-8")
@@ -79,7 +114,7 @@ def _make_words(folder: Path) -> None:
 def _read_words(folder: Path) -> None:
     path = folder / "words.txt"
     if not path.is_file():
-        raise ConfigError("a command line is no file")
+        raise ConfigError("words.txt is not a regular file")
     words = path.read_bytes().decode("utf-8", "surrogateescape").split(" ")
     command("--config", "mvdream-toybox", "--dry-run", *words)
 
@@ -88,33 +123,25 @@ def _read_words(folder: Path) -> None:
 
 
 def _make_prior(folder: Path) -> None:
-    from tests.support.tiny_prior import tiny_prior
-
-    tiny_prior().save(folder / "prior")
-    (folder / "prior" / "SHA256SUMS").unlink()  # or it would be all that is ever said
+    tiny.tiny_prior().save(folder / "prior")
+    (folder / "prior" / "SHA256SUMS").unlink()  # a wrong checksum would hide all other errors
 
 
 def _read_prior(folder: Path, **options: Any) -> Any:
-    from tests.support.tiny_prior import output
-    from threedgen.guidance.priors.mvdream import MVDream
-
     prior = MVDream.load(str(folder / options.pop("weights", "prior")), dtype="fp32", **options)
-    return output(prior), prior.schedule.alpha_bar
+    return tiny.output(prior), prior.schedule.alpha_bar
 
 
 def _make_original(folder: Path) -> None:
-    from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
-    from tests.support.tiny_prior import letter_tokenizer, open_clip_names, tiny_text_encoder, tiny_unet, tiny_vae
-
-    unet, vae = tiny_unet(block_out_channels=(64, 128), attention_head_dim=(1, 2), sample_size=32), tiny_vae()
+    unet, vae = tiny.tiny_unet(block_out_channels=(64, 128), attention_head_dim=(1, 2), sample_size=32), tiny.tiny_vae()
     tables = {
         "model.diffusion_model.": to_ldm(unet.state_dict(), unet_prefixes(unet.config)),
         "first_stage_model.": to_ldm(vae.state_dict(), vae_prefixes(vae.config)),
-        "cond_stage_model.model.": open_clip_names(tiny_text_encoder(100)),
+        "cond_stage_model.model.": tiny.open_clip_names(tiny.tiny_text_encoder(100)),
     }
     flat = {prefix + name: tensor for prefix, table in tables.items() for name, tensor in table.items()}
     torch.save(flat, folder / "original.pt")
-    letter_tokenizer().save_pretrained(folder / "clip")
+    tiny.letter_tokenizer().save_pretrained(folder / "clip")
 
 
 def _read_original(folder: Path) -> Any:
@@ -122,14 +149,10 @@ def _read_original(folder: Path) -> Any:
 
 
 def _make_subject(folder: Path) -> None:
-    from tests.support.tiny_prior import cpu
-    from threedgen.guidance.priors.mvdream import MVDream
-    from threedgen.guidance.weights import subject_weights
-
     _make_prior(folder)
     base = MVDream.load(str(folder / "prior"), dtype="fp32")
     state = base.unet.state_dict()
-    tuned = {name: value + 0.01 * torch.randn(value.shape, generator=cpu(1)) for name, value in state.items()}
+    tuned = {name: value + 0.01 * torch.randn(value.shape, generator=tiny.cpu(1)) for name, value in state.items()}
     card = {"kind": "difference", "identifier": "[v]", "prompt": "a [v] dog"}
     card["base"] = subject_weights.checksum(base.unet, base.text_encoder)
     changes = dict(list(subject_weights.difference(tuned, state).items())[:6])
@@ -141,34 +164,23 @@ def _read_subject(folder: Path) -> Any:
 
 
 def _make_novel(folder: Path) -> None:
-    from tests.support.tiny_threedim import tiny_network
-    from threedgen.guidance.threedim import folder as weights
-    from threedgen.guidance.threedim.options import CamerasConfig
-
-    weights.save(
+    threedim_folder.save(
         tiny_network(), folder / "model", CamerasConfig(elevation=(-10.0, 80.0), distance=(2.6, 2.6), focal=1.4)
     )
     (folder / "model" / "SHA256SUMS").unlink()
 
 
 def _read_novel(folder: Path) -> Any:
-    from tests.support.tiny_threedim import inputs
-    from threedgen.guidance.threedim import folder as weights
-
-    network, _ = weights.load(str(folder / "model"))
-    given = inputs(network)
-    return network.predict(given.x, given.z, given.logsnr[:, 1], given.c2w, given.K, given.cond_mask)
+    network, _ = threedim_folder.load(str(folder / "model"))
+    batch = inputs(network)
+    return network.predict(batch.x, batch.z, batch.logsnr[:, 1], batch.c2w, batch.K, batch.cond_mask)
 
 
 def _make_probe(folder: Path) -> None:
-    from tests.support.tiny_classifiers import tiny_probe
-
     tiny_probe().save(folder / "probe.safetensors")
 
 
 def _read_probe(folder: Path) -> Any:
-    from threedgen.evaluation.toybox.probe import Probe
-
     probe = Probe.load(str(folder / "probe.safetensors"))
     return tuple(probe.classify(torch.rand(2, 32, 32, 3))), probe.threshold
 
@@ -177,9 +189,7 @@ def _read_probe(folder: Path) -> Any:
 
 
 def _make_stopped(folder: Path) -> None:
-    """A run after 3 of 5 steps."""
-    from tests.support.task_server import TINY, write_config
-
+    """Write a run after 3 of 5 steps."""
     _make_prior(folder)
     prior = {"weights": str(folder / "prior"), "dtype": "fp32"}
     config = write_config(folder / "tiny.yaml", TINY, prior=prior, warm_start={"share": 0}, size=8, scenes_per_step=1)
@@ -188,22 +198,11 @@ def _make_stopped(folder: Path) -> None:
 
 
 def _read_stopped(folder: Path) -> Any:
-    from tests.support.task_server import weights
-
     command("--resume", str(folder / "run"), "trainer.max_steps=5", "threads=1", "checkpoint.seconds=1000")
     return weights(folder / "run")
 
 
 def _make_ball(folder: Path) -> None:
-    from tests.support.ball_run import whole_state
-    from tests.support.task_server import TINY
-    from threedgen.config import load, registry, yaml_text
-    from threedgen.representations.march import step_size
-    from threedgen.representations.volume.occupancy import OccupancyGrid
-    from threedgen.run import folder as runs
-    from threedgen.run.seeding import generator
-    from threedgen.train import checkpoint_file
-
     (folder / "run.yaml").write_text(yaml_text.write(TINY))
     config = load(folder / "run.yaml")
     (folder / "run.yaml").unlink()
@@ -217,23 +216,16 @@ def _make_ball(folder: Path) -> None:
 
 
 def _read_ball(folder: Path) -> Any:
-    from threedgen.export.run_field import open_run
-    from threedgen.run.folder import run_folder
-
     source = open_run(run_folder(folder / "run"))
     points = torch.rand(50, 3) - 0.5
     return source.view.density(points), source.view.colours(points.numpy()), source.steps + 0.0
 
 
 def _make_report(folder: Path) -> None:
-    from tests.support.example_run import example
-
     example(folder / "run")
 
 
 def _read_report(folder: Path) -> None:
-    from tests.support.example_run import Page
-
     command("--config", "report", f"run={folder / 'run'}")
     page = (folder / "run" / "report.html").read_text(encoding="utf-8")
     Page(page)
@@ -246,8 +238,6 @@ def _make_metrics(folder: Path) -> None:
 
 
 def _read_metrics(folder: Path) -> Any:
-    from threedgen.run.metrics import Metrics, read_metrics
-
     metrics = Metrics(folder, 15)
     metrics.log(16, {"loss": 1.0})
     metrics.write_csv()
@@ -260,20 +250,16 @@ def _make_asset(folder: Path) -> None:
 
 
 def _read_asset(folder: Path) -> None:
-    from threedgen.export.asset import ExportedAsset
-    from threedgen.export.options import AssetConfig
-    from threedgen.export.task import save
-
     try:
         save(ExportedAsset("mesh", {"mesh.glb": b"glTF"}), folder, AssetConfig())
     finally:
-        assert (folder / NEIGHBOUR).is_file(), "it deleted a file that is not its own"
+        assert (folder / NEIGHBOUR).is_file(), "deleted an unrelated file"
 
 
-# --- pictures and scenes -----------------------------------------------------------------------------------------
+# --- images and scenes -----------------------------------------------------------------------------------------
 
 
-def _picture(seed: int, size: int = 32) -> Image.Image:
+def _image(seed: int, size: int = 32) -> Image.Image:
     rng = np.random.default_rng(seed)
     pixels = np.full((size, size, 3), 255, np.uint8)
     pixels[8:24, 6:26] = rng.integers(0, 200, (16, 20, 3))
@@ -282,81 +268,53 @@ def _picture(seed: int, size: int = 32) -> Image.Image:
 
 def _make_photos(folder: Path) -> None:
     for k, suffix in enumerate(("png", "jpg", "png")):
-        _picture(k).save(folder / f"{k}.{suffix}")
+        _image(k).save(folder / f"{k}.{suffix}")
 
 
 def _read_photos(folder: Path) -> Any:
-    from threedgen.data import photos
-
     return photos.read(photos.find([str(folder)]), 16).astype(np.float32)
 
 
-def _read_given_picture(folder: Path) -> Any:
-    from threedgen.config import load
-    from threedgen.systems.novel_view.image_to_3d import read_picture
-
+def _read_image(folder: Path) -> Any:
     load("threedim-toybox", [f"image={folder / '0.png'}"]).check()
-    return read_picture(folder / "0.png", 16, 16)
+    return load_image(folder / "0.png", 16, 16)
 
 
 def _make_scenes(folder: Path) -> None:
-    from tests.support.photographs import photographs
-    from threedgen.data.srn.writer import write_instance
-
     for name in ("one", "two"):
         write_instance(folder / "cars_test" / name, photographs(6))
 
 
 def _read_scenes(folder: Path) -> Any:
-    from threedgen.data.srn.layout import scenes, split_folder
-    from threedgen.data.srn.reader import open_instance
-
     found = [open_instance(path) for path in scenes(split_folder(folder, "cars_test"))]
     for instance in found:
         instance.verify()
     views = [instance.views(size=8) for instance in found]
-    return [(v.images, v.at.c2w, v.at.K, v.at.rays()[1]) for v in views]
+    return [(v.images, v.cameras.c2w, v.cameras.K, v.cameras.rays()[1]) for v in views]
 
 
-def _read_drawn(folder: Path) -> Any:
-    from tests.support.photographs import photographs
-    from threedgen.evaluation.consistency.options import FolderSamplerConfig
-    from threedgen.evaluation.consistency.samplers import FolderSampler
-    from threedgen.geometry.views import Request
-
+def _read_views(folder: Path) -> Any:
     config = FolderSamplerConfig(path=str(folder / "cars_test"))
     config.check()
     sampler = FolderSampler(config)
-    return sampler([Request("one", None, photographs(6).at, tuple(range(6)))])
+    return sampler([Request("one", None, photographs(6).cameras, tuple(range(6)))])
 
 
 def _make_glb(folder: Path) -> None:
-    from tests.support.example_run import asset_glb, box_glb
-
     (folder / "asset.glb").write_bytes(asset_glb())
     (folder / "box.glb").write_bytes(box_glb())
 
 
 def _read_glb(folder: Path) -> Any:
-    from threedgen.export.files.read_glb import Broken, read_glb
-
     path = folder / "asset.glb"
     if not path.is_file():
-        raise Broken("it takes the bytes of a file, and is asked for none")
+        raise GlbError("asset.glb is not a regular file")
     glb = read_glb(path.read_bytes())
     return glb.faces, *glb.attributes.values()
 
 
 def _read_mesh(folder: Path) -> Any:
-    from threedgen.data.coloured_mesh import read_mesh
-
     return read_mesh(folder / "box.glb").render(np.eye(4, dtype=np.float32)[None], 0.7, 8)
-
-
-def _broken() -> type[Exception]:
-    from threedgen.export.files.read_glb import Broken
-
-    return Broken
 
 
 READERS = {
@@ -375,10 +333,10 @@ READERS = {
         Reader("metrics.jsonl", _make_metrics, _read_metrics, cases=60),
         Reader("asset.json", _make_asset, _read_asset, "asset.json", cases=60),
         Reader("photos", _make_photos, _read_photos, cases=60),
-        Reader("image=", _make_photos, _read_given_picture, "0.png", cases=60),
+        Reader("image=", _make_photos, _read_image, "0.png", cases=60),
         Reader("SRN scenes", _make_scenes, _read_scenes, cases=80),
-        Reader("drawn views", _make_scenes, _read_drawn, "cars_test/one/**/*", cases=60),
-        Reader("GLB", _make_glb, _read_glb, "asset.glb", _broken(), cases=80),
+        Reader("drawn views", _make_scenes, _read_views, "cars_test/one/**/*", cases=60),
+        Reader("GLB", _make_glb, _read_glb, "asset.glb", GlbError, cases=80),
         Reader("mesh to judge", _make_glb, _read_mesh, "box.glb", cases=60),
     )
 }

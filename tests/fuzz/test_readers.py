@@ -1,6 +1,6 @@
-"""Broken files, hundreds of them: every reader says in a sentence what is wrong, or what it reads is sound.
+"""Readers on hundreds of damaged files: each raises a clean error or returns finite values.
 
-More of them, or others:  FUZZ_TIMES=20 FUZZ_SEED=7 pytest tests/fuzz -m slow
+More or other cases:  FUZZ_TIMES=20 FUZZ_SEED=7 pytest tests/fuzz -m slow
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ TIMES, SEED = float(os.environ.get("FUZZ_TIMES", 1)), int(os.environ.get("FUZZ_S
 
 
 @pytest.fixture(scope="module")
-def court() -> Iterator[subprocess.Popen]:
-    """The process that forks."""
+def fuzzer() -> Iterator[subprocess.Popen]:
+    """Process of judge.py."""
     variables = {name: "1" for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "HF_HUB_OFFLINE")}
     root = Path(__file__).resolve().parents[2]
     process = subprocess.Popen(
@@ -40,16 +40,16 @@ def court() -> Iterator[subprocess.Popen]:
 
 @pytest.fixture(scope="module")
 def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """Verdicts by reader; shown at the end, and kept in fuzz.txt with every damage that was not answered well."""
-    verdicts: dict[str, Any] = {}
-    yield verdicts
+    """Results by reader; printed at the end and saved in fuzz.txt with every bad outcome."""
+    results: dict[str, Any] = {}
+    yield results
     columns = (*GOOD, *BAD)
     lines = [f"{'reader':<18}" + "".join(f"{column:>13}" for column in columns)]
     lines += [
-        f"{name:<18}" + "".join(f"{v['counts'][column]:>13}" for column in columns) for name, v in verdicts.items()
+        f"{name:<18}" + "".join(f"{v['counts'][column]:>13}" for column in columns) for name, v in results.items()
     ]
     path = tmp_path_factory.getbasetemp() / "fuzz.txt"
-    details = [f"{name}: {line}" for name, verdict in verdicts.items() for line in verdict["bad"]]
+    details = [f"{name}: {line}" for name, result in results.items() for line in result["bad"]]
     path.write_text("\n".join([*lines, "", *details]) + "\n", encoding="utf-8")
     reporter: Any = request.config.pluginmanager.getplugin("terminalreporter")
     for line in ("", *lines, str(path)):
@@ -57,11 +57,11 @@ def table(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_broken_files_are_refused_in_a_sentence(name: str, court: subprocess.Popen, table: dict[str, Any]) -> None:
+def test_damaged_files_are_refused_cleanly(name: str, fuzzer: subprocess.Popen, table: dict[str, Any]) -> None:
     reader = READERS[name]
-    assert court.stdin is not None and court.stdout is not None
-    court.stdin.write(json.dumps({"reader": name, "cases": int(reader.cases * TIMES), "seed": SEED}) + "\n")
-    court.stdin.flush()
-    table[name] = verdict = json.loads(court.stdout.readline())
-    assert not any(line.startswith("0 nothing") for line in verdict["bad"]), verdict["bad"][0]
-    assert not verdict["bad"], "\n".join(verdict["bad"])
+    assert fuzzer.stdin is not None and fuzzer.stdout is not None
+    fuzzer.stdin.write(json.dumps({"reader": name, "cases": int(reader.cases * TIMES), "seed": SEED}) + "\n")
+    fuzzer.stdin.flush()
+    table[name] = result = json.loads(fuzzer.stdout.readline())
+    assert not any(line.startswith("0 nothing") for line in result["bad"]), result["bad"][0]
+    assert not result["bad"], "\n".join(result["bad"])

@@ -1,4 +1,4 @@
-"""Any text at all in the place of a config, of an override or of a run's own records."""
+"""Arbitrary text and data as config, override or record of a run."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ TREES = st.recursive(SIMPLE, lambda inner: st.lists(inner) | st.dictionaries(st.
 KEYS = sorted(path for path in fields.paths(GenerateConfig, load("mvdream-toybox")) if path.count(".") < 3)
 
 
-def refused(call: Any, *args: Any) -> bool:
-    """Does it answer with sentences that may be printed? False if it takes what it is given."""
+def is_refused(call: Any, *args: Any) -> bool:
+    """Return whether the call raises a ConfigError, whose message must be printable; False if it accepts."""
     try:
         call(*args)
     except ConfigError as error:
@@ -36,33 +36,33 @@ def refused(call: Any, *args: Any) -> bool:
 
 @MANY
 @given(st.text(max_size=200) | TREES.map(repr))
-def test_any_text_as_yaml(text: str) -> None:
-    refused(yaml_text.parse, text, "somewhere")
+def test_yaml_parser_on_any_text(text: str) -> None:
+    is_refused(yaml_text.parse, text, "somewhere")
 
 
 @MANY
 @given(st.sampled_from(KEYS), TREES.map(lambda tree: json.dumps(tree, default=str)) | st.text(max_size=50))
-@example("background", json.dumps({"\U00010000": "\U00010000"}))  # JSON escapes it as two halves
+@example("background", json.dumps({"\U00010000": "\U00010000"}))  # JSON escapes it as a surrogate pair
 @example("background", json.dumps({"\ud800": "\ud800"}))
-def test_any_text_as_the_value_of_any_key(key: str, text: str) -> None:
-    refused(load, "mvdream-toybox", [f"{key}={text}"])
+def test_override_with_any_text(key: str, text: str) -> None:
+    is_refused(load, "mvdream-toybox", [f"{key}={text}"])
 
 
 @MANY
 @given(st.sampled_from(KEYS), TREES)
-def test_any_data_as_the_value_of_any_key(key: str, tree: Any) -> None:
-    refused(load, "mvdream-toybox", (), {key: tree})
+def test_config_value_of_any_type(key: str, tree: Any) -> None:
+    is_refused(load, "mvdream-toybox", (), {key: tree})
 
 
 @MANY
 @given(st.lists(st.text(max_size=30), max_size=3))
-def test_any_words(words: list[str]) -> None:
-    assert not words or refused(load, "mvdream-toybox", words) or all("=" in word for word in words)
+def test_any_override_words(words: list[str]) -> None:
+    assert not words or is_refused(load, "mvdream-toybox", words) or all("=" in word for word in words)
 
 
 @MANY
 @given(TREES | st.dictionaries(st.sampled_from(["step", "loss", "files", "status"]), TREES))
-def test_any_data_in_the_records_of_a_run(tmp_path: Path, tree: Any) -> None:
+def test_run_records_with_any_data(tmp_path: Path, tree: Any) -> None:
     text = json.dumps(tree)
     for name in ("metrics.jsonl", "summary.json", MANIFEST):
         (tmp_path / name).write_text(text + "\n", encoding="utf-8", errors="surrogatepass")
@@ -72,5 +72,5 @@ def test_any_data_in_the_records_of_a_run(tmp_path: Path, tree: Any) -> None:
 
 
 @pytest.mark.parametrize("value", HOSTILE, ids=lambda value: repr(value)[:20])
-def test_hostile_values_for_a_run_of_steps(value: Any) -> None:
-    assert refused(load, "mvdream-toybox", (), {"trainer.max_steps": value}) or value in (1, 10**9)
+def test_hostile_max_steps(value: Any) -> None:
+    assert is_refused(load, "mvdream-toybox", (), {"trainer.max_steps": value}) or value in (1, 10**9)

@@ -1,4 +1,4 @@
-"""Cameras: rays and projection agree, in perspective and with parallel rays."""
+"""Cameras: rays, projection, resizing and selection, perspective and orthographic."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.support.errors import refused
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import look_at
 from threedgen.geometry.rigs import orbit
@@ -17,8 +18,8 @@ from threedgen.geometry.rigs import orbit
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
 
 
-def some_cameras(seed: int, parallel: bool = False, count: int = 4) -> Cameras:
-    """Anywhere at distances of 1 to 3, with rectangular pixels, a skew and the axis beside the middle."""
+def random_cameras(seed: int, parallel: bool = False, count: int = 4) -> Cameras:
+    """Create random cameras at distances 1 to 3 with non-square pixels, skew and an off-centre principal point."""
     g = torch.Generator().manual_seed(seed)
 
     def uniform(low: float, high: float, *shape: int) -> Tensor:
@@ -32,11 +33,11 @@ def some_cameras(seed: int, parallel: bool = False, count: int = 4) -> Cameras:
     return Cameras(c2w, Projection(K, parallel), 12, 20)
 
 
-def test_front_is_plus_x_and_left_comes_next():
+def test_orbit_starts_at_plus_x_and_turns_counter_clockwise():
     cameras = orbit(4, 0.0, 2.0, 0.7, 8, 8)
-    want = torch.tensor([[2.0, 0, 0], [0, 2, 0], [-2, 0, 0], [0, -2, 0]])
-    torch.testing.assert_close(cameras.position, want, atol=1e-6, rtol=0)
-    # Seen from the front, +y of the world is to the right of the picture and +z is up.
+    expected = torch.tensor([[2.0, 0, 0], [0, 2, 0], [-2, 0, 0], [0, -2, 0]])
+    torch.testing.assert_close(cameras.position, expected, atol=1e-6, rtol=0)
+    # seen from the front, world +y is to the right in the image and +z is up
     pixels, _ = cameras.project(torch.tensor([[0.0, 0.5, 0.0], [0.0, 0.0, 0.5]]))
     assert pixels[0, 0, 0] > 4 and pixels[0, 0, 1] == pytest.approx(4)
     assert pixels[0, 1, 1] < 4 and pixels[0, 1, 0] == pytest.approx(4)
@@ -44,40 +45,40 @@ def test_front_is_plus_x_and_left_comes_next():
 
 @FIXED
 @given(st.integers(0, 500), st.floats(0.5, 5), st.booleans())
-def test_points_on_a_ray_project_to_its_pixel_centre(seed, distance, parallel):
-    cameras = some_cameras(seed, parallel)
+def test_project_inverts_rays(seed, distance, parallel):
+    cameras = random_cameras(seed, parallel)
     origins, directions = cameras.rays()
     assert origins.shape == directions.shape == (4, 12, 20, 3)
     pixels, depth = cameras.project((origins + distance * directions).flatten(1, 2))
     along = (directions * -cameras.c2w[:, None, None, :3, 2]).sum(-1).flatten(1)  # 1 for parallel rays
     torch.testing.assert_close(depth, distance * along, atol=1e-4, rtol=0)
     row, column = 3, 17
-    want = torch.tensor([column + 0.5, row + 0.5]).expand(4, 2)
-    torch.testing.assert_close(pixels[:, row * 20 + column], want, atol=2e-3, rtol=0)
+    expected = torch.tensor([column + 0.5, row + 0.5]).expand(4, 2)
+    torch.testing.assert_close(pixels[:, row * 20 + column], expected, atol=2e-3, rtol=0)
     torch.testing.assert_close(directions.norm(dim=-1), torch.ones(4, 12, 20))
 
 
-def test_rays_of_orthographic_cameras_are_parallel_and_a_pixel_apart():
-    seen = orbit(3, 0.4, 2.0, 0.7, 10, 30)
-    cameras = Cameras(seen.c2w, Projection.orthographic(torch.tensor([0.5, 1.0, 2.0]), 10, 30), 10, 30)
+def test_orthographic_rays_are_parallel_and_one_pixel_apart():
+    c2w = orbit(3, 0.4, 2.0, 0.7, 10, 30).c2w
+    cameras = Cameras(c2w, Projection.orthographic(torch.tensor([0.5, 1.0, 2.0]), 10, 30), 10, 30)
     origins, directions = cameras.rays()
     axis = -cameras.c2w[:, None, None, :3, 2]
     torch.testing.assert_close(directions, axis.expand_as(directions), atol=1e-6, rtol=0)
-    side = torch.tensor([0.1, 0.2, 0.4])  # world units of a pixel: 2 x half the height / 10 rows
+    pixel = torch.tensor([0.1, 0.2, 0.4])  # world units: 2 x half the height / 10 rows
     for step in (origins.diff(dim=1), origins.diff(dim=2)):
-        torch.testing.assert_close(step.norm(dim=-1), side[:, None, None].expand(step.shape[:3]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(step.norm(dim=-1), pixel[:, None, None].expand(step.shape[:3]), atol=1e-5, rtol=0)
     torch.testing.assert_close(origins.mean((1, 2)), cameras.position, atol=1e-5, rtol=0)
-    # the same point is as large from any distance: a step back along the axis changes the depth alone
+    # moving points along the axis changes only their depth
     points = torch.rand(3, 5, 3, generator=torch.Generator().manual_seed(0)) - 0.5
     pixels, depth = cameras.project(points)
     farther, deeper = cameras.project(points + 3 * axis[:, 0])
     torch.testing.assert_close(farther, pixels, atol=1e-3, rtol=0)
     torch.testing.assert_close(deeper, depth + 3, atol=1e-5, rtol=0)
-    with pytest.raises(ValueError, match="no intrinsics"):
+    with pytest.raises(ValueError):
         _ = cameras.fov
 
 
-def test_field_of_view_is_vertical():
+def test_orbit_fov_is_vertical():
     cameras = orbit(1, 0.0, 3.0, radians(40), 10, 30)
     edge = 3 * tan(radians(20))
     pixels, _ = cameras.project(torch.tensor([[0.0, 0.0, edge], [0.0, 0.0, -edge]]))
@@ -85,8 +86,8 @@ def test_field_of_view_is_vertical():
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_size_and_selection(parallel):
-    cameras = some_cameras(0, parallel, count=8)
+def test_with_size_scales_pixels_and_select_keeps_projection(parallel):
+    cameras = random_cameras(0, parallel, count=8)
     larger = cameras.with_size(24, 60)
     assert larger.rays()[0].shape == (8, 24, 60, 3)
     points = torch.rand(5, 3, generator=torch.Generator().manual_seed(0)) - 0.5
@@ -98,6 +99,6 @@ def test_size_and_selection(parallel):
     assert torch.equal(part.projection.K, cameras.projection.K[4:7]) and part.projection.parallel == parallel
 
 
-def test_a_camera_without_a_focal_length_is_refused():
-    with pytest.raises(ValueError, match="K number 0 have no inverse"):
+def test_rays_of_zero_focal_length_are_refused():
+    with refused(None, "K[0]", kind=ValueError):
         Cameras(torch.eye(4)[None], Projection(torch.zeros(1, 3, 3)), 2, 2).rays()

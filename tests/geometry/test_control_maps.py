@@ -1,4 +1,4 @@
-"""Maps of cameras and surfaces for a network."""
+"""Condition maps of cameras and surfaces."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from threedgen.geometry.control_maps import geometry_control, position_control, 
 from threedgen.geometry.poses import orbit_c2w
 
 
-def test_a_camera_on_an_orbit_looks_against_its_position() -> None:
+def test_view_rays_of_orbit_point_against_position() -> None:
     c2w = orbit_c2w(torch.tensor([0.0, 0.6]), torch.tensor([0.0, 2.0]), torch.tensor([1.5, 3.0]))
     rays = view_rays(c2w)
     torch.testing.assert_close(rays[:, :3], -rays[:, 3:], atol=1e-6, rtol=0)
@@ -21,7 +21,7 @@ def test_a_camera_on_an_orbit_looks_against_its_position() -> None:
 
 
 @pytest.mark.parametrize("parallel", [False, True])
-def test_points_come_back_from_their_depth(parallel: bool) -> None:
+def test_project_inverts_unproject(parallel: bool) -> None:
     c2w = orbit_c2w(torch.tensor([0.2, -0.4]), torch.tensor([0.5, pi]), torch.full((2,), 2.0))
     make = Projection.orthographic if parallel else Projection.perspective
     cameras = Cameras(c2w, make(torch.full((2,), 0.8), 5, 7), 5, 7)
@@ -32,7 +32,7 @@ def test_points_come_back_from_their_depth(parallel: bool) -> None:
     torch.testing.assert_close(pixels, centres.expand(2, -1, -1), atol=1e-4, rtol=0)
 
 
-def test_surfaces_are_brought_to_colours_on_grey() -> None:
+def test_geometry_control_scales_clamps_and_masks() -> None:
     points = torch.tensor([-0.5, 0.25, 0.9]).expand(1, 2, 2, 3)
     normals = normalize(torch.tensor([0.0, 0.0, -2.0]), dim=0).expand(1, 2, 2, 3)
     mask = torch.tensor([[[True, False], [False, False]]])
@@ -41,4 +41,4 @@ def test_surfaces_are_brought_to_colours_on_grey() -> None:
     assert (found.flatten(2)[..., 1:] == 0.5).all()
     other = position_control(points, mask, offset=0.5, scale=2.0)
     torch.testing.assert_close(other[0, :, 0, 0], torch.tensor([0.0, 0.375, 0.7]))
-    assert (other.flatten(2)[..., 1:] == 0.25).all()  # the middle
+    assert (other.flatten(2)[..., 1:] == 0.25).all()

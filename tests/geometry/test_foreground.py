@@ -1,4 +1,4 @@
-"""What of a picture is the thing: the same by transparency as before white; and pictures that do not tell."""
+"""Foreground extraction by transparency and by uniform background."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from threedgen.config import ConfigError
-from threedgen.geometry.foreground import read_cut_out
+from tests.support.errors import refused
+from threedgen.geometry.foreground import read_foreground
 
 
 def box(name: Path, transparent: bool) -> str:
-    """A red box in front of white, or of nothing."""
+    """Save a red box on white or on transparency."""
     pixels = np.full((12, 20, 4), 255, np.uint8)
     pixels[3:9, 5:16, :3] = (200, 30, 30)
     pixels[..., 3] = 255 * (pixels[..., 1] < 100)
@@ -21,21 +21,22 @@ def box(name: Path, transparent: bool) -> str:
     return str(name)
 
 
-def test_a_thing_is_cut_out_alike(tmp_path: Path) -> None:
-    cut, plain = (read_cut_out(box(tmp_path / f"{k}.png", bool(k))) for k in (1, 0))
+def test_read_foreground_is_equal_for_transparent_and_white_background(tmp_path: Path) -> None:
+    cut, plain = (read_foreground(box(tmp_path / f"{k}.png", bool(k))) for k in (1, 0))
     np.testing.assert_array_equal(cut, plain)
     assert cut.shape == (12, 20, 4) and cut[..., 3].sum() == 6 * 11
 
 
 @pytest.mark.parametrize(
-    ("pixels", "problem"),
+    ("pixels", "values"),
     [
-        (np.full((8, 8, 3), 255, np.uint8), "image: .* shows nothing but its background"),
-        (np.zeros((8, 8, 4), np.uint8), "image: .* shows nothing but its background"),
-        (np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8), "image: .* transparent background"),
+        (np.full((8, 8, 3), 255, np.uint8), []),
+        (np.zeros((8, 8, 4), np.uint8), []),
+        (np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8), ["PNG"]),
     ],
+    ids=["white", "transparent", "noise"],
 )
-def test_pictures_that_do_not_tell(tmp_path: Path, pixels: np.ndarray, problem: str) -> None:
+def test_read_foreground_refuses_image(tmp_path: Path, pixels: np.ndarray, values: list[str]) -> None:
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    with pytest.raises(ConfigError, match=problem):
-        read_cut_out(str(tmp_path / "a.png"))
+    with refused("image", tmp_path / "a.png", *values):
+        read_foreground(str(tmp_path / "a.png"))

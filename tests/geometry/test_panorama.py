@@ -1,4 +1,4 @@
-"""Views of a panorama: a picture that is known in all directions has to come back from every way of taking it."""
+"""Panorama conversions, each compared with a world of known colours."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ FOV = pi / 2
 
 
 def colours(directions: Tensor) -> Tensor:
-    """(...,3) -> (...,3): smooth, different in every direction."""
+    """Return smooth colours (..., 3), different in every direction (..., 3)."""
     unit = normalize(directions, dim=-1)
     return 0.5 + 0.4 * torch.sin(2 * unit + torch.tensor([0.3, 1.0, 2.0], dtype=unit.dtype))
 
 
 def photograph(R: Tensor, size: int, fov: float = FOV) -> Tensor:
-    """Views (V,3,size,size) of the world of these colours."""
+    """Render views (V, 3, size, size) of the world of ``colours``."""
     K = panorama.intrinsics(fov, size, size)
     rays = pad(pixel_grid(size, size), (0, 1), value=1.0) @ torch.linalg.inv(K).T
     return colours(rays @ R.mT[:, None]).permute(0, 3, 1, 2).float()
 
 
-def test_rotations_are_rotations_and_the_ring_closes() -> None:
+def test_ring_rotations_are_orthogonal_and_closed() -> None:
     R = panorama.ring(5, first_yaw=0.4)
     torch.testing.assert_close(R @ R.mT, torch.eye(3).double().expand(5, 3, 3))
     step = R[0].T @ R[1]
@@ -36,14 +36,14 @@ def test_rotations_are_rotations_and_the_ring_closes() -> None:
     assert panorama.ring_pairs(3) == [(0, 1), (1, 2), (2, 0)] and panorama.ring_pairs(1) == []
 
 
-def test_angle_of_view_is_that_of_the_borders() -> None:
+def test_intrinsics_fov_reaches_the_outer_borders() -> None:
     K = panorama.intrinsics(1.1, 30, 40)
     left = torch.linalg.inv(K) @ torch.tensor([-0.5, 14.5, 1], dtype=torch.float64)
     assert torch.atan(-left[0]) == pytest.approx(0.55) and left[1] == pytest.approx(0)
 
 
 @pytest.mark.parametrize("first", [0.0, 0.5])
-def test_views_of_a_skybox_are_views_of_its_world(first: float) -> None:
+def test_skybox_views_match_the_world(first: float) -> None:
     faces = photograph(torch.stack([panorama.rotation(*angles) for angles in panorama.SKYBOX]), 64)
     R = torch.cat([panorama.ring(6, first), panorama.rotation(1.0, 0.7)[None]])
     K = panorama.intrinsics(1.8, 48, 48)
@@ -51,26 +51,26 @@ def test_views_of_a_skybox_are_views_of_its_world(first: float) -> None:
     torch.testing.assert_close(found, photograph(R, 48, 1.8), rtol=0, atol=0.02)
 
 
-def test_views_take_over_what_others_see_straighter() -> None:
+def test_render_from_views_replaces_oblique_pixels() -> None:
     R, K = panorama.ring(8), panorama.intrinsics(FOV, 64, 64)
-    true = photograph(R, 64)
-    drawn = true.clone()
-    drawn[3, :, :, :16] = 0.0  # more than 22.5 degrees off its axis: tan(22.5) 32 = 13 columns from the middle
-    drawn[5, :, :, -16:] = 1.0
-    torch.testing.assert_close(panorama.seen_straightest(drawn, K, R, K, R, 64, 64), true, atol=0.01, rtol=0)
+    truth = photograph(R, 64)
+    damaged = truth.clone()
+    damaged[3, :, :, :16] = 0.0  # more than 22.5 degrees off its axis: tan(22.5) 32 = 13 columns from the middle
+    damaged[5, :, :, -16:] = 1.0
+    torch.testing.assert_close(panorama.render_from_views(damaged, K, R, K, R, 64, 64), truth, atol=0.01, rtol=0)
 
 
-def test_stitched_views_are_the_world_without_a_seam() -> None:
+def test_stitch_matches_the_world_without_seams() -> None:
     R, size = panorama.ring(8), 96
     found, weights = panorama.stitch(photograph(R, size), panorama.intrinsics(FOV, size, size), R, 64, 128)
     expected = colours(panorama.equirectangular_rays(64, 128)).permute(2, 0, 1).float()
     covered = weights > 0
     assert (found - expected).abs()[:, covered].max() < 0.02
     assert covered[22:42].all() and not covered[:8].any() and not found[:, ~covered].any()
-    assert (found[:, 20:44, 0] - found[:, 20:44, -1]).abs().max() < 0.05  # neighbours across the border
+    assert (found[:, 20:44, 0] - found[:, 20:44, -1]).abs().max() < 0.05  # the left and right borders are adjacent
 
 
-def test_directions_of_an_equirectangular_picture() -> None:
+def test_equirectangular_rays_directions() -> None:
     rays = panorama.equirectangular_rays(90, 180)
     torch.testing.assert_close(rays.norm(dim=-1), torch.ones(90, 180).double())
     assert rays[45, 90, 2] > 0.99 and rays[45, 135, 0] > 0.99 and rays[0, 0, 1] < -0.99  # ahead, right, up
@@ -78,20 +78,19 @@ def test_directions_of_an_equirectangular_picture() -> None:
     torch.testing.assert_close(ends[45, 0], ends[45, -1], rtol=0, atol=1e-6)
 
 
-def test_views_of_an_equirectangular_picture() -> None:
-    picture = colours(panorama.equirectangular_rays(256, 512)).permute(2, 0, 1).float()
+def test_equirectangular_views_match_the_world() -> None:
+    image = colours(panorama.equirectangular_rays(256, 512)).permute(2, 0, 1).float()
     R = torch.cat([panorama.ring(5, 0.3), panorama.rotation(pi, 0.5)[None]])
     K = panorama.intrinsics(1.2, 40, 40)
     expected = photograph(R, 40, 1.2)
-    torch.testing.assert_close(panorama.equirectangular_views(picture, K, R, 40, 40), expected, rtol=0, atol=0.01)
-    band = picture[:, 40:-40]
-    torch.testing.assert_close(panorama.equirectangular_views(band, K, R, 40, 40), expected, rtol=0, atol=0.01)
+    for part in (image, image[:, 40:-40]):
+        torch.testing.assert_close(panorama.equirectangular_views(part, K, R, 40, 40), expected, rtol=0, atol=0.01)
 
 
-def test_rows_without_a_gap() -> None:
+def test_covered_rows_are_symmetric_and_complete() -> None:
     weights = torch.ones(10, 6)
     weights[:2], weights[9, 3], weights[0, 0] = 0, 0, 0
-    assert panorama.covered(weights) == slice(2, 8)
-    assert panorama.covered(torch.ones(5, 2)) == slice(0, 5)
-    with pytest.raises(ValueError, match="gap at the horizon"):
-        panorama.covered(torch.eye(6))
+    assert panorama.covered_rows(weights) == slice(2, 8)
+    assert panorama.covered_rows(torch.ones(5, 2)) == slice(0, 5)
+    with pytest.raises(ValueError):
+        panorama.covered_rows(torch.eye(6))

@@ -1,4 +1,4 @@
-"""Poses: the properties that make a pose a pose, in torch and for arrays."""
+"""Poses: rigidity, orbits, look_at and conversions."""
 
 from __future__ import annotations
 
@@ -41,27 +41,27 @@ def assert_rigid(c2w: Tensor) -> None:
 
 @FIXED
 @given(ELEVATIONS, AZIMUTHS, DISTANCES)
-def test_orbit_poses_are_rigid_and_look_at_the_origin(elevation, azimuth, distance):
+def test_orbit_c2w_is_rigid_and_looks_at_the_origin(elevation, azimuth, distance):
     c2w = orbit_c2w(one(elevation), one(azimuth), one(distance))
     assert_rigid(c2w)
     assert float(c2w[0, :3, 3].norm()) == pytest.approx(distance, rel=1e-5)
-    # Looking along -z from there by that distance is the origin; up in the picture is not down in the world.
-    seen = c2w[0, :3, 3] - distance * c2w[0, :3, 2]
-    torch.testing.assert_close(seen, torch.zeros(3), atol=1e-5 * distance, rtol=0)
+    # the origin is at this distance along -z; image up never points down in the world
+    target = c2w[0, :3, 3] - distance * c2w[0, :3, 2]
+    torch.testing.assert_close(target, torch.zeros(3), atol=1e-5 * distance, rtol=0)
     assert float(c2w[0, 2, 1]) >= -1e-6 and abs(float(c2w[0, 2, 0])) < 1e-6
 
 
 @FIXED
 @given(st.floats(-1.5, 1.5), AZIMUTHS, DISTANCES)
-def test_look_at_agrees_with_orbits(elevation, azimuth, distance):
+def test_look_at_matches_orbit_c2w(elevation, azimuth, distance):
     c2w = orbit_c2w(one(elevation), one(azimuth), one(distance))
-    got = look_at(c2w[:, :3, 3], torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]))
-    torch.testing.assert_close(got, c2w, atol=2e-5 * max(1, distance), rtol=0)
+    result = look_at(c2w[:, :3, 3], torch.zeros(1, 3), torch.tensor([[0.0, 0.0, 1.0]]))
+    torch.testing.assert_close(result, c2w, atol=2e-5 * max(1, distance), rtol=0)
 
 
 @FIXED
 @given(st.tuples(*[st.floats(-1, 1)] * 3), st.floats(0.01, 5))
-def test_look_at_along_up_is_still_rigid(direction, length):
+def test_look_at_along_up_is_rigid(direction, length):
     forward = torch.tensor([direction])
     if float(forward.norm()) < 0.1:
         return
@@ -71,52 +71,51 @@ def test_look_at_along_up_is_still_rigid(direction, length):
     assert float(cosine) == pytest.approx(1, abs=1e-5)
 
 
-def test_three_cameras_are_three_cameras():
-    """A cross product without an axis would pick the batch when it happens to be three."""
+def test_look_at_of_three_cameras_matches_single_cameras():
+    """A cross product without ``dim`` would use the batch axis if its size is 3."""
     position = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
     up = torch.tensor([0.0, 0.0, 1.0]).expand(3, 3)
-    together = look_at(position, torch.zeros(3, 3), up)
-    alone = torch.cat([look_at(position[i : i + 1], torch.zeros(1, 3), up[:1]) for i in range(3)])
-    assert torch.equal(together, alone)
+    batched = look_at(position, torch.zeros(3, 3), up)
+    single = torch.cat([look_at(position[i : i + 1], torch.zeros(1, 3), up[:1]) for i in range(3)])
+    assert torch.equal(batched, single)
 
 
 @FIXED
 @given(st.floats(-3, 3), st.integers(-3, 3), ELEVATIONS)
-def test_azimuth_wraps(azimuth, turns, elevation):
-    turned = one(azimuth + turns * 2 * pi)
-    torch.testing.assert_close(wrap_angle(turned), one(azimuth), atol=1e-5, rtol=0)
-    here, there = (orbit_c2w(one(elevation), angle, one(1.0)) for angle in (one(azimuth), turned))
-    torch.testing.assert_close(here, there, atol=1e-5, rtol=0)
+def test_wrap_angle_keeps_the_pose(azimuth, turns, elevation):
+    shifted = one(azimuth + turns * 2 * pi)
+    torch.testing.assert_close(wrap_angle(shifted), one(azimuth), atol=1e-5, rtol=0)
+    first, second = (orbit_c2w(one(elevation), angle, one(1.0)) for angle in (one(azimuth), shifted))
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
 
 
-def test_arrays_get_the_same_poses_in_full_precision():
+def test_orbit_array_computes_in_float64():
     rng = np.random.default_rng(0)
     azimuth = rng.uniform(-4, 4, 50)
-    got = orbit_array(0.3, azimuth, 2.5)
-    assert got.dtype == np.float32 and got.shape == (50, 4, 4)
+    c2w = orbit_array(0.3, azimuth, 2.5)
+    assert c2w.dtype == np.float32 and c2w.shape == (50, 4, 4)
     angles = (torch.from_numpy(x) for x in (np.full(50, 0.3), azimuth, np.full(50, 2.5)))
-    assert np.array_equal(got, orbit_c2w(*angles).float().numpy())
+    assert np.array_equal(c2w, orbit_c2w(*angles).float().numpy())
     back = np.stack([np.cos(0.3) * np.cos(azimuth), np.cos(0.3) * np.sin(azimuth), np.full(50, np.sin(0.3))], axis=-1)
-    assert np.array_equal(got[:, :3, 2], back.astype(np.float32))
+    assert np.array_equal(c2w[:, :3, 2], back.astype(np.float32))
 
 
-def test_inverse_of_a_pose():
+def test_world_to_camera_inverts_poses():
     g = torch.Generator().manual_seed(0)
     position, centre = (torch.randn(8, 3, generator=g) for _ in range(2))
     c2w = look_at(position, centre, torch.randn(8, 3, generator=g))
     torch.testing.assert_close(world_to_camera(c2w) @ c2w, torch.eye(4).expand(8, 4, 4), atol=1e-5, rtol=0)
 
 
-def test_a_world_with_y_up_is_turned_to_z_up() -> None:
-    """(x, y, z) becomes (x, -z, y), for the camera's place as for its axes."""
+def test_opengl_to_blender_converts_position_and_axes() -> None:
     pose = torch.eye(4)[None].repeat(2, 1, 1)
     pose[:, :3, 3] = torch.tensor([[1.0, 2.0, 3.0], [-4.0, 5.0, 6.0]])
-    turned = opengl_to_blender(pose)
-    assert turned[:, :3, 3].tolist() == [[1, -3, 2], [-4, -6, 5]]
-    assert turned[0, :3, :3].tolist() == [[1, 0, 0], [0, 0, -1], [0, 1, 0]]
-    assert turned[:, 3].tolist() == [[0, 0, 0, 1]] * 2
+    converted = opengl_to_blender(pose)
+    assert converted[:, :3, 3].tolist() == [[1, -3, 2], [-4, -6, 5]]
+    assert converted[0, :3, :3].tolist() == [[1, 0, 0], [0, 0, -1], [0, 1, 0]]
+    assert converted[:, 3].tolist() == [[0, 0, 0, 1]] * 2
 
 
-def test_square_pixels_look_through_the_middle() -> None:
+def test_square_pixels_have_centred_principal_point() -> None:
     K = square_pixels(torch.tensor([5.0, 7.0]), 8, 12)
     assert K[1].tolist() == [[7, 0, 6], [0, 7, 4], [0, 0, 1]] and K.shape == (2, 3, 3)

@@ -1,4 +1,4 @@
-"""Pixels of one picture in another: properties, and agreement with our cameras."""
+"""Homographies, reprojection and sampling, compared with ``Cameras``."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from threedgen.geometry import panorama
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.geometry.warp import (
-    NOWHERE,
+    INVALID_PIXEL,
     apply_homography,
     homography,
     inside,
-    look_up,
-    of_cameras,
     pixel_grid,
     project,
     reproject,
     sample,
+    sample_nearest,
+    to_opencv,
     unproject,
 )
 
@@ -34,22 +34,22 @@ def orbit(count: int = 3) -> Cameras:
     return Cameras(c2w, Projection.perspective(0.5 + angle, 12, 16), 12, 16)
 
 
-def test_there_and_back_is_the_same_pixel() -> None:
-    here, there = panorama.rotation(0.2, -0.1), panorama.rotation(0.7, 0.3)
-    H = homography(K, here, K, there)
-    moved, front = apply_homography(H, GRID)
+def test_homography_is_invertible() -> None:
+    R1, R2 = panorama.rotation(0.2, -0.1), panorama.rotation(0.7, 0.3)
+    H = homography(K, R1, K, R2)
+    mapped, front = apply_homography(H, GRID)
     assert front.all()
-    torch.testing.assert_close(apply_homography(torch.linalg.inv(H), moved)[0], GRID)
-    torch.testing.assert_close(apply_homography(homography(K, there, K, here), moved)[0], GRID)
-    torch.testing.assert_close(apply_homography(homography(K, here, K, here), GRID)[0], GRID)
+    torch.testing.assert_close(apply_homography(torch.linalg.inv(H), mapped)[0], GRID)
+    torch.testing.assert_close(apply_homography(homography(K, R2, K, R1), mapped)[0], GRID)
+    torch.testing.assert_close(apply_homography(homography(K, R1, K, R1), GRID)[0], GRID)
 
 
-def test_turning_around_puts_everything_behind() -> None:
+def test_apply_homography_half_turn_is_behind() -> None:
     _, front = apply_homography(homography(K, torch.eye(3).double(), K, panorama.rotation(pi)), GRID)
     assert not front.any()
 
 
-def test_turning_right_moves_the_picture_left_and_up_moves_it_down() -> None:
+def test_homography_yaw_moves_pixels_left_and_pitch_down() -> None:
     middle = torch.tensor([[7.5, 5.5]], dtype=torch.float64)
     start = torch.eye(3, dtype=torch.float64)
     right, _ = apply_homography(homography(K, start, K, panorama.rotation(0.2)), middle)
@@ -58,43 +58,43 @@ def test_turning_right_moves_the_picture_left_and_up_moves_it_down() -> None:
     assert up[0, 1] > 6 and up[0, 0] == pytest.approx(7.5)
 
 
-def test_points_are_where_our_cameras_see_them() -> None:
+def test_project_and_unproject_match_cameras() -> None:
     cameras = orbit()
-    K, c2w = of_cameras(cameras)
+    K, c2w = to_opencv(cameras)
     points = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.5
     pixels, depth = cameras.project(points)
     for n in range(len(cameras)):
-        found, z = project(points, K[n], c2w[n])
-        torch.testing.assert_close(found + 0.5, pixels[n], rtol=0, atol=1e-4)
+        projected, z = project(points, K[n], c2w[n])
+        torch.testing.assert_close(projected + 0.5, pixels[n], rtol=0, atol=1e-4)
         torch.testing.assert_close(z, depth[n])
         torch.testing.assert_close(unproject(pixels[n] - 0.5, depth[n], K[n], c2w[n]), points)
-    assert cameras.K[0, 0, 2] == 8  # they are left as they were
+    assert cameras.K[0, 0, 2] == 8  # to_opencv must not modify its input
 
 
-def test_known_depth_gives_the_pixel_of_the_same_point() -> None:
-    K, c2w = of_cameras(orbit())
+def test_reproject_finds_the_same_point() -> None:
+    K, c2w = to_opencv(orbit())
     points = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 0.5
-    (here, z), (there, z_there) = (project(points, K[n], c2w[n]) for n in (0, 2))
-    found, depth = reproject(here, z, K[0], c2w[0], K[2], c2w[2])
-    torch.testing.assert_close(found, there, rtol=0, atol=1e-4)
-    torch.testing.assert_close(depth, z_there, rtol=0, atol=1e-4)
-    unknown, _ = reproject(here, torch.zeros_like(z), K[0], c2w[0], K[2], c2w[2])
-    assert (unknown == NOWHERE).all()
+    (source, z), (target, z_target) = (project(points, K[n], c2w[n]) for n in (0, 2))
+    projected, depth = reproject(source, z, K[0], c2w[0], K[2], c2w[2])
+    torch.testing.assert_close(projected, target, rtol=0, atol=1e-4)
+    torch.testing.assert_close(depth, z_target, rtol=0, atol=1e-4)
+    unknown, _ = reproject(source, torch.zeros_like(z), K[0], c2w[0], K[2], c2w[2])
+    assert (unknown == INVALID_PIXEL).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("size", [(5, 7), (1, 7), (5, 1), (1, 1)])
-def test_reading_at_whole_pixels_gives_them_and_zero_outside(size: tuple[int, int], dtype: torch.dtype) -> None:
+def test_sample_is_exact_at_pixel_centres_and_zero_outside(size: tuple[int, int], dtype: torch.dtype) -> None:
     image = torch.randn(2, 3, *size, dtype=dtype)
     pixels = pixel_grid(*size).expand(2, -1, -1, -1)
     torch.testing.assert_close(sample(image, pixels), image, rtol=1e-5, atol=1e-5)
-    for far in (pixels + 9, pixels + 1e30, pixels * torch.nan):
-        assert not sample(image, far).any()
+    for outside in (pixels + 9, pixels + 1e30, pixels * torch.nan):
+        assert not sample(image, outside).any()
     assert not inside(pixels + 9, *size).any() and inside(pixels, *size).all()
 
 
-def test_reading_between_pixels_is_linear() -> None:
+def test_sample_is_bilinear_and_sample_nearest_rounds() -> None:
     ramp = (pixel_grid(6, 8) * torch.tensor([1.0, 10.0])).sum(-1)[None, None].float()
     at = torch.tensor([[[[2.25, 3.5], [6.5, 0.125]]]])
     torch.testing.assert_close(sample(ramp, at).flatten(), torch.tensor([37.25, 7.75]))
-    assert look_up(ramp[0, 0], torch.tensor([[2.3, 3.4], [7.6, 1], [-0.4, 1]])).tolist() == [32, 0, 10]
+    assert sample_nearest(ramp[0, 0], torch.tensor([[2.3, 3.4], [7.6, 1], [-0.4, 1]])).tolist() == [32, 0, 10]

@@ -1,4 +1,4 @@
-"""A field fitted to views: its bounds, its pixels, that it is repeated, and that views that disagree cost."""
+"""Fit of a field to views: bounds, pixels per step, reproducibility, and a lower score for inconsistent views."""
 
 from __future__ import annotations
 
@@ -11,71 +11,72 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Views
-from threedgen.representations.fit import Bounds, _parts, border_colour, fit
+from threedgen.representations.fit import Bounds, _pixel_batches, border_colour, fit
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
 
 
-def test_bounds_and_background() -> None:
-    bounds = Bounds.of(photographs().at)
+def test_bounds_follow_the_paper_and_background_is_white() -> None:
+    bounds = Bounds.from_cameras(photographs().cameras)
     assert (bounds.radius, bounds.near) == (pytest.approx(1.3, abs=1e-4), pytest.approx(0.975, abs=1e-4))
     assert bounds.span * bounds.radius == pytest.approx(1.5 * 2.6 - 0.375 * 2.6, abs=1e-4)
-
-
-def test_a_narrow_angle_from_afar_makes_the_ball_small() -> None:
-    fov = float(np.deg2rad(4))
-    far = orbit(4, 0.2, 1.1 / float(np.tan(fov / 2)), fov, 8, 8)
-    bounds, distance = Bounds.of(far), float(far.position.norm(dim=-1).max())
-    assert bounds.radius == pytest.approx(1.1 * 2**0.5, rel=1e-3)
-    assert distance - bounds.radius > bounds.near > distance - 1.5 * bounds.radius
-    assert bounds.far == pytest.approx(distance + bounds.radius)
     assert border_colour(photographs()).tolist() == [1, 1, 1]
 
 
-def score_of(views: Views) -> float:
-    """PSNR of held-out views, as the task measures it, without its files."""
+def test_bounds_of_narrow_views_cover_the_visible_ball() -> None:
+    fov = float(np.deg2rad(4))
+    far = orbit(4, 0.2, 1.1 / float(np.tan(fov / 2)), fov, 8, 8)
+    bounds, distance = Bounds.from_cameras(far), float(far.position.norm(dim=-1).max())
+    assert bounds.radius == pytest.approx(1.1 * 2**0.5, rel=1e-3)
+    assert distance - bounds.radius > bounds.near > distance - 1.5 * bounds.radius
+    assert bounds.far == pytest.approx(distance + bounds.radius)
+
+
+def held_out_psnr(views: Views) -> float:
     held = [3, 9, 15, 20]
     rest = [k for k in range(len(views)) if k not in held]
-    field = fit(views.select(rest), Bounds.of(views.at), SubsampledProtocolConfig.model_validate(TINY), 0)
-    seen = field.pictures(views.at.select(held)).numpy()
-    return float(np.mean([psnr(a, b) for a, b in zip(views.images[held].numpy(), seen, strict=True)]))
+    options = SubsampledProtocolConfig.model_validate(TINY)
+    field = fit(views.select(rest), Bounds.from_cameras(views.cameras), options, 0)
+    images = field.render_images(views.cameras.select(held)).numpy()
+    return float(np.mean([psnr(a, b) for a, b in zip(views.images[held].numpy(), images, strict=True)]))
 
 
-def test_the_score_falls_when_views_disagree() -> None:
-    """Ground truth, cameras that are said to be elsewhere, every third view of another object."""
+def test_fit_scores_inconsistent_views_lower() -> None:
+    """Compare ground truth with wrong camera poses, and with every third view of another object."""
     truth = photographs()
     mixed = truth.images.clone()
     mixed[1::3] = photographs(index=8).images[1::3]
-    good, turned, swapped = score_of(truth), score_of(photographs(turn=10)), score_of(Views(mixed, truth.at))
+    good, turned, swapped = (held_out_psnr(v) for v in (truth, photographs(turn=10), Views(mixed, truth.cameras)))
     assert good > 23 and good > turned + 1.5 and good > swapped + 1.5
 
 
-def test_a_fit_is_repeated_to_the_bit_and_knows_no_units() -> None:
-    views = photographs()
+def test_fit_is_reproducible_and_independent_of_units() -> None:
     options = SubsampledProtocolConfig.model_validate(TINY | {"steps": 5, "orientation": 0.01, "rays": 64})
-    one, two = (fit(views, Bounds.of(views.at), options, 0).pictures(views.at.select([0])) for _ in range(2))
-    assert (
-        torch.isfinite(one).all()
-        and torch.equal(one, two)
-        and not torch.equal(one, fit(views, Bounds.of(views.at), options, 1).pictures(views.at.select([0])))
-    )
-    big = views.at.c2w.clone()
-    big[:, :3, 3] *= 8  # a power of two, so that nothing is rounded
-    large = Views(views.images, Cameras(big, Projection(views.at.K), SIZE, SIZE))
-    again = fit(large, Bounds.of(large.at), options, 0).pictures(large.at.select([0]))
-    assert torch.allclose(one, again, atol=1e-5)
+
+    def image(views: Views, seed: int = 0) -> torch.Tensor:
+        return fit(views, Bounds.from_cameras(views.cameras), options, seed).render_images(views.cameras.select([0]))
+
+    views = photographs()
+    first = image(views)
+    assert torch.isfinite(first).all() and torch.equal(first, image(views)) and not torch.equal(first, image(views, 1))
+    c2w = views.cameras.c2w.clone()
+    c2w[:, :3, 3] *= 8  # a power of two: no rounding
+    scaled = Views(views.images, Cameras(c2w, Projection(views.cameras.K), SIZE, SIZE))
+    assert torch.allclose(first, image(scaled), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["paper", "subsampled"])
-def test_the_pixels_of_a_step(name: str) -> None:
-    """The paper's: each once, all with normals. Subsampled: some of them, a share with normals. In small parts."""
+def test_pixel_batches_cover_the_step_in_chunks(name: str) -> None:
+    """paper: each pixel once, all with normals. subsampled: random pixels, a fraction with normals."""
     options = {"paper": PaperProtocolConfig, "subsampled": SubsampledProtocolConfig}[name](chunk=300)
-    parts = list(_parts(options, 10_000, True, torch.Generator().manual_seed(0)))
-    assert not any(normals for _, normals, _ in _parts(options, 10_000, False, torch.Generator().manual_seed(0)))
+    parts = list(_pixel_batches(options, 10_000, True, torch.Generator().manual_seed(0)))
+    assert not any(
+        normals for _, normals, _ in _pixel_batches(options, 10_000, False, torch.Generator().manual_seed(0))
+    )
     pixels = torch.cat([part for part, _, _ in parts])
-    assert max(len(part) for part, _, _ in parts) == 300 and sum(share for *_, share in parts) == pytest.approx(1)
-    asked = sum(len(part) for part, normals, _ in parts if normals)
+    assert max(len(part) for part, _, _ in parts) == 300 and sum(fraction for *_, fraction in parts) == pytest.approx(1)
+    with_normals = sum(len(part) for part, normals, _ in parts if normals)
     if name == "paper":
-        assert torch.equal(pixels.sort().values, torch.arange(10_000)) and asked == 10_000
+        assert torch.equal(pixels.sort().values, torch.arange(10_000)) and with_normals == 10_000
         assert options.steps == 1000 and options.learning_rate == {0: 0.01, 100: 0.001}
     else:
-        assert len(pixels) == 4096 and asked == 512 and pixels.max() < 10_000
+        assert len(pixels) == 4096 and with_normals == 512 and pixels.max() < 10_000

@@ -1,4 +1,4 @@
-"""The hash grid: tiny-cuda-nn's numbers, kernels against their torch twin, what an interpolation must do."""
+"""Hash grid: tiny-cuda-nn's recorded values, kernels against the torch back end, properties of the interpolation."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.errors import refused
 from tests.support.interpreted import BACKENDS, KERNELS
 from tests.support.parity_files import close, recorded, tensors
-from threedgen.config.errors import ConfigError
 from threedgen.representations.hashgrid import numba_kernels, torch_twin
 from threedgen.representations.hashgrid.encoding import Frequency, HashGrid, position_gradient
 from threedgen.representations.hashgrid.torch_twin import grid_levels
@@ -22,14 +22,20 @@ SIZES = ("n_levels", "log2_hashmap_size", "base_resolution", "per_level_scale")
 
 
 def filled(options: HashGridConfig) -> HashGrid:
-    """A grid whose table has entries of the size of trained ones."""
+    """Return a grid with table entries as large as trained ones."""
     grid = HashGrid(options, torch.Generator().manual_seed(0))
     grid.table.data.mul_(0.5e4)
     return grid
 
 
+@pytest.fixture(params=BACKENDS)
+def grid(request: pytest.FixtureRequest) -> HashGrid:
+    """Small grid of each back end."""
+    return filled(SMALL.model_copy(update={"backend": request.param}))
+
+
 def points(n: int, seed: int = 1) -> Tensor:
-    """Points in the unit cube, some on its faces and some outside."""
+    """Return points in the unit cube, on its faces and outside."""
     x = torch.rand(n, 3, generator=torch.Generator().manual_seed(seed))
     x[:3] = torch.tensor([[0.0, 0.0, 0.0], [1.0, 1.0, 1.0], [0.0, 1.0, 0.5]])[: len(x)]
     x[3:5] = torch.tensor([[-0.3, 0.2, 0.7], [0.4, 1.7, 2.0]])[: max(0, len(x) - 3)]
@@ -40,11 +46,11 @@ def rand_like(x: Tensor, seed: int) -> Tensor:
     return torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
 
 
-# --- the reference ---
+# --- recorded values of tiny-cuda-nn ---
 
 
 @recorded("hashgrid")
-def test_levels_are_those_of_tiny_cuda_nn(path: Path) -> None:
+def test_grid_levels_equal_tiny_cuda_nn(path: Path) -> None:
     data = tensors(path)
     levels = grid_levels(*(data[name].item() for name in SIZES))
     np.testing.assert_array_equal(levels.offset, data["level_offsets"])
@@ -54,7 +60,7 @@ def test_levels_are_those_of_tiny_cuda_nn(path: Path) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @recorded("hashgrid")
-def test_features_and_their_slopes_are_those_of_tiny_cuda_nn(path: Path, backend: str) -> None:
+def test_features_and_gradients_equal_tiny_cuda_nn(path: Path, backend: str) -> None:
     data = tensors(path)
     values = {name: data[name].item() for name in SIZES} | {"n_features": data["table"].shape[1]}
     grid = HashGrid(HashGridConfig(backend=backend, **values))
@@ -62,19 +68,19 @@ def test_features_and_their_slopes_are_those_of_tiny_cuda_nn(path: Path, backend
     x = data["positions"].requires_grad_()
     encoded = grid(x)
     close(encoded.detach(), data["encoded"], 1e-3)
-    few = slice(None, None, 11 if backend == "triton" else 1)  # its interpreter is slow
-    columns = encoded.unbind(dim=1)[few]
-    slopes = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0] for column in columns]
-    close(torch.stack(slopes, dim=1), data["d_encoded_d_pos"][:, few], 1e-3)
+    columns_used = slice(None, None, 11 if backend == "triton" else 1)  # slow interpreter
+    columns = encoded.unbind(dim=1)[columns_used]
+    gradients = [torch.autograd.grad(column.sum(), x, retain_graph=True)[0] for column in columns]
+    close(torch.stack(gradients, dim=1), data["d_encoded_d_pos"][:, columns_used], 1e-3)
 
 
-# --- kernels against their twin ---
+# --- kernels against the torch back end ---
 
 
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("n_features", [2, 3])
 @pytest.mark.parametrize("n_points", [1, 300])
-def test_kernels_equal_their_twin_to_second_order(n_features: int, n_points: int, name: str) -> None:
+def test_kernels_equal_torch_to_second_order(n_features: int, n_points: int, name: str) -> None:
     grid = filled(HashGridConfig(**{**SMALL.model_dump(), "n_features": n_features, "backend": name}))
     results = []
     for backend in (torch_twin, grid.backend()):
@@ -86,11 +92,11 @@ def test_kernels_equal_their_twin_to_second_order(n_features: int, n_points: int
         loss = (weights[0] * to_x).sum() + (weights[1] * to_table).sum()
         second = torch.autograd.grad(loss, (x, table, grad))
         results.append([out.detach(), to_x.detach(), to_table.detach(), *second])
-    for theirs, ours in zip(*results, strict=True):
-        close(ours, theirs, 1e-5)
+    for expected, actual in zip(*results, strict=True):
+        close(actual, expected, 1e-5)
 
 
-def test_twin_gradients_are_the_slopes_of_its_values() -> None:
+def test_torch_backend_passes_gradcheck() -> None:
     options = HashGridConfig(n_levels=2, log2_hashmap_size=5, base_resolution=3, per_level_scale=1.5)
     grid = filled(options).double()
     assert list(grid.levels.hashed) == [False, True]
@@ -103,23 +109,21 @@ def test_twin_gradients_are_the_slopes_of_its_values() -> None:
     assert torch.autograd.gradgradcheck(encode, (x, grid.table))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_explicit_position_gradient_equals_autograd(backend: str) -> None:
-    grid = filled(SMALL.model_copy(update={"backend": backend}))
+def test_position_gradient_equals_autograd(grid: HashGrid) -> None:
     x = points(300).requires_grad_()
     grad = rand_like(torch.empty(300, grid.output_dim), 5).requires_grad_()
     (expected,) = torch.autograd.grad(grid(x), x, grad)
-    slope = position_gradient(grid, x, grad)
-    close(slope.detach(), expected, 1e-6)
-    first, second = torch.autograd.grad(slope.square().sum(), (grid.table, grad), allow_unused=False)
+    gradient = position_gradient(grid, x, grad)
+    close(gradient.detach(), expected, 1e-6)
+    first, second = torch.autograd.grad(gradient.square().sum(), (grid.table, grad), allow_unused=False)
     assert first.abs().max() > 0 and second.abs().max() > 0
     with torch.no_grad():
         assert not position_gradient(grid, x, grad).requires_grad
 
 
-def test_no_position_gradient_unless_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backward_skips_position_gradient_if_unneeded(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
-        raise AssertionError("position gradient computed for nothing")
+        raise AssertionError("unneeded position gradient")
 
     monkeypatch.setattr(numba_kernels, "position_gradient", fail)
     grid = filled(SMALL)
@@ -128,7 +132,7 @@ def test_no_position_gradient_unless_asked(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("backend", KERNELS)
-def test_gradients_in_any_memory_order(backend: str) -> None:
+def test_gradients_do_not_depend_on_memory_order(backend: str) -> None:
     grid, x = filled(SMALL.model_copy(update={"backend": backend})), points(500)
     grad = rand_like(torch.empty(500, grid.output_dim), 6)
     (rows,) = torch.autograd.grad(grid(x), grid.table, grad)
@@ -139,7 +143,7 @@ def test_gradients_in_any_memory_order(backend: str) -> None:
     assert torch.equal(rows, scattered)
 
 
-def test_bits_do_not_depend_on_threads() -> None:
+def test_results_do_not_depend_on_threads() -> None:
     grid, x = filled(SMALL), points(3 * numba_kernels.BLOCK + 5).requires_grad_()
     before, results = torch.get_num_threads(), []
     try:
@@ -153,43 +157,41 @@ def test_bits_do_not_depend_on_threads() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_every_share_of_the_work_runs_once(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_in_threads_runs_every_share_once_and_reports_errors(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    seen: list[tuple[int, int, str]] = []
-    numba_kernels.in_shares(lambda *given: seen.append(given), 3 * numba_kernels.BLOCK, "x")
+    calls: list[tuple[int, int]] = []
+
+    def kernel(share: int, shares: int, fail: bool) -> None:
+        calls.append((share, shares))
+        if fail and share == shares - 1:
+            raise MemoryError(f"share {share}")
+
+    numba_kernels.run_in_threads(kernel, 3 * numba_kernels.BLOCK, False)
     shares = min(threads, 3)
-    assert sorted(seen) == [(share, shares, "x") for share in range(shares)]
+    assert sorted(calls) == [(share, shares) for share in range(shares)]
+    with pytest.raises(MemoryError, match=str(shares - 1)):
+        numba_kernels.run_in_threads(kernel, 3 * numba_kernels.BLOCK, True)
 
 
-def test_a_failing_share_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def kernel(share: int, shares: int) -> None:
-        if share == 1:
-            raise MemoryError("no space for share 1")
-
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    with pytest.raises(MemoryError, match="share 1"):
-        numba_kernels.in_shares(kernel, 3 * numba_kernels.BLOCK)
-
-
-# --- what an interpolation must do ---
+# --- interpolation ---
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_linear_table_is_interpolated_exactly(backend: str) -> None:
+def test_linear_table_is_interpolated_exactly(backend: str) -> None:
     options = HashGridConfig(n_levels=1, log2_hashmap_size=12, base_resolution=8, backend=backend)
     grid = HashGrid(options)
     index = torch.arange(512)
     x, y, z = index % 8, index // 8 % 8, index // 64
     grid.table.data = torch.stack([1.0 + 2 * x - y + 0.5 * z, 1.0 * z], dim=-1)
-    at = torch.rand(50, 3, generator=torch.Generator().manual_seed(3)) * 6.4 / 7  # below the last, wrapping, cell
+    at = (
+        torch.rand(50, 3, generator=torch.Generator().manual_seed(3)) * 6.4 / 7
+    )  # below the last cell, which wraps around
     cells = at * 7 + 0.5
     expected = 1 + 2 * cells[:, 0] - cells[:, 1] + 0.5 * cells[:, 2]
     torch.testing.assert_close(grid(at), torch.stack([expected, cells[:, 2]], dim=-1), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_continuous_across_the_faces_of_cells(backend: str) -> None:
-    grid = filled(SMALL.model_copy(update={"backend": backend}))
+def test_features_are_continuous_across_cell_faces(grid: HashGrid) -> None:
     level = 4
     assert grid.levels.hashed[level]
     face = (3 - 0.5) / float(grid.levels.scale[level])
@@ -200,38 +202,27 @@ def test_continuous_across_the_faces_of_cells(backend: str) -> None:
     assert (grid(x - far) - grid(x + far)).abs().max() > 0.02
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_a_constant_table_has_no_slope(backend: str) -> None:
-    grid = filled(SMALL.model_copy(update={"backend": backend}))
+def test_constant_table_has_zero_gradient(grid: HashGrid) -> None:
     grid.table.data.fill_(0.75)
     x = points(200).requires_grad_()
     encoded = grid(x)
     torch.testing.assert_close(encoded, torch.full_like(encoded, 0.75))
-    (slope,) = torch.autograd.grad(encoded, x, rand_like(encoded, 8))
-    assert slope.abs().max() < 1e-4
+    (gradient,) = torch.autograd.grad(encoded, x, rand_like(encoded, 8))
+    assert gradient.abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_points_outside_count_as_the_nearest_inside(backend: str) -> None:
-    grid = filled(SMALL.model_copy(update={"backend": backend}))
+def test_points_outside_and_nan_are_clamped(grid: HashGrid) -> None:
     x = torch.tensor([[-0.5, 0.2, 0.3], [0.1, 7.0, 0.6], [0.4, 0.5, float("inf")]], requires_grad=True)
     encoded = grid(x)
     assert torch.equal(encoded, grid(x.detach().clamp(0, 1)))
-    (slope,) = torch.autograd.grad(encoded, x, torch.ones_like(encoded))
+    (gradient,) = torch.autograd.grad(encoded, x, torch.ones_like(encoded))
     outside = torch.tensor([[True, False, False], [False, True, False], [False, False, True]])
-    assert (slope[outside] == 0).all() and (slope[~outside] != 0).all()
+    assert (gradient[outside] == 0).all() and (gradient[~outside] != 0).all()
+    nan = torch.tensor([[float("nan"), 0.2, 0.3]])
+    assert torch.equal(grid(nan), grid(torch.nan_to_num(nan))), "NaN must not read outside the table"
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_not_a_number_reads_no_foreign_memory(backend: str) -> None:
-    grid = filled(SMALL.model_copy(update={"backend": backend}))
-    x = torch.tensor([[float("nan"), 0.2, 0.3]])
-    assert torch.equal(grid(x), grid(torch.nan_to_num(x)))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_no_points(backend: str) -> None:
-    grid = filled(SMALL.model_copy(update={"backend": backend}))
+def test_empty_input_gives_empty_output(grid: HashGrid) -> None:
     x = torch.empty(0, 3, requires_grad=True)
     encoded = grid(x)
     assert encoded.shape == (0, grid.output_dim)
@@ -243,7 +234,7 @@ def test_no_points(backend: str) -> None:
 # --- the module ---
 
 
-def test_initial_table_comes_from_the_generator_alone() -> None:
+def test_initial_table_depends_only_on_the_generator() -> None:
     state = torch.get_rng_state()
     first, again, other = (HashGrid(SMALL, torch.Generator().manual_seed(seed)).table for seed in (3, 3, 4))
     assert torch.equal(state, torch.get_rng_state())
@@ -251,29 +242,29 @@ def test_initial_table_comes_from_the_generator_alone() -> None:
     assert 0.9e-4 < float(first.detach().abs().max()) <= 1e-4
 
 
-def test_default_is_the_usual_grid() -> None:
+def test_default_levels_are_those_of_instant_ngp() -> None:
     levels = grid_levels(16, 19, 16, 1.447269237440378)
     expected = [16, 24, 34, 49, 71, 102, 148, 213, 308, 446, 646, 934, 1352, 1956, 2831, 4096]
     assert levels.resolution.tolist() == expected and levels.entries == 6_299_960
 
 
-def test_backend_falls_back_or_says_why_not() -> None:
+def test_backend_falls_back_to_torch_or_refuses() -> None:
     assert filled(SMALL).backend().kernels is numba_kernels
     assert filled(SMALL).double().backend() is torch_twin
-    with pytest.raises(ConfigError, match="'numba' computes float32 on a CPU, not torch.float64"):
+    with refused("backend", "numba", torch.float64):
         filled(SMALL.model_copy(update={"backend": "numba"})).double()(points(3).double())
 
 
-def test_grids_finer_than_float32_are_refused() -> None:
-    with pytest.raises(ValueError, match="per_level_scale 4 makes the finest of 16 levels.*at most 2.09 would do"):
+def test_config_refuses_grids_finer_than_float32() -> None:
+    with refused(None, "per_level_scale", 16, 2.09, kind=ValueError):
         HashGridConfig(per_level_scale=4.0)
 
 
-def test_frequencies() -> None:
+def test_frequency_encoding_values_and_gradient() -> None:
     encoding = Frequency(FrequencyConfig(n_octaves=2))
     x = torch.tensor([[0.1, 0.2, 0.3]])
     expected = torch.cat([torch.sin(x), torch.cos(x), torch.sin(2 * x), torch.cos(2 * x)], dim=-1)
     assert encoding.output_dim == 12
     torch.testing.assert_close(encoding(x), expected)
-    slope = position_gradient(encoding, x, torch.eye(12)[:1])
-    torch.testing.assert_close(slope, torch.tensor([[float(torch.cos(x[0, 0])), 0.0, 0.0]]))
+    gradient = position_gradient(encoding, x, torch.eye(12)[:1])
+    torch.testing.assert_close(gradient, torch.tensor([[float(torch.cos(x[0, 0])), 0.0, 0.0]]))

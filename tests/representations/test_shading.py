@@ -1,4 +1,4 @@
-"""Materials: light obeys Lambert's law, and the random choice of shading obeys its options."""
+"""Materials: Lambert's law, and the random choice of the shading mode."""
 
 from __future__ import annotations
 
@@ -8,33 +8,29 @@ from collections import Counter
 import pytest
 import torch
 
-from threedgen.config import registry
-from threedgen.representations.options import DiffuseMaterialConfig, NoMaterialConfig
+from tests.support.errors import refused
+from threedgen.representations.options import DiffuseMaterialConfig
 from threedgen.representations.shading import DiffuseMaterial, NoMaterial, Shading, shade
 
 UP = torch.tensor([[0.0, 0.0, 1.0]])
 
 
-def draws(step: int, many: int = 400, **options) -> list[Shading]:
+def sample(step: int, n: int = 400, **options) -> list[Shading]:
     material, g = DiffuseMaterial(DiffuseMaterialConfig(**options)), torch.Generator().manual_seed(0)
-    return [material.draw(step, True, g) for _ in range(many)]
+    return [material.sample_shading(step, True, g) for _ in range(n)]
 
 
-@pytest.mark.parametrize(("angle", "expected"), [(0, 1.0), (60, 0.5), (90, 0.0), (180, 0.0)])
-def test_lambert(angle, expected):
+@pytest.mark.parametrize(
+    ("angle", "ambient", "expected"), [(0, 0, 1.0), (60, 0, 0.5), (90, 0, 0.0), (180, 0, 0.0), (180, 0.3, 0.3)]
+)
+def test_shade_follows_lambert_plus_ambient(angle, ambient, expected):
     a = math.radians(angle)
     light = 3 * torch.tensor([math.sin(a), 0.0, math.cos(a)])
-    bright = shade(UP, UP, torch.zeros(1, 3), light, Shading("textureless", 0.0, 1.0))
-    assert bright[0].tolist() == pytest.approx([expected] * 3, abs=1e-6)
+    colour = shade(UP, UP, torch.zeros(1, 3), light, Shading("textureless", ambient, 1 - ambient))
+    assert colour[0].tolist() == pytest.approx([expected] * 3, abs=1e-6)
 
 
-def test_ambient_light_reaches_the_far_side():
-    behind = torch.tensor([0.0, 0.0, -2.0])
-    bright = shade(UP, UP, torch.zeros(1, 3), behind, Shading("textureless", 0.3, 0.7))
-    assert bright[0].tolist() == pytest.approx([0.3] * 3)
-
-
-def test_modes():
+def test_materials_apply_albedo_per_mode():
     features, light, at = torch.tensor([[0.0, 2.0, -2.0]]), torch.tensor([[0.0, 0.0, 5.0]]), torch.zeros(1, 3)
     colour = torch.sigmoid(features)
     torch.testing.assert_close(
@@ -44,47 +40,36 @@ def test_modes():
     material = DiffuseMaterial()
     torch.testing.assert_close(material(features), colour)
     torch.testing.assert_close(NoMaterial()(features, UP, at, light, Shading("diffuse", 0.2, 0.8)), colour)
-    assert not NoMaterial().draw(10**6, True).lit
-
-
-def test_lit_shading_without_normals_is_refused():
-    with pytest.raises(ValueError, match="normals"):
+    assert not NoMaterial().sample_shading(10**6, True).lit
+    with refused(None, "normals", kind=ValueError):
         DiffuseMaterial()(torch.zeros(1, 3), shading=Shading("diffuse", 0.5, 0.5))
 
 
-def test_nothing_is_lit_at_first():
-    assert {s.mode for s in draws(step=99, ambient_only_steps=100)} == {"albedo"}
-
-
-def test_later_the_modes_have_their_probabilities():
-    modes = Counter(s.mode for s in draws(step=100, ambient_only_steps=100, many=4000))
+def test_sample_shading_is_unlit_first_then_follows_probabilities():
+    assert {s.mode for s in sample(step=99, ambient_only_steps=100)} == {"albedo"}
+    modes = Counter(s.mode for s in sample(step=100, ambient_only_steps=100, n=4000))
     assert modes["albedo"] / 4000 == pytest.approx(0.25, abs=0.03)
     assert modes["textureless"] / 4000 == pytest.approx(0.375, abs=0.03)
 
 
-def test_soft_shading_shares_one_unit_of_light():
-    lit = [s for s in draws(step=0, ambient_only_steps=0) if s.lit]
+def test_soft_shading_splits_one_unit_of_light():
+    lit = [s for s in sample(step=0, ambient_only_steps=0) if s.lit]
     assert all(s.ambient + s.diffuse == pytest.approx(1) for s in lit)
     assert min(s.ambient for s in lit) < 0.05 and max(s.ambient for s in lit) > 0.95
-    hard = [s for s in draws(step=0, ambient_only_steps=0, soft_shading=False, ambient=0.1, diffuse=0.9) if s.lit]
+    hard = [s for s in sample(step=0, ambient_only_steps=0, soft_shading=False, ambient=0.1, diffuse=0.9) if s.lit]
     assert hard and all(s[1:] == (0.1, 0.9) for s in hard)
 
 
-def test_evaluation_draws_nothing():
+def test_sample_shading_uses_no_random_numbers_in_evaluation():
     g = torch.Generator().manual_seed(3)
     before = g.get_state()
     material = DiffuseMaterial(DiffuseMaterialConfig(ambient=0.1, diffuse=0.9))
-    assert material.draw(4999, False, g) == Shading()
-    assert material.draw(5000, False, g) == Shading("diffuse", 0.1, 0.9)
-    assert DiffuseMaterial().draw(9999, False, g) == Shading(), "no point light, so no need for normals"
+    assert material.sample_shading(4999, False, g) == Shading()
+    assert material.sample_shading(5000, False, g) == Shading("diffuse", 0.1, 0.9)
+    assert DiffuseMaterial().sample_shading(9999, False, g) == Shading(), "no normals needed without a point light"
     assert torch.equal(g.get_state(), before)
 
 
-def test_probabilities_do_not_shift_the_stream():
-    first, second = (draws(step=0, ambient_only_steps=0, diffuse_probability=p) for p in (0.75, 1.0))
+def test_options_do_not_shift_the_random_stream():
+    first, second = (sample(step=0, ambient_only_steps=0, diffuse_probability=p) for p in (0.75, 1.0))
     assert all(a == b for a, b in zip(first, second, strict=True) if a.lit)
-
-
-def test_built_by_name():
-    assert isinstance(registry.build("material", NoMaterialConfig()), NoMaterial)
-    assert isinstance(registry.build("material", DiffuseMaterialConfig()), DiffuseMaterial)

@@ -1,4 +1,4 @@
-"""The precision that a device computes in."""
+"""Floating-point formats of a device."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from threedgen.run import dtypes
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_auto_takes_bf16_only_where_it_is_fast(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compute_dtype_auto_is_bf16_only_with_native_instructions(fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dtypes, "bf16_cpu", lambda: fast)
     expected = torch.bfloat16 if fast else torch.float32
     assert dtypes.compute_dtype("auto", torch.device("cpu")) == expected
-    assert dtypes.compute_dtype("bf16", torch.device("cpu")) == torch.bfloat16, "as it was asked for"
+    assert dtypes.compute_dtype("bf16", torch.device("cpu")) == torch.bfloat16
     assert dtypes.compute_dtype("fp16", torch.device("cuda")) == torch.float16
-    for wanted in (True, False):
-        with dtypes.mixed(torch.device("cpu"), wanted):
-            assert torch.is_autocast_enabled("cpu") == (wanted and fast)
+    for enabled in (True, False):
+        with dtypes.autocast_bf16(torch.device("cpu"), enabled):
+            assert torch.is_autocast_enabled("cpu") == (enabled and fast)

@@ -1,10 +1,9 @@
-"""What is shown while a run goes on."""
+"""Progress bar and lines."""
 
 from __future__ import annotations
 
 import io
 import logging
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,8 +26,8 @@ class Clock:
         return self.now
 
 
-class Watched:
-    """A progress callback that writes into memory, with a clock of its own and a run of `total` steps."""
+class FakeRun:
+    """Run of `total` steps with a Progress callback that writes into memory, and a fake clock."""
 
     def __init__(self, total: int = 100, start: int = 0, terminal: bool = False, **options) -> None:
         self.clock = Clock()
@@ -39,7 +38,7 @@ class Watched:
         self.module = SimpleNamespace(stage="generate 64 px", metrics={"occupancy": 0.25, "hidden": 1.0})
         self.progress.on_train_start(self.trainer, self.module)
 
-    def steps(self, count: int, seconds: float, loss: float = 0.5) -> Watched:
+    def steps(self, count: int, seconds: float, loss: float = 0.5) -> FakeRun:
         for n in range(count):
             self.clock.now += seconds
             self.trainer.global_step += 1
@@ -58,8 +57,8 @@ def no_ci(monkeypatch):
     monkeypatch.delenv("CI", raising=False)
 
 
-def test_one_line_a_minute_and_at_each_quarter():
-    lines = Watched(total=1000, metrics=["occupancy"]).steps(1000, 1.0).end()
+def test_progress_prints_each_minute_and_quarter():
+    lines = FakeRun(total=1000, metrics=["occupancy"]).steps(1000, 1.0).end()
     steps = [int(line.split(": ")[1].split("/")[0]) for line in lines]
     assert {0, 250, 500, 750, 1000} <= set(steps)
     gaps = np.diff(steps)
@@ -68,83 +67,79 @@ def test_one_line_a_minute_and_at_each_quarter():
     assert line == "generate 64 px: 500/1000, 1 s/step, 8:20 min left, loss 0.5, occupancy 0.25"
 
 
-def test_begins_at_the_resumed_step():
-    lines = Watched(total=100, start=60).steps(15, 2.0).end()
+def test_progress_starts_at_the_resumed_step():
+    lines = FakeRun(total=100, start=60).steps(15, 2.0).end()
     assert lines[0] == "generate 64 px: 60/100"
     assert lines[1].startswith("generate 64 px: 75/100, 2 s/step, 50 s left")
 
 
-def test_time_left_forgets_how_fast_it_was_before():
-    watched = Watched(total=10_000)
-    watched.steps(2000, 0.01).steps(20, 3.0)
-    pace = watched.progress.count.speed.seconds_a_step()
-    assert pace == pytest.approx(3.0, rel=0.02)
+def test_time_left_follows_the_recent_speed():
+    run = FakeRun(total=10_000).steps(2000, 0.01).steps(20, 3.0)
+    assert run.progress.count.speed.seconds_per_step() == pytest.approx(3.0, rel=0.02)
 
 
-def test_a_new_stage_is_said_at_once():
-    watched = Watched(total=100).steps(3, 1.0)
-    watched.module.stage = "generate 128 px"
-    assert watched.steps(3, 1.0).end()[1:] == ["generate 128 px: 4/100, 1 s/step, 1:36 min left, loss 0.5"]
+def test_progress_prints_a_new_stage_at_once():
+    run = FakeRun(total=100).steps(3, 1.0)
+    run.module.stage = "generate 128 px"
+    assert run.steps(3, 1.0).end()[1:] == ["generate 128 px: 4/100, 1 s/step, 1:36 min left, loss 0.5"]
 
 
-def test_the_loss_of_each_stage_has_its_own_name():
-    watched = Watched(total=100)
+def test_progress_names_the_first_loss_term_of_each_stage():
+    run = FakeRun(total=100)
     for stage, name in (("fitting", "loss_views"), ("distilling", "distillation")):
-        watched.module.stage, watched.module.terms = stage, {name: 0.25, "opaque": 1.0}
-        watched.steps(1, 1.0, loss=20.0)
-    told = [line.split(", ")[-1] for line in watched.end()[1:]]
-    assert told == ["loss_views 0.25", "distillation 0.25"]
+        run.module.stage, run.module.terms = stage, {name: 0.25, "opaque": 1.0}
+        run.steps(1, 1.0, loss=20.0)
+    assert [line.split(", ")[-1] for line in run.end()[1:]] == ["loss_views 0.25", "distillation 0.25"]
 
 
-def test_quiet_says_nothing():
-    assert Watched(quiet=True).steps(100, 60.0).end() == []
-    assert Watched(quiet=True, terminal=True).steps(100, 60.0).end() == []
+def test_quiet_progress_prints_nothing():
+    assert FakeRun(quiet=True).steps(100, 60.0).end() == []
+    assert FakeRun(quiet=True, terminal=True).steps(100, 60.0).end() == []
 
 
-def test_a_bar_in_a_terminal_but_not_in_ci(monkeypatch):
-    text = "\n".join(Watched(total=40, terminal=True).steps(40, 1.0).end())
+def test_progress_shows_a_bar_in_a_terminal_but_not_in_ci(monkeypatch):
+    text = "\n".join(FakeRun(total=40, terminal=True).steps(40, 1.0).end())
     assert "generate 64 px" in text and "40/40" in text and "loss 0.5" in text
     monkeypatch.setenv("CI", "1")
-    assert Watched(total=40, terminal=True).steps(10, 1.0).end()[0] == "generate 64 px: 0/40"
+    assert FakeRun(total=40, terminal=True).steps(10, 1.0).end()[0] == "generate 64 px: 0/40"
 
 
 @pytest.mark.parametrize("width", [40, 80, 120])
-def test_a_bar_keeps_its_numbers_at_any_width(width: int) -> None:
-    """What does not fit is left out, from the end; nothing is cut in its middle."""
+def test_bar_omits_details_that_do_not_fit(width: int) -> None:
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=width, color_system=None)
-    words = ["1.07 s/step", "5:10 min left", "loss 3847", "opacity 0.4619", "t 612.3"]
+    details = ["1.07 s/step", "5:10 min left", "loss 3847", "opacity 0.4619", "t 612.3"]
     with Count("distilling at 64 px", 480, console=console) as count:
-        count.show(120, lambda: words)
-    drawn = file.getvalue().replace("\r", "\n").split("\n")
-    line = next(line for line in reversed(drawn) if "120/480" in line)
+        count.show(120, lambda: details)
+    lines = file.getvalue().replace("\r", "\n").split("\n")
+    line = next(line for line in reversed(lines) if "120/480" in line)
     assert "distilling at 64 px" in line and "\u2501" in line and "\u2026" not in line
-    assert [word for word in words if word in line] == words[: {40: 0, 80: 3, 120: 5}[width]]
+    assert [text for text in details if text in line] == details[: {40: 0, 80: 3, 120: 5}[width]]
 
 
-def test_a_long_step_says_what_it_does_while_it_goes_on() -> None:
-    watched = Watched(total=40, terminal=True).steps(3, 1.0)
-    watched.module.stage = "drawing views"
-    watched.progress.on_train_batch_start(watched.trainer, watched.module, 3, 3)
-    assert watched.progress.count is not None and watched.progress.count.stage == "drawing views"
-    assert "drawing views" in "\n".join(watched.end())
+def test_bar_shows_the_stage_during_a_long_step() -> None:
+    run = FakeRun(total=40, terminal=True).steps(3, 1.0)
+    run.module.stage = "drawing views"
+    run.progress.on_train_batch_start(run.trainer, run.module, 3, 3)
+    assert run.progress.count is not None and run.progress.count.stage == "drawing views"
+    assert "drawing views" in "\n".join(run.end())
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_what_a_step_does_first_has_its_own_count_and_no_part_in_the_pace(terminal: bool) -> None:
-    watched = Watched(total=40, start=8, terminal=terminal).steps(2, 1.0)
-    watched.module.stage = "refining"
-    with watched.module.counted("drawing views", 2) as count:
+def test_track_progress_does_not_change_the_step_time(terminal: bool) -> None:
+    run = FakeRun(total=40, start=8, terminal=terminal).steps(2, 1.0)
+    run.module.stage = "refining"
+    with run.module.track_progress("drawing views", 2) as count:
         for _ in range(2):
-            watched.clock.now += 300.0
+            run.clock.now += 300.0
             count.add(1)
-    watched.steps(10, 2.0)
-    assert watched.progress.count is not None and watched.progress.count.speed.seconds_a_step() == pytest.approx(2.0)
-    said = watched.end()
+    run.steps(10, 2.0)
+    assert run.progress.count is not None and run.progress.count.speed.seconds_per_step() == pytest.approx(2.0)
+    lines = run.end()
     if terminal:
-        assert any("drawing views" in line and "2/2" in line for line in said)
+        assert any("drawing views" in line and "2/2" in line for line in lines)
     else:
-        assert said[2:6] == [
+        assert lines[2:6] == [
             "drawing views: 1/2, 5:00 min left",
             "drawing views: 2/2",
             "refining: 10/40",
@@ -153,23 +148,23 @@ def test_what_a_step_does_first_has_its_own_count_and_no_part_in_the_pace(termin
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_markup_and_control_characters_in_a_stage_are_harmless(terminal):
-    watched = Watched(total=4, terminal=terminal)
-    watched.module.stage = "[red]cat[/red] [/cat] \x1b[31m\n$HOME :smile:"
-    text = "\n".join(watched.steps(4, 1.0).end())
+def test_progress_escapes_markup_and_control_characters(terminal):
+    run = FakeRun(total=4, terminal=terminal)
+    run.module.stage = "[red]cat[/red] [/cat] \x1b[31m\n$HOME :smile:"
+    text = "\n".join(run.steps(4, 1.0).end())
     assert "[red]cat[/red] [/cat] [31m $HOME :smile:" in text
     assert "\x1b[31m" not in text
 
 
-def test_accumulated_batches_count_once():
-    watched = Watched(total=100)
+def test_progress_counts_accumulated_batches_once():
+    run = FakeRun(total=100)
     for n in range(10):
-        watched.progress.on_train_batch_end(watched.trainer, watched.module, None, 0, n)
-    assert watched.progress.count.speed.seconds_a_step() is None and len(watched.end()) == 1
+        run.progress.on_train_batch_end(run.trainer, run.module, None, 0, n)
+    assert run.progress.count.speed.seconds_per_step() is None and len(run.end()) == 1
 
 
 @given(st.text(st.characters(codec=None)))
-def test_clean_text_is_one_printable_line(text):
+def test_clean_returns_one_line(text):
     cleaned = clean(text)
     assert "\n" not in cleaned and "\x1b" not in cleaned
     assert cleaned == clean(cleaned)
@@ -177,25 +172,25 @@ def test_clean_text_is_one_printable_line(text):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [(0, "0 s"), (59.6, "1:00 min"), (185, "3:05 min"), (7390, "2:03 h"), (None, "?"), (float("nan"), "?")],
 )
-def test_durations(seconds, said):
-    assert duration(seconds) == said
+def test_duration(seconds, text):
+    assert duration(seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("value", "said"),
+    ("value", "text"),
     [
         (0, "0"), (0.123456, "0.1235"), (12.345678, "12.35"), (9999, "9999"), (9999.9, "10,000"), (-12345, "-12,340"),
         (1e6, "1,000,000"), (1.2345e7, "1.234e+07"), (1.5e-5, "1.5e-05"), (float("nan"), "nan"), (float("inf"), "inf"),
     ],
 )  # fmt: skip
-def test_numbers(value, said):
-    assert number(value) == said
+def test_number(value, text):
+    assert number(value) == text
 
 
-def test_lightning_is_silenced_but_its_warnings_are_not():
+def test_silence_lightning_keeps_warnings():
     names = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")
     before = [logging.getLogger(name).level for name in names]
     try:
@@ -208,7 +203,7 @@ def test_lightning_is_silenced_but_its_warnings_are_not():
             logging.getLogger(name).setLevel(level)
 
 
-def test_counting_without_a_terminal_says_a_line_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+def test_count_prints_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with Count("sampling", 4) as count:
         for _ in range(4):
             count.add(1)
@@ -217,12 +212,3 @@ def test_counting_without_a_terminal_says_a_line_a_minute(capsys: pytest.Capture
     with Count("sampling", 1, quiet=True) as count:
         count.add(1)
     assert capsys.readouterr().err == ""
-
-
-def test_the_pace_is_not_taken_from_what_was_done_before(capsys: pytest.CaptureFixture[str]) -> None:
-    with Count("sampling", 1_000_003, done=1_000_000) as count:
-        time.sleep(0.2)
-        count.add(1)
-        assert (count.speed.seconds_a_step() or 0.0) >= 0.2
-        count.add(2)
-    assert capsys.readouterr().err.splitlines() == ["sampling: 1000000/1000003", "sampling: 1000003/1000003"]

@@ -1,24 +1,23 @@
-"""Prompts: any text is taken as it is, and what will not be heeded is said."""
+"""Prompt checks and warnings."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.errors import refused
 from tests.support.tiny_prior import letter_tokenizer, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.config import ConfigError
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.run.prompts import tidy, warn_about, with_suffix
+from threedgen.run.prompts import normalise_prompt, prompt_warnings, with_suffix
 
 NASTY = st.text(alphabet=st.sampled_from("a \n\t\r\x0b\x00\x1b\u200b\u2028[]{}$`'\"\\.:/#=%é🐶\u202e"), max_size=40)
 LONG = "a red dog and " * 800  # more than 10,000 characters
 
 
-class Stub:
-    """A prior that knows short words and takes ten characters."""
+class StubPrior:
+    """Prior that knows words of at most three letters and accepts ten characters."""
 
     identifiers = ()
 
@@ -34,89 +33,80 @@ def prior() -> MVDream:
     return MVDream(tiny_unet(), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")
 
 
-def notes(prompt: str, prior: Any) -> list[str]:
-    return warn_about(prompt, prior)
-
-
 @pytest.mark.parametrize("prompt", ["", " ", "\n\t ", "\x00", "\x1b\u200b", "\u2028"])
-def test_an_empty_prompt_is_a_mistake(prompt: str) -> None:
-    with pytest.raises(ConfigError, match='prompt: is empty; say what to make, such as prompt="') as caught:
-        tidy(prompt)
-    assert "\n" not in str(caught.value)
-    with pytest.raises(ConfigError, match="^negative_prompt: is empty"):
-        tidy(prompt, key="negative_prompt")
+def test_normalise_prompt_refuses_an_empty_prompt(prompt: str) -> None:
+    for key in ("prompt", "negative_prompt"):
+        with refused(key, f'{key}="') as caught:
+            normalise_prompt(prompt, key=key)
+        assert "\n" not in str(caught.value)
 
 
 @given(st.one_of(NASTY, st.text(max_size=60)))
-def test_any_other_text_stays_what_it_is(prompt: str) -> None:
+def test_normalise_prompt_changes_only_white_space(prompt: str) -> None:
     try:
-        text = tidy(prompt)
+        text = normalise_prompt(prompt)
     except ConfigError:
         assert not any(c.isprintable() and not c.isspace() for c in prompt)
         return
-    assert text == " ".join(prompt.split()) == tidy(text)
+    assert text == " ".join(prompt.split()) == normalise_prompt(text)
     assert [c for c in text if not c.isspace()] == [c for c in prompt if not c.isspace()]
     assert len(text.splitlines()) == 1
 
 
 @given(NASTY.map(lambda text: f"dog{text}"))
-def test_nothing_of_a_prompt_reaches_the_terminal_as_a_command(prompt: str) -> None:
-    for note in notes(prompt, Stub()):
+def test_warnings_escape_control_characters(prompt: str) -> None:
+    for note in prompt_warnings(prompt, StubPrior()):
         assert note.isprintable() and len(note) < 1000
 
 
-def test_lines_are_joined_and_that_is_said(caplog: pytest.LogCaptureFixture, prior: MVDream) -> None:
-    said = notes("a red\ndog", prior)
-    assert said == ["the lines of the prompt are taken as one"] == [record.getMessage() for record in caplog.records]
-    assert notes("a red  dog \n", prior) == []
-    assert tidy("a red\r\n  dog") == "a red dog"
+def test_line_breaks_give_a_warning(caplog: pytest.LogCaptureFixture, prior: MVDream) -> None:
+    warnings = prompt_warnings("a red\ndog", prior)
+    assert len(warnings) == 1 and warnings == [record.getMessage() for record in caplog.records]
+    assert prompt_warnings("a red  dog \n", prior) == []
+    assert normalise_prompt("a red\r\n  dog") == "a red dog"
 
 
-def test_what_does_not_fit_is_cut_and_said(prior: MVDream) -> None:
-    (note,) = notes(LONG, prior)
-    assert note.startswith("the prompt is too long for this prior: everything from 'dog and a red dog and")
-    assert note.endswith("...' on has no effect") and len(note) < 160
+def test_truncation_gives_a_warning(prior: MVDream) -> None:
+    (note,) = prompt_warnings(LONG, prior)
+    assert "'dog and a red dog and" in note and "...'" in note and len(note) < 160
     assert prior.encode_prompt([LONG]).shape == (1, 16, 24)
     assert prior.encode_prompt([LONG]).equal(prior.encode_prompt([LONG[:60]]))
 
 
-def test_a_word_of_ten_thousand_letters(prior: MVDream) -> None:
-    (note,) = notes("a red " + "d" * 10_000, prior)
-    assert "does not know 'ddddd" in note and len(note) < 160
+def test_a_very_long_word_is_cut_in_the_warning(prior: MVDream) -> None:
     letters = MVDream(tiny_unet(), tiny_vae(), tiny_text_encoder(vocab=80), letter_tokenizer(), dtype="fp32")
-    (note,) = notes("d" * 10_000, letters)
-    assert "too long" in note and len(note) < 160
+    for prompt, encoder in (("a red " + "d" * 10_000, prior), ("d" * 10_000, letters)):
+        (note,) = prompt_warnings(prompt, encoder)
+        assert "'ddddd" in note and len(note) < 160
 
 
 def test_unknown_words_are_named_with_the_nearest_known_ones(prior: MVDream) -> None:
-    (note,) = notes("a red dgo with a zzzz", prior)
-    assert note == "this prior does not know 'dgo' (nearest: dog), 'zzzz'; it goes on without them"
-    (note,) = notes("a red dgo", prior)
-    assert note == "this prior does not know 'dgo' (nearest: dog); it goes on without it"
+    (note,) = prompt_warnings("a red dgo with a zzzz", prior)
+    assert "'dgo' (nearest: dog), 'zzzz'" in note and "'red'" not in note
 
 
-def test_only_some_of_many_unknown_words_are_shown() -> None:
-    class Knowing(Stub):
+def test_only_eight_unknown_words_are_listed() -> None:
+    class LongPrior(StubPrior):
         def tokens_cut(self, prompt: str) -> str:
             return ""
 
-    (note,) = notes(" ".join(f"word{n}" for n in range(30)), Knowing())
-    assert "'word7'" in note and "'word8'" not in note and "and 22 more" in note
+    (note,) = prompt_warnings(" ".join(f"word{n}" for n in range(30)), LongPrior())
+    assert "'word7'" in note and "'word8'" not in note and "22" in note
 
 
-def test_words_that_are_cut_off_are_not_called_unknown() -> None:
-    said = notes("a dog and  something else", Stub())
-    assert len(said) == 1 and "'something else' on" in said[0]
+def test_truncated_words_are_not_listed_as_unknown() -> None:
+    (note,) = prompt_warnings("a dog and  something else", StubPrior())
+    assert "'something else'" in note
 
 
 @pytest.mark.parametrize("prompt", ["🐶", "[red]dog[/red]", "$HOME `ls` ../../etc", "a \x1b[31mdog", "{{x}} %s %(a)d"])
-def test_odd_prompts_are_encoded_as_they_are(prior: MVDream, prompt: str) -> None:
-    said = notes(prompt, prior)
-    assert all(note.isprintable() for note in said) and bool(said) == ("[red]" not in prompt)
-    assert prior.encode_prompt([tidy(prompt)]).isfinite().all()
+def test_odd_prompts_are_encoded(prior: MVDream, prompt: str) -> None:
+    warnings = prompt_warnings(prompt, prior)
+    assert all(note.isprintable() for note in warnings) and bool(warnings) == ("[red]" not in prompt)
+    assert prior.encode_prompt([normalise_prompt(prompt)]).isfinite().all()
 
 
-def test_a_suffix_is_added_once() -> None:
+def test_with_suffix_adds_it_once() -> None:
     assert with_suffix("a dog", ", 3d asset") == "a dog, 3d asset"
     for prompt in ("a dog, 3D asset", "3d dog"):
         assert with_suffix(prompt, ", 3d asset") == prompt

@@ -1,4 +1,4 @@
-"""Keyed random numbers: equal keys agree everywhere, different keys share nothing."""
+"""Keyed random generators."""
 
 from __future__ import annotations
 
@@ -24,29 +24,28 @@ def numbers(*key) -> torch.Tensor:
 
 @settings(derandomize=True, deadline=None, max_examples=60)
 @given(KEYS, KEYS)
-def test_streams_are_equal_exactly_when_keys_are(a, b):
+def test_generators_are_equal_only_for_equal_keys(a, b):
     assert torch.equal(numbers(*a), numbers(*b)) == (a == b)
     first, second = (seeding.numpy_generator(*key).normal(size=16) for key in (a, b))
     assert np.array_equal(first, second) == (a == b)
 
 
-def test_neighbouring_seeds_do_not_share_streams():
+def test_neighbouring_seeds_share_no_numbers():
     streams = {tuple(numbers(seed, step, "noise").tolist()) for seed in range(8) for step in range(8)}
     assert len(streams) == 64
 
 
-def test_fields_of_the_key_cannot_run_together():
+def test_key_separates_its_fields():
     assert seeding.key(1, 11, "x") != seeding.key(11, 1, "x")
     assert seeding.key(1, 1, "x", 12) != seeding.key(1, 1, "x/1", 2)
 
 
-def test_keys_never_change():
-    """A resumed run of an older version must draw what that version drew."""
+def test_key_is_the_same_in_all_versions():
     assert seeding.key(0, 0, "noise") == 4580952025995565074
     assert all(0 <= seeding.key(0, step, "noise") < 2**63 for step in range(50))
 
 
-def test_other_draws_do_not_move_a_stream():
+def test_generator_does_not_depend_on_other_random_numbers():
     before = numbers(1, 2, "cameras")
     torch.randn(100)
     np.random.default_rng(0).normal()
@@ -55,11 +54,11 @@ def test_other_draws_do_not_move_a_stream():
 
 
 @pytest.mark.parametrize("seed", [-1, 2**80])
-def test_any_integer_is_a_seed(seed):
+def test_generator_accepts_any_integer_seed(seed):
     assert torch.equal(numbers(seed, 0, "noise"), numbers(seed, 0, "noise"))
 
 
-def test_another_process_draws_the_same_and_torch_is_not_needed():
+def test_key_is_the_same_in_another_process_without_torch():
     root = Path(__file__).parents[2]
     code = "import sys; from threedgen.run.seeding import key; print(key(3, 4, 'n', 5), 'torch' in sys.modules)"
     out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""The studio in a real browser: from an empty prompt to a downloaded GLB. Needs playwright and a Chromium."""
+"""Studio in a real browser: from an empty prompt to a downloaded GLB. Needs playwright and a Chromium."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def client(chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> It
         yield opened
 
 
-def test_from_an_empty_prompt_to_a_download(chromium: Any, client: Client) -> None:
+def test_prompt_becomes_a_download(chromium: Any, client: Client) -> None:
     tab = Tab(chromium, client.url)
     page = tab.page
     page.fill("#prompt", "a red corgi that waits")
     tab.until("document.querySelectorAll('.unknown').length > 0")
     page.click("#words .chip")
     assert page.input_value("#prompt") == "a red dog that waits"
-    page.get_by_role("button", name="Make", exact=True).click()
+    page.get_by_role("button", name="Generate", exact=True).click()
     tab.until(f"{STATE} === 'running' && document.querySelector('.told').textContent.includes('loss 12.5')")
     page.fill("#prompt", "a cat")
     page.keyboard.press("Enter")
@@ -47,22 +47,22 @@ def test_from_an_empty_prompt_to_a_download(chromium: Any, client: Client) -> No
     assert all(url.startswith((client.url, "data:", "blob:")) for url in tab.requests) and tab.errors == []
 
 
-def test_a_running_job_is_stopped_and_an_error_is_said(chromium: Any, client: Client) -> None:
+def test_job_can_be_stopped_and_its_error_is_shown(chromium: Any, client: Client) -> None:
     tab = Tab(chromium, client.url)
     tab.page.fill("#prompt", "a dog that waits")
-    tab.page.get_by_role("button", name="Make", exact=True).click()
+    tab.page.get_by_role("button", name="Generate", exact=True).click()
     tab.until("document.querySelector('.told')?.textContent.includes('loss')")
     tab.page.get_by_role("button", name="Stop", exact=True).click()
     tab.until(f"{STATE} === 'interrupted'")
-    assert tab.page.is_visible("text=Go on")
+    assert tab.page.is_visible("[data-does=again]")
     tab.page.fill("#prompt", "it fails")
-    tab.page.get_by_role("button", name="Make", exact=True).click()
+    tab.page.get_by_role("button", name="Generate", exact=True).click()
     tab.until(f"{STATE} === 'failed'")
     assert tab.page.text_content(".job:last-child .problem") == FAILURE
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
-def test_nothing_sticks_out_and_earlier_runs_open_again(chromium: Any, client: Client, width: int) -> None:
+def test_page_fits_the_window_and_opens_earlier_runs(chromium: Any, client: Client, width: int) -> None:
     prompt = "<script>document.title='ran'</script> " + "x" * 200
     finished_run(client.root / "one", prompt=prompt)
     tab = Tab(chromium, client.url, viewport={"width": width, "height": 800})

@@ -1,5 +1,4 @@
-"""The folder of a generate run whose field is a coloured ball with a knob, made in milliseconds and without a prior;
-and its export."""
+"""Generate run with a coloured ball as its field, written in milliseconds without a diffusion model; and its export."""
 
 from __future__ import annotations
 
@@ -22,14 +21,14 @@ SMALL = ["budget=300", "texture=256", "lods=[100]", "resolution=40", "threads=1"
 
 
 class BallConfig(FieldConfig):
-    """A field that the tests register under the name `ball`."""
+    """Config of the test field `ball`."""
 
     name: str = "ball"
     radius: float = 1.0
 
 
 class Ball(Representation):
-    """A ball at `place` (x, y, z, radius, density): the state of a checkpoint decides what it is."""
+    """Ball with a knob at +x; parameter `place`: x, y, z, radius, density."""
 
     def __init__(self, config: Any = None, generator: Any = None) -> None:
         super().__init__()
@@ -42,13 +41,13 @@ class Ball(Representation):
         return peak * torch.sigmoid(-out / 0.01)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Red in front (+x), else blue."""
+        """Return density and colour logits: red in front (+x), else blue."""
         front = (x[:, :1] > self.place[0]).float()
         return self.density(x), 6 * torch.cat([2 * front - 1, 0 * front - 1, 1 - 2 * front], dim=1)
 
 
 def register(patch: Any) -> None:
-    """The field `ball`, for as long as the test runs."""
+    """Register the field `ball` until the patch is undone."""
     from threedgen.config import registry
 
     tables = {kind: dict(table) for kind, table in registry.TABLE.items()}
@@ -58,12 +57,12 @@ def register(patch: Any) -> None:
 
 @pytest.fixture(autouse=True)
 def ball(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The field `ball`, in every test of a file that imports this."""
+    """Register the field `ball` in every test of a file that imports this fixture."""
     register(monkeypatch)
 
 
 def ball_run(folder: Path, *overrides: str, **place: Any) -> Path:
-    """A finished run; place: replaces numbers of the ball, as p0=... to p4=..."""
+    """Write a finished run; place: values of the ball's parameter, p0=... to p4=..."""
     words = ["field.name=ball", "occupancy=null", "trainer.max_steps=10", *overrides]
     if not any(word.startswith("prompt=") for word in words):
         words.append("prompt=a ball with a knob")
@@ -80,7 +79,7 @@ def ball_run(folder: Path, *overrides: str, **place: Any) -> Path:
 
 
 def whole_state(state: dict[str, torch.Tensor], step: int = 10) -> dict[str, Any]:
-    """A checkpoint of these weights, with all that a run leaves in one."""
+    """Return a complete training checkpoint with these weights."""
     learning = {"state": {0: {"step": torch.tensor(float(step))}}, "param_groups": []}
     rates = [{"last_epoch": step}]
     return {
@@ -93,18 +92,19 @@ def whole_state(state: dict[str, torch.Tensor], step: int = 10) -> dict[str, Any
 
 
 def export(run: Path, *words: str) -> int:
-    """A small asset of a run; the exit code of the command."""
+    """Export a small asset and return the exit code."""
     return cli.main(["--config", "export", f"run={run}", *SMALL, *words])
 
 
-def refused(capsys: pytest.CaptureFixture[str], run: object, *words: str) -> str:
-    """The one sentence of an export that cannot be."""
+def export_error(capsys: pytest.CaptureFixture[str], run: object, *words: str) -> str:
+    """Run an export that must fail with exit code 2; return its one-line error."""
+    capsys.readouterr()  # discard warnings from making the run
     assert cli.main(["--config", "export", "--quiet", f"run={run}", *SMALL, *words]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "Traceback" not in said
-    return said
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "Traceback" not in error, error
+    return error
 
 
-def told(run: Path) -> dict[str, Any]:
-    """What asset.json of a run's asset tells."""
+def asset_manifest(run: Path) -> dict[str, Any]:
+    """Return the content of asset.json."""
     return json.loads((run / "asset" / "asset.json").read_text())

@@ -13,7 +13,7 @@ import trimesh
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.cameras_file import write_cameras
 from threedgen.geometry.poses import look_at
-from threedgen.geometry.raster import interpolate, rasterise_views, shrink
+from threedgen.geometry.raster import box_downsample, interpolate, rasterise_views
 from threedgen.run.arrays import Array
 from threedgen.systems.texture.scene import Coordinates, SceneMesh
 
@@ -76,4 +76,4 @@ def truth(mesh: SceneMesh, at: Cameras) -> Array:
     fine = at.with_size(2 * at.height, 2 * at.width)
     found = rasterise_views(mesh.vertices, mesh.faces, fine)
     image = np.where(found.mask[..., None], colour(interpolate(mesh.vertices, mesh.faces, found)), np.float32(0.5))
-    return shrink(image, 2).astype(np.float32)
+    return box_downsample(image, 2).astype(np.float32)

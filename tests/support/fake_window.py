@@ -1,4 +1,4 @@
-"""A window of the live view that nobody sees: two people look into it, and its buttons press themselves."""
+"""Stand-in for the window of the live view, with scripted clients and clicks."""
 
 from __future__ import annotations
 
@@ -9,45 +9,48 @@ from typing import Any
 import numpy as np
 
 from threedgen.geometry.rigs import orbit
-from threedgen.viewer.live import Eye
+from threedgen.viewer.live import ClientCamera
 
 
-def eyes(count: int = 2) -> list[Eye]:
-    """People around the object, with screens of different shapes."""
+def cameras(count: int = 2) -> list[ClientCamera]:
+    """Return cameras of clients around the object, with different aspect ratios."""
     poses = orbit(2, 0.3, 2.6, 0.7, 8, 8).c2w
-    return [Eye(name, poses[name], 0.7, 1.0 + 0.5 * name) for name in range(count)]
+    return [ClientCamera(name, poses[name], 0.7, 1.0 + 0.5 * name) for name in range(count)]
 
 
 class FakeWindow:
-    """`presses`: {how often the buttons were asked for: the button pressed then}; what happens is kept in lists.
+    """Window that records its calls in lists.
 
-    With a `file`, what was shown and told is written there when the window is closed.
+    Args:
+        presses: {number of the `pop_clicks` call: buttons that it returns, separated by spaces}.
+        file: JSON file for the records, written by `close`.
+        n_clients: number of connected clients.
     """
 
     url = "http://127.0.0.1:1"
 
-    def __init__(self, presses: dict[str, str] | None = None, file: Path | None = None, people: int = 2) -> None:
-        self.presses, self.file, self.people = presses or {}, file, people
+    def __init__(self, presses: dict[str, str] | None = None, file: Path | None = None, n_clients: int = 2) -> None:
+        self.presses, self.file, self.n_clients = presses or {}, file, n_clients
         self.asked = self.closed = 0
-        self.pictures: list[tuple[int, np.ndarray]] = []
-        self.told: list[tuple[float, list[str], bool]] = []
+        self.images: list[tuple[int, np.ndarray]] = []
+        self.updates: list[tuple[float, list[str], bool]] = []
 
-    def eyes(self) -> list[Eye]:
-        return eyes(self.people)
+    def cameras(self) -> list[ClientCamera]:
+        return cameras(self.n_clients)
 
-    def show(self, eye: Eye, picture: np.ndarray) -> None:
-        self.pictures.append((eye.name, picture))
+    def show(self, camera: ClientCamera, image: np.ndarray) -> None:
+        self.images.append((camera.client_id, image))
 
-    def tell(self, done: float, lines: list[str], busy: bool) -> None:
-        self.told.append((done, lines, busy))
+    def update(self, progress: float, lines: list[str], busy: bool) -> None:
+        self.updates.append((progress, lines, busy))
 
-    def pressed(self) -> set[str]:
+    def pop_clicks(self) -> set[str]:
         self.asked += 1
         return set(filter(None, self.presses.get(str(self.asked), "").split()))
 
     def close(self) -> None:
         self.closed += 1
         if self.file is not None:
-            shapes = [(name, picture.shape, float(picture.std())) for name, picture in self.pictures]
-            told: dict[str, Any] = {"pictures": shapes, "told": self.told}
-            self.file.write_text(json.dumps(told))
+            shapes = [(name, image.shape, float(image.std())) for name, image in self.images]
+            updates: dict[str, Any] = {"images": shapes, "updates": self.updates}
+            self.file.write_text(json.dumps(updates))

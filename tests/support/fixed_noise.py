@@ -1,4 +1,4 @@
-"""Distillation losses of a noise level and a noise that are given, not drawn."""
+"""Distillation losses with a fixed noise level and fixed noise."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from threedgen.guidance.diffusion import Conditions
 from threedgen.guidance.distillation.options import ReconstructionConfig, SDSConfig
 from threedgen.guidance.distillation.sds import SDS, Distillation, Reconstruction
+from threedgen.guidance.guidance import Condition
 from threedgen.guidance.schedule import Schedule
 
 
@@ -27,10 +27,10 @@ def judge(
     negatives: Any = None,
     **options: Any,
 ) -> tuple[Tensor, dict[str, Any]]:
-    """(loss, logs) of ``latents`` at ``t`` with ``noise``; ``options`` of the loss's config."""
+    """Return loss and logs of `latents` at `t` with `noise`; `options` of the loss's config."""
     distil = kind((SDSConfig if kind is SDS else ReconstructionConfig)(**options), schedule)
-    distil.draw = lambda *drawn: (t, noise, {})  # type: ignore[method-assign, assignment, misc]
-    return distil(latents, denoise, Conditions(text, camera, n_view, negatives), 0, None)
+    distil.sample_noise = lambda *args: (t, noise, {})  # type: ignore[method-assign, assignment, misc]
+    return distil(latents, denoise, Condition(text, camera, n_view, negatives), 0, None)
 
 
 sds_eps, reconstruction = partial(judge, SDS), partial(judge, Reconstruction)

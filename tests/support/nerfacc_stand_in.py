@@ -94,7 +94,7 @@ def _segments(rows: list[list[object]]) -> SimpleNamespace:
 @pytest.fixture
 def nerfacc_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if nerfacc's kernels were built, and for a CPU."""
-    monkeypatch.setitem(backends.PLACES, "nerfacc", "cpu")
+    monkeypatch.setitem(backends.DEVICE_TYPES, "nerfacc", "cpu")
     monkeypatch.setitem(sys.modules, "nerfacc.cuda._backend", SimpleNamespace(_C=Functions))
     monkeypatch.delitem(sys.modules, MODULE, raising=False)
     yield

@@ -43,7 +43,6 @@ except KeyboardInterrupt:
     sys.exit(130)
 if "fails" in prompt:
     say({FAILURE!r})
-    say("(set THREEDGEN_DEBUG=1 to see where it happened)")
     sys.exit(2)
 if "dies" in prompt:
     os.kill(os.getpid(), 9)
@@ -73,7 +72,7 @@ def studio(folder: Path, monkeypatch: pytest.MonkeyPatch, config: StudioConfig |
             name = f"{prompt.replace(' ', '-')}-{seed}"
             return Job(prompt, seed, name, [sys.executable, "-c", SCRIPT, str(source), str(root / name), prompt])
 
-        monkeypatch.setattr(serving, "ordered", fake)
+        monkeypatch.setattr(serving, "make_job", fake)
     queue = Queue()
     server = serving.Server(config or StudioConfig(task="studio", port=0), root, queue, "the-key")
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()

@@ -1,4 +1,4 @@
-"""Small textured meshes for the tests of writers, checker and task."""
+"""Small textured meshes for tests of the export."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import trimesh
 
-from threedgen.export.files.textured import TexturedMesh, stand
+from threedgen.export.files.textured import TexturedMesh, place_on_ground
 from threedgen.export.shape.unwrap import unwrap
 from threedgen.geometry.images import png
 
 
 @dataclass(frozen=True)
 class Textures:
-    """Maps (T, T, 3) uint8; a map that is not there is None.
+    """Textures (T, T, 3) uint8; None: no such texture.
 
     base_colour: unlit colour, sRGB. normal: tangent space, +Y up, 128 + 127 n. orm: red occlusion, green roughness,
     blue metal; linear.
@@ -26,20 +26,19 @@ class Textures:
     orm: Any | None = None
 
     def maps(self) -> dict[str, Any]:
-        """The maps that are there, by name."""
-        named = {"base_colour": self.base_colour, "normal": self.normal, "orm": self.orm}
-        return {name: value for name, value in named.items() if value is not None}
+        """Return the existing textures by name."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def textured(body: trimesh.Trimesh | None = None, size: int = 256) -> tuple[TexturedMesh, Textures]:
-    """A body (an icosphere of 320 triangles if none is given), unwrapped and standing on the ground, and its maps."""
+    """Unwrap a mesh (default: an icosphere of 320 triangles), place it on the ground; return it with its textures."""
     body = body or trimesh.creation.icosphere(2, 0.5)
     mesh, _ = unwrap(np.asarray(body.vertices, np.float32), np.asarray(body.faces, np.int32), size)
     ramp = np.linspace(0, 255, size).astype(np.uint8)
     colour = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], np.uint8(40)), axis=-1)
     flat = np.broadcast_to(np.array([128, 128, 255], np.uint8), (size, size, 3))
     orm = np.broadcast_to(np.array([255, 255, 0], np.uint8), (size, size, 3))
-    return stand(mesh.vertices).mesh(mesh), Textures(colour, flat, orm)
+    return place_on_ground(mesh.vertices).mesh(mesh), Textures(colour, flat, orm)
 
 
 def files(textures: Textures) -> dict[str, bytes]:

@@ -25,7 +25,7 @@ from threedgen.guidance.weights.loading import Identity
 
 
 class TinyScenesConfig(Config):
-    shows_depth: ClassVar[bool] = False
+    has_depth: ClassVar[bool] = False
 
     name: Literal["tiny"] = "tiny"
     depth: bool = False

@@ -80,5 +80,5 @@ class Recorded:
         total = seen.rgb.square().sum() + losses.sparsity(seen.opacity) + losses.opaque(seen.opacity)
         total = total + losses.z_variance(seen.z_variance, seen.opacity)
         if seen.normals is not None:
-            total = total + losses.orientation(seen.away, seen.opacity)
+            total = total + losses.orientation(seen.orientation, seen.opacity)
         return total

@@ -1,4 +1,4 @@
-"""Muon against what it promises, and against PyTorch's own where both take the same parameters."""
+"""Muon optimizer, alone and against torch.optim.Muon and AdamW."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from threedgen.train.muon import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 20), (24, 5)])
-def test_singular_values_come_near_one(shape: tuple[int, int]) -> None:
+def test_orthogonalise_brings_singular_values_near_one(shape: tuple[int, int]) -> None:
     matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     matrix = (u * s.clamp(min=0.1 * float(s.max()))) @ v
-    even = orthogonalise(matrix).float()
-    values = torch.linalg.svdvals(even)
-    assert 0.6 < values.min() and values.max() < 1.3 and even.shape == shape
-    assert torch.allclose(even, u @ v, atol=0.35)  # the same directions
-    torch.testing.assert_close(orthogonalise(8 * matrix).float(), even)
+    result = orthogonalise(matrix).float()
+    values = torch.linalg.svdvals(result)
+    assert 0.6 < values.min() and values.max() < 1.3 and result.shape == shape
+    assert torch.allclose(result, u @ v, atol=0.35)  # the same singular vectors
+    torch.testing.assert_close(orthogonalise(8 * matrix).float(), result)
 
 
 def parameters() -> list[torch.Tensor]:
-    """A matrix, a convolution, a vector and a matrix that is to be left to AdamW."""
+    """Return a matrix, a convolution, a vector and a matrix for AdamW."""
     generator = torch.Generator().manual_seed(1)
     shapes = [(6, 4), (4, 3, 2, 2), (5,), (7, 3)]
     return [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
@@ -42,7 +42,7 @@ def muon(weights: list[torch.Tensor], lr: float = 0.02) -> Muon:
     return Muon(weights, lr=lr, elementwise=weights[3:])
 
 
-def test_a_quadratic_is_minimised() -> None:
+def test_muon_minimises_a_quadratic() -> None:
     weights = parameters()
     optimizer = muon(weights)
     first = descend(optimizer, weights, 1)
@@ -52,7 +52,7 @@ def test_a_quadratic_is_minimised() -> None:
     assert descend(optimizer, weights, 200) < 0.01 * first
 
 
-def test_the_state_makes_a_round_trip() -> None:
+def test_muon_resumes_from_its_state() -> None:
     weights = parameters()
     optimizer = muon(weights)
     descend(optimizer, weights, 5)
@@ -64,7 +64,7 @@ def test_the_state_makes_a_round_trip() -> None:
     assert all(torch.equal(a, b) for a, b in zip(weights, copies, strict=True))
 
 
-def test_matrices_move_as_with_pytorch_and_the_others_as_with_adamw() -> None:
+def test_muon_equals_torch_muon_for_matrices_and_adamw_for_the_rest() -> None:
     weights, copies = parameters(), parameters()
     ours = Muon(weights, lr=0.01, weight_decay=0.1, elementwise=weights[3:])
     theirs = [
@@ -81,6 +81,6 @@ def test_matrices_move_as_with_pytorch_and_the_others_as_with_adamw() -> None:
             optimizer.step()
     assert torch.allclose(weights[0], copies[0], atol=1e-3)  # both iterate in bfloat16
     assert (weights[0] - parameters()[0]).abs().max() > 1e-2
-    for place in (2, 3):
-        assert torch.allclose(weights[place], copies[place], atol=1e-6)
-    assert torch.equal(copies[1], parameters()[1]) and not torch.equal(weights[1], copies[1])  # a convolution moves too
+    for k in (2, 3):
+        assert torch.allclose(weights[k], copies[k], atol=1e-6)
+    assert torch.equal(copies[1], parameters()[1]) and not torch.equal(weights[1], copies[1])  # the convolution

@@ -1,4 +1,4 @@
-"""How a run ended, as its folder tells."""
+"""Status of a run from its folder."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from threedgen.train.status import finished
+from threedgen.train.status import Status, finished
+
+
+def test_status_has_the_exit_codes_of_signals() -> None:
+    assert [status.exit_code for status in Status] == [0, 130, 143, 2]
 
 
 @pytest.mark.parametrize(
@@ -22,7 +26,7 @@ from threedgen.train.status import finished
         '{"status": "finished", "steps": 4}',
     ],
 )
-def test_only_a_whole_summary_means_finished(tmp_path: Path, summary: str) -> None:
+def test_finished_requires_a_complete_summary(tmp_path: Path, summary: str) -> None:
     assert not finished(tmp_path, 5)
     (tmp_path / "summary.json").write_text(summary)
     assert not finished(tmp_path, 5)

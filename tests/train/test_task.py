@@ -1,4 +1,4 @@
-"""How tasks begin: the device that they compute on."""
+"""Device of a task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from threedgen.train.task import device
 
 
-def test_where_a_task_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_follows_accelerator_and_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")

@@ -1,1 +1,1 @@
-"""Where pictures to learn from come from: procedural worlds and folders of images."""
+"""Training data: procedural worlds, image folders, mesh folders and scene archives."""

@@ -1,9 +1,8 @@
-"""Pictures that are rendered and encoded once, then read from the disk: what a diffusion model of latents learns from.
+"""Disk cache of encoded training images for latent diffusion models.
 
-Rendering and encoding a picture costs about as much as a training step spends on it, so a step takes a few new ones and
-otherwise returns to old ones.  What is stored is a cache only: picture i is the same whether read or made again (always
-in the same block), so a lost or foreign file changes nothing but time.  Only an edit of the toybox itself is not
-noticed: delete the folder then.
+Rendering and encoding an image costs about as much as one training step on it, so each step makes a few new images and
+reuses older ones. Entry i has the same content whether it is read or made again (always in the same block), so a lost
+or unrelated file costs only time. The cache does not notice edits of the toybox code: delete the folder after those.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ import torch
 from torch import Tensor, nn
 
 from threedgen.run.cache import BlockCache, digest
-from threedgen.run.dtypes import mixed
+from threedgen.run.dtypes import autocast_bf16
 
 T = TypeVar("T")
 BLOCK = 32
-"""Entries made together.  Fixed, because the last bits of a convolution depend on the size of its batch."""
-TEXT = 160
-"""Bytes kept of a caption."""
+"""Entries per block. Fixed, because the last bits of a convolution depend on the batch size."""
+TEXT_BYTES = 160
+"""Stored bytes of a caption."""
 
 
 class Captioned(NamedTuple):
-    """N entries of V views: rgb (N * V, H, W, 3) in [0, 1], views fastest, N captions, c2w (N * V, 4, 4)."""
+    """N entries of V consecutive views: rgb (N * V, H, W, 3) in [0, 1], N captions, c2w (N * V, 4, 4)."""
 
     rgb: np.ndarray
     captions: list[str]
@@ -36,59 +35,58 @@ class Captioned(NamedTuple):
 
 
 class Source(Protocol):
-    """Endless captioned pictures; entry ``index`` is always the same."""
+    """Endless, deterministic list of captioned images."""
 
     n_view: int
 
     def describe(self) -> str:
-        """What decides the pictures, in a line."""
+        """Return one line with everything that determines the images."""
 
     def block(self, indices: range, size: int) -> Captioned:
-        """The entries ``indices`` at ``size`` pixels."""
+        """Return the entries `indices`, rendered at `size` pixels per side."""
 
 
 class Bank(ABC):
-    """Entries 0 ... ``count`` - 1 with latents and cameras in a folder, made in blocks when they are wanted first.
+    """Disk cache of `count` entries with latents and cameras, filled in blocks of `block` entries on first use.
 
-    ``told``: what decides them, beside the VAE's encoder, which must not change while the bank is in use. ``dtype``: of
-    an entry, with the fields z (V, C, h, w), float16, and c2w (V, 4, 4).  Raises OSError.
+    `description`: text that determines the entries besides the VAE encoder, which must not change during use. `dtype`:
+    numpy dtype of an entry with the fields z (V, C, h, w), float16, and c2w (V, 4, 4).
     """
 
-    def __init__(self, folder: Path, name: str, told: str, vae: Any, count: int, dtype: Any, block: int) -> None:
+    def __init__(self, folder: Path, name: str, description: str, vae: Any, count: int, dtype: Any, block: int) -> None:
         self.vae = vae
         encoder = nn.ModuleList(part for part in (vae.encoder, vae.quant_conv) if part is not None)
-        self.kept = BlockCache(folder, name, count, (), dtype, f"{told}\nVAE {digest(encoder)}\n", block)
+        self.cache = BlockCache(folder, name, count, (), dtype, f"{description}\nVAE {digest(encoder)}\n", block)
 
-    def prepare(self, indices: Sequence[int] | np.ndarray, place: tuple[int, int] = (0, 1)) -> None:
-        """Makes those entries that are not there yet; process ``place`` (k, of n) its share of their blocks, or one of
-        the next blocks, so that none is idle."""
-        lacking, (number, count) = self.kept.lacking(indices), place
+    def prepare(self, indices: Sequence[int] | np.ndarray, rank: tuple[int, int] = (0, 1)) -> None:
+        """Fill the missing blocks of `indices` for process `rank` = (k, n), or a following block if it has none."""
+        lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:
-            following = range(lacking[-1] + 1, min(lacking[-1] + count, len(self.kept.done)))
+            following = range(lacking[-1] + 1, min(lacking[-1] + count, len(self.cache.done)))
             spare = -len(lacking) % count
-            lacking += self.kept.lacking(block * self.kept.size for block in following)[:spare]
+            lacking += self.cache.missing_blocks(block * self.cache.size for block in following)[:spare]
         for block in lacking[number::count]:
             self.fill(block)
 
     @abstractmethod
     def fill(self, block: int) -> None:
-        """Makes and stores one block."""
+        """Make and store one block."""
 
     def latents(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """(N, V, C, h, w) float32"""
+        """Return the latents (N, V, C, h, w), float32."""
         return torch.from_numpy(self._read(indices, "z")).float()
 
     def c2w(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """(N, V, 4, 4)"""
+        """Return the camera poses (N, V, 4, 4)."""
         return torch.from_numpy(self._read(indices, "c2w"))
 
-    def _read(self, indices: Sequence[int] | np.ndarray, part: str) -> np.ndarray:
+    def _read(self, indices: Sequence[int] | np.ndarray, field: str) -> np.ndarray:
         self.prepare(indices)
-        return np.stack([self.kept[i][part] for i in indices])
+        return np.stack([self.cache[i][field] for i in indices])
 
 
 class LatentBank(Bank):
-    """Latents, captions and cameras of the entries 0 ... ``count`` - 1 of a source, from entry ``first`` of it on."""
+    """Latents, captions (at most `text` bytes) and cameras of the source's entries `first` to `first` + `count` - 1."""
 
     def __init__(
         self,
@@ -99,68 +97,67 @@ class LatentBank(Bank):
         count: int,
         first: int = 0,
         block: int = BLOCK,
-        text: int = TEXT,
+        text: int = TEXT_BYTES,
     ) -> None:
         self.source, self.size, self.count, self.first = source, size, count, first
         side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
-        n, told = source.n_view, f"{source.describe()}\nfrom {first}, {size} px"
+        n, description = source.n_view, f"{source.describe()}\nfrom {first}, {size} px"
         self.latent_shape = (n, int(vae.config["latent_channels"]), side, side)
-        """Of an entry."""
+        """Shape (V, C, h, w) of an entry's latents."""
         entry = [("z", np.float16, self.latent_shape), ("text", np.uint8, (text,)), ("c2w", np.float32, (n, 4, 4))]
-        super().__init__(folder, "entries", told, vae, count, np.dtype(entry), block)
+        super().__init__(folder, "entries", description, vae, count, np.dtype(entry), block)
 
     def captions(self, indices: Sequence[int] | np.ndarray) -> list[str]:
         return [unpack(text) for text in self._read(indices, "text")]
 
     def fill(self, block: int) -> None:
-        """Render and encode one block."""
-        count = self.kept.size
+        count = self.cache.size
         start = self.first + block * count
-        made, entries = self.source.block(range(start, start + count), self.size), np.empty(count, self.kept.dtype)
-        z = encode(self.vae, torch.from_numpy(made.rgb)).cpu().numpy()
-        entries["z"], entries["c2w"] = z.reshape(entries["z"].shape), made.c2w.reshape(entries["c2w"].shape)
-        entries["text"] = [pack(text, entries["text"].shape[-1]) for text in made.captions]
-        self.kept.store(block, entries)
+        rendered, entries = self.source.block(range(start, start + count), self.size), np.empty(count, self.cache.dtype)
+        z = encode(self.vae, torch.from_numpy(rendered.rgb)).cpu().numpy()
+        entries["z"], entries["c2w"] = z.reshape(entries["z"].shape), rendered.c2w.reshape(entries["c2w"].shape)
+        entries["text"] = [pack(text, entries["text"].shape[-1]) for text in rendered.captions]
+        self.cache.store(block, entries)
 
 
-def of_share(parts: Sequence[tuple[float, T]], luck: float) -> tuple[float, T]:
-    """The part, with its share, to which a number in [0, 1) falls."""
-    below = 0.0
+def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, T]:
+    """Return the (share, part) whose interval of the cumulative shares contains `u` in [0, 1)."""
+    cumulative = 0.0
     for share, part in parts:
-        below += share
-        if luck < below:
+        cumulative += share
+        if u < cumulative:
             return share, part
     return parts[-1]
 
 
-def known_in_step(step: int, count: int, first: int, fresh: int) -> int:
-    """How many of ``count`` entries there are in a step: ``first`` to begin with, and each adds ``fresh`` ones."""
+def available_entries(step: int, count: int, first: int, fresh: int) -> int:
+    """Return the number of entries available at `step`: `first` at step 0, `fresh` more per step, at most `count`."""
     return min(count, first + step * fresh)
 
 
-def seen_in_step(rng: np.random.Generator, step: int, batch: int, count: int, first: int, fresh: int) -> np.ndarray:
-    """The entries of a step, ``batch`` of ``count``: the newest ``fresh`` ones, and others among all before them."""
-    known = known_in_step(step, count, first, fresh)
-    chosen = rng.integers(0, known, batch)
-    new = min(fresh, count - known)
-    chosen[:new] = range(known, known + new)
-    return chosen
+def sample_entries(rng: np.random.Generator, step: int, batch: int, count: int, first: int, fresh: int) -> np.ndarray:
+    """Sample the entry indices (batch,) of a step: first the `fresh` new ones, then random older ones."""
+    available = available_entries(step, count, first, fresh)
+    indices = rng.integers(0, available, batch)
+    new = min(fresh, count - available)
+    indices[:new] = range(available, available + new)
+    return indices
 
 
 def pack(text: str, length: int) -> np.ndarray:
-    """Bytes (length,) of a text, cut off or filled up with zeros."""
+    """Return the UTF-8 bytes (length,) of a text, truncated or padded with zeros."""
     return np.frombuffer(text.encode()[:length].ljust(length, b"\0"), np.uint8)
 
 
-def unpack(line: np.ndarray) -> str:
-    """The text of ``pack``, without half a letter at its end."""
-    return bytes(line).rstrip(b"\0").decode(errors="ignore")
+def unpack(data: np.ndarray) -> str:
+    """Return the text that `pack` stored, without an incomplete character at its end."""
+    return bytes(data).rstrip(b"\0").decode(errors="ignore")
 
 
 @torch.no_grad()
 def encode(vae: Any, rgb: Tensor) -> Tensor:
-    """Means of the posterior of pictures (B, H, W, 3) in [0, 1], times the VAE's scaling factor, float32."""
-    with mixed(vae.device):
+    """Encode images (B, H, W, 3) in [0, 1] to latents (B, C, h, w), float32: posterior mean times scaling factor."""
+    with autocast_bf16(vae.device):
         x = (rgb.permute(0, 3, 1, 2) * 2 - 1).to(vae.device)
         z = torch.cat([vae.encode(part).latent_dist.mean.float() for part in x.split(16)])
     return z * float(vae.config["scaling_factor"])

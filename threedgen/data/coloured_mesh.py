@@ -1,6 +1,6 @@
-"""Coloured triangles to look at: read from GLB, OBJ and PLY files, or made of toybox objects.
+"""Coloured triangle meshes for rendering, from GLB, OBJ and PLY files or from toybox objects.
 
-Axes are the world's: z up, front +x. A mesh is a list of parts, each with colours or with a texture.
+World axes: z up, front +x. A mesh is a list of parts, each with vertex colours or a texture.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ from threedgen.data.toybox.primitives import Asset
 from threedgen.geometry import raster
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_srgb
-from threedgen.geometry.mesh_file import read_pieces
+from threedgen.geometry.mesh_file import read_submeshes
 from threedgen.geometry.texture import sample
 from threedgen.run.arrays import Array
 
-PLAIN = 1.0
-"""What has no colour of its own is white, as glTF's materials are unless they say another one: in light it is brighter
-than the grey behind it almost everywhere, where grey would vanish, and its shades differ most."""
+DEFAULT_COLOUR = 1.0
+"""Colour of a mesh without colours: white, glTF's default. A grey one would vanish before the grey background."""
 SUPERSAMPLE = 2
-FARTHEST = 1e9
-"""The largest coordinate in a file."""
+MAX_COORDINATE = 1e9
+"""Largest coordinate accepted from a file."""
 
 
-class Empty(ConfigError):
-    """What was read shows nothing."""
+class EmptyMesh(ConfigError):
+    """Error for a mesh or field without anything to render."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """F triangles: corners (F, 3, 3); values (F, 3, 3), colours of the corners in sRGB, or with a texture (H, W, 3)
-    (F, 3, 2), their uv with v up."""
+    """F triangles: corners (F, 3, 3), values per corner: sRGB colours (F, 3, 3), or uv (F, 3, 2), v up, of an sRGB
+    texture (H, W, 3)."""
 
     corners: Array
     values: Array
@@ -45,143 +44,144 @@ class Part:
 
 @dataclass(frozen=True)
 class ColouredMesh:
-    """``plain``: no part has a colour of its own, so only light tells its sides apart."""
+    """Triangle mesh of several parts. `plain`: no part has its own colours, so only shading shows its shape."""
 
     parts: tuple[Part, ...]
     plain: bool = False
 
     @property
     def corners(self) -> Array:
-        """Of all parts, (F, 3, 3)."""
+        """Triangles (F, 3, 3) of all parts."""
         return np.concatenate([part.corners for part in self.parts])
 
-    def moved(self, move: Callable[[Array], Array]) -> ColouredMesh:
-        """The mesh whose corners (F, 3, 3) are what ``move`` makes of them, part by part."""
-        return replace(self, parts=tuple(replace(part, corners=move(part.corners)) for part in self.parts))
+    def map_corners(self, transform: Callable[[Array], Array]) -> ColouredMesh:
+        """Return a copy with `transform` applied to the corners (F, 3, 3) of each part."""
+        return replace(self, parts=tuple(replace(part, corners=transform(part.corners)) for part in self.parts))
 
     def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
-        """(V, size, size, 3) in [0, 1] from c2w (V, 4, 4). ``light``: the toybox's, 0.5 + 0.2 n_z + 0.3 n . v; else
-        colours as they are."""
+        """Render images (V, size, size, 3) in [0, 1] from c2w (V, 4, 4) and fov in radians.
+
+        `light`: shading like the toybox, by 0.5 + 0.2 n_z + 0.3 n . v, instead of unlit colours.
+        """
         soup = self._soup()
-        seen = (raster.rasterise(*soup, pose[None], fov, size * SUPERSAMPLE) for pose in c2w)
-        return self._pictures(seen, background, [pose[:3, 3] for pose in c2w] if light else None)
+        buffers = (raster.rasterise(*soup, pose[None], fov, size * SUPERSAMPLE) for pose in c2w)
+        return self._shade(buffers, background, [pose[:3, 3] for pose in c2w] if light else None)
 
     def photograph(self, at: Cameras, background: float | None = 0.5, light: bool = False) -> Array:
-        """The same (V, H, W, 3) by any cameras, of parallel rays too; without a ``background`` RGBA (V, H, W, 4), whose
-        colours are not multiplied by their opacity."""
+        """Render images (V, H, W, 3) in [0, 1] from any cameras, also of parallel rays. `light` as in `render`.
+
+        Without `background`, return RGBA (V, H, W, 4) with straight alpha.
+        """
         fine, soup = at.with_size(at.height * SUPERSAMPLE, at.width * SUPERSAMPLE), self._soup()
-        seen = (raster.rasterise_views(*soup, fine.select([view])) for view in range(len(at)))
-        away = FARTHEST if at.projection.parallel else 0.0  # as if they looked from very far
+        buffers = (raster.rasterise_views(*soup, fine.select([view])) for view in range(len(at)))
+        away = MAX_COORDINATE if at.projection.parallel else 0.0  # parallel rays have their eye at infinity
         eyes = (at.position + away * at.c2w[:, :3, 2]).double().numpy()
-        return self._pictures(seen, background, list(eyes) if light else None)
+        return self._shade(buffers, background, list(eyes) if light else None)
 
     def surface(self, at: Cameras) -> tuple[Array, Array, Array]:
-        """What the pixel centres see: points (V, H, W, 3), unit normals (V, H, W, 3) of the triangles on the side that
-        is seen, and where there are any (V, H, W)."""
+        """Return points (V, H, W, 3), unit normals (V, H, W, 3) towards the camera, and the foreground mask (V, H, W)
+        at the pixel centres."""
         corners, (points, faces) = self.corners, self._soup()
         buffers = raster.rasterise_views(points, faces, at)
         a, b, c = corners.swapaxes(0, 1)
         normal = np.where(buffers.mask[..., None], raster.unit(np.cross(b - a, c - a))[buffers.face], 0)
-        place = raster.interpolate(points, faces, buffers)
+        surface = raster.interpolate(points, faces, buffers)
         back = at.c2w[:, None, None, :3, 2].numpy()
-        to_eye = back if at.projection.parallel else at.position[:, None, None].numpy() - place
-        behind = (normal * to_eye).sum(-1, keepdims=True) < 0
-        return place, np.where(behind, -normal, normal).astype(np.float32), buffers.mask
+        to_eye = back if at.projection.parallel else at.position[:, None, None].numpy() - surface
+        backfacing = (normal * to_eye).sum(-1, keepdims=True) < 0
+        return surface, np.where(backfacing, -normal, normal).astype(np.float32), buffers.mask
 
     def _soup(self) -> tuple[Array, Array]:
-        """Points (3 F, 3) and faces (F, 3), no two of which share a point."""
         points = self.corners.reshape(-1, 3)
         return points, np.arange(len(points)).reshape(-1, 3)
 
-    def _pictures(
-        self, seen: Iterable[raster.Buffers], background: float | None, eyes: Sequence[Array] | None
-    ) -> Array:
-        """Pictures (V, H, W, 3 or 4) of what is seen, one view at a time, with light from the eyes (3,) or as it is."""
-        corners, pictures, empty = self.corners, list[Array](), (0.0,) * 4 if background is None else (background,) * 3
-        for view, buffers in enumerate(seen):
+    def _shade(self, views: Iterable[raster.Buffers], background: float | None, eyes: Sequence[Array] | None) -> Array:
+        """Shade rasterised views one by one: images (V, H, W, 3 or 4), lit from the eyes (3,) or unlit."""
+        corners, images, empty = self.corners, list[Array](), (0.0,) * 4 if background is None else (background,) * 3
+        for view, buffers in enumerate(views):
             mask = buffers.mask[0]
             face, weight = buffers.face[0][mask], buffers.bary[0][mask][:, :, None]
             colour = self._colours(face, weight)
             if eyes is not None:
                 colour *= _light(corners[face], weight, eyes[view])[:, None]
-            picture = np.full((*mask.shape, len(empty)), empty, np.float32)
-            picture[mask, :3] = colour
-            picture[mask, 3:] = 1
-            small = raster.shrink(picture[None], SUPERSAMPLE)[0]
-            small[..., :3] /= np.maximum(small[..., 3:], 1e-6) if background is None else 1  # a mean of what is there
-            pictures.append(small)
-        return np.clip(np.stack(pictures), 0, 1)
+            image = np.full((*mask.shape, len(empty)), empty, np.float32)
+            image[mask, :3] = colour
+            image[mask, 3:] = 1
+            small = raster.box_downsample(image[None], SUPERSAMPLE)[0]
+            small[..., :3] /= np.maximum(small[..., 3:], 1e-6) if background is None else 1  # to straight alpha
+            images.append(small)
+        return np.clip(np.stack(images), 0, 1)
 
     def _colours(self, face: Array, weight: Array) -> Array:
-        """Colours (P, 3) of points on faces (P,), counted through all parts, at barycentrics (P, 3, 1)."""
+        """Return colours (P, 3) at barycentrics (P, 3, 1) of faces (P,), indices into `corners`."""
         colour, first = np.zeros((len(face), 3), np.float32), 0
         for part in self.parts:
-            mine = (face >= first) & (face < first + len(part.corners))
-            value = (part.values[face[mine] - first] * weight[mine]).sum(1)
+            in_part = (face >= first) & (face < first + len(part.corners))
+            value = (part.values[face[in_part] - first] * weight[in_part]).sum(1)
             if part.texture is not None:
-                beyond = (value < 0) | (value > 1)  # glTF's and OBJ's textures go on by repeating themselves
-                value = sample(part.texture, np.where(beyond, value - np.floor(value), value))
-            colour[mine] = value
+                outside = (value < 0) | (value > 1)  # textures of glTF and OBJ repeat
+                value = sample(part.texture, np.where(outside, value - np.floor(value), value))
+            colour[in_part] = value
             first += len(part.corners)
         return colour
 
 
 def _light(corners: Array, weight: Array, eye: Array) -> Array:
-    """Shade (P,) of points at barycentrics (P, 3, 1) of triangles (P, 3, 3), whose normals point to the eye."""
+    """Return the shading factor (P,) at barycentrics (P, 3, 1) of triangles (P, 3, 3), lit from both sides."""
     a, b, c = corners.swapaxes(0, 1)
     normal = raster.unit(np.cross(b - a, c - a))
     facing = (normal * raster.unit(eye - (corners * weight).sum(1))).sum(1)
     return 0.5 + 0.2 * np.sign(facing) * normal[:, 2] + 0.3 * np.abs(facing)
 
 
-def centred(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
-    """Moved and scaled so that its bounding box is about the origin and its farthest corner ``radius`` away."""
+def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
+    """Centre the bounding box at the origin and scale the farthest corner to the distance `radius`."""
     points = mesh.corners.reshape(-1, 3)
-    middle = (points.min(0) + points.max(0)) / 2
-    scale = radius / np.linalg.norm(points - middle, axis=1).max()
-    return mesh.moved(lambda corners: (corners - middle) * scale)
+    centre = (points.min(0) + points.max(0)) / 2
+    scale = radius / np.linalg.norm(points - centre, axis=1).max()
+    return mesh.map_corners(lambda corners: (corners - centre) * scale)
 
 
-def fitted(mesh: ColouredMesh, half: float) -> ColouredMesh:
-    """Moved and scaled so that its bounding box is about the origin and its largest coordinate is ``half``."""
+def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
+    """Centre the bounding box at the origin and scale the largest coordinate to `half`."""
     low, high = mesh.corners.min((0, 1)), mesh.corners.max((0, 1))
     scale = 2 * half / (high - low).max()
-    return mesh.moved(lambda corners: (corners - (low + high) / 2) * scale)
+    return mesh.map_corners(lambda corners: (corners - (low + high) / 2) * scale)
 
 
-# --- where they come from ----------------------------------------------------------------------------------------
+# --- sources -----------------------------------------------------------------------------------------------------
 
 
 def toybox_mesh(asset: Asset, segments: int = 32) -> ColouredMesh:
-    """The solids of a toybox asset as triangles, unlit."""
+    """Triangulate the solids of a toybox asset, with unlit colours."""
     vertices, faces, colours, _ = asset.mesh(segments)
     return ColouredMesh((Part(vertices[faces], np.repeat(colours[:, None], 3, axis=1)),))
 
 
 def read_mesh(path: Path, up: Literal["y", "z"] = "y") -> ColouredMesh:
-    """A GLB, glTF, OBJ or PLY file. With ``up`` y the front is +z, as glTF has it, with z the axes are ours already.
+    """Read a GLB, glTF, OBJ or PLY file. A y-up file faces +z, as in glTF, a z-up file +x.
 
-    Raises ConfigError, naming the file, for what cannot be read, and Empty for what has no triangle with an area.
+    Raises ConfigError for an unreadable file, EmptyMesh if no triangle has an area.
     """
     gltf, plain = path.suffix.lower() in (".glb", ".gltf"), True
 
-    def part(piece: Any, place: Array) -> Part:
+    def convert(piece: Any, transform: Array) -> Part:
         nonlocal plain
-        made, coloured = _part(piece, gltf)
+        part, coloured = _part(piece, gltf)
         plain = plain and not coloured
-        return sound(replace(made, corners=made.corners @ place[:3, :3].T + place[:3, 3]))
+        return drop_degenerate(replace(part, corners=part.corners @ transform[:3, :3].T + transform[:3, 3]))
 
-    parts = read_pieces(path, part)
-    mesh = ColouredMesh(tuple(made for made in parts if len(made.corners)), plain)
+    parts = read_submeshes(path, convert)
+    mesh = ColouredMesh(tuple(part for part in parts if len(part.corners)), plain)
     if not mesh.parts:
-        raise Empty(f"{path} is empty: it has no triangle with an area")
-    if (farthest := np.abs(mesh.corners).max()) > FARTHEST:
-        raise ConfigError(f"{path} has coordinates of {farthest:.3g}, and {FARTHEST:.3g} is the most")
-    return mesh.moved(lambda corners: corners[..., [2, 0, 1]]) if up == "y" else mesh
+        raise EmptyMesh(f"{path} is empty: it has no triangle with an area")
+    if (largest := np.abs(mesh.corners).max()) > MAX_COORDINATE:
+        raise ConfigError(f"{path} has coordinates of {largest:.3g}; the maximum is {MAX_COORDINATE:.3g}")
+    return mesh.map_corners(lambda corners: corners[..., [2, 0, 1]]) if up == "y" else mesh
 
 
-def sound(part: Part) -> Part:
-    """Without triangles that are not finite or have no area."""
+def drop_degenerate(part: Part) -> Part:
+    """Remove triangles that are not finite or have no area."""
     a, b, c = (part.corners[:, k] for k in range(3))
     with np.errstate(all="ignore"):
         area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
@@ -190,11 +190,10 @@ def sound(part: Part) -> Part:
 
 
 def _part(piece: Any, gltf: bool) -> tuple[Part, bool]:
-    """A piece of a file, and whether it has colours of its own, beside that of its material.
+    """Convert a trimesh piece of a file; return the part, and whether it has colours besides the material's factor.
 
-    Colours of corners and of materials are linear light in glTF, and multiply each other; pictures never are linear.
-    Beside a picture, colours of corners are left out, and of an OBJ file those of the material: few programs that write
-    one mean it.
+    Vertex and material colours of glTF are linear and multiply each other; textures are sRGB. With a texture, vertex
+    colours are ignored, in OBJ files also the material colour, which most exporters write without meaning it.
     """
     corners, visual, colours = np.asarray(piece.vertices, np.float64)[piece.faces], piece.visual, None
     shape, material = corners.shape, getattr(visual, "material", None)
@@ -203,24 +202,24 @@ def _part(piece: Any, gltf: bool) -> tuple[Part, bool]:
     elif visual.kind == "face":
         colours = np.repeat(np.asarray(visual.face_colors, np.float64)[:, None, :3] / 255, 3, axis=1)
     elif visual.kind != "texture":
-        return Part(corners, np.full(shape, PLAIN)), False
+        return Part(corners, np.full(shape, DEFAULT_COLOUR)), False
     else:
-        picture = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-        if picture is not None and visual.uv is not None:
+        image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
+        if image is not None and visual.uv is not None:
             factor = to_srgb(_factor(material)) if gltf else 1.0
-            texture = np.asarray(picture.convert("RGB"), np.float32) / 255 * factor
+            texture = np.asarray(image.convert("RGB"), np.float32) / 255 * factor
             return Part(corners, np.asarray(visual.uv, np.float64)[piece.faces], texture), True
-        beside = getattr(visual, "vertex_attributes", {}).get("color")  # as they are in the file
-        if beside is not None and len(beside) == len(piece.vertices):
-            whole = np.iinfo(beside.dtype).max if beside.dtype.kind in "ui" else 1
-            colours = (np.asarray(beside, np.float64)[:, :3] / whole)[piece.faces]
-        painted = np.broadcast_to(_factor(material), shape) * (1.0 if colours is None else colours)
-        return Part(corners, to_srgb(painted) if gltf else painted), colours is not None
+        raw = getattr(visual, "vertex_attributes", {}).get("color")  # not normalised by trimesh
+        if raw is not None and len(raw) == len(piece.vertices):
+            scale = np.iinfo(raw.dtype).max if raw.dtype.kind in "ui" else 1
+            colours = (np.asarray(raw, np.float64)[:, :3] / scale)[piece.faces]
+        product = np.broadcast_to(_factor(material), shape) * (1.0 if colours is None else colours)
+        return Part(corners, to_srgb(product) if gltf else product), colours is not None
     return Part(corners, to_srgb(colours) if gltf else colours), True
 
 
 def _factor(material: Any) -> Array:
-    """The colour (3,) by which a material multiplies, as it is in the file."""
+    """Return the colour factor (3,) of a material, in the colour space of the file."""
     for name in ("baseColorFactor", "diffuse"):
         value = getattr(material, name, None)
         if value is not None:

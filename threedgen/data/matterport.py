@@ -1,10 +1,10 @@
-"""Reads Matterport3D's skyboxes (Chang et al. 2017), and whatever has their layout, as panoramas.
+"""Reader for Matterport3D skyboxes (Chang et al. 2017), and others in the same layout, as panoramas.
 
-    mp3d_skybox/train.npy, test.npy                              texts (N, 6): paths of the six faces, from mp3d_skybox/
-    mp3d_skybox/SCENE/matterport_skybox_images/NAME_skyboxK_sami.jpg   K = 0 ... 5: up, four around, down
-    mp3d_skybox/SCENE/blip3/NAME_DEGREES.txt                     captions for the yaws 0, 45, ... 315, in the first line
+    mp3d_skybox/train.npy, test.npy                       strings (N, 6): paths of the six faces below mp3d_skybox/
+    mp3d_skybox/SCENE/matterport_skybox_images/NAME_skyboxK_sami.jpg   K = 0 ... 5: up, four sides, down
+    mp3d_skybox/SCENE/blip3/NAME_DEGREES.txt              caption in the first line, for the yaws 0, 45, ... 315
 
-As MVDiffusion reads them (arXiv 2307.01097): captions are those of the nearest yaw that has one.
+As in MVDiffusion (arXiv 2307.01097), a view gets the caption of the nearest of these yaws.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from threedgen.config.errors import ConfigError, short
 from threedgen.geometry.panorama import cameras, intrinsics, ring, skybox_views
-from threedgen.geometry.picture_file import read_picture
+from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.views import Views, resize
 from threedgen.run.seeding import numpy_generator
 
@@ -27,15 +27,18 @@ from .options import MatterportConfig, SceneSplit
 from .scene_views import SceneViews
 
 FOLDER, FACES, CAPTIONS = "mp3d_skybox", "matterport_skybox_images", "blip3"
-STEP = 45
-"""Degrees from one caption to the next."""
-FINER = 2
-"""Views are rendered so much larger at most, and averaged: faces have more pixels than views."""
+YAW_STEP = 45
+"""Yaw difference of consecutive captions, degrees."""
+MAX_SUPERSAMPLE = 2
+"""Largest factor by which views are rendered larger and then averaged, because faces have more pixels than views."""
 
 
 class MatterportPanoramas:
-    """A source (``SceneSource``) of views around the standpoints of a split. Training: entry ``index`` begins at a
-    random whole degree, keyed by (``seed``, index); test: at 0. Raises ConfigError naming the file."""
+    """Source (`SceneSource`) of panorama views of a split. Raises ConfigError for an unusable file.
+
+    The first view of a training entry has a random yaw in whole degrees, keyed by (seed, index); that of a test entry
+    has yaw 0.
+    """
 
     def __init__(self, config: MatterportConfig, seed: int = 0, split: SceneSplit = "train") -> None:
         self.options, self.seed, self.split, self.n_view = config, seed, split, config.views
@@ -48,46 +51,45 @@ class MatterportPanoramas:
 
     def describe(self) -> str:
         o = self.options
-        way = f"{o.views} of {o.size} px, {o.fov:g} deg, prefix {o.prefix!r}"
-        return f"panoramas of {self.root.resolve()}, {self.split}, seed {self.seed}, {way}"
+        views = f"{o.views} of {o.size} px, {o.fov:g} deg, prefix {o.prefix!r}"
+        return f"panoramas of {self.root.resolve()}, {self.split}, seed {self.seed}, {views}"
 
     def first_yaw(self, index: int) -> int:
-        """In degrees."""
+        """Return the yaw of an entry's first view, degrees."""
         return int(numpy_generator(self.seed, index, "first yaw").integers(360)) if self.split == "train" else 0
 
     def scene(self, index: int) -> SceneViews:
         paths, first, o = self.panoramas[index % len(self.panoramas)], self.first_yaw(index), self.options
         faces = torch.stack([self._face(path) for path in paths])
-        finer = min(FINER, max(1, faces.shape[-1] // o.size)) * o.size
+        fine = min(MAX_SUPERSAMPLE, max(1, faces.shape[-1] // o.size)) * o.size
         R, fov = ring(self.n_view, radians(first)), radians(o.fov)
-        drawn = skybox_views(faces, intrinsics(fov, finer, finer), R, finer, finer).permute(0, 2, 3, 1)
+        images = skybox_views(faces, intrinsics(fov, fine, fine), R, fine, fine).permute(0, 2, 3, 1)
         at = cameras(R, fov, o.size, o.size)
         captions = [self.caption(paths[0], first + n * 360 / self.n_view) for n in range(self.n_view)]
-        return SceneViews(Views(resize(drawn, o.size, o.size), at), tuple(captions))
+        return SceneViews(Views(resize(images, o.size, o.size), at), tuple(captions))
 
     def caption(self, face: str, yaw: float) -> str:
-        """What is seen towards ``yaw``, in degrees, of the panorama with this face."""
-        nearest = round(yaw / STEP) * STEP % 360
-        image, scene = PurePosixPath(face), PurePosixPath(face).parent.parent
-        return self.options.prefix + first_line(
-            self.root / scene / CAPTIONS / f"{image.name.split('_')[0]}_{nearest}.txt"
-        )
+        """Read the caption nearest to `yaw` (degrees) of the panorama to which `face` belongs. Raises ConfigError."""
+        nearest = round(yaw / YAW_STEP) * YAW_STEP % 360
+        path = PurePosixPath(face)
+        file = self.root / path.parent.parent / CAPTIONS / f"{path.name.split('_')[0]}_{nearest}.txt"
+        return self.options.prefix + first_line(file)
 
     def _face(self, path: str) -> Tensor:
-        """(3,S,S) in [0, 1]"""
+        """Read a face (3, S, S) in [0, 1]."""
         if not (self.root / path).is_file():
             raise ConfigError(f"{self.root / path} is missing")
-        image = read_picture(self.root / path).convert("RGB")
+        image = load_image(self.root / path).convert("RGB")
         if image.width != image.height:
-            raise ConfigError(f"{self.root / path} should be square, as a face of a skybox is (got {image.size})")
+            raise ConfigError(f"{self.root / path} is not square: size={image.size}. Skybox faces must be square.")
         return torch.from_numpy(np.array(image)).permute(2, 0, 1) / 255
 
 
 def read_paths(path: Path) -> list[list[str]]:
-    """The faces of each panorama. Raises ConfigError, also for paths that lead out of the folder."""
+    """Read the paths of each panorama's faces. Raises ConfigError, also for paths outside the folder."""
     array = read_npy(path)
     if array.dtype.kind != "U" or array.ndim != 2 or array.shape[1] != 6 or not len(array):
-        raise ConfigError(f"{path} should hold texts (N, 6), six paths of faces (got {array.dtype} {array.shape})")
+        raise ConfigError(f"{path} should hold strings (N, 6), six face paths each (got {array.dtype} {array.shape})")
     for face in array.flat:
         parts = PurePosixPath(face)
         if parts.is_absolute() or ".." in parts.parts or len(parts.parts) < 3:

@@ -1,4 +1,4 @@
-"""A folder of users' meshes from several sides: a source of ``threedgen.data.object_views``."""
+"""Source of multi-view images from a folder of user meshes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from threedgen.guidance.mvadapter.pictures import GREY
 from threedgen.guidance.options import Control
 from threedgen.run.arrays import Array
 
-from .coloured_mesh import ColouredMesh, fitted, read_mesh
+from .coloured_mesh import ColouredMesh, fit_to_cube, read_mesh
 from .object_views import ObjectViews
 from .options import MeshFolderConfig, ObjectSplit
 
-KEPT = 32
-"""Meshes that are kept in memory."""
+MAX_CACHED = 32
+"""Meshes kept in memory."""
 
 
 class MeshObjects(ObjectViews):
-    """Each mesh as often as it has pictures to look at; the last ones of the list are held out."""
+    """Views of meshes, one entry per reference image of a mesh. The last `held_out` meshes are a split of their own."""
 
     def __init__(
         self,
@@ -32,29 +32,29 @@ class MeshObjects(ObjectViews):
         anywhere: float = 0.0,
         fov: float = 0.0,
     ) -> None:
-        """Raises ConfigError for a folder without meshes, and captions of other ones."""
+        """Raise ConfigError if the folder has no meshes, or the captions name missing ones."""
         super().__init__(seed, split, control, reference, anywhere, fov)
-        every = list(options.texts().items())
-        self.named = every[: -options.held_out] if split == "train" else every[-options.held_out :]
+        every = list(options.texts().items())  # (file, caption)
+        self.files = every[: -options.held_out] if split == "train" else every[-options.held_out :]
         self.options, self.folder = options, Path(options.path).expanduser()
-        self.mesh = lru_cache(KEPT)(self.read)
+        self.mesh = lru_cache(MAX_CACHED)(self.read)
 
     def __len__(self) -> int:
-        return len(self.named) * (self.options.pictures if self.reference else 1)
+        return len(self.files) * (self.options.pictures if self.reference else 1)
 
     def describe(self) -> str:
         o = self.options
-        return f"{super().describe()}, {self.folder.resolve()}, {o.up} up, light {o.light}: {self.named}"
+        return f"{super().describe()}, {self.folder.resolve()}, {o.up} up, light {o.light}: {self.files}"
 
     def caption(self, index: int) -> str:
-        return self.named[index % len(self.named)][1]
+        return self.files[index % len(self.files)][1]
 
     def read(self, number: int) -> ColouredMesh:
-        """Raises ConfigError."""
-        return fitted(read_mesh(self.folder / self.named[number][0], self.options.up), HALF)
+        """Read a mesh, scaled to the half extent `HALF`. Raises ConfigError."""
+        return fit_to_cube(read_mesh(self.folder / self.files[number][0], self.options.up), HALF)
 
     def photograph(self, index: int, at: Cameras) -> Array:
-        return self.mesh(index % len(self.named)).photograph(at, GREY, self.options.light)
+        return self.mesh(index % len(self.files)).photograph(at, GREY, self.options.light)
 
     def surface(self, index: int, at: Cameras) -> tuple[Array, Array, Array]:
-        return self.mesh(index % len(self.named)).surface(at)
+        return self.mesh(index % len(self.files)).surface(at)

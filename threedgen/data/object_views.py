@@ -1,11 +1,10 @@
-"""Objects from the sides that MV-Adapter draws (arXiv 2412.03632, section 5.1), with what its guider is shown of them.
+"""Training data of MV-Adapter (arXiv 2412.03632, section 5.1): six views of an object and the condition maps of them.
 
-An entry has the views of all sides, on grey, and behind them, if it is asked for, a picture of the object from
-somewhere near its front, framed as users' pictures are.
+An entry has the six views on grey and, optionally, a reference image: a view from near the front, framed like users'
+images.
 
-Maps of geometry are rendered whenever they are wanted: six sides of 128 pixels take a core some 20 ms, of the second
-that a step of eight objects takes, while to keep them in bytes would take 590 kB for each object, twenty times as much
-as the latents of its pictures.
+Geometry maps are rendered on each use, not stored: six maps of 128 pixels take about 20 ms of one core, in a step of
+about one second. Stored, they would take 590 kB per object, twenty times the latents.
 """
 
 from __future__ import annotations
@@ -26,15 +25,17 @@ from .bank import Captioned
 from .options import ObjectSplit
 
 AZIMUTH, ELEVATION = 45.0, (-10.0, 30.0)
-"""Degrees from the front, at most, and above the ground, from which pictures to look at are taken (section 5.2)."""
+"""Camera of a reference image, degrees: largest azimuth from the front, and elevation range (section 5.2)."""
 
 
 class ObjectViews(ABC):
-    """A source of ``threedgen.data.bank``, built by the registry's kind "object-source".
+    """Base class of the sources (`threedgen.data.bank.Source`) that the registry builds as "object-source".
 
-    ``control``: what the guider is shown decides the sides.  ``reference``: with a picture to look at, as the last of
-    the ``n_view`` pictures of an entry.  anywhere: the share of objects that are seen from sides of their own.  fov: of
-    the cameras in degrees, see ``towards_middle``.
+    Args:
+        control: condition of the guider; it determines the six view directions.
+        reference: add a reference image as the last of the `n_view` images of an entry.
+        anywhere: share of objects whose cameras are turned by a random azimuth and raised by a random elevation.
+        fov: field of view of the cameras, degrees; 0: parallel rays (see `towards_middle`).
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class ObjectViews(ABC):
     def __len__(self) -> int: ...
 
     def describe(self) -> str:
-        """What decides the pictures, in a line."""
+        """Return one line with everything that determines the images."""
         kind = f"{type(self).__name__}, {self.control}, picture {self.reference}"
         fov = f", fov {self.fov:g}" if self.fov else ""
         return f"{kind}, seed {self.seed}, {self.split}, anywhere {self.anywhere:g}{fov}"
@@ -65,51 +66,51 @@ class ObjectViews(ABC):
 
     @abstractmethod
     def photograph(self, index: int, at: Cameras) -> Array:
-        """Pictures (V,H,W,3) on the grey of ``GREY``; as large as ``cameras.HALF`` has it."""
+        """Render images (V, H, W, 3) on `GREY`. The object is scaled to the half extent `cameras.HALF`."""
 
     @abstractmethod
     def surface(self, index: int, at: Cameras) -> tuple[Array, Array, Array]:
-        """Points and unit normals (V,H,W,3) at the pixel centres, and where there are any (V,H,W)."""
+        """Return points and unit normals (V, H, W, 3) at the pixel centres, and the foreground mask (V, H, W)."""
 
-    def near_front(self, index: int) -> tuple[float, float]:
-        """(elevation, azimuth) in degrees of the picture to look at."""
+    def reference_angles(self, index: int) -> tuple[float, float]:
+        """Return (elevation, azimuth) of the reference image, degrees."""
         rng = np.random.default_rng([self.seed, self.split == "train", index, 5])
         return float(rng.uniform(*ELEVATION)), float(rng.uniform(-AZIMUTH, AZIMUTH))
 
     def angles(self, index: int) -> list[tuple[float, float]]:
-        """(elevation, azimuth) in degrees from where an object is seen: ``sides``, or all of them turned by one angle
-        and raised."""
+        """Return (elevation, azimuth) of an object's views, degrees: `sides`, or for the share `anywhere` one random
+        elevation and the azimuths of `sides` plus one random offset."""
         rng = np.random.default_rng([self.seed, self.split == "train", index, 6])
         if rng.random() >= self.anywhere:
             return list(self.sides)
-        first, raised = rng.uniform(0, 360), rng.uniform(*RAISED)
-        return [(raised, (first + azimuth) % 360) for _, azimuth in self.sides]
+        offset, elevation = rng.uniform(0, 360), rng.uniform(*RAISED)
+        return [(elevation, (offset + azimuth) % 360) for _, azimuth in self.sides]
 
     def cameras(self, index: int, size: int) -> Cameras:
-        """Those of an object."""
+        """Return the cameras of an object's views, without that of the reference image."""
         return views(self.angles(index), size, size, self.fov)
 
     def block(self, indices: range, size: int) -> Captioned:
         rgb, c2w = [], []
         for index in indices:
-            near = [self.near_front(index)] if self.reference else []
-            at = views([*self.angles(index), *near], size, size, self.fov)
-            pictures = torch.from_numpy(self.photograph(index, at))
+            reference = [self.reference_angles(index)] if self.reference else []
+            at = views([*self.angles(index), *reference], size, size, self.fov)
+            images = torch.from_numpy(self.photograph(index, at))
             if self.reference:
-                pictures[-1] = alone(pictures[-1])
-            rgb.append(pictures.numpy())
+                images[-1] = frame_on_grey(images[-1])
+            rgb.append(images.numpy())
             c2w.append(at.c2w.numpy())
         return Captioned(np.concatenate(rgb), [self.caption(index) for index in indices], np.concatenate(c2w))
 
     def maps(self, index: int, size: int) -> Tensor:
-        """What the guider is shown (V,6,H,W), in [0,1]; of parallel rays (V,6,1,1), which all pixels share."""
+        """Return the guider's condition maps (V, 6, H, W) in [0, 1]; ray maps of parallel rays are (V, 6, 1, 1)."""
         at = self.cameras(index, size)
         if self.control == "rays":
             return ray_maps(at)
         return geometry_maps(*(torch.from_numpy(part) for part in self.surface(index, at)))
 
 
-def alone(picture: Tensor) -> Tensor:
-    """The object of a picture (H,W,3) on grey, framed; of one that shows nothing, all of it."""
-    there = (picture != GREY).any(-1, keepdim=True)
-    return framed(torch.cat([picture, there.float()], dim=-1), *picture.shape[:2]) if there.any() else picture
+def frame_on_grey(image: Tensor) -> Tensor:
+    """Crop and centre the object of an image (H, W, 3) on grey. Return an image without an object unchanged."""
+    mask = (image != GREY).any(-1, keepdim=True)
+    return framed(torch.cat([image, mask.float()], dim=-1), *image.shape[:2]) if mask.any() else image

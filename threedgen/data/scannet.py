@@ -1,10 +1,10 @@
-"""Reads ScanNet (Dai et al. 2017), and whatever has the layout in which MVDiffusion reads it, as walks with depth.
+"""Reader for ScanNet (Dai et al. 2017), and other data in MVDiffusion's ScanNet layout, as walks with depth.
 
-SPLIT/SCENE/color/N.jpg, depth/N.png         depth in millimetres, 0 where it is unknown (``geometry.depth_file``)
-SPLIT/SCENE/pose/N.txt, prompt/N.txt         camera-to-world, OpenCV axes; a caption in the first line
-SPLIT/SCENE/intrinsic/intrinsic_depth.txt    K, 3x3 or 4x4, for the size of the depth pictures
-SPLIT/SCENE/key_frame_0.6.txt                numbers of key frames, one in a line
-SPLIT/SCENE/valid_frames.npy                 numbers of frames that can be used
+SPLIT/SCENE/color/N.jpg, depth/N.png         depth in millimetres, 0 where unknown (`geometry.depth_file`)
+SPLIT/SCENE/pose/N.txt, prompt/N.txt         camera-to-world, OpenCV axes; caption in the first line
+SPLIT/SCENE/intrinsic/intrinsic_depth.txt    K, 3x3 or 4x4, for the size of the depth images
+SPLIT/SCENE/key_frame_0.6.txt                numbers of the key frames, one per line
+SPLIT/SCENE/valid_frames.npy                 numbers of the usable frames
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.depth_file import read_depth
-from threedgen.geometry.overlap import require_poses, spread_pairs
-from threedgen.geometry.picture_file import read_picture
+from threedgen.geometry.overlap import check_pose_convention, spread_pairs
+from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.poses import Poses, opencv_axes, world_to_camera
 from threedgen.geometry.views import Views, resize
 from threedgen.run.arrays import Array
@@ -34,116 +34,117 @@ from .srn.intrinsics import read_numbers
 from .srn.scene_files import read_pose
 from .walks import WalkScenes, windows
 
-CHECKED_SIZE = (36, 48)
-"""(H,W) to which frames are reduced by which is told what poses are."""
+POSE_CHECK_SIZE = (36, 48)
+"""Size (H, W) of the depth maps in the check of the pose convention."""
 
 
 class ScanNetWalk:
-    """One scene (``walks.Walk``), its pictures of ``height`` x ``width`` pixels. ``poses``: what those of the files
-    are."""
+    """One scene (`walks.Walk`) with images resized to `height` x `width` pixels.
+
+    `key_frames`: file of key frame numbers in the folder; `poses`: convention of the pose files.
+    """
 
     def __init__(
         self, folder: Path, height: int, width: int, key_frames: str = "key_frame_0.6.txt", poses: Poses = "c2w"
     ) -> None:
         self.folder, self.height, self.width, self.key_file, self.poses = folder, height, width, key_frames, poses
-        self.checked = False  # are the poses what they are taken for?
+        self.poses_checked = False
 
     @cached_property
     def frames(self) -> Sequence[int]:
-        """Raises ConfigError."""
+        """Numbers of the usable frames. Raises ConfigError."""
         path = self.folder / "valid_frames.npy"
         numbers = read_npy(path)
         if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
-            raise ConfigError(f"{path} should hold numbers of frames (N,) (got {numbers.dtype} {numbers.shape})")
+            raise ConfigError(f"{path} should hold frame numbers, integers (N,) (got {numbers.dtype} {numbers.shape})")
         return sorted({int(number) for number in numbers})
 
     @cached_property
     def keys(self) -> Sequence[int]:
-        """Raises ConfigError."""
+        """Numbers of the key frames. Raises ConfigError."""
         return read_frame_numbers(self.folder / self.key_file)
 
-    def with_depth(self) -> list[int]:
-        """Numbers of all frames that have a file of depth."""
+    def depth_frames(self) -> list[int]:
+        """List the numbers of the frames that have a depth file."""
         return self._numbers("depth/*.png")
 
-    def with_pose(self) -> list[int]:
-        """Numbers of all frames that have a file with a pose."""
+    def pose_frames(self) -> list[int]:
+        """List the numbers of the frames that have a pose file."""
         return self._numbers("pose/*.txt")
 
-    def _numbers(self, files: str) -> list[int]:
-        return sorted(int(path.stem) for path in self.folder.glob(files) if path.stem.isdecimal())
+    def _numbers(self, pattern: str) -> list[int]:
+        return sorted(int(path.stem) for path in self.folder.glob(pattern) if path.stem.isdecimal())
 
     def has_pose(self, number: int) -> bool:
-        """Is there one? Where tracking was lost, ScanNet has no file, or numbers that are not finite. ConfigError."""
+        """Return whether a frame has a finite pose; ScanNet has none where tracking was lost. Raises ConfigError."""
         path = self._pose(number)
         return path.is_file() and not re.search("inf|nan", read_text(path).lower())
 
     def views(self, numbers: Sequence[int]) -> SceneViews:
-        """Raises ConfigError naming a file that is missing or cannot be used, and for inverse poses."""
-        self._require_poses_of_keys()
-        depth, at = self.geometry(numbers)
-        for number, known in zip(numbers, (depth > 0).flatten(1).any(1), strict=True):
-            if not known:
-                raise ConfigError(f"{self.folder / 'depth' / str(number)}.png has no depth anywhere: all pixels are 0")
-        images = torch.cat([self._picture(number) for number in numbers])
-        return SceneViews(Views(images, at), tuple(map(self.caption, numbers)), depth)
+        """Read frames by number. Raises ConfigError for a missing or unusable file, and for inverse poses."""
+        self._check_key_poses()
+        depth, cameras = self.geometry(numbers)
+        for number, has_depth in zip(numbers, (depth > 0).flatten(1).any(1), strict=True):
+            if not has_depth:
+                raise ConfigError(f"{self.folder / 'depth' / str(number)}.png has no depth: all pixels are 0")
+        images = torch.cat([self._image(number) for number in numbers])
+        return SceneViews(Views(images, cameras), tuple(map(self.caption, numbers)), depth)
 
-    def _require_poses_of_keys(self) -> None:
-        if not self.checked and len(self.keys) > 1:
-            self.require_poses(self.keys)
-        self.checked = True
+    def _check_key_poses(self) -> None:
+        if not self.poses_checked and len(self.keys) > 1:
+            self.check_pose_convention(self.keys)
+        self.poses_checked = True
 
-    def require_poses(self, numbers: Sequence[int]) -> None:
-        """Raises ConfigError if the depth of the same points would be the same, from these frames, with inverse poses
-        only."""
-        some = [numbers[n] for n in spread_pairs(len(numbers))]
+    def check_pose_convention(self, numbers: Sequence[int]) -> None:
+        """Raise ConfigError if the depth maps of these frames are consistent only under the inverse pose convention."""
+        subset = [numbers[n] for n in spread_pairs(len(numbers))]
 
         def read(poses: Poses) -> tuple[torch.Tensor, Cameras]:
-            return ScanNetWalk(self.folder, *CHECKED_SIZE, poses=poses).geometry(some)
+            return ScanNetWalk(self.folder, *POSE_CHECK_SIZE, poses=poses).geometry(subset)
 
-        require_poses(read, self.poses, str(self.folder / "pose"))
+        check_pose_convention(read, self.poses, str(self.folder / "pose"))
 
     def geometry(self, numbers: Sequence[int]) -> tuple[torch.Tensor, Cameras]:
-        """Depth (N,H,W), metres, by the nearest pixels of the files, and cameras. Raises ConfigError."""
+        """Return depth (N, H, W) in metres, resized by nearest pixel, and cameras. Raises ConfigError."""
         depth, sizes = zip(*(self._depth(number) for number in numbers), strict=True)
         if len(set(sizes)) > 1:
-            raise ConfigError(f"{self.folder / 'depth'} has pictures of several sizes: {sorted(set(sizes))}")
+            raise ConfigError(f"{self.folder / 'depth'} has images of different sizes: {sorted(set(sizes))}")
         poses = torch.from_numpy(np.stack([read_pose(self._pose(number)) for number in numbers])).double()
         c2w = opencv_axes(world_to_camera(poses) if self.poses == "w2c" else poses)
         K = torch.from_numpy(self._intrinsics()).repeat(len(numbers), 1, 1)
-        at = Cameras(c2w.float(), Projection(K), *sizes[0])
-        return torch.from_numpy(np.stack(depth)), at.with_size(self.height, self.width)
+        cameras = Cameras(c2w.float(), Projection(K), *sizes[0])
+        return torch.from_numpy(np.stack(depth)), cameras.with_size(self.height, self.width)
 
     def caption(self, number: int) -> str:
-        """Raises ConfigError."""
+        """Read the caption of a frame. Raises ConfigError."""
         return first_line(self.folder / "prompt" / f"{number}.txt")
 
-    def _picture(self, number: int) -> torch.Tensor:
-        """(1,H,W,3) in [0, 1]"""
-        found = [self.folder / "color" / f"{number}.{ending}" for ending in ("jpg", "jpeg", "png")]
-        path = next((path for path in found if path.is_file()), None)
+    def _image(self, number: int) -> torch.Tensor:
+        """Read a colour image (1, H, W, 3) in [0, 1]."""
+        candidates = [self.folder / "color" / f"{number}.{suffix}" for suffix in ("jpg", "jpeg", "png")]
+        path = next((path for path in candidates if path.is_file()), None)
         if path is None:
-            raise ConfigError(f"{found[0]} is missing")
-        image = np.array(read_picture(path).convert("RGB"))
+            raise ConfigError(f"{candidates[0]} is missing")
+        image = np.array(load_image(path).convert("RGB"))
         return resize(torch.from_numpy(image)[None] / 255, self.height, self.width)
 
     def _depth(self, number: int) -> tuple[Array, tuple[int, int]]:
-        """(H,W), and the size of the file's."""
-        whole = read_depth(self.folder / "depth" / f"{number}.png")
-        height, width = whole.shape
+        """Read the depth (H, W) of a frame, and the size of its file."""
+        full = read_depth(self.folder / "depth" / f"{number}.png")
+        height, width = full.shape
         rows = ((np.arange(self.height) + 0.5) * height / self.height).astype(int)
         columns = ((np.arange(self.width) + 0.5) * width / self.width).astype(int)
-        return whole[rows][:, columns], (height, width)
+        return full[rows][:, columns], (height, width)
 
     def _pose(self, number: int) -> Path:
         return self.folder / "pose" / f"{number}.txt"
 
     def _intrinsics(self) -> Array:
-        """K (3,3), float32, for pixel centres at +0.5; those of the file are at whole numbers."""
+        """Read K (3, 3), float32. Pixel centres are at integers in the file, at +0.5 here."""
         path = self.folder / "intrinsic" / "intrinsic_depth.txt"
         numbers = [x for row in read_numbers(path) for x in row]
         if len(numbers) not in (9, 16):
-            raise ConfigError(f"{path} should hold a matrix of 3x3 or 4x4 numbers (got {len(numbers)})")
+            raise ConfigError(f"{path} should hold a 3x3 or 4x4 matrix (got {len(numbers)} numbers)")
         side = int(len(numbers) ** 0.5)
         K = np.array(numbers).reshape(side, side)[:3, :3]
         if K[0, 0] <= 0 or K[1, 1] <= 0 or not np.allclose(K[2], [0, 0, 1], atol=1e-6):
@@ -153,7 +154,7 @@ class ScanNetWalk:
 
 
 def scenes(path: str, split: SceneSplit) -> list[Path]:
-    """The scenes of a split in PATH/SPLIT, or in PATH/scannet/SPLIT. Raises ConfigError."""
+    """List the scene folders in PATH/SPLIT, PATH/scannet/SPLIT or PATH. Raises ConfigError."""
     root = Path(path).expanduser()
     for folder in (root / split, root / "scannet" / split, root):
         found = sorted(scene for scene in folder.glob("*") if (scene / "pose").is_dir())
@@ -163,28 +164,30 @@ def scenes(path: str, split: SceneSplit) -> list[Path]:
 
 
 def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
-    """Those with enough key frames; the first is looked into. Raises ConfigError."""
+    """Return the walks with enough key frames, after a check of the first walk's poses. Raises ConfigError."""
     o = config
     every = [ScanNetWalk(folder, o.height, o.width, o.key_frames, o.poses) for folder in scenes(o.path, split)]
     found = [walk for walk in every if len(walk.keys) >= o.least_keys]
     if not found:
         most = max(len(walk.keys) for walk in every)
-        raise ConfigError(f"no scene in {o.path} has {o.least_keys} key frames; the most are {most}", "least_keys")
-    found[0].require_poses(found[0].keys)
+        raise ConfigError(
+            f"no scene in {o.path} has {o.least_keys} key frames; the most are {most}. Lower least_keys.", "least_keys"
+        )
+    found[0].check_pose_convention(found[0].keys)
     return found
 
 
 def build(config: ScanNetConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
-    """A source of views of a split: random ones for training, for test all sequences of key frames that do not overlap.
+    """Build the source of a split: random views for training, all windows of key frames without overlap for test.
 
     Raises ConfigError.
     """
     o, found = config, walks(config, split)
-    told = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {o.key_frames}"
-    told += f", {len(found)} scenes of {o.least_keys} keys"
+    description = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {o.key_frames}"
+    description += f", {len(found)} scenes of {o.least_keys} keys"
     if split == "test":
         entries = windows(found, o.views)
         if not entries:
-            raise ConfigError(f"no scene in {o.path} has {o.views} key frames", "views")
-        return WalkScenes(found, o.views, told, entries=entries)
-    return WalkScenes(found, o.views, told, seed, o.between, o.apart, o.count)
+            raise ConfigError(f"no scene in {o.path} has {o.views} key frames. Lower views.", "views")
+        return WalkScenes(found, o.views, description, entries=entries)
+    return WalkScenes(found, o.views, description, seed, o.between, o.apart, o.count)

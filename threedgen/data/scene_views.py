@@ -1,4 +1,4 @@
-"""Captioned views of one scene, what MVDiffusion learns from and draws: of a panorama, or along a path with depth."""
+"""Captioned views of one scene for MVDiffusion: a panorama, or a path with depth."""
 
 from __future__ import annotations
 
@@ -12,36 +12,37 @@ from threedgen.geometry.views import Views
 
 @dataclass(frozen=True)
 class SceneViews:
-    """N views of a scene, what each of them shows in words, and where it is known how far that is.
+    """N captioned views of a scene. Raises ValueError if the lengths or sizes differ.
 
-    depth (N,H,W): metres along the viewing axis, 0 where it is unknown; of a panorama there is none, its cameras only
-    turn. given: places of the views that are known beforehand while the others are drawn, such as the first and last of
-    an interpolation. Raises ValueError if the parts are not of equally many views of one size.
+    Attributes:
+        depth: (N, H, W), metres along the viewing axis, 0 where unknown; None for a panorama.
+        condition_views: indices of the views that the model receives as conditions, such as the first and the last view
+            of an interpolation.
     """
 
     views: Views
     captions: tuple[str, ...]
     depth: Tensor | None = None
-    given: tuple[int, ...] = ()
+    condition_views: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         n, height, width, _ = self.views.images.shape
         if len(self.captions) != n:
-            raise ValueError(f"{n} views have {len(self.captions)} captions")
-        if not all(0 <= place < n for place in self.given):
-            raise ValueError(f"of {n} views, number {max(self.given)} cannot be given")
+            raise ValueError(f"number of captions {len(self.captions)} differs from number of views {n}")
+        if not all(0 <= index < n for index in self.condition_views):
+            raise ValueError(f"condition_views {self.condition_views} are not all in [0, {n})")
         if self.depth is not None and self.depth.shape != (n, height, width):
-            raise ValueError(f"depth {tuple(self.depth.shape)} does not fit {n} views of {height} x {width} pixels")
+            raise ValueError(f"depth has shape {tuple(self.depth.shape)} instead of {(n, height, width)}")
 
     def __len__(self) -> int:
         return len(self.views)
 
 
 class SceneSource(Protocol):
-    """Scenes to learn from, all with ``n_view`` views of one size; scene ``index`` is always the same.
+    """Deterministic training scenes with `n_view` views each, all of one size.
 
-    Built by the registry's kind "scene-source" from its config, a seed and a split, "train" or "test"; the config's
-    ``shows_depth`` says whether the scenes have depth.
+    The registry builds it as "scene-source" from its config, a seed and a split ("train" or "test"). The config's
+    `has_depth` is True if the scenes have depth.
     """
 
     n_view: int
@@ -49,6 +50,6 @@ class SceneSource(Protocol):
     def __len__(self) -> int: ...
 
     def describe(self) -> str:
-        """What decides the scenes, in a line."""
+        """Return one line with everything that determines the scenes."""
 
     def scene(self, index: int) -> SceneViews: ...

@@ -51,7 +51,7 @@ def sample_rings(prior: Prior, prompts: Sequence[str], rings: Sequence[Ring], op
     """
     c2w = torch.stack([ring_poses(ring) for ring in rings])
     how = (options.steps, options.guidance_scale, getattr(options, "negative_prompt", ""))
-    start: Any = {"guess_noise": 1.0} if getattr(options, "from_noise", False) else {}
+    start: Any = {"init_strength": 1.0} if getattr(options, "from_noise", False) else {}
     return to_uint8(prior.sample(prompts, c2w, *how, rngs, **start).unflatten(0, (len(prompts), -1)))
 
 
@@ -73,7 +73,7 @@ def drawn_in_batches(
             path, metadata = task.folder / folder / f"{start // batch:05d}.safetensors", told(chosen)
             views = read_views(path, metadata)
             if views is None:
-                interrupts.heed()
+                interrupts.raise_if_stopped()
                 views = draw(chosen)
                 write_views(path, views, metadata)
             found.append(views)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from threedgen.config.plain_file import read_json
 from threedgen.evaluation.metrics.figures import Estimate, Share
-from threedgen.geometry.images import grid, one_size, to_uint8, write_png
+from threedgen.geometry.images import grid, pad_to_same_size, to_uint8, write_png
 from threedgen.run.disk import write_atomic, write_json
 from threedgen.run.text import say
 from threedgen.train.task import Task
@@ -80,7 +80,7 @@ def finish(task: Task, name: str, text: str, figures: Any, spoken: str = "", **s
 def write_strips(path: Path, strips: Iterable[Any], labels: Sequence[str], columns: int = 1) -> None:
     """Draws a sheet of strips of pictures (V, H, W, 3), a label under each; nothing if there are none."""
     if rows := [grid(strip, len(strip)) for strip in strips]:
-        write_png(path, grid(one_size(rows), columns, labels))
+        write_png(path, grid(pad_to_same_size(rows), columns, labels))
 
 
 def thumbnails(pictures: Any, most: int) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""From a field to files that other programs take."""
+"""Export of a trained field as a game asset: glTF, OBJ, USDZ, levels of detail, colliders."""

@@ -1,4 +1,4 @@
-"""From a dense surface and its colours to the files of a game asset, all of them in memory and checked."""
+"""Build the files of a game asset from a dense mesh and its field, in memory, and check them."""
 
 from __future__ import annotations
 
@@ -13,51 +13,57 @@ import numpy as np
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.check import Expected, Finding, check_collider, check_glb
 from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes
-from threedgen.export.files.khronos import NoAnswer, validate
+from threedgen.export.files.khronos import ValidatorError, validate
 from threedgen.export.files.obj import obj_zip
-from threedgen.export.files.textured import TexturedMesh, stand
+from threedgen.export.files.textured import TexturedMesh, place_on_ground
 from threedgen.export.files.usdz import usdz_bytes
 from threedgen.export.options import ENGINES, AssetConfig
 from threedgen.export.shape.collider import Part, convex_parts, hull
 from threedgen.export.shape.from_field import FieldView
 from threedgen.export.shape.mesh import Mesh
-from threedgen.export.shape.simplify import BudgetTooSmall, level, simplify
+from threedgen.export.shape.simplify import BudgetTooSmall, simplify, simplify_level
 from threedgen.export.shape.topology import topology, weld
 from threedgen.export.shape.unwrap import unwrap
-from threedgen.export.surface.bake import Maps, bake, wearing_normals
-from threedgen.export.surface.pictures import FOV, Pictures, around, pixels
+from threedgen.export.surface.bake import Maps, bake, with_dense_normals
+from threedgen.export.surface.pictures import FOV, ViewRenderer, image_size, spiral_cameras
 from threedgen.export.surface.refine_texture import refine_texture
-from threedgen.export.surface.unseen import fill_unseen, seen_faces
+from threedgen.export.surface.unseen import fill_unseen, visible_faces
 from threedgen.geometry.images import png
 
 FILE_SIZE = 3.0
-"""Megabytes that a GLB with maps of 1024 texels should not exceed; larger maps may have more."""
-SMALLEST = 64
-"""Texels along an edge below which the maps of a level of detail are not halved."""
+"""Maximum size in MB of a GLB with 1024-texel textures; scales with the number of texels above that."""
+MIN_LOD_TEXTURE = 64
+"""Smallest texture edge in texels of a level of detail; each level halves the texture down to this."""
 
 
 STEPS = {
     "surface": "surface",
-    "simplify": "fewer triangles",
+    "simplify": "simplification",
     "unwrap": "unwrapping",
     "bake": "textures",
-    "pictures": "pictures for the textures",
-    "refine": "fitting the textures",
-    "unseen": "filling what no view sees",
+    "pictures": "renders for the textures",
+    "refine": "texture refinement",
+    "unseen": "hidden texels",
     "levels": "levels of detail",
     "write": "files",
     "check": "checks",
     "collision": "collider",
     "khronos": "checks",
 }
-"""Step: what a person reads, in the order in which they come; not every asset takes all of them."""
+"""Progress label of each export step, in order. Some assets skip steps."""
 
 
 @dataclass
 class ExportedAsset:
-    """files: name -> content, the GLB of the finest level first; what was found about them, and how they were made.
+    """Files of an asset with their check results and statistics.
 
-    on_step: called with the name of each step (``STEPS``) as it begins.
+    Attributes:
+        files: name -> content, the GLB of the finest level first.
+        findings: file name -> results of the checker and the Khronos validator.
+        notes: remarks for the user, one sentence each.
+        figures: statistics for asset.json.
+        seconds: step -> duration.
+        on_step: called with the name of each step (`STEPS`) when it starts.
     """
 
     name: str
@@ -70,20 +76,20 @@ class ExportedAsset:
 
     @property
     def problems(self) -> list[str]:
-        """`file: finding` for everything that the checker found."""
+        """Return all findings as `file: message`."""
         return [f"{name}: {found.message}" for name, all_found in self.findings.items() for found in all_found]
 
     @property
-    def faults(self) -> list[str]:
-        """Those of them that make the asset unusable; the others say only that it could be better."""
-        return [f"{n}: {found.message}" for n, every in self.findings.items() for found in every if found.broken]
+    def errors(self) -> list[str]:
+        """Return the findings of severity "error" (the asset is unusable) as `file: message`."""
+        return [f"{n}: {found.message}" for n, every in self.findings.items() for found in every if found.is_error]
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
         self.on_step(step)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         yield
-        self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - begun, 3)
+        self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - start, 3)
 
 
 def make_asset(
@@ -95,28 +101,38 @@ def make_asset(
     nearest_budget: bool = False,
     on_step: Callable[[str], object] = lambda step: None,
 ) -> ExportedAsset:
-    """An asset as `config` describes it of a dense surface, with the colours of its field, or without one its own.
+    """Build a game asset from a dense mesh: simplify, unwrap, bake, make levels of detail, write and check files.
 
-    gltf_extras (JSON data) travel in the GLB, with what was found and dropped on the way. If the field has pictures,
-    the texture is fitted to them. nearest_budget: a budget below what the shape allows becomes the nearest that it
-    does, and a note. Raises BudgetTooSmall, UnwrapError, ConfigError.
+    Args:
+        dense: mesh of the field's surface.
+        config: triangle budget, texture size, formats and so on.
+        name: prefix of file names and name of the glTF nodes.
+        view: field for colours, texture refinement and camera range; None: use the vertex colours of `dense`.
+        gltf_extras: JSON data for the glTF `extras`; mesh statistics are added.
+        nearest_budget: replace an impossible budget by the smallest possible one and add a note.
+        on_step: called with the name of each step (`STEPS`) when it starts.
+
+    Raises:
+        BudgetTooSmall: the shape needs more triangles, and nearest_budget is False.
+        UnwrapError: no UVs could be made.
+        ConfigError: any other unusable input.
     """
     asset = ExportedAsset(name, on_step=on_step)
     low, maps = _textured(asset, dense, config, view, nearest_budget)
     with asset.timed("levels"):
         levels = {name: low}
         for number, (title, count) in enumerate(zip(config.titles(name)[1:], config.levels, strict=True), 1):
-            coarser = levels[title] = level(low, count)
+            coarser = levels[title] = simplify_level(low, count)
             if len(coarser.faces) > count:
-                asset.notes.append(  # a texture is cut open at its seams, which a coarser mesh must keep
-                    f"level of detail {number} has {len(coarser.faces)} triangles instead of {count}: with fewer the "
-                    "texture would no longer fit; it works as it is, or leave it out of lods"
+                asset.notes.append(  # a coarser mesh must keep the UV seams
+                    f"level of detail {number} has {len(coarser.faces)} triangles instead of {count}: its UV seams "
+                    "allow no fewer. Use it as it is, or remove it from lods"
                 )
     metadata = {**(gltf_extras or {}), **dense.info, "triangles": len(low.faces), "preset": config.preset}
-    place = stand(low.vertices, config.height)
-    levels = {title: place.mesh(mesh) for title, mesh in levels.items()}
+    placement = place_on_ground(low.vertices, config.height)
+    levels = {title: placement.mesh(mesh) for title, mesh in levels.items()}
     with asset.timed("write"):
-        pngs = dict(zip(levels, _pictures(maps, len(levels)), strict=True))
+        pngs = dict(zip(levels, _encode_textures(maps, len(levels)), strict=True))
         if "glb" in config.formats:
             for title, mesh in levels.items():
                 asset.files[f"{title}.glb"] = textured_glb_bytes(mesh, pngs[title], title, metadata)
@@ -127,11 +143,11 @@ def make_asset(
     with asset.timed("check"):
         _check(asset, levels, config, pngs, metadata)
     with asset.timed("collision"):
-        _collide(asset, levels[name], config, metadata)
+        _add_colliders(asset, levels[name], config, metadata)
     with asset.timed("khronos"):
-        _ask_khronos(asset)
+        _run_khronos(asset)
     asset.figures |= {"levels": {title: len(mesh.faces) for title, mesh in levels.items()}}
-    asset.figures["placement"] = {"pivot": place.pivot.tolist(), "scale": place.scale}
+    asset.figures["placement"] = {"pivot": placement.pivot.tolist(), "scale": placement.scale}
     deep, wide, high = np.ptp(levels[name].vertices, axis=0).astype(float).round(4).tolist()  # x, y, z: front, left, up
     asset.figures["size_m"] = {"wide": wide, "high": high, "deep": deep}
     return asset
@@ -140,7 +156,7 @@ def make_asset(
 def _textured(
     asset: ExportedAsset, dense: Mesh, config: AssetConfig, view: FieldView | None, nearest_budget: bool
 ) -> tuple[TexturedMesh, Maps]:
-    """The simple mesh in the field's world, with its maps."""
+    """Return the simplified mesh with UVs, in world space, and its baked textures."""
     budget = config.triangles
     with asset.timed("simplify"):
         try:
@@ -148,53 +164,52 @@ def _textured(
         except BudgetTooSmall as error:
             if not nearest_budget:
                 raise
-            asset.notes.append(f"the shape needs {error.possible} triangles, more than the budget of {error.budget}")
+            asset.notes.append(f"the shape needs {error.possible} triangles; the budget is {error.budget}")
             budget = error.possible
             vertices, faces = simplify(dense.vertices, dense.faces, budget)
     with asset.timed("unwrap"):
         low, charts = unwrap(vertices, faces, config.texels)
     with asset.timed("bake"):
-        low = wearing_normals(low, dense)
+        low = with_dense_normals(low, dense)
         maps = bake(low, dense, config.texels, None if view is None else view.colours)
-    if view is not None and view.pictures is not None and config.refine:
-        maps = _refined(asset, low, maps, config, view.pictures, view.radius)
+    if view is not None and view.renderer is not None and config.refine:
+        maps = _refined(asset, low, maps, config, view.renderer, view.radius)
     if view is not None and view.elevations is not None:
         with asset.timed("unseen"):
-            seen = seen_faces(low, view.elevations, view.radius)
-            colours, asset.figures["unseen"] = fill_unseen(maps.base_colour, low, seen)
+            visible = visible_faces(low, view.elevations, view.radius)
+            colours, asset.figures["unseen"] = fill_unseen(maps.base_colour, low, visible)
             maps = replace(maps, base_colour=colours)
     asset.figures |= {"budget": budget, "charts": charts, "bake": {k: round(v, 6) for k, v in maps.info.items()}}
     return low, maps
 
 
-def _pictures(maps: Maps, levels: int) -> Iterator[dict[str, bytes]]:
-    """The files of the maps for each level: of half the texels along an edge each time, but not below SMALLEST."""
+def _encode_textures(maps: Maps, levels: int) -> Iterator[dict[str, bytes]]:
+    """Yield PNG files per level; each level halves the texture, down to MIN_LOD_TEXTURE."""
     for _ in range(levels):
-        files = {kind: png(pixels) for kind, pixels in maps.uint8().items()}
-        yield files
-        maps = maps.halved() if len(maps.covered) >= 2 * SMALLEST else maps
+        yield {kind: png(image) for kind, image in maps.uint8().items()}
+        maps = maps.halved() if len(maps.covered) >= 2 * MIN_LOD_TEXTURE else maps
 
 
 def _refined(
-    asset: ExportedAsset, low: TexturedMesh, maps: Maps, config: AssetConfig, pictures: Pictures, radius: float
+    asset: ExportedAsset, low: TexturedMesh, maps: Maps, config: AssetConfig, renderer: ViewRenderer, radius: float
 ) -> Maps:
-    """The maps with the colours that make the mesh look most like the pictures; as they are if nothing compares."""
+    """Return the textures with the base colour fitted to renders of the field, or unchanged if no pixel overlaps."""
     with asset.timed("pictures"):
-        cameras = around(config.refine, pixels(config.texels), radius)
-        colours, opacities = pictures(cameras)
+        cameras = spiral_cameras(config.refine, image_size(config.texels), radius)
+        colours, opacities = renderer(cameras)
     with asset.timed("refine"):
         try:
-            better = refine_texture(maps.base_colour, low, cameras.c2w.numpy(), FOV, colours, opacities)
+            refined = refine_texture(maps.base_colour, low, cameras.c2w.numpy(), FOV, colours, opacities)
         except ConfigError as error:
-            asset.figures["refine"] = {"skipped": str(error)}  # no note: they are only a little less sharp
+            asset.figures["refine"] = {"skipped": str(error)}  # no note: the baked texture is only slightly less sharp
             return maps
     asset.figures["refine"] = {
         "views": len(cameras),
-        "pixels": better.pixels,
-        "psnr_before": round(better.psnr_before, 2),
-        "psnr_after": round(better.psnr_after, 2),
+        "pixels": refined.pixels,
+        "psnr_before": round(refined.psnr_before, 2),
+        "psnr_after": round(refined.psnr_after, 2),
     }
-    return replace(maps, base_colour=better.texture)
+    return replace(maps, base_colour=refined.texture)
 
 
 def _check(
@@ -204,17 +219,17 @@ def _check(
     pngs: dict[str, dict[str, bytes]],
     metadata: dict[str, Any],
 ) -> None:
-    """The checker on every level, written or not: a fault of the mesh is in the other formats as well."""
-    room = FILE_SIZE * max(1.0, (config.texels / 1024) ** 2)
+    """Check the GLB of every level, written or not: mesh errors affect the other formats too."""
+    max_megabytes = FILE_SIZE * max(1.0, (config.texels / 1024) ** 2)
     for number, (title, mesh) in enumerate(levels.items()):
         file = f"{title}.glb"
         data = asset.files.get(file) or textured_glb_bytes(mesh, pngs[title], title, metadata)
         first = number == 0
         expected = Expected(
             triangles=asset.figures["budget"] if first else None,
-            texture=max(config.texels >> number, min(config.texels, SMALLEST)),
+            texture=max(config.texels >> number, min(config.texels, MIN_LOD_TEXTURE)),
             height=config.height if first else None,
-            megabytes=room,
+            megabytes=max_megabytes,
             gltf_extras=tuple(metadata),
             layout=first,
         )
@@ -223,8 +238,8 @@ def _check(
     asset.figures["topology"] = asdict(body) | {"volume": round(body.volume, 6)}
 
 
-def _collide(asset: ExportedAsset, mesh: TexturedMesh, config: AssetConfig, metadata: dict[str, Any]) -> None:
-    """The collider, once for each engine's way of naming."""
+def _add_colliders(asset: ExportedAsset, mesh: TexturedMesh, config: AssetConfig, metadata: dict[str, Any]) -> None:
+    """Add one collider file per engine, named by that engine's convention."""
     if config.collision == "none":
         return
     parts: list[Part]
@@ -236,20 +251,20 @@ def _collide(asset: ExportedAsset, mesh: TexturedMesh, config: AssetConfig, meta
     asset.figures["collision"] = {"parts": len(parts), "triangles": sum(len(faces) for _, faces in parts)}
     for engine, pattern in ENGINES.items():
         file = f"{asset.name}_collision_{engine}.glb"
-        named = {pattern.format(name=asset.name, number=number): part for number, part in enumerate(parts)}
-        asset.files[file] = plain_glb_bytes(named, {"collider_of": asset.name} | metadata)
+        nodes = {pattern.format(name=asset.name, number=number): part for number, part in enumerate(parts)}
+        asset.files[file] = plain_glb_bytes(nodes, {"collider_of": asset.name} | metadata)
         asset.findings[file] = check_collider(parts, mesh.vertices)
 
 
-def _ask_khronos(asset: ExportedAsset) -> None:
-    """The Khronos validator on every GLB, where it is; asset.json tells whether it looked: nobody is no clean bill."""
+def _run_khronos(asset: ExportedAsset) -> None:
+    """Run the Khronos validator on every GLB if installed, and record in asset.json whether it ran."""
     glbs = {name: data for name, data in asset.files.items() if name.endswith(".glb")}
     if not glbs:
         return
     try:
-        found, answer = validate(glbs)
-    except NoAnswer as error:
-        found, answer = {}, f"did not answer: {error}"
-    for name, findings in found.items():
+        results, status = validate(glbs)
+    except ValidatorError as error:
+        results, status = {}, f"failed: {error}"
+    for name, findings in results.items():
         asset.findings.setdefault(name, []).extend(findings)
-    asset.figures["khronos"] = answer
+    asset.figures["khronos"] = status

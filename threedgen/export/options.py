@@ -1,4 +1,4 @@
-"""Config models of the export (no torch here)."""
+"""Config models of the export. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from threedgen.config.sections import TaskConfig
 from threedgen.run import folder as runs
 from threedgen.train.status import finished
 
-from .asset_folder import FOLDER, asset_name, refuse_others
+from .asset_folder import FOLDER, asset_name, check_overwrite
 
 ENGINES = {"unreal": "UCX_{name}_{number:02d}", "godot": "{name}_{number:02d}-convcolonly"}
-"""What the nodes of a convex collider of the mesh `name` are called, so that an engine knows them as such."""
+"""Node name by engine: the suffix or prefix that its importer recognises as a convex collider."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """What an asset of a kind is made of, where the config does not say it: triangles, texels, grid points."""
+    """Default sizes for a kind of asset: triangles, texels per texture edge, LOD triangles, grid points per edge."""
 
     budget: int
     texture: int
@@ -48,16 +48,16 @@ class AssetConfig(Config):
 
     preset: Literal["mobile", "prop", "character", "hero"] = Field(
         "prop",
-        description="decides what is null below; " + "; ".join(f"{name}: {made}" for name, made in PRESETS.items()),
+        description="defaults of the options below; " + "; ".join(f"{name}: {size}" for name, size in PRESETS.items()),
     )
-    budget: int | None = Field(None, ge=12, le=1_000_000, description="triangles at most; null: those of the preset")
+    budget: int | None = Field(None, ge=12, le=1_000_000, description="maximum triangles; null: from the preset")
     texture: int | None = Field(
-        None, ge=64, le=8192, description="texels along an edge of the maps, a power of two; null: as the preset"
+        None, ge=64, le=8192, description="texture edge in texels, a power of two; null: from the preset"
     )
     lods: tuple[int, ...] | None = Field(
         None,
         examples=[[1000, 300]],
-        description="triangles of further levels of detail, falling; null: as the preset, cut to the budget",
+        description="triangles of each further level of detail, decreasing; null: from the preset, below the budget",
     )
     collision: Literal["hull", "parts", "none"] = Field(
         "hull", description="collider: one convex hull, up to eight convex parts (extra 'parts'), or none"
@@ -65,20 +65,21 @@ class AssetConfig(Config):
     formats: tuple[Literal["glb", "obj", "usdz"], ...] = Field(
         ("glb",),
         examples=[["glb", "obj"]],
-        description="files to write: glb, obj (a zip with its textures), usdz (extra 'usd')",
+        description="file formats: glb, obj (zip with textures), usdz (extra 'usd')",
     )
     refine: int = Field(
-        16, ge=0, le=256, description="pictures of the field that the texture is fitted to after baking; 0: none"
+        16, ge=0, le=256, description="number of field renders that the baked texture is fitted to; 0: none"
     )
     height: float | None = Field(
         None,
         gt=0,
-        description="metres from bottom to top; null: what the prompt names is as tall as it usually is, else a unit "
-        "of the field is a metre",
+        description="height in metres; null: usual height of the prompt's object, else 1 field unit = 1 m",
     )
-    resolution: int | None = Field(None, ge=16, le=512, description="grid points along an edge; null: as the preset")
-    name: str | None = Field(None, min_length=1, description="of the files and the mesh; null: the prompt's words")
-    strict: bool = Field(False, description="fail, and write nothing, if the checker or Khronos' finds anything")
+    resolution: int | None = Field(
+        None, ge=16, le=512, description="grid points per edge for surface extraction; null: from the preset"
+    )
+    name: str | None = Field(None, min_length=1, description="name of files and mesh; null: from the prompt")
+    strict: bool = Field(False, description="fail and write nothing if any validator finds a problem")
 
     @field_validator("texture")
     @classmethod
@@ -88,19 +89,19 @@ class AssetConfig(Config):
         return value
 
     @model_validator(mode="after")
-    def _falling(self) -> AssetConfig:
-        steps = (self.triangles, *(self.lods or ()))
-        for before, after in zip(steps, steps[1:], strict=False):
-            if not 12 <= after <= before / 2:
+    def _check_lods(self) -> AssetConfig:
+        counts = (self.triangles, *(self.lods or ()))
+        for finer, coarser in zip(counts, counts[1:], strict=False):
+            if not 12 <= coarser <= finer / 2:
                 raise ValueError(
-                    f"lods should each have 12 triangles or more and at most half of the level before: {after} "
-                    f"follows {before}"
+                    f"each of lods needs at least 12 triangles and at most half of the level before: {coarser} "
+                    f"follows {finer}"
                 )
         return self
 
     @property
     def triangles(self) -> int:
-        """The budget, that of the preset included."""
+        """Return the triangle budget, from the preset if unset."""
         return self.budget or PRESETS[self.preset].budget
 
     @property
@@ -109,61 +110,63 @@ class AssetConfig(Config):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Triangles of the levels after the first one."""
+        """Return the triangle counts of the levels of detail after the first."""
         if self.lods is not None:
             return self.lods
         return tuple(count for count in PRESETS[self.preset].lods if count <= self.triangles / 2)
 
     @property
     def grid(self) -> int:
-        """Grid points along an edge of the field's cube."""
+        """Return the number of grid points per edge of the field's bounding cube."""
         return self.resolution or PRESETS[self.preset].resolution
 
     def titles(self, name: str) -> list[str]:
-        """What the levels of the asset `name` are called, the finest first."""
+        """Return the names of all levels of detail of asset `name`, finest first."""
         return [name, *(f"{name}_LOD{number}" for number, _ in enumerate(self.levels, 1))]
 
     def file_names(self, name: str) -> list[str]:
-        """What the files of the asset `name` will be called."""
-        named = {"glb": [f"{title}.glb" for title in self.titles(name)], "obj": [f"{name}_obj.zip"]}
-        named["usdz"] = [f"{name}.usdz"]
+        """Return the names of the files that an export of asset `name` writes."""
+        by_format = {"glb": [f"{title}.glb" for title in self.titles(name)], "obj": [f"{name}_obj.zip"]}
+        by_format["usdz"] = [f"{name}.usdz"]
         colliders = [] if self.collision == "none" else [f"{name}_collision_{engine}.glb" for engine in ENGINES]
-        return [file for kind, files in named.items() if kind in self.formats for file in files] + colliders
+        return [file for kind, files in by_format.items() if kind in self.formats for file in files] + colliders
 
     @field_validator("formats")
     @classmethod
-    def _some(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_formats(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if not value:
-            raise ValueError("should name one format at least; try [glb]")
+            raise ValueError("should have at least one format; try [glb]")
         return value
 
     def check(self) -> None:
         if "usdz" in self.formats:
-            require("pxr", "formats: usdz", "leave usdz out")
+            require("pxr", "formats: usdz", "remove usdz")
         if self.collision == "parts":
-            require("coacd", "collision: parts", "take collision=hull")
+            require("coacd", "collision: parts", "set collision=hull")
         super().check()
 
 
-def resize(run: Path, preset: Any) -> str:
-    """The command that makes the asset of a run, which was made with this preset, as tall as one wants it."""
-    kind = [f"preset={preset}"] if isinstance(preset, str) and preset in PRESETS else []
-    return command("--config", "export", f"run={run}", *kind, "height=METRES")
+def resize_command(run: Path, preset: Any) -> str:
+    """Return the command that exports a run again with another height."""
+    options = [f"preset={preset}"] if isinstance(preset, str) and preset in PRESETS else []
+    return command("--config", "export", f"run={run}", *options, "height=METRES")
 
 
 def no_checkpoint(folder: Path, max_steps: int | None) -> ConfigError:
-    """That the run in `folder` has none, and which command makes one: a finished run does not go on."""
+    """Return the error for a run without checkpoint, with the command that makes one (a finished run cannot resume)."""
     if finished(folder, max_steps):
-        again = command("--config", str(folder / runs.CONFIG), "out=NEW")
-        return ConfigError(f"{folder} is finished, and its checkpoints are gone; {again} does the run again", "run")
-    again = command("--resume", str(folder))
-    return ConfigError(f"{folder} has no checkpoint, which holds the field; {again} makes one", "run")
+        repeat = command("--config", str(folder / runs.CONFIG), "out=NEW")
+        return ConfigError(f"{folder} is finished, but its checkpoints are deleted; repeat it with {repeat}", "run")
+    resume = command("--resume", str(folder))
+    return ConfigError(f"{folder} has no checkpoint; make one with {resume}", "run")
 
 
 class ExportSection(AssetConfig):
-    """The asset at the end of a run."""
+    """Export of an asset at the end of a run."""
 
-    enabled: bool = Field(True, description=f"make it; later: {command('--config', 'export', 'run=FOLDER')}")
+    enabled: bool = Field(
+        True, description=f"export an asset after the run; later: {command('--config', 'export', 'run=FOLDER')}"
+    )
 
     def check(self) -> None:
         if self.enabled:
@@ -171,39 +174,39 @@ class ExportSection(AssetConfig):
 
 
 class ExportConfig(TaskConfig, AssetConfig):
-    """Make a game-ready asset of a finished run. What is not given is as in the section ``export`` of that."""
+    """Export a game-ready asset from a finished run. Unset options come from the run's `export` section."""
 
-    run: str = Field("", description="folder of a run of the task generate")
-    out: str | None = Field(None, description="folder of the files; null: asset, in the run's folder")
-    threads: int | None = Field(None, ge=1, le=1024, description="CPU threads; null: as many as cores")
+    run: str = Field("", description="folder of a finished run of the task generate")
+    out: str | None = Field(None, description="output folder; null: asset in the run's folder")
+    threads: int | None = Field(None, ge=1, le=1024, description="number of CPU threads; null: one per core")
 
     def destination(self) -> Path:
-        """The folder of the files. Raises ConfigError."""
+        """Return the output folder. Raises ConfigError."""
         folder = runs.run_folder(self.run, "run")
         return folder / FOLDER if self.out is None else runs.user_path(self.out, "out")
 
     def asset(self) -> AssetConfig:
-        """What is asked for here, and for the rest what the run asks for. Raises ConfigError."""
-        own = plain(load(runs.run_folder(self.run, "run") / runs.CONFIG).export)
-        given = {key: value for key, value in plain(self).items() if key in self.model_fields_set}
-        tree = {key: value for key, value in (own | given).items() if key in AssetConfig.model_fields}
+        """Return the asset options: those set here, the rest from the run. Raises ConfigError."""
+        defaults = plain(load(runs.run_folder(self.run, "run") / runs.CONFIG).export)
+        overrides = {key: value for key, value in plain(self).items() if key in self.model_fields_set}
+        tree = {key: value for key, value in (defaults | overrides).items() if key in AssetConfig.model_fields}
         return validate(AssetConfig, [Layer("export", tree)])
 
     def check(self) -> None:
         if not self.run.strip():
             example = f"run={runs.ROOT}/mvdream-toybox/a-blue-dog-0123abcd"
-            raise ConfigError(f"is missing; say which, such as {example}", "run")
+            raise ConfigError(f"is missing; set it to a run folder, for example {example}", "run")
         folder = runs.run_folder(self.run, "run")
         stored = runs.flat(runs.stored_config(folder))
         task = stored.get("task", "generate")
         if task != "generate":
-            raise ConfigError(f"should be a run of the task generate, not of {short(task)}", "run", self.run)
+            raise ConfigError(f"should be a run of the task generate, but its task is {short(task)}", "run", self.run)
         if not any((folder / runs.CHECKPOINTS).glob("*.ckpt")):
-            length = stored.get(runs.LENGTH)
-            raise no_checkpoint(folder, length if isinstance(length, int) else None)
-        place = self.destination()
-        if place.exists() and not place.is_dir():
-            raise ConfigError("should be a folder, but a file has this name", "out", str(place))
+            max_steps = stored.get(runs.MAX_STEPS_KEY)
+            raise no_checkpoint(folder, max_steps if isinstance(max_steps, int) else None)
+        out = self.destination()
+        if out.exists() and not out.is_dir():
+            raise ConfigError("should be a folder, but is a file", "out", str(out))
         asset = self.asset()
-        refuse_others(place, asset.file_names(asset_name(asset.name or str(stored.get("prompt", "")))))
+        check_overwrite(out, asset.file_names(asset_name(asset.name or str(stored.get("prompt", "")))))
         asset.check()

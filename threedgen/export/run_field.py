@@ -1,4 +1,4 @@
-"""The field of a run, from its checkpoint, without its prior."""
+"""Load a run's field from its checkpoint, without the diffusion model."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from threedgen.representations.options import MarchConfig
 from threedgen.representations.volume.occupancy import OccupancyGrid
 from threedgen.run import folder as runs
 from threedgen.run.seeding import generator
-from threedgen.run.torch_file import compare, require_finite
+from threedgen.run.torch_file import check_architecture, require_finite
 from threedgen.train.checkpoint_file import latest
 
 from .options import no_checkpoint
 from .shape.from_field import FieldView
-from .surface.pictures import field_pictures
+from .surface.pictures import field_renderer
 
 
 @dataclass(frozen=True)
 class RunField:
-    """A run's field as it is now, its config and the number of steps it has been trained."""
+    """Trained field of a run, its config and the number of training steps."""
 
     view: FieldView
     config: Any
@@ -34,60 +34,61 @@ class RunField:
 
 
 def open_run(folder: Path, device: str = "cpu") -> RunField:
-    """The newest readable state of the generate run in `folder`. Raises ConfigError for one that does not fit."""
+    """Load the newest valid checkpoint of the generate run in `folder`. Raises ConfigError on a config mismatch."""
     config, field, grid, checkpoint = open_field(folder, device)
     return RunField(
-        view_of(field, grid, config.march, device, config.camera.elevation_range),
+        field_view(field, grid, config.march, device, config.camera.elevation_range),
         config,
         int(checkpoint["global_step"]),
     )
 
 
 def open_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGrid | None, dict[str, Any]]:
-    """Config, field, occupancy grid and checkpoint of the generate run in `folder`. Raises ConfigError."""
+    """Return config, field, occupancy grid and checkpoint of the generate run in `folder`. Raises ConfigError."""
     config = load((folder / runs.CONFIG).resolve())
-    found = latest(folder / runs.CHECKPOINTS)
-    if found is None:
+    newest = latest(folder / runs.CHECKPOINTS)
+    if newest is None:
         raise no_checkpoint(folder, config.trainer.max_steps)
-    state = found[1]["state_dict"]
+    path, checkpoint = newest
+    state = checkpoint["state_dict"]
     field: Any = registry.build("representation", config.field, generator=generator(config.seed, 0, "field"))
-    own = {name.removeprefix("field."): value for name, value in state.items() if name.startswith("field.")}
-    compare(own, field.state_dict(), f"the field in {found[0]}")
-    require_finite({name: own[name] for name, _ in field.named_parameters()}, f"the weights in {found[0]}")
-    field.load_state_dict(own)
+    weights = {name.removeprefix("field."): value for name, value in state.items() if name.startswith("field.")}
+    check_architecture(weights, field.state_dict(), f"the field in {path}")
+    require_finite({name: weights[name] for name, _ in field.named_parameters()}, f"the weights in {path}")
+    field.load_state_dict(weights)
     field.to(device).eval()
     grid = None
     if config.occupancy is not None and "occupancy.binary" in state:
         grid = OccupancyGrid(config.occupancy, config.march.radius, step_size(config.march))
         cells = {name: state[key] for name in grid.state_dict() if (key := f"occupancy.{name}") in state}
-        compare(cells, grid.state_dict(), f"the occupancy grid in {found[0]}")
+        check_architecture(cells, grid.state_dict(), f"the occupancy grid in {path}")
         grid.load_state_dict(cells)
         grid.to(device)
-    return config, field, grid, found[1]
+    return config, field, grid, checkpoint
 
 
-def view_of(
+def field_view(
     field: Any,
     occupancy: OccupancyGrid | None,
     march: MarchConfig,
     device: torch.device | str,
     elevations: tuple[float, float] | None = None,
 ) -> FieldView:
-    """A representation and its occupancy grid, if it has one, as what a mesh is made of; see FieldView."""
+    """Return the export interface of a field and its optional occupancy grid. `elevations`: see FieldView."""
     return FieldView(
         getattr(field, "density", lambda x: field(x)[0]),
         lambda x: shading.albedo(field(x)[1][:, :3]),
         march.radius,
         None if occupancy is None else occupancy.binary.cpu().numpy(),
         device,
-        field_pictures(field, occupancy, march, device),
+        field_renderer(field, occupancy, march, device),
         getattr(field, "mesh", None),
         elevations,
     )
 
 
 def provenance(config: Any, steps: int) -> dict[str, Any]:
-    """Where an asset comes from, for its file."""
+    """Return prompt, seed, config hash and version for the glTF extras."""
     return {
         "prompt": config.prompt,
         "negative_prompt": config.negative_prompt,

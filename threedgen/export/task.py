@@ -1,4 +1,4 @@
-"""The task "export": from the checkpoint of a run to a folder with a game-ready asset."""
+"""Task "export": write a game-ready asset from a run's checkpoint."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import torch
 from threedgen import __version__
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
-from threedgen.run.disk import prepared, write_json, writing
+from threedgen.run.disk import prepared_folder, write_json, writing
 from threedgen.run.metrics import read_summary
 from threedgen.run.progress import Count
 from threedgen.run.text import number, say
 from threedgen.run.threads import set_threads
 
 from .asset import STEPS, ExportedAsset, make_asset
-from .asset_folder import FOLDER, MANIFEST, asset_name, refuse_others, write_files
-from .options import AssetConfig, ExportConfig, resize
+from .asset_folder import FOLDER, MANIFEST, asset_name, check_overwrite, write_files
+from .options import AssetConfig, ExportConfig, resize_command
 from .run_field import RunField, open_run, provenance
 from .shape.from_field import dense_surface
 
@@ -32,14 +32,17 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Carry out a config; prints the folder. With `strict`, raises ConfigError for any finding and writes nothing."""
+    """Export the asset, print its files and folder, and return exit code 0.
+
+    Raises ConfigError, with `strict` also for any finding; nothing is written then.
+    """
     set_threads(config.threads)
-    folder, out, wanted = runs.run_folder(config.run, "run"), config.destination(), config.asset()
-    with prepared(out, megabytes=64):
+    folder, out, options = runs.run_folder(config.run, "run"), config.destination(), config.asset()
+    with prepared_folder(out, megabytes=64):
         source = open_run(folder, "cuda" if torch.cuda.is_available() else "cpu")
-        with bar(quiet) as on_step:
-            asset = export(source, wanted, on_step=on_step)
-            save(asset, out, wanted)
+        with progress_bar(quiet) as on_step:
+            asset = export(source, options, on_step=on_step)
+            save(asset, out, options)
     for note in asset.notes + asset.problems:
         logger.warning("%s", note)
     if out.resolve() == (folder / FOLDER).resolve():
@@ -47,7 +50,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
     if not quiet:
         say(asset.figures.get("height") or f"{number(asset.figures['size_m']['high'])} m high")
         if "height" in asset.figures:
-            say(f"another height: {resize(folder, wanted.preset)}")
+            say(f"another height: {resize_command(folder, options.preset)}")
         say("\n".join(f"{name}  {len(data) / 1024:.0f} KB" for name, data in asset.files.items()))
         if "khronos" in asset.figures:
             say(f"Khronos validator: {asset.figures['khronos']}")
@@ -56,8 +59,8 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
 
 
 @contextmanager
-def bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
-    """A bar over an asset's way; what it gives is to be called with the name of each step (``STEPS``) as it begins."""
+def progress_bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Show a progress bar; yield a callback that takes the name of each step (`STEPS`) when it starts."""
     names = list(STEPS)
     with Count("asset", len(names), quiet) as count:
 
@@ -75,49 +78,53 @@ def export(
     nearest_budget: bool = False,
     on_step: Callable[[str], object] = lambda step: None,
 ) -> ExportedAsset:
-    """The asset of a run's field. Raises ConfigError, with `strict` also for what the checker finds.
+    """Return the asset of a run's field. An unset height comes from the prompt's noun if its usual size is known.
 
-    ``on_step``: called with the name of each step (``asset.STEPS``) as it begins.
+    Args:
+        nearest_budget: replace an impossible budget by the smallest possible one and add a note.
+        on_step: called with the name of each step (`asset.STEPS`) when it starts.
+
+    Raises ConfigError if no asset can be made, or if `strict` is set and the checker finds anything.
     """
     on_step("surface")
-    begun = time.perf_counter()
+    start = time.perf_counter()
     dense, notes = dense_surface(source.view, config.grid)
-    expected = source.config.trainer.max_steps
-    if source.steps < expected:
-        notes.append(f"the run is not finished: {source.steps} of {expected} steps")
+    max_steps = source.config.trainer.max_steps
+    if source.steps < max_steps:
+        notes.append(f"the run is not finished: {source.steps} of {max_steps} steps")
     name = asset_name(config.name or source.config.prompt)
-    given, usual = config.height, source.config.usual_height()
-    if given is None and usual is not None:
+    height, usual = config.height, source.config.usual_height()
+    if height is None and usual is not None:
         config = config.model_copy(update={"height": usual[1]})
-    sampled = time.perf_counter() - begun
+    duration = time.perf_counter() - start
     metadata = provenance(source.config, source.steps)
     asset = make_asset(dense, config, name, source.view, metadata, nearest_budget, on_step)
-    asset.seconds = {"surface": round(sampled, 3)} | asset.seconds
+    asset.seconds = {"surface": round(duration, 3)} | asset.seconds
     asset.notes = notes + asset.notes
-    if given is None:  # else nobody need be told why
-        why = f"as {usual[0]} usually is" if usual else "as a unit of the field is a metre"
-        asset.figures["height"] = f"{number(asset.figures['size_m']['high'])} m high, {why}"
+    if height is None:
+        reason = f"as {usual[0]} usually is" if usual else "as one field unit is one metre"
+        asset.figures["height"] = f"{number(asset.figures['size_m']['high'])} m high, {reason}"
     if config.strict and asset.problems:
-        raise ConfigError("strict: the asset was not written: " + "; ".join(asset.problems))
+        raise ConfigError("strict: the asset was not written because of findings: " + "; ".join(asset.problems))
     return asset
 
 
 def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:
-    """Writes an asset's files and asset.json, and removes those of an earlier export; returns the path of asset.json.
+    """Write the files and asset.json, delete those of an earlier export, and return the path of asset.json.
 
-    Raises ConfigError for a disk that is full, and for a file of one of these names that is not from an export.
+    Raises ConfigError if the disk is full or a file of that name was not written by an export.
     """
     try:
-        refuse_others(folder, asset.files)
+        check_overwrite(folder, asset.files)
         write_files(folder, asset.files, summary(asset, config))
     except OSError as error:
-        problem = f"{folder} could not be written ({error.strerror or error}); make room there"
+        problem = f"{folder} could not be written ({error.strerror or error}); free disk space"
         raise ConfigError(problem, "out") from error
     return folder / MANIFEST
 
 
-def in_summary(asset: ExportedAsset) -> dict[str, Any]:
-    """What summary.json of a run says about its asset; its notes say what `noted` has."""
+def summary_entry(asset: ExportedAsset) -> dict[str, Any]:
+    """Return the `asset` entry of a run's summary.json."""
     return {
         "file": f"{FOLDER}/{next(iter(asset.files))}",
         "levels": asset.figures["levels"],
@@ -126,31 +133,33 @@ def in_summary(asset: ExportedAsset) -> dict[str, Any]:
     }
 
 
-def noted(asset: ExportedAsset) -> list[str]:
-    """What the notes of a run say about its asset, a sentence each."""
-    return [f"asset: {text}" for text in asset.notes + asset.faults]
+def summary_notes(asset: ExportedAsset) -> list[str]:
+    """Return the `notes` of a run's summary.json about its asset, one sentence each."""
+    return [f"asset: {text}" for text in asset.notes + asset.errors]
 
 
 def update_summary(run: Path, asset: ExportedAsset) -> None:
-    """Brings summary.json of a run, if it has one, up to date with the asset that it has now. Raises ConfigError."""
-    told = read_summary(run)
-    if not told:
+    """Replace the asset entry, files and notes in a run's summary.json, if it exists. Raises ConfigError."""
+    old = read_summary(run)
+    if not old:
         return
-    figures = in_summary(asset)
+    entry = summary_entry(asset)
 
     def others(key: str) -> list[Any]:
-        """What stands under a key and is not of an asset."""
-        found = told.get(key)
-        entries = found if isinstance(found, list) else []
-        return [entry for entry in entries if not str(entry).startswith((f"{FOLDER}/", "asset: ", "no asset: "))]
+        """Return the entries of a list that are not about an asset."""
+        value = old.get(key)
+        entries = value if isinstance(value, list) else []
+        return [item for item in entries if not str(item).startswith((f"{FOLDER}/", "asset: ", "no asset: "))]
 
-    with writing(run / runs.SUMMARY, "make room there and export again"):
-        now = {"files": [*others("files"), figures["file"]], "notes": others("notes") + noted(asset), "asset": figures}
-        write_json(run / runs.SUMMARY, told | now)
+    with writing(run / runs.SUMMARY, "free disk space and export again"):
+        notes = others("notes") + summary_notes(asset)
+        write_json(
+            run / runs.SUMMARY, old | {"files": [*others("files"), entry["file"]], "notes": notes, "asset": entry}
+        )
 
 
 def summary(asset: ExportedAsset, config: AssetConfig) -> dict[str, Any]:
-    """What asset.json tells: files and their sizes, findings, notes, how long each step took."""
+    """Return the content of asset.json: sizes, checksums, findings, notes, seconds per step."""
     return {
         "name": asset.name,
         "version": __version__,

@@ -1,1 +1,1 @@
-"""Cameras, meshes seen by cameras, and pictures: mathematics that knows no model."""
+"""Cameras, rasteriser, textures, images and their files. Independent of models and tasks."""

@@ -1,8 +1,8 @@
-"""Cameras: poses, a projection, rays and pixels. With ``poses.py`` the only place where camera conventions live.
+"""Cameras: poses, projections, rays and pixels. This file and ``poses.py`` define all camera conventions.
 
-World: right-handed, z up; azimuth 0 is +x and grows counter-clockwise seen from above. ``c2w`` (4,4) has
-OpenGL axes: x right, y up, the camera looks along -z. Pixels count x to the right and y down, and their centres are
-at +0.5: the first is at (0.5, 0.5). Radians everywhere; options are in degrees. A field of view is vertical.
+World: right-handed, z up; azimuth 0 is +x and increases counter-clockwise seen from above. ``c2w`` (4, 4) has OpenGL
+axes: x right, y up, the camera looks along -z. Pixel coordinates are (x right, y down); the centre of the first pixel
+is (0.5, 0.5). Angles are in radians (config options: degrees). A field of view is vertical.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ Index = slice | Sequence[int] | Tensor
 
 @dataclass(frozen=True)
 class Projection:
-    """How B cameras map a plane to pixels: K (B,3,3), rows [fx, skew, cx], [0, fy, cy], [0, 0, 1].
+    """Projection of B cameras: K (B, 3, 3) with rows [fx, skew, cx], [0, fy, cy], [0, 0, 1].
 
-    The plane (x right, y down) is that at distance 1 for a perspective camera, so that K are its intrinsics. For
-    ``parallel`` rays (orthographic) it is the camera's own, in world units: fx and fy are pixels per world unit. The
-    principal point may lie anywhere, and pixels need not be square.
+    Perspective: K are the intrinsics in pixels. Orthographic (``parallel``): fx and fy are pixels per world unit. The
+    principal point is arbitrary and pixels need not be square.
     """
 
     K: Tensor
@@ -33,18 +32,18 @@ class Projection:
 
     @classmethod
     def perspective(cls, fov: Tensor, height: int, width: int) -> Projection:
-        """Vertical angles of view (B,): square pixels, the axis in the middle of the picture."""
+        """Create a perspective projection from vertical fields of view (B,): square pixels, centred."""
         return cls(square_pixels(0.5 * height / torch.tan(0.5 * fov), height, width))
 
     @classmethod
     def orthographic(cls, half_height: Tensor, height: int, width: int) -> Projection:
-        """``half_height`` (B,): world units from the middle of the picture to its upper edge; square pixels."""
+        """Create an orthographic projection from half the image height (B,) in world units: square pixels, centred."""
         return cls(square_pixels(0.5 * height / half_height, height, width), parallel=True)
 
 
 @dataclass(frozen=True)
 class Cameras:
-    """B cameras with pictures of one size in pixels: poses ``c2w`` (B,4,4) and their projection."""
+    """B cameras with one image size in pixels: camera-to-world poses ``c2w`` (B, 4, 4) and a projection."""
 
     c2w: Tensor
     projection: Projection
@@ -56,31 +55,31 @@ class Cameras:
 
     @property
     def position(self) -> Tensor:
-        """Centres of projection (B,3); of orthographic cameras the middle of their plane."""
+        """Camera centres (B, 3); for orthographic cameras the centre of the image plane."""
         return self.c2w[:, :3, 3]
 
     @property
     def K(self) -> Tensor:
-        """Intrinsics (B,3,3) in pixels. Raises ValueError for orthographic cameras, which have none."""
+        """Intrinsics (B, 3, 3) in pixels. Raises ValueError for orthographic cameras."""
         if self.projection.parallel:
-            raise ValueError("orthographic cameras have no intrinsics")
+            raise ValueError("Orthographic cameras have no intrinsics: projection.parallel=True. Use projection.K.")
         return self.projection.K
 
     @property
     def fov(self) -> Tensor:
-        """Vertical angles of view (B,). Raises ValueError for orthographic cameras."""
+        """Vertical fields of view (B,) in radians. Raises ValueError for orthographic cameras."""
         return 2 * torch.atan(0.5 * self.height / self.K[:, 1, 1])
 
     def to(self, device: torch.device | str) -> Cameras:
-        """The same cameras on a device."""
+        """Return a copy on the given device."""
         return self._with(self.c2w.to(device), self.projection.K.to(device))
 
     def select(self, index: Index) -> Cameras:
-        """Some of them, in the order of ``index``."""
+        """Return the cameras at ``index``, in that order."""
         return self._with(self.c2w[index], self.projection.K[index])
 
     def with_size(self, height: int, width: int) -> Cameras:
-        """The same views in another resolution: focal lengths and principal points grow with the sides."""
+        """Return the same views at another resolution, with K scaled to match."""
         scale = self.projection.K.new_tensor([width / self.width, height / self.height, 1.0])
         return replace(self._with(self.c2w, self.projection.K * scale[:, None]), height=height, width=width)
 
@@ -88,7 +87,7 @@ class Cameras:
         return replace(self, c2w=c2w, projection=replace(self.projection, K=K))
 
     def rays(self) -> tuple[Tensor, Tensor]:
-        """Origins and unit directions (B,H,W,3) through the pixel centres."""
+        """Return ray origins and unit directions through the pixel centres, each (B, H, W, 3)."""
         if not self.projection.parallel:
             origins, directions = pixel_rays(self.c2w, self.K, self.height, self.width)
             return origins.expand_as(directions), directions
@@ -99,9 +98,9 @@ class Cameras:
         return origins, -normalize(self.c2w[:, None, None, :3, 2], dim=-1).expand_as(origins)
 
     def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """World ``points`` (N,3) or (B,N,3) -> pixels (B,N,2) as (x, y), depth (B,N) along the viewing axis.
+        """Project world points (N, 3) or (B, N, 3) to pixels (B, N, 2) and depths (B, N) along the viewing axis.
 
-        Depth is positive in front of the camera; pixels of points behind a perspective one mean nothing.
+        Depth is positive in front of the camera. Perspective pixels with depth <= 0 are meaningless.
         """
         local = (points - self.position[:, None]) @ self.c2w[:, :3, :3]
         depth = -local[..., 2]
@@ -110,7 +109,7 @@ class Cameras:
         return plane_to_pixels(plane, self.projection.K), depth
 
     def unproject(self, depth: Tensor) -> Tensor:
-        """What the pixel centres show at ``depth`` (B,H,W) along the viewing axis: points (B,H,W,3) of the world."""
+        """Return world points (B, H, W, 3) of the pixel centres at ``depth`` (B, H, W) along the viewing axis."""
         origins, directions = self.rays()
         along = -(directions * self.c2w[:, None, None, :3, 2]).sum(-1)
         return origins + directions * (depth / along)[..., None]

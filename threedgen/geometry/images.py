@@ -1,6 +1,6 @@
-"""Pictures and films on the disk: PNG, contact sheets, MP4; how bright a colour is, and how alike two pictures are.
+"""Image output and conversion: PNG, contact sheets, MP4, sRGB, PSNR.
 
-Images are (H, W, 3), sRGB, floats in [0, 1] or uint8, arrays or tensors.
+Images are arrays or tensors (H, W, 3), sRGB, floats in [0, 1] or uint8.
 """
 
 from __future__ import annotations
@@ -16,62 +16,62 @@ from imageio_ffmpeg import count_frames_and_secs  # type: ignore[import-untyped]
 from PIL import Image, ImageDraw, ImageFont
 
 from threedgen.run.arrays import Array
-from threedgen.run.disk import unfinished, write_atomic
+from threedgen.run.disk import temporary_path, write_atomic
 
-GAP = 2
-"""Pixels of paper around each picture of a contact sheet."""
-CEILING = 100.0
-"""PSNR of pictures that are equal, in dB."""
+SHEET_GAP = 2
+"""Margin in pixels around each image of a contact sheet."""
+MAX_PSNR = 100.0
+"""PSNR in dB of equal images."""
 H264: dict[str, Any] = {
     "codec": "libx264",
     "pixelformat": "yuv420p",
     "macro_block_size": 2,
     "output_params": ["-crf", "18", "-preset", "medium", "-threads", "1", "-movflags", "+faststart", "-f", "mp4"],
 }
-"""What every player shows; one thread, so that equal frames give equal bytes."""
+"""Encoder options that all players support; one thread, so that equal frames give equal bytes."""
 _PAPER, _INK = 255, (20, 20, 20)
 
 
 def to_uint8(images: Any) -> Array:
-    """Images of any shape, array or tensor, as uint8; floats are clipped to [0, 1], NaN becomes 0."""
+    """Convert images of any shape to a uint8 array; floats are clipped to [0, 1], NaN becomes 0."""
     if hasattr(images, "detach"):
         images = images.detach().float().cpu().numpy()
     array = np.asarray(images)
     if array.dtype == np.uint8:
         return array
     if not np.issubdtype(array.dtype, np.floating):
-        raise TypeError(f"images should be floats in [0, 1] or uint8 (got {array.dtype})")
+        raise TypeError(f"Unsupported image type: dtype={array.dtype}. Use uint8, or floats in [0, 1].")
     return np.round(np.clip(np.nan_to_num(array.astype(np.float32), nan=0.0), 0, 1) * 255).astype(np.uint8)
 
 
 def to_linear(srgb: Array) -> Array:
-    """sRGB in [0, 1] to linear light, which glTF's vertex colours are (IEC 61966-2-1)."""
+    """Convert sRGB in [0, 1] to linear colour, as in glTF vertex colours (IEC 61966-2-1)."""
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
 def to_srgb(linear: Array) -> Array:
-    """The way back."""
+    """Convert linear colour in [0, 1] to sRGB."""
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
 
 
 def psnr(truth: Array, image: Array) -> float:
-    """-10 log10 of the mean squared error of two arrays of values in [0, 1], in dB, at most ``CEILING``."""
+    """Compute PSNR in dB of two arrays with values in [0, 1], at most ``MAX_PSNR``."""
     error = float(np.square(np.asarray(truth, np.float64) - image).mean())
-    return min(CEILING, -10 * float(np.log10(max(error, 1e-30))))
+    return min(MAX_PSNR, -10 * float(np.log10(max(error, 1e-30))))
 
 
 def _rgb(image: Any) -> Array:
-    """One picture as uint8 (H, W, 3); grey ones (H, W) or (H, W, 1) get three equal channels."""
+    """Convert an RGB or grey image to uint8 (H, W, 3)."""
     array = to_uint8(image)
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[-1] not in (1, 3) or 0 in array.shape:
-        raise ValueError(f"an image should have the shape (H, W, 3), (H, W, 1) or (H, W) (got {array.shape})")
+        raise ValueError(f"Unsupported image shape: {array.shape}. Use (H, W, 3), (H, W, 1) or (H, W).")
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
 
 
 def write_png(path: Path | str, image: Any) -> Path:
-    """Writes one picture, whole or not at all. Raises OSError."""
+    """Write an image (H, W, 3) or (H, W) atomically. Creates the folder. Raises OSError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, png(_rgb(image)))
@@ -79,51 +79,50 @@ def write_png(path: Path | str, image: Any) -> Path:
 
 
 def png(pixels: Array) -> bytes:
-    """Encodes uint8 pixels (H, W), (H, W, 3) or (H, W, 4) as a PNG file."""
+    """Encode uint8 or uint16 pixels (H, W), (H, W, 3) or (H, W, 4) as a PNG file."""
     encoded: bytes = iio.imwrite("<bytes>", pixels, extension=".png")
     return encoded
 
 
-def readable(images: Any) -> Array:
-    """(N, H, W, 3) enlarged whole times to a width of 128 or more, as uint8: room for what a sheet has below them."""
+def enlarge_small(images: Any) -> Array:
+    """Enlarge images (N, H, W, 3) by an integer factor to a width of at least 128, for labels. Returns uint8."""
     factor = -(-128 // np.shape(images)[-2])
     return to_uint8(images).repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
 def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Array:
-    """A contact sheet, uint8 (H', W', 3): pictures (N, H, W, 3) row by row, a label under each.
+    """Arrange images (N, H, W, 3) row by row on a contact sheet, uint8 (H', W', 3).
 
-    Labels are broken into as many lines as the longest needs, three at most; what is left is cut off. Raises
-    ValueError for no picture or a wrong number of labels.
+    Labels, one per image, are printed below in at most three lines. Raises ValueError for no images or other counts.
     """
-    pictures = [_rgb(image) for image in images]
-    if not pictures or columns < 1:
-        raise ValueError(f"a sheet needs pictures and columns (got {len(pictures)} and {columns})")
+    cells = [_rgb(image) for image in images]
+    if not cells or columns < 1:
+        raise ValueError(f"Contact sheet is empty: images={len(cells)}, columns={columns}. Both must be at least 1.")
     if labels is not None:
-        strips = _strips(labels, pictures[0].shape[1])
-        pictures = [np.concatenate([picture, strip]) for picture, strip in zip(pictures, strips, strict=True)]
-    height, width = pictures[0].shape[:2]
-    columns = min(columns, len(pictures))
-    rows, step_y, step_x = -(-len(pictures) // columns), height + GAP, width + GAP
-    sheet = np.full((rows * step_y + GAP, columns * step_x + GAP, 3), _PAPER, np.uint8)
-    for n, picture in enumerate(pictures):
-        y, x = GAP + n // columns * step_y, GAP + n % columns * step_x
-        sheet[y : y + height, x : x + width] = picture
+        strips = _label_strips(labels, cells[0].shape[1])
+        cells = [np.concatenate([cell, strip]) for cell, strip in zip(cells, strips, strict=True)]
+    height, width = cells[0].shape[:2]
+    columns = min(columns, len(cells))
+    rows, step_y, step_x = -(-len(cells) // columns), height + SHEET_GAP, width + SHEET_GAP
+    sheet = np.full((rows * step_y + SHEET_GAP, columns * step_x + SHEET_GAP, 3), _PAPER, np.uint8)
+    for n, cell in enumerate(cells):
+        y, x = SHEET_GAP + n // columns * step_y, SHEET_GAP + n % columns * step_x
+        sheet[y : y + height, x : x + width] = cell
     return sheet
 
 
-def one_size(cells: Sequence[Array]) -> list[Array]:
-    """uint8 pictures on white of the largest height and width."""
+def pad_to_same_size(cells: Sequence[Array]) -> list[Array]:
+    """Pad uint8 images with white to the largest height and width."""
     height, width = max(c.shape[0] for c in cells), max(c.shape[1] for c in cells)
-    room = [((0, height - c.shape[0]), (0, width - c.shape[1]), (0, 0)) for c in cells]
-    return [np.pad(cell, sides, constant_values=_PAPER) for cell, sides in zip(cells, room, strict=True)]
+    padding = [((0, height - c.shape[0]), (0, width - c.shape[1]), (0, 0)) for c in cells]
+    return [np.pad(cell, pad, constant_values=_PAPER) for cell, pad in zip(cells, padding, strict=True)]
 
 
-def _strips(labels: Sequence[str], width: int) -> list[Array]:
-    """Labels as pictures (h, width, 3) of one height."""
+def _label_strips(labels: Sequence[str], width: int) -> list[Array]:
+    """Render labels as images (h, width, 3) of equal height."""
     font: Any = ImageFont.load_default(size=max(9, min(16, width // 10)))
     step = int(np.ceil(font.getbbox("Ág")[3])) + 3
-    texts = [_lines(label, width, font) for label in labels]
+    texts = [_wrap(label, width, font) for label in labels]
     strips = [Image.new("RGB", (width, step * max(map(len, texts))), (_PAPER,) * 3) for _ in texts]
     for strip, lines in zip(strips, texts, strict=True):
         for n, line in enumerate(lines):
@@ -131,43 +130,43 @@ def _strips(labels: Sequence[str], width: int) -> list[Array]:
     return [np.asarray(strip) for strip in strips]
 
 
-def _lines(text: str, width: int, font: Any, most: int = 3) -> list[str]:
-    """Words of a label in lines that fit ``width`` pixels, at least one and at most ``most``."""
+def _wrap(text: str, width: int, font: Any, max_lines: int = 3) -> list[str]:
+    """Break a label into 1 to ``max_lines`` lines that fit ``width`` pixels; the rest is cut off."""
     lines = [""]
-    for word in "".join(c if c.isprintable() else " " for c in text[: most * width]).split():
+    for word in "".join(c if c.isprintable() else " " for c in text[: max_lines * width]).split():
         longer = f"{lines[-1]} {word}".strip()
         if lines[-1] and font.getlength(longer) > width - 4:
             lines.append(word)
         else:
             lines[-1] = longer
-    return lines[:most]
+    return lines[:max_lines]
 
 
 def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
-    """Encodes frames of one size, (H, W, 3), taken one by one, as a film that every player shows (H.264, yuv420p).
+    """Encode frames (H, W, 3) of equal size as H.264 video, one at a time; the file is written atomically.
 
-    An odd width or height is filled up by repeating the last column or row. Written whole or not at all. Raises
-    OSError, and ValueError for no frames or frames of different sizes.
+    Odd heights and widths are padded by repeating the last row or column. Raises OSError, and ValueError for no frames
+    or different sizes.
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, shapes = unfinished(path), list[tuple[int, ...]]()
+    temporary, shapes = temporary_path(path), list[tuple[int, ...]]()
 
-    def checked() -> Iterator[Array]:
+    def even_frames() -> Iterator[Array]:
         for frame in map(_rgb, frames):
-            height, width, _ = frame.shape  # yuv420p has one colour for 2 x 2 pixels
+            height, width, _ = frame.shape  # yuv420p stores one colour per 2 x 2 pixels
             even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
             shapes.append(even.shape)
             if even.shape != shapes[0]:
-                raise ValueError(f"frames should have one size (got {even.shape} after {shapes[0]})")
+                raise ValueError(f"Frames differ in size: {even.shape} after {shapes[0]}. Use one size.")
             yield even
 
     try:
-        stream: Any = checked()  # taken one by one, which the plugin does and its types do not say
+        stream: Any = even_frames()  # the plugin accepts iterators, but its annotations do not
         iio.imwrite(temporary, stream, plugin="FFMPEG", extension=".mp4", is_batch=True, fps=fps, **H264)
         if not shapes:
-            raise ValueError("a film needs at least one frame")
-        _require_frames(temporary, len(shapes))
+            raise ValueError("Video has no frames: frames=0. Provide at least one.")
+        _check_frame_count(temporary, len(shapes))
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error
@@ -176,11 +175,11 @@ def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
     return path
 
 
-def _require_frames(film: Path, count: int) -> None:
-    """Raises OSError for a film without all its frames: imageio does not say if its encoder failed at the end."""
+def _check_frame_count(video: Path, count: int) -> None:
+    """Raise OSError if frames are missing, because imageio does not report encoder failures at the end."""
     try:
-        found, _ = count_frames_and_secs(str(film))
+        written, _ = count_frames_and_secs(str(video))
     except RuntimeError:
-        found = 0
-    if found != count:
-        raise OSError(f"the encoder wrote {found} of {count} frames")
+        written = 0
+    if written != count:
+        raise OSError(f"the encoder wrote {written} of {count} frames")

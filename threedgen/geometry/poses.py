@@ -1,7 +1,4 @@
-"""Camera matrices from places and angles, and the rays of pixels: pure functions of tensors.
-
-The conventions are those of ``threedgen.geometry.cameras``: z up, OpenGL axes, radians.
-"""
+"""Camera matrices from positions and angles, and pixel rays. Conventions: see ``threedgen.geometry.cameras``."""
 
 from __future__ import annotations
 
@@ -15,33 +12,33 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 Poses = Literal["c2w", "w2c"]
-"""What matrices of cameras are: camera-to-world, or the inverse."""
+"""Convention of pose matrices: camera-to-world, or its inverse world-to-camera."""
 
 
 def unit_vector(elevation: Tensor, azimuth: Tensor) -> Tensor:
-    """(cosE cosA, cosE sinA, sinE), (...,3)."""
+    """Return unit vectors (..., 3) of elevation E and azimuth A in radians: (cosE cosA, cosE sinA, sinE)."""
     flat = torch.cos(elevation)
     return torch.stack([flat * torch.cos(azimuth), flat * torch.sin(azimuth), torch.sin(elevation)], dim=-1)
 
 
 def wrap_angle(angle: Tensor) -> Tensor:
-    """The same angle in [-pi, pi)."""
+    """Wrap angles in radians to [-pi, pi)."""
     return torch.remainder(angle + pi, 2 * pi) - pi
 
 
 def opencv_axes(c2w: Tensor) -> Tensor:
-    """Poses (..., 4, 4) or (..., 3, 3) with OpenCV axes (x right, y down, z forward) for OpenGL ones, and back."""
+    """Convert poses (..., 4, 4) or (..., 3, 3) between OpenGL and OpenCV axes (x right, y down, z forward)."""
     return c2w * c2w.new_tensor([1.0, -1.0, -1.0, 1.0])[: c2w.shape[-1]]
 
 
 def opengl_to_blender(c2w: Tensor) -> Tensor:
-    """Poses (B,4,4) of a world with y up -> the same with z up: (x, y, z) becomes (x, -z, y)."""
+    """Convert poses (B, 4, 4) from a y-up to a z-up world: (x, y, z) becomes (x, -z, y)."""
     turn = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     return turn.to(c2w) @ c2w
 
 
 def square_pixels(focal: Tensor, height: int, width: int) -> Tensor:
-    """Intrinsics K (B,3,3) in pixels of one ``focal`` length (B,) for both axes, the viewing axis in the middle."""
+    """Return intrinsics (B, 3, 3) with focal lengths (B,) in pixels and the principal point at the image centre."""
     K = torch.zeros(len(focal), 3, 3, dtype=focal.dtype, device=focal.device)
     K[:, 0, 0] = K[:, 1, 1] = focal
     K[:, 0, 2], K[:, 1, 2], K[:, 2, 2] = width / 2, height / 2, 1
@@ -49,37 +46,36 @@ def square_pixels(focal: Tensor, height: int, width: int) -> Tensor:
 
 
 def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """(H,W,2) as (x, y)."""
+    """Return pixel centres (H, W, 2) as (x, y)."""
     x, y = torch.arange(width, device=device) + 0.5, torch.arange(height, device=device) + 0.5
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
 def pixels_to_plane(pixels: Tensor, K: Tensor) -> Tensor:
-    """K^-1 of pixels (...,N,2), for K (...,3,3) whose lower left is zero: x to the right, y down."""
+    """Apply K^-1 to pixels (..., N, 2), for upper triangular K (..., 3, 3)."""
     y = (pixels[..., 1] - K[..., 1, 2, None]) / K[..., 1, 1, None]
     x = (pixels[..., 0] - K[..., 0, 2, None] - K[..., 0, 1, None] * y) / K[..., 0, 0, None]
     return torch.stack([x, y], dim=-1)
 
 
 def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
-    """The inverse of ``pixels_to_plane``."""
+    """Apply K to plane coordinates (..., N, 2); the inverse of ``pixels_to_plane``."""
     x, y = plane.unbind(-1)
     x = x * K[..., 0, 0, None] + y * K[..., 0, 1, None] + K[..., 0, 2, None]
     return torch.stack([x, y * K[..., 1, 1, None] + K[..., 1, 2, None]], dim=-1)
 
 
 def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Origins (...,1,1,3) and unit directions (...,H,W,3) through the pixel centres, float32.
+    """Compute perspective ray origins (..., 1, 1, 3) and unit directions (..., H, W, 3), float32, of the pixel centres.
 
-    ``c2w`` (...,4,4), OpenGL axes; ``K`` (...,3,3), intrinsics in pixels, may broadcast. Raises ValueError if a K
-    has no inverse.
+    ``c2w`` (..., 4, 4) has OpenGL axes; ``K`` (..., 3, 3) in pixels may broadcast. Raises ValueError if K is singular.
     """
     c2w, K = c2w.float(), K.float()
-    flat = K[..., 0, 0] * K[..., 1, 1] == 0
-    if flat.any():
-        which = int(flat.flatten().int().argmax())
-        raise ValueError(f"the intrinsics K number {which} have no inverse: is its focal length 0?")
-    with torch.autocast(c2w.device.type, enabled=False):  # products in bfloat16 would move the rays by pixels
+    singular = K[..., 0, 0] * K[..., 1, 1] == 0
+    if singular.any():
+        index = int(singular.flatten().int().argmax())
+        raise ValueError(f"Intrinsics are singular: K[{index}] has a focal length of 0.")
+    with torch.autocast(c2w.device.type, enabled=False):  # bfloat16 products would shift rays by pixels
         x, y = pixels_to_plane(pixel_centres(height, width, c2w.device).reshape(-1, 2), K).unbind(-1)
         local = torch.stack([x, -y, -torch.ones_like(x)], dim=-1)
         directions = normalize(local @ c2w[..., :3, :3].mT, dim=-1).unflatten(-2, (height, width))
@@ -87,9 +83,9 @@ def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor,
 
 
 def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
-    """Cameras (B,4,4) on a sphere that look at its centre, the origin; angles and ``distance`` (B,).
+    """Return poses (B, 4, 4) that look at the origin from angles (B,) in radians and distances (B,).
 
-    Written out rather than by ``look_at``, so that it also holds straight above and below.
+    Does not use ``look_at``, so that it is also exact straight above and below.
     """
     back = unit_vector(elevation, azimuth)
     right = unit_vector(torch.zeros_like(elevation), azimuth + pi / 2)
@@ -98,21 +94,21 @@ def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
 
 
 def orbit_array(elevation: ArrayLike, azimuth: ArrayLike, distance: ArrayLike) -> NDArray[np.float32]:
-    """``orbit_c2w`` of arrays (B,) that broadcast: computed in float64, rounded to float32 at the end."""
-    parts = (torch.from_numpy(np.array(x, np.float64)) for x in np.broadcast_arrays(elevation, azimuth, distance))
-    return orbit_c2w(*parts).float().numpy()
+    """Compute ``orbit_c2w`` of broadcastable arrays in float64 and return float32 poses (B, 4, 4)."""
+    tensors = (torch.from_numpy(np.array(x, np.float64)) for x in np.broadcast_arrays(elevation, azimuth, distance))
+    return orbit_c2w(*tensors).float().numpy()
 
 
 def look_at(position: Tensor, center: Tensor, up: Tensor) -> Tensor:
-    """Cameras (B,4,4) at ``position`` that look at ``center``, with ``up`` upwards in the picture; all (B,3).
+    """Return poses (B, 4, 4) at ``position`` looking at ``center``, with ``up`` upwards in the image; all (B, 3).
 
-    If the view is along ``up``, another axis takes its place, so that the matrix stays a rotation.
+    If the view direction is parallel to ``up``, a coordinate axis replaces ``up``, so that the result stays a rotation.
     """
     forward = normalize(center - position, dim=-1)
     right = torch.linalg.cross(forward, up, dim=-1)
-    lost = right.norm(dim=-1, keepdim=True) < 1e-6 * up.norm(dim=-1, keepdim=True)
-    farthest_axis = one_hot(forward.abs().argmin(dim=-1), 3).to(forward)
-    right = torch.where(lost, torch.linalg.cross(forward, farthest_axis, dim=-1), right)
+    parallel = right.norm(dim=-1, keepdim=True) < 1e-6 * up.norm(dim=-1, keepdim=True)
+    fallback_axis = one_hot(forward.abs().argmin(dim=-1), 3).to(forward)
+    right = torch.where(parallel, torch.linalg.cross(forward, fallback_axis, dim=-1), right)
     right = normalize(right, dim=-1)
     true_up = normalize(torch.linalg.cross(right, forward, dim=-1), dim=-1)
     return _assemble(right, true_up, -forward, position)
@@ -125,7 +121,7 @@ def _assemble(right: Tensor, up: Tensor, back: Tensor, position: Tensor) -> Tens
 
 
 def world_to_camera(c2w: Tensor) -> Tensor:
-    """Inverse of rigid poses (...,4,4)."""
+    """Invert rigid poses (..., 4, 4)."""
     rotation = c2w[..., :3, :3].mT
     top = torch.cat([rotation, -rotation @ c2w[..., :3, 3:]], dim=-1)
     return torch.cat([top, c2w[..., 3:, :]], dim=-2)

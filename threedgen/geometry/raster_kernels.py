@@ -1,7 +1,7 @@
-"""The rasteriser's loops (numba); what P, z and the barycentrics are is told in `threedgen.geometry.raster`.
+"""Numba kernels of `threedgen.geometry.raster`; see there for P, z and the barycentrics.
 
-Edges are tested in whole subpixels of 64 bits, so without any rounding. Each band of rows has one writer, which goes
-through all faces in order: the result does not depend on the number of threads.
+Edges are tested in 64-bit integer subpixels, without rounding. One thread fills each band of rows, all faces in order,
+so that the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ import numpy as np
 from numba import njit, prange
 
 SUBPIXELS = 256
-FARTHEST = 2.0**22
-"""Pixels from the origin at which corners are held: so all products of two differences fit into 63 bits."""
+MAX_PIXEL = 2.0**22
+"""Corner coordinates are clamped to this, so that products of two differences fit into 63 bits."""
 BAND = 32
-"""Rows of a picture that one thread fills."""
+"""Image rows per thread task."""
 
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _snap(value):
-    """Pixels to whole subpixels."""
-    return np.int64(np.floor(min(max(value, -FARTHEST), FARTHEST) * SUBPIXELS + 0.5))
+    """Round pixels to integer subpixels."""
+    return np.int64(np.floor(min(max(value, -MAX_PIXEL), MAX_PIXEL) * SUBPIXELS + 0.5))
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def prepare(plane, depth, faces, near, height, width, part, bounds):
-    """Cuts each face where its depth is `near` into at most two triangles `part` (F, 2, 3, 2), snapped and turned so
-    that their inside is positive, with the rows and columns of pixels they may cover, `bounds` (F, 2, 4), the last
-    excluded.
+def prepare(plane, depth, faces, near, height, width, triangles, bounds):
+    """Clip each face at depth `near` into at most two snapped, positively oriented triangles.
+
+    Fills `triangles` (F, 2, 3, 2) and their pixel ranges `bounds` (F, 2, 4): first row, end row, first column, end
+    column, ends excluded.
     """
     half = SUBPIXELS // 2
     for f in prange(faces.shape[0]):
@@ -38,7 +39,7 @@ def prepare(plane, depth, faces, near, height, width, part, bounds):
                 corner[count, 0], corner[count, 1] = _snap(plane[a, 0] / plane[a, 2]), _snap(plane[a, 1] / plane[a, 2])
                 count += 1
             if (depth[a] >= near) != (depth[b] >= near):
-                # from the inner to the outer end, so that the neighbour cuts its edge at the same place
+                # always interpolate from inside to outside, so that adjacent faces clip their edge identically
                 i, o = (a, b) if depth[a] >= near else (b, a)
                 t = (depth[i] - near) / (depth[i] - depth[o])
                 w = plane[i, 2] + t * (plane[o, 2] - plane[i, 2])
@@ -54,10 +55,10 @@ def prepare(plane, depth, faces, near, height, width, part, bounds):
                 continue
             if area < 0:
                 bx, by, cx, cy = cx, cy, bx, by
-            part[f, k, 0, 0], part[f, k, 0, 1] = ax, ay
-            part[f, k, 1, 0], part[f, k, 1, 1] = bx, by
-            part[f, k, 2, 0], part[f, k, 2, 1] = cx, cy
-            # the first pixel whose centre is not before the least corner, the last whose centre is not behind
+            triangles[f, k, 0, 0], triangles[f, k, 0, 1] = ax, ay
+            triangles[f, k, 1, 0], triangles[f, k, 1, 1] = bx, by
+            triangles[f, k, 2, 0], triangles[f, k, 2, 1] = cx, cy
+            # from the first pixel centre >= the smallest corner to the last one <= the largest
             bounds[f, k, 0] = max(-((half - min(ay, by, cy)) // SUBPIXELS), 0)
             bounds[f, k, 1] = min((max(ay, by, cy) - half) // SUBPIXELS + 1, height)
             bounds[f, k, 2] = max(-((half - min(ax, bx, cx)) // SUBPIXELS), 0)
@@ -66,18 +67,18 @@ def prepare(plane, depth, faces, near, height, width, part, bounds):
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _edge(px, py, ax, ay, bx, by):
-    """Twice the area at the left of a -> b as whole number; less by one on an edge that leaves its points away.
+    """Return twice the signed area of (a, b, p), minus 1 if the fill rule excludes points on this edge.
 
-    Of the two directions of an edge exactly one leaves them away; it is as if each centre lay a little further
-    right and, much less, further down.
+    The rule excludes exactly one direction of each edge, as if all pixel centres moved slightly right and much less
+    down.
     """
     dx, dy = bx - ax, by - ay
-    kept = dy < 0 or (dy == 0 and dx > 0)
-    return dx * (py - ay) - dy * (px - ax) - (0 if kept else 1)
+    included = dy < 0 or (dy == 0 and dx > 0)
+    return dx * (py - ay) - dy * (px - ax) - (0 if included else 1)
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def fill(plane, depth, faces, part, bounds, face, bary, z):
+def fill(plane, depth, faces, triangles, bounds, face, bary, z):
     height = face.shape[0]
     half = SUBPIXELS // 2
     for band in prange((height + BAND - 1) // BAND):
@@ -87,9 +88,9 @@ def fill(plane, depth, faces, part, bounds, face, bary, z):
                 first, last = max(bounds[f, k, 0], top), min(bounds[f, k, 1], bottom)
                 if first >= last or bounds[f, k, 2] >= bounds[f, k, 3]:
                     continue
-                ax, ay = part[f, k, 0, 0], part[f, k, 0, 1]
-                bx, by = part[f, k, 1, 0], part[f, k, 1, 1]
-                cx, cy = part[f, k, 2, 0], part[f, k, 2, 1]
+                ax, ay = triangles[f, k, 0, 0], triangles[f, k, 0, 1]
+                bx, by = triangles[f, k, 1, 0], triangles[f, k, 1, 1]
+                cx, cy = triangles[f, k, 2, 0], triangles[f, k, 2, 1]
                 for j in range(first, last):
                     y = j * SUBPIXELS + half
                     x = bounds[f, k, 2] * SUBPIXELS + half
@@ -104,7 +105,7 @@ def fill(plane, depth, faces, part, bounds, face, bary, z):
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _shade(plane, depth, corners, f, i, j, face, bary, z):
-    """Pixel (i, j), covered by face f, if nothing before it is as near."""
+    """Write pixel (i, j) of face f if it is nearer than the stored depth."""
     x, y = i + 0.5, j + 0.5
     a, b, c = corners[0], corners[1], corners[2]
     ax, ay = plane[a, 0] - x * plane[a, 2], plane[a, 1] - y * plane[a, 2]
@@ -112,13 +113,13 @@ def _shade(plane, depth, corners, f, i, j, face, bary, z):
     cx, cy = plane[c, 0] - x * plane[c, 2], plane[c, 1] - y * plane[c, 2]
     e0, e1, e2 = bx * cy - by * cx, cx * ay - cy * ax, ax * by - ay * bx
     side = 1.0 if e0 + e1 + e2 >= 0 else -1.0
-    # snapping lets a centre in that is a little outside: held at the border, it stays a mean of the corners
+    # after snapping, a covered centre can be slightly outside the face: clamp its weights
     e0, e1, e2 = max(side * e0, 0.0), max(side * e1, 0.0), max(side * e2, 0.0)
     total = e0 + e1 + e2
     if not total > 0:
         e0, e1, e2, total = 1.0, 1.0, 1.0, 3.0
     e0, e1, e2 = e0 / total, e1 / total, e2 / total
-    far = np.float32(e0 * depth[a] + e1 * depth[b] + e2 * depth[c])
-    if far < z[j, i]:
-        z[j, i], face[j, i] = far, f
+    distance = np.float32(e0 * depth[a] + e1 * depth[b] + e2 * depth[c])
+    if distance < z[j, i]:
+        z[j, i], face[j, i] = distance, f
         bary[j, i, 0], bary[j, i, 1], bary[j, i, 2] = e0, e1, e2

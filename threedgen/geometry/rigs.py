@@ -1,6 +1,6 @@
-"""Rigs: the cameras of a training step with what else is drawn for them, and rings of cameras to look from.
+"""Camera rigs: random cameras and lights of training steps, and fixed orbits.
 
-The conventions are those of ``threedgen.geometry.cameras``.
+Conventions: see ``threedgen.geometry.cameras``.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ PERTURBATIONS = ("camera_perturb", "center_perturb", "up_perturb")
 
 @dataclass(frozen=True)
 class Rig:
-    """Cameras around an object in B / ``n_view`` groups, the views of a group consecutive. Angles (B,) in radians.
+    """B cameras around an object in groups of ``n_view`` consecutive views.
 
-    ``elevation``, ``azimuth`` and ``distance`` are those asked for, before perturbations of the poses; ``light``
-    (B,3) is the point light of each view.
+    Attributes:
+        elevation, azimuth: (B,) in radians, before pose perturbations.
+        distance: (B,) from the origin, before pose perturbations.
+        light: (B, 3) position of the point light of each view.
     """
 
     cameras: Cameras
@@ -37,28 +39,29 @@ class Rig:
     n_view: int = 1
 
     def groups(self) -> list[Rig]:
-        """The groups, each as a rig of its own."""
+        """Split into one rig per group."""
 
-        def part(k: Tensor) -> Rig:
+        def select(k: Tensor) -> Rig:
             cameras, n_view = self.cameras.select(k), self.n_view
             return Rig(cameras, self.elevation[k], self.azimuth[k], self.distance[k], self.light[k], n_view)
 
-        return [part(k) for k in torch.arange(len(self.cameras)).split(self.n_view)]
+        return [select(k) for k in torch.arange(len(self.cameras)).split(self.n_view)]
 
 
 def orbit(
     n: int, elevation: float, distance: float, fov: float, height: int, width: int, azimuth: float = 0.0
 ) -> Cameras:
-    """Places ``n`` cameras evenly around the object, the first at ``azimuth``; angles in radians."""
-    turn = torch.linspace(0.0, 2 * pi, n + 1)[:n]
-    ring, steep, far = turn + azimuth, torch.full((n,), float(elevation)), torch.full((n,), float(distance))
-    projection = Projection.perspective(torch.full((n,), float(fov)), height, width)
-    return Cameras(orbit_c2w(steep, ring, far), projection, height, width)
+    """Place ``n`` cameras evenly around the origin, the first at ``azimuth``. Angles in radians."""
+    azimuths = torch.linspace(0.0, 2 * pi, n + 1)[:n] + azimuth
+    c2w = orbit_c2w(torch.full((n,), float(elevation)), azimuths, torch.full((n,), float(distance)))
+    return Cameras(c2w, Projection.perspective(torch.full((n,), float(fov)), height, width), height, width)
 
 
-def surround(options: OrbitCameraConfig, groups: int, n_view: int, elevations: tuple[float, float], size: int) -> Rig:
-    """Places ``groups`` rings of ``n_view`` cameras, each turned a little further, so that all azimuths are at equal
-    distances; elevations (degrees) of successive rings are spread over their range. Distance and fov as ``options``."""
+def ring_rig(options: OrbitCameraConfig, groups: int, n_view: int, elevations: tuple[float, float], size: int) -> Rig:
+    """Place ``groups`` rings of ``n_view`` cameras, rotated so that all azimuths are equally spaced.
+
+    Ring elevations are spread over ``elevations`` (low, high) in degrees; distance and fov are those of ``options``.
+    """
     ring = torch.arange(groups)
     low, high = elevations
     elevation = torch.deg2rad(low + (high - low) * (ring * 0.618034 % 1)).repeat_interleave(n_view)
@@ -69,9 +72,9 @@ def surround(options: OrbitCameraConfig, groups: int, n_view: int, elevations: t
 
 
 def turntable(options: OrbitCameraConfig, n: int | None = None) -> Cameras:
-    """The orbit that ``options`` describe, with ``n`` views instead of theirs if given."""
-    start, steep, fov = radians(options.azimuth), radians(options.elevation), radians(options.fov)
-    return orbit(n or options.n_view, steep, options.distance, fov, options.height, options.width, start)
+    """Create the orbit of ``options``; ``n`` overrides its number of views."""
+    azimuth, elevation, fov = radians(options.azimuth), radians(options.elevation), radians(options.fov)
+    return orbit(n or options.n_view, elevation, options.distance, fov, options.height, options.width, azimuth)
 
 
 def sample_multiview(
@@ -83,98 +86,100 @@ def sample_multiview(
     height: int = 64,
     width: int = 64,
 ) -> Rig:
-    """``n_groups`` x ``options.n_view`` training cameras, on the generator's device.
+    """Sample ``n_groups`` x ``options.n_view`` training cameras on the generator's device.
 
-    ``step`` matters only while the ranges grow (``options.progressive_until`` > 0).
+    The training ``step`` is used only if ``options.progressive_until`` > 0.
     """
     ramp = min(1.0, step / options.progressive_until) if options.progressive_until else 1.0
-    return cameras_from_draws(options, draw(options, n_groups, generator), height, width, ramp)
+    return rig_from_random_inputs(options, sample_random_inputs(options, n_groups, generator), height, width, ramp)
 
 
-def draw(options: MultiviewCameraConfig, n_groups: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Everything random about ``n_groups`` groups, before any geometry.
+def sample_random_inputs(
+    options: MultiviewCameraConfig, n_groups: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Sample all random numbers of ``n_groups`` groups.
 
-    Uniform in [0,1): ``elevation_coin`` (), one for the whole batch; ``camera_perturb`` (n_groups,3); the
-    others (n_groups,). Unit Gaussian (n_groups,3): ``center_perturb``, ``up_perturb``, ``light_direction``
-    (dreamfusion; magic3d has the uniform ``light_azimuth`` and ``light_elevation`` instead).
+    Uniform in [0, 1): ``elevation_coin`` () for the whole batch, ``camera_perturb`` (n_groups, 3), the others
+    (n_groups,). Standard normal (n_groups, 3): ``center_perturb``, ``up_perturb`` and, for dreamfusion lights,
+    ``light_direction``; magic3d lights have the uniform ``light_azimuth`` and ``light_elevation`` instead.
     """
     n = n_groups
     uniform, gaussian = (partial(f, generator=generator, device=generator.device) for f in (torch.rand, torch.randn))
-    draws = {"elevation_coin": uniform(())}
-    draws |= {name: uniform(n) for name in ("elevation", "azimuth", "fov", "distance", "zoom")}
-    draws |= {"camera_perturb": uniform(n, 3), "center_perturb": gaussian(n, 3), "up_perturb": gaussian(n, 3)}
-    draws["light_distance"] = uniform(n)
+    inputs = {"elevation_coin": uniform(())}
+    inputs |= {name: uniform(n) for name in ("elevation", "azimuth", "fov", "distance", "zoom")}
+    inputs |= {"camera_perturb": uniform(n, 3), "center_perturb": gaussian(n, 3), "up_perturb": gaussian(n, 3)}
+    inputs["light_distance"] = uniform(n)
     if options.light_sample_strategy == "magic3d":
-        return draws | {"light_azimuth": uniform(n), "light_elevation": uniform(n)}
-    return draws | {"light_direction": gaussian(n, 3)}
+        return inputs | {"light_azimuth": uniform(n), "light_elevation": uniform(n)}
+    return inputs | {"light_direction": gaussian(n, 3)}
 
 
-def cameras_from_draws(
-    options: MultiviewCameraConfig, draws: Mapping[str, Tensor], height: int, width: int, ramp: float = 1.0
+def rig_from_random_inputs(
+    options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], height: int, width: int, ramp: float = 1.0
 ) -> Rig:
-    """The geometry of ``draw``'s numbers. ``ramp`` in [0,1] widens elevation and azimuth from the front view.
+    """Compute the rig of ``sample_random_inputs``; ``ramp`` in [0, 1] widens elevation and azimuth from the front view.
 
-    The reference has ramp 0 in its very first batch: four equal cameras. Here that happens only if asked for.
+    threestudio has ramp 0, that is, identical cameras, in its first batch; here only with ``progressive_until``.
     """
     n_view = options.n_view
-    elevation = _elevation(options, draws, ramp)
-    azimuth = _azimuth(options, draws["azimuth"], ramp).flatten()
-    fov = _between(options.fov_range, draws["fov"]) * (pi / 180)
-    distance = _between(options.distance_range, draws["distance"])
+    elevation = _elevation(options, inputs, ramp)
+    azimuth = _azimuth(options, inputs["azimuth"], ramp).flatten()
+    fov = _lerp(options.fov_range, inputs["fov"]) * (pi / 180)
+    distance = _lerp(options.distance_range, inputs["distance"])
     if options.relative_distance:
         distance = distance / torch.tan(0.5 * fov)
-    fov = fov * _between(options.zoom_range, draws["zoom"])
-    elevation, fov, distance = (part.repeat_interleave(n_view) for part in (elevation, fov, distance))
-    shaken = {name: draws[name].repeat_interleave(n_view, dim=0) for name in PERTURBATIONS}
+    fov = fov * _lerp(options.zoom_range, inputs["zoom"])
+    elevation, fov, distance = (values.repeat_interleave(n_view) for values in (elevation, fov, distance))
+    noise = {name: inputs[name].repeat_interleave(n_view, dim=0) for name in PERTURBATIONS}
     position = distance[:, None] * unit_vector(elevation, azimuth)
-    position = position + options.camera_perturb * (2 * shaken["camera_perturb"] - 1)
-    up = position.new_tensor([0.0, 0.0, 1.0]) + options.up_perturb * shaken["up_perturb"]
-    c2w = look_at(position, options.center_perturb * shaken["center_perturb"], up)
+    position = position + options.camera_perturb * (2 * noise["camera_perturb"] - 1)
+    up = position.new_tensor([0.0, 0.0, 1.0]) + options.up_perturb * noise["up_perturb"]
+    c2w = look_at(position, options.center_perturb * noise["center_perturb"], up)
     cameras = Cameras(c2w, Projection.perspective(fov, height, width), height, width)
-    return Rig(cameras, elevation, azimuth, distance, _light(options, draws, position), n_view)
+    return Rig(cameras, elevation, azimuth, distance, _light(options, inputs, position), n_view)
 
 
-def _between(bounds: tuple[float, float], share: Tensor) -> Tensor:
-    return bounds[0] + (bounds[1] - bounds[0]) * share
+def _lerp(bounds: tuple[float, float], weight: Tensor) -> Tensor:
+    return bounds[0] + (bounds[1] - bounds[0]) * weight
 
 
 def _ramped(bounds: tuple[float, float], start: float, ramp: float) -> tuple[float, float]:
     return (1 - ramp) * start + ramp * bounds[0], (1 - ramp) * start + ramp * bounds[1]
 
 
-def _elevation(options: MultiviewCameraConfig, draws: Mapping[str, Tensor], ramp: float) -> Tensor:
-    """Radians (n_groups,). The coin: uniform in angle, or uniform on the sphere, that is, in the sine."""
+def _elevation(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], ramp: float) -> Tensor:
+    """Return radians (n_groups,), uniform in angle or on the sphere (in the sine) depending on the coin."""
     bounds = _ramped(options.elevation_range, options.progressive_elevation, ramp)
-    share = draws["elevation"]
-    if float(draws["elevation_coin"]) < 0.5:
-        return _between(bounds, share) * (pi / 180)
+    uniform = inputs["elevation"]
+    if float(inputs["elevation_coin"]) < 0.5:
+        return _lerp(bounds, uniform) * (pi / 180)
     if options.elevation_reference:
-        # The reference maps angles, not their sines, to [0,1]: 0..30 degrees come out as 0..19.5.
+        # threestudio maps angles, not their sines, to [0, 1]: 0..30 degrees become 0..19.5.
         sines = [2 * (degrees + 90) / 180 - 1 for degrees in bounds]
     else:
         sines = torch.sin(torch.tensor(bounds, dtype=torch.float64) * (pi / 180)).tolist()
-    return torch.asin(_between((sines[0], sines[1]), share))
+    return torch.asin(_lerp((sines[0], sines[1]), uniform))
 
 
-def _azimuth(options: MultiviewCameraConfig, share: Tensor, ramp: float) -> Tensor:
-    """Radians (n_groups, n_view): one offset a group, the views at equal distances."""
+def _azimuth(options: MultiviewCameraConfig, uniform: Tensor, ramp: float) -> Tensor:
+    """Return radians (n_groups, n_view): one random offset per group, views equally spaced."""
     bounds = _ramped(options.azimuth_range, 0.0, ramp)
-    view = torch.arange(options.n_view, device=share.device)
-    return _between(bounds, (share[:, None] + view) / options.n_view) * (pi / 180)
+    view = torch.arange(options.n_view, device=uniform.device)
+    return _lerp(bounds, (uniform[:, None] + view) / options.n_view) * (pi / 180)
 
 
-def _light(options: MultiviewCameraConfig, draws: Mapping[str, Tensor], position: Tensor) -> Tensor:
-    """Point lights (B,3): one draw a group, placed relative to each view's own camera."""
+def _light(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], position: Tensor) -> Tensor:
+    """Return point lights (B, 3): one random input per group, placed relative to each camera."""
     n_view = options.n_view
-    distance = _between(options.light_distance_range, draws["light_distance"])
+    distance = _lerp(options.light_distance_range, inputs["light_distance"])
     distance = distance.repeat_interleave(n_view)[:, None]
     if options.light_sample_strategy == "dreamfusion":
-        offset = draws["light_direction"].repeat_interleave(n_view, dim=0) * options.light_position_perturb
+        offset = inputs["light_direction"].repeat_interleave(n_view, dim=0) * options.light_position_perturb
         return normalize(position + offset, dim=-1) * distance
     # Magic3D: within 60 degrees of the camera's direction, in a frame whose z axis is that direction.
-    # The reference turns by half a circle only, on which the light never is above the camera.
-    azimuth = (draws["light_azimuth"] * (1 if options.light_reference else 2) * pi).repeat_interleave(n_view)
-    elevation = (draws["light_elevation"] * pi / 3 + pi / 6).repeat_interleave(n_view)
+    # threestudio samples only half of the azimuths, so that its light is never above the camera.
+    azimuth = (inputs["light_azimuth"] * (1 if options.light_reference else 2) * pi).repeat_interleave(n_view)
+    elevation = (inputs["light_elevation"] * pi / 3 + pi / 6).repeat_interleave(n_view)
     z = normalize(position, dim=-1)
     x = normalize(torch.stack([z[:, 1], -z[:, 0], torch.zeros_like(z[:, 0])], dim=-1), dim=-1)
     y = torch.linalg.cross(z, x, dim=-1)

@@ -1,9 +1,8 @@
-"""Textures (H, W, C): reading them between texels, the adjoint of that, and filling what no face covers.
+"""Textures (H, W, C): bilinear sampling, its adjoint, and filling of uncovered texels.
 
-u runs to the right and v UP, both in [0, 1]: (0, 0) is the lower left corner of the picture, whose row 0 is the
-upper one. glTF counts v downwards, so its writer stores 1 - v; OBJ and USD take v as it is here. The centre of the
-texel in row j and column i is at u = (i + 0.5) / W, v = 1 - (j + 0.5) / H. Beyond the outermost centres a texture
-goes on with its last texel.
+u points right and v points up, both in [0, 1]; row 0 is the top, (0, 0) the lower left corner. The texel centre of row
+j, column i is u = (i + 0.5) / W, v = 1 - (j + 0.5) / H. Beyond the outermost centres the border texel is used. In glTF
+v points down, so the GLB writer stores 1 - v; OBJ and USD use v as here.
 """
 
 from __future__ import annotations
@@ -17,33 +16,33 @@ from threedgen.run.arrays import Array
 
 
 def sample(texture: Array, uv: Array) -> Array:
-    """Bilinear values (..., C) float32 of a texture (H, W, C) at uv (..., 2)."""
-    where = np.ascontiguousarray(uv, np.float32).reshape(-1, 2)
-    out = np.empty((len(where), texture.shape[-1]), np.float32)
-    _sample(np.ascontiguousarray(texture, np.float32), where, out)
+    """Sample a texture (H, W, C) bilinearly at uv (..., 2). Returns (..., C) float32."""
+    points = np.ascontiguousarray(uv, np.float32).reshape(-1, 2)
+    out = np.empty((len(points), texture.shape[-1]), np.float32)
+    _sample(np.ascontiguousarray(texture, np.float32), points, out)
     return out.reshape(*uv.shape[:-1], texture.shape[-1])
 
 
 def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
-    """The adjoint of `sample`: a texture (H, W, C) float32 in which each texel has the sum of values (..., C), each
-    times the weight with which `sample` at its uv (..., 2) reads that texel. So if values are the gradient of a loss
-    in what was read, this is its gradient in the texels.
+    """Apply the adjoint of `sample`: add values (..., C) to texels with the bilinear weights of uv (..., 2).
+
+    Maps the gradient of a loss in the samples to its gradient in the texture (H, W, C), float32; shape is (H, W).
     """
-    where = np.ascontiguousarray(uv, np.float32).reshape(-1, 2)
-    rows = np.ascontiguousarray(values, np.float32).reshape(len(where), -1)
+    points = np.ascontiguousarray(uv, np.float32).reshape(-1, 2)
+    rows = np.ascontiguousarray(values, np.float32).reshape(len(points), -1)
     out = np.zeros((*shape, rows.shape[1]), np.float64)
-    _scatter(rows, where, out)
+    _scatter(rows, points, out)
     return out.astype(np.float32)
 
 
 def fill(texture: Array, covered: Array) -> Array:
-    """Each texel that is not covered gets the value of the nearest that is, so that neither bilinear reading at a
-    chart's border nor mip-maps mix in what belongs to no surface.
+    """Fill texels of a texture (H, W, C) outside `covered` (H, W) with the nearest covered texel.
 
-    texture (H, W, C), covered (H, W) bool. Raises ConfigError if nothing is covered.
+    Bilinear sampling and mip-maps at chart borders then use surface colours only. Raises ConfigError if none is
+    covered.
     """
     if not covered.any():
-        raise ConfigError("no texel of the texture is covered by a face; its uv may lie outside of [0, 1]")
+        raise ConfigError("No face covers a texel. Check that uv coordinates are in [0, 1].")
     nearest = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)
     filled: Array = texture[tuple(nearest)]
     return filled
@@ -51,7 +50,7 @@ def fill(texture: Array, covered: Array) -> Array:
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _corners(u, v, height, width):
-    """Rows j0, j1 and columns i0, i1 around a point and the weights of j1 and i1."""
+    """Return rows j0, j1 and columns i0, i1 around a point, and the weights of j1 and i1."""
     x = u * width - 0.5
     y = (1.0 - v) * height - 0.5
     left, up = np.floor(x), np.floor(y)
@@ -74,7 +73,7 @@ def _sample(texture, uv, out):
 
 @njit(cache=True, error_model="numpy")
 def _scatter(values, uv, out):
-    """On one thread: many points write into the same texel, and their order must not depend on the machine."""
+    """Scatter on one thread, so that the summation order does not depend on the machine."""
     height, width, channels = out.shape
     for n in range(len(uv)):
         j0, j1, i0, i1, b, a = _corners(np.float64(uv[n, 0]), np.float64(uv[n, 1]), height, width)

@@ -1,4 +1,4 @@
-"""Pictures of one scene with the cameras that took them, and what a novel-view sampler is asked for."""
+"""Posed images of a scene, their pixels as training rays, and the novel-view sampler interface."""
 
 from __future__ import annotations
 
@@ -15,35 +15,32 @@ from threedgen.geometry.cameras import Cameras, Index
 
 @dataclass(frozen=True)
 class Views:
-    """Pictures (N, H, W, 3), float in [0, 1], and their cameras. Raises ValueError if the two do not fit."""
+    """Images (N, H, W, 3), float in [0, 1], with their cameras. Raises ValueError for unequal count or size."""
 
     images: Tensor
-    at: Cameras
+    cameras: Cameras
 
     def __post_init__(self) -> None:
-        wanted = (len(self.at), self.at.height, self.at.width, 3)
-        if tuple(self.images.shape) != wanted:
-            raise ValueError(f"the cameras are of pictures {wanted}, not {tuple(self.images.shape)}")
+        expected = (len(self.cameras), self.cameras.height, self.cameras.width, 3)
+        if tuple(self.images.shape) != expected:
+            raise ValueError(f"Images do not fit the cameras: images.shape={tuple(self.images.shape)}. Use {expected}.")
 
     def __len__(self) -> int:
         return len(self.images)
 
     def select(self, index: Index) -> Views:
-        """Some of them, in the order of ``index``."""
-        return Views(self.images[index], self.at.select(index))
+        """Return the views at ``index``, in that order."""
+        return Views(self.images[index], self.cameras.select(index))
 
     def resized(self, size: int) -> Views:
-        """Square views of ``size`` pixels: larger pictures averaged over areas, smaller ones enlarged linearly.
-
-        The intrinsics go with them.
-        """
-        if (self.at.height, self.at.width) == (size, size):
+        """Return square views of ``size`` pixels with scaled intrinsics; see ``resize``."""
+        if (self.cameras.height, self.cameras.width) == (size, size):
             return self
-        return Views(resize(self.images, size, size), self.at.with_size(size, size))
+        return Views(resize(self.images, size, size), self.cameras.with_size(size, size))
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """Pictures (N, h, w, 3) as (N, height, width, 3): averaged over areas where both sides shrink, else linear."""
+    """Resize images (N, h, w, 3) to (N, height, width, 3): area averaging if both sides shrink, else bilinear."""
     x = images.permute(0, 3, 1, 2)
     if height <= x.shape[-2] and width <= x.shape[-1]:
         x = F.interpolate(x, (height, width), mode="area")
@@ -52,60 +49,69 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
     return x.permute(0, 2, 3, 1)
 
 
-def borders(images: Tensor) -> Tensor:
-    """The pixels at the four borders of pictures (N, H, W, 3): (N, 2 (H + W), 3)."""
+def border_pixels(images: Tensor) -> Tensor:
+    """Return the pixels on the four borders of images (N, H, W, 3) as (N, 2 (H + W), 3)."""
     return torch.cat([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], dim=1)
 
 
-NEAR, SHARE = 16, 0.8
-"""A pixel is near the object if the object is within a NEARth of the picture's side; SHARE of those drawn are."""
-DIFFERENT = 0.03
-"""What differs by more from the colour behind it, in any channel, or is more opaque, is the object."""
+MARGIN_DIVISOR, OBJECT_FRACTION = 16, 0.8
+"""A pixel is near the object within side / (2 MARGIN_DIVISOR) pixels; OBJECT_FRACTION of samples are near."""
+MIN_DIFFERENCE = 0.03
+"""Colour difference to the background in any channel, or opacity, above which a pixel shows the object."""
 
 
 class Pixels:
-    """The P pixels of views as rays: ``origins``, unit ``directions``, ``colours`` and ``behind``, the colour behind
-    the object, which is the median of the picture's borders; each (P, 3), on the CPU. ``empty`` (P,): those that see
-    nothing, ``near`` (K,): the indices of the others. ``opacity`` (P, 1): of what they see, if that is known."""
+    """All P pixels of a set of views as rays, on the CPU.
+
+    Attributes:
+        origins, directions, colours: (P, 3); directions have unit length.
+        background: (P, 3) background colour, the median of the image's border pixels.
+        opacity: (P, 1) opacity of the object, or None if unknown.
+        near: (K,) indices of the pixels on and near the object.
+        empty: (P,) bool, True for all other pixels.
+    """
 
     def __init__(self, views: Views, opacity: Tensor | None = None) -> None:
-        """opacity: (N, H, W) in [0, 1]; without it, what differs from the colour behind is taken for the object."""
-        images, side = views.images.cpu(), min(views.at.height, views.at.width)
-        self.origins, self.directions = (part.reshape(-1, 3) for part in views.at.rays())
+        """Take opacity (N, H, W) in [0, 1]; without it, pixels that differ from the background are the object."""
+        images, side = views.images.cpu(), min(views.cameras.height, views.cameras.width)
+        self.origins, self.directions = (part.reshape(-1, 3) for part in views.cameras.rays())
         self.colours = images.reshape(-1, 3)
-        behind = borders(images).median(1).values[:, None, None].expand(images.shape)
-        self.behind = behind.reshape(-1, 3)
+        background = border_pixels(images).median(1).values[:, None, None].expand(images.shape)
+        self.background = background.reshape(-1, 3)
         self.opacity = None if opacity is None else opacity.cpu().reshape(-1, 1)
-        seen = (images - behind).abs().amax(-1) if opacity is None else opacity.cpu()
-        there = (seen > DIFFERENT).float()[:, None]
-        reach = max(1, round(side / NEAR / 2))
-        near = F.max_pool2d(there, 2 * reach + 1, 1, reach).flatten()
+        difference = (images - background).abs().amax(-1) if opacity is None else opacity.cpu()
+        mask = (difference > MIN_DIFFERENCE).float()[:, None]
+        margin = max(1, round(side / MARGIN_DIVISOR / 2))
+        near = F.max_pool2d(mask, 2 * margin + 1, 1, margin).flatten()
         self.near, self.empty = near.nonzero()[:, 0], near == 0
 
-    def before(self, picked: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Colours (K, 3) of the pixels ``picked`` (K,), and what is behind the object there.
+    def composite(self, indices: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return target colours and background colours, each (K, 3), of the pixels ``indices`` (K,).
 
-        Where its opacity is known that is another colour each time, through which it does not show itself.
+        If the opacity is known, the background is replaced by random colours, so that it cannot pass for the object.
         """
-        colours, behind = self.colours[picked], self.behind[picked]
+        colours, background = self.colours[indices], self.background[indices]
         if self.opacity is None:
-            return colours, behind
-        other = torch.rand(behind.shape, generator=rng)
-        return colours + (1 - self.opacity[picked]) * (other - behind), other
+            return colours, background
+        random = torch.rand(background.shape, generator=rng)
+        return colours + (1 - self.opacity[indices]) * (random - background), random
 
-    def draw(self, count: int, rng: torch.Generator) -> Tensor:
-        """So many pixels (count,), most of them near the object, with repetition."""
-        near = round(SHARE * count) if len(self.near) else 0
-        chosen = torch.randint(max(1, len(self.near)), (near,), generator=rng)
-        return torch.cat([self.near[chosen], torch.randint(len(self.colours), (count - near,), generator=rng)])
+    def sample(self, count: int, rng: torch.Generator) -> Tensor:
+        """Sample pixel indices (count,) with replacement, most of them near the object."""
+        n_near = round(OBJECT_FRACTION * count) if len(self.near) else 0
+        positions = torch.randint(max(1, len(self.near)), (n_near,), generator=rng)
+        return torch.cat([self.near[positions], torch.randint(len(self.colours), (count - n_near,), generator=rng)])
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a novel-view sampler is asked for: the ``target`` views of one scene.
+    """Request for novel views of one scene.
 
-    ``condition``: the views that are given, possibly none; ``text``: words for samplers that take words;
-    ``numbers`` (N,): the number of each target view among the views of its scene, as files are named.
+    Attributes:
+        condition: input views, or None.
+        target: N cameras to render.
+        numbers: N view numbers of the targets in the scene, as in its file names.
+        text: prompt for text-conditioned samplers.
     """
 
     scene: str
@@ -117,13 +123,15 @@ class Request:
 
 
 class NovelViewSampler(Protocol):
-    """Condition images and poses, target poses -> images. Built by the registry's kind "sampler"."""
+    """Interface of novel-view samplers, built by the registry's kind "sampler"."""
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
-        """Pictures (N, H, W, 3) in [0, 1] on the CPU of each request's targets, in their resolution or the sampler's
-        own. Requests may be answered together; what one gets must not depend on its company. Raises ConfigError."""
+        """Return images (N, H, W, 3) in [0, 1] on the CPU per request, at the target's or the sampler's resolution.
+
+        Requests may be batched, but a result must not depend on the other requests. Raises ConfigError.
+        """
         ...
 
     def fingerprint(self) -> str:
-        """A text that changes when the sampler would answer otherwise: weights, settings, files."""
+        """Return a string that changes with everything that affects the results: weights, settings, files."""
         ...

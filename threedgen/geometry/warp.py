@@ -1,8 +1,8 @@
-"""Where the pixels of one picture are in another: homographies of turned cameras, points of known depth; and warps.
+"""Pixel correspondences between views: homographies of rotated cameras, reprojection of known depth, and sampling.
 
-Pixels here are (x, y) counted from the middle of the first one, which is (0, 0), as tables of matches and intrinsics of
-published data sets have it: cx is (W - 1) / 2 where ``Cameras`` have W / 2 (``of_cameras`` converts). Cameras have
-OpenCV axes (x right, y down, z forward) and poses camera-to-world.
+Conventions differ from ``Cameras`` (``to_opencv`` converts) and match published data sets: pixels are (x, y) with the
+first pixel centre at (0, 0), so a centred cx is (W - 1) / 2; camera-to-world poses have OpenCV axes (x right, y down, z
+forward).
 """
 
 from __future__ import annotations
@@ -16,68 +16,66 @@ from torch import Tensor
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.poses import opencv_axes, world_to_camera
 
-NOWHERE = -1e6
-"""Both coordinates of a pixel whose depth is unknown, seen from another camera."""
+INVALID_PIXEL = -1e6
+"""Coordinates of reprojected pixels with unknown depth."""
 EPSILON = 1e-6
-"""Added to depths that divide."""
+"""Added to depths before division."""
 
 
-def of_cameras(cameras: Cameras) -> tuple[Tensor, Tensor]:
-    """Converts our cameras to intrinsics (B,3,3) and poses (B,4,4) as the functions below take them."""
+def to_opencv(cameras: Cameras) -> tuple[Tensor, Tensor]:
+    """Convert cameras to intrinsics (B, 3, 3) and poses (B, 4, 4) in the conventions of this module."""
     K = cameras.K.clone()
     K[:, :2, 2] -= 0.5
     return K, opencv_axes(cameras.c2w)
 
 
 def pixel_grid(height: int, width: int) -> Tensor:
-    """Lists the pixels (H,W,2) of a picture as (x, y), float64."""
+    """Return the pixel centres (H, W, 2) of an image as (x, y), float64."""
     x, y = torch.arange(width, dtype=torch.float64), torch.arange(height, dtype=torch.float64)
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
 def homography(K_from: Tensor, R_from: Tensor, K_to: Tensor, R_to: Tensor) -> Tensor:
-    """Finds H (...,3,3) that takes pixels of one camera to those of another in the same place: K' R'^-1 R K^-1.
-
-    ``R`` (...,3,3) are camera-to-world rotations.
-    """
+    """Return the homography (..., 3, 3) between cameras at one position, K_to R_to^-1 R_from K_from^-1; R: to world."""
     return K_to @ R_to.mT @ R_from @ torch.linalg.inv(K_from)
 
 
 def apply_homography(H: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Takes pixels (...,N,2), or rays (...,N,3), through H (...,3,3): pixels (...,N,2), and (...,N), bool, whether they
-    are in front of the camera.
+    """Apply homographies H (..., 3, 3) to pixels (..., N, 2) or rays (..., N, 3). Leading axes broadcast.
 
-    The leading axes broadcast. What is behind the camera gets the pixel of the line through it, as in any homography.
+    Returns pixels (..., N, 2), and a bool mask (..., N) of those in front of the camera.
     """
     rays = pixels if pixels.shape[-1] == 3 else F.pad(pixels, (0, 1), value=1.0)
-    moved = rays @ H.mT
-    return moved[..., :2] / moved[..., 2:], moved[..., 2] > 0
+    mapped = rays @ H.mT
+    return mapped[..., :2] / mapped[..., 2:], mapped[..., 2] > 0
 
 
 def unproject(pixels: Tensor, depth: Tensor, K: Tensor, c2w: Tensor) -> Tensor:
-    """Finds the points (N,3) in the world that pixels (N,2) show at ``depth`` (N,) along the viewing axis."""
+    """Return world points (N, 3) of pixels (N, 2) at ``depth`` (N,) along the viewing axis."""
     rays = F.pad(pixels, (0, 1), value=1.0) @ torch.linalg.inv(K).mT
     return (rays * depth[:, None]) @ c2w[:3, :3].mT + c2w[:3, 3]
 
 
 def project(points: Tensor, K: Tensor, c2w: Tensor) -> tuple[Tensor, Tensor]:
-    """Projects points (N,3) of the world to pixels (N,2) and their depth (N,) along the viewing axis."""
+    """Project world points (N, 3) to pixels (N, 2) and depths (N,) along the viewing axis."""
     w2c = world_to_camera(c2w)
     local = (points @ w2c[:3, :3].mT + w2c[:3, 3]) @ K.mT
     return local[:, :2] / (local[:, 2:] + EPSILON), local[:, 2]
 
 
-def reproject(pixels: Tensor, depth: Tensor, K: Tensor, c2w: Tensor, K_to: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
-    """Finds pixels (N,2) of known ``depth`` (N,) of a camera (K, c2w) in another (K_to, to): pixels (N,2), depth (N,).
+def reproject(
+    pixels: Tensor, depth: Tensor, K: Tensor, c2w: Tensor, K_to: Tensor, c2w_to: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Reproject pixels (N, 2) of camera (K, c2w) with ``depth`` (N,), 0 = unknown, to camera (K_to, c2w_to).
 
-    A pixel without depth (0) is ``NOWHERE``; one behind the other camera has a negative depth there.
+    Returns pixels (N, 2), ``INVALID_PIXEL`` for unknown depth, and depths (N,), negative behind the camera.
     """
-    found, z = project(unproject(pixels, depth, K, c2w), K_to, to)
-    return torch.where(depth[:, None] > 0, found, NOWHERE), z
+    projected, z = project(unproject(pixels, depth, K, c2w), K_to, c2w_to)
+    return torch.where(depth[:, None] > 0, projected, INVALID_PIXEL), z
 
 
 def inside(pixels: Tensor, height: int, width: int) -> Tensor:
-    """Tells which of the pixels (...,2) lie between the middles of the outermost pixels of a picture: (...), bool."""
+    """Return a bool mask (...) of the pixels (..., 2) between the outermost pixel centres of an image."""
     return ((pixels >= 0) & (pixels <= pixels.new_tensor([width - 1, height - 1]))).all(-1)
 
 
@@ -87,19 +85,18 @@ def sample(
     mode: Literal["bilinear", "nearest", "bicubic"] = "bilinear",
     padding: Literal["zeros", "border"] = "zeros",
 ) -> Tensor:
-    """Reads pictures (N,C,H,W) at ``pixels`` (N,h,w,2): (N,C,h,w); outside there is zero, or what the border has."""
+    """Sample images (N, C, H, W) at ``pixels`` (N, h, w, 2). Returns (N, C, h, w)."""
     height, width = images.shape[-2:]
-    pixels = pixels.double() if images.dtype == torch.float64 else pixels.float()  # half precision would move them
-    # the form with half pixels also holds for pictures that are one pixel wide
+    pixels = pixels.double() if images.dtype == torch.float64 else pixels.float()  # half precision would shift them
+    # align_corners=False also works for images that are one pixel wide
     grid = (pixels + 0.5) / pixels.new_tensor([width, height]) * 2 - 1
-    grid = grid.nan_to_num(nan=-9.0).clamp(-9.0, 9.0)  # outside, however far
-    found = F.grid_sample(images.to(grid.dtype), grid, mode, padding, align_corners=False)
-    return found.to(images.dtype)
+    grid = grid.nan_to_num(nan=-9.0).clamp(-9.0, 9.0)  # far outside, finite
+    return F.grid_sample(images.to(grid.dtype), grid, mode, padding, align_corners=False).to(images.dtype)
 
 
-def look_up(image: Tensor, pixels: Tensor) -> Tensor:
-    """Reads a picture (H,W) at the nearest pixels to (N,2): (N,), 0 for those outside."""
-    at = pixels.round()
-    there = inside(at, *image.shape)
-    x, y = torch.where(there[:, None], at, 0.0).long().unbind(-1)
-    return torch.where(there, image[y, x], 0.0)
+def sample_nearest(image: Tensor, pixels: Tensor) -> Tensor:
+    """Sample an image (H, W) at the nearest pixels to (N, 2). Returns (N,), 0 outside the image."""
+    nearest = pixels.round()
+    visible = inside(nearest, *image.shape)
+    x, y = torch.where(visible[:, None], nearest, 0.0).long().unbind(-1)
+    return torch.where(visible, image[y, x], 0.0)

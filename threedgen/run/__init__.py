@@ -1,1 +1,1 @@
-"""A run: its folder, what is written there, how it is told and stopped, and where its random numbers come from."""
+"""Support of runs: folders, caches, metrics, progress display, interrupts, worker processes and seeding."""

@@ -1,4 +1,4 @@
-"""The type of arrays in signatures, whose docstrings say shapes and units; and places in them."""
+"""Type of arrays in signatures, and index selection."""
 
 from typing import Any
 
@@ -8,6 +8,6 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
-def evenly(count: int, most: int) -> list[int]:
-    """Chooses at most ``most`` of ``count`` places, evenly, the first and the last among them."""
-    return np.unique(np.round(np.linspace(0, count - 1, min(most, count))).astype(int)).tolist()
+def evenly_spaced(count: int, max_count: int) -> list[int]:
+    """Return at most ``max_count`` evenly spaced indices of [0, count), including the first and the last."""
+    return np.unique(np.round(np.linspace(0, count - 1, min(max_count, count))).astype(int)).tolist()

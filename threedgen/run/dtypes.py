@@ -1,4 +1,4 @@
-"""In which number format a prior computes: by name, or by what the machine is fast at."""
+"""Floating-point format of computations, by name or by the hardware."""
 
 from __future__ import annotations
 
@@ -14,47 +14,49 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Finds the type of fp32, bf16, fp16, or auto: bf16 where the machine has instructions for it, else fp32.
+    """Return the dtype for fp32, bf16, fp16 or auto.
 
-    fp16 on a CPU is auto as well: it would be emulated, for minutes a step.
+    auto is bf16 if the device has instructions for it, else fp32. fp16 on a CPU is treated as auto: emulation would
+    take minutes per step.
     """
-    if told := instead(name, device):
-        _say_once(told)
-    return DTYPES[_usual(device) if told or name == "auto" else name]
+    if note := emulation_note(name, device):
+        _warn_once(note)
+    return DTYPES[_native(device) if note or name == "auto" else name]
 
 
-def instead(name: str, device: torch.device) -> str:
-    """Says in what is computed instead of a format that the device would emulate; "" for any other."""
+def emulation_note(name: str, device: torch.device) -> str:
+    """Return a note on the dtype that replaces one that the device would emulate; "" if none is replaced."""
     emulated = name == "fp16" and device.type == "cpu"
-    return f"dtype {name} would be emulated on a CPU, so it computes in {_usual(device)}" if emulated else ""
+    return f"dtype {name} would be emulated on a CPU, so it computes in {_native(device)}" if emulated else ""
 
 
-def _usual(device: torch.device) -> str:
+def _native(device: torch.device) -> str:
     fast = torch.cuda.is_bf16_supported() if device.type == "cuda" else bf16_cpu() and device.type == "cpu"
     return "bf16" if fast else "fp32"
 
 
 @cache
-def _say_once(told: str) -> None:
-    """Warns once: a prior asks again when it moves."""
-    logger.warning("%s", told)
+def _warn_once(note: str) -> None:
+    logger.warning("%s", note)
 
 
 def bf16_cpu() -> bool:
-    """Has the CPU bf16 instructions? (Without them bf16 is emulated, slower than fp32.)"""
+    """Return whether the CPU has bf16 instructions; without them bf16 is slower than fp32."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def mixed(device: torch.device, wanted: bool = True) -> torch.autocast:
-    """Gives bfloat16 autocast for training, where it is wanted and the machine has instructions for it."""
+def autocast_bf16(device: torch.device, enabled: bool = True) -> torch.autocast:
+    """Return a bfloat16 autocast context, enabled only if the device has bf16 instructions."""
     dtype = compute_dtype("auto", device)
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and dtype is torch.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and dtype is torch.bfloat16)
 
 
-def compact(network: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Stores the weights of matrix products and convolutions in the dtype in which autocast computes them: the same
-    results from less memory. For networks that are neither trained nor saved."""
+def cast_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Cast the weights of linear layers and convolutions in place to the dtype that autocast computes them in.
+
+    Saves memory without changing results. Only for networks that are neither trained nor saved.
+    """
     for module in network.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             module.to(dtype)

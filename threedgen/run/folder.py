@@ -1,12 +1,12 @@
-"""The folder of a run: where it is, and what is written there (`disk.py`: how).
+"""Run folders: choice, creation, config.yaml and comparison of runs.
 
-    config.yaml     the resolved config; loading it alone reproduces the run, if its length was not changed on the way;
-                    its first line names what it was made of
-    metrics.jsonl   one line for each logged step, and metrics.csv made from it
+    config.yaml     resolved config, with the name of its file in the first line; reproduces the run if its number of
+                    steps was not changed on the way
+    metrics.jsonl   one line for each logged step, also as metrics.csv
     summary.json    time, memory, versions, seed
-    checkpoints/    states to go on from
+    checkpoints/    states to resume from
 
-Imports no torch: the folder is chosen and shown before the long imports begin.
+Imports no torch: the folder is chosen and printed before the slow imports.
 """
 
 from __future__ import annotations
@@ -31,34 +31,33 @@ from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
 from threedgen.config.scheduled import is_step
-from threedgen.run.disk import UNFINISHED, prepare, write_atomic
+from threedgen.run.disk import TEMPORARY_NAME, prepare, write_atomic
 from threedgen.run.lock import NAME as LOCK
-from threedgen.run.lock import given_back, hold
+from threedgen.run.lock import acquire, was_released
 
 logger = logging.getLogger(__name__)
 
 CONFIG, SUMMARY, CHECKPOINTS = "config.yaml", "summary.json", "checkpoints"
-LENGTH = "trainer.max_steps"
+MAX_STEPS_KEY = "trainer.max_steps"
 ROOT = Path("outputs")
-RUN = "run"
-"""The folder's name of a run that has no prompt."""
-HARMLESS = (
+NAME_WITHOUT_PROMPT = "run"
+"""Name of the run folder if the config has no prompt."""
+NEUTRAL_KEYS = (
     "about needs out threads prompt_check trainer.max_steps trainer.log_every_n_steps trainer.val_check_interval "
     "checkpoint export march.chunk validation logging "
-    "engine workers address cpus gpus attempts"  # who works
+    "engine workers address cpus gpus attempts"
 ).split()
-"""Keys, of sections too, that do not change the result of a run."""
+"""Config keys and sections that do not change the result of a run."""
 EMBEDDED = ("toybox-base", "toybox-prior")
-"""The names of what comes with threedgen; the former prior was only called "embedded"."""
+"""Names of the embedded weights; earlier releases had one prior, named "embedded"."""
 
 C = TypeVar("C", bound=BaseModel)
 
 
 def slug(text: str) -> str:
-    """Makes a folder name of any text: a-z, 0-9 and '-', at most 69 characters, different for different texts.
+    """Return a folder name for any text: a-z, 0-9 and '-', at most 69 characters.
 
-    The readable part is the text without accents and other scripts; the last 8 hex digits are SHA-256 of the
-    exact text.
+    The readable part is the text in ASCII without accents. The last 8 hex digits are the SHA-256 of the exact text.
     """
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii").lower()
     words = re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:60].strip("-")
@@ -66,25 +65,25 @@ def slug(text: str) -> str:
     return f"{words or 'prompt'}-{digest[:8]}"
 
 
-# --- which folder -----------------------------------------------------------------------------------------
+# --- choice of the folder ---------------------------------------------------------------------------------
 
 
 def stored_config(folder: Path) -> dict[str, Any] | None:
-    """Reads the config.yaml of a run as data; None if the folder has nothing of this name.
+    """Return the config.yaml of a run as data; None if there is none.
 
-    Raises ConfigError for one that cannot be read or is of something else: it is not ours to overwrite.
+    Raises ConfigError if the file cannot be read or is not the config of a run: it is then not overwritten.
     """
     path = folder / CONFIG
     if not os.path.lexists(path):
         return None
     tree = yaml_text.read(path)
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} is not the config of a run (it holds {short(tree)}); choose another folder")
+        raise ConfigError(f"{path} is not the config of a run: it contains {short(tree)}. Choose another folder")
     return tree
 
 
 def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Joins the keys of nested data by dots; a schedule is one value."""
+    """Return nested data with dotted keys; a schedule is one value."""
     if not isinstance(tree, dict) or all(map(is_step, tree)) or not all(isinstance(key, str) for key in tree):
         return {prefix: tree}
     return {
@@ -95,35 +94,40 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], extends: Iterable[str] = ()) -> list[str]:
-    """Lists `key: old -> new` for every key that would change the result of a run, of two configs as data; where
-    another `name` of a section changes what is in it, that is counted only.
+    """Return `key: old -> new` for every key that changes the result of a run.
 
-    extends: further keys that do not make it another run. Raises ConfigError if the old run was made with the toybox
-    prior of an earlier release and the new one has today's.
+    Where the `name` of a section changes, its other changed keys are only counted.
+
+    Args:
+        old, new: configs as data.
+        extends: further keys that may differ.
+
+    Raises:
+        ConfigError: if `old` uses the toybox prior of an earlier release and `new` the current one.
     """
     before, after = flat(renamed.in_run(old)), flat(new)
     if any(value == "embedded" and after.get(key) in EMBEDDED for key, value in before.items()):
         raise ConfigError(
-            "the run in this folder was made with the toybox prior of an earlier release, which this one replaces: "
-            "finish it with that release, or begin it anew in another folder"
+            "the run in this folder was made with the toybox prior of an earlier release, which no longer exists. "
+            "Finish it with that release, or start a new run in another folder"
         )
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    free = (*HARMLESS, *extends)
-    keys = [key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in free)]
+    neutral = (*NEUTRAL_KEYS, *extends)
+    keys = [key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in neutral)]
     names = [key for key in keys if key.endswith(".name")]
-    told = Counter(
+    counts = Counter(
         min((name for name in names if key.startswith(name.removesuffix("name"))), key=len, default=key) for key in keys
     )
-    more = {key: f", and {n - 1} more of its section" if n > 1 else "" for key, n in told.items()}
+    more = {key: f", and {n - 1} more of its section" if n > 1 else "" for key, n in counts.items()}
     return [f"{key}: {short(before.get(key))} -> {short(after.get(key))}{more[key]}" for key in more]
 
 
 def user_path(text: str | Path, key: str) -> Path:
-    """Expands `~` in a path that the system can look up. Raises ConfigError naming `key`."""
+    """Return a path with `~` expanded. Raises ConfigError for `key` if the system cannot look it up."""
     try:
         path = Path(text).expanduser()
         if str(text).strip():
-            path.stat()  # raises for a name that is too long, or holds a NUL
+            path.stat()  # raises for a name that is too long or contains NUL
             return path
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return path
@@ -133,7 +137,7 @@ def user_path(text: str | Path, key: str) -> Path:
 
 
 def existing_folder(text: str | Path, key: str) -> Path:
-    """Finds the folder of this name, `~` expanded. Raises ConfigError naming `key` if there is none."""
+    """Return the path of an existing folder, `~` expanded. Raises ConfigError for `key` if there is none."""
     folder = user_path(text, key)
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {str(text)!r}", key)
@@ -141,101 +145,101 @@ def existing_folder(text: str | Path, key: str) -> Path:
 
 
 def config_name(path: Path) -> str:
-    """Names a config's file for its run folders; for the config.yaml of a run, that of the run."""
+    """Return the name of a config file without suffix; for the config.yaml of a run, the name of its folder."""
     return path.resolve().parent.name if path.name == CONFIG else path.stem
 
 
 def _own_folder(config: BaseModel, config_name: str) -> Path:
-    """Finds outputs/CONFIG/slug-of-the-prompt, with -2, -3, ... behind it while such a folder belongs to another run.
+    """Return outputs/CONFIG/SLUG-OF-THE-PROMPT, with -2, -3, ... if that folder belongs to another run.
 
-    So the same config always gets the same folder. A longer run is another one, unless it is asked for. The folder of
-    a run that failed before any work is as good as none.
+    The same config always gets the same folder; another number of steps makes another run. The folder of a run that
+    failed before any work is reused.
     """
     prompt = getattr(config, "prompt", None)
-    name = slug(prompt) if isinstance(prompt, str) else RUN
+    name = slug(prompt) if isinstance(prompt, str) else NAME_WITHOUT_PROMPT
     parent = ROOT / (re.sub(r"[^A-Za-z0-9_-]+", "-", config_name).strip("-")[:60] or "config")
     expected = plain(config)
     for number in count(1):
         folder = parent / (name if number == 1 else f"{name}-{number}")
         with suppress(ConfigError):
             stored = stored_config(folder)
-            if not has_work(folder) and (stored is None or given_back(folder)):
+            if not has_work(folder) and (stored is None or was_released(folder)):
                 break
             if stored is None:
                 continue
-            if not differences(stored, expected) and flat(stored).get(LENGTH) == flat(expected).get(LENGTH):
+            if not differences(stored, expected) and flat(stored).get(MAX_STEPS_KEY) == flat(expected).get(
+                MAX_STEPS_KEY
+            ):
                 break
     return folder
 
 
-def place_of(config: BaseModel, config_name: str) -> Path:
-    """Finds the folder of a run: `out`, or one of its own. Raises ConfigError for what is no path."""
-    out = getattr(config, "out", None)
-    return _own_folder(config, config_name) if out is None else user_path(out, "out")
+def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, dict[str, Any] | None]:
+    """Return the folder of a run, and the stored config if it already contains this run; write nothing.
 
+    A run without any results, because it failed early, may be replaced by any other.
 
-def choose(config: BaseModel, config_name: str) -> tuple[Path, dict[str, Any] | None]:
-    """Finds the folder of a run, and the config of this run if it is there already, to be resumed; writes nothing.
-
-    Raises ConfigError if `out` is not a folder, or holds a run of another config (but for harmless keys: HARMLESS) or
-    files that are no run's. A run that left no work, as it failed before, gives way to any other.
+    Raises:
+        ConfigError: if `out` is not a folder, or contains other files or a run of another config (apart from
+            NEUTRAL_KEYS).
     """
-    out, folder = getattr(config, "out", None), place_of(config, config_name)
+    out = getattr(config, "out", None)
+    folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
     if folder.exists() and not folder.is_dir():
         raise ConfigError("should be a folder, but a file has this name", "out", str(out))
     stored, work = stored_config(folder), has_work(folder)
     if stored is None and work:
-        raise ConfigError("holds files that are not of a run, which might be lost; name a new folder", "out", str(out))
+        raise ConfigError("contains files that do not belong to a run. Choose a new folder", "out", str(out))
     changed = [] if stored is None else differences(stored, plain(config), getattr(config, "extends", ()))
     if changed and work:
         raise ConfigError(
-            f"{folder} holds a run of another config; choose another out=, or the same values. "
-            f"They differ in {'; '.join(changed)}"
+            f"{folder} contains a run of another config: {'; '.join(changed)}. "
+            "Choose another out=, or use the same values"
         )
     return folder, None if changed else stored
 
 
-def begin(config: C, config_name: str) -> tuple[C, Path | None]:
-    """Chooses, creates and labels the folder of a run.
+def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
+    """Choose, create and lock the folder of a run, and write its config.yaml.
 
-    Returns the config with `out` set to the folder, and the folder once more if it already holds this run (else None).
-    Raises ConfigError for what `choose` does, and if it cannot be written or is in use by another process (`run.lock`).
+    Returns:
+        The config with `out` set to the folder, and the folder to resume from, None for a new run.
+
+    Raises:
+        ConfigError: as `choose_folder`, and if the folder cannot be written or another process uses it.
     """
-    folder, stored = choose(config, config_name)
-    return _labelled(folder, config, config_name, stored), None if stored is None else folder
+    folder, stored = choose_folder(config, config_name)
+    return _prepare_folder(folder, config, config_name, stored), None if stored is None else folder
 
 
 def has_work(folder: Path) -> bool:
-    """Is there anything in the folder of a run, at any depth, but what is there before its work begins?"""
+    """Return whether a run folder has any file other than its config, lock and temporary files."""
     files = (name for _, _, names in os.walk(folder) for name in names)
-    return any(name not in (CONFIG, LOCK) and not UNFINISHED.search(name) for name in files)
+    return any(name not in (CONFIG, LOCK) and not TEMPORARY_NAME.search(name) for name in files)
 
 
 def steps_done(folder: Path) -> int:
-    """Reads the optimisation steps behind the results of a run, as its summary has them; 0 where it has none."""
+    """Return the optimisation steps of a run from its summary; 0 if there is none."""
     steps = read_json(folder / SUMMARY).get("steps")
     return steps if type(steps) is int else 0
 
 
-def _labelled(folder: Path, config: C, config_name: str, before: dict[str, Any] | None) -> C:
-    """Takes the folder and writes config.yaml there, unless the run is longer already than the config asks for.
-
-    `before`: the config of the run that is there, which may have another length.
-    """
+def _prepare_folder(folder: Path, config: C, config_name: str, stored: dict[str, Any] | None) -> C:
+    """Create and lock the folder, and write config.yaml unless the run already has more steps than the config."""
     prepare(folder)
-    if hold(folder):
-        clear_unfinished(folder, below=True)
-    former, length = (flat(tree).get(LENGTH) for tree in (before or {}, plain(config)))
-    if length is None or length >= steps_done(folder):
+    if acquire(folder):
+        remove_temporary_files(folder, recursive=True)
+    old_steps, max_steps = (flat(tree).get(MAX_STEPS_KEY) for tree in (stored or {}, plain(config)))
+    if max_steps is None or max_steps >= steps_done(folder):
         write_config(folder, config, config_name)
-        if former not in (None, length) and has_work(folder):
-            words = "%s: %s -> %s; values that are given in percent of the run count from its new length"
-            logger.warning(words, LENGTH, former, length)
+        if old_steps not in (None, max_steps) and has_work(folder):
+            text = "%s: %s -> %s. Schedules in percent now refer to the new number of steps"
+            logger.warning(text, MAX_STEPS_KEY, old_steps, max_steps)
     return config.model_copy(update={"out": str(folder)})
 
 
 def run_folder(run: str | Path, key: str = "--resume") -> Path:
-    """Finds the folder of the run at `run`, a folder or a file in it. Raises ConfigError for `key` if there is none."""
+    """Return the folder of a run from its path or the path of a file in it. Raises ConfigError for `key`."""
     folder = user_path(run, key)
     folder = folder.parent if folder.is_file() else folder
     if not (folder / CONFIG).is_file():
@@ -244,42 +248,42 @@ def run_folder(run: str | Path, key: str = "--resume") -> Path:
 
 
 def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
-    """Loads the config (with `out` set) of a run that is to go on, and finds its folder.
+    """Open the run to resume; return its config with `out` set, and its folder.
 
-    Overrides may change harmless keys only. Raises ConfigError, also if another process works there.
+    Raises ConfigError if overrides change other than NEUTRAL_KEYS, or another process uses the folder.
     """
     folder = run_folder(run)
     config, stored = load((folder / CONFIG).resolve(), overrides), stored_config(folder)
     changed = differences(stored or {}, plain(config), getattr(config, "extends", ()))
     if changed:
         raise ConfigError(
-            f"{COMMAND_LINE}: these changes would make it another run: {'; '.join(changed)}. "
-            f"Start a new one with {command('--config', str(folder / CONFIG))}"
+            f"{COMMAND_LINE}: a resumed run cannot change {'; '.join(changed)}. "
+            f"Start a new run with {command('--config', str(folder / CONFIG))}"
         )
-    name = made_of((folder / CONFIG).read_text(encoding="utf-8"))
-    return _labelled(folder, config, name, stored), folder
+    name = stored_config_name((folder / CONFIG).read_text(encoding="utf-8"))
+    return _prepare_folder(folder, config, name, stored), folder
 
 
 def write_config(folder: Path, config: BaseModel, config_name: str = "") -> None:
-    """Writes config.yaml, complete but without the folder's own place, so that a run can be moved."""
+    """Write the complete config.yaml without `out`, so that the folder can be moved."""
     first = f"# {' '.join(config_name.split())}\n" if config_name else ""
     write_atomic(folder / CONFIG, first + dump(config.model_copy(update={"out": None})))
 
 
-def made_of(text: str) -> str:
-    """Reads the config's name that a config.yaml has in its first line; "" if it has none."""
+def stored_config_name(text: str) -> str:
+    """Return the config name from the first line of a config.yaml; "" if it has none."""
     first = text.partition("\n")[0]
     return first[1:].strip() if first.startswith("#") else ""
 
 
-def clear_unfinished(folder: Path, below: bool = False) -> None:
-    """Takes away what processes that were killed left half-written in `folder`; `below` it too, except in other runs.
+def remove_temporary_files(folder: Path, recursive: bool = False) -> None:
+    """Remove incomplete files of killed processes from a folder; nothing may be writing there. Raises OSError.
 
-    Nothing may be writing there. Raises OSError.
+    `recursive`: also from subfolders, except those of other runs.
     """
-    for place, folders, names in os.walk(folder):
-        for name in filter(UNFINISHED.search, folders + names):
-            path = Path(place, name)
+    for parent, folders, names in os.walk(folder):
+        for name in filter(TEMPORARY_NAME.search, folders + names):
+            path = Path(parent, name)
             shutil.rmtree(path) if name in folders else path.unlink(missing_ok=True)
-        kept = (name for name in folders if below and not UNFINISHED.search(name))
-        folders[:] = [name for name in kept if not Path(place, name, CONFIG).exists()]
+        subfolders = (name for name in folders if recursive and not TEMPORARY_NAME.search(name))
+        folders[:] = [name for name in subfolders if not Path(parent, name, CONFIG).exists()]

@@ -1,4 +1,4 @@
-"""Ctrl-C, twice: the first asks the work to stop at its next good moment, the second leaves at once; SIGTERM."""
+"""Handlers of Ctrl-C and SIGTERM: the first Ctrl-C stops after the current step, the second at once."""
 
 from __future__ import annotations
 
@@ -9,34 +9,32 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any
 
-STOPPED = (130, 143)
-"""Exit codes of a task that obeyed Ctrl-C or SIGTERM."""
-AFTER_STEP = "stopping after this step (Ctrl-C again leaves at once)"
+STOP_CODES = (130, 143)
+"""Exit codes of a task that was stopped by Ctrl-C or SIGTERM."""
+STOP_NOTE = "stopping after this step (Ctrl-C again leaves at once)"
 
 
 class Stopped(SystemExit):
-    """Raised, with the exit code, by work that ended before its time; after one of STOPPED it can go on later."""
+    """Early end of a task, with its exit code; after a code in STOP_CODES the task can be resumed."""
 
 
 class Interrupts:
-    """While entered, the first SIGINT only sets `stop`; the next raises KeyboardInterrupt.
-
-    SIGTERM ends the process as always, but for a while it can be made to set `terminated` (obey_sigterm).
+    """Context in which the first SIGINT sets `stop` and the next one raises KeyboardInterrupt.
 
         with Interrupts() as interrupts:
             while not interrupts.stop:
                 step()
 
-    Used around a whole command, so that what follows the training (pictures, mesh) is still done after the
-    first Ctrl-C; `note` tells the user what will be, and may be changed meanwhile. May be entered again inside
-    itself. Outside the main thread, where Python lets nobody set handlers, it does nothing.
+    SIGTERM ends the process as usual; after `catch_sigterm` it sets `terminated` instead. Used around a whole command,
+    so that the export after the training still runs after the first Ctrl-C. `note`, which may change, is printed on
+    that Ctrl-C. Reentrant. Does nothing outside the main thread, where Python allows no handlers.
     """
 
-    def __init__(self, note: str = AFTER_STEP) -> None:
+    def __init__(self, note: str = STOP_NOTE) -> None:
         self.note = note
         self.stop = self.terminated = False
         self._depth = 0
-        self._before: dict[int, tuple[Any, Any]] = {}  # signal: our handler and that of before
+        self._before: dict[int, tuple[Any, Any]] = {}  # signal -> (our handler, previous handler)
 
     def __enter__(self) -> Interrupts:
         self._depth += 1
@@ -48,16 +46,16 @@ class Interrupts:
         self._depth -= 1
         while self._depth == 0 and self._before:
             number, (own, before) = self._before.popitem()
-            if number == signal.SIGINT or signal.getsignal(number) == own:  # Lightning gives its own SIGTERM back
+            if number == signal.SIGINT or signal.getsignal(number) == own:  # Lightning may have restored SIGTERM
                 signal.signal(number, before)
 
-    def heed(self) -> None:
-        """Raises Stopped after Ctrl-C."""
+    def raise_if_stopped(self) -> None:
+        """Raise Stopped after Ctrl-C."""
         if self.stop:
-            raise Stopped(STOPPED[0])
+            raise Stopped(STOP_CODES[0])
 
-    def obey_sigterm(self) -> None:
-        """Lets SIGTERM only set `terminated` from now on, until the end."""
+    def catch_sigterm(self) -> None:
+        """Make SIGTERM set `terminated` until the context ends."""
         self._take(signal.SIGTERM, self._terminate)
 
     def _take(self, number: int, handler: Any) -> None:
@@ -71,6 +69,6 @@ class Interrupts:
         if self.stop:
             raise KeyboardInterrupt
         self.stop = True
-        with suppress(OSError):  # no terminal left to tell
-            # not print or logging: a handler may interrupt either in the middle
+        with suppress(OSError):  # closed stderr
+            # print and logging are not reentrant in a signal handler
             os.write(2, f"\n{self.note}\n".encode())

@@ -1,4 +1,4 @@
-"""Who makes a file of outputs/ that is not there yet: the shipped config whose run leaves it."""
+"""Shipped config that produces a missing file in outputs/."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from threedgen.config import listing, shipped
 from threedgen.config.command import command
-from threedgen.run.folder import ROOT, RUN
+from threedgen.run.folder import NAME_WITHOUT_PROMPT, ROOT
 
 
 def made_by(path: str) -> str:
-    """Words the command that leaves a file at `path`, and what it needs; "" if that is in no shipped config's run."""
+    """Return a note with the command that writes the file at `path` and what it needs; "" if no shipped config does."""
     parts = Path(path).parts
-    if parts[:1] != ROOT.parts or parts[2:3] != (RUN,) or parts[1] not in shipped():
+    if parts[:1] != ROOT.parts or parts[2:3] != (NAME_WITHOUT_PROMPT,) or parts[1] not in shipped():
         return ""
-    return f"`{command('--config', parts[1])}` leaves it there (needs: {listing.read(parts[1]).needs})"
+    return f"`{command('--config', parts[1])}` writes it (needs: {listing.read(parts[1]).needs})"

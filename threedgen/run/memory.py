@@ -1,4 +1,4 @@
-"""How much memory there is, and how much of it a graph would hold."""
+"""Free memory, allocator settings and the memory of autograd graphs."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from threedgen.config.errors import ConfigError
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
-UNKNOWN = 4 << 30
-"""Assumed where a system does not say."""
+DEFAULT_AVAILABLE = 4 << 30
+"""Bytes assumed where the system gives no figure."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Names of glibc's malloc.h."""
-LARGEST_KEPT, MOST_KEPT = 256 << 20, 512 << 20
-"""Bytes of one block, and of all free ones at the top of the heap."""
+"""mallopt parameters of glibc's malloc.h."""
+MAX_REUSED_BLOCK, MAX_REUSED_HEAP = 256 << 20, 512 << 20
+"""Bytes of the largest block, and of all free blocks at the top of the heap, that malloc reuses."""
 
 
 def free_bytes(device: torch.device) -> int:
-    """Bytes that this process could still take on a device.
+    """Return the bytes that this process can still allocate on a device.
 
-    On a GPU what the driver has, and what torch keeps for reuse; on a CPU what is available without swapping, within
-    the limit of a container (cgroup v2).
+    On a GPU the driver's free memory plus torch's cache; on a CPU the memory available without swapping, within the
+    limit of a container (cgroup v2).
     """
     if device.type == "cuda":
-        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + kept
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     container = _container()
@@ -41,46 +41,46 @@ def free_bytes(device: torch.device) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Lets this process take tensors on the CPU from what it freed before (glibc; elsewhere nothing happens).
+    """Make glibc's malloc reuse large freed blocks for CPU tensors; no effect with other C libraries.
 
-    By default blocks above 32 MB come fresh from the system each time, and writing to pages for the first time costs
-    as much as a product of matrices. Takes up to ``MOST_KEPT`` more.
+    By default blocks above 32 MB are mapped anew each time, and the page faults cost as much as a matrix product. Uses
+    up to ``MAX_REUSED_HEAP`` more memory.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
-        mallopt(M_TRIM_THRESHOLD, MOST_KEPT)
+        mallopt(M_MMAP_THRESHOLD, MAX_REUSED_BLOCK)
+        mallopt(M_TRIM_THRESHOLD, MAX_REUSED_HEAP)
 
 
 def require_memory(size: int, what: str) -> None:
-    """Raises ConfigError if `size` bytes are more than this process can still take."""
+    """Raise ConfigError if `size` bytes are more than this process can still allocate."""
     free = free_bytes(torch.device("cpu"))
     if size > free:
-        raise ConfigError(f"{what} takes {size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free")
+        raise ConfigError(f"{what} needs {size / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} GB are free")
 
 
 @contextmanager
-def enough_memory(doing: str, remedy: str) -> Iterator[None]:
-    """Turns the OutOfMemoryError of a GPU inside into a ConfigError: what was done, and what to set."""
+def explain_out_of_memory(what: str, remedy: str) -> Iterator[None]:
+    """Turn a GPU's OutOfMemoryError inside into a ConfigError with a remedy."""
     try:
         yield
     except torch.OutOfMemoryError:
-        raise ConfigError(f"{doing} takes more memory than the GPU has free: {remedy}") from None
+        raise ConfigError(f"{what} takes more memory than the GPU has free: {remedy}") from None
 
 
 def _available() -> int:
-    """Finds what the machine has: Linux's own estimate, elsewhere half of the memory that is built in."""
+    """Return Linux's estimate of available bytes; on other systems half of the physical memory."""
     with suppress(OSError, ValueError, StopIteration):
         lines = MEMINFO.read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return UNKNOWN
+        return DEFAULT_AVAILABLE
 
 
 def _container() -> int | None:
-    """Finds what is left of a container's limit; None without one. Cached files can be dropped, so do not count."""
+    """Return the free bytes below the limit of a container (file cache counts as free); None without a limit."""
     try:
         limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
         if limit == "max":
@@ -92,27 +92,27 @@ def _container() -> int | None:
         return None
 
 
-class _Kept:
-    """A tensor that a graph refers to, for as long as there is the graph."""
+class _Saved:
+    """Tensor saved by a graph; it lives as long as the graph."""
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor.detach()  # a result would hold the graph that holds it
+        self.tensor = tensor.detach()  # else a saved output and its graph would keep each other alive
 
 
 def graph_bytes(make: Callable[[], object]) -> int:
-    """Bytes of what autograd keeps for the graph behind `make()`'s result, each storage counted once.
+    """Return the bytes that autograd saves for the graph of `make()`'s result; each storage counts once.
 
-    Parameters that the graph refers to are counted too; the difference between two sizes is free of them.
+    Saved parameters are included; they cancel in the difference between two graphs.
     """
-    alive: WeakSet[_Kept] = WeakSet()
+    alive: WeakSet[_Saved] = WeakSet()
 
-    def pack(tensor: Tensor) -> _Kept:
-        kept = _Kept(tensor)
-        alive.add(kept)
-        return kept
+    def pack(tensor: Tensor) -> _Saved:
+        saved = _Saved(tensor)
+        alive.add(saved)
+        return saved
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-        made = make()  # its name holds the graph
-        storages = {kept.tensor.untyped_storage()._cdata: kept.tensor.untyped_storage().nbytes() for kept in alive}
-        del made
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+        result = make()  # keeps the graph alive
+        storages = {saved.tensor.untyped_storage()._cdata: saved.tensor.untyped_storage().nbytes() for saved in alive}
+        del result
     return sum(storages.values())

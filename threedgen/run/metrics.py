@@ -1,4 +1,4 @@
-"""What a run writes down about itself: metrics while it goes on, a summary at its end."""
+"""Metrics of a run (metrics.jsonl, metrics.csv) and its summary (summary.json)."""
 
 from __future__ import annotations
 
@@ -32,62 +32,61 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Reads the whole lines of metrics.jsonl, as dicts with a `step`; one that is cut off, or not ours, is left out.
-
-    Raises ConfigError for a file that cannot be read at all.
-    """
-    path, found = Path(folder) / "metrics.jsonl", []
+    """Return the valid lines of metrics.jsonl, dicts with a `step`. Raises ConfigError for an unreadable file."""
+    path, rows = Path(folder) / "metrics.jsonl", []
     try:
         text = read_bytes(path).decode("utf-8", "replace") if path.exists() else ""
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
-    for text_line in text.split("\n"):
+        raise ConfigError(f"cannot read {path} ({error.strerror})") from None
+    for line in text.split("\n"):
         with suppress(ValueError):
-            line = parse_json(text_line)
-            if isinstance(line, dict) and type(line.get("step")) is int:
-                found.append(line)
-    return found
+            row = parse_json(line)
+            if isinstance(row, dict) and type(row.get("step")) is int:
+                rows.append(row)
+    return rows
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Reads summary.json of a run; empty if there is none that can be read."""
+    """Return summary.json of a run; an empty dict if it cannot be read."""
     return read_json(folder / SUMMARY)
 
 
 class Metrics:
-    """metrics.jsonl, one JSON object a line, and metrics.csv made from it.
+    """Writer of metrics.jsonl, one JSON object per line, and of metrics.csv.
 
-    A line's `step` is the number of optimisation steps done. Opened at a resumed step, lines of later steps,
-    which a killed run wrote after its last checkpoint, are dropped.
+    Args:
+        folder: run folder.
+        step: optimisation steps done. Lines of later steps, which a killed run wrote after its last checkpoint, are
+            removed.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
         self.path = Path(folder) / "metrics.jsonl"
         self._failed = False
         if self.path.exists():
-            kept = [line for line in read_metrics(self.path.parent) if line["step"] <= step]
-            write_atomic(self.path, "".join(_line(line) for line in kept))
+            rows = [row for row in read_metrics(self.path.parent) if row["step"] <= step]
+            write_atomic(self.path, "".join(map(_line, rows)))
 
     def log(self, step: int, values: dict[str, Any]) -> None:
-        """Appends a line of numbers (tensors of one element included); a full disk is a warning, once."""
+        """Append a line of numbers or one-element tensors; a failed write gives one warning."""
         line = _line({"step": step} | {key: _number(value) for key, value in values.items()})
         try:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(line)
         except OSError as error:
             if not self._failed:
-                logger.warning("%s cannot be written (%s); going on", self.path, error.strerror)
+                logger.warning("cannot write %s (%s). The run continues", self.path, error.strerror)
             self._failed = True
 
     def write_csv(self) -> Path:
-        """Writes metrics.csv beside it: a column for each key, in the order of appearance. Raises OSError."""
-        path, lines = self.path.with_suffix(".csv"), read_metrics(self.path.parent)
-        write_atomic(path, csv_table(lines, () if lines else ("step",)))
+        """Write metrics.csv, with one column per key in the order of appearance. Raises OSError."""
+        path, rows = self.path.with_suffix(".csv"), read_metrics(self.path.parent)
+        write_atomic(path, csv_table(rows, () if rows else ("step",)))
         return path
 
 
 def csv_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> str:
-    """Lays out a table in CSV: these columns, or one for each key in the order of appearance."""
+    """Return rows as CSV text with these columns, or with one per key in the order of appearance."""
     columns = columns or list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
@@ -101,7 +100,7 @@ def _line(values: dict[str, Any]) -> str:
 
 
 def _number(value: Any) -> Any:
-    """Makes a JSON value: numbers as they are, one-element tensors as floats, NaN and infinities as None."""
+    """Return a JSON value: one-element tensors as floats, NaN and infinities as None."""
     if isinstance(value, (str, bool, int)) or value is None:
         return value
     number = float(value)
@@ -109,7 +108,7 @@ def _number(value: Any) -> Any:
 
 
 def environment() -> dict[str, Any]:
-    """Collects versions, machine and thread counts: what decides the last bits of a result. Imports nothing heavy."""
+    """Return versions, machine and thread counts, on which the last bits of results depend; without slow imports."""
     versions = {"threedgen": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -127,7 +126,6 @@ def environment() -> dict[str, Any]:
 
 
 def _cpu() -> str:
-    """Finds the name of the processor, from /proc where there is one."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -135,8 +133,8 @@ def _cpu() -> str:
 
 
 def peak_memory() -> float | None:
-    """Measures the most memory this process has held, in MiB; None where the system does not tell (Windows)."""
-    # Linux counts the process that started this one into getrusage's figure, but not here
+    """Return the peak memory of this process in MiB; None on Windows."""
+    # on Linux getrusage includes the memory of the parent process at the start, VmHWM does not
     with suppress(OSError, ValueError, StopIteration):
         lines = Path("/proc/self/status").read_text(encoding="utf-8", errors="replace").splitlines()
         return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
@@ -148,14 +146,14 @@ def peak_memory() -> float | None:
     return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
-def forget_peak() -> None:
-    """Counts the most memory of this process anew, so that a run does not answer for the one before."""
-    with suppress(OSError):  # not Linux, or not allowed: the peak is then that of the whole process
+def reset_peak_memory() -> None:
+    """Reset the peak of `peak_memory` between two runs of one process (Linux only)."""
+    with suppress(OSError):  # not Linux, or not permitted
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: Any) -> Path:
-    """Writes summary.json: end (UTC), seconds it took, peak memory, seed, config hash, versions, further figures."""
+    """Write summary.json: end time (UTC), seconds, peak memory, seed, config hash, figures and environment."""
     summary = {
         "task": getattr(config, "task", None),
         "prompt": getattr(config, "prompt", None),

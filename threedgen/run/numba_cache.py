@@ -1,6 +1,6 @@
-"""Where numba keeps its compiled kernels: without a folder that can be written it would not even load them.
+"""Writable cache folder for Numba, which otherwise does not load cached kernels.
 
-Imports nothing but the standard library, for this comes before everything else.
+Imports only the standard library, because it runs before all other imports.
 """
 
 from __future__ import annotations
@@ -17,32 +17,31 @@ VARIABLE = "NUMBA_CACHE_DIR"
 
 
 def choose(package: Path) -> None:
-    """Sets numba's variable if numba itself would find no place; a temporary one is said. Before numba's import.
+    """Set NUMBA_CACHE_DIR if neither it nor __pycache__ in `package` is writable. Call before importing Numba.
 
-    Numba takes the folder in the variable, or else __pycache__ beside the sources in `package`. An installation may be
-    read-only: then it is the user's cache folder, and in a container without one a fresh temporary folder, which nobody
-    else can write (what lies in it is executed).
+    The folder is in the user's cache, or, in a container without one, a new temporary folder with a warning. Only this
+    user can write there, because its files are executed.
     """
-    if any(_writable(Path(place)) for place in (os.environ.get(VARIABLE), package / "__pycache__") if place):
+    if any(_writable(Path(folder)) for folder in (os.environ.get(VARIABLE), package / "__pycache__") if folder):
         return
-    with suppress(RuntimeError):  # nobody's home
-        kept = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "threedgen" / "numba"
-        if kept.is_absolute() and _writable(kept):
-            os.environ[VARIABLE] = str(kept)
+    with suppress(RuntimeError):  # no home folder
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "threedgen" / "numba"
+        if cache.is_absolute() and _writable(cache):
+            os.environ[VARIABLE] = str(cache)
             return
     with suppress(OSError):
         os.environ[VARIABLE] = tempfile.mkdtemp(prefix="threedgen-numba-")
-        words = "neither the installation nor a cache folder can be written: kernels are kept in %s (else set %s)"
-        logger.warning(words, os.environ[VARIABLE], VARIABLE)
+        text = "no cache folder is writable: kernels are cached in %s. Set %s to a writable folder"
+        logger.warning(text, os.environ[VARIABLE], VARIABLE)
 
 
 def _writable(folder: Path) -> bool:
-    """Can a file be made there? The folder is made if need be. Permissions alone do not tell (root, mounts, NFS)."""
+    """Return whether a file can be created in a folder; permissions are not enough (root, mounts, NFS)."""
     trial = folder / f".{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         trial.touch()
-        trial.unlink(missing_ok=True)  # another machine may have a process of this number
+        trial.unlink(missing_ok=True)  # on a shared disk another machine may have a process with this id
     except OSError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""Options of tasks that hand out jobs to workers (no torch here)."""
+"""Options of tasks that run jobs in workers. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from pydantic import Field, model_validator
 from threedgen.config.optional import require
 from threedgen.config.sections import RunConfig
 
-ENGINE = ("engine", "workers", "attempts", "address", "cpus", "gpus")
-"""Keys that ``run.workers.run_jobs`` takes."""
+ENGINE_KEYS = ("engine", "workers", "attempts", "address", "cpus", "gpus")
+"""Config keys that are arguments of ``run.workers.run_jobs``."""
 
 
-class CrewConfig(RunConfig):
-    """A run whose jobs are done by this process, by several of this machine, or on a Ray cluster."""
+class WorkersConfig(RunConfig):
+    """Run whose jobs are done by this process, by several local processes, or on a Ray cluster."""
 
     engine: Literal["here", "processes", "ray"] = Field(
-        "here", description="who works: this process, processes of this machine, or a Ray cluster"
+        "here", description="where jobs run: this process, local processes, or a Ray cluster"
     )
-    workers: int = Field(1, ge=1, le=10_000, description="of the engines processes and ray, side by side")
-    address: str | None = Field(None, description="of the Ray cluster; null: RAY_ADDRESS, or a new one on this machine")
-    cpus: float = Field(1.0, gt=0, description="CPUs that a Ray worker asks for")
-    gpus: float = Field(0.0, ge=0, description="GPUs that a Ray worker asks for")
-    attempts: int = Field(3, ge=1, le=100, description="how often a job is tried that fails or loses its worker")
+    workers: int = Field(1, ge=1, le=10_000, description="number of parallel workers of the engines processes and ray")
+    address: str | None = Field(None, description="address of the Ray cluster; null: RAY_ADDRESS, or a new local one")
+    cpus: float = Field(1.0, gt=0, description="CPUs per Ray worker")
+    gpus: float = Field(0.0, ge=0, description="GPUs per Ray worker")
+    attempts: int = Field(3, ge=1, le=100, description="attempts per job that fails or loses its worker")
 
     @model_validator(mode="after")
-    def _address(self) -> CrewConfig:
+    def _address(self) -> WorkersConfig:
         if self.address is not None and self.engine != "ray":
             raise ValueError(f"address belongs to engine=ray (got engine={self.engine})")
         return self
@@ -40,12 +40,12 @@ class CrewConfig(RunConfig):
 
 
 def cores() -> int:
-    """Counts the CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def product(**factors: int) -> str:
-    """Words the number of each factor: "3 prompts x 1 config x 2 seeds = 6 objects"."""
+def format_product(**factors: int) -> str:
+    """Return factors and product as text: "3 prompts x 1 config x 2 seeds = 6 objects"."""
     numbers = {**factors, "object": prod(factors.values())}
-    *words, made = [f"{number} {noun}{'s' * (number != 1)}" for noun, number in numbers.items()]
-    return f"{' x '.join(words)} = {made}"
+    *parts, total = [f"{number} {noun}{'s' * (number != 1)}" for noun, number in numbers.items()]
+    return f"{' x '.join(parts)} = {total}"

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: one bar in a terminal, one line a minute elsewhere."""
+"""Progress display: a bar in a terminal, one line per minute elsewhere."""
 
 from __future__ import annotations
 
@@ -17,37 +17,37 @@ from rich.progress import Progress as Bar
 from threedgen.run.text import clean, duration
 
 WINDOW = 30.0
-"""Seconds from which the pace is taken, or as long as the last piece took."""
-SHORTEST_BAR = 8
-"""Characters of a bar; what follows it has the rest of the line."""
-EVERY = "THREEDGEN_PROGRESS_SECONDS"
-"""Environment variable: seconds between two lines where there is no bar, 60 without it."""
+"""Seconds over which the speed is averaged; longer if one step takes longer."""
+MIN_BAR_WIDTH = 8
+"""Minimum width of the bar in characters."""
+INTERVAL_VARIABLE = "THREEDGEN_PROGRESS_SECONDS"
+"""Environment variable: seconds between two lines if there is no bar; default 60."""
 
 
 def silence_lightning() -> None:
-    """Turns off Lightning's notes on devices, tips and progress, not its warnings. Call before Trainer()."""
+    """Turn off Lightning's messages on devices, tips and progress, but not its warnings. Call before Trainer()."""
     for name in ("pytorch_lightning", "lightning_fabric"):
-        for chatty in (name, f"{name}.utilities.rank_zero"):
-            logging.getLogger(chatty).setLevel(logging.WARNING)
+        for logger_name in (name, f"{name}.utilities.rank_zero"):
+            logging.getLogger(logger_name).setLevel(logging.WARNING)
     pytree = r"pytorch_lightning\.utilities\._pytree"
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*", module=pytree)
     warnings.filterwarnings("ignore", message=r"Starting from v1\.9\.0, `tensorboardX` has been removed.*")
 
 
 class Speed:
-    """Seconds a step takes, from the last `WINDOW` seconds only: a change of resolution changes it."""
+    """Step time, averaged over the last `WINDOW` seconds because it changes with the resolution."""
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
 
     def mark(self, now: float, step: int) -> None:
-        """Notes that `step` steps were done at the time `now`, in seconds."""
+        """Record that `step` steps are done at the time `now` in seconds."""
         self._marks.append((now, step))
         while len(self._marks) > 2 and now - self._marks[1][0] >= WINDOW:
             self._marks.popleft()
 
-    def seconds_a_step(self) -> float | None:
-        """Measures the pace; None before the second step."""
+    def seconds_per_step(self) -> float | None:
+        """Return the average step time; None before the second mark."""
         if len(self._marks) < 2:
             return None
         (start, first), (end, last) = self._marks[0], self._marks[-1]
@@ -55,13 +55,20 @@ class Speed:
 
 
 class Count:
-    """How far some work is, on stderr: a bar in a terminal; into a file, or with CI set, a line of text now and then.
+    """Progress of a number of steps on stderr: a bar in a terminal, else (or if CI is set) single lines.
 
-    with Count("sampling", 200, quiet) as count:
-        count.add(8)
+        with Count("sampling", 200, quiet) as count:
+            count.add(8)
 
-    A line is said a minute (or what `EVERY` says) after the last one, at the end, and when the caller asks for it.
-    ``done``: pieces that an earlier run left, which say nothing about the time that the others need.
+    Lines are printed one minute (or `INTERVAL_VARIABLE`) after the last one, at the end, and on request.
+
+    Args:
+        stage: text in front of the numbers.
+        total: number of steps.
+        quiet: show nothing.
+        console: output; default stderr.
+        done: steps of an earlier process, which do not count for the speed.
+        clock: time in seconds.
     """
 
     def __init__(
@@ -78,12 +85,11 @@ class Count:
         self.speed = Speed()
         self.speed.mark(clock(), done)
         self._bar: Bar | None = None
-        self._said_at = self._drawn_at = float("-inf")
-        self._every = float(os.environ.get(EVERY) or 60)
+        self._printed_at = self._updated_at = float("-inf")
+        self._interval = float(os.environ.get(INTERVAL_VARIABLE) or 60)
 
     @property
     def shows_bar(self) -> bool:
-        """Is there a bar, in a terminal?"""
         return self._bar is not None
 
     def __enter__(self) -> Count:
@@ -108,44 +114,50 @@ class Count:
             self._bar = None
 
     def add(self, count: int, note: str = "") -> None:
-        """Counts ``count`` more as done; ``note``: what is being done now, on the bar."""
+        """Count further steps as done. ``note``: current activity, shown on the bar."""
         self.show(self.done + count, note=note)
 
     def show(
         self, done: int, details: Callable[[], list[str]] | None = None, note: str = "", due: bool = False
     ) -> None:
-        """Shows ``done`` as done. ``details``: what follows the numbers, else the time left; ``due``: print it now."""
+        """Show the number of steps done.
+
+        Args:
+            done: steps done in all.
+            details: texts after the numbers; default: the time left.
+            note: current activity, shown on the bar.
+            due: print a line now.
+        """
         self.done, now = done, self.clock()
         self.speed.mark(now, done)
         if self._bar is not None:
-            if details is None or now - self._drawn_at >= 0.25:  # reading the loss makes a GPU wait
-                self._drawn_at = now
+            if details is None or now - self._updated_at >= 0.25:  # reading the loss synchronises the GPU
+                self._updated_at = now
                 self.note(note, details() if details else self.left())
-        elif due or now - self._said_at >= self._every or done >= self.total:
+        elif due or now - self._printed_at >= self._interval or done >= self.total:
             self.say(details)
 
     def say(self, details: Callable[[], list[str]] | None = None) -> None:
-        """Prints a line, unless there is a bar or quiet is asked for."""
+        """Print a line, unless there is a bar or `quiet` is set."""
         if self.quiet or self._bar is not None:
             return
-        self._said_at = self.clock()
+        self._printed_at = self.clock()
         line = clean(", ".join([f"{self.stage}: {self.done}/{self.total}", *(details() if details else self.left())]))
         self.console.print(line, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
     def note(self, text: str, details: list[str] | None = None) -> None:
-        """Shows on the bar what is being done now, and as many of the details as its line has room for."""
+        """Show the current activity on the bar, and as many of the details as fit in the line."""
         if self._bar is not None:
             description = clean(f"{self.stage} {text}")
             fields: dict[str, Any] = {} if details is None else {"detail": self._fitting(description, details)}
-            whole: Any = {"total": self.total, "completed": self.done}
-            self._bar.update(self._bar.task_ids[0], **whole, description=description, **fields)
+            numbers: Any = {"total": self.total, "completed": self.done}
+            self._bar.update(self._bar.task_ids[0], **numbers, description=description, **fields)
 
     def _fitting(self, description: str, details: list[str]) -> str:
-        """Joins the first of the details, as far as they leave a bar between the description and "done/total"."""
-        room = self.console.width - len(description) - 2 * len(str(self.total)) - SHORTEST_BAR - 4
+        room = self.console.width - len(description) - 2 * len(str(self.total)) - MIN_BAR_WIDTH - 4
         return ", ".join(part for k, part in enumerate(details) if len(", ".join(details[: k + 1])) <= room)
 
     def left(self) -> list[str]:
-        """Words the time left, as soon as it can be told."""
-        pace, left = self.speed.seconds_a_step(), self.total - self.done
-        return [f"{duration(pace * left)} left"] if pace and left > 0 else []
+        """Return the time left as a list of one text; empty if it is unknown."""
+        step_seconds, left = self.speed.seconds_per_step(), self.total - self.done
+        return [f"{duration(step_seconds * left)} left"] if step_seconds and left > 0 else []

@@ -1,8 +1,7 @@
-"""Random numbers keyed by what they are for, so that nothing random has to be saved.
+"""Random generators keyed by (seed, step, purpose, rank), so that no random state has to be saved.
 
-Every draw of a run asks for a fresh generator by (seed, step, purpose, rank), so a resumed run draws what the
-uninterrupted one would have drawn, and neither a checkpoint, nor validation, nor logging can shift a stream. The key is
-hashed rather than added up: with ``seed + step`` runs would be copies of each other, one step apart.
+A resumed run uses the same random numbers as an uninterrupted one, whatever checkpoints, validation and logging do in
+between. The key is a hash: with ``seed + step`` runs with neighbouring seeds would be shifted copies of each other.
 """
 
 from __future__ import annotations
@@ -17,31 +16,31 @@ if TYPE_CHECKING:
 
 
 def key(seed: int, step: int, purpose: str, rank: int = 0) -> int:
-    """Hashes "seed/step/purpose/rank" to 63 bits by blake2b: the same on every machine and in every process."""
+    """Return the 63-bit BLAKE2b hash of "seed/step/purpose/rank", the same on every machine and in every process."""
     text = f"{int(seed)}/{int(step)}/{purpose}/{int(rank)}"
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(seed: int, step: int, purpose: str, rank: int = 0, device: torch.device | str = "cpu") -> torch.Generator:
-    """Makes a fresh torch generator for one use, e.g. ``generator(seed, step, "cameras", rank)``.
+    """Return a new torch generator for one use, e.g. ``generator(seed, step, "cameras", rank)``.
 
-    Two uses with equal keys get equal numbers, so a purpose is asked for once in a step. CPU and GPU
-    generators give different numbers for one key.
+    Equal keys give equal numbers, so use a purpose only once per step. CPU and GPU generators give different numbers
+    for the same key.
     """
     import torch  # here, because the command line must start without it
 
-    made = torch.Generator(device=device)
-    made.manual_seed(key(seed, step, purpose, rank))
-    return made
+    rng = torch.Generator(device=device)
+    rng.manual_seed(key(seed, step, purpose, rank))
+    return rng
 
 
 def numpy_generator(seed: int, step: int, purpose: str, rank: int = 0) -> np.random.Generator:
-    """Makes a fresh numpy generator of the same key (other numbers than torch's)."""
+    """Return a new NumPy generator for one use; its numbers differ from those of `generator`."""
     return np.random.default_rng(key(seed, step, purpose, rank))
 
 
 def seed_networks(seed: int, name: str) -> None:
-    """Lets the random weights of new networks depend on nothing that happened before."""
+    """Seed torch's global generator before networks are created, so that their initial weights depend on it only."""
     import torch
 
     torch.manual_seed(key(seed, 0, name))

@@ -1,4 +1,4 @@
-"""Words that a closed vocabulary has in place of one that it lacks: what people also call it, or how it is spelt."""
+"""Nearest words of a closed vocabulary to an unknown word, by synonyms and by spelling."""
 
 from __future__ import annotations
 
@@ -82,33 +82,34 @@ ALSO_CALLED = {
     "umbrella": "parasol",
     "wizard": "magician sorcerer warlock witch",
 }
-"""Known word: what people also say for it, or for what looks most like it."""
+"""Vocabulary word -> synonyms, and names of objects that look most like it."""
 
-_KNOWN_AS = {other: known for known, others in ALSO_CALLED.items() for other in others.split()}
+_VOCABULARY_WORD = {other: known for known, others in ALSO_CALLED.items() for other in others.split()}
 
 
 def also_called(word: str, known: Collection[str]) -> list[str]:
-    """Lists the known words that a word is, or its singular, and what people say it for; glasses are no mugs."""
+    """Return the known words that equal a word, its singular, or a synonym of them."""
     forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
-    others = [_KNOWN_AS.get(form, "") for form in (forms[:1] if word in known else forms)]
+    # no singular of a known word: glasses are not mugs
+    others = [_VOCABULARY_WORD.get(form, "") for form in (forms[:1] if word in known else forms)]
     return [name for name in [*forms, *others] if name in known]
 
 
 def similar(word: str, known: Collection[str]) -> list[str]:
-    """Finds up to three known words that may have been meant, likeliest first; none if there is nothing near.
+    """Return up to three known words similar to a word, most similar first.
 
-    What it is also called comes first, then what a slip or two of the keyboard makes of it: of words of less than four
-    letters, which all look alike, two letters that changed places.
+    Synonyms come first, then words within one edit (two from six letters on). Words of up to three letters must have
+    the same letters, in another order.
     """
-    slips = 1 if len(word) < 6 else 2
-    distances = {name: edits(word, name) for name in known if abs(len(name) - len(word)) <= slips and len(name) > 2}
+    max_edits = 1 if len(word) < 6 else 2
+    distances = {name: edits(word, name) for name in known if abs(len(name) - len(word)) <= max_edits and len(name) > 2}
     near = {name for name in distances if len(word) > 3 or sorted(name) == sorted(word)}
-    spelt = sorted((distances[name], name) for name in near if distances[name] <= slips)
-    return list(dict.fromkeys([*also_called(word, known), *(name for _, name in spelt)]))[:3]
+    by_spelling = sorted((distances[name], name) for name in near if distances[name] <= max_edits)
+    return list(dict.fromkeys([*also_called(word, known), *(name for _, name in by_spelling)]))[:3]
 
 
 def edits(a: str, b: str) -> int:
-    """Counts letters that are added, left out, changed, or swapped with the next one (optimal string alignment)."""
+    """Return the optimal string alignment distance: letters inserted, deleted, replaced or swapped with the next."""
     before: list[int] = []
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, 1):

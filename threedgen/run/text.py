@@ -1,4 +1,4 @@
-"""Figures and foreign text as people read them, in a terminal and on a page."""
+"""Safe output of text and readable numbers, for the terminal and HTML pages."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import os
 import sys
 import unicodedata
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 
-class _Steady(io.TextIOWrapper):
-    """A standard stream that cannot end a run: what it cannot say, as its pipe is closed or its disk full, is lost."""
+class _SafeStream(io.TextIOWrapper):
+    """Standard stream that discards its output after an error (closed pipe, full disk) instead of raising."""
 
     def write(self, text: str) -> int:
         try:
@@ -30,38 +32,37 @@ class _Steady(io.TextIOWrapper):
             self._give_up(error)
 
     def _give_up(self, error: OSError) -> None:
-        _fill(self.fileno())  # what is still in the buffer goes nowhere, and so does what others write
+        _open_devnull(self.fileno())  # also discards the buffer and output of other writers
         if error.errno != errno.EPIPE and self.fileno() == 1:
-            say(f"standard output cannot be written ({error.strerror}): going on without it", sys.stderr)
+            say(f"standard output cannot be written ({error.strerror}): the command continues without it", sys.stderr)
 
 
-def _fill(descriptor: int) -> None:
-    """Opens a descriptor to nowhere."""
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    if nowhere != descriptor:
-        os.dup2(nowhere, descriptor)
-        os.close(nowhere)
+def _open_devnull(descriptor: int) -> None:
+    devnull = os.open(os.devnull, os.O_RDWR)
+    if devnull != descriptor:
+        os.dup2(devnull, descriptor)
+        os.close(devnull)
 
 
-def steady_streams() -> None:
-    """Makes the streams of a command such that it can always write to them, also those that it was started without.
+def protect_streams() -> None:
+    """Make errors of standard streams harmless, and open streams that were closed when the process started.
 
-    A file that is opened in their place would get what is said, and be spoilt.
+    Otherwise the next file that is opened would get the descriptor of a closed stream, and its output.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
         if stream is None:
-            _fill(descriptor)
+            _open_devnull(descriptor)
             stream = open(descriptor, "r" if name == "stdin" else "w", encoding="utf-8")  # noqa: SIM115
             setattr(sys, name, stream)
-            setattr(sys, f"__{name}__", stream)  # it closes the descriptor when it goes
+            setattr(sys, f"__{name}__", stream)  # a reference, because its deletion closes the descriptor
         if name != "stdin" and type(stream) is io.TextIOWrapper and stream.fileno() == descriptor:
-            how: Any = {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
-            setattr(sys, name, _Steady(stream.buffer, **how))
+            mode: Any = {"encoding": stream.encoding, "errors": stream.errors, "line_buffering": stream.line_buffering}
+            setattr(sys, name, _SafeStream(stream.buffer, **mode))
 
 
 def say(text: str, stream: TextIO | None = None) -> None:
-    """Prints lines of text; control characters and what the terminal cannot show are escaped."""
+    """Print lines of text; escape control characters and characters outside the encoding of the stream."""
     stream = stream or sys.stdout
     encoding = getattr(stream, "encoding", None) or "utf-8"
     stream.write(printable(text).encode(encoding, "backslashreplace").decode(encoding).rstrip("\n") + "\n")
@@ -69,7 +70,7 @@ def say(text: str, stream: TextIO | None = None) -> None:
 
 
 def printable(text: str) -> str:
-    """Escapes whatever a terminal could obey instead of showing it; lines stay."""
+    """Escape characters that are not printable, except line breaks."""
     return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
@@ -83,9 +84,8 @@ class _CleanRecord(logging.LogRecord):
         return printable(super().getMessage())
 
 
-def clean_logs() -> None:
-    """Makes printable whatever is logged or warned of in this process from now on, by whichever library: names in a
-    stranger's file become part of such messages."""
+def escape_logs() -> None:
+    """Escape control characters in all log records and warnings: they may contain names from untrusted files."""
     if logging.getLogRecordFactory() is _CleanRecord:
         return
     logging.setLogRecordFactory(_CleanRecord)
@@ -93,32 +93,52 @@ def clean_logs() -> None:
     warnings.formatwarning = lambda *args, **words: printable(plain(*args, **words))
 
 
+@contextmanager
+def log_to_stderr(level: str = "info") -> Iterator[None]:
+    """Print log records of threedgen from a level on to standard error; warnings and errors with their level."""
+    logger, handler = logging.getLogger("threedgen"), _StderrHandler()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(level.upper())
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "" if record.levelno < logging.WARNING else f"{record.levelname.lower()}: "
+        say(prefix + self.format(record), sys.stderr)
+
+
 def clean(text: str) -> str:
-    """Joins `text` to one line without control characters (an ESC in a prompt would colour the terminal)."""
+    """Return `text` as one line without control characters."""
     spaced = "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Zl", "Zp") else c for c in text)
     return " ".join(spaced.split()).encode("utf-8", "replace").decode("utf-8")
 
 
 def visible(text: str) -> str:
-    """Escapes what has no glyph on a page (control characters, stray bytes); lines stay."""
+    """Escape control characters and lone surrogates for an HTML page, except line breaks."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n")
     return "".join(c if c == "\n" or unicodedata.category(c) not in ("Cc", "Cs") else ascii(c)[1:-1] for c in lines)
 
 
 def duration(seconds: float | None) -> str:
-    """Words seconds as people say them: 45 s, 3:05 min, 2:03 h; "?" for an unknown one."""
+    """Return seconds as text: 45 s, 3:05 min, 2:03 h; "?" if unknown."""
     if seconds is None or not 0 <= seconds < math.inf:
         return "?"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    minutes, seconds_left = divmod(whole, 60)
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    minutes, seconds_left = divmod(rounded, 60)
     if minutes < 60:
         return f"{minutes}:{seconds_left:02d} min"
     return f"{minutes // 60}:{minutes % 60:02d} h"
 
 
 def number(value: float) -> str:
-    """Words four significant digits, without trailing zeros: 0.1235, 12.35, 1,235,000, 1.235e-05, 1.235e+07."""
+    """Return a number with four significant digits: 0.1235, 12.35, 1,235,000, 1.235e-05, 1.235e+07."""
     rounded = float(f"{value:.4g}")
     return f"{rounded:,.0f}" if 1e4 <= abs(rounded) < 1e7 else f"{rounded:.4g}"

@@ -1,4 +1,4 @@
-"""How many threads compute: torch's and numba's."""
+"""Thread counts of torch and Numba."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from typing import Any
 import numba
 import torch
 
-from threedgen.run.options import CrewConfig, cores
+from threedgen.run.options import WorkersConfig, cores
 
 logger = logging.getLogger(__name__)
 
 
 def set_threads(count: int | None) -> int:
-    """Gives torch and numba `count` threads (None: one for each core this process may use); returns it.
+    """Set and return the number of threads of torch and Numba; None: one per available core.
 
-    To be called before the first kernel: the number of threads decides the last bits of sums.
+    Call it before the first kernel: the last bits of sums depend on the number of threads.
     """
     count = count or cores()
     available = int(vars(numba.config)["NUMBA_NUM_THREADS"])  # set by the library at import
     if count > available:
-        logger.warning("numba has %d threads, not the %d asked for (NUMBA_NUM_THREADS)", available, count)
-    numba.set_num_threads(min(count, available))  # begins its threads, which may change OpenMP's number, hence torch's
+        logger.warning("Numba uses %d threads instead of %d because of NUMBA_NUM_THREADS", available, count)
+    numba.set_num_threads(min(count, available))  # starts its threads, which may change OpenMP's and torch's number
     if torch.get_num_threads() != count:
         torch.set_num_threads(count)
     return count
 
 
 def threads_of(config: Any) -> int | None:
-    """Counts the CPU threads of a process of a run: those asked for, or its share beside those of the other devices."""
+    """Return the CPU threads of one process of a run: `config.threads`, or the cores divided by the devices."""
     threads: int | None = getattr(config, "threads", None)
     devices: Any = getattr(getattr(config, "trainer", None), "devices", "auto")
     if threads is not None or devices == "auto":
@@ -37,8 +37,8 @@ def threads_of(config: Any) -> int | None:
     return max(1, cores() // devices)
 
 
-def threads_each(config: CrewConfig) -> int | None:
-    """Counts the CPU threads of a job: those that were asked for, or this worker's share of the machine."""
+def threads_each(config: WorkersConfig) -> int | None:
+    """Return the CPU threads of one job: `config.threads`, or the cores divided by the workers."""
     if config.threads is not None or config.engine == "here":
         return config.threads
     return max(1, int(config.cpus) if config.engine == "ray" else cores() // config.workers)

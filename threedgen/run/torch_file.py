@@ -1,4 +1,4 @@
-"""Reads stored tensors without trust: nothing in a file is executed, and every defect is one sentence."""
+"""Safe reading of torch and safetensors files: no code is executed, defects raise ConfigError."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import ordinary
 from threedgen.run.memory import require_memory
 
-REPEATED = 4
-"""So often a tensor of a file may be told of again, under other names or in other shapes."""
+MAX_SHARING = 4
+"""Maximum ratio of the tensors' size to the file size; above 1 if tensors share storage."""
 
-LARGEST = 1e12
-"""The largest weight: products of two have to fit into float32."""
-MOST_PICKLE = 32 << 20
-"""Bytes of what names the tensors of a file."""
+MAX_WEIGHT = 1e12
+"""Largest absolute weight: products of two must fit into float32."""
+MAX_PICKLE_BYTES = 32 << 20
+"""Maximum size of the pickle with the structure of a torch file."""
 _PLAIN = re.compile(
     r"collections (OrderedDict|Counter|defaultdict)|builtins (set|complex)|_codecs encode"
     r"|torch (\w+Storage|Size|device|b?float\w*|complex\w*|u?int\d+|bool)"
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter|parameter_with_state)"
 )
-"""What a file of weights asks for. torch allows more, also what takes memory that the file has not."""
+"""Classes and functions allowed in weight files. torch allows more, also calls that allocate memory at will."""
 
 
 def read_torch(path: Path, mmap: bool = False) -> Any:
-    """Loads what a file holds to the CPU, after comparing the check sums of the zip (torch itself does not).
+    """Load a torch file to the CPU after verifying the checksums of the zip, which torch does not.
 
-    Raises ConfigError for a file that is cut off, changed, foreign, holds Python objects or takes more memory than
-    there is.
+    Raises:
+        ConfigError: if the file is truncated, damaged, of another format, contains Python objects or needs more memory
+            than is free.
     """
     try:
         length = ordinary(path).stat().st_size
@@ -46,50 +47,50 @@ def read_torch(path: Path, mmap: bool = False) -> Any:
             whole = all(e.compress_type == zipfile.ZIP_STORED for e in entries) and _total(entries) <= length
             intact = whole and archive.testzip() is None
             names = [e for e in entries if e.filename.endswith("data.pkl")] if intact else []
-            asked = _asked_for(archive.read(names[0])) if names and _total(names) <= MOST_PICKLE else None
+            imports = _imports(archive.read(names[0])) if names and _total(names) <= MAX_PICKLE_BYTES else None
     except Exception:  # a damaged zip or pickle raises BadZipFile, EOFError, ValueError, UnicodeDecodeError, ...
-        asked = None
-    if asked is None:
-        raise ConfigError(f"{path} is damaged, cut off or not a checkpoint: copy or download it again")
-    problem = "not only weights: it was not loaded, as that could run code; ask its author for safetensors"
-    if foreign := [name.replace(" ", ".") for name in asked if not _PLAIN.fullmatch(name)]:
+        imports = None
+    if imports is None:
+        raise ConfigError(f"{path} is damaged, cut off or not a checkpoint. Copy or download it again")
+    problem = "which can run code, so it was not loaded. Ask its author for a safetensors file"
+    if foreign := [name.replace(" ", ".") for name in imports if not _PLAIN.fullmatch(name)]:
         name = short(min(foreign))[1:-1]
         if name.startswith("torch."):
-            raise ConfigError(f"{path} is not a checkpoint of a network: it holds {name}, which is no plain array")
+            raise ConfigError(f"{path} is not a checkpoint of a network: it contains {name}, not only plain arrays")
         raise ConfigError(f"{path} holds Python objects ({name}), {problem}")
     if not mmap:
         require_memory(length, str(path))
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except UnpicklingError:  # torch's text advises to switch the protection off: it is not shown
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except UnpicklingError:  # torch's message recommends weights_only=False: not shown
         raise ConfigError(f"{path} holds Python objects, {problem}") from None
-    except Exception as error:  # torch raises a dozen kinds for damaged files: they all mean this
+    except Exception as error:  # torch raises many classes for damaged files
         raise ConfigError(f"{path} is damaged and cannot be read ({type(error).__name__})") from None
-    if sum(value.nbytes for value in leaves(found) if isinstance(value, Tensor)) > REPEATED * length:
-        raise ConfigError(f"{path} is damaged: its tensors tell of far more numbers than it holds")
-    return found
+    if sum(value.nbytes for value in leaves(content) if isinstance(value, Tensor)) > MAX_SHARING * length:
+        raise ConfigError(f"{path} is damaged: its tensors are far larger than the file")
+    return content
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a safetensors file to the CPU. Raises ConfigError."""
+    """Load the tensors of a safetensors file to the CPU. Raises ConfigError."""
     try:
         return load_file(ordinary(path))
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # SafetensorError, and what torch says to types that it does not have
+    except Exception as error:  # SafetensorError, or torch's errors for unsupported dtypes
         raise ConfigError(f"{path} is damaged: it is not valid safetensors ({type(error).__name__})") from None
 
 
 def leaves(tree: Any) -> Iterator[Any]:
-    """Walks nested dicts (keys too), lists, tuples and sets, each object once, for a file can refer to one often."""
-    seen, left = set[int](), [tree]
-    while left:
-        value = left.pop()
-        if id(value) in seen:
+    """Yield the keys and values in nested dicts, lists, tuples and sets; shared containers are visited once."""
+    visited, stack = set[int](), [tree]
+    while stack:
+        value = stack.pop()
+        if id(value) in visited:
             continue
         if isinstance(value, (dict, list, tuple, set)):
-            seen.add(id(value))
-            left += [*value, *(value.values() if isinstance(value, dict) else ())]
+            visited.add(id(value))
+            stack += [*value, *(value.values() if isinstance(value, dict) else ())]
         else:
             yield value
 
@@ -98,13 +99,19 @@ def _total(entries: list[zipfile.ZipInfo]) -> int:
     return sum(entry.file_size for entry in entries)
 
 
-def _asked_for(pickled: bytes) -> set[str]:
-    """Lists the classes and functions that a pickle names, "module name"; nothing of it is executed."""
-    return {str(said) for code, said, _ in genops(pickled) if code.name in ("GLOBAL", "INST", "STACK_GLOBAL")}
+def _imports(pickled: bytes) -> set[str]:
+    """Return the "module name" of all classes and functions in a pickle without executing it."""
+    return {str(name) for code, name, _ in genops(pickled) if code.name in ("GLOBAL", "INST", "STACK_GLOBAL")}
 
 
-def compare(stored: Mapping[str, Any], state: Mapping[str, Tensor], what: str) -> None:
-    """Raises ConfigError that counts the tensors of a network's `state` that are stored otherwise, and names three."""
+def check_architecture(stored: Mapping[str, Any], state: Mapping[str, Tensor], what: str) -> None:
+    """Raise ConfigError if the names and shapes of stored tensors differ from a network's.
+
+    Args:
+        stored: tensors of a file.
+        state: state_dict of the network.
+        what: subject of the error message.
+    """
     shapes = {str(name): tuple(t.shape) if isinstance(t, Tensor) else None for name, t in stored.items()}
     missing = [name for name in state if name not in shapes]
     surplus = [name for name in shapes if name not in state]
@@ -121,10 +128,10 @@ def compare(stored: Mapping[str, Any], state: Mapping[str, Tensor], what: str) -
 
 
 def require_finite(stored: Mapping[str, Any], what: str) -> None:
-    """Raises ConfigError for a number or a tensor with a NaN, an infinity or what becomes one, and names it."""
+    """Raise ConfigError with the name of a number or tensor that has NaN, infinity or more than MAX_WEIGHT."""
     for name, value in stored.items():
         if isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point()):
-            if not (torch.as_tensor(value).float().abs() <= LARGEST).all():  # float16 knows no such number
+            if not (torch.as_tensor(value).float().abs() <= MAX_WEIGHT).all():  # float16 cannot represent MAX_WEIGHT
                 raise ConfigError(
-                    f"{what} are not finite: {str(name)[:80]!r} holds NaN, infinity or more than {LARGEST:g}"
+                    f"{what} are not finite: {str(name)[:80]!r} has NaN, infinity or more than {MAX_WEIGHT:g}"
                 )

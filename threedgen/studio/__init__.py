@@ -1,1 +1,1 @@
-"""A page in a browser on which prompts become objects, one after the other."""
+"""Browser page that generates objects from prompts, one run at a time."""

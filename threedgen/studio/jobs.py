@@ -1,6 +1,6 @@
-"""Prompts that wait to become objects: one run at a time, each a process of its own, as the command line would do it.
+"""Job queue of the studio: one run at a time, each in its own process with the command line of a normal run.
 
-So the page outlives whatever ends a run, a run is stopped as by Ctrl-C, and goes on when it is asked for again.
+A crashed run cannot end the page. Stopping a run is a Ctrl-C; submitting the same prompt again resumes it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import threedgen
 from threedgen.config.errors import ConfigError, in_a_line
-from threedgen.run.interrupts import STOPPED
+from threedgen.run.interrupts import STOP_CODES
 from threedgen.systems.batch.jobs import job as run_job
 from threedgen.systems.batch.jobs import words_of
 from threedgen.viewer.record import read_record
@@ -33,16 +33,16 @@ WAITING, RUNNING, STOPPING, FINISHED, INTERRUPTED, FAILED = (
 )
 LIVE = (RUNNING, STOPPING)
 PROGRESS = re.compile(r"(?P<phase>[^:]+): (?P<done>\d+)/(?P<total>\d+)(?:, (?P<details>.*))?")
-"""A line of `threedgen.run.progress.Count`."""
-SPEAKING = {"THREEDGEN_PROGRESS_SECONDS": "1", "CI": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-"""Environment of a run that says a line of progress every second."""
-SHOWN = 12
-"""Jobs that are over and still listed."""
+"""Progress line of `threedgen.run.progress.Count`."""
+PROGRESS_ENV = {"THREEDGEN_PROGRESS_SECONDS": "1", "CI": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
+"""Environment that makes a run print a progress line every second."""
+MAX_ENDED = 12
+"""Maximum number of ended jobs in the list."""
 
 
 @dataclass
 class Job:
-    """A prompt on its way. ``name``: of its run folder; ``command``: what makes it; ``progress``: its last line."""
+    """Job for one prompt: run folder `name`, its `command`, and the fields of its last `progress` line."""
 
     prompt: str
     seed: int
@@ -54,23 +54,23 @@ class Job:
     error: str = ""
 
 
-def ordered(config: StudioConfig, root: Path, prompt: str, seed: int) -> Job:
-    """The job that makes an object of a prompt. Raises ConfigError for what would stop the run at its beginning."""
+def make_job(config: StudioConfig, root: Path, prompt: str, seed: int) -> Job:
+    """Return the job of a prompt, with its run folder below `root`. Raises ConfigError for an invalid run config."""
     run = config.run_config(prompt, seed=seed)
     run.check()
     name = run_job(config.config, run, prompt, run.seed).key
     method, *own = words_of(config.config)
     values = (*config.overrides, *own, f"prompt={prompt}", f"seed={run.seed}", f"out={root / name}")
     job = Job(prompt, run.seed, name, [sys.executable, "-m", "threedgen", "--config", method, *values])
-    with suppress(ConfigError):  # there is no run yet
+    with suppress(ConfigError):  # no such run yet
         job.state = FINISHED if read_record(root / name).state == FINISHED else WAITING
     return job
 
 
 class Queue:
-    """Jobs, and a thread that does them in their order.
+    """Job list with a worker thread that executes the jobs in order.
 
-    ``changed`` is notified whenever there is something new to show; ``over``: how many jobs have ended.
+    `changed` is notified on every change of the list or of a job; `over` is the number of ended jobs.
     """
 
     def __init__(self) -> None:
@@ -84,26 +84,26 @@ class Queue:
         self._thread.start()
 
     def jobs(self) -> list[Job]:
-        """All that are listed, in the order in which they were asked for."""
+        """Return all listed jobs, in the order of submission."""
         with self.changed:
             return list(self._jobs)
 
     def add(self, job: Job) -> None:
-        """Raises ConfigError if the same one is there already and not over."""
+        """Append a job. Raises ConfigError if the same job is waiting or running."""
         with self.changed:
-            if any(one.name == job.name and one.state in (WAITING, *LIVE) for one in self._jobs):
-                raise ConfigError("is being made already, or waits for it", "prompt", job.prompt)
-            over = [one for one in self._jobs if one.state not in (WAITING, *LIVE)]
-            gone = [*over[: max(0, len(over) - SHOWN)], *(one for one in over if one.name == job.name)]
-            self._jobs = [one for one in self._jobs if one not in gone]
+            if any(other.name == job.name and other.state in (WAITING, *LIVE) for other in self._jobs):
+                raise ConfigError("is already running or waiting with this seed", "prompt", job.prompt)
+            ended = [other for other in self._jobs if other.state not in (WAITING, *LIVE)]
+            old = [*ended[: max(0, len(ended) - MAX_ENDED)], *(other for other in ended if other.name == job.name)]
+            self._jobs = [other for other in self._jobs if other not in old]
             job.number = next(self._numbers)
             self._jobs.append(job)
             self.changed.notify_all()
 
     def drop(self, number: int) -> None:
-        """Stops a running job, as Ctrl-C does, the second time at once; any other one is taken from the list."""
+        """Stop a running job like Ctrl-C (a second call stops it at once), or remove any other job from the list."""
         with self.changed:
-            for job in [one for one in self._jobs if one.number == number]:
+            for job in [job for job in self._jobs if job.number == number]:
                 if job.state in LIVE:
                     job.state = STOPPING
                     self._signal()
@@ -112,7 +112,7 @@ class Queue:
             self.changed.notify_all()
 
     def close(self) -> None:
-        """Begins nothing more, stops what is running and waits for it; at Ctrl-C it is killed."""
+        """Start no further jobs, stop the running one and wait for it; Ctrl-C kills it."""
         with self.changed:
             self._closed = True
             self._signal()
@@ -129,7 +129,7 @@ class Queue:
             self._process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
 
     def _next(self) -> Job | None:
-        """The first job that waits, when there is one; None when the queue is closed."""
+        """Block until a job waits, start it and return it; None once the queue is closed."""
         with self.changed:
             while True:
                 if self._closed:
@@ -138,9 +138,9 @@ class Queue:
                     job = waiting[0]
                     job.state, self._process = RUNNING, None
                     try:
-                        self._process = _started(job.command)
+                        self._process = _start(job.command)
                         return job
-                    except (OSError, ValueError) as error:  # a prompt that no command line can hold
+                    except (OSError, ValueError) as error:  # for example a null byte in the prompt
                         job.state, job.error = FAILED, in_a_line(error)
                     finally:
                         self.changed.notify_all()
@@ -150,33 +150,33 @@ class Queue:
     def _work(self) -> None:
         while job := self._next():
             assert self._process is not None and self._process.stderr is not None
-            said: deque[str] = deque(maxlen=20)
+            messages: deque[str] = deque(maxlen=20)
             for line in map(str.strip, self._process.stderr):
                 if found := PROGRESS.fullmatch(line):
-                    self._tell(job, progress={**found.groupdict(), "details": found["details"] or ""})
-                elif line and not line.startswith("(set "):
-                    said.append(line)
+                    self._set(job, progress={**found.groupdict(), "details": found["details"] or ""})
+                elif line:
+                    messages.append(line)
             code = self._process.wait()
             with self.changed:
                 self.over += 1
-            if code in STOPPED or code == -signal.SIGINT:
-                self._tell(job, state=INTERRUPTED)
+            if code in STOP_CODES or code == -signal.SIGINT:
+                self._set(job, state=INTERRUPTED)
             elif code:
-                ended = f"the run was ended by signal {-code}" if code < 0 else f"the run ended with code {code}"
-                self._tell(job, state=FAILED, error=said[-1] if said and code > 0 else ended)
+                ending = f"the run was killed by signal {-code}" if code < 0 else f"the run exited with code {code}"
+                self._set(job, state=FAILED, error=messages[-1] if messages and code > 0 else ending)
             else:
-                self._tell(job, state=FINISHED)
+                self._set(job, state=FINISHED)
 
-    def _tell(self, job: Job, **news: Any) -> None:
+    def _set(self, job: Job, **changes: Any) -> None:
         with self.changed:
-            for name, value in news.items():
+            for name, value in changes.items():
                 setattr(job, name, value)
             self.changed.notify_all()
 
 
-def _started(command: list[str]) -> subprocess.Popen[str]:
-    """A run as a process of its own session: Ctrl-C in the studio's terminal reaches it through the queue alone."""
-    places = [str(Path(threedgen.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+def _start(command: list[str]) -> subprocess.Popen[str]:
+    """Start a run in its own session, so that only the queue forwards Ctrl-C to it."""
+    paths = [str(Path(threedgen.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -184,6 +184,6 @@ def _started(command: list[str]) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         encoding="utf-8",
         errors="replace",
-        env=os.environ | SPEAKING | {"PYTHONPATH": os.pathsep.join(filter(None, places))},
+        env=os.environ | PROGRESS_ENV | {"PYTHONPATH": os.pathsep.join(filter(None, paths))},
         start_new_session=True,
     )

@@ -1,12 +1,12 @@
-"""The studio's server: its page, what happens on it, and the files of the runs, for who knows the address.
+"""HTTP server of the studio: the page, its requests and the files of the runs, below a secret path.
 
-    GET  /KEY/                the page                  GET  /KEY/events      what the queue does, as it happens
-    GET  /KEY/words?prompt=   `words.look`, as JSON     GET  /KEY/cards       the runs, as a piece of the page
-    GET  /KEY/RUN/asset       a page to turn it         GET  /KEY/RUN/FILE    a file of a run
-    POST /KEY/jobs            {prompt, seed}            POST /KEY/drop        {number}
+    GET  /KEY/                page                            GET  /KEY/events      queue states, server-sent events
+    GET  /KEY/words?prompt=   `words.check_prompt`, as JSON   GET  /KEY/cards       cards of the runs, as HTML
+    GET  /KEY/RUN/asset       3D view of a run's asset        GET  /KEY/RUN/FILE    file of a run
+    POST /KEY/jobs            {prompt, seed}                  POST /KEY/drop        {number}
 
-Names of files have a dot, all others have none. Files and asset pages get a sandbox: whatever a foreign run holds, its
-scripts can ask nothing of the studio.
+File names contain a dot, all other names do not. Files and asset pages are sandboxed, so that scripts in them cannot
+send requests to the studio.
 """
 
 from __future__ import annotations
@@ -24,30 +24,29 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from threedgen.config.errors import ConfigError, in_a_line
-from threedgen.run.prompts import tidy
+from threedgen.run.prompts import normalise_prompt
 from threedgen.run.text import clean
-from threedgen.viewer.gallery import cards, sheets
+from threedgen.viewer.gallery import cards, contact_sheets
 from threedgen.viewer.local import HOST, REFUSAL, admitted, free_port
 from threedgen.viewer.page import embedded, fragment, page
 from threedgen.viewer.record import read_record
 from threedgen.viewer.report import SCRIPTS
 
-from .jobs import LIVE, Job, Queue, ordered
+from .jobs import LIVE, Job, Queue, make_job
 from .options import StudioConfig
-from .words import look
+from .words import check_prompt
 
 logger = logging.getLogger(__name__)
-OWN, FOREIGN = "frame-ancestors 'self'", "sandbox allow-scripts allow-downloads"
-"""Policies of the studio's page and of what comes from runs."""
-MOST_BYTES = 65_536
-"""Of a request's body."""
-HEARTBEAT = 15.0
-"""Seconds after which a page that is told nothing hears that the studio is there."""
+OWN_POLICY, RUN_POLICY = "frame-ancestors 'self'", "sandbox allow-scripts allow-downloads"
+"""Content security policies of the studio's page and of files from runs."""
+MAX_BODY_BYTES = 65_536
+HEARTBEAT_SECONDS = 15.0
+"""Interval of events without a change, which keep the connection alive."""
 JSON, HTML = "application/json", "text/html; charset=utf-8"
 
 
 class Server(ThreadingHTTPServer):
-    """Answers below the path /`key`/ on 127.0.0.1. `root`: the folder of the runs."""
+    """Server on 127.0.0.1 that answers requests below /`key`/ for the runs in the folder `root`."""
 
     daemon_threads = True
 
@@ -58,86 +57,84 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://{HOST}:{self.server_address[1]}/{key}/"
 
     def state(self) -> str:
-        """What the page shows of the queue, as JSON."""
-        jobs = [self._shown(job) for job in self.queue.jobs()]
+        """Return the state of the queue as JSON."""
+        jobs = [self._describe(job) for job in self.queue.jobs()]
         return json.dumps({"jobs": jobs, "over": self.queue.over})
 
-    def _shown(self, job: Job) -> dict[str, Any]:
-        told = {name: value for name, value in asdict(job).items() if name != "command"}
-        folder, picture = self.root / job.name, ""
+    def _describe(self, job: Job) -> dict[str, Any]:
+        state = {name: value for name, value in asdict(job).items() if name != "command"}
+        folder, image = self.root / job.name, ""
         if job.state in LIVE:
             try:
-                path = next((path for path, _, _ in sheets(read_record(folder))), None)
-                picture = f"{path.relative_to(self.root).as_posix()}?{path.stat().st_mtime_ns}" if path else ""
-            except (ConfigError, OSError):  # nothing there yet
+                path = next((path for path, _, _ in contact_sheets(read_record(folder))), None)
+                image = f"{path.relative_to(self.root).as_posix()}?{path.stat().st_mtime_ns}" if path else ""
+            except (ConfigError, OSError):  # no files yet
                 pass
-        return told | {"picture": picture, "report": (folder / "report.html").is_file()}
+        return state | {"picture": image, "report": (folder / "report.html").is_file()}
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One request."""
-
     server: Server
     timeout = 30
 
     def do_GET(self) -> None:
-        self._answered({"": self._page, "events": self._events, "words": self._words, "cards": self._cards})
+        self._answer({"": self._page, "events": self._events, "words": self._words, "cards": self._cards})
 
     def do_POST(self) -> None:
-        self._answered({"jobs": self._add, "drop": self._drop}, files=False)
+        self._answer({"jobs": self._add, "drop": self._drop}, files=False)
 
-    def _answered(self, known: dict[str, Any], files: bool = True) -> None:
-        """Answers what is asked for by who may ask; a mistake is its sentence."""
+    def _answer(self, routes: dict[str, Any], files: bool = True) -> None:
+        """Dispatch an allowed request to its route or file; answer a ConfigError with status 400 and its message."""
         hosts, origins = (self.headers.get_all(name, []) for name in ("Host", "Origin"))
         rest = admitted(self.path, self.server.key, hosts, origins)
         if rest is None:
             return self._send(REFUSAL, status=HTTPStatus.FORBIDDEN)
-        place = urlsplit(f"/{rest}")
-        name = place.path.removeprefix("/")
+        url = urlsplit(f"/{rest}")
+        name = url.path.removeprefix("/")
         try:
-            if name in known:
-                known[name](place.query)
+            if name in routes:
+                routes[name](url.query)
             elif files:
                 self._file(unquote(name))
             else:
-                self._missing()
+                self._not_found()
         except ConfigError as error:
             self._send(json.dumps({"error": str(error)}), JSON, HTTPStatus.BAD_REQUEST)
-        except (ConnectionError, TimeoutError) as error:  # who asked has gone
+        except (ConnectionError, TimeoutError) as error:  # the client disconnected
             logger.debug("%s", in_a_line(error))
 
-    # --- what is asked for
+    # --- routes
 
     def _page(self, query: str) -> None:
         title, method = "threedgen studio", self.server.config.config
         self._send(page("studio.html", ("studio.js",), served=True, title=title, method=method), HTML)
 
     def _events(self, query: str) -> None:
-        """The queue whenever it changes, until the reader goes away."""
+        """Send the state of the queue on every change, until the client disconnects."""
         self._head("text/event-stream")
-        told, heard = "", time.monotonic()
+        last_state, last_time = "", time.monotonic()
         while True:
             state = self.server.state()
-            if state != told or time.monotonic() - heard > HEARTBEAT:
+            if state != last_state or time.monotonic() - last_time > HEARTBEAT_SECONDS:
                 self.wfile.write(f"data: {state}\n\n".encode())
-                told, heard = state, time.monotonic()
+                last_state, last_time = state, time.monotonic()
             with self.server.queue.changed:
-                self.server.queue.changed.wait(1.0)  # pictures come without a word
+                self.server.queue.changed.wait(1.0)  # new images do not notify
 
     def _words(self, query: str) -> None:
         prompt = parse_qs(query).get("prompt", [""])[0]
-        self._send(json.dumps(look(prompt, self.server.any_prompt)), JSON)
+        self._send(json.dumps(check_prompt(prompt, self.server.any_prompt)), JSON)
 
     def _cards(self, query: str) -> None:
         found, _ = cards(self.server.root, self.server.root)
         self._send(fragment("cards.html", cards=found), HTML)
 
     def _add(self, query: str) -> None:
-        asked = self._body()
-        prompt, seed = asked.get("prompt"), asked.get("seed", 0)
+        body = self._body()
+        prompt, seed = body.get("prompt"), body.get("seed", 0)
         if not isinstance(prompt, str):
             raise ConfigError("should be a text", "prompt", prompt)
-        job = ordered(self.server.config, self.server.root, tidy(prompt), seed)
+        job = make_job(self.server.config, self.server.root, normalise_prompt(prompt), seed)
         self.server.queue.add(job)
         self._send(json.dumps({"number": job.number}), JSON)
 
@@ -146,20 +143,20 @@ class Handler(BaseHTTPRequestHandler):
         self._send("{}", JSON)
 
     def _file(self, name: str) -> None:
-        """A file below the folder of the runs, or the page of a run's asset; nothing that lies elsewhere."""
+        """Send a file below the folder of the runs, or the asset page of a run; 404 for any path outside."""
         root = self.server.root
         try:
             path = (root / name).resolve()
             if not path.is_relative_to(root.resolve()):
-                return self._missing()
+                return self._not_found()
             if path.name == "asset" and path.parent != root and (path.parent / "config.yaml").is_file():
                 return self._asset(path.parent)
-            file = open(path, "rb")  # noqa: SIM115  it is closed below
+            file = open(path, "rb")  # noqa: SIM115  closed below
         except (OSError, ValueError):
-            return self._missing()
+            return self._not_found()
         with file:
             kind = "model/gltf-binary" if path.suffix == ".glb" else mimetypes.guess_type(path.name)[0]
-            self._head(kind or "application/octet-stream", FOREIGN, path.stat().st_size)
+            self._head(kind or "application/octet-stream", RUN_POLICY, path.stat().st_size)
             shutil.copyfileobj(file, self.wfile)
 
     def _asset(self, folder: Path) -> None:
@@ -167,31 +164,33 @@ class Handler(BaseHTTPRequestHandler):
         file = record.model and record.model.relative_to(record.folder).as_posix()
         title = clean(record.prompt)[:80]
         values: dict[str, Any] = {"title": title, "model": embedded(record.model), "model_file": file}
-        self._send(page("studio_asset.html", SCRIPTS, **values), HTML, policy=FOREIGN)
+        self._send(page("studio_asset.html", SCRIPTS, **values), HTML, policy=RUN_POLICY)
 
-    # --- how it is answered
+    # --- helpers
 
     def _body(self) -> dict[str, Any]:
-        """What was posted. Raises ConfigError unless it is a JSON object of a few kilobytes."""
+        """Parse the request body. Raises ConfigError unless it is a JSON object of at most MAX_BODY_BYTES."""
         try:
             length = int(self.headers.get("Content-Length", ""))
-            found = json.loads(self.rfile.read(length)) if 0 <= length <= MOST_BYTES else None
+            body = json.loads(self.rfile.read(length)) if 0 <= length <= MAX_BODY_BYTES else None
         except (ValueError, RecursionError):
-            found = None
-        if not isinstance(found, dict):
-            raise ConfigError("a request should be a JSON object of 64 KiB at most")
-        return found
+            body = None
+        if not isinstance(body, dict):
+            raise ConfigError("the request body should be a JSON object of at most 64 KiB")
+        return body
 
-    def _missing(self) -> None:
-        self._send("there is no such thing\n", status=HTTPStatus.NOT_FOUND)
+    def _not_found(self) -> None:
+        self._send("not found\n", status=HTTPStatus.NOT_FOUND)
 
-    def _send(self, text: str, kind: str = "text/plain", status: HTTPStatus = HTTPStatus.OK, policy: str = OWN) -> None:
+    def _send(
+        self, text: str, kind: str = "text/plain", status: HTTPStatus = HTTPStatus.OK, policy: str = OWN_POLICY
+    ) -> None:
         data = text.encode("utf-8", "replace")
         self._head(kind, policy, len(data), status)
         self.wfile.write(data)
 
     def _head(
-        self, kind: str, policy: str = OWN, length: int | None = None, status: HTTPStatus = HTTPStatus.OK
+        self, kind: str, policy: str = OWN_POLICY, length: int | None = None, status: HTTPStatus = HTTPStatus.OK
     ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -207,5 +206,5 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Says nothing on stderr; a line for each request would hide what matters."""
+        """Log requests at level debug instead of printing them to stderr."""
         logger.debug(format, *args)

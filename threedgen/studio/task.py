@@ -1,4 +1,4 @@
-"""The task "studio": serves the page until Ctrl-C; the run that is going on then is stopped, and can go on later."""
+"""Task `studio`: serve the page until Ctrl-C, then stop the current run, which can be resumed later."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from .jobs import LIVE, Queue
 from .options import StudioConfig
 from .server import Server
 
-POLL = 0.2
-"""Seconds until Ctrl-C is noticed at the latest."""
+POLL_SECONDS = 0.2
+"""Maximum delay of the reaction to Ctrl-C."""
 
 
 def run(config: StudioConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """The task; prints the address of the page."""
+    """Run the task `studio`; print the address of the page."""
     root = user_path(config.out, "out").absolute()
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
     with Interrupts() as interrupts:
-        interrupts.obey_sigterm()
+        interrupts.catch_sigterm()
         queue = Queue()
         server = Server(config, root, queue, secrets.token_urlsafe(16))
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        say(f"studio: {server.url}" if quiet else f"studio: {server.url} (Ctrl-C ends it; runs are in {config.out})")
+        say(f"studio: {server.url}" if quiet else f"studio: {server.url} (stop with Ctrl-C; runs are in {config.out})")
         if config.open_browser:
             webbrowser.open(server.url)
         while not (interrupts.stop or interrupts.terminated):
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
         if any(job.state in LIVE for job in queue.jobs()):
-            say("waiting for the run to stop; the same prompt goes on with it")
+            say("waiting for the run to stop; submit the same prompt again to resume it")
         queue.close()
         server.shutdown()
         server.server_close()

@@ -1,46 +1,45 @@
-"""What is said of a prompt while it is typed: the words that the prior knows, and things that it can draw."""
+"""Prompt check while typing: words in the prior's vocabulary and suggested nouns."""
 
 from __future__ import annotations
 
 from itertools import islice
 from typing import Any
 
-from threedgen.data.toybox.grammar import NOUNS, named
+from threedgen.data.toybox.grammar import NOUNS, find_nouns
 from threedgen.data.toybox.prompt_words import known_nouns
 from threedgen.guidance.weights.vocabulary import Vocabulary
 from threedgen.systems.prompted import PromptedConfig
 
-MOST = 10
-"""Nouns that are suggested at once."""
+MAX_NOUNS = 10
 
 
-def look(prompt: str, config: Any) -> dict[str, Any]:
-    """The words of a prompt, notes on it, and nouns to go on with; nothing of a prior that reads any words.
+def check_prompt(prompt: str, config: Any) -> dict[str, Any]:
+    """Check a prompt against the vocabulary of a run config's prior. Raises ConfigError for a damaged vocabulary.
 
-    words: each with whether it is known, and up to three known ones that may have been meant; typed: the beginning of
-    a word in place of which the nouns are suggested, or "". Raises ConfigError for a vocabulary that cannot be read.
+    Returns words: [{word, known, near: up to three similar known words}], notes: warnings, nouns: suggestions, and
+    typed: start of a word that a suggested noun replaces, or "". All are empty for a prior without a vocabulary.
     """
     vocabulary = config.vocabulary() if isinstance(config, PromptedConfig) else None
     if vocabulary is None:
         return {"words": [], "notes": [], "nouns": [], "typed": ""}
     unknown = dict(vocabulary.unknown(prompt))
     words = [{"word": w, "known": w not in unknown, "near": unknown.get(w, [])} for w in vocabulary.split(prompt)]
-    typed, nouns = suggested(prompt, vocabulary)
+    typed, nouns = suggest_nouns(prompt, vocabulary)
     notes = config.model_copy(update={"prompt": prompt}).prompt_notes()
     return {"words": words, "notes": notes, "nouns": nouns, "typed": typed}
 
 
-def suggested(prompt: str, vocabulary: Vocabulary) -> tuple[str, list[str]]:
-    """The beginning of a word, and the nouns that begin like it; else "", and a noun of each family, if none is named.
+def suggest_nouns(prompt: str, vocabulary: Vocabulary) -> tuple[str, list[str]]:
+    """Return an unfinished last word and the nouns that start with it; else "" and one noun of each family.
 
-    Whoever has typed a noun needs no other.
+    Without an unfinished word, a prompt that already has a noun gets no suggestions.
     """
     nouns, last = known_nouns(vocabulary), prompt.lower().rpartition(" ")[2]
     if last in vocabulary.known or not last.isalpha():
         last = ""
     if last and (found := [noun for noun in nouns if noun.startswith(last)]):
-        return last, found[:MOST]
-    if set(named(prompt)).intersection(nouns):
+        return last, found[:MAX_NOUNS]
+    if set(find_nouns(prompt)).intersection(nouns):
         return "", []
     families = {NOUNS[noun].family: noun for noun in reversed(nouns)}
-    return "", list(islice(reversed(families.values()), MOST))
+    return "", list(islice(reversed(families.values()), MAX_NOUNS))

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from threedgen.config.errors import ConfigError, short, within
 from threedgen.config.sections import RunConfig
-from threedgen.run.prompts import unknown_note
+from threedgen.run.prompts import unknown_words_note
 
 if TYPE_CHECKING:
     from threedgen.guidance.weights.vocabulary import Vocabulary
@@ -27,7 +27,7 @@ class WordedConfig(RunConfig):
         if vocabulary is None:
             return super().notes()
         unknown = {word: near for text in self.texts() for word, near in vocabulary.unknown(text)}
-        return [*super().notes(), *unknown_note(list(unknown.items()))]
+        return [*super().notes(), *unknown_words_note(list(unknown.items()))]
 
     def vocabulary(self) -> Vocabulary | None:
         """The words of the prior, if there is one and these are all that it can read. Raises ConfigError."""
@@ -78,7 +78,7 @@ class PromptedConfig(WordedConfig):
 
         vocabulary = self.vocabulary()
         unknown = vocabulary.unknown(getattr(self, "negative_prompt", "")) if vocabulary else []
-        return [*notes(self.prompt, vocabulary), *(f"negative_prompt: {note}" for note in unknown_note(unknown))]
+        return [*notes(self.prompt, vocabulary), *(f"negative_prompt: {note}" for note in unknown_words_note(unknown))]
 
     def texts(self) -> list[str]:
         return [self.prompt]

@@ -1,1 +1,1 @@
-"""One training loop for everything that learns: Lightning's, with exact resume, safe checkpoints and averages."""
+"""Training loop of all systems: Lightning with exact resume, atomic checkpoints and averaged weights."""

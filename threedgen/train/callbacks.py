@@ -1,4 +1,4 @@
-"""What happens around each step of a run: seeds before it; a check of the numbers, pictures and metrics after it."""
+"""Lightning callbacks around each step: seeding, interrupts, metrics, validation and a guard against NaN."""
 
 from __future__ import annotations
 
@@ -21,21 +21,20 @@ from threedgen.run.progress import Speed
 
 logger = logging.getLogger(__name__)
 PATIENCE = 10
-_REPORTED = 3  # so many skipped steps are reported one by one
+"""Skipped steps in a row after which a run stops."""
+_MAX_WARNINGS = 3
 
 
-def anywhere(trainer: pl.Trainer, flag: bool) -> bool:
-    """Is `flag` true on any device? All of them get the same answer; one device alone waits for nothing."""
+def any_rank(trainer: pl.Trainer, flag: bool) -> bool:
+    """Return whether `flag` is true on any rank; the result is the same on all of them."""
     return trainer.strategy.reduce_boolean_decision(flag, all=False) if trainer.world_size > 1 else flag
 
 
 class StepCallback(pl.Callback):
-    """Calls `after_step(trainer, module, outputs)` at the end of an optimisation step, which may take several batches.
-
-    `steps`: done so far. Nobody can go on from the middle of a step.
-    """
+    """Base of callbacks that act after each optimisation step, which may take several batches."""
 
     steps = 0
+    """Optimisation steps of this process so far."""
     _step = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -44,8 +43,8 @@ class StepCallback(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        whole, self._step = trainer.global_step != self._step, trainer.global_step
-        if whole:
+        complete, self._step = trainer.global_step != self._step, trainer.global_step
+        if complete:
             self.steps += 1
             self.after_step(trainer, pl_module, outputs)
 
@@ -54,10 +53,10 @@ class StepCallback(pl.Callback):
 
 
 class Seeding(pl.Callback):
-    """Seeds the global generators of torch, numpy and python from (seed, batch, rank) before each batch.
+    """Seeding of the global generators of torch, NumPy and Python from (seed, batch, rank) before each batch.
 
-    For what draws from them (dropout, libraries); our own code asks threedgen.run.seeding by purpose. numba has
-    generators of its own that this does not reach: kernels are given their random numbers.
+    They serve dropout and libraries; our own code uses threedgen.run.seeding. Numba's generators are not seeded: its
+    kernels receive their random numbers as arguments.
     """
 
     def __init__(self, seed: int) -> None:
@@ -73,11 +72,10 @@ class Seeding(pl.Callback):
 
 
 class StopOnInterrupt(StepCallback):
-    """Ends the run after the present step, all of its batches, once Ctrl-C or SIGTERM came on any device.
+    """Stop of the run after the current step when any rank received Ctrl-C or SIGTERM.
 
-    Takes the place of Lightning's handler of SIGTERM while training: that one sends messages to the other
-    devices from inside the handler, which blocked for ever when they were just talking of something else.
-    Lightning puts the handler from before the run back.
+    Replaces Lightning's SIGTERM handler during training: that one communicates with the other ranks inside the
+    handler and deadlocks if they are in another collective. Lightning restores the earlier handler at the end.
     """
 
     def __init__(self, interrupts: Interrupts) -> None:
@@ -86,19 +84,19 @@ class StopOnInterrupt(StepCallback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
-        self.interrupts.obey_sigterm()
+        self.interrupts.catch_sigterm()
 
     def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
-        if anywhere(trainer, self.interrupts.stop or self.interrupts.terminated):
-            self.terminated = anywhere(trainer, self.interrupts.terminated)
+        if any_rank(trainer, self.interrupts.stop or self.interrupts.terminated):
+            self.terminated = any_rank(trainer, self.interrupts.terminated)
             trainer.should_stop = True
 
 
 class Logging(StepCallback):
-    """Writes loss, `module.terms`, `module.metrics` and the step time to `folder`/metrics.jsonl.
+    """Writer of loss, `module.terms`, `module.metrics` and step time to `folder`/metrics.jsonl.
 
-    Every `every` steps and at the last; metrics.csv at the end. Lightning's `self.log` costs 0.2 to 0.4 ms a call and
-    step even when nothing is written; this costs nothing between its lines.
+    Writes every `every` steps and after the last one, and metrics.csv at the end. Lightning's `self.log` costs 0.2 to
+    0.4 ms per call even when nothing is written.
     """
 
     def __init__(self, folder: Path, every: int) -> None:
@@ -118,22 +116,22 @@ class Logging(StepCallback):
             return
         self.speed.mark(time.monotonic(), step)
         values = {**outputs, **module.terms, **module.metrics}
-        self._metrics.log(step, values | {"step_seconds": self.speed.seconds_a_step()})
+        self._metrics.log(step, values | {"step_seconds": self.speed.seconds_per_step()})
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Also of a run that was killed behind its last step, for which no training is begun again."""
+        # also runs when the last step was done before a kill: then on_train_start is not called
         if not trainer.is_global_zero:
             return
         try:
             (self._metrics or Metrics(self.folder, trainer.global_step)).write_csv()
         except OSError as error:
-            logger.warning("metrics.csv could not be written: %s", error)
+            logger.warning("cannot write metrics.csv: %s", error)
 
 
 class Validation(StepCallback):
-    """Calls `module.validate(step, folder)` every `every` steps, on one device; the run does not notice.
+    """Call of `module.validate(step, folder)` every `every` steps on rank 0, without effect on the training.
 
-    A full disk does not end the run: then the pictures of that step are missing.
+    A full disk does not stop the run; the images of that step are then missing.
     """
 
     def __init__(self, every: int, folder: Path) -> None:
@@ -143,16 +141,16 @@ class Validation(StepCallback):
         step = trainer.global_step
         if step % self.every or not trainer.is_global_zero:
             return
-        with aside(module):
+        with isolated_eval(module):
             try:
                 module.validate(step, self.folder)
             except OSError as error:
-                logger.warning("the pictures of step %d could not be written: %s", step, error)
+                logger.warning("cannot write the images of step %d: %s", step, error)
 
 
 @contextmanager
-def aside(module: torch.nn.Module) -> Iterator[None]:
-    """Eval mode and no gradients inside; modes and global generators as they were afterwards."""
+def isolated_eval(module: torch.nn.Module) -> Iterator[None]:
+    """Switch to eval mode without gradients; restore the modes and the global generators on exit."""
     modes = [(inner, inner.training) for inner in module.modules()]
     states = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -167,11 +165,11 @@ def aside(module: torch.nn.Module) -> Iterator[None]:
             inner.training = mode
 
 
-# --- a loss that is no longer a number -----------------------------------------------------------------
+# --- non-finite losses ---------------------------------------------------------------------------------
 
 
-def nonfinite(module: torch.nn.Module) -> str | None:
-    """Name of the first parameter with a NaN or infinity, or buffer with a NaN (a bound may be infinite)."""
+def first_nonfinite(module: torch.nn.Module) -> str | None:
+    """Return the name of the first parameter with NaN or infinity, or buffer with NaN (bounds may be infinite)."""
     for name, parameter in module.named_parameters():
         if not torch.isfinite(parameter).all():
             return name
@@ -182,15 +180,13 @@ def nonfinite(module: torch.nn.Module) -> str | None:
 
 
 class FiniteGuard(StepCallback):
-    """Skips the optimiser's step when the loss or a gradient is not finite; stops after PATIENCE in a row.
+    """Guard that skips steps with a non-finite loss or gradient and stops the run after PATIENCE in a row.
 
-    The weights are then untouched, so the last good checkpoint and the present weights stay good. The step is
-    counted as done: the next one draws other random numbers. The sentence that says why a run was stopped is
-    logged and kept in `failure`; it names the term if the module lists the terms of its last loss in a
-    dictionary `terms` (name -> number or tensor).
+    A skipped step leaves the weights unchanged and counts as done: the next one uses other random numbers. The reason
+    for a stop is logged and kept in `failure`, with the name of the loss term from `module.terms`.
 
-    Lightning offers no hook that skips a step, but every torch optimiser passes over parameters whose
-    gradient is None, weight decay included: that is how a step is skipped here. All devices decide alike.
+    Lightning has no hook to skip a step. Torch optimisers ignore parameters whose gradient is None (weight decay
+    included), so a step is skipped by clearing the gradients, on all ranks alike.
     """
 
     def __init__(self) -> None:
@@ -208,7 +204,7 @@ class FiniteGuard(StepCallback):
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # fp16 skips overflows itself
         bad = not (self._loss_is_finite and (scaled or _finite([p.grad for p in parameters])))
-        if not anywhere(trainer, bad):
+        if not any_rank(trainer, bad):
             self.in_a_row = 0
             return
         for parameter in parameters:
@@ -217,7 +213,7 @@ class FiniteGuard(StepCallback):
         self.skipped += 1
 
     def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
-        if self.in_a_row == 1 and self.skipped <= _REPORTED:
+        if self.in_a_row == 1 and self.skipped <= _MAX_WARNINGS:
             logger.warning("step %d skipped: %s", trainer.global_step - 1, self._blame(module))
         if self.in_a_row >= PATIENCE and not trainer.should_stop:
             self._fail(trainer, f"{self._blame(module)} for {self.in_a_row} steps in a row")
@@ -225,8 +221,8 @@ class FiniteGuard(StepCallback):
         self._loss_is_finite = True
 
     def check_end(self, trainer: pl.Trainer, module: torch.nn.Module) -> None:
-        """A run whose last state is not finite has failed, however few steps that took."""
-        if self.failure is None and (bad := nonfinite(module)):
+        """Set `failure` if the final state is not finite, even after fewer than PATIENCE skipped steps."""
+        if self.failure is None and (bad := first_nonfinite(module)):
             self._fail(trainer, f"{bad} is not finite")
 
     def _fail(self, trainer: pl.Trainer, reason: str) -> None:
@@ -234,7 +230,6 @@ class FiniteGuard(StepCallback):
         logger.error(self.failure)
 
     def _blame(self, module: Any) -> str:
-        """Which part of the last step was not finite."""
         if self._loss_is_finite:
             return "a gradient is not finite"
         bad = [name for name, value in module.terms.items() if not torch.isfinite(torch.as_tensor(value)).all()]
@@ -242,7 +237,6 @@ class FiniteGuard(StepCallback):
 
 
 def _finite(tensors: list[torch.Tensor | None]) -> bool:
-    """Are all values finite, and their norms? One norm a tensor, so a GPU is waited for once; a CPU takes ten times
-    as long for the largest value as for the sum of squares."""
+    # norms: one GPU synchronisation for all tensors; on CPUs ten times faster than the largest value
     norms = torch._foreach_norm([tensor for tensor in tensors if tensor is not None])
     return not norms or bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all())

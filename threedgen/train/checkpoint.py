@@ -1,4 +1,4 @@
-"""When a run saves its state, and whether it may go on from one."""
+"""Checkpoint callback, and checks that a checkpoint fits the run that resumes from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from threedgen.config import yaml_text
 from threedgen.config.errors import ConfigError, short
 from threedgen.run import folder as runs
 from threedgen.run.disk import free_megabytes
-from threedgen.train.callbacks import StepCallback, anywhere, nonfinite
+from threedgen.train.callbacks import StepCallback, any_rank, first_nonfinite
 from threedgen.train.checkpoint_file import LAST, read, write
 
 logger = logging.getLogger(__name__)
@@ -27,11 +27,11 @@ logger = logging.getLogger(__name__)
 CONFIG_KEY = "config_yaml"
 WEIGHTS_KEY = "weights"
 NUMERICS_KEY = "numerics"
-_SHOWN = 6
+_MAX_LISTED = 6
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's way to the disk, by `write` and `read`."""
+    """Lightning's checkpoint I/O on top of `write` and `read`."""
 
     def __init__(self, keep: int) -> None:
         super().__init__()
@@ -45,14 +45,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
-    """Saves `folder`/last.ckpt at the end of a step, every `seconds` and at the end of the run.
+    """Callback that saves `folder`/last.ckpt after a step, every `seconds` and at the end of the run.
 
-    By time and not by steps, so that the work a kill can cost is bounded on any machine. When to save does
-    not influence the run. As a Lightning checkpoint callback it runs after all others; whatever a module
-    changes in its own on_train_batch_end comes too late for it, so nothing that counts may be changed there.
-    `healthy` is asked first: a run that is just failing does not replace its last good state.
-    A full or failing disk is reported once and tried again; only the last save of a run raises ConfigError.
-    The text `module.config_yaml`, if there is one, travels along; no path does.
+    The interval is in seconds, not steps, so that a kill loses a bounded amount of work on any machine. Lightning runs
+    checkpoint callbacks after all others but before the module's own on_train_batch_end: modules must not change state
+    there. Nothing is saved while `healthy()` is false. A failed write gives one warning and is retried; only the last
+    one of a run raises ConfigError. A checkpoint contains `module.config_yaml` and no paths.
     """
 
     def __init__(self, folder: Path, seconds: float, healthy: Callable[[], bool]) -> None:
@@ -74,31 +72,35 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
         checkpoint[NUMERICS_KEY] = numerics()
 
     def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
-        if anywhere(trainer, time.monotonic() - self._saved_at >= self.seconds):
+        if any_rank(trainer, time.monotonic() - self._saved_at >= self.seconds):
             self.save(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.save(trainer, pl_module) and self.healthy() and nonfinite(pl_module) is None:
+        if not self.save(trainer, pl_module) and self.healthy() and first_nonfinite(pl_module) is None:
             raise ConfigError(
-                f"the last state could not be saved in {self.folder} ({self._space()}): "
-                "make room there and run the same command again"
+                f"cannot save the last checkpoint: folder={self.folder} ({self._space()}). "
+                "Make room there and run the same command again"
             )
 
     def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
-        """Saves now, on all ranks alike; False if there was a reason not to or it failed (said once)."""
+        """Save a checkpoint on all ranks.
+
+        Returns:
+            False if the state is not finite or not healthy, or the write failed (one warning each).
+        """
         self._saved_at = time.monotonic()
         if trainer.global_step == self._saved_step:
             return True
-        if bad := nonfinite(module):
-            self._warn("nonfinite", f"{bad} is not finite at step {trainer.global_step}: not saved")
+        if bad := first_nonfinite(module):
+            self._warn("nonfinite", f"no checkpoint saved at step {trainer.global_step}: {bad} is not finite")
         if bad or not self.healthy():
             return False
         try:
             trainer.save_checkpoint(self.folder / LAST, weights_only=False)
         except OSError as error:
             reason = f"{error.strerror} ({self._space()})"
-            self._warn("disk", f"no checkpoint could be written to {self.folder}: {reason}; going on")
-            trainer.strategy.barrier("Trainer.save_checkpoint")  # where the ranks that do not write wait
+            self._warn("disk", f"cannot write a checkpoint to {self.folder}: {reason}. The training continues")
+            trainer.strategy.barrier("Trainer.save_checkpoint")  # the other ranks wait there
             return False
         self._saved_step = trainer.global_step
         return True
@@ -109,7 +111,6 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
         self._warned.add(kind)
 
     def _space(self) -> str:
-        """Free space as part of a sentence."""
         try:
             return f"{free_megabytes(self.folder):.0f} MB free"
         except OSError:
@@ -117,19 +118,20 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
 
 
 def check_restored(optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Raises ConfigError if what an optimiser remembers of a weight is not of the weight's shape."""
+    """Raise ConfigError if a tensor of an optimiser's state has another shape than its weight."""
     for state in (optimizer.state for optimizer in optimizers):
-        for weight, kept in state.items():
-            if odd := [n for n, t in kept.items() if isinstance(t, Tensor) and t.ndim and t.shape != weight.shape]:
-                shapes = f"{tuple(kept[odd[0]].shape)} instead of {tuple(weight.shape)}"
-                raise ConfigError(f"the optimiser's state is of another network ({odd[0]}: {shapes})")
+        for weight, values in state.items():
+            for name, t in values.items():
+                if isinstance(t, Tensor) and t.ndim and t.shape != weight.shape:
+                    shapes = f"{tuple(t.shape)} instead of {tuple(weight.shape)}"
+                    raise ConfigError(f"the optimizer state belongs to another network ({name}: {shapes})")
 
 
 def check_config(checkpoint: dict[str, Any], config_yaml: str) -> None:
-    """Raises ConfigError, naming the keys, if the config that made `checkpoint` differs in what counts.
+    """Raise ConfigError with the changed keys if `checkpoint` was made with a config that gives another result.
 
-    Keys that only change how long a run runs and what it shows may differ (runs.HARMLESS). A checkpoint or a
-    run without a config (a module used from Python) is not compared.
+    Keys in `folder.NEUTRAL_KEYS` may differ. A checkpoint or a run without a config (a module used from Python) is not
+    compared.
     """
     old = str(checkpoint.get(CONFIG_KEY, ""))
     if not old or not config_yaml:
@@ -139,45 +141,46 @@ def check_config(checkpoint: dict[str, Any], config_yaml: str) -> None:
         raise ConfigError(f"the config in the checkpoint is damaged (it holds {short(before)})")
     changed = runs.differences(before, after)
     if changed:
-        more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+        more = f" and {len(changed) - _MAX_LISTED} more" if len(changed) > _MAX_LISTED else ""
         raise ConfigError(
-            f"the checkpoint was made with another config ({'; '.join(changed[:_SHOWN])}{more}): "
-            "use the old values, or another output folder"
+            f"the checkpoint was made with another config: {'; '.join(changed[:_MAX_LISTED])}{more}. "
+            "Use the old values or another output folder"
         )
 
 
 def check_weights(checkpoint: dict[str, Any], weights: Mapping[str, str]) -> None:
-    """Raises ConfigError if `checkpoint` was made with other weights than those of these SHA-256s, by the keys that
-    name them.
+    """Raise ConfigError if `checkpoint` was made with other weights.
 
-    Checkpoints of earlier releases do not say so; see `runs.differences` for those of their toybox prior.
+    Args:
+        checkpoint: content of the file; those of earlier releases have no hashes and always pass.
+        weights: config key -> SHA-256 of the weights of this run.
     """
     before: Any = checkpoint.get(WEIGHTS_KEY)
     for key, now in weights.items() if isinstance(before, dict) else ():
         if before.get(key, now) != now:
             raise ConfigError(
-                f"the checkpoint was made with other weights (SHA-256 {str(before[key])[:12]}..., these have "
-                f"{now[:12]}...): set it to those that it was made with, or begin anew in another output folder",
+                f"the checkpoint was made with other weights (SHA-256 {str(before[key])[:12]}..., now {now[:12]}...). "
+                "Use the former weights, or start a new run in another output folder",
                 key,
             )
 
 
 def numerics() -> dict[str, str]:
-    """What decides the last bits of results: versions, processor, threads."""
-    rays = numba.get_num_threads()  # asked first: its first call may change torch's number, see threads.py
+    """Return versions, processor and thread counts, on which the last bits of results depend."""
+    numba_threads = numba.get_num_threads()  # first: this call may change torch's number, see threads.py
     return {
-        "torch": str(torch.__version__),  # a class of torch's own, which a checkpoint must not hold
+        "torch": str(torch.__version__),  # a plain str: checkpoints contain no other classes
         "lightning": pl.__version__,
         "numba": numba.__version__,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
-        "threads": f"{torch.get_num_threads()}/{rays}",
+        "threads": f"{torch.get_num_threads()}/{numba_threads}",
     }
 
 
 def warn_numerics(checkpoint: dict[str, Any]) -> None:
-    """One line if the run goes on under other circumstances: then it may differ in the last bits."""
+    """Log a warning if `numerics()` changed since the checkpoint: results may then differ in the last bits."""
     before, now = checkpoint.get(NUMERICS_KEY), numerics()
     before = before if isinstance(before, dict) else {}
     changes = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
     if changes:
-        logger.warning("results may differ in the last bits from a run without a stop: %s", ", ".join(changes))
+        logger.warning("results may differ in the last bits from an uninterrupted run: %s", ", ".join(changes))

@@ -1,8 +1,7 @@
-"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/): steps of equal length in all directions of a
-weight matrix, beside AdamW for what is no matrix.
+"""Muon optimizer (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) for matrices, AdamW for the rest.
 
-torch.optim.Muon takes matrices alone; here the weights of convolutions are matrices too (outputs x all they see), and
-one optimizer has both kinds of parameters, so that one schedule and one checkpoint serve.
+Unlike torch.optim.Muon it also treats convolution weights as matrices (outputs x inputs * kernel), and one optimizer
+has both kinds of parameters, so that one schedule and one checkpoint are enough.
 """
 
 from __future__ import annotations
@@ -16,15 +15,16 @@ from torch import Tensor
 from threedgen.config.sections import BETAS
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration; they lift small singular values fastest and end between 0.7 and 1.2."""
+"""Quintic Newton-Schulz coefficients: the singular values end between 0.7 and 1.2."""
 STEPS = 5
+"""Newton-Schulz iterations."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for parameters of two and more dimensions, AdamW for vectors and those in ``elementwise``.
+    """Muon for parameters with two or more dimensions, AdamW for vectors and parameters in ``elementwise``.
 
-    Updates of matrices have the size of AdamW's (0.2 sqrt(max(rows, columns)), Liu et al. 2025, arXiv 2502.16982,
-    section 2.2), so both take the same learning rate and weight decay.
+    Matrix updates have the RMS of AdamW's (factor 0.2 sqrt(max(rows, columns)), Liu et al. 2025, arXiv 2502.16982,
+    section 2.2), so both use the same learning rate and weight decay.
     """
 
     def __init__(
@@ -36,17 +36,16 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         elementwise: Iterable[Tensor] = (),
     ) -> None:
-        kept = {id(p) for p in elementwise}
-        every = list(params)
-        matrices = [p for p in every if p.ndim >= 2 and id(p) not in kept]
-        others = [p for p in every if p.ndim < 2 or id(p) in kept]
+        excluded, params = {id(p) for p in elementwise}, list(params)
+        matrices = [p for p in params if p.ndim >= 2 and id(p) not in excluded]
+        others = [p for p in params if p.ndim < 2 or id(p) in excluded]
         groups = [{"params": matrices, "matrices": True}, {"params": others, "matrices": False}]
         defaults = {"lr": lr, "betas": betas, "momentum": momentum, "weight_decay": weight_decay, "eps": 1e-8}
         super().__init__([g for g in groups if g["params"]], defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Makes a step; `closure`, if given, computes the gradients first, and its result is returned."""
+        """Perform one step. `closure`: recomputes the gradients and returns the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -56,8 +55,8 @@ class Muon(torch.optim.Optimizer):
                 if p.grad is not None:
                     if group["weight_decay"]:
                         p.mul_(1 - group["lr"] * group["weight_decay"])
-                    size, update = (self._orthogonal if group["matrices"] else self._adam)(p, p.grad, group)
-                    p.add_(update, alpha=-group["lr"] * size)
+                    scale, update = (self._orthogonal if group["matrices"] else self._adam)(p, p.grad, group)
+                    p.add_(update, alpha=-group["lr"] * scale)
         return loss
 
     def _orthogonal(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> tuple[float, Tensor]:
@@ -65,8 +64,8 @@ class Muon(torch.optim.Optimizer):
         if not state:
             state["momentum"] = torch.zeros_like(p)
         state["momentum"].lerp_(grad, 1 - group["momentum"])
-        ahead = grad.lerp(state["momentum"], group["momentum"])  # Nesterov
-        update = orthogonalise(ahead.flatten(1))
+        nesterov = grad.lerp(state["momentum"], group["momentum"])
+        update = orthogonalise(nesterov.flatten(1))
         return 0.2 * max(update.shape) ** 0.5, update.reshape(p.shape)
 
     def _adam(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> tuple[float, Tensor]:
@@ -82,10 +81,16 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """(m, n) with the same singular vectors and singular values near 1, by Newton-Schulz steps, in float32.
+    """Return `matrix` with all singular values near 1, by Newton-Schulz iteration in float32.
 
-    A step multiplies by a polynomial of the Gram matrix of the shorter side, which then is the product of the old one
-    and two of these: so the steps are taken on it alone, and the long side is met twice, not twice in each step.
+    Each iteration multiplies by a polynomial of the Gram matrix of the shorter side. The polynomials are accumulated on
+    the Gram matrix, so the full matrix enters only two products.
+
+    Args:
+        matrix: (m, n).
+
+    Returns:
+        (m, n), with the same singular vectors.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.mT if tall else matrix).float()
@@ -101,8 +106,8 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def _polynomial(gram: Tensor) -> Tensor:
-    """a + b gram + c gram^2."""
+    """Return a I + b gram + c gram^2."""
     a, b, c = COEFFICIENTS
-    found = b * gram + c * gram @ gram
-    found.diagonal().add_(a)
-    return found
+    result = b * gram + c * gram @ gram
+    result.diagonal().add_(a)
+    return result

@@ -1,4 +1,4 @@
-"""What --dry-run says of a task: what it would do, with which weights, on what device. No time is guessed."""
+"""Output of --dry-run: task, outputs, weights, steps and device, without a time estimate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from threedgen.run.dtypes import instead
+from threedgen.run.dtypes import emulation_note
 from threedgen.run.memory import free_bytes
 from threedgen.run.threads import set_threads, threads_of
 from threedgen.train.task import device as device_name
@@ -15,7 +15,7 @@ END = "nothing was run or written"
 
 
 def plan(config: Any) -> str:
-    """The text for a task that has no plan of its own. Raises ConfigError for weights that cannot be read."""
+    """Return the dry-run text of a task without a plan of its own. Raises ConfigError for unreadable weights."""
     config = config.used()
     about = config.about or " ".join((type(config).__doc__ or "").partition("\n\n")[0].split())
     lines = [f"would run {config.task}: {about}"]
@@ -33,13 +33,13 @@ def plan(config: Any) -> str:
 
 
 def notes(config: Any) -> list[str]:
-    """A line for each thing that can be said of a config before it runs."""
-    slow = instead(getattr(getattr(config, "prior", None), "dtype", "auto"), _device(config))
-    return [f"note: {note}" for note in (*config.notes(), slow) if note]
+    """Return the notes on a config, one line each."""
+    emulated = emulation_note(getattr(getattr(config, "prior", None), "dtype", "auto"), _device(config))
+    return [f"note: {note}" for note in (*config.notes(), emulated) if note]
 
 
 def device_line(config: Any) -> str:
-    """On what it computes, with how much free memory; and that there is no GPU, if one was looked for in vain."""
+    """Return the line with device, name and free memory; it says so if the config needs a GPU and there is none."""
     device = _device(config)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     line = f"device: {device}, {name}, {free_bytes(device) / 1e9:.1f} GB free"

@@ -1,4 +1,4 @@
-"""What a person sees while a system is trained: stage, steps, pace, loss."""
+"""Progress display of a training: stage, steps, speed, loss."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from threedgen.run.text import clean, duration, number
 
 
 class Progress(pl.Callback):
-    """Stage, done/total, step time, time left, loss and chosen metrics of a run, as a `Count` shows them.
+    """Callback that shows stage, steps, step time, time left, loss and metrics by a `Count`.
 
-    A line is also said at the start, at each quarter and when the stage changes. The module may say its `stage` (a
-    text, may change) and, in a dictionary `metrics`, numbers to show, chosen by the names in `metrics` here.
+    Without a bar it also prints a line at the start, at each quarter and when `module.stage` changes. `metrics`: names
+    in `module.metrics` to show.
     """
 
     def __init__(
@@ -35,28 +35,27 @@ class Progress(pl.Callback):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         module: Any = pl_module
-        module.counted = partial(self.within, trainer, module)
-        count = self._begin(trainer, module)
+        module.track_progress = partial(self.within, trainer, module)
+        count = self._start(trainer, module)
         if not trainer.global_step:
             count.say()
 
-    def _begin(self, trainer: pl.Trainer, module: pl.LightningModule) -> Count:
+    def _start(self, trainer: pl.Trainer, module: pl.LightningModule) -> Count:
         quiet, step = self.quiet or not trainer.is_global_zero, trainer.global_step
         self.count = Count(stage_of(module), trainer.max_steps, quiet, self.console, step, self.clock)
         return self.count.__enter__()
 
     @contextmanager
     def within(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str, total: int) -> Iterator[Count]:
-        """Counts something else in the middle of a step; then the steps, whose pace is taken anew."""
+        """Show the progress of other work inside a step; measure the step time anew afterwards."""
         if self.count is not None:
             self.count.__exit__()
         quiet = self.quiet or not trainer.is_global_zero
         with Count(stage, total, quiet, self.console, clock=self.clock) as count:
             yield count
-        self._begin(trainer, module)
+        self._start(trainer, module)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
-        """A step may take long: the bar says what it does while it goes on."""
         if self.count is not None and self.count.shows_bar:
             self.count.stage = stage_of(pl_module)
             self.count.note("")
@@ -71,7 +70,7 @@ class Progress(pl.Callback):
         count.stage = stage
         count.show(
             step,
-            lambda: details(count.speed.seconds_a_step(), total - step, pl_module, outputs, self.metrics),
+            lambda: details(count.speed.seconds_per_step(), total - step, pl_module, outputs, self.metrics),
             due=due,
         )
 
@@ -86,27 +85,27 @@ class Progress(pl.Callback):
 
 
 def stage_of(module: pl.LightningModule) -> str:
-    """What the module is doing, on one line."""
+    """Return the stage of a module as one line of text."""
     return clean(str(getattr(module, "stage", "") or "training"))
 
 
 def details(
-    pace: float | None, left: int, module: pl.LightningModule, outputs: Any, metrics: Iterable[str] = ()
+    step_seconds: float | None, steps_left: int, module: pl.LightningModule, outputs: Any, metrics: Iterable[str] = ()
 ) -> list[str]:
-    """Step time, time left, loss and chosen metrics in words; `pace`: seconds a step, `left`: steps to come.
+    """Return step time, time left, loss and metrics as texts.
 
-    Of a loss that has terms the first is shown by its name, as that of another stage is of another size.
+    Of `module.terms` only the first one is shown, by its name: terms of different stages differ in scale.
     """
     parts = []
-    if pace is not None:
-        parts.append(f"{pace:.3g} s/step" if pace >= 1 else f"{1000 * pace:.3g} ms/step")
-        if left > 0:
-            parts.append(f"{duration(pace * left)} left")
+    if step_seconds is not None:
+        parts.append(f"{step_seconds:.3g} s/step" if step_seconds >= 1 else f"{1000 * step_seconds:.3g} ms/step")
+        if steps_left > 0:
+            parts.append(f"{duration(step_seconds * steps_left)} left")
     terms: dict[str, Any] = getattr(module, "terms", {})
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     shown: dict[str, Any] = dict([next(iter(terms.items()), ("loss", loss))])
-    known: dict[str, Any] = getattr(module, "metrics", {})
-    shown |= {name: known.get(name) for name in metrics}
+    values: dict[str, Any] = getattr(module, "metrics", {})
+    shown |= {name: values.get(name) for name in metrics}
     for name, value in shown.items():
         single = isinstance(value, torch.Tensor) and value.numel() == 1
         if single or (isinstance(value, (int, float)) and not isinstance(value, bool)):

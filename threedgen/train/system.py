@@ -1,5 +1,4 @@
-"""The base of every module that learns here: what a run, its checkpoints and its progress line ask of it; and the
-average of its weights."""
+"""Base classes of everything that is trained: System, weight averaging (EMA) and timestep sampling."""
 
 from __future__ import annotations
 
@@ -26,72 +25,75 @@ METRICS_KEY, SECONDS_KEY = "metrics", "seconds"
 
 
 class System(pl.LightningModule):
-    """A LightningModule whose randomness is keyed by step and purpose and whose frozen networks are in no checkpoint.
+    """LightningModule with random numbers keyed by step and purpose, and with frozen networks outside checkpoints.
 
-    `stage`: what the progress bar says, may change. `config_yaml`: the resolved config, is in the checkpoint and
-    compared on resume; so are the SHA-256s of what it is made with, `weights`, by the keys of the config that name
-    it. `terms`: of the last loss, logged, and named when one is not finite. `metrics`: of the last step, logged, and
-    shown if asked for. `counted(stage, total)` shows something that a step has to do first and that takes long.
+    Attributes:
+        stage: text of the progress bar; may change.
+        config_yaml: resolved config, saved in checkpoints and compared on resume.
+        weights: config key -> SHA-256 of the weights that the run starts from, saved and compared likewise.
+        terms: terms of the last loss, logged, and named in the error if one is not finite.
+        metrics: metrics of the last step, logged, and shown in the progress bar if requested.
+        track_progress: `(stage, total)` -> Count that shows a long computation inside a step.
     """
 
     stage = "training"
 
     def __init__(self, config: Config, seed: int | None = None, max_steps: int | None = None, **facts: str) -> None:
-        """`config`: of a whole run, or a section of it, whose `seed` and `max_steps` are then given.
+        """Initialise from the config of a run, or from a section of it with `seed` and `max_steps`.
 
-        A checkpoint is only resumed under the same config and `facts`, such as the digest of a tokenizer's vocabulary.
+        Args:
+            facts: further values that must be equal on resume, such as the digest of a tokenizer's vocabulary.
         """
         super().__init__()
-        whole: Any = config
-        self.seed: int = whole.seed if seed is None else seed
-        self.max_steps: int = whole.trainer.max_steps if max_steps is None else max_steps
-        placeless = config.model_copy(update={"out": None}) if "out" in type(config).model_fields else config
-        self.config_yaml = dump(placeless) + "".join(f"{name}: {fact}\n" for name, fact in facts.items())
+        run_config: Any = config
+        self.seed: int = run_config.seed if seed is None else seed
+        self.max_steps: int = run_config.trainer.max_steps if max_steps is None else max_steps
+        without_out = config.model_copy(update={"out": None}) if "out" in type(config).model_fields else config
+        self.config_yaml = dump(without_out) + "".join(f"{name}: {fact}\n" for name, fact in facts.items())
         self.weights: Mapping[str, str] = {}
         self.metrics: dict[str, float] = {}
         self.terms: dict[str, float] = {}
-        self.counted: Callable[[str, int], AbstractContextManager[Count]] = partial(Count, quiet=True)
-        self.begun = self.started = time.monotonic()  # the run, and its training
-        self.earlier = {"prepare": 0.0, "optimise": 0.0}  # seconds of earlier starts, up to the checkpoint
+        self.track_progress: Callable[[str, int], AbstractContextManager[Count]] = partial(Count, quiet=True)
+        self.run_start = self.training_start = time.monotonic()
+        self.previous_seconds = {"prepare": 0.0, "optimise": 0.0}  # of earlier processes, up to the checkpoint
 
-    def hold(self, **objects: Any) -> None:
-        """Sets attributes that are no part of the module: frozen networks, neither trained nor in checkpoints."""
+    def set_unregistered(self, **objects: Any) -> None:
+        """Set attributes that torch does not register: frozen networks, neither trained nor in checkpoints."""
         for name, value in objects.items():
-            object.__setattr__(self, name, value)  # torch would register them
+            object.__setattr__(self, name, value)
 
     def rng(self, step: int, purpose: str) -> torch.Generator:
-        """A fresh generator of this step, purpose and device; what must be equal on all devices is drawn without."""
+        """Return a new torch generator for this step, purpose and rank; not for numbers that all ranks share."""
         return generator(self.seed, step, purpose, self.global_rank)
 
     def numpy_rng(self, step: int, purpose: str) -> np.random.Generator:
-        """The same for numpy."""
+        """Return a new NumPy generator for this step, purpose and rank."""
         return numpy_generator(self.seed, step, purpose, self.global_rank)
 
     def seconds(self) -> dict[str, float]:
-        """Seconds before the training and in it, in all starts of the run."""
-        now = {"prepare": self.started - self.begun, "optimise": time.monotonic() - self.started}
-        return {name: before + now[name] for name, before in self.earlier.items()}
+        """Return the seconds before the training and in it, summed over all processes of the run."""
+        now = {"prepare": self.training_start - self.run_start, "optimise": time.monotonic() - self.training_start}
+        return {name: before + now[name] for name, before in self.previous_seconds.items()}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds the time, and the metrics: some are measured now and then, and logged until they are measured again."""
         checkpoint[SECONDS_KEY] = self.seconds()
+        # metrics that are not measured at every step are logged until the next measurement, also after a resume
         checkpoint[METRICS_KEY] = {n: float(v) if math.isfinite(v) else None for n, v in self.metrics.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Takes them back, so that a run logs the same as one without a stop."""
-        found = checkpoint.get(METRICS_KEY)
-        known = found.items() if isinstance(found, dict) else ()
-        self.metrics = {str(n): math.nan if v is None else v for n, v in known if v is None or isinstance(v, float)}
-        spent = checkpoint.get(SECONDS_KEY)
-        if isinstance(spent, dict):
-            self.earlier = {n: v if isinstance(v := spent.get(n), float) else 0.0 for n in self.earlier}
+        metrics, seconds = checkpoint.get(METRICS_KEY), checkpoint.get(SECONDS_KEY)
+        items = metrics.items() if isinstance(metrics, dict) else ()
+        self.metrics = {str(n): math.nan if v is None else v for n, v in items if v is None or isinstance(v, float)}
+        if isinstance(seconds, dict):
+            self.previous_seconds = {
+                n: v if isinstance(v := seconds.get(n), float) else 0.0 for n in self.previous_seconds
+            }
 
     options: Any
-    """The section of the config that says how it learns."""
+    """Config section with the optimizer options."""
 
     def configure_optimizers(self) -> Any:
-        """AdamW on all parameters, or Muon where there is an option that says so; a module that learns otherwise has
-        its own."""
+        """Build AdamW on all parameters, or Muon if `options.optimizer` selects it."""
         o = self.options
         betas = getattr(o, "betas", BETAS)
         if getattr(o, "optimizer", "adamw") == "adamw":
@@ -100,20 +102,22 @@ class System(pl.LightningModule):
         return self.scheduled(muon, o.learning_rate)
 
     def elementwise(self) -> Iterable[torch.Tensor]:
-        """Matrices that Muon leaves to AdamW."""
+        """Return the matrices that Muon trains with AdamW."""
         return ()
 
     def adamw(
         self, parameters: Iterable[Any], *rates: Any, weight_decay: float = 0.0, betas: tuple[float, float] = BETAS
     ) -> dict[str, Any]:
-        """AdamW on parameters, or groups of them, with learning rates as for `scheduled`."""
+        """Return AdamW on parameters or parameter groups, with learning rates as for `scheduled`."""
         optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=betas, weight_decay=weight_decay, fused=True)
         return self.scheduled(optimizer, *rates)
 
     def scheduled(self, optimizer: torch.optim.Optimizer, *rates: Any) -> dict[str, Any]:
-        """What configure_optimizers returns, for an optimizer whose learning rate is multiplied by a rate.
+        """Return the result of configure_optimizers for an optimizer and learning rate schedules.
 
-        `rates`: a schedule of the config, or a function of the step, for all groups of parameters, or one for each.
+        Args:
+            optimizer: its learning rates are multiplied by the schedules.
+            rates: schedules of the config or functions of the step: one for all parameter groups, or one for each.
         """
         steps = [rate if callable(rate) else partial(at, rate, max_steps=self.max_steps) for rate in rates]
         rate: Any = steps if len(steps) > 1 else steps[0]
@@ -121,50 +125,51 @@ class System(pl.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def validate(self, step: int, folder: Path) -> None:
-        """Writes what there is to see after `step` steps; called in eval mode, without gradients."""
+        """Write images or other validation files after `step` steps. Called in eval mode without gradients."""
 
-    def forget(self, step: int, folder: Path) -> None:
-        """Takes away what `validate` left of this step alone, at which a run stopped that now goes on."""
+    def remove_validation(self, step: int, folder: Path) -> None:
+        """Remove the files of `validate` for an extra step at which the run was stopped before it was resumed."""
 
 
 class EMA(torch.nn.Module):
-    """The averaged weights as persistent buffers, so that a checkpoint has them without being told.
+    """Exponential moving average of a model's weights, in persistent buffers so that checkpoints contain it.
 
-    Call `update` inside the step, after the optimiser (in the Lightning module's `optimizer_step`), never in
-    its on_train_batch_end: checkpoints are saved before that. The decay grows as (1 + step) / (10 + step) up
-    to `decay`, so that a short run is not an average with its first random weights; it depends on the step
-    given and on no counter of its own.
+    Call `update` after the optimizer in the module's `optimizer_step`, not in its on_train_batch_end, which runs after
+    the checkpoint. The decay is min(decay, (1 + step) / (10 + step)), so the initial weights soon lose influence.
+
+    Args:
+        model: model whose weights are copied; no reference is kept.
+        decay: in [0, 1).
     """
 
     def __init__(self, model: torch.nn.Module, decay: float = 0.999) -> None:
-        """Starts from a copy of `model`; it keeps no reference to it. `decay` in [0, 1)."""
         super().__init__()
         if not 0 <= decay < 1:
             raise ValueError(f"decay should be in [0, 1) (got {decay})")
         self.decay = decay
         for name, value in model.state_dict().items():
-            kept = value.detach().clone()
-            # torch allows no dots in names of buffers; the first / keeps a `decay` or `training` from our own
-            self.register_buffer("/" + name.replace(".", "/"), kept.float() if kept.is_floating_point() else kept)
+            copy = value.detach().clone()
+            # buffer names must not contain dots; the first / avoids clashes with attributes such as `training`
+            self.register_buffer("/" + name.replace(".", "/"), copy.float() if copy.is_floating_point() else copy)
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module, step: int) -> None:
-        """average += (1 - decay(step)) (weights - average); whole numbers are copied."""
+        """Add (1 - decay(step)) (weights - average) to the average; copy integer tensors."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averages, now = self.weights(), model.state_dict()
-        floating = [name for name in now if averages[name].is_floating_point()]
-        for name in now.keys() - set(floating):
-            averages[name].copy_(now[name])
-        weights = [now[name].to(averages[name].dtype) for name in floating]
+        averages, state = self.weights(), model.state_dict()
+        floating = [name for name in state if averages[name].is_floating_point()]
+        for name in state.keys() - set(floating):
+            averages[name].copy_(state[name])
+        weights = [state[name].to(averages[name].dtype) for name in floating]
         torch._foreach_lerp_([averages[name] for name in floating], weights, 1 - decay)
 
     def weights(self) -> dict[str, Tensor]:
-        """The averaged state_dict, under the model's own names (not copied)."""
+        """Return the averaged state_dict with the model's names; the tensors are not copied."""
         return {name[1:].replace("/", "."): value for name, value in self.named_buffers()}
 
     @contextmanager
     def applied(self, model: torch.nn.Module) -> Iterator[None]:
-        """Inside, `model` has the averaged weights; afterwards its own again, bit for bit."""
+        """Load the averaged weights into `model`; restore its own on exit."""
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
         model.load_state_dict(self.weights())
         try:
@@ -174,27 +179,29 @@ class EMA(torch.nn.Module):
 
 
 class AveragedSystem(System):
-    """A system whose result is `average`, the running average of the weights of one network."""
+    """System whose result is `average`, the moving average of the weights of one network."""
 
     average: EMA
     averaged: torch.nn.Module
 
     def keep_average(self, network: torch.nn.Module, decay: float) -> None:
-        """Begins the average of a network that learns."""
+        """Start the average of a trained network."""
         self.average = EMA(network, decay)
-        self.hold(averaged=network)
+        self.set_unregistered(averaged=network)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         self.average.update(self.averaged, self.global_step)
 
 
-def stratified(count: int, rng: torch.Generator) -> Tensor:
-    """`count` numbers in [0, 1), one in each of as many equal intervals, in random order (Kingma et al. 2021, "VDM"):
-    the loss of a step then depends less on which noise levels it happened to draw."""
+def stratified_uniform(count: int, rng: torch.Generator) -> Tensor:
+    """Sample (count,) numbers in [0, 1), one in each of `count` equal intervals, in random order.
+
+    Lowers the variance of the loss between steps (Kingma et al. 2021, "Variational Diffusion Models").
+    """
     return (torch.rand(count, generator=rng) + torch.randperm(count, generator=rng)) / count
 
 
-def timesteps(count: int, T: int, power: float, rng: torch.Generator) -> Tensor:
-    """Noise levels (count,) of 0 ... T - 1, t = T u^power, spread evenly."""
-    return (T * stratified(count, rng) ** power).long().clamp(max=T - 1)
+def sample_timesteps(count: int, T: int, power: float, rng: torch.Generator) -> Tensor:
+    """Sample timesteps t = T u^power, (count,) integers in [0, T - 1], with stratified u."""
+    return (T * stratified_uniform(count, rng) ** power).long().clamp(max=T - 1)

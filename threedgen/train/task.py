@@ -1,4 +1,4 @@
-"""How the task of a run starts, goes on and ends: the same for all of them.
+"""Execution of a task: start, resume, results, summary and exit code.
 
     def work(task: Task) -> Status:
         ...
@@ -6,8 +6,8 @@
 
     run = partial(run_task, work, result="prior", files=("prior/model_index.json",))
 
-A run that is finished already is not begun again; Ctrl-C leaves results of what was learnt so far; the place of the
-result is the last line on stdout, and the exit code says how it ended.
+A finished run is not repeated; after Ctrl-C the results of the training so far are written. The last line on stdout is
+the path of the result.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from threedgen.run.text import say
 from threedgen.run.threads import set_threads, threads_of
 from threedgen.train.status import Status, finished
 
-if TYPE_CHECKING:  # Lightning takes seconds to import: whoever trains imports it, and has first said what comes
+if TYPE_CHECKING:  # Lightning takes seconds to import: only code that trains imports it, after the first output
     import pytorch_lightning as pl
 
     from threedgen.train.system import System
@@ -44,31 +44,32 @@ logger = logging.getLogger(__name__)
 
 
 class Task:
-    """One run: its config, its folder, when it began, and what it leaves there."""
+    """One run: config, folder, start time and result files."""
 
     def __init__(self, config: Any, resume: Path | None = None, quiet: bool = False, files: Iterable[str] = ()) -> None:
-        """`files`: what a run makes, as far as it can; one that has lost any of those that it made goes on."""
+        """Start a run. `files`: result files; a finished run that lost one of those it wrote is continued."""
         self.config, self.resume, self.quiet, self.files = config, resume is not None, quiet, tuple(files)
-        self.folder, self.begun = Path(str(config.out)), time.monotonic()
-        self.leader = True  # of all processes; known when a training has begun
-        self.weights = dict[str, str]()  # SHA-256 of those it is made with, by the keys of the config that name them
-        self.earlier = 0.0  # seconds of the starts before this one, without what they did after their last checkpoint
+        self.folder, self.start_time = Path(str(config.out)), time.monotonic()
+        self.is_global_zero = True  # set by `fit`
+        self.weights = dict[str, str]()  # config key -> SHA-256 of the weights that the run starts from
+        self.previous_seconds = 0.0  # of earlier processes, up to their last checkpoints
 
     def load_prior(self) -> Any:
-        """The prior of the config on the device of the run; then its weights are named. Raises ConfigError.
-
-        To name them takes reading all of them once more, so what is wrong with them is found before.
-        """
+        """Load the prior of the config on the device of the run and register its weights. Raises ConfigError."""
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
-        with within("prior"):
+        with within("prior"):  # before hashing, which reads all files again
             built = registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
         self.name_weights(prior.identify(), "prior.")
         return built
 
-    def name_weights(self, found: Mapping[str, Any], section: str = "") -> None:
-        """Says which files the run is made with, an ``Identity`` by each key of a section of the config that names
-        some; checkpoints will know."""
-        for key, files in found.items():
+    def name_weights(self, identities: Mapping[str, Any], section: str = "") -> None:
+        """Print the weight files of the run and register their hashes for checkpoints.
+
+        Args:
+            identities: config key -> ``Identity`` of its files.
+            section: prefix of the keys, with its dot.
+        """
+        for key, files in identities.items():
             if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
                 say(f"{key}: {files}")
             self.weights[section + key] = files.digest
@@ -80,16 +81,17 @@ class Task:
         callbacks: Iterable[pl.Callback] = (),
         interrupts: Interrupts | None = None,
     ) -> Status:
-        """Trains a system; where there are results to be made, it is then back on its device, in eval mode."""
+        """Train a system; on rank 0 move it back to its device in eval mode if results are to be written."""
         from threedgen.train.loop import fit
 
-        system.weights, system.begun, system.started = self.weights, self.begun, time.monotonic()
-        words: Any = {"metrics": metrics, "callbacks": callbacks, "interrupts": interrupts}
-        status = fit(system, self.config, self.folder, self.resume, self.quiet, **words)
-        self.leader, self.earlier = system.trainer.is_global_zero, sum(system.earlier.values())
-        if self.leader and status in (Status.FINISHED, Status.INTERRUPTED):
+        system.weights, system.run_start, system.training_start = self.weights, self.start_time, time.monotonic()
+        options: Any = {"metrics": metrics, "callbacks": callbacks, "interrupts": interrupts}
+        status = fit(system, self.config, self.folder, self.resume, self.quiet, **options)
+        self.is_global_zero = system.trainer.is_global_zero
+        self.previous_seconds = sum(system.previous_seconds.values())
+        if self.is_global_zero and status in (Status.FINISHED, Status.INTERRUPTED):
             system.eval().to(device(self.config.trainer.accelerator))  # Lightning leaves it on the CPU
-            system.setup("fit")  # the networks that it holds follow
+            system.setup("fit")  # moves its unregistered networks
         return status
 
     def train(
@@ -99,14 +101,16 @@ class Task:
         finish: Callable[[], dict[str, Any]] = dict,
         partial: bool = True,
     ) -> Status:
-        """Trains a system, validates it a last time, and writes results and summary.
+        """Train a system, validate it a last time, and write results and summary.
 
-        `finish` writes the results and returns figures for the summary; without `partial` an interrupted run has none.
+        Args:
+            finish: writes the results and returns figures for the summary.
+            partial: also write results after an interrupt.
         """
         if self.resume:
-            self._forget_end(system)
+            self._remove_last_validation(system)
         status = self.fit(system, metrics)
-        if self.leader and (status is Status.FINISHED or partial and status is Status.INTERRUPTED):
+        if self.is_global_zero and (status is Status.FINISHED or partial and status is Status.INTERRUPTED):
             steps = system.trainer.global_step
             with torch.no_grad(), writing(self.folder):
                 if partial:
@@ -115,62 +119,66 @@ class Task:
                 self.summarise(status, steps=steps, **figures)
         return status
 
-    def _forget_end(self, system: System) -> None:
-        """Takes away what is only there because the run stopped: then it leaves the files of one that did not."""
+    def _remove_last_validation(self, system: System) -> None:
+        """Remove validation files that an uninterrupted run would not have."""
         step, every = read_summary(self.folder).get("steps"), self.config.trainer.val_check_interval
         if isinstance(step, int) and step < system.max_steps and (not every or step % every):
             with writing(self.folder):
-                system.forget(step, self.folder)
+                system.remove_validation(step, self.folder)
 
     def stage(
         self,
         name: str,
         network: torch.nn.Module,
-        learner: System,
+        system: System,
         metric: str,
-        settle: Callable[[], object] = lambda: None,
+        postprocess: Callable[[], object] = lambda: None,
     ) -> None:
-        """Trains a part of the model in a folder of its own, NAME, or reads it from NAME/NAME.safetensors.
+        """Train a part of the model in the subfolder NAME, or load it from NAME/NAME.safetensors.
 
-        `network`: what is kept in the file; `settle`: what is done to the trained network before it is kept. Raises
-        Stopped if training did not end.
+        Args:
+            network: part of the system that is saved in the file.
+            metric: metric of the progress bar.
+            postprocess: called on the trained network before it is saved.
+
+        Raises:
+            Stopped: if the training did not finish.
         """
         from threedgen.train.loop import fit
 
         folder = self.folder / name
-        done = folder / f"{name}.safetensors"
-        if cache.fill(network, done):
+        path = folder / f"{name}.safetensors"
+        if cache.load_network(network, path):
             return
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        learner.weights = self.weights
-        trainer = self.config.trainer.model_copy(update={"max_steps": learner.max_steps, "val_check_interval": 200})
-        own = self.config.model_copy(update={"trainer": trainer})
-        status = fit(learner, own, folder, self.resume, self.quiet, metrics=(metric,))
+        system.weights = self.weights
+        trainer = self.config.trainer.model_copy(update={"max_steps": system.max_steps, "val_check_interval": 200})
+        config = self.config.model_copy(update={"trainer": trainer})
+        status = fit(system, config, folder, self.resume, self.quiet, metrics=(metric,))
         if status is not Status.FINISHED:
             raise Stopped(status.exit_code)
         network.cpu().eval()
-        settle()
-        cache.keep(done, network)
+        postprocess()
+        cache.save_network(path, network)
 
     @contextmanager
-    def counted(self, what: str, steps: int) -> Iterator[Callable[[], None]]:
-        """Gives what is to be called before each of so many `steps`: it shows how far they are, and raises Stopped
-        after Ctrl-C."""
-        count = itertools.count()
-        with Interrupts() as interrupts, Count(what, steps, self.quiet) as progress:
+    def track_progress(self, stage: str, steps: int) -> Iterator[Callable[[], None]]:
+        """Show the progress of `steps` steps; yield a function to call before each, which raises Stopped on Ctrl-C."""
+        done = itertools.count()
+        with Interrupts() as interrupts, Count(stage, steps, self.quiet) as progress:
 
             def on_step() -> None:
-                interrupts.heed()
-                progress.show(next(count))  # so many are done
+                interrupts.raise_if_stopped()
+                progress.show(next(done))
 
             yield on_step
             progress.show(steps)
 
     def summarise(self, status: Status = Status.FINISHED, **figures: Any) -> None:
-        """Writes summary.json, with which a run is finished. Raises OSError."""
+        """Write summary.json, which marks the run as finished. Raises OSError."""
         files = [*(name for name in self.files if (self.folder / name).exists()), *figures.pop("files", ())]
-        seconds = self.earlier + time.monotonic() - self.begun
+        seconds = self.previous_seconds + time.monotonic() - self.start_time
         write_summary(self.folder, self.config, seconds, status=status.value, files=files, **figures)
 
 
@@ -184,29 +192,38 @@ def run_task(
     files: Iterable[str] = (),
     again: bool = False,
 ) -> int:
-    """Carries out a config by `work`, unless it is finished already; says where `result` is; returns the exit code.
+    """Run a task unless it is already finished, and print the path of its result.
 
-    `work` returns how it ended, or nothing if it always comes to its end; it may raise Stopped.
-    `again`: of an evaluation, which is always carried out: it keeps what took long, and reports on what is there now.
+    Args:
+        work: does the task; returns its status (None: finished) or raises Stopped.
+        result: file or folder in the run folder whose path is printed.
+        files: see `Task`.
+        again: run `work` even if the task is finished, as evaluations do; `work` caches its slow parts itself.
+
+    Returns:
+        Exit code.
     """
     task = Task(config, resume, quiet, files)
     task.resume &= not again
-    status = carry_out(work, task)
-    ended = status is Status.FINISHED or status is Status.INTERRUPTED and not again  # else the result is an older one
-    if task.leader and ended and (task.folder / result).exists():
+    status = execute(work, task)
+    new = status is Status.FINISHED or status is Status.INTERRUPTED and not again  # else the result is an older one
+    if task.is_global_zero and new and (task.folder / result).exists():
         say(str(task.folder / result))
     return status.exit_code
 
 
-def carry_out(work: Callable[[Task], Status | None], task: Task, hint: str = "") -> Status:
-    """The same without a word on stdout; how it ended. `hint` is added to the line on a run that is finished.
+def execute(work: Callable[[Task], Status | None], task: Task, hint: str = "") -> Status:
+    """Run a task unless it is already finished, without output on stdout, and release the lock of its folder.
 
-    The folder is then given back (`run.lock`), for Python goes on.
+    Args:
+        work: see `run_task`.
+        task: run to execute.
+        hint: text after the log line about a finished run.
     """
     trainer = getattr(task.config, "trainer", None)
     try:
         if task.resume and finished(task.folder, trainer.max_steps if trainer else None):
-            logger.warning("%s is finished already; its files are as they were%s", task.folder, hint)
+            logger.warning("%s is finished already; its files are unchanged%s", task.folder, hint)
             return Status.FINISHED
         silence_lightning()
         set_threads(threads_of(task.config))  # before the first kernel
@@ -218,7 +235,7 @@ def carry_out(work: Callable[[Task], Status | None], task: Task, hint: str = "")
 
 
 def device(accelerator: str = "auto") -> str:
-    """torch's name of the device that Lightning will choose for this process."""
+    """Return torch's name of the device that Lightning uses for this process."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():

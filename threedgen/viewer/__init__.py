@@ -1,1 +1,1 @@
-"""Looking at runs: the report page of one, the gallery of many (HTML that stands alone, no torch); the live view."""
+"""Report page of a run, gallery of many runs (self-contained HTML, no torch), and live view of a running one."""

@@ -1,4 +1,4 @@
-"""The gallery, gallery.html: a card for each generate run below a folder, the newest first."""
+"""Gallery page, gallery.html: one card per generate run below a folder, newest first."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 from markupsafe import Markup
 
 from threedgen.config.errors import ConfigError
-from threedgen.geometry.images import GAP
-from threedgen.geometry.picture_file import read_picture
+from threedgen.geometry.images import SHEET_GAP
+from threedgen.geometry.picture_file import load_image
 from threedgen.run.disk import write_atomic, writing
 from threedgen.run.folder import CONFIG, stored_config, user_path
 from threedgen.run.text import duration, say, visible
 
 from .options import GalleryConfig
 from .page import REMEDY, jpeg, link, page
-from .record import ROW, TASKS, Record, as_int, read_record
+from .record import TASKS, VIEWS_PER_ROW, Record, as_int, read_record
 from .report import PAGE
 
 logger = logging.getLogger(__name__)
 NAME = "gallery.html"
-STILL = 320
-"""Most pixels of a card's picture, on either side."""
+CARD_PIXELS = 320
+"""Maximum width and height of the image on a card."""
 
 
 def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Carries out the task "gallery": writes the page over all runs below a folder; prints where it is."""
+    """Run the task `gallery`: write the page of all runs below a folder and print its path."""
     folder = user_path(config.runs, "runs")
     path = folder / NAME if config.out is None else user_path(config.out, "out")
     if config.out is not None and (path.is_dir() or path.suffix.lower() not in (".html", ".htm")):
@@ -39,20 +39,20 @@ def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) 
         text, broken = gallery(folder, path.parent)
         write_atomic(path, text)
     for reason in broken:
-        logger.warning("left out: %s", reason)
+        logger.warning("skipped: %s", reason)
     say(str(path))
     return 0
 
 
 def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
-    """Makes the page for the runs below `folder`, to lie in `home`; and a sentence for each run that is left out."""
+    """Return the HTML of the gallery, for a page stored in `home`, and the reason for each skipped run."""
     found, broken = cards(folder, home)
     title = folder.resolve().name or str(folder)
     return page("gallery.html", ("gallery.js",), title=title, cards=found, broken=broken), broken
 
 
 def cards(folder: Path, home: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """Makes a card for each run below `folder`, the newest first, and a sentence for each that is left out."""
+    """Return a card for each run below `folder`, newest first, and the reason for each skipped run."""
     records, broken = [], []
     for where in run_folders(folder):
         try:
@@ -64,7 +64,7 @@ def cards(folder: Path, home: Path) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """Finds folders of generate runs, an evaluation's own too, and those whose config cannot be read."""
+    """Yield the folders of generate runs, including runs of an evaluation and runs whose config is unreadable."""
     for where, folders, names in os.walk(folder):
         folders.sort()
         if CONFIG not in names:
@@ -72,55 +72,55 @@ def run_folders(folder: Path) -> Iterator[Path]:
         try:
             task = (stored_config(Path(where)) or {}).get("task", "generate")
         except ConfigError:
-            task = "generate"  # whoever reads it as a run will say what is wrong
+            task = "generate"  # read_record() reports the error
         if task in TASKS:
             folders.clear()
             yield Path(where)
 
 
 def card(record: Record, home: Path) -> dict[str, Any]:
-    """Describes a run as gallery.html shows it, with links from a page in the folder `home`."""
+    """Return the template values of a run's card; links are relative to the folder `home`."""
     report = record.file(PAGE)
     seconds = [] if record.seconds is None else [duration(record.seconds)]
     method = [record.method] if record.method else []
     facts = [*method, *record.choices, f"seed {record.seed}", *seconds, f"{record.ended:%Y-%m-%d}"]
     return {
         "record": record,
-        "picture": best_picture(record),
-        "link": address(report, home) if report else None,
+        "picture": best_image(record),
+        "link": relative_url(report, home) if report else None,
         "facts": facts,
         "words": visible(" ".join([record.prompt, record.state, *facts])).lower(),
     }
 
 
-def address(path: Path, home: Path) -> str:
-    """Links a file from a page in `home`: relative, so that both can be moved together."""
+def relative_url(path: Path, home: Path) -> str:
+    """Return the URL of a file relative to `home`, so that both can be moved together."""
     try:
         return link(os.path.relpath(path, home))
-    except ValueError:  # another drive of Windows: there is no relative way
+    except ValueError:  # on another Windows drive
         return path.resolve().as_uri()
 
 
-def best_picture(record: Record) -> Markup | None:
-    """Finds the best single picture: the result's front, else the newest on the way, else the first sampled view."""
-    for path, columns, rows in sheets(record):
+def best_image(record: Record) -> Markup | None:
+    """Return the first view of the first readable contact sheet as a data URI; None if there is none."""
+    for path, columns, rows in contact_sheets(record):
         try:
-            sheet = read_picture(path)
-        except ConfigError:  # damaged: the next best
+            sheet = load_image(path)
+        except ConfigError:  # damaged: try the next sheet
             continue
-        width, height = (sheet.width - GAP) // columns - GAP, (sheet.height - GAP) // rows - GAP
-        picture = sheet.convert("RGB").crop((GAP, GAP, GAP + max(1, width), GAP + max(1, height)))
-        picture.thumbnail((STILL, STILL))
-        return jpeg(picture)
+        width, height = (sheet.width - SHEET_GAP) // columns - SHEET_GAP, (sheet.height - SHEET_GAP) // rows - SHEET_GAP
+        image = sheet.convert("RGB").crop((SHEET_GAP, SHEET_GAP, SHEET_GAP + max(1, width), SHEET_GAP + max(1, height)))
+        image.thumbnail((CARD_PIXELS, CARD_PIXELS))
+        return jpeg(image)
     return None
 
 
-def sheets(record: Record) -> Iterator[tuple[Path, int, int]]:
-    """Yields the run's contact sheets, the best first, with their columns and rows."""
-    on_the_way = sorted(record.folder.glob("validation/*.png"), reverse=True)
+def contact_sheets(record: Record) -> Iterator[tuple[Path, int, int]]:
+    """Yield (path, columns, rows) of the run's contact sheets: result, validation images (newest first), preview."""
+    validation = sorted(record.folder.glob("validation/*.png"), reverse=True)
     if views := record.file("views.png"):
-        yield views, min(ROW, record.sides), -(-record.sides // ROW)
-    for path in on_the_way:
-        yield path, ROW, 1
+        yield views, min(VIEWS_PER_ROW, record.n_views), -(-record.n_views // VIEWS_PER_ROW)
+    for path in validation:
+        yield path, VIEWS_PER_ROW, 1
     if preview := record.file("preview.png"):
         yield preview, max(1, as_int(record.option("camera", "n_view")) or 4), 1

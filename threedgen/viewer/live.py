@@ -1,7 +1,7 @@
-"""The live view: a run is looked at, stopped and exported from outside while it optimises.
+"""Live view: watch, stop and export a run while it optimises.
 
-Everything happens between two steps, on the thread that trains, with modes and random generators put back afterwards:
-the run does not notice. What shows it to people is a `ViserWindow`.
+All work is done between two steps on the training thread. Module modes and random generators are restored afterwards,
+so the result of the run does not change. `ViserWindow` is the user interface.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from threedgen.geometry.poses import opencv_axes
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Speed
 from threedgen.run.text import say
-from threedgen.train.callbacks import aside
+from threedgen.train.callbacks import isolated_eval
 from threedgen.train.progress import details, stage_of
 
 from .options import ViewConfig
@@ -38,70 +38,75 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STOP, EXPORT = "stop", "export"
-"""The buttons of a window."""
-EVERY = 0.5
-"""Seconds between two changes of the figures; reading the loss makes a GPU wait."""
-WIDEST = 4.0
-"""Width over height of a picture, or height over width, at most; narrower windows show it stretched."""
-NARROWEST_FOV, WIDEST_FOV = math.radians(1), math.radians(150)
+"""Names of the buttons of a window."""
+UPDATE_SECONDS = 0.5
+"""Seconds between two updates of the metrics; reading the loss synchronises the GPU."""
+MAX_ASPECT = 4.0
+"""Maximum width / height, or height / width, of a rendered image; narrower windows show it stretched."""
+MIN_FOV, MAX_FOV = math.radians(1), math.radians(150)
 
 
 @dataclass(frozen=True)
-class Eye:
-    """Somebody who looks: c2w (4, 4) with OpenGL axes, vertical fov in radians, width over height of the picture."""
+class ClientCamera:
+    """Camera of one browser client: c2w (4, 4) with OpenGL axes, vertical fov in radians, aspect = width / height."""
 
-    name: int
+    client_id: int
     c2w: Tensor
     fov: float
     aspect: float
 
     @classmethod
-    def opencv(cls, name: int, rotation: ArrayLike, position: ArrayLike, fov: float, aspect: float) -> Eye | None:
-        """Makes an eye of a camera-to-world rotation (3, 3) with OpenCV axes; None if its numbers describe none.
+    def opencv(
+        cls, client_id: int, rotation: ArrayLike, position: ArrayLike, fov: float, aspect: float
+    ) -> ClientCamera | None:
+        """Convert a camera-to-world rotation (3, 3) with OpenCV axes and a position (3,).
 
-        They come from outside: a tab that is just opening has no size yet.
+        Returns None for invalid numbers: a browser tab that is just opening has no size yet.
         """
         c2w = np.eye(4)
         c2w[:3, :3], c2w[:3, 3] = rotation, position
         if not np.isfinite(c2w).all() or not math.isfinite(fov) or not (math.isfinite(aspect) and aspect > 0):
             return None
         pose = opencv_axes(torch.from_numpy(c2w).float())
-        return cls(name, pose, min(max(fov, NARROWEST_FOV), WIDEST_FOV), min(max(aspect, 1 / WIDEST), WIDEST))
+        return cls(client_id, pose, min(max(fov, MIN_FOV), MAX_FOV), min(max(aspect, 1 / MAX_ASPECT), MAX_ASPECT))
 
     def camera(self, size: int) -> Cameras:
-        """Makes the one camera of a picture of `size` pixels from top to bottom."""
+        """Return the camera as a batch of one, for an image of height `size` pixels."""
         width = max(1, round(size * self.aspect))
         projection = Projection.perspective(torch.tensor([self.fov]), size, width)
         return Cameras(self.c2w[None], projection, size, width)
 
 
 class LiveView(pl.Callback):
-    """Shows a run in a window, and obeys its buttons.
+    """Callback that shows a run in a window and handles the window's buttons.
 
-    `window` opens it, when the first step is about to begin and on one device only; `pictures`: cameras (1) ->
-    (1, H, W, 3) in [0, 1]; `export` writes the asset of the present field and returns where it is. Pictures take the
-    share of the time that `options` allow, and nothing while nobody looks. Whatever goes wrong with the window after it
-    was opened closes it with a warning, and the run goes on. Raises ConfigError if it cannot be opened.
+    Rendering takes at most the fraction `options.share` of the time, and none without clients. An error of the open
+    window closes it with a warning and the run continues; a window that does not open is a ConfigError.
+
+    Args:
+        window: opens the window; called before the first step, on the first device only.
+        render: cameras (1) -> images (1, H, W, 3) in [0, 1].
+        export: writes the asset of the current field and returns its path.
     """
 
     def __init__(
         self,
         options: ViewConfig,
         window: Callable[[], ViserWindow],
-        pictures: Callable[[Cameras], Tensor],
+        render: Callable[[Cameras], Tensor],
         export: Callable[[], Path],
         interrupts: Interrupts,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.options, self.pictures, self.export, self.interrupts = options, pictures, export, interrupts
+        self.options, self.render, self.export, self.interrupts = options, render, export, interrupts
         self.clock = clock
         self.speed = Speed()
         self._open = window
         self._window: ViserWindow | None = None
         self._note = ""
-        self._figures: list[str] = []
-        self._shown: dict[int, float] = {}  # when each eye got its last picture
-        self._next_picture = self._next_figures = -math.inf
+        self._metrics: list[str] = []
+        self._render_times: dict[int, float] = {}  # time of each client's last image
+        self._next_image = self._next_metrics = -math.inf
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -109,10 +114,10 @@ class LiveView(pl.Callback):
         try:
             self._window = self._open()
         except Exception as error:
-            raise ConfigError(f"no window could be opened ({in_a_line(error)}); leave it out", "--view") from error
+            raise ConfigError(f"cannot open the window: {in_a_line(error)}. Run without --view.", "--view") from error
         self.speed.mark(self.clock(), trainer.global_step)
         say(f"live view: {self._window.url}", sys.stderr)
-        self._guarded(lambda window: self._tell(window, trainer, pl_module))
+        self._guarded(lambda window: self._update(window, trainer, pl_module))
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -121,74 +126,73 @@ class LiveView(pl.Callback):
         self._guarded(lambda window: self._serve(window, trainer, pl_module, outputs))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._figures, self._note = [], "no more steps; the results are being made"
-        self._guarded(lambda window: self._tell(window, trainer, pl_module, busy=True))
+        self._metrics, self._note = [], "optimisation ended; writing the results"
+        self._guarded(lambda window: self._update(window, trainer, pl_module, busy=True))
 
     def close(self) -> None:
-        """Shuts the window, if it is open; one that does not close either is left as it is."""
+        """Close the window if it is open; log errors."""
         window, self._window = self._window, None
         if window is not None:
             try:
                 window.close()
             except Exception as error:
-                logger.debug("the live view", exc_info=error)
+                logger.debug("error in the live view", exc_info=error)
 
     def _guarded(self, action: Callable[[ViserWindow], None]) -> None:
-        """Does something with the window as long as there is one; what fails there must not fail the run."""
+        """Call `action` if the window is open; on an error, close the window instead of failing the run."""
         if self._window is None:
             return
         try:
             action(self._window)
         except Exception as error:
-            logger.warning("the live view was closed, the run goes on: %s", in_a_line(error))
-            logger.debug("the live view", exc_info=error)
+            logger.warning("live view closed after an error, the run continues: %s", in_a_line(error))
+            logger.debug("error in the live view", exc_info=error)
             self.close()
 
     def _serve(self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any) -> None:
-        """Obeys the buttons between two steps, and shows the figures and one picture."""
-        pressed = window.pressed()
-        if EXPORT in pressed and STOP not in pressed:  # a run that stops makes its asset anyway
+        clicks = window.pop_clicks()
+        if EXPORT in clicks and STOP not in clicks:  # a stopped run exports its asset anyway
             self._export(window, trainer, module)
-            pressed |= window.pressed()  # in the meantime; who pressed twice wanted it once
-        if STOP in pressed:
+            clicks |= window.pop_clicks()  # drops a second click on export
+        if STOP in clicks:
             self.interrupts.stop = True
             self._note = "stopping after this step"
-        if pressed or self.clock() >= self._next_figures:
+        if clicks or self.clock() >= self._next_metrics:
             left = trainer.max_steps - trainer.global_step
-            self._figures = details(self.speed.seconds_a_step(), left, module, outputs, ("opacity",))
-            self._tell(window, trainer, module, busy=self.interrupts.stop)
-            self._next_figures = self.clock() + EVERY
-        if self.clock() >= self._next_picture:
-            self._picture(window, module)
+            self._metrics = details(self.speed.seconds_per_step(), left, module, outputs, ("opacity",))
+            self._update(window, trainer, module, busy=self.interrupts.stop)
+            self._next_metrics = self.clock() + UPDATE_SECONDS
+        if self.clock() >= self._next_image:
+            self._send_image(window, module)
 
-    def _picture(self, window: ViserWindow, module: pl.LightningModule) -> None:
-        """Draws for whoever has waited longest; then for nobody until pictures have had no more than their share."""
-        eyes = window.eyes()
-        self._shown = {eye.name: self._shown.get(eye.name, -math.inf) for eye in eyes}
-        if not eyes:
+    def _send_image(self, window: ViserWindow, module: pl.LightningModule) -> None:
+        """Render for the client that has waited longest; then pause so that rendering keeps to its time share."""
+        cameras = window.cameras()
+        self._render_times = {c.client_id: self._render_times.get(c.client_id, -math.inf) for c in cameras}
+        if not cameras:
             return
-        eye, begun = min(eyes, key=lambda eye: self._shown[eye.name]), self.clock()
-        with aside(module):
-            picture = self.pictures(eye.camera(self.options.size))[0]
-        window.show(eye, (picture.clamp(0, 1) * 255).round().byte().cpu().numpy())
-        now = self._shown[eye.name] = self.clock()
-        self._next_picture = now + (now - begun) * (1 / self.options.share - 1)
+        camera, start = min(cameras, key=lambda c: self._render_times[c.client_id]), self.clock()
+        with isolated_eval(module):
+            image = self.render(camera.camera(self.options.size))[0]
+        window.show(camera, (image.clamp(0, 1) * 255).round().byte().cpu().numpy())
+        now = self._render_times[camera.client_id] = self.clock()
+        self._next_image = now + (now - start) * (1 / self.options.share - 1)
 
     def _export(self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Makes the asset of the field as it is now; what stands in its way is said and nothing more."""
+        """Export the asset of the current field; an error is only logged and shown."""
         step = trainer.global_step
-        self._note = f"step {step}: the asset is being made, the run waits"
-        self._tell(window, trainer, module, busy=True)
+        self._note = f"step {step}: exporting the asset, the run waits"
+        self._update(window, trainer, module, busy=True)
         try:
-            with aside(module):
+            with isolated_eval(module):
                 self._note = f"step {step}: {self.export()}"
         except Exception as error:
-            self._note = f"step {step}: no asset: {in_a_line(error)}"
-            logger.warning("live view, %s", self._note)
-        self.speed = Speed()  # the wait says nothing about the steps to come
+            self._note = f"step {step}: export failed: {in_a_line(error)}"
+            logger.warning("live view: %s", self._note)
+        self.speed = Speed()  # the export must not count as step time
         self.speed.mark(self.clock(), step)
 
-    def _tell(self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule, busy: bool = False) -> None:
+    def _update(self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule, busy: bool = False) -> None:
         stage = f"{stage_of(module)}: step {trainer.global_step} of {trainer.max_steps}"
-        done = trainer.global_step / max(1, trainer.max_steps)
-        window.tell(min(done, 1.0), [stage, *self._figures, *([self._note] if self._note else [])], busy)
+        progress = trainer.global_step / max(1, trainer.max_steps)
+        window.update(min(progress, 1.0), [stage, *self._metrics, *([self._note] if self._note else [])], busy)

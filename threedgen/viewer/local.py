@@ -1,4 +1,4 @@
-"""Who may ask a server of this machine: its own pages, by an address that others do not know."""
+"""Access control for servers on this machine: only local requests whose path starts with a secret key."""
 
 from __future__ import annotations
 
@@ -9,26 +9,25 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 HOST = "127.0.0.1"
-NAMES = (HOST, "localhost", "::1")
-"""What this machine calls itself in an address."""
-REFUSAL = "only by the address that was printed\n"
+LOCAL_NAMES = (HOST, "localhost", "::1")
+REFUSAL = "Access denied. Open the address that was printed in the terminal.\n"
 
 
 def admitted(path: str, key: str, hosts: Sequence[str], origins: Sequence[str]) -> str | None:
-    """Gives the rest of a path behind /`key`/ for a request that may be answered; None for any other.
+    """Return the part of a request path after the secret /`key`/; None if the request is forbidden.
 
-    `hosts`, `origins`: all of its headers Host and Origin. Every wrong key takes the same time.
+    hosts, origins: all Host and Origin headers of the request.
     """
-    given, _, rest = path.removeprefix("/").partition("/")
-    known = secrets.compare_digest(given.encode("utf-8", "replace"), key.encode())
-    return rest if known and of_this_machine(hosts, origins) else None
+    first, _, rest = path.removeprefix("/").partition("/")
+    has_key = secrets.compare_digest(first.encode("utf-8", "replace"), key.encode())
+    return rest if has_key and is_local(hosts, origins) else None
 
 
-def of_this_machine(hosts: Sequence[str], origins: Sequence[str]) -> bool:
-    """Does a request with these headers Host and Origin come from this machine, and from no other page than ours?
+def is_local(hosts: Sequence[str], origins: Sequence[str]) -> bool:
+    """Return whether a request with these Host and Origin headers comes from our own page on this machine.
 
-    Host is a name of this machine's own, on any port (of an ssh tunnel): a foreign page can have its own name point
-    here, but not bear one of these.
+    Any port is accepted (ssh tunnels). Checking the host name prevents DNS rebinding: a foreign site can resolve its
+    own name to this machine, but cannot send a local name.
     """
     if len(hosts) != 1:
         return False
@@ -36,13 +35,13 @@ def of_this_machine(hosts: Sequence[str], origins: Sequence[str]) -> bool:
         name = urlsplit(f"//{hosts[0]}").hostname
     except ValueError:
         return False
-    return name in NAMES and all(origin == f"http://{hosts[0]}" for origin in origins)
+    return name in LOCAL_NAMES and all(origin == f"http://{hosts[0]}" for origin in origins)
 
 
 def free_port(port: int) -> int:
-    """Gives `port`, or 0, for which the system chooses one, if somebody has it."""
+    """Return `port` if it is free, else 0, which lets the system choose a port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        if os.name == "posix":  # a port that was just given back is free; Windows means something else by it
+        if os.name == "posix":  # reuse a port in TIME_WAIT; on Windows the option has another meaning
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))

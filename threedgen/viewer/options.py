@@ -1,4 +1,4 @@
-"""Config models of the pages and of the live view (no torch here)."""
+"""Config models of the report page, the gallery and the live view (no torch here)."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from threedgen.run.folder import ROOT, run_folder, user_path
 
 
 class ReportConfig(TaskConfig):
-    """Make the report page of a run again, in the run's folder."""
+    """Rewrite the report page of a run, in the run's folder."""
 
-    run: str = Field("", description="folder of a run of the task generate")
+    run: str = Field("", description="folder of a generate run")
 
     def check(self) -> None:
         if not self.run.strip():
-            raise ConfigError(f"is missing; say which, such as run={ROOT}/mvdream-toybox/a-blue-dog-0123abcd", "run")
+            raise ConfigError(f"is missing. Give a run, such as {ROOT}/mvdream-toybox/a-blue-dog-0123abcd", "run")
         run_folder(self.run, "run")
         super().check()
 
 
 class GalleryConfig(TaskConfig):
-    """Make one page over many runs."""
+    """Write one page that lists many runs."""
 
-    runs: str = Field(str(ROOT), description="folder; runs of the task generate are looked for at any depth below it")
-    out: str | None = Field(None, description="the page, a folder or an .html file; null: gallery.html in that folder")
+    runs: str = Field(str(ROOT), description="folder searched recursively for generate runs")
+    out: str | None = Field(None, description="output folder or .html file; null: gallery.html in `runs`")
 
     def check(self) -> None:
         if not user_path(self.runs, "runs").is_dir():
-            raise ConfigError("should be a folder with runs below it", "runs", self.runs)
+            raise ConfigError("should be a folder that contains runs", "runs", self.runs)
         super().check()
 
 
 LIVE = "live"
-"""Folder of assets that were asked for in the live view, each in one named by its step."""
+"""Subfolder of a run for assets exported from the live view, one folder per step."""
 
 
 class ViewConfig(Config):
-    """Watching a run in a browser while it optimises. It changes no result, so it is not kept with the run."""
+    """Live view of a run in a browser. It does not change the result, so it is not saved with the run."""
 
-    enabled: bool = Field(False, description="open it (the flag --view does so); needs the extra viser")
-    port: int = Field(8080, ge=0, le=65_535, description="of 127.0.0.1; if it is taken, or 0, one that is free")
-    size: int = Field(192, ge=16, le=1024, description="pixels of a picture from top to bottom")
-    share: float = Field(0.2, gt=0, lt=1, description="most of the run's time that pictures may take, as a share")
+    enabled: bool = Field(False, description="open the live view, same as the flag --view; needs the extra viser")
+    port: int = Field(8080, ge=0, le=65_535, description="port on 127.0.0.1; 0 or a port in use: any free port")
+    size: int = Field(192, ge=16, le=1024, description="height of the rendered images, pixels")
+    share: float = Field(0.2, gt=0, lt=1, description="maximum fraction of the run time spent on rendering, in (0, 1)")
 
     def check(self) -> None:
         if self.enabled:

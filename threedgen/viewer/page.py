@@ -1,7 +1,7 @@
-"""One HTML file that stands alone: templates, styles and scripts in, no request out.
+"""Self-contained HTML pages: templates with inline styles, scripts and data, which send no requests.
 
-Three walls, each enough on its own: the templates escape whatever is put into them; the page's policy runs and
-styles nothing but the very texts below, known by their hashes; and it loads nothing but `data:`.
+Three independent protections against injected code: the templates escape every value; the page's content security
+policy allows only our scripts and styles, by hash; and it allows only `data:` URIs to be loaded.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from rich.filesize import decimal as size
 from threedgen.run.text import duration, number, visible
 
 ASSETS = Path(__file__).parent / "assets"
-LARGEST = 64_000_000
-"""Bytes of a file that still goes into a page; browsers choke on more."""
-REMEDY = "see to that and run the same command again"
-"""What to do when a page could not be written."""
-SERVED = "img-src data: 'self'; connect-src 'self'; frame-src 'self'"
+MAX_EMBEDDED_BYTES = 64_000_000
+"""Maximum size of a file embedded in a page; browsers fail on larger ones."""
+REMEDY = "fix that and run the same command again"
+"""Advice after a failed write of a page."""
+SERVER_POLICY = "img-src data: 'self'; connect-src 'self'; frame-src 'self'"
 _TYPES = {".glb": "model/gltf-binary", ".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg"}
 
 
 @cache
 def _environment() -> Environment:
-    """Loads templates that make every value visible and escape it; a name that one misspells is an error."""
+    """Return the template loader; it escapes values, shows control characters and rejects undefined names."""
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
@@ -47,13 +47,13 @@ def _environment() -> Environment:
 
 
 def page(template: str, scripts: tuple[str, ...], served: bool = False, **values: Any) -> str:
-    """Fills in a template of `assets/`, with page.css and the scripts inside it.
+    """Render a template of `assets/` as a whole page with page.css and the scripts inline.
 
-    `served`: by a server of ours, which alone the page may ask for more.
+    `served` allows requests to the server that delivers the page.
     """
     style, script = _asset("page.css"), "\n".join(_asset(name) for name in scripts)
     policy = (
-        f"default-src 'none'; {SERVED if served else 'img-src data:'}; media-src data:; "
+        f"default-src 'none'; {SERVER_POLICY if served else 'img-src data:'}; media-src data:; "
         f"style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
     )
     fixed = {"policy": policy, "style": Markup(style), "script": Markup(script)}
@@ -61,7 +61,7 @@ def page(template: str, scripts: tuple[str, ...], served: bool = False, **values
 
 
 def fragment(template: str, **values: Any) -> str:
-    """Fills in a template of `assets/`, as a part of a page."""
+    """Render a template of `assets/` as a part of a page."""
     return _environment().get_template(template).render(**values)
 
 
@@ -71,30 +71,30 @@ def _asset(name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """Names an inline text for a policy: by the hash of what stands between its tags."""
+    """Return the hash of an inline text as a content security policy spells it."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
 def data_uri(data: bytes, suffix: str) -> Markup:
-    """Encodes the content of a file as a data URI; its kind by the suffix of its name."""
+    """Encode the content of a file as a data URI; `suffix` determines the media type."""
     kind = _TYPES.get(suffix, "application/octet-stream")
     return Markup(f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}")
 
 
-def jpeg(picture: Image) -> Markup:
-    """Encodes a picture as a JPEG within the page."""
+def jpeg(image: Image) -> Markup:
+    """Encode an image as a JPEG data URI."""
     buffer = io.BytesIO()
-    picture.convert("RGB").save(buffer, format="JPEG", quality=85)
+    image.convert("RGB").save(buffer, format="JPEG", quality=85)
     return data_uri(buffer.getvalue(), ".jpg")
 
 
 def embedded(path: Path | None) -> Markup | None:
-    """Encodes a file as a data URI; None if it is not there or is too large for a page."""
-    if path is None or path.stat().st_size > LARGEST:
+    """Encode a file as a data URI; None if `path` is None or the file is too large for a page."""
+    if path is None or path.stat().st_size > MAX_EMBEDDED_BYTES:
         return None
     return data_uri(path.read_bytes(), path.suffix)
 
 
 def link(path: Path | str) -> str:
-    """Quotes a relative path as an address; none of its characters can mean anything but itself."""
+    """Return a relative path as a percent-encoded relative URL."""
     return "./" + quote(Path(path).as_posix(), errors="surrogateescape")

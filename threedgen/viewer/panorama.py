@@ -1,4 +1,4 @@
-"""The page of a panorama, panorama.html: one stands inside it and looks around."""
+"""Panorama page, panorama.html: view from inside an equirectangular image."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from threedgen.run.disk import write_atomic
 from .page import embedded, jpeg, page
 
 
-def write_page(path: Path, picture: Path, title: str) -> None:
-    """Writes the page of an equirectangular picture, beside it. Raises OSError.
+def write_page(path: Path, image_path: Path, title: str) -> None:
+    """Write the page of an equirectangular image in the same folder. Raises OSError.
 
-    The picture goes all around, with the horizon in its middle and as many degrees to a row as to a column. One that is
-    too large for a page is in it as a JPEG.
+    The image covers 360 degrees, with the horizon in the middle row and square pixels in degrees. An image file too
+    large for a page is embedded as a JPEG.
     """
-    data = embedded(picture)
+    data = embedded(image_path)
     if data is None:
-        with Image.open(picture) as image:
+        with Image.open(image_path) as image:
             data = jpeg(image)
     scripts = ("canvas.js", "gestures.js", "panorama.js")
-    write_atomic(path, page("panorama.html", scripts, title=title, picture=data, name=picture.name))
+    write_atomic(path, page("panorama.html", scripts, title=title, picture=data, name=image_path.name))

@@ -1,4 +1,4 @@
-"""Lines over steps as inline SVG: numbers in, one string out; colours and fonts are those of the page."""
+"""Line plots over steps as inline SVG; page.css sets colours and fonts."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from threedgen.run.text import number
 
 WIDTH, HEIGHT = 460, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 28
-TICKS, POINTS = 5, 240
-"""More steps than this are drawn as means, with a band from the least to the most of each."""
+MAX_TICKS, MAX_POINTS = 5, 240
+"""Longer curves are averaged to MAX_POINTS means, with a band from minimum to maximum."""
 LOG_RATIO = 30.0
-"""Positive values that differ by more than this factor get a logarithmic axis."""
+"""Ratio of maximum to minimum above which positive values get a logarithmic axis."""
 
 Point = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Maps values to [0, 1], and chooses round numbers on the way."""
+    """Linear or logarithmic map of [low, high] to [0, 1], with round ticks."""
 
     low: float
     high: float
@@ -35,24 +35,24 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[float]:
-        """Chooses at most TICKS round values on the axis: powers of ten if it is logarithmic, every second or third if
-        there are many, round numbers if there are few; else multiples of 1, 2 or 5 times a power of ten."""
+        """Return at most MAX_TICKS round values: multiples of 1, 2 or 5 times a power of ten; on a logarithmic axis
+        powers of ten (also 3 times a power of ten on a short axis)."""
         if self.log:
             first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
             if last - first < 1:
                 values = [value for k in range(first - 1, last + 1) for value in (10.0**k, 3 * 10.0**k)]
                 return [value for value in values if self.low <= value <= self.high]
-            return [10.0**k for k in range(first, last + 1, -(-(last - first + 1) // TICKS))]
-        unit = 10.0 ** math.floor(math.log10((self.high - self.low) / TICKS))
+            return [10.0**k for k in range(first, last + 1, -(-(last - first + 1) // MAX_TICKS))]
+        unit = 10.0 ** math.floor(math.log10((self.high - self.low) / MAX_TICKS))
         for step in (unit, 2 * unit, 5 * unit, 10 * unit, 20 * unit):
             first, last = math.ceil(self.low / step), math.floor(self.high / step)
-            if last - first < TICKS:
+            if last - first < MAX_TICKS:
                 break
         return [k * step for k in range(first, last + 1)]
 
 
 def axis(values: Sequence[float], from_zero: bool = False) -> Axis:
-    """Makes an axis that shows all values (finite, at least one) with a little room around them."""
+    """Return an axis that contains all values (finite, at least one) with a margin of 5 %."""
     low, high = min(values), max(values)
     if low > 0 and high / low > LOG_RATIO and not from_zero:
         room = (high / low) ** 0.05
@@ -63,12 +63,14 @@ def axis(values: Sequence[float], from_zero: bool = False) -> Axis:
 
 
 def downsample(points: Sequence[Point]) -> tuple[list[Point], list[tuple[float, float, float]]]:
-    """Averages points, which are in the order of steps, to at most POINTS; and gives, if points were joined, the spread
-    around each mean, (step, least, most): whatever peaks there were stay visible."""
-    if len(points) <= POINTS:
+    """Average points, sorted by step, to at most MAX_POINTS means.
+
+    Also return (step, minimum, maximum) of each averaged block, so that peaks stay visible; [] without averaging.
+    """
+    if len(points) <= MAX_POINTS:
         return list(points), []
     means, spread = [], []
-    for a, b in pairwise(k * len(points) // POINTS for k in range(POINTS + 1)):
+    for a, b in pairwise(k * len(points) // MAX_POINTS for k in range(MAX_POINTS + 1)):
         steps, values = zip(*points[a:b], strict=True)
         means.append((sum(steps) / (b - a), sum(values) / (b - a)))
         spread.append((means[-1][0], min(values), max(values)))
@@ -76,14 +78,14 @@ def downsample(points: Sequence[Point]) -> tuple[list[Point], list[tuple[float, 
 
 
 def drawable(value: float) -> bool:
-    """Is the value zero or of a size with which one can calculate?"""
+    """Return whether the value is zero or of a magnitude in (1e-30, 1e30)."""
     return value == 0 or 1e-30 < abs(value) < 1e30
 
 
 def plot(title: str, points: Sequence[Point], steps: Point, from_zero: bool = False) -> Markup:
-    """Draws the values by step as an SVG; at least one point, all drawable, in the order of steps.
+    """Return a line plot of points (step, value) as SVG: at least one point, sorted by step, all `drawable`.
 
-    `steps`: first and last step of the axis, which may have begun before this quantity was there.
+    `steps`: first and last step of the axis; `title`: for screen readers.
     """
     means, spread = downsample(points)
     x = Axis(*steps) if steps[1] > steps[0] else axis(steps)
@@ -104,8 +106,8 @@ def plot(title: str, points: Sequence[Point], steps: Point, from_zero: bool = Fa
         anchor = "end" if float(across) > WIDTH - RIGHT - 20 else "middle"
         parts.append(f'<text class="tick" x="{across}" y="{HEIGHT - 8}" text-anchor="{anchor}">{tick:g}</text>')
     if spread:
-        around = [place(s, most) for s, _, most in spread] + [place(s, least) for s, least, _ in spread[::-1]]
-        parts.append(f'<path class="spread" d="M{" ".join(around)}Z"/>')
+        outline = [place(s, high) for s, _, high in spread] + [place(s, low) for s, low, _ in spread[::-1]]
+        parts.append(f'<path class="spread" d="M{" ".join(outline)}Z"/>')
     parts.append(f'<path class="line" d="M{" ".join(place(*point) for point in means)}"/>')
     across, _, down = place(*means[-1]).partition(",")
     parts.append(f'<circle class="end" cx="{across}" cy="{down}" r="3"/>')

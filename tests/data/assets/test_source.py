@@ -1,4 +1,4 @@
-"""What is read from shards, and from a folder of pictures, to be learnt from."""
+"""Training sources from shards of assets and from image folders."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 
 from tests.support.asset_folder import captions, make_assets
-from threedgen.config import ConfigError, load
+from tests.support.errors import refused
+from threedgen.config import load
 from threedgen.data.assets.make import render
 from threedgen.data.assets.shards import Shards
-from threedgen.data.assets.source import AssetViews, CaptionedPictures, split
+from threedgen.data.assets.source import AssetViews, CaptionedImages, split
 from threedgen.geometry.images import write_png
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Shards:
-    """Six assets, two rings of eight views of each."""
+    """Shards of six assets with two rings of eight views."""
     folder = tmp_path_factory.mktemp("shards")
     make_assets(folder / "assets", more=3)
     views = ["views.size=16", "views.azimuths=8", "views.rings=2", "views.per_shard=4"]
@@ -30,34 +31,33 @@ def views(shards: Shards, n_view: int = 4, seed: int = 0) -> AssetViews:
     return AssetViews(shards, shards.entries, seed, n_view)
 
 
-def test_an_entry_is_views_of_one_ring_and_the_same_in_every_block(shards: Shards) -> None:
+def test_entries_are_views_of_one_ring_and_the_same_in_every_block(shards: Shards) -> None:
     source = views(shards)
     whole, part = source.block(range(0, 12), 16), source.block(range(7, 9), 16)
     assert whole.rgb.shape == (48, 16, 16, 3) and whole.rgb.dtype == np.float32 and whole.c2w.shape == (48, 4, 4)
     assert np.array_equal(whole.rgb[28:36], part.rgb) and np.array_equal(whole.c2w[28:36], part.c2w)
     assert whole.captions[:6] == whole.captions[6:] == [entry.caption for entry in shards.entries]
-    place = whole.c2w[:, :3, 3].reshape(12, 4, 3)
-    assert np.allclose(np.ptp(np.linalg.norm(place, axis=-1), axis=1), 0, atol=1e-5)
-    assert np.allclose(np.ptp(place[..., 2], axis=1), 0, atol=1e-5)
-    turns = np.rad2deg(np.unwrap(np.arctan2(place[..., 1], place[..., 0])))
-    assert np.allclose(np.diff(turns, axis=1) % 360, 90, atol=1e-2)
-    assert len({round(float(turn[0]), 1) for turn in turns}) > 3, "always the same sides"
+    position = whole.c2w[:, :3, 3].reshape(12, 4, 3)
+    assert np.allclose(np.ptp(np.linalg.norm(position, axis=-1), axis=1), 0, atol=1e-5)
+    assert np.allclose(np.ptp(position[..., 2], axis=1), 0, atol=1e-5)
+    azimuths = np.rad2deg(np.unwrap(np.arctan2(position[..., 1], position[..., 0])))
+    assert np.allclose(np.diff(azimuths, axis=1) % 360, 90, atol=1e-2)
+    assert len({round(float(azimuth[0]), 1) for azimuth in azimuths}) > 3, "always the same sides"
 
 
-def test_pictures_show_what_the_cameras_see_on_greys_of_their_own(shards: Shards) -> None:
+def test_images_fit_their_cameras_and_have_random_greys(shards: Shards) -> None:
     source = views(shards)
-    made = source.block(range(6), 16)
-    corners = made.rgb[::4, 0, 0, 0]
+    block = source.block(range(6), 16)
+    corners = block.rgb[::4, 0, 0, 0]
     assert 0.39 < corners.min() < corners.max() < 0.61 and len(np.unique(corners.round(4))) > 3
-    red = made.rgb.reshape(6, 4, 16, 16, 3)[[entry.file for entry in shards.entries].index("box.glb")]
+    red = block.rgb.reshape(6, 4, 16, 16, 3)[[entry.file for entry in shards.entries].index("box.glb")]
     middle = red[:, 6:10, 6:10].mean((0, 1, 2))
     assert middle[0] > 2 * middle[1], "the red box is not red"
-    numbers, _ = source.chosen(0)
-    facts = shards.facts(shards.entries[0])
-    assert np.allclose(made.c2w[:4], np.asarray(facts["c2w"])[numbers])
+    numbers, _ = source.sample(0)
+    assert np.allclose(block.c2w[:4], np.asarray(shards.metadata(shards.entries[0])["c2w"])[numbers])
 
 
-def test_single_views_and_other_sizes(shards: Shards) -> None:
+def test_block_of_single_views_and_of_smaller_images(shards: Shards) -> None:
     one = views(shards, 1).block(range(9), 16)
     assert one.rgb.shape == (9, 16, 16, 3) and len(one.captions) == 9
     large, small = (views(shards).block(range(2), size).rgb for size in (16, 8))
@@ -65,23 +65,23 @@ def test_single_views_and_other_sizes(shards: Shards) -> None:
     assert small.shape == (8, 8, 8, 3) and np.abs(means - small).mean() < 0.02
 
 
-def test_held_out_assets_stay_so_when_others_come(shards: Shards) -> None:
-    held, rest = split(shards, 2, "held-out"), split(shards, 2, "train")
-    assert len(held) == 2 and len(rest) == 4 and not {e.name for e in held} & {e.name for e in rest}
-    with pytest.raises(ConfigError, match="held_out: no asset is left to learn from"):
+def test_split_separates_training_and_held_out_assets(shards: Shards) -> None:
+    held_out, train = split(shards, 2, "held-out"), split(shards, 2, "train")
+    assert len(held_out) == 2 and len(train) == 4 and {*held_out, *train} == set(shards.entries)
+    with refused("held_out"):
         AssetViews(shards, split(shards, 6, "train"), 0, 4)
 
 
-def test_what_decides_the_pictures_is_in_the_description(shards: Shards) -> None:
-    kinds = [views(shards), views(shards, 1), views(shards, 4, 1), AssetViews(shards, shards.entries[:3], 0, 4)]
-    assert len({source.describe() for source in kinds}) == 4
+def test_description_differs_with_every_option(shards: Shards) -> None:
+    sources = [views(shards), views(shards, 1), views(shards, 4, 1), AssetViews(shards, shards.entries[:3], 0, 4)]
+    assert len({source.describe() for source in sources}) == 4
 
 
-# --- pictures of a folder ----------------------------------------------------------------------------------------
+# --- image folders -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def images(tmp_path: Path) -> Path:
     wide: Any = np.full((10, 30, 3), 0.2)
     wide[:, 10:20] = (1.0, 0, 0)
     write_png(tmp_path / "wide.png", wide)
@@ -90,27 +90,23 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_folder_of_pictures_is_cut_to_middle_squares(pictures: Path) -> None:
-    source = CaptionedPictures(pictures)
-    made = source.block(range(3), 8)
-    assert source.n_view == 1 and made.captions == ["a red square", "nothing", "a red square"]
-    assert (
-        made.rgb.shape == (3, 8, 8, 3)
-        and np.allclose(made.rgb[0], (1, 0, 0))
-        and np.allclose(made.rgb[1], 0.5, atol=0.01)
-    )
-    assert made.c2w.shape == (3, 4, 4)
+def test_image_folder_is_cropped_to_middle_squares(images: Path) -> None:
+    source = CaptionedImages(images)
+    block = source.block(range(3), 8)
+    assert source.n_view == 1 and block.captions == ["a red square", "nothing", "a red square"]
+    assert block.rgb.shape == (3, 8, 8, 3) and block.c2w.shape == (3, 4, 4)
+    assert np.allclose(block.rgb[0], (1, 0, 0)) and np.allclose(block.rgb[1], 0.5, atol=0.01)
 
 
-def test_pictures_that_cannot_be_read_are_named(pictures: Path, caplog: pytest.LogCaptureFixture) -> None:
-    before = CaptionedPictures(pictures).describe()
-    (pictures / "grey.png").write_bytes(b"no picture")
-    source = CaptionedPictures(pictures)
+def test_unreadable_images_are_skipped_with_a_warning(images: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = CaptionedImages(images).describe()
+    (images / "grey.png").write_bytes(b"no image")
+    source = CaptionedImages(images)
     assert len(source.pairs) == 1 and source.describe() != before
-    assert "captions.csv, line 3" in caplog.text and "cannot be read as a picture" in caplog.text
-    (pictures / "wide.png").unlink()
-    with pytest.raises(ConfigError, match="names no picture with a caption"):
-        CaptionedPictures(pictures)
-    (pictures / "captions.csv").unlink()
-    with pytest.raises(ConfigError, match="there is no file"):
-        CaptionedPictures(pictures)
+    assert "captions.csv, line 3" in caplog.text and "grey.png" in caplog.text
+    (images / "wide.png").unlink()
+    with refused("pictures", images / "captions.csv"):
+        CaptionedImages(images)
+    (images / "captions.csv").unlink()
+    with refused("captions", images):
+        CaptionedImages(images)

@@ -1,11 +1,11 @@
-"""The marks on the toybox's sides: one side says nothing of the others, and each can be seen."""
+"""Marked toybox objects: each panel is visible from its side only, and sides are independent."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from threedgen.data.srn.marked import FAMILIES, SIDES, marked
+from threedgen.data.srn.marked import FAMILIES, SIDES, make_marked_object
 from threedgen.data.toybox.raycast import render
 from threedgen.geometry.poses import orbit_array
 
@@ -14,28 +14,27 @@ AZIMUTH = dict(zip(SIDES, np.deg2rad([0.0, 90.0, 180.0, 270.0]), strict=True))
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("elevation", [0.15, 0.5, 1.0])
-def test_a_panel_is_seen_from_its_side_and_not_from_behind(family: str, elevation: float) -> None:
-    seen = {side: [] for side in SIDES}  # type: ignore[var-annotated]
+def test_panel_is_visible_only_from_its_side(family: str, elevation: float) -> None:
+    visible = {side: [] for side in SIDES}  # type: ignore[var-annotated]
     for index in range(6):
-        asset = marked(family, np.random.default_rng(index), index)
+        asset = make_marked_object(family, np.random.default_rng(index), index)
         azimuth = np.array(list(AZIMUTH.values()))
         c2w = orbit_array(np.full(4, elevation), azimuth, np.full(4, 2.61))
-        labels = render([asset], np.zeros(4, int), c2w, np.full(4, 0.7), 48, 1.0, 1, truth=True).label
+        labels = render([asset], np.zeros(4, int), c2w, np.full(4, 0.7), 48, 1.0, 1, with_gbuffer=True).label
         for k, side in enumerate(SIDES):
             panel = asset.labels.index(f"{side} panel") + 1
             symbol = asset.labels.index(f"{side} symbol") + 1
             pixels = [int(np.isin(label, (panel, symbol)).sum()) for label in labels]
-            seen[side].append((pixels[k], pixels[(k + 1) % 4], pixels[(k + 2) % 4], pixels[(k + 3) % 4]))
-    for side, counts in seen.items():
-        there, *elsewhere = np.array(counts).T
-        assert there.mean() >= 40, (side, counts)
-        assert (there >= 20).all() or elevation > 0.15, (side, counts)  # one under a seat is hidden from above
-        assert np.mean(elsewhere) < 0.03 * there.mean(), (side, counts)
+            visible[side].append((pixels[k], pixels[(k + 1) % 4], pixels[(k + 2) % 4], pixels[(k + 3) % 4]))
+    for side, counts in visible.items():
+        own, *others = np.array(counts).T
+        assert own.mean() >= 40, (side, counts)
+        assert (own >= 20).all() or elevation > 0.15, (side, counts)  # a seat hides panels from above
+        assert np.mean(others) < 0.03 * own.mean(), (side, counts)
 
 
-def test_sides_are_independent() -> None:
-    """Over many cars the colour of the left panel tells nothing of the right one, and shapes differ."""
-    cars = [marked("cars", np.random.default_rng([7, index])) for index in range(60)]
+def test_panel_colours_and_shapes_are_independent() -> None:
+    cars = [make_marked_object("cars", np.random.default_rng([7, index])) for index in range(60)]
 
     def colour(car, label: str) -> np.ndarray:
         return next(solid.colour for solid in car.primitives if solid.label == label)
@@ -48,8 +47,8 @@ def test_sides_are_independent() -> None:
     assert len(shapes) >= 4 and 0.4 < np.mean(pieces) < 0.95
 
 
-def test_the_same_numbers_give_the_same_object_inside_the_ball() -> None:
-    one, two = (marked("chairs", np.random.default_rng(3)) for _ in range(2))
+def test_equal_seeds_give_equal_objects_inside_the_ball() -> None:
+    one, two = (make_marked_object("chairs", np.random.default_rng(3)) for _ in range(2))
     assert len(one.primitives) == len(two.primitives)
     assert all(np.array_equal(a.matrix, b.matrix) for a, b in zip(one.primitives, two.primitives, strict=True))
     assert np.abs(one.mesh()[0]).max() <= 0.86

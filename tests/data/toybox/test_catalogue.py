@@ -1,4 +1,4 @@
-"""The list of the toybox in docs/toybox.md is the one that the code gives."""
+"""Catalogue of the toybox in docs/toybox.md."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ COMMAND = "python docs/catalogue.py docs/toybox.md"
 catalogue = SimpleNamespace(**runpy.run_path(str(DOCS / "catalogue.py")))
 
 
-def test_the_page_is_up_to_date() -> None:
+def test_catalogue_page_is_up_to_date() -> None:
     page = PAGE.read_text(encoding="utf-8")
-    assert catalogue.update(page) == page, f"renew it: {COMMAND}"
+    assert catalogue.update(page) == page, f"run {COMMAND}"
     assert COMMAND in page
 
 
-def test_everything_is_listed() -> None:
+def test_catalogue_lists_all_words() -> None:
     text = catalogue.markdown()
     rows = {line.split("|")[1].strip(" *"): line for line in text.splitlines() if line.startswith("| ")}
     for word, entry in NOUNS.items():
@@ -30,13 +30,13 @@ def test_everything_is_listed() -> None:
         assert (f"*{word}*" in rows[word]) == (not entry.front)
     assert set(COLOURS) | {size for size in SIZES if size} <= set(rows)
     assert all(f" {word}" in text for word in ACCESSORIES)
-    assert set(catalogue.SIZE_WORDS) == {size for size in SIZES if size}, "say what the new size means"
+    assert set(catalogue.SIZE_WORDS) == {size for size in SIZES if size}
 
 
-def test_updating_keeps_the_rest_of_the_page() -> None:
+def test_update_keeps_the_rest_of_the_page() -> None:
     page = f"# Title\n\n{catalogue.BEGIN}\nOUTDATED\n{catalogue.END}\n\nmore\n"
     new = catalogue.update(page)
     assert new.startswith("# Title\n\n") and new.endswith(f"{catalogue.END}\n\nmore\n") and "OUTDATED" not in new
     assert catalogue.update(new) == new
-    with pytest.raises(ValueError, match="should hold the lines"):
+    with pytest.raises(ValueError, match=catalogue.BEGIN):
         catalogue.update("# Title\n")

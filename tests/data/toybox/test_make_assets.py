@@ -1,4 +1,4 @@
-"""Toybox objects as files: what is read from them is what the toybox shows."""
+"""Task make-toybox-assets: files match the objects of the toybox."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from threedgen import cli
 from threedgen.data.assets.drawing import read_asset
 from threedgen.data.assets.listing import list_assets
-from threedgen.data.coloured_mesh import centred, toybox_mesh
+from threedgen.data.coloured_mesh import fit_to_ball, toybox_mesh
 from threedgen.data.toybox.primitives import BOX, DOME, FRUSTUM, TORUS, Primitive, tessellate
 from threedgen.data.toybox.styles import block
 from threedgen.data.toybox.world import Toybox
 from threedgen.geometry.poses import orbit_array
 
 
-def test_files_show_what_the_toybox_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_render_as_the_toybox_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ["--config", "make-toybox-assets", "count=2", "first=5", "out=run", "-q"]
     assert cli.main(words) == 0
@@ -28,7 +28,7 @@ def test_files_show_what_the_toybox_shows(tmp_path: Path, monkeypatch: pytest.Mo
         assert asset.caption == box.asset(number).caption
         mesh = read_asset(Path("run"), asset).mesh
         c2w = orbit_array(0.3, np.arange(4) * np.pi / 2, 2.6)
-        ours, theirs = (m.render(c2w, 0.7, 32) for m in (mesh, centred(toybox_mesh(box.asset(number)), 0.85)))
+        ours, theirs = (m.render(c2w, 0.7, 32) for m in (mesh, fit_to_ball(toybox_mesh(box.asset(number)), 0.85)))
         assert np.abs(ours - theirs).mean() < 0.01
     first = next(Path("run").glob("000/00005*.glb"))
     before = first.stat().st_mtime_ns
@@ -36,14 +36,13 @@ def test_files_show_what_the_toybox_shows(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("kind", "param"), [(DOME, 0.0), (TORUS, 0.3), (FRUSTUM, 0.5), (BOX, 0.0)])
-def test_a_block_is_the_box_about_a_solid(kind: int, param: float) -> None:
+def test_block_is_the_bounding_box_of_a_solid(kind: int, param: float) -> None:
     solid = Primitive(kind, param, np.diag([1.0, 2, 3]), np.array([4.0, 5, 6]), np.ones(3), "body")
-    boxes = block(solid)
-    around, inner = (tessellate(s.kind, s.param, 32)[0] @ s.matrix.T + s.centre for s in (boxes, solid))
-    assert np.allclose(around.min(0), inner.min(0), atol=0.02) and np.allclose(around.max(0), inner.max(0), atol=0.02)
+    outer, inner = (tessellate(s.kind, s.param, 32)[0] @ s.matrix.T + s.centre for s in (block(solid), solid))
+    assert np.allclose(outer.min(0), inner.min(0), atol=0.02) and np.allclose(outer.max(0), inner.max(0), atol=0.02)
 
 
-def test_things_made_of_blocks_stay_in_the_ball() -> None:
+def test_block_objects_stay_inside_the_ball() -> None:
     box = Toybox(style="blocks")
     for number in range(12):
         asset = box.asset(number)

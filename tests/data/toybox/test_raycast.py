@@ -1,4 +1,4 @@
-"""The toybox's ray caster against its triangle meshes, and the solids themselves."""
+"""Ray caster of the toybox compared with triangle meshes, and the solids themselves."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from threedgen.data.toybox.builder import Builder
 from threedgen.data.toybox.grammar import Spec
 from threedgen.data.toybox.primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, TORUS, Asset, inside, tessellate
 from threedgen.data.toybox.raycast import render
-from threedgen.data.toybox.world import Toybox, build, photograph
+from threedgen.data.toybox.world import Toybox, build, render_azimuths
 from threedgen.geometry.poses import orbit_array
 from threedgen.guidance.mvadapter.cameras import views
 
@@ -30,11 +30,11 @@ SOLIDS = {
     "prism": (PRISM, 1.0),
 }
 STRETCHES = {"even": (1.0, 1.0, 1.0), "flat": (1.0, 0.5, 0.2), "long": (0.3, 0.4, 1.0)}
-ALONE = [(name, stretch) for name in SOLIDS for stretch in STRETCHES]
+SINGLE_SOLIDS = [(name, stretch) for name in SOLIDS for stretch in STRETCHES]
 
 
 def one_solid(name: str, stretch: str) -> Asset:
-    """A turned and stretched solid, as an asset."""
+    """Return a rotated and stretched solid as an asset."""
     kind, param = SOLIDS[name]
     builder = Builder(np.random.default_rng(0), (0.5, 0.5, 0.5))
     builder.add(kind, (0.1, 0.2, 0.3), STRETCHES[stretch], rotate=(30, 50, 70), param=param)
@@ -48,7 +48,7 @@ def cameras(azimuths: list[float], fov: float = 0.7) -> tuple[np.ndarray, np.nda
 
 
 def directions(c2w: np.ndarray, fov: np.ndarray, size: int) -> np.ndarray:
-    """Unit rays (V, H, W, 3) through the pixel centres, written down a second time."""
+    """Return unit rays (V, H, W, 3) through the pixel centres, implemented independently."""
     centre = (np.arange(size) + 0.5) / size * 2 - 1
     x, y = np.meshgrid(centre, -centre)
     half = np.tan(fov / 2)[:, None, None]
@@ -60,9 +60,9 @@ def directions(c2w: np.ndarray, fov: np.ndarray, size: int) -> np.ndarray:
 def cast(
     vertices: np.ndarray, faces: np.ndarray, origin: np.ndarray, rays: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All hits of rays (N, 3), (N, 3) with triangles, brute force (Moeller and Trumbore 1997).
+    """Intersect rays (N, 3) with all triangles (Moeller and Trumbore 1997).
 
-    Distances (N, F), inf for a miss; whether the ray comes from outside (N, F); unit normals (F, 3).
+    Returns distances (N, F), inf on a miss; whether the ray enters (N, F); unit normals (F, 3).
     """
     a, b, c = (vertices[faces[:, k]] for k in range(3))
     edge, side = b - a, c - a
@@ -80,10 +80,10 @@ def cast(
     return np.where(hit, t, np.inf), (d * normal).sum(-1) < 0, normal / np.maximum(length, 1e-30)
 
 
-def seen_by_mesh(
+def mesh_gbuffer(
     asset: Asset, origin: np.ndarray, rays: np.ndarray, segments: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Depth (N,), normal (N, 3) and label (N,) of the first hit, solid by solid to save time."""
+    """Return depth (N,), normal (N, 3) and label (N,) of the first hits, solid by solid to save time."""
     depth, normal, label = np.full(len(rays), np.inf), np.zeros((len(rays), 3)), np.zeros(len(rays), int)
     for solid in asset.primitives:
         vertices, faces, _, labels = replace(asset, primitives=(solid,)).mesh(segments)
@@ -102,44 +102,40 @@ def seen_by_mesh(
     return depth, normal, label
 
 
-def compare(asset: Asset, size: int, azimuths: list[float], segments: int, blunt: float) -> None:
-    """Everything the ray caster says against the mesh; ``blunt``: the error of the mesh's facets."""
+def compare(asset: Asset, size: int, azimuths: list[float], segments: int, tolerance: float) -> None:
+    """Compare the G-buffer of the ray caster with that of the mesh; ``tolerance``: depth error of the facets."""
     c2w, fov = cameras(azimuths)
-    picture = render([asset], np.zeros(len(c2w), int), c2w, fov, size, truth=True)
+    result = render([asset], np.zeros(len(c2w), int), c2w, fov, size, with_gbuffer=True)
     rays = directions(c2w, fov, size)
     origin = np.broadcast_to(c2w[:, None, None, :3, 3], rays.shape).astype(float)
-    depth, normal, label = seen_by_mesh(asset, origin.reshape(-1, 3), rays.reshape(-1, 3), segments)
-    mask, seen = np.isfinite(depth), picture.mask.ravel()
-    both = mask & seen
+    depth, normal, label = mesh_gbuffer(asset, origin.reshape(-1, 3), rays.reshape(-1, 3), segments)
+    mesh_mask, mask = np.isfinite(depth), result.mask.ravel()
+    both = mesh_mask & mask
     assert both.sum() > 30
-    assert (mask != seen).sum() <= 0.02 * both.sum(), "the outlines differ"
-    assert (label[both] != picture.label.ravel()[both]).mean() <= 0.02
-    error = np.abs(depth[both] - picture.depth.ravel()[both])
-    assert np.median(error) < blunt and np.quantile(error, 0.95) < 4 * blunt
-    cosine = (normal * picture.normal.reshape(-1, 3)).sum(1)[both]
+    assert (mesh_mask != mask).sum() <= 0.02 * both.sum(), "the silhouettes differ"
+    assert (label[both] != result.label.ravel()[both]).mean() <= 0.02
+    error = np.abs(depth[both] - result.depth.ravel()[both])
+    assert np.median(error) < tolerance and np.quantile(error, 0.95) < 4 * tolerance
+    cosine = (normal * result.normal.reshape(-1, 3)).sum(1)[both]
     assert np.median(cosine) > 0.99 and np.quantile(cosine, 0.05) > 0.95
-    assert np.array_equal(np.isfinite(picture.depth), picture.mask)
-    unit = np.linalg.norm(picture.normal[picture.mask], axis=-1)
-    assert np.allclose(unit, 1, atol=1e-5)
-    assert (picture.normal * rays).sum(-1)[picture.mask].max() < 1e-3, "a normal looks away from the camera"
+    assert np.array_equal(np.isfinite(result.depth), result.mask)
+    assert np.allclose(np.linalg.norm(result.normal[result.mask], axis=-1), 1, atol=1e-5)
+    assert (result.normal * rays).sum(-1)[result.mask].max() < 1e-3, "a normal faces away from the camera"
 
 
-@pytest.mark.parametrize(("name", "stretch"), ALONE)
-def test_every_solid_alone_agrees_with_its_mesh(name: str, stretch: str) -> None:
-    compare(one_solid(name, stretch), 20, [10.0, 130.0, 250.0], 48, blunt=0.004)
+@pytest.mark.parametrize(("name", "stretch"), SINGLE_SOLIDS)
+def test_render_of_single_solids_matches_their_mesh(name: str, stretch: str) -> None:
+    compare(one_solid(name, stretch), 20, [10.0, 130.0, 250.0], 48, tolerance=0.004)
 
 
-ASSETS = [("dog", "hat"), ("car", "wheels"), ("castle", "flag"), ("drum", "")]
-
-
-@pytest.mark.parametrize(("noun", "part"), ASSETS)
-def test_assets_agree_with_their_meshes(noun: str, part: str) -> None:
+@pytest.mark.parametrize(("noun", "part"), [("dog", "hat"), ("car", "wheels"), ("castle", "flag"), ("drum", "")])
+def test_render_of_assets_matches_their_mesh(noun: str, part: str) -> None:
     asset = build(Spec(noun, "blue", "large", part, "red"), np.random.default_rng(1))
-    compare(asset, 28, [20.0], 24, blunt=0.006)
+    compare(asset, 28, [20.0], 24, tolerance=0.006)
 
 
-@pytest.mark.parametrize(("name", "stretch"), ALONE)
-def test_solids_are_closed_and_face_outwards(name: str, stretch: str) -> None:
+@pytest.mark.parametrize("name", SOLIDS)
+def test_solid_meshes_are_closed_and_face_outwards(name: str) -> None:
     kind, param = SOLIDS[name]
     mesh = trimesh.Trimesh(*tessellate(kind, param, 32))
     assert mesh.is_watertight and mesh.is_winding_consistent
@@ -149,13 +145,13 @@ def test_solids_are_closed_and_face_outwards(name: str, stretch: str) -> None:
         TORUS: 2 * np.pi**2 * (1 - param) * param**2,
     }  # fmt: skip
     assert exact[kind] * 0.95 < mesh.volume <= exact[kind] * 1.0001
-    wide = max(1.0, param)  # only a frustum may be wider above
+    wide = max(1.0, param)  # only a frustum may exceed the unit cube
     assert np.all(np.abs(mesh.vertices).max(0) <= np.array([wide, wide, 1.0]) + 1e-9)
 
 
-@pytest.mark.parametrize(("name", "stretch"), ALONE)
-def test_inside_agrees_with_the_mesh(name: str, stretch: str) -> None:
-    """A ray leaves a closed mesh once more than it enters it if it starts inside."""
+@pytest.mark.parametrize(("name", "stretch"), SINGLE_SOLIDS)
+def test_inside_matches_the_mesh(name: str, stretch: str) -> None:
+    """Count crossings: a ray from inside leaves a closed mesh once more than it enters."""
     asset = one_solid(name, stretch)
     vertices, faces, _, _ = asset.mesh(48)
     rng = np.random.default_rng(2)
@@ -171,15 +167,13 @@ def test_inside_agrees_with_the_mesh(name: str, stretch: str) -> None:
 def test_inside_is_the_union_of_the_solids() -> None:
     asset = build(Spec("dog", "blue", "large", "hat", "red"), np.random.default_rng(1))
     points = np.random.default_rng(0).uniform(-0.9, 0.9, (4000, 3))
-    parts = [inside((solid,), points) for solid in asset.primitives]
-    assert (
-        np.array_equal(inside(asset.primitives, points), np.any(parts, 0))
-        and 0.02 < inside(asset.primitives, points).mean() < 0.5
-    )
+    within = inside(asset.primitives, points)
+    assert np.array_equal(within, np.any([inside((solid,), points) for solid in asset.primitives], 0))
+    assert 0.02 < within.mean() < 0.5
     assert inside(asset.primitives, np.stack([p.centre for p in asset.primitives if p.kind == SPHERE])).all()
 
 
-def test_a_mirrored_solid_still_faces_outwards() -> None:
+def test_mirrored_solid_mesh_faces_outwards() -> None:
     solid = one_solid("cone", "long").primitives[0]
     mirrored = replace(solid, matrix=solid.matrix @ np.diag([1.0, -1.0, 1.0]))
     asset = replace(one_solid("cone", "long"), primitives=(mirrored,))
@@ -187,7 +181,7 @@ def test_a_mirrored_solid_still_faces_outwards() -> None:
     assert trimesh.Trimesh(vertices, faces).volume > 0
 
 
-def test_the_mesh_carries_colours_and_labels() -> None:
+def test_mesh_has_colours_and_labels() -> None:
     asset = build(Spec("car", "blue", "", "wheels", "red"), np.random.default_rng(0))
     vertices, faces, colours, labels = asset.mesh()
     assert len(faces) == len(colours) == len(labels) and faces.max() == len(vertices) - 1
@@ -197,49 +191,47 @@ def test_the_mesh_carries_colours_and_labels() -> None:
     assert (reds[:, 0] > 2 * reds[:, 2]).any()
 
 
-def test_pictures_without_truth_are_the_same_and_lighter() -> None:
+def test_render_without_gbuffer_has_the_same_rgb_only() -> None:
     asset = build(Spec("duck", "yellow"), np.random.default_rng(0))
-    plain, truth = (photograph(asset, [30.0, 120.0], 24, truth=t) for t in (False, True))
-    assert np.array_equal(plain.rgb, truth.rgb)
+    plain, full = (render_azimuths(asset, [30.0, 120.0], 24, with_gbuffer=flag) for flag in (False, True))
+    assert np.array_equal(plain.rgb, full.rgb) and plain.rgb.min() >= 0 and plain.rgb.max() <= 1
     assert plain.depth.size == plain.label.size == plain.normal.size == plain.mask.size == 0
-    assert plain.rgb.min() >= 0 and plain.rgb.max() <= 1
-    far = ~truth.mask
-    assert np.all(truth.depth[far] == np.inf) and not truth.normal[far].any() and not truth.label[far].any()
+    far = ~full.mask
+    assert np.all(full.depth[far] == np.inf) and not full.normal[far].any() and not full.label[far].any()
 
 
-def test_background_and_camera_belong_to_each_view() -> None:
-    """Two assets in one call, each with its own camera and grey, are two calls."""
+def test_render_uses_asset_camera_and_background_of_each_view() -> None:
     box = Toybox(0)
     assets, c2w, fov = [box.asset(1), box.asset(2)], *cameras([20.0, 200.0, 75.0])
     owner, grey = np.array([1, 0, 1]), np.array([0.2, 0.5, 0.9])
     together = render(assets, owner, c2w, fov, 24, grey)
     for v in range(3):
-        alone = render([assets[owner[v]]], np.zeros(1, int), c2w[v : v + 1], fov[v : v + 1], 24, grey[v])
-        assert np.array_equal(alone.rgb[0], together.rgb[v])
+        single = render([assets[owner[v]]], np.zeros(1, int), c2w[v : v + 1], fov[v : v + 1], 24, grey[v])
+        assert np.array_equal(single.rgb[0], together.rgb[v])
         assert np.allclose(together.rgb[v, 0, 0], grey[v], atol=1e-6)
 
 
-def test_more_samples_a_pixel_smooth_the_edges() -> None:
+def test_supersampling_averages_subpixels() -> None:
     asset = one_solid("box", "even")
     c2w, fov = cameras([33.0])
     fine = render([asset], np.zeros(1, int), c2w, fov, 96, supersample=1).rgb
-    wanted = fine.reshape(1, 24, 4, 24, 4, 3).mean((2, 4))
+    expected = fine.reshape(1, 24, 4, 24, 4, 3).mean((2, 4))
     one, sixteen = (render([asset], np.zeros(1, int), c2w, fov, 24, supersample=s).rgb for s in (1, 4))
-    assert np.abs(sixteen - wanted).mean() < 1e-5 < np.abs(one - wanted).mean()
+    assert np.abs(sixteen - expected).mean() < 1e-5 < np.abs(one - expected).mean()
 
 
-def test_parallel_rays_see_what_they_see_of_the_mesh() -> None:
+def test_orthographic_render_matches_the_mesh() -> None:
     asset = build(Spec("car", "red", "", "wheels", "black"), np.random.default_rng(0))
     at = views([(0.0, 30.0), (89.99, 180.0), (-30.0, 200.0)], 64, 64)
-    which, half = np.zeros(3, np.int64), np.full(3, 0.55)
-    small = asset.moved(0.0, 0.5 / 0.85)
-    seen = render([small], which, at.c2w.numpy(), half, 64, truth=True, parallel=True)
+    half_height = np.full(3, 0.55)
+    small = asset.move_and_scale(0.0, 0.5 / 0.85)
+    result = render([small], np.zeros(3, int), at.c2w.numpy(), half_height, 64, with_gbuffer=True, parallel=True)
     mesh = toybox_mesh(small, 48)
     points, normals, mask = mesh.surface(at)
-    both = seen.mask & mask
-    assert (seen.mask != mask).mean() < 0.01 and both.mean() > 0.1
-    depth = torch.from_numpy(np.where(both, seen.depth, 0))
+    both = result.mask & mask
+    assert (result.mask != mask).mean() < 0.01 and both.mean() > 0.1
+    depth = torch.from_numpy(np.where(both, result.depth, 0))
     apart = np.linalg.norm(at.unproject(depth).numpy() - points, axis=-1)[both]
     assert np.median(apart) < 2e-3 and (apart > 0.02).mean() < 0.02
-    assert np.median((seen.normal * normals).sum(-1)[both]) > 0.99
-    assert np.abs(seen.rgb - mesh.photograph(at, light=True)).mean() < 0.01
+    assert np.median((result.normal * normals).sum(-1)[both]) > 0.99
+    assert np.abs(result.rgb - mesh.photograph(at, light=True)).mean() < 0.01

@@ -1,4 +1,4 @@
-"""The procedural world: always the same, rich enough, inside its ball, true to its captions."""
+"""Procedural toybox: variety, reproducibility, bounds, captions and the held-out split."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ from threedgen.data.toybox.grammar import (
 )
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.raycast import render
-from threedgen.data.toybox.world import Toybox, build, jumble, photograph
+from threedgen.data.toybox.world import Toybox, build, jumble, render_azimuths
 from threedgen.geometry.poses import orbit_array
 
 ROOT = Path(__file__).parents[3]
-EVERY = [pytest.param(entry, id=word) for word, entry in NOUNS.items()]
-FRONTED = [pytest.param(word, id=word) for word, entry in NOUNS.items() if entry.front]
+ALL_NOUNS = [pytest.param(entry, id=word) for word, entry in NOUNS.items()]
+NOUNS_WITH_FRONT = [pytest.param(word, id=word) for word, entry in NOUNS.items() if entry.front]
 
 
 def example(noun: str, part: str = "", size: str = "large", seed: int = 5) -> Asset:
-    """A blue one, with something red."""
+    """Build a blue object, its part red."""
     return build(Spec(noun, "blue", size, part, "red" if part else ""), np.random.default_rng(seed))
 
 
@@ -52,10 +52,7 @@ def farthest(asset: Asset) -> float:
     return float(np.linalg.norm(asset.mesh()[0], axis=1).max())
 
 
-# --- what there is ------------------------------------------------------------------------------------------
-
-
-def test_the_world_is_rich_enough() -> None:
+def test_vocabulary_is_rich_enough() -> None:
     assert len(NOUNS) >= 60
     families = Counter(entry.family for entry in NOUNS.values())
     assert len(families) >= 8 and min(families.values()) >= 4, families
@@ -64,13 +61,11 @@ def test_the_world_is_rich_enough() -> None:
     assert len(parts) + len(ACCESSORIES) >= 12 and len(ACCESSORIES) >= 8
     assert {"small", "large"} <= set(SIZES)
     for entry in NOUNS.values():
-        assert entry.parts or entry.wears, f"nothing can be said of the {entry.word} but its colour"
-        assert set(entry.wears) <= set(ACCESSORIES) and not set(entry.parts) & set(entry.wears), entry.word
-        assert len(set(entry.parts + entry.wears)) == len(entry.parts + entry.wears)
+        details = entry.parts + entry.wears
+        assert details and len(set(details)) == len(details) and set(entry.wears) <= set(ACCESSORIES), entry.word
 
 
-def test_colours_can_be_told_apart() -> None:
-    """Even two unlucky samples, but for one in a hundred; brightness alone parts black, grey and white."""
+def test_sampled_colours_are_nearest_to_their_name() -> None:
     rng = np.random.default_rng(0)
     names, centres = list(COLOURS), np.array(list(COLOURS.values()))
     for k, name in enumerate(names):
@@ -80,29 +75,24 @@ def test_colours_can_be_told_apart() -> None:
         assert (nearest == k).mean() > 0.97, name
 
 
-# --- every noun with everything that may be said of it ------------------------------------------------------
-
-
-@pytest.mark.parametrize("entry", EVERY)
-def test_every_part_is_there_and_can_be_seen(entry: Noun) -> None:
-    said = entry.parts + entry.wears
-    assets = [example(entry.word, part) for part in said]
-    views, size = 4, 64
-    azimuth = np.tile(np.deg2rad([0.0, 90.0, 180.0, 270.0]), len(said))
+@pytest.mark.parametrize("entry", ALL_NOUNS)
+def test_named_parts_exist_and_are_visible(entry: Noun) -> None:
+    details = entry.parts + entry.wears
+    assets = [example(entry.word, part) for part in details]
+    azimuth = np.tile(np.deg2rad([0.0, 90.0, 180.0, 270.0]), len(details))
     c2w = orbit_array(np.full_like(azimuth, 0.26), azimuth, np.full_like(azimuth, 2.6))
-    owner = np.repeat(np.arange(len(said)), views)
-    seen = render(assets, owner, c2w, np.full(len(c2w), 0.7), size, supersample=1, truth=True)
-    for k, (part, asset) in enumerate(zip(said, assets, strict=True)):
+    owner = np.repeat(np.arange(len(details)), 4)
+    labels = render(assets, owner, c2w, np.full(len(c2w), 0.7), 64, supersample=1, with_gbuffer=True).label
+    for k, (part, asset) in enumerate(zip(details, assets, strict=True)):
         assert part in asset.labels, f"no solid of the {entry.word} is labelled {part!r}"
         colours = [p.colour for p in asset.primitives if p.label == part]
         assert any(c[0] > 0.6 and c[1] < 0.4 and c[2] < 0.4 for c in colours), f"the {part} is not red"
-        shown = seen.label[owner == k] == asset.labels.index(part) + 1
-        assert shown.mean((1, 2)).max() > 0.0025, f"the {part} of the {entry.word} is hidden or tiny"
+        visible = labels[owner == k] == asset.labels.index(part) + 1
+        assert visible.mean((1, 2)).max() > 0.0025, f"the {part} of the {entry.word} is hidden or tiny"
 
 
-@pytest.mark.parametrize("entry", EVERY)
-def test_everything_fits_into_its_ball(entry: Noun) -> None:
-    """Whatever its size and whatever it wears, and with a size that fills the ball it does."""
+@pytest.mark.parametrize("entry", ALL_NOUNS)
+def test_objects_fit_into_the_ball_and_fill_it(entry: Noun) -> None:
     sizes = [size for size in SIZES if size]
     for k, part in enumerate(("", *entry.parts, *entry.wears)):
         size = sizes[k % len(sizes)]
@@ -114,35 +104,31 @@ def test_everything_fits_into_its_ball(entry: Noun) -> None:
         assert all(0 <= p.colour.min() and p.colour.max() <= 1 for p in asset.primitives)
 
 
-@pytest.mark.parametrize("word", FRONTED)
-def test_every_side_can_be_told_from_the_others(word: str) -> None:
-    """What a view shows at a place is another part, for a tenth of the object at least: left from right, too."""
-    picture = photograph(example(word), [0.0, 90.0, 180.0, 270.0], 64, truth=True)
-    area = picture.mask.sum() / 4
-    for one, other in combinations(picture.label, 2):
+@pytest.mark.parametrize("word", NOUNS_WITH_FRONT)
+def test_sides_of_nouns_with_a_front_differ(word: str) -> None:
+    result = render_azimuths(example(word), [0.0, 90.0, 180.0, 270.0], 64, with_gbuffer=True)
+    area = result.mask.sum() / 4
+    for one, other in combinations(result.label, 2):
         assert (one != other).sum() > 0.1 * area
 
 
 def test_faces_look_towards_plus_x() -> None:
-    """Eyes are a fact of the front: hardly ever seen from behind, and on that side of the middle."""
-    faced = [word for word in NOUNS if "eyes" in example(word).labels]
-    assert len(faced) > 15
-    for word in faced:
+    with_eyes = [word for word in NOUNS if "eyes" in example(word).labels]
+    assert len(with_eyes) > 15
+    for word in with_eyes:
         asset = example(word)
-        eyes = photograph(asset, [0.0, 180.0], 48, truth=True).label == asset.labels.index("eyes") + 1
+        eyes = render_azimuths(asset, [0.0, 180.0], 48, with_gbuffer=True).label == asset.labels.index("eyes") + 1
         assert eyes[0].sum() > eyes[1].sum(), word
         assert np.mean([p.centre[0] for p in asset.primitives if p.label == "eyes"]) > 0, word
 
 
-def test_a_noun_is_a_family_and_not_one_mesh() -> None:
+def test_shape_of_a_noun_varies_with_the_seed() -> None:
     for word in NOUNS:
         matrices = [example(word, seed=seed).primitives[0].matrix.ravel() for seed in range(4)]
-        shapes = {tuple(np.round(matrix, 6)) for matrix in matrices}
-        assert len(shapes) == 4, word
+        assert len({tuple(np.round(matrix, 6)) for matrix in matrices}) == 4, word
 
 
-def test_sizes_mean_something() -> None:
-    """From the same luck: the words change what they say and nothing else."""
+def test_size_words_scale_or_stretch_the_same_object() -> None:
     for word in ("dog", "house", "ball", "car"):
         plain, small, large, tall, wide = (example(word, size=s) for s in ("", "small", "large", "tall", "wide"))
         assert farthest(small) < 0.8 * farthest(plain) <= 0.8 * farthest(large)
@@ -151,11 +137,8 @@ def test_sizes_mean_something() -> None:
         assert np.allclose(extent(wide) / extent(wide)[0], shape * (1, 1.4, 1), rtol=0.02)
 
 
-# --- always the same ----------------------------------------------------------------------------------------
-
-
 def digest() -> str:
-    """Of some samples of both splits, captions and cameras included."""
+    """Hash some samples of both splits with captions and cameras."""
     sha = hashlib.sha256()
     for split in ("train", "held-out"):
         assets, rgb, c2w, azimuth = Toybox(7, split).batch(range(3, 9), 24, 2, jumbles=0.3)
@@ -165,7 +148,7 @@ def digest() -> str:
     return sha.hexdigest()
 
 
-def test_a_sample_is_the_same_in_every_process() -> None:
+def test_samples_are_identical_in_another_process() -> None:
     code = "from tests.data.toybox.test_world import digest; print(digest())"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "17"}
     run = [sys.executable, "-c", code]
@@ -173,22 +156,20 @@ def test_a_sample_is_the_same_in_every_process() -> None:
     assert other.stdout.strip() == digest()
 
 
-def test_a_sample_depends_on_seed_split_and_index_alone() -> None:
-    box = Toybox(1)
-    alone, together = box.batch([12], 24)[1], box.batch([3, 12, 5], 24)[1]
-    assert np.array_equal(alone, together[4:8])
-    assert np.array_equal(alone, Toybox(1).batch([12], 24)[1])
+def test_samples_depend_only_on_seed_split_and_index() -> None:
+    single, batch = Toybox(1).batch([12], 24)[1], Toybox(1).batch([3, 12, 5], 24)[1]
+    assert np.array_equal(single, batch[4:8])
     others = (Toybox(2), 12), (Toybox(1, "held-out"), 12), (Toybox(1), 13)
-    assert all(not np.array_equal(alone, other.batch([index], 24)[1]) for other, index in others)
+    assert all(not np.array_equal(single, other.batch([index], 24)[1]) for other, index in others)
 
 
-def test_cameras_look_at_the_object_from_four_sides() -> None:
+def test_cameras_look_at_the_origin_from_four_sides() -> None:
     for index in range(30):
         c2w, fov, azimuth, grey = Toybox(0).cameras(index)
         position = c2w[:, :3, 3].astype(float)
         distance = np.linalg.norm(position, axis=1)
         assert np.allclose(c2w[:, :3, :3] @ c2w[:, :3, :3].swapaxes(1, 2), np.eye(3), atol=1e-5)
-        assert np.allclose(c2w[:, :3, 2], position / distance[:, None], atol=1e-5)  # looks along -z at 0
+        assert np.allclose(c2w[:, :3, 2], position / distance[:, None], atol=1e-5)  # looks along -z at the origin
         assert np.allclose(np.arctan2(position[:, 1], position[:, 0]) % (2 * np.pi), azimuth, atol=1e-4)
         assert np.allclose(np.diff(azimuth) % (2 * np.pi), np.pi / 2, atol=1e-4)
         assert np.allclose(distance, distance[0]) and 35 <= np.rad2deg(fov[0]) <= 45
@@ -196,7 +177,7 @@ def test_cameras_look_at_the_object_from_four_sides() -> None:
         assert 0 <= np.arcsin(position[0, 2] / distance[0]) <= np.deg2rad(30.001)
 
 
-def test_a_jumble_is_a_heap_without_a_name() -> None:
+def test_jumbles_have_no_noun_and_fit_into_the_ball() -> None:
     heap = jumble(np.random.default_rng(3))
     assert 4 <= len(heap.primitives) <= 24 and farthest(heap) <= RADIUS
     assert heap.noun == heap.caption == ""
@@ -204,22 +185,19 @@ def test_a_jumble_is_a_heap_without_a_name() -> None:
     assert 15 < sum(asset.noun == "" for asset in assets) < 45
 
 
-# --- captions and the split ---------------------------------------------------------------------------------
-
-
-def says(text: str, spec: Spec) -> bool:
-    """Does a caption say all of the spec?"""
+def states(text: str, spec: Spec) -> bool:
+    """Return whether a caption states everything in the spec."""
     words = [spec.noun, *(w for w in (spec.colour, spec.size, spec.part, spec.part_colour) if w)]
     return all(re.search(rf"\b{re.escape(word)}\b", text) for word in words)
 
 
 @pytest.mark.parametrize("wording", range(WORDINGS))
-def test_captions_say_what_there_is(wording: str) -> None:
+def test_captions_state_the_spec_in_correct_english(wording: int) -> None:
     box = Toybox(0)
     for index in range(300):
         spec, _ = box.spec(index)
         text = caption(spec, wording)
-        assert says(text, spec), (text, spec)
+        assert states(text, spec), (text, spec)
         assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|  |^ | $", text), text
         if spec.part:
             verb = "wearing" if spec.part in ACCESSORIES else "with"
@@ -229,7 +207,7 @@ def test_captions_say_what_there_is(wording: str) -> None:
             assert "wearing" not in text and "with " not in text
 
 
-def test_captions_come_in_several_wordings() -> None:
+def test_caption_wordings() -> None:
     full = Spec("dog", "blue", "small", "hat", "red")
     assert caption(full) == "a small blue dog wearing a red hat"
     assert len({caption(full, wording) for wording in range(WORDINGS)}) == 5
@@ -240,22 +218,16 @@ def test_captions_come_in_several_wordings() -> None:
     assert caption(Spec("clown", "blue", "", "hair", "orange")) == "a blue clown with orange hair"
 
 
-def test_an_asset_is_what_its_caption_says() -> None:
+def test_asset_fields_match_the_spec() -> None:
     box = Toybox(4)
     for index in range(40):
-        spec, wording = box.spec(index)
-        asset = box.asset(index)
+        (spec, wording), asset = box.spec(index), box.asset(index)
         assert asset.caption == caption(spec, wording) and asset.index == index
-        assert (asset.noun, asset.colour, asset.size, asset.part) == (
-            spec.noun,
-            spec.colour,
-            spec.size,
-            spec.part,
-        )
+        assert all(getattr(asset, name) == value for name, value in vars(spec).items())
         assert asset.family == NOUNS[spec.noun].family and asset.front == NOUNS[spec.noun].front
 
 
-def test_specs_are_spread_over_the_world() -> None:
+def test_specs_cover_the_whole_vocabulary() -> None:
     box = Toybox(0)
     specs = [box.spec(index)[0] for index in range(2500)]
     assert {spec.noun for spec in specs} == set(NOUNS)
@@ -265,24 +237,23 @@ def test_specs_are_spread_over_the_world() -> None:
     assert np.allclose(shares, (0.9, 0.58, 0.25), atol=0.04), shares
 
 
-def test_the_held_out_sixteenth() -> None:
-    """Whether a combination is held out is part of the world, and no change of it is unseen."""
-    every = [
+def test_one_combination_in_sixteen_is_held_out() -> None:
+    specs = [
         Spec(word, colour, "", part, "red")
         for word, entry in NOUNS.items()
         for colour in COLOURS
         for part in entry.parts + entry.wears
     ]
-    kept = {(spec.noun, spec.colour, spec.part) for spec in every if held_out(spec)}
-    assert 1 / 19 < len(kept) / len(every) < 1 / 13
-    assert {("dog", "blue", "scarf"), ("dog", "pink", "bow"), ("dog", "black", "headphones")} <= kept
-    assert ("dog", "blue", "hat") not in kept
-    # neither size nor the part's colour matter; what leaves the colour or the part open is never held out
+    hidden = {(spec.noun, spec.colour, spec.part) for spec in specs if held_out(spec)}
+    assert 1 / 19 < len(hidden) / len(specs) < 1 / 13
+    assert {("dog", "blue", "scarf"), ("dog", "pink", "bow"), ("dog", "black", "headphones")} <= hidden
+    assert ("dog", "blue", "hat") not in hidden
+    # size and part colour do not matter; without a colour or a part nothing is held out
     assert held_out(Spec("dog", "blue", "small", "scarf", "green")) and not held_out(Spec("dog", "blue"))
     assert not held_out(Spec("dog", "", "", "scarf", "red"))
 
 
-def test_the_splits_are_disjoint() -> None:
+def test_splits_are_disjoint() -> None:
     train = [Toybox(0).spec(index)[0] for index in range(1500)]
     hidden = [Toybox(0, "held-out").spec(index)[0] for index in range(300)]
     assert not any(held_out(spec) for spec in train) and all(held_out(spec) for spec in hidden)
@@ -290,26 +261,23 @@ def test_the_splits_are_disjoint() -> None:
     assert not combinations[0] & combinations[1] and len(combinations[1]) > 100
 
 
-@pytest.mark.parametrize("entry", EVERY)
-def test_a_typical_one_leaves_nothing_to_luck(entry: Noun) -> None:
-    """Where the caption says all colours, any two are alike."""
+@pytest.mark.parametrize("entry", ALL_NOUNS)
+def test_no_variation_gives_identical_objects(entry: Noun) -> None:
     part = (*entry.parts, *entry.wears, "")[0]
     spec = Spec(entry.word, "blue", "small", part, "red" if part else "")
-    one, other = (build(spec, np.random.default_rng(k), luck=0) for k in (1, 2))
-    assert len(one.primitives) == len(other.primitives)
+    one, other = (build(spec, np.random.default_rng(k), variation=0) for k in (1, 2))
     for a, b in zip(one.primitives, other.primitives, strict=True):
-        assert (a.kind, a.param, a.label) == (b.kind, b.param, b.label)
-        assert np.array_equal(a.matrix, b.matrix) and np.array_equal(a.colour, b.colour)
+        assert all(np.array_equal(value, getattr(b, name)) for name, value in vars(a).items())
     assert farthest(one) < RADIUS
 
 
-def test_a_typical_one_still_draws_the_colours_that_are_left_open() -> None:
-    dogs = [build(Spec("dog"), np.random.default_rng(k), luck=0) for k in range(8)]
+def test_no_variation_still_samples_unspecified_colours() -> None:
+    dogs = [build(Spec("dog"), np.random.default_rng(k), variation=0) for k in range(8)]
     assert len({tuple(dog.primitives[0].colour) for dog in dogs}) > 2
 
 
-def test_a_typical_world_keeps_its_captions_and_directions() -> None:
-    typical, world = Toybox(3, luck=0), Toybox(3)
+def test_no_variation_keeps_captions_and_camera_directions() -> None:
+    typical, world = Toybox(3, variation=0), Toybox(3)
     for index in range(5):
         assert typical.asset(index).caption == world.asset(index).caption
         a, b = typical.cameras(index)[0], world.cameras(index)[0]

@@ -145,8 +145,8 @@ def test_a_folder_alone_has_no_original_row(folder: Path, tmp_path: Path) -> Non
     out = tmp_path / "run"
     out.mkdir()
     views = photographs()
-    away = replace(views.at, c2w=opencv_axes(views.at.c2w))
-    write_instance(folder / "c", replace(views, at=away))
+    away = replace(views.cameras, c2w=opencv_axes(views.cameras.c2w))
+    write_instance(folder / "c", replace(views, cameras=away))
     assert run.run(settings(out, sampler=str(folder)), quiet=True) == 0
     text = (out / "consistency.md").read_text()
     assert "| original data (none is known) |" in text and "\n- c: the cameras look away from" in text
@@ -239,7 +239,7 @@ def test_mistakes_are_found_before_any_field_is_fitted(
     picture = folder / "b" / "rgb" / "000006.png"
     whole = picture.read_bytes()
     picture.write_bytes(whole[:120])
-    assert "b/rgb/000006.png is damaged, cut off" in said(settings(tmp_path / "run", sampler=str(folder)))
+    assert "b/rgb/000006.png is damaged" in said(settings(tmp_path / "run", sampler=str(folder)))
     picture.unlink()
     (folder / "b" / "pose" / "000006.txt").unlink()
     assert "b/rgb/000006.png is missing: this view is asked for" in said(with_truth)
@@ -259,9 +259,10 @@ def test_a_dry_run_looks_for_the_views(
 
     def said(*words: str) -> str:
         code = cli.main(["--config", "consistency", *words, "--dry-run"])
-        error = capsys.readouterr().err
-        assert code == (2 if error else 0) and error.count("\n") <= 1
-        return error
+        lines = capsys.readouterr().err.splitlines()
+        errors = [line for line in lines if not line.startswith("warning: ")]
+        assert code == (2 if errors else 0) and len(errors) <= 1
+        return "".join(errors)
 
     assert said(f"sampler={folder}") == "" == said(f"samplers={{a: {folder}, b: {folder}}}")
     own = f"scenes={{name: srn, path: {folder}}}"

@@ -12,15 +12,16 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
+from tests.support.errors import refused
 from tests.support.photographs import SIZE, photographs
 from tests.support.tiny_classifiers import tiny_probe
 from tests.support.tiny_mvadapter import tiny_prior_config
-from threedgen.config import ConfigError, registry
+from threedgen.config import registry
 from threedgen.evaluation.consistency import fits
 from threedgen.evaluation.consistency.options import MVAdapterSamplerConfig, MVDreamSamplerConfig
 from threedgen.evaluation.consistency.report import distances
 from threedgen.evaluation.consistency.samplers import MVAdapterSampler, MVDreamSampler
-from threedgen.evaluation.consistency.scenes import Scene, held_out_places, looked_at, warn_about
+from threedgen.evaluation.consistency.scenes import Scene, held_out_places, looked_at, prompt_warnings
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr
 from threedgen.geometry.poses import opencv_axes
@@ -59,24 +60,24 @@ def test_distances_on_a_probe_tell_pictures_apart(tmp_path: Path) -> None:
 
 
 def scene(count: int = 24) -> Scene:
-    at = photographs().at if count == 24 else orbit(count, 0.2, 2.6, 0.7, SIZE, SIZE)
+    at = photographs().cameras if count == 24 else orbit(count, 0.2, 2.6, 0.7, SIZE, SIZE)
     return Scene("one", at, tuple(range(count)))
 
 
 def test_the_same_views_are_held_out_everywhere_and_never_the_given_one() -> None:
     places = held_out_places(scene(251), 0.1, 0)
-    two = Scene("two", photographs().at.select([0] * 251), tuple(range(251)))
+    two = Scene("two", photographs().cameras.select([0] * 251), tuple(range(251)))
     assert len(set(places)) == 25 and places == held_out_places(two, 0.1, 0)
     assert places != held_out_places(scene(251), 0.1, 1)
     few = scene()
     for given in range(24):
         assert given not in held_out_places(replace(few, condition=(given,)), 0.5, 0)
-    with pytest.raises(ConfigError, match="one has 4 views, too few"):
+    with refused(None, "one", 4):
         held_out_places(scene(4), 0.85, 0)
 
 
 def test_views_are_drawn_outward_from_the_given_one() -> None:
-    at = photographs(6).at
+    at = photographs(6).cameras
     assert Scene("a", at, tuple(range(6)), (2,)).targets == [3, 4, 5, 1, 0]
     assert Scene("a", at, tuple(range(6))).targets == [0, 1, 2, 3, 4, 5]
     given = Scene("a", at, (10, 11, 12, 13, 14, 15), (1, 4))
@@ -87,29 +88,29 @@ def test_views_are_drawn_outward_from_the_given_one() -> None:
 
 
 def test_doubtful_cameras_are_said(caplog: pytest.LogCaptureFixture) -> None:
-    at = scene().at
+    at = scene().cameras
     assert torch.allclose(looked_at(at), torch.zeros(3), atol=1e-4)
     aside = at.c2w.clone()
     aside[:, :3, 3] += torch.tensor([0.0, 2.0, 0.0])
     there = Scene("one", Cameras(aside, Projection(at.K), SIZE, SIZE), tuple(range(24)))
-    assert torch.allclose(looked_at(there.at), torch.tensor([0.0, 2.0, 0.0]), atol=1e-4)
+    assert torch.allclose(looked_at(there.cameras), torch.tensor([0.0, 2.0, 0.0]), atol=1e-4)
     with caplog.at_level(logging.WARNING):
-        assert len(warn_about(there)) == 1
-    assert "fitted around the origin" in caplog.text and warn_about(scene()) == []
+        assert len(prompt_warnings(there)) == 1
+    assert "fitted around the origin" in caplog.text and prompt_warnings(scene()) == []
 
 
 def test_poses_of_another_convention_are_asked_about() -> None:
     """Axes of OpenGL look away; world-to-camera poses of cameras that aim a little beside the origin are near each
     other, but not in one place."""
-    at = scene().at
-    (said,) = warn_about(replace(scene(), at=replace(at, c2w=opencv_axes(at.c2w))))
+    at = scene().cameras
+    (said,) = prompt_warnings(replace(scene(), cameras=replace(at, c2w=opencv_axes(at.c2w))))
     assert "OpenGL" in said and "Negate the second and the third column" in said
     shaken = at.c2w.clone()
     shaken[:, :3, 3] += 0.1 * torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
     inverse = opencv_axes(opencv_axes(shaken).inverse())
-    (said,) = warn_about(replace(scene(), at=replace(at, c2w=inverse)))
+    (said,) = prompt_warnings(replace(scene(), cameras=replace(at, c2w=inverse)))
     assert "if the poses were world-to-camera" in said and "OpenGL" not in said
-    assert warn_about(replace(scene(), at=replace(at, c2w=shaken))) == []
+    assert prompt_warnings(replace(scene(), cameras=replace(at, c2w=shaken))) == []
 
 
 # --- samplers ----------------------------------------------------------------------------------------------------
@@ -142,5 +143,5 @@ def test_an_adapter_draws_from_the_given_view(tmp_path: Path) -> None:
     assert drawn.shape == unseen.shape == (3, 16, 16, 3) and not torch.allclose(drawn, unseen)
     assert torch.equal(sampler([given])[0], drawn)
     picture[:] = torch.rand(picture.shape, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ConfigError, match="the given view of one is the thing"):
+    with refused("image", "one"):
         sampler([given])

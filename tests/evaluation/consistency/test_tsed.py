@@ -91,9 +91,9 @@ def test_pictures_of_a_wall() -> None:
     options = TSEDConfig(size=64)
     views = shifted(8)
     assert tsed(views, options).share == 1
-    up = views.at.c2w.clone()
+    up = views.cameras.c2w.clone()
     up[:, :2, 3] = up[:, :2, 3].flip(-1)  # cameras that are said to climb, with the pictures of those that go right
-    wrong = tsed(Views(views.images, Cameras(up, Projection(views.at.K), 64, 64)), options)
+    wrong = tsed(Views(views.images, Cameras(up, Projection(views.cameras.K), 64, 64)), options)
     assert wrong.share == 0 and min(wrong.matches) >= 10
 
 

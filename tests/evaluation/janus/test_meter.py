@@ -16,9 +16,17 @@ from tests.support.tiny_classifiers import tiny_clip
 from tests.support.tiny_prior import letter_tokenizer
 from threedgen import cli, config
 from threedgen.config import ConfigError, registry
-from threedgen.data.coloured_mesh import PLAIN, ColouredMesh, Empty, Part, centred, read_mesh, toybox_mesh
-from threedgen.data.toybox.grammar import NOUNS, Spec, held_out, mentioned
-from threedgen.data.toybox.world import Toybox, build, photograph
+from threedgen.data.coloured_mesh import (
+    DEFAULT_COLOUR,
+    ColouredMesh,
+    EmptyMesh,
+    Part,
+    fit_to_ball,
+    read_mesh,
+    toybox_mesh,
+)
+from threedgen.data.toybox.grammar import NOUNS, Spec, held_out, parse_prompt
+from threedgen.data.toybox.world import Toybox, build, render_azimuths
 from threedgen.evaluation.janus.meter import Meter, view_labels
 from threedgen.evaluation.janus.meter_errors import measure
 from threedgen.evaluation.janus.options import CLIPSidesConfig, MeterConfig, TruthConfig
@@ -59,9 +67,9 @@ def test_the_toybox_prompts_have_a_front_and_were_never_trained_on() -> None:
 
 
 def test_the_noun_of_a_prompt() -> None:
-    assert mentioned("a small Blue dog, wearing a red hat") == Spec("dog", "blue")
-    assert mentioned("a DSLR photo of a white cat on a red chair") == Spec("cat", "white")
-    assert mentioned("a pink ice cream") == Spec("ice cream", "pink") and mentioned("a unicorn") is None
+    assert parse_prompt("a small Blue dog, wearing a red hat") == Spec("dog", "blue")
+    assert parse_prompt("a DSLR photo of a white cat on a red chair") == Spec("cat", "white")
+    assert parse_prompt("a pink ice cream") == Spec("ice cream", "pink") and parse_prompt("a unicorn") is None
     left = without_front(["a blue ball", "a unicorn", "a cat beside a ball"])
     assert left == {"a blue ball": "ball"}
 
@@ -72,7 +80,7 @@ def test_the_noun_of_a_prompt() -> None:
 def test_triangles_look_as_the_ray_caster_draws_them() -> None:
     asset = Toybox(3).asset(5)
     ours = around(toybox_mesh(asset), [0, 130], 48, light=True)
-    theirs = photograph(asset, [0, 130], 48).rgb
+    theirs = render_azimuths(asset, [0, 130], 48).rgb
     assert np.abs(ours - theirs).mean() < 0.004 and theirs.std() > 0.02
 
 
@@ -140,10 +148,10 @@ def test_textures_materials_and_places_of_other_peoples_files(tmp_path: Path) ->
 
 def test_what_has_no_colour_is_lit(tmp_path: Path) -> None:
     trimesh.creation.icosphere(subdivisions=2, radius=0.5).export(str(tmp_path / "ball.obj"))
-    mesh = centred(read_mesh(tmp_path / "ball.obj"))
+    mesh = fit_to_ball(read_mesh(tmp_path / "ball.obj"))
     assert mesh.plain and np.linalg.norm(mesh.corners, axis=-1).max() == pytest.approx(0.8)
     lit, plain = (around(mesh, [0], light=light)[0] for light in (True, False))
-    inside = np.abs(plain - PLAIN).max(-1) < 1e-4
+    inside = np.abs(plain - DEFAULT_COLOUR).max(-1) < 1e-4
     assert plain[inside].std() < 1e-4 and lit[inside].std() > 0.02
     assert (np.abs(lit[inside] - MeterConfig().background) > 0.1).mean() > 0.8, "it stands out from what is behind it"
 
@@ -169,8 +177,8 @@ def test_files_that_are_damaged_are_told_from_empty_ones_without_words_of_librar
     packed = {"asset": {"version": "2.0"}, "extensionsRequired": ["KHR_draco_mesh_compression"]}
     (tmp_path / "packed.gltf").write_text(json.dumps(packed))
     for name, why in (
-        ("cut.glb", "it is damaged, or no GLB file"),
-        ("photo.ply", "it is damaged, or no PLY file"),
+        ("cut.glb", "it is damaged, or not a GLB file"),
+        ("photo.ply", "it is damaged, or not a PLY file"),
         ("apart.gltf", "a.bin is missing"),
         ("packed.gltf", "its triangles are compressed by Draco; save it without compression"),
         ("none.obj", f"{tmp_path / 'none.obj'} is missing"),
@@ -178,9 +186,9 @@ def test_files_that_are_damaged_are_told_from_empty_ones_without_words_of_librar
         with pytest.raises(ConfigError) as error:
             read_mesh(tmp_path / name)
         assert str(error.value) == f"{tmp_path / name} cannot be read as a mesh: {why}"
-        assert not isinstance(error.value, Empty)
+        assert not isinstance(error.value, EmptyMesh)
     trimesh.PointCloud(np.eye(3)).export(str(tmp_path / "points.ply"))
-    with pytest.raises(Empty, match=r"points\.ply is empty: it has no triangle"):
+    with pytest.raises(EmptyMesh, match=r"points\.ply is empty: it has no triangle"):
         read_mesh(tmp_path / "points.ply")
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 
 from tests.support.ball_run import ball_run, register
-from threedgen.data.toybox.world import Toybox, portraits
+from threedgen.data.toybox.world import Toybox, render_orbit
 from threedgen.evaluation.toybox.fidelity import (
     distances,
     fidelity_table,
@@ -60,7 +60,7 @@ def probe() -> Probe:
 def test_a_blur_is_farther_from_the_truth_than_another_draw_of_it(probe: Probe) -> None:
     def draw(seed: int) -> list[np.ndarray]:
         box = Toybox(seed)
-        return [portraits(box.asset(k), AROUND, 0.26, 64).rgb for k in range(24)]
+        return [render_orbit(box.asset(k), AROUND, 0.26, 64).rgb for k in range(24)]
 
     truth, other = draw(1), draw(2)
     blurred = [ndimage.gaussian_filter(views, (0, 3, 3, 0)) for views in other]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from threedgen.config import ConfigError
-from threedgen.data.toybox.world import portraits
+from threedgen.data.toybox.world import render_orbit
 from threedgen.evaluation.toybox import object_score
 from threedgen.evaluation.toybox.held_out import held_out_cases
 from threedgen.evaluation.toybox.options import Evaluate3DConfig
@@ -54,7 +54,7 @@ def test_evaluate_3d_makes_measures_and_leaves_finished_runs(
             (folder / "checkpoints" / "last.ckpt").touch()
             raise ConfigError("the loss was no longer a number")
         azimuth = view_azimuths(begun.result.turntable)
-        views = portraits(cases[begun.prompt].truth(9), azimuth, 0.26, 64, fov=0.7).rgb
+        views = render_orbit(cases[begun.prompt].truth(9), azimuth, 0.26, 64, fov=0.7).rgb
         write_views(views, folder)
         (folder / "summary.json").write_text(json.dumps({"seconds": 12.5, "peak_memory_mib": 100.0}))
         return Status.FINISHED

@@ -14,7 +14,7 @@ from tests.support.tiny_classifiers import TINY, tiny_probe
 from threedgen.config import ConfigError
 from threedgen.config.plain_file import read_json
 from threedgen.data.toybox.grammar import ACCESSORIES, NOUNS, Spec, held_out
-from threedgen.data.toybox.world import build, photograph
+from threedgen.data.toybox.world import build, render_azimuths
 from threedgen.evaluation.toybox import options, training
 from threedgen.evaluation.toybox.labels import (
     OPEN,
@@ -38,7 +38,7 @@ def one(spec: Spec, seed: int = 0):
 
 def truth_of(spec: Spec, azimuths: list[float]) -> Truth:
     asset = one(spec)
-    picture = photograph(asset, azimuths, 64, truth=True)
+    picture = render_azimuths(asset, azimuths, 64, with_gbuffer=True)
     return picture_truth([asset], picture.label, np.deg2rad(azimuths), LABELS)
 
 
@@ -143,7 +143,7 @@ def test_it_learns_three_things() -> None:
         for spec in specs:
             asset = one(spec, seed)
             angles = np.random.default_rng(seed).uniform(0, 360) + np.array([0.0, 90.0, 180.0, 270.0])
-            picture = photograph(asset, angles, 32, truth=True)
+            picture = render_azimuths(asset, angles, 32, with_gbuffer=True)
             pictures.append(torch.from_numpy(picture.rgb))
             truths.append(picture_truth([asset], picture.label, np.deg2rad(angles), LABELS))
         return torch.cat(pictures), Truth.cat(truths)

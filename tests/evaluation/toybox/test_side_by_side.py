@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from threedgen.config import load
 from threedgen.data.coloured_mesh import toybox_mesh
 from threedgen.data.toybox.grammar import Spec
-from threedgen.data.toybox.world import build, portraits
+from threedgen.data.toybox.world import build, render_orbit
 from threedgen.evaluation.toybox.side_by_side import strip
 from threedgen.systems.generate.outputs import view_azimuths
 
@@ -23,7 +23,7 @@ SIZE = 48
 def test_all_four_show_the_same_sides(tmp_path: Path) -> None:
     config = load("quick-toybox", values={"prompt": "a blue dog", "out": str(tmp_path)})
     thing, table = build(Spec("dog", "blue"), np.random.default_rng(0)), config.result.turntable
-    truth = portraits(thing, view_azimuths(table), np.deg2rad(table.elevation), SIZE, truth=True, fov=0.7)
+    truth = render_orbit(thing, view_azimuths(table), np.deg2rad(table.elevation), SIZE, with_gbuffer=True, fov=0.7)
     save_file({"views": torch.from_numpy(truth.rgb[[0, 2, 4, 6]].copy())}, tmp_path / "preview.safetensors")
     nothing = strip(config, truth, truth.rgb, SIZE)
     assert nothing.shape == (8, SIZE, SIZE, 3) and (nothing[6:] == 128).all()  # it has no asset

@@ -1,4 +1,4 @@
-"""What pictures say of a texel, against recordings of the reference; limits of the weights."""
+"""Blending of image colours per texel: recorded parity with MV-Adapter, limits of the weights."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 
 from tests.support.parity_files import parity_files
-from threedgen.export.surface.blend import LEAST, OBJECT, Mean, Trust, poisson
+from threedgen.export.surface.blend import MIN_WEIGHT, OBJECT_BLEND, BlendOptions, WeightedMean, poisson
 
 
 @pytest.mark.parametrize("path", parity_files("texture_blend"), ids=lambda path: path.stem)
-def test_recorded(path: Path) -> None:
+def test_blend_matches_recorded_reference(path: Path) -> None:
     file = np.load(path)
     meta = json.loads(str(file["meta_json"]))
-    trust = Trust(
+    options = BlendOptions(
         error=meta["pos_error_eps"],
         cosine=meta["aoi_cos_thresh"],
         jump=meta["depth_grad_thresh"],
@@ -25,14 +25,14 @@ def test_recorded(path: Path) -> None:
         window=False,
     )
     cosine = file["in:uv_aoi_cos"]
-    valid = trust.valid(file["in:uv_pos_error"], cosine, file["in:uv_depth_grad"]) & file["in:uv_mask"]
+    valid = options.valid(file["in:uv_pos_error"], cosine, file["in:uv_depth_grad"]) & file["in:uv_mask"]
     assert (valid == file["out:valid_mask"]).all()
-    weights = [trust.weight(c, v, w) for c, v, w in zip(cosine, valid, meta["view_weight"], strict=True)]
-    mean = Mean(cosine[0].size)
+    weights = [options.weight(c, v, w) for c, v, w in zip(cosine, valid, meta["view_weight"], strict=True)]
+    mean = WeightedMean(cosine[0].size)
     for colours, weight in zip(file["in:uv_attr_proj"], weights, strict=True):
         mean.add(colours.reshape(-1, 3), weight.ravel())
     assert (mean.known == file["out:valid_any"].ravel()).all()
-    shares = np.stack(weights) / np.maximum(mean.weights, LEAST).reshape(cosine[0].shape)
+    shares = np.stack(weights) / np.maximum(mean.weights, MIN_WEIGHT).reshape(cosine[0].shape)
     np.testing.assert_allclose(shares, file["out:weight"], atol=1e-5)
     texture = mean.over(file["in:existing_texture"].reshape(-1, 3))
     np.testing.assert_allclose(texture, file["out:texture"].reshape(-1, 3), atol=1e-5)
@@ -41,15 +41,15 @@ def test_recorded(path: Path) -> None:
     np.testing.assert_allclose(found, file["out:poisson"], atol=1e-5)
 
 
-def test_a_weight_lets_the_straightest_decide_and_a_view_that_counts_for_more_keeps_it_longer() -> None:
+def test_weight_favours_frontal_views_less_for_important_views() -> None:
     cosine = np.array([1.0, 0.5, 0.3, 0.1])
-    valid = OBJECT.valid(np.zeros(4), cosine, np.zeros(4))
+    valid = OBJECT_BLEND.valid(np.zeros(4), cosine, np.zeros(4))
     assert valid.tolist() == [True, True, True, False]
-    plain, heavy = OBJECT.weight(cosine, valid), OBJECT.weight(cosine, valid, 3.0)
+    plain, heavy = OBJECT_BLEND.weight(cosine, valid), OBJECT_BLEND.weight(cosine, valid, 3.0)
     np.testing.assert_allclose(plain, [1, 0.125, 0.027, 0])
     np.testing.assert_allclose(heavy, [1, 0.5, 0.3, 0])
 
 
-def test_a_picture_with_its_own_gradients_stays() -> None:
-    picture = np.random.default_rng(0).random((8, 9, 3))
-    np.testing.assert_allclose(poisson(picture, picture, np.ones((8, 9), bool), 50), picture)
+def test_poisson_keeps_an_image_with_its_own_gradients() -> None:
+    image = np.random.default_rng(0).random((8, 9, 3))
+    np.testing.assert_allclose(poisson(image, image, np.ones((8, 9), bool), 50), image)

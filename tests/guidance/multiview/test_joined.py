@@ -1,9 +1,11 @@
-"""Joined self-attention and the optional camera of a stock UNet."""
+"""Multi-view UNet: joined self-attention, optional camera, CPU training attention, rotary embedding."""
 
 from __future__ import annotations
 
 import copy
+import logging
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,16 +13,25 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models import attention_processor
-from diffusers.models.attention_processor import Attention
+from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
-from tests.support.tiny_prior import TEXT_WIDTH, tiny_unet
+from tests.support.errors import refused
+from tests.support.tiny_prior import TEXT_WIDTH, tiny_prior, tiny_unet
+from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.multiview.flash import MIN_TOKENS, FlashAttention
 from threedgen.guidance.multiview.joined import (
+    WORLD_ROTARY,
     MultiviewAttnProcessor,
     make_multiview,
     predict,
+    self_attention,
     set_attention,
 )
+from threedgen.guidance.multiview.rotary import WorldRotary
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+
+FLAT: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
 
 
 @pytest.fixture(scope="module")
@@ -28,15 +39,15 @@ def unet() -> UNet2DConditionModel:
     return tiny_unet()
 
 
-def inputs(batch: int = 8, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def inputs(batch: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Latents, one time step for all, text, camera."""
-    g = torch.Generator().manual_seed(seed)
+    g = torch.Generator().manual_seed(0)
     x = torch.randn(batch, 4, 8, 8, generator=g)
     text = torch.randn(batch, 5, TEXT_WIDTH, generator=g)
     return x, torch.full((batch,), 300), text, torch.randn(batch, 16, generator=g)
 
 
-def joined_by_hand(attn: Attention, tokens: Tensor, n_view: int) -> Tensor:
+def joined_by_loops(attn: Attention, tokens: Tensor, n_view: int) -> Tensor:
     """Softmax attention written out, object by object and head by head."""
     out = torch.zeros_like(tokens)
     for start in range(0, len(tokens), n_view):
@@ -48,43 +59,30 @@ def joined_by_hand(attn: Attention, tokens: Tensor, n_view: int) -> Tensor:
 
 
 @pytest.mark.parametrize("n_view", [1, 2, 3, 6])
-def test_self_attention_sees_all_views_of_its_object(n_view: int) -> None:
+def test_self_attention_joins_views_of_an_object(n_view: int) -> None:
     torch.manual_seed(0)
     attn = Attention(12, heads=3, dim_head=4, processor=MultiviewAttnProcessor())
     tokens = torch.randn(6, 5, 12)
-    torch.testing.assert_close(attn(tokens, n_view=n_view), joined_by_hand(attn, tokens, n_view))
-
-
-def test_cross_attention_stays_per_view() -> None:
-    torch.manual_seed(0)
-    attn = Attention(12, cross_attention_dim=7, heads=3, dim_head=4, processor=MultiviewAttnProcessor())
-    tokens, text = torch.randn(6, 5, 12), torch.randn(6, 4, 7)
-    assert torch.equal(attn(tokens, text, n_view=3), attn(tokens, text, n_view=1))
-
-
-def test_one_view_without_camera_is_the_stock_2d_network(unet: UNet2DConditionModel) -> None:
-    config = dict(unet.config) | {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
-    stock = UNet2DConditionModel.from_config(config).eval()
-    stock.load_state_dict({k: v for k, v in unet.state_dict().items() if not k.startswith("class_embedding")})
-    x, t, text, _ = inputs()
-    with torch.no_grad():
-        expected = stock(x, t, text).sample
-        torch.testing.assert_close(predict(unet, x, t, text), expected, rtol=0, atol=1e-5)
-        zeros = predict(unet, x, t, text, torch.zeros(8, 16))
-    assert (zeros - expected).abs().max() > 1e-3  # a camera of zeros is not "no camera"
-
-
-def test_a_camera_works_as_the_stock_class_label(unet: UNet2DConditionModel) -> None:
-    stock = UNet2DConditionModel.from_config(unet.config).eval()
-    stock.load_state_dict(unet.state_dict())
-    x, t, text, camera = inputs()
-    with torch.no_grad():
-        expected = stock(x, t, text, class_labels=camera).sample
-        torch.testing.assert_close(predict(unet, x, t, text, camera), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(attn(tokens, n_view=n_view), joined_by_loops(attn, tokens, n_view))
 
 
 @torch.no_grad()
-def test_views_of_an_object_influence_each_other_and_no_other_object(unet: UNet2DConditionModel) -> None:
+def test_one_view_equals_stock_network_with_and_without_camera(unet: UNet2DConditionModel) -> None:
+    flat = UNet2DConditionModel.from_config(dict(unet.config) | FLAT).eval()
+    flat.load_state_dict({k: v for k, v in unet.state_dict().items() if not k.startswith("class_embedding")})
+    posed = UNet2DConditionModel.from_config(unet.config).eval()
+    posed.load_state_dict(unet.state_dict())
+    x, t, text, camera = inputs()
+    expected = flat(x, t, text).sample
+    torch.testing.assert_close(predict(unet, x, t, text), expected, rtol=0, atol=1e-5)
+    zeros = predict(unet, x, t, text, torch.zeros(8, 16))
+    assert (zeros - expected).abs().max() > 1e-3  # a camera of zeros is not "no camera"
+    expected = posed(x, t, text, class_labels=camera).sample
+    torch.testing.assert_close(predict(unet, x, t, text, camera), expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_views_influence_only_views_of_the_same_object(unet: UNet2DConditionModel) -> None:
     x, t, text, camera = inputs()
     changed = x.clone()
     changed[2] += 1  # third view of the first object
@@ -99,32 +97,22 @@ def test_views_of_an_object_influence_each_other_and_no_other_object(unet: UNet2
 
 
 @torch.no_grad()
-def test_the_order_of_views_does_not_matter(unet: UNet2DConditionModel) -> None:
-    x, t, text, camera = inputs(4)
-    order = torch.tensor([2, 0, 3, 1])
-    out = predict(unet, x, t, text, camera, 4)
-    shuffled = predict(unet, x[order], t, text[order], camera[order], 4)
-    torch.testing.assert_close(shuffled, out[order], rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_a_processor_is_told_what_the_call_says(unet: UNet2DConditionModel) -> None:
-    """As the processors of other models need it: poses, corresponding pixels."""
-    seen = []
+def test_predict_passes_extra_arguments_to_processors(unet: UNet2DConditionModel) -> None:
+    calls = []
 
     class Other(MultiviewAttnProcessor):
-        def __call__(self, *given: Any, n_view: int = 1, poses: Any = None, **more: Any) -> Tensor:
-            seen.append((n_view, poses))
-            return super().__call__(*given, n_view=n_view, **more)
+        def __call__(self, *args: Any, n_view: int = 1, poses: Any = None, **kwargs: Any) -> Tensor:
+            calls.append((n_view, poses))
+            return super().__call__(*args, n_view=n_view, **kwargs)
 
     other = copy.deepcopy(unet)
     other.set_attn_processor(Other())
     x, t, text, camera = inputs()
     assert torch.equal(predict(other, x, t, text, camera, 4, poses="here"), predict(unet, x, t, text, camera, 4))
-    assert seen and set(seen) == {(4, "here")}
+    assert calls and set(calls) == {(4, "here")}
 
 
-def test_gradients_reach_every_weight_and_skip_the_camera_in_2d_mode(unet: UNet2DConditionModel) -> None:
+def test_gradients_reach_all_weights_and_skip_camera_in_2d_mode(unet: UNet2DConditionModel) -> None:
     x, t, text, camera = inputs()
     unet.zero_grad()
     predict(unet, x, t, text, camera, 4).square().mean().backward()
@@ -134,7 +122,7 @@ def test_gradients_reach_every_weight_and_skip_the_camera_in_2d_mode(unet: UNet2
     assert all((p.grad is None) == n.startswith("class_embedding") for n, p in unet.named_parameters())
 
 
-def test_gradient_checkpointing_changes_nothing_in_alternating_modes(unet: UNet2DConditionModel) -> None:
+def test_gradient_checkpointing_gives_same_gradients_in_both_modes(unet: UNet2DConditionModel) -> None:
     x, t, text, camera = inputs()
 
     def gradients(network: UNet2DConditionModel) -> list[Tensor | None]:
@@ -149,52 +137,33 @@ def test_gradient_checkpointing_changes_nothing_in_alternating_modes(unet: UNet2
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-@torch.no_grad()
-def test_autocast_is_close_to_float32(unet: UNet2DConditionModel) -> None:
-    x, t, text, camera = inputs()
-    exact = predict(unet, x, t, text, camera, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        rough = predict(unet, x, t, text, camera, 4)
-    assert rough.dtype == torch.bfloat16
-    assert (rough - exact).abs().max() < 0.1 * exact.abs().max()
-
-
-def test_threads_may_use_one_network_in_both_modes(unet: UNet2DConditionModel) -> None:
+def test_threads_share_one_network_in_both_modes(unet: UNet2DConditionModel) -> None:
     x, t, text, camera = inputs()
 
     @torch.no_grad()
     def run(n_view: int) -> Tensor:
         return predict(unet, x, t, text, camera if n_view > 1 else None, n_view)
 
-    alone = {n_view: run(n_view) for n_view in (1, 4)}
+    expected = {n_view: run(n_view) for n_view in (1, 4)}
     modes = [1, 4] * 6
     with ThreadPoolExecutor(4) as pool:
         for n_view, out in zip(modes, pool.map(run, modes), strict=True):
-            torch.testing.assert_close(out, alone[n_view], rtol=0, atol=1e-5)
+            torch.testing.assert_close(out, expected[n_view], rtol=0, atol=1e-5)
 
 
-def test_tensor_names_and_saved_files_stay_stock(unet: UNet2DConditionModel, tmp_path) -> None:
-    stock = UNet2DConditionModel.from_config(unet.config)
-    assert list(stock.state_dict()) == list(unet.state_dict())
-    unet.save_pretrained(tmp_path)
-    back = make_multiview(UNet2DConditionModel.from_pretrained(tmp_path)).eval()
-    x, t, text, camera = inputs()
-    with torch.no_grad():
-        assert torch.equal(predict(back, x, t, text, camera, 4), predict(unet, x, t, text, camera, 4))
-
-
-def test_impossible_calls_are_named(unet: UNet2DConditionModel) -> None:
+def test_predict_refuses_wrong_batch_and_camera_without_branch(unet: UNet2DConditionModel) -> None:
     x, t, text, camera = inputs(6)
-    with pytest.raises(ValueError, match="6 images is not a multiple of n_view = 4"):
+    with refused(None, 6, "n_view", 4, kind=ValueError):
         predict(unet, x, t, text, camera, 4)
-    plain = tiny_unet(class_embed_type=None, projection_class_embeddings_input_dim=None)
-    with pytest.raises(ValueError, match="no camera branch"):
-        predict(plain, x, t, text, camera)
-    assert predict(plain, x, t, text, None, 2).shape == x.shape
+    flat = tiny_unet(**FLAT)
+    with refused(None, "camera", kind=ValueError):
+        predict(flat, x, t, text, camera)
+    assert predict(flat, x, t, text, None, 2).shape == x.shape
 
 
-def test_xformers_computes_the_same_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in under xformers' name and signature: tokens joined before it, everything else as ever."""
+@torch.no_grad()
+def test_xformers_gets_joined_tokens_and_gives_same_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in of xformers' name and signature."""
     lengths = []
 
     def attend(q: Tensor, k: Tensor, v: Tensor, attn_bias: Any, op: Any, scale: float) -> Tensor:
@@ -205,14 +174,106 @@ def test_xformers_computes_the_same_attention(monkeypatch: pytest.MonkeyPatch) -
     ops = SimpleNamespace(memory_efficient_attention=attend)
     monkeypatch.setattr(attention_processor, "xformers", SimpleNamespace(ops=ops))
     network, (x, t, text, camera) = tiny_unet(), inputs()
-    with torch.no_grad():
-        wanted = predict(network, x, t, text, camera, 4)
-        assert not lengths
-        set_attention(network, "xformers")
-        make_multiview(network)  # as a pipeline of the same network does
-        torch.testing.assert_close(predict(network, x, t, text, camera, 4), wanted)
+    expected = predict(network, x, t, text, camera, 4)
+    assert not lengths
+    set_attention(network, "xformers")
+    make_multiview(network)  # as a pipeline of the same network does
+    torch.testing.assert_close(predict(network, x, t, text, camera, 4), expected)
     assert (4 * 64, 4 * 64) in lengths and (64, 5) in lengths
     set_attention(network, "sdpa")
     lengths.clear()
+    assert torch.equal(predict(network, x, t, text, camera, 4), expected) and not lengths
+
+
+def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 70, 16), (1, 3, 33, 8)])
+def test_flash_attention_matches_explicit_softmax(shape: tuple[int, ...]) -> None:
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(shape, generator=rng).requires_grad_() for _ in range(3))
+    weight = torch.randn(shape, generator=rng)
+    ours, theirs = FlashAttention.apply(q, k, v), explicit(q, k, v)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    for a, b in zip(*(torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (ours, theirs)), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_flash_attention_bfloat16_gradients_are_close_to_float32() -> None:
+    rng = torch.Generator().manual_seed(1)
+    exact = [torch.randn(1, 2, 64, 32, generator=rng).requires_grad_() for _ in range(3)]
+    half = [x.detach().bfloat16().requires_grad_() for x in exact]
+    expected = torch.autograd.grad(explicit(*exact).square().sum(), exact)
+    found = torch.autograd.grad(FlashAttention.apply(*half).float().square().sum(), half)
+    for a, b in zip(found, expected, strict=True):
+        assert (a.float() - b).norm() < 0.02 * b.norm()
+
+
+@pytest.mark.parametrize("length", [40, MIN_TOKENS])
+def test_self_attention_matches_diffusers_block(length: int) -> None:
+    torch.manual_seed(2)
+    attn, tokens = Attention(32, heads=2, dim_head=16), torch.randn(1, length, 32)
+    assert torch.allclose(self_attention(attn, tokens), AttnProcessor()(attn, tokens), atol=1e-5)
+
+
+def test_long_joined_sequences_give_same_output_in_training() -> None:
+    torch.manual_seed(3)
+    attn, images = Attention(16, heads=1, dim_head=16), torch.randn(4, 160, 16)
+    attn.set_processor(MultiviewAttnProcessor())
+    trained = attn(images, n_view=4)
     with torch.no_grad():
-        assert torch.equal(predict(network, x, t, text, camera, 4), wanted) and not lengths
+        assert trained.requires_grad and torch.allclose(trained, attn(images, n_view=4), atol=1e-5)
+
+
+CAMERA: Any = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
+CPU = torch.device("cpu")
+
+
+def ring(n_view: int = 4, elevation: float = 0.0) -> torch.Tensor:
+    azimuth = torch.arange(n_view) * 2 * torch.pi / n_view
+    return camera_vector(orbit_c2w(torch.full((n_view,), elevation), azimuth, torch.full((n_view,), 2.5)))
+
+
+def test_mirrored_pixels_of_opposite_views_share_a_position() -> None:
+    cos, sin = (part.unflatten(1, (8, 8)) for part in WorldRotary(ring(), 4, CPU).table(64, 32))
+    for part in (cos, sin):
+        assert torch.allclose(part[0], part[2].flip(1), atol=1e-5)
+    assert not torch.allclose(sin[0], sin[2], atol=0.1)
+
+
+def test_dot_products_depend_on_relative_position() -> None:
+    rotary, rng = WorldRotary(None, 1, CPU), torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 1, 1, 32, generator=rng).expand(1, 1, 64, 32) for _ in range(2))
+    products = (rotary(q, 1) @ rotary(k, 1).mT)[0, 0].unflatten(0, (8, 8)).unflatten(2, (8, 8))
+    assert torch.allclose(products[1, 2, 4, 3], products[2, 4, 5, 5], atol=1e-4)  # both 3 down, 1 to the right
+    assert not torch.allclose(products[1, 2, 4, 3], products[1, 2, 4, 2], atol=1e-3)
+    assert torch.allclose(rotary(q, 1).norm(dim=-1), q.norm(dim=-1), atol=1e-4)
+
+
+def test_default_camera_is_the_front_view() -> None:
+    x = torch.randn(2, 1, 16, 24)
+    front = WorldRotary(ring(1).expand(2, -1), 2, CPU)
+    assert torch.allclose(WorldRotary(None, 2, CPU)(x, 1), front(x, 1), atol=1e-5)
+
+
+def test_rotary_unet_gives_same_output_in_training() -> None:
+    unet = tiny_unet(**CAMERA)
+    x, t, text = torch.randn(4, 4, 8, 8), torch.tensor([500]), torch.randn(4, 6, 24)
+    plain = predict(unet, x, t, text, ring(), 4)
+    unet.register_to_config(**{WORLD_ROTARY: True})
+    trained = predict(unet, x, t, text, ring(), 4)
+    with torch.no_grad():
+        sampled = predict(unet, x, t, text, ring(), 4)
+    assert trained.requires_grad and torch.allclose(trained, sampled, atol=1e-4)
+    assert not torch.allclose(plain, sampled, atol=1e-3)
+    assert predict(unet, x, t, text).shape == x.shape
+
+
+def test_config_entry_is_saved_and_loads_without_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prior = tiny_prior(**CAMERA)
+    prior.unet.register_to_config(**{WORLD_ROTARY: True})
+    prior.save(tmp_path / "prior")
+    with caplog.at_level(logging.WARNING):
+        again = MVDream.load(str(tmp_path / "prior"))
+    assert again.unet.config[WORLD_ROTARY] and WORLD_ROTARY not in caplog.text

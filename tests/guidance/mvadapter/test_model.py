@@ -1,4 +1,4 @@
-"""The prior around the network: what it is told, how it draws and judges, what it refuses."""
+"""MV-Adapter as a model and as a prior: conditions, samples, noise schedule, refusals."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+from tests.support.errors import refused
 from tests.support.tiny_mvadapter import TOYBOX, adapted_model, tiny_model, tiny_prior_config
 from tests.support.tiny_prior import (
     coarse_prior,
@@ -21,23 +23,16 @@ from tests.support.tiny_prior import (
     tiny_vae,
     word_tokenizer,
 )
-from threedgen.config import ConfigError
 from threedgen.config.registry import build
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.choices import Shift
-from threedgen.guidance.diffusion import Conditions
 from threedgen.guidance.distillation.options import SDSConfig
 from threedgen.guidance.distillation.sds import SDS
-from threedgen.guidance.mvadapter.cameras import (
-    GEOMETRY_VIEWS,
-    RAY_VIEWS,
-    geometry_maps,
-    ray_maps,
-    untrained,
-    views,
-)
+from threedgen.guidance.guidance import Condition
+from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAY_VIEWS, geometry_maps, ray_maps, untrained, views
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.model import MVAdapter
+from threedgen.guidance.mvadapter.pictures import framed
 from threedgen.guidance.options import MVAdapterConfig
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.schedule import Schedule
@@ -48,226 +43,218 @@ C2W = views(RAY_VIEWS[:3], 16, 16).c2w
 
 
 @pytest.mark.parametrize("config", [{}, TOYBOX])
-def test_text_and_picture_become_views(config: Any) -> None:
+def test_sample_views_follows_text_and_reference_image(config: Any) -> None:
     model = adapted_model(**config)
-    control, few = model.camera(C2W), {"steps": 2, "size": (16, 24)}
-    text = model.draw(PROMPT, control, generator=cpu(), **few)
-    assert text.shape == (3, 16, 24, 3)
-    assert torch.equal(text, model.draw(PROMPT, control, generator=cpu(), **few))
-    picture = torch.rand(24, 32, 3, generator=cpu(1))
-    seen = model.draw(PROMPT, control, picture, generator=cpu(), **few)
-    other = model.draw(PROMPT, control, 1 - picture, generator=cpu(), **few)
-    assert min((seen - text).abs().max(), (seen - other).abs().max()) > 1e-4
-    alone = model.draw(PROMPT, control, picture, generator=cpu(), guidance_scale=1.0, **few)  # one half of the batch
-    assert alone.shape == text.shape and (alone - seen).abs().max() > 1e-4
+    control = model.camera(C2W)
+
+    def sample(image: Tensor | None = None, **options: Any) -> Tensor:
+        return model.sample_views(PROMPT, control, image, (16, 24), steps=2, generator=cpu(), **options)
+
+    text, image = sample(), torch.rand(24, 32, 3, generator=cpu(1))
+    assert text.shape == (3, 16, 24, 3) and torch.equal(text, sample())
+    both = sample(image)
+    cond = sample(image, guidance_scale=1.0)  # without the unconditional half of the batch
+    assert cond.shape == text.shape
+    assert all((both - other).abs().max() > 1e-4 for other in (text, sample(1 - image), cond))
 
 
-def test_the_geometry_of_a_mesh_is_a_map() -> None:
+def test_geometry_adapter_takes_maps_of_a_mesh_only() -> None:
     model = adapted_model(Form("rowcol", control="geometry"), ("mv",))
-    at = views(GEOMETRY_VIEWS, 16, 16)
-    origins, _ = at.rays()
+    cameras = views(GEOMETRY_VIEWS, 16, 16)
+    origins, _ = cameras.rays()
     maps = geometry_maps(origins, torch.ones_like(origins), torch.ones(6, 16, 16))
-    assert model.draw(PROMPT, maps, steps=1, generator=cpu()).shape == (6, 16, 16, 3)
-    with pytest.raises(ConfigError, match="told the geometry of a mesh"):
-        model.camera(at.c2w)
-    with pytest.raises(ConfigError, match="not trained to look at a picture"):
-        model.draw(PROMPT, maps, torch.rand(16, 16, 3), steps=1)
+    assert model.sample_views(PROMPT, maps, steps=1, generator=cpu()).shape == (6, 16, 16, 3)
+    with refused("adapter"):
+        model.camera(cameras.c2w)
+    with refused("adapter"):
+        model.sample_views(PROMPT, maps, torch.rand(16, 16, 3), steps=1)
 
 
-def test_an_adapter_in_perspective_is_told_its_lines_of_sight() -> None:
+def test_perspective_adapter_takes_plucker_maps() -> None:
     model = adapted_model(Form(fov=40.0))
-    at = views(RAY_VIEWS, 16, 24, model.fov)
-    maps = model.camera(2 * at.c2w)  # from how far does not matter: it sees all of a thing
+    cameras = views(RAY_VIEWS, 16, 24, model.fov)
+    maps = model.camera(2 * cameras.c2w)  # the distance does not matter
     assert maps.shape == (6, 6, model.image_size, model.image_size) and 0 <= maps.min() and maps.max() <= 1
-    front, middle = 2 * ray_maps(at)[0] - 1, (slice(None), slice(7, 9), slice(11, 13))
+    front, middle = 2 * ray_maps(cameras)[0] - 1, (slice(None), slice(7, 9), slice(11, 13))
     torch.testing.assert_close(front[middle].mean((1, 2))[:3], torch.tensor([0.0, 1.0, 0.0]), atol=0.01, rtol=0)
-    assert front[0, 0, 0] < -0.1 < 0.1 < front[0, 0, -1]  # to the left and to the right of their front, which is -y
-    assert front[3:, 8, 12].norm() < 0.1 < 0.5 < front[3:, 0, 0].norm()  # how far lines pass the middle
-    few = {"steps": 1, "size": (16, 24)}
-    drawn = [
-        model.draw(PROMPT, told, generator=cpu(), **few) for told in (ray_maps(at), adapted_model().camera(at.c2w))
-    ]
-    assert drawn[0].shape == (6, 16, 24, 3) and (drawn[0] - drawn[1]).abs().max() > 1e-4
+    assert front[0, 0, 0] < -0.1 < 0.1 < front[0, 0, -1]  # left and right of the front, which is -y
+    assert front[3:, 8, 12].norm() < 0.1 < 0.5 < front[3:, 0, 0].norm()  # moment: distance of rays from the origin
+    controls = ray_maps(cameras), adapted_model().camera(cameras.c2w)
+    persp, ortho = (model.sample_views(PROMPT, c, size=(16, 24), steps=1, generator=cpu()) for c in controls)
+    assert persp.shape == (6, 16, 24, 3) and (persp - ortho).abs().max() > 1e-4
 
 
-def test_one_picture_without_a_camera_is_the_base() -> None:
+@torch.no_grad()
+def test_single_image_without_camera_equals_base() -> None:
     base, model = tiny_model(), adapted_model()
     x, t, text = torch.randn(2, 4, 8, 8, generator=cpu()), torch.tensor([300, 700]), base.encode_prompt([PROMPT])
-    with torch.no_grad():
-        text = text.expand(2, -1, -1)
-        expected = base.denoise(x, t, text, base.camera(C2W[:2]), 2)
-        assert torch.equal(model.denoise(x, t, text), expected)
-        assert (model.denoise(x, t, text, model.camera(C2W[:2]), 2) - expected).abs().max() > 1e-3
+    text = text.expand(2, -1, -1)
+    expected = base.denoise(x, t, text, base.camera(C2W[:2]), 2)
+    assert torch.equal(model.denoise(x, t, text), expected)
+    assert (model.denoise(x, t, text, model.camera(C2W[:2]), 2) - expected).abs().max() > 1e-3
 
 
-def test_it_is_a_prior_for_any_distillation() -> None:
-    model = adapted_model()
-    rig = orbit(4, 0.2, 2.0, 0.8, 16, 16)
-    latents = torch.randn(4, 4, 8, 8, generator=cpu(), requires_grad=True)
-    text = model.encode_prompt([PROMPT, ""]).split(1)
-    given = Conditions(text, model.camera(rig.c2w), 4)
-    loss, _ = SDS(SDSConfig(), model.schedule, 100)(latents, model.denoise, given, 0, cpu())
-    loss.backward()
-    assert latents.grad is not None and latents.grad.abs().sum() > 0
-    assert model.sample(PROMPT, rig.c2w, steps=1, generator=cpu()).shape == (4, 16, 16, 3)
-
-
-def test_guidance_may_be_towards_the_other_views_too() -> None:
+def test_guide_views_guides_towards_other_views() -> None:
+    """With the prompt as the negative prompt only guidance towards the views is left."""
     model = adapted_model()
 
-    def drawn(guide_views: bool, guidance_scale: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of ``draw`` and of ``sample``, of the text that is the negative one."""
+    def samples(guide_views: bool, guidance_scale: float) -> tuple[Tensor, Tensor]:
         model.guide_views = guide_views
-        how: Any = {"steps": 2, "guidance_scale": guidance_scale, "negative_prompt": "", "generator": cpu()}
-        return model.draw("", model.camera(C2W), **how), model.sample("", C2W, **how)
+        options: Any = {"steps": 2, "guidance_scale": guidance_scale, "negative_prompt": "", "generator": cpu()}
+        return model.sample_views("", model.camera(C2W), **options), model.sample("", C2W, **options)
 
-    for ours, plain in zip(drawn(True, 1), drawn(False, 1), strict=True):
-        torch.testing.assert_close(ours, plain)
-    for strong, plain in zip(drawn(False, 3), drawn(False, 1), strict=True):
-        torch.testing.assert_close(strong, plain, atol=1e-4, rtol=0)
-    for strong, plain in zip(drawn(True, 3), drawn(True, 1), strict=True):
-        assert (strong - plain).abs().max() > 1e-3
+    torch.testing.assert_close(samples(True, 1), samples(False, 1))
+    torch.testing.assert_close(samples(False, 3), samples(False, 1), atol=1e-4, rtol=0)
+    for guided, plain in zip(samples(True, 3), samples(True, 1), strict=True):
+        assert (guided - plain).abs().max() > 1e-3
 
 
-def test_a_picture_says_what_is_wanted() -> None:
-    """As a prior with a picture of the thing, in every call and to both scales of guidance."""
+def test_prior_follows_reference_image_and_its_scale() -> None:
+    """In samples and in gradients of a distillation, for more views than the reference."""
     model, text, rng = adapted_model(), tiny_model().encode_prompt([PROMPT, ""]).split(1), np.random.default_rng(0)
-    latents, few = torch.randn(3, 4, 8, 8, generator=cpu()), {"steps": 1, "guidance_scale": 3.0}
-    assert model.reference(text[0]) is None
+    rig = orbit(4, 0.2, 2.0, 0.8, 16, 16)
+    latents = torch.randn(4, 4, 8, 8, generator=cpu())
     cut = [rng.random((9, 12, 4), np.float32) for _ in range(2)]
-    directions, drawn = [], []
-    for picture, scale in ((cut[0], None), (cut[0], 1.0), (cut[1], None)):
-        model.with_picture(picture, scale)
-        given = Conditions(text, model.camera(C2W), 3, reference=model.reference(text[0]))
+
+    def gradient_and_sample() -> tuple[Tensor, Tensor]:
+        condition = Condition(text, model.camera(rig.c2w), 4, reference=model.reference(text[0]))
         z = latents.clone().requires_grad_()
-        SDS(SDSConfig(), model.schedule, 100)(z, model.denoise, given, 0, cpu())[0].backward()
-        directions.append(z.grad)
-        drawn.append(model.sample(PROMPT, C2W, generator=cpu(), **few))
-    for first, second in ((0, 1), (0, 2)):
-        assert (directions[first] - directions[second]).abs().max() > 1e-5
-        assert (drawn[first] - drawn[second]).abs().max() > 1e-5
-    with pytest.raises(ConfigError, match="not trained to look at a picture"):
-        adapted_model(branches=("mv",)).with_picture(cut[0])
+        SDS(SDSConfig(), model.schedule, 100)(z, model.denoise, condition, 0, cpu())[0].backward()
+        sample = model.sample(PROMPT, rig.c2w, generator=cpu(), steps=1, guidance_scale=3.0)
+        assert z.grad is not None and sample.shape == (4, 16, 16, 3)
+        return z.grad, sample
+
+    assert model.reference(text[0]) is None
+    results = [gradient_and_sample()]
+    for image, scale in ((cut[0], None), (cut[0], 1.0), (cut[1], None)):
+        model.with_reference(image, scale)
+        results.append(gradient_and_sample())
+    for first, second in ((0, 1), (1, 2), (1, 3)):
+        for a, b in zip(results[first], results[second], strict=True):
+            assert (a - b).abs().max() > 1e-5
+    with refused("adapter"):
+        adapted_model(branches=("mv",)).with_reference(cut[0])
 
 
-def test_a_hole_is_painted_by_the_2d_model() -> None:
-    model, base, picture = adapted_model(), tiny_model(), torch.rand(16, 24, 3, generator=cpu(1))
+def test_framed_places_object_on_grey() -> None:
+    cut = torch.zeros(40, 50, 4)
+    cut[5:25, 30:40] = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    cut[0:30, 0:20, :3] = 1.0  # transparent
+    image = framed(cut, 40, 60)
+    rows, columns = ((image - 0.5).abs().amax(-1) >= 1e-3).nonzero(as_tuple=True)
+    assert rows.min() in (2, 3, 4) and rows.max() in (35, 36, 37)  # 36 of 40 rows, with the pixel around it
+    assert columns.min() + columns.max() == pytest.approx(59, abs=1)
+    torch.testing.assert_close(image[20, 30], torch.tensor([1.0, 0.0, 0.0]))
+    assert image.min() >= 0 and image.max() <= 1
+
+
+def test_inpaint_uses_2d_model_and_its_noise_schedule() -> None:
+    model, base, image = adapted_model(), tiny_model(), torch.rand(16, 24, 3, generator=cpu(1))
     hole = torch.zeros(16, 24, dtype=torch.bool)
     hole[3:9, 4:11] = True
-    made = [m.with_network(m.adapted) if m.adapted else m for m in (model, base)]
-    found, expected = (m.inpaint(PROMPT, picture, hole, steps=2, repeats=2, generator=cpu()) for m in made)
-    assert torch.equal(found, expected)  # which knows its own noise, not the shifted one
-    whole = base.inpaint(PROMPT, picture, torch.zeros_like(hole), steps=2, generator=cpu())
-    again = base.decode_latents(base.encode_views(picture[None]))[0]
-    torch.testing.assert_close(whole, again, atol=1e-4, rtol=0)  # nothing of it is drawn anew
-    assert (found - whole)[hole].abs().max() > 0.01
+    model.with_network(model.adapted)
+    found, expected = (m.inpaint(PROMPT, image, hole, steps=2, repeats=2, generator=cpu()) for m in (model, base))
+    assert torch.equal(found, expected)
+    unchanged = base.inpaint(PROMPT, image, torch.zeros_like(hole), steps=2, generator=cpu())
+    decoded = base.decode_latents(base.encode_views(image[None]))[0]
+    torch.testing.assert_close(unchanged, decoded, atol=1e-4, rtol=0)
+    assert (found - unchanged)[hole].abs().max() > 0.01
 
 
-def test_the_noise_is_shifted_once_and_kept(tmp_path: Path) -> None:
+def test_shifted_schedule_is_saved_and_not_shifted_again(tmp_path: Path) -> None:
     model = adapted_model(Form(shift=6.0, shift_mode="default"))
     shifted = Schedule.scaled_linear().shifted(6.0, "default")
     assert torch.equal(model.with_network(model.adapted).schedule.betas, shifted.betas)
     components.scheduler(model.schedule).save_config(tmp_path / "scheduler")
     stored = components.read_schedule(tmp_path)
     torch.testing.assert_close(stored.alpha_bar, shifted.alpha_bar, rtol=1e-5, atol=0)
-    with pytest.raises(ValueError, match="at least 1"):
+    with refused(None, 0.5, kind=ValueError):
         Schedule.scaled_linear().shifted(0.5)
 
 
 @pytest.mark.parametrize("mode", get_args(Shift))
 @torch.no_grad()
-def test_a_matched_timestep_is_the_one_at_which_the_2d_model_knew_such_noise(mode: Shift) -> None:
+def test_matched_timesteps_have_equal_noise_in_base_schedule(mode: Shift) -> None:
     base = tiny_model()
     own = base.schedule
     model = adapted_model(Form(shift_mode=mode, timestep="matched"))
     assert torch.allclose(own.timesteps_in(own), torch.arange(own.T).float())
-    known, t = model.schedule.timesteps_in(own), torch.tensor([3, 250, 600])
-    assert bool((known >= torch.arange(own.T)).all()) and known.diff().min() >= 0 and known[-1] == own.T - 1
-    around = torch.stack([own.alpha_bar[known[t].ceil().long()], own.alpha_bar[known[t].floor().long()]])
-    assert bool((around[0] <= model.schedule.alpha_bar[t]).all() and (model.schedule.alpha_bar[t] <= around[1]).all())
+    matched, t = model.schedule.timesteps_in(own), torch.tensor([3, 250, 600])
+    assert bool((matched >= torch.arange(own.T)).all()) and matched.diff().min() >= 0 and matched[-1] == own.T - 1
+    low, high = (own.alpha_bar[rounded.long()] for rounded in (matched[t].ceil(), matched[t].floor()))
+    assert bool((low <= model.schedule.alpha_bar[t]).all() and (model.schedule.alpha_bar[t] <= high).all())
     x, text = torch.randn(3, *base.latent_shape, generator=cpu()), base.encode_prompt([PROMPT] * 3)
-    assert torch.equal(model.network(x, t, text), base.network(x, known[t], text))
+    assert torch.equal(model.network(x, t, text), base.network(x, matched[t], text))
 
 
-def test_a_config_names_it(tmp_path: Path) -> None:
+def test_config_builds_model_with_and_without_adapter(tmp_path: Path) -> None:
     options = MVAdapterConfig(**tiny_prior_config(tmp_path, layout="full", mv_scale=0.5))
     options.check()
     model: MVAdapter = build("prior", options)
     assert model.adapted is not None and model.adapted.form == Form("full") and model.adapted.mv_scale == 0.5
-    alone = build("prior", options.model_copy(update={"adapter": None}))
-    assert alone.adapted is None and alone.sample(PROMPT, C2W, steps=1).shape == (3, 16, 16, 3)
-    with pytest.raises(ConfigError, match="adapter: there is no file"):
+    base = build("prior", options.model_copy(update={"adapter": None}))
+    assert base.adapted is None and base.sample(PROMPT, C2W, steps=1).shape == (3, 16, 16, 3)
+    with refused("adapter", "nowhere.safetensors"):
         options.model_copy(update={"adapter": "nowhere.safetensors"}).check()
 
 
-def test_samples_from_words_begin_with_what_a_coarse_predictor_expects(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_samples_start_from_coarse_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     coarse_prior().save(tmp_path / "prior")
     options = MVAdapterConfig(**tiny_prior_config(tmp_path, guess=str(tmp_path / "prior")))
     options.check()
     model = build("prior", options)
-    monkeypatch.setattr(model, "decode_latents", lambda z: z.permute(0, 2, 3, 1))  # that would enlarge differences
-    begun = model.begun(PROMPT, C2W)
-    expected = begun.latents.permute(0, 2, 3, 1)
-
-    def error(drawn: torch.Tensor) -> float:
-        return float((drawn - expected).abs().mean())
-
-    how: Any = {"steps": 1, "guidance_scale": 1.0, "generator": cpu()}
-    control = model.camera(C2W)
-    near = model.draw(PROMPT, control, guess=begun._replace(strength=0.001), **how)
-    assert error(near) < 0.2 * error(model.draw(PROMPT, control, **how))
-    torch.testing.assert_close(model.sample(PROMPT, C2W, guess_noise=0.001, **how | {"generator": cpu()}), near)
-    other = model.begun("a blue cat", C2W)
-    assert not torch.equal(other.latents, begun.latents) and not torch.equal(begun.latents[0], begun.latents[2])
-    assert model.begun(PROMPT, C2W, (16, 24)) is None and model.guess(model.encode_prompt([PROMPT]), None) is None
-    seen = np.ones((16, 16, 4), np.float32)
-    assert model.with_picture(seen).begun(PROMPT, C2W) is None, "a picture says more"
+    monkeypatch.setattr(model, "decode_latents", lambda z: z.permute(0, 2, 3, 1))  # decoding enlarges differences
+    init, control = model.init_latents(PROMPT, C2W), model.camera(C2W)
+    rng: Any = {"steps": 1, "guidance_scale": 1.0, "generator": cpu()}
+    near = model.sample_views(PROMPT, control, init=init._replace(strength=0.001), **rng)
+    noise = model.sample_views(PROMPT, control, **rng)
+    near_error, noise_error = ((s - init.latents.permute(0, 2, 3, 1)).abs().mean() for s in (near, noise))
+    assert near_error < 0.2 * noise_error
+    torch.testing.assert_close(model.sample(PROMPT, C2W, init_strength=0.001, **rng | {"generator": cpu()}), near)
+    other = model.init_latents("a blue cat", C2W)
+    assert not torch.equal(other.latents, init.latents) and not torch.equal(init.latents[0], init.latents[2])
+    assert model.init_latents(PROMPT, C2W, (16, 24)) is None, "another size"
+    assert model.coarse_latents(model.encode_prompt([PROMPT]), None) is None, "no camera"
+    model.with_reference(np.ones((16, 16, 4), np.float32))
     of_mesh = adapted_model(Form("rowcol", control="geometry"), ("mv",))
-    of_mesh.expects = model.expects
-    assert of_mesh.begun(PROMPT, C2W) is None, "a mesh too"
+    of_mesh.coarse_predictor = model.coarse_predictor
+    assert model.init_latents(PROMPT, C2W) is None and of_mesh.init_latents(PROMPT, C2W) is None
 
 
-def test_a_coarse_predictor_of_other_models_is_refused(tmp_path: Path) -> None:
+def test_build_refuses_unusable_coarse_predictors_and_multi_view_base(tmp_path: Path) -> None:
     tiny_prior().save(tmp_path / "plain")
     torch.manual_seed(9)
     parts = tiny_unet(in_channels=8, out_channels=4), tiny_vae(), tiny_text_encoder(), word_tokenizer()
     torch.nn.init.normal_(parts[2].get_input_embeddings().weight)
     MVDream(*parts, coarse=tiny_coarse(), dtype="fp32").save(tmp_path / "other")
-    for name, sentence in (("plain", "has no coarse predictor; toybox-prior"), ("other", "is of another text encoder")):
+    for name, value in (("plain", "toybox-prior"), ("other", "text encoder")):
         options = MVAdapterConfig(**tiny_prior_config(tmp_path, guess=str(tmp_path / name)))
-        with pytest.raises(ConfigError, match=f"^guess: .*{sentence}"):
+        with refused("guess", tmp_path / name, value):
             build("prior", options)
-    with pytest.raises(ConfigError, match="^guess: there is no file or folder"):
+    with refused("guess", "nothing/here/at/all"):
         MVAdapterConfig(**tiny_prior_config(tmp_path, guess="nothing/here/at/all")).check()
+    with refused("weights", "toybox-base"):
+        MVAdapter(*parts, coarse=tiny_coarse())
 
 
-def test_a_multiview_base_is_refused() -> None:
-    unet = tiny_unet(in_channels=8, out_channels=4)
-    with pytest.raises(ConfigError, match="weights of a multi-view one; toybox-base"):
-        MVAdapter(unet, tiny_vae(), tiny_text_encoder(), word_tokenizer(), coarse=tiny_coarse())
+def test_note_views_warns_of_untrained_views(caplog: pytest.LogCaptureFixture) -> None:
+    def warning(model: MVAdapter, *angles: tuple[float, float]) -> str:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            model.note_views(views(angles, 8, 8).c2w)
+        return caplog.text
 
-
-def test_views_it_was_not_trained_for_are_named(caplog: pytest.LogCaptureFixture) -> None:
-    model = adapted_model()
-    with caplog.at_level(logging.WARNING):
-        model.note_views(C2W)
-        assert not caplog.records
-        model.note_views(views([(0, 45), (20, 45), (0, 100)], 8, 8).c2w)
-    assert "views 1, 2 look from where" in caplog.text and "45/0, 90/0" in caplog.text
+    assert not warning(adapted_model(), *RAY_VIEWS[:3])
+    text = warning(adapted_model(), (0, 45), (20, 45), (0, 100))
+    assert "views 1, 2 " in text and "45/0, 90/0" in text
     assert untrained(views(GEOMETRY_VIEWS, 8, 8).c2w, GEOMETRY_VIEWS) == []
-    caplog.clear()
-    model = adapted_model(Form(anywhere=0.5))
-    with caplog.at_level(logging.WARNING):
-        model.note_views(views([(0, 77), (29, 200), (45, 0), (-20, 30)], 8, 8).c2w)
-    assert "views 2, 3 look from where" in caplog.text and "45/0, 90/0" in caplog.text
-    assert "any/0 to 30" in caplog.text
+    text = warning(adapted_model(Form(anywhere=0.5)), (0, 77), (29, 200), (45, 0), (-20, 30))
+    assert "views 2, 3 " in text and "45/0, 90/0" in text and "0 to 30" in text
 
 
 @pytest.mark.parametrize("fov", [0.0, 30.0, 90.0])
-def test_cameras_see_the_whole_mesh(fov: float) -> None:
+@pytest.mark.parametrize("size", [(16, 16), (16, 24), (24, 16)])
+def test_cameras_see_the_whole_mesh(fov: float, size: tuple[int, int]) -> None:
     corner = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, -0.5, 0.0]])
-    for height, width in ((16, 16), (16, 24), (24, 16)):
-        pixels, depth = views(GEOMETRY_VIEWS, height, width, fov).project(corner)
-        assert (pixels > 0).all() and (pixels < torch.tensor([width, height])).all() and (depth > 0).all()
+    pixels, depth = views(GEOMETRY_VIEWS, *size, fov).project(corner)
+    assert (pixels > 0).all() and (pixels < torch.tensor(size[::-1])).all() and (depth > 0).all()

@@ -1,4 +1,4 @@
-"""MV-Adapter against recordings of its reference implementation; sizes and options are those of the files."""
+"""MV-Adapter against recordings of its reference implementation, with the sizes and options of the files."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ from diffusers import DDPMScheduler, T2IAdapter, UNet2DConditionModel
 from diffusers.models.attention_processor import Attention
 from torch import Tensor
 
-from tests.support.parity_files import options, recorded, tensors
+from tests.support import parity_files
+from tests.support.parity_files import recorded, tensors
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.control_maps import position_control, ray_control, sight_lines, view_rays
+from threedgen.geometry.control_maps import plucker_rays, position_control, ray_control, view_rays
 from threedgen.geometry.poses import orbit_c2w, world_to_camera
-from threedgen.guidance.diffusion import Reference, combine, ddim_step
+from threedgen.guidance.guidance import Reference, combine
 from threedgen.guidance.multiview.decoupled import DecoupledAttnProcessor
 from threedgen.guidance.multiview.joined import MultiviewAttnProcessor
 from threedgen.guidance.mvadapter.cameras import ray_maps
 from threedgen.guidance.mvadapter.weights import convert_adapter
+from threedgen.guidance.sampling import ddim_step
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.components import scheduler
 
 
 class Recording:
-    """Options, weights by their prefix, inputs and outputs of a file."""
+    """Options and tensors of a recording: weights, inputs and outputs by prefix."""
 
     def __init__(self, path: Path) -> None:
-        self.options = options(path)
+        self.options = parity_files.options(path)
         self.tensors = {n: t.float() if t.dtype == torch.float64 else t for n, t in tensors(path).items()}
 
     def under(self, prefix: str) -> dict[str, Tensor]:
@@ -43,43 +45,43 @@ def close(found: Tensor, expected: Tensor, atol: float = 1e-5) -> None:
 
 @torch.no_grad()
 @recorded("attn_row")
-def test_attention(path: Path) -> None:
-    file = Recording(path)
-    o, given, out = file.options, file.under("in:"), file.under("out:")
+def test_attention_matches_recording(path: Path) -> None:
+    recording = Recording(path)
+    o, inputs, out = recording.options, recording.under("in:"), recording.under("out:")
     processor = DecoupledAttnProcessor(MultiviewAttnProcessor(), "attn1", o["dim"], ("mv", "ref"), o["processor"])
     rest = {name: o[name] for name in ("residual_connection", "rescale_output_factor")}
     attn = Attention(o["dim"], heads=o["heads"], dim_head=o["dim"] // o["heads"], processor=processor, **rest)
-    attn.load_state_dict(file.under("w:"))
-    asks: dict[str, dict[str, Any]] = {
+    attn.load_state_dict(recording.under("w:"))
+    cases: dict[str, dict[str, Any]] = {
         "plain": {"use_mv": False, "use_ref": False},
         "mv_only": {"use_ref": False},
         "ref_only": {"use_mv": False},
         "full": {},
         "scaled": {"mv_scale": o["mv_scale"], "ref_scale": o["ref_scale"]},
     }
-    features = {"attn1": given["ref_hidden_states"]}
+    features = {"attn1": inputs["ref_hidden_states"]}
     size = (o["height"], o["width"])
-    for name, asked in asks.items():
+    for name, options in cases.items():
         views = {"n_view": o["num_views"], "latent_size": size, "ref_hidden_states": features}
-        close(attn(given["hidden_states"], **views, **asked), out[name])
+        close(attn(inputs["hidden_states"], **views, **options), out[name])
 
 
 @torch.no_grad()
 @recorded("cond_encoder")
-def test_condition_guider(path: Path) -> None:
-    file = Recording(path)
+def test_condition_guider_matches_recording(path: Path) -> None:
+    recording = Recording(path)
     names = ("in_channels", "channels", "num_res_blocks", "downscale_factor", "adapter_type")
-    guider = T2IAdapter(**{name: file.options[name] for name in names})
-    guider.load_state_dict(file.under("w:"))
-    for number, feature in enumerate(guider(file.under("in:")["control"])):
-        close(feature, file.under("out:")[f"feature_{number}"])
+    guider = T2IAdapter(**{name: recording.options[name] for name in names})
+    guider.load_state_dict(recording.under("w:"))
+    for number, feature in enumerate(guider(recording.under("in:")["control"])):
+        close(feature, recording.under("out:")[f"feature_{number}"])
 
 
 @recorded("noise_schedule")
-def test_shifted_noise(path: Path) -> None:
-    file = Recording(path)
-    o, out = file.options, file.under("out:")
-    base = Schedule.from_betas(file.under("in:")["betas"], o["prediction_type"])
+def test_shifted_schedule_matches_recording(path: Path) -> None:
+    recording = Recording(path)
+    o, out = recording.options, recording.under("out:")
+    base = Schedule.from_betas(recording.under("in:")["betas"], o["prediction_type"])
     close(base.alpha_bar, out["alphas_cumprod_base"], 5e-6)
     close(torch.logit(base.alpha_bar.double()), out["snr_base"].double().log(), 1e-3)
     for scale in o["shift_scales"]:
@@ -94,11 +96,11 @@ def test_shifted_noise(path: Path) -> None:
 
 
 @recorded("raymap")
-def test_cameras_and_maps(path: Path) -> None:
-    file = Recording(path)
-    o, given, out = file.options, file.under("in:"), file.under("out:")
-    elevation, azimuth = given["elevation_deg"].deg2rad(), (given["azimuth_deg"] + o["azimuth_offset"]).deg2rad()
-    c2w, size, half = orbit_c2w(elevation, azimuth, given["distance"]), o["image_size"], o["ortho_scale"] / 2
+def test_cameras_and_control_maps_match_recording(path: Path) -> None:
+    recording = Recording(path)
+    o, inputs, out = recording.options, recording.under("in:"), recording.under("out:")
+    elevation, azimuth = inputs["elevation_deg"].deg2rad(), (inputs["azimuth_deg"] + o["azimuth_offset"]).deg2rad()
+    c2w, size, half = orbit_c2w(elevation, azimuth, inputs["distance"]), o["image_size"], o["ortho_scale"] / 2
     count = len(c2w)
     close(c2w, out["c2w"])
     close(world_to_camera(c2w), out["w2c"])
@@ -110,19 +112,19 @@ def test_cameras_and_maps(path: Path) -> None:
     near, far = o["near"], o["far"]
     close((2 * depth - near - far) / (far - near), clip[..., 2])
     close(view_rays(c2w)[:, :, None, None].expand(-1, -1, size, size), out["raymap_ortho"])
-    told = ray_control(view_rays(c2w), o["plucker_offset"], o["plucker_scale"])[:, :, None, None]
-    close(told.expand(-1, -1, size, size), out["control_ortho"])
-    ours = orbit_c2w(elevation, azimuth + pi / 2, given["distance"])  # whose front is x where theirs is -y
+    control = ray_control(view_rays(c2w), o["plucker_offset"], o["plucker_scale"])[:, :, None, None]
+    close(control.expand(-1, -1, size, size), out["control_ortho"])
+    ours = orbit_c2w(elevation, azimuth + pi / 2, inputs["distance"])  # the front is x here and -y there
     close(ray_maps(replace(flat, c2w=ours))[..., 0, 0], ray_control(view_rays(c2w)))
     deep = replace(flat, projection=Projection.perspective(torch.full((count,), radians(o["fov_deg"])), size, size))
-    close(sight_lines(deep), out["plucker_persp"])
+    close(plucker_rays(deep), out["plucker_persp"])
     close(ray_maps(replace(deep, c2w=ours)), ray_control(out["plucker_persp"]))
-    # the reference counts pixels from their corners: its picture is half a pixel off
+    # the reference counts pixels from their corners: its image is half a pixel off
     K = flat.projection.K.clone()
     K[:, :2, 2] += 0.5
     corner = Cameras(c2w, Projection(K, parallel=True), size, size)
-    mask = given["mask"][..., 0]
-    found = corner.unproject(given["depth"][..., 0])
+    mask = inputs["mask"][..., 0]
+    found = corner.unproject(inputs["depth"][..., 0])
     close(found * mask[..., None], out["position_map_ortho"])
     scaled = position_control(found, mask, o["position_offset"], o["position_scale"])
     close(scaled.permute(0, 2, 3, 1), out["position_control"])
@@ -130,30 +132,30 @@ def test_cameras_and_maps(path: Path) -> None:
 
 @torch.no_grad()
 @recorded("unet_step")
-def test_whole_chain(path: Path) -> None:
-    file = Recording(path)
-    o, given, out = file.options, file.under("in:"), file.under("out:")
-    weights = file.under("w:unet:")
+def test_network_and_ddim_steps_match_recording(path: Path) -> None:
+    recording = Recording(path)
+    o, inputs, out = recording.options, recording.under("in:"), recording.under("out:")
+    weights = recording.under("w:unet:")
     known = inspect.signature(UNet2DConditionModel).parameters
     sizes = {name: value for name, value in o.items() if name in known}
     unet = UNet2DConditionModel(**sizes, down_block_types=o["down"], up_block_types=o["up"])
     unet.load_state_dict({name: tensor for name, tensor in weights.items() if ".processor." not in name})
-    network = convert_adapter(weights | file.under("w:cond_encoder:"), unet, layout=o["processor"]).network
-    n_view, text = o["num_views"], [given["negative_prompt_embeds"], given["prompt_embeds"]]
+    network = convert_adapter(weights | recording.under("w:cond_encoder:"), unet, layout=o["processor"]).network
+    n_view, text = o["num_views"], [inputs["negative_prompt_embeds"], inputs["prompt_embeds"]]
 
-    seen = network.look_at(given["ref_latents"], text[1])
-    for name, expected in file.under("out:ref:").items():
-        close(seen[name], expected, 1e-4)
-    height, width = given["control"].shape[-2:]
-    features = network.guide(given["control"], height, width)
+    ref_features = network.reference_features(inputs["ref_latents"], text[1])
+    for name, expected in recording.under("out:ref:").items():
+        close(ref_features[name], expected, 1e-4)
+    height, width = inputs["control"].shape[-2:]
+    features = network.guide(inputs["control"], height, width)
     assert features is not None
     for number, feature in enumerate(features):
         close(feature, out[f"cond_feature_{number}"], 1e-4)
 
     schedule = Schedule.scaled_linear().shifted(o["shift_scale"], o["shift_mode"])
-    close(schedule.alpha_bar, given["alphas_cumprod"], 5e-6)
-    x, reference = given["latents"], Reference(seen).shown(False, True)
-    both = torch.cat([part.repeat_interleave(n_view, 0) for part in text]), torch.cat([given["control"]] * 2)
+    close(schedule.alpha_bar, inputs["alphas_cumprod"], 5e-6)
+    x, reference = inputs["latents"], Reference(ref_features).repeated(False, True)
+    both = torch.cat([part.repeat_interleave(n_view, 0) for part in text]), torch.cat([inputs["control"]] * 2)
     alpha_bar, stride = schedule.alpha_bar.double(), schedule.T // o["steps"]
     for step, t in enumerate(out["timesteps"].tolist()):
         eps = network(torch.cat([x, x]), torch.tensor(t), *both, n_view, reference)

@@ -1,17 +1,21 @@
-"""A stock UNet with blocks between its own: nothing changes before training, nothing stays behind after a call."""
+"""Stock UNet with correspondence-aware blocks: identity before training, hooks, batches, gradients, checkpoints."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.support.errors import refused
 from tests.support.tiny_mvdiffusion import awaken, inputs, ring, tiny_base, wall
 from threedgen.guidance.mvdiffusion import parts
 from threedgen.guidance.mvdiffusion.geometry import Scenes
 from threedgen.guidance.mvdiffusion.unet import Kind, MultiviewUNet
+from threedgen.guidance.mvdiffusion.weights import convert_released, save_blocks
+from threedgen.guidance.weights.files import read_tensors
 
 THREE_LEVELS: dict[str, Any] = {
     "block_out_channels": (32, 64, 96),
@@ -20,9 +24,9 @@ THREE_LEVELS: dict[str, Any] = {
 }
 
 
-def condition(views: int, *given: int) -> Tensor:
+def condition(views: int, *known: int) -> Tensor:
     found = torch.zeros(views, 5, 4, 6)
-    for view in given:
+    for view in known:
         found[view] = 1
     return found
 
@@ -30,27 +34,27 @@ def condition(views: int, *given: int) -> Tensor:
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["panorama", "depth"])
 @pytest.mark.parametrize("levels", [{}, THREE_LEVELS], ids=["two", "three"])
-def test_untrained_it_is_the_base(kind: Kind, levels: dict[str, Any]) -> None:
+def test_untrained_network_equals_base(kind: Kind, levels: dict[str, Any]) -> None:
     network = MultiviewUNet(tiny_base(**levels), kind, "capped", condition=True).eval()
-    given = inputs(3, size=(4, 6))
-    expected = network.unet(*given, return_dict=False)[0]
+    batch = inputs(3, size=(4, 6))
+    expected = network.unet(*batch, return_dict=False)[0]
     geometry = ring(3) if kind == "panorama" else wall()
-    torch.testing.assert_close(network(*given, geometry), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(network(*given, geometry, condition(3, 0, 2)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(network(*batch, geometry), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(network(*batch, geometry, condition(3, 0, 2)), expected, rtol=0, atol=1e-5)
 
 
 @torch.no_grad()
-def test_one_view_is_the_base_and_several_are_not() -> None:
+def test_one_view_equals_base_and_several_differ() -> None:
     network = awaken(MultiviewUNet(tiny_base())).eval()
-    given = inputs(8)
-    expected = network.unet(*given, return_dict=False)[0]
-    assert torch.equal(network(*given), expected)
-    assert torch.equal(network(*given, ring(1)), expected)
-    assert (network(*given, ring(8)) - expected).abs().max() > 1e-2
+    batch = inputs(8)
+    expected = network.unet(*batch, return_dict=False)[0]
+    assert torch.equal(network(*batch), expected)
+    assert torch.equal(network(*batch, ring(1)), expected)
+    assert (network(*batch, ring(8)) - expected).abs().max() > 1e-2
 
 
 @torch.no_grad()
-def test_no_hook_stays_behind() -> None:
+def test_hooks_are_removed_after_a_call() -> None:
     network = awaken(MultiviewUNet(tiny_base(), "depth", condition=True)).eval()
     x, t, text = inputs(3, size=(4, 6))
     expected = network.unet(x, t, text, return_dict=False)[0]
@@ -63,16 +67,7 @@ def test_no_hook_stays_behind() -> None:
 
 
 @torch.no_grad()
-def test_both_halves_of_guidance_share_a_geometry() -> None:
-    network = awaken(MultiviewUNet(tiny_base())).eval()
-    x, t, text = inputs(8)
-    twice = network(torch.cat([x, x]), torch.cat([t, t]), torch.cat([text * 0, text]), ring(8))
-    torch.testing.assert_close(twice[:8], network(x, t, text * 0, ring(8)), rtol=0, atol=1e-5)
-    torch.testing.assert_close(twice[8:], network(x, t, text, ring(8)), rtol=0, atol=1e-5)
-
-
-@torch.no_grad()
-def test_scenes_have_geometries_of_their_own() -> None:
+def test_scenes_use_their_own_geometry() -> None:
     network = awaken(MultiviewUNet(tiny_base(), "depth")).eval()
     x, t, text = inputs(6, size=(4, 6))
     near, far = wall(), wall(step=0.5)
@@ -82,15 +77,15 @@ def test_scenes_have_geometries_of_their_own() -> None:
 
 
 @torch.no_grad()
-def test_given_pictures_matter() -> None:
+def test_condition_images_change_output() -> None:
     network = awaken(MultiviewUNet(tiny_base(), "depth", condition=True)).eval()
-    given = inputs(3, size=(4, 6))
-    without, none, first = (network(*given, wall(), c) for c in (None, condition(3), condition(3, 0)))
+    batch = inputs(3, size=(4, 6))
+    without, none, first = (network(*batch, wall(), c) for c in (None, condition(3), condition(3, 0)))
     assert (first - none).abs().max() > 1e-2 and (none - without).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(("kind", "levels"), [("panorama", {}), ("depth", THREE_LEVELS)])
-def test_gradients_reach_all_new_blocks_and_nothing_else(kind: Kind, levels: dict[str, Any]) -> None:
+def test_gradients_reach_only_new_blocks(kind: Kind, levels: dict[str, Any]) -> None:
     network = awaken(MultiviewUNet(tiny_base(**levels), kind, "capped", condition=True)).train()
     geometry = ring(3) if kind == "panorama" else wall()
     network(*inputs(3, size=(4, 6)), geometry, condition(3, 0)).square().mean().backward()
@@ -100,22 +95,88 @@ def test_gradients_reach_all_new_blocks_and_nothing_else(kind: Kind, levels: dic
     assert [name for name, p in new.items() if p.grad is None or not p.grad.any()] == []
 
 
-def test_what_does_not_fit_is_said() -> None:
+def test_network_refuses_wrong_batch_and_condition_without_branch() -> None:
     network = MultiviewUNet(tiny_base())
-    with pytest.raises(ValueError, match="scenes of 3 views"):
+    with refused(None, 8, 3, kind=ValueError):
         network(*inputs(8), ring(3))
-    with pytest.raises(ValueError, match="no branch"):
+    with pytest.raises(ValueError):
         network(*inputs(3, size=(4, 6)), wall(), condition(3, 0))
 
 
-def test_parts_of_a_batch_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, given = awaken(MultiviewUNet(tiny_base())).eval(), inputs(16)
-    seen: list[int] = []
-    network.unet.mid_block.resnets[0].norm1.register_forward_hook(lambda _m, args, _out: seen.append(len(args[0])))
+def test_batch_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, batch = awaken(MultiviewUNet(tiny_base())).eval(), inputs(16)
+    sizes: list[int] = []
+    network.unet.mid_block.resnets[0].norm1.register_forward_hook(lambda _m, args, _out: sizes.append(len(args[0])))
     with torch.no_grad():
-        whole = network(*given, ring())
+        whole = network(*batch, ring())
         monkeypatch.setitem(parts.PART, "cpu", 32 * 4 * 4 * 3)
-        torch.testing.assert_close(network(*given, ring()), whole)
-    assert seen == [16, 3, 3, 3, 3, 3, 1]
+        torch.testing.assert_close(network(*batch, ring()), whole)
+    assert sizes == [16, 3, 3, 3, 3, 3, 1]
     assert "forward" not in vars(network.unet.mid_block.resnets[0])
-    assert network(*given, ring()).shape == whole.shape and seen[-1] == 16, "with gradients in one part"
+    assert network(*batch, ring()).shape == whole.shape and sizes[-1] == 16, "one part with gradients"
+
+
+@pytest.fixture(scope="module")
+def network() -> MultiviewUNet:
+    return awaken(MultiviewUNet(tiny_base(), "depth", condition=True)).eval()
+
+
+def released(network: MultiviewUNet) -> dict[str, Tensor]:
+    ours = {f"mv_base_model.{name}": tensor for name, tensor in network.state_dict().items()}
+    return ours | {"vae.encoder.conv_in.weight": torch.ones(2), "text_encoder.a": torch.ones(1), "vae.b": torch.ones(1)}
+
+
+@torch.no_grad()
+def test_released_checkpoint_is_converted(network: MultiviewUNet, tmp_path: Path) -> None:
+    file = tmp_path / "depth.ckpt"
+    torch.save({"state_dict": released(network), "epoch": 4, "optimizer_states": [{"lr": 1e-4}]}, file)
+    loaded = convert_released(read_tensors(file), tiny_base())
+    assert loaded.ignored_parts == {"text_encoder": 1, "vae": 2}
+    batch = inputs(3, size=(4, 6))
+    torch.testing.assert_close(loaded.network(*batch, wall()), network(*batch, wall()))
+
+
+def test_checkpoint_without_base_unet_uses_given_base(network: MultiviewUNet) -> None:
+    weights = {name: tensor for name, tensor in released(network).items() if ".unet." not in name}
+    loaded = convert_released(weights, tiny_base())
+    assert not loaded.network.training
+    torch.testing.assert_close(loaded.network.state_dict(), network.state_dict())
+
+
+def test_encoding_is_recognised_by_frequencies() -> None:
+    capped = MultiviewUNet(tiny_base(), encoding="capped")
+    found = convert_released(released(capped), tiny_base()).network
+    assert torch.equal(found.cp_blocks_mid.pe.freq_bands, capped.cp_blocks_mid.pe.freq_bands)
+    assert found.kind == "panorama"
+
+
+def test_frequencies_beyond_float16_are_saved_exactly(tmp_path: Path) -> None:
+    wide = MultiviewUNet(tiny_base(block_out_channels=(64, 64)), "depth")  # up to 2^31
+    save_blocks(tmp_path / "blocks.safetensors", wide, None)
+    weights = read_tensors(tmp_path / "blocks.safetensors")
+    found = convert_released(weights, tiny_base(block_out_channels=(64, 64))).network
+    assert found.encoding == "reference"
+    assert torch.equal(found.cp_blocks_mid.attn1.pe.freq_bands, wide.cp_blocks_mid.attn1.pe.freq_bands)
+
+
+@pytest.mark.parametrize(
+    ("change", "values"),
+    [
+        ({"mv_base_model.cp_blocks_mid.resnet.bn1.weight": None}, [1, "cp_blocks_mid.resnet.bn1"]),
+        ({"mv_base_model.unet.conv_in.weight": torch.ones(32, 9, 3, 3)}, ["unet.conv_in.weight"]),
+        ({"mv_base_model.cp_blocks_encoder.0.new": torch.ones(1)}, [1, "cp_blocks_encoder.0.new"]),
+        ({"mv_base_model.unet.conv_in.bias": torch.full((32,), torch.nan)}, ["unet.conv_in.bias"]),
+        ({"mv_base_model.cp_blocks_mid.attn1.pe.freq_bands": torch.ones(1, 1, 16)}, ["freq_bands"]),
+    ],
+)
+def test_convert_released_refuses_wrong_tensors(network: MultiviewUNet, change: dict, values: list) -> None:
+    weights = {name: tensor for name, tensor in (released(network) | change).items() if tensor is not None}
+    with refused(None, *values):
+        convert_released(weights, tiny_base())
+
+
+def test_convert_released_refuses_other_networks(network: MultiviewUNet) -> None:
+    with refused(None, "cp_blocks_mid"):
+        convert_released(tiny_base().state_dict(), tiny_base())
+    with refused(None, 32, 48):
+        convert_released(released(network), tiny_base(block_out_channels=(48, 48)))

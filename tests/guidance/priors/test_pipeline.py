@@ -1,4 +1,4 @@
-"""The prior as a diffusers pipeline: what diffusers' users expect of one, and the same pictures as ever."""
+"""The prior as a diffusers pipeline: same images, outputs, schedulers, saving, offloading."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
+from tests.support.errors import refused
 from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
 from threedgen import folder
@@ -21,11 +22,10 @@ from threedgen.guidance.priors.pipeline import MVDreamPipeline
 
 @pytest.fixture(scope="module", params=[tiny_prior, coarse_prior], ids=["plain", "coarse"])
 def prior(request: pytest.FixtureRequest) -> MVDream:
-    """With and without a coarse predictor."""
     return request.param()
 
 
-def draw(pipeline: MVDreamPipeline, prompt: Any = "a red dog", seed: int = 0, **options: Any) -> np.ndarray:
+def sample(pipeline: MVDreamPipeline, prompt: Any = "a red dog", seed: int = 0, **options: Any) -> np.ndarray:
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "np"} | options
     return pipeline(prompt, generator=cpu(seed), **options).images
@@ -33,101 +33,92 @@ def draw(pipeline: MVDreamPipeline, prompt: Any = "a red dog", seed: int = 0, **
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("c2w", [script_poses(4), None], ids=["views", "flat"])
-def test_it_draws_what_the_prior_draws(prior: MVDream, c2w: Any, prediction: Any) -> None:
-    """Steps that divide 1000, where diffusers' DDIM visits the same timesteps."""
+def test_pipeline_matches_prior_samples(prior: MVDream, c2w: Any, prediction: Any) -> None:
+    """With steps that divide 1000, where DDIM of diffusers visits the same timesteps."""
     schedule = type(prior.schedule).scaled_linear(prediction=prediction)
     parts = (prior.unet, prior.vae, prior.text_encoder, prior.tokenizer)
     other = MVDream(*parts, schedule, prior.coarse, dtype="fp32")
-    wanted = other.sample(
-        "a red dog", c2w, steps=4, guidance_scale=3, negative_prompt="a cat", generator=cpu(), guess_noise=1.0
-    )
+    options = {"steps": 4, "guidance_scale": 3, "negative_prompt": "a cat", "init_strength": 1.0}
+    expected = other.sample("a red dog", c2w, **options, generator=cpu())
     views = {"c2w": c2w} if c2w is not None else {"n_view": 0}
-    found = draw(other.pipeline(), negative_prompt="a cat", **views)
-    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-4)
+    found = sample(other.pipeline(), negative_prompt="a cat", **views)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
 
 
-def test_views_are_those_of_the_authors_script(prior: MVDream) -> None:
-    """Elevation 15 and azimuth 0, their 90, unless told otherwise."""
+def test_default_views_are_those_of_mvdream_script(prior: MVDream) -> None:
+    """Elevation 15 and azimuth 0, which is 90 there."""
     pipeline = prior.pipeline()
-    np.testing.assert_allclose(draw(pipeline), draw(pipeline, c2w=script_poses(4)), atol=1e-4)
-    turned = draw(pipeline, azimuth=90.0, elevation=0.0)
-    np.testing.assert_allclose(turned, draw(pipeline, c2w=script_poses(4, 0, 180)), atol=1e-4)
-    assert len(draw(pipeline, n_view=2)) == 2
+    np.testing.assert_allclose(sample(pipeline), sample(pipeline, c2w=script_poses(4)), atol=1e-4)
+    rotated = sample(pipeline, azimuth=90.0, elevation=0.0)
+    np.testing.assert_allclose(rotated, sample(pipeline, c2w=script_poses(4, 0, 180)), atol=1e-4)
+    assert len(sample(pipeline, n_view=2)) == 2
 
 
-def test_every_form_of_output(prior: MVDream) -> None:
+def test_output_types_agree(prior: MVDream) -> None:
     pipeline = prior.pipeline()
-    array = draw(pipeline)
+    array = sample(pipeline)
     assert array.shape == (4, 16, 16, 3) and 0 <= array.min() <= array.max() <= 1
-    pictures = draw(pipeline, output_type="pil")
-    assert isinstance(pictures[0], Image.Image)
-    np.testing.assert_allclose(np.asarray(pictures[3]), array[3] * 255, atol=1)
-    np.testing.assert_array_equal(draw(pipeline, output_type="pt").permute(0, 2, 3, 1).numpy(), array)
-    latents = draw(pipeline, output_type="latent")
+    images = sample(pipeline, output_type="pil")
+    assert isinstance(images[0], Image.Image)
+    np.testing.assert_allclose(np.asarray(images[3]), array[3] * 255, atol=1)
+    np.testing.assert_array_equal(sample(pipeline, output_type="pt").permute(0, 2, 3, 1).numpy(), array)
+    latents = sample(pipeline, output_type="latent")
     with torch.no_grad():
         np.testing.assert_array_equal(prior.decode_latents(latents).numpy(), array)
-    (as_tuple,) = pipeline(
-        "a red dog", generator=cpu(), num_inference_steps=4, guidance_scale=3.0, output_type="np", return_dict=False
-    )
-    np.testing.assert_array_equal(as_tuple, array)
+    options = {"num_inference_steps": 4, "guidance_scale": 3.0, "output_type": "np", "return_dict": False}
+    np.testing.assert_array_equal(pipeline("a red dog", generator=cpu(), **options)[0], array)
 
 
-def test_several_prompts_are_drawn_each_by_itself(prior: MVDream) -> None:
-    pipeline = prior.pipeline()
+def test_prompts_are_sampled_independently(prior: MVDream) -> None:
+    pipeline, prompts = prior.pipeline(), ["a red dog", "a blue cat"]
     start = torch.randn(8, 4, 8, 8, generator=cpu())
-    both = draw(pipeline, ["a red dog", "a blue cat"], latents=start)
-    alone = [
-        draw(pipeline, prompt, latents=part)
-        for prompt, part in zip(("a red dog", "a blue cat"), start.split(4), strict=True)
-    ]
-    np.testing.assert_allclose(both, np.concatenate(alone), atol=1e-4)
+    both = sample(pipeline, prompts, latents=start)
+    single = [sample(pipeline, prompt, latents=part) for prompt, part in zip(prompts, start.split(4), strict=True)]
+    np.testing.assert_allclose(both, np.concatenate(single), atol=1e-4)
 
 
-def test_another_scheduler_and_a_callback(prior: MVDream) -> None:
-    pipeline, seen = prior.pipeline(), []
-    first = draw(pipeline)
+def test_other_scheduler_and_step_callback(prior: MVDream) -> None:
+    pipeline, steps = prior.pipeline(), []
+    first = sample(pipeline)
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
 
-    def note(pipe: Any, k: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        seen.append((k, tuple(tensors["latents"].shape)))
+    def callback(pipe: Any, k: int, t: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        steps.append((k, tuple(tensors["latents"].shape)))
         return tensors if k < 3 else {"latents": torch.zeros_like(tensors["latents"])}
 
-    other = draw(pipeline, output_type="latent", callback_on_step_end=note)
-    assert seen == [(k, (4, 4, 8, 8)) for k in range(4)] and not other.any()
-    assert np.isfinite(draw(pipeline)).all() and np.abs(draw(pipeline) - first).max() > 1e-6
+    other = sample(pipeline, output_type="latent", callback_on_step_end=callback)
+    assert steps == [(k, (4, 4, 8, 8)) for k in range(4)] and not other.any()
+    assert np.isfinite(sample(pipeline)).all() and np.abs(sample(pipeline) - first).max() > 1e-6
 
-
-def test_as_many_steps_as_timesteps(prior: MVDream) -> None:
-    """diffusers' grid then ends one behind its own table."""
-    pipeline = prior.pipeline()
+    # as many steps as training timesteps: the grid of diffusers then ends one after its own table
     pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, num_train_timesteps=8)
-    assert np.isfinite(draw(pipeline, num_inference_steps=8)).all()
+    assert np.isfinite(sample(pipeline, num_inference_steps=8)).all()
 
 
-def test_saved_and_loaded_by_diffusers_and_by_us(prior: MVDream, tmp_path: Path) -> None:
-    wanted = draw(prior.pipeline())
+def test_saved_pipelines_and_priors_load_in_both(prior: MVDream, tmp_path: Path) -> None:
+    expected = sample(prior.pipeline())
     prior.pipeline().save_pretrained(tmp_path / "pipe")
     back = MVDreamPipeline.from_pretrained(tmp_path / "pipe")
-    np.testing.assert_allclose(draw(back), wanted, atol=1e-4)
-    np.testing.assert_allclose(draw(MVDream.load(str(tmp_path / "pipe"), dtype="fp32").pipeline()), wanted, atol=1e-4)
+    np.testing.assert_allclose(sample(back), expected, atol=1e-4)
+    loaded = MVDream.load(str(tmp_path / "pipe"), dtype="fp32")
+    np.testing.assert_allclose(sample(loaded.pipeline()), expected, atol=1e-4)
     prior.save(tmp_path / "ours")  # in half precision
     ours = MVDreamPipeline.from_pretrained(tmp_path / "ours")
-    np.testing.assert_allclose(draw(ours.to(torch.float32)), wanted, atol=0.05)
+    np.testing.assert_allclose(sample(ours.to(torch.float32)), expected, atol=0.05)
     single = MVDreamPipeline.from_single_file(str(tmp_path / "ours"))
-    np.testing.assert_allclose(draw(single), wanted, atol=0.05)
+    np.testing.assert_allclose(sample(single), expected, atol=0.05)
 
 
-def test_half_precision_as_in_any_pipeline(prior: MVDream, tmp_path: Path) -> None:
+def test_from_pretrained_sets_precision(prior: MVDream, tmp_path: Path) -> None:
     prior.save(tmp_path / "prior")
     exact = MVDreamPipeline.from_pretrained(tmp_path / "prior", dtype=torch.float32)
     rough = MVDreamPipeline.from_pretrained(tmp_path / "prior", dtype=torch.bfloat16)
     assert rough.prior.dtype == torch.bfloat16 and exact.prior.dtype == torch.float32
-    difference = np.abs(draw(rough) - draw(exact)).mean()
+    difference = np.abs(sample(rough) - sample(exact)).mean()
     assert 0 < difference < 0.1
 
 
-def test_parts_are_shared_and_may_be_offloaded(prior: MVDream) -> None:
-    """One copy of the weights; the order in which networks take turns on a GPU names all of them."""
+def test_pipeline_shares_networks_and_names_all_for_offload(prior: MVDream) -> None:
     pipeline = prior.pipeline()
     assert pipeline.unet is prior.unet and pipeline.vae is prior.vae
     networks = {name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
@@ -135,39 +126,38 @@ def test_parts_are_shared_and_may_be_offloaded(prior: MVDream) -> None:
     assert ("coarse" in networks) == (prior.coarse is not None)
 
 
-def test_the_embedded_folder_is_a_pipeline() -> None:
-    """What diffusers reads there draws what our own reader draws."""
+def test_embedded_folder_loads_as_pipeline() -> None:
     pipeline = MVDreamPipeline.from_pretrained(folder("weights") / "toybox-prior", dtype=torch.float32)
     ours = MVDream.load("toybox-prior", dtype="fp32")
-    wanted = ours.sample("a blue dog", script_poses(4), steps=2, guidance_scale=3, generator=cpu(), guess_noise=1.0)
-    found = draw(pipeline, "a blue dog", num_inference_steps=2)
+    expected = ours.sample("a blue dog", script_poses(4), steps=2, guidance_scale=3, generator=cpu(), init_strength=1.0)
+    found = sample(pipeline, "a blue dog", num_inference_steps=2)
     assert found.shape == (4, ours.image_size, ours.image_size, 3)
-    np.testing.assert_allclose(found, wanted.numpy(), atol=1e-3)
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-3)
 
 
-def test_offload_hooks_change_nothing(prior: MVDream) -> None:
-    """accelerate's hooks, with the CPU in the place of the GPU; they are set anew after each call."""
+def test_cpu_offload_keeps_images(prior: MVDream) -> None:
+    """With the hooks of accelerate, which are set again after each call, on the CPU."""
     pytest.importorskip("accelerate")
-    wanted = draw(prior.pipeline())
+    expected = sample(prior.pipeline())
     pipeline = coarse_prior().pipeline() if prior.coarse is not None else tiny_prior().pipeline()
     pipeline.enable_model_cpu_offload(device="cpu")
     assert len(pipeline._all_hooks) == (3 if prior.coarse is None else 4)
     for _ in range(2):
-        np.testing.assert_array_equal(draw(pipeline), wanted)
+        np.testing.assert_array_equal(sample(pipeline), expected)
     assert all(hasattr(network, "_hf_hook") for network in (pipeline.unet, pipeline.vae, pipeline.text_encoder))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("make", [tiny_prior, coarse_prior])
-def test_offloaded_on_a_gpu(make: Callable[[], MVDream]) -> None:
-    wanted = draw(make().pipeline())
+def test_gpu_offload_keeps_images(make: Callable[[], MVDream]) -> None:
+    expected = sample(make().pipeline())
     pipeline = make().pipeline()
     pipeline.enable_model_cpu_offload()
-    np.testing.assert_allclose(draw(pipeline), wanted, atol=1e-2)
+    np.testing.assert_allclose(sample(pipeline), expected, atol=1e-2)
     assert pipeline.unet.device.type == "cpu"
 
 
 @pytest.mark.parametrize("wrong", [{"prompt": []}, {"n_view": -1}, {"output_type": "jpg"}])
-def test_nothing_to_draw(prior: MVDream, wrong: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="nothing to draw"):
-        draw(prior.pipeline(), **{"prompt": "a red dog"} | wrong)
+def test_pipeline_refuses_empty_and_unknown_requests(prior: MVDream, wrong: dict[str, Any]) -> None:
+    with refused(None, "n_view", kind=ValueError):
+        sample(prior.pipeline(), **{"prompt": "a red dog"} | wrong)

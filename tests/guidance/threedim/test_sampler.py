@@ -1,15 +1,20 @@
-"""Sampling views one after the other: which view conditions which, noise, guidance, one-step regression."""
+"""Sampling views one after the other, and its noise schedule: conditions, noise, guidance, closed forms."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from tests.support.errors import refused
+from tests.support.parity_files import recorded, tensors
 from tests.support.tiny_threedim import poses, tiny_network
 from threedgen.geometry.cameras import Projection
+from threedgen.guidance.guidance import combine
+from threedgen.guidance.threedim import logsnr as ls
 from threedgen.guidance.threedim.logsnr import Prediction, alpha_sigma, target
 from threedgen.guidance.threedim.sampler import candidates, guided_x0, sample_views
 
@@ -19,7 +24,7 @@ def generators(scenes: int, seed: int = 0) -> list[torch.Generator]:
 
 
 def scenes(count: int = 2, inputs: int = 1, targets: int = 3, size: int = 4) -> dict[str, Any]:
-    """Arguments of ``sample_views``; the x of a pose's place is the number of its view."""
+    """Arguments of ``sample_views``; the x coordinate of a camera is the number of its view."""
     gen = torch.Generator().manual_seed(0)
     c2w = poses(count * (inputs + targets), gen).unflatten(0, (count, -1))
     c2w[:, :, 0, 3] = torch.arange(inputs + targets, dtype=torch.float32)
@@ -32,8 +37,8 @@ def scenes(count: int = 2, inputs: int = 1, targets: int = 3, size: int = 4) -> 
     }
 
 
-class Listener:
-    """Predicts what it is told to, and remembers what it was asked."""
+class RecordingModel:
+    """Predicts a constant, with and without its condition, and records its calls."""
 
     clip: float | None = 1.0
 
@@ -45,81 +50,73 @@ class Listener:
         self.calls.append({"x": x, "z": z, "logsnr": logsnr, "c2w": c2w, "keep": keep})
         return torch.tensor(self.values)[keep.long()][:, None, None, None].expand_as(z)
 
-    def picked(self, scene: int) -> list[int]:
+    def stacked(self, name: str) -> Tensor:
+        return torch.stack([call[name] for call in self.calls])
+
+    def conditions(self, scene: int) -> list[int]:
         """The views that conditioned the scene, call by call."""
         return [int(call["c2w"][scene, 0, 0, 3]) for call in self.calls]
 
 
-# ---------------------------------------------------------------- which view conditions
-
-
-def test_stochastic_conditioning_draws_at_every_step_from_all_views_that_are_there() -> None:
-    model, given = Listener(), scenes(inputs=2, targets=4)
-    views = sample_views(model, **given, steps=64)
+def test_stochastic_strategy_samples_condition_from_all_views_at_every_step() -> None:
+    model = RecordingModel()
+    views = sample_views(model, **scenes(inputs=2, targets=4), steps=64)
     assert views.shape == (2, 4, 3, 4, 4)
     for scene in range(2):
-        picked = model.picked(scene)
-        for made in range(4):
-            drawn = picked[64 * made : 64 * (made + 1)]
-            assert set(drawn) == set(range(2 + made))
-            assert all(64 / (2 + made) * 0.4 < drawn.count(view) for view in range(2 + made))
-            assert sum(a != b for a, b in zip(drawn, drawn[1:], strict=False)) > 16
-    assert model.picked(0) != model.picked(1)  # each scene draws for itself
+        conditions = model.conditions(scene)
+        for done in range(4):
+            samples = conditions[64 * done : 64 * (done + 1)]
+            assert set(samples) == set(range(2 + done))
+            assert all(64 / (2 + done) * 0.4 < samples.count(view) for view in range(2 + done))
+            assert sum(a != b for a, b in zip(samples, samples[1:], strict=False)) > 16
+    assert model.conditions(0) != model.conditions(1)
 
 
-def test_a_condition_is_the_picture_of_its_pose_and_the_target_is_told() -> None:
-    model, given = Listener(), scenes(inputs=2, targets=3)
-    views = sample_views(model, **given, steps=8)
-    known = torch.cat([given["images"], views], dim=1)
-    all_poses = torch.cat([given["c2w"], given["targets"]], dim=1)
+def test_condition_image_belongs_to_its_pose() -> None:
+    model, arguments = RecordingModel(), scenes(inputs=2, targets=3)
+    views = sample_views(model, **arguments, steps=8)
+    images = torch.cat([arguments["images"], views], dim=1)
+    all_poses = torch.cat([arguments["c2w"], arguments["targets"]], dim=1)
     for number, call in enumerate(model.calls):
         for scene in range(2):
             view = int(call["c2w"][scene, 0, 0, 3])
-            assert torch.equal(call["x"][scene], known[scene, view])
+            assert torch.equal(call["x"][scene], images[scene, view])
             assert torch.equal(call["c2w"][scene], all_poses[scene, [view, 2 + number // 8]])
 
 
-def test_first_view_conditions_on_nothing_else() -> None:
-    model = Listener()
-    sample_views(model, **scenes(inputs=2), strategy="first", steps=16)
-    assert set(model.picked(0)) == {0} == set(model.picked(1))
+@pytest.mark.parametrize("options", [("first",), ("last", 1), ("last", 2)])
+def test_strategy_limits_conditioning_views(options: tuple[Any, ...]) -> None:
+    model = RecordingModel()
+    strategy = dict(zip(("strategy", "last"), options, strict=False))
+    sample_views(model, **scenes(inputs=2, targets=4), **strategy, steps=32)
+    for scene in range(2):
+        for done in range(4):
+            samples = model.conditions(scene)[32 * done : 32 * (done + 1)]
+            assert set(samples) == set(candidates(options[0], 2 + done, *options[1:]))
 
-
-@pytest.mark.parametrize("window", [1, 2])
-def test_markovian_conditions_on_the_last_views(window: int) -> None:
-    model = Listener()
-    sample_views(model, **scenes(inputs=1, targets=4), strategy="last", last=window, steps=32)
-    for made in range(4):
-        drawn = model.picked(0)[32 * made : 32 * (made + 1)]
-        assert set(drawn) == set(range(max(0, 1 + made - window), 1 + made))
-
-
-def test_strategies_by_name_and_number() -> None:
     assert list(candidates("stochastic", 5)) == [0, 1, 2, 3, 4] and list(candidates("first", 5)) == [0]
     assert list(candidates("last", 1, 2)) == [0] and list(candidates("last", 5, 2)) == [3, 4]
     assert candidates("last", 6, 3) == range(3, 6)
 
 
-# ---------------------------------------------------------------- noise and repeatability
+def test_scene_depends_on_its_generator_and_not_on_other_scenes() -> None:
+    network, arguments = tiny_network(), scenes(3, size=8, targets=2)
+
+    def sample(generators: list[torch.Generator], scene: slice = slice(1, 2)) -> Tensor:
+        parts = {name: value[scene] for name, value in arguments.items()} | {"generators": generators}
+        return sample_views(network, **parts, steps=3, guidance_scale=2.0)
+
+    together, single = sample(generators(3), slice(None)), sample(generators(3)[1:2])
+    torch.testing.assert_close(single, together[1:2], rtol=0, atol=1e-4)
+    assert torch.equal(sample(generators(3)[1:2]), single)
+    assert (sample(generators(1, seed=9)) - single).abs().max() > 1e-2
+    assert single.abs().max() <= 1
 
 
-def test_a_scene_is_the_same_alone_and_among_others_and_differs_by_its_generator() -> None:
-    network, given = tiny_network(), scenes(3, size=8, targets=2)
-    together = sample_views(network, **given | {"generators": generators(3)}, steps=3, guidance_scale=2.0)
-    one = {name: value[1:2] for name, value in given.items()} | {"generators": generators(3)[1:2]}
-    alone = sample_views(network, **one, steps=3, guidance_scale=2.0)
-    torch.testing.assert_close(alone, together[1:2], rtol=0, atol=1e-4)
-    again = sample_views(network, **one | {"generators": generators(3)[1:2]}, steps=3, guidance_scale=2.0)
-    assert torch.equal(again, alone)
-    other = sample_views(network, **one | {"generators": generators(1, seed=9)}, steps=3, guidance_scale=2.0)
-    assert (other - alone).abs().max() > 1e-2
-    assert alone.abs().max() <= 1
-
-
-def test_strategy_and_guidance_do_not_shift_the_noise() -> None:
+def test_strategy_and_guidance_do_not_change_start_noise() -> None:
     starts = []
     for options in ({}, {"strategy": "first"}, {"strategy": "last", "last": 2, "guidance_scale": 3.0}):
-        model = Listener()
+        model = RecordingModel()
         sample_views(model, **scenes() | options, steps=4)
         starts.append(torch.stack([call["z"][:2] for call in model.calls[::4]]))  # of each view's chain
     assert torch.equal(starts[0], starts[1]) and torch.equal(starts[0], starts[2])
@@ -127,7 +124,7 @@ def test_strategy_and_guidance_do_not_shift_the_noise() -> None:
 
 
 class Gaussian:
-    """The perfect model of pictures that are normal with mean 0.3 and deviation 0.5, whatever the condition."""
+    """The exact model of images N(0.3, 0.5^2), whatever the condition."""
 
     clip = None
 
@@ -141,129 +138,166 @@ class Gaussian:
 
 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
-def test_the_chain_samples_the_distribution_of_a_perfect_model(prediction: Prediction) -> None:
+def test_sampler_reproduces_distribution_of_exact_model(prediction: Prediction) -> None:
     views = sample_views(Gaussian(prediction), **scenes(2, targets=1, size=48), steps=128)
     assert views.mean().item() == pytest.approx(0.3, abs=0.02)
     assert views.std().item() == pytest.approx(0.5, abs=0.02)
 
 
-def test_predicted_pictures_are_clipped_unless_they_are_latents() -> None:
-    bold = Listener(conditional=3.0)
-    assert sample_views(bold, **scenes(), steps=4).max() == 1
-    bold.clip = None
-    torch.testing.assert_close(sample_views(bold, **scenes(), steps=4), torch.full((2, 3, 3, 4, 4), 3.0))
-
-
-def test_the_chain_goes_on_from_the_clipped_prediction() -> None:
-    """Not only the last view is bounded: predictions beyond the bound lead the chain as the bound itself does."""
-    chains, seen = [], []
+def test_predictions_are_clipped_at_every_step_unless_latents() -> None:
+    chains, maxima = [], []
     for value in (3.0, 1.0):
-        model = Listener(conditional=value)
-        sample_views(model, **scenes(), steps=6, progress=lambda done, total, x0: seen.append(float(x0.max())))
-        chains.append(torch.stack([call["z"] for call in model.calls]))
-    assert torch.equal(*chains) and set(seen) == {1.0}
+        model = RecordingModel(conditional=value)
+        arguments = scenes() | {"progress": lambda done, total, x0: maxima.append(float(x0.max()))}
+        views = sample_views(model, **arguments, steps=6)
+        assert views.max() == 1
+        chains.append(model.stacked("z"))
+    assert torch.equal(*chains) and set(maxima) == {1.0}
+    latents = RecordingModel(conditional=3.0)
+    latents.clip = None
+    torch.testing.assert_close(sample_views(latents, **scenes(), steps=4), torch.full((2, 3, 3, 4, 4), 3.0))
 
 
-def test_progress_counts_the_steps_of_all_views() -> None:
-    seen: list[tuple[int, int, torch.Size]] = []
-    sample_views(Listener(), **scenes(), steps=5, progress=lambda done, total, x0: seen.append((done, total, x0.shape)))
-    assert seen == [(done, 15, torch.Size([2, 3, 4, 4])) for done in range(1, 16)]
+def test_progress_counts_steps_of_all_views() -> None:
+    calls: list[tuple[int, int, torch.Size]] = []
+    arguments = scenes() | {"progress": lambda done, total, x0: calls.append((done, total, x0.shape))}
+    sample_views(RecordingModel(), **arguments, steps=5)
+    assert calls == [(done, 15, torch.Size([2, 3, 4, 4])) for done in range(1, 16)]
 
 
-# ---------------------------------------------------------------- guidance
-
-
-def test_guidance_of_one_asks_only_for_the_condition_and_of_zero_never_shows_it() -> None:
+def test_guidance_scale_one_is_conditional_only_and_zero_unconditional_only() -> None:
     for scale, kept in ((1.0, True), (0.0, False)):
-        model, given = Listener(), scenes()
-        views = sample_views(model, **given, steps=4, guidance_scale=scale)
+        model = RecordingModel()
+        views = sample_views(model, **scenes(), steps=4, guidance_scale=scale)
         assert all(call["keep"].tolist() == [kept] * 2 for call in model.calls)
         torch.testing.assert_close(views, torch.full_like(views, 0.2 if kept else 0.0))
-        if not kept:
-            conditions = torch.stack([call["x"] for call in model.calls])
-            assert conditions.std().item() == pytest.approx(1, abs=0.1)  # noise, and fresh at each step
-            assert (conditions[0] - conditions[1]).abs().max() > 0.1
+    conditions = model.stacked("x")
+    assert conditions.std().item() == pytest.approx(1, abs=0.1)  # unconditional: fresh noise at each step
+    assert (conditions[0] - conditions[1]).abs().max() > 0.1
 
 
-def test_guidance_counts_from_the_unconditional_side() -> None:
-    model = Listener(conditional=0.2, dropped=0.1)
+def test_guidance_formula_and_batch_order() -> None:
+    model = RecordingModel(conditional=0.2, dropped=0.1)
     views = sample_views(model, **scenes(), steps=2, guidance_scale=4.0)
     assert model.calls[0]["keep"].tolist() == [True, True, False, False]
     assert torch.equal(model.calls[0]["z"][:2], model.calls[0]["z"][2:])
     torch.testing.assert_close(views, torch.full_like(views, 0.1 + 4 * (0.2 - 0.1)))
 
 
-def test_guidance_is_the_same_in_every_parameterisation() -> None:
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_guided_x0_is_the_same_in_every_parameterisation(prediction: Prediction) -> None:
     gen = torch.Generator().manual_seed(0)
-    x, blank, z, first, second = torch.randn(5, 2, 3, 4, 4, generator=gen)
-    level = torch.tensor(0.7)
+    x, blank, z, cond, uncond = torch.randn(5, 2, 3, 4, 4, generator=gen)
 
-    class Two:
-        def __init__(self, prediction: Prediction) -> None:
-            self.prediction = prediction
-
+    class Exact(RecordingModel):
         def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-            x0, (alpha, sigma) = torch.cat([first, second]), alpha_sigma(logsnr, z)
+            x0, (alpha, sigma) = torch.cat([cond, uncond]), alpha_sigma(logsnr, z)
             return target(x0, (z - alpha * x0) / sigma, logsnr, self.prediction)
 
-    found = [
-        guided_x0(Two(p), x, blank, z, level, torch.zeros(2, 2, 4, 4), torch.zeros(2, 3, 3), 3.0)
-        for p in ("epsilon", "v_prediction", "sample")
-    ]
-    for x0 in found:
-        torch.testing.assert_close(x0, second + 3 * (first - second), rtol=1e-4, atol=1e-4)
+    level, c2w, K = torch.tensor(0.7), torch.zeros(2, 2, 4, 4), torch.zeros(2, 3, 3)
+    x0 = guided_x0(Exact(prediction), x, blank, z, level, c2w, K, 3.0)
+    torch.testing.assert_close(x0, uncond + 3 * (cond - uncond), rtol=1e-4, atol=1e-4)
 
 
-# ---------------------------------------------------------------- regression
-
-
-def test_regression_is_one_question_of_white_noise() -> None:
-    model = Listener(conditional=0.7)
+def test_one_step_regression_is_one_call_with_white_noise() -> None:
+    model = RecordingModel(conditional=0.7)
     views = sample_views(model, **scenes(targets=3), strategy="first", steps=1)
     assert len(model.calls) == 3
     assert all(call["logsnr"].tolist() == [-20.0, -20.0] for call in model.calls)
-    assert torch.stack([call["z"] for call in model.calls]).std().item() == pytest.approx(1, abs=0.1)
+    assert model.stacked("z").std().item() == pytest.approx(1, abs=0.1)
     torch.testing.assert_close(views, torch.full_like(views, 0.7))
-
-
-def test_a_regression_network_gives_its_output() -> None:
-    network, given = tiny_network(prediction="sample"), scenes(size=8, targets=1)
-    outputs: list[Tensor] = []
+    network, outputs = tiny_network(prediction="sample"), list[Tensor]()
     network.register_forward_hook(lambda _m, _i, out: outputs.append(out))
-    views = sample_views(network, **given, steps=1)
+    views = sample_views(network, **scenes(size=8, targets=1), steps=1)
     torch.testing.assert_close(views[:, 0], outputs[0].clamp(-1, 1), rtol=0, atol=1e-5)
 
 
-# ---------------------------------------------------------------- networks and refusals
-
-
-def test_both_networks_sample_under_autocast() -> None:
-    for architecture in ("xunet", "concat"):
-        network = tiny_network(architecture=architecture)
-        with torch.autocast("cpu", torch.bfloat16):
-            views = sample_views(network, **scenes(size=8), steps=2, guidance_scale=2.0)
-        assert views.dtype == torch.float32 and views.isfinite().all() and not views.requires_grad
+@pytest.mark.parametrize("architecture", ["xunet", "concat"])
+def test_networks_sample_under_autocast(architecture: str) -> None:
+    network = tiny_network(architecture=architecture)
+    with torch.autocast("cpu", torch.bfloat16):
+        views = sample_views(network, **scenes(size=8), steps=2, guidance_scale=2.0)
+    assert views.dtype == torch.float32 and views.isfinite().all() and not views.requires_grad
 
 
 @pytest.mark.parametrize(
-    "change, sentence",
+    "change, values",
     [
-        ({"images": torch.zeros(2, 3, 4, 4)}, r"images has the shape \(2, 3, 4, 4\)"),
-        ({"images": torch.zeros(2, 0, 3, 4, 4)}, "views >= 1"),
-        ({"c2w": torch.zeros(2, 2, 4, 4)}, r"c2w has the shape \(2, 2, 4, 4\); these images need \(2, 1, 4, 4\)"),
-        ({"targets": torch.zeros(1, 5, 4, 4)}, "targets has the shape"),
-        ({"targets": torch.zeros(2)}, "targets has the shape"),
-        ({"K": torch.zeros(3, 3)}, "K has the shape"),
-        ({"generators": generators(1)}, "1 generators were given for 2 scenes"),
-        ({"generators": generators(1) * 2}, "1 generators were given for 2 scenes"),
-        ({"steps": 0}, "steps = 0 is out of range"),
+        ({"images": torch.zeros(2, 3, 4, 4)}, ["images", (2, 3, 4, 4)]),
+        ({"images": torch.zeros(2, 0, 3, 4, 4)}, ["views"]),
+        ({"c2w": torch.zeros(2, 2, 4, 4)}, ["c2w", (2, 2, 4, 4), (2, 1, 4, 4)]),
+        ({"targets": torch.zeros(1, 5, 4, 4)}, ["targets"]),
+        ({"targets": torch.zeros(2)}, ["targets"]),
+        ({"K": torch.zeros(3, 3)}, ["K", (3, 3)]),
+        ({"generators": generators(1)}, ["generators", 1, 2]),
+        ({"generators": generators(1) * 2}, ["generators", 1, 2]),
+        ({"steps": 0}, ["steps", 0]),
     ],
 )
-def test_arguments_that_do_not_fit_are_named(change: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
-        sample_views(Listener(), **scenes() | change)
+def test_sample_views_refuses_arguments_that_do_not_fit(change: dict[str, Any], values: list[Any]) -> None:
+    with refused(None, *values, kind=ValueError):
+        sample_views(RecordingModel(), **scenes() | change)
 
 
-def test_no_targets_are_no_views() -> None:
-    given = scenes()
-    assert sample_views(Listener(), **given | {"targets": given["targets"][:, :0]}).shape == (2, 0, 3, 4, 4)
+def test_sample_views_without_targets_returns_no_views() -> None:
+    arguments = scenes()
+    arguments["targets"] = arguments["targets"][:, :0]
+    assert sample_views(RecordingModel(), **arguments).shape == (2, 0, 3, 4, 4)
+
+
+LEVELS = torch.tensor([-20.0, -8.0, -1.0, 0.0, 2.0, 11.0, 20.0])
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to max(1, |expected|)."""
+    return float(((found - expected).abs() / expected.abs().clamp(min=1)).max())
+
+
+@recorded("sampler_step")
+def test_schedule_and_step_match_recording(path: Path) -> None:
+    a = tensors(path)
+    for t, levels in ((a["t"], a["logsnr_of_t"]), (a["t_rand"], a["logsnr_of_t_rand"])):
+        error = (ls.logsnr_cosine(t) - levels).abs()
+        assert (error < torch.where(t == 1, 5e-3, 1e-4)).all()
+    assert relative_error(ls.add_noise(a["q_x0"], a["q_noise"], a["q_logsnr"]), a["q_zt"]) < 1e-5
+    eps = combine(a["eps_cond"], a["eps_uncond"], 1 + a["w"][:, None, None, None])
+    steps = zip(a["logsnr"], a["logsnr_next"], a["model_mean"], a["model_variance"], strict=True)
+    for level, level_next, mean, variance in steps:
+        x0 = ls.x0_from_output(a["z"], eps, level).clamp(-1, 1)
+        found_mean, found_variance = ls.posterior(a["z"], x0, level, level_next)
+        assert relative_error(found_mean, mean) < 1e-5
+        assert relative_error(found_variance.flatten(), variance) < 1e-5
+
+
+def test_logsnr_cosine_falls_and_is_symmetric() -> None:
+    t = torch.linspace(0, 1, 101)
+    level = ls.logsnr_cosine(t)
+    assert level[0] == 20 and level[-1] == -20 and abs(level[50]) < 1e-4 and level.dtype == torch.float32
+    assert (level.diff() < 0).all()
+    torch.testing.assert_close(level, -level.flip(0), rtol=0, atol=1e-3)
+    assert ls.logsnr_cosine(torch.tensor(1.0), -5, 7) == -5
+
+
+def test_logsnr_steps_are_ascending_from_noise() -> None:
+    levels = ls.logsnr_steps(256)
+    assert len(levels) == 257 and levels[0] == -20 and levels[-1] == 20 and (levels.diff() > 0).all()
+    assert ls.logsnr_steps(1).tolist() == [-20, 20]
+    with refused(None, "steps", 0, kind=ValueError):
+        ls.logsnr_steps(0)
+
+
+@pytest.mark.parametrize("prediction", get_args(ls.Prediction))
+def test_x0_from_output_inverts_target(prediction: ls.Prediction) -> None:
+    gen = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, len(LEVELS), 3, 4, 4, generator=gen, dtype=torch.float64)
+    levels = LEVELS.double()
+    z = ls.add_noise(x0, noise, levels)
+    output = ls.target(x0, noise, levels, prediction)
+    torch.testing.assert_close(ls.x0_from_output(z, output, levels, prediction), x0, rtol=0, atol=1e-6)
+
+
+def test_posterior_at_same_level_changes_nothing() -> None:
+    z, x0 = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    mean, variance = ls.posterior(z, x0, torch.tensor(1.5), torch.tensor(1.5))
+    torch.testing.assert_close(mean, z)
+    assert not variance.any()

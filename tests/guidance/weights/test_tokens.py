@@ -1,4 +1,4 @@
-"""What is said about words that a prior does not see or know."""
+"""Tokenizers: words cut off, unknown words, CLIP's files, refusals."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from tests.support.errors import refused
 from tests.support.tiny_prior import letter_tokenizer, word_tokenizer
-from threedgen.config import ConfigError
 from threedgen.guidance.weights import tokens
 
 
-def test_words_cut_off_by_byte_pairs() -> None:
+def test_tokens_cut_returns_words_beyond_limit() -> None:
     assert tokens.tokens_cut(letter_tokenizer(), "abcdefghij klm", 16) == ""
     assert tokens.tokens_cut(letter_tokenizer(), "abcdefghij klmnop Qr", 16) == "op Qr"
 
 
-def test_unknown_words_come_with_the_nearest_known_ones() -> None:
+def test_unknown_words_returns_nearest_known_words() -> None:
     found = tokens.unknown_words(word_tokenizer(), "A rde dog, a horse and a Carr. rde")
     assert [word for word, _ in found] == ["rde", "horse", "carr"]
     nearest = dict(found)
@@ -29,7 +30,7 @@ def test_unknown_words_come_with_the_nearest_known_ones() -> None:
 
 
 def clip_files(path: Path) -> Path:
-    """The two files that CLIP's tokenizer was published as."""
+    """Write the two files that CLIP's tokenizer was published as."""
     path.mkdir(parents=True)
     (path / "vocab.json").write_text(json.dumps(letter_tokenizer().get_vocab()))
     (path / "merges.txt").write_text("#version: 0.2\n")
@@ -37,21 +38,17 @@ def clip_files(path: Path) -> Path:
 
 
 @pytest.mark.parametrize("inside", ["", "tokenizer"])
-def test_clips_two_files_are_enough(tmp_path: Path, inside: str) -> None:
+def test_clip_tokenizer_reads_vocab_and_merges(tmp_path: Path, inside: str) -> None:
+    """OpenCLIP pads with token 0, CLIP with the end token."""
     clip_files(tmp_path / "x" / inside)
-    found = tokens.clip_tokenizer(str(tmp_path / "x"), open_clip=False)
-    expected = tokens.token_ids(letter_tokenizer(), ["a dog, a cat"], 16)
-    assert tokens.token_ids(found, ["a dog, a cat"], 16).tolist() == expected.tolist()
+    clip, open_clip = (tokens.clip_tokenizer(str(tmp_path / "x"), open_clip=kind) for kind in (False, True))
+    prompts = ["a dog, a cat"]
+    assert torch.equal(tokens.token_ids(clip, prompts, 16), tokens.token_ids(letter_tokenizer(), prompts, 16))
+    assert tokens.token_ids(open_clip, ["a"], 5)[0, 3:].tolist() == [0, 0]
+    assert tokens.token_ids(clip, ["a"], 5)[0, 2:].tolist() == [letter_tokenizer().eos_token_id] * 3
 
 
-def test_open_clip_fills_up_with_token_0(tmp_path: Path) -> None:
-    path = str(clip_files(tmp_path / "x"))
-    assert tokens.token_ids(tokens.clip_tokenizer(path, open_clip=True), ["a"], 5)[0, 3:].tolist() == [0, 0]
-    end = letter_tokenizer().eos_token_id
-    assert tokens.token_ids(tokens.clip_tokenizer(path, open_clip=False), ["a"], 5)[0, 2:].tolist() == [end] * 3
-
-
-def test_the_tokenizer_is_found_in_the_hub_cache(tmp_path: Path, monkeypatch: Any) -> None:
+def test_clip_tokenizer_is_found_in_hub_cache(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     repo = tmp_path / "models--laion--CLIP-ViT-H-14-laion2B-s32B-b79K"
@@ -59,21 +56,21 @@ def test_the_tokenizer_is_found_in_the_hub_cache(tmp_path: Path, monkeypatch: An
     (repo / "refs" / "main").write_text("abc")
     clip_files(repo / "snapshots" / "abc")
     assert len(tokens.clip_tokenizer(None, open_clip=True)) == len(letter_tokenizer())
-    with pytest.raises(ConfigError, match="someone/clip is not in the hub's cache"):
+    with refused("tokenizer", "someone/clip"):
         tokens.clip_tokenizer("someone/clip", open_clip=True)
 
 
-def test_code_beside_a_tokenizer_is_not_run(tmp_path: Path) -> None:
+def test_read_tokenizer_refuses_code_and_does_not_run_it(tmp_path: Path) -> None:
     (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'trap')!r}, 'w')\nclass T: pass\n")
     config = {"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["evil.T", None]}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    with pytest.raises(ConfigError, match="no readable tokenizer"):
+    with refused(None, tmp_path):
         tokens.read_tokenizer(tmp_path)
     assert not (tmp_path / "trap").exists()
 
 
-def test_a_tokenizer_without_filling_is_named() -> None:
+def test_token_ids_refuses_tokenizer_without_padding() -> None:
     bare = word_tokenizer()
     bare.pad_token = None
-    with pytest.raises(ConfigError, match="no token to fill up"):
+    with refused():
         tokens.token_ids(bare, ["a"], 5)

@@ -1,4 +1,4 @@
-"""The field: the reference's numbers, normals of every kind and order, and what a density may cost."""
+"""Instant-NGP field: recorded values of the reference, density, normals and gradients."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from tests.support.parity_files import close, recorded
 from tests.support.volume_recording import Recorded
 from threedgen.representations.field.mlp import MLP
 from threedgen.representations.field.ngp import ACTIVATIONS, NGP, exp_linear, finite_difference_normal
-from threedgen.representations.options import HashGridConfig, NGPConfig
+from threedgen.representations.options import NGPConfig
 
-GRID = {
-    "name": "hashgrid",
-    "n_levels": 4,
-    "log2_hashmap_size": 9,
-    "base_resolution": 4,
-    "per_level_scale": 1.6,
-}
+GRID = {"name": "hashgrid", "n_levels": 4, "log2_hashmap_size": 9, "base_resolution": 4, "per_level_scale": 1.6}
 
 
 def build(seed: int = 0, **options: object) -> NGP:
-    """A small field whose table has entries of the size of trained ones."""
+    """Return a small field with table entries as large as trained ones."""
     field = NGP(NGPConfig(**{"encoding": GRID, "width": 16, **options}), torch.Generator().manual_seed(seed))
     if "encoding" not in options:
         field.encoding.table.data.mul_(5000)
+    return field
+
+
+def zero_density_mlp(field: NGP) -> NGP:
+    for weight in field.density_mlp.parameters():
+        weight.data.zero_()
     return field
 
 
@@ -37,11 +37,8 @@ def points(n: int, seed: int = 1, radius: float = 1.0) -> Tensor:
     return radius * (2 * torch.rand(n, 3, generator=torch.Generator().manual_seed(seed)) - 1)
 
 
-# --- the reference ---
-
-
 @recorded("volume_")
-def test_field_is_that_of_the_reference(path: Path) -> None:
+def test_field_equals_the_recorded_reference(path: Path) -> None:
     file = Recorded(path)
     field = file.field()
     rays = file["ray_indices"]
@@ -57,21 +54,14 @@ def test_field_is_that_of_the_reference(path: Path) -> None:
         assert float(error.mean()) <= 1e-4
 
 
-# --- values ---
-
-
 @pytest.mark.parametrize("shared", [False, True])
-def test_density_alone_is_the_density_of_forward(shared: bool) -> None:
+def test_density_equals_forward_without_computing_features(shared: bool) -> None:
     field, x = build(shared_mlp=shared), points(200)
     sigma, features = field(x)
     assert sigma.shape == (200,) and features.shape == (200, 3)
-    torch.testing.assert_close(field.density(x), sigma)
-
-
-@pytest.mark.parametrize("shared", [False, True])
-def test_density_computes_no_features(shared: bool) -> None:
-    field = build(shared_mlp=shared)
-    field.density(points(50)).sum().backward()
+    density = field.density(x)
+    torch.testing.assert_close(density, sigma)
+    density.sum().backward()
     if shared:
         gradient = field.density_mlp.layers[-1].weight.grad
         assert gradient[0].any() and not gradient[1:].any()
@@ -80,39 +70,37 @@ def test_density_computes_no_features(shared: bool) -> None:
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_names_of_the_parameters(shared: bool) -> None:
+def test_parameter_names(shared: bool) -> None:
     names = [name for name, _ in build(shared_mlp=shared).named_parameters()]
     networks = ["density_mlp"] if shared else ["density_mlp", "feature_mlp"]
     layers = [f"{network}.layers.{layer}.weight" for network in networks for layer in (0, 2)]
     assert names == ["encoding.table", *layers]
 
 
-@pytest.mark.parametrize("blob", ["blob_magic3d", "blob_dreamfusion", "none"])
-def test_the_blob_puts_matter_in_the_middle(blob: str) -> None:
-    field = build(density_blob=blob, density_bias=-2.0)
-    for weight in field.density_mlp.parameters():
-        weight.data.zero_()
+@pytest.mark.parametrize(
+    ("blob", "raw"),
+    [
+        ("blob_magic3d", [8, -2, -12]),
+        ("blob_dreamfusion", [8, 10 * np.exp(-0.5) - 2, 10 * np.exp(-2) - 2]),
+        ("none", [-2, -2, -2]),
+    ],
+)
+def test_density_blob_adds_density_at_the_origin(blob: str, raw: list[float]) -> None:
+    field = zero_density_mlp(build(density_blob=blob, density_bias=-2.0))
     x = torch.tensor([[0.0, 0.0, 0.0], [0.3, 0.0, 0.4], [0.0, -1.0, 0.0]])
-    values = {
-        "blob_magic3d": [8, -2, -12],
-        "blob_dreamfusion": [8, 10 * np.exp(-0.5) - 2, 10 * np.exp(-2) - 2],
-    }
-    expected = torch.tensor(values.get(blob, [-2, -2, -2]), dtype=torch.float32)
-    torch.testing.assert_close(field.density(x), F.softplus(expected))
+    torch.testing.assert_close(field.density(x), F.softplus(torch.tensor(raw, dtype=torch.float32)))
 
 
-def test_options_scale_and_shift_the_density() -> None:
-    plain, changed = (
-        build(),
-        build(density_scale=7.0, density_bias=1.5, density_activation="exp", density_blob="none"),
-    )
+def test_density_options_scale_and_shift() -> None:
+    options = {"density_scale": 7.0, "density_bias": 1.5, "density_activation": "exp", "density_blob": "none"}
+    plain, changed = build(), build(**options)
     changed.load_state_dict(plain.state_dict())
     x = points(50)
     raw = changed.density_mlp(changed.encoding((x + 1) / 2))[:, 0]
     torch.testing.assert_close(changed.density(x), 7 * torch.exp(raw + 1.5))
 
 
-def test_exponential_never_overflows() -> None:
+def test_exp_linear_does_not_overflow() -> None:
     x = torch.tensor([-3.0, 0.0, 14.9, 15.1, 1e4], requires_grad=True)
     y = exp_linear(x)
     torch.testing.assert_close(y[:3], torch.exp(x[:3]))
@@ -128,13 +116,13 @@ def test_density_is_never_negative(activation: str) -> None:
     assert (sigma >= 0).all() and sigma.max() > 0
 
 
-def test_radius_scales_space() -> None:
+def test_radius_scales_the_field() -> None:
     one, two = build(density_blob="none"), build(density_blob="none", radius=2.5)
     two.load_state_dict(one.state_dict())
     torch.testing.assert_close(two(2.5 * points(50))[0], one(points(50))[0], rtol=1e-4, atol=1e-5)
 
 
-def test_no_points() -> None:
+def test_empty_input_gives_empty_output() -> None:
     field = build()
     sigma, features, normal = field.with_normal(torch.empty(0, 3))
     assert sigma.shape == (0,) and features.shape == (0, 3) and normal.shape == (0, 3)
@@ -142,7 +130,7 @@ def test_no_points() -> None:
     assert not field.encoding.table.grad.any()
 
 
-def test_initial_weights_come_from_the_generator_alone() -> None:
+def test_initial_weights_depend_only_on_the_generator() -> None:
     state = torch.get_rng_state()
     first, again, other = build(3).state_dict(), build(3).state_dict(), build(4).state_dict()
     assert torch.equal(state, torch.get_rng_state())
@@ -150,7 +138,7 @@ def test_initial_weights_come_from_the_generator_alone() -> None:
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_any_encoding_will_do() -> None:
+def test_frequency_encoding_gives_correct_normals() -> None:
     options = NGPConfig(width=8, density_blob="none", encoding={"name": "frequency", "n_octaves": 2})
     field = NGP(options, torch.Generator().manual_seed(0))
     x = points(20)
@@ -158,12 +146,12 @@ def test_any_encoding_will_do() -> None:
     torch.testing.assert_close(field.with_normal(x.double())[2], expected, rtol=1e-3, atol=1e-3)
 
 
-def test_a_network_stays_in_float32_under_autocast() -> None:
+def test_mlp_computes_float32_under_autocast() -> None:
     network = MLP(8, 2, 16, 2, torch.Generator().manual_seed(0))
     x = torch.rand(10, 8, generator=torch.Generator().manual_seed(1))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        under = network(x)
-    assert under.dtype == torch.float32 and torch.equal(under, network(x))
+        y = network(x)
+    assert y.dtype == torch.float32 and torch.equal(y, network(x))
 
 
 # --- normals ---
@@ -171,17 +159,15 @@ def test_a_network_stays_in_float32_under_autocast() -> None:
 
 @pytest.mark.parametrize("normal", ["analytic", "central", "forward"])
 @pytest.mark.parametrize("blob", ["blob_magic3d", "blob_dreamfusion"])
-def test_normals_of_a_ball_point_outwards(blob: str, normal: str) -> None:
-    field = build(density_blob=blob, normal=normal, normal_eps=1e-3)
-    for weight in field.density_mlp.parameters():
-        weight.data.zero_()
+def test_normals_point_outwards(blob: str, normal: str) -> None:
+    field = zero_density_mlp(build(density_blob=blob, normal=normal, normal_eps=1e-3))
     x = 0.9 * points(50)
     assert ((field.with_normal(x)[2] * F.normalize(x, dim=-1)).sum(dim=-1) > 0.995).all()
 
 
 @pytest.mark.parametrize("central", [True, False])
-def test_differences_are_slopes_also_where_they_are_almost_zero(central: bool) -> None:
-    """Normals shrink where the slope is below 1e-12, so twice the slope would show there."""
+def test_finite_difference_normals_of_small_gradients(central: bool) -> None:
+    """Below 1e-12 the length of the normal is the gradient / 1e-12, which reveals a wrong factor."""
     x = points(20).double()
     for slope, length in ((1e-6, 1.0), (0.7e-12, 0.7)):
         normal = finite_difference_normal(lambda at, s=slope: s * at[:, 0], x, 1e-3, 2.0, central)
@@ -191,17 +177,17 @@ def test_differences_are_slopes_also_where_they_are_almost_zero(central: bool) -
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("encoding", [GRID, {"name": "frequency"}], ids=["hashgrid", "frequency"])
-def test_analytic_normals_are_those_of_differences(encoding: dict, shared: bool) -> None:
+def test_analytic_normals_equal_finite_differences(encoding: dict, shared: bool) -> None:
     field = build(shared_mlp=shared, encoding=encoding, density_blob_scale=1.0, radius=1.5).double()
     field.encoding.double()
     x = points(300, radius=1.4).double()
     expected = finite_difference_normal(field.density, x, 1e-6, 1.5)
     agree = (field.with_normal(x)[2] - expected).abs().max(dim=-1).values < 1e-3
-    assert agree.double().mean() > 0.98  # a step may cross the face of a cell
+    assert agree.double().mean() > 0.98  # a step may cross a cell face
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_a_loss_on_analytic_normals_trains_every_weight_of_the_density(shared: bool) -> None:
+def test_loss_on_analytic_normals_has_gradients_of_all_density_weights(shared: bool) -> None:
     field, x = build(shared_mlp=shared, density_blob_scale=1.0), points(100)
     target = F.normalize(points(100, seed=5), dim=-1)
 
@@ -213,48 +199,34 @@ def test_a_loss_on_analytic_normals_trains_every_weight_of_the_density(shared: b
     sigma, _ = field(leaf)
     (slope,) = torch.autograd.grad(sigma.sum(), leaf, create_graph=True)
     expected = gradients(-F.normalize(slope, dim=-1))
-    for ours, theirs in zip(gradients(field.with_normal(x)[2]), expected, strict=True):
-        assert theirs.abs().max() > 0
-        assert float((ours - theirs).abs().max()) <= 1e-4 * float(theirs.abs().max())
+    for actual, reference in zip(gradients(field.with_normal(x)[2]), expected, strict=True):
+        assert reference.abs().max() > 0
+        assert float((actual - reference).abs().max()) <= 1e-4 * float(reference.abs().max())
 
 
 @pytest.mark.parametrize("normal", ["analytic", "central"])
-def test_normals_without_a_graph(normal: str) -> None:
+def test_normals_under_no_grad_are_equal_without_graph(normal: str) -> None:
     field, x = build(normal=normal), points(50)
-    learning = field.with_normal(x)
-    assert all(part.requires_grad for part in learning)
+    training = field.with_normal(x)
+    assert all(part.requires_grad for part in training)
     with torch.no_grad():
         parts = field.with_normal(x)
     assert not any(part.requires_grad for part in parts)
-    for ours, theirs in zip(parts, learning, strict=True):
-        torch.testing.assert_close(ours, theirs.detach())
+    for actual, reference in zip(parts, training, strict=True):
+        torch.testing.assert_close(actual, reference.detach())
 
 
-def test_differences_stay_in_the_box() -> None:
-    seen = []
+def test_finite_differences_stay_inside_the_cube() -> None:
+    queries = []
 
     def density(x: Tensor) -> Tensor:
-        seen.append(x)
+        queries.append(x)
         return -x.square().sum(dim=-1)
 
     normal = finite_difference_normal(density, torch.tensor([[1.0, 0.0, -1.0], [0.2, 0.4, 0.1]]), 0.05, 1.0)
-    assert max(float(x.abs().max()) for x in seen) <= 1.0
+    assert max(float(x.abs().max()) for x in queries) <= 1.0
     torch.testing.assert_close(normal[1], F.normalize(torch.tensor([0.2, 0.4, 0.1]), dim=0), rtol=1e-3, atol=1e-3)
 
 
-def test_constant_density_has_no_normal() -> None:
-    field = build(density_blob="none")
-    for weight in field.density_mlp.parameters():
-        weight.data.zero_()
-    assert not field.with_normal(points(10))[2].any()
-
-
-def test_defaults_are_the_published_ones() -> None:
-    options = NGPConfig()
-    assert isinstance(options.encoding, HashGridConfig)
-    assert (options.width, options.hidden_layers, options.density_blob_scale, options.density_blob_std) == (
-        64,
-        1,
-        10,
-        0.5,
-    )
+def test_normal_of_constant_density_is_zero() -> None:
+    assert not zero_density_mlp(build(density_blob="none")).with_normal(points(10))[2].any()

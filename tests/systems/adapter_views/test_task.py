@@ -46,17 +46,24 @@ def ask(capsys: pytest.CaptureFixture[str], name: str, *words: str) -> tuple[int
     return command.ask(capsys, "--config", f"{name}.yaml", *words)
 
 
+def untrained(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """Numbers of the views that each warning so far says the adapter was not trained for."""
+    name = "threedgen.guidance.mvadapter.model"
+    records = [record for record in caplog.records if record.name == name and record.levelname == "WARNING"]
+    return [str(record.args[0]) for record in records if isinstance(record.args, tuple)]
+
+
 def test_views_of_words_and_of_a_picture(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     code, out, err = ask(capsys, "rays", "prompt=a red dog", "out=run", "height=16", "width=24")
     assert code == 0 and out.splitlines()[-1] == str(Path("run", "views.png")), err
-    assert "not trained" not in caplog.text
+    assert untrained(caplog) == []
     with Image.open("run/views/5.png") as picture:
         assert picture.size == (24, 16)
     summary = json.loads(Path("run/summary.json").read_text())
     assert len(summary["views"]) == 6 and summary["views"]["3"] == {"azimuth": 180.0, "elevation": 0.0}
     words = ["prompt=a red dog", "views=[[0, 0], [30, 40]]"]
     code, _, err = ask(capsys, "rays", *words, "image=cut.png", "out=seen")
-    assert code == 0 and "views 1 look from where the adapter was not trained to" in caplog.text, err
+    assert code == 0 and untrained(caplog) == ["1"], err
     assert ask(capsys, "rays", *words, "out=unseen")[0] == 0
     assert Path("seen/views/0.png").read_bytes() != Path("unseen/views/0.png").read_bytes()
     assert ask(capsys, "rays", "image=plain.png", "views=[[0, 0]]", "out=wordless")[0] == 0
@@ -64,12 +71,12 @@ def test_views_of_words_and_of_a_picture(capsys: pytest.CaptureFixture[str], cap
 
 def test_six_sides_of_a_mesh(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     code, _, err = ask(capsys, "mesh", "prompt=a red dog", "mesh=box.glb", "out=run")
-    assert code == 0 and "not trained" not in caplog.text, err
+    assert code == 0 and untrained(caplog) == [], err
     assert {path.stem for path in Path("run/views").iterdir()} == set(SIDES) and Path("run/preview.png").exists()
     assert ask(capsys, "mesh", "prompt=a red dog", "mesh=box.glb", "views=[[0, 0]]", "out=one")[0] == 2
     words = ["prompt=a red dog", "mesh=box.glb", "prior.layout=full", "views=[[90, 0], [10, 50]]", "out=free"]
     code, _, err = ask(capsys, "mesh", *words)
-    assert code == 0 and "views 1 look" in caplog.text, err
+    assert code == 0 and untrained(caplog) == ["1"], err
     assert {path.name for path in Path("free/views").iterdir()} == {"0.png", "1.png"}
 
 
@@ -84,28 +91,28 @@ def test_an_adapter_in_perspective_draws_a_mesh_so_and_textures_none(capsys: pyt
 
 
 @pytest.mark.parametrize(
-    ("name", "words", "problem"),
+    ("name", "words", "values"),
     [
-        ("rays", [], "prompt: is empty"),
-        ("rays", ["image=nothing.png"], "image: there is no file"),
-        ("rays", ["image=noise.png"], "image: it cannot be told what in noise.png is the thing"),
-        ("rays", ["image=cut.png", "prior.adapter=null"], "prior.adapter: there is none"),
-        ("rays", ["prompt=a dog", "mesh=box.glb"], "prior.adapter: this one is told rays of the cameras, and not"),
-        ("rays", ["prompt=a dog", "front=+x"], "front is of a mesh"),
-        ("rays", ["prompt=a dog", "height=17"], "height: the sides of pictures should be multiples of 2; try 16 or 18"),
-        ("rays", ["prompt=a dog", "views=[[0, 90]]"], "views"),
-        ("rays", ["prompt=a dog", "prior.name=mvdream"], "prior"),
-        ("rays", ["prompt=a dog", "prior.layout=rowcol"], "prior.layout: rowcol is of six sides of a mesh"),
-        ("mesh", ["prompt=a dog"], "prior.adapter: this one is told the geometry of a mesh, and there is none; give"),
-        ("mesh", ["prompt=a dog", "mesh=none.glb"], "mesh: there is no file"),
-        ("mesh", ["prompt=a dog", "mesh=box.glb", "views=[[0, 0]]"], "views: this adapter draws six sides"),
+        ("rays", [], ("prompt: ",)),
+        ("rays", ["image=nothing.png"], ("image: ", "nothing.png")),
+        ("rays", ["image=noise.png"], ("image: ", "noise.png")),
+        ("rays", ["image=cut.png", "prior.adapter=null"], ("prior.adapter: ",)),
+        ("rays", ["prompt=a dog", "mesh=box.glb"], ("prior.adapter: ", "rays")),
+        ("rays", ["prompt=a dog", "front=+x"], ("front ", "mesh")),
+        ("rays", ["prompt=a dog", "height=17"], ("height: ", "17 x 16", "2", "16 or 18")),
+        ("rays", ["prompt=a dog", "views=[[0, 90]]"], ("views",)),
+        ("rays", ["prompt=a dog", "prior.name=mvdream"], ("prior",)),
+        ("rays", ["prompt=a dog", "prior.layout=rowcol"], ("prior.layout: ", "rowcol", "control=geometry", "full")),
+        ("mesh", ["prompt=a dog"], ("prior.adapter: ", "mesh=")),
+        ("mesh", ["prompt=a dog", "mesh=none.glb"], ("mesh: ", "none.glb")),
+        ("mesh", ["prompt=a dog", "mesh=box.glb", "views=[[0, 0]]"], ("views: ", "six", "1 views")),
     ],
 )
 def test_bad_input_is_one_sentence(
-    capsys: pytest.CaptureFixture[str], name: str, words: list[str], problem: str
+    capsys: pytest.CaptureFixture[str], name: str, words: list[str], values: tuple[str, ...]
 ) -> None:
     code, _, err = ask(capsys, name, *words, "out=run")
-    assert code == 2 and problem in err, err
+    assert code == 2 and all(value in err for value in values), err
     assert len([line for line in err.splitlines() if "error" not in line.lower()]) <= 2
 
 
@@ -113,7 +120,7 @@ def test_bad_input_is_one_sentence(
     ("words", "problem"),
     [
         (["mesh=bad.obj", "prompt=a dog"], "mesh: "),
-        (["mesh=box.glb", "image=white.png"], "image: white.png shows nothing but its background"),
+        (["mesh=box.glb", "image=white.png"], "image: white.png shows only background"),
     ],
 )
 @pytest.mark.parametrize("name", ["mesh", "texture"])

@@ -304,8 +304,8 @@ def test_augmentation_is_light_and_never_mirrors() -> None:
     ("words", "said"),
     [
         (["photos=none"], "photos: there is no file or folder 'none'"),
-        (["photos=[]"], "photos: there is no picture"),
-        (["photos=photos/0.png"], "photos: one picture cannot tell"),
+        (["photos=[]"], "photos: no photos"),
+        (["photos=photos/0.png"], "photos: one photo is not enough"),
         (["prompt="], 'prompt: is empty; say what the photos show, such as prompt="a [v] dog"'),
         (["prompt=[v]"], "prompt: should also say of what kind"),
         (["identifier=dog"], "identifier: 'dog' is a word that this prior knows already"),
@@ -329,4 +329,4 @@ def test_a_mistake_is_one_sentence(
 def test_a_prompt_without_the_identifier_is_warned_about(tmp_path: Path) -> None:
     more = ["prompt=a dog", "trainer.max_steps=1", "trainer.val_check_interval=0"]
     assert server().run(tmp_path, words=command(tmp_path, *more)) == 0, log(tmp_path)
-    assert any("does not say [v]" in note for note in read_summary(tmp_path / "run")["notes"])
+    assert any("does not contain [v]" in note for note in read_summary(tmp_path / "run")["notes"])

@@ -73,7 +73,7 @@ def test_a_dry_run_sees_the_networks_that_would_be_loaded(kind: Kind) -> None:
     for seen, loaded in ((found.unet, prior.unet), (found.vae, prior.vae)):
         shapes = {name: tensor.shape for name, tensor in seen.state_dict().items()}
         assert shapes == {name: tensor.shape for name, tensor in loaded.state_dict().items()}
-    prior.release()
+    prior.free_text_encoder()
     assert found.kept == sum(p.numel() for network in prior.networks.values() for p in network.parameters())
 
 

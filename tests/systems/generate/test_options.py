@@ -22,7 +22,7 @@ from threedgen.systems.generate.outputs import VIEWS, view_indices
 from threedgen.systems.generate.result import Run, tell
 from threedgen.systems.generate.system import jump
 from threedgen.train.status import Status
-from threedgen.viewer.record import ROW, SIDES
+from threedgen.viewer.record import MAX_VIEWS, VIEWS_PER_ROW
 
 # ---------------------------------------------------------------- rules between sections
 
@@ -79,7 +79,7 @@ def test_a_schedule_that_jumps() -> None:
 
 
 def test_sides_of_the_sheet() -> None:
-    assert (VIEWS, VIEWS // 2) == (SIDES, ROW)  # what the pages take it to be
+    assert (VIEWS, VIEWS // 2) == (MAX_VIEWS, VIEWS_PER_ROW)  # what the pages take it to be
     assert view_indices(60) == [0, 7, 15, 22, 30, 37, 45, 52] and view_indices(3) == [0, 1, 2]
 
 
@@ -196,4 +196,4 @@ def test_an_empty_field_is_a_note_and_no_error(tmp_path: Path, caplog: pytest.Lo
     field = nothing | {"encoding": TINY["field"]["encoding"]}
     run = threedgen.generate("a red dog", tiny_generate(tmp_path), out=tmp_path / "run", field=field, **values())
     assert run.status == "finished" and run.mesh is None and run.views is not None
-    assert len(read_summary(run.folder)["notes"]) == 1 and "nothing solid came out" in caplog.text
+    assert len(read_summary(run.folder)["notes"]) == 1 and "no solid object" in caplog.text

@@ -24,7 +24,7 @@ def start(folder: Path) -> Status:
     """A run of a few steps in this process."""
     short = {"trainer": TINY["trainer"] | {"max_steps": 6}, "warm_start": {"share": 0.2}, "preview": {"steps": 1}}
     path = tiny_generate(folder, **short)
-    made, _ = runs.begin(config.load(path, [f"out={folder / 'run'}"]), "tiny")
+    made, _ = runs.open_run(config.load(path, [f"out={folder / 'run'}"]), "tiny")
     return generate_run.run_status(made, quiet=True)
 
 

@@ -46,18 +46,18 @@ def test_too_little_memory_is_said(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["prompt= "], "prompt: is empty"),
-        (["prior.weights=nowhere.pt"], "prior.weights: there is no file or folder"),
-        (["march.backend=nerfacc"], "march.backend: 'nerfacc' computes float32 on a CUDA device, not"),
-        (["--resume", "run"], "--dry-run: says what a new run would do"),
-        (["--dry-rn"], "did you mean '--dry-run'"),
+        (["prompt= "], ("prompt: ",)),
+        (["prior.weights=nowhere.pt"], ("prior.weights: ", "nowhere.pt")),
+        (["march.backend=nerfacc"], ("march.backend: ", "'nerfacc'", "CUDA")),
+        (["--resume", "run"], ("--dry-run: ", "--resume")),
+        (["--dry-rn"], ("--dry-rn", "'--dry-run'")),
     ],
 )
 def test_mistakes_are_found_as_in_a_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: tuple[str, ...]
 ) -> None:
     code, out, err = dry(tmp_path, capsys, *words)
-    assert code == 2 and out == "" and said in err and err.count("\n") == 1
+    assert code == 2 and out == "" and all(part in err for part in said) and err.count("\n") == 1, err
 
 
 @pytest.mark.parametrize("kind", ["sd21", "sd15"])
@@ -114,7 +114,7 @@ def test_another_task_says_what_it_would_do(
     assert cli.main(["--config", "sample-toybox", "--dry-run", *words]) == 0
     lines = dict(line.split(": ", 1) for line in capsys.readouterr().out.splitlines()[:-1])
     assert lines["prompt"] == "a big dog" and str(prior_folder()) in lines["weights"]
-    assert lines["note"] == "this prior does not know 'big'; it goes on without it"
+    assert lines["note"] == "this prior does not know 'big'; it is ignored"
     assert cli.main(["--config", "train-toybox-probe", "--dry-run", "trainer.max_steps=7", "threads=1"]) == 0
     assert "\nsteps: 7\n" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
@@ -125,9 +125,9 @@ def test_what_the_prior_will_not_heed_is_told(tmp_path: Path, capsys: pytest.Cap
     assert code == 0 and len(told) == 2 and "does not know 'fluffy'" in told[0] and "dog and cat" in told[1]
     code, out, _ = dry(tmp_path, capsys, "prompt=a dog", "negative_prompt=ugly zebra")
     told = [line for line in out.splitlines() if line.startswith("note: ")]
-    assert told == ["note: negative_prompt: this prior does not know 'ugly', 'zebra'; it goes on without them"]
+    assert told == ["note: negative_prompt: this prior does not know 'ugly', 'zebra'; they are ignored"]
     code, out, err = dry(tmp_path, capsys, "prompt=a corgi")
-    assert code == 2 and not out and "prompt: names nothing that this prior can draw; for 'corgi' say dog" in err
+    assert code == 2 and not out and "prompt: " in err and "'corgi' by dog" in err
 
 
 def test_what_it_computes_in_is_said_where_it_is_not_what_was_asked(
@@ -204,7 +204,7 @@ def test_parameters_are_counted_without_their_numbers(tmp_path: Path, make: Call
     found = meta_networks(str(tmp_path / "prior"))
     assert found.parameters == sum(p.numel() for network in prior.networks.values() for p in network.parameters())
     assert {p.device.type for network in (found.unet, found.vae) for p in network.parameters()} == {"meta"}
-    prior.release()
+    prior.free_text_encoder()
     assert found.kept == sum(p.numel() for network in prior.networks.values() for p in network.parameters())
 
 

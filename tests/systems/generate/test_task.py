@@ -36,7 +36,7 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.metrics import read_summary
 from threedgen.systems.generate import task as generate_run
 from threedgen.systems.generate.result import FILES
-from threedgen.viewer.report import PAGE
+from threedgen.viewer.report import PAGE, PLOTS
 
 STEPS = TINY["trainer"]["max_steps"]
 
@@ -90,12 +90,9 @@ def test_a_run_ends_with_its_page() -> None:
         assert page.decoded(name) == (run / file).read_bytes(), file
     text = page.texts["body"][0]
     assert page.texts["h1"] == ["a red dog"] and f"seed 0 · {STEPS} steps" in text
-    assert [given["aria-label"].split(":")[0] for tag, given in page.attributes if tag == "svg"] == [
-        "Loss",
-        "Seconds a step",
-        "Opacity, mean of the pictures",
-        "Noise level",
-    ]
+    keys = {title: key for key, title, _ in PLOTS}
+    plots = [given["aria-label"].split(":")[0] for tag, given in page.attributes if tag == "svg"]
+    assert [keys[title] for title in plots] == ["loss", "step_seconds", "opacity", "t"]
 
 
 ASSET = ["export.enabled=true", "export.budget=200", "export.texture=64", "export.lods=[]", "export.resolution=16",
@@ -121,7 +118,7 @@ def test_a_run_ends_with_its_asset(tmp_path: Path) -> None:
     assert_same(weights(run), weights(undisturbed()))  # the asset has no part in what is learnt
     before = asset.read_bytes()
     assert server().run(tmp_path, words=["--resume", "run"]) == 0
-    assert "finished already; its files are as they were\n" in log(tmp_path) and asset.read_bytes() == before
+    assert "its files are unchanged\n" in log(tmp_path) and asset.read_bytes() == before
     asset.unlink()
     assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
     assert asset.read_bytes() == before and "asset: run/asset/a_red_dog.glb" in log(tmp_path)
@@ -265,7 +262,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(copy: Path) -> None:
     words = ["--resume", "run", f"trainer.max_steps={STEPS + 2}", "march.chunk=50"]  # another chunk is the same run
     assert server().run(copy, words=words) == 0, log(copy)
     assert read_summary(copy / "run")["steps"] == STEPS + 2
-    assert log(copy).count("percent of the run count from its new length") == 1
+    assert log(copy).count("percent now refer to the new number of steps") == 1
     before = snapshot(copy / "run")
     assert server().run(copy, words=command(copy)) == 0, "the shorter run is in it"
     assert "finished already" in log(copy) and snapshot(copy / "run") == before
@@ -351,6 +348,6 @@ def test_damaged_caches_are_made_again(tmp_path: Path, caplog: pytest.LogCapture
         (tmp_path / "preview.png").unlink()
         for made, again in zip(first, ask(), strict=True):
             assert torch.equal(made, again)
-        assert f"{name} is damaged and was made again" in caplog.text
+        assert f"{name} is damaged and was computed again" in caplog.text
         assert (tmp_path / "preview.png").exists()
     assert len(caplog.records) == 2 and not list(tmp_path.glob("*.tmp"))

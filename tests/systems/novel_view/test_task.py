@@ -167,7 +167,7 @@ def test_an_archive_and_the_toybox_give_the_same_pairs_and_a_cache_is_only_a_cac
     assert x.shape == (3, 16, 16, 3) and c2w.shape == (3, 2, 4, 4) and K.shape == (3, 3, 3)
     assert not any(torch.equal(pose[0], pose[1]) for pose in c2w)
     again = PairBank(tmp_path / "a", box, 16, 2)
-    assert not again.kept.lacking([0, 1]) and again.kept.lacking([2]) == [2]
+    assert not again.cache.missing_blocks([0, 1]) and again.cache.missing_blocks([2]) == [2]
     for a, b in zip(one, again.pairs(chosen, np.random.default_rng(0)), strict=True):
         assert torch.equal(a, b)
     with pytest.raises(ConfigError, match="4 scenes, too few to hold out 4"):

@@ -71,7 +71,7 @@ def test_the_middle_of_the_free_interior() -> None:
 def test_key_frames_and_the_last_frame() -> None:
     taken = shots(48)
     keys = choose_keys(taken, 0.65)
-    assert keys[:-1] == key_frames(taken.depth, taken.at, 0.65) and keys[-1] == 47 and 8 < len(keys) < 24
+    assert keys[:-1] == key_frames(taken.depth, taken.cameras, 0.65) and keys[-1] == 47 and 8 < len(keys) < 24
     assert check_overlap(taken, keys, 0.3, "path") == []
 
 

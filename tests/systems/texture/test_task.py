@@ -18,7 +18,7 @@ from tests.support.tiny_mvdiffusion import tiny_prior_config
 from tests.support.tiny_prior import cpu
 from threedgen.evaluation.views.folder import DrawnScenes
 from threedgen.export.files.check import Expected, check_glb
-from threedgen.export.surface.blend import SCENE
+from threedgen.export.surface.blend import SCENE_BLEND
 from threedgen.systems.texture import task
 from threedgen.systems.texture.drawing import Painter
 from threedgen.systems.texture.scene import Coordinates, with_uv
@@ -115,9 +115,9 @@ def test_frames_agree_on_one_surface_and_with_given_ones() -> None:
     given = torch.arange(len(at)) == 5
     tints[5] = 0
     mesh, _ = with_uv(scene, 256)
-    same = on_one_surface(mesh, 256, SCENE, at, torch.full_like(truth, 0.8), given & False)
+    same = on_one_surface(mesh, 256, SCENE_BLEND, at, torch.full_like(truth, 0.8), given & False)
     torch.testing.assert_close(same, torch.full_like(truth, 0.8), msg="without given ones too")
-    found = on_one_surface(mesh, 256, SCENE, at, truth + tints[:, None, None, None], given)
+    found = on_one_surface(mesh, 256, SCENE_BLEND, at, truth + tints[:, None, None, None], given)
     wrong = [(frame - true).abs().median() for frame, true in zip(found, truth, strict=True)]
     assert wrong[5] < 0.02, "what is given stays"
     assert max(wrong[4], wrong[6]) < 0.05 < tints[[4, 6]].abs().max(), "neighbours see it as it is given"
@@ -157,7 +157,7 @@ def test_prompts_of_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert code == 2 and "8 lines" in err and "9 cameras" in err
     (place / "lines.txt").write_text("a red house\n" * 8 + "a blue zzgrblx\n")
     code, out, _ = ask(capsys, "prompt=", "prompts=lines.txt", "--dry-run", "threads=1")
-    assert code == 0 and "note: this prior does not know 'zzgrblx'; it goes on without it\n" in out
+    assert code == 0 and "note: this prior does not know 'zzgrblx'; it is ignored\n" in out
     (place / "lines.txt").write_text("a red house\n" * 8 + "a blue cat\n")
     assert ask(capsys, "prompt=", "prompts=lines.txt", "out=lines", "interpolate=false")[0] == 0
     assert json.loads(Path("lines", "cameras.json").read_text())["prompts"][-1] == "a blue cat"
@@ -170,7 +170,7 @@ def test_prompts_of_a_file(place: Path, capsys: pytest.CaptureFixture[str]) -> N
         (["mesh=rom.glb"], "mesh: there is no file"),
         (["mesh=texture.yaml"], "mesh: should be a file of one of the kinds"),
         (["path=pth.json"], "path: pth.json is missing"),
-        (["prompt="], 'prompt: is empty; say what to make, such as prompt="a blue room'),
+        (["prompt="], 'prompt: is empty. Set it, for example prompt="a blue room'),
         (["scannet=nowhere", "path="], "scannet: should be the folder"),
         (["height=18"], "multiples of 4; try 16 or 20"),
         (["views=1"], "views"),

@@ -48,9 +48,9 @@ def test_what_is_hidden_is_painted_where_most_of_it_is_seen(tmp_path: Path) -> N
     for picture, hole, _ in asked[:2]:
         assert np.abs(picture[hole] - RED).max() < 0.1  # the colours around it
     covered = rasterise_uv(thing.mesh.uv, thing.mesh.faces, 128).mask
-    assert made.share < 0.55 and whole.share > 0.9 and (whole.seen <= covered).all()
+    assert made.share < 0.55 and whole.share > 0.9 and (whole.visible <= covered).all()
     green = np.abs(whole.texture - GREEN).max(-1) < 0.1
-    assert 0.2 < green[whole.seen & ~made.seen].mean() < 0.7 and green[made.seen].mean() < 0.05
+    assert 0.2 < green[whole.visible & ~made.visible].mean() < 0.7 and green[made.visible].mean() < 0.05
     none, count = inpainted(thing.mesh, made, SIZE, InpaintConfig(least=0.9), paint)
     assert count == 0 and none is made
     assert inpainted(thing.mesh, made, SIZE, InpaintConfig(views=1), paint)[1] == 1

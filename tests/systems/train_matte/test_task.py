@@ -12,7 +12,7 @@ from tests.support.marks import unix
 from tests.support.task_server import assert_killed_ends_the_same, finished_run, write_config
 from threedgen import config
 from threedgen.guidance.matte import Matte
-from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.metrics import read_summary
 from threedgen.systems.train_matte.options import TrainMatteConfig
 from threedgen.systems.train_matte.task import Pictures
@@ -43,7 +43,7 @@ def test_a_run_leaves_a_matte_that_fits_take() -> None:
 
 def test_pictures_are_true_renders_with_their_opacity(tmp_path: Path) -> None:
     options = TrainMatteConfig.model_validate({**TINY, "training": {**TINY["training"], "jumbles": 0.0}})
-    prior = MVDream.load("toybox-base", camera=False)
+    prior = StableDiffusion.load("toybox-base")
     pictures = Pictures(tmp_path, prior, 32, options)
     rgba = pictures(np.arange(8))
     assert rgba.shape == (8, 32, 32, 4)

@@ -44,7 +44,7 @@ def tiny(folder: Path, base: Path, training: dict[str, Any] | None = None, **val
 
 
 def load(base: Path) -> MVAdapter:
-    return MVAdapter.load(str(base), dtype="fp32", camera=False)
+    return MVAdapter.load(str(base), dtype="fp32")
 
 
 WHOLE = {"view_sets": []}
@@ -77,7 +77,7 @@ def test_a_run_leaves_an_adapter_of_its_base(
         assert len(moved) > 3, f"nothing was learnt by {branch}"
     control = torch.rand(6, 6, 16, 16, generator=cpu())
     picture = torch.rand(16, 16, 3, generator=cpu()) if "ref" in network.branches else None
-    drawn = found.draw("a red dog", control, picture, steps=1, generator=cpu())
+    drawn = found.sample_views("a red dog", control, picture, steps=1, generator=cpu())
     assert drawn.shape == (6, 16, 16, 3) and torch.isfinite(drawn).all()
 
 

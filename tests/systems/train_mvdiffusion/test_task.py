@@ -69,13 +69,13 @@ def test_a_run_leaves_what_is_to_be_added_to_its_base(
     summary = read_summary(Path("run"))
     assert summary["status"] == "finished" and summary["steps"] == STEPS
     assert Path("run/samples.png").is_file() and Path("run/single-view/single-view.safetensors").is_file()
-    before = MVDiffusion.load(str(base), dtype="fp32", camera=False)
-    found = MVDiffusion.load(str(base), dtype="fp32", camera=False).with_views(Path("run/blocks.safetensors"))
+    before = MVDiffusion.load(str(base), dtype="fp32")
+    found = MVDiffusion.load(str(base), dtype="fp32").with_blocks(Path("run/blocks.safetensors"))
     extra = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}[variant]
     assert found.extra == extra and found.multiview is not None
     assert found.multiview.has_condition == (variant == "depth" and not slim)
     expected = {"panorama": {"k", "neighbours"}, "outpaint": {"k", "neighbours", "mask"}, "depth": {"overlap"}}[variant]
-    assert set(found.learnt) == expected | {"format"}
+    assert set(found.trained_options) == expected | {"format"}
     moved = [name for name, value in found.multiview.new_blocks["cp_blocks_mid"].named_parameters() if value.any()]
     assert len(moved) > 5, "nothing was learnt between views"
     x, t = torch.randn(1, 4, 8, 8, generator=cpu()), torch.tensor([300])
@@ -109,7 +109,7 @@ def test_a_base_that_is_told_something_else_is_refused_at_once(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = MVDiffusion.load(str(base), dtype="fp32", camera=False)
+    model = MVDiffusion.load(str(base), dtype="fp32")
     model.unet = widened(model.unet, 1)
     model.save("deep")
     assert cli.main(["--config", str(tiny(tmp_path, Path("deep"), "outpaint")), "out=run"]) == 2
@@ -188,7 +188,7 @@ def test_no_stage_goes_on_from_another_base(
     tmp_path: Path, base: Path, lost: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    model = MVDiffusion.load(str(base), dtype="fp32", camera=False)
+    model = MVDiffusion.load(str(base), dtype="fp32")
     model.save("mine")
     words = ["out=run", "trainer.max_steps=1", "training.sheet_scenes=0"]
     assert cli.main(["--config", str(tiny(tmp_path, Path("mine"), "panorama")), *words]) == 0
@@ -213,33 +213,37 @@ def test_a_run_killed_in_either_stage_ends_the_same(tmp_path: Path, base: Path) 
 
 
 @pytest.mark.parametrize(
-    ("variant", "words", "sentence"),
+    ("variant", "words", "values"),
     [
-        ("depth", ["scenes.name=toy-panoramas"], "variant depth learns from posed views with depth"),
-        ("panorama", ["k=4"], "k 4 should be odd; try 5"),
-        ("panorama", ["scenes.views=1"], "scenes.views 1: views of 90 degrees, one every 360 degrees, do not overlap"),
-        ("outpaint", ["scenes.views=4"], "do not overlap; take scenes.views=5 or more"),
+        ("depth", ["scenes.name=toy-panoramas"], ("variant depth",)),
+        ("panorama", ["k=4"], ("k 4", "5")),
+        ("panorama", ["scenes.views=1"], ("scenes.views 1", "90", "360")),
+        ("outpaint", ["scenes.views=4"], ("scenes.views 4", "scenes.views=5")),
         (
             "depth",
             ["training.encoding=reference", "scenes.height=20", "scenes.width=20", "scenes.views=2"],
-            "scenes: these weights encode depth in pairs of tokens, and the smallest map of pictures of 20 x 20 pixels "
-            "has an odd number; try a width of 24",
+            ("scenes: ", "depth", "20 x 20", "24"),
         ),
-        ("outpaint", ["scenes.size=17"], "scenes: the sides of pictures should be multiples of 4; try 16"),
-        ("panorama", ["scenes.size=18"], "scenes: the sides of pictures should be multiples of 4; try 16"),
-        ("panorama", ["start=nowhere"], "start: there is no file or folder 'nowhere'"),
-        ("panorama", ["training.fresh=9"], "fresh 9 should not exceed batch 2"),
-        ("panorama", ["scenes.name=toy-panorama"], "did you mean 'toy-panoramas'"),
+        ("outpaint", ["scenes.size=17"], ("scenes: ", "17 x 17", "4", "16", "20")),
+        ("panorama", ["scenes.size=18"], ("scenes: ", "18 x 18", "4", "16", "20")),
+        ("panorama", ["start=nowhere"], ("start: ", "'nowhere'")),
+        ("panorama", ["training.fresh=9"], ("fresh 9", "batch 2")),
+        ("panorama", ["scenes.name=toy-panorama"], ("scenes", "'toy-panoramas'")),
     ],
 )
 def test_bad_input_is_one_sentence(
-    tmp_path: Path, base: Path, variant: str, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    base: Path,
+    variant: str,
+    words: list[str],
+    values: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     scenes = {"name": SCENES[variant]["name"]}
     path = tiny(tmp_path, base, variant, scenes=scenes)
     assert cli.main(["--config", str(path), *words, f"out={tmp_path / 'run'}"]) == 2
     said = capsys.readouterr().err.strip()
-    assert sentence in said and "Traceback" not in said
+    assert all(value in said for value in values) and "Traceback" not in said, said
 
 
 def test_the_views_of_a_scene_share_their_noise_level(

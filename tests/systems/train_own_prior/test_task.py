@@ -30,6 +30,7 @@ from tests.support.toy_run import log
 from threedgen.config import ConfigError, load
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.metrics import read_summary
 from threedgen.systems.train_own_prior import task
 
@@ -81,7 +82,7 @@ def test_its_samples_do_not_begin_from_what_the_coarse_predictor_learnt_of_other
     poses = orbit_c2w(torch.full((2,), 0.2), torch.tensor([0.0, 1.5]), torch.full((2,), 2.0))
     for folder, guesses in (("base", True), ("own", False)):
         prior = MVDream.load(str(tmp_path / folder))
-        guess = prior.guess(prior.encode_prompt(["a red box"] * 2), poses)
+        guess = prior.coarse_latents(prior.encode_prompt(["a red box"] * 2), poses)
         assert (guess is not None) == guesses
 
 
@@ -129,7 +130,7 @@ def test_a_2d_model_gets_cameras_and_begins_as_it_was(tmp_path: Path) -> None:
         torch.full((2,), 500),
         found.encode_prompt(["a"] * 2),
     )
-    before = MVDream.load(str(tmp_path / "flat"), dtype="fp32", camera=False)
+    before = StableDiffusion.load(str(tmp_path / "flat"), dtype="fp32")
     with torch.no_grad():
         seen = found.predict(x, t, text, torch.randn(2, 16, generator=cpu()))
         assert torch.allclose(seen, before.predict(x, t, text), atol=1e-5)

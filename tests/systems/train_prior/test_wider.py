@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers.models import UNet2DConditionModel
 
-from threedgen.config.errors import ConfigError
+from tests.support.errors import refused
 from threedgen.systems.train_prior.wider import wider
 
 
-def network() -> Any:
+def network(widths: tuple[int, int] = (8, 16)) -> Any:
     """Of all that the toybox's UNets have: levels with and without attention, a pooled caption, scale and shift."""
     torch.manual_seed(0)
     return UNet2DConditionModel(
@@ -20,7 +20,7 @@ def network() -> Any:
         in_channels=4,
         out_channels=4,
         layers_per_block=1,
-        block_out_channels=(8, 16),
+        block_out_channels=widths,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         attention_head_dim=(1, 2),
@@ -77,13 +77,17 @@ def test_as_wide_as_it_is() -> None:
 
 @pytest.mark.parametrize("channels", [(12, 16), (16,), (4, 16), (0, 16)])
 def test_widths_that_are_no_multiples(channels: tuple[int, ...]) -> None:
-    with pytest.raises(
-        ConfigError, match=r"^widen: \[.*\] should be multiples of the widths that there are, \[8, 16\]$"
-    ):
+    with refused("widen", "[8, 16]"):
         wider(network(), channels, generator())
 
 
-def test_levels_that_would_become_equal() -> None:
-    """Residual blocks between equal levels have no shortcut; there would be nowhere to put the weights of theirs."""
-    with pytest.raises(ConfigError, match=r"^widen: \[16, 16\] and \[8, 16\]: levels of one width"):
-        wider(network(), (16, 16), generator())
+def test_levels_may_become_equal() -> None:
+    """The shortcut between them is lost, so the output differs, but the other weights are those of the narrow UNet."""
+    wide = wider(network(), (16, 16), generator())
+    assert list(wide.config["block_out_channels"]) == [16, 16]
+    assert torch.isfinite(output(wide)).all()
+
+
+def test_equal_levels_stay_equal() -> None:
+    with refused("widen", "[8, 8]", "[8, 16]"):
+        wider(network((8, 8)), (8, 16), generator())

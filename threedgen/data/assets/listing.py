@@ -1,11 +1,10 @@
-"""Which meshes of a folder have captions, and why the others are left out.
+"""List of a folder's meshes with captions, and of the meshes left out with the reason.
 
     captions.csv    file,caption[,up][,turn]
                     chairs/1.glb,a wooden chair
                     knight.ply,a knight with a red shield,z,90
 
-``up`` is the axis that points up in this file; ``turn`` turns the asset about it, in degrees, counter-clockwise seen
-from above, until its front is where it should be.
+`up` is the up axis of the file. `turn` rotates the asset about it, in degrees, counter-clockwise seen from above.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ COLUMNS = ("file", "caption", "up", "turn")
 
 @dataclass(frozen=True)
 class Asset:
-    """``file``: below the folder, with slashes."""
+    """Mesh with a caption. `file`: path relative to the folder, with slashes."""
 
     file: str
     caption: str
@@ -36,44 +35,44 @@ class Asset:
 
     @property
     def name(self) -> str:
-        """Of its files in a shard: without a dot, different for different files."""
+        """Unique name in a shard, without dots."""
         return slug(self.file)
 
 
 class Listing(NamedTuple):
-    """``left_out``: a sentence for each mesh, and for each line of the captions, that is not used."""
+    """Assets, and the reason for each mesh (or line of the captions) that is left out."""
 
     assets: tuple[Asset, ...]
     left_out: dict[str, str]
 
 
 def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
-    """The meshes with captions, in the order of their names. Raises ConfigError if there are none."""
-    path = find(folder, captions)
+    """List the meshes that have captions, sorted by file. Raises ConfigError if there are none."""
+    path = find_captions(folder, captions)
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in MESHES)
     if not files:
-        raise ConfigError(f"there is no mesh ({', '.join(MESHES)}) in this folder", "data", str(folder))
-    told, left_out = dict[str, Asset](), dict[str, str]()
+        raise ConfigError(f"should contain meshes ({', '.join(MESHES)})", "data", str(folder))
+    by_file, left_out = dict[str, Asset](), dict[str, str]()
     for line, row in read_rows(path):
         file = Path(row["file"]).as_posix()
         try:
             asset = _asset(file, row, up)
             if file not in files:
-                raise ValueError(f"there is no such mesh{did_you_mean(nearest(file, files))}")
-            if file in told:
-                raise ValueError("it has a caption already")
-            told[file] = asset
+                raise ValueError(f"mesh not found{did_you_mean(nearest(file, files))}")
+            if file in by_file:
+                raise ValueError("second caption of this mesh")
+            by_file[file] = asset
         except ValueError as error:
             left_out[f"{path.name}, line {line}"] = f"{short(file)}: {error}"
-    left_out |= {file: f"it has no caption in {path.name}" for file in files if file not in told}
-    if not told:
+    left_out |= {file: f"no caption in {path.name}" for file in files if file not in by_file}
+    if not by_file:
         first = f" ({next(iter(left_out))}: {next(iter(left_out.values()))})"
         raise ConfigError(f"{path} has no caption of a mesh in {folder}{first}", "captions")
-    return Listing(tuple(told[file] for file in files if file in told), left_out)
+    return Listing(tuple(by_file[file] for file in files if file in by_file), left_out)
 
 
-def find(folder: Path, captions: str) -> Path:
-    """The captions: a file where one is, or in the folder. Raises ConfigError."""
+def find_captions(folder: Path, captions: str) -> Path:
+    """Find the captions file, relative to the working directory or else to the folder. Raises ConfigError."""
     for path in (Path(captions).expanduser(), folder / captions):
         if path.is_file():
             return path
@@ -81,10 +80,7 @@ def find(folder: Path, captions: str) -> Path:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Lines of a CSV file by their numbers, and what stands in which column; the first line may name the columns.
-
-    Raises ConfigError.
-    """
+    """Yield line numbers and rows (column -> cell) of a CSV file with an optional header. Raises ConfigError."""
     rows = csv.reader(read_text(path, "captions").removeprefix("\ufeff").splitlines())
     columns: tuple[str, ...] = COLUMNS
     try:
@@ -99,10 +95,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _asset(file: str, row: dict[str, str], up: Up) -> Asset:
-    """Raises ValueError, with the reason why a line says nothing of use."""
+
     own: Any = row["up"].lower() or up
     if not row["caption"]:
-        raise ValueError("its caption is empty")
+        raise ValueError("empty caption")
     if own not in ("y", "z"):
         raise ValueError(f"up should be y or z (got {short(row['up'], 20)})")
     try:

@@ -1,4 +1,4 @@
-"""Config models of the tasks that read users' own assets (no torch here)."""
+"""Config models of the tasks that read user assets (no torch)."""
 
 from __future__ import annotations
 
@@ -11,63 +11,64 @@ from threedgen.config import Config
 from threedgen.config.errors import ConfigError
 from threedgen.config.sections import Elevations, Fovs, Positives
 from threedgen.run.folder import user_path
-from threedgen.run.options import CrewConfig, cores
+from threedgen.run.options import WorkersConfig, cores
 
 from .listing import Listing, list_assets
 
 INDEX = "index.json"
-"""What says which shards there are, and what is in them."""
+"""File that lists the shards and their content."""
 SHARDS = "views"
-"""The folder of a run that holds the shards."""
+"""Folder of shards in a run."""
 
 
 class ViewsConfig(Config):
-    """How an asset is rendered (arXiv 2308.16512, section 4.1): rings of views, each at one height and distance."""
+    """Rings of views of an asset, each with one elevation, fov and distance (arXiv 2308.16512, section 4.1)."""
 
-    azimuths: int = Field(32, ge=4, le=360, description="views of a ring, evenly around; the first shows the front")
-    rings: int = Field(1, ge=1, le=16, description="rings of an asset, each of another elevation, fov and distance")
-    size: int = Field(256, ge=16, le=2048, description="pixels a side")
-    elevation: Elevations = Field((0.0, 30.0), description="degrees above the horizon")
-    fov: Fovs = Field((15.0, 60.0), description="vertical field of view, degrees")
+    azimuths: int = Field(32, ge=4, le=360, description="views per ring, evenly spaced; the first shows the front")
+    rings: int = Field(1, ge=1, le=16, description="rings per asset, each with its own elevation, fov and distance")
+    size: int = Field(256, ge=16, le=2048, description="side of a view, pixels")
+    elevation: Elevations = Field((0.0, 30.0), description="range of elevations above the horizon, degrees")
+    fov: Fovs = Field((15.0, 60.0), description="range of vertical fields of view, degrees")
     relative_distance: Positives = Field(
-        (0.9, 1.1), description="distance in 1 / tan(fov / 2): the asset fills the picture at any fov"
+        (0.9, 1.1), description="range of camera distances, in units of 1 / tan(fov / 2)"
     )
-    light: bool = Field(True, description="shaded from the camera and from above; false: base colours as they are")
-    per_shard: int = Field(32, ge=1, le=10_000, description="assets in a shard, which is made anew if a run is killed")
+    light: bool = Field(True, description="shading from the camera and from above; false: unlit base colours")
+    per_shard: int = Field(32, ge=1, le=10_000, description="assets per shard, the unit that a killed run repeats")
 
 
-class AssetsConfig(CrewConfig):
-    """What is read, and how it is rendered."""
+class AssetsConfig(WorkersConfig):
+    """User assets and their rendering."""
 
     data: str = Field("", description="folder of GLB, glTF, OBJ or PLY files, or a run of make-asset-views")
     captions: str = Field(
         "captions.csv",
         min_length=1,
-        description="CSV file with the columns file and caption, and up (y, z) and turn (degrees) if wished; here or "
-        "in that folder",
+        description="CSV file with columns file, caption and optionally up, turn; here or in data",
     )
-    up: Literal["y", "z"] = Field("y", description="axis that points up in the files; with y they face +z, with z +x")
+    up: Literal["y", "z"] = Field("y", description="up axis of the files; y-up files face +z, z-up files +x")
     views: ViewsConfig = ViewsConfig()
-    sheet: int = Field(120, ge=1, le=10_000, description="assets on the contact sheet, spread over all of them")
+    sheet: int = Field(120, ge=1, le=10_000, description="number of assets on the contact sheet")
     engine: Literal["here", "processes", "ray"] = Field(
-        "processes", description="who renders: this process, processes of this machine, or a Ray cluster"
+        "processes", description="where to render: this process, local worker processes or a Ray cluster"
     )
-    workers: int = Field(default_factory=cores, ge=1, le=10_000, description="of the engines processes and ray")
+    workers: int = Field(
+        default_factory=cores, ge=1, le=10_000, description="number of workers of the engines processes and ray"
+    )
 
     @property
     def rendered(self) -> Path | None:
-        """The folder with the shards, if ``data`` is a run that has made them already."""
+        """Folder of shards if `data` is a finished run of make-asset-views, else None."""
         folder = user_path(self.data, "data")
-        return next((place for place in (folder, folder / SHARDS) if (place / INDEX).is_file()), None)
+        return next((path for path in (folder, folder / SHARDS) if (path / INDEX).is_file()), None)
 
     def listing(self) -> Listing:
-        """What there is to be rendered, and what is left out. Raises ConfigError."""
+        """List the assets to render. Raises ConfigError."""
         return list_assets(user_path(self.data, "data"), self.captions, self.up)
 
     def check(self) -> None:
         super().check()
         if not self.data.strip():
-            raise ConfigError("is missing; say which folder, such as data=assets", "data")
+            raise ConfigError("is missing. Give a folder, such as data=assets.", "data")
         if not user_path(self.data, "data").is_dir():
             raise ConfigError("should be a folder with meshes", "data", self.data)
         if self.rendered is None:
@@ -75,4 +76,4 @@ class AssetsConfig(CrewConfig):
 
 
 class MakeAssetViewsConfig(AssetsConfig):
-    """Render meshes with captions from all sides, into shards that others can read too."""
+    """Render captioned meshes from all sides into webdataset shards."""

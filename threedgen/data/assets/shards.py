@@ -1,11 +1,11 @@
-"""Shards of rendered assets, as webdataset has them: tar files in which what belongs together has one name.
+"""Shards of rendered assets in webdataset's form: tar files in which the files of an asset share a name.
 
     shard-00000.tar     chair-0a1b2c3d.json, chair-0a1b2c3d.v00.png, ... chair-0a1b2c3d.v31.png, table-...
-    shard-00000.json    what is in it, what was left out and why, its size and SHA-256: written when it is whole
-    index.json          the shards together: written when all are there
+    shard-00000.json    assets, left-out assets with reasons, size and SHA-256; written when the shard is complete
+    index.json          all shards; written when all are complete
 
-NAME.json: file, caption, notes, azimuths (views of a ring), and of each view c2w (4, 4), as
-``threedgen.geometry.cameras`` has it, and fov (vertical, radians). Pictures are RGBA. Equal assets give equal bytes.
+NAME.json has file, caption, notes, azimuths (views per ring), and for each view c2w (4, 4), as in
+`threedgen.geometry.cameras`, and fov (vertical, radians). Images are RGBA. Equal assets give equal bytes.
 """
 
 from __future__ import annotations
@@ -25,58 +25,58 @@ from PIL import Image
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import parse_json, read_json
-from threedgen.geometry.picture_file import read_picture
-from threedgen.run.disk import replacing
+from threedgen.geometry.picture_file import load_image
+from threedgen.run.disk import atomic_file
 
 from .options import INDEX
 
-OPEN = 64
-"""Shards that are kept open."""
-REMEDY = "render it again, by the command that made it: only what is missing is made"
+MAX_CACHED = 64
+"""Shards whose tables of files are kept in memory."""
+REMEDY = "run the command that made it again; it renders only the missing shards"
 
 
 class Writer:
-    """Adds files to a tar file."""
+    """Writer of a shard's tar file."""
 
     def __init__(self, tar: tarfile.TarFile) -> None:
         self.tar = tar
 
     def add(self, name: str, data: bytes) -> None:
-        """Raises OSError."""
+        """Add a file. Raises OSError."""
         info = tarfile.TarInfo(name)
         info.size = len(data)
         self.tar.addfile(info, io.BytesIO(data))
 
-    def add_asset(self, name: str, facts: dict[str, Any], pictures: list[bytes]) -> None:
-        """What is known of an asset, and its views as PNG files. Raises OSError."""
-        self.add(f"{name}.json", json.dumps(facts, ensure_ascii=False).encode())
-        for number, picture in enumerate(pictures):
-            self.add(f"{name}.v{number:02d}.png", picture)
+    def add_asset(self, name: str, metadata: dict[str, Any], images: list[bytes]) -> None:
+        """Add an asset's metadata and its views (PNG). Raises OSError."""
+        self.add(f"{name}.json", json.dumps(metadata, ensure_ascii=False).encode())
+        for number, image in enumerate(images):
+            self.add(f"{name}.v{number:02d}.png", image)
 
 
 @contextmanager
 def new_shard(path: Path) -> Iterator[Writer]:
-    """A shard that is there when it is whole, or never. Raises OSError."""
-    with replacing(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+    """Open a shard for atomic writing. Raises OSError."""
+    with atomic_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         yield Writer(tar)
 
 
-def seal(path: Path) -> dict[str, Any]:
-    """Name, size and SHA-256 of a shard. Raises OSError."""
+def checksum(path: Path) -> dict[str, Any]:
+    """Return name, size and SHA-256 of a shard. Raises OSError."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
 
 
-def whole(folder: Path, sealed: dict[str, Any]) -> bool:
-    """Has a shard the size that it had?"""
-    path = folder / str(sealed.get("file"))
-    return path.is_file() and path.stat().st_size == sealed.get("bytes")
+def is_complete(folder: Path, summary: dict[str, Any]) -> bool:
+    """Return whether a shard has the size that its summary states."""
+    path = folder / str(summary.get("file"))
+    return path.is_file() and path.stat().st_size == summary.get("bytes")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An asset in a shard."""
+    """Asset in a shard."""
 
     shard: str
     name: str
@@ -86,10 +86,9 @@ class Entry:
 
 
 class Shards:
-    """The assets in a folder of shards. Raises ConfigError, one sentence, for shards that are missing or cut short."""
+    """Assets in a folder of shards, from `index` or else index.json. Raises ConfigError for missing shards."""
 
     def __init__(self, folder: Path, index: dict[str, Any] | None = None) -> None:
-        """``index``: of a part of them, instead of what the folder says."""
         self.folder, self.index = folder, index or read_json(folder / INDEX)
         try:
             self.azimuths, self.rings = int(self.index["azimuths"]), int(self.index["rings"])
@@ -99,32 +98,32 @@ class Shards:
                 for asset in shard["assets"]
             ]
             for shard in self.index["shards"]:
-                if not whole(folder, shard):
-                    raise ConfigError(f"{folder / shard['file']} is missing or cut short: {REMEDY}")
+                if not is_complete(folder, shard):
+                    raise ConfigError(f"{folder / shard['file']} is missing or truncated: {REMEDY}")
         except (KeyError, TypeError, ValueError):
             raise ConfigError(f"{folder / INDEX} is missing or damaged: {REMEDY}") from None
-        self._members = lru_cache(OPEN)(self._read_names)
+        self._members = lru_cache(MAX_CACHED)(self._read_members)
 
     def __len__(self) -> int:
         return len(self.entries)
 
     @property
     def digest(self) -> str:
-        """16 hex digits of what all shards hold."""
+        """Hash of all shards, 16 hex digits."""
         sums = "".join(str(shard["sha256"]) for shard in self.index["shards"])
         return hashlib.sha256(sums.encode()).hexdigest()[:16]
 
-    def facts(self, entry: Entry) -> dict[str, Any]:
-        """What NAME.json says."""
+    def metadata(self, entry: Entry) -> dict[str, Any]:
+        """Read NAME.json of an asset. Raises ConfigError."""
         found: dict[str, Any] = parse_json(self.read(entry, "json"))
         return found
 
-    def picture(self, entry: Entry, view: int) -> Image.Image:
-        """Raises ConfigError."""
-        return read_picture(self.read(entry, f"v{view:02d}.png"), "a picture in a shard")
+    def image(self, entry: Entry, view: int) -> Image.Image:
+        """Read a view of an asset. Raises ConfigError."""
+        return load_image(self.read(entry, f"v{view:02d}.png"), "an image in a shard")
 
     def read(self, entry: Entry, part: str) -> bytes:
-        """Raises ConfigError."""
+        """Read a file of an asset, such as "json" or "v00.png". Raises ConfigError."""
         path = self.folder / entry.shard
         try:
             start, size = self._members(entry.shard)[f"{entry.name}.{part}"]
@@ -134,10 +133,10 @@ class Shards:
         except (OSError, KeyError, tarfile.TarError):
             data, size = b"", 1
         if len(data) < size:
-            raise ConfigError(f"{path} has no whole {entry.name}.{part}: {REMEDY}")
+            raise ConfigError(f"{entry.name}.{part} is missing or truncated in {path}: {REMEDY}")
         return data
 
-    def _read_names(self, shard: str) -> dict[str, tuple[int, int]]:
-        """Where in a shard the files are: their first bytes and sizes."""
+    def _read_members(self, shard: str) -> dict[str, tuple[int, int]]:
+
         with tarfile.open(self.folder / shard, "r:") as tar:
             return {member.name: (member.offset_data, member.size) for member in tar}

@@ -1,1 +1,1 @@
-"""Scenes as folders of pictures, poses and intrinsics, as the archives of Scene Representation Networks have them."""
+"""Scenes in the layout of the Scene Representation Networks archives: folders of images, poses and intrinsics."""

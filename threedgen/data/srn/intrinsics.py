@@ -1,9 +1,8 @@
-"""The two forms in which the focal length and the principal point of a scene are written down.
+"""Reader for the two forms of a scene's camera intrinsics.
 
-1. ``intrinsics.txt`` of the archives, numbers of pixels: "f cx cy 0.", "0. 0. 0.", "1.", "height width" in lines, and
-   perhaps a flag (1: the poses are world-to-camera).
-2. a 3x3 matrix (or the 4x4 one that holds it): in ``intrinsics.txt`` for all views, or for each view in
-   ``intrinsics/NAME.txt``. It does not say for which size of pictures it is meant.
+1. `intrinsics.txt` of the archives, in pixels: lines "f cx cy 0.", "0. 0. 0.", "1.", "height width", and optionally a
+   flag (1: the poses are world-to-camera).
+2. A 3x3 or 4x4 matrix, in `intrinsics.txt` for all views or in `intrinsics/NAME.txt` per view. It has no image size.
 """
 
 from __future__ import annotations
@@ -19,13 +18,13 @@ from threedgen.run.arrays import Array
 
 FORMS = "should hold 'f cx cy 0', '0 0 0', '1', 'height width' in four lines, or a 3x3 matrix"
 LARGEST = 1 << 16
-"""Bytes of a file with the numbers of one camera."""
-CENTRAL = 0.2
-"""The principal point of a matrix lies within this share of the picture's side from its middle."""
+"""Largest size of a file with one camera, bytes."""
+MAX_OFFSET = 0.2
+"""Largest distance of a matrix's principal point from the image centre, share of the image side."""
 
 
 def read_numbers(path: Path) -> list[list[float]]:
-    """The numbers of a text file, line by line; empty lines are left out. Raises ConfigError naming the file."""
+    """Read the numbers of each non-empty line of a text file. Raises ConfigError."""
     text = read_text(path, most=LARGEST)
     try:
         rows = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]
@@ -37,13 +36,13 @@ def read_numbers(path: Path) -> list[list[float]]:
 
 
 def read_intrinsics(folder: Path, names: Sequence[str], height: int, width: int) -> tuple[Array, bool]:
-    """K (N, 3, 3) of the views ``names`` of a scene with pictures of ``height`` x ``width`` pixels; and whether the
-    poses beside it are world-to-camera. Raises ConfigError naming the file."""
-    path, each = folder / "intrinsics.txt", folder / "intrinsics"
-    if path.is_file() or not each.is_dir():
+    """Read K (N, 3, 3) of the views `names`, and whether the poses are world-to-camera. Raises ConfigError, also if K
+    does not fit images of `height` x `width` pixels."""
+    path, per_view = folder / "intrinsics.txt", folder / "intrinsics"
+    if path.is_file() or not per_view.is_dir():
         K, inverse = _parse(path, read_numbers(path), height, width)
         return np.repeat(K[None], len(names), axis=0), inverse
-    files = [each / f"{name}.txt" for name in names]
+    files = [per_view / f"{name}.txt" for name in names]
     return np.stack([_parse(file, read_numbers(file), height, width)[0] for file in files]), False
 
 
@@ -60,23 +59,23 @@ def _parse(path: Path, rows: list[list[float]], height: int, width: int) -> tupl
 def _archive(path: Path, rows: list[list[float]], height: int, width: int) -> tuple[Array, bool]:
     f, cx, cy, _ = rows[0]
     if [int(side) for side in rows[3]] != [height, width]:
-        of = " x ".join(f"{side:g}" for side in rows[3])
-        raise ConfigError(f"{path} is for pictures of {of} pixels (height x width), but they have {height} x {width}")
+        size = " x ".join(f"{side:g}" for side in rows[3])
+        raise ConfigError(f"{path} states the image size {size} (height x width); the images have {height} x {width}")
     if f <= 0 or not (0 < cx < width and 0 < cy < height):
         raise ConfigError(
-            f"{path} has the focal length {f:g} and the principal point ({cx:g}, {cy:g}), which no camera with "
-            f"pictures of {height} x {width} pixels has"
+            f"{path} has an invalid focal length {f:g} or principal point ({cx:g}, {cy:g}) for images of {height} x "
+            f"{width} pixels (height x width)"
         )
     return np.array([[f, 0, cx], [0, f, cy], [0, 0, 1]]), len(rows) > 4 and bool(rows[4][0])
 
 
 def _matrix(path: Path, K: Array, height: int, width: int) -> tuple[Array, bool]:
-    shape = K[0, 0] > 0 and K[1, 1] > 0 and abs(K[1, 0]) < 1e-6 and np.allclose(K[2], [0, 0, 1], atol=1e-6)
-    if not shape:
+    valid = K[0, 0] > 0 and K[1, 1] > 0 and abs(K[1, 0]) < 1e-6 and np.allclose(K[2], [0, 0, 1], atol=1e-6)
+    if not valid:
         raise ConfigError(f"{path} is no matrix of intrinsics: rows 'fx s cx', '0 fy cy', '0 0 1' (got {K.tolist()})")
-    if abs(K[0, 2] / width - 0.5) > CENTRAL or abs(K[1, 2] / height - 0.5) > CENTRAL:
+    if abs(K[0, 2] / width - 0.5) > MAX_OFFSET or abs(K[1, 2] / height - 0.5) > MAX_OFFSET:
         raise ConfigError(
-            f"{path} seems to be for pictures of another size: its principal point ({K[0, 2]:g}, {K[1, 2]:g}) is far "
-            f"from the middle of {height} x {width} pixels (height x width)"
+            f"{path} seems to be for another image size: its principal point ({K[0, 2]:g}, {K[1, 2]:g}) is far "
+            f"from the centre of {height} x {width} pixels (height x width)"
         )
     return K, False

@@ -1,9 +1,9 @@
-"""The task "make-srn-toybox": marked toybox objects as folders that are read like the SRN archives.
+"""The task "make-srn-toybox": render marked toybox objects as scenes in the layout of the SRN archives.
 
     RUN/cars_train/cars-train-00000/{rgb,pose,intrinsics.txt}    random views
-    RUN/cars_test/cars-test-00000/...                            views on a spiral; view 64 is the one that is given
+    RUN/cars_test/cars-test-00000/...                            views on a spiral; view 64 is the condition
 
-A scene is written whole or not at all, so a killed run goes on with those that are missing.
+Scenes are written atomically, so a killed run continues with the missing ones.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from threedgen.run.progress import Count
 from threedgen.run.seeding import numpy_generator
 from threedgen.train.task import Task, run_task
 
-from .marked import marked
+from .marked import make_marked_object
 from .options import MakeSRNToyboxConfig
 from .writer import write_instance
 
 WHITE = 1.0
 SPLITS = ("train", "val", "test")
-"""The names of the splits, and the config's numbers of scenes in them."""
+"""Names of the splits, and of the config fields with their number of scenes."""
 
 
 class Job(NamedTuple):
-    """One scene to make."""
+    """Scene to make."""
 
     family: str
     split: str
@@ -49,11 +49,11 @@ class Job(NamedTuple):
 
 
 def make(task: Task) -> None:
-    """Makes the scenes that are not there yet. Raises Stopped after Ctrl-C."""
+    """Make the missing scenes. Raises Stopped after Ctrl-C."""
     config, every = task.config, list(jobs(task.config))
     with Interrupts() as interrupts, Count("scenes", len(every), task.quiet) as count:
         for job in every:
-            interrupts.heed()
+            interrupts.raise_if_stopped()
             target = task.folder / f"{job.family}_{job.split}" / job.name
             if not target.is_dir():
                 write_instance(target, scene(config, job))
@@ -66,32 +66,32 @@ run = partial(run_task, make, again=True)
 
 
 def jobs(config: MakeSRNToyboxConfig) -> Iterator[Job]:
-    """All scenes in the order in which they are made."""
+    """Iterate over all scenes."""
     for family in config.families:
         for split in SPLITS:
             yield from (Job(family, split, index) for index in range(getattr(config, split)))
 
 
 def scene(config: MakeSRNToyboxConfig, job: Job) -> Views:
-    """The views of a scene on white."""
-    asset, at = marked(job.family, job.rng(config.seed, "object"), job.number), viewpoints(config, job)
+    """Render the views of a scene on white."""
+    asset, at = make_marked_object(job.family, job.rng(config.seed, "object"), job.number), viewpoints(config, job)
     fov = np.full(len(at), np.deg2rad(config.fov), np.float32)
-    picture = render([asset], np.zeros(len(at), np.int64), at.c2w.numpy(), fov, at.height, WHITE, config.supersample)
-    return Views(torch.from_numpy(picture.rgb), at)
+    rendered = render([asset], np.zeros(len(at), np.int64), at.c2w.numpy(), fov, at.height, WHITE, config.supersample)
+    return Views(torch.from_numpy(rendered.rgb), at)
 
 
 def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
-    """Cameras of a scene: uniform on a zone of the sphere for training, else the same spiral for all."""
+    """Return the cameras of a scene: uniform on a spherical zone for training, the same spiral for val and test."""
     if job.split == "train":
         rng, n = job.rng(config.seed, "cameras"), config.train_views
         low, high = np.sin(np.deg2rad(config.train_elevation))
         elevation, azimuth = np.arcsin(rng.uniform(low, high, n)), rng.uniform(0, 2 * np.pi, n)
     else:
-        along = np.linspace(0, 1, config.test_views)
-        elevation = np.deg2rad(config.test_elevation[0] + along * np.ptp(config.test_elevation))
-        azimuth = 2 * np.pi * config.turns * along
-    half = np.tan(np.deg2rad(config.fov) / 2)
-    steep, ring = (torch.from_numpy(np.asarray(angle, np.float32)) for angle in (elevation, azimuth))
-    c2w = orbit_c2w(steep, ring, torch.full_like(ring, config.relative_distance / float(half)))
-    focal = torch.full((len(c2w),), config.size / 2 / float(half))
+        t = np.linspace(0, 1, config.test_views)
+        elevation = np.deg2rad(config.test_elevation[0] + t * np.ptp(config.test_elevation))
+        azimuth = 2 * np.pi * config.turns * t
+    tan_half = np.tan(np.deg2rad(config.fov) / 2)
+    el, az = (torch.from_numpy(np.asarray(angle, np.float32)) for angle in (elevation, azimuth))
+    c2w = orbit_c2w(el, az, torch.full_like(az, config.relative_distance / float(tan_half)))
+    focal = torch.full((len(c2w),), config.size / 2 / float(tan_half))
     return Cameras(c2w, Projection(square_pixels(focal, config.size, config.size)), config.size, config.size)

@@ -1,7 +1,7 @@
-"""Pairs of views for the training of novel-view models: from an archive, or straight from the marked toybox.
+"""Pairs of views for training novel-view models, from an SRN archive or the marked toybox.
 
-Opening, decoding and resizing 50 pictures of a scene costs more than a training step spends on it, so a scene is read
-once and then taken from a cache, in the form in which the model wants it.
+Decoding and resizing the 50 images of a scene costs more than a training step on it, so a scene is read once and cached
+in the form that the model takes.
 """
 
 from __future__ import annotations
@@ -24,19 +24,18 @@ from .make import Job, scene
 from .options import MakeSRNToyboxConfig, SRNPairsConfig, ToyboxPairsConfig
 from .reader import open_instance
 
-NEAREST = 6
-"""Of 50 random views about those within 35 degrees."""
-Places = Sequence[int] | Array
+N_NEAREST = 6
+"""Neighbours of a view; of 50 random views about those within 35 degrees."""
+Indices = Sequence[int] | Array
 
 
 class ArchiveScenes:
-    """The scenes of a split, in the order of their names, ``size`` pixels a side, with equally many ``views``; those of
-    one kind are ``kinds`` places apart."""
+    """Scenes of a split, sorted by name, at `size` pixels per side. All have as many views as the first one."""
 
-    kinds = 1
+    n_families = 1
+    """Families of objects; scenes of one family have equal index modulo `n_families`."""
 
     def __init__(self, config: SRNPairsConfig, size: int) -> None:
-        """Raises ConfigError if there are none; the first one says how many views each of them has."""
         self.config, self.size = config, size
         self.folders = scenes(split_folder(config.path, config.split))
         self.views = len(open_instance(self.folders[0], config.up))
@@ -45,25 +44,23 @@ class ArchiveScenes:
         return len(self.folders)
 
     def scene(self, index: int) -> Views:
-        """All views of a scene. Raises ConfigError naming a file that cannot be read."""
+        """Read all views of a scene. Raises ConfigError for an unreadable file."""
         instance = open_instance(self.folders[index], self.config.up)
         if len(instance) < self.views:
-            raise ConfigError(
-                f"{instance.folder} has {len(instance)} views, but {self.folders[0].name} has {self.views}: "
-                "all scenes should have as many"
-            )
+            wrong = f"{instance.folder} has {len(instance)} views, but {self.folders[0].name} has {self.views}"
+            raise ConfigError(f"{wrong}. All scenes of a split need the same number.")
         return instance.views(range(self.views), self.size)
 
     def describe(self) -> str:
-        """What decides the pictures."""
+        """Return one line with everything that determines the images."""
         return f"{self.folders[0].parent.resolve()}, {len(self)} scenes, up {self.config.up}"
 
 
 class ToyboxScenes:
-    """Marked cars and chairs by turns, as ``make-srn-toybox`` with the same seed writes them for training."""
+    """Marked cars and chairs in alternation, equal to the training scenes of `make-srn-toybox` with the same seed."""
 
     def __init__(self, config: ToyboxPairsConfig, size: int, seed: int) -> None:
-        self.count, self.views, self.kinds = config.scenes, config.views, len(config.families)
+        self.count, self.views, self.n_families = config.scenes, config.views, len(config.families)
         counts = {"train": config.scenes, "train_views": config.views}
         self.config = MakeSRNToyboxConfig(
             task="make-srn-toybox", seed=seed, families=config.families, size=size, **counts
@@ -73,7 +70,7 @@ class ToyboxScenes:
         return self.count
 
     def scene(self, index: int) -> Views:
-        number, family = divmod(index, self.kinds)
+        number, family = divmod(index, self.n_families)
         return scene(self.config, Job(self.config.families[family], "train", number))
 
     def describe(self) -> str:
@@ -84,15 +81,18 @@ Source = ArchiveScenes | ToyboxScenes
 
 
 def open_source(config: SRNPairsConfig | ToyboxPairsConfig, size: int, seed: int) -> Source:
-    """What a config describes, in pictures of ``size`` pixels a side. Raises ConfigError."""
+    """Build the source of a config, with images of `size` pixels per side. Raises ConfigError."""
     return ArchiveScenes(config, size) if isinstance(config, SRNPairsConfig) else ToyboxScenes(config, size, seed)
 
 
 class PairBank:
-    """Views of the scenes of a ``source``; the last ``held_out`` scenes are not for training.
+    """Disk cache of the views of a source's scenes. Raises ConfigError if no scenes are left for training.
 
-    ``encode``: pictures (V, H, W, 3) -> what is kept of them (V, C, h, w), as float16; none: the pictures, 8-bit.
-    ``told``: what decides the encoding.
+    Args:
+        size: image side, pixels.
+        held_out: number of last scenes not used for training.
+        encode: maps images (V, H, W, 3) to latents (V, C, h, w), stored as float16; None: store the images, 8 bits.
+        encoder: text that determines the encoding.
     """
 
     def __init__(
@@ -102,9 +102,8 @@ class PairBank:
         size: int,
         held_out: int,
         encode: Callable[[Tensor], Tensor] | None = None,
-        told: str = "",
+        encoder: str = "",
     ) -> None:
-        """Raises ConfigError if no scenes are left to train on."""
         if len(source) <= held_out:
             raise ConfigError(f"there are {len(source)} scenes, too few to hold out {held_out}", "data")
         self.source, self.encode, self.size = source, encode, size
@@ -112,52 +111,51 @@ class PairBank:
         count, views = len(source), source.views
         one = torch.zeros(1, size, size, 3)
         shape, dtype = (one.shape[1:], np.uint8) if encode is None else (encode(one).shape[1:], np.float16)
-        text = f"{source.describe()}\n{views} views of {size} px\n{told}\n"
+        text = f"{source.describe()}\n{views} views of {size} px\n{encoder}\n"
         entry = np.dtype([("view", dtype, tuple(shape)), ("camera", np.float32, (25,))])
-        self.kept = BlockCache(folder, "views", count, (views,), entry, text)
+        self.cache = BlockCache(folder, "views", count, (views,), entry, text)
 
     def fill(self, index: int) -> None:
-        """Read and keep a scene."""
+        """Read, encode and store a scene."""
         views = self.source.scene(index)
-        entries = np.empty(len(views), self.kept.dtype)
+        entries = np.empty(len(views), self.cache.dtype)
         if self.encode is None:
             entries["view"] = to_uint8(views.images)
         else:
-            kept = [self.encode(part) for part in views.images.split(16)]
-            entries["view"] = torch.cat(kept).float().cpu().numpy()
-        entries["camera"] = torch.cat([views.at.c2w.flatten(1), views.at.K.flatten(1)], dim=1).numpy()
-        self.kept.store(index, entries[None])
+            latents = [self.encode(part) for part in views.images.split(16)]
+            entries["view"] = torch.cat(latents).float().cpu().numpy()
+        entries["camera"] = torch.cat([views.cameras.c2w.flatten(1), views.cameras.K.flatten(1)], dim=1).numpy()
+        self.cache.store(index, entries[None])
 
-    def views(self, chosen: Places, places: Places) -> tuple[Tensor, Tensor, Tensor]:
-        """Of some scenes a view each: what is kept of it, (B, H, W, 3) in [0, 1] or (B, C, h, w), and its camera: pose
-        (B, 4, 4) and K (B, 3, 3)."""
-        for index in self.kept.lacking(chosen):
+    def views(self, scenes: Indices, views: Indices) -> tuple[Tensor, Tensor, Tensor]:
+        """Return one view per scene: images (B, H, W, 3) or latents (B, C, h, w), c2w (B, 4, 4), K (B, 3, 3)."""
+        for index in self.cache.missing_blocks(scenes):
             self.fill(index)
-        entries = np.stack([self.kept[scene][place] for scene, place in zip(chosen, places, strict=True)])
-        kept, numbers = (torch.from_numpy(np.ascontiguousarray(entries[part])).float() for part in ("view", "camera"))
-        pose, K = numbers[:, :16].unflatten(1, (4, 4)), numbers[:, 16:].unflatten(1, (3, 3))
-        return kept / 255 if self.encode is None else kept, pose, K
+        entries = np.stack([self.cache[scene][view] for scene, view in zip(scenes, views, strict=True)])
+        x, camera = (torch.from_numpy(np.ascontiguousarray(entries[field])).float() for field in ("view", "camera"))
+        c2w, K = camera[:, :16].unflatten(1, (4, 4)), camera[:, 16:].unflatten(1, (3, 3))
+        return x / 255 if self.encode is None else x, c2w, K
 
     def pairs(
-        self, chosen: Places, rng: np.random.Generator, near: float = 0.0
+        self, scenes: Indices, rng: np.random.Generator, near: float = 0.0
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Two different views of each scene: conditions, targets, poses of both (B, 2, 4, 4), K (B, 3, 3).
+        """Sample two views of each scene: conditions, targets (as from `views`), c2w (B, 2, 4, 4) and K (B, 3, 3).
 
-        ``near``: in this share of the pairs the target's camera is one of the ``NEAREST`` to the condition's.
+        `near`: share of pairs whose target is one of the `N_NEAREST` neighbours of the condition.
         """
         count = self.source.views
-        first = rng.integers(0, count, len(chosen))
-        second = (first + rng.integers(1, count, len(chosen))) % count
-        for k in np.flatnonzero(rng.random(len(chosen)) < near).tolist():
-            second[k] = rng.choice(self.neighbours(int(chosen[k]), int(first[k])))
-        (x, pose, K), (y, other, _) = self.views(chosen, first), self.views(chosen, second)
-        return x, y, torch.stack([pose, other], dim=1), K
+        first = rng.integers(0, count, len(scenes))
+        second = (first + rng.integers(1, count, len(scenes))) % count
+        for k in np.flatnonzero(rng.random(len(scenes)) < near).tolist():
+            second[k] = rng.choice(self.neighbours(int(scenes[k]), int(first[k])))
+        (x, c2w, K), (y, c2w_target, _) = self.views(scenes, first), self.views(scenes, second)
+        return x, y, torch.stack([c2w, c2w_target], dim=1), K
 
-    def neighbours(self, index: int, place: int) -> Array:
-        """The views of a scene whose cameras are ``NEAREST`` to that of one of them, as seen from the origin."""
-        for lacking in self.kept.lacking([index]):
-            self.fill(lacking)
-        position = self.kept[index]["camera"][:, [3, 7, 11]]
-        toward = position / np.linalg.norm(position, axis=1, keepdims=True)
-        order = np.argsort(-(toward @ toward[place]), kind="stable")
-        return order[order != place][:NEAREST]
+    def neighbours(self, scene: int, view: int) -> Array:
+        """Return the `N_NEAREST` views of a scene whose camera directions from the origin are closest to `view`'s."""
+        for block in self.cache.missing_blocks([scene]):
+            self.fill(block)
+        position = self.cache[scene]["camera"][:, [3, 7, 11]]
+        direction = position / np.linalg.norm(position, axis=1, keepdims=True)
+        order = np.argsort(-(direction @ direction[view]), kind="stable")
+        return order[order != view][:N_NEAREST]

@@ -1,8 +1,7 @@
-"""Reads the archives of Scene Representation Networks (Sitzmann et al. 2019) and whatever has their layout.
+"""Reader for the archives of Scene Representation Networks (Sitzmann et al. 2019) and data in the same layout.
 
-Which files these are, see ``layout.py``; what must be right about them, see ``scene_files.py``. Poses become those of
-``threedgen.geometry.cameras`` (OpenGL axes). The archives' world has z up, which is how it is taken here too;
-``up="y"`` turns a world whose y points up.
+For the files see `layout.py`, for the checks `scene_files.py`. Poses are converted to OpenGL axes
+(`threedgen.geometry.cameras`). The world is z-up, as in the archives; `up="y"` rotates a y-up world.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.picture_file import read_picture
+from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.poses import opencv_axes, opengl_to_blender
 from threedgen.geometry.views import Views
 from threedgen.run.arrays import Array
@@ -29,42 +28,46 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Instance(SceneFiles):
-    """One scene on the disk; ``at``: its cameras in native resolution."""
+    """Scene on disk. `cameras`: cameras in native resolution, OpenGL axes."""
 
-    at: Cameras
+    cameras: Cameras
 
     def views(self, index: Sequence[int] | None = None, size: int | None = None) -> Views:
-        """Pictures and cameras of the views at the places ``index`` (default: all), ``size`` pixels a side (default:
-        as they are). Raises ConfigError naming a file that cannot be read."""
-        chosen = list(range(len(self)) if index is None else index)
-        views = Views(torch.from_numpy(np.stack([_pixels(self.files[k]) for k in chosen])), self.at.select(chosen))
+        """Read images and cameras of the views `index` (default: all), resized to `size` pixels per side (default:
+        native). Raises ConfigError for an unreadable file."""
+        indices = list(range(len(self)) if index is None else index)
+        images = np.stack([_read_rgb(self.files[k]) for k in indices])
+        views = Views(torch.from_numpy(images), self.cameras.select(indices))
         return views if size is None else views.resized(size)
 
     def verify(self) -> None:
-        """Are the pictures whole? Reads all files. Raises ConfigError naming one that is not."""
+        """Read all images. Raises ConfigError for a damaged file."""
         for path in self.files:
-            read_picture(path)
+            load_image(path)
 
 
-def open_instance(folder: Path | str, up: Literal["z", "y"] = "z", least: int = 2, gaps: bool = False) -> Instance:
-    """A scene with everything but its pixels read and checked, as ``read_scene`` does. Raises ConfigError."""
-    scene = read_scene(folder, least, gaps)
+def open_instance(
+    folder: Path | str, up: Literal["z", "y"] = "z", min_views: int = 2, allow_gaps: bool = False
+) -> Instance:
+    """Open a scene: read and check everything but the pixels, as in `read_scene`. Raises ConfigError."""
+    scene = read_scene(folder, min_views, allow_gaps)
     c2w = opencv_axes(torch.from_numpy(scene.poses).double())
     c2w = opengl_to_blender(c2w) if up == "y" else c2w
     projection = Projection(torch.from_numpy(scene.K).float())
-    return Instance(**vars(scene), at=Cameras(c2w.float(), projection, scene.height, scene.width))
+    return Instance(**vars(scene), cameras=Cameras(c2w.float(), projection, scene.height, scene.width))
 
 
-def _pixels(path: Path) -> Array:
-    """(H, W, 3) in [0, 1]. What is transparent is laid on white, the background of the archives, and said once."""
-    pixels: Array = np.asarray(read_picture(path), np.float32) / np.float32(255)
+def _read_rgb(path: Path) -> Array:
+    """Read an image (H, W, 3) in [0, 1], composited on white, the archives' background."""
+    pixels: Array = np.asarray(load_image(path), np.float32) / np.float32(255)
     if pixels.shape[-1] == 3:
         return pixels
     rgb, alpha = pixels[..., :3], pixels[..., 3:]
-    if alpha.min() < 1 and path.parent not in _SAID:
-        _SAID.add(path.parent)
-        logger.warning("%s has transparent pixels: they are taken as white", path)
+    if alpha.min() < 1 and path.parent not in _WARNED:
+        _WARNED.add(path.parent)
+        logger.warning("%s has transparent pixels: they become white", path)
     return rgb * alpha + (1 - alpha)
 
 
-_SAID: set[Path] = set()
+_WARNED: set[Path] = set()
+"""Folders with a logged warning about transparency."""

@@ -1,4 +1,4 @@
-"""Everything of a scene but its pixels, read and checked (no torch here). Which files these are, see ``layout.py``."""
+"""Reader for a scene's poses, intrinsics and image headers, with checks (no torch). File layout: see `layout.py`."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 import numpy as np
 
 from threedgen.config.errors import ConfigError
-from threedgen.geometry.picture_file import picture_shape
+from threedgen.geometry.picture_file import image_shape
 from threedgen.run.arrays import Array
 
 from .intrinsics import read_intrinsics, read_numbers
-from .layout import pictures
+from .layout import image_files
 
 CONDITION_VIEW = 64
-"""The standard protocol: this view (by the number of its file) is given, the other 250 are predicted."""
-RIGID, TOGETHER = 1e-3, 1e-4
-"""Tolerances: of R^T R against the identity; of the spread of cameras against their distance to the origin."""
+"""File number of the condition view in the standard protocol; the other 250 views are predicted."""
+ROTATION_TOLERANCE, MIN_SPREAD = 1e-3, 1e-4
+"""Largest entry of |R^T R - I|; smallest spread of the camera positions, relative to their distance from the origin."""
 
 
 @dataclass(frozen=True)
 class SceneFiles:
-    """One scene on the disk: its pictures ``files`` (N,), of ``height`` x ``width`` pixels, intrinsics ``K`` (N, 3, 3),
-    and ``poses`` (N, 4, 4), camera-to-world with OpenCV axes."""
+    """Scene on disk: image `files` (N,) of one size, `K` (N, 3, 3), and `poses` (N, 4, 4), camera-to-world with OpenCV
+    axes."""
 
     folder: Path
     files: tuple[Path, ...]
@@ -42,51 +42,48 @@ class SceneFiles:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the views, as their files have them."""
+        """File names of the views, without suffix."""
         return tuple(file.stem for file in self.files)
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Of the views: those in the names of the files, or else their places in the order of the names."""
+        """Numbers of the views from their file names, or 0, 1, ... if a name is not a number."""
         if all(name.isdecimal() for name in self.names):
             return tuple(int(name) for name in self.names)
         return tuple(range(len(self)))
 
 
-def read_scene(folder: Path | str, least: int = 2, gaps: bool = False) -> SceneFiles:
-    """Reads the headers of a scene's pictures, its poses and its intrinsics.
+def read_scene(folder: Path | str, min_views: int = 2, allow_gaps: bool = False) -> SceneFiles:
+    """Read the image headers, poses and intrinsics of a scene.
 
-    ``least``: so many views it must have; ``gaps``: whether numbers of views may be missing in between. Raises
-    ConfigError, one sentence that names the file, for pictures without a pose and poses without a picture, numbers
-    that are missing, pictures of several sizes, intrinsics of another size, poses that are not rigid, cameras that
-    are all in one place.
+    Raises ConfigError, naming the file, for images without poses or the reverse, missing numbers (unless `allow_gaps`),
+    different image sizes, intrinsics for another size, poses that are not rigid, or cameras all at one position.
     """
     folder = Path(folder)
-    files = pictures(folder, least)
-    if not gaps:
-        _no_gaps(folder, [file.stem for file in files])
-    height, width = _one_size(files)
+    files = image_files(folder, min_views)
+    if not allow_gaps:
+        _check_numbers(folder, [file.stem for file in files])
+    height, width = _common_size(files)
     names = [file.stem for file in files]
     K, inverse = read_intrinsics(folder, names, height, width)
     poses = np.stack([read_pose(folder / "pose" / f"{name}.txt") for name in names])
     poses = np.linalg.inv(poses) if inverse else poses
-    _apart(folder, poses)
+    _check_spread(folder, poses)
     return SceneFiles(folder, tuple(files), K, poses, height, width)
 
 
 def condition_and_targets(scene: SceneFiles, condition: int = CONDITION_VIEW) -> tuple[int, list[int]]:
-    """Places of the given view and of those to predict, by the number in the files' names. Raises ConfigError, of the
-    key ``condition``."""
+    """Return the index of the view with number `condition`, and the indices of all others. Raises ConfigError."""
     numbers = scene.numbers
     if condition not in numbers:
-        there = f"the numbers there are from {min(numbers)} to {max(numbers)}"
-        raise ConfigError(f"{scene.folder / 'rgb'} has no view of this number; {there}", "condition", condition)
-    given = numbers.index(condition)
-    return given, [k for k in range(len(scene)) if k != given]
+        available = f"numbers are from {min(numbers)} to {max(numbers)}"
+        raise ConfigError(f"{scene.folder / 'rgb'} has no view of this number; {available}", "condition", condition)
+    index = numbers.index(condition)
+    return index, [k for k in range(len(scene)) if k != index]
 
 
 def read_pose(path: Path) -> Array:
-    """A rigid motion (4, 4) as the file has it. Raises ConfigError naming the file."""
+    """Read a pose file, a rigid transform (4, 4). Raises ConfigError."""
     numbers = [x for row in read_numbers(path) for x in row]
     if len(numbers) != 16:
         raise ConfigError(f"{path} should hold the 16 numbers of a pose (got {len(numbers)})")
@@ -94,7 +91,7 @@ def read_pose(path: Path) -> Array:
     R = pose[:3, :3]
     if not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
         raise ConfigError(f"{path} is not rigid: its last row should be 0 0 0 1 (got {pose[3].tolist()})")
-    if np.abs(R.T @ R - np.eye(3)).max() > RIGID or np.linalg.det(R) < 0:
+    if np.abs(R.T @ R - np.eye(3)).max() > ROTATION_TOLERANCE or np.linalg.det(R) < 0:
         raise ConfigError(
             f"{path} is not rigid: its first three columns should be a rotation (lengths "
             f"{', '.join(f'{x:.4g}' for x in np.linalg.norm(R, axis=0))}, determinant {np.linalg.det(R):.4g})"
@@ -102,31 +99,31 @@ def read_pose(path: Path) -> Array:
     return pose
 
 
-def _no_gaps(folder: Path, names: list[str]) -> None:
+def _check_numbers(folder: Path, names: list[str]) -> None:
     numbers = [int(name) for name in names if name.isdecimal()]
-    lacking = set(range(min(numbers, default=0), max(numbers, default=0))) - set(numbers)
-    if len(numbers) == len(names) and lacking:
-        lost = folder / "rgb" / f"{min(lacking):0{len(names[0])}d}.png"
-        raise ConfigError(f"{lost} is missing, and its pose: the views should be numbered without gaps")
+    missing = set(range(min(numbers, default=0), max(numbers, default=0))) - set(numbers)
+    if len(numbers) == len(names) and missing:
+        first = folder / "rgb" / f"{min(missing):0{len(names[0])}d}.png"
+        raise ConfigError(f"{first} is missing, and its pose. Number the views without gaps.")
 
 
-def _one_size(files: Sequence[Path]) -> tuple[int, int]:
-    """Height and width of all pictures, read from the beginnings of the files."""
+def _common_size(files: Sequence[Path]) -> tuple[int, int]:
+
     sizes = []
     for path in files:
-        sizes.append(picture_shape(path))
+        sizes.append(image_shape(path))
         (height, width), (first, other) = sizes[-1], sizes[0]
         if (height, width) != (first, other):
-            has = f"{path} has {height} x {width} pixels (height x width)"
-            raise ConfigError(f"{has}, but {files[0].name} has {first} x {other}")
+            size = f"{path} has {height} x {width} pixels (height x width)"
+            raise ConfigError(f"{size}, but {files[0].name} has {first} x {other}")
     return sizes[0]
 
 
-def _apart(folder: Path, poses: Array) -> None:
+def _check_spread(folder: Path, poses: Array) -> None:
     centres = poses[:, :3, 3]
     spread = np.linalg.norm(centres - centres.mean(0), axis=1).max()
-    if len(poses) > 1 and spread <= TOGETHER * max(1e-9, np.linalg.norm(centres, axis=1).max()):
+    if len(poses) > 1 and spread <= MIN_SPREAD * max(1e-9, np.linalg.norm(centres, axis=1).max()):
         raise ConfigError(
-            f"{folder / 'pose'}: the cameras are all in one place, so nothing can be seen in depth; are the poses "
-            "world-to-camera? Then invert them, or say so by a 1 in a fifth line of intrinsics.txt"
+            f"{folder / 'pose'}: all cameras are at one position. If the poses are world-to-camera, invert them or add "
+            "a fifth line with 1 to intrinsics.txt."
         )

@@ -1,1 +1,1 @@
-"""A procedural, captioned world of toys: the data that the embedded prior learns from, with its ground truth."""
+"""Procedural world of captioned 3D objects and rooms with ground truth: training data of the embedded prior."""

@@ -1,4 +1,4 @@
-"""What the noun and accessory recipes draw with: solids in model units, named anchors, and the sample's own luck."""
+"""Builder that noun and accessory recipes use to add solids, set anchors and sample random proportions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from .primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, TORUS, Primitive, tessellate
 
 RADIUS = 0.85
-"""Assets are scaled into the ball of this radius, so that no part leaves the unit sphere that fields live in."""
+"""Radius of the ball that holds every asset, below 1 so that no part leaves the unit sphere of the fields."""
 
 Colour = Sequence[float] | np.ndarray
 
@@ -23,18 +23,18 @@ def _outline(kind: int, param: float) -> np.ndarray:
 
 
 def corners(solids: Sequence[Primitive]) -> np.ndarray:
-    """Points of all solids that nearly bound them: (N, 3)."""
+    """Return vertices of coarse meshes of all solids: (N, 3)."""
     return np.concatenate([_outline(s.kind, s.param) @ s.matrix.T + s.centre for s in solids])
 
 
 def bounds(solids: Sequence[Primitive]) -> np.ndarray:
-    """The lower and the upper corner of the box about solids: (2, 3)."""
+    """Return the lower and upper corner of the axis-aligned bounding box of solids: (2, 3)."""
     points = corners(solids)
     return np.stack([points.min(0), points.max(0)])
 
 
 def rotation(degrees: Sequence[float]) -> np.ndarray:
-    """Rotation about x, then y, then z, in degrees: (3, 3)."""
+    """Return the rotation matrix (3, 3) about x, then y, then z, in degrees."""
     ax, ay, az = np.deg2rad(np.asarray(degrees, float))
     cx, sx, cy, sy, cz, sz = np.cos(ax), np.sin(ax), np.cos(ay), np.sin(ay), np.cos(az), np.sin(az)
     rx = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
@@ -43,47 +43,46 @@ def rotation(degrees: Sequence[float]) -> np.ndarray:
     return rz @ ry @ rx
 
 
-class Tempered:
-    """Draws as a random generator does, but only the share ``luck`` of the way from the middle of a range, and another
-    than the first choice in that share of the picks."""
+class ReducedVariation:
+    """Random generator with ranges and deviations scaled by ``variation`` (0 to 1); at 0 it takes first choices."""
 
-    def __init__(self, rng: np.random.Generator, luck: float) -> None:
-        self.rng, self.luck = rng, luck
+    def __init__(self, rng: np.random.Generator, variation: float) -> None:
+        self.rng, self.variation = rng, variation
 
     def normal(self, loc: float = 0.0, scale: float = 1.0, size: int | None = None) -> Any:
-        return self.rng.normal(loc, self.luck * scale, size)
+        return self.rng.normal(loc, self.variation * scale, size)
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         middle = (low + high) / 2
-        return middle + self.luck * (float(self.rng.uniform(low, high)) - middle)
+        return middle + self.variation * (float(self.rng.uniform(low, high)) - middle)
 
     def random(self) -> float:
         return self.uniform()
 
     def integers(self, count: int) -> int:
-        return int(self.rng.integers(count)) if self.rng.random() < self.luck else 0
+        return int(self.rng.integers(count)) if self.rng.random() < self.variation else 0
 
 
-Luck = np.random.Generator | Tempered
+RandomSource = np.random.Generator | ReducedVariation
 
 
 class Builder:
-    """Collects the solids of one asset.
+    """List of the solids of one asset, with methods that add solids and sample proportions.
 
-    Units are free (the asset is scaled at the end); the front looks towards +x, +y is the object's left, z is up.
-    ``colour`` is the sample's main colour (sRGB, jittered).  ``part(name, default)`` gives the colour of a named part:
-    the one the caption binds to it, or the default.  ``anchors`` say where accessories sit: name -> (point, scale).
+    Units are arbitrary, since `finish` scales the asset. The front faces +x, +y is the object's left, z is up.
+    ``colour`` is the main colour (sRGB in [0, 1]), ``named_parts`` are the parts and accessories that the caption names
+    with their colours, ``anchors`` the places of accessories as name -> (point (3,), radius).
     """
 
-    def __init__(self, rng: Luck, colour: Colour, bound: dict[str, np.ndarray] | None = None) -> None:
+    def __init__(self, rng: RandomSource, colour: Colour, named_parts: dict[str, np.ndarray] | None = None) -> None:
         self.rng = rng
         self.colour = np.asarray(colour, float)
-        self.bound = bound or {}
+        self.named_parts = named_parts or {}
         self.solids: list[Primitive] = []
         self.anchors: dict[str, tuple[np.ndarray, float]] = {}
 
     def vary(self, value: float = 1.0, spread: float = 0.08) -> float:
-        """``value`` times exp(N(0, spread)), cut at two sigmas: proportions differ from sample to sample."""
+        """Sample ``value`` times exp(N(0, spread)), clipped at two standard deviations."""
         return float(value * np.exp(np.clip(self.rng.normal(0, spread), -2 * spread, 2 * spread)))
 
     def between(self, low: float, high: float) -> float:
@@ -96,19 +95,19 @@ class Builder:
         return choices[int(self.rng.integers(len(choices)))]
 
     def part(self, name: str, default: Colour | None = None) -> np.ndarray:
-        """Colour of the part ``name``: bound by the caption, else ``default``, else the main colour."""
-        if name in self.bound:
-            return self.bound[name]
+        """Return the colour of a part: that of the caption, else ``default``, else the main colour."""
+        if name in self.named_parts:
+            return self.named_parts[name]
         return self.colour if default is None else np.asarray(default, float)
 
     @staticmethod
     def shade(colour: Colour, factor: float) -> np.ndarray:
-        """Darker (factor < 1) or, mixed with white, lighter (factor > 1)."""
+        """Darken a colour (factor < 1), or lighten it with white (factor > 1)."""
         c = np.asarray(colour, float)
         return c * factor if factor <= 1 else 1 - (1 - c) / factor
 
     def add(self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0) -> None:
-        """A solid with half extents ``size`` (number or 3) centred ``at``, rotated about x, y, z (degrees)."""
+        """Add a solid with half extents ``size`` (scalar or (3,)) centred ``at``, rotated about x, y, z (degrees)."""
         stretch = np.broadcast_to(np.asarray(size, float), (3,))
         self._place(kind, param, rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3)), at, colour, label)
 
@@ -120,32 +119,32 @@ class Builder:
     box = partialmethod(add, BOX)
     dome = partialmethod(add, DOME)
     prism = partialmethod(add, PRISM)
-    """Gable: triangle in xz, along y."""
+    """Gable roof shape: a triangle in xz, extruded along y."""
 
     def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE, param: float = 1.0):
-        """Two mirrored solids: ``at`` and ``rotate`` are the left one's, which comes second."""
+        """Add two solids mirrored in y; ``at`` and ``rotate`` place the left one, which is added second."""
         (x, y, z), (ax, ay, az) = at, rotate
         for side in (-1, 1):
             self.add(kind, (x, side * y, z), size, colour, label, (side * ax, ay, side * az), param)
 
-    def limbs(self, start, end, *args: Any, **more: Any) -> None:
-        """Two mirrored limbs: ``start`` and ``end`` are the left one's, which comes second; the rest as in ``limb``."""
+    def limbs(self, start, end, *args: Any, **kwargs: Any) -> None:
+        """Add two limbs mirrored in y; ``start`` and ``end`` place the left one, which is added second."""
         (ax, ay, az), (bx, by, bz) = start, end
         for side in (-1, 1):
-            self.limb((ax, side * ay, az), (bx, side * by, bz), *args, **more)
+            self.limb((ax, side * ay, az), (bx, side * by, bz), *args, **kwargs)
 
     def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
-        """Upright cylinder (or frustum: upper radius = ``top`` x radius) of half height ``half``."""
+        """Add an upright frustum of half height ``half`` whose upper radius is ``top`` x radius."""
         self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, top)
 
     cone = partialmethod(cylinder, top=0.0)
 
     def torus(self, at, radius: float, tube: float, colour=None, label="body", rotate=(0, 0, 0)) -> None:
-        """Ring in the xy plane: ``radius`` to the outer edge, ``tube`` the tube's radius."""
+        """Add a ring in the xy plane with outer radius ``radius`` and tube radius ``tube``."""
         self.add(TORUS, at, radius, colour, label, rotate, tube / radius)
 
     def limb(self, start, end, radius: float, colour=None, label="body", top: float = 1.0, caps: bool = True) -> None:
-        """A rod from ``start`` to ``end`` with round ends; ``top`` x radius at the end."""
+        """Add a rod from ``start`` to ``end``, its radius at the end ``top`` x ``radius``; ``caps``: round ends."""
         start, end = np.asarray(start, float), np.asarray(end, float)
         axis = end - start
         length = float(np.linalg.norm(axis))
@@ -161,17 +160,16 @@ class Builder:
                 self.sphere(end, radius * top, colour, label)
 
     def anchor(self, **places: tuple[float, float, float]) -> None:
-        """Where accessories sit ("head_top", "head", "eyes", "neck", "back", "waist"): x and z, in the plane between
-        left and right, and the radius they have to go around."""
+        """Set anchors (head_top, head, eyes, neck, back, waist) in the plane y = 0, each (x, z, body radius)."""
         for name, (x, z, radius) in places.items():
             self.anchors[name] = (np.array((x, 0.0, z), float), float(radius))
 
     def finish(self, size: float = 1.0, stretch: Sequence[float] | np.ndarray = (1, 1, 1)) -> tuple[Primitive, ...]:
-        """The solids stretched, centred and scaled into the ball of radius ``RADIUS`` x size."""
+        """Return the solids stretched, centred and scaled into the ball of radius ``RADIUS`` x ``size``."""
         stretch_matrix = np.diag(np.asarray(stretch, float))
         points = corners(self.solids) @ stretch_matrix
         centre = (points.min(0) + points.max(0)) / 2
-        # 8 segments inscribe a curved solid: 3 % is the most by which they fall short of it
+        # meshes of 8 segments lie inside curved solids, at most 3 % below the surface
         scale = RADIUS * size / (1.03 * float(np.linalg.norm(points - centre, axis=1).max()))
         return tuple(
             replace(s, matrix=scale * stretch_matrix @ s.matrix, centre=scale * (stretch_matrix @ s.centre - centre))

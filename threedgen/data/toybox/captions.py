@@ -1,7 +1,7 @@
-"""Objects with captions as people type them: colours stated or left open, up to two parts or accessories.
+"""Objects with captions as users type them: colours stated or unspecified, up to two parts or accessories.
 
-The object always has definite colours; the caption mentions all, some or none of them.  What a caption leaves open
-therefore varies over the whole range of the world, and the seed decides it.
+Every object has definite colours; its caption states all, some or none of them. Unspecified colours are random and
+fixed by the seed.
 """
 
 from __future__ import annotations
@@ -12,33 +12,37 @@ import numpy as np
 
 from threedgen.geometry.poses import orbit_array
 
-from .grammar import ACCESSORIES, HEADWEAR, NOUNS, SIZES, Spec, article, detail_phrase, draw_colour, held_out
+from .grammar import ACCESSORIES, HEADWEAR, NOUNS, SIZES, Spec, article, detail_phrase, held_out, sample_colour
 from .primitives import Asset
 from .world import Split, Toybox, View, build
 
 DETAIL_COUNT = (0.40, 0.42, 0.18)
 """Probabilities of naming none, one or two parts or accessories."""
 COLOURS_OPEN, COLOURS_STATED = 0.3, 0.3
-"""Shares of captions that state no colour and all colours; in the others each colour is stated with probability 0.5."""
-SAME_PLACE = (HEADWEAR, ("backpack", "cape"), ("scarf", "bow"))
-"""Accessories that sit in one place, so at most one of each group is worn."""
+"""Shares of captions that state no colour and all colours; the others state each colour with probability 0.5."""
+EXCLUSIVE_GROUPS = (HEADWEAR, ("backpack", "cape"), ("scarf", "bow"))
+"""Groups of accessories at the same place of the body; at most one of each group is worn."""
 WORN_IN = ("hat", "crown", "helmet", "headphones", "scarf", "glasses", "cape")
-"""Accessories of which people also say "in a ..."."""
+"""Accessories that captions also name with "in a ..."."""
 SCATTERED_ELEVATION = (-30.0, 60.0)
-"""Degrees; range of independent cameras."""
+"""Elevation range of independent cameras in degrees."""
 
 
 class OpenToybox(Toybox):
-    """The toybox with open captions; a share ``scattered`` of the objects is seen by independent cameras.
+    """Toybox whose captions may leave colours unspecified; the share ``scattered`` of objects has independent cameras.
 
-    The other objects have cameras in a ring, as in ``Toybox``.  The held-out split is decided by the colours that an
-    object has, not by those that its caption states.
+    The held-out split depends on the colours of the object, stated or not.
     """
 
     def __init__(
-        self, seed: int = 0, split: Split = "train", view: View | None = None, luck: float = 1.0, scattered: float = 0.0
+        self,
+        seed: int = 0,
+        split: Split = "train",
+        view: View | None = None,
+        variation: float = 1.0,
+        scattered: float = 0.0,
     ) -> None:
-        super().__init__(seed, split, view, luck)
+        super().__init__(seed, split, view, variation)
         self.scattered = scattered
 
     def describe(self) -> str:
@@ -46,11 +50,11 @@ class OpenToybox(Toybox):
 
     def asset(self, index: int) -> Asset:
         rng = self.rng(index, 6)
-        spec = random_spec(rng)
+        spec = sample_detailed_spec(rng)
         while held_out(spec) != (self.split == "held-out"):
-            spec = random_spec(rng)
-        caption = written(mentioned_part(spec, rng), rng)
-        return build(spec, self.rng(index, 1), caption, index, self.luck)
+            spec = sample_detailed_spec(rng)
+        caption = phrase(drop_colours(spec, rng), rng)
+        return build(spec, self.rng(index, 1), caption, index, self.variation)
 
     def cameras(self, index: int, n_view: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
         c2w, fov, azimuth, grey = super().cameras(index, n_view)
@@ -63,26 +67,26 @@ class OpenToybox(Toybox):
         return c2w, fov, azimuth, grey
 
 
-def random_spec(rng: np.random.Generator) -> Spec:
-    """A random object with all its colours."""
+def sample_detailed_spec(rng: np.random.Generator) -> Spec:
+    """Sample a spec with all its colours and up to two parts or accessories."""
     entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
     size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""
     words = list[str]()
     for _ in range(int(rng.choice(len(DETAIL_COUNT), p=DETAIL_COUNT))):
-        free = [word for word in entry.parts + entry.wears if not any(conflict(word, other) for other in words)]
+        free = [word for word in entry.parts + entry.wears if not any(conflicts(word, other) for other in words)]
         if free:
             words.append(free[int(rng.integers(len(free)))])
-    details = [(word, draw_colour(rng)) for word in words] + [("", "")] * 2
-    return Spec(entry.word, draw_colour(rng), size, *details[0], *details[1])
+    details = [(word, sample_colour(rng)) for word in words] + [("", "")] * 2
+    return Spec(entry.word, sample_colour(rng), size, *details[0], *details[1])
 
 
-def conflict(a: str, b: str) -> bool:
-    """Whether two parts or accessories of an object are the same or sit in the same place."""
-    return a == b or any(a in group and b in group for group in SAME_PLACE)
+def conflicts(a: str, b: str) -> bool:
+    """Return whether two parts or accessories are the same or sit at the same place."""
+    return a == b or any(a in group and b in group for group in EXCLUSIVE_GROUPS)
 
 
-def mentioned_part(spec: Spec, rng: np.random.Generator) -> Spec:
-    """The spec without the colours that its caption leaves open."""
+def drop_colours(spec: Spec, rng: np.random.Generator) -> Spec:
+    """Return the spec without the colours that its caption does not state."""
     mode = rng.random()
     if mode < COLOURS_STATED:
         return spec
@@ -91,8 +95,8 @@ def mentioned_part(spec: Spec, rng: np.random.Generator) -> Spec:
     return replace(spec, **{name: getattr(spec, name) if kept else "" for name, kept in zip(names, keep, strict=True)})
 
 
-def written(spec: Spec, rng: np.random.Generator) -> str:
-    """One of many wordings of a spec."""
+def phrase(spec: Spec, rng: np.random.Generator) -> str:
+    """Write a caption of a spec in a random wording."""
     adjectives = [word for word in (spec.size, spec.colour) if word]
     if rng.random() < 0.15:
         adjectives.reverse()
@@ -103,32 +107,32 @@ def written(spec: Spec, rng: np.random.Generator) -> str:
     else:
         core = lead = " ".join([*adjectives, spec.noun])
     body = f"{core}{joint}{clauses}".strip()
-    draw = rng.random()
-    if draw < 0.12:
+    u = rng.random()
+    if u < 0.12:
         return body
-    body = f"{'the' if draw < 0.16 else article(lead)} {body}"
+    body = f"{'the' if u < 0.16 else article(lead)} {body}"
     prefix = ("", "a toy of ", "a 3d model of ", "of ")[int(rng.choice(4, p=(0.78, 0.09, 0.09, 0.04)))]
     return prefix + body
 
 
 def _clauses(spec: Spec, rng: np.random.Generator) -> str:
-    """Wording of the parts and accessories, such as "wearing a red hat and glasses"; "" if none is named."""
+    """Write the clauses of parts and accessories, such as "wearing a red hat and glasses"; "" if there are none."""
     details = list(spec.details)
     if rng.random() < 0.5:
         details.reverse()
-    told = list[str]()
+    clauses = list[str]()
     verb = ""
     for word, colour in details:
         choices = ["with"]
         if word in ACCESSORIES:
             choices = ["wearing", "wearing", "with", *(["in"] if word in WORN_IN else [])]
-        own = choices[int(rng.integers(len(choices)))]
-        phrase = detail_phrase(word, colour)
-        if not told:
-            told.append(f"{own} {phrase}")
+        new_verb = choices[int(rng.integers(len(choices)))]
+        detail = detail_phrase(word, colour)
+        if not clauses:
+            clauses.append(f"{new_verb} {detail}")
         elif verb in choices and rng.random() < 0.7:
-            told.append(f"and {phrase}")
+            clauses.append(f"and {detail}")
         else:
-            told.append(f"{'and ' if rng.random() < 0.5 else ''}{own} {phrase}")
-        verb = own
-    return " ".join(told)
+            clauses.append(f"{'and ' if rng.random() < 0.5 else ''}{new_verb} {detail}")
+        verb = new_verb
+    return " ".join(clauses)

@@ -1,6 +1,6 @@
-"""The language of the toybox: colours, sizes, nouns, parts and accessories, and the wordings of a caption.
+"""Vocabulary and captions of the toybox: colours, sizes, nouns, parts, accessories and caption wordings.
 
-A noun or an accessory is a recipe (a function of a Builder), registered under its word.  A caption says at most one
+A noun or an accessory is a recipe (a function of a Builder), registered under its word. A caption states at most one
 size, one colour, one noun and one clause ("wearing a red hat", "with yellow wheels").
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .builder import Builder, Luck
+from .builder import Builder, RandomSource
 
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.85, 0.10, 0.10),
@@ -29,7 +29,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "grey": (0.50, 0.51, 0.53),
     "turquoise": (0.15, 0.80, 0.78),
 }
-"""sRGB centres; samples scatter around them."""
+"""Mean of each colour, sRGB in [0, 1]; samples vary around it."""
 
 SIZES: dict[str, tuple[float, tuple[float, float, float]]] = {
     "": (1.0, (1, 1, 1)),
@@ -38,15 +38,14 @@ SIZES: dict[str, tuple[float, tuple[float, float, float]]] = {
     "tall": (1.0, (1, 1, 1.4)),
     "wide": (1.0, (1, 1.4, 1)),
 }
-"""word -> (radius factor, stretch).  Without a word the radius varies within 0.85 to 1, "large" fills the ball."""
+"""Radius factor and stretch (x, y, z) of each size word; "" is unspecified: the radius then varies from 0.85 to 1."""
 
 Recipe = Callable[[Builder], None]
 
 
 @dataclass(frozen=True)
 class Noun:
-    """A word, its recipe, and what may be said of it.  ``parts``: recolourable parts (see takes_article).
-    ``wears``: accessories whose anchors the recipe sets."""
+    """Word and recipe of an object class; ``parts`` can be named and coloured, ``wears`` are its accessories."""
 
     word: str
     family: str
@@ -58,7 +57,7 @@ class Noun:
 
 @dataclass(frozen=True)
 class Spec:
-    """Content of a caption; "" is unspecified.  ``part`` and ``second``: parts or accessories of the noun."""
+    """Content of a caption; "" is unspecified. ``part`` and ``second`` are parts or accessories of the noun."""
 
     noun: str
     colour: str = ""
@@ -70,7 +69,7 @@ class Spec:
 
     @property
     def details(self) -> tuple[tuple[str, str], ...]:
-        """(word, colour) of each named part or accessory."""
+        """Named parts and accessories, each (word, colour)."""
         both = (self.part, self.part_colour), (self.second, self.second_colour)
         return tuple((word, colour) for word, colour in both if word)
 
@@ -81,11 +80,11 @@ HEADWEAR = ("hat", "crown", "helmet", "headphones")
 
 
 def noun(word: str, family: str, *, front: bool = True, parts: tuple[str, ...] = (), wears: tuple[str, ...] = ()):
-    """Register a recipe: ``@noun("dog", "animals", parts=("ears",), wears=("hat", "scarf"))``."""
+    """Register the recipe of a noun: ``@noun("dog", "animals", parts=("ears",), wears=("hat", "scarf"))``."""
 
     def register(recipe: Recipe) -> Recipe:
         if word in NOUNS:
-            raise ValueError(f"the noun {word!r} is registered twice")
+            raise ValueError(f"Noun registered twice: {word!r}. Choose another word.")
         NOUNS[word] = Noun(word, family, recipe, front, parts, wears)
         return recipe
 
@@ -93,7 +92,7 @@ def noun(word: str, family: str, *, front: bool = True, parts: tuple[str, ...] =
 
 
 def accessory(word: str):
-    """Register an accessory recipe ``f(builder, colour)``; it reads the builder's anchors."""
+    """Register the recipe ``f(builder, colour)`` of an accessory, which reads the builder's anchors."""
 
     def register(recipe: Callable[[Builder, np.ndarray], None]):
         ACCESSORIES[word] = recipe
@@ -102,14 +101,14 @@ def accessory(word: str):
     return register
 
 
-def colour_value(name: str, rng: Luck, spread: float = 0.035) -> np.ndarray:
-    """One sample of a named colour: a brightness and a channel jitter around the centre, (3,) in [0, 1]."""
+def colour_value(name: str, rng: RandomSource, spread: float = 0.035) -> np.ndarray:
+    """Sample a named colour, sRGB (3,) in [0.02, 1], with random brightness and channel noise around its mean."""
     value = np.asarray(COLOURS[name]) * np.exp(rng.normal(0, 1.5 * spread)) + rng.normal(0, spread, 3)
     return np.clip(value, 0.02, 1.0)
 
 
-def draw_colour(rng: np.random.Generator) -> str:
-    """The name of any colour."""
+def sample_colour(rng: np.random.Generator) -> str:
+    """Sample the name of a colour."""
     return list(COLOURS)[int(rng.integers(len(COLOURS)))]
 
 
@@ -121,18 +120,18 @@ NO_ARTICLE = {"feet", "hair", "icing", "cheese", "salad"}
 
 
 def takes_article(word: str) -> bool:
-    """Neither plurals ("wheels", "glasses", "feet") nor what cannot be counted ("hair") take one."""
+    """Return whether a word takes "a": plurals ("wheels", "feet") and uncountable nouns ("hair") do not."""
     return not word.endswith("s") and word not in NO_ARTICLE
 
 
 def detail_phrase(word: str, colour: str) -> str:
-    """Noun phrase of a part or an accessory: "a red hat", "yellow wheels"."""
+    """Return the noun phrase of a part or an accessory: "a red hat", "yellow wheels"."""
     words = f"{colour} {word}".strip()
     return f"{article(words)} {words}" if takes_article(word) else words
 
 
 def clause(spec: Spec) -> str:
-    """ "wearing a red hat", "with yellow wheels", both joined by "and", or ""."""
+    """Return the clauses of a spec, such as "wearing a red hat and with yellow wheels", or ""."""
     phrases = [
         f"{'wearing' if word in ACCESSORIES else 'with'} {detail_phrase(word, colour)}" for word, colour in spec.details
     ]
@@ -140,7 +139,7 @@ def clause(spec: Spec) -> str:
 
 
 def caption(spec: Spec, wording: int = 0) -> str:
-    """One of the wordings of a spec; 0 is the plain one: "a small blue dog wearing a red hat"."""
+    """Return the caption of a spec; wording 0 is the plain one: "a small blue dog wearing a red hat"."""
     adjectives = " ".join(w for w in (spec.size, spec.colour) if w)
     core = f"{adjectives} {spec.noun}".strip()
     plain = f"{article(core)} {core}"
@@ -157,19 +156,16 @@ def caption(spec: Spec, wording: int = 0) -> str:
 WORDINGS = 6
 
 
-def named(text: str) -> list[str]:
-    """The nouns of the toybox in a text, each once, in the order of the text; "ice cream" is one."""
+def find_nouns(text: str) -> list[str]:
+    """Return the toybox nouns in a text, each once, in text order; "ice cream" is one noun."""
     words = re.findall(r"[a-z]+", text.lower())
     pairs = [" ".join(words[k : k + length]) for k in range(len(words)) for length in (2, 1)]
     return [word for word in dict.fromkeys(pairs) if word in NOUNS]
 
 
-def mentioned(text: str) -> Spec | None:
-    """The first noun of the toybox in a text, and the last colour word before it; None if there is no such noun.
-
-    For captions in the plain wording and whatever people type: "a white dog on a red chair" -> a white dog.
-    """
-    if not (nouns := named(text)):
+def parse_prompt(text: str) -> Spec | None:
+    """Parse the first toybox noun of a text and its colour: "a white dog on a red chair" gives a white dog."""
+    if not (nouns := find_nouns(text)):
         return None
     words = re.findall(r"[a-z]+", text.lower())
     colours = [word for word in words[: words.index(nouns[0].split()[0])] if word in COLOURS]
@@ -177,19 +173,19 @@ def mentioned(text: str) -> Spec | None:
 
 
 def held_out(spec: Spec) -> bool:
-    """Whether a combination (noun, colour, part) of the spec is kept out of training: a fixed sixteenth of them."""
+    """Return whether a (noun, colour, part) combination of the spec is held out of training, as 1 in 16 of them is."""
     keys = [f"{spec.noun}/{spec.colour}/{word}".encode() for word, _ in spec.details if spec.colour]
     return any(hashlib.blake2b(key, digest_size=8).digest()[0] % 16 == 0 for key in keys)
 
 
-def draw_spec(rng: np.random.Generator) -> Spec:
-    """A random spec, before the held-out split: 90 % say a colour, 60 % a clause, 25 % a size."""
+def sample_spec(rng: np.random.Generator) -> Spec:
+    """Sample a spec of either split: 90 % state a colour, 60 % a part or accessory, 25 % a size."""
     entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
-    colour = draw_colour(rng) if rng.random() < 0.9 else ""
+    colour = sample_colour(rng) if rng.random() < 0.9 else ""
     size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""
     options = entry.parts + entry.wears
     part, part_colour = "", ""
     if options and rng.random() < 0.6:
         part = options[int(rng.integers(len(options)))]
-        part_colour = draw_colour(rng)
+        part_colour = sample_colour(rng)
     return Spec(entry.word, colour, size, part, part_colour)

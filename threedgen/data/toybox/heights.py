@@ -1,12 +1,12 @@
-"""How tall the things of the toybox usually are, in metres, so that an asset has a size that a scene can use.
+"""Typical heights of toybox nouns in metres, used to export assets at real-world scale.
 
-A dog up to its ears, a plant with its pot, a vehicle of the common kind, a bed with its headboard.
+Heights include ears, pots and headboards.
 """
 
 from __future__ import annotations
 
-from . import nouns  # noqa: F401  (fills what `named` knows)
-from .grammar import article, named
+from . import nouns  # noqa: F401  (fills NOUNS)
+from .grammar import article, find_nouns
 
 HEIGHTS: dict[str, float] = {
     # animals
@@ -36,5 +36,5 @@ HEIGHTS: dict[str, float] = {
 
 
 def usual_height(text: str) -> tuple[str, float] | None:
-    """ "a dog", 0.5: the first thing of the toybox that a text names, and its height; None if it names none."""
-    return next(((f"{article(noun)} {noun}", HEIGHTS[noun]) for noun in named(text)), None)
+    """Return the first toybox noun of a text and its height in metres, such as ("a dog", 0.5); None without a noun."""
+    return next(((f"{article(noun)} {noun}", HEIGHTS[noun]) for noun in find_nouns(text)), None)

@@ -1,8 +1,7 @@
-"""The task "make-toybox-assets": objects of the toybox as files, in a style of their own, to try on what is for users'
-own assets.
+"""Task "make-toybox-assets": toybox objects as GLB files with captions, as test data for tasks that read assets.
 
-    RUN/000/00017-a-blue-dog.glb, ...    y up, front +z, colours at the vertices
-    RUN/captions.csv                     file,caption
+RUN/000/00017-a-blue-dog.glb, ...    y up, front +z, vertex colours
+RUN/captions.csv                     file,caption
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from .world import Toybox
 
 
 def make(task: Task) -> None:
-    """Writes the files that are not there yet. Raises Stopped after Ctrl-C."""
+    """Write the missing files. Raises Stopped after Ctrl-C."""
     config, rows = task.config, [("file", "caption")]
     box = Toybox(config.seed, config.split, style=config.style)
     with Interrupts() as interrupts, Count("assets", config.count, task.quiet) as count:
         for index in range(config.first, config.first + config.count):
-            interrupts.heed()
+            interrupts.raise_if_stopped()
             asset = box.asset(index)
             file = f"{index // 1000:03d}/{index:05d}-{slug(asset.caption)[:-9][:40].strip('-')}.glb"
             rows.append((file, asset.caption))

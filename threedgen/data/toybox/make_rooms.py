@@ -1,10 +1,10 @@
-"""The task "make-toy-rooms": toy rooms as folders that are read like Matterport3D and ScanNet.
+"""Task "make-toy-rooms": toy rooms as folders in the layouts of Matterport3D and ScanNet.
 
     RUN/mp3d_skybox/{train,test}.npy, SCENE/...    panoramas: skyboxes and captions (``threedgen.data.matterport``)
     RUN/scannet/{train,test}/SCENE/...             walks: frames, depth, poses, captions (``threedgen.data.scannet``)
-    RUN/scannet/test/SCENE/room.glb                the mesh of the room, in metres
+    RUN/scannet/test/SCENE/room.glb                room mesh in metres
 
-A scene is written whole or not at all, so a killed run goes on with those that are missing.
+Each scene is written atomically, so an interrupted run resumes with the missing scenes.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import NamedTuple
 import imageio.v3 as iio
 import numpy as np
 
-from threedgen.data.matterport import CAPTIONS, FACES, FOLDER, STEP
+from threedgen.data.matterport import CAPTIONS, FACES, FOLDER, YAW_STEP
 from threedgen.data.options import RoomPanoramasConfig, RoomPathsConfig, SceneSplit
 from threedgen.geometry.depth_file import write_depth
 from threedgen.geometry.images import to_uint8
-from threedgen.geometry.warp import of_cameras
+from threedgen.geometry.warp import to_opencv
 from threedgen.run.arrays import Array
-from threedgen.run.disk import whole_folder, write_atomic
+from threedgen.run.disk import atomic_folder, write_atomic
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
 from threedgen.train.task import Task, run_task
@@ -35,15 +35,15 @@ from .room_scenes import RoomPanoramas, RoomWalk, RoomWalks
 
 SPLITS: tuple[SceneSplit, ...] = ("train", "test")
 CHUNK = 16
-"""Frames of a walk that are rendered together."""
+"""Frames per rendering batch of a walk."""
 SCANNET = "scannet"
-"""Of the folder of walks, in that data set's layout."""
+"""Folder of the walks."""
 NAME = "skybox"
-"""Of the picture in a scene's folder; each has one panorama."""
+"""Name of the panorama in the folder of a scene."""
 
 
 class Job(NamedTuple):
-    """One scene to make."""
+    """Scene to write: its kind ("panorama" or "walk"), split and number."""
 
     kind: str
     split: SceneSplit
@@ -55,44 +55,43 @@ class Job(NamedTuple):
 
 
 def make(task: Task) -> None:
-    """Makes the scenes that are not there yet. Raises Stopped after Ctrl-C."""
-    config, every = task.config, list(jobs(task.config))
-    with Interrupts() as interrupts, Count("scenes", len(every), task.quiet) as count:
-        for job in every:
-            interrupts.heed()
-            target = place(task.folder, job)
+    """Write the missing scenes. Raises Stopped after Ctrl-C."""
+    config, all_jobs = task.config, list(jobs(task.config))
+    with Interrupts() as interrupts, Count("scenes", len(all_jobs), task.quiet) as count:
+        for job in all_jobs:
+            interrupts.raise_if_stopped()
+            target = scene_folder(task.folder, job)
             if not target.is_dir():
-                with whole_folder(target) as folder:
+                with atomic_folder(target) as folder:
                     (write_panorama if job.kind == "panorama" else write_walk)(folder, config, job)
             count.add(1, job.name)
     for split in SPLITS:
-        write_index(task.folder / FOLDER, split, [job for job in every if job[:2] == ("panorama", split)])
-    task.summarise(scenes=len(every))
+        write_index(task.folder / FOLDER, split, [job for job in all_jobs if job[:2] == ("panorama", split)])
+    task.summarise(scenes=len(all_jobs))
 
 
 run = partial(run_task, make, files=(FOLDER, SCANNET), again=True)
 
 
 def jobs(config: MakeToyRoomsConfig) -> Iterator[Job]:
-    """All scenes in the order in which they are made."""
+    """Yield all scenes in the order of writing."""
     for split in SPLITS:
         yield from (Job("panorama", split, number) for number in range(getattr(config, f"{split}_panoramas")))
         yield from (Job("walk", split, number) for number in range(getattr(config, f"{split}_walks")))
 
 
-def place(root: Path, job: Job) -> Path:
-    """The folder of a scene."""
+def scene_folder(root: Path, job: Job) -> Path:
     return root / FOLDER / job.name if job.kind == "panorama" else root / SCANNET / job.split / job.name
 
 
 def panoramas(config: MakeToyRoomsConfig, split: SceneSplit) -> RoomPanoramas:
-    """The rooms whose skyboxes are written."""
+    """Return the panoramas of a split."""
     count = max(1, getattr(config, f"{split}_panoramas"))
     return RoomPanoramas(RoomPanoramasConfig(count=count, supersample=config.supersample), config.seed, split)
 
 
 def walk(config: MakeToyRoomsConfig, split: SceneSplit, number: int) -> RoomWalk:
-    """The walk that is written."""
+    """Return one walk of a split."""
     c = config
     options = RoomPathsConfig(
         count=number + 1, height=c.height, width=c.width, fov=c.fov, overlap=c.overlap, supersample=c.supersample
@@ -101,51 +100,51 @@ def walk(config: MakeToyRoomsConfig, split: SceneSplit, number: int) -> RoomWalk
 
 
 def write_panorama(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
-    """Six faces and eight captions. Raises OSError."""
+    """Write six skybox faces and eight captions. Raises OSError."""
     source = panoramas(config, job.split)
     (folder / FACES).mkdir()
     (folder / CAPTIONS).mkdir()
     for number, face in enumerate(source.skybox(job.number, config.skybox_size)):
         (folder / face_path(number)).write_bytes(jpeg(to_uint8(face)))
     for number, text in enumerate(source.directions(job.number)):
-        (folder / CAPTIONS / f"{NAME}_{number * STEP}.txt").write_text(f"{text}\n", encoding="utf-8")
+        (folder / CAPTIONS / f"{NAME}_{number * YAW_STEP}.txt").write_text(f"{text}\n", encoding="utf-8")
 
 
 def face_path(number: int) -> str:
-    """Of a face, in the folder of its scene."""
+    """Return the path of a skybox face, relative to the folder of its scene."""
     return f"{FACES}/{NAME}_skybox{number}_sami.jpg"
 
 
-def write_index(folder: Path, split: SceneSplit, made: list[Job]) -> None:
-    """The list of the panoramas of a split; none of none. Raises OSError."""
-    if made:
+def write_index(folder: Path, split: SceneSplit, panorama_jobs: list[Job]) -> None:
+    """Write the list of skybox faces of a split, unless it is empty. Raises OSError."""
+    if panorama_jobs:
         data = io.BytesIO()
-        np.save(data, np.array([[f"{job.name}/{face_path(number)}" for number in range(6)] for job in made]))
+        np.save(data, np.array([[f"{job.name}/{face_path(number)}" for number in range(6)] for job in panorama_jobs]))
         write_atomic(folder / f"{split}.npy", data.getvalue())
 
 
 def write_walk(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
-    """Frames, key frames and, of a test room, the mesh. Raises OSError."""
-    made = walk(config, job.split, job.number)
+    """Write frames, key frames and, in the test split, the room mesh. Raises OSError."""
+    room_walk = walk(config, job.split, job.number)
     for part in ("color", "depth", "pose", "prompt", "intrinsic"):
         (folder / part).mkdir()
-    K, _ = of_cameras(made.cameras.select([0]))
+    K, _ = to_opencv(room_walk.cameras.select([0]))
     matrix = np.eye(4)
     matrix[:3, :3] = K[0]
     (folder / "intrinsic" / "intrinsic_depth.txt").write_text(rows(matrix), encoding="utf-8")
-    for start in range(0, made.length, CHUNK):
-        write_frames(folder, made, range(start, min(start + CHUNK, made.length)))
-    (folder / "key_frame_0.6.txt").write_text("".join(f"{number}\n" for number in made.keys), encoding="utf-8")
-    np.save(folder / "valid_frames.npy", np.array(made.frames))
+    for start in range(0, room_walk.length, CHUNK):
+        write_frames(folder, room_walk, range(start, min(start + CHUNK, room_walk.length)))
+    (folder / "key_frame_0.6.txt").write_text("".join(f"{number}\n" for number in room_walk.keys), encoding="utf-8")
+    np.save(folder / "valid_frames.npy", np.array(room_walk.frames))
     if job.split == "test":
-        (folder / "room.glb").write_bytes(room_glb(made.room))
+        (folder / "room.glb").write_bytes(room_glb(room_walk.room))
 
 
-def write_frames(folder: Path, made: RoomWalk, numbers: range) -> None:
-    """Some frames of a walk. Raises OSError."""
-    scene = made.views(numbers)
+def write_frames(folder: Path, room_walk: RoomWalk, numbers: range) -> None:
+    """Write the images, depth, poses and captions of the frames ``numbers``. Raises OSError."""
+    scene = room_walk.views(numbers)
     assert scene.depth is not None
-    poses = of_cameras(scene.views.at)[1].double().numpy()
+    poses = to_opencv(scene.views.cameras)[1].double().numpy()
     for k, number in enumerate(numbers):
         (folder / "color" / f"{number}.jpg").write_bytes(jpeg(to_uint8(scene.views.images[k])))
         write_depth(folder / "depth" / f"{number}.png", scene.depth[k].numpy())
@@ -154,11 +153,11 @@ def write_frames(folder: Path, made: RoomWalk, numbers: range) -> None:
 
 
 def rows(matrix: Array) -> str:
-    """A matrix, each row in a line."""
+    """Format a matrix as text, one row per line."""
     return "".join(" ".join(f"{x:.9g}" for x in row) + "\n" for row in matrix)
 
 
 def jpeg(pixels: Array) -> bytes:
-    """Encodes uint8 pixels (H,W,3), colours as fine as light."""
+    """Encode uint8 pixels (H, W, 3) as a JPEG without chroma subsampling."""
     encoded: bytes = iio.imwrite("<bytes>", pixels, extension=".jpg", quality=95, subsampling=0)
     return encoded

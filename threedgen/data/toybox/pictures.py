@@ -1,6 +1,6 @@
-"""What the toybox is learnt from: single pictures as photographers take them, and objects from several sides.
+"""Toybox image sources: single images mostly from the front, orbit views and the views of MV-Adapter.
 
-All are sources of ``threedgen.data.bank``.
+All are sources of `threedgen.data.bank`.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ from threedgen.guidance.options import Control
 
 from .builder import RADIUS, bounds
 from .primitives import Asset
-from .raycast import Picture, render
+from .raycast import RenderResult, render
 from .rooms import Rooms
 from .styles import Style
 from .world import Split, Toybox
 
 FRONT, ANY_SIDE = 6.0, 0.25
-"""How much photographers prefer the front: the density of the azimuth is proportional to exp(FRONT cos azimuth), but
-for a share of the pictures that they take from any side."""
-SHOTS = 2
-"""Pictures taken in one room."""
+"""Azimuth distribution: von Mises density exp(FRONT cos azimuth), and uniform for the share ANY_SIDE of the images."""
+IMAGES_PER_ROOM = 2
 
 
 class Photographs:
-    """Single captioned pictures: a share of them, ``rooms``, are views inside rooms, the others show an object, mostly
-    from the front.  No camera is ever told.  ``luck``, ``style``: of the objects, see ``Toybox``; ``clutter``: see
-    ``furnish``."""
+    """Single captioned images without camera conditioning, mostly of objects seen from the front.
+
+    Args:
+        variation, style: of the objects, see `Toybox`.
+        rooms: share of images taken inside rooms.
+        clutter: number of objects in rooms, see `furnish`.
+    """
 
     n_view = 1
 
@@ -41,36 +43,36 @@ class Photographs:
         self,
         seed: int = 0,
         split: Split = "train",
-        luck: float = 1.0,
+        variation: float = 1.0,
         rooms: float = 0.25,
         clutter: float = 1.0,
         style: Style = "plain",
     ) -> None:
         self.seed, self.split, self.share = seed, split, rooms
-        self.box, self.rooms = Toybox(seed, split, luck=luck, style=style), Rooms(seed, split, clutter)
+        self.box, self.rooms = Toybox(seed, split, variation=variation, style=style), Rooms(seed, split, clutter)
 
     def describe(self) -> str:
         rooms = f"rooms {self.share:g}, clutter {self.rooms.clutter:g}"
         return f"photographs, {self.box.describe()}, front {FRONT:g} or {ANY_SIDE:g}, {rooms}"
 
-    def before(self, index: int) -> int:
-        """How many of the pictures before this one are views inside rooms."""
+    def room_images_before(self, index: int) -> int:
+        """Return the number of images inside rooms among the first ``index`` images."""
         return int(index * self.share)
 
     def block(self, indices: range, size: int) -> Captioned:
-        inside = np.array([self.before(i + 1) > self.before(i) for i in indices])
+        inside = np.array([self.room_images_before(i + 1) > self.room_images_before(i) for i in indices])
         rgb = np.empty((len(indices), size, size, 3), np.float32)
         c2w, captions = np.empty((len(indices), 4, 4), np.float32), [""] * len(indices)
-        for where, take in ((inside, self.shots), (~inside, self.portraits)):
-            places = np.flatnonzero(where)
-            if len(places):
-                rgb[places], texts, c2w[places] = take([indices[k] for k in places], size)
-                for k, text in zip(places, texts, strict=True):
+        for mask, render_images in ((inside, self.room_images), (~inside, self.object_images)):
+            positions = np.flatnonzero(mask)
+            if len(positions):
+                rgb[positions], texts, c2w[positions] = render_images([indices[k] for k in positions], size)
+                for k, text in zip(positions, texts, strict=True):
                     captions[k] = text
         return Captioned(rgb, captions, c2w)
 
-    def portraits(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """One picture of each object."""
+    def object_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """Render one image of each object: rgb (N, size, size, 3), captions and c2w (N, 4, 4)."""
         assets = [self.box.asset(i) for i in indices]
         rngs, view = [self.box.rng(i, 4) for i in indices], self.box.view
         azimuth = np.array(
@@ -80,20 +82,20 @@ class Photographs:
         near = np.array([rng.uniform(*view.relative_distance) for rng in rngs])
         c2w = orbit_array(elevation, azimuth, near / np.tan(fov / 2))
         grey = np.array([rng.uniform(*view.grey) for rng in rngs])
-        picture = render(assets, np.arange(len(assets)), c2w, fov, size, grey)
-        return picture.rgb, [asset.caption for asset in assets], c2w
+        rgb = render(assets, np.arange(len(assets)), c2w, fov, size, grey).rgb
+        return rgb, [asset.caption for asset in assets], c2w
 
-    def shots(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """``SHOTS`` pictures of each room, in turn."""
-        numbers = [self.before(i) for i in indices]
-        rooms = sorted({n // SHOTS for n in numbers})
-        rgb, texts, c2w = self.rooms.shots(rooms, size, SHOTS)
-        chosen = [rooms.index(n // SHOTS) * SHOTS + n % SHOTS for n in numbers]
-        return rgb[chosen], [texts[k] for k in chosen], c2w[chosen]
+    def room_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """Render images inside rooms, ``IMAGES_PER_ROOM`` per room; returns as in `object_images`."""
+        numbers, n = [self.room_images_before(i) for i in indices], IMAGES_PER_ROOM
+        rooms = sorted({number // n for number in numbers})
+        rgb, texts, c2w = self.rooms.render_views(rooms, size, n)
+        order = [rooms.index(number // n) * n + number % n for number in numbers]
+        return rgb[order], [texts[k] for k in order], c2w[order]
 
 
 class FourSides:
-    """Objects of a toybox from ``n_view`` sides at once, with their cameras."""
+    """Orbit views of toybox objects, ``n_view`` per object, with their cameras."""
 
     def __init__(self, box: Toybox, n_view: int = 4) -> None:
         self.n_view, self.box = n_view, box
@@ -107,10 +109,10 @@ class FourSides:
 
 
 class ToyboxObjects(ObjectViews):
-    """Objects from the sides that MV-Adapter draws.
+    """Toybox objects from the views of MV-Adapter.
 
-    With rays a small object is small, as its caption says; with its geometry, which says so itself, it is as large as
-    a mesh that is to be textured.
+    Conditioned on rays, objects keep the size that their caption states; conditioned on geometry, they fill the frame
+    as meshes to be textured do.
     """
 
     def __init__(
@@ -124,10 +126,10 @@ class ToyboxObjects(ObjectViews):
         fov: float = 0.0,
     ) -> None:
         super().__init__(seed, split, control, reference, anywhere, fov)
-        self.count, self.box = options.count, Toybox(seed, split, luck=options.luck)
+        self.count, self.box = options.count, Toybox(seed, split, variation=options.luck)
 
     def describe(self) -> str:
-        return f"{super().describe()}, luck {self.box.luck:g}"
+        return f"{super().describe()}, luck {self.box.variation:g}"
 
     def __len__(self) -> int:
         return self.count
@@ -136,24 +138,24 @@ class ToyboxObjects(ObjectViews):
         return self.box.asset(index).caption
 
     def asset(self, index: int) -> Asset:
-        """As large as its views take it to be."""
+        """Return the object at the scale of its views."""
         asset = self.box.asset(index)
         if self.control == "rays":
-            return asset.moved(0.0, HALF / RADIUS)
+            return asset.move_and_scale(0.0, HALF / RADIUS)
         low, high = bounds(asset.primitives)
-        return asset.moved((low + high) / 2, 2 * HALF / float((high - low).max()))
+        return asset.move_and_scale((low + high) / 2, 2 * HALF / float((high - low).max()))
 
     def photograph(self, index: int, at: Cameras) -> np.ndarray:
         return self.render(index, at, supersample=2).rgb
 
     def surface(self, index: int, at: Cameras) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        seen = self.render(index, at, supersample=0, truth=True)
+        result = self.render(index, at, supersample=0, with_gbuffer=True)
         origins, directions = (part.numpy() for part in at.rays())
-        points = origins + directions * np.where(seen.mask, seen.depth, 0)[..., None]
-        return points, seen.normal, seen.mask
+        points = origins + directions * np.where(result.mask, result.depth, 0)[..., None]
+        return points, result.normal, result.mask
 
-    def render(self, index: int, at: Cameras, supersample: int, truth: bool = False) -> Picture:
-        parallel, which = at.projection.parallel, np.zeros(len(at), np.int64)
-        seen = (0.5 * at.height / at.projection.K[:, 1, 1] if parallel else at.fov).numpy()
-        way = (at.height, GREY, supersample, truth)
-        return render([self.asset(index)], which, at.c2w.numpy(), seen, *way, parallel=parallel)
+    def render(self, index: int, at: Cameras, supersample: int, with_gbuffer: bool = False) -> RenderResult:
+        parallel, asset_index = at.projection.parallel, np.zeros(len(at), np.int64)
+        fov = (0.5 * at.height / at.projection.K[:, 1, 1] if parallel else at.fov).numpy()
+        args = (at.height, GREY, supersample, with_gbuffer)
+        return render([self.asset(index)], asset_index, at.c2w.numpy(), fov, *args, parallel=parallel)

@@ -1,8 +1,7 @@
-"""The solids that toybox assets are made of, and the asset itself.
+"""Solids of the toybox (sphere, box, frustum, torus, dome, prism) and the assets made of them.
 
-Every solid fits into [-1, 1]^3 in its own frame (only a frustum may widen upwards beyond it) and is placed by an
-affine map (stretch, rotate, shift).  All but the box and the prism are solids of revolution about z, so one profile
-(radius, height) describes both their surface for the triangle mesh and the points that bound them.
+Every solid fits into [-1, 1]^3 in its local frame (except a frustum that widens upwards) and is placed by an affine
+map. All but the box and the prism are solids of revolution about z, meshed from a profile (radius, height).
 """
 
 from __future__ import annotations
@@ -13,30 +12,30 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 SPHERE, BOX, FRUSTUM, TORUS, DOME, PRISM = range(6)
-"""Unit sphere; cube; z in [-1, 1] with radius 1 below and ``param`` above (1 cylinder, 0 cone); ring in the xy plane
-with tube radius ``param``; upper half of the unit sphere; triangle in xz (base at z = -1, apex at x = 0, z = 1) along
-y."""
+"""Kinds of solids. SPHERE: unit sphere. BOX: cube [-1, 1]^3. FRUSTUM: z in [-1, 1], radius 1 below and ``param`` above
+(1: cylinder, 0: cone). TORUS: ring in the xy plane, outer radius 1, tube radius ``param``. DOME: upper half of the unit
+sphere. PRISM: triangle in xz (base at z = -1, apex at x = 0, z = 1), extruded along y in [-1, 1]."""
 
 
 @dataclass(frozen=True)
 class Primitive:
-    """One placed solid: world point = ``matrix`` @ local point + ``centre``."""
+    """Placed solid: world point = ``matrix`` @ local point + ``centre``."""
 
     kind: int
     param: float
     matrix: np.ndarray  # (3, 3)
     centre: np.ndarray  # (3,)
     colour: np.ndarray  # (3,) sRGB in [0, 1]
-    label: str  # the part it belongs to: "body", "wheels", "hat", ...
+    label: str  # part or accessory: "body", "wheels", "hat", ...
 
 
 @dataclass(frozen=True)
 class Asset:
-    """A list of solids inside the ball of radius 0.85, front towards +x, z up, with the fields of its ``Spec``.
+    """Object as a list of solids inside the ball of radius 0.85, front towards +x, z up, with the fields of its `Spec`.
 
-    Colours are names, or "" if unspecified; ``part`` and ``second`` are "" if no part or accessory is named;
-    ``front`` is False for nouns that look alike from every side (a ball, an apple).  ``labels``: those of the solids,
-    each once, unless others are given.
+    Attributes:
+        front: False if the object looks alike from every side (a ball, an apple).
+        labels: part names that label images and meshes refer to; default: the distinct labels of the solids.
     """
 
     primitives: tuple[Primitive, ...]
@@ -58,8 +57,8 @@ class Asset:
             object.__setattr__(self, "labels", tuple(dict.fromkeys(solid.label for solid in self.primitives)))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The solids as arrays for the ray caster; ``label`` numbers follow ``labels`` (0 is the background)."""
-        names = {name: i + 1 for i, name in enumerate(self.labels)}
+        """Return the solids as arrays for the ray caster; label k + 1 is ``labels[k]``, 0 the background."""
+        label_ids = {name: i + 1 for i, name in enumerate(self.labels)}
         matrix = np.stack([p.matrix for p in self.primitives])
         reach = np.sqrt(np.array([_reach(p.kind, p.param, p.matrix) for p in self.primitives]))
         return {
@@ -69,20 +68,17 @@ class Asset:
             "centre": np.stack([p.centre for p in self.primitives]).astype(np.float32),
             "reach": reach.astype(np.float32),
             "colour": np.stack([p.colour for p in self.primitives]).astype(np.float32),
-            "label": np.array([names[p.label] for p in self.primitives], np.int32),
+            "label": np.array([label_ids[p.label] for p in self.primitives], np.int32),
         }
 
-    def moved(self, middle: np.ndarray | float, scale: float) -> Asset:
-        """The same with ``middle`` (3,) at the origin and ``scale`` times as large."""
-        places = ((scale * solid.matrix, scale * (solid.centre - middle)) for solid in self.primitives)
-        solids = zip(self.primitives, places, strict=True)
+    def move_and_scale(self, centre: np.ndarray | float, scale: float) -> Asset:
+        """Return a copy with the point ``centre`` (3,) moved to the origin, then scaled by ``scale``."""
+        poses = ((scale * solid.matrix, scale * (solid.centre - centre)) for solid in self.primitives)
+        solids = zip(self.primitives, poses, strict=True)
         return replace(self, primitives=tuple(replace(s, matrix=m, centre=c) for s, (m, c) in solids))
 
     def mesh(self, segments: int = 24) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Triangles of all solids: vertices (V, 3), faces (F, 3), face colours (F, 3), face labels (F,).
-
-        The solids overlap; each is closed, so the union is exact up to ``segments`` around a full turn.
-        """
+        """Return closed, overlapping meshes of the solids: vertices (V, 3), faces, face colours (F, 3), labels (F,)."""
         vertices, faces, colours, labels, start = [], [], [], [], 0
         numbers = self.arrays()["label"]
         for solid, number in zip(self.primitives, numbers, strict=True):
@@ -98,7 +94,7 @@ class Asset:
 
 
 def inside(solids: Iterable[Primitive], points: np.ndarray) -> np.ndarray:
-    """Which of ``points`` (N, 3) lie in any of the solids: (N,) bool, exact."""
+    """Return which of ``points`` (N, 3) lie in any of the solids: (N,) bool, exact."""
     result = np.zeros(len(points), bool)
     for p in solids:
         result |= _inside(p.kind, p.param, (points - p.centre) @ np.linalg.inv(p.matrix).T)
@@ -106,7 +102,7 @@ def inside(solids: Iterable[Primitive], points: np.ndarray) -> np.ndarray:
 
 
 def _reach(kind: int, param: float, matrix: np.ndarray) -> float:
-    """Squared radius of a ball about the solid's centre that holds it."""
+    """Return the squared radius of a ball about the centre of a solid that contains it."""
     stretch = np.linalg.svd(matrix, compute_uv=False)
     if kind in (SPHERE, DOME):
         return float(stretch[0] ** 2)
@@ -132,7 +128,7 @@ def _inside(kind: int, param: float, q: np.ndarray) -> np.ndarray:
 
 
 def profile(kind: int, param: float, segments: int) -> np.ndarray:
-    """Half outline (radius, height) of a solid of revolution, from the bottom to the top: (P, 2)."""
+    """Return the profile (radius, height) of a solid of revolution, from bottom to top: (P, 2)."""
     if kind == SPHERE:
         a = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
         return np.stack([np.cos(a), np.sin(a)], 1)
@@ -146,7 +142,7 @@ def profile(kind: int, param: float, segments: int) -> np.ndarray:
 
 
 def tessellate(kind: int, param: float, segments: int) -> tuple[np.ndarray, np.ndarray]:
-    """Closed triangle mesh of a solid in its own frame: vertices (V, 3), faces (F, 3) seen counter-clockwise."""
+    """Return the closed mesh of a solid in its local frame: vertices (V, 3), counter-clockwise faces (F, 3)."""
     if kind == BOX:
         v = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
         quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]

@@ -1,8 +1,8 @@
-"""Ray caster for lists of solids (numba, no compiler): colour, mask, depth, normals and part labels, exact.
+"""Exact ray caster for assets (numba): colour, mask, depth, normals and part labels.
 
-Objects are lit from above and by a lamp at the camera, so that sides can be told apart and a colour looks nearly the
-same from every azimuth: shade = 0.5 + 0.2 n_z + 0.3 max(0, n . v).  Rooms have a lamp of their own at a point p, so
-that a wall looks the same from everywhere: shade = 0.55 + 0.45 max(0, n . (p - x) / |p - x|).  No shadows.
+Objects are lit from above and from the camera, so that sides differ and a colour looks nearly the same from every
+azimuth: shade = 0.5 + 0.2 n_z + 0.3 max(0, n . v). Rooms have a point light at p, so that a wall looks the same from
+every camera: shade = 0.55 + 0.45 max(0, n . (p - x) / |p - x|). No shadows.
 """
 
 from __future__ import annotations
@@ -17,40 +17,46 @@ from .primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, Asset
 
 BOX_PLANES = np.array([(1, 0, 0, 1), (-1, 0, 0, 1), (0, 1, 0, 1), (0, -1, 0, 1), (0, 0, 1, 1), (0, 0, -1, 1)], float)
 PRISM_PLANES = np.array([(0, 0, -1, 1), (0, 1, 0, 1), (0, -1, 0, 1), (2, 0, 1, 1), (-2, 0, 1, 1)], float)
-"""Half spaces n . x <= offset; the prism's last two are its slopes: 2 |x| + z <= 1."""
+"""Half spaces n . x <= offset as (n, offset); the last two of the prism are its slopes, 2 |x| + z <= 1."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """Renders of V views.  rgb (V, H, W, 3) in [0, 1]; the rest only when asked for, at pixel centres: mask (V, H, W)
-    bool, depth (V, H, W) along the ray (inf on the background), normal (V, H, W, 3), label (V, H, W) int."""
+class RenderResult:
+    """Images of V views and, if rendered with a G-buffer, geometry at the pixel centres (else shape (V, 0, 0))."""
 
-    rgb: np.ndarray
-    mask: np.ndarray
-    depth: np.ndarray
-    normal: np.ndarray
-    label: np.ndarray
+    rgb: np.ndarray  # (V, H, W, 3) in [0, 1]
+    mask: np.ndarray  # (V, H, W) bool, False on the background
+    depth: np.ndarray  # (V, H, W) distance along the ray, inf on the background
+    normal: np.ndarray  # (V, H, W, 3) unit normals in world space, 0 on the background
+    label: np.ndarray  # (V, H, W) int, 1 + index into Asset.labels, 0 on the background
 
 
 def render(
     assets: Sequence[Asset],
-    view_asset: np.ndarray,
+    asset_index: np.ndarray,
     c2w: np.ndarray,
     fov: np.ndarray,
     size: int,
     background: np.ndarray | float = 0.5,
     supersample: int = 2,
-    truth: bool = False,
+    with_gbuffer: bool = False,
     lamp: np.ndarray | None = None,
     panorama: bool = False,
     parallel: bool = False,
-) -> Picture:
-    """Render view v of asset ``view_asset[v]`` from ``c2w[v]`` (4, 4) with the vertical fov ``fov[v]`` (radians).
+) -> RenderResult:
+    """Render V views of assets with square perspective cameras.
 
-    ``lamp``: (V, 3) points that light comes from, for rooms.  ``panorama``: equirectangular pictures (size, 2 size) in
-    place of square perspective ones, what the camera looks at in their middle; ``fov`` then means nothing.
-    ``supersample``: rays along each side of a pixel, 0 where only the truth is wanted (rgb is then black).
-    ``parallel``: rays along the viewing axis; ``fov`` is then half the height that is seen, in world units.
+    Args:
+        asset_index: (V,) index of the asset in each view.
+        c2w: (V, 4, 4), OpenGL axes.
+        fov: (V,) vertical field of view in radians; with ``parallel`` half the visible height in world units.
+        size: height (and width) of the images in pixels.
+        background: grey level in [0, 1], scalar or (V,).
+        supersample: n x n rays per pixel; 0 renders only the G-buffer (rgb is black).
+        with_gbuffer: also render mask, depth, normals and labels.
+        lamp: (V, 3) point lights of rooms; None: the lights of objects.
+        panorama: equirectangular images (size, 2 size) centred on the viewing direction; ``fov`` is ignored.
+        parallel: orthographic projection.
     """
     arrays = [asset.arrays() for asset in assets]
     offsets = np.cumsum([0] + [len(a["kind"]) for a in arrays]).astype(np.int64)
@@ -59,20 +65,20 @@ def render(
     grey = np.broadcast_to(np.asarray(background, np.float32), (views,)).astype(np.float32)
     height, width = size, 2 * size if panorama else size
     rgb = np.empty((views, height, width, 3), np.float32)
-    shape = (views, height, width) if truth else (views, 0, 0)
+    shape = (views, height, width) if with_gbuffer else (views, 0, 0)
     depth = np.full(shape, np.inf, np.float32)
     normal = np.zeros((*shape, 3), np.float32)
     label = np.zeros(shape, np.int32)
     lamps = np.zeros((0, 3)) if lamp is None else np.broadcast_to(lamp, (views, 3))
-    of, poses, lamps = np.asarray(view_asset, np.int64), np.asarray(c2w, np.float32), np.asarray(lamps, np.float32)
-    way = (panorama, parallel, supersample, truth)
-    _render(solids, offsets, of, poses, np.asarray(fov, np.float32), grey, lamps, *way, rgb, depth, normal, label)
-    return Picture(rgb, label > 0, depth, normal, label)
+    index, poses, lamps = np.asarray(asset_index, np.int64), np.asarray(c2w, np.float32), np.asarray(lamps, np.float32)
+    flags = (panorama, parallel, supersample, with_gbuffer)
+    _render(solids, offsets, index, poses, np.asarray(fov, np.float32), grey, lamps, *flags, rgb, depth, normal, label)
+    return RenderResult(rgb, label > 0, depth, normal, label)
 
 
 @njit(cache=True, inline="always")
 def _cap(ox, oy, oz, dx, dy, dz, height, radius, best):
-    """Disc z = height, rho <= radius: the ray parameter or ``best``."""
+    """Intersect a ray with the disc z = height, rho <= radius; return the ray parameter, or ``best`` on a miss."""
     if abs(dz) > 1e-12:
         t = (height - oz) / dz
         if 1e-4 < t < best:
@@ -84,7 +90,7 @@ def _cap(ox, oy, oz, dx, dy, dz, height, radius, best):
 
 @njit(cache=True)
 def _quadric(kind, k, ox, oy, oz, dx, dy, dz):
-    """First hit of sphere, dome and frustum in their own frame: t (inf if none) and the local normal."""
+    """Intersect a local ray with a sphere, dome or frustum; return t (inf on a miss) and the local normal."""
     best = np.inf
     nx, ny, nz = 0.0, 0.0, 0.0
     if kind == FRUSTUM:
@@ -123,7 +129,7 @@ def _quadric(kind, k, ox, oy, oz, dx, dy, dz):
 
 @njit(cache=True)
 def _slabs(kind, ox, oy, oz, dx, dy, dz):
-    """First hit of box and prism (both convex: enter all half spaces before leaving one)."""
+    """Intersect a local ray with a box or prism by half spaces; return t (inf on a miss) and the local normal."""
     near, far = -np.inf, np.inf
     nx, ny, nz = 0.0, 0.0, 0.0
     for px, py, pz, offset in BOX_PLANES if kind == BOX else PRISM_PLANES:
@@ -145,7 +151,7 @@ def _slabs(kind, ox, oy, oz, dx, dy, dz):
 
 @njit(cache=True)
 def _ring(tube, ox, oy, oz, dx, dy, dz):
-    """First hit of the torus by sphere tracing its exact distance inside the slab that holds it."""
+    """Intersect a local ray with a torus by sphere tracing; return t (inf on a miss) and the local normal."""
     length = np.sqrt(dx * dx + dy * dy + dz * dz)
     ux, uy, uz = dx / length, dy / length, dz / length
     b = ox * ux + oy * uy + oz * uz
@@ -168,11 +174,11 @@ def _ring(tube, ox, oy, oz, dx, dy, dz):
 
 
 @njit(cache=True)
-def _near_row(centre, reach, start, stop, m, slope, half_pixel, parallel, chosen):
-    """Writes the solids that rays of a row of pixels can meet into ``chosen``; returns how many.
+def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candidates):
+    """Write the indices of solids that a pixel row can hit into ``candidates`` and return their number.
 
     The rays of a row lie in the plane through the camera and its right axis that rises by ``slope``; ``half_pixel`` is
-    the change of slope within the row. Of parallel rays ``slope`` is the height of the plane above the axis.
+    the change of slope within the row. For parallel rays ``slope`` is the height of the plane above the axis.
     """
     count = 0
     tilt = 1.0 / np.sqrt(1.0 + slope * slope)
@@ -183,19 +189,18 @@ def _near_row(centre, reach, start, stop, m, slope, half_pixel, parallel, chosen
         away = abs(up - slope) if parallel else abs(up + slope * back) * tilt
         spread = half_pixel if parallel else half_pixel * np.sqrt(x * x + y * y + z * z)
         if back < reach[i] and away <= reach[i] + spread:
-            chosen[count] = i
+            candidates[count] = i
             count += 1
     return count
 
 
 @njit(cache=True)
-def _trace(kind, param, inverse, centre, reach, chosen, count, px, py, pz, dx, dy, dz):
-    """Nearest of the first ``count`` solids in ``chosen`` along a unit ray: index (-1 if none), distance, unit world
-    normal."""
+def _trace(kind, param, inverse, centre, reach, candidates, count, px, py, pz, dx, dy, dz):
+    """Return the first hit of a unit ray among ``count`` candidates: index (-1 on a miss), distance, unit normal."""
     best, hit = np.inf, -1
     bx, by, bz = 0.0, 0.0, 0.0
     for k in range(count):
-        i = chosen[k]
+        i = candidates[k]
         cx, cy, cz = centre[i, 0] - px, centre[i, 1] - py, centre[i, 2] - pz
         along = cx * dx + cy * dy + cz * dz
         off = cx * cx + cy * cy + cz * cz - along * along
@@ -226,22 +231,22 @@ def _trace(kind, param, inverse, centre, reach, chosen, count, px, py, pz, dx, d
 
 @njit(cache=True, parallel=True)
 def _render(
-    solids, offsets, view_asset, c2w, fov, grey, lamp, panorama, parallel, ss, truth, rgb, depth, normal, label
+    solids, offsets, asset_index, c2w, fov, grey, lamp, panorama, parallel, ss, with_gbuffer, rgb, depth, normal, label
 ):
     kind, param, inverse, centre, reach, colour, label_of = solids
     views, height, width = rgb.shape[0], rgb.shape[1], rgb.shape[2]
     for row in prange(views * height):
         v, j = row // height, row % height
-        start, stop = offsets[view_asset[v]], offsets[view_asset[v] + 1]
+        start, stop = offsets[asset_index[v]], offsets[asset_index[v] + 1]
         m = c2w[v]
         focal = 0.5 * height / (fov[v] if parallel else np.tan(0.5 * fov[v]))
-        chosen, count = np.arange(start, stop), stop - start
+        candidates, count = np.arange(start, stop), stop - start
         if not panorama:
             slope = -(j + 0.5 - 0.5 * height) / focal
-            count = _near_row(centre, reach, start, stop, m, slope, 0.51 / focal, parallel, chosen)
+            count = _cull_row(centre, reach, start, stop, m, slope, 0.51 / focal, parallel, candidates)
         for i in range(width):
             r, g, b = 0.0, 0.0, 0.0
-            samples = ss * ss + (1 if truth else 0)
+            samples = ss * ss + (1 if with_gbuffer else 0)
             for s in range(samples):
                 if s < ss * ss:
                     x, y = i + (s % ss + 0.5) / ss, j + (s // ss + 0.5) / ss
@@ -263,7 +268,9 @@ def _render(
                 dz = m[2, 0] * qx + m[2, 1] * qy + m[2, 2] * qz
                 norm = 1.0 / np.sqrt(dx * dx + dy * dy + dz * dz)
                 dx, dy, dz = dx * norm, dy * norm, dz * norm
-                hit, t, nx, ny, nz = _trace(kind, param, inverse, centre, reach, chosen, count, px, py, pz, dx, dy, dz)
+                hit, t, nx, ny, nz = _trace(
+                    kind, param, inverse, centre, reach, candidates, count, px, py, pz, dx, dy, dz
+                )
                 if s == ss * ss:
                     if hit >= 0:
                         depth[v, j, i] = t

@@ -1,4 +1,4 @@
-"""The triangles of a toy room as a GLB: what one sees from inside, in metres, colours at the vertices, no UVs."""
+"""Mesh of the inside of a toy room, in metres, and its export as a GLB with vertex colours."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ import numpy as np
 from threedgen.geometry.images import to_linear
 from threedgen.run.arrays import Array
 
-from .rooms import HALF, HEIGHT, Room
+from .rooms import HALF_WIDTH, HEIGHT, Room
 
 THICKNESS = 0.01
-"""Metres behind walls, floor and ceiling up to which a triangle still belongs to the inside."""
+"""Tolerance in metres outside walls, floor and ceiling within which triangles are kept."""
 
 
 def room_triangles(room: Room, segments: int = 24) -> tuple[Array, Array, Array]:
-    """Corners (T,3,3) in the world of the room, sRGB colours (T,3) and labels (T,) as ``rooms.view`` has them.
+    """Return the triangles of a room: corners (T, 3, 3), sRGB colours (T, 3) and labels (T,) as in `render_rooms`.
 
-    The solids are whole, so they overlap; of the shell there are only the inner sides. Round solids have ``segments``
-    around a full turn.
+    Solids overlap; the outer sides of walls, floor and ceiling are removed. Round solids have ``segments`` sides.
     """
     vertices, faces, colours, labels = room.asset.mesh(segments)
     corners = vertices[faces]
-    low, high = np.array([-HALF, -HALF, 0]) - THICKNESS, np.array([HALF, HALF, HEIGHT]) + THICKNESS
+    low, high = (
+        np.array([-HALF_WIDTH, -HALF_WIDTH, 0]) - THICKNESS,
+        np.array([HALF_WIDTH, HALF_WIDTH, HEIGHT]) + THICKNESS,
+    )
     middle = corners.mean(1)
     inside = ((middle > low) & (middle < high)).all(1)
     return corners[inside], colours[inside], labels[inside]
 
 
 def room_glb(room: Room, segments: int = 24) -> bytes:
-    """A GLB of the inside of a room."""
     corners, colours, _ = room_triangles(room, segments)
     return glb(corners, colours)
 
 
 def glb(corners: Array, colours: Array) -> bytes:
-    """A GLB of triangles (T,3,3) in sRGB colours (T,3), with y up, x' = y, y' = z, z' = x, as all of this project;
-    triangles share no vertex, so edges stay sharp."""
+    """Encode z-up triangles (T, 3, 3) with sRGB colours (T, 3) as a y-up GLB; edges stay sharp, no vertex is shared."""
     import trimesh
 
     rgba = np.pad(np.round(to_linear(colours) * 255).astype(np.uint8), ((0, 0), (0, 1)), constant_values=255)

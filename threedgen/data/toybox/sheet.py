@@ -1,4 +1,4 @@
-"""The task "toybox-sheet": a contact sheet, a row for each noun, to look at the world that the prior learns."""
+"""Task "toybox-sheet": contact sheets of toybox objects, one row per noun, to inspect the training data."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from threedgen.geometry.images import grid, write_png
 from threedgen.run.text import say
 
 from .grammar import COLOURS, NOUNS, Spec, caption, held_out
-from .world import build, photograph
+from .world import build, render_azimuths
 
 AZIMUTHS = (25, -40, 60, 150, 20, 230, -70, 0)
 
 
-def samples(noun: str, count: int, split: str, seed: int) -> list[Spec]:
-    """``count`` things to say of a noun: in "train" every second has a part or an accessory, in turn; "held-out" goes
-    through the noun's held-out combinations, and is empty if it has none."""
+def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
+    """Return ``count`` specs of a noun, every second with a part; none if the noun has no held-out combination."""
     entry, names = NOUNS[noun], list(COLOURS)
     options = entry.parts + entry.wears
     if split == "held-out":
         pairs = [(c, p) for c in names for p in options if held_out(Spec(noun, c, "", p))]
-        chosen = [pairs[(k + seed) % len(pairs)] for k in range(count)] if pairs else []
-        return [Spec(noun, c, "", p, names[(7 * k + 3) % len(names)]) for k, (c, p) in enumerate(chosen)]
+        row = [pairs[(k + seed) % len(pairs)] for k in range(count)] if pairs else []
+        return [Spec(noun, c, "", p, names[(7 * k + 3) % len(names)]) for k, (c, p) in enumerate(row)]
     found: list[Spec] = []
     for k in range(400):
         part = options[(k // 2) % len(options)] if options and k % 2 else ""
-        turn = k // (2 * len(options)) if options else 0  # or a part would meet the same colour in every turn
-        colour = names[(5 * k + turn + seed + len(noun)) % len(names)]
+        cycle = k // (2 * len(options)) if options else 0  # shifts colours, so that a part gets another in each cycle
+        colour = names[(5 * k + cycle + seed + len(noun)) % len(names)]
         spec = Spec(noun, colour, "", part, names[(7 * k + 3) % len(names)] if part else "")
         if not held_out(spec):
             found.append(spec)
@@ -39,28 +38,28 @@ def samples(noun: str, count: int, split: str, seed: int) -> list[Spec]:
 
 
 def run(config, resume: Path | None = None, quiet: bool = False) -> int:
-    """Draw sheet.png, at most 12 nouns a page (sheet-2.png, ...), into the run folder."""
+    """Write sheet.png (sheet-2.png, ...) with at most 12 nouns per page to the run folder."""
     folder = Path(str(config.out))
-    chosen = list(config.nouns) or list(NOUNS)
-    for noun in chosen:
+    words = list(config.nouns) or list(NOUNS)
+    for noun in words:
         if noun not in NOUNS:
-            raise ConfigError(f"the toybox has no {noun!r}{did_you_mean(nearest(noun, list(NOUNS)))}", "nouns")
-    rows = {noun: samples(noun, config.columns, config.split, config.seed) for noun in chosen}
-    chosen = [noun for noun in chosen if rows[noun]]
-    if not chosen:
-        raise ConfigError(f"no combination of {', '.join(rows)} is held out; others are, such as dog", "nouns")
-    pages = [chosen[k : k + 12] for k in range(0, len(chosen), 12)]
+            raise ConfigError(f"unknown noun: {noun!r}{did_you_mean(nearest(noun, list(NOUNS)))}", "nouns")
+    rows = {noun: sheet_specs(noun, config.columns, config.split, config.seed) for noun in words}
+    words = [noun for noun in words if rows[noun]]
+    if not words:
+        raise ConfigError(f"no held-out combinations: {', '.join(rows)}. Choose other nouns, such as dog", "nouns")
+    pages = [words[k : k + 12] for k in range(0, len(words), 12)]
     for number, page in enumerate(pages, 1):
-        pictures, labels = [], []
+        images, labels = [], []
         for noun in page:
             for k, spec in enumerate(rows[noun]):
                 rng = np.random.default_rng([config.seed, k, *noun.encode()])
-                pictures.append(photograph(build(spec, rng), [AZIMUTHS[k % 8]], config.size).rgb[0])
+                images.append(render_azimuths(build(spec, rng), [AZIMUTHS[k % 8]], config.size).rgb[0])
                 labels.append(caption(spec))
-            while len(pictures) % config.columns:
-                pictures.append(np.full_like(pictures[-1], 0.5))
+            while len(images) % config.columns:
+                images.append(np.full_like(images[-1], 0.5))
                 labels.append("")
         path = folder / ("sheet.png" if number == 1 else f"sheet-{number}.png")
-        write_png(path, grid(np.stack(pictures), config.columns, labels))
+        write_png(path, grid(np.stack(images), config.columns, labels))
         say(str(path))
     return 0

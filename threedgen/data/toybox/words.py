@@ -1,4 +1,4 @@
-"""The tokenizer of the toybox: one token a word, learnt from its captions."""
+"""Word-level tokenizer of the toybox, built from its captions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
 
 
 def captions() -> Iterator[str]:
-    """Every noun with every part and accessory of it, in every wording, and rooms: all words of captions."""
+    """Yield texts that contain all words of object and room captions."""
     colours, sizes = list(COLOURS), [s for s in SIZES if s]
     n = 0
     for entry in NOUNS.values():
@@ -27,14 +27,14 @@ def captions() -> Iterator[str]:
 
 
 def train_tokenizer(max_tokens: int):
-    """A transformers tokenizer of all words of the toybox, sentences as <start> ... <end> filled up with <pad>."""
+    """Build a transformers tokenizer of all toybox words; sequences are <start> ... <end>, padded with <pad>."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    # the end is not number 2: of such a CLIPTextModel transformers pools the largest token number, not the end
+    # <end> must not have id 2: CLIPTextModel then pools at the largest token id, not at <end>
     special = [PAD, UNKNOWN, START, END]
     tokenizer.train_from_iterator(captions(), trainers.WordLevelTrainer(special_tokens=special))
     ids = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
@@ -49,6 +49,6 @@ def train_tokenizer(max_tokens: int):
     )
 
 
-def vocabulary(tokenizer: Any) -> str:
-    """A digest of which word has which number: an edit of the grammar moves them, and no run can go on over that."""
+def vocabulary_digest(tokenizer: Any) -> str:
+    """Return a hash of all (token, id) pairs; a run cannot resume after an edit of the grammar has changed them."""
     return hashlib.blake2b(repr(sorted(tokenizer.get_vocab().items())).encode(), digest_size=8).hexdigest()

@@ -24,7 +24,7 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr, to_uint8
 from threedgen.geometry.views import Views
 from threedgen.representations.fit import Bounds, fit
-from threedgen.run.disk import replacing, write_json
+from threedgen.run.disk import atomic_file, write_json
 from threedgen.run.threads import set_threads
 
 from .options import ConsistencyConfig
@@ -55,7 +55,9 @@ class Job:
     @classmethod
     def of(cls, config: ConsistencyConfig, scene: str, row: str, views: Views, held: list[int], **more: Any) -> Job:
         """Packs ``views``; ``more``: truth and drawn."""
-        return cls(config, scene, row, to_uint8(views.images), views.at.c2w.numpy(), views.at.K.numpy(), held, **more)
+        return cls(
+            config, scene, row, to_uint8(views.images), views.cameras.c2w.numpy(), views.cameras.K.numpy(), held, **more
+        )
 
     @property
     def views(self) -> Views:
@@ -90,10 +92,10 @@ def score(job: Job) -> Score:
     """Fits, renders what was held out, compares, and writes it down: the pictures first, so that figures mean both."""
     begun, views, config = time.monotonic(), job.views, job.config
     rest = [k for k in range(len(views)) if k not in job.held]
-    scene = fit(views.select(rest), Bounds.of(views.at), config.protocol, config.seed, config.device)
+    scene = fit(views.select(rest), Bounds.from_cameras(views.cameras), config.protocol, config.seed, config.device)
     fitted = time.monotonic() - begun
     truth = views.select(job.held)
-    render = scene.pictures(truth.at).clamp(0, 1).cpu().numpy()
+    render = scene.render_images(truth.cameras).clamp(0, 1).cpu().numpy()
     each = compared(truth.images.numpy(), render)
     to_truth = {} if job.truth is None else compared(job.truth[job.drawn] / 255, job.images[job.drawn] / 255)
     epipolar = tsed(views, config.tsed)
@@ -106,7 +108,7 @@ def score(job: Job) -> Score:
         "held_out": job.held, "each": each, "fit_seconds": round(fitted, 2),
     }  # fmt: skip
     job.path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(job.path.with_suffix(".npz")) as file:
+    with atomic_file(job.path.with_suffix(".npz")) as file:
         np.savez_compressed(file, held=job.images[job.held], render=to_uint8(render))
     write_json(job.path, found)
     return found

@@ -66,7 +66,7 @@ class FolderSamplerConfig(Config):
         from threedgen.data.srn.scene_files import read_scene
 
         for scene in self.folders():
-            read_scene(scene, LEAST, gaps=True)
+            read_scene(scene, LEAST, allow_gaps=True)
 
     def folders(self) -> list[Path]:
         """Lists those of its scenes. Raises ConfigError if there are none."""
@@ -111,10 +111,10 @@ class SRNScenesConfig(Config):
 
     def folders(self) -> list[Path]:
         """Lists those of the chosen scenes. Raises ConfigError if there are none."""
-        from threedgen.run.arrays import evenly  # NumPy: questions on the command line do without it
+        from threedgen.run.arrays import evenly_spaced  # NumPy: questions on the command line do without it
 
         found = scenes(split_folder(self.path, self.split))
-        return [found[k] for k in evenly(len(found), self.count)]
+        return [found[k] for k in evenly_spaced(len(found), self.count)]
 
 
 class SampledScenesConfig(Config):

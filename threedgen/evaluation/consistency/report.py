@@ -14,9 +14,9 @@ from threedgen.evaluation.metrics.figures import mean_estimate, paired_differenc
 from threedgen.evaluation.tables import finish, markdown_table, with_interval, write_strips
 from threedgen.evaluation.toybox.fidelity import features
 from threedgen.evaluation.toybox.probe import Probe
-from threedgen.geometry.images import readable, to_uint8
+from threedgen.geometry.images import enlarge_small, to_uint8
 from threedgen.geometry.views import Views
-from threedgen.run.arrays import evenly
+from threedgen.run.arrays import evenly_spaced
 from threedgen.run.disk import write_atomic
 from threedgen.run.metrics import csv_table
 from threedgen.run.seeding import numpy_generator
@@ -150,7 +150,7 @@ def write_sheet(path: Path, folder: Path, scores: Sequence[Score], count: int) -
         middle = int(np.argsort(each)[len(each) // 2])
         held, render = (stack[middle] for stack in pictures(folder, score))
         error = np.clip(ERROR_GAIN * np.abs(held.astype(float) - render), 0, 255).astype(np.uint8)
-        strips.append(readable(np.stack([held, render, error])))
+        strips.append(enlarge_small(np.stack([held, render, error])))
         words = f"{score['scene']} {score['row']}: drawn; field, {each[middle]:.1f} dB; error x {ERROR_GAIN:g}"
         labels.append(words)
     write_strips(path, strips, labels, min(2, len({score["row"] for score in scores})))
@@ -172,5 +172,5 @@ def distances(probe: Probe, folder: Path, scores: Sequence[Score]) -> dict[str, 
 def strip(scene: Scene, views: Views) -> np.ndarray:
     """Chooses the views of a strip, uint8 (V, H, W, 3)."""
     targets = scene.targets
-    chosen = [targets[k] for k in evenly(len(targets), VIEWS - len(scene.condition))]
+    chosen = [targets[k] for k in evenly_spaced(len(targets), VIEWS - len(scene.condition))]
     return to_uint8(views.images[[*scene.condition, *chosen]])

@@ -17,7 +17,7 @@ from threedgen.config import ConfigError, registry
 from threedgen.evaluation.sampling import read_views, write_views
 from threedgen.evaluation.tables import write_strips
 from threedgen.evaluation.toybox.probe import Probe
-from threedgen.geometry.images import readable, to_uint8
+from threedgen.geometry.images import enlarge_small, to_uint8
 from threedgen.geometry.views import Views
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Count
@@ -28,7 +28,7 @@ from threedgen.train.task import Stopped, Task, run_task
 from .fits import Job, Score, score_with, stored
 from .options import ORIGINAL, ConsistencyConfig
 from .report import distances, report, strip
-from .scenes import Scene, fit_to, held_out_places, warn_about
+from .scenes import Scene, fit_to, held_out_places, prompt_warnings
 
 ATTEMPTS = 2
 """A fit may lose its worker once."""
@@ -60,7 +60,7 @@ def evaluate(task: Task) -> None:
     place, order = [scene.name for scene in drawing.scenes], [*drawing.samplers, ORIGINAL]
     scores.sort(key=lambda score: (place.index(score["scene"]), order.index(score["row"])))
     lines = [line for rows in drawing.strips.values() for line in rows]
-    write_strips(task.folder / "views.png", [readable(strip) for _, strip in lines], [label for label, _ in lines])
+    write_strips(task.folder / "views.png", [enlarge_small(strip) for _, strip in lines], [label for label, _ in lines])
     report(task, scores, distances(probe, task.folder / "scores", scores) if probe else {}, drawing.notes)
 
 
@@ -79,7 +79,7 @@ class Drawing:
         for row, sampler in self.samplers.items():
             check(config, row, sampler, self.scenes)
         self.held = {scene.name: held_out_places(scene, config.held_out, config.seed) for scene in self.scenes}
-        self.notes = [note for scene in self.scenes for note in warn_about(scene)]
+        self.notes = [note for scene in self.scenes for note in prompt_warnings(scene)]
         self.strips: dict[str, list[tuple[str, np.ndarray]]] = {}
 
     def jobs(self, interrupts: Interrupts, count: Count) -> Iterator[Job]:
@@ -88,7 +88,7 @@ class Drawing:
         size = self.config.batch
         for batch in (self.scenes[start : start + size] for start in range(0, len(self.scenes), size)):
             true = [
-                scene.original and Views(fit_to(scene, scene.original(range(len(scene.at))).images), scene.at)
+                scene.original and Views(fit_to(scene, scene.original(range(len(scene.cameras))).images), scene.cameras)
                 for scene in batch
             ]
             for row in (*self.samplers, ORIGINAL):

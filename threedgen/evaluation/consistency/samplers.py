@@ -17,7 +17,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash, registry
 from threedgen.data.srn.reader import Instance, open_instance
-from threedgen.geometry.foreground import cut_out
+from threedgen.geometry.foreground import extract_foreground
 from threedgen.geometry.views import Request
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.pictures import framed
@@ -82,8 +82,8 @@ class MVAdapterSampler(MVDreamSampler):
         picture = None if request.condition is None else self._picture(request)
         text = request.text or ("" if picture is None else c.image_prompt)
         how: Any = {"steps": c.steps, "guidance_scale": c.guidance_scale, "negative_prompt": c.negative_prompt}
-        guess = None if picture is not None else model.begun(text, c2w)
-        drawn: Tensor = model.draw(text, model.camera(c2w), picture, generator=rng, guess=guess, **how)
+        guess = None if picture is not None else model.init_latents(text, c2w)
+        drawn: Tensor = model.sample_views(text, model.camera(c2w), picture, generator=rng, init=guess, **how)
         return drawn
 
     def _picture(self, request: Request) -> Tensor:
@@ -91,7 +91,7 @@ class MVAdapterSampler(MVDreamSampler):
         assert request.condition is not None
         rgb, size = request.condition.images[0].float().cpu().numpy(), self.prior.image_size
         opaque = np.ones((*rgb.shape[:2], 1), np.float32)
-        cut = cut_out(np.dstack([rgb, opaque]), f"the given view of {request.scene}")
+        cut = extract_foreground(np.dstack([rgb, opaque]), f"the given view of {request.scene}")
         return framed(torch.from_numpy(cut), size, size)
 
 
@@ -102,7 +102,9 @@ class FolderSampler:
 
     def __init__(self, config: FolderSamplerConfig) -> None:
         self.folder = Path(config.path).expanduser()
-        self.instances = {path.name: open_instance(path, config.up, LEAST, gaps=True) for path in config.folders()}
+        self.instances = {
+            path.name: open_instance(path, config.up, LEAST, allow_gaps=True) for path in config.folders()
+        }
         for instance in self.instances.values():
             instance.verify()
 
@@ -122,7 +124,7 @@ class FolderSampler:
         for k, number in enumerate(request.numbers):
             if number not in place:
                 raise ConfigError(f"{instance.folder / 'rgb' / f'{number:06d}.png'} is missing: this view is asked for")
-            mine, asked = instance.at.c2w[place[number]], request.target.c2w[k]
+            mine, asked = instance.cameras.c2w[place[number]], request.target.c2w[k]
             if (mine - asked).abs().max() > SAME_POSE * max(1.0, float(asked[:3, 3].norm())):
                 path = instance.folder / "pose" / f"{instance.names[place[number]]}.txt"
                 raise ConfigError(f"{path} is another pose than that of the view which was asked for")

@@ -23,7 +23,7 @@ from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Request, Views, resize
-from threedgen.run.arrays import evenly
+from threedgen.run.arrays import evenly_spaced
 from threedgen.run.seeding import numpy_generator
 
 from .options import LEAST, SampledScenesConfig, SRNScenesConfig, ToyboxScenesConfig
@@ -42,7 +42,7 @@ class Scene:
     """One scene: all its cameras, which views are given (places), words, and how to get original views by place."""
 
     name: str
-    at: Cameras
+    cameras: Cameras
     numbers: tuple[int, ...]
     condition: tuple[int, ...] = ()
     text: str = ""
@@ -53,22 +53,22 @@ class Scene:
         """Places of the views that a sampler draws, in the order in which it does: on from the view given last, then
         back from it. So those that are drawn first are beside the given one, and neighbours follow each other."""
         start = self.condition[-1] if self.condition else -1
-        outward = [*range(start + 1, len(self.at)), *reversed(range(max(start, 0)))]
+        outward = [*range(start + 1, len(self.cameras)), *reversed(range(max(start, 0)))]
         return [k for k in outward if k not in self.condition]
 
     def request(self, seed: int, pictures: bool = True) -> Request:
         """Words what a sampler is asked for; without ``pictures`` the given views are left out."""
         given = self.original(self.condition) if pictures and self.original and self.condition else None
         numbers = tuple(self.numbers[k] for k in self.targets)
-        return Request(self.name, given, self.at.select(self.targets), numbers, self.text, seed)
+        return Request(self.name, given, self.cameras.select(self.targets), numbers, self.text, seed)
 
     def together(self, request: Request, drawn: torch.Tensor) -> Views:
         """Joins all views of the scene in their order: those given, which the sampler was shown, and those drawn."""
-        images = torch.empty(len(self.at), *drawn.shape[1:])
+        images = torch.empty(len(self.cameras), *drawn.shape[1:])
         images[self.targets] = drawn
         if request.condition is not None:
             images[list(self.condition)] = request.condition.images
-        return Views(images, self.at)
+        return Views(images, self.cameras)
 
 
 def toybox(config: ToyboxScenesConfig, sampler: Any, seed: int) -> list[Scene]:
@@ -99,9 +99,9 @@ def _from_archive(config: SRNScenesConfig, instance: Instance) -> Scene:
     instance.verify()
     with within("scenes"):
         given, targets = condition_and_targets(instance, config.condition)
-    keep = targets if config.views is None else [targets[k] for k in evenly(len(targets), config.views - 1)]
+    keep = targets if config.views is None else [targets[k] for k in evenly_spaced(len(targets), config.views - 1)]
     places = sorted([given, *keep])
-    at = instance.at.select(places)
+    at = instance.cameras.select(places)
     if config.size is not None:
         at = at.with_size(config.size, config.size)
     numbers = tuple(instance.numbers[k] for k in places)
@@ -116,12 +116,12 @@ def sampled(config: SampledScenesConfig, sampler: Any, seed: int) -> list[Scene]
     """Takes the scenes that a folder has, without original data."""
     if not isinstance(sampler, FolderSampler):
         raise ConfigError("'sampled' are those of a folder of samples, and the sampler is none", "scenes")
-    return [Scene(name, one.at, one.numbers) for name, one in sampler.instances.items()]
+    return [Scene(name, one.cameras, one.numbers) for name, one in sampler.instances.items()]
 
 
 def fit_to(scene: Scene, images: torch.Tensor) -> torch.Tensor:
     """Brings a sampler's pictures (N, h, w, 3) to 8-bit values in [0, 1] and the scene's size, as a file would."""
-    size = (scene.at.height, scene.at.width)
+    size = (scene.cameras.height, scene.cameras.width)
     if tuple(images.shape[1:3]) != size:
         images = resize(images, *size)
     return torch.from_numpy(to_uint8(images)).float() / 255
@@ -130,7 +130,7 @@ def fit_to(scene: Scene, images: torch.Tensor) -> torch.Tensor:
 def held_out_places(scene: Scene, share: float, seed: int) -> list[int]:
     """Draws the places of the held-out views: 25 of 251 for 10 %. The same for all scenes with as many views, and for
     all samplers; never a view that was given. Raises ConfigError if nothing is left."""
-    count = len(scene.at)
+    count = len(scene.cameras)
     free = scene.targets
     number = max(1, round(share * count))
     if number > len(free) - 1 or count - number < 2:
@@ -139,9 +139,9 @@ def held_out_places(scene: Scene, share: float, seed: int) -> list[int]:
     return sorted(int(k) for k in rng.choice(free, number, replace=False))
 
 
-def warn_about(scene: Scene) -> list[str]:
+def prompt_warnings(scene: Scene) -> list[str]:
     """Says what makes a score doubtful: cameras that look away from what they stand around, or around another point."""
-    at = scene.at
+    at = scene.cameras
     if around_origin(at):
         return []
     if around_origin(replace(at, c2w=opencv_axes(opencv_axes(at.c2w).inverse()))):  # in the axes that files have

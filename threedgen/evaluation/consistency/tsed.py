@@ -22,7 +22,7 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.views import Views
-from threedgen.run.arrays import evenly
+from threedgen.run.arrays import evenly_spaced
 
 from .options import TSEDConfig
 
@@ -85,7 +85,7 @@ def tsed(views: Views, options: TSEDConfig) -> Pairs:
     needed = sorted({k for pair in pairs for k in pair})
     images = to_uint8(views.select(needed).resized(options.size).images)
     features = {k: describe(image) for k, image in zip(needed, images, strict=True)}
-    at = views.at.with_size(options.size, options.size)
+    at = views.cameras.with_size(options.size, options.size)
     F = fundamental(*(at.select([pair[end] for pair in pairs]) for end in (0, 1)))
     matches = [match(features[one], features[two], options.ratio) for one, two in pairs]
     distances = list(map(symmetric_epipolar_distance, matches, F))
@@ -94,7 +94,7 @@ def tsed(views: Views, options: TSEDConfig) -> Pairs:
 
 def neighbours(count: int, pairs: int) -> list[tuple[int, int]]:
     """Chooses at most ``pairs`` of the pairs (k, k + 1) of ``count`` views, evenly spread."""
-    return [(k, k + 1) for k in evenly(count - 1, pairs)] if pairs and count > 1 else []
+    return [(k, k + 1) for k in evenly_spaced(count - 1, pairs)] if pairs and count > 1 else []
 
 
 Features = tuple[Floats, NDArray[np.uint8]]

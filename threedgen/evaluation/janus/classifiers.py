@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from threedgen.data.toybox.grammar import mentioned
+from threedgen.data.toybox.grammar import parse_prompt
 from threedgen.evaluation.toybox.identity import CLIP_MEAN, CLIP_STD, encoder_input, features, load_hub
 from threedgen.evaluation.toybox.probe import Probe
 
@@ -40,7 +40,7 @@ class ProbeSides:
 
     def likeness(self, pictures: Tensor, prompts: Sequence[str]) -> Tensor | None:
         """Rates by the log-probability of the prompt's noun, and of its colour if it says one."""
-        specs, labels = [mentioned(prompt) for prompt in prompts], self.probe.labels
+        specs, labels = [parse_prompt(prompt) for prompt in prompts], self.probe.labels
         seen, columns = self.probe.classify(pictures), []
         for spec in specs:
             if spec is None:

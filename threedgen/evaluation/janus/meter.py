@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from threedgen.config import registry
-from threedgen.data.coloured_mesh import Array, ColouredMesh, Empty
+from threedgen.data.coloured_mesh import Array, ColouredMesh, EmptyMesh
 from threedgen.evaluation.metrics.figures import SIDES
 from threedgen.evaluation.metrics.fronts import RingResult, classify_ring
 from threedgen.evaluation.tables import thumbnails
 from threedgen.export.run_field import open_field
-from threedgen.export.surface.pictures import field_pictures
+from threedgen.export.surface.pictures import field_renderer
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 
@@ -35,15 +35,15 @@ class RunField:
 
     def __init__(self, folder: Path) -> None:
         config, field, occupancy, _ = open_field(folder)
-        self.draw, self.folder = field_pictures(field, occupancy, config.march), folder
+        self.draw, self.folder = field_renderer(field, occupancy, config.march), folder
 
     def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
-        """Renders (V, size, size, 3) in [0, 1] from c2w (V, 4, 4), unlit always. Raises Empty if nothing is there."""
+        """Renders (V, size, size, 3) in [0, 1] from c2w (V, 4, 4), always unlit. Raises EmptyMesh."""
         pose = torch.from_numpy(np.asarray(c2w, np.float32))
         projection = Projection.perspective(torch.full((len(pose),), fov), size, size)
         colours, opacity = self.draw(Cameras(pose, projection, size, size))
         if opacity.max() < FAINT:
-            raise Empty(f"{self.folder} is empty: its field shows nothing")
+            raise EmptyMesh(f"{self.folder} is empty: its field shows nothing")
         there = opacity[..., None]
         views: Array = colours * there + background * (1 - there)
         return views

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from threedgen.data.coloured_mesh import ColouredMesh, centred, read_mesh, toybox_mesh
+from threedgen.data.coloured_mesh import ColouredMesh, fit_to_ball, read_mesh, toybox_mesh
 from threedgen.evaluation.metrics.figures import Share, share
 from threedgen.evaluation.metrics.fronts import doubt, front_curve
 from threedgen.evaluation.tables import finish, limits, markdown_table, percent, write_strips
@@ -112,7 +112,7 @@ def objects(truth: TruthConfig, seed: int, first: int, count: int) -> Iterator[t
         files = asset_files(folder_of_assets(truth.assets, "truth.assets"))
         kept = files[0 if first == FRESH else 1 :: 2]
         for path in kept[:count]:
-            yield path.stem.replace("_", " "), centred(read_mesh(path))
+            yield path.stem.replace("_", " "), fit_to_ball(read_mesh(path))
         return
     nouns = clear_nouns()
     cases = held_out_cases(len(nouns), seed, spread=True, nouns=nouns)

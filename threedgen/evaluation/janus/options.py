@@ -14,7 +14,7 @@ from threedgen.config.sections import RunConfig
 from threedgen.data.options import MESHES
 from threedgen.evaluation.toybox.options import FRONT_THRESHOLD, ProbeConfig
 from threedgen.run.folder import user_path
-from threedgen.run.options import CrewConfig, product
+from threedgen.run.options import WorkersConfig, format_product
 
 UNREAD = (".3ds", ".abc", ".blend", ".dae", ".fbx", ".off", ".stl", ".usd", ".usda", ".usdc", ".usdz", ".wrl", ".x3d")
 """Endings of meshes that the meter cannot read."""
@@ -169,7 +169,7 @@ def asset_files(folder: Path, endings: tuple[str, ...] = MESHES) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in endings)
 
 
-class JanusBenchmarkConfig(MeteredConfig, CrewConfig):
+class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
     """Prompts x methods x seeds become objects, and the meter counts those with two fronts."""
 
     methods: tuple[str, ...] = Field(
@@ -205,7 +205,7 @@ class JanusBenchmarkConfig(MeteredConfig, CrewConfig):
 
         plan = make_plan(self)
         methods = len(self.methods) - len(plan.refused)
-        return product(prompt=len(plan.prompts), method=methods, seed=len(self.seeds))
+        return format_product(prompt=len(plan.prompts), method=methods, seed=len(self.seeds))
 
     def notes(self) -> list[str]:
         from .jobs import make_plan

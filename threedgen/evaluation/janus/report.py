@@ -12,7 +12,7 @@ import numpy as np
 from threedgen.config.errors import ConfigError
 from threedgen.evaluation.metrics.figures import Share
 from threedgen.evaluation.tables import between, finish, limits, markdown_table, percent
-from threedgen.geometry.picture_file import read_picture
+from threedgen.geometry.picture_file import load_image
 from threedgen.run.disk import write_atomic, writing
 from threedgen.run.folder import flat
 from threedgen.run.metrics import csv_table
@@ -157,7 +157,7 @@ def strip(folder: Path, result: Result) -> tuple[Any, list[tuple[str, bool, bool
         return None, []
     views = view_labels(np.array(result.sides))
     try:
-        picture = read_picture(folder / "looks" / f"{Path(result.folder).name}.png")
+        picture = load_image(folder / "looks" / f"{Path(result.folder).name}.png")
     except ConfigError:
         return None, []
     return jpeg(picture), list(zip(views, result.shown, result.right, strict=True))

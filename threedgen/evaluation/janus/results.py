@@ -15,12 +15,12 @@ import numpy as np
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_bytes, read_json
-from threedgen.data.coloured_mesh import ColouredMesh, Empty, centred, read_mesh
+from threedgen.data.coloured_mesh import ColouredMesh, EmptyMesh, fit_to_ball, read_mesh
 from threedgen.evaluation.metrics.figures import median, share
 from threedgen.evaluation.tables import rounded
 from threedgen.evaluation.toybox.options import FRONT_THRESHOLD
 from threedgen.geometry.images import write_png
-from threedgen.geometry.mesh_file import LARGEST
+from threedgen.geometry.mesh_file import MAX_BYTES
 from threedgen.run.disk import write_json
 from threedgen.train.checkpoint_file import LAST
 
@@ -90,7 +90,7 @@ class Reader:
             return {"state": "empty", "reason": f"there is no {path.name}"}
         run, kept = path.is_dir(), self.folder / f"{name}.json"
         try:
-            content = read_bytes(path / LAST if run else path, LARGEST)
+            content = read_bytes(path / LAST if run else path, MAX_BYTES)
         except OSError as error:
             return {"state": "unreadable", "reason": f"{path} cannot be read ({error.strerror})"}
         parts = (content, self._settings.encode(), prompt.encode(), f"{up}{fit}".encode())
@@ -99,9 +99,11 @@ class Reader:
         if found.get("key") != key or not kept.with_suffix(".png").is_file():
             try:
                 mesh = RunField(path.parent) if run else read_mesh(path, up)
-                reading = self.meter.classify(centred(mesh) if isinstance(mesh, ColouredMesh) and fit else mesh, prompt)
+                reading = self.meter.classify(
+                    fit_to_ball(mesh) if isinstance(mesh, ColouredMesh) and fit else mesh, prompt
+                )
             except ConfigError as error:
-                return {"state": "empty" if isinstance(error, Empty) else "unreadable", "reason": str(error)}
+                return {"state": "empty" if isinstance(error, EmptyMesh) else "unreadable", "reason": str(error)}
             likeness = self.meter.likeness(reading.views, self.prompts) if self.prompts else None
             found = {"key": key, "sides": reading.sides.tolist(), "likeness": likeness}
             write_png(kept.with_suffix(".png"), np.concatenate(list(reading.small().views), axis=1))

@@ -1,7 +1,7 @@
 """Measures how well views agree where they show the same: the PSNR of their overlap (MVDiffusion, arXiv 2307.01097,
 section 5.1), and its ratio to that of true views, which the warp and the world itself keep from being perfect.
 
-Cameras and pixels are those of ``threedgen.geometry.warp`` (``warp.of_cameras`` converts ours); pictures (V,H,W,3) in
+Cameras and pixels are those of ``threedgen.geometry.warp`` (``warp.to_opencv`` converts ours); pictures (V,H,W,3) in
 [0, 1]. The paper brings panorama views to 1024 pixels a side first, and its views are 45 degrees apart.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from threedgen.geometry.images import psnr
 from threedgen.geometry.panorama import ring_pairs
-from threedgen.geometry.warp import apply_homography, homography, inside, look_up, pixel_grid, reproject, sample
+from threedgen.geometry.warp import apply_homography, homography, inside, pixel_grid, reproject, sample, sample_nearest
 
 from .figures import mean
 
@@ -63,7 +63,7 @@ def depth_overlap(
     found = []
     for one, other in pairwise(range(len(views))):
         there, expected = reproject(pixels, depth[one].flatten(), K[one], c2w[one], K[other], c2w[other])
-        seen = look_up(depth[other], there)
+        seen = sample_nearest(depth[other], there)
         both = (seen > 0) & ((seen - expected).abs() <= most)
         found.append(_agreement(views[one], *warped(views[other], there, both)))
     return found

@@ -68,4 +68,4 @@ def fitted(mesh: ColouredMesh) -> ColouredMesh:
     points = np.unique(mesh.corners.reshape(-1, 3), axis=0)
     middle = points.mean(0)
     scale = np.abs(points - middle).max()
-    return mesh.moved(lambda corners: (corners - middle) / scale)
+    return mesh.map_corners(lambda corners: (corners - middle) / scale)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from threedgen.data.coloured_mesh import Array, ColouredMesh, Part, sound, toybox_mesh
+from threedgen.data.coloured_mesh import Array, ColouredMesh, Part, drop_degenerate, toybox_mesh
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.world import Toybox
 
@@ -91,7 +91,7 @@ def _front_half(part: Part, middle: float) -> Part:
     rows, values = part.corners.reshape(-1, 3), part.values.reshape(-1, part.values.shape[-1])
     faces = np.arange(len(rows)).reshape(-1, 3)
     corners, faces, values = slice_faces_plane(rows, faces, [1, 0, 0], [middle, 0, 0], uv=values)
-    return sound(replace(part, corners=corners[faces], values=values[faces]))
+    return drop_degenerate(replace(part, corners=corners[faces], values=values[faces]))
 
 
 ROUGHEST = 2.0

@@ -17,7 +17,7 @@ from threedgen.evaluation.metrics.distributions import fid, kid
 from threedgen.evaluation.metrics.figures import median
 from threedgen.evaluation.tables import markdown_table
 from threedgen.export.run_field import open_run
-from threedgen.export.shape.from_field import TRANSLUCENT, half_depth, surface_of
+from threedgen.export.shape.from_field import MAX_HALF_DEPTH, field_surface, half_depth
 from threedgen.export.shape.opacity import EmptyField
 from threedgen.geometry.raster import rasterise
 
@@ -73,13 +73,13 @@ def surface(run: Path, c2w: np.ndarray, fov: float, size: int, resolution: int) 
     """
     view = open_run(run).view
     try:
-        mesh = surface_of(view, resolution)
+        mesh = field_surface(view, resolution)
     except EmptyField:
         return None
     hit = rasterise(mesh.vertices, mesh.faces, c2w, fov, size)
     normal = (mesh.normals[mesh.faces[hit.face]] * hit.bary[..., None]).sum(-2)
     normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-9)
-    return roughness(normal, hit.mask), half_depth(mesh) > TRANSLUCENT
+    return roughness(normal, hit.mask), half_depth(mesh) > MAX_HALF_DEPTH
 
 
 def surface_figures(found: Sequence[Surface | None], truth: Sequence[float | None]) -> dict[str, Any]:

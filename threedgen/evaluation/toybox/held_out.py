@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from threedgen.config import ConfigError
-from threedgen.data.toybox.grammar import COLOURS, NOUNS, Spec, caption, held_out, mentioned
+from threedgen.data.toybox.grammar import COLOURS, NOUNS, Spec, caption, held_out, parse_prompt
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.world import Toybox, build
 from threedgen.run.seeding import numpy_generator
@@ -86,5 +86,5 @@ def toybox_prompts(count: int, seed: int) -> list[str]:
 
 def without_front(prompts: Sequence[str]) -> dict[str, str]:
     """Maps prompts whose noun is known to look alike from every side to that noun. Of other nouns nothing is known."""
-    nouns = {prompt: spec.noun for prompt in prompts if (spec := mentioned(prompt))}
+    nouns = {prompt: spec.noun for prompt in prompts if (spec := parse_prompt(prompt))}
     return {prompt: noun for prompt, noun in nouns.items() if not NOUNS[noun].front}

@@ -163,13 +163,13 @@ def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.intege
 @torch.no_grad()
 def measure_roc(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str, float]:
     """Measures its ROC on fresh subjects, ``alike`` of each of ``count`` kinds: same subject or another of its kind."""
-    rng, every = np.random.default_rng([seed, *b"measure"]), subjects.kinds()
+    rng, every = np.random.default_rng([seed, *b"measure"]), subjects.subject_nouns()
     vectors, subject, kind = [], [], []
     for k in range(count):
         for number in range(alike):
-            asset = subjects.draw(seed, k * alike + number, every[k % len(every)].word)
+            asset = subjects.make_subject(seed, k * alike + number, every[k % len(every)].word)
             azimuth, elevation = rng.uniform(0, 2 * np.pi, PICTURES), np.deg2rad(rng.uniform(0, 30, PICTURES))
-            rgb = subjects.views(asset, azimuth, elevation, net.options.image_size)
+            rgb = subjects.render_views(asset, azimuth, elevation, net.options.image_size)
             vectors.append(net(torch.from_numpy(rgb).permute(0, 3, 1, 2)))
             subject += [k * alike + number] * PICTURES
             kind += [k] * PICTURES

@@ -121,7 +121,7 @@ def labelled(
     cameras = [box.cameras(i, n_view) for i in indices]
     c2w, fov, azimuth = (np.concatenate([camera[k] for camera in cameras]) for k in range(3))
     grey = np.repeat([camera[3] for camera in cameras], n_view)
-    picture = render(assets, np.repeat(np.arange(len(assets)), n_view), c2w, fov, size, grey, truth=True)
+    picture = render(assets, np.repeat(np.arange(len(assets)), n_view), c2w, fov, size, grey, with_gbuffer=True)
     return assets, picture.rgb, picture_truth(assets, picture.label, azimuth, labels)
 
 

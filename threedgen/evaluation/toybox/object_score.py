@@ -18,8 +18,8 @@ from zipfile import BadZipFile
 import numpy as np
 
 from threedgen.config import ConfigError
-from threedgen.data.toybox.raycast import Picture
-from threedgen.data.toybox.world import portraits
+from threedgen.data.toybox.raycast import RenderResult
+from threedgen.data.toybox.world import render_orbit
 from threedgen.evaluation.metrics.colour import mottle
 from threedgen.evaluation.metrics.figures import mean, median
 from threedgen.evaluation.tables import thumbnails, write_strips
@@ -141,7 +141,7 @@ def make(config: GenerateConfig) -> Result:
 
     Raises Stopped for one that was, and ConfigError for what is wrong with all of them, or lacks its views.
     """
-    begun, resume = runs.begin(config, "objects")
+    begun, resume = runs.open_run(config, "objects")
     folder, azimuth = Path(str(begun.out)), view_azimuths(config.result.turntable)
     try:
         status = run_status(begun, resume, quiet=True)
@@ -165,11 +165,13 @@ def make(config: GenerateConfig) -> Result:
     return Result(views, azimuth, summary.get("seconds"))
 
 
-def true_turntable(case: Case, generate: GenerateConfig, seed: int, number: int) -> Picture:
+def true_turntable(case: Case, generate: GenerateConfig, seed: int, number: int) -> RenderResult:
     """Renders a ground-truth object of the prompt as the turntable of a run would see it, with its normals."""
     table, (azimuth, elevation, fov) = generate.result.turntable, angles(generate)
     near = table.distance * np.tan(fov / 2)
-    return portraits(case.truth(seed, number), azimuth, elevation, SEEN, truth=True, fov=fov, relative_distance=near)
+    return render_orbit(
+        case.truth(seed, number), azimuth, elevation, SEEN, with_gbuffer=True, fov=fov, relative_distance=near
+    )
 
 
 def surface_of_run(generate: GenerateConfig) -> Surface | None:

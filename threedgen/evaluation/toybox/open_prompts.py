@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from threedgen.data.toybox.grammar import ACCESSORIES, NOUNS, Spec, caption
-from threedgen.data.toybox.world import build, portraits
+from threedgen.data.toybox.world import build, render_orbit
 from threedgen.evaluation.metrics.colour import colour_disagreement, foreground_means
 from threedgen.evaluation.metrics.figures import Share, mean_estimate
 from threedgen.evaluation.tables import between, markdown_table, percent, rounded, with_interval
@@ -73,7 +73,7 @@ class Cases(NamedTuple):
 def true_views(case: Case, azimuth: np.ndarray, size: int, seed: int) -> np.ndarray:
     """Views (V, H, W, 3) in [0, 1] of a random object of the case."""
     rng = numpy_generator(seed, case.seed, f"open truth {case.prompt}")
-    return portraits(build(case.spec, rng), azimuth, np.deg2rad(15), size).rgb
+    return render_orbit(build(case.spec, rng), azimuth, np.deg2rad(15), size).rgb
 
 
 def measure(

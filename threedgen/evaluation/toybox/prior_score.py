@@ -15,14 +15,14 @@ import numpy as np
 
 from threedgen.data.toybox.captions import OpenToybox
 from threedgen.data.toybox.pictures import FourSides
-from threedgen.data.toybox.world import portraits
+from threedgen.data.toybox.world import render_orbit
 from threedgen.evaluation.metrics.view_use import Objects, view_use, view_use_table
 from threedgen.evaluation.sampling import drawn_in_batches, random_ring, sample_rings
 from threedgen.evaluation.tables import write_strips
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.run.arrays import evenly
+from threedgen.run.arrays import evenly_spaced
 from threedgen.run.cache import digest
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
@@ -62,12 +62,12 @@ def evaluate(task: Task) -> None:
     with Count("looking", len(cases), task.quiet) as count:
         for case, views, (azimuth, elevation) in zip(cases, drawn, rings, strict=True):
             at: Any = (azimuth, elevation, views.shape[1], False, np.deg2rad(config.fov), config.relative_distance)
-            real = [portraits(case.truth(config.seed, k), *at).rgb for k in (0, 1)]
+            real = [render_orbit(case.truth(config.seed, k), *at).rgb for k in (0, 1)]
             scores.add(case, views, azimuth, real)
             count.add(1)
     sections, figures = more_figures(task, prior, weights, scores.probe)
     about = {"samples": len(cases), "steps": config.steps, "guidance_scale": config.guidance_scale, **figures}
-    shown = {k: drawn[k] for k in evenly(len(cases), config.sheet)}
+    shown = {k: drawn[k] for k in evenly_spaced(len(cases), config.sheet)}
     before = f"""# What the prior draws
 
 {config.samples} held-out combinations, {config.n_view} views each from a random first azimuth, \

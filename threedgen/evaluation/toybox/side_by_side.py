@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from threedgen.data.coloured_mesh import centred, read_mesh
-from threedgen.data.toybox.raycast import Picture
+from threedgen.data.coloured_mesh import fit_to_ball, read_mesh
+from threedgen.data.toybox.raycast import RenderResult
 from threedgen.evaluation.tables import thumbnails
 from threedgen.geometry.poses import orbit_array
 from threedgen.run.torch_file import read_safetensors
@@ -21,7 +21,7 @@ FILLS = 0.85
 """The radius that an asset, which stands on the ground in metres, is scaled to."""
 
 
-def strip(config: GenerateConfig, truth: Picture, views: np.ndarray, size: int) -> np.ndarray:
+def strip(config: GenerateConfig, truth: RenderResult, views: np.ndarray, size: int) -> np.ndarray:
     """Lays truth, sample, object and asset of a finished run side by side: (4 SIDES, size, size, 3) uint8, grey where
     the run has no such thing.
 
@@ -36,6 +36,6 @@ def strip(config: GenerateConfig, truth: Picture, views: np.ndarray, size: int) 
         truth.rgb[nearest],
         read_safetensors(preview)["views"][:SIDES].numpy() if preview.exists() else grey,
         views[nearest],
-        centred(read_mesh(asset), FILLS).render(c2w, float(np.deg2rad(table.fov)), size) if asset else grey,
+        fit_to_ball(read_mesh(asset), FILLS).render(c2w, float(np.deg2rad(table.fov)), size) if asset else grey,
     )
     return np.concatenate([thumbnails(part, size) for part in pictures])

@@ -10,8 +10,8 @@ import numpy as np
 
 from threedgen.evaluation.metrics.figures import Share, bootstrap, median, share
 from threedgen.evaluation.tables import finish, limits, markdown_table, percent
-from threedgen.geometry.images import grid, one_size, write_png
-from threedgen.geometry.picture_file import read_picture
+from threedgen.geometry.images import grid, pad_to_same_size, write_png
+from threedgen.geometry.picture_file import load_image
 from threedgen.train.task import Task
 
 from .options import EvaluateSubjectsConfig
@@ -70,12 +70,12 @@ def sheet(config: EvaluateSubjectsConfig, inside: Path, rows: Rows, of: str = ""
         height = cells[-1].shape[0]  # objects may be seen in more pixels
         cells += [read_rgb(place / f"{name}.png", height=height) for name in shown]
         labels += [f"{noun}, photos", *(label.format(noun) for label in shown.values())]
-    return grid(one_size(cells), 1 + len(shown), labels)
+    return grid(pad_to_same_size(cells), 1 + len(shown), labels)
 
 
 def read_rgb(path: Path, half: bool = False, height: int | None = None) -> np.ndarray:
     """Reads uint8 (H, W, 3), scaled to a ``height`` if it is given; photos are taken at twice the size of samples."""
-    seen = read_picture(path).convert("RGB").reduce(2 if half else 1)
+    seen = load_image(path).convert("RGB").reduce(2 if half else 1)
     return np.asarray(seen.resize((round(seen.width * height / seen.height), height)) if height else seen)
 
 

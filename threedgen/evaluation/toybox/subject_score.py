@@ -27,7 +27,7 @@ from threedgen.data.toybox.grammar import ACCESSORIES, COLOURS, Spec, article, c
 from threedgen.data.toybox.primitives import Asset
 from threedgen.evaluation.sampling import Ring, random_ring, sample_rings
 from threedgen.evaluation.tables import read_or_make
-from threedgen.geometry.images import grid, readable, write_png
+from threedgen.geometry.images import enlarge_small, grid, write_png
 from threedgen.guidance.prior import Prior
 from threedgen.run import folder as runs
 from threedgen.run.metrics import read_summary
@@ -126,7 +126,7 @@ def tune(config: MVDreamBoothConfig) -> None:
     """Carries out, or goes on with, one run; a finished one is left as it is. Raises Stopped if it did not end."""
     config.check()
     if not finished(Path(str(config.out)), config.trainer.max_steps):
-        begun, resume = runs.begin(config, "subjects")
+        begun, resume = runs.open_run(config, "subjects")
         status = dreambooth.run_status(begun, resume, quiet=True)
         if status is not Status.FINISHED:
             raise Stopped(status.exit_code)
@@ -175,13 +175,13 @@ def prompt_of(noun: str, worn: Accessory, identifier: str = "") -> str:
 def photograph(tools: Instruments, number: int, folder: Path, size: int) -> Subject:
     """Draws subject ``number``, writes its photos, and renders its true views from where samples of it are seen."""
     config = tools.config
-    asset = subjects.draw(config.seed, number, wearing=[word for _, word in tools.accessories if word])
+    asset = subjects.make_subject(config.seed, number, wearing=[word for _, word in tools.accessories if word])
     place = folder / f"{number:03d}-{asset.noun.replace(' ', '-')}"
-    for k, picture in enumerate(subjects.photograph(asset, config.photos, 2 * size, config.seed)):
+    for k, picture in enumerate(subjects.render_photos(asset, config.photos, 2 * size, config.seed)):
         if not (place / "photos" / f"{k}.png").exists():
             write_png(place / "photos" / f"{k}.png", picture)
     azimuth, elevation = cameras(config, number, 0)
-    rgb = subjects.views(asset, azimuth, np.full(VIEWS, elevation), size)
+    rgb = subjects.render_views(asset, azimuth, np.full(VIEWS, elevation), size)
     return Subject(asset, place, tools.embed(torch.from_numpy(rgb)))
 
 
@@ -244,7 +244,7 @@ def objects(tools: Instruments, subject: Subject, key: str, prior: Mapping[str, 
         place = f"subjects/{subject.folder.name}/objects/{key}-{k}"
         result = make(object_config(tools.config, "objects", prompt, place, **prior))
         shown = result.views[:: len(result.views) // VIEWS]
-        write_png(subject.folder / f"{key}-3d-{k}.png", grid(readable(shown), VIEWS))
+        write_png(subject.folder / f"{key}-3d-{k}.png", grid(enlarge_small(shown), VIEWS))
         results.append((result.views, result.azimuth))
     return compared(tools, subject, results, vote=True)[0]
 

@@ -22,7 +22,7 @@ from threedgen.data.toybox import subjects
 from threedgen.data.toybox.grammar import ACCESSORIES
 from threedgen.data.toybox.world import Toybox, View
 from threedgen.geometry.images import to_uint8
-from threedgen.run.dtypes import mixed
+from threedgen.run.dtypes import autocast_bf16
 from threedgen.train.status import Status
 from threedgen.train.system import System
 from threedgen.train.task import Task, run_task
@@ -93,7 +93,7 @@ class ClassifierSystem(System):
     def training_step(self, batch: int, index: int) -> Tensor:
         x, truth = self.pictures(int(batch))
         x = augment(x, self.rng(int(batch), "augment"), self.options.augment).to(self.device)
-        with mixed(self.device, self.options.bf16):
+        with autocast_bf16(self.device, self.options.bf16):
             answer = self.net(x)
         loss, self.metrics = self.loss(answer, truth)
         return loss
@@ -218,14 +218,14 @@ class IdentitySystem(ClassifierSystem):
 
     def pictures(self, step: int) -> tuple[Tensor, None]:
         """Renders (2 kinds alike, 3, S, S): two sides each of subjects that no other step shows."""
-        rng, every = self.numpy_rng(step, "subjects"), subjects.kinds()
+        rng, every = self.numpy_rng(step, "subjects"), subjects.subject_nouns()
         chosen = rng.permutation(len(every))[: self.options.kinds]
         seed, shown = int(rng.integers(2**31)), []
         for k in chosen:
             for number in range(self.options.alike):
                 azimuth, elevation = rng.uniform(0, 2 * np.pi, 2), np.deg2rad(rng.uniform(0, 30, 2))
-                asset = subjects.draw(seed, number, every[int(k)].word)
-                shown.append(subjects.views(asset, azimuth, elevation, self.net.options.image_size))
+                asset = subjects.make_subject(seed, number, every[int(k)].word)
+                shown.append(subjects.render_views(asset, azimuth, elevation, self.net.options.image_size))
         return torch.from_numpy(np.concatenate(shown)).permute(0, 3, 1, 2), None
 
     def loss(self, answer: Tensor, truth: None) -> tuple[Tensor, dict[str, float]]:

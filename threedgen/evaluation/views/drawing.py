@@ -15,7 +15,7 @@ from threedgen.data.scene_views import SceneViews
 from threedgen.evaluation.sampling import read_views, write_views
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.views import resize
-from threedgen.guidance.draft import Size
+from threedgen.guidance.coarse_to_fine import Size
 from threedgen.guidance.mvdiffusion.inputs import depth_channels
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.cache import digest
@@ -36,7 +36,7 @@ class Drawing:
         self.folder, self.scenes = task.folder / "views", scenes
         self.model: MVDiffusion = task.load_prior()
         self._check(first)
-        self.model.compare_learnt(mask=self.config.mask)
+        self.model.check_trained_options(mask=self.config.mask)
         self.given = self.model.extra == "mask"
         networks = self.model.networks
         alone = {name: network for name, network in networks.items() if name != "multiview"}
@@ -54,9 +54,9 @@ class Drawing:
 
     def _draw(self, row: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
         c, model = self.config, self.model
-        return model.draw(
+        return model.sample_views(
             scene.captions,
-            model.geometry(scene.views.at, scene.depth, c.prior) if row == ATTENTION else None,
+            model.geometry(scene.views.cameras, scene.depth, c.prior) if row == ATTENTION else None,
             size_of(scene),
             lambda size: (self._extra(scene, size), None),
             steps=c.steps,
@@ -105,4 +105,4 @@ class Drawing:
 
 def size_of(scene: SceneViews) -> tuple[int, int]:
     """Gives the height and width of its views in pixels."""
-    return scene.views.at.height, scene.views.at.width
+    return scene.views.cameras.height, scene.views.cameras.width

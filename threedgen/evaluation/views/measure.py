@@ -17,7 +17,7 @@ from threedgen.evaluation.metrics.distributions import fid, inception_score, kid
 from threedgen.evaluation.metrics.figures import mean
 from threedgen.evaluation.metrics.overlap import depth_overlap, given_view, panorama_overlap
 from threedgen.geometry.images import to_uint8
-from threedgen.geometry.warp import of_cameras
+from threedgen.geometry.warp import to_opencv
 
 from .features import Caption, Features, Seen
 from .options import EvaluateViewsConfig
@@ -60,7 +60,7 @@ class Meter:
         """Measures the views of a scene. ``given`` (H,W,3), if view 0 was drawn from it."""
         figures: dict[str, float | None] = {"psnr": overlap(self.config, scene)}
         if given is not None:
-            K, c2w = of_cameras(scene.views.at)
+            K, c2w = to_opencv(scene.views.cameras)
             figures |= given_view(scene.views.images, given, K, c2w[:, :3, :3])
         pictures = bytes_of(scene.views.images)
         if self.caption is not None:
@@ -79,9 +79,9 @@ def overlap(config: EvaluateViewsConfig, scene: SceneViews) -> float | None:
     """Averages the PSNR of pairs: neighbours around the ring, or consecutive views of a path."""
     views = scene.views
     if scene.depth is not None:
-        return mean(depth_overlap(views.images, scene.depth, *of_cameras(views.at), config.depth_error))
+        return mean(depth_overlap(views.images, scene.depth, *to_opencv(views.cameras), config.depth_error))
     views = views if config.overlap_size is None else views.resized(config.overlap_size)
-    K, c2w = of_cameras(views.at)
+    K, c2w = to_opencv(views.cameras)
     return mean(panorama_overlap(views.images, K, c2w[:, :3, :3]))
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from threedgen.config import ConfigError, registry
 from threedgen.data.scene_views import SceneSource, SceneViews
 from threedgen.evaluation.tables import write_strips
-from threedgen.geometry.images import readable
+from threedgen.geometry.images import enlarge_small
 from threedgen.geometry.views import Views, resize
 from threedgen.run.folder import user_path
 from threedgen.run.interrupts import Interrupts
@@ -48,7 +48,7 @@ def evaluate(task: Task) -> None:
                 strips.append(strip(scene.views.images))
                 labels.append(f"{number}, {ROWS[row]}: {scene.captions[0]}".rstrip(": "))
             count.add(1)
-            interrupts.heed()
+            interrupts.raise_if_stopped()
     write_strips(task.folder / "sheet.png", strips, labels)
     report(task, meter, evaluation.about())
 
@@ -94,7 +94,7 @@ class Evaluation:
             if draw is not None:
                 for row in (ATTENTION, BASE):
                     count.note(f"scene {number}, {ROWS[row]}")
-                    yield row, number, with_images(scene, draw(row, number, scene, interrupts.heed)), given
+                    yield row, number, with_images(scene, draw(row, number, scene, interrupts.raise_if_stopped)), given
             if self.others:
                 yield OTHER, number, self.true(self.count + number), None
         if drawn is not None:
@@ -123,7 +123,7 @@ def overlapping(source: SceneSource, key: str) -> None:
 
 def with_images(scene: SceneViews, images: Tensor) -> SceneViews:
     """Puts other pictures (V,H,W,3), uint8, in the places of a scene's own."""
-    return replace(scene, views=Views(images.float() / 255, scene.views.at))
+    return replace(scene, views=Views(images.float() / 255, scene.views.cameras))
 
 
 def strip(images: Tensor) -> object:
@@ -131,7 +131,7 @@ def strip(images: Tensor) -> object:
     height, width = images.shape[1:3]
     if width > SHEET_WIDTH:
         images = resize(images, round(height * SHEET_WIDTH / width), SHEET_WIDTH)
-    return readable(images)
+    return enlarge_small(images)
 
 
 run = partial(run_task, evaluate, result="report.md", again=True)

@@ -1,1 +1,1 @@
-"""Files that other programs take, and their checkers."""
+"""Writers and validators of asset files."""

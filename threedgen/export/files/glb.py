@@ -1,8 +1,7 @@
-"""A mesh as a GLB file (glTF 2.0, binary): one buffer, one JSON chunk, no surprises.
+"""Write a mesh as GLB (glTF 2.0 binary) with one buffer and one JSON chunk.
 
-Written here rather than by a library for three reasons: linear vertex colours need more than eight bits to
-keep dark shades apart, tangents have to be those that the normal map was made with, and equal input must give
-equal bytes.
+Own code instead of a library because linear vertex colours need 16 bits, tangents must equal those used for the
+normal map, and equal input must give equal bytes.
 """
 
 from __future__ import annotations
@@ -27,27 +26,27 @@ _LINEAR, _LINEAR_MIPMAP_LINEAR, _CLAMP = 9729, 9987, 33071
 
 
 def to_gltf_axes(vectors: Array) -> Array:
-    """World axes (z up, front +x) to glTF's (y up, front +z), a rotation: x' = y, y' = z, z' = x."""
+    """Rotate world axes (z up, front +x) to glTF axes (y up, front +z): x' = y, y' = z, z' = x."""
     return np.ascontiguousarray(vectors[:, [1, 2, 0]])
 
 
 class _Buffer:
-    """Collects arrays into one binary chunk with its views and accessors."""
+    """Binary chunk under construction, with its buffer views and accessors."""
 
     def __init__(self) -> None:
         self.data = bytearray()
         self.views: list[dict[str, Any]] = []
         self.accessors: list[dict[str, Any]] = []
 
-    def blob(self, raw: bytes, **more: Any) -> int:
-        """Appends bytes, aligned to 4; returns the number of their view."""
-        self.views.append({"buffer": 0, "byteOffset": len(self.data), "byteLength": len(raw)} | more)
+    def blob(self, raw: bytes, **fields: Any) -> int:
+        """Append bytes, aligned to 4; return the index of their buffer view."""
+        self.views.append({"buffer": 0, "byteOffset": len(self.data), "byteLength": len(raw)} | fields)
         self.data += raw + bytes(-len(raw) % 4)
         return len(self.views) - 1
 
-    def add(self, array: Array, **more: Any) -> int:
-        """Appends an attribute (V, 2), (V, 3) or (V, 4), or the indices (N,) of triangles; returns the number of its
-        accessor. Every row of an attribute is a multiple of 4 bytes."""
+    def add(self, array: Array, **fields: Any) -> int:
+        """Append an attribute (V, 2), (V, 3) or (V, 4), or triangle indices (N,); return the accessor index. Attribute
+        rows must be multiples of 4 bytes."""
         flat = array.ndim == 1
         accessor = {
             "bufferView": self.blob(array.tobytes(), target=_INDICES if flat else _VERTICES),
@@ -55,18 +54,18 @@ class _Buffer:
             "count": len(array),
             "type": "SCALAR" if flat else f"VEC{array.shape[1]}",
         }
-        self.accessors.append(accessor | more)
+        self.accessors.append(accessor | fields)
         return len(self.accessors) - 1
 
     def positions(self, vertices: Array) -> int:
-        """Vertices in world axes, as an accessor with the bounds that the format demands."""
-        turned = to_gltf_axes(vertices).astype("<f4")
-        bounds = {"min": turned.min(axis=0).tolist(), "max": turned.max(axis=0).tolist()}
-        return self.add(turned, **bounds)
+        """Append vertices in world axes, with the bounds that glTF requires; return the accessor index."""
+        positions = to_gltf_axes(vertices).astype("<f4")
+        bounds = {"min": positions.min(axis=0).tolist(), "max": positions.max(axis=0).tolist()}
+        return self.add(positions, **bounds)
 
 
 def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: dict[str, Any] | None = None) -> bytes:
-    """A file with vertex colours. `gltf_extras` (JSON data) go into the asset and into the node, which viewers keep."""
+    """Return a GLB with vertex colours. `gltf_extras` (JSON data) are written to the asset and to the node."""
     colours = np.column_stack([to_linear(np.clip(mesh.colours, 0, 1)), np.ones(len(mesh.vertices))])
     buffer = _Buffer()
     attributes = {
@@ -86,10 +85,10 @@ def textured_glb_bytes(
     scene: bool = False,
     open_surface: bool = False,
 ) -> bytes:
-    """A file with textures inside. pngs: the files of Maps.uint8() by their names, base_colour at least.
+    """Return a GLB with embedded textures.
 
-    scene: its light is in its colours already (KHR_materials_unlit), and its faces are seen from both sides, as those
-    of an open surface are.
+    pngs: texture name (see Maps.uint8) -> PNG file; base_colour is required. scene: unlit (KHR_materials_unlit) and
+    double-sided material. open_surface: double-sided material.
     """
     buffer = _Buffer()
     tangents = np.column_stack([to_gltf_axes(mesh.tangents[:, :3]), mesh.tangents[:, 3]])
@@ -122,7 +121,8 @@ def textured_glb_bytes(
 
 
 def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: dict[str, Any] | None = None) -> bytes:
-    """A file of bare meshes, a node each: name -> vertices (V, 3) in world axes, faces (F, 3). For colliders."""
+    """Return a GLB of meshes without material, one node each, for colliders: name -> (vertices (V, 3) in world axes,
+    faces)."""
     buffer = _Buffer()
     meshes = [
         _mesh(buffer, name, {"POSITION": buffer.positions(vertices)}, faces)
@@ -131,31 +131,31 @@ def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: dict[str
     return _pack(buffer, meshes, gltf_extras)
 
 
-def _mesh(buffer: _Buffer, name: str, attributes: dict[str, int], faces: Array, **more: Any) -> dict[str, Any]:
-    """A mesh of one primitive, whose indices are appended."""
+def _mesh(buffer: _Buffer, name: str, attributes: dict[str, int], faces: Array, **fields: Any) -> dict[str, Any]:
+    """Return a mesh of one primitive and append its indices."""
     small = buffer.accessors[attributes["POSITION"]]["count"] < 65535
     indices = buffer.add(faces.astype("<u2" if small else "<u4").reshape(-1))
-    return {"name": name, "primitives": [{"attributes": attributes, "indices": indices} | more]}
+    return {"name": name, "primitives": [{"attributes": attributes, "indices": indices} | fields]}
 
 
-def _material(name: str, number: dict[str, int]) -> dict[str, Any]:
-    """A material whose textures have these numbers. Without a map for it, nothing is metal and all is rough."""
+def _material(name: str, textures: dict[str, int]) -> dict[str, Any]:
+    """Return a material for texture name -> index. Without an ORM map it is rough and non-metallic."""
     pbr: dict[str, Any] = {}
     material: dict[str, Any] = {"name": name, "pbrMetallicRoughness": pbr}
-    if "base_colour" in number:
-        pbr["baseColorTexture"] = {"index": number["base_colour"]}
-    if "orm" in number:
-        pbr["metallicRoughnessTexture"] = material["occlusionTexture"] = {"index": number["orm"]}
-    pbr |= {"metallicFactor": int("orm" in number), "roughnessFactor": 1}
-    if "normal" in number:
-        material["normalTexture"] = {"index": number["normal"]}
+    if "base_colour" in textures:
+        pbr["baseColorTexture"] = {"index": textures["base_colour"]}
+    if "orm" in textures:
+        pbr["metallicRoughnessTexture"] = material["occlusionTexture"] = {"index": textures["orm"]}
+    pbr |= {"metallicFactor": int("orm" in textures), "roughnessFactor": 1}
+    if "normal" in textures:
+        material["normalTexture"] = {"index": textures["normal"]}
     return material
 
 
 def _pack(
     buffer: _Buffer, meshes: list[dict[str, Any]], gltf_extras: dict[str, Any] | None, **lists: list[Any]
 ) -> bytes:
-    """The whole file: header, JSON, buffer. A node for each mesh; what wears a material tells the extras there too."""
+    """Assemble the file. Each mesh gets a node; nodes with a material repeat the extras."""
     extras = gltf_extras or {}
     nodes = [{"mesh": k, "name": mesh["name"]} | ({"extras": extras} if lists else {}) for k, mesh in enumerate(meshes)]
     tree = {
@@ -177,7 +177,7 @@ def _pack(
 
 
 def save_glb(mesh: Mesh, path: Path | str, gltf_extras: dict[str, Any] | None = None) -> Path:
-    """Writes `mesh` to `path`, whole or not at all; `gltf_extras` and how the mesh was made travel in the file."""
+    """Write `mesh` atomically to `path`, with `gltf_extras` and its info; return the path."""
     path = Path(path)
     write_atomic(path, glb_bytes(mesh, path.stem, {**(gltf_extras or {}), **mesh.info}))
     return path

@@ -1,6 +1,6 @@
-"""The Khronos glTF validator over an asset's GLBs, where it is: `node` on the PATH with its package gltf-validator.
+"""Run the Khronos glTF validator on GLBs if `node` and its package gltf-validator are installed.
 
-It is looked for from the working directory upwards, in NODE_PATH, and among node's global packages.
+The package is searched from the working directory upwards, in NODE_PATH and in node's global packages.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, Literal
 
 from threedgen.export.files.check import Finding
 
-PATIENCE = 120
-"""Seconds after which no answer is expected any more; it takes well below a second for a file."""
+TIMEOUT_S = 120
+"""Timeout in seconds; a file usually takes well below one second."""
 _SEVERITY: dict[int, Literal["error", "warning"]] = {0: "error", 1: "warning"}
-"""The two gravest of the validator's four; the rest are hints."""
+"""Reported severities of the validator; the other two are hints."""
 _SCRIPT = """
 const { readFileSync } = require("fs"), { dirname, join } = require("path");
 const globally = [join(dirname(process.execPath), "..", "lib"), join(process.env.APPDATA || "/", "npm")];
@@ -39,56 +39,55 @@ try {
 """
 
 
-class NoAnswer(Exception):
-    """The validator is there, but could not do its work."""
+class ValidatorError(Exception):
+    """Failure of an installed validator."""
 
 
 def validate(glbs: dict[str, bytes]) -> tuple[dict[str, list[Finding]], str]:
-    """Errors and warnings in each GLB by its name, and a sentence about who looked; no findings if nobody could.
+    """Return errors and warnings per GLB name, and a status sentence; no findings if the validator is not installed.
 
-    Raises NoAnswer.
+    Raises ValidatorError.
     """
     node = shutil.which("node")
     if node is None:
-        return {}, "not here: there is no node"
+        return {}, "not installed: node is not on the PATH"
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{number}.glb" for number in range(len(glbs))]
         for path, data in zip(paths, glbs.values(), strict=True):
             path.write_bytes(data)
-        reports = _ask(node, paths)
+        reports = _run(node, paths)
     if reports is None:
-        return {}, "not here: node has no package gltf-validator (npm install -g gltf-validator)"
+        return {}, "not installed: node has no package gltf-validator (npm install -g gltf-validator)"
     try:
-        found = {name: _findings(report) for name, report in zip(glbs, reports, strict=True)}
+        results = {name: _findings(report) for name, report in zip(glbs, reports, strict=True)}
         version = next((str(report["validatorVersion"]) for report in reports), "")
     except (KeyError, TypeError, ValueError) as error:
-        raise NoAnswer(f"its report cannot be read ({type(error).__name__}: {error})") from error
-    counts = [sum(f.severity == kind for part in found.values() for f in part) for kind in _SEVERITY.values()]
-    return found, f"version {version}: {counts[0]} errors and {counts[1]} warnings in {len(glbs)} files"
+        raise ValidatorError(f"its report is invalid ({type(error).__name__}: {error})") from error
+    counts = [sum(f.severity == kind for part in results.values() for f in part) for kind in _SEVERITY.values()]
+    return results, f"version {version}: {counts[0]} errors and {counts[1]} warnings in {len(glbs)} files"
 
 
-def _ask(node: str, paths: list[Path]) -> Any:
-    """The validator's reports; None if node does not have it."""
+def _run(node: str, paths: list[Path]) -> Any:
+    """Return the validator's reports; None if node has no package gltf-validator."""
     try:
         done = subprocess.run(
             [node, "-e", _SCRIPT, *map(str, paths)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            timeout=PATIENCE,
+            timeout=TIMEOUT_S,
             check=True,
         )
         return json.loads(done.stdout)
     except subprocess.TimeoutExpired as error:
-        raise NoAnswer(f"it took more than {PATIENCE} s") from error
+        raise ValidatorError(f"timeout after {TIMEOUT_S} s") from error
     except subprocess.CalledProcessError as error:
         reason = error.stderr.decode("utf-8", "replace").split("\n")[0]
-        raise NoAnswer(f"node ended with code {error.returncode}: {reason}") from error
+        raise ValidatorError(f"node exited with code {error.returncode}: {reason}") from error
     except (OSError, ValueError) as error:
-        raise NoAnswer(str(error)) from error
+        raise ValidatorError(str(error)) from error
 
 
 def _findings(report: dict[str, Any]) -> list[Finding]:
-    """The messages that are worth a finding."""
     return [
         Finding(_SEVERITY[message["severity"]], message["code"], f"{message['message']} ({message['pointer']})")
         for message in report["issues"]["messages"]

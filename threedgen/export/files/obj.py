@@ -1,4 +1,4 @@
-"""OBJ and MTL with their pictures in one zip: files that are sent alone arrive without their textures."""
+"""Write OBJ, MTL and textures into one zip, so that they stay together."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from threedgen.export.files.glb import to_gltf_axes
 from threedgen.export.files.textured import TexturedMesh
 
-_BEGIN = (1980, 1, 1, 0, 0, 0)  # the earliest date of the format: equal content gives equal bytes
+_DATE = (1980, 1, 1, 0, 0, 0)  # fixed date, so that equal content gives equal bytes
 
 
 def obj_zip(levels: dict[str, TexturedMesh], pngs: dict[str, bytes], name: str = "mesh") -> bytes:
-    """A zip with NAME.obj, NAME.mtl and the PNG files of Maps.uint8().
+    """Return a zip with NAME.obj, NAME.mtl and the PNG textures `pngs` (see Maps.uint8); axes as in the GLB.
 
-    levels: an object for each level of detail, by its name, the finest first. Axes as in the GLB: y up, front +z.
+    levels: name -> mesh for each level of detail, finest first; each is an OBJ object.
     """
     lines = [f"mtllib {name}.mtl"]
     first = 1
@@ -32,7 +32,7 @@ def obj_zip(levels: dict[str, TexturedMesh], pngs: dict[str, bytes], name: str =
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for path, content in files.items():
-            entry = zipfile.ZipInfo(path, _BEGIN)
+            entry = zipfile.ZipInfo(path, _DATE)
             entry.external_attr = 0o644 << 16
             entry.compress_type = zipfile.ZIP_STORED if path.endswith(".png") else zipfile.ZIP_DEFLATED
             archive.writestr(entry, content)
@@ -44,7 +44,7 @@ def _rows(key: str, values: np.ndarray) -> list[str]:
 
 
 def _mtl(name: str, pngs: dict[str, bytes]) -> str:
-    """A material with the usual names and those of the PBR extension; occlusion has no name of its own there."""
+    """Return an MTL file with the standard and the PBR extension keys. MTL has no key for occlusion."""
     lines = [f"newmtl {name}", "Kd 1 1 1", "Ks 0 0 0", "d 1", "illum 1", f"map_Kd {name}_base_colour.png"]
     if "normal" in pngs:
         lines += [f"map_Bump {name}_normal.png", f"norm {name}_normal.png"]

@@ -1,4 +1,4 @@
-"""A mesh that wears textures, and its place in a scene."""
+"""Textured mesh and its placement in a scene."""
 
 from __future__ import annotations
 
@@ -11,44 +11,39 @@ from threedgen.run.arrays import Array
 
 @dataclass(frozen=True)
 class TexturedMesh:
-    """A triangle mesh in world axes (z up, front +x), split along its UV seams.
+    """Triangle mesh in world axes (z up, front +x), split along UV seams."""
 
-    vertices (V, 3) float32; faces (F, 3) int32, counter-clockwise seen from outside; normals (V, 3) float32,
-    unit; uv (V, 2) float32 in [0, 1], v upwards (row = (1 - v) * height); tangents (V, 4) float32: unit, and the
-    sign of the bitangent (see tangents.py).
-    """
-
-    vertices: Array
-    faces: Array
-    normals: Array
-    uv: Array
-    tangents: Array
+    vertices: Array  # (V, 3) float32
+    faces: Array  # (F, 3) int32, counter-clockwise seen from outside
+    normals: Array  # (V, 3) float32, unit
+    uv: Array  # (V, 2) float32 in [0, 1], v upwards: texture row = (1 - v) * height
+    tangents: Array  # (V, 4) float32: unit vector and bitangent sign (see tangents.py)
 
 
 @dataclass(frozen=True)
 class Placement:
-    """From the field's world to the asset's: x' = scale * (x - pivot). Axes stay as they are."""
+    """Transform from field space to asset space: x' = scale * (x - pivot). Axes are unchanged."""
 
     pivot: Array
     scale: float
 
     def points(self, vertices: Array) -> Array:
-        """Points (N, 3) float32, placed."""
+        """Transform points (N, 3) to asset space, float32."""
         return ((vertices.astype(np.float64) - self.pivot) * self.scale).astype(np.float32)
 
-    def back(self, points: Array) -> Array:
-        """Points (N, 3) float32 of the asset, where the field has them."""
+    def inverse(self, points: Array) -> Array:
+        """Transform points (N, 3) of the asset back to field space, float32."""
         return (points.astype(np.float64) / self.scale + self.pivot).astype(np.float32)
 
     def mesh(self, mesh: TexturedMesh) -> TexturedMesh:
-        """A mesh, placed; directions and texture stay."""
+        """Transform the vertices of a mesh; directions and UVs are unchanged."""
         return replace(mesh, vertices=self.points(mesh.vertices))
 
 
-def stand(vertices: Array, height: float | None = None) -> Placement:
-    """Puts a mesh with its middle over the origin and its lowest point at 0.
+def place_on_ground(vertices: Array, height: float | None = None) -> Placement:
+    """Return the placement that centres a mesh over the origin with its lowest point at z = 0.
 
-    height: metres from bottom to top (z); None: a unit of the world is a metre.
+    height: metres from bottom to top (z); None: one field unit is one metre.
     """
     low, high = vertices.min(axis=0).astype(np.float64), vertices.max(axis=0).astype(np.float64)
     pivot = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])

@@ -1,4 +1,4 @@
-"""USDZ by Pixar's own library, the extra `usd`."""
+"""Write USDZ with Pixar's library (extra `usd`)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from threedgen.export.files.textured import TexturedMesh
 
 
 def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -> bytes:
-    """A package with the mesh, metres, y up, front +z, and its material (UsdPreviewSurface). Raises ConfigError."""
-    require("pxr", "formats: usdz", "leave usdz out")
+    """Return a USDZ package of mesh and UsdPreviewSurface material: metres, y up, front +z. Raises ConfigError."""
+    require("pxr", "formats: usdz", "remove usdz")
     from pxr import Gf, Kind, Sdf, Usd, UsdGeom, UsdShade, UsdUtils, Vt
 
     prim = "".join(c if c.isalnum() and c.isascii() else "_" for c in name)
@@ -44,12 +44,12 @@ def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -
         stage.GetRootLayer().Save()
         package = Path(folder) / "mesh.usdz"
         if not UsdUtils.CreateNewUsdzPackage(str(layer), str(package)):
-            raise ConfigError("the usdz package could not be written; leave usdz out", "formats")
+            raise ConfigError("the usdz package could not be written; remove usdz", "formats")
         return package.read_bytes()
 
 
 def _material(stage: Any, path: str, kinds: list[str]) -> Any:
-    """A preview surface that reads the maps that are there."""
+    """Define a UsdPreviewSurface that reads the textures named in `kinds`."""
     from pxr import Gf, Sdf, UsdShade
 
     types = Sdf.ValueTypeNames
@@ -63,10 +63,10 @@ def _material(stage: Any, path: str, kinds: list[str]) -> Any:
     reader.CreateIdAttr("UsdPrimvarReader_float2")
     reader.CreateInput("varname", types.String).Set("st")
 
-    def picture(kind: str, space: str) -> Any:
+    def texture(kind: str, space: str) -> Any:
         shader = UsdShade.Shader.Define(stage, f"{path}/{kind}")
         shader.CreateIdAttr("UsdUVTexture")
-        # "./": beside the layer; a bare name is looked for elsewhere too, and the packager warns that it is not there
+        # "./" means beside the layer; for a bare name the packager searches elsewhere and warns
         shader.CreateInput("file", types.Asset).Set(Sdf.AssetPath(f"./{kind}.png"))
         shader.CreateInput("sourceColorSpace", types.Token).Set(space)
         shader.CreateInput("st", types.Float2).ConnectToSource(reader.ConnectableAPI(), "result")
@@ -74,15 +74,15 @@ def _material(stage: Any, path: str, kinds: list[str]) -> Any:
             shader.CreateInput(wrap, types.Token).Set("clamp")
         return shader
 
-    colour = picture("base_colour", "sRGB")
+    colour = texture("base_colour", "sRGB")
     surface.CreateInput("diffuseColor", types.Color3f).ConnectToSource(colour.ConnectableAPI(), "rgb")
     if "normal" in kinds:
-        normal = picture("normal", "raw")
+        normal = texture("normal", "raw")
         normal.CreateInput("scale", types.Float4).Set(Gf.Vec4f(2, 2, 2, 1))
         normal.CreateInput("bias", types.Float4).Set(Gf.Vec4f(-1, -1, -1, 0))
         surface.CreateInput("normal", types.Normal3f).ConnectToSource(normal.ConnectableAPI(), "rgb")
     if "orm" in kinds:
-        orm = picture("orm", "raw")
+        orm = texture("orm", "raw")
         for channel, name in (("r", "occlusion"), ("g", "roughness"), ("b", "metallic")):
             surface.CreateInput(name, types.Float).ConnectToSource(orm.ConnectableAPI(), channel)
     return material

@@ -1,1 +1,1 @@
-"""From a density to a closed mesh with texture coordinates, its levels of detail and its colliders."""
+"""Geometry of an asset: closed mesh, UVs, levels of detail, colliders."""

@@ -1,4 +1,4 @@
-"""Collision shapes: one convex hull of few triangles, or several that follow the shape."""
+"""Collision shapes: one convex hull with few triangles, or several convex parts that follow the shape."""
 
 from __future__ import annotations
 
@@ -12,65 +12,65 @@ from threedgen.export.shape.topology import area_vectors
 from threedgen.run.arrays import Array
 
 Part = tuple[Array, Array]
-"""vertices (V, 3) float32 and faces (F, 3) int32, convex, counter-clockwise seen from outside"""
+"""Convex mesh: vertices (V, 3) float32, faces (F, 3) int32, counter-clockwise seen from outside."""
 
 DIRECTIONS = 64
-PARTS, PART_VERTICES, PART_SOURCE = 8, 32, 3000
+MAX_PARTS, MAX_PART_VERTICES, MAX_INPUT_TRIANGLES = 8, 32, 3000
 
 
 def hull(vertices: Array) -> Part:
-    """The convex hull of the points that lie furthest in some directions: at most 2 * DIRECTIONS triangles.
+    """Return the convex hull of the extreme points in DIRECTIONS directions: at most 2 * DIRECTIONS triangles.
 
-    They are spread evenly (Fibonacci lattice) over the sphere of the shape scaled to a cube. The hull lies within
-    the full one, of which it holds nine tenths of the volume or so. Raises ConfigError for points without volume.
+    Directions form a Fibonacci lattice on the sphere, for the shape scaled to a cube. The result lies inside the full
+    hull and has about 90 % of its volume. Raises ConfigError for points without volume.
     """
     n = np.arange(DIRECTIONS) + 0.5
-    height, turn = 1 - 2 * n / DIRECTIONS, np.pi * (1 + 5**0.5) * n
+    height, azimuth = 1 - 2 * n / DIRECTIONS, np.pi * (1 + 5**0.5) * n
     ring = np.sqrt(1 - height**2)
-    away = np.stack([ring * np.cos(turn), ring * np.sin(turn), height], axis=1)
-    axes = np.concatenate([np.eye(3), -np.eye(3)])  # so that the box around it is that of the mesh
+    lattice = np.stack([ring * np.cos(azimuth), ring * np.sin(azimuth), height], axis=1)
+    axes = np.concatenate([np.eye(3), -np.eye(3)])  # keep the mesh's bounding box
     points = vertices.astype(np.float64)
-    even = points / np.maximum(np.ptp(points, axis=0), 1e-30)
-    furthest = np.unique((np.concatenate([axes, away])[:DIRECTIONS] @ even.T).argmax(axis=1))
-    return convex(points[furthest])
+    scaled = points / np.maximum(np.ptp(points, axis=0), 1e-30)
+    extreme = np.unique((np.concatenate([axes, lattice])[:DIRECTIONS] @ scaled.T).argmax(axis=1))
+    return convex(points[extreme])
 
 
 def convex(points: Array) -> Part:
-    """The convex hull of points (N, 3), with faces that look outwards. Raises ConfigError if it has no volume."""
+    """Return the convex hull of points (N, 3) with outward faces. Raises ConfigError if it has no volume."""
     try:
-        found = ConvexHull(points)
+        result = ConvexHull(points)
     except (QhullError, ValueError) as error:
-        raise ConfigError("the shape is flat, so it has no convex hull; try collision=none", "collision") from error
-    faces = found.simplices.astype(np.int64)
-    inward = (area_vectors(points, faces) * found.equations[:, :3]).sum(axis=1) < 0
+        raise ConfigError("the shape is flat and has no convex hull; set collision=none", "collision") from error
+    faces = result.simplices.astype(np.int64)
+    inward = (area_vectors(points, faces) * result.equations[:, :3]).sum(axis=1) < 0
     faces[inward] = faces[inward, ::-1]
-    used, number = np.unique(faces, return_inverse=True)
-    return points[used].astype(np.float32), number.reshape(-1, 3).astype(np.int32)
+    used, index = np.unique(faces, return_inverse=True)
+    return points[used].astype(np.float32), index.reshape(-1, 3).astype(np.int32)
 
 
 def convex_parts(vertices: Array, faces: Array) -> list[Part]:
-    """At most eight convex parts of at most 32 vertices each that follow a closed mesh (CoACD, Wei et al. 2022).
+    """Decompose a closed mesh into at most 8 convex parts of at most 32 vertices each (CoACD, Wei et al. 2022).
 
-    vertices (V, 3), faces (F, 3), welded. Raises ConfigError if the library is not there.
+    vertices (V, 3) and faces (F, 3) must be welded. Raises ConfigError if the package coacd is missing.
     """
-    require("coacd", "collision: parts", "take collision=hull")
+    require("coacd", "collision: parts", "set collision=hull")
     import coacd
 
     try:
-        vertices, faces = simplify(vertices, faces, PART_SOURCE)  # it takes minutes on fine meshes
+        vertices, faces = simplify(vertices, faces, MAX_INPUT_TRIANGLES)  # CoACD takes minutes on fine meshes
     except BudgetTooSmall as error:
         vertices, faces = simplify(vertices, faces, error.possible)
     coacd.set_log_level("error")
-    found = coacd.run_coacd(
+    parts = coacd.run_coacd(
         coacd.Mesh(vertices.astype(np.float64), faces),
         threshold=0.1,
-        max_convex_hull=PARTS,
+        max_convex_hull=MAX_PARTS,
         preprocess_mode="off",
         mcts_iterations=50,
         mcts_nodes=10,
         resolution=1000,
         decimate=True,
-        max_ch_vertex=PART_VERTICES,
+        max_ch_vertex=MAX_PART_VERTICES,
         seed=0,
     )
-    return [convex(np.asarray(points, np.float64)) for points, _ in found]
+    return [convex(np.asarray(points, np.float64)) for points, _ in parts]

@@ -1,4 +1,4 @@
-"""From a density and a colour field to a closed, coloured triangle mesh: the surface of opacity.py."""
+"""Turn density and colour fields into a closed triangle mesh with vertex colours."""
 
 from __future__ import annotations
 
@@ -17,25 +17,28 @@ from threedgen.export.shape.topology import area_vectors, compact, pieces
 from threedgen.run.arrays import Array
 
 Field = Callable[[torch.Tensor], torch.Tensor]
-SMALLEST = 0.01
-"""Share of the largest part's surface below which another part is dropped."""
-SMOOTHING = 10
-"""Taubin iterations."""
-CALM = 0.03
-"""Standard deviation of the blur of normals, in radii of the world: what a field does within that is the noise of
-single steps, and no relief."""
+MIN_PIECE_AREA = 0.01
+"""Smallest area of a connected piece that is kept, as a fraction of the largest piece."""
+TAUBIN_STEPS = 10
+"""Number of Taubin smoothing iterations."""
+NORMAL_BLUR = 0.03
+"""Standard deviation of the normal blur, in scene radii; finer relief is training noise."""
 CHUNK = 1 << 17
-"""Points that a field is asked for at once."""
-DEPTHS = (-0.5, 0.5, 1.5, 2.5)
-"""In cells below the surface: where its colours are asked for."""
+"""Maximum number of points per field query."""
+COLOUR_DEPTHS = (-0.5, 0.5, 1.5, 2.5)
+"""Sample depths for vertex colours, in cells below the surface."""
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """A closed triangle mesh in world axes (z up, front +x) and world units.
+    """Closed triangle mesh in world axes (z up, front +x) and world units.
 
-    vertices (V, 3) float32; faces (F, 3) int32, counter-clockwise seen from outside; colours (V, 3) float32,
-    sRGB in [0, 1]; normals (V, 3) float32, unit, outward; info: how it was made.
+    Attributes:
+        vertices: (V, 3) float32.
+        faces: (F, 3) int32, counter-clockwise seen from outside.
+        colours: (V, 3) float32, sRGB in [0, 1].
+        normals: (V, 3) float32, unit, outward.
+        info: statistics of the extraction.
     """
 
     vertices: Array
@@ -46,7 +49,7 @@ class Mesh:
 
 
 def on_arrays(function: Field, device: torch.device | str = "cpu") -> Callable[[Array], Array]:
-    """`function` for arrays: points (N, 3), CHUNK at once, to float32, without gradients."""
+    """Wrap a torch function of points (N, 3) for NumPy arrays: chunked, float32, without gradients."""
 
     @torch.no_grad()
     def call(points: Array) -> Array:
@@ -65,18 +68,25 @@ def extract(
     mask: Array | None = None,
     device: torch.device | str = "cpu",
 ) -> Mesh:
-    """The surface of a field inside the sphere of `radius` about the origin.
+    """Extract the surface of a field inside a sphere about the origin.
 
-    density_fn: points (N, 3) in world units -> sigma (N,) per world unit; colour_fn: points -> sRGB (N, 3).
-    resolution: grid points along an edge of the cube around the sphere. mask: boolean (M, M, M) over that
-    cube, [x, y, z]; where it is False the field is empty and not asked (a cell of margin is added). Raises EmptyField.
+    Args:
+        density_fn: points (N, 3) in world units -> sigma (N,) per world unit.
+        colour_fn: points (N, 3) -> sRGB (N, 3).
+        resolution: grid points per edge of the cube around the sphere.
+        radius: radius of the sphere, in world units.
+        mask: occupancy (M, M, M) bool over that cube, [x, y, z]; only True cells and their neighbours are queried.
+        device: device of the points.
+
+    Raises:
+        EmptyField: the field has no surface.
     """
     sigma = sample_density(density_fn, resolution, radius, mask, device)
     cell = 2 * radius / (resolution - 1)
-    tau, info = depth_field(sigma, cell, radius, SMALLEST)
+    tau, info = depth_field(sigma, cell, radius, MIN_PIECE_AREA)
     vertices, faces, info["parts_kept"] = large_pieces(*isosurface(tau, info["level"], cell, radius))
-    vertices = taubin(vertices, faces, SMOOTHING)
-    normals = calm(vertex_normals(vertices, faces), faces, CALM * radius / cell)
+    vertices = taubin(vertices, faces, TAUBIN_STEPS)
+    normals = smooth_normals(vertex_normals(vertices, faces), faces, NORMAL_BLUR * radius / cell)
     density, colour = (on_arrays(function, device) for function in (density_fn, colour_fn))
     colours = surface_colours(density, colour, vertices, normals, cell)
     info |= {"resolution": resolution, "radius": radius}
@@ -84,11 +94,11 @@ def extract(
 
 
 def from_triangles(vertices: Array, faces: Array, colours: Callable[[Array], Array]) -> Mesh:
-    """A mesh that is one already, less its small pieces: vertices (N, 3), faces (F, 3). Raises EmptyField."""
+    """Make a Mesh from vertices (N, 3) and faces (F, 3), without small pieces. Raises EmptyField."""
     if not len(faces):
-        raise EmptyField("the mesh has no triangles left; train with a smaller learning rate, or choose another seed")
+        raise EmptyField("the mesh has no triangles; use a smaller learning rate or another seed")
     if not np.isfinite(vertices).all():
-        raise EmptyField("the mesh has corners without a place, so nothing can be made of it; choose another seed")
+        raise EmptyField("the mesh has vertices that are not finite; use another seed")
     vertices, faces, parts = large_pieces(vertices.astype(np.float32), faces.astype(np.int32))
     return Mesh(vertices, faces, colours(vertices), vertex_normals(vertices, faces), {"parts_kept": parts})
 
@@ -96,29 +106,29 @@ def from_triangles(vertices: Array, faces: Array, colours: Callable[[Array], Arr
 def sample_density(
     density_fn: Field, resolution: int, radius: float, mask: Array | None = None, device: torch.device | str = "cpu"
 ) -> Array:
-    """Density (R, R, R) float32 [x, y, z] at linspace(-radius, radius, R); 0 outside the sphere and the mask.
+    """Sample density on a grid, (R, R, R) float32 [x, y, z] at linspace(-radius, radius, R); 0 outside sphere and mask.
 
-    Raises EmptyField if the field is not finite somewhere.
+    Raises EmptyField if the density is not finite.
     """
     axis = np.linspace(-radius, radius, resolution, dtype=np.float32)
-    asked = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2) <= radius**2
+    queried = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2) <= radius**2
     if mask is not None:
-        roomy = ndimage.binary_dilation(mask, np.ones((3, 3, 3), bool))
+        dilated = ndimage.binary_dilation(mask, np.ones((3, 3, 3), bool))
         cells = [np.clip(((axis / radius + 1) / 2 * n).astype(int), 0, n - 1) for n in mask.shape]
-        asked &= roomy[np.ix_(*cells)]
-    x, y, z = np.nonzero(asked)
+        queried &= dilated[np.ix_(*cells)]
+    x, y, z = np.nonzero(queried)
     sigma, density = np.zeros((resolution,) * 3, np.float32), on_arrays(density_fn, device)
-    for start in range(0, len(x), CHUNK):  # the points too are made in chunks: they are three times the grid
+    for start in range(0, len(x), CHUNK):  # build points in chunks too: they take three times the grid's memory
         part = tuple(index[start : start + CHUNK] for index in (x, y, z))
         points = np.stack([axis[index] for index in part], axis=-1)
         sigma[part] = density(points).reshape(-1)
     if not np.isfinite(sigma).all():
-        raise EmptyField("the object has densities that are no numbers, so it has no surface; choose another seed")
+        raise EmptyField("the density is not finite, so there is no surface; use another seed")
     return np.maximum(sigma, 0, out=sigma)
 
 
 def isosurface(values: Array, level: float, cell: float, radius: float) -> tuple[Array, Array]:
-    """Vertices (V, 3) float32 in world units and faces (F, 3) int32 of {values = level}, larger inside."""
+    """Return vertices (V, 3) float32 in world units and faces (F, 3) int32 of {values = level}, larger inside."""
     vertices, faces, _, _ = marching_cubes(
         values, level, spacing=(cell,) * 3, gradient_direction="ascent", allow_degenerate=False
     )
@@ -126,20 +136,19 @@ def isosurface(values: Array, level: float, cell: float, radius: float) -> tuple
 
 
 def large_pieces(vertices: Array, faces: Array) -> tuple[Array, Array, int]:
-    """Only the pieces with at least SMALLEST of the largest one's area, and how many they are.
+    """Return the connected pieces with at least MIN_PIECE_AREA of the largest piece's area, and their number.
 
-    What hangs together over a corner of the grid alone is one part there, and cut in two by the surface: the lesser of
-    the two may be a crumb. Each piece is closed, so the rest stays closed.
+    Grid parts that touch only at a corner are separate pieces here. Each piece is closed, so the result is closed.
     """
     piece = pieces(faces, len(vertices))
     areas = np.bincount(piece, np.linalg.norm(area_vectors(vertices, faces), axis=1))
-    large = areas >= SMALLEST * areas.max()
+    large = areas >= MIN_PIECE_AREA * areas.max()
     vertices, faces, _ = compact(vertices, faces[large[piece]])
     return vertices, faces, int(large.sum())
 
 
 def taubin(vertices: Array, faces: Array, iterations: int) -> Array:
-    """Removes the steps of the grid, keeps the volume: Laplacian steps in and out by turns (Taubin 1995)."""
+    """Smooth grid steps and preserve the volume: alternate shrinking and inflating Laplacian steps (Taubin 1995)."""
     mean = _mean_of_neighbours(faces, len(vertices))
     moved = vertices.astype(np.float64)
     for _ in range(iterations):
@@ -148,28 +157,30 @@ def taubin(vertices: Array, faces: Array, iterations: int) -> Array:
     return moved.astype(np.float32)
 
 
-def calm(normals: Array, faces: Array, reach: float) -> Array:
-    """Unit normals (V, 3) float32, blurred along the surface by `reach` edges: half their own and half those around, as
-    often as it takes (the mean of neighbours moves by an edge, half of it along either axis of the surface)."""
+def smooth_normals(normals: Array, faces: Array, reach: float) -> Array:
+    """Blur unit normals (V, 3) along the surface by a Gaussian of about `reach` edges; returns float32.
+
+    Each step averages a normal with the mean of its neighbours, which spreads by half an edge per axis.
+    """
     mean = _mean_of_neighbours(faces, len(normals))
-    found = normals.astype(np.float64)
+    smooth = normals.astype(np.float64)
     for _ in range(math.ceil(4 * reach**2)):
-        found = found + mean @ found
-        found /= np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-30)
-    return np.where(np.linalg.norm(found, axis=1, keepdims=True) > 0.5, found, normals).astype(np.float32)
+        smooth = smooth + mean @ smooth
+        smooth /= np.maximum(np.linalg.norm(smooth, axis=1, keepdims=True), 1e-30)
+    return np.where(np.linalg.norm(smooth, axis=1, keepdims=True) > 0.5, smooth, normals).astype(np.float32)
 
 
 def _mean_of_neighbours(faces: Array, n: int) -> sparse.spmatrix:
-    """The matrix (n, n) that takes values of vertices to the means of those that an edge joins them to."""
+    """Return the sparse matrix (n, n) that averages vertex values over edge neighbours."""
     ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     ends = np.concatenate([ends, ends[:, ::-1]])
     edges = sparse.csr_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
-    edges.data[:] = 1  # an edge of two faces came twice
+    edges.data[:] = 1  # an edge shared by two faces was counted twice
     return sparse.diags(1 / np.maximum(np.asarray(edges.sum(axis=1)).ravel(), 1)) @ edges
 
 
 def vertex_normals(vertices: Array, faces: Array) -> Array:
-    """Unit normals (V, 3) float32: the mean of the faces around, weighted by area."""
+    """Return unit vertex normals (V, 3) float32: area-weighted mean of the adjacent face normals."""
     twice_area = area_vectors(vertices, faces)
     total = np.zeros((len(vertices), 3))
     for k in range(3):
@@ -183,20 +194,20 @@ def vertex_normals(vertices: Array, faces: Array) -> Array:
 def surface_colours(
     density: Callable[[Array], Array], colour: Callable[[Array], Array], vertices: Array, normals: Array, cell: float
 ) -> Array:
-    """What a short ray along the inward normal sees: colours (V, 3) float32 in [0, 1].
+    """Return vertex colours (V, 3) float32 in [0, 1], alpha-composited along a short inward ray.
 
-    Composited like a pixel at DEPTHS, in cells below the surface: the colour of one point would be that of the
-    skin, which a trained field leaves undefined where it is transparent.
+    Samples lie at COLOUR_DEPTHS cells below the surface: a single query at the surface would return the undefined
+    colour of a nearly transparent skin.
     """
-    light = np.ones(len(vertices), np.float32)
+    transmittance = np.ones(len(vertices), np.float32)
     total = np.zeros((len(vertices), 3), np.float32)
-    plain = np.zeros_like(total)
-    for depth in DEPTHS:
+    mean = np.zeros_like(total)
+    for depth in COLOUR_DEPTHS:
         points = vertices - np.float32(depth * cell) * normals
         sigma, rgb = np.maximum(density(points).reshape(-1), 0), colour(points).reshape(-1, 3)
-        passed = np.exp(-sigma * cell)
-        total += (light * (1 - passed))[:, None] * rgb
-        plain += rgb / len(DEPTHS)
-        light *= passed
-    opacity = (1 - light)[:, None]
-    return np.clip(np.where(opacity > 1e-3, total / np.maximum(opacity, 1e-3), plain), 0, 1).astype(np.float32)
+        step = np.exp(-sigma * cell)
+        total += (transmittance * (1 - step))[:, None] * rgb
+        mean += rgb / len(COLOUR_DEPTHS)
+        transmittance *= step
+    opacity = (1 - transmittance)[:, None]
+    return np.clip(np.where(opacity > 1e-3, total / np.maximum(opacity, 1e-3), mean), 0, 1).astype(np.float32)

@@ -1,15 +1,13 @@
-"""From a density on a grid to a field whose surface is that of the object.
+"""Turn a density grid into a scalar field whose level set is the object's surface.
 
-The surface is where a ray has lost a share of its light, not where the density passes some number: densities
-of trained fields differ by a factor of a hundred, are hollow inside and hazy outside, and no fixed threshold
-fits them. For each grid point the optical depth from the clearest of the six axis directions is summed up,
+The surface lies where a ray has lost a fixed part of its light, not at a fixed density: trained fields differ in
+density by a factor of 100, are hollow inside and hazy outside. The optical depth at each grid point is
 
-    tau(x) = min over directions of the integral of sigma from the border to x,
+    tau(x) = min over the six axis directions of the integral of sigma from the border to x,
 
-and the surface is tau = ln 2 / 2. At the middle of a thin part this means an optical thickness of ln 2 across
-it: a part is kept when the renderer shows it at least half opaque. In matter so thin that this lies deep inside,
-the surface is put nearer to where the matter begins, as an outline does that is looked at along it; in matter so dense
-that its haze alone is opaque, deeper.
+and the surface is tau = ln 2 / 2. A thin part is kept if its total optical thickness is at least ln 2, that is if it
+renders at least half opaque. For very low density the surface is moved closer to where the density starts, like the
+silhouette of the object; for density so high that its haze alone is opaque, it is moved deeper.
 """
 
 from __future__ import annotations
@@ -25,51 +23,49 @@ from threedgen.run.arrays import Array
 
 HALF_OPAQUE = math.log(2) / 2
 HAZE = 0.1
-"""What counts as empty, as a share of the density of typical matter."""
-NOTHING = 0.005
-"""What hides less than this is not there; a field that training has blown up ends so."""
-BLUR, MOST_BLUR = 0.6, 0.03
-"""Standard deviation of the blur of a density, in radii of the world: for the square of the free path of light through
-typical matter, and at most."""
-SHALLOWEST, DEEPEST = 0.008, 0.03
-"""How deep in typical matter the surface lies at least and at most, in radii of the world. The least is about a cell of
-the grid: where the light is lost on a shorter way, it would be lost in the haze before the object already."""
+"""Density that counts as empty, as a fraction of the typical density."""
+MIN_OPACITY = 0.005
+"""Opacity below which a field counts as empty; a diverged training ends there."""
+BLUR_SCALE, MAX_BLUR = 0.6, 0.03
+"""Density blur (standard deviation, in scene radii) per squared free path of light, and its maximum."""
+MIN_DEPTH, MAX_DEPTH = 0.008, 0.03
+"""Limits of the surface's depth in typical density, in scene radii. The minimum is about one grid cell: above it, haze
+in front of the object would count as surface."""
 
 
 class EmptyField(ConfigError):
-    """There is nothing in the field that a mesh could be made of."""
+    """Field without a surface."""
 
 
 def depth_field(sigma: Array, cell: float, radius: float, smallest: float = 0.01) -> tuple[Array, dict[str, Any]]:
-    """tau (R, R, R), whose surface {tau = info["level"]} is closed and without crumbs; and how it came about.
+    """Return tau (R, R, R) with a closed surface {tau = info["level"]} without small parts, and statistics.
 
-    sigma (R, R, R): density per world unit at points `cell` apart, in a world of `radius`; it is used up. The
-    level is HALF_OPAQUE, unless that is too shallow or deep; smallest: as in `clean`. Raises EmptyField.
+    sigma (R, R, R) is the density per world unit at a grid spacing of `cell` in a scene of `radius`; it is overwritten.
+    smallest: minimum size of a part, as in `clean`. Raises EmptyField.
     """
-    matter = typical(sigma)
-    path = 1 / (matter * radius) if matter else 0.0  # of light through it, in radii
-    blur = min(BLUR * path**2, MOST_BLUR) * radius
-    sigma = soften(sigma, blur / cell)
-    tau = optical_depth(np.maximum(sigma - HAZE * matter, 0, out=sigma), cell)
+    typical = typical_density(sigma)
+    path = 1 / (typical * radius) if typical else 0.0  # free path of light, in scene radii
+    blur = min(BLUR_SCALE * path**2, MAX_BLUR) * radius
+    sigma = blur_density(sigma, blur / cell)
+    tau = optical_depth(np.maximum(sigma - HAZE * typical, 0, out=sigma), cell)
     for axis in range(3):
         np.moveaxis(tau, axis, 0)[[0, -1]] = 0
     if not tau.max() > HALF_OPAQUE:
         opacity = 1 - math.exp(-2 * float(tau.max()))
-        what = f"nothing solid came out: at its densest it hides {100 * opacity:.0f} % of what is behind it"
-        if opacity < NOTHING:
-            raise EmptyField(f"{what}, so nothing is there; the learning rates (section optimizer) may be too high")
-        raise EmptyField(f"{what}; train longer, or choose another seed")
-    level = max(HALF_OPAQUE, min(SHALLOWEST * radius * matter, float(tau.max()) / 2))
-    level = min(level, DEEPEST * radius * matter)
+        problem = f"the field has no solid object: its maximum opacity is {100 * opacity:.0f} %"
+        if opacity < MIN_OPACITY:
+            raise EmptyField(f"{problem}. The learning rates (section optimizer) may be too high")
+        raise EmptyField(f"{problem}. Train longer or use another seed")
+    level = max(HALF_OPAQUE, min(MIN_DEPTH * radius * typical, float(tau.max()) / 2))
+    level = min(level, MAX_DEPTH * radius * typical)
     tau, info = clean(tau, level, smallest)
-    return tau, info | {"level": level, "haze": HAZE * matter, "blur": blur}
+    return tau, info | {"level": level, "haze": HAZE * typical, "blur": blur}
 
 
-def typical(sigma: Array) -> float:
-    """The density of the field's matter: that below which 2 % of sum(sigma^2) lies; 0 for an empty field.
+def typical_density(sigma: Array) -> float:
+    """Return the density below which 2 % of sum(sigma^2) lies; 0 for an empty field.
 
-    Weighted by sigma^2, the quantile sees neither empty space nor haze, so it does not depend on the size of
-    the box, and it scales with the density.
+    Weighting by sigma^2 ignores empty space and haze: the value is independent of the box size and scales with sigma.
     """
     values = np.sort(sigma[sigma > 0])
     if not len(values):
@@ -78,39 +74,38 @@ def typical(sigma: Array) -> float:
     return float(values[np.searchsorted(share, 0.02 * share[-1])])
 
 
-def soften(sigma: Array, blur: float) -> Array:
-    """The density without what is finer than light can tell: blurred by a Gaussian of so many cells.
+def blur_density(sigma: Array, blur: float) -> Array:
+    """Blur the density by a Gaussian of `blur` cells.
 
-    Light goes about 1 / typical(sigma) into matter. Where that is far, pictures do not say how the density varies on
-    the way: it is noise, and would crumple the surface. A blur below a quarter of a cell, as that of an opaque field,
-    would change nothing and is left out.
+    Light reaches about 1 / typical_density(sigma) deep. Images do not constrain density variation below that length:
+    it is noise that would roughen the surface. A blur below a quarter of a cell is skipped.
     """
     return sigma if blur < 0.25 else ndimage.gaussian_filter(sigma, blur, truncate=3.0)
 
 
 def optical_depth(sigma: Array, cell: float) -> Array:
-    """tau (R, R, R): the smallest optical depth from the border to each point along the six axis directions.
+    """Return tau (R, R, R): minimum optical depth from the border to each point over the six axis directions.
 
-    A point counts half of its own cell. sigma (R, R, R) per world unit, `cell` in world units.
+    sigma (R, R, R) per world unit, `cell` in world units. A point counts half of its own cell.
     """
     tau = np.full_like(sigma, np.inf)
     for axis in range(3):
-        upto = np.cumsum(sigma, axis=axis)
-        upto -= sigma / 2
-        np.minimum(tau, upto, out=tau)
-        np.subtract(sigma.sum(axis=axis, keepdims=True), upto, out=upto)
-        np.minimum(tau, upto, out=tau)
+        depth = np.cumsum(sigma, axis=axis)
+        depth -= sigma / 2
+        np.minimum(tau, depth, out=tau)
+        np.subtract(sigma.sum(axis=axis, keepdims=True), depth, out=depth)
+        np.minimum(tau, depth, out=tau)
     tau *= cell
     return tau
 
 
 def clean(tau: Array, level: float, smallest: float) -> tuple[Array, dict[str, Any]]:
-    """tau, 0 at the border and above the level somewhere, without its small parts and inner cavities, in place; and
-    what was found.
+    """Remove small parts and fill inner cavities of tau, in place; return it with statistics.
 
-    Done on the grid because the surface then comes out closed. A part is what hangs together over corners,
-    and its size is the number of its points on the surface; those of less than `smallest` of the largest are dropped.
-    Values are cut at twice the level: a surface between an empty and an opaque point is then put half-way.
+    tau must be 0 at the border and above `level` somewhere. Parts are connected over faces, edges and corners; those
+    with fewer surface points than `smallest` times the largest part's are removed. Values are clipped at 2 * level,
+    which puts the surface half-way between an empty and an opaque point. Cleaning the grid instead of the mesh keeps
+    the surface closed.
     """
     np.minimum(tau, 2 * level, out=tau)
     inside = tau > level

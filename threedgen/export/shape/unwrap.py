@@ -1,4 +1,4 @@
-"""Texture coordinates: xatlas cuts the surface into charts and packs them into a square."""
+"""UV unwrapping: xatlas cuts the surface into charts and packs them into a square texture."""
 
 from __future__ import annotations
 
@@ -15,85 +15,84 @@ from threedgen.export.shape.uv_layout import OVERLAP, claims, density, overlap
 from threedgen.export.surface.tangents import vertex_tangents
 from threedgen.run.arrays import Array
 
-GAP = 4
-"""Texels between two charts in the final texture, at 1024 pixels and below; more where there are more."""
-COSTS = (8.0, 2.0)
-"""When a chart is large enough. The second, which is the library's own, ends charts that are distorted sooner and packs
-less densely: it is tried where the first leaves the texels too uneven."""
-EVEN = (0.8, 1.25)
-"""Texels along a unit of length, 5th and 95th percentile over the median (see uv_layout.density)."""
-LAYERS = 4
-"""Cuts at most of a surface that lies upon itself."""
+MIN_PADDING = 4
+"""Texels between two charts in textures of up to 1024 texels; grows with the texture."""
+CHART_COSTS = (8.0, 2.0)
+"""Values of xatlas' `max_cost`. The second is its default: charts are less distorted but packed less densely. It is
+used only if the first gives an uneven texel density."""
+DENSITY_RANGE = (0.8, 1.25)
+"""Accepted texel density: 5th and 95th percentile over the median (see uv_layout.density)."""
+MAX_LAYERS = 4
+"""Maximum number of cuts for a surface that overlaps itself."""
 
 
 class UnwrapError(ConfigError):
-    """No texture coordinates could be made for a surface."""
+    """Surface that cannot be unwrapped."""
 
 
 def padding(texture: int) -> int:
-    """Texels to keep free between charts in a texture of this size: enough for its mip levels."""
-    return max(GAP, texture * GAP // 1024)
+    """Return the texels to keep free between charts for mip levels, for a texture edge of `texture` texels."""
+    return max(MIN_PADDING, texture * MIN_PADDING // 1024)
 
 
 def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> tuple[TexturedMesh, int]:
-    """A mesh, vertices (V, 3), faces (F, 3), split into charts with room between them for `texture` texels, and
-    how many they are. Axes, units, the triangles and their order are the same; normals are equal across a seam.
+    """Cut a mesh, vertices (V, 3) and faces (F, 3), into UV charts with padding for `texture` texels. Deterministic.
 
-    Texels come out square and alike in size all over the surface: of the two COSTS, the second is taken where it makes
-    them more so. Same input, same output. Raises UnwrapError.
+    The first of CHART_COSTS with an even texel density is used, else the one with the most even density. Returns the
+    mesh with the same triangles in the same order and equal normals across seams, and the number of charts. Raises
+    UnwrapError.
     """
-    tried = []
-    for cost in COSTS:
+    results = []
+    for cost in CHART_COSTS:
         mesh, charts = _unwrap(vertices, faces, texture, cost)
         low, high = density(mesh.vertices, mesh.faces, mesh.uv)
-        tried.append((min(low / EVEN[0], EVEN[1] / max(high, 1e-30)), mesh, charts))
-        if tried[-1][0] >= 1:
+        results.append((min(low / DENSITY_RANGE[0], DENSITY_RANGE[1] / max(high, 1e-30)), mesh, charts))
+        if results[-1][0] >= 1:
             break
-    return max(tried, key=lambda one: one[0])[1:]
+    return max(results, key=lambda result: result[0])[1:]
 
 
 def _unwrap(vertices: Array, faces: Array, texture: int, cost: float) -> tuple[TexturedMesh, int]:
-    """The same with one limit for the cost of a chart.
+    """Unwrap with one chart cost. Faces that overlap in the atlas move to another layer, up to MAX_LAYERS times.
 
-    Where a surface lies upon itself, as walls and furniture of scenes do, the library puts both into one chart, one
-    above the other: the upper one is then cut off as a layer of its own.
+    xatlas can put stacked surfaces, such as walls and furniture in scenes, on top of each other in one chart.
     """
     layer = np.zeros(len(faces), int)
     while True:
-        mesh, charts = _in_layers(vertices, faces, texture, cost, layer)
+        mesh, charts = _unwrap_layers(vertices, faces, texture, cost, layer)
         first, last = claims(mesh.uv, mesh.faces, texture)
-        if overlap(first, last) <= OVERLAP or layer.max() == LAYERS:
+        if overlap(first, last) <= OVERLAP or layer.max() == MAX_LAYERS:
             return mesh, charts
         layer[np.unique(last[first != last])] += 1
 
 
-def _in_layers(vertices: Array, faces: Array, texture: int, cost: float, layer: Array) -> tuple[TexturedMesh, int]:
-    """The same; no chart has faces of different ``layer`` (F,)."""
+def _unwrap_layers(vertices: Array, faces: Array, texture: int, cost: float, layer: Array) -> tuple[TexturedMesh, int]:
+    """Unwrap so that no chart mixes faces of different `layer` (F,)."""
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     size = float((high - low).max())
     if not np.isfinite(size) or size <= 0:
-        raise UnwrapError("the surface has no extent, so it cannot be unwrapped")
+        raise UnwrapError("the surface has no extent and cannot be unwrapped; use another seed")
     unit = np.ascontiguousarray((vertices - (low + high) / 2) / size, np.float32)
     room = padding(texture)
-    asked = room - room // 4  # on both sides of a chart; what is packed is larger than asked for, and shrunk to fit
-    of_layer = [np.flatnonzero(layer == number) for number in np.unique(layer)]
-    parts = [faces[chosen] for chosen in of_layer]
-    atlas = _pack(unit, parts, texture, asked, cost)
+    gap = room - room // 4  # per side of a chart; xatlas may return a larger atlas, which is scaled down
+    layer_faces = [np.flatnonzero(layer == number) for number in np.unique(layer)]
+    parts = [faces[index] for index in layer_faces]
+    atlas = _pack(unit, parts, texture, gap, cost)
     side = max(atlas.width, atlas.height)
-    if 2 * asked * texture < room * side:
+    if 2 * gap * texture < room * side:
         atlas = _pack(unit, parts, texture, -(-room * side // (2 * texture)) + 1, cost)
         side = max(atlas.width, atlas.height)
-    origins, triangles, places, count = list[Array](), np.zeros(faces.shape, np.int32), list[Array](), 0
-    for number, chosen in enumerate(of_layer):
+    origins, triangles, uvs, count = list[Array](), np.zeros(faces.shape, np.int32), list[Array](), 0
+    for number, index in enumerate(layer_faces):
         origin, corners, uv = (np.asarray(part) for part in atlas.get_mesh(number))
-        if len(corners) != len(chosen) or not len(uv) or not np.isfinite(uv).all() or not side:
+        if len(corners) != len(index) or not len(uv) or not np.isfinite(uv).all() or not side:
             raise UnwrapError("the surface could not be unwrapped; try another budget")
-        triangles[chosen] = corners.astype(np.int64) + count
+        triangles[index] = corners.astype(np.int64) + count
         origins.append(origin)
-        places.append(uv * (np.array([atlas.width, atlas.height]) / side))
+        uvs.append(uv * (np.array([atlas.width, atlas.height]) / side))
         count += len(origin)
-    origin, uv = np.concatenate(origins), np.concatenate(places)
-    uv[:, 1] = 1 - uv[:, 1]  # the library counts rows downwards
+    origin, uv = np.concatenate(origins), np.concatenate(uvs)
+    uv[:, 1] = 1 - uv[:, 1]  # xatlas counts v downwards
     points = np.ascontiguousarray(vertices[origin], np.float32)
     uv = np.clip(uv, 0, 1).astype(np.float32)
     normals = vertex_normals(vertices, faces)[origin]
@@ -102,7 +101,7 @@ def _in_layers(vertices: Array, faces: Array, texture: int, cost: float, layer: 
 
 
 def _pack(vertices: Array, layers: Sequence[Array], texture: int, gap: int, cost: float) -> Any:
-    """xatlas' result for one surface of size 1, faces (F,3) of each layer."""
+    """Run xatlas on a surface of size 1 with one mesh (F, 3) per layer; return its atlas."""
     chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
     chart.max_cost = cost
     pack.resolution, pack.padding, pack.bilinear = texture, gap, True
@@ -114,5 +113,5 @@ def _pack(vertices: Array, layers: Sequence[Array], texture: int, gap: int, cost
     except (RuntimeError, ValueError) as error:
         raise UnwrapError(f"the surface could not be unwrapped ({error}); try another budget") from error
     if atlas.atlas_count != 1:
-        raise UnwrapError("the surface did not fit into one texture; try texture=2048 or a smaller budget")
+        raise UnwrapError("the UV charts do not fit into one texture; try texture=2048 or a smaller budget")
     return atlas

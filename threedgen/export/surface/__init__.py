@@ -1,1 +1,1 @@
-"""What a mesh wears: textures baked from a field and refined."""
+"""Textures of an asset: baking, refinement, projection of images."""

@@ -1,6 +1,5 @@
-"""What pictures say of the same texel, put together: which of them are believed, by how much, and their mean (as the
-texturing of MV-Adapter, Huang et al. 2024, does it); and a picture with the gradients of another (Perez et al. 2003).
-"""
+"""Blend colours of several images per texel (like the texturing of MV-Adapter, Huang et al. 2024), and Poisson blending
+(Perez et al. 2003)."""
 
 from __future__ import annotations
 
@@ -10,89 +9,86 @@ import numpy as np
 
 from threedgen.run.arrays import Array
 
-LEAST = 1e-5
-"""Weights that sum up to less do not fill a texel wholly."""
+MIN_WEIGHT = 1e-5
+"""Smallest sum of weights that fills a texel completely."""
 
 
 @dataclass(frozen=True)
-class Trust:
-    """When a picture is believed about a texel, and by how much.
+class BlendOptions:
+    """Rules for which images contribute to a texel and with which weight.
 
-    error: how far the surface that it shows may be from the texel. cosine: of the angle at which it sees the texel, at
-    least. jump: of the depth beside it, from which on there is an edge. Lengths are shares of the distance for pictures
-    in perspective, and world units for those of parallel rays.
+    Lengths are fractions of the distance for perspective images, world units for parallel projection.
     """
 
-    error: float = 0.02
-    cosine: float = 0.01
-    jump: float = 0.05
-    beside_edge: float = 1e-4
-    """Factor on the weight of a texel beside an edge; 0: it is not believed."""
-    margin: int = 1
-    """Pixels from an edge that are beside it."""
-    feather: float = 0.0
-    """Share of the picture's height over which the weight grows from there to what it is."""
-    power: float = 4.0
-    """Of the cosine, in its weight."""
-    window: bool = True
-    """Weights fall towards the picture's borders, where those of other pictures begin."""
+    error: float = 0.02  # maximum distance between texel and visible surface
+    cosine: float = 0.01  # minimum cosine of the viewing angle
+    jump: float = 0.05  # depth step that counts as an edge
+    beside_edge: float = 1e-4  # weight factor next to a depth edge; 0: not used
+    margin: int = 1  # width of a depth edge, pixels
+    feather: float = 0.0  # fraction of the image height over which weights rise from an edge
+    power: float = 4.0  # exponent of the cosine in the weight
+    window: bool = True  # reduce weights towards the image borders
 
     def valid(self, error: Array, cosine: Array, jump: Array) -> Array:
-        """Which texels a picture may speak of, bool; arrays of one shape."""
-        near = (error < self.error) & (cosine > self.cosine)
-        return near if self.beside_edge else near & (jump < self.jump)
+        """Return the mask of texels that an image may colour; all arrays have the same shape."""
+        visible = (error < self.error) & (cosine > self.cosine)
+        return visible if self.beside_edge else visible & (jump < self.jump)
 
     def weight(self, cosine: Array, valid: Array, view_weight: float = 1.0) -> Array:
-        """(cosine valid)^(power / view_weight), 0 where it is not valid."""
-        straight = np.where(valid, np.maximum(cosine, 0), 0)
-        weights: Array = straight ** (self.power / view_weight)
+        """Return (cosine valid)^(power / view_weight), 0 where invalid."""
+        clipped = np.where(valid, np.maximum(cosine, 0), 0)
+        weights: Array = clipped ** (self.power / view_weight)
         return weights
 
 
-SCENE = Trust()
-"""For views in a scene, near and far: the nearest and straightest decides."""
-OBJECT = Trust(error=1e-3, cosine=0.2, jump=0.1, beside_edge=0.0, margin=2, feather=0.03, power=3.0, window=False)
-"""For views from around an object whose largest coordinate is 0.5: the reference's limits. The feather is not its:
-without one, pictures that do not quite agree leave a line where one of them ends."""
+SCENE_BLEND = BlendOptions()
+"""Options for views inside a scene: the nearest and most frontal view dominates."""
+OBJECT_BLEND = BlendOptions(
+    error=1e-3, cosine=0.2, jump=0.1, beside_edge=0.0, margin=2, feather=0.03, power=3.0, window=False
+)
+"""Options for views around an object with largest coordinate 0.5: MV-Adapter's limits, plus a feather that hides seams
+between inconsistent images."""
 
 
-class Mean:
-    """The weighted mean of what is said of N texels, picture by picture."""
+class WeightedMean:
+    """Running weighted mean of colours for N texels."""
 
     def __init__(self, texels: int) -> None:
         self.total, self.weights = np.zeros((texels, 3), np.float32), np.zeros(texels, np.float32)
 
     def add(self, colours: Array, weights: Array, index: Array | slice = slice(None)) -> None:
-        """Colours (M,C) of the texels ``index`` (M different ones), with weights (M,)."""
+        """Add colours (M, C) with weights (M,) to the texels `index` (M distinct ones)."""
         self.total[index] += weights[:, None] * colours
         self.weights[index] += weights
 
     @property
     def known(self) -> Array:
-        """Texels (N,), bool, of which anything is said."""
+        """Return the mask (N,) of texels with any weight."""
         return self.weights > 0
 
-    def over(self, existing: Array, least: float = LEAST) -> Array:
-        """Colours (N,C); those of ``existing`` where nothing is said."""
-        mean = self.total / np.maximum(self.weights, least)[:, None]
+    def over(self, existing: Array, min_weight: float = MIN_WEIGHT) -> Array:
+        """Return the mean colours (N, C), and `existing` where a texel has no weight."""
+        mean = self.total / np.maximum(self.weights, min_weight)[:, None]
         return np.where(self.known[:, None], mean, existing)
 
 
 def poisson(source: Array, target: Array, mask: Array, steps: int = 1000, start: Array | None = None) -> Array:
-    """The picture (H,W,C) in [0,1] that has the second differences of ``source`` inside of the mask (H,W) bool and is
-    ``target`` elsewhere, after so many steps of Jacobi's method from the ``start``, by default the target; the
-    picture's border is outside. After n steps what is farther than some sqrt(n) pixels inside is as it was."""
+    """Return an image (H, W, C) in [0, 1] with the Laplacian of `source` inside the mask and equal to `target` outside.
+
+    Solved by Jacobi iterations from `start` (default: target); the image border counts as outside. After n steps,
+    pixels further than about sqrt(n) from the mask's border are still unchanged.
+    """
     inside = np.zeros_like(mask, bool)
     inside[1:-1, 1:-1] = mask[1:-1, 1:-1]
-    wanted, found = 4 * source - _neighbours(source), target.copy()
+    laplacian, result = 4 * source - _neighbour_sum(source), target.copy()
     if start is not None:
-        found[inside] = start[inside]
+        result[inside] = start[inside]
     for _ in range(steps):
-        found[inside] = (0.25 * (_neighbours(found) + wanted))[inside]
-    return np.clip(found, 0, 1)
+        result[inside] = (0.25 * (_neighbour_sum(result) + laplacian))[inside]
+    return np.clip(result, 0, 1)
 
 
-def _neighbours(picture: Array) -> Array:
-    """The sum of the four neighbours of each pixel; the picture goes on at its other side."""
+def _neighbour_sum(image: Array) -> Array:
+    """Return the sum of each pixel's four neighbours; borders wrap around."""
     shifts = ((1, 0), (-1, 0), (1, 1), (-1, 1))
-    return sum((np.roll(picture, step, axis) for step, axis in shifts), np.zeros_like(picture))
+    return sum((np.roll(image, step, axis) for step, axis in shifts), np.zeros_like(image))

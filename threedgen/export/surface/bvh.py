@@ -1,9 +1,8 @@
-"""Rays against the triangles of a mesh (numba): a balanced tree of boxes, the nearest along a line, and how much of
-the sky a point sees.
+"""Ray casting against triangles (numba): balanced bounding volume hierarchy, nearest hit on a line, ambient occlusion.
 
-The tree is a heap without pointers: node k has the children 2 k + 1 and 2 k + 2, all leaves are on the last level and
-hold equally many triangles (the last triangle again where they do not fill up). Every query writes its own place of
-the output, so results do not depend on the number of threads.
+The tree is an implicit heap: node k has children 2 k + 1 and 2 k + 2; all leaves are on the last level and hold the
+same number of triangles (padded with the last one). Each query writes its own output, so results do not depend on
+the number of threads.
 """
 
 from __future__ import annotations
@@ -16,26 +15,24 @@ from numba import njit, prange
 from threedgen.run.arrays import Array
 
 LEAF = 4
-"""Triangles in a leaf at most."""
+"""Maximum triangles per leaf."""
 BLOCK = 256
-"""Queries that one thread answers one after the other."""
+"""Queries per thread block."""
 SLACK = 1e-7
-"""Barycentric weight by which a ray may miss a triangle, so that none slips through between two."""
+"""Tolerance on barycentric weights, so that no ray passes between two triangles."""
 
 
 @dataclass(frozen=True)
 class Bvh:
-    """bounds (nodes, 6) float32: least and greatest corner; corners (P, 3, 3) float32 of the triangles in the order of
-    the leaves; face (P,) int64: which face of the mesh each is."""
+    """Bounding volume hierarchy of P triangles."""
 
-    bounds: Array
-    corners: Array
-    face: Array
+    bounds: Array  # (nodes, 6) float32, minimum and maximum corner
+    corners: Array  # (P, 3, 3) float32, triangles in leaf order
+    face: Array  # (P,) int64, mesh face of each triangle
 
 
 def build(vertices: Array, faces: Array) -> Bvh:
-    """The tree over faces (F, 3), one at least, of vertices (N, 3): each box is halved at the median of its longest
-    side."""
+    """Build the tree over faces (F, 3), F >= 1, of vertices (N, 3): split at the median of each box's longest side."""
     corners = np.asarray(vertices, np.float32)[faces]
     levels = max(int(np.ceil(np.log2(len(faces) / LEAF))), 0)
     leaves = 2**levels
@@ -59,11 +56,14 @@ def build(vertices: Array, faces: Array) -> Bvh:
 
 
 def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> tuple[Array, Array, Array]:
-    """The nearest triangle before or behind each origin (N, 3) on the line along its direction (N, 3): face (N,) int64,
-    -1 for none; weights (N, 3) float32; distance (N,) float32, negative if it lies behind the origin, inf for none.
+    """Return the nearest triangle on each line, before or behind its origin, closer than `reach`.
 
-    Only triangles that face along the direction count (their normal has a positive part along it), nearer than
-    `reach` both ways: so a thin wall's other side is never found.
+    Only triangles whose normal has a positive component along the direction count, so the far side of a thin wall is
+    never hit. origins and directions (unit) are (N, 3).
+
+    Returns:
+        face (N,) int64, -1 for none; barycentric weights (N, 3) float32; distance (N,) float32, negative behind the
+        origin, inf for none.
     """
     place = np.empty(len(origins), np.int64)
     bary, distance = np.empty((len(origins), 3), np.float32), np.empty(len(origins), np.float32)
@@ -72,11 +72,10 @@ def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> 
 
 
 def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, lift: float) -> Array:
-    """Ambient occlusion (N,) float32: the share of the light from all sides of the sky that arrives, weighted by the
-    cosine to the normal; 1 where nothing is in the way within `reach`.
+    """Return the cosine-weighted unoccluded fraction of the hemisphere, (N,) float32; 1 is unoccluded.
 
-    points, normals (N, 3), unit; rays for each point; lift: how far above the surface they start. The same directions
-    for all points but for a turn about the normal that depends on the point's number.
+    points and unit normals are (N, 3). `rays` per point have length `reach` and start `lift` above the surface. All
+    points share the same directions, rotated about the normal by an angle that depends on the point's index.
     """
     k = np.arange(rays) + 0.5
     radius, angle = np.sqrt(k / rays), k * np.pi * (3 - np.sqrt(5))  # evenly on the disc: cosine-weighted above it
@@ -92,7 +91,7 @@ def _rows(vectors: Array) -> Array:
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _enter(bounds, node, ox, oy, oz, ix, iy, iz, best, both_ways):
-    """How far from the origin the line comes into a box; inf if not before `best`. i: 1 / direction."""
+    """Return the distance at which the line enters a box; inf if that is not before `best`. i: 1 / direction."""
     x0, x1 = (bounds[node, 0] - ox) * ix, (bounds[node, 3] - ox) * ix
     y0, y1 = (bounds[node, 1] - oy) * iy, (bounds[node, 4] - oy) * iy
     z0, z1 = (bounds[node, 2] - oz) * iz, (bounds[node, 5] - oz) * iz
@@ -105,7 +104,7 @@ def _enter(bounds, node, ox, oy, oz, ix, iy, iz, best, both_ways):
 
 @njit(cache=True, error_model="numpy")
 def _nearest(bounds, corners, stack, origin, direction, reach, both_ways, any_hit):
-    """Place of the nearest triangle (-1: none), its signed distance and the weights of its corners 1 and 2."""
+    """Return the index of the nearest triangle (-1: none), its signed distance and the weights of corners 1 and 2."""
     (ox, oy, oz), (dx, dy, dz) = origin, direction
     nodes = bounds.shape[0]
     inner = nodes // 2
@@ -126,7 +125,7 @@ def _nearest(bounds, corners, stack, origin, direction, reach, both_ways, any_hi
             two = _enter(bounds, 2 * node + 2, ox, oy, oz, ix, iy, iz, best, both_ways)
             first = 2 * node + (1 if one <= two else 2)
             if max(one, two) < np.inf:
-                stack[depth] = 4 * node + 3 - first  # the farther waits below the nearer
+                stack[depth] = 4 * node + 3 - first  # visit the farther child later
                 depth += 1
             if min(one, two) < np.inf:
                 stack[depth] = first
@@ -147,8 +146,8 @@ def _nearest(bounds, corners, stack, origin, direction, reach, both_ways, any_hi
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _meet(corners, k, ox, oy, oz, dx, dy, dz):
-    """Triangle k and a line (Moeller and Trumbore 1997): t (inf: none), weights of corners 1 and 2, and the part of the
-    direction along the normal, not scaled."""
+    """Intersect triangle k with a line (Moeller and Trumbore 1997): t (inf: none), weights of corners 1 and 2, and the
+    unnormalised component of the direction along the normal."""
     px, py, pz = np.float64(corners[k, 0, 0]), np.float64(corners[k, 0, 1]), np.float64(corners[k, 0, 2])
     ax, ay, az = corners[k, 1, 0] - px, corners[k, 1, 1] - py, corners[k, 1, 2] - pz
     bx, by, bz = corners[k, 2, 0] - px, corners[k, 2, 1] - py, corners[k, 2, 2] - pz
@@ -187,7 +186,7 @@ def _openness(bounds, corners, points, normals, sky, reach, lift, out):
         stack = np.empty(128, np.int64)
         for n in range(block * BLOCK, min((block + 1) * BLOCK, points.shape[0])):
             x, y, z = normals[n, 0], normals[n, 1], normals[n, 2]
-            # two directions across the normal, without a branch on which axis is far (Duff et al. 2017)
+            # branchless orthonormal basis (Duff et al. 2017)
             sign = 1.0 if z >= 0 else -1.0
             a = -1.0 / (sign + z)
             b = x * y * a

@@ -1,10 +1,8 @@
-"""A texture from pictures of the mesh: each texel is the weighted mean of the pictures that see it. And the way back:
-pictures of a textured mesh.
+"""Project images onto a mesh: each texel is the weighted mean of the images that see it. Also renders textured meshes.
 
-A picture sees a texel if nothing of the mesh is before it there, and it shows the side of the face that pictures see.
-Next to an edge of the depth, where a pixel may show what is before or behind, it is hardly believed, or not at all;
-`blend.Trust` has the limits and the weights. Cameras may be in perspective, inside of a scene or around a thing, or of
-parallel rays.
+An image sees a texel if the mesh does not occlude it and the face's visible side points to the camera. Pixels next to a
+depth edge may show another surface, so they count little or not at all; `blend.BlendOptions` has limits and weights.
+Cameras may be perspective, in a scene or around an object, or parallel.
 """
 
 from __future__ import annotations
@@ -21,41 +19,39 @@ from threedgen.export.shape.mesh import vertex_normals
 from threedgen.export.shape.topology import area_vectors, pieces, weld
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import psnr
-from threedgen.geometry.raster import Buffers, interpolate, rasterise_uv, rasterise_views, shrink, unit
+from threedgen.geometry.raster import Buffers, box_downsample, interpolate, rasterise_uv, rasterise_views, unit
 from threedgen.geometry.texture import fill, sample
 from threedgen.run.arrays import Array
 
-from .blend import SCENE, Mean, Trust
-from .complete import Places, diffuse
+from .blend import SCENE_BLEND, BlendOptions, WeightedMean
+from .complete import SurfacePoints, diffuse_colours
 
-ROWS, FINER = 384, 8
-"""The depth by which texels are hidden has at least so many rows, 2 to FINER times those of the pictures."""
-AT_BORDER = 1e-3
-"""Weight in the corner of a picture that has a window."""
-MASK = 0.9
-"""Opacity from which on a picture shows the mesh."""
+MIN_DEPTH_ROWS, MAX_DEPTH_SCALE = 384, 8
+"""Rows of the occlusion depth map, at least; it is 2 to MAX_DEPTH_SCALE times larger than the image."""
+BORDER_WEIGHT = 1e-3
+"""Weight in an image's corner with `BlendOptions.window`."""
+MIN_OPACITY = 0.9
+"""Mask value above which an image shows the mesh."""
 
 
 @dataclass(frozen=True)
 class ViewTexture:
-    """texture (H,W,3) float32 in [0,1], row 0 at v = 1; seen (H,W), bool: texels that a picture shows; share: of those
-    that the faces have; psnr: how alike a texel and each picture that is believed about it are, in dB; 0: none is."""
+    """Texture projected from images."""
 
-    texture: Array
-    seen: Array
-    share: float
-    psnr: float
+    texture: Array  # (H, W, 3) float32 in [0, 1], row 0 at v = 1
+    visible: Array  # (H, W) bool, texels seen in an image
+    share: float  # visible fraction of the covered texels
+    psnr: float  # similarity of texels and images, dB; 0 if no image is used
 
 
 @dataclass(frozen=True)
-class Texels:
-    """N texels: points (N,3); normals (N,3) of their faces and smooth ones, unit, towards where pictures are; either
-    (N,), bool: faces that no picture sees, which may look to both sides."""
+class TexelGeometry:
+    """Geometry of N texels, with normals oriented towards the cameras."""
 
-    points: Array
-    normals: Array
-    smooth: Array
-    either: Array
+    points: Array  # (N, 3)
+    normals: Array  # (N, 3), unit face normals
+    smooth: Array  # (N, 3), unit interpolated vertex normals
+    two_sided: Array  # (N,) bool, faces that no camera sees, which may face either way
 
 
 def texture_from_views(
@@ -63,80 +59,86 @@ def texture_from_views(
     size: int,
     at: Cameras,
     images: Array,
-    trust: Trust = SCENE,
+    options: BlendOptions = SCENE_BLEND,
     *,
     masks: Array | None = None,
     view_weights: Sequence[float] | None = None,
     over: ViewTexture | None = None,
     on_view: Callable[[], None] = lambda: None,
 ) -> ViewTexture:
-    """The texture, ``size`` texels square, of a mesh that looks like ``images`` (N,h,w,3) in [0,1] from cameras.
+    """Project images (N, h, w, 3) in [0, 1] of N cameras onto the mesh: a square texture with an edge of `size` texels.
 
-    masks (N,h,w) in [0,1]: where the images show the mesh; view_weights: a picture with more of it counts for more;
-    over: a texture of before, for texels that no picture sees; those that it has not seen either are completed. on_view
-    is called twice for each picture. Raises ConfigError if none shows any of the mesh.
+    Args:
+        masks: (N, h, w) in [0, 1], where the images show the mesh.
+        view_weights: relative weight per image.
+        over: texture for texels that no image sees; texels it does not know either are completed by diffusion.
+        on_view: called twice per image.
+
+    Raises ConfigError if no image shows the mesh.
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, size)
     normals = unit(area_vectors(mesh.vertices, mesh.faces))
-    depths, sides = seen_from(mesh, normals, at, on_view)
-    texels = take_texels(mesh, buffers, normals, sides)
-    mean, places, said = Mean(len(texels.points)), list[Array](), list[Array]()
+    depths, sides = render_depths(mesh, normals, at, on_view)
+    texels = texel_geometry(mesh, buffers, normals, sides)
+    mean, texel_index, samples = WeightedMean(len(texels.points)), list[Array](), list[Array]()
     for n, depth in enumerate(depths):
-        index, weight, pixels = _weights(texels, at, n, depth, trust, 1.0 if view_weights is None else view_weights[n])
-        where = pixels / (at.width, -at.height) + (0, 1)
+        index, weight, pixels = _weights(
+            texels, at, n, depth, options, 1.0 if view_weights is None else view_weights[n]
+        )
+        uv = pixels / (at.width, -at.height) + (0, 1)
         if masks is not None:
-            weight = weight * (sample(masks[n][..., None], where)[:, 0] > MASK)
-        believed, colours = weight > 0, sample(images[n], where)
+            weight = weight * (sample(masks[n][..., None], uv)[:, 0] > MIN_OPACITY)
+        used, colours = weight > 0, sample(images[n], uv)
         mean.add(colours, weight, index)
-        places.append(index[believed])
-        said.append(colours[believed])
+        texel_index.append(index[used])
+        samples.append(colours[used])
         on_view()
     before = np.zeros_like(texels.points) if over is None else over.texture[buffers.mask]
-    known = mean.known if over is None else mean.known | over.seen[buffers.mask]
+    known = mean.known if over is None else mean.known | over.visible[buffers.mask]
     if not known.any():
-        raise ConfigError("no picture shows any of the mesh, so there is nothing to make a texture of")
-    colours = mean.over(before, least=1e-30)
+        raise ConfigError("no image shows the mesh; check cameras and images")
+    colours = mean.over(before, min_weight=1e-30)
     if not known.all():
         vertices, faces, _ = weld(mesh.vertices, mesh.faces)
         piece = pieces(faces, len(vertices))[buffers.face[buffers.mask]]
-        colours = diffuse(Places(texels.points, texels.normals, piece), colours, known)
-    texture, seen = np.zeros((size, size, 3), np.float32), np.zeros((size, size), bool)
-    texture[buffers.mask], seen[buffers.mask] = colours, known
-    told = np.concatenate(said)
-    alike = psnr(told, colours[np.concatenate(places)]) if len(told) else 0.0
-    return ViewTexture(np.clip(fill(texture, buffers.mask), 0, 1), seen, float(known.mean()), alike)
+        colours = diffuse_colours(SurfacePoints(texels.points, texels.normals, piece), colours, known)
+    texture, visible = np.zeros((size, size, 3), np.float32), np.zeros((size, size), bool)
+    texture[buffers.mask], visible[buffers.mask] = colours, known
+    observed = np.concatenate(samples)
+    similarity = psnr(observed, colours[np.concatenate(texel_index)]) if len(observed) else 0.0
+    return ViewTexture(np.clip(fill(texture, buffers.mask), 0, 1), visible, float(known.mean()), similarity)
 
 
-def take_texels(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: Array) -> Texels:
-    """The texels that a face covers, row by row; for ``sides`` see ``seen_from``."""
+def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: Array) -> TexelGeometry:
+    """Return the geometry of the covered texels in row order; `sides` as returned by `render_depths`."""
     face = buffers.face[buffers.mask]
     outwards = np.where(sides < 0, -1, 1)
-    vertices, faces, which = weld(mesh.vertices, mesh.faces)
-    turned = np.where(outwards[:, None] < 0, faces[:, ::-1], faces)
-    smooth = interpolate(vertex_normals(vertices, turned)[which], mesh.faces, buffers)[buffers.mask]
-    return Texels(
+    vertices, faces, index = weld(mesh.vertices, mesh.faces)
+    oriented = np.where(outwards[:, None] < 0, faces[:, ::-1], faces)
+    smooth = interpolate(vertex_normals(vertices, oriented)[index], mesh.faces, buffers)[buffers.mask]
+    return TexelGeometry(
         points=interpolate(mesh.vertices, mesh.faces, buffers)[buffers.mask],
         normals=(normals * outwards[:, None])[face].astype(np.float32),
         smooth=unit(smooth),
-        either=(sides == 0)[face],
+        two_sided=(sides == 0)[face],
     )
 
 
-def seen_from(
+def render_depths(
     mesh: TexturedMesh, normals: Array, at: Cameras, on_view: Callable[[], None] = lambda: None
 ) -> tuple[list[Array], Array]:
-    """The depth of each camera, finer than its picture, and for each face (F,) from which side it is seen: above 0 from
-    outside, below 0 from within, 0 from nowhere."""
-    finer = min(max(2, -(-ROWS // at.height)), FINER)
-    middle = mesh.vertices[mesh.faces[:, 0]]
+    """Return a high-resolution depth map per camera, and each face's visible side (F,): > 0 outside, < 0 inside, 0
+    none."""
+    scale = min(max(2, -(-MIN_DEPTH_ROWS // at.height)), MAX_DEPTH_SCALE)
+    corner = mesh.vertices[mesh.faces[:, 0]]
     depths, sides = list[Array](), np.zeros(len(mesh.faces))
-    fine = at.with_size(at.height * finer, at.width * finer)
+    fine = at.with_size(at.height * scale, at.width * scale)
     for n in range(len(fine)):
-        one = fine.select([n])
-        found = rasterise_views(mesh.vertices, mesh.faces, one)
-        depths.append(found.z[0])
-        count = np.bincount(found.face[found.mask], minlength=len(sides))
-        toward = one.c2w[0, :3, 2].numpy() if at.projection.parallel else one.position[0].numpy() - middle
+        camera = fine.select([n])
+        buffers = rasterise_views(mesh.vertices, mesh.faces, camera)
+        depths.append(buffers.z[0])
+        count = np.bincount(buffers.face[buffers.mask], minlength=len(sides))
+        toward = camera.c2w[0, :3, 2].numpy() if at.projection.parallel else camera.position[0].numpy() - corner
         outside = (toward * normals).sum(1) > 0
         sides += np.where(outside, count, -count)
         on_view()
@@ -144,83 +146,85 @@ def seen_from(
 
 
 def _weights(
-    texels: Texels, at: Cameras, n: int, depth: Array, trust: Trust, view_weight: float
+    texels: TexelGeometry, at: Cameras, n: int, depth: Array, options: BlendOptions, view_weight: float
 ) -> tuple[Array, Array, Array]:
-    """Which texels picture n sees (M,), their weights (M,), and the pixels (M,2) where it does."""
+    """Return the texels (M,) that image n sees, their weights (M,) and their pixel coordinates (M, 2)."""
     c2w, K, size = at.c2w[n].double().numpy(), at.projection.K[n].numpy(), np.array([at.width, at.height])
     w2c = (c2w[:3, :3] * (1, -1, -1)).astype(np.float32)
     local = (texels.points - c2w[:3, 3].astype(np.float32)) @ w2c
     index = np.flatnonzero(local[:, 2] > 1e-2)
     local = local[index]
     pixels = (local[:, :2] if at.projection.parallel else local[:, :2] / local[:, 2:]) @ K[:2, :2].T + K[:2, 2]
-    there = ((pixels > 0) & (pixels < size)).all(1)
-    index, local, pixels = index[there], local[there], pixels[there]
+    inside = ((pixels > 0) & (pixels < size)).all(1)
+    index, local, pixels = index[inside], local[inside], pixels[inside]
     if at.projection.parallel:
         toward, near = np.array([[0, 0, -1]], np.float32), np.float32(1)
     else:
         near = 1 / np.maximum(np.linalg.norm(local, axis=1), 1e-9)
         toward = -local * near[:, None]
-    straight, smooth = (((part[index] @ w2c) * toward).sum(1) for part in (texels.normals, texels.smooth))
-    either = texels.either[index]
-    straight, smooth = np.where(either, np.abs(straight), straight), np.where(either, np.abs(smooth), smooth)
+    cosine, smooth = (((part[index] @ w2c) * toward).sum(1) for part in (texels.normals, texels.smooth))
+    two_sided = texels.two_sided[index]
+    cosine, smooth = np.where(two_sided, np.abs(cosine), cosine), np.where(two_sided, np.abs(smooth), smooth)
     fine = depth.shape[0] // at.height
     column, row = (pixels * fine).astype(np.int32).clip(0, np.array(depth.shape[::-1]) - 1).T
-    farthest = _farthest(depth, trust.jump, at.projection.parallel)[row, column]
+    farthest = _farthest(depth, options.jump, at.projection.parallel)[row, column]
     error = local[:, 2] - farthest if at.projection.parallel else local[:, 2] / np.maximum(farthest, 1e-9) - 1
-    jumps = _jumps(depth, fine * trust.margin, at.projection.parallel)
+    jumps = _jumps(depth, fine * options.margin, at.projection.parallel)
     jump = jumps[row, column]
-    seen = trust.valid(error, straight, jump)
-    weight = trust.weight(np.maximum(smooth, trust.cosine) * near, seen, view_weight)
-    weight = weight * np.where(jump < trust.jump, 1.0, trust.beside_edge)
-    if trust.feather:
-        weight = weight * _feathered(jumps < trust.jump, trust.feather * depth.shape[0])[row, column]
-    if trust.window:
-        weight = weight * np.maximum(1 - np.abs(2 * pixels / size - 1), AT_BORDER).prod(1)
-    seen = weight > 0
-    return index[seen], weight[seen].astype(np.float32), pixels[seen]
+    visible = options.valid(error, cosine, jump)
+    weight = options.weight(np.maximum(smooth, options.cosine) * near, visible, view_weight)
+    weight = weight * np.where(jump < options.jump, 1.0, options.beside_edge)
+    if options.feather:
+        weight = weight * _feather(jumps < options.jump, options.feather * depth.shape[0])[row, column]
+    if options.window:
+        weight = weight * np.maximum(1 - np.abs(2 * pixels / size - 1), BORDER_WEIGHT).prod(1)
+    visible = weight > 0
+    return index[visible], weight[visible].astype(np.float32), pixels[visible]
 
 
 def _farthest(depth: Array, jump: float, parallel: bool) -> Array:
-    """The farthest of a pixel and those beside it, so that a slope does not hide itself; but not beyond an edge."""
+    """Return the farthest depth among each pixel and its neighbours, not across edges: slopes must not occlude
+    themselves."""
     known = np.where(np.isfinite(depth), depth, 0)
     around = ndimage.maximum_filter(known, 3)
     return np.where(around - known <= 2 * jump * (1 if parallel else known), around, known)
 
 
 def _jumps(depth: Array, reach: int, parallel: bool) -> Array:
-    """How far the depth is from being that of a plane, the most within ``reach`` pixels: a length if rays are parallel,
-    else a share of the depth, as there the inverse depth of a plane is linear in the picture."""
-    there = np.isfinite(depth)
+    """Return the largest deviation of the depth from a plane within `reach` pixels.
+
+    A length for parallel projection, else a fraction of the depth (a plane's inverse depth is linear in the image).
+    """
+    valid = np.isfinite(depth)
     if parallel:
-        linear = np.where(there, depth, 2 * np.max(depth, where=there, initial=1))
+        linear = np.where(valid, depth, 2 * np.max(depth, where=valid, initial=1))
     else:
-        linear = np.where(there, 1 / np.maximum(depth, 1e-6), 0)
-    bent = np.zeros(depth.shape, np.float32)
+        linear = np.where(valid, 1 / np.maximum(depth, 1e-6), 0)
+    curvature = np.zeros(depth.shape, np.float32)
     for axis in (0, 1):
         rows = np.moveaxis(linear, axis, 0)
         curve = np.abs(rows[2:] - 2 * rows[1:-1] + rows[:-2])
         curve = curve if parallel else curve / np.maximum(rows[1:-1], 1e-6)
-        part = np.moveaxis(bent, axis, 0)[1:-1]
+        part = np.moveaxis(curvature, axis, 0)[1:-1]
         np.maximum(part, curve, out=part)
-    found: Array = ndimage.maximum_filter(bent, 2 * reach + 1)
-    return found
+    jumps: Array = ndimage.maximum_filter(curvature, 2 * reach + 1)
+    return jumps
 
 
-def _feathered(clear: Array, reach: float) -> Array:
-    """For each pixel that is clear how far it is from those that are not, as a share of ``reach`` pixels, at most 1."""
-    ramp: Array = np.clip(ndimage.distance_transform_edt(clear) / reach, AT_BORDER, 1) if not clear.all() else clear
+def _feather(clear: Array, reach: float) -> Array:
+    """Return the distance to the nearest pixel that is not clear, as a fraction of `reach` pixels, clipped to 1."""
+    ramp: Array = np.clip(ndimage.distance_transform_edt(clear) / reach, BORDER_WEIGHT, 1) if not clear.all() else clear
     return ramp
 
 
 def render(mesh: TexturedMesh, texture: Array, at: Cameras, supersample: int = 2, background: float = 0.5) -> Array:
-    """Pictures (N,H,W,C) in [0,1] of a mesh with a texture (H,W,C), unlit, both sides of its faces."""
-    size, pictures = (at.height * supersample, at.width * supersample), list[Array]()
+    """Render a mesh with a texture (H, W, C), unlit and double-sided: images (N, H, W, C) in [0, 1]."""
+    size, images = (at.height * supersample, at.width * supersample), list[Array]()
     fine = at.with_size(*size)
     for n in range(len(fine)):
-        one = fine.select([n])
-        found = rasterise_views(mesh.vertices, mesh.faces, one)
+        buffers = rasterise_views(mesh.vertices, mesh.faces, fine.select([n]))
         image = np.full((*size, texture.shape[-1]), background, np.float32)
-        uv = interpolate(mesh.uv, mesh.faces, found)[0]
-        image[found.mask[0]] = sample(texture, uv[found.mask[0]])
-        pictures.append(shrink(image[None], supersample)[0])
-    return np.stack(pictures)
+        uv = interpolate(mesh.uv, mesh.faces, buffers)[0]
+        image[buffers.mask[0]] = sample(texture, uv[buffers.mask[0]])
+        images.append(box_downsample(image[None], supersample)[0])
+    return np.stack(images)

@@ -1,4 +1,4 @@
-"""Unlit pictures of a field from all around: what the texture of its asset should look like."""
+"""Unlit renders of a field from all around: targets for the texture of its asset."""
 
 from __future__ import annotations
 
@@ -17,49 +17,51 @@ from threedgen.representations.shading import NoMaterial
 from threedgen.representations.volume.render import render
 from threedgen.run.arrays import Array
 
-Pictures = Callable[[Cameras], tuple[Array, Array]]
-"""Cameras (V) -> colours (V, H, W, 3) in [0, 1] of what is there, opacities (V, H, W)"""
+ViewRenderer = Callable[[Cameras], tuple[Array, Array]]
+"""Renderer: V cameras -> colours (V, H, W, 3) in [0, 1], not premultiplied, and opacities (V, H, W)."""
 
 CHUNK = 1 << 19
-"""Samples rendered at a time."""
+"""Samples per rendering chunk."""
 FOV, DISTANCE = math.radians(40), 3.0
-"""Angle of view, and distance in radii of the field: its whole sphere is in the picture."""
-LOWEST, HIGHEST = math.radians(-40), math.radians(75)
+"""Field of view, and camera distance in scene radii; the whole scene sphere is visible."""
+MIN_ELEVATION, MAX_ELEVATION = math.radians(-40), math.radians(75)
 
 
-def around(views: int, size: int, radius: float = 1.0) -> Cameras:
-    """Cameras on a spiral from below to above, each a golden angle further (the views cover the sphere evenly)."""
+def spiral_cameras(views: int, size: int, radius: float = 1.0) -> Cameras:
+    """Return cameras on a golden-angle spiral from below to above, evenly distributed over the sphere."""
     k = torch.arange(views, dtype=torch.float32)
-    height = math.sin(LOWEST) + (math.sin(HIGHEST) - math.sin(LOWEST)) * (k + 0.5) / views
-    steep, turn = torch.asin(height), (k * math.pi * (3 - math.sqrt(5))) % (2 * math.pi)
-    far = torch.full((views,), DISTANCE * radius)
+    height = math.sin(MIN_ELEVATION) + (math.sin(MAX_ELEVATION) - math.sin(MIN_ELEVATION)) * (k + 0.5) / views
+    elevation, azimuth = torch.asin(height), (k * math.pi * (3 - math.sqrt(5))) % (2 * math.pi)
+    distance = torch.full((views,), DISTANCE * radius)
     projection = Projection.perspective(torch.full((views,), FOV), size, size)
-    return Cameras(orbit_c2w(steep, turn, far), projection, size, size)
+    return Cameras(orbit_c2w(elevation, azimuth, distance), projection, size, size)
 
 
-def pixels(texels: int) -> int:
-    """How many pixels along an edge of a picture are worth it for a texture of so many texels."""
+def image_size(texels: int) -> int:
+    """Return a suitable image edge in pixels for a texture edge of `texels`."""
     return min(max(texels // 4, 64), 512)
 
 
-def field_pictures(field: Any, occupancy: Any, options: MarchConfig, device: torch.device | str = "cpu") -> Pictures:
-    """A renderer of `field` (see representations/volume/render.py) without light, background and gradients."""
+def field_renderer(
+    field: Any, occupancy: Any, options: MarchConfig, device: torch.device | str = "cpu"
+) -> ViewRenderer:
+    """Return a renderer of `field` (see representations/volume/render.py) without light, background or gradients."""
     background, material = SolidBackground().to(device), NoMaterial()
 
     @torch.no_grad()
-    def pictures(cameras: Cameras) -> tuple[Array, Array]:
+    def render_views(cameras: Cameras) -> tuple[Array, Array]:
         shape = (len(cameras), cameras.height, cameras.width)
         rgb, opacity = np.empty((*shape, 3), np.float32), np.empty(shape, np.float32)
         for k in range(len(cameras)):
-            one = cameras.select([k])
+            camera = cameras.select([k])
             if field.rasterised:
-                result = field.render(one, background, material)
+                result = field.render(camera, background, material)
             else:
-                rays = (ray.reshape(-1, 3).to(device) for ray in one.rays())
+                rays = (ray.reshape(-1, 3).to(device) for ray in camera.rays())
                 result = render(field, background, material, occupancy, options, *rays, chunk=CHUNK)
             colours = (result.rgb_fg / result.opacity.clamp(min=1e-3)).clamp(0, 1)
             rgb[k] = colours.view(*shape[1:], 3).cpu().numpy()
             opacity[k] = result.opacity.view(shape[1:]).cpu().numpy()
         return rgb, opacity
 
-    return pictures
+    return render_views

@@ -1,7 +1,7 @@
-"""Tangents per vertex, as engines compute them for themselves (MikkTSpace).
+"""Per-vertex tangents compatible with MikkTSpace.
 
-Texture coordinates have v UPWARDS here, though glTF's own v runs downwards: with that the sign is what glTF means by
-"+Y up" in a normal map, and what Blender, Unity and Unreal find when they compute tangents again.
+v runs UPWARDS here, though glTF's v runs downwards: then the sign matches glTF's "+Y up" normal maps and the tangents
+that Blender, Unity and Unreal compute.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from threedgen.run.arrays import Array
 
 
 def vertex_tangents(vertices: Array, faces: Array, normals: Array, uv: Array) -> Array:
-    """Tangents (V, 4) float32: a unit vector along growing u, perpendicular to the normal, and the sign w = +-1.
+    """Return tangents (V, 4) float32: unit vector along +u, perpendicular to the normal, and bitangent sign w = +-1.
 
-    vertices (V, 3), faces (F, 3), normals (V, 3) unit, uv (V, 2) with v upwards. The bitangent, along
-    which a normal map's green points, is w * cross(normal, tangent). Triangles without area in the texture say
-    nothing; a vertex that has only those gets some perpendicular direction and w = 1.
+    vertices (V, 3), faces (F, 3), normals (V, 3) unit, uv (V, 2) with v upwards. The bitangent, along which a normal
+    map's green points, is w * cross(normal, tangent). Faces without UV area are ignored; a vertex with only those
+    gets any perpendicular direction and w = 1.
     """
     normals = normals.astype(np.float64)
     along, sign = _face_tangents(vertices.astype(np.float64), faces, uv.astype(np.float64))
     total = np.zeros((len(vertices), 3))
-    turns = np.zeros(len(vertices))
+    signs = np.zeros(len(vertices))
     for k in range(3):
         corner = faces[:, k]
         normal = normals[corner]
@@ -30,16 +30,16 @@ def vertex_tangents(vertices: Array, faces: Array, normals: Array, uv: Array) ->
         angle = _corner_angle(vertices, faces, k, normal)
         for axis in range(3):
             total[:, axis] += np.bincount(corner, tangent[:, axis] * angle, len(vertices))
-        turns += np.bincount(corner, sign * angle, len(vertices))
+        signs += np.bincount(corner, sign * angle, len(vertices))
     tangent = unit(total - normals * (total * normals).sum(axis=1, keepdims=True))
-    lost = np.linalg.norm(tangent, axis=1) < 0.5
-    farthest_axis = np.eye(3)[np.abs(normals[lost]).argmin(axis=1)]
-    tangent[lost] = unit(np.cross(normals[lost], farthest_axis))
-    return np.column_stack([tangent, np.where(turns < 0, -1.0, 1.0)]).astype(np.float32)
+    undefined = np.linalg.norm(tangent, axis=1) < 0.5
+    farthest_axis = np.eye(3)[np.abs(normals[undefined]).argmin(axis=1)]
+    tangent[undefined] = unit(np.cross(normals[undefined], farthest_axis))
+    return np.column_stack([tangent, np.where(signs < 0, -1.0, 1.0)]).astype(np.float32)
 
 
 def _face_tangents(vertices: Array, faces: Array, uv: Array) -> tuple[Array, Array]:
-    """For each face the direction of growing u (F, 3), not unit, and the sign of its area in the texture (F,)."""
+    """Return the direction of +u per face (F, 3), not normalised, and the sign of its UV area (F,)."""
     e1, e2 = (vertices[faces[:, k]] - vertices[faces[:, 0]] for k in (1, 2))
     d1, d2 = (uv[faces[:, k]] - uv[faces[:, 0]] for k in (1, 2))
     sign = np.sign(d1[:, 0] * d2[:, 1] - d1[:, 1] * d2[:, 0])
@@ -47,10 +47,10 @@ def _face_tangents(vertices: Array, faces: Array, uv: Array) -> tuple[Array, Arr
 
 
 def _corner_angle(vertices: Array, faces: Array, k: int, normal: Array) -> Array:
-    """The angle (F,) of each face's corner k, measured in the plane of the vertex normal."""
-    here = vertices[faces[:, k]].astype(np.float64)
+    """Return the angle (F,) at corner k of each face, in the plane perpendicular to the vertex normal."""
+    corner = vertices[faces[:, k]].astype(np.float64)
     sides = []
     for other in (1, 2):
-        side = vertices[faces[:, (k + other) % 3]] - here
+        side = vertices[faces[:, (k + other) % 3]] - corner
         sides.append(unit(side - normal * (side * normal).sum(axis=1, keepdims=True)))
     return np.arccos(np.clip((sides[0] * sides[1]).sum(axis=1), -1, 1))

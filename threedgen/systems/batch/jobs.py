@@ -25,9 +25,9 @@ from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
 from threedgen.run.disk import write_json
-from threedgen.run.interrupts import STOPPED, Stopped
-from threedgen.run.metrics import forget_peak, peak_memory, read_summary
-from threedgen.run.options import ENGINE, CrewConfig
+from threedgen.run.interrupts import STOP_CODES, Stopped
+from threedgen.run.metrics import peak_memory, read_summary, reset_peak_memory
+from threedgen.run.options import ENGINE_KEYS, WorkersConfig
 from threedgen.run.workers import run_jobs
 from threedgen.systems.prompted import PromptedConfig
 
@@ -111,12 +111,12 @@ def make(job: Job, root: Path, threads: int | None) -> str:
     config = job.config.model_copy(update={"out": str(folder), "threads": threads})
     begun, before = time.monotonic(), read_json(folder / RECORD).get("seconds", 0.0)
     state, figures = BEGUN, dict[str, Any]()
-    forget_peak()
+    reset_peak_memory()
     try:
-        config, resume = runs.begin(config, job.method)
+        config, resume = runs.open_run(config, job.method)
         with redirect_stdout(io.StringIO()):  # a quiet task still says where its results are
             code = registry.implementation("task", config.task)(config, resume=resume, quiet=True) or 0
-        if code in STOPPED:
+        if code in STOP_CODES:
             raise Stopped(code)
         summary = read_summary(folder)
         if code:
@@ -132,7 +132,7 @@ def make(job: Job, root: Path, threads: int | None) -> str:
     return state
 
 
-def make_all(config: CrewConfig, jobs: Sequence[Job], root: Path, quiet: bool) -> int:
+def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool) -> int:
     """Makes the objects that are not there, each in ``root``/KEY; returns 0, or the exit code for the signal that
     stopped it. A method that turns out not to run is not tried again."""
     from threedgen.run.progress import Count  # torch, which the plan of the jobs does without
@@ -160,4 +160,4 @@ def make_all(config: CrewConfig, jobs: Sequence[Job], root: Path, quiet: bool) -
 
         lacking = (job for job in left if job.method not in refused)
         work = partial(make, root=Path(os.path.abspath(root)), threads=threads_each(config))
-        return run_jobs(lacking, work, done, failed, on_begun=begun, **config.model_dump(include=set(ENGINE)))
+        return run_jobs(lacking, work, done, failed, on_start=begun, **config.model_dump(include=set(ENGINE_KEYS)))

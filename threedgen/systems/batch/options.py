@@ -9,10 +9,10 @@ from pydantic import Field, model_validator
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.run.folder import user_path
-from threedgen.run.options import CrewConfig, product
+from threedgen.run.options import WorkersConfig, format_product
 
 
-class BatchConfig(CrewConfig):
+class BatchConfig(WorkersConfig):
     """Prompts x configs x seeds become objects, each in a run of its own, and a page that shows them."""
 
     prompts: str = Field("", description="text file with a prompt in each line; # begins a remark")
@@ -44,7 +44,7 @@ class BatchConfig(CrewConfig):
         return list(found)
 
     def amount(self) -> str:
-        return product(prompt=len(self.lines()), config=len(self.configs), seed=len(self.seeds))
+        return format_product(prompt=len(self.lines()), config=len(self.configs), seed=len(self.seeds))
 
     def check(self) -> None:
         from .jobs import check_prompts

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from threedgen.config import Config, ConfigError, Scheduled
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, TrainerConfig
-from threedgen.run.prompts import tidy, without
+from threedgen.run.prompts import normalise_prompt, remove_words
 from threedgen.systems.prompted import PromptedConfig
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
@@ -88,14 +88,14 @@ class MVDreamBoothConfig(PromptedConfig):
     @property
     def class_prompt(self) -> str:
         """The prompt without the identifier: "a [v] dog" -> "a dog"."""
-        return without(self.prompt, [self.identifier])
+        return remove_words(self.prompt, [self.identifier])
 
     def check(self) -> None:
         from threedgen.data.photos import find
 
         if not self.prompt.strip():
             raise ConfigError('is empty; say what the photos show, such as prompt="a [v] dog"', "prompt")
-        tidy(self.prompt)
+        normalise_prompt(self.prompt)
         if not self.class_prompt:
             example = f'"a {self.identifier} dog"'
             raise ConfigError(f"should also say of what kind the subject is, such as {example}", "prompt")

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from threedgen.geometry.images import grid, readable, write_png
+from threedgen.geometry.images import enlarge_small, grid, write_png
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.distillation.lora import LoRA
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.seeding import generator
-from threedgen.train.system import System, timesteps
+from threedgen.train.system import System, sample_timesteps
 
 from .options import MVDreamBoothConfig
 
@@ -102,7 +102,7 @@ class DreamBoothSystem(System):
             self.originals = {name: p.detach().clone() for name, p in prior.unet.named_parameters()}
         self.unet = prior.unet.train()
         self.photos, self.others = photos, others
-        self.hold(prior=prior)
+        self.set_unregistered(prior=prior)
 
     def setup(self, stage: str) -> None:
         self.prior.to(self.device)
@@ -121,7 +121,10 @@ class DreamBoothSystem(System):
         table = table_of(prior)
         name = next(name for name, p in prior.text_encoder.named_parameters() if p is table)
         learnt = table.detach().index_copy(0, torch.tensor([self.number], device=table.device), self.word[None])
-        ids = [token_ids(prior.tokenizer, read, prior.max_tokens).to(table.device) for read in prior.readings([prompt])]
+        ids = [
+            token_ids(prior.tokenizer, read, prior.max_tokens).to(table.device)
+            for read in prior.prompt_variants([prompt])
+        ]
         read = [functional_call(prior.text_encoder, {name: learnt}, (one,)).last_hidden_state for one in ids]
         return torch.cat(read, dim=1)
 
@@ -131,7 +134,7 @@ class DreamBoothSystem(System):
         schedule = prior.schedule.to(self.device)
         with torch.no_grad():
             z = prior.encode_images(pictures, rng)
-        t = timesteps(count, schedule.T, 1.0, rng).to(z.device)
+        t = sample_timesteps(count, schedule.T, 1.0, rng).to(z.device)
         noise = torch.randn(z.shape, generator=rng).to(z.device)
         with prior.autocast():
             text = self.text(prompt)
@@ -175,9 +178,9 @@ class DreamBoothSystem(System):
         prompts = self.config.prompt, self.config.class_prompt
         labels = [prompt for prompt in prompts for _ in range(VIEWS)]
         rows = torch.cat([self.views(prompt) for prompt in prompts])
-        write_png(sheet(folder, step), grid(readable(rows), 2 * VIEWS, labels))
+        write_png(sheet(folder, step), grid(enlarge_small(rows), 2 * VIEWS, labels))
 
-    def forget(self, step: int, folder: Path) -> None:
+    def remove_validation(self, step: int, folder: Path) -> None:
         sheet(folder, step).unlink(missing_ok=True)
 
     def write(self, path: Path) -> None:

@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 
 from threedgen.data import photos
-from threedgen.geometry.images import grid, readable, write_png
+from threedgen.geometry.images import enlarge_small, grid, write_png
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
-from threedgen.run.cache import kept
+from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing
 from threedgen.run.progress import Count
-from threedgen.run.prompts import warn_about
+from threedgen.run.prompts import prompt_warnings
 from threedgen.run.seeding import generator
-from threedgen.train.callbacks import aside
+from threedgen.train.callbacks import isolated_eval
 from threedgen.train.status import Status
-from threedgen.train.task import Task, carry_out, run_task
+from threedgen.train.task import Task, execute, run_task
 
 from .options import MVDreamBoothConfig
 from .system import DreamBoothSystem, sheet
@@ -38,7 +38,7 @@ FILES = (RESULT, "photos.png")
 
 def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> Status:
     """Carries out a config without a word on stdout; how it ended."""
-    return carry_out(tune, Task(config, resume, quiet, FILES))
+    return execute(tune, Task(config, resume, quiet, FILES))
 
 
 def tune(task: Task) -> Status:
@@ -49,10 +49,10 @@ def tune(task: Task) -> Status:
     pictures = seen_photos(config, folder, prior.image_size)
     base = subject_weights.checksum(prior.unet, prior.text_encoder)
     subject_weights.add_word(prior.tokenizer, prior.text_encoder, config.identifier, like=config.tuning.like)
-    notes = warn_about(config.prompt, prior, config.prompt_notes())
+    notes = prompt_warnings(config.prompt, prior, config.prompt_notes())
     system = DreamBoothSystem(config, prior, pictures, base, class_pictures(config, folder, prior, task.quiet))
     if not sheet(folder, 0).exists():
-        with aside(system), writing(folder):
+        with isolated_eval(system), writing(folder):
             system.validate(0, folder)
 
     def save() -> dict[str, Any]:
@@ -68,10 +68,10 @@ def seen_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
     def read() -> Tensor:
         pictures = photos.read(photos.find(config.photos), size, config.fill)
         with writing(folder):
-            write_png(folder / "photos.png", grid(readable(pictures), 6))
+            write_png(folder / "photos.png", grid(enlarge_small(pictures), 6))
         return torch.from_numpy(pictures).float() / 255
 
-    return kept(folder / "photos.safetensors", "photos", (None, size, size, 3), read)
+    return cached_tensor(folder / "photos.safetensors", "photos", (None, size, size, 3), read)
 
 
 def class_pictures(config: MVDreamBoothConfig, folder: Path, prior: MVDream, quiet: bool) -> Tensor | None:
@@ -90,7 +90,7 @@ def class_pictures(config: MVDreamBoothConfig, folder: Path, prior: MVDream, qui
         return torch.cat(drawn)
 
     shape = (o.class_images, prior.image_size, prior.image_size, 3)
-    return kept(folder / "class.safetensors", "pictures", shape, draw)
+    return cached_tensor(folder / "class.safetensors", "pictures", shape, draw)
 
 
 run = partial(run_task, tune, result=RESULT, files=FILES)

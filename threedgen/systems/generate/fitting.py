@@ -10,8 +10,9 @@ from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from threedgen.geometry.rigs import Rig
-from threedgen.guidance.diffusion import Conditions, ddim_redraw, fresh_noise, guided, per_image
+from threedgen.guidance.guidance import Condition, guided, per_image
 from threedgen.guidance.prior import Prior
+from threedgen.guidance.sampling import InitLatents, fresh_noise, sample_latents
 from threedgen.representations import losses
 from threedgen.representations.field.ngp import finite_difference_normal
 from threedgen.representations.march import step_size
@@ -28,7 +29,7 @@ def redrawn(
     prior: Prior,
     pictures: Tensor | None,
     rig: Rig,
-    text: Conditions,
+    text: Condition,
     o: RefineConfig,
     strength: float,
     rng: torch.Generator,
@@ -42,14 +43,14 @@ def redrawn(
     camera = None if c2w is None else prior.camera(c2w)
     given = replace(text, camera=camera, n_view=rig.n_view)
     z = (
-        prior.guess(per_image(text.text[0], rig.n_view), c2w)
+        prior.coarse_latents(per_image(text.text[0], rig.n_view), c2w)
         if pictures is None
         else prior.encode_images(pictures, rng)
     )
     if z is None:
         z, strength = torch.zeros(len(rig.cameras), *prior.latent_shape, device=prior.device), 1.0
     denoise = guided(prior.denoise, o.guidance_scale)
-    z = ddim_redraw(denoise, z, fresh_noise(z, rng), given, prior.schedule, o.steps, strength)
+    z = sample_latents(denoise, fresh_noise(z, rng), given, prior.schedule, o.steps, InitLatents(z, strength))
     return sharpened(prior.decode_latents(z), o.sharpen)
 
 
@@ -66,7 +67,7 @@ def sharpened(pictures: Tensor, amount: float) -> Tensor:
 def dents(
     field: Field, march: MarchConfig, seen: Render, origins: Tensor, directions: Tensor, rng: torch.Generator
 ) -> Tensor:
-    """How rough the surface is at points where some of the rays (R, 3) meet it, see `losses.roughness`."""
+    """How rough the surface is at points where some of the rays (R, 3) meet it, see `losses.normal_smoothness`."""
     solid = (seen.opacity[:, 0] > 0.5).nonzero()[:POINTS, 0]
     depth = (seen.depth / seen.opacity)[solid].detach()
     points = origins[solid] + depth * directions[solid]
@@ -79,4 +80,4 @@ def dents(
     def normal(x: Tensor) -> Tensor:
         return finite_difference_normal(opacity, x, 1.5 * REACH * march.radius, march.radius)
 
-    return losses.roughness(normal, points, offsets)
+    return losses.normal_smoothness(normal, points, offsets)

@@ -56,7 +56,7 @@ def optimise(
             watchers = [stack.enter_context(closing(live_view(system, folder, interrupts)))]
         status = task.fit(system, ("opacity", "t"), watchers, interrupts)
         seconds, trained = system.seconds(), time.monotonic()
-        if status is Status.TERMINATED or not task.leader:
+        if status is Status.TERMINATED or not task.is_global_zero:
             return status
         failed = status is Status.FAILED
         interrupts.note = RESULTS.format(made=made)
@@ -87,7 +87,7 @@ def start_from(system: GenerateSystem, folder: Path) -> None:
     Raises ConfigError if the one cannot become the other.
     """
     _, field, _, checkpoint = open_field(folder)
-    system.field.start(field)
+    system.field.init_from(field)
     system.blank = False
     behind = "background."
     found = {n.removeprefix(behind): v for n, v in checkpoint["state_dict"].items() if n.startswith(behind)}

@@ -16,7 +16,7 @@ from threedgen.config.sections import CheckpointConfig, MultiviewCameraConfig, O
 from threedgen.export.options import ExportSection
 from threedgen.guidance.distillation.options import ViewPromptsConfig
 from threedgen.representations.options import MarchConfig, OccupancyConfig
-from threedgen.run.prompts import tidy
+from threedgen.run.prompts import normalise_prompt
 from threedgen.systems.prompted import PromptedConfig
 from threedgen.viewer.options import ViewConfig
 
@@ -294,7 +294,7 @@ class GenerateConfig(PromptedConfig):
 
         Raises ConfigError.
         """
-        tidy(self.prompt)
+        normalise_prompt(self.prompt)
         refined = len(self.refine.strengths) * self.round_steps
         if blank and refined == self.trainer.max_steps and self.views_per_scene < 2:
             raise ConfigError(

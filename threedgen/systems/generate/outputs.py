@@ -19,14 +19,14 @@ from threedgen.config.sections import OrbitCameraConfig
 from threedgen.export.asset import ExportedAsset
 from threedgen.export.asset_folder import FOLDER, clear
 from threedgen.export.files.glb import save_glb
-from threedgen.export.run_field import RunField, view_of
-from threedgen.export.shape.from_field import FieldView, surface_of
+from threedgen.export.run_field import RunField, field_view
+from threedgen.export.shape.from_field import FieldView, field_surface
 from threedgen.export.shape.opacity import EmptyField
-from threedgen.export.task import bar, export, in_summary, noted, save
+from threedgen.export.task import export, progress_bar, save, summary_entry, summary_notes
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, to_uint8, write_mp4, write_png
 from threedgen.geometry.rigs import turntable
-from threedgen.run.disk import replacing
+from threedgen.run.disk import atomic_file
 from threedgen.run.progress import Count
 from threedgen.systems.generate.options import ResultConfig
 
@@ -53,7 +53,7 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet:
     config = system.config
     system.eval()
     write_turn(system.pictures, config.result, folder, quiet)
-    view = view_of(system.field, system.occupancy, config.march, system.device)
+    view = field_view(system.field, system.occupancy, config.march, system.device)
     provenance = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
     with Count("surface", 1, quiet) as count:
         figures = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
@@ -80,7 +80,7 @@ def write_turn(pictures: Callable[[Cameras], Tensor], options: ResultConfig, fol
 def write_views(views: Any, folder: Path) -> None:
     """views.png, and the same pictures (N, H, W, 3) for programs in views.npz, uint8."""
     write_png(folder / "views.png", grid(views, VIEWS // 2))
-    with replacing(folder / "views.npz") as file:
+    with atomic_file(folder / "views.npz") as file:
         np.savez_compressed(file, views=to_uint8(views))
 
 
@@ -89,7 +89,7 @@ def write_mesh(
 ) -> dict[str, Any]:
     """mesh.glb; returns its size. Without a surface there is none, and a note says so."""
     try:
-        mesh = surface_of(view, resolution)
+        mesh = field_surface(view, resolution)
     except EmptyField as error:
         _note(notes, str(error))
         (folder / "mesh.glb").unlink(missing_ok=True)  # of an earlier, shorter part of the run
@@ -102,9 +102,9 @@ def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> Expo
     """Writes the asset of the field as it is now into `folder`. Raises ConfigError; a low budget is no error."""
     config = system.config
     elevations = config.camera.elevation_range
-    view = view_of(system.field, system.occupancy, config.march, system.device, elevations)
+    view = field_view(system.field, system.occupancy, config.march, system.device, elevations)
     field = RunField(view, config, system.trainer.global_step)
-    with bar(quiet) as on_step:
+    with progress_bar(quiet) as on_step:
         asset = export(field, config.export, nearest_budget=True, on_step=on_step)
         save(asset, folder, config.export)
     return asset
@@ -130,9 +130,9 @@ def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str],
         _note(notes, f"no asset: {in_a_line(error)}{again}")
         clear(folder / FOLDER)  # of an earlier, shorter part of the run
         return {}
-    for text in noted(asset):
+    for text in summary_notes(asset):
         _note(notes, text)
-    return {"asset": in_summary(asset)}
+    return {"asset": summary_entry(asset)}
 
 
 def _note(notes: list[str], text: str) -> None:

@@ -16,9 +16,9 @@ import torch
 from threedgen.guidance import sdxl
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.meta_networks import MetaNetworks, meta_networks
-from threedgen.representations.volume.render import BACKWARD, sample_bytes
-from threedgen.run.memory import MOST_KEPT, free_bytes, graph_bytes
-from threedgen.run.prompts import tidy
+from threedgen.representations.volume.render import BACKWARD_FACTOR, sample_bytes
+from threedgen.run.memory import MAX_REUSED_HEAP, free_bytes, graph_bytes
+from threedgen.run.prompts import normalise_prompt
 from threedgen.run.seeding import generator
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.options import GenerateConfig
@@ -40,7 +40,7 @@ def plan(config: GenerateConfig) -> str:
     parts = [*map(config.stage, config.stages), config]
     weights = dict.fromkeys(line for part in parts for line in part.prior.describe())
     lines = [
-        f"would generate: {tidy(config.prompt)}",
+        f"would generate: {normalise_prompt(config.prompt)}",
         f"folder: {config.out}",
         *weights,
     ]
@@ -107,14 +107,14 @@ def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:
         each = sample_bytes(system.field, system.background, system.material, config.march, normals, device)
         full, table = occupied(system), config.result.turntable
         samples = full * rays * config.march.samples
-        picture = full * table.height * table.width * config.march.of_pictures().samples
-        graph = BACKWARD * min(system.chunk(normals) or samples, samples)
+        picture = full * table.height * table.width * config.march.for_evaluation().samples
+        graph = BACKWARD_FACTOR * min(system.chunk(normals) or samples, samples)
         found["render"] = each * max(graph, min(EVAL_CHUNK, picture))  # without a graph about as much for each
     text_encoder = 4.0 * (prior.parameters - prior.kept)  # it is gone before the rest is there
     found["prior"] += max(0.0, text_encoder - sum(list(found.values())[1:]))
     if device.type == "cpu":  # a GPU's memory holds none of it
         found["Python and libraries"] = LIBRARIES
-        found["kept for reuse"] = float(MOST_KEPT)
+        found["kept for reuse"] = float(MAX_REUSED_HEAP)
     return found
 
 
@@ -133,8 +133,8 @@ def unet_bytes(prior: MetaNetworks, size: int) -> float:
 
     def predict(n: int) -> Any:
         labels = None if prior.unet.class_embedding is None else torch.empty(n, 16, device="meta")
-        text = torch.empty(n, TOKENS + sdxl.told_more(prior.unet), width, device="meta")
-        words, more = sdxl.taken_apart(prior.unet, text, size, size)
+        text = torch.empty(n, TOKENS + sdxl.has_added_conditioning(prior.unet), width, device="meta")
+        words, more = sdxl.split_text(prior.unet, text, size, size)
         return prior.unet(_meta(n, c["in_channels"], side, side), _meta(n), words, class_labels=labels, **more).sample
 
     return a_picture(predict)

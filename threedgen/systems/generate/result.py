@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from threedgen.export.asset_folder import FOLDER, read_manifest
-from threedgen.export.options import resize
+from threedgen.export.options import resize_command
 from threedgen.run.metrics import read_summary
 from threedgen.run.text import say
 
@@ -63,7 +63,7 @@ def tell(run: Run, quiet: bool = False) -> None:
     """Prints where a run's asset and page are, and last its folder; below it a terminal is told what to open."""
     if run.asset is not None and not quiet:
         height = (read_summary(run.folder).get("asset") or {}).get("height", "")
-        again = resize(run.folder, read_manifest(run.folder / FOLDER).get("preset"))
+        again = resize_command(run.folder, read_manifest(run.folder / FOLDER).get("preset"))
         say(f"asset: {run.asset} ({height})\nanother height: {again}" if height else f"asset: {run.asset}")
     if run.report is not None and not quiet:
         say(f"page: {run.report}")

@@ -21,9 +21,9 @@ from threedgen.config import at, registry
 from threedgen.config.command import command
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.rigs import orbit, sample_multiview, surround
+from threedgen.geometry.rigs import orbit, ring_rig, sample_multiview
 from threedgen.geometry.views import Pixels, Views
-from threedgen.guidance.diffusion import Reference
+from threedgen.guidance.guidance import Reference
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
@@ -33,7 +33,7 @@ from threedgen.representations.mesh import losses as mesh_losses
 from threedgen.representations.shading import Shading
 from threedgen.representations.volume.occupancy import OccupancyGrid
 from threedgen.representations.volume.render import Render, render, sample_bytes, samples_that_fit
-from threedgen.run.memory import enough_memory, free_bytes
+from threedgen.run.memory import explain_out_of_memory, free_bytes
 from threedgen.run.seeding import generator
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.system import System
@@ -88,10 +88,10 @@ class GenerateSystem(System):
         if config.round_steps:
             table, side = config.result.turntable, prior.image_size
             refine, n_view = config.refine, config.views_per_scene
-            self.rig = surround(table, refine.groups, n_view, refine.elevation_range, side)
+            self.rig = ring_rig(table, refine.groups, n_view, refine.elevation_range, side)
             # in checkpoints: a resumed round must be fitted to the very same pictures
             self.register_buffer("drawn", torch.zeros(len(self.rig.cameras), side, side, 3, dtype=torch.float16))
-        self.hold(prior=prior, matte=None if config.fit.matte is None else Matte.load(config.fit.matte))
+        self.set_unregistered(prior=prior, matte=None if config.fit.matte is None else Matte.load(config.fit.matte))
         learning = (prior.schedule, self.max_steps, prior, generator(config.seed, 0, "distillation parameters"))
         self.distill: Any = registry.build("distillation", config.distillation, *learning)
         self.blank = True  # no other run's object is what this one begins with
@@ -176,11 +176,11 @@ class GenerateSystem(System):
             result = self.render(cameras.select(chosen), step, training=False)
             bumps = [mesh_losses.normal_consistency(*result.surface)] if smooth and result.surface is not None else []
         else:
-            picked = pixels.draw(o.rays, rng)
+            picked = pixels.sample(o.rays, rng)
             rays = (pixels.origins[picked].to(self.device), pixels.directions[picked].to(self.device))
-            result = self.render_rays(*rays, self.material.draw(step, False, rng), rng, training=True)
+            result = self.render_rays(*rays, self.material.sample_shading(step, False, rng), rng, training=True)
             bumps = [dents(self.field, self.config.march, result, *rays, rng)] if smooth else []
-        colours, behind = (part.to(self.device) for part in pixels.before(picked, rng))
+        colours, behind = (part.to(self.device) for part in pixels.composite(picked, rng))
         error = F.smooth_l1_loss(result.rgb_fg + behind * (1 - result.opacity), colours, beta=ALIKE)
         clear = opaque * losses.opaque(result.opacity) + sparsity * losses.sparsity(result.opacity)
         # fog in the colour that is behind it fits as well as nothing does
@@ -194,7 +194,7 @@ class GenerateSystem(System):
         """Fills ``drawn`` for a round; the same on all devices. ``blank``: there is no object to see yet."""
         c, views = self.config, []
         strength = c.refine.strengths[number]
-        with self.counted(f"drawing views, {self.round_name(number)}", len(self.rig.cameras)) as count:
+        with self.track_progress(f"drawing views, {self.round_name(number)}", len(self.rig.cameras)) as count:
             for rig in self.rig.groups():
                 pictures = None if blank else self.pictures(rig.cameras).to(self.device)
                 given = replace(view_text(self.text, rig, c.view_prompts), reference=self.reference)
@@ -216,7 +216,7 @@ class GenerateSystem(System):
         c2w = rig.cameras.c2w.to(self.device)
         camera = self.prior.camera(c2w) if c.views_per_scene > 1 else None
         poses: Any = {"camera": camera, "n_view": c.views_per_scene, "c2w": c2w}
-        told: Any = {"plain": self.text[:1], "reference": self.reference}
+        told: Any = {"plain_text": self.text[:1], "reference": self.reference}
         given = replace(view_text(self.text, rig, c.view_prompts), **told, **poses)
         distilled, logs = self.distill(latents, self.prior.denoise, given, step, self.rng(step, "distillation"))
         terms = {"distillation": distilled} | self.regularisers(result, weights)
@@ -228,7 +228,7 @@ class GenerateSystem(System):
     def regularisers(self, result: Any, weights: dict[str, float]) -> dict[str, Tensor]:
         """The terms of a ``Render`` whose weight is not zero at this step."""
         terms: dict[str, Callable[[], Tensor]] = {
-            "orientation": lambda: losses.orientation(result.away, result.opacity),
+            "orientation": lambda: losses.orientation(result.orientation, result.opacity),
             "sparsity": lambda: losses.sparsity(result.opacity),
             "opaque": lambda: losses.opaque(result.opacity),
             "z_variance": lambda: losses.z_variance(result.z_variance, result.opacity),
@@ -245,7 +245,7 @@ class GenerateSystem(System):
         """All pixels of all cameras as rays (B H W, ...); ``light`` (B, 3) is the point light of each view, else it is
         at the camera."""
         rng = self.rng(step, "render")
-        shading = self.material.draw(step, training, rng)
+        shading = self.material.sample_shading(step, training, rng)
         if self.field.rasterised:
             options: Any = {"generator": rng, "training": training, "shading": shading}
             return self.field.render(cameras, self.background, self.material, light=light, **options)
@@ -301,7 +301,7 @@ class GenerateSystem(System):
             + command("--resume", "RUN")
         )
         step = f"step {self.global_step} on {self.device}"
-        with enough_memory(step, remedy):
+        with explain_out_of_memory(step, remedy):
             try:
                 return super().optimizer_step(*args, **kwargs)
             except torch.OutOfMemoryError:

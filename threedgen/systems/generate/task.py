@@ -23,18 +23,18 @@ from threedgen.representations import march
 from threedgen.representations.backends import load as load_backend
 from threedgen.representations.hashgrid import encoding
 from threedgen.run import folder as runs
-from threedgen.run.cache import kept
+from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing
-from threedgen.run.memory import enough_memory
+from threedgen.run.memory import explain_out_of_memory
 from threedgen.run.metrics import read_summary
 from threedgen.run.progress import Count
-from threedgen.run.prompts import tidy, warn_about
+from threedgen.run.prompts import normalise_prompt, prompt_warnings
 from threedgen.run.seeding import generator
-from threedgen.run.text import clean_logs, say
+from threedgen.run.text import escape_logs, say
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.status import Status
-from threedgen.train.task import Stopped, Task, carry_out, device, finished
+from threedgen.train.task import Stopped, Task, device, execute, finished
 
 from .result import FILES, Run, tell
 
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", quiet: bool = False, **values: Any) -> Run:
     """A prompt becomes a 3D object; see ``threedgen.generate``."""
-    clean_logs()
+    escape_logs()
     path = find(os.fspath(config))
     if (task := task_of(path)) != "generate":
         raise ConfigError(f"should be of the task generate (got {path.name}, which is of {task})", "config")
@@ -51,7 +51,7 @@ def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", qui
         values["out"] = os.fspath(values["out"])
     checked = load(path, values=values | {"prompt": prompt})
     checked.check()
-    checked, resume = runs.begin(checked, runs.config_name(path))
+    checked, resume = runs.open_run(checked, runs.config_name(path))
     status, folder = run_status(checked, resume, quiet), Path(str(checked.out))
     if status is Status.FAILED:
         raise ConfigError(f"{folder}: {read_summary(folder).get('reason', 'the run failed')}")
@@ -78,24 +78,24 @@ def run_status(
     lacking = config.export.enabled and "asset" not in read_summary(task.folder)
     again = command("--config", "export", f"run={task.folder}")
     hint = f"; {again} makes the asset that it lacks" if lacking else ""
-    return carry_out(lambda task: begin(task, start), task, hint)
+    return execute(lambda task: begin(task, start), task, hint)
 
 
 def begin(task: Task, start: Path | None = None) -> Status:
     """Text and sampled views; then the training, and what is made of the object."""
-    config, folder, prompt = task.config, task.folder, tidy(task.config.prompt)
+    config, folder, prompt = task.config, task.folder, normalise_prompt(task.config.prompt)
     if config.stages:
         start = run_stages(config, folder, task.quiet)
         set_threads(config.threads)
     check_backends(config)
     prior: Prior
-    with enough_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
+    with explain_out_of_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
         prior = task.load_prior()
-        notes = warn_about(config.prompt, prior, config.prompt_notes())
+        notes = prompt_warnings(config.prompt, prior, config.prompt_notes())
         text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
         views, cameras = preview(config, prior, prompt, folder, task.quiet)
     if not config.round_steps:
-        prior.release()  # no more text, no more pictures
+        prior.free_text_encoder()
     from .optimise import optimise  # what trains, shows and exports takes seconds to import: the views come first
 
     return optimise(task, prior, text, views, cameras, notes, start)
@@ -117,7 +117,7 @@ def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None
         if not finished(place, stage.trainer.max_steps):
             if not quiet:
                 say(f"stage {name}: {place}")
-            stage, resume = runs.begin(stage, name)
+            stage, resume = runs.open_run(stage, name)
             status = run_status(stage, resume, quiet, start)
             if status is not Status.FINISHED:
                 raise Stopped(status.exit_code)
@@ -142,7 +142,7 @@ def check_backends(config: GenerateConfig) -> None:
 def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:
     """The n texts as embeddings (n, L, D), kept in the run folder: a resumed run must use the very same."""
     shape = (len(texts), *prior.text_shape)
-    return kept(folder / "text.safetensors", "text", shape, lambda: prior.encode_prompt(texts))
+    return cached_tensor(folder / "text.safetensors", "text", shape, lambda: prior.encode_prompt(texts))
 
 
 def preview(
@@ -173,7 +173,7 @@ def preview(
 
             return prior.sample(prompt, cameras.c2w, **how, generator=rng, on_step=on_step)
 
-    views = kept(folder / "preview.safetensors", "views", (n_view, size, size, 3), sample)
+    views = cached_tensor(folder / "preview.safetensors", "views", (n_view, size, size, 3), sample)
     if not (folder / "preview.png").exists():
         with writing(folder):
             write_png(folder / "preview.png", grid(views, n_view))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from threedgen.data.srn.pairs import PairBank
-from threedgen.geometry.images import grid, psnr, readable, write_png
+from threedgen.geometry.images import enlarge_small, grid, psnr, write_png
 from threedgen.geometry.views import Views
 from threedgen.guidance.threedim.logsnr import add_noise, x0_from_output
 from threedgen.guidance.threedim.sampler import ViewModel, bounded, sample_views
@@ -103,8 +103,8 @@ def write_sheet(
     count = len(truth[0])
     images = torch.stack([views.images[:1] for views in truth]).to(device)
     x = model.from_pictures(images.flatten(0, 1)).unflatten(0, images.shape[:2])
-    c2w = torch.stack([views.at.c2w for views in truth]).to(device)
-    K = torch.stack([views.at.K[0] for views in truth]).to(device)
+    c2w = torch.stack([views.cameras.c2w for views in truth]).to(device)
+    K = torch.stack([views.cameras.K[0] for views in truth]).to(device)
     rngs = [generator(seed, scene, "sheet") for scene in scenes]
     steps, scale = 1 if options.regression else options.sheet_steps, options.guidance_scale
     drawn = sample_views(model, x, c2w[:, :1], c2w[:, 1:], K, rngs, steps=steps, guidance_scale=scale)
@@ -114,12 +114,12 @@ def write_sheet(
         for row in (views.images[:1], model.to_pictures(sampled).float().cpu(), views.images)
     ]
     labels = ["given", *["sampled"] * (count - 1), "given", *["true"] * (count - 1)] * len(truth)
-    write_png(path, grid(readable(torch.cat(rows)), count, labels))
+    write_png(path, grid(enlarge_small(torch.cat(rows)), count, labels))
 
 
 def once_around(views: Views, count: int) -> Views:
     """Some of the views, evenly chosen, in the order of their azimuths."""
-    place = views.at.position
+    place = views.cameras.position
     order = torch.atan2(place[:, 1], place[:, 0]).argsort()
     some = torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()
     return views.select(order[some])

@@ -23,24 +23,24 @@ from torch import Tensor
 from threedgen.config import ConfigError, config_hash
 from threedgen.export.asset import ExportedAsset, make_asset
 from threedgen.export.asset_folder import FOLDER, asset_name
-from threedgen.export.run_field import view_of
+from threedgen.export.run_field import field_view
 from threedgen.export.shape.from_field import FieldView, dense_surface
-from threedgen.export.task import bar, save
+from threedgen.export.task import progress_bar, save
 from threedgen.geometry import picture_file
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.images import grid, readable, write_png
+from threedgen.geometry.images import enlarge_small, grid, write_png
 from threedgen.geometry.poses import orbit_c2w, square_pixels
 from threedgen.geometry.views import Request, Views
 from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
 from threedgen.guidance.threedim.options import CamerasConfig
 from threedgen.representations.fit import Bounds, SceneField, border_colour, fit
-from threedgen.run.cache import kept
+from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing
 from threedgen.run.progress import Count
 from threedgen.systems.generate.outputs import try_asset, write_mesh, write_turn
 from threedgen.systems.generate.result import Run, tell
 from threedgen.train.status import Status
-from threedgen.train.task import Task, carry_out
+from threedgen.train.task import Task, execute
 from threedgen.viewer.report import PAGE, write_report
 
 from .options import ImageTo3DConfig
@@ -56,12 +56,12 @@ def make(task: Task) -> None:
     config, folder, notes = task.config, task.folder, list[str]()
     views = sampled(config, folder, notes, task.quiet)
     with writing(folder):
-        write_png(folder / "sampled.png", grid(readable(views.images), config.views + 1))
-    field = fit(views, Bounds.of(views.at), config.protocol, config.seed, config.device)
+        write_png(folder / "sampled.png", grid(enlarge_small(views.images), config.views + 1))
+    field = fit(views, Bounds.from_cameras(views.cameras), config.protocol, config.seed, config.device)
     with writing(folder):
-        write_turn(lambda cameras: field.pictures(from_ball(field, cameras)), config.result, folder, task.quiet)
+        write_turn(lambda cameras: field.render_images(from_ball(field, cameras)), config.result, folder, task.quiet)
         provenance = {"image": Path(config.image).name, "seed": config.seed, "config_hash": config_hash(config)}
-        view = view_of(field.field, field.occupancy, field.march, field.device)
+        view = field_view(field.field, field.occupancy, field.march, field.device)
         figures = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
         if figures and config.export.enabled:
             figures |= try_asset(lambda: asset(view, config, provenance, folder / FOLDER, task.quiet), folder, notes)
@@ -75,7 +75,7 @@ def asset(
 ) -> ExportedAsset:
     """Writes the asset of the field into `place`, named after the picture. Raises ConfigError."""
     name = asset_name(config.export.name or config.prompt)
-    with bar(quiet) as on_step:
+    with progress_bar(quiet) as on_step:
         on_step("surface")
         dense, notes = dense_surface(view, config.export.grid)
         made = make_asset(dense, config.export, name, view, provenance, True, on_step)
@@ -91,7 +91,7 @@ def sampled(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool
         sampler = ThreeDiMSampler(config.threedim, lambda done, total, x0: progress.add(1))
         height, width = sampler.model.picture_size
         at = cameras(config, sampler.cameras, height, width)
-        picture = read_picture(Path(config.image).expanduser(), height, width)
+        picture = load_image(Path(config.image).expanduser(), height, width)
         views = Views(picture[None], at.select([0]))
         if float(border_colour(views).min()) < WHITE:
             notes.append("the picture's background is not white, as it was in the training: cut the object out")
@@ -102,7 +102,7 @@ def sampled(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool
         def sample() -> Tensor:
             return torch.cat([picture[None], sampler([request])[0]])
 
-        images = kept(folder / "views.safetensors", "views", (len(at), height, width, 3), sample)
+        images = cached_tensor(folder / "views.safetensors", "views", (len(at), height, width, 3), sample)
     return Views(images, at)
 
 
@@ -122,9 +122,9 @@ def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int,
     return Cameras(c2w, Projection(K), height, width)
 
 
-def read_picture(path: Path, height: int, width: int) -> Tensor:
+def load_image(path: Path, height: int, width: int) -> Tensor:
     """(H, W, 3) in [0, 1], in the middle of white of this shape; what is transparent is white."""
-    cut = picture_file.read_picture(path, key="image").convert("RGBA")
+    cut = picture_file.load_image(path, key="image").convert("RGBA")
     paper = Image.new("RGBA", cut.size, "white")
     paper.alpha_composite(cut)
     scale = min(height / paper.height, width / paper.width)
@@ -145,7 +145,7 @@ def from_ball(field: SceneField, at: Cameras) -> Cameras:
 def run(config: ImageTo3DConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Carry out a config; returns the exit code.  Asset and page are printed, and the results' folder last."""
     task = Task(config, resume, quiet, ("sampled.png", "turntable.mp4", "views.png", "mesh.glb"))
-    status = carry_out(make, task)
+    status = execute(make, task)
     if status is Status.FINISHED:
         tell(Run(task.folder, status.value), quiet)
     return status.exit_code

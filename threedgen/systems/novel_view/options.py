@@ -12,7 +12,7 @@ from threedgen.config.errors import called
 from threedgen.config.sections import CheckpointConfig, OrbitCameraConfig, RunConfig, TrainerConfig
 from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
 from threedgen.export.options import ExportSection
-from threedgen.geometry.picture_file import read_picture
+from threedgen.geometry.picture_file import load_image
 from threedgen.guidance.options import MultiviewWeights
 from threedgen.guidance.threedim.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
@@ -157,6 +157,6 @@ class ImageTo3DConfig(RunConfig):
     def check(self) -> None:
         if not self.image:
             raise ConfigError("there is none: give the file of a picture, image=car.png", "image")
-        read_picture(user_path(self.image, "image"), self.image, "image")
+        load_image(user_path(self.image, "image"), self.image, "image")
         self.threedim.check()
         super().check()

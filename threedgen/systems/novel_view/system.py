@@ -16,8 +16,8 @@ from threedgen.guidance.threedim import folder as folders
 from threedgen.guidance.threedim.logsnr import LOGSNR_MIN, add_noise, logsnr_cosine, target
 from threedgen.guidance.threedim.options import CamerasConfig
 from threedgen.guidance.threedim.sampler import ViewModel
-from threedgen.run.dtypes import mixed
-from threedgen.train.system import AveragedSystem, stratified
+from threedgen.run.dtypes import autocast_bf16
+from threedgen.train.system import AveragedSystem, stratified_uniform
 
 from .gap import Pairs, gap_test, write_gaps, write_sheet
 from .options import TrainThreeDiMConfig
@@ -64,7 +64,7 @@ class PairSystem(AveragedSystem):
         if o.regression:
             logsnr = torch.full((o.batch,), LOGSNR_MIN)
         else:
-            logsnr = logsnr_cosine(stratified(o.batch, gen) ** o.time_power)
+            logsnr = logsnr_cosine(stratified_uniform(o.batch, gen) ** o.time_power)
         keep = torch.rand(o.batch, generator=gen) >= o.dropped
         noise, blank = (torch.randn(pairs.x.shape, generator=gen).to(self.device) for _ in range(2))
         with self.autocast():
@@ -78,7 +78,7 @@ class PairSystem(AveragedSystem):
         return Pairs(x, y, c2w, K).to(self.device)
 
     def autocast(self) -> torch.autocast:
-        return mixed(self.device, self.options.bf16)
+        return autocast_bf16(self.device, self.options.bf16)
 
     def configure_optimizers(self) -> Any:
         o, parameters = self.options, self.model.parameters()
@@ -90,12 +90,12 @@ class PairSystem(AveragedSystem):
         """Of the averaged weights: the gap test, the folder of the model, the sheet of samples."""
         o, bank = self.options, self.bank
         levels = (float(torch.tensor(LOGSNR_MIN).double().sigmoid()),) if o.regression else o.gap_levels
-        count = bank.held_out // bank.source.kinds * bank.source.kinds
+        count = bank.held_out // bank.source.n_families * bank.source.n_families
         held_out = np.arange(bank.train, bank.train + count)  # one pair of each scene, always the same
         with self.average.applied(self.model):
             with self.autocast():
                 pairs = self.pairs(held_out, self.numpy_rng(0, "held-out pairs"))
-                gaps = gap_test(self.model, pairs, levels, self.rng(0, "gap test"), bank.source.kinds)
+                gaps = gap_test(self.model, pairs, levels, self.rng(0, "gap test"), bank.source.n_families)
             write_gaps(folder / "gap.csv", step, gaps)
             one = min(gaps, key=lambda gap: abs(gap.alpha_bar - SHOWN))
             self.metrics = {"gap": one.gap, "psnr_true": one.true, "psnr_shuffled": one.shuffled}
@@ -104,7 +104,7 @@ class PairSystem(AveragedSystem):
                 with self.autocast():
                     write_sheet(folder / "samples.png", self.model, bank, o, self.seed, self.device)
 
-    def forget(self, step: int, folder: Path) -> None:
+    def remove_validation(self, step: int, folder: Path) -> None:
         write_gaps(folder / "gap.csv", step, ())
 
 

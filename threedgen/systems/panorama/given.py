@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from threedgen.geometry.panorama import intrinsics, rotation
-from threedgen.geometry.picture_file import read_picture
+from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.views import resize
 from threedgen.geometry.warp import apply_homography, homography, inside, pixel_grid, sample
 
@@ -26,7 +26,7 @@ FINER = 2
 
 def read_image(path: str) -> Tensor:
     """A picture (H,W,3) in [0,1], upright; what is transparent keeps its colour. Raises ConfigError."""
-    picture = read_picture(Path(path).expanduser(), key="image").convert("RGB")
+    picture = load_image(Path(path).expanduser(), key="image").convert("RGB")
     return torch.from_numpy(np.asarray(picture, np.float32) / 255)
 
 

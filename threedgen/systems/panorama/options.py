@@ -11,7 +11,7 @@ from threedgen.config import Config, ConfigError
 from threedgen.config.plain_file import read_bytes
 from threedgen.config.registry import Component
 from threedgen.run.folder import user_path
-from threedgen.run.prompts import A_ROOM, tidy
+from threedgen.run.prompts import EXAMPLE_ROOM, normalise_prompt
 from threedgen.systems.prompted import WordedConfig
 
 MOST_TEXT = 1 << 20
@@ -112,14 +112,14 @@ class PanoramaConfig(WordedConfig):
         if self.prompt.strip() and self.prompts:
             raise ConfigError("give either prompt= for all views or prompts= with a line for each", "prompts")
         if not self.prompts:
-            return [self.prefix + tidy(self.prompt, such_as=A_ROOM)] * self.views
+            return [self.prefix + normalise_prompt(self.prompt, example=EXAMPLE_ROOM)] * self.views
         if len(self.prompts) != self.views:
             raise ConfigError(
                 f"has {len(self.prompts)} lines and there are {self.views} views: give a line for each, or one text "
                 "for all as prompt=",
                 "prompts",
             )
-        return [self.prefix + tidy(line, "prompts") for line in self.prompts]
+        return [self.prefix + normalise_prompt(line, "prompts") for line in self.prompts]
 
     def check(self) -> None:
         self.texts()
@@ -130,9 +130,9 @@ class PanoramaConfig(WordedConfig):
         super().check()
 
     def _check_image(self, image: str) -> None:
-        from threedgen.geometry.picture_file import read_picture
+        from threedgen.geometry.picture_file import load_image
 
-        read_picture(user_path(image, "image"), key="image")
+        load_image(user_path(image, "image"), key="image")
         if self.image_fov is None:
             raise ConfigError(
                 f"is missing: say how many degrees the picture spans from left to right, such as 67; {TYPICAL}",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from threedgen.geometry.images import png, to_uint8, write_mp4, write_png
-from threedgen.geometry.panorama import covered, equirectangular_views, intrinsics, rotation, stitch
+from threedgen.geometry.panorama import covered_rows, equirectangular_views, intrinsics, rotation, stitch
 from threedgen.run.disk import write_atomic
 from threedgen.viewer.panorama import write_page
 
@@ -44,7 +44,7 @@ def write_panorama(
     """Writes picture, film and page of views (V,H,W,3); returns the degrees from the picture's lowest to its highest
     row. Raises OSError."""
     stitched, weights = stitch(views.permute(0, 3, 1, 2), K, R, height, 2 * height)
-    panorama = stitched[:, covered(weights)].clamp(0, 1)
+    panorama = stitched[:, covered_rows(weights)].clamp(0, 1)
     write_png(folder / PICTURE, panorama.permute(1, 2, 0))
     write_mp4(frames(panorama, film), folder / FILM, film.fps)
     write_page(folder / PAGE, folder / PICTURE, title)

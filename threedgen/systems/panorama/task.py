@@ -16,14 +16,14 @@ from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.cameras_file import CAMERAS, write_cameras
+from threedgen.geometry.cameras_file import CAMERAS_FILE, write_cameras
 from threedgen.geometry.images import write_png
-from threedgen.geometry.panorama import cameras, intrinsics, ring, seen_straightest
-from threedgen.guidance.draft import Size, Synchronised, steps_in_all
+from threedgen.geometry.panorama import cameras, intrinsics, render_from_views, ring
+from threedgen.guidance.coarse_to_fine import Size, ViewSync, total_steps
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
-from threedgen.run.cache import kept
+from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing
-from threedgen.run.prompts import warn_about
+from threedgen.run.prompts import prompt_warnings
 from threedgen.run.seeding import generator
 from threedgen.train.task import Task, run_task
 
@@ -39,7 +39,7 @@ def make(task: Task) -> None:
     config: PanoramaConfig = task.config
     texts, model = config.texts(), task.load_prior().compact()
     require(model, config)
-    notes = list(dict.fromkeys(note for text in dict.fromkeys(texts) for note in warn_about(text, model)))
+    notes = list(dict.fromkeys(note for text in dict.fromkeys(texts) for note in prompt_warnings(text, model)))
     if model.extra == "mask" and config.image is None:
         notes.append("no picture is given (image=), so all of it is drawn from the text")
         logger.warning("%s", notes[-1])
@@ -47,13 +47,15 @@ def make(task: Task) -> None:
     K, at = intrinsics(fov, size, size), cameras(R, fov, size, size)
     scene = Scene(texts, at, partial(what_is_given, config))
     given, shown = scene.given(size)
-    views = kept(task.folder / "views.safetensors", "views", tuple(given.shape), lambda: draw(task, model, scene))
+    views = cached_tensor(
+        task.folder / "views.safetensors", "views", tuple(given.shape), lambda: draw(task, model, scene)
+    )
     with writing(task.folder):
         write_given(task.folder / "given", given, shown)
         files = [f"views/{number}.png" for number in range(len(R))]
         for file, view in zip(files, views, strict=True):
             write_png(task.folder / file, view)
-        write_cameras(task.folder / CAMERAS, at, files, texts)
+        write_cameras(task.folder / CAMERAS_FILE, at, files, texts)
         title = config.prompt.strip() or config.prompts[0]
         degrees = write_panorama(task.folder, views, K, R, config.height, config.film, title)
         share = shown.double().mean().item()
@@ -65,7 +67,7 @@ class Scene:
     """What is to be drawn: texts and cameras of V views; and what is given of views of any number of pixels."""
 
     texts: list[str]
-    at: Cameras
+    cameras: Cameras
     given: Callable[[int], tuple[Tensor, Tensor]]
 
 
@@ -94,7 +96,7 @@ def require(model: MVDiffusion, config: PanoramaConfig) -> None:
             "image",
             config.image,
         )
-    model.compare_learnt(mask=config.mask)
+    model.check_trained_options(mask=config.mask)
     model.check_size((config.size, config.size), ("size", "size"))
 
 
@@ -108,13 +110,13 @@ def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:
     R, K = ring(config.views), intrinsics(radians(config.fov), config.size, config.size)
 
     def agree(views: Tensor) -> Tensor:
-        seen = seen_straightest(views.permute(0, 3, 1, 2), K, R, K, R, config.size, config.size)
+        seen = render_from_views(views.permute(0, 3, 1, 2), K, R, K, R, config.size, config.size)
         return seen.permute(0, 2, 3, 1)
 
-    with task.counted("denoising", steps_in_all(config.steps, model.draft, config.synchronise)) as on_step:
-        return model.draw(
+    with task.track_progress("denoising", total_steps(config.steps, model.draft, config.synchronise)) as on_step:
+        return model.sample_views(
             scene.texts,
-            model.geometry(scene.at, None, config.prior),
+            model.geometry(scene.cameras, None, config.prior),
             (config.size, config.size),
             known,
             steps=config.steps,
@@ -124,8 +126,8 @@ def draw(task: Task, model: MVDiffusion, scene: Scene) -> Tensor:
             on_step=on_step,
             eta=config.eta,
             mask=config.mask,
-            synchronised=Synchronised(config.synchronise, agree),
+            sync=ViewSync(config.synchronise, agree),
         )
 
 
-run = partial(run_task, make, result=PICTURE, files=(PICTURE, FILM, PAGE, CAMERAS))
+run = partial(run_task, make, result=PICTURE, files=(PICTURE, FILM, PAGE, CAMERAS_FILE))

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, model_validator
 
 from threedgen.config.registry import Component
-from threedgen.run.prompts import tidy
+from threedgen.run.prompts import normalise_prompt
 from threedgen.systems.prompted import PromptedConfig
 
 
@@ -36,6 +36,6 @@ class SampleConfig(PromptedConfig):
         return self
 
     def check(self) -> None:
-        tidy(self.prompt)
+        normalise_prompt(self.prompt)
         super().check()
         self.check_prompt()

@@ -8,7 +8,7 @@ import numpy as np
 
 from threedgen.geometry.images import grid, write_png
 from threedgen.run.disk import writing
-from threedgen.run.prompts import tidy, warn_about, with_suffix
+from threedgen.run.prompts import normalise_prompt, prompt_warnings, with_suffix
 from threedgen.run.seeding import generator
 from threedgen.systems.sample.options import SampleConfig
 from threedgen.train.task import Task, run_task
@@ -19,9 +19,9 @@ RESULT = "views.png"
 def sample(task: Task) -> None:
     """Writes views.png (a row for each sample) and summary.json into the run folder."""
     config: SampleConfig = task.config
-    prompt = tidy(config.prompt)
+    prompt = normalise_prompt(config.prompt)
     prior = task.load_prior()
-    notes = warn_about(config.prompt, prior, config.prompt_notes())
+    notes = prompt_warnings(config.prompt, prior, config.prompt_notes())
     pipeline = prior.pipeline()
     pipeline.set_progress_bar_config(disable=True)
     rows = [

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import write_png
-from threedgen.geometry.picture_file import read_picture
+from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.views import resize
-from threedgen.guidance.draft import ALONE, Size, Synchronised, steps_in_all
+from threedgen.guidance.coarse_to_fine import NO_SYNC, Size, ViewSync, total_steps
 from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.run.disk import write_atomic, writing
@@ -103,8 +103,8 @@ class Pictures:
     def get(self, n: int) -> np.ndarray | None:
         """A frame; None if it is not there or damaged."""
         with suppress(ConfigError):
-            found = np.asarray(read_picture(self.path(n)).convert("RGB"))
-            if found.shape == (self.shots.at.height, self.shots.at.width, 3):
+            found = np.asarray(load_image(self.path(n)).convert("RGB"))
+            if found.shape == (self.shots.cameras.height, self.shots.cameras.width, 3):
                 return found
         return None
 
@@ -118,7 +118,7 @@ class Pictures:
 def source(shots: Shots, keys: Sequence[int], weights: Mapping[str, str]) -> str:
     """What decides the frames, beside the config.  weights: SHA-256s by their keys."""
     digest = hashlib.blake2b(digest_size=16)
-    for tensor in (shots.depth, shots.at.c2w, shots.at.K):
+    for tensor in (shots.depth, shots.cameras.c2w, shots.cameras.K):
         digest.update(tensor.contiguous().numpy().tobytes())
     digest.update(repr((shots.prompts, shots.names, list(keys), weights)).encode())
     return digest.hexdigest() + "\n"
@@ -140,7 +140,7 @@ class Painter:
         """Draws what is not there yet. At Ctrl-C what is finished is kept: raises Stopped."""
         draws, pictures = self.draws, self.pictures
         waiting = [n for n, draw in enumerate(draws) if any(pictures.get(frame) is None for frame in draw.new)]
-        steps, total = steps_in_all(self.config.steps, self.model.draft, self.config.synchronise), len(draws)
+        steps, total = total_steps(self.config.steps, self.model.draft, self.config.synchronise), len(draws)
         with (
             Interrupts() as interrupts,
             Count("drawing", total * steps, quiet, done=(total - len(waiting)) * steps) as count,
@@ -169,7 +169,7 @@ class Painter:
         """Samples the frames of a draw (F,H,W,3), the given ones too."""
         draw, shots, config, model = self.draws[number], self.shots, self.config, self.model
         frames = list(draw.frames)
-        at, depth = shots.at.select(frames), shots.depth[frames]
+        at, depth = shots.cameras.select(frames), shots.depth[frames]
         given = torch.tensor([n in draw.given for n in frames])
 
         def known(size: Size) -> tuple[Tensor, Tensor | None]:
@@ -182,7 +182,7 @@ class Painter:
                 condition = given_condition(latents, given)
             return extra, condition
 
-        return model.draw(
+        return model.sample_views(
             [shots.prompts[n] for n in frames],
             model.geometry(at, depth, config.prior),
             (at.height, at.width),
@@ -193,20 +193,20 @@ class Painter:
             generator(config.seed, number, "frames"),
             on_step,
             config.eta,
-            synchronised=self.synchronised(number, given),
+            sync=self.synchronised(number, given),
         )
 
-    def synchronised(self, number: int, given: Tensor) -> Synchronised:
+    def synchronised(self, number: int, given: Tensor) -> ViewSync:
         """How the frames of a draw, some of them ``given`` (F,), agree: what was drawn before decides, also what the
         others show."""
         if (agree := self.agree) is None:
-            return ALONE
+            return NO_SYNC
         frames = list(self.draws[number].frames)
         before = sorted({n for earlier in self.draws[:number] for n in earlier.frames} - set(frames))
-        cameras, decided = self.shots.at.select([*frames, *before]), F.pad(given, (0, len(before)), value=True)
+        cameras, decided = self.shots.cameras.select([*frames, *before]), F.pad(given, (0, len(before)), value=True)
 
         def agreed(views: Tensor) -> Tensor:
             every = torch.cat([views, self.pictures.stack(before)]) if before else views
             return agree(cameras, every, decided)[: len(frames)]
 
-        return Synchronised(self.config.synchronise, agreed)
+        return ViewSync(self.config.synchronise, agreed)

@@ -11,7 +11,7 @@ from threedgen.config import ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
 from threedgen.run.folder import user_path
-from threedgen.run.prompts import A_ROOM, tidy
+from threedgen.run.prompts import EXAMPLE_ROOM, normalise_prompt
 from threedgen.systems.prompted import WordedConfig
 
 MESHES = (".glb", ".gltf", ".obj", ".ply", ".off", ".stl")
@@ -101,7 +101,7 @@ class TextureConfig(WordedConfig):
         """Of all frames together; none if they are those of a scan, which is read later. Raises ConfigError."""
         if self.prompts is not None:
             return lines_of(self.prompts)
-        return [tidy(self.prompt, such_as=A_ROOM)] if self.prompt or self.scannet is None else []
+        return [normalise_prompt(self.prompt, example=EXAMPLE_ROOM)] if self.prompt or self.scannet is None else []
 
     def check(self) -> None:
         if self.mesh is None and self.scannet is None:
@@ -138,4 +138,4 @@ def lines_of(name: str) -> list[str]:
             raise ConfigError(f"line {number} of {name!r} is empty; there is one for each camera", "prompts")
     if not lines:
         raise ConfigError(f"{name!r} is empty; it has a line for each camera", "prompts")
-    return [tidy(line, "prompts") for line in lines]
+    return [normalise_prompt(line, "prompts") for line in lines]

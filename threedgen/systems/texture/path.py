@@ -31,7 +31,7 @@ def read_path(config: TextureConfig, place: Coordinates) -> Cameras:
     """The cameras of a file (``geometry.cameras_file``) whose matrices are in the coordinates of the mesh's, in our
     world, for frames of the config's size. Raises ConfigError."""
     size = (config.height, config.width)
-    found = read_cameras(Path(config.path).expanduser(), "path", config.poses, size, config.fov).at
+    found = read_cameras(Path(config.path).expanduser(), "path", config.poses, size, config.fov).cameras
     return fitted(replace(found, c2w=place.poses(found.c2w)), *size)
 
 

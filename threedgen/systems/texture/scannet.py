@@ -8,7 +8,7 @@ from pathlib import Path
 from threedgen.config import ConfigError
 from threedgen.config.errors import keyed
 from threedgen.data.scannet import ScanNetWalk
-from threedgen.geometry.picture_file import picture_shape
+from threedgen.geometry.picture_file import image_shape
 
 from .options import TextureConfig
 from .shots import Shots, check_seen
@@ -30,10 +30,10 @@ def _read(config: TextureConfig, folder: Path) -> tuple[Shots, list[str]]:
     key_files = sorted((path.name for path in folder.glob("key_frame_*.txt")), key=lambda name: (name != BEST, name))
     key_file = key_files[0] if key_files else BEST
     walk = ScanNetWalk(folder, config.height, config.width, key_file, config.poses)
-    numbers, chosen = walk.with_depth(), set(walk.keys if key_files else ())
+    numbers, chosen = walk.depth_frames(), set(walk.keys if key_files else ())
     if missing := sorted(chosen - set(numbers)):
         raise ConfigError(f"{folder / key_file} names frames without depth: {_some(missing)}")
-    if lost := sorted(set(walk.with_pose()) - set(numbers)):
+    if lost := sorted(set(walk.pose_frames()) - set(numbers)):
         notes.append(f"{len(lost)} of {len(lost) + len(numbers)} frames have no depth and were left out: {_some(lost)}")
     wanted = sorted({*numbers[:: config.every or EVERY], *chosen})
     used = [n for n in wanted if walk.has_pose(n)]
@@ -42,8 +42,8 @@ def _read(config: TextureConfig, folder: Path) -> tuple[Shots, list[str]]:
     if len(used) < 2:
         every = config.every or EVERY
         raise ConfigError(f"{folder}: {len(used)} frames have depth and a pose; give every below {every}")
-    _require_shape(config, *picture_shape(folder / "depth" / f"{used[0]}.png"))
-    walk.require_poses(used)
+    _require_shape(config, *image_shape(folder / "depth" / f"{used[0]}.png"))
+    walk.check_pose_convention(used)
     depth, at = walk.geometry(used)
     names, keys = tuple(map(str, used)), tuple(k for k, n in enumerate(used) if n in chosen)
     check_seen(depth, names, "scannet", f"look into {folder / 'depth'}")

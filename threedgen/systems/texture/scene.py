@@ -17,7 +17,7 @@ from threedgen.export.shape.topology import area_vectors, compact, degenerate, w
 from threedgen.export.shape.unwrap import UnwrapError, unwrap
 from threedgen.export.shape.uv_layout import layout
 from threedgen.export.surface.tangents import vertex_tangents
-from threedgen.geometry.mesh_file import read_pieces
+from threedgen.geometry.mesh_file import read_submeshes
 from threedgen.geometry.raster import unit
 from threedgen.run.arrays import Array
 
@@ -117,7 +117,7 @@ def read_scene(path: Path, place: Coordinates) -> SceneMesh:
         uv.append(_uv(piece))
         count += len(points)
 
-    read_pieces(path, add, "mesh")
+    read_submeshes(path, add, "mesh")
     if not faces:
         raise ConfigError(f"{path} has no triangles", "mesh")
     points, triangles = place.points(np.concatenate(parts)).astype(np.float32), np.concatenate(faces)

@@ -27,14 +27,14 @@ class Shots:
     """N frames: depth (N,H,W) in metres along the viewing axis, 0 where it is unknown; a prompt each; names of their
     files; keys: indices of key frames, if someone has chosen them already."""
 
-    at: Cameras
+    cameras: Cameras
     depth: Tensor
     prompts: tuple[str, ...]
     names: tuple[str, ...]
     keys: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
-        return len(self.at)
+        return len(self.cameras)
 
 
 def depth_of_mesh(scene: SceneMesh, at: Cameras) -> Tensor:
@@ -55,13 +55,13 @@ def check_seen(depth: Tensor, names: Sequence[str], key: str = "poses", doubt: s
 
 def choose_keys(shots: Shots, least: float) -> list[int]:
     """The key frames, of which each overlaps the next by ``least``, and the very last frame."""
-    keys, last = key_frames(shots.depth, shots.at, least), len(shots) - 1
+    keys, last = key_frames(shots.depth, shots.cameras, least), len(shots) - 1
     return keys if keys[-1] == last else [*keys, last]
 
 
 def check_overlap(shots: Shots, keys: Sequence[int], least: float, key: str) -> list[str]:
     """A note if some consecutive key frames overlap by less than ``least``. Raises ConfigError if none does more."""
-    found = [overlap(shots.depth, shots.at, *pair) for pair in zip(keys, keys[1:], strict=False)]
+    found = [overlap(shots.depth, shots.cameras, *pair) for pair in zip(keys, keys[1:], strict=False)]
     apart = [n for n, share in enumerate(found) if share <= least]
     if len(apart) == len(found):
         raise ConfigError(

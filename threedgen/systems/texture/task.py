@@ -25,17 +25,17 @@ from threedgen.config import ConfigError
 from threedgen.export.files.check import Expected, check_glb
 from threedgen.export.files.glb import textured_glb_bytes
 from threedgen.export.files.textured import TexturedMesh
-from threedgen.export.surface.blend import SCENE, Trust
+from threedgen.export.surface.blend import SCENE_BLEND, BlendOptions
 from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.cameras_file import CAMERAS, write_cameras
+from threedgen.geometry.cameras_file import CAMERAS_FILE, write_cameras
 from threedgen.geometry.depth_file import write_depth
-from threedgen.geometry.images import grid, png, readable, to_uint8, write_mp4, write_png
-from threedgen.geometry.overlap import require_poses, spread_pairs
+from threedgen.geometry.images import enlarge_small, grid, png, to_uint8, write_mp4, write_png
+from threedgen.geometry.overlap import check_pose_convention, spread_pairs
 from threedgen.geometry.poses import Poses
 from threedgen.run.disk import write_atomic, writing
 from threedgen.run.progress import Count
-from threedgen.run.prompts import warn_about
+from threedgen.run.prompts import prompt_warnings
 from threedgen.train.task import Task, run_task
 
 from .drawing import Painter, Pictures, check_model, plan, source
@@ -48,7 +48,7 @@ from .shots import Shots, check_overlap, check_seen, choose_keys, depth_of_mesh
 logger = logging.getLogger(__name__)
 
 GLB, FILM = "scene.glb", "frames.mp4"
-FILES = (FILM, "sheet.png", CAMERAS, GLB, "texture.png", "walk.png")
+FILES = (FILM, "sheet.png", CAMERAS_FILE, GLB, "texture.png", "walk.png")
 SCREENSHOTS, COLUMNS, FPS = 12, 6, 8
 
 
@@ -67,7 +67,7 @@ def texture(task: Task) -> None:
     model = task.load_prior().compact()
     check_model(model, config)
     for text in dict.fromkeys(shots.prompts):
-        notes += [note for note in warn_about(text, model) if note not in notes]
+        notes += [note for note in prompt_warnings(text, model) if note not in notes]
     mesh, how = (None, "") if scene is None else with_uv(scene, config.texture, config.uv)
     draws = plan(keys, config)
     drawn = sorted({n for draw in draws for n in draw.frames})
@@ -79,7 +79,7 @@ def texture(task: Task) -> None:
     with writing(task.folder):
         write_frames(task.folder, shots, drawn, keys, frames, place)
         if mesh is not None:
-            figures |= {"uv": how} | texture_mesh(task, mesh, place, shots.at.select(drawn), frames.numpy(), notes)
+            figures |= {"uv": how} | texture_mesh(task, mesh, place, shots.cameras.select(drawn), frames.numpy(), notes)
         task.summarise(notes=notes, **figures)
 
 
@@ -104,7 +104,7 @@ def take_shots(config: TextureConfig, scene: SceneMesh | None, place: Coordinate
                 tried = read_path(config.model_copy(update={"poses": poses}), place).select(some)
                 return depth_of_mesh(scene, tried), tried
 
-            require_poses(read, config.poses, config.path, "path")
+            check_pose_convention(read, config.poses, config.path, "path")
         names = tuple(f"{n:04d}" for n in kept)
         shots = Shots(at, depth_of_mesh(scene, at), tuple(prompts[n] for n in kept), names)
     if not shots.prompts:
@@ -129,30 +129,34 @@ def without_blind(shots: Shots, notes: list[str]) -> Shots:
     notes.append(f"{len(blind)} of {len(shots)} frames hardly know any depth and were left out: {', '.join(blind[:5])}")
     keys = None if shots.keys is None else tuple(k for k, n in enumerate(good) if n in shots.keys)
     prompts, names = (tuple(part[n] for n in good) for part in (shots.prompts, shots.names))
-    return Shots(shots.at.select(good), shots.depth[good], prompts, names, keys if keys and len(keys) > 1 else None)
+    return Shots(
+        shots.cameras.select(good), shots.depth[good], prompts, names, keys if keys and len(keys) > 1 else None
+    )
 
 
 def write_frames(
     folder: Path, shots: Shots, drawn: list[int], keys: list[int], frames: Tensor, place: Coordinates
 ) -> None:
     """Cameras, depth, film and sheet of the frames. Raises OSError."""
-    at, names = shots.at.select(drawn), [shots.names[n] for n in drawn]
+    at, names = shots.cameras.select(drawn), [shots.names[n] for n in drawn]
     outside = replace(at, c2w=place.poses_back(at.c2w.double()))
     files, prompts = [f"frames/{name}.png" for name in names], [shots.prompts[n] for n in drawn]
-    write_cameras(folder / CAMERAS, outside, files, prompts)
+    write_cameras(folder / CAMERAS_FILE, outside, files, prompts)
     for name, depth in zip(names, shots.depth[drawn].numpy(), strict=True):
         write_depth(folder / "depth" / f"{name}.png", depth)
     labels = [f"{shots.names[n]}{' key' if n in set(keys) else ''}" for n in drawn]
-    write_png(folder / "sheet.png", grid(readable(frames), COLUMNS, labels))
-    write_mp4(readable(frames), folder / FILM, FPS)
+    write_png(folder / "sheet.png", grid(enlarge_small(frames), COLUMNS, labels))
+    write_mp4(enlarge_small(frames), folder / FILM, FPS)
 
 
-def trust(config: TextureConfig) -> Trust:
+def trust(config: TextureConfig) -> BlendOptions:
     """What of a frame is believed."""
-    return replace(SCENE, error=config.tolerance)
+    return replace(SCENE_BLEND, error=config.tolerance)
 
 
-def on_one_surface(mesh: TexturedMesh, size: int, trust: Trust, at: Cameras, frames: Tensor, given: Tensor) -> Tensor:
+def on_one_surface(
+    mesh: TexturedMesh, size: int, trust: BlendOptions, at: Cameras, frames: Tensor, given: Tensor
+) -> Tensor:
     """What cameras see of a mesh that wears their frames (F,H,W,3) as a texture of ``size`` texels; where ``given``
     (F,) ones see it, it is as they have it."""
     made = None

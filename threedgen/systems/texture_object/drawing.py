@@ -16,13 +16,13 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import write_png
-from threedgen.guidance.draft import ALONE, Synchronised, check_sides, steps_in_all
+from threedgen.guidance.coarse_to_fine import NO_SYNC, ViewSync, check_image_size, total_steps
 from threedgen.guidance.mvadapter.cameras import ray_maps
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.pictures import framed
 from threedgen.run.arrays import Array
-from threedgen.run.cache import kept
-from threedgen.run.prompts import warn_about
+from threedgen.run.cache import cached_tensor
+from threedgen.run.prompts import prompt_warnings
 from threedgen.run.seeding import generator
 from threedgen.train.task import Task
 
@@ -39,7 +39,7 @@ OF_RAYS = ("the geometry of a mesh, and there is none", "give mesh=FILE, or take
 
 
 def draw(
-    task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None, synchronised: Synchronised = ALONE
+    task: Task, model: MVAdapter, at: Cameras, maps: Tensor | None, synchronised: ViewSync = NO_SYNC
 ) -> tuple[Tensor, list[str]]:
     """Samples the views (V,H,W,3) in [0,1] that cameras ``at`` see, or takes those of an earlier start; and notes on
     the prompt.
@@ -49,7 +49,7 @@ def draw(
     """
     config: DrawingConfig = task.config
     require(model, config, at, maps is not None)
-    notes = warn_about(config.prompt, model, config.prompt_notes()) if config.prompt.strip() else []
+    notes = prompt_warnings(config.prompt, model, config.prompt_notes()) if config.prompt.strip() else []
     model.note_views(at.c2w)
     cut = config.cut_out()
     picture = None if cut is None else framed(torch.from_numpy(cut), at.height, at.width)
@@ -57,10 +57,10 @@ def draw(
 
     def sample() -> Tensor:
         control = ray_maps(at) if maps is None else maps
-        guess = model.begun(config.text(), at.c2w, (at.height, at.width)) if picture is None else None
-        steps = steps_in_all(config.steps, model.draft, synchronised.rounds, guess)
-        with task.counted("drawing", steps) as on_step:
-            return model.draw(
+        guess = model.init_latents(config.text(), at.c2w, (at.height, at.width)) if picture is None else None
+        steps = total_steps(config.steps, model.draft, synchronised.rounds, guess)
+        with task.track_progress("drawing", steps) as on_step:
+            return model.sample_views(
                 config.text(),
                 control,
                 picture,
@@ -72,11 +72,11 @@ def draw(
                 generator=generator(config.seed, 0, "views"),
                 eta=config.eta,
                 on_step=on_step,
-                synchronised=synchronised,
-                guess=guess,
+                sync=synchronised,
+                init=guess,
             )
 
-    return kept(task.folder / "views.safetensors", "views", shape, sample), notes
+    return cached_tensor(task.folder / "views.safetensors", "views", shape, sample), notes
 
 
 def painter(task: Task, model: MVAdapter) -> Paint:
@@ -86,7 +86,7 @@ def painter(task: Task, model: MVAdapter) -> Paint:
 
     def paint(picture: Array, hole: Array, number: int) -> Array:
         what = f"painting what no side shows, view {number + 1}"
-        with task.counted(what, how.repeats * config.steps) as on_step:
+        with task.track_progress(what, how.repeats * config.steps) as on_step:
             painted = model.inpaint(
                 config.text(),
                 torch.from_numpy(picture),
@@ -117,7 +117,7 @@ def require(model: MVAdapter, config: DrawingConfig, at: Cameras, geometry: bool
             raise ConfigError(f"{said}; take one that was trained with fov=0", "adapter", config.prior.adapter)
     if adapted is not None and adapted.form.layout == "rowcol" and len(at) != 6:
         raise ConfigError(f"this adapter draws six sides of a mesh, and no {len(at)} views; leave views out", "views")
-    check_sides((at.height, at.width), model.unit, model.draft, config.sides)
+    check_image_size((at.height, at.width), model.unit, model.draft, config.sides)
 
 
 def write_views(folder: Path, views: Tensor, names: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import ndimage
 
 from threedgen.export.files.textured import TexturedMesh
-from threedgen.export.surface.blend import OBJECT, poisson
+from threedgen.export.surface.blend import OBJECT_BLEND, poisson
 from threedgen.export.surface.from_views import ViewTexture, render, texture_from_views
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.raster import interpolate, rasterise_uv, rasterise_views
@@ -27,7 +27,7 @@ ANGLES = [(elevation, azimuth) for elevation in (-60.0, -30.0, 0.0, 30.0, 60.0) 
 """Elevations and azimuths from where the mesh is looked at, in degrees."""
 LOOKED = 128
 """Pixels per side in which it is counted what is seen from there."""
-TRUST = replace(OBJECT, cosine=0.1, margin=1)
+TRUST = replace(OBJECT_BLEND, cosine=0.1, margin=1)
 """Of a picture about its hole: a side that is seen at a smaller angle is better than none."""
 SMOOTHING = 300
 """Steps in which what was painted gets the colours around it, from the border of the hole on."""
@@ -38,10 +38,10 @@ def inpainted(
 ) -> tuple[ViewTexture, int]:
     """A texture whose unseen texels are painted in pictures of ``size`` pixels, and how many it took. What is left is
     completed as it was."""
-    covered = rasterise_uv(mesh.uv, mesh.faces, made.seen.shape[0]).mask
-    looks, used = [texels_of(mesh, views([angle], LOOKED, LOOKED), made.seen.shape) for angle in ANGLES], set[int]()
+    covered = rasterise_uv(mesh.uv, mesh.faces, made.visible.shape[0]).mask
+    looks, used = [texels_of(mesh, views([angle], LOOKED, LOOKED), made.visible.shape) for angle in ANGLES], set[int]()
     for number in range(config.views):
-        unseen = covered & ~made.seen
+        unseen = covered & ~made.visible
         shares = [0.0 if k in used else unseen.flat[look].sum() / LOOKED**2 for k, look in enumerate(looks)]
         best = int(np.argmax(shares))
         if shares[best] < config.least:

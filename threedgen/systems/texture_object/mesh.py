@@ -15,7 +15,7 @@ from threedgen.export.shape.simplify import simplify
 from threedgen.export.shape.topology import area_vectors, topology, weld
 from threedgen.export.surface.tangents import vertex_tangents
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.raster import interpolate, rasterise_views, shrink, unit
+from threedgen.geometry.raster import box_downsample, interpolate, rasterise_views, unit
 from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, HALF, geometry_maps, views
 from threedgen.run.arrays import Array
 from threedgen.systems.texture.scene import Coordinates, SceneMesh, read_scene, with_uv
@@ -40,7 +40,7 @@ class Thing:
 
     def for_file(self) -> TexturedMesh:
         """The mesh where and as large as it was in its file; axes are ours, which the writers of files turn."""
-        return replace(self.mesh, vertices=self.placement.back(self.mesh.vertices))
+        return replace(self.mesh, vertices=self.placement.inverse(self.mesh.vertices))
 
 
 def coordinates(config: ThingConfig) -> Coordinates:
@@ -129,4 +129,4 @@ def bare(mesh: TexturedMesh, at: Cameras, finer: int = 2) -> Array:
     normals = interpolate(mesh.normals, mesh.faces, found)
     facing = np.abs((normals * at.c2w[:, None, None, :3, 2].numpy()).sum(-1))
     light = 0.2 + 0.5 * facing + 0.15 * normals[..., 2]
-    return np.repeat(shrink(np.where(found.mask, light, 1.0)[..., None], finer).clip(0, 1), 3, axis=-1)
+    return np.repeat(box_downsample(np.where(found.mask, light, 1.0)[..., None], finer).clip(0, 1), 3, axis=-1)

@@ -11,7 +11,7 @@ from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
 from threedgen.run.arrays import Array
 from threedgen.run.folder import user_path
-from threedgen.run.prompts import tidy
+from threedgen.run.prompts import normalise_prompt
 from threedgen.systems.prompted import PromptedConfig
 from threedgen.systems.texture.options import MESHES, check_mesh, power_of_two
 
@@ -55,7 +55,9 @@ class DrawingConfig(PromptedConfig):
 
     def text(self) -> str:
         """What the model reads; "" only beside a picture. Raises ConfigError."""
-        return self.image_prompt if self.image is not None and not self.prompt.strip() else tidy(self.prompt)
+        return (
+            self.image_prompt if self.image is not None and not self.prompt.strip() else normalise_prompt(self.prompt)
+        )
 
     def check_drawing(self, control: Literal["rays", "geometry"]) -> None:
         """Is there what drawing needs, told such things of the views? Raises ConfigError."""
@@ -77,9 +79,9 @@ class DrawingConfig(PromptedConfig):
 
     def cut_out(self) -> Array | None:
         """The pixels (h,w,4) in [0,1] of the picture, and how opaque the thing is there. Raises ConfigError."""
-        from threedgen.geometry.foreground import read_cut_out
+        from threedgen.geometry.foreground import read_foreground
 
-        return None if self.image is None else read_cut_out(str(user_path(self.image, "image")))
+        return None if self.image is None else read_foreground(str(user_path(self.image, "image")))
 
 
 class ThingConfig(RunConfig):

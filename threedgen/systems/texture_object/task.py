@@ -27,12 +27,12 @@ from torch import Tensor
 from threedgen.export.files.check import Expected, Finding, check_glb
 from threedgen.export.files.glb import textured_glb_bytes
 from threedgen.export.files.textured import TexturedMesh
-from threedgen.export.surface.blend import OBJECT
+from threedgen.export.surface.blend import OBJECT_BLEND
 from threedgen.export.surface.from_views import ViewTexture, render, texture_from_views
 from threedgen.geometry.images import grid, png, to_uint8, write_png
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import resize
-from threedgen.guidance.draft import Synchronised
+from threedgen.guidance.coarse_to_fine import ViewSync
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.pictures import GREY
 from threedgen.run.arrays import Array
@@ -119,7 +119,7 @@ def drawn_sides(task: Task, model: MVAdapter, thing: Thing, maps: Array) -> Side
         made = seen_texture(thing.mesh, Sides(views.numpy()), min(config.texture, FINE * config.size))
         return torch.from_numpy(render(thing.mesh, made.texture, at, background=GREY))
 
-    views, notes = draw(task, model, at, control, Synchronised(config.synchronise, agree))
+    views, notes = draw(task, model, at, control, ViewSync(config.synchronise, agree))
     return Sides(views.numpy(), notes=notes, files=write_views(task.folder, views, SIDES))
 
 
@@ -150,7 +150,7 @@ def seen_texture(
     """The texture as the sides show it, the rest as around it; ``on_view``: called twice for each side."""
     assert sides.views is not None
     at = six_sides(sides.views.shape[1])
-    trust = replace(OBJECT, margin=OBJECT.margin if at.height >= LARGE else 1)
+    trust = replace(OBJECT_BLEND, margin=OBJECT_BLEND.margin if at.height >= LARGE else 1)
     return texture_from_views(mesh, size, at, sides.views, trust, masks=sides.masks, on_view=on_view)
 
 

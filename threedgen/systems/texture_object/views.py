@@ -8,7 +8,7 @@ import numpy as np
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import nearest
-from threedgen.geometry.picture_file import FORMATS, read_picture
+from threedgen.geometry.picture_file import FORMATS, load_image
 from threedgen.run.arrays import Array
 
 from .mesh import SIDES
@@ -18,7 +18,7 @@ ENDINGS = (".jpg", *(f".{kind.lower()}" for kind in FORMATS))
 
 def read_sides(folder: Path) -> tuple[Array, Array]:
     """Pictures (6,H,H,3) in [0,1] in the order of SIDES, and where they show the thing (6,H,H). Raises ConfigError."""
-    pictures = [np.asarray(read_picture(_find(folder, side), key="views").convert("RGBA")) for side in SIDES]
+    pictures = [np.asarray(load_image(_find(folder, side), key="views").convert("RGBA")) for side in SIDES]
     sizes = {picture.shape[:2] for picture in pictures}
     height, width = pictures[0].shape[:2]
     if len(sizes) > 1 or height != width:

@@ -19,16 +19,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from threedgen.data.bank import BLOCK, encode, seen_in_step
+from threedgen.data.bank import BLOCK, encode, sample_entries
 from threedgen.data.toybox.raycast import render
 from threedgen.data.toybox.world import Split, Toybox, jumble
 from threedgen.geometry.images import to_uint8
 from threedgen.guidance.matte import Matte
-from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
+from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.arrays import Array
 from threedgen.run.cache import BlockCache, digest
 from threedgen.run.disk import writing
-from threedgen.run.dtypes import mixed
+from threedgen.run.dtypes import autocast_bf16
 from threedgen.run.seeding import numpy_generator, seed_networks
 from threedgen.train.status import Status
 from threedgen.train.system import System
@@ -44,7 +45,7 @@ class Pictures:
     """Pictures 0 ... ``count`` - 1 with their opacity, uint8 (N, S, S, 4), made when they are wanted first."""
 
     def __init__(
-        self, folder: Path, prior: MVDream, count: int, config: TrainMatteConfig, split: Split = "train"
+        self, folder: Path, prior: LatentDiffusion, count: int, config: TrainMatteConfig, split: Split = "train"
     ) -> None:
         self.options, self.size, self.prior = config.training, config.network.size, prior
         self.seed, self.box = config.seed, Toybox(config.seed, split)
@@ -54,7 +55,7 @@ class Pictures:
 
     def __call__(self, indices: Array) -> Tensor:
         """(N, S, S, 4) in [0, 1]"""
-        for block in self.kept.lacking(indices):
+        for block in self.kept.missing_blocks(indices):
             self.kept.store(block, self.made(range(block * BLOCK, (block + 1) * BLOCK)))
         return torch.from_numpy(np.stack([self.kept[i] for i in indices])).float() / 255
 
@@ -87,14 +88,14 @@ class MatteSystem(System):
         super().__init__(config)
         seed_networks(config.seed, "matte")
         self.options, self.net = config.training, Matte(**config.network.model_dump())
-        self.hold(shown=pictures)
+        self.set_unregistered(shown=pictures)
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o = int(batch), self.options
         rng = self.numpy_rng(step, "pictures")
-        rgba = self.shown(seen_in_step(rng, step, o.batch, o.pictures, o.first, o.fresh)).permute(0, 3, 1, 2)
+        rgba = self.shown(sample_entries(rng, step, o.batch, o.pictures, o.first, o.fresh)).permute(0, 3, 1, 2)
         x, opacity = self.varied(rgba[:, :3], self.rng(step, "variation")).to(self.device), rgba[:, 3].to(self.device)
-        with mixed(self.device, o.bf16):
+        with autocast_bf16(self.device, o.bf16):
             logits = self.net(x)
         loss = F.binary_cross_entropy_with_logits(logits, opacity)
         self.metrics = {"wrong": float((logits.detach().sigmoid() - opacity).abs().mean())}
@@ -120,7 +121,7 @@ def measured(net: Matte, pictures: Pictures, count: int) -> dict[str, float]:
 
 def train(task: Task) -> Status:
     config: TrainMatteConfig = task.config
-    prior = MVDream.load(config.autoencoder, camera=False, image_size=config.network.size)
+    prior = StableDiffusion.load(config.autoencoder, image_size=config.network.size)
     with writing(task.folder):
         system = MatteSystem(config, Pictures(task.folder / "pictures", prior, config.training.pictures, config))
 

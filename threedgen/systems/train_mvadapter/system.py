@@ -15,16 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.data.bank import LatentBank, of_share, seen_in_step
+from threedgen.data.bank import LatentBank, choose_by_share, sample_entries
 from threedgen.data.object_views import ObjectViews
 from threedgen.geometry.images import grid, write_png
-from threedgen.guidance.diffusion import Features
+from threedgen.guidance.guidance import Features
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
 from threedgen.guidance.mvadapter.pictures import GREY
 from threedgen.guidance.mvadapter.weights import save_adapter
 from threedgen.run.arrays import Array
-from threedgen.train.system import AveragedSystem, timesteps
+from threedgen.train.system import AveragedSystem, sample_timesteps
 
 from .options import AdapterTrainingConfig, TrainMVAdapterConfig
 
@@ -71,7 +71,7 @@ class AdapterSystem(AveragedSystem):
         self.objects, self.held_out = objects, held_out
         self.parts = network.new_parts
         self.keep_average(self.parts, self.options.ema)
-        self.hold(model=model, network=network)
+        self.set_unregistered(model=model, network=network)
 
     def setup(self, stage: str) -> None:
         self.model.to(self.device)
@@ -79,15 +79,15 @@ class AdapterSystem(AveragedSystem):
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, model = int(batch), self.options, self.model
         rng, gen = self.numpy_rng(step, "choices"), self.rng(step, "diffusion")
-        share, bank = of_share(self.banks, self.numpy_rng(step, "size").random())
+        share, bank = choose_by_share(self.banks, self.numpy_rng(step, "size").random())
         known = (int(step * share), o.batch, bank.count, o.first, o.fresh)
-        chosen = seen_in_step(self.numpy_rng(step, "objects"), *known)
+        chosen = sample_entries(self.numpy_rng(step, "objects"), *known)
         views = self.views(rng)
         no_text, no_picture = left_out(rng, len(chosen), self.config.dropouts)
         captions = ["" if without else text for text, without in zip(bank.captions(chosen), no_text, strict=True)]
         text, latents = model.encode_prompt(captions), bank.latents(chosen).to(self.device)
         z = latents[:, views].flatten(0, 1)
-        t = timesteps(len(chosen), model.schedule.T, 1.0, gen).repeat_interleave(len(views))
+        t = sample_timesteps(len(chosen), model.schedule.T, 1.0, gen).repeat_interleave(len(views))
         noise = torch.randn(z.shape, generator=gen)
         noise, t, schedule = noise.to(self.device), t.to(self.device), model.schedule.to(self.device)
         seen = self.look_at(latents[:, -1], text, no_picture) if self.objects.reference else None
@@ -107,7 +107,7 @@ class AdapterSystem(AveragedSystem):
     def look_at(self, latents: Tensor, text: Tensor, without: Array) -> Features:
         """What the UNet sees of pictures by their latents (n,C,h,w), with text (n,L,D); zeros ``without`` (n,) one."""
         with self.model.autocast():
-            features = self.network.look_at(latents, text)
+            features = self.network.reference_features(latents, text)
         kept = torch.from_numpy(~without).to(latents)[:, None, None]
         return {name: kept * tensor for name, tensor in features.items()}
 
@@ -123,7 +123,7 @@ class AdapterSystem(AveragedSystem):
                 truth, picture, nothing = torch.from_numpy(made.rgb), None, torch.zeros(0, size, size, 3)
                 if self.held_out.reference:
                     truth, picture, nothing = truth[:-1], truth[-1], torch.full((1, size, size, 3), GREY)
-                drawn = self.model.draw(
+                drawn = self.model.sample_views(
                     made.captions[0],
                     self.held_out.maps(k, size),
                     picture,

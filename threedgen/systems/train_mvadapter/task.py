@@ -15,7 +15,7 @@ from threedgen.config import registry
 from threedgen.config.errors import ConfigError, called
 from threedgen.data.bank import LatentBank
 from threedgen.data.object_views import ObjectViews
-from threedgen.guidance.draft import DRAFT, check_halves, check_sides
+from threedgen.guidance.coarse_to_fine import REFINE_STRENGTH, check_half_size, check_image_size
 from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
@@ -68,7 +68,7 @@ def load_base(config: TrainMVAdapterConfig) -> MVAdapter:
     """The 2D model. Raises ConfigError for a multi-view one."""
     dtype = "auto" if config.training.bf16 else "fp32"
     with called("start"):
-        model = MVAdapter.load(config.start, dtype=dtype, image_size=config.image_size, camera=False)
+        model = MVAdapter.load(config.start, dtype=dtype, image_size=config.image_size)
     if model.unet.class_embedding is not None:
         raise ConfigError(
             f"{config.start!r} is a multi-view model, which takes cameras itself; an adapter is for a 2D model, such as"
@@ -81,8 +81,8 @@ def load_base(config: TrainMVAdapterConfig) -> MVAdapter:
 def sizes(config: TrainMVAdapterConfig, model: MVAdapter) -> list[tuple[str, float, int]]:
     """A folder for the latents of views of each size, the share of the steps that see them, and their pixels."""
     half = config.training.half
-    check_halves((model.image_size, model.image_size), half or None, model.unit, "training.half")
-    model.draft = DRAFT if half else None
+    check_half_size((model.image_size, model.image_size), half or None, model.unit, "training.half")
+    model.draft = REFINE_STRENGTH if half else None
     every = [("latents", 1 - half, model.image_size), ("half", half, model.image_size // 2)]
     return [each for each in every if each[1]]
 
@@ -92,7 +92,7 @@ def adapt(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
     o = config
     form = Form(o.tokens, o.arrangement, o.control, o.shift, o.shift_mode, o.anywhere, o.fov, o.timestep)
     network = fresh_adapter(o, model, form) if o.adapter is None else earlier_adapter(o, model, form)
-    check_sides((model.image_size, model.image_size), network.multiple, None, ("image_size", "image_size"))
+    check_image_size((model.image_size, model.image_size), network.multiple, None, ("image_size", "image_size"))
     return network
 
 

@@ -92,7 +92,7 @@ class TrainMVDiffusionConfig(RunConfig):
         if self.k % 2 == 0:
             raise ValueError(f"k {self.k} should be odd; try {self.k + 1}")
         wanted = "posed views with depth" if self.variant == "depth" else "panoramas"
-        if self.scenes.shows_depth != (self.variant == "depth"):
+        if self.scenes.has_depth != (self.variant == "depth"):
             raise ValueError(
                 f"variant {self.variant} learns from {wanted}, which scenes={self.scenes.name} does not have"
             )

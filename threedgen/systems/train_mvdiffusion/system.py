@@ -16,16 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.data.bank import known_in_step, of_share, seen_in_step
+from threedgen.data.bank import available_entries, choose_by_share, sample_entries
 from threedgen.data.scene_bank import SceneBank
 from threedgen.geometry.images import grid, write_png
+from threedgen.guidance.coarse_to_fine import Size
 from threedgen.guidance.distillation.lora import LoRA
-from threedgen.guidance.draft import Size
 from threedgen.guidance.mvdiffusion.geometry import Geometry, Scenes
 from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.weights import save_blocks
-from threedgen.train.system import AveragedSystem, System, timesteps
+from threedgen.train.system import AveragedSystem, System, sample_timesteps
 
 from .masks import MaskBank
 from .options import TrainMVDiffusionConfig, Variant
@@ -98,7 +98,7 @@ class SingleViewSystem(System):
         model.unet.conv_in.requires_grad_(True)
         self.learning = nn.ModuleDict({"conv_in": model.unet.conv_in, "lora": lora} if lora else {"unet": model.unet})
         self.learning.train()
-        self.hold(model=model)
+        self.set_unregistered(model=model)
 
     def setup(self, stage: str) -> None:
         self.model.to(self.device)
@@ -106,14 +106,14 @@ class SingleViewSystem(System):
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, model = int(batch), self.options, self.model
         rng = self.numpy_rng(step, "choices")
-        share, seen = of_share(self.seen, self.numpy_rng(step, "size").random())
-        known = known_in_step(int(step * share), seen.bank.count, self.growth.first, self.growth.fresh)
+        share, seen = choose_by_share(self.seen, self.numpy_rng(step, "size").random())
+        known = available_entries(int(step * share), seen.bank.count, self.growth.first, self.growth.fresh)
         if seen.masks is None:
             z, extra, captions = self.draw(seen.bank, rng, known, o.batch)
         else:
             z, extra, captions = seen.masks.draw(rng, known * seen.bank.n_view, o.batch)
         gen = self.rng(step, "diffusion")
-        t, noise = timesteps(len(z), model.schedule.T, 1.0, gen), torch.randn(z.shape, generator=gen)
+        t, noise = sample_timesteps(len(z), model.schedule.T, 1.0, gen), torch.randn(z.shape, generator=gen)
         loss = denoising_loss(model, z, captions, t, noise, None, extra)
         self.metrics = {"loss": float(loss.detach())}
         return loss
@@ -156,7 +156,7 @@ class ViewsSystem(AveragedSystem):
         self.keep_average(self.blocks, self.options.ema)
         self.known: dict[int, Geometry] = {}
         self.blank: dict[tuple[int, int], Tensor] = {}
-        self.hold(model=model, own=own, lora=lora)
+        self.set_unregistered(model=model, own=own, lora=lora)
 
     def setup(self, stage: str) -> None:
         self.model.to(self.device)
@@ -165,25 +165,27 @@ class ViewsSystem(AveragedSystem):
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, model = int(batch), self.options, self.model
-        share, seen = of_share(self.seen, self.numpy_rng(step, "size").random())
+        share, seen = choose_by_share(self.seen, self.numpy_rng(step, "size").random())
         chosen = self.scenes(step, share)
         z = seen.bank.latents(chosen)
         n, n_view = z.shape[:2]
         extra, condition = self.known_of(seen, chosen, z)
         gen = self.rng(step, "diffusion")
-        t = timesteps(n, model.schedule.T, o.timestep_power, gen).repeat_interleave(n_view)
+        t = sample_timesteps(n, model.schedule.T, o.timestep_power, gen).repeat_interleave(n_view)
         captions = [text for scene in seen.bank.captions(chosen) for text in scene]
         geometry = Scenes([self.geometry(int(k)) for k in chosen])
         z = z.flatten(0, 1)
         noise = torch.randn(z.shape, generator=gen)
-        loss = denoising_loss(model, z, captions, t, noise, geometry, extra, condition if model.branch else None)
+        loss = denoising_loss(
+            model, z, captions, t, noise, geometry, extra, condition if model.has_condition_branch else None
+        )
         self.metrics = {"loss": float(loss.detach())}
         return loss
 
     def scenes(self, step: int, share: float = 1.0) -> Any:
         """The newest ``fresh`` scenes of a size that a share of the steps sees, and others among all before them."""
         o, rng = self.options, self.numpy_rng(step, "scenes")
-        return seen_in_step(rng, int(step * share), o.batch, self.bank.count, o.first, o.fresh)
+        return sample_entries(rng, int(step * share), o.batch, self.bank.count, o.first, o.fresh)
 
     @property
     def bank(self) -> SceneBank:
@@ -192,7 +194,7 @@ class ViewsSystem(AveragedSystem):
 
     def unknown(self, seen: Seen) -> Tensor:
         """What a model of masks is told (E,h,w) of a view of which nothing is given."""
-        if (size := seen.bank.encoded) not in self.blank:
+        if (size := seen.bank.encoded_size) not in self.blank:
             view, given = torch.zeros(1, *size, 3), torch.zeros(1, dtype=torch.bool)
             self.blank[size] = self.model.masked_extra(view, given, self.config.mask)[0].cpu()
         return self.blank[size]
@@ -205,7 +207,9 @@ class ViewsSystem(AveragedSystem):
             return extra.flatten(0, 1), None
         if not seen.bank.has_depth:
             return None, None
-        z, depth, given = (part.flatten(0, 1) for part in (z, seen.bank.depth(chosen), seen.bank.given(chosen)))
+        z, depth, given = (
+            part.flatten(0, 1) for part in (z, seen.bank.depth(chosen), seen.bank.condition_mask(chosen))
+        )
         return depth_channels(depth, *z.shape[-2:]), given_condition(z, given) if given.any() else None
 
     def geometry(self, scene: int) -> Geometry:
@@ -225,7 +229,7 @@ class ViewsSystem(AveragedSystem):
         model, o, multiview = self.model, self.options, self.model.multiview
         assert multiview is not None
         rows, labels = [], []
-        sizes = {seen.bank.encoded: seen for _, seen in self.seen}
+        sizes = {seen.bank.encoded_size: seen for _, seen in self.seen}
 
         def known(scene: int, size: Size) -> tuple[Tensor | None, Tensor | None]:
             return self.known_of(sizes[size], [scene], sizes[size].bank.latents([scene]))
@@ -236,7 +240,7 @@ class ViewsSystem(AveragedSystem):
             for scene in range(min(o.sheet_scenes, self.bank.count)):
                 z, captions, rng = self.bank.latents([scene]), self.bank.captions([scene])[0], self.rng(scene, "sheet")
                 how = (self.geometry(scene), self.bank.size, partial(known, scene))
-                drawn = model.draw(captions, *how, o.sheet_steps, o.guidance_scale, generator=rng)
+                drawn = model.sample_views(captions, *how, o.sheet_steps, o.guidance_scale, generator=rng)
                 rows += [model.decode_latents(z[0]).float().cpu(), drawn]
                 labels += [*captions, *captions]
         if rows:

@@ -18,8 +18,8 @@ from threedgen.config import registry
 from threedgen.config.errors import ConfigError, keyed
 from threedgen.data.scene_bank import SceneBank
 from threedgen.data.scene_views import SceneSource
+from threedgen.guidance.coarse_to_fine import REFINE_STRENGTH, check_half_size, check_image_size
 from threedgen.guidance.distillation.lora import ATTENTION, CONVOLUTIONS, LoRA
-from threedgen.guidance.draft import DRAFT, check_halves, check_sides
 from threedgen.guidance.mvdiffusion.difference import begin_additions, difference, widened
 from threedgen.guidance.mvdiffusion.inputs import Extra
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
@@ -43,7 +43,7 @@ EXTRA: dict[Variant, Extra] = {"panorama": "nothing", "outpaint": "mask", "depth
 def train(task: Task) -> Status:
     """Both stages."""
     config: TrainMVDiffusionConfig = task.config
-    model = MVDiffusion.load(config.start, camera=False)
+    model = MVDiffusion.load(config.start)
     blocks = None if config.blocks is None else locate("blocks", config.blocks)
     begun = None if blocks is None else read_tensors(blocks)
     kept = begun if config.single_view is None else None  # of which the 2D model stays too
@@ -86,11 +86,11 @@ def scenes(task: Task, model: MVDiffusion, source: SceneSource) -> list[tuple[fl
     """What is seen of them in one size or in two, each with the share of the steps that see it. Raises ConfigError."""
     config: TrainMVDiffusionConfig = task.config
     half, count = config.training.half, min(config.training.scenes, len(source))
-    at = source.scene(0).views.at
+    at = source.scene(0).views.cameras
     size = (at.height, at.width)
-    check_sides(size, model.unit, None, ("scenes", "scenes"))
-    check_halves(size, half or None, model.unit, "training.half")
-    model.draft = DRAFT if half else None
+    check_image_size(size, model.unit, None, ("scenes", "scenes"))
+    check_half_size(size, half or None, model.unit, "training.half")
+    model.draft = REFINE_STRENGTH if half else None
     if config.variant == "depth" and config.training.encoding == "reference":
         model.check_pairs(size, half > 0, "scenes")
 
@@ -99,7 +99,7 @@ def scenes(task: Task, model: MVDiffusion, source: SceneSource) -> list[tuple[fl
 
         def masked(name: str, paint: Paint) -> MaskBank:
             views = MaskedViews(source, config.seed, config.mask, paint, first=name == "photos")
-            return MaskBank(task.folder / f"{name}{suffix}", views, model.vae, bank.encoded[0])
+            return MaskBank(task.folder / f"{name}{suffix}", views, model.vae, bank.encoded_size[0])
 
         if config.variant != "outpaint":
             return Seen(bank)

@@ -25,7 +25,7 @@ class OwnPriorSystem(DiffusionSystem):
     def __init__(self, config: Any, prior: MVDream, shown: AssetViews | None, *banks: tuple[float, LatentBank]) -> None:
         """``shown``: the assets of the sheet; None: all that there is is learnt from, and captions alone are drawn."""
         super().__init__(config, prior, *banks)
-        self.hold(shown=shown, features=registry.build("features", config.features) if shown else None)
+        self.set_unregistered(shown=shown, features=registry.build("features", config.features) if shown else None)
 
     def sheet(self, path: Path) -> None:
         if self.shown is None or self.options.sheet_prompts:

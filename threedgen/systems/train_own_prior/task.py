@@ -15,9 +15,11 @@ from functools import partial
 from threedgen.config.errors import called
 from threedgen.data.assets.make import render
 from threedgen.data.assets.shards import Shards
-from threedgen.data.assets.source import AssetViews, CaptionedPictures, split
+from threedgen.data.assets.source import AssetViews, CaptionedImages, split
 from threedgen.data.bank import LatentBank, Source
-from threedgen.guidance.priors.mvdream import MVDream, load_as
+from threedgen.guidance.priors.latent_diffusion import load_prior
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.disk import writing
 from threedgen.run.folder import user_path
 from threedgen.run.seeding import seed_networks
@@ -49,7 +51,7 @@ def train(task: Task) -> Status:
     single: Source = AssetViews(shards, learnt, seed, 1)
     if config.pictures is not None:
         with called("pictures"):
-            single = CaptionedPictures(user_path(config.pictures, "pictures"))
+            single = CaptionedImages(user_path(config.pictures, "pictures"))
 
     several = AssetViews(shards, learnt, seed, o.n_view)
     shown = split(shards, config.held_out, "held-out")[:SHOWN]
@@ -78,11 +80,13 @@ def learn(task: Task, prior: MVDream, single: Source, several: Source, shown: As
 def begin(config: TrainOwnPriorConfig) -> MVDream:
     """The prior to begin with; a 2D model gets a camera branch that says nothing yet. Raises ConfigError."""
     with called("prior.weights"):
-        prior: MVDream = load_as(MVDream, config.prior, device(config.trainer.accelerator), camera=False)
-    if prior.unet.class_embedding is None:
+        prior = load_prior(StableDiffusion, config.prior, device(config.trainer.accelerator))
+    unet = prior.unet
+    if unet.class_embedding is None:
         seed_networks(config.seed, "camera")
-        parts = with_camera(prior.unet), prior.vae, prior.text_encoder, prior.tokenizer, prior.schedule, prior.coarse
-        prior = MVDream(*parts, image_size=prior.image_size, dtype=prior.precision, device=prior.device)
+        unet = with_camera(unet)
+    parts = unet, prior.vae, prior.text_encoder, prior.tokenizer, prior.schedule, prior.coarse, prior.second
+    prior = MVDream(*parts, image_size=prior.image_size, dtype=prior.precision, device=prior.device)
     if prior.coarse is not None:  # it goes on predicting what it learnt from
         prior.coarse.register_to_config(starts_samples=False)
     if config.training.gradient_checkpointing:

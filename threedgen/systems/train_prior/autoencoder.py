@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from threedgen.data.toybox.rooms import Rooms
 from threedgen.data.toybox.world import Toybox
 from threedgen.geometry.images import grid, write_png
-from threedgen.run.dtypes import mixed
+from threedgen.run.dtypes import autocast_bf16
 from threedgen.train.muon import Muon
 from threedgen.train.system import System
 
@@ -137,7 +137,7 @@ class AutoencoderSystem(System):
         things = o.batch - interiors
         _, rgb, _, _ = self.box.batch(range(step * things, (step + 1) * things), o.image_size, 1, o.jumbles)
         if interiors:
-            shots, _, _ = self.rooms.shots(range(step * interiors, (step + 1) * interiors), o.image_size)
+            shots, _, _ = self.rooms.render_views(range(step * interiors, (step + 1) * interiors), o.image_size)
             rgb = np.concatenate([rgb, shots])
         if step < (1 - o.whole) * self.max_steps:
             c = o.crop
@@ -151,7 +151,7 @@ class AutoencoderSystem(System):
         step = int(batch)
         x = self.pictures(step)
         noise = self.rng(step, "posterior")
-        with mixed(x.device, self.options.bf16):
+        with autocast_bf16(x.device, self.options.bf16):
             posterior = self.vae.encode(x).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
             z = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=noise).to(mean)
@@ -196,7 +196,7 @@ class DecoderSystem(AutoencoderSystem):
         step = int(batch)
         x = self.pictures(step)
         rng = self.rng(step, "latents")
-        with mixed(x.device, self.options.bf16):
+        with autocast_bf16(x.device, self.options.bf16):
             mean = self.vae.encode(x).latent_dist.mean.float()
             level = self.noise.latent_noise * torch.rand(len(mean), 1, 1, 1, generator=rng)
             z = mean + (level * torch.randn(mean.shape, generator=rng)).to(mean)

@@ -12,9 +12,10 @@ from torch.nn import functional as F
 
 from threedgen.data.bank import LatentBank
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.guidance.multiview.joined import camera_vector
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.weights.tokens import token_ids
-from threedgen.run.dtypes import mixed
+from threedgen.run.dtypes import autocast_bf16
 from threedgen.train.muon import Muon
 from threedgen.train.system import AveragedSystem
 
@@ -25,16 +26,16 @@ class CoarseSystem(AveragedSystem):
     """Trains a predictor in place, on the text encoder of ``prior``, which stays as it is. ``bank``: single views."""
 
     stage = "coarse predictor"
-    prior: MVDream
+    prior: LatentDiffusion
 
     def __init__(
-        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: MVDream, bank: LatentBank
+        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, bank: LatentBank
     ) -> None:
         super().__init__(options, seed, options.max_steps)
         self.options, self.bank = options, bank
         self.coarse = coarse.requires_grad_(True).train()
         self.keep_average(self.coarse, options.ema)
-        self.hold(prior=prior)
+        self.set_unregistered(prior=prior)
 
     def setup(self, stage: str) -> None:
         self.prior.text_encoder.to(self.device)
@@ -47,7 +48,7 @@ class CoarseSystem(AveragedSystem):
         z = bank.latents(chosen)[:, 0].to(self.device)
         camera = None if rng.random() < o.two_d else camera_vector(bank.c2w(chosen)[:, 0]).to(self.device)
         ids = token_ids(prior.tokenizer, captions, prior.max_tokens).to(self.device)
-        with mixed(self.device, o.bf16):
+        with autocast_bf16(self.device, o.bf16):
             with torch.no_grad():
                 text = prior.text_encoder(ids).last_hidden_state
             predicted = self.coarse(text, camera).float()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from threedgen.train.system import timesteps
+from threedgen.train.system import sample_timesteps
 
 from .options import ViewNoiseConfig
 
@@ -26,7 +26,7 @@ def view_timesteps(
     By the shares in ``options`` an object is of one of three kinds: each view has a level of its own; one to n_view - 1
     of them have little noise and the others one level; all have one level.
     """
-    levels = timesteps(objects, T, power, rng)[:, None].expand(-1, n_view)
+    levels = sample_timesteps(objects, T, power, rng)[:, None].expand(-1, n_view)
     if n_view == 1 or not (options.independent or options.companions):
         return levels.clone()
     own = (T * torch.rand(objects, n_view, generator=rng) ** power).long().clamp(max=T - 1)

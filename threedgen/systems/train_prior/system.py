@@ -17,18 +17,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from threedgen.config import at
-from threedgen.data.bank import LatentBank, of_share, seen_in_step
-from threedgen.data.toybox.words import vocabulary
+from threedgen.data.bank import LatentBank, choose_by_share, sample_entries
+from threedgen.data.toybox.words import vocabulary_digest
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.multiview.joined import CAMERA_DIM, WORLD_ROTARY, unet_from_config
+from threedgen.guidance.multiview.joined import CAMERA_DIM, WORLD_ROTARY, camera_vector, unet_from_config
 from threedgen.guidance.mvdiffusion.difference import widened
-from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.tokens import token_ids
-from threedgen.run.dtypes import mixed
+from threedgen.run.dtypes import autocast_bf16
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.train.system import AveragedSystem
 
@@ -65,7 +66,7 @@ def base_model(options: NetworkConfig, vae: Any, text: Any, tokenizer: Any, imag
 
 
 def multiview_model(
-    base: MVDream, coarse: CoarsePredictor | None, attention: bool = False, rotary: bool = False
+    base: LatentDiffusion, coarse: CoarsePredictor | None, attention: bool = False, rotary: bool = False
 ) -> MVDream:
     """A multi-view prior around the networks of ``base``, which are shared, with what it lacks added to the UNet.
 
@@ -133,18 +134,18 @@ class DiffusionSystem(AveragedSystem):
     """
 
     stage = "UNet"
-    prior: MVDream
+    prior: LatentDiffusion
 
-    def __init__(self, config: Any, prior: MVDream, *banks: tuple[float, LatentBank]) -> None:
+    def __init__(self, config: Any, prior: LatentDiffusion, *banks: tuple[float, LatentBank]) -> None:
         """``config``: of a whole run, whose section ``training`` says how the UNet learns.  ``banks``: what it learns
         from, each with the share of the steps that see it: single pictures, several views of objects, other sizes."""
-        super().__init__(config, vocabulary=vocabulary(prior.tokenizer))
+        super().__init__(config, vocabulary=vocabulary_digest(prior.tokenizer))
         self.options: DiffusionConfig = config.training
         self.view_noise: ViewNoiseConfig = getattr(self.options, "view_noise", ViewNoiseConfig())
         self.banks = banks
         self.unet = prior.unet.requires_grad_(True).train()
         self.keep_average(self.unet, self.options.ema)
-        self.hold(prior=prior)
+        self.set_unregistered(prior=prior)
 
     def setup(self, stage: str) -> None:
         self.prior.to(self.device)
@@ -176,7 +177,7 @@ class DiffusionSystem(AveragedSystem):
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (whole(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
-        return seen_in_step(rng, int(step * share), *numbers)
+        return sample_entries(rng, int(step * share), *numbers)
 
     def make_together(self, bank: LatentBank, chosen: np.ndarray) -> None:
         """Makes what is lacking of these entries, each process other blocks."""
@@ -187,7 +188,7 @@ class DiffusionSystem(AveragedSystem):
 
     def bank(self, step: int) -> tuple[float, LatentBank]:
         """What a step learns from, and the share of the steps that do."""
-        return of_share(self.banks, self.numpy_rng(step, "mode").random())
+        return choose_by_share(self.banks, self.numpy_rng(step, "mode").random())
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, prior = int(batch), self.options, self.prior
@@ -206,7 +207,7 @@ class DiffusionSystem(AveragedSystem):
         camera = camera_vector(bank.c2w(chosen).flatten(0, 1)).to(self.device) if n_view > 1 else None
         z, t, noise = z.to(self.device), t.to(self.device), noise.to(self.device)
         schedule = prior.schedule.to(self.device)
-        with mixed(self.device, o.bf16):
+        with autocast_bf16(self.device, o.bf16):
             with torch.no_grad():  # as for Stable Diffusion's, the text encoder has learnt its words before
                 ids = token_ids(prior.tokenizer, captions, prior.max_tokens).to(self.device)
                 text = prior.text_encoder(ids).last_hidden_state.repeat_interleave(n_view, 0)

@@ -25,8 +25,8 @@ from threedgen.data.toybox.pictures import FourSides, Photographs
 from threedgen.data.toybox.words import train_tokenizer
 from threedgen.data.toybox.world import Toybox, View
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.draft import DRAFT
-from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.coarse_to_fine import REFINE_STRENGTH
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.weights.loading import identify
 from threedgen.run.disk import writing
@@ -49,7 +49,7 @@ def train_base(task: Task) -> Status:
     o = config.training
     source = Photographs(config.seed, "train", o.luck, o.rooms, o.clutter, o.style)
     if config.start is not None:
-        prior = StableDiffusion.load(config.start, camera=False, image_size=config.image_size)
+        prior = StableDiffusion.load(config.start, image_size=config.image_size)
         task.name_weights({"start": identify(config.start)})
         if config.widen is not None:
             prior.unet = wider(prior.unet, config.widen, generator(config.seed, 0, "wider"))
@@ -58,11 +58,13 @@ def train_base(task: Task) -> Status:
     return task.train(DiffusionSystem(config, prior, *banks(task, prior, "latents", source)), metrics=("loss_2d",))
 
 
-def banks(task: Task, prior: MVDream, name: str, source: Source, share: float = 1.0) -> list[tuple[float, LatentBank]]:
+def banks(
+    task: Task, prior: LatentDiffusion, name: str, source: Source, share: float = 1.0
+) -> list[tuple[float, LatentBank]]:
     """Pictures for a share of the steps, in their size, and where ``training.half`` says so in half of it too."""
     half, size = task.config.training.half, prior.image_size
     with called("training.half"):
-        prior.with_draft(DRAFT if half else None)
+        prior.with_draft(REFINE_STRENGTH if half else None)
     sizes = {name: (1 - half, size), f"{name}-half": (half, size // 2)}
     return [
         (share * part, bank(task, folder, source, prior.vae, side))
@@ -110,7 +112,7 @@ def train_prior(task: Task) -> Status:
     """Trains a coarse predictor, if there is to be one, then the UNet of a 2D model to draw several views with it; or
     both on, of a prior."""
     config: TrainPriorConfig = task.config
-    base = MVDream.load(config.start, camera=False)
+    base = StableDiffusion.load(config.start)
     task.name_weights({"start": identify(config.start)})
     seed, o = config.seed, config.training
     if config.widen is not None:
@@ -132,13 +134,13 @@ def train_prior(task: Task) -> Status:
     return task.train(DiffusionSystem(config, prior, *parts), metrics=("loss_3d", "loss_2d"))
 
 
-def train_coarse(task: Task, base: MVDream, o: CoarseConfig) -> CoarsePredictor:
+def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePredictor:
     """Trains the first stage; returns the average of what was learnt."""
     seed = task.config.seed
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
     coarse = base.coarse or CoarsePredictor(base.text_shape[1], channels, side)
-    source = FourSides(Toybox(seed, "train", luck=0), 1)
+    source = FourSides(Toybox(seed, "train", variation=0), 1)
     with writing(task.folder):
         bank = LatentBank(task.folder / "typical", source, base.vae, base.image_size, o.pictures)
     learner = CoarseSystem(o, seed, coarse, base, bank)

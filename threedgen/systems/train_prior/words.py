@@ -16,7 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from threedgen.data.bank import LatentBank
 from threedgen.guidance.weights.tokens import token_ids
-from threedgen.run.dtypes import mixed
+from threedgen.run.dtypes import autocast_bf16
 from threedgen.train.system import System
 
 from .options import NetworkConfig, WordsConfig
@@ -77,7 +77,7 @@ class WordsSystem(System):
         chosen = self.numpy_rng(step, "captions").choice(known, min(o.batch, known), replace=False)
         z, captions = bank.latents(chosen)[:, 0].to(self.device), bank.captions(chosen)
         ids = token_ids(self.tokenizer, captions, self.max_tokens).to(self.device)
-        with mixed(self.device, o.bf16):
+        with autocast_bf16(self.device, o.bf16):
             pictures = self.tower(z).float()
             texts = self.text_encoder(ids).pooler_output
         texts = F.normalize(self.project(texts.float()), dim=-1)

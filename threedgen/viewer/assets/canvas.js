@@ -1,7 +1,7 @@
-// What every canvas of the pages needs: a shader program, and a picture when something has changed.
+// Helpers of all WebGL canvases: shader programs and redraws on demand.
 "use strict";
 
-function linked(gl, vertex, fragment) {
+function linkProgram(gl, vertex, fragment) {
   const program = gl.createProgram();
   for (const [kind, source] of [[gl.VERTEX_SHADER, vertex], [gl.FRAGMENT_SHADER, fragment]]) {
     const shader = gl.createShader(kind);
@@ -11,17 +11,17 @@ function linked(gl, vertex, fragment) {
   }
   gl.linkProgram(program);
   if (!gl.getProgramParameter(program, gl.LINK_STATUS) && !gl.isContextLost()) {
-    throw new Error(gl.getProgramInfoLog(program) || "the graphics card refused");
+    throw new Error(gl.getProgramInfoLog(program) || "the shader program could not be linked");
   }
   return program;
 }
 
-// A function that has `draw` make one picture, width x height pixels, however often it is called before the screen's
-// next. It is called when the canvas gets another size, and `build`, when the graphics card has forgotten everything.
-function drawer(canvas, draw, build) {
-  let asked = false;
-  const now = () => {
-    asked = false;
+// Return a function that schedules draw(width, height), in pixels, for the next animation frame, at most once a frame.
+// It is also called when the canvas is resized, and after `build` when the WebGL context was lost and restored.
+function makeRedraw(canvas, draw, build) {
+  let scheduled = false;
+  const redraw = () => {
+    scheduled = false;
     const ratio = Math.min(devicePixelRatio || 1, 2);
     const width = Math.round(canvas.clientWidth * ratio), height = Math.round(canvas.clientHeight * ratio);
     if (!width || !height) return;
@@ -30,15 +30,15 @@ function drawer(canvas, draw, build) {
       canvas.height = height;
     }
     draw(width, height);
-    // how many pictures there were, for whoever waits for one
+    // number of drawn frames, for tests
     canvas.dataset.drawn = String(Number(canvas.dataset.drawn || 0) + 1);
   };
-  const soon = () => {
-    if (!asked) requestAnimationFrame(now);
-    asked = true;
+  const schedule = () => {
+    if (!scheduled) requestAnimationFrame(redraw);
+    scheduled = true;
   };
   canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
-  canvas.addEventListener("webglcontextrestored", () => { build(); soon(); });
-  new ResizeObserver(soon).observe(canvas);
-  return soon;
+  canvas.addEventListener("webglcontextrestored", () => { build(); schedule(); });
+  new ResizeObserver(schedule).observe(canvas);
+  return schedule;
 }

@@ -1,4 +1,4 @@
-// The turntable: the film if it plays, else the sides of views.png one after the other.
+// Turntable: the video if it plays, else the images of views.png one after the other.
 "use strict";
 
 (() => {
@@ -6,7 +6,7 @@
   const frames = document.getElementById("frames");
   const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
   if (film) {
-    film.controls = false; // they hide a third of so small a film; without scripts they stay
+    film.controls = false; // they hide a third of this small video; without scripts they stay
     film.tabIndex = 0;
     const toggle = () => (film.paused ? film.play() : film.pause());
     film.addEventListener("click", toggle);
@@ -18,12 +18,12 @@
     if (still) film.pause();
   }
 
-  const MILLISECONDS = 350;
+  const FRAME_MILLISECONDS = 350;
 
   const showFrames = async () => {
     const sheet = document.getElementById("views");
     await sheet.decode();
-    // rows of equal pictures with a gap around each
+    // rows of images of equal size with a gap around each
     const [count, columns, gap] = ["count", "columns", "gap"].map((name) => Number(frames.dataset[name]));
     const width = Math.floor((sheet.naturalWidth - gap) / columns) - gap;
     const height = Math.floor((sheet.naturalHeight - gap) / Math.ceil(count / columns)) - gap;
@@ -32,14 +32,14 @@
     if (film) film.hidden = true;
     frames.hidden = false;
     const context = frames.getContext("2d");
-    let side = 0;
+    let index = 0;
     const next = () => {
-      const x = gap + (side % columns) * (width + gap), y = gap + Math.floor(side / columns) * (height + gap);
+      const x = gap + (index % columns) * (width + gap), y = gap + Math.floor(index / columns) * (height + gap);
       context.drawImage(sheet, x, y, width, height, 0, 0, width, height);
-      side = (side + 1) % count;
+      index = (index + 1) % count;
     };
     next();
-    if (!still) setInterval(next, MILLISECONDS);
+    if (!still) setInterval(next, FRAME_MILLISECONDS);
     else frames.addEventListener("click", next);
   };
 

@@ -1,4 +1,4 @@
-// The filter of the gallery: a run is shown while every word that was typed is found in what is known of it.
+// Filter of the gallery: show the runs whose data-words contain every typed word.
 "use strict";
 
 (() => {
@@ -18,5 +18,5 @@
   };
 
   field.addEventListener("input", apply);
-  apply(); // a browser that goes back keeps what was typed
+  apply(); // the browser keeps the typed text when the user navigates back
 })();

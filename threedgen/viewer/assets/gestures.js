@@ -1,6 +1,6 @@
-// What is done to a canvas with fingers, mouse and keys, as three things: `turn` it by pixels, as if it were dragged to
-// the right and down, go `nearer` by a factor, `reset` it.
-function listen(canvas, { turn, nearer, reset }) {
+// Map touch, mouse and keyboard events of a canvas to three callbacks: rotate(right, down) in pixels of a drag,
+// zoom(factor), reset().
+function listen(canvas, { rotate, zoom, reset }) {
   const fingers = new Map();
   const spread = () => {
     const [a, b] = [...fingers.values()];
@@ -16,8 +16,8 @@ function listen(canvas, { turn, nearer, reset }) {
     if (!from) return;
     const before = fingers.size === 2 ? spread() : 0;
     fingers.set(event.pointerId, { x: event.clientX, y: event.clientY });
-    if (before) return nearer(spread() / before);
-    if (fingers.size === 1) turn(event.clientX - from.x, event.clientY - from.y);
+    if (before) return zoom(spread() / before);
+    if (fingers.size === 1) rotate(event.clientX - from.x, event.clientY - from.y);
   });
   for (const name of ["pointerup", "pointercancel"]) {
     canvas.addEventListener(name, (event) => fingers.delete(event.pointerId));
@@ -25,14 +25,14 @@ function listen(canvas, { turn, nearer, reset }) {
   canvas.addEventListener("wheel", (event) => {
     event.preventDefault();
     const pixels = event.deltaY * (event.deltaMode === WheelEvent.DOM_DELTA_LINE ? 16 : 1);
-    nearer(Math.exp(-Math.max(-200, Math.min(200, pixels)) / 500));
+    zoom(Math.exp(-Math.max(-200, Math.min(200, pixels)) / 500));
   }, { passive: false });
   canvas.addEventListener("dblclick", reset);
   canvas.addEventListener("keydown", (event) => {
     const step = 0.05 * canvas.clientHeight;
     const keys = {
-      ArrowLeft: () => turn(step, 0), ArrowRight: () => turn(-step, 0), ArrowUp: () => turn(0, step),
-      ArrowDown: () => turn(0, -step), "+": () => nearer(1.15), "=": () => nearer(1.15), "-": () => nearer(1 / 1.15),
+      ArrowLeft: () => rotate(step, 0), ArrowRight: () => rotate(-step, 0), ArrowUp: () => rotate(0, step),
+      ArrowDown: () => rotate(0, -step), "+": () => zoom(1.15), "=": () => zoom(1.15), "-": () => zoom(1 / 1.15),
       Home: reset,
     };
     if (event.ctrlKey || event.metaKey || event.altKey || !keys[event.key]) return;

@@ -1,10 +1,9 @@
-// A GLB (glTF 2.0, binary) as plain arrays: what a renderer needs of it, and a clear error for what is not read here.
+// Reader of GLB files (glTF 2.0, binary) into plain arrays; unsupported features throw an Error.
 //
 //   readGlb(bytes) -> { parts, images }
-//     parts: [{ positions, normals, tangents, colours, uvs, indices, factor, image, relief, openness }]
+//     parts: [{ positions, normals, tangents, colours, uvs, indices, factor, baseColour, normalMap, occlusion }]
 //            in world axes, node transforms applied; tangents (x y z, sign), colours (r g b a, linear) and uvs may be
-//            null; image (base colour), relief (normal map), openness (occlusion) are { index into images, amount }:
-//            index -1 if there is none
+//            null; baseColour, normalMap and occlusion are textures { index into images, or -1; amount }
 //     images: [{ bytes, type }]
 "use strict";
 
@@ -12,19 +11,19 @@ const GLB = {
   MAGIC: 0x46546c67, JSON: 0x4e4f534a, BINARY: 0x004e4942,
   WIDTH: { SCALAR: 1, VEC2: 2, VEC3: 3, VEC4: 4 },
   ARRAY: { 5120: Int8Array, 5121: Uint8Array, 5122: Int16Array, 5123: Uint16Array, 5125: Uint32Array, 5126: Float32Array },
-  LARGEST: { 5120: 127, 5121: 255, 5122: 32767, 5123: 65535 },
-  UNDERSTOOD: ["KHR_mesh_quantization", "KHR_materials_unlit", "EXT_texture_webp"],
-  ONES: [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
+  INTEGER_MAX: { 5120: 127, 5121: 255, 5122: 32767, 5123: 65535 },
+  SUPPORTED_EXTENSIONS: ["KHR_mesh_quantization", "KHR_materials_unlit", "EXT_texture_webp"],
+  IDENTITY: [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1],
 };
 
 function readGlb(bytes) {
   const { json, binary } = glbChunks(bytes);
-  const foreign = (json.extensionsRequired || []).filter((name) => !GLB.UNDERSTOOD.includes(name));
-  if (foreign.length) throw new Error(`it needs ${foreign.join(", ")}`);
+  const unsupported = (json.extensionsRequired || []).filter((name) => !GLB.SUPPORTED_EXTENSIONS.includes(name));
+  if (unsupported.length) throw new Error(`unsupported glTF extension: ${unsupported.join(", ")}`);
   const parts = [];
-  const visit = (index, above) => {
+  const visit = (index, parent) => {
     const node = json.nodes[index];
-    const matrix = multiplied(above, nodeMatrix(node));
+    const matrix = multiplyMatrices(parent, nodeMatrix(node));
     const primitives = node.mesh === undefined ? [] : json.meshes[node.mesh].primitives;
     for (const primitive of primitives) {
       if ((primitive.mode ?? 4) === 4) parts.push(readPart(json, binary, primitive, matrix));
@@ -32,8 +31,8 @@ function readGlb(bytes) {
     for (const child of node.children || []) visit(child, matrix);
   };
   const roots = (json.scenes || [])[json.scene || 0]?.nodes || [];
-  for (const root of roots) visit(root, GLB.ONES);
-  if (!parts.length) throw new Error("it holds no triangles");
+  for (const root of roots) visit(root, GLB.IDENTITY);
+  if (!parts.length) throw new Error("the file has no triangles");
   const images = (json.images || []).map((image) => readImage(json, binary, image));
   return { parts, images };
 }
@@ -41,18 +40,18 @@ function readGlb(bytes) {
 function glbChunks(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   if (bytes.length < 20 || view.getUint32(0, true) !== GLB.MAGIC || view.getUint32(4, true) !== 2) {
-    throw new Error("it is no GLB of version 2");
+    throw new Error("the file is not a GLB of version 2");
   }
   let json = null, binary = new Uint8Array(0);
   for (let at = 12; at + 8 <= bytes.length; ) {
     const length = view.getUint32(at, true), kind = view.getUint32(at + 4, true);
     const body = bytes.subarray(at + 8, at + 8 + length);
-    if (body.length < length) throw new Error("its end is missing");
+    if (body.length < length) throw new Error("the file is cut off");
     if (kind === GLB.JSON) json = JSON.parse(new TextDecoder().decode(body));
     if (kind === GLB.BINARY) binary = body;
     at += 8 + length;
   }
-  if (!json) throw new Error("its description is missing");
+  if (!json) throw new Error("the JSON chunk is missing");
   return { json, binary };
 }
 
@@ -68,23 +67,23 @@ function readPart(json, binary, primitive, matrix) {
     : Uint32Array.from(readAccessor(json, binary, primitive.indices).values);
   const material = (json.materials || [])[primitive.material] || {};
   const pbr = material.pbrMetallicRoughness || {};
-  const { baseColorTexture: picture, normalTexture: relief, occlusionTexture: openness } = { ...pbr, ...material };
-  const set = (picture || relief || openness)?.texCoord || 0; // the one set of texture coordinates that is read
-  const used = (info, amount) => info && (info.texCoord || 0) === set
+  const baseColour = pbr.baseColorTexture, { normalTexture: normalMap, occlusionTexture: occlusion } = material;
+  const set = (baseColour || normalMap || occlusion)?.texCoord || 0; // only one set of texture coordinates is read
+  const texture = (info, amount) => info && (info.texCoord || 0) === set
     ? { index: textureImage(json.textures[info.index]), amount: amount ?? 1 } : { index: -1, amount: 0 };
   const normals = attribute("NORMAL")?.values || smoothNormals(positions, indices);
   const colours = attribute("COLOR_0"), tangents = attribute("TANGENT")?.values;
   return {
-    positions: moved(positions, matrix),
-    normals: turned(normals, matrix),
-    tangents: tangents ? carried(tangents, matrix) : null,
+    positions: transformPoints(positions, matrix),
+    normals: transformNormals(normals, matrix),
+    tangents: tangents ? transformTangents(tangents, matrix) : null,
     colours: colours && withAlpha(colours),
-    uvs: picture || relief || openness ? attribute(`TEXCOORD_${set}`)?.values || null : null,
-    indices: determinant(matrix) < 0 ? indices.reverse() : indices, // or front faces would count as back faces
+    uvs: baseColour || normalMap || occlusion ? attribute(`TEXCOORD_${set}`)?.values || null : null,
+    indices: determinant(matrix) < 0 ? indices.reverse() : indices, // a mirror swaps front and back faces
     factor: pbr.baseColorFactor || [1, 1, 1, 1],
-    image: used(picture),
-    relief: used(relief, relief?.scale),
-    openness: used(openness, openness?.strength),
+    baseColour: texture(baseColour),
+    normalMap: texture(normalMap, normalMap?.scale),
+    occlusion: texture(occlusion, occlusion?.strength),
   };
 }
 
@@ -93,27 +92,27 @@ function textureImage(texture) {
 }
 
 function readImage(json, binary, image) {
-  if (image.bufferView === undefined) throw new Error("a picture lies outside the file");
+  if (image.bufferView === undefined) throw new Error("an image is not stored in the file");
   const view = json.bufferViews[image.bufferView], start = view.byteOffset || 0;
   return { bytes: binary.slice(start, start + view.byteLength), type: image.mimeType || "" };
 }
 
-// The numbers of an accessor one after the other; normalised integers become floats.
+// Return the flat values of an accessor; normalised integers become floats.
 function readAccessor(json, binary, index) {
   const accessor = json.accessors[index];
-  if (accessor.sparse) throw new Error("it has sparse accessors, which are not read here");
+  if (accessor.sparse) throw new Error("sparse accessors are not supported");
   const width = GLB.WIDTH[accessor.type], kind = GLB.ARRAY[accessor.componentType];
-  if (!width || !kind) throw new Error(`it has numbers of an unknown kind (${accessor.type})`);
+  if (!width || !kind) throw new Error(`unknown accessor type: ${accessor.type}`);
   const values = new kind(accessor.count * width);
   if (accessor.bufferView !== undefined) {
     const view = json.bufferViews[accessor.bufferView];
     const start = (view.byteOffset || 0) + (accessor.byteOffset || 0);
     const row = width * kind.BYTES_PER_ELEMENT, stride = view.byteStride || row;
-    if (start + (accessor.count - 1) * stride + row > binary.length) throw new Error("its numbers are cut off");
+    if (start + (accessor.count - 1) * stride + row > binary.length) throw new Error("the data of an accessor are cut off");
     const target = new Uint8Array(values.buffer);
     for (let k = 0; k < accessor.count; k++) target.set(binary.subarray(start + k * stride, start + k * stride + row), k * row);
   }
-  const largest = accessor.normalized ? GLB.LARGEST[accessor.componentType] : 1;
+  const largest = accessor.normalized ? GLB.INTEGER_MAX[accessor.componentType] : 1;
   const plain = largest === 1 ? values : Float32Array.from(values, (value) => Math.max(value / largest, -1));
   return { values: plain, width };
 }
@@ -125,19 +124,19 @@ function withAlpha({ values, width }) {
   return result;
 }
 
-// The normals that the triangles around each vertex have together, weighted by their areas.
+// Return area-weighted vertex normals, not normalised.
 function smoothNormals(positions, indices) {
   const normals = new Float32Array(positions.length);
   for (let k = 0; k < indices.length; k += 3) {
     const [a, b, c] = [0, 1, 2].map((corner) => 3 * indices[k + corner]);
     const edge = (to) => [0, 1, 2].map((axis) => positions[to + axis] - positions[a + axis]);
-    const normal = crossed(edge(b), edge(c));
+    const normal = cross(edge(b), edge(c));
     for (const corner of [a, b, c]) for (let axis = 0; axis < 3; axis++) normals[corner + axis] += normal[axis];
   }
   return normals;
 }
 
-// --- 4 x 4 matrices, column by column, as glTF and WebGL have them
+// --- 4 x 4 matrices, column-major as in glTF and WebGL
 
 function nodeMatrix(node) {
   if (node.matrix) return node.matrix;
@@ -152,7 +151,7 @@ function nodeMatrix(node) {
   ];
 }
 
-function multiplied(a, b) {
+function multiplyMatrices(a, b) {
   const result = new Array(16).fill(0);
   for (let column = 0; column < 4; column++)
     for (let row = 0; row < 4; row++)
@@ -160,11 +159,11 @@ function multiplied(a, b) {
   return result;
 }
 
-function crossed(a, b) {
+function cross(a, b) {
   return [a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]];
 }
 
-function moved(points, m) {
+function transformPoints(points, m) {
   const result = new Float32Array(points.length);
   for (let k = 0; k < points.length; k += 3)
     for (let row = 0; row < 3; row++)
@@ -172,8 +171,8 @@ function moved(points, m) {
   return result;
 }
 
-// Tangents go with the surface; a mirror changes the side on which the bitangent lies.
-function carried(tangents, m) {
+// Transform tangents (x y z, sign) with the surface; a mirror flips the sign of the bitangent.
+function transformTangents(tangents, m) {
   const result = new Float32Array(tangents.length), sign = Math.sign(determinant(m)) || 1;
   for (let k = 0; k < tangents.length; k += 4) {
     for (let row = 0; row < 3; row++)
@@ -183,17 +182,17 @@ function carried(tangents, m) {
   return result;
 }
 
-// Below zero if the matrix mirrors.
+// Return the determinant of the upper 3 x 3 block; negative for a mirror.
 function determinant(m) {
-  const across = crossed(m.slice(4, 7), m.slice(8, 11));
-  return m[0] * across[0] + m[1] * across[1] + m[2] * across[2];
+  const normal = cross(m.slice(4, 7), m.slice(8, 11));
+  return m[0] * normal[0] + m[1] * normal[1] + m[2] * normal[2];
 }
 
-// Normals go with the cofactors of the matrix, which is right for any scale; a mirror would turn them inside out.
-function turned(normals, m) {
+// Transform normals by the cofactor matrix, which is correct for any scale; the sign keeps them outward in a mirror.
+function transformNormals(normals, m) {
   const [x, y, z] = [m.slice(0, 3), m.slice(4, 7), m.slice(8, 11)];
   const sign = Math.sign(determinant(m)) || 1;
-  const columns = [crossed(y, z), crossed(z, x), crossed(x, y)].map((column) => column.map((value) => sign * value));
+  const columns = [cross(y, z), cross(z, x), cross(x, y)].map((column) => column.map((value) => sign * value));
   const result = new Float32Array(normals.length);
   for (let k = 0; k < normals.length; k += 3)
     for (let row = 0; row < 3; row++)

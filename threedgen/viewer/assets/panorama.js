@@ -1,11 +1,11 @@
-// A panorama from inside: each pixel's ray is looked up in the equirectangular picture of the page.
-// Angles in radians: yaw to the right, pitch upwards; rays have x to the right, y up, z towards the picture's middle.
+// Panorama viewer: looks up the ray of each pixel in the equirectangular image of the page.
+// Angles in radians: yaw to the right, pitch upwards. Rays: x right, y up, z towards the centre of the image.
 "use strict";
 
-const AHEAD = { yaw: 0, pitch: 0, fov: 1.1 }; // fov from top to bottom
-const NARROWEST = 0.2, WIDEST = 1.6;
+const INITIAL_VIEW = { yaw: 0, pitch: 0, fov: 1.1 }; // vertical fov
+const MIN_FOV = 0.2, MAX_FOV = 1.6;
 
-// The rays of the picture's corners, for a triangle strip: left and right below, left and right above.
+// Return the rays of the canvas corners in triangle strip order: bottom left, bottom right, top left, top right.
 function corners({ yaw, pitch, fov }, aspect) {
   const up = Math.tan(fov / 2), right = up * aspect;
   return [[-right, -up], [right, -up], [-right, up], [right, up]].map(([x, y]) => {
@@ -14,17 +14,17 @@ function corners({ yaw, pitch, fov }, aspect) {
   });
 }
 
-// The place of a ray in the picture, which reaches `high` above and below the horizon: from the left and from above, in
-// [0, 1]. The shader does the same.
-function place([x, y, z], high) {
-  return [Math.atan2(x, z) / (2 * Math.PI) + 0.5, 0.5 - Math.atan2(y, Math.hypot(x, z)) / (2 * high)];
+// Return the image coordinates (u from the left, v from the top, in [0, 1]) of a ray. The image covers elevations from
+// -maxElevation to maxElevation. The shader does the same.
+function rayToUv([x, y, z], maxElevation) {
+  return [Math.atan2(x, z) / (2 * Math.PI) + 0.5, 0.5 - Math.atan2(y, Math.hypot(x, z)) / (2 * maxElevation)];
 }
 
-// The same view, or the nearest to it that shows nothing above or below the picture.
-function limited({ yaw, pitch, fov }, high) {
-  const opened = Math.max(NARROWEST, Math.min(WIDEST, 1.96 * high, fov));
-  const most = Math.max(0, high - opened / 2);
-  return { yaw, pitch: Math.max(-most, Math.min(most, pitch)), fov: opened };
+// Return the nearest view that shows nothing above or below the image.
+function clampView({ yaw, pitch, fov }, maxElevation) {
+  const clampedFov = Math.max(MIN_FOV, Math.min(MAX_FOV, 1.96 * maxElevation, fov));
+  const maxPitch = Math.max(0, maxElevation - clampedFov / 2);
+  return { yaw, pitch: Math.max(-maxPitch, Math.min(maxPitch, pitch)), fov: clampedFov };
 }
 
 const VERTEX = `#version 300 es
@@ -38,17 +38,18 @@ const VERTEX = `#version 300 es
 const FRAGMENT = `#version 300 es
   precision highp float;
   in vec3 ray;
-  uniform sampler2D picture;
-  uniform float high;
+  uniform sampler2D panorama;
+  uniform float maxElevation;
   out vec4 pixel;
   void main() {
-    vec2 place = vec2(atan(ray.x, ray.z) / 6.283185307179586 + 0.5, 0.5 - atan(ray.y, length(ray.xz)) / (2.0 * high));
-    pixel = vec4(texture(picture, place).rgb, 1.0);
+    float elevation = atan(ray.y, length(ray.xz));
+    vec2 uv = vec2(atan(ray.x, ray.z) / 6.283185307179586 + 0.5, 0.5 - elevation / (2.0 * maxElevation));
+    pixel = vec4(texture(panorama, uv).rgb, 1.0);
   }`;
 
-// The picture on the graphics card, made smaller if it is too large for it.
+// Upload the image as a texture, downsized to the maximum texture size.
 function upload(gl, image) {
-  const most = gl.getParameter(gl.MAX_TEXTURE_SIZE), scale = Math.min(1, most / image.naturalWidth);
+  const maxSize = gl.getParameter(gl.MAX_TEXTURE_SIZE), scale = Math.min(1, maxSize / image.naturalWidth);
   let source = image;
   if (scale < 1) {
     source = document.createElement("canvas");
@@ -58,17 +59,17 @@ function upload(gl, image) {
   }
   gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
   gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA, gl.RGBA, gl.UNSIGNED_BYTE, source);
-  gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.LINEAR); // with mipmaps there would be a seam behind
+  gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, gl.LINEAR); // mipmaps would show a seam at u = 0
   gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MAG_FILTER, gl.LINEAR);
   gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_S, gl.REPEAT);
   gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_T, gl.CLAMP_TO_EDGE);
 }
 
-// A function that draws a view, for a picture width x height pixels.
-function painter(gl, image, high) {
-  const program = linked(gl, VERTEX, FRAGMENT);
+// Return a function paint(view, width, height) that draws a view on a canvas of this size in pixels.
+function makePainter(gl, image, maxElevation) {
+  const program = linkProgram(gl, VERTEX, FRAGMENT);
   gl.useProgram(program);
-  gl.uniform1f(gl.getUniformLocation(program, "high"), high);
+  gl.uniform1f(gl.getUniformLocation(program, "maxElevation"), maxElevation);
   upload(gl, image);
   gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
   gl.enableVertexAttribArray(0);
@@ -80,7 +81,7 @@ function painter(gl, image, high) {
   };
 }
 
-async function enter() {
+async function start() {
   const canvas = document.getElementById("view"), stage = document.getElementById("stage");
   const image = document.getElementById("picture"), message = document.getElementById("message");
   const gl = canvas.getContext("webgl2");
@@ -88,30 +89,30 @@ async function enter() {
   await image.decode();
   stage.hidden = false;
   message.hidden = true;
-  const high = Math.PI * image.naturalHeight / image.naturalWidth;
-  const view = limited(AHEAD, high);
-  let paint = painter(gl, image, high);
-  const build = () => { paint = painter(gl, image, high); };
-  const draw = drawer(canvas, (width, height) => paint(view, width, height), build);
+  const maxElevation = Math.PI * image.naturalHeight / image.naturalWidth;
+  const view = clampView(INITIAL_VIEW, maxElevation);
+  let paint = makePainter(gl, image, maxElevation);
+  const build = () => { paint = makePainter(gl, image, maxElevation); };
+  const redraw = makeRedraw(canvas, (width, height) => paint(view, width, height), build);
   const change = (changes) => {
-    Object.assign(view, limited({ ...view, ...changes }, high));
-    draw();
+    Object.assign(view, clampView({ ...view, ...changes }, maxElevation));
+    redraw();
   };
   listen(canvas, {
-    turn: (across, down) => {
-      const pixel = 2 * Math.tan(view.fov / 2) / canvas.clientHeight; // the picture follows the finger
-      change({ yaw: view.yaw - across * pixel, pitch: view.pitch + down * pixel });
+    rotate: (right, down) => {
+      const pixel = 2 * Math.tan(view.fov / 2) / canvas.clientHeight; // radians per pixel at the centre
+      change({ yaw: view.yaw - right * pixel, pitch: view.pitch + down * pixel });
     },
-    nearer: (factor) => change({ fov: view.fov / factor }),
-    reset: () => change(AHEAD),
+    zoom: (factor) => change({ fov: view.fov / factor }),
+    reset: () => change(INITIAL_VIEW),
   });
 }
 
 if (typeof document !== "undefined") {
-  enter().catch((error) => {
+  start().catch((error) => {
     document.getElementById("stage").hidden = true;
     const message = document.getElementById("message");
-    message.textContent = `Looking around does not work here: ${error.message}. The picture below shows everything.`;
+    message.textContent = `The interactive view failed: ${error.message}. The image below shows the whole panorama.`;
     message.hidden = false;
   });
 }

@@ -1,10 +1,10 @@
-// The studio: words while typing, the queue as it goes, a finished asset to turn. All texts from outside stay text.
+// Studio page: prompt check while typing, job queue, 3D view of finished assets. Foreign text is never parsed as HTML.
 "use strict";
 
 (() => {
   const part = (id) => document.getElementById(id);
   const prompt = part("prompt"), seed = part("seed"), shown = new Map();
-  let over = -1, asked = 0;
+  let over = -1, lastRequest = 0;
 
   const element = (tag, text, name) => Object.assign(document.createElement(tag), { textContent: text, className: name || "" });
   const say = (place, text) => {
@@ -19,58 +19,58 @@
       say(part("problem"), answer.ok ? "" : (await answer.json()).error);
       return answer.ok;
     } catch {
-      return false; // the events say that the studio is gone
+      return false; // events.onerror reports a lost connection
     }
   }
 
   // --- the prompt
 
-  const put = (text) => {
+  const setPrompt = (text) => {
     prompt.value = text;
     prompt.focus();
-    look();
+    checkPrompt();
   };
 
-  const chip = (text, hint, does) => {
+  const chip = (text, hint, action) => {
     const button = element("button", text, "chip");
     button.type = "button";
     button.title = hint;
-    button.addEventListener("click", does);
+    button.addEventListener("click", action);
     return button;
   };
 
-  function instead(word, near) {
+  function replaceWord(word, near) {
     const at = prompt.value.toLowerCase().indexOf(word.toLowerCase());
-    put(at < 0 ? prompt.value : prompt.value.slice(0, at) + near + prompt.value.slice(at + word.length));
+    setPrompt(at < 0 ? prompt.value : prompt.value.slice(0, at) + near + prompt.value.slice(at + word.length));
   }
 
-  function onwards(typed, noun) {
+  function appendNoun(typed, noun) {
     const text = prompt.value.slice(0, prompt.value.length - typed.length);
-    put((text.trim() ? text : "a ").replace(/(\S)$/, "$1 ") + noun);
+    setPrompt((text.trim() ? text : "a ").replace(/(\S)$/, "$1 ") + noun);
   }
 
-  async function look() {
-    const turn = ++asked;
+  async function checkPrompt() {
+    const request = ++lastRequest;
     let found;
     try {
       found = await (await fetch(`words?prompt=${encodeURIComponent(prompt.value)}`)).json();
     } catch {
       return;
     }
-    if (turn !== asked || found.error) return; // more was typed meanwhile
+    if (request !== lastRequest || found.error) return; // outdated: the prompt has changed
     part("words").replaceChildren(...found.words.flatMap(({ word, known, near }) => [
-      Object.assign(element("span", word, known || word === found.typed ? "word" : "word unknown"), { title: known ? "known" : "unknown: has no effect" }),
-      ...near.map((other) => chip(`→ ${other}`, `instead of ${word}`, () => instead(word, other))),
+      Object.assign(element("span", word, known || word === found.typed ? "word" : "word unknown"), { title: known ? "known" : "unknown word: no effect" }),
+      ...near.map((other) => chip(`→ ${other}`, `replace ${word}`, () => replaceWord(word, other))),
     ]));
-    const lead = found.nouns.length ? [element("span", found.typed ? "It knows" : "It can draw", "hint")] : [];
-    part("nouns").replaceChildren(...lead, ...found.nouns.map((noun) => chip(noun, "a word it knows", () => onwards(found.typed, noun))));
+    const lead = found.nouns.length ? [element("span", found.typed ? "Known words" : "Try", "hint")] : [];
+    part("nouns").replaceChildren(...lead, ...found.nouns.map((noun) => chip(noun, "known word", () => appendNoun(found.typed, noun))));
     part("notes").replaceChildren(...found.notes.map((note) => element("li", note)));
   }
 
   let wait = 0;
   prompt.addEventListener("input", () => {
     clearTimeout(wait);
-    wait = setTimeout(look, 120);
+    wait = setTimeout(checkPrompt, 120);
     say(part("problem"), "");
   });
 
@@ -82,7 +82,7 @@
   // --- the queue
 
   const DROP = { waiting: "Remove", running: "Stop", stopping: "Stop at once" };
-  const AGAIN = { interrupted: "Go on", failed: "Try again" };
+  const AGAIN = { interrupted: "Continue", failed: "Try again" };
 
   function item(job) {
     const place = part("job").content.firstElementChild.cloneNode(true);
@@ -100,10 +100,10 @@
   function update(entry, job) {
     const find = (what) => entry.place.querySelector(what), live = ["running", "stopping"].includes(job.state);
     const { phase, done, total, details } = job.progress, bar = find("progress"), picture = find("img");
-    const told = phase ? [`${phase}, ${done} of ${total}`, details].filter(Boolean).join(", ") : "beginning";
+    const status = phase ? [`${phase}, ${done} of ${total}`, details].filter(Boolean).join(", ") : "starting";
     find(".state").textContent = job.state;
     find(".state").className = `state ${job.state}`;
-    find(".told").textContent = live ? told : job.seed ? `seed ${job.seed}` : "";
+    find(".told").textContent = live ? status : job.seed ? `seed ${job.seed}` : "";
     say(find(".problem"), job.error);
     bar.hidden = !live;
     if (phase) Object.assign(bar, { max: Number(total), value: Number(done) });
@@ -133,24 +133,24 @@
     first = false;
     if (state.over !== over) {
       over = state.over;
-      earlier();
+      loadCards();
     }
   };
   events.onerror = () => { part("gone").hidden = false; };
 
-  // --- what is there
+  // --- finished runs
 
-  function show(name, words) {
+  function show(name, prompt) {
     part("shown").hidden = false;
-    part("shown-prompt").textContent = words;
+    part("shown-prompt").textContent = prompt;
     part("asset").src = `${encodeURI(name)}/asset`;
     part("report").href = `${encodeURI(name)}/report.html`;
     part("shown").scrollIntoView({ behavior: "smooth", block: "start" });
   }
 
-  async function earlier() {
+  async function loadCards() {
     try {
-      part("cards").innerHTML = await (await fetch("cards")).text(); // every value in it was escaped by the studio
+      part("cards").innerHTML = await (await fetch("cards")).text(); // the server escapes every value
     } catch {
       return;
     }
@@ -164,5 +164,5 @@
     show(decodeURI(link.getAttribute("href")).replace(/^\.\//, "").replace(/\/[^/]*$/, ""), link.querySelector(".prompt").textContent);
   });
 
-  look();
+  checkPrompt();
 })();

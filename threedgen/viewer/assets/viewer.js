@@ -1,7 +1,7 @@
-// The asset in 3D, from the GLB inside this page: turned by mouse, finger and keys, drawn only when something changed.
+// 3D view of the GLB embedded in this page; redrawn only after a change.
 "use strict";
 
-const START = { azimuth: 0.5, elevation: 0.26, zoom: 1 }; // glTF: up is +y, the front looks along +z
+const START = { azimuth: 0.5, elevation: 0.26, zoom: 1 }; // glTF: +y is up, the front faces +z
 
 (() => {
   const canvas = document.getElementById("view");
@@ -15,54 +15,54 @@ const START = { azimuth: 0.5, elevation: 0.26, zoom: 1 }; // glTF: up is +y, the
   };
   const address = link.getAttribute("href");
   const bytes = Uint8Array.from(atob(address.slice(address.indexOf(",") + 1)), (letter) => letter.charCodeAt(0));
-  link.href = URL.createObjectURL(new Blob([bytes], { type: "model/gltf-binary" })); // data: is cut short by some
+  link.href = URL.createObjectURL(new Blob([bytes], { type: "model/gltf-binary" })); // long data: links fail
   const gl = canvas.getContext("webgl2", { antialias: true });
-  if (!gl) return say("This browser does not offer WebGL 2, so the asset cannot be turned here. The pictures show it.");
+  if (!gl) return say("The 3D view needs WebGL 2, which this browser does not support. See the images below.");
   try {
     const asset = readGlb(bytes);
     const scene = new Scene(gl, asset);
     const view = { ...START, mode: 0 };
     const build = () => {
       scene.build(asset);
-      scene.ready.then(() => draw());
+      scene.ready.then(() => redraw());
     };
     build();
-    const draw = drawer(canvas, (width, height) => scene.draw(view, width, height), build);
-    draw();
-    obey(canvas, view, draw);
-    offerModes(view, draw);
+    const redraw = makeRedraw(canvas, (width, height) => scene.draw(view, width, height), build);
+    redraw();
+    handleGestures(canvas, view, redraw);
+    handleModes(view, redraw);
     say("");
   } catch (error) {
-    say(`The asset cannot be shown: ${error.message}. The file itself can be saved below.`);
+    say(`The asset cannot be shown: ${error.message}. You can still download the file below.`);
   }
 })();
 
-// --- how it is turned
+// --- controls
 
-function obey(canvas, view, draw) {
+function handleGestures(canvas, view, redraw) {
   listen(canvas, {
-    turn: (across, down) => {
-      const half = canvas.clientHeight / Math.PI; // a drag over the whole height is half a turn
-      view.azimuth -= across / half;
-      view.elevation = Math.max(-1.5, Math.min(1.5, view.elevation + down / half));
-      draw();
+    rotate: (right, down) => {
+      const scale = canvas.clientHeight / Math.PI; // pixels per radian: a drag over the whole height is half a turn
+      view.azimuth -= right / scale;
+      view.elevation = Math.max(-1.5, Math.min(1.5, view.elevation + down / scale));
+      redraw();
     },
-    nearer: (factor) => {
+    zoom: (factor) => {
       view.zoom = Math.max(0.4, Math.min(8, view.zoom * factor));
-      draw();
+      redraw();
     },
-    reset: () => { Object.assign(view, START); draw(); },
+    reset: () => { Object.assign(view, START); redraw(); },
   });
 }
 
-function offerModes(view, draw) {
+function handleModes(view, redraw) {
   const group = document.getElementById("modes"), buttons = [...group.querySelectorAll("button")];
   group.hidden = false;
   for (const button of buttons) {
     button.addEventListener("click", () => {
       view.mode = Number(button.dataset.mode);
       for (const other of buttons) other.setAttribute("aria-pressed", String(other === button));
-      draw();
+      redraw();
     });
   }
 }

@@ -1,5 +1,5 @@
-"""The recipes, a file for each family; importing this package registers them all, in the order that decides which noun
-a random number means."""
+"""Recipes of all nouns and accessories. Importing this package registers them in a fixed order that random draws depend
+on: a change of the order changes every sample."""
 
 # isort: off
 from . import accessories, animals, buildings, vehicles, food, furniture, household  # noqa: F401

@@ -1,4 +1,4 @@
-"""What can be worn.  Each reads the anchors (point, radius) set by the noun's recipe and is sized by them."""
+"""Accessories; each is placed and scaled by the anchors (point, radius) that the recipe of the noun sets."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ GOLD = (0.93, 0.75, 0.2)
 
 
 def upright(b: Builder) -> bool:
-    """Whether the wearer stands on two feet: its back is behind the middle of its body and not above it."""
+    """Return whether the wearer is upright: its back is behind the waist, not above it."""
     away = b.anchors["back"][0] - b.anchors["waist"][0]
     return bool(abs(away[0]) > away[2])
 
 
 @accessory("hat")
 def hat(b: Builder, colour: np.ndarray) -> None:
-    """A top hat, a bowler or a straw hat: a brim, a band of another shade, a crown."""
+    """Top hat, bowler or straw hat: brim, band of another shade and crown."""
     p, r = b.anchors["head_top"]
     band = b.shade(colour, 0.5 if colour.sum() > 0.5 else 3.0)
     kind = b.pick("top hat", "bowler", "straw hat")
@@ -35,7 +35,7 @@ def hat(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("crown")
 def crown(b: Builder, colour: np.ndarray) -> None:
-    """A ring with points."""
+    """Ring with 5 to 7 points."""
     p, r = b.anchors["head_top"]
     b.cylinder(p + (0, 0, 0.15 * r), 0.9 * r, 0.3 * r, colour, "crown", top=1.15)
     points = b.pick(5, 6, 7)
@@ -47,7 +47,7 @@ def crown(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("helmet")
 def helmet(b: Builder, colour: np.ndarray) -> None:
-    """A shell tilted back off the eyes, with a rim, a peak in front and a ridge."""
+    """Dome tilted back from the eyes, with a rim, a peak in front and a ridge."""
     p, r = b.anchors["head"]
     p = p + (-0.02 * r, 0, 0.18 * r)
     tilt = (0, -14, 0)
@@ -59,7 +59,7 @@ def helmet(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("headphones")
 def headphones(b: Builder, colour: np.ndarray) -> None:
-    """A band over the head and a thick cup over each ear."""
+    """Band over the head with a thick cup on each ear."""
     p, r = b.anchors["head"]
     b.torus(p, 1.3 * r, 0.15 * r, colour, "headphones", (0, 90, 0))
     for side in (-1, 1):
@@ -69,7 +69,7 @@ def headphones(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("scarf")
 def scarf(b: Builder, colour: np.ndarray) -> None:
-    """A thick roll around the neck, one end down the front, the other down the back."""
+    """Thick ring around the neck with one end in front and one behind."""
     p, r = b.anchors["neck"]
     tilt = 0 if upright(b) else 25
     b.torus(p, 1.5 * r, 0.4 * r, colour, "scarf", (0, tilt, 0))
@@ -79,7 +79,7 @@ def scarf(b: Builder, colour: np.ndarray) -> None:
         if sign == 1 or tilt == 0:
             end = top + (sign * 0.42 * r, sign * 0.12 * r, -drop)
         else:
-            end = top + (-drop, -0.45 * r, 0.1 * r)  # on four legs it lies on the back
+            end = top + (-drop, -0.45 * r, 0.1 * r)  # on four-legged animals this end lies on the back
         b.limb(top, end, 0.3 * r, colour, "scarf", caps=False)
         b.sphere(end, 0.33 * r, b.shade(colour, 0.6), "scarf")
 
@@ -96,7 +96,7 @@ def glasses(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("backpack")
 def backpack(b: Builder, colour: np.ndarray) -> None:
-    """A bag with a pocket and straps: behind the back, or on top of it for four legs."""
+    """Bag with pockets and straps, behind the back of upright wearers and on top of four-legged ones."""
     p, r = b.anchors["back"]
     dark = b.shade(colour, 0.6)
     if upright(b):
@@ -115,7 +115,7 @@ def backpack(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("cape")
 def cape(b: Builder, colour: np.ndarray) -> None:
-    """A collar at the neck and a cloth that widens down the back, or covers it for four legs."""
+    """Collar and a cloth that widens downwards behind upright wearers, or covers the back of four-legged ones."""
     p, r = b.anchors["back"]
     neck, around = b.anchors["neck"]
     b.torus(neck, 1.35 * around, 0.27 * around, colour, "cape", (0, 0 if upright(b) else 25, 0))
@@ -134,7 +134,7 @@ def cape(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("bow")
 def bow(b: Builder, colour: np.ndarray) -> None:
-    """A big bow tie in front of the neck, on a collar that shows from behind."""
+    """Large bow tie in front of the neck, on a collar visible from behind."""
     p, r = b.anchors["neck"]
     q = p + (1.35 * r, 0, -0.1 * r)
     b.torus(p, 1.28 * r, 0.2 * r, b.shade(colour, 0.85), "bow", (0, 0 if upright(b) else 25, 0))
@@ -144,7 +144,7 @@ def bow(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("belt")
 def belt(b: Builder, colour: np.ndarray) -> None:
-    """A broad belt with a golden buckle, for those who stand upright."""
+    """Wide belt with a golden buckle, for upright wearers."""
     p, r = b.anchors["waist"]
     b.cylinder(p, 1.07 * r, 0.2 * r, colour, "belt")
     b.box(p + (1.05 * r, 0, 0), (0.08 * r, 0.3 * r, 0.26 * r), GOLD, "belt")

@@ -1,4 +1,4 @@
-"""Animals on four legs or sitting up: bodies along +x, faces in front."""
+"""Large animals, standing on four legs or upright; faces towards +x."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ BLACK, WHITE, PINK, BILL = (0.05, 0.05, 0.05), (0.97, 0.97, 0.97), (0.95, 0.6, 0
 
 
 def headwear(b: Builder) -> bool:
-    """Whether something will sit on the head, so that ears make room for it."""
-    return any(word in b.bound for word in HEADWEAR)
+    """Return whether the caption names headwear, so that ears have to make room."""
+    return any(word in b.named_parts for word in HEADWEAR)
 
 
 def face(b: Builder, at, head: float, eye: float = 0.16, spread: float = 0.42, height: float = 0.25) -> None:
-    """Two white eyes with large black pupils on the front of a head of radius ``head`` centred ``at``."""
+    """Add white eyes with black pupils to the front of a head of radius ``head`` centred ``at``."""
     x, _, z = at
     b.pair((x + 0.76 * head, spread * head, z + height * head), eye * head * 2.0, WHITE, "eyes")
     b.pair((x + 0.97 * head, spread * head, z + height * head), eye * head * 1.35, BLACK, "eyes")
@@ -26,14 +26,14 @@ def face(b: Builder, at, head: float, eye: float = 0.16, spread: float = 0.42, h
 
 
 def skull(b: Builder, at, radius: float, **eyes: float) -> None:
-    """A round head with eyes, and its anchors."""
+    """Add a round head with eyes and set its anchors."""
     b.sphere(at, radius, None, "head")
     face(b, at, radius, **eyes)
     b.anchor(head_top=(at[0] - 0.1 * radius, at[2] + 0.88 * radius, 0.85 * radius), head=(at[0], at[2], radius))
 
 
 def chain(b: Builder, points, radius: float, colour=None, label: str = "tail", top: float = 1.0) -> None:
-    """Rods through ``points`` with round joints, thinning by ``top`` from each to the next."""
+    """Add rods through ``points`` with round joints; each rod scales the radius by ``top``."""
     for start, end in zip(points[:-1], points[1:], strict=True):
         b.limb(start, end, radius, colour, label, top, caps=False)
         radius *= top
@@ -41,7 +41,7 @@ def chain(b: Builder, points, radius: float, colour=None, label: str = "tail", t
 
 
 def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, legs=None, hooves=None) -> float:
-    """A body on four legs, and its anchors; returns the height of its axis."""
+    """Add a body on four legs and set its anchors; return the height of the body axis."""
     z = leg + 0.8 * thick
     b.sphere((0, 0, z), (length, thick, thick))
     for x in (-0.62, 0.62):
@@ -55,7 +55,7 @@ def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, l
 
 
 def egg(b: Builder, radius: float, half: float, neck: float) -> None:
-    """An upright body from the ground to 2 ``half``, and its anchors; ``neck``: the radius there."""
+    """Add an upright body of height 2 ``half`` and set its anchors; ``neck``: radius of the neck."""
     b.sphere((0, 0, half), (radius, radius, half))
     up = half * np.sqrt(max(1 - (neck / radius) ** 2, 0.0))
     b.anchor(
@@ -67,7 +67,7 @@ def egg(b: Builder, radius: float, half: float, neck: float) -> None:
 
 @noun("dog", "animals", parts=("ears", "legs"), wears=WEARS)
 def dog(b: Builder) -> None:
-    """A snout, hanging ears, a tail held up."""
+    """Four-legged body, snout, hanging ears and a raised tail."""
     length, thick = b.vary(0.52), b.vary(0.3)
     z = barrel(b, length, thick, b.vary(0.34), 0.11, b.part("legs"))
     head = b.vary(0.36)
@@ -83,7 +83,7 @@ def dog(b: Builder) -> None:
 
 @noun("cat", "animals", parts=("ears", "tail"), wears=WEARS)
 def cat(b: Builder) -> None:
-    """Pointed ears, a small muzzle, a long curved tail; sitting or standing."""
+    """Sitting or standing body, pointed ears, small muzzle and a long curved tail."""
     paws, tail, head = b.shade(b.colour, 1.8), b.part("tail", b.shade(b.colour, 0.75)), b.vary(0.36)
     if b.chance(0.5):  # sitting
         egg(b, 0.4, 0.5, 0.24)
@@ -112,7 +112,7 @@ def cat(b: Builder) -> None:
 
 @noun("bear", "animals", parts=("belly", "ears", "paws"), wears=(*WEARS, "belt"))
 def bear(b: Builder) -> None:
-    """A teddy: standing on two legs, round ears, a round muzzle."""
+    """Teddy bear standing on two legs, with round ears and a round muzzle."""
     head, light = b.vary(0.42), b.shade(b.colour, 1.6)
     paws, ear = b.part("paws", b.shade(b.colour, 0.6)), b.part("ears", b.shade(b.colour, 0.6))
     b.sphere((0, 0, 0.7), (0.46, 0.48, 0.5))
@@ -134,9 +134,9 @@ def bear(b: Builder) -> None:
 
 @noun("pig", "animals", parts=("snout", "ears", "legs"), wears=WEARS)
 def pig(b: Builder) -> None:
-    """Fat on short legs, a disc for a snout, folded ears, a curly tail."""
+    """Thick body on short legs, disc-shaped snout, folded ears and a curly tail."""
     thick, length, head = b.vary(0.46), b.vary(0.62), b.vary(0.38)
-    hooves = None if "legs" in b.bound else b.shade(b.colour, 0.45)
+    hooves = None if "legs" in b.named_parts else b.shade(b.colour, 0.45)
     z = barrel(b, length, thick, b.vary(0.24), 0.14, b.part("legs"), hooves)
     at = (length + 0.05, 0, z + 0.2)
     skull(b, at, head, eye=0.13, spread=0.48, height=0.35)
@@ -152,7 +152,7 @@ def pig(b: Builder) -> None:
 
 @noun("elephant", "animals", parts=("ears", "blanket"), wears=("hat", "crown", "glasses", "backpack"))
 def elephant(b: Builder) -> None:
-    """A trunk, ears like sails, tusks, legs like pillars."""
+    """Thick body and legs, trunk, large flat ears and tusks."""
     thick, head = b.vary(0.48), b.vary(0.38)
     z = barrel(b, 0.62, thick, b.vary(0.42), 0.18, None)
     at = (0.68, 0, z + 0.32)
@@ -167,14 +167,14 @@ def elephant(b: Builder) -> None:
     root, point = (x - 0.1, 0.2, at[2] - 0.2), (x + 0.2, 0.24, at[2] - 0.36)
     b.limbs(root, point, 0.065, (0.98, 0.95, 0.86), "tusks", top=0.6, caps=False)
     chain(b, ((-0.58, 0, z + 0.1), (-0.74, 0, z - 0.35)), 0.06)
-    if "blanket" in b.bound:
+    if "blanket" in b.named_parts:
         b.sphere((-0.05, 0, z + 0.03), (0.44, thick * 1.12, thick * 1.07), b.part("blanket"), "blanket")
     b.anchor(neck=(0.5, z + 0.1, 0.36))
 
 
 @noun("horse", "animals", parts=("mane", "saddle"), wears=("hat", "crown", "scarf", "backpack", "cape", "bow"))
 def horse(b: Builder) -> None:
-    """Long legs, a long neck and a long head, a mane and a full tail."""
+    """Body with long legs, neck and head, a mane and a thick tail."""
     thick, hair = b.vary(0.36), b.shade(b.colour, 0.4 if b.colour.mean() > 0.2 else 3.0)
     z = barrel(b, 0.56, thick, b.vary(0.46), 0.12, None, hair)
     poll = (b.between(0.66, 0.76), 0, z + b.between(0.66, 0.76))
@@ -196,7 +196,7 @@ def horse(b: Builder) -> None:
         b.sphere(spot, (0.2, 0.12, 0.2), mane, "mane")
     b.limb((-0.52, 0, z + 0.14), (-0.7, 0, z - 0.02), 0.09, hair, "tail", caps=False)
     b.sphere((-0.74, 0, z - 0.28), (0.13, 0.13, 0.34), hair, "tail", (0, 8, 0))
-    if "saddle" in b.bound:
+    if "saddle" in b.named_parts:
         b.sphere((-0.08, 0, z + 0.03), (0.26, thick * 1.08, thick * 1.07), b.part("saddle"), "saddle")
         for x in (-0.3, 0.16):
             b.sphere((x, 0, z + thick), (0.08, 0.2, 0.14), b.part("saddle"), "saddle")
@@ -205,7 +205,7 @@ def horse(b: Builder) -> None:
 
 @noun("cow", "animals", parts=("spots", "horns"), wears=("hat", "crown", "scarf", "glasses", "backpack", "cape", "bow"))
 def cow(b: Builder) -> None:
-    """A broad body with patches, horns, a big pink muzzle, an udder."""
+    """Broad body with patches, horns, a large pink muzzle and an udder."""
     thick, head = b.vary(0.4), b.vary(0.32)
     z = barrel(b, 0.66, thick, b.vary(0.4), 0.12, None, (0.15, 0.13, 0.12))
     patch = b.part("spots", b.shade(b.colour, 0.3) if b.colour.mean() > 0.3 else WHITE)

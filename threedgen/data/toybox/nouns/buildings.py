@@ -1,4 +1,4 @@
-"""Buildings: doors in front (+x), ground at z = 0."""
+"""Buildings with their doors in front (+x); ground at z = 0."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ WOOD = (0.42, 0.25, 0.12)
 STONE = (0.58, 0.56, 0.53)
 ROOF = (0.55, 0.20, 0.13)
 SLATE = (0.25, 0.27, 0.32)
-ACROSS = (0, 0, 90)  # turns a gable so that its ridge runs along x
+ACROSS = (0, 0, 90)  # rotates a prism so that its ridge is parallel to x
 ALONG_X = (0, 90, 0)
 
 
 def contrast(against: Colour, light: Colour, dark: Colour) -> Colour:
-    """Of two colours the one that stands out from ``against``."""
+    """Return the light or the dark colour, whichever contrasts with ``against``."""
     return dark if float(np.dot(against, (0.3, 0.6, 0.1))) > 0.5 else light
 
 
 def glass(against: Colour) -> Colour:
-    """Window panes that can be seen on a wall of the colour ``against``."""
+    """Return a window colour that contrasts with a wall of the colour ``against``."""
     return contrast(against, (0.72, 0.88, 0.97), (0.16, 0.22, 0.32))
 
 
 def tile(b: Builder) -> Colour:
-    """The colour of roofs that the caption leaves open: one that differs from the walls."""
+    """Sample a default roof colour that contrasts with the walls."""
     return contrast(b.colour, b.pick((0.85, 0.72, 0.52), (0.8, 0.8, 0.8)), b.pick(ROOF, SLATE))
 
 
 def door(b: Builder, x: float, width: float, height: float, y: float = 0.0) -> None:
-    """A door with a frame on a wall whose outside is at ``x``."""
+    """Add a door with a frame to a wall whose outer side is at ``x``."""
     colour = contrast(b.colour, (0.8, 0.6, 0.35), WOOD)
     at = (x, y, height / 2 + 0.02)
     b.box(at, (0.025, width * 1.25, height / 2 + 0.04), contrast(b.colour, (0.95,) * 3, (0.2,) * 3), "frame")
@@ -41,17 +41,17 @@ def door(b: Builder, x: float, width: float, height: float, y: float = 0.0) -> N
 
 
 def pane(b: Builder) -> Colour:
-    """The colour of windows."""
+    """Return the colour of windows, by default one that contrasts with the walls."""
     return b.part("windows", glass(b.colour))
 
 
 def window(b: Builder, at, half: float, tall: float) -> None:
-    """A pane in the front or the back, of half width ``half`` and half height ``tall``."""
+    """Add a pane to the front or back wall, of half width ``half`` and half height ``tall``."""
     b.box(at, (0.03, half, tall), pane(b), "windows")
 
 
 def flag(b: Builder, at, scale: float = 1.0) -> None:
-    """A pole with a flag that is turned by 40 degrees: neither the front nor a side sees it edge-on."""
+    """Add a pole with a flag at 40 degrees, so that it is not edge-on from the front or a side."""
     (x, y, z), s = at, scale
     b.limb((x, y, z - 0.05), (x, y, z + 0.56 * s), 0.03 * s, (0.85, 0.85, 0.85), "pole")
     spot = (x + 0.19 * s, y + 0.16 * s, z + 0.37 * s)
@@ -66,7 +66,7 @@ def house(b: Builder) -> None:
     b.box((0, 0, height / 2), (depth, width, height / 2))
     if b.chance(0.5):  # ridge across the front
         b.prism((0, 0, height + rise), (depth * 1.14, width * 1.08, rise), roof, "roof")
-    else:  # a gable towards the front, in the walls' colour
+    else:  # gable towards the front, in the colour of the walls
         b.prism((0, 0, height + rise), (width * 1.14, depth * 1.05, rise), roof, "roof", ACROSS)
         b.prism((0, 0, height + rise * 0.72), (width, depth * 1.08, rise * 0.72), None, "body", ACROSS)
         at = (0.0, 0.0, height + rise * 0.5)
@@ -98,7 +98,7 @@ def castle(b: Builder) -> None:
         b.box((0, k * half, wall), (half + 0.02, 0.07, 0.09), dark, "battlements")
         b.box((k * half, 0, wall), (0.07, half + 0.02, 0.088), dark, "battlements")
     b.box((-0.1, 0, wall * 0.9), (half * 0.5, half * 0.5, wall * 0.75))
-    if "flag" in b.bound or b.chance(0.3):
+    if "flag" in b.named_parts or b.chance(0.3):
         flag(b, (-0.1, 0, wall * 1.65), 1.3)
     else:
         b.prism((-0.1, 0, wall * 1.65 + 0.14), (half * 0.6, half * 0.6, 0.14), roofs, "roofs")
@@ -133,7 +133,7 @@ def church(b: Builder) -> None:
 @noun("tent", "buildings", parts=("stripes", "flag"))
 def tent(b: Builder) -> None:
     kind = b.pick("ridge", "ridge", "cone", "bell")
-    striped, dark = "stripes" in b.bound or b.chance(0.25), (0.09, 0.08, 0.08)
+    striped, dark = "stripes" in b.named_parts or b.chance(0.25), (0.09, 0.08, 0.08)
     stripes = b.part("stripes", contrast(b.colour, (0.95, 0.95, 0.93), (0.45, 0.3, 0.2)))
     inside = contrast(b.colour, (0.9, 0.82, 0.65), dark)
     if kind == "ridge":
@@ -173,12 +173,12 @@ def tent(b: Builder) -> None:
                 b.limb((0, 0, top - 0.15), (0.13 * np.cos(a), 0.13 * np.sin(a), top + 0.14), 0.03, WOOD, "poles")
     reach = length if kind == "ridge" else radius  # a mat before the entrance
     b.box((reach + 0.16, 0, 0.025), (0.2, 0.24, 0.03), contrast(b.colour, WOOD, (0.8, 0.7, 0.5)), "mat")
-    if "flag" in b.bound:
+    if "flag" in b.named_parts:
         flag(b, (0, 0, top - 0.03))
 
 
 def plank(b: Builder, x: float, low, high, half: float, colour: Colour, label: str) -> None:
-    """A board from ``low`` to ``high`` (y, z), of half length ``half`` along x."""
+    """Add a board from ``low`` to ``high`` (y, z), of half length ``half`` along x."""
     (y0, z0), (y1, z1) = low, high
     angle = np.rad2deg(np.arctan2(z1 - z0, y1 - y0))
     b.box((x, (y0 + y1) / 2, (z0 + z1) / 2), (half, np.hypot(y1 - y0, z1 - z0) / 2, 0.04), colour, label, (angle, 0, 0))
@@ -190,7 +190,7 @@ def barn(b: Builder) -> None:
     bend, rise, peak = width * 0.66, b.vary(0.22), b.vary(0.17)
     roof = b.part("roof", tile(b))
     trim = contrast(b.colour, (0.97, 0.97, 0.97), (0.35, 0.2, 0.12))
-    # the gambrel: steep below the bend, flat above it; the prisms' inner halves are in the box
+    # gambrel roof: steep below the bend, flat above; the inner halves of the prisms are inside the box
     b.box((0, 0, height / 2), (length, width, height / 2))
     b.box((0, 0, height + rise / 2), (length, bend, rise / 2))
     for side in (-1, 1):
@@ -206,7 +206,7 @@ def barn(b: Builder) -> None:
     b.box((length, 0, tall + 0.02), (0.05, half + 0.05, 0.045), trim, "trim")
     b.box((length, 0, height + rise * 0.62), (0.04, 0.12, 0.12), trim, "loft")
     b.prism((length, 0, 0.08), (0.4, half, 0.08), STONE, "ramp")
-    if "silo" in b.bound or b.chance(0.4):
+    if "silo" in b.named_parts or b.chance(0.4):
         silo, tall = b.part("silo", (0.72, 0.73, 0.75)), b.vary(0.52)
         b.cylinder((-length * 0.4, width + 0.26, tall), 0.24, tall, silo, "silo")
         b.dome((-length * 0.4, width + 0.26, 2 * tall), (0.25, 0.25, 0.22), b.shade(silo, 0.7), "silo")

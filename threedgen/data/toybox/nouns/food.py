@@ -1,4 +1,4 @@
-"""Things to eat.  Most look alike from every side, so few have a front."""
+"""Food; most nouns look alike from every side and have no front."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DOUGH = (0.85, 0.60, 0.30)
 
 
 def around(b: Builder, count: int, radius: float):
-    """``count`` places around the z axis, the first anywhere: (x, y)."""
+    """Yield ``count`` evenly spaced positions (x, y) around the z axis, starting at a random angle."""
     turn = b.between(0, 360)
     for k in range(count):
         a = np.deg2rad(turn + 360 * k / count)
@@ -69,14 +69,14 @@ def carrot(b: Builder) -> None:
 
 @noun("pumpkin", "food", front=True, parts=("eyes", "stalk"))
 def pumpkin(b: Builder) -> None:
-    """A carved lantern: triangle eyes, a nose and a grin in front."""
+    """Carved lantern with triangular eyes and a grin in front."""
     r, flat = b.vary(0.62), b.vary(0.8)
     for x, y in around(b, 8, 0.42 * r):
         b.sphere((x, y, 0), (0.62 * r, 0.62 * r, flat * r), b.shade(b.colour, 0.97))
     b.limb((0, 0, 0.7 * flat * r), (0.12, 0, 1.35 * flat * r), 0.13, b.part("stalk", (0.25, 0.45, 0.15)), "stalk")
     eyes = b.part("eyes", (0.06, 0.05, 0.05))
     for side in (-1, 1):
-        # a flat three-sided cone looking outwards is a triangle
+        # a thin prism facing outwards looks like a triangle
         at = (0.9 * r, side * 0.42 * r, 0.26 * r)
         b.prism(at, (0.24 * r, 0.12 * r, 0.2 * r), eyes, "eyes", (0, 0, 90 + side * 24))
     for k in (-2, -1, 0, 1, 2):
@@ -110,7 +110,7 @@ def cupcake(b: Builder) -> None:
 
 @noun("hamburger", "food", front=False, parts=("cheese", "salad"))
 def hamburger(b: Builder) -> None:
-    """The main colour is the bun's."""
+    """Bun of the main colour with salad, meat, cheese and seeds."""
     r = b.vary(0.8)
     b.cylinder((0, 0, -0.42), r, 0.13)
     b.cylinder((0, 0, -0.19), 1.1 * r, 0.06, b.part("salad", (0.35, 0.75, 0.2)), "salad")
@@ -124,7 +124,7 @@ def hamburger(b: Builder) -> None:
 
 @noun("donut", "food", front=False, parts=("icing",))
 def donut(b: Builder) -> None:
-    """The icing covers the upper half; the main colour is the dough's."""
+    """Tilted ring of the main colour with icing on its upper half."""
     tube = b.vary(0.34)
     tilt = (b.between(25, 50), 0, b.between(0, 360))
     icing = b.part("icing", b.shade(b.colour, b.pick(0.6, 2.2)))
@@ -142,5 +142,5 @@ def ice_cream(b: Builder) -> None:
     for k in range(scoops):
         b.sphere((0, 0, 0.2 + 0.66 * r * k * 1.3), r * (1 - 0.1 * k), b.shade(b.colour, (1.0, 1.25, 0.85)[k]))
     top = 0.2 + 0.66 * r * (scoops - 1) * 1.3 + r * (1 - 0.1 * (scoops - 1))
-    if "cherry" in b.bound or b.chance(0.3):
+    if "cherry" in b.named_parts or b.chance(0.3):
         b.sphere((0, 0, top + 0.08), 0.2, b.part("cherry", (0.85, 0.08, 0.12)), "cherry")

@@ -1,4 +1,4 @@
-"""Furniture: backs at -x, seats and faces towards +x, floor at z = 0."""
+"""Furniture with backs at -x and fronts towards +x; floor at z = 0."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BOOKS = (
 
 
 def four_legs(b: Builder, x: float, y: float, height: float, radius: float, colour: Colour, spread=0.0) -> None:
-    """Legs at (+-x, +-y), square or round, that end ``spread`` further out at the floor."""
+    """Add square or round legs at (+-x, +-y) whose feet are ``spread`` further out."""
     square = b.chance(0.5) and not spread
     for sx in (-1, 1):
         if square:
@@ -27,7 +27,7 @@ def four_legs(b: Builder, x: float, y: float, height: float, radius: float, colo
 
 
 def pillow(b: Builder, at, size, colour: Colour, label: str, rotate=(0, 0, 0)) -> None:
-    """A soft block: a flat ellipsoid around a box."""
+    """Add a rounded block: an ellipsoid around a box."""
     x, y, z = size
     b.sphere(at, (x * 1.1, y * 1.12, z * 1.15), colour, label, rotate)
     b.box(at, (x * 0.72, y * 0.86, z * 0.86), colour, label, rotate)
@@ -49,7 +49,7 @@ def chair(b: Builder) -> None:
     if b.chance(0.3):
         b.pair((-0.05, half - 0.05, top + 0.25), (half * 0.8, 0.06, 0.05), kind=BOX)
         b.pair((half * 0.55, half - 0.05, top + 0.11), (0.06, 0.055, 0.12), kind=BOX)
-    if "cushion" in b.bound or b.chance(0.2):
+    if "cushion" in b.named_parts or b.chance(0.2):
         cushion = b.part("cushion", contrast(b.colour, (0.93, 0.88, 0.75), (0.5, 0.15, 0.15)))
         pillow(b, (0.04, 0, top + 0.08), (half * 0.85, half * 0.8, 0.1), cushion, "cushion")
         b.box((x + 0.07, 0, top + back * 0.55), (0.06, half * 0.68, back * 0.33), cushion, "cushion")
@@ -76,7 +76,7 @@ def table(b: Builder) -> None:
 
 @noun("lamp", "furniture", front=False, parts=("shade", "base"))
 def lamp(b: Builder) -> None:
-    """A table lamp: a thick base, a neck, and a shade over it."""
+    """Table lamp: thick base, neck and shade."""
     foot, shade, rise = b.vary(0.34), b.vary(0.52), b.vary(0.27)
     base, cover = b.part("base"), b.part("shade", b.shade(b.colour, 1.25))
     kind = b.pick("vase", "ball", "column")
@@ -97,7 +97,7 @@ def lamp(b: Builder) -> None:
 
 @noun("bed", "furniture", parts=("blanket", "pillows"))
 def bed(b: Builder) -> None:
-    """Seen from its foot: the headboard is at the back."""
+    """Frame with mattress, blanket and pillows; headboard at the back, foot in front."""
     length, width, low = b.vary(0.82), b.vary(0.52), b.vary(0.26)
     blanket = b.part("blanket", b.shade(b.colour, b.pick(0.75, 1.3)))
     b.box((0, 0, low), (length, width, 0.12))
@@ -137,7 +137,7 @@ def sofa(b: Builder) -> None:
 
 @noun("bookshelf", "furniture", parts=("books",))
 def bookshelf(b: Builder) -> None:
-    """Boards around rows of books; the back is closed."""
+    """Shelf with a closed back and 3 or 4 rows of books."""
     width, depth, height, rows = b.vary(0.52), b.vary(0.26), b.vary(1.35), b.pick(3, 3, 4)
     b.box((-depth + 0.03, 0, height / 2), (0.05, width, height / 2))
     b.pair((0, width, height / 2), (depth, 0.07, height / 2 + 0.03), kind=BOX)
@@ -158,7 +158,7 @@ def bookshelf(b: Builder) -> None:
 
 
 def dial(b: Builder, x: float, z: float, radius: float, scale: float = 1.0) -> None:
-    """A clock face that looks to +x: a rim, a disc, four marks and two hands."""
+    """Add a clock face towards +x: rim, disc, four marks and two hands."""
     face = b.part("face", (0.97, 0.95, 0.88))
     ink = contrast(face, (0.97, 0.97, 0.97), (0.06, 0.06, 0.06))
     b.cylinder((x, 0, z), radius * 1.13, 0.03, contrast(b.colour, (0.85, 0.68, 0.25), (0.45, 0.3, 0.1)), "rim", ALONG_X)

@@ -1,4 +1,4 @@
-"""Tools and things of the household."""
+"""Household objects and tools."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ DARK = (0.08, 0.08, 0.10)
 
 @noun("mug", "household", front=False, parts=("handle", "stripe"))
 def mug(b: Builder) -> None:
-    """The handle points to the left of the front."""
+    """Cylinder with a ring handle on the left side."""
     r, half = b.vary(0.55), b.vary(0.6)
     b.cylinder((0, 0, 0), r, half, top=b.vary(1.0, 0.05))
     b.cylinder((0, 0, half + 0.005), 0.85 * r, 0.01, b.shade(b.colour, 0.35), "inside")
     b.torus((0, r + 0.12, 0), 0.42, 0.11, b.part("handle"), "handle", (0, 90, 0))
-    if "stripe" in b.bound:
-        b.cylinder((0, 0, 0), 1.04 * r, 0.16, b.bound["stripe"], "stripe")
+    if "stripe" in b.named_parts:
+        b.cylinder((0, 0, 0), 1.04 * r, 0.16, b.named_parts["stripe"], "stripe")
 
 
 @noun("teapot", "household", front=True, parts=("handle", "lid"))
 def teapot(b: Builder) -> None:
-    """The spout is the front, the handle the back."""
+    """Round pot with a domed lid, the spout in front and a ring handle behind."""
     r = b.vary(0.62)
     b.sphere((0, 0, 0), (r, r, 0.85 * r))
     b.cylinder((0, 0, -0.72 * r), 0.6 * r, 0.1 * r)
@@ -58,13 +58,13 @@ def bucket(b: Builder) -> None:
     arc = [(0.0, r * np.cos(a), half + 0.85 * r * np.sin(a)) for a in np.linspace(0, np.pi, 7)]
     for p, q in zip(arc, arc[1:], strict=False):
         b.limb(p, q, 0.075, handle, "handle")
-    if "stripe" in b.bound:
-        b.cylinder((0, 0, 0.05), 0.93 * r, 0.16, b.bound["stripe"], "stripe", (180, 0, 0), 0.9)
+    if "stripe" in b.named_parts:
+        b.cylinder((0, 0, 0.05), 0.93 * r, 0.16, b.named_parts["stripe"], "stripe", (180, 0, 0), 0.9)
 
 
 @noun("hammer", "household", front=True, parts=("handle",))
 def hammer(b: Builder) -> None:
-    """The striking face is the front, a wedge the back; the main colour is the head's."""
+    """Upright handle with a head of the main colour: striking face in front, wedge behind."""
     half = b.vary(0.62)
     b.cylinder((0, 0, -0.15), 0.13, half, b.part("handle", WOOD), "handle")
     z = half
@@ -105,7 +105,7 @@ def candle(b: Builder) -> None:
 
 @noun("television", "household", front=True, parts=("screen", "legs"))
 def television(b: Builder) -> None:
-    """An old set: a screen and two knobs in front, a tube behind, antennas above."""
+    """Old television: screen and two knobs in front, tube behind, antennas on top, four legs."""
     w, h = b.vary(0.8), b.vary(0.56)
     b.box((0, 0, 0), (0.4, w, h))
     b.box((-0.5, 0, 0), (0.16, 0.6 * w, 0.6 * h), b.shade(b.colour, 0.6), "back")

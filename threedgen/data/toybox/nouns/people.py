@@ -1,4 +1,4 @@
-"""People and characters: upright, faces towards +x.  The main colour is what they wear; skin is natural."""
+"""People and characters: upright, faces towards +x. Clothes have the main colour, skin a natural one."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BODY = ("scarf", "backpack", "cape", "bow")  # below the head
 
 
 def arms(b: Builder, hands, radius: float = 0.12, raised: float = 0.35, width: float = 0.33) -> list:
-    """Two arms, hanging or (with probability ``raised``) waving; returns the hands' places, right first."""
+    """Add two arms, each raised with probability ``raised``; return the positions of the hands, right first."""
     places = []
     for side in (-1, 1):
         up = b.chance(raised)
@@ -31,14 +31,14 @@ def arms(b: Builder, hands, radius: float = 0.12, raised: float = 0.35, width: f
 
 
 def legs(b: Builder, colour=None, boots=LEATHER, size: float = 1.0, label: str = "legs") -> None:
-    """Two legs and the boots at their ends."""
+    """Add two legs with boots."""
     b.limbs((0, 0.17, 0.58), (0, 0.19, 0.14), 0.165, colour, label, caps=False)
     b.pair((0.07, 0.2, 0.11), (0.25 * size, 0.18 * size, 0.13), boots, "boots")
     b.cylinder((0, 0, 0.58), 0.33, 0.12, colour, label, top=1.06)
 
 
 def torso(b: Builder, robe: bool = False) -> None:
-    """The body, or a robe down to the ground, and its anchors."""
+    """Add the upper body, or a robe down to the ground, and set its anchors."""
     if robe:
         b.cylinder((0, 0, 0.6), 0.56, 0.6, top=0.48)
     else:
@@ -48,7 +48,7 @@ def torso(b: Builder, robe: bool = False) -> None:
 
 
 def head(b: Builder, skin, radius: float = 0.4) -> tuple[float, float, float]:
-    """The head with its face and anchors; returns its centre."""
+    """Add the head with its face and set its anchors; return its centre."""
     at = (0.0, 0.0, 1.24 + 0.82 * radius)
     b.sphere(at, radius, skin, "head")
     face(b, at, radius, eye=0.13, spread=0.38, height=0.1)
@@ -58,7 +58,7 @@ def head(b: Builder, skin, radius: float = 0.4) -> tuple[float, float, float]:
 
 
 def hair(b: Builder, at, radius: float, colour, long: bool) -> None:
-    """A cap of hair off the face, falling over the shoulders if ``long``."""
+    """Add hair, down to the shoulders if ``long``."""
     x, y, z = at
     b.dome((x - 0.04, y, z), 1.1 * radius, colour, "hair", (0, -30, 0))
     b.sphere((x - 0.45 * radius, y, z), (0.72 * radius, 1.02 * radius, 0.8 * radius), colour, "hair")
@@ -68,7 +68,6 @@ def hair(b: Builder, at, radius: float, colour, long: bool) -> None:
 
 
 def beard(b: Builder, at, radius: float, colour, length: float = 0.7) -> None:
-    """A beard around the chin."""
     x, y, z = at
     size = (0.5 * radius, 0.8 * radius, length * radius)
     b.sphere((x + 0.62 * radius, y, z - (0.2 + 0.7 * length) * radius), size, colour, "beard")
@@ -77,25 +76,25 @@ def beard(b: Builder, at, radius: float, colour, length: float = 0.7) -> None:
 @noun("person", "people", parts=("hair", "trousers", "boots", "beard"), wears=WEARS)
 def person(b: Builder) -> None:
     skin, tint = b.pick(*SKIN), b.part("hair", b.pick(*HAIR))
-    booted = "boots" in b.bound
+    booted = "boots" in b.named_parts
     trousers, boots = b.part("trousers", b.shade(b.colour, 0.65)), b.part("boots", LEATHER)
     legs(b, trousers, boots, 1.2 if booted else 1.0, "trousers")
     if booted:
         b.pair((0, 0.19, 0.24), (0.18, 0.18, 0.14), b.part("boots"), "boots", kind=FRUSTUM, param=1.1)
-    elif "trousers" not in b.bound and b.chance(0.3):
+    elif "trousers" not in b.named_parts and b.chance(0.3):
         b.cylinder((0, 0, 0.52), 0.52, 0.2, None, "skirt", top=0.66)
     torso(b)
     arms(b, skin)
     at = head(b, skin)
-    bearded = "beard" in b.bound or ("hair" not in b.bound and b.chance(0.2))
-    hair(b, at, 0.4, tint, long="hair" in b.bound or (not bearded and b.chance(0.5)))
+    bearded = "beard" in b.named_parts or ("hair" not in b.named_parts and b.chance(0.2))
+    hair(b, at, 0.4, tint, long="hair" in b.named_parts or (not bearded and b.chance(0.5)))
     if bearded:
         beard(b, at, 0.4, b.part("beard", tint))
 
 
 @noun("robot", "people", parts=("arms", "legs", "head"), wears=("hat", "crown", "headphones", *BODY))
 def robot(b: Builder) -> None:
-    """Boxes: a head with round lamps for eyes, an antenna, a panel on the chest, claws."""
+    """Boxes with lamp eyes, antenna, chest panel and box hands."""
     limbs, skull = b.part("arms", STEEL), b.part("head")
     for side in (-1, 1):
         b.cylinder((0, side * 0.2, 0.26), 0.11, 0.22, b.part("legs", STEEL), "legs")
@@ -118,7 +117,7 @@ def robot(b: Builder) -> None:
         b.cylinder((0.38, side * 0.18, z + 0.06), 0.05, 0.03, BLACK, "eyes", (0, 90, 0))
         b.cylinder((0, side * 0.4, z), 0.11, 0.07, STEEL, "bolts", (90, 0, 0))
     b.box((0.32, 0, z - 0.15), (0.03, 0.2, 0.045), BLACK, "mouth")
-    if not {"hat", "crown", "headphones"} & set(b.bound):
+    if not {"hat", "crown", "headphones"} & set(b.named_parts):
         b.cylinder((0, 0, z + top + 0.1), 0.04, 0.1, STEEL, "antenna")
         b.sphere((0, 0, z + top + 0.24), 0.09, (0.9, 0.15, 0.1), "antenna")
     b.anchor(head_top=(0, z + top, 0.34), head=(0, z, 0.38))
@@ -127,7 +126,7 @@ def robot(b: Builder) -> None:
 
 @noun("snowman", "people", parts=("arms", "nose"), wears=(*HEADWEAR, "scarf", "glasses", "bow", "belt"))
 def snowman(b: Builder) -> None:
-    """Three balls, a carrot, coals and sticks."""
+    """Three snow balls with a carrot nose, coal eyes and buttons, and stick arms."""
     low, mid, top = b.vary(0.6, 0.05), b.vary(0.44, 0.05), b.vary(0.34, 0.05)
     z1 = 0.85 * low
     z2 = z1 + 0.8 * low + 0.5 * mid
@@ -150,7 +149,7 @@ def snowman(b: Builder) -> None:
 
 @noun("knight", "people", parts=("plume", "shield"), wears=("cape", "scarf", "belt"))
 def knight(b: Builder) -> None:
-    """Armour in the main colour, a closed helmet with a slit and a plume, a sword and a shield."""
+    """Armour of the main colour, closed helmet with a plume, sword and shield."""
     legs(b, b.shade(b.colour, 0.8), b.shade(b.colour, 0.6))
     torso(b)
     right, left = arms(b, b.shade(b.colour, 0.6), raised=0.0)
@@ -176,7 +175,7 @@ def knight(b: Builder) -> None:
 
 @noun("wizard", "people", parts=("hat", "beard"), wears=("cape", "belt", "backpack"))
 def wizard(b: Builder) -> None:
-    """A robe, a pointed hat, a long beard and a staff."""
+    """Person in a robe with pointed hat, long beard and staff."""
     skin = b.pick(*SKIN)
     torso(b, robe=True)
     x, y, _ = b.pick(*arms(b, skin, radius=0.14, raised=0.0))
@@ -193,7 +192,7 @@ def wizard(b: Builder) -> None:
 
 @noun("astronaut", "people", parts=("visor", "backpack", "boots"), wears=("scarf", "belt", "crown", "headphones"))
 def astronaut(b: Builder) -> None:
-    """A puffy suit, a round helmet with a dark visor, life support on the back."""
+    """Thick suit, round helmet with a visor, and a backpack."""
     legs(b, None, b.part("boots", b.shade(b.colour, 0.5)), 1.25)
     torso(b)
     b.sphere((0, 0, 0.84), (0.37, 0.42, 0.42))
@@ -201,7 +200,7 @@ def astronaut(b: Builder) -> None:
     z = 1.62
     b.sphere((0, 0, z), 0.46, label="head")
     b.sphere((0.17, 0, z), (0.35, 0.37, 0.31), b.part("visor", b.pick((0.06, 0.07, 0.12), (0.9, 0.62, 0.12))), "visor")
-    if "scarf" not in b.bound:
+    if "scarf" not in b.named_parts:
         b.torus((0, 0, 1.25), 0.36, 0.08, b.shade(b.colour, 0.6), "collar")
     pack = b.part("backpack", b.shade(STEEL, 1.5))
     b.box((-0.5, 0, 0.98), (0.17, 0.36, 0.38), pack, "backpack")
@@ -214,7 +213,7 @@ def astronaut(b: Builder) -> None:
 
 @noun("clown", "people", parts=("hair", "shoes"), wears=("hat", "crown", *BODY, "belt"))
 def clown(b: Builder) -> None:
-    """A baggy suit with big buttons, a white ruff, wild hair, a red nose, long shoes."""
+    """Wide suit with large buttons, white ruff, tufts of hair, red nose and long shoes."""
     tint = b.part("hair", b.pick((0.95, 0.35, 0.05), (0.1, 0.65, 0.2), (0.85, 0.1, 0.1), (0.5, 0.2, 0.7)))
     shoes = b.part("shoes", b.shade(b.colour, 0.45))
     b.limbs((0, 0.17, 0.5), (0, 0.2, 0.16), 0.18, None, "legs", caps=False)
@@ -228,9 +227,9 @@ def clown(b: Builder) -> None:
     b.sphere((-0.25, 0, at[2] + 0.12), 0.3, tint, "hair")
     b.sphere((0.44, 0, at[2] - 0.05), b.vary(0.14), (0.9, 0.08, 0.08), "nose")
     b.sphere((0.34, 0, at[2] - 0.2), (0.09, 0.2, 0.06), (0.8, 0.05, 0.08), "mouth")
-    if not {"scarf", "cape", "bow"} & set(b.bound):
+    if not {"scarf", "cape", "bow"} & set(b.named_parts):
         b.torus((0, 0, 1.23), 0.42, 0.1, WHITE, "ruff")
-    if not {"hat", "crown"} & set(b.bound):  # a small party hat
+    if not {"hat", "crown"} & set(b.named_parts):  # a small party hat
         b.cone((0, 0.1, at[2] + 0.55), 0.19, 0.24, None, "cone", (-14, 0, 0))
         b.sphere((0, 0.17, at[2] + 0.8), 0.08, WHITE, "cone")
     for z in (0.68, 0.96):
@@ -240,7 +239,7 @@ def clown(b: Builder) -> None:
 
 @noun("pirate", "people", parts=("hat", "beard"), wears=("belt", "scarf", "cape", "backpack"))
 def pirate(b: Builder) -> None:
-    """A coat, a cocked hat with a skull, an eye patch, a beard, a hook and a wooden leg."""
+    """Coat, hat with a skull, eye patch, beard, hook and a wooden leg."""
     skin = b.pick(*SKIN)
     trousers = b.shade(b.colour, 0.6)
     b.limb((0, 0.17, 0.5), (0, 0.19, 0.14), 0.165, trousers, "legs", caps=False)
@@ -258,7 +257,7 @@ def pirate(b: Builder) -> None:
     felt = b.part("hat", (0.09, 0.09, 0.1))
     z = at[2] + 0.3
     b.dome((0, 0, z), (0.4, 0.4, 0.33), felt, "hat")
-    for side in (-1, 1):  # the brim, turned up before and behind
+    for side in (-1, 1):  # the brim, turned up in front and behind
         b.sphere((side * 0.2, 0, z + 0.08), (0.16, 0.62, 0.21), felt, "hat", (0, side * -14, 0))
     bone = WHITE if felt.mean() < 0.75 else BLACK
     b.sphere((0.35, 0, z + 0.12), (0.05, 0.11, 0.1), bone, "skull")

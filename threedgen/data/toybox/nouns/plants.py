@@ -1,4 +1,4 @@
-"""Plants: alike from all sides, but for the flower, whose blossom faces +x."""
+"""Plants; all look alike from every side, except the flower, whose blossom faces +x."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SOIL = (0.20, 0.13, 0.08)
 
 
 def ring(count: int, radius: float, start: float = 0.0):
-    """Points on a circle and their azimuths in degrees: (x, y, degrees)."""
+    """Yield evenly spaced points on a circle with their azimuths: (x, y, degrees)."""
     for k in range(count):
         a = start + 2 * np.pi * k / count
         yield radius * np.cos(a), radius * np.sin(a), float(np.rad2deg(a))
 
 
 def pot(b: Builder, radius: float, height: float) -> None:
-    """A flower pot that stands on z = 0 and is filled with soil."""
+    """Add a flower pot with soil, standing on z = 0."""
     colour = b.part("pot", CLAY)
     b.cylinder((0, 0, height * 0.4), radius * 0.72, height * 0.4, colour, "pot", top=1.3)
     b.cylinder((0, 0, height * 0.87), radius, height * 0.14, colour, "pot")
@@ -30,7 +30,7 @@ def pot(b: Builder, radius: float, height: float) -> None:
 
 
 def scatter(b: Builder, count: int, at, size, spot: float, colour, label: str) -> None:
-    """``count`` spheres spread evenly (golden angle) over an ellipsoid, but for its lowest and highest parts."""
+    """Add ``count`` spheres, evenly spaced (golden angle) over an ellipsoid except near its poles."""
     start = b.between(0, 360)
     for k in range(count):
         z = -0.5 + 1.4 * (k + 0.5) / count
@@ -54,7 +54,7 @@ def tree(b: Builder) -> None:
         b.sphere((0, 0, z + crown * 0.35), (crown * 0.85, crown * 0.85, crown * 0.85 * tall))
         for k, (x, y, _) in enumerate(ring(b.pick(4, 5), crown * 0.62, b.between(0, 6))):
             b.sphere((x, y, z - crown * b.between(0.1, 0.3)), crown * b.vary(0.62), low if k % 2 else None)
-    if "apples" in b.bound:
+    if "apples" in b.named_parts:
         scatter(b, 16, (0, 0, z), np.array((1.08, 1.08, 1.08 * tall)) * crown, 0.1, b.part("apples"), "apples")
 
 
@@ -66,17 +66,17 @@ def pine(b: Builder) -> None:
     for k in range(count):
         r, rise = radius * (1 - 0.62 * k / (count - 1)), step * 0.8
         b.cone((0, 0, z + rise), r, rise, b.shade(b.colour, 1 - 0.08 * (k % 2)))
-        if "balls" in b.bound:
+        if "balls" in b.named_parts:
             for x, y, _ in ring(6 - k, r * 0.93, 0.5 * k):
                 b.sphere((x, y, z + 0.06), 0.095, b.part("balls"), "balls")
         z += step
     top = z - step + 2 * step * 0.8
-    if "star" in b.bound or b.chance(0.1):
+    if "star" in b.named_parts or b.chance(0.1):
         star(b, (0, 0, top + 0.1), 0.27)
 
 
 def star(b: Builder, at, radius: float) -> None:
-    """Two six-pointed stars that cross, so that one is seen from every side."""
+    """Add two crossing six-pointed stars, so that one is visible from every side."""
     colour = b.part("star", (1.0, 0.85, 0.2))
     for turn in (0, 90):
         for flip, shift in ((0, 0.25), (180, -0.25)):
@@ -100,11 +100,11 @@ def palm(b: Builder) -> None:
     for k, (x, y, a) in enumerate(ring(count, 1.0, b.between(0, 6))):
         rise = b.between(10, 25)
         colour = b.shade(b.colour, 1 - 0.18 * (k % 2))
-        # a leaf: a rising blade, and one that hangs from its end
+        # a leaf: a rising blade and a hanging one at its end
         b.sphere((x0 + 0.24 * x, y0 + 0.24 * y, z0 + 0.1), (0.3, 0.17, 0.08), colour, "body", (0, -rise, a))
         b.sphere((x0 + 0.54 * x, y0 + 0.54 * y, z0 + 0.01), (0.3, 0.15, 0.075), colour, "body", (0, 48, a))
     b.sphere((x0, y0, z0 + 0.03), 0.13)
-    if "coconuts" in b.bound or b.chance(0.4):
+    if "coconuts" in b.named_parts or b.chance(0.4):
         for x, y, _ in ring(4, 0.17):
             b.sphere((x0 + x, y0 + y, z0 - 0.12), 0.125, b.part("coconuts", (0.36, 0.22, 0.1)), "coconuts")
 
@@ -112,7 +112,7 @@ def palm(b: Builder) -> None:
 @noun("cactus", "plants", front=False, parts=("pot", "flowers"))
 def cactus(b: Builder) -> None:
     thick, height = b.vary(0.2), b.vary(1.0)
-    potted = "pot" in b.bound or ("flowers" not in b.bound and b.chance(0.3))
+    potted = "pot" in b.named_parts or ("flowers" not in b.named_parts and b.chance(0.3))
     foot = 0.0
     if potted:
         foot = 0.36
@@ -130,7 +130,7 @@ def cactus(b: Builder) -> None:
         tops.append((end[0], end[1], end[2] + thick * 0.55))
     for k, (x, y, _) in enumerate(ring(4, thick * 0.86, 0.4)):  # ribs
         b.limb((x, y, foot + 0.05), (x, y, foot + height), thick * 0.22, b.shade(b.colour, 0.72), "body", caps=k < 0)
-    if "flowers" in b.bound or (not potted and b.chance(0.25)):
+    if "flowers" in b.named_parts or (not potted and b.chance(0.25)):
         for at in tops:
             b.sphere(at, (0.15, 0.15, 0.11), b.part("flowers", (0.95, 0.4, 0.65)), "flowers")
 
@@ -142,23 +142,23 @@ def mushroom(b: Builder) -> None:
     b.cylinder((0, 0, height / 2), b.vary(0.26, 0.12), height / 2 + 0.02, stem, "stem", top=0.8)
     b.dome((0, 0, height - 0.03), (cap, cap, rise))
     b.torus((0, 0, height - 0.02), cap, 0.07)
-    if "dots" in b.bound or b.chance(0.6):
+    if "dots" in b.named_parts or b.chance(0.6):
         dots = b.part("dots", contrast(b.colour, (0.98, 0.98, 0.95), (0.55, 0.12, 0.1)))
         b.sphere((0, 0, height - 0.03 + rise * 0.98), (0.15, 0.15, 0.05), dots, "dots")
         for count, tilt, start in ((5, 42, b.between(0, 1)), (7, 72, b.between(0, 1))):
             t = np.deg2rad(tilt)
             for x, y, a in ring(count, cap * np.sin(t), start):
-                # flat spots that lie on the cap: tilted like its surface
+                # flat dots, tilted like the surface of the cap
                 slope = float(np.rad2deg(np.arctan2(np.sin(t) / cap, np.cos(t) / rise)))
                 b.sphere((x, y, height - 0.03 + rise * np.cos(t)), (0.12, 0.12, 0.045), dots, "dots", (0, slope, a))
 
 
 @noun("flower", "plants", parts=("centre", "pot"))
 def flower(b: Builder) -> None:
-    """A daisy: a round blossom that looks forward and a bit up."""
+    """Daisy: stem with leaves and a round blossom facing forwards and slightly up."""
     count, reach, tilt = b.pick(6, 7, 8), b.vary(0.3), b.between(8, 25)
     foot = 0.0
-    if "pot" in b.bound or b.chance(0.3):
+    if "pot" in b.named_parts or b.chance(0.3):
         foot = 0.3
         pot(b, 0.34, 0.36)
     z = foot + b.vary(0.75)

@@ -1,4 +1,4 @@
-"""Round buildings: their doors in front (+x), ground at z = 0."""
+"""Round buildings with their doors in front (+x); ground at z = 0."""
 
 from __future__ import annotations
 

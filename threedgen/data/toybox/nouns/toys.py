@@ -1,4 +1,4 @@
-"""Things to play with and to give away."""
+"""Toys and presents."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def ball(b: Builder) -> None:
     b.sphere((0, 0, 0), 0.8)
     stripe = b.part("stripe", b.shade(b.colour, b.pick(0.5, 2.2)))
     b.cylinder((0, 0, 0), 0.81, 0.14, stripe, "stripe", (b.between(-40, 40), b.between(-40, 40), 0))
-    if "stars" in b.bound:
+    if "stars" in b.named_parts:
         for k in range(10):
             a, z = 2 * np.pi * k / 5 + 0.6 * (k // 5), 0.48 if k < 5 else -0.48
             r = np.sqrt(0.64 - z * z)
-            b.sphere((r * np.cos(a), r * np.sin(a), z), 0.17, b.bound["stars"], "stars")
+            b.sphere((r * np.cos(a), r * np.sin(a), z), 0.17, b.named_parts["stars"], "stars")
 
 
 @noun("balloon", "toys", front=False, parts=("string", "stripe"))
@@ -35,13 +35,13 @@ def balloon(b: Builder) -> None:
     wave = [(0.0, 0.12 * np.sin(2.2 * k), z - 0.24 * k) for k in range(4)]
     for p, q in zip(wave, wave[1:], strict=False):
         b.limb(p, q, 0.06, string, "string")
-    if "stripe" in b.bound:
-        b.cylinder((0, 0, 0.32), 1.02 * r, 0.16, b.bound["stripe"], "stripe")
+    if "stripe" in b.named_parts:
+        b.cylinder((0, 0, 0.32), 1.02 * r, 0.16, b.named_parts["stripe"], "stripe")
 
 
 @noun("dice", "toys", front=True, parts=("dots",))
 def dice(b: Builder) -> None:
-    """A cube whose front shows one dot, its back six; two to five on the sides and above."""
+    """Cube with one dot in front, six at the back, and two, five and three on the left, right and top."""
     b.box((0, 0, 0), 0.6)
     dots = b.part("dots", LIGHT if b.colour.mean() < 0.5 else DARK)
     places = {
@@ -73,7 +73,7 @@ def drum(b: Builder) -> None:
 
 @noun("guitar", "toys", front=True, parts=("neck",))
 def guitar(b: Builder) -> None:
-    """Standing upright, strings and sound hole in front."""
+    """Upright guitar on a stand, sound hole in front."""
     r = b.vary(0.5)
     flat = (0, 90, 0)
     b.cylinder((0, 0, -0.55), r, 0.17, rotate=flat)

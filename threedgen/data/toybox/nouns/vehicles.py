@@ -1,4 +1,4 @@
-"""Vehicles: they drive and fly towards +x (the rocket: its window); the ground is at z = 0 but for the airplane."""
+"""Vehicles heading towards +x (rocket: window towards +x); ground at z = 0, except for the airplane."""
 
 from __future__ import annotations
 
@@ -15,36 +15,38 @@ METAL = (0.74, 0.75, 0.77)
 DARK = (0.16, 0.16, 0.18)
 ALONG_Y = (90, 0, 0)
 BOW = (90, 0, 90)
-"""Turns a gable into an upright wedge that points to +x: size (half width, half height, half length)."""
+"""Rotation of a prism to an upright wedge pointing to +x; size is (half width, half height, half length)."""
 
 
 def wheel(b: Builder, at, radius: float, half: float) -> None:
-    """A wheel with a hub that stands out on both sides."""
+    """Add a wheel whose hub protrudes on both sides."""
     tyre = b.part("wheels", RUBBER)
     b.cylinder(at, radius, half, tyre, "wheels", ALONG_Y)
-    b.cylinder(at, radius * 0.5, half + 0.02, b.shade(tyre, 0.55) if "wheels" in b.bound else METAL, "hubs", ALONG_Y)
+    b.cylinder(
+        at, radius * 0.5, half + 0.02, b.shade(tyre, 0.55) if "wheels" in b.named_parts else METAL, "hubs", ALONG_Y
+    )
 
 
 def axles(b: Builder, xs, y: float, radius: float, half: float) -> None:
-    """A pair of wheels at each of ``xs``."""
+    """Add a pair of wheels at each x in ``xs``."""
     for x in xs:
         for side in (-1, 1):
             wheel(b, (x, side * y, radius), radius, half)
 
 
 def lights(b: Builder, front: float, back: float, y: float, z: float, radius: float = 0.085) -> None:
-    """Round headlights, square red tail lights."""
+    """Add round headlights and square red tail lights."""
     b.pair((front, y, z), (0.05, radius, radius), (1.0, 0.95, 0.65), "headlights")
     b.pair((back, y, z), (0.03, radius, radius * 0.7), (0.7, 0.03, 0.05), "taillights", kind=BOX)
 
 
 def cab(b: Builder, x: float, z: float, size, front: float, back: float, roof: Colour) -> None:
-    """A glass house on z: a box with a sloping windscreen (run ``front``), a rear one (``back``), a roof."""
+    """Add a glass cabin at height ``z``; windscreen and rear window slope over the lengths ``front`` and ``back``."""
     long, wide, tall = size
     pane = glass(b.colour)
     b.box((x, 0, z + tall), (long, wide, tall), pane, "windows")
     for at, run in ((x + long, front), (x - long, back)):
-        if run:  # the inner half of the gable is in the box
+        if run:  # the inner half of the prism is inside the box
             b.prism((at, 0, z + tall), (run, wide * 0.99, tall), pane, "windows")
     b.box((x, 0, z + 2 * tall + 0.04), (long * 1.04, wide * 1.04, 0.06), roof, "roof")
     b.box((x - 0.1 * long, 0, z + tall), (0.05, wide * 1.03, tall), None, "pillars")
@@ -64,7 +66,7 @@ def car(b: Builder) -> None:
         x, long = -0.15 - back / 2, 0.36 - back / 2
         cab(b, x, z + low - 0.01, (long, width * 0.86, tall), b.between(0.15, 0.28), back, roof)
         b.dome((x, 0, z + low + 2 * tall + 0.08), (0.34 - back / 2, width * 0.84, 0.09), roof, "roof")
-    else:  # a beetle: a round cabin whose upper half is the roof
+    else:  # beetle: a round cabin whose upper half is the roof
         tall = b.vary(0.4)
         b.dome((-0.12, 0, z + low - 0.02), (0.52, width * 0.92, tall), glass(b.colour), "windows")
         b.dome((-0.16, 0, z + low + tall * 0.45), (0.46, width * 0.84, tall * 0.62), roof, "roof")
@@ -118,7 +120,7 @@ def bus(b: Builder) -> None:
         b.box((length, 0, z - 0.01), (0.025, width * 0.85, deck * 0.26), pane, "windows")
         b.box((-length, 0, z + 0.02), (0.02, width * 0.5, deck * 0.18), pane, "windows")
     b.box((0.75 * length, -width, bottom + 0.33), (0.1, 0.025, 0.27), contrast(b.colour, METAL, DARK), "door")
-    if "stripe" in b.bound or b.chance(0.25):
+    if "stripe" in b.named_parts or b.chance(0.25):
         stripe = b.part("stripe", contrast(b.colour, (0.97, 0.97, 0.97), (0.7, 0.1, 0.1)))
         b.box((0, 0, bottom + 0.26), (length + 0.012, width + 0.012, 0.075), stripe, "stripe")
     axles(b, (-0.6 * length, 0.5 * length), width * 0.94, radius, 0.09)
@@ -127,7 +129,7 @@ def bus(b: Builder) -> None:
 
 @noun("train", "vehicles", parts=("wheels", "chimney", "cabin"))
 def train(b: Builder) -> None:
-    """A steam engine: the boiler in front, the cabin behind."""
+    """Steam engine with the boiler in front and the cabin behind."""
     radius, boiler, length = b.vary(0.2), b.vary(0.3), b.vary(0.78, 0.05)
     z = 2 * radius + boiler - 0.08
     cabin = b.part("cabin", b.shade(b.colour, 0.85))
@@ -148,7 +150,7 @@ def train(b: Builder) -> None:
 
 
 def hull(b: Builder, length: float, width: float, height: float) -> float:
-    """A hull with a pointed bow and a round stern, a rail and a deck; returns the height of the deck."""
+    """Add a hull with pointed bow, round stern, rail and deck; return the height of the deck."""
     low = b.shade(b.colour, 0.75)
     bow = length * 0.75
     for z, half, grow, colour in ((height * 0.3, height * 0.3, 0.88, low), (height * 0.8, height * 0.25, 1.0, None)):
@@ -164,7 +166,7 @@ def hull(b: Builder, length: float, width: float, height: float) -> float:
 def boat(b: Builder) -> None:
     length, width, height = b.vary(0.75), b.vary(0.36), b.vary(0.42)
     deck = hull(b, length, width, height)
-    sailing = "sail" in b.bound or ("cabin" not in b.bound and b.chance(0.5))
+    sailing = "sail" in b.named_parts or ("cabin" not in b.named_parts and b.chance(0.5))
     white = contrast(b.colour, (0.97, 0.97, 0.96), (0.85, 0.75, 0.58))
     if sailing:
         sail, tall = b.part("sail", white), b.vary(0.44)
@@ -278,7 +280,7 @@ def helicopter(b: Builder) -> None:
 
 @noun("rocket", "vehicles", parts=("fins", "nose"))
 def rocket(b: Builder) -> None:
-    """Ready to start; the round window is in front."""
+    """Upright rocket on four fins, with a round window in front."""
     radius, half, rise = b.vary(0.3), b.vary(0.5), b.vary(0.24)
     bright = contrast(b.colour, (0.95, 0.95, 0.95), (0.8, 0.12, 0.1))
     fins, nose = b.part("fins", bright), b.part("nose", bright)
@@ -287,7 +289,7 @@ def rocket(b: Builder) -> None:
     b.cone((0, 0, z + half + rise), radius * 0.9, rise, nose, "nose")
     b.cylinder((0, 0, 0.12), radius * 0.75, 0.1, DARK, "engine", top=0.75)
     turn, reach = 45.0, b.vary(0.66)
-    for k in range(2):  # each gable makes two opposite fins
+    for k in range(2):  # each prism gives two opposite fins
         b.prism((0, 0, 0.42), (reach, 0.055, 0.42), fins, "fins", (0, 0, turn + 90 * k))
     ring = contrast(b.colour, (0.95, 0.85, 0.4), (0.25, 0.25, 0.28))
     b.cylinder((radius * 0.92, 0, z + half * 0.35), 0.22, 0.11, ring, "window", ALONG_X)
