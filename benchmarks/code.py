@@ -1,4 +1,4 @@
-"""Size and typing of the code by package: ``python -m benchmarks code``.
+"""Size and typing of the code by package: ``python -m benchmarks.code``.
 
 Counted with ast and tokenize: lines, code lines (no blanks, comments, docstrings), functions, uses of ``Any``, ``type:
 ignore`` and ``cast``, functions with an unannotated argument or result; import cycles (function-level imports counted,
