@@ -65,7 +65,7 @@ def evaluate(task: Task) -> None:
             real = [render_orbit(case.truth(config.seed, k), *at).rgb for k in (0, 1)]
             scores.add(case, views, azimuth, real)
             count.add(1)
-    sections, figures = more_figures(task, prior, weights, scores.probe)
+    sections, figures = more_figures(task, prior, f"{weights}{start}", scores.probe)
     about = {"samples": len(cases), "steps": config.steps, "guidance_scale": config.guidance_scale, **figures}
     shown = {k: drawn[k] for k in evenly_spaced(len(cases), config.sheet)}
     before = f"""# What the prior draws
@@ -80,10 +80,12 @@ view's side counts as right within 15 degrees of its quarter."""
     scores.report(KEYS, before, "\n\n".join([after, *sections]), about, shown, prior=weights)
 
 
-def more_figures(task: Task, prior: Any, weights: str, probe: Probe) -> tuple[list[str], dict[str, Any]]:
+def more_figures(task: Task, prior: Any, sampler: str, probe: Probe) -> tuple[list[str], dict[str, Any]]:
     """Sections of the report on the use of other views and on open prompts, and their figures.
 
-    Only for priors with cameras of their own: MV-Adapter's views have no levels of their own.
+    The use of other views needs MVDream's noise levels by view; MV-Adapter has one level for all.
+
+    sampler: digest of the prior and its start, by which kept samples are recognised.
     """
     config: EvaluatePriorConfig = task.config
     sections, figures = list[str](), dict[str, Any]()
@@ -92,7 +94,6 @@ def more_figures(task: Task, prior: Any, weights: str, probe: Probe) -> tuple[li
         objects = Objects.encoded(prior, world.block(range(config.view_use), prior.image_size))
         figures["view_use"] = view_use(prior, objects, config.seed)
         sections.append(view_use_table(figures["view_use"]))
-    start = " from noise" if config.from_noise else ""
     if config.open_nouns:
         cases = Cases.chosen(config.open_nouns, config.seeds)
         every = cases.every
@@ -100,7 +101,7 @@ def more_figures(task: Task, prior: Any, weights: str, probe: Probe) -> tuple[li
 
         def told(chosen: range) -> dict[str, str]:
             return {
-                "prior": f"{weights}{start}",
+                "prior": sampler,
                 "open": "\n".join(f"{every[k].prompt} {every[k].seed}" for k in chosen),
             }
 
@@ -112,7 +113,7 @@ def more_figures(task: Task, prior: Any, weights: str, probe: Probe) -> tuple[li
         truth = [true_views(case, ring[0], drawn.shape[2], config.seed) for case in every]
         figures["open"] = measure(probe, Matte.load(config.matte), cases, list(drawn), truth)
         sections.append(open_table(figures["open"], config.open_nouns, config.seeds))
-        shown = [*range(config.open_nouns), *range(config.open_nouns, 2 * config.open_nouns)]
+        shown = range(2 * config.open_nouns)
         write_strips(task.folder / "open.png", [drawn[k] for k in shown], [every[k].prompt for k in shown], 4)
     return sections, figures
 
