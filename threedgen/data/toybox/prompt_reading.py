@@ -1,0 +1,139 @@
+"""Prompts in the words that a toybox prior was trained on: synonyms replaced, unknown words left out.
+
+Captions of the training data contain known words only. An unknown word would change the text embedding at random, so
+it is removed together with what then has no meaning: a clause without its noun, an article, a prefix such as
+"a photo of". Nothing is added. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from . import nouns  # noqa: F401  (fills NOUNS)
+from .grammar import COLOURS, NOUNS, SIZES, article
+from .synonyms import SYNONYMS
+
+ARTICLES = {"a", "an", "the"}
+CONNECTORS = {",", "and", "in", "of", "that", "wearing", "with"}
+ADJECTIVES = {*COLOURS, *SIZES, "toy", "3d", "two"}
+NOT_CONTENT = {*ARTICLES, *CONNECTORS, *ADJECTIVES, "is", "inside", "model"}
+VERBS = {"in", "wearing", "with"}
+NEGATIONS = {"without", "no", "not", "never", "minus"}
+PREFIXES = {("toy",), ("3d", "model"), ()}
+"""Words before "of" in training captions, without articles."""
+
+
+@dataclass
+class Reading:
+    """Prompt as a closed vocabulary takes it.
+
+    Attributes:
+        text: the prompt in known words; unchanged if all its words are known.
+        replaced: words and the synonyms in their places.
+        ignored: unknown words, in order.
+        negated: words after "without" or "no", which a text encoder without negation would add.
+    """
+
+    text: str
+    replaced: dict[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    negated: list[str] = field(default_factory=list)
+
+
+def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()) -> Reading:
+    """Read a prompt in the words of a toybox prior.
+
+    Args:
+        prompt: text of the user.
+        known: words of the vocabulary.
+        added: words that personalisation added, kept as they are.
+    """
+    reading = Reading(prompt)
+    words = _known_words(prompt, known, [word.lower() for word in added], reading)
+    if reading.replaced or reading.ignored or reading.negated:
+        clauses = _without_prefix(_clauses(words))
+        reading.text = _join(_with_content(clauses, added))
+    return reading
+
+
+def _known_words(prompt: str, known: Collection[str], added: list[str], reading: Reading) -> list[str]:
+    """Return the known words and commas of a prompt; note in `reading` what was replaced, ignored or negated."""
+    text = unicodedata.normalize("NFKC", prompt).lower()
+    names = "|".join(re.escape(word) for word in sorted(added, key=len, reverse=True))
+    words, negating = list[str](), False
+    for word in re.findall(rf"{names + '|' if names else ''}\w+|,", text):
+        name = known_form(word, known)
+        negating = word in NEGATIONS or (negating and name not in CONNECTORS)
+        if negating:
+            reading.negated += [] if word in NEGATIONS | ARTICLES else [word]
+        elif word in added or word in known:
+            words.append(word)
+        elif name is not None:
+            reading.replaced[word] = name
+            words.append(name)
+        elif word not in reading.ignored:
+            reading.ignored.append(word)
+    return words
+
+
+def known_form(word: str, known: Collection[str]) -> str | None:
+    """Return the known word that a word, its singular or its synonym is; None for an unknown word."""
+    if word in known:
+        return word
+    forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
+    return next((name for form in forms for name in (form, SYNONYMS.get(form, "")) if name in known), None)
+
+
+def _clauses(words: list[str]) -> list[list[str]]:
+    """Split words before each connector."""
+    clauses: list[list[str]] = [[]]
+    for word in words:
+        if word in CONNECTORS:
+            clauses.append([])
+        clauses[-1].append(word)
+    return clauses
+
+
+def _without_prefix(clauses: list[list[str]]) -> list[list[str]]:
+    """Remove "a photo of" and the like, whose nouns are unknown; keep the prefixes of training captions."""
+    if len(clauses) < 2 or clauses[1][0] != "of" or any(word in NOUNS for word in clauses[0]):
+        return clauses
+    if tuple(word for word in clauses[0] if word not in ARTICLES) in PREFIXES - {()}:
+        return clauses
+    return [clauses[1][1:], *clauses[2:]]
+
+
+def _with_content(clauses: list[list[str]], added: Collection[str]) -> list[list[str]]:
+    """Remove clauses whose noun is unknown, after the one that names the object."""
+    subjects = {*NOUNS, *(word.lower() for word in added)}
+    result, has_subject, opening = list[list[str]](), False, list[str]()
+    for clause in clauses:
+        joins = clause[:1] in (["and"], [","])
+        if joins and opening:  # "with a SWORD and a flag" becomes "with a flag"
+            clause = [*opening, *clause[1:]]
+        describes = clause[:1] == ["that"] or (joins and result[-1:] != [] and result[-1][:1] == ["that"])
+        opening = list[str]()
+        if not has_subject or not NOT_CONTENT.issuperset(clause) or (describes and not ADJECTIVES.isdisjoint(clause)):
+            result.append(clause)
+        elif clause[:1] == ["that"] or clause[0] in VERBS:
+            opening = [word for word in clause if word in ("that", "is", *VERBS)]
+        has_subject = has_subject or not subjects.isdisjoint(clause)
+    return result
+
+
+def _join(clauses: list[list[str]]) -> str:
+    """Join words: articles only before a noun phrase and in the form that the next word needs, no connector last."""
+    words = [word for clause in clauses for word in clause]
+    while words and words[-1] in ARTICLES | CONNECTORS | {"is"}:
+        words.pop()
+    text = list[str]()
+    for word, following in zip(words, [*words[1:], " "], strict=False):
+        if word in ARTICLES and following in ARTICLES | CONNECTORS:
+            continue
+        if word in CONNECTORS and following in CONNECTORS and not (word in ("and", ",") and following in VERBS):
+            continue
+        text.append(article(following) if word in ("a", "an") else word)
+    return " ".join(text).replace(" ,", ",")
