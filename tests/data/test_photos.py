@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pillow_heif import register_heif_opener
 
 from tests.support.errors import refused
 from threedgen.data import photos
@@ -85,10 +86,24 @@ def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     assert abs((one[1] - one[0]) - (other[3] - other[2])) <= 2 and abs((one[3] - one[2]) - (other[1] - other[0])) <= 2
 
 
-def test_find_sorts_a_folder_and_skips_other_files(tmp_path: Path) -> None:
-    for name in ("b.png", "a.JPG", "notes.txt"):
-        (tmp_path / name).write_text("x") if name.endswith("txt") else save(tmp_path / name, on_paper())
+def test_find_sorts_a_folder_and_names_skipped_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("b.png", "a.JPG"):
+        save(tmp_path / name, on_paper())
+    for name in ("notes.txt", "._a.JPG", "broken.jpg"):
+        (tmp_path / name).write_text("x")
     assert [path.name for path in photos.find([str(tmp_path)])] == ["a.JPG", "b.png"]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and record.args is not None
+    assert all(name in record.getMessage() for name in ("notes.txt", "._a.JPG", "broken.jpg"))
+
+
+@pytest.mark.parametrize("name", ["a.heic", "a.HEIF", "a.avif", "a.gif", "a.tif", "a.webp"])
+def test_find_reads_formats_of_cameras_and_browsers(tmp_path: Path, name: str) -> None:
+    register_heif_opener()
+    paths = [save(tmp_path / name, on_paper()), save(tmp_path / "b.png", on_paper())]
+    assert photos.find([str(tmp_path)]) == paths
+    read, exact = photos.read(paths, 64).astype(float)
+    assert np.abs(read - exact).mean() < 4
 
 
 def test_unusable_photos_are_refused(tmp_path: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import json
+import logging
 import math
 import stat
 from pathlib import Path
@@ -11,6 +13,10 @@ from typing import Any
 
 from .errors import ConfigError
 
+logger = logging.getLogger(__name__)
+
+LEGACY_ENCODING = "cp1252"
+"""Encoding of text files of older Windows programs, such as Excel's plain CSV."""
 LARGEST = 64 << 20
 """Bytes of the largest JSON or text that is read whole: the metrics of a long run."""
 
@@ -36,14 +42,40 @@ def read_bytes(path: Path, most: int = LARGEST) -> bytes:
 
 
 def read_text(path: Path, key: str = "", most: int = LARGEST) -> str:
-    """Read a whole text in UTF-8. Raises ConfigError, naming `key`."""
+    """Read a whole text file in the encoding that `decode_text` finds. Raises ConfigError, naming `key`."""
     try:
-        return read_bytes(path, most).decode("utf-8")
+        text, encoding = decode_text(read_bytes(path, most))
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing", key) from None
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text"
+        reason = getattr(error, "strerror", None) or "not a text file. Save it as UTF-8 text"
         raise ConfigError(f"{path} cannot be read: {reason}", key) from None
+    if encoding == LEGACY_ENCODING:
+        logger.warning("%s is not UTF-8; read as %s. Save it as UTF-8 if letters are wrong.", path, encoding)
+    return text
+
+
+def decode_text(data: bytes) -> tuple[str, str]:
+    """Decode UTF-8 and UTF-16 (with or without a byte order mark), else Windows-1252.
+
+    Returns:
+        The text without a byte order mark, and the name of the encoding.
+
+    Raises:
+        UnicodeDecodeError: binary data.
+    """
+    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return data.decode("utf-16"), "utf-16"
+    nul = data.count(0)
+    if nul > len(data) // 4:  # Latin letters in UTF-16 are pairs of a letter and a NUL
+        encoding = "utf-16-le" if data[1::2].count(0) > nul // 2 else "utf-16-be"
+        return data.decode(encoding), encoding
+    try:
+        return data.decode("utf-8-sig"), "utf-8"
+    except UnicodeDecodeError:
+        if nul:
+            raise
+        return data.decode(LEGACY_ENCODING), LEGACY_ENCODING
 
 
 def parse_json(text: str | bytes) -> Any:

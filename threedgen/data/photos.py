@@ -9,6 +9,7 @@ border's colour (paper, a wall). A photo with neither keeps its background and i
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,25 +18,32 @@ from PIL import Image
 
 from threedgen.config.errors import ConfigError, short
 from threedgen.geometry.foreground import WORKING_SIZE, foreground_mask
-from threedgen.geometry.picture_file import load_image
+from threedgen.geometry.picture_file import SUFFIXES, load_image
 from threedgen.run.arrays import Array
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+logger = logging.getLogger(__name__)
+
 MIN_PHOTOS, MAX_PHOTOS = 2, 100
+MAX_LISTED = 20
+"""Skipped files named in the log."""
 GREY = 0.5
 
 
 def find(paths: Sequence[str]) -> list[Path]:
     """List the images of files and folders, and read each once, so that errors appear before a prior is loaded.
 
-    Raises ConfigError for too few or too many images, and for an unreadable or too large one.
+    Files of a folder that are no readable images are skipped with a warning. Raises ConfigError for too few or too many
+    images, and for an unreadable or too large one that is named itself.
     """
     found: list[Path] = []
     for text in paths:
         try:
             path = Path(text).expanduser()
-            found += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-            path.stat()
+            if path.is_dir():
+                found += _images(path)
+            else:
+                path.stat()
+                found.append(path)
         except (OSError, ValueError, RuntimeError):
             raise ConfigError(f"there is no file or folder {short(text)}", "photos") from None
     if not found:
@@ -51,6 +59,25 @@ def find(paths: Sequence[str]) -> list[Path]:
         raise ConfigError(f"too many photos: {len(found)}. Give at most {MAX_PHOTOS} of one subject.", "photos")
     for path in found:
         _load(path)
+    return found
+
+
+def _images(folder: Path) -> list[Path]:
+    """List the readable images of a folder, and log the files that are skipped with the reason."""
+    found, skipped = list[Path](), list[str]()
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            skipped.append(f"{short(path.name)} (hidden file)")
+        elif path.suffix.lower() not in SUFFIXES:
+            skipped.append(f"{short(path.name)} ({'folder' if path.is_dir() else 'not an image'})")
+        elif len(found) <= MAX_PHOTOS:
+            try:
+                _load(path)
+                found.append(path)
+            except ConfigError as error:
+                skipped.append(error.problem)
+    if skipped:
+        logger.warning("%d files of %s skipped: %s", len(skipped), folder, ", ".join(skipped[:MAX_LISTED]))
     return found
 
 

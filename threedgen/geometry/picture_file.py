@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from pillow_heif import register_heif_opener
 
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import ordinary
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
 """Allowed PIL readers; some others (EPS) start external programs."""
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
+"""File name endings of photos."""
 MAX_PIXELS = 64_000_000
 """Limit against decompression bombs: a small file can declare any size."""
 
@@ -24,6 +27,7 @@ def open_image(file: Path | bytes, name: str = "", key: str = "") -> Image.Image
     Raises ConfigError with ``name`` (default: the path) and the config ``key``.
     """
     name = name or str(file)
+    register_heif_opener()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

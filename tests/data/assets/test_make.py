@@ -89,6 +89,16 @@ def test_list_assets_reads_headers_and_optional_columns(folder: Path) -> None:
     assert "'x'" in found.left_out["captions.csv, line 2"] and "'north'" in found.left_out["captions.csv, line 3"]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "cp1252"])
+def test_list_assets_reads_the_csv_of_spreadsheets(folder: Path, delimiter: str, encoding: str) -> None:
+    lines = [("file", "caption"), ("sub\\plate.ply", '"a plate, très; jolie"'), ("box.glb", "a box")]
+    text = "\r\n".join(delimiter.join(cells) for cells in lines)
+    (folder / "captions.csv").write_bytes(text.encode(encoding))
+    found = {asset.file: asset.caption for asset in list_assets(folder, "captions.csv").assets}
+    assert found == {"sub/plate.ply": "a plate, très; jolie", "box.glb": "a box"}
+
+
 def test_turn_rotates_the_asset(folder: Path) -> None:
     """The box is 3 deep (z of the file, our x), 2 high and 1 wide; rotated by 90 degrees it is 3 wide."""
     captions(folder, {"box.glb": "a box"})

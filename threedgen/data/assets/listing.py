@@ -4,12 +4,14 @@
                     chairs/1.glb,a wooden chair
                     knight.ply,a knight with a red shield,z,90
 
+Columns may also be separated by semicolons or tabs, and paths written with backslashes, as Excel on Windows does.
 `up` is the up axis of the file. `turn` rotates the asset about it, in degrees, counter-clockwise seen from above.
 """
 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +56,7 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
         raise ConfigError(f"should contain meshes ({', '.join(MESHES)})", "data", str(folder))
     by_file, left_out = dict[str, Asset](), dict[str, str]()
     for line, row in read_rows(path):
-        file = Path(row["file"]).as_posix()
+        file = Path(row["file"].replace("\\", "/")).as_posix()
         try:
             asset = _asset(file, row, up)
             if file not in files:
@@ -81,7 +83,8 @@ def find_captions(folder: Path, captions: str) -> Path:
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield line numbers and rows (column -> cell) of a CSV file with an optional header. Raises ConfigError."""
-    rows = csv.reader(read_text(path, "captions").removeprefix("\ufeff").splitlines())
+    lines = read_text(path, "captions").splitlines()
+    rows = csv.reader(lines, delimiter=_delimiter(lines))
     columns: tuple[str, ...] = COLUMNS
     try:
         for cells in rows:
@@ -94,8 +97,13 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise ConfigError(f"{path}, line {rows.line_num}, cannot be read ({error})", "captions") from None
 
 
-def _asset(file: str, row: dict[str, str], up: Up) -> Asset:
+def _delimiter(lines: list[str]) -> str:
+    """Return the first separator outside quotes, of the first line that has one; else a comma."""
+    unquoted = (re.sub(r'"[^"]*"', "", line) for line in lines)
+    return next((match[0] for line in unquoted if (match := re.search(r"[,;\t]", line))), ",")
 
+
+def _asset(file: str, row: dict[str, str], up: Up) -> Asset:
     own: Any = row["up"].lower() or up
     if not row["caption"]:
         raise ValueError("empty caption")
