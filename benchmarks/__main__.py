@@ -11,7 +11,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ExpectedError
 
 BENCHMARKS = {
     "hashgrid": "hash grid: numba kernels against PyTorch",
@@ -102,6 +102,6 @@ def main(argv: list[str] | None = None) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except ConfigError as error:
+    except ExpectedError as error:
         print(error, file=sys.stderr)
-        sys.exit(2)
+        sys.exit(error.exit_code)

@@ -25,6 +25,7 @@ from threedgen.run.folder import CHECKPOINTS
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.system import GenerateSystem
 from threedgen.train.checkpoint_file import latest
+from threedgen.train.loop import determinism
 
 from .clock import Case
 
@@ -67,6 +68,8 @@ class Bench:
 def steps(system: GenerateSystem, first: int, count: int, frozen: bool = True) -> Callable[[], None]:
     """Return a function that runs the steps first ... first + count - 1 of a system in the precision of its config.
 
+    As in a run, `trainer.deterministic` selects the algorithms.
+
     `frozen` sets the learning rate to 0: the field does not change, but the optimiser does all of its work.
     """
     fabric = Fabric(accelerator=system.device.type, devices=1, precision=system.config.trainer.precision)
@@ -76,12 +79,13 @@ def steps(system: GenerateSystem, first: int, count: int, frozen: bool = True) -
     optimizer: Any = fabric.setup_optimizers(configured["optimizer"])
 
     def run() -> None:
-        for step in range(first, first + count):
-            optimizer.zero_grad(set_to_none=True)
-            with fabric.autocast():
-                loss = system.training_step(step, step)
-            fabric.backward(loss)
-            optimizer.step()
+        with determinism(system.config.trainer.deterministic):
+            for step in range(first, first + count):
+                optimizer.zero_grad(set_to_none=True)
+                with fabric.autocast():
+                    loss = system.training_step(step, step)
+                fabric.backward(loss)
+                optimizer.step()
 
     return run
 

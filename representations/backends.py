@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 
 import torch
@@ -13,21 +13,24 @@ from threedgen.config.errors import ConfigError
 from threedgen.config.optional import EXTRAS, installed
 
 from .options import require_backend
+from .scan import requires_deterministic
 
 DEVICE_TYPES = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda", "nerfacc": "cuda"}
 """Device type of each float32 back end. The back end torch supports all devices and dtypes."""
 
 
-def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
+def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32, varying: Sequence[str] = ()) -> str:
     """Return the back end for a device and a dtype; "auto": numba on a CPU, triton (if installed) on a GPU, else torch.
 
-    With deterministic algorithms (trainer.deterministic=true) "auto" skips triton, whose hash grid gradients add up in
-    varying order. Raises ConfigError if the back end is not installed or does not support the device or the dtype.
+    Args:
+        varying: back ends whose results vary between runs; "auto" skips them if `trainer.deterministic=true`.
+
+    Raises:
+        ConfigError: if the back end is not installed or does not support the device or the dtype.
     """
     if name == "auto":
-        enabled = torch.are_deterministic_algorithms_enabled()
-        strict = enabled and not torch.is_deterministic_algorithms_warn_only_enabled()
-        fast = ("numba",) if strict else ("numba", "triton")
+        skipped = varying if requires_deterministic() else ()
+        fast = [backend for backend in ("numba", "triton") if backend not in skipped]
         return next((backend for backend in fast if _supports(backend, device, dtype) and installed(backend)), "torch")
     require_backend(name)
     if name != "torch" and not _supports(name, device, dtype):
@@ -38,12 +41,18 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) 
     return name
 
 
-def load(modules: Mapping[str, str], name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> ModuleType:
+def load(
+    modules: Mapping[str, str],
+    name: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    varying: Sequence[str] = (),
+) -> ModuleType:
     """Import the module of the back end that `choose` selects, from `modules` (back end: path); may compile kernels.
 
     Raises ConfigError as `choose`, and for an optional package that is installed but fails to import.
     """
-    name = choose(name, device, dtype)
+    name = choose(name, device, dtype, varying)
     try:
         return importlib.import_module(modules[name])
     except (ImportError, OSError, RuntimeError) as error:

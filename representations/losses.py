@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from threedgen.representations.scan import cumsum
+
 
 def orientation_terms(weights: Tensor, normals: Tensor, directions: Tensor) -> Tensor:
     """Return the orientation penalty of each sample (N,): w max(0, n . d)^2.
@@ -77,7 +79,7 @@ def distortion(
 
     def prefix_sum(values: Tensor) -> Tensor:
         """Return the exclusive prefix sums within each ray."""
-        total = values.double().cumsum(0) - values.double()  # double: the sums run over all rays
+        total = cumsum(values.double(), 0) - values.double()  # double: the sums run over all rays
         first = total[start.clamp(max=max(0, len(total) - 1))] if len(total) else total
         return (total - first[ray_index]).to(values)
 

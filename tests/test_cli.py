@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from tests.support import toy_task
 from tests.support.toy_task import YAML, toy  # noqa: F401
 from threedgen import __main__, __version__, cli, config
 from threedgen.config import ConfigError, help, layers, listing, registry
+from threedgen.config.errors import FileError, WorkerLost
 from threedgen.config.sections import TrainerConfig
 from threedgen.run import folder as runs
 from threedgen.run.text import log_to_stderr
@@ -222,6 +224,32 @@ def test_exit_codes(shipped: Path, capsys: pytest.CaptureFixture[str], prompt: s
     assert code == expected and ("Traceback" in err) == (prompt == "fail")  # a bug shows where it happened
     if prompt == "fail":
         assert err.splitlines()[-1] == "RuntimeError: it broke"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (FileError("a.glb is missing"), 2),
+        (OSError(errno.ENOSPC, "no space", "a.glb"), 3),
+        (OSError(errno.EDQUOT, "no quota"), 3),
+        (MemoryError("30 GiB"), 4),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), 4),
+        (WorkerLost("5 workers died"), 5),
+        (OSError(errno.EACCES, "permission denied", "a.glb"), 1),
+        (KeyError("loops"), 1),
+    ],
+    ids=repr,
+)
+def test_each_expected_error_has_an_exit_code(
+    shipped: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception, code: int
+) -> None:
+    def run(*args: Any, **options: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(toy_task, "run", run)
+    exit_code, _, err = ask(capsys, "prompt=a cat")
+    assert exit_code == code and ("Traceback" in err) == (code == 1)
+    assert code == 1 or err.count("\n") == 1
 
 
 @pytest.mark.parametrize(("level", "shown"), [("info", 2), ("warning", 1), ("error", 0)])

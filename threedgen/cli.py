@@ -15,9 +15,10 @@ from typing import Any
 
 from threedgen import __version__, config
 from threedgen.config import help, listing, plugins, registry
-from threedgen.config.errors import AbsentWeights, ConfigError, did_you_mean, nearest, short
+from threedgen.config.errors import AbsentWeights, ConfigError, did_you_mean, expected, nearest, short
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
+from threedgen.run.ranks import is_rank_zero
 from threedgen.run.text import escape_logs, log_to_stderr, protect_streams, say
 
 DEFAULT_CONFIG = "mvdream-toybox"
@@ -33,8 +34,8 @@ WITH_VALUE = {
 """Flags that take a value, with an example of it."""
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
-OK, FAILED, MISTAKE, INTERRUPTED = 0, 1, 2, 130
-"""Exit codes."""
+OK, FAILED, INTERRUPTED = 0, 1, 130
+"""Exit codes; those of expected errors are in `config.errors`."""
 
 
 @dataclass
@@ -148,7 +149,7 @@ def run(command: Command) -> int:
         checked, resume = runs.open_run(checked, name)
     quiet = "--quiet" in command.flags
     place = checked.destination()
-    if not quiet and place is not None and os.environ.get("LOCAL_RANK", "0") == "0":
+    if not quiet and place is not None and is_rank_zero():
         title = name if name == checked.task else f"{name}: {checked.task}"
         say(f"{title}{' resumes' if resume else ''} in {place}")
         say("loading libraries")  # torch and others take seconds
@@ -157,7 +158,7 @@ def run(command: Command) -> int:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line; return 0, 2 for a user error, 130 for Ctrl-C, 1 for a bug, which shows its traceback."""
+    """Run the command line and return its exit code; a bug shows its traceback."""
     protect_streams()
     escape_logs()
     try:
@@ -170,12 +171,10 @@ def main(words: list[str] | None = None) -> int:
                 return run(command)
         say(text)
         return OK
-    except ConfigError as error:
-        say(str(error), sys.stderr)
-        return MISTAKE
     except KeyboardInterrupt:
         say("stopped by Ctrl-C", sys.stderr)
         return INTERRUPTED
-    except Exception:
-        say(traceback.format_exc(), sys.stderr)
-        return FAILED
+    except Exception as error:
+        shown = expected(error)
+        say(traceback.format_exc() if shown is None else str(shown), sys.stderr)
+        return FAILED if shown is None else shown.exit_code

@@ -24,6 +24,9 @@ MODULES = {
 }
 """Modules with encode and position_gradient. Those with scatter are kernels without autograd, see `Differentiable`."""
 
+VARYING = ("triton",)
+"""Back ends whose gradients of the table vary in the last bits between runs: they add in any order (atomics)."""
+
 
 def position_gradient(encoding: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
     """Return d<grad, encoding(x)>/dx (N, 3) for x (N, 3) and grad (N, output_dim).
@@ -57,7 +60,7 @@ class HashGrid(nn.Module):
 
     def backend(self) -> Any:
         """Return the back end with encode and position_gradient, see `backends.load`. Raises ConfigError."""
-        module: Any = load(MODULES, self.options.backend, self.table.device, self.table.dtype)
+        module: Any = load(MODULES, self.options.backend, self.table.device, self.table.dtype, VARYING)
         return Differentiable(module) if hasattr(module, "scatter") else module
 
     def forward(self, x: Tensor) -> Tensor:

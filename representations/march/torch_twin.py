@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from threedgen.representations.options import MarchConfig
+from threedgen.representations.scan import cumsum
 
 from . import Composite, Samples, pack, step_size
 
@@ -112,6 +113,6 @@ def _weights(sigma: Tensor, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
     where = (samples.ray_index, slot)
     optical = sigma * (samples.t_end - samples.t_start)
     dense = optical.new_zeros((samples.n_rays, max_count)).index_put(where, optical)
-    transmittance = torch.exp(dense - dense.cumsum(1))[where]
+    transmittance = torch.exp(dense - cumsum(dense, 1))[where]
     alpha = 1 - torch.exp(-optical)
     return transmittance * alpha, transmittance, alpha

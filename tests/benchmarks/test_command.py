@@ -113,6 +113,22 @@ def test_frozen_step_keeps_the_parameters(bench: Bench) -> None:
         assert any(p.grad is not None and p.grad.any() for p in system.parameters())
 
 
+@pytest.mark.parametrize("setting", ["warn", "true", "false"])
+def test_steps_use_the_deterministic_setting_of_a_run(bench: Bench, setting: str) -> None:
+    system, modes = bench.system(f"trainer.deterministic={setting}"), []
+
+    def training_step(step: int, index: int) -> torch.Tensor:
+        modes.append(
+            (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+        )
+        return sum(p.sum() for p in system.parameters())
+
+    system.training_step = training_step
+    scene.steps(system, 0, 1)()
+    assert modes == [(setting != "false", setting == "warn")]
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_run_without_checkpoints_is_refused(tmp_path: Path) -> None:
     with refused("--run", tmp_path):
         scene.load_state(tmp_path)

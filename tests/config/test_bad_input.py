@@ -42,11 +42,11 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def mistake(capsys: pytest.CaptureFixture[str], *words: str, said: tuple[str, ...] = ()) -> str:
+def mistake(capsys: pytest.CaptureFixture[str], *words: str, said: tuple[str, ...] = (), code: int = 2) -> str:
     """The message of the command about a mistake, one printable line with these parts; beside it only warnings."""
-    code = cli.main(list(words))
+    exit_code = cli.main(list(words))
     output = capsys.readouterr()
-    assert code == 2, output.err
+    assert exit_code == code, output.err
     (line,) = [line for line in output.err.split("\n")[:-1] if not line.startswith("warning: ")]
     assert line.isprintable() and len(line) < 1000, output.err
     assert all(part in line for part in said), line
@@ -263,7 +263,7 @@ def test_a_disk_that_is_full_from_the_beginning(
 ) -> None:
     usage = type("Usage", (), {"free": 3 << 20})
     monkeypatch.setattr(runs.shutil, "disk_usage", lambda path: usage)
-    mistake(capsys, "--config", "tiny.yaml", "-q", "out=run", said=("out: run ", " 3 MB ", "out="))
+    mistake(capsys, "--config", "tiny.yaml", "-q", "out=run", said=("out: run ", " 3 MB ", "out="), code=3)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the administrator may write anywhere")

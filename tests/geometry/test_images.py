@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -99,6 +102,11 @@ def test_write_mp4_writes_all_frames_and_even_sides(tmp_path):
     meta = iio.immeta(path, plugin="FFMPEG")
     assert meta["fps"] == 12 and meta["codec"] == "h264" and "yuv420p" in meta["pix_fmt"]
     assert [p.name for p in path.parent.iterdir()] == ["video.mp4"]
+
+
+def test_images_need_no_film_encoder():
+    code = "import sys; sys.modules['imageio_ffmpeg'] = None; import threedgen.geometry.images"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_write_mp4_is_deterministic(tmp_path):

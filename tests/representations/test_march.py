@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from tests.support.interpreted import BACKENDS, KERNELS, needs_triton
+from tests.support.interpreted import BACKENDS, KERNELS, interprets_triton
 from tests.support.nerfacc_stand_in import nerfacc_on_a_cpu  # noqa: F401
 from threedgen.representations.march import (
     composite,
@@ -78,7 +78,7 @@ def test_march_is_equal_in_all_backends(sampler, bound, radius, jittered, size, 
     assert (results[0].positions(origins, directions).abs() <= radius * (1 + 1e-5)).all()
 
 
-@pytest.mark.parametrize("kernels", ["numba", pytest.param("triton", marks=[needs_triton, pytest.mark.slow])])
+@pytest.mark.parametrize("kernels", ["numba", pytest.param("triton", marks=[interprets_triton, pytest.mark.slow])])
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),

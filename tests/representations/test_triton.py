@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.interpreted import needs_triton
 
@@ -22,6 +24,13 @@ def triton_check(*words: str) -> str:
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def test_a_gpu_runs_the_compiled_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    runpy.run_path(str(ROOT / "tests" / "support" / "interpreted.py"))
+    assert "TRITON_INTERPRET" not in os.environ
 
 
 @needs_triton

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support.errors import refused
+from threedgen.config.errors import DiskFull
 from threedgen.run.cache import cached_tensor
 
 
@@ -30,6 +31,6 @@ def test_cached_tensor_reports_a_full_disk(tmp_path: Path, monkeypatch: pytest.M
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "fsync", full)
-    with refused(None, tmp_path, os.strerror(28)) as caught:
+    with refused(None, tmp_path, kind=DiskFull) as caught:
         cached_tensor(tmp_path / "x.safetensors", "x", (1,), lambda: torch.zeros(1))
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())

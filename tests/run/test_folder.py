@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from tests.support.errors import refused
 from tests.support.toy_task import toy  # noqa: F401
 from threedgen import config
+from threedgen.config.errors import DiskFull, FileError
 from threedgen.run import folder as runs
 from threedgen.run import metrics as ledger
 from threedgen.run.disk import prepare, prepared_folder, temporary_path, write_atomic, writing
@@ -55,10 +56,13 @@ def test_slug_keeps_the_words() -> None:
     assert runs.slug("").startswith("prompt-")
 
 
-def test_writing_names_the_folder_and_the_file() -> None:
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.ENOSPC, DiskFull), (errno.EDQUOT, DiskFull), (errno.EACCES, FileError)]
+)
+def test_writing_names_the_folder_and_the_file(number: int, kind: type[Exception]) -> None:
     for file in ([], ["a.png"]):
-        with refused(None, "run", "full", *file), writing(Path("run")):
-            raise OSError(errno.ENOSPC, "full", *file)
+        with refused(None, "run", *file, kind=kind), writing(Path("run")):
+            raise OSError(number, "reason", *file)
 
 
 def test_prepare_compares_the_free_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +70,7 @@ def test_prepare_compares_the_free_space(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=free))
     prepare(tmp_path, megabytes=200)
     free -= 1
-    with refused("out", tmp_path, "200 MB"):
+    with refused("out", tmp_path, "200 MB", kind=DiskFull):
         prepare(tmp_path, megabytes=200)
 
 
@@ -76,7 +80,7 @@ def test_prepared_folder_removes_empty_new_folders(tmp_path: Path) -> None:
         assert (tmp_path / "there/new/deep").is_dir()
         raise KeyError
     assert not list((tmp_path / "there").iterdir())
-    with refused("out"), prepared_folder(tmp_path / "new", 1e12):
+    with refused("out", kind=DiskFull), prepared_folder(tmp_path / "new", 1e12):
         raise AssertionError
     assert not (tmp_path / "new").exists()
     with pytest.raises(KeyError), prepared_folder(tmp_path / "a/b", 0):

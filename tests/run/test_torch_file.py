@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from tests.support.errors import refused
+from threedgen.config.errors import OutOfMemory
 from threedgen.run.torch_file import check_architecture, leaves, read_safetensors, read_torch, require_finite
 
 GIBIBYTE = 1 << 30
@@ -55,7 +56,7 @@ def test_read_torch_refuses_tensors_larger_than_the_file(tmp_path: Path) -> None
 def test_read_torch_refuses_files_larger_than_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"w": torch.ones(4)}, tmp_path / "w.pt")
     monkeypatch.setattr("threedgen.run.memory.free_bytes", lambda device: 100)
-    with refused(None, tmp_path / "w.pt", "GB"):
+    with refused(None, tmp_path / "w.pt", "GB", kind=OutOfMemory):
         read_torch(tmp_path / "w.pt")
 
 

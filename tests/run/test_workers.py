@@ -18,6 +18,7 @@ import pytest
 from tests.support.errors import refused
 from tests.support.worker_jobs import Job, work
 from threedgen.config import optional, registry
+from threedgen.config.errors import WorkerLost
 from threedgen.run import workers
 from threedgen.run.interrupts import Interrupts, Stopped
 from threedgen.run.workers import run_jobs
@@ -97,7 +98,7 @@ def test_run_jobs_replaces_a_dead_worker(run: Run) -> None:
 
 
 def test_run_jobs_stops_if_workers_keep_dying(run: Run) -> None:
-    with refused(None, "engine", 5):
+    with refused(None, 5, kind=WorkerLost):
         run([run.job(name, "die") for name in "abcdefgh"], attempts=1)
     assert len(run.failed) == 4 and not run.done
 

@@ -1,4 +1,5 @@
-"""Back ends whose kernels can run on a CPU: Triton's by its interpreter, where the package is installed."""
+"""Back ends whose kernels can run on a CPU: Triton's by its interpreter, where the package is installed and there is
+no GPU (there tests/representations/test_triton.py compares the compiled kernels)."""
 
 from __future__ import annotations
 
@@ -6,12 +7,16 @@ import importlib.util
 import os
 
 import pytest
+import torch
 
-os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
+HAS_GPU = torch.cuda.is_available()
+if not HAS_GPU:
+    os.environ["TRITON_INTERPRET"] = "1"  # for the whole process, read when the kernels are imported
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed")
-BACKENDS = ["torch", "numba", pytest.param("triton", marks=needs_triton)]
+interprets_triton = pytest.mark.skipif(HAS_GPU or not HAS_TRITON, reason="no interpreter of triton in this process")
+BACKENDS = ["torch", "numba", pytest.param("triton", marks=interprets_triton)]
 """For parametrize."""
 KERNELS = BACKENDS[1:]
 """Those that are compared with the torch twin."""

@@ -142,7 +142,7 @@ def run(
     environment: dict[str, str] | None = None,
 ) -> int:
     """One fit; leaves result.json (status, step, digest) and log.txt in `folder`; returns the exit code."""
-    from threedgen.config.errors import ConfigError
+    from threedgen.config.errors import ExpectedError
     from threedgen.config.sections import CheckpointConfig, TrainerConfig
     from threedgen.train.loop import fit
 
@@ -162,9 +162,9 @@ def run(
     )
     try:
         status = fit(module, config, folder, resume=resume)
-    except ConfigError as error:
-        logging.getLogger("toy").error("ConfigError: %s", error)
-        return 2
+    except ExpectedError as error:
+        logging.getLogger("toy").error("%s: %s", type(error).__name__, error)
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
     result = {"status": status.value, "step": module.trainer.global_step, "digest": digest(module)}

@@ -16,7 +16,7 @@ import torch
 from tests.support import toy_run
 from tests.support.errors import refused
 from tests.support.waiting import when
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, DiskFull
 from threedgen.run import folder as runs
 from threedgen.train import loop
 from threedgen.train.checkpoint import check_restored
@@ -89,7 +89,7 @@ def test_write_leaves_the_old_file_if_the_disk_is_full(tmp_path, monkeypatch, er
 def test_fit_checks_the_disk_space_for_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "free_megabytes", lambda folder: 1.0)
     loop._check_space(torch.nn.Linear(10, 10), tmp_path, keep=2)
-    with refused(None, tmp_path, "1 MB", 34):
+    with refused(None, tmp_path, "1 MB", 34, kind=DiskFull):
         loop._check_space(torch.nn.Linear(1000, 1000), tmp_path, keep=2)
 
 
@@ -266,8 +266,8 @@ def test_run_continues_while_the_disk_is_full(tmp_path, undisturbed, full_as):
 @needs_fork
 def test_run_fails_at_its_end_if_the_disk_stays_full(tmp_path, undisturbed):
     run = toy_run.server()
-    assert run.run(tmp_path, pause=0, seconds=0, full=[5, 10_000]) == 2
-    assert f"ConfigError: cannot save the last checkpoint: folder={tmp_path}" in toy_run.log(tmp_path)
+    assert run.run(tmp_path, pause=0, seconds=0, full=[5, 10_000]) == DiskFull.exit_code
+    assert "DiskFull: " in toy_run.log(tmp_path) and str(tmp_path) in toy_run.log(tmp_path)
     assert latest(tmp_path / "checkpoints")[1]["global_step"] == 4
     assert run.run(tmp_path, pause=0, resume=True) == 0
     assert toy_run.result(tmp_path)["digest"] == undisturbed

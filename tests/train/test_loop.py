@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from tests.support import toy_run
@@ -19,12 +20,13 @@ from tests.support.errors import refused
 from tests.support.toy_run import CONFIG_YAML, STEPS, log, result
 from tests.support.waiting import when
 from threedgen.config.errors import ConfigError
+from threedgen.config.sections import TrainerConfig
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.threads import threads_of
 from threedgen.train.callbacks import first_nonfinite, isolated_eval
 from threedgen.train.checkpoint import NUMERICS_KEY, check_config, check_weights, numerics, warn_numerics
 from threedgen.train.checkpoint_file import LAST, latest, read
-from threedgen.train.loop import _restore_errors
+from threedgen.train.loop import _strategy
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -235,37 +237,34 @@ def test_check_weights_compares_hashes():
 
 
 def test_warn_numerics_names_the_change(caplog):
-    warn_numerics({NUMERICS_KEY: numerics()})
-    warn_numerics({})
-    assert not caplog.records
-    warn_numerics({NUMERICS_KEY: numerics() | {"threads": "77/77"}})
-    assert [record.levelname for record in caplog.records] == ["WARNING"] and "threads 77/77 ->" in caplog.text
+    now = numerics(pl.Trainer(accelerator="cpu", logger=False))
+    warn_numerics({NUMERICS_KEY: now}, now)
+    warn_numerics({}, now)
+    assert not warnings(caplog)
+    warn_numerics({NUMERICS_KEY: now | {"threads": "77/77", "GPU": "H100"}}, now)
+    (warning,) = warnings(caplog)
+    assert "threads 77/77 ->" in warning and "GPU H100 -> none" in warning
 
 
-@pytest.mark.parametrize(
-    "kind", [KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError]
-)
-def test_errors_while_restoring_name_the_checkpoint(kind: type[Exception]) -> None:
-    with refused(None, "run/last.ckpt", kind.__name__, "cut") as caught:
-        with _restore_errors(Path("run/last.ckpt"), lambda: False):
-            raise kind("cut")
-    assert isinstance(caught.value.__cause__, kind)
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
 
 
-@pytest.mark.parametrize(
-    ("checkpoint", "restored", "error"),
-    [
-        (None, False, ValueError()),
-        (Path("last.ckpt"), True, ValueError()),
-        (Path("last.ckpt"), False, torch.OutOfMemoryError()),
-        (Path("last.ckpt"), False, OSError()),
-        (Path("last.ckpt"), False, ConfigError("")),
-    ],
-)
-def test_other_errors_do_not_name_the_checkpoint(checkpoint: Path | None, restored: bool, error: Exception) -> None:
-    with pytest.raises(type(error)) as caught, _restore_errors(checkpoint, lambda: restored):
-        raise error
-    assert caught.value is error
+@pytest.mark.parametrize(("devices", "gpus", "several"), [("auto", 1, False), ("auto", 4, True), (1, 4, False)])
+def test_auto_strategy_allows_unused_parameters_on_several_devices(monkeypatch, devices: Any, gpus, several):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert (_strategy(TrainerConfig(devices=devices)) == "ddp_find_unused_parameters_true") == several
+    assert _strategy(TrainerConfig(devices=devices, strategy="ddp")) == "ddp"
+    assert _strategy(TrainerConfig(devices=devices, accelerator="cpu")) == "auto"
+
+
+def test_fit_trains_parameters_without_gradient_on_two_devices(tmp_path):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, root / "tests" / "support" / "two_devices.py", tmp_path]
+    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["finished", "2", "6"] * 2
 
 
 # --- callbacks and threads --------------------------------------------------------------------------------

@@ -13,5 +13,8 @@ def test_device_follows_accelerator_and_local_rank(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert [device(name) for name in ("auto", "gpu", "cuda", "cpu")] == ["cuda:1"] * 3 + ["cpu"]
+    monkeypatch.delenv("LOCAL_RANK")
+    monkeypatch.setenv("SLURM_LOCALID", "2")
+    assert device("auto") == "cuda:2"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert device("auto") == "cpu"

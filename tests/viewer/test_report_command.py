@@ -69,7 +69,7 @@ def test_full_disk_keeps_the_old_page(
         raise OSError(28, os.strerror(28))
 
     monkeypatch.setattr(os, "fsync", full)
-    assert cli.main(["--config", "report", f"run={run}"]) == 2
+    assert cli.main(["--config", "report", f"run={run}"]) == 3
     error = capsys.readouterr().err
     assert PAGE in error and os.strerror(28) in error
     assert (run / PAGE).read_bytes() == before and not list(run.glob("*.tmp"))

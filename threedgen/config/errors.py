@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -10,25 +11,65 @@ from typing import Any
 _NOTHING = object()
 
 
-class ConfigError(Exception):
-    """A mistake in what the user gave: a config, a key, a value, a file, a folder.
+class ExpectedError(Exception):
+    """Error that the command line shows without a traceback, and ends with `exit_code`.
 
-    Its text, `key: problem (got value)`, is one sentence (or one line for each mistake) that can be shown as it is;
-    the command line prints it without a traceback and exits with code 2. A key is that of the section which raises;
-    who asks the section completes it (`within`).
+    Its text, `key: problem (got value)`, is one sentence (or one line for each mistake). A key is relative to the
+    section that raises; the caller completes it (`within`).
     """
+
+    exit_code = 2
 
     def __init__(self, problem: str, key: str = "", got: Any = _NOTHING) -> None:
         self.problem = problem if got is _NOTHING else f"{problem} (got {short(got)})"
         self.key = key
-        super().__init__(self.problem, key)  # what it is pickled by
+        super().__init__(self.problem, key)  # pickled by these
 
     def __str__(self) -> str:
         return f"{self.key}: {self.problem}" if self.key else self.problem
 
 
+class ConfigError(ExpectedError):
+    """A mistake in a config, a key, a value, a file or a folder of the user."""
+
+
 class AbsentWeights(ConfigError):
     """The weights of a released model are not on this machine; what it consists of is known all the same."""
+
+
+class FileError(ConfigError):
+    """A file is missing, damaged, of another format, or cannot be read or written."""
+
+
+class DiskFull(ExpectedError):
+    """There is no room on a disk."""
+
+    exit_code = 3
+
+
+class OutOfMemory(ExpectedError):
+    """The memory of the machine or of a GPU is too small."""
+
+    exit_code = 4
+
+
+class WorkerLost(ExpectedError):
+    """Worker processes died repeatedly."""
+
+    exit_code = 5
+
+
+def expected(error: BaseException) -> ExpectedError | None:
+    """Return the error to show to the user: itself, a full disk or exhausted memory; None for a bug."""
+    if isinstance(error, ExpectedError):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        place = f": {error.filename}" if error.filename else ""
+        return DiskFull(f"the disk is full{place}. Make room there and run the same command again")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        detail = str(error).partition("\n")[0]
+        return OutOfMemory(f"out of memory ({detail}). Use smaller sizes, or a machine with more memory")
+    return None
 
 
 def within(section: str) -> AbstractContextManager[None]:
@@ -50,7 +91,7 @@ def keyed(name: str) -> AbstractContextManager[None]:
 def _rekeyed(rename: Callable[[str], str]) -> Iterator[None]:
     try:
         yield
-    except ConfigError as error:
+    except ExpectedError as error:
         raise type(error)(error.problem, rename(error.key)) from None
 
 
@@ -59,7 +100,7 @@ def in_a_line(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C"
     text = " ".join(str(error).split())
-    return text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}".rstrip(": ")
+    return text if isinstance(error, ExpectedError) else f"{type(error).__name__}: {text}".rstrip(": ")
 
 
 def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -112,14 +112,11 @@ def export(
 def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:
     """Write the files and asset.json, delete those of an earlier export, and return the path of asset.json.
 
-    Raises ConfigError if the disk is full or a file of that name was not written by an export.
+    Raises ConfigError if a file of that name was not written by an export, DiskFull and FileError.
     """
-    try:
+    with writing(folder):
         check_overwrite(folder, asset.files)
         write_files(folder, asset.files, summary(asset, config))
-    except OSError as error:
-        problem = f"{folder} could not be written ({error.strerror or error}); free disk space"
-        raise ConfigError(problem, "out") from error
     return folder / MANIFEST
 
 
@@ -151,7 +148,7 @@ def update_summary(run: Path, asset: ExportedAsset) -> None:
         entries = value if isinstance(value, list) else []
         return [item for item in entries if not str(item).startswith((f"{FOLDER}/", "asset: ", "no asset: "))]
 
-    with writing(run / runs.SUMMARY, "free disk space and export again"):
+    with writing(run / runs.SUMMARY):
         notes = others("notes") + summary_notes(asset)
         write_json(
             run / runs.SUMMARY, old | {"files": [*others("files"), entry["file"]], "notes": notes, "asset": entry}

@@ -12,7 +12,6 @@ from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
-from imageio_ffmpeg import count_frames_and_secs  # type: ignore[import-untyped]
 from PIL import Image, ImageDraw, ImageFont
 
 from threedgen.run.arrays import Array
@@ -177,6 +176,8 @@ def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
 
 def _check_frame_count(video: Path, count: int) -> None:
     """Raise OSError if frames are missing, because imageio does not report encoder failures at the end."""
+    from imageio_ffmpeg import count_frames_and_secs  # type: ignore[import-untyped]  # not needed for images
+
     try:
         written, _ = count_frames_and_secs(str(video))
     except RuntimeError:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, FileError
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic, writing
 from threedgen.run.torch_file import check_architecture, read_safetensors, require_finite
@@ -105,10 +105,10 @@ def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Ca
         make: computes the tensor.
 
     Raises:
-        ConfigError: if the disk is full.
+        DiskFull: if the disk is full.
     """
     tensor = None
-    with suppress(ConfigError):
+    with suppress(FileError):
         tensor = read_safetensors(path).get(name)
     if tensor is not None and tensor.dtype == torch.float32 and len(tensor.shape) == len(shape):
         fits = all(size in (None, actual) for size, actual in zip(shape, tensor.shape, strict=True))
@@ -126,7 +126,7 @@ def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Ca
 
 
 def save_network(path: Path, network: torch.nn.Module) -> None:
-    """Write the weights of a network. Raises ConfigError for a full disk."""
+    """Write the weights of a network. Raises DiskFull."""
     with writing(path.parent):
         write_atomic(path, save({name: value.contiguous() for name, value in network.state_dict().items()}))
 

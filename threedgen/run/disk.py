@@ -12,23 +12,23 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import DiskFull, FileError, expected
 
 TEMPORARY_NAME = re.compile(r"\.\d+\.threedgen\.tmp$")
 """End of a name from `temporary_path`."""
 
 
 def prepare(folder: Path, megabytes: float = 200) -> None:
-    """Create a folder. Raises ConfigError if it is not writable or has less than `megabytes` MiB of free disk."""
+    """Create a folder. Raises FileError if it is not writable, DiskFull with less than `megabytes` MiB of free disk."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
             free = free_megabytes(folder)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written ({error.strerror}). Choose another out=", "out") from error
+        raise FileError(f"{folder} cannot be written ({error.strerror}). Choose another out=", "out") from error
     if free < megabytes:
         needed = f"{folder} has {free:.0f} MB of free disk, but the run needs {megabytes:.0f} MB"
-        raise ConfigError(f"{needed}. Make room or choose another out=", "out")
+        raise DiskFull(f"{needed}. Make room or choose another out=", "out")
 
 
 @contextmanager
@@ -107,12 +107,18 @@ def atomic_file(path: Path, before: Callable[[], None] = lambda: None) -> Iterat
 
 
 @contextmanager
-def writing(
-    place: Path, remedy: str = "make room there and run the same command again; it continues from its last checkpoint"
-) -> Iterator[None]:
-    """Turn an OSError inside, such as a full disk, into a ConfigError with a remedy."""
+def writing(place: Path) -> Iterator[None]:
+    """Turn an OSError inside into DiskFull or FileError."""
     try:
         yield
     except OSError as error:
-        file = f", {error.filename}" if error.filename else ""
-        raise ConfigError(f"{place} could not be written ({error.strerror or error}{file}): {remedy}") from error
+        raise write_error(place, error) from error
+
+
+def write_error(place: Path, error: OSError) -> DiskFull | FileError:
+    """Return the error to show for a failed write."""
+    file = f", {error.filename}" if error.filename else ""
+    problem = f"{place} could not be written ({error.strerror or error}{file})"
+    if isinstance(expected(error), DiskFull):
+        return DiskFull(f"{problem}. Make room there and run the same command again")
+    return FileError(problem)

@@ -45,9 +45,12 @@ NAME_WITHOUT_PROMPT = "run"
 NEUTRAL_KEYS = (
     "about needs out threads prompt_check trainer.max_steps trainer.log_every_n_steps trainer.val_check_interval "
     "checkpoint export march.chunk validation logging "
+    "trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy "
     "engine workers address cpus gpus attempts"
 ).split()
-"""Config keys and sections that do not change the result of a run."""
+"""Config keys and sections that may differ when a run is resumed.
+
+Other hardware changes the last bits of its results, another number of devices its batch: `train.checkpoint` warns."""
 EMBEDDED = ("toybox-base", "toybox-prior")
 """Names of the embedded weights; earlier releases had one prior, named "embedded"."""
 

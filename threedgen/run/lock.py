@@ -19,13 +19,12 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from threedgen.config.errors import ConfigError, short
+from threedgen.config.errors import ConfigError, FileError, short
+from threedgen.run.ranks import is_rank_zero
 
 logger = logging.getLogger(__name__)
 
 NAME = ".threedgen.lock"
-RANKS = "RANK LOCAL_RANK NODE_RANK SLURM_PROCID JSM_NAMESPACE_RANK".split()
-"""Environment variables, one of which is not 0 in the processes of a distributed run other than rank 0."""
 
 _locks: dict[Path, int] = {}  # folder -> descriptor of its lock file
 
@@ -39,16 +38,17 @@ def acquire(folder: Path) -> bool:
         Whether the folder was locked by this call.
 
     Raises:
-        ConfigError: if another process, which the message names, has the lock, or the file cannot be written.
+        ConfigError: if another process, which the message names, has the lock.
+        FileError: if the file cannot be written.
     """
     folder = folder.resolve()
-    if fcntl is None or folder in _locks or any(os.environ.get(name, "0") != "0" for name in RANKS):
+    if fcntl is None or folder in _locks or not is_rank_zero():
         return False
     path = folder / NAME
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
     except OSError as error:
-        raise ConfigError(f"cannot write {path} ({error.strerror}). Choose another out=", "out") from None
+        raise FileError(f"cannot write {path} ({error.strerror}). Choose another out=", "out") from None
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # systems differ

@@ -13,7 +13,7 @@ from weakref import WeakSet
 import torch
 from torch import Tensor
 
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import OutOfMemory
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -53,19 +53,19 @@ def keep_freed_memory() -> None:
 
 
 def require_memory(size: int, what: str) -> None:
-    """Raise ConfigError if `size` bytes are more than this process can still allocate."""
+    """Raise OutOfMemory if `size` bytes are more than this process can still allocate."""
     free = free_bytes(torch.device("cpu"))
     if size > free:
-        raise ConfigError(f"{what} needs {size / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} GB are free")
+        raise OutOfMemory(f"{what} needs {size / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} GB are free")
 
 
 @contextmanager
 def explain_out_of_memory(what: str, remedy: str) -> Iterator[None]:
-    """Turn a GPU's OutOfMemoryError inside into a ConfigError with a remedy."""
+    """Turn a GPU's OutOfMemoryError inside into OutOfMemory with a remedy."""
     try:
         yield
     except torch.OutOfMemoryError:
-        raise ConfigError(f"{what} takes more memory than the GPU has free: {remedy}") from None
+        raise OutOfMemory(f"{what} takes more memory than the GPU has free: {remedy}") from None
 
 
 def _available() -> int:

@@ -20,7 +20,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from threedgen import __version__
-from threedgen.config import ConfigError, config_hash
+from threedgen.config import config_hash
+from threedgen.config.errors import FileError
 from threedgen.config.plain_file import parse_json, read_bytes, read_json
 from threedgen.run.disk import write_atomic, write_json
 from threedgen.run.folder import SUMMARY
@@ -32,12 +33,12 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """Return the valid lines of metrics.jsonl, dicts with a `step`. Raises ConfigError for an unreadable file."""
+    """Return the valid lines of metrics.jsonl, dicts with a `step`. Raises FileError for an unreadable file."""
     path, rows = Path(folder) / "metrics.jsonl", []
     try:
         text = read_bytes(path).decode("utf-8", "replace") if path.exists() else ""
     except OSError as error:
-        raise ConfigError(f"cannot read {path} ({error.strerror})") from None
+        raise FileError(f"cannot read {path} ({error.strerror})") from None
     for line in text.split("\n"):
         with suppress(ValueError):
             row = parse_json(line)

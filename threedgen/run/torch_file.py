@@ -1,4 +1,4 @@
-"""Safe reading of torch and safetensors files: no code is executed, defects raise ConfigError."""
+"""Safe reading of torch and safetensors files: no code is executed, defects raise FileError."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from threedgen.config.errors import ConfigError, short
+from threedgen.config.errors import ConfigError, FileError, short
 from threedgen.config.plain_file import ordinary
 from threedgen.run.memory import require_memory
 
@@ -37,8 +37,8 @@ def read_torch(path: Path, mmap: bool = False) -> Any:
     """Load a torch file to the CPU after verifying the checksums of the zip, which torch does not.
 
     Raises:
-        ConfigError: if the file is truncated, damaged, of another format, contains Python objects or needs more memory
-            than is free.
+        FileError: if the file is truncated, damaged, of another format, contains Python objects.
+        OutOfMemory: if it needs more memory than is free.
     """
     try:
         length = ordinary(path).stat().st_size
@@ -51,34 +51,34 @@ def read_torch(path: Path, mmap: bool = False) -> Any:
     except Exception:  # a damaged zip or pickle raises BadZipFile, EOFError, ValueError, UnicodeDecodeError, ...
         imports = None
     if imports is None:
-        raise ConfigError(f"{path} is damaged, cut off or not a checkpoint. Copy or download it again")
+        raise FileError(f"{path} is damaged, cut off or not a checkpoint. Copy or download it again")
     problem = "which can run code, so it was not loaded. Ask its author for a safetensors file"
     if foreign := [name.replace(" ", ".") for name in imports if not _PLAIN.fullmatch(name)]:
         name = short(min(foreign))[1:-1]
         if name.startswith("torch."):
-            raise ConfigError(f"{path} is not a checkpoint of a network: it contains {name}, not only plain arrays")
-        raise ConfigError(f"{path} holds Python objects ({name}), {problem}")
+            raise FileError(f"{path} is not a checkpoint of a network: it contains {name}, not only plain arrays")
+        raise FileError(f"{path} holds Python objects ({name}), {problem}")
     if not mmap:
         require_memory(length, str(path))
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except UnpicklingError:  # torch's message recommends weights_only=False: not shown
-        raise ConfigError(f"{path} holds Python objects, {problem}") from None
+        raise FileError(f"{path} holds Python objects, {problem}") from None
     except Exception as error:  # torch raises many classes for damaged files
-        raise ConfigError(f"{path} is damaged and cannot be read ({type(error).__name__})") from None
+        raise FileError(f"{path} is damaged and cannot be read ({type(error).__name__})") from None
     if sum(value.nbytes for value in leaves(content) if isinstance(value, Tensor)) > MAX_SHARING * length:
-        raise ConfigError(f"{path} is damaged: its tensors are far larger than the file")
+        raise FileError(f"{path} is damaged: its tensors are far larger than the file")
     return content
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Load the tensors of a safetensors file to the CPU. Raises ConfigError."""
+    """Load the tensors of a safetensors file to the CPU. Raises FileError."""
     try:
         return load_file(ordinary(path))
     except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from None
+        raise FileError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # SafetensorError, or torch's errors for unsupported dtypes
-        raise ConfigError(f"{path} is damaged: it is not valid safetensors ({type(error).__name__})") from None
+        raise FileError(f"{path} is damaged: it is not valid safetensors ({type(error).__name__})") from None
 
 
 def leaves(tree: Any) -> Iterator[Any]:

@@ -21,13 +21,14 @@ from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, Literal
 
-from threedgen.config import ConfigError, registry
+from threedgen.config import registry
+from threedgen.config.errors import ConfigError, ExpectedError, WorkerLost
 from threedgen.config.optional import require
 from threedgen.run.interrupts import STOP_CODES, Interrupts, Stopped
 from threedgen.run.text import clean, escape_logs
 
 logger = logging.getLogger(__name__)
-Answer = tuple[Literal["done", "stopped", "config_error", "error"], Any]
+Answer = tuple[Literal["done", "stopped", "expected", "error"], Any]
 """Result of an attempt as plain data, because some exceptions cannot be pickled."""
 POLL = 0.2
 """Maximum seconds until a signal is noticed."""
@@ -64,7 +65,9 @@ def run_jobs(
         0, or 130 or 143 after Ctrl-C or SIGTERM in this process or a worker.
 
     Raises:
-        ConfigError: if ``work`` does, if no Ray cluster responds, or if workers die repeatedly.
+        ExpectedError: if ``work`` does.
+        ConfigError: if no Ray cluster responds.
+        WorkerLost: if workers die repeatedly.
         RuntimeError: if a job fails and there is no ``on_failed``.
     """
     factories: dict[str, Callable[[], Worker]] = {"here": Worker, "processes": LocalProcess}
@@ -86,8 +89,8 @@ def attempt(work: Callable[[Any], Any], job: Any, table: dict[str, Any]) -> Answ
         return "done", work(job)
     except Stopped as stop:
         return "stopped", stop.code
-    except ConfigError as error:
-        return "config_error", str(error)
+    except ExpectedError as error:
+        return "expected", error
     except (Exception, SystemExit) as error:
         logger.debug("a job failed", exc_info=True)
         return "error", f"{type(error).__name__}: {error}"
@@ -151,18 +154,18 @@ class WorkerPool:
         return bool(self.queue) and not self.stopped()
 
     def answer(self, future: Future[Answer], worker: Worker) -> Answer:
-        """Return the answer of a worker and replace a dead one. Raises ConfigError as `run_jobs`."""
+        """Return the answer of a worker and replace a dead one. Raises as `run_jobs`."""
         if death := future.exception():
             worker.close()
             self.idle.append(self.start())
             self.deaths += 1
             if self.deaths > self.count * (self.attempts + 1):
-                raise ConfigError(f"engine: {self.deaths} workers died in a row ({clean(str(death))})")
+                raise WorkerLost(f"{self.deaths} workers died in a row ({clean(str(death))})")
             return "error", f"its worker was lost ({type(death).__name__})"
         self.idle.append(worker)
         self.deaths, (state, value) = 0, future.result()
-        if state == "config_error":
-            raise ConfigError(value)
+        if state == "expected":
+            raise value
         self.code = self.code or (value if state == "stopped" else 0)
         return state, value
 

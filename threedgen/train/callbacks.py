@@ -179,14 +179,32 @@ def first_nonfinite(module: torch.nn.Module) -> str | None:
     return None
 
 
+def first_nonfinite_gradient(module: torch.nn.Module) -> str | None:
+    """Return the name of the first parameter whose gradient has NaN or infinity."""
+    gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    if _finite(list(gradients.values())):
+        return None
+    return next((name for name, gradient in gradients.items() if not torch.isfinite(gradient).all()), None)
+
+
+def loss_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
+    """Return the loss scaler of precision 16-mixed; None for other precisions."""
+    scaler: torch.amp.GradScaler | None = getattr(trainer.precision_plugin, "scaler", None)
+    return scaler
+
+
 class FiniteGuard(StepCallback):
     """Guard that skips steps with a non-finite loss or gradient and stops the run after PATIENCE in a row.
 
     A skipped step leaves the weights unchanged and counts as done: the next one uses other random numbers. The reason
-    for a stop is logged and kept in `failure`, with the name of the loss term from `module.terms`.
+    for a stop is logged and kept in `failure`, with the name of the loss term from `module.terms` or of the parameter.
 
     Lightning has no hook to skip a step. Torch optimisers ignore parameters whose gradient is None (weight decay
-    included), so a step is skipped by clearing the gradients, on all ranks alike.
+    included), so a step is skipped by clearing the gradients, on all ranks alike. With a loss scaler (16-mixed) a fused
+    optimiser checks the gradients itself and needs at least one: it gets an infinite one and skips the step.
+
+    Infinite gradients are normal with a loss scaler, which then skips the step and lowers the scale. They stop the run
+    when the scale is below 1.
     """
 
     def __init__(self) -> None:
@@ -194,6 +212,15 @@ class FiniteGuard(StepCallback):
         self.skipped = 0
         self.failure: str | None = None
         self._loss_is_finite = True
+        self._bad_gradient: str | None = None
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if loss_scaler(trainer) is not None and trainer.gradient_clip_val:
+            for optimizer in trainer.optimizers:  # fused ones unscale inside `step`, too late for clipping
+                optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+                for group in optimizer.param_groups:
+                    group["fused"] = False
 
     def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: torch.Tensor) -> None:
         self._loss_is_finite = self._loss_is_finite and bool(torch.isfinite(loss).all())
@@ -201,22 +228,29 @@ class FiniteGuard(StepCallback):
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None  # fp16 skips overflows itself
-        bad = not (self._loss_is_finite and (scaled or _finite([p.grad for p in parameters])))
-        if not any_rank(trainer, bad):
+        scaler = loss_scaler(trainer)
+        overflow_expected = scaler is not None and scaler.get_scale() >= 1
+        self._bad_gradient = None if overflow_expected else first_nonfinite_gradient(pl_module)
+        if not any_rank(trainer, not self._loss_is_finite or self._bad_gradient is not None):
             self.in_a_row = 0
             return
-        for parameter in parameters:
-            parameter.grad = None
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            for parameter in parameters[:1]:
+                parameter.grad = torch.full_like(parameter, torch.inf)
+        else:
+            for parameter in parameters:
+                parameter.grad = None
         self.in_a_row += 1
         self.skipped += 1
 
     def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
         if self.in_a_row == 1 and self.skipped <= _MAX_WARNINGS:
             logger.warning("step %d skipped: %s", trainer.global_step - 1, self._blame(module))
-        if self.in_a_row >= PATIENCE and not trainer.should_stop:
-            self._fail(trainer, f"{self._blame(module)} for {self.in_a_row} steps in a row")
+        scale_lost = loss_scaler(trainer) is not None and self._bad_gradient is not None
+        if (self.in_a_row >= PATIENCE or scale_lost) and not trainer.should_stop:
+            reason = "at a loss scale below 1" if scale_lost else f"for {self.in_a_row} steps in a row"
+            self._fail(trainer, f"{self._blame(module)} {reason}")
             trainer.should_stop = True
         self._loss_is_finite = True
 
@@ -231,12 +265,13 @@ class FiniteGuard(StepCallback):
 
     def _blame(self, module: Any) -> str:
         if self._loss_is_finite:
-            return "a gradient is not finite"
+            bad_gradient = self._bad_gradient and f"the gradient of {self._bad_gradient} is not finite"
+            return bad_gradient or "the loss or a gradient of another process is not finite"
         bad = [name for name, value in module.terms.items() if not torch.isfinite(torch.as_tensor(value)).all()]
         return f"the loss term {' and '.join(map(repr, bad))} is not finite" if bad else "the loss is not finite"
 
 
-def _finite(tensors: list[torch.Tensor | None]) -> bool:
+def _finite(tensors: list[torch.Tensor]) -> bool:
     # norms: one GPU synchronisation for all tensors; on CPUs ten times faster than the largest value
-    norms = torch._foreach_norm([tensor for tensor in tensors if tensor is not None])
+    norms = torch._foreach_norm(tensors)
     return not norms or bool(torch.isfinite(torch.stack([norm.float() for norm in norms])).all())

@@ -6,6 +6,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch import Tensor
 
 from threedgen.config import yaml_text
 from threedgen.config.errors import ConfigError, short
+from threedgen.config.optional import installed
 from threedgen.run import folder as runs
-from threedgen.run.disk import free_megabytes
+from threedgen.run.disk import free_megabytes, write_error
 from threedgen.train.callbacks import StepCallback, any_rank, first_nonfinite
 from threedgen.train.checkpoint_file import LAST, read, write
 
@@ -50,12 +52,13 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     The interval is in seconds, not steps, so that a kill loses a bounded amount of work on any machine. Lightning runs
     checkpoint callbacks after all others but before the module's own on_train_batch_end: modules must not change state
     there. Nothing is saved while `healthy()` is false. A failed write gives one warning and is retried; only the last
-    one of a run raises ConfigError. A checkpoint contains `module.config_yaml` and no paths.
+    one of a run raises DiskFull or FileError. A checkpoint contains `module.config_yaml` and no paths.
     """
 
     def __init__(self, folder: Path, seconds: float, healthy: Callable[[], bool]) -> None:
         self.folder, self.seconds, self.healthy = folder, seconds, healthy
         self._warned = set[str]()
+        self._write_error: OSError | None = None
         self._saved_at, self._saved_step = time.monotonic(), -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -69,18 +72,20 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     ) -> None:
         module: Any = pl_module
         checkpoint[CONFIG_KEY], checkpoint[WEIGHTS_KEY] = module.config_yaml, dict(module.weights)
-        checkpoint[NUMERICS_KEY] = numerics()
+        checkpoint[NUMERICS_KEY] = numerics(trainer)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        warn_numerics(checkpoint, numerics(trainer))
 
     def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
         if any_rank(trainer, time.monotonic() - self._saved_at >= self.seconds):
             self.save(trainer, module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not self.save(trainer, pl_module) and self.healthy() and first_nonfinite(pl_module) is None:
-            raise ConfigError(
-                f"cannot save the last checkpoint: folder={self.folder} ({self._space()}). "
-                "Make room there and run the same command again"
-            )
+        if not self.save(trainer, pl_module) and self._write_error is not None:
+            raise write_error(self.folder, self._write_error) from self._write_error
 
     def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
         """Save a checkpoint on all ranks.
@@ -88,7 +93,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
         Returns:
             False if the state is not finite or not healthy, or the write failed (one warning each).
         """
-        self._saved_at = time.monotonic()
+        self._saved_at, self._write_error = time.monotonic(), None
         if trainer.global_step == self._saved_step:
             return True
         if bad := first_nonfinite(module):
@@ -98,6 +103,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
         try:
             trainer.save_checkpoint(self.folder / LAST, weights_only=False)
         except OSError as error:
+            self._write_error = error
             reason = f"{error.strerror} ({self._space()})"
             self._warn("disk", f"cannot write a checkpoint to {self.folder}: {reason}. The training continues")
             trainer.strategy.barrier("Trainer.save_checkpoint")  # the other ranks wait there
@@ -165,22 +171,42 @@ def check_weights(checkpoint: dict[str, Any], weights: Mapping[str, str]) -> Non
             )
 
 
-def numerics() -> dict[str, str]:
-    """Return versions, processor and thread counts, on which the last bits of results depend."""
+def numerics(trainer: pl.Trainer) -> dict[str, str]:
+    """Return versions, processors and numbers of threads and devices, on which the last bits of results depend."""
     numba_threads = numba.get_num_threads()  # first: this call may change torch's number, see threads.py
-    return {
+    device = trainer.strategy.root_device
+    result = {
         "torch": str(torch.__version__),  # a plain str: checkpoints contain no other classes
         "lightning": pl.__version__,
         "numba": numba.__version__,
         "processor": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
         "threads": f"{torch.get_num_threads()}/{numba_threads}",
+        "device": device.type,
+        "devices": f"{trainer.world_size} ({type(trainer.strategy).__name__})",
     }
+    if device.type == "cuda":
+        result |= {
+            "GPU": torch.cuda.get_device_name(device),
+            "driver": _driver_version(),
+            "CUDA": str(torch.version.cuda),
+            "triton": version("triton") if installed("triton") else "none",
+        }
+    return result
 
 
-def warn_numerics(checkpoint: dict[str, Any]) -> None:
-    """Log a warning if `numerics()` changed since the checkpoint: results may then differ in the last bits."""
-    before, now = checkpoint.get(NUMERICS_KEY), numerics()
+def _driver_version() -> str:
+    """Return the version of the NVIDIA driver; "unknown" where the kernel does not report it."""
+    try:
+        return Path("/sys/module/nvidia/version").read_text(encoding="ascii").strip()
+    except OSError:
+        return "unknown"
+
+
+def warn_numerics(checkpoint: dict[str, Any], now: dict[str, str]) -> None:
+    """Log a warning if `numerics` changed since the checkpoint: results may then differ."""
+    before = checkpoint.get(NUMERICS_KEY)
     before = before if isinstance(before, dict) else {}
-    changes = [f"{name} {before[name]} -> {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    names = [name for name in (before | now) if before and before.get(name) != now.get(name)]
+    changes = [f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}" for name in names]
     if changes:
-        logger.warning("results may differ in the last bits from an uninterrupted run: %s", ", ".join(changes))
+        logger.warning("results may differ from those of an uninterrupted run: %s", ", ".join(changes))

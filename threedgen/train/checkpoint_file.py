@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threedgen.config.errors import ConfigError, short
+from threedgen.config.errors import FileError, short
 from threedgen.run.disk import atomic_file
 from threedgen.run.torch_file import leaves, read_torch
 
@@ -60,16 +60,16 @@ def read(path: Path) -> dict[str, Any]:
     """Load the checkpoint at `path` to the CPU without executing anything in the file.
 
     Raises:
-        ConfigError: if the file is truncated, damaged, of another format, contains Python objects, or its state
+        FileError: if the file is truncated, damaged, of another format, contains Python objects, or its state
             cannot be resumed.
     """
     checkpoint = read_torch(path)
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in _REQUIRED_KEYS):
-        raise ConfigError(f"{path} is not the checkpoint of a run; it may contain plain weights")
+        raise FileError(f"{path} is not the checkpoint of a run; it may contain plain weights")
     if defect := _wrong_type(checkpoint):
-        raise ConfigError(f"{path} is damaged: {defect}")
+        raise FileError(f"{path} is damaged: {defect}")
     if defect := _unusable_state(checkpoint):
-        raise ConfigError(f"cannot resume from {path}: {defect}")
+        raise FileError(f"cannot resume from {path}: {defect}")
     return checkpoint
 
 
@@ -123,15 +123,15 @@ _VALIDATORS: dict[str, Callable[[Any], bool]] = {
 def latest(folder: Path, keep: int = 2) -> tuple[Path, dict[str, Any]] | None:
     """Return the newest readable checkpoint in `folder` and its content; None if there is no file at all.
 
-    Newer files that cannot be read are skipped with one warning. Raises ConfigError if no file can be read.
+    Newer files that cannot be read are skipped with one warning. Raises FileError if no file can be read.
     """
-    problem: ConfigError | None = None
+    problem: FileError | None = None
     for path in (folder / name for name in file_names(max(keep, 2))):
         if not path.exists():
             continue
         try:
             checkpoint = read(path)
-        except ConfigError as error:
+        except FileError as error:
             problem = problem or error
             continue
         if problem:

@@ -10,18 +10,20 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from threedgen.config.errors import ConfigError, in_a_line, short
-from threedgen.run.disk import free_megabytes
+from threedgen.config.errors import ConfigError, DiskFull
+from threedgen.config.sections import TrainerConfig
+from threedgen.run.disk import free_megabytes, write_error
 from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
@@ -29,7 +31,7 @@ from threedgen.run.progress import silence_lightning
 from threedgen.run.threads import set_threads, threads_of
 from threedgen.run.torch_file import check_architecture, require_finite
 from threedgen.train.callbacks import FiniteGuard, Logging, Seeding, StopOnInterrupt, Validation
-from threedgen.train.checkpoint import AtomicCheckpointIO, Checkpoint, check_config, check_weights, warn_numerics
+from threedgen.train.checkpoint import AtomicCheckpointIO, Checkpoint, check_config, check_weights
 from threedgen.train.checkpoint_file import latest
 from threedgen.train.progress import Progress
 from threedgen.train.status import Status
@@ -61,7 +63,8 @@ def fit(
         How the training ended. After TERMINATED the process should exit soon.
 
     Raises:
-        ConfigError: if the checkpoint does not fit the run, or the disk is full.
+        ConfigError: if the checkpoint does not fit the run.
+        DiskFull: if there is no room for the last checkpoint.
         KeyboardInterrupt: at the second Ctrl-C.
     """
     silence_lightning()
@@ -72,7 +75,7 @@ def fit(
     path = _resume_path(module, checkpoints, config, resume)
     _check_space(module, checkpoints, config.checkpoint.keep)
     guard, every = FiniteGuard(), config.trainer.val_check_interval
-    with interrupts or Interrupts() as active, _determinism_restored():
+    with interrupts or Interrupts() as active, determinism(config.trainer.deterministic):
         stop = StopOnInterrupt(active)
         trainer = _trainer(
             config,
@@ -88,8 +91,7 @@ def fit(
                 Checkpoint(checkpoints, config.checkpoint.seconds, lambda: not guard.in_a_row),
             ],
         )
-        with _restore_errors(path, lambda: bool(stop.steps)):
-            terminated = _run(trainer, module, path)
+        terminated = _run(trainer, module, path)
         if terminated or stop.terminated:
             return Status.TERMINATED
     guard.check_end(trainer, module)
@@ -103,7 +105,7 @@ def _resume_path(module: System, checkpoints: Path, config: Any, resume: bool) -
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot create {checkpoints}: {error.strerror}") from None
+        raise write_error(checkpoints, error) from None
     if not resume and any(checkpoints.glob("*.ckpt")):
         raise ConfigError(f"{checkpoints.parent} already contains a run. Resume it or choose another folder")
     found = latest(checkpoints, config.checkpoint.keep)
@@ -120,18 +122,17 @@ def _resume_path(module: System, checkpoints: Path, config: Any, resume: bool) -
     if done > max_steps:
         problem = f"{checkpoints.parent} already has {done} steps. Set at least {done}, or choose another folder"
         raise ConfigError(problem, MAX_STEPS_KEY, str(max_steps))
-    warn_numerics(checkpoint)
     return path
 
 
 def _check_space(module: torch.nn.Module, folder: Path, keep: int) -> None:
-    """Raise ConfigError if the disk has no room for `keep` checkpoints and one that is being written."""
+    """Raise DiskFull if the disk has no room for `keep` checkpoints and one that is being written."""
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     state = sum(t.numel() * t.element_size() for t in module.state_dict().values())
     needed = (keep + 1) * (state + 2 * trained) / 2**20  # Adam has two moments
     free = free_megabytes(folder)
     if free < needed:
-        raise ConfigError(f"not enough disk space for checkpoints in {folder}: {free:.0f} MB free, {needed:.0f} needed")
+        raise DiskFull(f"not enough disk space for checkpoints in {folder}: {free:.0f} MB free, {needed:.0f} needed")
 
 
 def _trainer(config: Any, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
@@ -140,7 +141,8 @@ def _trainer(config: Any, folder: Path, callbacks: list[pl.Callback]) -> pl.Trai
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return pl.Trainer(
-        **config.trainer.model_dump(exclude={"val_check_interval"}),
+        **config.trainer.model_dump(exclude={"val_check_interval", "strategy"}),
+        strategy=_strategy(config.trainer),
         callbacks=callbacks,
         plugins=plugins,
         default_root_dir=str(folder),
@@ -153,6 +155,17 @@ def _trainer(config: Any, folder: Path, callbacks: list[pl.Callback]) -> pl.Trai
         enable_model_summary=False,
         logger=False,
     )
+
+
+def _strategy(options: TrainerConfig) -> str:
+    """Return Lightning's strategy; auto with several devices: DDP that allows parameters without a gradient.
+
+    Many systems use some of their parameters in a part of their steps only, such as the background or the shading.
+    """
+    gpus = torch.cuda.device_count() if options.accelerator in ("auto", "gpu", "cuda") else 0
+    count = options.num_nodes * (max(1, gpus) if options.devices == "auto" else options.devices)
+    several = options.strategy == "auto" and count > 1
+    return "ddp_find_unused_parameters_true" if several else options.strategy
 
 
 def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> bool:
@@ -173,24 +186,15 @@ def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> 
 
 
 @contextmanager
-def _restore_errors(checkpoint: Path | None, restored: Callable[[], bool]) -> Iterator[None]:
-    """Turn errors inside into ConfigError until the checkpoint is `restored()`: Lightning does not validate it."""
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as error:
-        if checkpoint is None or restored() or isinstance(error, torch.OutOfMemoryError):
-            raise
-        raise ConfigError(f"{checkpoint} does not fit this run ({short(in_a_line(error), 160)[1:-1]})") from error
-
-
-@contextmanager
-def _determinism_restored() -> Iterator[None]:
-    """Restore torch's deterministic mode, which Lightning sets, on exit; do not fill fresh memory with NaN inside."""
+def determinism(setting: bool | Literal["warn"]) -> Iterator[None]:
+    """Set torch's deterministic mode to `trainer.deterministic` inside; do not fill fresh memory with NaN."""
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic
     filled = memory.fill_uninitialized_memory
     memory.fill_uninitialized_memory = False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as Lightning does: cuBLAS then repeats its sums
+    torch.use_deterministic_algorithms(setting is not False, warn_only=setting == "warn")
     try:
         yield
     finally:

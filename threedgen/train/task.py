@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from threedgen.run.interrupts import Interrupts, Stopped
 from threedgen.run.lock import release
 from threedgen.run.metrics import read_summary, write_summary
 from threedgen.run.progress import Count, silence_lightning
+from threedgen.run.ranks import is_rank_zero, local_rank
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads, threads_of
 from threedgen.train.status import Status, finished
@@ -70,7 +70,7 @@ class Task:
             section: prefix of the keys, with its dot.
         """
         for key, files in identities.items():
-            if not self.quiet and os.environ.get("LOCAL_RANK", "0") == "0":
+            if not self.quiet and is_rank_zero():
                 say(f"{key}: {files}")
             self.weights[section + key] = files.digest
 
@@ -237,7 +237,7 @@ def execute(work: Callable[[Task], Status | None], task: Task, hint: str = "") -
 def device(accelerator: str = "auto") -> str:
     """Return torch's name of the device that Lightning uses for this process."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        return f"cuda:{local_rank()}"
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():
         return "mps"
     return "cpu"

@@ -18,7 +18,7 @@ from threedgen.run.folder import CONFIG, stored_config, user_path
 from threedgen.run.text import duration, say, visible
 
 from .options import GalleryConfig
-from .page import REMEDY, jpeg, link, page
+from .page import jpeg, link, page
 from .record import TASKS, VIEWS_PER_ROW, Record, as_int, read_record
 from .report import PAGE
 
@@ -34,7 +34,7 @@ def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) 
     path = folder / NAME if config.out is None else user_path(config.out, "out")
     if config.out is not None and (path.is_dir() or path.suffix.lower() not in (".html", ".htm")):
         path /= NAME
-    with writing(path, REMEDY):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         text, broken = gallery(folder, path.parent)
         write_atomic(path, text)

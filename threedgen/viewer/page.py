@@ -25,8 +25,6 @@ from threedgen.run.text import duration, number, visible
 ASSETS = Path(__file__).parent / "assets"
 MAX_EMBEDDED_BYTES = 64_000_000
 """Maximum size of a file embedded in a page; browsers fail on larger ones."""
-REMEDY = "fix that and run the same command again"
-"""Advice after a failed write of a page."""
 SERVER_POLICY = "img-src data: 'self'; connect-src 'self'; frame-src 'self'"
 _TYPES = {".glb": "model/gltf-binary", ".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg"}
 

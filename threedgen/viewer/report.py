@@ -19,7 +19,7 @@ from threedgen.run.metrics import read_metrics
 from threedgen.run.text import clean, duration, number, say
 
 from .options import LIVE, ReportConfig
-from .page import REMEDY, embedded, page
+from .page import embedded, page
 from .plots import drawable, plot
 from .record import VIEWS_PER_ROW, Record, as_float, as_int, read_record
 
@@ -75,7 +75,7 @@ Rows = list[tuple[str, str]]
 def run(config: ReportConfig, resume: Path | None = None, quiet: bool = False) -> int:
     """Run the task `report`: rewrite the page of a run and print its path."""
     folder = run_folder(config.run, "run")
-    with writing(folder / PAGE, REMEDY):
+    with writing(folder / PAGE):
         say(str(write_report(folder)))
     return 0
 

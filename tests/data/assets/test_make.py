@@ -228,7 +228,7 @@ def test_full_disk_is_reported_and_finished_shards_stay(
         add(self, name, data)
 
     monkeypatch.setattr(Writer, "add", full)
-    assert command("views.per_shard=1") == 2
+    assert command("views.per_shard=1") == 3
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert "run" in error and os.strerror(errno.ENOSPC) in error
     assert list(shard_bytes()) == ["shard-00000.tar"] and not list(Path("run").rglob("*.tmp"))

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.errors import refused
 from tests.support.task_server import TINY, tiny_generate
 from threedgen import config
-from threedgen.config import ConfigError
+from threedgen.config.errors import OutOfMemory
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run import folder as runs
 from threedgen.run.folder import CHECKPOINTS
@@ -63,7 +64,7 @@ def test_a_step_is_repeated_in_smaller_chunks_and_the_result_is_the_same(
 
 def test_what_does_not_fit_in_chunks_either_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, *range(2, 99))
-    with pytest.raises(ConfigError, match=r"^step 2 on cpu takes more memory than the GPU has free: set march.chunk"):
+    with refused(None, "step 2 on cpu", "march.chunk", kind=OutOfMemory):
         start(tmp_path)
 
 
@@ -72,5 +73,5 @@ def test_a_prior_that_does_not_fit_is_one_sentence(tmp_path: Path, monkeypatch: 
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("threedgen.train.task.Task.load_prior", full)
-    with pytest.raises(ConfigError, match="^the prior takes more memory than the GPU has free: set "):
+    with refused(None, "the prior", kind=OutOfMemory):
         start(tmp_path)

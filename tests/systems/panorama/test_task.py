@@ -182,7 +182,7 @@ def test_views_that_were_drawn_are_not_drawn_again(
     with monkeypatch.context() as patch:
         patch.setattr(outputs, "write_mp4", full)
         code, _, err = ask(capsys, "panorama", "prompt=a dog", "out=run")
-    assert code == 2 and "No space left on device" in err and not Path("run/summary.json").exists()
+    assert code == 3 and "No space left on device" in err and not Path("run/summary.json").exists()
     monkeypatch.setattr(MVDiffusion, "sample_views", None)
     assert ask(capsys, "panorama", "prompt=a dog", "out=run")[0] == 0
     assert Path("run/panorama.html").exists()

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.support import command
 from tests.support.task_server import prior_folder, write_config
+from threedgen.config.errors import DiskFull
 from threedgen.systems.sample import task as sample
 
 SAMPLE = {"task": "sample", "threads": 1, "n_view": 2, "steps": 2}
@@ -80,4 +81,4 @@ def test_a_picture_that_cannot_be_written(capsys: pytest.CaptureFixture[str], mo
 
     monkeypatch.setattr(sample, "write_png", full)
     code, _, err = ask(capsys, "prompt=a red dog", "out=run")
-    assert code == 2 and err.count("\n") == 1 and "No space left on device" in err and "make room" in err
+    assert code == DiskFull.exit_code and err.count("\n") == 1 and "No space left on device" in err

@@ -37,7 +37,6 @@ from .shards import Shards, checksum, is_complete, new_shard
 from .sheet import write_sheet
 
 logger = logging.getLogger(__name__)
-REMEDY = "free disk space and run the same command again; it continues with the missing shards"
 CRASHES = "lost.json"
 """File of the assets at which processes died, with the reason."""
 MAX_WARNINGS = 20
@@ -67,13 +66,13 @@ run = partial(run_task, make, result="sheet.png", files=("sheet.png", "assets.cs
 def render(config: AssetsConfig, run_folder: Path, quiet: bool) -> Shards:
     """Write the shards, assets.csv and contact sheet of a mesh folder. Raises Stopped, ConfigError."""
     folder, data = run_folder / SHARDS, Path(config.data).expanduser()
-    with writing(folder, REMEDY):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     listing = config.listing()
     every = jobs(config, data, listing.assets)
     if code := make_shards(config, every, run_folder, data, quiet):
         raise Stopped(code)
-    with writing(run_folder, REMEDY):
+    with writing(run_folder):
         _remove_stale(folder, every)
         write_json(folder / INDEX, build_index(config, every, folder, listing.left_out))
         shards = Shards(folder)
@@ -132,7 +131,7 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
                 count.add(len(job.assets), job.assets[-1].caption)
                 first = Shards(folder, build_index(config, [job], folder, {}))
                 if len(first) and not (run_folder / "sheet.png").exists():  # an early preview
-                    with writing(run_folder, REMEDY):
+                    with writing(run_folder):
                         write_sheet(run_folder, first, config.sheet)
 
             if code := run_jobs(missing, work, on_done, partial(skip_asset, folder=folder), **engine):
@@ -144,7 +143,7 @@ def skip_asset(job: Job, reason: str, folder: Path) -> None:
     """Record the asset at which a shard failed repeatedly, so that the next attempt leaves it out."""
     current = read_json(folder / f"{job.name}.at") or {"file": job.assets[0].file, "mark": None}
     logger.warning("asset skipped after repeated failures: %s (%s)", current["file"], reason)
-    with writing(folder, REMEDY):
+    with writing(folder):
         crash = {str(current["file"]): {"mark": current["mark"], "reason": f"cannot be rendered ({reason})"}}
         write_json(folder / CRASHES, read_json(folder / CRASHES) | crash)
 
@@ -154,7 +153,7 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
     set_threads(threads)
     left_out, entries, crashes = dict[str, str](), list[dict[str, Any]](), read_json(folder / CRASHES)
     path, current_file = folder / f"{job.name}.tar", folder / f"{job.name}.at"
-    with writing(folder, REMEDY):
+    with writing(folder):
         (folder / f"{job.name}.json").unlink(missing_ok=True)
         with new_shard(path) as shard:
             for asset in job.assets:

@@ -18,7 +18,7 @@ from threedgen.run.folder import flat
 from threedgen.run.metrics import csv_table
 from threedgen.run.text import clean
 from threedgen.train.task import Task
-from threedgen.viewer.page import REMEDY, jpeg, page
+from threedgen.viewer.page import jpeg, page
 
 from .meter import view_labels
 from .rates import ErrorRates
@@ -43,7 +43,7 @@ class Report:
     def finish(self) -> None:
         """Writes all files and the summary. The views are read from RUN/looks."""
         config, rates, folder = self.task.config, self.rates, self.task.folder
-        with writing(folder / "report.html", REMEDY):
+        with writing(folder / "report.html"):
             figures = {
                 "meter": config.meter.model_dump(mode="json"),
                 "errors": rates.plain() if rates else None,

@@ -18,6 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import OutOfMemory
 from threedgen.data.toybox.raycast import RenderResult
 from threedgen.data.toybox.world import render_orbit
 from threedgen.evaluation.metrics.colour import mottle
@@ -145,7 +146,7 @@ def make(config: GenerateConfig) -> Result:
     folder, azimuth = Path(str(begun.out)), view_azimuths(config.result.turntable)
     try:
         status = run_status(begun, resume, quiet=True)
-    except ConfigError as error:
+    except (ConfigError, OutOfMemory) as error:
         if not any((folder / runs.CHECKPOINTS).glob("*.ckpt")):
             raise
         logger.warning("%s", error)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from threedgen.config import ConfigError, find, load, plain, registry, split_override, task_of, tree_hash
+from threedgen.config.errors import OutOfMemory
 from threedgen.config.plain_file import read_json
 from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
@@ -106,7 +107,7 @@ def write_record(folder: Path, state: str, **figures: Any) -> None:
 
 def make(job: Job, root: Path, threads: int | None) -> str:
     """Runs the task of a job in ``root``/KEY; returns the state. Raises Stopped if it was, and what its task raises
-    (which may not come again) other than ConfigError."""
+    (which may not come again) other than ConfigError and OutOfMemory."""
     folder = root / job.key
     config = job.config.model_copy(update={"out": str(folder), "threads": threads})
     begun, before = time.monotonic(), read_json(folder / RECORD).get("seconds", 0.0)
@@ -123,7 +124,7 @@ def make(job: Job, root: Path, threads: int | None) -> str:
             state, figures = FAILED, {"reason": summary.get("reason", f"its task ended with code {code}")}
         else:
             state, figures = FINISHED, {"memory_mib": summary.get("peak_memory_mib", peak_memory())}
-    except ConfigError as error:
+    except (ConfigError, OutOfMemory) as error:
         begun_well = any((folder / runs.CHECKPOINTS).glob("*.ckpt"))
         state, figures = FAILED if begun_well else REFUSED, {"reason": str(error)}
     finally:

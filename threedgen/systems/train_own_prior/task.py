@@ -9,7 +9,6 @@ RUN/samples.png                      held-out assets, and what they draw of thei
 
 from __future__ import annotations
 
-import os
 from functools import partial
 
 from threedgen.config.errors import called
@@ -22,6 +21,7 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.disk import writing
 from threedgen.run.folder import user_path
+from threedgen.run.ranks import is_rank_zero
 from threedgen.run.seeding import seed_networks
 from threedgen.run.text import say
 from threedgen.systems.train_prior.system import with_camera
@@ -38,7 +38,7 @@ TEXT, TOGETHER, SHOWN = 400, 8, 8
 def train(task: Task) -> Status:
     """Renders, if that is not done, and trains. Raises ConfigError, Stopped."""
     config: TrainOwnPriorConfig = task.config
-    o, seed, aloud = config.training, config.seed, not task.quiet and os.environ.get("LOCAL_RANK", "0") == "0"
+    o, seed, aloud = config.training, config.seed, not task.quiet and is_rank_zero()
     if config.rendered is None:
         shards = render(config, task.folder, task.quiet)
         if aloud:
