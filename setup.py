@@ -85,7 +85,7 @@ setup(
         ],
         # make docs: the documentation as a site
         "docs": ["mkdocs>=1.6", "mkdocs-material>=9.7", "mkdocstrings[python]>=1.0"],
-        # back ends for GPUs; torch for CUDA brings triton along. tinycudann is on no index, see docs/mvdream.md
+        # back ends for GPUs; torch for CUDA brings triton along. tinycudann is on no index, see docs/gpu.md
         "nerfacc": ["nerfacc>=0.5.3"],
         "triton": ["triton>=3.2"],
         "xformers": ["xformers"],

@@ -1,6 +1,6 @@
-"""What the toybox holds, as Markdown, so that its page in docs/ cannot go stale.
+"""Markdown catalogue of the toybox: nouns, colours, sizes, accessories, wordings, held-out combinations.
 
-python docs/catalogue.py docs/toybox.md     writes it anew between the page's marks
+python docs/catalogue.py docs/toybox-words.md     update the catalogue between the marks of the page
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SIZE_WORDS = {
 
 
 def markdown() -> str:
-    """All sections of the catalogue."""
+    """Return all sections of the catalogue."""
     return "\n\n".join([_summary(), _nouns(), _words(), _wordings(), _split()]) + "\n"
 
 
 def update(page: str) -> str:
-    """The page with the catalogue between its marks renewed.  Raises ValueError if it has no marks."""
+    """Return the page with a new catalogue between its marks. Raises ValueError if it has no marks."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
@@ -35,7 +35,7 @@ def update(page: str) -> str:
 
 
 def combinations() -> list[Spec]:
-    """Every (noun, colour, part or accessory)."""
+    """Return every combination of noun, colour, and part or accessory."""
     return [
         Spec(noun.word, colour, "", part)
         for noun in NOUNS.values()
@@ -45,7 +45,7 @@ def combinations() -> list[Spec]:
 
 
 def families() -> dict[str, list[Noun]]:
-    """The nouns by family, both in the order of the code."""
+    """Group the nouns by family, both in the order of the code."""
     found: dict[str, list[Noun]] = {}
     for noun in NOUNS.values():
         found.setdefault(noun.family, []).append(noun)

@@ -1,69 +1,123 @@
-"""The pages of the documentation: what they link to is there, and every config has its line."""
+"""Pages of the documentation: links, file names, commands and options exist, and pages stay short."""
 
 from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from threedgen.config import shipped
+from threedgen import config
+from threedgen.cli import parse
+from threedgen.config import registry, shipped
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")])
+DOCS = ROOT / "docs"
+PAGES = sorted({ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("*/README.md")})
+USER_PAGES = [page for page in PAGES if page == ROOT / "README.md" or (DOCS in page.parents)]
+USER_PAGES = [page for page in USER_PAGES if "experiments" not in page.parts]
+LONG_PAGES = ("command-line.md", "configs.md", "toybox-words.md")
+"""References with a row per flag, config or word: no limit per page."""
+MAX_WORDS, MAX_WORDS_IN_ALL = 900, 25_000
+TASK_PAGES = [page for page in USER_PAGES if page.stem not in ("README", "architecture", "glossary")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8"))
-    missing = [target for target in targets if "://" not in target and not (page.parent / target).exists()]
-    assert not missing
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_files_of_the_project_that_are_named_are_there(page: Path) -> None:
-    """`guidance/prior.py`, `tests/test_imports.py`: names of files in backticks, from the root or from threedgen/."""
-    named = re.findall(r"`((?:[\w-]+/)+[\w-]+\.(?:py|yaml))`", page.read_text(encoding="utf-8"))
-    missing = [name for name in named if not any((root / name).exists() for root in (ROOT, ROOT / "threedgen"))]
-    assert not missing
+def text(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_links_of_page_exist(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#\s]+)", text(page))
+    assert not [target for target in targets if "://" not in target and not (page.parent / target).exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_files_named_in_page_exist(page: Path) -> None:
+    """`guidance/prior.py`, `tests/test_imports.py`: files in backticks, from the root or from threedgen/."""
+    named = re.findall(r"`((?:[\w-]+/)+[\w-]+\.(?:py|yaml))`", text(page))
+    assert not [name for name in named if not any((root / name).exists() for root in (ROOT, ROOT / "threedgen"))]
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """Arguments of the commands in code blocks; two spaces separate a description from its command."""
+    for line in re.sub(r" *\\\n\s+", " ", text(page)).splitlines():
+        found = re.fullmatch(r" {4}(?:\S*python launch\.py|threedgen)((?: \S+)*)(?:  .*)?", line)
+        if found and "..." not in found[1] and "NAME_OR_PATH" not in found[1]:
+            yield shlex.split(found[1])
+
+
+@pytest.mark.parametrize("page", USER_PAGES, ids=name)
+def test_commands_of_page_are_valid(page: Path) -> None:
+    for words in commands(page):
+        command = parse(words)
+        if not {"--plugin", "--resume", "--list", "--help"} & set(command.flags):
+            config.load(command.config, command.overrides)
+
+
+@pytest.fixture(scope="module")
+def option_names() -> set[str]:
+    """Names of the fields of all config models."""
+    models = [registry.config_model(kind, choice) for kind, table in registry.TABLE.items() for choice in table]
+    queue: list[type[config.Config]] = [config.Config]
+    while queue:
+        models += (below := queue.pop().__subclasses__())
+        queue += below
+    return {key for model in models for key in model.model_fields}
+
+
+@pytest.mark.parametrize("page", USER_PAGES, ids=name)
+def test_options_named_in_page_exist(page: Path, option_names: set[str]) -> None:
+    """`refine.steps=20` in backticks; the first parts may be keys of one's own (`stages.coarse.size=64`)."""
+    named = re.findall(r"`'?((?:[a-z_]+\.)*[a-z_]+)=[^`]*`", text(page))
+    assert not [key for key in named if key.split(".")[-1] not in option_names]
 
 
 def test_every_config_is_in_the_table() -> None:
-    table = (ROOT / "docs" / "configs.md").read_text(encoding="utf-8")
-    assert not [name for name in shipped() if f"`{name}`" not in table]
+    table = text(DOCS / "configs.md")
+    assert not [config for config in shipped() if f"`{config}`" not in table]
     needs = [line.split("|")[3] for line in table.splitlines() if line.startswith("| `")]
-    assert not [need for need in needs if "core" in need and not re.search("second|minute|hour", need)], "how long?"
+    assert not [need for need in needs if "core" in need and not re.search("second|minute|hour", need)]
 
 
-def test_the_index_names_every_page() -> None:
-    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    assert not [
-        page.name for page in ROOT.glob("docs/*.md") if page.name != "README.md" and f"({page.name})" not in index
-    ]
+def test_index_names_every_page() -> None:
+    index = text(DOCS / "README.md")
+    assert not [page.name for page in DOCS.glob("*.md") if page.name != "README.md" and f"({page.name})" not in index]
 
 
-PAGES_OF_THINGS = [page for page in sorted(ROOT.glob("docs/**/*.md")) if page.stem not in ("README", "architecture")]
-
-
-@pytest.mark.parametrize("page", PAGES_OF_THINGS, ids=lambda page: page.stem)
-def test_a_page_begins_with_what_one_gets(page: Path) -> None:
-    """Below its title, at most three lines further: a command (indented) or a picture."""
-    title, *rest = page.read_text(encoding="utf-8").splitlines()
+@pytest.mark.parametrize("page", TASK_PAGES, ids=name)
+def test_page_starts_with_command_or_picture(page: Path) -> None:
+    """At most three lines below the title."""
+    title, *rest = text(page).splitlines()
     assert title.startswith("# ") and any(line.startswith(("    ", "![")) for line in rest[:4])
 
 
-def test_every_page_has_its_place_in_the_site() -> None:
-    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    pages = [str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md")]
-    assert not [page for page in pages if f" {page}\n" not in site]
+@pytest.mark.parametrize("page", [page for page in USER_PAGES if page.name not in LONG_PAGES], ids=name)
+def test_page_is_short(page: Path) -> None:
+    assert len(text(page).split()) <= MAX_WORDS
+
+
+def test_user_pages_are_short_in_all() -> None:
+    assert sum(len(text(page).split()) for page in USER_PAGES) < MAX_WORDS_IN_ALL
+
+
+def test_site_navigation_names_every_page() -> None:
+    site = text(ROOT / "mkdocs.yml")
+    assert not [page for page in DOCS.glob("**/*.md") if f" {page.relative_to(DOCS)}\n" not in site]
 
 
 @pytest.mark.slow
-def test_the_site_is_built_without_a_broken_link_and_asks_nobody(tmp_path: Path) -> None:
-    """`make docs`; strict, so that a missing page, file or anchor is an error. Needs the extra docs."""
+def test_site_builds_without_broken_links_or_requests(tmp_path: Path) -> None:
+    """`make docs`, strict: a missing page, file or anchor is an error. Needs the extra docs."""
     for package in ("mkdocs", "material", "mkdocstrings"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
@@ -72,8 +126,8 @@ def test_the_site_is_built_without_a_broken_link_and_asks_nobody(tmp_path: Path)
     assert done.returncode == 0, done.stderr
     pages = {page: page.read_text(encoding="utf-8") for page in (tmp_path / "site").rglob("*.html")}
     asked = r"<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=\"?(?:https?:)?//[^>]*>"
-    assert not [found for text in pages.values() for found in re.findall(asked, text) if 'rel="canonical"' not in found]
-    for name in ("index", "api/index", "api/guidance/index", "weights/index", "export/index"):
-        assert tmp_path / "site" / f"{name}.html" in pages
+    assert not [found for html in pages.values() for found in re.findall(asked, html) if 'rel="canonical"' not in found]
+    for stem in ("index", "api/index", "api/guidance/index", "weights/index", "export/index"):
+        assert tmp_path / "site" / f"{stem}.html" in pages
     api = pages[tmp_path / "site/api/guidance/index.html"]
-    assert "encode_prompt" in api and "DDIM samples of P prompts" in api
+    assert "encode_prompt" in api and "sample_latents" in api

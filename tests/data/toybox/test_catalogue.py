@@ -1,4 +1,4 @@
-"""Catalogue of the toybox in docs/toybox.md."""
+"""Catalogue of the toybox in docs/toybox-words.md."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import pytest
 from threedgen.data.toybox.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES
 
 DOCS = Path(__file__).parents[3] / "docs"
-PAGE = DOCS / "toybox.md"
-COMMAND = "python docs/catalogue.py docs/toybox.md"
+PAGE = DOCS / "toybox-words.md"
+COMMAND = "python docs/catalogue.py docs/toybox-words.md"
 catalogue = SimpleNamespace(**runpy.run_path(str(DOCS / "catalogue.py")))
 
 

@@ -39,7 +39,7 @@ def embedded() -> Vocabulary:
     ],
 )
 def test_check_noun_refuses_prompts_without_known_noun(prompt: str, values: list[str], embedded: Vocabulary) -> None:
-    with refused("prompt", *values, "docs/toybox.md", "prompt_check=off", repr(prompt)):
+    with refused("prompt", *values, "docs/toybox-words.md", "prompt_check=off", repr(prompt)):
         check_noun(prompt, embedded)
 
 

@@ -15,7 +15,7 @@ from threedgen.run.similar_words import also_called
 from . import nouns  # noqa: F401  (fills NOUNS)
 from .grammar import ACCESSORIES, COLOURS, NOUNS, Spec, caption, find_nouns
 
-PAGE = "docs/toybox.md"
+PAGE = "docs/toybox-words.md"
 EXAMPLES_OF_ALL, EXAMPLES_OF_NEAREST = 2, 6
 """Nouns listed per family if all families are listed, or only the nearest."""
 
