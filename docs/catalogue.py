@@ -61,13 +61,23 @@ def _summary() -> str:
 
 
 def _nouns() -> str:
-    lines = ["### Nouns", "", "Nouns in *italics* have no front."]
+    lines = ["### Nouns", "", f"Nouns in *italics* have no front. All accessories: {', '.join(ACCESSORIES)}."]
     for family, nouns in families().items():
-        lines += ["", f"**{family}**", "", "| noun | with ... | wearing ... |", "|---|---|---|"]
+        dressed = any(noun.wears for noun in nouns)
+        titles = ["noun", "with ...", "wearing ..."] if dressed else ["noun", "with ..."]
+        lines += ["", f"**{family}**", "", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
         for noun in nouns:
-            word = noun.word if noun.front else f"*{noun.word}*"
-            lines.append(f"| {word} | {', '.join(noun.parts) or '-'} | {', '.join(noun.wears) or '-'} |")
+            cells = [noun.word if noun.front else f"*{noun.word}*", ", ".join(noun.parts) or "-"]
+            lines.append(f"| {' | '.join([*cells, _wears(noun)] if dressed else cells)} |")
     return "\n".join(lines)
+
+
+def _wears(noun: Noun) -> str:
+    """List the accessories of a noun, or the missing ones if they are few: `all but belt`."""
+    missing = [name for name in ACCESSORIES if name not in noun.wears]
+    if len(missing) > 3:
+        return ", ".join(noun.wears) or "-"
+    return f"all but {', '.join(missing)}" if missing else "all"
 
 
 def _words() -> str:
@@ -76,7 +86,6 @@ def _words() -> str:
     return "\n".join(
         ["### Colours", "", "| word | centre, sRGB |", "|---|---|", *colours]
         + ["", "### Sizes", "", "| word | meaning |", "|---|---|", *sizes]
-        + ["", "### Accessories", "", f"{', '.join(ACCESSORIES)}."]
     )
 
 
