@@ -60,6 +60,7 @@ setup(
         "pillow-heif>=1",
         "pydantic>=2.10",
         "pyyaml>=6",
+        "rapidfuzz>=3",
         "rich>=13",
         "scikit-image>=0.24",
         "scipy>=1.13",

@@ -170,8 +170,6 @@ class MVDreamConfig(DraftedConfig):
 class StableDiffusionConfig(DraftedConfig):
     """A 2D diffusion prior in latent space: single images, no camera."""
 
-    renamed: ClassVar[dict[str, str | None]] = {"front": None}
-
     name: Literal["stable-diffusion"] = Field("stable-diffusion", description="2D diffusion (arXiv 2112.10752)")
     weights: BaseWeights = Field(
         "toybox-base",

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from tests.support import toy_task
-from tests.support.toy_task import YAML, toy  # noqa: F401
+from tests.support.toy_task import YAML, ToyConfig, toy  # noqa: F401
 from threedgen import __main__, __version__, cli, config
-from threedgen.config import ConfigError, help, layers, listing, registry
+from threedgen.config import ConfigError, fields, layers, listing, registry
 from threedgen.config.errors import FileError, WorkerLost
 from threedgen.config.sections import TrainerConfig
 from threedgen.run import folder as runs
@@ -88,11 +88,16 @@ def test_a_config_without_its_flag_is_recognised(shipped: Path, capsys: pytest.C
 # --- questions --------------------------------------------------------------------------------------------
 
 
-def test_help_lists_every_option(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = ask(capsys, "--help")
-    assert code == 0
+def option_keys(text: str) -> list[str]:
+    return [line.split()[0] for line in text.splitlines() if re.match(r"  [a-z]", line) and " = " in line]
+
+
+def test_help_all_lists_every_option(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ask(capsys, "--help", "all")
+    places = fields.walk(ToyConfig, {"prior": {"name": "big"}})
+    leaves = [".".join(place.path) for place in places if place.section is None]
+    assert code == 0 and option_keys(out) == [key for key in leaves if key not in fields.INTERNAL]
     for words in (
-        "--config NAME_OR_PATH",
         "prior.guidance_scale",
         "number or schedule >= 0 <= 100",
         "classifier-free guidance",
@@ -109,17 +114,33 @@ def test_help_lists_every_option(shipped: Path, capsys: pytest.CaptureFixture[st
     assert line == "  checkpoint.keep = 3  (whole number >= 1 <= 100)"
 
 
+def test_help_shows_common_options_and_how_to_see_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+    for name in config.shipped():
+        code, out, _ = ask(capsys, "--help", "--config", name)
+        usage, _, rest = out.partition("Common options of ")
+        assert code == 0 and "--config NAME_OR_PATH" in usage and "--help all" in rest
+        keys = option_keys(rest)
+        assert 0 < len(keys) < 40 and not set(keys) & set(fields.INTERNAL), name
+        model = registry.config_model("task", config.task_of(name))
+        assert set(model.common) <= set(keys) or not model.common, name
+
+
 @pytest.mark.parametrize("columns", [60, 80, 100])
 def test_lines_wrap_to_the_terminal(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
-    ways = ["--help"], ["--help", "data", "--config", "threedim-srn-cars"], ["--help", "-c", "combinations-toybox"]
+    ways = (
+        ["--help"],
+        ["--help", "all"],
+        ["--help", "data", "--config", "threedim-srn-cars"],
+        ["--help", "-c", "combinations-toybox"],
+    )
     for words in (*ways, ["--list"]):
         lines = ask(capsys, *words)[1].splitlines()
         assert lines and not [line for line in lines if len(line) > columns and len(line.split()) > 1]
 
 
 def test_every_choice_of_a_name_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
-    out = " ".join(ask(capsys, "--help")[1].split())
+    out = " ".join(ask(capsys, "--help", "all")[1].split())
     for kind in ("prior", "distillation", "representation", "encoding", "background", "material"):
         for name in registry.names(kind):
             about = (registry.config_model(kind, name).__doc__ or "").split(".")[0].split()
@@ -134,7 +155,7 @@ def test_every_choice_of_a_name_says_what_it_is(capsys: pytest.CaptureFixture[st
 
 
 def test_headings_are_whole_sentences_and_stand_over_their_own_options(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = ask(capsys, "--help", "field=sdf")[1].split("\n\n")
+    blocks = ask(capsys, "--help", "all", "field=sdf")[1].split("\n\n")
     (fit,) = [block for block in blocks if block.startswith("fit: ")]
     heading = " ".join(fit.partition("\n  fit.")[0].split())
     assert heading.endswith("."), heading
@@ -290,9 +311,9 @@ def test_unknown_task_model_is_named() -> None:
 
 
 def test_types_in_words() -> None:
-    assert help.type_name(float | None) == "number | null"
-    assert help.type_name(tuple[float, ...]) == "list: number"
-    assert help.type_name(dict[str, float]) == "section of key: value"
+    assert fields.type_name(float | None) == "number | null"
+    assert fields.type_name(tuple[float, ...]) == "list: number"
+    assert fields.type_name(dict[str, float]) == "section of key: value"
 
 
 # --- as a process -----------------------------------------------------------------------------------------

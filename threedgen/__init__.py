@@ -1,4 +1,4 @@
-"""threedgen: text to 3D by optimisation; any prior x any distillation x any representation.
+"""Text to 3D by optimisation: any prior with any distillation and any representation.
 
 import threedgen
 run = threedgen.generate(prompt="a red penguin", out="penguin")
@@ -15,11 +15,10 @@ from typing import Any
 
 from threedgen.run import numba_cache
 
-# Huge pages for torch's large tensors (Linux): a third less time for a step on a CPU.  torch reads this when it is
-# imported, which is later.
+# Huge pages for torch's large tensors (Linux): a third less time per step on a CPU. torch reads this on import.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# OpenMP's threads wait for each other asleep after some microseconds (GNU's, by default milliseconds: beside another
-# job, which they keep from its core, a run then takes nearly twice as long).
+# OpenMP threads sleep after microseconds of waiting. GNU's default, milliseconds, nearly doubles the time of a run
+# beside another job.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
@@ -29,17 +28,13 @@ _HERE = Path(__file__).resolve().parent
 
 
 def folder(name: str) -> Path:
-    """A folder of the project (configs, weights, guidance, ...): inside the installed package, or beside it
-    in a checkout."""
+    """Return a folder of the project (configs, weights, ...): inside the installed package, or beside it."""
     inside = _HERE / name
     return inside if inside.is_dir() else _HERE.parent / name
 
 
 def _bridge(name: str) -> None:
-    """In a checkout, load the top-level folder `name` under its one true name, `threedgen.name`.
-
-    setup.py maps the folder there on installation; a checkout's own threedgen/ shadows what is installed.
-    """
+    """In a checkout, load the top-level folder `name` as `threedgen.name`, where setup.py installs it."""
     init = _HERE.parent / name / "__init__.py"
     if (_HERE / name).is_dir() or not (_HERE.parent / "launch.py").is_file() or not init.is_file():
         return
@@ -59,12 +54,18 @@ numba_cache.choose(_HERE)
 
 
 def generate(prompt: str, config: str = "mvdream-toybox", quiet: bool = False, **values: Any) -> Any:
-    """A prompt becomes a turntable and a mesh; gives back the finished run with its files.
+    """Make a turntable and a mesh from a prompt; return the finished run, which a notebook displays.
 
-    `values` are keys of the config: `seed=3`, `out="penguin"`, `trainer={"max_steps": 100}` or
-    `**{"trainer.max_steps": 100}`. What it does, and how far it is, is shown unless it is to be `quiet`.  In a notebook
-    the run shows itself. Raises threedgen.config.ConfigError on a mistake in them.
+    Args:
+        prompt: text.
+        config: file, or name of a shipped config of the task generate.
+        quiet: show no progress.
+        values: keys of the config: `seed=3`, `out="penguin"`, `trainer={"max_steps": 100}` or
+            `**{"trainer.max_steps": 100}`.
+
+    Raises:
+        threedgen.config.ConfigError: for a mistake in the arguments.
     """
-    from threedgen.systems.generate.task import generate as run  # imports torch, so not before it is asked for
+    from threedgen.systems.generate.task import generate as run  # imports torch
 
     return run(prompt=prompt, config=config, quiet=quiet, **values)

@@ -1,10 +1,10 @@
-"""`python -m threedgen` is the command `threedgen`, and `python launch.py` in a checkout."""
+"""Entry point of `python -m threedgen`, of the command `threedgen` and of launch.py."""
 
 import sys
 
 
 def main() -> int:
-    """Run the command line; Ctrl-C during its import prints no traceback either."""
+    """Run the command line, without a traceback for Ctrl-C during its import."""
     try:
         from threedgen.cli import main as command
 

@@ -6,6 +6,7 @@ before the slow imports.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -21,9 +22,9 @@ from threedgen.run import folder as runs
 from threedgen.run.ranks import is_rank_zero
 from threedgen.run.text import escape_logs, log_to_stderr, protect_streams, say
 
+logger = logging.getLogger(__name__)
 DEFAULT_CONFIG = "mvdream-toybox"
-FLAGS = ["--config", "--dry-run", "--help", "--list", "--log-level", plugins.FLAG]
-FLAGS += ["--print-config", "--quiet", "--resume", "--version", "--view"]
+FLAGS = [text.split()[0] for text in help.FLAGS]
 SHORT_FLAGS = {"-c": "--config", "-h": "--help", "-q": "--quiet"}
 WITH_VALUE = {
     "--config": DEFAULT_CONFIG,
@@ -88,6 +89,18 @@ def _override(word: str) -> str:
     known = nearest(Path(word).stem, config.shipped(), cutoff=0.8)
     hint = f"; did you mean --config {known}?" if known else ', and text with spaces needs quotes: prompt="a blue dog"'
     raise ConfigError(f"command line: options are key=value{hint} (got {short(word)})")
+
+
+def load_plugins(command: Command) -> None:
+    """Import the plug-ins of --plugin and of the config that --config names; opening a run imports nothing."""
+    if plugins.FLAG in command.flags:
+        plugins.load(command.flags[plugins.FLAG])
+    for where, _, files in config.read_layers(config.find(command.config)) if "--config" in command.flags else ():
+        if files and Path(where).name == runs.CONFIG:
+            logger.warning("%s: plugins: not imported, as this is the config of a run. Use --plugin", where)
+            continue
+        for file in files:
+            plugins.load_file(Path(where).parent / file, f"{where}: plugins")
 
 
 def answer(command: Command) -> str | None:
@@ -164,8 +177,7 @@ def main(words: list[str] | None = None) -> int:
     try:
         command = parse(sys.argv[1:] if words is None else words)
         with log_to_stderr(command.flags.get("--log-level", "info")):
-            if plugins.FLAG in command.flags:
-                plugins.load(command.flags[plugins.FLAG])
+            load_plugins(command)
             text = answer(command)
             if text is None:
                 return run(command)

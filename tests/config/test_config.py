@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 
+from tests.support.errors import refused
 from tests.support.toy_task import YAML, ToyConfig, toy  # noqa: F401
 from threedgen import config
 from threedgen.config import ConfigError, fields, layers, registry, yaml_text
@@ -197,56 +198,51 @@ def test_overrides_are_typed_by_their_field(toy: Path) -> None:  # noqa: F811
 def test_values_from_python_are_taken_as_they_are(toy: Path) -> None:  # noqa: F811
     loaded = config.load(toy, values={"prompt": "1: 2", "trainer": {"max_steps": 3}, "trainer.devices": 2})
     assert (loaded.prompt, loaded.trainer.max_steps, loaded.trainer.devices) == ("1: 2", 3, 2)
-    with pytest.raises(ConfigError, match="arguments: sed: unknown key; did you mean 'seed'"):
+    with refused(None, "arguments: sed: ", "'seed'"):
         config.load(toy, values={"sed": 1})
 
 
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("sed=3", ["sed: unknown key", "did you mean 'seed'", "(got '3')"]),
-        ("aboot=3", ["aboot: unknown key (got"]),
-        ("max_steps=3", ["did you mean 'trainer.max_steps'"]),
-        ("prior.width=3", ["prior.width: unknown key"]),
-        ("shape.side=3", ["shape.side: unknown key"]),
-        ("seed.a=3", ["seed.a: unknown key"]),
-        ("prior.name=bigg", ["prior.name: ", "did you mean 'big'", "small", "(got 'bigg')"]),
-        ("shape.name=squar", ["shape.name: should be one of", "did you mean 'square'", "(got 'squar')"]),
-        ("shape.radius=-1", ["shape.radius: should be greater than 0", "(got -1)"]),
-        ("mode=exakt", ["'fast' or 'exact'", "did you mean 'exact'", "(got 'exakt')"]),
-        ("trainer.max_steps=0", ["trainer.max_steps: should be greater than or equal to 1 (got 0)"]),
-        ("trainer.max_steps=1.5", ["trainer.max_steps: should be a valid integer"]),
-        ("trainer.max_steps=ten", ["trainer.max_steps: should be a valid integer", "(got 'ten')"]),
-        ("trainer.devices=x", ["trainer.devices: should be 'auto' or", "(got 'x')"]),
-        ("trainer.gradient_clip_val=.inf", ["trainer.gradient_clip_val: should be"]),
-        ("seed=true", ["seed: should be a number", "(got True)"]),
-        ("trainer=3", ["trainer: should be a section"]),
-        (
-            "prior=3",
-            ["prior.name: no toy-prior has this name", "(there are: big, small; one of your own: --plugin FILE.py)"],
-        ),
-        ("prior=[3]", ["prior: should be a section"]),
-        ("elevation=[1]", ["elevation: should be a list such as [0.0, 30.0] (got [1])"]),
-        ("elevation=[1, 2, 3]", ["elevation: should be a list such as [0.0, 30.0] (got [1, 2, 3])"]),
-        ("elevation=5", ["elevation: should be a list such as [0.0, 30.0] (got 5)"]),
-        ("elevation=5,10", ["elevation: should be a list such as [5, 10] (got '5,10')"]),
-        ("elevation=[1, x]", ["elevation: 'x' in this list should be a valid number", "(got [1, 'x'])"]),
-        ("kinds=[raund]", ["kinds: 'raund' in this list should be 'round' or 'flat'; did you mean 'round'? (got ['r"]),
-        ("kinds=flat", ["kinds: should be a list such as [flat] (got 'flat')"]),
-        ("kinds=fat", ["kinds: should be a list such as [round, flat] (got 'fat')"]),
-        ("kinds=[]", ["kinds: should be a list such as [round, flat] (got [])"]),
-        ("kinds={a: 1}", ["kinds: should be a list such as [round, flat] (got {'a': 1})"]),
-        ("pairs=[[1, 2], [3]]", ["pairs: should be a list (got [[1, 2], [3]])"]),
-        ("lambdas={}", ["lambdas: dictionary should have at least 1 item"]),
+        ("sed=3", ["sed: ", "'seed'", "'3'"]),
+        ("aboot=3", ["aboot: "]),
+        ("max_steps=3", ["'trainer.max_steps'"]),
+        ("prior.width=3", ["prior.width: ", "prior.name=small"]),
+        ("shape.side=3", ["shape.side: ", "shape.name=square"]),
+        ("seed.a=3", ["seed: ", "whole number >= 0", "{'a': '3'}"]),
+        ("prior.name=bigg", ["prior.name: ", "'big'", "small", "'bigg'"]),
+        ("prior=3", ["prior.name: ", "(there are: big, small; one of your own: --plugin FILE.py)"]),
+        ("prior=[3]", ["prior: ", "section", "[3]"]),
+        ("shape.name=squar", ["shape.name: ", "round | square", "'square'?", "'squar'"]),
+        ("shape.radius=-1", ["shape.radius: ", "number > 0", "(got -1)"]),
+        ("mode=exakt", ["mode: ", "fast | exact", "'exact'?", "'exakt'"]),
+        ("trainer.max_steps=0", ["trainer.max_steps: ", "whole number >= 1", "(got 0)"]),
+        ("trainer.max_steps=1.5", ["trainer.max_steps: ", "whole number", "(got 1.5)"]),
+        ("trainer.max_steps=ten", ["trainer.max_steps: ", "whole number", "'ten'"]),
+        ("trainer.devices=x", ["trainer.devices: ", "auto | whole number >= 1", "'x'"]),
+        ("trainer.gradient_clip_val=.inf", ["trainer.gradient_clip_val: ", "number | null > 0"]),
+        ("seed=true", ["seed: ", "whole number", "(got True)"]),
+        ("trainer=3", ["trainer: ", "section"]),
+        ("elevation=[1]", ["elevation: ", "list of 2: number", "(got [1])"]),
+        ("elevation=[1, 2, 3]", ["elevation: ", "list of 2: number", "(got [1, 2, 3])"]),
+        ("elevation=5,10", ["elevation: ", "list of 2: number", "'5,10'"]),
+        ("elevation=[1, x]", ["elevation: ", "list of 2: number", "[1, 'x']"]),
         ("elevation=[2, 1]", ["elevation should rise"]),
-        ("prior.guidance_scale=[1]", ["should be a number, or {step: value, ...}"]),
+        ("kinds=[raund]", ["kinds: ", "list: round | flat", "'round'?", "['raund']"]),
+        ("kinds=flat", ["kinds: ", "list: round | flat", "'flat'"]),
+        ("kinds=[]", ["kinds: ", "length >= 1", "[]"]),
+        ("pairs=[[1, 2], [3]]", ["pairs: ", "list: list of 2: whole number", "[[1, 2], [3]]"]),
+        ("lambdas={}", ["lambdas: ", "length >= 1"]),
+        ("lambdas.orient=x", ["lambdas.orient: ", "number", "'x'"]),
+        ("prior.guidance_scale=[1]", ["prior.guidance_scale: ", "{step: value, ...}"]),
         ("prior.guidance_scale={0: 1, 50%: 2}", ["mixed"]),
-        ("prior.guidance_scale={0: 1, 5: -2}", ["greater than or equal to 0"]),
+        ("prior.guidance_scale={0: 1, 5: -2}", ["number or schedule >= 0", "-2"]),
         ("prior.guidance_scale={}", ["empty"]),
-        ("seed=[1", ["command line: seed line 1"]),
+        ("seed=[1", ["seed: ", "line 1"]),
         ("seed", ["key=value", "'seed'"]),
         ("=3", ["key=value"]),
-        ("task=tooy", ["task", "did you mean 'toy'"]),
+        ("task=tooy", ["task", "'toy'"]),
     ],
 )
 def test_mistakes_name_key_value_and_remedy(toy: Path, override: str, words: list[str]) -> None:  # noqa: F811
@@ -267,11 +263,10 @@ def test_a_component_may_be_given_by_its_name_alone(toy: Path) -> None:  # noqa:
 
 def test_all_mistakes_are_named_at_once_with_their_place(toy: Path) -> None:  # noqa: F811
     toy.write_text(YAML + "trainr:\n  max_steps: 3\nshape:\n  name: square\n  sid: 2\n")
-    message = mistakes(toy, "seed=-1", "mode=x")
-    assert len(message.splitlines()) == 4, message
-    assert f"{toy}: trainr: unknown key; did you mean 'trainer'?" in message
-    assert f"{toy}: shape.sid: unknown key; did you mean 'shape.side'?" in message
-    assert "command line: seed: should be greater than or equal to 0 (got -1)" in message
+    lines = mistakes(toy, "seed=true", "mode=x", "trainer.steps=3").splitlines()
+    found = sorted((line.split(": ")[0], line.split(": ")[1]) for line in lines)
+    typed = [("command line", key) for key in ("mode", "seed", "trainer.steps")]
+    assert found == sorted([(str(toy), "shape.sid"), (str(toy), "trainr"), *typed])
     toy.write_text("task: toy\n")
     assert "prompt: is missing" in mistakes(toy)
 

@@ -1,7 +1,8 @@
-"""A file of the user's adds a choice, as docs/plugins.md says: the code there is what is tested here."""
+"""Plug-ins: --plugin and `plugins:` of a config; the example is the code in docs/plugins.md."""
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -11,58 +12,130 @@ import pytest
 
 from tests.support.errors import refused
 from tests.support.task_server import tiny_generate
-from threedgen import cli
+from threedgen import cli, config
 from threedgen.config import plugins, registry
+from threedgen.run import folder as runs
 from threedgen.run.metrics import read_summary
 
 PAGE = Path(__file__).parents[2] / "docs" / "plugins.md"
+MARKER = "open(__file__ + '.imported', 'w').close()\n"
+
+
+@pytest.fixture(autouse=True)
+def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Registry and modules as before, afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(registry, "TABLE", {kind: dict(names) for kind, names in registry.TABLE.items()})
+    yield
+    for name in plugins.LOADED:
+        sys.modules.pop(name)
+    plugins.LOADED.clear()
 
 
 @pytest.fixture
-def csd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The plug-in of the page, in a folder that Python does not know; afterwards all is as before."""
-    monkeypatch.setattr(registry, "TABLE", {kind: dict(names) for kind, names in registry.TABLE.items()})
-    monkeypatch.setattr(sys, "path", [*sys.path])
+def csd(tmp_path: Path) -> Path:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     path = tmp_path / "csd.py"
     path.write_text(code)
-    yield path
-    sys.modules.pop("csd", None)
+    return path
 
 
-def test_its_options_are_in_the_help(csd: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--plugin", str(csd), "--help", "distillation", "distillation.name=csd"]) == 0
-    said = capsys.readouterr().out
-    assert "distillation.strength = 40.0" in said and "by which the direction is multiplied" in said
+def forget() -> None:
+    """As in a new process."""
+    for name in plugins.LOADED:
+        sys.modules.pop(name)
+    plugins.LOADED.clear()
+    registry.TABLE["distillation"].pop("csd", None)
 
 
-def test_a_run_uses_it_and_goes_on_with_it(csd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny, run, plugin = str(tiny_generate(tmp_path / "tiny")), str(tmp_path / "run"), ["--plugin", str(csd), "-q"]
-    words = ["--config", tiny, "distillation.name=csd", "distillation.guidance_scale=9", "export.enabled=false"]
-    assert cli.main([*plugin, *words, "distillation.strength=7", f"out={run}", "trainer.max_steps=3"]) == 0
-    assert read_summary(Path(run))["status"] == "finished" and "strength: 7" in (Path(run) / "config.yaml").read_text()
-    assert cli.main([*plugin, "--resume", run, "trainer.max_steps=4"]) == 0
-    assert read_summary(Path(run))["steps"] == 4
-    registry.TABLE["distillation"].pop("csd")
-    assert cli.main(["-q", "--resume", run]) == 2
+def test_help_shows_options_of_plugin(csd: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--plugin", "csd.py", "--help", "distillation", "distillation.name=csd"]) == 0
+    assert "distillation.strength = 40.0" in capsys.readouterr().out
+
+
+def test_run_uses_and_resumes_with_plugin(
+    csd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny = tiny_generate(tmp_path / "tiny")
+    Path("mine.yaml").write_text(f"base: {tiny}\nplugins: [csd.py]\ndistillation: {{name: csd, guidance_scale: 9}}\n")
+    words = ["-q", "export.enabled=false", "distillation.strength=7", "out=run", "trainer.max_steps=3"]
+    assert cli.main(["--config", "mine.yaml", *words]) == 0
+    run = tmp_path / "run"
+    assert read_summary(run)["status"] == "finished" and "strength: 7" in (run / "config.yaml").read_text()
+    ((path, record),) = read_summary(run)["plugins"].items()
+    assert path == str(csd) and len(record["sha256"]) == 64 and record["commit"] is None
+    forget()
+    csd.write_text(csd.read_text() + "# changed\n")
+    assert cli.main(["-q", "--plugin", "csd.py", "--resume", "run", "trainer.max_steps=4"]) == 0
+    assert read_summary(run)["steps"] == 4 and [str(csd) in one.getMessage() for one in caplog.records].count(True) == 1
+    forget()
+    assert cli.main(["-q", "--resume", "run"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "distillation.name: " in error and "'csd'" in error and "sds, reconstruction, vsd" in error
 
 
-def test_missing_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_plugins_of_a_run_folder_are_not_imported(tmp_path: Path) -> None:
+    run, code = tmp_path / "run", tmp_path / "code.py"
+    code.write_text(MARKER)
+    run.mkdir()
+    runs.write_config(run, config.load(tiny_generate(tmp_path / "tiny"), ["prompt=a dog"]))
+    file = run / runs.CONFIG
+    file.write_text(file.read_text() + f"plugins: [{code}]\n")
+    Path("gallery.txt").write_text("a dog\n")
+    config.load(file)
+    for words in (
+        ["--resume", "run", "--print-config"], ["--resume", "run", "--help"], ["--config", "run/config.yaml", "--list"],
+        ["--config", "export", "run=run"], ["--config", "gallery", "runs=."], ["--config", "report", "run=run"],
+        ["--config", "batch", "prompts=gallery.txt", f"configs=[{file}]", "--dry-run"],
+    ):  # fmt: skip
+        cli.main(words)
+    assert not Path(f"{code}.imported").exists()
+    Path("mine.yaml").write_text(f"base: mvdream-toybox\nplugins: [{code.name}]\n")
+    config.load("mine.yaml")
+    assert not Path(f"{code}.imported").exists(), "nor by Python"
+    assert cli.main(["--config", "mine.yaml", "--print-config"]) == 0 and Path(f"{code}.imported").exists()
+
+
+def test_files_of_one_name_do_not_clash(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        code = (
+            "from threedgen.config import registry\nregistry.register('prior', 'NAME', __name__ + ':x', '')\nx = 'NAME'"
+        )
+        (tmp_path / name / "mine.py").write_text(code.replace("NAME", name))
+    plugins.load("a/mine.py, b/mine.py")
+    assert [registry.implementation("prior", name) for name in ("a", "b")] == ["a", "b"]
+    loaded = dict(plugins.LOADED)
+    forget()
+    plugins.load_all(loaded)  # in a worker process
+    assert plugins.LOADED == loaded and registry.implementation("prior", "a") == "a"
+
+
+def test_record_has_the_commit(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("x = 1")
+    plugins.load("mine.py")
+    assert json.loads(json.dumps(plugins.identify())) == plugins.identify()
+    assert plugins.changed(plugins.identify()) == [] == plugins.changed(None)
+    assert plugins._commit(Path(__file__).parent) is None or len(str(plugins._commit(Path(__file__).parent))) == 40
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [("plugins: [none.py]", ("plugins", "none.py")), ("plugins: none.py", ("plugins", "'none.py'"))],
+)
+def test_missing_file_is_refused(text: str, values: tuple[str, ...]) -> None:
     with refused("--plugin", "mine.py"):
         plugins.load("mine.py")
     assert cli.main(["--plugin", "mine.py", "--list"]) == 2
+    Path("mine.yaml").write_text(f"base: mvdream-toybox\n{text}\n")
+    with refused(None, *values):
+        cli.load_plugins(cli.parse(["--config", "mine.yaml"]))
 
 
 @pytest.mark.parametrize(
     ("content", "kind"), [("x = 1 / 0", "ZeroDivisionError"), ("import torhc", "ModuleNotFoundError")]
 )
-def test_errors_of_the_file_show_their_traceback(
-    csd: Path, content: str, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(csd.parent)
+def test_errors_of_the_file_show_their_traceback(content: str, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("mine.py").write_text(content)
     assert cli.main(["--plugin", "mine.py", "--list"]) == 1
     error = capsys.readouterr().err

@@ -5,24 +5,16 @@ from __future__ import annotations
 import pytest
 
 from threedgen.data.toybox.words import captions
-from threedgen.run.similar_words import ALSO_CALLED, also_called, edits, similar
+from threedgen.run.similar_words import ALSO_CALLED, also_called, similar
 
 KNOWN = frozenset("a blue bus car cat chair dog grey hat house of red small tree truck turtle".split())
-
-
-@pytest.mark.parametrize(
-    ("a", "b", "distance"),
-    [("", "", 0), ("dog", "dog", 0), ("dgo", "dog", 1), ("carr", "car", 1), ("hose", "house", 1), ("cat", "dog", 3)],
-)
-def test_edits_is_symmetric(a: str, b: str, distance: int) -> None:
-    assert edits(a, b) == distance == edits(b, a)
 
 
 @pytest.mark.parametrize(
     ("word", "expected"),
     [
         ("corgi", "dog"), ("kitten", "cat"), ("automobile", "car"), ("foxes", "dog"), ("chairs", "chair"),
-        ("tiny", "small"), ("dgo", "dog"), ("tuttle", "turtle"), ("gray", "grey"),
+        ("tiny", "small"), ("dgo", "dog"), ("tuttle", "turtle"), ("gray", "grey"), ("carr", "car"), ("hose", "house"),
     ],
 )  # fmt: skip
 def test_similar_lists_the_expected_word_first(word: str, expected: str) -> None:

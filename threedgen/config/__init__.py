@@ -1,9 +1,10 @@
-"""Words and YAML become typed, checked configs; every mistake is one line. Nothing here imports torch."""
+"""YAML files and command-line overrides to typed, checked configs; every mistake is one line. Imports no torch."""
 
 # ruff: noqa: F401
 
 from .errors import ConfigError, nearest
-from .fields import merge, plain
-from .layers import COMMAND_LINE, Layer, find, load, merged, shipped, split_override, task_of, validate
+from .fields import Tree, merge, plain
+from .layers import COMMAND_LINE, find, load, merged, read_layers, shipped, split_override, task_of, validate
+from .messages import Layer
 from .model import Config, config_hash, dump, tree_hash
 from .scheduled import Scheduled, at

@@ -1,12 +1,12 @@
-"""The one error a user's mistake raises, and the search for the name that was meant."""
+"""Errors that are shown without a traceback, and the search for the name that was meant."""
 
 from __future__ import annotations
 
-import difflib
 import errno
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+
+from rapidfuzz import fuzz, process
 
 _NOTHING = object()
 
@@ -14,13 +14,13 @@ _NOTHING = object()
 class ExpectedError(Exception):
     """Error that the command line shows without a traceback, and ends with `exit_code`.
 
-    Its text, `key: problem (got value)`, is one sentence (or one line for each mistake). A key is relative to the
-    section that raises; the caller completes it (`within`).
+    Its text, `key: problem (got value)`, is one sentence, or one line per mistake. A key is relative to the section
+    that raises; the caller completes it (`within`).
     """
 
     exit_code = 2
 
-    def __init__(self, problem: str, key: str = "", got: Any = _NOTHING) -> None:
+    def __init__(self, problem: str, key: str = "", got: object = _NOTHING) -> None:
         self.problem = problem if got is _NOTHING else f"{problem} (got {short(got)})"
         self.key = key
         super().__init__(self.problem, key)  # pickled by these
@@ -34,7 +34,7 @@ class ConfigError(ExpectedError):
 
 
 class AbsentWeights(ConfigError):
-    """The weights of a released model are not on this machine; what it consists of is known all the same."""
+    """The weights of a released model are not on this machine, but its architecture is known."""
 
 
 class FileError(ConfigError):
@@ -73,17 +73,17 @@ def expected(error: BaseException) -> ExpectedError | None:
 
 
 def within(section: str) -> AbstractContextManager[None]:
-    """Inside, the key of a ConfigError is one of a section: it is completed by its name. Without a key it stays."""
+    """Prefix the key of an ExpectedError with a section; leave an empty key."""
     return _rekeyed(lambda key: key and f"{section}.{key}")
 
 
 def called(name: str) -> AbstractContextManager[None]:
-    """Inside, the key of a ConfigError is called by another name, that of the caller's. Without a key it stays."""
+    """Replace the key of an ExpectedError; leave an empty key."""
     return _rekeyed(lambda key: key and name)
 
 
 def keyed(name: str) -> AbstractContextManager[None]:
-    """Inside, a ConfigError without a key, such as one of a file, gets this one: that by which the file was given."""
+    """Set the key of an ExpectedError that has none, such as the key by which a file was given."""
     return _rekeyed(lambda key: key or name)
 
 
@@ -96,7 +96,7 @@ def _rekeyed(rename: Callable[[str], str]) -> Iterator[None]:
 
 
 def in_a_line(error: BaseException) -> str:
-    """What stood in the way, on one line; a ConfigError says it itself, others are named by their kind."""
+    """Return an error in one line: the text of an ExpectedError, otherwise class and text."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C"
     text = " ".join(str(error).split())
@@ -104,48 +104,46 @@ def in_a_line(error: BaseException) -> str:
 
 
 def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The choice most like `word`, upper and lower case alike; None if none reaches `cutoff` in [0, 1]."""
-    by_lower = {choice.lower(): choice for choice in choices}
-    found = difflib.get_close_matches(word.lower(), by_lower, n=1, cutoff=cutoff)
-    return by_lower[found[0]] if found else None
+    """Return the choice most similar to `word`, ignoring case; None if none reaches `cutoff` in [0, 1]."""
+    found = process.extractOne(word, list(choices), scorer=fuzz.ratio, processor=str.lower, score_cutoff=100 * cutoff)
+    return found[0] if found else None
 
 
-MEANT = {
+ALIASES = {
     "steps": ("trainer.max_steps",),
     "iterations": ("trainer.max_steps",),
     "lr": ("learning_rate", "optimizer.encoding", "optimizer.networks"),
     "learning_rate": ("optimizer.encoding", "optimizer.networks"),
 }
-"""What a word may mean besides the keys of this name: what the keys end in."""
-MOST = 4
-"""Keys that are named for one that there is not."""
+"""Last part of a mistyped key -> endings of keys that may be meant."""
+MAX_SUGGESTIONS = 4
 
 
 def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
-    """The dotted paths that may be meant by the dotted `key`, likeliest first; none if there is nothing near.
+    """Return the dotted paths that may be meant by a dotted key, likeliest first.
 
-    Paths with the very same last part win (`max_steps` -> `trainer.max_steps`), of several those of the section most
-    like that of the key; then the most similar whole path, then the path with the most similar last part.
+    Paths with the same last part win (`max_steps` -> `trainer.max_steps`), those of the most similar section if there
+    are several; then the most similar whole path, then the path with the most similar last part.
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")
-    endings = (*MEANT.get(last, ()), last)
+    endings = (*ALIASES.get(last, ()), last)
     if same_last := [path for ending in endings for path in paths if f".{path}".endswith(f".{ending}")]:
-        sections = {path: path.rpartition(".")[0] for path in dict.fromkeys(same_last)}
+        sections = {path: path.rpartition(".")[0] for path in same_last}
         near = nearest(section, sections.values())
-        return [path for path, its in sections.items() if near in (its, None)][:MOST]
+        return [path for path, its in sections.items() if near in (its, None)][:MAX_SUGGESTIONS]
     by_last = {path.rpartition(".")[2]: path for path in reversed(paths)}
     found = nearest(key, paths, cutoff=0.7) or by_last.get(nearest(last, by_last, cutoff=0.75) or "")
     return [found] if found else []
 
 
 def did_you_mean(*names: str | None) -> str:
-    """`; did you mean 'name' or 'other'?`, or nothing when there is no likely name."""
+    """Return `; did you mean 'name' or 'other'?`, or nothing without names."""
     known = " or ".join(f"'{name}'" for name in names if name)
     return f"; did you mean {known}?" if known else ""
 
 
-def short(value: Any, length: int = 80) -> str:
-    """`repr(value)` cut to `length` characters; a text's control characters never reach the terminal."""
+def short(value: object, length: int = 80) -> str:
+    """Return `repr(value)` cut to `length` characters, with control characters escaped."""
     text = ascii(value) if isinstance(value, str) and not value.isprintable() else repr(value)
     return text if len(text) <= length else text[: length - 3] + "..."

@@ -1,107 +1,43 @@
-"""Walks the sections and fields of config models, and lays their data over each other: dicts, lists, texts, numbers."""
+"""Fields and sections of config models: walk, merge, and describe them."""
 
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from threedgen.config import registry
 from threedgen.config.registry import Component
-from threedgen.config.scheduled import is_step
+from threedgen.config.scheduled import Scheduled, is_step
 
+Tree: TypeAlias = dict[str, Any]
+"""A config, or a section of one, as plain data."""
+INTERNAL = ("task", "about", "needs", "choices", "plugins")
+"""Keys of config files that are not options."""
 
-def component(field: FieldInfo) -> Component | None:
-    """The Component of a field, or None for an ordinary field."""
-    return next((mark for mark in (*field.metadata, field.annotation) if isinstance(mark, Component)), None)
-
-
-def choices(annotation: Any) -> tuple[Any, ...]:
-    """The alternatives of a union, or the annotation alone."""
-    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
-
-
-def section(field: FieldInfo, value: Any = None) -> type[BaseModel] | None:
-    """The model of a field that is a section; of several, the one that the present `value` names."""
-    value = with_default(field, value)
-    chosen = component(field)
-    if chosen:
-        return chosen.model(value)
-    models = section_models(field)
-    name = value_in(value, "name")
-    return next((kind for kind in models if name is not None and name in model_names(kind)), next(iter(models), None))
-
-
-def section_models(field: FieldInfo) -> list[type[BaseModel]]:
-    """The models that an ordinary field can hold; more than one if their `name` decides."""
-    return [kind for kind in choices(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
-
-
-def with_default(field: FieldInfo, value: Any) -> Any:
-    """A section as it will be: what is given (a dict, or None for nothing) over the default of the field.
-
-    A section of another `name` than the default's stands alone.
-    """
-    if field.is_required() or not (component(field) or section_models(field)):
-        return value
-    default = field.get_default(call_default_factory=True)
-    if value is None:
-        return default
-    if isinstance(default, BaseModel):
-        name = {"name": getattr(default, "name", None)} if "name" in type(default).model_fields else {}
-        default = name | default.model_dump(exclude_unset=True)
-    return merge(default, value) if isinstance(value, dict) else value
-
-
-def model_names(model: type[BaseModel]) -> tuple[str, ...]:
-    """The values that a model's own `name: Literal[...]` allows."""
-    field = model.model_fields.get("name")
-    return get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
-
-
-def is_text(field: FieldInfo) -> bool:
-    """Does the field hold text only (str, Path, a choice of texts), so that an override is taken raw?"""
-    kinds = [choice for choice in choices(field.annotation) if choice is not type(None)]
-    return all(
-        kind in (str, Path) or (get_origin(kind) is Literal and all(isinstance(a, str) for a in get_args(kind)))
-        for kind in kinds
-    )
-
-
-def is_number(field: FieldInfo) -> bool:
-    """Does the field take numbers but no booleans?"""
-    kinds = choices(field.annotation)
-    return any(kind in (int, float) for kind in kinds) and bool not in kinds
-
-
-class Layer(NamedTuple):
-    """Data and where it came from; later layers win."""
-
-    where: str
-    tree: dict[str, Any]
+_BOUNDS = {"gt": "> ", "ge": ">= ", "lt": "< ", "le": "<= ", "min_length": "length >= ", "max_length": "length <= "}
+_NAMES = {str: "text", Path: "path", int: "whole number", float: "number", bool: "true or false", type(None): "null"}
+_SCHEDULE = get_args(Scheduled)[1]
 
 
 class Place(NamedTuple):
-    """A field somewhere in a config."""
+    """A field at its place in a config."""
 
     path: tuple[str, ...]
     field: FieldInfo
-    section: type[BaseModel] | None  # its model, if it is a section
-    value: Any  # present data, else the default
+    section: type[BaseModel] | None  # model, if the field is a section
+    value: Any  # present data, or the default
 
 
-def value_in(tree: Any, name: str) -> Any:
-    """What a section, given as a dict or as a config, has under a name; None for nothing."""
-    return tree.get(name) if isinstance(tree, dict) else getattr(tree, name, None)
+def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = ()) -> Iterator[Place]:
+    """Yield every field, a section before its content, and sections after the other fields of their model.
 
-
-def walk(model: type[BaseModel], tree: Any = None, prefix: tuple[str, ...] = ()) -> Iterator[Place]:
-    """Every field: what a section holds comes behind it, and sections behind the options beside them.
-
-    `tree` is the present data (nested dicts, or a config), which decides the models of Components.
+    Args:
+        tree: present data (nested dicts, or a config), which decides the models of sections with a `name`.
     """
     found = [(name, field, value_in(tree, name)) for name, field in model.model_fields.items()]
     models = {name: section(field, value) for name, field, value in found}
@@ -116,42 +52,102 @@ def walk(model: type[BaseModel], tree: Any = None, prefix: tuple[str, ...] = ())
             yield from walk(inner, value, (*prefix, name))
 
 
-INTERNAL = ("task", "about", "needs")
-"""Keys of a config's file, which nobody types."""
-
-
-def paths(model: type[BaseModel], tree: Any = None) -> list[str]:
-    """Every key that one may have meant, dotted."""
+def paths(model: type[BaseModel], tree: object = None) -> list[str]:
+    """Return the dotted keys of all options and sections."""
     found = [".".join(place.path) for place in walk(model, tree)]
     return [path for path in found if path not in INTERNAL]
 
 
-def merge(below: Any, above: Any) -> Any:
-    """`above` over `below`: dicts key by key, anything else replaces.
+def value_in(tree: object, name: str) -> Any:
+    """Return the value of a key in a dict or a config; None without one."""
+    return tree.get(name) if isinstance(tree, dict) else getattr(tree, name, None)
 
-    Two kinds of dict replace too: a schedule (all keys are steps), and a section with another `name`, whose
-    old options belong to the old name.
+
+# --- sections ---------------------------------------------------------------------------------------------
+
+
+def component(field: FieldInfo) -> Component | None:
+    """Return the Component of a field; None for an ordinary field."""
+    return next((mark for mark in (*field.metadata, field.annotation) if isinstance(mark, Component)), None)
+
+
+def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
+    """Return the model of a section for its present value; None for other fields and for an unknown `name`."""
+    value = with_default(field, value)
+    if mark := component(field):
+        return mark.model(value)
+    models, name = section_models(field), value_in(value, "name")
+    return next((kind for kind in models if name in model_names(kind)), models[0] if models else None)
+
+
+def section_models(field: FieldInfo) -> list[type[BaseModel]]:
+    """Return the models that an ordinary field may hold; if there are several, their `name` decides."""
+    return [kind for kind in members(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def model_names(model: type[BaseModel]) -> tuple[str, ...]:
+    """Return the values of a model's `name: Literal[...]`."""
+    field = model.model_fields.get("name")
+    return get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
+
+
+def alternatives(field: FieldInfo) -> dict[str, type[BaseModel] | Exception]:
+    """Return the names that a section may have, each with its model, or the error of a broken plug-in."""
+    mark = component(field)
+    if mark is None:
+        return {name: model for model in section_models(field) for name in model_names(model)}
+    return {name: _model_or_error(mark.kind, name) for name in mark.only or registry.names(mark.kind)}
+
+
+def _model_or_error(kind: str, name: str) -> type[BaseModel] | Exception:
+    try:
+        return registry.config_model(kind, name)
+    except Exception as error:
+        return error
+
+
+def with_default(field: FieldInfo, value: object) -> Any:
+    """Merge the given part of a section (a dict, or None) over the default of its field.
+
+    A section with another `name` than the default replaces it.
+    """
+    if field.is_required() or not (component(field) or section_models(field)):
+        return value
+    default = field.get_default(call_default_factory=True)
+    if value is None:
+        return default
+    if isinstance(default, BaseModel):
+        name = {"name": value_in(default, "name")} if "name" in type(default).model_fields else {}
+        default = name | default.model_dump(exclude_unset=True)
+    return merge(default, value) if isinstance(value, dict) else value
+
+
+# --- data -------------------------------------------------------------------------------------------------
+
+
+def merge(below: object, above: object) -> Any:
+    """Merge `above` over `below`: dicts key by key, other values replace.
+
+    A schedule (all keys are steps) and a section with another `name` replace too.
     """
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
     schedule = bool(above) and all(is_step(key) for key in above)
-    renamed = "name" in above and "name" in below and above["name"] != below["name"]
-    if schedule or renamed:
+    other_name = "name" in above and "name" in below and above["name"] != below["name"]
+    if schedule or other_name:
         return above
     return below | {key: merge(below.get(key), value) for key, value in above.items()}
 
 
-def put(tree: dict[str, Any], key: tuple[str, ...], value: Any) -> None:
-    """Lay `value` over what `tree` has at the dotted `key`; what is no section on the way is replaced."""
-    for part in key[:-1]:
-        if not isinstance(tree.get(part), dict):
-            tree[part] = {}
-        tree = tree[part]
-    tree[key[-1]] = merge(tree.get(key[-1]), value)
+def nested(key: tuple[str, ...], value: object) -> Tree:
+    """Return `{"a": {"b": value}}` for the key ("a", "b")."""
+    for part in reversed(key):
+        value = {part: value}
+    return dict(value) if isinstance(value, dict) else {}
 
 
-def plain(value: Any) -> Any:
-    """A config, or what is in one, as plain data; paths become text."""
+def plain(value: object) -> Any:
+    """Return a config or a part of one as plain data; paths become text."""
     if isinstance(value, BaseModel):
         return plain(value.model_dump())
     if isinstance(value, dict):
@@ -161,8 +157,8 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
 
 
-def shown(value: Any) -> str:
-    """Plain data on one line, as it would be typed."""
+def shown(value: object) -> str:
+    """Return plain data in one line, as on the command line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {shown(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
@@ -170,3 +166,56 @@ def shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return str(value) if value != "" else "''"
+
+
+# --- types ------------------------------------------------------------------------------------------------
+
+
+def members(annotation: object) -> tuple[Any, ...]:
+    """Return the members of a union, or the annotation alone."""
+    return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+
+
+def is_text(field: FieldInfo) -> bool:
+    """Return whether a field holds only text (str, Path, literal texts), so that an override is taken unparsed."""
+    kinds = [kind for kind in members(field.annotation) if kind is not type(None)]
+    return all(kind in (str, Path) or _is_text_literal(kind) for kind in kinds)
+
+
+def _is_text_literal(kind: object) -> bool:
+    return get_origin(kind) is Literal and all(isinstance(text, str) for text in get_args(kind))
+
+
+def is_dict(field: FieldInfo) -> bool:
+    """Return whether a field takes any keys."""
+    return any(get_origin(kind) is dict for kind in members(field.annotation))
+
+
+def is_number(field: FieldInfo) -> bool:
+    """Return whether a field takes numbers but no booleans."""
+    kinds = members(field.annotation)
+    return any(kind in (int, float) for kind in kinds) and bool not in kinds
+
+
+def type_name(annotation: object, marks: Iterable[object] = ()) -> str:
+    """Return a type and its bounds in words: `whole number >= 1`, `auto | numba`, `list of 3: number`."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    marks = [part for mark in marks for part in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]
+    if origin is Annotated:
+        return type_name(inner[0], [*inner[1:], *marks])
+    if _SCHEDULE in marks:
+        name = "number or schedule"
+    elif origin is Literal:
+        name = " | ".join(map(str, inner))
+    elif len(members(annotation)) > 1:
+        name = " | ".join(dict.fromkeys(map(type_name, inner)))
+    elif origin is dict:
+        name = "section of key: value"
+    elif origin in (tuple, list):
+        kinds = dict.fromkeys(type_name(kind) for kind in inner if kind is not Ellipsis)
+        name = f"list{'' if Ellipsis in inner or origin is list else f' of {len(inner)}'}: {', '.join(kinds)}"
+    else:
+        name = _NAMES.get(annotation, "section") if isinstance(annotation, type) else "section"
+    limits = [(sign, getattr(mark, key, None)) for mark in marks for key, sign in _BOUNDS.items()]
+    numbers = [(sign, f"{limit:.6g}" if isinstance(limit, float) else limit) for sign, limit in limits]
+    return " ".join([name, *(f"{sign}{limit}" for sign, limit in numbers if limit is not None)])

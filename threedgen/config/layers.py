@@ -1,43 +1,137 @@
-"""A config: YAML files, `base:` on another, dotted overrides, one check, every mistake in one line.
+"""Loading of configs: YAML files, `base:`, `choices:`, dotted overrides, and one check of the result.
 
     config = load("mvdream-toybox", ["prompt=a blue dog", "trainer.max_steps=100"])
 
-Models of the sections (pydantic, typed and bounded) live in `options.py` files beside the classes they
-configure. Nothing here imports torch.
+Later layers win: the defaults of the model, `choices`, the files from the lowest base up, the command line. The models
+live in `options.py` files beside the classes that they configure. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
 from threedgen import folder
-from threedgen.config import fields, registry, renamed, yaml_text
-from threedgen.config.choices import Choices, put_under, take_out
+from threedgen.config import fields, registry, yaml_text
 from threedgen.config.errors import ConfigError, did_you_mean, nearest, short
-from threedgen.config.fields import Layer, merge, put
-from threedgen.config.messages import explain
-from threedgen.config.swaps import swapped, tell
-from threedgen.config.unknown import unknown
+from threedgen.config.fields import Tree, merge, nested
+from threedgen.config.messages import Key, Layer, explain
 
 COMMAND_LINE, PYTHON = "command line", "arguments"
+CHOICES = "choices"
+
+
+def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Any:
+    """Load and check a config.
+
+    Args:
+        name_or_path: file, or name of a shipped config; its `task` decides the model.
+        overrides: `key=value` texts, as on the command line.
+        values: the same from Python: dotted keys to data, which is taken as it is.
+
+    Raises:
+        ConfigError: one line for each mistake.
+    """
+    return validate(*resolve(name_or_path, overrides, values))
+
+
+def resolve(
+    name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
+) -> tuple[type[BaseModel], list[Layer]]:
+    """Return the model of a config and its layers, unchecked. Raises ConfigError."""
+    layers = read_layers(find(name_or_path))
+    if values:
+        layers.append(Layer(PYTHON, _merge_all(nested(tuple(key.split(".")), value) for key, value in values.items())))
+    given = [split_override(text) for text in overrides]
+    task = dict(given).get(("task",), merged(layers).get("task"))
+    where = COMMAND_LINE if ("task",) in dict(given) else layers[-1].where
+    if task is None:
+        raise ConfigError(f"{where}: task: is missing (there are: {', '.join(registry.names('task'))})")
+    try:
+        model = registry.config_model("task", task)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from None
+    _check_choices(model, layers)
+    layers = [layer._replace(tree=_with_sections(model, layer.tree)) for layer in layers]
+    layers = [_default_names(model, merged(layers)), *layers]
+    return model, [*layers, _override_layer(model, layers, given)] if given else layers
+
+
+def validate(model: type[BaseModel], layers: Sequence[Layer]) -> Any:
+    """Merge the layers and check the result. Raises ConfigError with one line for each mistake."""
+    tree = merged(layers)
+    try:
+        return model.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(explain(error, model, tree, [*_chosen(layers), *layers]))) from None
+
+
+def merged(layers: Sequence[Layer]) -> Tree:
+    """Merge layers, later ones over earlier ones, and all over their `choices`. Raises ConfigError."""
+    own = _merge_all(layer.tree for layer in layers)
+    own.pop(CHOICES, None)
+    return merge(_merge_all(layer.tree for layer in _chosen(layers)), own)
+
+
+def _merge_all(trees: Iterable[Tree]) -> Tree:
+    return reduce(merge, trees, {})
+
+
+def _chosen(layers: Sequence[Layer]) -> list[Layer]:
+    """Return the parts of `choices` that belong to the present names of sections."""
+    own = _merge_all(layer.tree for layer in layers)
+    return [
+        Layer(f"{layer.where}: {CHOICES}.{section}.{name}", values)
+        for layer in layers
+        for section, names in _sections(layer.tree.get(CHOICES), f"{layer.where}: {CHOICES}")
+        for name, values in _sections(names, f"{layer.where}: {CHOICES}.{section}")
+        if name == fields.value_in(own.get(section), "name")
+    ]
+
+
+def _check_choices(model: type[BaseModel], layers: Sequence[Layer]) -> None:
+    """Raise ConfigError for a section or a name in `choices` that does not exist."""
+    for layer in layers:
+        for section, names in _sections(layer.tree.get(CHOICES), ""):
+            known = fields.alternatives(model.model_fields[section]) if section in model.model_fields else {}
+            for name in names:
+                if name not in known:
+                    guess = did_you_mean(nearest(str(name), known) or nearest(section, model.model_fields))
+                    raise ConfigError(f"{layer.where}: {CHOICES}.{section}.{name}: unknown section or name{guess}")
+
+
+def _sections(tree: object, where: str) -> list[tuple[str, Tree]]:
+    """Return the items of a section of sections. Raises ConfigError."""
+    items = [] if tree is None else list(tree.items()) if isinstance(tree, dict) else [("", tree)]
+    for key, value in items:
+        if not isinstance(value, dict):
+            place = f"{where}.{key}" if key else where
+            raise ConfigError(f"{place}: should be a section of `key: value` lines (got {short(value)})")
+    return items
+
+
+# --- files ------------------------------------------------------------------------------------------------
 
 
 def shipped() -> list[str]:
-    """Names of the configs that come with the project, without `.yaml`."""
+    """Return the names of the configs that come with the project, without `.yaml`."""
     root = folder("configs")
     return sorted(path.relative_to(root).with_suffix("").as_posix() for path in root.rglob("*.yaml"))
 
 
 def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
-    """The file of a config: a path first (relative to `beside`, default the working directory), then a
-    shipped name; `.yaml` may be left out. Raises ConfigError with the nearest name."""
+    """Return the file of a config: a path, or a shipped name; `.yaml` may be left out.
+
+    Args:
+        beside: folder of relative paths; None: the working directory.
+
+    Raises:
+        ConfigError: with the nearest name.
+    """
     text = str(name_or_path)
     if not text.strip() or "\0" in text:
         raise ConfigError("should be a file or a name", "config", text)
@@ -53,7 +147,7 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
 
 
 def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
-    """The file's data after the data of all its bases. Raises ConfigError, with the chain for a circle."""
+    """Read a config file and all its bases, the lowest base first. Raises ConfigError."""
     chain = (*chain, path.resolve())
     if chain[-1] in chain[:-1]:
         circle = " -> ".join(link.name for link in chain[chain.index(chain[-1]) :])
@@ -62,20 +156,49 @@ def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
     tree = {} if tree is None else tree
     if not isinstance(tree, dict):
         raise ConfigError(f"{path}: should hold `key: value` lines (got {short(tree)})")
-    base = tree.pop("base", None)
+    base, plugins = tree.pop("base", None), tree.pop("plugins", [])
+    if not isinstance(plugins, list) or not all(isinstance(file, str) for file in plugins):
+        raise ConfigError(f"{path}: plugins: should be a list of files (got {short(plugins)})")
+    layer = Layer(str(path), tree, tuple(plugins))
     if base is None:
-        return [Layer(str(path), tree)]
+        return [layer]
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: should be one file or name (got {short(base)})")
     try:
         below = find(base, beside=path.parent)
     except ConfigError as error:
         raise ConfigError(f"{path}: base: {error}") from None
-    return [*read_layers(below, chain), Layer(str(path), tree)]
+    return [*read_layers(below, chain), layer]
 
 
-def split_override(text: str) -> tuple[tuple[str, ...], str]:
-    """`a.b=text` into (("a", "b"), "text"), at the first `=`. Raises ConfigError."""
+def task_of(name_or_path: str | Path) -> str:
+    """Return the task of a config before the rest of it is checked. Raises ConfigError."""
+    return str(merged(read_layers(find(name_or_path))).get("task", "generate"))
+
+
+def _with_sections(model: type[BaseModel], tree: Tree) -> Tree:
+    """Replace the text of a section by what it means: `field: sdf` by `field: {name: sdf}`."""
+    marks = {key: fields.component(field) for key, field in model.model_fields.items() if key in tree}
+    texts = {key: mark.section(tree[key]) for key, mark in marks.items() if mark and isinstance(tree[key], str)}
+    return tree | texts
+
+
+def _default_names(model: type[BaseModel], tree: Tree) -> Layer:
+    """Return the names of the sections that are given without one, so that another name replaces their options."""
+    names: Tree = {}
+    for place in fields.walk(model, tree):
+        given = reduce(fields.value_in, place.path, tree)
+        if isinstance(given, dict) and place.section is not None and fields.model_names(place.section):
+            name = given.get("name", fields.model_names(place.section)[0])
+            names = merge(names, nested((*place.path, "name"), name))
+    return Layer("defaults", names)
+
+
+# --- overrides --------------------------------------------------------------------------------------------
+
+
+def split_override(text: str) -> tuple[Key, str]:
+    """Split `a.b=text` at the first `=` into (("a", "b"), "text"). Raises ConfigError."""
     key, equals, value = text.partition("=")
     parts = tuple(part.strip() for part in key.split("."))
     if not equals or not all(parts):
@@ -83,133 +206,31 @@ def split_override(text: str) -> tuple[tuple[str, ...], str]:
     return parts, value
 
 
-def _override_layer(
-    model: type[BaseModel], tree: dict, given: list[tuple[tuple[str, ...], str]], choices: Choices
-) -> Layer:
-    """Overrides as data: texts raw, everything else read as YAML. Raises ConfigError with every mistake."""
-    names: dict[str, Any] = {}
-    for typed, text in given:  # first, for they decide which options there are
-        if typed[-1] == "name":
-            put(names, typed, text)
-        with suppress(KeyError):
-            key, field = renamed.locate(model, tree, typed, COMMAND_LINE)
-            if section := _named_section(field, text):
-                put(names, key, section)
-    result = swapped(model, tree, names, choices)
-    present = merge(merge(tree, names), result)
-    problems = []
-    for typed, text in given:
-        where = f"{COMMAND_LINE}: {'.'.join(typed)}"
+def _override_layer(model: type[BaseModel], layers: Sequence[Layer], given: list[tuple[Key, str]]) -> Layer:
+    """Return overrides as data, unknown keys included. Raises ConfigError for values that are not YAML."""
+    layer, problems = Layer(COMMAND_LINE, {}), []
+    # short keys first, and `name` before the options that it decides on
+    for key, text in sorted(given, key=lambda one: (len(one[0]), one[0][-1] != "name")):
         try:
-            key, field = renamed.locate(model, present, typed, COMMAND_LINE)
-            put(result, key, _value(field, text, where))
-        except renamed.Gone:
-            problems.append(f"{where}: has no effect any more; leave it out")
-        except KeyError:
-            problems.append(f"{where}: {unknown(typed, model, present)} (got {short(text)})")
+            value = _value(model, merged([*layers, layer]), key, text)
+            layer = Layer(COMMAND_LINE, merge(layer.tree, nested(key, value)))
         except ConfigError as error:
-            problems.append(f"{error} (got {short(text)})")
+            problems.append(f"{COMMAND_LINE}: {'.'.join(key)}: {error} (got {short(text)})")
     if problems:
         raise ConfigError("\n".join(problems))
-    return Layer(COMMAND_LINE, result)
+    return layer
 
 
-def _named_section(field: FieldInfo | None, text: str) -> dict[str, str] | None:
-    """`sampler=mvdream` as {name: mvdream}; None for what is no component, or is given as YAML."""
+def _value(model: type[BaseModel], tree: Tree, key: Key, text: str) -> Any:
+    """Return the value of an override: the name of a section, text as it is, or YAML. Raises ConfigError."""
+    found = {place.path: place.field for place in fields.walk(model, tree)}
+    field = found.get(key)
     mark = fields.component(field) if field else None
-    return mark.section(text) if mark and text != "null" and text[:1] not in ("", "{", "[") else None
-
-
-def _value(field: FieldInfo | None, text: str, where: str) -> Any:
-    if section := _named_section(field, text):
-        return section
+    if mark and text != "null" and text[:1] not in ("", "{", "["):
+        return mark.section(text)
     if field is not None and fields.is_text(field):
-        return None if text == "null" and type(None) in fields.choices(field.annotation) else text
-    return yaml_text.parse(text, where)
-
-
-def merged(layers: list[Layer]) -> dict[str, Any]:
-    """The data of all layers, later ones over earlier ones."""
-    return reduce(merge, (layer.tree for layer in layers), {})
-
-
-def validate(model: type[BaseModel], layers: list[Layer]) -> Any:
-    """The layers merged and checked once. Raises ConfigError, one line for each mistake."""
-    tree = merged(layers)
-    try:
-        return model.model_validate(tree)
-    except ValidationError as error:
-        raise ConfigError("\n".join(explain(error, model, tree, layers))) from None
-
-
-def task_of(name_or_path: str | Path) -> str:
-    """The task of a config file or shipped name, before anything else in it is checked. Raises ConfigError."""
-    return str(merged(read_layers(find(name_or_path))).get("task", "generate"))
-
-
-def present(name_or_path: str | Path, overrides: Iterable[str] = ()) -> tuple[dict[str, Any], type[BaseModel]]:
-    """The data of a config that may lack what a run needs, and its model: for what one asks about it.
-
-    Raises ConfigError, not for wrong values.
-    """
-    model, layers = _layered(read_layers(find(name_or_path)), overrides)
-    return merged(layers), model
-
-
-def load(
-    name_or_path: str | Path,
-    overrides: Iterable[str] = (),
-    values: Mapping[str, Any] | None = None,
-    quiet: bool = False,
-) -> Any:
-    """The checked config of a file or shipped name.
-
-    `overrides`: `key=value` texts as on the command line. `values`: the same from Python, dotted keys to data
-    taken as it is. The file's `task` decides the model. `quiet`: nothing is told of what comes with them, as nobody
-    asked for this config by itself. Raises ConfigError.
-    """
-    layers = read_layers(find(name_or_path))
-    if values:
-        python: dict[str, Any] = {}
-        for name, value in values.items():
-            put(python, tuple(name.split(".")), value)
-        layers.append(Layer(PYTHON, python))
-    return validate(*_layered(layers, overrides, quiet))
-
-
-def _layered(layers: list[Layer], overrides: Iterable[str], quiet: bool = False) -> tuple[type[BaseModel], list[Layer]]:
-    """The model, and all layers: those of the files, what they want with a choice, and the overrides.
-
-    Raises ConfigError, not for wrong values but those of `choices`.
-    """
-    given = [split_override(text) for text in overrides]
-    layers, choices = take_out(layers)
-    model, layers = _modelled(layers, given)
-    for key, (where, wanted) in choices.items():
-        choices[key] = Layer(where, renamed.in_tree(model, wanted, where))
-        _check_alone(model, choices[key], merged(layers))
-    if given:
-        layers.append(_override_layer(model, merged(put_under(choices, layers)), given, choices))
-    for i, layer in enumerate(layers):
-        if layer.where in (COMMAND_LINE, PYTHON) and not quiet:
-            below, now = (merged(put_under(choices, layers[:n])) for n in (i, i + 1))
-            tell(model, below, layer.tree, choices, now)
-    return model, put_under(choices, layers)
-
-
-def _check_alone(model: type[BaseModel], wanted: Layer, tree: dict[str, Any]) -> None:
-    """Does what is wanted with a choice make a config, with what has no default from `tree`? Raises ConfigError."""
-    needed = {key: tree[key] for key, field in model.model_fields.items() if field.is_required() and key in tree}
-    validate(model, [Layer(wanted.where, needed | wanted.tree)])
-
-
-def _modelled(layers: list[Layer], given: list[tuple[tuple[str, ...], str]]) -> tuple[type[BaseModel], list[Layer]]:
-    """The model that the task decides, and the layers under today's keys. Raises ConfigError."""
-    task = dict(given).get(("task",), merged(layers).get("task"))
-    if task is None:
-        raise ConfigError(f"{layers[-1].where}: task: is missing (there are: {', '.join(registry.names('task'))})")
-    try:
-        model = registry.config_model("task", task)
-    except ConfigError as error:
-        raise ConfigError(f"{COMMAND_LINE if ('task',) in dict(given) else layers[-1].where}: {error}") from None
-    return model, [Layer(at, renamed.in_tree(model, tree, at)) for at, tree in layers]
+        is_null = text == "null" and type(None) in fields.members(field.annotation)
+        return None if is_null else text
+    if field is None and not any(key[:n] in found and fields.is_dict(found[key[:n]]) for n in range(1, len(key))):
+        return text  # an unknown key
+    return yaml_text.parse(text, "value")

@@ -1,4 +1,4 @@
-"""The text of --list: the shipped configs by what one does with them, those that run anywhere first."""
+"""Text of --list: the shipped configs in groups, those that run anywhere first."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from threedgen.config.errors import ConfigError
 from threedgen.config.help import wrapped
 
 GROUPS = {
-    "make": "objects, views and scenes, from words, pictures and meshes",
-    "look": "at what was made",
-    "train": "the models, and make what they learn from",
-    "measure": "what came of it",
+    "make": "objects, views and scenes from text, images and meshes",
+    "look": "at results",
+    "train": "models, and make their training data",
+    "measure": "results",
 }
 TASKS = {
     "look": ("report", "gallery", "toybox-sheet"),
     "train": ("train-", "mvdreambooth", "make-", "toybox-subjects"),
     "measure": ("evaluate-", "consistency", "janus-"),
 }
-"""Tasks of a group, or what their names begin with; every other task makes something."""
+"""Group -> tasks, or beginnings of their names; all other tasks belong to "make"."""
 
 
 class Shipped(NamedTuple):
-    """A shipped config, as far as it can be read."""
+    """Description of a shipped config."""
 
     name: str
     group: str
@@ -32,12 +32,12 @@ class Shipped(NamedTuple):
 
 
 def group_of(task: str) -> str:
-    """The group of GROUPS in which a task is listed."""
+    """Return the group of a task."""
     return next((group for group, names in TASKS.items() if task.startswith(names)), "make")
 
 
 def read(name: str) -> Shipped:
-    """A shipped config. One that cannot be read says so of itself: it must not hide the others."""
+    """Return the description of a shipped config; one that cannot be read has the error as its description."""
     try:
         tree = layers.merged(layers.read_layers(layers.find(name)))
     except ConfigError as error:
@@ -47,7 +47,7 @@ def read(name: str) -> Shipped:
 
 
 def list_text(default: str) -> str:
-    """Every shipped config, what it does and what it needs, the default one first."""
+    """Return all shipped configs with their descriptions and needs, the default one first."""
     found = [read(name) for name in layers.shipped()]
     found.sort(key=lambda one: (one.name != default, "GPU" in one.needs and "core" not in one.needs, one.name))
     blocks = []

@@ -1,129 +1,101 @@
-"""pydantic's findings as lines a user can act on: `where: key: problem (got value)`."""
+"""Validation errors of pydantic as one line each: `where: key: problem (got value)`."""
 
 from __future__ import annotations
 
 import re
-from contextlib import suppress
+from collections.abc import Sequence
 from functools import reduce
-from typing import Annotated, Any
+from typing import NamedTuple, TypeAlias
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
 from threedgen.config import fields
-from threedgen.config.errors import did_you_mean, nearest, short
-from threedgen.config.unknown import unknown
+from threedgen.config.errors import did_you_mean, nearest, nearest_keys, short
+from threedgen.config.fields import Tree
 
-MOST = 30
-"""Mistakes that are explained; a file of another kind has them in thousands."""
-NO_LIST, LENGTH = ("tuple_type", "list_type"), ("too_short", "too_long", "missing")
-"""What pydantic calls it if something is no list, or one of another length."""
+Key: TypeAlias = tuple[str, ...]
+MAX_LINES = 30
+"""Explained mistakes: each takes a search for similar keys, and a file of another kind has thousands."""
+OWN_TEXTS = ("value_error", "schedule", "component")
+"""Types of errors whose text is written in this project."""
+MISSING = "is missing"
 
 
-def explain(error: ValidationError, model: type[BaseModel], tree: dict, layers: list) -> list[str]:
-    """One line for each wrong key of `tree` (the merged data); `layers` tell in which file it stands."""
+class Layer(NamedTuple):
+    """Data of a config and its source; later layers win."""
+
+    where: str  # path of a file, or another source
+    tree: Tree
+    plugins: tuple[str, ...] = ()  # files relative to that of the layer
+
+
+def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: Sequence[Layer]) -> list[str]:
+    """Return one line for each wrong key.
+
+    Args:
+        tree: the checked data, merged from the layers.
+        layers: name the source of each key.
+    """
+    found: dict[Key, list[ErrorDetails]] = {}
+    for item in error.errors(include_url=False):
+        found.setdefault(_key(item, tree), []).append(item)
     places = {place.path: place for place in fields.walk(model, tree)}
-    problems: dict[tuple, list[str]] = {}
-    values: dict[tuple, Any] = {}
-    more = 0
-    for item in map(_at_its_key, error.errors(include_url=False)):
-        if item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]:
-            continue  # only without those that are wrong, which are told
-        key = _key(item, tree)
-        listed = _list_key(item, key, tree)
-        key = key if listed is None else listed
-        if len(problems) == MOST and key not in problems:  # the search for what was meant takes its time
-            more += 1
-            continue
-        if listed is None:
-            values.setdefault(key, None if item["type"] == "missing" else item["input"])
-            problem = _problem(item)
-        else:
-            value = values.setdefault(key, reduce(fields.value_in, key, tree))
-            problem = _list_problem(item, value, places[key].field if key in places else None)
-        if item["type"] == "extra_forbidden":
-            problem = unknown(tuple(map(str, key)), model, tree)
-        if problem not in problems.setdefault(key, []):
-            problems[key].append(problem)
-    sections = {path for path, place in places.items() if place.section} | {()}
     lines = []
-    for key, found in problems.items():
-        whole = isinstance(values[key], (dict, BaseModel)) and key in sections  # a rule between its fields
-        got = "" if found == ["is missing"] or whole else f" (got {short(values[key])})"
-        name = ".".join(str(part) for part in key)
-        name = name if name.isprintable() else short(name)  # control characters would reach the terminal
-        lines.append(": ".join(part for part in (_where(key, layers), name, " or ".join(found)) if part) + got)
-    return [*lines, f"and {more} more mistakes"] if more else lines
+    for key, items in list(found.items())[:MAX_LINES]:
+        if items[0]["type"] == "extra_forbidden":
+            problem = _unknown(key, model, tree)
+        else:
+            # the errors of a union's members differ only in the suggestion
+            problem = max((_problem(item, places[key].field if key in places else None) for item in items), key=len)
+        value = reduce(fields.value_in, key, tree)
+        is_section = not key or key in places and places[key].section is not None
+        got = "" if problem == MISSING or is_section and isinstance(value, dict) else f" (got {short(value)})"
+        name = ".".join(key)
+        parts = (_source(key, layers), name if name.isprintable() else short(name), problem)
+        lines.append(": ".join(filter(None, parts)) + got)
+    more = len(found) - MAX_LINES
+    return [*lines, f"and {more} more mistakes"] if more > 0 else lines
 
 
-def _at_its_key(item: Any) -> Any:
-    """A mistake that pydantic reports for a section, though it is one key's: as one of that key."""
-    if item["type"] == "key":
-        key, value, message = item["ctx"]["key"], item["ctx"]["value"], item["ctx"]["problem"]
-    elif item["type"] == "union_tag_invalid":
-        key, value = "name", item["ctx"]["tag"]
-        guess = did_you_mean(nearest(value, re.findall(r"'([^']*)'", item["ctx"]["expected_tags"])))
-        message = f"should be one of {item['ctx']['expected_tags']}{guess}"
-    elif item["type"] == "component_name" and isinstance(item["input"], dict) and "name" in item["input"]:
-        key, value, message = "name", item["input"]["name"], item["msg"]
-    else:
-        return item
-    return {**item, "loc": (*item["loc"], key), "input": value, "msg": message}
+def _unknown(key: Key, model: type[BaseModel], tree: Tree) -> str:
+    """Return what is wrong with an unknown key, and the key or the section's name that may be meant.
+
+    Args:
+        tree: present data, which decides the keys.
+    """
+    for place in fields.walk(model, tree):
+        inside = ".".join(key[len(place.path) :])
+        if inside and place.section is not None and key[: len(place.path)] == place.path:
+            models = fields.alternatives(place.field).items()
+            if owners := [name for name, other in models if isinstance(other, type) and inside in fields.paths(other)]:
+                return f"unknown key; it is an option of {'.'.join(place.path)}.name={' or '.join(owners)}"
+    return f"unknown key{did_you_mean(*nearest_keys('.'.join(key), fields.paths(model, tree)))}"
 
 
-def _key(item: Any, tree: Any) -> tuple:
-    """pydantic's location without what is not in the data: tags of unions, types of their branches."""
-    loc, key = item["loc"], []
-    for part in loc:
+def _key(item: ErrorDetails, tree: object) -> Key:
+    """Return pydantic's location without members of unions, up to the first list."""
+    location, key = item["loc"], list[str]()
+    for part in location:
         if isinstance(tree, dict) and part in tree:
             tree = tree[part]
-        elif isinstance(tree, (list, tuple)) and isinstance(part, int) and part < len(tree):
-            tree = tree[part]
-        else:
-            continue
-        key.append(part)
-    if item["type"] == "missing":
-        key.append(loc[-1])
-    return tuple(key) or loc  # the mistake may be in a default, which the data does not have
+            key.append(str(part))
+        elif isinstance(tree, (list, tuple)):
+            break
+    if item["type"] == "missing" and isinstance(location[-1], str):
+        key.append(location[-1])
+    if item["type"] == "union_tag_invalid":
+        key.append("name")
+    return tuple(key) or tuple(map(str, location))  # the mistake may be in a default, which the data does not have
 
 
-def _list_key(item: Any, key: tuple, tree: Any) -> tuple | None:
-    """The key of the list that the mistake is in, of lists in lists the outermost; None if it is in none."""
-    for depth, part in enumerate(key):
-        if isinstance(tree, (list, tuple)) and all(isinstance(number, int) for number in key[depth:]):
-            return key[:depth]
-        tree = fields.value_in(tree, part) if isinstance(part, str) else None
-    return key if item["type"] in NO_LIST or item["type"] in LENGTH and isinstance(tree, (list, tuple)) else None
-
-
-def _list_problem(item: Any, value: Any, field: FieldInfo | None) -> str:
-    if item["type"] in NO_LIST + LENGTH:
-        return f"should be a list{_such_as(field, value)}"
-    return f"{short(item['input'])} in this list {_problem(item)}"
-
-
-def _such_as(field: FieldInfo | None, value: Any) -> str:
-    """An example of a list that is right: what was given, its examples or its default; "" if there is none."""
-    if field is None:
-        return ""
-    given = [part.strip() for part in value.split(",")] if isinstance(value, str) else [value]
-    default = None if field.is_required() else field.get_default(call_default_factory=True)
-    kind: Any = Annotated[field.annotation, field]
-    for example in (given, *(field.examples or ()), default):
-        if isinstance(example, (list, tuple)) and example:
-            with suppress(ValidationError):
-                TypeAdapter(kind).validate_python(example)
-                return f" such as {fields.shown(fields.plain(example))}"
-    return ""
-
-
-def _where(key: tuple, layers: list) -> str:
-    """The layer that gives most of this key: itself, or a section that should hold it; of several the last."""
+def _source(key: Key, layers: Sequence[Layer]) -> str:
+    """Return the source of the last layer that has the most parts of the key."""
     return max(enumerate(layers), key=lambda layer: (_depth(layer[1].tree, key), layer[0]))[1].where
 
 
-def _depth(tree: Any, key: tuple) -> int:
-    """How many parts of the key there are in the data."""
+def _depth(tree: object, key: Key) -> int:
     for depth, part in enumerate(key):
         if not isinstance(tree, dict) or part not in tree:
             return depth
@@ -131,16 +103,23 @@ def _depth(tree: Any, key: tuple) -> int:
     return len(key)
 
 
-def _problem(item: Any) -> str:
-    if item["type"] == "missing":
-        return "is missing"
-    if item["type"] == "literal_error":
-        options = re.findall(r"'((?:[^'\\]|\\.)*)'", item["ctx"]["expected"])
-        guess = nearest(item["input"], options) if isinstance(item["input"], str) else None
-        return f"should be {item['ctx']['expected']}{did_you_mean(guess)}"
-    if item["type"] in ("model_type", "model_attributes_type", "dict_type"):
+def _problem(item: ErrorDetails, field: FieldInfo | None) -> str:
+    kind, context = item["type"], item.get("ctx", {})
+    message = item["msg"].removeprefix("Value error, ").removeprefix("Input ")
+    if kind == "missing" and isinstance(item["loc"][-1], str):
+        return MISSING
+    if kind in OWN_TEXTS:
+        return message[:1].lower() + message[1:]
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
         return "should be a section of `key: value` lines"
-    if item["type"] == "string_type" and isinstance(item["input"], (int, float)):
-        return "should be text: write it in quotes"
-    message = item["msg"].partition(", unable to parse")[0].removeprefix("Value error, ").removeprefix("Input ")
-    return message[:1].lower() + message[1:]
+    if kind == "string_type" and isinstance(item["input"], (int, float)):
+        return "expected text: write it in quotes"
+    expected = context.get("expected_tags") or context.get("expected") or ""
+    names = re.findall(r"'((?:[^'\\]|\\.)*)'", str(expected))
+    word = context.get("tag", item["input"])
+    guess = nearest(word, names) if isinstance(word, str) else None
+    if kind == "union_tag_invalid":
+        return f"expected {' | '.join(names)}{did_you_mean(guess)}"
+    if field is None:
+        return message[:1].lower() + message[1:]
+    return f"expected {fields.type_name(field.annotation, field.metadata)}{did_you_mean(guess)}"

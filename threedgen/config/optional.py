@@ -1,4 +1,4 @@
-"""Optional packages: asked for before any work begins, and without loading them."""
+"""Optional packages: whether they are installed, without importing them."""
 
 from __future__ import annotations
 
@@ -19,19 +19,24 @@ EXTRAS = {
     "xformers": ("xformers", install("xformers")),
     "tinycudann": (
         "tinycudann",
-        "pip install 'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch'",
+        "pip install 'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch'",  # on no index
     ),
 }
-"""Module: the package that holds it, and how to get that. tinycudann is on no index: pip builds it from its sources."""
+"""Module -> its package, and the command that installs it."""
 
 
 def installed(module: str) -> bool:
-    """Can it be imported? Nothing is loaded."""
+    """Return whether a module can be found, without importing it."""
     return importlib.util.find_spec(module) is not None
 
 
 def require(module: str, asked: str, instead: str) -> None:
-    """Raises ConfigError if a module of `EXTRAS` is missing: what asked for it, how to get it, what to do instead."""
+    """Raise ConfigError if a module of EXTRAS is missing.
+
+    Args:
+        asked: `key: value` that needs it.
+        instead: what the user can do without it.
+    """
     if not installed(module):
         package, how = EXTRAS[module]
         key, _, value = asked.rpartition(": ")

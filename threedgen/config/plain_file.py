@@ -1,4 +1,4 @@
-"""The door for small files of strangers: ordinary ones only, of a bounded size, JSON without what JSON has not."""
+"""Reading of small files from unknown sources: ordinary files of bounded size, and strict JSON."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ logger = logging.getLogger(__name__)
 
 LEGACY_ENCODING = "cp1252"
 """Encoding of text files of older Windows programs, such as Excel's plain CSV."""
-LARGEST = 64 << 20
-"""Bytes of the largest JSON or text that is read whole: the metrics of a long run."""
+MAX_BYTES = 64 << 20
+"""Size of the largest JSON or text, the metrics of a long run."""
 
 
 def ordinary(path: Path) -> Path:
-    """Return `path` if it is an ordinary file. Raises OSError for a folder, and for a pipe or a device, which
-    would be read for ever."""
+    """Return the path of an ordinary file. Raises OSError for others: a pipe or a device could be read endlessly."""
     kind = path.stat().st_mode
     if stat.S_ISDIR(kind):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
@@ -32,19 +31,19 @@ def ordinary(path: Path) -> Path:
     return path
 
 
-def read_bytes(path: Path, most: int = LARGEST) -> bytes:
-    """Read a whole file of at most `most` bytes. Raises OSError, also for a longer one."""
+def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
+    """Read a whole file. Raises OSError, also for a file larger than `max_bytes`."""
     with open(ordinary(path), "rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise OSError(errno.EFBIG, f"it is larger than {most / 1e6:.3g} MB", str(path))
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise OSError(errno.EFBIG, f"it is larger than {max_bytes / 1e6:.3g} MB", str(path))
     return data
 
 
-def read_text(path: Path, key: str = "", most: int = LARGEST) -> str:
-    """Read a whole text file in the encoding that `decode_text` finds. Raises ConfigError, naming `key`."""
+def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
+    """Read a whole text file in the encoding that `decode_text` finds. Raises ConfigError for `key`."""
     try:
-        text, encoding = decode_text(read_bytes(path, most))
+        text, encoding = decode_text(read_bytes(path, max_bytes))
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing", key) from None
     except (OSError, UnicodeDecodeError) as error:
@@ -79,15 +78,15 @@ def decode_text(data: bytes) -> tuple[str, str]:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Data from JSON. Raises ValueError, also for NaN, infinities, numbers beyond 64 bits and endless nesting."""
+    """Parse JSON. Raises ValueError, also for NaN, infinities, numbers beyond 64 bits and deep nesting."""
     try:
-        return json.loads(text, parse_constant=_no_number, parse_float=_finite, parse_int=_bounded)
+        return json.loads(text, parse_constant=_not_finite, parse_float=_finite, parse_int=_bounded)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; {} if there is none that can be read."""
+    """Return the object in a JSON file; {} if it cannot be read."""
     try:
         found = parse_json(read_bytes(path))
     except (OSError, ValueError):
@@ -95,13 +94,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _no_number(text: str) -> Any:
-    raise ValueError(f"{text} is no number")
+def _not_finite(text: str) -> float:
+    raise ValueError(f"{text} is not a finite number")
 
 
 def _finite(text: str) -> float:
-    return float(text) if math.isfinite(float(text)) else _no_number(text)
+    return float(text) if math.isfinite(float(text)) else _not_finite(text)
 
 
 def _bounded(text: str) -> int:
-    return int(text) if len(text) < 20 else _no_number(text[:20])
+    if len(text) >= 20:
+        raise ValueError(f"{text[:20]} is longer than 64 bits")
+    return int(text)

@@ -1,26 +1,101 @@
-"""Plug-ins: `--plugin mine.py` imports a user's module, which adds names to the registry (docs/plugins.md)."""
+"""Plug-ins: modules of the user that add names to the registry (docs/plugins.md)."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib
+import importlib.util
+import re
+import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from threedgen.config.errors import ConfigError
 
 FLAG = "--plugin"
 
 
-def load(place: str) -> None:
-    """Import plug-ins, files or modules separated by commas; their own errors are raised as they are.
+class Plugin(NamedTuple):
+    """The file of an imported plug-in, and the SHA-256 of its content at that time."""
 
-    Raises ConfigError for a file that does not exist.
+    path: Path
+    sha256: str
+
+
+LOADED: dict[str, Plugin] = {}
+"""Module name -> plug-in."""
+
+
+def load(names: str) -> None:
+    """Import plug-ins, files or installed modules separated by commas; errors in them are raised unchanged.
+
+    Raises:
+        ConfigError: for a file that does not exist.
     """
-    for name in place.split(","):
-        path = Path(name.strip()).expanduser()
-        is_file = path.suffix == ".py"
-        if is_file and not path.is_file():
-            raise ConfigError("file not found", FLAG, name)
-        # by its name, so that a worker process and the registry's paths find it again
-        sys.path.insert(0, str(path.resolve().parent) if is_file else str(Path.cwd()))
-        importlib.import_module(path.stem if is_file else name.strip())
+    for name in map(str.strip, names.split(",")):
+        if name.endswith(".py"):
+            load_file(Path(name))
+        else:
+            module = importlib.import_module(name)
+            _record(name, Path(str(module.__file__)))
+
+
+def load_file(path: Path, key: str = FLAG) -> None:
+    """Import a file once, under a name derived from its path, so that files with the same name do not clash.
+
+    Raises:
+        ConfigError: for `key` if the file does not exist.
+    """
+    try:
+        path = path.expanduser().resolve(strict=True)
+    except (OSError, RuntimeError):
+        raise ConfigError("file not found", key, str(path)) from None
+    stem = re.sub(r"\W", "_", path.stem)
+    name = f"plugin_{stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError("should be a Python file", key, str(path))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # the paths that it registers are imported by this name
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    _record(name, path)
+
+
+def load_all(loaded: Mapping[str, Plugin]) -> None:
+    """Import the plug-ins of another process. `loaded`: its LOADED."""
+    for name, plugin in loaded.items():
+        if name.startswith("plugin_"):
+            load_file(plugin.path)
+        else:
+            load(name)
+
+
+def identify() -> dict[str, dict[str, str | None]]:
+    """Return the SHA-256 of each plug-in's file, and the commit of its git work tree (None: there is none)."""
+    return {str(path): {"sha256": sha256, "commit": _commit(path.parent)} for path, sha256 in LOADED.values()}
+
+
+def changed(recorded: object) -> list[str]:
+    """Return the plug-in files whose content differs from a record by `identify`."""
+    before = recorded if isinstance(recorded, dict) else {}
+    return [str(path) for path, sha256 in LOADED.values() if before.get(str(path), {}).get("sha256", sha256) != sha256]
+
+
+def _record(name: str, path: Path) -> None:
+    LOADED[name] = Plugin(path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _commit(folder: Path) -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,7 +1,7 @@
-"""Names become objects: kind -> name -> where the implementation and its config model live.
+"""Registry of everything that a config names: kind -> name -> implementation and config model.
 
-The tables hold only text, so nothing is imported before it is asked for, and a plug-in that fails to import
-fails only when a config names it. The models live in modules that do not import torch.
+The table holds dotted paths, which are imported when a config asks for them. Config models live in modules that do not
+import torch.
 """
 
 from __future__ import annotations
@@ -10,16 +10,15 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, GetCoreSchemaHandler
-from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError, core_schema
 
 from threedgen.config.errors import ConfigError, did_you_mean, nearest
-from threedgen.config.plugins import FLAG
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Dotted paths, `module:attribute`, of an implementation and of the pydantic model that configures it."""
+    """Paths, `module:attribute`, of an implementation and of its config model."""
 
     implementation: str
     config: str
@@ -114,10 +113,11 @@ background  neural  representations.field.background:NeuralBackground  represent
 """
 
 TABLE: dict[str, dict[str, Entry]] = {}
+"""Kind -> name -> entry."""
 
 
 def register(kind: str, name: str, implementation: str, config: str) -> None:
-    """Add (or replace) an entry; a plug-in calls this on import. Paths are `module:attribute`."""
+    """Add or replace an entry; a plug-in calls this on import. Paths are `module:attribute`."""
     TABLE.setdefault(kind, {})[name] = Entry(implementation, config)
 
 
@@ -128,35 +128,24 @@ for _line in _ENTRIES.splitlines():
 
 
 def names(kind: str) -> list[str]:
-    """The registered names of a kind, in the order of the table. Raises KeyError for an unknown kind."""
+    """Return the names of a kind, in the order of the table. Raises KeyError for an unknown kind."""
     return list(TABLE[kind])
 
 
-def _unknown(kind: str, name: Any) -> str:
-    guess = nearest(name, names(kind)) if isinstance(name, str) else None
-    own = "" if guess else f"; one of your own: {FLAG} FILE.py"
-    return f"no {kind} has this name{did_you_mean(guess)} (there are: {', '.join(names(kind)) or 'none'}{own})"
-
-
-def entry(kind: str, name: str) -> Entry:
-    """The entry of a name. Raises ConfigError with the nearest name."""
+def entry(kind: str, name: object) -> Entry:
+    """Return the entry of a name. Raises ConfigError with the nearest name."""
     if not isinstance(name, str) or name not in TABLE[kind]:
         raise ConfigError(_unknown(kind, name), kind, name)
     return TABLE[kind][name]
 
 
-def _load(path: str) -> Any:
-    module, _, attribute = path.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def config_model(kind: str, name: str) -> type[BaseModel]:
-    """The config model of a name (imports no torch). Raises ConfigError for an unknown name."""
+def config_model(kind: str, name: object) -> type[BaseModel]:
+    """Return the config model of a name, without importing torch. Raises ConfigError for an unknown name."""
     return _load(entry(kind, name).config)
 
 
 def implementation(kind: str, name: str) -> Any:
-    """The class or function behind a name, imported now. Raises ConfigError for an unknown name."""
+    """Import and return the class or function of a name. Raises ConfigError for an unknown name."""
     return _load(entry(kind, name).implementation)
 
 
@@ -165,14 +154,29 @@ def build(kind: str, config: Any, *args: Any, **kwargs: Any) -> Any:
     return implementation(kind, config.name)(config, *args, **kwargs)
 
 
+def _load(path: str) -> Any:
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def _unknown(kind: str, name: object) -> str:
+    guess = nearest(name, names(kind)) if isinstance(name, str) else None
+    own = "" if guess else "; one of your own: --plugin FILE.py"
+    return f"no {kind} has this name{did_you_mean(guess)} (there are: {', '.join(names(kind)) or 'none'}{own})"
+
+
 @dataclass(frozen=True)
 class Component:
-    """A section of a config whose `name:` picks the model that checks it, in the registry's table of `kind`.
+    """Mark of a section whose `name` chooses its config model in the registry.
 
-    Used as `prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="...")`; the
-    value of the field is an instance of the chosen model, which must have a field `name`. `default` is taken
-    when the section gives no name. `only`: the names that will do here, if not all of them do. A text in the place
-    of the section is a name; if it is none, and there is `path_of`, the `path` of the component of that name.
+    Used as `prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="...")`. The value of
+    the field is an instance of the chosen model, which must have a field `name`.
+
+    Attributes:
+        kind: of the registry.
+        default: name of a section that gives none.
+        only: the allowed names; (): all.
+        path_of: name whose `path` is meant by a text that is no name. Any other text in place of a section is a name.
     """
 
     kind: str
@@ -181,22 +185,21 @@ class Component:
     path_of: str | None = None
 
     def section(self, text: str) -> dict[str, str]:
-        """What a text in the place of the section means."""
+        """Return the section that a text stands for."""
         if self.path_of is None or text in names(self.kind):
             return {"name": text}
         return {"name": self.path_of, "path": text}
 
-    def model(self, value: Any) -> type[BaseModel] | None:
-        """The model for a section given as a dict or as a config; None if its name is not known."""
+    def model(self, value: object) -> type[BaseModel] | None:
+        """Return the model of a section (a dict, a config or a text); None for an unknown name."""
         if isinstance(value, BaseModel):
             return type(value)
         value = self.section(value) if isinstance(value, str) else value
         name = value.get("name", self.default) if isinstance(value, dict) else self.default
-        if not isinstance(name, str) or name not in TABLE.get(self.kind, {}):
-            return None
-        return config_model(self.kind, name)
+        known = isinstance(name, str) and name in TABLE.get(self.kind, {})
+        return config_model(self.kind, name) if known else None
 
-    def _validate(self, value: Any) -> BaseModel:
+    def _validate(self, value: object) -> BaseModel:
         if isinstance(value, BaseModel):
             value = value.model_dump()
         value = self.section(value) if isinstance(value, str) else value
@@ -205,13 +208,16 @@ class Component:
         name = value.get("name", self.default)
         model = self.model(value)
         if model is None:
-            raise PydanticCustomError("component_name", "{problem}", {"problem": _unknown(self.kind, name)})
+            raise self._name_error(name, _unknown(self.kind, name))
         if self.only and name not in self.only:
-            problem = f"this {self.kind} cannot do what is asked of it here (one that can: {', '.join(self.only)})"
-            raise PydanticCustomError("component_name", "{problem}", {"problem": problem})
+            raise self._name_error(name, f"this {self.kind} is not supported here (supported: {', '.join(self.only)})")
         return model.model_validate({**value, "name": name})
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+    def _name_error(self, name: object, problem: str) -> ValidationError:
+        error = PydanticCustomError("component", "{problem}", {"problem": problem})
+        return ValidationError.from_exception_data(self.kind, [InitErrorDetails(type=error, loc=("name",), input=name)])
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
         def dump(value: BaseModel, info: core_schema.SerializationInfo) -> dict[str, Any]:
             return value.model_dump(mode=info.mode)
 

@@ -1,4 +1,4 @@
-"""Options of the core: cameras, and what every run has. Typed, bounded, and free of torch."""
+"""Sections that many tasks share: cameras, trainer, checkpoints, learning, and the base of all tasks."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from threedgen.config import Config, ConfigError, Scheduled
 
 Pair = tuple[float, float]
 BETAS = (0.9, 0.98)
-"""Of AdamW: it forgets the sizes of gradients faster than by its default, 0.999."""
+"""Decay rates of AdamW's moments; the second one is below the usual 0.999."""
 Average = Annotated[
-    float, Field(ge=0, lt=1, description="decay of the average of the weights, which is what ships; 0: as they are")
+    float, Field(ge=0, lt=1, description="decay of the moving average of the weights that is saved; 0: no average")
 ]
 
 
 def _within(low: float, high: float, open_ends: bool = False) -> Callable[[Pair], Pair]:
-    """A check that a range ascends and stays in [low, high], or in (low, high)."""
+    """Return a check that a range ascends and stays in [low, high], or in (low, high)."""
 
     def check(value: Pair) -> Pair:
         first, last = value
@@ -40,101 +40,109 @@ Positives = Annotated[Pair, AfterValidator(_within(0, 1000, open_ends=True))]
 
 
 class MultiviewCameraConfig(Config):
-    """How training cameras are drawn: groups of `n_view` views around the object (MVDream's sampler).
+    """Random training cameras in groups of `n_view` around the object (MVDream's sampler).
 
     The views of a group share everything but the azimuth, which is spread evenly from one random offset.
     """
 
-    n_view: int = Field(4, ge=1, le=64, description="views of one group; 1: independent cameras")
+    n_view: int = Field(4, ge=1, le=64, description="views per group; 1: independent cameras")
     elevation_range: Elevations = Field((0.0, 30.0), description="degrees above the horizon")
-    azimuth_range: Azimuths = Field((-180.0, 180.0), description="degrees, divided evenly by a group")
+    azimuth_range: Azimuths = Field((-180.0, 180.0), description="degrees, divided evenly between the views of a group")
     fov_range: Fovs = Field((15.0, 60.0), description="vertical field of view, degrees")
-    distance_range: Positives = Field((0.8, 1.0), description="distance to the centre; see relative_distance")
-    relative_distance: bool = Field(
-        True, description="distances count in 1 / tan(fov / 2): the object fills the picture at any fov"
+    distance_range: Positives = Field(
+        (0.8, 1.0), description="distance to the centre, in the unit of relative_distance"
     )
-    zoom_range: Positives = Field((1.0, 1.0), description="factor on the fov, after the distance is chosen")
-    camera_perturb: float = Field(0.0, ge=0, description="cameras move by up to this, along each axis")
-    center_perturb: float = Field(0.0, ge=0, description="standard deviation of the point looked at")
+    relative_distance: bool = Field(
+        True, description="distances in units of 1 / tan(fov / 2): the same object size at any fov"
+    )
+    zoom_range: Positives = Field((1.0, 1.0), description="factor on the fov that does not change the distance")
+    camera_perturb: float = Field(0.0, ge=0, description="maximum shift of the camera along each axis")
+    center_perturb: float = Field(0.0, ge=0, description="standard deviation of the look-at point")
     up_perturb: float = Field(0.0, ge=0, description="standard deviation of the up vector")
     light_sample_strategy: Literal["dreamfusion", "magic3d"] = Field(
-        "dreamfusion", description="point light: near the camera, or on a cap around its direction"
+        "dreamfusion", description="point light near the camera, or on a cap around its direction"
     )
     light_distance_range: Positives = Field((0.8, 1.5), description="distance of the light to the centre")
-    light_position_perturb: float = Field(1.0, ge=0, description="spread of dreamfusion's light")
-    elevation_reference: bool = Field(False, description="MVDream-threestudio's own spread: squeezes half of the draws")
-    light_reference: bool = Field(False, description="threestudio's own magic3d light: from below the camera only")
-    progressive_until: int = Field(0, ge=0, description="ranges widen until this step; 0: off")
-    progressive_elevation: float = Field(15.0, ge=-90, le=90, description="degrees, where they widen from")
+    light_position_perturb: float = Field(
+        1.0, ge=0, description="standard deviation of the position of dreamfusion's light"
+    )
+    elevation_reference: bool = Field(
+        False, description="sample elevations like MVDream-threestudio, half of them in a smaller range"
+    )
+    light_reference: bool = Field(
+        False, description="sample the magic3d light like threestudio, only from below the camera"
+    )
+    progressive_until: int = Field(0, ge=0, description="step until which elevation and azimuth ranges widen; 0: off")
+    progressive_elevation: float = Field(
+        15.0, ge=-90, le=90, description="elevation in degrees from which the range widens"
+    )
 
 
 class OrbitCameraConfig(Config):
-    """A ring of cameras for validation pictures and turntables."""
+    """A ring of cameras for validation images and turntables."""
 
-    n_view: int = Field(120, ge=1, le=10_000, description="pictures of one turn")
+    n_view: int = Field(120, ge=1, le=10_000, description="images per turn")
     elevation: float = Field(15.0, ge=-90, le=90, description="degrees above the horizon")
-    azimuth: float = Field(0.0, ge=-360, le=360, description="degrees, of the first picture; 0 is the front")
-    distance: float = Field(3.0, gt=0, description="to the centre")
+    azimuth: float = Field(0.0, ge=-360, le=360, description="degrees, of the first image; 0 is the front")
+    distance: float = Field(3.0, gt=0, description="distance to the centre")
     fov: float = Field(40.0, gt=0, lt=180, description="vertical field of view, degrees")
     height: int = Field(512, ge=1, le=8192, description="pixels")
     width: int = Field(512, ge=1, le=8192, description="pixels")
 
 
 class TrainerConfig(Config):
-    """Arguments of Lightning's Trainer, under their own names."""
+    """Arguments of Lightning's Trainer, under the same names."""
 
     max_steps: int = Field(1000, ge=1, le=1_000_000_000, description="optimisation steps")
     accelerator: Literal["auto", "cpu", "gpu", "cuda", "mps"] = Field("auto", description="kind of device")
     devices: Literal["auto"] | Annotated[int, Field(ge=1)] = Field("auto", description="devices on each machine")
     num_nodes: int = Field(1, ge=1, description="number of machines")
     strategy: Literal["auto", "ddp", "ddp_find_unused_parameters_true"] = Field(
-        "auto", description="how devices share the work"
+        "auto", description="distribution of the work over devices"
     )
     precision: Literal["32-true", "16-mixed", "bf16-mixed", "bf16-true", "16-true", "64-true"] = Field(
         "32-true", description="number format of the training step"
     )
-    gradient_clip_val: float | None = Field(None, gt=0, description="largest gradient norm (or value)")
-    gradient_clip_algorithm: Literal["norm", "value"] = Field("norm", description="what is clipped")
-    accumulate_grad_batches: int = Field(1, ge=1, description="batches summed before a step")
-    log_every_n_steps: int = Field(10, ge=1, description="a line of metrics every that many steps, and at the last")
-    val_check_interval: int = Field(0, ge=0, description="pictures every that many steps; 0: only at the end")
+    gradient_clip_val: float | None = Field(None, gt=0, description="maximum gradient norm; null: no clipping")
+    accumulate_grad_batches: int = Field(1, ge=1, description="batches per optimisation step")
+    log_every_n_steps: int = Field(10, ge=1, description="steps between two lines of metrics")
+    val_check_interval: int = Field(0, ge=0, description="steps between two validation images; 0: only at the end")
     deterministic: bool | Literal["warn"] = Field(
-        "warn", description="deterministic algorithms: true, false, or warn where there is none"
+        "warn", description="deterministic algorithms; warn: where one exists, with a warning otherwise"
     )
-    benchmark: bool = Field(False, description="let cuDNN try its algorithms first")
 
     def check(self) -> None:
-        """Is there the device that is asked for by name?  Loads torch only to look for one."""
+        """Check that a device that is named exists. Imports torch only then."""
         if self.accelerator not in ("auto", "cpu"):
             import torch
 
-            there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-            if not there.get(self.accelerator, any(there.values())):
+            available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+            if not available.get(self.accelerator, any(available.values())):
                 raise ConfigError(
-                    "there is no such device, or torch cannot use it; auto takes what there is, cpu the processor",
+                    "there is no such device, or torch cannot use it; choose auto or cpu",
                     "accelerator",
                     self.accelerator,
                 )
 
 
 class CheckpointConfig(Config):
-    """When a run saves what it needs to go on."""
+    """Checkpoints of a run."""
 
-    seconds: float = Field(30.0, ge=0, description="save at the next step after that many seconds")
-    keep: int = Field(2, ge=1, le=100, description="checkpoints kept, the newest included")
+    seconds: float = Field(30.0, ge=0, description="seconds between two checkpoints")
+    keep: int = Field(2, ge=1, le=100, description="number of checkpoints to keep, including the newest")
 
 
 class LearningConfig(Config):
-    """How a network learns from data that is made while it does."""
+    """Training of a network on data that is generated meanwhile."""
 
-    batch: int = Field(ge=1, description="entries in a step")
-    fresh: int = Field(ge=0, description="of them, those that no step saw before")
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon learns more in a step, and takes longer")
+    batch: int = Field(ge=1, description="samples per step")
+    fresh: int = Field(ge=0, description="number of them that are new in each step")
+    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon needs fewer steps, each of which is slower")
     learning_rate: Scheduled
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        BETAS, description="of AdamW, also of what Muon leaves to it"
+        BETAS, description="of AdamW, also for the parameters that Muon leaves to it"
     )
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(0.01, ge=0, description="weight decay of the optimiser")
     ema: Average = 0.0
 
     @model_validator(mode="after")
@@ -145,41 +153,46 @@ class LearningConfig(Config):
 
 
 class TaskConfig(Config):
-    """What every config has at its top level."""
+    """Base of the config model of a task.
 
-    task: str = Field(description="what is done; decides which keys there are (see --list)")
-    about: str = Field("", description="one line for --list: what this config does")
-    needs: str = Field("", description="one line for --list: what it needs beyond the installation")
+    common: keys that --help shows; (): those at the top level and a few more.
+    """
+
+    common: ClassVar[tuple[str, ...]] = ()
+
+    task: str = Field(description="task; decides the keys of the config (see --list)")
+    about: str = Field("", description="description for --list")
+    needs: str = Field("", description="requirements for --list")
 
     def destination(self) -> Path | None:
-        """The folder that its first line names; None: it is done before one would read that."""
+        """Return the folder to print in the first line; None: print no such line."""
         return None
 
     def notes(self) -> list[str]:
-        """What a user should know of it before it runs, a sentence each."""
+        """Return notes for the user before a run, one sentence each."""
         return []
 
     def used(self) -> Self:
-        """The config without the sections that this run makes no use of."""
+        """Return the config without the sections that this run does not use."""
         return self
 
     def amount(self) -> str:
-        """How many things a run makes, in words, if it makes many; else ""."""
+        """Return the number of objects that a run makes, in words; "" for a single one."""
         return ""
 
 
 class RunConfig(TaskConfig):
-    """What the config of a run has; a run gets a folder of its own, other tasks look after theirs.
+    """Base of the config of a task that has a run folder.
 
-    extends: keys that say how much of the same is done: with another value a run goes on in its folder.
+    extends: keys of the amount of work; with other values the run continues in its folder.
     """
 
     extends: ClassVar[tuple[str, ...]] = ()
 
-    seed: int = Field(0, ge=0, lt=2**63, description="same seed, machine and versions: the same bytes")
-    out: str | None = Field(None, description="folder of the run; else outputs/CONFIG/words-of-the-prompt")
+    seed: int = Field(0, ge=0, lt=2**63, description="seed; the same seed, machine and versions give the same bytes")
+    out: str | None = Field(None, description="run folder; null: outputs/CONFIG/words-of-the-prompt")
     threads: int | None = Field(
-        None, ge=1, le=1024, description="CPU threads; null: as many as cores, shared by trainer.devices"
+        None, ge=1, le=1024, description="CPU threads; null: one per core, shared by trainer.devices"
     )
 
     def destination(self) -> Path | None:

@@ -1,8 +1,8 @@
-"""YAML as configs use it: plain data, numbers that look like numbers, everything else text.
+"""YAML of configs: plain data, in which numbers look like numbers and everything else is text.
 
-Differences from YAML 1.1 as PyYAML reads it: only true and false are booleans (`no`, `on` stay text), `1e4`
-is a number, there are no octal or sexagesimal numbers and no dates, a key twice is an error, and tags,
-anchors and aliases are refused (a file from a stranger can neither build objects nor grow in memory).
+Differences from YAML 1.1 as PyYAML reads it: only true and false are booleans (`no` and `on` are text), `1e4` is a
+number, octal and sexagesimal numbers and dates are text, a repeated key is an error, and tags, anchors and aliases are
+refused, so that a file from an unknown source can neither build objects nor grow in memory.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def _refusal(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the rules above."""
+    """SafeLoader with the rules of this module."""
 
-    yaml_implicit_resolvers: dict = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}
     depth = nodes = 0
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
+    def compose_node(self, parent: object, index: object) -> yaml.Node | None:
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             raise _refusal("anchors and aliases are not allowed", event.start_mark)
@@ -57,15 +57,15 @@ class _Loader(yaml.SafeLoader):
             self.depth -= 1
 
     def text(self, node: yaml.ScalarNode) -> str:
-        """JSON, which is YAML, writes what is beyond U+FFFF as the escapes of two halves; half of one stays."""
+        """Join surrogate pairs, by which JSON (a subset of YAML) writes characters beyond U+FFFF."""
         return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
-        result: dict = {}
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        result: dict[Any, Any] = {}
         for key_node, value_node in node.value:
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, bool) or not isinstance(key, (str, int, float)):
-                raise _refusal("a key must be a text or a number", key_node.start_mark)
+                raise _refusal("a key must be text or a number", key_node.start_mark)
             if key in result:
                 raise _refusal(f"the key '{key}' is given twice", key_node.start_mark)
             result[key] = self.construct_object(value_node, deep=True)
@@ -73,13 +73,13 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes every text which our loader or an ordinary one would read as something else."""
+    """SafeDumper that quotes every text which this loader or an ordinary one would not read as text."""
 
-    def ignore_aliases(self, data: Any) -> bool:
+    def ignore_aliases(self, data: object) -> bool:
         return True
 
     def text(self, data: str) -> yaml.ScalarNode:
-        style = None if data.isprintable() else '"'  # other styles fold or lose line breaks of every sort
+        style = None if data.isprintable() else '"'  # other styles fold or lose line breaks
         return self.represent_scalar("tag:yaml.org,2002:str", data, style)
 
 
@@ -88,12 +88,12 @@ for _tag, (_pattern, _first) in _RULES.items():
     _Dumper.add_implicit_resolver(_tag, _pattern, list(_first))
 _Dumper.add_representer(str, _Dumper.text)
 _Loader.add_constructor("tag:yaml.org,2002:str", _Loader.text)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # decimal: 012 is twelve
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(node.value))  # 012 is decimal
 _Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(node.value))
 
 
 def parse(text: str, where: str) -> Any:
-    """The data in one YAML document. Raises ConfigError with `where` and the line."""
+    """Return the data of one YAML document. Raises ConfigError with `where` and the line."""
     try:
         return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
@@ -108,7 +108,7 @@ def parse(text: str, where: str) -> Any:
 
 
 def read(path: Path) -> Any:
-    """The data in a YAML file of at most 1 MB in UTF-8. Raises ConfigError."""
+    """Return the data of a YAML file in UTF-8. Raises ConfigError, also for a file larger than MAX_BYTES."""
     try:
         text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -118,6 +118,6 @@ def read(path: Path) -> Any:
     return parse(text, str(path))
 
 
-def write(data: Any) -> str:
-    """Plain data (dicts, lists, texts, numbers, booleans, None) as YAML that `parse` reads back equal."""
+def write(data: object) -> str:
+    """Return plain data (dicts, lists, texts, numbers, booleans, None) as YAML that `parse` reads back equal."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

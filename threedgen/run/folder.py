@@ -26,7 +26,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from threedgen.config import COMMAND_LINE, dump, load, plain, renamed, yaml_text
+from threedgen.config import COMMAND_LINE, dump, load, plain, yaml_text
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
@@ -51,8 +51,6 @@ NEUTRAL_KEYS = (
 """Config keys and sections that may differ when a run is resumed.
 
 Other hardware changes the last bits of its results, another number of devices its batch: `train.checkpoint` warns."""
-EMBEDDED = ("toybox-base", "toybox-prior")
-"""Names of the embedded weights; earlier releases had one prior, named "embedded"."""
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -104,16 +102,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], extends: Iterable[str]
     Args:
         old, new: configs as data.
         extends: further keys that may differ.
-
-    Raises:
-        ConfigError: if `old` uses the toybox prior of an earlier release and `new` the current one.
     """
-    before, after = flat(renamed.in_run(old)), flat(new)
-    if any(value == "embedded" and after.get(key) in EMBEDDED for key, value in before.items()):
-        raise ConfigError(
-            "the run in this folder was made with the toybox prior of an earlier release, which no longer exists. "
-            "Finish it with that release, or start a new run in another folder"
-        )
+    before, after = flat(old), flat(new)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
     neutral = (*NEUTRAL_KEYS, *extends)
     keys = [key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in neutral)]

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from threedgen import __version__
-from threedgen.config import config_hash
+from threedgen.config import config_hash, plugins
 from threedgen.config.errors import FileError
 from threedgen.config.plain_file import parse_json, read_bytes, read_json
 from threedgen.run.disk import write_atomic, write_json
@@ -165,6 +165,7 @@ def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: An
         "config_hash": config_hash(config),
         **figures,
         "environment": environment(),
+        **({"plugins": plugins.identify()} if plugins.LOADED else {}),
     }
     path = Path(folder) / SUMMARY
     write_json(path, summary)

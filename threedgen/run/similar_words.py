@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+from rapidfuzz.distance import OSA
+
 ALSO_CALLED = {
     "airplane": "aeroplane aircraft glider jet jetliner jumbo plane",
     "astronaut": "cosmonaut spaceman spacewoman",
@@ -102,20 +104,7 @@ def similar(word: str, known: Collection[str]) -> list[str]:
     the same letters, in another order.
     """
     max_edits = 1 if len(word) < 6 else 2
-    distances = {name: edits(word, name) for name in known if abs(len(name) - len(word)) <= max_edits and len(name) > 2}
-    near = {name for name in distances if len(word) > 3 or sorted(name) == sorted(word)}
-    by_spelling = sorted((distances[name], name) for name in near if distances[name] <= max_edits)
+    candidates = [name for name in known if len(name) > 2 and (len(word) > 3 or sorted(name) == sorted(word))]
+    distances = {name: OSA.distance(word, name, score_cutoff=max_edits) for name in candidates}
+    by_spelling = sorted((edits, name) for name, edits in distances.items() if edits <= max_edits)
     return list(dict.fromkeys([*also_called(word, known), *(name for _, name in by_spelling)]))[:3]
-
-
-def edits(a: str, b: str) -> int:
-    """Return the optimal string alignment distance: letters inserted, deleted, replaced or swapped with the next."""
-    before: list[int] = []
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, 1):
-        before, above, row = row, before, [i]
-        for j, y in enumerate(b, 1):
-            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y)))
-            if i > 1 and j > 1 and x == b[j - 2] and a[i - 2] == y:
-                row[j] = min(row[j], above[j - 2] + 1)
-    return row[-1]

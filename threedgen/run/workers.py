@@ -14,14 +14,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any, Literal
 
-from threedgen.config import registry
+from threedgen.config import plugins, registry
 from threedgen.config.errors import ConfigError, ExpectedError, WorkerLost
 from threedgen.config.optional import require
 from threedgen.run.interrupts import STOP_CODES, Interrupts, Stopped
@@ -197,7 +197,7 @@ class LocalProcess(Worker):
 
     def __init__(self) -> None:
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit locks and threads of torch
-        self.pool = ProcessPoolExecutor(1, spawn, init_process)
+        self.pool = ProcessPoolExecutor(1, spawn, init_process, (plugins.LOADED,))
         self.pid = self.pool.submit(os.getpid)
 
     def submit(self, *task: Any) -> Future[Answer]:
@@ -218,8 +218,12 @@ class LocalProcess(Worker):
             os.kill(self.pid.result(), signal_)
 
 
-def init_process() -> None:
-    """Initialise a worker process in a process group of its own, so that Ctrl-C reaches only the main process."""
+def init_process(loaded: Mapping[str, plugins.Plugin]) -> None:
+    """Initialise a worker process in a process group of its own, so that Ctrl-C reaches only the main process.
+
+    Args:
+        loaded: plug-ins of the main process, which jobs and the registry refer to.
+    """
 
     def stop(*signal_and_frame: object) -> None:  # replaced by Interrupts during a training
         raise Stopped(STOP_CODES[1])
@@ -230,6 +234,7 @@ def init_process() -> None:
         os._exit(1)  # the main process was killed; its next start does the job again
 
     escape_logs()
+    plugins.load_all(loaded)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
     signal.signal(signal.SIGTERM, stop)
@@ -269,10 +274,13 @@ def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Wor
     require("ray", "engine: ray", "choose engine=processes")
     import ray
 
-    # the import path of this process, valid on all machines that share the disk
+    # import path and plug-ins of this process, valid on all machines that share the disk
     paths = {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}
+    environment: dict[str, Any] = {"env_vars": paths}
+    if plugins.LOADED:
+        environment["worker_process_setup_hook"] = partial(plugins.load_all, plugins.LOADED)
     try:
-        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, runtime_env={"env_vars": paths})
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, runtime_env=environment)
     except Exception as error:  # Ray raises many classes
         reason = " ".join(str(error).split())[:200]
         raise ConfigError(f"no Ray cluster responds at {address!r} ({reason})", "address") from None

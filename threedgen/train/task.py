@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from threedgen.config import registry
+from threedgen.config import plugins, registry
 from threedgen.config.errors import within
 from threedgen.run import cache
 from threedgen.run.disk import writing
@@ -53,6 +53,8 @@ class Task:
         self.is_global_zero = True  # set by `fit`
         self.weights = dict[str, str]()  # config key -> SHA-256 of the weights that the run starts from
         self.previous_seconds = 0.0  # of earlier processes, up to their last checkpoints
+        for file in plugins.changed(read_summary(self.folder).get("plugins")) if self.resume else ():
+            logger.warning("the plug-in %s has changed since the run in %s stopped", file, self.folder)
 
     def load_prior(self) -> Any:
         """Load the prior of the config on the device of the run and register its weights. Raises ConfigError."""

@@ -149,7 +149,7 @@ def _default_names(name: str) -> dict[str, Any]:
     """Return the prior, distillation and field names of a shipped config; {} for any other config."""
     tree: dict[str, Any] = {}
     with suppress(ConfigError):
-        tree = plain(load(name, quiet=True)) if name in shipped() else {}
+        tree = plain(load(name)) if name in shipped() else {}
     return {part: tree[part]["name"] for part in ("prior", "distillation", "field") if part in tree}
 
 

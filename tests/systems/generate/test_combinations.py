@@ -44,16 +44,13 @@ def rows() -> list[list[str]]:
     return [row[:3] for row in cells[2:]]
 
 
-def test_every_combination_loads_with_what_the_toybox_wants(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_combination_has_the_values_of_its_names() -> None:
     for prior, (distillation, field) in itertools.product(registry.names("prior"), KINDS):
         made = load("mvdream-toybox", words(prior, distillation, field))
         assert (made.prior.name, made.distillation.name, made.field.name) == (prior, distillation, field)
         assert made.field.volume.encoding.n_levels == 10 and made.field.volume.width == 32
         assert made.distillation.guidance_scale == {"sds": 5, "reconstruction": 3, "vsd": 7.5}[distillation]
         assert (made.loss.eikonal > 0) == (field == "sdf") and (made.loss.normal_consistency > 0) == (field == "dmtet")
-        changed = {prior, distillation, field} & {"stable-diffusion", "mvadapter", "sds", "vsd", "sdf", "dmtet"}
-        assert len(caplog.records) == len(changed), "one line for each"
-        caplog.clear()
 
 
 def test_the_table_and_the_batch_have_every_combination() -> None:

@@ -37,7 +37,7 @@ from threedgen.viewer.record import MAX_VIEWS, VIEWS_PER_ROW
             "warm_start.share 0.9 should be at most 0.88, which refine leaves of the run; try warm_start.share=0.44",
         ),
         (["refine.share=0.6"], "refine.share 0.6 of the run for each of 2 rounds is more than the run"),
-        (["refine.strengths=[0.5, 1.5]"], "refine.strengths: 1.5 in this list should be less than or equal to 1"),
+        (["refine.strengths=[0.5, 1.5]"], "refine.strengths: expected list: number > 0 <= 1 (got [0.5, 1.5])"),
         (["trainer.accumulate_grad_batches=2"], "set scenes_per_step"),
     ],
 )
@@ -116,7 +116,7 @@ def test_generate_from_python(
     ("arguments", "said"),
     [
         ({"prompt": " \n"}, "prompt: is empty"),
-        ({"prompt": 3}, "prompt: should be text"),
+        ({"prompt": 3}, "prompt: expected text"),
         ({"sed": 3}, "did you mean 'seed'"),
         ({"config": "train-toybox-prior"}, "task generate"),
         ({"config": "mvdream-toybx"}, "did you mean 'mvdream-toybox'"),

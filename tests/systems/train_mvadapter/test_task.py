@@ -192,7 +192,7 @@ def test_a_training_begins_with_an_adapter_of_another_run(
         (["training.fresh=9"], "fresh 9 should not exceed batch 2"),
         (["branches=[mv]"], "training.no_image and no_both leave out pictures, at which branches ['mv'] never look"),
         (["branches=[mv, mv]"], "should each be named once"),
-        (["branches=[vm]"], "branches: 'vm' in this list should be 'mv' or 'ref'"),
+        (["branches=[vm]"], "branches: expected list: mv | ref"),
         (["adapter=nowhere.safetensors"], "adapter: there is no file 'nowhere.safetensors'"),
         (["layout=rowcol"], "layout rowcol is of the six sides of a mesh, control=geometry"),
         (["control=geometry"], "training.view_sets should be left out with layout rowcol"),

@@ -25,7 +25,7 @@ MAX_OFFSET = 0.2
 
 def read_numbers(path: Path) -> list[list[float]]:
     """Read the numbers of each non-empty line of a text file. Raises ConfigError."""
-    text = read_text(path, most=LARGEST)
+    text = read_text(path, max_bytes=LARGEST)
     try:
         rows = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]
     except ValueError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,8 +16,6 @@ Count = Annotated[int, Field(ge=0, le=100_000)]
 
 class MakeSRNToyboxConfig(RunConfig):
     """Toybox cars and chairs with marks on their four sides, in the layout of the SRN archives."""
-
-    renamed: ClassVar[dict[str, str | None]] = {"sheet": None}
 
     families: tuple[Literal["cars", "chairs"], ...] = Field(("cars", "chairs"), min_length=1)
     train: Count = Field(200, description="training scenes per family, with random views")

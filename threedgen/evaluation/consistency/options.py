@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError
-from threedgen.config.fields import value_in
+from threedgen.config.fields import component
 from threedgen.config.registry import Component
-from threedgen.config.renamed import in_tree
 from threedgen.config.sections import RunConfig
 from threedgen.data.srn.layout import scenes, split_folder
 from threedgen.evaluation.toybox.options import ProbeConfig
@@ -26,8 +25,6 @@ LEAST = 4
 
 class MVDreamSamplerConfig(Config):
     """The 4-view prior, asked for many views of what a text says."""
-
-    renamed: ClassVar[dict[str, str | None]] = {"elevation": None}
 
     name: Literal["mvdream"] = Field("mvdream", description="a multi-view diffusion prior; draws from words alone")
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = Field({}, description="who draws")
@@ -171,8 +168,8 @@ class ConsistencyConfig(RunConfig):
         several = data.get("samplers") or {"": data.get("sampler")}
         if not isinstance(several, dict):
             return data
-        written = [in_tree(cls, {"sampler": one})["sampler"] for one in several.values()]
-        own = all(value_in(one, "name") == "folder" for one in written)
+        mark = component(cls.model_fields["sampler"])
+        own = all(mark is not None and mark.model(one) is FolderSamplerConfig for one in several.values())
         return data | {"scenes": {"name": "sampled"}} if own else data
 
     @model_validator(mode="after")

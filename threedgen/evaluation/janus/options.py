@@ -92,8 +92,6 @@ class MeterConfig(Config):
 class TruthConfig(Config):
     """The objects whose truth is known: each as it is, and with two front halves glued together."""
 
-    renamed: ClassVar[dict[str, str | None]] = {"nouns": None}
-
     objects: int = Field(300, ge=0, le=100_000, description="how many, on which the meter's errors are measured")
     calibration: int = Field(200, ge=1, le=100_000, description="others, on which meter.threshold=null is chosen")
     rough: float = Field(

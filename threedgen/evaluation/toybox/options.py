@@ -90,8 +90,6 @@ class ProbeConfig(Config):
 class EvaluationConfig(RunConfig):
     """What every evaluation has."""
 
-    renamed: ClassVar[dict[str, str | None]] = {"first": None, "worst": None}
-
     probe: ProbeConfig = ProbeConfig()
     sheet: int = Field(24, ge=0, le=1000, description="objects on the contact sheet")
 
@@ -100,7 +98,7 @@ def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: 
     """Loads the config ``name``, which ``key`` names, with changes. Raises ConfigError for one of another task."""
     if (found := task_of(name)) != task:
         raise ConfigError(f"should be a config of the task {task} (got {name!r}, {found})", key)
-    return load(name, list(overrides), values, quiet=True)
+    return load(name, list(overrides), values)
 
 
 class EvaluatePriorConfig(EvaluationConfig):
@@ -206,8 +204,6 @@ class HubIdentityConfig(Config):
 
 class EvaluateSubjectsConfig(RunConfig):
     """Tune a prior on toybox subjects, and measure how much of them its samples show and what it forgot for it."""
-
-    renamed: ClassVar[dict[str, str | None]] = {"first": None}
 
     probe: ProbeConfig = ProbeConfig()
     identity: Annotated[Any, Component("identity", default="toybox")] = Field(

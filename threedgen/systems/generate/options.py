@@ -11,7 +11,6 @@ from pydantic import Field, model_validator
 from threedgen.config import Config, ConfigError, Layer, Scheduled, merge, plain, validate
 from threedgen.config.errors import within
 from threedgen.config.registry import Component
-from threedgen.config.renamed import in_tree
 from threedgen.config.sections import CheckpointConfig, MultiviewCameraConfig, OrbitCameraConfig, TrainerConfig
 from threedgen.export.options import ExportSection
 from threedgen.guidance.distillation.options import ViewPromptsConfig
@@ -88,8 +87,6 @@ class FitConfig(Config):
 class WarmStartConfig(Config):
     """Fit the field to sampled views first; distillation then refines it."""
 
-    renamed: ClassVar[dict[str, str | None]] = {"size": None, "steps": None}
-
     share: float = Field(
         0.0,
         ge=0,
@@ -106,8 +103,6 @@ USUAL = "reconstruction"
 class RefineConfig(Config):
     """The last part of a run: views all around are rendered and drawn again by the prior, and the object fitted to them
     (MVEdit, arXiv 2403.12032; Instruct-NeRF2NeRF, arXiv 2303.12789; here several views at once)."""
-
-    renamed: ClassVar[dict[str, str | None]] = {"views": None, "size": None, "sampling_steps": "steps"}
 
     strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (), description="one round for each: how much noise a picture gets before it is drawn again; []: none"
@@ -154,7 +149,15 @@ class ResultConfig(Config):
 class GenerateConfig(PromptedConfig):
     """A prompt becomes a 3D object: cameras -> render -> distillation -> step."""
 
-    renamed: ClassVar[dict[str, str | None]] = {"judged": "guidance_input", "groups": "scenes_per_step"}
+    common: ClassVar[tuple[str, ...]] = (
+        "prompt", "negative_prompt", "prompt_check", "seed", "out", "threads",
+        "prior.name", "prior.weights", "distillation.name", "distillation.guidance_scale", "field.name",
+        "material.name", "background.name", "camera.n_view", "size", "scenes_per_step", "stages",
+        "optimizer.encoding", "optimizer.networks", "warm_start.share", "refine.strengths", "refine.share",
+        "march.samples", "result.mesh_resolution", "export.preset", "export.budget", "export.formats",
+        "trainer.max_steps", "trainer.accelerator", "trainer.devices", "trainer.precision",
+        "trainer.val_check_interval", "checkpoint.seconds",
+    )  # fmt: skip
 
     negative_prompt: str = Field("", description="what to stay away from")
     view_prompts: ViewPromptsConfig = ViewPromptsConfig()
@@ -194,7 +197,7 @@ class GenerateConfig(PromptedConfig):
 
     def stage(self, name: str) -> GenerateConfig:
         """The config of a stage: this one with the stage's options over it, without an asset. Raises ConfigError."""
-        stage = in_tree(type(self), self.stages[name], f"stages.{name}")
+        stage = self.stages[name]
         if "out" in stage:
             place = f"has no place: the folder of a stage is stages/{name} in that of the run"
             raise ConfigError(place, f"stages.{name}.out", stage["out"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -63,8 +63,6 @@ class LatentsConfig(Config):
 class PairTrainingConfig(Config):
     """How it learns (3DiM, section 7.2); the defaults are the paper's, but for bf16."""
 
-    renamed: ClassVar[dict[str, str | None]] = {"sheet_guidance": "guidance_scale"}
-
     batch: int = Field(128, ge=1, description="pairs that a device sees at once")
     dropped: float = Field(0.1, ge=0, le=1, description="share of the pairs whose condition is dropped, for guidance")
     learning_rate: float = Field(1e-4, gt=0, description="of Adam, after the warm-up")
@@ -114,8 +112,6 @@ class TrainThreeDiMConfig(RunConfig):
 
 class ImageTo3DConfig(RunConfig):
     """A picture becomes a 3D object: views around it are sampled, and a field is fitted to them."""
-
-    renamed: ClassVar[dict[str, str | None]] = {"sampling": "sampler"}
 
     image: str = Field("", description="file with a picture of an object on white, or cut out (transparent around it)")
     weights: str = Field(
