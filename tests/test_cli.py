@@ -18,8 +18,8 @@ import pytest
 
 from tests.support import toy_task
 from tests.support.toy_task import YAML, ToyConfig, toy  # noqa: F401
-from threedgen import __main__, __version__, cli, config
-from threedgen.config import ConfigError, fields, layers, listing, registry
+from threedgen import __version__, cli, config
+from threedgen.config import fields, layers, listing, registry
 from threedgen.config.errors import FileError, WorkerLost
 from threedgen.config.sections import TrainerConfig
 from threedgen.run import folder as runs
@@ -48,7 +48,7 @@ def shipped(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
 # --- words ------------------------------------------------------------------------------------------------
 
 
-def test_words_are_sorted() -> None:
+def test_parse_separates_flags_and_overrides() -> None:
     command = cli.parse(["--config", "a", "prompt=x --y", "-q", "seed=3", "--resume=b"][:-1])
     assert command.flags == {"--config": "a", "--quiet": ""} and command.overrides == [
         "prompt=x --y",
@@ -74,13 +74,13 @@ def test_words_are_sorted() -> None:
         (["\x1b[31m"], ["'\\x1b[31m'"]),
     ],
 )
-def test_wrong_words_are_one_clear_line(capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]) -> None:
+def test_wrong_words_are_one_line(capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]) -> None:
     code, out, err = ask(capsys, *words)
     assert code == 2 and not out and err.count("\n") == 1
     assert all(part in err for part in parts), err
 
 
-def test_a_config_without_its_flag_is_recognised(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_config_name_without_flag_is_recognised(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = ask(capsys, "mvdream-toybx.yaml")
     assert code == 2 and "did you mean --config mvdream-toybox" in err
 
@@ -114,7 +114,7 @@ def test_help_all_lists_every_option(shipped: Path, capsys: pytest.CaptureFixtur
     assert line == "  checkpoint.keep = 3  (whole number >= 1 <= 100)"
 
 
-def test_help_shows_common_options_and_how_to_see_the_rest(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_common_options(capsys: pytest.CaptureFixture[str]) -> None:
     for name in config.shipped():
         code, out, _ = ask(capsys, "--help", "--config", name)
         usage, _, rest = out.partition("Common options of ")
@@ -126,7 +126,7 @@ def test_help_shows_common_options_and_how_to_see_the_rest(capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("columns", [60, 80, 100])
-def test_lines_wrap_to_the_terminal(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_help_and_list_wrap_to_the_terminal(columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     ways = (
         ["--help"],
@@ -139,7 +139,7 @@ def test_lines_wrap_to_the_terminal(columns: int, capsys: pytest.CaptureFixture[
         assert lines and not [line for line in lines if len(line) > columns and len(line.split()) > 1]
 
 
-def test_every_choice_of_a_name_says_what_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_describes_every_choice(capsys: pytest.CaptureFixture[str]) -> None:
     out = " ".join(ask(capsys, "--help", "all")[1].split())
     for kind in ("prior", "distillation", "representation", "encoding", "background", "material"):
         for name in registry.names(kind):
@@ -154,7 +154,7 @@ def test_every_choice_of_a_name_says_what_it_is(capsys: pytest.CaptureFixture[st
     assert "stable-diffusion  " in only and "deepfloyd  " not in only, "what will do here"
 
 
-def test_headings_are_whole_sentences_and_stand_over_their_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_headings_precede_their_options(capsys: pytest.CaptureFixture[str]) -> None:
     blocks = ask(capsys, "--help", "all", "field=sdf")[1].split("\n\n")
     (fit,) = [block for block in blocks if block.startswith("fit: ")]
     heading = " ".join(fit.partition("\n  fit.")[0].split())
@@ -164,12 +164,12 @@ def test_headings_are_whole_sentences_and_stand_over_their_own_options(capsys: p
         assert all(key.rpartition(".")[0] == head.partition(":")[0] for key in keys), head
 
 
-def test_a_choice_that_cannot_be_loaded_hides_no_other(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
+def test_help_survives_broken_choice(capsys: pytest.CaptureFixture[str], monkeypatch: Any) -> None:
     monkeypatch.setitem(registry.TABLE["representation"], "broken", registry.Entry("no.such:x", "no.such:y"))
     assert "broken  cannot be loaded (ModuleNotFoundError)" in ask(capsys, "--help", "field")[1]
 
 
-def test_help_of_one_section(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_section_lists_its_options(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ask(capsys, "--help", "trainer")
     keys = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and line[2] != " "]
     assert code == 0 and keys == [f"trainer.{name}" for name in TrainerConfig.model_fields]
@@ -178,14 +178,14 @@ def test_help_of_one_section(shipped: Path, capsys: pytest.CaptureFixture[str]) 
     assert "prior.weights" in ask(capsys, "--help", "prior.weights")[1]
 
 
-def test_list_says_what_a_config_does_and_needs(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_has_about_and_needs(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ask(capsys, "--list")
     assert code == 0
     assert "mvdream-toybox  (the default)\n      A prompt becomes 3D.\n      needs: two cores" in out
     assert "broken\n      cannot be read" in out
 
 
-def test_the_list_is_grouped_with_the_default_first(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_is_grouped_with_default_first(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ask(capsys, "--list")
     heads = [line.split()[0] for line in out.splitlines() if line and not line.startswith(" ")]
     names = [line.split()[0] for line in out.splitlines() if line.startswith("  ") and line[2] != " "]
@@ -195,7 +195,7 @@ def test_the_list_is_grouped_with_the_default_first(capsys: pytest.CaptureFixtur
         assert group in listing.GROUPS and all(any(t.startswith(m) for t in registry.names("task")) for m in members)
 
 
-def test_needs_are_said_in_one_vocabulary() -> None:
+def test_needs_of_shipped_configs_share_a_vocabulary() -> None:
     """What is to be given, then weights and what others leave, then cores or a GPU, then the time."""
     for name in config.shipped():
         needs = listing.read(name).needs
@@ -204,7 +204,7 @@ def test_needs_are_said_in_one_vocabulary() -> None:
         assert not re.search(r"CPU|two|one |nothing|CUDA|pictures?", needs), f"{name}: {needs}"
 
 
-def test_print_config_is_the_whole_config(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_config_is_complete(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = ask(capsys, "--print-config", "prompt=4k: best #1", "trainer.max_steps=3")
     Path("printed.yaml").write_text(out)
     again = config.load("printed.yaml")
@@ -219,11 +219,12 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 # --- runs -------------------------------------------------------------------------------------------------
 
 
-def test_a_run_says_where_it_goes_and_resumes(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_run_prints_folder_and_resumes(shipped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path("outputs") / "mvdream-toybox" / runs.slug("a [red]dog[/red] $HOME")
     code, out, err = ask(capsys, "prompt=a [red]dog[/red] $HOME")
     assert (code, err) == (0, "")
     assert out.splitlines()[0] == f"mvdream-toybox: toy in {folder}"
+    assert runs.config_name(folder / "config.yaml") == folder.name
     assert "prompt='a [red]dog[/red] $HOME' resume=False" in out
     assert config.load(folder / "config.yaml").prompt == "a [red]dog[/red] $HOME"
     code, out, _ = ask(capsys, "prompt=a [red]dog[/red] $HOME")
@@ -285,35 +286,10 @@ def test_log_level_selects_the_records_on_stderr(capsys: pytest.CaptureFixture[s
     assert ask(capsys, "--version", "--log-level", "loud")[0] == 2
 
 
-@pytest.mark.parametrize("word", ["sed=3", "seed=x", "--config", "out=\0", "trainer.max_steps=0"])
-def test_a_mistake_ends_before_anything_is_written(
-    shipped: Path, capsys: pytest.CaptureFixture[str], word: str
-) -> None:
-    code, out, err = ask(capsys, word)
-    assert code == 2 and not out and err.strip() and "Traceback" not in err
-    assert not Path("outputs").exists()
-
-
-def test_names_of_run_folders() -> None:
-    assert runs.config_name(Path("configs/mvdream-toybox.yaml")) == "mvdream-toybox"
-    assert runs.config_name(Path("outputs/a-dog/config.yaml")) == "a-dog"
-
-
-def test_what_the_terminal_cannot_show_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+def test_say_escapes_control_characters(capsys: pytest.CaptureFixture[str]) -> None:
     cli.say("a\x1b[31m\ud800 é")
     out = capsys.readouterr().out
     assert "\x1b" not in out and "a\\x1b[31m\\ud800 é" in out
-
-
-def test_unknown_task_model_is_named() -> None:
-    with pytest.raises(ConfigError, match="task"):
-        registry.config_model("task", "")
-
-
-def test_types_in_words() -> None:
-    assert fields.type_name(float | None) == "number | null"
-    assert fields.type_name(tuple[float, ...]) == "list: number"
-    assert fields.type_name(dict[str, float]) == "section of key: value"
 
 
 # --- as a process -----------------------------------------------------------------------------------------
@@ -337,7 +313,7 @@ def process(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("words", [["--list"], ["--help"], ["--print-config"], ["prompt=é\n🐶"], ["sed=1"]])
-def test_nothing_heavy_is_imported_before_the_task(toy: Path, words: list[str]) -> None:  # noqa: F811
+def test_torch_is_not_imported_before_the_task(toy: Path, words: list[str]) -> None:  # noqa: F811
     start = time.monotonic()
     done = process(toy.parent, "--config", "toy.yaml", *words)
     seconds = time.monotonic() - start
@@ -347,14 +323,14 @@ def test_nothing_heavy_is_imported_before_the_task(toy: Path, words: list[str]) 
     assert seconds < 20  # far above the promise of one second: the machine may be busy
 
 
-def test_bytes_that_are_no_text_are_a_clear_mistake(toy: Path) -> None:  # noqa: F811
+def test_bytes_that_are_not_text_are_a_mistake(toy: Path) -> None:  # noqa: F811
     if os.name == "nt":
         pytest.skip("arguments are text there")
     done = process(toy.parent, "--config", "toy.yaml", os.fsdecode(b"prompt=\xff"))
     assert done.returncode == 2 and "prompt" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_a_closed_pipe_is_no_error(toy: Path) -> None:  # noqa: F811
+def test_closed_pipe_is_no_error(toy: Path) -> None:  # noqa: F811
     code = RUNNER.replace("code = main()", "sys.stdout.close = lambda: None; code = main()")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     reader, writer = os.pipe()
@@ -372,7 +348,7 @@ def test_a_closed_pipe_is_no_error(toy: Path) -> None:  # noqa: F811
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a full disk")
-def test_streams_that_are_full_or_closed_are_no_fault(toy: Path) -> None:  # noqa: F811
+def test_full_or_closed_streams_are_no_error(toy: Path) -> None:  # noqa: F811
     """The work is done all the same; no file that is opened gets what was said."""
     code = RUNNER.replace("code = main()", "code = main(); open('made', 'w').write(str(code))")
     for number, shape in enumerate((">/dev/full", "2>/dev/full", ">&-", "2>&-", ">&- 2>&- <&-")):
@@ -388,7 +364,7 @@ def test_streams_that_are_full_or_closed_are_no_fault(toy: Path) -> None:  # noq
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs signals")
-def test_ctrl_c_while_it_is_imported_is_no_traceback(tmp_path: Path) -> None:
+def test_ctrl_c_during_import_prints_no_traceback(tmp_path: Path) -> None:
     late = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(60)"
     (tmp_path / "pydantic.py").write_text(late)
     for start in ([str(ROOT / "launch.py")], ["-m", "threedgen"]):
@@ -399,18 +375,8 @@ def test_ctrl_c_while_it_is_imported_is_no_traceback(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr) == (130, "stopped by Ctrl-C\n")
 
 
-def test_ctrl_c_before_the_command_line_listens_is_no_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def interrupted() -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "protect_streams", interrupted)
-    assert __main__.main() == 130 and capsys.readouterr().err == "stopped by Ctrl-C\n"
-
-
 @pytest.mark.skipif(os.name == "nt", reason="folders in use stay there")
-def test_a_folder_that_is_gone_is_said(tmp_path: Path) -> None:
+def test_missing_working_folder_is_a_mistake(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     words = 'cd here; rmdir ../here; exec "$0" -m threedgen prompt=x'
     environment = os.environ | {"PYTHONPATH": str(ROOT)}

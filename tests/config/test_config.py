@@ -1,4 +1,4 @@
-"""Configs: every text survives, every mistake is one clear line, nothing but ConfigError is raised."""
+"""Configs: YAML, overrides, bases, schedules, and mistakes as one line each."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tests.support.errors import refused
-from tests.support.toy_task import YAML, ToyConfig, toy  # noqa: F401
+from tests.support.toy_task import YAML, toy  # noqa: F401
 from threedgen import config
-from threedgen.config import ConfigError, fields, layers, registry, yaml_text
-from threedgen.config.errors import nearest_keys
-from threedgen.representations.options import NGPConfig
+from threedgen.config import ConfigError, Scheduled, at, fields, layers, registry, yaml_text
+from threedgen.config.errors import nearest, nearest_keys, short
+from threedgen.systems.generate.options import GenerateConfig
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +44,7 @@ def mistakes(path: Path | str, *overrides: str) -> str:
 
 
 @given(TREES)
-def test_written_data_reads_back_equal(tree: Any) -> None:
+def test_yaml_round_trip(tree: Any) -> None:
     assume("inf" not in repr(tree))
     back = yaml_text.parse(yaml_text.write(tree), "test")
     assert back == tree
@@ -57,7 +58,7 @@ def test_written_data_reads_back_equal(tree: Any) -> None:
 @example("\ud800")
 @example("%YAML 1.1\n---\na")
 @example("? ? ? a")
-def test_any_text_is_data_or_one_clear_error(text: str) -> None:
+def test_parse_any_text_or_refuse_it(text: str) -> None:
     try:
         yaml_text.parse(text, "file.yaml")
     except ConfigError as error:
@@ -89,7 +90,7 @@ def test_any_text_is_data_or_one_clear_error(text: str) -> None:
         ("${HOME}", "${HOME}"),
     ],
 )
-def test_scalars_mean_what_they_look_like(text: str, value: Any) -> None:
+def test_parse_scalars(text: str, value: Any) -> None:
     found = yaml_text.parse(text, "test")
     assert found == value and type(found) is type(value)
 
@@ -142,7 +143,7 @@ def test_refused_files(toy: Path) -> None:  # noqa: F811
 @example("")
 @example("  two spaces  ")
 @example("- a\n  b: [")
-def test_every_prompt_survives_unchanged(toy: Path, prompt: str) -> None:  # noqa: F811
+def test_prompt_is_unchanged_by_load_and_dump(toy: Path, prompt: str) -> None:  # noqa: F811
     first = config.load(toy, [f"prompt={prompt}"])
     assert first.prompt == prompt
     saved = toy.with_name("resolved.yaml")
@@ -154,7 +155,7 @@ def test_every_prompt_survives_unchanged(toy: Path, prompt: str) -> None:  # noq
 
 @in_place
 @given(st.lists(st.tuples(st.sampled_from(["seed", "prior.guidance_scale", "trainer.devices", "x", "", "a.b"]), TEXTS)))
-def test_nothing_but_config_error_is_raised(toy: Path, words: list[tuple[str, str]]) -> None:  # noqa: F811
+def test_load_raises_only_config_error(toy: Path, words: list[tuple[str, str]]) -> None:  # noqa: F811
     try:
         config.load(toy, [f"{key}={value}" for key, value in words])
     except ConfigError as error:
@@ -163,7 +164,7 @@ def test_nothing_but_config_error_is_raised(toy: Path, words: list[tuple[str, st
 
 @in_place
 @given(TREES)
-def test_random_files_load_or_are_refused(toy: Path, tree: Any) -> None:  # noqa: F811
+def test_load_random_files_or_refuse_them(toy: Path, tree: Any) -> None:  # noqa: F811
     data = {"task": "toy", "prompt": "a", "prior": tree, "shape": tree, "trainer": {"max_steps": tree}}
     toy.write_text(yaml_text.write(data), encoding="utf-8", newline="")
     try:
@@ -195,7 +196,7 @@ def test_overrides_are_typed_by_their_field(toy: Path) -> None:  # noqa: F811
     assert config.load(toy, ["seed=1", "seed=2"]).seed == 2
 
 
-def test_values_from_python_are_taken_as_they_are(toy: Path) -> None:  # noqa: F811
+def test_values_from_python_are_not_parsed(toy: Path) -> None:  # noqa: F811
     loaded = config.load(toy, values={"prompt": "1: 2", "trainer": {"max_steps": 3}, "trainer.devices": 2})
     assert (loaded.prompt, loaded.trainer.max_steps, loaded.trainer.devices) == ("1: 2", 3, 2)
     with refused(None, "arguments: sed: ", "'seed'"):
@@ -245,23 +246,34 @@ def test_values_from_python_are_taken_as_they_are(toy: Path) -> None:  # noqa: F
         ("task=tooy", ["task", "'toy'"]),
     ],
 )
-def test_mistakes_name_key_value_and_remedy(toy: Path, override: str, words: list[str]) -> None:  # noqa: F811
+def test_mistake_names_key_value_and_choice(toy: Path, override: str, words: list[str]) -> None:  # noqa: F811
     message = mistakes(toy, override)
     assert "\n" not in message and "command line" in message
     assert all(word in message for word in words), message
 
 
-def test_a_component_may_be_given_by_its_name_alone(toy: Path) -> None:  # noqa: F811
-    chosen = config.load(toy, ["prior=small", "prior.width=3"]).prior
-    assert (chosen.name, chosen.width) == ("small", 3)
-    toy.write_text("task: toy\nprompt: a cat\nprior: small\n")
-    assert config.load(toy).prior.width == 8
-    chosen = config.load(toy, ["prior.width=3"]).prior  # an option of it does not forget the name
-    assert (chosen.name, chosen.width) == ("small", 3)
-    assert "did you mean 'small'?" in mistakes(toy, "prior=smal")
+def test_component_is_checked_by_the_model_of_its_name(toy: Path) -> None:  # noqa: F811
+    for words in (["prior.name=small", "prior.width=3"], ["prior.width=3", "prior=small"]):
+        made = config.load(toy, words)
+        assert type(made.prior).__name__ == "SmallPrior" and made.prior.width == 3
+        assert "width: 3" in config.dump(made) and '"width":3' in made.model_dump_json()
+    for text in ("prior: small", "prior: {name: small}"):
+        toy.write_text(f"task: toy\nprompt: a cat\n{text}\n")
+        assert (config.load(toy).prior.width, config.load(toy, ["prior.width=3"]).prior.width) == (8, 3)
+    toy.write_text("task: toy\nprompt: a\nprior: {guidance_scale: 2}\n")
+    assert config.load(toy).prior.name == "big"  # the default name
 
 
-def test_all_mistakes_are_named_at_once_with_their_place(toy: Path) -> None:  # noqa: F811
+def test_section_given_in_part_keeps_the_default_of_its_field(toy: Path) -> None:  # noqa: F811
+    loaded, changed = config.load(toy), config.load(toy, ["checkpoint.seconds=5"])
+    assert (changed.checkpoint.seconds, changed.checkpoint.keep) == (5, 3)
+    assert (loaded.checkpoint.seconds, loaded.checkpoint.keep) == (60, 3)
+    assert config.load(toy, ["shape.name=square"]).shape.side == 1.0
+    with pytest.raises(ValidationError):
+        loaded.seed = 3
+
+
+def test_all_mistakes_are_reported_with_their_source(toy: Path) -> None:  # noqa: F811
     toy.write_text(YAML + "trainr:\n  max_steps: 3\nshape:\n  name: square\n  sid: 2\n")
     lines = mistakes(toy, "seed=true", "mode=x", "trainer.steps=3").splitlines()
     found = sorted((line.split(": ")[0], line.split(": ")[1]) for line in lines)
@@ -271,8 +283,8 @@ def test_all_mistakes_are_named_at_once_with_their_place(toy: Path) -> None:  # 
     assert "prompt: is missing" in mistakes(toy)
 
 
-def test_one_letter_typos_find_the_right_key() -> None:
-    keys = fields.paths(ToyConfig) + [f"representation.{path}" for path in fields.paths(NGPConfig)]
+def test_nearest_keys_corrects_one_letter() -> None:
+    keys = [path for path in fields.paths(GenerateConfig, config.load("mvdream-sd21")) if path.count(".") < 3]
     rng, right, count = random.Random(0), 0, 1500
     for _ in range(count):
         key = rng.choice([key for key in keys if len(key) > 3])
@@ -289,10 +301,61 @@ def test_one_letter_typos_find_the_right_key() -> None:
     assert right / count > 0.95
 
 
+def test_short_escapes_and_cuts_and_nearest_ignores_case() -> None:
+    assert short("\x1b[31m") == "'\\x1b[31m'" and len(short("x" * 500)) == 80
+    assert nearest("MVDREAM", ["mvdream"]) == "mvdream" and nearest("zzz", ["mvdream"]) is None
+
+
+# --- schedules -------------------------------------------------------------------------------------------
+
+
+class _OneSchedule(config.Config):
+    value: Scheduled = 1.0
+
+
+@given(
+    st.dictionaries(st.integers(0, 10**6), st.floats(-1e6, 1e6), min_size=1, max_size=6),
+    st.integers(0, 10**6),
+)
+def test_at_interpolates_between_steps(points: dict[int, float], step: int) -> None:
+    schedule = _OneSchedule(value=points).value
+    before = [key for key in sorted(points) if key <= step]
+    after = [key for key in sorted(points) if key >= step]
+    ends = [points[key] for key in (before[-1:] + after[:1])]
+    assert min(ends) <= at(schedule, step) <= max(ends)
+    for key, value in points.items():
+        assert at(schedule, key) == value
+
+
+def test_at_and_refused_schedules() -> None:
+    assert at(3, 17) == 3.0
+    line = _OneSchedule(value={10: 0, 20: 1}).value
+    assert [at(line, step) for step in (0, 10, 15, 20, 99)] == [0, 0, 0.5, 1, 1]
+    share = _OneSchedule(value={"50%": 4, "0 %": 0}).value
+    assert share == {"0%": 0.0, "50%": 4.0}
+    assert [at(share, step, max_steps=200) for step in (0, 50, 100, 200)] == [0, 2, 4, 4]
+    with pytest.raises(ValueError, match="max_steps"):
+        at(share, 3)
+    for wrong in (
+        "a",
+        True,
+        None,
+        {-1: 0},
+        {"101%": 0},
+        {1.5: 0},
+        {0: "x"},
+        {0: float("nan")},
+        10**400,
+        {1: 0, "1": 1},
+    ):
+        with pytest.raises(ValidationError):
+            _OneSchedule(value=wrong)
+
+
 # --- files ------------------------------------------------------------------------------------------------
 
 
-def test_base_is_built_on(toy: Path) -> None:  # noqa: F811
+def test_base_is_merged(toy: Path) -> None:  # noqa: F811
     below = toy.with_name("below.yaml")
     below.write_text(
         YAML + "trainer: {max_steps: 5, devices: 2}\nelevation: [1, 2]\nlambdas: {a: 1}\nmode: exact\n"
@@ -308,7 +371,7 @@ def test_base_is_built_on(toy: Path) -> None:  # noqa: F811
     assert loaded.shape.radius == 1.0  # a section of another name replaces: `side` is gone
 
 
-def test_bases_in_a_circle_are_shown_as_a_chain(toy: Path) -> None:  # noqa: F811
+def test_base_circle_and_missing_base_are_refused(toy: Path) -> None:  # noqa: F811
     for name, base in (("a", "b"), ("b", "c"), ("c", "b")):
         toy.with_name(f"{name}.yaml").write_text(f"base: {base}.yaml\n")
     assert "b.yaml -> c.yaml -> b.yaml" in mistakes("a")
@@ -318,7 +381,7 @@ def test_bases_in_a_circle_are_shown_as_a_chain(toy: Path) -> None:  # noqa: F81
     assert "should be one file" in mistakes(toy)
 
 
-def test_a_config_is_found_by_path_or_name(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_find_by_path_or_name(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     shipped = toy.parent / "shipped"
     (shipped / "more").mkdir(parents=True)
     (shipped / "mvdream-toybox.yaml").write_text(YAML)
@@ -333,7 +396,7 @@ def test_a_config_is_found_by_path_or_name(toy: Path, monkeypatch: pytest.Monkey
         assert "\x1b" not in message and "\0" not in message
 
 
-def test_every_shipped_config_is_valid() -> None:
+def test_shipped_configs_are_valid() -> None:
     for name in config.shipped():
         tree = layers.merged(layers.read_layers(config.find(name)))
         assert tree.get("about") and tree.get("needs"), name
@@ -342,7 +405,7 @@ def test_every_shipped_config_is_valid() -> None:
         assert config.dump(loaded)
 
 
-def test_what_a_config_or_page_reads_of_another_run_is_where_that_run_writes() -> None:
+def test_run_folders_named_in_configs_and_docs_exist() -> None:
     files = [*(ROOT / "configs").rglob("*.yaml"), *(ROOT / "docs").glob("*.md")]
     named = {
         found for path in files for found in re.findall(r"outputs/(train-[\w-]+)/([\w-]+)/", path.read_text("utf-8"))
@@ -353,14 +416,14 @@ def test_what_a_config_or_page_reads_of_another_run_is_where_that_run_writes() -
         assert not hasattr(options, "prompt") and options.out is None and folder == "run", (name, folder)
 
 
-def test_hash_sees_what_matters(toy: Path) -> None:  # noqa: F811
+def test_config_hash_ignores_folder_and_description(toy: Path) -> None:  # noqa: F811
     first = config.config_hash(config.load(toy))
     assert first == config.config_hash(config.load(toy, ["out=elsewhere", "about=x"]))
     assert first != config.config_hash(config.load(toy, ["seed=1"]))
     assert len(first) == 64
 
 
-def test_thousands_of_mistakes_are_counted_not_listed(toy: Path) -> None:  # noqa: F811
+def test_number_of_reported_mistakes_is_limited(toy: Path) -> None:  # noqa: F811
     toy.write_text("task: toy\n" + "".join(f"key{n}: 1\n" for n in range(2000)))
     lines = mistakes(toy).splitlines()
     assert len(lines) == 31 and lines[-1] == "and 1971 more mistakes"

@@ -37,9 +37,9 @@ def paint(field: str) -> list[str]:
 
 
 def rows() -> list[list[str]]:
-    """The table of combinations in the documentation, its names alone."""
-    text = (folder("configs").parent / "docs" / "methods.md").read_text(encoding="utf-8")
-    table = text.partition("## Other combinations")[2].partition("\n## ")[0]
+    """Return the names in the documentation's table of combinations."""
+    text = (folder("configs").parent / "docs" / "experiments" / "methods.md").read_text(encoding="utf-8")
+    table = text.partition("## Every prior, loss and representation")[2].partition("\n## ")[0]
     cells = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line]
     return [row[:3] for row in cells[2:]]
 
