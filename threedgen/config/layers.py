@@ -106,12 +106,13 @@ def _check_choices(model: type[BaseModel], layers: Sequence[Layer]) -> None:
 
 def _sections(tree: object, where: str) -> list[tuple[str, Tree]]:
     """Return the items of a section of sections. Raises ConfigError."""
-    items = [] if tree is None else list(tree.items()) if isinstance(tree, dict) else [("", tree)]
-    for key, value in items:
+    if tree is None:
+        return []
+    for key, value in tree.items() if isinstance(tree, dict) else [("", tree)]:
         if not isinstance(value, dict):
             place = f"{where}.{key}" if key else where
             raise ConfigError(f"{place}: should be a section of `key: value` lines (got {short(value)})")
-    return items
+    return list(tree.items()) if isinstance(tree, dict) else []
 
 
 # --- files ------------------------------------------------------------------------------------------------
