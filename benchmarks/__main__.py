@@ -15,7 +15,6 @@ from threedgen.config.errors import ExpectedError
 
 BENCHMARKS = {
     "hashgrid": "hash grid: numba kernels against PyTorch",
-    "convolution": "3 x 3 convolutions of the priors on a CPU: Winograd against PyTorch",
     "step": "a generate step of the default config, against PyTorch versions without empty-space skipping",
     "mvdream": "a step of mvdream-sd21 and mvdream-sd21-shading with random weights, against plain PyTorch; for a GPU",
     "mvdiffusion": "a denoising step of MVDiffusion's panorama network with random weights, against the reference code",

@@ -17,7 +17,6 @@ from diffusers.models import UNet2DConditionModel
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from threedgen.guidance.convolution import quick
 from threedgen.guidance.guidance import Features
 from threedgen.guidance.multiview.decoupled import Branch, branch_processors, decouple
 from threedgen.guidance.multiview.joined import predict
@@ -166,7 +165,7 @@ def make_guider(
         raise ValueError(f"its guider has a feature for each {multiple} pixels, which {downscale} does not divide")
     depth = depth or (layers if isinstance(layers, int) else layers[0])
     guider: Any = T2IAdapter(CHANNELS, channels, depth, downscale, kind)
-    return quick(guider)
+    return guider
 
 
 def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:

@@ -19,7 +19,6 @@ from threedgen.config.errors import in_a_line, short
 from threedgen.guidance import sdxl
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.coarse_to_fine import check_half_size
-from threedgen.guidance.convolution import quick
 from threedgen.guidance.multiview.joined import camera_vector, make_multiview, predict, set_attention
 from threedgen.guidance.options import COARSE, SECOND, DraftedConfig
 from threedgen.guidance.prior import Prior
@@ -81,7 +80,7 @@ class LatentDiffusion(Prior):
             ConfigError: the networks do not fit together.
         """
         components.check_together(unet, vae, text_encoder, tokenizer, coarse, self.extra_channels(unet, vae), second)
-        self.unet, self.vae = quick(make_multiview(unet)), quick(vae)
+        self.unet, self.vae = make_multiview(unet), vae
         self.text_encoder: Any = text_encoder
         self.tokenizer, self.coarse, self.second = tokenizer, coarse, second
         self.text_positions = int(text_encoder.config.max_position_embeddings)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import clock, convolution, hashgrid, janus, mvdream, scene, step, whole_run
+from benchmarks import clock, hashgrid, janus, mvdream, scene, step, whole_run
 from benchmarks.clock import Case, paired
 from benchmarks.scene import Bench
 from benchmarks.table import Table
@@ -79,15 +79,6 @@ def test_hashgrid_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     assert min(rows[1]["min, ms"], rows[1]["ratio"]) > 0 and rows[1]["points"] == 50
 
 
-def test_convolution_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(convolution, "SIZES", [(2, 64, 64, 16)])
-    rows = convolution.table(1).rows
-    assert [(row["case"], row["backward"]) for row in rows] == [
-        (name, backward) for backward in (False, True) for name in ("PyTorch", "Winograd")
-    ]
-    assert all(row["min, ms"] > 0 and row["ratio"] > 0 for row in rows)
-
-
 def test_step_variants_compute_the_same_field(bench: Bench) -> None:
     slow = bench.system(*step.TWINS, *step.NO_SKIPPING)
     fast = bench.system()
@@ -149,8 +140,8 @@ def test_command_prints_tables_and_writes_json(
 @pytest.mark.parametrize(
     ("args", "parts"),
     [
-        (["hashgird"], ["'hashgird'", "hashgrid, convolution"]),
-        (["threads=1"], ["hashgrid, convolution"]),
+        (["hashgird"], ["'hashgird'", "hashgrid, step"]),
+        (["threads=1"], ["hashgrid, step"]),
         (["hashgrid", "--rounds", "0"], ["--rounds is 0"]),
         (["hashgrid", "--grid", "513"], ["--grid is 513", "64", "512"]),
         (["janus", "--seconds", "0"], ["--seconds is 0"]),

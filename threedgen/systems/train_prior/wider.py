@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError
-from threedgen.guidance.convolution import quick
 from threedgen.guidance.multiview.joined import unet_from_config
 
 SINUSOIDS = "time_embedding.linear_1.weight"
@@ -44,7 +43,7 @@ def wider(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
     state, shapes = unet.state_dict(), {name: weight.shape for name, weight in wide.state_dict().items()}
     wide.load_state_dict({name: _spread(name, state[name], shapes[name], joined, rng) for name in shapes})
     wide.set_attn_processor(unet.attn_processors)
-    return quick(wide).to(unet.device).train(unet.training)
+    return wide.to(unet.device).train(unet.training)
 
 
 def _spread(
