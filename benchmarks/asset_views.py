@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from threedgen import folder
 from threedgen.config.optional import installed
+from threedgen.places import folder
 
 from .table import Row, Table
 

@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from threedgen import folder
+from threedgen.places import folder
 
 from .clock import Case, paired
 from .table import Table

@@ -1,17 +1,17 @@
-"""Words for the variants of a method, which its config and its mathematics share (no torch here)."""
+"""Choices that config models and implementations share (no torch here)."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Shift = Literal["default", "interpolated"]
-"""Of a signal-to-noise ratio: by one factor at all timesteps, or from none at the first one to all at the last."""
+"""Shift of the log signal-to-noise ratio: equal at all timesteps, or growing linearly from zero."""
 Timestep = Literal["same", "matched"]
-"""That which a 2D model is told of a shifted schedule: of the same number, or the one at which it knew such noise."""
+"""Timestep of a 2D model under a shifted schedule: the same number, or that with the same noise in its own schedule."""
 Layout = Literal["row", "rowcol", "full"]
-"""Which tokens of the views a token attends to: those of its row (cameras at one height); those of its row or column
-(six views around a mesh: front, right, back, left, top, bottom); or all of them."""
+"""Tokens of the views that a token attends to: its row (cameras at one elevation); its row or column (six mesh views:
+front, right, back, left, top, bottom); or all."""
 Arrangement = Literal["parallel", "serial"]
-"""All branches of attention see what the first sees, or each also what those before it have added (the ablation)."""
+"""Inputs of the attention branches: the same for all, or each with the output of those before it (ablation)."""
 Control = Literal["rays", "geometry"]
-"""What a condition guider is shown: the rays of the cameras, or positions and normals of a mesh."""
+"""Input of a condition guider: camera rays, or positions and normals of a mesh."""

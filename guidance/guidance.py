@@ -14,6 +14,8 @@ from torch import Tensor
 
 TextPair = tuple[Tensor, Tensor]
 """Conditional and unconditional text embeddings, each (n, L, D)."""
+Features = Mapping[str, Tensor]
+"""Self-attention inputs of a network for R reference images, (R, L, C) by layer name."""
 
 
 class Denoiser(Protocol):
@@ -46,7 +48,7 @@ def branches(
     texts: Sequence[Tensor],
     camera: Tensor | None,
     n_view: int,
-    **kwargs: Any,
+    **kwargs: Features,
 ) -> tuple[Tensor, ...]:
     """Predict the noise for each of K texts in one network call of batch K B.
 
@@ -81,10 +83,6 @@ class Negatives(NamedTuple):
 
     text: Tensor
     weights: Tensor
-
-
-Features = Mapping[str, Tensor]
-"""Self-attention inputs of a network for R reference images, (R, L, C) by layer name."""
 
 
 class Reference(NamedTuple):
@@ -155,7 +153,7 @@ class Condition:
     reference: Reference | None = None
     single_view_uncond: bool = False
 
-    def reference_kwargs(self, *used: bool) -> dict[str, Any]:
+    def reference_kwargs(self, *used: bool) -> dict[str, Features]:
         """Arguments of a denoiser for the reference image in K branches; empty without one."""
         return {} if self.reference is None else {"reference": self.reference.repeated(*used)}
 

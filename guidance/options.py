@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -11,16 +11,9 @@ from threedgen.config import Config, ConfigError
 from threedgen.config.errors import called
 from threedgen.config.optional import require
 from threedgen.guidance.choices import Control, Layout, Shift, Timestep
-from threedgen.guidance.weights.shipped import choice
-
-if TYPE_CHECKING:
-    from .weights.loading import Identity
-    from .weights.vocabulary import Vocabulary
-
-PARTS = ("unet", "vae", "text_encoder")
-"""Folders of a latent prior in diffusers format."""
-COARSE, SECOND = "coarse", "text_encoder_2"
-"""Optional folders: coarse predictor, SDXL's second text encoder."""
+from threedgen.guidance.weights import loading, plugins
+from threedgen.guidance.weights.loading import COARSE, PARTS, Identity
+from threedgen.guidance.weights.tokens import Vocabulary, read_vocabulary
 
 
 def embedded_as(name: str) -> AfterValidator:
@@ -70,19 +63,14 @@ class PriorConfig(Config):
         return False
 
     def check(self) -> None:
-        from .weights.loading import check
-
         if self.attention == "xformers":
             require("xformers", "attention: xformers", "choose attention=sdpa")
-        check(self.weights, self.tokenizer, self.parts)
+        loading.check(self.weights, self.tokenizer, self.parts)
 
     def vocabulary(self) -> Vocabulary | None:
         """Return its closed vocabulary; None for an open one, or if its files are not local. Raises ConfigError."""
-        from .weights.loading import local
-        from .weights.vocabulary import read
-
-        place = local(self.weights)
-        return None if place is None or self.tokenizer is not None else read(place, self.subjects())
+        path = loading.local(self.weights)
+        return None if path is None or self.tokenizer is not None else read_vocabulary(path, self.subjects())
 
     def subjects(self) -> list[str]:
         """Return the identifiers of subjects that it was tuned to. Raises ConfigError."""
@@ -90,16 +78,12 @@ class PriorConfig(Config):
 
     def describe(self) -> list[str]:
         """Return lines with key, place, size and SHA-256 of its files; nothing is downloaded. Raises ConfigError."""
-        from .weights.loading import describe
-
-        named = {"weights": describe(self.weights, self.parts)} | self.plugged()
+        named = {"weights": loading.describe(self.weights, self.parts)} | self.plugged()
         return [f"{key}: {found}" for key, found in named.items()]
 
     def identify(self) -> dict[str, Identity]:
         """Return the identity of its files by config key; downloads if needed. Raises ConfigError."""
-        from .weights.loading import identify
-
-        return {"weights": identify(self.weights, self.parts)} | self.plugged()
+        return {"weights": loading.identify(self.weights, self.parts)} | self.plugged()
 
     def plugged(self) -> dict[str, Identity]:
         """Return the identities of files that are added to the weights. Raises ConfigError."""
@@ -149,22 +133,18 @@ class MVDreamConfig(DraftedConfig):
         return True
 
     def check(self) -> None:
-        from .weights.loading import subject_card
-
         super().check()
         if self.personalisation is not None:
-            subject_card(self.personalisation)
+            loading.subject_card(self.personalisation)
 
     def plugged(self) -> dict[str, Identity]:
-        from .weights.loading import Identity
-
         file = self.personalisation
         return {} if file is None else {"personalisation": Identity.of(Path(file).expanduser())}
 
     def subjects(self) -> list[str]:
-        from .weights.loading import subject_card
-
-        return [] if self.personalisation is None else [subject_card(self.personalisation).get("identifier", "[v]")]
+        if self.personalisation is None:
+            return []
+        return [loading.subject_card(self.personalisation).get("identifier", "[v]")]
 
 
 class StableDiffusionConfig(DraftedConfig):
@@ -190,7 +170,7 @@ class MVDiffusionConfig(DraftedConfig):
     blocks: str | None = Field(
         None,
         min_length=1,
-        description=f"attention between views: {choice('blocks', 'a released file')}, or a trained one; null: none",
+        description=f"attention between views: {plugins.choice('blocks', 'released')}, a trained file; null: none",
     )
     neighbours: Literal["ring", "all"] = Field(
         "ring", description="panorama views that a view attends to: adjacent ones (released weights), or all"
@@ -210,14 +190,10 @@ class MVDiffusionConfig(DraftedConfig):
         return self
 
     def check(self) -> None:
-        from .weights import plugins
-
         super().check()
         plugins.check("blocks", self.blocks)
 
     def plugged(self) -> dict[str, Identity]:
-        from .weights import plugins
-
         return plugins.identify("blocks", self.blocks)
 
 
@@ -233,7 +209,7 @@ class MVAdapterConfig(DraftedConfig):
     adapter: str | None = Field(
         None,
         min_length=1,
-        description=f"{choice('adapter', 'a released adapter')}, or your own file; null: the 2D model alone",
+        description=f"{plugins.choice('adapter', 'a released adapter')}, or your own file; null: the 2D model alone",
     )
     layout: Layout | None = Field(
         None,
@@ -284,8 +260,6 @@ class MVAdapterConfig(DraftedConfig):
     def check(self) -> None:
         from threedgen.geometry.foreground import read_foreground
 
-        from .weights import loading, plugins
-
         super().check()
         plugins.check("adapter", self.adapter)
         if self.guess is not None:
@@ -295,8 +269,6 @@ class MVAdapterConfig(DraftedConfig):
             read_foreground(self.image)
 
     def plugged(self) -> dict[str, Identity]:
-        from .weights import loading, plugins
-
         guess = {} if self.guess is None else {"guess": loading.identify(self.guess, (COARSE,))}
         return plugins.identify("adapter", self.adapter) | guess
 
@@ -315,9 +287,7 @@ class DeepFloydConfig(PriorConfig):
     tokenizer: str | None = Field(None, description="folder of T5's tokenizer; null: that of the weights")
 
     def check(self) -> None:
-        from .weights.loading import t5_tokenizer
-
         super().check()
         if self.tokenizer is not None and not Path(self.tokenizer).expanduser().is_dir():
             raise ConfigError("folder not found", "tokenizer", self.tokenizer)
-        t5_tokenizer(Path(self.tokenizer or self.weights).expanduser())
+        loading.t5_tokenizer(Path(self.tokenizer or self.weights).expanduser())

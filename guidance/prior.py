@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from threedgen.guidance.guidance import Condition, Reference, guided, per_image
 from threedgen.guidance.sampling import Generators, InitLatents, OnStep, no_callback, sample_latents
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +50,7 @@ class Prior(Protocol):
     draft: float | None = None
     guide_views: bool = False
     unet: nn.Module
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     schedule: Schedule
     image_size: int
     factor: int

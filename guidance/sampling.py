@@ -32,23 +32,16 @@ def before_steps(callback: Callable[[], None]) -> OnStep:
     return lambda done, steps: callback() if done < steps else None
 
 
-def ddim_timesteps(steps: int, T: int = 1000, compat: bool = False) -> Tensor:
+def ddim_timesteps(steps: int, T: int = 1000) -> Tensor:
     """Return the time steps visited, ascending, (steps,) int64: floor(i T / steps) + 1.
 
-    This is the reference's grid whenever `steps` divides T.
-
-    Args:
-        compat: repeat the ldm code base for any count: stride T // steps, hence extra steps when `steps` does not
-            divide T (30 -> 31).
+    This is the grid of the ldm code base whenever `steps` divides T.
 
     Raises:
         ValueError: steps is not in 1..T.
     """
     if not 1 <= steps <= T:
         raise ValueError(f"steps = {steps} is out of range; choose 1 to {T}")
-    if compat:
-        grid = torch.arange(0, T, T // steps) + 1
-        return grid.clamp(max=T - 1)
     # The offset of 1 would leave the table if every t were visited.
     return torch.arange(steps) * T // steps + (1 if steps < T else 0)
 
@@ -97,21 +90,17 @@ def ddim_sample(
     camera: Tensor | None,
     n_view: int,
     schedule: Schedule,
-    steps: int = 50,
+    timesteps: Tensor,
     eta: float = 0.0,
     generator: Generators = None,
-    compat: bool = False,
-    T: int | None = None,
     on_step: OnStep = no_callback,
 ) -> Tensor:
-    """Denoise `x_T` (B, C, h, w) to a sample of the same shape.
+    """Denoise `x_T` (B, C, h, w), noisy at the last of the ascending `timesteps`, to a sample of the same shape.
 
     Args:
         denoise: wrap it in `guided` for classifier-free guidance, and pass a pair or a `Condition` as `text`.
         generator: of the fresh noise; used only when `eta` > 0.
-        T: time step below which sampling starts, for partly noised latents; None: that of the schedule.
     """
-    timesteps = ddim_timesteps(steps, T or schedule.T, compat)
     alphas, alphas_prev = ddim_alphas(schedule, timesteps)
     x = x_T
     on_step(0, len(timesteps))
@@ -146,8 +135,8 @@ def sample_latents(
         steps = max(1, round(init.strength * steps))
         T = max(steps, round(init.strength * schedule.T))
         x = schedule.add_noise(init.latents, noise, ddim_timesteps(steps, T)[-1].to(noise.device))
-    camera, n_view = condition.camera, condition.n_view
-    return ddim_sample(denoise, x, condition, camera, n_view, schedule, steps, eta, generator, T=T, on_step=on_step)
+    timesteps, camera, n_view = ddim_timesteps(steps, T), condition.camera, condition.n_view
+    return ddim_sample(denoise, x, condition, camera, n_view, schedule, timesteps, eta, generator, on_step)
 
 
 @torch.no_grad()

@@ -11,18 +11,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models import UNet2DConditionModel
 from torch import Tensor
 
 SIZE_NUMBERS = 6
 """Size conditioning: original height and width, crop top and left, target height and width."""
 
 
-def has_added_conditioning(unet: Any) -> bool:
+def has_added_conditioning(unet: UNet2DConditionModel) -> bool:
     """Return whether a UNet takes SDXL's added conditioning."""
     return unet.config.get("addition_embed_type") == "text_time"
 
 
-def pooled_width(unet: Any) -> int:
+def pooled_width(unet: UNet2DConditionModel) -> int:
     """Return the width of the pooled text that such a UNet takes."""
     c = unet.config
     return int(c["projection_class_embeddings_input_dim"]) - SIZE_NUMBERS * int(c["addition_time_embed_dim"])
@@ -33,13 +34,13 @@ def encode_both(encoders: Sequence[Any], ids: Sequence[Tensor]) -> Tensor:
 
     The penultimate features of both, concatenated, and as last token the pooled text of the second, zero-padded.
     """
-    seen = [encoder(numbers, output_hidden_states=True) for encoder, numbers in zip(encoders, ids, strict=True)]
-    words = torch.cat([part.hidden_states[-2].float() for part in seen], dim=-1)
-    summary = seen[1].text_embeds.float()[:, None]
-    return torch.cat([words, F.pad(summary, (0, words.shape[-1] - summary.shape[-1]))], dim=1)
+    encoded = [encoder(numbers, output_hidden_states=True) for encoder, numbers in zip(encoders, ids, strict=True)]
+    words = torch.cat([part.hidden_states[-2].float() for part in encoded], dim=-1)
+    pooled = encoded[1].text_embeds.float()[:, None]
+    return torch.cat([words, F.pad(pooled, (0, words.shape[-1] - pooled.shape[-1]))], dim=1)
 
 
-def split_text(unet: Any, text: Tensor, height: int, width: int) -> tuple[Tensor, dict[str, Any]]:
+def split_text(unet: UNet2DConditionModel, text: Tensor, height: int, width: int) -> tuple[Tensor, dict[str, Any]]:
     """Split text (B, L + 1, D) of `encode_both` into words (B, L, D) and the UNet's added conditioning.
 
     Images are uncropped, `height` x `width` pixels. For other UNets the text is returned as it is.

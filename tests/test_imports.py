@@ -30,7 +30,7 @@ NO_TORCH = (
         "threedgen.run.prompts",
         "threedgen.run.text",
     ),
-    *("threedgen.data.toybox.prompt_words", "threedgen.guidance.weights.vocabulary", "threedgen.systems.prompted"),
+    *("threedgen.data.toybox.prompt_words", "threedgen.guidance.weights.tokens", "threedgen.systems.prompted"),
 )
 """With every options.py: what answers --help, and every mistake in a config."""
 SOURCES = sorted(path for room in ("threedgen", "guidance", "representations") for path in (ROOT / room).rglob("*.py"))
@@ -71,12 +71,13 @@ def _statements(tree: ast.AST) -> Iterator[ast.AST]:
 
 # Each room may import the rooms above it in this table that it names, and itself; "options" of a room are the config
 # models in its options.py, which import no torch.
-BELOW = ("config", "run")
+BELOW = ("config", "run", "places")
 CORE = (*BELOW, "geometry", "train")
 KINDS = (*CORE, "guidance", "representations")
 ARROWS: dict[str, tuple[str, ...]] = {
-    "config": (),
-    "run": ("config",),
+    "places": (),
+    "config": ("places",),
+    "run": ("config", "places"),
     "geometry": BELOW,
     "train": (*BELOW, "geometry"),
     "guidance": CORE,  # guidance and representations never import each other
@@ -88,7 +89,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "evaluation": (*KINDS, "data", "export", "viewer", "systems"),
     "studio": (*KINDS, "data", "viewer", "systems"),
     "cli": BELOW,
-    "": ("run",),  # the package itself: where kernels are kept, before all else
+    "": ("run", "places"),  # the package itself: where kernels are kept, before all else
     "__main__": ("cli",),
 }
 

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from threedgen.places import folder as folder
 from threedgen.run import numba_cache
 
 # Huge pages for torch's large tensors (Linux): a third less time per step on a CPU. torch reads this on import.
@@ -25,12 +26,6 @@ if "OMP_WAIT_POLICY" not in os.environ:
 __version__ = "0.1.0"
 
 _HERE = Path(__file__).resolve().parent
-
-
-def folder(name: str) -> Path:
-    """Return a folder of the project (configs, weights, ...): inside the installed package, or beside it."""
-    inside = _HERE / name
-    return inside if inside.is_dir() else _HERE.parent / name
 
 
 def _bridge(name: str) -> None:

@@ -151,7 +151,7 @@ def predict(
     n_view: int = 1,
     features: Sequence[Tensor] | None = None,
     factor: int = 8,
-    **views: Any,
+    **views: object,
 ) -> Tensor:
     """Return the network's output (eps or v) for noisy latents.
 

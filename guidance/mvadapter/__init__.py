@@ -1,1 +1,1 @@
-"""MV-Adapter: a frozen 2D model draws views by plug-in attention and a condition guider (Huang et al. 2024)."""
+"""MV-Adapter: views of an object by a frozen 2D model with plug-in attention and a guider (Huang et al. 2024)."""

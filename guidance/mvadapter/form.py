@@ -1,67 +1,52 @@
-"""What an adapter was trained as (no torch here)."""
+"""Training settings of an adapter (no torch here)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from math import nan
-from typing import Any, get_args
+from dataclasses import asdict, fields
 
-from threedgen.config.errors import ConfigError
+from pydantic import Field, ValidationError
+from pydantic.dataclasses import dataclass
+
+from threedgen.config.errors import ConfigError, short
 from threedgen.guidance.choices import Arrangement, Control, Layout, Shift, Timestep
-
-KINDS = {"layout": Layout, "arrangement": Arrangement, "control": Control, "shift_mode": Shift, "timestep": Timestep}
-NUMBERS = {"shift": (1.0, 1000.0), "anywhere": (0.0, 1.0), "fov": (0.0, 100.0)}
 
 
 @dataclass(frozen=True)
 class Form:
-    """What its tensors do not say; by default as the released adapters for six views without a mesh.
+    """Settings that are not in an adapter's tensors; defaults: the released adapters for six views without a mesh.
 
-    layout, arrangement: of the attention between views, see ``multiview/decoupled.py``.  control: what the guider is
-    shown, ``rays`` of the cameras or the ``geometry`` of a mesh.  shift, shift_mode: see ``Schedule.shifted``.
-    timestep: that which the 2D model is told, the ``same`` number, or ``matched`` to the noise that is there.
-    anywhere: the share of objects that it saw from other sides than the released adapters, 0 to 30 degrees high.
-    fov: of its cameras, in degrees, vertical; 0: they are orthographic.
+    Attributes:
+        layout, arrangement: of the attention between views, see `multiview/decoupled.py`.
+        control: input of the guider, rays of the cameras or geometry of a mesh.
+        shift, shift_mode: see `Schedule.shifted`.
+        anywhere: fraction of training objects with other azimuths than the released adapters, at elevations 0 to 30.
+        fov: vertical field of view of its cameras in degrees; 0: orthographic.
+        timestep: time step of the 2D model, the same number, or matched to the noise level.
     """
 
     layout: Layout = "row"
     arrangement: Arrangement = "parallel"
     control: Control = "rays"
-    shift: float = 8.0
+    shift: float = Field(default=8.0, ge=1, le=1000, allow_inf_nan=False)
     shift_mode: Shift = "interpolated"
-    anywhere: float = 0.0
-    fov: float = 0.0
+    anywhere: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    fov: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
     timestep: Timestep = "same"
 
     @classmethod
-    def from_card(cls, card: Mapping[str, str], **asked: Any) -> Form:
-        """As what a file says of itself has it, but for what is ``asked`` for and not None. Raises ConfigError."""
-        found: dict[str, Any] = {field.name: card[field.name] for field in fields(cls) if field.name in card}
-        for name, kind in KINDS.items():
-            if found.get(name, get_args(kind)[0]) not in get_args(kind):
-                known = ", ".join(get_args(kind))
-                raise ConfigError(
-                    f"the adapter is of an unknown {name} {found[name][:40]!r} (known: {known})", "adapter"
-                )
-        for name in NUMBERS.keys() & found.keys():
-            found[name] = _number(name, found[name])
-        return replace(cls(**found), **{name: value for name, value in asked.items() if value is not None})
+    def from_card(cls, card: Mapping[str, str], **overrides: object) -> Form:
+        """Return the settings in the metadata of a file, with `overrides` that are not None. Raises ConfigError."""
+        settings: dict[str, object] = {field.name: card[field.name] for field in fields(cls) if field.name in card}
+        settings |= {name: value for name, value in overrides.items() if value is not None}
+        try:
+            return cls(**settings)  # type: ignore[arg-type]
+        except ValidationError as error:
+            first = error.errors()[0]
+            problem = f"the setting {first['loc'][0]}={short(first['input'], 40)} of the adapter's file is unknown"
+            raise ConfigError(f"{problem}: {first['msg']}", "adapter") from None
 
     @property
     def card(self) -> dict[str, str]:
-        """The same as texts, for a file."""
+        """The settings as strings, for the metadata of a file."""
         return {name: str(value) for name, value in asdict(self).items()}
-
-
-def _number(name: str, text: str) -> float:
-    """What a file says of ``name``. Raises ConfigError."""
-    least, most = NUMBERS[name]
-    try:
-        number = float(text)
-    except ValueError:
-        number = nan
-    if not least <= number <= most:
-        said = f"the adapter's {name} should be a number from {least:g} to {most:g}, and its file says {text[:40]!r}"
-        raise ConfigError(said, "adapter")
-    return number

@@ -87,7 +87,7 @@ class MVAdapter(LatentDiffusion):
             )
         self.base_schedule = self.schedule
 
-    def with_adapter(self, adapter: str | Path, mv_scale: float = 1.0, ref_scale: float = 1.0, **form: Any) -> Self:
+    def with_adapter(self, adapter: str | Path, mv_scale: float = 1.0, ref_scale: float = 1.0, **form: object) -> Self:
         """Load the adapter of a file; `form` overrides its `Form`. Raises ConfigError."""
         found = load_adapter(locate("adapter", str(adapter)), self.unet, self.factor, **form)
         if found.network.form.layout == "rowcol" and found.network.form.control == "rays":
@@ -193,7 +193,7 @@ class MVAdapter(LatentDiffusion):
         base_t = t if self.base_timesteps is None else self.base_timesteps.to(t.device)[t]
         return self._network(x, base_t, text, camera, n_view, reference)
 
-    def _network(self, x: Tensor, base_t: Tensor, text: Tensor, *args: Any) -> Tensor:
+    def _network(self, x: Tensor, base_t: Tensor, text: Tensor, *args: object) -> Tensor:
         if self.adapted is None:
             return super().network(x, base_t, text)
         with self.autocast():

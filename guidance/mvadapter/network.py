@@ -1,8 +1,7 @@
-"""A frozen 2D UNet that draws several views: branches beside its self-attention, and the condition guider.
+"""A frozen 2D UNet with an adapter: branches beside its self-attention, and the condition guider.
 
-The guider (section 4.1) is a T2I-Adapter (Mou et al. 2023, arXiv 2302.08453) on maps of the cameras or of a mesh, whose
-features are added in the blocks on the way down. Features of a reference picture are those of the frozen UNet itself at
-t = 0 (section 4.2).
+The guider (section 4.1) is a T2I-Adapter (Mou et al. 2023, arXiv 2302.08453) on maps of the cameras or of a mesh; its
+features are added in the down blocks. Features of a reference image are those of the frozen UNet at t = 0 (4.2).
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ from .form import Form
 
 CHANNELS = 6
 FINE = "fine."
-"""What names of the tensors of a fine guider begin with."""
+"""Prefix of the tensor names of a fine guider."""
 RELEASED = Form()
 
 
 class AdaptedUNet(nn.Module):
-    """A UNet, frozen, with an adapter.
+    """A frozen UNet with an adapter, whose trainable parameters are those of `new_parts`.
 
-    factor: pixels per latent and axis.  branches: "mv" between views, "ref" to a reference picture.  guided: with a
-    guider, see ``make_guider``.  fine: with one more, see ``make_fine_guider``.  Trainable are the parameters of
-    ``new_parts``; ``mv_scale`` and ``ref_scale`` weigh the branches.  multiple: pixels of which the sides of pictures
-    have to be multiples.
+    Attributes:
+        factor: pixels per latent and axis.
+        multiple: pixels that the sides of images must be multiples of.
+        mv_scale, ref_scale: weights of the branches.
     """
 
     mv_scale, ref_scale = 1.0, 1.0
@@ -51,7 +50,16 @@ class AdaptedUNet(nn.Module):
         downscale: int | None = None,
         fine: bool = False,
     ) -> None:
-        """Raises ValueError for a UNet to which no guider fits."""
+        """Add branches and guiders to `unet`.
+
+        Args:
+            branches: "mv" between views, "ref" to a reference image.
+            guided: add a guider, with depth and downscale as in `make_guider`.
+            fine: add a fine guider, see `make_fine_guider`.
+
+        Raises:
+            ValueError: no guider fits the UNet.
+        """
         super().__init__()
         self.unet: Any = cast(Any, unet).requires_grad_(False)
         self.factor, self.form, self.branches = factor, form, tuple(branches)
@@ -61,21 +69,21 @@ class AdaptedUNet(nn.Module):
             self.guider: Any = make_guider(unet, factor, depth, downscale) if guided else None
         self.fine: nn.Module | None = None
         if guided and fine:
-            self.refine()
+            self.add_fine_guider()
 
-    def refine(self) -> None:
-        """Adds the fine guider, which changes nothing yet."""
+    def add_fine_guider(self) -> None:
+        """Add a fine guider with zero output."""
         with self.unet.device:
             self.fine = make_fine_guider(self.unet, self.guider.downscale_factor * self.factor // self.multiple)
 
     @property
     def new_parts(self) -> nn.ModuleList:
-        """What is trained."""
+        """Trainable modules."""
         guiders = [guider for guider in (self.guider, self.fine) if guider is not None]
         return nn.ModuleList([*branch_processors(self.unet).values(), *guiders])
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """The tensors of the adapter, not copied, under the names of the released ones."""
+        """Return the tensors of the adapter, not copied, under the names of the released ones."""
         named = {
             f"{name}.{inner}": tensor
             for name, processor in branch_processors(self.unet).items()
@@ -85,28 +93,31 @@ class AdaptedUNet(nn.Module):
         return named | ({} if self.guider is None else self.guider.state_dict()) | fine
 
     def guide(self, control: Tensor, height: int, width: int) -> list[Tensor] | None:
-        """The guider's features for maps (B,6,H,W) in [0,1], or (B,6,1,1) if all pixels share them, of pictures of
-        ``height`` x ``width``. Raises ValueError for maps of other sizes."""
+        """Return the guider's features of maps (B, 6, H, W) or (B, 6, 1, 1) in [0, 1] for images of height x width.
+
+        Raises:
+            ValueError: the maps have another size.
+        """
         return None if self.guider is None else self.guider(self.maps(control, height, width))
 
     def maps(self, control: Tensor, height: int, width: int) -> Tensor:
-        """The same maps (B,6,h,w), of as many pixels as the guider sees."""
+        """Resize maps to the guider's input (B, 6, h, w)."""
         if height % self.multiple or width % self.multiple:
-            raise ValueError(f"the sides of pictures should be multiples of {self.multiple} (got {height} x {width})")
+            raise ValueError(f"the sides of images should be multiples of {self.multiple} (got {height} x {width})")
         if control.shape[-2:] not in ((1, 1), (height, width)):
-            raise ValueError(f"maps of {tuple(control.shape[-2:])} pixels are not of pictures of {height} x {width}")
-        less = self.multiple // self.guider.downscale_factor
-        maps = control if control.shape[-2:] == (1, 1) else avg_pool2d(control, less)
-        return maps.expand(-1, -1, height // less, width // less)
+            raise ValueError(f"maps of {tuple(control.shape[-2:])} pixels do not fit images of {height} x {width}")
+        stride = self.multiple // self.guider.downscale_factor
+        maps = control if control.shape[-2:] == (1, 1) else avg_pool2d(control, stride)
+        return maps.expand(-1, -1, height // stride, width // stride)
 
     @contextmanager
-    def refined(self, control: Tensor | None, height: int, width: int) -> Iterator[None]:
-        """Inside, what the fine guider makes of maps is added to what the first layer of the UNet says."""
+    def fine_features(self, control: Tensor | None, height: int, width: int) -> Iterator[None]:
+        """Add the fine guider's features to the output of the UNet's first layer, inside the context."""
         if control is None or self.fine is None:
             yield
             return
         added = self.fine(self.maps(control, height, width))
-        with self.unet.conv_in.register_forward_hook(lambda _module, _given, out: out + added.to(out.dtype)):
+        with self.unet.conv_in.register_forward_hook(lambda _module, _args, out: out + added.to(out.dtype)):
             yield
 
     def forward(
@@ -118,45 +129,60 @@ class AdaptedUNet(nn.Module):
         n_view: int = 1,
         reference: Features | None = None,
     ) -> Tensor:
-        """What the UNet says of latents: the noise or v.
+        """Return the output of the UNet, noise or v.
+
+        A single view without control and reference is that of the base model.
 
         Args:
-            x: (B V,C,h,w), the views of an object consecutive.  t: (B V,) or ().  text: (B V,L,D).
-            control: what the guider is shown, see ``guide``; None: nothing.
-            reference: features of R pictures, where R divides B V; None: of none, which is as of zeros.
+            x: latents (B V, C, h, w), the views of an object consecutive.
+            t: (B V,) or ().
+            text: (B V, L, D).
+            control: input of `guide`; None: no guider features.
+            reference: features of R images, where R divides B V; None: zeros.
 
-        One view of which nothing else is known is the base model's. Raises ValueError for what does not fit together.
+        Raises:
+            ValueError: shapes do not fit.
         """
         adapted = n_view > 1 or control is not None or reference is not None
         height, width = (self.factor * side for side in x.shape[-2:])
         control = None if control is None else control.to(x)
         features = None if control is None else self.guide(control, height, width)
-        views = {"latent_size": tuple(x.shape[-2:]), "use_mv": adapted, "use_ref": adapted}
-        scales = {"mv_scale": self.mv_scale, "ref_scale": self.ref_scale}
-        told: Any = views | scales | {"ref_hidden_states": reference}
-        with self.refined(control, height, width):
-            return predict(self.unet, x, t, text, None, n_view, features, self.factor, **told)
+        attention: dict[str, Any] = {
+            "latent_size": tuple(x.shape[-2:]),
+            "use_mv": adapted,
+            "use_ref": adapted,
+            "mv_scale": self.mv_scale,
+            "ref_scale": self.ref_scale,
+            "ref_hidden_states": reference,
+        }
+        with self.fine_features(control, height, width):
+            return predict(self.unet, x, t, text, None, n_view, features, self.factor, **attention)
 
     @torch.no_grad()
     def reference_features(self, latents: Tensor, text: Tensor) -> Features:
-        """What its self-attention sees of R pictures by their clean latents (R,C,h,w), with text (R,L,D)."""
-        kept: dict[str, Tensor] = {}
+        """Return the inputs of its self-attention for R images: clean latents (R, C, h, w), text (R, L, D)."""
+        features: dict[str, Tensor] = {}
         t = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
-        told: Any = {"use_mv": False, "use_ref": False, "cache_hidden_states": kept}
-        predict(self.unet, latents, t, text, factor=self.factor, **told)
-        return kept
+        attention: dict[str, Any] = {"use_mv": False, "use_ref": False, "cache_hidden_states": features}
+        predict(self.unet, latents, t, text, factor=self.factor, **attention)
+        return features
 
 
 def make_guider(
     unet: UNet2DConditionModel, factor: int = 8, depth: int | None = None, downscale: int | None = None
 ) -> T2IAdapter:
-    """A guider with random weights, whose features have the widths and sizes of the blocks of ``unet``.
+    """Build a guider with random weights, whose features have the widths and sizes of the blocks of `unet`.
 
-    There are two forms: of Stable Diffusion, where each block has half the side of the one before, and of SDXL, whose
-    first block has no attention and ends at half the side, as the second has, and whose third and middle blocks have a
-    quarter. factor: pixels per latent and axis.  depth: residual blocks per level, None: as many as the UNet.
-    downscale: pixels of its maps per feature and axis; None: those of the pictures, else a divisor of it, and maps of
-    fewer pixels are seen by fewer weights. Raises ValueError for other networks, and other divisors.
+    There are two forms: of Stable Diffusion, where each block halves the side, and of SDXL, whose first two blocks end
+    at half the side and whose third and middle blocks have a quarter.
+
+    Args:
+        factor: pixels per latent and axis.
+        depth: residual blocks per level; None: as many as the UNet.
+        downscale: pixels of its maps per feature and axis, a divisor of those of the image; None: the same.
+
+    Raises:
+        ValueError: `unet` has another form, or `downscale` is no divisor.
     """
     stride, widths, layers = guider_stride(unet), [*unet.config["block_out_channels"]], unet.config["layers_per_block"]
     kind, channels = ("full_adapter", widths) if stride == 1 else ("full_adapter_xl", [*widths, widths[-1]])
@@ -164,16 +190,14 @@ def make_guider(
     if multiple % (downscale := downscale or multiple):
         raise ValueError(f"its guider has a feature for each {multiple} pixels, which {downscale} does not divide")
     depth = depth or (layers if isinstance(layers, int) else layers[0])
-    guider: Any = T2IAdapter(CHANNELS, channels, depth, downscale, kind)
-    return guider
+    return T2IAdapter(CHANNELS, channels, depth, downscale, kind)
 
 
 def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
-    """Two layers that make features of maps, ``pixels`` of them for a latent and axis, of the width and size of the
-    first layer of ``unet``; zero at first.
+    """Build two layers from maps, `pixels` per latent and axis, to the first features of `unet`; zero at first.
 
-    Released adapters have none: their guider speaks from the first attention on, which sees 64 x 64 features there,
-    and in a small UNet 8 x 8.
+    Released adapters have none: their guider acts from the first attention layer on, at 64 x 64 features; in a small
+    UNet these are 8 x 8.
     """
     width = int(unet.config["block_out_channels"][0])
     last = nn.Conv2d(width // 2, width, 3, padding=1)
@@ -184,7 +208,7 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
 
 
 def guider_stride(unet: UNet2DConditionModel) -> int:
-    """Latents per axis of the first feature of a guider. Raises ValueError for networks for which there is none."""
+    """Return the latents per feature and axis of a guider's first level. Raises ValueError if no guider fits."""
     strides = _strides(unet)
     if strides == [2**level for level in range(len(strides))]:
         return 1
@@ -197,7 +221,7 @@ def guider_stride(unet: UNet2DConditionModel) -> int:
 
 
 def _strides(unet: Any) -> list[int]:
-    """Latents per feature and axis where diffusers adds features: behind the attention of a block, else at its end."""
+    """Return latents per feature and axis where diffusers adds features: after attention, else at a block's end."""
     strides, stride = [], 1
     for block in unet.down_blocks:
         after = stride * (2 if block.downsamplers else 1)

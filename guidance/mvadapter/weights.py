@@ -1,5 +1,8 @@
-"""Files of adapters in the form of the released ones (github.com/huanngzh/MV-Adapter): the tensors of the attention
-processors and, under ``adapter.``, those of the guider. Ours also say what they were trained as."""
+"""Adapter files in the format of the released ones (github.com/huanngzh/MV-Adapter).
+
+They have the tensors of the attention processors and, under `adapter.`, those of the guider; ours also have the `Form`
+in their metadata.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
-from typing import Any
 
 from diffusers.models import UNet2DConditionModel
 from safetensors.torch import save
@@ -36,22 +38,22 @@ FIRST_BLOCKS = re.compile(r"adapter\.body\.0\.resnets\.\d+\.block1\.bias")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network with the adapter of a file, and the names of the tensors in it that have no place there."""
+    """A network with the adapter of a file, and the names of tensors in the file that do not belong to it."""
 
     network: AdaptedUNet
     ignored: tuple[str, ...]
 
 
 def save_adapter(path: Path, network: AdaptedUNet) -> None:
-    """Writes an adapter, in float16, with its form and the width of its base's text. Raises ConfigError, OSError."""
+    """Write an adapter in float16, with its form and the text width of its base. Raises ConfigError, OSError."""
     tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in network.adapter_state().items()}
     require_finite(tensors, "the weights of the adapter")
     base = {TEXT_WIDTH: str(network.unet.config["cross_attention_dim"])}
     write_atomic(path, save(tensors, {"format": FORMAT, **network.form.card, **base}))
 
 
-def load_adapter(path: Path, unet: UNet2DConditionModel, factor: int = 8, **form: Any) -> Loaded:
-    """Puts the adapter of a file into ``unet``. ``form``: instead of what the file says of it. Raises ConfigError."""
+def load_adapter(path: Path, unet: UNet2DConditionModel, factor: int = 8, **form: object) -> Loaded:
+    """Add the adapter of a file to `unet`, with the file's `Form` but for `form`. Raises ConfigError."""
     with keyed("adapter"):
         return convert_adapter(read_tensors(path), unet, factor, read_card(path, FORMAT), **form)
 
@@ -61,17 +63,17 @@ def convert_adapter(
     unet: UNet2DConditionModel,
     factor: int = 8,
     card: Mapping[str, str] | None = None,
-    **form: Any,
+    **form: object,
 ) -> Loaded:
-    """Puts an adapter into ``unet``, which is then the network's. Which branches there are is read off the names.
+    """Add an adapter to `unet`, which belongs to the network afterwards; its branches follow from the tensor names.
 
-    All tensors of its parts have to be there, and nothing unknown may be; other tensors are ignored, and listed.
-    Raises ConfigError, one sentence.
+    Raises:
+        ConfigError: tensors of its parts are missing or unknown; tensors of other parts are ignored and listed.
     """
     card = card or {}
     ours = {name: tensor.float() for name, tensor in tensors.items() if OURS.match(name)}
     branches: list[Branch] = [branch for branch in ("mv", "ref") if any(f"_{branch}." in name for name in ours)]
-    if not branches and not card:  # one of ours may have a guider alone
+    if not branches and not card:  # a file of ours may have a guider only
         raise ConfigError(
             "these weights have no attention of MV-Adapter ('to_q_mv'): they are not an adapter", "adapter"
         )
@@ -83,7 +85,7 @@ def convert_adapter(
         shape = (depth, isqrt(maps // CHANNELS), any(name.startswith(FINE) for name in ours))
         network = AdaptedUNet(unet, factor, Form.from_card(card, **form), branches, guided, *shape)
     except ValueError as error:
-        raise ConfigError(f"an adapter cannot be put into this base: {error}", "adapter") from None
+        raise ConfigError(f"an adapter cannot be added to this base: {error}", "adapter") from None
     state = network.adapter_state()
     check_architecture(ours, state, "the adapter")
     require_finite(ours, "the weights of the adapter")
@@ -93,7 +95,7 @@ def convert_adapter(
 
 
 def _check_base(ours: Mapping[str, Tensor], unet: UNet2DConditionModel, card: Mapping[str, str]) -> None:
-    """Raises ConfigError for the adapter of another base."""
+    """Raise ConfigError for the adapter of another base."""
     names = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn1.processor")]
     here = {name: len(unet.get_parameter(f"{name}.to_q.weight")) for name in names}
     there = {match[1]: len(ours[match[0]]) for match in map(QUERY.fullmatch, ours) if match}
@@ -106,5 +108,4 @@ def _check_base(ours: Mapping[str, Tensor], unet: UNet2DConditionModel, card: Ma
 
 
 def _sizes(layers: Mapping[str, int]) -> str:
-    """16 layers of attention, 320 to 1280 wide"""
     return f"{len(layers)} layers of attention, {min(layers.values())} to {max(layers.values())} wide"

@@ -1,1 +1,1 @@
-"""MVDiffusion: views drawn together by attention to corresponding pixels (Tang et al. 2023, arXiv 2307.01097)."""
+"""MVDiffusion: views sampled together by attention to corresponding pixels (Tang et al. 2023, arXiv 2307.01097)."""

@@ -1,6 +1,6 @@
-"""Attention to places of other views on a CPU, token by token, so that the keys of a token stay in the cache.
+"""Attention to places in other views on a CPU, token by token, so that the keys of a token stay in the cache.
 
-``caa.PanoramaBlock`` has the same for any device and size; it holds the keys of many tokens and reads them ten times.
+`caa.PanoramaBlock` has the same for any device and size; it holds the keys of many tokens and reads them ten times.
 """
 
 from __future__ import annotations
@@ -11,35 +11,37 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .geometry import Keys
+from threedgen.run.arrays import Array
 
-Array = NDArray[Any]
+from .geometry import Keys
 
 
 class Places(NamedTuple):
-    """Where the S keys of each of the T tokens of a view are read.
+    """Places of the S keys of each of the T tokens of a view.
 
-    image (S,): of which view of the scene.  token (T,S,4) and weight (T,S,4): the four tokens around a place, and their
-    shares (0 outside the map).  seen (T,S): not masked.  encoding (T,S,d).
+    Attributes:
+        image: number of the view in its scene (S,).
+        token, weight: the four tokens around a place (T, S, 4), and their bilinear weights (0 outside the map).
+        valid: not masked (T, S).
+        encoding: positional encoding (T, S, d).
     """
 
     image: Array
     token: Array
     weight: Array
-    seen: Array
+    valid: Array
     encoding: Array
 
     @classmethod
     def of(cls, keys: Keys, encoding: Tensor, height: int, width: int) -> Places:
-        """``encoding`` (T,S,d) is of the keys' relation."""
+        """Build the tables of `keys`; `encoding` (T, S, d) is that of their relation."""
         places, mask = (table.transpose(0, 1).flatten(1, 2) for table in (keys.places, keys.mask))
-        places = places.nan_to_num(nan=-9.0).clamp(-9.0, max(height, width) + 9.0)  # outside, however far
+        places = places.nan_to_num(nan=-9.0).clamp(-9.0, max(height, width) + 9.0)  # far outside is just outside
         low = places.floor()
-        corner = low[:, :, None] + low.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]])  # (T,S,4,2)
+        corner = low[:, :, None] + low.new_tensor([[0, 0], [1, 0], [0, 1], [1, 1]])  # (T, S, 4, 2)
         weight = (1 - (places[:, :, None] - corner).abs()).prod(-1)
         limits = low.new_tensor([width - 1, height - 1])
         weight = weight * ((corner >= 0) & (corner <= limits)).all(-1)
@@ -51,35 +53,50 @@ class Places(NamedTuple):
 
 
 def attend(queries: Tensor, tokens: Tensor, places: Sequence[Places], n_view: int, norm: nn.LayerNorm) -> Tensor:
-    """softmax(q k) k over the keys of each token, which are ``norm`` of what is read of ``tokens`` and an encoding.
+    """Compute softmax(q k) k over the keys of each token: `norm` of interpolated tokens plus their encoding.
 
-    queries: queries (B,T,H,d) of each head, in the space of the keys.  tokens: (B,T,d), of B views, those of a scene
-    consecutive.  places: of the views of some scenes, which those of the batch are in turn.  Returns (B,T,H,d).
-    A key that is masked stays one, of zeros, which the norm turns into its bias.
+    A masked key remains a key, of zeros, which the norm turns into its bias.
+
+    Args:
+        queries: (B, T, H, d), of each head in the space of the keys.
+        tokens: (B, T, d) of B views, those of a scene consecutive.
+        places: of the views of one or more scenes, which the batch repeats.
+
+    Returns:
+        (B, T, H, d).
     """
-    given = (part.float() for part in (queries, tokens, norm.weight, norm.bias))
-    return _Attend.apply(*given, places, n_view, norm.eps).to(queries.dtype)
+    inputs = (part.float() for part in (queries, tokens, norm.weight, norm.bias))
+    return _Attend.apply(*inputs, places, n_view, norm.eps).to(queries.dtype)
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, tokens: Tensor, scale: Tensor, bias: Tensor, *how: Any) -> Tensor:
-        given = [part.detach().contiguous() for part in (queries, tokens, scale, bias)]
-        ctx.save_for_backward(*given)
-        ctx.how = how
-        out = torch.empty_like(given[0])
-        for number, scene, at in _views(len(tokens), *how[:2]):
-            _forward(number, scene, _arrays(given), at, how[2], out.numpy())
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        tokens: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        places: Sequence[Places],
+        n_view: int,
+        eps: float,
+    ) -> Tensor:
+        inputs = [part.detach().contiguous() for part in (queries, tokens, scale, bias)]
+        ctx.save_for_backward(*inputs)
+        ctx.options = places, n_view, eps
+        out = torch.empty_like(inputs[0])
+        for number, first, at in _views(len(tokens), places, n_view):
+            _forward(number, first, _arrays(inputs), at, eps, out.numpy())
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        given, grad = ctx.saved_tensors, grad.contiguous()
-        found = [torch.zeros_like(part) for part in given]
-        for number, scene, at in _views(len(grad), *ctx.how[:2]):
-            _backward(number, scene, _arrays(given), at, ctx.how[2], grad.numpy(), _arrays(found))
-        return (*found, None, None, None)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, (places, n_view, eps), grad = ctx.saved_tensors, ctx.options, grad.contiguous()
+        grads = [torch.zeros_like(part) for part in inputs]
+        for number, first, at in _views(len(grad), places, n_view):
+            _backward(number, first, _arrays(inputs), at, eps, grad.numpy(), _arrays(grads))
+        return (*grads, None, None, None)
 
 
 def _arrays(tensors: Sequence[Tensor]) -> tuple[Array, ...]:
@@ -87,17 +104,20 @@ def _arrays(tensors: Sequence[Tensor]) -> tuple[Array, ...]:
 
 
 def _views(count: int, places: Sequence[Places], n_view: int) -> list[tuple[int, int, Places]]:
-    """Of each view of a batch its number, that of the first of its scene, and where its keys are."""
+    """Return for each view of a batch its number, that of the first view of its scene, and its places."""
     return [(number, number - number % n_view, places[number % len(places)]) for number in range(count)]
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
 def _keys(t, first, tokens, scale, bias, at, eps, key, normal, spread, which):
-    """Fills in the keys of token t that are seen: key and normal (before scale and bias) (S,d), spread (S,) one over
-    the deviation, which (S,) their places. Returns their number, and how many are masked; these are the key after."""
+    """Fill in the unmasked keys of token t and return their number and that of masked ones.
+
+    key, normal (S, d): with and without scale and bias; spread (S,): 1 / standard deviation; which (S,): their places.
+    The key after them stands for all masked ones.
+    """
     d, count = tokens.shape[2], 0
     for s in range(len(at.image)):
-        if not at.seen[t, s]:
+        if not at.valid[t, s]:
             continue
         line, scene_view = normal[count], first + at.image[s]
         for k in range(d):
@@ -129,7 +149,7 @@ def _keys(t, first, tokens, scale, bias, at, eps, key, normal, spread, which):
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
 def _shares(query, key, count, masked, share):
-    """Softmax over the keys: share (S,); the one after ``count`` stands for all that are masked."""
+    """Compute the softmax over the keys, share (S,); the key after `count` stands for all masked ones."""
     total = count + (masked > 0)
     for s in range(total):
         score = np.float32(0)
@@ -147,9 +167,9 @@ def _shares(query, key, count, masked, share):
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def _forward(number, first, given, at, eps, out):
-    """Of one view, into out[number]."""
-    queries, tokens, scale, bias = given
+def _forward(number, first, inputs, at, eps, out):
+    """Compute one view, into out[number]."""
+    queries, tokens, scale, bias = inputs
     heads, d, places = queries.shape[2], queries.shape[3], len(at.image)
     key, normal = np.empty((places + 1, d), np.float32), np.empty((places + 1, d), np.float32)
     spread, share, which = np.empty(places, np.float32), np.empty(places + 1, np.float32), np.empty(places, np.int64)
@@ -165,13 +185,13 @@ def _forward(number, first, given, at, eps, out):
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
-def _backward(number, first, given, at, eps, grad, found):
-    """Adds to the gradients of what `_forward` was given."""
-    (queries, tokens, scale, bias), (grad_queries, grad_tokens, grad_scale, grad_bias) = given, found
+def _backward(number, first, inputs, at, eps, grad, grads):
+    """Add to the gradients of the inputs of `_forward`."""
+    (queries, tokens, scale, bias), (grad_queries, grad_tokens, grad_scale, grad_bias) = inputs, grads
     heads, d, places = queries.shape[2], queries.shape[3], len(at.image)
     key, normal = np.empty((places + 1, d), np.float32), np.empty((places + 1, d), np.float32)
     spread, share, which = np.empty(places, np.float32), np.empty(places + 1, np.float32), np.empty(places, np.int64)
-    grad_key, wanted = np.empty((places + 1, d), np.float32), np.empty(places + 1, np.float32)
+    grad_key, dots = np.empty((places + 1, d), np.float32), np.empty(places + 1, np.float32)
     for t in range(tokens.shape[1]):
         count, masked = _keys(t, first, tokens, scale, bias, at, eps, key, normal, spread, which)
         grad_key[:] = 0
@@ -182,10 +202,10 @@ def _backward(number, first, given, at, eps, grad, found):
                 dot = np.float32(0)
                 for k in range(d):
                     dot += above[k] * key[s, k]
-                wanted[s] = dot
+                dots[s] = dot
                 mean += share[s] * dot
             for s in range(total):
-                slope, part = share[s] * (wanted[s] - mean), share[s]
+                slope, part = share[s] * (dots[s] - mean), share[s]
                 for k in range(d):
                     below[k] += slope * key[s, k]
                     grad_key[s, k] += part * above[k] + slope * query[k]

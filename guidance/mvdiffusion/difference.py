@@ -1,6 +1,6 @@
-"""How a UNet that is told more than noisy latents differs from the 2D model that it was tuned from.
+"""Difference of a UNet with further input channels from the 2D model that it was tuned from.
 
-It has a wider first layer and low-rank additions to others, so a variant of a model needs no second copy of it.
+It has a wider first layer and low-rank additions to others, so its file needs no second copy of the model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LORA = "lora."
 
 
 def widened(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
-    """A copy that takes ``extra`` more channels, whose weights are zero: at first they change nothing."""
+    """Return a copy with `extra` more input channels, whose weights are zero."""
     channels = unet.config["in_channels"] + extra
     wide: Any = unet_from_config(unet.config, in_channels=channels)
     state = dict(unet.state_dict())
@@ -34,8 +34,7 @@ def widened(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
 
 
 def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tensor]:
-    """The tensors that make a UNet out of its base: the first layer, and ``lora`` (the weights of ``unet`` are those
-    without it)."""
+    """Return the first layer of a UNet and the low-rank additions `lora` to it, under their names in a file."""
     state = unet.state_dict()
     found = {f"unet.{name}": state[name] for name in FIRST}
     if lora is not None:
@@ -44,9 +43,12 @@ def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tenso
     return found
 
 
-def begin_additions(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str, Tensor]) -> None:
-    """Gives the first layer of a UNet and additions to it what a ``difference`` says of another run's. Raises
-    ConfigError for additions of another rank, or to other layers."""
+def load_difference(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str, Tensor]) -> None:
+    """Copy a `difference` into the first layer of a UNet and low-rank additions.
+
+    Raises:
+        ConfigError: the additions have another rank, or belong to other layers.
+    """
     ours = difference(unet, lora)
     check_architecture(
         {name: tensors[name] for name in tensors if name.startswith(LORA) or name in ours}, ours, "the additions"
@@ -59,7 +61,7 @@ def begin_additions(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str
 
 
 def merge(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> None:
-    """Adds the low-rank part of a ``difference`` to the weights. Raises ConfigError if it is of another network."""
+    """Add the low-rank part of a `difference` to the weights. Raises ConfigError if it belongs to another UNet."""
     for name in sorted({key.removeprefix(LORA).rpartition(".")[0] for key in tensors if key.startswith(LORA)}):
         try:
             weight: Any = unet.get_submodule(name).weight

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
@@ -30,9 +30,9 @@ from threedgen.guidance.weights.files import read_card, read_tensors
 from threedgen.guidance.weights.plugins import locate
 
 from .geometry import DepthGeometry, Geometry, Neighbours, PanoramaGeometry
-from .inputs import Convention, Extra, extra_kind, given_latents, mask_channels, masked_pictures, unknown_channels
+from .inputs import Convention, Extra, extra_kind, given_latents, mask_channels, masked_images, unknown_channels
 from .unet import MultiviewUNet
-from .weights import FORMAT, convert_released, differing
+from .weights import FORMAT, convert_released, with_difference
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class MVDiffusion(LatentDiffusion):
         path = locate("blocks", str(blocks))
         with keyed("blocks"):
             tensors, self.trained_options = read_tensors(path), read_card(path, FORMAT)
-            found = convert_released(tensors, differing(self.unet, tensors))
+            found = convert_released(tensors, with_difference(self.unet, tensors))
         if found.ignored:
             parts = ", ".join(f"{part} ({count})" for part, count in found.ignored_parts.items())
             logger.warning("%s: tensors of no part of the network are not used: %s", blocks, parts)
@@ -136,7 +136,7 @@ class MVDiffusion(LatentDiffusion):
     def networks(self) -> dict[str, torch.nn.Module]:
         return super().networks | ({} if self.multiview is None else {"multiview": self.multiview})
 
-    def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: object, **_kwargs: object) -> Tensor:
         """Return the output of the UNet for single images without conditions."""
         return super().predict(torch.cat([x, unknown_channels(self.extra, x)], 1), t, text)
 
@@ -147,7 +147,7 @@ class MVDiffusion(LatentDiffusion):
             views: (F, H, W, 3) in [0, 1].
             given: bool, known views (F,) or pixels (F, H, W).
         """
-        latents = self.encode_views(masked_pictures(views, given, convention))
+        latents = self.encode_views(masked_images(views, given, convention))
         return mask_channels(latents, given.to(latents.device), convention)
 
     def geometry(self, at: Cameras, depth: Tensor | None, options: CorrespondenceOptions) -> Geometry:

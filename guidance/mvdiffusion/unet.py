@@ -1,11 +1,11 @@
-"""Several views denoised together: a stock, frozen UNet with a correspondence-aware block after each of its own.
+"""A stock, frozen UNet with a correspondence-aware block after each of its own blocks.
 
-The UNet is not changed: hooks, which are there during a call only, put the new blocks where the reference has them.
+The UNet is not changed: hooks, which exist during a call only, insert the new blocks where the reference has them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, Literal, cast
@@ -19,10 +19,12 @@ from .geometry import Geometry, Keys
 from .parts import in_parts
 
 Kind = Literal["panorama", "depth"]
+Args = tuple[Any, ...]
+"""Positional arguments or results of a module."""
 
 
 class ImageEncoding(nn.Module):
-    """Brings encoded condition images to the width and size of a block of the UNet; zero until it is trained."""
+    """Layers from encoded condition images to the width and size of a UNet block; zero until trained."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -32,16 +34,15 @@ class ImageEncoding(nn.Module):
         zero(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B,channels,h,w) -> (B,width,h/stride,w/stride), rounded up."""
+        """Transform (B, channels, h, w) to (B, width, h / stride, w / stride), rounded up."""
         return self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
 
 
 class MultiviewUNet(nn.Module):
-    """A UNet that sees several views, and for depth maps also pictures that some of them are to become.
+    """A UNet with attention between corresponding pixels of views, and optionally a branch for given images.
 
-    unet: frozen here.  kind: of panoramas, or of views with depth.  condition: with a branch for given pictures.
-    convolution: with one behind each attention of views with depth, as the released weights have it.
-    Trainable are the parameters of ``new_blocks``. State dicts are those of the reference under ``mv_base_model.``.
+    The trainable parameters are those of `new_blocks`. State dicts have the names of the reference under
+    `mv_base_model.`.
     """
 
     condition_conv_in: nn.Conv2d
@@ -54,11 +55,20 @@ class MultiviewUNet(nn.Module):
         condition: bool = False,
         convolution: bool = True,
     ) -> None:
+        """Add new blocks to `unet`, which is frozen.
+
+        Args:
+            kind: views of a panorama, or views with depth.
+            condition: add a branch for given images.
+            convolution: a convolution after each attention by depth, as in the released weights.
+        """
         super().__init__()
         self.unet: Any = cast(Any, unet).requires_grad_(False)
         self.kind, self.encoding, self.has_condition = kind, encoding, condition
         widths = list(self.unet.config["block_out_channels"])
-        block: Any = PanoramaBlock if kind == "panorama" else partial(DepthBlock, convolution=convolution)
+        block: Callable[[int, Encoding], nn.Module] = PanoramaBlock
+        if kind == "depth":
+            block = partial(DepthBlock, convolution=convolution)
         self.cp_blocks_encoder = nn.ModuleList([block(width, encoding) for width in widths])
         self.cp_blocks_mid = block(widths[-1], encoding)
         self.cp_blocks_decoder = nn.ModuleList([block(width, encoding) for width in reversed(widths)])
@@ -66,10 +76,10 @@ class MultiviewUNet(nn.Module):
             self._add_condition(widths)
 
     def _add_condition(self, widths: list[int]) -> None:
-        down = [widths[0], *widths[:-1]]  # channels that the blocks of the UNet receive
+        down = [widths[0], *widths[:-1]]  # input channels of the UNet's blocks
         up = [widths[-1], *widths[:0:-1]]
         strides = [2**level for level in range(len(widths))]
-        given = self.unet.config["out_channels"] + 1  # a clean latent, and whether it is given
+        given = self.unet.config["out_channels"] + 1  # a clean latent, and 1 if it is given
         self.condition_conv_in = nn.Conv2d(given, widths[0], 3, padding=1)
         self.condition_downblocks, self.condition_upblocks = (
             nn.ModuleList([ImageEncoding(widths[0], width, stride) for width, stride in zip(into, by, strict=True)])
@@ -78,20 +88,23 @@ class MultiviewUNet(nn.Module):
 
     @property
     def new_blocks(self) -> dict[str, nn.Module]:
-        """What is trained, by name."""
+        """Trainable modules by name."""
         return {name: child for name, child in self.named_children() if name != "unet"}
 
     def forward(
         self, x: Tensor, t: Tensor, text: Tensor, geometry: Geometry | None = None, condition: Tensor | None = None
     ) -> Tensor:
-        """The noise in latents, those of the views of a scene consecutive.
+        """Return the output of the network for latents, the views of a scene consecutive.
 
         Args:
-            x: (B F, C, h, w), with what else the UNet is told of each pixel.  t: (B F,) or ().  text: (B F, L, D).
-            geometry: how the F views correspond; with none, or one view, this is the plain UNet.
-            condition: (B F, C + 1, h, w), clean latents and ones for views that are given, else zeros; None: none is.
+            x: noisy latents with further input channels (B F, C, h, w).
+            t: (B F,) or ().
+            text: (B F, L, D).
+            geometry: correspondence of the F views; None, or one view: the plain UNet.
+            condition: (B F, C + 1, h, w), clean latents and ones for given views, else zeros; None: no given views.
 
-        Raises ValueError when the scenes of the geometry do not fit the batch, or there is no condition branch.
+        Raises:
+            ValueError: the scenes of the geometry do not fit the batch, or there is no condition branch.
         """
         with ExitStack() as hooks:
             if geometry is not None and geometry.n_view > 1:
@@ -104,27 +117,29 @@ class MultiviewUNet(nn.Module):
             return self.unet(x, t, text, return_dict=False)[0]
 
     def _layers(self) -> Iterator[nn.Module]:
-        """Lists what the blocks of the UNet consist of, in which each picture is by itself."""
+        """Yield the layers of the UNet's blocks, in which images do not depend on each other."""
         for block in (*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks):
             for name in ("resnets", "attentions", "downsamplers", "upsamplers"):
                 yield from getattr(block, name, None) or ()
 
     @contextmanager
     def _blocks(self, geometry: Geometry) -> Iterator[None]:
-        """Inside, features go through the new blocks: before the down- and upsamplers, or at the end of a block that
-        has none. Skip connections are those of the UNet itself. In the middle a panorama's comes before the attention.
+        """Pass features through the new blocks, inside the context.
+
+        They come before down- and upsamplers, or at the end of a block without one; in the middle block of a panorama
+        before the attention. Skip connections are those of the UNet.
         """
         with ExitStack() as hooks:
 
             def insert(block: nn.Module, new: nn.Module, inner: str) -> None:
-                def pass_through(x: Tensor) -> Tensor:
+                def apply(x: Tensor) -> Tensor:
                     return new(x, keys_for(x, geometry), geometry.n_view)
 
-                def before(_module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-                    return (pass_through(args[0]), *args[1:])
+                def before(_module: nn.Module, args: Args) -> Args:
+                    return (apply(args[0]), *args[1:])
 
-                def after(_module: nn.Module, _args: Any, out: Any) -> Any:
-                    return (pass_through(out[0]), *out[1:]) if isinstance(out, tuple) else pass_through(out)
+                def after(_module: nn.Module, _args: Args, out: Tensor | Args) -> Tensor | Args:
+                    return (apply(out[0]), *out[1:]) if isinstance(out, tuple) else apply(out)
 
                 next_layers = getattr(block, inner, None)
                 hook = next_layers[0].register_forward_pre_hook(before) if next_layers else None
@@ -139,21 +154,25 @@ class MultiviewUNet(nn.Module):
 
     @contextmanager
     def _conditioned(self, condition: Tensor) -> Iterator[None]:
-        """Inside, given pictures are added to what the blocks of the UNet receive; to the middle one those of the last
-        way down, where it is as wide."""
+        """Add encoded given images to the inputs of the UNet's blocks, inside the context.
+
+        The middle block gets those of the last down block, if it is as wide.
+        """
         if not self.has_condition:
-            raise ValueError("this network has no branch for given pictures")
+            raise ValueError("this network has no branch for given images")
         encoded = self.condition_conv_in(condition)
         blocks = [*self.unet.down_blocks, *self.unet.up_blocks]
-        encoders: list[Any] = [*self.condition_downblocks, *self.condition_upblocks]
-        last: Any = self.condition_downblocks[-1]
+        encoders = [*self.condition_downblocks, *self.condition_upblocks]
+        last = cast(ImageEncoding, self.condition_downblocks[-1])
         if last.conv2.out_channels == self.unet.config["block_out_channels"][-1]:
             blocks, encoders = [*blocks, self.unet.mid_block], [*encoders, last]
         with ExitStack() as hooks:
             for block, encoder in zip(blocks, encoders, strict=True):
 
-                def add(_module: nn.Module, args: Any, kwargs: Any, encoder: nn.Module = encoder) -> None:
-                    # in place: the same tensor is kept as a skip connection, which the reference changes with it
+                def add(
+                    _module: nn.Module, args: Args, kwargs: dict[str, Tensor], encoder: nn.Module = encoder
+                ) -> None:
+                    # in place, as in the reference: the tensor is also a skip connection
                     (args[0] if args else kwargs["hidden_states"]).add_(encoder(encoded))
 
                 hooks.callback(block.register_forward_pre_hook(add, with_kwargs=True).remove)
@@ -161,6 +180,6 @@ class MultiviewUNet(nn.Module):
 
 
 def keys_for(x: Tensor, geometry: Geometry) -> list[Keys]:
-    """Finds the keys of feature maps (...,h,w)."""
+    """Return the keys of feature maps (..., h, w)."""
     height, width = x.shape[-2:]
     return geometry.keys(height, width, x.device)

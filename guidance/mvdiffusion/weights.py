@@ -1,5 +1,7 @@
-"""Weights of MVDiffusion: checkpoints of the reference implementation (github.com/Tangshitao/MVDiffusion), and our own,
-which hold the same blocks under the same names, and of the UNet only how it differs from its base."""
+"""Weights of MVDiffusion: checkpoints of the reference (github.com/Tangshitao/MVDiffusion) and our own.
+
+Our files have the same blocks under the same names, and only the difference of the UNet from its base.
+"""
 
 from __future__ import annotations
 
@@ -27,22 +29,22 @@ PREFIX = "mv_base_model."
 OURS = re.compile(r"unet\.|cp_blocks_(encoder|mid|decoder)\.|condition_(conv_in|downblocks|upblocks)\.")
 BANDS = ".freq_bands"
 TO_DEPTH, ATTENTION = ".attn1.transformer.", ".transformer."
-"""In names of the attention, which is a part of blocks to depth."""
+"""Parts of the names of attention tensors, in blocks with depth and in all blocks."""
 WIDTH = re.compile(r"cp_blocks_encoder\.\d+\.(attn1\.)?transformer\.norm1\.weight")
-"""Of a block between views, which is as wide as the block of the UNet that it follows."""
-OTHER, REMEDY = "these were trained around another base", "take the model around which they were trained"
+"""A tensor as wide as the UNet's block that its block follows."""
+OTHER, REMEDY = "the blocks were trained on another base", "take the model that they were trained on"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network with the weights of a file, and the names of the tensors in it that have no place there."""
+    """A network with the weights of a file, and the names of tensors in the file that do not belong to it."""
 
     network: MultiviewUNet
     ignored: tuple[str, ...]
 
     @property
     def ignored_parts(self) -> dict[str, int]:
-        """How many tensors of which part (vae, text_encoder, ...) were ignored."""
+        """Number of ignored tensors by part (vae, text_encoder, ...)."""
         parts = [name.partition(".")[0] for name in self.ignored]
         return {part: parts.count(part) for part in sorted(set(parts))}
 
@@ -51,48 +53,52 @@ def save_blocks(
     path: Path,
     network: MultiviewUNet,
     own: Mapping[str, Tensor] | None = None,
-    learnt: Mapping[str, object] = MappingProxyType({}),
+    options: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Writes a network, in float16, as what is to be added to its base.
+    """Write what a network adds to its base, in float16.
 
-    own: how its UNet differs from the base (``difference``); None: by all of its weights.  learnt: options by which it
-    learnt, and should draw.
+    Args:
+        own: `difference` of its UNet from the base; None: all weights of the UNet.
+        options: options of its training that samples should share.
     """
     state = network.state_dict()
     if own is not None:
         state = {name: tensor for name, tensor in state.items() if not name.startswith("unet.")} | dict(own)
-    bands = {name: state.pop(name).float() for name in list(state) if name.endswith(BANDS)}  # beyond all float16
+    bands = {name: state.pop(name).float() for name in list(state) if name.endswith(BANDS)}  # too large for float16
     tensors = {name: tensor.detach().half() for name, tensor in state.items()}
     require_finite(tensors, "the weights of MVDiffusion")
     tensors = {PREFIX + name: tensor.cpu().contiguous() for name, tensor in (tensors | bands).items()}
-    write_atomic(path, save(tensors, {"format": FORMAT} | {name: str(value) for name, value in learnt.items()}))
+    write_atomic(path, save(tensors, {"format": FORMAT} | {name: str(value) for name, value in options.items()}))
 
 
-def begin_with(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool = False) -> None:
-    """Gives a network the blocks between views of a state dict, another's of the same widths, and of the other kind the
-    attention in them, which differs in what it is told of its keys alone. Raises ConfigError.
+def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool = False) -> None:
+    """Copy the blocks between views of a state dict into a network; from the other kind of blocks their attention only.
 
-    unet: and all weights of its UNet, if it has them.
+    Args:
+        unet: also copy the weights of the UNet, if the state dict has all of them.
+
+    Raises:
+        ConfigError: the blocks have other widths.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     same_kind = any(TO_DEPTH in name for name in named) == (network.kind == "depth")
     parts = ("cp_blocks_", "unet.") if unet and is_whole(named) else ("cp_blocks_",)
 
     def chosen(names: Iterable[str]) -> dict[str, str]:
-        """Names, by what both kinds call the same."""
+        """Return names by a form that both kinds share."""
         found = (name for name in names if name.startswith(parts) and not name.endswith(BANDS))
         return {name.replace(TO_DEPTH, ATTENTION): name for name in found if same_kind or ATTENTION in name}
 
     state, theirs = network.state_dict(), chosen(named)
     ours = chosen(state)
-    given = {name: named[theirs[name]] for name in theirs}
-    check_architecture(given, {name: state[ours[name]] for name in ours}, "the attention between views")
-    require_finite(given, "the weights of MVDiffusion")
-    network.load_state_dict({ours[name]: tensor for name, tensor in given.items()}, strict=False)
+    loaded = {name: named[theirs[name]] for name in theirs}
+    check_architecture(loaded, {name: state[ours[name]] for name in ours}, "the attention between views")
+    require_finite(loaded, "the weights of MVDiffusion")
+    network.load_state_dict({ours[name]: tensor for name, tensor in loaded.items()}, strict=False)
 
 
 def difference_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """How the UNet of a state dict differs from its base (``difference``); None: it has all of its weights."""
+    """Return the `difference` in a state dict; None if it has all weights of the UNet."""
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     if is_whole(named):
         return None
@@ -100,17 +106,21 @@ def difference_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def is_whole(named: Mapping[str, Tensor]) -> bool:
-    """Do tensors, named without the prefix, have all weights of the UNet?"""
+    """Return whether tensors, named without the prefix, have all weights of the UNet."""
     return "unet.time_embedding.linear_1.weight" in named
 
 
-def differing(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """The UNet that the blocks of a file are for: ``unet``, unless they say how theirs differs from it. ConfigError."""
+def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
+    """Return the UNet that the blocks of a file belong to: `unet` with the file's difference, if any.
+
+    Raises:
+        ConfigError: the blocks belong to another base.
+    """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     there = {tensor.numel() for name, tensor in named.items() if WIDTH.fullmatch(name)}
     if there and there != (here := set(unet.config["block_out_channels"])):
         theirs, its = (", ".join(map(str, sorted(widths))) for widths in (there, here))
-        raise ConfigError(f"{OTHER}, whose levels are {theirs} wide, and this one's {its}; {REMEDY}", "blocks")
+        raise ConfigError(f"{OTHER}, with levels of {theirs} channels instead of {its}; {REMEDY}", "blocks")
     first = named.get("unet." + FIRST[0])
     extra = 0 if first is None else first.shape[1] - unet.config["in_channels"]
     if first is None or (extra == 0 and is_whole(named)):
@@ -123,11 +133,12 @@ def differing(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet
 
 
 def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> Loaded:
-    """Builds the network of the reference's state dict around ``unet``, the base that it was trained on.
+    """Build the network of a state dict around `unet`, its base, which belongs to the network afterwards.
 
-    Kind, encoding and parts are read off the names. ``unet`` is taken over, and gets its weights from the
-    state dict if they are there. Everything else of the network has to be there, and nothing unknown may be in its
-    parts; tensors of other parts are ignored, and listed. Raises ConfigError, one sentence, otherwise.
+    Kind, encoding and parts follow from the names; the UNet's weights may be missing.
+
+    Raises:
+        ConfigError: other tensors are missing, or unknown; tensors of other parts are ignored and listed.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     ours = {name: tensor for name, tensor in named.items() if OURS.match(name)}
@@ -144,7 +155,7 @@ def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) 
     try:
         network = MultiviewUNet(unet, kind, encoding, condition, convolution)
     except ValueError as error:
-        raise ConfigError(f"MVDiffusion cannot be put around this UNet: {error}") from None
+        raise ConfigError(f"MVDiffusion's blocks cannot be added to this UNet: {error}") from None
     if {name for name in ours if name.startswith("unet.")} <= {f"unet.{name}" for name in FIRST}:
         ours = {name: tensor for name, tensor in network.state_dict().items() if name.startswith("unet.")} | ours
     state = network.state_dict()
@@ -152,15 +163,15 @@ def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) 
         ours, {name: tensor for name, tensor in state.items() if not name.endswith(BANDS)}, "the MVDiffusion network"
     )
     require_finite(ours, "the weights of MVDiffusion")
-    network.load_state_dict(ours, strict=False)  # all but the frequencies, which follow from the encoding
+    network.load_state_dict(ours, strict=False)  # without the frequencies, which follow from the encoding
     return Loaded(network.eval(), ignored)
 
 
 def encoding_of(bands: Mapping[str, Tensor]) -> Encoding:
-    """Tells by its frequencies which positional encoding weights were trained with; without any, the reference's."""
+    """Return the positional encoding of weights by its frequencies; without any, the reference's."""
     encodings: tuple[Encoding, ...] = ("reference", "capped")
     for encoding in encodings:
         if all(torch.allclose(band.flatten(), frequencies(band.numel(), encoding), 1e-3) for band in bands.values()):
             return encoding
     name = next(iter(bands))
-    raise ConfigError(f"the weights have a positional encoding that is not known here: the frequencies {name!r} differ")
+    raise ConfigError(f"the weights have an unknown positional encoding: the frequencies {name!r} differ")

@@ -1,18 +1,15 @@
-"""Base class of priors in latent space: UNet, VAE, text encoder and tokenizer of a diffusers folder or a single file.
-
-Its own UNet call is that of a 2D model; multi-view priors override `predict`.
-"""
+"""Base class of latent priors: UNet, VAE, text encoder and tokenizer of a diffusers folder or a single file."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 import torch.nn.functional as F
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import in_a_line, short
@@ -20,25 +17,34 @@ from threedgen.guidance import sdxl
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.coarse_to_fine import check_half_size
 from threedgen.guidance.multiview.joined import camera_vector, make_multiview, predict, set_attention
-from threedgen.guidance.options import COARSE, SECOND, DraftedConfig
+from threedgen.guidance.options import DraftedConfig
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import fresh_noise
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components, ldm, subject_weights, tokens
 from threedgen.guidance.weights.components import SecondText
+from threedgen.guidance.weights.loading import COARSE, SECOND
 from threedgen.run.dtypes import cast_weights, compute_dtype
 from threedgen.run.prompts import remove_words
 
+P = TypeVar("P", bound="LatentDiffusion")
 CHECK_SIZE = 8
 """Latents per side of the image that checks new weights: every level of the UNet still has one."""
 
 
-def load_prior(kind: type[Any], options: DraftedConfig, device: torch.device | str, **kwargs: Any) -> Any:
+def load_prior(
+    kind: type[P],
+    options: DraftedConfig,
+    device: torch.device | str,
+    personalisation: str | None = None,
+    personalisation_strength: float = 1.0,
+) -> P:
     """Load a `kind` of `LatentDiffusion` by the options that all of them share. Raises ConfigError."""
     o = options
     if o.attention == "xformers" and torch.device(device).type != "cuda":
         raise ConfigError(f"'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa", "attention")
-    prior = kind.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, **kwargs)
+    subject = personalisation, personalisation_strength
+    prior = kind.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, *subject)
     set_attention(prior.unet, o.attention)
     return prior.with_draft(o.draft)
 
@@ -52,14 +58,14 @@ class LatentDiffusion(Prior):
 
     unet: UNet2DConditionModel
     needs_camera = False
-    """Whether its weights must have a camera branch."""
+    """Whether its weights must have a camera branch, which it then uses."""
 
     def __init__(
         self,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
         text_encoder: CLIPTextModel,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         schedule: Schedule | None = None,
         coarse: CoarsePredictor | None = None,
         second: SecondText | None = None,
@@ -79,12 +85,13 @@ class LatentDiffusion(Prior):
         Raises:
             ConfigError: the networks do not fit together.
         """
-        components.check_together(unet, vae, text_encoder, tokenizer, coarse, self.extra_channels(unet, vae), second)
+        self.schedule = schedule or Schedule.scaled_linear()
+        parts = components.Components(unet, vae, text_encoder, tokenizer, self.schedule, coarse, second)
+        components.check_together(parts, self.extra_channels(unet, vae))
         self.unet, self.vae = make_multiview(unet), vae
         self.text_encoder: Any = text_encoder
         self.tokenizer, self.coarse, self.second = tokenizer, coarse, second
         self.text_positions = int(text_encoder.config.max_position_embeddings)
-        self.schedule = schedule or Schedule.scaled_linear()
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         side = unet.config["sample_size"] or ldm.LATENT_SIZE[True]
         self.trained_size = (max(side) if isinstance(side, list | tuple) else side) * self.factor  # pixels per side
@@ -197,15 +204,6 @@ class LatentDiffusion(Prior):
         """Write a diffusers folder (float16, SHA256SUMS) that `load` and diffusers can read."""
         components.save(self, Path(folder))
 
-    def pipeline(self) -> Any:
-        """Return the same networks, not copied, as a diffusers pipeline (`MVDreamPipeline`)."""
-        from .pipeline import MVDreamPipeline
-
-        scheduler = components.scheduler(self.schedule)
-        found = MVDreamPipeline(self.unet, self.vae, self.text_encoder, self.tokenizer, scheduler, self.coarse)
-        found.precision, found.image_size = self.precision, self.image_size
-        return found
-
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         side = self.image_size // self.factor
@@ -285,23 +283,15 @@ class LatentDiffusion(Prior):
         n_view: int = 1,
         coarse: Tensor | None = None,
     ) -> Tensor:
-        """Return the output of the UNet in the current precision; here each image is denoised without a camera.
+        """Return the output of the UNet in the current precision.
+
+        A 2D prior denoises each image by itself; with `needs_camera`, `n_view` consecutive images attend to each other.
 
         Args:
             coarse: latents like `x` in place of the coarse prediction.
         """
-        return self.unet_output(x, t, text, coarse=coarse)
-
-    def unet_output(
-        self,
-        x: Tensor,
-        t: Tensor,
-        text: Tensor,
-        camera: Tensor | None = None,
-        n_view: int = 1,
-        coarse: Tensor | None = None,
-    ) -> Tensor:
-        """Call the UNet; arguments as in `predict`, all of which are used."""
+        if not self.needs_camera:
+            camera, n_view = None, 1
         if self.coarse is not None:
             text, coarse_text = self.split_variants(text)
             coarse = self.coarse(coarse_text, camera) if coarse is None else coarse

@@ -18,10 +18,7 @@ from .latent_diffusion import LatentDiffusion, load_prior
 
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
     """Build the prior of a config. Raises ConfigError."""
-    o = options
-    subject = {"personalisation": o.personalisation, "personalisation_strength": o.personalisation_strength}
-    prior: MVDream = load_prior(MVDream, o, device, **subject)
-    return prior
+    return load_prior(MVDream, options, device, options.personalisation, options.personalisation_strength)
 
 
 class MVDream(LatentDiffusion, MultiviewPrior):
@@ -31,18 +28,6 @@ class MVDream(LatentDiffusion, MultiviewPrior):
 
     def camera(self, c2w: Tensor) -> Tensor:
         return camera_vector(c2w)
-
-    def predict(
-        self,
-        x: Tensor,
-        t: Tensor,
-        text: Tensor,
-        camera: Tensor | None = None,
-        n_view: int = 1,
-        coarse: Tensor | None = None,
-    ) -> Tensor:
-        """Return the output of the UNet: `n_view` consecutive images attend to each other, with their cameras."""
-        return self.unet_output(x, t, text, camera, n_view, coarse)
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
         # without a camera there is only a mean over all, for a tuned subject only its class

@@ -1,4 +1,4 @@
-"""The multi-view prior as a diffusers pipeline: for whoever knows diffusers, and for the sampling configs.
+"""The multi-view prior as a diffusers pipeline, with its methods and callbacks.
 
 pipe = MVDreamPipeline.from_pretrained("folder or hub id", dtype=torch.float16).to("cuda")
 pipe = MVDreamPipeline.from_single_file("sd-v2.1-base-4view.pt")        the authors' files
@@ -17,7 +17,7 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from torch import Tensor
-from transformers import CLIPTextModel
+from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.coarse import CoarsePredictor
@@ -25,8 +25,10 @@ from threedgen.guidance.guidance import guided
 from threedgen.guidance.multiview.joined import camera_vector, make_multiview
 from threedgen.guidance.sampling import fresh_noise
 from threedgen.guidance.schedule import Schedule
+from threedgen.guidance.weights import components
 from threedgen.run.dtypes import DTYPES
 
+from .latent_diffusion import LatentDiffusion
 from .mvdream import MVDream
 
 
@@ -37,12 +39,12 @@ class MVDreamPipeline(DiffusionPipeline):
     diffusers. Its methods work as ever: `save_pretrained`, `to`, `enable_model_cpu_offload`, `progress_bar`.
     """
 
-    unet: Any
-    vae: Any
-    text_encoder: Any
-    tokenizer: Any
+    unet: UNet2DConditionModel
+    vae: AutoencoderKL
+    text_encoder: CLIPTextModel
+    tokenizer: PreTrainedTokenizerBase
     scheduler: Any
-    coarse: Any
+    coarse: CoarsePredictor | None
     model_cpu_offload_seq: Any = "text_encoder->coarse->unet->vae"
     _optional_components = ["coarse"]
     _callback_tensor_inputs = ["latents"]
@@ -52,7 +54,7 @@ class MVDreamPipeline(DiffusionPipeline):
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
         text_encoder: CLIPTextModel,
-        tokenizer: Any,
+        tokenizer: PreTrainedTokenizerBase,
         scheduler: Any,
         coarse: CoarsePredictor | None = None,
     ) -> None:
@@ -66,18 +68,26 @@ class MVDreamPipeline(DiffusionPipeline):
             coarse=coarse,
         )
         self.precision: str | None = None
-        """In what the UNet computes, with weights in float32: see MVDreamConfig.dtype. None: as its weights are."""
+        """Precision of the UNet with weights in float32, see `PriorConfig.dtype`; None: that of its weights."""
         self.image_size: int | None = None
-        """Pixels a side; None: what the UNet was trained at."""
+        """Pixels per side; None: that of the training."""
+
+    @classmethod
+    def from_prior(cls, prior: LatentDiffusion) -> MVDreamPipeline:
+        """Return a pipeline of the networks of a prior, not copied."""
+        scheduler = components.scheduler(prior.schedule)
+        found = cls(prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, scheduler, prior.coarse)
+        found.precision, found.image_size = prior.precision, prior.image_size
+        return found
 
     @classmethod
     def from_single_file(cls, weights: str, tokenizer: str | None = None) -> MVDreamPipeline:
-        """From anything that `prior.weights` takes, such as the authors' checkpoints. Raises ConfigError."""
-        return MVDream.load(weights, dtype="fp32", tokenizer=tokenizer).pipeline()
+        """Load anything that `prior.weights` takes, such as the original checkpoints. Raises ConfigError."""
+        return cls.from_prior(MVDream.load(weights, dtype="fp32", tokenizer=tokenizer))
 
     @property
     def prior(self) -> MVDream:
-        """The same networks as the other parts of this package see them."""
+        """The networks, not copied, as a prior."""
         names = {dtype: name for name, dtype in DTYPES.items()}
         prior = MVDream(
             self.unet,
@@ -109,29 +119,29 @@ class MVDreamPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
-    ) -> ImagePipelineOutput | tuple[Any]:
-        """Draw `n_view` views of each prompt, the views of an object consecutive.
+        callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
+    ) -> ImagePipelineOutput | tuple[object]:
+        """Sample `n_view` views of each prompt from noise, the views of an object consecutive.
 
         Args:
-            prompt: one object or several; each is drawn by itself.
-            negative_prompt: what to stay away from, for all of them.
-            n_view: views around the object, equally spaced; 0: one picture each from the 2D model.
+            prompt: one or several.
+            negative_prompt: for all prompts.
+            n_view: views around the object, equally spaced; 0: one image each from the 2D model.
             elevation, azimuth: degrees, of all views and of the first one; azimuth 0 is the front.
-            c2w: poses (n,4,4) instead of these, OpenGL axes, z up; only their directions count.
-            num_inference_steps, eta: as the scheduler takes them.
+            c2w: poses (V, 4, 4) instead of these, OpenGL axes, z up; only their directions count.
+            num_inference_steps, eta: arguments of the scheduler.
             guidance_scale: s of eps_u + s (eps_c - eps_u).
-            generator: of the start and of eta's noise; one on the CPU gives the same start everywhere. All begins as
-                noise (`Prior.sample` with init_strength=1).
-            latents: a start (prompts x views, 4, h, w) instead of noise.
-            output_type: "pil", "np" (n,H,W,3) in [0,1], "pt" (n,3,H,W) in [0,1], or "latent".
-            callback_on_step_end: called as f(pipeline, k, t, {"latents": ...}); what it returns replaces them.
+            generator: for the initial noise and that of eta; one on the CPU gives the same noise everywhere.
+            latents: initial noise (prompts x views, 4, h, w).
+            output_type: "pil", "np" (n, H, W, 3) in [0, 1], "pt" (n, 3, H, W) in [0, 1], or "latent".
+            callback_on_step_end: called as f(pipeline, k, t, {"latents": ...}); may return replacements.
 
-        Raises ValueError for no prompt, fewer than 0 views, or an unknown output_type.
+        Raises:
+            ValueError: no prompt, fewer than 0 views, or an unknown output_type.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         if not prompts or n_view < 0 or output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"there is nothing to draw: {len(prompts)} prompts, n_view {n_view} as {output_type!r}")
+            raise ValueError(f"nothing to sample: {len(prompts)} prompts, n_view {n_view} as {output_type!r}")
         prior = self.prior
         if c2w is None and n_view > 0:
             c2w = orbit(n_view, math.radians(elevation), 1.0, 1.0, 1, 1, azimuth=math.radians(azimuth)).c2w
@@ -147,7 +157,7 @@ class MVDreamPipeline(DiffusionPipeline):
         takes = inspect.signature(self.scheduler.step).parameters
         more = {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in takes}
         for k, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            # a grid of as many steps as there are timesteps ends one behind the table
+            # a grid of as many steps as there are timesteps ends one beyond the table
             known = t.clamp(max=prior.schedule.T - 1)
             output = network(self.scheduler.scale_model_input(x, t), known.expand(len(x)), text, camera, views)
             x = self.scheduler.step(output, known, x, **more).prev_sample
@@ -155,7 +165,7 @@ class MVDreamPipeline(DiffusionPipeline):
                 x = (callback_on_step_end(self, k, t, {"latents": x}) or {}).get("latents", x)
         images: Any = x
         if output_type != "latent":
-            pictures = prior.decode_latents(x).float().cpu().permute(0, 3, 1, 2)
-            images = VaeImageProcessor(do_normalize=False).postprocess(pictures, output_type)
+            decoded = prior.decode_latents(x).float().cpu().permute(0, 3, 1, 2)
+            images = VaeImageProcessor(do_normalize=False).postprocess(decoded, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)

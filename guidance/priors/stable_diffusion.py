@@ -14,8 +14,7 @@ from .latent_diffusion import LatentDiffusion, load_prior
 
 def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") -> StableDiffusion:
     """Build the prior of a config. Raises ConfigError."""
-    prior: StableDiffusion = load_prior(StableDiffusion, options, device)
-    return prior
+    return load_prior(StableDiffusion, options, device)
 
 
 class StableDiffusion(LatentDiffusion):

@@ -1,1 +1,1 @@
-"""3DiM (Watson et al., ICLR 2023): one view of a scene and two poses -> the other view, by diffusion."""
+"""Novel views of a scene by diffusion from one view and two poses (3DiM, Watson et al., ICLR 2023)."""

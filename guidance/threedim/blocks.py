@@ -1,7 +1,7 @@
-"""The parts of a 3DiM UNet: FiLM residual block, attention within and between frames, resampling.
+"""Blocks of a 3DiM UNet: residual block with FiLM, attention within and between frames, resampling.
 
-Every layer sees frames as a batch, (B F, C, H, W) with the F frames of a scene consecutive, so that weights are shared
-and statistics are per frame; only cross-attention knows that there are two.
+Layers take frames as a batch (B F, C, H, W), the F frames of a scene consecutive, so weights are shared and statistics
+are per frame; only cross-attention joins the two frames of a scene.
 """
 
 from __future__ import annotations
@@ -14,21 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Resample = Literal["up", "down"] | None
+EPS = 1e-6
+"""Epsilon of the group norms, as in flax."""
 HALF = (torch.bfloat16, torch.float16)
-PLAIN_TOKENS = 256
-"""Longest sequence for which plain products in bfloat16 are faster on a CPU than torch's fused kernel and its backward:
-2.13 needs 12 times as long for 16 tokens, 2.5 times for 256, half as long for 1024. In float32 it is never slower."""
+MAX_EXPLICIT_TOKENS = 256
+"""Longest sequence for which explicit products in bfloat16 are faster on a CPU than torch's fused kernel and its
+backward: torch 2.13 needs 12 times as long for 16 tokens, 2.5 times for 256, half as long for 1024. In float32 the
+fused kernel is never slower."""
 
 
-def resampled(h: Tensor, how: Resample) -> Tensor:
-    """Average of 2x2 pixels, or each pixel four times."""
-    if how == "down":
+def resample(h: Tensor, mode: Resample) -> Tensor:
+    """Average 2 x 2 pixels ("down"), or repeat each pixel four times ("up")."""
+    if mode == "down":
         return F.avg_pool2d(h, 2)
-    return F.interpolate(h, scale_factor=2.0, mode="nearest") if how == "up" else h
+    return F.interpolate(h, scale_factor=2.0, mode="nearest") if mode == "up" else h
 
 
 class ResBlock(nn.Module):
-    """Two convolutions around a FiLM of the embedding; starts as the identity, up to scale."""
+    """Two convolutions around a FiLM of the embedding, then resampling; initialised to the identity, up to scale."""
 
     def __init__(
         self,
@@ -37,69 +40,64 @@ class ResBlock(nn.Module):
         emb_channels: int,
         groups: int,
         dropout: float,
-        resample: Resample = None,
-        eps: float = 1e-6,
-        film_swish: bool = True,
+        mode: Resample = None,
     ) -> None:
-        """``resample``: at the end; ``film_swish``: a swish after FiLM."""
         super().__init__()
-        self.resample, self.film_swish = resample, film_swish
-        self.norm1 = nn.GroupNorm(groups, channels_in, eps)
+        self.mode = mode
+        self.norm1 = nn.GroupNorm(groups, channels_in, EPS)
         self.conv1 = nn.Conv2d(channels_in, channels, 3, padding=1)
-        self.norm2 = nn.GroupNorm(groups, channels, eps)
+        self.norm2 = nn.GroupNorm(groups, channels, EPS)
         self.film = nn.Conv2d(emb_channels, 2 * channels, 1)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1)
         self.shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        """h (N, C, H, W); emb (N, E, H', W'), after its swish, of the size of ``h``."""
+        """Transform features (N, C, H, W) with the embedding (N, E, H, W) after its swish."""
         residual = self.norm2(self.conv1(F.silu(self.norm1(h))))
         scale, shift = self.film(emb).chunk(2, dim=1)
-        residual = residual * (1 + scale) + shift
-        if self.film_swish:
-            residual = F.silu(residual)
-        return resampled((self.conv2(self.dropout(residual)) + self.shortcut(h)) / sqrt(2), self.resample)
+        residual = F.silu(residual * (1 + scale) + shift)
+        return resample((self.conv2(self.dropout(residual)) + self.shortcut(h)) / sqrt(2), self.mode)
 
 
 class Attention(nn.Module):
-    """Attention of each frame to itself, or of each of two frames to the other; starts as the identity, up to scale."""
+    """Attention of each frame to itself, or of each of two frames to the other; initialised to the identity."""
 
-    def __init__(self, channels: int, heads: int, groups: int, cross: bool = False, eps: float = 1e-6) -> None:
+    def __init__(self, channels: int, heads: int, groups: int, cross: bool = False) -> None:
         super().__init__()
         self.heads, self.cross = heads, cross
-        self.norm = nn.GroupNorm(groups, channels, eps)
+        self.norm = nn.GroupNorm(groups, channels, EPS)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
 
     def forward(self, h: Tensor) -> Tensor:
-        """(B F, C, H, W), the same; F = 2 if ``cross``."""
+        """Attend within features (B F, C, H, W); F = 2 for cross-attention."""
         tokens = self.qkv(self.norm(h).flatten(2).mT)
         query, key, value = tokens.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.cross:
-            key, value = other_frame(key), other_frame(value)
-        seen = attend(query, key, value).transpose(1, 2).flatten(2)
-        return (self.out(seen).mT.reshape(h.shape) + h) / sqrt(2)
+            key, value = swap_frames(key), swap_frames(value)
+        mixed = attend(query, key, value).transpose(1, 2).flatten(2)
+        return (self.out(mixed).mT.reshape(h.shape) + h) / sqrt(2)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v for (N, heads, L, d).
+    """Compute softmax(q k^T / sqrt(d)) v for (N, heads, L, d).
 
-    Where gradients are wanted, a CPU gets plain products for short sequences in half precision (autocast).
+    For gradients on a CPU, short sequences in half precision (autocast) use explicit products.
     """
-    slow = query.device.type == "cpu" and query.dtype in HALF and query.shape[-2] <= PLAIN_TOKENS
-    if slow and torch.is_grad_enabled() and query.requires_grad:
+    short = query.device.type == "cpu" and query.dtype in HALF and query.shape[-2] <= MAX_EXPLICIT_TOKENS
+    if short and torch.is_grad_enabled() and query.requires_grad:
         return (query * query.shape[-1] ** -0.5 @ key.mT).softmax(dim=-1).to(value.dtype) @ value
     return F.scaled_dot_product_attention(query, key, value)
 
 
-def other_frame(x: Tensor) -> Tensor:
-    """(B 2, ...) with the two frames of each scene exchanged."""
+def swap_frames(x: Tensor) -> Tensor:
+    """Exchange the two frames of each scene in (B 2, ...)."""
     return x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 class Block(nn.Module):
-    """Residual block, then where there is attention: to itself, and to the other frame."""
+    """Residual block, then optionally self-attention and attention to the other frame."""
 
     def __init__(self, residual: ResBlock, self_attention: Attention | None, cross_attention: Attention | None) -> None:
         super().__init__()
@@ -113,14 +111,16 @@ class Block(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """flax's defaults, with which the paper's network was trained: weights of variance 1 / fan-in, cut off at two
-    standard deviations, no biases; and zeros in the last layer of every residual branch.
+    """Initialise weights as flax does by default, as for the paper's network.
+
+    Weights have variance 1 / fan-in, truncated at two standard deviations; biases and the last layer of every residual
+    branch are zero.
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            if module.weight.is_meta:  # only shapes are wanted, as when a file is read; torch takes seconds to cut off
+            if module.weight.is_meta:  # only shapes are needed, and torch takes seconds to truncate
                 return
-            std = module.weight[0].numel() ** -0.5 / 0.87962566  # what the cut takes from the deviation
+            std = module.weight[0].numel() ** -0.5 / 0.87962566  # truncation reduces the deviation by this factor
             nn.init.trunc_normal_(module.weight, std=std, a=-2 * std, b=2 * std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

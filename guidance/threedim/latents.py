@@ -1,9 +1,8 @@
-"""The second form of a novel-view model: the multi-view prior's own UNet, on its latents.
+"""Novel-view model on latents: the UNet of the multi-view prior.
 
-Its joined attention carries appearance between views already. Two frames are joined; the condition is clean, at time
-step 0, and the target as noisy as it is; the words are empty, and zeros take the place of a coarse prediction. Where
-the condition is dropped, it is noise at the last time step, and both cameras are zero. The intrinsics are not used:
-this prior sees directions only.
+Its joined attention mixes appearance between two frames: the clean condition at time step 0 and the noisy target. The
+prompt is empty and a coarse prediction is replaced by zeros. A dropped condition is noise at the last time step, with
+zeros for both cameras. The intrinsics are not used, as this prior takes directions only.
 """
 
 from __future__ import annotations
@@ -21,55 +20,55 @@ from .rays import relative_poses
 
 
 class LatentPairs(nn.Module):
-    """A ``sampler.ViewModel`` around a ``prior``, whose UNet alone is part of this module (and trained in place)."""
+    """A `sampler.ViewModel` around a prior, of which the UNet alone is part of this module (and trained in place)."""
 
     clip = None
     levels: Tensor
-    words: Tensor
+    text: Tensor
 
     def __init__(self, prior: MVDream, poses: Literal["absolute", "relative"] = "absolute") -> None:
-        """``poses``: "relative" tells the network the cameras as seen from that of the condition."""
+        """`poses`: as in `XUNetConfig.poses`."""
         super().__init__()
-        self.unet, self.poses, self.picture_size = prior.unet, poses, (prior.image_size, prior.image_size)
+        self.unet, self.poses, self.image_size = prior.unet, poses, (prior.image_size, prior.image_size)
         self.prediction: Prediction = prior.schedule.prediction
-        self._around = (prior,)  # in a tuple: no sub-modules
+        self._prior = (prior,)  # in a tuple, so that its networks are no sub-modules
         a = prior.schedule.alpha_bar.double().cpu()
         self.register_buffer("levels", torch.log(a / (1 - a)).float(), persistent=False)
-        self.register_buffer("words", prior.encode_prompt([""]).cpu(), persistent=False)
+        self.register_buffer("text", prior.encode_prompt([""]).cpu(), persistent=False)
 
     @property
     def prior(self) -> MVDream:
-        """On the device of this module."""
-        (prior,) = self._around
-        if prior.device != self.words.device:
-            prior.to(self.words.device)
+        """The prior, on the device of this module."""
+        (prior,) = self._prior
+        if prior.device != self.text.device:
+            prior.to(self.text.device)
         return prior
 
     @torch.no_grad()
-    def from_pictures(self, rgb: Tensor) -> Tensor:
-        """Means of the VAE's posterior."""
+    def encode_images(self, rgb: Tensor) -> Tensor:
+        """Return the posterior means of the VAE."""
         prior = self.prior
         return prior.posterior(rgb)[0] * prior.scaling_factor
 
     @torch.no_grad()
-    def to_pictures(self, x: Tensor) -> Tensor:
+    def decode_images(self, x: Tensor) -> Tensor:
         return self.prior.decode_latents(x.float()).float()
 
     def timestep(self, logsnr: Tensor) -> Tensor:
-        """The prior's time step, with fractions, of a noise level (B,): within [0, T - 1]."""
+        """Convert log-SNR (B,) to fractional time steps of the prior in [0, T - 1]."""
         rising = self.levels.flip(0)
         level = logsnr.clamp(rising[0], rising[-1])
         high = torch.searchsorted(rising, level).clamp(1, len(rising) - 1)
-        share = (level - rising[high - 1]) / (rising[high] - rising[high - 1])
-        return len(rising) - high - share
+        fraction = (level - rising[high - 1]) / (rising[high] - rising[high - 1])
+        return len(rising) - high - fraction
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """See ``sampler.ViewModel``."""
+        """See `sampler.ViewModel`."""
         last = torch.full_like(logsnr, len(self.levels) - 1)
         t = torch.stack([torch.where(keep, 0.0, last), self.timestep(logsnr)], dim=1).flatten()
         poses = relative_poses(c2w.float()) if self.poses == "relative" else c2w.float()
         camera = camera_vector(poses.flatten(0, 1)) * keep.repeat_interleave(2)[:, None]
         pair = torch.stack([x, z], dim=1).flatten(0, 1)
-        words = self.words.expand(len(pair), -1, -1)
-        out = self.prior.predict(pair, t, words, camera, 2, torch.zeros_like(pair))
+        text = self.text.expand(len(pair), -1, -1)
+        out = self.prior.predict(pair, t, text, camera, 2, torch.zeros_like(pair))
         return out.unflatten(0, (len(x), 2))[:, 1].float()

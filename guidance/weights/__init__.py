@@ -1,1 +1,1 @@
-"""The files of priors: found, read without trust, converted, written."""
+"""Files of priors: find, read safely, convert, write."""

@@ -1,4 +1,4 @@
-"""The networks of a prior from files, and back: diffusers folders, and single files of the ldm code base."""
+"""Networks of a latent prior, loaded from diffusers folders and single files of the ldm code base, and saved."""
 
 from __future__ import annotations
 
@@ -8,32 +8,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from diffusers import DDIMScheduler, __version__
+from diffusers import __version__
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
 from threedgen.guidance import sdxl
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.multiview.joined import unet_from_config
-from threedgen.guidance.options import COARSE, SECOND
 from threedgen.guidance.schedule import Schedule
 from threedgen.run.disk import write_json
 
 from . import files, ldm, loading, tokens
+from .files import Json
+from .loading import COARSE, CONFIG, SECOND, TENSORS
 
 if TYPE_CHECKING:
     from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 
 
 class Network(NamedTuple):
-    """How a part of a prior is called, the entry of its config that names its class, and how it is built from that."""
+    """Part of a prior: its name in messages, the config entry (key, value) of its class, and its constructor."""
 
     label: str
-    named: tuple[str, str]
-    build: Callable[[dict[str, Any]], nn.Module]
+    class_entry: tuple[str, str]
+    build: Callable[[Json], nn.Module]
 
 
 NETWORKS = {
@@ -49,41 +51,46 @@ NETWORKS = {
     ),
     COARSE: Network("coarse predictor", ("_class_name", "CoarsePredictor"), CoarsePredictor.from_config),
 }
-
-
-BOUNDS = {
+RANGES = {
     ("vae", "scaling_factor"): (1e-4, 1e4),
     ("unet", "sample_size"): (0, 512),
     ("unet", "downsample_padding"): (-1, 8),
-    ("coarse", "size"): (0, 512),
+    (COARSE, "size"): (0, 512),
 }
-"""Above and at most; what is outside would draw nothing, or more than there is memory."""
-LARGEST = 1e6
-"""Of any other number in a config."""
-LEAST_STEPS = 1000
+"""Exclusive minimum and inclusive maximum of config numbers, by part and key."""
+EPS_RANGE, OTHER_RANGE = (0.0, 0.1), (-1e6, 1e6)
+MIN_TIMESTEPS = 1000
 
 
 class SecondText(NamedTuple):
-    """SDXL's other text encoder, and its tokenizer."""
+    """SDXL's second text encoder, and its tokenizer."""
 
     network: CLIPTextModelWithProjection
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
 
 
 class Components(NamedTuple):
-    """What a prior consists of."""
+    """Parts of a prior."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
     text_encoder: CLIPTextModel
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     schedule: Schedule
     coarse: CoarsePredictor | None = None
     second: SecondText | None = None
 
 
 def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Components:
-    """Frozen networks on the CPU from anything that ``loading.locate`` finds. Raises ConfigError."""
+    """Load frozen networks on the CPU.
+
+    Args:
+        weights: see `loading.locate`.
+        camera: require a camera branch.
+
+    Raises:
+        ConfigError: anything is missing or damaged.
+    """
     path = loading.locate(weights)
     found = load_folder(path, tokenizer) if path.is_dir() else load_file(path, tokenizer)
     if camera and found.unet.class_embedding is None:
@@ -92,7 +99,7 @@ def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Com
 
 
 def load_folder(path: Path, tokenizer: str | None = None) -> Components:
-    """A folder in diffusers format."""
+    """Load a folder in diffusers format."""
     loading.check_folder(path)
     files.check_sums(path)
     if tokenizer is None:
@@ -101,26 +108,20 @@ def load_folder(path: Path, tokenizer: str | None = None) -> Components:
         words = tokens.clip_tokenizer(tokenizer, open_clip=False)
     schedule = read_schedule(path)
     unet, vae, text = (read_network(path, part) for part in loading.PARTS)
-    further = loading.parts(path, ())
-    coarse = read_network(path, COARSE) if COARSE in further else None
-    second = read_second(path) if SECOND in further else None
+    optional = loading.parts(path, ())
+    coarse = read_network(path, COARSE) if COARSE in optional else None
+    second = None
+    if SECOND in optional:
+        second = SecondText(read_network(path, SECOND), tokens.read_tokenizer(path / "tokenizer_2"))
     return Components(unet, vae, text, words, schedule, coarse, second)
 
 
-def read_second(path: Path) -> SecondText:
-    """SDXL's other text encoder in a diffusers folder. Raises ConfigError."""
-    config, tensors = read_part(path / SECOND)
-    expect(config, *NETWORKS[SECOND].named, path / SECOND)
-    tensors.pop("text_model.embeddings.position_ids", None)  # a constant of older files
-    return SecondText(make(SECOND, config, tensors), tokens.read_tokenizer(path / "tokenizer_2"))
-
-
 def read_schedule(path: Path) -> Schedule:
-    """The noise schedule of a diffusers folder, of at least as many timesteps as options of steps may say."""
+    """Read the noise schedule of a diffusers folder."""
     try:
         schedule = Schedule.from_diffusers(files.read_json(path / "scheduler" / "scheduler_config.json"))
-        if schedule.T < LEAST_STEPS:
-            raise ValueError(f"num_train_timesteps is {schedule.T}, less than {LEAST_STEPS}")
+        if schedule.T < MIN_TIMESTEPS:
+            raise ValueError(f"num_train_timesteps is {schedule.T}, less than {MIN_TIMESTEPS}")
         return schedule
     except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
         reason = str(error).split("\n")[0][:120]
@@ -128,7 +129,7 @@ def read_schedule(path: Path) -> Schedule:
 
 
 def load_file(path: Path, tokenizer: str | None = None) -> Components:
-    """A single-file checkpoint of the ldm code base, such as MVDream's own two."""
+    """Load a single-file checkpoint of the ldm code base, such as the original MVDream files."""
     parts = ldm.split_checkpoint(files.read_tensors(path))
     text = "open_clip" if "open_clip" in parts else "clip"
     for part in ("unet", "vae", text):
@@ -143,41 +144,49 @@ def load_file(path: Path, tokenizer: str | None = None) -> Components:
 
 
 def read_network(path: Path, part: str) -> Any:
-    """The network of one part of a diffusers folder; a UNet that keeps ldm's network and names is converted."""
+    """Load one network of a diffusers folder; a UNet with the config and tensor names of ldm is converted."""
     config, tensors = read_part(path / part)
     if "input_blocks.0.0.weight" in tensors:
         return make(part, *ldm.convert_unet(tensors))
-    expect(config, *NETWORKS[part].named, path / part)
+    expect(config, *NETWORKS[part].class_entry, path / part)
     if part == "vae":
-        tensors = {old_vae_name(name): tensor for name, tensor in tensors.items()}
-    return make(part, config, ldm.short_names(tensors) if part == "text_encoder" else tensors)
+        tensors = {rename_vae_attention(name): tensor for name, tensor in tensors.items()}
+    elif part == "text_encoder":
+        tensors = ldm.short_names(tensors)
+    tensors.pop("text_model.embeddings.position_ids", None)  # a constant in older files
+    return make(part, config, tensors)
 
 
-def read_part(part: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and tensors (of all shards) of one part of a diffusers folder."""
+def read_part(part: Path) -> tuple[Json, dict[str, Tensor]]:
+    """Read the config and the tensors (of all shards) of one part of a diffusers folder."""
     tensors: dict[str, Tensor] = {}
     for file in loading.tensor_files(part):
         tensors |= files.read_tensors(file)
-    return files.read_json(part / "config.json"), tensors
+    return files.read_json(part / CONFIG), tensors
 
 
-def expect(config: Mapping[str, Any], key: str, value: str, part: Path) -> None:
+def expect(config: Mapping[str, object], key: str, value: str, part: Path) -> None:
     if config.get(key) != value:
         raise ConfigError(f"{part}: config.json describes a {str(config.get(key))[:60]!r}, not a {value}")
 
 
-def old_vae_name(name: str) -> str:
-    """Folders written by diffusers before 0.15 name the layers of the VAE's attention as here on the left."""
+def rename_vae_attention(name: str) -> str:
+    """Convert names of the VAE's attention layers in folders of diffusers before 0.15."""
     for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
         name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
     return name
 
 
-def make(part: str, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Any:
-    """The network of a ``part``, frozen. Refuses a config with more layers than tensors, which would take for ever."""
+def make(part: str, config: Json, tensors: Mapping[str, Tensor]) -> Any:
+    """Build the network of a part, frozen.
+
+    Raises:
+        ConfigError: a config number is out of range, or there are more layers than tensors (which would take very long
+            to build), or config and tensors do not fit.
+    """
     network = NETWORKS[part]
     for key, value in config.items():
-        low, high = (0.0, 0.1) if key.endswith("eps") else BOUNDS.get((part, key), (-LARGEST, LARGEST))
+        low, high = EPS_RANGE if key.endswith("eps") else RANGES.get((part, key), OTHER_RANGE)
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, (int, float)) and not low < number <= high:
                 raise ConfigError(f"the config of the {network.label} is damaged: {key} is {short(number)}")
@@ -189,76 +198,76 @@ def make(part: str, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> An
     return files.fill(lambda: network.build(config), tensors, network.label)
 
 
-def check_together(
-    unet: Any,
-    vae: Any,
-    text_encoder: Any,
-    tokenizer: Any,
-    coarse: Any = None,
-    extra: int = 0,
-    second: SecondText | None = None,
-) -> None:
-    """Raises ConfigError unless the parts fit each other. extra: channels beside the latents that the UNet takes."""
-    features, latents = text_encoder.config.hidden_size, vae.config.latent_channels
+def check_together(parts: Components, extra_channels: int = 0) -> None:
+    """Raise ConfigError unless the parts fit each other.
+
+    Args:
+        extra_channels: input channels of the UNet beside the latents.
+    """
+    unet, vae, text_encoder, tokenizer, _, coarse, second = parts
     if sdxl.has_added_conditioning(unet) != (second is not None):
         raise ConfigError(
             "the parts of the prior do not fit: a UNet of SDXL and two text encoders belong together, and here is one "
             "without the other"
         )
-    given, per_token = "channels of the VAE's latents", "features per token of the text encoder"
+    features, latents = text_encoder.config.hidden_size, vae.config["latent_channels"]
+    text = features if second is None else features + second.network.config.hidden_size
+    inputs = latents + (extra_channels if coarse is None else coarse.config["latent_channels"])
+    u = unet.config
     pairs = [
-        (per_token, features, "text features that the UNet takes", unet.config.cross_attention_dim),
-        (given, latents, "channels that the UNet gives", unet.config.out_channels),
+        (text, "features per token of the text encoders", u["cross_attention_dim"], "text features of the UNet"),
+        (latents, "channels of the VAE's latents", u["out_channels"], "output channels of the UNet"),
+        (inputs, "channels of latents and further inputs", u["in_channels"], "input channels of the UNet"),
     ]
-    if coarse is None:
-        pairs += [(given, latents, "channels that the UNet takes", unet.config.in_channels - extra)]
-    else:
-        both = latents + coarse.config.latent_channels
+    if coarse is not None:
+        c = coarse.config
         pairs += [
-            (f"{given} and the coarse predictor", both, "channels that the UNet takes", unet.config.in_channels),
-            (per_token, features, "text features that the coarse predictor takes", coarse.config.text_width),
-            ("latents per side of the UNet", unet.config.sample_size, "of the coarse predictor", coarse.config.size),
+            (
+                features,
+                "features per token of the text encoder",
+                c["text_width"],
+                "of the coarse predictor",
+            ),
+            (u["sample_size"], "latents per side of the UNet", c["size"], "latents per side of the coarse predictor"),
         ]
     if second is not None:
-        both = features + second.network.config.hidden_size
-        pairs[0] = ("features per token of the two text encoders", both, *pairs[0][2:])
-        width, taken = second.network.config.projection_dim, sdxl.pooled_width(unet)
-        pairs += [("features in the second text encoder's summary", width, "that the UNet takes", taken)]
-    for left, a, right, b in pairs:
+        pooled = second.network.config.projection_dim
+        pairs.append((pooled, "pooled features of the second text encoder", sdxl.pooled_width(unet), "of the UNet"))
+    for a, left, b, right in pairs:
         if a != b:
             raise ConfigError(f"the parts of the prior do not fit: {a} {left}, {b} {right}")
-    encoders = [(text_encoder, tokenizer), *([] if second is None else [second])]
-    for encoder, splitter in encoders:
+    for encoder, splitter in [(text_encoder, tokenizer), *([] if second is None else [second])]:
         known = encoder.config.vocab_size
         if (words := 1 + max(splitter.get_vocab().values(), default=0)) > known:
             raise ConfigError(f"the tokenizer has {words} words, the text encoder only {known}")
 
 
 def save(prior: LatentDiffusion, folder: Path) -> None:
-    """Writes a diffusers folder with float16 tensors and SHA256SUMS, complete or not at all.
+    """Write a diffusers folder with float16 tensors and SHA256SUMS, atomically.
 
-    Raises ConfigError if ``folder`` holds something else, a weight does not fit into float16, or it is SDXL.
+    Raises:
+        ConfigError: `folder` holds something else, a weight does not fit into float16, or the prior is SDXL.
     """
     if prior.second is not None:
         raise ConfigError("weights of SDXL are read here and not written; copy the folder that they came from")
     with files.whole_folder(folder, "model_index.json") as part:
-        network: Any
+        network: Any  # a diffusers model
         for name, network in prior.networks.items():
             if name != "text_encoder":
-                told = json.loads(network.to_json_string())
-                told.pop("_name_or_path", None)  # from which folder it was read is nobody's business
-                write_json(part / name / "config.json", told)
-                files.save_tensors(network, part / name / "diffusion_pytorch_model.safetensors")
+                config = json.loads(network.to_json_string())
+                config.pop("_name_or_path", None)  # a path of this machine
+                write_json(part / name / CONFIG, config)
+                files.save_tensors(network, part / name / TENSORS)
         prior.text_encoder.config.save_pretrained(part / "text_encoder")
         prior.tokenizer.save_pretrained(part / "tokenizer")
-        # The prefix is what transformers 4 and the folders on the hub have; transformers 5 reads both.
+        # transformers 4 and the folders on the hub have this prefix; transformers 5 reads both forms
         files.save_tensors(prior.text_encoder, part / "text_encoder" / "model.safetensors", "text_model.")
         scheduler(prior.schedule).save_config(part / "scheduler")
         write_json(part / "model_index.json", model_index(prior))
 
 
-def scheduler(schedule: Schedule) -> Any:
-    """The DDIM scheduler of diffusers that samples like ours; unusual betas are listed one by one."""
+def scheduler(schedule: Schedule) -> DDIMScheduler:
+    """Return diffusers' DDIM scheduler for a schedule; unusual betas are listed one by one."""
     known = {
         "scaled_linear": (0.00085, 0.012, Schedule.scaled_linear(T=schedule.T)),
         "linear": (0.0001, 0.02, Schedule.linear(T=schedule.T)),
@@ -266,7 +275,7 @@ def scheduler(schedule: Schedule) -> Any:
     same = [name for name, found in known.items() if torch.equal(found[2].betas, schedule.betas.cpu())]
     name = same[0] if same else "scaled_linear"
     beta_start, beta_end, _ = known[name]
-    return DDIMScheduler(  # by name: what is given by place, `from_config` of another class takes for a default
+    return DDIMScheduler(  # keyword arguments: `from_config` of another class takes positional ones for defaults
         num_train_timesteps=schedule.T,
         beta_start=beta_start,
         beta_end=beta_end,
@@ -280,8 +289,8 @@ def scheduler(schedule: Schedule) -> Any:
     )
 
 
-def model_index(prior: LatentDiffusion) -> dict[str, Any]:
-    """Lets diffusers' own pipelines find the parts, and ``MVDreamPipeline`` the coarse predictor."""
+def model_index(prior: LatentDiffusion) -> Json:
+    """Return the index by which diffusers' pipelines find the parts, and `MVDreamPipeline` the coarse predictor."""
     coarse = {} if prior.coarse is None else {COARSE: [type(prior.coarse).__module__, type(prior.coarse).__name__]}
     return {
         "_class_name": "StableDiffusionPipeline",

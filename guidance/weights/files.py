@@ -1,7 +1,7 @@
-"""The files of a model: read without trust (nothing in them is executed, every defect is one sentence), written whole.
+"""Files of a model: read safely (nothing in them is executed, every defect is one sentence), written atomically.
 
-A file is looked at in this order: first bytes, check sums, names and shapes, values; only then is a tensor
-used. All functions raise ConfigError. torch is imported by those that need it.
+A file is verified in this order: first bytes, check sums, names and shapes, values. All functions raise ConfigError.
+torch is imported by the functions that need it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
-from threedgen.config.plain_file import ordinary, parse_json, read_bytes
+from threedgen.config.plain_file import ordinary, parse_json, read_text
 from threedgen.run.disk import temporary_path
 
 if TYPE_CHECKING:
@@ -27,15 +27,17 @@ if TYPE_CHECKING:
 
     Module = TypeVar("Module", bound=torch.nn.Module)
 
+Json = dict[str, Any]
+"""Object of a JSON file."""
 SUMS = "SHA256SUMS"
-LARGEST_TEXT = 1 << 20
+MAX_TEXT_BYTES = 1 << 20
 
 
 def check_sums(path: Path) -> None:
-    """Compares every file listed in the folder's SHA256SUMS, if any: no format notices flipped bytes itself."""
+    """Verify every file listed in the folder's SHA256SUMS, if any: no format notices flipped bytes itself."""
     if not (path / SUMS).is_file():
         return
-    for line in read_text(path / SUMS).splitlines():
+    for line in read_text(path / SUMS, most=MAX_TEXT_BYTES).splitlines():
         digest, _, name = line.partition("  ")
         if re.search(r"^/|\.\.|\\", name) or not name:
             raise ConfigError(f"{path / SUMS} is damaged: it has the line {line[:80]!r}")
@@ -46,18 +48,18 @@ def check_sums(path: Path) -> None:
 
 
 def write_sums(path: Path) -> None:
-    """Lists the SHA-256 of every file below ``path``, in the format of the sha256sum command."""
+    """Write the SHA-256 of every file below `path`, in the format of the sha256sum command."""
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.name != SUMS)
     (path / SUMS).write_text(sums(files, path), encoding="utf-8")
 
 
 def sums(files: Iterable[Path], path: Path) -> str:
-    """What sha256sum prints for files, named from the folder ``path``."""
+    """Return the output of sha256sum for files, named relative to the folder `path`."""
     return "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
 
 
 def digest(path: Path, files: Iterable[Path]) -> str:
-    """The SHA-256 of a file, or that of the ``sums`` of files in a folder."""
+    """Return the SHA-256 of a file, or of the `sums` of files in a folder."""
     return sha256(path) if path.is_file() else hashlib.sha256(sums(files, path).encode()).hexdigest()
 
 
@@ -66,20 +68,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_text(path: Path) -> str:
-    """A text file of 1 MB at most."""
+def read_json(path: Path) -> Json:
+    """Read a small JSON file with one object."""
     try:
-        return read_bytes(path, LARGEST_TEXT).decode("utf-8")
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path} is damaged: it is not text") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON file that holds one object."""
-    try:
-        found = parse_json(read_text(path))
+        found = parse_json(read_text(path, most=MAX_TEXT_BYTES))
     except ValueError as error:
         raise ConfigError(f"{path} is damaged: it is not JSON ({short(str(error), 60)})") from None
     if not isinstance(found, dict):
@@ -88,42 +80,42 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sniff(path: Path) -> str:
-    """ "safetensors" or "torch" by the first bytes and the size of a file; ConfigError for anything else."""
+    """Return "safetensors" or "torch" by the first bytes and the size of a file. Raises ConfigError for others."""
     try:
         with open(ordinary(path), "rb") as file:
             head = file.read(64)
             total = file.seek(0, os.SEEK_END)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None
-    if not head:
-        raise ConfigError(f"{path} is empty: the download or copy was cut off")
-    if head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
-        raise ConfigError(f"{path} is a web page, not weights: the download went wrong")
-    if head.startswith(b"version https://git-lfs"):
-        raise ConfigError(f"{path} is only a git-lfs pointer: run `git lfs pull` in its repository")
-    if head.startswith(b"PK"):
-        if not zipfile.is_zipfile(path):
-            raise ConfigError(f"{path} is cut off: download or copy it again")
+    if head.startswith(b"PK") and zipfile.is_zipfile(path):
         return "torch"
-    if head[8:9] == b"{":
-        if 8 + int.from_bytes(head[:8], "little") > total:
-            raise ConfigError(f"{path} is cut off: download or copy it again")
+    cut = head.startswith(b"PK") or (head[8:9] == b"{" and 8 + int.from_bytes(head[:8], "little") > total)
+    if head[8:9] == b"{" and not cut:
         return "safetensors"
-    if head.startswith(b"\x80"):
-        raise ConfigError(f"{path} is a bare pickle, which can run code when opened, so it was not; use safetensors")
-    raise ConfigError(f"{path} holds no weights: it is neither a safetensors nor a torch file")
+    if not head:
+        problem = "is empty: the download or copy was cut off"
+    elif cut:
+        problem = "is cut off: download or copy it again"
+    elif head.lstrip()[:5].lower() in (b"<!doc", b"<html", b"<?xml"):
+        problem = "is a web page, not weights: the download went wrong"
+    elif head.startswith(b"version https://git-lfs"):
+        problem = "is only a git-lfs pointer: run `git lfs pull` in its repository"
+    elif head.startswith(b"\x80"):
+        problem = "is a bare pickle, which can run code when opened, so it was not; use safetensors"
+    else:
+        problem = "holds no weights: it is neither a safetensors nor a torch file"
+    raise ConfigError(f"{path} {problem}")
 
 
-def read_tensors(path: Path, under: str = "state_dict") -> dict[str, Tensor]:
-    """The tensors, all of them plain arrays, of a safetensors or a torch file, maybe under the key ``under``."""
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the dense tensors of a safetensors or torch file, which may lie under the key "state_dict"."""
     import torch
 
     from threedgen.run.torch_file import read_safetensors, read_torch
 
     found = read_torch(path, mmap=True) if sniff(path) == "torch" else read_safetensors(path)
-    inner = found.get(under) if isinstance(found, dict) else None
+    inner = found.get("state_dict") if isinstance(found, dict) else None
     table = inner if isinstance(inner, dict) else found
-    # numbers and texts that lie beside the tensors are dropped
     items = table.items() if isinstance(table, Mapping) else ()
     tensors = {name: t for name, t in items if isinstance(name, str) and isinstance(t, torch.Tensor)}
     if not tensors:
@@ -135,7 +127,7 @@ def read_tensors(path: Path, under: str = "state_dict") -> dict[str, Tensor]:
 
 
 def read_card(path: Path, form: str) -> dict[str, str]:
-    """What a file of weights of ours says of itself beside its ``format``, ``form``; others say nothing."""
+    """Return the metadata of a safetensors file of our format `form`; {} for other files."""
     from safetensors import safe_open
 
     if sniff(path) != "safetensors":
@@ -146,9 +138,12 @@ def read_card(path: Path, form: str) -> dict[str, str]:
 
 
 def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -> Module:
-    """The network that ``make`` builds, frozen, in float32, with ``tensors`` as its weights.
+    """Build a network with `tensors` as its weights, frozen, in float32.
 
-    It is first built without memory to compare names and shapes, so a wrong file costs nothing.
+    It is built on the meta device first to compare names and shapes, so a wrong file costs nothing.
+
+    Args:
+        what: name of the network in error messages.
     """
     import torch
 
@@ -157,7 +152,7 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
     try:
         with torch.device("meta"):
             network = make()
-    except Exception as error:  # the config comes from outside: any kind
+    except Exception as error:  # any kind, for a config from outside
         reason = str(error).split("\n")[0][:120]
         raise ConfigError(f"the config of the {what} describes no known network: {reason}") from None
     check_architecture(tensors, network.state_dict(), f"the {what}")
@@ -178,9 +173,13 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
 
 @contextmanager
 def whole_folder(folder: Path, label: str) -> Iterator[Path]:
-    """A new folder to write into, which gets SHA256SUMS and takes the place of ``folder`` at the end.
+    """Yield a new folder to write into; at the end it gets SHA256SUMS and replaces `folder`.
 
-    ``label``: a file that each folder of this kind has. Raises ConfigError if ``folder`` holds something without it.
+    Args:
+        label: a file that every folder of this kind has.
+
+    Raises:
+        ConfigError: `folder` holds something without `label`.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / label).is_file():
         raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")
@@ -198,7 +197,7 @@ def whole_folder(folder: Path, label: str) -> Iterator[Path]:
 
 
 def save_tensors(network: torch.nn.Module, path: Path, prefix: str = "") -> None:
-    """All tensors of a network in float16, their names with ``prefix``. ConfigError if one overflows."""
+    """Write all tensors of a network in float16, names with `prefix`. Raises ConfigError if one overflows."""
     import torch
     from safetensors.torch import save_file
 

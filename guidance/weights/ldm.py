@@ -1,11 +1,11 @@
-"""Checkpoints of the latent-diffusion (ldm) code base -> stock diffusers and transformers networks.
+"""Convert checkpoints of the latent-diffusion (ldm) code base to stock diffusers and transformers networks.
 
-MVDream, Stable Diffusion 1.x and 2.x were released in this form: one file with the tensors of a UNet, a VAE
-and a text encoder under ldm's names. diffusers knows how those are called in its own networks; what it wants to be told
-is their architecture (widths, levels, blocks, attention), which each ``convert_*`` reads from names and shapes. The
-number of attention heads leaves no trace in the tensors: it follows the released models.
+MVDream, Stable Diffusion 1.x and 2.x were released in this form: one file with the tensors of a UNet, a VAE and a text
+encoder under ldm's names. diffusers renames the tensors; it needs the architecture (widths, levels, blocks, attention),
+which each `convert_*` reads from names and shapes. The number of attention heads is not in the tensors: it follows the
+released models.
 
-All functions raise ConfigError with one sentence when the tensors are not of the form expected.
+All functions raise ConfigError if the tensors do not have the expected form.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from diffusers.loaders.single_file_utils import (
     convert_ldm_unet_checkpoint,
@@ -24,11 +24,13 @@ from torch import Tensor
 
 from threedgen.config import ConfigError
 
+from .files import Json
+
 Tensors = Mapping[str, Tensor]
 
 KINDS = ("weight", "bias")
 LATENT_SIZE = {True: 32, False: 64}
-"""Latents per side in the training of networks with cameras (MVDream) and without; no file says it."""
+"""Latents per side in the training of networks with cameras (MVDream) and without; it is in no file."""
 PARTS = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",
@@ -38,14 +40,14 @@ PARTS = {
 
 
 class Converted(NamedTuple):
-    """Keyword arguments of the stock network's class or config, and its tensors under their stock names."""
+    """Arguments of the stock network's class or config, and its tensors under their stock names."""
 
-    config: dict[str, Any]
+    config: Json
     tensors: dict[str, Tensor]
 
 
 def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
-    """The parts (keys of PARTS) of a single-file checkpoint without their prefix; the rest is left out."""
+    """Split a single-file checkpoint into parts (keys of PARTS), names without the prefix; the rest is dropped."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         for part, prefix in PARTS.items():
@@ -55,10 +57,11 @@ def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
 
 
 def convert_unet(tensors: Tensors, heads: int | None = None) -> Converted:
-    """ldm's UNetModel -> UNet2DConditionModel; MVDream's MultiViewUNetModel too, its camera as class embedding.
+    """Convert ldm's UNetModel, or MVDream's with its camera as class embedding, to UNet2DConditionModel.
 
-    ``heads`` of each attention layer; default: one for each 64 channels when the projections around the transformers
-    are linear (Stable Diffusion 2), else 8 (Stable Diffusion 1).
+    Args:
+        heads: of each attention layer; None: one per 64 channels if the projections around the transformers are linear
+            (Stable Diffusion 2), else 8 (Stable Diffusion 1).
     """
     config = unet_config(tensors, heads)
     renamed = {f"class_embedding.linear_{1 + n // 2}.{k}": f"camera_embed.{n}.{k}" for n in (0, 2) for k in KINDS}
@@ -70,8 +73,8 @@ def convert_unet(tensors: Tensors, heads: int | None = None) -> Converted:
     return Converted(config, {new: tensors[old] for new, old in renamed.items()})
 
 
-def unet_config(tensors: Tensors, heads: int | None = None) -> dict[str, Any]:
-    """Arguments of UNet2DConditionModel; ldm numbers R res blocks, then a downsampler, for each level."""
+def unet_config(tensors: Tensors, heads: int | None = None) -> Json:
+    """Return the arguments of UNet2DConditionModel; ldm numbers blocks and downsamplers of all levels in turn."""
     inputs = count(tensors, r"input_blocks\.(\d+)\.")
     levels = 1 + len(indices(tensors, r"input_blocks\.(\d+)\.0\.op\.weight"))
     per_level = inputs // levels
@@ -92,8 +95,8 @@ def unet_config(tensors: Tensors, heads: int | None = None) -> dict[str, Any]:
         heads = 8
     for c, depth in zip([*channels, channels[-1]], [*depths, middle], strict=True):
         if depth and c % (heads or 64):
-            shares = f"{heads} heads" if heads else "heads of 64 channels"
-            raise ConfigError(f"{c} channels of the UNet cannot be split into {shares}")
+            split = f"{heads} heads" if heads else "heads of 64 channels"
+            raise ConfigError(f"{c} channels of the UNet cannot be split into {split}")
     cameras = "camera_embed.0.weight" in tensors
     config = {
         "sample_size": LATENT_SIZE[cameras],
@@ -104,7 +107,7 @@ def unet_config(tensors: Tensors, heads: int | None = None) -> dict[str, Any]:
         "down_block_types": ["CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depths],
         "up_block_types": ["CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(depths)],
         "transformer_layers_per_block": [d or middle for d in depths],
-        "attention_head_dim": [heads or max(1, c // 64) for c in channels],  # so diffusers calls the number of heads
+        "attention_head_dim": [heads or max(1, c // 64) for c in channels],  # diffusers' name for the number of heads
         "use_linear_projection": linear,
         "cross_attention_dim": size(tensors, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
     }
@@ -115,7 +118,7 @@ def unet_config(tensors: Tensors, heads: int | None = None) -> dict[str, Any]:
 
 
 def convert_vae(tensors: Tensors) -> Converted:
-    """ldm's AutoencoderKL, with attention in the middle only as Stable Diffusion's -> diffusers' AutoencoderKL."""
+    """Convert ldm's AutoencoderKL, with attention in the middle only as in Stable Diffusion, to diffusers'."""
     config = vae_config(tensors)
     found = {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
     renamed = convert_ldm_vae_checkpoint(found, config)
@@ -124,8 +127,8 @@ def convert_vae(tensors: Tensors) -> Converted:
     return Converted(config, renamed)
 
 
-def vae_config(tensors: Tensors) -> dict[str, Any]:
-    """Arguments of AutoencoderKL."""
+def vae_config(tensors: Tensors) -> Json:
+    """Return the arguments of AutoencoderKL."""
     levels = count(tensors, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
     if levels == 0:
         raise ConfigError("not an ldm VAE: there is no tensor encoder.down.0.block.0.conv1.weight")
@@ -143,7 +146,7 @@ def vae_config(tensors: Tensors) -> dict[str, Any]:
 
 
 def convert_open_clip(tensors: Tensors) -> Converted:
-    """OpenCLIP's text tower (Stable Diffusion 2, which does not use its last block) -> CLIPTextModel."""
+    """Convert OpenCLIP's text tower without its last block, as in Stable Diffusion 2, to CLIPTextModel."""
     layers = count(tensors, r"transformer\.resblocks\.(\d+)\.") - 1
     if layers < 1:
         raise ConfigError("not an OpenCLIP text encoder: it has too few tensors named transformer.resblocks")
@@ -159,25 +162,23 @@ def convert_open_clip(tensors: Tensors) -> Converted:
 
 
 def convert_clip(tensors: Tensors) -> Converted:
-    """A text encoder already under the names of transformers (Stable Diffusion 1) -> CLIPTextModel."""
-    short = short_names(tensors)
-    layers = count(short, r"encoder\.layers\.(\d+)\.")
+    """Convert a text encoder with names of transformers, as in Stable Diffusion 1, to CLIPTextModel."""
+    renamed = short_names(tensors)
+    layers = count(renamed, r"encoder\.layers\.(\d+)\.")
     if layers == 0:
         raise ConfigError("not a CLIP text encoder: it has no tensors named encoder.layers")
-    return Converted(clip_config(short, layers, "quick_gelu"), short)
+    return Converted(clip_config(renamed, layers, "quick_gelu"), renamed)
 
 
 def short_names(tensors: Tensors) -> dict[str, Tensor]:
-    """Names as transformers 5 has them: no prefix "text_model." and no constant buffer of positions."""
-    short = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
-    short.pop("embeddings.position_ids", None)
-    return short
+    """Rename as in transformers 5: no prefix "text_model.", no constant buffer of positions."""
+    renamed = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    renamed.pop("embeddings.position_ids", None)
+    return renamed
 
 
-def clip_config(tensors: Tensors, layers: int, activation: str) -> dict[str, Any]:
-    """Arguments of CLIPTextConfig; a head for each 64 channels, and the last two words of the vocabulary as start and
-    end tokens, as in CLIP.
-    """
+def clip_config(tensors: Tensors, layers: int, activation: str) -> Json:
+    """Return the arguments of CLIPTextConfig: a head per 64 channels, start and end as last tokens, as in CLIP."""
     vocab, width = (size(tensors, "embeddings.token_embedding.weight", i) for i in (0, 1))
     return {
         "vocab_size": vocab,
@@ -194,13 +195,13 @@ def clip_config(tensors: Tensors, layers: int, activation: str) -> dict[str, Any
 
 
 def indices(names: Iterable[str], pattern: str) -> set[int]:
-    """The numbers that the pattern's group takes among the names it matches."""
+    """Return the numbers in the pattern's group among the names that it matches."""
     matches = (re.match(pattern, name) for name in names)
     return {int(m[1]) for m in matches if m and len(m[1]) < 10}
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """How many modules a numbered list has; a gap in the numbers is an error, as no network has one."""
+    """Return the length of a numbered list of modules. Raises ConfigError for a gap in the numbers."""
     found = indices(names, pattern)
     if found != set(range(len(found))):
         readable = pattern.replace("\\.", ".").replace(r"(\d+)", "N")
@@ -209,7 +210,7 @@ def count(names: Iterable[str], pattern: str) -> int:
 
 
 def size(tensors: Tensors, name: str, dim: int) -> int:
-    """Length of one dimension of a tensor that must be there."""
+    """Return the length of one dimension of a required tensor."""
     if name not in tensors:
         raise ConfigError(f"another architecture: there is no tensor {name!r}")
     shape = tensors[name].shape

@@ -1,7 +1,7 @@
-"""Finding the files of a prior: shipped with threedgen, in a folder, in one file, on the hub or in the hub's cache.
+"""Find the files of models: embedded ones, folders, single files, the hub and its cache (no torch here).
 
-``check`` is cheap (paths, first bytes, no torch), so that a long run can ask before it starts. All functions
-raise ConfigError, one sentence that says what is missing and how to get it.
+`check` is cheap (paths, first bytes), so a long run can call it before it starts. All functions raise ConfigError with
+what is missing and how to get it.
 """
 
 from __future__ import annotations
@@ -14,41 +14,47 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlparse
 
-from threedgen import folder
 from threedgen.config import ConfigError
 from threedgen.config.errors import AbsentWeights, short
 from threedgen.config.optional import require
-from threedgen.guidance.options import COARSE, PARTS, SECOND
+from threedgen.places import folder
 from threedgen.run.made_by import made_by
 
 from .files import digest, read_json, sniff
 
 Parts = tuple[str, ...]
 
+PARTS: Parts = ("unet", "vae", "text_encoder")
+"""Folders of a latent prior in diffusers format."""
+COARSE, SECOND = "coarse", "text_encoder_2"
+"""Optional folders: coarse predictor, SDXL's second text encoder."""
 EMBEDDED = ("toybox-base", "toybox-prior")
-"""Folders in weights/: the 2D model of the toybox, and the multi-view prior that was tuned from it."""
+"""Folders in weights/: the toybox's 2D model, and the multi-view prior that was tuned from it."""
 ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
+"""Files of MVDream's authors, and their repository on the hub."""
 MATTE = "toybox-matte"
-"""Folder in weights/: the network that tells things from the grey behind them."""
+NOVEL_VIEW = {"embedded": "threedim-toybox", "embedded-concat": "threedim-toybox-concat"}
+NOVEL_VIEW_CLASSES = ("XUNet", "LatentPairs")
+NOVEL_VIEW_TENSORS, NOVEL_VIEW_PRIOR = "model.safetensors", "prior"
 CONFIG, TENSORS = "config.json", "diffusion_pytorch_model.safetensors"
 SUBJECT_FORMAT = "threedgen personalisation 1"
-FORMER_PART = "draft"
-FORMER_BASE = "a72120cb1e2159806c0ca1e82f68cd76c9a61628f658078e940d544c7e2e905b"
-"""By what the toybox prior of the release before is known: a folder in its own, and the check sum of what subject
-weights are added to."""
 RUNS_NOW = "the config mvdream-toybox, with prior.weights=embedded, runs without a download"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
+CLIP_REPOSITORY = "openai/clip-vit-large-patch14"
+"""Vocabulary that all CLIP text encoders of Stable Diffusion share, OpenCLIP's too."""
+CLIP_FILES = ("vocab.json", "merges.txt")
 
 
 def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> None:
-    """Raises ConfigError when ``weights`` (see ``locate``) plainly cannot be loaded; reads no tensor.
+    """Raise ConfigError if `weights` plainly cannot be loaded; reads no tensor.
 
-    ``wanted``: the parts of a diffusers folder that have to be there, here and below. Of an id on the hub that is
-    not in the local cache, one small file is fetched.
+    Fetches one small file of a hub id that is not cached.
+
+    Args:
+        weights: see `locate`.
+        wanted: required parts of a diffusers folder.
     """
-    from .tokens import check_clip_tokenizer
-
     path = local(weights)
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
         raise ConfigError(f"there is no folder {tokenizer!r}", "tokenizer")
@@ -64,88 +70,25 @@ def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> 
         return
     else:
         sniff(path)
-    check_clip_tokenizer(tokenizer)  # a single file holds none
-
-
-def subject_card(path: Path | str) -> dict[str, str]:
-    """Reads what the file of subject weights says of itself; no tensor is read."""
-    from safetensors import SafetensorError, safe_open
-
-    make = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
-    try:
-        path = Path(path).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"there is no file {str(path)[:120]!r}; {make}", "personalisation")
-        with safe_open(path, "np") as file:
-            card = file.metadata() or {}
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).split("\n")[0][:80]
-        raise ConfigError(f"{str(path)[:120]!r} cannot be read ({reason}); {make}", "personalisation") from None
-    if card.get("format") != SUBJECT_FORMAT:
-        raise ConfigError(f"{path} is not of the format {SUBJECT_FORMAT!r}; {make}", "personalisation")
-    if card.get("base") == FORMER_BASE:
-        raise ConfigError(
-            f"{path} was tuned from the toybox prior of an earlier release, which this one replaces: teach the subject "
-            "anew from its photos, by the config mvdreambooth-toybox",
-            "personalisation",
-        )
-    return card
+    check_clip_tokenizer(tokenizer)  # a single file has none
 
 
 def locate(weights: str, wanted: Parts = PARTS) -> Path:
-    """The local folder or file that ``weights`` names; what is only on the hub is downloaded into the hub's cache.
+    """Return the local folder or file of `weights`, after a download into the hub's cache if needed.
 
-    ``weights``: a name in ``EMBEDDED``, a folder in diffusers format, a single-file checkpoint, the bare name of an
-    original MVDream checkpoint, or a hub id "owner/name".
+    Args:
+        weights: a name in `EMBEDDED`, a folder in diffusers format, a single-file checkpoint, the name of an original
+            MVDream checkpoint, or a hub id "owner/name".
     """
     if (path := local(weights)) is not None:
         return path
     return hub_file(*hub_name(weights)) if weights in ORIGINALS else hub_folder(weights, wanted)
 
 
-def awaited(weights: str) -> bool:
-    """Is it one of the released checkpoints, and not on this machine yet?"""
-    return weights in ORIGINALS and local(weights) is None and cached(*hub_name(weights)) is None
-
-
-def describe(weights: str, wanted: Parts = PARTS) -> str:
-    """`PATH (SIZE, SHA-256 DIGEST)` of ``weights``; of a released checkpoint that is not here it is said only that, and
-    how to get it."""
-    if awaited(weights):
-        return f"{weights}, not on this machine yet; `hf download {ORIGINALS[weights]} {weights}` fetches it"
-    return str(identify(weights, wanted))
-
-
-class Identity(NamedTuple):
-    """Which files these are: where, how many bytes in all, and their SHA-256."""
-
-    path: Path
-    size: int
-    digest: str
-
-    @classmethod
-    def of(cls, path: Path, wanted: Parts = PARTS) -> Identity:
-        """Reads a file, or the files of tensors in a diffusers folder, whose digest is that of the lines which
-        sha256sum prints for them, part by part."""
-        files = [path] if path.is_file() else [f for part in parts(path, wanted) for f in tensor_files(path / part)]
-        return cls(path, sum(file.stat().st_size for file in files), digest(path, files))
-
-    def __str__(self) -> str:
-        return f"{self.path} ({self.size / 1e9:.2f} GB, SHA-256 {self.digest})"
-
-
-def identify(weights: str, wanted: Parts = PARTS) -> Identity:
-    """Reads the files of ``weights``, which are fetched first if they are only on the hub."""
-    return Identity.of(locate(weights, wanted), wanted)
-
-
 def local(weights: str) -> Path | None:
-    """The existing folder or file, None for something on the hub, ConfigError for anything else."""
+    """Return the existing folder or file of `weights`; None if it is on the hub. Raises ConfigError for neither."""
     if weights in EMBEDDED:
-        path = folder("weights") / weights
-        if not path.is_dir():
-            raise ConfigError(f"this installation lacks the embedded {weights}; reinstall threedgen", "weights")
-        return path
+        return embedded(weights)
     if (found := existing(weights)) is not None:
         return found
     if weights in ORIGINALS or is_hub_id(weights):
@@ -157,44 +100,219 @@ def local(weights: str) -> Path | None:
     raise ConfigError(f"there is no file or folder {weights!r}{fetch}; {RUNS_NOW}", "weights")
 
 
-def matte(weights: str) -> Path:
-    """The folder of a network that tells things from what is behind them: the embedded one, or its path.
+def embedded(name: str) -> Path:
+    """Return a folder of weights that comes with threedgen."""
+    path = folder("weights") / name
+    if not path.is_dir():
+        raise ConfigError(f"this installation lacks the embedded {name}; reinstall threedgen", "weights")
+    return path
 
-    Raises ConfigError; reads no tensor.
-    """
-    path = folder("weights") / MATTE if weights == MATTE else existing(weights)
+
+def existing(weights: str) -> Path | None:
+    """Return the file or folder of this name, if it exists. Raises ConfigError for what cannot be a path."""
+    try:
+        path = Path(weights).expanduser()
+        return path if path.exists() else None
+    except (OSError, ValueError, RuntimeError):  # too long, NUL character, unknown ~user
+        raise ConfigError(f"{short(weights)} is not a path", "weights") from None
+
+
+# --- identity -----------------------------------------------------------------------------------------------------
+
+
+class Identity(NamedTuple):
+    """Path, total size in bytes and SHA-256 of a file, or of the tensor files in a diffusers folder."""
+
+    path: Path
+    size: int
+    digest: str
+
+    @classmethod
+    def of(cls, path: Path, wanted: Parts = PARTS) -> Identity:
+        """Read the files; the digest of a folder is that of the lines that sha256sum prints for them."""
+        files = [path] if path.is_file() else [f for part in parts(path, wanted) for f in tensor_files(path / part)]
+        return cls(path, sum(file.stat().st_size for file in files), digest(path, files))
+
+    def __str__(self) -> str:
+        return f"{self.path} ({self.size / 1e9:.2f} GB, SHA-256 {self.digest})"
+
+
+def identify(weights: str, wanted: Parts = PARTS) -> Identity:
+    """Return the identity of `weights`, after a download if needed."""
+    return Identity.of(locate(weights, wanted), wanted)
+
+
+def awaited(weights: str) -> bool:
+    """Return whether `weights` is an original checkpoint that is not on this machine yet."""
+    return weights in ORIGINALS and local(weights) is None and cached(*hub_name(weights)) is None
+
+
+def describe(weights: str, wanted: Parts = PARTS) -> str:
+    """Return "PATH (SIZE, SHA-256 DIGEST)"; of an original checkpoint that is missing, its download command."""
+    if awaited(weights):
+        return f"{weights}, not on this machine yet; `hf download {ORIGINALS[weights]} {weights}` fetches it"
+    return str(identify(weights, wanted))
+
+
+# --- folders in diffusers format ------------------------------------------------------------------------------------
+
+
+def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
+    """Return the folder. Raises ConfigError unless every part has a config and readable-looking tensors."""
+    for part in parts(path, wanted):
+        read_json(path / part / CONFIG)
+        for file in tensor_files(path / part):
+            sniff(file)
+    read_json(path / "scheduler" / "scheduler_config.json")
+    if not (path / "tokenizer").is_dir():
+        raise ConfigError(f"{path} has no folder 'tokenizer'")
+    return path
+
+
+def parts(path: Path, wanted: Parts = PARTS) -> Parts:
+    """Return the parts of a diffusers folder with tensors: `wanted`, then optional ones that it has or names."""
+    index = path / "model_index.json"
+    second = (read_json(index) if index.is_file() else {}).get(SECOND)
+    named = isinstance(second, list) and any(second)  # [library, class], of SDXL, even if the folder is missing
+    coarse = (COARSE,) if (path / COARSE).is_dir() else ()
+    return (*wanted, *coarse, *((SECOND,) if named or (path / SECOND).is_dir() else ()))
+
+
+def tensor_files(part: Path) -> list[Path]:
+    """Return the files with the tensors of one part of a diffusers folder; an index file lists shards."""
+    for suffix in (".safetensors", ".fp16.safetensors", ".bin"):
+        for stem in WEIGHT_NAMES:
+            if (part / (stem + suffix)).is_file():
+                return [part / (stem + suffix)]
+            index = part / f"{stem}{suffix}.index.json"
+            if index.is_file():
+                table = read_json(index).get("weight_map")
+                names = list(table.values()) if isinstance(table, dict) else []
+                if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names):
+                    raise ConfigError(f"{index} is damaged: its weight_map does not name files")
+                return [part / name for name in sorted(set(names))]
+    raise ConfigError(f"{part} has no weights: neither {WEIGHT_NAMES[0]}.safetensors nor model.safetensors")
+
+
+# --- other models -------------------------------------------------------------------------------------------------
+
+
+def matte(weights: str) -> Path:
+    """Return the folder of a matte network: `MATTE`, or a path; reads no tensor."""
+    path = embedded(MATTE) if weights == MATTE else existing(weights)
     if path is None or not (path / CONFIG).is_file():
-        places = f"take {MATTE}, or the folder RUN/matte of a train-toybox-matte run"
-        raise ConfigError(f"there is no matte {short(weights)}; {places}", "matte")
+        sources = f"take {MATTE}, or the folder RUN/matte of a train-toybox-matte run"
+        raise ConfigError(f"there is no matte {short(weights)}; {sources}", "matte")
     if (name := read_json(path / CONFIG).get("_class_name")) != "Matte":
         raise ConfigError(f"{path / CONFIG} describes {short(name)}, not a matte", "matte")
     sniff(path / TENSORS)
     return path
 
 
-def existing(weights: str) -> Path | None:
-    """The file or folder of this name, if there is one. Raises ConfigError for what can be no path."""
+def novel_view_model(weights: str) -> Path:
+    """Return the folder of a novel-view model: a name in `NOVEL_VIEW`, or a path; reads no tensor."""
+    path = embedded(NOVEL_VIEW[weights]) if weights in NOVEL_VIEW else existing(weights)
+    if path is None:
+        raise ConfigError(f"there is no file or folder {short(weights)}", "weights")
+    if not (path / CONFIG).is_file():
+        other = "a text-to-image prior" if (path / "model_index.json").is_file() else f"no {CONFIG}"
+        raise ConfigError(f"{path} has {other} in it, not a novel-view model", "weights")
+    name = read_json(path / CONFIG).get("_class_name")
+    if name not in NOVEL_VIEW_CLASSES:
+        raise ConfigError(f"{path / CONFIG} describes {short(name)}, not a novel-view model", "weights")
+    if name == "LatentPairs":
+        check_folder(path / NOVEL_VIEW_PRIOR)
+    else:
+        sniff(path / NOVEL_VIEW_TENSORS)
+    return path
+
+
+def subject_card(path: Path | str) -> dict[str, str]:
+    """Return the metadata of a file of subject weights; reads no tensor."""
+    from safetensors import SafetensorError, safe_open
+
+    source = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
     try:
-        path = Path(weights).expanduser()
-        return path if path.exists() else None
-    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, an unknown ~user
-        raise ConfigError(f"{short(weights)} is not a path", "weights") from None
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"there is no file {str(path)[:120]!r}; {source}", "personalisation")
+        with safe_open(path, "np") as file:
+            card = file.metadata() or {}
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).split("\n")[0][:80]
+        raise ConfigError(f"{str(path)[:120]!r} cannot be read ({reason}); {source}", "personalisation") from None
+    if card.get("format") != SUBJECT_FORMAT:
+        raise ConfigError(f"{path} is not of the format {SUBJECT_FORMAT!r}; {source}", "personalisation")
+    return card
+
+
+# --- tokenizers ---------------------------------------------------------------------------------------------------
+
+
+def t5_tokenizer(path: Path) -> Path:
+    """Return the folder. Raises ConfigError if its tokenizer needs a package that is not installed."""
+    if not any((path / inside / "tokenizer.json").is_file() for inside in ("tokenizer", ".")):
+        require("sentencepiece", "tokenizer: a spiece.model", "put the tokenizer.json of any T5 beside it")
+    return path
+
+
+def tokenizer_folder(path: Path) -> Path:
+    """Return `path`, or its sub-folder "tokenizer" if there is one."""
+    return path / "tokenizer" if (path / "tokenizer").is_dir() else path
+
+
+def check_clip_tokenizer(source: str | None) -> None:
+    """Raise ConfigError if `tokens.clip_tokenizer` plainly cannot succeed; fetches nothing."""
+    path = None if source is None else Path(source).expanduser()
+    if path is None or not path.is_dir():
+        clip_folders(source or CLIP_REPOSITORY)
+        return
+    path = tokenizer_folder(path)
+    if not (path / "tokenizer_config.json").is_file() and not all((path / name).is_file() for name in CLIP_FILES):
+        raise ConfigError(f"{path} holds no tokenizer: neither tokenizer_config.json nor {CLIP_FILES[0]}", "tokenizer")
+
+
+def clip_folders(repo: str) -> list[str]:
+    """Return folders of a repository that may have CLIP's tokenizer, or the one that is cached."""
+    folders = ["", "tokenizer/"]
+    here = [inside for inside in folders if all(cached(repo, inside + name) for name in CLIP_FILES)]
+    if not here and not reachable():
+        raise ConfigError(
+            f"this checkpoint holds no tokenizer, and {repo} is not in the hub's cache nor can the hub be reached; "
+            f"copy CLIP's vocab.json and merges.txt into a folder and set tokenizer: FOLDER; {RUNS_NOW}",
+            "tokenizer",
+        )
+    return here or folders
+
+
+def clip_files(repo: str) -> Path:
+    """Return the folder of a repository's CLIP tokenizer, after a download if needed."""
+    problem = ConfigError("")
+    for inside in clip_folders(repo):
+        try:
+            return [hub_file(repo, inside + name) for name in CLIP_FILES][0].parent
+        except ConfigError as error:
+            problem = error
+    raise problem
+
+
+# --- the hub ------------------------------------------------------------------------------------------------------
 
 
 def is_hub_id(name: str) -> bool:
-    """Is it of the form owner/name, and not rather the path of a file?"""
+    """Return whether `name` has the form owner/name and is not rather the path of a file."""
     form = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
     wrong = re.search(r"--|\.\.|[.-]$|[.-]/", name) or name.endswith(WEIGHT_SUFFIXES)
     return bool(form) and len(name) <= 96 and not wrong
 
 
 def hub_name(weights: str) -> tuple[str, str]:
-    """(repository, file that must be there) on the hub."""
+    """Return the repository of `weights` and a file that it must have."""
     return (ORIGINALS[weights], weights) if weights in ORIGINALS else (weights, "model_index.json")
 
 
 def cached(repo: str, name: str) -> Path | None:
-    """A file of the hub that is already on this machine."""
+    """Return a file of the hub that is already on this machine."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
@@ -205,7 +323,7 @@ def cached(repo: str, name: str) -> Path | None:
 
 
 def reachable() -> bool:
-    """May the hub be asked? Its own library would retry for half a minute to find out that it cannot."""
+    """Return whether the hub may be asked; its own library would retry for half a minute without a network."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -220,7 +338,7 @@ def reachable() -> bool:
 
 
 def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
-    """Says what is missing, how to get it, and what runs without it."""
+    """Return the error for missing weights: how to get them, and what runs without them."""
     (repo, name), original = hub_name(weights), weights in ORIGINALS
     what, file = (f"{name} of {repo}", f" {name}") if original else (repo, "")
     kind = AbsentWeights if original else ConfigError
@@ -232,7 +350,7 @@ def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
 
 
 def hub_file(repo: str, name: str) -> Path:
-    """A file of the hub, from the cache if it is there."""
+    """Return a file of the hub, from the cache if it is there."""
     if (found := cached(repo, name)) is not None:
         return found
     weights = name if name in ORIGINALS else repo
@@ -246,76 +364,25 @@ def hub_file(repo: str, name: str) -> Path:
         raise absent(weights, f"the download failed ({type(error).__name__})") from None
 
 
-def hub_folder(repo: str, needed: Parts = PARTS) -> Path:
-    """A diffusers folder of the hub: only what is read here, no second copies in other formats or precisions."""
+def hub_folder(repo: str, wanted: Parts = PARTS) -> Path:
+    """Return a diffusers folder of the hub; downloads each part once, safetensors if possible."""
     found = cached(repo, "model_index.json")
     if found is not None:
         with suppress(ConfigError):
-            return check_folder(found.parent, needed)
+            return check_folder(found.parent, wanted)
     if not reachable():
         raise absent(repo)
     from huggingface_hub import snapshot_download
 
-    wanted = ["model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*", f"{COARSE}/*"]
-    needed = (*needed, SECOND)  # of those that have it
-    wanted += [f"{part}/config.json" for part in needed]
+    networks = (*wanted, SECOND)
+    small = ["model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*", f"{COARSE}/*"]
+    small += [f"{part}/{CONFIG}" for part in networks]
     for kind in ("safetensors", "bin"):
-        files = wanted + [f"{part}/*model*.{kind}*" for part in needed]
+        patterns = small + [f"{part}/*model*.{kind}*" for part in networks]
         try:
-            path = Path(snapshot_download(repo, allow_patterns=files, ignore_patterns=["*fp16*", "*ema*"]))
+            path = Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*fp16*", "*ema*"]))
         except Exception as error:
             raise absent(repo, f"the download failed ({type(error).__name__})") from None
         with suppress(ConfigError):
-            return check_folder(path, needed[:-1])
-    raise ConfigError(f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(needed)}", "weights")
-
-
-def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
-    """Returns the folder. Raises ConfigError unless every part has a config and readable-looking tensors."""
-    if (path / FORMER_PART).is_dir():
-        raise ConfigError(
-            f"{path} is a toybox prior of an earlier release, which had a network more: use it with that release, or "
-            "train one anew, by the configs train-toybox-base and train-toybox-prior",
-            "weights",
-        )
-    for part in parts(path, wanted):
-        read_json(path / part / "config.json")
-        for file in tensor_files(path / part):
-            sniff(file)
-    read_json(path / "scheduler" / "scheduler_config.json")
-    if not (path / "tokenizer").is_dir():
-        raise ConfigError(f"{path} has no folder 'tokenizer'")
-    return path
-
-
-def t5_tokenizer(path: Path) -> Path:
-    """Returns the folder. Raises ConfigError if its tokenizer needs a package to be read that is not installed."""
-    if not any((path / inside / "tokenizer.json").is_file() for inside in ("tokenizer", ".")):
-        require("sentencepiece", "tokenizer: a spiece.model", "put the tokenizer.json of any T5 beside it")
-    return path
-
-
-def parts(path: Path, wanted: Parts = PARTS) -> Parts:
-    """Lists the parts of a diffusers folder that hold tensors; some have a coarse predictor or second text encoder."""
-    index = path / "model_index.json"
-    named = read_json(index) if index.is_file() else {}
-    coarse = (COARSE,) if (path / COARSE).is_dir() else ()
-    second = named.get(SECOND)  # of SDXL: a class and where it is from, also if the folder is not there
-    told = isinstance(second, list) and any(second)
-    return (*wanted, *coarse, *((SECOND,) if told or (path / SECOND).is_dir() else ()))
-
-
-def tensor_files(part: Path) -> list[Path]:
-    """The files with the tensors of one part of a diffusers folder; an index file lists shards."""
-    for suffix in (".safetensors", ".fp16.safetensors", ".bin"):
-        for stem in WEIGHT_NAMES:
-            if (part / (stem + suffix)).is_file():
-                return [part / (stem + suffix)]
-            index = part / f"{stem}{suffix}.index.json"
-            if index.is_file():
-                table = read_json(index).get("weight_map")
-                names = list(table.values()) if isinstance(table, dict) else []
-                if not names or not all(isinstance(name, str) and re.fullmatch(r"[\w.-]+", name) for name in names):
-                    raise ConfigError(f"{index} is damaged: its weight_map does not name files")
-                return [part / name for name in sorted(set(names))]
-    raise ConfigError(f"{part} has no weights: neither {WEIGHT_NAMES[0]}.safetensors nor model.safetensors")
+            return check_folder(path, wanted)
+    raise ConfigError(f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(wanted)}", "weights")

@@ -1,8 +1,8 @@
-"""The networks of a prior on torch's meta device: shapes without numbers, from which its memory is known."""
+"""Networks of a prior on torch's meta device: shapes without numbers, for estimates of memory."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
@@ -12,8 +12,9 @@ from threedgen.config import ConfigError
 from threedgen.guidance.multiview.joined import unet_from_config
 
 from . import components, files, ldm, loading
+from .files import Json
 
-_UNET: dict[str, Any] = {
+_UNET: Json = {
     "sample_size": ldm.LATENT_SIZE[True],
     "block_out_channels": (320, 640, 1280, 1280),
     "layers_per_block": 2,
@@ -22,27 +23,30 @@ _UNET: dict[str, Any] = {
     "class_embed_type": "projection",
     "projection_class_embeddings_input_dim": 16,
 }
-RELEASED_UNETS: dict[str, dict[str, Any]] = {
+RELEASED_UNETS: dict[str, Json] = {
     "sd-v2.1-base-4view.pt": _UNET
     | {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True, "cross_attention_dim": 1024},
     "sd-v1.5-4view.pt": _UNET | {"attention_head_dim": 8, "cross_attention_dim": 768},
 }
-"""What MVDream's authors released, for UNet2DConditionModel by the name of the file: known before it is here."""
-RELEASED_VAE: dict[str, Any] = {
+"""Arguments of UNet2DConditionModel for the original MVDream files, known before they are downloaded."""
+RELEASED_VAE: Json = {
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
-"""For AutoencoderKL; both files hold the same one."""
+"""Arguments of AutoencoderKL for both files."""
 RELEASED_TEXT = {"sd-v2.1-base-4view.pt": 340_387_840, "sd-v1.5-4view.pt": 123_060_480}
-"""Parameters of the text encoders: OpenCLIP ViT-H without its last layer, CLIP ViT-L."""
+"""Parameter counts of the text encoders: OpenCLIP ViT-H without its last layer, CLIP ViT-L."""
 
 
 class MetaNetworks(NamedTuple):
-    """UNet and VAE (None for a prior on pixels), and how many numbers the prior has.
+    """UNet, VAE and parameter counts of a prior.
 
-    parameters: of all of it, text encoder included.  kept: after `release`.
+    Attributes:
+        vae: None for a prior on pixels.
+        parameters: of all networks, text encoder included.
+        kept: of the networks that remain after `free_text_encoder`.
     """
 
     unet: UNet2DConditionModel
@@ -52,21 +56,22 @@ class MetaNetworks(NamedTuple):
 
     @property
     def factor(self) -> int:
-        """Pixels for each number that the UNet sees, along each axis."""
+        """Pixels per latent and axis."""
         return 1 if self.vae is None else 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
 
 def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> MetaNetworks:
-    """Those of anything that ``loading.locate`` finds, and of a released checkpoint also before it is here.
+    """Build the networks of any `weights` (see `loading.locate`), of an original checkpoint also before its download.
 
-    Raises ConfigError.
+    Raises:
+        ConfigError: anything is missing or damaged.
     """
     if loading.awaited(weights):
         unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)
         whole = _parameters(unet, vae) + RELEASED_TEXT[weights]
         return MetaNetworks(unet, vae, whole, _kept(unet, vae))
     path = loading.locate(weights, wanted)
-    configs: dict[str, dict[str, Any]] = {}
+    configs: dict[str, Json] = {}
     tensors: dict[str, dict[str, Tensor]] = {}
     if path.is_dir():
         for part in loading.parts(path, wanted):
@@ -79,21 +84,20 @@ def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> Meta
         configs["vae"] = ldm.vae_config(tensors.get("vae", {}))
     try:
         unet, vae = _build(configs["unet"], configs.get("vae"))
-    except Exception as error:  # the config comes from outside: any kind
+    except Exception as error:  # any kind, for a config from outside
         raise ConfigError(f"{path}: its config describes no known network ({type(error).__name__})") from None
     coarse = sum(tensor.numel() for tensor in tensors.get("coarse", {}).values())
     whole = sum(tensor.numel() for part in tensors.values() for tensor in part.values())
     return MetaNetworks(unet, vae, whole, _kept(unet, vae) + coarse)
 
 
-def _build(unet: dict[str, Any], vae: dict[str, Any] | None) -> tuple[UNet2DConditionModel, AutoencoderKL | None]:
+def _build(unet: Json, vae: Json | None) -> tuple[UNet2DConditionModel, AutoencoderKL | None]:
     with torch.device("meta"):
         networks = unet_from_config(unet), None if vae is None else AutoencoderKL.from_config(vae)
     return networks
 
 
 def _kept(unet: nn.Module, vae: AutoencoderKL | None) -> int:
-    """Numbers of what a distillation asks: UNet and the VAE's encoder."""
     return _parameters(unet) if vae is None else _parameters(unet, vae.encoder, vae.quant_conv)
 
 

@@ -1,15 +1,15 @@
-"""A prior that knows one subject by a word of its own, kept as a file beside the weights it was tuned from.
+"""Weights of a subject: changes to a prior that was tuned to one subject, in a file of their own.
 
-DreamBooth (arXiv 2208.12242) binds a subject to a word that means nothing yet, the identifier; MVDream
-(arXiv 2308.16512) does so in its 2D mode and then draws the subject from all sides. What such a tuning changes:
+DreamBooth (arXiv 2208.12242) binds a subject to a new word, the identifier; MVDream (arXiv 2308.16512) does so in its
+2D mode and then samples the subject from all sides. The tuning changes
 
     the UNet           all of its weights, or low-rank terms of its attention (LoRA, arXiv 2106.09685)
-    the identifier     one new row of the text encoder's table of tokens, the same for both kinds of tokenizer: a
-                       closed vocabulary has no word to spare, and CLIP would spell "[v]" with the tokens of brackets
+    the identifier     one new row of the text encoder's embedding table, with both kinds of tokenizer: a closed
+                       vocabulary has no spare word, and CLIP would spell "[v]" with the tokens of brackets
 
-The text encoder, the VAE and a coarse predictor stay as they are; the latter reads prompts without the identifier.
+Text encoder, VAE and coarse predictor are unchanged; the coarse predictor takes prompts without the identifier.
 
-The file, in safetensors (``NAME``: a parameter of the UNet):
+The file, in safetensors (`NAME`: a parameter of the UNet):
 
     unet.NAME                       tuned minus base weight, bfloat16          kind "difference"
     unet.NAME.lora_A, .lora_B       (r, in), (out, r): weight += scale B A     kind "lora"
@@ -24,7 +24,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save as to_bytes
@@ -37,11 +37,16 @@ from threedgen.run.torch_file import read_safetensors
 
 from . import loading
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from .components import Components
+
 A, B, SUM = ".lora_A", ".lora_B", "sum"
 
 
 def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
-    """SHA-256 of the weights that subject weights are added to, whatever file they came from."""
+    """Return the SHA-256 of the base weights, independent of their file."""
     digest = hashlib.sha256()
     for network in (unet, text_encoder):
         for name, value in sorted(network.state_dict().items()):
@@ -51,7 +56,7 @@ def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
 
 
 def content_sum(tensors: Mapping[str, Tensor], card: Mapping[str, str]) -> str:
-    """SHA-256 of what a file holds and tells: no format of tensors notices flipped bytes itself."""
+    """Return the SHA-256 of tensors and metadata: no format of tensors notices flipped bytes itself."""
     digest = hashlib.sha256(repr(sorted(card.items())).encode())
     for name, value in sorted(tensors.items()):
         digest.update(repr((name, value.dtype, value.shape)).encode())
@@ -59,25 +64,32 @@ def content_sum(tensors: Mapping[str, Tensor], card: Mapping[str, str]) -> str:
     return digest.hexdigest()
 
 
-def check_identifier(tokenizer: Any, identifier: str) -> None:
-    """Raises ConfigError for a word that the prior knows already, and for what is no single word."""
+def check_identifier(tokenizer: PreTrainedTokenizerBase, identifier: str) -> None:
+    """Raise ConfigError for a word in the vocabulary, and for several words."""
     if len(identifier.split()) != 1:
         raise ConfigError("should be one word, such as [v]", "identifier", identifier)
     pieces = tokenizer.tokenize(identifier)
     if len(pieces) == 1 and pieces[0] != tokenizer.unk_token:
         raise ConfigError(
-            f"{identifier!r} is a word that this prior knows already, and it would lose its meaning; "
+            f"{identifier!r} is a word of this prior's vocabulary, and it would lose its meaning; "
             "choose one that is no word, such as [v]",
             "identifier",
         )
 
 
-def add_word(tokenizer: Any, text_encoder: Any, identifier: str, row: Tensor | None = None, like: str = "") -> int:
-    """Teaches tokenizer and text encoder a new word; returns its number.
+def add_word(
+    tokenizer: PreTrainedTokenizerBase,
+    text_encoder: Any,
+    identifier: str,
+    row: Tensor | None = None,
+    like: str = "",
+) -> int:
+    """Add a word to tokenizer and text encoder and return its number.
 
-    Its row (D,) is ``row``, else the mean of those of the words ``like``, else that of the whole table.
+    Args:
+        row: its embedding (D,); None: the mean embedding of the words `like`, or of the whole table.
     """
-    old = text_encoder.get_input_embeddings().weight.detach()
+    old = token_embedding(text_encoder).weight.detach()
     if row is None:
         numbers = tokenizer(like, add_special_tokens=False).input_ids if like else []
         row = old[numbers].mean(0) if numbers else old.mean(0)
@@ -86,20 +98,26 @@ def add_word(tokenizer: Any, text_encoder: Any, identifier: str, row: Tensor | N
     if len(tokenizer) > len(old):
         text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     text_encoder.requires_grad_(False)
-    number = int(tokenizer.convert_tokens_to_ids(identifier))
+    number = tokenizer.get_vocab()[identifier]
     with torch.no_grad():
-        text_encoder.get_input_embeddings().weight[number] = row
+        token_embedding(text_encoder).weight[number] = row
     return number
 
 
+def token_embedding(text_encoder: Any) -> nn.Embedding:
+    """Return the embedding table of a text encoder of transformers."""
+    found: nn.Embedding = text_encoder.get_input_embeddings()
+    return found
+
+
 def difference(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What was added to the weights, bfloat16 (each number to 0.4 %); weights that stayed the same are left out."""
+    """Return the changes of weights in bfloat16 (relative error 0.4 %), without unchanged ones."""
     moved = {name: tuned[name].detach().cpu() - base[name].cpu() for name in base}
     return {f"unet.{name}": value.bfloat16().contiguous() for name, value in moved.items() if value.any()}
 
 
 def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Low-rank terms of linear layers, (r, in) and (out, r) each, under the names of the file."""
+    """Return low-rank terms of linear layers, (r, in) and (out, r) each, under their names in the file."""
     found = {}
     for layer, a, b in zip(layers, down, up, strict=True):
         for end, value in ((A, a), (B, b)):
@@ -108,18 +126,20 @@ def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]
 
 
 def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[str, str]) -> None:
-    """The file of ``changes`` and of the identifier's row (D,); ``card``: kind, identifier, prompt, scale, base.
+    """Write a file of `changes` and the identifier's row (D,).
 
-    Raises OSError.
+    Args:
+        card: kind, identifier, prompt, scale, base.
     """
     tensors = {**changes, "identifier": row.detach().float().cpu().contiguous()}
     write_atomic(path, to_bytes(tensors, {"format": loading.SUBJECT_FORMAT, **card, SUM: content_sum(tensors, card)}))
 
 
-def apply(found: Any, path: Path, strength: float = 1.0) -> None:
-    """Adds the file's weights, or a share of them, to the networks ``found`` (``components.Components``), in place.
+def apply(found: Components, path: Path, strength: float = 1.0) -> None:
+    """Add `strength` times the weights of a file to networks, in place.
 
-    Raises ConfigError, before anything is changed, for a file that is damaged or was tuned from other weights.
+    Raises:
+        ConfigError: before any change, for a file that is damaged or was tuned from other weights.
     """
     card = loading.subject_card(path)
     base = checksum(found.unet, found.text_encoder)
@@ -130,19 +150,16 @@ def apply(found: Any, path: Path, strength: float = 1.0) -> None:
             "personalisation",
         )
     tensors = read_safetensors(path)
-    told = {key: value for key, value in card.items() if key not in ("format", SUM)}
-    if SUM not in card:
-        remedy = "delete it and resume its run, which writes it anew"
-        raise ConfigError(f"{path} has no check sum, as those of an earlier release: {remedy}", "personalisation")
-    if card[SUM] != content_sum(tensors, told):
-        raise ConfigError(f"{path} is damaged: its check sum is another one; make it again", "personalisation")
+    content = {key: value for key, value in card.items() if key not in ("format", SUM)}
+    if card.get(SUM) != content_sum(tensors, content):
+        raise ConfigError(f"{path} is damaged: its check sum differs; make it again", "personalisation")
     with called("personalisation"):
         check_identifier(found.tokenizer, card.get("identifier", ""))
     parameters = dict(found.unet.named_parameters())
     row = tensors.pop("identifier", torch.empty(0))
     try:
         changes = _changes(tensors, float(card.get("scale", 1)))
-        width = found.text_encoder.get_input_embeddings().weight.shape[1:]
+        width = token_embedding(found.text_encoder).weight.shape[1:]
         wrong = [name for name, value in changes.items() if parameters[name].shape != value.shape]
         whole = all(torch.isfinite(value).all() for value in (*changes.values(), row))
     except (KeyError, ValueError, RuntimeError):
@@ -151,12 +168,12 @@ def apply(found: Any, path: Path, strength: float = 1.0) -> None:
         raise ConfigError(f"{path} is damaged: its tensors are not those of its kind; make it again", "personalisation")
     with torch.no_grad():
         for name, value in changes.items():
-            parameters[name] += strength * value
+            parameters[name].add_(strength * value)
     add_word(found.tokenizer, found.text_encoder, card["identifier"], row)
 
 
 def _changes(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """What is added to each parameter of the UNet, float32."""
+    """Return the change of each parameter of the UNet, float32."""
     changes = {}
     for name, value in tensors.items():
         inner = name.removeprefix("unet.")

@@ -1,116 +1,124 @@
-"""Prompts -> token numbers, and what to tell the user about words that are cut off or unknown.
+"""Tokenizers: token numbers of prompts, words beyond the token limit, words outside a closed vocabulary.
 
-Two kinds of tokenizer are met: CLIP's byte pairs, which can spell any word, and the word-level one of the
-embedded toybox prior, whose vocabulary is closed.
+CLIP's byte pairs can spell any word; the word-level tokenizer of the embedded toybox prior has a closed vocabulary.
+torch and transformers are imported by the functions that need them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from string import punctuation
+from typing import TYPE_CHECKING
 
 from threedgen.config import ConfigError
+from threedgen.run.prompts import remove_words
+from threedgen.run.similar_words import similar
 
-from .loading import RUNS_NOW, cached, hub_file, reachable
-from .vocabulary import closed
+from .loading import CLIP_FILES, CLIP_REPOSITORY, clip_files, tokenizer_folder
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
-# Three public copies of the one vocabulary that all CLIP text encoders of Stable Diffusion share.
-CLIP_SOURCES = (
-    ("openai/clip-vit-large-patch14", ""),
-    ("laion/CLIP-ViT-H-14-laion2B-s32B-b79K", ""),
-    ("stabilityai/stable-diffusion-2-1-base", "tokenizer/"),
-)
-CLIP_FILES = ("vocab.json", "merges.txt")
-OPEN_CLIP_PAD = "!"  # token 0: what OpenCLIP fills up with, where OpenAI's CLIP repeats the end token
+OPEN_CLIP_PAD = "!"
+"""Padding token of OpenCLIP, number 0; OpenAI's CLIP pads with the end token."""
+VOCABULARY_FILE = Path("tokenizer", "tokenizer.json")
+MAX_VOCABULARY_BYTES = 64 << 20
 
 
-def read_tokenizer(path: Path) -> Any:
-    """The tokenizer in a folder (or in its sub-folder ``tokenizer``). ConfigError if there is none."""
+def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
+    """Load the tokenizer in a folder or its sub-folder "tokenizer". Raises ConfigError."""
     from transformers import AutoTokenizer, CLIPTokenizer
 
-    path = path / "tokenizer" if (path / "tokenizer").is_dir() else path
+    path = tokenizer_folder(path)
     try:
         if (path / "tokenizer_config.json").is_file():
             return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         vocab, merges = (str(path / name) for name in CLIP_FILES)
         return CLIPTokenizer.from_pretrained(path, vocab=vocab, merges=merges, local_files_only=True)
-    except Exception as error:  # the files come from outside: any kind
+    except Exception as error:  # any kind, for files from outside
         raise ConfigError(f"{path} holds no readable tokenizer ({type(error).__name__})") from None
 
 
-def clip_tokenizer(source: str | None, open_clip: bool) -> Any:
-    """CLIP's tokenizer, which the original checkpoints lack: from ``source`` (folder, hub id) or the hub."""
-    place = None if source is None else Path(source).expanduser()
-    tokenizer = read_tokenizer(place if place is not None and place.is_dir() else hub_tokenizer(source))
+def clip_tokenizer(source: str | None, open_clip: bool) -> PreTrainedTokenizerBase:
+    """Load CLIP's tokenizer, which original checkpoints lack, from a folder or a hub id; None: from the hub."""
+    path = None if source is None else Path(source).expanduser()
+    tokenizer = read_tokenizer(path if path is not None and path.is_dir() else clip_files(source or CLIP_REPOSITORY))
     if open_clip:
         tokenizer.pad_token = OPEN_CLIP_PAD
     return tokenizer
 
 
-def check_clip_tokenizer(source: str | None) -> None:
-    """Raises ConfigError if ``clip_tokenizer`` plainly cannot succeed; fetches and reads nothing, without torch."""
-    place = None if source is None else Path(source).expanduser()
-    if place is None or not place.is_dir():
-        hub_copies(source)
-        return
-    place = place / "tokenizer" if (place / "tokenizer").is_dir() else place
-    if not (place / "tokenizer_config.json").is_file() and not all((place / name).is_file() for name in CLIP_FILES):
-        raise ConfigError(f"{place} holds no tokenizer: neither tokenizer_config.json nor {CLIP_FILES[0]}", "tokenizer")
-
-
-def hub_copies(repo: str | None) -> list[tuple[str, str]]:
-    """Where on the hub (id, folder) a tokenizer is, cached ones if there are any. ConfigError if it cannot be had."""
-    sources = CLIP_SOURCES if repo is None else ((repo, ""), (repo, "tokenizer/"))
-    here = [(name, inside) for name, inside in sources if all(cached(name, inside + file) for file in CLIP_FILES)]
-    if not here and not reachable():
-        raise ConfigError(
-            f"this checkpoint holds no tokenizer, and {repo or CLIP_SOURCES[0][0]} is not in the "
-            "hub's cache nor can the hub be reached; copy CLIP's vocab.json and merges.txt into a folder and "
-            f"set tokenizer: FOLDER; {RUNS_NOW}",
-            "tokenizer",
-        )
-    return here or list(sources)
-
-
-def hub_tokenizer(repo: str | None) -> Path:
-    """Folder with the tokenizer of a hub id; by default the first public copy of CLIP's that is cached."""
-    problem = ConfigError("")
-    for name, inside in hub_copies(repo):
-        try:
-            return [hub_file(name, inside + file) for file in CLIP_FILES][0].parent
-        except ConfigError as error:
-            problem = error
-    raise problem
-
-
-def token_ids(tokenizer: Any, prompts: list[str], length: int) -> Tensor:
-    """(n, length) token numbers, start and end included, filled up or cut to ``length``."""
+def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> Tensor:
+    """Return token numbers (n, length), start and end included, padded or cut. Raises ConfigError."""
     if tokenizer.pad_token_id is None:
         raise ConfigError("the tokenizer has no token to fill up short prompts with")
-    options = {"padding": "max_length", "truncation": True, "max_length": length, "return_tensors": "pt"}
-    return tokenizer(prompts, **options).input_ids
+    return tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
 
 
-def tokens_cut(tokenizer: Any, prompt: str, length: int) -> str:
-    """The end of the prompt that does not fit into ``length`` tokens; "" if all of it fits."""
-    room = length - tokenizer.num_special_tokens_to_add()
-    options = {"add_special_tokens": False, "truncation": False, "verbose": False}
-    offsets = tokenizer(prompt, return_offsets_mapping=True, **options)["offset_mapping"]
-    return prompt[offsets[room][0] :].strip() if len(offsets) > room else ""
+def tokens_cut(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> str:
+    """Return the end of the prompt beyond `length` tokens; "" if all of it fits."""
+    free = length - tokenizer.num_special_tokens_to_add()
+    encoded = tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False, truncation=False, verbose=False)
+    offsets = encoded["offset_mapping"]
+    return prompt[offsets[free][0] :].strip() if len(offsets) > free else ""
 
 
-def unknown_words(tokenizer: Any, prompt: str) -> list[tuple[str, list[str]]]:
-    """The words of ``prompt`` that a closed vocabulary lacks, each with up to three known words like it.
-
-    Empty for tokenizers that can spell any word (CLIP's byte pairs).
-    """
-    vocabulary = closed(getattr(tokenizer, "backend_tokenizer", None))
-    return [] if vocabulary is None else vocabulary.unknown(prompt)
-
-
-def added_words(tokenizer: Any) -> list[str]:
-    """Words that were added to the finished vocabulary, such as the identifier of a subject; no special tokens."""
+def added_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Return words added to the finished vocabulary, such as the identifier of a subject; no special tokens."""
     return [word for word in tokenizer.get_added_vocab() if word not in tokenizer.all_special_tokens]
+
+
+class Vocabulary:
+    """A closed vocabulary: words that have a token each.
+
+    Attributes:
+        added: words added to the finished vocabulary, such as the identifier of a subject.
+        known: all other words.
+    """
+
+    def __init__(self, backend: Tokenizer, added: Iterable[str] = ()) -> None:
+        """`added`: further such words, not in the tokenizer yet."""
+        tokens = backend.get_added_tokens_decoder().values()
+        self.backend = backend
+        self.added = [*(token.content for token in tokens if not token.special), *added]
+        self.known = frozenset(backend.get_vocab()) - {token.content for token in tokens if token.special}
+
+    def split(self, prompt: str) -> list[str]:
+        """Split a prompt into its words, each once, without punctuation and added ones."""
+        prompt, splitter = remove_words(prompt, self.added), self.backend.pre_tokenizer
+        text = prompt if self.backend.normalizer is None else self.backend.normalizer.normalize_str(prompt)
+        words = text.split() if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]
+        return [word for word in dict.fromkeys(words) if word.strip(punctuation)]
+
+    def unknown(self, prompt: str) -> list[tuple[str, list[str]]]:
+        """Return the unknown words of a prompt, each with up to three similar known ones."""
+        return [(word, similar(word, self.known)) for word in self.split(prompt) if word not in self.known]
+
+
+def closed_vocabulary(backend: Tokenizer | None, added: Iterable[str] = ()) -> Vocabulary | None:
+    """Return the vocabulary of a word-level tokenizer; None for others."""
+    if backend is None or type(backend.model).__name__ != "WordLevel":
+        return None
+    return Vocabulary(backend, added)
+
+
+def read_vocabulary(folder: Path, added: Iterable[str] = ()) -> Vocabulary | None:
+    """Return the closed vocabulary of a diffusers folder; None for another tokenizer or none. Raises ConfigError."""
+    path = folder / VOCABULARY_FILE
+    if not path.is_file() or path.stat().st_size > MAX_VOCABULARY_BYTES:
+        return None
+    from tokenizers import Tokenizer
+
+    try:
+        return closed_vocabulary(Tokenizer.from_file(str(path)), added)
+    except Exception as error:  # its reader raises Exception itself
+        raise ConfigError(f"{folder} holds no readable tokenizer ({type(error).__name__})", "weights") from None
+
+
+def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[tuple[str, list[str]]]:
+    """Return the words of `prompt` outside a closed vocabulary, each with up to three similar known words."""
+    vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
+    return [] if vocabulary is None else vocabulary.unknown(prompt)

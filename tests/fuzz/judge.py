@@ -130,7 +130,6 @@ def prepare() -> None:
     """Import what the readers import lazily, before forking."""
     import trimesh  # noqa: F401
 
-    import threedgen.guidance.threedim.port
     import threedgen.systems.generate.task
     import threedgen.viewer.report  # noqa: F401
     from tests.support import task_server

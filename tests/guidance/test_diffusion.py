@@ -38,6 +38,11 @@ def recorded(request) -> dict[str, Tensor]:
     return tensors(request.param)
 
 
+def ldm_timesteps(steps: int, T: int = 1000) -> torch.Tensor:
+    """The grid of the ldm code base, with an extra step where `steps` does not divide T (30 -> 31)."""
+    return torch.arange(0, T, T // steps) + 1
+
+
 def test_schedule_matches_recorded_tables_and_noising(recorded):
     r = recorded
     close(SD.betas, r["betas"], 1e-5)
@@ -49,7 +54,7 @@ def test_schedule_matches_recorded_tables_and_noising(recorded):
 
 def test_ddim_matches_recorded_tables_and_step(recorded):
     r, eta = recorded, float(recorded["eta"])
-    timesteps = ddim_timesteps(int(r["S"]), compat=True)
+    timesteps = ldm_timesteps(int(r["S"]))
     assert torch.equal(timesteps, r["ddim_timesteps"])
     a, a_prev = ddim_alphas(SD, timesteps)
     close(a, r["ddim_alphas"], 1e-5)
@@ -78,7 +83,7 @@ def test_ddim_sample_matches_recorded_loop(recorded):
 
     text = (torch.full((1, 1, 1), 0.2), torch.full((1, 1, 1), 0.1))
     denoise = guided(fake, float(r["scale"]))
-    got = ddim_sample(denoise, r["loop_xT"], text, None, 4, SD, int(r["S"]), float(r["eta"]), compat=True)
+    got = ddim_sample(denoise, r["loop_xT"], text, None, 4, SD, ldm_timesteps(int(r["S"])), float(r["eta"]))
     close(got, r["loop_out"], 1e-4)
 
 
@@ -139,15 +144,7 @@ def test_ddim_timesteps_returns_requested_count(a, b):
     assert got[0] >= 0 and got[-1] < T
     assert steps == 1 or int(got.diff().min()) > 0
     if T % steps == 0 and steps < T:
-        assert torch.equal(got, ddim_timesteps(steps, T, compat=True))
-
-
-def test_compat_timesteps_keep_extra_step_and_stay_below_T():
-    assert len(ddim_timesteps(30)) == 30
-    compat = ddim_timesteps(30, compat=True)
-    assert len(compat) == 31 and int(compat[-1]) == 991
-    grid = ddim_timesteps(1000, compat=True)
-    assert len(grid) == 1000 and int(grid[-1]) == int(grid[-2]) == 999 and int(grid[0]) == 1
+        assert torch.equal(got, ldm_timesteps(steps, T))
 
 
 @pytest.mark.parametrize("steps", [0, -1, 1001])
@@ -173,7 +170,7 @@ def test_ddim_sample_reproduces_gaussian_std(eta, std):
     # The start must have the true spread at the last t, or the error stays to the end.
     a_T = float(SD.alpha_bar[ddim_timesteps(250)[-1]])
     x_T = torch.randn(64, 4, 8, 8, generator=generator) * (a_T * std**2 + 1 - a_T) ** 0.5
-    x = ddim_sample(gaussian_denoiser(std), x_T, None, None, 1, SD, 250, eta, generator)
+    x = ddim_sample(gaussian_denoiser(std), x_T, None, None, 1, SD, ddim_timesteps(250), eta, generator)
     assert float(x.std()) == pytest.approx(std, rel=0.05)
 
 

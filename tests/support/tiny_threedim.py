@@ -44,7 +44,7 @@ def inputs(network: XUNet, batch: int = 2) -> Inputs:
     """Random pictures from random cameras on an orbit, all conditional."""
     gen = torch.Generator().manual_seed(0)
     height, width = network.config.size
-    x, z = torch.randn(2, batch, network.config.image_channels, height, width, generator=gen)
+    x, z = torch.randn(2, batch, 3, height, width, generator=gen)
     logsnr = torch.stack([torch.full((batch,), 20.0), 6 * torch.rand(batch, generator=gen) - 3], dim=1)
     K = Projection.perspective(torch.full((batch,), 0.8), height, width).K
     return Inputs(x, z, logsnr, poses(2 * batch, gen).unflatten(0, (batch, 2)), K, torch.ones(batch, dtype=torch.bool))

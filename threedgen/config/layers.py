@@ -15,11 +15,11 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from threedgen import folder
 from threedgen.config import fields, registry, yaml_text
 from threedgen.config.errors import ConfigError, did_you_mean, nearest, short
 from threedgen.config.fields import Tree, merge, nested
 from threedgen.config.messages import Key, Layer, explain
+from threedgen.places import folder
 
 COMMAND_LINE, PYTHON = "command line", "arguments"
 CHOICES = "choices"

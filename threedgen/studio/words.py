@@ -7,7 +7,7 @@ from typing import Any
 
 from threedgen.data.toybox.grammar import NOUNS, find_nouns
 from threedgen.data.toybox.prompt_words import known_nouns
-from threedgen.guidance.weights.vocabulary import Vocabulary
+from threedgen.guidance.weights.tokens import Vocabulary
 from threedgen.systems.prompted import PromptedConfig
 
 MAX_NOUNS = 10

@@ -12,7 +12,7 @@ from threedgen.config.sections import RunConfig
 from threedgen.run.prompts import unknown_words_note
 
 if TYPE_CHECKING:
-    from threedgen.guidance.weights.vocabulary import Vocabulary
+    from threedgen.guidance.weights.tokens import Vocabulary
 
 
 class WordedConfig(RunConfig):

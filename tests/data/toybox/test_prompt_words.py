@@ -14,7 +14,7 @@ from tests.support.tiny_prior import letter_tokenizer, word_tokenizer
 from threedgen import cli
 from threedgen.config import load
 from threedgen.data.toybox.prompt_words import check_noun, notes
-from threedgen.guidance.weights.vocabulary import Vocabulary, closed
+from threedgen.guidance.weights.tokens import Vocabulary, closed_vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +50,9 @@ def test_check_noun_accepts_one_known_noun(prompt: str, embedded: Vocabulary) ->
 
 def test_check_noun_ignores_other_vocabularies(embedded: Vocabulary) -> None:
     check_noun("justice", None)
-    check_noun("justice", closed(word_tokenizer(["justice", "red"]).backend_tokenizer))
+    check_noun("justice", closed_vocabulary(word_tokenizer(["justice", "red"]).backend_tokenizer))
     check_noun("a [V] thing", Vocabulary(embedded.backend, ["[v]"]))
-    assert closed(letter_tokenizer().backend_tokenizer) is None and closed(None) is None
+    assert closed_vocabulary(letter_tokenizer().backend_tokenizer) is None and closed_vocabulary(None) is None
     assert notes("a dog and a cat", None) == []
 
 

@@ -20,7 +20,7 @@ from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.network import AdaptedUNet, make_guider
 from threedgen.guidance.mvadapter.weights import convert_adapter, load_adapter, save_adapter
 from threedgen.guidance.options import MVAdapterConfig, MVDiffusionConfig
-from threedgen.guidance.weights import shipped
+from threedgen.guidance.weights import plugins
 from threedgen.guidance.weights.plugins import locate
 
 
@@ -114,9 +114,9 @@ def test_tuned_base_takes_the_adapter() -> None:
     ("card", "values"),
     [
         ({"layout": "rows"}, ["layout", "rows", "rowcol"]),
-        ({"shift": "many"}, ["shift", "many", 1, 1000]),
-        ({"shift": "0.5"}, ["shift", 0.5, 1, 1000]),
-        ({"fov": "nan"}, ["fov", 0, 100]),
+        ({"shift": "many"}, ["shift", "many"]),
+        ({"shift": "0.5"}, ["shift", 0.5, 1]),
+        ({"fov": "nan"}, ["fov", "nan"]),
     ],
 )
 def test_metadata_of_adapter_file_is_checked(card: dict[str, str], values: list[Any]) -> None:
@@ -142,7 +142,7 @@ def test_cli_names_training_of_missing_adapter(
 def test_help_lists_only_installed_files() -> None:
     for config, key in ((MVDiffusionConfig, "blocks"), (MVAdapterConfig, "adapter")):
         description = str(config.model_fields[key].description)
-        assert {name for name in shipped.FILES[key] if name in description} == set(shipped.here(key))
+        assert {name for name in plugins.FILES[key] if name in description} == set(plugins.embedded_files(key))
 
 
 def test_locate_finds_installed_names_and_suggests_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,7 +150,7 @@ def test_locate_finds_installed_names_and_suggests_them(tmp_path: Path, monkeypa
         locate("adapter", "nowhere.safetensors")
     with refused("blocks", "toybox-pano", "toybox-panorama"):
         locate("blocks", "toybox-pano")
-    monkeypatch.setattr(shipped, "folder", lambda name: tmp_path / name)
+    monkeypatch.setattr(plugins, "folder", lambda name: tmp_path / name)
     for name in ("toybox-ray", "toybox-rays"):  # nothing is installed
         with refused("adapter", name, "train-mvadapter") as caught:
             locate("adapter", name)
@@ -158,7 +158,7 @@ def test_locate_finds_installed_names_and_suggests_them(tmp_path: Path, monkeypa
     geometry = tmp_path / "weights" / "toybox-mvadapter" / "geometry.safetensors"
     geometry.parent.mkdir(parents=True)
     geometry.touch()
-    assert shipped.choice("adapter", "a file") == "toybox-geometry, a file" and shipped.choice("blocks", "x") == "x"
+    assert plugins.choice("adapter", "a file") == "toybox-geometry, a file" and plugins.choice("blocks", "x") == "x"
     assert locate("adapter", "toybox-geometry") == geometry
     for name in ("nowhere", "toybox-geo"):
         with refused("adapter", repr(name), "toybox-geometry", "train-mvadapter"):
@@ -234,7 +234,7 @@ def test_fine_guider_acts_on_first_layer(config: Any) -> None:
     x, t, text = inputs(3, size=(4, 10))
     maps = control(3, 32, 80)
     before = network(x, t, text, maps, 3)
-    network.refine()
+    network.add_fine_guider()
     assert network.fine is not None
     assert torch.equal(network(x, t, text, maps, 3), before)
     assert len(network.new_parts) == len(AdaptedUNet(tiny_base(**config), branches=("mv",), fine=True).new_parts)

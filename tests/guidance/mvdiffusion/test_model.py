@@ -20,7 +20,7 @@ from threedgen.guidance.mvdiffusion.inputs import (
     depth_channels,
     given_condition,
     mask_channels,
-    masked_pictures,
+    masked_images,
     unknown_channels,
 )
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
@@ -156,7 +156,7 @@ def test_blocks_file_stores_unet_as_difference(targets: tuple[str, ...], tmp_pat
 
 def test_check_trained_options_warns_of_differences(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "blocks.safetensors"
-    save_blocks(path, MultiviewUNet(tiny_model().unet), None, learnt={"k": 5, "neighbours": "ring"})
+    save_blocks(path, MultiviewUNet(tiny_model().unet), None, options={"k": 5, "neighbours": "ring"})
     model = tiny_model().with_blocks(path)
     model.check_trained_options(k=5, neighbours="ring", mask="paper")
     assert not caplog.records
@@ -184,13 +184,13 @@ def test_depth_channels_scale_inverse_depth() -> None:
 
 def test_mask_conventions() -> None:
     views, latents, given = torch.ones(2, 4, 4, 3), torch.ones(2, 4, 2, 2), torch.tensor([True, False])
-    assert masked_pictures(views, given)[1].unique() == 0.5 and masked_pictures(views, given, "paper")[1].unique() == 0
+    assert masked_images(views, given)[1].unique() == 0.5 and masked_images(views, given, "paper")[1].unique() == 0
     assert mask_channels(latents, given)[:, 0, 0, 0].tolist() == [0, 1]
     assert mask_channels(latents, given, "paper")[:, 0, 0, 0].tolist() == [1, 0]
     part = torch.zeros(2, 4, 4, dtype=torch.bool)
     part[0, :, :3] = True  # half of the right latents
     assert mask_channels(latents, part)[:, 0].tolist() == [[[0, 1], [0, 1]], [[1, 1], [1, 1]]]
     assert mask_channels(latents, part, "paper")[0, 0].tolist() == [[1, 0], [1, 0]]
-    assert masked_pictures(views, part)[0, :, :, 0].tolist() == [[1, 1, 1, 0.5]] * 4
+    assert masked_images(views, part)[0, :, :, 0].tolist() == [[1, 1, 1, 0.5]] * 4
     condition = given_condition(latents, given)
     assert condition.shape == (2, 5, 2, 2) and condition[0].unique() == 1 and condition[1].unique() == 0

@@ -41,13 +41,13 @@ def test_pipeline_matches_prior_samples(prior: MVDream, c2w: Any, prediction: An
     options = {"steps": 4, "guidance_scale": 3, "negative_prompt": "a cat", "init_strength": 1.0}
     expected = other.sample("a red dog", c2w, **options, generator=cpu())
     views = {"c2w": c2w} if c2w is not None else {"n_view": 0}
-    found = sample(other.pipeline(), negative_prompt="a cat", **views)
+    found = sample(MVDreamPipeline.from_prior(other), negative_prompt="a cat", **views)
     np.testing.assert_allclose(found, expected.numpy(), atol=1e-4)
 
 
 def test_default_views_are_those_of_mvdream_script(prior: MVDream) -> None:
     """Elevation 15 and azimuth 0, which is 90 there."""
-    pipeline = prior.pipeline()
+    pipeline = MVDreamPipeline.from_prior(prior)
     np.testing.assert_allclose(sample(pipeline), sample(pipeline, c2w=script_poses(4)), atol=1e-4)
     rotated = sample(pipeline, azimuth=90.0, elevation=0.0)
     np.testing.assert_allclose(rotated, sample(pipeline, c2w=script_poses(4, 0, 180)), atol=1e-4)
@@ -55,7 +55,7 @@ def test_default_views_are_those_of_mvdream_script(prior: MVDream) -> None:
 
 
 def test_output_types_agree(prior: MVDream) -> None:
-    pipeline = prior.pipeline()
+    pipeline = MVDreamPipeline.from_prior(prior)
     array = sample(pipeline)
     assert array.shape == (4, 16, 16, 3) and 0 <= array.min() <= array.max() <= 1
     images = sample(pipeline, output_type="pil")
@@ -70,7 +70,7 @@ def test_output_types_agree(prior: MVDream) -> None:
 
 
 def test_prompts_are_sampled_independently(prior: MVDream) -> None:
-    pipeline, prompts = prior.pipeline(), ["a red dog", "a blue cat"]
+    pipeline, prompts = MVDreamPipeline.from_prior(prior), ["a red dog", "a blue cat"]
     start = torch.randn(8, 4, 8, 8, generator=cpu())
     both = sample(pipeline, prompts, latents=start)
     single = [sample(pipeline, prompt, latents=part) for prompt, part in zip(prompts, start.split(4), strict=True)]
@@ -78,7 +78,7 @@ def test_prompts_are_sampled_independently(prior: MVDream) -> None:
 
 
 def test_other_scheduler_and_step_callback(prior: MVDream) -> None:
-    pipeline, steps = prior.pipeline(), []
+    pipeline, steps = MVDreamPipeline.from_prior(prior), []
     first = sample(pipeline)
     pipeline.scheduler = EulerDiscreteScheduler.from_config(pipeline.scheduler.config)
 
@@ -96,12 +96,12 @@ def test_other_scheduler_and_step_callback(prior: MVDream) -> None:
 
 
 def test_saved_pipelines_and_priors_load_in_both(prior: MVDream, tmp_path: Path) -> None:
-    expected = sample(prior.pipeline())
-    prior.pipeline().save_pretrained(tmp_path / "pipe")
+    expected = sample(MVDreamPipeline.from_prior(prior))
+    MVDreamPipeline.from_prior(prior).save_pretrained(tmp_path / "pipe")
     back = MVDreamPipeline.from_pretrained(tmp_path / "pipe")
     np.testing.assert_allclose(sample(back), expected, atol=1e-4)
     loaded = MVDream.load(str(tmp_path / "pipe"), dtype="fp32")
-    np.testing.assert_allclose(sample(loaded.pipeline()), expected, atol=1e-4)
+    np.testing.assert_allclose(sample(MVDreamPipeline.from_prior(loaded)), expected, atol=1e-4)
     prior.save(tmp_path / "ours")  # in half precision
     ours = MVDreamPipeline.from_pretrained(tmp_path / "ours")
     np.testing.assert_allclose(sample(ours.to(torch.float32)), expected, atol=0.05)
@@ -119,7 +119,7 @@ def test_from_pretrained_sets_precision(prior: MVDream, tmp_path: Path) -> None:
 
 
 def test_pipeline_shares_networks_and_names_all_for_offload(prior: MVDream) -> None:
-    pipeline = prior.pipeline()
+    pipeline = MVDreamPipeline.from_prior(prior)
     assert pipeline.unet is prior.unet and pipeline.vae is prior.vae
     networks = {name for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     assert set(pipeline.model_cpu_offload_seq.split("->")) - {"coarse"} == networks - {"coarse"}
@@ -138,8 +138,8 @@ def test_embedded_folder_loads_as_pipeline() -> None:
 def test_cpu_offload_keeps_images(prior: MVDream) -> None:
     """With the hooks of accelerate, which are set again after each call, on the CPU."""
     pytest.importorskip("accelerate")
-    expected = sample(prior.pipeline())
-    pipeline = coarse_prior().pipeline() if prior.coarse is not None else tiny_prior().pipeline()
+    expected = sample(MVDreamPipeline.from_prior(prior))
+    pipeline = MVDreamPipeline.from_prior(tiny_prior() if prior.coarse is None else coarse_prior())
     pipeline.enable_model_cpu_offload(device="cpu")
     assert len(pipeline._all_hooks) == (3 if prior.coarse is None else 4)
     for _ in range(2):
@@ -150,8 +150,8 @@ def test_cpu_offload_keeps_images(prior: MVDream) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("make", [tiny_prior, coarse_prior])
 def test_gpu_offload_keeps_images(make: Callable[[], MVDream]) -> None:
-    expected = sample(make().pipeline())
-    pipeline = make().pipeline()
+    expected = sample(MVDreamPipeline.from_prior(make()))
+    pipeline = MVDreamPipeline.from_prior(make())
     pipeline.enable_model_cpu_offload()
     np.testing.assert_allclose(sample(pipeline), expected, atol=1e-2)
     assert pipeline.unet.device.type == "cpu"
@@ -160,4 +160,4 @@ def test_gpu_offload_keeps_images(make: Callable[[], MVDream]) -> None:
 @pytest.mark.parametrize("wrong", [{"prompt": []}, {"n_view": -1}, {"output_type": "jpg"}])
 def test_pipeline_refuses_empty_and_unknown_requests(prior: MVDream, wrong: dict[str, Any]) -> None:
     with refused(None, "n_view", kind=ValueError):
-        sample(prior.pipeline(), **{"prompt": "a red dog"} | wrong)
+        sample(MVDreamPipeline.from_prior(prior), **{"prompt": "a red dog"} | wrong)

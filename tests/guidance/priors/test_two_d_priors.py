@@ -25,6 +25,7 @@ from threedgen.guidance.guidance import Condition
 from threedgen.guidance.options import DeepFloydConfig, StableDiffusionConfig
 from threedgen.guidance.priors import deepfloyd, stable_diffusion
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.guidance.priors.pipeline import MVDreamPipeline
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.meta_networks import meta_networks
 
@@ -52,7 +53,7 @@ def test_stable_diffusion_matches_diffusers() -> None:
     image = prior.sample("a red dog", None, steps=2, generator=cpu())
     assert image.shape == (1, 16, 16, 3) and image.std() > 0
     call = {"n_view": 0, "num_inference_steps": 2, "output_type": "np", "guidance_scale": 3.0}
-    assert prior.pipeline()("a red dog", "", **call, generator=cpu()).images.shape == (1, 16, 16, 3)
+    assert MVDreamPipeline.from_prior(prior)("a red dog", "", **call, generator=cpu()).images.shape == (1, 16, 16, 3)
 
 
 def test_stable_diffusion_uses_multi_view_weights_in_2d_mode() -> None:

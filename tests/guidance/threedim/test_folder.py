@@ -66,7 +66,7 @@ def test_saved_latent_model_loads(tmp_path: Path) -> None:
     found, cameras = folder.load(str(tmp_path / "model"))
     assert isinstance(found, LatentPairs) and found.poses == "relative" and cameras == CAMERAS
     rgb = torch.rand(2, 16, 16, 3, generator=torch.Generator().manual_seed(0))
-    z, gen = model.from_pictures(rgb), torch.Generator().manual_seed(1)
+    z, gen = model.encode_images(rgb), torch.Generator().manual_seed(1)
     c2w, level = poses(4, gen).unflatten(0, (2, 2)), torch.tensor([-3.0, 2.0])
     batch = z[:1].expand(2, -1, -1, -1), z, level, c2w, torch.eye(3).expand(2, 3, 3), torch.tensor([True, False])
     found.prior.dtype = torch.float32
@@ -142,10 +142,10 @@ def test_sampler_config_check_refuses_missing_and_foreign_weights(tmp_path: Path
 def test_embedded_model_uses_its_condition() -> None:
     """On scenes of an unseen seed, by more than 4 dB at alpha_bar 0.05."""
     model, cameras = folder.load("embedded")
-    assert isinstance(model, XUNet) and model.picture_size == (32, 32) and cameras is not None
+    assert isinstance(model, XUNet) and model.image_size == (32, 32) and cameras is not None
     source = ToyboxScenes(ToyboxPairsConfig(scenes=16, views=2, held_out=4), 32, seed=77)
     scenes = [source.scene(k) for k in range(16)]
-    x, x0 = (model.from_pictures(torch.stack([scene.images[k] for scene in scenes])) for k in (0, 1))
+    x, x0 = (model.encode_images(torch.stack([scene.images[k] for scene in scenes])) for k in (0, 1))
     c2w, K = (torch.stack(part) for part in zip(*((s.cameras.c2w, s.cameras.K[0]) for s in scenes), strict=True))
     (gap,) = gap_test(model, Pairs(x, x0, c2w, K), (0.05,), torch.Generator().manual_seed(0), kinds=2)
     assert gap.gap > 4 and gap.true > 19

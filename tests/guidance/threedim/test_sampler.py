@@ -220,25 +220,6 @@ def test_networks_sample_under_autocast(architecture: str) -> None:
     assert views.dtype == torch.float32 and views.isfinite().all() and not views.requires_grad
 
 
-@pytest.mark.parametrize(
-    "change, values",
-    [
-        ({"images": torch.zeros(2, 3, 4, 4)}, ["images", (2, 3, 4, 4)]),
-        ({"images": torch.zeros(2, 0, 3, 4, 4)}, ["views"]),
-        ({"c2w": torch.zeros(2, 2, 4, 4)}, ["c2w", (2, 2, 4, 4), (2, 1, 4, 4)]),
-        ({"targets": torch.zeros(1, 5, 4, 4)}, ["targets"]),
-        ({"targets": torch.zeros(2)}, ["targets"]),
-        ({"K": torch.zeros(3, 3)}, ["K", (3, 3)]),
-        ({"generators": generators(1)}, ["generators", 1, 2]),
-        ({"generators": generators(1) * 2}, ["generators", 1, 2]),
-        ({"steps": 0}, ["steps", 0]),
-    ],
-)
-def test_sample_views_refuses_arguments_that_do_not_fit(change: dict[str, Any], values: list[Any]) -> None:
-    with refused(None, *values, kind=ValueError):
-        sample_views(RecordingModel(), **scenes() | change)
-
-
 def test_sample_views_without_targets_returns_no_views() -> None:
     arguments = scenes()
     arguments["targets"] = arguments["targets"][:, :0]

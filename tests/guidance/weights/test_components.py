@@ -307,8 +307,8 @@ def test_diffusers_folder_with_ldm_names_is_converted(folder: Path) -> None:
 
 def test_old_vae_attention_names_are_renamed() -> None:
     old = "encoder.mid_block.attentions.0.proj_attn.weight"
-    assert components.old_vae_name(old) == "encoder.mid_block.attentions.0.to_out.0.weight"
-    assert components.old_vae_name("encoder.conv_in.weight") == "encoder.conv_in.weight"
+    assert components.rename_vae_attention(old) == "encoder.mid_block.attentions.0.to_out.0.weight"
+    assert components.rename_vae_attention("encoder.conv_in.weight") == "encoder.conv_in.weight"
 
 
 @pytest.mark.parametrize(("name", "kind"), [("toybox-base", StableDiffusion), ("toybox-prior", MVDream)])

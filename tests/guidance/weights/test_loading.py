@@ -300,10 +300,6 @@ def test_check_refuses_damaged_folders(tmp_path: Path, monkeypatch: Any) -> None
         (vae / name).unlink()
         with refused_in_one_line(None, missing):
             loading.check(str(good))
-    old = part_folder(tmp_path / "old")
-    (old / loading.FORMER_PART).mkdir()
-    with refused_in_one_line("weights", old, "train-toybox-base"):
-        loading.check(str(old))
     monkeypatch.setattr(loading, "folder", lambda name: tmp_path / name)
     with refused_in_one_line("weights", "toybox-base"):
         loading.check("toybox-base")

@@ -15,7 +15,8 @@ from tests.support.tiny_prior import coarse_prior, cpu, letter_tokenizer, tiny_p
 from threedgen.config import registry
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
-from threedgen.guidance.weights import loading, subject_weights, tokens
+from threedgen.guidance.priors.pipeline import MVDreamPipeline
+from threedgen.guidance.weights import subject_weights, tokens
 from threedgen.guidance.weights.loading import subject_card
 
 
@@ -101,13 +102,6 @@ def test_config_check_refuses_files_that_are_no_personalisation(saved: Path) -> 
     MVDreamConfig(weights=str(saved / "base"), personalisation=str(saved / "dog.safetensors")).check()
 
 
-def test_subject_card_refuses_earlier_toybox_prior(tmp_path: Path) -> None:
-    card = {"kind": "difference", "identifier": "[v]", "base": loading.FORMER_BASE}
-    subject_weights.write(tmp_path / "dog.safetensors", {}, torch.zeros(24), card)
-    with refused("personalisation", tmp_path / "dog.safetensors", "mvdreambooth-toybox"):
-        subject_card(tmp_path / "dog.safetensors")
-
-
 @pytest.mark.parametrize(
     ("damage", "value"),
     [
@@ -180,7 +174,7 @@ def test_coarse_predictor_takes_prompt_without_identifier() -> None:
 
 def test_pipeline_and_saved_folder_keep_identifier(saved: Path) -> None:
     found = load(saved)
-    assert found.pipeline().prior.identifiers == ["[v]"]
+    assert MVDreamPipeline.from_prior(found).prior.identifiers == ["[v]"]
     found.save(saved / "merged")
     merged = MVDream.load(str(saved / "merged"), dtype="fp32")
     assert merged.identifiers == ["[v]"]

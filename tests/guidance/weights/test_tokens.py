@@ -51,7 +51,7 @@ def test_clip_tokenizer_reads_vocab_and_merges(tmp_path: Path, inside: str) -> N
 def test_clip_tokenizer_is_found_in_hub_cache(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    repo = tmp_path / "models--laion--CLIP-ViT-H-14-laion2B-s32B-b79K"
+    repo = tmp_path / "models--openai--clip-vit-large-patch14"
     (repo / "refs").mkdir(parents=True)
     (repo / "refs" / "main").write_text("abc")
     clip_files(repo / "snapshots" / "abc")

@@ -308,7 +308,7 @@ def test_augmentation_is_light_and_never_mirrors() -> None:
         (["photos=photos/0.png"], "photos: one photo is not enough"),
         (["prompt="], 'prompt: is empty; say what the photos show, such as prompt="a [v] dog"'),
         (["prompt=[v]"], "prompt: should also say of what kind"),
-        (["identifier=dog"], "identifier: 'dog' is a word that this prior knows already"),
+        (["identifier=dog"], "identifier: 'dog' is a word of this prior"),
         (["identifier=a b"], "identifier"),
         (["prior.personalisation=x.safetensors"], "prior.personalisation should be left out"),
         (["prior.dtype=fp16"], "prior.dtype should be auto, bf16 or fp32"),

@@ -61,7 +61,7 @@ def checked(out: Path, **sections: Any) -> TrainThreeDiMConfig:
 class Copycat:
     """Takes its condition for the target, or zeros if it may not look."""
 
-    prediction, clip, picture_size = "sample", 1.0, (8, 8)
+    prediction, clip, image_size = "sample", 1.0, (8, 8)
 
     def __init__(self, looks: bool) -> None:
         self.looks = looks
@@ -71,10 +71,10 @@ class Copycat:
         self.seen.append(x)
         return x if self.looks else 0.5 * z
 
-    def from_pictures(self, rgb: Tensor) -> Tensor:
+    def encode_images(self, rgb: Tensor) -> Tensor:
         return 2 * rgb.permute(0, 3, 1, 2) - 1
 
-    def to_pictures(self, x: Tensor) -> Tensor:
+    def decode_images(self, x: Tensor) -> Tensor:
         return (x / 2 + 0.5).permute(0, 2, 3, 1)
 
 
@@ -278,7 +278,7 @@ def test_the_unet_of_a_prior_is_trained_in_its_latents(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     assert train.run(config, quiet=True) == 0
     found, _ = folder.load(str(tmp_path / "run" / "model"))
-    assert isinstance(found, LatentPairs) and found.picture_size == (16, 16)
+    assert isinstance(found, LatentPairs) and found.image_size == (16, 16)
     assert_same(dict(found.prior.vae.state_dict()), before)
     moved = found.unet.conv_in.weight - model.unet.conv_in.weight.half().float()
     assert 0 < moved.abs().max() < 0.1
@@ -305,7 +305,7 @@ def test_half_lives_and_warm_ups_count_examples(tmp_path: Path) -> None:
     ("config", "words", "said"),
     [
         ("train-threedim-toybox", ["training.regression=true"], "belong together"),
-        ("train-threedim-toybox", ["model.network.image_channels=4"], "square, with 3 channels"),
+        ("train-threedim-toybox", ["model.network.image_size=[16,32]"], "square"),
         ("train-threedim-toybox", ["data.held_out=5000"], "held_out 5000 should be less than scenes"),
         ("train-threedim-toybox", ["data.held_out=2"], "at least 2 of each"),
         ("train-threedim-toybox", ["model.start=/nowhere"], "model.start: there is no file or folder"),

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from threedgen.config import ConfigError
-from threedgen.guidance.weights.vocabulary import Vocabulary
+from threedgen.guidance.weights.tokens import Vocabulary
 from threedgen.run.similar_words import also_called
 
 from . import nouns  # noqa: F401  (fills NOUNS)

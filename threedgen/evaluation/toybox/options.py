@@ -8,11 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from threedgen import folder
 from threedgen.config import Config, ConfigError, Scheduled, load, task_of
 from threedgen.config.command import command
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, Elevations, RunConfig, TrainerConfig
+from threedgen.places import folder
 from threedgen.run.folder import user_path
 
 MatteName = Annotated[str, Field(min_length=1, description="network that finds the foreground of an image")]

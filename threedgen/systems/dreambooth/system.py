@@ -86,7 +86,7 @@ class DreamBoothSystem(System):
         super().__init__(config, base=base)
         self.config, self.options = config, config.tuning
         self.base = base
-        self.number = int(prior.tokenizer.convert_tokens_to_ids(config.identifier))
+        self.number = prior.tokenizer.get_vocab()[config.identifier]
         self.word = nn.Parameter(table_of(prior)[self.number].detach().clone())
         self.originals: dict[str, Tensor] = {}
         self.lora: LoRA | None = None

@@ -21,7 +21,7 @@ from threedgen.data.srn.pairs import PairBank
 from threedgen.geometry.images import enlarge_small, grid, psnr, write_png
 from threedgen.geometry.views import Views
 from threedgen.guidance.threedim.logsnr import add_noise, x0_from_output
-from threedgen.guidance.threedim.sampler import ViewModel, bounded, sample_views
+from threedgen.guidance.threedim.sampler import ViewModel, clipped, sample_views
 from threedgen.run.disk import write_atomic
 from threedgen.run.seeding import generator
 
@@ -68,7 +68,7 @@ def gap_test(
     keep = torch.ones(len(pairs.x), dtype=torch.bool, device=pairs.x.device)
 
     def pictures(x: Tensor) -> Tensor:
-        return torch.cat([model.to_pictures(part) for part in x.split(CHUNK)]).clamp(0, 1).float().cpu()
+        return torch.cat([model.decode_images(part) for part in x.split(CHUNK)]).clamp(0, 1).float().cpu()
 
     truth = pictures(pairs.x0).numpy()
 
@@ -78,7 +78,7 @@ def gap_test(
         given = (x, z, logsnr, pairs.c2w, pairs.K, keep)
         output = torch.cat([model.predict(*part) for part in zip(*(t.split(CHUNK) for t in given), strict=True)])
         x0 = x0_from_output(z, output, logsnr, model.prediction)
-        found = pictures(bounded(model, x0))
+        found = pictures(clipped(model, x0))
         return fmean(psnr(*pair) for pair in zip(truth, found.numpy(), strict=True))
 
     levels = {a: torch.full((len(pairs.x),), log(a) - log(1 - a), device=pairs.x.device) for a in alpha_bars}
@@ -102,7 +102,7 @@ def write_sheet(
     truth = [once_around(bank.source.scene(scene), options.sheet_views + 1) for scene in scenes]
     count = len(truth[0])
     images = torch.stack([views.images[:1] for views in truth]).to(device)
-    x = model.from_pictures(images.flatten(0, 1)).unflatten(0, images.shape[:2])
+    x = model.encode_images(images.flatten(0, 1)).unflatten(0, images.shape[:2])
     c2w = torch.stack([views.cameras.c2w for views in truth]).to(device)
     K = torch.stack([views.cameras.K[0] for views in truth]).to(device)
     rngs = [generator(seed, scene, "sheet") for scene in scenes]
@@ -111,7 +111,7 @@ def write_sheet(
     rows = [
         row
         for views, sampled in zip(truth, drawn, strict=True)
-        for row in (views.images[:1], model.to_pictures(sampled).float().cpu(), views.images)
+        for row in (views.images[:1], model.decode_images(sampled).float().cpu(), views.images)
     ]
     labels = ["given", *["sampled"] * (count - 1), "given", *["true"] * (count - 1)] * len(truth)
     write_png(path, grid(enlarge_small(torch.cat(rows)), count, labels))

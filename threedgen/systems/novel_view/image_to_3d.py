@@ -89,7 +89,7 @@ def sampled(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool
     count = len(config.rings) * config.views
     with Count("sampling steps", count * config.sampler.steps, quiet) as progress:
         sampler = ThreeDiMSampler(config.threedim, lambda done, total, x0: progress.add(1))
-        height, width = sampler.model.picture_size
+        height, width = sampler.model.image_size
         at = cameras(config, sampler.cameras, height, width)
         picture = load_image(Path(config.image).expanduser(), height, width)
         views = Views(picture[None], at.select([0]))

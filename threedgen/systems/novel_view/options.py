@@ -15,6 +15,7 @@ from threedgen.export.options import ExportSection
 from threedgen.geometry.picture_file import load_image
 from threedgen.guidance.options import MultiviewWeights
 from threedgen.guidance.threedim.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
+from threedgen.guidance.weights.loading import check, novel_view_model
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
 from threedgen.run.folder import user_path
 from threedgen.systems.generate.options import ResultConfig
@@ -30,16 +31,14 @@ class PixelsConfig(Config):
     @model_validator(mode="after")
     def _pictures(self) -> PixelsConfig:
         height, width = self.network.size
-        if height != width or self.network.image_channels != 3:
-            raise ValueError("network: pictures to train on are square, with 3 channels")
+        if height != width:
+            raise ValueError("network: pictures to train on are square")
         return self
 
     def check(self) -> None:
-        from threedgen.guidance.threedim.folder import check
-
         if self.start is not None:
             with called("start"):
-                check(self.start)
+                novel_view_model(self.start)
 
 
 class LatentsConfig(Config):
@@ -54,8 +53,6 @@ class LatentsConfig(Config):
     )
 
     def check(self) -> None:
-        from threedgen.guidance.weights.loading import check
-
         with called("start"):
             check(self.start)
 
@@ -117,7 +114,7 @@ class ImageTo3DConfig(RunConfig):
     weights: str = Field(
         "embedded",
         min_length=1,
-        description="embedded (toybox cars and chairs), a trained folder, or a port's checkpoint",
+        description="embedded (toybox cars and chairs), or a trained folder",
     )
     elevation: float = Field(20.0, gt=-90, lt=90, description="of the camera that took the picture, degrees")
     azimuth: float = Field(0.0, ge=-360, le=360, description="of this camera, degrees; 0: it sees the front")

@@ -74,7 +74,7 @@ class PairSystem(AveragedSystem):
         """A pair of each scene, in the form that the model wants."""
         x, y, c2w, K = self.bank.pairs(chosen, rng, near)
         if self.bank.encode is None:
-            x, y = self.model.from_pictures(x), self.model.from_pictures(y)
+            x, y = self.model.encode_images(x), self.model.encode_images(y)
         return Pairs(x, y, c2w, K).to(self.device)
 
     def autocast(self) -> torch.autocast:

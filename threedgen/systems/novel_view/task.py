@@ -62,9 +62,9 @@ def earlier(weights: str, network: XUNetConfig) -> XUNet:
 
 def bank(config: TrainThreeDiMConfig, model: Any, folder: Path) -> PairBank:
     """The views to train on, encoded if the model works on latents."""
-    size = model.picture_size[0]
+    size = model.image_size[0]
     source = open_source(config.data, size, config.seed)
-    encoder = () if isinstance(model, XUNet) else (model.from_pictures, f"VAE {digest(model.prior.vae)}")
+    encoder = () if isinstance(model, XUNet) else (model.encode_images, f"VAE {digest(model.prior.vae)}")
     return PairBank(folder, source, size, config.data.held_out, *encoder)
 
 

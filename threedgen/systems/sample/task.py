@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from threedgen.geometry.images import grid, write_png
+from threedgen.guidance.priors.pipeline import MVDreamPipeline
 from threedgen.run.disk import writing
 from threedgen.run.prompts import normalise_prompt, prompt_warnings, with_suffix
 from threedgen.run.seeding import generator
@@ -22,7 +24,7 @@ def sample(task: Task) -> None:
     prompt = normalise_prompt(config.prompt)
     prior = task.load_prior()
     notes = prompt_warnings(config.prompt, prior, config.prompt_notes())
-    pipeline = prior.pipeline()
+    pipeline: Any = MVDreamPipeline.from_prior(prior)
     pipeline.set_progress_bar_config(disable=True)
     rows = [
         pipeline(

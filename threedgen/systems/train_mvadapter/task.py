@@ -118,7 +118,7 @@ def earlier_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) 
     if wanted is not None and wanted != there:
         raise ConfigError(f"has guider_downscale={there}, and {wanted} is asked for", "adapter", config.adapter)
     if config.guider_fine and network.guider is not None and network.fine is None:
-        network.refine()
+        network.add_fine_guider()
     network.new_parts.requires_grad_(True).train()
     return network
 

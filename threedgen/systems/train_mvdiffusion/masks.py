@@ -13,7 +13,7 @@ from torch import Tensor
 from threedgen.data.bank import Captioned, LatentBank
 from threedgen.data.scene_views import SceneSource
 from threedgen.geometry.views import resize
-from threedgen.guidance.mvdiffusion.inputs import Convention, mask_channels, masked_pictures
+from threedgen.guidance.mvdiffusion.inputs import Convention, mask_channels, masked_images
 from threedgen.run.arrays import Array
 
 Paint = Callable[[np.random.Generator, int], Array]
@@ -78,7 +78,7 @@ class MaskedViews:
             view = index % self.each
             picture = resize(scene.views.images[view, None], size, size)
             given = torch.from_numpy(~self.mask(index, size))
-            rgb[place] = torch.cat([picture, masked_pictures(picture, given[None], self.convention)])
+            rgb[place] = torch.cat([picture, masked_images(picture, given[None], self.convention)])
             captions.append(scene.captions[view])
         poses = np.broadcast_to(np.eye(4, dtype=np.float32), (2 * len(indices), 4, 4))
         return Captioned(rgb.reshape(-1, size, size, 3), captions, poses)

@@ -20,11 +20,11 @@ from threedgen.data.scene_bank import SceneBank
 from threedgen.data.scene_views import SceneSource
 from threedgen.guidance.coarse_to_fine import REFINE_STRENGTH, check_half_size, check_image_size
 from threedgen.guidance.distillation.lora import ATTENTION, CONVOLUTIONS, LoRA
-from threedgen.guidance.mvdiffusion.difference import begin_additions, difference, widened
+from threedgen.guidance.mvdiffusion.difference import difference, load_difference, widened
 from threedgen.guidance.mvdiffusion.inputs import Extra
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.mvdiffusion.unet import Kind, MultiviewUNet
-from threedgen.guidance.mvdiffusion.weights import begin_with, difference_in, differing
+from threedgen.guidance.mvdiffusion.weights import difference_in, load_blocks, with_difference
 from threedgen.guidance.weights.files import read_tensors, sha256
 from threedgen.guidance.weights.loading import identify
 from threedgen.guidance.weights.plugins import locate
@@ -49,7 +49,7 @@ def train(task: Task) -> Status:
     kept = begun if config.single_view is None else None  # of which the 2D model stays too
     if kept is not None:
         with keyed("blocks"):
-            model.unet = differing(model.unet, kept)
+            model.unet = with_difference(model.unet, kept)
     check_told(config, model.extra, "start" if kept is None else "blocks")
     task.name_weights({"start": identify(config.start)})
     source = registry.build("scene-source", config.scenes, config.seed, "train")
@@ -61,7 +61,7 @@ def train(task: Task) -> Status:
     network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=whole, convolution=whole)
     if begun is not None:
         with keyed("blocks"):
-            begin_with(network, begun, unet=kept is not None)
+            load_blocks(network, begun, unet=kept is not None)
     model.with_network(network)
     if kept is not None:
         own = difference_in(kept)
@@ -130,7 +130,7 @@ def learn_single_views(
         first = theirs.get("unet.conv_in.weight")
         if first is not None and first.shape == model.unet.conv_in.weight.shape:
             with keyed("blocks"):
-                begin_additions(model.unet, lora, theirs)
+                load_difference(model.unet, lora, theirs)
         lora.attach(model.unet)
     learner = SingleViewSystem(config, model, seen, lora)
     task.stage("single-view", learner.learning, learner, "loss")

@@ -80,13 +80,13 @@ def learn(task: Task, prior: MVDream, single: Source, several: Source, shown: As
 def begin(config: TrainOwnPriorConfig) -> MVDream:
     """The prior to begin with; a 2D model gets a camera branch that says nothing yet. Raises ConfigError."""
     with called("prior.weights"):
-        prior = load_prior(StableDiffusion, config.prior, device(config.trainer.accelerator))
-    unet = prior.unet
+        base = load_prior(StableDiffusion, config.prior, device(config.trainer.accelerator))
+    unet = base.unet
     if unet.class_embedding is None:
         seed_networks(config.seed, "camera")
         unet = with_camera(unet)
-    parts = unet, prior.vae, prior.text_encoder, prior.tokenizer, prior.schedule, prior.coarse, prior.second
-    prior = MVDream(*parts, image_size=prior.image_size, dtype=prior.precision, device=prior.device)
+    parts = unet, base.vae, base.text_encoder, base.tokenizer, base.schedule, base.coarse, base.second
+    prior = MVDream(*parts, image_size=base.image_size, dtype=base.precision, device=base.device)
     if prior.coarse is not None:  # it goes on predicting what it learnt from
         prior.coarse.register_to_config(starts_samples=False)
     if config.training.gradient_checkpointing:
