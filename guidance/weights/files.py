@@ -37,7 +37,7 @@ def check_sums(path: Path) -> None:
     """Verify every file listed in the folder's SHA256SUMS, if any: no format notices flipped bytes itself."""
     if not (path / SUMS).is_file():
         return
-    for line in read_text(path / SUMS, most=MAX_TEXT_BYTES).splitlines():
+    for line in read_text(path / SUMS, max_bytes=MAX_TEXT_BYTES).splitlines():
         digest, _, name = line.partition("  ")
         if re.search(r"^/|\.\.|\\", name) or not name:
             raise ConfigError(f"{path / SUMS} is damaged: it has the line {line[:80]!r}")
@@ -71,7 +71,7 @@ def sha256(path: Path) -> str:
 def read_json(path: Path) -> Json:
     """Read a small JSON file with one object."""
     try:
-        found = parse_json(read_text(path, most=MAX_TEXT_BYTES))
+        found = parse_json(read_text(path, max_bytes=MAX_TEXT_BYTES))
     except ValueError as error:
         raise ConfigError(f"{path} is damaged: it is not JSON ({short(str(error), 60)})") from None
     if not isinstance(found, dict):
