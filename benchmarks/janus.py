@@ -14,7 +14,6 @@ from pydantic import Field
 from threedgen.config import load, registry
 from threedgen.config.optional import installed
 from threedgen.config.sections import RunConfig
-from threedgen.evaluation.janus.jobs import make_plan
 from threedgen.run.metrics import write_summary
 from threedgen.systems.batch.jobs import make_all
 
@@ -70,7 +69,7 @@ def row(engine: str, workers: int, seconds: float) -> Row:
         ]
         overrides += [f"workers={workers}", *(["cpus=0.01"] if engine == "ray" else [])]
         config = load("janus-benchmark", overrides, {"out": str(folder / "run")})
-        jobs, start = make_plan(config).jobs, time.monotonic()
+        jobs, start = config.plan().jobs, time.monotonic()
         code = make_all(config, jobs, folder / "run" / "runs", quiet=True)
         wall = time.monotonic() - start
         assert code == 0, code

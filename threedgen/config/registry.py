@@ -44,7 +44,7 @@ task  train-identity     evaluation.toybox.training:run_identity evaluation.toyb
 task  evaluate-prior     evaluation.toybox.prior_score:run       evaluation.toybox.options:EvaluatePriorConfig
 task  evaluate-3d        evaluation.toybox.object_score:run      evaluation.toybox.options:Evaluate3DConfig
 task  evaluate-subjects  evaluation.toybox.subject_score:run     evaluation.toybox.options:EvaluateSubjectsConfig
-task  evaluate-own-prior evaluation.assets.run:run              evaluation.assets.options:EvaluateOwnPriorConfig
+task  evaluate-own-prior evaluation.prior:run                   evaluation.options:EvaluateOwnPriorConfig
 task  evaluate-views     evaluation.views.run:run                evaluation.views.options:EvaluateViewsConfig
 task  consistency        evaluation.consistency.run:run          evaluation.consistency.options:ConsistencyConfig
 task  janus-meter        evaluation.janus.meter_errors:run       evaluation.janus.options:JanusMeterConfig
@@ -78,13 +78,15 @@ distillation reconstruction guidance.distillation.sds:Reconstruction guidance.di
 distillation vsd guidance.distillation.vsd:VSD guidance.distillation.options:VSDConfig
 # pictures (V, H, W, 3) -> unit vectors (V, D): is it the same subject?
 identity  toybox  evaluation.toybox.identity:ToyboxIdentity  evaluation.toybox.options:ToyboxIdentityConfig
-identity  hub     evaluation.toybox.identity:HubIdentity     evaluation.toybox.options:HubIdentityConfig
-# which side of an object does a single view show? see threedgen.evaluation.janus.classifiers.ViewClassifier
-view-classifier  probe  evaluation.janus.classifiers:ProbeSides  evaluation.janus.options:ProbeSidesConfig
-view-classifier  clip   evaluation.janus.classifiers:CLIPSides   evaluation.janus.options:CLIPSidesConfig
-# what compares sets of pictures, (V, H, W, 3) uint8: threedgen.evaluation.views.features.Features
-features  probe      evaluation.views.features:ProbeFeatures      evaluation.views.options:ProbeFeaturesConfig
-features  inception  evaluation.views.features:InceptionFeatures  evaluation.views.options:InceptionFeaturesConfig
+identity  hub     evaluation.features:HubIdentity            evaluation.options:HubIdentityConfig
+# which side of an object does a single view show? see threedgen.evaluation.janus.meter.ViewClassifier
+view-classifier  probe  evaluation.toybox.adapters:ProbeSides    evaluation.toybox.options:ProbeSidesConfig
+view-classifier  clip   evaluation.janus.meter:CLIPSides   evaluation.janus.options:CLIPSidesConfig
+# what compares sets of pictures, (V, H, W, 3) uint8: threedgen.evaluation.features.FeatureNetwork
+features  probe      evaluation.toybox.adapters:ProbeFeatures  evaluation.toybox.options:ProbeFeaturesConfig
+features  inception  evaluation.features:InceptionFeatures     evaluation.options:InceptionFeaturesConfig
+# objects with one clear front, for Janus rates: threedgen.evaluation.janus.plan.FrontObjects
+front-objects  toybox  evaluation.toybox.held_out:FrontObjects  evaluation.toybox.options:ToyboxScenesConfig
 sampler  mvdream   evaluation.consistency.samplers:MVDreamSampler  evaluation.consistency.options:MVDreamSamplerConfig
 sampler mvadapter evaluation.consistency.samplers:MVAdapterSampler evaluation.consistency.options:MVAdapterSamplerConfig
 sampler  folder    evaluation.consistency.samplers:FolderSampler   evaluation.consistency.options:FolderSamplerConfig
@@ -98,7 +100,7 @@ scene-source  scannet        data.scannet:build                     data.options
 # at: threedgen.data.object_views.ObjectViews
 object-source  toybox  data.toybox.pictures:ToyboxObjects  data.options:ToyboxObjectsConfig
 object-source  meshes  data.meshes:MeshObjects             data.options:MeshFolderConfig
-scenes  toybox   evaluation.consistency.scenes:toybox   evaluation.consistency.options:ToyboxScenesConfig
+scenes  toybox   evaluation.toybox.scenes:toybox_scenes  evaluation.toybox.options:ToyboxScenesConfig
 scenes  srn      evaluation.consistency.scenes:srn      evaluation.consistency.options:SRNScenesConfig
 scenes  sampled  evaluation.consistency.scenes:sampled  evaluation.consistency.options:SampledScenesConfig
 representation  ngp    representations.field.ngp:NGP     representations.options:NGPConfig

@@ -1,4 +1,4 @@
-"""TSED against recorded outputs of the reference, and on pictures whose geometry is known."""
+"""TSED: recorded outputs of the reference, and images of known geometry."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from tests.support.parity_files import parity_files
 from threedgen.evaluation.consistency.options import TSEDConfig
 from threedgen.evaluation.consistency.tsed import (
-    describe,
+    detect,
     fundamental,
     judge,
     match,
@@ -26,7 +26,7 @@ from threedgen.geometry.views import Views
 FILES = parity_files("metric_tsed")
 
 
-def test_parity_files_are_there() -> None:
+def test_parity_files_exist() -> None:
     assert FILES
 
 
@@ -46,7 +46,7 @@ def test_parity(file: Path) -> None:
     assert (pairs.consistent, pairs.total) == (int(recorded["out:n_consistent"]), len(found))
 
 
-def test_points_in_space_obey_the_geometry_and_others_do_not() -> None:
+def test_epipolar_distance_of_true_and_wrong_points() -> None:
     at = orbit(8, 0.4, 2.5, 0.8, 100, 60)
     c2w, K = at.c2w.double().numpy(), at.K.double().numpy()
     points = np.random.default_rng(0).normal(0, 0.3, (20, 3))
@@ -62,21 +62,21 @@ def test_points_in_space_obey_the_geometry_and_others_do_not() -> None:
     assert np.isinf(symmetric_epipolar_distance(matches, same)).all()  # no line between cameras in one place
 
 
-def test_what_makes_a_pair_consistent() -> None:
+def test_judge_counts_consistent_pairs() -> None:
     good, far, few, none = np.full(10, 1.9), np.full(30, 2.0), np.full(9, 0.1), np.zeros(0)
     pairs = judge([good, far, few, none], 2.0, 10)
     assert (pairs.consistent, pairs.total, pairs.matches) == (1, 4, (10, 30, 9, 0)) and pairs.share == 0.25
     assert judge([], 2.0, 10).share is None
 
 
-def test_neighbours_are_spread() -> None:
+def test_neighbours_are_evenly_spread() -> None:
     assert neighbours(4, 100) == [(0, 1), (1, 2), (2, 3)]
     assert neighbours(251, 3) == [(0, 1), (124, 125), (249, 250)]
     assert neighbours(251, 0) == neighbours(1, 5) == []
 
 
 def shifted(step: int) -> Views:
-    """A textured wall at distance 1, seen by three cameras ``step`` pixels to the right of each other."""
+    """A textured wall at distance 1 in three cameras ``step`` pixels apart."""
     size, focal = 64, 64.0
     wall = torch.rand(1, 3, 24, 40, generator=torch.Generator().manual_seed(0))
     wall = torch.nn.functional.interpolate(wall, (size, 110), mode="bicubic").clamp(0, 1)[0].permute(1, 2, 0)
@@ -87,7 +87,7 @@ def shifted(step: int) -> Views:
     return Views(images, Cameras(c2w, Projection(K), size, size))
 
 
-def test_pictures_of_a_wall() -> None:
+def test_tsed_of_a_wall() -> None:
     options = TSEDConfig(size=64)
     views = shifted(8)
     assert tsed(views, options).share == 1
@@ -97,6 +97,6 @@ def test_pictures_of_a_wall() -> None:
     assert wrong.share == 0 and min(wrong.matches) >= 10
 
 
-def test_a_blank_picture_has_no_matches() -> None:
-    blank = describe(np.full((32, 32, 3), 128, np.uint8))
-    assert blank is None and match(blank, blank, 0.8).shape == (0, 4)
+def test_blank_image_has_no_matches() -> None:
+    blank = detect(np.full((32, 32, 3), 128, np.uint8))
+    assert blank is None and match(blank, blank).shape == (0, 4)

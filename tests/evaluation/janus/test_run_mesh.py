@@ -1,4 +1,4 @@
-"""The field of a run under the Janus meter, beside the mesh that is made of it."""
+"""Readings of a run's field instead of its mesh."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def ring() -> np.ndarray:
     return orbit_c2w(torch.full((3,), 0.3), angle, torch.full((3,), 2.6)).numpy()
 
 
-def test_a_field_looks_like_its_mesh(tmp_path: Path) -> None:
+def test_field_render_matches_its_mesh(tmp_path: Path) -> None:
     run = ball_run(tmp_path / "run", "march.samples=256")
     save_glb(field_surface(open_run(run).view, 128), run / "mesh.glb", {})
     field = RunField(run).render(ring(), np.deg2rad(40), 48, background=1.0)
@@ -40,7 +40,7 @@ def test_a_field_looks_like_its_mesh(tmp_path: Path) -> None:
     assert np.abs(field - mesh).mean() < 0.02 < 0.05 < np.abs(field - np.roll(mesh, 1, axis=0)).mean()
 
 
-def test_the_meter_reads_checkpoints_and_looks_again_when_they_change(tmp_path: Path) -> None:
+def test_reading_of_checkpoints_is_kept_until_they_change(tmp_path: Path) -> None:
     reader = Reader(MeterConfig(classifier={"name": "stub"}, size=24), ["a ball"], tmp_path / "looks", None, False)
     run = ball_run(tmp_path / "run")
     first = reader.read(run / "checkpoints", "ball", "a ball")
@@ -54,11 +54,11 @@ def test_the_meter_reads_checkpoints_and_looks_again_when_they_change(tmp_path: 
     assert (tmp_path / "looks" / "ball.json").read_text() != seen
 
 
-def test_a_field_that_cannot_be_seen_is_empty(tmp_path: Path) -> None:
+def test_transparent_field_is_empty(tmp_path: Path) -> None:
     reader = Reader(MeterConfig(classifier={"name": "stub"}, size=24), ["a ball"], tmp_path / "looks", None, False)
     run = ball_run(tmp_path / "run", p4=1e-4)
     looked = reader.read(run / "checkpoints", "ball", "a ball")
-    assert looked["state"] == "empty" and "its field shows nothing" in looked["reason"]
+    assert looked["state"] == "empty" and "run" in looked["reason"]
     (run / "checkpoints" / "last.ckpt").write_bytes(b"not a checkpoint")
     looked = reader.read(run / "checkpoints", "ball", "a ball")
     assert looked["state"] == "unreadable" and "last.ckpt" in looked["reason"]

@@ -1,4 +1,4 @@
-"""A Janus benchmark in several processes: nothing is lost or done twice when some of them, or all, are killed."""
+"""The Janus benchmark in several processes that are killed: no job is lost or repeated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SLOW = ["overrides=[seconds=0.5]", "seeds=[0, 1, 2, 3, 4, 5]", "engine=processes
 
 
 def begin(*more: str) -> subprocess.Popen[bytes]:
-    """A benchmark as a user begins it, in a process of its own."""
+    """Start a benchmark in another process."""
     Path("main.py").write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "from tests.support import janus_stub; from threedgen import cli\n"
@@ -31,7 +31,7 @@ def begin(*more: str) -> subprocess.Popen[bytes]:
 
 
 def after_lines(process: subprocess.Popen[bytes], count: int) -> None:
-    """Waits until so many more lines are in the log."""
+    """Wait for ``count`` more lines in the log."""
     before, deadline = log().total(), time.monotonic() + 400
     while log().total() < before + count and time.monotonic() < deadline:
         assert process.poll() is None, "it was over already"
@@ -39,14 +39,14 @@ def after_lines(process: subprocess.Popen[bytes], count: int) -> None:
 
 
 def finished(folder: Path = Path("run")) -> set[str]:
-    """Jobs whose records say so."""
+    """Return the keys of finished jobs."""
     records = {path.parent.name: json.loads(path.read_text()) for path in folder.glob("runs/*/job.json")}
     return {key for key, record in records.items() if record["state"] == "finished"}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["processes", "ray"])
-def test_a_benchmark_survives_the_death_of_a_worker(engine: str) -> None:
+def test_benchmark_survives_a_lost_worker(engine: str) -> None:
     if engine == "ray":
         pytest.importorskip("ray")
     method("dies", "trouble: dies once")
@@ -58,8 +58,8 @@ def test_a_benchmark_survives_the_death_of_a_worker(engine: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_benchmark_killed_twice_gives_the_table_of_an_undisturbed_one() -> None:
-    """SIGKILL at random moments, to the one that began; its workers notice, and nothing is done twice."""
+def test_killed_benchmark_gives_the_table_of_an_undisturbed_one() -> None:
+    """SIGKILL of the main process at random moments."""
     rng, kept, before = np.random.default_rng(), set[str](), log()
     for _ in range(2):
         process = begin(*SLOW)
@@ -82,7 +82,7 @@ def test_a_benchmark_killed_twice_gives_the_table_of_an_undisturbed_one() -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("signal_", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_benchmark_that_is_stopped_goes_on_later(signal_: signal.Signals, code: int) -> None:
+def test_stopped_benchmark_resumes(signal_: signal.Signals, code: int) -> None:
     process = begin(*SLOW)
     after_lines(process, 5)
     process.send_signal(signal_)

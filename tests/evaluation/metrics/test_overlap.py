@@ -1,4 +1,4 @@
-"""PSNR of what neighbouring views share."""
+"""PSNR of the overlap of neighbouring views."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def true_views(count: int = 8, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     return panorama.skybox_views(faces, K, R, size, size).permute(0, 2, 3, 1), K, R
 
 
-def test_true_views_agree_and_others_do_not() -> None:
+def test_overlap_of_true_and_mixed_views() -> None:
     views, K, R = true_views()
     truth = panorama_overlap(views, K, R)
     assert len(truth) == 8 and min(p for p in truth if p is not None) > 30
@@ -32,14 +32,14 @@ def test_true_views_agree_and_others_do_not() -> None:
     assert overlap_ratio(truth, truth) == 1
 
 
-def test_views_without_overlap_have_no_figure() -> None:
+def test_no_overlap_gives_none() -> None:
     views, K, R = true_views(3)
     assert panorama_overlap(views, K, R) == [None] * 3
     assert panorama_overlap(views[:1], K, R[:1]) == []
     assert overlap_ratio([None], [20.0]) is None
 
 
-def test_views_of_a_wall_agree_where_depth_says_that_both_see_it() -> None:
+def test_depth_overlap_ignores_occluded_pixels() -> None:
     walk = wall(views=3)
     pixels = pixel_grid(32, 48).flatten(0, 1)
     points = [unproject(pixels, walk.depth[n].flatten(), walk.K[n], walk.c2w[n]) for n in range(3)]
@@ -49,12 +49,12 @@ def test_views_of_a_wall_agree_where_depth_says_that_both_see_it() -> None:
     spoilt, depth = views.clone(), walk.depth.clone()
     spoilt[1, :, :10], depth[1, :, :10] = 1 - spoilt[1, :, :10], 2.6  # something else stands before the second camera
     seen = depth_overlap(spoilt, depth, walk.K, walk.c2w)
-    all_of_it = depth_overlap(spoilt, depth, walk.K, walk.c2w, most=1.0)
+    all_of_it = depth_overlap(spoilt, depth, walk.K, walk.c2w, max_error=1.0)
     assert seen[0] is not None and all_of_it[0] is not None and seen[0] > 30 > all_of_it[0]
     assert depth_overlap(views, walk.depth * 0, walk.K, walk.c2w) == [None, None]
 
 
-def test_a_given_view_is_preserved_or_not() -> None:
+def test_given_view_preserved_and_changed() -> None:
     views, K, R = true_views()
     same = given_view(views, views[0], K, R)
     assert same["given"] == same["given_overlap"] == 100 and same["beside"] == same["beside_given"] > 30

@@ -1,4 +1,4 @@
-"""How near results are to the truth: distances that see a blur, and angles between the normals of pixels."""
+"""Distances of blurred images, and roughness of surfaces."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from scipy import ndimage
 from tests.support.ball_run import ball_run, register
 from threedgen.data.toybox.world import Toybox, render_orbit
 from threedgen.evaluation.toybox.fidelity import (
+    Surface,
     distances,
     fidelity_table,
     roughness,
@@ -25,7 +26,7 @@ AROUND = np.deg2rad([0.0, 90.0, 180.0, 270.0])
 
 
 def sphere(size: int, bumps: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Normals (1, size, size, 3) and outline of a ball that fills the picture, each normal shaken by ``bumps``."""
+    """Normals (1, size, size, 3) and mask of a ball that fills the image, with normal noise ``bumps``."""
     y, x = np.mgrid[:size, :size] / (size - 1) * 2 - 1
     inside = x**2 + y**2 < 0.9
     normal = np.stack([x, -y, np.sqrt(np.clip(1 - x**2 - y**2, 0, None))], -1)
@@ -33,7 +34,7 @@ def sphere(size: int, bumps: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
     return (normal / np.linalg.norm(normal, axis=-1, keepdims=True))[None], inside[None]
 
 
-def test_roughness_of_planes_spheres_and_shaken_ones() -> None:
+def test_roughness_of_planes_and_spheres() -> None:
     flat = np.broadcast_to([0.0, 0.6, 0.8], (2, 8, 8, 3))
     assert roughness(flat, np.ones((2, 8, 8), bool)) == pytest.approx(0, abs=1e-3)
     smooth, finer = roughness(*sphere(64)), roughness(*sphere(128))
@@ -43,7 +44,7 @@ def test_roughness_of_planes_spheres_and_shaken_ones() -> None:
     assert roughness(flat, np.zeros((2, 8, 8), bool)) is None
 
 
-def test_only_pairs_inside_the_outline_count() -> None:
+def test_roughness_uses_foreground_pairs_only() -> None:
     normal = np.zeros((1, 4, 4, 3))
     normal[..., :2, 2] = normal[..., 2:, 0] = 1  # a right angle between columns 1 and 2
     left = np.zeros((1, 4, 4), bool)
@@ -57,7 +58,7 @@ def probe() -> Probe:
     return Probe.load("embedded")
 
 
-def test_a_blur_is_farther_from_the_truth_than_another_draw_of_it(probe: Probe) -> None:
+def test_blur_increases_the_distances(probe: Probe) -> None:
     def draw(seed: int) -> list[np.ndarray]:
         box = Toybox(seed)
         return [render_orbit(box.asset(k), AROUND, 0.26, 64).rgb for k in range(24)]
@@ -71,7 +72,7 @@ def test_a_blur_is_farther_from_the_truth_than_another_draw_of_it(probe: Probe) 
     assert same["fid"] == pytest.approx(same["floor_fid"], rel=0.02)
 
 
-def test_the_surface_of_a_run_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_surface_of_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A ball of radius r at distance d: between pixels of angle a its normals turn by about a d / r, and faster
     towards the outline; its field is dense."""
     register(monkeypatch)
@@ -82,8 +83,8 @@ def test_the_surface_of_a_run_is_measured(tmp_path: Path, monkeypatch: pytest.Mo
     assert found[0] is not None and np.rad2deg(middle) < found[0] < 20
 
 
-def test_figures_and_their_table() -> None:
-    figures = surface_figures([(6.0, True), (8.0, False), None], [4.0, None, 5.0])
+def test_surface_figures_and_table() -> None:
+    figures = surface_figures([Surface(6.0, True), Surface(8.0, False), None], [4.0, None, 5.0])
     assert figures == {"roughness": 7.0, "floor_roughness": 4.5, "translucent": 1, "without_surface": 1}
     text = fidelity_table(figures | {"fid": 12.345, "floor_fid": 3.0})
     assert "| FID to the truth | 12.3 | 3 |" in text and "| translucent objects | 1 | 0 |" in text

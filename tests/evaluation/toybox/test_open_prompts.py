@@ -1,4 +1,4 @@
-"""Figures on prompts that leave something open, of true renders in the place of samples."""
+"""Figures of unspecific prompts, on true renders instead of samples."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from threedgen.data.toybox.grammar import ACCESSORIES, NOUNS
-from threedgen.evaluation.toybox.open_prompts import Cases, measure, open_table, true_views
+from threedgen.evaluation.toybox.open_prompts import OpenCases, measure, open_table, true_views
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.guidance.matte import Matte
 
 AZIMUTH = np.arange(4) * np.pi / 2
 
 
-def test_cases_name_no_colour_and_pair_accessories() -> None:
-    cases = Cases.chosen(24, 12)
+def test_cases_have_no_colour_and_paired_accessories() -> None:
+    cases = OpenCases.chosen(24, 12)
     assert len(cases.agreement) == len({case.spec.noun for case in cases.agreement}) == 24
     assert len(cases.variety) == 6 * 12 and len(cases.every) == sum(map(len, cases))
     for worn, plain in zip(cases.worn, cases.plain, strict=True):
@@ -25,8 +25,8 @@ def test_cases_name_no_colour_and_pair_accessories() -> None:
 
 
 @pytest.mark.slow
-def test_true_renders_agree_and_painted_ones_do_not() -> None:
-    cases, probe, matte = Cases.chosen(6, 4), Probe.load(), Matte.load("toybox-matte")
+def test_figures_of_true_and_mixed_renders() -> None:
+    cases, probe, matte = OpenCases.chosen(6, 4), Probe.load(), Matte.load("toybox-matte")
     truth = [true_views(case, AZIMUTH, 64, 1) for case in cases.every]
     other = [true_views(case, AZIMUTH, 64, 2) for case in cases.every]
     mixed = [np.stack([other[(k + v) % len(other)][v] for v in range(4)]) for k in range(len(other))]

@@ -1,4 +1,4 @@
-"""Truth, sample, object and asset of a run on one strip."""
+"""Strip of truth, sample, object and asset of a run."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from threedgen.config import load
 from threedgen.data.coloured_mesh import toybox_mesh
 from threedgen.data.toybox.grammar import Spec
 from threedgen.data.toybox.world import build, render_orbit
-from threedgen.evaluation.toybox.side_by_side import strip
+from threedgen.evaluation.toybox.object_score import strip
 from threedgen.systems.generate.outputs import view_azimuths
 
 SIZE = 48
 
 
-def test_all_four_show_the_same_sides(tmp_path: Path) -> None:
+def test_strip_shows_the_same_sides_of_all_forms(tmp_path: Path) -> None:
     config = load("quick-toybox", values={"prompt": "a blue dog", "out": str(tmp_path)})
     thing, table = build(Spec("dog", "blue"), np.random.default_rng(0)), config.result.turntable
     truth = render_orbit(thing, view_azimuths(table), np.deg2rad(table.elevation), SIZE, with_gbuffer=True, fov=0.7)

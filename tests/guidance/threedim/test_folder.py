@@ -218,8 +218,6 @@ def test_consistency_run_samples_views_of_threedim(saved: Path, tmp_path: Path) 
             "task": "consistency",
             "out": str(tmp_path / "run"),
             "threads": 1,
-            "bootstrap": 100,
-            "device": "cpu",
             "sampler": {"name": "threedim", "weights": str(saved), "steps": 2, "device": "cpu"},
             "scenes": {"name": "srn", "path": str(tmp_path / "data"), "condition": 2},
             "tsed": {"pairs": 0},

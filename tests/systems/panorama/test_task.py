@@ -15,7 +15,7 @@ from PIL import Image
 from tests.support import command
 from tests.support.task_server import write_config
 from tests.support.tiny_mvdiffusion import tiny_prior_config
-from threedgen.evaluation.views.folder import DrawnScenes
+from threedgen.evaluation.views.folder import FolderScenes
 from threedgen.geometry.cameras_file import read_cameras
 from threedgen.geometry.images import to_uint8
 from threedgen.guidance.mvdiffusion.model import MVDiffusion
@@ -63,7 +63,7 @@ def test_a_panorama_and_all_that_is_made_of_it(capsys: pytest.CaptureFixture[str
     assert cameras.cameras.c2w[2, :3, 2].tolist() == pytest.approx(
         [0, 1, 0], abs=1e-6
     )  # the third view looks to the right
-    scene = DrawnScenes(Path("run"), depth=False, captions=True).scene(0)
+    scene = FolderScenes(Path("run"), depth=False, captions=True).scene(0)
     assert scene.captions == cameras.prompts and np.array_equal(to_uint8(scene.views.images[3]), views[3])
     height, width = picture("run/panorama.png").shape[:2]
     summary = json.loads(Path("run/summary.json").read_text())

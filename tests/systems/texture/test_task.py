@@ -16,7 +16,7 @@ from tests.support import box_room, command
 from tests.support.task_server import write_config
 from tests.support.tiny_mvdiffusion import tiny_prior_config
 from tests.support.tiny_prior import cpu
-from threedgen.evaluation.views.folder import DrawnScenes
+from threedgen.evaluation.views.folder import FolderScenes
 from threedgen.export.files.check import Expected, check_glb
 from threedgen.export.surface.blend import SCENE_BLEND
 from threedgen.systems.texture import task
@@ -70,7 +70,7 @@ def test_a_room_is_drawn_and_textured(capsys: pytest.CaptureFixture[str]) -> Non
     assert not check_glb(Path("run", "scene.glb").read_bytes(), Expected(texture=64, scene=True))
     with Image.open("run/depth/0004.png") as picture:
         assert picture.mode.startswith("I") and 500 < np.asarray(picture).mean() < 5000
-    scene = DrawnScenes(Path("."), depth=True, captions=True).scene(0)
+    scene = FolderScenes(Path("."), depth=True, captions=True).scene(0)
     assert len(scene) == 9 and set(scene.captions) == {"a red house"} and scene.depth.shape == (9, 16, 20)
     # what is finished stays; frames that are lost are drawn again, and only these
     before = frames()

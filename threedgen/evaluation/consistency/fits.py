@@ -1,7 +1,9 @@
-"""Scores single scenes by a field for each, side by side if there are workers, kept on the disk one by one.
+"""Score of single scenes by a fitted field, kept in the run folder.
 
-RUN/scores/SCENE.ROW.json has the figures, with a key of everything that they depend on, SCENE.ROW.npz the held-out
-views and the field's renders of them, uint8. A row is a sampler's name, or "original".
+RUN/scores/SCENE.ROW.json   figures, with a key of everything that determines them
+RUN/scores/SCENE.ROW.npz    held-out views and the field's renders of them, uint8
+
+A row is a sampler's name, or "original".
 """
 
 from __future__ import annotations
@@ -11,53 +13,65 @@ import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from kornia.metrics import ssim
 
-from threedgen.config import config_hash
+from threedgen.config import config_hash, plain
+from threedgen.config.model import tree_hash
 from threedgen.config.plain_file import read_json
-from threedgen.evaluation.metrics.figures import Floats, mean
+from threedgen.evaluation.metrics.figures import Floats, Json, mean
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import psnr, to_uint8
 from threedgen.geometry.views import Views
 from threedgen.representations.fit import Bounds, fit
+from threedgen.run.arrays import Array
 from threedgen.run.disk import atomic_file, write_json
 from threedgen.run.threads import set_threads
 
 from .options import ConsistencyConfig
-from .tsed import tsed
+from .tsed import MAX_ERROR, MIN_MATCHES, RATIO, tsed
 
-Score = dict[str, Any]
-WINDOW = 11
-"""Pixels a side of SSIM's Gaussian window of sigma 1.5 (Wang et al. 2004)."""
+SSIM_WINDOW = 11
+"""Side of SSIM's Gaussian window with sigma 1.5 (Wang et al. 2004), pixels."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One field to fit: the views of a scene, 8-bit, and all that decides its score. Travels to workers.
+    """One field to fit, with everything that determines its score; can be pickled for worker processes.
 
-    ``truth``: the true views, with which those at the places ``drawn`` are compared besides.
+    Attributes:
+        images: (V, H, W, 3), uint8.
+        held_out: indices of the views that the field is not fitted to.
+        truth: true views, uint8, or None; those at the indices ``sampled`` are compared with ``images``.
     """
 
     config: ConsistencyConfig
     scene: str
     row: str
-    images: np.ndarray
-    c2w: np.ndarray
-    K: np.ndarray
-    held: list[int]
-    truth: np.ndarray | None = None
-    drawn: list[int] = field(default_factory=list)
+    images: Array
+    c2w: Array
+    K: Array
+    held_out: list[int]
+    truth: Array | None = None
+    sampled: list[int] = field(default_factory=list)
 
     @classmethod
-    def of(cls, config: ConsistencyConfig, scene: str, row: str, views: Views, held: list[int], **more: Any) -> Job:
-        """Packs ``views``; ``more``: truth and drawn."""
-        return cls(
-            config, scene, row, to_uint8(views.images), views.cameras.c2w.numpy(), views.cameras.K.numpy(), held, **more
-        )
+    def of(
+        cls,
+        config: ConsistencyConfig,
+        scene: str,
+        row: str,
+        views: Views,
+        held_out: list[int],
+        truth: Views | None = None,
+        sampled: list[int] | None = None,
+    ) -> Job:
+        """Create a job from views."""
+        at, true = views.cameras, None if truth is None else to_uint8(truth.images)
+        images = to_uint8(views.images)
+        return cls(config, scene, row, images, at.c2w.numpy(), at.K.numpy(), held_out, true, sampled or [])
 
     @property
     def views(self) -> Views:
@@ -67,64 +81,76 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """The file of the figures; the pictures are beside them."""
+        """File of the figures."""
         return Path(str(self.config.out)) / "scores" / f"{self.scene}.{self.row}.json"
 
     def key(self) -> str:
-        """Hashes everything that decides the score to 16 hex digits."""
+        """Return a hash (16 hex digits) of everything that determines the score."""
         digest = hashlib.sha256()
         truth = () if self.truth is None else (self.truth,)
         for array in (self.images, self.c2w, self.K, *truth):
             digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         c = self.config
-        rest = [c.seed, self.held, self.drawn, config_hash(c.protocol), config_hash(c.tsed)]
-        digest.update(json.dumps(rest).encode())
+        constants = {"t_error": MAX_ERROR, "t_matches": MIN_MATCHES, "ratio": RATIO}
+        options = [c.seed, self.held_out, self.sampled, config_hash(c.protocol), tree_hash(plain(c.tsed) | constants)]
+        digest.update(json.dumps(options).encode())
         return digest.hexdigest()[:16]
 
 
-def stored(job: Job) -> Score | None:
-    """Reads the score of a job that was done before; None if there is none, or it is damaged or of other views."""
+def stored(job: Job) -> Json | None:
+    """Read a kept score; None if it is missing, damaged or has another key."""
     found = read_json(job.path)
     return found if found.get("key") == job.key() and job.path.with_suffix(".npz").is_file() else None
 
 
-def score(job: Job) -> Score:
-    """Fits, renders what was held out, compares, and writes it down: the pictures first, so that figures mean both."""
-    begun, views, config = time.monotonic(), job.views, job.config
-    rest = [k for k in range(len(views)) if k not in job.held]
-    scene = fit(views.select(rest), Bounds.from_cameras(views.cameras), config.protocol, config.seed, config.device)
-    fitted = time.monotonic() - begun
-    truth = views.select(job.held)
+def score(job: Job) -> Json:
+    """Fit a field, compare its renders with the held-out views, and write the score, images first."""
+    start, views, config = time.monotonic(), job.views, job.config
+    kept = [k for k in range(len(views)) if k not in job.held_out]
+    scene = fit(views.select(kept), Bounds.from_cameras(views.cameras), config.protocol, config.seed, "auto")
+    fit_seconds = time.monotonic() - start
+    truth = views.select(job.held_out)
     render = scene.render_images(truth.cameras).clamp(0, 1).cpu().numpy()
-    each = compared(truth.images.numpy(), render)
-    to_truth = {} if job.truth is None else compared(job.truth[job.drawn] / 255, job.images[job.drawn] / 255)
+    each = compare(truth.images.numpy(), render)
+    to_truth = {} if job.truth is None else compare(job.truth[job.sampled] / 255, job.images[job.sampled] / 255)
     epipolar = tsed(views, config.tsed)
-    found: Score = {
+    found: Json = {
         "key": job.key(), "scene": job.scene, "row": job.row,
         "psnr": mean(each["psnr"]), "ssim": mean(each["ssim"]), "tsed": epipolar.share,
         "true_psnr": mean(to_truth.get("psnr", ())), "true_ssim": mean(to_truth.get("ssim", ())),
         "consistent_pairs": epipolar.consistent, "pairs": epipolar.total,
         "matches": mean([float(n) for n in epipolar.matches]),
-        "held_out": job.held, "each": each, "fit_seconds": round(fitted, 2),
+        "held_out": job.held_out, "each": each, "fit_seconds": round(fit_seconds, 2),
     }  # fmt: skip
     job.path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(job.path.with_suffix(".npz")) as file:
-        np.savez_compressed(file, held=job.images[job.held], render=to_uint8(render))
+        np.savez_compressed(file, held=job.images[job.held_out], render=to_uint8(render))
     write_json(job.path, found)
     return found
 
 
-def compared(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]]:
-    """Compares the pictures of two stacks (N, H, W, 3) in [0, 1] pair by pair: PSNR, and SSIM unless the pictures are
-    smaller than its window."""
-    similar: list[float] | list[None] = [None] * len(truth)
-    if min(truth.shape[1:3]) >= WINDOW:
+def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]]:
+    """Return PSNR and SSIM of each pair of images of two stacks (N, H, W, 3) in [0, 1].
+
+    SSIM is None for images smaller than its window.
+    """
+    similarity: list[float] | list[None] = [None] * len(truth)
+    if min(truth.shape[1:3]) >= SSIM_WINDOW:
         one, other = (torch.from_numpy(stack).double().permute(0, 3, 1, 2) for stack in (truth, images))
-        similar = ssim(one, other, WINDOW, padding="valid").mean((1, 2, 3)).tolist()
-    return {"psnr": [psnr(*pair) for pair in zip(truth, images, strict=True)], "ssim": similar}
+        similarity = ssim(one, other, SSIM_WINDOW, padding="valid").mean((1, 2, 3)).tolist()
+    return {"psnr": [psnr(*pair) for pair in zip(truth, images, strict=True)], "ssim": similarity}
 
 
-def score_with(threads: int, job: Job) -> Score:
-    """``score`` with so many CPU threads, in a worker."""
-    set_threads(threads)
-    return score(job)
+def stored_or_scored(job: Job, threads: int) -> Json:
+    """Return the kept score of a job, or compute it with ``threads`` CPU threads."""
+    found = stored(job)
+    if found is None:
+        set_threads(threads)
+        found = score(job)
+    return found
+
+
+def held_out_images(folder: Path, score: Json) -> tuple[Array, Array]:
+    """Read held-out views and renders (V, H, W, 3), uint8, of a score in ``folder``."""
+    with np.load(folder / f"{score['scene']}.{score['row']}.npz", allow_pickle=False) as file:
+        return file["held"], file["render"]

@@ -1,90 +1,105 @@
-"""Carries out the task "consistency": draws or reads views of many scenes, fits fields, compares held-out views.
+"""Task "consistency": sample or read views of many scenes, fit fields, compare held-out views.
 
-A killed run goes on: RUN/views/ROW/SCENE.safetensors keeps what a sampler drew, RUN/scores/ what ``fits.py`` computed.
+RUN/views/ROW/SCENE.safetensors   samples; a killed run resumes
+RUN/scores/                       scores; see `fits.py`
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
-from threedgen.config import ConfigError, registry
-from threedgen.evaluation.sampling import read_views, write_views
-from threedgen.evaluation.tables import write_strips
-from threedgen.evaluation.toybox.probe import Probe
+from threedgen.config import ConfigError, config_hash, registry
+from threedgen.evaluation.features import FeatureNetwork
+from threedgen.evaluation.metrics.distributions import fid, kid
+from threedgen.evaluation.metrics.figures import Json, mean_estimate, paired_differences
+from threedgen.evaluation.report import figure_table, write_report, write_strips
+from threedgen.evaluation.runner import Evaluation, evaluation_task
+from threedgen.evaluation.samples import read_views, write_views
 from threedgen.geometry.images import enlarge_small, to_uint8
-from threedgen.geometry.views import Views
-from threedgen.run.interrupts import Interrupts
-from threedgen.run.progress import Count
+from threedgen.geometry.views import NovelViewSampler, Views
+from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
+from threedgen.run.arrays import evenly_spaced
+from threedgen.run.metrics import csv_table
+from threedgen.run.seeding import numpy_generator
 from threedgen.run.threads import set_threads
-from threedgen.run.workers import run_jobs
-from threedgen.train.task import Stopped, Task, run_task
+from threedgen.train.task import Task
 
-from .fits import Job, Score, score_with, stored
+from .fits import Job, held_out_images, stored_or_scored
 from .options import ORIGINAL, ConsistencyConfig
-from .report import distances, report, strip
-from .scenes import Scene, fit_to, held_out_places, prompt_warnings
+from .scenes import HELD_OUT, Scene, camera_warnings, fit_to, held_out_views
+from .tsed import MAX_ERROR, MIN_MATCHES
 
-ATTEMPTS = 2
-"""A fit may lose its worker once."""
-
-
-def evaluate(task: Task) -> None:
-    """Draws, fits, scores, reports. Raises ConfigError before any drawing."""
-    config: ConsistencyConfig = task.config
-    probe = Probe.load(config.features.weights, "features.weights") if config.features else None
-    drawing, scores = Drawing(config), list[Score]()
-    fields = sum(len(drawing.samplers) + (scene.original is not None) for scene in drawing.scenes)
-    with Interrupts() as interrupts, Count("fields", fields, task.quiet) as count:
-
-        def done(job: Job, score: Score) -> None:
-            scores.append(score)
-            count.add(1, f"{score['scene']} {score['row']} {score['psnr']:.1f} dB")
-
-        def lacking() -> Iterator[Job]:
-            for job in drawing.jobs(interrupts, count):
-                if (before := stored(job)) is not None:
-                    done(job, before)
-                else:
-                    yield job
-
-        work = partial(score_with, max(1, set_threads(config.threads) // config.workers))
-        how: Any = {"engine": "processes" if config.workers > 1 else "here", "workers": config.workers}
-        if code := run_jobs(lacking(), work, done, attempts=ATTEMPTS, interrupts=interrupts, **how):
-            raise Stopped(code)
-    place, order = [scene.name for scene in drawing.scenes], [*drawing.samplers, ORIGINAL]
-    scores.sort(key=lambda score: (place.index(score["scene"]), order.index(score["row"])))
-    lines = [line for rows in drawing.strips.values() for line in rows]
-    write_strips(task.folder / "views.png", [enlarge_small(strip) for _, strip in lines], [label for label, _ in lines])
-    report(task, scores, distances(probe, task.folder / "scores", scores) if probe else {}, drawing.notes)
+FIGURES = {
+    "psnr": "PSNR, dB", "ssim": "SSIM", "tsed": "TSED",
+    "true_psnr": "PSNR to the true views", "true_ssim": "SSIM to the true views",
+}  # fmt: skip
+COLUMNS = ("scene", "row", *FIGURES, "consistent_pairs", "pairs", "matches", "fit_seconds")
+RESAMPLES = 2000
+"""Bootstrap resamples of the scenes."""
+KID_SUBSET = 1000
+"""Images per subset of KID."""
+SHEET_SCENES = 8
+"""Scenes on the contact sheets."""
+ERROR_GAIN = 3.0
+"""Factor of the differences on the contact sheet."""
+STRIP_VIEWS = 10
+"""Views of a strip: the given ones, then others, evenly chosen."""
 
 
-class Drawing:
-    """The scenes of a run and who draws them. Raises ConfigError for what cannot be drawn or scored.
+class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
+    """Consistency score of samplers. An item is a field to fit, for each row of each scene.
 
-    ``strips``: scene -> a label and views (V, H, W, 3) of each row, of as many scenes as the sheets show; ``notes``:
-    what makes scores doubtful.
+    Attributes:
+        strips: scene -> label and views (V, H, W, 3) of each row, for the contact sheet.
+        notes: warnings of doubtful cameras.
     """
 
-    def __init__(self, config: ConsistencyConfig) -> None:
-        self.config, self.folder = config, Path(str(config.out)) / "views"
-        self.samplers = {row: registry.build("sampler", options) for row, options in config.contestants.items()}
+    stage = "fields"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        config, self.workers = self.config, self.config.workers
+        self.features: FeatureNetwork | None = None
+        if config.features:
+            self.features = registry.build("features", config.features.features())
+        self.samplers: dict[str, NovelViewSampler] = {
+            row: registry.build("sampler", options) for row, options in config.named_samplers.items()
+        }
         first = next(iter(self.samplers.values()))
         self.scenes: list[Scene] = registry.build("scenes", config.scenes, first, config.seed)
+        if not self.scenes:
+            raise ConfigError("there are none", "scenes")
         for row, sampler in self.samplers.items():
-            check(config, row, sampler, self.scenes)
-        self.held = {scene.name: held_out_places(scene, config.held_out, config.seed) for scene in self.scenes}
-        self.notes = [note for scene in self.scenes for note in prompt_warnings(scene)]
+            self.check(row, sampler)
+        self.held_out = {scene.name: held_out_views(scene, config.seed) for scene in self.scenes}
+        self.notes = [note for scene in self.scenes for note in camera_warnings(scene)]
         self.strips: dict[str, list[tuple[str, np.ndarray]]] = {}
+        self.threads = max(1, set_threads(config.threads) // self.workers)
+        self.work = partial(stored_or_scored, threads=self.threads)
+        self.items = self.jobs()
+        self.total = sum(len(self.samplers) + (scene.original is not None) for scene in self.scenes)
 
-    def jobs(self, interrupts: Interrupts, count: Count) -> Iterator[Job]:
-        """Yields a field to fit for each row of each scene, with the views that it is fitted to; after Ctrl-C no
-        more."""
+    def check(self, row: str, sampler: NovelViewSampler) -> None:
+        """Raise ConfigError if the sampler cannot sample a scene."""
+        needs = {"needs_text": ("text", "a prompt", "toybox"), "needs_condition": ("condition", "a given view", "srn")}
+        for scene in self.scenes:
+            for need, (attribute, name, other) in needs.items():
+                if getattr(sampler, need, False) and not getattr(scene, attribute):
+                    raise ConfigError(
+                        f"{row} needs {name}, which the scenes {self.config.scenes.name!r} do not have. "
+                        f"Use scenes.name={other}.",
+                        "sampler",
+                    )
+            if getattr(sampler, "on_disk", False):
+                sampler.indices(scene.request(self.config.seed, with_images=False))  # type: ignore[attr-defined]
+
+    def jobs(self) -> Iterator[Job]:
+        """Yield the jobs; sample the views that are missing."""
         size = self.config.batch
         for batch in (self.scenes[start : start + size] for start in range(0, len(self.scenes), size)):
             true = [
@@ -92,52 +107,137 @@ class Drawing:
                 for scene in batch
             ]
             for row in (*self.samplers, ORIGINAL):
-                drawn = row in self.samplers
-                seen = self.draw(row, batch, count) if drawn else true
-                for scene, views, truth in zip(batch, seen, true, strict=True):
-                    if interrupts.stop:
+                is_sampled = row in self.samplers
+                rows = self.sample(row, batch) if is_sampled else true
+                for scene, views, truth in zip(batch, rows, true, strict=True):
+                    if self.interrupts.stop:
                         return
                     if views is None:
                         continue
-                    if scene.name in self.strips or len(self.strips) < self.config.sheet:
+                    if scene.name in self.strips or len(self.strips) < SHEET_SCENES:
                         self.strips.setdefault(scene.name, []).append((f"{scene.name} {row}", strip(scene, views)))
-                    known = truth if drawn and scene.condition else None
-                    compared = {} if known is None else {"truth": to_uint8(known.images), "drawn": scene.targets}
-                    yield Job.of(self.config, scene.name, row, views, self.held[scene.name], **compared)
+                    known = truth if is_sampled and scene.condition else None
+                    targets = scene.targets if known else []
+                    yield Job.of(self.config, scene.name, row, views, self.held_out[scene.name], known, targets)
 
-    def draw(self, row: str, batch: Sequence[Scene], count: Count) -> list[Views]:
-        """Draws all views of some scenes, those given included, or reads them where an earlier run drew them."""
+    def sample(self, row: str, batch: Sequence[Scene]) -> list[Views]:
+        """Return all views of some scenes, given ones included; sample those that no earlier run kept."""
         sampler, requests = self.samplers[row], [scene.request(self.config.seed) for scene in batch]
-        paths = [self.folder / row / f"{scene.name}.safetensors" for scene in batch]
-        mine = {"sampler": sampler.fingerprint(), "seed": str(self.config.seed)}
-        metadata = [mine | {"views": " ".join(map(str, request.numbers))} for request in requests]
+        paths = [self.folder / "views" / row / f"{scene.name}.safetensors" for scene in batch]
+        determined_by = {"sampler": sampler.fingerprint(), "seed": str(self.config.seed)}
+        metadata = [determined_by | {"views": " ".join(map(str, request.numbers))} for request in requests]
         kept = [read_views(path, expected) for path, expected in zip(paths, metadata, strict=True)]
         images = {k: torch.from_numpy(views).float() / 255 for k, views in enumerate(kept) if views is not None}
-        if lacking := [k for k in range(len(batch)) if k not in images]:
-            count.note(f"{row} draws {' '.join(batch[k].name for k in lacking)}")
-            for k, views in zip(lacking, sampler([requests[k] for k in lacking]), strict=True):
+        if missing := [k for k in range(len(batch)) if k not in images]:
+            self.progress.note(f"{row} samples {' '.join(batch[k].name for k in missing)}")
+            for k, views in zip(missing, sampler([requests[k] for k in missing]), strict=True):
                 images[k] = fit_to(batch[k], views)
                 if not getattr(sampler, "on_disk", False):
                     write_views(paths[k], images[k], metadata[k])
         return [scene.together(requests[k], images[k]) for k, scene in enumerate(batch)]
 
+    def measure(self, item: Job) -> Json:
+        return stored_or_scored(item, self.threads)
 
-def check(config: ConsistencyConfig, row: str, sampler: Any, every: Sequence[Scene]) -> None:
-    """Raises ConfigError for what the sampler of a row cannot draw."""
-    if not every:
-        raise ConfigError("there are none", "scenes")
-    for scene in every:
-        needs = (
-            ("needs_text", scene.text, "words", "toybox"),
-            ("needs_condition", scene.condition, "a given view", "srn"),
+    def report(self, rows: list[Json]) -> None:
+        config, order = self.config, [*self.samplers, ORIGINAL]
+        scenes = [scene.name for scene in self.scenes]
+        rows.sort(key=lambda score: (scenes.index(score["scene"]), order.index(score["row"])))
+        of = {row: [score for score in rows if score["row"] == row] for row in order}
+        distances = feature_distances(self.features, self.folder / "scores", of) if self.features else {}
+        summaries = {row: self.summary(mine) | distances.get(row, {}) for row, mine in of.items() if mine}
+        first, *others = self.samplers
+        differences: dict[str, Json] = {}
+        for row in others:
+            less = paired_differences(of[first], of[row], FIGURES)
+            differences[row] = self.summary(less)
+            for key in FIGURES:
+                differences[row][key]["won"] = sum((one[key] or 0) > 0 for one in less)
+        figures = {
+            "samplers": {row: options.name for row, options in config.named_samplers.items()},
+            "scenes_of": config.scenes.name,
+            "protocol": config.protocol.name,
+            "protocol_hash": config_hash(config.protocol)[:16],
+            "held_out_share": HELD_OUT,
+            "rows": summaries,
+            "differences": differences,
+            "notes": self.notes,
+            "scenes": rows,
+        }
+        names = {"original data" if row == ORIGINAL else row: summaries.get(row, {}) for row in order}
+        parts = [figure_table("views", names, {"scenes": "scenes", **FIGURES, "fid": "FID", "kid": "KID"})]
+        if differences:
+            won = {row: less | {"won": less["psnr"]["won"]} for row, less in differences.items()}
+            parts.append(figure_table(f"{first} minus", won, {**FIGURES, "won": "scenes with more PSNR"}))
+        if self.notes:
+            parts.append("\n".join(f"- {note}" for note in self.notes))
+        text = "\n\n".join(parts)
+        self.write_sheets(rows)
+        whole = f"# 3D consistency\n\n{text}\n\n{explanation(config.protocol)}\n"
+        tables = {"consistency.csv": csv_table(rows, COLUMNS)}
+        write_report(self.task, "consistency", figures, whole, text, tables, {"scenes": len(scenes)})
+
+    def summary(self, scores: Sequence[Json]) -> Json:
+        """Return the mean of each figure over the scenes with its bootstrap interval."""
+        found: Json = {"scenes": len(scores)}
+        for key in FIGURES:
+            rng = numpy_generator(self.config.seed, 0, f"bootstrap {key}")
+            found[key] = mean_estimate([score[key] for score in scores], rng, RESAMPLES)
+        return found
+
+    def write_sheets(self, scores: Sequence[Json]) -> None:
+        """Write views.png, and sheet.png with held-out view of median PSNR, the field's render and their difference."""
+        labelled = [strip for scene in self.strips.values() for strip in scene]
+        labels = [label for label, _ in labelled]
+        write_strips(self.folder / "views.png", [enlarge_small(views) for _, views in labelled], labels)
+        names = [scene.name for scene in self.scenes[:SHEET_SCENES]]
+        strips, labels = [], []
+        for score in (score for score in scores if score["scene"] in names):
+            each = score["each"]["psnr"]
+            median = int(np.argsort(each)[len(each) // 2])
+            held, render = (stack[median] for stack in held_out_images(self.folder / "scores", score))
+            error = np.clip(ERROR_GAIN * np.abs(held.astype(float) - render), 0, 255).astype(np.uint8)
+            strips.append(enlarge_small(np.stack([held, render, error])))
+            psnr = f"{each[median]:.1f} dB"
+            labels.append(f"{score['scene']} {score['row']}: sample; field, {psnr}; error x {ERROR_GAIN:g}")
+        columns = min(2, len({score["row"] for score in scores}))
+        write_strips(self.folder / "sheet.png", strips, labels, columns)
+
+
+def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
+    """Return FID and KID (unscaled) between all held-out views and all renders of each row."""
+    found: dict[str, Json] = {}
+    for row, scores in of.items():
+        if not scores:
+            continue
+        stacks = [held_out_images(folder, score) for score in scores]
+        held, renders = (
+            np.concatenate([features(torch.from_numpy(stack)).features for stack in column])
+            for column in zip(*stacks, strict=True)
         )
-        for need, given, what, other in needs:
-            if getattr(sampler, need, False) and not given:
-                mistake = f"{row} draws from {what}, and the scenes {config.scenes.name!r} have none"
-                raise ConfigError(f"{mistake}; scenes.name={other} has", "sampler")
-        if getattr(sampler, "on_disk", False):
-            sampler.places(scene.request(config.seed, pictures=False))
+        if (count := len(held)) > 1:
+            subsets, size = (100, KID_SUBSET) if count > KID_SUBSET else (1, count)
+            found[row] = {"fid": fid(held, renders), "kid": kid(held, renders, subsets, size)[0], "pictures": count}
+    return found
+
+
+def explanation(protocol: PaperProtocolConfig | SubsampledProtocolConfig) -> str:
+    """Return a text on the meaning of the figures."""
+    pixels = "all pixels of all views" if protocol.rays is None else f"{protocol.rays} random pixels"
+    return f"""Protocol "{protocol.name}" (3DiM, section 7.4; settings {config_hash(protocol)[:16]}): a field without
+view dependence is fitted in {protocol.steps} steps to {100 * (1 - HELD_OUT):.0f} % of a scene's views, {pixels} per
+step, and its renders are compared with the others. In brackets 95 % bootstrap intervals over the scenes. Scores compare
+only within one protocol and settings. "To the true views" compares samples with the original views, which does not
+measure consistency. TSED: share of neighbouring views with at least {MIN_MATCHES} matches and a median symmetric
+epipolar distance below {MAX_ERROR:g} pixels at 256 pixels per side."""
+
+
+def strip(scene: Scene, views: Views) -> np.ndarray:
+    """Return the views of a strip, uint8 (V, H, W, 3)."""
+    targets = scene.targets
+    chosen = [targets[k] for k in evenly_spaced(len(targets), STRIP_VIEWS - len(scene.condition))]
+    return to_uint8(views.images[[*scene.condition, *chosen]])
 
 
 FILES = ("consistency.csv", "sheet.png", "views.png")
-run = partial(run_task, evaluate, result="consistency.md", files=FILES, again=True)
+run = evaluation_task(Consistency, "consistency.md", FILES)

@@ -1,15 +1,14 @@
-"""Draws novel views without a model of its own: by a multi-view prior, or from a folder on the disk.
+"""Novel-view samplers without a model of their own: by a multi-view prior, or from a folder.
 
-A sampler is a `threedgen.geometry.views.NovelViewSampler`, built from its config by the registry's kind "sampler". It
-may have ``needs_text`` or ``needs_condition``, which are asked for before anything is drawn, and ``on_disk`` if what it
-draws need not be kept.
+A sampler is a `threedgen.geometry.views.NovelViewSampler`, built from its config by the registry ("sampler"). It may
+set ``needs_text`` or ``needs_condition``, which are checked before any sampling, and ``on_disk`` if its views need not
+be kept.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,68 +25,87 @@ from threedgen.run.cache import digest
 from threedgen.run.seeding import generator
 from threedgen.train.task import device
 
-from .options import LEAST, FolderSamplerConfig, MVAdapterSamplerConfig, MVDreamSamplerConfig
+from .options import MIN_VIEWS, FolderSamplerConfig, MVAdapterSamplerConfig, MVDreamSamplerConfig
 
 SAME_POSE = 1e-3
+"""Largest difference between two entries of the same pose, relative to the distance of the camera."""
 
 
-class MVDreamSampler:
-    """Draws by the multi-view prior the views of a text, ``together`` at a time, each time from the same words."""
+class GroupSampler:
+    """Base of samplers by a prior, ``together`` views at a time."""
 
-    needs_text, on_disk = True, False
+    needs_text, on_disk = False, False
+    config: MVDreamSamplerConfig | MVAdapterSamplerConfig
     prior: Prior
 
     def __init__(self, config: MVDreamSamplerConfig | MVAdapterSamplerConfig) -> None:
-        self.config: Any = config
+        self.config = config
         self.prior = registry.build("prior", config.prior, device())
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
-        return [self._draw(request) for request in requests]
+        return [self._sample(request) for request in requests]
 
     def fingerprint(self) -> str:
+        """Return a text that determines the samples of a request."""
         return f"{digest(self.prior.networks)} {config_hash(self.config)}"
 
-    def views(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
-        """Samples the views (V, H, W, 3) from these poses."""
-        c, prior = self.config, self.prior
-        drawn: Tensor = prior.sample(request.text, c2w, c.steps, c.guidance_scale, c.negative_prompt, rng)
-        return drawn
+    def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
+        """Sample the views (V, H, W, 3) from the poses c2w (V, 4, 4) together."""
+        raise NotImplementedError
 
-    def _draw(self, request: Request) -> Tensor:
-        """Draws evenly spread views together, as the prior was trained: with 12 of 60, every fifth."""
-        count, drawn = len(request.target), []
+    def _sample(self, request: Request) -> Tensor:
+        """Sample evenly spread views together, as in training: with 12 of 60, every fifth."""
+        count, views = len(request.target), []
         groups = -(-count // (self.config.together or count))
         for first in range(groups):
             rng = generator(request.seed, first, f"novel views of {request.scene}")
-            drawn.append(self.views(request, request.target.c2w[first::groups], rng))
+            views.append(self.sample_group(request, request.target.c2w[first::groups], rng))
         order = torch.cat([torch.arange(first, count, groups) for first in range(groups)])
-        return torch.cat(drawn)[order.argsort()]
+        return torch.cat(views)[order.argsort()]
 
 
-class MVAdapterSampler(MVDreamSampler):
-    """Draws by a 2D model with an adapter the views of the object in the first of the given pictures, else of a text.
+class MVDreamSampler(GroupSampler):
+    """Samples the views of a prompt by a multi-view prior."""
 
-    The adapter is told from where the cameras look, not how far away they are nor how wide; it places the object
-    itself, with its front at azimuth 0, wherever the picture was taken.
+    needs_text = True
+    config: MVDreamSamplerConfig
+
+    def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
+        c = self.config
+        return self.prior.sample(request.text, c2w, c.steps, c.guidance_scale, c.negative_prompt, rng)
+
+
+class MVAdapterSampler(GroupSampler):
+    """Samples the views of the object in the first given image, else of a prompt, by a 2D model with an adapter.
+
+    The adapter is conditioned on the directions of the cameras, not on their distances and fields of view; it places
+    the object itself, with its front at azimuth 0.
     """
 
-    needs_text, noted = False, False
+    config: MVAdapterSamplerConfig
     prior: MVAdapter
+    noted = False
 
-    def views(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
+    def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
         c, model = self.config, self.prior
         if not self.noted:
             self.noted = True
             model.note_views(request.target.c2w)
-        picture = None if request.condition is None else self._picture(request)
-        text = request.text or ("" if picture is None else c.image_prompt)
-        how: Any = {"steps": c.steps, "guidance_scale": c.guidance_scale, "negative_prompt": c.negative_prompt}
-        guess = None if picture is not None else model.init_latents(text, c2w)
-        drawn: Tensor = model.sample_views(text, model.camera(c2w), picture, generator=rng, init=guess, **how)
-        return drawn
+        image = None if request.condition is None else self._condition(request)
+        text = request.text or ("" if image is None else c.image_prompt)
+        return model.sample_views(
+            text,
+            model.camera(c2w),
+            image,
+            steps=c.steps,
+            guidance_scale=c.guidance_scale,
+            negative_prompt=c.negative_prompt,
+            generator=rng,
+            init=None if image is not None else model.init_latents(text, c2w),
+        )
 
-    def _picture(self, request: Request) -> Tensor:
-        """Frames the first given view for the adapter. Raises ConfigError if its background is not plain."""
+    def _condition(self, request: Request) -> Tensor:
+        """Frame the first given view for the adapter. Raises ConfigError if its background is not uniform."""
         assert request.condition is not None
         rgb, size = request.condition.images[0].float().cpu().numpy(), self.prior.image_size
         opaque = np.ones((*rgb.shape[:2], 1), np.float32)
@@ -96,40 +114,40 @@ class MVAdapterSampler(MVDreamSampler):
 
 
 class FolderSampler:
-    """Reads pictures that somebody has drawn already. Everything but their pixels is checked at once."""
+    """Reads existing views. Everything but their pixels is checked by the constructor, which raises ConfigError."""
 
     needs_text, on_disk = False, True
 
     def __init__(self, config: FolderSamplerConfig) -> None:
         self.folder = Path(config.path).expanduser()
         self.instances = {
-            path.name: open_instance(path, config.up, LEAST, allow_gaps=True) for path in config.folders()
+            path.name: open_instance(path, config.up, MIN_VIEWS, allow_gaps=True) for path in config.folders()
         }
         for instance in self.instances.values():
             instance.verify()
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
-        return [self.instance(request).views(self.places(request)).images for request in requests]
+        return [self.instance(request).views(self.indices(request)).images for request in requests]
 
     def instance(self, request: Request) -> Instance:
-        """Finds the folder of a scene. Raises ConfigError if there is none."""
+        """Return the folder of a scene. Raises ConfigError if it is missing."""
         if request.scene not in self.instances:
-            raise ConfigError(f"{self.folder / request.scene} is missing: the scene is asked for, but was not drawn")
+            raise ConfigError(f"{self.folder / request.scene} is missing. The scenes to score include it.")
         return self.instances[request.scene]
 
-    def places(self, request: Request) -> list[int]:
-        """Finds where the asked views are. Raises ConfigError for one that is missing or drawn from another pose."""
+    def indices(self, request: Request) -> list[int]:
+        """Return the indices of the requested views. Raises ConfigError for a missing one or another pose."""
         instance = self.instance(request)
-        place = {number: k for k, number in enumerate(instance.numbers)}
+        index = {number: k for k, number in enumerate(instance.numbers)}
         for k, number in enumerate(request.numbers):
-            if number not in place:
-                raise ConfigError(f"{instance.folder / 'rgb' / f'{number:06d}.png'} is missing: this view is asked for")
-            mine, asked = instance.cameras.c2w[place[number]], request.target.c2w[k]
-            if (mine - asked).abs().max() > SAME_POSE * max(1.0, float(asked[:3, 3].norm())):
-                path = instance.folder / "pose" / f"{instance.names[place[number]]}.txt"
-                raise ConfigError(f"{path} is another pose than that of the view which was asked for")
-        return [place[number] for number in request.numbers]
+            if number not in index:
+                raise ConfigError(f"{instance.folder / 'rgb' / f'{number:06d}.png'} is missing. It is a target view.")
+            own, requested = instance.cameras.c2w[index[number]], request.target.c2w[k]
+            if (own - requested).abs().max() > SAME_POSE * max(1.0, float(requested[:3, 3].norm())):
+                path = instance.folder / "pose" / f"{instance.names[index[number]]}.txt"
+                raise ConfigError(f"{path} differs from the pose of the original view.")
+        return [index[number] for number in request.numbers]
 
     def fingerprint(self) -> str:
-        """Of the place alone: the pixels, which are read again, decide whether a score is kept."""
+        """Return the path; the key of a score depends on the pixels themselves."""
         return str(self.folder)

@@ -1,1 +1,1 @@
-"""Janus: does an object show more than one front? A meter with known error rates, and a benchmark that uses it."""
+"""Janus rates: share of objects with more than one front, measured by a classifier with known errors."""

@@ -1,123 +1,139 @@
-"""Carries out the task "janus-benchmark": makes prompts x methods x seeds, and counts the objects with two fronts.
+"""Tasks "janus-benchmark" and "janus-score": Janus rates of methods, on objects that they make or on mesh files.
 
-The same command goes on with what is not finished: RUN/runs/KEY/ is the run of one job and how it ended,
-RUN/looks/ what the meter saw of each, RUN/meter.json the meter's errors, measured once.
+RUN/runs/KEY/     run of one job and how it ended; finished jobs are not repeated
+RUN/looks/        readings of the meter
+RUN/meter.json    error rates of the meter
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from threedgen.config.plain_file import read_json
-from threedgen.evaluation.tables import read_or_make
-from threedgen.evaluation.toybox.held_out import without_front
+from threedgen.evaluation.metrics.figures import Json
+from threedgen.evaluation.runner import Evaluation, evaluation_task, kept_json, measure_all
 from threedgen.run.folder import slug
-from threedgen.run.progress import Count
 from threedgen.run.threads import set_threads
-from threedgen.systems.batch.jobs import FAILED, FINISHED, RECORD, REFUSED, make_all
-from threedgen.train.task import Stopped, Task, run_task
+from threedgen.systems.batch.jobs import FAILED, FINISHED, RECORD, REFUSED, Job, make_all
+from threedgen.train.task import Stopped, Task
 
-from .jobs import Plan, make_plan, reasons
 from .meter import Meter
-from .meter_errors import measure
-from .options import UNREAD, JanusBenchmarkConfig, JanusScoreConfig, MeteredConfig, asset_files, folder_of_assets
+from .meter_errors import MeterErrors
+from .options import UNREADABLE, JanusBenchmarkConfig, JanusScoreConfig, MeteredConfig, asset_files, folder_of_assets
+from .plan import front_objects, reasons
 from .rates import ErrorRates
-from .report import Report
-from .results import Reader, Result, rows
+from .report import READINGS, write_janus_report
+from .results import Reader, Result, method_row
 
 logger = logging.getLogger(__name__)
-
-NOT_READ = "only GLB, glTF, OBJ and PLY files are read"
-
-
-def evaluate(task: Task) -> None:
-    """Makes, classifies, reports. Raises ConfigError before any work if something is missing."""
-    config: JanusBenchmarkConfig = task.config
-    plan = make_plan(config)
-    for note in plan.notes():
-        logger.warning("%s", note)
-    Meter(config.meter)  # a classifier that is missing is said before hours of work
-    if code := make_all(config, plan.jobs, task.folder / "runs", task.quiet):
-        raise Stopped(code)
-    set_threads(config.threads)
-    rates = error_rates(task)
-    results = collect(task, plan, rates)
-    table = rows(config.methods, results, plan.prompts, rates, plan.refused)
-    Report(task, table, results, rates, plan.left_out).finish()
+M = TypeVar("M", bound=MeteredConfig)
+Asset = TypeVar("Asset")
+FILES = ("report.html", "methods.csv", "assets.csv")
 
 
-def error_rates(task: Task) -> ErrorRates | None:
-    """Measures the meter's errors, or reads those of the same meter from RUN/meter.json; None if not asked for."""
-    config: MeteredConfig = task.config
-    if not config.truth.objects:
-        return None
-    asked = {key: getattr(config, key).model_dump(mode="json") for key in ("meter", "truth")} | {"seed": config.seed}
+class JanusRates(Evaluation[M, Asset, Result]):
+    """Base of both tasks: error rates of the meter, readings, report."""
 
-    def rates() -> dict[str, Any]:
-        return measure(Meter(config.meter), config.truth, config.seed, task.quiet).rates.plain()
+    free = False
+    prompts: Sequence[str]
 
-    return ErrorRates.from_plain(read_or_make(task.folder / "meter.json", rates, **asked))
+    def prepare(self) -> None:
+        self.rates = self.error_rates()
+        self.reader = Reader(self.config.meter, self.prompts, self.folder / READINGS, self.rates, free=self.free)
+
+    def error_rates(self) -> ErrorRates | None:
+        """Return the error rates of the meter, kept in RUN/meter.json; None without truth objects."""
+        config = self.config
+        if not config.truth.objects:
+            return None
+        key = {name: getattr(config, name).model_dump(mode="json") for name in ("meter", "truth")}
+
+        def measure() -> Json:
+            errors = MeterErrors(self.task)
+            return errors.rates(measure_all(errors)).plain()
+
+        return ErrorRates.from_plain(kept_json(self.folder / "meter.json", measure, **key, seed=config.seed))
+
+    def write(
+        self, methods: Sequence[str], rows: Sequence[Result], left_out: dict[str, str], refused: Mapping[str, str]
+    ) -> None:
+        """Write the report with a row for each method."""
+        of = {method: [row for row in rows if row.method == method] for method in methods}
+        table = [method_row(method, mine, self.prompts, self.rates, refused.get(method)) for method, mine in of.items()]
+        write_janus_report(self.task, table, rows, self.rates, left_out, self.free)
 
 
-def collect(task: Task, plan: Plan, rates: ErrorRates | None) -> list[Result]:
-    """Looks at the object of each job. Methods that turned out not to run are added to ``plan.refused``."""
-    config, folder = task.config, task.folder
-    results, reader = [], Reader(config.meter, plan.prompts, folder / "looks", rates)
-    with Count("looking", len(plan.jobs), task.quiet) as count:
-        for job in plan.jobs:
-            record = read_json(folder / "runs" / job.key / RECORD)
-            state, found = record.get("state"), dict[str, Any](state="missing")
-            if state == FINISHED:
-                found = reader.read(folder / "runs" / job.key / config.mesh, job.key, job.prompt)
-                found |= {"seconds": round(record["seconds"], 3), "memory_mib": record.get("memory_mib")}
-            elif state == FAILED:
-                found = {"state": "failed", "reason": record.get("reason", "")}
-            elif state == REFUSED:
-                plan.refused[job.method] = record["reason"]
-            results.append(Result(job.method, job.prompt, job.seed, f"runs/{job.key}", **found))
-            count.add(1, job.prompt)
-    return results
+class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
+    """Janus rates of objects made from prompts x methods x seeds."""
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.plan = self.config.plan()
+        self.items, self.prompts = self.plan.jobs, self.plan.prompts
+        for note in self.plan.notes():
+            logger.warning("%s", note)
+        Meter(self.config.meter)  # a missing classifier is reported before hours of work
+
+    def prepare(self) -> None:
+        if code := make_all(self.config, self.plan.jobs, self.folder / "runs", self.task.quiet):
+            raise Stopped(code)
+        set_threads(self.config.threads)
+        super().prepare()
+
+    def measure(self, item: Job) -> Result:
+        run = self.folder / "runs" / item.key
+        record = read_json(run / RECORD)
+        state, found = record.get("state"), Json(state="missing")
+        if state == FINISHED:
+            found = self.reader.read(run / self.config.mesh, item.key, item.prompt)
+            found |= {"seconds": round(record["seconds"], 3), "memory_mib": record.get("memory_mib")}
+        elif state == FAILED:
+            found = {"state": "failed", "reason": record.get("reason", "")}
+        elif state == REFUSED:
+            self.plan.refused[item.method] = record["reason"]
+        return Result(item.method, item.prompt, item.seed, f"runs/{item.key}", **found)
+
+    def report(self, rows: list[Result]) -> None:
+        self.write(self.config.methods, rows, self.plan.left_out, self.plan.refused)
 
 
-def evaluate_files(task: Task) -> None:
-    """Carries out the task "janus-score": the same table and page for GLB, OBJ and PLY files that somebody made.
+class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
+    """Janus rates of mesh files: ASSETS/METHOD/a-blue-dog.glb, or ASSETS/a-blue-dog.glb.
 
-    ASSETS/METHOD/a-blue-dog.glb, or ASSETS/a-blue-dog.glb: a folder in the folder is a method, the name of a file its
-    prompt, unless `prompts` says another. Files are moved to the middle and scaled, and may face any way. Raises
-    ConfigError.
+    A subfolder is a method, the stem of a file its prompt unless the config has another. Meshes are centred and scaled.
     """
-    config: JanusScoreConfig = task.config
-    assets = folder_of_assets(config.assets, "assets")
-    found = []
-    for path in asset_files(assets):
-        first, *inside = path.relative_to(assets).parts
-        found.append((path, first if inside else assets.resolve().name, prompt_of(path, config)))
-    frontless = without_front([prompt for _, _, prompt in found])
-    kept = [asset for asset in found if asset[2] not in frontless]
-    unread = {path.relative_to(assets).as_posix(): NOT_READ for path in asset_files(assets, UNREAD)}
-    prompts = list(dict.fromkeys(prompt for _, _, prompt in kept))
-    rates = error_rates(task)
-    reader = Reader(config.meter, prompts, task.folder / "looks", rates, free=config.orientation == "free")
-    results = []
-    with Count("looking", len(kept), task.quiet) as count:
-        for path, method, prompt in kept:
-            name = slug(path.relative_to(assets).as_posix())
-            looked = reader.read(path, name, prompt, config.up, fit=True)
-            results.append(Result(method, prompt, None, name, **looked))
-            count.add(1, prompt)
-    table = rows(list(dict.fromkeys(method for _, method, _ in kept)), results, prompts, rates, {})
-    Report(task, table, results, rates, reasons(frontless) | unread).finish()
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.free = self.config.orientation == "free"
+        self.assets = folder_of_assets(self.config.assets, "assets")
+        found = []
+        for path in asset_files(self.assets):
+            first, *inside = path.relative_to(self.assets).parts
+            found.append((path, first if inside else self.assets.resolve().name, prompt_of(path, self.config)))
+        self.left_out = reasons(front_objects().without_front([prompt for _, _, prompt in found]))
+        self.items = [asset for asset in found if asset[2] not in self.left_out]
+        for path in asset_files(self.assets, UNREADABLE):
+            self.left_out[path.relative_to(self.assets).as_posix()] = "only GLB, glTF, OBJ and PLY files are read"
+        self.prompts = list(dict.fromkeys(prompt for _, _, prompt in self.items))
+
+    def measure(self, item: tuple[Path, str, str]) -> Result:
+        path, method, prompt = item
+        name = slug(path.relative_to(self.assets).as_posix())
+        return Result(method, prompt, None, name, **self.reader.read(path, name, prompt, self.config.up, fit=True))
+
+    def report(self, rows: list[Result]) -> None:
+        self.write(list(dict.fromkeys(method for _, method, _ in self.items)), rows, self.left_out, {})
 
 
 def prompt_of(path: Path, config: JanusScoreConfig) -> str:
-    """Words what a file shows: "a-blue_dog.glb" -> "a blue dog"."""
+    """Return the prompt of a file: "a-blue_dog.glb" -> "a blue dog"."""
     return config.prompts.get(path.stem) or " ".join(re.split(r"[\s_-]+", path.stem)).strip() or path.stem
 
 
-FILES = ("report.html", "methods.csv", "assets.csv")
-run = partial(run_task, evaluate, result=FILES[0], files=FILES, again=True)
-score = partial(run_task, evaluate_files, result=FILES[0], files=FILES, again=True)
+run = evaluation_task(Benchmark, FILES[0], FILES)
+score = evaluation_task(Score, FILES[0], FILES)

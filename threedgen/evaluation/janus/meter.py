@@ -1,94 +1,144 @@
-"""The meter: a mesh is photographed from all around, a classifier looks at each picture, and the ring is judged."""
+"""Janus meter: views of an object on a ring of cameras, classified one by one and evaluated together.
+
+The classifier is the toybox probe (`threedgen.evaluation.toybox.adapters`) or zero-shot CLIP.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from threedgen.config import registry
-from threedgen.data.coloured_mesh import Array, ColouredMesh, EmptyMesh
+from threedgen.data.coloured_mesh import ColouredMesh, EmptyMesh
+from threedgen.evaluation.features import CLIP_MEAN, CLIP_STD, encoder_input, load_hub, unit_vectors
 from threedgen.evaluation.metrics.figures import SIDES
 from threedgen.evaluation.metrics.fronts import RingResult, classify_ring
-from threedgen.evaluation.tables import thumbnails
 from threedgen.export.run_field import open_field
 from threedgen.export.surface.pictures import field_renderer
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
+from threedgen.run.arrays import Array
 
-from .classifiers import ViewClassifier
-from .options import MeterConfig
+from .options import CLIP, WITHOUT_CLIP, CLIPSidesConfig, MeterConfig
 
-SHOWN = 96
-"""Pixels of a view on a sheet and in a report."""
-FAINT = 0.1
-"""A field whose opacity is below this in every pixel shows nothing."""
+SENTENCES = ("{prompt}, front view", "{prompt}, side view facing left", "{prompt}, back view",
+             "{prompt}, side view facing right")  # fmt: skip
+"""Prompts of CLIP for front, left, back and right."""
+CLIP_BATCH = 16
+"""Views per batch of CLIP."""
+MIN_OPACITY = 0.1
+"""A field is empty if its opacity is lower in every pixel."""
+
+
+class ViewClassifier(Protocol):
+    """Classifier of views (V, S, S, 3) in [0, 1], each by itself; registered as "view-classifier"."""
+
+    def sides(self, images: Tensor, prompt: str) -> Tensor:
+        """Return probabilities (V, 4) of ``figures.SIDES`` for an object of the prompt."""
+
+    def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
+        """Return scores (V, N) of each view and prompt, higher is better; None if it knows no such prompt."""
+
+
+class CLIPSides:
+    """Softmax over the similarities with four sentences, at CLIP's own temperature. Raises ConfigError."""
+
+    def __init__(self, config: CLIPSidesConfig) -> None:
+        from transformers import AutoTokenizer, CLIPModel
+
+        self.config = config
+        example = f"{CLIP}; {WITHOUT_CLIP}"
+        self.net, self.tokenizer = load_hub(
+            config.weights, "CLIP", example, "meter.classifier.weights", CLIPModel, AutoTokenizer
+        )
+        self.size = int(self.net.config.vision_config.image_size)
+        self.max_tokens = int(self.net.config.text_config.max_position_embeddings)
+
+    def sides(self, images: Tensor, prompt: str) -> Tensor:
+        sentences = [sentence.replace("{prompt}", prompt) for sentence in SENTENCES]
+        return (self.net.logit_scale.exp() * self.likeness(images, sentences)).softmax(1)
+
+    @torch.no_grad()
+    def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
+        """Return cosines in [-1, 1]."""
+        views = []
+        for part in images.split(CLIP_BATCH):
+            x = encoder_input(part, self.size, CLIP_MEAN, CLIP_STD)
+            views.append(unit_vectors(self.net.get_image_features(pixel_values=x)))
+        tokens = self.tokenizer(
+            list(prompts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        texts = self.net.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        return torch.cat(views) @ unit_vectors(texts).T
 
 
 class RunField:
-    """The field in the newest checkpoint of the run in ``folder``. Raises ConfigError if there is none that fits."""
+    """Field of the newest checkpoint of a run, rendered without light. Raises ConfigError if there is none."""
 
     plain = False
 
     def __init__(self, folder: Path) -> None:
         config, field, occupancy, _ = open_field(folder)
-        self.draw, self.folder = field_renderer(field, occupancy, config.march), folder
+        self.renderer, self.folder = field_renderer(field, occupancy, config.march), folder
 
     def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
-        """Renders (V, size, size, 3) in [0, 1] from c2w (V, 4, 4), always unlit. Raises EmptyMesh."""
+        """Render (V, size, size, 3) in [0, 1] from c2w (V, 4, 4), always unlit. Raises EmptyMesh."""
         pose = torch.from_numpy(np.asarray(c2w, np.float32))
         projection = Projection.perspective(torch.full((len(pose),), fov), size, size)
-        colours, opacity = self.draw(Cameras(pose, projection, size, size))
-        if opacity.max() < FAINT:
-            raise EmptyMesh(f"{self.folder} is empty: its field shows nothing")
-        there = opacity[..., None]
-        views: Array = colours * there + background * (1 - there)
+        colours, opacity = self.renderer(Cameras(pose, projection, size, size))
+        if opacity.max() < MIN_OPACITY:
+            raise EmptyMesh(f"the field of {self.folder} is empty")
+        alpha = opacity[..., None]
+        views: Array = colours * alpha + background * (1 - alpha)
         return views
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Views (V, S, S, 3) of a mesh, floats in [0, 1] or uint8, and the probability of each side in them (V, 4)."""
+    """Views (V, S, S, 3) of an object and the probabilities (V, 4) of the side that each shows."""
 
     views: Array
     sides: Array
 
-    def small(self) -> Reading:
-        """Shrinks the views to ``SHOWN`` pixels at most, as uint8, so that many can be kept."""
-        return Reading(thumbnails(self.views, SHOWN), self.sides)
-
 
 def view_labels(sides: Array) -> list[str]:
-    """Words the likeliest side in each view (V, 4), and how likely: "front 0.93"."""
+    """Format the most probable side of each view (V, 4): "front 0.93"."""
     return [f"{SIDES[int(view.argmax())]} {view.max():.2f}" for view in np.asarray(sides)]
 
 
 class Meter:
-    """Raises ConfigError if the classifier cannot be loaded."""
+    """Renders and classifies objects. Raises ConfigError if the classifier cannot be loaded."""
 
     def __init__(self, config: MeterConfig) -> None:
         self.config = config
         self.classifier: ViewClassifier = registry.build("view-classifier", config.classifier)
         self.azimuth = 2 * np.pi * np.arange(config.n_view) / config.n_view
-        same = torch.ones(config.n_view)
-        ring = torch.from_numpy(self.azimuth).float()
-        self.c2w = orbit_c2w(np.deg2rad(config.elevation) * same, ring, config.distance * same).numpy()
+        ones = torch.ones(config.n_view)
+        azimuth = torch.from_numpy(self.azimuth).float()
+        self.c2w = orbit_c2w(np.deg2rad(config.elevation) * ones, azimuth, config.distance * ones).numpy()
 
     def classify(self, mesh: ColouredMesh | RunField, prompt: str, light: bool | None = None) -> Reading:
-        """Photographs and classifies. ``light``: shade as the toybox is; None: only what has no colour of its own."""
+        """Render an object and classify its views.
+
+        Args:
+            light: shade like the toybox; None: only meshes without colours.
+        """
         config, light = self.config, mesh.plain if light is None else light
         views = mesh.render(self.c2w, np.deg2rad(config.fov), config.size, config.background, light)
         sides = self.classifier.sides(torch.from_numpy(views), prompt).double().numpy()
         return Reading(views, sides)
 
-    def judge(self, sides: Array, threshold: float, free: bool = False) -> RingResult:
-        """Judges the sides (V, 4) of a ring of views."""
+    def evaluate(self, sides: Array, threshold: float, free: bool = False) -> RingResult:
+        """Evaluate the side probabilities (V, 4) of all views; see `classify_ring`."""
         return classify_ring(sides, self.azimuth, threshold, free)
 
     def likeness(self, views: Array, prompts: Sequence[str]) -> list[float] | None:
-        """Rates how well a mesh fits each prompt, mean over its views."""
-        found = self.classifier.likeness(torch.from_numpy(views), prompts)
-        return None if found is None else found.double().mean(0).tolist()
+        """Return the mean score over the views for each prompt."""
+        scores = self.classifier.likeness(torch.from_numpy(views), prompts)
+        return None if scores is None else scores.double().mean(0).tolist()

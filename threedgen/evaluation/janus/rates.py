@@ -1,22 +1,26 @@
-"""From the share of objects that the meter calls Janus to the share that is: its own errors taken out."""
+"""Correction of a measured Janus rate for the errors of the meter."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
 
-from threedgen.evaluation.metrics.figures import Share
+from threedgen.evaluation.metrics.figures import Interval, Json, Share
 
 Z = 1.959963984540054
-LEAST = 0.2
-"""A meter whose recall exceeds its false alarms by less says too little for its figures to be corrected."""
+MIN_DIFFERENCE = 0.2
+"""Minimum difference of recall and false alarm rate with which a rate is corrected."""
 
 
 @dataclass(frozen=True)
 class ErrorRates:
-    """Measured on objects whose truth is known: ``alarms``, good ones that the meter calls Janus; ``hits``, two-faced
-    ones that it does. The threshold is the one that both were measured with."""
+    """Error rates of the meter on objects with known fronts.
+
+    Attributes:
+        alarms: objects with one front that the meter calls Janus.
+        hits: objects with two fronts that it calls Janus.
+        threshold: front probability that both were measured with.
+    """
 
     alarms: Share
     hits: Share
@@ -24,43 +28,45 @@ class ErrorRates:
 
     @property
     def useful(self) -> bool:
-        return bool(self.alarms.total and self.hits.total) and self._spread() >= LEAST
+        """Whether rates can be corrected."""
+        return bool(self.alarms.total and self.hits.total) and self._difference() >= MIN_DIFFERENCE
 
-    def _spread(self) -> float:
+    def _difference(self) -> float:
         return self.hits.hits / self.hits.total - self.alarms.hits / self.alarms.total
 
     def corrected(self, raw: Share) -> float | None:
-        """Computes (raw - alarms) / (hits - alarms) in [0, 1] (Rogan and Gladen 1978); None where there is nothing to
-        correct or the meter is no good."""
+        """Return (raw - alarms) / (hits - alarms) in [0, 1] (Rogan and Gladen 1978); None if it is undefined."""
         if not self.useful or raw.value is None or self.alarms.value is None:
             return None
-        return min(1.0, max(0.0, (raw.value - self.alarms.value) / self._spread()))
+        return min(1.0, max(0.0, (raw.value - self.alarms.value) / self._difference()))
 
-    def interval(self, raw: Share) -> tuple[float, float] | None:
-        """Finds the 95 % interval of the corrected rate, the error rates being measured too (Lang and Reiczigel
-        2014): each share is moved a little towards one half, and the variances of all three are added up."""
-        point = self.corrected(raw)
-        if point is None:
+    def interval(self, raw: Share) -> Interval | None:
+        """Return the 95 % interval of the corrected rate with measured error rates (Lang and Reiczigel 2014).
+
+        Each share is moved slightly towards one half, and the variances of all three are added.
+        """
+        rate = self.corrected(raw)
+        if rate is None:
             return None
-        n, n_hits, n_good = raw.total + Z * Z, self.hits.total + 2, self.alarms.total + 2
-        seen = (raw.hits + Z * Z / 2) / n
-        recall = (self.hits.hits + 1) / n_hits
-        quiet = (self.alarms.total - self.alarms.hits + 1) / n_good  # specificity
-        slope = recall + quiet - 1
+        n, n_hits, n_alarms = raw.total + Z * Z, self.hits.total + 2, self.alarms.total + 2
+        measured = (raw.hits + Z * Z / 2) / n
+        sensitivity = (self.hits.hits + 1) / n_hits
+        specificity = (self.alarms.total - self.alarms.hits + 1) / n_alarms
+        slope = sensitivity + specificity - 1
         if slope <= 0:
             return 0.0, 1.0
-        rate = (seen + quiet - 1) / slope
-        of_hits, of_good = recall * (1 - recall) / n_hits, quiet * (1 - quiet) / n_good
-        shift = 2 * Z * Z * (rate * of_hits - (1 - rate) * of_good)
-        half = Z * sqrt(seen * (1 - seen) / n + rate**2 * of_hits + (1 - rate) ** 2 * of_good) / slope
-        low, high = (min(1.0, max(0.0, rate + shift + sign * half)) for sign in (-1, 1))
-        return min(low, point), max(high, point)
+        p = (measured + specificity - 1) / slope
+        var_hits, var_alarms = sensitivity * (1 - sensitivity) / n_hits, specificity * (1 - specificity) / n_alarms
+        shift = 2 * Z * Z * (p * var_hits - (1 - p) * var_alarms)
+        half = Z * sqrt(measured * (1 - measured) / n + p**2 * var_hits + (1 - p) ** 2 * var_alarms) / slope
+        low, high = (min(1.0, max(0.0, p + shift + sign * half)) for sign in (-1, 1))
+        return min(low, rate), max(high, rate)
 
-    def plain(self) -> dict[str, Any]:
-        """For JSON."""
+    def plain(self) -> Json:
+        """Convert to JSON."""
         return {"false_alarms": self.alarms.plain(), "recall": self.hits.plain(), "threshold": self.threshold}
 
     @classmethod
-    def from_plain(cls, tree: dict[str, Any]) -> ErrorRates:
-        """Raises KeyError, TypeError or ValueError for anything else."""
+    def from_plain(cls, tree: Json) -> ErrorRates:
+        """Convert from JSON. Raises KeyError, TypeError or ValueError."""
         return cls(Share.of(tree["false_alarms"]), Share.of(tree["recall"]), float(tree["threshold"]))

@@ -1,1 +1,1 @@
-"""Figures of any pictures: distances of distributions, shares with intervals."""
+"""Metrics as pure functions of arrays."""

@@ -1,4 +1,4 @@
-"""Colour metrics in CIE Lab: agreement of views and mottle of surfaces."""
+"""Colour metrics in CIE Lab: colour differences between views and mottle of surfaces."""
 
 from __future__ import annotations
 
@@ -12,36 +12,35 @@ from scipy.ndimage import binary_erosion
 from skimage.color import rgb2lab
 
 PALETTE = 4
-"""Colours of the palette that mottle is measured against."""
+"""Number of colours of the palette in `mottle`."""
 MOTTLE_PIXELS = 4000
-SMALLEST = 0.01
-"""A view whose foreground is a smaller share of the image is missing."""
+MIN_FOREGROUND = 0.01
+"""A view with a smaller foreground, as a share of the image, is missing."""
 
 
 def foreground_means(views: np.ndarray, masks: np.ndarray) -> list[np.ndarray | None]:
-    """Mean Lab colour (3,) of the foreground of each view; None where there is next to none.
+    """Return the mean Lab colour (3,) of the foreground of each view; None where it is missing.
 
     Args:
         views: (V, H, W, 3) in [0, 1].
         masks: (V, H, W) bool.
     """
     return [
-        rgb2lab(view[mask][None])[0].mean(0) if mask.mean() >= SMALLEST else None
+        rgb2lab(view[mask][None])[0].mean(0) if mask.mean() >= MIN_FOREGROUND else None
         for view, mask in zip(views, masks, strict=True)
     ]
 
 
 def colour_disagreement(means: Sequence[np.ndarray | None], missing: float) -> float:
-    """Mean pairwise Lab distance of the foreground means of an object's views; pairs with a missing view count
-    ``missing``."""
+    """Return the mean pairwise Lab distance of the foreground means; pairs with a missing view count ``missing``."""
     pairs = [missing if a is None or b is None else float(np.linalg.norm(a - b)) for a, b in combinations(means, 2)]
     return float(np.mean(pairs))
 
 
 def mottle(views: np.ndarray, masks: np.ndarray, seed: int = 0) -> float | None:
-    """Mean distance of the foreground's Lab (a, b) to the nearest colour of a palette of ``PALETTE`` colours.
+    """Return the mean distance of the foreground's Lab (a, b) to the nearest of ``PALETTE`` colours.
 
-    The palette is found by k-means over all views of the object; edges are left out.  None without a foreground.
+    The palette is found by k-means over all views of the object; edges are left out. None without a foreground.
 
     Args:
         views: (V, H, W, 3) in [0, 1].

@@ -1,6 +1,6 @@
-"""Judges an object by what single views show: counts its fronts on a ring, and says whether there are too many.
+"""Number of fronts of an object, from the side probabilities of views on a ring.
 
-A ring is V views at azimuths 2 pi k / V (any start). Sides are those of ``figures.SIDES``.
+A ring has V views at azimuths 2 pi k / V (any start). Sides are those of ``figures.SIDES``.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import circulant
 
-from .figures import Floats, sides_right
+from .figures import SIDES, Floats, sides_right
 
-FRONT = 0
-APART = pi / 2
-"""Of one real front, views up to 45 degrees to each side show it: at most this far apart (radians)."""
+FRONT = SIDES.index("front")
+MIN_ANGLE = pi / 2
+"""One real front is visible up to 45 degrees to each side, so its views are at most this far apart (radians)."""
 
 
 @dataclass(frozen=True)
 class RingResult:
-    """What a ring of views says of an object.
+    """Evaluation of a ring of views.
 
-    ``fronts``: the most views that show a front and are all more than 90 degrees apart; ``doubt`` in [0, 1]: the
-    highest threshold at which there are still two fronts; ``shown``: which views show a front; ``right``: which show
-    the side that their camera faces (see ``directions``).
+    Attributes:
+        fronts: largest number of views that show a front and are all more than 90 degrees apart.
+        doubt: highest threshold in [0, 1] at which there are two fronts.
+        shown: for each view, whether it shows a front.
+        right: for each view, whether it shows the side that its camera faces; see `directions`.
     """
 
     fronts: int
@@ -35,14 +37,17 @@ class RingResult:
 
     @property
     def failed(self) -> bool:
-        """A Janus failure: two views more than 90 degrees apart show a front."""
+        """Whether the object has the Janus problem: two views more than 90 degrees apart show a front."""
         return self.fronts > 1
 
 
 def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool = False) -> RingResult:
-    """Judges the probabilities ``sides`` (V, 4) of V views, whose cameras stand at ``azimuth`` (V,), radians.
+    """Evaluate the side probabilities (V, 4) of V views.
 
-    free: nobody knows where the object's front should be.
+    Args:
+        azimuth: of the cameras, (V,), radians.
+        threshold: minimum probability of a front.
+        free: the orientation of the object is unknown.
     """
     curve = front_curve(sides)
     return RingResult(
@@ -54,52 +59,56 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool =
 
 
 def smooth(values: Floats) -> Floats:
-    """Averages curves around the object, (V,) or (V, C), with a hat of 90 degrees to each side: one view alone
-    hardly makes a front. Of 8 views the weights are (1, 2, 1) / 4."""
+    """Smooth values on a ring, (V,) or (V, C), with a triangular kernel of 90 degrees to each side.
+
+    A single view thus hardly makes a front. For 8 views the weights are (1, 2, 1) / 4.
+    """
     values = np.asarray(values, float)
     count = len(values)
-    away = np.minimum(np.arange(count), count - np.arange(count)) * (2 * pi / count)
-    weight = np.maximum(0.0, 1 - away / APART)
+    angle = np.minimum(np.arange(count), count - np.arange(count)) * (2 * pi / count)
+    weight = np.maximum(0.0, 1 - angle / MIN_ANGLE)
     result: Floats = (circulant(weight) / weight.sum()) @ values
     return result
 
 
 def front_curve(sides: Floats) -> Floats:
-    """Rates how surely each view shows a front, (V,): its smoothed probability, 0 where another side is likelier."""
-    even = smooth(sides)
-    return np.where(even.argmax(1) == FRONT, even[:, FRONT], 0.0)
+    """Return the smoothed front probability of each view, (V,); 0 where another side is more probable."""
+    smoothed = smooth(sides)
+    return np.where(smoothed.argmax(1) == FRONT, smoothed[:, FRONT], 0.0)
 
 
 def front_count(front: Floats, threshold: float) -> int:
-    """Counts the fronts of an object: the most views with ``front`` (V,) >= ``threshold`` that are all more than
-    ``APART`` from each other."""
+    """Return the largest number of views with ``front`` (V,) >= ``threshold`` that are pairwise > 90 degrees apart."""
     angles = 2 * pi * np.flatnonzero(np.asarray(front) >= threshold) / len(front)
     most = 0
-    for start in angles:  # on one turn from each of them, every front that is far enough from the one before
+    for start in angles:  # greedily take every front far enough from the previous one, once around from each start
         count, last = 1, 0.0
         for angle in np.sort((angles - start) % (2 * pi)):
-            if angle - last > APART + 1e-6 and 2 * pi - angle > APART + 1e-6:
+            if angle - last > MIN_ANGLE + 1e-6 and 2 * pi - angle > MIN_ANGLE + 1e-6:
                 count, last = count + 1, angle
         most = max(most, count)
     return most
 
 
 def doubt(front: Floats) -> float:
-    """Finds the highest threshold at which ``front_count`` finds two fronts: of all pairs of views more than ``APART``
-    from each other, the largest min(front_i, front_j)."""
-    front, steps = np.asarray(front, float), np.arange(len(front))
-    between = np.abs(steps[:, None] - steps)
-    angle = np.minimum(between, len(front) - between) * (2 * pi / len(front))
-    return float(np.where(angle > APART + 1e-6, np.minimum(front[:, None], front), 0.0).max())
+    """Return the highest threshold at which `front_count` is two.
+
+    It is the largest min(front_i, front_j) over pairs of views more than 90 degrees apart.
+    """
+    front, index = np.asarray(front, float), np.arange(len(front))
+    steps = np.abs(index[:, None] - index)
+    angle = np.minimum(steps, len(front) - steps) * (2 * pi / len(front))
+    return float(np.where(angle > MIN_ANGLE + 1e-6, np.minimum(front[:, None], front), 0.0).max())
 
 
-def directions(seen: NDArray[np.integer], azimuth: Floats, free: bool = False) -> NDArray[np.bool_]:
-    """Tells which views (V,) show the side that their camera faces.
+def directions(sides: NDArray[np.integer], azimuth: Floats, free: bool = False) -> NDArray[np.bool_]:
+    """Return which views (V,) show the side that their camera faces.
 
-    With ``free``, the object may face any of the V directions: the one that makes most views right is taken. That
-    flatters an object whose sides are random, so figures of both kinds are not to be compared.
+    Args:
+        free: the object may face any of the V directions; the one with the most correct views is taken. This favours
+            objects with random sides, so figures with and without it are not comparable.
     """
     azimuth = np.asarray(azimuth, float)
     turns = 2 * pi / len(azimuth) * np.arange(len(azimuth) if free else 1)
-    ways = [sides_right(seen, azimuth + turn) for turn in turns]
-    return max(ways, key=lambda right: int(right.sum()))
+    candidates = [sides_right(sides, azimuth + turn) for turn in turns]
+    return max(candidates, key=lambda right: int(right.sum()))

@@ -1,1 +1,1 @@
-"""What priors and objects of the toybox are worth: a probe that looks at pictures, what it should say, the reports."""
+"""Toybox evaluations: the probe, verdicts, and the measurements of priors, objects and subjects."""

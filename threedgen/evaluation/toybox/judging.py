@@ -1,10 +1,9 @@
-"""Judges what the probe saw of one object by what was asked for, and counts many verdicts."""
+"""Verdicts: what the probe finds in the views of an object, compared with what was asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,49 +12,58 @@ from torch import Tensor
 from threedgen.data.toybox.grammar import NOUNS, Spec
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.world import Toybox
-from threedgen.evaluation.metrics.figures import Share, in_order, majority, share
+from threedgen.evaluation.metrics.figures import Json, Share, equal_error, in_order, majority, share
 from threedgen.evaluation.metrics.fronts import classify_ring
-from threedgen.evaluation.tables import rounded
+from threedgen.evaluation.options import FRONT_THRESHOLD
+from threedgen.evaluation.report import rounded
 from threedgen.geometry.images import to_uint8
 
 from .labels import Labels, Truth, labelled
-from .options import FRONT_THRESHOLD
 from .probe import Answers, Probe, combine_views
 
 FIGURES = {
     "noun": "noun",
     "colour": "colour of the noun",
-    "part": "the named part is there",
-    "part_absent": "an accessory that is not there is not seen",
+    "part": "the named part is present",
+    "part_absent": "an absent accessory is not found",
     "part_colour": "the named part has its colour",
-    "bound": "the named part is there in its colour",
+    "bound": "the named part is present in its colour",
     "order": "viewing sides in the right order",
-    "each_side": "every view by itself shows its side",
+    "each_side": "every single view shows its side",
     "one_front": "one front only",
     "side": "viewing side, single view",
     "noun_single": "noun, single view",
     "colour_single": "colour, single view",
 }
-"""Keys of a verdict's answers, and how a report calls them."""
+"""Keys of a verdict's answers and their names in reports."""
+Answer = bool | list[bool] | None
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """About one object. ``answers``: key of FIGURES -> True, False, None (not applicable) or one of these for each
-    view; ``words``: what the probe sees."""
+    """Verdict on one object.
 
-    answers: dict[str, Any]
+    Attributes:
+        answers: key of `FIGURES` -> correct or not, None if not applicable, or one answer per view.
+        words: what the probe finds.
+        fronts: number of fronts.
+        azimuth_error: mean over the views, degrees.
+    """
+
+    answers: dict[str, Answer]
     words: dict[str, str]
     fronts: int | None
     azimuth_error: float | None
 
-    def plain(self) -> dict[str, Any]:
-        """For a report."""
+    def plain(self) -> Json:
+        """Convert to JSON."""
         return {"said" if key == "words" else key: value for key, value in rounded(asdict(self)).items()}
 
     def all_wrong(self) -> Verdict:
-        """The verdict about a result that is none: wrong in all that is asked."""
-        wrong = {key: [False] * len(value) if isinstance(value, list) else False for key, value in self.answers.items()}
+        """Return the verdict on a failed result: all answers are wrong."""
+        wrong: dict[str, Answer] = {
+            key: [False] * len(value) if isinstance(value, list) else False for key, value in self.answers.items()
+        }
         return Verdict(wrong, {"noun": "nothing", "colour": "no"}, None, None)
 
 
@@ -67,60 +75,65 @@ def judge(
     vote: bool = False,
     threshold: float = 0.5,
 ) -> Verdict:
-    """Compares ``views`` of one object with ``spec``; what it leaves open is not judged.
+    """Compare the views of one object with what ``spec`` specifies.
 
-    ``azimuth`` (V,) radians: where the cameras stood, for the viewing sides. ``vote``: noun and colour by majority
-    of the views instead of their mean log-probability. ``threshold``: probability from which a part is seen.
+    Args:
+        azimuth: of the cameras (V,), radians, for the viewing sides.
+        vote: noun and colour by majority of the views instead of mean log-probability.
+        threshold: probability from which a part is present.
     """
-    seen = combine_views(views)
-    pick: Callable[[Tensor], int] = (lambda x: majority(x.numpy())) if vote else (lambda x: int(x.mean(0).argmax()))
-    answers: dict[str, Any] = {}
+    combined = combine_views(views)
+    answers: dict[str, Answer] = {}
     words = dict[str, str]()
+
+    def most_probable(x: Tensor) -> int:
+        return majority(x.numpy()) if vote else int(x.mean(0).argmax())
+
     for key, names in (("noun", labels.nouns), ("colour", labels.colours)):
-        single, asked = getattr(views, key), getattr(spec, key)
-        choice = pick(single)
+        single, specified = getattr(views, key), getattr(spec, key)
+        choice = most_probable(single)
         words[key] = names[choice]
-        if asked:
-            expected = names.index(asked)
+        if specified:
+            expected = names.index(specified)
             answers |= {key: choice == expected, f"{key}_single": (single.argmax(1) == expected).tolist()}
     if spec.part:
         word = labels.words.index(spec.part)
-        there, painted = float(seen.part[word]), int(seen.part_colour[word].argmax())
-        visible = there > threshold
-        words["part"] = f"{labels.colours[painted]} {spec.part}" if visible else f"no {spec.part}"
-        answers["part"] = visible
+        probability, colour = float(combined.part[word]), int(combined.part_colour[word].argmax())
+        present = probability > threshold
+        words["part"] = f"{labels.colours[colour]} {spec.part}" if present else f"no {spec.part}"
+        answers["part"] = present
         if spec.part_colour:
             expected = labels.colours.index(spec.part_colour)
-            answers |= {"part_colour": painted == expected, "bound": visible and painted == expected}
-    count, error = None, None
+            answers |= {"part_colour": colour == expected, "bound": present and colour == expected}
+    fronts, error = None, None
     if azimuth is not None and NOUNS[spec.noun].front:
-        found, count, error = _sides(views, azimuth)
+        found, fronts, error = _sides(views, azimuth)
         answers |= found
-    return Verdict(answers, words, count, error)
+    return Verdict(answers, words, fronts, error)
 
 
-def judge_pictures(
-    probe: Probe, pictures: np.ndarray, spec: Spec, azimuth: np.ndarray | None = None, vote: bool = False
+def judge_views(
+    probe: Probe, images: np.ndarray, spec: Spec, azimuth: np.ndarray | None = None, vote: bool = False
 ) -> Verdict:
-    """Judges what the probe sees in the views (V, H, W, 3) of one object, uint8 or floats in [0, 1]."""
-    views = probe.classify(torch.from_numpy(to_uint8(pictures)).float() / 255)
+    """Judge the views (V, H, W, 3) of one object, uint8 or floats in [0, 1]; see `judge`."""
+    views = probe.classify(torch.from_numpy(to_uint8(images)).float() / 255)
     return judge(views, spec, probe.labels, azimuth, vote, probe.threshold)
 
 
-def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Any], int, float]:
-    """Judges the viewing sides: answers, the number of fronts, and the mean error of the azimuth in degrees."""
-    found = classify_ring(views.side.exp().numpy(), azimuth, FRONT_THRESHOLD)
-    answers: dict[str, Any] = {"side": list(found.right), "each_side": all(found.right)}
+def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Answer], int, float]:
+    """Return answers on the viewing sides, number of fronts, and mean azimuth error in degrees."""
+    ring = classify_ring(views.side.exp().numpy(), azimuth, FRONT_THRESHOLD)
+    answers: dict[str, Answer] = {"side": list(ring.right), "each_side": all(ring.right)}
     if len(azimuth) % 4 == 0:
         answers["order"] = in_order(views.side.numpy(), azimuth)
     if len(azimuth) >= 8:
-        answers["one_front"] = found.fronts == 1
-    away = views.azimuth.numpy() - azimuth
-    return answers, found.fronts, float(np.degrees(np.abs(np.angle(np.exp(1j * away)))).mean())
+        answers["one_front"] = ring.fronts == 1
+    difference = views.azimuth.numpy() - azimuth
+    return answers, ring.fronts, float(np.degrees(np.abs(np.angle(np.exp(1j * difference)))).mean())
 
 
 def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
-    """Counts the share of right answers for each key that was asked at all."""
+    """Count the correct answers by key; keys without any answer are left out."""
     figures = {}
     for key in FIGURES:
         answers: list[bool | None] = []
@@ -132,9 +145,9 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
 
 
 def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verdict]:
-    """Judges ground truth: samples of a toybox, rendered as ``box.view`` says, judged like anything else.
+    """Judge ground-truth renders of a toybox like any other result.
 
-    And of one accessory that an object could wear and does not: whether the probe sees it nevertheless.
+    Also checks one accessory that each object could wear and does not ("part_absent").
     """
     verdicts = []
     for asset, views, truth in _classified(probe, box, indices):
@@ -149,26 +162,26 @@ def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verd
 
 
 def calibrate(probe: Probe, box: Toybox, indices: Sequence[int]) -> float:
-    """Finds the probability from which on an accessory should count as seen: then as many are missed as imagined.
+    """Set and return ``probe.threshold``, at which as many accessories are missed as are falsely found.
 
-    In training most words are absent from most pictures, so the probe is shy; asked about a caption's word, it
-    should answer without that prejudice. Keeps what it finds in ``probe.threshold``.
+    In training most words are absent from most images, which lowers the probabilities; about a word of a caption the
+    probe should answer without this prior.
     """
     present, absent = [], []
     for asset, views, truth in _classified(probe, box, indices):
-        seen, shown = combine_views(views).part, truth.seen.amax(0)
+        probability, visible = combine_views(views).part, truth.seen.amax(0)
         for word in NOUNS[asset.noun].wears:
             column = probe.labels.words.index(word)
-            if shown[column] == 1:
-                present.append(float(seen[column]))
+            if visible[column] == 1:
+                present.append(float(probability[column]))
             elif word not in asset.labels:
-                absent.append(float(seen[column]))
+                absent.append(float(probability[column]))
     probe.threshold = equal_error(present, absent)
     return probe.threshold
 
 
 def _classified(probe: Probe, box: Toybox, indices: Sequence[int]) -> Iterator[tuple[Asset, Answers, Truth]]:
-    """Renders samples of a toybox and yields each with what the probe sees in four views, and their truth."""
+    """Render samples of a toybox and yield each with the probe's answers for four views and their labels."""
     n_view, size, chunk = 4, 128, 32
     for start in range(0, len(indices), chunk):
         assets, rgb, truth = labelled(box, indices[start : start + chunk], size, n_view, probe.labels)
@@ -176,15 +189,3 @@ def _classified(probe: Probe, box: Toybox, indices: Sequence[int]) -> Iterator[t
         for k, asset in enumerate(assets):
             part = slice(k * n_view, (k + 1) * n_view)
             yield asset, views[part], truth[part]
-
-
-def equal_error(present: Sequence[float], absent: Sequence[float]) -> float:
-    """Finds the threshold at which the share of ``present`` below equals the share of ``absent`` above it, as near as
-    it comes; 0.5 if either is empty."""
-    if not present or not absent:
-        return 0.5
-    here, gone = np.sort(present), np.sort(absent)
-    choices = np.unique([*here, *gone])
-    missed = np.searchsorted(here, choices, side="right") / len(here)
-    imagined = 1 - np.searchsorted(gone, choices, side="right") / len(gone)
-    return float(choices[np.abs(missed - imagined).argmin()])

@@ -1,29 +1,32 @@
-"""Labels toybox pictures with what the probe should say of them: noun, colours, visible parts, viewing side."""
+"""Labels of toybox images for the probe: noun, colours, visible parts, viewing side."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from threedgen.data.coloured_mesh import toybox_mesh
 from threedgen.data.toybox.grammar import COLOURS, NOUNS, SIZES, Spec
 from threedgen.data.toybox.primitives import Asset
 from threedgen.data.toybox.raycast import render
 from threedgen.data.toybox.world import Toybox, View
+from threedgen.evaluation.corruption import rough, two_fronted
+from threedgen.evaluation.metrics.figures import Json
+from threedgen.run.arrays import Array
 
 OPEN = -1
-"""Where there is no answer: the caption leaves a colour open, a part is hidden, two colours are as near."""
-VISIBLE = 1e-3
-"""A part counts as visible from this share of the picture on: 4 pixels of 64 x 64."""
+"""Label without an answer: an unspecified colour, a hidden part, a colour between two names."""
+MIN_VISIBLE = 1e-3
+"""Minimum share of the image of a visible part: 4 pixels of 64 x 64."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The answers there are. ``words``: every part and accessory of the toybox."""
+    """Vocabulary of the probe. ``words``: all parts and accessories."""
 
     nouns: tuple[str, ...]
     colours: tuple[str, ...]
@@ -35,18 +38,19 @@ class Labels:
         return cls(tuple(NOUNS), tuple(COLOURS), tuple(sorted(words)))
 
     @classmethod
-    def from_plain(cls, tree: dict[str, Any]) -> Labels:
-        """From JSON. Raises KeyError or TypeError for anything else."""
+    def from_plain(cls, tree: Json) -> Labels:
+        """Convert from JSON. Raises KeyError or TypeError."""
         return cls(*(tuple(str(word) for word in tree[name]) for name in ("nouns", "colours", "words")))
 
     def plain(self) -> dict[str, list[str]]:
+        """Convert to JSON."""
         return {name: list(value) for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Answers for B pictures: noun (B,), colour (B,), seen (B, W) 1, 0 or OPEN, part_colour (B, W), azimuth (B,)
-    radians, front (B,) bool: whether the object has a front at all."""
+    """Labels of B images: noun (B,), colour (B,), seen (B, W) 1, 0 or OPEN, part_colour (B, W), azimuth (B,) in
+    radians, front (B,) bool: whether the object has a front."""
 
     noun: Tensor
     colour: Tensor
@@ -67,30 +71,35 @@ class Truth:
 
 
 def nearest_colour(value: np.ndarray) -> int:
-    """Finds the index of the named colour next to ``value`` (3,) sRGB; OPEN if another is nearly as near."""
+    """Return the index of the named colour nearest to an sRGB colour (3,); OPEN if another is nearly as near."""
     distance = np.linalg.norm(np.array(list(COLOURS.values())) - value, axis=1)
     first, second = np.sort(distance)[:2]
     return int(distance.argmin()) if first <= 0.6 * second else OPEN
 
 
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
-    """Finds the part words that an asset shows, each with its colour.
+    """Map the part words that an asset shows to their colours.
 
-    Parts in their default colours count too: so the probe has to look where a part is, and cannot take the
-    one odd colour of a picture for the answer.
+    Parts in their default colours are included, so that the probe must find a part and cannot take the one odd colour
+    of an image for the answer.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
-    for solid in asset.primitives:  # words of other nouns too: a dog's mouth, say
+    for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth
         if solid.label in labels.words and solid.label not in found:
             found[solid.label] = nearest_colour(solid.colour)
     return found
 
 
-def picture_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray, labels: Labels) -> Truth:
-    """Labels the renders of ``assets``, views fastest: ``label`` (N n, H, W) of the ray caster, ``azimuth``."""
+def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray, labels: Labels) -> Truth:
+    """Label the renders of assets, views fastest.
+
+    Args:
+        label: part labels of the ray caster, (N n, H, W).
+        azimuth: of the cameras, (N n,), radians.
+    """
     count, n_view = len(label), len(label) // len(assets)
     seen = np.zeros((count, len(labels.words)), np.int64)
-    painted = np.full((count, len(labels.words)), OPEN, np.int64)
+    part_colour = np.full((count, len(labels.words)), OPEN, np.int64)
     column = {word: k for k, word in enumerate(labels.words)}
     for n, asset in enumerate(assets):
         words = word_colours(asset, labels)
@@ -98,15 +107,15 @@ def picture_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarra
             pixels = np.bincount(label[view].ravel(), minlength=len(asset.labels) + 1)
             for word, colour in words.items():
                 visible = pixels[asset.labels.index(word) + 1] / label[view].size if word in asset.labels else 0
-                seen[view, column[word]] = 1 if visible >= VISIBLE else OPEN if visible > 0 else 0
-                painted[view, column[word]] = colour if visible >= VISIBLE else OPEN
+                seen[view, column[word]] = 1 if visible >= MIN_VISIBLE else OPEN if visible > 0 else 0
+                part_colour[view, column[word]] = colour if visible >= MIN_VISIBLE else OPEN
     nouns = [labels.nouns.index(asset.noun) for asset in assets]
     colours = [labels.colours.index(asset.colour) if asset.colour else OPEN for asset in assets]
     return Truth(
         noun=torch.tensor(nouns).repeat_interleave(n_view),
         colour=torch.tensor(colours).repeat_interleave(n_view),
         seen=torch.from_numpy(seen),
-        part_colour=torch.from_numpy(painted),
+        part_colour=torch.from_numpy(part_colour),
         azimuth=torch.from_numpy(np.asarray(azimuth, np.float32)),
         front=torch.tensor([asset.front for asset in assets]).repeat_interleave(n_view),
     )
@@ -115,29 +124,28 @@ def picture_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarra
 def labelled(
     box: Toybox, indices: Sequence[int], size: int, n_view: int, labels: Labels
 ) -> tuple[list[Asset], np.ndarray, Truth]:
-    """Renders samples of a toybox: the assets, their pictures (N n, size, size, 3), each from its own cameras, and the
-    truth of these."""
+    """Render samples of a toybox: N assets, their images (N n, size, size, 3), and the labels of these."""
     assets = [box.asset(i) for i in indices]
     cameras = [box.cameras(i, n_view) for i in indices]
     c2w, fov, azimuth = (np.concatenate([camera[k] for camera in cameras]) for k in range(3))
     grey = np.repeat([camera[3] for camera in cameras], n_view)
-    picture = render(assets, np.repeat(np.arange(len(assets)), n_view), c2w, fov, size, grey, with_gbuffer=True)
-    return assets, picture.rgb, picture_truth(assets, picture.label, azimuth, labels)
+    image = render(assets, np.repeat(np.arange(len(assets)), n_view), c2w, fov, size, grey, with_gbuffer=True)
+    return assets, image.rgb, image_truth(assets, image.label, azimuth, labels)
 
 
 WIDE = View(fov=(33.0, 47.0), elevation=(-5.0, 35.0), relative_distance=(0.88, 1.05), grey=(0.3, 0.7))
-"""Cameras and backgrounds that the probe learns from: somewhat more than it will be shown."""
+"""Training cameras and backgrounds, in wider ranges than those of the evaluations."""
 
 
 class ProbeToybox(Toybox):
-    """Draws the toybox as the probe learns it: every combination, those that the prior never sees included, and far
-    more accessories than captions mention, for they are rare and hard to see."""
+    """Training samples of the probe: all combinations, held-out ones included, and many more accessories than captions
+    mention, because they are rare and small."""
 
     def __init__(self, seed: int = 0, view: View = WIDE) -> None:
         super().__init__(seed, "train", view)
 
     def spec(self, index: int) -> tuple[Spec, int]:
-        """Draws a sample; half of them can wear something, and half of those do."""
+        """Sample a spec; at least half of the objects can wear an accessory, and half of those do."""
         rng = self.rng(index, 10)
         nouns = list(NOUNS.values())
         if rng.random() < 0.5:
@@ -146,6 +154,53 @@ class ProbeToybox(Toybox):
         colours, draw = list(COLOURS), rng.random()
         words = noun.wears if noun.wears and draw < 0.5 else noun.parts if draw < 0.85 else ()
         part = words[int(rng.integers(len(words)))] if words else ""
-        main, painted = (colours[int(rng.integers(len(colours)))] for _ in range(2))
+        colour, part_colour = (colours[int(rng.integers(len(colours)))] for _ in range(2))
         size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""
-        return Spec(noun.word, main, size, part, painted if part else ""), 0
+        return Spec(noun.word, colour, size, part, part_colour if part else ""), 0
+
+
+# --- corrupted samples ---------------------------------------------------------------------------------------------
+
+
+MAX_STRENGTH = 2.0
+"""Largest strength of the roughness."""
+SEGMENTS = 16
+"""Segments of a round solid, few for speed."""
+CLEAR_ANGLE = np.deg2rad(60)
+"""Two joined fronts show a clear side up to this angle from the nearer one; beyond, two sides are visible at once."""
+
+
+def corrupt(
+    box: Toybox,
+    indices: Sequence[int],
+    assets: Sequence[Asset],
+    rgb: Array,
+    truth: Truth,
+    share: float,
+    rng: np.random.Generator,
+) -> None:
+    """Render a ``share`` of the samples again as rough objects, half of those that have a front with two fronts.
+
+    Args:
+        indices: numbers of the samples.
+        rgb: images (N n, size, size, 3), views fastest; changed in place like ``truth``.
+    """
+    n_view, size = len(rgb) // len(assets), rgb.shape[1]
+    for k, (index, asset) in enumerate(zip(indices, assets, strict=True)):
+        if rng.random() >= share:
+            continue
+        views, two = slice(k * n_view, (k + 1) * n_view), asset.front and rng.random() < 0.5
+        mesh = toybox_mesh(asset, SEGMENTS)
+        mesh = rough(two_fronted(mesh) if two else mesh, rng, rng.uniform(0, MAX_STRENGTH))
+        c2w, fov, azimuth, grey = box.cameras(index, n_view)
+        rgb[views] = mesh.render(c2w, float(fov[0]), size, grey, light=True)
+        if two:
+            truth.seen[views], truth.part_colour[views] = OPEN, OPEN
+            relative, clear = nearer_front(azimuth)
+            truth.azimuth[views], truth.front[views] = torch.from_numpy(relative), torch.from_numpy(clear)
+
+
+def nearer_front(azimuth: Array) -> tuple[Array, Array]:
+    """Return azimuths (V,) relative to the nearer of two fronts at 0 and pi, and which views are clear (V,), bool."""
+    relative = np.where(np.cos(azimuth) < 0, azimuth + np.pi, azimuth) % (2 * np.pi)
+    return relative.astype(np.float32), np.cos(relative) >= np.cos(CLEAR_ANGLE)

@@ -1,151 +1,200 @@
-"""Carries out the task "evaluate-3d": held-out prompts become 3D objects; the probe looks at eight sides of each.
+"""Task "evaluate-3d": make 3D objects of held-out prompts; the probe judges eight views of each.
 
-RUN/objects/WORDS-OF-THE-PROMPT/   the generate runs; finished ones are not made again
+RUN/objects/WORDS-OF-THE-PROMPT/   generate runs; finished ones are not repeated
 RUN/report.json, report.md         figures with intervals, beside ground-truth turntables of the same prompts
-RUN/sheet.png                      the objects with captions and verdicts
-RUN/side_by_side.png               (assets=true) truth, sampled views, object and asset of each
+RUN/sheet.png                      objects with captions and verdicts
+RUN/side_by_side.png               (assets=true) truth, sampled views, object and asset
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import OutOfMemory
+from threedgen.data.coloured_mesh import fit_to_ball, read_mesh
 from threedgen.data.toybox.raycast import RenderResult
 from threedgen.data.toybox.world import render_orbit
 from threedgen.evaluation.metrics.colour import mottle
-from threedgen.evaluation.metrics.figures import mean, median
-from threedgen.evaluation.tables import thumbnails, write_strips
+from threedgen.evaluation.metrics.figures import Json, mean, median
+from threedgen.evaluation.report import thumbnails, write_strips
+from threedgen.evaluation.runner import Evaluation, evaluation_task
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import orbit_array
 from threedgen.guidance.matte import Matte
 from threedgen.run import folder as runs
+from threedgen.run.arrays import Array
 from threedgen.run.metrics import read_summary
-from threedgen.run.progress import Count
+from threedgen.run.torch_file import read_safetensors
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.generate.outputs import VIEWS, view_azimuths
+from threedgen.systems.generate.result import Run
 from threedgen.systems.generate.task import run_status
 from threedgen.train.status import Status
-from threedgen.train.task import Stopped, Task, run_task
+from threedgen.train.task import Stopped, Task
 
 from .fidelity import Surface, roughness, surface, surface_figures
 from .held_out import Case, held_out_cases
 from .open_prompts import opaque
-from .options import Evaluate3DConfig, EvaluateSubjectsConfig, load_task
-from .report import Scores
-from .side_by_side import strip
+from .options import MATTE, Evaluate3DConfig, EvaluateSubjectsConfig, load_task
+from .probe import Probe
+from .report import Judged, judge_case, write_judged
 
 logger = logging.getLogger(__name__)
 
-SEEN = 128
-"""Pixels of the ground truth, and of the pictures on which roughness is measured."""
+TRUTH_SIZE = 128
+"""Side of ground-truth renders and of the images for roughness, pixels."""
+SIDES = 2
+"""Views of each form on a strip: the first ones that the prior samples, from the front on."""
+ASSET_RADIUS = 0.85
+"""Radius to which an asset, which stands on the ground in metres, is scaled."""
+SHEET_OBJECTS, SHEET_VIEWS, SHEET_SIZE = 30, 4, 192
 KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", "each_side", "side", "noun_single")
 
 
 @dataclass(frozen=True)
-class Result:
-    """An object's views (8, H, W, 3), where their cameras stood (8,) in radians, and what it cost. One whose loss broke
-    down has ``failed``, and grey views."""
+class Turntable:
+    """Views (8, H, W, 3) of an object, azimuths (8,) of their cameras in radians, and the seconds of its run.
 
-    views: np.ndarray
-    azimuth: np.ndarray
+    ``failed``: the loss of its run was not finite; its views are grey.
+    """
+
+    views: Array
+    azimuth: Array
     seconds: float | None = None
     failed: bool = False
 
 
-def evaluate(task: Task) -> None:
-    """Makes, judges, reports. Raises ConfigError before any run if something is missing, Stopped for one that was."""
-    config: Evaluate3DConfig = task.config
-    scores, cases = Scores(task), held_out_cases(config.prompts, config.seed, spread=True)
-    places = [f"objects/{runs.slug(case.caption)}" for case in cases]
-    more: dict[str, Any] = {"export.enabled": config.assets}
-    pairs = zip((case.caption for case in cases), places, strict=True)
-    configs = [object_config(config, "config", *pair, **more) for pair in pairs]
-    results = list[Result]()
-    with Count("objects", len(cases), task.quiet) as count:
-        for case, generate in zip(cases, configs, strict=True):
-            results.append(make(generate))
-            count.add(1, case.caption)
-    surfaces, smooth, beside = list[Surface | None](), list[float | None](), list[np.ndarray]()
-    matte, spots = Matte.load(config.matte), list[tuple[float | None, float | None]]()
-    with Count("looking", len(cases), task.quiet) as count:
-        for case, generate, result in zip(cases, configs, results, strict=True):
-            real = [true_turntable(case, generate, config.seed, k) for k in range(max(2, config.calibration))]
-            pictures = [picture.rgb for picture in real]
-            scores.add(case, result.views, result.azimuth, pictures, config.calibration, True, result.failed)
-            smooth.append(roughness(real[0].normal, real[0].mask))
-            seen = to_uint8(result.views) / np.float32(255)
-            spots.append((mottle(seen, opaque(matte, seen)), mottle(real[0].rgb, real[0].mask)))
-            surfaces.append(None if result.failed else surface_of_run(generate))
-            if config.assets and not result.failed:
-                beside.append(strip(generate, real[0], result.views, SEEN))
-            count.add(1)
-    compared = [case.caption for case, result in zip(cases, results, strict=True) if not result.failed]
-    write_strips(task.folder / "side_by_side.png", beside, compared, 2)
-    own = [
-        {"folder": place, "seconds": result.seconds, "mottle": spot}
-        for place, result, (spot, _) in zip(places, results, spots, strict=True)
-    ]
-    near = surface_figures(surfaces, smooth) | {
-        key: mean([spot[k] for spot in spots]) for k, key in enumerate(("mottle", "floor_mottle"))
-    }
-    seconds = [result.seconds for result in results if result.seconds is not None]
-    costs = {"seconds_median": median(seconds), "seconds_most": max(seconds, default=None)}
-    about = {
-        "prompts": len(cases),
-        "config": config.config,
-        "overrides": list(config.overrides),
-        "failed": sum(result.failed for result in results),
-        "costs": costs,
-    }
-    each = VIEWS // config.sheet_views
-    there = [k for k, result in enumerate(results) if not result.failed][: config.sheet]
-    shown = {k: thumbnails(results[k].views[::each][: config.sheet_views], 192) for k in there}
-    middle, most = ("-" if value is None else f"{value:.0f} s" for value in costs.values())
-    changes = f" with {' '.join(config.overrides)}" if config.overrides else ""
-    before = f"""# 3D objects of held-out prompts
+@dataclass(frozen=True)
+class MeasuredObject:
+    """Object of a prompt: verdicts, surface of object and truth, and the strip of its forms."""
 
-{config.prompts} prompts, one object each, config {config.config}{changes}, seed {config.seed}.
+    judged: Judged
+    turntable: Turntable
+    surface: Surface | None
+    true_roughness: float | None
+    mottle: float | None
+    true_mottle: float | None
+    strip: Array | None
+
+
+class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
+    """3D objects of held-out prompts. An item is the index of a prompt."""
+
+    stage = "objects"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        config = self.config
+        self.probe, self.matte = Probe.load(config.probe.weights), Matte.load(MATTE)
+        self.cases = held_out_cases(config.prompts, config.seed, spread=True)
+        self.items = range(len(self.cases))
+        self.places = [f"objects/{runs.slug(case.caption)}" for case in self.cases]
+        self.generate = [
+            object_config(config, "config", case.caption, place, **{"export.enabled": config.assets})
+            for case, place in zip(self.cases, self.places, strict=True)
+        ]
+
+    def measure(self, item: int) -> MeasuredObject:
+        config, case, generate = self.config, self.cases[item], self.generate[item]
+        self.progress.note(case.caption)
+        result = make(generate)
+        truth = [true_turntable(case, generate, config.seed, k) for k in range(max(2, config.calibration))]
+        views = to_uint8(result.views) / np.float32(255)
+        return MeasuredObject(
+            judge_case(
+                self.probe,
+                case,
+                result.views,
+                result.azimuth,
+                [render.rgb for render in truth],
+                config.calibration,
+                vote=True,
+                failed=result.failed,
+            ),
+            result,
+            None if result.failed else surface_of_run(generate),
+            roughness(truth[0].normal, truth[0].mask),
+            mottle(views, opaque(self.matte, views)),
+            mottle(truth[0].rgb, truth[0].mask),
+            strip(generate, truth[0], result.views, TRUTH_SIZE) if config.assets and not result.failed else None,
+        )
+
+    def report(self, rows: list[MeasuredObject]) -> None:
+        config = self.config
+        beside = {row.judged.case.caption: row.strip for row in rows if row.strip is not None}
+        write_strips(self.folder / "side_by_side.png", beside.values(), list(beside), 2)
+        fidelity = surface_figures([row.surface for row in rows], [row.true_roughness for row in rows])
+        fidelity |= {
+            "mottle": mean([row.mottle for row in rows]),
+            "floor_mottle": mean([row.true_mottle for row in rows]),
+        }
+        own = [
+            {"folder": place, "seconds": row.turntable.seconds, "mottle": row.mottle}
+            for place, row in zip(self.places, rows, strict=True)
+        ]
+        seconds = [row.turntable.seconds for row in rows if row.turntable.seconds is not None]
+        costs = {"seconds_median": median(seconds), "seconds_most": max(seconds, default=None)}
+        figures: Json = {
+            "prompts": len(rows),
+            "config": config.config,
+            "overrides": list(config.overrides),
+            "failed": sum(row.turntable.failed for row in rows),
+            "costs": costs,
+        }
+        finished = [k for k, row in enumerate(rows) if not row.turntable.failed][:SHEET_OBJECTS]
+        step = VIEWS // SHEET_VIEWS
+        shown = {k: thumbnails(rows[k].turntable.views[::step][:SHEET_VIEWS], SHEET_SIZE) for k in finished}
+        middle, most = ("-" if value is None else f"{value:.0f} s" for value in costs.values())
+        overrides = f" with {' '.join(config.overrides)}" if config.overrides else ""
+        intro = f"""# 3D objects of held-out prompts
+
+{config.prompts} prompts, one object each, config {config.config}{overrides}, seed {config.seed}.
 Judged by the probe on eight turntable views, noun and colour by majority; beside it the same of {config.calibration}
-ground-truth objects for each prompt."""
-    after = f"""\
-One front only: no two of the eight views that show a front are more than 90 degrees apart, and one does show it;
-asked of things that have a front. Its false alarm rate is what is missing to 100 % on ground truth.
+ground-truth objects per prompt."""
+        notes = f"""\
+One front only: no two of the eight views that show a front are more than 90 degrees apart, and at least one shows it;
+for objects that have a front. Its false alarm rate is the difference to 100 % on ground truth.
 
-Seconds for an object: median {middle}, at most {most}."""
-    scores.report(KEYS, before, after, about, shown, own, near)
+Seconds per object: median {middle}, at most {most}."""
+        judged = [row.judged for row in rows]
+        write_judged(self.task, self.probe, judged, KEYS, intro, notes, figures, shown, own, fidelity)
 
 
 def object_config(
-    config: Evaluate3DConfig | EvaluateSubjectsConfig, key: str, prompt: str, place: str, **more: Any
+    config: Evaluate3DConfig | EvaluateSubjectsConfig, key: str, prompt: str, place: str, **values: object
 ) -> GenerateConfig:
-    """Loads the config of one prompt's run in ``place``, without a game-ready asset: the field itself is measured.
+    """Load the generate config of one prompt, without a game-ready asset by default.
 
-    ``key``: which of the evaluation's keys names the generate config; ``more``: further values. Raises ConfigError.
+    Args:
+        key: key of ``config`` that names the generate config.
+        place: folder of the run in the run of the evaluation.
+        values: further values.
+
+    Raises:
+        ConfigError: for a config of another task.
     """
-    values = {"prompt": prompt, "seed": config.seed, "threads": config.threads, "export.enabled": False}
-    values |= {"out": str(Path(str(config.out)) / place), **more}
+    fixed = {"prompt": prompt, "seed": config.seed, "threads": config.threads, "export.enabled": False}
+    fixed |= {"out": str(Path(str(config.out)) / place), **values}
     overrides = config.overrides if key == "config" else ()
-    return load_task(key, "generate", str(getattr(config, key)), overrides, values)
+    generate: GenerateConfig = load_task(key, "generate", str(getattr(config, key)), overrides, fixed)
+    return generate
 
 
-def make(config: GenerateConfig) -> Result:
-    """Carries out, or goes on with, one run, and reads its views, cameras and costs; a finished one is left as it is.
+def make(config: GenerateConfig) -> Turntable:
+    """Run or resume one generate run and read its views; a finished one is not repeated.
 
-    Raises Stopped for one that was, and ConfigError for what is wrong with all of them, or lacks its views.
+    Raises Stopped after Ctrl-C, and ConfigError for an error that concerns all runs, or a run without views.
     """
-    begun, resume = runs.open_run(config, "objects")
-    folder, azimuth = Path(str(begun.out)), view_azimuths(config.result.turntable)
+    config, resume = runs.open_run(config, "objects")
+    folder, azimuth = Path(str(config.out)), view_azimuths(config.result.turntable)
     try:
-        status = run_status(begun, resume, quiet=True)
+        status = run_status(config, resume, quiet=True)
     except (ConfigError, OutOfMemory) as error:
         if not any((folder / runs.CHECKPOINTS).glob("*.ckpt")):
             raise
@@ -154,38 +203,58 @@ def make(config: GenerateConfig) -> Result:
     if status in (Status.INTERRUPTED, Status.TERMINATED):
         raise Stopped(status.exit_code)
     if status is not Status.FINISHED:
-        return Result(np.full((VIEWS, 16, 16, 3), 0.5), azimuth, failed=True)
+        return Turntable(np.full((VIEWS, 16, 16, 3), 0.5), azimuth, failed=True)
     try:
         with np.load(folder / "views.npz", allow_pickle=False) as file:
             views = file["views"]
     except (OSError, ValueError, KeyError, BadZipFile) as error:
-        raise ConfigError(
-            f"{folder} lacks views.npz of a finished run, or an older version made it ({error}); delete it and go on"
-        ) from None
-    summary = read_summary(folder)
-    return Result(views, azimuth, summary.get("seconds"))
+        raise ConfigError(f"{folder / 'views.npz'} is missing or damaged ({error}). Delete {folder}.") from None
+    return Turntable(views, azimuth, read_summary(folder).get("seconds"))
+
+
+def strip(config: GenerateConfig, truth: RenderResult, views: Array, size: int) -> Array:
+    """Return truth, samples, object and asset of a finished run: uint8 (4 SIDES, size, size, 3), grey if missing.
+
+    Args:
+        truth, views: 8 views from the run's turntable cameras; images (8, H, W, 3).
+
+    Raises:
+        ConfigError: for damaged files.
+    """
+    folder, table = Path(str(config.out)), config.result.turntable
+    azimuth = np.deg2rad(config.preview.azimuth) + np.arange(SIDES) * 2 * np.pi / config.views_per_scene
+    nearest = [int(np.argmax(np.cos(view_azimuths(table) - side))) for side in azimuth]
+    c2w = orbit_array(np.deg2rad(table.elevation), azimuth, table.distance)
+    preview, asset, grey = folder / "preview.safetensors", Run(folder, "").asset, np.full((SIDES, size, size, 3), 0.5)
+    forms = (
+        truth.rgb[nearest],
+        read_safetensors(preview)["views"][:SIDES].numpy() if preview.exists() else grey,
+        views[nearest],
+        fit_to_ball(read_mesh(asset), ASSET_RADIUS).render(c2w, float(np.deg2rad(table.fov)), size) if asset else grey,
+    )
+    return np.concatenate([thumbnails(images, size) for images in forms])
 
 
 def true_turntable(case: Case, generate: GenerateConfig, seed: int, number: int) -> RenderResult:
-    """Renders a ground-truth object of the prompt as the turntable of a run would see it, with its normals."""
+    """Render ground-truth object ``number`` of a caption from a run's turntable cameras, with normals."""
     table, (azimuth, elevation, fov) = generate.result.turntable, angles(generate)
-    near = table.distance * np.tan(fov / 2)
+    distance = table.distance * np.tan(fov / 2)
     return render_orbit(
-        case.truth(seed, number), azimuth, elevation, SEEN, with_gbuffer=True, fov=fov, relative_distance=near
+        case.truth(seed, number), azimuth, elevation, TRUTH_SIZE, with_gbuffer=True, fov=fov, relative_distance=distance
     )
 
 
 def surface_of_run(generate: GenerateConfig) -> Surface | None:
-    """Measures the surface of a finished run from the same places."""
+    """Measure the surface of a finished run from its turntable cameras."""
     azimuth, elevation, fov = angles(generate)
     c2w = orbit_array(elevation, azimuth, generate.result.turntable.distance)
-    return surface(Path(str(generate.out)), c2w, fov, SEEN, generate.result.mesh_resolution)
+    return surface(Path(str(generate.out)), c2w, fov, TRUTH_SIZE, generate.result.mesh_resolution)
 
 
-def angles(generate: GenerateConfig) -> tuple[np.ndarray, float, float]:
-    """Gives the azimuths of the views, their elevation and vertical angle of view, in radians."""
+def angles(generate: GenerateConfig) -> tuple[Array, float, float]:
+    """Return the azimuths of the views, their elevation and their vertical field of view, radians."""
     table = generate.result.turntable
     return view_azimuths(table), float(np.deg2rad(table.elevation)), float(np.deg2rad(table.fov))
 
 
-run = partial(run_task, evaluate, result="report.md", again=True)
+run = evaluation_task(Objects3D)

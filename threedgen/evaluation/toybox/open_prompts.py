@@ -1,14 +1,14 @@
-"""Measure what a prior samples where a prompt leaves something open: colours, accessories without a colour, variety.
+"""Samples of unspecific prompts: colours across views, accessories without a colour, variety between seeds.
 
-Each figure stands beside the same of true renders (of random objects of the same prompt) and beside chance.
+Each figure stands beside that of true renders (of random objects of the same prompt) and beside chance.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,19 +16,22 @@ import torch
 from threedgen.data.toybox.grammar import ACCESSORIES, NOUNS, Spec, caption
 from threedgen.data.toybox.world import build, render_orbit
 from threedgen.evaluation.metrics.colour import colour_disagreement, foreground_means
-from threedgen.evaluation.metrics.figures import Share, mean_estimate
-from threedgen.evaluation.tables import between, markdown_table, percent, rounded, with_interval
+from threedgen.evaluation.metrics.figures import Json, Share, mean_estimate
+from threedgen.evaluation.report import format_estimate, format_limits, format_share, markdown_table, rounded
 from threedgen.guidance.matte import Matte
+from threedgen.run.arrays import Array
 from threedgen.run.seeding import numpy_generator
 
 from .probe import Probe, combine_views
 
 VARIETY_NOUNS = 6
-"""Nouns of which many seeds are sampled, beside so many accessories and open prompts."""
+"""Nouns that are sampled with many seeds."""
+LOW_DISTANCE = 15
+"""Lab distance below which the views of an object have the same colours."""
 
 
-class Case(NamedTuple):
-    """An open prompt: its spec and the number of its seed."""
+class OpenCase(NamedTuple):
+    """Unspecific prompt with the number of its seed."""
 
     spec: Spec
     seed: int
@@ -38,89 +41,84 @@ class Case(NamedTuple):
         return caption(self.spec)
 
 
-class Cases(NamedTuple):
-    """Cases by what is measured on them; ``plain`` are those of ``worn`` without the accessory."""
+class OpenCases(NamedTuple):
+    """Cases by figure; ``plain`` are those of ``worn`` without the accessory."""
 
-    agreement: list[Case]
-    worn: list[Case]
-    plain: list[Case]
-    variety: list[Case]
+    agreement: list[OpenCase]
+    worn: list[OpenCase]
+    plain: list[OpenCase]
+    variety: list[OpenCase]
 
     @classmethod
-    def chosen(cls, nouns: int, seeds: int) -> Cases:
-        """Nouns spread evenly over the toybox; each accessory as often as any other."""
-        every = list(NOUNS)
-        spread = [every[k * len(every) // nouns] for k in range(nouns)]
-        wearers = [word for word in every if NOUNS[word].wears]
+    def chosen(cls, nouns: int, seeds: int) -> OpenCases:
+        """Choose nouns spread evenly over the toybox, and accessories in turn."""
+        vocabulary = list(NOUNS)
+        spread = [vocabulary[k * len(vocabulary) // nouns] for k in range(nouns)]
+        wearers = [word for word in vocabulary if NOUNS[word].wears]
         worn = []
         for k in range(nouns):
             accessory = list(ACCESSORIES)[k % len(ACCESSORIES)]
             able = [word for word in wearers if accessory in NOUNS[word].wears]
-            worn.append(Case(Spec(able[7 * k % len(able)], part=accessory), k))
+            worn.append(OpenCase(Spec(able[7 * k % len(able)], part=accessory), k))
         few = spread[:: max(1, nouns // VARIETY_NOUNS)][:VARIETY_NOUNS]
         return cls(
-            [Case(Spec(word), k) for k, word in enumerate(spread)],
+            [OpenCase(Spec(word), k) for k, word in enumerate(spread)],
             worn,
-            [Case(Spec(case.spec.noun), case.seed) for case in worn],
-            [Case(Spec(word), k) for word in few for k in range(seeds)],
+            [OpenCase(Spec(case.spec.noun), case.seed) for case in worn],
+            [OpenCase(Spec(word), k) for word in few for k in range(seeds)],
         )
 
     @property
-    def every(self) -> list[Case]:
+    def every(self) -> list[OpenCase]:
         return [*self.agreement, *self.worn, *self.plain, *self.variety]
 
 
-def true_views(case: Case, azimuth: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """Views (V, H, W, 3) in [0, 1] of a random object of the case."""
+def true_views(case: OpenCase, azimuth: Array, size: int, seed: int) -> Array:
+    """Render views (V, H, W, 3) in [0, 1] of a random object of the case."""
     rng = numpy_generator(seed, case.seed, f"open truth {case.prompt}")
     return render_orbit(build(case.spec, rng), azimuth, np.deg2rad(15), size).rgb
 
 
-def measure(
-    probe: Probe, matte: Matte, cases: Cases, views: Sequence[np.ndarray], truth: Sequence[np.ndarray]
-) -> dict[str, Any]:
-    """All figures, of samples and of the truth, each a list of views (V, H, W, 3) in [0, 1] in order of ``every``."""
+def measure(probe: Probe, matte: Matte, cases: OpenCases, views: Sequence[Array], truth: Sequence[Array]) -> Json:
+    """Compute all figures of samples and of true renders, each views (V, H, W, 3) in [0, 1] in order of ``every``."""
     ends = np.cumsum([0, *map(len, cases)])
-    named = [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
-    agreement, worn, plain, variety = named
-    found: dict[str, Any] = {}
-    means = {
-        name: [foreground_means(v, opaque(matte, v)) for v in source[agreement]]
-        for name, source in (("measured", views), ("truth", truth))
-    }
+    agreement, worn, plain, variety = (slice(a, b) for a, b in zip(ends, ends[1:], strict=False))
+    sources = {"measured": views, "truth": truth}
+    means = {name: [foreground_means(v, opaque(matte, v)) for v in of[agreement]] for name, of in sources.items()}
     objects = [[m for m in sides if m is not None] for sides in means["truth"]]
     chance = float(np.mean([np.linalg.norm(a[0] - b[0]) for a, b in combinations(filter(None, objects), 2)]))
     distances = {name: [colour_disagreement(m, chance) for m in each] for name, each in means.items()}
-    found["agreement"] = {name: mean_estimate(each) for name, each in distances.items()}
-    found["agreement"] |= {"chance": chance, "below_15": sum(d < 15 for d in distances["measured"])}
-    found["agreement"]["nouns"] = {
-        case.spec.noun: d for case, d in zip(cases.agreement, distances["measured"], strict=True)
-    }
+    nouns = {case.spec.noun: d for case, d in zip(cases.agreement, distances["measured"], strict=True)}
+    found: Json = {"agreement": {name: mean_estimate(each) for name, each in distances.items()}}
+    low = sum(d < LOW_DISTANCE for d in distances["measured"])
+    found["agreement"] |= {"chance": chance, "below_15": low, "nouns": nouns}
+    found |= {"accessories": {}, "variety": {}}
     words = [case.spec.part for case in cases.worn]
-    for name, source in (("measured", views), ("truth", truth)):
-        rates = {
-            kind: Share(sum(sees(probe, v, word) for v, word in zip(source[part], words, strict=True)), len(words))
-            for kind, part in (("with", worn), ("without", plain))
-        }
-        found.setdefault("accessories", {})[name] = {kind: rate.plain() for kind, rate in rates.items()}
-        found.setdefault("variety", {})[name] = _variety(probe, matte, cases.variety, source[variety])
-    return rounded(found)
+    for name, of in sources.items():
+        rates = {}
+        for kind, part in (("with", worn), ("without", plain)):
+            hits = sum(is_present(probe, v, word) for v, word in zip(of[part], words, strict=True))
+            rates[kind] = Share(hits, len(words)).plain()
+        found["accessories"][name] = rates
+        found["variety"][name] = _variety(probe, matte, cases.variety, of[variety])
+    result: Json = rounded(found)
+    return result
 
 
-def opaque(matte: Matte, views: np.ndarray) -> np.ndarray:
-    """Foreground (V, H, W), bool, of views (V, H, W, 3) in [0, 1]."""
+def opaque(matte: Matte, views: Array) -> Array:
+    """Return the foreground (V, H, W), bool, of views (V, H, W, 3) in [0, 1]."""
     return matte.opacity(torch.from_numpy(views).float()).numpy() > 0.5
 
 
-def sees(probe: Probe, views: np.ndarray, word: str) -> bool:
-    """Whether the probe sees a part or accessory in any of the views."""
+def is_present(probe: Probe, views: Array, word: str) -> bool:
+    """Return whether the probe finds a part or accessory in any of the views."""
     answers = combine_views(probe.classify(torch.from_numpy(views).float()))
     return float(answers.part[probe.labels.words.index(word)]) > probe.threshold
 
 
-def _variety(probe: Probe, matte: Matte, cases: Sequence[Case], views: Sequence[np.ndarray]) -> dict[str, float]:
-    """Over the seeds of each noun, mean over nouns: entropy of the colour names in bits, and distance of the outlines
-    of view 0 (1 - intersection over union)."""
+def _variety(probe: Probe, matte: Matte, cases: Sequence[OpenCase], views: Sequence[Array]) -> dict[str, float]:
+    """Return, over the seeds of each noun, the mean entropy of the colour names in bits, and the mean distance of the
+    outlines of view 0 (1 - intersection over union)."""
     entropies, shapes = [], []
     for noun in dict.fromkeys(case.spec.noun for case in cases):
         own = [v for v, case in zip(views, cases, strict=True) if case.spec.noun == noun]
@@ -128,42 +126,34 @@ def _variety(probe: Probe, matte: Matte, cases: Sequence[Case], views: Sequence[
         share = np.unique(names, return_counts=True)[1] / len(names)
         entropies.append(float(-(share * np.log2(share)).sum()))
         masks = [opaque(matte, v[:1])[0] for v in own]
-        apart = [1 - (a & b).sum() / max(1, (a | b).sum()) for a, b in combinations(masks, 2)]
-        shapes.append(float(np.mean(apart)))
+        distances = [1 - (a & b).sum() / max(1, (a | b).sum()) for a, b in combinations(masks, 2)]
+        shapes.append(float(np.mean(distances)))
     return {"colour_entropy": float(np.mean(entropies)), "shape_distance": float(np.mean(shapes))}
 
 
-def open_table(figures: dict[str, Any], count: int, seeds: int) -> str:
-    """Markdown section of ``measure``."""
+def open_table(figures: Json, count: int, seeds: int) -> str:
+    """Return the report section of `measure` with a table."""
     agreement, accessories, variety = (figures[key] for key in ("agreement", "accessories", "variety"))
+    both = ("measured", "truth")
 
-    def rate(name: str, kind: str) -> str:
-        found = Share.of(accessories[name][kind])
-        return f"{percent(found)}, {between(*(found.interval or (None, None)))}"
+    def rates(kind: str) -> list[str]:
+        shares = [Share.of(accessories[name][kind]) for name in both]
+        return [f"{format_share(found)}, {format_limits(found)}" for found in shares]
 
-    most = math.log2(min(seeds, 12))
+    def numbers(key: str) -> list[str]:
+        return [f"{variety[name][key]:.3f}" for name in both]
+
+    colours = [format_estimate(agreement[name]) for name in both]
     rows = [
-        [
-            "Lab distance of the four views, no colour named",
-            *_both(agreement, with_interval),
-            f"{agreement['chance']:.1f}",
-        ],
-        [f"of {count} nouns below 15", str(agreement["below_15"]), "", ""],
-        ["accessory without a colour is seen", rate("measured", "with"), rate("truth", "with"), ""],
-        ["the same without its word", rate("measured", "without"), rate("truth", "without"), ""],
+        ["Lab distance of the four views, no colour named", *colours, f"{agreement['chance']:.1f}"],
+        [f"of {count} nouns below {LOW_DISTANCE}", str(agreement["below_15"]), "", ""],
+        ["accessory without a colour is present", *rates("with"), ""],
+        ["the same without its word", *rates("without"), ""],
         [
             f"entropy of colour names over {seeds} seeds, bits",
-            *_both(variety, _number("colour_entropy")),
-            f"{most:.2f}",
+            *numbers("colour_entropy"),
+            f"{math.log2(min(seeds, 12)):.2f}",
         ],
-        ["distance of outlines between seeds", *_both(variety, _number("shape_distance")), ""],
+        ["distance of outlines between seeds", *numbers("shape_distance"), ""],
     ]
-    return "## Open prompts\n\n" + markdown_table(["what", "measured", "truth", "chance or most"], rows)
-
-
-def _both(figures: dict[str, Any], words: Callable[[Any], str]) -> list[str]:
-    return [words(figures[name]) for name in ("measured", "truth")]
-
-
-def _number(key: str) -> Callable[[dict[str, float]], str]:
-    return lambda found: f"{found[key]:.3f}"
+    return "## Open prompts\n\n" + markdown_table(["figure", "measured", "truth", "chance or maximum"], rows)

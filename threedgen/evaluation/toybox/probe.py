@@ -1,8 +1,7 @@
-"""Says what one picture of the toybox shows, by a small network that is used for nothing but measuring.
+"""Probe: a small network that names what a toybox image shows, used for measuring only.
 
-It sees pixels only, never a caption. Answers for one object are put together from its views: mean
-log-probabilities for noun and colour; a part is there if any view shows it, and its colour is judged by the
-views in proportion to how surely they show it.
+It receives pixels, never a caption. Answers for an object combine its views: mean log-probabilities for noun and
+colour; a part is present if any view shows it, and its colour is the mean weighted by how surely each view shows it.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -20,6 +19,7 @@ from torch.nn import functional as F
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_json
+from threedgen.evaluation.metrics.figures import Json
 from threedgen.guidance.matte import convolution
 from threedgen.run.disk import write_atomic, write_json
 
@@ -30,7 +30,8 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class Logits(NamedTuple):
-    """Unnormalised answers for B pictures: logits, and ``heading`` (B, 2) along (cos, sin) of the azimuth."""
+    """Logits for B images: noun (B, N), colour (B, C), seen (B, W) of W part words, part_colour (B, W, C), side (B, 4);
+    ``heading`` (B, 2) points along (cos, sin) of the azimuth."""
 
     noun: Tensor
     colour: Tensor
@@ -43,7 +44,7 @@ class Logits(NamedTuple):
 @dataclass(frozen=True)
 class Answers:
     """Answers for V views, on the CPU: log-probabilities noun (V, N), colour (V, C), side (V, 4) and part_colour
-    (V, W, C); part (V, W) the probability that a part is visible; azimuth (V,) radians."""
+    (V, W, C); part (V, W), the probability that a part is visible; azimuth (V,), radians."""
 
     noun: Tensor
     colour: Tensor
@@ -57,12 +58,11 @@ class Answers:
 
 
 def combine_views(views: Answers) -> Answers:
-    """Puts together what the views of one object say: noun (N,), colour (C,), part (W,) and part_colour (W, C) of the
-    object; sides and azimuths stay those of the views."""
+    """Combine the views of an object: noun (N,), colour (C,), part (W,), part_colour (W, C); sides stay per view."""
     weight = views.part / views.part.sum(0).clamp(min=1e-6)
-    painted = (weight[..., None] * views.part_colour).sum(0)
+    part_colour = (weight[..., None] * views.part_colour).sum(0)
     noun, colour = views.noun.mean(0), views.colour.mean(0)
-    return replace(views, noun=noun, colour=colour, part=views.part.amax(0), part_colour=painted)
+    return replace(views, noun=noun, colour=colour, part=views.part.amax(0), part_colour=part_colour)
 
 
 class Residual(nn.Module):
@@ -79,14 +79,21 @@ class Residual(nn.Module):
 
 
 class Probe(nn.Module):
-    """Four levels, each half the size; a map at a quarter of the picture on which each part word, and the object
-    itself, looks for its place; the colour is read there."""
+    """Convolutional network with attention maps of parts.
+
+    Four levels, each at half the size of the one before. The object and each part word have a spatial softmax at a
+    quarter of the input size; their colours are read from the features that it selects.
+
+    Attributes:
+        threshold: probability from which a part counts as visible, calibrated after training.
+        accuracy: on fresh objects, measured after training.
+    """
 
     def __init__(self, labels: Labels, options: ProbeNetworkConfig | None = None) -> None:
         super().__init__()
         self.labels, self.options = labels, options or ProbeNetworkConfig()
-        self.threshold = 0.5  # probability from which a part counts as seen; calibrated after training
-        self.accuracy: dict[str, Any] | None = None  # on fresh objects, as measured after training
+        self.threshold = 0.5
+        self.accuracy: Json | None = None
         a, b, c, d = self.options.channels
         words, colours = len(labels.words), len(labels.colours)
         self.stem = convolution(3, a, 2)
@@ -103,16 +110,16 @@ class Probe(nn.Module):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Logits:
-        """Answers for pictures (B, 3, S, S) in [0, 1], float32."""
+        """Classify images (B, 3, S, S) in [0, 1]; float32."""
         fine, middle, coarse = self._levels(x)
         levels = [lateral(y) for lateral, y in zip(self.laterals, (fine, middle, coarse), strict=True)]
         features = F.relu(torch.stack([F.interpolate(y, size=fine.shape[-2:]) for y in levels]).sum(0))
         places = self.place(features).flatten(2).float().softmax(-1)
-        found = torch.einsum("bwp,bcp->bwc", places.to(features.dtype), features.flatten(2))
-        colours = self.paint(found).float()
-        answers = self.whole(pooled(coarse)).float()
-        noun, side, heading, seen = answers.split([len(self.labels.nouns), 4, 2, len(self.labels.words)], dim=1)
-        seen = seen + (found[:, 1:].float() * self.there.float()).sum(-1)
+        selected = torch.einsum("bwp,bcp->bwc", places.to(features.dtype), features.flatten(2))
+        colours = self.paint(selected).float()
+        outputs = self.whole(pooled(coarse)).float()
+        noun, side, heading, seen = outputs.split([len(self.labels.nouns), 4, 2, len(self.labels.words)], dim=1)
+        seen = seen + (selected[:, 1:].float() * self.there.float()).sum(-1)
         return Logits(noun, colours[:, 0], seen, colours[:, 1:], side, heading)
 
     def _levels(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,22 +129,22 @@ class Probe(nn.Module):
         return fine, middle, self.coarse(middle)
 
     @torch.no_grad()
-    def features(self, pictures: Tensor) -> Tensor:
-        """Gives what the last layer sees of pictures (V, H, W, 3) in [0, 1]: (V, D). For a probe in eval mode."""
-        *_, coarse = self._levels(prepare(pictures, self.options.image_size))
+    def features(self, images: Tensor) -> Tensor:
+        """Return features (V, D) of the last layer for images (V, H, W, 3) in [0, 1]. Requires eval mode."""
+        *_, coarse = self._levels(prepare(images, self.options.image_size))
         return pooled(coarse).float()
 
     @torch.no_grad()
-    def classify(self, pictures: Tensor, chunk: int = 64) -> Answers:
-        """Says what pictures (V, H, W, 3) in [0, 1] of any size show, each for itself. In eval mode meanwhile."""
+    def classify(self, images: Tensor, chunk: int = 64) -> Answers:
+        """Classify images (V, H, W, 3) in [0, 1] of any size in eval mode, each by itself."""
         device, training = next(self.parameters()).device, self.training
         self.eval()
         try:
-            raws = [self(prepare(part.to(device), self.options.image_size)) for part in pictures.split(chunk)]
+            logits = [self(prepare(part.to(device), self.options.image_size)) for part in images.split(chunk)]
         finally:
             self.train(training)
         noun, colour, seen, part_colour, side, heading = (
-            torch.cat(parts).float().cpu() for parts in zip(*raws, strict=True)
+            torch.cat(parts).float().cpu() for parts in zip(*logits, strict=True)
         )
         return Answers(
             noun.log_softmax(-1),
@@ -148,19 +155,25 @@ class Probe(nn.Module):
             torch.atan2(heading[:, 1], heading[:, 0]),
         )
 
-    def save(self, path: Path, about: dict[str, Any] | None = None) -> None:
-        """Writes PATH.safetensors in float16, and beside it a .json with labels, sizes and ``about``."""
+    def save(self, path: Path, about: Json | None = None) -> None:
+        """Write a .safetensors file in float16, and beside it a .json with labels, sizes and ``about``."""
         card = {"labels": self.labels.plain(), "network": self.options.model_dump(mode="json")}
         write_network(path, self, card | {"threshold": self.threshold, **(about or {})}, half=True)
 
     @classmethod
     def load(cls, weights: str = "embedded", key: str = "probe.weights", embedded: str = PROBE) -> Probe:
-        """Loads the probe of a file, or the ``embedded`` one, in eval mode on the CPU.
+        """Load a probe in eval mode on the CPU.
 
-        Raises ConfigError for ``key``, one sentence, for what is no probe.
+        Args:
+            weights: file, folder or "embedded".
+            key: config key of ``weights``.
+            embedded: name of the embedded file.
+
+        Raises:
+            ConfigError: for a missing, damaged or outdated probe.
         """
 
-        def make(card: dict[str, Any]) -> Probe:
+        def make(card: Json) -> Probe:
             probe = cls(Labels.from_plain(card["labels"]), ProbeNetworkConfig(**card["network"]))
             probe.threshold = float(card.get("threshold", 0.5))
             return probe
@@ -171,12 +184,12 @@ class Probe(nn.Module):
         known, needed = probe.labels.plain(), Labels.of_toybox().plain()
         if unknown := [word for kind in needed for word in needed[kind] if word not in known[kind]]:
             words = ", ".join(unknown[:5])
-            raise ConfigError(f"{path} was trained on an older toybox, without {words}; {TRAIN_PROBE}", key)
+            raise ConfigError(f"{path} was trained on an older toybox without {words}. {TRAIN_PROBE}", key)
         return probe
 
 
-def write_network(path: Path, network: nn.Module, card: dict[str, Any], half: bool = False) -> None:
-    """Writes PATH.safetensors, in float16 with ``half``, and beside it the ``card`` as .json. Raises OSError."""
+def write_network(path: Path, network: nn.Module, card: Json, half: bool = False) -> None:
+    """Write a .safetensors file, in float16 with ``half``, and beside it the ``card`` as .json. Raises OSError."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     if half:
         tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
@@ -185,32 +198,39 @@ def write_network(path: Path, network: nn.Module, card: dict[str, Any], half: bo
     write_json(path.with_suffix(".json"), card)
 
 
-def read_network(path: Path, make: Callable[[dict[str, Any]], N], key: str, train: str) -> tuple[N, dict[str, Any]]:
-    """Reads what ``write_network`` wrote into the network that ``make`` gives for the card, frozen, in eval mode, and
-    gives the card too. Raises ConfigError for ``key``; ``train`` says what to do."""
+def read_network(path: Path, make: Callable[[Json], N], key: str, remedy: str) -> tuple[N, Json]:
+    """Read the network and card of `write_network`, frozen, in eval mode.
+
+    Args:
+        make: builds the network from the card.
+        key: config key of the file.
+        remedy: advice for a damaged file.
+
+    Raises:
+        ConfigError: for a missing or damaged file.
+    """
     card = read_json(path.with_suffix(".json"))
     if not card:
-        lost = f"{path.with_suffix('.json')} is missing or damaged, and it tells what the answers mean"
-        raise ConfigError(f"{lost}; {train}", key)
+        raise ConfigError(f"{path.with_suffix('.json')} is missing or damaged. {remedy}", key)
     try:
         network = make(card)
-        network.load_state_dict(load_file(path))  # which widens float16 to float32
+        network.load_state_dict(load_file(path))  # converts float16 to float32
     except (SafetensorError, OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).split("\n")[0][:120]
-        raise ConfigError(f"{path} is damaged or of another kind ({reason}); {train}", key) from None
+        raise ConfigError(f"{path} is damaged or of another kind ({reason}). {remedy}", key) from None
     return network.eval().requires_grad_(False), card
 
 
 def pooled(x: Tensor) -> Tensor:
-    """Pools a map (B, D, H, W) to (B, 2 D): the mean and the most of each channel."""
+    """Pool a map (B, D, H, W) to mean and maximum of each channel, (B, 2 D)."""
     return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
 
 
-def prepare(pictures: Tensor, size: int) -> Tensor:
-    """Brings square pictures (V, H, W, 3) in [0, 1] to (V, 3, size, size): averaged or enlarged."""
-    if pictures.ndim != 4 or pictures.shape[-1] != 3 or pictures.shape[1] != pictures.shape[2]:
-        raise ValueError(f"the probe looks at square pictures (V, H, W, 3) (got {tuple(pictures.shape)})")
-    x = pictures.permute(0, 3, 1, 2).float()
+def prepare(images: Tensor, size: int) -> Tensor:
+    """Resize square images (V, H, W, 3) in [0, 1] to (V, 3, size, size)."""
+    if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
+        raise ValueError(f"images are not square (V, H, W, 3): {tuple(images.shape)}")
+    x = images.permute(0, 3, 1, 2).float()
     if x.shape[-1] > size:
         return F.interpolate(x, (size, size), mode="area")
     return x if x.shape[-1] == size else F.interpolate(x, (size, size), mode="bilinear", align_corners=False)

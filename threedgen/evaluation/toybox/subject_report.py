@@ -1,149 +1,153 @@
-"""Writes the report of evaluate-subjects: every way of tuning beside the base, paired."""
+"""Report of evaluate-subjects: each tuning method beside the base prior, paired by subject."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from threedgen.evaluation.metrics.figures import Share, bootstrap, median, share
-from threedgen.evaluation.tables import finish, limits, markdown_table, percent
+from threedgen.evaluation.metrics.figures import Json, Share, bootstrap, median, share
+from threedgen.evaluation.report import format_limits, format_share, markdown_table, write_report
 from threedgen.geometry.images import grid, pad_to_same_size, write_png
 from threedgen.geometry.picture_file import load_image
+from threedgen.run.arrays import Array
 from threedgen.train.task import Task
 
 from .options import EvaluateSubjectsConfig
 
 VIEWS = 4
-"""Of each sample."""
-Rows = Sequence[dict[str, Any]]
+"""Views per sample."""
+Rows = Sequence[Json]
+"""For each subject its folder's name ``subject`` and its measurements ``found`` by row of the table."""
 NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
 
 
-def report(task: Task, rows: Rows) -> None:
-    """Writes report.json, .md and sheet.png. ``rows``: of each subject its folder's name and what was ``found``."""
-    config, folder = task.config, task.folder
-    figures = {key: compared(rows, key) for key in (row_key(*row) for row in config.rows)}
+def write_subjects(task: Task, rows: Rows) -> None:
+    """Write report.json, .md, sheet.png and objects.png."""
+    config: EvaluateSubjectsConfig = task.config
+    figures = {key: compare(rows, key) for key in (row_key(*row) for row in config.rows)}
     base = float(np.mean([row["found"]["base"]["identity"] for row in rows]))
     text = f"""# Subjects
 
 {len(rows)} toybox subjects, {config.photos} photos each, {len(config.settings)} prompts, four views, DDIM
 {config.steps} steps, guidance {config.guidance_scale:g}, seed {config.seed}. Identity is the mean cosine to the
-subject's true views; that of the base, asked for the kind of thing, is {base:.3f}. Differences are tuned minus base
-from the same noise and cameras, their 95 % intervals bootstrapped over subjects. A score is the share of the probe's
-right answers: for the subject's own prompts beside the base's for the class, for the class's, for held-out ones.
+subject's true views; that of the base prior, with the noun as prompt, is {base:.3f}. Differences are tuned minus base
+with the same noise and cameras, their 95 % intervals bootstrapped over subjects. A score is the share of the probe's
+correct answers: for prompts of the subject (compared with the base's for the class), of the class, and held-out ones.
 
 {table(figures)}
 {objects_text(rows, config)}"""
-    write_png(folder / "sheet.png", sheet(config, folder / "subjects", rows))
+    write_png(task.folder / "sheet.png", sheet(config, task.folder / "subjects", rows))
     if config.objects is not None:
-        write_png(folder / "objects.png", sheet(config, folder / "subjects", rows, "-3d"))
-    finish(task, "report", text, {"base_identity": base, "compared": figures, "subjects": list(rows)})
+        write_png(task.folder / "objects.png", sheet(config, task.folder / "subjects", rows, "-3d"))
+    write_report(task, "report", {"base_identity": base, "compared": figures, "subjects": list(rows)}, text)
 
 
-def row_key(kind: str, strength: float) -> str:
-    """Names a row in files: "images", or "images-0.6" with less than all of it."""
-    return kind if strength == 1 else f"{kind}-{strength:g}"
+def row_key(method: str, strength: float) -> str:
+    """Return the name of a row in files: "images", or "images-0.6" at another strength than 1."""
+    return method if strength == 1 else f"{method}-{strength:g}"
 
 
 def row_name(key: str) -> str:
-    """Names a row for people: "class images", or "class images, strength 0.6"."""
-    kind, _, strength = key.partition("-")
-    return f"{NAMES[kind]}, strength {strength}" if strength else NAMES[kind]
+    """Return the name of a row in reports: "class images", or "class images, strength 0.6"."""
+    method, _, strength = key.partition("-")
+    return f"{NAMES[method]}, strength {strength}" if strength else NAMES[method]
 
 
-def sheet(config: EvaluateSubjectsConfig, inside: Path, rows: Rows, of: str = "") -> np.ndarray:
-    """Draws a row for each subject: photos, then four views each of the base, of the tuned prior in the first two
-    settings, and, of samples, of its class; ``of``: "-3d" for objects."""
+def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows, suffix: str = "") -> Array:
+    """Return a contact sheet with a row for each subject.
+
+    Photos, then four views each of the base prior, of the tuned prior in the first two settings, and (samples only) of
+    its class.
+
+    Args:
+        suffix: "-3d" for objects.
+    """
     key, settings = row_key(*config.rows[0]), [f" {setting}" if setting else "" for setting in config.settings[:2]]
-    shown = {f"base{of}-0": "{}, base"}
-    shown |= {f"{key}{of}-{k}": f"[v]{setting}, {row_name(key)}" for k, setting in enumerate(settings)}
-    if not of:
-        shown[f"{key}-class-0"] = "{}, after that"
+    shown = {f"base{suffix}-0": "{}, base"}
+    shown |= {f"{key}{suffix}-{k}": f"[v]{setting}, {row_name(key)}" for k, setting in enumerate(settings)}
+    if not suffix:
+        shown[f"{key}-class-0"] = "{}, after tuning"
     cells, labels = [], []
     for row in rows:
-        place, noun = inside / row["subject"], row["subject"].split("-", 1)[-1]
+        place, noun = folder / row["subject"], row["subject"].split("-", 1)[-1]
         photos = [read_rgb(path, half=True) for path in sorted((place / "photos").glob("*.png"))[:VIEWS]]
         cells.append(grid(photos, VIEWS))
-        height = cells[-1].shape[0]  # objects may be seen in more pixels
+        height = cells[-1].shape[0]  # objects may have larger images
         cells += [read_rgb(place / f"{name}.png", height=height) for name in shown]
         labels += [f"{noun}, photos", *(label.format(noun) for label in shown.values())]
     return grid(pad_to_same_size(cells), 1 + len(shown), labels)
 
 
-def read_rgb(path: Path, half: bool = False, height: int | None = None) -> np.ndarray:
-    """Reads uint8 (H, W, 3), scaled to a ``height`` if it is given; photos are taken at twice the size of samples."""
-    seen = load_image(path).convert("RGB").reduce(2 if half else 1)
-    return np.asarray(seen.resize((round(seen.width * height / seen.height), height)) if height else seen)
+def read_rgb(path: Path, half: bool = False, height: int | None = None) -> Array:
+    """Read an image, uint8 (H, W, 3), at half its size or scaled to a height. Photos are twice as large as samples."""
+    image = load_image(path).convert("RGB").reduce(2 if half else 1)
+    return np.asarray(image.resize((round(image.width * height / image.height), height)) if height else image)
 
 
-def compared(rows: Rows, kind: str) -> dict[str, Any]:
-    """Compares one way of tuning with the base: what was ``gained``, and shares of its own."""
+def compare(rows: Rows, key: str) -> Json:
+    """Compare a row of the table with the base prior: differences with intervals, shares, seconds."""
+    tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
 
-    def difference(ours: str, theirs: str, inside: str = "") -> tuple[float, float, float]:
-        tuned = [row["found"][kind][inside] if inside else row["found"][kind] for row in rows]
-        before = [row["found"]["base"][theirs] for row in rows]
-        return gained([np.mean(t[ours]) - np.mean(b) for t, b in zip(tuned, before, strict=True)])
+    def difference(ours: Sequence[Sequence[float]], name: str) -> tuple[float, float, float]:
+        theirs = [found[name] for found in base]
+        return mean_difference([np.mean(a) - np.mean(b) for a, b in zip(ours, theirs, strict=True)])
 
-    def of_answers(key: str) -> dict[str, Any]:
-        return share([answer[key] for row in rows for answer in row["found"][kind]["answers"]]).plain()
+    def correct(name: str) -> Json:
+        return share([answer[name] for found in tuned for answer in found["answers"]]).plain()
 
     return {
-        "identity": float(np.mean([row["found"][kind]["identity"] for row in rows])),
-        "identity_gain": difference("identity", "identity"),
-        "own_change": difference("scores", "scores"),
-        "class_change": difference("scores", "scores", "class"),
-        "held_out_change": difference("held_out", "held_out"),
-        "order": of_answers("order"),
-        "bound": of_answers("bound"),
-        "seconds": median([row["found"][kind].get("seconds") for row in rows]),
+        "identity": float(np.mean([found["identity"] for found in tuned])),
+        "identity_gain": difference([found["identity"] for found in tuned], "identity"),
+        "own_change": difference([found["scores"] for found in tuned], "scores"),
+        "class_change": difference([found["class"]["scores"] for found in tuned], "scores"),
+        "held_out_change": difference([found["held_out"] for found in tuned], "held_out"),
+        "order": correct("order"),
+        "bound": correct("bound"),
+        "seconds": median([found.get("seconds") for found in tuned]),
     }
 
 
-def gained(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Averages the differences of pairs, with the 95 % interval; of one pair there is no interval but itself."""
-    middle = float(np.mean(differences))
-    return middle, *(bootstrap(differences) or (middle, middle))
+def mean_difference(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of paired differences with its 95 % interval; of one pair, the interval is the value itself."""
+    value = float(np.mean(differences))
+    return value, *(bootstrap(differences) or (value, value))
 
 
-def table(figures: Mapping[Any, dict[str, Any]]) -> str:
-    """Tabulates in markdown."""
-    head = ["", "identity", "more than the base", "sides in order", "accessory in its colour",
-            "its prompts, points", "class prompts, points", "held-out prompts, points", "seconds"]  # fmt: skip
+def table(figures: Mapping[str, Json]) -> str:
+    """Return a table with a line for each row."""
+    heads = ["", "identity", "more than the base", "sides in order", "accessory in its colour",
+             "its prompts, points", "class prompts, points", "held-out prompts, points", "seconds"]  # fmt: skip
     rows = []
-    for kind, found in figures.items():
-        cells = [row_name(kind), f"{found['identity']:.3f}", _interval(found["identity_gain"], 1, 3)]
-        cells += [_share(found["order"]), _share(found["bound"])]
-        cells += [_interval(found[key], 100, 1) for key in ("own_change", "class_change", "held_out_change")]
+    for key, found in figures.items():
+        cells = [row_name(key), f"{found['identity']:.3f}", _interval(found["identity_gain"], 1, 3)]
+        cells += [_share(Share.of(found["order"])), _share(Share.of(found["bound"]))]
+        cells += [_interval(found[name], 100, 1) for name in ("own_change", "class_change", "held_out_change")]
         rows.append([*cells, "-" if found["seconds"] is None else f"{found['seconds']:.0f}"])
-    return markdown_table(head, rows)
+    return markdown_table(heads, rows)
 
 
 def objects_text(rows: Rows, config: EvaluateSubjectsConfig) -> str:
-    """Words a paragraph about the 3D objects, if any were made."""
+    """Return a paragraph on the 3D objects, if any were made."""
     if config.objects is None:
         return ""
-    key, seen = row_key(*config.rows[0]), [row["found"] for row in rows]
-    before, now = ([float(np.mean(found[name]["objects"]["identity"])) for found in seen] for name in ("base", key))
-    gain = gained([b - a for a, b in zip(before, now, strict=True)])
-    ours, theirs = (
-        share([answer["order"] for found in seen for answer in found[name]["objects"]["answers"]])
-        for name in (key, "base")
-    )
+    key = row_key(*config.rows[0])
+    base, tuned = ([row["found"][name]["objects"] for row in rows] for name in ("base", key))
+    before, now = ([float(np.mean(found["identity"])) for found in side] for side in (base, tuned))
+    gain = mean_difference([b - a for a, b in zip(before, now, strict=True)])
+    ours, theirs = (share([answer["order"] for found in side for answer in found["answers"]]) for side in (tuned, base))
     return f"""
 3D objects, made by {config.objects} with the prior tuned by {row_name(key)}: identity {np.mean(now):.3f}, more than the
-base's by {_interval(gain, 1, 3)}; sides in order {percent(ours)}, {limits(ours)},
-of the base's {percent(theirs)}.
+base's by {_interval(gain, 1, 3)}; sides in order {_share(ours)},
+of the base's {format_share(theirs)}.
 """
 
 
 def _interval(found: Sequence[float], scale: float, digits: int) -> str:
-    mean, low, high = (f"{scale * value:+.{digits}f}" for value in found)
-    return f"{mean} ({low} to {high})"
+    value, low, high = (f"{scale * one:+.{digits}f}" for one in found)
+    return f"{value} ({low} to {high})"
 
 
-def _share(plain: dict[str, Any]) -> str:
-    figure = Share.of(plain)
-    return f"{percent(figure)}, {limits(figure)}"
+def _share(figure: Share) -> str:
+    return f"{format_share(figure)}, {format_limits(figure)}"

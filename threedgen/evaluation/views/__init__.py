@@ -1,1 +1,1 @@
-"""Views of scenes that are drawn together: do they agree where they overlap, and do they look like true ones?"""
+"""Evaluation of views that are sampled together: consistency where they overlap, distance to true views."""

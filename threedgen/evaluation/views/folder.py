@@ -1,9 +1,8 @@
-"""Reads views that somebody has drawn: a folder with a folder for each scene, such as runs of the tasks panorama and
-texture, or one such scene.
+"""Existing views: one scene, or a folder with a folder for each scene, such as runs of panorama and texture.
 
-SCENE/cameras.json         see ``threedgen.geometry.cameras_file``; of its prompts only the CLIP score asks
-SCENE/0.png, 1.png, ...    the views, if cameras.json does not name their files
-SCENE/depth/NAME.png       of posed views NAME.png: see ``threedgen.geometry.depth_file``
+SCENE/cameras.json         see ``threedgen.geometry.cameras_file``; its prompts are used for the CLIP score only
+SCENE/0.png, 1.png, ...    views, if cameras.json does not name their files
+SCENE/depth/NAME.png       depth of view NAME.png: see ``threedgen.geometry.depth_file``
 """
 
 from __future__ import annotations
@@ -21,24 +20,30 @@ from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.views import Views
 
 KEY = "views"
-STILL = 1e-3
-"""Share of the farthest distance from the origin by which cameras of a panorama may be apart."""
+MAX_MOVE = 1e-3
+"""Largest distance between the cameras of a panorama, relative to the largest distance from the origin."""
 
 
-class DrawnScenes:
-    """The scenes of a folder, a ``threedgen.data.scene_views.SceneSource``. Raises ConfigError, one sentence, for what
-    is none: the cameras of all are read at once, pictures when they are asked for."""
+class FolderScenes:
+    """Scenes of a folder, as `threedgen.data.scene_views.SceneSource`. All cameras are read at once, images later.
+
+    Args:
+        depth: the true scenes have depth.
+        captions: captions are needed.
+
+    Raises:
+        ConfigError: for missing files and unsuitable cameras.
+    """
 
     def __init__(self, folder: Path, depth: bool, captions: bool) -> None:
-        """``depth``: the scenes that they are compared with have it; ``captions``: are wanted too."""
-        self.folder, self.depth, self.captions = folder, depth, captions
+        self.folder, self.depth = folder, depth
         found = sorted([*folder.glob(CAMERAS_FILE), *folder.glob(f"*/{CAMERAS_FILE}")])
         if not found:
-            raise ConfigError(f"{folder} has no scenes: folders with {CAMERAS_FILE} and pictures in them", KEY)
+            raise ConfigError(f"{folder} has no scenes. Give a folder of folders with {CAMERAS_FILE} and images.", KEY)
         self.scenes = [Scene(path, read_cameras(path, KEY)) for path in found]
         for scene in self.scenes:
             scene.check(depth, captions)
-        self.n_view = min(len(scene.cameras.cameras) for scene in self.scenes)
+        self.n_view = min(len(scene.file.cameras) for scene in self.scenes)
 
     def __len__(self) -> int:
         return len(self.scenes)
@@ -51,31 +56,33 @@ class DrawnScenes:
 
 
 class Scene:
-    """One of them, by the path of its cameras. Raises ConfigError."""
+    """One existing scene, by the path of its cameras. Methods raise ConfigError."""
 
-    def __init__(self, path: Path, cameras: CamerasFile) -> None:
-        self.path, self.cameras = path, cameras
-        names = cameras.files or [f"{number}.png" for number in range(len(cameras.cameras))]
+    def __init__(self, path: Path, file: CamerasFile) -> None:
+        self.path, self.file = path, file
+        names = file.files or [f"{number}.png" for number in range(len(file.cameras))]
         self.views = [path.parent / name for name in names]
-        self.depths = [path.parent / "depth" / f"{file.stem}.png" for file in self.views]
+        self.depths = [path.parent / "depth" / f"{view.stem}.png" for view in self.views]
 
     def check(self, depth: bool, captions: bool) -> None:
-        if lost := [file for file in self.views + self.depths * depth if not file.is_file()]:
-            raise ConfigError(f"{lost[0]} is missing", KEY)
-        place = self.cameras.cameras.position
-        if not depth and (place - place[0]).norm(dim=1).max() > STILL * place.norm(dim=1).max():
-            raise ConfigError(f"{self.path} has cameras that move, and views without depth turn in one place", KEY)
-        if captions and self.cameras.prompts is None:
-            raise ConfigError(f"{self.path} has no prompts, which the CLIP score is of; clip=null does without", KEY)
+        """Check files and cameras without reading images."""
+        if missing := [file for file in self.views + self.depths * depth if not file.is_file()]:
+            raise ConfigError(f"{missing[0]} is missing", KEY)
+        position = self.file.cameras.position
+        if not depth and (position - position[0]).norm(dim=1).max() > MAX_MOVE * position.norm(dim=1).max():
+            raise ConfigError(f"{self.path} has cameras that move, but views without depth must turn in place", KEY)
+        if captions and self.file.prompts is None:
+            raise ConfigError(f"{self.path} has no prompts for the CLIP score. Add them, or use clip=null.", KEY)
 
     def read(self, depth: bool) -> SceneViews:
-        at, prompts = self.cameras.cameras, self.cameras.prompts or ("",) * len(self.views)
-        pictures = [np.asarray(load_image(file, key=KEY).convert("RGB")) for file in self.views]
+        """Read the images."""
+        at, prompts = self.file.cameras, self.file.prompts or ("",) * len(self.views)
+        images = [np.asarray(load_image(file, key=KEY).convert("RGB")) for file in self.views]
         depths = [read_depth(file, KEY) for file in self.depths * depth]
-        if wrong := {part.shape[:2] for part in (*pictures, *depths)} - {(at.height, at.width)}:
+        if wrong := {part.shape[:2] for part in (*images, *depths)} - {(at.height, at.width)}:
             height, width = wrong.pop()
             raise ConfigError(
-                f"{self.path} is for pictures of {at.height} x {at.width} pixels, and some have {height} x {width}", KEY
+                f"{self.path} is for images of {at.height} x {at.width} pixels, but some have {height} x {width}", KEY
             )
-        views = Views(torch.from_numpy(np.stack(pictures)).float() / 255, at)
+        views = Views(torch.from_numpy(np.stack(images)).float() / 255, at)
         return SceneViews(views, prompts, torch.from_numpy(np.stack(depths)) if depth else None)

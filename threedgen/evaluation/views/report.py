@@ -1,25 +1,31 @@
-"""Writes what was found out about views: a table with intervals, differences, figures of each scene."""
+"""Report of evaluated views: figures with intervals, differences, figures of each scene."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from threedgen.evaluation.features import FeatureNetwork, NetworkOutput
+from threedgen.evaluation.metrics.distributions import fid, inception_score, kid
 from threedgen.evaluation.metrics.figures import (
     Estimate,
+    Json,
     bootstrap_ratio,
     estimate,
     jackknife_estimate,
     mean_estimate,
     paired_differences,
 )
-from threedgen.evaluation.metrics.overlap import overlap_ratio
-from threedgen.evaluation.tables import finish, markdown_table, rounded, with_interval
+from threedgen.evaluation.metrics.overlap import DEPTH_ERROR, overlap_ratio
+from threedgen.evaluation.report import figure_table, rounded, write_report
 from threedgen.train.task import Task
 
-from .drawing import ATTENTION, BASE
-from .measure import SPLITS, Meter, Row, distances
 from .options import EvaluateViewsConfig
+from .sampling import ATTENTION, BASE
 
 TRUTH, OTHER, FOLDER = "truth", "other_truth", "views"
 ROWS = {
@@ -32,94 +38,142 @@ ROWS = {
 MEANS = {
     "psnr": "overlap PSNR, dB",
     "clip": "CLIP score",
-    "given": "view 0 to the given picture",
-    "given_overlap": "where the next views see it",
+    "given": "view 0 to the given image",
+    "given_overlap": "where the next views overlap it",
     "beside": "view 0 to the next views",
-    "beside_given": "the given picture to the next views",
+    "beside_given": "the given image to the next views",
 }
 FIGURES = {"psnr": MEANS["psnr"], "ratio": "of the truth's", "fid": "FID", "kid": "KID", "is": "Inception score"}
 FIGURES |= {"clip": MEANS["clip"]}
 GIVEN = {name: words for name, words in MEANS.items() if name not in FIGURES}
+SPLITS, KID_SUBSET = 10, 5000
+"""Parts of the Inception score; maximum number of images of KID's only subset."""
+Indices = NDArray[np.intp]
 
 
-def report(task: Task, meter: Meter, about: dict[str, Any]) -> None:
-    """Writes report.json, report.md and the summary, and says the table. ``about``: what report.json says first."""
-    rows = {row: meter.rows[row] for row in ROWS if row in meter.rows}
-    found = {row: summary(mine, rows[TRUTH]) for row, mine in rows.items()}
-    less = difference(rows[ATTENTION], rows[BASE], rows[TRUTH]) if ATTENTION in rows else {}
-    tables = [table(FIGURES, found, less)]
-    if any(found[row].get("given") for row in found):
-        tables.append(table(GIVEN, {row: found[row] for row in (TRUTH, ATTENTION, BASE)}, less))
-    tree = about | {
-        "features": meter.features.about,
-        "pictures": {row: sum(len(seen.features) for seen in mine.seen) for row, mine in rows.items()},
+@dataclass
+class MeasuredViews:
+    """Measurements of one row, scene by scene.
+
+    Attributes:
+        figures: of each scene; None where undefined.
+        outputs: of the feature network for the views of each scene.
+    """
+
+    figures: list[dict[str, float | None]] = field(default_factory=list)
+    outputs: list[NetworkOutput] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.figures)
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return sum(len(output.features) for output in self.outputs)
+
+    def values(self, name: str) -> list[float | None]:
+        """Return a figure of each scene."""
+        return [figures.get(name) for figures in self.figures]
+
+    def stack(self, part: Literal["features", "logits"], scenes: Indices) -> np.ndarray:
+        """Concatenate the network outputs of some scenes: (N, D) or (N, K)."""
+        return np.concatenate([getattr(self.outputs[k], part) for k in scenes])
+
+
+def set_figures(row: MeasuredViews, truth: MeasuredViews) -> dict[str, Callable[[Indices], float]]:
+    """Return FID, KID and Inception score as functions of the scenes to include.
+
+    Rows with as many scenes as the truth have the same scenes: one left out of a row is left out of the truth.
+    """
+    everything = np.arange(len(truth))
+
+    def features(scenes: Indices) -> tuple[np.ndarray, np.ndarray]:
+        true_scenes = scenes if len(row) == len(truth) else everything
+        return row.stack("features", scenes), truth.stack("features", true_scenes)
+
+    def inception(scenes: Indices) -> float:
+        logits = row.stack("logits", scenes)
+        return inception_score(logits, min(SPLITS, len(logits)))[0]
+
+    def kernel(scenes: Indices) -> float:
+        ours, true = features(scenes)
+        return kid(ours, true, 1, min(len(ours), len(true), KID_SUBSET))[0]
+
+    if row is truth:
+        return {"is": inception}
+    return {"fid": lambda scenes: fid(*features(scenes)), "kid": kernel, "is": inception}
+
+
+def write_views_report(
+    task: Task, rows: Mapping[str, MeasuredViews], network: FeatureNetwork, about: Mapping[str, object]
+) -> None:
+    """Write report.json, report.md and the summary; print the tables. ``about``: first entries of report.json."""
+    truth = rows[TRUTH]
+    rows = {row: rows[row] for row in ROWS if row in rows}
+    found = {row: summary(mine, truth) for row, mine in rows.items()}
+    less = difference(rows[ATTENTION], rows[BASE], truth) if ATTENTION in rows else {}
+    lines = {ROWS[row]: mine for row, mine in found.items()} | ({"with minus without": less} if less else {})
+    tables = [figure_table("views", lines, FIGURES)]
+    if "given" in less:
+        tables.append(figure_table("views", {name: line for name, line in lines.items() if "given" in line}, GIVEN))
+    figures = {
+        **about,
+        "features": network.description,
+        "pictures": {row: mine.images for row, mine in rows.items()},
         "rows": found,
         "difference": less,
         "scenes": {row: mine.figures for row, mine in rows.items()},
     }
     text = "\n\n".join(tables)
-    whole = f"# Views of one scene\n\n{text}\n\n{explained(task.config, meter)}\n"
-    finish(task, "report", whole, rounded(tree), text, scenes=len(rows[TRUTH]))
+    whole = f"# Views of one scene\n\n{text}\n\n{explanation(task.config, rows, network)}\n"
+    write_report(task, "report", rounded(figures), whole, text, summary={"scenes": len(truth)})
 
 
-def summary(row: Row, truth: Row) -> dict[str, Any]:
-    """Computes all figures of a row with their intervals over the scenes."""
-    found: dict[str, Any] = {"scenes": len(row)} | means(row.figures)
-    ours, true = row.of("psnr"), truth.of("psnr")
+def summary(row: MeasuredViews, truth: MeasuredViews) -> Json:
+    """Compute all figures of a row with their intervals over the scenes."""
+    found: Json = {"scenes": len(row)} | means(row.figures)
+    ours, true = row.values("psnr"), truth.values("psnr")
     found["ratio"] = estimate(overlap_ratio(ours, true), bootstrap_ratio(ours, true))
-    for name, measure in distances(row, truth).items():
-        found[name] = jackknife_estimate(measure, len(row))
+    for name, figure in set_figures(row, truth).items():
+        found[name] = jackknife_estimate(figure, len(row))
     return found
 
 
-def difference(row: Row, other: Row, truth: Row) -> dict[str, Any]:
-    """Computes what a row has more than another one of the same scenes."""
-    less = paired_differences(row.figures, other.figures, row.figures[0])
-    found: dict[str, Any] = means(less)
-    found["psnr"]["won"] = sum((one["psnr"] or 0) > 0 for one in less)
-    ours, theirs = distances(row, truth), distances(other, truth)
+def difference(row: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -> Json:
+    """Compute the figures of a row minus those of another one of the same scenes."""
+    differences = paired_differences(row.figures, other.figures, row.figures[0])
+    found: Json = {**means(differences)}
+    found["psnr"]["won"] = sum((one["psnr"] or 0) > 0 for one in differences)
+    ours, theirs = set_figures(row, truth), set_figures(other, truth)
     for name in ours:
 
-        def measure(kept: Any, name: str = name) -> float:
-            return ours[name](kept) - theirs[name](kept)
+        def figure(scenes: Indices, name: str = name) -> float:
+            return ours[name](scenes) - theirs[name](scenes)
 
-        found[name] = jackknife_estimate(measure, len(row))
+        found[name] = jackknife_estimate(figure, len(row))
     return found
 
 
 def means(scenes: list[dict[str, float | None]]) -> dict[str, Estimate]:
-    """Averages each figure that any of the scenes has."""
+    """Average each figure that any scene has."""
     found = {name: mean_estimate([one.get(name) for one in scenes]) for name in MEANS}
     return {name: figure for name, figure in found.items() if figure["mean"] is not None}
 
 
-def table(figures: Mapping[str, str], rows: Mapping[str, dict[str, Any]], less: dict[str, Any]) -> str:
-    """Tabulates in markdown those of the ``figures`` that any row has."""
-    there = [name for name in figures if any(name in row for row in rows.values())]
-    lines = {ROWS[row]: found for row, found in rows.items()} | ({"with minus without": less} if less else {})
-    cells = [[words, *(with_interval(found.get(name)) for name in there)] for words, found in lines.items()]
-    return markdown_table(["views", *(figures[name] for name in there)], cells)
-
-
-def explained(config: EvaluateViewsConfig, meter: Meter) -> str:
-    """Explains what the figures mean and when they may be compared."""
-    rows = meter.rows
-    how = (
-        "The views are those of a folder, the truth is that of other scenes."
-        if FOLDER in rows
-        else f"Both draw the same captions from the same noise, DDIM {config.steps} steps, guidance "
-        f"{config.guidance_scale:g}, seed {config.seed}."
+def explanation(config: EvaluateViewsConfig, rows: Mapping[str, MeasuredViews], network: FeatureNetwork) -> str:
+    """Return a text on the meaning of the figures."""
+    source = (
+        f"Same captions and noise, DDIM {config.steps} steps, guidance {config.guidance_scale:g}, seed {config.seed}."
     )
-    pictures = sum(len(seen.features) for seen in rows[TRUTH].seen)
-    at = f" at {config.overlap_size} pixels a side" if config.overlap_size else ""
-    caption = f"\nThe CLIP score is 100 cos of each view with its own caption, by {config.clip}." if config.clip else ""
-    return f"""{len(rows[TRUTH])} held-out scenes. {how}
+    if FOLDER in rows:
+        source = "The views are those of a folder, the truth is that of other scenes."
+    at = f" at {config.overlap_size} pixels per side" if config.overlap_size else ""
+    caption = f"\nCLIP score: 100 cos of each view and its own caption, by {config.clip}." if config.clip else ""
+    return f"""{len(rows[TRUTH])} held-out scenes. {source}
 
-Overlap PSNR{at}: each view against the next one warped into it, of panoramas around the ring and the last with the
-first, of paths where the depths of both agree within {config.depth_error:g} m (MVDiffusion, arXiv 2307.01097, section
-5). The mean over pairs and scenes; "of the truth's" is the ratio of these means, not the mean of ratios. In brackets
+Overlap PSNR{at}: each view and the next one warped into it, for paths where the depths of both are within
+{DEPTH_ERROR:g} m (MVDiffusion, arXiv 2307.01097, section 5). "Of the truth's" is the ratio of the means. In brackets
 95 % intervals over the scenes: bootstrap of means, jackknife of 20 groups of FID, KID and Inception score.
 
-FID and KID (one unbiased estimate, not scaled) of the views against {pictures} true ones, and the Inception score of
-{SPLITS} parts, by {meter.features.about}.
-With few pictures FID is too high: compare rows of one table.{caption}"""
+FID and KID (one unbiased estimate, unscaled) of the views and {rows[TRUTH].images} true ones, and the Inception score
+of {SPLITS} parts, by {network.description}. With few images FID is too high: compare rows of one table.{caption}"""

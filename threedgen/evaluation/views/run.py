@@ -1,138 +1,175 @@
-"""Carries out the task "evaluate-views": draws scenes with and without attention between their views, or reads what
-somebody has drawn, and compares them with true views.
+"""Task "evaluate-views": sample scenes with and without attention between their views, or read existing views, and
+compare them with true views.
 
-RUN/views/ROW/00003.safetensors   what was drawn of scene 3, kept: a killed or extended run goes on with what is missing
+RUN/views/ROW/00003.safetensors   samples of scene 3; a killed or extended run resumes
 RUN/report.json, report.md        figures with intervals
-RUN/sheet.png                     true and drawn views of the first scenes
+RUN/sheet.png                     true and sampled views of the first scenes
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache
+from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError, registry
 from threedgen.data.scene_views import SceneSource, SceneViews
-from threedgen.evaluation.tables import write_strips
-from threedgen.geometry.images import enlarge_small
+from threedgen.evaluation.features import CaptionScore, FeatureNetwork, NetworkOutput
+from threedgen.evaluation.metrics.figures import Json, mean
+from threedgen.evaluation.metrics.overlap import depth_overlap, given_view, panorama_overlap
+from threedgen.evaluation.report import write_strips
+from threedgen.evaluation.runner import Evaluation, evaluation_task
+from threedgen.geometry.images import enlarge_small, to_uint8
 from threedgen.geometry.views import Views, resize
+from threedgen.geometry.warp import to_opencv
+from threedgen.run.arrays import Array
 from threedgen.run.folder import user_path
-from threedgen.run.interrupts import Interrupts
-from threedgen.run.progress import Count
-from threedgen.train.task import Task, run_task
+from threedgen.train.task import Task
 
-from .drawing import ATTENTION, BASE, Drawing, size_of
-from .folder import DrawnScenes
-from .measure import Meter, bytes_of, overlap
+from .folder import FolderScenes
 from .options import EvaluateViewsConfig
-from .report import FOLDER, OTHER, ROWS, TRUTH, report
+from .report import FOLDER, OTHER, ROWS, TRUTH, MeasuredViews, write_views_report
+from .sampling import ATTENTION, BASE, SceneSampler, size_of
 
-SHEET_WIDTH = 128
-"""Pixels of a view on the sheet."""
-Shown = tuple[str, int, SceneViews, Tensor | None]
-"""A row, the number of a scene, its views, and the picture that was given for the first of them."""
-
-
-def evaluate(task: Task) -> None:
-    """Draws, measures, reports. Raises ConfigError before any drawing for what cannot be drawn or measured; Stopped
-    after Ctrl-C."""
-    evaluation = Evaluation(task)
-    config, meter, strips, labels = evaluation.config, Meter(task.config), [], []
-    with Interrupts() as interrupts, Count("views", evaluation.total, task.quiet) as count:
-        for row, number, scene, given in evaluation.shown(interrupts, count):
-            meter.add(row, scene, given)
-            if number < config.sheet and row != OTHER and not (row == TRUTH and evaluation.drawn):
-                strips.append(strip(scene.views.images))
-                labels.append(f"{number}, {ROWS[row]}: {scene.captions[0]}".rstrip(": "))
-            count.add(1)
-            interrupts.raise_if_stopped()
-    write_strips(task.folder / "sheet.png", strips, labels)
-    report(task, meter, evaluation.about())
+SHEET_SCENES, SHEET_WIDTH = 8, 128
+"""Scenes and width of a view, in pixels, on the contact sheet."""
 
 
-class Evaluation:
-    """The true scenes of a run, and who draws them, or what was ``drawn``. Raises ConfigError."""
+class Item(NamedTuple):
+    """Row of the table and number of a scene."""
+
+    row: str
+    number: int
+
+
+class Measurement(NamedTuple):
+    """Figures of the views of an item, output of the feature network, and label and strip for the contact sheet."""
+
+    item: Item
+    figures: dict[str, float | None]
+    output: NetworkOutput
+    strip: tuple[str, Array] | None
+
+
+class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
+    """Views of scenes in several rows: true, with attention, without, other true scenes, those of a folder."""
+
+    stage = "views"
 
     def __init__(self, task: Task) -> None:
-        self.config: EvaluateViewsConfig = task.config
+        super().__init__(task)
         c = self.config
         self.source: SceneSource = registry.build("scene-source", c.scenes, c.seed, "test")
         if not len(self.source):
             raise ConfigError(f"{self.source.describe()}: there are none to compare with", "scenes")
-        overlapping(self.source, "scenes")
+        require_overlap(self.source, "scenes")
         self.count = min(c.count, len(self.source))
         self.first = self.source.scene(0)
         if overlap(c, self.first) is None:
             raise ConfigError(f"{self.source.describe()}: no view overlaps the next one", "scenes")
-        self.drawn: DrawnScenes | None = None
-        self.drawing: Drawing | None = None
+        self.existing: FolderScenes | None = None
+        self.sampler: SceneSampler | None = None
         if c.views is None:
-            self.drawing = Drawing(task, self.source.describe(), self.first)
+            self.sampler = SceneSampler(task, self.source.describe(), self.first)
         else:
-            self.drawn = DrawnScenes(user_path(c.views, "views"), self.first.depth is not None, c.clip is not None)
-            overlapping(self.drawn, "views")
+            self.existing = FolderScenes(user_path(c.views, "views"), self.first.depth is not None, c.clip is not None)
+            require_overlap(self.existing, "views")
+        self.features: FeatureNetwork = registry.build("features", c.features)
+        self.caption_score = CaptionScore(c.clip) if c.clip else None
+        self.true_scene = lru_cache(1)(self._true_scene)
+        rows = [TRUTH, *(() if self.sampler is None else (ATTENTION, BASE))]
+        rows += [OTHER] if 2 * self.count <= len(self.source) else []
+        items = [Item(row, number) for number in range(self.count) for row in rows]
+        self.items = items + [Item(FOLDER, number) for number in range(len(self.existing or ()))]
 
-    @property
-    def others(self) -> bool:
-        """Are there as many true scenes again?"""
-        return 2 * self.count <= len(self.source)
+    def scene(self, item: Item) -> SceneViews:
+        """Return the views of an item; sample them if no earlier run kept them."""
+        if item.row == FOLDER and self.existing is not None:
+            return self.existing.scene(item.number)
+        if item.row == OTHER:
+            return self._true_scene(self.count + item.number)
+        scene = self.true_scene(item.number)
+        if item.row == TRUTH or self.sampler is None:
+            return scene
+        self.progress.note(f"scene {item.number}, {ROWS[item.row]}")
+        views = self.sampler(item.row, item.number, scene, self.interrupts.raise_if_stopped)
+        return with_images(scene, views)
 
-    @property
-    def total(self) -> int:
-        return (1 + self.others) * self.count + (2 * self.count if self.drawn is None else len(self.drawn))
-
-    def shown(self, interrupts: Interrupts, count: Count) -> Iterator[Shown]:
-        """Yields the views that are measured, scene by scene; what lacks is drawn meanwhile."""
-        draw, drawn = self.drawing, self.drawn
-        for number in range(self.count):
-            scene = self.true(number)
-            given = scene.views.images[0] if draw and draw.given else None
-            yield TRUTH, number, scene, given
-            if draw is not None:
-                for row in (ATTENTION, BASE):
-                    count.note(f"scene {number}, {ROWS[row]}")
-                    yield row, number, with_images(scene, draw(row, number, scene, interrupts.raise_if_stopped)), given
-            if self.others:
-                yield OTHER, number, self.true(self.count + number), None
-        if drawn is not None:
-            yield from ((FOLDER, number, drawn.scene(number), None) for number in range(len(drawn)))
-
-    def true(self, number: int) -> SceneViews:
-        """Makes a scene, its views as exact as files hold them."""
+    def _true_scene(self, number: int) -> SceneViews:
+        """Return a true scene with its views rounded to 8 bits."""
         scene = self.source.scene(number)
-        return with_images(scene, bytes_of(scene.views.images))
+        return with_images(scene, rounded_images(scene.views.images))
 
-    def about(self) -> dict[str, object]:
-        """Tells what report.json says first."""
-        c = self.config
-        who = {"drawn": self.drawn.describe()} if self.drawn else {
+    def measure(self, item: Item) -> Measurement:
+        scene, c = self.scene(item), self.config
+        figures: dict[str, float | None] = {"psnr": overlap(c, scene)}
+        if self.sampler is not None and self.sampler.given and item.row in (TRUTH, ATTENTION, BASE):
+            K, c2w = to_opencv(scene.views.cameras)
+            given = self.true_scene(item.number).views.images[0]
+            figures |= given_view(scene.views.images, given, K, c2w[:, :3, :3])
+        images = rounded_images(scene.views.images)
+        if self.caption_score is not None:
+            figures["clip"] = self.caption_score(images, scene.captions)
+        shown = item.number < SHEET_SCENES and item.row != OTHER and not (item.row == TRUTH and self.existing)
+        label = f"{item.number}, {ROWS[item.row]}: {scene.captions[0]}".rstrip(": ")
+        return Measurement(item, figures, self.features(images), (label, strip(scene.views.images)) if shown else None)
+
+    def report(self, rows: list[Measurement]) -> None:
+        strips = dict(row.strip for row in rows if row.strip is not None)
+        write_strips(self.folder / "sheet.png", strips.values(), list(strips))
+        measured: dict[str, MeasuredViews] = {}
+        for row in rows:
+            views = measured.setdefault(row.item.row, MeasuredViews())
+            views.figures.append(row.figures)
+            views.outputs.append(row.output)
+        write_views_report(self.task, measured, self.features, self.about())
+
+    def about(self) -> Json:
+        """Return the first entries of report.json."""
+        c, about = self.config, Json(scenes_of=self.source.describe(), count=self.count, size=size_of(self.first))
+        if self.existing is not None:
+            return about | {"drawn": self.existing.describe()}
+        return about | {
             "prior": c.prior.weights, "blocks": c.prior.blocks, "steps": c.steps, "guidance_scale": c.guidance_scale,
-            "given": bool(self.drawing and self.drawing.given), "mask": c.mask,
+            "given": bool(self.sampler and self.sampler.given), "mask": c.mask,
         }  # fmt: skip
-        return {"scenes_of": self.source.describe(), "count": self.count, "size": size_of(self.first), **who}
 
 
-def overlapping(source: SceneSource, key: str) -> None:
-    """Raises ConfigError for scenes of one view."""
+def overlap(config: EvaluateViewsConfig, scene: SceneViews) -> float | None:
+    """Return the mean PSNR of pairs: neighbours around the ring, or consecutive views of a path."""
+    views = scene.views
+    if scene.depth is not None:
+        return mean(depth_overlap(views.images, scene.depth, *to_opencv(views.cameras)))
+    views = views if config.overlap_size is None else views.resized(config.overlap_size)
+    K, c2w = to_opencv(views.cameras)
+    return mean(panorama_overlap(views.images, K, c2w[:, :3, :3]))
+
+
+def require_overlap(source: SceneSource, key: str) -> None:
+    """Raise ConfigError for scenes of one view."""
     if source.n_view < 2:
-        raise ConfigError(f"{source.describe()}: a scene has {source.n_view} view; it takes 2 or more to overlap", key)
+        raise ConfigError(f"{source.describe()}: a scene needs 2 views or more to overlap: {source.n_view}", key)
+
+
+def rounded_images(images: Tensor) -> Tensor:
+    """Round images to uint8, as in files."""
+    return torch.from_numpy(to_uint8(images))
 
 
 def with_images(scene: SceneViews, images: Tensor) -> SceneViews:
-    """Puts other pictures (V,H,W,3), uint8, in the places of a scene's own."""
+    """Replace the images of a scene by others (V, H, W, 3), uint8."""
     return replace(scene, views=Views(images.float() / 255, scene.views.cameras))
 
 
-def strip(images: Tensor) -> object:
-    """Brings views (V,H,W,3) to the width in which the sheet shows them."""
+def strip(images: Tensor) -> Array:
+    """Resize views (V, H, W, 3) for the contact sheet."""
     height, width = images.shape[1:3]
     if width > SHEET_WIDTH:
         images = resize(images, round(height * SHEET_WIDTH / width), SHEET_WIDTH)
     return enlarge_small(images)
 
 
-run = partial(run_task, evaluate, result="report.md", again=True)
-"""Evaluates, or goes on evaluating, views."""
+run = evaluation_task(EvaluatedViews)

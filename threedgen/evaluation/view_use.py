@@ -1,4 +1,4 @@
-"""Measure how much a multi-view prior uses the other views of an object when it denoises one of them.
+"""Use of the other views: how much a multi-view prior relies on them when it denoises one view of an object.
 
 View 0 gets noise and its clean latents are predicted in one step, with the empty prompt, while its companions are
 
@@ -13,17 +13,19 @@ A prior that ignores its companions has equal errors in all of them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from threedgen.data.bank import Captioned, encode
-from threedgen.evaluation.metrics.figures import bootstrap_ratio, estimate, mean, mean_estimate
-from threedgen.evaluation.tables import markdown_table, rounded, with_interval
 from threedgen.guidance.prior import MultiviewPrior
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.seeding import generator
+
+from .metrics.figures import Json, bootstrap_ratio, estimate, mean, mean_estimate
+from .report import figure_table, format_estimate, rounded
 
 LEVELS = (350, 500, 650, 800, 950)
 LOW_LEVELS = (50, 200)
@@ -43,7 +45,7 @@ class Objects(NamedTuple):
     opposite: Tensor
 
     @classmethod
-    def encoded(cls, prior: Any, views: Captioned) -> Objects:
+    def encoded(cls, prior: MVDream, views: Captioned) -> Objects:
         """Encode the images of captioned views, which stand evenly around each object."""
         count = len(views.captions)
         rgb = torch.from_numpy(views.rgb)
@@ -78,7 +80,7 @@ def x0_errors(
     return torch.cat(errors).numpy().astype(float)
 
 
-def view_use(prior: MultiviewPrior, objects: Objects, seed: int) -> dict[str, Any]:
+def view_use(prior: MultiviewPrior, objects: Objects, seed: int) -> Json:
     """Errors of view 0 by noise level and companions, with ratios and 95 % intervals over objects."""
     z, last = objects.z, prior.schedule.T - 1
     noise = torch.randn(z.shape, generator=generator(seed, 0, "view use")).to(z)
@@ -88,28 +90,25 @@ def view_use(prior: MultiviewPrior, objects: Objects, seed: int) -> dict[str, An
         t = torch.full(z.shape[:2], level)
         far = t.clone()
         far[:, 1:] = last
-        errors = {
+        found = {
             "true": x0_errors(prior, objects, z, t, noise),
             "wrong": x0_errors(prior, objects, wrong, t, noise),
             "alone": x0_errors(prior, objects, z, far, noise),
             "caption": x0_errors(prior, objects, z, t, noise, objects.captions),
         }
-        row: dict[str, Any] = {"t": level} | {name: mean_estimate(list(found)) for name, found in errors.items()}
+        row: Json = {"t": level} | {name: mean_estimate(list(errors)) for name, errors in found.items()}
         for name in ("true", "wrong"):
-            row[f"{name}_over_alone"] = _ratio(errors[name], errors["alone"])
+            row[f"{name}_over_alone"] = _ratio(found[name], found["alone"])
         rows.append(row)
     t = torch.full(z.shape[:2], CLEAN)
     t[:, 0] = last
     clean = mean_estimate(list(x0_errors(prior, objects, z, t, noise)))
     copied = (objects.opposite - z[:, 0]).square().flatten(1).mean(1)
-    low = [
-        {
-            "t": t,
-            "caption": mean(list(x0_errors(prior, objects, z, torch.full(z.shape[:2], t), noise, objects.captions))),
-        }
-        for t in LOW_LEVELS
-    ]
-    figures = {
+    low = []
+    for level in LOW_LEVELS:
+        errors = x0_errors(prior, objects, z, torch.full(z.shape[:2], level), noise, objects.captions)
+        low.append({"t": level, "caption": mean(list(errors))})
+    figures: Json = {
         "objects": len(z),
         "variance": float(z.var()),
         "levels": rows,
@@ -117,34 +116,28 @@ def view_use(prior: MultiviewPrior, objects: Objects, seed: int) -> dict[str, An
         "clean": clean,
         "opposite_view_mirrored": mean_estimate(copied.tolist()),
     }
-    return rounded(figures)
+    result: Json = rounded(figures)
+    return result
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> dict[str, float | None]:
     return estimate(float(above.mean() / below.mean()), bootstrap_ratio(list(above), list(below)))
 
 
-def view_use_table(figures: dict[str, Any]) -> str:
-    """Markdown section of ``view_use``."""
-    heads = [
-        "t",
-        "true companions",
-        "another object's",
-        "alone",
-        "true / alone",
-        "another's / alone",
-        "with the caption",
-    ]
-    keys = ("true", "wrong", "alone", "true_over_alone", "wrong_over_alone", "caption")
-    rows = [[str(row["t"]), *(with_interval(row[key]) for key in keys)] for row in figures["levels"]]
+def view_use_table(figures: Json) -> str:
+    """Return the report section of `view_use`."""
+    heads = {
+        "true": "true companions", "wrong": "another object's", "alone": "alone", "true_over_alone": "true / alone",
+        "wrong_over_alone": "another's / alone", "caption": "with the caption",
+    }  # fmt: skip
     low = ", ".join(f"{row['caption']:.4f} at t = {row['t']}" for row in figures["low_levels"])
     return f"""## Use of the other views
 
 Squared error of the predicted clean latents of one view, empty prompt, {figures["objects"]} objects; the variance of
 the latents is {figures["variance"]:.2f}.
 
-{markdown_table(heads, rows)}
+{figure_table("t", {str(row["t"]): row for row in figures["levels"]}, heads)}
 
-Companions nearly clean (t = {CLEAN}), the view itself at the last time step: {with_interval(figures["clean"])};
-copying the mirrored opposite view: {with_interval(figures["opposite_view_mirrored"])}.
+Companions nearly clean (t = {CLEAN}), the view itself at the last time step: {format_estimate(figures["clean"])};
+copying the mirrored opposite view: {format_estimate(figures["opposite_view_mirrored"])}.
 Little noise, with the caption: {low}."""

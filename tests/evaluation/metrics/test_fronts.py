@@ -1,4 +1,4 @@
-"""Fronts on a ring, and the rates that are made of them, on hand-made cases and by simulation."""
+"""Fronts on a ring and corrected rates: known cases and simulation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis.extra.numpy import arrays
 from threedgen.evaluation.janus.rates import ErrorRates
 from threedgen.evaluation.metrics.figures import Share
 from threedgen.evaluation.metrics.fronts import classify_ring, directions, doubt, front_count, front_curve, smooth
-from threedgen.evaluation.toybox.options import FRONT_THRESHOLD as AT
+from threedgen.evaluation.options import FRONT_THRESHOLD as AT
 
 # --- fronts ------------------------------------------------------------------------------------------------------
 
@@ -33,14 +33,14 @@ from threedgen.evaluation.toybox.options import FRONT_THRESHOLD as AT
         ([0.2] * 8, 0),
     ],
 )
-def test_fronts_are_counted(front: list[float], count: int) -> None:
+def test_front_count(front: list[float], count: int) -> None:
     for turn in range(8):
         assert front_count(np.roll(front, turn), AT) == count
         assert front_count(np.roll(front[::-1], turn), AT) == count
 
 
-def test_one_view_alone_makes_no_second_front() -> None:
-    """A probe that errs in one view of a good object, and a face behind that deserves the name."""
+def test_smoothing_removes_single_wrong_views() -> None:
+    """One wrong view of a correct object, and a real front behind."""
     good = np.array([0.95, 0.6, 0, 0, 0, 0, 0, 0.6])
     for turn in range(8):
         slip, janus = np.roll(good, turn), np.roll(np.maximum(good, np.roll(good, 4)), turn)
@@ -49,13 +49,13 @@ def test_one_view_alone_makes_no_second_front() -> None:
         assert front_count(smooth(janus), AT) == 2 and front_count(smooth(np.full(8, 0.9)), AT) == 2
 
 
-def test_three_fronts_on_a_fine_ring() -> None:
+def test_front_count_of_three_fronts() -> None:
     front = np.zeros(12)
     front[[0, 4, 8]] = 1
     assert front_count(front, AT) == 3
 
 
-def test_smoothing_means_the_same_angle_on_every_ring() -> None:
+def test_smoothing_angle_is_independent_of_the_view_count() -> None:
     eight = smooth(np.eye(8)[0])
     assert eight[[7, 0, 1]] == pytest.approx([0.25, 0.5, 0.25]) and eight.sum() == pytest.approx(1)
     twelve = smooth(np.eye(12)[0])  # every 30 degrees: 1, 2/3, 1/3 and nothing at 90
@@ -74,13 +74,13 @@ RING = np.deg2rad(np.arange(8) * 45.0)
 
 
 def sure(seen: list[int], p: float = 0.94) -> np.ndarray:
-    """A classifier that is sure of these sides."""
+    """Return confident probabilities of these sides."""
     sides = np.full((len(seen), 4), (1 - p) / 3)
     sides[np.arange(len(seen)), seen] = p
     return sides
 
 
-def test_a_look_at_a_good_object_and_at_a_two_faced_one() -> None:
+def test_ring_of_one_and_of_two_fronts() -> None:
     good = classify_ring(sure([0, 0, 1, 2, 2, 2, 3, 0]), RING, AT)
     assert (good.fronts, good.failed) == (1, False) and all(good.right) and good.doubt < 0.5
     assert good.shown == (True, True, False, False, False, False, False, True)
@@ -89,13 +89,13 @@ def test_a_look_at_a_good_object_and_at_a_two_faced_one() -> None:
     assert janus.right == (True, True, True, False, False, False, True, True)
 
 
-def test_a_front_has_to_be_the_likeliest_side() -> None:
-    """With a low threshold, 30 % of front make none where 40 % say back."""
+def test_front_must_be_the_most_probable_side() -> None:
+    """30 % front is no front beside 40 % back, even at a low threshold."""
     sides = np.tile([0.3, 0.15, 0.4, 0.15], (8, 1))
     assert not front_curve(sides).any() and classify_ring(sides, RING, threshold=0.2).fronts == 0
 
 
-def test_directions_may_be_judged_up_to_a_turn() -> None:
+def test_directions_up_to_a_rotation() -> None:
     turned = np.array([2, 3, 3, 0, 0, 0, 1, 2])  # faces azimuth 180
     assert directions(turned, RING).sum() == 0 and directions(turned, RING, free=True).all()
     assert directions(np.zeros(8, int), RING, free=True).sum() == directions(np.zeros(8, int), RING).sum() == 3
@@ -106,7 +106,7 @@ def test_directions_may_be_judged_up_to_a_turn() -> None:
 # --- rates -------------------------------------------------------------------------------------------------------
 
 
-def test_errors_are_taken_out() -> None:
+def test_corrected_rate_and_interval() -> None:
     rates = ErrorRates(Share(10, 200), Share(180, 200), 0.5)  # 5 % and 90 %
     assert rates.corrected(Share(40, 100)) == pytest.approx((0.4 - 0.05) / 0.85)
     assert rates.corrected(Share(1, 100)) == 0 and rates.corrected(Share(99, 100)) == 1
@@ -116,20 +116,20 @@ def test_errors_are_taken_out() -> None:
     assert ErrorRates.from_plain(json.loads(json.dumps(rates.plain()))) == rates
 
 
-def test_a_meter_that_tells_nothing_corrects_nothing() -> None:
+def test_useless_meter_corrects_nothing() -> None:
     for useless in (ErrorRates(Share(50, 100), Share(55, 100), 0.5), ErrorRates(Share(0, 0), Share(0, 0), 0.5)):
         assert useless.corrected(Share(40, 100)) is None and useless.interval(Share(40, 100)) is None
 
 
 @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.integers(0, 8))
-def test_the_interval_holds_the_rate(raw: tuple[int, int], alarms: int) -> None:
+def test_interval_contains_the_rate(raw: tuple[int, int], alarms: int) -> None:
     rates = ErrorRates(Share(alarms, 40), Share(36, 40), 0.5)
     low, high = rates.interval(Share(*raw)) or (1.0, 0.0)
     assert 0 <= low <= rates.corrected(Share(*raw)) <= high <= 1  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("truth", [0.05, 0.3, 0.7])
-def test_the_interval_covers_the_truth_as_often_as_it_says(truth: float) -> None:
+def test_interval_covers_the_truth_in_95_percent(truth: float) -> None:
     """2000 benchmarks of 90 assets, with a meter of 3 % false alarms and 92 % recall measured on 150 objects each."""
     rng, held = np.random.default_rng(0), 0
     for _ in range(2000):

@@ -1,4 +1,4 @@
-"""How much a prior uses the other views, on tiny priors."""
+"""Use of the other views, on tiny priors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.support.tiny_prior import tiny_prior
 from threedgen.data.toybox.captions import OpenToybox
 from threedgen.data.toybox.pictures import FourSides
-from threedgen.evaluation.metrics.view_use import Objects, view_use, view_use_table
+from threedgen.evaluation.view_use import Objects, view_use, view_use_table
 
 
 @pytest.fixture(scope="module")
@@ -25,12 +25,12 @@ def objects(prior: Any) -> Objects:
     return Objects.encoded(prior, FourSides(OpenToybox(1)).block(range(5), prior.image_size))
 
 
-def test_encoded_objects_have_their_views_together(prior: Any, objects: Objects) -> None:
+def test_encoded_objects_have_consecutive_views(prior: Any, objects: Objects) -> None:
     assert objects.z.shape == (5, 4, *prior.latent_shape) and objects.c2w.shape == (5, 4, 4, 4)
     assert len(objects.captions) == 5 and objects.opposite.shape == objects.z[:, 0].shape
 
 
-def test_a_prior_that_ignores_its_companions_has_ratios_of_one(
+def test_ratios_are_one_for_a_prior_that_ignores_other_views(
     prior: Any, objects: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = prior.denoise
@@ -41,7 +41,7 @@ def test_a_prior_that_ignores_its_companions_has_ratios_of_one(
             assert row[name]["mean"] == pytest.approx(1, abs=1e-4)
 
 
-def test_a_prior_that_copies_its_companions_is_told_from_one_that_is_shown_others(
+def test_true_views_help_a_prior_that_copies_them(
     prior: Any, objects: Objects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def copies(x: Tensor, t: Tensor, text: Tensor, camera: Tensor, n_view: int) -> Tensor:
@@ -59,7 +59,7 @@ def test_a_prior_that_copies_its_companions_is_told_from_one_that_is_shown_other
     assert least["true_over_alone"]["mean"] < 0.1 and least["true"]["mean"] < 0.5 * least["wrong"]["mean"]
 
 
-def test_figures_are_plain_and_repeatable(prior: Any, objects: Objects) -> None:
+def test_figures_are_json_and_repeatable(prior: Any, objects: Objects) -> None:
     first, again = (view_use(prior, objects, 3) for _ in range(2))
     assert json.loads(json.dumps(first)) == json.loads(json.dumps(again))
     assert all(f"| {row['t']} |" in view_use_table(first) for row in first["levels"])

@@ -1,1 +1,0 @@
-"""How near a prior comes to users' own assets."""

@@ -1,0 +1,120 @@
+"""Reports of evaluations: Markdown tables, files with figures, contact sheets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from threedgen.geometry.images import grid, pad_to_same_size, to_uint8, write_png
+from threedgen.run.arrays import Array
+from threedgen.run.disk import write_atomic, write_json
+from threedgen.run.text import say
+from threedgen.train.task import Task
+
+from .metrics.figures import Estimate, Json, Share
+
+SHEET_PIXELS = 96
+"""Side of a view on contact sheets of many views."""
+
+
+def format_share(figure: Share | None) -> str:
+    """Format a share: "97.5 % (195/200)", or "-"."""
+    if figure is None or figure.value is None:
+        return "-"
+    return f"{100 * figure.value:.1f} % ({figure.hits}/{figure.total})"
+
+
+def format_limits(figure: Share | None) -> str:
+    """Format the 95 % interval of a share: "94.3 - 98.9 %", or "-"."""
+    return format_range(*((figure and figure.interval) or (None, None)))
+
+
+def format_range(low: float | None, high: float | None) -> str:
+    """Format an interval of shares as percentages, or "-"."""
+    return "-" if low is None or high is None else f"{100 * low:.1f} - {100 * high:.1f} %"
+
+
+def format_estimate(figure: Estimate | None) -> str:
+    """Format a figure with its interval: "0.667 (0.650 - 0.684)", or "-"."""
+    if not figure or (value := figure["mean"]) is None:
+        return "-"
+    low, high = figure["low"], figure["high"]
+    return f"{value:.3f}" + ("" if low is None or high is None else f" ({low:.3f} - {high:.3f})")
+
+
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
+
+
+def figure_table(first_head: str, rows: Mapping[str, Json], heads: Mapping[str, str]) -> str:
+    """Return a Markdown table of figures.
+
+    Args:
+        rows: name of a row -> its figures: estimates, JSON of shares, or numbers; missing or undefined ones are "-".
+        heads: key of a figure -> head of its column; columns without any figure are left out.
+    """
+
+    def cell(value: Any) -> str:
+        if isinstance(value, dict):
+            return format_share(Share.of(value)) if "hits" in value else format_estimate(value)
+        return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+    cells = {name: {key: cell(row[key]) for key in heads if row.get(key) is not None} for name, row in rows.items()}
+    shown = [key for key in heads if any(row.get(key, "-") != "-" for row in cells.values())]
+    lines = [[name, *(row.get(key, "-") for key in shown)] for name, row in cells.items()]
+    return markdown_table([first_head, *(heads[key] for key in shown)], lines)
+
+
+def rounded(value: Any) -> Any:
+    """Round all floats of plain data to five digits; further digits depend on memory alignment."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def write_report(
+    task: Task,
+    name: str,
+    figures: Json,
+    text: str,
+    printed: str = "",
+    tables: Mapping[str, str] | None = None,
+    summary: Json | None = None,
+) -> None:
+    """Write NAME.json, NAME.md and the summary, which marks the evaluation as finished.
+
+    Args:
+        figures: content of NAME.json.
+        text: content of NAME.md.
+        printed: text for stdout.
+        tables: further text files by name, such as CSV.
+        summary: further figures of the summary.
+    """
+    for file, content in (tables or {}).items():
+        write_atomic(task.folder / file, content)
+    write_json(task.folder / f"{name}.json", figures)
+    write_atomic(task.folder / f"{name}.md", text)
+    task.summarise(files=[f"{name}.md", f"{name}.json"], **(summary or {}))
+    if printed and not task.quiet:
+        say(printed)
+
+
+def write_strips(path: Path, strips: Iterable[Array], labels: Sequence[str], columns: int = 1) -> None:
+    """Write a contact sheet with one labelled strip of views (V, H, W, 3) per cell; nothing for no strips."""
+    if cells := [grid(strip, len(strip)) for strip in strips]:
+        write_png(path, grid(pad_to_same_size(cells), columns, labels))
+
+
+def thumbnails(images: Array, max_size: int = SHEET_PIXELS) -> Array:
+    """Shrink square images (V, H, W, 3) to at most ``max_size`` pixels, uint8."""
+    size = min(max_size, *images.shape[1:3])
+    small = [Image.fromarray(image).resize((size, size), Image.Resampling.BOX) for image in to_uint8(images)]
+    return np.stack([np.asarray(image) for image in small])
