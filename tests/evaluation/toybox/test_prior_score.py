@@ -38,9 +38,9 @@ def test_batched_samples_equal_single_ones() -> None:
 
 def test_report_and_resume(tmp_path: Path, probe_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
-    places: list[str] = []
+    devices: list[str] = []
     monkeypatch.setattr("threedgen.train.task.device", lambda accelerator: "cuda:0")
-    monkeypatch.setattr(registry, "build", lambda kind, config, place: places.append(place) or prior)
+    monkeypatch.setattr(registry, "build", lambda kind, config, device: devices.append(device) or prior)
     calls: list[int] = []
     real = prior.sample
 
@@ -51,7 +51,7 @@ def test_report_and_resume(tmp_path: Path, probe_file: str, monkeypatch: pytest.
     monkeypatch.setattr(prior, "sample", counted)
     config, out = prior_config(tmp_path / "run", probe_file), tmp_path / "run"
     assert prior_score.run(config, quiet=True) == 0
-    assert calls == [2, 2, 1] and places == ["cuda:0"]
+    assert calls == [2, 2, 1] and devices == ["cuda:0"]
     first = (out / "report.json").read_bytes()
     figures = json.loads(first)
     assert figures["measured"]["noun"]["total"] == figures["probe_on_truth"]["noun"]["total"] == 5
@@ -61,13 +61,13 @@ def test_report_and_resume(tmp_path: Path, probe_file: str, monkeypatch: pytest.
     assert (out / "sheet.png").is_file() and (out / "summary.json").is_file()
 
     damaged = out / "samples" / "00001.safetensors"
-    damaged.write_bytes(damaged.read_bytes()[:100])  # as a copy that was cut off
+    damaged.write_bytes(damaged.read_bytes()[:100])
     assert prior_score.run(config, resume=out, quiet=True) == 0
     assert calls == [2, 2, 1, 2]
     assert (out / "report.json").read_bytes() == first
 
     with torch.no_grad():
-        prior.unet.conv_in.bias += 1  # trained on: its old samples are not its own any more
+        prior.unet.conv_in.bias += 1  # other weights: the kept samples do not fit
     assert prior_score.run(config, resume=out, quiet=True) == 0
     assert calls == [2, 2, 1, 2, 2, 2, 1]
 
