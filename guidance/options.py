@@ -41,7 +41,7 @@ class PriorConfig(Config):
     weights: str = Field(min_length=1, description="its weights")
     tokenizer: str | None = Field(
         None,
-        description="folder or hub id of the tokenizer, for .pt files without one; null: CLIP's, from the hub",
+        description="tokenizer for .pt files without one, a folder or hub id; null: CLIP's",
     )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto",
@@ -165,7 +165,7 @@ class MVDiffusionConfig(DraftedConfig):
     weights: BaseWeights = Field(
         "stabilityai/stable-diffusion-2-base",
         min_length=1,
-        description="2D model that the blocks were trained on: toybox-base, a diffusers folder, a hub id, a file",
+        description="2D model of the blocks: toybox-base, a diffusers folder, a hub id, a file",
     )
     blocks: str | None = Field(
         None,
@@ -204,7 +204,7 @@ class MVAdapterConfig(DraftedConfig):
     weights: BaseWeights = Field(
         "stabilityai/stable-diffusion-2-1-base",
         min_length=1,
-        description="2D model of the adapter, or one tuned from it: toybox-base, a diffusers folder, a hub id, a file",
+        description="2D model of the adapter: toybox-base, a diffusers folder, a hub id, a file",
     )
     adapter: str | None = Field(
         None,
@@ -213,7 +213,7 @@ class MVAdapterConfig(DraftedConfig):
     )
     layout: Layout | None = Field(
         None,
-        description="tokens that attend to each other: row, row and column (six mesh views), all; null: the adapter's",
+        description="tokens that attend to each other: rows, rows and columns, all; null: the adapter's",
     )
     control: Control | None = Field(
         None,
@@ -226,7 +226,7 @@ class MVAdapterConfig(DraftedConfig):
         None, description="shift equal at all timesteps, or growing with them; null: as trained, or interpolated"
     )
     timestep: Timestep | None = Field(
-        None, description="timestep of the 2D model: the same, or matched to the noise; null: as trained, or the same"
+        None, description="timestep of the 2D model: the same, or matched to the noise; null: as trained"
     )
     guess: str | None = Field(
         None,
@@ -236,7 +236,7 @@ class MVAdapterConfig(DraftedConfig):
     image: str | None = Field(
         None,
         min_length=1,
-        description="reference image for text to 3D, cut out (PNG with alpha) or on a plain background",
+        description="reference image, cut out (PNG with alpha) or on a plain background",
     )
     image_scale: float | None = Field(
         None, ge=0, description="guidance scale of the reference image; null: that of the text"

@@ -25,7 +25,7 @@ class SamplingConfig(Config):
 
     strategy: Literal["stochastic", "first", "last"] = Field(
         "stochastic",
-        description="condition of a denoising step: a random view each time, the first, or one of the newest",
+        description="condition of each denoising step: a random view, the first, or one of the newest",
     )
     last: int = Field(1, ge=1, description="number of newest views for strategy=last")
     steps: int = Field(256, ge=1, le=10_000, description="denoising steps per view; 1 for a one-step regression")

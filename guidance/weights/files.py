@@ -127,13 +127,16 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_card(path: Path, form: str) -> dict[str, str]:
-    """Return the metadata of a safetensors file of our format `form`; {} for other files."""
-    from safetensors import safe_open
+    """Return the metadata of a safetensors file of our format `form`; {} for other files. Reads no tensor."""
+    from safetensors import SafetensorError, safe_open
 
     if sniff(path) != "safetensors":
         return {}
-    with safe_open(path, "np") as file:
-        card = file.metadata() or {}
+    try:
+        with safe_open(path, "np") as file:
+            card = file.metadata() or {}
+    except SafetensorError as error:
+        raise ConfigError(f"{path} is damaged: {short(str(error), 80)[1:-1]}") from None
     return card if card.get("format") == form else {}
 
 

@@ -15,12 +15,12 @@ from typing import NamedTuple
 from urllib.parse import urlparse
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import AbsentWeights, short
+from threedgen.config.errors import AbsentWeights, called, keyed, short
 from threedgen.config.optional import require
 from threedgen.places import folder
 from threedgen.run.made_by import made_by
 
-from .files import digest, read_json, sniff
+from .files import digest, read_card, read_json, sniff
 
 Parts = tuple[str, ...]
 
@@ -203,10 +203,17 @@ def matte(weights: str) -> Path:
     if path is None or not (path / CONFIG).is_file():
         sources = f"take {MATTE}, or the folder RUN/matte of a train-toybox-matte run"
         raise ConfigError(f"there is no matte {short(weights)}; {sources}", "matte")
-    if (name := read_json(path / CONFIG).get("_class_name")) != "Matte":
-        raise ConfigError(f"{path / CONFIG} describes {short(name)}, not a matte", "matte")
+    class_name(path, ("Matte",), "a matte", "matte")
     sniff(path / TENSORS)
     return path
+
+
+def class_name(path: Path, known: tuple[str, ...], what: str, key: str = "weights") -> str:
+    """Return the class that a folder's config describes. Raises ConfigError for an unknown one."""
+    name = read_json(path / CONFIG).get("_class_name")
+    if name not in known:
+        raise ConfigError(f"{path / CONFIG} describes {short(name)}, not {what}", key)
+    return str(name)
 
 
 def novel_view_model(weights: str) -> Path:
@@ -217,10 +224,7 @@ def novel_view_model(weights: str) -> Path:
     if not (path / CONFIG).is_file():
         other = "a text-to-image prior" if (path / "model_index.json").is_file() else f"no {CONFIG}"
         raise ConfigError(f"{path} has {other} in it, not a novel-view model", "weights")
-    name = read_json(path / CONFIG).get("_class_name")
-    if name not in NOVEL_VIEW_CLASSES:
-        raise ConfigError(f"{path / CONFIG} describes {short(name)}, not a novel-view model", "weights")
-    if name == "LatentPairs":
+    if class_name(path, NOVEL_VIEW_CLASSES, "a novel-view model") == "LatentPairs":
         check_folder(path / NOVEL_VIEW_PRIOR)
     else:
         sniff(path / NOVEL_VIEW_TENSORS)
@@ -229,20 +233,14 @@ def novel_view_model(weights: str) -> Path:
 
 def subject_card(path: Path | str) -> dict[str, str]:
     """Return the metadata of a file of subject weights; reads no tensor."""
-    from safetensors import SafetensorError, safe_open
-
     source = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
-    try:
-        path = Path(path).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"there is no file {str(path)[:120]!r}; {source}", "personalisation")
-        with safe_open(path, "np") as file:
-            card = file.metadata() or {}
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).split("\n")[0][:80]
-        raise ConfigError(f"{str(path)[:120]!r} cannot be read ({reason}); {source}", "personalisation") from None
-    if card.get("format") != SUBJECT_FORMAT:
-        raise ConfigError(f"{path} is not of the format {SUBJECT_FORMAT!r}; {source}", "personalisation")
+    with keyed("personalisation"), called("personalisation"):
+        found = existing(str(path))
+        if found is None:
+            raise ConfigError(f"there is no file {short(str(path))}; {source}")
+        card = read_card(found, SUBJECT_FORMAT)
+        if not card:
+            raise ConfigError(f"{found} is not of the format {SUBJECT_FORMAT!r}; {source}")
     return card
 
 
