@@ -78,14 +78,14 @@ class PriorConfig(Config):
 
     def describe(self) -> list[str]:
         """Return lines with key, place, size and SHA-256 of its files; nothing is downloaded. Raises ConfigError."""
-        named = {"weights": loading.describe(self.weights, self.parts)} | self.plugged()
+        named = {"weights": loading.describe(self.weights, self.parts)} | self.added_files()
         return [f"{key}: {found}" for key, found in named.items()]
 
     def identify(self) -> dict[str, Identity]:
         """Return the identity of its files by config key; downloads if needed. Raises ConfigError."""
-        return {"weights": loading.identify(self.weights, self.parts)} | self.plugged()
+        return {"weights": loading.identify(self.weights, self.parts)} | self.added_files()
 
-    def plugged(self) -> dict[str, Identity]:
+    def added_files(self) -> dict[str, Identity]:
         """Return the identities of files that are added to the weights. Raises ConfigError."""
         return {}
 
@@ -122,7 +122,7 @@ class MVDreamConfig(DraftedConfig):
     )
 
     @model_validator(mode="after")
-    def _of_something(self) -> MVDreamConfig:
+    def _check_strength(self) -> MVDreamConfig:
         if self.personalisation is None and self.personalisation_strength != 1:
             strength = f"personalisation_strength={self.personalisation_strength:g}"
             raise ValueError(f"{strength} has no effect without personalisation=FILE")
@@ -137,7 +137,7 @@ class MVDreamConfig(DraftedConfig):
         if self.personalisation is not None:
             loading.subject_card(self.personalisation)
 
-    def plugged(self) -> dict[str, Identity]:
+    def added_files(self) -> dict[str, Identity]:
         file = self.personalisation
         return {} if file is None else {"personalisation": Identity.of(Path(file).expanduser())}
 
@@ -184,7 +184,7 @@ class MVDiffusionConfig(DraftedConfig):
     guide_views: GuideViews = False
 
     @model_validator(mode="after")
-    def _odd(self) -> MVDiffusionConfig:
+    def _check_k(self) -> MVDiffusionConfig:
         if self.k % 2 == 0:
             raise ValueError(f"k {self.k} should be odd; try {self.k + 1}")
         return self
@@ -193,7 +193,7 @@ class MVDiffusionConfig(DraftedConfig):
         super().check()
         plugins.check("blocks", self.blocks)
 
-    def plugged(self) -> dict[str, Identity]:
+    def added_files(self) -> dict[str, Identity]:
         return plugins.identify("blocks", self.blocks)
 
 
@@ -246,7 +246,7 @@ class MVAdapterConfig(DraftedConfig):
     guide_views: GuideViews = False
 
     @model_validator(mode="after")
-    def _seen(self) -> MVAdapterConfig:
+    def _check_image(self) -> MVAdapterConfig:
         if self.image is not None and self.adapter is None:
             raise ValueError("image needs an adapter: set adapter=FILE of an image-to-views adapter")
         if self.image is None and self.image_scale is not None:
@@ -268,7 +268,7 @@ class MVAdapterConfig(DraftedConfig):
         if self.image is not None:
             read_foreground(self.image)
 
-    def plugged(self) -> dict[str, Identity]:
+    def added_files(self) -> dict[str, Identity]:
         guess = {} if self.guess is None else {"guess": loading.identify(self.guess, (COARSE,))}
         return plugins.identify("adapter", self.adapter) | guess
 

@@ -28,7 +28,7 @@ class ViewPromptsConfig(Config):
     overhead_above: float = Field(60.0, ge=-90, le=90, description="overhead views: degrees of elevation, at least")
 
     @model_validator(mode="after")
-    def _enabled(self) -> ViewPromptsConfig:
+    def _check_enabled(self) -> ViewPromptsConfig:
         if self.perp_neg and not self.enabled:
             raise ValueError("perp_neg needs view prompts: set enabled=true with it")
         return self
@@ -52,7 +52,7 @@ class DistillationConfig(Config):
     )
 
     @model_validator(mode="after")
-    def _in_order(self) -> DistillationConfig:
+    def _check_order(self) -> DistillationConfig:
         schedules = (self.min_step_percent, self.max_step_percent)
         keys = [key for schedule in schedules if isinstance(schedule, dict) for key in schedule] or [0]
         if len({isinstance(key, str) for key in keys}) > 1:

@@ -6,21 +6,19 @@ what is missing and how to get it.
 
 from __future__ import annotations
 
-import os
 import re
-import socket
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import urlparse
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import AbsentWeights, called, keyed, short
+from threedgen.config.errors import called, keyed, short
 from threedgen.config.optional import require
 from threedgen.places import folder
 from threedgen.run.made_by import made_by
 
 from .files import digest, read_card, read_json, sniff
+from .hub import ORIGINALS, RUNS_NOW, absent, cached, hub_file, hub_name, is_hub_id, reachable
 
 Parts = tuple[str, ...]
 
@@ -30,16 +28,12 @@ COARSE, SECOND = "coarse", "text_encoder_2"
 """Optional folders: coarse predictor, SDXL's second text encoder."""
 EMBEDDED = ("toybox-base", "toybox-prior")
 """Folders in weights/: the toybox's 2D model, and the multi-view prior that was tuned from it."""
-ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
-"""Files of MVDream's authors, and their repository on the hub."""
 MATTE = "toybox-matte"
 NOVEL_VIEW = {"embedded": "threedim-toybox", "embedded-concat": "threedim-toybox-concat"}
 NOVEL_VIEW_CLASSES = ("XUNet", "LatentPairs")
 NOVEL_VIEW_TENSORS, NOVEL_VIEW_PRIOR = "model.safetensors", "prior"
 CONFIG, TENSORS = "config.json", "diffusion_pytorch_model.safetensors"
 SUBJECT_FORMAT = "threedgen personalisation 1"
-RUNS_NOW = "the config mvdream-toybox, with prior.weights=embedded, runs without a download"
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 CLIP_REPOSITORY = "openai/clip-vit-large-patch14"
 """Vocabulary that all CLIP text encoders of Stable Diffusion share, OpenCLIP's too."""
@@ -194,6 +188,30 @@ def tensor_files(part: Path) -> list[Path]:
     raise ConfigError(f"{part} has no weights: neither {WEIGHT_NAMES[0]}.safetensors nor model.safetensors")
 
 
+def hub_folder(repo: str, wanted: Parts = PARTS) -> Path:
+    """Return a diffusers folder of the hub; downloads each part once, safetensors if possible."""
+    found = cached(repo, "model_index.json")
+    if found is not None:
+        with suppress(ConfigError):
+            return check_folder(found.parent, wanted)
+    if not reachable():
+        raise absent(repo)
+    from huggingface_hub import snapshot_download
+
+    networks = (*wanted, SECOND)
+    small = ["model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*", f"{COARSE}/*"]
+    small += [f"{part}/{CONFIG}" for part in networks]
+    for kind in ("safetensors", "bin"):
+        patterns = small + [f"{part}/*model*.{kind}*" for part in networks]
+        try:
+            path = Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*fp16*", "*ema*"]))
+        except Exception as error:
+            raise absent(repo, f"the download failed ({type(error).__name__})") from None
+        with suppress(ConfigError):
+            return check_folder(path, wanted)
+    raise ConfigError(f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(wanted)}", "weights")
+
+
 # --- other models -------------------------------------------------------------------------------------------------
 
 
@@ -292,95 +310,3 @@ def clip_files(repo: str) -> Path:
         except ConfigError as error:
             problem = error
     raise problem
-
-
-# --- the hub ------------------------------------------------------------------------------------------------------
-
-
-def is_hub_id(name: str) -> bool:
-    """Return whether `name` has the form owner/name and is not rather the path of a file."""
-    form = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
-    wrong = re.search(r"--|\.\.|[.-]$|[.-]/", name) or name.endswith(WEIGHT_SUFFIXES)
-    return bool(form) and len(name) <= 96 and not wrong
-
-
-def hub_name(weights: str) -> tuple[str, str]:
-    """Return the repository of `weights` and a file that it must have."""
-    return (ORIGINALS[weights], weights) if weights in ORIGINALS else (weights, "model_index.json")
-
-
-def cached(repo: str, name: str) -> Path | None:
-    """Return a file of the hub that is already on this machine."""
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        found = try_to_load_from_cache(repo, name)
-    except ValueError:  # the hub's own rules for ids
-        return None
-    return Path(found) if isinstance(found, str) else None
-
-
-def reachable() -> bool:
-    """Return whether the hub may be asked; its own library would retry for half a minute without a network."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
-    try:
-        socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        return False
-    return True
-
-
-def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
-    """Return the error for missing weights: how to get them, and what runs without them."""
-    (repo, name), original = hub_name(weights), weights in ORIGINALS
-    what, file = (f"{name} of {repo}", f" {name}") if original else (repo, "")
-    kind = AbsentWeights if original else ConfigError
-    return kind(
-        f"{weights!r} is neither a file or folder here nor in the hub's cache, and {why}; where "
-        f"there is a network, `hf download {repo}{file}` fetches {what}, then give its path; {RUNS_NOW}",
-        "weights",
-    )
-
-
-def hub_file(repo: str, name: str) -> Path:
-    """Return a file of the hub, from the cache if it is there."""
-    if (found := cached(repo, name)) is not None:
-        return found
-    weights = name if name in ORIGINALS else repo
-    if not reachable():
-        raise absent(weights)
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(repo, name))
-    except Exception as error:  # a dozen kinds: no such repository or file, gated, connection, disk
-        raise absent(weights, f"the download failed ({type(error).__name__})") from None
-
-
-def hub_folder(repo: str, wanted: Parts = PARTS) -> Path:
-    """Return a diffusers folder of the hub; downloads each part once, safetensors if possible."""
-    found = cached(repo, "model_index.json")
-    if found is not None:
-        with suppress(ConfigError):
-            return check_folder(found.parent, wanted)
-    if not reachable():
-        raise absent(repo)
-    from huggingface_hub import snapshot_download
-
-    networks = (*wanted, SECOND)
-    small = ["model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*", f"{COARSE}/*"]
-    small += [f"{part}/{CONFIG}" for part in networks]
-    for kind in ("safetensors", "bin"):
-        patterns = small + [f"{part}/*model*.{kind}*" for part in networks]
-        try:
-            path = Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*fp16*", "*ema*"]))
-        except Exception as error:
-            raise absent(repo, f"the download failed ({type(error).__name__})") from None
-        with suppress(ConfigError):
-            return check_folder(path, wanted)
-    raise ConfigError(f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(wanted)}", "weights")

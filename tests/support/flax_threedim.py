@@ -1,4 +1,4 @@
-"""Weights under the names and layouts of the paper's JAX listing -> ours."""
+"""Convert weights with names and layouts of the paper's JAX listing to ours."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OPTIONS = {
 
 
 def network_of(meta: Mapping[str, Any], weights: Mapping[str, Tensor], size: tuple[int, int]) -> XUNet:
-    """The network that a recording describes, with its weights."""
+    """Return the network of a recording, with its weights."""
     processor = "ConditioningProcessor_0/"
     options = {OPTIONS[name]: value for name, value in meta.items() if name in OPTIONS}
     options |= {"image_size": size, "use_pos_emb": processor + "pos_emb" in weights}

@@ -1,4 +1,4 @@
-"""The names of the ldm code base, for tests that write checkpoints as its authors did."""
+"""Tensor names of the ldm code base, for tests that write such checkpoints."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VAE_ATTENTION = [
 
 
 def unet_prefixes(config: Mapping[str, Any]) -> Prefixes:
-    """(ldm prefix, diffusers prefix) of every module that holds tensors."""
+    """Return (ldm prefix, diffusers prefix) of every module with tensors."""
     repeat, down_types = config["layers_per_block"], config["down_block_types"]
     pairs = [("input_blocks.0.0", "conv_in"), ("out.0", "conv_norm_out"), ("out.2", "conv_out")]
     for ours, theirs in (("time_embed", "time_embedding"), ("camera_embed", "class_embedding")):
@@ -57,9 +57,7 @@ def unet_prefixes(config: Mapping[str, Any]) -> Prefixes:
 
 
 def vae_prefixes(config: Mapping[str, Any]) -> Prefixes:
-    """(ldm prefix, diffusers prefix) of every module that holds tensors; ldm numbers the decoder's levels
-    backwards.
-    """
+    """Return (ldm prefix, diffusers prefix) of every module with tensors; ldm numbers decoder levels backwards."""
     pairs = [(name, name) for name in ("quant_conv", "post_quant_conv")]
     levels = len(config["block_out_channels"])
     sides = (("encoder", "down", "downsample", 0), ("decoder", "up", "upsample", 1))
@@ -80,12 +78,12 @@ def vae_prefixes(config: Mapping[str, Any]) -> Prefixes:
 
 
 def nested(ours: str, theirs: str, inner: Prefixes) -> Prefixes:
-    """``inner`` pairs under two outer prefixes."""
+    """Return `inner` pairs under two outer prefixes."""
     return [(f"{ours}.{a}", f"{theirs}.{b}") for a, b in inner]
 
 
 def to_ldm(tensors: dict[str, Tensor], prefixes: list[tuple[str, str]]) -> dict[str, Tensor]:
-    """The inverse renaming, written the slow and obvious way."""
+    """Rename diffusers tensors as in ldm."""
     named = {}
     for name, tensor in tensors.items():
         (ours, theirs), *more = [pair for pair in prefixes if name.startswith(pair[1] + ".")]

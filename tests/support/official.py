@@ -1,4 +1,4 @@
-"""Checkpoints exactly as MVDream's authors released them, but for the widths: names, nesting, buffers, data types."""
+"""Checkpoints in the exact form of the released MVDream files, but for the widths."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ TINY_WIDTHS: dict[Kind, dict[str, Any]] = {
 
 
 def ldm_unet(kind: Kind, widths: dict[Kind, dict[str, Any]]) -> dict[str, Tensor]:
-    """A UNet of this kind under the names of the released files."""
+    """Return a UNet of this kind under the names of the released files."""
     unet = tiny_unet(**TOPOLOGY, **widths[kind])
     return to_ldm(unet.state_dict(), unet_prefixes(unet.config))
 
 
 def schedule_buffers() -> dict[str, Tensor]:
-    """What ldm registers beside the networks."""
+    """Return the buffers that ldm registers beside the networks."""
     betas, a = Schedule.scaled_linear().betas, Schedule.scaled_linear().alpha_bar
     before = torch.cat([torch.ones(1), a[:-1]])
     variance = betas * (1 - before) / (1 - a)
@@ -65,7 +65,7 @@ def schedule_buffers() -> dict[str, Tensor]:
 
 
 def official_checkpoint(folder: Path, kind: Kind) -> Path:
-    """The file under its own name, and CLIP's tokenizer in `folder`/clip, as the hub would have it."""
+    """Write the file under its own name, and CLIP's tokenizer to `folder`/clip, as on the hub."""
     vae = tiny_vae(
         block_out_channels=(32,) * 4,
         layers_per_block=2,
@@ -94,7 +94,7 @@ def official_checkpoint(folder: Path, kind: Kind) -> Path:
 
 
 def as_convolutions(vae: dict[str, Tensor]) -> dict[str, Tensor]:
-    """ldm's attention in the VAE consists of 1x1 convolutions."""
+    """Reshape the VAE's attention weights to the 1 x 1 convolutions of ldm."""
     layers = (".q.", ".k.", ".v.", ".proj_out.")
     return {
         name: tensor[:, :, None, None] if tensor.ndim == 2 and any(layer in name for layer in layers) else tensor

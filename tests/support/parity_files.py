@@ -1,4 +1,4 @@
-"""Recorded outputs of reference implementations: found by the beginning of their names, read, compared."""
+"""Recorded outputs of reference implementations: find by prefix, read, compare."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ DEFAULT = Path(__file__).parents[1] / "parity"
 
 
 def parity_files(prefix: str, *arrays: str) -> list[Path]:
-    """All ``PREFIX*.npz`` that hold ``arrays``, in any sub-folder of the one that THREEDGEN_PARITY names (default: the
-    copies kept in tests/parity). Without any it fails, for tests of no recording would be skipped in silence.
+    """Return all `PREFIX*.npz` with `arrays` below the folder THREEDGEN_PARITY (default: tests/parity).
+
+    Fails without any, because tests without recordings would be skipped silently.
     """
     root = Path(os.environ.get("THREEDGEN_PARITY", DEFAULT))
     paths = sorted(root.rglob(f"{prefix}*.npz"))
@@ -27,32 +28,32 @@ def parity_files(prefix: str, *arrays: str) -> list[Path]:
 
 
 def recorded(prefix: str, *arrays: str) -> pytest.MarkDecorator:
-    """Gives a test each of these recordings as its ``path``."""
+    """Parametrise a test by these recordings as its `path`."""
     return pytest.mark.parametrize("path", parity_files(prefix, *arrays), ids=lambda path: path.stem)
 
 
 def tensors(path: Path) -> dict[str, Tensor]:
-    """All numbers of a recording."""
+    """Return the numeric arrays of a recording."""
     with np.load(path) as file:
         arrays = {name: np.asarray(file[name]) for name in file.files}
     return {name: torch.from_numpy(array) for name, array in arrays.items() if array.dtype.kind in "fiub"}
 
 
 def options(path: Path) -> dict[str, Any]:
-    """What a recording says of itself."""
+    """Return the metadata of a recording."""
     with np.load(path) as file:
         return json.loads(str(file["meta_json"])) if "meta_json" in file.files else {}
 
 
 def parted(path: Path, prefix: str) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-    """(weights, which have this prefix there; all other numbers; options)"""
+    """Return weights (names with `prefix`), the other arrays, and the metadata of a recording."""
     every = tensors(path)
     weights = {name.removeprefix(prefix): tensor for name, tensor in every.items() if name.startswith(prefix)}
     return weights, {name: t for name, t in every.items() if not name.startswith(prefix)}, options(path)
 
 
 def close(found: Tensor, expected: Tensor, tolerance: float) -> None:
-    """Largest difference relative to the largest value."""
+    """Assert equality up to a tolerance relative to the largest value."""
     assert found.shape == expected.shape
     error = float((found.double() - expected.double()).abs().max())
     assert error <= tolerance * float(expected.abs().max()), f"{error:.2e}"

@@ -1,4 +1,4 @@
-"""The poses of MVDream's image script."""
+"""Poses of MVDream's image script."""
 
 from __future__ import annotations
 

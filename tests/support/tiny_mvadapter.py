@@ -1,4 +1,4 @@
-"""MV-Adapter small enough for tests: models, and adapters that are not without effect."""
+"""Small MV-Adapter models, and adapters with an effect."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TOYBOX: dict[str, Any] = {
 
 
 def awaken(network: nn.Module) -> None:
-    """Gives the outputs of branches, which are zero at the beginning, small random weights."""
+    """Give the zero-initialised outputs of branches small random weights."""
     g = torch.Generator().manual_seed(5)
     for name, parameter in network.named_parameters():
         if "to_out_mv" in name or "to_out_ref" in name:
@@ -34,13 +34,13 @@ def awaken(network: nn.Module) -> None:
 
 
 def tiny_model(**unet: Any) -> MVAdapter:
-    """A random 2D model that knows some words."""
+    """A 2D model with random weights and a small vocabulary."""
     plain: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
     return MVAdapter(tiny_unet(**plain, **unet), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")
 
 
 def adapted_model(form: Form | None = None, branches: tuple[Branch, ...] = BOTH, **unet: Any) -> MVAdapter:
-    """The same with an adapter."""
+    """A tiny model with an adapter."""
     model = tiny_model(**unet)
     network = AdaptedUNet(model.unet, model.factor, form or Form(), branches)
     awaken(network)
@@ -48,7 +48,7 @@ def adapted_model(form: Form | None = None, branches: tuple[Branch, ...] = BOTH,
 
 
 def tiny_prior_config(folder: Path, form: Form | None = None, **options: Any) -> dict[str, Any]:
-    """The section "prior" of a config, with files that are written into ``folder``."""
+    """Return the section "prior" of a config and write its files into `folder`."""
     tiny_model().save(folder / "base")
     network = adapted_model(form).adapted
     assert network is not None
@@ -58,4 +58,4 @@ def tiny_prior_config(folder: Path, form: Form | None = None, **options: Any) ->
 
 
 GEOMETRY = Form(layout="rowcol", control="geometry")
-"""Of an adapter that draws the six sides of a mesh."""
+"""Form of an adapter for the six sides of a mesh."""

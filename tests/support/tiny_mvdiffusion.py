@@ -1,4 +1,4 @@
-"""MVDiffusion small enough for tests: models, files of their weights, geometries, and new blocks that are not zero."""
+"""Small MVDiffusion models, files of their weights, geometries, and new blocks that are not zero."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def tiny_base(**config: Any) -> UNet2DConditionModel:
 
 
 def inputs(views: int, channels: int = 4, size: tuple[int, int] = (8, 8)) -> tuple[Tensor, Tensor, Tensor]:
-    """Latents, time steps, text."""
+    """Return latents, time steps and text."""
     g = torch.Generator().manual_seed(0)
     x = torch.randn(views, channels, *size, generator=g)
     return x, torch.full((views,), 300), torch.randn(views, 5, TEXT, generator=g)
@@ -54,14 +54,14 @@ def ring(views: int = 8, size: int = 64, first_yaw: float = 0.0, **options: Any)
 
 
 def wall(views: int = 3, height: int = 32, width: int = 48, step: float = 0.3) -> DepthGeometry:
-    """Cameras that walk along a wall, two metres before it."""
+    """Cameras that move along a wall at a distance of two metres."""
     c2w = torch.eye(4).repeat(views, 1, 1)
     c2w[:, 0, 3] = step * torch.arange(views)
     return DepthGeometry(torch.full((views, height, width), 2.0), c2w, panorama.intrinsics(pi / 2, height, width))
 
 
 def awaken(network: Network) -> Network:
-    """Gives what is zero at the beginning small random weights, but for the base."""
+    """Give zero-initialised layers outside the base small random weights."""
     g = torch.Generator().manual_seed(5)
     for name, parameter in network.named_parameters():
         if not parameter.any() and not name.startswith("unet."):
@@ -71,11 +71,11 @@ def awaken(network: Network) -> Network:
 
 
 VARIANTS = {"panorama": 0, "outpaint": 5, "depth": 1, "keys": 1}
-"""Kinds of models and what they are told, channels: keys are told depth, and take no given pictures."""
+"""Variants and their extra input channels; those with depth have no branch for given images."""
 
 
 def tiny_model(variant: str | None = None, **unet: Any) -> MVDiffusion:
-    """A random 2D model that knows some words, or around it the blocks of a variant."""
+    """A 2D model with random weights and a small vocabulary, optionally with the blocks of a variant."""
     plain: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
     parts = tiny_unet(**plain, **unet), tiny_vae(), tiny_text_encoder(), word_tokenizer()
     model = MVDiffusion(*parts, dtype="fp32")
@@ -90,7 +90,7 @@ def tiny_model(variant: str | None = None, **unet: Any) -> MVDiffusion:
 
 @functools.cache
 def tiny_weights() -> Path:
-    """A folder with the 2D model, base, and a file of blocks for each variant."""
+    """Write the 2D model to `folder`/base and a file of blocks for each variant."""
     folder = kept_folder()
     tiny_model().save(folder / "base")
     for variant in VARIANTS:
@@ -101,6 +101,6 @@ def tiny_weights() -> Path:
 
 
 def tiny_prior_config(variant: str) -> dict[str, str]:
-    """The section "prior" of a config."""
+    """Return the section "prior" of a config."""
     blocks = tiny_weights() / f"{variant}.safetensors"
     return {"name": "mvdiffusion", "weights": str(tiny_weights() / "base"), "blocks": str(blocks), "dtype": "fp32"}

@@ -1,4 +1,4 @@
-"""Priors small enough for tests: random weights, the true structure."""
+"""Small priors with random weights and the real structure."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def tiny_text_encoder(vocab: int = 40, **config: Any) -> CLIPTextModel:
 
 
 def word_tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
-    """A closed vocabulary, as the embedded prior has it."""
+    """A word-level tokenizer with a closed vocabulary, as in the embedded prior."""
     special = ["<pad>", "<unk>", "<start>", "<end>"]
     vocab = {word: i for i, word in enumerate(special + (words or WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
@@ -77,7 +77,7 @@ def word_tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
 
 
 def letter_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte pairs without any merge: one token for each letter; "!" is token 0."""
+    """CLIP's byte-pair tokenizer without merges: one token per letter; "!" is token 0."""
     letters = "!abcdefghijklmnopqrstuvwxyz0123456789,."
     names = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     return CLIPTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=[], model_max_length=16)
@@ -94,13 +94,13 @@ def tiny_coarse(**options: Any) -> CoarsePredictor:
 
 
 def coarse_prior(coarse: CoarsePredictor | None = None) -> MVDream:
-    """A tiny prior whose UNet sees a coarse prediction."""
+    """A tiny prior whose UNet takes a coarse prediction."""
     parts = tiny_unet(in_channels=8, out_channels=4), tiny_vae(), tiny_text_encoder(), word_tokenizer()
     return MVDream(*parts, coarse=coarse or tiny_coarse(), dtype="fp32")
 
 
 def open_clip_names(encoder: CLIPTextModel) -> dict[str, Tensor]:
-    """A CLIPTextModel written as OpenCLIP's tower, with one more block at the end."""
+    """Return the tensors of a CLIPTextModel under OpenCLIP's names, with one more block at the end."""
     state, ldm = encoder.state_dict(), {}
     layers = encoder.config.num_hidden_layers
     names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
@@ -125,7 +125,7 @@ def cpu(seed: int = 0) -> torch.Generator:
 
 
 def output(prior: MVDream) -> Tensor:
-    """What a prior thinks of fixed noise, in the multi-view mode."""
+    """Return the prediction of a prior for fixed noise, in multi-view mode."""
     x, text = torch.randn(4, 4, 8, 8, generator=cpu()), prior.encode_prompt(["a red dog"]).repeat(4, 1, 1)
     with torch.no_grad():
         return prior.denoise(x, torch.full((4,), 500), text, camera_vector(script_poses(4)), 4)

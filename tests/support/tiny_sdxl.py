@@ -1,4 +1,4 @@
-"""SDXL small enough for tests, as diffusers writes it: random weights, the true structure."""
+"""A small SDXL, as diffusers writes it, with random weights and the real structure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WORDS = 82  # of the letters' tokenizer
 
 
 def tiny_sdxl(folder: Path) -> StableDiffusionXLPipeline:
-    """The pipeline that is also written to ``folder``: two pixels per latent, 8 latents per side."""
+    """Write a pipeline to `folder` and return it: two pixels per latent, 8 latents per side."""
     torch.manual_seed(1)
     unet = UNet2DConditionModel(
         sample_size=8,

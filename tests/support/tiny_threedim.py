@@ -1,4 +1,4 @@
-"""Small 3DiM networks with weights that are nowhere zero, and inputs for them."""
+"""Small 3DiM networks without zero weights, and inputs for them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tiny_network(**options: Any) -> XUNet:
 
 
 def shaken(network: nn.Module) -> Any:
-    """Adds noise to every weight, so that no branch is left out."""
+    """Add noise to every weight, so that every branch has an effect."""
     gen = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -41,7 +41,7 @@ def shaken(network: nn.Module) -> Any:
 
 
 def inputs(network: XUNet, batch: int = 2) -> Inputs:
-    """Random pictures from random cameras on an orbit, all conditional."""
+    """Return random images with random cameras on an orbit, all conditional."""
     gen = torch.Generator().manual_seed(0)
     height, width = network.config.size
     x, z = torch.randn(2, batch, 3, height, width, generator=gen)
@@ -51,6 +51,6 @@ def inputs(network: XUNet, batch: int = 2) -> Inputs:
 
 
 def poses(count: int, gen: torch.Generator) -> Tensor:
-    """Cameras (count, 4, 4) anywhere around the object."""
+    """Return random poses (count, 4, 4) around the object."""
     elevation, azimuth = torch.rand(2, count, generator=gen) * torch.tensor([[0.8], [6.28]])
     return orbit_c2w(elevation, azimuth, torch.full((count,), 1.3))

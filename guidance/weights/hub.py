@@ -1,0 +1,82 @@
+"""Files on the hub and in its cache (no torch here). All functions raise ConfigError."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from pathlib import Path
+from urllib.parse import urlparse
+
+from threedgen.config import ConfigError
+from threedgen.config.errors import AbsentWeights
+
+ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
+"""Files of MVDream's authors, and their repository."""
+RUNS_NOW = "the config mvdream-toybox, with prior.weights=embedded, runs without a download"
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+
+
+def is_hub_id(name: str) -> bool:
+    """Return whether `name` has the form owner/name and is not rather the path of a file."""
+    form = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
+    wrong = re.search(r"--|\.\.|[.-]$|[.-]/", name) or name.endswith(WEIGHT_SUFFIXES)
+    return bool(form) and len(name) <= 96 and not wrong
+
+
+def hub_name(weights: str) -> tuple[str, str]:
+    """Return the repository of `weights` and a file that it must have."""
+    return (ORIGINALS[weights], weights) if weights in ORIGINALS else (weights, "model_index.json")
+
+
+def cached(repo: str, name: str) -> Path | None:
+    """Return a file of the hub that is already on this machine."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(repo, name)
+    except ValueError:  # the hub's own rules for ids
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def reachable() -> bool:
+    """Return whether the hub may be asked; its own library would retry for half a minute without a network."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    if any(os.environ.get(name) for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
+        return True
+    try:
+        socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
+    """Return the error for missing weights: how to get them, and what runs without them."""
+    (repo, name), original = hub_name(weights), weights in ORIGINALS
+    what, file = (f"{name} of {repo}", f" {name}") if original else (repo, "")
+    kind = AbsentWeights if original else ConfigError
+    return kind(
+        f"{weights!r} is neither a file or folder here nor in the hub's cache, and {why}; where "
+        f"there is a network, `hf download {repo}{file}` fetches {what}, then give its path; {RUNS_NOW}",
+        "weights",
+    )
+
+
+def hub_file(repo: str, name: str) -> Path:
+    """Return a file of the hub, from the cache if it is there."""
+    if (found := cached(repo, name)) is not None:
+        return found
+    weights = name if name in ORIGINALS else repo
+    if not reachable():
+        raise absent(weights)
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(repo, name))
+    except Exception as error:  # a dozen kinds: no such repository or file, gated, connection, disk
+        raise absent(weights, f"the download failed ({type(error).__name__})") from None
