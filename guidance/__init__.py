@@ -1,4 +1,4 @@
-"""Things that judge or make images: diffusion priors, their samplers, and the losses distilled from them.
+"""Diffusion priors, their samplers, and the losses distilled from them.
 
 Import this package as ``threedgen.guidance``; the bare name belongs to another project.
 """

@@ -1,6 +1,6 @@
 """Coarse predictor: latents from text and camera alone, as further input channels of a small multi-view UNet.
 
-A stock UNet of the toybox prior's size hardly learns the camera: after 7,000 steps, another object's cameras change its
+A stock UNet of the toybox prior's size hardly uses the camera: after 7,000 steps, another object's cameras change its
 mean squared error of x_0 at t = 800 from 0.435 to 0.451 only. With this prediction as input, as InstructPix2Pix (arXiv
 2211.09800) takes the image to edit, 0.36 becomes 0.62. Other models (the toybox's 2D model, all released weights) do
 without it; samples of an adapter around that 2D model may start from the prediction (`prior.guess`).
@@ -82,9 +82,9 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
 
     def forward(self, text: Tensor, camera: Tensor | None) -> Tensor:
         """Predict latents (B, C, h, h); without a camera the mean over all cameras."""
-        seen = self.camera(camera_harmonics(camera)) if camera is not None else self.no_camera.expand(len(text), -1)
+        view = self.camera(camera_harmonics(camera)) if camera is not None else self.no_camera.expand(len(text), -1)
         read = self.norm(self.read(text))
-        x = self.mix(torch.cat([read, seen.to(read.dtype)], dim=1)).unflatten(1, (-1, self.base, self.base))
+        x = self.mix(torch.cat([read, view.to(read.dtype)], dim=1)).unflatten(1, (-1, self.base, self.base))
         for k, blocks in enumerate(self.levels):
             x = x if k == 0 else F.pixel_shuffle(self.finer[k - 1](x), 2)
             for block in blocks:  # type: ignore[attr-defined]

@@ -1,1 +1,1 @@
-"""How a prior's opinion becomes a loss: SDS, its reconstruction form, VSD."""
+"""Distillation losses: SDS, its reconstruction form, VSD."""

@@ -1,1 +1,1 @@
-"""Attention processors that make a stock UNet see several views."""
+"""Attention processors across views, for stock UNets."""

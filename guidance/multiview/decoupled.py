@@ -31,7 +31,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of queries, keys and values (..., L, C), per sequence."""
 
 SIDES, RING = 4, (2, 4, 5)
-"""Of six mesh views, the first four share rows; the first, mirrored, shares columns with those of RING."""
+"""Six mesh views: the first four share rows; the first, mirrored, shares columns with those of RING."""
 
 
 class DecoupledAttnProcessor(nn.Module):

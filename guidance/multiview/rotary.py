@@ -20,7 +20,7 @@ class WorldRotary:
     """Rotations of the tokens of B images by their places; made once for a call of a network."""
 
     def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
-        """``camera``: camera vectors (B, 16); None: all images are seen from the front."""
+        """Prepare a call; `camera`: camera vectors (B, 16), None: front views."""
         if camera is None:
             front = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], device=device)
             pose = front.expand(batch, 3, 3)

@@ -24,7 +24,7 @@ DISTANCE, HALF_HEIGHT, HALF = 1.8, 0.55, 0.5
 RAY_VIEWS = tuple((0.0, azimuth) for azimuth in (0.0, 45.0, 90.0, 180.0, 270.0, 315.0))
 """(elevation, azimuth) in degrees of the training views of adapters with ray control."""
 GEOMETRY_VIEWS = (*((0.0, azimuth) for azimuth in (0.0, 90.0, 180.0, 270.0)), (89.99, 180.0), (-89.99, 180.0))
-"""The same with geometry control: front, right, back, left, top, bottom."""
+"""Training views with geometry control: front, right, back, left, top, bottom."""
 RAISED = (0.0, 30.0)
 """Lowest and highest training elevation, in degrees, of adapters with `Form.anywhere`."""
 TOLERANCE = 3.0

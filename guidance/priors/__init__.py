@@ -1,1 +1,1 @@
-"""What differs from one diffusion prior to the next."""
+"""Diffusion priors, their shared base class, and MVDream as a diffusers pipeline."""
