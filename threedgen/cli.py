@@ -95,7 +95,9 @@ def load_plugins(command: Command) -> None:
     """Import the plug-ins of --plugin and of the config that --config names; opening a run imports nothing."""
     if plugins.FLAG in command.flags:
         plugins.load(command.flags[plugins.FLAG])
-    for where, _, files in config.read_layers(config.find(command.config)) if "--config" in command.flags else ():
+    if "--config" not in command.flags:
+        return
+    for where, _, files in config.read_layers(config.find(command.config)):
         if files and Path(where).name == runs.CONFIG:
             logger.warning("%s: plugins: not imported, as this is the config of a run. Use --plugin", where)
             continue

@@ -8,7 +8,7 @@ live in `options.py` files beside the classes that they configure. Nothing here 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -84,35 +84,32 @@ def _merge_all(trees: Iterable[Tree]) -> Tree:
 def _chosen(layers: Sequence[Layer]) -> list[Layer]:
     """Return the parts of `choices` that belong to the present names of sections."""
     own = _merge_all(layer.tree for layer in layers)
-    return [
-        Layer(f"{layer.where}: {CHOICES}.{section}.{name}", values)
-        for layer in layers
-        for section, names in _sections(layer.tree.get(CHOICES), f"{layer.where}: {CHOICES}")
-        for name, values in _sections(names, f"{layer.where}: {CHOICES}.{section}")
-        if name == fields.value_in(own.get(section), "name")
-    ]
+    return [part for section, name, part in _choices(layers) if name == fields.value_in(own.get(section), "name")]
 
 
 def _check_choices(model: type[BaseModel], layers: Sequence[Layer]) -> None:
     """Raise ConfigError for a section or a name in `choices` that does not exist."""
+    for section, name, part in _choices(layers):
+        known = fields.alternatives(model.model_fields[section]) if section in model.model_fields else {}
+        if name not in known:
+            guess = did_you_mean(nearest(name, known) or nearest(section, model.model_fields))
+            raise ConfigError(f"{part.where}: unknown section or name{guess}")
+
+
+def _choices(layers: Sequence[Layer]) -> Iterator[tuple[str, str, Layer]]:
+    """Yield section, name and values of all `choices`. Raises ConfigError."""
     for layer in layers:
-        for section, names in _sections(layer.tree.get(CHOICES), ""):
-            known = fields.alternatives(model.model_fields[section]) if section in model.model_fields else {}
-            for name in names:
-                if name not in known:
-                    guess = did_you_mean(nearest(str(name), known) or nearest(section, model.model_fields))
-                    raise ConfigError(f"{layer.where}: {CHOICES}.{section}.{name}: unknown section or name{guess}")
+        where = f"{layer.where}: {CHOICES}"
+        for section, names in _items(layer.tree.get(CHOICES, {}), where):
+            for name, values in _items(names, f"{where}.{section}"):
+                _items(values, f"{where}.{section}.{name}")
+                yield section, name, Layer(f"{where}.{section}.{name}", values)
 
 
-def _sections(tree: object, where: str) -> list[tuple[str, Tree]]:
-    """Return the items of a section of sections. Raises ConfigError."""
-    if tree is None:
-        return []
-    for key, value in tree.items() if isinstance(tree, dict) else [("", tree)]:
-        if not isinstance(value, dict):
-            place = f"{where}.{key}" if key else where
-            raise ConfigError(f"{place}: should be a section of `key: value` lines (got {short(value)})")
-    return list(tree.items()) if isinstance(tree, dict) else []
+def _items(tree: object, where: str) -> list[tuple[str, Any]]:
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{where}: should be a section of `key: value` lines (got {short(tree)})")
+    return [(str(key), value) for key, value in tree.items()]
 
 
 # --- files ------------------------------------------------------------------------------------------------
