@@ -17,7 +17,7 @@ import pytest
 
 from tests.support.errors import refused
 from tests.support.worker_jobs import Job, work
-from threedgen.config import optional, registry
+from threedgen.config import optional, plugins, registry
 from threedgen.config.errors import WorkerLost
 from threedgen.run import workers
 from threedgen.run.interrupts import Interrupts, Stopped
@@ -209,7 +209,8 @@ def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     return ray
 
 
-def test_ray_options_and_retries(run: Run, fake_ray: FakeRay) -> None:
+def test_ray_options_and_retries(run: Run, fake_ray: FakeRay, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugins, "LOADED", {"json": plugins.Plugin(Path("json.py"), "")})
     fake_ray.answers = [RuntimeError("the worker died"), None, RuntimeError("the node died")]
     jobs = [run.job("a"), run.job("b", "fail", once=True), run.job("c")]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a process started with &
@@ -221,6 +222,7 @@ def test_ray_options_and_retries(run: Run, fake_ray: FakeRay) -> None:
     assert set(run.done) == set("abc") and not run.failed
     connected, task = fake_ray.options
     assert connected["address"] == "there:1" and os.getcwd() in connected["runtime_env"]["env_vars"]["PYTHONPATH"]
+    assert connected["runtime_env"]["worker_process_setup_hook"].__name__ == "setup"
     assert task == {"num_cpus": 2, "num_gpus": 0.5, "max_retries": 0}
 
 

@@ -26,8 +26,7 @@ class Entry:
 
 # kind, name, implementation, config model; paths below threedgen
 _ENTRIES = """\
-# a task is a function run(config, resume: Path | None, quiet: bool) -> exit code | None;
-# a run gets its folder before it begins if its config model is a RunConfig
+# function run(config, resume: Path | None, quiet: bool) -> exit code | None; a RunConfig gets its folder before
 task  generate           systems.generate.task:run               systems.generate.options:GenerateConfig
 task  batch              systems.batch.task:run                  systems.batch.options:BatchConfig
 task  sample             systems.sample.task:run                 systems.sample.options:SampleConfig
@@ -65,7 +64,7 @@ task  make-toybox-assets data.toybox.make_assets:run            data.toybox.opti
 task  make-asset-views   data.assets.make:run                    data.assets.options:MakeAssetViewsConfig
 task  toybox-subjects    data.toybox.subjects:run                data.toybox.options:ToyboxSubjectsConfig
 task  toybox-sheet       data.toybox.sheet:run                   data.toybox.options:ToyboxSheetConfig
-# what --dry-run says of a task: a function (config) -> text; "any" of those without one of their own
+# text of --dry-run: function (config) -> text; "any": all other tasks
 plan  any       train.plan:plan             config.sections:TaskConfig
 plan  generate  systems.generate.plan:plan  systems.generate.options:GenerateConfig
 prior  mvdream           guidance.priors.mvdream:build           guidance.options:MVDreamConfig
@@ -76,13 +75,13 @@ prior  mvadapter         guidance.mvadapter.model:build          guidance.option
 distillation sds guidance.distillation.sds:SDS guidance.distillation.options:SDSConfig
 distillation reconstruction guidance.distillation.sds:Reconstruction guidance.distillation.options:ReconstructionConfig
 distillation vsd guidance.distillation.vsd:VSD guidance.distillation.options:VSDConfig
-# pictures (V, H, W, 3) -> unit vectors (V, D): is it the same subject?
+# embedding of subjects: images (V, H, W, 3) -> unit vectors (V, D)
 identity  toybox  evaluation.toybox.identity:ToyboxIdentity  evaluation.toybox.options:ToyboxIdentityConfig
 identity  hub     evaluation.features:HubIdentity            evaluation.options:HubIdentityConfig
-# which side of an object does a single view show? see threedgen.evaluation.janus.meter.ViewClassifier
+# side of an object in a view: threedgen.evaluation.janus.meter.ViewClassifier
 view-classifier  probe  evaluation.toybox.adapters:ProbeSides    evaluation.toybox.options:ProbeSidesConfig
 view-classifier  clip   evaluation.janus.meter:CLIPSides   evaluation.janus.options:CLIPSidesConfig
-# what compares sets of pictures, (V, H, W, 3) uint8: threedgen.evaluation.features.FeatureNetwork
+# features of images (V, H, W, 3), uint8: threedgen.evaluation.features.FeatureNetwork
 features  probe      evaluation.toybox.adapters:ProbeFeatures  evaluation.toybox.options:ProbeFeaturesConfig
 features  inception  evaluation.features:InceptionFeatures     evaluation.options:InceptionFeaturesConfig
 # objects with one clear front, for Janus rates: threedgen.evaluation.janus.plan.FrontObjects
@@ -91,13 +90,13 @@ sampler  mvdream   evaluation.consistency.samplers:MVDreamSampler  evaluation.co
 sampler mvadapter evaluation.consistency.samplers:MVAdapterSampler evaluation.consistency.options:MVAdapterSamplerConfig
 sampler  folder    evaluation.consistency.samplers:FolderSampler   evaluation.consistency.options:FolderSamplerConfig
 sampler  threedim  guidance.threedim.novel_views:ThreeDiMSampler   guidance.threedim.options:ThreeDiMSamplerConfig
-# views of many scenes with captions, built with a seed and a split: threedgen.data.scene_views.SceneSource
+# captioned views of scenes, built with a seed and a split: threedgen.data.scene_views.SceneSource
 scene-source  toy-panoramas  data.toybox.room_scenes:RoomPanoramas  data.options:RoomPanoramasConfig
 scene-source  toy-paths      data.toybox.room_scenes:room_paths     data.options:RoomPathsConfig
 scene-source  matterport     data.matterport:MatterportPanoramas    data.options:MatterportConfig
 scene-source  scannet        data.scannet:build                     data.options:ScanNetConfig
-# sides of many objects with captions, built with a seed, a split, the control, and whether there are pictures to look
-# at: threedgen.data.object_views.ObjectViews
+# captioned sides of objects, built with a seed, a split, the control, and whether images are given:
+# threedgen.data.object_views.ObjectViews
 object-source  toybox  data.toybox.pictures:ToyboxObjects  data.options:ToyboxObjectsConfig
 object-source  meshes  data.meshes:MeshObjects             data.options:MeshFolderConfig
 scenes  toybox   evaluation.toybox.scenes:toybox_scenes  evaluation.toybox.options:ToyboxScenesConfig

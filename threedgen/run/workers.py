@@ -277,8 +277,12 @@ def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Wor
     # import path and plug-ins of this process, valid on all machines that share the disk
     paths = {"PYTHONPATH": os.pathsep.join(os.path.abspath(path) for path in sys.path)}
     environment: dict[str, Any] = {"env_vars": paths}
-    if plugins.LOADED:
-        environment["worker_process_setup_hook"] = partial(plugins.load_all, plugins.LOADED)
+    if loaded := plugins.LOADED:
+
+        def setup() -> None:  # Ray needs its __name__
+            plugins.load_all(loaded)
+
+        environment["worker_process_setup_hook"] = setup
     try:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, runtime_env=environment)
     except Exception as error:  # Ray raises many classes
