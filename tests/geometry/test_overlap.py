@@ -21,7 +21,7 @@ from threedgen.geometry.overlap import (
     spread_pairs,
 )
 from threedgen.geometry.poses import Poses, world_to_camera
-from threedgen.systems.texture.shots import depth_of_mesh
+from threedgen.systems.texture.frames import depth_of_mesh
 
 SIZE = (24, 32)
 

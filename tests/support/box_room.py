@@ -15,7 +15,7 @@ from threedgen.geometry.cameras_file import write_cameras
 from threedgen.geometry.poses import look_at
 from threedgen.geometry.raster import box_downsample, interpolate, rasterise_views
 from threedgen.run.arrays import Array
-from threedgen.systems.texture.scene import Coordinates, SceneMesh
+from threedgen.systems.draw.mesh import MeshFrame, SourceMesh
 
 SIZE = np.array([4.0, 5.0, 2.6])
 """Metres; the floor is at z = 0, the middle over the origin."""
@@ -32,10 +32,10 @@ def solids() -> list[tuple[trimesh.Trimesh, Array]]:
     return [(piece, trimesh.transformations.translation_matrix(at)) for piece, at in zip(pieces, places, strict=True)]
 
 
-def scene() -> SceneMesh:
+def scene() -> SourceMesh:
     """All of it in one mesh."""
     whole = trimesh.util.concatenate([piece.copy().apply_transform(place) for piece, place in solids()])
-    return SceneMesh(np.asarray(whole.vertices, np.float32), np.asarray(whole.faces, np.int64))
+    return SourceMesh(np.asarray(whole.vertices, np.float32), np.asarray(whole.faces, np.int64))
 
 
 def write_glb(path: Path, scale: float = 1.0) -> Path:
@@ -49,9 +49,9 @@ def write_glb(path: Path, scale: float = 1.0) -> Path:
     return path
 
 
-def write_path(path: Path, at: Cameras, place: Coordinates) -> None:
+def write_path(path: Path, at: Cameras, place: MeshFrame) -> None:
     """A file of cameras, in the coordinates of a mesh's file."""
-    outside = replace(at, c2w=place.poses_back(at.c2w.double()))
+    outside = replace(at, c2w=place.poses_to_file(at.c2w.double()))
     write_cameras(path, outside, ["a.png"] * len(at), [""] * len(at))
 
 
@@ -71,7 +71,7 @@ def look(count: int, size: tuple[int, int], first: float = 0.0, tilt: float = 0.
     return Cameras(c2w, Projection.perspective(torch.full((count,), radians(fov)), *size), *size)
 
 
-def truth(mesh: SceneMesh, at: Cameras) -> Array:
+def truth(mesh: SourceMesh, at: Cameras) -> Array:
     """Pictures (N,H,W,3) as they are."""
     fine = at.with_size(2 * at.height, 2 * at.width)
     found = rasterise_views(mesh.vertices, mesh.faces, fine)

@@ -267,11 +267,11 @@ def _load_kernels() -> None:
 def serve() -> None:
     import torch
 
+    import threedgen.systems.draw.task
     import threedgen.systems.dreambooth.task
     import threedgen.systems.generate.optimise  # noqa: F401  what every child needs
     import threedgen.systems.generate.task
     import threedgen.systems.novel_view.task
-    import threedgen.systems.sample.task
     import threedgen.systems.train_mvdiffusion.task
     import threedgen.systems.train_prior.task  # noqa: F401
 

@@ -29,12 +29,11 @@ _ENTRIES = """\
 # function run(config, resume: Path | None, quiet: bool) -> exit code | None; a RunConfig gets its folder before
 task  generate           systems.generate.task:run               systems.generate.options:GenerateConfig
 task  batch              systems.batch.task:run                  systems.batch.options:BatchConfig
-task  sample             systems.sample.task:run                 systems.sample.options:SampleConfig
+task  sample             systems.draw.task:run                   systems.draw.options:SampleConfig
 task  train-base         systems.train_prior.task:run_base       systems.train_prior.options:TrainBaseConfig
 task  train-prior        systems.train_prior.task:run_prior      systems.train_prior.options:TrainPriorConfig
 task  train-matte        systems.train_matte.task:run           systems.train_matte.options:TrainMatteConfig
 task  train-own-prior    systems.train_own_prior.task:run        systems.train_own_prior.options:TrainOwnPriorConfig
-task  panorama           systems.panorama.task:run               systems.panorama.options:PanoramaConfig
 task  train-mvdiffusion  systems.train_mvdiffusion.task:run systems.train_mvdiffusion.options:TrainMVDiffusionConfig
 task  train-mvadapter    systems.train_mvadapter.task:run        systems.train_mvadapter.options:TrainMVAdapterConfig
 task  mvdreambooth       systems.dreambooth.task:run             systems.dreambooth.options:MVDreamBoothConfig
@@ -52,8 +51,6 @@ task  janus-benchmark    evaluation.janus.benchmark:run          evaluation.janu
 task  train-threedim     systems.novel_view.task:run             systems.novel_view.options:TrainThreeDiMConfig
 task  image-to-3d        systems.novel_view.image_to_3d:run      systems.novel_view.options:ImageTo3DConfig
 task  texture            systems.texture.task:run              systems.texture.options:TextureConfig
-task  texture-object     systems.texture_object.task:run         systems.texture_object.options:TextureObjectConfig
-task  adapter-views      systems.adapter_views.task:run          systems.adapter_views.options:AdapterViewsConfig
 task  report             viewer.report:run                       viewer.options:ReportConfig
 task  gallery            viewer.gallery:run                      viewer.options:GalleryConfig
 task  studio             studio.task:run                         studio.options:StudioConfig

@@ -1,9 +1,9 @@
-"""The words of every task that draws from them, and the prompt of those that draw a thing (no torch here)."""
+"""Configs of runs with a prompt, and the checks of its words (no torch here)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -15,39 +15,33 @@ if TYPE_CHECKING:
     from threedgen.guidance.weights.tokens import Vocabulary
 
 
-class WordedConfig(RunConfig):
-    """A run whose prior reads words; those that it does not know are told beforehand."""
+class PromptedConfig(RunConfig):
+    """A run whose prior takes a prompt."""
+
+    prompt: str = Field("", description="text for the prior, passed on as it is")
+    prompt_check: Literal["on", "off"] = Field(
+        "on", description="stop if the embedded prior knows no noun of the prompt; off: continue"
+    )
+
+    @property
+    def of_object(self) -> bool:
+        """Whether the prompt describes one object; else a scene."""
+        return True
 
     def texts(self) -> list[str]:
-        """What the prior reads, as far as it is known before the run. Raises ConfigError."""
-        raise NotImplementedError
-
-    def notes(self) -> list[str]:
-        vocabulary = self.vocabulary()
-        if vocabulary is None:
-            return super().notes()
-        unknown = {word: near for text in self.texts() for word, near in vocabulary.unknown(text)}
-        return [*super().notes(), *unknown_words_note(list(unknown.items()))]
+        """Return the prompts that are known before the run. Raises ConfigError."""
+        return [self.prompt]
 
     def vocabulary(self) -> Vocabulary | None:
-        """The words of the prior, if there is one and these are all that it can read. Raises ConfigError."""
-        prior = self.prior  # type: ignore[attr-defined]  # who draws, of whatever kind
+        """Return the closed vocabulary of the prior; None for an open one or without a prior. Raises ConfigError."""
+        prior: Any = getattr(self, "prior", None)
         with within("prior"):
             return None if prior is None else prior.vocabulary()
 
-
-class PromptedConfig(WordedConfig):
-    """What is to be drawn, and whether its words are looked at before any work begins."""
-
-    prompt: str = Field("", description="what to make; taken as it is")
-    prompt_check: Literal["on", "off"] = Field(
-        "on", description="stop if the embedded prior knows nothing that the prompt names; off: go on all the same"
-    )
-
     def check_prompt(self, others: Iterable[str] = ()) -> None:
-        """Does the prior know a thing that the prompt names, or each of `others`, as far as that can be told?
+        """Check that the prior knows a noun of the prompt, or of each of ``others``.
 
-        Raises ConfigError for the first that it does not, naming up to two more.
+        Raises ConfigError for the first unknown prompt, naming up to two more.
         """
         from threedgen.data.toybox.prompt_words import check_noun
 
@@ -66,22 +60,24 @@ class PromptedConfig(WordedConfig):
             raise ConfigError(f"{refused[first].problem}{also}", refused[first].key)
 
     def usual_height(self) -> tuple[str, float] | None:
-        """What the prompt names ("a dog") and how many metres tall it usually is; None if nobody knows."""
+        """Return the object of the prompt ("a dog") and its usual height in metres; None if unknown."""
         from threedgen.data.toybox.heights import usual_height
 
         return usual_height(self.prompt)
 
     def prompt_notes(self) -> list[str]:
-        """A sentence for each thing in the prompt that is more than the prior has learnt, on words of the negative
-        prompt that it does not know, and on what is asked for and has no effect. Raises ConfigError."""
+        """Return notes on objects in the prompt and on unknown words of the negative prompt. Raises ConfigError."""
         from threedgen.data.toybox.prompt_words import notes
 
         vocabulary = self.vocabulary()
         unknown = vocabulary.unknown(getattr(self, "negative_prompt", "")) if vocabulary else []
         return [*notes(self.prompt, vocabulary), *(f"negative_prompt: {note}" for note in unknown_words_note(unknown))]
 
-    def texts(self) -> list[str]:
-        return [self.prompt]
-
     def notes(self) -> list[str]:
-        return [*super().notes(), *self.prompt_notes()]
+        vocabulary = self.vocabulary()
+        unknown = {word: near for text in self.texts() for word, near in vocabulary.unknown(text)} if vocabulary else {}
+        return [
+            *super().notes(),
+            *unknown_words_note(list(unknown.items())),
+            *(self.prompt_notes() if self.of_object else []),
+        ]

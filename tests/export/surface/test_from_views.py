@@ -18,8 +18,8 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import png, psnr, to_uint8
 from threedgen.geometry.raster import rasterise_views
 from threedgen.geometry.rigs import orbit
-from threedgen.systems.texture.scene import SceneMesh, with_uv
-from threedgen.systems.texture_object.mesh import six_sides
+from threedgen.systems.draw.mesh import SourceMesh, six_sides
+from threedgen.systems.texture.uv import with_uv
 
 SIZE = (48, 64)
 
@@ -33,7 +33,7 @@ def rings() -> Cameras:
 @pytest.mark.parametrize("inwards", [False, True])
 def test_texture_from_views_recovers_a_room(inwards: bool) -> None:
     room = box_room.scene()
-    room = SceneMesh(room.vertices, room.faces[:, ::-1] if inwards else room.faces)
+    room = SourceMesh(room.vertices, room.faces[:, ::-1] if inwards else room.faces)
     mesh, _ = with_uv(room, 256)
     at, new = rings(), box_room.look(6, SIZE, 0.27)
     textured = texture_from_views(mesh, 256, at, box_room.truth(room, at))
@@ -52,7 +52,7 @@ def test_texture_from_views_skips_occluded_surfaces() -> None:
     square = np.array([[0, -1, -1], [0, 1, -1], [0, 1, 1], [0, -1, 1]], np.float32)
     faces = np.array([[0, 1, 2], [0, 2, 3]])
     wide = np.array([1, 4, 4], np.float32)
-    room = SceneMesh(
+    room = SourceMesh(
         np.concatenate([square, square * wide - [1, 0, 0]]).astype(np.float32), np.concatenate([faces, faces + 4])
     )
     mesh, _ = with_uv(room, 128)
@@ -79,12 +79,12 @@ def test_texture_from_views_refuses_images_without_the_mesh() -> None:
         texture_from_views(mesh, 64, Cameras(c2w, away.projection, *SIZE), np.zeros((2, *SIZE, 3), np.float32))
 
 
-def ball(subdivisions: int = 3) -> SceneMesh:
+def ball(subdivisions: int = 3) -> SourceMesh:
     """Return a ball with a bump in front, largest coordinate 0.5."""
     parts = [trimesh.creation.icosphere(subdivisions, 0.4), trimesh.creation.icosphere(subdivisions, 0.15)]
     parts[1].apply_translation([0.35, 0, 0])
     joined = trimesh.util.concatenate(parts)
-    return SceneMesh(np.asarray(joined.vertices, np.float32), np.asarray(joined.faces))
+    return SourceMesh(np.asarray(joined.vertices, np.float32), np.asarray(joined.faces))
 
 
 def test_texture_from_views_recovers_an_object_from_six_views() -> None:

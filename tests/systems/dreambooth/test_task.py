@@ -117,7 +117,8 @@ def test_sheets_show_the_subject_beside_its_class() -> None:
 @unix
 def test_the_subject_can_be_asked_for_in_another_config(tmp_path: Path) -> None:
     prior = {"weights": str(prior_folder()), "dtype": "fp32"}
-    write_config(tmp_path / "sample.yaml", {"task": "sample", "threads": 1, "n_view": 2, "steps": 2}, prior=prior)
+    sample = {"task": "sample", "threads": 1, "rig": {"n_view": 2}, "steps": 2}
+    write_config(tmp_path / "sample.yaml", sample, prior=prior)
     words = ["--config", "sample.yaml", "prompt=a [v] dog"]
     file = f"prior.personalisation={undisturbed() / RESULT}"
     for name, more in (("plain", []), ("tuned", [file])):

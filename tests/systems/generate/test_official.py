@@ -23,9 +23,9 @@ from threedgen.config import ConfigError
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.run.metrics import read_summary
+from threedgen.systems.draw.options import OrbitConfig, SampleConfig
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.generate.system import jump
-from threedgen.systems.sample.options import SampleConfig
 
 PRIOR = ["prior.tokenizer=clip", "prior.image_size=64"]
 WORDS = [
@@ -178,7 +178,7 @@ def test_the_sd21_config_has_the_authors_values() -> None:
 
 def test_the_preview_is_that_of_the_authors_script() -> None:
     made: SampleConfig = loaded("preview-mvdream-sd21")
-    assert (made.steps, made.guidance_scale, made.elevation, made.azimuth, made.n_view) == (50, 10, 15, 0, 4)
+    assert made.rig == OrbitConfig(elevation=15, azimuth=0, n_view=4) and (made.steps, made.guidance_scale) == (50, 10)
     assert made.suffix == ", 3d asset" and made.seed == 23 and made.negative_prompt == ""
 
 

@@ -1,77 +1,172 @@
-"""Meshes of scenes: files, units, axes, texture coordinates."""
+"""The task "texture" with rig.name=path: a room, sampled by a tiny model of random weights, and textured."""
 
 from __future__ import annotations
 
+import json
+import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import trimesh
+from PIL import Image
 
-from tests.support import box_room
-from threedgen.config import ConfigError
-from threedgen.systems.texture.scene import Coordinates, SceneMesh, read_scene, with_uv
+from tests.support import box_room, command
+from tests.support.task_server import write_config
+from tests.support.tiny_mvdiffusion import tiny_prior_config
+from tests.support.tiny_prior import cpu
+from threedgen.evaluation.views.folder import FolderScenes
+from threedgen.export.files.check import Expected, check_glb
+from threedgen.systems.draw.mesh import MeshFrame
+from threedgen.systems.texture import scene
+from threedgen.systems.texture.scene import render_consistent
+from threedgen.systems.texture.uv import with_uv
+from threedgen.systems.texture.windows import WindowSampler
 
-
-def test_nodes_stand_where_the_graph_puts_them(tmp_path: Path) -> None:
-    expected = box_room.scene()
-    for scale in (1.0, 0.01):
-        found = read_scene(box_room.write_glb(tmp_path / "room.glb", scale), Coordinates("y", scale))
-        middles = [np.sort(mesh.vertices[mesh.faces].mean(1).round(3), axis=0) for mesh in (found, expected)]
-        np.testing.assert_allclose(*middles, atol=2e-3)
-        assert len(found.vertices) <= len(expected.vertices)
-
-
-def test_coordinates_go_both_ways() -> None:
-    place, points = Coordinates("y", 0.01), np.random.default_rng(0).normal(size=(5, 3))
-    np.testing.assert_allclose(place.back(place.points(points)), points)
-    c2w = box_room.look(3, (4, 4)).c2w
-    torch.testing.assert_close(place.poses_back(place.poses(c2w)), c2w)
-    torch.testing.assert_close(
-        place.poses(c2w)[:, :3, 3].numpy(), place.points(c2w[:, :3, 3].numpy()), check_dtype=False
-    )
+RIG = {"name": "path", "height": 16, "width": 20, "views": 4, "shared": 1}
+TINY = {"task": "texture", "threads": 1, "rig": RIG, "steps": 1, "texture": 64, "guidance_scale": 2.0}
 
 
-def test_a_scene_in_centimetres_is_noticed() -> None:
-    room = box_room.scene()
-    assert room.warning() is None
-    assert "give scale" in str(SceneMesh(100 * room.vertices, room.faces).warning())
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with texture.yaml, room.glb and path.json, 9 cameras of which 3 to 8 are key frames."""
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "texture.yaml", TINY, prior=tiny_prior_config("depth"))
+    box_room.write_glb(tmp_path / "room.glb")
+    box_room.write_path(tmp_path / "path.json", box_room.look(36, (16, 20)).select(range(9)), MeshFrame("+y", "+z"))
+    return tmp_path
 
 
-def test_own_coordinates_are_used_if_no_two_places_share_one() -> None:
-    room = box_room.scene()
-    mesh, how = with_uv(room, 256)
-    assert how.startswith("new texture coordinates")
-    again, how = with_uv(SceneMesh(mesh.vertices, mesh.faces, mesh.uv), 256)
-    assert how == "the mesh's own texture coordinates" and np.array_equal(again.uv, mesh.uv)
-    tiled = SceneMesh(mesh.vertices, mesh.faces, mesh.uv / 2 + (mesh.faces.max() % 2))
-    twice = SceneMesh(
-        np.concatenate([mesh.vertices, mesh.vertices + 9]),
-        np.concatenate([mesh.faces, mesh.faces + len(mesh.vertices)]),
-        np.concatenate([mesh.uv, mesh.uv]),
-    )
-    assert "two places" in with_uv(twice, 256)[1]
-    with pytest.raises(ConfigError, match="uv: .*two places"):
-        with_uv(twice, 256, "own")
-    with pytest.raises(ConfigError, match=r"outside of \[0, 1\]"):
-        with_uv(SceneMesh(tiled.vertices, tiled.faces, mesh.uv * 3), 256, "own")
+def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    given = ["--config", "texture.yaml", "mesh=room.glb", "rig.file=path.json", "prompt=a red house", "out=run", *words]
+    last = {word.partition("=")[0]: word for word in given[2:]}  # the last value of an option counts
+    return command.ask(capsys, *given[:2], *(word for word in last.values() if not word.endswith("=")))
 
 
-@pytest.mark.parametrize("content", [b"", b"glTF\2\0\0\0", b"\0" * 100, b'{"asset": {"version": "2.0"}}'])
-@pytest.mark.parametrize("kind", ["glb", "ply", "obj", "stl"])
-def test_files_that_are_no_mesh(tmp_path: Path, kind: str, content: bytes) -> None:
-    (tmp_path / f"a.{kind}").write_bytes(content)
-    with pytest.raises(ConfigError, match=r"mesh: .*a\."):
-        read_scene(tmp_path / f"a.{kind}", Coordinates())
+def frames(run: str = "run") -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(Path(run, "frames").glob("*.png"))}
 
 
-def test_a_mesh_without_area_or_with_nan(tmp_path: Path) -> None:
-    points = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0.0]])
-    trimesh.Trimesh(points, [[0, 1, 2]], process=False).export(tmp_path / "flat.ply")
-    with pytest.raises(ConfigError, match="area"):
-        read_scene(tmp_path / "flat.ply", Coordinates())
-    points[1] = np.nan
-    trimesh.Trimesh(points, [[0, 1, 2]], process=False).export(tmp_path / "nan.ply")
-    with pytest.raises(ConfigError, match="mesh: "):
-        read_scene(tmp_path / "nan.ply", Coordinates())
+def summary(run: str = "run") -> dict[str, Any]:
+    return json.loads(Path(run, "summary.json").read_text())
+
+
+def test_room_is_sampled_and_textured(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = ask(capsys)
+    assert code == 0, err
+    assert out.splitlines()[-1] == str(Path("run", "scene.glb"))
+    found = summary()
+    assert found["frames"] == 9 and 3 <= found["key_frames"] < 9 and found["texels_seen"] > 0.1
+    assert not found["findings"] and not found["notes"]
+    for name in found["files"]:
+        assert Path("run", name).stat().st_size > 0
+    assert len(list(Path("run", "walk").iterdir())) == 8
+    assert not check_glb(Path("run", "scene.glb").read_bytes(), Expected(texture=64, scene=True))
+    with Image.open("run/depth/0004.png") as image:
+        assert image.mode.startswith("I") and 500 < np.asarray(image).mean() < 5000
+    views = FolderScenes(Path("."), depth=True, captions=True).scene(0)
+    assert len(views) == 9 and set(views.captions) == {"a red house"} and views.depth.shape == (9, 16, 20)
+    # lost frames are sampled again, and only these
+    before = frames()
+    assert len(before) == 9
+    Path("run", "scene.glb").unlink()
+    Path("run", "frames", "0001.png").unlink()
+    assert ask(capsys)[0] == 0 and frames() == before and Path("run", "scene.glb").exists()
+    # its cameras are a path for the same mesh
+    assert ask(capsys, "rig.file=run/cameras.json", "out=again", "rig.interpolate=false", "rig.views=12")[0] == 0
+    own, again = (json.loads(Path(name, "cameras.json").read_text()) for name in ("run", "again"))
+    assert len(again["c2w"]) == found["key_frames"] and again["files"][0] == "frames/0000.png"
+    np.testing.assert_allclose(own["c2w"][0], again["c2w"][0], atol=1e-5)
+    assert summary("again")["draws"] == 1
+
+
+def test_stopped_run_resumes_exactly(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ask(capsys, "out=whole")[0] == 0
+    real = WindowSampler.sample
+
+    def pressed(self: WindowSampler, number: int, on_step: Any) -> Any:
+        if number == 1:
+            signal.raise_signal(signal.SIGINT)
+        return real(self, number, on_step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(WindowSampler, "sample", pressed)
+        assert ask(capsys)[0] == 130
+    kept = frames()
+    assert 0 < len(kept) < 9
+    assert ask(capsys)[0] == 0
+    assert frames() == frames("whole") and kept.items() <= frames().items()
+    assert Path("run", "texture.png").read_bytes() == Path("whole", "texture.png").read_bytes()
+
+
+def test_render_consistent_keeps_known_frames() -> None:
+    source, at = box_room.scene(), box_room.look(12, (32, 40))
+    truth = torch.from_numpy(box_room.truth(source, at))
+    tints = torch.linspace(-0.15, 0.15, len(at))[torch.randperm(len(at), generator=cpu())]
+    known = torch.arange(len(at)) == 5
+    tints[5] = 0
+    mesh, _ = with_uv(source, 256)
+    same = render_consistent(mesh, 256, at, torch.full_like(truth, 0.8), known & False)
+    torch.testing.assert_close(same, torch.full_like(truth, 0.8), msg="without known ones too")
+    found = render_consistent(mesh, 256, at, truth + tints[:, None, None, None], known)
+    wrong = [(frame - true).abs().median() for frame, true in zip(found, truth, strict=True)]
+    assert wrong[5] < 0.02, "known frames stay"
+    assert max(wrong[4], wrong[6]) < 0.05 < tints[[4, 6]].abs().max(), "neighbours see it as the known one has it"
+
+
+def test_synchronise_includes_all_earlier_frames(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[tuple[int, int]]()
+
+    def counted(mesh: Any, size: int, at: Any, images: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        calls.append((len(images), int(known.sum())))
+        return render_consistent(mesh, size, at, images, known)
+
+    monkeypatch.setattr(scene, "render_consistent", counted)
+    assert ask(capsys, "out=alone")[0] == 0 and not calls
+    assert ask(capsys, "synchronise=2")[0] == 0
+    assert calls[0][1] == 0 and all(before == after for before, after in zip(calls[::2], calls[1::2], strict=True))
+    sampled = 0
+    for count, known in calls[::2]:
+        assert known == sampled < count
+        sampled = count
+    assert summary("alone")["psnr_of_views"] != summary()["psnr_of_views"]
+
+
+def test_one_prompt_per_frame(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "lines.txt").write_text("a red house\n" * 8)
+    code, _, err = ask(capsys, "prompt=", "prompts=lines.txt")
+    assert code == 2 and err.startswith("prompts: ") and "8 lines" in err and "9 cameras" in err
+    (place / "lines.txt").write_text("a red house\n" * 8 + "a blue zzgrblx\n")
+    code, out, _ = ask(capsys, "prompt=", "prompts=lines.txt", "--dry-run", "threads=1")
+    assert code == 0 and "note: this prior does not know 'zzgrblx'" in out
+    (place / "lines.txt").write_text("a red house\n" * 8 + "a blue cat\n")
+    assert ask(capsys, "prompt=", "prompts=lines.txt", "out=lines", "rig.interpolate=false")[0] == 0
+    assert json.loads(Path("lines", "cameras.json").read_text())["prompts"][-1] == "a blue cat"
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["mesh="], ("mesh: ", "rig.scannet")),
+        (["rig.file=pth.json"], ("rig.file: ", "pth.json")),
+        (["prompt="], ("prompt: ", "room")),
+        (["rig.scannet=nowhere", "rig.file="], ("rig.scannet: ", "nowhere")),
+        (["synchronise=1", "mesh=", "rig.file=", "rig.scannet=."], ("synchronise 1", "mesh")),
+        (["rig.height=18"], ("rig.height: ", "16 or 20")),
+        (["rig.poses=w2c"], ("rig.file: ", "poses=c2w")),
+        (["rig.every=8", "rig.key_overlap=0.9"], ("rig.file: ", "30%")),
+        (["rig.every=9"], ("rig.every: ", "9")),
+        ([f"prior.blocks={tiny_prior_config('panorama')['blocks']}"], ("prior.blocks: ", "depth")),
+        (["image=a.png"], ("image", "path")),
+        (["prior.name=mvadapter"], ("prior.name", "path", "mvdiffusion")),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], words: list[str], values: tuple[str, ...]
+) -> None:
+    code, _, err = ask(capsys, *words)
+    assert code == 2 and all(value in err for value in values), err
+    assert len([line for line in err.splitlines() if "error" not in line.lower()]) <= 2

@@ -1,4 +1,4 @@
-"""Config model of the task that makes many objects (no torch here)."""
+"""Config model of the task "batch" (no torch here)."""
 
 from __future__ import annotations
 
@@ -13,20 +13,17 @@ from threedgen.run.options import WorkersConfig, format_product
 
 
 class BatchConfig(WorkersConfig):
-    """Prompts x configs x seeds become objects, each in a run of its own, and a page that shows them."""
+    """Make objects for prompts x configs x seeds, one run each, and a page of all."""
 
-    prompts: str = Field("", description="text file with a prompt in each line; # begins a remark")
+    prompts: str = Field("", description="text file with one prompt per line; # starts a comment")
     configs: tuple[str, ...] = Field(
-        ("mvdream-toybox",),
-        min_length=1,
-        description="configs that make an object of a prompt, each with key=value changes of its own behind it if "
-        "wished",
+        ("mvdream-toybox",), min_length=1, description="configs of text to 3D, each with optional key=value changes"
     )
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0,), min_length=1)
-    overrides: tuple[str, ...] = Field((), description="key=value changes of all of them")
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0,), min_length=1, description="seeds of each")
+    overrides: tuple[str, ...] = Field((), description="key=value changes of all configs")
 
     @model_validator(mode="after")
-    def _once(self) -> BatchConfig:
+    def _unique(self) -> BatchConfig:
         for key in ("configs", "seeds"):
             values = getattr(self, key)
             if twice := [value for value in values if values.count(value) > 1]:
@@ -34,11 +31,11 @@ class BatchConfig(WorkersConfig):
         return self
 
     def lines(self) -> list[str]:
-        """The prompts, each once, in their order. Raises ConfigError if there are none."""
+        """Return the distinct prompts in order. Raises ConfigError if there are none."""
         if not self.prompts.strip():
-            raise ConfigError("is missing; say which file, such as prompts=prompts.txt", "prompts")
-        texts = read_text(user_path(self.prompts, "prompts"), "prompts").removeprefix("\ufeff").splitlines()
-        found = dict.fromkeys(" ".join(text.split()) for text in texts if text.strip() and text.lstrip()[0] != "#")
+            raise ConfigError("is missing; give a file, such as prompts=prompts.txt", "prompts")
+        lines = read_text(user_path(self.prompts, "prompts"), "prompts").removeprefix("\ufeff").splitlines()
+        found = dict.fromkeys(" ".join(line.split()) for line in lines if line.strip() and line.lstrip()[0] != "#")
         if not found:
             raise ConfigError("should have a prompt in each line, and is empty", "prompts", self.prompts)
         return list(found)
@@ -47,8 +44,7 @@ class BatchConfig(WorkersConfig):
         return format_product(prompt=len(self.lines()), config=len(self.configs), seed=len(self.seeds))
 
     def check(self) -> None:
-        from .jobs import check_prompts
-        from .task import plan
+        from .jobs import check_prompts, plan
 
         super().check()
         methods = {job.method: job.config for job in plan(self)}

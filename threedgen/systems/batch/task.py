@@ -1,10 +1,10 @@
-"""The task "batch": a shelf of objects, and the page that shows it.
+"""The task "batch": many objects, and a page of them.
 
-RUN/runs/KEY/      a run for each prompt, config and seed; KEY says which, and has a hash of its config
-RUN/batch.csv      a line for each of them: its state, and the reason if there is no object
+RUN/runs/KEY/      one run per prompt, config and seed
+RUN/batch.csv      their states, with the reason if there is no object
 RUN/gallery.html   all of them
 
-The same command goes on with those that are not over; one that failed is made again when its folder is deleted.
+The same command continues with the missing ones; a failed one is made again if its folder is deleted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from threedgen.run.interrupts import Stopped
 from threedgen.run.metrics import csv_table
 from threedgen.viewer.gallery import NAME, gallery
 
-from .jobs import FINISHED, RECORD, Job, job, make_all, object_config, words_of
+from .jobs import FINISHED, RECORD, make_all, plan
 from .options import BatchConfig
 
 if TYPE_CHECKING:
@@ -29,36 +29,19 @@ logger = logging.getLogger(__name__)
 RUNS, TABLE, MISSING = "runs", "batch.csv", "missing"
 
 
-def plan(config: BatchConfig) -> list[Job]:
-    """All jobs, those of one seed before the next, each method with the changes of all. Raises ConfigError for a config
-    that makes no objects."""
-    prompts = config.lines()
-    asked = config.overrides, prompts[0], "configs", "the batch"
-    methods = {}
-    for method in config.configs:
-        name, *own = words_of(method)
-        methods[" ".join([name, *config.overrides, *own])] = object_config(method, *asked)
-    return [
-        job(method, base, prompt, seed)
-        for seed in config.seeds
-        for prompt in prompts
-        for method, base in methods.items()
-    ]
-
-
 def make(task: Task) -> None:
-    """Makes what is not there, and the page. Raises Stopped after Ctrl-C."""
-    config, jobs, root = task.config, plan(task.config), task.folder / RUNS
-    if code := make_all(config, jobs, root, task.quiet):
+    """Make the missing objects, the table and the page. Raises Stopped after Ctrl-C."""
+    jobs, root = plan(task.config), task.folder / RUNS
+    if code := make_all(task.config, jobs, root, task.quiet):
         raise Stopped(code)
     rows = []
-    for one in jobs:
-        found = read_json(root / one.key / RECORD)
-        state, reason = found.get("state", MISSING), found.get("reason", "")
-        rows.append({"config": one.method, "prompt": one.prompt, "seed": one.seed, "state": state})
-        rows[-1] |= {"seconds": found.get("seconds"), "folder": f"{RUNS}/{one.key}", "reason": reason}
+    for job in jobs:
+        record = read_json(root / job.key / RECORD)
+        state, reason = record.get("state", MISSING), record.get("reason", "")
+        row = {"config": job.method, "prompt": job.prompt, "seed": job.seed, "state": state}
+        rows.append(row | {"seconds": record.get("seconds"), "folder": f"{RUNS}/{job.key}", "reason": reason})
         if state != FINISHED:
-            logger.warning("%s: %r, %s, seed %d (%s)", state, one.prompt, one.method, one.seed, reason or "not begun")
+            logger.warning("%s: %r, %s, seed %d (%s)", state, job.prompt, job.method, job.seed, reason or "not begun")
     with writing(task.folder):
         write_atomic(task.folder / TABLE, csv_table(rows))
         text, _ = gallery(root, task.folder)
@@ -67,7 +50,7 @@ def make(task: Task) -> None:
 
 
 def run(config: BatchConfig, resume: object = None, quiet: bool = False) -> int:
-    """The task."""
-    from threedgen.train.task import run_task  # torch, which the plan does without
+    """Run the task and print the path of the page."""
+    from threedgen.train.task import run_task  # torch, which the plan does not need
 
     return run_task(make, config, None, quiet, result=NAME, again=True)

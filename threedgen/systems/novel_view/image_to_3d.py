@@ -1,10 +1,10 @@
-"""The task "image-to-3d": a picture -> views around its object, sampled one from another -> a field -> a mesh.
+"""The task "image-to-3d": views around the object of an image, sampled one from another, a field and a mesh.
 
-RUN/sampled.png         the picture as the model sees it, then the sampled views, ring by ring
-RUN/views.safetensors   the same, kept for a run that goes on
-RUN/turntable.mp4, views.png, mesh.glb, asset, report.html   of the field, as after a prompt
+RUN/sampled.png         the image as the network takes it, then the sampled views, ring by ring
+RUN/views.safetensors   the same, for an interrupted run
+RUN/turntable.mp4, views.png, mesh.glb, asset, report.html   of the field, as in text to 3D
 
-The object is around the origin of the sampled cameras; the mesh is in radii of the field, half the cameras' distance.
+The object is at the origin of the sampled cameras. The mesh is in radii of the field, half the camera distance.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import logging
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -33,7 +32,7 @@ from threedgen.geometry.poses import orbit_c2w, square_pixels
 from threedgen.geometry.views import Request, Views
 from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
 from threedgen.guidance.threedim.options import CamerasConfig
-from threedgen.representations.fit import Bounds, SceneField, border_colour, fit
+from threedgen.representations.fit import Bounds, border_colour, fit
 from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing
 from threedgen.run.progress import Count
@@ -47,19 +46,25 @@ from .options import ImageTo3DConfig
 
 logger = logging.getLogger(__name__)
 
-WHITE = 0.9
-"""A border darker than this is not the white background of the training."""
+MIN_WHITE = 0.9
+"""Smallest border colour of a background that counts as white, as in the training."""
 
 
 def make(task: Task) -> None:
-    """The picture's views, a field fitted to them, and its mesh; views that were all sampled outlive a kill."""
+    """Sample the views, fit a field to them, and write its results. Raises ConfigError."""
     config, folder, notes = task.config, task.folder, list[str]()
-    views = sampled(config, folder, notes, task.quiet)
+    views = sample_views(config, folder, notes, task.quiet)
     with writing(folder):
         write_png(folder / "sampled.png", grid(enlarge_small(views.images), config.views + 1))
     field = fit(views, Bounds.from_cameras(views.cameras), config.protocol, config.seed, config.device)
+
+    def render(cameras: Cameras) -> Tensor:
+        c2w = cameras.c2w.clone()
+        c2w[:, :3, 3] *= field.bounds.radius  # the turntable is in radii of the field
+        return field.render_images(replace(cameras, c2w=c2w))
+
     with writing(folder):
-        write_turn(lambda cameras: field.render_images(from_ball(field, cameras)), config.result, folder, task.quiet)
+        write_turn(render, config.result, folder, task.quiet)
         provenance = {"image": Path(config.image).name, "seed": config.seed, "config_hash": config_hash(config)}
         view = field_view(field.field, field.occupancy, field.march, field.device)
         figures = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
@@ -71,45 +76,45 @@ def make(task: Task) -> None:
 
 
 def asset(
-    view: FieldView, config: ImageTo3DConfig, provenance: dict[str, Any], place: Path, quiet: bool = True
+    view: FieldView, config: ImageTo3DConfig, provenance: dict[str, object], folder: Path, quiet: bool = True
 ) -> ExportedAsset:
-    """Writes the asset of the field into `place`, named after the picture. Raises ConfigError."""
+    """Write the asset of the field, named after the image. Raises ConfigError."""
     name = asset_name(config.export.name or config.prompt)
     with progress_bar(quiet) as on_step:
         on_step("surface")
         dense, notes = dense_surface(view, config.export.grid)
         made = make_asset(dense, config.export, name, view, provenance, True, on_step)
         made.notes = notes + made.notes
-        save(made, place, config.export)
+        save(made, folder, config.export)
     return made
 
 
-def sampled(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool) -> Views:
-    """The picture and the views sampled from it, with their cameras."""
+def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool) -> Views:
+    """Return the image and the views sampled from it, or those of an interrupted run. Raises ConfigError."""
     count = len(config.rings) * config.views
     with Count("sampling steps", count * config.sampler.steps, quiet) as progress:
         sampler = ThreeDiMSampler(config.threedim, lambda done, total, x0: progress.add(1))
         height, width = sampler.model.image_size
         at = cameras(config, sampler.cameras, height, width)
-        picture = load_image(Path(config.image).expanduser(), height, width)
-        views = Views(picture[None], at.select([0]))
-        if float(border_colour(views).min()) < WHITE:
-            notes.append("the picture's background is not white, as it was in the training: cut the object out")
+        image = load_image(Path(config.image).expanduser(), height, width)
+        views = Views(image[None], at.select([0]))
+        if float(border_colour(views).min()) < MIN_WHITE:
+            notes.append("the image's background is not white, as in the training; cut the object out")
             logger.warning("%s", notes[-1])
         targets = range(1, len(at))
         request = Request(Path(config.image).stem, views, at.select(targets), tuple(targets), seed=config.seed)
 
         def sample() -> Tensor:
-            return torch.cat([picture[None], sampler([request])[0]])
+            return torch.cat([image[None], sampler([request])[0]])
 
         images = cached_tensor(folder / "views.safetensors", "views", (len(at), height, width, 3), sample)
     return Views(images, at)
 
 
 def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int, width: int) -> Cameras:
-    """That of the picture, then the rings, each beginning at its azimuth. Raises ConfigError if there is no telling."""
+    """Return the camera of the image, then the rings, each from its azimuth. Raises ConfigError if unknown."""
     if trained is None and (config.distance is None or config.fov is None):
-        raise ConfigError("distance, fov: the weights do not say which cameras they were trained with: give both")
+        raise ConfigError("distance, fov: the weights have no cameras of their training; set both")
     distance = config.distance or (sum(trained.distance) / 2 if trained else 0.0)
     turn = [360 * k / config.views for k in range(config.views)]
     places = [(config.elevation, config.azimuth), *((up, config.azimuth + a) for up in config.rings for a in turn)]
@@ -123,27 +128,19 @@ def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int,
 
 
 def load_image(path: Path, height: int, width: int) -> Tensor:
-    """(H, W, 3) in [0, 1], in the middle of white of this shape; what is transparent is white."""
-    cut = picture_file.load_image(path, key="image").convert("RGBA")
-    paper = Image.new("RGBA", cut.size, "white")
-    paper.alpha_composite(cut)
-    scale = min(height / paper.height, width / paper.width)
-    size = max(1, round(paper.width * scale)), max(1, round(paper.height * scale))
-    small = paper.convert("RGB").resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
+    """Read an image and centre it on white: (height, width, 3) in [0, 1]. Raises ConfigError."""
+    image = picture_file.load_image(path, key="image").convert("RGBA")
+    on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    scale = min(height / image.height, width / image.width)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    fitted = on_white.resize(size, Image.Resampling.BOX if scale < 1 else Image.Resampling.BICUBIC)
     whole = Image.new("RGB", (width, height), "white")
-    whole.paste(small, ((width - size[0]) // 2, (height - size[1]) // 2))
+    whole.paste(fitted, ((width - fitted.width) // 2, (height - fitted.height) // 2))
     return torch.from_numpy(np.asarray(whole, np.float32) / 255)
 
 
-def from_ball(field: SceneField, at: Cameras) -> Cameras:
-    """Cameras in radii of the field as cameras in the units of the sampled poses."""
-    c2w = at.c2w.clone()
-    c2w[:, :3, 3] *= field.bounds.radius
-    return replace(at, c2w=c2w)
-
-
 def run(config: ImageTo3DConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Carry out a config; returns the exit code.  Asset and page are printed, and the results' folder last."""
+    """Run the task; print asset and page, and the folder last."""
     task = Task(config, resume, quiet, ("sampled.png", "turntable.mp4", "views.png", "mesh.glb"))
     status = execute(make, task)
     if status is Status.FINISHED:

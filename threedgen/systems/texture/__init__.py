@@ -1,1 +1,1 @@
-"""Pictures of a scene of known shape, drawn together from words, and its mesh wearing them."""
+"""Textures of meshes from sampled or given views: objects from six sides, scenes from a camera path."""

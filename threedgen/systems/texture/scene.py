@@ -1,184 +1,148 @@
-"""The mesh of a scene or a thing, from a file, in our world: z up; and the way back into the file's coordinates."""
+"""Texture of a scene: frames along a path are sampled from text and depth, and projected onto the mesh.
+
+RUN/frames/         NAME.png, kept by an interrupted run
+RUN/depth/          NAME.png (``geometry.depth_file``)
+RUN/cameras.json    cameras of the frames (``geometry.cameras_file``), as rig.file=FILE takes them
+RUN/frames.mp4, sheet.png   all frames
+RUN/scene.glb       textured mesh, at its place and size in the file; texture.png
+RUN/walk/, walk.png renders between the frames
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from threedgen.config import ConfigError
 from threedgen.export.files.textured import TexturedMesh
-from threedgen.export.shape.mesh import vertex_normals
-from threedgen.export.shape.topology import area_vectors, compact, degenerate, weld
-from threedgen.export.shape.unwrap import UnwrapError, unwrap
-from threedgen.export.shape.uv_layout import layout
-from threedgen.export.surface.tangents import vertex_tangents
-from threedgen.geometry.mesh_file import read_submeshes
-from threedgen.geometry.raster import unit
-from threedgen.run.arrays import Array
+from threedgen.export.surface.blend import SCENE_BLEND
+from threedgen.export.surface.from_views import render, texture_from_views
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.cameras_file import CAMERAS_FILE, write_cameras
+from threedgen.geometry.depth_file import write_depth
+from threedgen.geometry.images import enlarge_small, grid, write_mp4, write_png
+from threedgen.run.disk import writing
+from threedgen.run.progress import Count
+from threedgen.run.prompts import prompt_warnings
+from threedgen.systems.draw.mesh import MeshFrame, SourceMesh, read_source
+from threedgen.train.task import Task
 
-FARTHEST = 1e7
-"""Metres of the largest coordinate in a file."""
-ROOM = (1.0, 100.0)
-"""Metres that a scene is long, at least and at most, if its unit is what was said."""
-SHARED = 1e-3
-"""Share of the covered texels that may belong to two places of the mesh: a rounded border here and there."""
-LOST = 0.01
-"""Share of the surface that may have no place in the texture."""
-FRONT = {"y": "+z", "z": "+x"}
-"""Where the front is if it does not matter: as glTF has it, and as we do."""
+from .frames import Frames, check_overlap, choose_keys, read_frames
+from .options import PathConfig, TextureConfig
+from .output import TEXTURE, write_glb
+from .uv import with_uv
+from .windows import WindowSampler, check_model, plan, saved_images, stack
 
+logger = logging.getLogger(__name__)
 
-def axis(name: str) -> Array:
-    """The unit vector (3,) that is called +x, x, -y, ..."""
-    return np.eye(3)["xyz".index(name[-1])] * (-1 if name[0] == "-" else 1)
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """Those of a mesh's file: which axis points upwards, how many metres a unit is, which axis the front faces."""
-
-    up: str = "z"
-    scale: float = 1.0
-    front: str = ""
-
-    @classmethod
-    def of(cls, mesh: str | None, up: str, scale: float = 1.0, front: str = "") -> Coordinates:
-        """As options say; ``up`` auto goes by the kind of file."""
-        upwards = mesh is not None and Path(mesh).suffix.lower() in (".glb", ".gltf", ".obj")
-        return cls({"auto": "y" if upwards else "z"}.get(up, up), scale, front)
-
-    @property
-    def turn(self) -> Array:
-        """The rotation (3,3) from the axes of the file to ours."""
-        front, up = axis(self.front or FRONT[self.up]), axis(self.up)
-        return np.stack([front, np.cross(up, front), up])
-
-    def points(self, points: Array) -> Array:
-        """Points (N,3) of the file in our world."""
-        return self.scale * points @ self.turn.T
-
-    def back(self, points: Array) -> Array:
-        """Points (N,3) of our world in the file."""
-        return points @ self.turn / self.scale
-
-    def for_file(self, points: Array) -> Array:
-        """Points (N,3) float32 of our world in the file's unit, axes ours: the writers of files turn them."""
-        return (points.astype(np.float64) / self.scale).astype(np.float32)
-
-    def poses(self, c2w: Tensor) -> Tensor:
-        """Cameras (N,4,4) of the file in our world."""
-        moved = c2w.clone()
-        moved[:, :3] = torch.from_numpy(self.turn).to(c2w) @ c2w[:, :3]
-        moved[:, :3, 3] *= self.scale
-        return moved
-
-    def poses_back(self, c2w: Tensor) -> Tensor:
-        """Cameras (N,4,4) of our world in the file."""
-        moved = c2w.clone()
-        moved[:, :3] = torch.from_numpy(self.turn.T.copy()).to(c2w) @ c2w[:, :3]
-        moved[:, :3, 3] /= self.scale
-        return moved
+GLB, FILM = "scene.glb", "frames.mp4"
+FILES: tuple[str, ...] = (FILM, "sheet.png", CAMERAS_FILE, GLB, TEXTURE, "walk.png")
+SCENE_SIZE = (1.0, 100.0)
+"""Range of a scene's length in metres; outside it the unit is probably wrong."""
+WALK_VIEWS, SHEET_COLUMNS, FPS = 12, 6, 8
 
 
-@dataclass(frozen=True)
-class SceneMesh:
-    """Triangles of a scene, any number of pieces, open or closed, metres, z up: vertices (V,3) float32, faces (F,3),
-    uv (V,2), v up, if all of the file's pieces have them, and normals (V,3), unit, as the file has them."""
-
-    vertices: Array
-    faces: Array
-    uv: Array | None = None
-    normals: Array | None = None
-
-    def warning(self) -> str | None:
-        """What is said of a scene whose unit can hardly be the metre."""
-        size = float(np.ptp(self.vertices, axis=0).max())
-        if ROOM[0] <= size <= ROOM[1]:
-            return None
-        return f"the scene is {size:.4g} m long: if its unit is not the metre, give scale, such as 0.01 for centimetres"
-
-
-def read_scene(path: Path, place: Coordinates) -> SceneMesh:
-    """The triangles of all pieces of a file where its scene graph puts them. Raises ConfigError, naming the file."""
-    parts, normals, faces, uv, count = list[Array](), list[Array](), list[Array](), list[Array | None](), 0
-
-    def add(piece: Any, matrix: Array) -> None:
-        nonlocal count
-        points = np.asarray(piece.vertices, np.float64)
-        mirrored = np.linalg.det(matrix[:3, :3]) < 0
-        parts.append(points @ matrix[:3, :3].T + matrix[:3, 3])
-        normals.append(np.asarray(piece.vertex_normals, np.float64) @ np.linalg.pinv(matrix[:3, :3]))
-        faces.append(np.asarray(piece.faces, np.int64)[:, :: -1 if mirrored else 1] + count)
-        uv.append(_uv(piece))
-        count += len(points)
-
-    read_submeshes(path, add, "mesh")
-    if not faces:
-        raise ConfigError(f"{path} has no triangles", "mesh")
-    points, triangles = place.points(np.concatenate(parts)).astype(np.float32), np.concatenate(faces)
-    if triangles.min() < 0 or triangles.max() >= len(points) or not np.isfinite(points).all():
-        raise ConfigError(f"{path} has coordinates that are not finite, or faces without corners", "mesh")
-    if (far := float(np.abs(points).max())) > FARTHEST:
-        raise ConfigError(f"{path} has coordinates of {far:.3g}, and {FARTHEST:.3g} is the most; scale it", "mesh")
-    keep = ~degenerate(points, triangles)
-    if not keep.any():
-        raise ConfigError(f"{path} has no triangle with an area", "mesh")
-    points, triangles, used = compact(points, triangles[keep])
-    own = [part for part in uv if part is not None]
-    directions = unit(np.concatenate(normals)[used] @ place.turn.T).astype(np.float32)
-    return SceneMesh(points, triangles, np.concatenate(own)[used] if len(own) == len(uv) else None, directions)
+def texture_scene(task: Task, rig: PathConfig) -> None:
+    """Sample the frames, texture the mesh, and write the files above. Raises ConfigError, Stopped after Ctrl-C."""
+    config: TextureConfig = task.config
+    frame = MeshFrame.of(config, config.scale)
+    source = None if config.mesh is None else read_source(Path(config.mesh).expanduser(), frame)
+    frames, notes = read_frames(config, rig, source, frame)
+    notes = [*(size_warning(source) if source is not None else []), *notes]
+    keys = choose_keys(frames, rig.key_overlap)
+    key = "rig.file" if rig.scannet is None else "rig.scannet"
+    notes += check_overlap(frames, keys, config.prior.overlap, key)
+    for note in notes:
+        logger.warning("%s", note)
+    model = task.load_prior().compact()
+    check_model(model, rig)
+    for text in dict.fromkeys(frames.prompts):
+        notes += [note for note in prompt_warnings(text, model) if note not in notes]
+    mesh, uv = (None, "") if source is None else with_uv(source, config.texture, config.uv)
+    windows = plan(keys, rig)
+    folder, sampled = task.folder / "frames", sorted({n for window in windows for n in window.frames})
+    saved = saved_images(folder, frames, keys, task.weights)
+    synchronise = None if mesh is None else partial(render_consistent, mesh, config.texture)
+    WindowSampler(config, model, frames, windows, saved, synchronise).sample_all(folder, task.quiet)
+    figures: dict[str, Any] = {"frames": len(sampled), "key_frames": len(keys), "draws": len(windows)}
+    with writing(task.folder):
+        images = stack(saved, sampled)
+        write_frames(task.folder, frames, sampled, keys, images, frame)
+        if mesh is not None:
+            figures["uv"] = uv
+            figures |= texture_mesh(task, mesh, frame, frames.cameras.select(sampled), images.numpy(), notes)
+        task.summarise(notes=notes, **figures)
 
 
-def _uv(piece: Any) -> Array | None:
-    """Texture coordinates (V,2) of a piece, None if it has none."""
-    uv = getattr(piece.visual, "uv", None)
-    if uv is None or np.shape(uv) != (len(piece.vertices), 2):
-        return None
-    uv = np.asarray(uv, np.float64)
-    return np.where((uv > -1e-4) & (uv < 1 + 1e-4), uv.clip(0, 1), uv).astype(np.float32)
+def size_warning(source: SourceMesh) -> list[str]:
+    """Return a note if the unit of a scene is probably not the metre."""
+    size = float(np.ptp(source.vertices, axis=0).max())
+    if SCENE_SIZE[0] <= size <= SCENE_SIZE[1]:
+        return []
+    return [f"the scene is {size:.4g} m long: if its unit is not the metre, set scale, such as 0.01 for centimetres"]
 
 
-def with_uv(scene: SceneMesh, texture: int, choice: str = "auto") -> tuple[TexturedMesh, str]:
-    """The mesh as it takes a texture of ``texture`` texels, and what was done: own uv, or new charts.
-
-    choice: auto, own, unwrap. Raises ConfigError.
-    """
-    fault = "" if choice == "unwrap" else own_fault(scene, texture)
-    if choice == "own" and fault:
-        raise ConfigError(f"the mesh's own cannot be used: {fault}; take uv=unwrap", "uv")
-    if not fault and choice != "unwrap" and scene.uv is not None:
-        normals = vertex_normals(scene.vertices, scene.faces)
-        tangents = vertex_tangents(scene.vertices, scene.faces, normals, scene.uv)
-        faces = scene.faces.astype(np.int32)
-        return TexturedMesh(scene.vertices, faces, normals, scene.uv, tangents), "the mesh's own texture coordinates"
-    vertices, faces, _ = weld(scene.vertices, scene.faces)
-    try:
-        mesh, charts = unwrap(vertices, faces, texture)
-    except UnwrapError as error:
-        raise ConfigError(f"{str(error).partition(';')[0]}; try {2 * texture}", "texture") from None
-    why = f" ({fault})" if fault and scene.uv is not None else ""
-    return mesh, f"new texture coordinates in {charts} charts{why}"
+def render_consistent(mesh: TexturedMesh, size: int, cameras: Cameras, frames: Tensor, known: Tensor) -> Tensor:
+    """Render the mesh with a texture of its frames (F, H, W, 3), in which the ``known`` ones (F,) have priority."""
+    made = None
+    for chosen in (~known, known):
+        if chosen.any():
+            at = cameras.select(chosen.nonzero()[:, 0].tolist())
+            made = texture_from_views(mesh, size, at, frames[chosen].numpy(), SCENE_BLEND, over=made)
+    assert made is not None
+    return torch.from_numpy(render(mesh, made.texture, cameras))
 
 
-def own_fault(scene: SceneMesh, texture: int) -> str:
-    """Why the uv of a mesh cannot take a picture of the whole scene; empty if they can."""
-    if scene.uv is None:
-        return "it has none, or not for all of its pieces"
-    if not np.isfinite(scene.uv).all():
-        return "some of them are not numbers"
-    if scene.uv.min() < 0 or scene.uv.max() > 1:
-        return f"they run from {scene.uv.min():.3g} to {scene.uv.max():.3g}, outside of [0, 1]"
-    space = np.linalg.norm(area_vectors(scene.vertices, scene.faces), axis=1)
-    flat = np.pad(scene.uv, ((0, 0), (0, 1)))
-    lost = float(space[degenerate(flat, scene.faces)].sum() / space.sum())
-    if lost > LOST:
-        return f"{lost:.0%} of the surface has no place in the texture"
-    found = layout(scene.vertices, scene.faces, scene.uv, texture)
-    if found.overlap > SHARED:
-        return f"{found.overlap:.0%} of the texels belong to two places of the mesh"
-    return "" if found.coverage > 0 else "they have no area"
+def write_frames(
+    folder: Path, frames: Frames, sampled: Sequence[int], keys: Sequence[int], images: Tensor, frame: MeshFrame
+) -> None:
+    """Write cameras, depth, video and sheet of the sampled frames. Raises OSError."""
+    cameras, names = frames.cameras.select(sampled), [frames.names[n] for n in sampled]
+    cameras = replace(cameras, c2w=frame.poses_to_file(cameras.c2w.double()))
+    files = [f"frames/{name}.png" for name in names]
+    write_cameras(folder / CAMERAS_FILE, cameras, files, [frames.prompts[n] for n in sampled])
+    for name, n in zip(names, sampled, strict=True):
+        write_depth(folder / "depth" / f"{name}.png", frames.depth[n].numpy())
+    labels = [f"{frames.names[n]}{' key' if n in set(keys) else ''}" for n in sampled]
+    write_png(folder / "sheet.png", grid(enlarge_small(images), SHEET_COLUMNS, labels))
+    write_mp4(enlarge_small(images), folder / FILM, FPS)
+
+
+def texture_mesh(
+    task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Cameras, images: np.ndarray, notes: list[str]
+) -> dict[str, object]:
+    """Write the textured mesh and renders between the frames; return figures. Raises OSError, ConfigError."""
+    config: TextureConfig = task.config
+    with Count("texturing", 2 * len(cameras), task.quiet) as count:
+        made = texture_from_views(mesh, config.texture, cameras, images, SCENE_BLEND, on_view=lambda: count.add(1))
+    extras = {"prompt": config.prompt, "seed": config.seed, "triangles": len(mesh.faces)}
+    findings = write_glb(task, frame.for_file(mesh), made.texture, GLB, "scene", extras, scene=True)
+    notes += [finding.message for finding in findings]
+    walk = between(cameras)
+    renders = render(mesh, made.texture, walk.with_size(2 * walk.height, 2 * walk.width))
+    for n, image in enumerate(renders):
+        write_png(task.folder / "walk" / f"{n:02d}.png", image)
+    write_png(task.folder / "walk.png", grid(renders, 4))
+    figures = {"texels_seen": round(made.share, 4), "psnr_of_views": round(made.psnr, 2)}
+    return figures | {"triangles": len(mesh.faces), "findings": [asdict(finding) for finding in findings]}
+
+
+def between(cameras: Cameras) -> Cameras:
+    """Return ``WALK_VIEWS`` cameras at most, each half way between one of the cameras and the next."""
+    spread = np.linspace(0, len(cameras) - 2, min(WALK_VIEWS, len(cameras) - 1)).round().astype(int)
+    first = np.unique(spread).tolist()
+    at = cameras.select(first)
+    c2w = at.c2w.clone()
+    for k, n in enumerate(first):
+        pair = cameras.c2w[n : n + 2].double().numpy()
+        c2w[k, :3, :3] = torch.from_numpy(Rotation.from_matrix(pair[:, :3, :3]).mean().as_matrix())
+        c2w[k, :3, 3] = torch.from_numpy(pair[:, :3, 3].mean(0))
+    return replace(at, c2w=c2w)

@@ -10,7 +10,7 @@ from threedgen.config import Config, Scheduled
 from threedgen.config.errors import called
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, LearningConfig, RunConfig, TrainerConfig
-from threedgen.systems.panorama.options import check_ring
+from threedgen.systems.draw.options import check_ring
 
 Variant = Literal["panorama", "outpaint", "depth"]
 

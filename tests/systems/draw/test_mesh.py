@@ -1,0 +1,156 @@
+"""Meshes of objects and scenes from files: axes, units, normals, budget; and their texture coordinates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import trimesh
+
+from tests.support import box_room
+from tests.support.errors import refused
+from tests.support.nose_box import config, nose_box, write_mesh
+from threedgen.systems.draw.mesh import (
+    MeshFrame,
+    SourceMesh,
+    control_maps,
+    preview,
+    read_object,
+    read_source,
+    six_sides,
+    without_uv,
+)
+from threedgen.systems.texture.scene import size_warning
+from threedgen.systems.texture.sides import read_mesh
+from threedgen.systems.texture.uv import with_uv
+
+Y_UP = MeshFrame("+y", "+z")
+
+
+def test_read_source_applies_the_scene_graph_and_unit(tmp_path: Path) -> None:
+    expected = box_room.scene()
+    for scale in (1.0, 0.01):
+        found = read_source(box_room.write_glb(tmp_path / "room.glb", scale), MeshFrame("+y", "+z", scale))
+        centres = [np.sort(mesh.vertices[mesh.faces].mean(1).round(3), axis=0) for mesh in (found, expected)]
+        np.testing.assert_allclose(*centres, atol=2e-3)
+        assert len(found.vertices) <= len(expected.vertices)
+
+
+def test_poses_go_both_ways() -> None:
+    frame, c2w = MeshFrame("+y", "+z", 0.01), box_room.look(3, (4, 4)).c2w
+    torch.testing.assert_close(frame.poses_to_file(frame.poses_to_world(c2w)), c2w)
+    torch.testing.assert_close(Y_UP.poses_to_world(c2w)[:, :3, 3], c2w[:, [2, 0, 1], 3])
+
+
+def test_size_warning_is_for_other_units_than_metres() -> None:
+    room = box_room.scene()
+    assert size_warning(room) == []
+    assert "scale" in size_warning(SourceMesh(100 * room.vertices, room.faces))[0]
+
+
+@pytest.mark.parametrize("content", [b"", b"glTF\2\0\0\0", b"\0" * 100, b'{"asset": {"version": "2.0"}}'])
+@pytest.mark.parametrize("kind", ["glb", "ply", "obj", "stl"])
+def test_other_files_are_refused(tmp_path: Path, kind: str, content: bytes) -> None:
+    (tmp_path / f"a.{kind}").write_bytes(content)
+    with refused("mesh", f"a.{kind}"):
+        read_source(tmp_path / f"a.{kind}", MeshFrame())
+
+
+def test_meshes_without_area_or_with_nan_are_refused(tmp_path: Path) -> None:
+    points = np.array([[0, 0, 0], [1, 0, 0], [2, 0, 0.0]])
+    for value in (2.0, np.nan):
+        points[2, 0] = value
+        trimesh.Trimesh(points, [[0, 1, 2]], process=False).export(tmp_path / "bad.ply")
+        with refused("mesh", "bad.ply"):
+            read_source(tmp_path / "bad.ply", MeshFrame())
+
+
+@pytest.mark.parametrize(
+    ("name", "axes", "words"),
+    [
+        ("a.glb", [[0, 1, 0], [0, 0, 1], [1, 0, 0]], {}),
+        ("a.ply", [[0, 1, 0], [-1, 0, 0], [0, 0, 1]], {}),  # as Blender: front -y, up +z
+        ("a.obj", [[1, 0, 0], [0, 0, 1], [0, -1, 0]], {"front": "+x"}),
+        ("a.stl", [[-1, 0, 0], [0, 0, -1], [0, -1, 0]], {"front": "-x", "up": "-y"}),
+        ("a.ply", [[0, 0, 1], [1, 0, 0], [0, 1, 0]], {"front": "+y", "up": "+x"}),
+    ],
+)
+def test_objects_are_turned_and_normalised(
+    tmp_path: Path, name: str, axes: list[list[float]], words: dict[str, str]
+) -> None:
+    assert np.linalg.det(axes) == pytest.approx(1)
+    found = without_uv(read_object(config(write_mesh(tmp_path / name, axes=np.array(axes, float)), **words)))
+    expected = without_uv(read_object(config(write_mesh(tmp_path / "same.glb"))))
+    for end in (np.min, np.max):
+        np.testing.assert_allclose(end(found.vertices, 0), end(expected.vertices, 0), atol=1e-5)
+    outlines = [preview(mesh, 32) < 0.95 for mesh in (found, expected)]
+    assert (outlines[0] == outlines[1]).mean() > 0.99
+    np.testing.assert_allclose(np.abs(found.vertices).max(), 0.5, atol=1e-6)
+
+
+def test_front_along_the_up_axis_is_refused(tmp_path: Path) -> None:
+    with refused("front", "-y", "+z"):
+        read_object(config(write_mesh(tmp_path / "a.glb"), front="-y"))
+
+
+def test_objects_are_simplified_to_the_budget(tmp_path: Path) -> None:
+    found = read_object(config(write_mesh(tmp_path / "a.glb", trimesh.creation.icosphere(3, 0.5)), budget=400))
+    assert len(found.faces) <= 400 and "400" in found.notes[0]
+
+
+def test_edges_stay_as_sharp_as_in_the_file(tmp_path: Path) -> None:
+    """A box whose faces share no vertex is flat, one whose faces do is round, whatever its new charts are."""
+    box = trimesh.creation.box((1, 1, 1))
+    soup = trimesh.Trimesh(box.triangles.reshape(-1, 3), np.arange(36).reshape(-1, 3), process=False)
+    normals = [read_mesh(config(write_mesh(tmp_path / "a.ply", made, np.eye(3))))[1].normals for made in (soup, box)]
+    assert np.abs(normals[0]).max(1) == pytest.approx(1, abs=1e-3) and np.abs(normals[1]).max(1).min() < 0.8
+
+
+def test_control_maps_are_in_the_axes_of_the_adapter() -> None:
+    """In its world the front is -y: the front view's pixels have a small y, and normals towards it."""
+    mesh, _ = with_uv(SourceMesh(np.asarray(nose_box().vertices, np.float32), np.asarray(nose_box().faces)), 64)
+    maps = control_maps(mesh, six_sides(64)).permute(0, 2, 3, 1).numpy()
+    assert maps.shape == (6, 64, 64, 6) and (maps[:, 0, 0] == 0.5).all() and maps.min() >= 0 and maps.max() <= 1
+    middle = maps[:, 28, 32]  # a little above the middle
+    assert middle[0, 1] < 0.05 and middle[2, 1] == pytest.approx(1.0, abs=0.05)  # nose at -0.5, back at +0.5
+    assert middle[1, 0] == pytest.approx(0.75, abs=0.01) and middle[3, 0] == pytest.approx(0.25, abs=0.01)
+    assert middle[4, 2] > 0.65 and middle[5, 2] < 0.35
+    assert middle[0, 4] < 0.5 and middle[1, 3] > 0.5 and middle[4, 5] > 0.5
+    column = maps[0, 32, :, 0]
+    inside = column[column != 0.5]
+    pixel = 1.1 / 64  # x grows to the right of the front view
+    np.testing.assert_allclose(np.diff(inside)[np.abs(inside[1:] - 0.5) > 0.02], pixel, atol=pixel * 0.02)
+
+
+def test_own_uv_are_used_unless_two_places_share_one() -> None:
+    room = box_room.scene()
+    mesh, how = with_uv(room, 256)
+    assert how.startswith("new texture coordinates")
+    again, how = with_uv(SourceMesh(mesh.vertices, mesh.faces, mesh.uv), 256)
+    assert how == "the mesh's own texture coordinates" and np.array_equal(again.uv, mesh.uv)
+    vertices, faces = np.concatenate([mesh.vertices, mesh.vertices + 9]), mesh.faces
+    twice = SourceMesh(
+        vertices, np.concatenate([faces, faces + len(mesh.vertices)]), np.concatenate([mesh.uv, mesh.uv])
+    )
+    assert "two places" in with_uv(twice, 256)[1]
+    with refused("uv", "unwrap"):
+        with_uv(twice, 256, "own")
+    with refused("uv", "[0, 1]"):
+        with_uv(SourceMesh(mesh.vertices, mesh.faces, mesh.uv * 3), 256, "own")
+
+
+@pytest.mark.parametrize("fault", ["none", "zero", "overlapping", "nan", "half"])
+def test_unusable_uv_are_replaced(tmp_path: Path, fault: str) -> None:
+    _, mesh, _ = read_mesh(config(write_mesh(tmp_path / "a.glb")))
+    uv = mesh.uv.astype(np.float64).copy()
+    values: dict[str, Any] = {"zero": 0.3, "overlapping": uv % 0.3, "nan": np.nan}
+    uv[:] = values.get(fault, uv)
+    if fault == "half":
+        uv[np.unique(mesh.faces[:6])] = 0.1
+    made = trimesh.Trimesh(mesh.vertices, mesh.faces, process=False, visual=trimesh.visual.TextureVisuals(uv=uv))
+    _, found, notes = read_mesh(config(write_mesh(tmp_path / "b.obj", made)))
+    assert any("new texture coordinates" in note for note in notes) is (fault != "none"), notes
+    assert found.uv.min() >= 0 and len(found.faces) == len(mesh.faces)

@@ -1,0 +1,94 @@
+"""The task "sample" with rig.name=orbit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.support import command
+from tests.support.task_server import prior_folder, write_config
+from threedgen.config.errors import DiskFull
+from threedgen.systems.draw import task
+
+SAMPLE = {"task": "sample", "threads": 1, "rig": {"n_view": 2}, "steps": 2}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with sample.yaml in it."""
+    monkeypatch.chdir(tmp_path)
+    write_config(tmp_path / "sample.yaml", SAMPLE, prior={"weights": str(prior_folder()), "dtype": "fp32"})
+    return tmp_path
+
+
+def ask(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    return command.ask(capsys, "--config", "sample.yaml", *words)
+
+
+def test_sample_writes_one_row_per_sample(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = ask(capsys, "prompt=a red dog", "samples=3", "out=run")
+    assert code == 0 and out.splitlines()[-1] == str(Path("run", "views.png"))
+    with Image.open("run/views.png") as image:
+        assert image.size == (2 * 16 + 3 * 2, 3 * 16 + 4 * 2)
+        rows = [image.crop((2, 2 + 18 * k, 36, 18 + 18 * k)).tobytes() for k in range(3)]
+    assert len(set(rows)) == 3
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert summary["task"] == "sample" and summary["notes"] == []
+    assert ask(capsys, "prompt=a red dog", "rig.n_view=0", "out=single", "-q")[:2] == (0, "single/views.png\n")
+    with Image.open("single/views.png") as image:
+        assert image.size == (16 + 2 * 2,) * 2
+
+
+def test_sample_depends_on_seed_prompts_and_cameras(capsys: pytest.CaptureFixture[str]) -> None:
+    images = {}
+    for name, words in {
+        "one": ["seed=1"],
+        "again": ["seed=1"],
+        "other": ["seed=2"],
+        "negative": ["seed=1", "negative_prompt=a green cat"],
+        "turned": ["seed=1", "rig.azimuth=90"],
+        "suffix": ["seed=1", "suffix=, 3d asset"],
+        "said": ["seed=1", "prompt=a red dog, 3d asset", "suffix=, 3d asset"],
+    }.items():
+        assert ask(capsys, "prompt=a red dog", f"out={name}", *words)[0] == 0
+        images[name] = Path(name, "views.png").read_bytes()
+    assert images["one"] == images["again"] and images["suffix"] == images["said"]
+    assert len(set(images.values())) == 5
+
+
+def test_unknown_words_are_in_the_summary(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    assert ask(capsys, "prompt=a red dgo", "prompt_check=off", "out=run", "-q")[0] == 0
+    (note,) = json.loads(Path("run/summary.json").read_text())["notes"]
+    assert note in caplog.text and "'dgo'" in note and "dog" in note
+
+
+def test_full_disk_is_an_error(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(task, "write_png", full)
+    code, _, err = ask(capsys, "prompt=a red dog", "out=run")
+    assert code == DiskFull.exit_code and err.count("\n") == 1 and "No space left on device" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["prior.name=stable-diffusion"], ("rig.n_view", "2", "samples=4")),
+        (["prior.name=mvadapter"], ("prior.name", "mvadapter", "orbit", "mvdream")),
+        (["image=dog.png"], ("image", "orbit")),
+        (["mesh=dog.glb"], ("mesh", "orbit")),
+        (["synchronise=2"], ("synchronise", "orbit")),
+        (["prompt="], ("prompt: ",)),
+    ],
+)
+def test_unusable_options_are_refused(
+    capsys: pytest.CaptureFixture[str], words: list[str], values: tuple[str, ...]
+) -> None:
+    words = [f"prompt={'' if words == ['prompt='] else 'a red dog'}", *(w for w in words if w != "prompt=")]
+    code, _, err = ask(capsys, *words, "out=run")
+    assert code == 2 and all(value in err for value in values), err

@@ -1,0 +1,216 @@
+"""The task "sample" with rig.name=panorama, by tiny models."""
+
+from __future__ import annotations
+
+import json
+import signal
+from math import pi, radians
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.functional import pad
+
+from tests.geometry.test_panorama import colours, photograph
+from tests.support import command
+from tests.support.task_server import write_config
+from tests.support.tiny_mvdiffusion import tiny_prior_config
+from threedgen.config.errors import DiskFull
+from threedgen.evaluation.views.folder import FolderScenes
+from threedgen.geometry.cameras_file import read_cameras
+from threedgen.geometry.images import to_uint8
+from threedgen.geometry.panorama import intrinsics, ring
+from threedgen.geometry.warp import pixel_grid
+from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.run.arrays import Array
+from threedgen.systems.draw import panorama
+
+RIG = {"name": "panorama", "size": 16, "height": 32, "film": {"frames": 3, "height": 16, "width": 20}}
+TINY = {"task": "sample", "threads": 1, "steps": 2, "rig": RIG}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with configs for text, for an image and for depth, and an image of 40 x 20."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("panorama", "outpaint", "depth"):
+        write_config(tmp_path / f"{name}.yaml", TINY, prior=tiny_prior_config(name))
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[..., 0] = np.linspace(0, 250, 40)
+    Image.fromarray(pixels).save("photo.png")
+    return tmp_path
+
+
+def ask(capsys: pytest.CaptureFixture[str], config: str, *words: str) -> tuple[int, str, str]:
+    return command.ask(capsys, "--config", f"{config}.yaml", *words)
+
+
+def pixels(path: str) -> Array:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def views(run: str) -> list[Array]:
+    return [pixels(f"{run}/views/{n}.png") for n in range(8)]
+
+
+def test_panorama_files(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = ask(capsys, "panorama", "prompt=a red house", "out=run")
+    assert code == 0 and out.splitlines()[-1] == str(Path("run", "panorama.png")) and "denoising: 2/2" in err
+    assert {view.shape for view in views("run")} == {(16, 16, 3)}
+    assert len({view.tobytes() for view in views("run")}) == 8
+    found = read_cameras(Path("run/cameras.json"), "")
+    assert found.files == tuple(f"views/{n}.png" for n in range(8)) and set(found.prompts) == {"a red house"}
+    assert found.cameras.K[7, 0].tolist() == pytest.approx([8, 0, 8]) and not found.cameras.position.any()
+    assert found.cameras.c2w[2, :3, 2].tolist() == pytest.approx([0, 1, 0], abs=1e-6)  # the third looks to the right
+    scene = FolderScenes(Path("run"), depth=False, captions=True).scene(0)
+    assert scene.captions == found.prompts and np.array_equal(to_uint8(scene.views.images[3]), views("run")[3])
+    height, width = pixels("run/panorama.png").shape[:2]
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert width == 64 and summary["height_in_degrees"] == pytest.approx(360 * height / width) and height < 32
+    assert iio.imread("run/panorama.mp4").shape == (3, 16, 20, 3)
+    page = Path("run/panorama.html").read_text()
+    assert "a red house" in page and "data:image/png;base64," in page and "://" not in page
+    assert summary["status"] == "finished" and summary["prompts"] == ["a red house"] * 8 and not summary["given_share"]
+    code, _, err = ask(capsys, "panorama", "prompt=a red house", "out=run")
+    assert code == 0 and "denoising" not in err
+
+
+def test_one_prompt_per_view(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [f"a {colour} {noun}" for noun in ("dog", "cat") for colour in ("red", "blue", "green", "the")]
+    Path("lines.txt").write_text("\n".join(["", *lines, ""]), encoding="utf-8-sig")
+    assert ask(capsys, "panorama", "prompts=lines.txt", "prefix=the house. ", "out=lines")[0] == 0
+    assert json.loads(Path("lines/summary.json").read_text())["prompts"] == [f"the house. {line}" for line in lines]
+    assert ask(capsys, "panorama", f"prompt={lines[0]}", "prefix=the house. ", "out=one")[0] == 0
+    assert (views("lines")[0] != views("one")[0]).any()  # its neighbours differ
+    assert ask(capsys, "panorama", "prompts=lines.txt", "prefix=the house. ", "synchronise=1", "out=sync")[0] == 0
+    assert any((a != b).any() for a, b in zip(views("sync"), views("lines"), strict=True))
+    Path("lines.txt").write_text("\n".join(lines[::-1]))
+    code, _, err = ask(capsys, "panorama", "prompts=lines.txt", "prefix=the house. ", "out=lines")
+    assert code == 2 and "another config" in err  # the lines count, not the name of their file
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ([], ("prompt: ", "prompt=")),
+        (["prompts=short.txt"], ("prompts: ", "7", "8", "prompt=")),
+        (["prompts=short.txt", "prompt=a dog"], ("prompts: ", "prompt=")),
+        (["prompts=empty.txt"], ("prompts: ", "empty.txt")),
+        (["prompts=none.txt"], ("prompts: ", "none.txt")),
+        (["prompts=photo.png"], ("prompts: ", "photo.png")),
+        (["prompt=a dog", "rig.views=1"], ("rig.views", "2")),
+        (["prompt=a dog", "rig.views=4"], ("views 4", "views=5")),
+        (["prompt=a dog", "rig.views=3", "rig.fov=120"], ("views 3", "views=4")),
+        (["prompt=a dog", "rig.size=18"], ("rig.size: ", "4", "16", "20", "18 x 18")),
+        (["prompt=a dog", "image=photo.png"], ("rig.image_fov: ", "67")),
+        (["prompt=a dog", "rig.image_fov=67"], ("rig.image_fov: ", "image=")),
+        (["prompt=a dog", "image=gone.png", "rig.image_fov=67"], ("image: ", "'gone.png'")),
+        (["prompt=a dog", "image=short.txt", "rig.image_fov=67"], ("image: ", "short.txt")),
+        (["prompt=a dog", "image=photo.png", "rig.image_fov=200"], ("rig.image_fov", "150")),
+        (["prompt=a dog", "image=photo.png", "rig.image_fov=67"], ("image: ", "outpaint")),
+        (["prompt=a dog", "rig.mask=author"], ("rig.mask", "code", "paper")),
+    ],
+)
+def test_bad_input_is_one_sentence(
+    capsys: pytest.CaptureFixture[str], words: list[str], values: tuple[str, ...]
+) -> None:
+    Path("short.txt").write_text("a dog\n" * 7)
+    Path("empty.txt").write_text("\n")
+    code, _, err = ask(capsys, "panorama", *words, "out=run")
+    assert code == 2 and err.count("\n") == 1 and all(value in err for value in values), err
+
+
+def test_depth_models_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = ask(capsys, "depth", "prompt=a dog", "out=run")
+    assert code == 2 and err.startswith("prior.weights: ") and "mvdiffusion-pano-toybox" in err
+
+
+def test_dry_run_names_unknown_words(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("lines.txt").write_text("a zzgrblx\n" + "a red hoouse\n" * 7)
+    code, out, _ = ask(capsys, "panorama", "prompts=lines.txt", "--dry-run", "threads=1")
+    assert code == 0 and not Path("outputs").exists()
+    assert "note: this prior does not know 'zzgrblx', 'hoouse' (nearest: house)" in out
+
+
+def test_panorama_around_an_image(capsys: pytest.CaptureFixture[str]) -> None:
+    found = {}
+    for name, words in {
+        "code": ["image=photo.png", "rig.image_fov=60"],
+        "paper": ["image=photo.png", "rig.image_fov=60", "rig.mask=paper"],
+        "wide": ["image=photo.png", "rig.image_fov=120"],
+        "nothing": [],
+    }.items():
+        assert ask(capsys, "outpaint", "prompt=a red house", f"out={name}", *words)[0] == 0
+        found[name] = b"".join(view.tobytes() for view in views(name))
+    assert len(set(found.values())) == 4
+    assert [path.name for path in Path("code/given").iterdir()] == ["0.png"]
+    given = pixels("code/given/0.png")
+    mask = given[..., 3] == 255
+    assert mask.any(0).sum() == 8 and mask.any(1).sum() == 4  # whole pixels of 9.2 x 4.6 (16 tan 30)
+    assert (np.diff(given[8, mask[8], 0].astype(int)) > 0).all() and given[8, mask[8], 1].max() == 0
+    assert sorted(path.name for path in Path("wide/given").iterdir()) == ["0.png", "1.png", "2.png", "6.png", "7.png"]
+    assert not Path("nothing/given").exists()
+    assert [len(json.loads(Path(f"{name}/summary.json").read_text())["notes"]) for name in ("nothing", "code")] == [
+        1,
+        0,
+    ]
+
+
+def test_ctrl_c_stops_between_two_steps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, real = [], MVDiffusion.denoise_views
+
+    def pressed(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            signal.raise_signal(signal.SIGINT)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(MVDiffusion, "denoise_views", pressed)
+    code, out, _ = ask(capsys, "panorama", "prompt=a dog", "out=run")
+    step = 2  # with the prompt and without
+    assert code == 130 and len(calls) == step and not Path("run/views.safetensors").exists()
+    assert "panorama.png" not in out
+    assert ask(capsys, "panorama", "prompt=a dog", "out=run")[0] == 0 and len(calls) == 3 * step
+
+
+def test_resumed_run_keeps_its_views(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(panorama, "write_mp4", full)
+        code, _, err = ask(capsys, "panorama", "prompt=a dog", "out=run")
+    assert code == DiskFull.exit_code and "No space left on device" in err and not Path("run/summary.json").exists()
+    monkeypatch.setattr(MVDiffusion, "sample_views", None)
+    assert ask(capsys, "panorama", "prompt=a dog", "out=run")[0] == 0
+    assert Path("run/panorama.html").exists()
+
+
+@pytest.mark.parametrize(("fov", "height", "width"), [(67, 30, 40), (90, 200, 150), (110, 90, 160), (30, 300, 400)])
+def test_warp_image_matches_what_the_views_see(fov: float, height: int, width: int) -> None:
+    size, R = 64, ring(8)
+    rays = pad(pixel_grid(height, width), (0, 1), value=1.0)
+    image = colours(rays @ torch.linalg.inv(intrinsics(radians(fov), height, width)).T).float()
+    found, mask = panorama.warp_image(image, radians(fov), intrinsics(pi / 2, size, size), R, size)
+    expected = photograph(R, size).permute(0, 2, 3, 1)
+    assert (found - expected)[mask].abs().max() < 0.02 and not found[~mask].any()
+    half = np.tan(radians(fov / 2))
+    sides = [min(1.0, half), min(1.0, half * height / width)]
+    assert mask[0].double().mean() == pytest.approx(sides[0] * sides[1], abs=0.05)
+    assert mask[1:].any() == (fov > 90)
+    assert torch.equal(mask[1].flip(-1), mask[7]) and not mask[4].any()
+
+
+def test_read_image_is_upright(tmp_path: Path) -> None:
+    values = np.zeros((10, 20, 3), np.uint8)
+    values[:, :10] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned by a quarter: its left side is up
+    Image.fromarray(values).save(tmp_path / "held.png", exif=exif)
+    found = panorama.read_image(str(tmp_path / "held.png"))
+    assert found.shape == (20, 10, 3) and found[:10].min() == 1 and found[10:].max() == 0

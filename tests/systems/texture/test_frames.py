@@ -1,0 +1,176 @@
+"""Frames of a scene: cameras of a file, of a ScanNet folder, or found in the room; key frames."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.support import box_room
+from tests.support.errors import refused
+from threedgen.geometry.overlap import key_frames
+from threedgen.geometry.poses import opencv_axes, world_to_camera
+from threedgen.systems.draw.mesh import MeshFrame, SourceMesh
+from threedgen.systems.texture.auto_path import auto_path, interior
+from threedgen.systems.texture.frames import Frames, check_overlap, choose_keys, depth_of_mesh, read_frames, read_path
+from threedgen.systems.texture.options import PathConfig, TextureConfig
+
+LARGE, SIZE, COUNT = (48, 64), (24, 32), 10
+
+
+def rig(**values: Any) -> PathConfig:
+    return PathConfig.model_validate({"height": SIZE[0], "width": SIZE[1], **values})
+
+
+def read_scan(folder: Path, prompt: str = "", **values: Any) -> tuple[Frames, list[str]]:
+    made = rig(**{"scannet": str(folder), "every": 1} | values)
+    prior = {"name": "mvdiffusion"}
+    config = TextureConfig.model_validate({"task": "texture", "prior": prior, "rig": made, "prompt": prompt})
+    return read_frames(config, made, None, MeshFrame())
+
+
+def frames(count: int = 24) -> Frames:
+    at = box_room.look(count, SIZE)
+    return Frames(at, depth_of_mesh(box_room.scene(), at), ("a",) * count, tuple(map(str, range(count))))
+
+
+@pytest.fixture
+def scan(tmp_path: Path) -> Path:
+    """A folder in ScanNet's layout, made of the room."""
+    at = box_room.look(48, LARGE).select(range(COUNT))
+    depth = depth_of_mesh(box_room.scene(), at)
+    for name in ("depth", "pose", "intrinsic", "prompt"):
+        (tmp_path / name).mkdir(parents=True)
+    K = np.eye(4)
+    K[:3, :3] = at.K[0].numpy()
+    K[:2, 2] -= 0.5
+    np.savetxt(tmp_path / "intrinsic" / "intrinsic_depth.txt", K)
+    for n in range(COUNT):
+        Image.fromarray(np.round(1000 * depth[n].numpy()).astype(np.uint16)).save(tmp_path / "depth" / f"{n}.png")
+        np.savetxt(tmp_path / "pose" / f"{n}.txt", opencv_axes(at.c2w[n]).numpy())
+        (tmp_path / "prompt" / f"{n}.txt").write_text(f"a room {n}\nmore\n")
+    return tmp_path
+
+
+def test_read_path_inverts_write_cameras(tmp_path: Path) -> None:
+    at = box_room.look(5, SIZE)
+    for frame in (MeshFrame(), MeshFrame("+y", "+z", 0.01)):
+        box_room.write_path(tmp_path / "path.json", at, frame)
+        found = read_path(rig(file=str(tmp_path / "path.json")), frame)
+        torch.testing.assert_close(found.c2w, at.c2w, atol=1e-5, rtol=0)
+        torch.testing.assert_close(found.K, at.K)
+
+
+def test_read_path_takes_other_axes_and_inverse_poses(tmp_path: Path) -> None:
+    at, path = box_room.look(3, SIZE), tmp_path / "path.json"
+    path.write_text(json.dumps({"axes": "opencv", "fov": 70, "c2w": opencv_axes(at.c2w).tolist()}))
+    found = read_path(rig(file=str(path)), MeshFrame())
+    torch.testing.assert_close(found.c2w, at.c2w)
+    torch.testing.assert_close(found.K, at.K)
+    path.write_text(json.dumps({"axes": "opengl", "fov": 70, "c2w": world_to_camera(at.c2w).tolist()}))
+    torch.testing.assert_close(read_path(rig(file=str(path), poses="w2c"), MeshFrame()).c2w, at.c2w)
+
+
+def test_auto_path_stands_in_the_free_interior() -> None:
+    room = box_room.scene()
+    middle, free = interior(room)
+    assert (np.abs(middle[:2]) < box_room.SIZE[:2] / 2).all() and 0.8 < middle[2] < 1.8 and free > 0.7
+    at = auto_path(room, rig(frames=12))
+    assert bool((depth_of_mesh(room, at) > 0.1).all())  # walls on all sides, nowhere through one
+    floor = SourceMesh(np.array([[0, 0, 0], [5, 0, 0], [0, 5, 0]], np.float32), np.array([[0, 1, 2]]))
+    with refused("rig.file", "rig.file=FILE"):
+        interior(floor)
+
+
+def test_choose_keys_ends_with_the_last_frame() -> None:
+    taken = frames(48)
+    keys = choose_keys(taken, 0.65)
+    assert keys[:-1] == key_frames(taken.depth, taken.cameras, 0.65) and keys[-1] == 47 and 8 < len(keys) < 24
+    assert check_overlap(taken, keys, 0.3, "rig.file") == []
+
+
+def test_check_overlap_notes_or_refuses_gaps() -> None:
+    with refused("rig.file", "30%"):
+        check_overlap(frames(3), [0, 1, 2], 0.3, "rig.file")
+    (note,) = check_overlap(frames(24), [0, 1, 12, 13], 0.3, "rig.file")
+    assert "1 of 3" in note and "1 and 12" in note
+
+
+def test_scannet_frames_are_those_of_the_room(scan: Path) -> None:
+    found, notes = read_scan(scan)
+    assert not notes and found.keys is None and found.names == tuple(map(str, range(COUNT)))
+    assert found.prompts[3] == "a room 3"
+    at = box_room.look(48, LARGE).select(range(COUNT)).with_size(*SIZE)
+    torch.testing.assert_close(found.cameras.c2w, at.c2w)
+    torch.testing.assert_close(found.cameras.K, at.K)
+    off = (found.depth - depth_of_mesh(box_room.scene(), at)).abs()
+    assert float(off.median()) < 0.05
+
+
+def test_scannet_frame_step_and_key_frames(scan: Path) -> None:
+    assert read_scan(scan, every=3)[0].names == ("0", "3", "6", "9")
+    (scan / "key_frame_0.6.txt").write_text("0\n4\n9\n")
+    found, _ = read_scan(scan, every=3, prompt="a red room")
+    assert found.names == ("0", "3", "4", "6", "9") and found.keys == (0, 2, 4)
+    assert set(found.prompts) == {"a red room"}
+    (scan / "key_frame_0.6.txt").write_text("0\n99\n")
+    with refused("rig.scannet", 99):
+        read_scan(scan)
+
+
+def test_frames_without_pose_or_depth_are_left_out(scan: Path) -> None:
+    np.savetxt(scan / "pose" / "2.txt", np.full((4, 4), -np.inf))
+    (scan / "pose" / "5.txt").unlink()
+    (scan / "depth" / "9.png").unlink()
+    Image.fromarray(np.zeros(LARGE, np.uint16)).save(scan / "depth" / "7.png")
+    found, notes = read_scan(scan)
+    assert found.names == ("0", "1", "3", "4", "6", "8")
+    assert all(part in note for part, note in zip(("1 of 10", "2 of 9", ": 7"), notes, strict=True))
+
+
+def test_inverted_poses_are_refused(scan: Path) -> None:
+    for path in (scan / "pose").iterdir():
+        np.savetxt(path, np.linalg.inv(np.loadtxt(path)))
+    for every in (1, 3):  # slowly and fast
+        with refused("rig.scannet", "poses=w2c"):
+            read_scan(scan, every=every)
+    moved, _ = read_scan(scan, poses="w2c")
+    torch.testing.assert_close(moved.cameras.c2w, box_room.look(48, LARGE).c2w[:COUNT], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "key", "value"),
+    [
+        ("depth/3.png", b"no", "rig.scannet", "3.png"),
+        ("pose/3.txt", b"1 2 3", "rig.scannet", 16),
+        ("pose/3.txt", b"2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1", "rig.scannet", "3.txt"),
+        ("intrinsic/intrinsic_depth.txt", None, "rig.scannet", "intrinsic_depth.txt"),
+        ("intrinsic/intrinsic_depth.txt", b"0 " * 16, "rig.scannet", "intrinsics"),
+        ("prompt/3.txt", None, "prompt", "prompt=TEXT"),
+    ],
+)
+def test_damaged_scannet_files_are_refused(
+    scan: Path, name: str, content: bytes | None, key: str, value: object
+) -> None:
+    (scan / name).unlink()
+    if content is not None:
+        (scan / name).write_bytes(content)
+    with refused(key, value):
+        read_scan(scan)
+
+
+def test_depth_of_another_kind_or_shape_is_refused(scan: Path) -> None:
+    with refused("rig.width", 32, 48):
+        read_scan(scan, width=48)
+    Image.fromarray(np.zeros(LARGE, np.uint8)).save(scan / "depth" / "3.png")
+    with refused("rig.scannet", "16-bit"):
+        read_scan(scan)
+    for path in (scan / "depth").iterdir():
+        Image.fromarray(np.zeros(LARGE, np.uint16)).save(path)
+    with refused("rig.scannet", "0 of 10", "depth"):
+        read_scan(scan)

@@ -1,1 +1,0 @@
-"""Views of a thing straight from MV-Adapter."""

@@ -1,0 +1,1 @@
+"""Samples of every prior: views of an object, panoramas."""

@@ -1,0 +1,218 @@
+"""Triangle meshes of objects and scenes from files, in the world (z up), and back to the coordinates of the file."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.shape.mesh import vertex_normals
+from threedgen.export.shape.simplify import simplify
+from threedgen.export.shape.topology import area_vectors, compact, degenerate, weld
+from threedgen.export.surface.tangents import vertex_tangents
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.mesh_file import read_submeshes
+from threedgen.geometry.raster import box_downsample, interpolate, rasterise_views, unit
+from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, HALF, geometry_maps, views
+from threedgen.run.arrays import Array
+
+from .options import SamplingConfig
+
+logger = logging.getLogger(__name__)
+
+SIDES = ("front", "right", "back", "left", "top", "bottom")
+MAX_COORDINATE = 1e7
+"""Largest coordinate in metres."""
+MIN_NORMAL_COSINE = 0.5
+"""Smallest cosine between a normal of the file and its face; others are replaced."""
+
+
+def axis_vector(name: str) -> Array:
+    """Return the unit vector (3,) of an axis such as +x or -y."""
+    return np.eye(3)["xyz".index(name[-1])] * (-1 if name[0] == "-" else 1)
+
+
+@dataclass(frozen=True)
+class MeshFrame:
+    """Transform from the axes and unit of a mesh file to the world: zoom * (scale * R p - centre).
+
+    Attributes:
+        up, front: axes of the file, such as +y, that become +z and +x.
+        scale: metres per unit of the file.
+        centre, zoom: normalisation of an object; a scene keeps its place and size.
+    """
+
+    up: str = "+z"
+    front: str = "+x"
+    scale: float = 1.0
+    centre: tuple[float, ...] = (0.0, 0.0, 0.0)
+    zoom: float = 1.0
+
+    @classmethod
+    def of(cls, config: SamplingConfig, scale: float = 1.0) -> MeshFrame:
+        """Resolve the options ``up`` and ``front``. Raises ConfigError if they are parallel."""
+        y_up = config.mesh is not None and Path(config.mesh).suffix.lower() in (".glb", ".gltf", ".obj")
+        up = config.up if config.up != "auto" else "+y" if y_up else "+z"
+        usual = "+z" if up[-1] != "z" else "-y" if config.of_object else "+x"
+        front = usual if config.front == "auto" else config.front
+        if front[-1] == up[-1]:
+            raise ConfigError(f"is parallel to the up axis {up}; try {usual}", "front", front)
+        return cls(up, front, scale)
+
+    @property
+    def rotation(self) -> Array:
+        """Rotation (3, 3) from file to world axes."""
+        front, up = axis_vector(self.front), axis_vector(self.up)
+        return np.stack([front, np.cross(up, front), up])
+
+    def for_file(self, mesh: TexturedMesh) -> TexturedMesh:
+        """Return the mesh at its place and size in the file, with world axes, which writers of files convert."""
+        points = mesh.vertices.astype(np.float64) / self.zoom + self.centre
+        return replace(mesh, vertices=(points / self.scale).astype(np.float32))
+
+    def poses_to_world(self, c2w: Tensor) -> Tensor:
+        """Transform poses (N, 4, 4) of a scene from file to world coordinates."""
+        moved = c2w.clone()
+        moved[:, :3] = torch.from_numpy(self.rotation).to(c2w) @ c2w[:, :3]
+        moved[:, :3, 3] *= self.scale
+        return moved
+
+    def poses_to_file(self, c2w: Tensor) -> Tensor:
+        """Invert ``poses_to_world``."""
+        moved = c2w.clone()
+        moved[:, :3] = torch.from_numpy(self.rotation.T.copy()).to(c2w) @ c2w[:, :3]
+        moved[:, :3, 3] /= self.scale
+        return moved
+
+
+@dataclass(frozen=True)
+class SourceMesh:
+    """Triangles of all parts of a file, open or closed, in world coordinates.
+
+    Attributes:
+        vertices, faces: (V, 3) float32, (F, 3).
+        uv: (V, 2), v upwards, if all parts have texture coordinates.
+        normals: (V, 3), unit, of the file.
+        notes: changes of the mesh that the user should know.
+    """
+
+    vertices: Array
+    faces: Array
+    uv: Array | None = None
+    normals: Array | None = None
+    frame: MeshFrame = MeshFrame()
+    notes: tuple[str, ...] = ()
+
+
+def read_source(path: Path, frame: MeshFrame) -> SourceMesh:
+    """Read the triangles of all parts of a file at their places in its scene graph. Raises ConfigError."""
+    parts = read_submeshes(path, _part, "mesh")
+    if not parts:
+        raise ConfigError(f"{path} has no triangles", "mesh")
+    points, normals, faces, uv = zip(*parts, strict=True)
+    first = np.cumsum([0, *map(len, points[:-1])])
+    triangles = np.concatenate([part + offset for part, offset in zip(faces, first, strict=True)])
+    vertices = (frame.scale * np.concatenate(points) @ frame.rotation.T).astype(np.float32)
+    if triangles.min() < 0 or triangles.max() >= len(vertices) or not np.isfinite(vertices).all():
+        raise ConfigError(f"{path} has coordinates that are not finite, or faces without corners", "mesh")
+    if (largest := float(np.abs(vertices).max())) > MAX_COORDINATE:
+        raise ConfigError(f"{path} has coordinates of {largest:.3g} m; the maximum is {MAX_COORDINATE:.3g}", "mesh")
+    keep = ~degenerate(vertices, triangles)
+    if not keep.any():
+        raise ConfigError(f"{path} has no triangle with an area", "mesh")
+    vertices, triangles, used = compact(vertices, triangles[keep])
+    directions = unit(np.concatenate(normals)[used] @ frame.rotation.T).astype(np.float32)
+    has_uv = all(part is not None for part in uv)
+    return SourceMesh(vertices, triangles, np.concatenate(uv)[used] if has_uv else None, directions, frame)
+
+
+def _part(part: Any, matrix: Array) -> tuple[Array, Array, Array, Array | None]:
+    """Return vertices, normals, faces and texture coordinates of a part of a trimesh scene."""
+    points, uv = np.asarray(part.vertices, np.float64), getattr(part.visual, "uv", None)
+    mirrored = np.linalg.det(matrix[:3, :3]) < 0
+    faces = np.asarray(part.faces, np.int64)[:, :: -1 if mirrored else 1]
+    normals = np.asarray(part.vertex_normals, np.float64) @ np.linalg.pinv(matrix[:3, :3])
+    if uv is not None:
+        uv = np.asarray(uv, np.float64)
+        uv = np.where((uv > -1e-4) & (uv < 1 + 1e-4), uv.clip(0, 1), uv).astype(np.float32)
+        uv = uv if uv.shape == (len(points), 2) else None
+    return points @ matrix[:3, :3].T + matrix[:3, 3], normals, faces, uv
+
+
+def read_object(config: SamplingConfig) -> SourceMesh:
+    """Read the mesh of an object, centred, with ``HALF`` as its largest coordinate, simplified to the budget.
+
+    Raises ConfigError.
+    """
+    source, notes = read_source(Path(str(config.mesh)).expanduser(), MeshFrame.of(config)), list[str]()
+    low, high = source.vertices.min(0).astype(np.float64), source.vertices.max(0).astype(np.float64)
+    centre, zoom = (low + high) / 2, HALF / max(float((high - low).max()) / 2, 1e-30)
+    points, faces = ((source.vertices.astype(np.float64) - centre) * zoom).astype(np.float32), source.faces
+    source = replace(source, vertices=points)
+    if len(faces) > config.budget:
+        notes.append(f"{len(faces):,} triangles were simplified to {config.budget:,} (budget)")
+        logger.warning("%s", notes[0])
+        welded, faces, _ = weld(points, faces)
+        source = SourceMesh(*simplify(welded, faces, config.budget))
+    return replace(source, frame=replace(MeshFrame.of(config), centre=tuple(centre), zoom=zoom), notes=tuple(notes))
+
+
+def without_uv(source: SourceMesh) -> TexturedMesh:
+    """Return the mesh with normals, and zeros as texture coordinates."""
+    vertices, faces, _ = weld(source.vertices, source.faces)
+    normals, uv = vertex_normals(vertices, faces), np.zeros((len(vertices), 2), np.float32)
+    mesh = TexturedMesh(vertices, faces, normals, uv, vertex_tangents(vertices, faces, normals, uv))
+    return with_file_normals(mesh, source)
+
+
+def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
+    """Return the mesh with the normals of ``source``, which has the same triangles in the same order.
+
+    Corners with different normals are split. Normals that contradict their face are not used.
+    """
+    if source.normals is None:
+        return mesh
+    face_normals = area_vectors(mesh.vertices, mesh.faces)[:, None]
+    from_file, smooth = source.normals[source.faces], mesh.normals[mesh.faces]
+    consistent = (from_file * face_normals).sum(-1) > MIN_NORMAL_COSINE * np.linalg.norm(face_normals, axis=-1)
+    corners = np.where(consistent[..., None], from_file, smooth).reshape(-1, 3)
+    key = np.column_stack([mesh.faces.reshape(-1), np.round(1000 * corners).astype(np.int64)])
+    _, first, index = np.unique(key, axis=0, return_index=True, return_inverse=True)
+    old = mesh.faces.reshape(-1)[first]
+    faces, normals = index.reshape(-1, 3).astype(np.int32), corners[first].astype(np.float32)
+    vertices, uv = mesh.vertices[old], mesh.uv[old]
+    return TexturedMesh(vertices, faces, normals, uv, vertex_tangents(vertices, faces, normals, uv))
+
+
+def six_sides(size: int) -> Cameras:
+    """Return the orthographic cameras of MV-Adapter for ``SIDES``; in the top view the front is upwards."""
+    return views(GEOMETRY_VIEWS, size, size)
+
+
+def control_maps(mesh: TexturedMesh, cameras: Cameras) -> Tensor:
+    """Render the positions and normals that condition MV-Adapter: (V, 6, H, W) in [0, 1]."""
+    buffers = rasterise_views(mesh.vertices, mesh.faces, cameras)
+    points, normals = (interpolate(part, mesh.faces, buffers) for part in (mesh.vertices, mesh.normals))
+    return geometry_maps(torch.from_numpy(points), torch.from_numpy(unit(normals)), torch.from_numpy(buffers.mask))
+
+
+def preview(mesh: TexturedMesh, size: int = 256) -> Array:
+    """Render the six sides (6, size, size, 3) without texture."""
+    return render_untextured(mesh, six_sides(size))
+
+
+def render_untextured(mesh: TexturedMesh, cameras: Cameras, supersample: int = 2) -> Array:
+    """Render images (V, H, W, 3) of a grey mesh, lit from the camera and from above, on white."""
+    fine = cameras.with_size(cameras.height * supersample, cameras.width * supersample)
+    buffers = rasterise_views(mesh.vertices, mesh.faces, fine)
+    normals = interpolate(mesh.normals, mesh.faces, buffers)
+    facing = np.abs((normals * fine.c2w[:, None, None, :3, 2].numpy()).sum(-1))
+    light = np.where(buffers.mask, 0.2 + 0.5 * facing + 0.15 * normals[..., 2], 1.0)
+    return np.repeat(box_downsample(light[..., None], supersample).clip(0, 1), 3, axis=-1)

@@ -1,0 +1,260 @@
+"""Config models of the task "sample", and of sampling in other tasks (no torch here)."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from threedgen.config import Config, ConfigError
+from threedgen.config.plain_file import read_text
+from threedgen.config.registry import Component
+from threedgen.run.arrays import Array
+from threedgen.run.folder import user_path
+from threedgen.run.prompts import EXAMPLE_ROOM, normalise_prompt, with_suffix
+from threedgen.systems.prompted import PromptedConfig
+
+MESH_FORMATS = (".glb", ".gltf", ".obj", ".ply", ".off", ".stl")
+PRIORS = {
+    "orbit": ("mvdream", "stable-diffusion"),
+    "angles": ("mvadapter",),
+    "panorama": ("mvdiffusion",),
+    "sides": ("mvadapter",),
+    "path": ("mvdiffusion",),
+}
+"""Names of the priors that sample a rig."""
+Axis = Literal["auto", "+x", "-x", "+y", "-y", "+z", "-z"]
+Scale = Annotated[float, Field(ge=0)]
+Angles = tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(ge=-89.99, le=89.99)]]
+
+
+def read_lines(value: object) -> object:
+    """Return the non-empty lines of a text file for its name, other values unchanged. Raises ValueError."""
+    if not isinstance(value, str):
+        return value
+    try:
+        text = read_text(user_path(value, "prompts"))
+    except ConfigError as error:
+        raise ValueError(error.problem) from None
+    lines = tuple(line for line in map(str.strip, text.splitlines()) if line)
+    if not lines:
+        raise ValueError("is an empty file, and should have one line per view")
+    return lines
+
+
+Lines = Annotated[tuple[str, ...], BeforeValidator(read_lines)]
+
+
+def check_ring(views: int, fov: float, name: str) -> None:
+    """Raise ValueError with the option ``name`` if evenly spaced views of ``fov`` degrees do not overlap."""
+    if (step := 360 / views) >= fov:
+        raise ValueError(
+            f"{name} {views}: views of {fov:g} degrees, one every {step:g} degrees, do not overlap; take "
+            f"{name}={int(360 // fov) + 1} or more, or a wider fov"
+        )
+
+
+class SamplingConfig(PromptedConfig):
+    """Sampling of views: text, image, mesh; denoising steps and guidance."""
+
+    prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="diffusion prior")
+    prompts: Lines = Field((), description="text file with one prompt per view of a scene, instead of prompt")
+    negative_prompt: str = Field("", description="text to steer away from")
+    image: str | None = Field(None, min_length=1, description="image file that the samples are conditioned on")
+    image_prompt: str = Field("", description="text of an adapter if there is an image and no prompt")
+    image_scale: Scale | None = Field(None, description="guidance scale of an adapter's image alone; null: together")
+    mesh: str | None = Field(None, description=f"mesh file of the object or scene ({', '.join(MESH_FORMATS)})")
+    up: Axis = Field("auto", description="up axis of the mesh file; auto: +y for GLB, glTF, OBJ, else +z")
+    front: Axis = Field("auto", description="axis of the mesh file that the front faces; auto: +z, or -y for +z up")
+    budget: int = Field(100_000, ge=4, le=2_000_000, description="maximum triangles of an object, else simplified")
+    steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
+    eta: float = Field(0.0, ge=0, le=1, description="DDIM noise per step: 0 none, 1 like DDPM")
+    guidance_scale: Scale | None = Field(None, description="null: MVDream 5, MVDiffusion 9, adapter 7, with image 3")
+    synchronise: int = Field(0, ge=0, le=100, description="rounds of making views consistent, then img2img")
+
+    def check_rig(self, rig: str, **keys: str) -> None:
+        """Raise ValueError for a prior that cannot sample a rig, and for options that it does not take.
+
+        Args:
+            rig: name of the rig.
+            keys: rig name -> options that only this rig takes.
+        """
+        if self.prior is not None and self.prior.name not in PRIORS[rig]:
+            usable = " or ".join(PRIORS[rig])
+            raise ValueError(f"prior.name {self.prior.name} cannot sample rig.name {rig}; choose prior.name={usable}")
+        taken = keys.get(rig, "").split()
+        for key in sorted({key for names in keys.values() for key in names.split()} - set(taken)):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} has no effect with rig.name={rig}; remove it")
+
+    @property
+    def of_object(self) -> bool:
+        return self.prior is None or self.prior.name != "mvdiffusion"
+
+    @property
+    def samples_object(self) -> bool:
+        """Whether there is a text or an image to sample views of an object from."""
+        return bool(self.prompt.strip()) or self.image is not None
+
+    def guidance(self, default: float) -> float:
+        return default if self.guidance_scale is None else self.guidance_scale
+
+    def object_text(self) -> str:
+        """Return the text of an adapter; empty only beside an image. Raises ConfigError."""
+        by_image = self.image is not None and not self.prompt.strip()
+        return self.image_prompt if by_image else normalise_prompt(self.prompt)
+
+    def scene_texts(self) -> list[str]:
+        """Return the prompt of all views, or one per view. Raises ConfigError."""
+        if self.prompt.strip() and self.prompts:
+            raise ConfigError("give either prompt= for all views or prompts= with one line per view", "prompts")
+        lines = [normalise_prompt(line, "prompts") for line in self.prompts]
+        return lines or [normalise_prompt(self.prompt, example=EXAMPLE_ROOM)]
+
+    def view_texts(self, count: int) -> list[str]:
+        """Return the prompt of each of ``count`` views. Raises ConfigError for another number of prompts."""
+        texts = self.texts() * (1 if self.prompts else count)
+        if len(texts) != count:
+            raise ConfigError(
+                f"has {len(texts)} lines for {count} cameras; give one line per view, or prompt= for all", "prompts"
+            )
+        return texts
+
+    def foreground(self) -> Array | None:
+        """Return the image (h, w, 4) in [0, 1] with the object in alpha; None without an image. Raises ConfigError."""
+        from threedgen.geometry.foreground import read_foreground
+
+        return None if self.image is None else read_foreground(str(user_path(self.image, "image")))
+
+    def check_adapter(self, control: Literal["rays", "geometry"]) -> None:
+        """Raise ConfigError if an option or file for sampling by an adapter with such control is missing."""
+        self.object_text()
+        if self.prior.image is not None:
+            raise ConfigError("is for text to 3D; give the image as image=FILE", "prior.image")
+        if self.image is None and self.image_scale is not None:
+            raise ConfigError("has no effect without image=FILE", "image_scale")
+        condition = "a mesh" if control == "geometry" else "an image" if self.image is not None else ""
+        if condition and self.prior.adapter is None:
+            raise ConfigError(
+                f"is missing, and the 2D model alone cannot be conditioned on {condition}; give an adapter file, such "
+                "as RUN/adapter.safetensors of train-mvadapter",
+                "prior.adapter",
+            )
+        self.foreground()
+        if self.prompt.strip():
+            self.check_prompt()
+
+    def check_mesh(self) -> None:
+        """Raise ConfigError if the mesh file is missing or has another format."""
+        path = user_path(str(self.mesh), "mesh")
+        if path.suffix.lower() not in MESH_FORMATS:
+            raise ConfigError(f"should be a file in one of the formats {', '.join(MESH_FORMATS)}", "mesh", str(path))
+        if not path.is_file():
+            raise ConfigError("file not found", "mesh", str(path))
+
+
+class OrbitConfig(Config):
+    """Views around an object at one elevation."""
+
+    name: Literal["orbit"] = Field("orbit", description="evenly spaced views around an object")
+    n_view: int = Field(4, ge=0, le=64, description="views of one object; 0: one image of the 2D model")
+    elevation: float = Field(15.0, ge=-90, le=90, description="degrees")
+    azimuth: float = Field(0.0, ge=-360, le=360, description="degrees, of the first view; 0 is the front")
+
+
+class AnglesConfig(Config):
+    """Views of an object at given angles."""
+
+    name: Literal["angles"] = Field("angles", description="views of an object at given angles")
+    views: Annotated[tuple[Angles, ...], Field(min_length=1, max_length=64)] | None = Field(
+        None, examples=[[[0, 15]]], description="[azimuth, elevation] per view; null: the six of released adapters"
+    )
+    height: int | None = Field(None, ge=16, le=2048, description="pixels; null: image size of the 2D model")
+    width: int | None = Field(None, ge=16, le=2048, description="pixels; null: image size of the 2D model")
+
+
+class FilmConfig(Config):
+    """Video of one turn to the right from the first view of a panorama."""
+
+    frames: int = Field(720, ge=1, le=10_000, description="frames of the turn")
+    fps: int = Field(60, ge=1, le=120, description="frames per second")
+    fov: float = Field(60.0, gt=1, le=120, description="horizontal field of view, degrees")
+    height: int = Field(450, ge=16, le=4096, description="pixels")
+    width: int = Field(600, ge=16, le=4096, description="pixels")
+
+
+class PanoramaConfig(Config):
+    """Views all around one place, from text or around an image."""
+
+    name: Literal["panorama"] = Field("panorama", description="views all around one place")
+    views: int = Field(8, ge=2, le=64, description="views, evenly spaced; weights are trained for one number")
+    fov: float = Field(90.0, ge=10, le=150, description="field of view of a view, degrees")
+    size: int = Field(512, ge=16, le=2048, description="side of a view in pixels")
+    image_fov: float | None = Field(None, gt=1, le=150, description="horizontal field of view of the image, degrees")
+    mask: Literal["code", "paper"] = Field("code", description="1 marks unknown pixels (released), or known ones")
+    height: int = Field(2048, ge=32, le=8192, description="pixels of panorama.png from pole to pole, before cropping")
+    film: FilmConfig = FilmConfig()
+
+    @model_validator(mode="after")
+    def _closed(self) -> PanoramaConfig:
+        check_ring(self.views, self.fov, "views")
+        return self
+
+
+class SampleConfig(SamplingConfig):
+    """Sample views of an object, or a panorama, from a prior."""
+
+    prefix: str = Field("", description="text before every prompt")
+    suffix: str = Field("", description="text after every prompt without 3d, such as ', 3d asset' for MVDream")
+    samples: int = Field(1, ge=1, le=64, description="number of objects, one row each")
+    rig: Annotated[OrbitConfig | AnglesConfig | PanoramaConfig, Field(discriminator="name")] = OrbitConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SampleConfig:
+        self.check_rig(
+            self.rig.name,
+            orbit="samples prefix suffix",
+            angles="image image_prompt image_scale mesh front up",
+            panorama="prompts prefix suffix image synchronise",
+        )
+        if isinstance(self.rig, OrbitConfig) and self.rig.n_view and not self.prior.multiview:
+            raise ValueError(
+                f"rig.n_view {self.rig.n_view}: the prior {self.prior.name} takes no cameras, so it cannot sample "
+                "several views of one object; try rig.n_view=0 with samples=4"
+            )
+        if self.mesh is None and (self.front, self.up) != ("auto", "auto"):
+            raise ValueError("front and up have no effect without mesh=FILE; remove them")
+        return self
+
+    def texts(self) -> list[str]:
+        return [self.prompt] if self.of_object else [self.with_affixes(text) for text in self.scene_texts()]
+
+    def with_affixes(self, text: str) -> str:
+        return with_suffix(self.prefix + text, self.suffix)
+
+    def check(self) -> None:
+        if isinstance(self.rig, OrbitConfig):
+            normalise_prompt(self.prompt)
+            self.check_prompt()
+        elif isinstance(self.rig, AnglesConfig):
+            self.check_adapter("rays" if self.mesh is None else "geometry")
+            if self.mesh is not None:
+                self.check_mesh()
+        else:
+            self.view_texts(self.rig.views)
+            self._check_panorama_image(self.rig.image_fov)
+        super().check()
+
+    def _check_panorama_image(self, fov: float | None) -> None:
+        from threedgen.geometry.picture_file import load_image
+
+        if self.image is None and fov is not None:
+            raise ConfigError("has no effect without image=FILE", "rig.image_fov")
+        if self.image is not None:
+            load_image(user_path(self.image, "image"), key="image")
+            if fov is None:
+                raise ConfigError(
+                    "is missing; give the degrees that the image spans from left to right (a phone's main camera: "
+                    "about 67 held sideways, 53 upright)",
+                    "rig.image_fov",
+                )

@@ -1,0 +1,216 @@
+"""Panoramas: views all around, sampled together from text or around an image, and the files made of them.
+
+RUN/views/N.png           the views; RUN/views.safetensors keeps them for an interrupted run
+RUN/cameras.json          their cameras (``geometry.cameras_file``), yaw 0 along +x
+RUN/given/N.png           parts of the views that the image shows, else transparent
+RUN/panorama.png          equirectangular, view 0 in the middle, without the poles that no view sees
+RUN/panorama.mp4, .html   one turn to the right, and a page to look around
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from math import atan, degrees, pi, radians, tan
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.geometry.cameras_file import CAMERAS_FILE, write_cameras
+from threedgen.geometry.images import png, to_uint8, write_mp4, write_png
+from threedgen.geometry.panorama import (
+    cameras,
+    covered_rows,
+    equirectangular_views,
+    intrinsics,
+    render_from_views,
+    ring,
+    rotation,
+    stitch,
+)
+from threedgen.geometry.picture_file import load_image
+from threedgen.geometry.views import resize
+from threedgen.geometry.warp import apply_homography, homography, inside, pixel_grid
+from threedgen.geometry.warp import sample as sample_pixels
+from threedgen.guidance.coarse_to_fine import Size, ViewSync, total_steps
+from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.run.arrays import Array
+from threedgen.run.cache import cached_tensor
+from threedgen.run.disk import write_atomic, writing
+from threedgen.run.prompts import prompt_warnings
+from threedgen.run.seeding import generator
+from threedgen.train.task import Task
+from threedgen.viewer.panorama import write_page
+
+from .adapter import write_views
+from .options import FilmConfig, PanoramaConfig, SampleConfig
+
+logger = logging.getLogger(__name__)
+
+IMAGE, FILM, PAGE = "panorama.png", "panorama.mp4", "panorama.html"
+FILES: tuple[str, ...] = (IMAGE, FILM, PAGE, CAMERAS_FILE)
+SUPERSAMPLE = 2
+"""Samples per pixel along each axis when an image is warped into a view."""
+FRAME_BATCH = 8
+
+
+def sample(task: Task, rig: PanoramaConfig) -> None:
+    """Sample the views and write the files above. Raises ConfigError, and Stopped after Ctrl-C."""
+    config: SampleConfig = task.config
+    texts, model = config.view_texts(rig.views), task.load_prior().compact()
+    check_model(model, config, rig)
+    notes = list(dict.fromkeys(note for text in dict.fromkeys(texts) for note in prompt_warnings(text, model)))
+    if model.extra == "mask" and config.image is None:
+        notes.append("image is not set, so the panorama is sampled from the text alone")
+        logger.warning("%s", notes[-1])
+    known, mask = known_views(config, rig, rig.size)
+    views = cached_tensor(
+        task.folder / "views.safetensors", "views", tuple(known.shape), lambda: sample_views(task, rig, model, texts)
+    )
+    with writing(task.folder):
+        write_known(task.folder / "given", known, mask)
+        files = write_views(task.folder, views, [str(number) for number in range(rig.views)])
+        at = cameras(ring(rig.views), radians(rig.fov), rig.size, rig.size)
+        write_cameras(task.folder / CAMERAS_FILE, at, files, texts)
+        height = write_panorama(task.folder, views, rig, config.prompt.strip() or config.prompts[0])
+        share = mask.double().mean().item()
+        task.summarise(notes=notes, prompts=texts, height_in_degrees=height, given_share=share, files=files)
+
+
+def check_model(model: MVDiffusion, config: SampleConfig, rig: PanoramaConfig) -> None:
+    """Raise ConfigError for weights of another task, and for image sizes that they cannot sample."""
+    if model.extra == "depth" or (model.multiview is not None and model.multiview.kind != "panorama"):
+        raise ConfigError(
+            "these weights are for views of known depth; for a panorama use those of mvdiffusion-pano-toybox or "
+            "mvdiffusion-pano-sd21",
+            "prior.weights",
+            config.prior.weights,
+        )
+    if config.image is not None and model.extra != "mask":
+        raise ConfigError(
+            "these weights take text only; for a panorama around an image use mvdiffusion-outpaint-toybox or "
+            "mvdiffusion-outpaint-sd2, or leave image= out",
+            "image",
+            config.image,
+        )
+    model.check_trained_options(mask=rig.mask)
+    model.check_size((rig.size, rig.size), ("rig.size", "rig.size"))
+
+
+def sample_views(task: Task, rig: PanoramaConfig, model: MVDiffusion, texts: list[str]) -> Tensor:
+    """Sample the views (V, H, W, 3) in [0, 1]. Raises Stopped after Ctrl-C."""
+    config: SampleConfig = task.config
+    R, K = ring(rig.views), intrinsics(radians(rig.fov), rig.size, rig.size)
+
+    def conditions(size: Size) -> tuple[Tensor | None, None]:
+        if model.extra != "mask":
+            return None, None
+        return model.masked_extra(*known_views(config, rig, size[0]), rig.mask), None
+
+    def synchronise(views: Tensor) -> Tensor:
+        rendered = render_from_views(views.permute(0, 3, 1, 2), K, R, K, R, rig.size, rig.size)
+        return rendered.permute(0, 2, 3, 1)
+
+    with task.track_progress("denoising", total_steps(config.steps, model.draft, config.synchronise)) as on_step:
+        return model.sample_views(
+            texts,
+            model.geometry(cameras(R, radians(rig.fov), rig.size, rig.size), None, config.prior),
+            (rig.size, rig.size),
+            conditions,
+            steps=config.steps,
+            guidance_scale=config.guidance(9.0),
+            negative_prompt=config.negative_prompt,
+            generator=generator(config.seed, 0, "panorama"),
+            on_step=on_step,
+            eta=config.eta,
+            mask=rig.mask,
+            sync=ViewSync(config.synchronise, synchronise),
+        )
+
+
+def known_views(config: SampleConfig, rig: PanoramaConfig, size: int) -> tuple[Tensor, Tensor]:
+    """Return views (V, size, size, 3) of the image, and the mask (V, size, size) of the pixels that it shows."""
+    if config.image is None or rig.image_fov is None:
+        return torch.zeros(rig.views, size, size, 3), torch.zeros(rig.views, size, size, dtype=torch.bool)
+    K = intrinsics(radians(rig.fov), size, size)
+    return warp_image(read_image(config.image), radians(rig.image_fov), K, ring(rig.views), size)
+
+
+def read_image(path: str) -> Tensor:
+    """Read an upright image (H, W, 3) in [0, 1], ignoring transparency. Raises ConfigError."""
+    image = load_image(Path(path).expanduser(), key="image").convert("RGB")
+    return torch.from_numpy(np.asarray(image, np.float32) / 255)
+
+
+def warp_image(image: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Warp an image (H, W, 3), which looks straight ahead in view 0, into the views of a panorama.
+
+    An image narrower than a view is known to view 0 alone, as in the reference; a wider one to all views that see it.
+    (The reference takes every image for 90 degrees and crops it to a square.)
+
+    Args:
+        fov: horizontal field of view of the image in radians.
+        K, R: (3, 3) and (V, 3, 3) of the views.
+
+    Returns:
+        Views (V, size, size, 3), 0 where unknown, and the mask of known pixels (V, size, size).
+    """
+    K_image, K_fine = intrinsics(fov, *image.shape[:2]), resize_intrinsics(K, SUPERSAMPLE, SUPERSAMPLE)
+    reduction = float(K_image[0, 0] / K_fine[0, 0])
+    if reduction > 1:  # else the samples would skip pixels
+        rows, columns = image.shape[:2]
+        image = resize(image[None], *(max(1, round(side / reduction)) for side in (rows, columns)))[0]
+        K_image = resize_intrinsics(K_image, image.shape[1] / columns, image.shape[0] / rows)
+    H = homography(K_fine, R, K_image, rotation(0.0))[:, None]
+    pixels, front = apply_homography(H, pixel_grid(SUPERSAMPLE * size, SUPERSAMPLE * size))
+    height, width = image.shape[:2]
+    visible = front & inside(pixels + 0.5, height + 1, width + 1)  # up to the outer borders of the pixels
+    if tan(fov / 2) <= 0.5 * size / float(K[0, 0]) + 1e-6:
+        visible[1:] = False
+    views = sample_pixels(image.permute(2, 0, 1).expand(len(R), -1, -1, -1), pixels, padding="border")
+    mask = F.avg_pool2d(visible.float(), SUPERSAMPLE) == 1
+    return F.avg_pool2d(views, SUPERSAMPLE).permute(0, 2, 3, 1) * mask[..., None], mask
+
+
+def resize_intrinsics(K: Tensor, x: float, y: float) -> Tensor:
+    """Scale K (3, 3) for an image whose sides change by these factors; the first pixel centre is at (0, 0)."""
+    scale, half = torch.diag(K.new_tensor([x, y, 1])), torch.eye(3, dtype=K.dtype)
+    half[:2, 2] = 0.5
+    return torch.linalg.inv(half) @ scale @ half @ K
+
+
+def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
+    """Write the views (V, H, W, 3) with known pixels in ``mask`` (V, H, W) as N.png with transparency."""
+    pixels = to_uint8(torch.cat([views, mask[..., None].to(views)], -1))
+    for number in mask.flatten(1).any(1).nonzero()[:, 0].tolist():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(folder / f"{number}.png", png(pixels[number]))
+
+
+def write_panorama(folder: Path, views: Tensor, rig: PanoramaConfig, title: str) -> float:
+    """Write image, video and page of views (V, H, W, 3); return the height of the image in degrees. Raises OSError."""
+    K = intrinsics(radians(rig.fov), rig.size, rig.size)
+    stitched, weights = stitch(views.permute(0, 3, 1, 2), K, ring(rig.views), rig.height, 2 * rig.height)
+    panorama = stitched[:, covered_rows(weights)].clamp(0, 1)
+    write_png(folder / IMAGE, panorama.permute(1, 2, 0))
+    write_mp4(film_frames(panorama, rig.film), folder / FILM, rig.film.fps)
+    write_page(folder / PAGE, folder / IMAGE, title)
+    return degrees(2 * pi * panorama.shape[1] / panorama.shape[2])
+
+
+def film_frames(panorama: Tensor, film: FilmConfig) -> Iterator[Array]:
+    """Render the frames (h, w, 3), uint8, of one turn in an equirectangular image (C, H, W).
+
+    The field of view is reduced if it would show more than the image above or below.
+    """
+    half_height = 0.98 * pi * panorama.shape[1] / panorama.shape[2]  # radians
+    max_fov = 2 * atan(tan(half_height) * film.width / film.height) if half_height < pi / 2 else pi
+    K = intrinsics(min(radians(film.fov), max_fov), film.height, film.width)
+    for first in range(0, film.frames, FRAME_BATCH):
+        numbers = range(first, min(first + FRAME_BATCH, film.frames))
+        R = torch.stack([rotation(2 * pi * n / film.frames) for n in numbers])
+        yield from to_uint8(equirectangular_views(panorama, K, R, film.height, film.width).permute(0, 2, 3, 1))

@@ -1,0 +1,107 @@
+"""The task "sample": views of an object, or a panorama, straight from a prior.
+
+RUN/views.png    all views of an object, for rig.name=orbit one row per sample
+RUN/views/       with rig.name=angles: N.png, or SIDE.png for the six sides of a mesh, as ``views=`` of texture
+RUN/preview.png  sides of the mesh, if there is one
+
+For a panorama see ``panorama``.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from threedgen.geometry.images import grid, write_png
+from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAY_VIEWS, views
+from threedgen.guidance.mvadapter.model import MVAdapter
+from threedgen.guidance.priors.pipeline import MVDreamPipeline
+from threedgen.run.disk import writing
+from threedgen.run.prompts import normalise_prompt, prompt_warnings
+from threedgen.run.seeding import generator
+from threedgen.train.task import Task, run_task
+
+from . import panorama
+from .adapter import sample_views, write_views
+from .mesh import SIDES, control_maps, preview, read_object, without_uv
+from .options import AnglesConfig, OrbitConfig, SampleConfig
+
+logger = logging.getLogger(__name__)
+
+VIEWS, PREVIEW = "views.png", "preview.png"
+MAX_ROW = 8
+"""Columns of views.png with more than MAX_ROW views."""
+
+
+def sample_orbit(task: Task, rig: OrbitConfig) -> None:
+    """Sample views by MVDream, or images by Stable Diffusion."""
+    config: SampleConfig = task.config
+    prior = task.load_prior()
+    notes = prompt_warnings(config.prompt, prior, config.prompt_notes())
+    pipeline: Any = MVDreamPipeline.from_prior(prior)
+    pipeline.set_progress_bar_config(disable=True)
+    rows = [
+        pipeline(
+            config.with_affixes(normalise_prompt(config.prompt)),
+            config.negative_prompt,
+            rig.n_view,
+            rig.elevation,
+            rig.azimuth,
+            num_inference_steps=config.steps,
+            guidance_scale=config.guidance(5.0),
+            eta=config.eta,
+            generator=generator(config.seed, k, "sample"),
+            output_type="np",
+        ).images
+        for k in range(config.samples)
+    ]
+    with writing(task.folder):
+        write_png(task.folder / VIEWS, grid(np.concatenate(rows), max(1, rig.n_view)))
+        task.summarise(notes=notes)
+
+
+def sample_angles(task: Task, rig: AnglesConfig) -> None:
+    """Sample views by MV-Adapter. Raises ConfigError, and Stopped after Ctrl-C."""
+    config: SampleConfig = task.config
+    source = None if config.mesh is None else read_object(config)
+    model: MVAdapter = task.load_prior()
+    if rig.views is not None:
+        angles = [(elevation, azimuth) for azimuth, elevation in rig.views]
+    else:
+        angles = list(RAY_VIEWS if source is None else GEOMETRY_VIEWS)
+    of_sides = source is not None and rig.views is None
+    names = SIDES if of_sides else [str(number) for number in range(len(angles))]
+    cameras = views(angles, rig.height or model.image_size, rig.width or model.image_size, model.fov)
+    mesh = None if source is None else without_uv(source)
+    maps = None if mesh is None else control_maps(mesh, cameras)
+    with writing(task.folder):
+        if mesh is not None:
+            write_png(task.folder / PREVIEW, grid(preview(mesh), 3, SIDES))
+        samples, notes = sample_views(task, model, cameras, maps, ("rig.height", "rig.width"))
+        write_png(task.folder / VIEWS, grid(samples, min(len(samples), MAX_ROW)))
+        files = write_views(task.folder, samples, names)
+        places = {
+            name: {"azimuth": azimuth, "elevation": elevation}
+            for name, (elevation, azimuth) in zip(names, angles, strict=True)
+        }
+        task.summarise(notes=[*(source.notes if source else ()), *notes], views=places, files=files)
+
+
+def sample(task: Task) -> None:
+    """Sample the rig of the config and write the files listed above, and summary.json."""
+    rig = task.config.rig
+    if isinstance(rig, OrbitConfig):
+        sample_orbit(task, rig)
+    elif isinstance(rig, AnglesConfig):
+        sample_angles(task, rig)
+    else:
+        panorama.sample(task, rig)
+
+
+def run(config: SampleConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Run the task and print the path of the image."""
+    result = panorama.IMAGE if config.rig.name == "panorama" else VIEWS
+    return run_task(sample, config, resume, quiet, result=result, files=(VIEWS, PREVIEW, *panorama.FILES))

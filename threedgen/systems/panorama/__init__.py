@@ -1,1 +1,0 @@
-"""Panoramas: views all around, drawn together from text or around a picture."""

@@ -1,1 +1,0 @@
-"""Views of one object straight from the prior."""

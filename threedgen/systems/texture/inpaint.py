@@ -1,0 +1,88 @@
+"""Inpainting of unseen texels by a 2D model, in renders of the mesh from where most of them are seen.
+
+(As Text2Tex, Chen et al. 2023, arXiv 2303.11396, and the texturing of MV-Adapter.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from scipy import ndimage
+
+from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.surface.blend import OBJECT_BLEND, poisson
+from threedgen.export.surface.from_views import ViewTexture, render, texture_from_views
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.raster import interpolate, rasterise_uv, rasterise_views
+from threedgen.guidance.mvadapter.cameras import views
+from threedgen.run.arrays import Array
+
+Inpaint = Callable[[Array, Array, int], Array]
+"""Image (H, W, 3) in [0, 1], its hole (H, W), bool, and the number of the view -> image without the hole."""
+
+ANGLES = [(elevation, azimuth) for elevation in (-60.0, -30.0, 0.0, 30.0, 60.0) for azimuth in np.arange(0.0, 360, 30)]
+"""Candidate (elevation, azimuth) of the views, degrees."""
+COUNT_SIZE = 128
+"""Image size at which unseen texels are counted."""
+MIN_HOLE = 0.02
+"""Smallest fraction of a view that is inpainted."""
+BLEND = replace(OBJECT_BLEND, cosine=0.1, margin=1)
+SEAM_STEPS = 300
+"""Poisson iterations that adapt an inpainted hole to its border."""
+
+
+def inpaint_texture(
+    mesh: TexturedMesh, made: ViewTexture, size: int, max_views: int, inpaint: Inpaint, min_hole: float = MIN_HOLE
+) -> tuple[ViewTexture, int]:
+    """Inpaint the unseen texels of a texture in renders of ``size`` pixels; return it and the number of views.
+
+    Texels that are still unseen keep their colours.
+    """
+    covered = rasterise_uv(mesh.uv, mesh.faces, made.visible.shape[0]).mask
+    looks = [visible_texels(mesh, views([angle], COUNT_SIZE, COUNT_SIZE), made.visible.shape) for angle in ANGLES]
+    used = set[int]()
+    for number in range(max_views):
+        unseen = covered & ~made.visible
+        shares = [0.0 if k in used else unseen.flat[look].sum() / COUNT_SIZE**2 for k, look in enumerate(looks)]
+        best = int(np.argmax(shares))
+        if shares[best] < min_hole:
+            return made, number
+        used.add(best)
+        camera = views([ANGLES[best]], size, size)
+        image, hole = render_hole(mesh, made, unseen, camera)
+        painted = blend_hole(inpaint(image, hole, number), image, hole)
+        masks = hole[None].astype(np.float32)
+        made = texture_from_views(mesh, len(unseen), camera, painted[None], BLEND, masks=masks, over=made)
+    return made, max_views
+
+
+def visible_texels(mesh: TexturedMesh, camera: Cameras, shape: tuple[int, int]) -> Array:
+    """Return flat indices (N,) of the texels that the pixels of one camera see at a sufficient angle."""
+    buffers = rasterise_views(mesh.vertices, mesh.faces, camera)
+    facing = np.abs(interpolate(mesh.normals, mesh.faces, buffers) @ camera.c2w[0, :3, 2].numpy())
+    u, v = interpolate(mesh.uv, mesh.faces, buffers)[buffers.mask & (facing > BLEND.cosine)].T
+    column, row = u * shape[1], (1 - v) * shape[0]
+    inside = (part.astype(np.int64).clip(0, side - 1) for part, side in zip((row, column), shape, strict=True))
+    return np.ravel_multi_index(tuple(inside), shape)
+
+
+def render_hole(mesh: TexturedMesh, made: ViewTexture, unseen: Array, camera: Cameras) -> tuple[Array, Array]:
+    """Render a texture for one camera (H, W, 3), and the mask (H, W) of its ``unseen`` texels (T, T)."""
+    both = np.concatenate([made.texture, unseen[..., None]], axis=-1)
+    image = render(mesh, both, camera, supersample=1)[0]
+    mask = rasterise_views(mesh.vertices, mesh.faces, camera).mask[0]
+    hole = ndimage.binary_erosion(mask & (image[..., 3] > 0.5))  # thin lines are not worth a sample
+    return image[..., :3], ndimage.binary_dilation(hole, iterations=3) & mask
+
+
+def blend_hole(painted: Array, image: Array, hole: Array) -> Array:
+    """Insert the gradients of ``painted`` (H, W, 3) into the ``hole`` (H, W) of an image (Perez et al. 2003)."""
+    if not hole.any():
+        return image
+    rows, columns = (np.flatnonzero(hole.any(axis)) for axis in (1, 0))
+    part = tuple(slice(max(0, int(p[0]) - 2), int(p[-1]) + 3) for p in (rows, columns))
+    result = image.copy()
+    result[part] = poisson(painted[part], image[part], hole[part], SEAM_STEPS, start=painted[part])
+    return result

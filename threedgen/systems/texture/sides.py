@@ -1,0 +1,231 @@
+"""Texture of an object from its six sides, sampled by MV-Adapter or given as images.
+
+RUN/preview.png     the mesh without texture: shows what is taken as front and top
+RUN/maps/           position/SIDE.png and normal/SIDE.png, the condition of MV-Adapter
+RUN/views/SIDE.png  sampled sides
+RUN/views.png       sampled or given sides
+RUN/textured.glb    textured mesh, at its place and size in the file; texture.png
+RUN/before.png, after.png, report.html   renders without and with the texture, and a page
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from math import radians
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.config.errors import did_you_mean, nearest
+from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.shape.topology import topology, weld
+from threedgen.export.surface.blend import OBJECT_BLEND
+from threedgen.export.surface.from_views import ViewTexture, render, texture_from_views
+from threedgen.geometry.images import grid, write_png
+from threedgen.geometry.picture_file import SUFFIXES, load_image
+from threedgen.geometry.rigs import orbit
+from threedgen.geometry.views import resize
+from threedgen.guidance.coarse_to_fine import ViewSync
+from threedgen.guidance.mvadapter.model import MVAdapter
+from threedgen.guidance.mvadapter.pictures import GREY
+from threedgen.run.arrays import Array
+from threedgen.run.disk import writing
+from threedgen.run.progress import Count
+from threedgen.run.seeding import generator
+from threedgen.systems.draw.adapter import sample_views, write_views
+from threedgen.systems.draw.mesh import (
+    SIDES,
+    SourceMesh,
+    control_maps,
+    preview,
+    read_object,
+    render_untextured,
+    six_sides,
+    with_file_normals,
+)
+from threedgen.train.task import Task
+from threedgen.viewer.textured import write_page
+
+from .inpaint import Inpaint, inpaint_texture
+from .options import SidesConfig, TextureConfig
+from .output import TEXTURE, write_glb
+from .uv import with_uv
+
+logger = logging.getLogger(__name__)
+
+GLB, PREVIEW, VIEWS = "textured.glb", "preview.png", "views.png"
+BEFORE, AFTER, PAGE = "before.png", "after.png", "report.html"
+FILES: tuple[str, ...] = (PREVIEW, VIEWS, GLB, TEXTURE, BEFORE, AFTER, PAGE)
+ROWS = (
+    ("Before and after", "from all around, above the horizon and below it", ((BEFORE, "Before"), (AFTER, "After"))),
+    ("Sides", "the mesh, and the sampled or given views", ((PREVIEW, "Mesh"), (VIEWS, "Pictures"))),
+    ("Texture", "unseen parts are completed", ((TEXTURE, "Texture"),)),
+)
+SYNC_TEXELS = 4
+"""Texels per pixel of a side, along an edge, when sides are made consistent."""
+RING_VIEWS, SHEET_SIZE = 6, 256
+"""Cameras above and below the horizon in before.png and after.png; image size in sheets."""
+LARGE = 512
+"""Side size from which pixels beside edges can be discarded with a margin."""
+INPAINT_SCALE = 7.0
+"""Guidance scale of inpainting."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Images (6, S, S, 3) in [0, 1] of ``SIDES``, and masks (6, S, S) of the object; None: everywhere."""
+
+    images: Array
+    masks: Array | None = None
+
+
+def texture_sides(task: Task, rig: SidesConfig) -> None:
+    """Texture the mesh, and write the files above. Raises ConfigError, and Stopped after Ctrl-C."""
+    config: TextureConfig = task.config
+    sides = None if config.views is None else read_sides(Path(config.views).expanduser())
+    source, mesh, notes = read_mesh(config)
+    maps, files = control_maps(mesh, six_sides(rig.size)), list[str]()
+    with writing(task.folder):
+        write_png(task.folder / PREVIEW, grid(preview(mesh, SHEET_SIZE), 3, SIDES))
+        for side, both in zip(SIDES, maps.permute(0, 2, 3, 1), strict=True):
+            write_png(task.folder / "maps" / "position" / f"{side}.png", both[..., :3])
+            write_png(task.folder / "maps" / "normal" / f"{side}.png", both[..., 3:])
+        model: MVAdapter | None = task.load_prior() if config.samples or config.inpaints else None
+        if model is not None and config.samples:
+            images, prompt_notes = sample_sides(task, rig, model, mesh, maps)
+            sides, files = Sides(images.numpy()), write_views(task.folder, images, SIDES)
+            notes += prompt_notes
+        figures: dict[str, Any] = {"triangles": len(mesh.faces)}
+        if sides is not None:
+            figures |= texture_mesh(task, source, mesh, sides, model if config.inpaints else None, notes)
+        task.summarise(files=files, notes=notes, **figures)
+
+
+def read_sides(folder: Path) -> Sides:
+    """Read the images of six sides; transparent pixels are not the object. Raises ConfigError."""
+    images = [np.asarray(load_image(_side_file(folder, side), key="views").convert("RGBA")) for side in SIDES]
+    height, width = images[0].shape[:2]
+    if height != width or any(image.shape != images[0].shape for image in images):
+        sizes = ", ".join(f"{side} {p.shape[1]} x {p.shape[0]}" for side, p in zip(SIDES, images, strict=True))
+        raise ConfigError(f"the images of {folder} should be square and of one size, and are: {sizes}", "views")
+    stack = np.stack(images).astype(np.float32) / 255
+    if not stack[..., 3].any():
+        raise ConfigError(f"the images of {folder} are all transparent", "views")
+    return Sides(stack[..., :3], stack[..., 3])
+
+
+def _side_file(folder: Path, side: str) -> Path:
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    for path in files:
+        if path.stem.lower() == side:
+            return path
+    guess = did_you_mean(nearest(f"{side}.png", [path.name for path in files]))
+    raise ConfigError(f"{folder} has no {side}.png{guess}; the sides are {', '.join(SIDES)}", "views")
+
+
+def read_mesh(config: TextureConfig) -> tuple[SourceMesh, TexturedMesh, list[str]]:
+    """Read the mesh of an object and give it texture coordinates; also return notes. Raises ConfigError."""
+    source = read_object(config)
+    mesh, uv = with_uv(source, config.texture, config.uv)
+    notes = list(source.notes)
+    if source.uv is not None and uv.startswith("new"):
+        notes.append(f"the mesh has {uv}")
+        logger.warning("%s", notes[-1])
+    return source, with_file_normals(mesh, source), notes
+
+
+def sample_sides(
+    task: Task, rig: SidesConfig, model: MVAdapter, mesh: TexturedMesh, maps: Tensor
+) -> tuple[Tensor, list[str]]:
+    """Sample the sides (6, S, S, 3) for control maps (6, 6, S, S), and return notes on the prompt."""
+    config: TextureConfig = task.config
+    cameras = six_sides(rig.size)
+
+    def synchronise(views: Tensor) -> Tensor:
+        made = project(mesh, Sides(views.numpy()), min(config.texture, SYNC_TEXELS * rig.size))
+        return torch.from_numpy(render(mesh, made.texture, cameras, background=GREY))
+
+    sync = ViewSync(config.synchronise, synchronise)
+    return sample_views(task, model, cameras, maps, ("rig.size", "rig.size"), sync)
+
+
+def inpainter(task: Task, model: MVAdapter) -> Inpaint:
+    """Return a function that inpaints images by the 2D model."""
+    config: TextureConfig = task.config
+
+    def inpaint(image: Array, hole: Array, number: int) -> Array:
+        with task.track_progress(f"inpainting view {number + 1}", config.steps) as on_step:
+            painted = model.inpaint(
+                config.object_text(),
+                torch.from_numpy(image),
+                torch.from_numpy(hole),
+                config.steps,
+                INPAINT_SCALE,
+                config.negative_prompt,
+                generator=generator(config.seed, number, "painting"),
+                on_step=on_step,
+            )
+        return painted.numpy()
+
+    return inpaint
+
+
+def project(mesh: TexturedMesh, sides: Sides, size: int, on_view: Callable[[], None] = lambda: None) -> ViewTexture:
+    """Project the sides onto the mesh, and complete the texture by diffusion. Raises ConfigError if no side sees it.
+
+    Args:
+        on_view: called twice per side.
+    """
+    cameras = six_sides(sides.images.shape[1])
+    options = replace(OBJECT_BLEND, margin=OBJECT_BLEND.margin if cameras.height >= LARGE else 1)
+    return texture_from_views(mesh, size, cameras, sides.images, options, masks=sides.masks, on_view=on_view)
+
+
+def texture_mesh(
+    task: Task, source: SourceMesh, mesh: TexturedMesh, sides: Sides, model: MVAdapter | None, notes: list[str]
+) -> dict[str, object]:
+    """Write the textured mesh, renders and page; return figures. Raises OSError, ConfigError.
+
+    Args:
+        model: inpaints unseen texels; None: they keep the diffused colours.
+    """
+    config, folder, triangles = task.config, task.folder, len(mesh.faces)
+    with Count("texturing", 2 * len(SIDES), task.quiet) as count:
+        made = project(mesh, sides, config.texture, lambda: count.add(1))
+    whole, inpainted = made, 0
+    if model is not None:
+        inpaint = inpainter(task, model)
+        whole, inpainted = inpaint_texture(mesh, made, model.image_size, config.inpaint_views, inpaint)
+    welded, faces, _ = weld(mesh.vertices, mesh.faces)
+    open_surface = topology(welded, faces).open_edges > 0
+    name, seen = Path(str(config.mesh)).stem, round(made.share, 4)
+    extras = {"sides": list(SIDES), "triangles": triangles, "texels_seen": seen}
+    in_file = source.frame.for_file(mesh)
+    findings = write_glb(task, in_file, whole.texture, GLB, name, extras, open_surface=open_surface)
+    rings = [
+        orbit(RING_VIEWS, radians(tilt), 2.2, radians(40), SHEET_SIZE, SHEET_SIZE, radians(30)) for tilt in (30, -30)
+    ]
+    before = [render_untextured(mesh, cameras) for cameras in rings]
+    after = [render(mesh, whole.texture, cameras, background=1.0) for cameras in rings]
+    write_png(folder / BEFORE, grid(np.concatenate(before), RING_VIEWS // 2))
+    write_png(folder / AFTER, grid(np.concatenate(after), RING_VIEWS // 2))
+    write_png(folder / VIEWS, grid(resize(torch.from_numpy(sides.images), SHEET_SIZE, SHEET_SIZE), 3, SIDES))
+    headline = (
+        f"{triangles:,} triangles · {config.texture} x {config.texture} texels",
+        f"{100 * seen:.0f} % of the texels seen in an image",
+        f"{made.psnr:.1f} dB between texels and images",
+    )
+    write_page(folder / PAGE, config.prompt.strip() or name, GLB, ROWS, headline, notes)
+    return {
+        "texels_seen": seen,
+        "texels_painted": round(whole.share - made.share, 4),
+        "views_painted": inpainted,
+        "psnr_of_views": round(made.psnr, 2),
+        "findings": [asdict(finding) for finding in findings],
+    }

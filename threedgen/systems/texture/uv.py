@@ -1,0 +1,62 @@
+"""Texture coordinates of a mesh: those of its file if they fit a baked texture, else new charts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from threedgen.config import ConfigError
+from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.shape.mesh import vertex_normals
+from threedgen.export.shape.topology import area_vectors, degenerate, weld
+from threedgen.export.shape.unwrap import UnwrapError, unwrap
+from threedgen.export.shape.uv_layout import layout
+from threedgen.export.surface.tangents import vertex_tangents
+from threedgen.systems.draw.mesh import SourceMesh
+
+MAX_OVERLAP = 1e-3
+"""Fraction of the covered texels that may belong to two places of the mesh: rounded borders."""
+MAX_DEGENERATE = 0.01
+"""Fraction of the surface that may have no area in the texture."""
+
+
+def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[TexturedMesh, str]:
+    """Return the mesh for a texture with a side of ``texture`` pixels, and a description of its coordinates.
+
+    Args:
+        choice: auto, own, unwrap.
+
+    Raises ConfigError.
+    """
+    fault = "" if choice == "unwrap" else uv_fault(source, texture)
+    if choice == "own" and fault:
+        raise ConfigError(f"the mesh's own cannot be used: {fault}; take uv=unwrap", "uv")
+    if not fault and choice != "unwrap" and source.uv is not None:
+        normals = vertex_normals(source.vertices, source.faces)
+        tangents = vertex_tangents(source.vertices, source.faces, normals, source.uv)
+        faces = source.faces.astype(np.int32)
+        return TexturedMesh(source.vertices, faces, normals, source.uv, tangents), "the mesh's own texture coordinates"
+    vertices, faces, _ = weld(source.vertices, source.faces)
+    try:
+        mesh, charts = unwrap(vertices, faces, texture)
+    except UnwrapError as error:
+        raise ConfigError(f"{str(error).partition(';')[0]}; try {2 * texture}", "texture") from None
+    why = f" ({fault})" if fault and source.uv is not None else ""
+    return mesh, f"new texture coordinates in {charts} charts{why}"
+
+
+def uv_fault(source: SourceMesh, texture: int) -> str:
+    """Return why the coordinates of the file cannot be used; "" if they can."""
+    if source.uv is None:
+        return "it has none, or not for all of its parts"
+    if not np.isfinite(source.uv).all():
+        return "some of them are not numbers"
+    if source.uv.min() < 0 or source.uv.max() > 1:
+        return f"they run from {source.uv.min():.3g} to {source.uv.max():.3g}, outside of [0, 1]"
+    area = np.linalg.norm(area_vectors(source.vertices, source.faces), axis=1)
+    lost = float(area[degenerate(np.pad(source.uv, ((0, 0), (0, 1))), source.faces)].sum() / area.sum())
+    if lost > MAX_DEGENERATE:
+        return f"{lost:.0%} of the surface has no place in the texture"
+    found = layout(source.vertices, source.faces, source.uv, texture)
+    if found.overlap > MAX_OVERLAP:
+        return f"{found.overlap:.0%} of the texels belong to two places of the mesh"
+    return "" if found.coverage > 0 else "they have no area"

@@ -1,0 +1,189 @@
+"""Sampling of a scene's frames in windows: key frames, then the frames between two key frames, conditioned on both.
+
+(MVDiffusion, arXiv 2307.01097, section 4.2.) Each frame is a file, and is sampled once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from threedgen.config import ConfigError
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.images import to_uint8, write_png
+from threedgen.geometry.picture_file import load_image
+from threedgen.geometry.views import resize
+from threedgen.guidance.coarse_to_fine import NO_SYNC, Size, ViewSync, total_steps
+from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition
+from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.run.arrays import Array
+from threedgen.run.disk import write_atomic, writing
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.progress import Count
+from threedgen.run.seeding import generator
+
+from .frames import Frames
+from .options import PathConfig, TextureConfig
+
+logger = logging.getLogger(__name__)
+
+Synchronise = Callable[[Cameras, Tensor, Tensor], Tensor]
+"""Cameras, their frames (F, H, W, 3) and the mask of known frames (F,) -> consistent frames."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """Frames that are sampled together, and those of them that earlier windows sampled."""
+
+    frames: tuple[int, ...]
+    known: tuple[int, ...] = ()
+
+    @property
+    def new(self) -> tuple[int, ...]:
+        return tuple(n for n in self.frames if n not in self.known)
+
+
+def plan(keys: Sequence[int], rig: PathConfig) -> list[Window]:
+    """Return the windows in order: key frames, each window sharing some with the one before, then those between."""
+    last = max(0, len(keys) - rig.views)
+    windows, done = list[Window](), set[int]()
+    for start in (*range(0, last, rig.views - rig.shared), last):
+        frames = tuple(keys[start : start + rig.views])
+        windows.append(Window(frames, tuple(n for n in frames if n in done)))
+        done |= set(frames)
+    count = rig.views - 2 or 1
+    for left, right in zip(keys, keys[1:], strict=False) if rig.interpolate else ():
+        for start in range(left + 1, right, count):
+            windows.append(Window((left, *range(start, min(start + count, right)), right), (left, right)))
+    return windows
+
+
+def check_model(model: MVDiffusion, rig: PathConfig) -> None:
+    """Raise ConfigError for weights without depth, and for image sizes that they cannot sample."""
+    if model.extra != "depth" or model.multiview is not None and model.multiview.kind != "depth":
+        raise ConfigError(
+            "these weights take no depth; use those of a depth model, such as train-mvdiffusion with variant=depth",
+            "prior.blocks",
+        )
+    model.check_size((rig.height, rig.width), ("rig.height", "rig.width"))
+
+
+def saved_images(folder: Path, frames: Frames, keys: Sequence[int], weights: Mapping[str, str]) -> dict[int, Array]:
+    """Read the frames (H, W, 3), uint8, that an earlier start saved as NAME.png, by their indices.
+
+    Those of other frames, keys or weights are removed; source.txt has their hash.
+    """
+    source_file, digest = folder / "source.txt", hashlib.blake2b(digest_size=16)
+    for tensor in (frames.depth, frames.cameras.c2w, frames.cameras.K):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    digest.update(repr((frames.prompts, frames.names, list(keys), weights)).encode())
+    source, images = digest.hexdigest() + "\n", dict[int, Array]()
+    with writing(folder):
+        if folder.exists() and (not source_file.is_file() or source_file.read_text() != source):
+            logger.warning("%s has frames of other inputs; they are sampled again", folder)
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(source_file, source)
+    for n, name in enumerate(frames.names):
+        with suppress(ConfigError):  # missing or damaged
+            image = np.asarray(load_image(folder / f"{name}.png").convert("RGB"))
+            if image.shape == (frames.cameras.height, frames.cameras.width, 3):
+                images[n] = image
+    return images
+
+
+def stack(images: Mapping[int, Array], numbers: Sequence[int]) -> Tensor:
+    """Return frames (N, H, W, 3) in [0, 1] as they are in the files, so that resuming is exact."""
+    return torch.from_numpy(np.stack([images[n] for n in numbers])).float() / 255
+
+
+@dataclass(frozen=True)
+class WindowSampler:
+    """Sampler of windows.
+
+    Attributes:
+        images: sampled frames by their indices, see `saved_images`; grows.
+        synchronise: makes frames consistent on a mesh; None: they stay as sampled.
+    """
+
+    config: TextureConfig
+    model: MVDiffusion
+    frames: Frames
+    windows: Sequence[Window]
+    images: dict[int, Array]
+    synchronise: Synchronise | None = None
+
+    def sample_all(self, folder: Path, quiet: bool) -> None:
+        """Sample the missing frames and write NAME.png. Raises Stopped after Ctrl-C; finished windows are kept."""
+        waiting = [k for k, window in enumerate(self.windows) if any(n not in self.images for n in window.new)]
+        steps = total_steps(self.config.steps, self.model.draft, self.config.synchronise)
+        total, done = len(self.windows) * steps, (len(self.windows) - len(waiting)) * steps
+        with Interrupts() as interrupts, Count("sampling", total, quiet, done=done) as count:
+
+            def on_step() -> None:
+                interrupts.raise_if_stopped()
+                count.add(1)
+
+            for k in waiting:
+                samples = to_uint8(self.sample(k, on_step))
+                with writing(folder):
+                    for n, image in zip(self.windows[k].frames, samples, strict=True):
+                        if n in self.windows[k].new:
+                            self.images[n] = image
+                            write_png(folder / f"{self.frames.names[n]}.png", image)
+
+    def sample(self, number: int, on_step: Callable[[], None]) -> Tensor:
+        """Sample all frames (F, H, W, 3) of a window, also the known ones."""
+        window, config, model = self.windows[number], self.config, self.model
+        numbers = list(window.frames)
+        cameras, depth = self.frames.cameras.select(numbers), self.frames.depth[numbers]
+        known = torch.tensor([n in window.known for n in numbers])
+
+        def conditions(size: Size) -> tuple[Tensor, Tensor | None]:
+            latent_size = (size[0] // model.factor, size[1] // model.factor)
+            extra, condition = depth_channels(depth, *latent_size), None
+            if window.known:
+                latents = torch.zeros(len(numbers), model.latent_shape[0], *latent_size)
+                views = resize(stack(self.images, [n for n in numbers if n in window.known]), *size)
+                latents[known] = model.encode_views(views).float().cpu()
+                condition = given_condition(latents, known)
+            return extra, condition
+
+        return model.sample_views(
+            [self.frames.prompts[n] for n in numbers],
+            model.geometry(cameras, depth, config.prior),
+            (cameras.height, cameras.width),
+            conditions,
+            config.steps,
+            config.guidance(9.0),
+            config.negative_prompt,
+            generator(config.seed, number, "frames"),
+            on_step,
+            config.eta,
+            sync=self.sync(number, known),
+        )
+
+    def sync(self, number: int, known: Tensor) -> ViewSync:
+        """Return the synchronisation of a window with all frames of earlier windows, which stay as they are."""
+        if (synchronise := self.synchronise) is None:
+            return NO_SYNC
+        numbers = list(self.windows[number].frames)
+        before = sorted({n for earlier in self.windows[:number] for n in earlier.frames} - set(numbers))
+        cameras = self.frames.cameras.select([*numbers, *before])
+        every_known = F.pad(known, (0, len(before)), value=True)
+
+        def consistent(views: Tensor) -> Tensor:
+            every = torch.cat([views, stack(self.images, before)]) if before else views
+            return synchronise(cameras, every, every_known)[: len(numbers)]
+
+        return ViewSync(self.config.synchronise, consistent)
