@@ -98,6 +98,9 @@ setup(
         "viser": ["viser>=1.1", "websockets>=14"],
         # collision=parts: several convex shapes that follow the object
         "parts": ["coacd>=1.0.5"],
+        # logger=tensorboard, logger=wandb
+        "tensorboard": ["tensorboard>=2.15"],
+        "wandb": ["wandb>=0.17"],
         # formats=[usdz]
         "usd": ["usd-core>=24.8"],
     },

@@ -19,7 +19,7 @@ from threedgen.guidance.multiview.joined import multiview_unet
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights.meta_networks import RELEASED_UNETS, RELEASED_VAE
 from threedgen.run.threads import set_threads
-from threedgen.systems.generate.system import GenerateSystem, jump
+from threedgen.systems.generate.system import GenerateSystem, piecewise_constant
 from threedgen.train.task import device
 
 from .clock import Case, paired
@@ -71,7 +71,8 @@ def random_prior(dtype: str, where: torch.device) -> MVDream:
 
 def case(config: Any, prior: MVDream, size: int) -> Case:
     """Return the first steps at this render size after the warm-up of the occupancy grid."""
-    sizes = {k: int(jump(config.size, k, config.trainer.max_steps)) for k in range(config.trainer.max_steps)}
+    steps = config.trainer.max_steps
+    sizes = {k: int(piecewise_constant(config.size, k, steps)) for k in range(steps)}
     begin = next((step for step, pixels in sizes.items() if pixels == size), None)
     if begin is None:
         known = ", ".join(map(str, sorted(set(sizes.values()))))

@@ -24,13 +24,14 @@ from threedgen.run.memory import keep_freed_memory
 from threedgen.run.seeding import generator
 
 from . import losses
+from .base import Render
 from .field.background import SolidBackground
 from .field.ngp import NGP
 from .march import step_size
 from .options import MarchConfig, NGPConfig, OccupancyConfig, ProtocolConfig, SolidBackgroundConfig
 from .shading import NoMaterial
 from .volume.occupancy import OccupancyGrid
-from .volume.render import Render, render
+from .volume.render import render
 
 BETAS, EPS = (0.9, 0.99), 1e-15
 """Adam's parameters, as in Instant-NGP: gradients of a hash grid are small."""

@@ -59,15 +59,19 @@ class FrequencyConfig(Config):
 
 
 class FieldConfig(Config):
-    """Base of the field configs. Subclasses add `name` and the `radius` of the field's cube.
+    """Base of the representations' configs. Subclasses add `name` and the `radius` of the object's cube.
 
     Attributes:
-        distance: True for a signed distance field, whose gradient has length 1 (eikonal loss).
-        mesh: True for a mesh that is rasterised, False for a volume that is ray marched.
+        has_density: True if it has a density at points; without one there is no occupancy grid and no mesh.
+        has_normals: True if its renders have normals.
+        losses: its own regularisers, name: help text; their weights are keys of the section `loss`.
     """
 
-    distance: ClassVar[bool] = False
-    mesh: ClassVar[bool] = False
+    has_density: ClassVar[bool] = True
+    has_normals: ClassVar[bool] = True
+    losses: ClassVar[dict[str, str]] = {}
+
+    name: str = Field(description="representation")
 
     @property
     def volume(self) -> FieldConfig:
@@ -78,7 +82,6 @@ class FieldConfig(Config):
 class EncodedFieldConfig(FieldConfig):
     """Base of the fields made of an encoding and small MLPs."""
 
-    name: str = Field(description="field type")
     radius: float = Field(1.0, gt=0, le=100, description="half the side of the field's cube, world units")
     encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field(
         {}, description="position encoding"
@@ -122,7 +125,7 @@ class NGPConfig(EncodedFieldConfig):
 class SDFConfig(EncodedFieldConfig):
     """Signed distance field rendered with NeuS's opacity (Wang et al. 2021): a hard surface without haze."""
 
-    distance: ClassVar[bool] = True
+    losses: ClassVar[dict[str, str]] = {"eikonal": "weight of the eikonal loss: the distance's gradient has length 1"}
 
     name: Literal["sdf"] = "sdf"
     sphere: float = Field(0.5, gt=0, le=100, description="radius of the initial ball, world units")
@@ -153,7 +156,10 @@ class SDFConfig(EncodedFieldConfig):
 class DMTetConfig(FieldConfig):
     """DMTet mesh: distances on a tetrahedral grid, coloured by a field (Shen et al. 2021; second stage of Magic3D)."""
 
-    mesh: ClassVar[bool] = True
+    losses: ClassVar[dict[str, str]] = {
+        "normal_consistency": "weight of the difference of normals along the edges of a mesh",
+        "laplacian": "weight of the distance of a mesh's vertices to the mean of their neighbours",
+    }
 
     name: Literal["dmtet"] = "dmtet"
     resolution: int = Field(64, ge=2, le=256, description="grid cells per axis, six tetrahedra each")
@@ -260,13 +266,19 @@ class OccupancyConfig(Config):
 # --- materials -------------------------------------------------------------------------------------------
 
 
-class NoMaterialConfig(Config):
+class MaterialConfig(Config):
+    """Base of the materials' configs."""
+
+    name: str = Field(description="material")
+
+
+class NoMaterialConfig(MaterialConfig):
     """Unlit material: the colour is the sigmoid of the features."""
 
     name: Literal["none"] = "none"
 
 
-class DiffuseMaterialConfig(Config):
+class DiffuseMaterialConfig(MaterialConfig):
     """Albedo lit by a point light and an ambient light (Poole et al. 2022, "DreamFusion", section 3.1)."""
 
     name: Literal["diffuse"] = "diffuse"

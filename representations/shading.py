@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
+
+from threedgen.config import Config
 
 from .options import DiffuseMaterialConfig
 
@@ -53,8 +55,9 @@ class NoMaterial:
     """Unlit material: the sigmoid of the features (MVDream's default)."""
 
     uses_light = False
+    options: Config | None
 
-    def __init__(self, options: Any = None):
+    def __init__(self, options: Config | None = None):
         self.options = options
 
     def sample_shading(
@@ -83,6 +86,7 @@ class DiffuseMaterial(NoMaterial):
     """Lambertian material. Random lit and textureless steps keep the texture from imitating shape (DreamFusion)."""
 
     uses_light = True
+    options: DiffuseMaterialConfig
 
     def __init__(self, options: DiffuseMaterialConfig | None = None):
         super().__init__(options or DiffuseMaterialConfig())

@@ -24,6 +24,8 @@ if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
+INTERFACE_VERSION = 1
+"""Version of the interfaces that plug-ins use; it rises when one of them changes incompatibly."""
 
 _HERE = Path(__file__).resolve().parent
 

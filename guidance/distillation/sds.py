@@ -19,6 +19,8 @@ from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import fresh_noise
 from threedgen.guidance.schedule import Schedule
 
+from .views import RenderedViews
+
 Logs = dict[str, Tensor | float]
 Weighting = Literal["one_minus_alpha_bar", "uniform"]
 
@@ -145,9 +147,18 @@ class Distillation(nn.Module):
         raise NotImplementedError
 
     def forward(
-        self, latents: Tensor, denoise: Denoiser, condition: Condition, step: int, generator: torch.Generator
+        self,
+        latents: Tensor,
+        denoise: Denoiser,
+        condition: Condition,
+        step: int,
+        generator: torch.Generator,
+        views: RenderedViews | None = None,
     ) -> tuple[Tensor, Logs]:
-        """Return the loss of `latents` (B, C, h, w) and values to log; t, then the noise come from `generator`."""
+        """Return the loss of `latents` (B, C, h, w) and values to log; t, then the noise come from `generator`.
+
+        A loss on images overrides this method and uses `views`.
+        """
         t, noise, logs = self.sample_noise(latents, condition.n_view, step, generator)
         with torch.no_grad():
             z = latents.float()

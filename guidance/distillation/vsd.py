@@ -20,6 +20,7 @@ from threedgen.guidance.sampling import fresh_noise
 
 from .lora import PosedLoRA
 from .sds import Distillation, Logs, NoisyLatents
+from .views import RenderedViews
 
 
 class VSD(Distillation):
@@ -32,10 +33,16 @@ class VSD(Distillation):
         self.lora = PosedLoRA(prior.unet, self.options.rank, generator)
 
     def forward(
-        self, latents: Tensor, denoise: Denoiser, condition: Condition, step: int, generator: torch.Generator
+        self,
+        latents: Tensor,
+        denoise: Denoiser,
+        condition: Condition,
+        step: int,
+        generator: torch.Generator,
+        views: RenderedViews | None = None,
     ) -> tuple[Tensor, Logs]:
         """Return the loss of `latents` (B, C, h, w) plus the LoRA's own; the gradients reach only one of them each."""
-        loss, logs = super().forward(latents, denoise, condition, step, generator)
+        loss, logs = super().forward(latents, denoise, condition, step, generator, views)
         lora_loss = self.lora_loss(latents.detach().float(), condition, generator)
         return loss + lora_loss, logs | {"loss_lora": lora_loss.detach()}
 

@@ -8,16 +8,15 @@ tiny-cuda-nn's flat parameter vector, reshaped to (entries, F).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from threedgen.config import at, registry
-from threedgen.representations.base import Representation
-from threedgen.representations.hashgrid.encoding import position_gradient
-from threedgen.representations.options import NGPConfig
+from threedgen.representations.base import ParameterGroup, Representation
+from threedgen.representations.hashgrid.encoding import Encoding, position_gradient
+from threedgen.representations.options import EncodedFieldConfig, NGPConfig
 
 from .mlp import MLP
 
@@ -66,17 +65,25 @@ def finite_difference_normal(
 class EncodedField(Representation):
     """Base of fields in the cube [-radius, radius]^3 with a position encoding and a schedule of its active levels."""
 
+    options: EncodedFieldConfig
+    encoding: Encoding
     used_levels: Tensor | None
 
-    def __init__(self, options: Any, generator: torch.Generator | None) -> None:
+    def __init__(self, options: EncodedFieldConfig, generator: torch.Generator | None) -> None:
         super().__init__()
         self.options = o = options
-        self.encoding: Any = registry.build("encoding", o.encoding, generator=generator)
+        self.encoding = registry.build("encoding", o.encoding, generator=generator)
         self.register_buffer("used_levels", None if o.levels is None else torch.tensor(int(at(o.levels, 0, 1))))
 
-    def at_step(self, step: int, max_steps: int | None = None) -> None:
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the encoding, and everything else as `networks`."""
+        encoding = list(self.encoding.parameters())
+        networks = [parameter for name, parameter in self.named_parameters() if not name.startswith("encoding.")]
+        return [ParameterGroup("encoding", encoding, "encoding"), ParameterGroup("networks", networks, "networks")]
+
+    def before_step(self, step: int, max_steps: int | None = None) -> None:
         """Set the number of active levels of the encoding to the option `levels` at this step."""
-        if self.used_levels is not None:
+        if self.used_levels is not None and self.options.levels is not None:
             self.used_levels.fill_(int(at(self.options.levels, step, max_steps)))
 
     def _unit(self, x: Tensor) -> Tensor:
@@ -97,6 +104,8 @@ class NGP(EncodedField):
     to colours. With `shared_mlp`, `density_mlp` returns density (first output) and features, and `feature_mlp` is None.
     `generator` (CPU) initialises the parameters.
     """
+
+    options: NGPConfig
 
     def __init__(self, options: NGPConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__(options or NGPConfig(), generator)

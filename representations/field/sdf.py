@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen.config import at
+from threedgen.representations import losses
+from threedgen.representations.base import Regulariser, Render
 from threedgen.representations.options import SDFConfig
 
 from .mlp import MLP
@@ -22,12 +24,20 @@ EPS = 1e-5
 """Lower bound of denominators."""
 
 
+def eikonal(render: Render) -> Tensor:
+    """Return the eikonal loss of a render of an SDF. Raises ValueError for another render."""
+    if render.eikonal is None:
+        raise ValueError("the eikonal loss needs a render of a distance field")
+    return losses.eikonal(render.eikonal, render.n_samples)
+
+
 class SDF(EncodedField):
     """Signed distances and features of points in [-radius, radius]^3, initialised as a ball.
 
     f(x) = mlp(encoding(x)) + |x| - sphere. `log_sharpness` is log s. `generator` (CPU) initialises the parameters.
     """
 
+    options: SDFConfig
     cosine: Tensor
 
     def __init__(self, options: SDFConfig | None = None, generator: torch.Generator | None = None) -> None:
@@ -37,12 +47,16 @@ class SDF(EncodedField):
         self.feature_mlp = MLP(inputs, o.n_features, o.width, o.hidden_layers, generator)
         self.log_sharpness = nn.Parameter(torch.tensor(o.log_sharpness))
         self.register_buffer("cosine", torch.tensor(0.0))
-        self.at_step(0, 1)
+        self.before_step(0, 1)
 
-    def at_step(self, step: int, max_steps: int | None = None) -> None:
+    def before_step(self, step: int, max_steps: int | None = None) -> None:
         """Set the active levels of the encoding and the opacity's `cosine` to the options at this step."""
-        super().at_step(step, max_steps)
+        super().before_step(step, max_steps)
         self.cosine.fill_(at(self.options.cosine, step, max_steps))
+
+    def regularisers(self) -> dict[str, Regulariser]:
+        """Return the eikonal loss."""
+        return {"eikonal": eikonal}
 
     @property
     def sharpness(self) -> Tensor:

@@ -1,11 +1,9 @@
-"""Position encodings: hash grid and frequencies.
-
-An encoding is a module with `output_dim` that maps x (N, 3) in [0, 1]^3 to (N, output_dim).
-"""
+"""Position encodings: hash grid and frequencies."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +13,17 @@ from threedgen.representations.options import FrequencyConfig, HashGridConfig
 
 from .autograd import Differentiable
 from .torch_twin import grid_levels
+
+
+class Encoding(Protocol):
+    """Map of points (N, 3) in [0, 1]^3 to features (N, output_dim)."""
+
+    output_dim: int
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
 
 MODULES = {
     "torch": "threedgen.representations.hashgrid.torch_twin",
@@ -28,7 +37,7 @@ VARYING = ("triton",)
 """Back ends whose gradients of the table vary in the last bits between runs: they add in any order (atomics)."""
 
 
-def position_gradient(encoding: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
+def position_gradient(encoding: Encoding, x: Tensor, grad: Tensor) -> Tensor:
     """Return d<grad, encoding(x)>/dx (N, 3) for x (N, 3) and grad (N, output_dim).
 
     Differentiable in the encoding's parameters and in grad if grad mode is on; x is constant. Uses the encoding's

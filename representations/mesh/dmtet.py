@@ -7,6 +7,7 @@ are initialised from the field of the first stage (`init_from`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,20 @@ from torch import Tensor, nn
 
 from threedgen.config import ConfigError, registry
 from threedgen.geometry.cameras import Cameras
-from threedgen.representations.base import Representation
+from threedgen.representations.base import (
+    Background,
+    Material,
+    ParameterGroup,
+    Regulariser,
+    Render,
+    Representation,
+)
+from threedgen.representations.field.ngp import EncodedField
 from threedgen.representations.losses import orientation_terms
-from threedgen.representations.march import pack
 from threedgen.representations.options import DMTetConfig
-from threedgen.representations.shading import ALBEDO, NoMaterial, Shading
-from threedgen.representations.volume.render import Background, Render
+from threedgen.representations.shading import ALBEDO, Shading
 
+from .losses import laplacian, normal_consistency
 from .raster import antialias, surface_points
 from .tetrahedra import marching_tetrahedra, tetrahedral_grid
 
@@ -47,6 +55,7 @@ class DMTet(Representation):
     """
 
     rasterised = True
+    paint: EncodedField
     low: Tensor
     high: Tensor
     points: Tensor
@@ -55,7 +64,7 @@ class DMTet(Representation):
     def __init__(self, options: DMTetConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.options = o = options or DMTetConfig()
-        self.paint: Any = registry.build("representation", o.paint, generator=generator)
+        self.paint = registry.build("representation", o.paint, generator=generator)
         points, tets = tetrahedral_grid(o.resolution)
         self.register_buffer("points", points, persistent=False)
         self.register_buffer("tets", tets, persistent=False)
@@ -65,22 +74,30 @@ class DMTet(Representation):
         self.distance = nn.Parameter(torch.linalg.vector_norm(points * radius, dim=-1) - o.sphere)
         self.deformation = nn.Parameter(torch.zeros_like(points))
 
-    @property
-    def encoding(self) -> Any:
-        """Encoding of the paint, which has its own learning rate."""
-        return self.paint.encoding
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Return the groups of the paint, and the shape as `geometry`."""
+        encoding, *others = self.paint.parameter_groups()
+        return [encoding, ParameterGroup("geometry", [self.distance, self.deformation], "geometry"), *others]
 
-    def geometry(self) -> list[Tensor]:
-        """Return the shape parameters, which have their own learning rate."""
-        return [self.distance, self.deformation]
-
-    def at_step(self, step: int, max_steps: int | None = None) -> None:
+    def before_step(self, step: int, max_steps: int | None = None) -> None:
         """Set the scheduled options of the paint to their values at this step."""
-        self.paint.at_step(step, max_steps)
+        self.paint.before_step(step, max_steps)
+
+    def regularisers(self) -> dict[str, Regulariser]:
+        """Return the smoothness losses of the surface; 0 for an empty mesh."""
+
+        def of_surface(loss: Callable[[Tensor, Tensor], Tensor]) -> Regulariser:
+            return lambda render: render.opacity.sum() * 0 if render.surface is None else loss(*render.surface)
+
+        return {"normal_consistency": of_surface(normal_consistency), "laplacian": of_surface(laplacian)}
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return density (N,) and features (N, F) of the paint at points x (N, 3); the density is unused."""
         return self.paint(x)
+
+    def density(self, x: Tensor) -> Tensor:
+        """Return the density (N,) of the paint at points x (N, 3)."""
+        return self.paint.density(x)
 
     def grid(self) -> Tensor:
         """Return the deformed grid points (V, 3) in world units."""
@@ -103,7 +120,7 @@ class DMTet(Representation):
         self,
         cameras: Cameras,
         background: Background,
-        material: NoMaterial,
+        material: Material,
         *,
         generator: torch.Generator | None = None,
         training: bool = False,
@@ -121,7 +138,6 @@ class DMTet(Representation):
         else:  # empty mesh: the background, with a graph
             columns = background_rgb.new_zeros(count, 9) + 0 * (self.distance.sum() + self.deformation.sum())
         rgb_fg, opacity, depth, normal, orientation = columns.split([3, 1, 1, 3, 1], dim=-1)
-        empty = background_rgb.new_zeros(0)
         return Render(
             rgb=rgb_fg + background_rgb * (1 - opacity),
             rgb_fg=rgb_fg,
@@ -130,14 +146,13 @@ class DMTet(Representation):
             depth=depth,
             z_variance=torch.zeros_like(opacity),
             shading=shading,
-            samples=pack(empty.long(), empty, empty, count),
             normal=(normal + opacity) / 2,
             orientation=orientation,
             surface=(vertices, faces) if len(faces) else None,
         )
 
     def _columns(
-        self, vertices: Tensor, faces: Tensor, cameras: Cameras, material: NoMaterial, light: Tensor, shading: Shading
+        self, vertices: Tensor, faces: Tensor, cameras: Cameras, material: Material, light: Tensor, shading: Shading
     ) -> Tensor:
         """Return colour, opacity, depth, normal and orientation term of all pixels (B H W, 9), on black."""
         points = surface_points(vertices, faces, cameras)
@@ -162,8 +177,9 @@ class DMTet(Representation):
             super().init_from(other)
             return
         self.paint.init_from(other)
-        field: Any = other
-        density = self._density(field)
+        if not isinstance(other, Representation):
+            raise TypeError(f"{type(other).__name__} is not a representation")
+        density = self._density(other)
         level = self.options.level
         if level == "auto":
             level = float(density[density > EMPTY_DENSITY].mean()) if bool((density > EMPTY_DENSITY).any()) else 1.0
@@ -178,14 +194,14 @@ class DMTet(Representation):
         bound = float(self.options.paint.radius)
         self.low.copy_((low - margin).clamp(-bound, bound))
         self.high.copy_((high + margin).clamp(-bound, bound))
-        density = self._density(field)
+        density = self._density(other)
         kept = remove_small_parts(self._cube(density > level))
         solid = torch.from_numpy(kept.reshape(-1)).to(density.device)
         distance = (level - density).clamp(-1, 1)
         self.distance.copy_(torch.where(solid, distance, distance.abs().clamp(min=1e-3)))
         self.deformation.zero_()
 
-    def _density(self, field: Any) -> Tensor:
+    def _density(self, field: Representation) -> Tensor:
         """Return the density (V,) of another field at the grid points."""
         return torch.cat([field.density(part).float() for part in self.grid().split(POINTS_PER_QUERY)])
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from threedgen.representations.losses import distortion, orientation_terms
+from threedgen.representations.base import Background, Material, Render
+from threedgen.representations.losses import orientation_terms
 from threedgen.representations.march import Samples, composite, depth_variance, join, march, pack, visible
 from threedgen.representations.options import MarchConfig
-from threedgen.representations.shading import ALBEDO, NoMaterial, Shading
+from threedgen.representations.shading import ALBEDO, Shading
 from threedgen.run.memory import graph_bytes
 
 from .occupancy import OccupancyGrid
@@ -26,7 +26,7 @@ class Field(Protocol):
     `along_ray`: query used instead if the density depends on the ray (see `sdf.SDF.along_ray`), else None.
     """
 
-    along_ray: Any
+    along_ray: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]] | None
 
     def density(self, x: Tensor) -> Tensor: ...
 
@@ -37,59 +37,10 @@ class Field(Protocol):
     def parameters(self) -> Iterable[Tensor]: ...
 
 
-class Background(Protocol):
-    """Map of unit directions (R, 3) to colours (R, 3)."""
-
-    def __call__(
-        self, directions: Tensor, *, training: bool = False, generator: torch.Generator | None = None
-    ) -> Tensor: ...
-
-
-@dataclass
-class Render:
-    """Render of R rays. Distances in world units along the ray, colours in [0, 1].
-
-    Attributes:
-        rgb: (R, 3) rgb_fg + background * (1 - opacity).
-        rgb_fg, background: (R, 3) foreground composited on black, and background colour.
-        opacity: (R, 1) sum of weights.
-        depth: (R, 1) sum of weight * distance, not divided by the opacity.
-        z_variance: (R, 1), see `march.depth_variance`.
-        samples: packed samples; without any for a mesh.
-        normal: (R, 3) opacity * (unit normal + 1) / 2, or None without normals.
-        orientation: (R, 1) sum of `losses.orientation_terms`, or None without normals.
-        eikonal: (R, 1) sum of the samples' eikonal errors (`losses.eikonal`), or None without a distance field.
-        weights, normals: (N,) and (N, 3) per sample, or None in a chunked render.
-        surface: vertices (N, 3) and faces (F, 3) of a mesh, or None.
-    """
-
-    rgb: Tensor
-    rgb_fg: Tensor
-    background: Tensor
-    opacity: Tensor
-    depth: Tensor
-    z_variance: Tensor
-    shading: Shading
-    samples: Samples
-    normal: Tensor | None = None
-    orientation: Tensor | None = None
-    eikonal: Tensor | None = None
-    weights: Tensor | None = None
-    normals: Tensor | None = None
-    surface: tuple[Tensor, Tensor] | None = None
-
-    def distortion(self, span: float) -> Tensor | None:
-        """Return the distortion loss (`losses.distortion`), or None for a mesh or a chunked render."""
-        s = self.samples
-        if self.weights is None:
-            return None
-        return distortion(self.weights, s.t_start, s.t_end, s.ray_index, s.start, span)
-
-
 def render(
     field: Field,
     background: Background,
-    material: NoMaterial,
+    material: Material,
     occupancy: OccupancyGrid | None,
     options: MarchConfig,
     origins: Tensor,
@@ -185,7 +136,7 @@ def _drop_invisible(
 
 def _shade(
     field: Field,
-    material: NoMaterial,
+    material: Material,
     options: MarchConfig,
     rays: _Rays,
     samples: Samples,
@@ -235,7 +186,7 @@ BACKWARD_FACTOR = 2.0
 def sample_bytes(
     field: Field,
     background: Background,
-    material: NoMaterial,
+    material: Material,
     options: MarchConfig,
     normals: bool,
     device: torch.device | str = "cpu",
@@ -253,7 +204,7 @@ def sample_bytes(
 
     n, twice_n = 16, 32
     with torch.enable_grad():
-        samples = len(probe(twice_n).samples) - len(probe(n).samples)
+        samples = probe(twice_n).n_samples - probe(n).n_samples
         return (graph_bytes(lambda: probe(twice_n)) - graph_bytes(lambda: probe(n))) / max(1, samples)
 
 

@@ -14,6 +14,8 @@ EXTRAS = {
     "sentencepiece": ("sentencepiece", install("deepfloyd")),
     "torch_fidelity": ("torch-fidelity", "pip install torch-fidelity"),
     "viser": ("viser", install("viser")),
+    "tensorboard": ("tensorboard", install("tensorboard")),
+    "wandb": ("wandb", install("wandb")),
     "triton": ("triton", install("triton")),
     "nerfacc": ("nerfacc", install("nerfacc")),
     "xformers": ("xformers", install("xformers")),

@@ -64,6 +64,22 @@ task  toybox-sheet       data.toybox.sheet:run                   data.toybox.opt
 # text of --dry-run: function (config) -> text; "any": all other tasks
 plan  any       train.plan:plan             config.sections:TaskConfig
 plan  generate  systems.generate.plan:plan  systems.generate.options:GenerateConfig
+# how an object is trained: a subclass of GenerateSystem
+system  generate  systems.generate.system:GenerateSystem  systems.generate.options:SystemConfig
+# training cameras: threedgen.geometry.rigs.RigSampler
+camera  multiview  geometry.rigs:sample_multiview  config.sections:MultiviewCameraConfig
+# (options, parameter groups) -> torch optimizer
+optimizer  adam   systems.generate.optimizers:adam   systems.generate.options:AdamConfig
+optimizer  adamw  systems.generate.optimizers:adamw  systems.generate.options:AdamWConfig
+# (options, run folder) -> Lightning logger or None
+logger  csv          train.loggers:csv          train.options:CSVLoggerConfig
+logger  tensorboard  train.loggers:tensorboard  train.options:TensorBoardConfig
+logger  wandb        train.loggers:wandb        train.options:WandbConfig
+# losses of a render, Render -> scalar; the weight is the key of this name in the section `loss`
+regulariser  orientation  representations.regularisers:orientation    systems.generate.options:LossConfig
+regulariser  sparsity     representations.regularisers:sparsity       systems.generate.options:LossConfig
+regulariser  opaque       representations.regularisers:opaque         systems.generate.options:LossConfig
+regulariser  z_variance   representations.regularisers:z_variance     systems.generate.options:LossConfig
 prior  mvdream           guidance.priors.mvdream:build           guidance.options:MVDreamConfig
 prior  stable-diffusion  guidance.priors.stable_diffusion:build  guidance.options:StableDiffusionConfig
 prior  deepfloyd         guidance.priors.deepfloyd:build         guidance.options:DeepFloydConfig
@@ -110,11 +126,11 @@ background  solid   representations.field.background:SolidBackground   represent
 background  neural  representations.field.background:NeuralBackground  representations.options:NeuralBackgroundConfig
 """
 
-TABLE: dict[str, dict[str, Entry]] = {}
+TABLE: dict[str, dict[str, Entry]] = {"exporter": {}, "metric": {}}  # kinds of plug-ins only
 """Kind -> name -> entry."""
 
 
-def register(kind: str, name: str, implementation: str, config: str) -> None:
+def register(kind: str, name: str, implementation: str, config: str = "threedgen.config:Config") -> None:
     """Add or replace an entry; a plug-in calls this on import. Paths are `module:attribute`."""
     TABLE.setdefault(kind, {})[name] = Entry(implementation, config)
 

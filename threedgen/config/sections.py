@@ -45,6 +45,7 @@ class MultiviewCameraConfig(Config):
     The views of a group share everything but the azimuth, which is spread evenly from one random offset.
     """
 
+    name: Literal["multiview"] = "multiview"
     n_view: int = Field(4, ge=1, le=64, description="views per group; 1: independent cameras")
     elevation_range: Elevations = Field((0.0, 30.0), description="degrees above the horizon")
     azimuth_range: Azimuths = Field((-180.0, 180.0), description="degrees, divided evenly between the views of a group")

@@ -53,6 +53,7 @@ def open_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGr
     state = checkpoint["state_dict"]
     field: Any = registry.build("representation", config.field, generator=generator(config.seed, 0, "field"))
     weights = {name.removeprefix("field."): value for name, value in state.items() if name.startswith("field.")}
+    field.resize(weights)
     check_architecture(weights, field.state_dict(), f"the field in {path}")
     require_finite({name: weights[name] for name, _ in field.named_parameters()}, f"the weights in {path}")
     field.load_state_dict(weights)
@@ -76,7 +77,7 @@ def field_view(
 ) -> FieldView:
     """Return the export interface of a field and its optional occupancy grid. `elevations`: see FieldView."""
     return FieldView(
-        getattr(field, "density", lambda x: field(x)[0]),
+        field.density,
         lambda x: shading.albedo(field(x)[1][:, :3]),
         march.radius,
         None if occupancy is None else occupancy.binary.cpu().numpy(),

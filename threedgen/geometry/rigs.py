@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import pi, radians
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -75,6 +76,21 @@ def turntable(options: OrbitCameraConfig, n: int | None = None) -> Cameras:
     """Create the orbit of ``options``; ``n`` overrides its number of views."""
     azimuth, elevation, fov = radians(options.azimuth), radians(options.elevation), radians(options.fov)
     return orbit(n or options.n_view, elevation, options.distance, fov, options.height, options.width, azimuth)
+
+
+class RigSampler(Protocol):
+    """Sampler of training cameras, the registry's kind `camera`: `n_groups` groups of `options.n_view` views."""
+
+    def __call__(
+        self,
+        options: MultiviewCameraConfig,
+        generator: torch.Generator,
+        step: int,
+        *,
+        n_groups: int = 1,
+        height: int = 64,
+        width: int = 64,
+    ) -> Rig: ...
 
 
 def sample_multiview(

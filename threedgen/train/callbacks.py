@@ -116,7 +116,10 @@ class Logging(StepCallback):
             return
         self.speed.mark(time.monotonic(), step)
         values = {**outputs, **module.terms, **module.metrics}
-        self._metrics.log(step, values | {"step_seconds": self.speed.seconds_per_step()})
+        values["step_seconds"] = self.speed.seconds_per_step()
+        self._metrics.log(step, values)
+        for extra in trainer.loggers:
+            extra.log_metrics({name: float(value) for name, value in values.items()}, step)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         # also runs when the last step was done before a kill: then on_train_start is not called

@@ -21,6 +21,7 @@ import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
+from threedgen.config import registry
 from threedgen.config.errors import ConfigError, DiskFull
 from threedgen.config.sections import TrainerConfig
 from threedgen.run.disk import free_megabytes, write_error
@@ -114,6 +115,7 @@ def _resume_path(module: System, checkpoints: Path, config: Any, resume: bool) -
     path, checkpoint = found
     check_config(checkpoint, module.config_yaml)
     check_weights(checkpoint, module.weights)
+    module.adapt_to(checkpoint["state_dict"])
     check_architecture(checkpoint["state_dict"], module.state_dict(), "the checkpoint")
     require_finite(
         {name: checkpoint["state_dict"][name] for name, _ in module.named_parameters()}, f"the weights in {path}"
@@ -136,7 +138,7 @@ def _check_space(module: torch.nn.Module, folder: Path, keep: int) -> None:
 
 
 def _trainer(config: Any, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
-    """Build a Trainer without Lightning's own logging, progress bar, validation and requeueing."""
+    """Build a Trainer without Lightning's own progress bar, validation and requeueing."""
     plugins: list[Any] = [AtomicCheckpointIO(config.checkpoint.keep)]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
@@ -153,7 +155,7 @@ def _trainer(config: Any, folder: Path, callbacks: list[pl.Callback]) -> pl.Trai
         enable_checkpointing=True,  # by our callback only
         enable_progress_bar=False,
         enable_model_summary=False,
-        logger=False,
+        logger=_logger(config, folder),
     )
 
 
@@ -166,6 +168,12 @@ def _strategy(options: TrainerConfig) -> str:
     count = options.num_nodes * (max(1, gpus) if options.devices == "auto" else options.devices)
     several = options.strategy == "auto" and count > 1
     return "ddp_find_unused_parameters_true" if several else options.strategy
+
+
+def _logger(config: Any, folder: Path) -> Any:
+    """Build the logger of a config with a section `logger`; False: none."""
+    options = getattr(config, "logger", None)
+    return False if options is None else registry.build("logger", options, folder) or False
 
 
 def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> bool:

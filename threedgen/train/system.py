@@ -17,8 +17,10 @@ from torch import Tensor
 
 from threedgen.config import Config, at, dump
 from threedgen.config.sections import BETAS
+from threedgen.geometry.images import write_png
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
+from threedgen.train import loggers
 from threedgen.train.muon import Muon
 
 METRICS_KEY, SECONDS_KEY = "metrics", "seconds"
@@ -74,6 +76,18 @@ class System(pl.LightningModule):
         """Return the seconds before the training and in it, summed over all processes of the run."""
         now = {"prepare": self.training_start - self.run_start, "optimise": time.monotonic() - self.training_start}
         return {name: before + now[name] for name, before in self.previous_seconds.items()}
+
+    def adapt_to(self, state: dict[str, Tensor]) -> None:
+        """Give tensors whose shapes change during training the shapes of a checkpoint, before it is loaded."""
+
+    def log_image(self, name: str, image: Tensor) -> None:
+        """Write an image (H, W, 3) in [0, 1] to RUN/images/NAME-STEP.png, for the report and the loggers."""
+        if self.global_rank:
+            return
+        folder = Path(self.trainer.default_root_dir) / "images"
+        folder.mkdir(exist_ok=True)
+        write_png(folder / f"{name}-{self.global_step:06d}.png", image.detach())
+        loggers.log_image(self.trainer.loggers, name, image.detach(), self.global_step)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[SECONDS_KEY] = self.seconds()

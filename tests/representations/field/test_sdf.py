@@ -73,7 +73,7 @@ def test_along_ray_density_depends_on_the_angle_and_on_cosine() -> None:
     directions = torch.tensor([[-1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
     soft = field.along_ray(x, directions, lengths)[0]
     assert soft[0] > soft[1] > soft[2] and soft[1] > 0.1 * soft[0]
-    field.at_step(100, 100)
+    field.before_step(100, 100)
     hard = field.along_ray(x, directions, lengths)[0]
     torch.testing.assert_close(hard[0], soft[0], rtol=1e-3, atol=0)
     assert hard[1] < 0.05 * hard[0] and hard[2] < 0.05 * hard[0]
@@ -82,7 +82,7 @@ def test_along_ray_density_depends_on_the_angle_and_on_cosine() -> None:
 
 def test_render_of_a_sharp_ball() -> None:
     field = ball(log_sharpness=5.0)
-    field.at_step(1, 1)
+    field.before_step(1, 1)
     result = render_rays(field, [0.0, 0.3, 0.47, 0.53, 0.8])
     assert (result.opacity[:3] > 0.95).all() and (result.opacity[3:] < 0.05).all()
     torch.testing.assert_close(result.depth[0] / result.opacity[0], torch.tensor([2.5]), atol=0.02, rtol=0)
@@ -141,7 +141,7 @@ def test_levels_schedule_activates_levels_in_order(kind: str) -> None:
         field.encoding.table.normal_(generator=generator(0, 0, "table"))
     trained = {}
     for step, n in ((0, 1), (14, 1), (15, 2), (25, 3)):
-        field.at_step(step, 100)
+        field.before_step(step, 100)
         assert int(field.used_levels) == n
         (grad,) = torch.autograd.grad(value(x).sum(), field.encoding.table)
         levels = field.encoding.levels
@@ -151,7 +151,7 @@ def test_levels_schedule_activates_levels_in_order(kind: str) -> None:
     if kind == "sdf":
         cell = SDF(SDFConfig(**options))
         assert cell._eps() == pytest.approx(2 / 4)
-        cell.at_step(25, 100)
+        cell.before_step(25, 100)
         assert cell._eps() == pytest.approx(2 / 16)
     plain = NGP(NGPConfig(**SMALL))
     assert "used_levels" not in plain.state_dict()

@@ -129,7 +129,7 @@ def test_dreamfusion_has_the_reference_values() -> None:
     assert [config.at(made.loss.orientation, s) for s in (0, 2500, 5000)] == [10, 505, 1000]
     assert made.loss.sparsity == 1
     o = made.optimizer
-    assert (o.kind, o.encoding, o.networks, o.background) == ("adam", 0.01, 0.01, 0.001)
+    assert (o.name, o.encoding, o.networks, o.background) == ("adam", 0.01, 0.01, 0.001)
     assert o.betas == (0.9, 0.99) and o.eps == 1e-15
     m = made.material
     assert (m.ambient_only_steps, m.ambient, m.diffuse, m.soft_shading) == (2001, 0.1, 0.9, False)
@@ -186,13 +186,13 @@ def test_prolificdreamer_has_the_reference_values() -> None:
     assert camera.distance_range == (1, 1.5) and camera.fov_range == (40, 70) and camera.elevation_range == (-10, 45)
     assert (camera.camera_perturb, camera.center_perturb, camera.up_perturb) == (0, 0, 0) and camera.n_view == 1
     assert made.loss.sparsity == 10 and [config.at(made.loss.opaque, s) for s in (0, 10_000, 10_001)] == [0, 0, 1000]
-    assert (made.optimizer.kind, made.optimizer.distillation) == ("adamw", 1e-4)
+    assert (made.optimizer.name, made.optimizer.distillation) == ("adamw", 1e-4)
     assert made.size == {0: 64, 5000: 512} and made.trainer.max_steps == 25_000 and made.field.radius == 1
     assert made.trainer.precision == "32-true" and (made.view_prompts.front_within, made.material.name) == (30, "none")
     assert made.background.random_probability == 0.5 and last.background.random_probability == 0
     assert (shape.guidance_input, shape.distillation.name, shape.distillation.guidance_scale) == ("normal", "sds", 101)
     assert (shape.loss.normal_consistency, shape.loss.laplacian, shape.optimizer.geometry) == (1e4, 1e4, 0.005)
-    assert (shape.optimizer.kind, shape.trainer.max_steps, shape.view_prompts.front_within) == ("adam", 15_000, 45)
+    assert (shape.optimizer.name, shape.trainer.max_steps, shape.view_prompts.front_within) == ("adam", 15_000, 45)
     assert last.distillation == d and (last.guidance_input, last.optimizer.geometry, last.size) == ("colour", 0, 512)
     assert last.field.level == 25 and last.field.paint == made.field and last.trainer.max_steps == 30_000
     assert last.loss.normal_consistency == last.loss.laplacian == last.loss.sparsity == 0

@@ -25,7 +25,7 @@ from threedgen.guidance.weights.meta_networks import meta_networks
 from threedgen.run.metrics import read_summary
 from threedgen.systems.draw.options import OrbitConfig, SampleConfig
 from threedgen.systems.generate.options import GenerateConfig
-from threedgen.systems.generate.system import jump
+from threedgen.systems.generate.system import piecewise_constant
 
 PRIOR = ["prior.tokenizer=clip", "prior.image_size=64"]
 WORDS = [
@@ -151,10 +151,10 @@ def test_the_sd21_config_has_the_authors_values() -> None:
         for name in ("min", "max")
     }
     assert at["min"] == pytest.approx([0.98, 0.5, 0.02]) and at["max"] == pytest.approx([0.98, 0.74, 0.5])
-    assert [jump(made.size, s, 10_000) for s in (0, 4999, 5000, 9999)] == [64, 64, 256, 256]
-    assert [jump(made.scenes_per_step, s, 10_000) for s in (0, 4999, 5000)] == [2, 2, 1]
+    assert [piecewise_constant(made.size, s, 10_000) for s in (0, 4999, 5000, 9999)] == [64, 64, 256, 256]
+    assert [piecewise_constant(made.scenes_per_step, s, 10_000) for s in (0, 4999, 5000)] == [2, 2, 1]
     assert made.distillation.guidance_scale == 50 and made.distillation.recon_std_rescale == 0.5
-    assert made.optimizer.kind == "adamw" and made.optimizer.encoding == 0.01 and made.optimizer.networks == 0.001
+    assert made.optimizer.name == "adamw" and made.optimizer.encoding == 0.01 and made.optimizer.networks == 0.001
     assert made.trainer.max_steps == 10_000 and made.trainer.precision == "16-mixed"
     assert made.march.alpha_threshold == 0.01 and made.march.early_stop == 1e-4 and made.march.samples == 512
     assert made.field.encoding.log2_hashmap_size == 19 and made.background.random_probability == 0.5

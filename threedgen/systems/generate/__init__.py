@@ -1,1 +1,1 @@
-"""A prompt becomes an object."""
+"""Generation of a 3D object from a prompt."""

@@ -1,83 +1,105 @@
-"""What refinement does beside distillation: pictures drawn again by the prior, surfaces without dents."""
+"""Fit of the object to images: the loss of the warm start and of the refinement rounds."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
+from typing import NamedTuple
 
 import torch
-from kornia.filters import gaussian_blur2d
 from torch import Tensor
+from torch.nn import functional as F
 
-from threedgen.geometry.rigs import Rig
-from threedgen.guidance.guidance import Condition, guided, per_image
-from threedgen.guidance.prior import Prior
-from threedgen.guidance.sampling import InitLatents, fresh_noise, sample_latents
+from threedgen.config import at
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.views import Pixels, Views
 from threedgen.representations import losses
+from threedgen.representations.base import Render
 from threedgen.representations.field.ngp import finite_difference_normal
 from threedgen.representations.march import step_size
-from threedgen.representations.options import MarchConfig
-from threedgen.representations.volume.render import Field, Render
-from threedgen.systems.generate.options import RefineConfig
+from threedgen.representations.mesh.losses import normal_consistency
 
-POINTS, REACH = 512, 0.02
-"""Points at which a step looks at the surface, and how far from them, in radii of the world."""
+from .scene import Scene
 
-
-@torch.no_grad()
-def redrawn(
-    prior: Prior,
-    pictures: Tensor | None,
-    rig: Rig,
-    text: Condition,
-    o: RefineConfig,
-    strength: float,
-    rng: torch.Generator,
-) -> Tensor:
-    """Pictures (V, H, W, 3) of one group, with noise and then denoised together (SDEdit, Meng et al. 2022).
-
-    None, where there is no object yet: what the prior expects of these cameras is drawn again, or if it expects
-    nothing, noise alone.
-    """
-    c2w = rig.cameras.c2w.to(prior.device) if rig.n_view > 1 else None
-    camera = None if c2w is None else prior.camera(c2w)
-    given = replace(text, camera=camera, n_view=rig.n_view)
-    z = (
-        prior.coarse_latents(per_image(text.text[0], rig.n_view), c2w)
-        if pictures is None
-        else prior.encode_images(pictures, rng)
-    )
-    if z is None:
-        z, strength = torch.zeros(len(rig.cameras), *prior.latent_shape, device=prior.device), 1.0
-    denoise = guided(prior.denoise, o.guidance_scale)
-    z = sample_latents(denoise, fresh_noise(z, rng), given, prior.schedule, o.steps, InitLatents(z, strength))
-    return sharpened(prior.decode_latents(z), o.sharpen)
+HUBER_BETA = 0.1
+"""Colour difference up to which the error is quadratic; above it is linear, so that inconsistent views do not blur."""
+ERROR_WEIGHT = 10
+"""Weight of the colour error."""
+SURFACE_POINTS = 512
+"""Surface points per step of the smoothness loss."""
+SURFACE_DISTANCE = 0.02
+"""Distance between the compared normals of the smoothness loss, in radii of the scene."""
 
 
-def sharpened(pictures: Tensor, amount: float) -> Tensor:
-    """Adds to pictures (V, H, W, 3) ``amount`` of what a Gaussian blur by a 64th of their height takes from them."""
-    if not amount:
-        return pictures
-    sigma, x = pictures.shape[1] / 64, pictures.permute(0, 3, 1, 2)
-    size = 2 * math.ceil(3 * sigma) + 1
-    softer = gaussian_blur2d(x, (size, size), (sigma, sigma))
-    return (x + amount * (x - softer)).clamp(0, 1).permute(0, 2, 3, 1)
+class StepResult(NamedTuple):
+    """Result of a training step: the loss, its terms for the log (unweighted), and other metrics."""
+
+    loss: Tensor
+    terms: dict[str, float]
+    metrics: dict[str, float]
 
 
-def dents(
-    field: Field, march: MarchConfig, seen: Render, origins: Tensor, directions: Tensor, rng: torch.Generator
-) -> Tensor:
-    """How rough the surface is at points where some of the rays (R, 3) meet it, see `losses.normal_smoothness`."""
-    solid = (seen.opacity[:, 0] > 0.5).nonzero()[:POINTS, 0]
-    depth = (seen.depth / seen.opacity)[solid].detach()
-    points = origins[solid] + depth * directions[solid]
-    offsets = REACH * march.radius * torch.randn(points.shape, generator=rng).to(points)
-    length = step_size(march)
+class Fit:
+    """Fit of the object to images (V, H, W, 3) in [0, 1] of known cameras."""
 
-    def opacity(x: Tensor) -> Tensor:  # of a step of the march: what is opaque has no normals inside
-        return 1 - torch.exp(-length * field.density(x))
+    def __init__(self, scene: Scene, cameras: Cameras, images: Tensor) -> None:
+        self.scene, self.cameras = scene, cameras.with_size(*images.shape[1:3])
+        opacity = None if scene.matte is None else scene.matte.opacity(images.to(scene.device))
+        self.pixels = Pixels(Views(images, self.cameras), opacity)
 
-    def normal(x: Tensor) -> Tensor:
-        return finite_difference_normal(opacity, x, 1.5 * REACH * march.radius, march.radius)
+    def losses(self, step: int, done: int, steps: int) -> StepResult:
+        """Return the loss of a step. Volumes train on `fit.rays` random pixels, meshes on whole images.
 
-    return losses.normal_smoothness(normal, points, offsets)
+        Args:
+            step: step of the run, seeds the random numbers.
+            done, steps: steps of this fit before this one, and in all, for the schedules.
+        """
+        o, rng, device = self.scene.config.fit, self.scene.rng(step, "pixels"), self.scene.device
+        schedules = (o.opaque, o.sparsity, o.smooth, o.distortion)
+        opaque, sparsity, smooth, distortion = (at(value, done, steps) for value in schedules)
+        if self.scene.field.rasterised:
+            result, indices = self._render_images(step, rng)
+            rough = [normal_consistency(*result.surface)] if smooth and result.surface is not None else []
+        else:
+            result, indices, rays = self._render_pixels(step, rng)
+            rough = [self._roughness(result, *rays, rng)] if smooth else []
+        colours, background = (part.to(device) for part in self.pixels.composite(indices, rng))
+        error = F.smooth_l1_loss(result.rgb_fg + background * (1 - result.opacity), colours, beta=HUBER_BETA)
+        clear = opaque * losses.opaque(result.opacity) + sparsity * losses.sparsity(result.opacity)
+        # density in the colour of the background fits as well as none
+        clear = clear + result.opacity[self.pixels.empty[indices].to(device)].sum() / len(colours)
+        if distortion and (spread := result.distortion(2 * self.scene.config.march.radius)) is not None:
+            clear = clear + distortion * spread
+        loss = ERROR_WEIGHT * error + clear + smooth * sum(rough)
+        opacity = float(result.opacity.detach().mean())
+        return StepResult(loss, {"loss_views": ERROR_WEIGHT * error.item()}, {"opacity": opacity})
+
+    def _render_images(self, step: int, rng: torch.Generator) -> tuple[Render, Tensor]:
+        """Render about `fit.rays` pixels of random whole images; return the render and its pixel indices."""
+        pixels = self.cameras.height * self.cameras.width
+        count = max(1, self.scene.config.fit.rays // pixels)
+        chosen = torch.randperm(len(self.cameras), generator=rng)[:count]
+        indices = (chosen[:, None] * pixels + torch.arange(pixels)).flatten()
+        return self.scene.render(self.cameras.select(chosen), step, training=False), indices
+
+    def _render_pixels(self, step: int, rng: torch.Generator) -> tuple[Render, Tensor, tuple[Tensor, Tensor]]:
+        """Render `fit.rays` random pixels; return the render, its pixel indices and its rays."""
+        indices, device = self.pixels.sample(self.scene.config.fit.rays, rng), self.scene.device
+        rays = (self.pixels.origins[indices].to(device), self.pixels.directions[indices].to(device))
+        shading = self.scene.material.sample_shading(step, False, rng)
+        return self.scene.render_rays(*rays, shading, rng, training=True), indices, rays
+
+    def _roughness(self, result: Render, origins: Tensor, directions: Tensor, rng: torch.Generator) -> Tensor:
+        """Return the difference of normals at nearby points of the surface (`losses.normal_smoothness`)."""
+        field, march = self.scene.field, self.scene.config.march
+        solid = (result.opacity[:, 0] > 0.5).nonzero()[:SURFACE_POINTS, 0]
+        depth = (result.depth / result.opacity)[solid].detach()
+        points = origins[solid] + depth * directions[solid]
+        offsets = SURFACE_DISTANCE * march.radius * torch.randn(points.shape, generator=rng).to(points)
+        length = step_size(march)
+
+        def opacity(x: Tensor) -> Tensor:  # of one marching step: unlike the density it is bounded, also inside
+            return 1 - torch.exp(-length * field.density(x))
+
+        def normal(x: Tensor) -> Tensor:
+            return finite_difference_normal(opacity, x, 1.5 * SURFACE_DISTANCE * march.radius, march.radius)
+
+        return losses.normal_smoothness(normal, points, offsets)

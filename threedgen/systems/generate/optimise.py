@@ -1,14 +1,15 @@
-"""The second part of a generate run: the object is optimised, then its turntable, mesh, asset and page are made."""
+"""Second part of a generate run: optimise the object, then write its turntable, mesh, asset and page."""
 
 from __future__ import annotations
 
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from threedgen.config import registry
 from threedgen.export.run_field import open_field
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import turntable
@@ -24,15 +25,15 @@ from threedgen.viewer.options import LIVE
 from threedgen.viewer.report import PAGE, write_report
 
 from .outputs import make_asset, write_results
+from .scene import part_of
 from .system import GenerateSystem
 
-STOPPING = (
-    "stopping after this step; turntable, {made} and page are then made of what there is (Ctrl-C again leaves at once)"
-)
-RESULTS = (
-    "turntable, {made} and page are being made (Ctrl-C again leaves at once, or without the asset while that is made)"
-)
-"""What Ctrl-C does in the two parts of a run, for the terminal."""
+if TYPE_CHECKING:
+    from threedgen.viewer.viser_window import ViserWindow
+
+STOPPING = "stopping after this step, then writing turntable, {made} and page (Ctrl-C again: exit at once)"
+RESULTS = "writing turntable, {made} and page (Ctrl-C again: exit at once, or skip the asset while it is written)"
+"""Messages after Ctrl-C in the two parts of a run."""
 
 
 def optimise(
@@ -44,15 +45,23 @@ def optimise(
     notes: list[str],
     start: Path | None,
 ) -> Status:
-    """Trains the object, from that of the run in `start` if given, and makes its files; `notes` go to the summary."""
+    """Train the object and write the results.
+
+    Args:
+        text: embeddings of the prompt, see `GenerateSystem`.
+        views, cameras: sampled images for a warm start, and their cameras.
+        notes: texts for the summary.
+        start: run folder from whose object this run starts; None: from nothing.
+    """
     config, folder = task.config, task.folder
-    system = GenerateSystem(config, prior, text, views if config.warm_steps else None, cameras)
+    build: type[GenerateSystem] = registry.implementation("system", config.system.name)
+    system = build(config, prior, text, views, cameras)
     if start is not None:
-        start_from(system, start)  # a checkpoint, if there is one, comes after it
+        start_from(system, start)  # before a checkpoint of this run is loaded
     made = "asset" if config.export.enabled else "mesh"
     with Interrupts(STOPPING.format(made=made)) as interrupts, ExitStack() as stack:
         watchers: list[LiveView] = []
-        if config.view.enabled:  # the window stays open until the results are made
+        if config.view.enabled:  # the window stays open until the results are written
             watchers = [stack.enter_context(closing(live_view(system, folder, interrupts)))]
         status = task.fit(system, ("opacity", "t"), watchers, interrupts)
         seconds, trained = system.seconds(), time.monotonic()
@@ -66,7 +75,7 @@ def optimise(
                 callbacks = system.trainer.callbacks  # type: ignore[attr-defined]
                 figures["reason"] = next(c.failure for c in callbacks if isinstance(c, FiniteGuard))
             seconds["export"] = time.monotonic() - trained
-            asset = [figures["asset"]["file"]] if "asset" in figures else []  # a run that has lost it makes it again
+            asset = [figures["asset"]["file"]] if "asset" in figures else []  # a run that lost it writes it anew
             task.summarise(
                 status,
                 steps=system.trainer.global_step,
@@ -76,38 +85,36 @@ def optimise(
                 **figures,
             )
             with Count("page", 1, task.quiet) as count:
-                write_report(folder)  # it shows the summary, so it comes last; a run without it is not finished
+                write_report(folder)  # last, since it shows the summary; a run without it is not finished
                 count.add(1)
     return status
 
 
 def start_from(system: GenerateSystem, folder: Path) -> None:
-    """The object of a new run begins as that of the run in `folder`, and so does the background, if it is alike.
+    """Initialise the object, and a background of the same shapes, from the run in `folder`.
 
-    Raises ConfigError if the one cannot become the other.
+    Raises ConfigError if the representations do not fit.
     """
     _, field, _, checkpoint = open_field(folder)
     system.field.init_from(field)
-    system.blank = False
-    behind = "background."
-    found = {n.removeprefix(behind): v for n, v in checkpoint["state_dict"].items() if n.startswith(behind)}
-    own: dict[str, Any] = system.background.state_dict()
-    if {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in found.items()}:
-        system.background.load_state_dict(found)
+    system.from_nothing = False
+    stored, own = part_of(checkpoint["state_dict"], "background"), system.background.state_dict()
+    if {n: v.shape for n, v in own.items()} == {n: v.shape for n, v in stored.items()}:
+        system.background.load_state_dict(stored)
 
 
 def live_view(system: GenerateSystem, folder: Path, interrupts: Interrupts) -> LiveView:
-    """What shows a run while it optimises, see threedgen.viewer.live."""
+    """Return the live view of a run, see threedgen.viewer.live."""
 
     def export() -> Path:
         place = folder / LIVE / f"{system.trainer.global_step:06d}"
         return place / next(iter(make_asset(system, place).files))
 
-    return LiveView(system.config.view, lambda: open_window(system), system.pictures, export, interrupts)
+    return LiveView(system.config.view, lambda: open_window(system), system.images, export, interrupts)
 
 
-def open_window(system: GenerateSystem) -> Any:
-    """A page in a browser that begins with the view of the turntable's first picture."""
+def open_window(system: GenerateSystem) -> ViserWindow:
+    """Open the live view in a browser, with the turntable's first camera."""
     from threedgen.viewer.viser_window import ViserWindow  # optional, see threedgen.config.optional
 
     config = system.config

@@ -1,153 +1,202 @@
-"""Config models of the task that makes objects (no torch here)."""
+"""Config models of the task `generate` (no torch here)."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, create_model, model_validator
 
-from threedgen.config import Config, ConfigError, Layer, Scheduled, merge, plain, validate
+from threedgen.config import Config, ConfigError, Layer, Scheduled, merge, plain, registry, validate
 from threedgen.config.errors import within
 from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, MultiviewCameraConfig, OrbitCameraConfig, TrainerConfig
 from threedgen.export.options import ExportSection
-from threedgen.guidance.distillation.options import ViewPromptsConfig
-from threedgen.representations.options import MarchConfig, OccupancyConfig
+from threedgen.guidance.distillation.options import DistillationConfig, ViewPromptsConfig
+from threedgen.guidance.options import PriorConfig
+from threedgen.representations.options import FieldConfig, MarchConfig, MaterialConfig, OccupancyConfig
 from threedgen.run.prompts import normalise_prompt
 from threedgen.systems.prompted import PromptedConfig
+from threedgen.train.options import LoggerConfig
 from threedgen.viewer.options import ViewConfig
 
-TOGETHER = "camera.n_view should be 2 or more, and the prior one that knows cameras, such as prior.name=mvdream"
-"""What it takes to have views of one object."""
+SECTION: Any = {}
+"""Default of a section whose `name` selects its model: the default name with its default options."""
+MULTIVIEW = "Set camera.n_view=2 or more and a multi-view prior, such as prior.name=mvdream"
+
+
+class SystemConfig(Config):
+    """Training step: the phases warm start, distillation and refinement. Base for the configs of other systems."""
+
+    name: str = "generate"
 
 
 class OptimizerConfig(Config):
-    """Adam or AdamW with a learning rate for each group of parameters."""
+    """Base of the optimizers: one learning rate for each group of parameters."""
 
-    kind: Literal["adam", "adamw"] = Field("adam", description="adamw decays weights, adam does not")
+    name: str = Field(description="optimizer")
     encoding: Scheduled = Field(0.01, ge=0, description="learning rate of the field's encoding")
-    networks: Scheduled = Field(0.001, ge=0, description="learning rate of its small networks")
+    networks: Scheduled = Field(0.001, ge=0, description="learning rate of the field's networks")
     geometry: Scheduled | None = Field(
-        None, ge=0, description="learning rate of a mesh's shape, 0: it stays; null: as networks"
+        None, ge=0, description="learning rate of a mesh's shape, 0: fixed shape; null: same as networks"
     )
     background: Scheduled = Field(0.001, ge=0, description="learning rate of the background")
-    distillation: Scheduled = Field(1e-4, ge=0, description="learning rate of what the distillation trains (vsd)")
-    betas: tuple[float, float] = Field((0.9, 0.99))
-    eps: float = Field(1e-15, gt=0)
-    weight_decay: float = Field(0.01, ge=0, description="for adamw; 0.01 is torch's default, which MVDream ran with")
+    distillation: Scheduled = Field(1e-4, ge=0, description="learning rate of the parameters of the loss (vsd)")
+
+
+class AdamConfig(OptimizerConfig):
+    """Adam."""
+
+    name: Literal["adam"] = "adam"
+    betas: tuple[float, float] = Field((0.9, 0.99), description="decay of the first and second moment")
+    eps: float = Field(1e-15, gt=0, description="added to the root of the second moment")
+
+
+class AdamWConfig(OptimizerConfig):
+    """Adam with decoupled weight decay."""
+
+    name: Literal["adamw"] = "adamw"
+    betas: tuple[float, float] = Field((0.9, 0.99), description="decay of the first and second moment")
+    eps: float = Field(1e-15, gt=0, description="added to the root of the second moment")
+    weight_decay: float = Field(0.01, ge=0, description="weight decay per step, times the learning rate")
 
 
 class LossConfig(Config):
-    """Weights of the terms; each may change with the step."""
+    """Weights of the loss terms, by step."""
 
-    distillation: Scheduled = Field(1.0, ge=0, description="the prior's opinion")
-    orientation: Scheduled = Field(0.0, ge=0, description="against matter that faces away; needs normals")
-    sparsity: Scheduled = Field(0.0, ge=0, description="against matter at all: clears haze")
-    opaque: Scheduled = Field(0.0, ge=0, description="against half-transparent rays: clears halos late in a run")
-    z_variance: Scheduled = Field(0.0, ge=0, description="against matter spread out along rays")
-    eikonal: Scheduled = Field(0.0, ge=0, description="for a field of distances: its gradient has length 1")
-    normal_consistency: Scheduled = Field(0.0, ge=0, description="for a mesh: normals change little along its edges")
-    laplacian: Scheduled = Field(0.0, ge=0, description="for a mesh: vertices lie amidst their neighbours")
+    distillation: Scheduled = Field(1.0, ge=0, description="weight of the distillation loss")
+    orientation: Scheduled = Field(0.0, ge=0, description="weight of the orientation loss (Ref-NeRF); needs normals")
+    sparsity: Scheduled = Field(0.0, ge=0, description="weight of the sparsity loss on the opacity, against haze")
+    opaque: Scheduled = Field(0.0, ge=0, description="weight of the entropy of the opacity, against half-transparency")
+    z_variance: Scheduled = Field(0.0, ge=0, description="weight of the depth variance along rays, against haze")
+
+
+@dataclass(frozen=True)
+class LossWeights(Component):
+    """Section `loss`: `LossConfig`, and a weight for each other registered regulariser.
+
+    These are the entries of the registry's kind `regulariser` and the `losses` of all representations.
+    """
+
+    kind: str = "regulariser"
+
+    def model(self, value: object) -> type[LossConfig]:
+        weights = {name: f"weight of the regulariser {name}" for name in registry.names("regulariser")}
+        for losses in representation_losses().values():
+            weights |= losses
+        return _loss_model(tuple((name, text) for name, text in weights.items() if name not in LossConfig.model_fields))
+
+    def _validate(self, value: object) -> LossConfig:
+        return self.model(value).model_validate(value.model_dump() if isinstance(value, BaseModel) else value)
+
+
+def representation_losses() -> dict[str, dict[str, str]]:
+    """Return the own losses of all registered representations, as in `FieldConfig.losses`, by their names."""
+    found = {}
+    for name in registry.names("representation"):
+        with suppress(Exception):  # a broken plug-in fails only if a config names it
+            found[name] = getattr(registry.config_model("representation", name), "losses", {})
+    return found
+
+
+@cache
+def _loss_model(weights: tuple[tuple[str, str], ...]) -> type[LossConfig]:
+    extra: dict[str, Any] = {name: (Scheduled, Field(0.0, ge=0, description=text)) for name, text in weights}
+    return create_model("LossConfig", __base__=LossConfig, __doc__=LossConfig.__doc__, **extra)
 
 
 class FitConfig(Config):
-    """How an object is fitted to pictures, by a warm start and by refinement: 10 times the error of pixels (Huber),
-    the opacity of those that see nothing, and these."""
+    """Fit of the object to images, in the warm start and in refinement: Huber error of the pixels and regularisers."""
 
-    rays: int = Field(
-        4096,
-        ge=1,
-        description="pixels of a step, drawn from all pictures; of a mesh as many whole pictures, at least one",
-    )
+    rays: int = Field(4096, ge=1, description="random pixels per step; meshes: about as many, in whole images")
     opaque: Scheduled = Field(
         {"0%": 0.01, "40%": 0.05, "100%": 6.0},
         ge=0,
-        description="against half-transparent rays; 100% is the end of the fit",
+        description="weight of the entropy of the opacity; percentages of the fit",
     )
-    sparsity: Scheduled = Field(
-        0.1, ge=0, description="against matter at all: fog in the colour behind it fits as well"
-    )
-    smooth: Scheduled = Field(0.05, ge=0, description="against dents: normals near each other should be alike")
+    sparsity: Scheduled = Field(0.1, ge=0, description="weight of the sparsity loss on the opacity, against haze")
+    smooth: Scheduled = Field(0.05, ge=0, description="weight of the difference of nearby normals, against bumps")
     distortion: Scheduled = Field(
-        0.0,
-        ge=0,
-        description="against matter spread along rays (Mip-NeRF 360), so that light does not go deep into it; not for "
-        "meshes, nor where march.chunk is too small for all rays of a step",
+        0.0, ge=0, description="weight of the distortion loss (Mip-NeRF 360); volumes rendered in one chunk only"
     )
     matte: str | None = Field(
         None,
         min_length=1,
-        description="network that tells the thing in a picture from the grey behind it: toybox-matte, or RUN/matte of "
-        "a train-toybox-matte run; null: what has another colour is the thing",
+        description="foreground network: toybox-matte or RUN/matte; null: compare with the border's colour",
     )
 
 
 class WarmStartConfig(Config):
-    """Fit the field to sampled views first; distillation then refines it."""
+    """Fit of the field to views that the prior samples, before distillation."""
 
-    share: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="of trainer.max_steps in which the field is fitted to views that the prior samples; 0: start from "
-        "nothing, as with a prior of single views",
-    )
+    share: float = Field(0.0, ge=0, le=1, description="fraction of trainer.max_steps; 0: none; multi-view priors only")
 
 
-USUAL = "reconstruction"
-"""The distillation of whoever names none."""
+DEFAULT_DISTILLATION = "reconstruction"
 
 
 class RefineConfig(Config):
-    """The last part of a run: views all around are rendered and drawn again by the prior, and the object fitted to them
-    (MVEdit, arXiv 2403.12032; Instruct-NeRF2NeRF, arXiv 2303.12789; here several views at once)."""
+    """Refinement rounds at the end of a run: views of the object are resampled by the prior and fitted.
+
+    After MVEdit (arXiv 2403.12032) and Instruct-NeRF2NeRF (arXiv 2303.12789).
+    """
 
     strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (), description="one round for each: how much noise a picture gets before it is drawn again; []: none"
+        (), description="img2img noise strength of each round; []: no refinement"
     )
-    share: float = Field(0.2, gt=0, le=1, description="of trainer.max_steps that a round takes")
-    groups: int = Field(6, ge=1, le=64, description="times camera.n_view views that are drawn again together")
-    elevation_range: tuple[float, float] = Field((0.0, 30.0), description="of their cameras, degrees")
-    steps: int = Field(
-        25, ge=1, le=1000, description="DDIM steps from noise to a picture; a round makes its strength's share of them"
-    )
-    guidance_scale: float = Field(3.0, ge=0)
+    share: float = Field(0.2, gt=0, le=1, description="fraction of trainer.max_steps per round")
+    groups: int = Field(6, ge=1, le=64, description="groups of camera.n_view views")
+    elevation_range: tuple[float, float] = Field((0.0, 30.0), description="camera elevations, degrees")
+    steps: int = Field(25, ge=1, le=1000, description="DDIM steps at strength 1; fewer in proportion below")
+    guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance scale")
     sharpen: float = Field(
-        0.0,
-        ge=0,
-        le=4,
-        description="how much of what a blur by a 64th of their side takes from the pictures is added to them (unsharp "
-        "mask): the prior's decoder and the mean of many views are softer than their prompts",
+        0.0, ge=0, le=4, description="amount of the unsharp mask on resampled views, with a blur of 1/64 of their side"
     )
 
 
 class PreviewConfig(Config):
-    """The views that the prior samples from the prompt before the 3D work begins."""
+    """Views that the prior samples from the prompt at the beginning."""
 
-    enabled: bool = Field(True, description="sample them (a warm start does so anyway)")
-    steps: int = Field(
-        30, ge=1, le=1000, description="DDIM steps from noise; fewer where the prior begins from a guess"
-    )
-    guidance_scale: float = Field(5.0, ge=0)
-    elevation: float = Field(15.0, ge=-90, le=90, description="degrees")
-    azimuth: float = Field(0.0, ge=-360, le=360, description="degrees, of the first view; 0 is the front")
+    enabled: bool = Field(True, description="sample them; a warm start always does")
+    steps: int = Field(30, ge=1, le=1000, description="DDIM steps from noise; fewer from a coarse prediction")
+    guidance_scale: float = Field(5.0, ge=0, description="classifier-free guidance scale")
+    elevation: float = Field(15.0, ge=-90, le=90, description="camera elevation, degrees")
+    azimuth: float = Field(0.0, ge=-360, le=360, description="azimuth of the first view, degrees; 0 is the front")
+
+
+def registered(kind: str) -> AfterValidator:
+    """Return a validator of a list of names of the registry's kind."""
+
+    def check(names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            try:
+                registry.entry(kind, name)
+            except ConfigError as error:
+                raise ValueError(error.problem) from None
+        return names
+
+    return AfterValidator(check)
 
 
 class ResultConfig(Config):
-    """What is written at the end of a run."""
+    """Files written at the end of a run."""
 
     turntable: OrbitCameraConfig = Field(
-        OrbitCameraConfig(n_view=60, distance=2.6, height=256, width=256),
-        description="cameras of turntable.mp4",
+        OrbitCameraConfig(n_view=60, distance=2.6, height=256, width=256), description="cameras of turntable.mp4"
     )
-    fps: int = Field(20, ge=1, le=120)
-    mesh_resolution: int = Field(128, ge=16, le=512, description="grid points along an edge for marching cubes")
+    fps: int = Field(20, ge=1, le=120, description="frames per second of turntable.mp4")
+    mesh_resolution: int = Field(128, ge=16, le=512, description="grid points per axis of marching cubes")
+    exporters: Annotated[tuple[str, ...], registered("exporter")] = Field(
+        (), description="plug-ins that write further files, by name"
+    )
 
 
 class GenerateConfig(PromptedConfig):
-    """A prompt becomes a 3D object: cameras -> render -> distillation -> step."""
+    """Text to 3D: random cameras -> render -> distillation loss -> optimizer step."""
 
     common: ClassVar[tuple[str, ...]] = (
         "prompt", "negative_prompt", "prompt_check", "seed", "out", "threads",
@@ -159,48 +208,64 @@ class GenerateConfig(PromptedConfig):
         "trainer.val_check_interval", "checkpoint.seconds",
     )  # fmt: skip
 
-    negative_prompt: str = Field("", description="what to stay away from")
+    negative_prompt: str = Field("", description="text of the unconditional branch of the guidance")
     view_prompts: ViewPromptsConfig = ViewPromptsConfig()
-    prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="who judges the views")
-    distillation: Annotated[Any, Component("distillation", default=USUAL)] = Field(
-        {}, description="how the judgement becomes a loss"
+    system: Annotated[SystemConfig, Component("system", default="generate")] = Field(
+        SECTION, description="training step"
     )
-    field: Annotated[Any, Component("representation", default="ngp")] = Field({}, description="what is optimised")
-    background: Annotated[Any, Component("background", default="solid")] = Field({}, description="what is behind it")
-    material: Annotated[Any, Component("material", default="none")] = Field({}, description="how features are lit")
+    prior: Annotated[PriorConfig, Component("prior", default="mvdream")] = Field(SECTION, description="diffusion prior")
+    distillation: Annotated[DistillationConfig, Component("distillation", default=DEFAULT_DISTILLATION)] = Field(
+        SECTION, description="loss from the prior"
+    )
+    field: Annotated[FieldConfig, Component("representation", default="ngp")] = Field(
+        SECTION, description="representation of the object"
+    )
+    background: Annotated[Config, Component("background", default="solid")] = Field(SECTION, description="background")
+    material: Annotated[MaterialConfig, Component("material", default="none")] = Field(
+        SECTION, description="lighting of the features"
+    )
     march: MarchConfig = MarchConfig()
     occupancy: OccupancyConfig | None = Field(OccupancyConfig(), description="null: no empty-space skipping")
-    camera: MultiviewCameraConfig = MultiviewCameraConfig()
+    camera: Annotated[MultiviewCameraConfig, Component("camera", default="multiview")] = Field(
+        SECTION, description="sampler of training cameras"
+    )
     guidance_input: Literal["colour", "normal"] = Field(
-        "colour", description="what the prior is shown: the picture, or the normals as colours, for the shape"
+        "colour", description="input of the prior: the colour image, or the normals as colours"
     )
-    size: Scheduled = Field(64, ge=8, le=2048, description="pixels of a training render; changes take effect in jumps")
+    size: Scheduled = Field(64, ge=8, le=2048, description="height and width of training renders, pixels; no ramps")
     scenes_per_step: Scheduled = Field(
-        1, ge=1, le=64, description="how often camera.n_view views are rendered in a step; changes in jumps"
+        1, ge=1, le=64, description="groups of camera.n_view views rendered per step; no ramps"
     )
-    optimizer: OptimizerConfig = OptimizerConfig()
-    loss: LossConfig = LossConfig()
+    optimizer: Annotated[OptimizerConfig, Component("optimizer", default="adam")] = Field(
+        SECTION, description="optimizer and learning rates"
+    )
+    loss: Annotated[LossConfig, LossWeights()] = Field(SECTION, description="weights of the loss terms, by step")
     preview: PreviewConfig = PreviewConfig()
     fit: FitConfig = FitConfig()
     warm_start: WarmStartConfig = WarmStartConfig()
     refine: RefineConfig = RefineConfig()
     result: ResultConfig = ResultConfig()
     export: ExportSection = ExportSection()
-    view: ViewConfig = Field(ViewConfig(), exclude=True)  # no part of the run, so in no config.yaml and no hash
+    view: ViewConfig = Field(ViewConfig(), exclude=True)  # not part of the result: not in config.yaml, not hashed
     trainer: TrainerConfig = TrainerConfig(val_check_interval=100)
     checkpoint: CheckpointConfig = CheckpointConfig()
+    logger: Annotated[LoggerConfig, Component("logger", default="csv")] = Field(
+        SECTION, description="further log beside metrics.jsonl and metrics.csv"
+    )
+    metrics: Annotated[tuple[str, ...], registered("metric")] = Field(
+        (), description="plug-ins that measure the object at each validation, by name"
+    )
     stages: dict[str, dict[str, Any]] = Field(
         {},
-        description="what is done first, one after the other: name: {options that differ from these}; each begins from "
-        "the object of the one before, and the run itself from the last",
+        description="earlier runs, name: {options that differ}; each starts from the object of the one before",
     )
 
     def stage(self, name: str) -> GenerateConfig:
-        """The config of a stage: this one with the stage's options over it, without an asset. Raises ConfigError."""
+        """Return the config of a stage: this one with the stage's options, without an asset. Raises ConfigError."""
         stage = self.stages[name]
         if "out" in stage:
-            place = f"has no place: the folder of a stage is stages/{name} in that of the run"
-            raise ConfigError(place, f"stages.{name}.out", stage["out"])
+            problem = f"a stage has no folder of its own choice. Remove it: the folder is stages/{name} in the run's"
+            raise ConfigError(problem, f"stages.{name}.out", stage["out"])
         whole = {k: v for k, v in plain(self).items() if k not in ("stages", "out", "about", "needs")}
         tree = merge(merge(whole, {"export": {"enabled": False}}), stage)
         return validate(type(self), [Layer(f"stages.{name}", tree)])
@@ -209,7 +274,7 @@ class GenerateConfig(PromptedConfig):
     def _stages(self) -> GenerateConfig:
         for name in self.stages:
             if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", name):
-                raise ValueError(f"stages {name!r} should be a name of letters, digits, '_' and '-', 40 at most")
+                raise ValueError(f"invalid name of a stage: stages={name!r}. Use 1 to 40 letters, digits, '_' and '-'")
             try:
                 self.stage(name)
             except ConfigError as error:
@@ -218,91 +283,104 @@ class GenerateConfig(PromptedConfig):
 
     @property
     def views_per_scene(self) -> int:
-        """How many views the prior looks at together; 1 is a prior's 2D mode, without cameras."""
+        """Number of views that the prior denoises together; 1 without cameras."""
         return self.camera.n_view if self.prior.multiview else 1
 
     @property
     def warm_steps(self) -> int:
-        """Steps of the warm start: none for a prior that judges single views, as it samples no views to fit to."""
+        """Steps of the warm start; 0 for a single-view prior, which samples no consistent views."""
         return 0 if self.views_per_scene < 2 else int(self.warm_start.share * self.trainer.max_steps)
 
     @property
     def round_steps(self) -> int:
-        """Length of a round of refinement; 0: there is none."""
+        """Steps of each refinement round; 0 without refinement."""
         return int(self.refine.share * self.trainer.max_steps) if self.refine.strengths else 0
 
     @property
     def distilled_steps(self) -> int:
-        """Steps between the warm start and the refinement, in which there is distillation."""
+        """Steps of distillation, between the warm start and the refinement."""
         return self.trainer.max_steps - self.warm_steps - len(self.refine.strengths) * self.round_steps
 
     def prompt_notes(self) -> list[str]:
         return [*super().prompt_notes(), *self._without_effect()]
 
     def _without_effect(self) -> Iterator[str]:
-        if self.distilled_steps < 1 and self.distillation.name != USUAL:
+        if self.distilled_steps < 1 and self.distillation.name != DEFAULT_DISTILLATION:
             yield (
-                f"distillation.name={self.distillation.name} has no effect: warm_start.share and refine.share leave "
-                "nothing of the run to distillation"
+                f"distillation.name={self.distillation.name} has no effect: warm_start.share and refine.share leave no "
+                "steps for distillation"
             )
         if self.warm_start.share and self.views_per_scene < 2:
-            alone = f"prior.name={self.prior.name} draws each view by itself"
-            yield f"warm_start.share={self.warm_start.share:g} has no effect: {alone}, so there is nothing to fit to"
+            single = f"prior.name={self.prior.name} samples single views, which are not consistent"
+            yield f"warm_start.share={self.warm_start.share:g} has no effect: {single}"
 
     @model_validator(mode="after")
-    def _agree(self) -> GenerateConfig:
-        """What one section says has to suit the others."""
-        radius = self.field.radius
-        if radius != self.march.radius:
-            raise ValueError(
-                f"field.radius {radius:g} and march.radius {self.march.radius:g} should be the same: rays are "
-                "followed through the cube in which the field lives"
-            )
-        if self.loss.eikonal != 0 and not self.field.distance:
-            raise ValueError(
-                f"loss.eikonal is for fields of distances, and field.name {self.field.name} has none; "
-                "set loss.eikonal=0 or field.name=sdf"
-            )
-        for name in ("normal_consistency", "laplacian"):
-            if getattr(self.loss, name) != 0 and not self.field.mesh:
-                raise ValueError(
-                    f"loss.{name} is for meshes, and field.name {self.field.name} is none; "
-                    "set it to 0, or field.name=dmtet"
-                )
+    def _consistent(self) -> GenerateConfig:
+        """Check the rules between sections."""
+        self._check_representation()
         warm, share, rounds = self.warm_start.share, self.refine.share, len(self.refine.strengths)
         if rounds * share > 1:
             raise ValueError(
-                f"refine.share {share:g} of the run for each of {rounds} rounds is more than the run; "
-                f"try refine.share={0.5 / rounds:.2g}"
+                f"refine.share={share:g} in each of {rounds} rounds is more than the run. "
+                f"Set refine.share={0.5 / rounds:.2g} or less"
             )
         if warm > (left := round(1 - rounds * share, 9)):  # 1 - 4 * 0.2 is a little less than 0.2
             raise ValueError(
-                f"warm_start.share {warm:g} should be at most {left:.2g}, which refine leaves of the run; "
-                f"try warm_start.share={left / 2:.2g}"
+                f"warm_start.share={warm:g} is more than the {left:.2g} that refine leaves of the run. "
+                f"Set warm_start.share={left / 2:.2g}"
             )
         if self.trainer.accumulate_grad_batches > 1:
             raise ValueError(
-                "trainer.accumulate_grad_batches should be 1; for more views in a step, set scenes_per_step"
+                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches} is not supported. "
+                "Set scenes_per_step for more views in a step"
             )
         return self
 
+    def _check_representation(self) -> None:
+        """Check what other sections need of the representation."""
+        field, radius = self.field, getattr(self.field, "radius", self.march.radius)
+        if radius != self.march.radius:
+            raise ValueError(
+                f"the field and the rays have different bounds: field.radius={radius:g}, "
+                f"march.radius={self.march.radius:g}. Set both to the same number"
+            )
+        for name in type(self.loss).model_fields:
+            value = getattr(self.loss, name)
+            owners = [owner for owner, losses in representation_losses().items() if name in losses]
+            if value != 0 and owners and field.name not in owners:
+                raise ValueError(
+                    f"field.name={field.name} has no such loss: loss.{name}={value}. "
+                    f"Set loss.{name}=0 or field.name={' or '.join(owners)}"
+                )
+        needs = {
+            "guidance_input=normal": self.guidance_input == "normal",
+            "loss.orientation": self.loss.orientation != 0,
+            f"material.name={self.material.name}": self.material.name != "none",
+        }
+        if not field.has_normals and any(needs.values()):
+            key = next(key for key, needed in needs.items() if needed)
+            raise ValueError(f"{key} needs normals: field.name={field.name}. Change one of the two")
+        if not field.has_density and self.export.enabled:
+            raise ValueError(f"export.enabled=true needs a density: field.name={field.name}. Set export.enabled=false")
+
     def check(self) -> None:
-        self.check_part(blank=not self.stages)
+        self.check_part(from_nothing=not self.stages)
         for k, name in enumerate(self.stages):
             with within(f"stages.{name}"):
-                self.stage(name).check_part(blank=k == 0)
+                self.stage(name).check_part(from_nothing=k == 0)
 
-    def check_part(self, blank: bool) -> None:
-        """Checks a run by itself, or a stage of it. blank: it begins from nothing, from no object of a stage before.
+    def check_part(self, from_nothing: bool) -> None:
+        """Check a run or a stage by itself. Raises ConfigError.
 
-        Raises ConfigError.
+        Args:
+            from_nothing: it does not start from the object of an earlier stage.
         """
         normalise_prompt(self.prompt)
         refined = len(self.refine.strengths) * self.round_steps
-        if blank and refined == self.trainer.max_steps and self.views_per_scene < 2:
+        if from_nothing and refined == self.trainer.max_steps and self.views_per_scene < 2:
             raise ConfigError(
-                f"all of the run fits the object to views, and prior.name={self.prior.name} draws each by itself here, "
-                f"so they would not agree: refine.strengths=[] distils it instead; or {TOGETHER}",
+                f"all steps fit the object to views, but prior.name={self.prior.name} samples single views here, which "
+                f"are not consistent. Set refine.strengths=[]. Or: {MULTIVIEW}",
                 "refine.share",
             )
         super().check()

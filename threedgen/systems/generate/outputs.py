@@ -1,4 +1,4 @@
-"""What a generate run leaves behind: turntable, views, mesh, game-ready asset."""
+"""Results of a generate run: turntable, views, mesh, game-ready asset, and the files of plug-ins."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from threedgen.config import config_hash
+from threedgen.config import config_hash, registry
 from threedgen.config.command import command
 from threedgen.config.errors import in_a_line
 from threedgen.config.sections import OrbitCameraConfig
@@ -34,51 +34,57 @@ from .system import GenerateSystem
 
 logger = logging.getLogger(__name__)
 VIEWS = 8
-"""Sides on views.png, in two rows."""
+"""Number of views in views.png, in two rows."""
 
 
 def view_azimuths(options: OrbitCameraConfig) -> NDArray[np.floating]:
-    """Where the cameras of the sides in views.png stand: azimuths, radians."""
+    """Return the camera azimuths of views.png, radians."""
     return np.deg2rad(options.azimuth) + 2 * np.pi * np.asarray(view_indices(options.n_view)) / options.n_view
 
 
 def view_indices(n: int) -> list[int]:
-    """Which of the ``n`` turntable pictures are on views.png: eight, evenly, or all if there are fewer."""
+    """Return the indices of the turntable images in views.png: eight, evenly spaced, or all of fewer."""
     count = min(VIEWS, n)
     return [k * n // count for k in range(count)]
 
 
 def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = False) -> dict[str, Any]:
-    """Draw and export the field; returns figures for the summary.  A field without a surface is a note, no error."""
+    """Render and export the object; return figures for the summary. No surface gives a note instead of an error."""
     config = system.config
     system.eval()
-    write_turn(system.pictures, config.result, folder, quiet)
+    write_turn(system.images, config.result, folder, quiet)
+    figures: dict[str, Any] = {}
+    for name in config.result.exporters:
+        figures |= registry.implementation("exporter", name)(system, folder) or {}
+    if not config.field.has_density:
+        _note(notes, f"no mesh: field.name={config.field.name} has no density")
+        return figures
     view = field_view(system.field, system.occupancy, config.march, system.device)
     provenance = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
     with Count("surface", 1, quiet) as count:
-        figures = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
+        mesh = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
         count.add(1)
-    if not figures:
+    if not mesh:
         clear(folder / FOLDER)  # of an earlier, shorter part of the run
-        return {}
-    return figures | (write_asset(system, folder, notes, quiet) if config.export.enabled else {})
+        return figures
+    return figures | mesh | (write_asset(system, folder, notes, quiet) if config.export.enabled else {})
 
 
-def write_turn(pictures: Callable[[Cameras], Tensor], options: ResultConfig, folder: Path, quiet: bool = False) -> None:
-    """turntable.mp4, and views.png with some of its pictures; ``pictures``: cameras -> (B, H, W, 3) in [0, 1]."""
+def write_turn(images: Callable[[Cameras], Tensor], options: ResultConfig, folder: Path, quiet: bool = False) -> None:
+    """Write turntable.mp4, and some of its frames as views.png; `images`: cameras -> (B, H, W, 3) in [0, 1]."""
     cameras = turntable(options.turntable)
-    seen = []
+    frames = []
     with Count("turntable", len(cameras), quiet) as count:
         for k in range(len(cameras)):
-            seen.append(pictures(cameras.select([k])))
+            frames.append(images(cameras.select([k])))
             count.add(1)
-    turn = torch.cat(seen)
+    turn = torch.cat(frames)
     write_mp4(list(turn), folder / "turntable.mp4", options.fps)
     write_views(turn[view_indices(len(turn))], folder)
 
 
-def write_views(views: Any, folder: Path) -> None:
-    """views.png, and the same pictures (N, H, W, 3) for programs in views.npz, uint8."""
+def write_views(views: Tensor, folder: Path) -> None:
+    """Write images (N, H, W, 3) to views.png, and for programs to views.npz, uint8."""
     write_png(folder / "views.png", grid(views, VIEWS // 2))
     with atomic_file(folder / "views.npz") as file:
         np.savez_compressed(file, views=to_uint8(views))
@@ -87,7 +93,7 @@ def write_views(views: Any, folder: Path) -> None:
 def write_mesh(
     view: FieldView, resolution: int, folder: Path, provenance: dict[str, Any], notes: list[str]
 ) -> dict[str, Any]:
-    """mesh.glb; returns its size. Without a surface there is none, and a note says so."""
+    """Write mesh.glb and return its size; without a surface, add a note and return nothing."""
     try:
         mesh = field_surface(view, resolution)
     except EmptyField as error:
@@ -99,7 +105,7 @@ def write_mesh(
 
 
 def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> ExportedAsset:
-    """Writes the asset of the field as it is now into `folder`. Raises ConfigError; a low budget is no error."""
+    """Write the asset of the current object to `folder`, with the nearest possible budget. Raises ConfigError."""
     config = system.config
     elevations = config.camera.elevation_range
     view = field_view(system.field, system.occupancy, config.march, system.device, elevations)
@@ -111,23 +117,25 @@ def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> Expo
 
 
 def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> dict[str, Any]:
-    """Writes folder/asset, if it can be made; returns figures for the summary."""
-    again = f" ({command('--config', 'export', f'run={folder}')} tries again)"
-    return try_asset(lambda: make_asset(system, folder / FOLDER, quiet), folder, notes, again)
+    """Write folder/asset if possible; return figures for the summary."""
+    retry = f" ({command('--config', 'export', f'run={folder}')} tries again)"
+    return try_asset(lambda: make_asset(system, folder / FOLDER, quiet), folder, notes, retry)
 
 
-def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str], again: str = "") -> dict[str, Any]:
-    """Has folder/asset written by `make`; returns figures for the summary. `again`: how to try once more.
+def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str], retry: str = "") -> dict[str, Any]:
+    """Write folder/asset by `make`; return figures for the summary.
 
-    The run is done, so whatever stands in the way of its asset (a full field, a strict check, a full disk, Ctrl-C, a
-    fault in a library) is one note and no error, and there is no asset; a budget that the shape does not allow becomes
-    the nearest.
+    The training is done, so every error (a full field, a strict check, a full disk, Ctrl-C, a bug in a library) gives
+    one note and no asset.
+
+    Args:
+        retry: text of the note that says how to try again.
     """
     try:
         asset = make()
     except (Exception, KeyboardInterrupt) as error:
         logger.debug("no asset", exc_info=error)
-        _note(notes, f"no asset: {in_a_line(error)}{again}")
+        _note(notes, f"no asset: {in_a_line(error)}{retry}")
         clear(folder / FOLDER)  # of an earlier, shorter part of the run
         return {}
     for text in summary_notes(asset):

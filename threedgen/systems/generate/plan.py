@@ -1,7 +1,6 @@
-"""What --dry-run says: which weights, on what device, and how much memory a run takes.
+"""Text of --dry-run: weights, device, steps and memory of a run.
 
-Nothing is computed: of the prior only shapes are known, and of a render how many samples meet what there is to see at
-the beginning.
+Nothing is trained: the prior has shapes only, and renders are those of the initial field.
 """
 
 from __future__ import annotations
@@ -25,18 +24,19 @@ from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.plan import END, device_line, notes
 from threedgen.train.task import device as device_name
 
-from .system import EVAL_CHUNK, GenerateSystem, jump, places
+from .scene import EVAL_CHUNK
+from .system import GenerateSystem, key_steps, piecewise_constant
 from .task import check_backends
 
 STATE = 4
-"""Copies of a number that is learnt: itself, its gradient and Adam's two moments."""
+"""Copies of a trained number: itself, its gradient and Adam's two moments."""
 TOKENS = 77
 LIBRARIES = 0.5e9
-"""Bytes of a process that has imported all that a run uses, and done nothing, as Linux counts them."""
+"""Resident bytes of a process that has only imported what a run uses, on Linux."""
 
 
 def plan(config: GenerateConfig) -> str:
-    """The text of a dry run. Raises ConfigError for what would stop the run, or a stage of it, at its beginning."""
+    """Return the text of a dry run. Raises ConfigError for what would stop the run or a stage at its start."""
     parts = [*map(config.stage, config.stages), config]
     weights = dict.fromkeys(line for part in parts for line in part.prior.describe())
     lines = [
@@ -45,7 +45,7 @@ def plan(config: GenerateConfig) -> str:
         *weights,
     ]
     if config.stages:
-        lines.append(f"stages: {', '.join(config.stages)}, then the run itself; memory is that of the largest")
+        lines.append(f"stages: {', '.join(config.stages)}, then the run itself; memory: the largest of them")
     lines += [f"steps: {steps(part)}" for part in parts]
     set_threads(config.threads)
     for part in parts:
@@ -59,46 +59,44 @@ def plan(config: GenerateConfig) -> str:
         f"memory: about {total / 1e9:.1f} GB ({', '.join(f'{k} {v / 1e9:.1f}' for k, v in needed.items())})",
     ]
     if total > free:
-        lines.append(
-            "memory: more than is free; march.chunk makes the render smaller, scenes_per_step and size the rest"
-        )
+        lines.append("memory: more than is free. Reduce march.chunk, scenes_per_step or size")
     return "\n".join([*lines, END])
 
 
 def steps(config: GenerateConfig) -> str:
-    """How many there are, and what for; of a stage, or of the run itself."""
+    """Return the number of steps of a run or stage, by phase."""
     refined = config.trainer.max_steps - config.warm_steps - config.distilled_steps
     parts = {"fit the sampled views": config.warm_steps, "distil": config.distilled_steps, "refine": refined}
     return f"{config.trainer.max_steps} ({', '.join(f'{count} {name}' for name, count in parts.items() if count)})"
 
 
 def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:
-    """Bytes that a run takes in its largest step, by what they are for; stages apart."""
+    """Return the bytes of a run's largest step by purpose, without its stages."""
     prior, end = meta_networks(config.prior.weights, config.prior.parts), config.trainer.max_steps
     size = config.prior.image_size or prior.unet.config["sample_size"] * prior.factor
     shapes: Any = SimpleNamespace(schedule=Schedule.scaled_linear(), unet=prior.unet, image_size=size)
     system = GenerateSystem(config, shapes, torch.zeros(2, 1, 1)).to(device)
     n_view = config.camera.n_view
     schedules = [value for value in (config.size, config.scenes_per_step) if isinstance(value, dict)]
-    changes = [math.ceil(place) for schedule in schedules for place in places(schedule, end).values()]
+    changes = [math.ceil(place) for schedule in schedules for place in key_steps(schedule, end).values()]
     distilled = range(config.warm_steps, config.warm_steps + config.distilled_steps)
-    drawn = {
-        (system.size(s), int(jump(config.scenes_per_step, s, end)))
+    renders = {
+        (system.size(s), int(piecewise_constant(config.scenes_per_step, s, end)))
         for s in [*distilled[:1], *changes]
         if s in distilled
     }
-    images = n_view * max((scenes for _, scenes in drawn), default=0)
-    rays = max((n_view * size**2 * scenes for size, scenes in drawn), default=0)
+    images = n_view * max((scenes for _, scenes in renders), default=0)
+    rays = max((n_view * size**2 * scenes for size, scenes in renders), default=0)
     if config.round_steps or config.warm_steps:
         rays = max(rays, config.fit.rays)
-    learnt = sum(p.numel() * p.element_size() for p in system.parameters())
+    trained = sum(p.numel() * p.element_size() for p in system.parameters())
     found = {
         "prior": 4.0 * (prior.parameters if config.round_steps else prior.kept),
-        "field and optimiser": float(STATE * learnt),
+        "field and optimiser": float(STATE * trained),
     }
     if prior.vae:
         found["graph of the VAE"] = images * vae_bytes(prior.vae, size)
-    if list(system.distill.parameters()):
+    if list(system.distillation.parameters()):
         found["graph of the UNet"] = images * unet_bytes(prior, size)
     if not system.field.rasterised:
         orientation = config.loss.orientation
@@ -107,19 +105,19 @@ def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:
         each = sample_bytes(system.field, system.background, system.material, config.march, normals, device)
         full, table = occupied(system), config.result.turntable
         samples = full * rays * config.march.samples
-        picture = full * table.height * table.width * config.march.for_evaluation().samples
+        image = full * table.height * table.width * config.march.for_evaluation().samples
         graph = BACKWARD_FACTOR * min(system.chunk(normals) or samples, samples)
-        found["render"] = each * max(graph, min(EVAL_CHUNK, picture))  # without a graph about as much for each
-    text_encoder = 4.0 * (prior.parameters - prior.kept)  # it is gone before the rest is there
+        found["render"] = each * max(graph, min(EVAL_CHUNK, image))  # about the same per sample without a graph
+    text_encoder = 4.0 * (prior.parameters - prior.kept)  # freed before the rest is allocated
     found["prior"] += max(0.0, text_encoder - sum(list(found.values())[1:]))
-    if device.type == "cpu":  # a GPU's memory holds none of it
+    if device.type == "cpu":
         found["Python and libraries"] = LIBRARIES
         found["kept for reuse"] = float(MAX_REUSED_HEAP)
     return found
 
 
 def occupied(system: GenerateSystem) -> float:
-    """The share of the cube in which a new field is sampled."""
+    """Return the fraction of the cube in which the initial field is sampled."""
     if (grid := system.occupancy) is None:
         return 1.0
     grid.update(system.field.density, 0, generator(system.seed, 0, "occupancy"))
@@ -127,26 +125,26 @@ def occupied(system: GenerateSystem) -> float:
 
 
 def unet_bytes(prior: MetaNetworks, size: int) -> float:
-    """Bytes of graph that the UNet keeps for a picture when a copy of it learns, in float32, on the meta device."""
+    """Return the bytes of the UNet's graph per image when a copy of it is trained, float32, on the meta device."""
     c, side = prior.unet.config, size // prior.factor
     width = c["encoder_hid_dim"] or c["cross_attention_dim"]
 
-    def predict(n: int) -> Any:
+    def predict(n: int) -> object:
         labels = None if prior.unet.class_embedding is None else torch.empty(n, 16, device="meta")
         text = torch.empty(n, TOKENS + sdxl.has_added_conditioning(prior.unet), width, device="meta")
         words, more = sdxl.split_text(prior.unet, text, size, size)
         return prior.unet(_meta(n, c["in_channels"], side, side), _meta(n), words, class_labels=labels, **more).sample
 
-    return a_picture(predict)
+    return per_image(predict)
 
 
 def vae_bytes(vae: Any, size: int) -> float:
-    """Bytes of graph that encoding one picture keeps, in float32, on the meta device."""
-    return a_picture(lambda n: vae.encode(_meta(n, 3, size, size)))
+    """Return the bytes of the graph of encoding one image, float32, on the meta device."""
+    return per_image(lambda n: vae.encode(_meta(n, 3, size, size)))
 
 
-def a_picture(make: Callable[[int], Any]) -> float:
-    """Bytes by which the graph of two pictures is larger than that of one."""
+def per_image(make: Callable[[int], object]) -> float:
+    """Return the difference in bytes between the graphs of two images and of one."""
     return float(graph_bytes(lambda: make(2)) - graph_bytes(lambda: make(1)))
 
 

@@ -1,4 +1,4 @@
-"""What Python gets back from a generate run, and what a terminal does."""
+"""Return value of a generate run in Python, and its last lines on a terminal."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import html
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from threedgen.export.asset_folder import FOLDER, read_manifest
 from threedgen.export.options import resize_command
@@ -15,16 +14,16 @@ from threedgen.run.metrics import read_summary
 from threedgen.run.text import say
 
 FILES = ("preview.png", "turntable.mp4", "views.png", "views.npz", "mesh.glb")
-"""What a run makes, as far as it can."""
+"""Files that a run writes if possible."""
 
 
-def _file(name: str, about: str) -> Any:
+def _file(name: str, about: str) -> property:
     return property(lambda run: run.file(name), doc=f"{name}: {about}")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder and its files; a file that the run could not make is None."""
+    """Run folder and its files; a file that the run could not write is None."""
 
     folder: Path
     status: str
@@ -37,30 +36,30 @@ class Run:
     summary = _file("summary.json", "time, memory, versions, seed")
 
     def file(self, name: str) -> Path | None:
-        """The file of this name in the folder, if there is one."""
+        """Return the file of this name in the folder, or None."""
         path = self.folder / name
         return path if path.exists() else None
 
     @property
     def asset(self) -> Path | None:
-        """The GLB in asset/: textured, within the triangle budget; its levels of detail and collider lie beside it."""
+        """Textured GLB within the triangle budget, in asset/ beside its levels of detail and its collider."""
         figures = read_summary(self.folder).get("asset")
         return self.file(str(figures["file"])) if isinstance(figures, dict) and "file" in figures else None
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: how it ended, the eight sides, and where asset and page are."""
+        """Return the notebook output: status, views, and links to asset and page."""
         lines = [f"<p>{html.escape(self.status)}: <code>{html.escape(str(self.folder))}</code></p>"]
         if self.views is not None:
-            picture = base64.b64encode(self.views.read_bytes()).decode()
-            lines.append(f'<img alt="eight sides of the result" src="data:image/png;base64,{picture}">')
+            image = base64.b64encode(self.views.read_bytes()).decode()
+            lines.append(f'<img alt="eight sides of the result" src="data:image/png;base64,{image}">')
         for name, path in (("asset", self.asset), ("page", self.report)):
             if path is not None:
                 lines.append(f"<p>{name}: <code>{html.escape(str(path))}</code></p>")
         return "\n".join(lines)
 
 
-def tell(run: Run, quiet: bool = False) -> None:
-    """Prints where a run's asset and page are, and last its folder; below it a terminal is told what to open."""
+def print_result(run: Run, quiet: bool = False) -> None:
+    """Print the paths of a run's asset, page and folder, and on a terminal the URL of the page."""
     if run.asset is not None and not quiet:
         height = (read_summary(run.folder).get("asset") or {}).get("height", "")
         again = resize_command(run.folder, read_manifest(run.folder / FOLDER).get("preset"))

@@ -1,4 +1,4 @@
-"""The task "generate": from a checked config to a folder with a turntable and a mesh, also from Python."""
+"""Task `generate`: from a checked config to a folder with turntable, mesh and asset; also from Python."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.status import Status
 from threedgen.train.task import Stopped, Task, device, execute, finished
 
-from .result import FILES, Run, tell
+from .result import FILES, Run, print_result
 
 logger = logging.getLogger(__name__)
 
 
 def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", quiet: bool = False, **values: Any) -> Run:
-    """A prompt becomes a 3D object; see ``threedgen.generate``."""
+    """Generate a 3D object from a prompt; see `threedgen.generate`."""
     escape_logs()
     path = find(os.fspath(config))
     if (task := task_of(path)) != "generate":
@@ -59,30 +59,33 @@ def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", qui
 
 
 def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Carry out a config; returns the exit code.  Asset and page are printed, and the results' folder last."""
+    """Run the task and print the paths of its results, the folder last; return the exit code."""
     status = run_status(config, resume, quiet)
     if status in (Status.FINISHED, Status.INTERRUPTED):
-        tell(Run(Path(str(config.out)), status.value), quiet)
+        print_result(Run(Path(str(config.out)), status.value), quiet)
     return status.exit_code
 
 
 def run_status(
     config: GenerateConfig, resume: Path | None = None, quiet: bool = False, start: Path | None = None
 ) -> Status:
-    """Everything from the prompt to the files.  A loss that is no longer a number is FAILED, and was logged.
+    """Run the stages and the run itself; a loss that stays non-finite is logged and gives FAILED.
 
-    start: the folder of a run from whose object this one begins.  The stages of a config are carried out first.
-    Raises ConfigError for what is wrong with prompt, prior, checkpoint or disk.
+    Args:
+        start: run folder from whose object this run starts; None: from nothing.
+
+    Raises:
+        ConfigError: if prompt, prior, checkpoint or disk do not allow the run.
     """
     task = Task(config, resume, quiet, FILES)
     lacking = config.export.enabled and "asset" not in read_summary(task.folder)
-    again = command("--config", "export", f"run={task.folder}")
-    hint = f"; {again} makes the asset that it lacks" if lacking else ""
-    return execute(lambda task: begin(task, start), task, hint)
+    export = command("--config", "export", f"run={task.folder}")
+    hint = f"; {export} writes the missing asset" if lacking else ""
+    return execute(lambda task: work(task, start), task, hint)
 
 
-def begin(task: Task, start: Path | None = None) -> Status:
-    """Text and sampled views; then the training, and what is made of the object."""
+def work(task: Task, start: Path | None = None) -> Status:
+    """Encode the prompt and sample views, then train the object and write the results."""
     config, folder, prompt = task.config, task.folder, normalise_prompt(task.config.prompt)
     if config.stages:
         start = run_stages(config, folder, task.quiet)
@@ -96,19 +99,19 @@ def begin(task: Task, start: Path | None = None) -> Status:
         views, cameras = preview(config, prior, prompt, folder, task.quiet)
     if not config.round_steps:
         prior.free_text_encoder()
-    from .optimise import optimise  # what trains, shows and exports takes seconds to import: the views come first
+    from .optimise import optimise  # takes seconds to import: after the first views
 
     return optimise(task, prior, text, views, cameras, notes, start)
 
 
-# --- stages: runs that come before a run, each beginning from the object of the one before ------------------------
+# --- stages: earlier runs, each starting from the object of the one before
 
 
 def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None:
-    """Carries out what is left of the stages of a run; returns the folder of the last. Raises Stopped at an early end.
+    """Run the unfinished stages; return the folder of the last one. Raises Stopped at an early end.
 
-    Each is a whole run in a folder of its own, RUN/stages/NAME, with its config, checkpoints and pictures; so a run
-    that is stopped in a stage or between two goes on there.
+    Each stage is a run of its own in RUN/stages/NAME with config, checkpoints and results, so a stopped run resumes at
+    its stage.
     """
     start = None
     for name in config.stages:
@@ -125,22 +128,22 @@ def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None
     return start
 
 
-# --- what a run is made of -----------------------------------------------------------------------------------------
+# --- parts of a run
 
 
 def check_backends(config: GenerateConfig) -> None:
-    """Raises ConfigError for a back end that cannot compute on the device of this run, or cannot be loaded."""
-    here = torch.device(device(config.trainer.accelerator))
+    """Raise ConfigError for a back end that does not support the device of this run or cannot be loaded."""
+    target = torch.device(device(config.trainer.accelerator))
     field = config.field.volume
-    place = "field" if field is config.field else "field.paint"
-    grid = (f"{place}.encoding", getattr(field, "encoding", None), encoding.MODULES)
+    section = "field" if field is config.field else "field.paint"
+    grid = (f"{section}.encoding", getattr(field, "encoding", None), encoding.MODULES)
     for key, options, modules in (grid, ("march", config.march, march.MODULES)):
         with within(key):
-            load_backend(modules, getattr(options, "backend", "auto"), here)
+            load_backend(modules, getattr(options, "backend", "auto"), target)
 
 
 def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:
-    """The n texts as embeddings (n, L, D), kept in the run folder: a resumed run must use the very same."""
+    """Return embeddings (n, L, D) of n texts, cached in the run folder for an exact resume."""
     shape = (len(texts), *prior.text_shape)
     return cached_tensor(folder / "text.safetensors", "text", shape, lambda: prior.encode_prompt(texts))
 
@@ -148,7 +151,7 @@ def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:
 def preview(
     config: GenerateConfig, prior: Prior, prompt: str, folder: Path, quiet: bool = False
 ) -> tuple[Tensor | None, Cameras | None]:
-    """Views sampled from the prompt and their cameras, written to preview.png; kept for a resumed run."""
+    """Return views (V, H, W, 3) sampled from the prompt, and their cameras; cached, and written to preview.png."""
     p, n_view = config.preview, config.views_per_scene
     if not (p.enabled or config.warm_steps) or n_view < 2:
         return None, None
@@ -161,17 +164,18 @@ def preview(
     def sample() -> Tensor:
         prior.note_views(cameras.c2w)
         rng = generator(config.seed, 0, "preview")
-        how: Any = {"steps": p.steps, "guidance_scale": p.guidance_scale, "negative_prompt": config.negative_prompt}
         with ExitStack() as stack:
             count: Count | None = None
 
-            def on_step(done: int, steps: int) -> None:  # only the prior knows how many it makes of those of the config
+            def on_step(done: int, steps: int) -> None:  # the prior decides the number of steps
                 nonlocal count
                 count = count or stack.enter_context(Count("sampling views", steps, quiet))
                 count.total = steps
                 count.show(done)
 
-            return prior.sample(prompt, cameras.c2w, **how, generator=rng, on_step=on_step)
+            return prior.sample(
+                prompt, cameras.c2w, p.steps, p.guidance_scale, config.negative_prompt, generator=rng, on_step=on_step
+            )
 
     views = cached_tensor(folder / "preview.safetensors", "views", (n_view, size, size, 3), sample)
     if not (folder / "preview.png").exists():

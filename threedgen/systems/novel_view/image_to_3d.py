@@ -37,7 +37,7 @@ from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing
 from threedgen.run.progress import Count
 from threedgen.systems.generate.outputs import try_asset, write_mesh, write_turn
-from threedgen.systems.generate.result import Run, tell
+from threedgen.systems.generate.result import Run, print_result
 from threedgen.train.status import Status
 from threedgen.train.task import Task, execute
 from threedgen.viewer.report import PAGE, write_report
@@ -144,5 +144,5 @@ def run(config: ImageTo3DConfig, resume: Path | None = None, quiet: bool = False
     task = Task(config, resume, quiet, ("sampled.png", "turntable.mp4", "views.png", "mesh.glb"))
     status = execute(make, task)
     if status is Status.FINISHED:
-        tell(Run(task.folder, status.value), quiet)
+        print_result(Run(task.folder, status.value), quiet)
     return status.exit_code

@@ -1,0 +1,201 @@
+"""The plug-ins in docs/plugins: each fulfils its interface and runs from the command line."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support.marks import unix
+from tests.support.task_server import server, tiny_generate, weights
+from tests.support.toy_run import log
+from threedgen import cli, folder
+from threedgen.config import registry
+from threedgen.run.metrics import read_metrics, read_summary
+from threedgen.testing import check_distillation, check_prior, check_representation, tiny_prior
+
+EXAMPLES = folder("configs").parent / "docs" / "plugins"
+SHORT = ["warm_start.share=0", "refine.strengths=[]", "preview.enabled=false", "export.enabled=false", "out=run"]
+
+
+@pytest.fixture
+def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Import an example by name; undo its registration afterwards."""
+    monkeypatch.setattr(registry, "TABLE", {kind: dict(names) for kind, names in registry.TABLE.items()})
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    loaded: list[str] = []
+
+    def load(name: str) -> ModuleType:
+        loaded.append(name)
+        return importlib.import_module(name)
+
+    yield load
+    for name in loaded:
+        sys.modules.pop(name, None)
+
+
+def command(place: Path, name: str, *words: str, max_steps: int = 4) -> list[str]:
+    """Return a command with an example's plug-in and the tiny config."""
+    tiny = str(tiny_generate(place / "tiny"))
+    plugin = ["--plugin", str(EXAMPLES / f"{name}.py")]
+    return [*plugin, "--config", tiny, *SHORT, f"trainer.max_steps={max_steps}", *words]
+
+
+def run(place: Path, name: str, *words: str, max_steps: int = 4) -> Path:
+    """Run an example's plug-in; return the run folder."""
+    place.mkdir(exist_ok=True)
+    assert server().run(place, words=command(place, name, *words, max_steps=max_steps)) == 0, log(place)
+    return place / "run"
+
+
+def test_examples_have_a_limited_length() -> None:
+    lengths = {path.stem: len(path.read_text().splitlines()) for path in EXAMPLES.glob("*.py")}
+    assert lengths["ism"] <= 60 and lengths["gaussians"] <= 200 and max(lengths.values()) <= 200
+
+
+# --- interfaces
+
+
+def test_ism_fulfils_the_interface(example: Any) -> None:
+    ism = example("ism")
+    check_distillation(lambda prior, rng: ism.ISM(ism.ISMConfig(), prior.schedule, 10, prior, rng))
+
+
+def test_gaussians_fulfil_the_interface(example: Any) -> None:
+    gaussians = example("gaussians")
+    options = gaussians.GaussiansConfig(count=40, interval=2, split_gradient=1e-7, max_count=60)
+    check_representation(lambda rng: gaussians.Gaussians(options, rng))
+
+
+def test_gaussians_are_split_and_removed(example: Any) -> None:
+    gaussians = example("gaussians")
+    field = gaussians.Gaussians(gaussians.GaussiansConfig(count=20, interval=1, split_gradient=1.0, max_count=24))
+    optimizer = torch.optim.Adam([{"params": group.parameters} for group in field.parameter_groups()], lr=0.0)
+    field.means.grad = torch.zeros_like(field.means)
+    field.means.grad[:6] = 9.0  # six want to be split, but there is room for four
+    field.after_step(0, optimizer)
+    assert len(field.means) == len(field.features) == 24 and {len(p) for p in field.parameters()} == {24}
+    with torch.no_grad():
+        field.opacity_logits[:10] = -9.0
+    field.after_step(1, optimizer)
+    assert len(field.means) == 14 and {id(p) for g in optimizer.param_groups for p in g["params"]} == {
+        id(p) for p in field.parameters()
+    }
+
+
+def test_projected_covariance_matches_samples(example: Any) -> None:
+    gaussians = example("gaussians")
+    from threedgen.testing.checks import CAMERAS
+
+    field = gaussians.Gaussians(gaussians.GaussiansConfig(count=1))
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        field.means.copy_(torch.tensor([[0.2, -0.1, 0.1]]))
+        field.log_scales.copy_(torch.tensor([[0.02, 0.01, 0.03]]).log())
+        field.rotations.copy_(torch.tensor([[0.8, 0.3, -0.4, 0.2]]))
+        camera = CAMERAS.with_size(256, 256).select([0])
+        expected = field.covariances(camera)[0] - gaussians.BLUR * torch.eye(2)
+        rotation = torch.linalg.qr(torch.randn(3, 3, generator=rng)).Q  # any frame: samples are isotropic before
+        unit = torch.randn(200_000, 3, generator=rng) @ rotation
+        w, x, y, z = (field.rotations[0] / field.rotations[0].norm()).tolist()
+        matrix = torch.tensor(
+            [
+                [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+                [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+                [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+            ]
+        )
+        points = field.means + (unit * field.log_scales.exp()) @ matrix.T
+        pixels, _ = camera.project(points)
+    torch.testing.assert_close(pixels[0].T.cov(), expected, rtol=0.03, atol=0.02)
+
+
+def test_solid_colour_fulfils_the_interface(example: Any) -> None:
+    solid_colour = example("solid_colour")
+    prior = solid_colour.SolidColour(solid_colour.SolidColourConfig())
+    check_prior(prior)
+    image = prior.sample("a red ball", None, steps=3, guidance_scale=1.0, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(image[0, 0, 0], torch.tensor(solid_colour.COLOURS["red"]), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["sds", "reconstruction", "vsd"])
+def test_losses_fulfil_the_interface(name: str) -> None:
+    options = registry.config_model("distillation", name)()
+    check_distillation(
+        lambda prior, rng: registry.build("distillation", options, prior.schedule, 10, prior, rng), step=6
+    )
+
+
+@pytest.mark.parametrize("name", ["ngp", "sdf", "dmtet"])
+def test_representations_fulfil_the_interface(name: str) -> None:
+    small: dict[str, Any] = {"encoding": {"n_levels": 3, "log2_hashmap_size": 8}, "width": 8}
+    values = {"resolution": 6, "paint": small} if name == "dmtet" else small
+    options = registry.config_model("representation", name)(**values)
+    check_representation(lambda rng: registry.build("representation", options, generator=rng))
+
+
+def test_tiny_prior_fulfils_the_interface() -> None:
+    check_prior(tiny_prior())
+
+
+# --- runs
+
+
+@unix
+def test_ism_runs(tmp_path: Path) -> None:
+    place = run(tmp_path, "ism", "distillation.name=ism", "distillation.interval=100")
+    assert read_summary(place)["steps"] == 4 and (place / "mesh.glb").exists()
+
+
+@unix
+def test_solid_colour_runs(tmp_path: Path) -> None:
+    place = run(tmp_path, "solid_colour", "prior={name: solid-colour}", "camera.n_view=1", "prompt=a red ball")
+    assert read_summary(place)["steps"] == 4
+
+
+@unix
+def test_two_inputs_logs_terms_images_metrics_and_files(tmp_path: Path) -> None:
+    names = ["metrics=[mean_radius]", "result.exporters=[depth-maps]", "trainer.val_check_interval=2"]
+    place = run(tmp_path, "two_inputs", "system={name: two-inputs, image_interval: 2}", *names)
+    lines = read_metrics(place)
+    assert all(line["normals"] > 0 for line in lines) and lines[-1]["mean_radius"] > 0
+    assert [path.name for path in sorted((place / "images").iterdir())] == ["normals-000000.png", "normals-000002.png"]
+    assert read_summary(place)["depth_maps"] == 4 and (place / "depth.npz").exists()
+
+
+GAUSSIANS = ["field={name: gaussians, count: 30, interval: 3, split_gradient: 1.0e-9, max_count: 40}", "occupancy=null"]
+
+
+@unix
+def test_gaussians_resume_exactly_across_a_densification(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", "gaussians", *GAUSSIANS, max_steps=8)
+    (tmp_path / "half").mkdir()
+    words = command(tmp_path / "half", "gaussians", *GAUSSIANS, "checkpoint.seconds=1000", max_steps=8)
+    code = server().signalled(tmp_path / "half", signal.SIGTERM, words=words, hold_at=4)
+    assert code == 143, log(tmp_path / "half")
+    half = weights(tmp_path / "half" / "run")
+    resume = ["--plugin", str(EXAMPLES / "gaussians.py"), "--resume", "run"]
+    assert server().run(tmp_path / "half", words=resume) == 0, log(tmp_path / "half")
+    one, other = weights(whole), weights(tmp_path / "half" / "run")
+    assert 30 < len(half["field.means"]) < len(one["field.means"])
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    notes = read_summary(whole)["notes"]
+    assert not (whole / "mesh.glb").exists() and any("field.name=gaussians" in note for note in notes)
+
+
+def test_gaussians_refuse_an_asset_before_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], example: Any
+) -> None:
+    tiny = str(tiny_generate(tmp_path))
+    words = ["--config", tiny, "field={name: gaussians}", "export.enabled=true", "occupancy=null"]
+    assert cli.main(["--plugin", str(EXAMPLES / "gaussians.py"), *words]) == 2
+    error = capsys.readouterr().err
+    assert "export.enabled=true" in error and "field.name=gaussians" in error and error.count("\n") == 1
+    sys.modules.pop("gaussians", None)

@@ -1,0 +1,225 @@
+"""Object, prior and prompt of a run, and everything that all of its phases do with them: render, condition, step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.optim import Optimizer
+
+from threedgen.config import registry
+from threedgen.config.command import command
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.rigs import Rig
+from threedgen.guidance.guidance import Condition, Reference
+from threedgen.guidance.matte import Matte
+from threedgen.guidance.prior import Prior
+from threedgen.guidance.priors.view_prompts import view_text
+from threedgen.representations.base import Background, Material, Render, Representation
+from threedgen.representations.march import step_size
+from threedgen.representations.shading import Shading
+from threedgen.representations.volume.occupancy import OccupancyGrid
+from threedgen.representations.volume.render import render, sample_bytes
+from threedgen.run.memory import explain_out_of_memory
+from threedgen.run.seeding import generator
+from threedgen.systems.generate.options import GenerateConfig
+from threedgen.train.system import System
+
+from .chunks import RenderChunks
+
+logger = logging.getLogger(__name__)
+
+EVAL_CHUNK = 1 << 20
+"""Samples per chunk of renders without gradients."""
+REMEDY = "set march.chunk=65536 or less, scenes_per_step=1, a smaller size, or prior.dtype=bf16, and go on with "
+
+
+class Scene(System):
+    """Base of the systems that optimise one object for one prompt.
+
+    Attributes:
+        field: the representation that is optimised.
+        occupancy: grid of non-empty cells of a marched field, or None.
+        text: (2 or 6, L, D) embeddings of `view_prompts.prompts`.
+        prior, matte: frozen networks; not registered and in no checkpoint.
+        reference: features of the prior's reference image, once the prior is on its device.
+        from_nothing: the run does not start from the object of another run.
+    """
+
+    field: Representation
+    background: Background
+    material: Material
+    occupancy: OccupancyGrid | None
+    prior: Prior
+    matte: Matte | None
+    text: Tensor
+
+    def __init__(self, config: GenerateConfig, prior: Prior, text: Tensor) -> None:
+        super().__init__(config)
+        self.config = config
+        init_rng = generator(config.seed, 0, "field")
+        self.field = registry.build("representation", config.field, generator=init_rng)
+        self.background = registry.build("background", config.background, generator=init_rng)
+        self.material = registry.build("material", config.material)
+        self.occupancy, march = None, config.march
+        if config.occupancy is not None and config.field.has_density and not self.field.rasterised:
+            self.occupancy = OccupancyGrid(config.occupancy, march.radius, step_size(march))
+        self.register_buffer("text", text, persistent=False)
+        matte = None if config.fit.matte is None else Matte.load(config.fit.matte)
+        self.set_unregistered(prior=prior, matte=matte)
+        self.reference: Reference | None = None
+        self.from_nothing = True
+        self.chunks = RenderChunks(march.chunk)
+        self.repeating = False  # the step is repeated after it ran out of memory
+
+    def setup(self, stage: str) -> None:
+        self.prior.to(self.device)
+        if self.matte is not None:
+            self.matte.to(self.device)
+        self.reference = self.prior.reference(self.text[:1].to(self.device))
+
+    def condition(self, rig: Rig) -> Condition:
+        """Return text, cameras and reference image of a rig's views for the prior."""
+        n_view, c2w = self.config.views_per_scene, rig.cameras.c2w.to(self.device)
+        return replace(
+            view_text(self.text, rig, self.config.view_prompts),
+            camera=self.prior.camera(c2w) if n_view > 1 else None,
+            n_view=n_view,
+            c2w=c2w,
+            plain_text=self.text[:1],
+            reference=self.reference,
+        )
+
+    # --- rendering
+
+    def render(
+        self, cameras: Cameras, step: int, *, training: bool, normals: bool = False, light: Tensor | None = None
+    ) -> Render:
+        """Render all pixels (B H W, ...) of B cameras.
+
+        Args:
+            step: seeds the random numbers, and selects the shading.
+            light: (B, 3) point light of each view; None: at the camera.
+        """
+        rng = self.rng(step, "render")
+        shading = self.material.sample_shading(step, training, rng)
+        if self.field.rasterised:
+            parts = (cameras, self.background, self.material)
+            return self.field.render(*parts, generator=rng, training=training, light=light, shading=shading)
+        origins, directions = (rays.reshape(-1, 3).to(self.device) for rays in cameras.rays())
+        if light is not None:
+            light = light.to(self.device).repeat_interleave(cameras.height * cameras.width, 0)
+        return self.render_rays(origins, directions, shading, rng, training=training, normals=normals, light=light)
+
+    def render_rays(
+        self,
+        origins: Tensor,
+        directions: Tensor,
+        shading: Shading,
+        rng: torch.Generator,
+        *,
+        training: bool,
+        normals: bool = False,
+        light: Tensor | None = None,
+    ) -> Render:
+        """March rays (R, 3) through the field; `light` (R, 3), None: at the camera."""
+        chunk = self.chunks.last = self.chunk(normals or shading.lit) if torch.is_grad_enabled() else EVAL_CHUNK
+        result = render(
+            self.field,
+            self.background,
+            self.material,
+            self.occupancy,
+            self.config.march,
+            origins,
+            directions,
+            generator=rng,
+            training=training,
+            light=origins if light is None else light,
+            need_normals=normals,
+            shading=shading,
+            chunk=chunk,
+        )
+        self.chunks.last = min(chunk or result.n_samples, result.n_samples)
+        return result
+
+    def chunk(self, normals: bool) -> int | None:
+        """Return the maximum number of samples in a chunk of a training render; None: one chunk."""
+        scene = (self.field, self.background, self.material, self.config.march)
+        return self.chunks.size(normals, self.device, lambda: sample_bytes(*scene, normals, self.device))
+
+    @torch.no_grad()
+    def images(self, cameras: Cameras) -> Tensor:
+        """Render images as in the results: (B, H, W, 3) in [0, 1], on the CPU."""
+        shape, one_by_one = (1, cameras.height, cameras.width, 3), (cameras.select([k]) for k in range(len(cameras)))
+        renders = (self.render(one, self.max_steps, training=False) for one in one_by_one)
+        return torch.cat([result.rgb.view(shape).cpu() for result in renders])
+
+    # --- before and after a step
+
+    def before_step(self, step: int) -> None:
+        """Set scheduled options and update the occupancy grid, unless the step is repeated."""
+        self.field.before_step(step, self.max_steps)
+        if self.occupancy is not None and not self.repeating:
+            self.occupancy.update(self.field.density, step, generator(self.seed, step, "occupancy"))
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Take an optimizer step. If a GPU runs out of memory, repeat it once in smaller chunks with the same numbers.
+
+        Raises ConfigError with a remedy if that is not enough, and at once with several devices, which wait for each
+        other within a step.
+        """
+        step = self.global_step
+        name = f"step {step} on {self.device}"
+        with explain_out_of_memory(name, REMEDY + command("--resume", "RUN")):
+            try:
+                super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+                out_of_memory = False
+            except torch.OutOfMemoryError:
+                if self.trainer.world_size > 1:
+                    raise
+                out_of_memory = True
+            if out_of_memory:  # outside of the handler, which holds the graph
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                limit = self.chunks.reduce()
+                logger.warning("%s ran out of memory: from now on march.chunk=%d samples at a time", name, limit)
+                self.repeating = True
+                super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+                self.repeating = False
+        self.field.after_step(step, optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer)
+
+    def clear_optimizer_state(self) -> None:
+        """Clear the moments of the optimizer."""
+        optimizer: Any = self.optimizers()
+        optimizer.optimizer.state.clear()
+
+    # --- checkpoints
+
+    def adapt_to(self, state: dict[str, Tensor]) -> None:
+        """Give the representation the shapes of a checkpoint."""
+        self.field.resize(part_of(state, "field"))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["chunks"] = self.chunks.measured
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        self.chunks.measured |= checkpoint.get("chunks", {})
+
+
+def part_of(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Return the tensors of the submodule `name` of a state dict, without its prefix."""
+    prefix = f"{name}."
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

@@ -1,0 +1,168 @@
+"""Checks of representations, losses and priors: shapes, gradients, determinism, exact resume."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from threedgen.geometry.rigs import orbit
+from threedgen.guidance.distillation.views import DistillationLoss, RenderedViews
+from threedgen.guidance.guidance import Condition
+from threedgen.guidance.prior import Prior
+from threedgen.representations.base import Render, Representation
+from threedgen.representations.field.background import SolidBackground
+from threedgen.representations.options import MarchConfig
+from threedgen.representations.shading import NoMaterial
+from threedgen.representations.volume.render import render
+
+from .prior import tiny_prior
+
+SIZE, N_VIEW = 16, 2
+"""Height and width of the images, and number of views."""
+CAMERAS = orbit(N_VIEW, 0.3, 2.6, math.radians(40), SIZE, SIZE)
+
+
+def seeded(seed: int) -> torch.Generator:
+    """Return a CPU generator."""
+    return torch.Generator().manual_seed(seed)
+
+
+def check_representation(
+    build: Callable[[torch.Generator], Representation], steps: int = 6, radius: float = 1.0
+) -> None:
+    """Check a representation: groups, renders, gradients, and exact resume after half of the steps.
+
+    Args:
+        build: makes one from a CPU generator; equal seeds must give equal parameters.
+        steps: training steps, a few more than the interval of a densification.
+        radius: half the side of its cube.
+    """
+    field = build(seeded(0))
+    assert_equal_states(field, build(seeded(0)), "two representations with the same seed")
+    grouped = [id(p) for group in field.parameter_groups() for p in group.parameters]
+    assert sorted(grouped) == sorted(map(id, field.parameters())), "parameter_groups() must hold every parameter once"
+    result = render_views(field, radius, seeded(0))
+    for name, channels in (("rgb", 3), ("rgb_fg", 3), ("background", 3), ("opacity", 1), ("depth", 1)):
+        values = getattr(result, name)
+        assert values.shape == (N_VIEW * SIZE * SIZE, channels), f"Render.{name} has the shape {tuple(values.shape)}"
+        assert values.isfinite().all(), f"Render.{name} is not finite"
+    assert result.opacity.min() >= 0 and result.opacity.max() <= 1 + 1e-4, "Render.opacity must be in [0, 1]"
+    assert result.opacity.max() > 0.01, "the initial object is invisible"
+    (result.rgb.square().mean() + result.opacity.mean()).backward()
+    for group in field.parameter_groups():
+        gradients = [p.grad for p in group.parameters if p.grad is not None]
+        assert any(g.abs().sum() > 0 for g in gradients), f"no gradient reaches the group {group.name}"
+    for name, loss in field.regularisers().items():
+        value = loss(render_views(field, radius, seeded(0)))
+        assert value.ndim == 0 and value.isfinite(), f"the loss {name} must be a finite scalar"
+
+    whole, half = build(seeded(0)), build(seeded(0))
+    train(whole, optimizer_of(whole), 0, steps, radius)
+    optimizer = optimizer_of(half)
+    train(half, optimizer, 0, steps // 2, radius)
+    resumed, state = build(seeded(1)), half.state_dict()
+    resumed.resize(state)
+    resumed.load_state_dict(state)
+    restored = optimizer_of(resumed)
+    restored.load_state_dict(optimizer.state_dict())
+    train(resumed, restored, steps // 2, steps, radius)
+    assert_equal_states(whole, resumed, "a resumed training and one without a stop")
+
+
+def optimizer_of(field: Representation) -> torch.optim.Optimizer:
+    """Return Adam on the parameter groups."""
+    return torch.optim.Adam([{"params": group.parameters} for group in field.parameter_groups()], lr=0.01)
+
+
+def train(field: Representation, optimizer: torch.optim.Optimizer, first: int, last: int, radius: float) -> None:
+    """Fit the object to random colours, from step `first` to before step `last`."""
+    target = torch.rand(N_VIEW * SIZE * SIZE, 3, generator=seeded(7))
+    for step in range(first, last):
+        field.before_step(step, last)
+        optimizer.zero_grad(set_to_none=True)
+        result = render_views(field, radius, seeded(step))
+        ((result.rgb - target).square().mean() + 0.1 * result.opacity.mean()).backward()
+        optimizer.step()
+        field.after_step(step, optimizer)
+
+
+def render_views(field: Representation, radius: float, generator: torch.Generator) -> Render:
+    """Return a training render of two views."""
+    background, material = SolidBackground(), NoMaterial()
+    if field.rasterised:
+        return field.render(CAMERAS, background, material, generator=generator, training=True)
+    origins, directions = (rays.reshape(-1, 3) for rays in CAMERAS.rays())
+    march = MarchConfig(samples=32, radius=radius, chunk=None)
+    parts = (field, background, material, None, march, origins, directions)
+    return render(*parts, generator=generator, training=True, light=origins)
+
+
+def assert_equal_states(one: torch.nn.Module, other: torch.nn.Module, what: str) -> None:
+    """Compare two state dicts bit by bit."""
+    a, b = one.state_dict(), other.state_dict()
+    different = [name for name in a if name not in b or not torch.equal(a[name], b[name])]
+    assert a.keys() == b.keys() and not different, f"{what} differ: {', '.join(different) or 'names'}"
+
+
+def check_distillation(
+    build: Callable[[Prior, torch.Generator], DistillationLoss], prior: Prior | None = None, step: int = 3
+) -> None:
+    """Check a loss: a finite scalar, gradients in the images and in its own parameters, and equal values per seed.
+
+    Args:
+        build: makes one from a prior and a CPU generator for initial parameters.
+        prior: by default the tiny prior.
+    """
+    prior = prior or tiny_prior()
+    loss = build(prior, seeded(0))
+    text = prior.encode_prompt(["a red dog", ""])
+    camera = prior.camera(CAMERAS.c2w)
+    n_view = 1 if camera is None else N_VIEW
+    pair = (text[:1], text[1:])
+    condition = Condition(pair, camera, n_view, plain_text=text[:1], c2w=CAMERAS.c2w)
+
+    def evaluate() -> tuple[Tensor, Tensor]:
+        images = torch.rand(N_VIEW, SIZE, SIZE, 3, generator=seeded(1)).requires_grad_()
+        ones = torch.ones(N_VIEW, SIZE, SIZE, 1)
+        views = RenderedViews(images, ones, 2 * ones, images, CAMERAS)
+        latents = prior.encode_images(images, seeded(2))
+        value, metrics = loss(latents, prior.denoise, condition, step, seeded(3), views)
+        assert value.ndim == 0 and value.isfinite(), "the loss must be a finite scalar"
+        assert all(math.isfinite(float(number)) for number in metrics.values()), "the metrics must be finite numbers"
+        value.backward()
+        assert images.grad is not None and images.grad.abs().sum() > 0, "no gradient reaches the images"
+        return value.detach(), images.grad
+
+    values = evaluate()
+    parameters = list(loss.parameters())
+    reached = [p for p in parameters if p.grad is not None]
+    assert bool(reached) == bool(parameters), "no gradient reaches the loss's own parameters"
+    for one, other in zip(values, evaluate(), strict=True):
+        assert torch.equal(one, other), "equal generators must give equal losses and gradients"
+
+
+def check_prior(prior: Prior) -> None:
+    """Check a prior: shapes of text, latents and predictions, gradients of the encoder, and equal samples per seed."""
+    text, size = prior.encode_prompt(["a red dog", ""]), prior.image_size
+    assert text.shape == (2, *prior.text_shape), f"encode_prompt() has the shape {tuple(text.shape)}"
+    images = torch.rand(N_VIEW, SIZE, SIZE, 3, generator=seeded(0)).requires_grad_()
+    latents = prior.encode_images(images, seeded(0))
+    assert latents.shape == (N_VIEW, *prior.latent_shape), f"encode_images() has the shape {tuple(latents.shape)}"
+    (gradient,) = torch.autograd.grad(latents.square().mean(), images)
+    assert gradient.abs().sum() > 0, "no gradient passes through encode_images()"
+    decoded = prior.decode_latents(latents.detach())
+    assert decoded.shape == (N_VIEW, size, size, 3), f"decode_latents() has the shape {tuple(decoded.shape)}"
+    assert decoded.min() >= 0 and decoded.max() <= 1, "decode_latents() must be in [0, 1]"
+    camera = prior.camera(CAMERAS.c2w)
+    n_view, t = 1 if camera is None else N_VIEW, torch.full((N_VIEW,), prior.schedule.T // 2)
+    with torch.no_grad():
+        eps = prior.denoise(latents, t, text[:1].expand(N_VIEW, -1, -1), camera, n_view)
+    assert eps.shape == latents.shape and eps.dtype == torch.float32, "denoise() must be float32 and like the latents"
+    options: dict[str, Any] = {"steps": 2, "guidance_scale": 2.0}
+    c2w = None if camera is None else CAMERAS.c2w
+    one, other = (prior.sample("a red dog", c2w, generator=seeded(4), **options) for _ in range(2))
+    assert one.shape == (n_view, size, size, 3) and torch.equal(one, other), "equal generators must give equal samples"

@@ -1,0 +1,34 @@
+"""Lightning's loggers beside metrics.jsonl: the registry's kind `logger`, functions of a config and the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+
+from threedgen.train.options import CSVLoggerConfig, TensorBoardConfig, WandbConfig
+
+
+def csv(options: CSVLoggerConfig, folder: Path) -> None:
+    """Return no logger: every run writes metrics.csv."""
+
+
+def tensorboard(options: TensorBoardConfig, folder: Path) -> Logger:
+    """Return a logger that writes to RUN/tensorboard."""
+    return TensorBoardLogger(folder, name="tensorboard", version="")
+
+
+def wandb(options: WandbConfig, folder: Path) -> Logger:
+    """Return a logger to Weights & Biases; a resumed run has the same id."""
+    return WandbLogger(name=folder.name, save_dir=folder, project=options.project, id=folder.name, resume="allow")
+
+
+def log_image(loggers: Iterable[Logger], name: str, image: Any, step: int) -> None:
+    """Send an image (H, W, 3) in [0, 1] to the loggers that take images."""
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, image, step, dataformats="HWC")
+        elif hasattr(logger, "log_image"):
+            logger.log_image(name, [image.cpu().numpy()], step=step)
