@@ -82,6 +82,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "train": (*BELOW, "geometry"),
     "guidance": CORE,  # guidance and representations never import each other
     "representations": CORE,
+    "testing": KINDS,
     "data": KINDS,
     "export": KINDS,
     "viewer": (*KINDS, "export"),

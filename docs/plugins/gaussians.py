@@ -175,4 +175,4 @@ class Gaussians(Representation):
         return projected @ projected.mT + BLUR * torch.eye(2, device=projected.device)
 
 
-register("representation", "gaussians", "gaussians:Gaussians", "gaussians:GaussiansConfig")
+register("representation", "gaussians", f"{__name__}:Gaussians", f"{__name__}:GaussiansConfig")

@@ -52,4 +52,4 @@ class ISM(Distillation):
         return self.schedule.add_noise(self.schedule.x0_from_eps(x, eps, now), eps, then), then
 
 
-register("distillation", "ism", "ism:ISM", "ism:ISMConfig")
+register("distillation", "ism", f"{__name__}:ISM", f"{__name__}:ISMConfig")

@@ -90,4 +90,4 @@ class SolidColour(Prior):
         return (x - alpha * text[:, 0, :, None, None]) / sigma
 
 
-register("prior", "solid-colour", "solid_colour:SolidColour", "solid_colour:SolidColourConfig")
+register("prior", "solid-colour", f"{__name__}:SolidColour", f"{__name__}:SolidColourConfig")

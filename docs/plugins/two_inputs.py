@@ -34,9 +34,9 @@ class TwoInputsConfig(SystemConfig):
 class TwoInputsSystem(GenerateSystem):
     """Adds the distillation loss of a second render, of normals."""
 
-    def distillation_losses(self, step: int) -> StepResult:
+    def distillation_loss(self, step: int) -> StepResult:
         """Return the loss of the colours plus that of the normals."""
-        result, options = super().distillation_losses(step), self.config.system
+        result, options = super().distillation_loss(step), self.config.system
         rig = self.training_rig(step + self.max_steps)  # other cameras than those of the colours
         render = self.render(rig.cameras, step, training=True, normals=True)
         views = self.rendered_views(render, rig)
@@ -69,6 +69,6 @@ def depth_maps(system: GenerateSystem, folder: Path) -> dict[str, int]:
     return {"depth_maps": len(depth)}
 
 
-register("system", "two-inputs", "two_inputs:TwoInputsSystem", "two_inputs:TwoInputsConfig")
-register("metric", "mean_radius", "two_inputs:mean_radius")
-register("exporter", "depth-maps", "two_inputs:depth_maps")
+register("system", "two-inputs", f"{__name__}:TwoInputsSystem", f"{__name__}:TwoInputsConfig")
+register("metric", "mean_radius", f"{__name__}:mean_radius")
+register("exporter", "depth-maps", f"{__name__}:depth_maps")

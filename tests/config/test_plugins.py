@@ -1,9 +1,9 @@
-"""Plug-ins: --plugin and `plugins:` of a config; the example is the code in docs/plugins.md."""
+"""Plug-ins: --plugin and `plugins:` of a config, with the example docs/plugins/ism.py."""
 
 from __future__ import annotations
 
 import json
-import re
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +17,7 @@ from threedgen.config import plugins, registry
 from threedgen.run import folder as runs
 from threedgen.run.metrics import read_summary
 
-PAGE = Path(__file__).parents[2] / "docs" / "plugins.md"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "plugins" / "ism.py"
 MARKER = "open(__file__ + '.imported', 'w').close()\n"
 
 
@@ -33,11 +33,8 @@ def clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def csd(tmp_path: Path) -> Path:
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
-    path = tmp_path / "csd.py"
-    path.write_text(code)
-    return path
+def ism(tmp_path: Path) -> Path:
+    return Path(shutil.copy(EXAMPLE, tmp_path))
 
 
 def forget() -> None:
@@ -45,33 +42,33 @@ def forget() -> None:
     for name in plugins.LOADED:
         sys.modules.pop(name)
     plugins.LOADED.clear()
-    registry.TABLE["distillation"].pop("csd", None)
+    registry.TABLE["distillation"].pop("ism", None)
 
 
-def test_help_shows_options_of_plugin(csd: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["--plugin", "csd.py", "--help", "distillation", "distillation.name=csd"]) == 0
-    assert "distillation.strength = 40.0" in capsys.readouterr().out
+def test_help_shows_options_of_plugin(ism: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--plugin", "ism.py", "--help", "distillation", "distillation.name=ism"]) == 0
+    assert "distillation.interval = 50" in capsys.readouterr().out
 
 
 def test_run_uses_and_resumes_with_plugin(
-    csd: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    ism: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     tiny = tiny_generate(tmp_path / "tiny")
-    Path("mine.yaml").write_text(f"base: {tiny}\nplugins: [csd.py]\ndistillation: {{name: csd, guidance_scale: 9}}\n")
-    words = ["-q", "export.enabled=false", "distillation.strength=7", "out=run", "trainer.max_steps=3"]
+    Path("mine.yaml").write_text(f"base: {tiny}\nplugins: [ism.py]\ndistillation: {{name: ism, guidance_scale: 9}}\n")
+    words = ["-q", "export.enabled=false", "distillation.interval=7", "out=run", "trainer.max_steps=3"]
     assert cli.main(["--config", "mine.yaml", *words]) == 0
     run = tmp_path / "run"
-    assert read_summary(run)["status"] == "finished" and "strength: 7" in (run / "config.yaml").read_text()
+    assert read_summary(run)["status"] == "finished" and "interval: 7" in (run / "config.yaml").read_text()
     ((path, record),) = read_summary(run)["plugins"].items()
-    assert path == str(csd) and len(record["sha256"]) == 64 and record["commit"] is None
+    assert path == str(ism) and len(record["sha256"]) == 64 and record["commit"] is None
     forget()
-    csd.write_text(csd.read_text() + "# changed\n")
-    assert cli.main(["-q", "--plugin", "csd.py", "--resume", "run", "trainer.max_steps=4"]) == 0
-    assert read_summary(run)["steps"] == 4 and [str(csd) in one.getMessage() for one in caplog.records].count(True) == 1
+    ism.write_text(ism.read_text() + "# changed\n")
+    assert cli.main(["-q", "--plugin", "ism.py", "--resume", "run", "trainer.max_steps=4"]) == 0
+    assert read_summary(run)["steps"] == 4 and [str(ism) in one.getMessage() for one in caplog.records].count(True) == 1
     forget()
     assert cli.main(["-q", "--resume", "run"]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
-    assert "distillation.name: " in error and "'csd'" in error and "sds, reconstruction, vsd" in error
+    assert "distillation.name: " in error and "'ism'" in error and "sds, reconstruction, vsd" in error
 
 
 def test_plugins_of_a_run_folder_are_not_imported(tmp_path: Path) -> None:

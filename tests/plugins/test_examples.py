@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import signal
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from tests.support.marks import unix
 from tests.support.task_server import server, tiny_generate, weights
 from tests.support.toy_run import log
 from threedgen import cli, folder
-from threedgen.config import registry
+from threedgen.config import plugins, registry
 from threedgen.run.metrics import read_metrics, read_summary
 from threedgen.testing import check_distillation, check_prior, check_representation, tiny_prior
 
@@ -29,16 +28,15 @@ SHORT = ["warm_start.share=0", "refine.strengths=[]", "preview.enabled=false", "
 def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """Import an example by name; undo its registration afterwards."""
     monkeypatch.setattr(registry, "TABLE", {kind: dict(names) for kind, names in registry.TABLE.items()})
-    monkeypatch.syspath_prepend(str(EXAMPLES))
-    loaded: list[str] = []
 
     def load(name: str) -> ModuleType:
-        loaded.append(name)
-        return importlib.import_module(name)
+        plugins.load_file(EXAMPLES / f"{name}.py")
+        return sys.modules[next(reversed(plugins.LOADED))]
 
     yield load
-    for name in loaded:
-        sys.modules.pop(name, None)
+    for name in plugins.LOADED:
+        sys.modules.pop(name)
+    plugins.LOADED.clear()
 
 
 def command(place: Path, name: str, *words: str, max_steps: int = 4) -> list[str]:
@@ -167,6 +165,7 @@ def test_two_inputs_logs_terms_images_metrics_and_files(tmp_path: Path) -> None:
     lines = read_metrics(place)
     assert all(line["normals"] > 0 for line in lines) and lines[-1]["mean_radius"] > 0
     assert [path.name for path in sorted((place / "images").iterdir())] == ["normals-000000.png", "normals-000002.png"]
+    assert 'alt="normals-000002"' in (place / "report.html").read_text()
     assert read_summary(place)["depth_maps"] == 4 and (place / "depth.npz").exists()
 
 

@@ -56,6 +56,7 @@ RUN_FILES = {
 SUBFOLDERS = {
     CHECKPOINTS: "checkpoint: used to resume the run and to export again",
     "validation": "four views of the object at this step",
+    "images": "image logged at this step",
     "stages": "file of an earlier run whose object this run started from",
     LIVE: "file of an asset exported from the live view at this step",
 }
@@ -104,6 +105,7 @@ def report(record: Record) -> str:
         gap=SHEET_GAP,
         preview=embedded(record.file("preview.png")),
         validations=validations(record),
+        images=logged_images(record),
         plots=plots(record),
         facts=[(title, rows) for title, rows in facts(record) if rows],
         files=listed[:MAX_FILES],
@@ -126,6 +128,12 @@ def validations(record: Record) -> list[tuple[str, Markup]]:
     paths = [found[(k + 1) * len(found) // count - 1] for k in range(count)]
     images = [(path.stem.lstrip("0") or "0", embedded(path)) for path in paths]
     return [(step, uri) for step, uri in images if uri]
+
+
+def logged_images(record: Record) -> list[tuple[str, Markup]]:
+    """Return the newest image of each name that the system logged, as (NAME-STEP, data URI)."""
+    newest = {path.stem.rpartition("-")[0]: path for path in sorted(record.folder.glob("images/*-[0-9]*.png"))}
+    return [(path.stem, uri) for path in newest.values() if (uri := embedded(path))]
 
 
 def plots(record: Record) -> list[tuple[str, Markup]]:

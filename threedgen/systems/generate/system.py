@@ -1,4 +1,4 @@
-"""Training system of text to 3D. The core loop is `training_step` and `distillation_losses`."""
+"""Training system of text to 3D. The core loop is `training_step` and `distillation_loss`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class GenerateSystem(Scene):
         self.distillation = registry.build("distillation", config.distillation, *parts)
         self.sample_cameras: RigSampler = registry.implementation("camera", config.camera.name)
         self.refinement = Refinement(self)
-        distil = Phase(config.warm_steps, config.distilled_steps, self.distillation_label, self.distillation_losses)
+        distil = Phase(config.warm_steps, config.distilled_steps, self.distillation_label, self.distillation_loss)
         self.phases = [*warm_start(self, views, view_cameras), distil, *self.refinement.phases()]
         self.phases = [phase for phase in self.phases if phase.steps > 0]
 
@@ -71,7 +71,7 @@ class GenerateSystem(Scene):
         self.terms, self.metrics = result.terms, measured | result.metrics
         return result.loss
 
-    def distillation_losses(self, step: int) -> StepResult:
+    def distillation_loss(self, step: int) -> StepResult:
         """Render random views, and return the prior's guidance for them and the regularisers."""
         rig, weights = self.training_rig(step), self.loss_weights(step)
         normals = self.config.guidance_input == "normal" or weights["orientation"] > 0
