@@ -35,6 +35,11 @@ from .volume.render import render
 
 BETAS, EPS = (0.9, 0.99), 1e-15
 """Adam's parameters, as in Instant-NGP: gradients of a hash grid are small."""
+DENSITY_LAYERS, COLOUR_LAYERS = 1, 2
+"""Hidden layers of the two MLPs."""
+WEIGHT_DECAY, MAX_GRADIENT_NORM = 0.1, 1.0
+DISTORTION_WEIGHT = 0.01
+"""Weight of the distortion loss (Mip-NeRF 360); unspecified in the paper."""
 OCCUPANCY = OccupancyConfig(interval=8, decay=0.7, warmup=10_000)
 """Frequent updates with fast decay, since a fit takes about a thousand steps."""
 
@@ -80,8 +85,8 @@ class SceneField:
             NGPConfig(
                 encoding=options.encoding,
                 width=options.width,
-                hidden_layers=options.density_layers,
-                feature_hidden_layers=options.colour_layers,
+                hidden_layers=DENSITY_LAYERS,
+                feature_hidden_layers=COLOUR_LAYERS,
                 density_activation="exp",
                 density_blob="none",
             ),
@@ -130,7 +135,7 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
         lr=at(options.learning_rate, 0, options.steps),
         betas=BETAS,
         eps=EPS,
-        weight_decay=options.weight_decay,
+        weight_decay=WEIGHT_DECAY,
         fused=True,
     )
     for step in range(options.steps):
@@ -144,7 +149,7 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
             part = part.to(device)
             result = scene.render_rays(origins[part], directions[part], rng, normals)
             (fraction * loss(options, result, colours[part], bounds.span, orientation)).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, options.clip)
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
         optimizer.step()
     return scene
 
@@ -152,8 +157,9 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
 def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, orientation: float) -> Tensor:
     """Return the mean squared error to colours (R, 3) plus regularisers, `orientation` the weight of one of them."""
     total = mse_loss(result.rgb, colours)
-    if options.distortion and (distortion := result.distortion(span)) is not None:
-        total = total + options.distortion * distortion
+    distortion = result.distortion(span)
+    if distortion is not None:
+        total = total + DISTORTION_WEIGHT * distortion
     if orientation and result.orientation is not None:
         # only the fraction `normals` of a step's rays has normals: divide, so that the step's sum is that of all rays
         total = total + orientation / options.normals * result.orientation.mean()

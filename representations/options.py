@@ -300,17 +300,10 @@ class ProtocolConfig(Config):
     rays: int | None = Field(None, ge=1, description="random pixels per step; null: all pixels of all views")
     samples: int = Field(256, ge=2, le=8192, description="samples per ray on the diameter of the scene's ball")
     width: int = Field(64, ge=1, le=1024, description="units per hidden layer")
-    density_layers: int = Field(1, ge=1, le=8, description="hidden layers of the density MLP")
-    colour_layers: int = Field(2, ge=1, le=8, description="hidden layers of the colour MLP")
     encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field(
         {}, description="position encoding"
     )
     learning_rate: Scheduled = Field({0: 0.01, 100: 0.001}, ge=0, description="AdamW learning rate by step")
-    weight_decay: float = Field(0.1, ge=0, description="AdamW weight decay")
-    clip: float = Field(1.0, gt=0, description="maximum gradient norm")
-    distortion: float = Field(
-        0.01, ge=0, description="weight of the distortion loss (Mip-NeRF 360); unspecified in the paper"
-    )
     orientation: Scheduled = Field(
         # 0 at first: haze has no surface, and the gradients of its normals would dominate those of the colours
         {"0%": 0, "40%": 0, "60%": 0.01},

@@ -39,17 +39,17 @@ def example(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     plugins.LOADED.clear()
 
 
-def command(place: Path, name: str, *words: str, max_steps: int = 4) -> list[str]:
-    """Return a command with an example's plug-in and the tiny config."""
-    tiny = str(tiny_generate(place / "tiny"))
+def command(place: Path, name: str, *words: str, max_steps: int = 4, **sections: Any) -> list[str]:
+    """Return a command with an example's plug-in and the tiny config, some of its sections replaced."""
+    tiny = str(tiny_generate(place / "tiny", **sections))
     plugin = ["--plugin", str(EXAMPLES / f"{name}.py")]
     return [*plugin, "--config", tiny, *SHORT, f"trainer.max_steps={max_steps}", *words]
 
 
-def run(place: Path, name: str, *words: str, max_steps: int = 4) -> Path:
+def run(place: Path, name: str, *words: str, **options: Any) -> Path:
     """Run an example's plug-in; return the run folder."""
     place.mkdir(exist_ok=True)
-    assert server().run(place, words=command(place, name, *words, max_steps=max_steps)) == 0, log(place)
+    assert server().run(place, words=command(place, name, *words, **options)) == 0, log(place)
     return place / "run"
 
 
@@ -120,7 +120,7 @@ def test_solid_colour_fulfils_the_interface(example: Any) -> None:
     prior = solid_colour.SolidColour(solid_colour.SolidColourConfig())
     check_prior(prior)
     image = prior.sample("a red ball", None, steps=3, guidance_scale=1.0, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(image[0, 0, 0], torch.tensor(solid_colour.COLOURS["red"]), atol=0.02, rtol=0)
+    torch.testing.assert_close(image[0, 0, 0], torch.tensor(solid_colour.COLOURS["red"]), atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["sds", "reconstruction", "vsd"])
@@ -169,14 +169,14 @@ def test_two_inputs_logs_terms_images_metrics_and_files(tmp_path: Path) -> None:
     assert read_summary(place)["depth_maps"] == 4 and (place / "depth.npz").exists()
 
 
-GAUSSIANS = ["field={name: gaussians, count: 30, interval: 3, split_gradient: 1.0e-9, max_count: 40}", "occupancy=null"]
+GAUSSIANS = {"name": "gaussians", "count": 30, "interval": 3, "split_gradient": 1e-9, "max_count": 40}
 
 
 @unix
 def test_gaussians_resume_exactly_across_a_densification(tmp_path: Path) -> None:
-    whole = run(tmp_path / "whole", "gaussians", *GAUSSIANS, max_steps=8)
+    whole = run(tmp_path / "whole", "gaussians", max_steps=8, field=GAUSSIANS)
     (tmp_path / "half").mkdir()
-    words = command(tmp_path / "half", "gaussians", *GAUSSIANS, "checkpoint.seconds=1000", max_steps=8)
+    words = command(tmp_path / "half", "gaussians", "checkpoint.seconds=1000", max_steps=8, field=GAUSSIANS)
     code = server().signalled(tmp_path / "half", signal.SIGTERM, words=words, hold_at=4)
     assert code == 143, log(tmp_path / "half")
     half = weights(tmp_path / "half" / "run")
@@ -192,8 +192,7 @@ def test_gaussians_resume_exactly_across_a_densification(tmp_path: Path) -> None
 def test_gaussians_refuse_an_asset_before_the_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], example: Any
 ) -> None:
-    tiny = str(tiny_generate(tmp_path))
-    words = ["--config", tiny, "field={name: gaussians}", "export.enabled=true", "occupancy=null"]
+    words = ["--config", str(tiny_generate(tmp_path, field=GAUSSIANS)), "export.enabled=true"]
     assert cli.main(["--plugin", str(EXAMPLES / "gaussians.py"), *words]) == 2
     error = capsys.readouterr().err
     assert "export.enabled=true" in error and "field.name=gaussians" in error and error.count("\n") == 1

@@ -76,10 +76,10 @@ logger  csv          train.loggers:csv          train.options:CSVLoggerConfig
 logger  tensorboard  train.loggers:tensorboard  train.options:TensorBoardConfig
 logger  wandb        train.loggers:wandb        train.options:WandbConfig
 # losses of a render, Render -> scalar; the weight is the key of this name in the section `loss`
-regulariser  orientation  representations.regularisers:orientation    systems.generate.options:LossConfig
-regulariser  sparsity     representations.regularisers:sparsity       systems.generate.options:LossConfig
-regulariser  opaque       representations.regularisers:opaque         systems.generate.options:LossConfig
-regulariser  z_variance   representations.regularisers:z_variance     systems.generate.options:LossConfig
+regulariser  orientation  representations.regularisers:orientation  systems.generate.options:LossConfig
+regulariser  sparsity     representations.regularisers:sparsity     systems.generate.options:LossConfig
+regulariser  opaque       representations.regularisers:opaque       systems.generate.options:LossConfig
+regulariser  z_variance   representations.regularisers:z_variance   systems.generate.options:LossConfig
 prior  mvdream           guidance.priors.mvdream:build           guidance.options:MVDreamConfig
 prior  stable-diffusion  guidance.priors.stable_diffusion:build  guidance.options:StableDiffusionConfig
 prior  deepfloyd         guidance.priors.deepfloyd:build         guidance.options:DeepFloydConfig

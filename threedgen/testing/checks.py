@@ -61,15 +61,15 @@ def check_representation(
         assert value.ndim == 0 and value.isfinite(), f"the loss {name} must be a finite scalar"
 
     whole, half = build(seeded(0)), build(seeded(0))
-    train(whole, optimizer_of(whole), 0, steps, radius)
+    train(whole, optimizer_of(whole), range(steps), steps, radius)
     optimizer = optimizer_of(half)
-    train(half, optimizer, 0, steps // 2, radius)
+    train(half, optimizer, range(steps // 2), steps, radius)
     resumed, state = build(seeded(1)), half.state_dict()
     resumed.resize(state)
     resumed.load_state_dict(state)
     restored = optimizer_of(resumed)
     restored.load_state_dict(optimizer.state_dict())
-    train(resumed, restored, steps // 2, steps, radius)
+    train(resumed, restored, range(steps // 2, steps), steps, radius)
     assert_equal_states(whole, resumed, "a resumed training and one without a stop")
 
 
@@ -78,11 +78,11 @@ def optimizer_of(field: Representation) -> torch.optim.Optimizer:
     return torch.optim.Adam([{"params": group.parameters} for group in field.parameter_groups()], lr=0.01)
 
 
-def train(field: Representation, optimizer: torch.optim.Optimizer, first: int, last: int, radius: float) -> None:
-    """Fit the object to random colours, from step `first` to before step `last`."""
+def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range, max_steps: int, radius: float) -> None:
+    """Fit the object to random colours."""
     target = torch.rand(N_VIEW * SIZE * SIZE, 3, generator=seeded(7))
-    for step in range(first, last):
-        field.before_step(step, last)
+    for step in steps:
+        field.before_step(step, max_steps)
         optimizer.zero_grad(set_to_none=True)
         result = render_views(field, radius, seeded(step))
         ((result.rgb - target).square().mean() + 0.1 * result.opacity.mean()).backward()

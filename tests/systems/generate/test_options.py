@@ -42,19 +42,23 @@ from threedgen.viewer.record import MAX_VIEWS, VIEWS_PER_ROW
         (["loss.laplacian={0: 0, 10: 1}"], ("loss.laplacian", "field.name=ngp")),
         (["loss.smoothness=1"], ("loss.smoothness",)),
         (["result.exporters=[nothing]"], ("result.exporters", "nothing")),
-        (["field.name=ball", "export.enabled=true"], ("export.enabled=true", "field.name=ball")),
-        (["field.name=ball", "loss.orientation=1", "export.enabled=false"], ("loss.orientation", "field.name=ball")),
     ],
 )
-def test_inconsistent_sections_are_refused(
-    tmp_path: Path, words: list[str], named: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    register(monkeypatch)
-    monkeypatch.setattr(BallConfig, "has_density", False)
-    monkeypatch.setattr(BallConfig, "has_normals", False)
+def test_inconsistent_sections_are_refused(tmp_path: Path, words: list[str], named: tuple[str, ...]) -> None:
     with refused(None, *named) as caught:
         config.load(tiny_generate(tmp_path), words)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("word", ["export.enabled=true", "loss.orientation=1", "guidance_input=normal"])
+def test_missing_capability_is_refused(tmp_path: Path, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    register(monkeypatch)
+    monkeypatch.setattr(BallConfig, "has_density", False)
+    monkeypatch.setattr(BallConfig, "has_normals", False)
+    path = tiny_generate(tmp_path, field={"name": "ball"}, export={"enabled": False})
+    config.load(path)
+    with refused(None, word.split("=")[0], "field.name=ball"):
+        config.load(path, [word])
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,10 @@ HUBER_BETA = 0.1
 """Colour difference up to which the error is quadratic; above it is linear, so that inconsistent views do not blur."""
 ERROR_WEIGHT = 10
 """Weight of the colour error."""
+OPAQUE_WEIGHT = {"0%": 0.01, "40%": 0.05, "100%": 6.0}
+"""Weight of the entropy of the opacity, by share of the fit."""
+SPARSITY_WEIGHT = 0.1
+"""Weight of the sparsity loss: density in the colour of the background fits as well as none."""
 SURFACE_POINTS = 512
 """Surface points per step of the smoothness loss."""
 SURFACE_DISTANCE = 0.02
@@ -53,8 +57,7 @@ class Fit:
             done, steps: steps of this fit before this one, and in all, for the schedules.
         """
         o, rng, device = self.scene.config.fit, self.scene.rng(step, "pixels"), self.scene.device
-        schedules = (o.opaque, o.sparsity, o.smooth, o.distortion)
-        opaque, sparsity, smooth, distortion = (at(value, done, steps) for value in schedules)
+        opaque, smooth, distortion = (at(value, done, steps) for value in (OPAQUE_WEIGHT, o.smooth, o.distortion))
         if self.scene.field.rasterised:
             result, indices = self._render_images(step, rng)
             rough = [normal_consistency(*result.surface)] if smooth and result.surface is not None else []
@@ -63,7 +66,7 @@ class Fit:
             rough = [self._roughness(result, *rays, rng)] if smooth else []
         colours, background = (part.to(device) for part in self.pixels.composite(indices, rng))
         error = F.smooth_l1_loss(result.rgb_fg + background * (1 - result.opacity), colours, beta=HUBER_BETA)
-        clear = opaque * losses.opaque(result.opacity) + sparsity * losses.sparsity(result.opacity)
+        clear = opaque * losses.opaque(result.opacity) + SPARSITY_WEIGHT * losses.sparsity(result.opacity)
         # density in the colour of the background fits as well as none
         clear = clear + result.opacity[self.pixels.empty[indices].to(device)].sum() / len(colours)
         if distortion and (spread := result.distortion(2 * self.scene.config.march.radius)) is not None:

@@ -113,12 +113,6 @@ class FitConfig(Config):
     """Fit of the object to images, in the warm start and in refinement: Huber error of the pixels and regularisers."""
 
     rays: int = Field(4096, ge=1, description="random pixels per step; meshes: about as many, in whole images")
-    opaque: Scheduled = Field(
-        {"0%": 0.01, "40%": 0.05, "100%": 6.0},
-        ge=0,
-        description="weight of the entropy of the opacity; percentages of the fit",
-    )
-    sparsity: Scheduled = Field(0.1, ge=0, description="weight of the sparsity loss on the opacity, against haze")
     smooth: Scheduled = Field(0.05, ge=0, description="weight of the difference of nearby normals, against bumps")
     distortion: Scheduled = Field(
         0.0, ge=0, description="weight of the distortion loss (Mip-NeRF 360); volumes rendered in one chunk only"
