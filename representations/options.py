@@ -167,8 +167,8 @@ class DMTetConfig(FieldConfig):
     level: Literal["auto"] | Annotated[float, Field(gt=0)] = Field(
         "auto", description="density threshold of the previous stage's surface; auto: mean density of non-empty points"
     )
-    paint: Annotated[Any, registry.Component("representation", default="ngp", only=("ngp", "sdf"))] = Field(
-        {}, description="colour field; same options as the field of the previous stage"
+    paint: Annotated[EncodedFieldConfig, registry.Component("representation", default="ngp", only=("ngp", "sdf"))] = (
+        Field(registry.SECTION, description="colour field; same options as the field of the previous stage")
     )
 
     @property

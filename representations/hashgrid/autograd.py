@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from . import torch_twin
 from .torch_twin import Levels
@@ -22,17 +21,25 @@ Kernels = ModuleType
 """Back end with encode, scatter and position_gradient, without autograd: numba_kernels or triton_kernels."""
 
 
+class Context(FunctionCtx):
+    """State of a call between its two passes; `needs_input_grad` and `saved_tensors` are torch's."""
+
+    setup: tuple[Levels, Kernels]
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
+
+
 class Encode(Function):
     """Map (x, table) to features. The position gradient is computed only if x needs it."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, levels: Levels, kernels: Kernels) -> Tensor:
+    def forward(ctx: Context, x: Tensor, table: Tensor, levels: Levels, kernels: Kernels) -> Tensor:
         ctx.save_for_backward(x, table)
         ctx.setup = levels, kernels
         return kernels.encode(x, table, levels)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad: Tensor) -> tuple[Tensor | None, ...]:
         (x, table), setup = ctx.saved_tensors, ctx.setup
         grad_x = PositionGradient.apply(x, table, grad, *setup) if ctx.needs_input_grad[0] else None
         grad_table = TableGradient.apply(x, grad, *setup) if ctx.needs_input_grad[1] else None
@@ -43,13 +50,13 @@ class TableGradient(Function):
     """Map (x, gradient of the features) to the gradient of the table."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, grad: Tensor, levels: Levels, kernels: Kernels) -> Tensor:
+    def forward(ctx: Context, x: Tensor, grad: Tensor, levels: Levels, kernels: Kernels) -> Tensor:
         ctx.save_for_backward(x, grad)
         ctx.setup = levels, kernels
         return kernels.scatter(x, grad, levels)
 
     @staticmethod
-    def backward(ctx: Any, grad_table: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, grad_table: Tensor) -> tuple[Tensor | None, ...]:
         (x, grad), setup = ctx.saved_tensors, ctx.setup
         grad_x = PositionGradient.apply(x, grad_table, grad, *setup) if ctx.needs_input_grad[0] else None
         grad_grad = Encode.apply(x, grad_table, *setup) if ctx.needs_input_grad[1] else None
@@ -64,14 +71,14 @@ class PositionGradient(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, table: Tensor, grad: Tensor, levels: Levels, kernels: Kernels) -> Tensor:
+    def forward(ctx: Context, x: Tensor, table: Tensor, grad: Tensor, levels: Levels, kernels: Kernels) -> Tensor:
         ctx.save_for_backward(x, table, grad)
         ctx.setup = levels, kernels
         return kernels.position_gradient(x, table, grad, levels)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Context, direction: Tensor) -> tuple[Tensor | None, ...]:
         x, table, grad = ctx.saved_tensors
         needs, (levels, kernels), grad_x = ctx.needs_input_grad, ctx.setup, None
         if needs[0]:

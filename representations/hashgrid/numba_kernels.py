@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import torch
@@ -255,7 +254,7 @@ def _position_gradient(share, shares, x, table, grad, scale, resolution, offset,
                 _slope(products, fraction, speed, count, out, start)
 
 
-def run_in_threads(kernel: Callable[..., None], n_points: int, *arguments: Any) -> None:
+def run_in_threads(kernel: Callable[..., None], n_points: int, *arguments: object) -> None:
     """Run kernel(share, shares, *arguments) for all shares, one per torch thread, with at least a block of points each.
 
     Python threads suffice, since the kernels release the GIL. numba's parallel loops compile twice as long, and their

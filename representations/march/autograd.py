@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from . import Composite, Samples
 
@@ -29,11 +28,17 @@ def differentiable(forward: Forward, backward: Backward) -> Callable[[Tensor, Te
     return composite
 
 
+class _Context(FunctionCtx):
+    kernel: Backward
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
+
+
 class _Composite(torch.autograd.Function):
     """Map (forward, backward, sigma, values, t_start, t_end, start, count) to values, opacity, depth and weights."""
 
     @staticmethod
-    def forward(ctx: Any, forward: Forward, backward: Backward, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: _Context, forward: Forward, backward: Backward, *inputs: Tensor) -> tuple[Tensor, ...]:
         *out, weights, transmittance = forward(*inputs)
         ctx.kernel = backward
         ctx.save_for_backward(*inputs, weights, transmittance)
@@ -42,7 +47,7 @@ class _Composite(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: _Context, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         saved, grad_rays = ctx.saved_tensors, []
         rays, channels = len(saved[4]), saved[1].shape[1]
         for grad, width in zip(grads, (channels, 1, 1), strict=False):

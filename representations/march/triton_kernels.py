@@ -7,7 +7,6 @@ bit-identical in every run. The marcher needs memory only for the samples it kee
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import triton
@@ -232,7 +231,7 @@ def march(
     inputs = origins, directions, first, leave, steps, cells, limit, size / (2 * radius), float(radius)
     count = torch.empty(len(first), dtype=torch.long, device=first.device)
     # no fused multiply-add: round products and sums as torch does
-    constants: dict[str, Any] = {"SIZE": size, "BLOCK": BLOCK, "enable_fp_fusion": False}
+    constants: dict[str, int | bool] = {"SIZE": size, "BLOCK": BLOCK, "enable_fp_fusion": False}
     _count[(len(first),)](*inputs, count, **constants)
     start = count.cumsum(0) - count
     total = int(count.sum())

@@ -8,7 +8,6 @@ are initialised from the field of the first stage (`init_from`).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +109,7 @@ class DMTet(Representation):
         distance = torch.where(border, self.distance.abs() + 1e-6, self.distance)
         return marching_tetrahedra(self.grid(), distance, self.tets)
 
-    def mesh(self) -> tuple[NDArray[Any], NDArray[Any]]:
+    def mesh(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Return vertices (N, 3) float32 and faces (F, 3) int32 as arrays."""
         with torch.no_grad():
             vertices, faces = self.surface()

@@ -11,11 +11,11 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.autograd.function import FunctionCtx
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +34,21 @@ def two_pass(compute: Compute, parts: Sequence[slice], parameters: Iterable[Tens
     return _TwoPass.apply(compute, parts, *parameters)
 
 
+class _Context(FunctionCtx):
+    compute: Compute
+    parts: Sequence[slice]
+    autocast: list[tuple[str, bool, torch.dtype]]
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
+
+
 class _TwoPass(Function):
     """Map (compute, parts, *parameters) to the concatenated outputs."""
 
     @staticmethod
-    def forward(ctx: Any, compute: Compute, parts: Sequence[slice], *parameters: Tensor) -> tuple[Tensor | None, ...]:
+    def forward(
+        ctx: _Context, compute: Compute, parts: Sequence[slice], *parameters: Tensor
+    ) -> tuple[Tensor | None, ...]:
         ctx.compute, ctx.parts = compute, parts
         ctx.save_for_backward(*parameters)  # autograd checks their versions on access
         ctx.set_materialize_grads(False)
@@ -50,7 +60,7 @@ class _TwoPass(Function):
         return tuple(None if column[0] is None else torch.cat(column) for column in columns)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _Context, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph
             raise RuntimeError(
                 "a chunked render is differentiable only once. For higher derivatives set march.chunk=null."
@@ -67,7 +77,7 @@ class _TwoPass(Function):
         return None, None, *(next(results) if needed else None for needed in ctx.needs_input_grad[2:])
 
 
-def _part_gradients(ctx: Any, part: slice, gradients: Outputs, parameters: list[Tensor]) -> Outputs:
+def _part_gradients(ctx: _Context, part: slice, gradients: Outputs, parameters: list[Tensor]) -> Outputs:
     """Recompute one part with a graph and return its contribution to the gradient of each parameter."""
     with ExitStack() as stack:
         stack.enter_context(torch.enable_grad())

@@ -179,6 +179,10 @@ def _unknown(kind: str, name: object) -> str:
     return f"no {kind} has this name{did_you_mean(guess)} (there are: {', '.join(names(kind)) or 'none'}{own})"
 
 
+SECTION: Any = {}
+"""Default of a field with a `Component`: the default name with its default options. Any, for mypy."""
+
+
 @dataclass(frozen=True)
 class Component:
     """Mark of a section whose `name` chooses its config model in the registry.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from threedgen.viewer.live import LiveView
 from threedgen.viewer.options import LIVE
 from threedgen.viewer.report import PAGE, write_report
 
-from .outputs import make_asset, write_results
+from .outputs import Figures, make_asset, write_results
 from .scene import part_of
 from .system import GenerateSystem
 
@@ -70,7 +70,7 @@ def optimise(
         failed = status is Status.FAILED
         interrupts.note = RESULTS.format(made=made)
         with writing(folder):
-            figures: dict[str, Any] = {} if failed else write_results(system, folder, notes, task.quiet)
+            figures: Figures = {} if failed else write_results(system, folder, notes, task.quiet)
             if failed:
                 callbacks = system.trainer.callbacks  # type: ignore[attr-defined]
                 figures["reason"] = next(c.failure for c in callbacks if isinstance(c, FiniteGuard))

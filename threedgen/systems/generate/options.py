@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field, create_model, model_valid
 
 from threedgen.config import Config, ConfigError, Layer, Scheduled, merge, plain, registry, validate
 from threedgen.config.errors import within
-from threedgen.config.registry import Component
+from threedgen.config.registry import SECTION, Component
 from threedgen.config.sections import CheckpointConfig, MultiviewCameraConfig, OrbitCameraConfig, TrainerConfig
 from threedgen.export.options import ExportSection
 from threedgen.guidance.distillation.options import DistillationConfig, ViewPromptsConfig
@@ -24,8 +24,6 @@ from threedgen.systems.prompted import PromptedConfig
 from threedgen.train.options import LoggerConfig
 from threedgen.viewer.options import ViewConfig
 
-SECTION: Any = {}
-"""Default of a section whose `name` selects its model: the default name with its default options."""
 MULTIVIEW = "Set camera.n_view=2 or more and a multi-view prior, such as prior.name=mvdream"
 
 
@@ -105,8 +103,8 @@ def representation_losses() -> dict[str, dict[str, str]]:
 
 @cache
 def _loss_model(weights: tuple[tuple[str, str], ...]) -> type[LossConfig]:
-    extra: dict[str, Any] = {name: (Scheduled, Field(0.0, ge=0, description=text)) for name, text in weights}
-    return create_model("LossConfig", __base__=LossConfig, __doc__=LossConfig.__doc__, **extra)
+    fields = {name: (Scheduled, Field(0.0, ge=0, description=text)) for name, text in weights}
+    return create_model("LossConfig", __base__=LossConfig, __doc__=LossConfig.__doc__, **fields)  # type: ignore[call-overload]
 
 
 class FitConfig(Config):

@@ -33,6 +33,8 @@ from threedgen.systems.generate.options import ResultConfig
 from .system import GenerateSystem
 
 logger = logging.getLogger(__name__)
+Figures = dict[str, Any]
+"""Entries of summary.json."""
 VIEWS = 8
 """Number of views in views.png, in two rows."""
 
@@ -48,12 +50,12 @@ def view_indices(n: int) -> list[int]:
     return [k * n // count for k in range(count)]
 
 
-def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = False) -> dict[str, Any]:
+def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = False) -> Figures:
     """Render and export the object; return figures for the summary. No surface gives a note instead of an error."""
     config = system.config
     system.eval()
     write_turn(system.images, config.result, folder, quiet)
-    figures: dict[str, Any] = {}
+    figures: Figures = {}
     for name in config.result.exporters:
         figures |= registry.implementation("exporter", name)(system, folder) or {}
     if not config.field.has_density:
@@ -91,8 +93,8 @@ def write_views(views: Tensor, folder: Path) -> None:
 
 
 def write_mesh(
-    view: FieldView, resolution: int, folder: Path, provenance: dict[str, Any], notes: list[str]
-) -> dict[str, Any]:
+    view: FieldView, resolution: int, folder: Path, provenance: dict[str, str | int], notes: list[str]
+) -> Figures:
     """Write mesh.glb and return its size; without a surface, add a note and return nothing."""
     try:
         mesh = field_surface(view, resolution)
@@ -116,13 +118,13 @@ def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> Expo
     return asset
 
 
-def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> dict[str, Any]:
+def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> Figures:
     """Write folder/asset if possible; return figures for the summary."""
     retry = f" ({command('--config', 'export', f'run={folder}')} tries again)"
     return try_asset(lambda: make_asset(system, folder / FOLDER, quiet), folder, notes, retry)
 
 
-def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str], retry: str = "") -> dict[str, Any]:
+def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str], retry: str = "") -> Figures:
     """Write folder/asset by `make`; return figures for the summary.
 
     The training is done, so every error (a full field, a strict check, a full disk, Ctrl-C, a bug in a library) gives

@@ -172,7 +172,7 @@ class Scene(System):
         epoch: int,
         batch_idx: int,
         optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], Any] | None = None,
+        optimizer_closure: Callable[[], object] | None = None,
     ) -> None:
         """Take an optimizer step. If a GPU runs out of memory, repeat it once in smaller chunks with the same numbers.
 
@@ -201,8 +201,9 @@ class Scene(System):
 
     def clear_optimizer_state(self) -> None:
         """Clear the moments of the optimizer."""
-        optimizer: Any = self.optimizers()
-        optimizer.optimizer.state.clear()
+        optimizer = self.optimizers()
+        if isinstance(optimizer, LightningOptimizer):
+            optimizer.optimizer.state.clear()
 
     # --- checkpoints
 

@@ -159,7 +159,7 @@ class GenerateSystem(Scene):
         named = [{"params": group.parameters, "name": group.name} for group in groups]
         return self.scheduled(registry.build("optimizer", options, named), *map(self.learning_rate, groups))
 
-    def learning_rate(self, group: ParameterGroup) -> Any:
+    def learning_rate(self, group: ParameterGroup) -> object:
         """Return the schedule of a group: its key in `optimizer`, else in `field`, else `optimizer.networks`."""
         options, key = self.config.optimizer, group.learning_rate
         rate = getattr(options, key, None)
