@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.errors import refused
 from tests.support.marks import unix
 from tests.support.task_server import server, tiny_generate, weights
 from tests.support.toy_run import log
 from threedgen import cli, folder
-from threedgen.config import plugins, registry
+from threedgen.config import load, optional, plugins, registry
 from threedgen.run.metrics import read_metrics, read_summary
 from threedgen.testing import check_distillation, check_prior, check_representation, tiny_prior
 
@@ -156,6 +157,38 @@ def test_ism_runs(tmp_path: Path) -> None:
 def test_solid_colour_runs(tmp_path: Path) -> None:
     place = run(tmp_path, "solid_colour", "prior={name: solid-colour}", "camera.n_view=1", "prompt=a red ball")
     assert read_summary(place)["steps"] == 4
+
+
+LOGGER = """
+from threedgen.config.registry import register
+from threedgen.train.options import LoggerConfig
+
+class ExtraConfig(LoggerConfig):
+    name: str = "extra"
+
+def extra(options, folder):
+    from pytorch_lightning.loggers import CSVLogger
+    return CSVLogger(folder, name="extra", version="")
+
+register("logger", "extra", "extra:extra", "extra:ExtraConfig")
+"""
+
+
+@unix
+def test_logger_receives_the_metrics(tmp_path: Path) -> None:
+    (tmp_path / "extra.py").write_text(LOGGER)
+    tiny = str(tiny_generate(tmp_path))
+    words = ["--plugin", "extra.py", "--config", tiny, *SHORT, "logger=extra", "trainer.max_steps=4"]
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    lines = (tmp_path / "run" / "extra" / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 1 + len(read_metrics(tmp_path / "run")) and "loss" in lines[0].split(",")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_missing_logger_package_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optional, "installed", lambda module: False)
+    with refused("logger.name", name):
+        load(tiny_generate(tmp_path), [f"logger={name}"]).check()
 
 
 @unix

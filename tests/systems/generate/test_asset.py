@@ -51,7 +51,7 @@ def run(tmp_path: Path) -> Path:
     return Path(shutil.copytree(earlier(), tmp_path / "run"))
 
 
-def test_a_run_ends_with_its_asset(tmp_path: Path) -> None:
+def test_run_writes_an_asset(tmp_path: Path) -> None:
     notes: list[str] = []
     figures = write_asset(system(), tmp_path, notes)
     assert figures["asset"]["file"] == "asset/a_ball.glb" and figures["asset"]["levels"]["a_ball"] <= 200
@@ -62,7 +62,7 @@ def test_a_run_ends_with_its_asset(tmp_path: Path) -> None:
     assert Run(tmp_path, "finished").asset is None
 
 
-def test_what_stands_in_the_way_is_a_note(run: Path) -> None:
+def test_export_errors_become_notes(run: Path) -> None:
     notes: list[str] = []
     assert write_asset(system(p3=3.0), run, notes) == {}
     assert notes[0].startswith("no asset: the object fills") and not (run / "asset").exists()
@@ -73,7 +73,7 @@ def test_what_stands_in_the_way_is_a_note(run: Path) -> None:
     assert "asset: the object is translucent" in notes[0]
 
 
-def test_a_file_that_somebody_changed_outlives_a_run_that_goes_on(tmp_path: Path) -> None:
+def test_resume_keeps_a_changed_file(tmp_path: Path) -> None:
     write_asset(system("export.lods=[40]"), tmp_path, [])
     mine, notes = tmp_path / "asset/a_ball.glb", list[str]()
     mine.write_bytes(b"painted for hours")
@@ -83,7 +83,7 @@ def test_a_file_that_somebody_changed_outlives_a_run_that_goes_on(tmp_path: Path
     assert mine.read_bytes() == b"painted for hours"
 
 
-def test_levels_have_smaller_maps_and_the_height_is_that_of_the_word(tmp_path: Path) -> None:
+def test_levels_have_smaller_maps_and_a_usual_height(tmp_path: Path) -> None:
     figures = write_asset(system("export.budget=400", "export.lods=[100, 40]"), tmp_path, [])["asset"]
     assert figures["height"].startswith("0.22 m ") and "ball" in figures["height"]
     for name, texels in (("a_ball", 128), ("a_ball_LOD1", 64), ("a_ball_LOD2", 64)):
@@ -96,7 +96,7 @@ def test_levels_have_smaller_maps_and_the_height_is_that_of_the_word(tmp_path: P
     assert float(figures["height"].split(" m ")[0]) == pytest.approx(0.95, rel=0.01), "one field unit is one metre"
 
 
-def test_a_disk_that_is_full_is_a_note(tmp_path: Path) -> None:
+def test_full_disk_becomes_a_note(tmp_path: Path) -> None:
     notes: list[str] = []
     (tmp_path / "asset").write_text("a file in the way")
     assert write_asset(system(), tmp_path, notes) == {}
@@ -113,7 +113,7 @@ def test_a_disk_that_is_full_is_a_note(tmp_path: Path) -> None:
         (MemoryError(), "no asset: MemoryError (python launch.py"),
     ],
 )
-def test_whatever_breaks_on_the_way_is_one_warning(
+def test_any_exception_becomes_one_warning(
     run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: BaseException, said: str
 ) -> None:
     """The run has its result by then; an asset of before, which is not of this field, does not stay."""
@@ -129,13 +129,13 @@ def test_whatever_breaks_on_the_way_is_one_warning(
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == notes
 
 
-def test_every_shipped_config_ends_in_an_asset() -> None:
+def test_every_shipped_config_exports() -> None:
     made = {name: load(name).export for name in shipped() if getattr(load(name), "task", "") == "generate"}
     assert len(made) > 3 and all(section.enabled for section in made.values())
     assert made["mvdream-toybox"].triangles == 15_000 and made["quick-toybox"].triangles == 3000
 
 
-def test_an_older_run_goes_on_with_an_export(tmp_path: Path) -> None:
+def test_older_run_resumes_with_an_export(tmp_path: Path) -> None:
     """Its config knows no section `export`: that is no other run."""
     folder = ball_run(tmp_path / "run")
     old = runs.stored_config(folder)
@@ -144,7 +144,7 @@ def test_an_older_run_goes_on_with_an_export(tmp_path: Path) -> None:
     assert runs.differences(old, plain(load(folder / "config.yaml"))) == []
 
 
-def test_missing_packages_are_said_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_packages_are_refused_before_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     from threedgen.export.options import ExportSection
 
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)

@@ -53,7 +53,7 @@ def test_every_combination_has_the_values_of_its_names() -> None:
         assert (made.loss.eikonal > 0) == (field == "sdf") and (made.loss.normal_consistency > 0) == (field == "dmtet")
 
 
-def test_the_table_and_the_batch_have_every_combination() -> None:
+def test_docs_and_batch_list_every_combination() -> None:
     every = [[prior, *kind] for prior in PRIORS for kind in KINDS]
     assert rows() == every
     methods = [words_of(method) for method in load("combinations-toybox").configs]
@@ -62,7 +62,7 @@ def test_the_table_and_the_batch_have_every_combination() -> None:
 
 
 @pytest.mark.parametrize("prior", ["deepfloyd", "mvdiffusion"])
-def test_weights_that_are_not_here_are_one_sentence(
+def test_missing_weights_are_refused(
     prior: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -81,7 +81,7 @@ def test_weights_that_are_not_here_are_one_sentence(
         for row in ((prior, *kind) for prior in PRIORS for kind in KINDS)
     ],
 )
-def test_it_runs(prior: str, distillation: str, field: str, tmp_path: Path) -> None:
+def test_combination_runs(prior: str, distillation: str, field: str, tmp_path: Path) -> None:
     files = {"weights": str(prior_folder())}
     if prior == "mvadapter":
         options = tiny_prior_config(tmp_path / "prior")

@@ -55,7 +55,7 @@ def weights(kind: str) -> Path:
 
 @unix
 @pytest.mark.parametrize("name", METHODS)
-def test_ten_steps_of_each_method_to_a_mesh(name: str, tmp_path: Path) -> None:
+def test_method_runs_to_a_mesh(name: str, tmp_path: Path) -> None:
     kind, more = METHODS[name]
     words = ["--config", name, "prompt=a red dog", "out=run", f"prior.weights={weights(kind)}", *WORDS, *more]
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)
@@ -67,7 +67,7 @@ def test_ten_steps_of_each_method_to_a_mesh(name: str, tmp_path: Path) -> None:
 
 @unix
 @pytest.mark.parametrize("name", STAGED)
-def test_a_field_becomes_a_mesh(name: str, tmp_path: Path) -> None:
+def test_staged_method_runs_to_a_mesh(name: str, tmp_path: Path) -> None:
     first, last, more = STAGED[name]
     words = ["--config", name, "prompt=a red dog", "out=run", f"prior.weights={weights(last)}", *more]
     if first != last:
@@ -81,7 +81,7 @@ def test_a_field_becomes_a_mesh(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["prolificdreamer-sd", "dreamfusion-if"])
-def test_what_it_would_cost_is_told(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_estimates_the_memory(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     kind, more = STAGED[name][1:] if name in STAGED else (METHODS[name][0], [*WORDS, *METHODS[name][1]])
     assert cli.main(["--config", name, "prompt=a dog", "--dry-run", f"prior.weights={weights(kind)}", *more]) == 0
     said = capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_what_it_would_cost_is_told(name: str, capsys: pytest.CaptureFixture[str
     assert ("graph of the VAE" in said) == (kind == "sd")
 
 
-def test_missing_weights_are_said_before_anything_else(
+def test_missing_weights_are_refused_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from huggingface_hub import constants

@@ -36,7 +36,7 @@ def thing(path: Path) -> str:
 
 @unix
 @pytest.mark.parametrize("name", WAYS)
-def test_every_distillation_takes_an_adapter(name: str, tmp_path: Path) -> None:
+def test_distillation_runs_with_an_adapter(name: str, tmp_path: Path) -> None:
     more: dict[str, Any] = (
         {} if name == "reconstruction" else {"image": thing(tmp_path / "car.png"), "image_scale": 2.0}
     )
@@ -50,7 +50,7 @@ def test_every_distillation_takes_an_adapter(name: str, tmp_path: Path) -> None:
     assert any("315/0" in line for line in warned), log(tmp_path)  # the preview is seen from above
 
 
-def test_an_adapter_that_is_told_a_mesh_cannot(
+def test_geometry_adapter_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -62,7 +62,7 @@ def test_an_adapter_that_is_told_a_mesh_cannot(
     assert "adapter: " in said and "geometry" in said and "ray" in said, said
 
 
-def test_a_run_does_not_go_on_with_another_adapter(
+def test_resume_refuses_another_adapter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -96,7 +96,7 @@ def halve(file: Path) -> None:
         (["prior.image_scale=2"], ("image_scale 2", "image=")),
     ],
 )
-def test_a_picture_that_is_not_seen(
+def test_unused_reference_image_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],

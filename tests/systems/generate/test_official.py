@@ -45,7 +45,7 @@ def folder(kind: Kind) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["sd21", "sd15"])
-def test_the_small_file_has_the_names_of_the_released_one(kind: Kind) -> None:
+def test_small_checkpoint_has_the_released_names(kind: Kind) -> None:
     with torch.device("meta"):
         released = ldm_unet(kind, WIDTHS)
     tiny = torch.load(folder(kind) / NAMES[kind])
@@ -57,7 +57,7 @@ def test_the_small_file_has_the_names_of_the_released_one(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd21", "sd15"])
-def test_it_loads_and_samples(kind: Kind) -> None:
+def test_checkpoint_loads_and_samples(kind: Kind) -> None:
     path = folder(kind) / NAMES[kind]
     prior = MVDream.load(str(path), dtype="fp32", tokenizer=str(folder(kind) / "clip"), image_size=64)
     assert prior.trained_size == 256 and prior.factor == 8 and prior.schedule.prediction == "epsilon"
@@ -66,7 +66,7 @@ def test_it_loads_and_samples(kind: Kind) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd21", "sd15"])
-def test_a_dry_run_sees_the_networks_that_would_be_loaded(kind: Kind) -> None:
+def test_dry_run_counts_the_networks(kind: Kind) -> None:
     path = str(folder(kind) / NAMES[kind])
     found = meta_networks(path)
     prior = MVDream.load(path, dtype="fp32", tokenizer=str(folder(kind) / "clip"), image_size=64)
@@ -86,7 +86,7 @@ def test_a_dry_run_sees_the_networks_that_would_be_loaded(kind: Kind) -> None:
         pytest.param("mvdream-sd15", "sd15", [], marks=pytest.mark.slow),  # another file for the same config
     ],
 )
-def test_ten_steps_of_the_config_to_a_mesh(name: str, kind: Kind, more: list[str]) -> None:
+def test_config_runs_to_a_mesh(name: str, kind: Kind, more: list[str]) -> None:
     """The checkpoint lies in the working directory under its own name, as after a download."""
     place, run = folder(kind), folder(kind) / name
     words = ["--config", name, "prompt=a dog", f"out={name}", *WORDS, *more]
@@ -103,7 +103,7 @@ def test_ten_steps_of_the_config_to_a_mesh(name: str, kind: Kind, more: list[str
 
 
 @unix
-def test_the_preview_config_draws_four_views() -> None:
+def test_preview_config_samples_four_views() -> None:
     words = ["--config", "preview-mvdream-sd21", "prompt=a dog", "out=seen", "steps=2", *PRIOR, *SMALL[:2]]
     assert server().run(folder("sd21"), words=words) == 0, log(folder("sd21"))
     with Image.open(folder("sd21") / "seen" / "views.png") as picture:
@@ -117,7 +117,7 @@ def loaded(name: str) -> Any:
     return config.load(name, ["prompt=a"])
 
 
-def test_shading_is_the_plain_config_with_light_normals_and_orientation() -> None:
+def test_shading_config_adds_light_normals_and_orientation() -> None:
     """MVDream-threestudio's configs/mvdream-sd21-shading.yaml against its mvdream-sd21.yaml"""
     plain, lit = (loaded(name).model_dump() for name in ("mvdream-sd21", "mvdream-sd21-shading"))
     changed = {key for key in plain if plain[key] != lit[key]}
@@ -137,13 +137,13 @@ def test_shading_is_the_plain_config_with_light_normals_and_orientation() -> Non
     assert weights == [10, 505, 1000, 1000]
 
 
-def test_sd15_differs_in_the_weights_alone() -> None:
+def test_sd15_config_differs_only_in_the_weights() -> None:
     plain, other = (loaded(name).model_dump() for name in ("mvdream-sd21", "mvdream-sd15"))
     assert {key for key in plain if plain[key] != other[key]} == {"about", "needs", "prior"}
     assert other["prior"] == plain["prior"] | {"weights": NAMES["sd15"]}
 
 
-def test_the_sd21_config_has_the_authors_values() -> None:
+def test_sd21_config_has_the_reference_values() -> None:
     """MVDream-threestudio's configs/mvdream-sd21.yaml"""
     made: GenerateConfig = loaded("mvdream-sd21")
     at = {
@@ -176,7 +176,7 @@ def test_the_sd21_config_has_the_authors_values() -> None:
     assert made.distillation.timestep_per == "batch" and made.trainer.val_check_interval == 200
 
 
-def test_the_preview_is_that_of_the_authors_script() -> None:
+def test_preview_has_the_reference_values() -> None:
     made: SampleConfig = loaded("preview-mvdream-sd21")
     assert made.rig == OrbitConfig(elevation=15, azimuth=0, n_view=4) and (made.steps, made.guidance_scale) == (50, 10)
     assert made.suffix == ", 3d asset" and made.seed == 23 and made.negative_prompt == ""
@@ -193,14 +193,14 @@ def changed(folder: Path, kind: Kind, **tensors: torch.Tensor | None) -> str:
     return str(path)
 
 
-def test_missing_tensors_are_counted_and_three_are_named(tmp_path: Path) -> None:
+def test_missing_tensors_are_counted_and_named(tmp_path: Path) -> None:
     gone = {f"middle_block.0.in_layers.{k}.{end}": None for k in (0, 2) for end in ("weight", "bias")}
     with pytest.raises(ConfigError, match="4 tensors are missing") as caught:
         MVDream.load(changed(tmp_path, "sd21", **gone), tokenizer=str(tmp_path / "clip"))
     assert str(caught.value).count("'mid_block.resnets.0.") == 3 and "\n" not in str(caught.value)
 
 
-def test_weights_without_the_needed_network_are_one_sentence(tmp_path: Path) -> None:
+def test_weights_without_a_network_are_refused(tmp_path: Path) -> None:
     path = official_checkpoint(tmp_path, "sd21")
     torch.save({n: t for n, t in torch.load(path).items() if not n.startswith("first_stage")}, path)
     with pytest.raises(ConfigError, match="no tensor named first_stage_model"):
@@ -218,7 +218,7 @@ def test_weights_without_the_needed_network_are_one_sentence(tmp_path: Path) -> 
         (["prior.tokenizer=nowhere"], "prior.tokenizer: there is no folder 'nowhere'"),
     ],
 )
-def test_a_missing_tokenizer_is_told_before_the_weights_are_read(
+def test_missing_tokenizer_is_refused_before_the_weights(
     tokenizer: list[str],
     said: str,
     tmp_path: Path,

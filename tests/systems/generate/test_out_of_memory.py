@@ -1,4 +1,4 @@
-"""A GPU without enough memory: smaller chunks once, said aloud, or a sentence that says what to set. Simulated."""
+"""Simulated out-of-memory errors of a GPU: smaller chunks, or a refusal with a remedy."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
     monkeypatch.setattr(MVDream, "denoise", limited)
 
 
-def test_a_step_is_repeated_in_smaller_chunks_and_the_result_is_the_same(
+def test_step_is_repeated_in_smaller_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert start(tmp_path / "plenty") is Status.FINISHED
@@ -62,13 +62,13 @@ def test_a_step_is_repeated_in_smaller_chunks_and_the_result_is_the_same(
     assert float((plenty - scarce).norm() / plenty.norm()) < 1e-2  # Adam enlarges the last bits of small gradients
 
 
-def test_what_does_not_fit_in_chunks_either_says_what_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_failure_is_refused_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing(monkeypatch, *range(2, 99))
     with refused(None, "step 2 on cpu", "march.chunk", kind=OutOfMemory):
         start(tmp_path)
 
 
-def test_a_prior_that_does_not_fit_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_prior_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*given: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 

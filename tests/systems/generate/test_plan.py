@@ -1,4 +1,4 @@
-"""--dry-run: what would run, in how much memory; and nothing is run."""
+"""--dry-run: weights, steps, memory; nothing is run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def dry(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[
     return ask(capsys, "--config", str(tiny_generate(folder)), "--dry-run", *words)
 
 
-def test_it_says_what_would_run_and_leaves_no_trace(
+def test_dry_run_prints_the_plan_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -36,7 +36,7 @@ def test_it_says_what_would_run_and_leaves_no_trace(
     assert out.splitlines()[-1] == "nothing was run or written"
 
 
-def test_too_little_memory_is_said(
+def test_too_little_memory_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, "free_bytes", lambda device: 1000)
@@ -53,7 +53,7 @@ def test_too_little_memory_is_said(
         (["--dry-rn"], ("--dry-rn", "'--dry-run'")),
     ],
 )
-def test_mistakes_are_found_as_in_a_run(
+def test_dry_run_refuses_mistakes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: tuple[str, ...]
 ) -> None:
     code, out, err = dry(tmp_path, capsys, *words)
@@ -61,7 +61,7 @@ def test_mistakes_are_found_as_in_a_run(
 
 
 @pytest.mark.parametrize("kind", ["sd21", "sd15"])
-def test_released_weights_that_are_not_here_are_planned_with_and_then_said_to_be_lacking(
+def test_missing_released_weights_are_planned_then_refused(
     kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A new clone without a network: nothing is fetched, the run is described, and the exit code is that of the run."""
@@ -81,7 +81,7 @@ def test_released_weights_that_are_not_here_are_planned_with_and_then_said_to_be
 
 
 @pytest.mark.parametrize("kind", ["sd21", "sd15"])
-def test_the_released_networks_are_those_of_their_files(
+def test_meta_networks_equal_the_released_files(
     kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Names and shapes of the UNet, and sizes: 867,572,164 and 861,182,404 parameters."""
@@ -98,7 +98,7 @@ def test_the_released_networks_are_those_of_their_files(
     assert unet < found.kept < unet + 35e6, "and the encoder of the VAE"
 
 
-def test_another_task_says_what_it_would_do(
+def test_dry_run_of_other_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -119,7 +119,7 @@ def test_another_task_says_what_it_would_do(
     assert "\nsteps: 7\n" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
-def test_what_the_prior_will_not_heed_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ignored_options_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = dry(tmp_path, capsys, "prompt=a fluffy dog and a cat")
     told = [line for line in out.splitlines() if line.startswith("note: ")]
     assert code == 0 and len(told) == 2 and "does not know 'fluffy'" in told[0] and "dog and cat" in told[1]
@@ -130,14 +130,14 @@ def test_what_the_prior_will_not_heed_is_told(tmp_path: Path, capsys: pytest.Cap
     assert code == 2 and not out and "prompt: " in err and "'corgi' by dog" in err
 
 
-def test_what_it_computes_in_is_said_where_it_is_not_what_was_asked(
+def test_changed_precision_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = "note: dtype fp16 would be emulated on a CPU, so it computes in "
     assert said in dry(tmp_path, capsys, "prior.dtype=fp16")[1] and said not in dry(tmp_path, capsys)[1]
 
 
-def test_a_missing_gpu_is_said(
+def test_missing_gpu_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -150,7 +150,7 @@ def test_a_missing_gpu_is_said(
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda", "mps"])
-def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(
+def test_missing_device_is_refused_before_loading(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -166,7 +166,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_loaded(
         config.load(tiny_generate(tmp_path), [f"trainer.accelerator={name}"]).trainer.check()
 
 
-def test_the_largest_step_is_counted(tmp_path: Path) -> None:
+def test_memory_is_that_of_the_largest_step(tmp_path: Path) -> None:
     """The renders of the tiny config grow from 8 to 12 pixels and from 2 to 4 of them; a warm start alone 64 rays."""
 
     def needed(*words: str) -> dict[str, float]:
@@ -186,7 +186,7 @@ def test_the_largest_step_is_counted(tmp_path: Path) -> None:
     assert "graph of the UNet" in needed("distillation={name: vsd}") and "graph of the UNet" not in whole
 
 
-def test_what_is_empty_takes_no_memory(tmp_path: Path) -> None:
+def test_empty_space_needs_no_memory(tmp_path: Path) -> None:
     """A field of distances begins as a ball, here one of a few hundredths of its cube."""
 
     def needed(*words: str) -> float:
@@ -198,7 +198,7 @@ def test_what_is_empty_takes_no_memory(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [tiny_prior, coarse_prior])
-def test_parameters_are_counted_without_their_numbers(tmp_path: Path, make: Callable[[], MVDream]) -> None:
+def test_parameters_are_counted_on_the_meta_device(tmp_path: Path, make: Callable[[], MVDream]) -> None:
     prior = make()
     prior.save(tmp_path / "prior")
     found = meta_networks(str(tmp_path / "prior"))
@@ -208,7 +208,7 @@ def test_parameters_are_counted_without_their_numbers(tmp_path: Path, make: Call
     assert found.kept == sum(p.numel() for network in prior.networks.values() for p in network.parameters())
 
 
-def test_the_graph_of_the_vae_is_counted_without_computing_it() -> None:
+def test_vae_graph_is_measured_on_the_meta_device() -> None:
     vae = meta_networks(str(prior_folder())).vae
     small, large = vae_bytes(vae, 16), vae_bytes(vae, 32)
     assert small > 16 * 16 * 32 * 4 * 4, "four layers of 32 channels at the least"

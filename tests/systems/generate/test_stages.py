@@ -1,4 +1,4 @@
-"""Stages: runs before a run, each from the object of the one before, that go on wherever they were stopped."""
+"""Stages: runs before a run, each from the previous object, with exact resume."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def command(folder: Path, *words: str) -> list[str]:
 
 
 @unix
-def test_each_stage_begins_where_the_one_before_ended() -> None:
+def test_stage_starts_from_the_previous_object() -> None:
     run = finished_run(command)
     coarse, middle, last = (weights(run / place) for place in ("stages/coarse", "stages/mesh", "."))
     assert read_summary(run)["steps"] == 5 and read_summary(run / "stages" / "coarse")["steps"] == 6
@@ -63,7 +63,7 @@ def test_each_stage_begins_where_the_one_before_ended() -> None:
 
 
 @unix
-def test_a_stop_in_each_stage_changes_nothing(tmp_path: Path) -> None:
+def test_resume_in_each_stage_is_exact(tmp_path: Path) -> None:
     words = command(tmp_path, "checkpoint.seconds=1000")
     for step, place in ((4, "stages/coarse"), (2, "stages/mesh"), (0, ".")):  # none has that step before it
         assert server().signalled(tmp_path, signal.SIGTERM, words=words, hold_at=step) == 143, log(tmp_path)
@@ -74,7 +74,7 @@ def test_a_stop_in_each_stage_changes_nothing(tmp_path: Path) -> None:
 
 
 @unix
-def test_a_stop_after_the_first_stage_does_not_do_it_again(tmp_path: Path) -> None:
+def test_resume_skips_finished_stages(tmp_path: Path) -> None:
     words = command(tmp_path)
     assert server().run(tmp_path, words=words, die_in="threedgen.systems.generate.optimise.start_from") < 0
     first = tmp_path / "run" / "stages" / "coarse" / "summary.json"
@@ -91,7 +91,7 @@ def refused(tmp_path: Path, said: str, **stages: Any) -> None:
         config.load(path)
 
 
-def test_mistakes_in_a_stage_are_found_at_once(tmp_path: Path) -> None:
+def test_mistakes_in_a_stage_are_refused(tmp_path: Path) -> None:
     refused(
         tmp_path,
         r"stages\.first.*trainer\.max_stps.*did you mean 'trainer\.max_steps'",
@@ -106,21 +106,21 @@ def test_mistakes_in_a_stage_are_found_at_once(tmp_path: Path) -> None:
     assert config.load(write_config(tmp_path / "b.yaml", TREE)).stage("coarse").occupancy.resolution == 8
 
 
-def test_missing_weights_of_a_stage_are_said_before_the_first(tmp_path: Path) -> None:
+def test_missing_weights_of_a_stage_are_refused_first(tmp_path: Path) -> None:
     stages = TREE["stages"] | {"fine": {"prior": {"weights": "nowhere.pt"}}}
     made = config.load(write_config(tmp_path / "c.yaml", TREE, stages=stages))
     with pytest.raises(ConfigError, match=r"^stages\.fine\.prior\.weights: there is no file"):
         made.check()
 
 
-def test_a_dry_run_tells_of_every_stage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_lists_the_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*command(tmp_path), "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert said.count("would generate: a red dog") == 1 and "stages: coarse, mesh, then the run itself" in said
     assert said.rstrip().endswith("nothing was run or written")
 
 
-def test_optimisers_know_the_new_parameters() -> None:
+def test_optimizer_has_all_parameters() -> None:
     from types import SimpleNamespace
 
     from threedgen.guidance.schedule import Schedule

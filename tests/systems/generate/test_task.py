@@ -65,7 +65,7 @@ def steps_logged(run: Path) -> list[int]:
 
 
 @unix
-def test_a_run_leaves_its_files_behind() -> None:
+def test_run_writes_its_files() -> None:
     run = undisturbed()
     assert all((run / name).stat().st_size > 100 for name in (*FILES, "config.yaml", "metrics.csv"))
     assert not list(run.rglob("*.tmp"))
@@ -83,7 +83,7 @@ def test_a_run_leaves_its_files_behind() -> None:
 
 
 @unix
-def test_a_run_ends_with_its_page() -> None:
+def test_run_writes_its_page() -> None:
     run = undisturbed()
     page = Page((run / PAGE).read_text(encoding="utf-8"))
     for name, file in SHOWN.items():
@@ -100,7 +100,7 @@ ASSET = ["export.enabled=true", "export.budget=200", "export.texture=64", "expor
 
 
 @unix
-def test_a_run_ends_with_its_asset(tmp_path: Path) -> None:
+def test_run_writes_its_asset(tmp_path: Path) -> None:
     words, run = command(tmp_path, *ASSET), tmp_path / "run"
     assert server().run(tmp_path, words=words) == 0, log(tmp_path)
     summary, asset = read_summary(run), run / "asset" / "a_red_dog.glb"
@@ -125,14 +125,14 @@ def test_a_run_ends_with_its_asset(tmp_path: Path) -> None:
 
 
 @unix
-def test_a_finished_run_without_an_asset_says_how_to_make_one(copy: Path) -> None:
+def test_finished_run_without_an_asset_names_the_export_command(copy: Path) -> None:
     assert server().run(copy, words=command(copy, *ASSET)) == 0
     assert "python launch.py --config export run=run" in log(copy)
     assert not (copy / "run" / "asset").exists()
 
 
 @unix
-def test_no_prior_and_no_path_in_a_checkpoint() -> None:
+def test_checkpoint_has_no_prior_and_no_path() -> None:
     path = undisturbed() / "checkpoints" / "last.ckpt"
     parts = {name.partition(".")[0] for name in weights(undisturbed())}
     assert parts == {"field", "background", "occupancy", "refine_images"}
@@ -143,7 +143,7 @@ def test_no_prior_and_no_path_in_a_checkpoint() -> None:
 
 
 @unix
-def test_killed_three_times_and_the_result_is_the_same(tmp_path: Path) -> None:
+def test_three_kills_keep_the_result(tmp_path: Path) -> None:
     rng, run = random.Random(7), tmp_path / "run"
     for hold in (5, 10, 14):  # further than that it does not come before it is killed
         before = saved_at(run)
@@ -160,7 +160,7 @@ def test_killed_three_times_and_the_result_is_the_same(tmp_path: Path) -> None:
 
 
 @unix
-def test_killed_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_kill_during_a_write_leaves_no_file(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert server().run(tmp_path, words=command(tmp_path), die_in="os.replace") == -signal.SIGKILL
     assert [path.name.partition(".yaml")[0] for path in run.glob("*.tmp")] == ["config"]
@@ -170,7 +170,7 @@ def test_killed_while_writing_leaves_nothing_behind(tmp_path: Path) -> None:
 
 @unix
 @pytest.mark.parametrize("dies", ["threedgen.run.metrics.csv_table", "threedgen.train.task.write_summary"])
-def test_killed_behind_the_last_step_it_leaves_the_same_files(tmp_path: Path, dies: str) -> None:
+def test_kill_after_the_last_step_keeps_the_files(tmp_path: Path, dies: str) -> None:
     run = tmp_path / "run"
     assert server().run(tmp_path, words=command(tmp_path), die_in=dies) == -signal.SIGKILL
     lines = (run / "metrics.jsonl").read_bytes()
@@ -180,7 +180,7 @@ def test_killed_behind_the_last_step_it_leaves_the_same_files(tmp_path: Path, di
 
 
 @unix
-def test_sigterm_saves_and_a_moved_run_goes_on(tmp_path: Path) -> None:
+def test_sigterm_saves_and_a_moved_run_resumes(tmp_path: Path) -> None:
     here, there = tmp_path / "here", tmp_path / "there"
     words = command(here, "checkpoint.seconds=1000")
     assert server().signalled(here, signal.SIGTERM, words=words, hold_at=8) == 143, log(here)
@@ -194,7 +194,7 @@ def test_sigterm_saves_and_a_moved_run_goes_on(tmp_path: Path) -> None:
 
 
 @unix
-def test_ctrl_c_once_exports_what_there_is(tmp_path: Path) -> None:
+def test_ctrl_c_exports_the_current_object(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert server().signalled(tmp_path, signal.SIGINT, words=command(tmp_path), hold_at=6) == 130, log(tmp_path)
     summary = read_summary(run)
@@ -216,7 +216,7 @@ def test_ctrl_c_once_exports_what_there_is(tmp_path: Path) -> None:
 
 
 @unix
-def test_validation_logging_and_saving_do_not_change_the_result(tmp_path: Path) -> None:
+def test_validation_logging_and_saving_keep_the_result(tmp_path: Path) -> None:
     changed = ("trainer.val_check_interval=3", "trainer.log_every_n_steps=1", "checkpoint.seconds=1000")
     assert server().run(tmp_path, words=[*command(tmp_path, *changed), "--quiet"]) == 0, log(tmp_path)
     assert_same(weights(tmp_path / "run"), weights(undisturbed()))
@@ -226,7 +226,7 @@ def test_validation_logging_and_saving_do_not_change_the_result(tmp_path: Path) 
 
 
 @unix
-def test_another_number_of_threads_is_said_and_changes_next_to_nothing(tmp_path: Path) -> None:
+def test_other_thread_count_warns_and_changes_little(tmp_path: Path) -> None:
     words = command(tmp_path)
     assert server().signalled(tmp_path, signal.SIGTERM, words=words, hold_at=8) == 143
     assert server().run(tmp_path, words=["--resume", "run", "threads=2"]) == 0, log(tmp_path)
@@ -236,7 +236,7 @@ def test_another_number_of_threads_is_said_and_changes_next_to_nothing(tmp_path:
 
 
 @unix
-def test_the_same_command_again_repeats_no_work(copy: Path) -> None:
+def test_repeated_command_does_no_work(copy: Path) -> None:
     before = snapshot(copy / "run")
     for words in (command(copy), ["--resume", "run"]):
         assert server().run(copy, words=words) == 0, log(copy)
@@ -248,7 +248,7 @@ def test_the_same_command_again_repeats_no_work(copy: Path) -> None:
 
 @unix
 @pytest.mark.parametrize("lost", ["mesh.glb", PAGE])
-def test_a_run_that_lost_a_result_makes_it_again_without_training(copy: Path, lost: str) -> None:
+def test_lost_result_is_rewritten_without_training(copy: Path, lost: str) -> None:
     trained = saved_at(copy / "run")
     (copy / "run" / lost).unlink()
     assert server().run(copy, words=command(copy)) == 0, log(copy)
@@ -258,7 +258,7 @@ def test_a_run_that_lost_a_result_makes_it_again_without_training(copy: Path, lo
 
 
 @unix
-def test_a_longer_run_goes_on_from_a_finished_one(copy: Path) -> None:
+def test_longer_run_resumes_a_finished_one(copy: Path) -> None:
     words = ["--resume", "run", f"trainer.max_steps={STEPS + 2}", "march.chunk=50"]  # another chunk is the same run
     assert server().run(copy, words=words) == 0, log(copy)
     assert read_summary(copy / "run")["steps"] == STEPS + 2
@@ -279,7 +279,7 @@ def test_a_longer_run_goes_on_from_a_finished_one(copy: Path) -> None:
         (["--resume", "run", "march.samples=13", "seed=1"], "march.samples: 12 -> 13"),
     ],
 )
-def test_another_config_is_refused_by_its_keys(
+def test_resume_refuses_another_config(
     copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
 ) -> None:
     config_words = [] if words[0] == "--resume" else command(copy)[:2]
@@ -295,7 +295,7 @@ def test_another_config_is_refused_by_its_keys(
 
 
 @unix
-def test_nan_from_the_prior_stops_the_run_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+def test_nan_of_the_prior_stops_the_run_and_keeps_the_state(tmp_path: Path) -> None:
     words = command(tmp_path, "trainer.max_steps=24")
     assert server().run(tmp_path, words=words, nan_from=7) == 2
     said, run = log(tmp_path), tmp_path / "run"
@@ -311,7 +311,7 @@ def test_nan_from_the_prior_stops_the_run_and_keeps_the_last_good_state(tmp_path
 
 
 @unix
-def test_an_export_that_fails_is_done_later_without_training_again(tmp_path: Path) -> None:
+def test_failed_export_is_repeated_without_training(tmp_path: Path) -> None:
     words, run = command(tmp_path), tmp_path / "run"
     assert server().run(tmp_path, words=words, full_from="threedgen.systems.generate.optimise.write_results") == 3
     last = log(tmp_path).splitlines()[-1]
@@ -333,7 +333,7 @@ def damaged(path: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut", "empty", "junk"])
-def test_damaged_caches_are_made_again(tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str) -> None:
+def test_damaged_caches_are_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str) -> None:
     prior = MVDream.load(str(prior_folder()), dtype="fp32")
     options = config.load(tiny_generate(tmp_path / "config"))
 

@@ -51,15 +51,15 @@ def plan(config: GenerateConfig) -> str:
     for part in parts:
         check_backends(part)
     device = torch.device(device_name(config.trainer.accelerator))
-    needed, free = max((memory(part, device) for part in parts), key=lambda m: sum(m.values())), free_bytes(device)
-    total = sum(needed.values())
-    lines += [
-        *notes(config),
-        device_line(config),
-        f"memory: about {total / 1e9:.1f} GB ({', '.join(f'{k} {v / 1e9:.1f}' for k, v in needed.items())})",
-    ]
-    if total > free:
-        lines.append("memory: more than is free. Reduce march.chunk, scenes_per_step or size")
+    lines += [*notes(config), device_line(config)]
+    estimates = [memory(part, device) for part in parts if part.prior.describe()]  # a plug-in may have no weights
+    if estimates:
+        needed = max(estimates, key=lambda estimate: sum(estimate.values()))
+        total = sum(needed.values())
+        by_purpose = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in needed.items())
+        lines.append(f"memory: about {total / 1e9:.1f} GB ({by_purpose})")
+        if total > free_bytes(device):
+            lines.append("memory: more than is free. Reduce march.chunk, scenes_per_step or size")
     return "\n".join([*lines, END])
 
 

@@ -12,7 +12,7 @@ from pytorch_lightning.core.optimizer import LightningOptimizer
 from torch import Tensor
 from torch.optim import Optimizer
 
-from threedgen.config import registry
+from threedgen.config import ConfigError, registry
 from threedgen.config.command import command
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import Rig
@@ -78,6 +78,9 @@ class Scene(System):
         self.repeating = False  # the step is repeated after it ran out of memory
 
     def setup(self, stage: str) -> None:
+        if self.field.variable_shapes and self.trainer.world_size > 1:
+            problem = f"field.name={self.config.field.name} changes its parameters, which several devices cannot share"
+            raise ConfigError(f"{problem}. Set trainer.devices=1", "trainer.devices", self.config.trainer.devices)
         self.prior.to(self.device)
         if self.matte is not None:
             self.matte.to(self.device)
