@@ -5,7 +5,8 @@ A representation is what a run optimises. It renders in one of two ways:
     rasterised = False: rays are marched through the functions of points (`forward`, `density`, `with_normal`).
     rasterised = True: the method `render` returns whole images.
 
-Its config (`options.FieldConfig`) declares whether it has a density and normals, and the names of its own losses.
+A rasterised representation needs no density: its mesh is then extracted from rendered depth. Its config
+(`options.FieldConfig`) declares whether it has normals, and the names of its own losses.
 """
 
 from __future__ import annotations

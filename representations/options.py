@@ -62,12 +62,10 @@ class FieldConfig(Config):
     """Base of the representations' configs. Subclasses add `name` and the `radius` of the object's cube.
 
     Attributes:
-        has_density: True if it has a density at points; without one there is no occupancy grid and no mesh.
         has_normals: True if its renders have normals.
         losses: its own regularisers, name: help text; their weights are keys of the section `loss`.
     """
 
-    has_density: ClassVar[bool] = True
     has_normals: ClassVar[bool] = True
     losses: ClassVar[dict[str, str]] = {}
 

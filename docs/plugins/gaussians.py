@@ -1,6 +1,6 @@
 """3D Gaussians (Kerbl et al. 2023, arXiv 2308.04079) in plain torch, for renders of about 64 pixels.
 
-    python launch.py --plugin docs/plugins/gaussians.py field.name=gaussians march.radius=1 export.enabled=false \\
+    python launch.py --plugin docs/plugins/gaussians.py field.name=gaussians \\
         prompt="a red penguin"
 
 All Gaussians are composited at all pixels, without tiles, so memory is pixels x Gaussians. Their number changes:
@@ -30,7 +30,6 @@ BLUR = 0.3
 class GaussiansConfig(FieldConfig):
     """3D Gaussians, split and removed during training (arXiv 2308.04079)."""
 
-    has_density: ClassVar[bool] = False
     has_normals: ClassVar[bool] = False
     losses: ClassVar[dict[str, str]] = {"gaussian_size": "weight of the mean size of the Gaussians"}
 

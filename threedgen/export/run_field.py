@@ -11,6 +11,8 @@ import torch
 from threedgen import __version__
 from threedgen.config import config_hash, load, registry
 from threedgen.representations import shading
+from threedgen.representations.base import Representation
+from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.march import step_size
 from threedgen.representations.options import MarchConfig
 from threedgen.representations.volume.occupancy import OccupancyGrid
@@ -20,8 +22,13 @@ from threedgen.run.torch_file import check_architecture, require_finite
 from threedgen.train.checkpoint_file import latest
 
 from .options import no_checkpoint
+from .shape.from_depth import DepthFusion
 from .shape.from_field import FieldView
-from .surface.pictures import field_renderer
+from .shape.mesh import Field
+from .surface.pictures import field_renderer, spiral_cameras
+
+DEPTH_VIEWS, DEPTH_SIZE = 40, 128
+"""Number and size in pixels of the depth images of a representation without a density."""
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,20 @@ def field_view(
     device: torch.device | str,
     elevations: tuple[float, float] | None = None,
 ) -> FieldView:
-    """Return the export interface of a field and its optional occupancy grid. `elevations`: see FieldView."""
+    """Return the export interface of a field and its optional occupancy grid. `elevations`: see FieldView.
+
+    A representation without a density gets one from rendered depth.
+    """
+    density: Field = field.density
+    colour: Field = lambda x: shading.albedo(field(x)[1][:, :3])  # noqa: E731
+    if type(field).density is Representation.density:
+        background, material = SolidBackground().to(device), shading.NoMaterial()
+        cameras = spiral_cameras(DEPTH_VIEWS, DEPTH_SIZE, march.radius).to(device)
+        fusion = DepthFusion(lambda camera: field.render(camera, background, material), cameras, march.radius)
+        density, colour = fusion.density, fusion.colour
     return FieldView(
-        field.density,
-        lambda x: shading.albedo(field(x)[1][:, :3]),
+        density,
+        colour,
         march.radius,
         None if occupancy is None else occupancy.binary.cpu().numpy(),
         device,

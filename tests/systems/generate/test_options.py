@@ -50,10 +50,9 @@ def test_inconsistent_sections_are_refused(tmp_path: Path, words: list[str], nam
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("word", ["export.enabled=true", "loss.orientation=1", "guidance_input=normal"])
+@pytest.mark.parametrize("word", ["material.name=diffuse", "loss.orientation=1", "guidance_input=normal"])
 def test_missing_capability_is_refused(tmp_path: Path, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     register(monkeypatch)
-    monkeypatch.setattr(BallConfig, "has_density", False)
     monkeypatch.setattr(BallConfig, "has_normals", False)
     path = tiny_generate(tmp_path, field={"name": "ball"}, export={"enabled": False})
     config.load(path)

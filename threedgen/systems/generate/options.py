@@ -352,8 +352,6 @@ class GenerateConfig(PromptedConfig):
         if not field.has_normals and any(needs.values()):
             key = next(key for key, needed in needs.items() if needed)
             raise ValueError(f"{key} needs normals: field.name={field.name}. Change one of the two")
-        if not field.has_density and self.export.enabled:
-            raise ValueError(f"export.enabled=true needs a density: field.name={field.name}. Set export.enabled=false")
 
     def check(self) -> None:
         self.check_part(from_nothing=not self.stages)

@@ -58,11 +58,12 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet:
     figures: Figures = {}
     for name in config.result.exporters:
         figures |= registry.implementation("exporter", name)(system, folder) or {}
-    if not config.field.has_density:
-        _note(notes, f"no mesh: field.name={config.field.name} has no density")
-        return figures
     view = field_view(system.field, system.occupancy, config.march, system.device)
-    provenance = {"prompt": config.prompt, "seed": config.seed, "config_hash": config_hash(config)}
+    provenance: dict[str, str | int] = {
+        "prompt": config.prompt,
+        "seed": config.seed,
+        "config_hash": config_hash(config),
+    }
     with Count("surface", 1, quiet) as count:
         mesh = write_mesh(view, config.result.mesh_resolution, folder, provenance, notes)
         count.add(1)

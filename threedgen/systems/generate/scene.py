@@ -67,7 +67,7 @@ class Scene(System):
         self.background = registry.build("background", config.background, generator=init_rng)
         self.material = registry.build("material", config.material)
         self.occupancy, march = None, config.march
-        if config.occupancy is not None and config.field.has_density and not self.field.rasterised:
+        if config.occupancy is not None and not self.field.rasterised:
             self.occupancy = OccupancyGrid(config.occupancy, march.radius, step_size(march))
         self.register_buffer("text", text, persistent=False)
         matte = None if config.fit.matte is None else Matte.load(config.fit.matte)
