@@ -67,6 +67,14 @@ def test_ism_fulfils_the_interface(example: Any) -> None:
     check_distillation(lambda prior, rng: ism.ISM(ism.ISMConfig(), prior.schedule, 10, prior, rng))
 
 
+def test_loss_on_images_alone_fulfils_the_interface() -> None:
+    class Brightness(torch.nn.Module):
+        def forward(self, latents, denoise, condition, step, generator, views):
+            return (views.images * views.opacity).mean(), {"depth": views.depth.mean()}
+
+    check_distillation(lambda prior, rng: Brightness())
+
+
 def test_gaussians_fulfil_the_interface(example: Any) -> None:
     gaussians = example("gaussians")
     options = gaussians.GaussiansConfig(count=40, interval=2, split_gradient=1e-7, max_count=60)
