@@ -178,7 +178,7 @@ def extra(options, folder):
     from pytorch_lightning.loggers import CSVLogger
     return CSVLogger(folder, name="extra", version="")
 
-register("logger", "extra", "extra:extra", "extra:ExtraConfig")
+register("logger", "extra", f"{__name__}:extra", f"{__name__}:ExtraConfig")
 """
 
 
