@@ -210,7 +210,7 @@ def test_two_inputs_logs_terms_images_metrics_and_files(tmp_path: Path) -> None:
     assert read_summary(place)["depth_maps"] == 4 and (place / "depth.npz").exists()
 
 
-GAUSSIANS = {"name": "gaussians", "count": 30, "interval": 3, "split_gradient": 1e-9, "max_count": 40}
+GAUSSIANS = {"name": "gaussians", "count": 30, "interval": 3, "split_gradient": 1e-9, "max_count": 100}
 
 
 @unix

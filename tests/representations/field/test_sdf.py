@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.support.errors import refused
-from threedgen import config
 from threedgen.export.shape.mesh import extract
 from threedgen.representations import losses
 from threedgen.representations.field.background import SolidBackground
@@ -168,8 +167,3 @@ def test_levels_schedule_activates_levels_in_order(kind: str) -> None:
 def test_config_refuses_inconsistent_options(model: Any, options: dict[str, Any], values: tuple[Any, ...]) -> None:
     with refused(None, *values, kind=ValidationError):
         model(**options)
-
-
-def test_config_refuses_eikonal_loss_without_distances() -> None:
-    with refused(None, "loss.eikonal", "ngp", "sdf"):
-        config.load("mvdream-toybox", ["loss.eikonal=1"])

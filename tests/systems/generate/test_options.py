@@ -128,7 +128,7 @@ def test_generate_from_python(
     ("arguments", "said"),
     [
         ({"prompt": " \n"}, "prompt: is empty"),
-        ({"prompt": 3}, "prompt: should be text"),
+        ({"prompt": 3}, "prompt: expected text"),
         ({"sed": 3}, "did you mean 'seed'"),
         ({"config": "train-toybox-prior"}, "task generate"),
         ({"config": "mvdream-toybx"}, "did you mean 'mvdream-toybox'"),
