@@ -55,7 +55,7 @@ MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [
     (["--config", "tiny.yaml", "prompt=\n\t "], ("prompt: ",)),
     (["--config", "sample-toybox", "prompt="], ("prompt: ",)),
     (["--config", "tiny.yaml", "march.chunk=atuo"], ("march.chunk", "'atuo'")),
-    (["--config", "tiny.yaml", "march.radius=3"], ("field.radius 1 and march.radius 3",)),
+    (["--config", "tiny.yaml", "march.radius=3"], ("field.radius=1", "march.radius=3")),
     (["--config", "tiny.yaml", "steps=40"], ("'trainer.max_steps' or 'preview.steps'",)),
     (["--config", "tiny.yaml", "trainer.steps=40"], ("'trainer.max_steps'?",)),
     (["--config", "tiny.yaml", "lr=1"], ("'optimizer.encoding' or 'optimizer.networks'?",)),
@@ -66,7 +66,7 @@ MISTAKES: list[tuple[list[str], tuple[str, ...]]] = [
     (["--config", "mvdream-sd21", "field={name: sdf, density_bias: 3}"], ("field.density_bias: ", "field.name=ngp")),
     (["--config", "tiny.yaml", "out=\0"], ("out: ",)),
     (["--help", "batch"], ("--config batch --help", "'batch'")),
-    (["--help", "nothing"], ("view_prompts, prior, distillation, field, ",)),
+    (["--help", "nothing"], ("view_prompts, system, prior, distillation, field, ",)),
     (["--help", "guidance_scale"], ("'distillation.guidance_scale' or ",)),
     (["--help", "field", "field.name=sdff"], ("field.name: ", "'sdf'")),
 ]

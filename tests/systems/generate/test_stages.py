@@ -99,7 +99,7 @@ def test_mistakes_in_a_stage_are_refused(tmp_path: Path) -> None:
     )
     refused(tmp_path, "letters, digits", **{"a/b": {}})
     refused(tmp_path, r"loss\.normal_consistency=1.*field\.name=dmtet", coarse={"field": FIELD})
-    refused(tmp_path, r"stages\.first\.out: has no place: the folder of a stage is stages/first", first={"out": "x"})
+    refused(tmp_path, r"stages\.first\.out.*stages/first", first={"out": "x"})
     made = config.load(write_config(tmp_path / "good.yaml", TREE), ["stages.coarse.trainer.max_steps=9"])
     assert made.stage("coarse").trainer.max_steps == 9 and made.stage("mesh").field.name == "dmtet"
     assert not made.stage("coarse").stages and not made.stage("coarse").export.enabled
