@@ -17,7 +17,7 @@ from threedgen.geometry.views import Views
 SIZE = 16
 GRID = {"n_levels": 4, "log2_hashmap_size": 10, "base_resolution": 4, "per_level_scale": 1.6}
 TINY: dict[str, Any] = {
-    "name": "subsampled", "steps": 200, "rays": 512, "samples": 24, "width": 16, "colour_layers": 1, "orientation": 0,
+    "name": "subsampled", "steps": 200, "rays": 512, "samples": 24, "width": 16, "orientation": 0,
     "encoding": GRID,
 }  # fmt: skip
 
