@@ -204,13 +204,3 @@ def test_warp_image_matches_what_the_views_see(fov: float, height: int, width: i
     assert mask[0].double().mean() == pytest.approx(sides[0] * sides[1], abs=0.05)
     assert mask[1:].any() == (fov > 90)
     assert torch.equal(mask[1].flip(-1), mask[7]) and not mask[4].any()
-
-
-def test_read_image_is_upright(tmp_path: Path) -> None:
-    values = np.zeros((10, 20, 3), np.uint8)
-    values[:, :10] = 255
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by a quarter: its left side is up
-    Image.fromarray(values).save(tmp_path / "held.png", exif=exif)
-    found = panorama.read_image(str(tmp_path / "held.png"))
-    assert found.shape == (20, 10, 3) and found[:10].min() == 1 and found[10:].max() == 0

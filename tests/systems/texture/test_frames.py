@@ -147,10 +147,7 @@ def test_inverted_poses_are_refused(scan: Path) -> None:
     ("name", "content", "key", "value"),
     [
         ("depth/3.png", b"no", "rig.scannet", "3.png"),
-        ("pose/3.txt", b"1 2 3", "rig.scannet", 16),
         ("pose/3.txt", b"2 0 0 0 0 2 0 0 0 0 2 0 0 0 0 1", "rig.scannet", "3.txt"),
-        ("intrinsic/intrinsic_depth.txt", None, "rig.scannet", "intrinsic_depth.txt"),
-        ("intrinsic/intrinsic_depth.txt", b"0 " * 16, "rig.scannet", "intrinsics"),
         ("prompt/3.txt", None, "prompt", "prompt=TEXT"),
     ],
 )

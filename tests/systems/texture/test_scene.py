@@ -18,9 +18,10 @@ from tests.support.tiny_mvdiffusion import tiny_prior_config
 from tests.support.tiny_prior import cpu
 from threedgen.evaluation.views.folder import FolderScenes
 from threedgen.export.files.check import Expected, check_glb
+from threedgen.export.surface.blend import SCENE_BLEND
 from threedgen.systems.draw.mesh import MeshFrame
 from threedgen.systems.texture import scene
-from threedgen.systems.texture.scene import render_consistent
+from threedgen.systems.texture.output import render_consistent
 from threedgen.systems.texture.uv import with_uv
 from threedgen.systems.texture.windows import WindowSampler
 
@@ -107,9 +108,9 @@ def test_render_consistent_keeps_known_frames() -> None:
     known = torch.arange(len(at)) == 5
     tints[5] = 0
     mesh, _ = with_uv(source, 256)
-    same = render_consistent(mesh, 256, at, torch.full_like(truth, 0.8), known & False)
+    same = render_consistent(mesh, 256, SCENE_BLEND, at, torch.full_like(truth, 0.8))
     torch.testing.assert_close(same, torch.full_like(truth, 0.8), msg="without known ones too")
-    found = render_consistent(mesh, 256, at, truth + tints[:, None, None, None], known)
+    found = render_consistent(mesh, 256, SCENE_BLEND, at, truth + tints[:, None, None, None], known)
     wrong = [(frame - true).abs().median() for frame, true in zip(found, truth, strict=True)]
     assert wrong[5] < 0.02, "known frames stay"
     assert max(wrong[4], wrong[6]) < 0.05 < tints[[4, 6]].abs().max(), "neighbours see it as the known one has it"
@@ -120,9 +121,9 @@ def test_synchronise_includes_all_earlier_frames(
 ) -> None:
     calls = list[tuple[int, int]]()
 
-    def counted(mesh: Any, size: int, at: Any, images: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    def counted(mesh: Any, size: int, blend: Any, at: Any, images: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
         calls.append((len(images), int(known.sum())))
-        return render_consistent(mesh, size, at, images, known)
+        return render_consistent(mesh, size, blend, at, images, known)
 
     monkeypatch.setattr(scene, "render_consistent", counted)
     assert ask(capsys, "out=alone")[0] == 0 and not calls

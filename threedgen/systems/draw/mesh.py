@@ -151,7 +151,8 @@ def read_object(config: SamplingConfig) -> SourceMesh:
 
     Raises ConfigError.
     """
-    source, notes = read_source(Path(str(config.mesh)).expanduser(), MeshFrame.of(config)), list[str]()
+    frame, notes = MeshFrame.of(config), list[str]()
+    source = read_source(Path(str(config.mesh)).expanduser(), frame)
     low, high = source.vertices.min(0).astype(np.float64), source.vertices.max(0).astype(np.float64)
     centre, zoom = (low + high) / 2, HALF / max(float((high - low).max()) / 2, 1e-30)
     points, faces = ((source.vertices.astype(np.float64) - centre) * zoom).astype(np.float32), source.faces
@@ -161,7 +162,7 @@ def read_object(config: SamplingConfig) -> SourceMesh:
         logger.warning("%s", notes[0])
         welded, faces, _ = weld(points, faces)
         source = SourceMesh(*simplify(welded, faces, config.budget))
-    return replace(source, frame=replace(MeshFrame.of(config), centre=tuple(centre), zoom=zoom), notes=tuple(notes))
+    return replace(source, frame=replace(frame, centre=tuple(centre), zoom=zoom), notes=tuple(notes))
 
 
 def without_uv(source: SourceMesh) -> TexturedMesh:

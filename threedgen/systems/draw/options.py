@@ -23,6 +23,7 @@ PRIORS = {
     "path": ("mvdiffusion",),
 }
 """Names of the priors that sample a rig."""
+SAMPLERS = ("mvdream", "stable-diffusion", "mvadapter", "mvdiffusion")
 Axis = Literal["auto", "+x", "-x", "+y", "-y", "+z", "-z"]
 Scale = Annotated[float, Field(ge=0)]
 Angles = tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(ge=-89.99, le=89.99)]]
@@ -57,7 +58,7 @@ def check_ring(views: int, fov: float, name: str) -> None:
 class SamplingConfig(PromptedConfig):
     """Sampling of views: text, image, mesh; denoising steps and guidance."""
 
-    prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="diffusion prior")
+    prior: Annotated[Any, Component("prior", "mvdream", SAMPLERS)] = Field({}, description="diffusion prior")
     prompts: Lines = Field((), description="text file with one prompt per view of a scene, instead of prompt")
     negative_prompt: str = Field("", description="text to steer away from")
     image: str | None = Field(None, min_length=1, description="image file that the samples are conditioned on")
@@ -69,7 +70,7 @@ class SamplingConfig(PromptedConfig):
     budget: int = Field(100_000, ge=4, le=2_000_000, description="maximum triangles of an object, else simplified")
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     eta: float = Field(0.0, ge=0, le=1, description="DDIM noise per step: 0 none, 1 like DDPM")
-    guidance_scale: Scale | None = Field(None, description="null: MVDream 5, MVDiffusion 9, adapter 7, with image 3")
+    guidance_scale: Scale | None = Field(None, description="null: MVDream 5, MVDiffusion 9, adapter 7 or 3")
     synchronise: int = Field(0, ge=0, le=100, description="rounds of making views consistent, then img2img")
 
     def check_rig(self, rig: str, **keys: str) -> None:
@@ -214,7 +215,7 @@ class SampleConfig(SamplingConfig):
         self.check_rig(
             self.rig.name,
             orbit="samples prefix suffix",
-            angles="image image_prompt image_scale mesh front up",
+            angles="image image_prompt image_scale mesh front up budget",
             panorama="prompts prefix suffix image synchronise",
         )
         if isinstance(self.rig, OrbitConfig) and self.rig.n_view and not self.prior.multiview:

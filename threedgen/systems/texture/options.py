@@ -10,7 +10,7 @@ from threedgen.config import Config, ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
 from threedgen.run.folder import user_path
-from threedgen.systems.draw.options import SamplingConfig
+from threedgen.systems.draw.options import SAMPLERS, SamplingConfig
 
 AUTO = "auto"
 Poses = Literal["c2w", "w2c"]
@@ -52,7 +52,7 @@ class PathConfig(Config):
 class TextureConfig(SamplingConfig):
     """Texture the mesh of an object or a scene, from a text, an image, or views of its sides."""
 
-    prior: Annotated[Any, Component("prior", default="mvadapter")] = Field({}, description="diffusion prior")
+    prior: Annotated[Any, Component("prior", "mvadapter", SAMPLERS[2:])] = Field({}, description="diffusion prior")
     scale: float = Field(1.0, gt=0, le=1e6, description="metres per unit of a scene's file; 0.01: centimetres")
     rig: Annotated[SidesConfig | PathConfig, Field(discriminator="name")] = SidesConfig()
     views: str | None = Field(None, description="folder with your own square images front.png, right.png, ...")

@@ -1,12 +1,18 @@
-"""Textured mesh as a GLB, and its check."""
+"""Renders of a mesh with projected views, and the textured mesh as a checked GLB."""
 
 from __future__ import annotations
 
 import logging
 
+import torch
+from torch import Tensor
+
 from threedgen.export.files.check import Expected, Finding, check_glb
 from threedgen.export.files.glb import textured_glb_bytes
 from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.surface.blend import BlendOptions
+from threedgen.export.surface.from_views import render, texture_from_views
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import png, to_uint8, write_png
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic
@@ -15,6 +21,24 @@ from threedgen.train.task import Task
 logger = logging.getLogger(__name__)
 
 TEXTURE = "texture.png"
+
+
+def render_consistent(
+    mesh: TexturedMesh, size: int, options: BlendOptions, cameras: Cameras, images: Tensor, known: Tensor | None = None
+) -> Tensor:
+    """Project images (N, H, W, 3) onto a mesh and render it for their cameras.
+
+    Args:
+        size: side of the texture in pixels.
+        known: mask (N,) of images that have priority where they see the mesh.
+    """
+    known, made = torch.zeros(len(images), dtype=torch.bool) if known is None else known, None
+    for chosen in (~known, known):
+        if chosen.any():
+            at = cameras.select(chosen.nonzero()[:, 0].tolist())
+            made = texture_from_views(mesh, size, at, images[chosen].numpy(), options, over=made)
+    assert made is not None
+    return torch.from_numpy(render(mesh, made.texture, cameras))
 
 
 def write_glb(

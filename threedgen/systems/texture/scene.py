@@ -37,7 +37,7 @@ from threedgen.train.task import Task
 
 from .frames import Frames, check_overlap, choose_keys, read_frames
 from .options import PathConfig, TextureConfig
-from .output import TEXTURE, write_glb
+from .output import TEXTURE, render_consistent, write_glb
 from .uv import with_uv
 from .windows import WindowSampler, check_model, plan, saved_images, stack
 
@@ -70,7 +70,7 @@ def texture_scene(task: Task, rig: PathConfig) -> None:
     windows = plan(keys, rig)
     folder, sampled = task.folder / "frames", sorted({n for window in windows for n in window.frames})
     saved = saved_images(folder, frames, keys, task.weights)
-    synchronise = None if mesh is None else partial(render_consistent, mesh, config.texture)
+    synchronise = None if mesh is None else partial(render_consistent, mesh, config.texture, SCENE_BLEND)
     WindowSampler(config, model, frames, windows, saved, synchronise).sample_all(folder, task.quiet)
     figures: dict[str, Any] = {"frames": len(sampled), "key_frames": len(keys), "draws": len(windows)}
     with writing(task.folder):
@@ -88,17 +88,6 @@ def size_warning(source: SourceMesh) -> list[str]:
     if SCENE_SIZE[0] <= size <= SCENE_SIZE[1]:
         return []
     return [f"the scene is {size:.4g} m long: if its unit is not the metre, set scale, such as 0.01 for centimetres"]
-
-
-def render_consistent(mesh: TexturedMesh, size: int, cameras: Cameras, frames: Tensor, known: Tensor) -> Tensor:
-    """Render the mesh with a texture of its frames (F, H, W, 3), in which the ``known`` ones (F,) have priority."""
-    made = None
-    for chosen in (~known, known):
-        if chosen.any():
-            at = cameras.select(chosen.nonzero()[:, 0].tolist())
-            made = texture_from_views(mesh, size, at, frames[chosen].numpy(), SCENE_BLEND, over=made)
-    assert made is not None
-    return torch.from_numpy(render(mesh, made.texture, cameras))
 
 
 def write_frames(

@@ -25,7 +25,7 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import did_you_mean, nearest
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.topology import topology, weld
-from threedgen.export.surface.blend import OBJECT_BLEND
+from threedgen.export.surface.blend import OBJECT_BLEND, BlendOptions
 from threedgen.export.surface.from_views import ViewTexture, render, texture_from_views
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.picture_file import SUFFIXES, load_image
@@ -33,7 +33,6 @@ from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import resize
 from threedgen.guidance.coarse_to_fine import ViewSync
 from threedgen.guidance.mvadapter.model import MVAdapter
-from threedgen.guidance.mvadapter.pictures import GREY
 from threedgen.run.arrays import Array
 from threedgen.run.disk import writing
 from threedgen.run.progress import Count
@@ -54,7 +53,7 @@ from threedgen.viewer.textured import write_page
 
 from .inpaint import Inpaint, inpaint_texture
 from .options import SidesConfig, TextureConfig
-from .output import TEXTURE, write_glb
+from .output import TEXTURE, render_consistent, write_glb
 from .uv import with_uv
 
 logger = logging.getLogger(__name__)
@@ -148,8 +147,7 @@ def sample_sides(
     cameras = six_sides(rig.size)
 
     def synchronise(views: Tensor) -> Tensor:
-        made = project(mesh, Sides(views.numpy()), min(config.texture, SYNC_TEXELS * rig.size))
-        return torch.from_numpy(render(mesh, made.texture, cameras, background=GREY))
+        return render_consistent(mesh, min(config.texture, SYNC_TEXELS * rig.size), blend(rig.size), cameras, views)
 
     sync = ViewSync(config.synchronise, synchronise)
     return sample_views(task, model, cameras, maps, ("rig.size", "rig.size"), sync)
@@ -176,15 +174,21 @@ def inpainter(task: Task, model: MVAdapter) -> Inpaint:
     return inpaint
 
 
+def blend(size: int) -> BlendOptions:
+    """Return the blend options for sides of ``size`` pixels."""
+    return replace(OBJECT_BLEND, margin=OBJECT_BLEND.margin if size >= LARGE else 1)
+
+
 def project(mesh: TexturedMesh, sides: Sides, size: int, on_view: Callable[[], None] = lambda: None) -> ViewTexture:
     """Project the sides onto the mesh, and complete the texture by diffusion. Raises ConfigError if no side sees it.
 
     Args:
         on_view: called twice per side.
     """
-    cameras = six_sides(sides.images.shape[1])
-    options = replace(OBJECT_BLEND, margin=OBJECT_BLEND.margin if cameras.height >= LARGE else 1)
-    return texture_from_views(mesh, size, cameras, sides.images, options, masks=sides.masks, on_view=on_view)
+    side = sides.images.shape[1]
+    return texture_from_views(
+        mesh, size, six_sides(side), sides.images, blend(side), masks=sides.masks, on_view=on_view
+    )
 
 
 def texture_mesh(
