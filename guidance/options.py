@@ -40,21 +40,16 @@ class PriorConfig(Config):
     name: str = Field(description="name of the prior")
     weights: str = Field(min_length=1, description="its weights")
     tokenizer: str | None = Field(
-        None,
-        description="tokenizer for .pt files without one, a folder or hub id; null: CLIP's",
+        None, description="tokenizer for .pt files without one, a folder or hub id; null: CLIP's"
     )
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto",
-        description="precision of the UNet; auto: bf16 where the device supports it, else fp32",
+        "auto", description="precision of the UNet; auto: bf16 where the device supports it, else fp32"
     )
     attention: Literal["sdpa", "xformers"] = Field(
         "sdpa", description="attention backend of the UNet: torch, or xformers if installed"
     )
     image_size: int | None = Field(
-        None,
-        ge=8,
-        le=2048,
-        description="image size of the prior in pixels per side; null: that of its training",
+        None, ge=8, le=2048, description="image size of the prior in pixels per side; null: that of its training"
     )
 
     @property
@@ -94,10 +89,7 @@ class DraftedConfig(PriorConfig):
     """A prior in latent space, which may sample at half the size first."""
 
     draft: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="img2img strength at full size after a sample at half the size; null: one pass",
+        None, gt=0, le=1, description="img2img strength at full size after a sample at half the size; null: one pass"
     )
 
 
@@ -111,14 +103,10 @@ class MVDreamConfig(DraftedConfig):
         description="toybox-prior (embedded), a diffusers folder, a hub id, or an original MVDream .pt file",
     )
     personalisation: str | None = Field(
-        None,
-        description="file of an mvdreambooth run with these weights, which adds its subject",
+        None, description="file of an mvdreambooth run with these weights, which adds its subject"
     )
     personalisation_strength: float = Field(
-        1.0,
-        ge=0,
-        le=2,
-        description="strength of the personalisation: lower follows the prompt more, the subject less",
+        1.0, ge=0, le=2, description="strength of the personalisation: lower follows the prompt more, the subject less"
     )
 
     @model_validator(mode="after")
@@ -177,10 +165,7 @@ class MVDiffusionConfig(DraftedConfig):
     )
     k: int = Field(3, ge=1, le=9, description="side of the k x k neighbourhood of a corresponding pixel; odd")
     overlap: float = Field(0.3, ge=0, lt=1, description="minimum overlap of posed views that attend to each other")
-    hold: bool = Field(
-        False,
-        description="given views stay fixed in each step (the released weights resample them)",
-    )
+    hold: bool = Field(False, description="given views stay fixed in each step (the released weights resample them)")
     guide_views: GuideViews = False
 
     @model_validator(mode="after")
@@ -212,12 +197,10 @@ class MVAdapterConfig(DraftedConfig):
         description=f"{plugins.choice('adapter', 'a released adapter')}, or your own file; null: the 2D model alone",
     )
     layout: Layout | None = Field(
-        None,
-        description="tokens that attend to each other: rows, rows and columns, all; null: the adapter's",
+        None, description="tokens that attend to each other: rows, rows and columns, all; null: the adapter's"
     )
     control: Control | None = Field(
-        None,
-        description="guider input: camera rays or mesh geometry; null: the adapter's, else rays",
+        None, description="guider input: camera rays or mesh geometry; null: the adapter's, else rays"
     )
     shift: float | None = Field(
         None, ge=1, le=1000, description="factor by which the signal-to-noise ratio is lower; null: as trained, or 8"
@@ -234,9 +217,7 @@ class MVAdapterConfig(DraftedConfig):
         description="multi-view prior whose coarse prediction starts the samples; null: they start from noise",
     )
     image: str | None = Field(
-        None,
-        min_length=1,
-        description="reference image, cut out (PNG with alpha) or on a plain background",
+        None, min_length=1, description="reference image, cut out (PNG with alpha) or on a plain background"
     )
     image_scale: float | None = Field(
         None, ge=0, description="guidance scale of the reference image; null: that of the text"

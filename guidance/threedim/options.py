@@ -24,8 +24,7 @@ class SamplingConfig(Config):
     """Sampling of the views of a scene one after the other (3DiM, sections 2.2 and 7.3)."""
 
     strategy: Literal["stochastic", "first", "last"] = Field(
-        "stochastic",
-        description="condition of each denoising step: a random view, the first, or one of the newest",
+        "stochastic", description="condition of each denoising step: a random view, the first, or one of the newest"
     )
     last: int = Field(1, ge=1, description="number of newest views for strategy=last")
     steps: int = Field(256, ge=1, le=10_000, description="denoising steps per view; 1 for a one-step regression")
@@ -48,8 +47,7 @@ class ThreeDiMSamplerConfig(SamplingConfig):
     )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="device; auto: a GPU if there is one")
     compile: bool = Field(
-        False,
-        description="torch.compile of the network: a minute's wait, then faster; needs a C++ compiler",
+        False, description="torch.compile of the network: a minute's wait, then faster; needs a C++ compiler"
     )
 
     def check(self) -> None:
