@@ -56,7 +56,8 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         self,
         prompts: Sequence[str],
         c2w: Tensor,
-        rng: Callable[[int], torch.Generator],
+        numbers: Sequence[int],
+        purpose: str,
         metadata: Callable[[range], dict[str, str]],
         folder: str = "samples",
         from_noise: bool = False,
@@ -64,7 +65,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         """Sample the prompts from poses c2w (N, V, 4, 4) in kept batches: uint8 (N, V, H, W, 3).
 
         Args:
-            rng: maps the index of a prompt to its generator.
+            numbers, purpose: keys of the generators, with the seed of the config.
             metadata: maps the indices of a batch to everything that determines its samples.
         """
         c, count, found = self.config, len(prompts), list[Array]()
@@ -74,9 +75,9 @@ class PriorEvaluation(Evaluation[P, int, Row]):
                 indices = range(start, min(start + c.batch, count))
 
                 def sample_batch(indices: range = indices) -> Array:
-                    batch, rngs = [prompts[k] for k in indices], [rng(k) for k in indices]
+                    rngs = [generator(c.seed, numbers[k], purpose) for k in indices]
                     options = c.steps, c.guidance_scale, c.negative_prompt, from_noise
-                    return sample_objects(self.prior, batch, c2w[list(indices)], rngs, *options)
+                    return sample_objects(self.prior, [prompts[k] for k in indices], c2w[list(indices)], rngs, *options)
 
                 path = self.folder / folder / f"{start // c.batch:05d}.safetensors"
                 found.append(kept_views(path, metadata(indices), sample_batch))
@@ -116,11 +117,8 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
         metadata = {"prior": self.weights, "truth": self.views.describe(), "size": str(self.prior.image_size)}
         options = ("steps", "guidance_scale", "negative_prompt", "seed", "batch")
         metadata |= {key: str(getattr(config, key)) for key in options}
-
-        def rng(k: int) -> torch.Generator:
-            return generator(config.seed, k, "drawing an asset")
-
-        self.samples = self.sample(self.renders.captions, c2w, rng, lambda indices: metadata)
+        captions = self.renders.captions
+        self.samples = self.sample(captions, c2w, range(count), "drawing an asset", lambda indices: metadata)
         self.truth = to_uint8(self.renders.rgb).reshape(self.samples.shape)
         other = self.other_views.block(range(count), self.samples.shape[2])
         self.other = to_uint8(other.rgb).reshape(self.samples.shape)

@@ -23,6 +23,7 @@ from threedgen.evaluation.consistency import fits, run
 from threedgen.evaluation.consistency.options import ConsistencyConfig
 from threedgen.evaluation.consistency.samplers import MVDreamSampler
 from threedgen.evaluation.metrics.figures import Json
+from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import opencv_axes
 
 
@@ -107,17 +108,21 @@ def test_folder_is_scored_beside_the_original_and_a_killed_run_resumes(
 
 
 def test_key_depends_on_everything_that_determines_the_score(tmp_path: Path) -> None:
-    config, views = settings(tmp_path, sampler="mvdream"), photographs()
-    key = fits.Job.of(config, "a", "sampled", views, [1]).key()
-    for changed in (
-        fits.Job.of(config, "a", "sampled", photographs(turn=1), [1]),
-        fits.Job.of(config, "a", "sampled", views, [2]),
-        fits.Job.of(config.model_copy(update={"seed": 1}), "a", "sampled", views, [1]),
-        fits.Job.of(settings(tmp_path, protocol=TINY | {"steps": 9, "rays": 64}), "a", "sampled", views, [1]),
-        fits.Job.of(settings(tmp_path, tsed={"pairs": 3}), "a", "sampled", views, [1]),
-    ):
-        assert changed.key() != key
-    assert fits.Job.of(settings(tmp_path / "x"), "z", "original", views, [1]).key() == key
+    def key(config: ConsistencyConfig, scene: str = "a", held_out: int = 1, turn: float = 0) -> str:
+        views = photographs(turn=turn)
+        c2w, K = views.cameras.c2w.numpy(), views.cameras.K.numpy()
+        return fits.Job(config, scene, "sampled", to_uint8(views.images), c2w, K, [held_out]).key()
+
+    config = settings(tmp_path, sampler="mvdream")
+    changed = {
+        key(config, turn=1),
+        key(config, held_out=2),
+        key(config.model_copy(update={"seed": 1})),
+        key(settings(tmp_path, protocol=TINY | {"steps": 9, "rays": 64})),
+        key(settings(tmp_path, tsed={"pairs": 3})),
+    }
+    assert len(changed) == 5 and key(config) not in changed
+    assert key(settings(tmp_path / "x"), "z") == key(config)
 
 
 def test_samplers_are_compared_scene_by_scene(folder: Path, tmp_path: Path) -> None:
@@ -250,8 +255,8 @@ def test_dry_run_checks_the_views(
     check((f"samplers={{a: {folder}, b: {folder}}}",))
     check((sampler, f"scenes={{name: srn, path: {folder}}}"), "scenes.condition: ", "23", "64")
     check(("sampler=.",), "sampler.path: ", "views")
-    check(("sampler=empty",), "sampler.path: empty")
-    check(("samplers={a: {name: folder, path: empty}}",), "samplers.a.path: empty")
+    check(("sampler=empty",), "sampler.path: ", "'empty'")
+    check(("samplers={a: {name: folder, path: empty}}",), "samplers.a.path: ", "'empty'")
     check((sampler, "scenes={name: srn, path: none}"), "scenes.path: ", "'none'")
     check((sampler, "scenes={name: srn, path: .}"), "cars_test")
     (folder / "b" / "pose" / "000003.txt").write_text("1 2 3")

@@ -21,7 +21,7 @@ from threedgen.evaluation.toybox import object_score
 from threedgen.evaluation.toybox.fidelity import Surface
 from threedgen.evaluation.toybox.held_out import held_out_cases
 from threedgen.evaluation.toybox.options import Evaluate3DConfig
-from threedgen.systems.generate.outputs import view_azimuths, view_indices, write_views
+from threedgen.systems.generate.outputs import view_azimuths, write_views
 from threedgen.train.status import Status
 
 SIZE = 48
@@ -30,13 +30,6 @@ SIZE = 48
 def config(tmp_path: Path, probe_file: str, **changes: Any) -> Evaluate3DConfig:
     values = {"task": "evaluate-3d", "out": str(tmp_path / "run"), "probe": {"weights": probe_file}, "prompts": 3}
     return Evaluate3DConfig.model_validate(values | changes)
-
-
-def test_views_are_evenly_spaced() -> None:
-    assert view_indices(8) == list(range(8)) and view_indices(3) == [0, 1, 2]
-    for n in (9, 60, 100, 120):
-        gaps = np.diff([*view_indices(n), n])
-        assert len(gaps) == 8 and gaps.max() - gaps.min() <= 1
 
 
 def test_objects_are_made_measured_and_not_repeated(

@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -55,23 +56,7 @@ class Job:
     K: Array
     held_out: list[int]
     truth: Array | None = None
-    sampled: list[int] = field(default_factory=list)
-
-    @classmethod
-    def of(
-        cls,
-        config: ConsistencyConfig,
-        scene: str,
-        row: str,
-        views: Views,
-        held_out: list[int],
-        truth: Views | None = None,
-        sampled: list[int] | None = None,
-    ) -> Job:
-        """Create a job from views."""
-        at, true = views.cameras, None if truth is None else to_uint8(truth.images)
-        images = to_uint8(views.images)
-        return cls(config, scene, row, images, at.c2w.numpy(), at.K.numpy(), held_out, true, sampled or [])
+    sampled: Sequence[int] = ()
 
     @property
     def views(self) -> Views:
@@ -92,7 +77,13 @@ class Job:
             digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         c = self.config
         constants = {"t_error": MAX_ERROR, "t_matches": MIN_MATCHES, "ratio": RATIO}
-        options = [c.seed, self.held_out, self.sampled, config_hash(c.protocol), tree_hash(plain(c.tsed) | constants)]
+        options = [
+            c.seed,
+            self.held_out,
+            list(self.sampled),
+            config_hash(c.protocol),
+            tree_hash(plain(c.tsed) | constants),
+        ]
         digest.update(json.dumps(options).encode())
         return digest.hexdigest()[:16]
 
@@ -112,7 +103,10 @@ def score(job: Job) -> Json:
     truth = views.select(job.held_out)
     render = scene.render_images(truth.cameras).clamp(0, 1).cpu().numpy()
     each = compare(truth.images.numpy(), render)
-    to_truth = {} if job.truth is None else compare(job.truth[job.sampled] / 255, job.images[job.sampled] / 255)
+    to_truth: dict[str, list[float] | list[None]] = {}
+    if job.truth is not None:
+        chosen = list(job.sampled)
+        to_truth = compare(job.truth[chosen] / 255, job.images[chosen] / 255)
     epipolar = tsed(views, config.tsed)
     found: Json = {
         "key": job.key(), "scene": job.scene, "row": job.row,

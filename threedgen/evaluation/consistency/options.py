@@ -68,9 +68,8 @@ class FolderSamplerConfig(Config):
         folder = existing_folder(self.path, "path")
         if not (found := scenes(folder)):
             inside = next((path for path in sorted(folder.iterdir()) if scenes(path)), None)
-            hint = f"; did you mean {inside}, which has?" if inside else ""
-            lacking = f"{self.path} has no scenes in it, folders with rgb/, pose/ and intrinsics.txt in each{hint}"
-            raise ConfigError(lacking, "path")
+            hint = f"; did you mean {inside}?" if inside else ""
+            raise ConfigError(f"has no scenes, folders with rgb/, pose/ and intrinsics.txt{hint}", "path", self.path)
         return found
 
 

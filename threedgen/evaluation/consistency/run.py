@@ -7,6 +7,7 @@ RUN/scores/                       scores; see `fits.py`
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -116,9 +117,11 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                         continue
                     if scene.name in self.strips or len(self.strips) < SHEET_SCENES:
                         self.strips.setdefault(scene.name, []).append((f"{scene.name} {row}", strip(scene, views)))
-                    known = truth if is_sampled and scene.condition else None
-                    targets = scene.targets if known else []
-                    yield Job.of(self.config, scene.name, row, views, self.held_out[scene.name], known, targets)
+                    images, at, held = to_uint8(views.images), scene.cameras, self.held_out[scene.name]
+                    job = Job(self.config, scene.name, row, images, at.c2w.numpy(), at.K.numpy(), held)
+                    if truth is not None and is_sampled and scene.condition:
+                        job = replace(job, truth=to_uint8(truth.images), sampled=scene.targets)
+                    yield job
 
     def sample(self, row: str, batch: Sequence[Scene]) -> list[Views]:
         """Return all views of some scenes, given ones included; sample those that no earlier run kept."""

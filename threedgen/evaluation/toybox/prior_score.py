@@ -22,7 +22,7 @@ from threedgen.evaluation.samples import random_ring, ring_poses
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.arrays import evenly_spaced
-from threedgen.run.seeding import generator, numpy_generator
+from threedgen.run.seeding import numpy_generator
 from threedgen.train.task import Task
 
 from .held_out import held_out_cases
@@ -60,11 +60,8 @@ class ToyboxPrior(PriorEvaluation[EvaluatePriorConfig, Judged]):
         def metadata(indices: range) -> dict[str, str]:
             return {"prior": self.sampler, "captions": "\n".join(prompts[k] for k in indices)}
 
-        def rng(k: int) -> torch.Generator:
-            return generator(config.seed, self.cases[k].index, "evaluation sample")
-
-        c2w = torch.stack([ring_poses(ring) for ring in self.rings])
-        self.samples = self.sample(prompts, c2w, rng, metadata, from_noise=config.from_noise)
+        c2w, numbers = torch.stack([ring_poses(ring) for ring in self.rings]), [case.index for case in self.cases]
+        self.samples = self.sample(prompts, c2w, numbers, "evaluation sample", metadata, from_noise=config.from_noise)
 
     def measure(self, item: int) -> Judged:
         config, case, views, (azimuth, elevation) = self.config, self.cases[item], self.samples[item], self.rings[item]
@@ -116,11 +113,9 @@ counts as right within 15 degrees of its quarter."""
         def metadata(indices: range) -> dict[str, str]:
             return {"prior": self.sampler, "open": "\n".join(f"{prompts[k]} {every[k].seed}" for k in indices)}
 
-        def rng(k: int) -> torch.Generator:
-            return generator(config.seed, every[k].seed, "open prompt")
-
         c2w = ring_poses((azimuth, float(np.deg2rad(15)))).expand(len(every), 4, 4, 4)
-        views = self.sample(prompts, c2w, rng, metadata, "open", config.from_noise) / np.float32(255)
+        numbers = [case.seed for case in every]
+        views = self.sample(prompts, c2w, numbers, "open prompt", metadata, "open", config.from_noise) / np.float32(255)
         truth = [true_views(case, azimuth, views.shape[2], config.seed) for case in every]
         figures = measure(self.probe, Matte.load(MATTE), cases, list(views), truth)
         shown = range(2 * config.open_nouns)
