@@ -15,7 +15,7 @@ from torchmetrics.image.inception import InceptionScore
 from torchmetrics.multimodal import CLIPScore
 
 from threedgen.config import ConfigError
-from threedgen.guidance.weights.loading import reachable
+from threedgen.guidance.weights.hub import reachable
 
 from .metrics.distributions import fid
 from .options import HubIdentityConfig, InceptionFeaturesConfig

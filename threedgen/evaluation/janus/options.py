@@ -33,7 +33,8 @@ class CLIPSidesConfig(Config):
     weights: str = Field(CLIP, min_length=1, description="folder or hub id; not one that assets were optimised with")
 
     def check(self) -> None:
-        from threedgen.guidance.weights.loading import cached, existing, is_hub_id, reachable
+        from threedgen.guidance.weights.hub import cached, is_hub_id, reachable
+        from threedgen.guidance.weights.loading import existing
 
         local = existing(self.weights) is not None or cached(self.weights, "config.json") is not None
         if not local and not (is_hub_id(self.weights) and reachable()):
