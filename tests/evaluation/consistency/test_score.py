@@ -92,10 +92,10 @@ def test_cameras_beside_the_origin_warn(caplog: pytest.LogCaptureFixture) -> Non
     assert torch.allclose(looked_at(at), torch.zeros(3), atol=1e-4)
     aside = at.c2w.clone()
     aside[:, :3, 3] += torch.tensor([0.0, 2.0, 0.0])
-    there = Scene("one", Cameras(aside, Projection(at.K), SIZE, SIZE), tuple(range(24)))
-    assert torch.allclose(looked_at(there.cameras), torch.tensor([0.0, 2.0, 0.0]), atol=1e-4)
+    moved = Scene("one", Cameras(aside, Projection(at.K), SIZE, SIZE), tuple(range(24)))
+    assert torch.allclose(looked_at(moved.cameras), torch.tensor([0.0, 2.0, 0.0]), atol=1e-4)
     with caplog.at_level(logging.WARNING):
-        assert len(camera_warnings(there)) == 1
+        assert len(camera_warnings(moved)) == 1
     assert "origin" in caplog.text and camera_warnings(scene()) == []
 
 
@@ -103,14 +103,14 @@ def test_poses_of_other_conventions_warn() -> None:
     """Axes of OpenGL look away; world-to-camera poses of cameras that aim a little beside the origin are near each
     other, but not in one place."""
     at = scene().cameras
-    (said,) = camera_warnings(replace(scene(), cameras=replace(at, c2w=opencv_axes(at.c2w))))
-    assert "OpenGL" in said
-    shaken = at.c2w.clone()
-    shaken[:, :3, 3] += 0.1 * torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
-    inverse = opencv_axes(opencv_axes(shaken).inverse())
-    (said,) = camera_warnings(replace(scene(), cameras=replace(at, c2w=inverse)))
-    assert "world-to-camera" in said and "OpenGL" not in said
-    assert camera_warnings(replace(scene(), cameras=replace(at, c2w=shaken))) == []
+    (warning,) = camera_warnings(replace(scene(), cameras=replace(at, c2w=opencv_axes(at.c2w))))
+    assert "OpenGL" in warning
+    noisy = at.c2w.clone()
+    noisy[:, :3, 3] += 0.1 * torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
+    inverse = opencv_axes(opencv_axes(noisy).inverse())
+    (warning,) = camera_warnings(replace(scene(), cameras=replace(at, c2w=inverse)))
+    assert "world-to-camera" in warning and "OpenGL" not in warning
+    assert camera_warnings(replace(scene(), cameras=replace(at, c2w=noisy))) == []
 
 
 # --- samplers ----------------------------------------------------------------------------------------------------
@@ -128,20 +128,20 @@ def test_grouped_views_are_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "build", lambda *words: Compass())
     sampler = MVDreamSampler(MVDreamSamplerConfig(together=4))
     at = orbit(10, 0.2, 2.0, 0.7, 4, 4)
-    (pictures,) = sampler([Request("one", None, at, tuple(range(10)), "a dog")])
-    assert torch.allclose(pictures[:, 0, 0, 0], torch.arange(10) / 10, atol=1e-4)
+    (images,) = sampler([Request("one", None, at, tuple(range(10)), "a dog")])
+    assert torch.allclose(images[:, 0, 0, 0], torch.arange(10) / 10, atol=1e-4)
 
 
 def test_adapter_samples_from_the_given_view(tmp_path: Path) -> None:
     prior = tiny_prior_config(tmp_path)
     sampler = MVAdapterSampler(MVAdapterSamplerConfig(prior=prior, together=2, steps=1))
     at = orbit(4, 0.2, 2.0, 0.7, 16, 16)
-    picture = torch.ones(1, 16, 16, 3)
-    picture[:, 4:12, 5:11] = torch.tensor([0.8, 0.1, 0.1])
-    given = Request("one", Views(picture, at.select([0])), at.select([1, 2, 3]), (1, 2, 3))
-    (drawn,), (unseen,) = sampler([given]), sampler([replace(given, condition=None, text="a red dog")])
-    assert drawn.shape == unseen.shape == (3, 16, 16, 3) and not torch.allclose(drawn, unseen)
-    assert torch.equal(sampler([given])[0], drawn)
-    picture[:] = torch.rand(picture.shape, generator=torch.Generator().manual_seed(0))
+    image = torch.ones(1, 16, 16, 3)
+    image[:, 4:12, 5:11] = torch.tensor([0.8, 0.1, 0.1])
+    given = Request("one", Views(image, at.select([0])), at.select([1, 2, 3]), (1, 2, 3))
+    (from_image,), (from_text,) = sampler([given]), sampler([replace(given, condition=None, text="a red dog")])
+    assert from_image.shape == from_text.shape == (3, 16, 16, 3) and not torch.allclose(from_image, from_text)
+    assert torch.equal(sampler([given])[0], from_image)
+    image[:] = torch.rand(image.shape, generator=torch.Generator().manual_seed(0))
     with refused("image", "one"):
         sampler([given])
