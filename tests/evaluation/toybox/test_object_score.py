@@ -105,6 +105,10 @@ def test_strip_shows_the_same_sides_of_all_forms(tmp_path: Path) -> None:
     assert strip.shape == (8, SIZE, SIZE, 3) and (strip[6:] == 128).all()  # no asset yet
     assert np.array_equal(strip[:2], strip[2:4]) and np.array_equal(strip[:2], strip[4:6])
 
+    save_file({"views": torch.zeros(4, 24, 24, 3)}, tmp_path / "preview.safetensors")
+    assert object_score.strip(generate, truth, truth.rgb, SIZE).shape == (8, 24, 24, 3)
+    save_file({"views": torch.from_numpy(truth.rgb[[0, 2, 4, 6]].copy())}, tmp_path / "preview.safetensors")
+
     (part,) = toybox_mesh(dog).parts
     corners = part.corners.reshape(-1, 3)[:, [1, 2, 0]] * 0.3 + [0, 2, 0]  # y up, z to the front, in metres
     colours = (part.values.reshape(-1, 3) * 255).astype(np.uint8)

@@ -215,6 +215,8 @@ def make(config: GenerateConfig) -> Turntable:
 def strip(config: GenerateConfig, truth: RenderResult, views: Array, size: int) -> Array:
     """Return truth, samples, object and asset of a finished run: uint8 (4 SIDES, size, size, 3), grey if missing.
 
+    Smaller sampled views reduce the size.
+
     Args:
         truth, views: 8 views from the run's turntable cameras; images (8, H, W, 3).
 
@@ -232,7 +234,8 @@ def strip(config: GenerateConfig, truth: RenderResult, views: Array, size: int) 
         views[nearest],
         fit_to_ball(read_mesh(asset), ASSET_RADIUS).render(c2w, float(np.deg2rad(table.fov)), size) if asset else grey,
     )
-    return np.concatenate([thumbnails(images, size) for images in forms])
+    smallest = min(size, *(len(images[0]) for images in forms))
+    return np.concatenate([thumbnails(images, smallest) for images in forms])
 
 
 def true_turntable(case: Case, generate: GenerateConfig, seed: int, number: int) -> RenderResult:
