@@ -17,7 +17,7 @@ from threedgen.guidance.mvadapter.form import Form
 from threedgen.guidance.mvadapter.model import MVAdapter
 from threedgen.guidance.mvadapter.network import AdaptedUNet
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
-from threedgen.systems.train_prior.system import multiview_model
+from threedgen.systems.train.prior.networks import multiview_model
 
 from .mvdiffusion_sides import peak_bytes, reset_peak
 from .table import Row, Table

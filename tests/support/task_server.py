@@ -62,7 +62,6 @@ TINY_BASE = {
         "crop": 16,
         "batch": 3,
         "max_steps": 6,
-        "bf16": False,
     },
     "decoder": {"max_steps": 4},
     "network": {
@@ -74,7 +73,7 @@ TINY_BASE = {
         "text_layers": 1,
         "text_heads": 2,
     },
-    "words": {"max_steps": 5, "batch": 4, "fresh": 2, "pictures": 12, "bf16": False},
+    "words": {"max_steps": 5, "batch": 4, "fresh": 2, "pictures": 12},
     "training": {
         "batch": 4,
         "fresh": 2,
@@ -90,7 +89,7 @@ TINY_PRIOR = {
     "task": "train-prior",
     "threads": 1,
     "start": "base",
-    "coarse": {"max_steps": 4, "batch": 4, "fresh": 2, "first": 8, "pictures": 16, "bf16": False},
+    "coarse": {"max_steps": 4, "batch": 4, "fresh": 2, "first": 8, "pictures": 16},
     "training": TINY_BASE["training"] | {"n_view": 2, "two_d": 0.5},
     "trainer": TINY_BASE["trainer"],
     "checkpoint": TINY_BASE["checkpoint"],
@@ -171,18 +170,16 @@ def child(
     from threedgen.systems.dreambooth.system import DreamBoothSystem
     from threedgen.systems.generate.system import GenerateSystem
     from threedgen.systems.novel_view.system import PairSystem
-    from threedgen.systems.train_matte.task import MatteSystem
-    from threedgen.systems.train_mvadapter.system import AdapterSystem
-    from threedgen.systems.train_mvdiffusion.system import SingleViewSystem, ViewsSystem
-    from threedgen.systems.train_prior.autoencoder import AutoencoderSystem, DecoderSystem
-    from threedgen.systems.train_prior.coarse import CoarseSystem
-    from threedgen.systems.train_prior.system import DiffusionSystem
-    from threedgen.systems.train_prior.words import WordsSystem
+    from threedgen.systems.train.denoising import DenoisingSystem
+    from threedgen.systems.train.matte import MatteSystem
+    from threedgen.systems.train.prior.autoencoder import AutoencoderSystem, DecoderSystem
+    from threedgen.systems.train.prior.coarse_predictor import CoarseSystem
+    from threedgen.systems.train.prior.system import PriorSystem
+    from threedgen.systems.train.prior.text_encoder import TextEncoderSystem
 
     now = {"step": -1}
-    toybox = (AutoencoderSystem, DecoderSystem, WordsSystem, CoarseSystem, DiffusionSystem)
-    views = (SingleViewSystem, ViewsSystem, AdapterSystem, MatteSystem)
-    for system in (*toybox, *views, GenerateSystem, PairSystem, DreamBoothSystem):
+    stages = (AutoencoderSystem, DecoderSystem, TextEncoderSystem, CoarseSystem, MatteSystem)
+    for system in (*stages, DenoisingSystem, PriorSystem, DreamBoothSystem, GenerateSystem, PairSystem):
 
         def step(self: Any, batch: int, index: int, real: Any = system.training_step) -> Any:
             now["step"] = batch
@@ -272,8 +269,8 @@ def serve() -> None:
     import threedgen.systems.generate.optimise  # noqa: F401  what every child needs
     import threedgen.systems.generate.task
     import threedgen.systems.novel_view.task
-    import threedgen.systems.train_mvdiffusion.task
-    import threedgen.systems.train_prior.task  # noqa: F401
+    import threedgen.systems.train.mvdiffusion
+    import threedgen.systems.train.prior.task  # noqa: F401
 
     torch.set_num_threads(1)
     _load_kernels()

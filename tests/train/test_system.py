@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from threedgen.config.sections import LearningConfig
+from threedgen.systems.train.options import DenoisingConfig
 from threedgen.train.muon import Muon
 from threedgen.train.system import System, stratified_uniform
 
@@ -20,7 +20,7 @@ def test_stratified_uniform_has_one_sample_per_interval(count: int) -> None:
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("muon", Muon)])
 def test_system_builds_the_optimizer_of_the_config(name: str, kind: type[torch.optim.Optimizer]) -> None:
     values = {"optimizer": name, "betas": (0.8, 0.999), "weight_decay": 0.1, "learning_rate": {"0": 0.0, "10": 2e-3}}
-    options = LearningConfig(batch=1, fresh=0, **values)
+    options = DenoisingConfig(batch=1, fresh=0, first=1, **values)
     system = System(options, seed=0, max_steps=10)
     system.options, system.net = options, torch.nn.Linear(2, 2)
     result = system.configure_optimizers()

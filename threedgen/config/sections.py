@@ -6,16 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
-from threedgen.config import Config, ConfigError, Scheduled
+from threedgen.config import Config, ConfigError
 
 Pair = tuple[float, float]
 BETAS = (0.9, 0.98)
 """Decay rates of AdamW's moments; the second one is below the usual 0.999."""
-Average = Annotated[
-    float, Field(ge=0, lt=1, description="decay of the moving average of the weights that is saved; 0: no average")
-]
 
 
 def _within(low: float, high: float, open_ends: bool = False) -> Callable[[Pair], Pair]:
@@ -131,26 +128,6 @@ class CheckpointConfig(Config):
 
     seconds: float = Field(30.0, ge=0, description="seconds between two checkpoints")
     keep: int = Field(2, ge=1, le=100, description="number of checkpoints to keep, including the newest")
-
-
-class LearningConfig(Config):
-    """Training of a network on data that is generated meanwhile."""
-
-    batch: int = Field(ge=1, description="samples per step")
-    fresh: int = Field(ge=0, description="number of them that are new in each step")
-    optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon needs fewer steps, each of which is slower")
-    learning_rate: Scheduled
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = Field(
-        BETAS, description="of AdamW, also for the parameters that Muon leaves to it"
-    )
-    weight_decay: float = Field(0.01, ge=0, description="weight decay of the optimiser")
-    ema: Average = 0.0
-
-    @model_validator(mode="after")
-    def _room(self) -> Self:
-        if self.fresh > self.batch:
-            raise ValueError(f"fresh {self.fresh} should not exceed batch {self.batch}")
-        return self
 
 
 class TaskConfig(Config):

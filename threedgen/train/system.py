@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from threedgen.config import Config, at, dump
@@ -121,12 +122,12 @@ class System(pl.LightningModule):
 
     def adamw(
         self, parameters: Iterable[Any], *rates: Any, weight_decay: float = 0.0, betas: tuple[float, float] = BETAS
-    ) -> dict[str, Any]:
+    ) -> OptimizerLRSchedulerConfig:
         """Return AdamW on parameters or parameter groups, with learning rates as for `scheduled`."""
         optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=betas, weight_decay=weight_decay, fused=True)
         return self.scheduled(optimizer, *rates)
 
-    def scheduled(self, optimizer: torch.optim.Optimizer, *rates: Any) -> dict[str, Any]:
+    def scheduled(self, optimizer: torch.optim.Optimizer, *rates: Any) -> OptimizerLRSchedulerConfig:
         """Return the result of configure_optimizers for an optimizer and learning rate schedules.
 
         Args:
@@ -193,10 +194,10 @@ class EMA(torch.nn.Module):
 
 
 class AveragedSystem(System):
-    """System whose result is `average`, the moving average of the weights of one network."""
+    """System whose result is `average`, the moving average of the weights of one network, if it keeps one."""
 
     average: EMA
-    averaged: torch.nn.Module
+    averaged: torch.nn.Module | None = None
 
     def keep_average(self, network: torch.nn.Module, decay: float) -> None:
         """Start the average of a trained network."""
@@ -205,7 +206,12 @@ class AveragedSystem(System):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
-        self.average.update(self.averaged, self.global_step)
+        if self.averaged is not None:
+            self.average.update(self.averaged, self.global_step)
+
+    def average_applied(self) -> AbstractContextManager[None]:
+        """Return a context with the averaged weights in the network; without an average its own."""
+        return nullcontext() if self.averaged is None else self.average.applied(self.averaged)
 
 
 def stratified_uniform(count: int, rng: torch.Generator) -> Tensor:

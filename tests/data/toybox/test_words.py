@@ -11,7 +11,7 @@ from threedgen.data.toybox.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, WO
 from threedgen.data.toybox.words import END, PAD, START, UNKNOWN, train_tokenizer
 from threedgen.data.toybox.world import Toybox
 from threedgen.guidance.weights.tokens import read_tokenizer, token_ids, tokens_cut, unknown_words
-from threedgen.systems.train_prior.options import NetworkConfig
+from threedgen.systems.train.prior.options import NetworkConfig
 
 LENGTH = NetworkConfig().max_tokens
 

@@ -1,4 +1,4 @@
-"""Training of novel-view models: the loss, the gap test, what a run leaves, and runs that are killed."""
+"""Training of novel-view models: the loss, the gap test and the results of a run."""
 
 from __future__ import annotations
 
@@ -12,21 +12,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.errors import refused
 from tests.support.marks import unix
 from tests.support.task_server import (
     TINY_THREEDIM,
-    assert_killed_ends_the_same,
     assert_same,
     finished_run,
     server,
     weights,
-    write_config,
 )
 from tests.support.tiny_prior import tiny_coarse, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from tests.support.tiny_threedim import inputs, tiny_network
+from tests.support.tiny_trainings import threedim_command
 from tests.support.toy_run import log
-from threedgen import config as configs
-from threedgen.config import ConfigError
 from threedgen.data.srn.make import Job, scene
 from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
 from threedgen.data.srn.pairs import ArchiveScenes, PairBank, ToyboxScenes
@@ -39,15 +37,10 @@ from threedgen.run.metrics import read_summary
 from threedgen.systems.novel_view import task as train
 from threedgen.systems.novel_view.gap import Pairs, gap_test, write_gaps
 from threedgen.systems.novel_view.options import TrainThreeDiMConfig
-from threedgen.systems.novel_view.system import PairSystem, pair_loss, rate_share
+from threedgen.systems.novel_view.system import PairSystem, pair_loss, rate_factor
 
 STEPS = TINY_THREEDIM["trainer"]["max_steps"]
 LEVELS = (0.5, 0.05)
-
-
-def command(folder: Path, *overrides: str) -> list[str]:
-    path = write_config(folder / "tiny.yaml", TINY_THREEDIM)
-    return ["--config", str(path), "out=run", "trainer.log_every_n_steps=1", *overrides]
 
 
 def checked(out: Path, **sections: Any) -> TrainThreeDiMConfig:
@@ -85,7 +78,7 @@ def equal_pairs(count: int = 6) -> Pairs:
     return Pairs(x, x, some.c2w, some.K)
 
 
-def test_the_gap_of_a_model_that_ignores_its_condition_is_zero() -> None:
+def test_gap_of_a_model_that_ignores_its_condition_is_zero() -> None:
     for gap in gap_test(Copycat(looks=False), equal_pairs(), LEVELS, torch.Generator().manual_seed(0)):
         assert gap.gap == 0 and 0 < gap.true < 30
     for gap in gap_test(Copycat(looks=True), equal_pairs(), LEVELS, torch.Generator().manual_seed(0)):
@@ -99,7 +92,7 @@ def test_conditions_are_shuffled_within_their_kind() -> None:
     assert torch.equal(true, pairs.x) and torch.equal(shuffled, pairs.x[[2, 3, 4, 5, 0, 1]])
 
 
-def test_the_loss_is_that_of_the_prediction_and_a_dropped_condition_is_noise() -> None:
+def test_loss_is_that_of_the_prediction_and_dropped_conditions_are_noise() -> None:
     model, pairs = Copycat(looks=True), equal_pairs(4)
     gen = torch.Generator().manual_seed(0)
     noise, blank = torch.randn(2, *pairs.x.shape, generator=gen)
@@ -115,13 +108,13 @@ def test_the_loss_is_that_of_the_prediction_and_a_dropped_condition_is_noise() -
     assert torch.allclose(found, (out - wanted).square().mean())
 
 
-def test_the_rate_rises_over_examples_and_falls_at_the_end() -> None:
-    share = rate_share(warmup=4, decay=0.5, max_steps=20)
+def test_learning_rate_rises_and_falls_at_the_end() -> None:
+    share = rate_factor(warmup=4, decay=0.5, max_steps=20)
     assert [share(step) for step in (0, 1, 3, 9, 10, 15, 20)] == [0.25, 0.5, 1, 1, 1, 0.5, 0]
-    assert rate_share(0, 0, 20)(0) == rate_share(0, 0, 20)(19) == 1
+    assert rate_factor(0, 0, 20)(0) == rate_factor(0, 0, 20)(19) == 1
 
 
-def test_lines_of_the_gap_table_that_a_killed_run_left_are_dropped(tmp_path: Path) -> None:
+def test_gap_rows_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     gaps = gap_test(Copycat(looks=False), equal_pairs(), LEVELS, torch.Generator().manual_seed(0))
     for step in (5, 10, 15, 10):
         write_gaps(tmp_path / "gap.csv", step, gaps)
@@ -151,7 +144,7 @@ def test_near_pairs_are_of_neighbouring_cameras(tmp_path: Path) -> None:
     assert close[0.5] == pytest.approx((close[0.0] + 1) / 2, abs=0.1)
 
 
-def test_an_archive_and_the_toybox_give_the_same_pairs_and_a_cache_is_only_a_cache(tmp_path: Path) -> None:
+def test_archive_and_toybox_give_the_same_pairs_and_the_cache_is_reused(tmp_path: Path) -> None:
     box = ToyboxScenes(ToyboxPairsConfig(families=("cars",), scenes=4, views=5, held_out=2), 16, seed=3)
     for number in range(4):
         job = Job("cars", "train", number)
@@ -170,7 +163,7 @@ def test_an_archive_and_the_toybox_give_the_same_pairs_and_a_cache_is_only_a_cac
     assert not again.cache.missing_blocks([0, 1]) and again.cache.missing_blocks([2]) == [2]
     for a, b in zip(one, again.pairs(chosen, np.random.default_rng(0)), strict=True):
         assert torch.equal(a, b)
-    with pytest.raises(ConfigError, match="4 scenes, too few to hold out 4"):
+    with refused(None, "4 scenes", 4):
         PairBank(tmp_path / "c", box, 16, 4)
 
 
@@ -178,7 +171,7 @@ def test_an_archive_and_the_toybox_give_the_same_pairs_and_a_cache_is_only_a_cac
 
 
 def undisturbed() -> Path:
-    return finished_run(command)
+    return finished_run(threedim_command)
 
 
 def logged(run: Path) -> list[dict[str, str]]:
@@ -194,7 +187,7 @@ def assert_same_lines(run: Path) -> None:
 
 
 @unix
-def test_a_run_leaves_a_model_a_table_of_gaps_and_a_sheet() -> None:
+def test_run_leaves_a_model_gaps_and_a_sheet() -> None:
     run = undisturbed()
     assert read_summary(run)["status"] == "finished" and read_summary(run)["steps"] == STEPS
     model, cameras = folder.load(str(run / "model"))
@@ -211,16 +204,9 @@ def test_a_run_leaves_a_model_a_table_of_gaps_and_a_sheet() -> None:
 
 
 @unix
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    kills = [(3, "Pair", ""), (7, "Pair", "")]
-    assert_killed_ends_the_same(tmp_path, command, kills, ("model/SHA256SUMS", "samples.png"))
-    assert_same_lines(tmp_path / "run")
-
-
-@unix
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_that_was_stopped_logs_the_same(tmp_path: Path, number: int, code: int) -> None:
-    words, run = command(tmp_path), tmp_path / "run"
+def test_stopped_run_logs_the_same(tmp_path: Path, number: int, code: int) -> None:
+    words, run = threedim_command(tmp_path), tmp_path / "run"
     assert server().signalled(tmp_path, number, words=words, hold_at=7, hold_in="Pair") == code, log(tmp_path)
     assert code == 143 or "\n8,0.5," in (run / "gap.csv").read_text()
     assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
@@ -228,7 +214,7 @@ def test_a_run_that_was_stopped_logs_the_same(tmp_path: Path, number: int, code:
 
 
 @pytest.mark.parametrize("regression", [False, True])
-def test_it_learns(tmp_path: Path, regression: bool) -> None:
+def test_loss_falls(tmp_path: Path, regression: bool) -> None:
     """On two scenes the loss comes below that of a model that knows nothing."""
     network = TINY_THREEDIM["model"]["network"] | {"dropout": 0.0, "channels": 16}
     network |= {"prediction": "sample" if regression else "v_prediction"}
@@ -246,7 +232,7 @@ def test_it_learns(tmp_path: Path, regression: bool) -> None:
     assert len(lines) == (1 if regression else 2)
 
 
-def test_training_goes_on_from_a_trained_network_of_the_same_sizes(tmp_path: Path) -> None:
+def test_training_starts_from_a_trained_network_of_the_same_sizes(tmp_path: Path) -> None:
     network, start = TINY_THREEDIM["model"]["network"], str(undisturbed() / "model")
     model = {"name": "pixels", "start": start, "network": network}
     shut = TINY_THREEDIM["training"] | {"learning_rate": 1e-12}
@@ -255,7 +241,7 @@ def test_training_goes_on_from_a_trained_network_of_the_same_sizes(tmp_path: Pat
     found, before = (folder.load(place)[0].state_dict() for place in (str(tmp_path / "model"), start))
     assert_same(dict(found), dict(before))
     other = model | {"network": network | {"channels": 2 * network["channels"]}}
-    with pytest.raises(ConfigError, match="model.network.channels: .* but the network of model.start has"):
+    with refused("model.network.channels", network["channels"]):
         train.build(checked(tmp_path, model=other))
 
 
@@ -266,7 +252,7 @@ def coarse_pairs() -> LatentPairs:
     return LatentPairs(MVDream(unet, tiny_vae(), tiny_text_encoder(), word_tokenizer(), coarse=tiny_coarse()))
 
 
-def test_the_unet_of_a_prior_is_trained_in_its_latents(tmp_path: Path) -> None:
+def test_unet_of_a_prior_is_trained_on_its_latents(tmp_path: Path) -> None:
     model = coarse_pairs()
     model.prior.save(tmp_path / "prior")
     before = {name: value.clone() for name, value in MVDream.load(str(tmp_path / "prior")).vae.state_dict().items()}
@@ -285,7 +271,7 @@ def test_the_unet_of_a_prior_is_trained_in_its_latents(tmp_path: Path) -> None:
     assert all(name.startswith(("model.unet.", "average./unet/")) for name in weights(tmp_path / "run"))
 
 
-def test_half_lives_and_warm_ups_count_examples(tmp_path: Path) -> None:
+def test_half_life_and_warm_up_count_examples(tmp_path: Path) -> None:
     config = checked(tmp_path)
     system = PairSystem(config, train.build(config), train.bank(config, train.build(config), tmp_path / "bank"))
 
@@ -299,27 +285,3 @@ def test_half_lives_and_warm_ups_count_examples(tmp_path: Path) -> None:
     optimizer = system.configure_optimizers()["optimizer"]
     assert optimizer.defaults["betas"] == (0.9, 0.99)
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2)  # 16 examples are less than a step
-
-
-@pytest.mark.parametrize(
-    ("config", "words", "said"),
-    [
-        ("train-threedim-toybox", ["training.regression=true"], "belong together"),
-        ("train-threedim-toybox", ["model.network.image_size=[16,32]"], "square"),
-        ("train-threedim-toybox", ["data.held_out=5000"], "held_out 5000 should be less than scenes"),
-        ("train-threedim-toybox", ["data.held_out=2"], "at least 2 of each"),
-        ("train-threedim-toybox", ["model.start=/nowhere"], "model.start: there is no file or folder"),
-        ("threedim-latent-toybox", ["model.start=/nowhere"], "start: there is no file or folder"),
-        ("threedim-srn-cars", ["data.path=/nowhere"], "data.path: there is no folder '/nowhere'"),
-    ],
-)
-def test_mistakes_are_said_in_a_sentence(config: str, words: list[str], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
-        configs.load(config, words).check()
-
-
-def test_the_shipped_configs_are_whole() -> None:
-    paper = configs.load("threedim-srn-cars")
-    assert (paper.model.network.channels, paper.model.network.size) == (256, (128, 128))
-    assert paper.training.batch * paper.trainer.accumulate_grad_batches == 128
-    assert configs.load("threedim-latent-toybox").model.start == "toybox-prior"

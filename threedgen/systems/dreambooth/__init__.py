@@ -1,1 +1,1 @@
-"""One subject from a handful of photos: MVDreamBooth (arXiv 2308.16512)."""
+"""MVDreamBooth (arXiv 2308.16512): train a multi-view prior on photos of one subject."""

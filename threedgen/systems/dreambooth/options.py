@@ -1,8 +1,8 @@
-"""Config models of MVDreamBooth (no torch here)."""
+"""Config model of mvdreambooth (no torch)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -11,77 +11,75 @@ from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, TrainerConfig
 from threedgen.run.prompts import normalise_prompt, remove_words
 from threedgen.systems.prompted import PromptedConfig
+from threedgen.systems.train.options import Guidance, SheetSteps, default_trainer
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
 
 
 class LoRAConfig(Config):
-    """Low-rank terms on the attention of the UNet (arXiv 2106.09685)."""
+    """LoRA on the attention of the UNet (arXiv 2106.09685)."""
 
-    rank: int = Field(8, ge=1, le=512, description="rank of each term")
-    alpha: float = Field(8.0, gt=0, description="its weight times the rank")
+    rank: int = Field(8, ge=1, le=512, description="rank of each LoRA layer")
+    alpha: float = Field(8.0, gt=0, description="scale of the LoRA output times the rank")
 
 
 class TuningConfig(Config):
-    """What moves, how fast, and what keeps the prior from forgetting its other subjects."""
+    """Training and prior preservation."""
 
     preservation: Literal["l1", "l2", "images", "lora", "none"] = Field(
         "l1",
-        description="against forgetting: mean distance of the weights to the base's, l1 (MVDream) or l2 (squared); "
-        "images of the class that the base drew (DreamBooth); lora, only low-rank terms learn; none",
+        description="prior preservation: l1 (MVDream) or l2 distance of the weights; class images (DreamBooth); LoRA",
     )
-    weight: float = Field(1.0, ge=0, description="of the preservation term, lambda")
-    batch: int = Field(4, ge=1, le=256, description="pictures in a step")
-    learning_rate: Scheduled = Field({"0%": 0.0, "5%": 1e-4}, ge=0, description="of the UNet")
+    weight: float = Field(1.0, ge=0, description="weight of the preservation loss")
+    batch: int = Field(4, ge=1, le=256, description="photos per step")
+    learning_rate: Scheduled = Field({"0%": 0.0, "5%": 1e-4}, ge=0, description="learning rate of the UNet")
     word_learning_rate: Scheduled = Field(
-        0.0, ge=0, description="of the identifier's row in the text encoder; 0: stays"
+        0.0, ge=0, description="learning rate of the identifier's embedding; 0: frozen"
     )
-    like: str = Field("", description="words whose mean the identifier starts from; empty: that of all words")
-    augment: float = Field(1.0, ge=0, le=2, description="strength of zooms, moves and changes of brightness; 0: none")
-    class_images: int = Field(16, ge=1, le=1000, description="pictures of the class, for preservation=images")
+    like: str = Field("", description="words whose mean embedding the identifier starts from; empty: all words")
+    augment: float = Field(1.0, ge=0, le=2, description="strength of random zoom, translation and brightness")
+    class_images: int = Field(16, ge=1, le=1000, description="class images, for preservation=images")
     class_prompts: tuple[str, ...] = Field(
-        ("{class}",), min_length=1, description="what they show, in turn; {class} is the prompt without the identifier"
+        ("{class}",), min_length=1, description="their prompts; {class} is the prompt without the identifier"
     )
-    class_steps: int = Field(30, ge=1, le=1000, description="DDIM steps of these")
-    class_guidance: float = Field(5.0, ge=0, description="their guidance scale")
+    class_steps: int = Field(30, ge=1, le=1000, description="DDIM steps of class images")
+    class_guidance: float = Field(5.0, ge=0, description="guidance scale of class images")
     lora: LoRAConfig = LoRAConfig()
 
 
 class SheetConfig(Config):
-    """The four views of the subject beside those of its class that are drawn every trainer.val_check_interval steps."""
+    """Sample sheet: four views of the subject and of its class."""
 
-    steps: int = Field(25, ge=1, le=1000, description="DDIM steps")
-    guidance_scale: float = Field(5.0, ge=0)
-    elevation: float = Field(15.0, ge=-90, le=90, description="degrees")
-    azimuth: float = Field(20.0, ge=-360, le=360, description="degrees, of the first view; 0 is the front")
+    steps: SheetSteps = 25
+    guidance_scale: Guidance = 5.0
 
 
 class MVDreamBoothConfig(PromptedConfig):
-    """Teach a multi-view prior one subject from a few photos."""
+    """Train a multi-view prior on a few photos of one subject."""
 
-    photos: Paths = Field((), description="a folder, or files, with 2 to 100 photos of one subject; 4 to 6 are usual")
-    fill: float = Field(0.75, gt=0.1, le=1, description="how much of a picture's side a subject fills that is cut out")
-    prompt: str = Field("", description="what the photos show, such as 'a [v] dog', the identifier in it")
-    identifier: str = Field("[v]", min_length=1, max_length=32, pattern=r"^\S+$", description="the subject's name")
+    photos: Paths = Field((), description="folder or files of 2 to 100 photos of one subject; usually 4 to 6")
+    fill: float = Field(0.75, gt=0.1, le=1, description="share of the image side that a cut-out subject fills")
+    prompt: str = Field("", description="caption of the photos with the identifier, such as 'a [v] dog'")
+    identifier: str = Field("[v]", min_length=1, max_length=32, pattern=r"^\S+$", description="word for the subject")
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = Field(
-        {}, description="the base that is tuned"
+        {}, description="prior that is trained"
     )
     tuning: TuningConfig = TuningConfig()
     sheet: SheetConfig = SheetConfig()
-    trainer: TrainerConfig = TrainerConfig(max_steps=400, gradient_clip_val=1.0, val_check_interval=100)
+    trainer: TrainerConfig = default_trainer(400, val_check_interval=100)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
 
     @model_validator(mode="after")
-    def _tunable(self) -> MVDreamBoothConfig:
+    def _check_prior(self) -> Self:
         if self.prior.personalisation is not None:
-            raise ValueError("prior.personalisation should be left out: a subject is learnt from the base itself")
+            raise ValueError("prior.personalisation should be removed: training starts from the base weights")
         if self.prior.dtype == "fp16":
-            raise ValueError("prior.dtype should be auto, bf16 or fp32: gradients would vanish in fp16")
+            raise ValueError("prior.dtype should be auto, bf16 or fp32: gradients would underflow in fp16")
         return self
 
     @property
     def class_prompts(self) -> list[str]:
-        """What pictures of the class are drawn of: no more prompts than pictures."""
+        """Prompts of the class images, at most one per image."""
         texts = self.tuning.class_prompts[: self.tuning.class_images]
         return [text.replace("{class}", self.class_prompt) for text in texts]
 
@@ -94,11 +92,11 @@ class MVDreamBoothConfig(PromptedConfig):
         from threedgen.data.photos import find
 
         if not self.prompt.strip():
-            raise ConfigError('is empty; say what the photos show, such as prompt="a [v] dog"', "prompt")
+            raise ConfigError('is empty; describe the photos, such as prompt="a [v] dog"', "prompt")
         normalise_prompt(self.prompt)
         if not self.class_prompt:
             example = f'"a {self.identifier} dog"'
-            raise ConfigError(f"should also say of what kind the subject is, such as {example}", "prompt")
+            raise ConfigError(f"should also name the class of the subject, such as {example}", "prompt")
         find(self.photos)
         super().check()
         self.check_prompt()

@@ -1,4 +1,7 @@
-"""Learning a novel-view model from pairs of views (3DiM, sections 2.1 and 7.2)."""
+"""Training of a novel-view model on pairs of views (3DiM, sections 2.1 and 7.2).
+
+Its noise levels are continuous log-SNRs, so it is a sibling of the denoising trainings, not one of them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -16,6 +20,7 @@ from threedgen.guidance.threedim import folder as folders
 from threedgen.guidance.threedim.logsnr import LOGSNR_MIN, add_noise, logsnr_cosine, target
 from threedgen.guidance.threedim.options import CamerasConfig
 from threedgen.guidance.threedim.sampler import ViewModel
+from threedgen.run.arrays import Array
 from threedgen.run.dtypes import autocast_bf16
 from threedgen.train.system import AveragedSystem, stratified_uniform
 
@@ -23,14 +28,17 @@ from .gap import Pairs, gap_test, write_gaps, write_sheet
 from .options import TrainThreeDiMConfig
 
 BETAS = (0.9, 0.99)
-SHOWN = 0.05
-"""The level nearest to this is the one whose gap is shown while training."""
+LOGGED_LEVEL = 0.05
+"""alpha_bar near which the gap is logged."""
 
 
 def pair_loss(model: ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, noise: Tensor, blank: Tensor) -> Tensor:
-    """Mean squared error of what the network predicts for x0 at the noise levels ``logsnr`` (B,).
+    """Return the mean squared error of the network's prediction for noisy targets.
 
-    ``noise`` is that of the targets. Where ``keep`` (B,) bool is False the condition is ``blank``, pure noise.
+    Args:
+        logsnr: noise levels (B,).
+        keep: (B,) bool; where False the condition is replaced by `blank`, pure noise.
+        noise: noise of the targets, like `pairs.x0`.
     """
     x = torch.where(keep[:, None, None, None], pairs.x, blank)
     z = add_noise(pairs.x0, noise, logsnr)
@@ -39,7 +47,7 @@ def pair_loss(model: ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, nois
 
 
 class PairSystem(AveragedSystem):
-    """A model with its running average. The bank, and what is frozen around a model, is in no checkpoint."""
+    """Training of a model and its weight average. Frozen networks around the model are in no checkpoint."""
 
     stage = "novel views"
 
@@ -51,7 +59,7 @@ class PairSystem(AveragedSystem):
 
     @property
     def examples(self) -> int:
-        """Pairs in an optimisation step, on all devices."""
+        """Pairs per optimisation step, over all devices."""
         return self.options.batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def setup(self, stage: str) -> None:
@@ -60,7 +68,7 @@ class PairSystem(AveragedSystem):
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o = int(batch), self.options
         rng, gen = self.numpy_rng(step, "pairs"), self.rng(step, "diffusion")
-        pairs = self.pairs(rng.integers(0, self.bank.train, o.batch), rng, o.near)
+        pairs = self.load_pairs(rng.integers(0, self.bank.train, o.batch), rng, o.near)
         if o.regression:
             logsnr = torch.full((o.batch,), LOGSNR_MIN)
         else:
@@ -70,9 +78,9 @@ class PairSystem(AveragedSystem):
         with self.autocast():
             return pair_loss(self.model, pairs, logsnr.to(self.device), keep.to(self.device), noise, blank)
 
-    def pairs(self, chosen: np.ndarray, rng: np.random.Generator, near: float = 0.0) -> Pairs:
-        """A pair of each scene, in the form that the model wants."""
-        x, y, c2w, K = self.bank.pairs(chosen, rng, near)
+    def load_pairs(self, scenes: Array, rng: np.random.Generator, near: float = 0.0) -> Pairs:
+        """Return a pair of views of each scene, encoded for the model. `near`: share of neighbouring cameras."""
+        x, y, c2w, K = self.bank.pairs(scenes, rng, near)
         if self.bank.encode is None:
             x, y = self.model.encode_images(x), self.model.encode_images(y)
         return Pairs(x, y, c2w, K).to(self.device)
@@ -80,24 +88,23 @@ class PairSystem(AveragedSystem):
     def autocast(self) -> torch.autocast:
         return autocast_bf16(self.device, self.options.bf16)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         o, parameters = self.options, self.model.parameters()
-        decay = o.weight_decay
-        optimizer = torch.optim.AdamW(parameters, lr=o.learning_rate, betas=BETAS, weight_decay=decay, fused=True)
-        return self.scheduled(optimizer, rate_share(o.warmup / self.examples, o.decay, self.max_steps))
+        optimizer = torch.optim.AdamW(parameters, lr=o.learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
+        return self.scheduled(optimizer, rate_factor(o.warmup / self.examples, o.decay, self.max_steps))
 
     def validate(self, step: int, folder: Path) -> None:
-        """Of the averaged weights: the gap test, the folder of the model, the sheet of samples."""
+        """Write the gap test, the folder and the sample sheet of the averaged weights."""
         o, bank = self.options, self.bank
         levels = (float(torch.tensor(LOGSNR_MIN).double().sigmoid()),) if o.regression else o.gap_levels
         count = bank.held_out // bank.source.n_families * bank.source.n_families
         held_out = np.arange(bank.train, bank.train + count)  # one pair of each scene, always the same
         with self.average.applied(self.model):
             with self.autocast():
-                pairs = self.pairs(held_out, self.numpy_rng(0, "held-out pairs"))
+                pairs = self.load_pairs(held_out, self.numpy_rng(0, "held-out pairs"))
                 gaps = gap_test(self.model, pairs, levels, self.rng(0, "gap test"), bank.source.n_families)
             write_gaps(folder / "gap.csv", step, gaps)
-            one = min(gaps, key=lambda gap: abs(gap.alpha_bar - SHOWN))
+            one = min(gaps, key=lambda gap: abs(gap.alpha_bar - LOGGED_LEVEL))
             self.metrics = {"gap": one.gap, "psnr_true": one.true, "psnr_shuffled": one.shuffled}
             folders.save(self.model, folder / "model", cameras(bank))
             if o.sheet_scenes:
@@ -108,26 +115,25 @@ class PairSystem(AveragedSystem):
         write_gaps(folder / "gap.csv", step, ())
 
 
-def rate_share(warmup: float, decay: float, max_steps: int) -> Callable[[int], float]:
-    """Step -> share of the learning rate: rises over ``warmup`` steps, falls over the last share ``decay``."""
+def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], float]:
+    """Return the factor on the learning rate by step: rises over `warmup` steps, falls over the last share `decay`."""
 
-    def share(step: int) -> float:
+    def factor(step: int) -> float:
         rise = min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
         left = (max_steps - step) / (decay * max_steps) if decay > 0 else 1.0
         return min(rise, max(0.0, left))
 
-    return share
+    return factor
 
 
 def cameras(bank: PairBank, scenes: int = 16) -> CamerasConfig:
-    """The cameras of some held-out scenes, which stand for all."""
+    """Return the ranges of the cameras of some held-out scenes."""
     views = bank.source.views
-    some = range(bank.train, bank.train + min(scenes, bank.held_out))
-    chosen, places = np.repeat(np.array(some), views), np.tile(np.arange(views), len(some))
-    _, pose, K = bank.views(chosen, places)
-    place = pose[:, :3, 3]
-    distance = place.norm(dim=-1)
-    elevation = torch.rad2deg(torch.asin((place[:, 2] / distance.clamp(min=1e-9)).clamp(-1, 1)))
+    held_out = np.arange(bank.train, bank.train + min(scenes, bank.held_out))
+    _, pose, K = bank.views(np.repeat(held_out, views), np.tile(np.arange(views), len(held_out)))
+    position = pose[:, :3, 3]
+    distance = position.norm(dim=-1)
+    elevation = torch.rad2deg(torch.asin((position[:, 2] / distance.clamp(min=1e-9)).clamp(-1, 1)))
     low, high = float(elevation.min()), float(elevation.max())
     near, far = float(distance.min()), float(distance.max())
     size = bank.size

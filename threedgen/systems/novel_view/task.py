@@ -1,17 +1,16 @@
-"""The task "train-threedim": pairs of views -> a novel-view model, the folder that ``sampler.weights`` takes.
+"""The task train-threedim: train a novel-view model on pairs of views; its folder is for `sampler.weights`.
 
-RUN/bank/           cache of the views in the form that the model wants, safe to delete
+RUN/bank/           cache of (encoded) views, safe to delete
 RUN/checkpoints/
-RUN/gap.csv         the gap test by step and noise level: does the model look at its condition?
-RUN/samples.png     held-out scenes: the given view, sampled views, the true ones
-RUN/model/          the averaged weights so far
+RUN/gap.csv         gap test by step and noise level, see `gap.py`
+RUN/samples.png     held-out scenes: condition, sampled views and true views
+RUN/model/          averaged weights
 """
 
 from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from threedgen.config import ConfigError
 from threedgen.data.srn.pairs import PairBank, open_source
@@ -31,6 +30,7 @@ from .system import PairSystem
 
 
 def train(task: Task) -> Status:
+    """Train the model."""
     config: TrainThreeDiMConfig = task.config
     model = build(config)
     with writing(task.folder):
@@ -39,29 +39,29 @@ def train(task: Task) -> Status:
 
 
 def build(config: TrainThreeDiMConfig) -> XUNet | LatentPairs:
-    """A fresh network, one that was trained before, or the UNet of a prior. Raises ConfigError."""
+    """Build a new network, or load a trained one or the UNet of a prior. Raises ConfigError."""
     if isinstance(config.model, PixelsConfig):
         if config.model.start is not None:
-            return earlier(config.model.start, config.model.network)
+            return load_start(config.model.start, config.model.network)
         seed_networks(config.seed, "novel views")
         return XUNet(config.model.network)
     return LatentPairs(MVDream.load(config.model.start), config.model.poses)
 
 
-def earlier(weights: str, network: XUNetConfig) -> XUNet:
-    """A trained network to go on from. Raises ConfigError unless it is one on pixels, of the same form and sizes."""
+def load_start(weights: str, network: XUNetConfig) -> XUNet:
+    """Load a trained network. Raises ConfigError unless it is one on pixels with the options `network`."""
     model, _ = folders.load(weights)
     if not isinstance(model, XUNet):
-        raise ConfigError(f"{weights} works on latents, model.name=pixels on pixels", "model.start")
-    for name, asked in network:
+        raise ConfigError("is a model on latents; choose one on pixels", "model.start", weights)
+    for name, wanted in network:
         found = getattr(model.config, name)
-        if found != asked:
-            raise ConfigError(f"model.network.{name}: {asked}, but the network of model.start has {found}; set that")
+        if found != wanted:
+            raise ConfigError(f"should be {found}, as in model.start", f"model.network.{name}", wanted)
     return model
 
 
-def bank(config: TrainThreeDiMConfig, model: Any, folder: Path) -> PairBank:
-    """The views to train on, encoded if the model works on latents."""
+def bank(config: TrainThreeDiMConfig, model: XUNet | LatentPairs, folder: Path) -> PairBank:
+    """Return the bank of training views, encoded if the model works on latents."""
     size = model.image_size[0]
     source = open_source(config.data, size, config.seed)
     encoder = () if isinstance(model, XUNet) else (model.encode_images, f"VAE {digest(model.prior.vae)}")

@@ -1,0 +1,71 @@
+"""Noise levels and loss of a denoising step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from threedgen.config import Config
+from threedgen.guidance.schedule import Schedule
+from threedgen.systems.train.denoising import COMPANION_MAX, Batch, DenoisingSystem, view_timesteps
+from threedgen.systems.train.options import ViewNoiseConfig
+
+T, OBJECTS, VIEWS = 1000, 600, 4
+
+
+def sample(seed: int = 0, **shares: float) -> torch.Tensor:
+    t = view_timesteps(OBJECTS, VIEWS, T, 0.7, ViewNoiseConfig(**shares), torch.Generator().manual_seed(seed))
+    assert t.shape == (OBJECTS, VIEWS) and t.dtype == torch.int64 and 0 <= t.min() and t.max() < T
+    return t
+
+
+def test_all_levels_are_equal_by_default() -> None:
+    t = sample()
+    assert (t == t[:, :1]).all() and t[:, 0].float().mean() > T / 2  # a power below 1 favours noise
+
+
+def test_independent_levels_differ_between_views() -> None:
+    t = sample(independent=1.0)
+    assert ((t != t[:, :1]).sum(1) >= 2).float().mean() > 0.95
+
+
+def test_companions_have_little_noise_and_the_others_one_level() -> None:
+    t = sample(companions=1.0)
+    for row in t:
+        little = row < COMPANION_MAX * T
+        assert 1 <= little.sum() and row[~little].unique().numel() <= 1
+    assert (t.amin(1) < COMPANION_MAX * T).all() and (t.amax(1) > t.amin(1)).float().mean() > 0.95
+
+
+def test_shares_of_the_kinds() -> None:
+    t = sample(independent=0.2, companions=0.5)
+    equal = (t == t[:, :1]).all(1).float().mean()
+    assert 0.22 < equal < 0.38
+    assert torch.equal(t, sample(independent=0.2, companions=0.5)) and not torch.equal(t, sample(1, independent=0.2))
+
+
+def test_single_views_have_one_level_each() -> None:
+    options, rng = ViewNoiseConfig(independent=0.5, companions=0.5), torch.Generator().manual_seed(0)
+    assert view_timesteps(8, 1, T, 1.0, options, rng).shape == (8, 1)
+
+
+class Constant:
+    """A model whose output is `value`."""
+
+    schedule = Schedule.linear(T=T)
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def network(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return torch.full_like(x, self.value)
+
+
+def test_loss_weights_each_image() -> None:
+    system = DenoisingSystem(Config(), Constant(0.0), seed=0, max_steps=1)  # type: ignore[arg-type]
+    noise, t = torch.tensor([[[[1.0, 3.0]]], [[[2.0, 0.0]]]]), torch.tensor([3, 700])
+    batch = Batch(torch.zeros_like(noise), t, noise, torch.zeros(2, 1, 1))
+    assert system.denoising_loss(batch).item() == 3.5
+    assert system.denoising_loss(replace(batch, weights=torch.tensor([0.5, 2.0]))).item() == (0.5 * 5 + 2 * 2) / 2
+    assert system.denoising_loss(replace(batch, weights=torch.ones(2))).item() == 3.5

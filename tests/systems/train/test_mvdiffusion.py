@@ -1,0 +1,181 @@
+"""The task train-mvdiffusion: its stages, the blocks it leaves, and training from those of another run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.support.tiny_prior import cpu, tiny_unet
+from tests.support.tiny_trainings import TRAINER, scene_base, scene_config
+from threedgen import cli, config
+from threedgen.guidance.distillation.lora import LoRA
+from threedgen.guidance.mvdiffusion.difference import widened
+from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.systems.train import masks, mvdiffusion
+from threedgen.systems.train.mvdiffusion import ViewsSystem
+from threedgen.train.task import Task
+
+STEPS = int(str(TRAINER["max_steps"]))
+SLIM = ("training.slim=true", "training.sheet_scenes=0")
+STILL = ("trainer.max_steps=1", "training.learning_rate=0", "single_view.learning_rate=0")
+FROM_RUN = "blocks=run/blocks.safetensors"
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def load_base(folder: Path | str | None = None) -> MVDiffusion:
+    return MVDiffusion.load(str(folder or scene_base()), dtype="fp32")
+
+
+def train(path: Path, out: str, *words: str) -> dict[str, torch.Tensor]:
+    """Run a config in the folder `out`; return the tensors of its blocks."""
+    assert cli.main(["--config", str(path), f"out={out}", *words]) == 0
+    return load_file(f"{out}/blocks.safetensors")
+
+
+def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
+    """Assert that a command is refused with a key and values."""
+
+    def check(words: list[str], key: str, *values: str) -> None:
+        capsys.readouterr()
+        assert cli.main(words) == 2
+        err = capsys.readouterr().err
+        last = err.strip().splitlines()[-1]
+        assert last.startswith(f"{key}: ") and all(value in last for value in values) and "Traceback" not in err
+
+    return check
+
+
+@pytest.mark.parametrize(("variant", "half"), [("panorama", 0.0), ("outpaint", 0.5), ("depth", 0.5), ("depth", 0.0)])
+def test_run_leaves_the_additions_to_its_base(tmp_path: Path, variant: str, half: float) -> None:
+    slim = variant == "depth" and not half
+    words = ["training.sheet_scenes=7"] if variant == "depth" else []  # more than there are scenes
+    words += ["training.slim=true", "single_view.layers=all"] if slim else []
+    train(scene_config(tmp_path, variant), "run", f"training.half={half}", *words)
+    assert Path("run/latents-half").is_dir() == (half > 0) and Path("run/samples.png").is_file()
+    before, found = load_base(), load_base().with_blocks(Path("run/blocks.safetensors"))
+    extra = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}[variant]
+    assert found.extra == extra and found.multiview is not None
+    assert found.multiview.has_condition == (variant == "depth" and not slim)
+    expected = {"panorama": {"k", "neighbours"}, "outpaint": {"k", "neighbours", "mask"}, "depth": {"overlap"}}[variant]
+    assert set(found.trained_options) == expected | {"format"}
+    moved = [name for name, value in found.multiview.new_blocks["cp_blocks_mid"].named_parameters() if value.any()]
+    assert len(moved) > 5
+    x, t = torch.randn(1, 4, 8, 8, generator=cpu()), torch.tensor([300])
+    text = before.encode_prompt(["a red dog"])
+    with torch.no_grad():
+        assert not torch.allclose(found.denoise_views(x, t, text), before.denoise_views(x, t, text), atol=1e-4)
+
+
+def test_lora_of_the_first_stage_moves_to_the_device() -> None:
+    lora = LoRA(tiny_unet(), 2, cpu())
+    system: Any = object.__new__(ViewsSystem)
+    torch.nn.Module.__init__(system)
+    system.set_unregistered(model=SimpleNamespace(to=lambda device: None), lora=lora, _device=torch.device("meta"))
+    system.setup("fit")
+    assert {parameter.device.type for parameter in lora.parameters()} == {"meta"}
+
+
+def test_first_stage_is_optional(tmp_path: Path) -> None:
+    blocks = train(scene_config(tmp_path, "panorama", single_view=None), "run", "trainer.max_steps=2")
+    assert not any(".up" in name or ".down" in name for name in blocks if "lora" in name)
+
+
+def test_base_with_another_input_is_refused(tmp_path: Path, refused: Callable[..., None]) -> None:
+    model = load_base()
+    model.unet = widened(model.unet, 1)
+    model.save("deep")
+    refused(["--config", str(scene_config(tmp_path, "outpaint", start="deep")), "out=run"], "start", "depth", "mask")
+    assert not Path("run", "single-view").exists()
+
+
+def test_attention_starts_from_another_run(tmp_path: Path, refused: Callable[..., None]) -> None:
+    path = scene_config(tmp_path, "panorama", single_view=None)
+    first = train(path, "run", "trainer.max_steps=2")
+    second = train(scene_config(tmp_path, "outpaint"), "other", *STILL, FROM_RUN)
+    assert all(torch.equal(first[name], second[name]) for name in first if "cp_blocks_" in name)
+    deep = train(scene_config(tmp_path, "depth"), "deep", *STILL, FROM_RUN)
+    for name in (name for name in first if ".transformer." in name):
+        assert torch.equal(first[name], deep[name.replace(".transformer.", ".attn1.transformer.")])
+    save_file({name: tensor for name, tensor in first.items() if "norm2" not in name}, "damaged.safetensors")
+    path = scene_config(tmp_path, "panorama", single_view=None)
+    refused(["--config", str(path), "out=broken", *STILL[:2], "blocks=damaged.safetensors"], "blocks")
+
+
+@pytest.mark.parametrize("rank", ["2", "null"])
+def test_without_first_stage_all_weights_of_another_run_are_kept(
+    tmp_path: Path, rank: str, refused: Callable[..., None]
+) -> None:
+    path = scene_config(tmp_path, "depth")
+    words = [*SLIM, "training.optimizer=muon"]
+    first = train(path, "run", *words, f"single_view.rank={rank}")
+    words += ["single_view=null", FROM_RUN]
+    assert_same(first, train(path, "still", *STILL[:2], *words))
+    more = train(path, "more", *words)
+    trained = {name for name in first if "cp_blocks_" in name and not name.endswith(".freq_bands")}
+    assert {name for name in first if not torch.equal(first[name], more[name])} == trained
+    longer = train(path, "more", f"trainer.max_steps={STEPS + 2}", *words)
+    assert any(not torch.equal(more[name], longer[name]) for name in more)
+    refused(["--config", str(scene_config(tmp_path, "outpaint")), "out=other", *words], "blocks", "depth", "mask")
+
+
+def test_both_stages_start_from_a_run_of_the_same_variant(tmp_path: Path, refused: Callable[..., None]) -> None:
+    path = scene_config(tmp_path, "depth")
+    first = train(path, "run", *SLIM)
+    assert_same(first, train(path, "still", *SLIM, *STILL, FROM_RUN))
+    refused(["--config", str(path), "out=other", *SLIM, *STILL, FROM_RUN, "single_view.rank=3"], "blocks")
+
+
+@pytest.mark.parametrize("lost", ["single-view/single-view.safetensors", ""])
+def test_no_stage_resumes_from_another_base(tmp_path: Path, lost: str, refused: Callable[..., None]) -> None:
+    model = load_base()
+    model.save("mine")
+    path = scene_config(tmp_path, "panorama", start="mine")
+    train(path, "run", "trainer.max_steps=1", "training.sheet_scenes=0")
+    if lost:
+        Path("run", lost).unlink()
+    torch.nn.init.zeros_(model.unet.conv_out.bias)
+    model.save("mine")
+    refused(["--resume", "run", "trainer.max_steps=2"], "start", "SHA-256")
+
+
+def test_views_of_a_scene_share_their_noise_level(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    timesteps: list[torch.Tensor] = []
+    output = MVDiffusion.output
+
+    def record(self: MVDiffusion, x: Any, t: torch.Tensor, *rest: Any, **condition: Any) -> torch.Tensor:
+        if torch.is_grad_enabled():
+            timesteps.append(t)
+        return output(self, x, t, *rest, **condition)
+
+    monkeypatch.setattr(MVDiffusion, "output", record)
+    options = config.load(scene_config(tmp_path, "panorama", single_view=None), ["out=run"])
+    mvdiffusion.train(Task(options, quiet=True))
+    assert len(timesteps) == STEPS
+    for t in timesteps:
+        first, second = t.view(2, 4)
+        assert len(first.unique()) == len(second.unique()) == 1 and first[0] != second[0]
+
+
+def test_holes_are_a_part_all_or_nothing() -> None:
+    rng = np.random.default_rng(3)
+    shares = np.array([masks.painted(rng, 32).mean() for _ in range(200)])
+    assert (shares == 1).mean() > 0.2 and ((shares > 0) & (shares < 1)).mean() > 0.5
+    around = np.array([masks.around_a_photo(rng, 32) for _ in range(200)])
+    assert (around.mean((1, 2)) == 0).mean() > 0.15 and not around[:, 16, 16].any()
+    assert np.array_equal(around, around[:, ::-1]) and np.array_equal(around, around[:, :, ::-1])

@@ -1,0 +1,160 @@
+"""All trainings alike: what a run leaves, its loss, exact resume after kills, and errors of the config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.marks import unix
+from tests.support.task_server import (
+    TINY_BASE,
+    TINY_PRIOR,
+    assert_killed_ends_the_same,
+    finished_run,
+    write_config,
+)
+from tests.support.tiny_trainings import (
+    TRAININGS,
+    adapter_config,
+    dreambooth_config,
+    own_command,
+    scene_config,
+)
+from threedgen import cli, config
+from threedgen.run.metrics import read_summary
+
+
+@unix
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_run_leaves_its_files_and_the_recorded_loss(kind: str) -> None:
+    run = finished_run(TRAININGS[kind].command)
+    summary = read_summary(run)
+    assert summary["status"] == "finished" and summary["steps"] == config.load(run / "config.yaml").trainer.max_steps
+    assert all((run / name).stat().st_size for name in TRAININGS[kind].files)
+    assert not list(run.rglob("*.tmp")) and not list(run.rglob("*.part"))
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["loss"] == pytest.approx(TRAININGS[kind].loss, rel=0.02)
+
+
+@unix
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_killed_run_resumes_exactly(tmp_path: Path, kind: str) -> None:
+    training = TRAININGS[kind]
+    assert_killed_ends_the_same(tmp_path, training.command, training.kills, training.files)
+
+
+def tiny(name: str, folder: Path) -> Path:
+    """Write the config of a training whose errors are tested."""
+    if name == "own":
+        return Path(own_command(folder)[1])
+    if name.startswith("mvdiffusion"):
+        variant = name.partition("-")[2]
+        return scene_config(folder, variant, scenes={"name": "toy-paths" if variant == "depth" else "toy-panoramas"})
+    trees = {"base": TINY_BASE, "prior": TINY_PRIOR}
+    if name in trees:
+        return write_config(folder / "tiny.yaml", trees[name])
+    return {"mvadapter": adapter_config, "dreambooth": dreambooth_config}[name](folder)
+
+
+ERRORS: list[tuple[str, list[str], tuple[Any, ...]]] = [
+    ("base", ["image_size=33"], ("image_size 33", "2")),
+    ("base", ["autoencoder.crop=48"], ("crop 48", "image_size 32")),
+    ("base", ["autoencoder.groups=3"], ("channels [8, 16]", "groups 3")),
+    ("base", ["network.groups=5"], ("channels [16, 32]", "groups 5")),
+    ("base", ["network.heads=[1]"], ("heads has 1",)),
+    ("base", ["network.heads=[1, 3]"], ("channels [32]", "heads 3")),
+    ("base", ["network.text_heads=3"], ("text_width [16]", "text_heads 3")),
+    ("base", ["training.fresh=5"], ("fresh 5", "batch 4")),
+    ("base", ["widen=[32, 32]"], ("widen", "start", "network.channels")),
+    ("prior", ["training.batch=3", "training.fresh=1"], ("batch 3", "2", "n_view")),
+    ("prior", ["training.half=0.5"], ("training.half", "coarse")),
+    ("prior", ["training.view_noise={independent: 0.6, companions: 0.6}"], ("companions=0.4",)),
+    ("prior", ["start=nowhere"], ("start: ", "'nowhere'")),
+    ("own", ["data=nowhere"], ("data: ",)),
+    ("own", ["pictures=nowhere"], ("pictures: ", "captions.csv", "'nowhere'")),
+    ("own", ["prior.personalisation=dog.safetensors"], ("prior.personalisation",)),
+    ("own", ["prior.weights=nowhere"], ("prior.weights: ", "'nowhere'")),
+    ("mvadapter", ["start=toybox-prior"], ("start: ", "multi-view", "toybox-base")),
+    ("mvadapter", ["branches=[mv]"], ("training.no_image", "['mv']")),
+    ("mvadapter", ["branches=[mv, mv]"], ("branches", "['mv', 'mv']")),
+    ("mvadapter", ["adapter=nowhere.safetensors"], ("adapter: ", "'nowhere.safetensors'")),
+    ("mvadapter", ["layout=rowcol"], ("layout rowcol", "control=geometry")),
+    ("mvadapter", ["control=geometry"], ("training.view_sets", "rowcol")),
+    ("mvadapter", ["control=geometry", "anywhere=0.5"], ("anywhere", "control=rays")),
+    ("mvadapter", ["training.view_sets=[[0, 6]]"], ("view_sets", "0 to 5", "[0, 6]")),
+    ("mvadapter", ["guider_downscale=3"], ("start: ", "2", "3")),
+    ("mvadapter", ["image_size=15"], ("15", "2")),
+    (
+        "mvadapter",
+        ["control=geometry", "training.view_sets=[]", "objects.name=meshes", "objects.path=nowhere"],
+        ("nowhere",),
+    ),
+    ("mvdiffusion-depth", ["scenes.name=toy-panoramas"], ("variant depth",)),
+    ("mvdiffusion-panorama", ["k=4"], ("k 4", "5")),
+    ("mvdiffusion-panorama", ["scenes.views=1"], ("scenes.views 1", "90", "360")),
+    ("mvdiffusion-outpaint", ["scenes.views=4"], ("scenes.views 4", "scenes.views=5")),
+    (
+        "mvdiffusion-depth",
+        ["training.encoding=reference", "scenes.height=20", "scenes.width=20", "scenes.views=2"],
+        ("scenes: ", "depth", "20 x 20", "24"),
+    ),
+    ("mvdiffusion-outpaint", ["scenes.size=17"], ("scenes: ", "17 x 17", "4", "16", "20")),
+    ("mvdiffusion-panorama", ["blocks=nowhere.safetensors"], ("blocks: ", "nowhere.safetensors")),
+    ("mvdiffusion-depth", ["single_view=null"], ("start: ", "single_view", "depth")),
+    ("dreambooth", ["photos=none"], ("photos: ", "'none'")),
+    ("dreambooth", ["photos=[]"], ("photos: ",)),
+    ("dreambooth", ["photos=photos/0.png"], ("photos: ", "one")),
+    ("dreambooth", ["prompt="], ("prompt: ", "a [v] dog")),
+    ("dreambooth", ["prompt=[v]"], ("prompt: ", "a [v] dog")),
+    ("dreambooth", ["identifier=dog"], ("identifier: ", "'dog'")),
+    ("dreambooth", ["prior.personalisation=x.safetensors"], ("prior.personalisation",)),
+    ("dreambooth", ["prior.dtype=fp16"], ("prior.dtype", "bf16", "fp32")),
+    ("train-threedim-toybox", ["training.regression=true"], ("training.regression", "model.network.prediction")),
+    ("train-threedim-toybox", ["model.network.image_size=[16,32]"], ("network", "16 x 32")),
+    ("train-threedim-toybox", ["data.held_out=5000"], ("held_out 5000", "scenes")),
+    ("train-threedim-toybox", ["data.held_out=2"], ("held_out", "2")),
+    ("train-threedim-toybox", ["model.start=/nowhere"], ("model.start: ", "'/nowhere'")),
+    ("threedim-latent-toybox", ["model.start=/nowhere"], ("start: ", "'/nowhere'")),
+    ("threedim-srn-cars", ["data.path=/nowhere"], ("data.path: ", "'/nowhere'")),
+    ("train-toybox-prior", [], ("start: ", "outputs/train-toybox-base/run/base", "--config train-toybox-base")),
+]
+
+
+@pytest.mark.parametrize(("name", "words", "values"), ERRORS, ids=lambda value: str(value)[:40])
+def test_error_is_one_line_with_key_and_values(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    words: list[str],
+    values: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = name.startswith(("train-", "threedim-"))
+    assert cli.main(["--config", name if shipped else str(tiny(name, tmp_path)), "out=run", *words]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line]
+    assert all(value in lines[-1] for value in values), lines
+    assert "Traceback" not in "".join(lines)
+
+
+def test_released_values_of_mvadapter() -> None:
+    """As the authors' configs have them."""
+    for name, size, sets in (("sd21", 512, 0), ("sdxl", 768, 4)):
+        found = config.load(f"train-mvadapter-{name}")
+        o = found.training
+        assert (found.image_size, found.branches, found.tokens) == (size, ("mv", "ref"), "row")
+        assert (found.shift, found.shift_mode, found.dropouts) == (8.0, "interpolated", (0.1, 0.1, 0.1))
+        assert (o.batch, o.weight_decay, o.betas, o.snr_gamma, o.bf16) == (8, 0.01, (0.9, 0.999), 5.0, True)
+        rates = [config.at(o.learning_rate, step) for step in (0, 1000, 2000, 70_000)]
+        assert rates == [0.0, 2.5e-5, 5e-5, 5e-5] and len(o.view_sets) == sets
+        assert found.trainer.max_steps * o.batch == 10 * 60_000 and found.trainer.gradient_clip_val == 1.0
+
+
+def test_released_values_of_threedim() -> None:
+    paper = config.load("threedim-srn-cars")
+    assert (paper.model.network.channels, paper.model.network.size) == (256, (128, 128))
+    assert paper.training.batch * paper.trainer.accumulate_grad_batches == 128
+    assert config.load("threedim-latent-toybox").model.start == "toybox-prior"

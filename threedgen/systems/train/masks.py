@@ -1,0 +1,111 @@
+"""Images with masks, for a model that takes a mask and the known part of an image (inpainting)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers.models import AutoencoderKL
+from torch import Tensor
+
+from threedgen.data.bank import Captioned, LatentBank
+from threedgen.data.scene_views import SceneSource
+from threedgen.geometry.views import resize
+from threedgen.guidance.mvdiffusion.inputs import Convention, mask_channels, masked_images
+from threedgen.run.arrays import Array
+
+Hole = Callable[[np.random.Generator, int], Array]
+"""Sampler of a hole (size, size), bool: True where the image is unknown."""
+WHOLE = 0.25
+"""Share of images of which nothing, or everything, is unknown."""
+
+
+def painted(rng: np.random.Generator, size: int) -> Array:
+    """Sample a hole: the whole image, a rectangle or all but a rectangle, with sides on multiples of 8."""
+    if rng.random() < WHOLE:
+        return np.ones((size, size), bool)
+    first, second = np.sort(rng.integers(0, size // 8 + 1, (2, 2)), axis=0) * 8
+    if rng.random() < 0.5:  # a strip along a side, as the next view of a panorama
+        first[0], second[0] = 0, size
+    box = np.zeros((size, size), bool)
+    box[first[0] : second[0], first[1] : second[1]] = True
+    return box if rng.random() < 0.5 else ~box
+
+
+def around_a_photo(rng: np.random.Generator, size: int) -> Array:
+    """Sample the hole around a centred photo of 50 to 90 degrees, of any format, in a view of 90 degrees; or none."""
+    if rng.random() < WHOLE:
+        return np.zeros((size, size), bool)
+    longer = np.tan(np.deg2rad(rng.uniform(50, 90)) / 2)
+    sides = longer * np.array([1, rng.choice([1, 3 / 4, 9 / 16])])
+    height, width = sides if rng.random() < 0.3 else sides[::-1]
+    distance = np.abs(np.arange(size) + 0.5 - size / 2) / (size / 2)
+    return ~((distance < height)[:, None] & (distance < width))
+
+
+class MaskedViews:
+    """Source (`threedgen.data.bank.Source`) of views of scenes, each with a copy that has a hole.
+
+    Args:
+        hole: sampler of the hole.
+        first: only the first view of each scene.
+    """
+
+    n_view = 2
+
+    def __init__(
+        self, source: SceneSource, seed: int, convention: Convention, hole: Hole = painted, first: bool = False
+    ) -> None:
+        self.source, self.seed, self.convention = source, seed, convention
+        self.hole, self.views_per_scene = hole, 1 if first else source.n_view
+
+    def __len__(self) -> int:
+        return len(self.source) * self.views_per_scene
+
+    def describe(self) -> str:
+        kind = f"{self.views_per_scene} views of a scene, {self.hole.__name__}, {self.convention}"
+        return f"masked views, seed {self.seed}, {kind}, of {self.source.describe()}"
+
+    def sample_hole(self, index: int, size: int) -> Array:
+        """Sample the hole (size, size), bool, of an image."""
+        return self.hole(np.random.default_rng([self.seed, 7, index]), size)
+
+    def block(self, indices: range, size: int) -> Captioned:
+        rgb, captions = np.empty((len(indices), 2, size, size, 3), np.float32), []
+        scene, number = None, -1
+        for place, index in enumerate(indices):
+            if scene is None or number != index // self.views_per_scene:
+                number = index // self.views_per_scene
+                scene = self.source.scene(number % len(self.source))
+            view = index % self.views_per_scene
+            image = resize(scene.views.images[view, None], size, size)
+            known = torch.from_numpy(~self.sample_hole(index, size))
+            rgb[place] = torch.cat([image, masked_images(image, known[None], self.convention)])
+            captions.append(scene.captions[view])
+        poses = np.broadcast_to(np.eye(4, dtype=np.float32), (2 * len(indices), 4, 4))
+        return Captioned(rgb.reshape(-1, size, size, 3), captions, poses)
+
+
+class MaskBank:
+    """Cache of latents, mask channels and captions of `views`."""
+
+    def __init__(self, folder: Path, views: MaskedViews, vae: AutoencoderKL, size: int) -> None:
+        self.views = views
+        self.bank = LatentBank(folder, views, vae, size, len(views))
+
+    def sample(self, rng: np.random.Generator, available: int, count: int) -> tuple[Tensor, Tensor, list[str]]:
+        """Sample `count` of the first `available` images.
+
+        Returns:
+            Latents (n, C, h, w), mask and known latents (n, 1 + C, h, w), captions.
+        """
+        chosen = rng.integers(0, min(available, self.bank.count), count)
+        return self.bank.latents(chosen)[:, 0], self.extra(chosen), self.bank.captions(chosen)
+
+    def extra(self, chosen: Sequence[int] | Array) -> Tensor:
+        """Return mask and known latents (n, 1 + C, h, w). A latent is known if all of its pixels are."""
+        known = self.bank.latents(chosen)[:, 1]
+        holes = torch.from_numpy(np.stack([self.views.sample_hole(int(i), self.bank.size) for i in chosen]))
+        return mask_channels(known, ~holes, self.views.convention)

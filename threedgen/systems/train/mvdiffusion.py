@@ -1,0 +1,358 @@
+"""The task train-mvdiffusion: attention between the views of a scene around a frozen 2D model.
+
+RUN/single-view/        checkpoints of the first stage, if there is one, and single-view.safetensors
+RUN/latents/, masks/, photos/    caches of encoded views, safe to delete (NAME-half/: of half the size)
+RUN/checkpoints/        of the second stage
+RUN/blocks.safetensors  averaged additions to the 2D model: `prior.blocks=` of other tasks
+RUN/samples.png         true views of scenes, above samples
+
+Source: arXiv 2307.01097, section 5. The first stage trains the 2D model, by LoRA or all of its weights, on single views
+with a further input (depth, or mask and known part), where it has none yet. The second trains the attention between
+views, and the branch for condition views, around the frozen model. All views of a scene share a noise level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+
+from threedgen.config import registry
+from threedgen.config.errors import ConfigError, keyed
+from threedgen.data.bank import available_entries, choose_by_share, sample_entries
+from threedgen.data.scene_bank import SceneBank
+from threedgen.data.scene_views import SceneSource
+from threedgen.guidance.coarse_to_fine import REFINE_STRENGTH, Size, check_half_size, check_image_size
+from threedgen.guidance.distillation.lora import ATTENTION, CONVOLUTIONS, LoRA
+from threedgen.guidance.mvdiffusion.difference import difference, load_difference, widened
+from threedgen.guidance.mvdiffusion.geometry import Geometry, Scenes
+from threedgen.guidance.mvdiffusion.inputs import Extra, depth_channels, given_condition
+from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.mvdiffusion.unet import Kind, MultiviewUNet
+from threedgen.guidance.mvdiffusion.weights import difference_in, load_blocks, save_blocks, with_difference
+from threedgen.guidance.weights.files import read_tensors, sha256
+from threedgen.guidance.weights.loading import identify
+from threedgen.guidance.weights.plugins import locate
+from threedgen.run.arrays import Array
+from threedgen.run.disk import writing
+from threedgen.run.seeding import generator, seed_networks
+from threedgen.train.status import Status
+from threedgen.train.task import Task, run_task
+
+from .denoising import Batch, DenoisingSystem, Sheet
+from .masks import Hole, MaskBank, MaskedViews, around_a_photo, painted
+from .options import SingleViewConfig, TrainMVDiffusionConfig, Variant, ViewsConfig
+
+RESULT = "blocks.safetensors"
+CORRESPONDENCE: dict[Variant, tuple[str, ...]] = {
+    "panorama": ("k", "neighbours"),
+    "outpaint": ("k", "neighbours", "mask"),
+    "depth": ("overlap",),
+}
+"""Options that determine how views correspond; saved with the blocks."""
+KEPT_GEOMETRIES = 64
+WEIGHT_DECAY = 0.01
+
+
+@dataclass(frozen=True)
+class SceneData:
+    """Scenes at one size.
+
+    Attributes:
+        bank: latents of the views.
+        masks: single views with holes, for a model with a mask input.
+        photos: first views with holes around a photo, for the same.
+    """
+
+    bank: SceneBank
+    masks: MaskBank | None = None
+    photos: MaskBank | None = None
+
+
+DataBySize = Sequence[tuple[float, SceneData]]
+"""Scenes at one or two sizes with their shares of the steps, the full size first."""
+
+
+class MVDiffusionSystem(DenoisingSystem):
+    """Base of both stages."""
+
+    model: MVDiffusion
+    data: DataBySize
+
+    def choose_data(self, step: int) -> tuple[float, SceneData]:
+        """Sample the image size of a step: its share of the steps, and the scenes at this size."""
+        return choose_by_share(self.data, self.numpy_rng(step, "size").random())
+
+    def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        return self.model.output(x, t, batch.text, **batch.condition)
+
+
+class SingleViewSystem(MVDiffusionSystem):
+    """First stage: trains the first layer of the UNet and its LoRA, or without LoRA the whole UNet."""
+
+    stage = "single views"
+
+    def __init__(
+        self,
+        config: TrainMVDiffusionConfig,
+        stage: SingleViewConfig,
+        model: MVDiffusion,
+        data: DataBySize,
+        lora: LoRA | None,
+    ) -> None:
+        super().__init__(stage, model, config.seed, stage.max_steps)
+        self.options, self.growth, self.data = stage, config.training, data
+        model.unet.requires_grad_(lora is None)
+        model.unet.conv_in.requires_grad_(True)
+        self.learning = nn.ModuleDict({"conv_in": model.unet.conv_in, "lora": lora} if lora else {"unet": model.unet})
+        self.learning.train()
+
+    def batch(self, step: int) -> Batch:
+        rng, count = self.numpy_rng(step, "choices"), self.options.batch
+        share, data = self.choose_data(step)
+        available = available_entries(int(step * share), data.bank.count, self.growth.first, self.growth.fresh)
+        if data.masks is None:
+            z, extra, captions = sample_views(data.bank, rng, available, count)
+        else:
+            z, extra, captions = data.masks.sample(rng, available * data.bank.n_view, count)
+        t, noise = (x.flatten(0, 1) for x in self.sample_noise(step, z[:, None].shape, self.rng(step, "diffusion")))
+        condition = {"extra": None if extra is None else extra.to(self.device)}
+        return Batch(z, t, noise, self.model.encode_prompt(captions), condition)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        return self.adamw(self.parameters(), self.options.learning_rate, weight_decay=WEIGHT_DECAY)
+
+
+def sample_views(
+    bank: SceneBank, rng: np.random.Generator, available: int, count: int
+) -> tuple[Tensor, Tensor | None, list[str]]:
+    """Sample single views of the first `available` scenes: latents, depth channels if there is depth, and captions."""
+    scenes, views = rng.integers(0, available, count), rng.integers(0, bank.n_view, count)
+    z = bank.latents(scenes)[range(count), views]
+    captions = [texts[view] for texts, view in zip(bank.captions(scenes), views, strict=True)]
+    depth = bank.depth(scenes)[range(count), views] if bank.has_depth else None
+    return z, None if depth is None else depth_channels(depth, *z.shape[-2:]), captions
+
+
+class ViewsSystem(MVDiffusionSystem):
+    """Second stage: trains the blocks between views, and the condition branch where there is one.
+
+    Args:
+        difference: difference of the UNet from the 2D model, saved with the blocks; None: all of its weights.
+        lora: LoRA of the first stage.
+    """
+
+    stage = "views"
+    options: ViewsConfig
+    difference: Mapping[str, Tensor] | None
+    lora: LoRA | None
+
+    def __init__(
+        self,
+        config: TrainMVDiffusionConfig,
+        model: MVDiffusion,
+        data: DataBySize,
+        difference: Mapping[str, Tensor] | None,
+        lora: LoRA | None = None,
+        **facts: str,
+    ) -> None:
+        super().__init__(config, model, None, None, **facts)
+        assert model.multiview is not None
+        self.config, self.options, self.data = config, config.training, data
+        self.bank = data[0][1].bank
+        model.unet.requires_grad_(False)
+        self.blocks = nn.ModuleDict(model.multiview.new_blocks)
+        self.keep_average(self.blocks, self.options.ema)
+        self.geometries: dict[int, Geometry] = {}
+        self.blank: dict[Size, Tensor] = {}
+        self.set_unregistered(difference=difference, lora=lora)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if self.lora is not None:  # the first stage left it on the CPU
+            self.lora.to(self.device)
+
+    def batch(self, step: int) -> Batch:
+        model = self.model
+        share, data = self.choose_data(step)
+        chosen = self.entries(step, share)
+        z = data.bank.latents(chosen)
+        extra, condition = self.image_conditions(data, chosen, z)
+        t, noise = (x.flatten(0, 1) for x in self.sample_noise(step, z.shape, self.rng(step, "diffusion")))
+        captions = [text for scene in data.bank.captions(chosen) for text in scene]
+        tensors = {"extra": extra, "condition": condition if model.has_condition_branch else None}
+        moved = {name: None if tensor is None else tensor.to(self.device) for name, tensor in tensors.items()}
+        geometry = Scenes([self.geometry(int(k)) for k in chosen])
+        return Batch(z.flatten(0, 1), t, noise, model.encode_prompt(captions), {"geometry": geometry, **moved})
+
+    def entries(self, step: int, share: float = 1.0) -> Array:
+        """Sample the scenes of a step, at a size with this share of the steps."""
+        o, rng = self.options, self.numpy_rng(step, "scenes")
+        return sample_entries(rng, int(step * share), o.batch, self.bank.count, o.first, o.fresh)
+
+    def image_conditions(
+        self, data: SceneData, chosen: Sequence[int] | Array, z: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return extra input channels and condition of n scenes with latents (n, F, C, h, w), for all n F views."""
+        if data.photos is not None:
+            extra = self.unknown_view(data).repeat(len(chosen), data.bank.n_view, 1, 1, 1)
+            extra[:, 0] = data.photos.extra(chosen)
+            return extra.flatten(0, 1), None
+        if not data.bank.has_depth:
+            return None, None
+        parts = (z, data.bank.depth(chosen), data.bank.condition_mask(chosen))
+        z, depth, mask = (part.flatten(0, 1) for part in parts)
+        return depth_channels(depth, *z.shape[-2:]), given_condition(z, mask) if mask.any() else None
+
+    def unknown_view(self, data: SceneData) -> Tensor:
+        """Return the mask input (E, h, w) of an unknown view."""
+        if (size := data.bank.encoded_size) not in self.blank:
+            view, known = torch.zeros(1, *size, 3), torch.zeros(1, dtype=torch.bool)
+            self.blank[size] = self.model.masked_extra(view, known, self.config.mask)[0].cpu()
+        return self.blank[size]
+
+    def geometry(self, scene: int) -> Geometry:
+        """Return how the views of a scene correspond, cached. Panoramas share one rig."""
+        if self.config.variant != "depth":
+            scene = 0
+        if scene not in self.geometries:
+            if len(self.geometries) == KEPT_GEOMETRIES:
+                self.geometries.pop(next(iter(self.geometries)))
+            depth = self.bank.depth([scene])[0] if self.config.variant == "depth" else None
+            self.geometries[scene] = self.model.geometry(self.bank.cameras(scene), depth, self.config)
+        return self.geometries[scene]
+
+    def save(self, folder: Path) -> None:
+        assert self.model.multiview is not None
+        options = {name: getattr(self.config, name) for name in CORRESPONDENCE[self.config.variant]}
+        save_blocks(folder / RESULT, self.model.multiview, self.difference, options)
+
+    def sample_sheet(self) -> Sheet:
+        """Return the true views of some scenes, each above samples."""
+        o, bank, model = self.options, self.bank, self.model
+        images, labels = list[Tensor](), list[str]()
+        by_size = {data.bank.encoded_size: data for _, data in self.data}
+
+        def conditions(scene: int, size: Size) -> tuple[Tensor | None, Tensor | None]:
+            return self.image_conditions(by_size[size], [scene], by_size[size].bank.latents([scene]))
+
+        for scene in range(min(o.sheet_scenes, bank.count)):
+            z, captions, rng = bank.latents([scene]), bank.captions([scene])[0], self.rng(scene, "sheet")
+            views = (self.geometry(scene), bank.size, partial(conditions, scene))
+            samples = model.sample_views(captions, *views, o.sheet_steps, o.guidance_scale, generator=rng)
+            images += [*model.decode_latents(z[0]).float().cpu(), *samples]
+            labels += [*captions, *captions]
+        return Sheet(images, bank.n_view, labels)
+
+
+EXTRA: dict[Variant, Extra] = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}
+"""Input of the 2D model beside the noisy latents."""
+
+
+def train(task: Task) -> Status:
+    """Train both stages."""
+    config: TrainMVDiffusionConfig = task.config
+    model = MVDiffusion.load(config.start)
+    file = None if config.blocks is None else locate("blocks", config.blocks)
+    blocks = None if file is None else read_tensors(file)
+    reused = blocks if config.single_view is None else None  # the UNet of another run is used as it is
+    if reused is not None:
+        with keyed("blocks"):
+            model.unet = with_difference(model.unet, reused)
+    check_extra(config, model.extra, "start" if reused is None else "blocks")
+    task.name_weights({"start": identify(config.start)})
+    data = scene_data(task, model, registry.build("scene-source", config.scenes, config.seed, "train"))
+    lora = None if config.single_view is None else train_single_views(task, model, data, config.single_view, blocks)
+    seed_networks(config.seed, "views")
+    kind: Kind = "depth" if config.variant == "depth" else "panorama"
+    full = config.variant == "depth" and not config.training.slim
+    network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=full, convolution=full)
+    if blocks is not None:
+        with keyed("blocks"):
+            load_blocks(network, blocks, unet=reused is not None)
+    model.with_network(network)
+    if reused is not None:
+        changes = difference_in(reused)
+    else:
+        changes = None if config.single_view and lora is None else difference(model.unet, lora)
+    facts = {} if file is None or reused is None else {"blocks_sha256": sha256(file)}
+    return task.train(ViewsSystem(config, model, data, changes, lora, **facts), metrics=("loss",))
+
+
+def check_extra(config: TrainMVDiffusionConfig, extra: Extra, key: str) -> None:
+    """Raise ConfigError for `key` unless the 2D model has the input of the variant or the first stage adds it."""
+    needed = EXTRA[config.variant]
+    if extra != needed and (config.single_view is None or extra != "nothing"):
+        raise ConfigError(
+            f"the further input of the 2D model is {extra}, and variant {config.variant} needs {needed}. "
+            "Use a 2D model with that input, or one without any and the stage single_view",
+            key,
+            config.start,
+        )
+
+
+def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySize:
+    """Return the scenes at full size and, for the share `training.half`, at half size. Raises ConfigError."""
+    config: TrainMVDiffusionConfig = task.config
+    half, count = config.training.half, min(config.training.scenes, len(source))
+    cameras = source.scene(0).views.cameras
+    size = (cameras.height, cameras.width)
+    check_image_size(size, model.unit, None, ("scenes", "scenes"))
+    check_half_size(size, half or None, model.unit, "training.half")
+    model.draft = REFINE_STRENGTH if half else None
+    if config.variant == "depth" and config.training.encoding == "reference":
+        model.check_pairs(size, half > 0, "scenes")
+
+    def at_size(suffix: str) -> SceneData:
+        bank = SceneBank(task.folder / f"latents{suffix}", source, model.vae, count, half=bool(suffix))
+
+        def masked(name: str, hole: Hole) -> MaskBank:
+            views = MaskedViews(source, config.seed, config.mask, hole, first=name == "photos")
+            return MaskBank(task.folder / f"{name}{suffix}", views, model.vae, bank.encoded_size[0])
+
+        if config.variant != "outpaint":
+            return SceneData(bank)
+        return SceneData(bank, masked("masks", painted), masked("photos", around_a_photo))
+
+    with writing(task.folder):
+        return [(share, at_size(suffix)) for share, suffix in ((1 - half, ""), (half, "-half")) if share]
+
+
+def train_single_views(
+    task: Task,
+    model: MVDiffusion,
+    data: DataBySize,
+    o: SingleViewConfig,
+    blocks: Mapping[str, Tensor] | None,
+) -> LoRA | None:
+    """Train the first stage, or load it; return the LoRA, which stays attached to the UNet.
+
+    Args:
+        blocks: file of another run; training starts from its LoRA if its UNet has the same input.
+    """
+    config: TrainMVDiffusionConfig = task.config
+    needed = EXTRA[config.variant]
+    if model.extra != needed:
+        model.unet = widened(model.unet, 1 if needed == "depth" else 1 + model.latent_shape[0])
+    targets = ATTENTION if o.layers == "attention" else ATTENTION + CONVOLUTIONS
+    lora = None if o.rank is None else LoRA(model.unet, o.rank, generator(config.seed, 0, "lora"), targets=targets)
+    if lora is not None:
+        changes = (blocks and difference_in(blocks)) or {}
+        first = changes.get("unet.conv_in.weight")
+        if first is not None and first.shape == model.unet.conv_in.weight.shape:
+            with keyed("blocks"):
+                load_difference(model.unet, lora, changes)
+        lora.attach(model.unet)
+    system = SingleViewSystem(config, o, model, data, lora)
+    task.stage("single-view", system.learning, system, "loss")
+    system.learning.requires_grad_(False)
+    return lora
+
+
+run = partial(run_task, train, result=RESULT, files=(RESULT, "samples.png"))

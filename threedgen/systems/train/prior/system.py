@@ -1,0 +1,185 @@
+"""Training of the UNet of a 2D model on single images, and of a multi-view prior on views of objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threedgen.config import registry
+from threedgen.data.assets.source import AssetViews
+from threedgen.data.bank import LatentBank, choose_by_share, sample_entries
+from threedgen.data.toybox.words import vocabulary_digest
+from threedgen.geometry.images import grid, to_uint8
+from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.multiview.joined import camera_vector
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.run.arrays import Array
+from threedgen.run.dtypes import autocast_bf16
+from threedgen.run.seeding import generator, numpy_generator
+
+from ..denoising import Batch, DenoisingSystem, Sheet, drop_captions
+from .options import (
+    DiffusionConfig,
+    MultiviewDiffusionConfig,
+    TrainBaseConfig,
+    TrainOwnPriorConfig,
+    TrainPriorConfig,
+)
+
+
+def objects_of(images: int, n_view: int) -> int:
+    """Return the number of objects of `n_view` images that have at least `images` images."""
+    return -(-images // n_view)
+
+
+class PriorSystem(DenoisingSystem):
+    """Training of a UNet on banks of single images and of views of objects (MVDream, arXiv 2308.16512, section 3).
+
+    All processes sample the same batch, and each trains on its part: their number changes only rounding.
+
+    Args:
+        banks: training data, each with its share of the steps.
+    """
+
+    stage = "UNet"
+    options: DiffusionConfig
+
+    def __init__(
+        self,
+        config: TrainBaseConfig | TrainPriorConfig | TrainOwnPriorConfig,
+        prior: LatentDiffusion,
+        *banks: tuple[float, LatentBank],
+    ) -> None:
+        super().__init__(config, prior, vocabulary=vocabulary_digest(prior.tokenizer))
+        self.options, self.banks = config.training, banks
+        self.timestep_power = self.options.timestep_power
+        if isinstance(self.options, MultiviewDiffusionConfig):
+            self.view_noise = self.options.view_noise
+        self.n_view = max((bank.source.n_view for _, bank in banks), default=1)
+        self.unet = prior.unet.requires_grad_(True).train()
+        self.keep_average(self.unet, self.options.ema)
+
+    def elementwise(self) -> Iterable[Tensor]:
+        return (self.unet.conv_out.weight,)  # its rows are latents, not features
+
+    @property
+    def process(self) -> tuple[int, int]:
+        """Number of this process, and the number of processes."""
+        return (self.global_rank, self.trainer.world_size) if getattr(self, "_trainer", None) else (0, 1)
+
+    def mean_of_processes(self, loss: Tensor) -> float:
+        """Return the mean of a loss over all processes."""
+        own = loss.detach().clone()
+        return float(own if self.process[1] == 1 else self.trainer.strategy.reduce(own, reduce_op="mean"))
+
+    def rng(self, step: int, purpose: str) -> torch.Generator:
+        return generator(self.seed, step, purpose)  # equal in all processes
+
+    def numpy_rng(self, step: int, purpose: str) -> np.random.Generator:
+        return numpy_generator(self.seed, step, purpose)
+
+    def entries(self, step: int, n_view: int, share: float) -> Array:
+        """Sample the entries of a step from a bank with `n_view` images per entry and this share of the steps."""
+        o, rng = self.options, self.numpy_rng(step, "pictures")
+        numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
+        return sample_entries(rng, int(step * share), *numbers)
+
+    def fill(self, bank: LatentBank, chosen: Array) -> None:
+        """Render the missing entries, each process other blocks."""
+        if self.process[1] > 1:
+            self.trainer.strategy.barrier()  # so that all find the same entries missing
+            bank.prepare(chosen, self.process)
+            self.trainer.strategy.barrier()
+
+    def batch(self, step: int) -> Batch:
+        o, rng, gen = self.options, self.numpy_rng(step, "choices"), self.rng(step, "diffusion")
+        share, bank = choose_by_share(self.banks, self.numpy_rng(step, "mode").random())
+        n_view, part = bank.source.n_view, slice(self.process[0], None, self.process[1])
+        chosen = self.entries(step, n_view, share)
+        self.fill(bank, chosen)
+        dropped = [rng.random() < o.no_text for _ in chosen][part]
+        t, noise = (x[part].flatten(0, 1) for x in self.sample_noise(step, (len(chosen), *bank.latent_shape), gen))
+        chosen = chosen[part]
+        captions = drop_captions(bank.captions(chosen), dropped)
+        camera = camera_vector(bank.c2w(chosen).flatten(0, 1)).to(self.device) if n_view > 1 else None
+        with autocast_bf16(self.device, o.bf16):
+            text = self.model.encode_prompt(captions).repeat_interleave(n_view, 0)
+        return Batch(bank.latents(chosen).flatten(0, 1), t, noise, text, {"camera": camera, "n_view": n_view})
+
+    def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        with autocast_bf16(self.device, self.options.bf16):
+            return self.model.predict(x, t, batch.text, **batch.condition).float()
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        made = self.batch(int(batch))
+        loss = self.denoising_loss(made)
+        name = "loss_2d" if made.condition["camera"] is None else "loss_3d"
+        others = {key: value for key, value in self.metrics.items() if "loss" not in key}
+        self.metrics = others | {name: self.mean_of_processes(loss)}
+        return loss
+
+    def save(self, folder: Path) -> None:
+        self.model.save(folder / ("prior" if self.n_view > 1 else "base"))
+
+    def sample_sheet(self) -> Sheet:
+        """Sample the prompts of the sheet, with a multi-view prior from all sides."""
+        prompts, n_view, c2w = self.options.sheet_prompts, self.n_view, None
+        if n_view > 1:
+            azimuth = torch.deg2rad(20 + torch.arange(n_view) * 360 / n_view)
+            c2w = orbit_c2w(torch.full((n_view,), 0.26), azimuth, torch.full((n_view,), 2.6))
+        images = [image for k, prompt in enumerate(prompts) for image in self.sample(k, prompt, c2w)]
+        return Sheet(images, 4, [prompt for prompt in prompts for _ in range(n_view)])
+
+    def sample(self, number: int, prompt: str, c2w: Tensor | None) -> Tensor:
+        """Sample an image, or views (V, H, W, 3), with the noise of this number on the sheet."""
+        rng = self.rng(number, "sheet")
+        return self.model.sample(prompt, c2w, steps=30, guidance_scale=4.0, generator=rng)
+
+
+class Features(Protocol):
+    """Image features of an FID."""
+
+    def fid(self, images: Tensor, truth: Tensor) -> float:
+        """Return the FID between two sets of images (N, H, W, 3), uint8."""
+
+
+class OwnPriorSystem(PriorSystem):
+    """Training of a prior on user assets. Its sample sheet has held-out assets.
+
+    Each is above samples of its caption from the same cameras. `fid` of all these images is logged; it is of few images
+    and only comparable within a run.
+
+    Args:
+        shown: assets of the sheet; None: all assets are trained on, and the sheet has prompts only.
+    """
+
+    features: Features
+
+    def __init__(
+        self,
+        config: TrainOwnPriorConfig,
+        prior: MVDream,
+        shown: AssetViews | None,
+        *banks: tuple[float, LatentBank],
+    ) -> None:
+        super().__init__(config, prior, *banks)
+        self.shown = shown
+        self.set_unregistered(features=registry.build("features", config.features) if shown else None)
+
+    def sample_sheet(self) -> Sheet:
+        if self.shown is None or self.options.sheet_prompts:
+            return super().sample_sheet()
+        count, size = len(self.shown.entries), self.model.image_size
+        truth = self.shown.block(range(count), size)
+        c2w = torch.from_numpy(truth.c2w).unflatten(0, (count, -1))
+        sampled = [self.sample(k, caption, c2w[k]) for k, caption in enumerate(truth.captions)]
+        views, renders = to_uint8(torch.stack(sampled)), to_uint8(truth.rgb).reshape(count, -1, size, size, 3)
+        self.metrics["fid"] = self.features.fid(*(torch.from_numpy(x).flatten(0, 1) for x in (views, renders)))
+        strips = [grid(rows[k], self.shown.n_view) for k in range(count) for rows in (renders, views)]
+        return Sheet(strips, 2, [text for caption in truth.captions for text in (caption, "drawn")])
