@@ -185,7 +185,7 @@ def test_stopped_vsd_run_resumes_exactly_with_its_lora(tmp_path: Path) -> None:
     assert server().run(cut, words=["--resume", "run"]) == 0, log(cut)
     after = weights(cut / "run")
     assert_same(after, weights(whole / "run"))
-    lora = [name for name in after if name.startswith("distill.lora.up")]
+    lora = [name for name in after if name.startswith("distillation.lora.up")]
     assert lora and all(after[name].abs().max() > 0 for name in lora)
     assert any(not torch.equal(before[name], after[name]) for name in lora)
     assert not any("unet" in name for name in after), "the prior is in no checkpoint"

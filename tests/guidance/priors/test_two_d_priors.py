@@ -209,7 +209,7 @@ def test_tasks_refuse_priors_that_cannot_do_them(name: str, word: str, key: str)
 
 
 def test_tasks_accept_2d_prior_without_views() -> None:
-    assert config.load("sample-toybox", ["prior.name=stable-diffusion", "n_view=0"]).n_view == 0
+    assert config.load("sample-toybox", ["prior.name=stable-diffusion", "rig.n_view=0"]).rig.n_view == 0
     single = config.load("mvdream-toybox", ["prior.name=stable-diffusion"])
     assert single.warm_steps == 0 < config.load("mvdream-toybox").warm_steps  # needs samples of several views
 
