@@ -58,6 +58,7 @@ setup(
         "markupsafe>=2.1",
         "pillow>=11.3",
         "pillow-heif>=1",
+        "psutil>=6",
         "pydantic>=2.10",
         "pyyaml>=6",
         "rapidfuzz>=3",

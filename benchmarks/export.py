@@ -4,7 +4,7 @@
     python -m benchmarks export --run outputs/mvdream-toybox/*   runs
 
 Each figure compares an asset with its field, with the field's dense mesh or with the ground truth. The validity of the
-files is checked by threedgen/export/files/check.py; here its findings are counted.
+files is checked by glb_check.py, whose findings are counted.
 """
 
 from __future__ import annotations

@@ -12,10 +12,9 @@ import trimesh
 from scipy.spatial import cKDTree
 
 from threedgen.export.asset import ExportedAsset, make_asset
-from threedgen.export.files.read_glb import Glb, read_glb
 from threedgen.export.files.textured import Placement
 from threedgen.export.options import AssetConfig
-from threedgen.export.run_field import open_run
+from threedgen.export.run_field import load_run_field
 from threedgen.export.shape.from_field import FieldView, dense_surface
 from threedgen.export.shape.mesh import Mesh
 from threedgen.export.shape.opacity import depth_field
@@ -28,6 +27,8 @@ from threedgen.geometry.rigs import orbit
 from threedgen.run.arrays import Array
 
 from .export_fields import Creature, Voxels, grid
+from .glb_check import check_asset
+from .glb_reader import Glb, read_glb
 from .mesh_render import render
 
 Body = tuple[Array, Array]
@@ -58,7 +59,7 @@ def measure(job: Job) -> dict[str, float]:
     """Export an asset and return all figures. Raises ConfigError if the field gives no asset."""
     creature = None if job.run else Creature(job.shape, job.seed)
     voxels = None if creature is None else Voxels(creature, job.grid)
-    view = open_run(Path(str(job.run))).view if voxels is None else voxels.view()
+    view = load_run_field(Path(str(job.run))).view if voxels is None else voxels.view()
     start = time.perf_counter()
     dense, _ = dense_surface(view, job.grid)
     surface = time.perf_counter() - start
@@ -67,13 +68,13 @@ def measure(job: Job) -> dict[str, float]:
         for renders in (0, job.asset.refine)
     )  # the first also compiles kernels for the timed second
     figures = {"time": surface / (surface + sum(asset.seconds.values()))}
-    figures |= against_dense(asset, dense, job.asset.triangles) | against_field(view, asset, baked)
+    figures |= against_dense(asset, dense, job.asset) | against_field(view, asset, baked)
     if creature is not None and voxels is not None:
         figures |= against_truth(creature, voxels.sigma[0, 0].numpy())
     return figures
 
 
-def against_dense(asset: ExportedAsset, dense: Mesh, budget: int) -> dict[str, float]:
+def against_dense(asset: ExportedAsset, dense: Mesh, config: AssetConfig) -> dict[str, float]:
     """Compare the exported files with the dense mesh."""
     low = read_glb(asset.files[f"{asset.name}.glb"])
     body, whole = field_coordinates(low, asset), (dense.vertices, dense.faces)
@@ -82,7 +83,7 @@ def against_dense(asset: ExportedAsset, dense: Mesh, budget: int) -> dict[str, f
     collider = read_glb(asset.files[f"{asset.name}_collision_unreal.glb"])
     hull = signed_volume(collider.attributes["POSITION"], collider.faces)
     return {
-        "budget": len(low.faces) / budget,
+        "budget": len(low.faces) / config.triangles,
         "silhouette": silhouette(body, whole),
         "silhouette few": silhouette(simplify(*whole, LOW_POLY), whole),
         "distance": 100 * mean_distance(body, whole),
@@ -91,7 +92,7 @@ def against_dense(asset: ExportedAsset, dense: Mesh, budget: int) -> dict[str, f
         "charts": laid.charts,
         "density low": laid.density[0],
         "density high": laid.density[1],
-        "findings": sum(len(items) for items in asset.findings.values()),
+        "findings": sum(len(items) for items in check_asset(asset, config).values()),
         "hull share": hull / float(trimesh.convex.convex_hull(points).volume),
     }
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 import trimesh
 
+from benchmarks.glb_check import Expected, check_glb
+from benchmarks.glb_reader import read_glb
 from tests.support.ball_run import (  # noqa: F401
     SMALL,
     asset_manifest,
@@ -29,9 +31,8 @@ from threedgen.config import load, registry
 from threedgen.export import task as export_run
 from threedgen.export.asset import ExportedAsset
 from threedgen.export.asset_folder import asset_name, clear
-from threedgen.export.files.read_glb import read_glb
 from threedgen.export.options import PRESETS, AssetConfig
-from threedgen.export.run_field import open_run
+from threedgen.export.run_field import load_run_field
 from threedgen.export.shape.from_field import dense_surface
 from threedgen.geometry.raster import box_downsample
 from threedgen.representations.volume.occupancy import OccupancyGrid
@@ -62,9 +63,10 @@ def test_export_writes_files_and_manifest(exported: Path) -> None:
     sizes = {path.name: path.stat().st_size for path in (exported / "asset").iterdir()}
     assert sizes == manifest["files"] | {"asset.json": (exported / "asset/asset.json").stat().st_size}
     assert list(manifest["levels"]) == [name, f"{name}_LOD1"] and 285 <= manifest["levels"][name] <= 300
-    assert manifest["findings"] == {file: [] for file in files if file.endswith(".glb")}
+    for title, expected in ((name, Expected(300, height=1.5)), (f"{name}_LOD1", Expected(100, layout=False))):
+        assert check_glb((exported / f"asset/{title}.glb").read_bytes(), expected) == []
     assert manifest["topology"]["open_edges"] == 0 and manifest["topology"]["parts"] == 1
-    assert {"surface", "simplify", "unwrap", "bake", "write", "check"} <= manifest["seconds"].keys()
+    assert {"surface", "simplify", "unwrap", "bake", "write"} <= manifest["seconds"].keys()
     assert "refine" not in manifest
     assert manifest["size_m"]["high"] == 1.5 and list(manifest["size_m"]) == ["wide", "high", "deep"]
     assert manifest["size_m"]["deep"] > 1.05 * manifest["size_m"]["wide"], "the knob makes it deeper than wide"
@@ -117,7 +119,7 @@ def test_asset_name_is_a_safe_file_name(text: str, name: str) -> None:
     assert asset_name("猫") != asset_name("犬") and asset_name("猫").isascii()
 
 
-def test_open_run_restores_field_and_occupancy_grid(tmp_path: Path) -> None:
+def test_load_run_field_restores_field_and_occupancy_grid(tmp_path: Path) -> None:
     words = ["field.encoding.n_levels=2", "field.encoding.log2_hashmap_size=8", "field.density_blob_scale=20"]
     words += ["prompt=a blob", "occupancy.resolution=16", "trainer.max_steps=10", "march.samples=64"]
     config = load("mvdream-toybox", words)
@@ -130,7 +132,7 @@ def test_open_run_restores_field_and_occupancy_grid(tmp_path: Path) -> None:
     (run / "checkpoints").mkdir(parents=True)
     runs.write_config(run, config)
     checkpoint_file.write(whole_state(state), run / "checkpoints" / "last.ckpt")
-    source = open_run(run)
+    source = load_run_field(run)
     x = torch.rand(50, 3) - 0.5
     assert torch.equal(source.view.density(x), field.density(x))
     assert np.allclose(source.view.colours(x.numpy()), torch.sigmoid(field(x)[1]).detach().numpy(), atol=1e-6)
@@ -206,7 +208,7 @@ def test_export_refuses_to_overwrite_changed_files(
     original = edited.read_bytes()
     edited.write_bytes(b"user")
     with monkeypatch.context() as patch:
-        patch.setattr(export_run, "open_run", None)  # refused before any work
+        patch.setattr(export_run, "load_run_field", None)  # refused before any work
         assert export_error(capsys, exported, f"out={out}").startswith(f"out: {edited} ")
     with refused("out", edited):  # file changed during the export
         export_run.save(ExportedAsset("a", {edited.name: b"new"}), out, AssetConfig())

@@ -12,13 +12,12 @@ import trimesh
 
 from tests.support.ball_run import SMALL, asset_manifest, ball, ball_run, export, export_error  # noqa: F401
 from tests.support.errors import refused
-from threedgen.export import asset as assets
 from threedgen.export import task as export_run
 from threedgen.export.asset import make_asset
-from threedgen.export.files.check import Finding
 from threedgen.export.options import AssetConfig
-from threedgen.export.run_field import open_run
+from threedgen.export.run_field import load_run_field
 from threedgen.export.shape.from_field import FieldView, FullField, border_share, dense_surface, half_depth
+from threedgen.export.shape.mesh import Mesh
 from threedgen.export.shape.opacity import EmptyField
 from threedgen.export.shape.simplify import BudgetTooSmall
 from threedgen.run.metrics import read_summary
@@ -34,7 +33,7 @@ def test_export_prints_folder_and_progress(tmp_path: Path, capsys: pytest.Captur
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert f"{run}/asset" in lines[0] and lines[-1] == f"{run}/asset"
-    assert "0/12" in printed.err and "12/12" in printed.err
+    assert "0/11" in printed.err and "11/11" in printed.err
 
 
 def test_export_prints_height_and_the_command_to_change_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +99,7 @@ def test_level_of_detail_above_its_budget_gives_a_note() -> None:
 
 
 def test_unfinished_run_gives_a_note(tmp_path: Path) -> None:
-    source = open_run(ball_run(tmp_path / "run", "trainer.max_steps=50"))
+    source = load_run_field(ball_run(tmp_path / "run", "trainer.max_steps=50"))
     (note,) = export_run.export(source, AssetConfig(budget=300, texture=256, lods=(), resolution=32, refine=0)).notes
     assert "10 of 50 steps" in note
 
@@ -154,7 +153,7 @@ def test_missing_extras_are_refused_before_any_work(
 ) -> None:
     run = ball_run(tmp_path / "run")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    monkeypatch.setattr(export_run, "open_run", None)
+    monkeypatch.setattr(export_run, "load_run_field", None)
     assert ".[usd]" in export_error(capsys, run, "formats=[usdz]")
     assert ".[parts]" in export_error(capsys, run, "collision=parts")
 
@@ -165,7 +164,7 @@ def test_impossible_budget_is_refused_or_replaced() -> None:
     x, y, z = (c.reshape(-1) for c in np.meshgrid(axis, axis, axis))
     parts = [trimesh.creation.icosphere(1, 0.1).apply_translation(place) for place in zip(x, y, z, strict=True)]
     body = trimesh.util.concatenate(parts)
-    surface = assets.Mesh(
+    surface = Mesh(
         np.asarray(body.vertices, np.float32),
         np.asarray(body.faces, np.int32),
         np.full((len(body.vertices), 3), 0.5, np.float32),
@@ -176,21 +175,6 @@ def test_impossible_budget_is_refused_or_replaced() -> None:
         make_asset(surface, config)
     asset = make_asset(surface, config, nearest_budget=True)
     assert asset.figures["levels"] == {"mesh": 256} and "256" in asset.notes[0]
-
-
-def test_strict_fails_on_findings_and_writes_nothing(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    run = ball_run(tmp_path / "run")
-    monkeypatch.setattr(assets, "check_glb", lambda data, expected: [Finding("warning", "size", "too large")])
-    error = export_error(capsys, run, "strict=true")
-    assert error.startswith("strict: ") and "a_ball_with_a_knob.glb: too large" in error
-    assert not (run / "asset").exists()
-    assert export(run) == 0 and "a_ball_with_a_knob.glb: too large" in caplog.text
-    assert asset_manifest(run)["findings"]["a_ball_with_a_knob.glb"][0]["code"] == "size"
 
 
 @pytest.mark.parametrize("existing", [False, True])

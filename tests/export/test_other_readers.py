@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.glb_check import Expected, check_glb
+from benchmarks.glb_reader import read_glb
 from benchmarks.mesh_render import render
 from tests.support.textured_box import files, textured
-from threedgen.export.files.check import Expected, check_glb
 from threedgen.export.files.glb import textured_glb_bytes, to_gltf_axes
-from threedgen.export.files.read_glb import read_glb
 from threedgen.geometry.rigs import orbit
 
 MESH, TEXTURES = textured()

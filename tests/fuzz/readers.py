@@ -17,7 +17,7 @@ from PIL import Image
 from tests.fuzz.mutations import NEIGHBOUR
 from tests.support import tiny_prior as tiny
 from tests.support.ball_run import whole_state
-from tests.support.example_run import Page, asset_glb, box_glb, example
+from tests.support.example_run import Page, box_glb, example
 from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
 from tests.support.photographs import photographs
 from tests.support.task_server import TINY, weights, write_config
@@ -34,9 +34,8 @@ from threedgen.evaluation.consistency.options import FolderSamplerConfig
 from threedgen.evaluation.consistency.samplers import FolderSampler
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.export.asset import ExportedAsset
-from threedgen.export.files.read_glb import GlbError, read_glb
 from threedgen.export.options import AssetConfig
-from threedgen.export.run_field import open_run
+from threedgen.export.run_field import load_run_field
 from threedgen.export.task import save
 from threedgen.geometry.views import Request
 from threedgen.guidance.priors.mvdream import MVDream
@@ -82,7 +81,7 @@ def command(*args: str) -> None:
     stderr = io.StringIO()
     with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
         code = cli.main(list(args))
-    if code == cli.MISTAKE:
+    if code == ConfigError.exit_code:
         raise ConfigError(stderr.getvalue().strip())
     if code != cli.OK:
         raise CommandFailure(f"exit {code}: {stderr.getvalue().strip()}")
@@ -216,7 +215,7 @@ def _make_ball(folder: Path) -> None:
 
 
 def _read_ball(folder: Path) -> Any:
-    source = open_run(run_folder(folder / "run"))
+    source = load_run_field(run_folder(folder / "run"))
     points = torch.rand(50, 3) - 0.5
     return source.view.density(points), source.view.colours(points.numpy()), source.steps + 0.0
 
@@ -301,16 +300,7 @@ def _read_views(folder: Path) -> Any:
 
 
 def _make_glb(folder: Path) -> None:
-    (folder / "asset.glb").write_bytes(asset_glb())
     (folder / "box.glb").write_bytes(box_glb())
-
-
-def _read_glb(folder: Path) -> Any:
-    path = folder / "asset.glb"
-    if not path.is_file():
-        raise GlbError("asset.glb is not a regular file")
-    glb = read_glb(path.read_bytes())
-    return glb.faces, *glb.attributes.values()
 
 
 def _read_mesh(folder: Path) -> Any:
@@ -336,7 +326,6 @@ READERS = {
         Reader("image=", _make_photos, _read_image, "0.png", cases=60),
         Reader("SRN scenes", _make_scenes, _read_scenes, cases=80),
         Reader("drawn views", _make_scenes, _read_views, "cars_test/one/**/*", cases=60),
-        Reader("GLB", _make_glb, _read_glb, "asset.glb", GlbError, cases=80),
         Reader("mesh to judge", _make_glb, _read_mesh, "box.glb", cases=60),
     )
 }

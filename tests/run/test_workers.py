@@ -81,10 +81,11 @@ def ended(process: int) -> bool:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_run_jobs_retries_failed_jobs(run: Run, engine: str) -> None:
+def test_run_jobs_retries_failed_jobs(run: Run, engine: str, caplog: pytest.LogCaptureFixture) -> None:
     jobs = [run.job("a"), run.job("b", "fail", once=True), run.job("c", "fail"), *map(run.job, "defg")]
     assert run(jobs, engine, attempts=3) == 0
     assert set(run.done) == set("abdefg") and run.failed == {"c": "ValueError: no memory"}
+    assert caplog.text.count("Traceback") == 1 and "in fail" in caplog.text
     assert [job.traces("begun") for job in jobs] == [1, 2, 3, 1, 1, 1, 1]
     assert len(set(run.done.values())) <= 2 and (os.getpid() in run.done.values()) == (engine == "here")
 

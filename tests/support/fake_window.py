@@ -8,14 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import orbit
-from threedgen.viewer.live import ClientCamera
-
-
-def cameras(count: int = 2) -> list[ClientCamera]:
-    """Return cameras of clients around the object, with different aspect ratios."""
-    poses = orbit(2, 0.3, 2.6, 0.7, 8, 8).c2w
-    return [ClientCamera(name, poses[name], 0.7, 1.0 + 0.5 * name) for name in range(count)]
 
 
 class FakeWindow:
@@ -35,11 +29,13 @@ class FakeWindow:
         self.images: list[tuple[int, np.ndarray]] = []
         self.updates: list[tuple[float, list[str], bool]] = []
 
-    def cameras(self) -> list[ClientCamera]:
-        return cameras(self.n_clients)
+    def cameras(self, size: int) -> dict[int, Cameras]:
+        """Return cameras of clients around the object, with different aspect ratios."""
+        widths = (size, round(1.5 * size))
+        return {k: orbit(2, 0.3, 2.6, 0.7, size, widths[k]).select([k]) for k in range(self.n_clients)}
 
-    def show(self, camera: ClientCamera, image: np.ndarray) -> None:
-        self.images.append((camera.client_id, image))
+    def show(self, client_id: int, image: np.ndarray) -> None:
+        self.images.append((client_id, image))
 
     def update(self, progress: float, lines: list[str], busy: bool) -> None:
         self.updates.append((progress, lines, busy))

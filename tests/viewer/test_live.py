@@ -21,12 +21,10 @@ from tests.support.toy_run import log
 from threedgen import cli, config
 from threedgen.config import ConfigError
 from threedgen.config import optional as extras
-from threedgen.geometry.poses import opencv_axes
-from threedgen.geometry.rigs import orbit
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import read_summary
 from threedgen.train.checkpoint_file import LAST, read
-from threedgen.viewer.live import UPDATE_SECONDS, ClientCamera, LiveView
+from threedgen.viewer.live import UPDATE_SECONDS, LiveView
 from threedgen.viewer.options import LIVE, ViewConfig
 from threedgen.viewer.report import PAGE, SUBFOLDERS
 
@@ -103,28 +101,6 @@ def test_metrics_are_updated_at_intervals_and_nothing_is_rendered_without_client
     assert len(run.lines) == 2 and run.window.updates[-1][2]
 
 
-def test_client_camera_has_the_rays_of_the_original_camera() -> None:
-    ring = orbit(5, 0.4, 2.2, 0.6, 10, 15)
-    for k in range(5):
-        pose = opencv_axes(ring.c2w[k]).double().numpy()
-        client = ClientCamera.opencv(k, pose[:3, :3], pose[:3, 3], 0.6, 1.5)
-        assert client is not None
-        camera = client.camera(10)
-        assert camera.width == 15
-        for one, other in zip(camera.rays(), ring.select([k]).rays(), strict=True):
-            assert torch.allclose(one, other, atol=1e-6)
-
-
-def test_invalid_camera_is_none_and_extreme_camera_is_clamped() -> None:
-    nan, inf = float("nan"), float("inf")
-    for x, fov, aspect in ((nan, 0.7, 1.0), (0, inf, 1.0), (0, 0.7, nan), (0, 0.7, 0.0)):
-        assert ClientCamera.opencv(0, np.eye(3), (x, 0, 3), fov, aspect) is None
-    client = ClientCamera.opencv(0, np.eye(3), (0, 0, 0), 9.0, 1000.0)
-    assert client is not None
-    camera = client.camera(16)
-    assert camera.width == 64 and float(camera.fov) < 2.7 and all(torch.isfinite(part).all() for part in camera.rays())
-
-
 # --- buttons
 
 
@@ -177,7 +153,7 @@ def test_failed_export_is_shown_and_the_run_continues(caplog: pytest.LogCaptureF
 
 def test_broken_window_is_closed_and_the_run_continues(caplog: pytest.LogCaptureFixture) -> None:
     run = FakeRun().start()
-    run.window.show = lambda camera, image: 1 / 0
+    run.window.show = lambda client, image: 1 / 0
     close = run.window.close
     run.window.close = lambda: (close(), 1 / 0)
     run.steps(5)

@@ -26,10 +26,11 @@ import websockets.sync.client  # noqa: E402
 import zstandard  # noqa: E402
 
 from tests.support.waiting import when  # noqa: E402
+from threedgen.geometry.poses import opencv_axes  # noqa: E402
 from threedgen.geometry.rigs import orbit  # noqa: E402
 from threedgen.viewer import viser_window  # noqa: E402
 from threedgen.viewer.local import HOST  # noqa: E402
-from threedgen.viewer.viser_window import ViserWindow  # noqa: E402
+from threedgen.viewer.viser_window import ViserWindow, client_camera  # noqa: E402
 
 PROMPT = "<b>a dog</b> ![x](http://example.com/x.png)"
 PATIENCE = 60.0
@@ -83,11 +84,10 @@ class Client:
 
 
 def test_client_camera_image_and_clicks(window: ViserWindow) -> None:
-    assert window.cameras() == [] and window.pop_clicks() == set()
+    assert window.cameras(20) == {} and window.pop_clicks() == set()
     client = Client(window.url)
     client.look((0.0, 2.5, 0.0))
-    (viewer,) = when(window.cameras, "a client")
-    camera = viewer.camera(20)
+    ((viewer, camera),) = when(lambda: window.cameras(20), "a client").items()
     assert (camera.height, camera.width) == (20, 30) and float(camera.fov[0]) == pytest.approx(0.8)
     assert camera.position[0].tolist() == pytest.approx([0, 2.5, 0])
     directions = camera.rays()[1][0]
@@ -107,8 +107,27 @@ def test_client_camera_image_and_clicks(window: ViserWindow) -> None:
     client.click("Stop the run")
     assert when(window.pop_clicks) == {"stop"}
     client.socket.close()
-    when(lambda: not window.cameras(), "the disconnect")
+    when(lambda: not window.cameras(20), "the disconnect")
     window.show(viewer, image)  # no error after the disconnect
+
+
+def test_client_camera_has_the_rays_of_the_original_camera() -> None:
+    ring = orbit(5, 0.4, 2.2, 0.6, 10, 15)
+    for k in range(5):
+        pose = opencv_axes(ring.c2w[k]).double().numpy()
+        camera = client_camera(pose[:3, :3], pose[:3, 3], 0.6, 1.5, 10)
+        assert camera is not None and camera.width == 15
+        for one, other in zip(camera.rays(), ring.select([k]).rays(), strict=True):
+            assert torch.allclose(one, other, atol=1e-6)
+
+
+def test_invalid_camera_is_none_and_extreme_camera_is_clamped() -> None:
+    nan, inf = float("nan"), float("inf")
+    for x, fov, aspect in ((nan, 0.7, 1.0), (0, inf, 1.0), (0, 0.7, nan), (0, 0.7, 0.0)):
+        assert client_camera(np.eye(3), np.array([x, 0, 3]), fov, aspect, 16) is None
+    camera = client_camera(np.eye(3), np.zeros(3), 9.0, 1000.0, 16)
+    assert camera is not None and camera.width == 64 and float(camera.fov) < 2.7
+    assert all(torch.isfinite(part).all() for part in camera.rays())
 
 
 def test_metrics_and_prompt_are_escaped(window: ViserWindow) -> None:
@@ -131,7 +150,7 @@ def test_server_listens_on_localhost_only(window: ViserWindow) -> None:
     client = Client(window.url)
     client.send(type="ShareUrlRequest")  # as the share button of viser's own pages
     client.look((0.0, 2.5, 0.0))
-    when(window.cameras)
+    when(lambda: window.cameras(20))
     assert window._server.request_share_url() is None and window._server._share_tunnel is None
     client.socket.close()
 
@@ -148,7 +167,7 @@ def test_foreign_requests_are_forbidden(window: ViserWindow, headers: dict[str, 
         answer = connection.getresponse()
         assert answer.status == 403 and b"viser" not in answer.read().lower()
         connection.close()
-    assert window.cameras() == []
+    assert window.cameras(20) == {}
 
 
 def test_ssh_tunnel_may_use_another_port(window: ViserWindow) -> None:
@@ -201,9 +220,9 @@ def test_browser_shows_images_and_sends_input(launched: Any, window: ViserWindow
     begin = orbit(1, 0.25, 2.6, 0.7, 8, 8).c2w[0]
     # before it receives our start camera, a page sends its own default
     (start,) = wait(
-        lambda: [c for c in window.cameras() if torch.allclose(c.c2w, begin, atol=1e-3)], "the start camera"
+        lambda: [k for k, c in window.cameras(200).items() if torch.allclose(c.c2w[0], begin, atol=1e-3)], "the start"
     )
-    assert start.aspect == pytest.approx(1.5, abs=0.01) and red() < 0.01
+    assert window.cameras(200)[start].width == pytest.approx(300, abs=2) and red() < 0.01
     window.show(start, np.full((32, 48, 3), (250, 20, 30), np.uint8))
     window.update(0.25, ["distilling at 64 px: step 25 of 100", "loss 0.5"], busy=False)
     wait(lambda: red() > 0.5, "the image")
@@ -214,8 +233,10 @@ def test_browser_shows_images_and_sends_input(launched: Any, window: ViserWindow
     page.mouse.down()
     page.mouse.move(300, 420, steps=4)
     page.mouse.up()
-    turned = wait(lambda: [c for c in window.cameras() if (c.c2w - start.c2w).abs().max() > 0.05], "the rotation")[0]
-    distance = turned.camera(8).c2w[0, :3, 3].norm()
+    turned = wait(
+        lambda: [c for c in window.cameras(8).values() if (c.c2w[0] - begin).abs().max() > 0.05], "the rotation"
+    )[0]
+    distance = turned.c2w[0, :3, 3].norm()
     assert float(distance) == pytest.approx(2.6, rel=0.01)  # an orbit around the origin
     page.screenshot(path=tmp_path / "live.png")
     outside = [url for url in requests if not url.startswith((window.url, "data:", "blob:"))]

@@ -1,4 +1,4 @@
-"""Build the files of a game asset from a dense mesh and its field, in memory, and check them."""
+"""Build the files of a game asset from a dense mesh and its field, in memory."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
 
 import numpy as np
 
 from threedgen.config.errors import ConfigError
-from threedgen.export.files.check import Expected, Finding, check_collider, check_glb
 from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes
-from threedgen.export.files.khronos import ValidatorError, validate
+from threedgen.export.files.khronos import Finding, ValidatorError, validate
 from threedgen.export.files.obj import obj_zip
 from threedgen.export.files.textured import TexturedMesh, place_on_ground
 from threedgen.export.files.usdz import usdz_bytes
@@ -29,9 +27,8 @@ from threedgen.export.surface.pictures import FOV, ViewRenderer, image_size, spi
 from threedgen.export.surface.refine_texture import refine_texture
 from threedgen.export.surface.unseen import fill_unseen, visible_faces
 from threedgen.geometry.images import png
+from threedgen.run.disk import Tree
 
-FILE_SIZE = 3.0
-"""Maximum size in MB of a GLB with 1024-texel textures; scales with the number of texels above that."""
 MIN_LOD_TEXTURE = 64
 """Smallest texture edge in texels of a level of detail; each level halves the texture down to this."""
 
@@ -46,7 +43,6 @@ STEPS = {
     "unseen": "hidden texels",
     "levels": "levels of detail",
     "write": "files",
-    "check": "checks",
     "collision": "collider",
     "khronos": "checks",
 }
@@ -59,7 +55,7 @@ class ExportedAsset:
 
     Attributes:
         files: name -> content, the GLB of the finest level first.
-        findings: file name -> results of the checker and the Khronos validator.
+        findings: GLB name -> findings of the Khronos validator, if it is installed.
         notes: remarks for the user, one sentence each.
         figures: statistics for asset.json.
         seconds: step -> duration.
@@ -70,7 +66,7 @@ class ExportedAsset:
     files: dict[str, bytes] = field(default_factory=dict)
     findings: dict[str, list[Finding]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: Tree = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     on_step: Callable[[str], object] = lambda step: None
 
@@ -97,11 +93,11 @@ def make_asset(
     config: AssetConfig,
     name: str = "mesh",
     view: FieldView | None = None,
-    gltf_extras: dict[str, Any] | None = None,
+    gltf_extras: Tree | None = None,
     nearest_budget: bool = False,
     on_step: Callable[[str], object] = lambda step: None,
 ) -> ExportedAsset:
-    """Build a game asset from a dense mesh: simplify, unwrap, bake, make levels of detail, write and check files.
+    """Build a game asset from a dense mesh: simplify, unwrap, bake, make levels of detail and files.
 
     Args:
         dense: mesh of the field's surface.
@@ -140,8 +136,11 @@ def make_asset(
             asset.files[f"{name}_obj.zip"] = obj_zip(levels, pngs[name], name)
         if "usdz" in config.formats:
             asset.files[f"{name}.usdz"] = usdz_bytes(levels[name], pngs[name], name)
-    with asset.timed("check"):
-        _check(asset, levels, config, pngs, metadata)
+    body = topology(*weld(levels[name].vertices, levels[name].faces)[:2])
+    if not body.manifold:
+        edges = f"{body.open_edges} edges of holes and {body.crowded_edges} edges with more than two faces"
+        asset.notes.append(f"the mesh is not closed: it has {edges}")
+    asset.figures["topology"] = asdict(body) | {"volume": round(body.volume, 6)}
     with asset.timed("collision"):
         _add_colliders(asset, levels[name], config, metadata)
     with asset.timed("khronos"):
@@ -212,33 +211,7 @@ def _refined(
     return replace(maps, base_colour=refined.texture)
 
 
-def _check(
-    asset: ExportedAsset,
-    levels: dict[str, TexturedMesh],
-    config: AssetConfig,
-    pngs: dict[str, dict[str, bytes]],
-    metadata: dict[str, Any],
-) -> None:
-    """Check the GLB of every level, written or not: mesh errors affect the other formats too."""
-    max_megabytes = FILE_SIZE * max(1.0, (config.texels / 1024) ** 2)
-    for number, (title, mesh) in enumerate(levels.items()):
-        file = f"{title}.glb"
-        data = asset.files.get(file) or textured_glb_bytes(mesh, pngs[title], title, metadata)
-        first = number == 0
-        expected = Expected(
-            triangles=asset.figures["budget"] if first else None,
-            texture=max(config.texels >> number, min(config.texels, MIN_LOD_TEXTURE)),
-            height=config.height if first else None,
-            megabytes=max_megabytes,
-            gltf_extras=tuple(metadata),
-            layout=first,
-        )
-        asset.findings[file] = check_glb(data, expected)
-    body = topology(*weld(levels[asset.name].vertices, levels[asset.name].faces)[:2])
-    asset.figures["topology"] = asdict(body) | {"volume": round(body.volume, 6)}
-
-
-def _add_colliders(asset: ExportedAsset, mesh: TexturedMesh, config: AssetConfig, metadata: dict[str, Any]) -> None:
+def _add_colliders(asset: ExportedAsset, mesh: TexturedMesh, config: AssetConfig, metadata: Tree) -> None:
     """Add one collider file per engine, named by that engine's convention."""
     if config.collision == "none":
         return
@@ -253,7 +226,6 @@ def _add_colliders(asset: ExportedAsset, mesh: TexturedMesh, config: AssetConfig
         file = f"{asset.name}_collision_{engine}.glb"
         nodes = {pattern.format(name=asset.name, number=number): part for number, part in enumerate(parts)}
         asset.files[file] = plain_glb_bytes(nodes, {"collider_of": asset.name} | metadata)
-        asset.findings[file] = check_collider(parts, mesh.vertices)
 
 
 def _run_khronos(asset: ExportedAsset) -> None:
@@ -265,6 +237,5 @@ def _run_khronos(asset: ExportedAsset) -> None:
         results, status = validate(glbs)
     except ValidatorError as error:
         results, status = {}, f"failed: {error}"
-    for name, findings in results.items():
-        asset.findings.setdefault(name, []).extend(findings)
+    asset.findings = results
     asset.figures["khronos"] = status

@@ -11,11 +11,10 @@ import re
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_json
-from threedgen.run.disk import atomic_file, json_text
+from threedgen.run.disk import Tree, atomic_file, json_text
 from threedgen.run.folder import remove_temporary_files, slug
 
 FOLDER, MANIFEST = "asset", "asset.json"
@@ -32,7 +31,7 @@ def asset_name(text: str) -> str:
     return name or slug(text).replace("-", "_")
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> Tree:
     """Return the content of asset.json; {} if it is missing or invalid."""
     found = read_json(folder / MANIFEST)
     return found if isinstance(found.get("files", {}), dict) else {}
@@ -59,7 +58,7 @@ def check_overwrite(folder: Path, names: Iterable[str]) -> None:
             )
 
 
-def write_files(folder: Path, files: Mapping[str, bytes], manifest: dict[str, Any]) -> None:
+def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> None:
     """Write files and asset.json in place of those of an earlier export.
 
     All data is on disk before the first rename, and asset.json is renamed before the files it lists: after an

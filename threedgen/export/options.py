@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -79,7 +79,7 @@ class AssetConfig(Config):
         None, ge=16, le=512, description="grid points per edge for surface extraction; null: from the preset"
     )
     name: str | None = Field(None, min_length=1, description="name of files and mesh; null: from the prompt")
-    strict: bool = Field(False, description="fail and write nothing if any validator finds a problem")
+    strict: bool = Field(False, description="fail and write nothing if the Khronos validator finds a problem")
 
     @field_validator("texture")
     @classmethod
@@ -146,7 +146,7 @@ class AssetConfig(Config):
         super().check()
 
 
-def resize_command(run: Path, preset: Any) -> str:
+def resize_command(run: Path, preset: object) -> str:
     """Return the command that exports a run again with another height."""
     options = [f"preset={preset}"] if isinstance(preset, str) and preset in PRESETS else []
     return command("--config", "export", f"run={run}", *options, "height=METRES")

@@ -17,6 +17,7 @@ from threedgen.representations.march import step_size
 from threedgen.representations.options import MarchConfig
 from threedgen.representations.volume.occupancy import OccupancyGrid
 from threedgen.run import folder as runs
+from threedgen.run.disk import Tree
 from threedgen.run.seeding import generator
 from threedgen.run.torch_file import check_architecture, require_finite
 from threedgen.train.checkpoint_file import latest
@@ -40,9 +41,9 @@ class RunField:
     steps: int
 
 
-def open_run(folder: Path, device: str = "cpu") -> RunField:
+def load_run_field(folder: Path, device: str = "cpu") -> RunField:
     """Load the newest valid checkpoint of the generate run in `folder`. Raises ConfigError on a config mismatch."""
-    config, field, grid, checkpoint = open_field(folder, device)
+    config, field, grid, checkpoint = load_field(folder, device)
     return RunField(
         field_view(field, grid, config.march, device, config.camera.elevation_range),
         config,
@@ -50,7 +51,7 @@ def open_run(folder: Path, device: str = "cpu") -> RunField:
     )
 
 
-def open_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGrid | None, dict[str, Any]]:
+def load_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGrid | None, Tree]:
     """Return config, field, occupancy grid and checkpoint of the generate run in `folder`. Raises ConfigError."""
     config = load((folder / runs.CONFIG).resolve())
     newest = latest(folder / runs.CHECKPOINTS)
@@ -105,7 +106,7 @@ def field_view(
     )
 
 
-def provenance(config: Any, steps: int) -> dict[str, Any]:
+def provenance(config: Any, steps: int) -> Tree:
     """Return prompt, seed, config hash and version for the glTF extras."""
     return {
         "prompt": config.prompt,

@@ -9,14 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from threedgen import __version__
 from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
-from threedgen.run.disk import prepared_folder, write_json, writing
+from threedgen.run.disk import Tree, prepared_folder, write_json, writing
 from threedgen.run.metrics import read_summary
 from threedgen.run.progress import Count
 from threedgen.run.text import number, say
@@ -25,7 +24,7 @@ from threedgen.run.threads import set_threads
 from .asset import STEPS, ExportedAsset, make_asset
 from .asset_folder import FOLDER, MANIFEST, asset_name, check_overwrite, write_files
 from .options import AssetConfig, ExportConfig, resize_command
-from .run_field import RunField, open_run, provenance
+from .run_field import RunField, load_run_field, provenance
 from .shape.from_field import dense_surface
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
     set_threads(config.threads)
     folder, out, options = runs.run_folder(config.run, "run"), config.destination(), config.asset()
     with prepared_folder(out, megabytes=64):
-        source = open_run(folder, "cuda" if torch.cuda.is_available() else "cpu")
+        source = load_run_field(folder, "cuda" if torch.cuda.is_available() else "cpu")
         with progress_bar(quiet) as on_step:
             asset = export(source, options, on_step=on_step)
             save(asset, out, options)
@@ -84,7 +83,7 @@ def export(
         nearest_budget: replace an impossible budget by the smallest possible one and add a note.
         on_step: called with the name of each step (`asset.STEPS`) when it starts.
 
-    Raises ConfigError if no asset can be made, or if `strict` is set and the checker finds anything.
+    Raises ConfigError if no asset can be made, or if `strict` is set and the Khronos validator finds anything.
     """
     on_step("surface")
     start = time.perf_counter()
@@ -105,7 +104,10 @@ def export(
         reason = f"as {usual[0]} usually is" if usual else "as one field unit is one metre"
         asset.figures["height"] = f"{number(asset.figures['size_m']['high'])} m high, {reason}"
     if config.strict and asset.problems:
-        raise ConfigError("strict: the asset was not written because of findings: " + "; ".join(asset.problems))
+        raise ConfigError("the asset was not written because of findings: " + "; ".join(asset.problems), "strict")
+    status = asset.figures.get("khronos", "no GLB was written")
+    if config.strict and not status.startswith("version"):
+        raise ConfigError(f"the Khronos validator did not run ({status})", "strict")
     return asset
 
 
@@ -120,7 +122,7 @@ def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:
     return folder / MANIFEST
 
 
-def summary_entry(asset: ExportedAsset) -> dict[str, Any]:
+def summary_entry(asset: ExportedAsset) -> Tree:
     """Return the `asset` entry of a run's summary.json."""
     return {
         "file": f"{FOLDER}/{next(iter(asset.files))}",
@@ -142,7 +144,7 @@ def update_summary(run: Path, asset: ExportedAsset) -> None:
         return
     entry = summary_entry(asset)
 
-    def others(key: str) -> list[Any]:
+    def others(key: str) -> list[object]:
         """Return the entries of a list that are not about an asset."""
         value = old.get(key)
         entries = value if isinstance(value, list) else []
@@ -155,7 +157,7 @@ def update_summary(run: Path, asset: ExportedAsset) -> None:
         )
 
 
-def summary(asset: ExportedAsset, config: AssetConfig) -> dict[str, Any]:
+def summary(asset: ExportedAsset, config: AssetConfig) -> Tree:
     """Return the content of asset.json: sizes, checksums, findings, notes, seconds per step."""
     return {
         "name": asset.name,

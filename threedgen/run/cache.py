@@ -11,10 +11,10 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import DTypeLike
 from safetensors.torch import save
 from torch import Tensor
 
@@ -38,7 +38,7 @@ class BlockCache:
     """
 
     def __init__(
-        self, folder: Path, name: str, count: int, shape: tuple[int, ...], dtype: Any, source: str, size: int = 1
+        self, folder: Path, name: str, count: int, shape: tuple[int, ...], dtype: DTypeLike, source: str, size: int = 1
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.size, self.dtype = folder, size, dtype
@@ -77,7 +77,7 @@ class BlockCache:
         self.done[block] = 1
 
 
-def _existing(path: Path, shape: tuple[int, ...], dtype: Any) -> Array | None:
+def _existing(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Array | None:
     """Open a memory-mapped array; return None if the file is missing, unreadable or of another shape or dtype."""
     try:
         array = np.load(path, mmap_mode="r+")
@@ -87,7 +87,7 @@ def _existing(path: Path, shape: tuple[int, ...], dtype: Any) -> Array | None:
     return array if fits else None
 
 
-def _new(path: Path, shape: tuple[int, ...], dtype: Any) -> Array:
+def _new(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     path.unlink(missing_ok=True)
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 

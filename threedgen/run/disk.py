@@ -14,6 +14,8 @@ from typing import Any, BinaryIO
 
 from threedgen.config.errors import DiskFull, FileError, expected
 
+Tree = dict[str, Any]
+"""Nested plain data, as in a config or a JSON file."""
 TEMPORARY_NAME = re.compile(r"\.\d+\.threedgen\.tmp$")
 """End of a name from `temporary_path`."""
 
@@ -73,13 +75,13 @@ def write_atomic(path: Path, data: bytes | str) -> None:
         file.write(data if isinstance(data, bytes) else data.encode("utf-8"))
 
 
-def write_json(path: Path, tree: Any) -> None:
+def write_json(path: Path, tree: object) -> None:
     """Write plain data as JSON atomically; create the parent folder. Raises OSError, and ValueError for NaN."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, json_text(tree))
 
 
-def json_text(tree: Any) -> str:
+def json_text(tree: object) -> str:
     """Return plain data as the text of a JSON file. Raises ValueError for NaN."""
     return json.dumps(tree, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 

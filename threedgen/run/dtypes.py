@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import Any
 
 import torch
 
@@ -42,7 +41,7 @@ def _warn_once(note: str) -> None:
 
 def bf16_cpu() -> bool:
     """Return whether the CPU has bf16 instructions; without them bf16 is slower than fp32."""
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 

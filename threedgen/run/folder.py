@@ -31,7 +31,7 @@ from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
 from threedgen.config.scheduled import is_step
-from threedgen.run.disk import TEMPORARY_NAME, prepare, write_atomic
+from threedgen.run.disk import TEMPORARY_NAME, Tree, prepare, write_atomic
 from threedgen.run.lock import NAME as LOCK
 from threedgen.run.lock import acquire, was_released
 
@@ -69,7 +69,7 @@ def slug(text: str) -> str:
 # --- choice of the folder ---------------------------------------------------------------------------------
 
 
-def stored_config(folder: Path) -> dict[str, Any] | None:
+def stored_config(folder: Path) -> Tree | None:
     """Return the config.yaml of a run as data; None if there is none.
 
     Raises ConfigError if the file cannot be read or is not the config of a run: it is then not overwritten.
@@ -83,7 +83,7 @@ def stored_config(folder: Path) -> dict[str, Any] | None:
     return tree
 
 
-def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flat(tree: object, prefix: str = "") -> Tree:
     """Return nested data with dotted keys; a schedule is one value."""
     if not isinstance(tree, dict) or all(map(is_step, tree)) or not all(isinstance(key, str) for key in tree):
         return {prefix: tree}
@@ -94,7 +94,7 @@ def flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], extends: Iterable[str] = ()) -> list[str]:
+def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
     """Return `key: old -> new` for every key that changes the result of a run.
 
     Where the `name` of a section changes, its other changed keys are only counted.
@@ -167,7 +167,7 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
     return folder
 
 
-def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, dict[str, Any] | None]:
+def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
     """Return the folder of a run, and the stored config if it already contains this run; write nothing.
 
     A run without any results, because it failed early, may be replaced by any other.
@@ -217,7 +217,7 @@ def steps_done(folder: Path) -> int:
     return steps if type(steps) is int else 0
 
 
-def _prepare_folder(folder: Path, config: C, config_name: str, stored: dict[str, Any] | None) -> C:
+def _prepare_folder(folder: Path, config: C, config_name: str, stored: Tree | None) -> C:
     """Create and lock the folder, and write config.yaml unless the run already has more steps than the config."""
     prepare(folder)
     if acquire(folder):

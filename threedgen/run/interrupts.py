@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import Any
 
 STOP_CODES = (130, 143)
 """Exit codes of a task that was stopped by Ctrl-C or SIGTERM."""
+Handler = Callable[[int, FrameType | None], object] | int | None
 STOP_NOTE = "stopping after this step (Ctrl-C again leaves at once)"
 
 
@@ -34,7 +35,7 @@ class Interrupts:
         self.note = note
         self.stop = self.terminated = False
         self._depth = 0
-        self._before: dict[int, tuple[Any, Any]] = {}  # signal -> (our handler, previous handler)
+        self._before: dict[int, tuple[Handler, Handler]] = {}  # signal -> (our handler, previous handler)
 
     def __enter__(self) -> Interrupts:
         self._depth += 1
@@ -58,7 +59,7 @@ class Interrupts:
         """Make SIGTERM set `terminated` until the context ends."""
         self._take(signal.SIGTERM, self._terminate)
 
-    def _take(self, number: int, handler: Any) -> None:
+    def _take(self, number: int, handler: Handler) -> None:
         if threading.current_thread() is threading.main_thread():
             self._before.setdefault(number, (handler, signal.signal(number, handler)))
 

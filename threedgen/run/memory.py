@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from weakref import WeakSet
 
+import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
 
 from threedgen.config.errors import OutOfMemory
 
-MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
-DEFAULT_AVAILABLE = 4 << 30
-"""Bytes assumed where the system gives no figure."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """mallopt parameters of glibc's malloc.h."""
 MAX_REUSED_BLOCK, MAX_REUSED_HEAP = 256 << 20, 512 << 20
@@ -36,8 +33,9 @@ def free_bytes(device: torch.device) -> int:
         return torch.cuda.mem_get_info(device)[0] + cached
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    machine: int = psutil.virtual_memory().available
     container = _container()
-    return _available() if container is None else min(_available(), container)
+    return machine if container is None else min(machine, container)
 
 
 def keep_freed_memory() -> None:
@@ -66,17 +64,6 @@ def explain_out_of_memory(what: str, remedy: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise OutOfMemory(f"{what} takes more memory than the GPU has free: {remedy}") from None
-
-
-def _available() -> int:
-    """Return Linux's estimate of available bytes; on other systems half of the physical memory."""
-    with suppress(OSError, ValueError, StopIteration):
-        lines = MEMINFO.read_text(encoding="ascii").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return DEFAULT_AVAILABLE
 
 
 def _container() -> int | None:

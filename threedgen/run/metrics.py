@@ -11,7 +11,7 @@ import math
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +23,7 @@ from threedgen import __version__
 from threedgen.config import config_hash, plugins
 from threedgen.config.errors import FileError
 from threedgen.config.plain_file import parse_json, read_bytes, read_json
-from threedgen.run.disk import write_atomic, write_json
+from threedgen.run.disk import Tree, write_atomic, write_json
 from threedgen.run.folder import SUMMARY
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ PACKAGES = ("torch", "pytorch-lightning", "diffusers", "transformers", "tokenize
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
-def read_metrics(folder: Path) -> list[dict[str, Any]]:
+def read_metrics(folder: Path) -> list[Tree]:
     """Return the valid lines of metrics.jsonl, dicts with a `step`. Raises FileError for an unreadable file."""
     path, rows = Path(folder) / "metrics.jsonl", []
     try:
@@ -47,7 +47,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def read_summary(folder: Path) -> dict[str, Any]:
+def read_summary(folder: Path) -> Tree:
     """Return summary.json of a run; an empty dict if it cannot be read."""
     return read_json(folder / SUMMARY)
 
@@ -68,7 +68,7 @@ class Metrics:
             rows = [row for row in read_metrics(self.path.parent) if row["step"] <= step]
             write_atomic(self.path, "".join(map(_line, rows)))
 
-    def log(self, step: int, values: dict[str, Any]) -> None:
+    def log(self, step: int, values: Mapping[str, object]) -> None:
         """Append a line of numbers or one-element tensors; a failed write gives one warning."""
         line = _line({"step": step} | {key: _number(value) for key, value in values.items()})
         try:
@@ -86,7 +86,7 @@ class Metrics:
         return path
 
 
-def csv_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> str:
+def csv_table(rows: Sequence[Tree], columns: Sequence[str] = ()) -> str:
     """Return rows as CSV text with these columns, or with one per key in the order of appearance."""
     columns = columns or list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO(newline="")
@@ -96,11 +96,11 @@ def csv_table(rows: Sequence[dict[str, Any]], columns: Sequence[str] = ()) -> st
     return text.getvalue()
 
 
-def _line(values: dict[str, Any]) -> str:
+def _line(values: Tree) -> str:
     return json.dumps(values, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _number(value: Any) -> Any:
+def _number(value: Any) -> float | str | None:
     """Return a JSON value: one-element tensors as floats, NaN and infinities as None."""
     if isinstance(value, (str, bool, int)) or value is None:
         return value
@@ -108,13 +108,13 @@ def _number(value: Any) -> Any:
     return number if math.isfinite(number) else None
 
 
-def environment() -> dict[str, Any]:
+def environment() -> dict[str, object]:
     """Return versions, machine and thread counts, on which the last bits of results depend; without slow imports."""
     versions = {"threedgen": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
             versions[name] = importlib.metadata.version(name)
-    threads: dict[str, Any] = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
+    threads: dict[str, object] = {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
     if "torch" in sys.modules:
         threads["torch"] = sys.modules["torch"].get_num_threads()
     return {
@@ -153,7 +153,7 @@ def reset_peak_memory() -> None:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: Any) -> Path:
+def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: object) -> Path:
     """Write summary.json: end time (UTC), seconds, peak memory, seed, config hash, figures and environment."""
     summary = {
         "task": getattr(config, "task", None),

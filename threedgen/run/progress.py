@@ -8,7 +8,6 @@ import time
 import warnings
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -149,9 +148,10 @@ class Count:
         """Show the current activity on the bar, and as many of the details as fit in the line."""
         if self._bar is not None:
             description = clean(f"{self.stage} {text}")
-            fields: dict[str, Any] = {} if details is None else {"detail": self._fitting(description, details)}
-            numbers: Any = {"total": self.total, "completed": self.done}
-            self._bar.update(self._bar.task_ids[0], **numbers, description=description, **fields)
+            task = self._bar.task_ids[0]
+            self._bar.update(task, total=self.total, completed=self.done, description=description)
+            if details is not None:
+                self._bar.update(task, detail=self._fitting(description, details))
 
     def _fitting(self, description: str, details: list[str]) -> str:
         room = self.console.width - len(description) - 2 * len(str(self.total)) - MIN_BAR_WIDTH - 4

@@ -100,8 +100,8 @@ def also_called(word: str, known: Collection[str]) -> list[str]:
 def similar(word: str, known: Collection[str]) -> list[str]:
     """Return up to three known words similar to a word, most similar first.
 
-    Synonyms come first, then words within one edit (two from six letters on). Words of up to three letters must have
-    the same letters, in another order.
+    Synonyms come first, then words within one edit (two from six letters on; an edit may swap neighbours). Words of up
+    to three letters must have the same letters, in another order.
     """
     max_edits = 1 if len(word) < 6 else 2
     candidates = [name for name in known if len(name) > 2 and (len(word) > 3 or sorted(name) == sorted(word))]

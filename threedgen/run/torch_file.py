@@ -81,9 +81,9 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         raise FileError(f"{path} is damaged: it is not valid safetensors ({type(error).__name__})") from None
 
 
-def leaves(tree: Any) -> Iterator[Any]:
+def leaves(tree: object) -> Iterator[object]:
     """Yield the keys and values in nested dicts, lists, tuples and sets; shared containers are visited once."""
-    visited, stack = set[int](), [tree]
+    visited, stack = set[int](), list[object]([tree])
     while stack:
         value = stack.pop()
         if id(value) in visited:
@@ -104,7 +104,7 @@ def _imports(pickled: bytes) -> set[str]:
     return {str(name) for code, name, _ in genops(pickled) if code.name in ("GLOBAL", "INST", "STACK_GLOBAL")}
 
 
-def check_architecture(stored: Mapping[str, Any], state: Mapping[str, Tensor], what: str) -> None:
+def check_architecture(stored: Mapping[str, object], state: Mapping[str, Tensor], what: str) -> None:
     """Raise ConfigError if the names and shapes of stored tensors differ from a network's.
 
     Args:
@@ -127,7 +127,7 @@ def check_architecture(stored: Mapping[str, Any], state: Mapping[str, Tensor], w
         raise ConfigError(f"{what} is of another architecture: {', '.join(parts)}")
 
 
-def require_finite(stored: Mapping[str, Any], what: str) -> None:
+def require_finite(stored: Mapping[str, object], what: str) -> None:
     """Raise ConfigError with the name of a number or tensor that has NaN, infinity or more than MAX_WEIGHT."""
     for name, value in stored.items():
         if isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point()):

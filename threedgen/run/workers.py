@@ -14,12 +14,13 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 from threedgen.config import plugins, registry
 from threedgen.config.errors import ConfigError, ExpectedError, WorkerLost
@@ -28,6 +29,8 @@ from threedgen.run.interrupts import STOP_CODES, Interrupts, Stopped
 from threedgen.run.text import clean, escape_logs
 
 logger = logging.getLogger(__name__)
+J = TypeVar("J")
+R = TypeVar("R")
 Answer = tuple[Literal["done", "stopped", "expected", "error"], Any]
 """Result of an attempt as plain data, because some exceptions cannot be pickled."""
 POLL = 0.2
@@ -35,10 +38,10 @@ POLL = 0.2
 
 
 def run_jobs(
-    jobs: Iterable[Any],
-    work: Callable[[Any], Any],
-    on_done: Callable[[Any, Any], None],
-    on_failed: Callable[[Any, str], None] | None = None,
+    jobs: Iterable[J],
+    work: Callable[[J], R],
+    on_done: Callable[[J, R], None],
+    on_failed: Callable[[J, str], None] | None = None,
     *,
     engine: Literal["here", "processes", "ray"] = "here",
     workers: int = 1,
@@ -47,7 +50,7 @@ def run_jobs(
     cpus: float = 1.0,
     gpus: float = 0.0,
     interrupts: Interrupts | None = None,
-    on_start: Callable[[Any], None] = lambda job: None,
+    on_start: Callable[[J], None] = lambda job: None,
 ) -> int:
     """Call ``work(job)`` for each job. The callbacks are called in this process.
 
@@ -82,7 +85,7 @@ def run_jobs(
         return pool.run(jobs, on_done, on_failed, on_start)
 
 
-def attempt(work: Callable[[Any], Any], job: Any, table: dict[str, Any]) -> Answer:
+def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.Entry]]) -> Answer:
     """Do one job in a worker. ``table``: registry of the main process, with its plug-ins."""
     registry.TABLE.update(table)
     try:
@@ -92,28 +95,27 @@ def attempt(work: Callable[[Any], Any], job: Any, table: dict[str, Any]) -> Answ
     except ExpectedError as error:
         return "expected", error
     except (Exception, SystemExit) as error:
-        logger.debug("a job failed", exc_info=True)
-        return "error", f"{type(error).__name__}: {error}"
+        return "error", (f"{type(error).__name__}: {error}", traceback.format_exc())
 
 
-class WorkerPool:
+class WorkerPool(Generic[J, R]):
     """Pool of ``count`` workers that retries failed jobs and replaces dead workers."""
 
     def __init__(
-        self, start: Callable[[], Worker], count: int, work: Callable[[Any], Any], attempts: int, interrupts: Interrupts
+        self, start: Callable[[], Worker], count: int, work: Callable[[J], R], attempts: int, interrupts: Interrupts
     ) -> None:
         self.start, self.count, self.work, self.attempts, self.interrupts = start, count, work, attempts, interrupts
         self.idle = [start() for _ in range(count)]
-        self.busy: dict[Future[Answer], tuple[Worker, Any, int]] = {}
-        self.queue: list[tuple[Any, int]] = []  # jobs read ahead or to retry, with the number of the attempt
+        self.busy: dict[Future[Answer], tuple[Worker, J, int]] = {}
+        self.queue: list[tuple[J, int]] = []  # jobs read ahead or to retry, with the number of the attempt
         self.code = self.deaths = 0
 
     def run(
         self,
-        jobs: Iterable[Any],
-        on_done: Callable[[Any, Any], None],
-        on_failed: Callable[[Any, str], None] | None,
-        on_start: Callable[[Any], None],
+        jobs: Iterable[J],
+        on_done: Callable[[J, R], None],
+        on_failed: Callable[[J, str], None] | None,
+        on_start: Callable[[J], None],
     ) -> int:
         jobs, stop_sent = iter(jobs), False
         while True:
@@ -135,19 +137,21 @@ class WorkerPool:
                 if state == "done":
                     on_done(job, value)
                 elif state == "error" and not self.stopped():
+                    reason, trace = value
                     if number < self.attempts:
-                        logger.warning("attempt %d of %d failed: %s", number, self.attempts, clean(value))
+                        logger.warning("attempt %d of %d failed: %s", number, self.attempts, clean(reason))
                         self.queue.append((job, number + 1))
                     elif on_failed is None:
-                        raise RuntimeError(value)
+                        raise RuntimeError(f"a job failed: {reason}\n{trace}")
                     else:
-                        on_failed(job, value)
+                        logger.error("a job failed: %s\n%s", reason, trace)
+                        on_failed(job, reason)
 
     def stopped(self) -> bool:
         self.code = self.code or (143 if self.interrupts.terminated else 130 if self.interrupts.stop else 0)
         return self.code != 0
 
-    def fetch(self, jobs: Iterable[Any]) -> bool:
+    def fetch(self, jobs: Iterable[J]) -> bool:
         """Read the next job into the queue; return whether there is one to start (False after a signal)."""
         if not self.queue and not self.stopped():
             self.queue += [(job, 1) for _, job in zip(range(1), jobs, strict=False)]
@@ -161,7 +165,7 @@ class WorkerPool:
             self.deaths += 1
             if self.deaths > self.count * (self.attempts + 1):
                 raise WorkerLost(f"{self.deaths} workers died in a row ({clean(str(death))})")
-            return "error", f"its worker was lost ({type(death).__name__})"
+            return "error", (f"its worker was lost ({type(death).__name__})", "")
         self.idle.append(worker)
         self.deaths, (state, value) = 0, future.result()
         if state == "expected":

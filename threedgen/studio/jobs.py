@@ -17,7 +17,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import threedgen
 from threedgen.config.errors import ConfigError, in_a_line
@@ -50,7 +49,7 @@ class Job:
     command: list[str]
     number: int = 0
     state: str = WAITING
-    progress: Mapping[str, Any] = field(default_factory=dict)
+    progress: Mapping[str, str] = field(default_factory=dict)
     error: str = ""
 
 
@@ -167,7 +166,7 @@ class Queue:
             else:
                 self._set(job, state=FINISHED)
 
-    def _set(self, job: Job, **changes: Any) -> None:
+    def _set(self, job: Job, **changes: object) -> None:
         with self.changed:
             for name, value in changes.items():
                 setattr(job, name, value)

@@ -23,7 +23,7 @@ class StudioConfig(TaskConfig):
     port: int = Field(8090, ge=0, le=65_535, description="port on 127.0.0.1; 0 or a port in use: any free port")
     open_browser: bool = Field(False, description="open the page in the default browser")
 
-    def run_config(self, prompt: str, **values: Any) -> Any:
+    def run_config(self, prompt: str, **values: object) -> Any:
         """Return the config of the run for a prompt; `values` override the keys that it has. Raises ConfigError."""
         from threedgen.systems.batch.jobs import object_config
 

@@ -16,14 +16,15 @@ import logging
 import mimetypes
 import shutil
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from threedgen.config.errors import ConfigError, in_a_line
+from threedgen.run.disk import Tree
 from threedgen.run.prompts import normalise_prompt
 from threedgen.run.text import clean
 from threedgen.viewer.gallery import cards, contact_sheets
@@ -61,7 +62,7 @@ class Server(ThreadingHTTPServer):
         jobs = [self._describe(job) for job in self.queue.jobs()]
         return json.dumps({"jobs": jobs, "over": self.queue.over})
 
-    def _describe(self, job: Job) -> dict[str, Any]:
+    def _describe(self, job: Job) -> Tree:
         state = {name: value for name, value in asdict(job).items() if name != "command"}
         folder, image = self.root / job.name, ""
         if job.state in LIVE:
@@ -83,7 +84,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self._answer({"jobs": self._add, "drop": self._drop}, files=False)
 
-    def _answer(self, routes: dict[str, Any], files: bool = True) -> None:
+    def _answer(self, routes: Mapping[str, Callable[[str], None]], files: bool = True) -> None:
         """Dispatch an allowed request to its route or file; answer a ConfigError with status 400 and its message."""
         hosts, origins = (self.headers.get_all(name, []) for name in ("Host", "Origin"))
         rest = admitted(self.path, self.server.key, hosts, origins)
@@ -163,12 +164,12 @@ class Handler(BaseHTTPRequestHandler):
         record = read_record(folder)
         file = record.model and record.model.relative_to(record.folder).as_posix()
         title = clean(record.prompt)[:80]
-        values: dict[str, Any] = {"title": title, "model": embedded(record.model), "model_file": file}
+        values: Tree = {"title": title, "model": embedded(record.model), "model_file": file}
         self._send(page("studio_asset.html", SCRIPTS, **values), HTML, policy=RUN_POLICY)
 
     # --- helpers
 
-    def _body(self) -> dict[str, Any]:
+    def _body(self) -> Tree:
         """Parse the request body. Raises ConfigError unless it is a JSON object of at most MAX_BODY_BYTES."""
         try:
             length = int(self.headers.get("Content-Length", ""))
@@ -205,6 +206,6 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.end_headers()
 
-    def log_message(self, format: str, *args: Any) -> None:
+    def log_message(self, format: str, *args: object) -> None:
         """Log requests at level debug instead of printing them to stderr."""
         logger.debug(format, *args)

@@ -8,12 +8,13 @@ from typing import Any
 from threedgen.data.toybox.grammar import NOUNS, find_nouns
 from threedgen.data.toybox.prompt_words import known_nouns
 from threedgen.guidance.weights.tokens import Vocabulary
+from threedgen.run.disk import Tree
 from threedgen.systems.prompted import PromptedConfig
 
 MAX_NOUNS = 10
 
 
-def check_prompt(prompt: str, config: Any) -> dict[str, Any]:
+def check_prompt(prompt: str, config: Any) -> Tree:
     """Check a prompt against the vocabulary of a run config's prior. Raises ConfigError for a damaged vocabulary.
 
     Returns words: [{word, known, near: up to three similar known words}], notes: warnings, nouns: suggestions, and

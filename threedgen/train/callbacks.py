@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import STEP_OUTPUT
 
 from threedgen.run import seeding
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import Metrics
 from threedgen.run.progress import Speed
+from threedgen.train.system import System
 
 logger = logging.getLogger(__name__)
 PATIENCE = 10
@@ -41,14 +43,15 @@ class StepCallback(pl.Callback):
         self._step = trainer.global_step
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
         complete, self._step = trainer.global_step != self._step, trainer.global_step
         if complete:
             self.steps += 1
-            self.after_step(trainer, pl_module, outputs)
+            module: Any = pl_module
+            self.after_step(trainer, module, outputs)
 
-    def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
+    def after_step(self, trainer: pl.Trainer, module: System, outputs: STEP_OUTPUT) -> None:
         raise NotImplementedError
 
 
@@ -86,7 +89,7 @@ class StopOnInterrupt(StepCallback):
         super().on_train_start(trainer, pl_module)
         self.interrupts.catch_sigterm()
 
-    def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
+    def after_step(self, trainer: pl.Trainer, module: System, outputs: STEP_OUTPUT) -> None:
         if any_rank(trainer, self.interrupts.stop or self.interrupts.terminated):
             self.terminated = any_rank(trainer, self.interrupts.terminated)
             trainer.should_stop = True
@@ -110,11 +113,12 @@ class Logging(StepCallback):
             self._metrics = Metrics(self.folder, trainer.global_step)
         self.speed.mark(time.monotonic(), trainer.global_step)
 
-    def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
+    def after_step(self, trainer: pl.Trainer, module: System, outputs: STEP_OUTPUT) -> None:
         step = trainer.global_step
         if self._metrics is None or step % self.every and step != trainer.max_steps:
             return
         self.speed.mark(time.monotonic(), step)
+        assert isinstance(outputs, Mapping)
         values = {**outputs, **module.terms, **module.metrics}
         values["step_seconds"] = self.speed.seconds_per_step()
         self._metrics.log(step, values)
@@ -140,7 +144,7 @@ class Validation(StepCallback):
     def __init__(self, every: int, folder: Path) -> None:
         self.every, self.folder = every, folder
 
-    def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
+    def after_step(self, trainer: pl.Trainer, module: System, outputs: STEP_OUTPUT) -> None:
         step = trainer.global_step
         if step % self.every or not trainer.is_global_zero:
             return
@@ -247,7 +251,7 @@ class FiniteGuard(StepCallback):
         self.in_a_row += 1
         self.skipped += 1
 
-    def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
+    def after_step(self, trainer: pl.Trainer, module: System, outputs: STEP_OUTPUT) -> None:
         if self.in_a_row == 1 and self.skipped <= _MAX_WARNINGS:
             logger.warning("step %d skipped: %s", trainer.global_step - 1, self._blame(module))
         scale_lost = loss_scaler(trainer) is not None and self._bad_gradient is not None
@@ -266,7 +270,7 @@ class FiniteGuard(StepCallback):
         self.failure = f"stopped at step {trainer.global_step}: {reason}; the last good checkpoint is kept"
         logger.error(self.failure)
 
-    def _blame(self, module: Any) -> str:
+    def _blame(self, module: System) -> str:
         if self._loss_is_finite:
             bad_gradient = self._bad_gradient and f"the gradient of {self._bad_gradient} is not finite"
             return bad_gradient or "the loss or a gradient of another process is not finite"

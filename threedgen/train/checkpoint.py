@@ -14,6 +14,8 @@ import numba
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning_fabric.utilities.types import _PATH
+from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from threedgen.config import yaml_text
@@ -22,7 +24,8 @@ from threedgen.config.optional import installed
 from threedgen.run import folder as runs
 from threedgen.run.disk import free_megabytes, write_error
 from threedgen.train.callbacks import StepCallback, any_rank, first_nonfinite
-from threedgen.train.checkpoint_file import LAST, read, write
+from threedgen.train.checkpoint_file import LAST, CheckpointData, write
+from threedgen.train.system import System
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +36,22 @@ _MAX_LISTED = 6
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint I/O on top of `write` and `read`."""
+    """Lightning's checkpoint I/O: writes with `write`, and returns the checkpoint that was read and checked before."""
 
     def __init__(self, keep: int) -> None:
         super().__init__()
         self.keep = keep
+        self.checkpoint: CheckpointData | None = None
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: CheckpointData, path: _PATH, storage_options: object = None) -> None:
         write(checkpoint, Path(path), self.keep)
 
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return read(Path(path))
+    def load_checkpoint(
+        self, path: _PATH, map_location: object = None, weights_only: bool | None = None
+    ) -> CheckpointData:
+        assert self.checkpoint is not None
+        checkpoint, self.checkpoint = self.checkpoint, None  # frees its memory after the restore
+        return checkpoint
 
 
 class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
@@ -68,18 +76,18 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
         check_restored(trainer.optimizers)
 
     def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: CheckpointData
     ) -> None:
         module: Any = pl_module
         checkpoint[CONFIG_KEY], checkpoint[WEIGHTS_KEY] = module.config_yaml, dict(module.weights)
         checkpoint[NUMERICS_KEY] = numerics(trainer)
 
     def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: CheckpointData
     ) -> None:
         warn_numerics(checkpoint, numerics(trainer))
 
-    def after_step(self, trainer: pl.Trainer, module: Any, outputs: Any) -> None:
+    def after_step(self, trainer: pl.Trainer, module: System, outputs: STEP_OUTPUT) -> None:
         if any_rank(trainer, time.monotonic() - self._saved_at >= self.seconds):
             self.save(trainer, module)
 
@@ -133,7 +141,7 @@ def check_restored(optimizers: Iterable[torch.optim.Optimizer]) -> None:
                     raise ConfigError(f"the optimizer state belongs to another network ({name}: {shapes})")
 
 
-def check_config(checkpoint: dict[str, Any], config_yaml: str) -> None:
+def check_config(checkpoint: CheckpointData, config_yaml: str) -> None:
     """Raise ConfigError with the changed keys if `checkpoint` was made with a config that gives another result.
 
     Keys in `folder.NEUTRAL_KEYS` may differ. A checkpoint or a run without a config (a module used from Python) is not
@@ -154,7 +162,7 @@ def check_config(checkpoint: dict[str, Any], config_yaml: str) -> None:
         )
 
 
-def check_weights(checkpoint: dict[str, Any], weights: Mapping[str, str]) -> None:
+def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> None:
     """Raise ConfigError if `checkpoint` was made with other weights.
 
     Args:
@@ -202,7 +210,7 @@ def _driver_version() -> str:
         return "unknown"
 
 
-def warn_numerics(checkpoint: dict[str, Any], now: dict[str, str]) -> None:
+def warn_numerics(checkpoint: CheckpointData, now: dict[str, str]) -> None:
     """Log a warning if `numerics` changed since the checkpoint: results may then differ."""
     before = checkpoint.get(NUMERICS_KEY)
     before = before if isinstance(before, dict) else {}

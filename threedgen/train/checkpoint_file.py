@@ -26,6 +26,8 @@ from threedgen.run.torch_file import leaves, read_torch
 logger = logging.getLogger(__name__)
 
 LAST = "last.ckpt"
+CheckpointData = dict[str, Any]
+"""Content of a checkpoint, as Lightning defines it."""
 _REQUIRED_KEYS = ("state_dict", "global_step", "loops", "optimizer_states", "lr_schedulers")
 
 
@@ -34,7 +36,7 @@ def file_names(keep: int = 2) -> list[str]:
     return [LAST, "previous.ckpt", *(f"previous-{n}.ckpt" for n in range(2, keep))][:keep]
 
 
-def write(checkpoint: dict[str, Any], path: Path, keep: int = 2) -> None:
+def write(checkpoint: CheckpointData, path: Path, keep: int = 2) -> None:
     """Write `checkpoint` to `path`, a last.ckpt, atomically, and rename the older ones.
 
     Raises:
@@ -56,7 +58,7 @@ def write(checkpoint: dict[str, Any], path: Path, keep: int = 2) -> None:
         raise
 
 
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> CheckpointData:
     """Load the checkpoint at `path` to the CPU without executing anything in the file.
 
     Raises:
@@ -73,7 +75,7 @@ def read(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def _unusable_state(checkpoint: dict[str, Any]) -> str | None:
+def _unusable_state(checkpoint: CheckpointData) -> str | None:
     """Describe a defect that would corrupt the resumed run silently: NaN, or a lost optimizer or schedule state."""
     for part in ("state_dict", "optimizer_states"):
         for name, value in _tensors(checkpoint[part], part):
@@ -87,7 +89,7 @@ def _unusable_state(checkpoint: dict[str, Any]) -> str | None:
     return None
 
 
-def _tensors(tree: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+def _tensors(tree: object, name: str) -> Iterator[tuple[str, torch.Tensor]]:
     if isinstance(tree, torch.Tensor):
         yield name, tree
     elif isinstance(tree, (dict, list)):
@@ -95,7 +97,7 @@ def _tensors(tree: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
             yield from _tensors(value, f"{name}.{key}")
 
 
-def _wrong_type(checkpoint: dict[str, Any]) -> str | None:
+def _wrong_type(checkpoint: CheckpointData) -> str | None:
     if wrong := [key for key, valid in _VALIDATORS.items() if key in checkpoint and not valid(checkpoint[key])]:
         return f"its {wrong[0]} is {short(checkpoint[wrong[0]])}"
     if any(isinstance(value, float) and not math.isfinite(value) for value in leaves(checkpoint)):
@@ -103,24 +105,32 @@ def _wrong_type(checkpoint: dict[str, Any]) -> str | None:
     return None
 
 
-def _named_tensors(state: Any) -> bool:
+def _named_tensors(state: object) -> bool:
     return isinstance(state, dict) and all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items())
 
 
-def _mappings(states: Any, *keys: str) -> bool:
+def _nested(tree: object) -> bool:
+    return isinstance(tree, dict) and all(isinstance(value, dict) for value in tree.values())
+
+
+def _mappings(states: object, *keys: str) -> bool:
     return isinstance(states, list) and all(isinstance(s, dict) and not set(keys) - set(s) for s in states)
 
 
-_VALIDATORS: dict[str, Callable[[Any], bool]] = {
+def _optimizer_states(states: Any) -> bool:
+    return _mappings(states, "state", "param_groups") and all(_nested(state["state"]) for state in states)
+
+
+_VALIDATORS: dict[str, Callable[[object], bool]] = {
     "state_dict": _named_tensors,
     "global_step": lambda step: type(step) is int and 0 <= step < 1 << 53,
-    "loops": lambda loops: isinstance(loops, dict),
-    "optimizer_states": lambda states: _mappings(states, "state", "param_groups"),
+    "loops": lambda loops: isinstance(loops, dict) and all(map(_nested, loops.values())),
+    "optimizer_states": _optimizer_states,
     "lr_schedulers": lambda states: _mappings(states, "last_epoch"),
 }
 
 
-def latest(folder: Path, keep: int = 2) -> tuple[Path, dict[str, Any]] | None:
+def latest(folder: Path, keep: int = 2) -> tuple[Path, CheckpointData] | None:
     """Return the newest readable checkpoint in `folder` and its content; None if there is no file at all.
 
     Newer files that cannot be read are skipped with one warning. Raises FileError if no file can be read.

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -23,7 +23,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from threedgen.config import registry
 from threedgen.config.errors import ConfigError, DiskFull
-from threedgen.config.sections import TrainerConfig
+from threedgen.config.sections import CheckpointConfig, TrainerConfig
 from threedgen.run.disk import free_megabytes, write_error
 from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY
 from threedgen.run.interrupts import Interrupts
@@ -41,9 +41,18 @@ from threedgen.train.system import System
 logger = logging.getLogger(__name__)
 
 
+class TrainingConfig(Protocol):
+    """Options of a config that the loop reads."""
+
+    seed: int
+    threads: int | None
+    trainer: TrainerConfig
+    checkpoint: CheckpointConfig
+
+
 def fit(
     module: System,
-    config: Any,
+    config: TrainingConfig,
     folder: Path | str,
     resume: bool = False,
     quiet: bool = False,
@@ -55,7 +64,6 @@ def fit(
     """Train `module` up to config.trainer.max_steps, with checkpoints in `folder`/checkpoints.
 
     Args:
-        config: with `trainer`, `checkpoint`, `seed` and `threads` (threedgen.config.sections).
         resume: continue from the newest readable checkpoint, if there is one.
         metrics: names in `module.metrics` to show in the progress bar.
         interrupts: Ctrl-C handler of the caller, which stays active afterwards.
@@ -73,7 +81,8 @@ def fit(
     keep_freed_memory()
     folder = Path(folder).resolve()
     checkpoints = folder / CHECKPOINTS
-    path = _resume_path(module, checkpoints, config, resume)
+    checkpoint_io = AtomicCheckpointIO(config.checkpoint.keep)
+    path = _resume_path(module, checkpoints, config, resume, checkpoint_io)
     _check_space(module, checkpoints, config.checkpoint.keep)
     guard, every = FiniteGuard(), config.trainer.val_check_interval
     with interrupts or Interrupts() as active, determinism(config.trainer.deterministic):
@@ -81,6 +90,7 @@ def fit(
         trainer = _trainer(
             config,
             folder,
+            checkpoint_io,
             [
                 Seeding(config.seed),
                 guard,
@@ -101,8 +111,10 @@ def fit(
     return Status.FINISHED if trainer.global_step >= trainer.max_steps else Status.INTERRUPTED
 
 
-def _resume_path(module: System, checkpoints: Path, config: Any, resume: bool) -> Path | None:
-    """Return the checkpoint to resume from, after checking that it fits. Raises ConfigError."""
+def _resume_path(
+    module: System, checkpoints: Path, config: TrainingConfig, resume: bool, checkpoint_io: AtomicCheckpointIO
+) -> Path | None:
+    """Return the checkpoint to resume from, after checking that it fits, and keep its content. Raises ConfigError."""
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -124,6 +136,7 @@ def _resume_path(module: System, checkpoints: Path, config: Any, resume: bool) -
     if done > max_steps:
         problem = f"{checkpoints.parent} already has {done} steps. Set at least {done}, or choose another folder"
         raise ConfigError(problem, MAX_STEPS_KEY, str(max_steps))
+    checkpoint_io.checkpoint = checkpoint
     return path
 
 
@@ -137,9 +150,11 @@ def _check_space(module: torch.nn.Module, folder: Path, keep: int) -> None:
         raise DiskFull(f"not enough disk space for checkpoints in {folder}: {free:.0f} MB free, {needed:.0f} needed")
 
 
-def _trainer(config: Any, folder: Path, callbacks: list[pl.Callback]) -> pl.Trainer:
+def _trainer(
+    config: TrainingConfig, folder: Path, checkpoint_io: AtomicCheckpointIO, callbacks: list[pl.Callback]
+) -> pl.Trainer:
     """Build a Trainer without Lightning's own progress bar, validation and requeueing."""
-    plugins: list[Any] = [AtomicCheckpointIO(config.checkpoint.keep)]
+    plugins: list[Any] = [checkpoint_io]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return pl.Trainer(

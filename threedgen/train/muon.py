@@ -16,6 +16,8 @@ from threedgen.config.sections import BETAS
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Quintic Newton-Schulz coefficients: the singular values end between 0.7 and 1.2."""
+Group = dict[str, Any]
+"""Parameter group of an optimizer."""
 STEPS = 5
 """Newton-Schulz iterations."""
 
@@ -59,7 +61,7 @@ class Muon(torch.optim.Optimizer):
                     p.add_(update, alpha=-group["lr"] * scale)
         return loss
 
-    def _orthogonal(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> tuple[float, Tensor]:
+    def _orthogonal(self, p: Tensor, grad: Tensor, group: Group) -> tuple[float, Tensor]:
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
@@ -68,7 +70,7 @@ class Muon(torch.optim.Optimizer):
         update = orthogonalise(nesterov.flatten(1))
         return 0.2 * max(update.shape) ** 0.5, update.reshape(p.shape)
 
-    def _adam(self, p: Tensor, grad: Tensor, group: dict[str, Any]) -> tuple[float, Tensor]:
+    def _adam(self, p: Tensor, grad: Tensor, group: Group) -> tuple[float, Tensor]:
         state, (beta1, beta2) = self.state[p], group["betas"]
         if not state:
             state.update(step=torch.zeros(()), first=torch.zeros_like(p), second=torch.zeros_like(p))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
+from threedgen.config.sections import TaskConfig
 from threedgen.run.dtypes import emulation_note
 from threedgen.run.memory import free_bytes
 from threedgen.run.threads import set_threads, threads_of
@@ -14,7 +13,7 @@ from threedgen.train.task import device as device_name
 END = "nothing was run or written"
 
 
-def plan(config: Any) -> str:
+def plan(config: TaskConfig) -> str:
     """Return the dry-run text of a task without a plan of its own. Raises ConfigError for unreadable weights."""
     config = config.used()
     about = config.about or " ".join((type(config).__doc__ or "").partition("\n\n")[0].split())
@@ -32,13 +31,13 @@ def plan(config: Any) -> str:
     return "\n".join([*lines, *notes(config), device_line(config), END])
 
 
-def notes(config: Any) -> list[str]:
+def notes(config: TaskConfig) -> list[str]:
     """Return the notes on a config, one line each."""
     emulated = emulation_note(getattr(getattr(config, "prior", None), "dtype", "auto"), _device(config))
     return [f"note: {note}" for note in (*config.notes(), emulated) if note]
 
 
-def device_line(config: Any) -> str:
+def device_line(config: TaskConfig) -> str:
     """Return the line with device, name and free memory; it says so if the config needs a GPU and there is none."""
     device = _device(config)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
@@ -49,9 +48,9 @@ def device_line(config: Any) -> str:
     return f"{line}; no GPU was found{', and this config is made for one' * made_for_one}"
 
 
-def _device(config: Any) -> torch.device:
+def _device(config: TaskConfig) -> torch.device:
     return torch.device(device_name(_accelerator(config)))
 
 
-def _accelerator(config: Any) -> str:
+def _accelerator(config: TaskConfig) -> str:
     return trainer.accelerator if (trainer := getattr(config, "trainer", None)) else "auto"

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities.types import STEP_OUTPUT
 from rich.console import Console
 
 from threedgen.run.progress import Count
@@ -55,13 +56,13 @@ class Progress(pl.Callback):
             yield count
         self._start(trainer, module)
 
-    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: Any) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *batch: object) -> None:
         if self.count is not None and self.count.shows_bar:
             self.count.stage = stage_of(pl_module)
             self.count.note("")
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
         count, step, total, stage = self.count, trainer.global_step, trainer.max_steps, stage_of(pl_module)
         if count is None or step == count.done:
@@ -90,7 +91,11 @@ def stage_of(module: pl.LightningModule) -> str:
 
 
 def details(
-    step_seconds: float | None, steps_left: int, module: pl.LightningModule, outputs: Any, metrics: Iterable[str] = ()
+    step_seconds: float | None,
+    steps_left: int,
+    module: pl.LightningModule,
+    outputs: STEP_OUTPUT,
+    metrics: Iterable[str] = (),
 ) -> list[str]:
     """Return step time, time left, loss and metrics as texts.
 
@@ -101,10 +106,11 @@ def details(
         parts.append(f"{step_seconds:.3g} s/step" if step_seconds >= 1 else f"{1000 * step_seconds:.3g} ms/step")
         if steps_left > 0:
             parts.append(f"{duration(step_seconds * steps_left)} left")
-    terms: dict[str, Any] = getattr(module, "terms", {})
+    terms: dict[str, float] = getattr(module, "terms", {})
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-    shown: dict[str, Any] = dict([next(iter(terms.items()), ("loss", loss))])
-    values: dict[str, Any] = getattr(module, "metrics", {})
+    first = next(iter(terms), None)
+    shown: dict[str, Any] = {"loss": loss} if first is None else {first: terms[first]}
+    values: dict[str, float] = getattr(module, "metrics", {})
     shown |= {name: values.get(name) for name in metrics}
     for name, value in shown.items():
         single = isinstance(value, torch.Tensor) and value.numel() == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Any
 
 from threedgen.run.folder import steps_done
 from threedgen.run.metrics import read_summary
@@ -24,7 +23,7 @@ class Status(enum.Enum):
         return {"finished": 0, "interrupted": 130, "terminated": 143, "failed": 2}[self.value]
 
     @classmethod
-    def of(cls, exit_code: Any) -> Status:
+    def of(cls, exit_code: object) -> Status:
         """Return the status with this exit code."""
         return next(status for status in cls if status.exit_code == exit_code)
 

@@ -16,12 +16,13 @@ import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from threedgen.config import Config, at, dump
+from threedgen.config import Config, Scheduled, at, dump
 from threedgen.config.sections import BETAS
 from threedgen.geometry.images import write_png
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.train import loggers
+from threedgen.train.checkpoint_file import CheckpointData
 from threedgen.train.muon import Muon
 
 METRICS_KEY, SECONDS_KEY = "metrics", "seconds"
@@ -48,9 +49,8 @@ class System(pl.LightningModule):
             facts: further values that must be equal on resume, such as the digest of a tokenizer's vocabulary.
         """
         super().__init__()
-        run_config: Any = config
-        self.seed: int = run_config.seed if seed is None else seed
-        self.max_steps: int = run_config.trainer.max_steps if max_steps is None else max_steps
+        self.seed: int = getattr(config, "seed") if seed is None else seed  # noqa: B009  not of all sections
+        self.max_steps: int = getattr(config, "trainer").max_steps if max_steps is None else max_steps  # noqa: B009
         without_out = config.model_copy(update={"out": None}) if "out" in type(config).model_fields else config
         self.config_yaml = dump(without_out) + "".join(f"{name}: {fact}\n" for name, fact in facts.items())
         self.weights: Mapping[str, str] = {}
@@ -60,7 +60,7 @@ class System(pl.LightningModule):
         self.run_start = self.training_start = time.monotonic()
         self.previous_seconds = {"prepare": 0.0, "optimise": 0.0}  # of earlier processes, up to the checkpoint
 
-    def set_unregistered(self, **objects: Any) -> None:
+    def set_unregistered(self, **objects: object) -> None:
         """Set attributes that torch does not register: frozen networks, neither trained nor in checkpoints."""
         for name, value in objects.items():
             object.__setattr__(self, name, value)
@@ -90,12 +90,12 @@ class System(pl.LightningModule):
         write_png(folder / f"{name}-{self.global_step:06d}.png", image.detach())
         loggers.log_image(self.trainer.loggers, name, image.detach(), self.global_step)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: CheckpointData) -> None:
         checkpoint[SECONDS_KEY] = self.seconds()
         # metrics that are not measured at every step are logged until the next measurement, also after a resume
         checkpoint[METRICS_KEY] = {n: float(v) if math.isfinite(v) else None for n, v in self.metrics.items()}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: CheckpointData) -> None:
         metrics, seconds = checkpoint.get(METRICS_KEY), checkpoint.get(SECONDS_KEY)
         items = metrics.items() if isinstance(metrics, dict) else ()
         self.metrics = {str(n): math.nan if v is None else v for n, v in items if v is None or isinstance(v, float)}
@@ -121,13 +121,17 @@ class System(pl.LightningModule):
         return ()
 
     def adamw(
-        self, parameters: Iterable[Any], *rates: Any, weight_decay: float = 0.0, betas: tuple[float, float] = BETAS
+        self,
+        parameters: Iterable[Any],
+        *rates: Scheduled,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = BETAS,
     ) -> OptimizerLRSchedulerConfig:
         """Return AdamW on parameters or parameter groups, with learning rates as for `scheduled`."""
         optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=betas, weight_decay=weight_decay, fused=True)
         return self.scheduled(optimizer, *rates)
 
-    def scheduled(self, optimizer: torch.optim.Optimizer, *rates: Any) -> OptimizerLRSchedulerConfig:
+    def scheduled(self, optimizer: torch.optim.Optimizer, *rates: Scheduled) -> OptimizerLRSchedulerConfig:
         """Return the result of configure_optimizers for an optimizer and learning rate schedules.
 
         Args:
@@ -135,8 +139,7 @@ class System(pl.LightningModule):
             rates: schedules of the config or functions of the step: one for all parameter groups, or one for each.
         """
         steps = [rate if callable(rate) else partial(at, rate, max_steps=self.max_steps) for rate in rates]
-        rate: Any = steps if len(steps) > 1 else steps[0]
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, steps if len(steps) > 1 else steps[0])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def validate(self, step: int, folder: Path) -> None:

@@ -87,8 +87,16 @@ class Task:
         from threedgen.train.loop import fit
 
         system.weights, system.run_start, system.training_start = self.weights, self.start_time, time.monotonic()
-        options: Any = {"metrics": metrics, "callbacks": callbacks, "interrupts": interrupts}
-        status = fit(system, self.config, self.folder, self.resume, self.quiet, **options)
+        status = fit(
+            system,
+            self.config,
+            self.folder,
+            self.resume,
+            self.quiet,
+            callbacks,
+            metrics=metrics,
+            interrupts=interrupts,
+        )
         self.is_global_zero = system.trainer.is_global_zero
         self.previous_seconds = sum(system.previous_seconds.values())
         if self.is_global_zero and status in (Status.FINISHED, Status.INTERRUPTED):

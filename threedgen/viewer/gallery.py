@@ -6,14 +6,13 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.images import SHEET_GAP
 from threedgen.geometry.picture_file import load_image
-from threedgen.run.disk import write_atomic, writing
+from threedgen.run.disk import Tree, write_atomic, writing
 from threedgen.run.folder import CONFIG, stored_config, user_path
 from threedgen.run.text import duration, say, visible
 
@@ -51,7 +50,7 @@ def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
     return page("gallery.html", ("gallery.js",), title=title, cards=found, broken=broken), broken
 
 
-def cards(folder: Path, home: Path) -> tuple[list[dict[str, Any]], list[str]]:
+def cards(folder: Path, home: Path) -> tuple[list[Tree], list[str]]:
     """Return a card for each run below `folder`, newest first, and the reason for each skipped run."""
     records, broken = [], []
     for where in run_folders(folder):
@@ -78,7 +77,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
             yield Path(where)
 
 
-def card(record: Record, home: Path) -> dict[str, Any]:
+def card(record: Record, home: Path) -> Tree:
     """Return the template values of a run's card; links are relative to the folder `home`."""
     report = record.file(PAGE)
     seconds = [] if record.seconds is None else [duration(record.seconds)]

@@ -11,19 +11,16 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import pytorch_lightning as pl
-import torch
-from numpy.typing import ArrayLike
+from pytorch_lightning.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError, in_a_line
-from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.poses import opencv_axes
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.images import to_uint8
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.progress import Speed
 from threedgen.run.text import say
@@ -41,40 +38,6 @@ STOP, EXPORT = "stop", "export"
 """Names of the buttons of a window."""
 UPDATE_SECONDS = 0.5
 """Seconds between two updates of the metrics; reading the loss synchronises the GPU."""
-MAX_ASPECT = 4.0
-"""Maximum width / height, or height / width, of a rendered image; narrower windows show it stretched."""
-MIN_FOV, MAX_FOV = math.radians(1), math.radians(150)
-
-
-@dataclass(frozen=True)
-class ClientCamera:
-    """Camera of one browser client: c2w (4, 4) with OpenGL axes, vertical fov in radians, aspect = width / height."""
-
-    client_id: int
-    c2w: Tensor
-    fov: float
-    aspect: float
-
-    @classmethod
-    def opencv(
-        cls, client_id: int, rotation: ArrayLike, position: ArrayLike, fov: float, aspect: float
-    ) -> ClientCamera | None:
-        """Convert a camera-to-world rotation (3, 3) with OpenCV axes and a position (3,).
-
-        Returns None for invalid numbers: a browser tab that is just opening has no size yet.
-        """
-        c2w = np.eye(4)
-        c2w[:3, :3], c2w[:3, 3] = rotation, position
-        if not np.isfinite(c2w).all() or not math.isfinite(fov) or not (math.isfinite(aspect) and aspect > 0):
-            return None
-        pose = opencv_axes(torch.from_numpy(c2w).float())
-        return cls(client_id, pose, min(max(fov, MIN_FOV), MAX_FOV), min(max(aspect, 1 / MAX_ASPECT), MAX_ASPECT))
-
-    def camera(self, size: int) -> Cameras:
-        """Return the camera as a batch of one, for an image of height `size` pixels."""
-        width = max(1, round(size * self.aspect))
-        projection = Projection.perspective(torch.tensor([self.fov]), size, width)
-        return Cameras(self.c2w[None], projection, size, width)
 
 
 class LiveView(pl.Callback):
@@ -105,7 +68,7 @@ class LiveView(pl.Callback):
         self._window: ViserWindow | None = None
         self._note = ""
         self._metrics: list[str] = []
-        self._render_times: dict[int, float] = {}  # time of each client's last image
+        self._images = 0
         self._next_image = self._next_metrics = -math.inf
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -113,14 +76,14 @@ class LiveView(pl.Callback):
             return
         try:
             self._window = self._open()
-        except Exception as error:
+        except (OSError, RuntimeError) as error:  # no free port, or a viser that cannot be protected
             raise ConfigError(f"cannot open the window: {in_a_line(error)}. Run without --view.", "--view") from error
         self.speed.mark(self.clock(), trainer.global_step)
         say(f"live view: {self._window.url}", sys.stderr)
         self._guarded(lambda window: self._update(window, trainer, pl_module))
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
     ) -> None:
         self.speed.mark(self.clock(), trainer.global_step)
         self._guarded(lambda window: self._serve(window, trainer, pl_module, outputs))
@@ -149,7 +112,9 @@ class LiveView(pl.Callback):
             logger.debug("error in the live view", exc_info=error)
             self.close()
 
-    def _serve(self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule, outputs: Any) -> None:
+    def _serve(
+        self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule, outputs: STEP_OUTPUT
+    ) -> None:
         clicks = window.pop_clicks()
         if EXPORT in clicks and STOP not in clicks:  # a stopped run exports its asset anyway
             self._export(window, trainer, module)
@@ -166,16 +131,16 @@ class LiveView(pl.Callback):
             self._send_image(window, module)
 
     def _send_image(self, window: ViserWindow, module: pl.LightningModule) -> None:
-        """Render for the client that has waited longest; then pause so that rendering keeps to its time share."""
-        cameras = window.cameras()
-        self._render_times = {c.client_id: self._render_times.get(c.client_id, -math.inf) for c in cameras}
-        if not cameras:
+        """Render for one client, each in turn; then pause so that rendering keeps to its time share."""
+        clients = list(window.cameras(self.options.size).items())
+        if not clients:
             return
-        camera, start = min(cameras, key=lambda c: self._render_times[c.client_id]), self.clock()
+        client, camera = clients[self._images % len(clients)]
+        self._images, start = self._images + 1, self.clock()
         with isolated_eval(module):
-            image = self.render(camera.camera(self.options.size))[0]
-        window.show(camera, (image.clamp(0, 1) * 255).round().byte().cpu().numpy())
-        now = self._render_times[camera.client_id] = self.clock()
+            image = self.render(camera)[0]
+        window.show(client, to_uint8(image))
+        now = self.clock()
         self._next_image = now + (now - start) * (1 / self.options.share - 1)
 
     def _export(self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule) -> None:

@@ -12,7 +12,6 @@ import io
 from functools import cache
 from pathlib import Path
 from posixpath import basename
-from typing import Any
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -44,7 +43,7 @@ def _environment() -> Environment:
     return environment
 
 
-def page(template: str, scripts: tuple[str, ...], served: bool = False, **values: Any) -> str:
+def page(template: str, scripts: tuple[str, ...], served: bool = False, **values: object) -> str:
     """Render a template of `assets/` as a whole page with page.css and the scripts inline.
 
     `served` allows requests to the server that delivers the page.
@@ -58,7 +57,7 @@ def page(template: str, scripts: tuple[str, ...], served: bool = False, **values
     return fragment(template, **fixed, **values)
 
 
-def fragment(template: str, **values: Any) -> str:
+def fragment(template: str, **values: object) -> str:
     """Render a template of `assets/` as a part of a page."""
     return _environment().get_template(template).render(**values)
 

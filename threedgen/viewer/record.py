@@ -16,6 +16,7 @@ from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
 from threedgen.export.asset_folder import FOLDER, read_manifest
+from threedgen.run.disk import Tree
 from threedgen.run.folder import CONFIG, SUMMARY, stored_config, stored_config_name
 from threedgen.run.metrics import read_summary
 
@@ -31,8 +32,8 @@ class Record:
     """config.yaml and summary.json of a run as plain data, and values derived from them."""
 
     folder: Path
-    config: dict[str, Any]
-    summary: dict[str, Any]
+    config: Tree
+    summary: Tree
     text: str = ""
     """Text of config.yaml."""
 
@@ -42,7 +43,7 @@ class Record:
         return path if path.is_file() else None
 
     @property
-    def asset(self) -> dict[str, Any]:
+    def asset(self) -> Tree:
         """Content of asset/asset.json; {} if the run has no asset."""
         return read_manifest(self.folder / FOLDER)
 
@@ -145,15 +146,15 @@ def read_record(folder: Path) -> Record:
 
 
 @cache
-def _default_names(name: str) -> dict[str, Any]:
+def _default_names(name: str) -> Tree:
     """Return the prior, distillation and field names of a shipped config; {} for any other config."""
-    tree: dict[str, Any] = {}
+    tree: Tree = {}
     with suppress(ConfigError):
         tree = plain(load(name)) if name in shipped() else {}
     return {part: tree[part]["name"] for part in ("prior", "distillation", "field") if part in tree}
 
 
-def _inside(tree: Any, keys: Sequence[str]) -> Any:
+def _inside(tree: object, keys: Sequence[str]) -> Any:
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
@@ -165,7 +166,7 @@ def as_float(value: Any) -> float | None:
     return float(value) if is_number and abs(value) <= sys.float_info.max else None
 
 
-def as_int(value: Any) -> int | None:
+def as_int(value: object) -> int | None:
     """Return a number as an int; None for any other value."""
     number = as_float(value)
     return None if number is None else int(number)

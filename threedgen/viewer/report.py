@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 from rich.filesize import decimal as size
@@ -13,7 +12,7 @@ from rich.filesize import decimal as size
 from threedgen.export.asset_folder import FOLDER
 from threedgen.export.options import resize_command
 from threedgen.geometry.images import SHEET_GAP
-from threedgen.run.disk import write_atomic, writing
+from threedgen.run.disk import Tree, write_atomic, writing
 from threedgen.run.folder import CHECKPOINTS, CONFIG, SUMMARY, run_folder
 from threedgen.run.metrics import read_metrics
 from threedgen.run.text import clean, duration, number, say
@@ -169,9 +168,9 @@ def facts(record: Record) -> list[tuple[str, Rows]]:
     ]
 
 
-def asset_rows(metadata: dict[str, Any], folder: Path) -> Rows:
+def asset_rows(metadata: Tree, folder: Path) -> Rows:
     """Return the table rows of an asset.json; `folder` is that of the run."""
-    levels, metres, findings, khronos = (metadata.get(key) for key in ("levels", "size_m", "findings", "khronos"))
+    levels, metres, khronos = (metadata.get(key) for key in ("levels", "size_m", "khronos"))
     counts = [as_int(count) for count in levels.values()] if isinstance(levels, dict) else []
     rows = [("Triangles", ", ".join(f"{count:,}" for count in counts if count is not None))]
     if (texels := as_int(metadata.get("texture"))) is not None:
@@ -185,9 +184,6 @@ def asset_rows(metadata: dict[str, Any], folder: Path) -> Rows:
             ("Height", metadata["height"]),
             ("Export with another height", resize_command(folder, metadata.get("preset"))),
         ]
-    if isinstance(findings, dict):
-        found = sum(len(part) for part in findings.values() if isinstance(part, list))
-        rows.append(("Checkers", f"{found} findings" if found else "no findings"))
     if isinstance(khronos, str):
         rows.append(("Khronos validator", khronos))
     return [(name, value) for name, value in rows if value]

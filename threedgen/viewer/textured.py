@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from threedgen.run.disk import write_atomic
+from threedgen.run.disk import Tree, write_atomic
 
 from .page import embedded, page
 from .report import SCRIPTS
@@ -23,5 +22,5 @@ def write_page(
     for name, hint, images in rows:
         found = [(embedded(path.parent / file), label) for file, label in images if (path.parent / file).is_file()]
         sections += [(name, hint, [pair for pair in found if pair[0]])] if any(pair[0] for pair in found) else []
-    values: dict[str, Any] = {"title": title, "headline": list(headline), "notes": list(notes), "rows": sections}
+    values: Tree = {"title": title, "headline": list(headline), "notes": list(notes), "rows": sections}
     write_atomic(path, page("textured.html", SCRIPTS, model=embedded(path.parent / model), model_file=model, **values))

@@ -12,16 +12,22 @@ from typing import Any
 
 import numpy as np
 import rich
+import torch
 import viser
 import websockets.asyncio.server as web
 from markupsafe import Markup, escape
 
-from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.poses import opencv_axes
 from threedgen.run.arrays import Array
 from threedgen.run.text import visible
 
-from .live import EXPORT, STOP, ClientCamera
+from .live import EXPORT, STOP
 from .local import HOST, REFUSAL, admitted, free_port
+
+MAX_ASPECT = 4.0
+"""Maximum width / height, or height / width, of a rendered image; narrower windows show it stretched."""
+MIN_FOV, MAX_FOV = math.radians(1), math.radians(150)
 
 
 class _LocalServer(viser.ViserServer):
@@ -56,20 +62,21 @@ class ViserWindow:
         for name, button in self._buttons.items():  # viser calls back from its own threads
             button.on_click(lambda event, name=name: self._clicks.put(name))
 
-    def cameras(self) -> list[ClientCamera]:
-        """Return the cameras of all connected clients."""
-        found = []
+    def cameras(self, size: int) -> dict[int, Cameras]:
+        """Return the camera of each connected client, for an image of height `size` pixels; client -> batch of one."""
+        found = {}
         for client_id, client in self._server.get_clients().items():
-            camera = client.camera
-            height = camera.image_height
-            aspect = camera.image_width / height if height else math.nan
-            rotation = viser.transforms.SO3(camera.wxyz).as_matrix()
-            found.append(ClientCamera.opencv(client_id, rotation, camera.position, camera.fov, aspect))
-        return [camera for camera in found if camera is not None]
+            view = client.camera
+            aspect = view.image_width / view.image_height if view.image_height else math.nan
+            rotation = viser.transforms.SO3(view.wxyz).as_matrix()
+            camera = client_camera(rotation, view.position, view.fov, aspect, size)
+            if camera is not None:
+                found[client_id] = camera
+        return found
 
-    def show(self, camera: ClientCamera, image: Array) -> None:
+    def show(self, client_id: int, image: Array) -> None:
         """Show an image (H, W, 3), uint8, to a client; does nothing if the client has disconnected."""
-        client = self._server.get_clients().get(camera.client_id)
+        client = self._server.get_clients().get(client_id)
         if client is not None:
             client.scene.set_background_image(image, format="png")
 
@@ -91,6 +98,26 @@ class ViserWindow:
             self._server.flush()
             with _quiet():
                 self._server.stop()
+
+
+def client_camera(rotation: Array, position: Array, fov: float, aspect: float, size: int) -> Cameras | None:
+    """Return the camera of a client as a batch of one, for an image of height `size` pixels.
+
+    Args:
+        rotation, position: camera-to-world rotation (3, 3) with OpenCV axes, and position (3,).
+        fov: vertical field of view in radians, clamped to [MIN_FOV, MAX_FOV].
+        aspect: width / height, clamped to [1 / MAX_ASPECT, MAX_ASPECT].
+
+    Returns:
+        None for invalid numbers: a browser tab that is just opening has no size yet.
+    """
+    c2w = np.eye(4)
+    c2w[:3, :3], c2w[:3, 3] = rotation, position
+    if not np.isfinite(c2w).all() or not math.isfinite(fov) or not (math.isfinite(aspect) and aspect > 0):
+        return None
+    width = max(1, round(size * min(max(aspect, 1 / MAX_ASPECT), MAX_ASPECT)))
+    projection = Projection.perspective(torch.tensor([min(max(fov, MIN_FOV), MAX_FOV)]), size, width)
+    return Cameras(opencv_axes(torch.from_numpy(c2w).float())[None], projection, size, width)
 
 
 @contextmanager

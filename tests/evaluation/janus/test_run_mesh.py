@@ -15,7 +15,7 @@ from threedgen.evaluation.janus.meter import RunField
 from threedgen.evaluation.janus.options import MeterConfig
 from threedgen.evaluation.janus.results import Reader
 from threedgen.export.files.glb import save_glb
-from threedgen.export.run_field import open_run
+from threedgen.export.run_field import load_run_field
 from threedgen.export.shape.from_field import field_surface
 from threedgen.geometry.poses import orbit_c2w
 
@@ -33,7 +33,7 @@ def ring() -> np.ndarray:
 
 def test_field_render_matches_its_mesh(tmp_path: Path) -> None:
     run = ball_run(tmp_path / "run", "march.samples=256")
-    save_glb(field_surface(open_run(run).view, 128), run / "mesh.glb", {})
+    save_glb(field_surface(load_run_field(run).view, 128), run / "mesh.glb", {})
     field = RunField(run).render(ring(), np.deg2rad(40), 48, background=1.0)
     mesh = read_mesh(run / "mesh.glb").render(ring(), np.deg2rad(40), 48, background=1.0)
     assert field.shape == mesh.shape == (3, 48, 48, 3) and mesh.std() > 0.05

@@ -14,9 +14,8 @@ from tests.support.errors import refused
 from tests.support.textured_box import files, textured
 from threedgen import cli
 from threedgen.export.files import khronos
-from threedgen.export.files.check import Finding
 from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes
-from threedgen.export.files.khronos import ValidatorError, validate
+from threedgen.export.files.khronos import Finding, ValidatorError, validate
 from threedgen.export.shape.collider import hull
 
 unix = pytest.mark.skipif(os.name == "nt", reason="needs a shell")
@@ -116,6 +115,7 @@ def test_export_strict_fails_on_validator_errors(
     error = capsys.readouterr().err
     assert "strict: " in error and "a_ball_with_a_knob.glb: too far (/accessors/0)" in error
     fake_node(tmp_path / "bin", monkeypatch, "exit 1")
+    assert cli.main([*words, "strict=true"]) == 2 and not (run / "asset").exists()
     assert cli.main(words) == 0
     manifest = asset_manifest(run)
     assert "code 1" in manifest["khronos"] and manifest["notes"] == []

@@ -7,9 +7,9 @@ import pytest
 import torch
 import trimesh
 
+from benchmarks.glb_check import Expected, check_glb
 from tests.support import box_room
 from tests.support.errors import refused
-from threedgen.export.files.check import Expected, check_glb
 from threedgen.export.files.glb import textured_glb_bytes
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.surface.blend import OBJECT_BLEND

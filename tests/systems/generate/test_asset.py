@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.glb_reader import read_glb
 from tests.support.ball_run import Ball, ball, ball_run  # noqa: F401
 from tests.support.kept_folder import kept_folder
 from threedgen.config import ConfigError, load, plain, shipped
-from threedgen.export.files.read_glb import read_glb
 from threedgen.run import folder as runs
 from threedgen.systems.generate.outputs import write_asset
 from threedgen.systems.generate.result import Run
@@ -100,7 +100,7 @@ def test_full_disk_becomes_a_note(tmp_path: Path) -> None:
     notes: list[str] = []
     (tmp_path / "asset").write_text("a file in the way")
     assert write_asset(system(), tmp_path, notes) == {}
-    assert len(notes) == 1 and notes[0].startswith(f"no asset: out: {tmp_path / 'asset'} ")
+    assert len(notes) == 1 and notes[0].startswith(f"no asset: {tmp_path / 'asset'} ")
     assert f"--config export run={tmp_path}" in notes[0]
     assert (tmp_path / "asset").read_text() == "a file in the way"
 

@@ -10,6 +10,7 @@ import pytest
 import trimesh
 from PIL import Image
 
+from benchmarks.glb_check import Expected, check_glb
 from tests.support import box_room, command
 from tests.support.errors import refused
 from tests.support.example_run import Page, decoded
@@ -17,7 +18,6 @@ from tests.support.nose_box import nose_box, write_mesh
 from tests.support.task_server import write_config
 from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
 from threedgen import cli
-from threedgen.export.files.check import Expected, check_glb
 from threedgen.geometry.images import write_png
 from threedgen.systems.draw.mesh import SIDES, SourceMesh, six_sides
 from threedgen.systems.texture.sides import read_sides

@@ -19,7 +19,7 @@ from threedgen.data.coloured_mesh import ColouredMesh, EmptyMesh
 from threedgen.evaluation.features import CLIP_MEAN, CLIP_STD, encoder_input, load_hub, unit_vectors
 from threedgen.evaluation.metrics.figures import SIDES
 from threedgen.evaluation.metrics.fronts import RingResult, classify_ring
-from threedgen.export.run_field import open_field
+from threedgen.export.run_field import load_field
 from threedgen.export.surface.pictures import field_renderer
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
@@ -84,7 +84,7 @@ class RunField:
     plain = False
 
     def __init__(self, folder: Path) -> None:
-        config, field, occupancy, _ = open_field(folder)
+        config, field, occupancy, _ = load_field(folder)
         self.renderer, self.folder = field_renderer(field, occupancy, config.march), folder
 
     def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:

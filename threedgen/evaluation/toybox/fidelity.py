@@ -16,7 +16,7 @@ import torch
 from threedgen.evaluation.metrics.distributions import fid, kid
 from threedgen.evaluation.metrics.figures import Json, median
 from threedgen.evaluation.report import markdown_table
-from threedgen.export.run_field import open_run
+from threedgen.export.run_field import load_run_field
 from threedgen.export.shape.from_field import MAX_HALF_DEPTH, field_surface, half_depth
 from threedgen.export.shape.opacity import EmptyField
 from threedgen.geometry.raster import rasterise
@@ -88,7 +88,7 @@ def surface(run: Path, c2w: Array, fov: float, size: int, resolution: int) -> Su
     Raises:
         ConfigError: for a run that cannot be read.
     """
-    view = open_run(run).view
+    view = load_run_field(run).view
     try:
         mesh = field_surface(view, resolution)
     except EmptyField:

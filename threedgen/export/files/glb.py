@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.shape.mesh import Mesh
 from threedgen.geometry.images import to_linear
 from threedgen.run.arrays import Array
-from threedgen.run.disk import write_atomic
+from threedgen.run.disk import Tree, write_atomic
 
 _COMPONENTS = {"<f4": 5126, "<u2": 5123, "<u4": 5125}
 _VERTICES, _INDICES = 34962, 34963
@@ -35,16 +35,16 @@ class _Buffer:
 
     def __init__(self) -> None:
         self.data = bytearray()
-        self.views: list[dict[str, Any]] = []
-        self.accessors: list[dict[str, Any]] = []
+        self.views: list[Tree] = []
+        self.accessors: list[Tree] = []
 
-    def blob(self, raw: bytes, **fields: Any) -> int:
+    def blob(self, raw: bytes, **fields: object) -> int:
         """Append bytes, aligned to 4; return the index of their buffer view."""
         self.views.append({"buffer": 0, "byteOffset": len(self.data), "byteLength": len(raw)} | fields)
         self.data += raw + bytes(-len(raw) % 4)
         return len(self.views) - 1
 
-    def add(self, array: Array, **fields: Any) -> int:
+    def add(self, array: Array, **fields: object) -> int:
         """Append an attribute (V, 2), (V, 3) or (V, 4), or triangle indices (N,); return the accessor index. Attribute
         rows must be multiples of 4 bytes."""
         flat = array.ndim == 1
@@ -64,7 +64,7 @@ class _Buffer:
         return self.add(positions, **bounds)
 
 
-def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: dict[str, Any] | None = None) -> bytes:
+def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: Tree | None = None) -> bytes:
     """Return a GLB with vertex colours. `gltf_extras` (JSON data) are written to the asset and to the node."""
     colours = np.column_stack([to_linear(np.clip(mesh.colours, 0, 1)), np.ones(len(mesh.vertices))])
     buffer = _Buffer()
@@ -81,7 +81,7 @@ def textured_glb_bytes(
     mesh: TexturedMesh,
     pngs: dict[str, bytes],
     name: str = "mesh",
-    gltf_extras: dict[str, Any] | None = None,
+    gltf_extras: Tree | None = None,
     scene: bool = False,
     open_surface: bool = False,
 ) -> bytes:
@@ -102,7 +102,7 @@ def textured_glb_bytes(
     names = [f"{name}_{kind}" for kind in pngs]
     views = [buffer.blob(data) for data in pngs.values()]
     material = _material(name, {kind: number for number, kind in enumerate(pngs)})
-    unlit: dict[str, list[Any]] = {}
+    unlit: dict[str, list[str]] = {}
     if scene or open_surface:
         material["doubleSided"] = True
     if scene:
@@ -120,7 +120,7 @@ def textured_glb_bytes(
     )
 
 
-def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: dict[str, Any] | None = None) -> bytes:
+def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: Tree | None = None) -> bytes:
     """Return a GLB of meshes without material, one node each, for colliders: name -> (vertices (V, 3) in world axes,
     faces)."""
     buffer = _Buffer()
@@ -131,17 +131,17 @@ def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: dict[str
     return _pack(buffer, meshes, gltf_extras)
 
 
-def _mesh(buffer: _Buffer, name: str, attributes: dict[str, int], faces: Array, **fields: Any) -> dict[str, Any]:
+def _mesh(buffer: _Buffer, name: str, attributes: dict[str, int], faces: Array, **fields: object) -> Tree:
     """Return a mesh of one primitive and append its indices."""
     small = buffer.accessors[attributes["POSITION"]]["count"] < 65535
     indices = buffer.add(faces.astype("<u2" if small else "<u4").reshape(-1))
     return {"name": name, "primitives": [{"attributes": attributes, "indices": indices} | fields]}
 
 
-def _material(name: str, textures: dict[str, int]) -> dict[str, Any]:
+def _material(name: str, textures: dict[str, int]) -> Tree:
     """Return a material for texture name -> index. Without an ORM map it is rough and non-metallic."""
-    pbr: dict[str, Any] = {}
-    material: dict[str, Any] = {"name": name, "pbrMetallicRoughness": pbr}
+    pbr: Tree = {}
+    material: Tree = {"name": name, "pbrMetallicRoughness": pbr}
     if "base_colour" in textures:
         pbr["baseColorTexture"] = {"index": textures["base_colour"]}
     if "orm" in textures:
@@ -152,9 +152,7 @@ def _material(name: str, textures: dict[str, int]) -> dict[str, Any]:
     return material
 
 
-def _pack(
-    buffer: _Buffer, meshes: list[dict[str, Any]], gltf_extras: dict[str, Any] | None, **lists: list[Any]
-) -> bytes:
+def _pack(buffer: _Buffer, meshes: list[Tree], gltf_extras: Tree | None, **lists: Sequence[object]) -> bytes:
     """Assemble the file. Each mesh gets a node; nodes with a material repeat the extras."""
     extras = gltf_extras or {}
     nodes = [{"mesh": k, "name": mesh["name"]} | ({"extras": extras} if lists else {}) for k, mesh in enumerate(meshes)]
@@ -176,7 +174,7 @@ def _pack(
     return struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body
 
 
-def save_glb(mesh: Mesh, path: Path | str, gltf_extras: dict[str, Any] | None = None) -> Path:
+def save_glb(mesh: Mesh, path: Path | str, gltf_extras: Tree | None = None) -> Path:
     """Write `mesh` atomically to `path`, with `gltf_extras` and its info; return the path."""
     path = Path(path)
     write_atomic(path, glb_bytes(mesh, path.stem, {**(gltf_extras or {}), **mesh.info}))

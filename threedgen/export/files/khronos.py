@@ -9,14 +9,16 @@ import json
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from threedgen.export.files.check import Finding
+from threedgen.run.disk import Tree
 
+Severity = Literal["error", "warning"]
 TIMEOUT_S = 120
 """Timeout in seconds; a file usually takes well below one second."""
-_SEVERITY: dict[int, Literal["error", "warning"]] = {0: "error", 1: "warning"}
+_SEVERITY: dict[int, Severity] = {0: "error", 1: "warning"}
 """Reported severities of the validator; the other two are hints."""
 _SCRIPT = """
 const { readFileSync } = require("fs"), { dirname, join } = require("path");
@@ -37,6 +39,19 @@ try {
   process.exit(1);
 });
 """
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Problem in a file. error: the asset is broken; warning: it works but could be better."""
+
+    severity: Severity
+    code: str
+    message: str
+
+    @property
+    def is_error(self) -> bool:
+        return self.severity == "error"
 
 
 class ValidatorError(Exception):
@@ -87,7 +102,7 @@ def _run(node: str, paths: list[Path]) -> Any:
         raise ValidatorError(str(error)) from error
 
 
-def _findings(report: dict[str, Any]) -> list[Finding]:
+def _findings(report: Tree) -> list[Finding]:
     return [
         Finding(_SEVERITY[message["severity"]], message["code"], f"{message['message']} ({message['pointer']})")
         for message in report["issues"]["messages"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from skimage.measure import marching_cubes
 from threedgen.export.shape.opacity import EmptyField, depth_field
 from threedgen.export.shape.topology import area_vectors, compact, pieces
 from threedgen.run.arrays import Array
+from threedgen.run.disk import Tree
 
 Field = Callable[[torch.Tensor], torch.Tensor]
 MIN_PIECE_AREA = 0.01
@@ -45,7 +45,7 @@ class Mesh:
     faces: Array
     colours: Array
     normals: Array
-    info: dict[str, Any] = field(default_factory=dict)
+    info: Tree = field(default_factory=dict)
 
 
 def on_arrays(function: Field, device: torch.device | str = "cpu") -> Callable[[Array], Array]:

@@ -13,13 +13,13 @@ silhouette of the object; for density so high that its haze alone is opaque, it 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from scipy import ndimage
 
 from threedgen.config.errors import ConfigError
 from threedgen.run.arrays import Array
+from threedgen.run.disk import Tree
 
 HALF_OPAQUE = math.log(2) / 2
 HAZE = 0.1
@@ -37,7 +37,7 @@ class EmptyField(ConfigError):
     """Field without a surface."""
 
 
-def depth_field(sigma: Array, cell: float, radius: float, smallest: float = 0.01) -> tuple[Array, dict[str, Any]]:
+def depth_field(sigma: Array, cell: float, radius: float, smallest: float = 0.01) -> tuple[Array, Tree]:
     """Return tau (R, R, R) with a closed surface {tau = info["level"]} without small parts, and statistics.
 
     sigma (R, R, R) is the density per world unit at a grid spacing of `cell` in a scene of `radius`; it is overwritten.
@@ -99,7 +99,7 @@ def optical_depth(sigma: Array, cell: float) -> Array:
     return tau
 
 
-def clean(tau: Array, level: float, smallest: float) -> tuple[Array, dict[str, Any]]:
+def clean(tau: Array, level: float, smallest: float) -> tuple[Array, Tree]:
     """Remove small parts and fill inner cavities of tau, in place; return it with statistics.
 
     tau must be 0 at the border and above `level` somewhere. Parts are connected over faces, edges and corners; those

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from threedgen.config import registry
-from threedgen.export.run_field import open_field
+from threedgen.export.run_field import load_field
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import turntable
 from threedgen.guidance.prior import Prior
@@ -95,7 +95,7 @@ def start_from(system: GenerateSystem, folder: Path) -> None:
 
     Raises ConfigError if the representations do not fit.
     """
-    _, field, _, checkpoint = open_field(folder)
+    _, field, _, checkpoint = load_field(folder)
     system.field.init_from(field)
     system.from_nothing = False
     stored, own = part_of(checkpoint["state_dict"], "background"), system.background.state_dict()

@@ -1,13 +1,10 @@
-"""Renders of a mesh with projected views, and the textured mesh as a checked GLB."""
+"""Renders of a mesh with projected views, and the textured mesh as a GLB."""
 
 from __future__ import annotations
-
-import logging
 
 import torch
 from torch import Tensor
 
-from threedgen.export.files.check import Expected, Finding, check_glb
 from threedgen.export.files.glb import textured_glb_bytes
 from threedgen.export.files.textured import TexturedMesh
 from threedgen.export.surface.blend import BlendOptions
@@ -17,8 +14,6 @@ from threedgen.geometry.images import png, to_uint8, write_png
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic
 from threedgen.train.task import Task
-
-logger = logging.getLogger(__name__)
 
 TEXTURE = "texture.png"
 
@@ -43,14 +38,9 @@ def render_consistent(
 
 def write_glb(
     task: Task, mesh: TexturedMesh, texture: Array, file: str, name: str, extras: dict[str, object], **material: bool
-) -> list[Finding]:
-    """Write texture.png and the mesh in file coordinates with it; return the findings of the check. Raises OSError."""
-    image, triangles, size = to_uint8(texture), len(mesh.faces), task.config.texture
+) -> None:
+    """Write texture.png and the mesh in file coordinates with it. Raises OSError."""
+    image = to_uint8(texture)
     write_png(task.folder / TEXTURE, image)
     data = textured_glb_bytes(mesh, {"base_colour": png(image)}, name, extras, **material)
     write_atomic(task.folder / file, data)
-    megabytes = 4 + 6 * (size / 1024) ** 2 + triangles / 10_000
-    findings = check_glb(data, Expected(triangles, size, None, megabytes, tuple(extras), scene=True))
-    for finding in findings:
-        logger.warning("%s: %s", file, finding.message)
-    return findings

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def texture_scene(task: Task, rig: PathConfig) -> None:
         write_frames(task.folder, frames, sampled, keys, images, frame)
         if mesh is not None:
             figures["uv"] = uv
-            figures |= texture_mesh(task, mesh, frame, frames.cameras.select(sampled), images.numpy(), notes)
+            figures |= texture_mesh(task, mesh, frame, frames.cameras.select(sampled), images.numpy())
         task.summarise(notes=notes, **figures)
 
 
@@ -106,22 +106,21 @@ def write_frames(
 
 
 def texture_mesh(
-    task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Cameras, images: np.ndarray, notes: list[str]
+    task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Cameras, images: np.ndarray
 ) -> dict[str, object]:
     """Write the textured mesh and renders between the frames; return figures. Raises OSError, ConfigError."""
     config: TextureConfig = task.config
     with Count("texturing", 2 * len(cameras), task.quiet) as count:
         made = texture_from_views(mesh, config.texture, cameras, images, SCENE_BLEND, on_view=lambda: count.add(1))
     extras = {"prompt": config.prompt, "seed": config.seed, "triangles": len(mesh.faces)}
-    findings = write_glb(task, frame.for_file(mesh), made.texture, GLB, "scene", extras, scene=True)
-    notes += [finding.message for finding in findings]
+    write_glb(task, frame.for_file(mesh), made.texture, GLB, "scene", extras, scene=True)
     walk = between(cameras)
     renders = render(mesh, made.texture, walk.with_size(2 * walk.height, 2 * walk.width))
     for n, image in enumerate(renders):
         write_png(task.folder / "walk" / f"{n:02d}.png", image)
     write_png(task.folder / "walk.png", grid(renders, 4))
     figures = {"texels_seen": round(made.share, 4), "psnr_of_views": round(made.psnr, 2)}
-    return figures | {"triangles": len(mesh.faces), "findings": [asdict(finding) for finding in findings]}
+    return figures | {"triangles": len(mesh.faces)}
 
 
 def between(cameras: Cameras) -> Cameras:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from math import radians
 from pathlib import Path
 from typing import Any
@@ -211,7 +211,7 @@ def texture_mesh(
     name, seen = Path(str(config.mesh)).stem, round(made.share, 4)
     extras = {"sides": list(SIDES), "triangles": triangles, "texels_seen": seen}
     in_file = source.frame.for_file(mesh)
-    findings = write_glb(task, in_file, whole.texture, GLB, name, extras, open_surface=open_surface)
+    write_glb(task, in_file, whole.texture, GLB, name, extras, open_surface=open_surface)
     rings = [
         orbit(RING_VIEWS, radians(tilt), 2.2, radians(40), SHEET_SIZE, SHEET_SIZE, radians(30)) for tilt in (30, -30)
     ]
@@ -231,5 +231,4 @@ def texture_mesh(
         "texels_painted": round(whole.share - made.share, 4),
         "views_painted": inpainted,
         "psnr_of_views": round(made.psnr, 2),
-        "findings": [asdict(finding) for finding in findings],
     }

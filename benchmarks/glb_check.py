@@ -1,7 +1,8 @@
-"""Validate a GLB: file structure, closed mesh, UVs, tangents, textures.
+"""Validate the files of an asset: GLB structure, closed mesh, UVs, tangents, textures, collider.
 
-Works on the bytes alone, as an engine would, and shares no code with the writer. The Khronos validator is stricter
-about the format but does not detect holes, overlapping charts or inverted normal maps.
+Used by the acceptance table and by the tests. Works on the bytes alone, as an engine would, and shares no code with the
+writer. The Khronos validator is stricter about the format but does not detect holes, overlapping charts or inverted
+normal maps.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
-from threedgen.export.files.read_glb import Glb, GlbError, read_glb
+from threedgen.export.asset import MIN_LOD_TEXTURE, ExportedAsset
+from threedgen.export.files.khronos import Finding, Severity
+from threedgen.export.options import AssetConfig
 from threedgen.export.shape.topology import area_vectors, degenerate, signed_volume, topology, weld
 from threedgen.export.shape.uv_layout import OVERLAP, layout
 from threedgen.run.arrays import Array
 
-Severity = Literal["error", "warning"]
+from .glb_reader import Glb, GlbError, read_glb
 
+FILE_SIZE = 3.0
+"""Maximum size in MB of a GLB with 1024-texel textures; scales with the number of texels above that."""
 MEGABYTE = 1 << 20
 FEW_TRIANGLES = 3000
 """Triangle count below which up to MAX_CROWDED non-manifold edges are only a warning (thin parts need them)."""
@@ -28,19 +32,6 @@ MIN_COVERAGE, DENSITY_RANGE, MAX_CHARTS, MIN_GAP = 0.35, (0.7, 1.4), 400, 2
 """Limits of a good UV layout: coverage, texel density range, number of charts, texels between charts."""
 MAX_HULL_VERTICES, MAX_HULL_OFFSET = 130, 0.05
 """Limits of a collider: vertices per part, and distance from the asset's bounding box as a fraction of its size."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Problem in a file. error: the asset is broken; warning: it works but could be better."""
-
-    severity: Severity
-    code: str
-    message: str
-
-    @property
-    def is_error(self) -> bool:
-        return self.severity == "error"
 
 
 error, warning = partial(Finding, "error"), partial(Finding, "warning")
@@ -57,6 +48,28 @@ class Expected:
     gltf_extras: tuple[str, ...] = ()
     layout: bool = True  # check UV layout and pivot; further levels of detail share those of the first
     scene: bool = False  # scene mesh: may be open, off the ground, and have many charts
+
+
+def check_asset(asset: ExportedAsset, config: AssetConfig) -> dict[str, list[Finding]]:
+    """Return all problems of an asset's GLBs: every level of detail, and the collider if it is one hull."""
+    findings, colliders, metadata = {}, {}, ("triangles", "preset")
+    for number, title in enumerate(config.titles(asset.name)):
+        first = number == 0
+        expected = Expected(
+            triangles=asset.figures["budget"] if first else None,
+            texture=max(config.texels >> number, min(config.texels, MIN_LOD_TEXTURE)),
+            height=config.height if first else None,
+            megabytes=FILE_SIZE * max(1.0, (config.texels / 1024) ** 2),
+            gltf_extras=metadata,
+            layout=first,
+        )
+        findings[f"{title}.glb"] = check_glb(asset.files[f"{title}.glb"], expected)
+    if config.collision == "hull":
+        mesh = read_glb(asset.files[f"{asset.name}.glb"]).attributes["POSITION"]
+        colliders = {name: read_glb(data) for name, data in asset.files.items() if "_collision_" in name}
+        for name, part in colliders.items():
+            findings[name] = check_collider([(part.attributes["POSITION"], part.faces)], mesh)
+    return findings
 
 
 def check_glb(data: bytes, expected: Expected = Expected()) -> list[Finding]:  # noqa: B008  frozen
