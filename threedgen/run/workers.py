@@ -92,8 +92,9 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
         return "done", work(job)
     except Stopped as stop:
         return "stopped", stop.code
-    except ExpectedError as error:
-        return "expected", error
+    except ExpectedError as error:  # as a class of config.errors: others may not be picklable
+        kind = next(kind for kind in type(error).__mro__ if kind.__module__ == ExpectedError.__module__)
+        return "expected", kind(error.problem, error.key)
     except (Exception, SystemExit) as error:
         return "error", (f"{type(error).__name__}: {error}", traceback.format_exc())
 
