@@ -119,8 +119,11 @@ def texture_mesh(
     for n, image in enumerate(renders):
         write_png(task.folder / "walk" / f"{n:02d}.png", image)
     write_png(task.folder / "walk.png", grid(renders, 4))
-    figures = {"texels_seen": round(made.share, 4), "psnr_of_views": round(made.psnr, 2)}
-    return figures | {"triangles": len(mesh.faces)}
+    return {
+        "texels_seen": round(made.share, 4),
+        "psnr_of_views": round(made.psnr, 2),
+        "triangles": len(mesh.faces),
+    }
 
 
 def between(cameras: Cameras) -> Cameras:
