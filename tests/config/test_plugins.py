@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from threedgen import cli, config
 from threedgen.config import plugins, registry
 from threedgen.run import folder as runs
 from threedgen.run.metrics import read_summary
+from threedgen.run.workers import run_jobs
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "plugins" / "ism.py"
 MARKER = "open(__file__ + '.imported', 'w').close()\n"
@@ -106,6 +109,17 @@ def test_files_of_one_name_do_not_clash(tmp_path: Path) -> None:
     forget()
     plugins.load_all(loaded)  # in a worker process
     assert plugins.LOADED == loaded and registry.implementation("prior", "a") == "a"
+
+
+def test_worker_process_imports_plugins(tmp_path: Path) -> None:
+    code = "import os\n\nclass Job(str):\n    pass\n\ndef work(job):\n    return os.getpid(), job\n"
+    (tmp_path / "mine.py").write_text(code)
+    plugins.load("mine.py")
+    (module,) = (sys.modules[name] for name in plugins.LOADED)
+    results = list[Any]()
+    assert run_jobs([module.Job("a")], module.work, lambda _, result: results.append(result), engine="processes") == 0
+    ((process, job),) = results
+    assert process != os.getpid() and type(job) is module.Job
 
 
 def test_record_has_the_commit(tmp_path: Path) -> None:

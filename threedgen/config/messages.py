@@ -44,17 +44,18 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: 
     places = {place.path: place for place in fields.walk(model, tree)}
     lines = []
     for key, items in list(found.items())[:MAX_LINES]:
+        place = places.get(key)
         if items[0]["type"] == "extra_forbidden":
             problem = _unknown(key, model, tree)
         else:
-            # the errors of a union's members differ only in the suggestion
-            problem = max((_problem(item, places[key].field if key in places else None) for item in items), key=len)
+            # the errors of a union's members differ only in the suggestion, which the longest has
+            problem = max((_problem(item, place.field if place else None) for item in items), key=len)
         value = reduce(fields.value_in, key, tree)
-        is_section = not key or key in places and places[key].section is not None
-        got = "" if problem == MISSING or is_section and isinstance(value, dict) else f" (got {short(value)})"
+        is_section = key == () or (place is not None and place.section is not None)
+        hide_value = problem == MISSING or (is_section and isinstance(value, dict))
         name = ".".join(key)
         parts = (_source(key, layers), name if name.isprintable() else short(name), problem)
-        lines.append(": ".join(filter(None, parts)) + got)
+        lines.append(": ".join(filter(None, parts)) + ("" if hide_value else f" (got {short(value)})"))
     more = len(found) - MAX_LINES
     return [*lines, f"and {more} more mistakes"] if more > 0 else lines
 
