@@ -50,10 +50,7 @@ def shipped(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Path:  # noqa: F811
 
 def test_parse_separates_flags_and_overrides() -> None:
     command = cli.parse(["--config", "a", "prompt=x --y", "-q", "seed=3", "--resume=b"][:-1])
-    assert command.flags == {"--config": "a", "--quiet": ""} and command.overrides == [
-        "prompt=x --y",
-        "seed=3",
-    ]
+    assert command.flags == {"--config": "a", "--quiet": ""} and command.overrides == ["prompt=x --y", "seed=3"]
     assert cli.parse(["--config=a=b"]).config == "a=b"
     assert cli.parse(["--help", "trainer"]).flags == {"--help": "trainer"}
     assert cli.parse(["--help", "seed=1"]).flags == {"--help": ""}
@@ -287,14 +284,10 @@ RUNNER = (
 )
 
 
-def process(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "PYTHONIOENCODING": "ascii",
-    }
-    return subprocess.run(
-        [sys.executable, "-c", RUNNER, *words], cwd=folder, env=environment, capture_output=True, text=True
-    )
+def process(folder: Path, *words: str, code: str = RUNNER, stdout: Any = subprocess.PIPE) -> Any:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-c", code, *words]
+    return subprocess.run(command, cwd=folder, env=environment, stdout=stdout, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("words", [["--list"], ["--help"], ["--print-config"], ["prompt=é\n🐶"], ["sed=1"]])
@@ -317,18 +310,10 @@ def test_bytes_that_are_not_text_are_a_mistake(toy: Path) -> None:  # noqa: F811
 
 def test_closed_pipe_is_no_error(toy: Path) -> None:  # noqa: F811
     code = RUNNER.replace("code = main()", "sys.stdout.close = lambda: None; code = main()")
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as stdout:
-        done = subprocess.run(
-            [sys.executable, "-c", code, "--config", "toy.yaml", "--help"],
-            cwd=toy.parent,
-            env=environment,
-            stdout=stdout,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        done = process(toy.parent, "--config", "toy.yaml", "--help", code=code, stdout=stdout)
     assert "Traceback" not in done.stderr and done.returncode == 0
 
 

@@ -65,31 +65,14 @@ def test_parse_any_text_or_refuse_it(text: str) -> None:
         assert str(error).startswith("file.yaml")
 
 
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("1e4", 1e4),
-        ("1e-2", 0.01),
-        (".5", 0.5),
-        ("5.", 5.0),
-        ("-3", -3),
-        ("012", 12),
-        ("no", "no"),
-        ("on", "on"),
-        ("yes", "yes"),
-        ("true", True),
-        ("False", False),
-        ("1:30", "1:30"),
-        ("2020-01-01", "2020-01-01"),
-        ("0x10", "0x10"),
-        ("1_000", "1_000"),
-        ("null", None),
-        ("~", None),
-        ("", None),
-        (".inf", ".inf"),
-        ("${HOME}", "${HOME}"),
-    ],
-)
+SCALARS = {
+    "1e4": 1e4, "1e-2": 0.01, ".5": 0.5, "5.": 5.0, "-3": -3, "012": 12, "true": True, "False": False,
+    "null": None, "~": None, "": None,
+    **{text: text for text in ("no", "on", "yes", "1:30", "2020-01-01", "0x10", "1_000", ".inf", "${HOME}")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "value"), SCALARS.items())
 def test_parse_scalars(text: str, value: Any) -> None:
     found = yaml_text.parse(text, "test")
     assert found == value and type(found) is type(value)
@@ -175,19 +158,8 @@ def test_load_random_files_or_refuse_them(toy: Path, tree: Any) -> None:  # noqa
 
 
 def test_overrides_are_typed_by_their_field(toy: Path) -> None:  # noqa: F811
-    loaded = config.load(
-        toy,
-        [
-            "seed=1e4",
-            "trainer.max_steps=12",
-            "elevation=[10, 20]",
-            "prior.guidance_scale={0: 10, 50: 5}",
-            "note=null",
-            "lambdas.orient=0.5",
-            "trainer.deterministic=true",
-            "checkpoint={seconds: 5}",
-        ],
-    )
+    words = "seed=1e4 trainer.max_steps=12 note=null lambdas.orient=0.5 trainer.deterministic=true elevation=[10,20]"
+    loaded = config.load(toy, [*words.split(), "prior.guidance_scale={0: 10, 50: 5}", "checkpoint={seconds: 5}"])
     assert (loaded.seed, loaded.trainer.max_steps, loaded.elevation) == (10000, 12, (10.0, 20.0))
     assert loaded.prior.guidance_scale == {0: 10.0, 50: 5.0}
     assert loaded.note is None and loaded.lambdas == {"orient": 0.5}

@@ -141,9 +141,8 @@ def merge(below: object, above: object) -> Any:
 
 def nested(key: tuple[str, ...], value: object) -> Tree:
     """Return `{"a": {"b": value}}` for the key ("a", "b")."""
-    for part in reversed(key):
-        value = {part: value}
-    return dict(value) if isinstance(value, dict) else {}
+    first, *rest = key
+    return {first: nested(tuple(rest), value) if rest else value}
 
 
 def plain(value: object) -> Any:
