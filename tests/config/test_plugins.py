@@ -125,8 +125,10 @@ def test_worker_process_imports_plugins(tmp_path: Path) -> None:
 def test_record_has_the_commit(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("x = 1")
     plugins.load("mine.py")
+    path = str(tmp_path / "mine.py")
     assert json.loads(json.dumps(plugins.identify())) == plugins.identify()
-    assert plugins.changed(plugins.identify()) == [] == plugins.changed(None)
+    assert [] == plugins.changed(plugins.identify()) == plugins.changed(None) == plugins.changed({path: 3})
+    assert plugins.changed({path: {}}) == [path]
     assert plugins._commit(Path(__file__).parent) is None or len(str(plugins._commit(Path(__file__).parent))) == 40
 
 

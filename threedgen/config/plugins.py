@@ -86,7 +86,8 @@ def identify() -> dict[str, dict[str, str | None]]:
 def changed(recorded: object) -> list[str]:
     """Return the plug-in files whose content differs from a record by `identify`."""
     before = recorded if isinstance(recorded, dict) else {}
-    return [str(path) for path, sha256 in LOADED.values() if before.get(str(path), {}).get("sha256", sha256) != sha256]
+    pairs = [(before.get(str(plugin.path)), plugin) for plugin in LOADED.values()]
+    return [str(now.path) for old, now in pairs if isinstance(old, dict) and old.get("sha256") != now.sha256]
 
 
 def _record(name: str, path: Path) -> None:
