@@ -134,8 +134,8 @@ def test_help_describes_every_choice(capsys: pytest.CaptureFixture[str]) -> None
     code, out, _ = ask(capsys, "--help", "field", "field.name=sdf")
     assert code == 0 and "field.name = sdf" in out and "field.log_sharpness" in out and "field.density_scale" not in out
     assert re.match(r"field: .*\n  field.name = sdf\n      ngp    \w", out)
-    only = ask(capsys, "--help", "prior", "--config", "sample-toybox")[1]
-    assert "stable-diffusion  " in only and "deepfloyd  " not in only
+    only = ask(capsys, "--help", "prior", "--config", "mvdreambooth-toybox")[1]
+    assert re.search(r"mvdream +\w", only) and "deepfloyd  " not in only
 
 
 def test_help_headings_precede_their_options(capsys: pytest.CaptureFixture[str]) -> None:
