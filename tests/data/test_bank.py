@@ -24,9 +24,9 @@ def vae() -> AutoencoderKL:
     return tiny_vae()
 
 
-def entries(folder: Path, vae: AutoencoderKL, seed: int = 5, first: int = 0) -> Entries:
+def entries(folder: Path, vae: AutoencoderKL, seed: int = 5) -> Entries:
     """Return latents, captions and cameras of the entries INDICES, of 16 pixels."""
-    bank = LatentBank(folder, Photographs(seed), vae, 16, 2 * BLOCK, first)
+    bank = LatentBank(folder, Photographs(seed), vae, 16, 2 * BLOCK)
     return bank.latents(INDICES), bank.captions(INDICES), bank.c2w(INDICES)
 
 
@@ -75,9 +75,7 @@ def test_prepare_gives_processes_different_blocks(tmp_path: Path, vae: Autoencod
     assert prepare([0, 6]) == [[], []] and prepare([7, 9]) == [[2], [3]]
 
 
-def test_cache_is_renewed_for_another_encoder_source_or_start(
-    tmp_path: Path, vae: AutoencoderKL, expected: Entries
-) -> None:
+def test_cache_is_renewed_for_another_encoder_or_source(tmp_path: Path, vae: AutoencoderKL, expected: Entries) -> None:
     entries(tmp_path, vae)
     other = tiny_vae()
     with torch.no_grad():
@@ -85,7 +83,6 @@ def test_cache_is_renewed_for_another_encoder_source_or_start(
     changed = entries(tmp_path, other)
     assert not torch.equal(changed[0], expected[0]) and changed[1] == expected[1]
     assert entries(tmp_path, vae, seed=6)[1] != expected[1]
-    assert entries(tmp_path, vae, first=BLOCK)[1][0] == expected[1][1]  # entry 35 is number 3 after BLOCK = 32
     assert equal(entries(tmp_path, vae), expected)
 
 

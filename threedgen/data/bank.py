@@ -86,7 +86,7 @@ class Bank(ABC):
 
 
 class LatentBank(Bank):
-    """Latents, captions (at most `text` bytes) and cameras of the source's entries `first` to `first` + `count` - 1."""
+    """Latents, captions (at most `text` bytes) and cameras of the first `count` entries of a source."""
 
     def __init__(
         self,
@@ -95,13 +95,12 @@ class LatentBank(Bank):
         vae: Any,
         size: int,
         count: int,
-        first: int = 0,
         block: int = BLOCK,
         text: int = TEXT_BYTES,
     ) -> None:
-        self.source, self.size, self.count, self.first = source, size, count, first
+        self.source, self.size, self.count = source, size, count
         side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)
-        n, description = source.n_view, f"{source.describe()}\nfrom {first}, {size} px"
+        n, description = source.n_view, f"{source.describe()}\nfrom 0, {size} px"
         self.latent_shape = (n, int(vae.config["latent_channels"]), side, side)
         """Shape (V, C, h, w) of an entry's latents."""
         entry = [("z", np.float16, self.latent_shape), ("text", np.uint8, (text,)), ("c2w", np.float32, (n, 4, 4))]
@@ -112,7 +111,7 @@ class LatentBank(Bank):
 
     def fill(self, block: int) -> None:
         count = self.cache.size
-        start = self.first + block * count
+        start = block * count
         rendered, entries = self.source.block(range(start, start + count), self.size), np.empty(count, self.cache.dtype)
         z = encode(self.vae, torch.from_numpy(rendered.rgb)).cpu().numpy()
         entries["z"], entries["c2w"] = z.reshape(entries["z"].shape), rendered.c2w.reshape(entries["c2w"].shape)

@@ -88,12 +88,12 @@ class MaskedViews:
         return Captioned(rgb.reshape(-1, size, size, 3), captions, poses)
 
 
-class MaskBank:
-    """Cache of latents, mask channels and captions of `views`."""
+class MaskBank(LatentBank):
+    """Latents, mask channels and captions of `views`."""
 
     def __init__(self, folder: Path, views: MaskedViews, vae: AutoencoderKL, size: int) -> None:
+        super().__init__(folder, views, vae, size, len(views))
         self.views = views
-        self.bank = LatentBank(folder, views, vae, size, len(views))
 
     def sample(self, rng: np.random.Generator, available: int, count: int) -> tuple[Tensor, Tensor, list[str]]:
         """Sample `count` of the first `available` images.
@@ -101,11 +101,11 @@ class MaskBank:
         Returns:
             Latents (n, C, h, w), mask and known latents (n, 1 + C, h, w), captions.
         """
-        chosen = rng.integers(0, min(available, self.bank.count), count)
-        return self.bank.latents(chosen)[:, 0], self.extra(chosen), self.bank.captions(chosen)
+        chosen = rng.integers(0, min(available, self.count), count)
+        return self.latents(chosen)[:, 0], self.extra(chosen), self.captions(chosen)
 
     def extra(self, chosen: Sequence[int] | Array) -> Tensor:
         """Return mask and known latents (n, 1 + C, h, w). A latent is known if all of its pixels are."""
-        known = self.bank.latents(chosen)[:, 1]
-        holes = torch.from_numpy(np.stack([self.views.sample_hole(int(i), self.bank.size) for i in chosen]))
+        known = self.latents(chosen)[:, 1]
+        holes = torch.from_numpy(np.stack([self.views.sample_hole(int(i), self.size) for i in chosen]))
         return mask_channels(known, ~holes, self.views.convention)
