@@ -192,6 +192,17 @@ def test_logger_receives_the_metrics(tmp_path: Path) -> None:
     assert len(lines) == 1 + len(read_metrics(tmp_path / "run")) and "loss" in lines[0].split(",")
 
 
+@unix
+def test_tensorboard_receives_metrics_and_images(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    place = run(tmp_path, "two_inputs", "system.name=two-inputs", "logger=tensorboard")
+    events = EventAccumulator(str(place / "tensorboard"))
+    events.Reload()
+    assert "normals" in events.Tags()["images"] and {"loss", "opacity"} <= set(events.Tags()["scalars"])
+
+
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
 def test_missing_logger_package_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optional, "installed", lambda module: False)

@@ -1,4 +1,4 @@
-"""The asset at the end of a run: what it leaves, and that nothing about it can spoil the run."""
+"""The asset at the end of a run; its errors do not fail the run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORDS = [
 
 
 def system(*words: str, **place: float) -> Any:
-    """What write_asset sees of a system."""
+    """Attributes of a system that write_asset uses."""
     config = load("mvdream-toybox", [*WORDS, "export.budget=200", *words])
     field = Ball()
     with torch.no_grad():
@@ -39,7 +39,7 @@ def system(*words: str, **place: float) -> Any:
 
 @functools.cache
 def earlier() -> Path:
-    """A run with its asset, for all tests."""
+    """Return a run with its asset, shared by all tests."""
     folder = kept_folder()
     write_asset(system(), folder, [])
     return folder
@@ -47,7 +47,7 @@ def earlier() -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A copy of it."""
+    """Return a copy of the shared run."""
     return Path(shutil.copytree(earlier(), tmp_path / "run"))
 
 
@@ -106,7 +106,7 @@ def test_full_disk_becomes_a_note(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "expected"),
     [
         (KeyboardInterrupt(), "no asset: stopped by Ctrl-C (python launch.py --config export run="),
         (RuntimeError("two\nlines"), "no asset: RuntimeError: two lines (python launch.py"),
@@ -114,9 +114,9 @@ def test_full_disk_becomes_a_note(tmp_path: Path) -> None:
     ],
 )
 def test_any_exception_becomes_one_warning(
-    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: BaseException, said: str
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: BaseException, expected: str
 ) -> None:
-    """The run has its result by then; an asset of before, which is not of this field, does not stay."""
+    """An asset of an earlier part of the run is removed."""
 
     def breaks(*args: Any) -> Any:
         raise fault
@@ -125,7 +125,7 @@ def test_any_exception_becomes_one_warning(
     notes, made = list[str](), system()
     caplog.clear()
     assert write_asset(made, run, notes) == {} and not (run / "asset").exists()
-    assert len(notes) == 1 and notes[0].startswith(said)
+    assert len(notes) == 1 and notes[0].startswith(expected)
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == notes
 
 
@@ -136,7 +136,7 @@ def test_every_shipped_config_exports() -> None:
 
 
 def test_older_run_resumes_with_an_export(tmp_path: Path) -> None:
-    """Its config knows no section `export`: that is no other run."""
+    """A config without the section `export` is the same run."""
     folder = ball_run(tmp_path / "run")
     old = runs.stored_config(folder)
     assert old is not None

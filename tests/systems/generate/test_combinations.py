@@ -1,4 +1,4 @@
-"""Every prior with every distillation and every representation, from the toybox's config by names alone."""
+"""Every prior with every distillation and every representation, by names on the toybox's config."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from threedgen.run.metrics import read_summary
 from threedgen.systems.batch.jobs import words_of
 
 PRIORS = ("mvdream", "stable-diffusion", "mvadapter")
-"""Those that the toybox has weights for."""
+"""Priors with embedded weights."""
 KINDS = tuple(itertools.product(registry.names("distillation"), registry.names("representation")))
 QUICK = [
     ("mvdream", "sds", "sdf"), ("mvdream", "vsd", "ngp"), ("mvdream", "reconstruction", "dmtet"),
     ("stable-diffusion", "reconstruction", "ngp"),
 ]  # fmt: skip
-"""With what test_methods.py and test_mvadapter.py run, every name once at least; the others are slow together."""
+"""With test_methods.py and test_mvadapter.py, every name at least once; the others are slow together."""
 
 
 def words(prior: str, distillation: str, field: str) -> list[str]:
@@ -62,9 +62,7 @@ def test_docs_and_batch_list_every_combination() -> None:
 
 
 @pytest.mark.parametrize("prior", ["deepfloyd", "mvdiffusion"])
-def test_missing_weights_are_refused(
-    prior: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_weights_are_refused(prior: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     made = load("mvdream-toybox", [f"prior.name={prior}", "prompt=a dog"])

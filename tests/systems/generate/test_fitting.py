@@ -75,7 +75,7 @@ def test_fit_with_a_matte_makes_background_coloured_pixels_solid(
 def test_fit_follows_the_majority_of_inconsistent_views() -> None:
     cameras, mask = ball_views(24)
     red, green = torch.tensor([0.9, 0.1, 0.1]), torch.tensor([0.1, 0.9, 0.1])
-    colour_of_view = torch.where((torch.arange(24) % 4 == 0)[:, None], green, red)  # a quarter of the pictures is wrong
+    colour_of_view = torch.where((torch.arange(24) % 4 == 0)[:, None], green, red)  # a quarter of the views is wrong
     share = mask[..., None]
     images = share * colour_of_view[:, None, None] + (1 - share) * GREY
     _, colours = renders(fitted(images, cameras, "fit.matte=null"), cameras)

@@ -1,4 +1,4 @@
-"""The classic methods: every config runs to a mesh, and the real-weight ones have the values of their authors."""
+"""Classic methods: every config runs to a mesh, and those for released weights have the reference values."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from threedgen.run.metrics import read_summary
 
 AROUND = [*SMALL, "trainer.max_steps=10", "trainer.precision=32-true"]
 WORDS = [*AROUND, *small_field("field", "encoding.per_level_scale=2")]
-"""The configs as they are but for sizes."""
+"""Small sizes for the configs."""
 EARLY = ["material.ambient_only_steps=5"]
 
 
 def small_mesh(first: str) -> list[str]:
-    """What is small in a config that begins with a stage of this name, and ends with a mesh."""
+    """Return small sizes for a config with a first stage of this name and a mesh at the end."""
     stage, more = f"stages.{first}", ("encoding.per_level_scale=2", "density_blob_scale=30")
     inside = [*small_field("field.paint", *more), *small_field(f"{stage}.field", *more)]
     sizes = ["field.resolution=10", "field.level=auto", "size=12", f"{stage}.size=12", f"{stage}.trainer.max_steps=6"]
@@ -37,7 +37,7 @@ STAGED: dict[str, tuple[str, str, list[str]]] = {
         "sd", "sd", [*small_mesh("field"), "stages.shape.trainer.max_steps=4", "camera.distance_range=[1.5,1.6]"],
     ),
 }  # fmt: skip
-"""Config: weights of the first stage and of the last, and what else is small."""
+"""Config -> weights of the first and of the last stage, small sizes."""
 METHODS: dict[str, tuple[str, list[str]]] = {
     "sds-toybox": ("toybox", ["size=12", "field.density_blob_scale=20"]),
     "dreamfusion-toybox": ("toybox", ["size=12", "field.density_blob_scale=20", *EARLY]),
@@ -46,7 +46,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     "text2mesh-if": ("if", ["size=12", "field.levels={0: 1, 5: 3}", *EARLY]),
     "sds-sd": ("sd", ["size=12", "field.density_blob_scale=40", "field.levels={0: 1, 5: 3}", *EARLY]),
 }
-"""Config: which weights, and what else is small or early."""
+"""Config -> weights, small sizes and early steps."""
 
 
 def weights(kind: str) -> Path:
@@ -76,7 +76,7 @@ def test_staged_method_runs_to_a_mesh(name: str, tmp_path: Path) -> None:
     before = [read_summary(place) for place in sorted((tmp_path / "run" / "stages").iterdir())]
     summary = read_summary(tmp_path / "run")
     assert (summary["status"], summary["steps"], before[0]["steps"]) == ("finished", 10, 6)
-    assert len(before) == len(config.load(name).stages) and all(told["triangles"] > 10 for told in [*before, summary])
+    assert len(before) == len(config.load(name).stages) and all(one["triangles"] > 10 for one in [*before, summary])
     assert all((tmp_path / "run" / file).stat().st_size > 100 for file in ("mesh.glb", "turntable.mp4", "views.png"))
 
 
@@ -84,10 +84,10 @@ def test_staged_method_runs_to_a_mesh(name: str, tmp_path: Path) -> None:
 def test_dry_run_estimates_the_memory(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     kind, more = STAGED[name][1:] if name in STAGED else (METHODS[name][0], [*WORDS, *METHODS[name][1]])
     assert cli.main(["--config", name, "prompt=a dog", "--dry-run", f"prior.weights={weights(kind)}", *more]) == 0
-    said = capsys.readouterr().out
-    assert "would generate: a dog" in said and str(weights(kind)) in said
-    assert ("graph of the UNet" in said) == (name == "prolificdreamer-sd"), "where a copy of it learns"
-    assert ("graph of the VAE" in said) == (kind == "sd")
+    output = capsys.readouterr().out
+    assert "would generate: a dog" in output and str(weights(kind)) in output
+    assert ("graph of the UNet" in output) == (name == "prolificdreamer-sd"), "where a copy of it learns"
+    assert ("graph of the VAE" in output) == (kind == "sd")
 
 
 def test_missing_weights_are_refused_first(
@@ -101,8 +101,8 @@ def test_missing_weights_are_refused_first(
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     for name in ("dreamfusion-if", "sds-sd"):
         assert cli.main(["--config", name, "prompt=a dog"]) == 2
-        said = capsys.readouterr().err
-        assert "prior.weights" in said and "hf download" in said and said.count("\n") == 1
+        output = capsys.readouterr().err
+        assert "prior.weights" in output and "hf download" in output and output.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -1,4 +1,4 @@
-"""Text to 3D with an adapter as the prior, and a 2D model that stays as it is."""
+"""Text to 3D with an adapter on an unchanged 2D model as the prior."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from threedgen.run.metrics import read_summary
 SHORT = {"trainer": TINY["trainer"] | {"max_steps": 2}, "warm_start": {"share": 0}, "refine": {"strengths": []}}
 WAYS: dict[str, dict[str, Any]] = {
     "reconstruction": {},  # with a warm start from its views, and views that it draws again
-    "sds": SHORT,  # these two with a picture of the thing
+    "sds": SHORT,  # these two with a reference image
     "vsd": SHORT,
 }
 
 
-def thing(path: Path) -> str:
-    """A picture of something red in front of white."""
+def reference_image(path: Path) -> str:
+    """Write an image of a red object on white."""
     pixels = np.full((24, 32, 3), 255, np.uint8)
     pixels[6:18, 8:28] = (200, 30, 30)
     Image.fromarray(pixels).save(path)
@@ -38,7 +38,7 @@ def thing(path: Path) -> str:
 @pytest.mark.parametrize("name", WAYS)
 def test_distillation_runs_with_an_adapter(name: str, tmp_path: Path) -> None:
     more: dict[str, Any] = (
-        {} if name == "reconstruction" else {"image": thing(tmp_path / "car.png"), "image_scale": 2.0}
+        {} if name == "reconstruction" else {"image": reference_image(tmp_path / "car.png"), "image_scale": 2.0}
     )
     prior = tiny_prior_config(tmp_path / "prior", **more)
     write_config(tmp_path / "tiny.yaml", TINY | WAYS[name], prior=prior, distillation={"name": name})
@@ -58,8 +58,8 @@ def test_geometry_adapter_is_refused(
     assert cli.main(["--config", "tiny.yaml", "--dry-run"]) == 0
     assert "memory: about" in capsys.readouterr().out
     assert cli.main(["--config", "tiny.yaml", "out=run"]) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert "adapter: " in said and "geometry" in said and "ray" in said, said
+    output = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "adapter: " in output and "geometry" in output and "ray" in output, output
 
 
 def test_resume_refuses_another_adapter(
@@ -75,12 +75,12 @@ def test_resume_refuses_another_adapter(
     halve(Path(prior["adapter"]))
     capsys.readouterr()
     assert cli.main(["--resume", "run", "trainer.max_steps=3"]) == 2
-    said = capsys.readouterr().err.strip().splitlines()[-1]
-    assert said.startswith("prior.adapter: ") and "with other weights (SHA-256" in said
+    output = capsys.readouterr().err.strip().splitlines()[-1]
+    assert output.startswith("prior.adapter: ") and "with other weights (SHA-256" in output
 
 
 def halve(file: Path) -> None:
-    """Writes all tensors of a file half as large, and what the file says of itself as it is."""
+    """Write a file with all tensors halved and the same metadata."""
     with safe_open(file, "pt") as opened:
         card = opened.metadata()
         tensors = {name: opened.get_tensor(name) / 2 for name in opened.keys()}  # noqa: SIM118  no dict
@@ -104,9 +104,9 @@ def test_unused_reference_image_is_refused(
     values: tuple[str, ...],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    thing(tmp_path / "car.png")
+    reference_image(tmp_path / "car.png")
     Image.new("RGB", (8, 8), "white").save("white.png")
     write_config(tmp_path / "tiny.yaml", TINY, prior=tiny_prior_config(tmp_path / "prior"))
     assert cli.main(["--config", "tiny.yaml", *words, "out=run"]) == 2
-    said = capsys.readouterr().err
-    assert all(value in said for value in values), said
+    output = capsys.readouterr().err
+    assert all(value in output for value in values), output

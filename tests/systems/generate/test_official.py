@@ -1,4 +1,4 @@
-"""The released checkpoints and the configs that use them, at a size for tests: from the file to a mesh."""
+"""Configs for released checkpoints, on small files with the same structure, from the file to a mesh."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ WORDS = [
     *PRIOR, *SMALL, *small_field("field", "encoding.per_level_scale=2", "density_blob_scale=20"), "size={0: 8, 5: 16}",
     "scenes_per_step={0: 2, 5: 1}", "preview.steps=2", "trainer.max_steps=10", "trainer.precision=32-true",
 ]  # fmt: skip
-"""The configs as they are but for sizes; what happens at step 5,000 happens at step 5."""
+"""Small sizes; steps are divided by 1000."""
 SHADING = ["material.ambient_only_steps=5", "loss.orientation={0: 10, 5: 1000}"]
 
 
 @functools.cache
 def folder(kind: Kind) -> Path:
-    """A place with the checkpoint and CLIP's tokenizer in it."""
+    """Return a folder with the checkpoint and CLIP's tokenizer."""
     place = kept_folder()
     official_checkpoint(place, kind)
     return place
@@ -87,27 +87,27 @@ def test_dry_run_counts_the_networks(kind: Kind) -> None:
     ],
 )
 def test_config_runs_to_a_mesh(name: str, kind: Kind, more: list[str]) -> None:
-    """The checkpoint lies in the working directory under its own name, as after a download."""
+    """The checkpoint is in the working directory under its released name."""
     place, run = folder(kind), folder(kind) / name
     words = ["--config", name, "prompt=a dog", f"out={name}", *WORDS, *more]
     assert server().run(place, words=words) == 0, log(place)
     summary = read_summary(run)
     assert summary["status"] == "finished" and summary["steps"] == 10 and summary["triangles"] > 10
     assert all((run / file).stat().st_size > 100 for file in ("mesh.glb", "turntable.mp4", "views.png"))
-    with Image.open(run / "preview.png") as picture:
-        assert picture.size == (4 * 64 + 5 * 2, 64 + 2 * 2)
+    with Image.open(run / "preview.png") as image:
+        assert image.size == (4 * 64 + 5 * 2, 64 + 2 * 2)
     content = (place / NAMES[kind]).read_bytes()
-    digest, said = hashlib.sha256(content).hexdigest(), log(place)
-    assert f"weights: {NAMES[kind]} ({len(content) / 1e9:.2f} GB, SHA-256 {digest})" in said
-    assert said.index(digest) < said.index("distilling at 8 px"), "before anything else"
+    digest, output = hashlib.sha256(content).hexdigest(), log(place)
+    assert f"weights: {NAMES[kind]} ({len(content) / 1e9:.2f} GB, SHA-256 {digest})" in output
+    assert output.index(digest) < output.index("distilling at 8 px"), "before anything else"
 
 
 @unix
 def test_preview_config_samples_four_views() -> None:
     words = ["--config", "preview-mvdream-sd21", "prompt=a dog", "out=seen", "steps=2", *PRIOR, *SMALL[:2]]
     assert server().run(folder("sd21"), words=words) == 0, log(folder("sd21"))
-    with Image.open(folder("sd21") / "seen" / "views.png") as picture:
-        assert picture.size == (4 * 64 + 5 * 2, 64 + 2 * 2)
+    with Image.open(folder("sd21") / "seen" / "views.png") as image:
+        assert image.size == (4 * 64 + 5 * 2, 64 + 2 * 2)
 
 
 # ---------------------------------------------------------------- the authors' values
@@ -186,7 +186,7 @@ def test_preview_has_the_reference_values() -> None:
 
 
 def changed(folder: Path, kind: Kind, **tensors: torch.Tensor | None) -> str:
-    """The official file with some tensors replaced, or removed by None."""
+    """Write the official file with some tensors replaced, or removed (None)."""
     path = official_checkpoint(folder, kind)
     content = torch.load(path) | {f"model.diffusion_model.{name}": t for name, t in tensors.items()}
     torch.save({name: t for name, t in content.items() if t is not None}, path)
@@ -208,7 +208,7 @@ def test_weights_without_a_network_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokenizer", "said"),
+    ("tokenizer", "expected"),
     [
         (
             [],
@@ -220,12 +220,12 @@ def test_weights_without_a_network_are_refused(tmp_path: Path) -> None:
 )
 def test_missing_tokenizer_is_refused_before_the_weights(
     tokenizer: list[str],
-    said: str,
+    expected: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """To hash 5 GB takes most of a minute: neither that nor the tensors are begun, and no folder is left behind."""
+    """The weights are neither hashed nor read, and no folder is left."""
     read: list[Path] = []
     monkeypatch.setattr("threedgen.guidance.weights.files.sha256", lambda path: read.append(path) or "")
     monkeypatch.setattr("threedgen.guidance.weights.files.read_tensors", lambda path, *more: read.append(path) or {})
@@ -236,5 +236,5 @@ def test_missing_tokenizer_is_refused_before_the_weights(
     words = ["--config", "mvdream-sd21", "prompt=a dog", f"prior.weights={folder('sd21') / NAMES['sd21']}", "out=run"]
     for more in ([], ["--dry-run"]):
         assert cli.main([*words, *tokenizer, *more]) == 2
-        assert capsys.readouterr().err.startswith(said)
+        assert capsys.readouterr().err.startswith(expected)
     assert read == [] and not (tmp_path / "run").exists()

@@ -99,7 +99,7 @@ def test_view_indices() -> None:
 
 
 def values(**more: Any) -> dict[str, Any]:
-    """A run of two steps."""
+    """Return the values of a run of two steps."""
     short = {"max_steps": 2, "val_check_interval": 0, "accelerator": "cpu"}
     return {"trainer": short, "warm_start": {"share": 0}, "preview": {"enabled": False}} | more
 
@@ -114,10 +114,10 @@ def test_generate_from_python(
     assert isinstance(run, Run) and run.folder == tmp_path / "cat" and run.status == "finished"
     for file in (run.mesh, run.turntable, run.views, run.summary, run.report):
         assert file is not None and file.parent == run.folder and file.stat().st_size > 100
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     shown = ("distilling at 12 px: 2/2", "turntable: ", "surface: 1/1", "page: 1/1")
-    assert run.preview is None and all((phase in said.err) is not quiet for phase in shown), said.err
-    assert said.out.startswith("weights: ") is not quiet and len(said.out.splitlines()) == (not quiet)
+    assert run.preview is None and all((phase in output.err) is not quiet for phase in shown), output.err
+    assert output.out.startswith("weights: ") is not quiet and len(output.out.splitlines()) == (not quiet)
     assert config.load(run.folder / "config.yaml").prompt == "a blue cat"
     before = snapshot(run.folder)
     again = threedgen.generate(prompt="a blue cat", config=path, out=str(tmp_path / "cat"), **values())
@@ -125,7 +125,7 @@ def test_generate_from_python(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         ({"prompt": " \n"}, "prompt: is empty"),
         ({"prompt": 3}, "prompt: expected text"),
@@ -137,13 +137,13 @@ def test_generate_from_python(
     ],
 )
 def test_generate_refuses_mistakes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], said: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: dict[str, Any], expected: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = {"prompt": "a cat", "config": tiny_generate(tmp_path)} | arguments
+    values = {"prompt": "a cat", "config": tiny_generate(tmp_path)} | arguments
     with pytest.raises(ConfigError) as caught:
-        threedgen.generate(**given)
-    assert said in str(caught.value)
+        threedgen.generate(**values)
+    assert expected in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
@@ -160,16 +160,16 @@ def test_generate_raises_for_a_failed_run(tmp_path: Path, monkeypatch: pytest.Mo
 def test_ctrl_c_during_the_results_finishes_them(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(*given: Any) -> dict[str, Any]:
+    def interrupted(*args: Any) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGINT)
         return {}
 
     monkeypatch.setattr("threedgen.systems.generate.optimise.write_results", interrupted)
     export = {"enabled": False}
     run = threedgen.generate("a cat", tiny_generate(tmp_path), out=tmp_path / "run", **(values() | {"export": export}))
-    said = capfd.readouterr().err
-    assert run.status == "finished" and "step (" not in said and "step;" not in said
-    assert "turntable, mesh and page" in said and "Ctrl-C" in said
+    output = capfd.readouterr().err
+    assert run.status == "finished" and "step (" not in output and "step;" not in output
+    assert "turntable, mesh and page" in output and "Ctrl-C" in output
 
 
 def test_run_has_an_html_representation(tmp_path: Path) -> None:
@@ -190,9 +190,9 @@ def test_print_result_shows_the_url_on_a_terminal(
     (tmp_path / "report.html").write_text("page")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     print_result(Run(tmp_path, "finished"))
-    said = capsys.readouterr()
-    assert said.out.splitlines()[-1] == str(tmp_path)  # for scripts
-    assert said.err == (f"open in a browser: {(tmp_path / 'report.html').as_uri()}\n" if terminal else "")
+    output = capsys.readouterr()
+    assert output.out.splitlines()[-1] == str(tmp_path)  # for scripts
+    assert output.err == (f"open in a browser: {(tmp_path / 'report.html').as_uri()}\n" if terminal else "")
 
 
 @pytest.mark.gpu

@@ -22,7 +22,7 @@ from threedgen.train.status import Status
 
 
 def start(folder: Path) -> Status:
-    """A run of a few steps in this process."""
+    """Run a few steps in this process."""
     short = {"trainer": TINY["trainer"] | {"max_steps": 6}, "warm_start": {"share": 0.2}, "preview": {"steps": 1}}
     path = tiny_generate(folder, **short)
     made, _ = runs.open_run(config.load(path, [f"out={folder / 'run'}"]), "tiny")
@@ -36,14 +36,14 @@ def table(folder: Path) -> torch.Tensor:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, *calls: int) -> None:
-    """The prior runs out of memory at these of its calls."""
+    """Let the prior run out of memory at these calls."""
     denoise, count = MVDream.denoise, [0]
 
-    def limited(self: MVDream, *given: Any, **more: Any) -> Any:
+    def limited(self: MVDream, *args: Any, **kwargs: Any) -> Any:
         count[0] += self.text_encoder is None  # distilling
         if count[0] in calls:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return denoise(self, *given, **more)
+        return denoise(self, *args, **kwargs)
 
     monkeypatch.setattr(MVDream, "denoise", limited)
 
@@ -55,9 +55,9 @@ def test_step_is_repeated_in_smaller_chunks(
     failing(monkeypatch, 3)
     with caplog.at_level(logging.WARNING, logger="threedgen"):
         assert start(tmp_path / "scarce") is Status.FINISHED
-    said = [record.getMessage() for record in caplog.records if "ran out of memory" in record.getMessage()]
-    assert len(said) == 1 and said[0].startswith("step 3 on cpu ran out of memory: from now on ")
-    assert "march.chunk" in said[0]
+    messages = [record.getMessage() for record in caplog.records if "ran out of memory" in record.getMessage()]
+    assert len(messages) == 1 and messages[0].startswith("step 3 on cpu ran out of memory: from now on ")
+    assert "march.chunk" in messages[0]
     plenty, scarce = table(tmp_path / "plenty"), table(tmp_path / "scarce")
     assert float((plenty - scarce).norm() / plenty.norm()) < 1e-2  # Adam enlarges the last bits of small gradients
 
@@ -69,7 +69,7 @@ def test_second_failure_is_refused_with_a_remedy(tmp_path: Path, monkeypatch: py
 
 
 def test_too_large_prior_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*given: Any) -> Any:
+    def full(*args: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr("threedgen.train.task.Task.load_prior", full)

@@ -44,7 +44,7 @@ def test_too_little_memory_is_reported(
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["prompt= "], ("prompt: ",)),
         (["prior.weights=nowhere.pt"], ("prior.weights: ", "nowhere.pt")),
@@ -54,17 +54,17 @@ def test_too_little_memory_is_reported(
     ],
 )
 def test_dry_run_refuses_mistakes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: tuple[str, ...]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], expected: tuple[str, ...]
 ) -> None:
     code, out, err = dry(tmp_path, capsys, *words)
-    assert code == 2 and out == "" and all(part in err for part in said) and err.count("\n") == 1, err
+    assert code == 2 and out == "" and all(part in err for part in expected) and err.count("\n") == 1, err
 
 
 @pytest.mark.parametrize("kind", ["sd21", "sd15"])
 def test_missing_released_weights_are_planned_then_refused(
     kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A new clone without a network: nothing is fetched, the run is described, and the exit code is that of the run."""
+    """Without weights nothing is fetched, the plan is printed, and the exit code is that of the run."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -81,10 +81,8 @@ def test_missing_released_weights_are_planned_then_refused(
 
 
 @pytest.mark.parametrize("kind", ["sd21", "sd15"])
-def test_meta_networks_equal_the_released_files(
-    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Names and shapes of the UNet, and sizes: 867,572,164 and 861,182,404 parameters."""
+def test_meta_networks_equal_the_released_files(kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare names and shapes of the UNet, and parameter counts."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
     found = meta_networks(NAMES[kind])
@@ -121,20 +119,18 @@ def test_dry_run_of_other_tasks(
 
 def test_ignored_options_are_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = dry(tmp_path, capsys, "prompt=a fluffy dog and a cat")
-    told = [line for line in out.splitlines() if line.startswith("note: ")]
-    assert code == 0 and len(told) == 2 and "does not know 'fluffy'" in told[0] and "dog and cat" in told[1]
+    notes = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert code == 0 and len(notes) == 2 and "does not know 'fluffy'" in notes[0] and "dog and cat" in notes[1]
     code, out, _ = dry(tmp_path, capsys, "prompt=a dog", "negative_prompt=ugly zebra")
-    told = [line for line in out.splitlines() if line.startswith("note: ")]
-    assert told == ["note: negative_prompt: this prior does not know 'ugly', 'zebra'; they are ignored"]
+    notes = [line for line in out.splitlines() if line.startswith("note: ")]
+    assert notes == ["note: negative_prompt: this prior does not know 'ugly', 'zebra'; they are ignored"]
     code, out, err = dry(tmp_path, capsys, "prompt=a corgi")
     assert code == 2 and not out and "prompt: " in err and "'corgi' by dog" in err
 
 
-def test_changed_precision_is_reported(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    said = "note: dtype fp16 would be emulated on a CPU, so it computes in "
-    assert said in dry(tmp_path, capsys, "prior.dtype=fp16")[1] and said not in dry(tmp_path, capsys)[1]
+def test_changed_precision_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    note = "note: dtype fp16 would be emulated on a CPU, so it computes in "
+    assert note in dry(tmp_path, capsys, "prior.dtype=fp16")[1] and note not in dry(tmp_path, capsys)[1]
 
 
 def test_missing_gpu_is_reported(
@@ -167,7 +163,7 @@ def test_missing_device_is_refused_before_loading(
 
 
 def test_memory_is_that_of_the_largest_step(tmp_path: Path) -> None:
-    """The renders of the tiny config grow from 8 to 12 pixels and from 2 to 4 of them; a warm start alone 64 rays."""
+    """The tiny config renders 2 images of 8 pixels, then 4 of 12; its warm start 64 rays."""
 
     def needed(*words: str) -> dict[str, float]:
         small = ["march.chunk=null", "result.turntable.height=4", "result.turntable.width=4"]
@@ -182,12 +178,12 @@ def test_memory_is_that_of_the_largest_step(tmp_path: Path) -> None:
     assert whole["Python and libraries"] > 4e8
     assert needed("trainer.max_steps=1000000000") == whole, "a longer run takes no longer to tell"
     assert needed("march.chunk=400")[name] < whole[name]
-    assert needed("result.turntable.height=64", "result.turntable.width=64")[name] > whole[name], "a picture is larger"
+    assert needed("result.turntable.height=64", "result.turntable.width=64")[name] > whole[name], "an image is larger"
     assert "graph of the UNet" in needed("distillation={name: vsd}") and "graph of the UNet" not in whole
 
 
 def test_empty_space_needs_no_memory(tmp_path: Path) -> None:
-    """A field of distances begins as a ball, here one of a few hundredths of its cube."""
+    """A signed distance field starts as a ball, here a few hundredths of its cube."""
 
     def needed(*words: str) -> float:
         ball = {"name": "sdf", "sphere": 0.3, "log_sharpness": 5.0, "encoding": TINY["field"]["encoding"]}

@@ -57,8 +57,8 @@ def test_stage_starts_from_the_previous_object() -> None:
     moved = max(float((middle[n] - value).abs().max()) for n, value in paint.items())
     assert 0 < moved < 0.2, "four steps from the coarse field's colours"
     assert float((last["field.low"] - middle["field.low"]).abs().max()) == 0
-    said = log(run.parent)
-    assert said.index("stage coarse: run/stages/coarse") < said.index("stage mesh: run/stages/mesh")
+    output = log(run.parent)
+    assert output.index("stage coarse: run/stages/coarse") < output.index("stage mesh: run/stages/mesh")
     assert (run / "mesh.glb").stat().st_size > 100 and (run / "views.png").stat().st_size > 100
 
 
@@ -85,9 +85,9 @@ def test_resume_skips_finished_stages(tmp_path: Path) -> None:
     assert_same(weights(tmp_path / "run"), weights(finished_run(command)))
 
 
-def refused(tmp_path: Path, said: str, **stages: Any) -> None:
+def refused(tmp_path: Path, pattern: str, **stages: Any) -> None:
     path = write_config(tmp_path / "bad.yaml", TREE, stages=stages)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ConfigError, match=pattern):
         config.load(path)
 
 
@@ -115,9 +115,9 @@ def test_missing_weights_of_a_stage_are_refused_first(tmp_path: Path) -> None:
 
 def test_dry_run_lists_the_stages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([*command(tmp_path), "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("would generate: a red dog") == 1 and "stages: coarse, mesh, then the run itself" in said
-    assert said.rstrip().endswith("nothing was run or written")
+    output = capsys.readouterr().out
+    assert output.count("would generate: a red dog") == 1 and "stages: coarse, mesh, then the run itself" in output
+    assert output.rstrip().endswith("nothing was run or written")
 
 
 def test_optimizer_has_all_parameters() -> None:

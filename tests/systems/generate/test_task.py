@@ -1,4 +1,4 @@
-"""The task "generate": what a run survives, what it leaves behind, and what must not change its result."""
+"""Task `generate`: results, exact resume, interrupts, damaged files."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ STEPS = TINY["trainer"]["max_steps"]
 
 
 def command(folder: Path, *overrides: str) -> list[str]:
-    """The words of a run in `folder`/run."""
+    """Return the arguments of a run in `folder`/run."""
     return ["--config", str(tiny_generate(folder)), "out=run", *overrides]
 
 
@@ -52,7 +52,7 @@ def undisturbed() -> Path:
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """A copy of a finished run, in its own working directory."""
+    """Return the folder with a copy of a finished run."""
     shutil.copytree(undisturbed(), tmp_path / "run")
     return tmp_path
 
@@ -76,10 +76,10 @@ def test_run_writes_its_files() -> None:
     with Image.open(run / "views.png") as views, Image.open(run / "preview.png") as preview:
         assert views.size == preview.size == (2 * 16 + 3 * 2, 16 + 2 * 2)
     assert np.asarray(Image.open(run / "views.png")).std() > 1
-    said = log(run.parent)
-    assert said.splitlines()[0] == "tiny: generate in run" and said.splitlines()[-1] == "run"
-    assert "fitting the sampled views" in said and "distilling at 12 px" in said
-    assert "\nsampling views: 0/2\n" in said and "\nsampling views, round 2 of 2: 4/4\n" in said, "all are counted"
+    output = log(run.parent)
+    assert output.splitlines()[0] == "tiny: generate in run" and output.splitlines()[-1] == "run"
+    assert "fitting the sampled views" in output and "distilling at 12 px" in output
+    assert "\nsampling views: 0/2\n" in output and "\nsampling views, round 2 of 2: 4/4\n" in output, "all are counted"
 
 
 @unix
@@ -220,8 +220,8 @@ def test_validation_logging_and_saving_keep_the_result(tmp_path: Path) -> None:
     changed = ("trainer.val_check_interval=3", "trainer.log_every_n_steps=1", "checkpoint.seconds=1000")
     assert server().run(tmp_path, words=[*command(tmp_path, *changed), "--quiet"]) == 0, log(tmp_path)
     assert_same(weights(tmp_path / "run"), weights(undisturbed()))
-    pictures = [path.name for path in sorted((tmp_path / "run" / "validation").iterdir())]
-    assert pictures == [f"{step:06d}.png" for step in range(3, STEPS + 1, 3)]
+    images = [path.name for path in sorted((tmp_path / "run" / "validation").iterdir())]
+    assert images == [f"{step:06d}.png" for step in range(3, STEPS + 1, 3)]
     assert log(tmp_path) == "run\n"  # --quiet: only the folder
 
 
@@ -270,7 +270,7 @@ def test_longer_run_resumes_a_finished_one(copy: Path) -> None:
 
 @unix
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "expected"),
     [
         (["out=run", "seed=1"], "seed: 0 -> 1"),
         (["out=run", "prompt=a blue dog"], "prompt: 'a red dog' -> 'a blue dog'"),
@@ -280,14 +280,14 @@ def test_longer_run_resumes_a_finished_one(copy: Path) -> None:
     ],
 )
 def test_resume_refuses_another_config(
-    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], expected: str
 ) -> None:
     config_words = [] if words[0] == "--resume" else command(copy)[:2]
     monkeypatch.chdir(copy)
     before = snapshot(copy / "run")
     assert cli.main([*config_words, *words]) == 2
     error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
+    assert expected in error and error.count("\n") == 1
     assert snapshot(copy / "run") == before
 
 
@@ -298,9 +298,9 @@ def test_resume_refuses_another_config(
 def test_nan_of_the_prior_stops_the_run_and_keeps_the_state(tmp_path: Path) -> None:
     words = command(tmp_path, "trainer.max_steps=24")
     assert server().run(tmp_path, words=words, nan_from=7) == 2
-    said, run = log(tmp_path), tmp_path / "run"
+    output, run = log(tmp_path), tmp_path / "run"
     sentence = "the loss term 'distillation' is not finite for 10 steps in a row; the last good checkpoint is kept"
-    assert said.count(sentence) == 1 and "Traceback" not in said
+    assert output.count(sentence) == 1 and "Traceback" not in output
     assert sentence in read_summary(run)["reason"] and read_summary(run)["status"] == "failed"
     assert not (run / "views.png").exists()
     assert sentence in " ".join(Page((run / PAGE).read_text(encoding="utf-8")).texts["li"])
