@@ -78,7 +78,7 @@ def test_resume_keeps_a_changed_file(tmp_path: Path) -> None:
     mine, notes = tmp_path / "asset/a_ball.glb", list[str]()
     mine.write_bytes(b"painted for hours")
     assert write_asset(system(), tmp_path, notes) == {}
-    assert len(notes) == 1 and notes[0].startswith(f"no asset: out: {mine} ")
+    assert len(notes) == 1 and notes[0].startswith("no asset: ") and str(mine) in notes[0]
     assert [path.name for path in (tmp_path / "asset").iterdir()] == ["a_ball.glb"]
     assert mine.read_bytes() == b"painted for hours"
 
@@ -100,7 +100,7 @@ def test_full_disk_becomes_a_note(tmp_path: Path) -> None:
     notes: list[str] = []
     (tmp_path / "asset").write_text("a file in the way")
     assert write_asset(system(), tmp_path, notes) == {}
-    assert len(notes) == 1 and notes[0].startswith(f"no asset: {tmp_path / 'asset'} ")
+    assert len(notes) == 1 and notes[0].startswith("no asset: ")
     assert f"--config export run={tmp_path}" in notes[0]
     assert (tmp_path / "asset").read_text() == "a file in the way"
 

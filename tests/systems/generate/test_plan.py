@@ -102,7 +102,7 @@ def test_dry_run_of_other_tasks(
     monkeypatch.chdir(tmp_path)
     assert cli.main(["--config", "toybox-sheet", "--dry-run", "threads=1"]) == 0
     first, folder, device, last = capsys.readouterr().out.splitlines()
-    assert first == "would run toybox-sheet: contact sheets of the procedural world that the embedded prior learns from"
+    assert first.startswith("would run toybox-sheet: ")
     assert (
         folder == "folder: outputs/toybox-sheet/run"
         and device.startswith("device: ")
