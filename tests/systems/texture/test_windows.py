@@ -42,7 +42,7 @@ def test_odd_numbers_of_tokens_are_refused_if_they_form_pairs() -> None:
     ("values", "problem"),
     [
         ({"views": 1}, "greater than or equal to 2"),
-        ({"shared": 12}, "less than views 12; try 4"),
+        ({"shared": 12}, "less than views 12. Try 4"),
         ({"scannet": "a", "file": "b.json"}, "cannot both"),
     ],
 )

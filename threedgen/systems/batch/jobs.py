@@ -77,7 +77,7 @@ def object_config(
     overrides = [*overrides, *own]
     for place in (".".join(split_override(text)[0]) for text in overrides):
         if place in OWN_KEYS:
-            raise ConfigError(f"{place} is set by {by} itself; give it as its own key", "overrides")
+            raise ConfigError(f"{place} is set by {by} itself. Give it as its own key", "overrides")
     try:
         task = task_of(find(name))
         model = config_model("task", task)

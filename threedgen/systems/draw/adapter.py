@@ -27,10 +27,10 @@ from threedgen.train.task import Task
 from .options import SamplingConfig
 
 HAS_RAYS = (
-    "this adapter has ray control, not the geometry of a mesh; use one with it, such as toybox-geometry, or a released "
+    "this adapter has ray control, not the geometry of a mesh. Use one with it, such as toybox-geometry, or a released "
     "one for meshes (tg2mv, ig2mv) with prior.control=geometry prior.layout=rowcol"
 )
-NEEDS_MESH = "this adapter needs the geometry of a mesh; give mesh=FILE, or use an adapter with ray control"
+NEEDS_MESH = "this adapter needs the geometry of a mesh. Give mesh=FILE, or use an adapter with ray control"
 
 
 def sample_views(
@@ -95,14 +95,14 @@ def check_model(model: MVAdapter, config: SamplingConfig, cameras: Cameras, geom
         problem = (
             f"this adapter is for perspective cameras ({model.fov:g} degrees), but meshes are textured by parallel "
         )
-        problem += "rays; use one that was trained with fov=0"
+        problem += "rays. Use one that was trained with fov=0"
     with within("prior"):
         if problem:
             raise ConfigError(problem, "adapter", config.prior.adapter)
         if config.image is not None:
             model.require_ref()
     if form is not None and form.layout == "rowcol" and len(cameras) != 6:
-        raise ConfigError("this adapter samples six sides of a mesh; leave rig.views out", "rig.views", len(cameras))
+        raise ConfigError("this adapter samples six sides of a mesh. Leave rig.views out", "rig.views", len(cameras))
 
 
 def write_views(folder: Path, views: Tensor, names: Sequence[str]) -> list[str]:

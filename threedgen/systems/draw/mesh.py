@@ -63,7 +63,7 @@ class MeshFrame:
         usual = "+z" if up[-1] != "z" else "-y" if config.of_object else "+x"
         front = usual if config.front == "auto" else config.front
         if front[-1] == up[-1]:
-            raise ConfigError(f"is parallel to the up axis {up}; try {usual}", "front", front)
+            raise ConfigError(f"is parallel to the up axis {up}. Try {usual}", "front", front)
         return cls(up, front, scale)
 
     @property

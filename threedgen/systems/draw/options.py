@@ -50,7 +50,7 @@ def check_ring(views: int, fov: float, name: str) -> None:
     """Raise ValueError with the option ``name`` if evenly spaced views of ``fov`` degrees do not overlap."""
     if (step := 360 / views) >= fov:
         raise ValueError(
-            f"{name} {views}: views of {fov:g} degrees, one every {step:g} degrees, do not overlap; take "
+            f"{name} {views}: views of {fov:g} degrees, one every {step:g} degrees, do not overlap. Take "
             f"{name}={int(360 // fov) + 1} or more, or a wider fov"
         )
 
@@ -82,11 +82,11 @@ class SamplingConfig(PromptedConfig):
         """
         if self.prior is not None and self.prior.name not in PRIORS[rig]:
             usable = " or ".join(PRIORS[rig])
-            raise ValueError(f"prior.name {self.prior.name} cannot sample rig.name {rig}; choose prior.name={usable}")
+            raise ValueError(f"prior.name {self.prior.name} cannot sample rig.name {rig}. Choose prior.name={usable}")
         taken = keys.get(rig, "").split()
         for key in sorted({key for names in keys.values() for key in names.split()} - set(taken)):
             if getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} has no effect with rig.name={rig}; remove it")
+                raise ValueError(f"{key} has no effect with rig.name={rig}. Remove it")
 
     @property
     def of_object(self) -> bool:
@@ -117,7 +117,7 @@ class SamplingConfig(PromptedConfig):
         texts = self.texts() * (1 if self.prompts else count)
         if len(texts) != count:
             raise ConfigError(
-                f"has {len(texts)} lines for {count} cameras; give one line per view, or prompt= for all", "prompts"
+                f"has {len(texts)} lines for {count} cameras. Give one line per view, or prompt= for all", "prompts"
             )
         return texts
 
@@ -131,13 +131,13 @@ class SamplingConfig(PromptedConfig):
         """Raise ConfigError if an option or file for sampling by an adapter with such control is missing."""
         self.object_text()
         if self.prior.image is not None:
-            raise ConfigError("is for text to 3D; give the image as image=FILE", "prior.image")
+            raise ConfigError("is for text to 3D. Give the image as image=FILE", "prior.image")
         if self.image is None and self.image_scale is not None:
             raise ConfigError("has no effect without image=FILE", "image_scale")
         condition = "a mesh" if control == "geometry" else "an image" if self.image is not None else ""
         if condition and self.prior.adapter is None:
             raise ConfigError(
-                f"is missing, and the 2D model alone cannot be conditioned on {condition}; give an adapter file, such "
+                f"is missing, and the 2D model alone cannot be conditioned on {condition}. Give an adapter file, such "
                 "as RUN/adapter.safetensors of train-mvadapter",
                 "prior.adapter",
             )
@@ -221,10 +221,10 @@ class SampleConfig(SamplingConfig):
         if isinstance(self.rig, OrbitConfig) and self.rig.n_view and not self.prior.multiview:
             raise ValueError(
                 f"rig.n_view {self.rig.n_view}: the prior {self.prior.name} takes no cameras, so it cannot sample "
-                "several views of one object; try rig.n_view=0 with samples=4"
+                "several views of one object. Try rig.n_view=0 with samples=4"
             )
         if self.mesh is None and (self.front, self.up) != ("auto", "auto"):
-            raise ValueError("front and up have no effect without mesh=FILE; remove them")
+            raise ValueError("front and up have no effect without mesh=FILE. Remove them")
         return self
 
     def texts(self) -> list[str]:
@@ -255,7 +255,7 @@ class SampleConfig(SamplingConfig):
             load_image(user_path(self.image, "image"), key="image")
             if fov is None:
                 raise ConfigError(
-                    "is missing; give the degrees that the image spans from left to right (a phone's main camera: "
+                    "is missing. Give the degrees that the image spans from left to right (a phone's main camera: "
                     "about 67 held sideways, 53 upright)",
                     "rig.image_fov",
                 )

@@ -99,7 +99,7 @@ def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet:
         image = load_image(Path(config.image).expanduser(), height, width)
         views = Views(image[None], at.select([0]))
         if float(border_colour(views).min()) < MIN_WHITE:
-            notes.append("the image's background is not white, as in the training; cut the object out")
+            notes.append("the image's background is not white, as in the training. Cut the object out")
             logger.warning("%s", notes[-1])
         targets = range(1, len(at))
         request = Request(Path(config.image).stem, views, at.select(targets), tuple(targets), seed=config.seed)
@@ -114,7 +114,7 @@ def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet:
 def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int, width: int) -> Cameras:
     """Return the camera of the image, then the rings, each from its azimuth. Raises ConfigError if unknown."""
     if trained is None and (config.distance is None or config.fov is None):
-        raise ConfigError("distance, fov: the weights have no cameras of their training; set both")
+        raise ConfigError("distance, fov: the weights have no cameras of their training. Set both")
     distance = config.distance or (sum(trained.distance) / 2 if trained else 0.0)
     turn = [360 * k / config.views for k in range(config.views)]
     places = [(config.elevation, config.azimuth), *((up, config.azimuth + a) for up in config.rings for a in turn)]

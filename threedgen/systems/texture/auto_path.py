@@ -61,7 +61,7 @@ def interior(source: SourceMesh) -> tuple[Array, float]:
     at_eyes = np.where((height >= EYE_HEIGHT[0]) & (height <= EYE_HEIGHT[1]), free, 0)
     chosen = at_eyes if at_eyes.max() >= 2 else free
     if chosen.max() < 2:
-        raise ConfigError("the mesh has no free interior for a camera; give rig.file=FILE.json", "rig.file")
+        raise ConfigError("the mesh has no free interior for a camera. Give rig.file=FILE.json", "rig.file")
     best = np.argwhere(chosen >= 0.999 * chosen.max())
     place = best[np.abs(best - best.mean(0)).sum(1).argmin()]
     return low + (place - 0.5) * cell, float(chosen.max() * cell)

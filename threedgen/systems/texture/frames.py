@@ -138,17 +138,17 @@ def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: 
     if lost := sorted(set(wanted) - set(used)):
         notes.append(f"{len(lost)} of {len(wanted)} frames have no pose, left out: {_listed(lost)}")
     if len(used) < 2:
-        raise ConfigError(f"{folder}: {len(used)} frames have depth and a pose; set rig.every below {every}")
+        raise ConfigError(f"{folder}: {len(used)} frames have depth and a pose. Set rig.every below {every}")
     rows, columns = image_shape(folder / "depth" / f"{used[0]}.png")
     if abs(columns / rows * rig.height / rig.width - 1) > 0.02:
         best = round(rig.height * columns / rows)
-        raise ConfigError(f"does not fit depth images of {columns} x {rows} pixels; try {best}", "rig.width", rig.width)
+        raise ConfigError(f"does not fit depth images of {columns} x {rows} pixels. Try {best}", "rig.width", rig.width)
     walk.check_pose_convention(used)
     depth, cameras = walk.geometry(used)
     try:
         prompts = config.view_texts(len(used)) if config.texts() else list(map(walk.caption, used))
     except ConfigError as error:
-        raise ConfigError(f"{error.problem}; give prompt=TEXT for all frames", error.key or "prompt") from None
+        raise ConfigError(f"{error.problem}. Give prompt=TEXT for all frames", error.key or "prompt") from None
     indices = tuple(k for k, n in enumerate(used) if n in keys)
     return Frames(cameras, depth, tuple(prompts), tuple(map(str, used)), indices if len(indices) > 1 else None)
 
@@ -171,7 +171,7 @@ def check_overlap(frames: Frames, keys: Sequence[int], min_overlap: float, key: 
     apart = [n for n, share in enumerate(found) if share <= min_overlap]
     if len(apart) == len(found):
         raise ConfigError(
-            f"no two consecutive key frames overlap by {min_overlap:.0%} ({max(found):.0%} at most); use cameras "
+            f"no two consecutive key frames overlap by {min_overlap:.0%} ({max(found):.0%} at most). Use cameras "
             "closer to each other, and check that poses and depth belong together",
             key,
         )

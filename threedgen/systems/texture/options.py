@@ -43,7 +43,7 @@ class PathConfig(Config):
     @model_validator(mode="after")
     def _consistent(self) -> PathConfig:
         if self.shared >= self.views:
-            raise ValueError(f"shared {self.shared} should be less than views {self.views}; try {self.views // 3}")
+            raise ValueError(f"shared {self.shared} should be less than views {self.views}. Try {self.views // 3}")
         if self.scannet is not None and self.file != AUTO:
             raise ValueError("file and scannet cannot both be given: each has the cameras")
         return self
@@ -74,9 +74,9 @@ class TextureConfig(SamplingConfig):
         )
         if self.texture & (self.texture - 1):
             below = 1 << self.texture.bit_length() - 1
-            raise ValueError(f"texture {self.texture} should be a power of two; try {below}")
+            raise ValueError(f"texture {self.texture} should be a power of two. Try {below}")
         if self.synchronise and self.mesh is None and isinstance(self.rig, PathConfig) and self.rig.scannet is not None:
-            raise ValueError(f"synchronise {self.synchronise} needs a mesh, on which frames agree; try 0")
+            raise ValueError(f"synchronise {self.synchronise} needs a mesh, on which frames agree. Try 0")
         return self
 
     @property
@@ -107,12 +107,12 @@ class TextureConfig(SamplingConfig):
 
     def _check_sides(self) -> None:
         if self.mesh is None:
-            raise ConfigError("is missing; give the object, mesh=chair.glb", "mesh")
+            raise ConfigError("is missing. Give the object, mesh=chair.glb", "mesh")
         self.check_mesh()
         if self.views is not None and not user_path(self.views, "views").is_dir():
             raise ConfigError("should be a folder with images of six sides", "views", self.views)
         if self.views is not None and (self.image is not None or self.prompt.strip() and not self.inpaints):
-            raise ConfigError("has no effect together with a prompt or an image; give one of them", "views")
+            raise ConfigError("has no effect together with a prompt or an image. Give one of them", "views")
         if self.samples:
             self.check_adapter("geometry")
         if self.inpaints:
@@ -120,7 +120,7 @@ class TextureConfig(SamplingConfig):
 
     def _check_path(self, rig: PathConfig) -> None:
         if self.mesh is None and rig.scannet is None:
-            raise ConfigError("is missing; give a scene, mesh=room.glb, or rig.scannet=FOLDER", "mesh")
+            raise ConfigError("is missing. Give a scene, mesh=room.glb, or rig.scannet=FOLDER", "mesh")
         if self.mesh is not None:
             self.check_mesh()
         if rig.scannet is not None and not (user_path(rig.scannet, "rig.scannet") / "depth").is_dir():

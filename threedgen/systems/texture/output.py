@@ -27,7 +27,8 @@ def render_consistent(
         size: side of the texture in pixels.
         known: mask (N,) of images that have priority where they see the mesh.
     """
-    known, made = torch.zeros(len(images), dtype=torch.bool) if known is None else known, None
+    made = None
+    known = torch.zeros(len(images), dtype=torch.bool) if known is None else known
     for chosen in (~known, known):
         if chosen.any():
             at = cameras.select(chosen.nonzero()[:, 0].tolist())

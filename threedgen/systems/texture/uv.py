@@ -29,7 +29,7 @@ def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[Tex
     """
     fault = "" if choice == "unwrap" else uv_fault(source, texture)
     if choice == "own" and fault:
-        raise ConfigError(f"the mesh's own cannot be used: {fault}; take uv=unwrap", "uv")
+        raise ConfigError(f"the mesh's own cannot be used: {fault}. Take uv=unwrap", "uv")
     if not fault and choice != "unwrap" and source.uv is not None:
         normals = vertex_normals(source.vertices, source.faces)
         tangents = vertex_tangents(source.vertices, source.faces, normals, source.uv)
@@ -39,7 +39,7 @@ def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[Tex
     try:
         mesh, charts = unwrap(vertices, faces, texture)
     except UnwrapError as error:
-        raise ConfigError(f"{str(error).partition(';')[0]}; try {2 * texture}", "texture") from None
+        raise ConfigError(f"{str(error).partition(';')[0]}. Try {2 * texture}", "texture") from None
     why = f" ({fault})" if fault and source.uv is not None else ""
     return mesh, f"new texture coordinates in {charts} charts{why}"
 

@@ -72,7 +72,7 @@ def check_model(model: MVDiffusion, rig: PathConfig) -> None:
     """Raise ConfigError for weights without depth, and for image sizes that they cannot sample."""
     if model.extra != "depth" or model.multiview is not None and model.multiview.kind != "depth":
         raise ConfigError(
-            "these weights take no depth; use those of a depth model, such as train-mvdiffusion with variant=depth",
+            "these weights take no depth. Use those of a depth model, such as train-mvdiffusion with variant=depth",
             "prior.blocks",
         )
     model.check_size((rig.height, rig.width), ("rig.height", "rig.width"))
