@@ -20,6 +20,7 @@ from threedgen.guidance.guidance import Condition, Reference, guided, per_image
 from threedgen.guidance.sampling import Generators, InitLatents, OnStep, no_callback, sample_latents
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import tokens
+from threedgen.run.prompts import Reading
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -107,6 +108,10 @@ class Prior(Protocol):
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
         """Return the words outside a closed vocabulary, each with the nearest known ones."""
         return tokens.unknown_words(self.tokenizer, prompt)
+
+    def read_prompt(self, prompt: str) -> Reading:
+        """Return a prompt in the words of a closed vocabulary; unchanged for other tokenizers."""
+        return tokens.read_prompt(self.tokenizer, prompt)
 
     def autocast(self) -> torch.autocast:
         """Context of the precision `dtype`."""

@@ -224,6 +224,7 @@ class LatentDiffusion(Prior):
 
         With two `prompt_variants` (n, 2 L, D); for SDXL see `sdxl.encode_both`.
         """
+        prompts = [self.read_prompt(prompt).text for prompt in prompts]
         self.note_cuts(prompts)
         return torch.cat([self._encode(variant) for variant in self.prompt_variants(prompts)], dim=1)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from string import punctuation
 from typing import TYPE_CHECKING
 
-from threedgen.config import ConfigError
-from threedgen.run.prompts import remove_words
+from threedgen.config import ConfigError, registry
+from threedgen.run.prompts import Reading, remove_words
 from threedgen.run.similar_words import similar
 
 from .loading import CLIP_FILES, CLIP_REPOSITORY, clip_files, tokenizer_folder
@@ -95,7 +95,12 @@ class Vocabulary:
 
     def unknown(self, prompt: str) -> list[tuple[str, list[str]]]:
         """Return the unknown words of a prompt, each with up to three similar known ones."""
-        return [(word, similar(word, self.known)) for word in self.split(prompt) if word not in self.known]
+        return [(word, similar(word, self.known)) for word in self.read(prompt).ignored]
+
+    def read(self, prompt: str) -> Reading:
+        """Return a prompt in known words: synonyms replaced, unknown words left out."""
+        read_prompt = registry.implementation("prompt-reader", "toybox")
+        return read_prompt(prompt, self.known, self.added)
 
 
 def closed_vocabulary(backend: Tokenizer | None, added: Iterable[str] = ()) -> Vocabulary | None:
@@ -116,6 +121,12 @@ def read_vocabulary(folder: Path, added: Iterable[str] = ()) -> Vocabulary | Non
         return closed_vocabulary(Tokenizer.from_file(str(path)), added)
     except Exception as error:  # its reader raises Exception itself
         raise ConfigError(f"{folder} holds no readable tokenizer ({type(error).__name__})", "weights") from None
+
+
+def read_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Reading:
+    """Return a prompt in the words of a closed vocabulary; unchanged for other tokenizers."""
+    vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
+    return Reading(prompt) if vocabulary is None else vocabulary.read(prompt)
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[tuple[str, list[str]]]:

@@ -10,7 +10,7 @@ from tests.support.errors import refused
 from tests.support.tiny_prior import letter_tokenizer, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.config import ConfigError
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.run.prompts import normalise_prompt, prompt_warnings, with_suffix
+from threedgen.run.prompts import Reading, normalise_prompt, prompt_warnings, with_suffix
 
 NASTY = st.text(alphabet=st.sampled_from("a \n\t\r\x0b\x00\x1b\u200b\u2028[]{}$`'\"\\.:/#=%é🐶\u202e"), max_size=40)
 LONG = "a red dog and " * 800  # more than 10,000 characters
@@ -26,6 +26,9 @@ class StubPrior:
 
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
         return [(word, ["dog"] if word.startswith("d") else []) for word in prompt.split() if len(word) > 3]
+
+    def read_prompt(self, prompt: str) -> Reading:
+        return Reading(prompt)
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +114,15 @@ def test_with_suffix_adds_it_once() -> None:
     for prompt in ("a dog, 3D asset", "3d dog"):
         assert with_suffix(prompt, ", 3d asset") == prompt
     assert with_suffix("a dog", "") == "a dog"
+
+
+def test_prompt_warnings_name_synonyms_and_negations(prior: MVDream) -> None:
+    class ReadingPrior(StubPrior):
+        def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
+            return []
+
+        def read_prompt(self, prompt: str) -> Reading:
+            return Reading("a dog", {"puppy": "dog"}, negated=["hat"])
+
+    replaced, negated = prompt_warnings("a puppy", ReadingPrior())
+    assert "'puppy'" in replaced and "'dog'" in replaced and "negative_prompt='hat'" in negated

@@ -80,6 +80,8 @@ regulariser  orientation  representations.regularisers:orientation  systems.gene
 regulariser  sparsity     representations.regularisers:sparsity     systems.generate.options:LossConfig
 regulariser  opaque       representations.regularisers:opaque       systems.generate.options:LossConfig
 regulariser  z_variance   representations.regularisers:z_variance   systems.generate.options:LossConfig
+# prompts in the words of a closed vocabulary: (prompt, known words, added words) -> threedgen.run.prompts.Reading
+prompt-reader  toybox  data.toybox.prompt_reading:read_prompt  config:Config
 prior  mvdream           guidance.priors.mvdream:build           guidance.options:MVDreamConfig
 prior  stable-diffusion  guidance.priors.stable_diffusion:build  guidance.options:StableDiffusionConfig
 prior  deepfloyd         guidance.priors.deepfloyd:build         guidance.options:DeepFloydConfig

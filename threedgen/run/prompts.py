@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from threedgen.config.errors import ConfigError
@@ -16,6 +17,23 @@ EXAMPLE_OBJECT, EXAMPLE_ROOM = "a red penguin", "a blue room with a red sofa"
 _MAX_LISTED = 8
 
 
+@dataclass
+class Reading:
+    """Prompt in the words of a closed vocabulary.
+
+    Attributes:
+        text: the prompt in known words; unchanged if all its words are known.
+        replaced: words and the synonyms in their places.
+        ignored: unknown words, in order.
+        negated: words after "without" or "no", which a text encoder without negation would add.
+    """
+
+    text: str
+    replaced: dict[str, str] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+    negated: list[str] = field(default_factory=list)
+
+
 class PromptReader(Protocol):
     """Text interface of a prior, documented in threedgen.guidance.prior."""
 
@@ -23,6 +41,7 @@ class PromptReader(Protocol):
     def identifiers(self) -> Sequence[str]: ...
     def tokens_cut(self, prompt: str) -> str: ...
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]: ...
+    def read_prompt(self, prompt: str) -> Reading: ...
 
 
 def normalise_prompt(prompt: str, key: str = "prompt", example: str = EXAMPLE_OBJECT) -> str:
@@ -60,6 +79,7 @@ def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) 
     if cut:
         notes.append(f"the prompt is too long for this prior: everything from {_quoted(cut)} on is ignored")
     notes += unknown_words_note(prior.unknown_words(text.removesuffix(cut)))
+    notes += reading_notes(prior.read_prompt(text.removesuffix(cut)))
     missing = [word for word in prior.identifiers if word.lower() not in text.lower()]
     if missing:
         notes.append(f"the prompt does not contain {', '.join(missing)}: the result is not the tuned subject")
@@ -82,6 +102,20 @@ def unknown_words_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
     )
     more = f" and {len(unknown) - _MAX_LISTED} more" if len(unknown) > _MAX_LISTED else ""
     return [f"this prior does not know {words}{more}; {'it is' if len(unknown) == 1 else 'they are'} ignored"]
+
+
+def reading_notes(reading: Reading) -> list[str]:
+    """Return warnings about synonyms that are replaced and words that are negated."""
+    notes = []
+    if reading.replaced:
+        words = ", ".join(
+            f"{_quoted(word, 40)} as {name!r}" for word, name in [*reading.replaced.items()][:_MAX_LISTED]
+        )
+        notes.append(f"this prior takes {words}")
+    if reading.negated:
+        words = " ".join(reading.negated)
+        notes.append(f"negations have no effect: {_quoted(words)} is left out. Use negative_prompt={_quoted(words)}.")
+    return notes
 
 
 def _quoted(text: str, length: int = 60) -> str:

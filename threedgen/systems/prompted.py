@@ -9,7 +9,7 @@ from pydantic import Field
 
 from threedgen.config.errors import ConfigError, short, within
 from threedgen.config.sections import RunConfig
-from threedgen.run.prompts import unknown_words_note
+from threedgen.run.prompts import reading_notes, unknown_words_note
 
 if TYPE_CHECKING:
     from threedgen.guidance.weights.tokens import Vocabulary
@@ -75,9 +75,12 @@ class PromptedConfig(RunConfig):
 
     def notes(self) -> list[str]:
         vocabulary = self.vocabulary()
-        unknown = {word: near for text in self.texts() for word, near in vocabulary.unknown(text)} if vocabulary else {}
+        texts = [] if vocabulary is None else self.texts()
+        unknown = {word: near for text in texts for word, near in vocabulary.unknown(text)} if vocabulary else {}
+        changed = [note for text in texts for note in reading_notes(vocabulary.read(text))] if vocabulary else []
         return [
             *super().notes(),
             *unknown_words_note(list(unknown.items())),
+            *dict.fromkeys(changed),
             *(self.prompt_notes() if self.of_object else []),
         ]

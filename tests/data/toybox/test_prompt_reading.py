@@ -9,8 +9,9 @@ import pytest
 
 from threedgen import folder
 from threedgen.data.toybox.captions import OpenToybox
-from threedgen.data.toybox.prompt_reading import Reading, read_prompt
+from threedgen.data.toybox.prompt_reading import read_prompt
 from threedgen.data.toybox.synonyms import SYNONYMS
+from threedgen.run.prompts import Reading
 
 
 @pytest.fixture(scope="module")

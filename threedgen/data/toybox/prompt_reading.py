@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from string import punctuation
+
+from threedgen.run.prompts import Reading
 
 from . import nouns  # noqa: F401  (fills NOUNS)
 from .grammar import COLOURS, NOUNS, SIZES, article
@@ -22,25 +24,6 @@ ADJECTIVES = {*COLOURS, *SIZES, "toy", "3d", "two"}
 NOT_CONTENT = {*ARTICLES, *CONNECTORS, *ADJECTIVES, "is", "inside", "model"}
 VERBS = {"in", "wearing", "with"}
 NEGATIONS = {"without", "no", "not", "never", "minus"}
-PREFIXES = {("toy",), ("3d", "model"), ()}
-"""Words before "of" in training captions, without articles."""
-
-
-@dataclass
-class Reading:
-    """Prompt as a closed vocabulary takes it.
-
-    Attributes:
-        text: the prompt in known words; unchanged if all its words are known.
-        replaced: words and the synonyms in their places.
-        ignored: unknown words, in order.
-        negated: words after "without" or "no", which a text encoder without negation would add.
-    """
-
-    text: str
-    replaced: dict[str, str] = field(default_factory=dict)
-    ignored: list[str] = field(default_factory=list)
-    negated: list[str] = field(default_factory=list)
 
 
 def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()) -> Reading:
@@ -52,19 +35,24 @@ def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()
         added: words that personalisation added, kept as they are.
     """
     reading = Reading(prompt)
+    if NOUNS.keys().isdisjoint(known):  # another closed vocabulary
+        reading.ignored = [*dict.fromkeys(word for word in re.findall(r"\w+", prompt.lower()) if word not in known)]
+        return reading
     words = _known_words(prompt, known, [word.lower() for word in added], reading)
     if reading.replaced or reading.ignored or reading.negated:
-        clauses = _without_prefix(_clauses(words))
-        reading.text = _join(_with_content(clauses, added))
+        clauses = [[word for word in clause if word] for clause in _without_prefix(_clauses(words))]
+        reading.text = _join(_with_content([clause for clause in clauses if clause], added))
     return reading
 
 
 def _known_words(prompt: str, known: Collection[str], added: list[str], reading: Reading) -> list[str]:
-    """Return the known words and commas of a prompt; note in `reading` what was replaced, ignored or negated."""
+    """Return the known words and commas of a prompt, "" for unknown ones; note in `reading` what was changed."""
     text = unicodedata.normalize("NFKC", prompt).lower()
     names = "|".join(re.escape(word) for word in sorted(added, key=len, reverse=True))
     words, negating = list[str](), False
-    for word in re.findall(rf"{names + '|' if names else ''}\w+|,", text):
+    for word in re.findall(rf"{names + '|' if names else ''}\w+|[^\w\s]", text):
+        if word in punctuation and word not in known:
+            continue
         name = known_form(word, known)
         negating = word in NEGATIONS or (negating and name not in CONNECTORS)
         if negating:
@@ -74,8 +62,9 @@ def _known_words(prompt: str, known: Collection[str], added: list[str], reading:
         elif name is not None:
             reading.replaced[word] = name
             words.append(name)
-        elif word not in reading.ignored:
-            reading.ignored.append(word)
+        else:
+            words.append("")
+            reading.ignored += [] if word in reading.ignored else [word]
     return words
 
 
@@ -98,12 +87,9 @@ def _clauses(words: list[str]) -> list[list[str]]:
 
 
 def _without_prefix(clauses: list[list[str]]) -> list[list[str]]:
-    """Remove "a photo of" and the like, whose nouns are unknown; keep the prefixes of training captions."""
-    if len(clauses) < 2 or clauses[1][0] != "of" or any(word in NOUNS for word in clauses[0]):
-        return clauses
-    if tuple(word for word in clauses[0] if word not in ARTICLES) in PREFIXES - {()}:
-        return clauses
-    return [clauses[1][1:], *clauses[2:]]
+    """Remove a prefix with unknown words, such as "a photo of"."""
+    has_prefix = len(clauses) > 1 and clauses[1][0] == "of" and "" in clauses[0] and NOUNS.keys().isdisjoint(clauses[0])
+    return [clauses[1][1:], *clauses[2:]] if has_prefix else clauses
 
 
 def _with_content(clauses: list[list[str]], added: Collection[str]) -> list[list[str]]:

@@ -31,7 +31,7 @@ def check_noun(prompt: str, vocabulary: Vocabulary | None) -> None:
     Words added by personalisation count as nouns. Priors without toybox nouns accept every prompt.
     """
     known = known_nouns(vocabulary)
-    if vocabulary is None or not known or set(find_nouns(prompt)).intersection(known):
+    if vocabulary is None or not known or set(find_nouns(vocabulary.read(prompt).text)).intersection(known):
         return
     if any(word.lower() in prompt.lower() for word in vocabulary.added):
         return
@@ -71,6 +71,7 @@ def _family(name: str, known: list[str], limit: int) -> str:
 
 def notes(prompt: str, vocabulary: Vocabulary | None) -> list[str]:
     """Return warnings for a prompt with several objects, parts or accessories, which toybox training data lacks."""
+    prompt = prompt if vocabulary is None else vocabulary.read(prompt).text
     found = [noun for noun in find_nouns(prompt) if noun in known_nouns(vocabulary)]
     if not found:
         return []
