@@ -401,3 +401,9 @@ def test_number_of_reported_mistakes_is_limited(toy: Path) -> None:  # noqa: F81
     assert len(lines) == 31 and lines[-1] == "and 1971 more mistakes"
     toy.write_text("task: toy\n" + "".join(f"key{n}: 1\n" for n in range(60_000)))
     assert "more than 20000 keys and values" in mistakes(toy)
+
+
+def test_overrides_of_a_section_count_in_the_order_typed() -> None:
+    words = ["prompt=a dog", "occupancy.resolution=8", "occupancy=null"]
+    assert layers.load("mvdream-toybox", words).occupancy is None
+    assert layers.load("mvdream-toybox", [words[0], *words[:0:-1]]).occupancy.resolution == 8

@@ -8,6 +8,7 @@ live in `options.py` files beside the classes that they configure. Nothing here 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
@@ -207,8 +208,7 @@ def split_override(text: str) -> tuple[Key, str]:
 def _override_layer(model: type[BaseModel], layers: Sequence[Layer], given: list[tuple[Key, str]]) -> Layer:
     """Return overrides as data, unknown keys included. Raises ConfigError for values that are not YAML."""
     layer, problems = Layer(COMMAND_LINE, {}), []
-    # short keys first, and `name` before the options that it decides on
-    for key, text in sorted(given, key=lambda one: (len(one[0]), one[0][-1] != "name")):
+    for key, text in sorted(given, key=lambda one: _order(*one)):
         try:
             value = _value(model, merged([*layers, layer]), key, text)
             layer = Layer(COMMAND_LINE, merge(layer.tree, nested(key, value)))
@@ -217,6 +217,14 @@ def _override_layer(model: type[BaseModel], layers: Sequence[Layer], given: list
     if problems:
         raise ConfigError("\n".join(problems))
     return layer
+
+
+def _order(key: Key, text: str) -> tuple[int, int]:
+    """Return the sort key of an override: names of sections first, outer ones before inner ones, others as typed."""
+    if key[-1] == "name":
+        return 0, len(key) - 1
+    is_word = re.fullmatch(r"[A-Za-z][\w-]*", text) and text != "null"  # `field=sdf` sets the name of a section
+    return (0, len(key)) if is_word else (1, 0)
 
 
 def _value(model: type[BaseModel], tree: Tree, key: Key, text: str) -> Any:
