@@ -111,7 +111,7 @@ class Prior(Protocol):
 
     def read_prompt(self, prompt: str) -> Reading:
         """Return a prompt in the words of a closed vocabulary; unchanged for other tokenizers."""
-        return tokens.read_prompt(self.tokenizer, prompt)
+        return tokens.read_prompt(getattr(self, "tokenizer", None), prompt)
 
     def autocast(self) -> torch.autocast:
         """Context of the precision `dtype`."""

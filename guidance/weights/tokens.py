@@ -123,7 +123,7 @@ def read_vocabulary(folder: Path, added: Iterable[str] = ()) -> Vocabulary | Non
         raise ConfigError(f"{folder} holds no readable tokenizer ({type(error).__name__})", "weights") from None
 
 
-def read_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str) -> Reading:
+def read_prompt(tokenizer: PreTrainedTokenizerBase | None, prompt: str) -> Reading:
     """Return a prompt in the words of a closed vocabulary; unchanged for other tokenizers."""
     vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
     return Reading(prompt) if vocabulary is None else vocabulary.read(prompt)

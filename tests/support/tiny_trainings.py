@@ -165,7 +165,7 @@ SHEET = "samples.png"
 TRAININGS = {
     "base": Training(base_command, ((3, "Prior", ""),), (*STAGES, "base/SHA256SUMS", SHEET), 0.934),
     "prior": Training(prior_command, ((2, "Coarse", "coarse"), (6, "Prior", "")), ("prior/SHA256SUMS", SHEET), 0.861),
-    "own": Training(own_command, ((4, "OwnPrior", ""),), ("prior/SHA256SUMS", SHEET), 0.489),
+    "own": Training(own_command, ((4, "OwnPrior", ""),), ("prior/SHA256SUMS", SHEET), 0.522),
     "mvadapter": Training(
         adapter_command, ((2, "Adapter", ""), (4, "Adapter", "")), ("adapter.safetensors", SHEET), 1.051
     ),

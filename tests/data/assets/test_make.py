@@ -68,7 +68,7 @@ def test_good_assets_are_rendered_and_others_listed_with_reasons(
     assert "captions.csv" in found["silent.glb"]["said"]
     lines = [row["said"] for file, row in found.items() if file.startswith("captions.csv, line")]
     assert [line.partition(":")[0] for line in lines] == ["'lost.glb'", "'silent.glb'", "'box.glb'"]
-    assert "did you mean 'silent.glb'?" in lines[0]
+    assert "did you mean 'box.glb'?" in lines[0]
     summary = json.loads(Path("run/summary.json").read_text())
     assert (summary["assets"], summary["left_out"], summary["views"]) == (3, 7, 12)
     assert summary["files"] == ["sheet.png", "assets.csv", "views"]

@@ -28,8 +28,7 @@ def embedded() -> Vocabulary:
     ("prompt", "values"),
     [
         ("a blue corgi", ["'corgi' by dog", "animals (dog, cat, bear,"]),
-        ("a spaceship, a lorry", ["'spaceship' by rocket", "'lorry' by truck", "vehicles (car, truck,"]),
-        ("two dogs", ["'dogs' by dog"]),
+        ("a ferry, a pickup", ["'ferry' by boat", "'pickup' by truck", "vehicles (car, truck,"]),
         ("justice", ["animals (dog, cat ...), buildings (house, castle ...), vehicles"]),
         ("a photo of a cup", ["'cup' by mug", "household (mug, teapot,"]),
         ("red apples", ["'apples' by apple"]),
@@ -43,7 +42,7 @@ def test_check_noun_refuses_prompts_without_known_noun(prompt: str, values: list
         check_noun(prompt, embedded)
 
 
-@pytest.mark.parametrize("prompt", ["a dog", "Ice Cream!", "a fluffy unicorn beside a tree"])
+@pytest.mark.parametrize("prompt", ["a dog", "Ice Cream!", "a fluffy unicorn beside a tree", "a puppy", "two dogs"])
 def test_check_noun_accepts_one_known_noun(prompt: str, embedded: Vocabulary) -> None:
     check_noun(prompt, embedded)
 
