@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from threedgen.guidance.mvadapter.cameras import RAY_VIEWS, views
-from threedgen.guidance.mvadapter.form import Form
-from threedgen.guidance.mvadapter.model import MVAdapter
-from threedgen.guidance.mvadapter.network import AdaptedUNet
+from threedgen.guidance.priors.mvadapter.cameras import RAY_VIEWS, views
+from threedgen.guidance.priors.mvadapter.form import Form
+from threedgen.guidance.priors.mvadapter.model import MVAdapter
+from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.systems.train.prior.networks import multiview_model
 

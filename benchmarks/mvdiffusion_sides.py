@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.panorama import intrinsics, ring
-from threedgen.guidance.mvdiffusion.caa import frequencies
-from threedgen.guidance.mvdiffusion.geometry import PanoramaGeometry
-from threedgen.guidance.mvdiffusion.weights import convert_released
+from threedgen.guidance.priors.mvdiffusion.caa import frequencies
+from threedgen.guidance.priors.mvdiffusion.geometry import PanoramaGeometry
+from threedgen.guidance.priors.mvdiffusion.weights import convert_released
 from threedgen.guidance.weights.files import read_tensors
 from threedgen.run.dtypes import cast_weights
 from threedgen.run.metrics import peak_memory, reset_peak_memory

@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from threedgen.config import load
 from threedgen.config.errors import ConfigError
-from threedgen.guidance.multiview.joined import multiview_unet
+from threedgen.guidance.attention.joined import multiview_unet
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights.meta_networks import RELEASED_UNETS, RELEASED_VAE
 from threedgen.run.threads import set_threads

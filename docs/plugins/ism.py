@@ -15,9 +15,9 @@ from pydantic import Field
 from torch import Tensor
 
 from threedgen.config.registry import register
-from threedgen.guidance.distillation.options import DistillationConfig
-from threedgen.guidance.distillation.sds import Distillation, gradient_loss
 from threedgen.guidance.guidance import predict
+from threedgen.guidance.losses.options import DistillationConfig
+from threedgen.guidance.losses.sds import Distillation, gradient_loss
 
 
 class ISMConfig(DistillationConfig):

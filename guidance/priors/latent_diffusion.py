@@ -14,9 +14,9 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 from threedgen.config import ConfigError
 from threedgen.config.errors import in_a_line, short
 from threedgen.guidance import sdxl
+from threedgen.guidance.attention.joined import camera_vector, make_multiview, predict, set_attention
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.coarse_to_fine import check_half_size
-from threedgen.guidance.multiview.joined import camera_vector, make_multiview, predict, set_attention
 from threedgen.guidance.options import DraftedConfig
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import fresh_noise

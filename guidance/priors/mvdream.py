@@ -1,7 +1,7 @@
 """MVDream (arXiv 2308.16512): a text-to-image diffusion model that samples several views of one object at once.
 
 One class serves the released weights and the embedded toybox prior: stock UNet, VAE and text encoder, made multi-view
-by `multiview/joined.py`. With n_view = 1 and no camera it is the 2D model.
+by `attention/joined.py`. With n_view = 1 and no camera it is the 2D model.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from threedgen.guidance.multiview.joined import camera_vector
+from threedgen.guidance.attention.joined import camera_vector
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.prior import MultiviewPrior
 

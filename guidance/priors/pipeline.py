@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from threedgen.geometry.rigs import orbit
+from threedgen.guidance.attention.joined import camera_vector, make_multiview
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.guidance import guided
-from threedgen.guidance.multiview.joined import camera_vector, make_multiview
 from threedgen.guidance.sampling import fresh_noise
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from threedgen.geometry.poses import wrap_angle
 from threedgen.geometry.rigs import Rig
-from threedgen.guidance.distillation.options import ViewPromptsConfig
 from threedgen.guidance.guidance import Condition, Negatives
+from threedgen.guidance.losses.options import ViewPromptsConfig
 
 DIRECTIONS = ("side", "front", "back", "overhead")
 

@@ -17,8 +17,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
 from threedgen.guidance import sdxl
+from threedgen.guidance.attention.joined import unet_from_config
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.multiview.joined import unet_from_config
 from threedgen.guidance.schedule import Schedule
 from threedgen.run.disk import write_json
 

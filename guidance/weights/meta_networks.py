@@ -9,7 +9,7 @@ from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from threedgen.config import ConfigError
-from threedgen.guidance.multiview.joined import unet_from_config
+from threedgen.guidance.attention.joined import unet_from_config
 
 from . import components, files, ldm, loading
 from .files import Json

@@ -14,8 +14,8 @@ from torch import Tensor
 from benchmarks import mvdiffusion, mvdiffusion_sides
 from benchmarks.mvdiffusion_sides import NETWORK, measure
 from tests.support.errors import refused
-from threedgen.guidance.mvdiffusion.geometry import PanoramaGeometry
-from threedgen.guidance.mvdiffusion.unet import MultiviewUNet
+from threedgen.guidance.priors.mvdiffusion.geometry import PanoramaGeometry
+from threedgen.guidance.priors.mvdiffusion.unet import MultiviewUNet
 
 
 class StandIn(MultiviewUNet):

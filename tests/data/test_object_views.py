@@ -17,7 +17,7 @@ from threedgen.data.meshes import MeshObjects
 from threedgen.data.object_views import AZIMUTH, ELEVATION, ObjectViews, frame_on_grey
 from threedgen.data.options import MeshFolderConfig, ToyboxObjectsConfig
 from threedgen.data.toybox.pictures import ToyboxObjects
-from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, HALF, RAY_VIEWS, geometry_maps, views
+from threedgen.guidance.priors.mvadapter.cameras import GEOMETRY_VIEWS, HALF, RAY_VIEWS, geometry_maps, views
 
 SIZE = 32
 

@@ -38,9 +38,9 @@ from threedgen.export.options import AssetConfig
 from threedgen.export.run_field import load_run_field
 from threedgen.export.task import save
 from threedgen.geometry.views import Request
+from threedgen.guidance.novel_view import folder as threedim_folder
+from threedgen.guidance.novel_view.options import CamerasConfig
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.threedim import folder as threedim_folder
-from threedgen.guidance.threedim.options import CamerasConfig
 from threedgen.guidance.weights import subject_weights
 from threedgen.representations.march import step_size
 from threedgen.representations.volume.occupancy import OccupancyGrid

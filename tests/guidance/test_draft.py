@@ -18,9 +18,9 @@ from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
 from threedgen.geometry.views import resize
 from threedgen.guidance import sampling
 from threedgen.guidance.coarse_to_fine import ViewSync, img2img_strengths, sample_images, total_steps, upscale
-from threedgen.guidance.mvadapter.cameras import RAY_VIEWS, views
-from threedgen.guidance.mvdiffusion.difference import widened
-from threedgen.guidance.mvdiffusion.inputs import depth_channels
+from threedgen.guidance.priors.mvadapter.cameras import RAY_VIEWS, views
+from threedgen.guidance.priors.mvdiffusion.difference import widened
+from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels
 from threedgen.guidance.sampling import InitLatents
 
 

@@ -13,14 +13,14 @@ from tests.support.errors import refused
 from tests.support.tiny_mvadapter import awaken
 from tests.support.tiny_prior import cpu
 from tests.support.tiny_sdxl import tiny_sdxl
-from threedgen.guidance.distillation.options import SDSConfig
-from threedgen.guidance.distillation.sds import SDS
 from threedgen.guidance.guidance import Condition
-from threedgen.guidance.mvadapter.cameras import RAY_VIEWS, views
-from threedgen.guidance.mvadapter.model import MVAdapter
-from threedgen.guidance.mvadapter.network import AdaptedUNet
-from threedgen.guidance.mvadapter.weights import save_adapter
+from threedgen.guidance.losses.options import SDSConfig
+from threedgen.guidance.losses.sds import SDS
 from threedgen.guidance.options import MVAdapterConfig
+from threedgen.guidance.priors.mvadapter.cameras import RAY_VIEWS, views
+from threedgen.guidance.priors.mvadapter.model import MVAdapter
+from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
+from threedgen.guidance.priors.mvadapter.weights import save_adapter
 
 PROMPTS = ["a red car", "a cat"]
 C2W = views(RAY_VIEWS[:3], 16, 16).c2w

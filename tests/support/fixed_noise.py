@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from threedgen.guidance.distillation.options import ReconstructionConfig, SDSConfig
-from threedgen.guidance.distillation.sds import SDS, Distillation, Reconstruction
 from threedgen.guidance.guidance import Condition
+from threedgen.guidance.losses.options import ReconstructionConfig, SDSConfig
+from threedgen.guidance.losses.sds import SDS, Distillation, Reconstruction
 from threedgen.guidance.schedule import Schedule
 
 

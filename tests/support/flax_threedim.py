@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from threedgen.guidance.threedim.blocks import Attention, Block, ResBlock
-from threedgen.guidance.threedim.options import XUNetConfig
-from threedgen.guidance.threedim.xunet import XUNet
+from threedgen.guidance.novel_view.blocks import Attention, Block, ResBlock
+from threedgen.guidance.novel_view.options import XUNetConfig
+from threedgen.guidance.novel_view.xunet import XUNet
 
 OPTIONS = {
     "ch": "channels", "ch_mult": "channel_mult", "emb_ch": "emb_channels", "num_res_blocks": "num_res_blocks",

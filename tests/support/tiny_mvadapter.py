@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
-from threedgen.guidance.multiview.decoupled import Branch
-from threedgen.guidance.mvadapter.form import Form
-from threedgen.guidance.mvadapter.model import MVAdapter
-from threedgen.guidance.mvadapter.network import AdaptedUNet
-from threedgen.guidance.mvadapter.weights import save_adapter
+from threedgen.guidance.attention.decoupled import Branch
+from threedgen.guidance.priors.mvadapter.form import Form
+from threedgen.guidance.priors.mvadapter.model import MVAdapter
+from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
+from threedgen.guidance.priors.mvadapter.weights import save_adapter
 
 BOTH: tuple[Branch, ...] = ("mv", "ref")
 TOYBOX: dict[str, Any] = {

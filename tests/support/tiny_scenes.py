@@ -19,8 +19,8 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.views import Views
 from threedgen.geometry.warp import pixel_grid, unproject
-from threedgen.guidance.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.options import MVDiffusionConfig
+from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.weights.loading import Identity
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from threedgen.geometry.cameras import Projection
 from threedgen.geometry.poses import orbit_c2w
-from threedgen.guidance.threedim.options import XUNetConfig
-from threedgen.guidance.threedim.xunet import XUNet
+from threedgen.guidance.novel_view.options import XUNetConfig
+from threedgen.guidance.novel_view.xunet import XUNet
 
 TINY: dict[str, Any] = {
     "image_size": 8, "channels": 8, "channel_mult": (1, 2), "emb_channels": 8, "num_res_blocks": 1,

@@ -24,7 +24,7 @@ from tests.support.task_server import (
 )
 from tests.support.tiny_mvadapter import tiny_model
 from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
-from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 
 TRAINER = {"max_steps": 6, "val_check_interval": 0, "log_every_n_steps": 2, "accelerator": "cpu"}
 TINY_OWN: dict[str, Any] = {

@@ -85,11 +85,11 @@ prompt-reader  toybox  data.toybox.prompt_reading:read_prompt  config:Config
 prior  mvdream           guidance.priors.mvdream:build           guidance.options:MVDreamConfig
 prior  stable-diffusion  guidance.priors.stable_diffusion:build  guidance.options:StableDiffusionConfig
 prior  deepfloyd         guidance.priors.deepfloyd:build         guidance.options:DeepFloydConfig
-prior  mvdiffusion       guidance.mvdiffusion.model:build        guidance.options:MVDiffusionConfig
-prior  mvadapter         guidance.mvadapter.model:build          guidance.options:MVAdapterConfig
-distillation sds guidance.distillation.sds:SDS guidance.distillation.options:SDSConfig
-distillation reconstruction guidance.distillation.sds:Reconstruction guidance.distillation.options:ReconstructionConfig
-distillation vsd guidance.distillation.vsd:VSD guidance.distillation.options:VSDConfig
+prior  mvdiffusion       guidance.priors.mvdiffusion.model:build        guidance.options:MVDiffusionConfig
+prior  mvadapter         guidance.priors.mvadapter.model:build          guidance.options:MVAdapterConfig
+distillation sds guidance.losses.sds:SDS guidance.losses.options:SDSConfig
+distillation reconstruction guidance.losses.sds:Reconstruction guidance.losses.options:ReconstructionConfig
+distillation vsd guidance.losses.vsd:VSD guidance.losses.options:VSDConfig
 # embedding of subjects: images (V, H, W, 3) -> unit vectors (V, D)
 identity  toybox  evaluation.toybox.identity:ToyboxIdentity  evaluation.toybox.options:ToyboxIdentityConfig
 identity  hub     evaluation.features:HubIdentity            evaluation.options:HubIdentityConfig
@@ -104,7 +104,7 @@ front-objects  toybox  evaluation.toybox.held_out:FrontObjects  evaluation.toybo
 sampler  mvdream   evaluation.consistency.samplers:MVDreamSampler  evaluation.consistency.options:MVDreamSamplerConfig
 sampler mvadapter evaluation.consistency.samplers:MVAdapterSampler evaluation.consistency.options:MVAdapterSamplerConfig
 sampler  folder    evaluation.consistency.samplers:FolderSampler   evaluation.consistency.options:FolderSamplerConfig
-sampler  threedim  guidance.threedim.novel_views:ThreeDiMSampler   guidance.threedim.options:ThreeDiMSamplerConfig
+sampler  threedim  guidance.novel_view.novel_views:ThreeDiMSampler   guidance.novel_view.options:ThreeDiMSamplerConfig
 # captioned views of scenes, built with a seed and a split: threedgen.data.scene_views.SceneSource
 scene-source  toy-panoramas  data.toybox.room_scenes:RoomPanoramas  data.options:RoomPanoramasConfig
 scene-source  toy-paths      data.toybox.room_scenes:room_paths     data.options:RoomPathsConfig

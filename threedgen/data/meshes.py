@@ -6,9 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from threedgen.geometry.cameras import Cameras
-from threedgen.guidance.mvadapter.cameras import HALF
-from threedgen.guidance.mvadapter.pictures import GREY
 from threedgen.guidance.options import Control
+from threedgen.guidance.priors.mvadapter.cameras import HALF
+from threedgen.guidance.priors.mvadapter.pictures import GREY
 from threedgen.run.arrays import Array
 
 from .coloured_mesh import ColouredMesh, fit_to_cube, read_mesh

@@ -16,9 +16,16 @@ import torch
 from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras
-from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAISED, RAY_VIEWS, geometry_maps, ray_maps, views
-from threedgen.guidance.mvadapter.pictures import GREY, framed
 from threedgen.guidance.options import Control
+from threedgen.guidance.priors.mvadapter.cameras import (
+    GEOMETRY_VIEWS,
+    RAISED,
+    RAY_VIEWS,
+    geometry_maps,
+    ray_maps,
+    views,
+)
+from threedgen.guidance.priors.mvadapter.pictures import GREY, framed
 from threedgen.run.arrays import Array
 
 from .bank import Captioned

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from threedgen.geometry.rigs import orbit
-from threedgen.guidance.distillation.views import DistillationLoss, RenderedViews
 from threedgen.guidance.guidance import Condition
+from threedgen.guidance.losses.views import DistillationLoss, RenderedViews
 from threedgen.guidance.prior import Prior
 from threedgen.representations.base import Render, Representation
 from threedgen.representations.field.background import SolidBackground

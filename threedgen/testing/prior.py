@@ -10,7 +10,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
-from threedgen.guidance.multiview.joined import multiview_unet
+from threedgen.guidance.attention.joined import multiview_unet
 from threedgen.guidance.priors.mvdream import MVDream
 
 WORDS = "a the red blue green dog cat car house hat with wearing on of and 3d asset".split()

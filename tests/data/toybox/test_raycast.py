@@ -16,7 +16,7 @@ from threedgen.data.toybox.primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, 
 from threedgen.data.toybox.raycast import render
 from threedgen.data.toybox.world import Toybox, build, render_azimuths
 from threedgen.geometry.poses import orbit_array
-from threedgen.guidance.mvadapter.cameras import views
+from threedgen.guidance.priors.mvadapter.cameras import views
 
 SOLIDS = {
     "sphere": (SPHERE, 1.0),

@@ -24,7 +24,7 @@ from threedgen.evaluation.views.run import overlap, run
 from threedgen.geometry.cameras_file import write_cameras
 from threedgen.geometry.depth_file import write_depth
 from threedgen.geometry.images import to_uint8, write_png
-from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.run import folder as runs
 from threedgen.train.plan import plan
 

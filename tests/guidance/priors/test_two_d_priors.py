@@ -19,9 +19,9 @@ from tests.support.tiny_methods import folders, if_pipeline, sd_pipeline
 from tests.support.tiny_prior import cpu
 from threedgen import config
 from threedgen.config import optional as extras
-from threedgen.guidance.distillation.options import VSDConfig
-from threedgen.guidance.distillation.vsd import VSD
 from threedgen.guidance.guidance import Condition
+from threedgen.guidance.losses.options import VSDConfig
+from threedgen.guidance.losses.vsd import VSD
 from threedgen.guidance.options import DeepFloydConfig, StableDiffusionConfig
 from threedgen.guidance.priors import deepfloyd, stable_diffusion
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector

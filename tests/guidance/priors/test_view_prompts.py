@@ -13,8 +13,8 @@ from tests.support.fixed_noise import sds_eps
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.geometry.rigs import Rig
-from threedgen.guidance.distillation.options import ViewPromptsConfig
 from threedgen.guidance.guidance import Negatives, combine, combine_perp_neg, perpendicular
+from threedgen.guidance.losses.options import ViewPromptsConfig
 from threedgen.guidance.priors.view_prompts import DIRECTIONS, direction, prompts, view_text
 from threedgen.guidance.schedule import Schedule
 

@@ -16,7 +16,7 @@ from tests.support.errors import refused
 from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
 from tests.support.parity_files import close, parted, recorded
 from tests.support.tiny_prior import open_clip_names, tiny_text_encoder, tiny_unet, tiny_vae
-from threedgen.guidance.multiview.joined import make_multiview, predict
+from threedgen.guidance.attention.joined import make_multiview, predict
 from threedgen.guidance.weights.ldm import (
     convert_clip,
     convert_open_clip,

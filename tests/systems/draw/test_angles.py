@@ -51,7 +51,7 @@ def ask(capsys: pytest.CaptureFixture[str], name: str, *words: str) -> tuple[int
 
 def untrained(caplog: pytest.LogCaptureFixture) -> list[str]:
     """Numbers of the views that each warning so far says the adapter was not trained for."""
-    name = "threedgen.guidance.mvadapter.model"
+    name = "threedgen.guidance.priors.mvadapter.model"
     records = [record for record in caplog.records if record.name == name and record.levelname == "WARNING"]
     return [str(record.args[0]) for record in records if isinstance(record.args, tuple)]
 

@@ -25,7 +25,7 @@ from threedgen.geometry.cameras_file import read_cameras
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.panorama import intrinsics, ring
 from threedgen.geometry.warp import pixel_grid
-from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.run.arrays import Array
 from threedgen.systems.draw import panorama
 

@@ -29,10 +29,10 @@ from threedgen.data.srn.make import Job, scene
 from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
 from threedgen.data.srn.pairs import ArchiveScenes, PairBank, ToyboxScenes
 from threedgen.data.srn.writer import write_instance
+from threedgen.guidance.novel_view import folder
+from threedgen.guidance.novel_view.latents import LatentPairs
+from threedgen.guidance.novel_view.logsnr import add_noise, target
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.threedim import folder
-from threedgen.guidance.threedim.latents import LatentPairs
-from threedgen.guidance.threedim.logsnr import add_noise, target
 from threedgen.run.metrics import read_summary
 from threedgen.systems.novel_view import task as train
 from threedgen.systems.novel_view.gap import Pairs, gap_test, write_gaps

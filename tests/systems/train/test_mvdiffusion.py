@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from tests.support.tiny_prior import cpu, tiny_unet
 from tests.support.tiny_trainings import TRAINER, scene_base, scene_config
 from threedgen import cli, config
-from threedgen.guidance.distillation.lora import LoRA
-from threedgen.guidance.mvdiffusion.difference import widened
-from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.losses.lora import LoRA
+from threedgen.guidance.priors.mvdiffusion.difference import widened
+from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.systems.train import masks, mvdiffusion
 from threedgen.systems.train.mvdiffusion import ViewsSystem
 from threedgen.train.task import Task

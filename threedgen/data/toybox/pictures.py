@@ -12,9 +12,9 @@ from threedgen.data.object_views import ObjectViews
 from threedgen.data.options import ObjectSplit, ToyboxObjectsConfig
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.poses import orbit_array
-from threedgen.guidance.mvadapter.cameras import HALF
-from threedgen.guidance.mvadapter.pictures import GREY
 from threedgen.guidance.options import Control
+from threedgen.guidance.priors.mvadapter.cameras import HALF
+from threedgen.guidance.priors.mvadapter.pictures import GREY
 
 from .builder import RADIUS, bounds
 from .primitives import Asset

@@ -18,9 +18,9 @@ from threedgen.config import ConfigError, config_hash, registry
 from threedgen.data.srn.reader import Instance, open_instance
 from threedgen.geometry.foreground import extract_foreground
 from threedgen.geometry.views import Request
-from threedgen.guidance.mvadapter.model import MVAdapter
-from threedgen.guidance.mvadapter.pictures import framed
 from threedgen.guidance.prior import Prior
+from threedgen.guidance.priors.mvadapter.model import MVAdapter
+from threedgen.guidance.priors.mvadapter.pictures import framed
 from threedgen.run.cache import digest
 from threedgen.run.seeding import generator
 from threedgen.train.task import device

@@ -16,8 +16,8 @@ from threedgen.data.scene_views import SceneViews
 from threedgen.evaluation.samples import kept_views
 from threedgen.geometry.views import resize
 from threedgen.guidance.coarse_to_fine import Size
-from threedgen.guidance.mvdiffusion.inputs import depth_channels
-from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels
+from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.run.cache import digest
 from threedgen.run.seeding import generator
 from threedgen.train.task import Task

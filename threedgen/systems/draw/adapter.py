@@ -16,9 +16,9 @@ from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import write_png
 from threedgen.guidance.coarse_to_fine import NO_SYNC, ViewSync, check_image_size, total_steps
-from threedgen.guidance.mvadapter.cameras import ray_maps
-from threedgen.guidance.mvadapter.model import MVAdapter
-from threedgen.guidance.mvadapter.pictures import framed
+from threedgen.guidance.priors.mvadapter.cameras import ray_maps
+from threedgen.guidance.priors.mvadapter.model import MVAdapter
+from threedgen.guidance.priors.mvadapter.pictures import framed
 from threedgen.run.cache import cached_tensor
 from threedgen.run.prompts import prompt_warnings
 from threedgen.run.seeding import generator

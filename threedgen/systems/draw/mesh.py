@@ -20,7 +20,7 @@ from threedgen.export.surface.tangents import vertex_tangents
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.mesh_file import read_submeshes
 from threedgen.geometry.raster import box_downsample, interpolate, rasterise_views, unit
-from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, HALF, geometry_maps, views
+from threedgen.guidance.priors.mvadapter.cameras import GEOMETRY_VIEWS, HALF, geometry_maps, views
 from threedgen.run.arrays import Array
 
 from .options import SamplingConfig

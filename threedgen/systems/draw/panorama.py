@@ -37,7 +37,7 @@ from threedgen.geometry.views import resize
 from threedgen.geometry.warp import apply_homography, homography, inside, pixel_grid
 from threedgen.geometry.warp import sample as sample_pixels
 from threedgen.guidance.coarse_to_fine import Size, ViewSync, total_steps
-from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.run.arrays import Array
 from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import write_atomic, writing

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from threedgen.geometry.images import grid, write_png
-from threedgen.guidance.mvadapter.cameras import GEOMETRY_VIEWS, RAY_VIEWS, views
-from threedgen.guidance.mvadapter.model import MVAdapter
+from threedgen.guidance.priors.mvadapter.cameras import GEOMETRY_VIEWS, RAY_VIEWS, views
+from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.pipeline import MVDreamPipeline
 from threedgen.run.disk import writing
 from threedgen.run.prompts import normalise_prompt, prompt_warnings

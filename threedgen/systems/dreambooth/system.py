@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from threedgen.geometry.images import enlarge_small, grid, write_png
 from threedgen.geometry.rigs import orbit
-from threedgen.guidance.distillation.lora import LoRA
+from threedgen.guidance.losses.lora import LoRA
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
 from threedgen.guidance.weights.tokens import token_ids

@@ -16,7 +16,7 @@ from threedgen.config.errors import within
 from threedgen.config.registry import SECTION, Component
 from threedgen.config.sections import CheckpointConfig, MultiviewCameraConfig, OrbitCameraConfig, TrainerConfig
 from threedgen.export.options import ExportSection
-from threedgen.guidance.distillation.options import DistillationConfig, ViewPromptsConfig
+from threedgen.guidance.losses.options import DistillationConfig, ViewPromptsConfig
 from threedgen.guidance.options import PriorConfig
 from threedgen.representations.options import FieldConfig, MarchConfig, MaterialConfig, OccupancyConfig
 from threedgen.run.prompts import normalise_prompt

@@ -19,8 +19,8 @@ from torch import Tensor
 from threedgen.data.srn.pairs import PairBank
 from threedgen.geometry.images import enlarge_small, grid, psnr, write_png
 from threedgen.geometry.views import Views
-from threedgen.guidance.threedim.logsnr import add_noise, x0_from_output
-from threedgen.guidance.threedim.sampler import ViewModel, clipped, sample_views
+from threedgen.guidance.novel_view.logsnr import add_noise, x0_from_output
+from threedgen.guidance.novel_view.sampler import ViewModel, clipped, sample_views
 from threedgen.run.disk import write_atomic
 from threedgen.run.seeding import generator
 

@@ -30,8 +30,8 @@ from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import enlarge_small, grid, write_png
 from threedgen.geometry.poses import orbit_c2w, square_pixels
 from threedgen.geometry.views import Request, Views
-from threedgen.guidance.threedim.novel_views import ThreeDiMSampler
-from threedgen.guidance.threedim.options import CamerasConfig
+from threedgen.guidance.novel_view.novel_views import ThreeDiMSampler
+from threedgen.guidance.novel_view.options import CamerasConfig
 from threedgen.representations.fit import Bounds, border_colour, fit
 from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing

@@ -13,8 +13,8 @@ from threedgen.config.sections import OrbitCameraConfig, RunConfig, TrainerConfi
 from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
 from threedgen.export.options import ExportSection
 from threedgen.geometry.picture_file import load_image
+from threedgen.guidance.novel_view.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
 from threedgen.guidance.options import MultiviewWeights
-from threedgen.guidance.threedim.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
 from threedgen.guidance.weights.loading import check, novel_view_model
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
 from threedgen.run.folder import user_path

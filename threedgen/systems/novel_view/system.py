@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from threedgen.data.srn.pairs import PairBank
-from threedgen.guidance.threedim import folder as folders
-from threedgen.guidance.threedim.logsnr import LOGSNR_MIN, add_noise, logsnr_cosine, target
-from threedgen.guidance.threedim.options import CamerasConfig
-from threedgen.guidance.threedim.sampler import ViewModel
+from threedgen.guidance.novel_view import folder as folders
+from threedgen.guidance.novel_view.logsnr import LOGSNR_MIN, add_noise, logsnr_cosine, target
+from threedgen.guidance.novel_view.options import CamerasConfig
+from threedgen.guidance.novel_view.sampler import ViewModel
 from threedgen.run.arrays import Array
 from threedgen.run.dtypes import autocast_bf16
 from threedgen.train.system import AveragedSystem, stratified_uniform

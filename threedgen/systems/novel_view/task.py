@@ -14,11 +14,11 @@ from pathlib import Path
 
 from threedgen.config import ConfigError
 from threedgen.data.srn.pairs import PairBank, open_source
+from threedgen.guidance.novel_view import folder as folders
+from threedgen.guidance.novel_view.latents import LatentPairs
+from threedgen.guidance.novel_view.options import XUNetConfig
+from threedgen.guidance.novel_view.xunet import XUNet
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.threedim import folder as folders
-from threedgen.guidance.threedim.latents import LatentPairs
-from threedgen.guidance.threedim.options import XUNetConfig
-from threedgen.guidance.threedim.xunet import XUNet
 from threedgen.run.cache import digest
 from threedgen.run.disk import writing
 from threedgen.run.seeding import seed_networks

@@ -32,7 +32,7 @@ from threedgen.geometry.picture_file import SUFFIXES, load_image
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import resize
 from threedgen.guidance.coarse_to_fine import ViewSync
-from threedgen.guidance.mvadapter.model import MVAdapter
+from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.run.arrays import Array
 from threedgen.run.disk import writing
 from threedgen.run.progress import Count

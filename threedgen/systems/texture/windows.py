@@ -24,8 +24,8 @@ from threedgen.geometry.images import to_uint8, write_png
 from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.views import resize
 from threedgen.guidance.coarse_to_fine import NO_SYNC, Size, ViewSync, total_steps
-from threedgen.guidance.mvdiffusion.inputs import depth_channels, given_condition
-from threedgen.guidance.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels, given_condition
+from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic, writing
 from threedgen.run.interrupts import Interrupts

@@ -13,7 +13,7 @@ from torch import Tensor
 from threedgen.data.bank import Captioned, LatentBank
 from threedgen.data.scene_views import SceneSource
 from threedgen.geometry.views import resize
-from threedgen.guidance.mvdiffusion.inputs import Convention, mask_channels, masked_images
+from threedgen.guidance.priors.mvdiffusion.inputs import Convention, mask_channels, masked_images
 from threedgen.run.arrays import Array
 
 Hole = Callable[[np.random.Generator, int], Array]

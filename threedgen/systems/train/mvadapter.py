@@ -27,11 +27,11 @@ from threedgen.data.bank import LatentBank, choose_by_share, sample_entries
 from threedgen.data.object_views import ObjectViews
 from threedgen.guidance.coarse_to_fine import REFINE_STRENGTH, check_half_size, check_image_size
 from threedgen.guidance.guidance import Features
-from threedgen.guidance.mvadapter.form import Form
-from threedgen.guidance.mvadapter.model import MVAdapter
-from threedgen.guidance.mvadapter.network import AdaptedUNet
-from threedgen.guidance.mvadapter.pictures import GREY
-from threedgen.guidance.mvadapter.weights import load_adapter, save_adapter
+from threedgen.guidance.priors.mvadapter.form import Form
+from threedgen.guidance.priors.mvadapter.model import MVAdapter
+from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
+from threedgen.guidance.priors.mvadapter.pictures import GREY
+from threedgen.guidance.priors.mvadapter.weights import load_adapter, save_adapter
 from threedgen.guidance.weights.loading import identify
 from threedgen.guidance.weights.plugins import locate
 from threedgen.run.arrays import Array

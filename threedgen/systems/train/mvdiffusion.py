@@ -29,13 +29,13 @@ from threedgen.data.bank import available_entries, choose_by_share, sample_entri
 from threedgen.data.scene_bank import SceneBank
 from threedgen.data.scene_views import SceneSource
 from threedgen.guidance.coarse_to_fine import REFINE_STRENGTH, Size, check_half_size, check_image_size
-from threedgen.guidance.distillation.lora import ATTENTION, CONVOLUTIONS, LoRA
-from threedgen.guidance.mvdiffusion.difference import difference, load_difference, widened
-from threedgen.guidance.mvdiffusion.geometry import Geometry, Scenes
-from threedgen.guidance.mvdiffusion.inputs import Extra, depth_channels, given_condition
-from threedgen.guidance.mvdiffusion.model import MVDiffusion
-from threedgen.guidance.mvdiffusion.unet import Kind, MultiviewUNet
-from threedgen.guidance.mvdiffusion.weights import difference_in, load_blocks, save_blocks, with_difference
+from threedgen.guidance.losses.lora import ATTENTION, CONVOLUTIONS, LoRA
+from threedgen.guidance.priors.mvdiffusion.difference import difference, load_difference, widened
+from threedgen.guidance.priors.mvdiffusion.geometry import Geometry, Scenes
+from threedgen.guidance.priors.mvdiffusion.inputs import Extra, depth_channels, given_condition
+from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.priors.mvdiffusion.unet import Kind, MultiviewUNet
+from threedgen.guidance.priors.mvdiffusion.weights import difference_in, load_blocks, save_blocks, with_difference
 from threedgen.guidance.weights.files import read_tensors, sha256
 from threedgen.guidance.weights.loading import identify
 from threedgen.guidance.weights.plugins import locate

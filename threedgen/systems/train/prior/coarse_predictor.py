@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from threedgen.data.bank import LatentBank
+from threedgen.guidance.attention.joined import camera_vector
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.multiview.joined import camera_vector
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.run.dtypes import autocast_bf16
 from threedgen.train.muon import Muon

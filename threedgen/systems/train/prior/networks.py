@@ -8,10 +8,10 @@ import torch
 from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
+from threedgen.guidance.attention.joined import CAMERA_DIM, WORLD_ROTARY, unet_from_config
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.multiview.joined import CAMERA_DIM, WORLD_ROTARY, unet_from_config
-from threedgen.guidance.mvdiffusion.difference import widened
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
+from threedgen.guidance.priors.mvdiffusion.difference import widened
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.schedule import Schedule

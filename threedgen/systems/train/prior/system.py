@@ -16,7 +16,7 @@ from threedgen.data.bank import LatentBank, choose_by_share, sample_entries
 from threedgen.data.toybox.words import vocabulary_digest
 from threedgen.geometry.images import grid, to_uint8
 from threedgen.geometry.poses import orbit_c2w
-from threedgen.guidance.multiview.joined import camera_vector
+from threedgen.guidance.attention.joined import camera_vector
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.arrays import Array

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError
-from threedgen.guidance.multiview.joined import unet_from_config
+from threedgen.guidance.attention.joined import unet_from_config
 
 SINUSOIDS = "time_embedding.linear_1.weight"
 """Weight whose inputs are sines and cosines of the time step, as many as the first level has channels."""

@@ -1,0 +1,226 @@
+"""Attention branches beside the frozen self-attention of a UNet.
+
+MV-Adapter (Huang et al. 2024, arXiv 2412.03632), section 4.2, equation 3:
+
+    out = self-attention(x) + s_mv multi-view attention(x) + s_ref attention(x, features of a reference image)
+
+A new branch has the queries, keys and values of the self-attention and an output of zero, so it changes nothing until
+it is trained. The batch is (objects x views), the views of an object consecutive. Tensor names are those of the
+released adapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from diffusers.models import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor, nn
+
+from threedgen.guidance.attention.joined import trains_on_cpu
+from threedgen.guidance.choices import Arrangement, Layout
+
+Branch = Literal["mv", "ref"]
+Processor = Callable[..., Tensor]
+"""Attention processor of diffusers."""
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of queries, keys and values (..., L, C), per sequence."""
+
+SIDES, RING = 4, (2, 4, 5)
+"""Six mesh views: the first four share rows; the first, mirrored, shares columns with those of RING."""
+
+
+class DecoupledAttnProcessor(nn.Module):
+    """Attention processor with branches beside the one that a layer had before (`base`).
+
+    Without branches, as in cross-attention, it is its base but takes the arguments of the others.
+
+    Attributes:
+        name: "PATH.attn1.processor", the key for features of reference images.
+    """
+
+    to_q_ref: nn.Module
+    to_out_mv: nn.Module
+    to_out_ref: nn.Module
+
+    def __init__(
+        self,
+        base: Processor,
+        name: str,
+        width: int = 0,
+        branches: Sequence[Branch] = (),
+        layout: Layout = "row",
+        arrangement: Arrangement = "parallel",
+    ) -> None:
+        super().__init__()
+        self.base, self.name, self.branches = base, name, tuple(branches)
+        self.layout, self.arrangement = layout, arrangement
+        for branch in self.branches:
+            for letter in "qkv":
+                self.add_module(f"to_{letter}_{branch}", nn.Linear(width, width, bias=False))
+            self.add_module(f"to_out_{branch}", nn.Sequential(nn.Linear(width, width)))
+
+    @torch.no_grad()
+    def initialise(self, attn: Attention) -> None:
+        """Copy the layer's queries, keys and values, and zero the outputs."""
+        for branch in self.branches:
+            for letter in "qkv":
+                getattr(self, f"to_{letter}_{branch}").weight.copy_(getattr(attn, f"to_{letter}").weight)
+            for parameter in getattr(self, f"to_out_{branch}").parameters():
+                parameter.zero_()
+
+    def __call__(
+        self,
+        attn: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+        n_view: int = 1,
+        latent_size: tuple[int, int] | None = None,
+        use_mv: bool = True,
+        use_ref: bool = True,
+        mv_scale: float = 1.0,
+        ref_scale: float = 1.0,
+        cache_hidden_states: dict[str, Tensor] | None = None,
+        ref_hidden_states: Mapping[str, Tensor] | None = None,
+    ) -> Tensor:
+        """Attend within hidden_states (B V, L, C).
+
+        Args:
+            n_view: V.
+            latent_size: (h, w) of the latents; the tokens are one level of it (for row and rowcol).
+            use_mv, use_ref: branches to apply.
+            mv_scale, ref_scale: factors of their outputs.
+            cache_hidden_states: receives the layer's input under its name.
+            ref_hidden_states: such inputs (R, L', C) of R reference images, where R divides B V; None: zeros.
+
+        Raises:
+            ValueError: views or tokens do not fit the layout.
+        """
+        out: Tensor = self.base(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
+        if encoder_hidden_states is not None:
+            return out
+        if cache_hidden_states is not None:
+            cache_hidden_states[self.name] = hidden_states.clone()
+        branches: dict[Branch, tuple[bool, float, Callable[[Tensor], Tensor]]] = {
+            "mv": (use_mv, mv_scale, lambda x: self._views(attn.heads, x, n_view, latent_size)),
+            "ref": (use_ref, ref_scale, lambda x: self._reference(attn.heads, x, ref_hidden_states)),
+        }
+        for branch in self.branches:
+            used, scale, added = branches[branch]
+            if used:
+                scale = scale / attn.rescale_output_factor  # as the base does with its output
+                out = out + scale * added(hidden_states + out if self.arrangement == "serial" else hidden_states)
+        return out
+
+    def _views(self, heads: int, x: Tensor, n_view: int, latent_size: tuple[int, int] | None) -> Tensor:
+        size = (1, x.shape[1]) if self.layout == "full" else token_grid(x.shape[1], latent_size)
+        maps = [layer(x).unflatten(1, size).unflatten(0, (-1, n_view)) for layer in self._layers("qkv", "mv")]
+        mixed = LAYOUTS[self.layout](partial(attend, heads=heads), *maps)
+        return self.to_out_mv(mixed.reshape(x.shape))
+
+    def _reference(self, heads: int, x: Tensor, cache: Mapping[str, Tensor] | None) -> Tensor:
+        features = x.new_zeros(1, 1, x.shape[-1]) if cache is None else cache[self.name].to(x)
+        if len(x) % len(features):
+            raise ValueError(f"{len(x)} images cannot share {len(features)} references evenly")
+        keys = (layer(features) for layer in self._layers("kv", "ref"))
+        k, v = (part.repeat_interleave(len(x) // len(features), dim=0) for part in keys)
+        return self.to_out_ref(attend(self.to_q_ref(x), k, v, heads))
+
+    def _layers(self, letters: str, branch: Branch) -> list[nn.Module]:
+        return [getattr(self, f"to_{letter}_{branch}") for letter in letters]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Multi-head attention of queries (..., L, C) to keys and values (..., S, C): (..., L, C)."""
+    queries, keys, values = (part.flatten(0, -3).unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
+    if trains_on_cpu(q):
+        mixed = (queries @ keys.mT * queries.shape[-1] ** -0.5).softmax(-1).to(values) @ values
+    else:
+        mixed = F.scaled_dot_product_attention(queries, keys, values)
+    return mixed.transpose(1, 2).reshape(q.shape)
+
+
+def token_grid(count: int, latent_size: tuple[int, int] | None) -> tuple[int, int]:
+    """Return height and width of the UNet level with `count` tokens; each level halves the sides, rounded up.
+
+    Raises:
+        ValueError: there is no such level.
+    """
+    if latent_size is None:
+        raise ValueError("attention along rows needs the size of the latents (latent_size)")
+    height, width = latent_size
+    while height * width > count:
+        height, width = (height + 1) // 2, (width + 1) // 2
+    if height * width != count:
+        raise ValueError(f"{count} tokens are no level of latents of {latent_size[0]} x {latent_size[1]}")
+    return height, width
+
+
+def _rows(attention: Attend, *maps: Tensor) -> Tensor:
+    """Attend along rows in all views; maps (B, V, h, w, C) of queries, keys and values."""
+    q, k, v = (part.transpose(1, 2).flatten(2, 3) for part in maps)
+    return attention(q, k, v).unflatten(2, (maps[0].shape[1], -1)).transpose(1, 2)
+
+
+def _columns(attention: Attend, *maps: Tensor) -> Tensor:
+    return _rows(attention, *(part.transpose(2, 3) for part in maps)).transpose(2, 3)
+
+
+def _rows_and_columns(attention: Attend, *maps: Tensor) -> Tensor:
+    """Attend along rows of the four sides and columns of front, back, top and bottom; the mean where both apply.
+
+    Maps (B, 6, h, w, C). Column w of the front is column -w of the back, and top and bottom have the back's azimuth, so
+    the front is mirrored in columns.
+    """
+    if (n_view := maps[0].shape[1]) != SIDES + 2:
+        raise ValueError(f"rowcol needs six views: front, right, back, left, top, bottom (got {n_view})")
+    sides = _rows(attention, *(part[:, :SIDES] for part in maps))
+    ring = _columns(attention, *(torch.cat([part[:, :1].flip(3), part[:, RING]], 1) for part in maps))
+    front, back = (sides[:, 0] + ring[:, 0].flip(2)) / 2, (sides[:, 2] + ring[:, 1]) / 2
+    return torch.stack([front, sides[:, 1], back, sides[:, 3], ring[:, 2], ring[:, 3]], dim=1)
+
+
+def _full(attention: Attend, *maps: Tensor) -> Tensor:
+    """Attend to all tokens of all views; maps (B, V, h, w, C)."""
+    q, k, v = (part.flatten(1, 3) for part in maps)
+    return attention(q, k, v).view_as(maps[0])
+
+
+LAYOUTS: dict[Layout, Callable[..., Tensor]] = {"row": _rows, "rowcol": _rows_and_columns, "full": _full}
+
+
+def decouple(
+    unet: UNet2DConditionModel,
+    branches: Sequence[Branch] = ("mv", "ref"),
+    layout: Layout = "row",
+    arrangement: Arrangement = "parallel",
+) -> None:
+    """Add new branches, with zero output, to every self-attention of the transformer blocks of a UNet.
+
+    The attention processors become the bases of the new ones; branches of before are removed.
+    """
+    processors: dict[str, Any] = {}  # diffusers' type lists its own processors only
+    for name, old in unet.attn_processors.items():
+        attn: Any = unet.get_submodule(name.removesuffix(".processor"))
+        own = branches if name.endswith(".attn1.processor") else ()
+        base = old.base if isinstance(old, DecoupledAttnProcessor) else cast(Processor, old)
+        with attn.to_q.weight.device:
+            new = DecoupledAttnProcessor(base, name, attn.to_q.in_features, own, layout, arrangement)
+        new.initialise(attn)
+        processors[name] = new.to(attn.to_q.weight.dtype)
+    unet.set_attn_processor(processors)
+
+
+def branch_processors(unet: UNet2DConditionModel) -> dict[str, DecoupledAttnProcessor]:
+    """Return the attention processors of a UNet that have branches, by name."""
+    return {
+        name: processor
+        for name, processor in unet.attn_processors.items()
+        if isinstance(processor, DecoupledAttnProcessor) and processor.branches
+    }

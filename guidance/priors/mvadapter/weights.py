@@ -1,0 +1,111 @@
+"""Adapter files in the format of the released ones (github.com/huanngzh/MV-Adapter).
+
+They have the tensors of the attention processors and, under `adapter.`, those of the guider; ours also have the `Form`
+in their metadata.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isqrt
+from pathlib import Path
+
+from diffusers.models import UNet2DConditionModel
+from safetensors.torch import save
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.config.errors import keyed
+from threedgen.guidance.attention.decoupled import Branch
+from threedgen.guidance.weights.files import read_card, read_tensors
+from threedgen.run.disk import write_atomic
+from threedgen.run.torch_file import check_architecture, require_finite
+
+from .form import Form
+from .network import CHANNELS, FINE, AdaptedUNet
+
+FORMAT = "threedgen mvadapter 1"
+TEXT_WIDTH = "text_width"
+OURS = re.compile(r"adapter\.|fine\.|.+\.attn1\.processor\.to_(q|k|v|out)_(mv|ref)\.")
+QUERY = re.compile(r"(.+\.attn1)\.processor\.to_q_(mv|ref)\.weight")
+FIRST = "adapter.conv_in.weight"
+OTHER = "the adapter was trained on another base"
+REMEDY = "take the 2D model that it was trained on, or one that was tuned from that"
+FIRST_BLOCKS = re.compile(r"adapter\.body\.0\.resnets\.\d+\.block1\.bias")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network with the adapter of a file, and the names of tensors in the file that do not belong to it."""
+
+    network: AdaptedUNet
+    ignored: tuple[str, ...]
+
+
+def save_adapter(path: Path, network: AdaptedUNet) -> None:
+    """Write an adapter in float16, with its form and the text width of its base. Raises ConfigError, OSError."""
+    tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in network.adapter_state().items()}
+    require_finite(tensors, "the weights of the adapter")
+    base = {TEXT_WIDTH: str(network.unet.config["cross_attention_dim"])}
+    write_atomic(path, save(tensors, {"format": FORMAT, **network.form.card, **base}))
+
+
+def load_adapter(path: Path, unet: UNet2DConditionModel, factor: int = 8, **form: object) -> Loaded:
+    """Add the adapter of a file to `unet`, with the file's `Form` but for `form`. Raises ConfigError."""
+    with keyed("adapter"):
+        return convert_adapter(read_tensors(path), unet, factor, read_card(path, FORMAT), **form)
+
+
+def convert_adapter(
+    tensors: Mapping[str, Tensor],
+    unet: UNet2DConditionModel,
+    factor: int = 8,
+    card: Mapping[str, str] | None = None,
+    **form: object,
+) -> Loaded:
+    """Add an adapter to `unet`, which belongs to the network afterwards; its branches follow from the tensor names.
+
+    Raises:
+        ConfigError: tensors of its parts are missing or unknown; tensors of other parts are ignored and listed.
+    """
+    card = card or {}
+    ours = {name: tensor.float() for name, tensor in tensors.items() if OURS.match(name)}
+    branches: list[Branch] = [branch for branch in ("mv", "ref") if any(f"_{branch}." in name for name in ours)]
+    if not branches and not card:  # a file of ours may have a guider only
+        raise ConfigError(
+            "these weights have no attention of MV-Adapter ('to_q_mv'): they are not an adapter", "adapter"
+        )
+    _check_base(ours, unet, card)
+    try:
+        guided = any(name.startswith("adapter.") for name in ours)
+        depth = sum(FIRST_BLOCKS.fullmatch(name) is not None for name in ours)
+        maps = ours[FIRST].shape[1] if FIRST in ours and ours[FIRST].ndim == 4 else 0
+        shape = (depth, isqrt(maps // CHANNELS), any(name.startswith(FINE) for name in ours))
+        network = AdaptedUNet(unet, factor, Form.from_card(card, **form), branches, guided, *shape)
+    except ValueError as error:
+        raise ConfigError(f"an adapter cannot be added to this base: {error}", "adapter") from None
+    state = network.adapter_state()
+    check_architecture(ours, state, "the adapter")
+    require_finite(ours, "the weights of the adapter")
+    for name, tensor in state.items():
+        tensor.copy_(ours[name])
+    return Loaded(network.eval().requires_grad_(False), tuple(name for name in tensors if name not in ours))
+
+
+def _check_base(ours: Mapping[str, Tensor], unet: UNet2DConditionModel, card: Mapping[str, str]) -> None:
+    """Raise ConfigError for the adapter of another base."""
+    names = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn1.processor")]
+    here = {name: len(unet.get_parameter(f"{name}.to_q.weight")) for name in names}
+    there = {match[1]: len(ours[match[0]]) for match in map(QUERY.fullmatch, ours) if match}
+    if there and here != there:
+        raise ConfigError(f"{OTHER}: it is for {_sizes(there)}, this one has {_sizes(here)}; {REMEDY}", "adapter")
+    width = str(unet.config["cross_attention_dim"])
+    if card.get(TEXT_WIDTH, width) != width:
+        had = card[TEXT_WIDTH][:20]
+        raise ConfigError(f"{OTHER}: its text had {had} features, this one's has {width}; {REMEDY}", "adapter")
+
+
+def _sizes(layers: Mapping[str, int]) -> str:
+    return f"{len(layers)} layers of attention, {min(layers.values())} to {max(layers.values())} wide"

@@ -1,0 +1,160 @@
+"""Attention branches beside the self-attention: against plain loops, and without effect before training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from torch import Tensor
+
+from tests.support.errors import refused
+from tests.support.tiny_mvadapter import awaken
+from tests.support.tiny_mvdiffusion import inputs, tiny_base
+from threedgen.guidance.attention.decoupled import DecoupledAttnProcessor, branch_processors, decouple, token_grid
+from threedgen.guidance.attention.joined import MultiviewAttnProcessor, predict, set_attention
+
+Token = tuple[int, int, int]
+WIDTH, HEADS = 12, 3
+
+
+def attended(layout: str, token: Token, n_view: int, height: int, width: int) -> list[Token]:
+    """Return the tokens that (view, row, column) attends to."""
+    rows = range(height) if layout == "full" else [token[1]]
+    return [(v, i, j) for v in range(n_view) for i in rows for j in range(width)]
+
+
+def by_loops(processor: Any, layout: str, tokens: Tensor, n_view: int, height: int, width: int) -> Tensor:
+    """Return the output of the multi-view branch, computed token by token; recordings cover the layout rowcol."""
+    maps = tokens.unflatten(1, (height, width)).unflatten(0, (-1, n_view))
+    q, k, v = (getattr(processor, f"to_{letter}_mv")(maps).unflatten(-1, (HEADS, -1)) for letter in "qkv")
+    out = torch.zeros_like(maps)
+    for b in range(len(maps)):
+        for view, row, column in torch.cartesian_prod(*map(torch.arange, (n_view, height, width))).tolist():
+            token = view, row, column
+            others = attended(layout, token, n_view, height, width)
+            keys, values = (torch.stack([part[b][other] for other in others]) for part in (k, v))
+            weights = (torch.einsum("hd,nhd->hn", q[b][token], keys) / keys.shape[-1] ** 0.5).softmax(-1)
+            out[b][token] = torch.einsum("hn,nhd->hd", weights, values).flatten()
+    return processor.to_out_mv(out).reshape(tokens.shape)
+
+
+def layer(layout: Any = "row", **options: Any) -> Attention:
+    torch.manual_seed(0)
+    processor = DecoupledAttnProcessor(MultiviewAttnProcessor(), "a", WIDTH, ("mv", "ref"), layout, **options)
+    return Attention(WIDTH, heads=HEADS, dim_head=WIDTH // HEADS, processor=processor)
+
+
+@pytest.mark.parametrize(
+    ("layout", "n_view", "size", "training"),  # training uses another kernel
+    [
+        ("row", 1, (2, 3), False),
+        ("row", 3, (4, 2), False),
+        ("row", 3, (4, 2), True),
+        ("row", 5, (1, 3), False),
+        ("full", 3, (2, 3), True),
+    ],
+)
+def test_multi_view_branch_attends_by_layout(layout: Any, n_view: int, size: tuple[int, int], training: bool) -> None:
+    attn = layer(layout)
+    tokens = torch.randn(2 * n_view, size[0] * size[1], WIDTH)
+    with torch.set_grad_enabled(training):
+        base = attn(tokens, use_mv=False, use_ref=False)
+        found = attn(tokens, n_view=n_view, latent_size=size, use_ref=False, mv_scale=0.5)
+    expected = 0.5 * by_loops(attn.processor, layout, tokens, n_view, *size)
+    torch.testing.assert_close(found - base, expected, atol=1e-5, rtol=0)
+
+
+def test_references_may_have_another_size_and_be_shared() -> None:
+    attn = layer()
+    tokens, features = torch.randn(6, 4, WIDTH), {"a": torch.randn(2, 9, WIDTH)}
+    found = attn(tokens, use_mv=False, ref_hidden_states=features)
+    each = {"a": features["a"].repeat_interleave(3, 0)}
+    assert torch.equal(found, attn(tokens, use_mv=False, ref_hidden_states=each))
+    assert (found - attn(tokens, use_mv=False)).abs().max() > 1e-3
+    with refused(None, 6, 4, kind=ValueError):
+        attn(tokens, use_mv=False, ref_hidden_states={"a": torch.zeros(4, 9, WIDTH)})
+
+
+def test_missing_reference_equals_zeros_and_adds_only_bias() -> None:
+    attn = layer()
+    tokens = torch.randn(2, 4, WIDTH)
+    found = attn(tokens, use_mv=False)
+    zeros = attn(tokens, use_mv=False, ref_hidden_states={"a": torch.zeros(1, 9, WIDTH)})
+    torch.testing.assert_close(found, zeros)
+    bias = attn.processor.to_out_ref[0].bias
+    torch.testing.assert_close(found, attn(tokens, use_mv=False, use_ref=False) + bias)
+
+
+def test_serial_branches_take_sum_of_input_and_base() -> None:
+    attn = layer(arrangement="serial")
+    tokens, views = torch.randn(3, 4, WIDTH), {"n_view": 3, "latent_size": (2, 2)}
+    first = attn(tokens, use_mv=False, use_ref=False)
+    second = first + by_loops(attn.processor, "row", tokens + first, 3, 2, 2)
+    torch.testing.assert_close(attn(tokens, use_ref=False, **views), second, atol=1e-5, rtol=0)
+
+
+def test_branches_follow_rescale_factor_and_residual_of_layer() -> None:
+    attn, tokens, views = layer(), torch.randn(3, 4, WIDTH), {"n_view": 3, "latent_size": (2, 2)}
+    whole = attn(tokens, **views)
+    attn.residual_connection, attn.rescale_output_factor = True, 2.0
+    torch.testing.assert_close(attn(tokens, **views), (whole + tokens) / 2, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("layout", "views", "values"),
+    [
+        ("rowcol", {"n_view": 3, "latent_size": (2, 3)}, [3]),
+        ("row", {"n_view": 3, "latent_size": (5, 5)}, [6, "5 x 5"]),
+        ("row", {"n_view": 3}, ["latent_size"]),
+    ],
+)
+def test_layer_refuses_views_and_tokens_that_do_not_fit(layout: Any, views: dict[str, Any], values: list[Any]) -> None:
+    with refused(None, *values, kind=ValueError):
+        layer(layout)(torch.randn(6, 6, WIDTH), **views)
+
+
+@pytest.mark.parametrize(("size", "levels"), [((8, 12), [(8, 12), (4, 6), (2, 3)]), ((5, 7), [(5, 7), (3, 4), (2, 2)])])
+def test_token_grid_finds_level_of_latents(size: tuple[int, int], levels: list[tuple[int, int]]) -> None:
+    for height, width in levels:
+        assert token_grid(height * width, size) == (height, width)
+
+
+@pytest.mark.parametrize(
+    ("layout", "n_view", "arrangement", "training"),
+    [
+        ("row", 3, "parallel", False),
+        ("row", 3, "serial", True),
+        ("full", 2, "serial", False),
+        ("rowcol", 6, "parallel", True),
+    ],
+)
+def test_untrained_branches_change_nothing(layout: Any, n_view: int, arrangement: Any, training: bool) -> None:
+    unet = tiny_base()
+    set_attention(unet, "sdpa")
+    x, t, text = inputs(n_view, size=(6, 10))
+    with torch.set_grad_enabled(training):
+        before = predict(unet, x, t, text)
+        decouple(unet, ("mv", "ref"), layout, arrangement)
+        features: dict[str, Tensor] = {}
+        predict(unet, x[:1], t[:1], text[:1], cache_hidden_states=features, use_mv=False, use_ref=False)
+        views = {"latent_size": (6, 10), "ref_hidden_states": features}
+        assert torch.equal(predict(unet, x, t, text, None, n_view, **views), before)
+        awaken(unet)
+        assert (predict(unet, x, t, text, None, n_view, **views) - before).abs().max() > 1e-3
+        base = predict(unet, x, t, text, None, n_view, use_mv=False, use_ref=False, **views)
+        assert torch.equal(base, before)
+
+
+def test_decouple_adds_branches_to_every_self_attention() -> None:
+    unet: UNet2DConditionModel = tiny_base()
+    layers = [name for name in unet.attn_processors if name.endswith("attn1.processor")]
+    decouple(unet, ("mv",))
+    assert list(branch_processors(unet)) == layers
+    assert all(f"{name}.to_out_mv.0.bias" in unet.state_dict() for name in layers)
+    assert not any("_ref" in name or "attn2.processor" in name for name in unet.state_dict())
+    features: dict[str, Tensor] = {}
+    predict(unet, *inputs(1), cache_hidden_states=features, use_mv=False)
+    assert sorted(features) == sorted(layers)

@@ -1,0 +1,279 @@
+"""Multi-view UNet: joined self-attention, optional camera, CPU training attention, rotary embedding."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models import attention_processor
+from diffusers.models.attention_processor import Attention, AttnProcessor
+from torch import Tensor
+
+from tests.support.errors import refused
+from tests.support.tiny_prior import TEXT_WIDTH, tiny_prior, tiny_unet
+from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.attention.flash import MIN_TOKENS, FlashAttention
+from threedgen.guidance.attention.joined import (
+    WORLD_ROTARY,
+    MultiviewAttnProcessor,
+    make_multiview,
+    predict,
+    self_attention,
+    set_attention,
+)
+from threedgen.guidance.attention.rotary import WorldRotary
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+
+FLAT: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
+
+
+@pytest.fixture(scope="module")
+def unet() -> UNet2DConditionModel:
+    return tiny_unet()
+
+
+def inputs(batch: int = 8) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Latents, one time step for all, text, camera."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, 4, 8, 8, generator=g)
+    text = torch.randn(batch, 5, TEXT_WIDTH, generator=g)
+    return x, torch.full((batch,), 300), text, torch.randn(batch, 16, generator=g)
+
+
+def joined_by_loops(attn: Attention, tokens: Tensor, n_view: int) -> Tensor:
+    """Softmax attention written out, object by object and head by head."""
+    out = torch.zeros_like(tokens)
+    for start in range(0, len(tokens), n_view):
+        group = tokens[start : start + n_view].flatten(0, 1)
+        q, k, v = (layer(group).chunk(attn.heads, dim=-1) for layer in (attn.to_q, attn.to_k, attn.to_v))
+        heads = [((a @ b.T) / a.shape[-1] ** 0.5).softmax(-1) @ c for a, b, c in zip(q, k, v, strict=True)]
+        out[start : start + n_view] = attn.to_out[0](torch.cat(heads, -1)).view_as(out[:n_view])
+    return out
+
+
+@pytest.mark.parametrize("n_view", [1, 2, 3, 6])
+def test_self_attention_joins_views_of_an_object(n_view: int) -> None:
+    torch.manual_seed(0)
+    attn = Attention(12, heads=3, dim_head=4, processor=MultiviewAttnProcessor())
+    tokens = torch.randn(6, 5, 12)
+    torch.testing.assert_close(attn(tokens, n_view=n_view), joined_by_loops(attn, tokens, n_view))
+
+
+@torch.no_grad()
+def test_one_view_equals_stock_network_with_and_without_camera(unet: UNet2DConditionModel) -> None:
+    flat = UNet2DConditionModel.from_config(dict(unet.config) | FLAT).eval()
+    flat.load_state_dict({k: v for k, v in unet.state_dict().items() if not k.startswith("class_embedding")})
+    posed = UNet2DConditionModel.from_config(unet.config).eval()
+    posed.load_state_dict(unet.state_dict())
+    x, t, text, camera = inputs()
+    expected = flat(x, t, text).sample
+    torch.testing.assert_close(predict(unet, x, t, text), expected, rtol=0, atol=1e-5)
+    zeros = predict(unet, x, t, text, torch.zeros(8, 16))
+    assert (zeros - expected).abs().max() > 1e-3  # a camera of zeros is not "no camera"
+    expected = posed(x, t, text, class_labels=camera).sample
+    torch.testing.assert_close(predict(unet, x, t, text, camera), expected, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_views_influence_only_views_of_the_same_object(unet: UNet2DConditionModel) -> None:
+    x, t, text, camera = inputs()
+    changed = x.clone()
+    changed[2] += 1  # third view of the first object
+
+    def influence(n_view: int) -> list[bool]:
+        a, b = (predict(unet, z, t, text, camera, n_view) for z in (x, changed))
+        return [bool((u - v).abs().max() > 1e-6) for u, v in zip(a, b, strict=True)]
+
+    assert influence(4) == [True] * 4 + [False] * 4
+    assert influence(2) == [False] * 2 + [True] * 2 + [False] * 4
+    assert influence(1) == [False] * 2 + [True] + [False] * 5
+
+
+@torch.no_grad()
+def test_predict_passes_extra_arguments_to_processors(unet: UNet2DConditionModel) -> None:
+    calls = []
+
+    class Other(MultiviewAttnProcessor):
+        def __call__(self, *args: Any, n_view: int = 1, poses: Any = None, **kwargs: Any) -> Tensor:
+            calls.append((n_view, poses))
+            return super().__call__(*args, n_view=n_view, **kwargs)
+
+    other = copy.deepcopy(unet)
+    other.set_attn_processor(Other())
+    x, t, text, camera = inputs()
+    assert torch.equal(predict(other, x, t, text, camera, 4, poses="here"), predict(unet, x, t, text, camera, 4))
+    assert calls and set(calls) == {(4, "here")}
+
+
+def test_gradients_reach_all_weights_and_skip_camera_in_2d_mode(unet: UNet2DConditionModel) -> None:
+    x, t, text, camera = inputs()
+    unet.zero_grad()
+    predict(unet, x, t, text, camera, 4).square().mean().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in unet.parameters())
+    unet.zero_grad()
+    predict(unet, x, t, text).square().mean().backward()
+    assert all((p.grad is None) == n.startswith("class_embedding") for n, p in unet.named_parameters())
+
+
+def test_gradient_checkpointing_gives_same_gradients_in_both_modes(unet: UNet2DConditionModel) -> None:
+    x, t, text, camera = inputs()
+
+    def gradients(network: UNet2DConditionModel) -> list[Tensor | None]:
+        network.train().zero_grad()
+        joined = predict(network, x, t, text, camera, 4).square().mean()
+        (joined + predict(network, x, t, text).square().mean()).backward()  # recomputed in the other order
+        return [p.grad for p in network.parameters()]
+
+    saving = copy.deepcopy(unet)
+    saving.enable_gradient_checkpointing()
+    for a, b in zip(gradients(copy.deepcopy(unet)), gradients(saving), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_threads_share_one_network_in_both_modes(unet: UNet2DConditionModel) -> None:
+    x, t, text, camera = inputs()
+
+    @torch.no_grad()
+    def run(n_view: int) -> Tensor:
+        return predict(unet, x, t, text, camera if n_view > 1 else None, n_view)
+
+    expected = {n_view: run(n_view) for n_view in (1, 4)}
+    modes = [1, 4] * 6
+    with ThreadPoolExecutor(4) as pool:
+        for n_view, out in zip(modes, pool.map(run, modes), strict=True):
+            torch.testing.assert_close(out, expected[n_view], rtol=0, atol=1e-5)
+
+
+def test_predict_refuses_wrong_batch_and_camera_without_branch(unet: UNet2DConditionModel) -> None:
+    x, t, text, camera = inputs(6)
+    with refused(None, 6, "n_view", 4, kind=ValueError):
+        predict(unet, x, t, text, camera, 4)
+    flat = tiny_unet(**FLAT)
+    with refused(None, "camera", kind=ValueError):
+        predict(flat, x, t, text, camera)
+    assert predict(flat, x, t, text, None, 2).shape == x.shape
+
+
+@torch.no_grad()
+def test_xformers_gets_joined_tokens_and_gives_same_output(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in of xformers' name and signature."""
+    lengths = []
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, attn_bias: Any, op: Any, scale: float) -> Tensor:
+        assert attn_bias is None and op is None
+        lengths.append((q.shape[1], k.shape[1]))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+
+    ops = SimpleNamespace(memory_efficient_attention=attend)
+    monkeypatch.setattr(attention_processor, "xformers", SimpleNamespace(ops=ops))
+    network, (x, t, text, camera) = tiny_unet(), inputs()
+    expected = predict(network, x, t, text, camera, 4)
+    assert not lengths
+    set_attention(network, "xformers")
+    make_multiview(network)  # as a pipeline of the same network does
+    torch.testing.assert_close(predict(network, x, t, text, camera, 4), expected)
+    assert (4 * 64, 4 * 64) in lengths and (64, 5) in lengths
+    set_attention(network, "sdpa")
+    lengths.clear()
+    assert torch.equal(predict(network, x, t, text, camera, 4), expected) and not lengths
+
+
+def explicit(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 70, 16), (1, 3, 33, 8)])
+def test_flash_attention_matches_explicit_softmax(shape: tuple[int, ...]) -> None:
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(shape, generator=rng).requires_grad_() for _ in range(3))
+    weight = torch.randn(shape, generator=rng)
+    ours, theirs = FlashAttention.apply(q, k, v), explicit(q, k, v)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    for a, b in zip(*(torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (ours, theirs)), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
+def test_flash_attention_bfloat16_gradients_are_close_to_float32() -> None:
+    rng = torch.Generator().manual_seed(1)
+    exact = [torch.randn(1, 2, 64, 32, generator=rng).requires_grad_() for _ in range(3)]
+    half = [x.detach().bfloat16().requires_grad_() for x in exact]
+    expected = torch.autograd.grad(explicit(*exact).square().sum(), exact)
+    found = torch.autograd.grad(FlashAttention.apply(*half).float().square().sum(), half)
+    for a, b in zip(found, expected, strict=True):
+        assert (a.float() - b).norm() < 0.02 * b.norm()
+
+
+@pytest.mark.parametrize("length", [40, MIN_TOKENS])
+def test_self_attention_matches_diffusers_block(length: int) -> None:
+    torch.manual_seed(2)
+    attn, tokens = Attention(32, heads=2, dim_head=16), torch.randn(1, length, 32)
+    assert torch.allclose(self_attention(attn, tokens), AttnProcessor()(attn, tokens), atol=1e-5)
+
+
+def test_long_joined_sequences_give_same_output_in_training() -> None:
+    torch.manual_seed(3)
+    attn, images = Attention(16, heads=1, dim_head=16), torch.randn(4, 160, 16)
+    attn.set_processor(MultiviewAttnProcessor())
+    trained = attn(images, n_view=4)
+    with torch.no_grad():
+        assert trained.requires_grad and torch.allclose(trained, attn(images, n_view=4), atol=1e-5)
+
+
+CAMERA: Any = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
+CPU = torch.device("cpu")
+
+
+def ring(n_view: int = 4, elevation: float = 0.0) -> torch.Tensor:
+    azimuth = torch.arange(n_view) * 2 * torch.pi / n_view
+    return camera_vector(orbit_c2w(torch.full((n_view,), elevation), azimuth, torch.full((n_view,), 2.5)))
+
+
+def test_mirrored_pixels_of_opposite_views_share_a_position() -> None:
+    cos, sin = (part.unflatten(1, (8, 8)) for part in WorldRotary(ring(), 4, CPU).table(64, 32))
+    for part in (cos, sin):
+        assert torch.allclose(part[0], part[2].flip(1), atol=1e-5)
+    assert not torch.allclose(sin[0], sin[2], atol=0.1)
+
+
+def test_dot_products_depend_on_relative_position() -> None:
+    rotary, rng = WorldRotary(None, 1, CPU), torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 1, 1, 32, generator=rng).expand(1, 1, 64, 32) for _ in range(2))
+    products = (rotary(q, 1) @ rotary(k, 1).mT)[0, 0].unflatten(0, (8, 8)).unflatten(2, (8, 8))
+    assert torch.allclose(products[1, 2, 4, 3], products[2, 4, 5, 5], atol=1e-4)  # both 3 down, 1 to the right
+    assert not torch.allclose(products[1, 2, 4, 3], products[1, 2, 4, 2], atol=1e-3)
+    assert torch.allclose(rotary(q, 1).norm(dim=-1), q.norm(dim=-1), atol=1e-4)
+
+
+def test_default_camera_is_the_front_view() -> None:
+    x = torch.randn(2, 1, 16, 24)
+    front = WorldRotary(ring(1).expand(2, -1), 2, CPU)
+    assert torch.allclose(WorldRotary(None, 2, CPU)(x, 1), front(x, 1), atol=1e-5)
+
+
+def test_rotary_unet_gives_same_output_in_training() -> None:
+    unet = tiny_unet(**CAMERA)
+    x, t, text = torch.randn(4, 4, 8, 8), torch.tensor([500]), torch.randn(4, 6, 24)
+    plain = predict(unet, x, t, text, ring(), 4)
+    unet.register_to_config(**{WORLD_ROTARY: True})
+    trained = predict(unet, x, t, text, ring(), 4)
+    with torch.no_grad():
+        sampled = predict(unet, x, t, text, ring(), 4)
+    assert trained.requires_grad and torch.allclose(trained, sampled, atol=1e-4)
+    assert not torch.allclose(plain, sampled, atol=1e-3)
+    assert predict(unet, x, t, text).shape == x.shape
+
+
+def test_config_entry_is_saved_and_loads_without_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    prior = tiny_prior(**CAMERA)
+    prior.unet.register_to_config(**{WORLD_ROTARY: True})
+    prior.save(tmp_path / "prior")
+    with caplog.at_level(logging.WARNING):
+        again = MVDream.load(str(tmp_path / "prior"))
+    assert again.unet.config[WORLD_ROTARY] and WORLD_ROTARY not in caplog.text

@@ -1,0 +1,191 @@
+"""VSD: the trained LoRA copy of the prior, its gradient, and exact resume of a stopped run."""
+
+from __future__ import annotations
+
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.support.errors import refused
+from tests.support.marks import unix
+from tests.support.script_poses import script_poses
+from tests.support.task_server import TINY, assert_same, prior_folder, server, weights, write_config
+from tests.support.tiny_prior import TEXT_WIDTH, cpu, tiny_prior
+from tests.support.toy_run import log
+from threedgen.guidance.guidance import Condition
+from threedgen.guidance.losses.lora import LoRA, PosedLoRA
+from threedgen.guidance.losses.options import VSDConfig
+from threedgen.guidance.losses.vsd import VSD
+from threedgen.guidance.priors.mvdream import MVDream, camera_vector
+from threedgen.guidance.schedule import Schedule
+
+
+@pytest.fixture(scope="module")
+def prior() -> MVDream:
+    made = tiny_prior()
+    for network in made.networks.values():
+        network.requires_grad_(False)
+    return made
+
+
+def vsd(prior: MVDream, **options: Any) -> VSD:
+    return VSD(VSDConfig(**options), prior.schedule, 100, prior, cpu(7))
+
+
+def inputs() -> tuple[Tensor, Condition]:
+    text = torch.randn(2, 3, TEXT_WIDTH, generator=cpu(1))
+    return torch.randn(2, 4, 8, 8, generator=cpu(2)).requires_grad_(), Condition((text[:1], text[1:]))
+
+
+def test_posed_lora_starts_as_prior_and_is_removed_after_use(prior: MVDream) -> None:
+    lora, poses = PosedLoRA(prior.unet, 2, cpu()), script_poses(2).flatten(1)
+    x, text = torch.randn(2, 4, 8, 8, generator=cpu(4)), torch.randn(2, 3, TEXT_WIDTH, generator=cpu(5))
+
+    @torch.no_grad()
+    def predict(c2w: Tensor | None = None) -> Tensor:
+        """Output of the network, with the LoRA if there are poses."""
+        if c2w is None:
+            return prior.network(x, torch.tensor([300, 600]), text)
+        with lora.applied(prior.unet, c2w):
+            return predict()
+
+    plain = predict()
+    assert torch.equal(predict(poses), plain)
+    with torch.no_grad():
+        for parameter in lora.parameters():
+            parameter.add_(0.05)
+    changed = predict(poses)
+    assert (changed - plain).abs().max() > 1e-3
+    assert (predict(poses.flip(0)) - changed).abs().max() > 1e-4, "depends on the pose"
+    assert torch.equal(predict(), plain)
+    names = {name.rpartition(".to_")[2] for name in lora.names}
+    assert names == {"q", "k", "v", "out.0"} and len(lora.names) % 8 == 0, "self- and cross-attention"
+
+
+def test_lora_output_equals_merged_weights(prior: MVDream) -> None:
+    lora = LoRA(prior.unet, 8, cpu(), scale=0.5)
+    assert torch.cat([p.flatten() for p in lora.down]).std().item() == pytest.approx(1 / 8, rel=0.1)
+    with torch.no_grad():
+        for k, up in enumerate(lora.up):
+            up.copy_(torch.randn(up.shape, generator=cpu(k)))
+    x, layer = torch.randn(5, lora.down[0].shape[1], generator=cpu()), prior.unet.get_submodule(lora.names[0])
+    merged = torch.nn.functional.linear(x, layer.weight + 0.5 * lora.up[0] @ lora.down[0], layer.bias)
+    handles = lora.attach(prior.unet)
+    try:
+        torch.testing.assert_close(layer(x), merged, atol=1e-4, rtol=1e-4)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_posed_lora_initial_weights(prior: MVDream) -> None:
+    """Pose weights have std 1/4, so that 16 numbers of unit size give one of unit size; the seed determines all."""
+    one, same, other = (PosedLoRA(prior.unet, 2, cpu(seed)).state_dict() for seed in (0, 0, 1))
+    assert one["pose_in"].shape[1] == 16 and one["pose_in"].std().item() == pytest.approx(0.25, rel=0.1)
+    assert all(torch.equal(one[name], same[name]) for name in one)
+    assert not torch.equal(one["down.0"], other["down.0"])
+
+
+def test_vsd_refuses_missing_attention_and_missing_prior() -> None:
+    with refused():
+        PosedLoRA(nn.Linear(2, 2))
+    with pytest.raises(ValueError):
+        VSD(VSDConfig(), Schedule.scaled_linear())
+
+
+def test_first_gradient_is_guidance_alone(prior: MVDream) -> None:
+    """The copy equals the prior at first, so (s - 1) (eps_c - eps_u) remains."""
+    distil, (latents, condition) = vsd(prior, guidance_scale=7.5, min_step_percent=0.5, max_step_percent=0.5), inputs()
+    loss, logs = distil(latents, prior.denoise, condition, 0, cpu(3))
+    (grad,) = torch.autograd.grad(loss, latents)
+    assert float(logs["t"]) == 500 and float(logs["loss_lora"]) > 0
+    generator, z, t = cpu(3), latents.detach(), torch.tensor([500, 500])
+    torch.randint(500, 501, (1,), generator=generator)
+    x = prior.schedule.add_noise(z, torch.randn(z.shape, generator=generator), t)
+    with torch.no_grad():
+        cond, uncond = (prior.denoise(x, t, text.expand(2, -1, -1)) for text in condition.text)
+    expected = (1 - float(prior.schedule.alpha_bar[500])) * 6.5 * (cond - uncond) / 2
+    torch.testing.assert_close(grad, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_gradients_reach_latents_and_lora_separately_and_not_prior(prior: MVDream) -> None:
+    distil, (latents, condition) = vsd(prior, pose_dropout=0.0), inputs()
+    loss, _ = distil(latents, prior.denoise, replace(condition, c2w=script_poses(2)), 0, cpu(3))
+    loss.backward()
+    grads = {name: p.grad for name, p in distil.named_parameters()}
+    assert grads and all(name.startswith("lora.") for name in grads)
+    moved = [name for name, grad in grads.items() if grad is not None and grad.abs().max() > 0]
+    assert "lora.up.0" in moved and "lora.pose_out" in moved
+    assert all(p.grad is None for network in prior.networks.values() for p in network.parameters())
+    with torch.no_grad():  # the gradient of the latents does not pass through the loss of the copy
+        for p in distil.parameters():
+            p.add_(0.01)
+    z = latents.detach()
+    assert distil.lora_loss(z, condition, cpu()).requires_grad and not z.requires_grad
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_lora_loss_falls_on_one_render(prior: MVDream, prediction: Any) -> None:
+    """Fixed noise, with poses and joined views."""
+    schedule = Schedule.scaled_linear(prediction=prediction)
+    distil = VSD(VSDConfig(pose_dropout=0.0), schedule, 100, prior, cpu(7))
+    z, text = torch.ones(2, 4, 8, 8), torch.randn(1, 3, TEXT_WIDTH, generator=cpu(1))
+    poses = script_poses(2)
+    condition = Condition((text, text), camera_vector(poses), 2, c2w=poses)
+    optimiser = torch.optim.Adam(distil.parameters(), lr=0.03)
+    losses = []
+    for _ in range(6):
+        loss = distil.lora_loss(z, condition, cpu(5))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0], losses
+
+
+def test_lora_trains_at_all_noise_levels(prior: MVDream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timestep range of the guidance does not narrow that of the copy."""
+    distil, timesteps = vsd(prior, min_step_percent=0.02, max_step_percent=0.5), list[float]()
+
+    def lora_output(x: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        timesteps.extend(t.tolist())
+        return x
+
+    monkeypatch.setattr(distil, "lora_output", lora_output)
+    for seed in range(300):
+        distil.lora_loss(torch.zeros(2, 4, 2, 2), Condition((torch.zeros(1, 3, TEXT_WIDTH),) * 2), cpu(seed))
+    counts = torch.histc(torch.tensor(timesteps, dtype=torch.float32), 10, 0, prior.schedule.T)
+    assert len(timesteps) == 600 and counts.min() > 30 and counts.max() < 100, counts.tolist()
+
+
+def command(folder: Path, *words: str) -> list[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    values: dict[str, Any] = {
+        "prior": {"name": "stable-diffusion", "weights": str(prior_folder()), "dtype": "fp32"},
+        "distillation": {"name": "vsd", "min_step_percent": 0.1, "max_step_percent": 0.9},
+        "optimizer": {"distillation": 0.01},
+        "warm_start": {"share": 0},
+        "trainer": TINY["trainer"] | {"max_steps": 6},
+    }
+    return ["--config", str(write_config(folder / "vsd.yaml", TINY | values)), "out=run", *words]
+
+
+@unix
+def test_stopped_vsd_run_resumes_exactly_with_its_lora(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert server().run(whole, words=command(whole)) == 0, log(whole)
+    words = command(cut, "checkpoint.seconds=1000")
+    assert server().signalled(cut, signal.SIGTERM, words=words, hold_at=3) == 143, log(cut)
+    before = weights(cut / "run")
+    assert server().run(cut, words=["--resume", "run"]) == 0, log(cut)
+    after = weights(cut / "run")
+    assert_same(after, weights(whole / "run"))
+    lora = [name for name in after if name.startswith("distillation.lora.up")]
+    assert lora and all(after[name].abs().max() > 0 for name in lora)
+    assert any(not torch.equal(before[name], after[name]) for name in lora)
+    assert not any("unet" in name for name in after), "the prior is in no checkpoint"

@@ -1,0 +1,284 @@
+"""Sampling views one after the other, and its noise schedule: conditions, noise, guidance, closed forms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.errors import refused
+from tests.support.parity_files import recorded, tensors
+from tests.support.tiny_threedim import poses, tiny_network
+from threedgen.geometry.cameras import Projection
+from threedgen.guidance.guidance import combine
+from threedgen.guidance.novel_view import logsnr as ls
+from threedgen.guidance.novel_view.logsnr import Prediction, alpha_sigma, target
+from threedgen.guidance.novel_view.sampler import candidates, guided_x0, sample_views
+
+
+def generators(scenes: int, seed: int = 0) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(1000 * seed + scene) for scene in range(scenes)]
+
+
+def scenes(count: int = 2, inputs: int = 1, targets: int = 3, size: int = 4) -> dict[str, Any]:
+    """Arguments of ``sample_views``; the x coordinate of a camera is the number of its view."""
+    gen = torch.Generator().manual_seed(0)
+    c2w = poses(count * (inputs + targets), gen).unflatten(0, (count, -1))
+    c2w[:, :, 0, 3] = torch.arange(inputs + targets, dtype=torch.float32)
+    return {
+        "images": torch.rand(count, inputs, 3, size, size, generator=gen) * 2 - 1,
+        "c2w": c2w[:, :inputs],
+        "targets": c2w[:, inputs:],
+        "K": Projection.perspective(torch.full((count,), 0.8), size, size).K,
+        "generators": generators(count),
+    }
+
+
+class RecordingModel:
+    """Predicts a constant, with and without its condition, and records its calls."""
+
+    clip: float | None = 1.0
+
+    def __init__(self, prediction: Prediction = "sample", conditional: float = 0.2, dropped: float = 0.0) -> None:
+        self.prediction, self.values = prediction, (dropped, conditional)
+        self.calls: list[dict[str, Tensor]] = []
+
+    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
+        self.calls.append({"x": x, "z": z, "logsnr": logsnr, "c2w": c2w, "keep": keep})
+        return torch.tensor(self.values)[keep.long()][:, None, None, None].expand_as(z)
+
+    def stacked(self, name: str) -> Tensor:
+        return torch.stack([call[name] for call in self.calls])
+
+    def conditions(self, scene: int) -> list[int]:
+        """The views that conditioned the scene, call by call."""
+        return [int(call["c2w"][scene, 0, 0, 3]) for call in self.calls]
+
+
+def test_stochastic_strategy_samples_condition_from_all_views_at_every_step() -> None:
+    model = RecordingModel()
+    views = sample_views(model, **scenes(inputs=2, targets=4), steps=64)
+    assert views.shape == (2, 4, 3, 4, 4)
+    for scene in range(2):
+        conditions = model.conditions(scene)
+        for done in range(4):
+            samples = conditions[64 * done : 64 * (done + 1)]
+            assert set(samples) == set(range(2 + done))
+            assert all(64 / (2 + done) * 0.4 < samples.count(view) for view in range(2 + done))
+            assert sum(a != b for a, b in zip(samples, samples[1:], strict=False)) > 16
+    assert model.conditions(0) != model.conditions(1)
+
+
+def test_condition_image_belongs_to_its_pose() -> None:
+    model, arguments = RecordingModel(), scenes(inputs=2, targets=3)
+    views = sample_views(model, **arguments, steps=8)
+    images = torch.cat([arguments["images"], views], dim=1)
+    all_poses = torch.cat([arguments["c2w"], arguments["targets"]], dim=1)
+    for number, call in enumerate(model.calls):
+        for scene in range(2):
+            view = int(call["c2w"][scene, 0, 0, 3])
+            assert torch.equal(call["x"][scene], images[scene, view])
+            assert torch.equal(call["c2w"][scene], all_poses[scene, [view, 2 + number // 8]])
+
+
+@pytest.mark.parametrize("options", [("first",), ("last", 1), ("last", 2)])
+def test_strategy_limits_conditioning_views(options: tuple[Any, ...]) -> None:
+    model = RecordingModel()
+    strategy = dict(zip(("strategy", "last"), options, strict=False))
+    sample_views(model, **scenes(inputs=2, targets=4), **strategy, steps=32)
+    for scene in range(2):
+        for done in range(4):
+            samples = model.conditions(scene)[32 * done : 32 * (done + 1)]
+            assert set(samples) == set(candidates(options[0], 2 + done, *options[1:]))
+
+    assert list(candidates("stochastic", 5)) == [0, 1, 2, 3, 4] and list(candidates("first", 5)) == [0]
+    assert list(candidates("last", 1, 2)) == [0] and list(candidates("last", 5, 2)) == [3, 4]
+    assert candidates("last", 6, 3) == range(3, 6)
+
+
+def test_scene_depends_on_its_generator_and_not_on_other_scenes() -> None:
+    network, arguments = tiny_network(), scenes(3, size=8, targets=2)
+
+    def sample(generators: list[torch.Generator], scene: slice = slice(1, 2)) -> Tensor:
+        parts = {name: value[scene] for name, value in arguments.items()} | {"generators": generators}
+        return sample_views(network, **parts, steps=3, guidance_scale=2.0)
+
+    together, single = sample(generators(3), slice(None)), sample(generators(3)[1:2])
+    torch.testing.assert_close(single, together[1:2], rtol=0, atol=1e-4)
+    assert torch.equal(sample(generators(3)[1:2]), single)
+    assert (sample(generators(1, seed=9)) - single).abs().max() > 1e-2
+    assert single.abs().max() <= 1
+
+
+def test_strategy_and_guidance_do_not_change_start_noise() -> None:
+    starts = []
+    for options in ({}, {"strategy": "first"}, {"strategy": "last", "last": 2, "guidance_scale": 3.0}):
+        model = RecordingModel()
+        sample_views(model, **scenes() | options, steps=4)
+        starts.append(torch.stack([call["z"][:2] for call in model.calls[::4]]))  # of each view's chain
+    assert torch.equal(starts[0], starts[1]) and torch.equal(starts[0], starts[2])
+    assert (starts[0][0] - starts[0][1]).abs().max() > 0.1
+
+
+class Gaussian:
+    """The exact model of images N(0.3, 0.5^2), whatever the condition."""
+
+    clip = None
+
+    def __init__(self, prediction: Prediction) -> None:
+        self.prediction = prediction
+
+    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
+        alpha, sigma = alpha_sigma(logsnr.double(), z)
+        x0 = 0.3 + 0.25 * alpha / (0.25 * alpha**2 + sigma**2) * (z - 0.3 * alpha)
+        return target(x0, (z - alpha * x0) / sigma, logsnr.double(), self.prediction).float()
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_sampler_reproduces_distribution_of_exact_model(prediction: Prediction) -> None:
+    views = sample_views(Gaussian(prediction), **scenes(2, targets=1, size=48), steps=128)
+    assert views.mean().item() == pytest.approx(0.3, abs=0.02)
+    assert views.std().item() == pytest.approx(0.5, abs=0.02)
+
+
+def test_predictions_are_clipped_at_every_step_unless_latents() -> None:
+    chains, maxima = [], []
+    for value in (3.0, 1.0):
+        model = RecordingModel(conditional=value)
+        arguments = scenes() | {"progress": lambda done, total, x0: maxima.append(float(x0.max()))}
+        views = sample_views(model, **arguments, steps=6)
+        assert views.max() == 1
+        chains.append(model.stacked("z"))
+    assert torch.equal(*chains) and set(maxima) == {1.0}
+    latents = RecordingModel(conditional=3.0)
+    latents.clip = None
+    torch.testing.assert_close(sample_views(latents, **scenes(), steps=4), torch.full((2, 3, 3, 4, 4), 3.0))
+
+
+def test_progress_counts_steps_of_all_views() -> None:
+    calls: list[tuple[int, int, torch.Size]] = []
+    arguments = scenes() | {"progress": lambda done, total, x0: calls.append((done, total, x0.shape))}
+    sample_views(RecordingModel(), **arguments, steps=5)
+    assert calls == [(done, 15, torch.Size([2, 3, 4, 4])) for done in range(1, 16)]
+
+
+def test_guidance_scale_one_is_conditional_only_and_zero_unconditional_only() -> None:
+    for scale, kept in ((1.0, True), (0.0, False)):
+        model = RecordingModel()
+        views = sample_views(model, **scenes(), steps=4, guidance_scale=scale)
+        assert all(call["keep"].tolist() == [kept] * 2 for call in model.calls)
+        torch.testing.assert_close(views, torch.full_like(views, 0.2 if kept else 0.0))
+    conditions = model.stacked("x")
+    assert conditions.std().item() == pytest.approx(1, abs=0.1)  # unconditional: fresh noise at each step
+    assert (conditions[0] - conditions[1]).abs().max() > 0.1
+
+
+def test_guidance_formula_and_batch_order() -> None:
+    model = RecordingModel(conditional=0.2, dropped=0.1)
+    views = sample_views(model, **scenes(), steps=2, guidance_scale=4.0)
+    assert model.calls[0]["keep"].tolist() == [True, True, False, False]
+    assert torch.equal(model.calls[0]["z"][:2], model.calls[0]["z"][2:])
+    torch.testing.assert_close(views, torch.full_like(views, 0.1 + 4 * (0.2 - 0.1)))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_guided_x0_is_the_same_in_every_parameterisation(prediction: Prediction) -> None:
+    gen = torch.Generator().manual_seed(0)
+    x, blank, z, cond, uncond = torch.randn(5, 2, 3, 4, 4, generator=gen)
+
+    class Exact(RecordingModel):
+        def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
+            x0, (alpha, sigma) = torch.cat([cond, uncond]), alpha_sigma(logsnr, z)
+            return target(x0, (z - alpha * x0) / sigma, logsnr, self.prediction)
+
+    level, c2w, K = torch.tensor(0.7), torch.zeros(2, 2, 4, 4), torch.zeros(2, 3, 3)
+    x0 = guided_x0(Exact(prediction), x, blank, z, level, c2w, K, 3.0)
+    torch.testing.assert_close(x0, uncond + 3 * (cond - uncond), rtol=1e-4, atol=1e-4)
+
+
+def test_one_step_regression_is_one_call_with_white_noise() -> None:
+    model = RecordingModel(conditional=0.7)
+    views = sample_views(model, **scenes(targets=3), strategy="first", steps=1)
+    assert len(model.calls) == 3
+    assert all(call["logsnr"].tolist() == [-20.0, -20.0] for call in model.calls)
+    assert model.stacked("z").std().item() == pytest.approx(1, abs=0.1)
+    torch.testing.assert_close(views, torch.full_like(views, 0.7))
+    network, outputs = tiny_network(prediction="sample"), list[Tensor]()
+    network.register_forward_hook(lambda _m, _i, out: outputs.append(out))
+    views = sample_views(network, **scenes(size=8, targets=1), steps=1)
+    torch.testing.assert_close(views[:, 0], outputs[0].clamp(-1, 1), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["xunet", "concat"])
+def test_networks_sample_under_autocast(architecture: str) -> None:
+    network = tiny_network(architecture=architecture)
+    with torch.autocast("cpu", torch.bfloat16):
+        views = sample_views(network, **scenes(size=8), steps=2, guidance_scale=2.0)
+    assert views.dtype == torch.float32 and views.isfinite().all() and not views.requires_grad
+
+
+def test_sample_views_without_targets_returns_no_views() -> None:
+    arguments = scenes()
+    arguments["targets"] = arguments["targets"][:, :0]
+    assert sample_views(RecordingModel(), **arguments).shape == (2, 0, 3, 4, 4)
+
+
+LEVELS = torch.tensor([-20.0, -8.0, -1.0, 0.0, 2.0, 11.0, 20.0])
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to max(1, |expected|)."""
+    return float(((found - expected).abs() / expected.abs().clamp(min=1)).max())
+
+
+@recorded("sampler_step")
+def test_schedule_and_step_match_recording(path: Path) -> None:
+    a = tensors(path)
+    for t, levels in ((a["t"], a["logsnr_of_t"]), (a["t_rand"], a["logsnr_of_t_rand"])):
+        error = (ls.logsnr_cosine(t) - levels).abs()
+        assert (error < torch.where(t == 1, 5e-3, 1e-4)).all()
+    assert relative_error(ls.add_noise(a["q_x0"], a["q_noise"], a["q_logsnr"]), a["q_zt"]) < 1e-5
+    eps = combine(a["eps_cond"], a["eps_uncond"], 1 + a["w"][:, None, None, None])
+    steps = zip(a["logsnr"], a["logsnr_next"], a["model_mean"], a["model_variance"], strict=True)
+    for level, level_next, mean, variance in steps:
+        x0 = ls.x0_from_output(a["z"], eps, level).clamp(-1, 1)
+        found_mean, found_variance = ls.posterior(a["z"], x0, level, level_next)
+        assert relative_error(found_mean, mean) < 1e-5
+        assert relative_error(found_variance.flatten(), variance) < 1e-5
+
+
+def test_logsnr_cosine_falls_and_is_symmetric() -> None:
+    t = torch.linspace(0, 1, 101)
+    level = ls.logsnr_cosine(t)
+    assert level[0] == 20 and level[-1] == -20 and abs(level[50]) < 1e-4 and level.dtype == torch.float32
+    assert (level.diff() < 0).all()
+    torch.testing.assert_close(level, -level.flip(0), rtol=0, atol=1e-3)
+    assert ls.logsnr_cosine(torch.tensor(1.0), -5, 7) == -5
+
+
+def test_logsnr_steps_are_ascending_from_noise() -> None:
+    levels = ls.logsnr_steps(256)
+    assert len(levels) == 257 and levels[0] == -20 and levels[-1] == 20 and (levels.diff() > 0).all()
+    assert ls.logsnr_steps(1).tolist() == [-20, 20]
+    with refused(None, "steps", 0, kind=ValueError):
+        ls.logsnr_steps(0)
+
+
+@pytest.mark.parametrize("prediction", get_args(ls.Prediction))
+def test_x0_from_output_inverts_target(prediction: ls.Prediction) -> None:
+    gen = torch.Generator().manual_seed(0)
+    x0, noise = torch.randn(2, len(LEVELS), 3, 4, 4, generator=gen, dtype=torch.float64)
+    levels = LEVELS.double()
+    z = ls.add_noise(x0, noise, levels)
+    output = ls.target(x0, noise, levels, prediction)
+    torch.testing.assert_close(ls.x0_from_output(z, output, levels, prediction), x0, rtol=0, atol=1e-6)
+
+
+def test_posterior_at_same_level_changes_nothing() -> None:
+    z, x0 = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+    mean, variance = ls.posterior(z, x0, torch.tensor(1.5), torch.tensor(1.5))
+    torch.testing.assert_close(mean, z)
+    assert not variance.any()

@@ -1,0 +1,220 @@
+"""3DiM network: influence of its inputs, options, numerics, refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.support.errors import refused
+from tests.support.tiny_threedim import TINY, Inputs, inputs, poses, tiny_network
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.poses import opencv_axes, pixel_rays
+from threedgen.guidance.novel_view.blocks import MAX_EXPLICIT_TOKENS, attend
+from threedgen.guidance.novel_view.options import XUNetConfig
+from threedgen.guidance.novel_view.xunet import XUNet
+
+BOTH = pytest.mark.parametrize("architecture", ["xunet", "concat"])
+
+
+@torch.no_grad()
+def influence(network: XUNet, batch: Inputs, **changed: Tensor) -> list[bool]:
+    """Return for each scene whether the change reaches the output."""
+    difference = network(*batch) - network(*batch._replace(**changed))
+    return [bool(d.abs().max() > 1e-6) for d in difference]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"image_size": (16, 24), "channel_mult": (1, 2, 2), "attn_resolutions": (4, 8)},
+        {"image_size": 16, "channel_mult": (1, 1, 1, 2), "attn_resolutions": (2,)},
+        {"image_size": 4, "channel_mult": (3,), "num_res_blocks": 2, "use_pos_emb": False, "use_ref_pose_emb": False},
+        {"origin_degrees": 4, "direction_degrees": 0},
+        {"poses": "relative", "prediction": "v_prediction"},
+    ],
+)
+def test_output_has_shape_of_target(architecture: str, options: dict[str, Any]) -> None:
+    network = tiny_network(architecture=architecture, **options)
+    batch = inputs(network, batch=3)
+    with torch.no_grad():
+        out = network(*batch)
+    assert out.shape == batch.z.shape and out.isfinite().all()
+    assert influence(network, batch, z=batch.z.roll(1, 0)) == [True] * 3
+
+
+@BOTH
+def test_new_network_predicts_zeros_with_flax_initialisation(architecture: str) -> None:
+    network = XUNet(XUNetConfig(**(TINY | {"architecture": architecture, "channels": 32})))
+    assert not network(*inputs(network)).any()
+    film = network.unet.middle.residual.film.weight
+    assert film.std().item() == pytest.approx(film.shape[1] ** -0.5, rel=0.1)
+    assert not network.unet.middle.residual.conv2.weight.any() and not network.unet.conv_in.bias.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "size", "tolerance"),
+    [
+        ({}, 461.66e6, 5e3),
+        ({"image_size": 64}, 474.62e6, 5e3),
+        ({"architecture": "concat"}, 421e6, 0.02 * 421e6),  # without cross-attention, about the paper's 421 M
+    ],
+)
+def test_parameter_count_matches_paper(options: dict[str, Any], size: float, tolerance: float) -> None:
+    """Counted by an abstract initialisation of the JAX listing."""
+    with torch.device("meta"):
+        network = XUNet(XUNetConfig(**options))
+    assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(size, abs=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("options", "reached"),
+    [
+        ({"attn_resolutions": (4,)}, True),
+        ({"attn_resolutions": ()}, False),
+        ({"architecture": "concat", "attn_resolutions": ()}, True),
+    ],
+)
+def test_condition_reaches_target_by_cross_attention_or_concatenation(options: dict[str, Any], reached: bool) -> None:
+    network = tiny_network(**options)
+    batch = inputs(network)
+    moved = batch.c2w.clone()
+    moved[:, 0, :3, 3] += 1  # camera of the condition
+    assert influence(network, batch, x=batch.x + 1) == [reached] * 2 == influence(network, batch, c2w=moved)
+
+
+@BOTH
+def test_scenes_of_a_batch_are_independent(architecture: str) -> None:
+    network = tiny_network(architecture=architecture)
+    batch = inputs(network, batch=3)
+    for name, tensor in batch._asdict().items():
+        changed = tensor.clone()
+        if name == "cond_mask":
+            changed[1] = False
+        else:
+            changed[1] = zoomed(tensor[1]) if name == "K" else tensor[1] * 0.5
+        assert influence(network, batch, **{name: changed}) == [False, True, False], name
+
+
+@BOTH
+def test_dropped_condition_hides_all_poses(architecture: str) -> None:
+    network = tiny_network(architecture=architecture)
+    batch = inputs(network)._replace(cond_mask=torch.tensor([True, False]))
+    other = poses(4, torch.Generator().manual_seed(7)).unflatten(0, (2, 2))
+    assert influence(network, batch, c2w=other) == [True, False] == influence(network, batch, K=zoomed(batch.K))
+
+
+def zoomed(K: Tensor) -> Tensor:
+    """The intrinsics with twice the focal length."""
+    return K * torch.tensor([[2.0, 1, 1], [1, 2, 1], [1, 1, 1]])
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+def test_frames_are_interchangeable_without_frame_embedding(embedded: bool) -> None:
+    network, outputs = tiny_network(use_ref_pose_emb=embedded), list[Tensor]()
+    network.unet.register_forward_hook(lambda _m, _i, out: outputs.append(out.unflatten(0, (-1, 2))))
+    batch = inputs(network)
+    swapped = Inputs(batch.z, batch.x, batch.logsnr.flip(1), batch.c2w.flip(1), batch.K, batch.cond_mask)
+    with torch.no_grad():
+        network(*batch), network(*swapped)
+    assert ((outputs[1].flip(1) - outputs[0]).abs().max() < 1e-4) != embedded
+
+
+@pytest.mark.parametrize(("kind", "moves"), [("relative", False), ("absolute", True)])
+def test_relative_poses_do_not_depend_on_world_axes(kind: str, moves: bool) -> None:
+    turn = poses(1, torch.Generator().manual_seed(3))[0]
+    turn[:3, 3] = torch.tensor([0.3, -0.2, 0.5])
+    network = tiny_network(poses=kind, origin_degrees=3)  # few octaves, which do not enlarge rounding errors of poses
+    batch = inputs(network)
+    with torch.no_grad():
+        error = (network(*batch._replace(c2w=turn @ batch.c2w)) - network(*batch)).abs().max()
+    assert (error > 1e-3) == moves
+
+
+@pytest.mark.parametrize("length", [7, MAX_EXPLICIT_TOKENS + 1])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_attend_matches_fused_attention_and_gradient(
+    length: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gen = torch.Generator().manual_seed(0)
+    parts = [torch.randn(2, 3, length, 4, generator=gen).to(dtype).requires_grad_() for _ in range(3)]
+    fused, calls = F.scaled_dot_product_attention, []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *args: calls.append(1) or fused(*args))
+    found, expected = attend(*parts), fused(*parts)
+    assert bool(calls) != (dtype == torch.bfloat16 and length == 7)  # there explicit softmax is faster
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    probe = torch.randn(found.shape, generator=gen).to(dtype)
+    for a, b in zip(torch.autograd.grad(found, parts, probe), torch.autograd.grad(expected, parts, probe), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=tolerance)
+    with torch.no_grad():
+        attend(*parts)
+    assert calls
+
+
+@BOTH
+def test_gradients_reach_all_weights_and_both_images(architecture: str) -> None:
+    network = tiny_network(architecture=architecture)
+    batch = inputs(network)
+    x, z = batch.x.requires_grad_(), batch.z.requires_grad_()
+    network(*batch).square().mean().backward()
+    for name, tensor in [*network.named_parameters(), ("x", x), ("z", z)]:
+        assert tensor.grad is not None and tensor.grad.abs().sum() > 0, name
+
+
+@BOTH
+@pytest.mark.parametrize("training", [False, True])
+def test_autocast_is_close_to_float32(architecture: str, training: bool) -> None:
+    network = tiny_network(architecture=architecture)
+    batch = inputs(network)
+    with torch.set_grad_enabled(training):
+        exact = network(*batch)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = network(*batch)
+    assert half.dtype == torch.bfloat16
+    assert (half - exact).abs().max() < 0.1 * exact.abs().max()
+    if training:
+        half.float().square().mean().backward()
+        assert all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
+
+
+def test_pixel_rays_match_cameras_also_under_autocast() -> None:
+    c2w, fov = poses(3, torch.Generator().manual_seed(0)), torch.tensor([0.5, 0.8, 1.1])
+    cameras = Cameras(c2w, Projection.perspective(fov, 6, 9), 6, 9)
+    origins, directions = cameras.rays()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = pixel_rays(c2w[:, None], cameras.K[:, None], 6, 9)
+    torch.testing.assert_close(found[0][:, 0].expand_as(origins), origins, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found[1][:, 0], directions, rtol=0, atol=1e-6)
+    assert torch.equal(opencv_axes(opencv_axes(c2w)), c2w)
+
+
+@pytest.mark.parametrize("level", [-20.0, 20.0])
+def test_predict_uses_trained_logsnr_of_dropped_conditions(level: float) -> None:
+    network = tiny_network(dropped_logsnr=level)
+    batch = inputs(network)
+    keep = torch.tensor([True, False])
+    levels = torch.tensor([[20.0, 1.5], [level, 1.5]])
+    with torch.no_grad():
+        found = network.predict(batch.x, batch.z, torch.full((2,), 1.5), batch.c2w, batch.K, keep)
+        assert torch.equal(found, network(batch.x, batch.z, levels, batch.c2w, batch.K, keep))
+
+
+@pytest.mark.parametrize(
+    "options, values",
+    [
+        ({"image_size": 9}, ["image_size", "9 x 9", 2]),
+        ({"image_size": (8, 0)}, ["image_size", "8 x 0"]),
+        ({"channel_mult": ()}, ["channel_mult"]),
+        ({"groups": 3}, [8, "groups", 3]),
+        ({"attn_heads": 3}, [16, "attn_heads", 3]),
+        ({"emb_channels": 7}, ["emb_channels", 7]),
+    ],
+)
+def test_xunet_config_refuses_sizes_that_do_not_fit(options: dict[str, Any], values: list[Any]) -> None:
+    with refused(None, *values, kind=ValueError):
+        XUNetConfig(**(TINY | options))

@@ -1,0 +1,267 @@
+"""MV-Adapter as a model and as a prior: conditions, samples, noise schedule, refusals."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.errors import refused
+from tests.support.tiny_mvadapter import TOYBOX, adapted_model, tiny_model, tiny_prior_config
+from tests.support.tiny_prior import (
+    coarse_prior,
+    cpu,
+    tiny_coarse,
+    tiny_prior,
+    tiny_text_encoder,
+    tiny_unet,
+    tiny_vae,
+    word_tokenizer,
+)
+from threedgen.config.registry import build
+from threedgen.geometry.rigs import orbit
+from threedgen.guidance.choices import Shift
+from threedgen.guidance.guidance import Condition
+from threedgen.guidance.losses.options import SDSConfig
+from threedgen.guidance.losses.sds import SDS
+from threedgen.guidance.options import MVAdapterConfig
+from threedgen.guidance.priors.mvadapter.cameras import (
+    GEOMETRY_VIEWS,
+    RAY_VIEWS,
+    geometry_maps,
+    ray_maps,
+    untrained,
+    views,
+)
+from threedgen.guidance.priors.mvadapter.form import Form
+from threedgen.guidance.priors.mvadapter.model import MVAdapter
+from threedgen.guidance.priors.mvadapter.pictures import framed
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.schedule import Schedule
+from threedgen.guidance.weights import components
+
+PROMPT = "a red dog"
+C2W = views(RAY_VIEWS[:3], 16, 16).c2w
+
+
+@pytest.mark.parametrize("config", [{}, TOYBOX])
+def test_sample_views_follows_text_and_reference_image(config: Any) -> None:
+    model = adapted_model(**config)
+    control = model.camera(C2W)
+
+    def sample(image: Tensor | None = None, **options: Any) -> Tensor:
+        return model.sample_views(PROMPT, control, image, (16, 24), steps=2, generator=cpu(), **options)
+
+    text, image = sample(), torch.rand(24, 32, 3, generator=cpu(1))
+    assert text.shape == (3, 16, 24, 3) and torch.equal(text, sample())
+    both = sample(image)
+    cond = sample(image, guidance_scale=1.0)  # without the unconditional half of the batch
+    assert cond.shape == text.shape
+    assert all((both - other).abs().max() > 1e-4 for other in (text, sample(1 - image), cond))
+
+
+def test_geometry_adapter_takes_maps_of_a_mesh_only() -> None:
+    model = adapted_model(Form("rowcol", control="geometry"), ("mv",))
+    cameras = views(GEOMETRY_VIEWS, 16, 16)
+    origins, _ = cameras.rays()
+    maps = geometry_maps(origins, torch.ones_like(origins), torch.ones(6, 16, 16))
+    assert model.sample_views(PROMPT, maps, steps=1, generator=cpu()).shape == (6, 16, 16, 3)
+    with refused("adapter"):
+        model.camera(cameras.c2w)
+    with refused("adapter"):
+        model.sample_views(PROMPT, maps, torch.rand(16, 16, 3), steps=1)
+
+
+def test_perspective_adapter_takes_plucker_maps() -> None:
+    model = adapted_model(Form(fov=40.0))
+    cameras = views(RAY_VIEWS, 16, 24, model.fov)
+    maps = model.camera(2 * cameras.c2w)  # the distance does not matter
+    assert maps.shape == (6, 6, model.image_size, model.image_size) and 0 <= maps.min() and maps.max() <= 1
+    front, middle = 2 * ray_maps(cameras)[0] - 1, (slice(None), slice(7, 9), slice(11, 13))
+    torch.testing.assert_close(front[middle].mean((1, 2))[:3], torch.tensor([0.0, 1.0, 0.0]), atol=0.01, rtol=0)
+    assert front[0, 0, 0] < -0.1 < 0.1 < front[0, 0, -1]  # left and right of the front, which is -y
+    assert front[3:, 8, 12].norm() < 0.1 < 0.5 < front[3:, 0, 0].norm()  # moment: distance of rays from the origin
+    controls = ray_maps(cameras), adapted_model().camera(cameras.c2w)
+    persp, ortho = (model.sample_views(PROMPT, c, size=(16, 24), steps=1, generator=cpu()) for c in controls)
+    assert persp.shape == (6, 16, 24, 3) and (persp - ortho).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_single_image_without_camera_equals_base() -> None:
+    base, model = tiny_model(), adapted_model()
+    x, t, text = torch.randn(2, 4, 8, 8, generator=cpu()), torch.tensor([300, 700]), base.encode_prompt([PROMPT])
+    text = text.expand(2, -1, -1)
+    expected = base.denoise(x, t, text, base.camera(C2W[:2]), 2)
+    assert torch.equal(model.denoise(x, t, text), expected)
+    assert (model.denoise(x, t, text, model.camera(C2W[:2]), 2) - expected).abs().max() > 1e-3
+
+
+def test_guide_views_guides_towards_other_views() -> None:
+    """With the prompt as the negative prompt only guidance towards the views is left."""
+    model = adapted_model()
+
+    def samples(guide_views: bool, guidance_scale: float) -> tuple[Tensor, Tensor]:
+        model.guide_views = guide_views
+        options: Any = {"steps": 2, "guidance_scale": guidance_scale, "negative_prompt": "", "generator": cpu()}
+        return model.sample_views("", model.camera(C2W), **options), model.sample("", C2W, **options)
+
+    torch.testing.assert_close(samples(True, 1), samples(False, 1))
+    torch.testing.assert_close(samples(False, 3), samples(False, 1), atol=1e-4, rtol=0)
+    for guided, plain in zip(samples(True, 3), samples(True, 1), strict=True):
+        assert (guided - plain).abs().max() > 1e-3
+
+
+def test_prior_follows_reference_image_and_its_scale() -> None:
+    """In samples and in gradients of a distillation, for more views than the reference."""
+    model, text, rng = adapted_model(), tiny_model().encode_prompt([PROMPT, ""]).split(1), np.random.default_rng(0)
+    rig = orbit(4, 0.2, 2.0, 0.8, 16, 16)
+    latents = torch.randn(4, 4, 8, 8, generator=cpu())
+    cut = [rng.random((9, 12, 4), np.float32) for _ in range(2)]
+
+    def gradient_and_sample() -> tuple[Tensor, Tensor]:
+        condition = Condition(text, model.camera(rig.c2w), 4, reference=model.reference(text[0]))
+        z = latents.clone().requires_grad_()
+        SDS(SDSConfig(), model.schedule, 100)(z, model.denoise, condition, 0, cpu())[0].backward()
+        sample = model.sample(PROMPT, rig.c2w, generator=cpu(), steps=1, guidance_scale=3.0)
+        assert z.grad is not None and sample.shape == (4, 16, 16, 3)
+        return z.grad, sample
+
+    assert model.reference(text[0]) is None
+    results = [gradient_and_sample()]
+    for image, scale in ((cut[0], None), (cut[0], 1.0), (cut[1], None)):
+        model.with_reference(image, scale)
+        results.append(gradient_and_sample())
+    for first, second in ((0, 1), (1, 2), (1, 3)):
+        for a, b in zip(results[first], results[second], strict=True):
+            assert (a - b).abs().max() > 1e-5
+    with refused("adapter"):
+        adapted_model(branches=("mv",)).with_reference(cut[0])
+
+
+def test_framed_places_object_on_grey() -> None:
+    cut = torch.zeros(40, 50, 4)
+    cut[5:25, 30:40] = torch.tensor([1.0, 0.0, 0.0, 1.0])
+    cut[0:30, 0:20, :3] = 1.0  # transparent
+    image = framed(cut, 40, 60)
+    rows, columns = ((image - 0.5).abs().amax(-1) >= 1e-3).nonzero(as_tuple=True)
+    assert rows.min() in (2, 3, 4) and rows.max() in (35, 36, 37)  # 36 of 40 rows, with the pixel around it
+    assert columns.min() + columns.max() == pytest.approx(59, abs=1)
+    torch.testing.assert_close(image[20, 30], torch.tensor([1.0, 0.0, 0.0]))
+    assert image.min() >= 0 and image.max() <= 1
+
+
+def test_inpaint_uses_2d_model_and_its_noise_schedule() -> None:
+    model, base, image = adapted_model(), tiny_model(), torch.rand(16, 24, 3, generator=cpu(1))
+    hole = torch.zeros(16, 24, dtype=torch.bool)
+    hole[3:9, 4:11] = True
+    model.with_network(model.adapted)
+    found, expected = (m.inpaint(PROMPT, image, hole, steps=2, repeats=2, generator=cpu()) for m in (model, base))
+    assert torch.equal(found, expected)
+    unchanged = base.inpaint(PROMPT, image, torch.zeros_like(hole), steps=2, generator=cpu())
+    decoded = base.decode_latents(base.encode_views(image[None]))[0]
+    torch.testing.assert_close(unchanged, decoded, atol=1e-4, rtol=0)
+    assert (found - unchanged)[hole].abs().max() > 0.01
+
+
+def test_shifted_schedule_is_saved_and_not_shifted_again(tmp_path: Path) -> None:
+    model = adapted_model(Form(shift=6.0, shift_mode="default"))
+    shifted = Schedule.scaled_linear().shifted(6.0, "default")
+    assert torch.equal(model.with_network(model.adapted).schedule.betas, shifted.betas)
+    components.scheduler(model.schedule).save_config(tmp_path / "scheduler")
+    stored = components.read_schedule(tmp_path)
+    torch.testing.assert_close(stored.alpha_bar, shifted.alpha_bar, rtol=1e-5, atol=0)
+    with refused(None, 0.5, kind=ValueError):
+        Schedule.scaled_linear().shifted(0.5)
+
+
+@pytest.mark.parametrize("mode", get_args(Shift))
+@torch.no_grad()
+def test_matched_timesteps_have_equal_noise_in_base_schedule(mode: Shift) -> None:
+    base = tiny_model()
+    own = base.schedule
+    model = adapted_model(Form(shift_mode=mode, timestep="matched"))
+    assert torch.allclose(own.timesteps_in(own), torch.arange(own.T).float())
+    matched, t = model.schedule.timesteps_in(own), torch.tensor([3, 250, 600])
+    assert bool((matched >= torch.arange(own.T)).all()) and matched.diff().min() >= 0 and matched[-1] == own.T - 1
+    low, high = (own.alpha_bar[rounded.long()] for rounded in (matched[t].ceil(), matched[t].floor()))
+    assert bool((low <= model.schedule.alpha_bar[t]).all() and (model.schedule.alpha_bar[t] <= high).all())
+    x, text = torch.randn(3, *base.latent_shape, generator=cpu()), base.encode_prompt([PROMPT] * 3)
+    assert torch.equal(model.network(x, t, text), base.network(x, matched[t], text))
+
+
+def test_config_builds_model_with_and_without_adapter(tmp_path: Path) -> None:
+    options = MVAdapterConfig(**tiny_prior_config(tmp_path, layout="full", mv_scale=0.5))
+    options.check()
+    model: MVAdapter = build("prior", options)
+    assert model.adapted is not None and model.adapted.form == Form("full") and model.adapted.mv_scale == 0.5
+    base = build("prior", options.model_copy(update={"adapter": None}))
+    assert base.adapted is None and base.sample(PROMPT, C2W, steps=1).shape == (3, 16, 16, 3)
+    with refused("adapter", "nowhere.safetensors"):
+        options.model_copy(update={"adapter": "nowhere.safetensors"}).check()
+
+
+def test_samples_start_from_coarse_prediction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    coarse_prior().save(tmp_path / "prior")
+    options = MVAdapterConfig(**tiny_prior_config(tmp_path, guess=str(tmp_path / "prior")))
+    options.check()
+    model = build("prior", options)
+    monkeypatch.setattr(model, "decode_latents", lambda z: z.permute(0, 2, 3, 1))  # decoding enlarges differences
+    init, control = model.init_latents(PROMPT, C2W), model.camera(C2W)
+    rng: Any = {"steps": 1, "guidance_scale": 1.0, "generator": cpu()}
+    near = model.sample_views(PROMPT, control, init=init._replace(strength=0.001), **rng)
+    noise = model.sample_views(PROMPT, control, **rng)
+    near_error, noise_error = ((s - init.latents.permute(0, 2, 3, 1)).abs().mean() for s in (near, noise))
+    assert near_error < 0.2 * noise_error
+    torch.testing.assert_close(model.sample(PROMPT, C2W, init_strength=0.001, **rng | {"generator": cpu()}), near)
+    other = model.init_latents("a blue cat", C2W)
+    assert not torch.equal(other.latents, init.latents) and not torch.equal(init.latents[0], init.latents[2])
+    assert model.init_latents(PROMPT, C2W, (16, 24)) is None, "another size"
+    assert model.coarse_latents(model.encode_prompt([PROMPT]), None) is None, "no camera"
+    model.with_reference(np.ones((16, 16, 4), np.float32))
+    of_mesh = adapted_model(Form("rowcol", control="geometry"), ("mv",))
+    of_mesh.coarse_predictor = model.coarse_predictor
+    assert model.init_latents(PROMPT, C2W) is None and of_mesh.init_latents(PROMPT, C2W) is None
+
+
+def test_build_refuses_unusable_coarse_predictors_and_multi_view_base(tmp_path: Path) -> None:
+    tiny_prior().save(tmp_path / "plain")
+    torch.manual_seed(9)
+    parts = tiny_unet(in_channels=8, out_channels=4), tiny_vae(), tiny_text_encoder(), word_tokenizer()
+    torch.nn.init.normal_(parts[2].get_input_embeddings().weight)
+    MVDream(*parts, coarse=tiny_coarse(), dtype="fp32").save(tmp_path / "other")
+    for name, value in (("plain", "toybox-prior"), ("other", "text encoder")):
+        options = MVAdapterConfig(**tiny_prior_config(tmp_path, guess=str(tmp_path / name)))
+        with refused("guess", tmp_path / name, value):
+            build("prior", options)
+    with refused("guess", "nothing/here/at/all"):
+        MVAdapterConfig(**tiny_prior_config(tmp_path, guess="nothing/here/at/all")).check()
+    with refused("weights", "toybox-base"):
+        MVAdapter(*parts, coarse=tiny_coarse())
+
+
+def test_note_views_warns_of_untrained_views(caplog: pytest.LogCaptureFixture) -> None:
+    def warning(model: MVAdapter, *angles: tuple[float, float]) -> str:
+        caplog.clear()
+        with caplog.at_level(logging.WARNING):
+            model.note_views(views(angles, 8, 8).c2w)
+        return caplog.text
+
+    assert not warning(adapted_model(), *RAY_VIEWS[:3])
+    text = warning(adapted_model(), (0, 45), (20, 45), (0, 100))
+    assert "views 1, 2 " in text and "45/0, 90/0" in text
+    assert untrained(views(GEOMETRY_VIEWS, 8, 8).c2w, GEOMETRY_VIEWS) == []
+    text = warning(adapted_model(Form(anywhere=0.5)), (0, 77), (29, 200), (45, 0), (-20, 30))
+    assert "views 2, 3 " in text and "45/0, 90/0" in text and "0 to 30" in text
+
+
+@pytest.mark.parametrize("fov", [0.0, 30.0, 90.0])
+@pytest.mark.parametrize("size", [(16, 16), (16, 24), (24, 16)])
+def test_cameras_see_the_whole_mesh(fov: float, size: tuple[int, int]) -> None:
+    corner = torch.tensor([[0.5, 0.0, 0.0], [0.0, 0.0, 0.5], [0.0, -0.5, 0.0]])
+    pixels, depth = views(GEOMETRY_VIEWS, *size, fov).project(corner)
+    assert (pixels > 0).all() and (pixels < torch.tensor(size[::-1])).all() and (depth > 0).all()

@@ -1,0 +1,284 @@
+"""Frozen UNet with an adapter: sizes, guider, trained parameters, adapter files, lookup by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tests.support.errors import refused
+from tests.support.tiny_mvadapter import BOTH, TOYBOX, awaken
+from tests.support.tiny_mvdiffusion import inputs, tiny_base
+from threedgen import cli
+from threedgen.guidance.guidance import Reference
+from threedgen.guidance.options import MVAdapterConfig, MVDiffusionConfig
+from threedgen.guidance.priors.mvadapter.form import Form
+from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, make_guider
+from threedgen.guidance.priors.mvadapter.weights import convert_adapter, load_adapter, save_adapter
+from threedgen.guidance.weights import plugins
+from threedgen.guidance.weights.plugins import locate
+
+
+def trained(branches: tuple = BOTH, form: Form | None = None) -> AdaptedUNet:
+    network = AdaptedUNet(tiny_base(), 8, form or Form(), branches)
+    awaken(network)
+    return network.half().float().eval()
+
+
+@pytest.mark.parametrize("branches", [("mv",), ("mv", "ref"), ("ref",), ()])
+@torch.no_grad()
+def test_saved_adapter_loads_unchanged(branches: tuple, tmp_path: Path) -> None:
+    form = Form("full", "serial", "geometry", 6.0, "default", timestep="matched")
+    network = trained(branches, form)
+    save_adapter(tmp_path / "a.safetensors", network)
+    base = tiny_base().half().float()
+    loaded = load_adapter(tmp_path / "a.safetensors", base)
+    assert loaded.network.form == form and loaded.network.branches == branches and loaded.ignored == ()
+    assert not any(parameter.requires_grad for parameter in loaded.network.parameters())
+    x, t, text = inputs(3)
+    control = torch.rand(3, 6, 1, 1)
+    assert torch.equal(loaded.network(x, t, text, control, 3), network(x, t, text, control, 3))
+    changed = load_adapter(tmp_path / "a.safetensors", base, layout="row", shift=None).network.form
+    assert changed == Form("row", "serial", "geometry", 6.0, "default", timestep="matched")
+
+
+def test_saved_file_has_released_names_without_base(tmp_path: Path) -> None:
+    save_adapter(tmp_path / "a.safetensors", trained())
+    names = load_file(tmp_path / "a.safetensors").keys()
+    attn = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.processor"
+    every = [f"{attn}.to_{kind}_{branch}" for kind in "qkv" for branch in BOTH]
+    every += [f"{attn}.to_out_{branch}.0" for branch in BOTH] + ["adapter.conv_in", "adapter.body.1.resnets.0.block2"]
+    assert {f"{name}.weight" for name in every} <= names
+    assert not any(name.startswith("conv_in") or "attn2" in name or ".to_q." in name for name in names)
+
+
+def released() -> dict[str, Tensor]:
+    return trained().adapter_state() | {"unet_ema.decay": torch.ones(1)}
+
+
+def test_released_file_gets_default_form(tmp_path: Path) -> None:
+    save_file({name: tensor.clone() for name, tensor in released().items()}, tmp_path / "a.safetensors")
+    loaded = load_adapter(tmp_path / "a.safetensors", tiny_base())
+    assert loaded.network.form == Form() and loaded.ignored == ("unet_ema.decay",)
+
+
+@pytest.mark.parametrize(
+    ("change", "values"),
+    [
+        ({"adapter.conv_in.bias": None}, [1, "adapter.conv_in.bias"]),
+        ({"adapter.new": torch.ones(1)}, [1, "adapter.new"]),
+        ({"adapter.conv_in.bias": torch.ones(7)}, [1, "adapter.conv_in.bias"]),
+        ({"adapter.conv_in.bias": torch.full((32,), torch.nan)}, ["adapter.conv_in.bias"]),
+        ({"mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_k_ref.weight": None}, [1, "to_k_ref"]),
+    ],
+)
+def test_convert_adapter_refuses_wrong_tensors(change: dict[str, Tensor | None], values: list[Any]) -> None:
+    tensors = {name: tensor for name, tensor in (released() | change).items() if tensor is not None}
+    with refused(None, *values):
+        convert_adapter(tensors, tiny_base())
+
+
+def test_convert_adapter_recognises_depth_and_downscale_of_guider() -> None:
+    deep = convert_adapter(AdaptedUNet(tiny_base(), depth=3).adapter_state(), tiny_base()).network
+    assert len(deep.guider.adapter.body[0].resnets) == 3
+    small = AdaptedUNet(tiny_base(), branches=("mv",), downscale=2)
+    found = convert_adapter(small.adapter_state(), tiny_base()).network
+    assert (found.guider.downscale_factor, found.multiple) == (2, 8)
+
+
+def test_adapters_of_other_bases_are_refused(tmp_path: Path) -> None:
+    for config, values in ((TOYBOX, [4, 32, 7, 64]), ({"block_out_channels": (64, 64)}, [4, 32, 64])):
+        with refused("adapter", *values):
+            convert_adapter(released(), tiny_base(**config))
+    save_adapter(tmp_path / "a.safetensors", trained())
+    with refused("adapter", 16, 20):
+        load_adapter(tmp_path / "a.safetensors", tiny_base(cross_attention_dim=20))
+    with refused("adapter", "to_q_mv"):
+        convert_adapter(tiny_base().state_dict(), tiny_base())
+
+
+def test_tuned_base_takes_the_adapter() -> None:
+    other = tiny_base()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter += 0.01
+    assert convert_adapter(released(), other).network.form == Form()
+
+
+@pytest.mark.parametrize(
+    ("card", "values"),
+    [
+        ({"layout": "rows"}, ["layout", "rows", "rowcol"]),
+        ({"shift": "many"}, ["shift", "many"]),
+        ({"shift": "0.5"}, ["shift", 0.5, 1]),
+        ({"fov": "nan"}, ["fov", "nan"]),
+    ],
+)
+def test_metadata_of_adapter_file_is_checked(card: dict[str, str], values: list[Any]) -> None:
+    with refused("adapter", *values):
+        convert_adapter(released(), tiny_base(), card=card)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--config", "mvadapter-toybox"], ["prior.name=mvadapter"], ["--config", "quick-toybox", "prior.name=mvadapter"]],
+)
+def test_cli_names_training_of_missing_adapter(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    adapter = "prior.adapter=outputs/train-mvadapter-toybox/run/adapter.safetensors"
+    for more in ([], ["--dry-run"]):
+        assert cli.main([*words, adapter, "prompt=a red dog", *more]) == 2
+        assert "python launch.py --config train-mvadapter-toybox" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_only_installed_files() -> None:
+    for config, key in ((MVDiffusionConfig, "blocks"), (MVAdapterConfig, "adapter")):
+        description = str(config.model_fields[key].description)
+        assert {name for name in plugins.FILES[key] if name in description} == set(plugins.embedded_files(key))
+
+
+def test_locate_finds_installed_names_and_suggests_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with refused("adapter", "nowhere.safetensors", "huanngzh/mv-adapter"):
+        locate("adapter", "nowhere.safetensors")
+    with refused("blocks", "toybox-pano", "toybox-panorama"):
+        locate("blocks", "toybox-pano")
+    monkeypatch.setattr(plugins, "folder", lambda name: tmp_path / name)
+    for name in ("toybox-ray", "toybox-rays"):  # nothing is installed
+        with refused("adapter", name, "train-mvadapter") as caught:
+            locate("adapter", name)
+        assert str(caught.value).count("toybox-rays") == (name == "toybox-rays")
+    geometry = tmp_path / "weights" / "toybox-mvadapter" / "geometry.safetensors"
+    geometry.parent.mkdir(parents=True)
+    geometry.touch()
+    assert plugins.choice("adapter", "a file") == "toybox-geometry, a file" and plugins.choice("blocks", "x") == "x"
+    assert locate("adapter", "toybox-geometry") == geometry
+    for name in ("nowhere", "toybox-geo"):
+        with refused("adapter", repr(name), "toybox-geometry", "train-mvadapter"):
+            locate("adapter", name)
+
+
+SD: dict[str, Any] = {"block_out_channels": (320, 640, 1280, 1280)}
+SDXL: dict[str, Any] = {
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "cross_attention_dim": 2048,
+}
+
+
+def control(views: int, height: int = 1, width: int = 1) -> torch.Tensor:
+    return torch.rand(views, 6, height, width, generator=torch.Generator().manual_seed(2))
+
+
+def millions(*modules: torch.nn.Module) -> float:
+    return sum(p.numel() for module in modules for p in module.parameters()) / 1e6
+
+
+@pytest.mark.parametrize(("config", "attention", "guider"), [(SD, 49.574, 77.922), (SDXL, 409.683, 81.240)])
+def test_adapters_of_released_bases_have_published_size(config: Any, attention: float, guider: float) -> None:
+    with torch.device("meta"):
+        network = AdaptedUNet(UNet2DConditionModel(**config), branches=("mv",))
+    *processors, found = network.new_parts
+    assert len(processors) == (16 if config is SD else 70)
+    assert millions(*processors) == pytest.approx(attention, abs=1e-3)
+    assert millions(found) == pytest.approx(guider, abs=1e-3)
+
+
+@pytest.mark.parametrize(("config", "multiple"), [({}, 8), (TOYBOX, 16)])
+def test_guider_features_reach_every_block(config: Any, multiple: int) -> None:
+    network = AdaptedUNet(tiny_base(**config), branches=("mv",))
+    assert network.multiple == multiple
+    x, t, text = inputs(3, size=(4, 10))
+    found = network.guide(control(3), 32, 80)
+    assert found is not None and len(found) == len(network.unet.down_blocks) + (config is TOYBOX)
+    without = network(x, t, text, None, 3)
+    for block in network.guider.adapter.body:
+        for parameter in block.parameters():
+            parameter.data.zero_()
+    network.guider.adapter.body[-1].resnets[-1].block2.bias.data.fill_(1.0)  # only the last feature
+    network.guider.adapter.conv_in.weight.data.zero_()
+    network.guider.adapter.conv_in.bias.data.zero_()
+    assert (network(x, t, text, control(3, 32, 80), 3) - without).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_downscaled_guider_matches_on_constant_blocks() -> None:
+    base = tiny_base(**TOYBOX)
+    whole, less = make_guider(base), make_guider(base, downscale=4)
+    weight: torch.Tensor = whole.adapter.conv_in.weight  # type: ignore[assignment]
+    summed = weight.unflatten(1, (6, 4, 4, 4, 4)).sum((3, 5)).flatten(1, 3)
+    less.load_state_dict(whole.state_dict() | {"adapter.conv_in.weight": summed})
+    network = AdaptedUNet(base, branches=())
+    blocks = control(2, 8, 12).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    found = []
+    for network.guider in (whole, less):
+        assert network.multiple == 16
+        found.append([network.guide(maps, 32, 48) for maps in (control(2), blocks)])
+    torch.testing.assert_close(*found)
+    with refused(None, 16, 5, kind=ValueError):
+        make_guider(base, downscale=5)
+
+
+@pytest.mark.parametrize("config", [{}, TOYBOX])
+def test_fine_guider_acts_on_first_layer(config: Any) -> None:
+    network = AdaptedUNet(tiny_base(**config), branches=("mv",))
+    x, t, text = inputs(3, size=(4, 10))
+    maps = control(3, 32, 80)
+    before = network(x, t, text, maps, 3)
+    network.add_fine_guider()
+    assert network.fine is not None
+    assert torch.equal(network(x, t, text, maps, 3), before)
+    assert len(network.new_parts) == len(AdaptedUNet(tiny_base(**config), branches=("mv",), fine=True).new_parts)
+    network.fine[-1].weight.data.fill_(0.01)
+    assert (network(x, t, text, maps, 3) - before).abs().max() > 1e-4
+    assert torch.equal(network(x, t, text, None, 3), network(x, t, text, None, 3))
+    assert not network.unet.conv_in._forward_hooks
+    back = convert_adapter(network.adapter_state(), tiny_base(**config)).network
+    torch.testing.assert_close(back(x, t, text, maps, 3), network(x, t, text, maps, 3))
+
+
+def test_network_refuses_wrong_maps_sizes_and_bases() -> None:
+    network = AdaptedUNet(tiny_base(**TOYBOX))
+    x, t, text = inputs(2, size=(4, 6))
+    with refused(None, (16, 16), "32 x 48", kind=ValueError):
+        network(x, t, text, control(2, 16, 16), 2)
+    with refused(None, 16, "32 x 40", kind=ValueError):
+        network(*inputs(2, size=(4, 5)), control(2), 2)
+    with refused(None, 2, "n_view", 3, kind=ValueError):
+        network(x, t, text, None, 3)
+    with pytest.raises(ValueError):
+        make_guider(tiny_base(down_block_types=("DownBlock2D", "CrossAttnDownBlock2D")))
+
+
+def test_gradients_reach_only_the_adapter() -> None:
+    network = AdaptedUNet(tiny_base())
+    awaken(network)
+    x, t, text = inputs(3)
+    features = network.reference_features(x[:1], text[:1])
+    network(x, t, text, control(3), 3, features).square().mean().backward()
+    new = {id(parameter) for parameter in network.new_parts.parameters()}
+    for name, parameter in network.named_parameters():
+        assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == (id(parameter) in new), name
+    assert new == {id(parameter) for parameter in network.parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def test_objects_and_guidance_halves_are_independent() -> None:
+    network = AdaptedUNet(tiny_base())
+    awaken(network)
+    x, t, text = inputs(6, size=(4, 6))
+    maps, features = control(6), network.reference_features(x[:2], text[:2])
+    both = Reference(features).repeated(True, False)
+    together = network(torch.cat([x, x]), t[0], torch.cat([text, text]), torch.cat([maps, maps]), 3, both)
+    first = {name: tensor[:1] for name, tensor in features.items()}
+    torch.testing.assert_close(network(x[:3], t[0], text[:3], maps[:3], 3, first), together[:3], atol=1e-5, rtol=0)
+    torch.testing.assert_close(network(x, t[0], text, maps, 3), together[6:], atol=1e-5, rtol=0)

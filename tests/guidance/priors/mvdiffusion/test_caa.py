@@ -1,0 +1,119 @@
+"""Correspondence-aware attention: initial identity, plain reference, chunking, masking."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.support.errors import refused
+from tests.support.tiny_mvdiffusion import awaken, ring, wall
+from threedgen.geometry.warp import sample
+from threedgen.guidance.priors.mvdiffusion.caa import DepthBlock, PanoramaBlock, PositionalEncoding, frequencies
+
+CPU = torch.device("cpu")
+
+
+def features(views: int = 8, width: int = 32, size: tuple[int, int] = (8, 8)) -> Tensor:
+    return torch.randn(views, width, *size, generator=torch.Generator().manual_seed(0))
+
+
+def output_and_gradients(block: PanoramaBlock | DepthBlock, x: Tensor, keys, n_view: int) -> tuple[Tensor, ...]:
+    out = block(x, keys, n_view)
+    return out, *torch.autograd.grad(out.square().mean(), [x, *block.parameters()])
+
+
+def test_untrained_blocks_are_identity() -> None:
+    x = features()
+    assert torch.equal(PanoramaBlock(32)(x, ring().keys(8, 8, CPU), 8), x)
+    x = features(3, 64, (4, 6))
+    assert torch.equal(DepthBlock(64, "capped")(x, wall().keys(4, 6, CPU), 3), x)
+
+
+def test_chunks_and_checkpointing_change_nothing() -> None:
+    x = features(3, 64, (4, 6)).requires_grad_()
+    keys = wall().keys(4, 6, CPU)
+    block = awaken(DepthBlock(64))
+    block.attn1.by_token = False
+    results = []
+    for block.attn1.chunk, block.attn1.checkpointing in ((None, False), (1, True), (64 * 9, False)):
+        results.append(output_and_gradients(block, x, keys, 3))
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("scenes", [1, 2])
+@pytest.mark.parametrize(
+    ("block", "keys", "size", "n_view"),
+    [
+        (PanoramaBlock(64), ring().keys(8, 8, CPU), (8, 8), 8),
+        (PanoramaBlock(96, "capped"), ring().keys(4, 4, CPU), (4, 4), 8),
+        (DepthBlock(64), wall().keys(4, 6, CPU), (4, 6), 3),
+        (DepthBlock(64, "capped"), wall().keys(4, 6, CPU), (4, 6), 3),
+    ],
+)
+def test_by_token_matches_default(block: PanoramaBlock | DepthBlock, keys, size, n_view: int, scenes: int) -> None:
+    attention = getattr(awaken(block), "attn1", block)
+    x = features(scenes * n_view, len(attention.transformer.norm1.weight), size).requires_grad_()
+    results = []
+    for attention.by_token in (False, True):
+        results.append(output_and_gradients(block, x, keys, n_view))
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)
+
+
+def test_tokens_influence_only_corresponding_tokens() -> None:
+    x, keys = features(), ring().keys(8, 8, CPU)
+    block = awaken(PanoramaBlock(32))
+    other = x.clone()
+    other[2, 0, 3, 1] += 1  # in one channel: the norm removes a change of all
+    with torch.no_grad():
+        moved = (block(other, keys, 8) - block(x, keys, 8)).abs().amax(1) > 1e-6
+    spot = torch.zeros(8, 1, 8, 8)
+    spot[2, 0, 3, 1] = 1
+    for view in range(8):
+        reads = sample(spot[keys[view].views], keys[view].places)[:, 0] * keys[view].mask
+        expected = reads.sum((0, 2)).view(8, 8) > 1e-4
+        if view == 2:
+            expected[3, 1] = True
+        assert torch.equal(moved[view], expected)
+    assert moved[1].any() and not moved[3, :, 4:].any() and not moved[5].any()
+
+
+def test_masked_keys_take_part_in_softmax_as_bias_of_norm() -> None:
+    block, x = awaken(PanoramaBlock(32)), features()
+    keys = ring().keys(8, 8, CPU)[0]
+    nothing = [type(keys)(keys.views, keys.places, torch.zeros_like(keys.mask), keys.relation)] * 8
+    other = features() + 5  # of the other views
+    other[0] = x[0]
+    with torch.no_grad():
+        torch.testing.assert_close(block(x, nothing, 8)[0], block(other, nothing, 8)[0])
+        assert (block(x, nothing, 8)[0] - x[0]).abs().max() > 1e-3
+
+
+def test_scenes_of_a_batch_are_independent() -> None:
+    block, keys = awaken(PanoramaBlock(32)), ring().keys(8, 8, CPU)
+    one, two = features(), features() * 2
+    with torch.no_grad():
+        both = block(torch.cat([one, two]), keys, 8)
+        torch.testing.assert_close(both, torch.cat([block(one, keys, 8), block(two, keys, 8)]))
+
+
+def test_frequencies_of_both_encodings() -> None:
+    assert frequencies(4, "reference").tolist() == [1, 2, 4, 8]
+    assert frequencies(160, "reference")[64].item() == pytest.approx(5000, rel=1e-3)
+    capped = frequencies(80, "capped")
+    assert capped[0] == 0.25 and capped[-1] == 64
+
+
+def test_depth_encoding_needs_even_token_count_unless_capped() -> None:
+    x = torch.rand(3, 1, 1)
+    out = PositionalEncoding(32, 1, "capped")(x)
+    assert out.shape == (3, 1, 32)
+    torch.testing.assert_close(out[..., :16].square() + out[..., 16:].square(), torch.ones(3, 1, 16))
+    with pytest.raises(ValueError):
+        PositionalEncoding(32, 1)(x)
+
+
+def test_block_refuses_width_that_is_no_multiple_of_head() -> None:
+    with refused(None, 32, 48, kind=ValueError):
+        PanoramaBlock(48)

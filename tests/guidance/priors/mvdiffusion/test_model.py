@@ -1,0 +1,196 @@
+"""MVDiffusion as a model: joint samples, given views, block files, input channels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.support.errors import refused
+from tests.support.tiny_mvdiffusion import awaken, ring, tiny_model, wall
+from tests.support.tiny_prior import cpu
+from threedgen.guidance.losses.lora import ATTENTION, CONVOLUTIONS, LoRA
+from threedgen.guidance.priors.mvdiffusion.difference import difference, widened
+from threedgen.guidance.priors.mvdiffusion.inputs import (
+    Convention,
+    depth_channels,
+    given_condition,
+    mask_channels,
+    masked_images,
+    unknown_channels,
+)
+from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.priors.mvdiffusion.unet import MultiviewUNet
+from threedgen.guidance.priors.mvdiffusion.weights import save_blocks
+
+PROMPTS = ["a red dog", "a blue cat"] * 4
+
+
+def sample(model: MVDiffusion, geometry: Any, prompts: list[str] = PROMPTS, **options: Any) -> Tensor:
+    return model.sample_views(prompts, geometry, (16, 16), steps=2, generator=cpu(), **options)
+
+
+def trained_model() -> MVDiffusion:
+    """With attention between views that is not zero."""
+    model = tiny_model()
+    model = model.with_network(MultiviewUNet(model.unet))
+    awaken(model.multiview)
+    return model
+
+
+def test_views_are_sampled_jointly_or_independently() -> None:
+    model, geometry = tiny_model(), ring(8, 16)
+    single = sample(model, None)
+    assert single.shape == (8, 16, 16, 3)
+    untrained = model.with_network(MultiviewUNet(model.unet))
+    torch.testing.assert_close(sample(untrained, geometry), single)
+    awaken(untrained.multiview)
+    assert (sample(untrained, geometry) - single).abs().max() > 1e-3
+
+
+def test_guide_views_guides_towards_other_views() -> None:
+    model, geometry = trained_model(), ring(8, 16)
+
+    def guided(guide_views: bool, guidance_scale: float, prompts: list[str] = PROMPTS) -> Tensor:
+        model.guide_views = guide_views
+        return sample(model, geometry, prompts, guidance_scale=guidance_scale)
+
+    torch.testing.assert_close(guided(True, 1), guided(False, 1))
+    assert (guided(True, 3) - guided(False, 3)).abs().max() > 1e-3
+    empty = [""] * 8  # equal to the negative prompt: only guidance towards the views is left
+    torch.testing.assert_close(guided(False, 3, empty), guided(False, 1, empty))
+    assert (guided(True, 3, empty) - guided(True, 1, empty)).abs().max() > 1e-3
+
+
+def test_eta_adds_noise_from_generator() -> None:
+    plain, noisy, again = (sample(tiny_model(), None, eta=eta) for eta in (0.0, 1.0, 1.0))
+    assert torch.equal(noisy, again) and (noisy - plain).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("convention", ["code", "paper"])
+def test_hold_keeps_given_view_of_inpainting_model(convention: Convention) -> None:
+    model, geometry = tiny_model("outpaint"), ring(8, 16)
+    views = torch.rand(8, 16, 16, 3, generator=cpu())
+    conditions = model.masked_extra(views, torch.arange(8) == 0, convention), None
+    free, held = (
+        sample(model, geometry, conditions=lambda size: conditions, mask=convention) for model.hold in (False, True)
+    )
+    torch.testing.assert_close(held[0], model.decode_latents(model.encode_views(views[:1]))[0].float())
+    assert (free[0] - held[0]).abs().max() > 1e-3
+    assert all((free[view] - held[view]).abs().max() > 1e-5 for view in (1, 7)), "neighbours follow the held view"
+
+
+@pytest.mark.parametrize("kind", ["depth", "keys"])
+def test_given_frames_enter_by_branch_or_are_held(kind: str) -> None:
+    """The model without a condition branch ("keys") holds them."""
+    model, latents = tiny_model(kind), torch.randn(3, 4, 16, 24, generator=cpu())
+    extra = depth_channels(torch.full((3, 32, 48), 2.0), 16, 24)
+    free, held = (
+        model.sample_views(PROMPTS[:3], wall(3, 32, 48), (32, 48), lambda size, c=c: (extra, c), 2, generator=cpu())
+        for c in (None, given_condition(latents, torch.tensor([True, False, False])))
+    )
+    same = torch.allclose(held[0], model.decode_latents(latents[:1])[0].float(), atol=1e-5)
+    assert same == (kind == "keys")
+    assert all((free[view] - held[view]).abs().max() > 1e-5 for view in range(3))
+
+
+def test_compact_halves_memory_and_keeps_samples() -> None:
+    model, geometry = trained_model(), ring(8, 16)
+    model.dtype = torch.bfloat16
+
+    def size() -> int:
+        return sum(tensor.nbytes for tensor in model.multiview.parameters())
+
+    before, expected = size(), sample(model, geometry)
+    assert torch.equal(sample(model.compact(), geometry), expected) and size() < 0.6 * before
+
+
+def test_on_step_may_stop_sampling() -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample(tiny_model(), None, on_step=stop)
+
+
+@pytest.mark.parametrize("extra", [0, 1, 5])
+def test_widened_unet_starts_as_its_base(extra: int) -> None:
+    model = tiny_model()
+    x, t, text = torch.randn(2, 4, 8, 8, generator=cpu()), torch.full((2,), 300), model.encode_prompt(PROMPTS[:2])
+    before = model.denoise_views(x, t, text)
+    model.unet = widened(model.unet, extra)
+    torch.testing.assert_close(model.denoise_views(x, t, text), before)
+    assert unknown_channels(model.extra, x).shape[1] == extra
+
+
+def test_unknown_number_of_input_channels_is_refused() -> None:
+    with refused("weights", 7, 1, 5):
+        tiny_model(in_channels=11, out_channels=4)
+
+
+@pytest.mark.parametrize("targets", [ATTENTION, ATTENTION + CONVOLUTIONS])
+def test_blocks_file_stores_unet_as_difference(targets: tuple[str, ...], tmp_path: Path) -> None:
+    model, file = tiny_model(), tmp_path / "blocks.safetensors"
+    before = {name: tensor.clone() for name, tensor in model.unet.state_dict().items()}
+    unet = widened(model.unet, 1)
+    with torch.no_grad():
+        unet.conv_in.weight[:, 4:] += 0.1
+    lora = LoRA(unet, 2, cpu(), targets=targets)
+    for up in lora.up:
+        up.data.normal_(std=0.05, generator=cpu())
+    network = awaken(MultiviewUNet(unet, "depth", "capped", condition=True)).half().float()
+    save_blocks(file, network, difference(network.unet, lora))
+    lora.half().float().attach(network.unet)
+    x, t, text = torch.randn(2, 5, 8, 8, generator=cpu()), torch.full((2,), 300), model.encode_prompt(PROMPTS[:2])
+    loaded = tiny_model().with_blocks(file)
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.multiview(x, t, text), network(x, t, text), atol=2e-2, rtol=0)
+    assert loaded.extra == "depth" and loaded.multiview.has_condition
+    assert sum("unet." in name for name in load_file(file)) == 2
+    assert all(torch.equal(model.unet.state_dict()[name], tensor) for name, tensor in before.items())
+
+
+def test_check_trained_options_warns_of_differences(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "blocks.safetensors"
+    save_blocks(path, MultiviewUNet(tiny_model().unet), None, options={"k": 5, "neighbours": "ring"})
+    model = tiny_model().with_blocks(path)
+    model.check_trained_options(k=5, neighbours="ring", mask="paper")
+    assert not caplog.records
+    model.check_trained_options(k=3, neighbours="ring")
+    assert [record.args for record in caplog.records] == [("k", 3, "5")]
+
+
+def test_blocks_of_another_base_are_refused(tmp_path: Path) -> None:
+    unet, file = widened(tiny_model().unet, 1), tmp_path / "blocks.safetensors"
+    save_blocks(file, MultiviewUNet(unet, "depth", "capped"), difference(unet, LoRA(unet, 2)))
+    other = tiny_model(block_out_channels=(32, 96))
+    with refused("blocks", 32, 64, 96):
+        other.with_blocks(file)
+    tiny_model().save(tmp_path / "base")
+    with refused("blocks", "cp_blocks_mid"):
+        other.with_blocks(tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def test_depth_channels_scale_inverse_depth() -> None:
+    depth = torch.tensor([[[1.0, 2.0], [4.0, 0.0]]])
+    torch.testing.assert_close(depth_channels(depth, 2, 2)[0, 0], torch.tensor([[1.0, -1 / 3], [-1.0, -2.0]]))
+    assert (depth_channels(torch.zeros(1, 2, 2), 2, 2) == -2).all()
+    assert depth_channels(torch.full((1, 2, 2), 3.0), 2, 2).isfinite().all()
+
+
+def test_mask_conventions() -> None:
+    views, latents, given = torch.ones(2, 4, 4, 3), torch.ones(2, 4, 2, 2), torch.tensor([True, False])
+    assert masked_images(views, given)[1].unique() == 0.5 and masked_images(views, given, "paper")[1].unique() == 0
+    assert mask_channels(latents, given)[:, 0, 0, 0].tolist() == [0, 1]
+    assert mask_channels(latents, given, "paper")[:, 0, 0, 0].tolist() == [1, 0]
+    part = torch.zeros(2, 4, 4, dtype=torch.bool)
+    part[0, :, :3] = True  # half of the right latents
+    assert mask_channels(latents, part)[:, 0].tolist() == [[[0, 1], [0, 1]], [[1, 1], [1, 1]]]
+    assert mask_channels(latents, part, "paper")[0, 0].tolist() == [[1, 0], [1, 0]]
+    assert masked_images(views, part)[0, :, :, 0].tolist() == [[1, 1, 1, 0.5]] * 4
+    condition = given_condition(latents, given)
+    assert condition.shape == (2, 5, 2, 2) and condition[0].unique() == 1 and condition[1].unique() == 0
