@@ -208,7 +208,8 @@ def split_override(text: str) -> tuple[Key, str]:
 def _override_layer(model: type[BaseModel], layers: Sequence[Layer], given: list[tuple[Key, str]]) -> Layer:
     """Return overrides as data, unknown keys included. Raises ConfigError for values that are not YAML."""
     layer, problems = Layer(COMMAND_LINE, {}), []
-    for key, text in sorted(given, key=lambda one: _order(*one)):
+    inner = {key[:length] for key, _ in given for length in range(1, len(key))}
+    for key, text in sorted(given, key=lambda one: _order(*one, inner)):
         try:
             value = _value(model, merged([*layers, layer]), key, text)
             layer = Layer(COMMAND_LINE, merge(layer.tree, nested(key, value)))
@@ -219,12 +220,14 @@ def _override_layer(model: type[BaseModel], layers: Sequence[Layer], given: list
     return layer
 
 
-def _order(key: Key, text: str) -> tuple[int, int]:
-    """Return the sort key of an override: names of sections first, outer ones before inner ones, others as typed."""
-    if key[-1] == "name":
-        return 0, len(key) - 1
-    is_word = re.fullmatch(r"[A-Za-z][\w-]*", text) and text != "null"  # `field=sdf` sets the name of a section
-    return (0, len(key)) if is_word else (1, 0)
+def _order(key: Key, text: str, inner: set[Key]) -> tuple[int, int]:
+    """Return the sort key of an override: names of sections first, outer ones before inner ones, others as typed.
+
+    `inner`: keys of sections whose options are also given; a word sets their name (`field=sdf field.width=8`).
+    """
+    section = key[:-1] if key[-1] == "name" else key
+    is_name = key[-1] == "name" or (key in inner and re.fullmatch(r"[A-Za-z][\w-]*", text) and text != "null")
+    return (0, len(section)) if is_name else (1, 0)
 
 
 def _value(model: type[BaseModel], tree: Tree, key: Key, text: str) -> Any:
