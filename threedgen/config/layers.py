@@ -209,7 +209,7 @@ def _override_layer(model: type[BaseModel], layers: Sequence[Layer], given: list
     """Return overrides as data, unknown keys included. Raises ConfigError for values that are not YAML."""
     layer, problems = Layer(COMMAND_LINE, {}), []
     inner = {key[:length] for key, _ in given for length in range(1, len(key))}
-    for key, text in sorted(given, key=lambda one: _order(*one, inner)):
+    for key, text in sorted(given, key=lambda one: _order(one[0], one[1], inner)):
         try:
             value = _value(model, merged([*layers, layer]), key, text)
             layer = Layer(COMMAND_LINE, merge(layer.tree, nested(key, value)))
