@@ -1,4 +1,4 @@
-"""Selection of the kernel implementation (back end): the configured one, or the fastest available."""
+"""Selection of the kernel implementation (back end): the configured one, or the fastest one that is installed."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from .options import require_backend
 from .scan import requires_deterministic
 
 DEVICE_TYPES = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda", "nerfacc": "cuda"}
-"""Device type of each float32 back end. The back end torch supports all devices and dtypes."""
+"""Device type of each back end that computes in float32 only. The back end `torch` supports all devices and dtypes."""
 
 
 def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32, varying: Sequence[str] = ()) -> str:
-    """Return the back end for a device and a dtype; "auto": numba on a CPU, triton (if installed) on a GPU, else torch.
+    """Return the name of the back end for a device and a dtype.
+
+    "auto" selects numba on a CPU, triton on a GPU if it is installed, and torch otherwise.
 
     Args:
-        varying: back ends whose results vary between runs; "auto" skips them if `trainer.deterministic=true`.
+        name: "auto" or the name of a back end.
+        varying: names of back ends whose results vary between runs. "auto" skips them if `trainer.deterministic=true`.
 
     Raises:
-        ConfigError: if the back end is not installed or does not support the device or the dtype.
+        ConfigError: if the named back end is not installed or does not support the device or the dtype.
     """
     if name == "auto":
         skipped = varying if requires_deterministic() else ()
@@ -48,9 +51,14 @@ def load(
     dtype: torch.dtype = torch.float32,
     varying: Sequence[str] = (),
 ) -> ModuleType:
-    """Import the module of the back end that `choose` selects, from `modules` (back end: path); may compile kernels.
+    """Import the module of the back end that `choose` selects. The import may compile kernels.
 
-    Raises ConfigError as `choose`, and for an optional package that is installed but fails to import.
+    Args:
+        modules: import path of the module of each back end, by the name of the back end.
+        name, device, dtype, varying: arguments of `choose`.
+
+    Raises:
+        ConfigError: for the reasons of `choose`, or if an optional package is installed but its import fails.
     """
     name = choose(name, device, dtype, varying)
     try:

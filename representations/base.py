@@ -27,7 +27,10 @@ from .shading import ALBEDO, Shading
 
 
 class Background(Protocol):
-    """Map of unit directions (R, 3) to colours (R, 3) in [0, 1]; an nn.Module if it has parameters."""
+    """Map of unit directions (R, 3) to colours (R, 3) in [0, 1]; an nn.Module if it has parameters.
+
+    With `training=True` a background may be random. Its random numbers come from `generator`.
+    """
 
     def __call__(
         self, directions: Tensor, *, training: bool = False, generator: torch.Generator | None = None
@@ -41,7 +44,11 @@ class Background(Protocol):
 
 
 class Material(Protocol):
-    """Map of features (N, F) to colours (N, 3) in [0, 1], unlit or lit by a point light."""
+    """Map of features (N, F) to colours (N, 3) in [0, 1], unlit or lit by a point light.
+
+    Lit modes also need unit normals (N, 3), world positions (N, 3) of the points and of their lights (N, 3).
+    `sample_shading` returns the shading mode and the light intensities of one render.
+    """
 
     def sample_shading(
         self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
@@ -59,21 +66,24 @@ class Material(Protocol):
 
 @dataclass
 class Render:
-    """Render of R rays, B * H * W for whole images. Distances in world units along the ray, colours in [0, 1].
+    """Render of R rays. For whole images of B cameras, R = B * H * W in this order.
+
+    Distances are in world units along the ray, colours are in [0, 1]. "Weight" is the compositing weight of a sample.
 
     Attributes:
-        rgb: (R, 3) rgb_fg + background * (1 - opacity).
-        rgb_fg, background: (R, 3) foreground composited on black, and background colour.
-        opacity: (R, 1) sum of weights.
+        rgb: (R, 3) final colours, rgb_fg + background * (1 - opacity).
+        rgb_fg, background: (R, 3) colours of the object composited on black, and colours of the background.
+        opacity: (R, 1) sum of the weights, in [0, 1].
         depth: (R, 1) sum of weight * distance, not divided by the opacity.
-        z_variance: (R, 1), see `march.depth_variance`.
+        z_variance: (R, 1) sum of weight * (distance - depth)^2.
+        shading: shading mode and light intensities of the render.
         samples: packed samples along the rays, or None if no rays were marched.
         normal: (R, 3) opacity * (unit normal + 1) / 2, or None without normals.
-        orientation: (R, 1) sum of `losses.orientation_terms`, or None without normals.
-        eikonal: (R, 1) sum of the samples' eikonal errors (`losses.eikonal`), or None without a distance field.
-        weights, normals: (N,) and (N, 3) per sample, or None in a chunked render.
-        surface: vertices (N, 3) and faces (F, 3) of a mesh, or None.
-        extra: further channels (R, C) of a representation, by name.
+        orientation: (R, 1) sum of `losses.orientation_terms` of the samples, or None without normals.
+        eikonal: (R, 1) sum of the samples' (|grad f| - 1)^2, or None if the representation is not a distance field f.
+        weights, normals: (N,) and (N, 3) of all N samples, or None in a render that was computed in chunks.
+        surface: vertices (N, 3) and faces (F, 3) of the rendered mesh, or None.
+        extra: further channels (R, C) that the representation defines, by name.
     """
 
     rgb: Tensor
@@ -98,7 +108,7 @@ class Render:
         return 0 if self.samples is None else len(self.samples)
 
     def distortion(self, span: float) -> Tensor | None:
-        """Return the distortion loss (`losses.distortion`), or None without samples or in a chunked render."""
+        """Return the distortion loss (scalar), or None without samples or weights; `span` = far - near, world units."""
         s = self.samples
         if self.weights is None or s is None:
             return None
@@ -106,10 +116,12 @@ class Render:
 
 
 class ParameterGroup(NamedTuple):
-    """Parameters with one learning rate.
+    """Parameters that share one learning rate.
 
     Attributes:
-        learning_rate: key of the learning rate in the section `optimizer`, else in the representation's own section.
+        name: name of the group.
+        parameters: the parameters of the group.
+        learning_rate: key of the learning rate in the section `optimizer`, or else in the representation's own section.
     """
 
     name: str
@@ -118,16 +130,17 @@ class ParameterGroup(NamedTuple):
 
 
 Regulariser = Callable[[Render], Tensor]
-"""Loss of a render, a scalar that is differentiable in the parameters."""
+"""Function that maps a render to a loss: a scalar that is differentiable in the parameters of the representation."""
 
 
 class Representation(nn.Module):
-    """Base of all representations.
+    """Base class of all representations: the trained 3D object, as a field or a mesh.
 
     Attributes:
-        rasterised: True if `render` returns whole images, False if rays are marched.
-        variable_shapes: parameters and buffers whose first dimension changes during training, by name.
-        along_ray: query used instead of `forward` where the density depends on the ray (`sdf.SDF.along_ray`), or None.
+        rasterised: True if `render` returns whole images, False if rays are marched through the field.
+        variable_shapes: names of the parameters and buffers whose first dimension changes during training.
+        along_ray: method that replaces `forward` in the renderer if the density depends on the ray direction, or None.
+            `sdf.SDF.along_ray` describes its arguments and results.
     """
 
     rasterised: ClassVar[bool] = False
@@ -137,25 +150,28 @@ class Representation(nn.Module):
     # --- training
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return all parameters in groups, always in the same order; by default one group `networks`."""
+        """Return groups that hold every parameter once, in a fixed order. The default is one group `networks`."""
         return [ParameterGroup("networks", list(self.parameters()), "networks")]
 
     def before_step(self, step: int, max_steps: int | None = None) -> None:
-        """Prepare a step, for example set scheduled options. A step may be prepared twice."""
+        """Prepare training step `step`, for example set scheduled options. It may be called twice for one step."""
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
-        """Change the representation after an optimizer step, for example add and remove parameters.
+        """Change the representation after an optimizer step, for example add or remove parameters (`resize_parameter`).
 
-        State that decides the change belongs in buffers, and randomness in a generator keyed by `step`, so that a
-        resumed run makes the same change. See `resize_parameter`.
+        A resumed run must make the same change. State that decides the change therefore belongs in buffers, and random
+        numbers must come from a generator that is seeded with `step`.
         """
 
     def regularisers(self) -> Mapping[str, Regulariser]:
-        """Return the representation's own losses by name; their weights are the keys `losses` of its config."""
+        """Return the losses that only this representation has, by the names in its config's `losses`."""
         return {}
 
     def resize(self, state: Mapping[str, Tensor]) -> None:
-        """Give `variable_shapes` the shapes of a state dict. Call before `load_state_dict` and before the optimizer."""
+        """Give the tensors in `variable_shapes` the shapes that they have in the state dict `state`.
+
+        Call it before `load_state_dict` and before the optimizer is created. The new values are zero.
+        """
         for name in self.variable_shapes:
             old, stored = getattr(self, name), state.get(name)
             if isinstance(stored, Tensor) and stored.shape != old.shape and stored.shape[1:] == old.shape[1:]:
@@ -163,7 +179,7 @@ class Representation(nn.Module):
                 setattr(self, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
 
     def init_from(self, other: nn.Module) -> None:
-        """Copy all parameters of a trained representation. Raises ConfigError for another class or other shapes."""
+        """Copy the state of a trained representation. Raises ConfigError if its class or its shapes are different."""
         if type(self) is type(other):
             self.resize(other.state_dict())
         one, two = ({k: tuple(v.shape) for k, v in part.state_dict().items()} for part in (self, other))
@@ -179,7 +195,7 @@ class Representation(nn.Module):
     # --- rendering
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return density (N,) and features (N, F) of points x (N, 3) in world units."""
+        """Return density (N,) >= 0 and features (N, F) of points x (N, 3) in world units."""
         raise NotImplementedError(f"{type(self).__name__} is not a function of points")
 
     def density(self, x: Tensor) -> Tensor:
@@ -187,7 +203,7 @@ class Representation(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no density")
 
     def with_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return density (N,), features (N, F) and outward unit normals (N, 3) of points x (N, 3)."""
+        """Return density (N,), features (N, F) and outward unit normals (N, 3) of points x (N, 3) in world units."""
         raise NotImplementedError(f"{type(self).__name__} has no normals")
 
     def render(
@@ -201,11 +217,11 @@ class Representation(nn.Module):
         light: Tensor | None = None,
         shading: Shading = ALBEDO,
     ) -> Render:
-        """Render all pixels (B H W, ...) of B cameras, for `rasterised` representations.
+        """Render the B * H * W pixels of B cameras (`rasterised` only), ordered by camera, row and column.
 
         Args:
-            generator: CPU generator of the background in training.
-            light: (B, 3) positions of point lights; None: at the cameras.
+            generator: CPU generator of the random background in training.
+            light: (B, 3) world position of the point light of each camera. None places it at the camera.
         """
         raise NotImplementedError(f"{type(self).__name__} is not rasterised")
 
@@ -213,12 +229,13 @@ class Representation(nn.Module):
 def resize_parameter(
     module: nn.Module, name: str, optimizer: torch.optim.Optimizer, kept: Tensor, added: Tensor
 ) -> None:
-    """Keep some rows of a parameter and append new ones, in the module and in the optimizer.
+    """Keep some rows of a parameter and append new rows, in the module and in the optimizer.
 
-    The optimizer's state is kept for kept rows and zero for added ones.
+    The optimizer state of the kept rows stays. The state of the new rows is zero.
 
     Args:
-        kept: indices (K,) of the rows that stay.
+        name: name of the parameter in `module`; rows are its first dimension.
+        kept: (K,) int64 indices of the rows to keep.
         added: (A, ...) values of the new rows.
     """
     old = getattr(module, name)

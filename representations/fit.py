@@ -1,11 +1,12 @@
 """Fit of an Instant-NGP field to views of one scene, after the 3D consistency score of 3DiM (section 7.4).
 
-The field has no view dependence, so inconsistent views cannot all be reproduced. Differences to the paper: density and
-colour are two networks on one encoding, and values that the paper leaves unspecified (grid, loss weights) are ours.
+The field does not depend on the viewing direction, so it cannot reproduce inconsistent views. Differences to the paper:
+density and colour are two MLPs on one encoding, and values that the paper leaves unspecified (grid, loss weights) are
+ours.
 
-The scene lies in a ball about the origin, scaled to radius 1, so no setting depends on the units of the poses. For
-cameras at distances r_min to r_max the paper samples from t_n = 3 r_min / 8 to t_f = 3 r_max / 2: the ball has radius
-t_f - r_max.
+The scene lies in a ball around the origin, scaled to radius 1, so that no setting depends on the units of the poses.
+For cameras at distances r_min to r_max the paper samples from t_n = 3 r_min / 8 to t_f = 3 r_max / 2. The ball
+therefore has the radius t_f - r_max.
 """
 
 from __future__ import annotations
@@ -34,19 +35,19 @@ from .volume.occupancy import OccupancyGrid
 from .volume.render import render
 
 BETAS, EPS = (0.9, 0.99), 1e-15
-"""Adam's parameters, as in Instant-NGP: gradients of a hash grid are small."""
+"""Adam's betas and epsilon as in Instant-NGP. The small epsilon suits the small gradients of a hash grid."""
 DENSITY_LAYERS, COLOUR_LAYERS = 1, 2
-"""Hidden layers of the two MLPs."""
+"""Number of hidden layers of the density MLP and of the colour MLP."""
 WEIGHT_DECAY, MAX_GRADIENT_NORM = 0.1, 1.0
 DISTORTION_WEIGHT = 0.01
 """Weight of the distortion loss (Mip-NeRF 360); unspecified in the paper."""
 OCCUPANCY = OccupancyConfig(interval=8, decay=0.7, warmup=10_000)
-"""Frequent updates with fast decay, since a fit takes about a thousand steps."""
+"""Occupancy grid with frequent updates and fast decay, since a fit takes about a thousand steps."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Radius of the scene's ball, and near and far plane, in units of the poses."""
+    """Extent of a scene in units of the poses: radius of its ball around the origin, near and far plane of rays."""
 
     radius: float
     near: float
@@ -54,9 +55,10 @@ class Bounds:
 
     @classmethod
     def from_cameras(cls, cameras: Cameras) -> Bounds:
-        """Return the bounds for all cameras of a scene, including held-out ones.
+        """Return bounds that fit all given cameras. Pass every camera of the scene, including held-out ones.
 
-        The radius is half the largest distance, or less for narrow fields of view: only the visible part of the ball.
+        The radius is half the largest camera distance. For narrow fields of view it is smaller, so that the ball
+        contains only what the cameras see.
         """
         distance, K = cameras.position.norm(dim=-1), cameras.K
         corner = torch.stack([cameras.width / K[:, 0, 0], cameras.height / K[:, 1, 1]], -1).norm(dim=-1) / 2
@@ -66,17 +68,17 @@ class Bounds:
 
     @property
     def span(self) -> float:
-        """far - near in units of the radius."""
+        """Distance between near and far plane, in units of the radius."""
         return (self.far - self.near) / self.radius
 
 
 class SceneField:
-    """Field of one scene, with its background, material and occupancy grid."""
+    """Field of one scene with everything that its renders need: background, material and occupancy grid."""
 
     def __init__(
         self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: torch.device | str = "cpu"
     ) -> None:
-        """Create the field from `seed`; `colour` (3,) is the background."""
+        """Create an untrained field with parameters from `seed`; `colour` (3,) in [0, 1] is the background."""
         self.options, self.bounds, self.device = options, bounds, torch.device(device)
         self.march = MarchConfig(
             samples=options.samples, bound="sphere", radius=1.0, near=bounds.near / bounds.radius, chunk=None
@@ -98,20 +100,20 @@ class SceneField:
         self.occupancy = OccupancyGrid(OCCUPANCY, 1.0, step_size(self.march)).to(self.device)
 
     def rays(self, cameras: Cameras) -> tuple[Tensor, Tensor]:
-        """Return origins in units of the radius and unit directions, (N * H * W, 3) each."""
+        """Return ray origins in units of the ball's radius and unit directions, each (N * H * W, 3), for all pixels."""
         origins, directions = (part.reshape(-1, 3).to(self.device) for part in cameras.rays())
         return origins / self.bounds.radius, directions
 
     def render_rays(
         self, origins: Tensor, directions: Tensor, rng: torch.Generator | None = None, normals: bool = False
     ) -> Render:
-        """Render rays (R, 3). With `rng` it is a training render with jittered samples."""
+        """Render rays (R, 3) as returned by `rays`. `rng` makes it a training render with randomly shifted samples."""
         parts = (self.field, self.background, self.material, self.occupancy, self.march)
         return render(*parts, origins, directions, generator=rng, training=rng is not None, need_normals=normals)
 
     @torch.no_grad()
     def render_images(self, cameras: Cameras) -> Tensor:
-        """Return renders (N, H, W, 3) in [0, 1]."""
+        """Return renders (N, H, W, 3) in [0, 1] of N cameras."""
         origins, directions = self.rays(cameras)
         parts = zip(origins.split(self.options.chunk), directions.split(self.options.chunk), strict=True)
         rgb = torch.cat([self.render_rays(*part).rgb for part in parts])
@@ -119,10 +121,14 @@ class SceneField:
 
 
 def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device: str = "cpu") -> SceneField:
-    """Fit a field to views; deterministic for a seed.
+    """Fit a field to views of one scene. Equal seeds give equal fields.
 
-    Memory: 36 bytes per pixel for the rays, and the graph of `options.chunk` rays. Freed memory stays in the process.
-    device: "cpu", "cuda", or "auto" for a GPU if available.
+    Memory: 36 bytes per pixel for the rays, plus the graph of `options.chunk` rays. Freed memory stays in the process.
+
+    Args:
+        views: N images with their cameras.
+        bounds: extent of the scene, from all its cameras.
+        device: "cpu", "cuda", or "auto" for a GPU if available.
     """
     keep_freed_memory()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -155,7 +161,10 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
 
 
 def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, orientation: float) -> Tensor:
-    """Return the mean squared error to colours (R, 3) plus regularisers, `orientation` the weight of one of them."""
+    """Return the training loss (scalar): mean squared error to target colours (R, 3) plus weighted regularisers.
+
+    `span` is far - near in units of the ball's radius, `orientation` the weight of the orientation loss.
+    """
     total = mse_loss(result.rgb, colours)
     distortion = result.distortion(span)
     if distortion is not None:
@@ -173,9 +182,9 @@ def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, 
 def _pixel_batches(
     options: ProtocolConfig, pixels: int, normals: bool, rng: torch.Generator
 ) -> Iterator[tuple[Tensor, bool, float]]:
-    """Yield the pixels of a step in chunks: pixel indices, whether normals are needed, fraction of the step's pixels.
+    """Yield chunks of a step's pixels: indices (K,), True if they need normals, and their fraction of all its pixels.
 
-    With `normals`, the first `options.normals` of the pixels need normals, else none.
+    If `normals` is True, the first `options.normals` (a fraction) of the step's pixels need normals.
     """
     if options.rays is None or options.rays >= pixels:
         indices = torch.randperm(pixels, generator=rng) if options.normals < 1 else torch.arange(pixels)
@@ -189,5 +198,5 @@ def _pixel_batches(
 
 
 def border_colour(views: Views) -> Tensor:
-    """Return the background colour (3,): the median of the border pixels of all images, in [0, 1]."""
+    """Return the background colour (3,) in [0, 1]: the median per channel of the border pixels of all images."""
     return border_pixels(views.images).reshape(-1, 3).median(0).values.clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Config models of the representations. They import no torch, so a config is validated at once."""
+"""Config models of the representations. They do not import torch, so a config is validated quickly."""
 
 from __future__ import annotations
 

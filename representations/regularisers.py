@@ -1,4 +1,4 @@
-"""Regularisers of the registry: losses of a render that every representation has. See `losses`."""
+"""Losses of a render that every representation has, registered as regularisers. `losses` defines them."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from .base import Render
 
 
 def orientation(render: Render) -> Tensor:
-    """Return the orientation loss. Raises ValueError for a render without normals."""
+    """Return the orientation loss (`losses.orientation`). Raises ValueError for a render without normals."""
     if render.orientation is None:
         raise ValueError("the orientation loss needs a render with normals")
     return losses.orientation(render.orientation, render.opacity)
 
 
 def sparsity(render: Render) -> Tensor:
-    """Return the sparsity loss."""
+    """Return the mean of sqrt(opacity^2 + 0.01), which reduces the visible density."""
     return losses.sparsity(render.opacity)
 
 
 def opaque(render: Render) -> Tensor:
-    """Return the loss on half-transparent rays."""
+    """Return the mean binary entropy of the opacity, which penalises half-transparent rays."""
     return losses.opaque(render.opacity)
 
 
 def z_variance(render: Render) -> Tensor:
-    """Return the loss on the depth variance."""
+    """Return the mean depth variance of the rays with opacity above 0.5, which makes surfaces thin."""
     return losses.z_variance(render.z_variance, render.opacity)

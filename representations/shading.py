@@ -1,4 +1,4 @@
-"""Materials: colours of samples from features and normals, unlit or lit by a point light. Colours are in [0, 1]."""
+"""Materials: map features and normals of samples to colours in [0, 1], unlit or lit by a point light."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Mode = Literal["albedo", "textureless", "diffuse"]
 
 
 class Shading(NamedTuple):
-    """Shading of one render, the same for the whole batch: mode and intensity of the ambient and the point light."""
+    """Shading of one render, equal for the whole batch: mode, ambient light and point light (`diffuse`) intensity.
+
+    Mode "albedo" is unlit. "textureless" shows the light on a white surface. "diffuse" multiplies light and albedo.
+    """
 
     mode: Mode = "albedo"
     ambient: float = 1.0
@@ -32,17 +35,18 @@ ALBEDO = Shading()
 
 
 def albedo(features: Tensor) -> Tensor:
-    """Return colours (N, F) in [0, 1] of features (N, F)."""
+    """Return colours (N, F) in [0, 1]: the sigmoid of features (N, F)."""
     return torch.sigmoid(features)
 
 
 def shade(features: Tensor, normal: Tensor, position: Tensor, light: Tensor, shading: Shading) -> Tensor:
-    """Return lit colours (N, 3): the light alone (textureless) or light times albedo (diffuse).
+    """Return lit colours (N, 3): the light for a textureless shading, light * albedo for a diffuse one.
 
-    light = diffuse * max(0, n.l) + ambient: Lambert's law for a point light without fall-off.
+    The light is diffuse * max(0, n . l) + ambient: Lambert's law for a point light without fall-off with distance.
 
     Args:
-        features, normal, position: (N, 3) raw features, unit normals, world positions.
+        features: (N, 3) raw features.
+        normal, position: (N, 3) unit normals and world positions of the points.
         light: (N, 3) or (3,) world positions of the lights.
     """
     to_light = functional.normalize(light - position, dim=-1)
@@ -52,7 +56,7 @@ def shade(features: Tensor, normal: Tensor, position: Tensor, light: Tensor, sha
 
 
 class NoMaterial:
-    """Unlit material: the sigmoid of the features (MVDream's default)."""
+    """Unlit material: the colour is the sigmoid of the features (MVDream's default)."""
 
     uses_light = False
     options: Config | None
@@ -63,7 +67,7 @@ class NoMaterial:
     def sample_shading(
         self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
     ) -> Shading:
-        """Return the albedo shading; uses no random numbers."""
+        """Return the unlit shading. It uses no random numbers."""
         return ALBEDO
 
     def __call__(
@@ -74,7 +78,10 @@ class NoMaterial:
         light: Tensor | None = None,
         shading: Shading = ALBEDO,
     ) -> Tensor:
-        """Return colours (N, 3) of features (N, 3). Raises ValueError if a lit mode lacks an input."""
+        """Return colours (N, 3) in [0, 1] of features (N, 3). Only a lit shading uses the other tensors, see `shade`.
+
+        Raises ValueError if a lit shading lacks normals, positions or a light.
+        """
         if not (shading.lit and self.uses_light):
             return albedo(features)
         if normal is None or position is None or light is None:
@@ -83,7 +90,7 @@ class NoMaterial:
 
 
 class DiffuseMaterial(NoMaterial):
-    """Lambertian material. Random lit and textureless steps keep the texture from imitating shape (DreamFusion)."""
+    """Lambertian material. Random lit and textureless training steps keep colour from imitating shape (DreamFusion)."""
 
     uses_light = True
     options: DiffuseMaterialConfig
@@ -94,7 +101,7 @@ class DiffuseMaterial(NoMaterial):
     def sample_shading(
         self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
     ) -> Shading:
-        """Return the shading of one render: the albedo before `ambient_only_steps`, then random in training."""
+        """Return the shading of one render: unlit before step `ambient_only_steps`, later random in training."""
         options = self.options
         if not training:
             unlit = step < options.ambient_only_steps or options.diffuse == 0

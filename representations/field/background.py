@@ -1,7 +1,7 @@
-"""Backgrounds: one colour, or a small MLP from ray direction to colour.
+"""Backgrounds: one colour, or a small MLP that maps the ray direction to a colour.
 
-Interface: background(directions (..., 3), generator=None, training=False) -> colours (..., 3) in [0, 1]. A random
-background in training raises ValueError without a generator.
+Both map unit directions (..., 3) to colours (..., 3) in [0, 1]. A random background in training raises ValueError
+without a generator.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from .mlp import MLP
 
 
 def spherical_harmonics(directions: Tensor) -> Tensor:
-    """Return real spherical harmonics (..., 9) up to degree 2 of unit directions (..., 3).
+    """Return the 9 real spherical harmonics (..., 9) up to degree 2 of unit directions (..., 3).
 
-    Order and signs are those of tiny-cuda-nn, which calls it degree 3.
+    The order and the signs are those of tiny-cuda-nn, whose option `degree` is 3 for them.
     """
     x, y, z = directions.unbind(-1)
     constants = (0.28209479177387814, 0.4886025119029199, 1.0925484305920792, 0.5462742152960396)
@@ -42,7 +42,7 @@ def _uniform(n: int, generator: torch.Generator | None) -> Tensor:
 
 
 class SolidBackground(nn.Module):
-    """Background of one colour. With the option `random`, each training call uses one random grey or colour."""
+    """Background of one colour. With the option `random`, each training call uses one random grey or colour instead."""
 
     color: Tensor
 
@@ -52,7 +52,7 @@ class SolidBackground(nn.Module):
         self.register_buffer("color", torch.tensor(self.options.color), persistent=False)
 
     def forward(self, directions: Tensor, generator: torch.Generator | None = None, training: bool = False) -> Tensor:
-        """Return the colour for each of the directions (..., 3), (..., 3)."""
+        """Return colours (..., 3) in [0, 1], equal for all directions (..., 3)."""
         color = self.color.to(directions)
         if self.options.random != "none" and training:
             low, high = self.options.random_range
@@ -62,10 +62,10 @@ class SolidBackground(nn.Module):
 
 
 class NeuralBackground(nn.Module):
-    """Neural environment map: spherical harmonics of the direction, an MLP, a sigmoid.
+    """Neural environment map: an MLP with a sigmoid, applied to the spherical harmonics of the ray direction.
 
-    In training, with probability `random_probability`, all rays of a call get one random colour instead, so that the
-    background cannot imitate the object. The parameters then have zero gradients instead of None.
+    In training, with probability `random_probability`, all rays of a call get one random colour instead. The background
+    then cannot imitate the object. In this case the gradients of the parameters are zero, not None.
     """
 
     def __init__(self, options: NeuralBackgroundConfig | None = None, generator: torch.Generator | None = None) -> None:
@@ -74,7 +74,7 @@ class NeuralBackground(nn.Module):
         self.mlp = MLP(9, 3, o.width, o.hidden_layers, generator)
 
     def forward(self, directions: Tensor, generator: torch.Generator | None = None, training: bool = False) -> Tensor:
-        """Return colours (..., 3) of unit directions (..., 3)."""
+        """Return colours (..., 3) in [0, 1] of unit directions (..., 3)."""
         if self.options.random_probability > 0 and training:
             random = _uniform(4, generator)
             if random[0] < self.options.random_probability:

@@ -11,9 +11,10 @@ from torch.nn import functional as F
 
 
 class MLP(nn.Module):
-    """Linear layers without biases and with ReLU in between; float32 also under autocast.
+    """Linear layers without biases and with ReLU between them. Autocast is off, so the layers compute in float32.
 
-    Initial weights are sampled from U(-1/sqrt(in), 1/sqrt(in)) with `generator` (CPU), or torch's global one.
+    The initial weights are sampled from U(-1/sqrt(fan_in), 1/sqrt(fan_in)) with the CPU generator `generator`, or with
+    torch's global generator if it is None.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*modules)
 
     def forward(self, x: Tensor, n_out: int | None = None) -> Tensor:
-        """Map (N, n_in) to all outputs, or to the first `n_out` of them."""
+        """Map x (N, n_in) to outputs (N, n_out). With the argument `n_out`, compute only the first `n_out` outputs."""
         *hidden, last = self.layers
         weight = cast(nn.Linear, last).weight
         with torch.autocast(x.device.type, enabled=False):

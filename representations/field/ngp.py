@@ -1,8 +1,8 @@
-"""Instant-NGP field: an encoding of the point, then small MLPs for density and features.
+"""Instant-NGP field: a position encoding, followed by small MLPs for density and features.
 
-State dict compared with threestudio's "implicit-volume": `density_mlp.` is its `density_network.`, `feature_mlp.` its
-`feature_network.`, with the same suffixes (`layers.0.weight`, `layers.2.weight`, ...). `encoding.table` is
-tiny-cuda-nn's flat parameter vector, reshaped to (entries, F).
+The state dict is that of threestudio's "implicit-volume" with other names: `density_mlp.` is `density_network.` and
+`feature_mlp.` is `feature_network.` there, with the same suffixes (`layers.0.weight`, `layers.2.weight`, ...).
+`encoding.table` is tiny-cuda-nn's flat parameter vector, reshaped to (entries, F).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .mlp import MLP
 
 
 def exp_linear(x: Tensor) -> Tensor:
-    """Return exp(x), and above x = 15 its tangent, so that values and gradients do not overflow."""
+    """Return exp(x) for x <= 15 and its tangent at 15 for larger x, so that values and gradients do not overflow."""
     return torch.exp(x.clamp(max=15)) * (1 + F.relu(x - 15))
 
 
@@ -34,12 +34,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def blob_magic3d(x: Tensor, scale: float, std: float) -> Tensor:
-    """Return the cone scale (1 - |x|/std), (N,), for x (N, 3) (Lin et al. 2023, "Magic3D")."""
+    """Return the cone scale * (1 - |x| / std), (N,), of points x (N, 3) (Lin et al. 2023, "Magic3D")."""
     return scale * (1 - torch.linalg.vector_norm(x, dim=-1) / std)
 
 
 def blob_dreamfusion(x: Tensor, scale: float, std: float) -> Tensor:
-    """Return the Gaussian scale exp(-|x|^2 / (2 std^2)), (N,), for x (N, 3) (Poole et al. 2022, "DreamFusion")."""
+    """Return the Gaussian scale * exp(-|x|^2 / (2 std^2)), (N,), of points x (N, 3) (Poole 2022, "DreamFusion")."""
     return scale * torch.exp(-0.5 * x.square().sum(dim=-1) / std**2)
 
 
@@ -49,10 +49,17 @@ BLOBS = {"blob_magic3d": blob_magic3d, "blob_dreamfusion": blob_dreamfusion}
 def finite_difference_normal(
     density: Callable[[Tensor], Tensor], x: Tensor, eps: float, radius: float, central: bool = True
 ) -> Tensor:
-    """Return outward unit normals (N, 3) from central or forward differences of the density.
+    """Return outward unit normals (N, 3): the negative, normalised density gradient by finite differences.
 
-    As threestudio's `finite_difference_laplacian` and `finite_difference`. Neighbours of x (N, 3) are clamped to the
-    cube [-radius, radius]^3. Normals are shorter than 1 where the gradient is below 1e-12, and 0 where it is 0.
+    Central differences are threestudio's `finite_difference_laplacian`, forward differences its `finite_difference`. A
+    normal is 0 where the gradient is 0, and shorter than 1 where the gradient is shorter than 1e-12.
+
+    Args:
+        density: maps points (M, 3) to densities (M,).
+        x: (N, 3) points in world units.
+        eps: difference step in world units.
+        radius: neighbours of x are clamped to the cube [-radius, radius]^3.
+        central: True for central differences (6 neighbours), False for forward differences (3 neighbours and x).
     """
     steps = eps * torch.eye(3, device=x.device, dtype=x.dtype)
     steps = torch.cat([steps, -steps]) if central else steps
@@ -63,7 +70,11 @@ def finite_difference_normal(
 
 
 class EncodedField(Representation):
-    """Base of fields in the cube [-radius, radius]^3 with a position encoding and a schedule of its active levels."""
+    """Base class of fields in the cube [-radius, radius]^3 that start with a position encoding.
+
+    The option `levels` sets how many levels of a hash grid are active at each training step. `used_levels` is this
+    number, or None if all levels are active.
+    """
 
     options: EncodedFieldConfig
     encoding: Encoding
@@ -76,13 +87,13 @@ class EncodedField(Representation):
         self.register_buffer("used_levels", None if o.levels is None else torch.tensor(int(at(o.levels, 0, 1))))
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return the encoding, and everything else as `networks`."""
+        """Return two groups: the parameters of the encoding, and all other parameters as `networks`."""
         encoding = list(self.encoding.parameters())
         networks = [parameter for name, parameter in self.named_parameters() if not name.startswith("encoding.")]
         return [ParameterGroup("encoding", encoding, "encoding"), ParameterGroup("networks", networks, "networks")]
 
     def before_step(self, step: int, max_steps: int | None = None) -> None:
-        """Set the number of active levels of the encoding to the option `levels` at this step."""
+        """Set the number of active levels of the encoding to the value of the option `levels` at this step."""
         if self.used_levels is not None and self.options.levels is not None:
             self.used_levels.fill_(int(at(self.options.levels, step, max_steps)))
 
@@ -90,7 +101,7 @@ class EncodedField(Representation):
         return (x + self.options.radius) / (2 * self.options.radius)
 
     def _mask_levels(self, encoded: Tensor) -> Tensor:
-        """Zero the features of inactive levels (Li et al. 2023, "Neuralangelo", section 3.2)."""
+        """Zero the features of inactive levels in `encoded` (N, L*F) (Li et al. 2023, "Neuralangelo", section 3.2)."""
         if self.used_levels is None:
             return encoded
         level = torch.arange(encoded.shape[1], device=encoded.device) // self.options.encoding.n_features
@@ -100,9 +111,9 @@ class EncodedField(Representation):
 class NGP(EncodedField):
     """Instant-NGP field: density and features of points in [-radius, radius]^3 (Mueller et al. 2022).
 
-    sigma = density_scale * activation(mlp(encoding) + blob(x) + density_bias). Features are raw; a material maps them
-    to colours. With `shared_mlp`, `density_mlp` returns density (first output) and features, and `feature_mlp` is None.
-    `generator` (CPU) initialises the parameters.
+    The density is density_scale * activation(mlp(encoding) + blob(x) + density_bias). Features are raw numbers; a
+    material maps them to colours. With the option `shared_mlp`, `density_mlp` returns the density (output 0) and the
+    features, and `feature_mlp` is None. The CPU generator `generator` initialises the parameters.
     """
 
     options: NGPConfig
@@ -119,19 +130,20 @@ class NGP(EncodedField):
             self.feature_mlp = MLP(inputs, o.n_features, o.width, layers, generator)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sigma (N,) and features (N, n_features) of points x (N, 3)."""
+        """Return densities (N,) and features (N, n_features) of points x (N, 3) in world units."""
         raw, features = self._heads(self.encoding(self._unit(x)))
         return self._sigma(raw, x), features
 
     def density(self, x: Tensor) -> Tensor:
-        """Return sigma (N,) of points x (N, 3) without computing features."""
+        """Return densities (N,) of points x (N, 3) in world units without computing features."""
         return self._sigma(self.density_mlp(self._mask_levels(self.encoding(self._unit(x))), n_out=1)[:, 0], x)
 
     def with_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return sigma (N,), features (N, n_features) and outward unit normals (N, 3) of points x (N, 3).
+        """Return densities (N,), features (N, n_features) and outward unit normals (N, 3) of points x (N, 3).
 
-        Normals are -grad(sigma)/|grad(sigma)|, or 0 where the gradient is 0, computed as the option `normal` says.
-        They are differentiable with respect to the parameters; analytic normals treat x as constant.
+        Normals are the negative normalised density gradient, or 0 where the gradient is 0. The option `normal` selects
+        analytic gradients or finite differences. Normals are differentiable in the parameters; analytic normals treat x
+        as constant.
         """
         o = self.options
         if o.normal == "analytic":

@@ -1,9 +1,9 @@
 """Signed distance field with the volume rendering of NeuS (Wang et al. 2021, arXiv 2106.10689).
 
-f(x) is the distance to the surface, negative inside. The opacity of a ray interval is the relative decrease of
-Phi(s f) on it, with the sigmoid Phi and a trained sharpness s. It is converted to a density of the interval, so the
-same compositing is used as for other fields. The density without a ray, for the occupancy grid and the mesh, is the
-limit of short intervals of a ray perpendicular to the surface: s Phi(-s f).
+f(x) is the distance to the surface, negative inside. The opacity of a ray interval is the relative decrease of Phi(s f)
+on it, where Phi is the sigmoid and s a trained sharpness. The opacity is converted to a density of the interval, so
+that the same compositing works as for other fields. The occupancy grid and the mesh extraction need a density that does
+not depend on a ray. It is s Phi(-s f): the limit for short intervals of a ray perpendicular to the surface.
 """
 
 from __future__ import annotations
@@ -25,16 +25,17 @@ EPS = 1e-5
 
 
 def eikonal(render: Render) -> Tensor:
-    """Return the eikonal loss of a render of an SDF. Raises ValueError for another render."""
+    """Return the eikonal loss (scalar) of a render of an SDF. Raises ValueError for a render of another field."""
     if render.eikonal is None:
         raise ValueError("the eikonal loss needs a render of a distance field")
     return losses.eikonal(render.eikonal, render.n_samples)
 
 
 class SDF(EncodedField):
-    """Signed distances and features of points in [-radius, radius]^3, initialised as a ball.
+    """Signed distance field: distances and features of points in [-radius, radius]^3, initialised as a ball.
 
-    f(x) = mlp(encoding(x)) + |x| - sphere. `log_sharpness` is log s. `generator` (CPU) initialises the parameters.
+    The distance is f(x) = mlp(encoding(x)) + |x| - sphere, where the option `sphere` is the radius of the ball. The
+    parameter `log_sharpness` is log s. The CPU generator `generator` initialises the parameters.
     """
 
     options: SDFConfig
@@ -50,43 +51,48 @@ class SDF(EncodedField):
         self.before_step(0, 1)
 
     def before_step(self, step: int, max_steps: int | None = None) -> None:
-        """Set the active levels of the encoding and the opacity's `cosine` to the options at this step."""
+        """Set the number of active encoding levels and `cosine` to the values of their options at this step."""
         super().before_step(step, max_steps)
         self.cosine.fill_(at(self.options.cosine, step, max_steps))
 
     def regularisers(self) -> dict[str, Regulariser]:
-        """Return the eikonal loss."""
+        """Return the eikonal loss under the name "eikonal"."""
         return {"eikonal": eikonal}
 
     @property
     def sharpness(self) -> Tensor:
-        """Sharpness s, in 1 / world unit."""
+        """Sharpness s, a scalar in 1 / world unit, at most 1e6."""
         return self.log_sharpness.exp().clamp(max=1e6)
 
     def distance(self, x: Tensor, encoded: Tensor | None = None) -> Tensor:
-        """Return f (N,) in world units of points (N, 3). Pass their encoding as `encoded` if already computed."""
+        """Return f (N,) in world units of points x (N, 3). `encoded` (N, L*F) is their encoding if already computed."""
         encoded = self._encode(x) if encoded is None else encoded
         return self.sdf_mlp(encoded)[:, 0] + torch.linalg.vector_norm(x, dim=-1) - self.options.sphere
 
     def density(self, x: Tensor) -> Tensor:
-        """Return the density s Phi(-s f) (N,) along a ray perpendicular to the surface."""
+        """Return densities s Phi(-s f) (N,) of points x (N, 3), for a ray perpendicular to the surface."""
         s = self.sharpness
         return s * torch.sigmoid(-s * self.distance(x))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return density (N,) and features (N, n_features) of points x (N, 3)."""
+        """Return densities (N,) and features (N, n_features) of points x (N, 3) in world units."""
         return self.density(x), self.feature_mlp(self._encode(x))
 
     def with_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return density (N,), features (N, n_features) and outward unit normals (N, 3) of points x (N, 3)."""
+        """Return densities (N,), features (N, n_features) and outward unit normals (N, 3) of points x (N, 3)."""
         return *self(x), F.normalize(self.gradient(x), dim=-1)
 
     def along_ray(self, x: Tensor, directions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Evaluate ray intervals with midpoints x (N, 3), unit directions (N, 3) and lengths (N,) in world units.
+        """Evaluate N ray intervals.
+
+        Args:
+            x: (N, 3) midpoints of the intervals, in world units.
+            directions: (N, 3) unit directions of their rays.
+            lengths: (N,) lengths of the intervals, in world units.
 
         Returns:
-            density (N,) with 1 - exp(-density * length) = NeuS's opacity (eq. 13), features (N, n_features), outward
-            unit normals (N, 3), norm of f's gradient (N,).
+            Densities (N,), for which 1 - exp(-density * length) is NeuS's opacity (eq. 13); features (N, n_features);
+                outward unit normals (N, 3); lengths (N,) of the gradient of f.
         """
         encoded, gradient = self._encode(x), self.gradient(x)
         gradient_norm = torch.linalg.vector_norm(gradient, dim=-1)
@@ -96,13 +102,16 @@ class SDF(EncodedField):
         return -torch.log1p(-opacity) / lengths.clamp(min=EPS), self.feature_mlp(encoded), normal, gradient_norm
 
     def opacity(self, distance: Tensor, change: Tensor) -> Tensor:
-        """Return 1 - Phi(s f_end) / Phi(s f_start) in [0, 1), with f = `distance` at the midpoint."""
+        """Return the opacity 1 - Phi(s f_end) / Phi(s f_start) (N,) of ray intervals, in [0, 1).
+
+        `distance` (N,) is f at the midpoints and `change` (N,) is f_end - f_start, both in world units.
+        """
         s = self.sharpness
         start, end = (torch.sigmoid(s * (distance + side * change / 2)) for side in (-1, 1))
         return ((start - end + EPS) / (start + EPS)).clamp(0, 1 - EPS)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Return the gradient (N, 3) of f at points (N, 3), by differentiable central differences."""
+        """Return the gradient (N, 3) of f at points x (N, 3) by central differences; it is differentiable once more."""
         eps, radius = self._eps(), self.options.radius
         steps = eps * torch.eye(3, device=x.device, dtype=x.dtype)
         neighbours = (x.detach()[:, None, :] + torch.cat([steps, -steps])).clamp(-radius, radius)
@@ -112,7 +121,11 @@ class SDF(EncodedField):
         return (values[:, :3] - values[:, 3:]) / spacing.clamp(min=EPS)
 
     def _slope(self, cosine: Tensor) -> Tensor:
-        """Return df/dt along the ray, <= 0; for `cosine` < 1 smoothed, so that early training keeps all surfaces."""
+        """Return df/dt (N,) <= 0 along the ray for the cosine (N,) between ray and normal.
+
+        The buffer `cosine` < 1 mixes in a soft slope that is also below 0 on back sides. Early training then keeps all
+        surfaces.
+        """
         soft, hard = F.relu(0.5 - 0.5 * cosine), F.relu(-cosine)
         return -(soft + self.cosine * (hard - soft))
 

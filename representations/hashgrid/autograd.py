@@ -1,7 +1,9 @@
-"""Autograd functions of the hash grid kernels, differentiable twice; numba_kernels.py explains the algebra.
+"""Autograd functions that make the hash grid kernels differentiable twice; numba_kernels.py explains the algebra.
 
-First derivatives are Functions too: analytic normals are position gradients, and a loss on them needs second
+The first derivatives are Functions too. Analytic normals are position gradients, so a loss on normals needs second
 derivatives.
+
+Shapes: points x (N, 3) in [0, 1]^3, table (entries, F), features and their gradients (N, L*F) for L levels.
 """
 
 from __future__ import annotations
@@ -18,11 +20,11 @@ from . import torch_twin
 from .torch_twin import Levels
 
 Kernels = ModuleType
-"""Back end with encode, scatter and position_gradient, without autograd: numba_kernels or triton_kernels."""
+"""Back end with functions encode, scatter and position_gradient without autograd: numba_kernels or triton_kernels."""
 
 
 class Context(FunctionCtx):
-    """State of a call between its two passes; `needs_input_grad` and `saved_tensors` are torch's."""
+    """State that the forward pass saves for the backward pass. torch sets `needs_input_grad` and `saved_tensors`."""
 
     setup: tuple[Levels, Kernels]
     needs_input_grad: tuple[bool, ...]
@@ -30,7 +32,7 @@ class Context(FunctionCtx):
 
 
 class Encode(Function):
-    """Map (x, table) to features. The position gradient is computed only if x needs it."""
+    """Map (x, table) to features. The backward pass computes the gradient of x only if x needs it."""
 
     @staticmethod
     def forward(ctx: Context, x: Tensor, table: Tensor, levels: Levels, kernels: Kernels) -> Tensor:
@@ -64,10 +66,10 @@ class TableGradient(Function):
 
 
 class PositionGradient(Function):
-    """Map (x, table, gradient of the features) to the gradient of x. Differentiable once more.
+    """Map (x, table, gradient of the features) to the gradient of x (N, 3). It is differentiable once more.
 
-    Its own gradient with respect to x (second derivatives) uses torch_twin: it is needed only for a loss on normals at
-    points that are themselves optimised.
+    The second derivative in x is computed by torch_twin. It is needed only for a loss on normals at points that are
+    themselves optimised.
     """
 
     @staticmethod
@@ -93,14 +95,14 @@ class PositionGradient(Function):
 
 @dataclass(frozen=True)
 class Differentiable:
-    """Differentiable kernels with the interface of torch_twin."""
+    """Kernels of a back end, wrapped in autograd functions. It has the same two functions as the module torch_twin."""
 
     kernels: Kernels
 
     def encode(self, x: Tensor, table: Tensor, levels: Levels) -> Tensor:
-        """Return features (N, L*F) of points x (N, 3) in [0, 1]^3, as torch_twin.encode."""
+        """Return features (N, L*F) of points x (N, 3) in [0, 1]^3 from a table (entries, F)."""
         return Encode.apply(x, table, levels, self.kernels)
 
     def position_gradient(self, x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor:
-        """Return d<grad, encode(x)>/dx (N, 3) for grad (N, L*F), as torch_twin.position_gradient."""
+        """Return the vector-Jacobian product (N, 3) of `encode` at x (N, 3) for a feature gradient (N, L*F)."""
         return PositionGradient.apply(x, table, grad, levels, self.kernels)

@@ -1,4 +1,4 @@
-"""Position encodings: hash grid and frequencies."""
+"""Position encodings of fields: hash grid and frequencies."""
 
 from __future__ import annotations
 
@@ -31,17 +31,20 @@ MODULES = {
     "triton": "threedgen.representations.hashgrid.triton_kernels",
     "tinycudann": "threedgen.representations.hashgrid.tinycudann_grid",
 }
-"""Modules with encode and position_gradient. Those with scatter are kernels without autograd, see `Differentiable`."""
+"""Import path of each back end's module, with the functions encode and position_gradient.
+
+Modules that also have scatter are kernels without autograd; `Differentiable` wraps them.
+"""
 
 VARYING = ("triton",)
-"""Back ends whose gradients of the table vary in the last bits between runs: they add in any order (atomics)."""
+"""Back ends whose table gradients vary in the last bits between runs, because atomic additions have no fixed order."""
 
 
 def position_gradient(encoding: Encoding, x: Tensor, grad: Tensor) -> Tensor:
-    """Return d<grad, encoding(x)>/dx (N, 3) for x (N, 3) and grad (N, output_dim).
+    """Return the vector-Jacobian product (N, 3) of an encoding at points x (N, 3) with `grad` (N, output_dim).
 
-    Differentiable in the encoding's parameters and in grad if grad mode is on; x is constant. Uses the encoding's
-    method of this name if it has one (faster), else autograd.
+    If grad mode is on, it is differentiable in `grad` and in the encoding's parameters; x is constant. An encoding may
+    have a faster method of the same name, which is used instead of autograd.
     """
     method = getattr(encoding, "position_gradient", None)
     if method is not None:
@@ -53,10 +56,11 @@ def position_gradient(encoding: Encoding, x: Tensor, grad: Tensor) -> Tensor:
 
 
 class HashGrid(nn.Module):
-    """Multi-resolution hash grid with one parameter `table` (entries, F), initialised to U(-1e-4, 1e-4).
+    """Multi-resolution hash grid with L levels and one parameter `table` (entries, F).
 
-    The output (N, L*F) is ordered by level: l0f0, l0f1, l1f0, ... Points outside [0, 1]^3 are clamped. Twice
-    differentiable. The table is initialised with `generator` (CPU), or torch's global one.
+    The features (N, L*F) are ordered by level: l0f0, l0f1, l1f0, ... Points outside [0, 1]^3 are clamped. The grid is
+    differentiable twice. The table is initialised to U(-1e-4, 1e-4) with `generator` (CPU), or with torch's global
+    generator.
     """
 
     def __init__(self, options: HashGridConfig | None = None, generator: torch.Generator | None = None) -> None:
@@ -68,21 +72,21 @@ class HashGrid(nn.Module):
         self.table = nn.Parameter((2 * table - 1) * 1e-4)
 
     def backend(self) -> Any:
-        """Return the back end with encode and position_gradient, see `backends.load`. Raises ConfigError."""
+        """Return an object with the functions encode and position_gradient. Raises ConfigError, see `backends.load`."""
         module: Any = load(MODULES, self.options.backend, self.table.device, self.table.dtype, VARYING)
         return Differentiable(module) if hasattr(module, "scatter") else module
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features (N, L*F) of points (N, 3)."""
+        """Return features (N, L*F) of points x (N, 3) in [0, 1]^3."""
         return self.backend().encode(x.to(self.table.dtype), self.table, self.levels)
 
     def position_gradient(self, x: Tensor, grad: Tensor) -> Tensor:
-        """See the function `position_gradient`."""
+        """Return the vector-Jacobian product (N, 3), see the function `position_gradient`."""
         return self.backend().position_gradient(x.detach().to(self.table.dtype), self.table, grad, self.levels)
 
 
 class Frequency(nn.Module):
-    """Frequency encoding: sin(2^k x), cos(2^k x) of the three coordinates for octaves k = 0, 1, ..."""
+    """Frequency encoding: sin(2^k x) and cos(2^k x) of the three coordinates for k = 0 to n_octaves - 1."""
 
     def __init__(self, options: FrequencyConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -90,6 +94,6 @@ class Frequency(nn.Module):
         self.output_dim = 6 * self.options.n_octaves
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return features (N, 6 n_octaves) of points (N, 3)."""
+        """Return features (N, 6 n_octaves) of points x (N, 3) in [0, 1]^3, ordered by k; sines before cosines."""
         waves = [wave(x * 2.0**octave) for octave in range(self.options.n_octaves) for wave in (torch.sin, torch.cos)]
         return torch.cat(waves, dim=-1)

@@ -1,19 +1,20 @@
-"""numba back end of the hash grid, for CPUs, in float32 and 32-bit integers.
+"""numba back end of the hash grid, for CPUs, with float32 and 32-bit integers.
 
-With B(x, T, g) = <g, encode(x, T)>, linear in the table T and in the gradient g, first and second derivatives need only
+Let B(x, T, g) be the dot product of g and encode(x, T). It is linear in the table T and in the feature gradient g.
+First and second derivatives therefore need only three kernels:
 
     encode(T) = dB/dg        scatter(g) = dB/dT        position_gradient(T, g) = dB/dx
 
-and the first two also for the derivative of B along a direction of x, which only changes the weights.
+The first two can also return their derivative along a direction of x. Only the interpolation weights change for it.
 
-Kernels process many points per level, so that the level's table stays in the L2 cache, and in tiles: vector
-instructions compute a tile's corners, then loads and stores use them. A kernel call does one of `shares` equal shares
-of the work. Each output element has one writer with a fixed order of additions, so results do not depend on the number
-of shares. The convention is that of torch_twin.py.
+Kernels process many points per level, so that the level's table stays in the L2 cache. They work in tiles: vector
+instructions compute the corners of a tile, then loads and stores use them. One kernel call does one of `shares` equal
+shares of the work. Each output element has one writer with a fixed order of additions, so results do not depend on the
+number of shares. Levels, indices and weights are defined in torch_twin.py.
 
-Arrays in the kernels: x, direction (3, N) float32 (direction (3, 0): none). Features and their gradients (L*F, N), with
-contiguous values per level. table: flat, entries*F. features: a tuple of F zeros, whose length is a compile-time
-constant. Levels: scale (L,) float32, resolution (L,) int32, offset (L+1,) int64, hashed (L,) bool.
+Arrays in the kernels: x and direction (3, N) float32, where a direction of shape (3, 0) means none; features and their
+gradients (L*F, N); table (entries * F,); `features`: a tuple of F zeros, whose length is a compile-time constant.
+Levels: scale (L,) float32, resolution (L,) int32, offset (L+1,) int64, hashed (L,) bool.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ _PRIME_Y, _PRIME_Z = np.uint32(2654435761).astype(np.int32), np.int32(805459861)
 
 @njit(cache=True)
 def _locate(x, start, count, scale, cell, fraction):
-    """Write cells (3, count) and positions in the cell of the points from `start`; NaN counts as 0."""
+    """Write the cell and the position in the cell, (3, count) each, of the points from `start`. NaN counts as 0."""
     for axis in range(3):
         coordinates, cells, fractions = x[axis, start : start + count], cell[axis], fraction[axis]
         for i in range(count):
@@ -50,9 +51,10 @@ def _locate(x, start, count, scale, cell, fraction):
 
 @njit(cache=True)
 def _corners(cell, count, resolution, entries, hashed, rows):
-    """Write the rows (8, count) of the cells' corners in the level's table, x fastest.
+    """Write the rows (8, count) of the cells' corners in the level's table. The corner index increases fastest in x.
 
-    A hashed level has a power of two rows, so modulo is a mask. A dense index is below twice the rows.
+    The number of rows of a hashed level is a power of two, so modulo is a mask. A dense index is below twice the number
+    of rows, so one subtraction is enough.
     """
     if hashed:
         mask = np.int32(entries - 1)
@@ -74,7 +76,7 @@ def _corners(cell, count, resolution, entries, hashed, rows):
 
 @njit(cache=True)
 def _weigh(fraction, count, weights):
-    """Write the trilinear weights (8, count) of the corners."""
+    """Write the trilinear interpolation weights (8, count) of the corners."""
     for i in range(count):
         x, y, z = fraction[0, i], fraction[1, i], fraction[2, i]
         a, b, c, d = (_ONE - y) * (_ONE - z), y * (_ONE - z), (_ONE - y) * z, y * z
@@ -95,7 +97,7 @@ def _speed(x, start, count, scale, speed):
 
 @njit(cache=True)
 def _weigh_along(direction, start, fraction, speed, count, weights):
-    """Write the derivative of the weights along the directions."""
+    """Write the derivative (8, count) of the interpolation weights along the directions."""
     along_x, along_y, along_z = direction[0, start:], direction[1, start:], direction[2, start:]
     for i in range(count):
         x, y, z = fraction[0, i], fraction[1, i], fraction[2, i]
@@ -111,7 +113,7 @@ def _weigh_along(direction, start, fraction, speed, count, weights):
 
 @njit(cache=True)
 def _prepare(x, direction, start, count, scale, resolution, entries, hashed, scratch):
-    """Write rows and weights of a tile to the scratch arrays."""
+    """Write corner rows and interpolation weights of a tile to the scratch arrays."""
     cell, fraction, speed, rows, weights = scratch
     _locate(x, start, count, scale, cell, fraction)
     _corners(cell, count, resolution, entries, hashed, rows)
@@ -124,22 +126,23 @@ def _prepare(x, direction, start, count, scale, resolution, entries, hashed, scr
 
 @njit
 def _scratch():
-    """Return arrays for a tile: cell, fraction, speed, rows, weights (or products with the corners)."""
+    """Return work arrays for one tile: cell, fraction, speed, rows, and weights (or products with the corners)."""
     threes = np.empty((3, TILE), np.int32), np.empty((3, TILE), np.float32), np.empty((3, TILE), np.float32)
     return (*threes, np.empty((8, TILE), np.uint32), np.empty((8, TILE), np.float32))
 
 
 @njit
 def _level_of(task, n_levels):
-    """Return the level of a task; cheap coarse and costly fine levels alternate, so that shares are equal work."""
+    """Return the level of a task. Cheap coarse and costly fine levels alternate, so that all shares have equal work."""
     return task // 2 if task % 2 == 0 else n_levels - 1 - task // 2
 
 
 @njit(cache=True)
 def _gather(table, rows, weights, count, features, out, start):
-    """Write out[f, start..] = sum over corners of weight * table, by pairs of features, which share a row's address.
+    """Write out[f, start..] = sum over corners of weight * table[corner, f].
 
-    The last of an odd number of features is paired with itself and written twice.
+    The loop handles two features at a time, which share a row's address. If the number of features is odd, the last one
+    is paired with itself and written twice.
     """
     n = np.uint32(len(features))
     for f in range(0, len(features), 2):
@@ -157,7 +160,7 @@ def _gather(table, rows, weights, count, features, out, start):
 
 @njit(cache=True)
 def _add(table, rows, weights, count, features, grad, start):
-    """Add weight * grad[f, start..] to table[corner], by pairs of features as in _gather."""
+    """Add weight * grad[f, start..] to table[corner, f], two features at a time as in `_gather`."""
     n = np.uint32(len(features))
     for f in range(0, len(features), 2):
         pair = np.uint32(f + 1 < len(features))
@@ -173,7 +176,7 @@ def _add(table, rows, weights, count, features, grad, start):
 
 @njit(cache=True)
 def _multiply(table, rows, grad, start, count, features, products):
-    """Write products (8, count): <grad, table[corner]> for each corner."""
+    """Write products (8, count): the dot product of the feature gradient and the table row, for each corner."""
     n = np.uint32(len(features))
     grad = grad[:, start : start + count]
     for i in range(count):
@@ -186,7 +189,7 @@ def _multiply(table, rows, grad, start, count, features, products):
 
 @njit(cache=True)
 def _slope(products, fraction, speed, count, out, start):
-    """Add the derivative of the interpolated products with respect to x to out (3, N)."""
+    """Add the derivative in x of the interpolated products to out (3, N)."""
     out_x, out_y, out_z = out[0, start:], out[1, start:], out[2, start:]
     p = products
     for i in range(count):
@@ -218,7 +221,7 @@ def _encode(share, shares, x, direction, table, scale, resolution, offset, hashe
 
 @njit(cache=True, nogil=True)
 def _scatter(share, shares, x, direction, grad, scale, resolution, offset, hashed, features, out):
-    """Write the gradient of the table for grad (L*F, N) to out (entries*F); a level is in one share."""
+    """Write the table gradient for a feature gradient (L*F, N) to out (entries * F,). One share does whole levels."""
     n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
     scratch = _scratch()
     for task in range(n_levels * share // shares, n_levels * (share + 1) // shares):
@@ -235,7 +238,7 @@ def _scatter(share, shares, x, direction, grad, scale, resolution, offset, hashe
 
 @njit(cache=True, nogil=True)
 def _position_gradient(share, shares, x, table, grad, scale, resolution, offset, hashed, features, out):
-    """Write d<grad, encode(x)>/dx for grad (L*F, N) to out (3, N)."""
+    """Write the vector-Jacobian product of `encode` at x with a feature gradient (L*F, N) to out (3, N)."""
     n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
     n_blocks = (n_points + BLOCK - 1) // BLOCK
     cell, fraction, speed, rows, products = _scratch()
@@ -255,10 +258,10 @@ def _position_gradient(share, shares, x, table, grad, scale, resolution, offset,
 
 
 def run_in_threads(kernel: Callable[..., None], n_points: int, *arguments: object) -> None:
-    """Run kernel(share, shares, *arguments) for all shares, one per torch thread, with at least a block of points each.
+    """Run kernel(share, shares, *arguments) for all shares, one per torch thread, with at least BLOCK points each.
 
-    Python threads suffice, since the kernels release the GIL. numba's parallel loops compile twice as long, and their
-    thread pools crash a process that forks.
+    Python threads are sufficient, since the kernels release the GIL. numba's parallel loops take twice as long to
+    compile, and their thread pools crash a process that forks.
     """
     shares = max(1, min(torch.get_num_threads(), n_points // BLOCK))
     if shares == 1:
@@ -275,14 +278,14 @@ def run_in_threads(kernel: Callable[..., None], n_points: int, *arguments: objec
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
-    """Return features (N, L*F) of points x (N, 3), or their derivative along direction (N, 3)."""
+    """Return features (N, L*F) of points x (N, 3) in [0, 1]^3, or their derivative along `direction` (N, 3)."""
     out = torch.empty(levels.n_levels * table.shape[1], len(x))
     _run(_encode, levels, table.shape[1], out, _columns(x), _columns(direction), _flat(table))
     return out.t()
 
 
 def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
-    """Return the gradient of the table (entries, F) for grad (N, L*F), or its derivative along direction (N, 3)."""
+    """Return the table gradient (entries, F) for a feature gradient (N, L*F), or its derivative along `direction`."""
     n_features = grad.shape[1] // levels.n_levels
     out = torch.empty(levels.entries * n_features)
     _run(_scatter, levels, n_features, out, _columns(x), _columns(direction), _columns(grad))
@@ -290,21 +293,21 @@ def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = 
 
 
 def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor:
-    """Return d<grad, encode(x)>/dx (N, 3) for grad (N, L*F)."""
+    """Return the vector-Jacobian product (N, 3) of `encode` at points x (N, 3) with the feature gradient (N, L*F)."""
     out = torch.empty(3, len(x))
     _run(_position_gradient, levels, table.shape[1], out, _columns(x), _flat(table), _columns(grad))
     return out.t()
 
 
 def _run(kernel: Callable[..., None], levels: Levels, n_features: int, out: Tensor, *arrays: np.ndarray) -> None:
-    """Run a kernel on its input arrays, the first of which are the points (3, N), and write to `out`."""
+    """Run a kernel on its input arrays and write to `out`. The first input array is the points (3, N)."""
     resolution, offset = levels.resolution.astype(np.int32), levels.offset.astype(np.int64)
     geometry = levels.scale, resolution, offset, levels.hashed, (0,) * n_features
     run_in_threads(kernel, arrays[0].shape[1], *arrays, *geometry, out.numpy())
 
 
 def _columns(rows: Tensor | None) -> np.ndarray:
-    """Return (N, C) as a contiguous array (C, N), without a copy if already in this order; None: (3, 0)."""
+    """Return rows (N, C) as a contiguous array (C, N), if possible without a copy; None: an array (3, 0)."""
     return np.empty((3, 0), np.float32) if rows is None else rows.detach().t().contiguous().numpy()
 
 

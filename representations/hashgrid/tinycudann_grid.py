@@ -1,6 +1,6 @@
 """tiny-cuda-nn back end of the hash grid.
 
-The convention is the same: the flattened table is the parameter vector of `tinycudann.Encoding`.
+The flattened table is the parameter vector of `tinycudann.Encoding`, so tables are the same for all back ends.
 """
 
 from __future__ import annotations
@@ -19,11 +19,14 @@ from . import torch_twin
 from .torch_twin import Levels
 
 WIDTHS = (1, 2, 4, 8)
-"""Numbers of features per entry with a kernel."""
+"""Numbers of features per table entry for which tiny-cuda-nn has a kernel."""
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
-    """Encode points on a CUDA device, see torch_twin.encode. Raises ConfigError if n_features is not in `WIDTHS`."""
+    """Return features (N, L*F) of points x (N, 3) in [0, 1]^3 on a CUDA device, from a table (entries, F).
+
+    Raises ConfigError if F is not in `WIDTHS`.
+    """
     inside = torch.nan_to_num(x).clamp(0, 1)
     if len(x) == 0:
         return torch_twin.encode(inside, table, levels)
@@ -36,7 +39,7 @@ position_gradient = partial(torch_twin.position_gradient, encode=encode)
 
 @lru_cache(maxsize=8)
 def _module(levels: Levels, n_features: int) -> Any:
-    """Return tiny-cuda-nn's module of this geometry; its own parameters are unused."""
+    """Return tiny-cuda-nn's module for these levels. The module's own parameters are not used."""
     if n_features not in WIDTHS:
         raise ConfigError(
             f"backend=tinycudann supports n_features 1, 2, 4 and 8, not {n_features}. Set backend=auto.", "n_features"

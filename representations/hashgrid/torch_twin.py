@@ -1,6 +1,6 @@
-"""Reference implementation of the hash grid in plain torch, and its convention for all kernels.
+"""Reference implementation of the hash grid in plain torch. All back ends use these formulas (those of tiny-cuda-nn).
 
-Convention (tiny-cuda-nn), for level l of a grid with base resolution b, growth g and tables of 2^T:
+For level l of a grid with base resolution b, growth g and at most 2^T table entries per level:
 
     scale_l      = b g^l - 1, in float32
     resolution_l = ceil(scale_l) + 1
@@ -29,7 +29,7 @@ PRIMES = (1, 2654435761, 805459861)
 
 @dataclass(frozen=True, eq=False)
 class Levels:
-    """Geometry of the L levels, as NumPy arrays for the kernels."""
+    """Geometry of the L levels of a hash grid, as NumPy arrays for the kernels."""
 
     scale: np.ndarray  # (L,) float32, cells per unit length
     resolution: np.ndarray  # (L,) uint32, grid points per axis
@@ -42,13 +42,13 @@ class Levels:
 
     @property
     def entries(self) -> int:
-        """Number of table rows."""
+        """Number of table rows of all levels."""
         return int(self.offset[-1])
 
 
 @lru_cache(maxsize=64)
 def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per_level_scale: float) -> Levels:
-    """Return the geometry of a grid, cached. The float32 rounding of the scale decides the resolutions."""
+    """Return the geometry of a grid, cached. The scale is rounded to float32, which decides the resolutions."""
     growth = np.log2(np.float32(per_level_scale), dtype=np.float32)
     exponent = np.arange(n_levels, dtype=np.float32) * growth
     scale = np.exp2(exponent, dtype=np.float32) * np.float32(base_resolution) - np.float32(1)
@@ -68,9 +68,9 @@ def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per
 
 
 def corner_indices(cell: Tensor, resolution: int, entries: int, hashed: bool) -> Tensor:
-    """Return the entries (N, 8) int64, within their level, of the corners of cells (N, 3) int64 >= 0.
+    """Return the table rows (N, 8) int64, counted within their level, of the corners of cells (N, 3) int64 >= 0.
 
-    Bits 0, 1, 2 of the corner's index are its offsets in x, y, z.
+    Bits 0, 1 and 2 of the corner number are its offsets in x, y and z.
     """
     corner = torch.arange(8, device=cell.device)
     offsets = torch.stack([corner & 1, corner >> 1 & 1, corner >> 2], dim=-1)
@@ -82,17 +82,17 @@ def corner_indices(cell: Tensor, resolution: int, entries: int, hashed: bool) ->
 
 
 def corner_weights(fraction: Tensor) -> Tensor:
-    """Return the trilinear weights (N, 8) of the corners for positions in the cell (N, 3) in [0, 1]."""
+    """Return the trilinear weights (N, 8) of the corners, for positions in the cell (N, 3) in [0, 1]."""
     x, y, z = (torch.stack([1 - fraction[:, d], fraction[:, d]], dim=-1) for d in range(3))
     return (z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]).flatten(1)
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
-    """Return features (N, L*F), ordered by level; differentiable any number of times.
+    """Return features (N, L*F), ordered by level. They are differentiable any number of times.
 
     Args:
-        x: (N, 3) points in [0, 1]^3; others are clamped, NaN counts as 0.
-        table: (entries, F).
+        x: (N, 3) points in [0, 1]^3. Points outside are clamped, and NaN counts as 0.
+        table: (entries, F) features of all levels.
     """
     inside = torch.nan_to_num(x).clamp(0, 1)
     features = []
@@ -109,7 +109,10 @@ def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
 def position_gradient(
     x: Tensor, table: Tensor, grad: Tensor, levels: Levels, encode: Callable[[Tensor, Tensor, Levels], Tensor] = encode
 ) -> Tensor:
-    """Return d<grad, encode(x)>/dx (N, 3) for grad (N, L*F); differentiable in x, table, grad if grad mode is on."""
+    """Return the vector-Jacobian product (N, 3) of `encode` at points x (N, 3) with the feature gradient (N, L*F).
+
+    If grad mode is on, the result is differentiable in x, table and grad.
+    """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         leaf = x if x.requires_grad and create_graph else x.detach().requires_grad_()

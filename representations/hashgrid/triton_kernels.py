@@ -1,12 +1,13 @@
-"""Triton back end of the hash grid, for GPUs, with the convention of torch_twin.py.
+"""Triton back end of the hash grid, for GPUs, with the levels, indices and weights of torch_twin.py.
 
-The three kernels are those of numba_kernels.py, which explains the algebra: features, gradient of the table, gradient
-of the points; the first two also along a direction. One program processes a block of points in one level (for the
-gradient of the points: all levels, since an element has one writer). The blocks of a level run consecutively, so its
-table stays in the L2 cache. Additions to the table are atomic, so the last bits of its gradient vary between runs.
+The three kernels return the features, the gradient of the table, and the gradient of the points; the first two also
+along a direction. numba_kernels.py explains the algebra. One program processes a block of points in one level. For the
+gradient of the points it processes all levels, since each element has one writer. The blocks of a level run one after
+the other, so that the level's table stays in the L2 cache. Additions to the table are atomic, so the last bits of its
+gradient vary between runs.
 
 Arrays in the kernels: x and direction (N, 3), features and their gradients (L*F, N), table (entries, F), all contiguous
-float32; `scales` (L,) float32, `geometry` (L, 4) int32: resolution, first entry, number of entries, hashed flag.
+float32; `scales` (L,) float32; `geometry` (L, 4) int32: resolution, first entry, number of entries, hashed flag.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ BLOCK = 256  # points per program
 
 @triton.jit
 def _inside(x):
-    """Clamp to [0, 1]; NaN counts as 0."""
     return tl.where(x > 0, tl.minimum(x, 1.0), 0.0)
 
 
@@ -38,7 +38,7 @@ def _speed(x, scale):
 
 @triton.jit
 def _point(x, at, mask):
-    """Load the coordinates of points or directions."""
+    """Load the three coordinates of the points or directions at the indices `at`."""
     return (
         tl.load(x + at * 3, mask=mask, other=0.0),
         tl.load(x + at * 3 + 1, mask=mask, other=0.0),
@@ -48,7 +48,7 @@ def _point(x, at, mask):
 
 @triton.jit
 def _cell(x, scale):
-    """Return the cell along one axis and the position in it."""
+    """Return the cell index along one axis and the position in the cell, in [0, 1)."""
     position = _inside(x) * scale + 0.5
     cell = position.to(tl.int32)
     return cell, position - cell.to(tl.float32)
@@ -56,9 +56,10 @@ def _cell(x, scale):
 
 @triton.jit
 def _row(x, y, z, corner: tl.constexpr, resolution, entries, hashed):
-    """Return the entry, within its level, of a corner; bits 0, 1, 2 of `corner` are its offsets in x, y, z.
+    """Return the table row, counted within its level, of a corner of cell (x, y, z).
 
-    A hashed level has a power of two entries, so modulo is a mask. A dense index is below twice the entries.
+    Bits 0, 1 and 2 of `corner` are its offsets in x, y and z. A hashed level has a power of two entries, so modulo is a
+    mask. A dense index is below twice the number of entries.
     """
     x, y, z = x + (corner & 1), y + ((corner >> 1) & 1), z + (corner >> 2)
     mixed = x.to(tl.uint32) ^ (y.to(tl.uint32) * 2654435761) ^ (z.to(tl.uint32) * 805459861)
@@ -69,7 +70,7 @@ def _row(x, y, z, corner: tl.constexpr, resolution, entries, hashed):
 
 @triton.jit
 def _side(fraction, upper: tl.constexpr):
-    """Return the linear weight of the lower or upper corner of an axis."""
+    """Return the linear interpolation weight of the lower or upper corner along one axis."""
     if upper:
         side = fraction
     else:
@@ -79,7 +80,7 @@ def _side(fraction, upper: tl.constexpr):
 
 @triton.jit
 def _weight(x, y, z, u, v, w, corner: tl.constexpr, ALONG: tl.constexpr):
-    """Return the trilinear weight of a corner at (x, y, z) in the cell; ALONG: its derivative along (u, v, w)."""
+    """Return the trilinear weight of a corner at (x, y, z) in the cell, or (ALONG) its derivative along (u, v, w)."""
     a, b, c = _side(x, corner & 1), _side(y, (corner >> 1) & 1), _side(z, corner >> 2)
     if ALONG:
         p, q, r = _signed(u, corner & 1), _signed(v, (corner >> 1) & 1), _signed(w, corner >> 2)
@@ -91,7 +92,7 @@ def _weight(x, y, z, u, v, w, corner: tl.constexpr, ALONG: tl.constexpr):
 
 @triton.jit
 def _signed(slope, upper: tl.constexpr):
-    """Return the derivative of `_side`, times a slope."""
+    """Return the derivative of `_side`, multiplied by a slope."""
     if upper:
         signed = slope
     else:
@@ -108,7 +109,7 @@ def _level(scales, geometry, level):
 
 @triton.jit
 def _locate(x, direction, at, mask, scale, ALONG: tl.constexpr):
-    """Return three coordinates each of cell, position in the cell, and motion along `direction` in cells."""
+    """Return three coordinates each of the cell, the position in the cell, and the motion along `direction`."""
     px, py, pz = _point(x, at, mask)
     i, fx = _cell(px, scale)
     j, fy = _cell(py, scale)
@@ -164,7 +165,7 @@ def _scatter(
     ALONG: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Add the gradient of the table for grad (L*F, N) to out (entries, F)."""
+    """Add the gradient of the table for a feature gradient (L*F, N) to out (entries, F)."""
     level = tl.program_id(1)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     f = tl.arange(0, PAIRS)
@@ -183,7 +184,7 @@ def _scatter(
 def _position_gradient(
     x, table, grad, out, scales, geometry, n, levels, F: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Write d<grad, encode(x)>/dx for grad (L*F, N) to out (N, 3)."""
+    """Write the vector-Jacobian product of `encode` at x with a feature gradient (L*F, N) to out (N, 3)."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     f = tl.arange(0, PAIRS)
     mask = at < n
@@ -210,7 +211,7 @@ def _position_gradient(
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
-    """Return features (N, L*F) of points x (N, 3), or their derivative along direction (N, 3)."""
+    """Return features (N, L*F) of points x (N, 3) in [0, 1]^3, or their derivative along `direction` (N, 3)."""
     width, along = table.shape[1], direction is not None
     out = x.new_empty(levels.n_levels * width, len(x))
     inputs = x.contiguous(), _rows(x, direction), table.contiguous(), out, *_on_device(levels, x.device), len(x)
@@ -219,7 +220,7 @@ def encode(x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = 
 
 
 def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
-    """Return the gradient of the table (entries, F) for grad (N, L*F), or its derivative along direction (N, 3)."""
+    """Return the table gradient (entries, F) for a feature gradient (N, L*F), or its derivative along `direction`."""
     width, along = grad.shape[1] // levels.n_levels, direction is not None
     out = x.new_zeros(levels.entries, width)
     inputs = x.contiguous(), _rows(x, direction), grad.t().contiguous(), out, *_on_device(levels, x.device), len(x)
@@ -228,7 +229,7 @@ def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = 
 
 
 def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor:
-    """Return d<grad, encode(x)>/dx (N, 3) for grad (N, L*F)."""
+    """Return the vector-Jacobian product (N, 3) of `encode` at points x (N, 3) with the feature gradient (N, L*F)."""
     out = x.new_empty(len(x), 3)
     inputs = x.contiguous(), table.contiguous(), grad.t().contiguous(), out, *_on_device(levels, x.device), len(x)
     _position_gradient[(triton.cdiv(len(x), BLOCK),)](*inputs, levels.n_levels, **_shape(table.shape[1]))
@@ -240,13 +241,13 @@ def _shape(width: int) -> dict[str, int]:
 
 
 def _rows(x: Tensor, direction: Tensor | None) -> Tensor:
-    """Return the contiguous direction, or x as an unused placeholder."""
+    """Return the contiguous direction. Without a direction, return x as a placeholder that the kernel ignores."""
     return x if direction is None else direction.contiguous()
 
 
 @lru_cache(maxsize=64)
 def _on_device(levels: Levels, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return `scales` and `geometry`; cached, since a copy to the GPU synchronises."""
+    """Return the kernel arguments `scales` and `geometry`. They are cached, since a copy to the GPU synchronises."""
     columns = levels.resolution, levels.offset[:-1], np.diff(levels.offset), levels.hashed
     geometry = torch.from_numpy(np.stack(columns, axis=1).astype(np.int32))
     return torch.from_numpy(levels.scale).to(device), geometry.to(device)

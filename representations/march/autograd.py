@@ -1,4 +1,4 @@
-"""Autograd function of the compositing kernels, differentiable once."""
+"""Autograd function that makes the compositing kernels of a back end differentiable once."""
 
 from __future__ import annotations
 
@@ -11,15 +11,21 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from . import Composite, Samples
 
 Forward = Callable[..., tuple[Tensor, ...]]
-"""Maps contiguous float32 (sigma, values, t_start, t_end, start, count) to the four tensors of `Composite` and the
-transmittance (N,) behind each sample, which is saved for the backward pass."""
+"""Kernel of the forward pass.
+
+It maps contiguous float32 (sigma, values, t_start, t_end, start, count) to the four tensors of `Composite` and the
+transmittance (N,) behind each sample, which is saved for the backward pass.
+"""
 Backward = Callable[[Sequence[Tensor | None], Sequence[Tensor], bool], tuple[Tensor, Tensor | None]]
-"""Maps (gradients of the `Composite`, where that of the weights may be None; inputs, weights and transmittance; True if
-values need a gradient) to the gradients of sigma and values."""
+"""Kernel of the backward pass: returns the gradients of sigma (N,) and values (N, C).
+
+Arguments: the gradients of the four tensors of `Composite`, where that of the weights may be None; the inputs of the
+forward pass, weights and transmittance; True if values need a gradient (else the second result is None).
+"""
 
 
 def differentiable(forward: Forward, backward: Backward) -> Callable[[Tensor, Tensor, Samples], Composite]:
-    """Return `march.composite` for the kernels of a back end."""
+    """Return the function `composite(sigma, values, samples)` of a back end, made from its two kernels."""
 
     def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
         inputs = sigma.float().contiguous(), values.float().contiguous(), *samples.intervals()

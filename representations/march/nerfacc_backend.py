@@ -1,7 +1,7 @@
-"""nerfacc back end of marching and compositing: its kernels with our sample positions.
+"""Marching and compositing with the kernels of nerfacc, at the sample positions of the other back ends.
 
-nerfacc starts the steps of a ray at its near plane and keeps steps whose midpoint is in an occupied cell before the far
-plane. So the near plane is set to the ray's first sample and the far plane to its exit from the bound.
+nerfacc starts the steps of a ray at its near plane. It keeps the steps before the far plane whose midpoint is in an
+occupied cell. Here the near plane is the ray's first sample and the far plane its exit from the bounding volume.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if _backend._C is None:
 def march(
     origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
 ) -> Samples:
-    """See `march.march`. Stratified sampling uses the torch back end."""
+    """Place samples on rays (`march.march`). Stratified sampling uses the torch back end."""
     if options.sampler == "stratified" or len(origins) == 0:
         return torch_twin.march(origins, directions, options, grid, jitter)
     first, leave, _ = spans(origins, directions, options, jitter)
@@ -43,7 +43,7 @@ def march(
 
 
 def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
-    """See `march.composite`."""
+    """Composite values along rays (`march.composite`)."""
     weights, _, _ = nerfacc.render_weight_from_density(*_nerfacc_arguments(samples, sigma))
 
     def accumulate(values: Tensor | None) -> Tensor:
@@ -53,7 +53,7 @@ def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
-    """See `march.visible`."""
+    """Return the mask (N,) of samples that contribute to the render (`march.visible`)."""
     return nerfacc.render_visibility_from_density(
         *_nerfacc_arguments(samples, sigma), early_stop_eps=early_stop, alpha_thre=alpha_threshold
     )

@@ -1,7 +1,11 @@
 """numba back end of marching and compositing, for CPUs.
 
-Parallel over rays. Each output element has one writer and sums run in sample order, so results do not depend on the
-number of threads. Random numbers are arguments. No fastmath: the marcher must round as the torch back end does.
+The kernels run in parallel over rays. Each output element has one writer and sums run in sample order, so results do
+not depend on the number of threads. Random numbers are arguments. The kernels do not use fastmath, because the marcher
+must round as the torch back end does.
+
+Arrays in the kernels: o, d (R, 3) ray origins and directions; span (R, 3) first sample, exit and step of each ray
+(`torch_twin.spans`); cells: flat occupancy grid with `size` cells per axis, 0 for no grid; scale: cells per world unit.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ MAX_STEPS = 2**30
 def march(
     origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
 ) -> Samples:
-    """Count the samples of each ray, then write them, see `march.march`."""
+    """Place samples on rays (`march.march`): first count the samples of each ray, then write them."""
     spans = torch_twin.spans(origins, directions, options, jitter)
     limit = torch_twin.max_samples_per_ray(*spans, options)
     size = 0 if grid is None else grid.shape[0]
@@ -46,13 +50,13 @@ def march(
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _middle(span, r, k):
-    """Return the distance of the midpoint of sample k."""
+    """Return the distance of the midpoint of sample k of ray r."""
     return HALF * ((span[r, 0] + F(k) * span[r, 2]) + (span[r, 0] + F(k + 1) * span[r, 2]))
 
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _cell(o, d, t, scale, radius, size):
-    """Return the cell index along one axis of the point o + t d."""
+    """Return the grid index along one axis of the point o + t d."""
     return min(max(N((o + t * d + radius) * scale), N(0)), N(size - 1))
 
 
@@ -67,9 +71,9 @@ def _occupied(o, d, r, t, cells, scale, radius, size):
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _count(o, d, span, cells, size, scale, radius, limit, first, last, count):
-    """Count the samples of each ray and find the first and the last.
+    """Write, per ray, the number of samples and the step numbers of the first and the last sample.
 
-    A loop without branches tests every step: at 2 ns per step it is faster than cell traversal (DDA) with its branch
+    A loop without branches tests every step. At 2 ns per step it is faster than cell traversal (DDA) with its branch
     mispredictions, even for 512 steps through 32 cells.
     """
     for r in prange(o.shape[0]):
@@ -87,7 +91,7 @@ def _count(o, d, span, cells, size, scale, radius, limit, first, last, count):
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _fill(o, d, span, cells, size, scale, radius, first, last, start, ray_index, t_start, t_end):
-    """Write the samples of each ray from its `start`."""
+    """Write the samples of each ray, beginning at index start[r]."""
     for r in prange(o.shape[0]):
         n = start[r]
         for k in range(first[r], last[r] + 1):
@@ -108,7 +112,7 @@ def _positions(o, d, t_start, t_end, start, count, out):
 
 
 def positions(samples: Samples, origins: Tensor, directions: Tensor) -> Tensor:
-    """See `march.Samples.positions`."""
+    """Return the world points (N, 3) at the midpoints of the samples (`march.Samples.positions`)."""
     out = torch.empty(len(samples), 3)
     _positions(_array(origins), _array(directions), *(_array(a) for a in samples.intervals()), out.numpy())  # type: ignore[call-arg]
     return out
@@ -125,20 +129,19 @@ def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, k
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
-    """See `march.visible`."""
+    """Return the mask (N,) of samples that contribute to the render (`march.visible`)."""
     keep = np.empty(len(samples), np.bool_)
     _visible(_array(sigma), *(_array(a) for a in samples.intervals()), F(alpha_threshold), F(early_stop), keep)  # type: ignore[call-arg]
     return torch.from_numpy(keep)
 
 
 def _array(tensor: Tensor) -> Any:
-    """Return a CPU tensor as an array, without a copy if contiguous."""
     return tensor.detach().contiguous().numpy()
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _forward(sigma, values, t_start, t_end, start, count, weights, transmittance, total, opacity, depth):
-    """Composite; `transmittance` (N,) behind each sample is saved for the backward pass."""
+    """Composite the samples of each ray. Also write the transmittance (N,) behind each sample for the backward pass."""
     channels = values.shape[1]
     for r in prange(start.shape[0]):
         T, alpha_sum, t_sum = 1.0, 0.0, 0.0
@@ -160,10 +163,10 @@ def _forward(sigma, values, t_start, t_end, start, count, weights, transmittance
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _backward(grads, values, t_start, t_end, start, count, weights, transmittance, g_sigma, g_values):
-    """Backpropagate: d w_j / d sigma_i = dt_i T_(i+1) for j = i, -dt_i w_j for j > i; a suffix sum from the far end.
+    """Backpropagate: d w_j / d sigma_i = dt_i T_(i+1) for j = i, -dt_i w_j for j > i; sums run from the last sample on.
 
-    grads: gradients of values, opacity, depth and weights. That of the weights has length 0 if nothing depends on them,
-    g_values has length 0 if the values need no gradient.
+    `grads` holds the gradients of values, opacity, depth and weights. The gradient of the weights has length 0 if the
+    loss does not depend on them. g_values has length 0 if the values need no gradient.
     """
     g_total, g_opacity, g_depth, g_weights = grads
     channels = values.shape[1]
@@ -183,7 +186,7 @@ def _backward(grads, values, t_start, t_end, start, count, weights, transmittanc
 
 
 def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, ...]:
-    """See `autograd.differentiable`."""
+    """Kernel call of the forward pass, of type `autograd.Forward`."""
     rays, channels = len(samples[2]), values.shape[1]
     out = torch.empty(rays, channels), torch.empty(rays, 1), torch.empty(rays, 1)
     weights, transmittance = torch.empty_like(sigma), torch.empty_like(sigma)
@@ -194,7 +197,7 @@ def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, ..
 def backward(
     grads: Sequence[Tensor | None], saved: Sequence[Tensor], values_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """See `autograd.differentiable`."""
+    """Kernel call of the backward pass, of type `autograd.Backward`."""
     sigma, values = saved[:2]
     g_sigma, g_values = torch.empty_like(sigma), torch.empty(values.shape if values_grad else (0, values.shape[1]))
     arrays = tuple(np.empty(0, np.float32) if grad is None else _array(grad) for grad in grads)

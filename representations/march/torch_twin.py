@@ -1,4 +1,4 @@
-"""torch back end of marching and compositing: any device, any order of derivative, dense (R, K) memory."""
+"""torch back end of marching and compositing: all devices, any order of derivative, memory (R, samples per ray)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from . import Composite, Samples, pack, step_size
 def march(
     origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
 ) -> Samples:
-    """Test every step of every ray, see `march.march`."""
+    """Place samples on rays (`march.march`) by testing every step of every ray."""
     first, leave, steps = spans(origins, directions, options, jitter)
     limit = int(max_samples_per_ray(first, leave, steps, options).max()) if len(first) else 0
 
@@ -31,9 +31,9 @@ def march(
 def spans(
     origins: Tensor, directions: Tensor, options: MarchConfig, jitter: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return each ray's first sample, exit from the bound and step, (R,) distances each; a miss has exit <= first.
+    """Return the first sample, the exit from the bounding volume, and the step of each ray: three distances (R,).
 
-    Sample k covers [first + k * step, first + (k + 1) * step].
+    Sample k covers [first + k * step, first + (k + 1) * step]. A ray that misses the bounding volume has exit <= first.
     """
     enter, leave = (sphere_chord if options.bound == "sphere" else box_chord)(origins, directions, options.radius)
     enter = enter.clamp(min=options.near)
@@ -45,22 +45,22 @@ def spans(
 
 
 def max_samples_per_ray(first: Tensor, leave: Tensor, steps: Tensor, options: MarchConfig) -> Tensor:
-    """Return an upper bound (R,) of the samples per ray before its exit."""
+    """Return an upper bound (R,) int64 of the number of samples on each ray, for the distances (R,) from `spans`."""
     count = (((leave - first) / steps).long() + 1) * (leave > first)
     return count.clamp(max=options.samples) if options.sampler == "stratified" else count
 
 
 def box_chord(origins: Tensor, directions: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Return the distances (R,) at which rays enter and leave [-radius, radius]^3; a miss has leave <= enter."""
+    """Return distances (R,) at which rays enter and leave the cube [-radius, radius]^3; leave <= enter for a miss."""
     tiny = torch.full_like(directions, 1e-12)
-    safe = torch.where(directions.abs() < 1e-12, tiny, directions)  # parallel to a face: huge instead of NaN
+    safe = torch.where(directions.abs() < 1e-12, tiny, directions)  # ray parallel to a side: huge, not NaN
     first = (-radius - origins) / safe
     second = (radius - origins) / safe
     return torch.minimum(first, second).amax(-1), torch.maximum(first, second).amin(-1)
 
 
 def sphere_chord(origins: Tensor, directions: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """Return the entry and exit distances (R,) for the ball of that radius; unit directions."""
+    """Return the distances (R,) at which rays with unit directions enter and leave the ball; equal for a miss."""
     projection = _dot(origins, directions)
     nearest = origins - projection[:, None] * directions  # nearest point to the centre: no cancellation far away
     size = origins.new_tensor(radius)
@@ -75,7 +75,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def occupied(grid: Tensor, points: Tensor, radius: float) -> Tensor:
-    """Return the flags (...) of grid (G, G, G) over [-radius, radius]^3 at points (..., 3)."""
+    """Return the bool values (...) of grid (G, G, G) over [-radius, radius]^3 in the cells of points (..., 3)."""
     size = grid.shape[0]
     scale = torch.tensor(size / (2 * radius), dtype=torch.float32)
     cell = ((points + radius) * scale.to(points.device)).long().clamp(0, size - 1)
@@ -83,14 +83,14 @@ def occupied(grid: Tensor, points: Tensor, radius: float) -> Tensor:
 
 
 def positions(samples: Samples, origins: Tensor, directions: Tensor) -> Tensor:
-    """See `march.Samples.positions`."""
+    """Return the world points (N, 3) at the midpoints of the samples (`march.Samples.positions`)."""
     with torch.no_grad():
         index = samples.ray_index
         return origins.index_select(0, index) + samples.t_mid[:, None] * directions.index_select(0, index)
 
 
 def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
-    """See `march.composite`."""
+    """Composite values along rays (`march.composite`)."""
     weights, _, _ = _weights(sigma, samples)
     return Composite(
         samples.sum(weights[:, None] * values),
@@ -101,13 +101,13 @@ def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
-    """See `march.visible`."""
+    """Return the mask (N,) of samples that contribute to the render (`march.visible`)."""
     _, transmittance, alpha = _weights(sigma, samples)
     return (transmittance >= early_stop) & (alpha >= alpha_threshold)
 
 
 def _weights(sigma: Tensor, samples: Samples) -> tuple[Tensor, Tensor, Tensor]:
-    """Return weights, transmittance before the sample, and alpha, (N,) each."""
+    """Return for each sample the weight, the transmittance in front of it, and alpha, (N,) each."""
     max_count = int(samples.count.max()) if samples.n_rays else 0
     slot = torch.arange(len(samples), device=sigma.device) - samples.start[samples.ray_index]
     where = (samples.ray_index, slot)

@@ -1,7 +1,7 @@
 """Triton back end of marching and compositing, for GPUs, in float32.
 
 One program processes one ray, BLOCK steps or samples at a time. Each output element has one writer, so results are
-bit-identical in every run. The marcher needs memory only for the samples it keeps.
+bit-identical in every run. The marcher allocates memory only for the samples that it keeps.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ BLOCK = 64  # samples of a ray at a time
 
 @triton.jit
 def _steps(origins, directions, first, leave, steps, cells, ray, k, scale, radius, SIZE: tl.constexpr):
-    """Return start, end and keep flag of the steps k (BLOCK,) of a ray. cells: (SIZE, SIZE, SIZE), flat."""
+    """Return start, end and keep flag (BLOCK,) of the steps k (BLOCK,) of a ray. `cells` is the flat occupancy grid."""
     entry, step = tl.load(first + ray), tl.load(steps + ray)
     t_start, t_end = entry + k.to(tl.float32) * step, entry + (k + 1).to(tl.float32) * step
     t_mid = 0.5 * (t_start + t_end)
@@ -84,7 +84,7 @@ def _fill(
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the samples of each ray from its `start`."""
+    """Write the samples of each ray, beginning at index start[ray]."""
     ray = tl.program_id(0).to(tl.int64)
     k, offset = tl.arange(0, BLOCK), tl.load(start + ray)
     n_steps = tl.load(limit + ray)
@@ -101,7 +101,7 @@ def _fill(
 
 @triton.jit
 def _interval(sigma, t_start, t_end, at, mask):
-    """Return optical depth, length and midpoint of samples; 0 where masked."""
+    """Return optical depth (sigma * length), length and midpoint of the samples at indices `at`; 0 where masked."""
     first = tl.load(t_start + at, mask=mask, other=0.0)
     last = tl.load(t_end + at, mask=mask, other=0.0)
     return tl.load(sigma + at, mask=mask, other=0.0) * (last - first), last - first, 0.5 * (first + last)
@@ -124,7 +124,7 @@ def _forward(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Composite; `transmittance` (N,) behind each sample is saved for the backward pass."""
+    """Composite the samples of each ray. Also write the transmittance (N,) behind each sample for the backward pass."""
     ray = tl.program_id(0).to(tl.int64)
     first, n_samples = tl.load(start + ray), tl.load(count + ray)
     k, c = tl.arange(0, BLOCK), tl.arange(0, WIDE)
@@ -172,7 +172,7 @@ def _backward(
     WIDE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Backpropagate: d w_j / d sigma_i = dt_i T_(i+1) for j = i, -dt_i w_j for j > i; a suffix sum from the far end.
+    """Backpropagate: d w_j / d sigma_i = dt_i T_(i+1) for j = i, -dt_i w_j for j > i; sums run from the last sample on.
 
     WEIGHTS: True if the loss depends on the weights. VALUES: True if the values need a gradient.
     """
@@ -223,7 +223,7 @@ def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, k
 def march(
     origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
 ) -> Samples:
-    """Count the samples of each ray, then write them, see `march.march`."""
+    """Place samples on rays (`march.march`): first count the samples of each ray, then write them."""
     first, leave, steps = spans(origins, directions, options, jitter)
     limit = max_samples_per_ray(first, leave, steps, options).int()
     size, radius = 0 if grid is None else len(grid), options.radius
@@ -241,7 +241,7 @@ def march(
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
-    """See `march.visible`."""
+    """Return the mask (N,) of samples that contribute to the render (`march.visible`)."""
     keep = torch.empty(len(samples), dtype=torch.uint8, device=sigma.device)
     inputs = sigma.float().contiguous(), *samples.intervals(), float(alpha_threshold), float(early_stop)
     _visible[(samples.n_rays,)](*inputs, keep, BLOCK=BLOCK)
@@ -249,7 +249,7 @@ def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop:
 
 
 def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, ...]:
-    """See `autograd.differentiable`."""
+    """Kernel call of the forward pass, of type `autograd.Forward`."""
     rays, channels = len(samples[2]), values.shape[1]
     weights, transmittance = torch.empty_like(sigma), torch.empty_like(sigma)
     pixels = sigma.new_empty(rays, channels), sigma.new_empty(rays, 1), sigma.new_empty(rays, 1)
@@ -260,7 +260,7 @@ def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, ..
 def backward(
     grads: Sequence[Tensor | None], saved: Sequence[Tensor], values_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """See `autograd.differentiable`."""
+    """Kernel call of the backward pass, of type `autograd.Backward`."""
     *grad_rays, grad_weights = grads
     sigma, values = saved[:2]
     g_sigma, g_values = torch.empty_like(sigma), torch.empty_like(values) if values_grad else None

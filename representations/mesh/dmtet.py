@@ -1,8 +1,9 @@
-"""DMTet (Shen et al. 2021): a mesh from distances on a tetrahedral grid, coloured by a field.
+"""DMTet (Shen et al. 2021): a mesh from signed distances on a tetrahedral grid, coloured by a field.
 
-Each grid point has a distance and an offset of up to half a cell. The surface between positive and negative points is
-rasterised; the field `paint` gives its colours. It is the second stage of Magic3D (Lin et al. 2023): grid and paint
-are initialised from the field of the first stage (`init_from`).
+Each grid point has a trained distance and a trained offset of up to half a cell. The surface between inside points
+(negative distance) and outside points is rasterised. The field `paint` gives the colours of its points. DMTet is the
+second stage of Magic3D (Lin et al. 2023): `init_from` initialises the grid and the paint from the field of the first
+stage.
 """
 
 from __future__ import annotations
@@ -35,22 +36,25 @@ from .raster import antialias, surface_points
 from .tetrahedra import marching_tetrahedra, tetrahedral_grid
 
 MARGIN = 0.1
-"""Margin of the initial grid around the object, relative to the object's size."""
+"""Margin around the object in the initial grid, as a fraction of the object's size."""
 MIN_PART_SIZE = 0.01
-"""Minimum size of a part in the initial mesh, relative to the grid points of the largest part."""
+"""Minimum size of a connected part in the initial mesh, as a fraction of the grid points in the largest part."""
 EMPTY_DENSITY = 1e-5
-"""Density below which a point is empty in the mean of `level: auto`."""
+"""Points with at most this density count as empty. The option `level=auto` averages the density of the other points."""
 POINTS_PER_QUERY = 1 << 16
 """Maximum number of points per density query."""
 
 
 class DMTet(Representation):
-    """Mesh on a tetrahedral grid with V points. `generator` (CPU) initialises the paint.
+    """Mesh on a tetrahedral grid with V points, coloured by a field. `generator` (CPU) initialises the field.
 
     Attributes:
+        paint: the field that gives the features (colours before the material) of surface points.
         distance: (V,) parameter, negative inside, in arbitrary units.
-        deformation: (V, 3) parameter; its tanh is the offset in half cells.
-        low, high: (3,) corners of the grid in world units.
+        deformation: (V, 3) parameter; its tanh is the offset of a grid point, in half cells.
+        low, high: (3,) smallest and largest corner of the grid in world units.
+        points: (V, 3) grid points without offsets, in [-1, 1]^3.
+        tets: (T, 4) int64 point indices of the tetrahedra.
     """
 
     rasterised = True
@@ -74,7 +78,7 @@ class DMTet(Representation):
         self.deformation = nn.Parameter(torch.zeros_like(points))
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return the groups of the paint, and the shape as `geometry`."""
+        """Return the groups of the paint and, as `geometry`, the distances and offsets of the grid."""
         encoding, *others = self.paint.parameter_groups()
         return [encoding, ParameterGroup("geometry", [self.distance, self.deformation], "geometry"), *others]
 
@@ -83,7 +87,7 @@ class DMTet(Representation):
         self.paint.before_step(step, max_steps)
 
     def regularisers(self) -> dict[str, Regulariser]:
-        """Return the smoothness losses of the surface; 0 for an empty mesh."""
+        """Return the losses `normal_consistency` and `laplacian` of the surface. Both are 0 for an empty mesh."""
 
         def of_surface(loss: Callable[[Tensor, Tensor], Tensor]) -> Regulariser:
             return lambda render: render.opacity.sum() * 0 if render.surface is None else loss(*render.surface)
@@ -91,11 +95,11 @@ class DMTet(Representation):
         return {"normal_consistency": of_surface(normal_consistency), "laplacian": of_surface(laplacian)}
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return density (N,) and features (N, F) of the paint at points x (N, 3); the density is unused."""
+        """Return densities (N,), which the mesh does not use, and features (N, F) of the paint at points x (N, 3)."""
         return self.paint(x)
 
     def density(self, x: Tensor) -> Tensor:
-        """Return the density (N,) of the paint at points x (N, 3)."""
+        """Return the densities (N,) of the paint at points x (N, 3) in world units."""
         return self.paint.density(x)
 
     def grid(self) -> Tensor:
@@ -104,13 +108,16 @@ class DMTet(Representation):
         return (self.low + self.high) / 2 + half * (self.points + self.deformation.tanh() / self.options.resolution)
 
     def surface(self) -> tuple[Tensor, Tensor]:
-        """Return differentiable vertices (N, 3) in world units and faces (F, 3). Border points count as outside."""
+        """Return vertices (N, 3) in world units, differentiable in the grid's parameters, and faces (F, 3) int64.
+
+        Points on the border of the grid count as outside, so the surface is closed.
+        """
         border = (self.points.abs() > 1 - 1e-6).any(dim=-1)
         distance = torch.where(border, self.distance.abs() + 1e-6, self.distance)
         return marching_tetrahedra(self.grid(), distance, self.tets)
 
     def mesh(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Return vertices (N, 3) float32 and faces (F, 3) int32 as arrays."""
+        """Return vertices (N, 3) float32 in world units and faces (F, 3) int32 as NumPy arrays."""
         with torch.no_grad():
             vertices, faces = self.surface()
         return vertices.float().cpu().numpy(), faces.int().cpu().numpy()
@@ -126,7 +133,7 @@ class DMTet(Representation):
         light: Tensor | None = None,
         shading: Shading = ALBEDO,
     ) -> Render:
-        """Render all pixels (B H W, ...) as `volume.render`, with point lights at `light` (B, 3) or at the cameras."""
+        """Render all pixels of B cameras (R = B * H * W), with point lights at `light` (B, 3) or at the cameras."""
         device, count = self.distance.device, len(cameras) * cameras.height * cameras.width
         _, directions = (rays.reshape(-1, 3).to(device) for rays in cameras.rays())
         background_rgb = background(directions, training=training, generator=generator)
@@ -134,7 +141,7 @@ class DMTet(Representation):
         if len(faces):
             light = cameras.position if light is None else light
             columns = self._columns(vertices, faces, cameras, material, light.to(device), shading)
-        else:  # empty mesh: the background, with a graph
+        else:  # empty mesh: return the background and keep the graph
             columns = background_rgb.new_zeros(count, 9) + 0 * (self.distance.sum() + self.deformation.sum())
         rgb_fg, opacity, depth, normal, orientation = columns.split([3, 1, 1, 3, 1], dim=-1)
         return Render(
@@ -153,7 +160,10 @@ class DMTet(Representation):
     def _columns(
         self, vertices: Tensor, faces: Tensor, cameras: Cameras, material: Material, light: Tensor, shading: Shading
     ) -> Tensor:
-        """Return colour, opacity, depth, normal and orientation term of all pixels (B H W, 9), on black."""
+        """Return colour (3), opacity (1), depth (1), normal (3), orientation penalty (1) of all pixels: (B * H * W, 9).
+
+        Background pixels are 0. `light` (B, 3) is the world position of each camera's light.
+        """
         points = surface_points(vertices, faces, cameras)
         _, features = self.paint(points.position)
         light = light[points.pixel // (cameras.height * cameras.width)]
@@ -167,10 +177,14 @@ class DMTet(Representation):
 
     @torch.no_grad()
     def init_from(self, other: nn.Module) -> None:
-        """Initialise shape and colours from a trained field of the paint's class, or from another DMTet.
+        """Initialise shape and colours from a trained field of the paint's class, or copy another DMTet.
 
-        The grid is fitted with a margin to the points with a density above `level`; small parts are dropped. Raises
-        ConfigError for a field of another class or other shapes, or without density above the level.
+        The surface is where the density equals the option `level`. The grid is fitted to the points above the level,
+        with a margin. Connected parts that are too small are dropped.
+
+        Raises:
+            ConfigError: if the field has another class or other shapes, or if its density is nowhere above the level.
+            TypeError: if `other` is not a representation.
         """
         if isinstance(other, DMTet):
             super().init_from(other)
@@ -209,7 +223,7 @@ class DMTet(Representation):
 
 
 def remove_small_parts(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the mask without connected parts smaller than `MIN_PART_SIZE` of the largest one."""
+    """Return the mask `inside` (G, G, G) without connected parts smaller than `MIN_PART_SIZE` of the largest part."""
     labels, _ = ndimage.label(inside)
     sizes = np.bincount(labels.reshape(-1))
     sizes[0] = 0

@@ -1,8 +1,9 @@
-"""Rasterisation of a mesh that is differentiable in the vertices, from the faces of `threedgen.geometry.raster`.
+"""Rasterisation of a mesh, differentiable in the vertices. `threedgen.geometry.raster` finds the face in each pixel.
 
-The face per pixel is not differentiable. The point on the face is: the intersection of the pixel's ray with the
-plane of the face (`surface_points`). The outline is differentiable through `antialias`: the two pixels beside it are
-blended according to its position between their centres (Laine et al. 2020, "Modular Primitives").
+The choice of the face is not differentiable. The point on the face is: `surface_points` intersects the pixel's ray with
+the plane of the face. The outline of the object is differentiable through `antialias`: it blends the two pixels on both
+sides of the outline, according to the position of the outline between their centres (Laine et al. 2020, "Modular
+Primitives for High-Performance Differentiable Rendering").
 """
 
 from __future__ import annotations
@@ -20,8 +21,15 @@ from .losses import vertex_normals
 
 
 class SurfacePoints(NamedTuple):
-    """Surface points in P pixels: flat pixel index (P,) in B * H * W; position, normal, directions (P, 3); depth (P,)
-    along the ray; face (B, H, W) int64 of all pixels, -1 for the background.
+    """Points on the surface in the P pixels that show the mesh, of B images.
+
+    Attributes:
+        pixel: (P,) int64 flat index of the pixel in B * H * W.
+        position: (P, 3) world position.
+        normal: (P, 3) unit normal, interpolated from the vertex normals.
+        directions: (P, 3) unit direction of the pixel's ray.
+        depth: (P,) distance along the ray in world units.
+        face: (B, H, W) int64 face index of all pixels, -1 for the background.
     """
 
     pixel: Tensor
@@ -33,7 +41,7 @@ class SurfacePoints(NamedTuple):
 
 
 def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> SurfacePoints:
-    """Return the points of a mesh, vertices (N, 3) and faces (F, 3), at the pixel centres."""
+    """Return the surface points at the pixel centres of a mesh with vertices (N, 3) and faces (F, 3)."""
     size, device = (cameras.height, cameras.width), vertices.device
     shape = vertices.detach().cpu().numpy(), faces.cpu().numpy(), cameras.c2w.cpu().numpy(), cameras.fov.cpu().numpy()
     face = torch.from_numpy(raster.rasterise(*shape, size).face).long().to(device)
@@ -57,11 +65,19 @@ def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Surface
 
 
 def antialias(image: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
-    """Return the image (B, H, W, C) with an antialiased, differentiable outline; face (B, H, W): -1 for background.
+    """Return the image with an antialiased outline that is differentiable in the vertices.
 
-    For each pixel of the mesh beside one of the background, t in [0, 1] is the position of the outline between the two
-    centres. For t < 1/2 the mesh pixel gets a fraction 1/2 - t of the background, for t > 1/2 the background pixel
-    gets a fraction t - 1/2 of the mesh.
+    The outline lies between a mesh pixel and an adjacent background pixel: t in [0, 1] is its position from the centre
+    of the mesh pixel (0) to the centre of the background pixel (1). For t < 1/2 the mesh pixel gets a fraction 1/2 - t
+    of the background. For t > 1/2 the background pixel gets a fraction t - 1/2 of the mesh.
+
+    Args:
+        image: (B, H, W, C) image without antialiasing.
+        face: (B, H, W) int64 face index per pixel, -1 for the background.
+        vertices, faces: (N, 3) float and (F, 3) int64 of the mesh.
+
+    Returns:
+        Image (B, H, W, C).
     """
     pixels, depth = cameras.to(vertices.device).project(vertices)
     start, end, view = _outline(pixels, depth, faces)
@@ -76,7 +92,10 @@ def antialias(image: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, came
 
 
 def _outline(pixels: Tensor, depth: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the silhouette edges, with one back-facing side: start and end (S, 2) in pixels, and view (S,)."""
+    """Return S silhouette edges: start points (S, 2) and end points (S, 2) in pixels, and camera indices (S,).
+
+    A silhouette edge has one face only, or at least one face towards the camera and at least one away from it.
+    """
     count = pixels.shape[1]
     ends = torch.stack([faces, faces.roll(-1, 1)], dim=-1).sort(dim=-1).values.reshape(-1, 2)
     keys, edge_index = torch.unique(ends[:, 0] * count + ends[:, 1], return_inverse=True)
@@ -93,12 +112,11 @@ def _outline(pixels: Tensor, depth: Tensor, faces: Tensor) -> tuple[Tensor, Tens
 
 
 def _crossings(face: Tensor, start: Tensor, end: Tensor, view: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the crossings of silhouette edges with the lines through pixel centres, at the border to the background.
+    """Return the points where silhouette edges cross between the centres of a mesh pixel and a background pixel.
 
-    Axis 0: x of steep edges on pixel rows; axis 1: y of flat edges on pixel columns. So no crossing counts twice.
-
-    Returns flat indices of mesh pixels (Q,) and their background neighbours (Q,), and t (Q,) between their centres.
-    Each pair occurs once, with its outermost crossing.
+    Axis 0 finds crossings of steep edges with pixel rows (in x), axis 1 those of flat edges with pixel columns (in y).
+    No crossing is found for both axes. Each pair of pixels occurs once, with its outermost crossing. The results (Q,)
+    are flat indices of the mesh pixels, flat indices of the background pixels, and t as in `antialias`.
     """
     height, width = face.shape[1:]
     lines, length = (height, width) if axis == 0 else (width, height)

@@ -1,7 +1,7 @@
 """Differentiable marching tetrahedra (Doi and Koide 1991; Shen et al. 2021, "DMTet").
 
-An edge of a tetrahedron with a sign change has a vertex at the zero of the linear interpolation between its ends. The
-vertex is a smooth function of the two distances and the two end points.
+An edge of a tetrahedron whose ends have distances of different signs gets a vertex, at the zero of the linear
+interpolation. The vertex is a smooth function of the two distances and the two end points.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 EDGES = tuple(combinations(range(4), 2))
-"""Corner pairs of the six edges of a tetrahedron."""
+"""The six edges of a tetrahedron, each as a pair of corner numbers 0 to 3."""
 
 
 def tetrahedral_grid(resolution: int) -> tuple[Tensor, Tensor]:
     """Divide the cube [-1, 1]^3 into resolution^3 cells of six tetrahedra each (Kuhn's division).
 
-    All tetrahedra have positive volume and share whole faces with their neighbours.
+    All tetrahedra have positive volume. Neighbouring tetrahedra share whole triangles.
 
     Returns:
-        points (V, 3); point (i, j, k) has index (i n + j) n + k with n = resolution + 1. Tetrahedra (T, 4) int64.
+        Points (V, 3) float32, where point (i, j, k) has index (i n + j) n + k with n = resolution + 1, and tetrahedra
+            (T, 4) int64 of point indices.
     """
     n = resolution + 1
     axis = torch.linspace(-1, 1, n)
@@ -39,9 +40,10 @@ def tetrahedral_grid(resolution: int) -> tuple[Tensor, Tensor]:
 
 
 def _triangles() -> Tensor:
-    """Return the table (16, 2, 3): for each bit mask of inside corners, up to two triangles of `EDGES` indices.
+    """Return the table (16, 2, 3) of up to two triangles for each bit mask of inside corners, as indices into `EDGES`.
 
-    -1 means no triangle. Triangles are counter-clockwise seen from outside, in a tetrahedron of positive volume.
+    The value -1 means no triangle. In a tetrahedron of positive volume the triangles are counter-clockwise, seen from
+    outside.
     """
     corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], float)
     middle = np.array([(corners[a] + corners[b]) / 2 for a, b in EDGES])
@@ -69,11 +71,16 @@ TRIANGLES = _triangles()
 
 
 def marching_tetrahedra(points: Tensor, distance: Tensor, tets: Tensor) -> tuple[Tensor, Tensor]:
-    """Extract the surface {distance = 0} of grid points (V, 3), distances (V,) < 0 inside, and tetrahedra (T, 4).
+    """Extract the surface distance = 0 of a tetrahedral grid.
+
+    Args:
+        points: (V, 3) grid points.
+        distance: (V,) signed distances, negative inside.
+        tets: (T, 4) int64 point indices of tetrahedra with positive volume.
 
     Returns:
-        vertices (N, 3), differentiable in points and distance; faces (F, 3), counter-clockwise seen from outside. The
-        surface is closed if no border point of the grid is inside.
+        Vertices (N, 3), differentiable in points and distance, and faces (F, 3) int64, counter-clockwise seen from
+            outside. The surface is closed if no border point of the grid is inside.
     """
     inside = distance.detach() < 0
     code = (inside[tets] * torch.tensor([1, 2, 4, 8], device=tets.device)).sum(1)

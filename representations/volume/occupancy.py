@@ -1,4 +1,4 @@
-"""Occupancy grid: cells with density, so that rays skip empty space."""
+"""Occupancy grid: marks cells that contain density, so that rays skip empty space."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from threedgen.representations.options import OccupancyConfig
 
 
 class OccupancyGrid(nn.Module):
-    """Occupancy grid over the cube [-radius, radius]^3, indexed [x, y, z].
+    """Occupancy grid with G cells per axis over the cube [-radius, radius]^3, indexed [x, y, z].
 
-    values: (G, G, G) float32 buffer, decaying maximum of density * step (optical thickness of one step).
-    binary: (G, G, G) bool buffer, occupied cells; initially all.
+    Attributes:
+        values: (G, G, G) float32 buffer, decaying maximum of density * step size (the optical depth of one ray step).
+        binary: (G, G, G) bool buffer, True for occupied cells. Initially all cells are occupied.
     """
 
     values: Tensor
@@ -29,11 +30,14 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def update(self, density: Callable[[Tensor], Tensor], step: int, generator: torch.Generator) -> None:
-        """Update the cells with the density at one random point per cell. Call at every step.
+        """Update the grid with the density at one random point per cell. Call it at every step.
 
-        It does nothing in the steps between two intervals. During the warm-up it updates all cells, then a subset.
+        It does nothing in the steps between two intervals. During the warm-up it updates all cells, later a random
+        subset.
 
-        `density` maps points (M, 3) to (M,). The generator is on the CPU, so the grid does not depend on the device.
+        Args:
+            density: maps points (M, 3) in world units to densities (M,).
+            generator: CPU generator, so that the random points do not depend on the device.
         """
         if step % self.options.interval:
             return
@@ -52,11 +56,11 @@ class OccupancyGrid(nn.Module):
         self.binary.copy_(self.values > threshold)
 
     def mean(self) -> float:
-        """Return the mean of the values, bit-identical for any number of threads (row by row)."""
+        """Return the mean of `values`. It is summed row by row and bit-identical for any number of threads."""
         return float(self.values.mean(-1).mean())
 
     def _sample_cells(self, generator: torch.Generator) -> Tensor:
-        """Return a fixed number of uniform cells and at most as many occupied cells, as flat indices."""
+        """Return flat indices of a fixed number of uniformly sampled cells, and of at most as many occupied cells."""
         total = self.values.numel()
         count = max(1, int(total * self.options.fraction))
         uniform = torch.randint(total, (count,), generator=generator).to(self.values.device)

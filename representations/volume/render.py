@@ -21,9 +21,10 @@ from .two_pass import two_pass
 
 
 class Field(Protocol):
-    """Map of points (N, 3) in world units, inside the bound, to density (N,) >= 0, features (N, F) and normals (N, 3).
+    """Map of points x (N, 3) inside the bound, in world units, to densities (N,) >= 0 and features (N, F).
 
-    `along_ray`: query used instead if the density depends on the ray (see `sdf.SDF.along_ray`), else None.
+    `with_normal` also returns outward unit normals (N, 3). If the density depends on the ray direction, `along_ray` is
+    a method that replaces both (see `sdf.SDF.along_ray` for its arguments), else it is None.
     """
 
     along_ray: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]] | None
@@ -53,14 +54,17 @@ def render(
     shading: Shading = ALBEDO,
     chunk: int | None = None,
 ) -> Render:
-    """Render rays.
+    """Render R rays through a field.
 
     Args:
-        origins, directions: (R, 3) each, unit directions.
-        generator: CPU generator for the jitter of the samples and a random background in training.
-        training: if True, `generator` is required; if False, use `options.shown` samples per ray, nothing random.
-        light: (3,) or (R, 3) world positions of point lights, for lit `shading`.
-        chunk: maximum number of samples per chunk (`two_pass`), with the same result and parameter gradients.
+        occupancy: grid whose empty cells are skipped, or None.
+        origins, directions: (R, 3) each, in world units; directions have unit length.
+        generator: CPU generator for the random shift of the samples and a random background. Required in training.
+        training: if False, use `options.shown` samples per ray and no random numbers.
+        light: (3,) or (R, 3) world positions of point lights, for a lit `shading`.
+        need_normals: if True, compute normals even if the shading is unlit.
+        shading: shading mode and light intensities.
+        chunk: maximum number of samples per gradient-checkpointed chunk (`two_pass`). It changes memory, not results.
     """
     if training and generator is None:
         raise ValueError("missing generator for training=True. Pass a CPU generator.")
@@ -86,7 +90,7 @@ def render(
 
 
 class _Rays(NamedTuple):
-    """Inputs per ray: origins (R, 3), directions (R, 3), jitter (R,) or None, light positions (R, 3) or None."""
+    """Inputs per ray: origins and directions (R, 3), jitter (R,) in steps or None, light positions (R, 3) or None."""
 
     origins: Tensor
     directions: Tensor
@@ -98,16 +102,16 @@ class _Rays(NamedTuple):
 
 
 _SHADED = ("rgb_fg", "opacity", "depth", "z_variance", "normal", "orientation", "eikonal", "weights", "normals")
-"""Fields of `Render` that depend on the field; the last two are per sample, the others per ray."""
+"""Attributes of `Render` that `_shade` computes. The last two are per sample, the others per ray."""
 NO_GRAD_FACTOR = 4
-"""Chunk size of the passes without a graph, in units of the training chunk."""
+"""Chunk size of the passes without a graph, as a multiple of the training chunk."""
 
 
 @torch.no_grad()
 def _sample_rays(
     field: Field, occupancy: OccupancyGrid | None, options: MarchConfig, rays: _Rays, chunk: int | None
 ) -> Samples:
-    """Return the samples to shade (16 bytes each), computed for a few rays at a time if `chunk` is set."""
+    """Return the samples to shade (16 bytes each). With `chunk`, a few rays are marched at a time, to save memory."""
     grid = None if occupancy is None else occupancy.binary
     rays_per_group = max(1, len(rays.origins) if chunk is None else NO_GRAD_FACTOR * chunk // options.samples)
     groups = []
@@ -121,11 +125,12 @@ def _sample_rays(
 def _drop_invisible(
     field: Field, occupancy: OccupancyGrid | None, options: MarchConfig, rays: _Rays, samples: Samples
 ) -> Samples:
-    """Drop samples with a low alpha or a low transmittance (nerfacc's rule).
+    """Drop samples with a low alpha or a low transmittance before them (nerfacc's rule).
 
-    It costs one density evaluation without gradient, about 0.4 of shading and training a sample (small field, CPU): it
-    pays off above 40 % dropped samples, earlier with analytic normals. Hence it is off by default. The grid's mean
-    limits the threshold, else a scene of uniform low density would lose all its samples.
+    This costs one density evaluation without gradient, about 0.4 of shading and training a sample (small field, CPU).
+    It pays off if more than 40 % of the samples are dropped, or fewer with analytic normals. Hence it is off by
+    default. The alpha threshold is at most the mean of the occupancy grid. Otherwise a scene of uniform low density
+    would lose all samples.
     """
     if len(samples) == 0 or (options.alpha_threshold == 0 and options.early_stop == 0):
         return samples
@@ -143,7 +148,7 @@ def _shade(
     shading: Shading,
     need_normals: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Shade and composite the samples; returns the values of `_SHADED`. Deterministic, as `two_pass` requires."""
+    """Shade and composite the samples and return the values of `_SHADED`. Deterministic, as `two_pass` requires."""
     if len(samples) == 0:  # one sample of length 0 on the first ray keeps the graph
         zero = rays.origins.new_zeros(1)
         samples = pack(zero.long(), zero, zero, len(rays.origins))
@@ -178,9 +183,9 @@ def _shade(
 # --- chunk size ------------------------------------------------------------------------------------------
 
 MEMORY_FRACTION = 0.25
-"""Fraction of the free memory for the graph of a chunk; the rest is for the prior and the optimiser."""
+"""Fraction of the free memory for the graph of a chunk. The rest is for the prior and the optimiser."""
 BACKWARD_FACTOR = 2.0
-"""Peak memory of a forward and backward pass, in units of the graph's memory."""
+"""Peak memory of a forward and backward pass, as a multiple of the graph's memory."""
 
 
 def sample_bytes(
@@ -191,7 +196,7 @@ def sample_bytes(
     normals: bool,
     device: torch.device | str = "cpu",
 ) -> float:
-    """Measure the graph memory of a training render, in bytes per sample, on a few parallel rays."""
+    """Measure the graph memory of a training render in bytes per sample, on a few rays; `normals`: with lit shading."""
     shading = Shading("diffuse", 0.5, 0.5) if normals else ALBEDO
     shade_all = options.model_copy(update={"alpha_threshold": 0.0, "early_stop": 0.0, "chunk": None})
 
@@ -209,6 +214,6 @@ def sample_bytes(
 
 
 def samples_that_fit(free_bytes: int, bytes_per_sample: float) -> int:
-    """Return the samples per chunk: a power of two, so that small changes of the free memory do not change it."""
+    """Return the samples per chunk, a power of two, so that small changes of the free memory do not change it."""
     fitting = MEMORY_FRACTION * free_bytes / (BACKWARD_FACTOR * max(bytes_per_sample, 1.0))
     return 1 << max(10, int(fitting).bit_length() - 1)

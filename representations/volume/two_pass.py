@@ -1,8 +1,8 @@
 """Gradient checkpointing over rays: render without a graph, then recompute chunk by chunk in the backward pass.
 
-As in Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", but along the rays instead of the layers. To
-autograd it is one function of the parameters with one gradient each, so hooks, loss scaling, clipping and DDP work as
-for a render in one pass.
+This is the method of Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", along the rays instead of the
+layers. For autograd the whole render is one function of the parameters. Hooks, loss scaling, clipping and DDP therefore
+work as for a render without chunks.
 """
 
 from __future__ import annotations
@@ -26,10 +26,16 @@ Compute = Callable[[slice], Outputs]
 def two_pass(compute: Compute, parts: Sequence[slice], parameters: Iterable[Tensor]) -> tuple[Tensor | None, ...]:
     """Return the outputs of `compute` for consecutive parts, concatenated along the first axis.
 
-    Only the graph of one part exists at a time. A part that does not fit into GPU memory is halved, with one warning.
-    `compute` maps a slice of rays to tensors (or None) with one row per ray. It must be deterministic and is
-    differentiable once, with respect to `parameters` only. The backward pass raises RuntimeError if a parameter has
-    changed in the meantime or create_graph is set.
+    Only the graph of one part is in memory at a time. A part that does not fit into GPU memory is halved, with one
+    warning.
+
+    Args:
+        compute: maps a slice of rays to tensors with one row per ray, or None. It must be deterministic.
+        parts: slices that cover all rays in order.
+        parameters: tensors that get gradients. The result is differentiable once and with respect to them only.
+
+    Raises:
+        RuntimeError: in the backward pass, if a parameter has changed since the forward pass or create_graph is set.
     """
     return _TwoPass.apply(compute, parts, *parameters)
 
@@ -96,7 +102,7 @@ def _part_gradients(ctx: _Context, part: slice, gradients: Outputs, parameters: 
 
 
 def _run_parts(parts: Sequence[slice], compute: Compute) -> Iterator[Outputs]:
-    """Yield compute(part) for each part; halve a part that does not fit into GPU memory."""
+    """Yield compute(part) for each part in order. A part that does not fit into GPU memory is halved."""
     stack = list(reversed(parts))
     while stack:
         part = stack.pop()

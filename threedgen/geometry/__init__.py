@@ -1,1 +1,1 @@
-"""Cameras, rasteriser, textures, images and their files. Independent of models and tasks."""
+"""Cameras, rasteriser, textures, images and their files. This package does not depend on models or tasks."""

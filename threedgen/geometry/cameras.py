@@ -1,8 +1,8 @@
-"""Cameras: poses, projections, rays and pixels. This file and ``poses.py`` define all camera conventions.
+"""Cameras: poses, projections, rays and pixels. This file and ``poses.py`` define the coordinate systems.
 
-World: right-handed, z up; azimuth 0 is +x and increases counter-clockwise seen from above. ``c2w`` (4, 4) has OpenGL
-axes: x right, y up, the camera looks along -z. Pixel coordinates are (x right, y down); the centre of the first pixel
-is (0.5, 0.5). Angles are in radians (config options: degrees). A field of view is vertical.
+World: right-handed, z up. Azimuth 0 is +x and increases counter-clockwise, seen from above. The camera-to-world pose
+``c2w`` (4, 4) has OpenGL axes: x right, y up, the camera looks along -z. Pixel coordinates are (x right, y down); the
+centre of the first pixel is (0.5, 0.5). Angles are in radians (config options: degrees). A field of view is vertical.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Index = slice | Sequence[int] | Tensor
 class Projection:
     """Projection of B cameras: K (B, 3, 3) with rows [fx, skew, cx], [0, fy, cy], [0, 0, 1].
 
-    Perspective: K are the intrinsics in pixels. Orthographic (``parallel``): fx and fy are pixels per world unit. The
-    principal point is arbitrary and pixels need not be square.
+    For perspective cameras K holds the intrinsics in pixels. For orthographic cameras (``parallel``) fx and fy are
+    pixels per world unit. The principal point (cx, cy) is arbitrary, and pixels need not be square.
     """
 
     K: Tensor
@@ -32,7 +32,7 @@ class Projection:
 
     @classmethod
     def perspective(cls, fov: Tensor, height: int, width: int) -> Projection:
-        """Create a perspective projection from vertical fields of view (B,): square pixels, centred."""
+        """Create a perspective projection with square pixels, centred, from vertical fields of view (B,) in radians."""
         return cls(square_pixels(0.5 * height / torch.tan(0.5 * fov), height, width))
 
     @classmethod
@@ -43,7 +43,13 @@ class Projection:
 
 @dataclass(frozen=True)
 class Cameras:
-    """B cameras with one image size in pixels: camera-to-world poses ``c2w`` (B, 4, 4) and a projection."""
+    """B cameras with one image size.
+
+    Attributes:
+        c2w: (B, 4, 4) camera-to-world poses with OpenGL axes.
+        projection: perspective or orthographic projection of the B cameras.
+        height, width: image size in pixels.
+    """
 
     c2w: Tensor
     projection: Projection
@@ -55,7 +61,7 @@ class Cameras:
 
     @property
     def position(self) -> Tensor:
-        """Camera centres (B, 3); for orthographic cameras the centre of the image plane."""
+        """Camera positions (B, 3) in world units. For orthographic cameras it is the centre of the image plane."""
         return self.c2w[:, :3, 3]
 
     @property
@@ -75,11 +81,11 @@ class Cameras:
         return self._with(self.c2w.to(device), self.projection.K.to(device))
 
     def select(self, index: Index) -> Cameras:
-        """Return the cameras at ``index``, in that order."""
+        """Return the cameras at ``index`` (slice, integers or bool mask), in that order."""
         return self._with(self.c2w[index], self.projection.K[index])
 
     def with_size(self, height: int, width: int) -> Cameras:
-        """Return the same views at another resolution, with K scaled to match."""
+        """Return cameras with the same field of view and another image size in pixels. K is scaled to match."""
         scale = self.projection.K.new_tensor([width / self.width, height / self.height, 1.0])
         return replace(self._with(self.c2w, self.projection.K * scale[:, None]), height=height, width=width)
 
@@ -87,7 +93,7 @@ class Cameras:
         return replace(self, c2w=c2w, projection=replace(self.projection, K=K))
 
     def rays(self) -> tuple[Tensor, Tensor]:
-        """Return ray origins and unit directions through the pixel centres, each (B, H, W, 3)."""
+        """Return ray origins and unit directions through the pixel centres, each (B, H, W, 3), in world coordinates."""
         if not self.projection.parallel:
             origins, directions = pixel_rays(self.c2w, self.K, self.height, self.width)
             return origins.expand_as(directions), directions
@@ -98,9 +104,10 @@ class Cameras:
         return origins, -normalize(self.c2w[:, None, None, :3, 2], dim=-1).expand_as(origins)
 
     def project(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Project world points (N, 3) or (B, N, 3) to pixels (B, N, 2) and depths (B, N) along the viewing axis.
+        """Project world points (N, 3) or (B, N, 3). Return pixels (B, N, 2) as (x, y) and depths (B, N).
 
-        Depth is positive in front of the camera. Perspective pixels with depth <= 0 are meaningless.
+        The depth is measured along the viewing axis, in world units, and is positive in front of the camera. For
+        perspective cameras, pixels of points with depth <= 0 are meaningless.
         """
         local = (points - self.position[:, None]) @ self.c2w[:, :3, :3]
         depth = -local[..., 2]
@@ -109,7 +116,7 @@ class Cameras:
         return plane_to_pixels(plane, self.projection.K), depth
 
     def unproject(self, depth: Tensor) -> Tensor:
-        """Return world points (B, H, W, 3) of the pixel centres at ``depth`` (B, H, W) along the viewing axis."""
+        """Return world points (B, H, W, 3) of the pixel centres, for ``depth`` (B, H, W) along the viewing axis."""
         origins, directions = self.rays()
         along = -(directions * self.c2w[:, None, None, :3, 2]).sum(-1)
         return origins + directions * (depth / along)[..., None]

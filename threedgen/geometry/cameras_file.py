@@ -3,9 +3,10 @@
     {"axes": "opengl", "height": 192, "width": 256, "c2w": [[[...], ...], ...], "K": [[[fx, 0, cx], ...], ...],
      "files": ["frames/0000.png", ...], "prompts": ["a kitchen", ...]}
 
-c2w: camera-to-world matrices (N, 4, 4). axes: opengl (y up, looking along -z) or opencv (y down, looking along z).
-K: intrinsics in pixels, (3, 3) or (N, 3, 3); the image centre is (width / 2, height / 2). Alternative to K: fov, the
-vertical field of view in degrees. Optional: files, image paths relative to this file; prompts, image captions.
+c2w: camera-to-world matrices (N, 4, 4). axes: opengl (y up, the camera looks along -z) or opencv (y down, the camera
+looks along z). K: intrinsics in pixels, (3, 3) or (N, 3, 3); the image centre is (width / 2, height / 2). Instead of K,
+the file may have fov, the vertical field of view in degrees. Optional: files, image paths relative to this file;
+prompts, image captions.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MAX_CAMERAS = 100_000
 
 @dataclass(frozen=True)
 class CamerasFile:
-    """N cameras and, if the file has them, N image paths and prompts."""
+    """Content of a cameras file: N cameras and, if the file has them, N image paths and N prompts."""
 
     cameras: Cameras
     files: tuple[str, ...] | None = None
@@ -40,7 +41,7 @@ class CamerasFile:
 
 
 def write_cameras(path: Path, cameras: Cameras, files: list[str], prompts: list[str]) -> None:
-    """Write cameras with one image path and one prompt each. Raises OSError."""
+    """Write N cameras with N image paths (relative to the file) and N prompts. Raises OSError."""
     header = {"axes": "opengl", "height": cameras.height, "width": cameras.width}
     matrices = {"K": cameras.K.double().tolist(), "c2w": cameras.c2w.double().tolist()}
     write_json(path, header | matrices | {"files": files, "prompts": prompts})
@@ -49,12 +50,12 @@ def write_cameras(path: Path, cameras: Cameras, files: list[str], prompts: list[
 def read_cameras(
     path: Path, key: str, poses: Poses = "c2w", size: tuple[int, int] | None = None, fov: float | None = None
 ) -> CamerasFile:
-    """Read a file of two or more cameras. Raises ConfigError with ``key``.
+    """Read a file of two or more cameras. Raises ConfigError with the config ``key``.
 
     Args:
-        poses: convention of the matrices in the file.
-        size: (height, width) in pixels if the file has none.
-        fov: vertical field of view in degrees if the file has neither K nor fov.
+        poses: whether the matrices in the file are camera-to-world ("c2w") or world-to-camera ("w2c").
+        size: (height, width) in pixels, used if the file has neither a size nor K.
+        fov: vertical field of view in degrees, used if the file has neither K nor fov.
     """
     text = read_text(path, key)
     try:
@@ -64,7 +65,7 @@ def read_cameras(
 
 
 def _parse(tree: Any, poses: Poses, size: tuple[int, int] | None, fov: float | None) -> CamerasFile:
-    """Convert parsed JSON. This function and the ones below raise ValueError for invalid content."""
+    """Convert parsed JSON. This function and the functions below raise ValueError for invalid content."""
     if not isinstance(tree, dict) or "c2w" not in tree:
         raise ValueError("c2w is missing. Add a list of 4 x 4 matrices.")
     axes = tree.get("axes")
@@ -79,7 +80,7 @@ def _parse(tree: Any, poses: Poses, size: tuple[int, int] | None, fov: float | N
 
 
 def _image_size(tree: dict[str, Any], size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return height and width in pixels; ``size`` is used only if the file has no K, height and width."""
+    """Return height and width in pixels. ``size`` is used only if the file has no K, no height and no width."""
     height, width = tree.get("height"), tree.get("width")
     if size is not None and height is None is width and "K" not in tree:
         return size

@@ -1,4 +1,4 @@
-"""Depth as a 16-bit PNG: millimetres along the viewing axis, 0 = unknown."""
+"""Depth images as 16-bit PNG files: millimetres along the viewing axis, where 0 means unknown."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ MAX_DEPTH = 65.535
 
 
 def write_depth(path: Path, depth: Array) -> None:
-    """Write depth (H, W) in metres; values above ``MAX_DEPTH`` become unknown. Creates the folder. Raises OSError."""
+    """Write depth (H, W) in metres. Values above ``MAX_DEPTH`` become unknown. Creates the folder. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, png(np.round(np.where(depth <= MAX_DEPTH, depth, 0) / MILLIMETRE).astype(np.uint16)))
 
 
 def read_depth(path: Path, key: str = "") -> Array:
-    """Read depth (H, W), float32 in metres. Raises ConfigError with ``key`` for a missing, damaged or other image."""
+    """Read depth (H, W), float32 in metres, 0 = unknown. Raises ConfigError with ``key`` for an unsuitable file."""
     if not path.is_file():
         raise ConfigError(f"{path} is missing", key)
     with open_image(path, key=key) as image:

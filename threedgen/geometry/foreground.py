@@ -1,4 +1,4 @@
-"""Foreground extraction: by transparency or, in opaque images, by a uniform background connected to the border."""
+"""Foreground extraction by transparency or, in opaque images, by a uniform background at the image border."""
 
 from __future__ import annotations
 
@@ -12,25 +12,26 @@ from threedgen.run.arrays import Array
 from .picture_file import load_image
 
 WORKING_SIZE = 1024
-"""Largest side in pixels of images in which a background is searched."""
+"""Larger images are reduced to this number of pixels on the longer side before the background is searched."""
 COLOUR_TOLERANCE, MIN_BORDER_FRACTION = 0.08, 0.95
-"""Uniform background: this fraction of border pixels is within the tolerance of their median, in each channel."""
+"""A background is uniform if at least this fraction of border pixels is within the tolerance of their median."""
 MIN_ISLAND_FRACTION = 1e-3
-"""Smallest foreground region as a fraction of the image; smaller ones are dust."""
+"""Smallest size of a foreground region, as a fraction of the image. Smaller regions are removed as dust."""
 MIN_OPAQUE_ALPHA = 0.99
 """Alpha above which a pixel counts as opaque."""
 
 
 def read_foreground(path: str) -> Array:
-    """Read an image and return RGBA (h, w, 4) in [0, 1] with the foreground in alpha. Raises ConfigError."""
+    """Read an image and return RGBA (H, W, 4) float in [0, 1] with the foreground in alpha. Raises ConfigError."""
     image = load_image(Path(path).expanduser(), key="image", max_side=WORKING_SIZE).convert("RGBA")
     return extract_foreground(np.asarray(image, np.float32) / 255, path)
 
 
 def extract_foreground(pixels: Array, name: str) -> Array:
-    """Return RGBA (h, w, 4) in [0, 1] with the foreground in alpha; transparency in ``pixels`` is kept.
+    """Return RGBA (H, W, 4) in [0, 1] with the foreground in alpha, for RGBA ``pixels`` (H, W, 4) in [0, 1].
 
-    Raises ConfigError with the image's ``name`` if the foreground cannot be found or is empty.
+    Existing transparency is kept. Raises ConfigError with the image's ``name`` if the foreground cannot be found or is
+    empty.
     """
     if pixels[..., 3].min() > MIN_OPAQUE_ALPHA:
         pixels = np.dstack([pixels[..., :3], foreground_mask(pixels[..., :3])]).astype(np.float32)
@@ -46,7 +47,7 @@ def extract_foreground(pixels: Array, name: str) -> Array:
 
 
 def foreground_mask(rgb: Array) -> Array:
-    """Return a mask (H, W) of 0 and 1 for an image (H, W, 3) in [0, 1]; all ones without a uniform background."""
+    """Return a foreground mask (H, W) of 0 and 1 for an image (H, W, 3) in [0, 1]; 1 without a uniform background."""
     from skimage.measure import label
 
     edge = max(1, min(rgb.shape[:2]) // 50)

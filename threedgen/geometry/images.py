@@ -1,6 +1,6 @@
 """Image output and conversion: PNG, contact sheets, MP4, sRGB, PSNR.
 
-Images are arrays or tensors (H, W, 3), sRGB, floats in [0, 1] or uint8.
+Images are arrays or tensors (H, W, 3) in sRGB, either floats in [0, 1] or uint8.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from threedgen.run.arrays import Array
 from threedgen.run.disk import temporary_path, write_atomic
 
 SHEET_GAP = 2
-"""Margin in pixels around each image of a contact sheet."""
+"""Gap in pixels between the images of a contact sheet and at its border."""
 MAX_PSNR = 100.0
-"""PSNR in dB of equal images."""
+"""PSNR in dB that is returned for equal images."""
 H264: dict[str, Any] = {
     "codec": "libx264",
     "pixelformat": "yuv420p",
     "macro_block_size": 2,
     "output_params": ["-crf", "18", "-preset", "medium", "-threads", "1", "-movflags", "+faststart", "-f", "mp4"],
 }
-"""Encoder options that all players support; one thread, so that equal frames give equal bytes."""
+"""Encoder options of videos that all players support. One thread makes equal frames give equal bytes."""
 _PAPER, _INK = 255, (20, 20, 20)
 
 
 def to_uint8(images: Any) -> Array:
-    """Convert images of any shape to a uint8 array; floats are clipped to [0, 1], NaN becomes 0."""
+    """Convert images of any shape to a uint8 array. Floats are clipped to [0, 1], and NaN becomes 0."""
     if hasattr(images, "detach"):
         images = images.detach().float().cpu().numpy()
     array = np.asarray(images)
@@ -44,17 +44,17 @@ def to_uint8(images: Any) -> Array:
 
 
 def to_linear(srgb: Array) -> Array:
-    """Convert sRGB in [0, 1] to linear colour, as in glTF vertex colours (IEC 61966-2-1)."""
+    """Convert sRGB values (any shape) in [0, 1] to linear colour (IEC 61966-2-1), as glTF needs for vertex colours."""
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
 def to_srgb(linear: Array) -> Array:
-    """Convert linear colour in [0, 1] to sRGB."""
+    """Convert linear colour values (any shape) in [0, 1] to sRGB (IEC 61966-2-1)."""
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
 
 
 def psnr(truth: Array, image: Array) -> float:
-    """Compute PSNR in dB of two arrays with values in [0, 1], at most ``MAX_PSNR``."""
+    """Return the PSNR in dB, at most ``MAX_PSNR``, of two arrays of equal shape with values in [0, 1]."""
     error = float(np.square(np.asarray(truth, np.float64) - image).mean())
     return min(MAX_PSNR, -10 * float(np.log10(max(error, 1e-30))))
 
@@ -70,7 +70,7 @@ def _rgb(image: Any) -> Array:
 
 
 def write_png(path: Path | str, image: Any) -> Path:
-    """Write an image (H, W, 3) or (H, W) atomically. Creates the folder. Raises OSError."""
+    """Write an image (H, W, 3), (H, W, 1) or (H, W) atomically. Creates the folder. Raises OSError."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, png(_rgb(image)))
@@ -84,15 +84,19 @@ def png(pixels: Array) -> bytes:
 
 
 def enlarge_small(images: Any) -> Array:
-    """Enlarge images (N, H, W, 3) by an integer factor to a width of at least 128, for labels. Returns uint8."""
+    """Enlarge images (N, H, W, 3) by an integer factor to a width of at least 128 pixels, as uint8.
+
+    Small images would have no space for labels.
+    """
     factor = -(-128 // np.shape(images)[-2])
     return to_uint8(images).repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
 def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Array:
-    """Arrange images (N, H, W, 3) row by row on a contact sheet, uint8 (H', W', 3).
+    """Arrange N images (H, W, 3) row by row on a contact sheet, uint8 (H', W', 3).
 
-    Labels, one per image, are printed below in at most three lines. Raises ValueError for no images or other counts.
+    Each of the N labels is printed below its image in at most three lines. Raises ValueError if there are no images or
+    if the number of labels differs.
     """
     cells = [_rgb(image) for image in images]
     if not cells or columns < 1:
@@ -111,7 +115,7 @@ def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Arra
 
 
 def pad_to_same_size(cells: Sequence[Array]) -> list[Array]:
-    """Pad uint8 images with white to the largest height and width."""
+    """Pad uint8 images (H, W, 3) with white at the bottom and at the right to the largest height and width."""
     height, width = max(c.shape[0] for c in cells), max(c.shape[1] for c in cells)
     padding = [((0, height - c.shape[0]), (0, width - c.shape[1]), (0, 0)) for c in cells]
     return [np.pad(cell, pad, constant_values=_PAPER) for cell, pad in zip(cells, padding, strict=True)]
@@ -130,7 +134,7 @@ def _label_strips(labels: Sequence[str], width: int) -> list[Array]:
 
 
 def _wrap(text: str, width: int, font: Any, max_lines: int = 3) -> list[str]:
-    """Break a label into 1 to ``max_lines`` lines that fit ``width`` pixels; the rest is cut off."""
+    """Break a label into 1 to ``max_lines`` lines that fit into ``width`` pixels. The rest is cut off."""
     lines = [""]
     for word in "".join(c if c.isprintable() else " " for c in text[: max_lines * width]).split():
         longer = f"{lines[-1]} {word}".strip()
@@ -142,10 +146,10 @@ def _wrap(text: str, width: int, font: Any, max_lines: int = 3) -> list[str]:
 
 
 def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
-    """Encode frames (H, W, 3) of equal size as H.264 video, one at a time; the file is written atomically.
+    """Encode frames (H, W, 3) of equal size as an H.264 video, one at a time. The file is written atomically.
 
-    Odd heights and widths are padded by repeating the last row or column. Raises OSError, and ValueError for no frames
-    or different sizes.
+    Odd heights and widths are padded by repeating the last row or column. Raises OSError, and ValueError if there are
+    no frames or if their sizes differ.
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,17 +14,18 @@ from threedgen.run.arrays import Array
 T = TypeVar("T")
 
 MAX_BYTES = 1 << 30
-"""Largest file size."""
+"""Largest file size in bytes."""
 PLY_HEADER = 1 << 14
-"""Bytes at the start of a PLY file that contain its header."""
+"""Number of bytes at the start of a PLY file in which its header is searched."""
 COMPRESSION_EXTENSIONS = {"KHR_draco_mesh_compression": "Draco", "EXT_meshopt_compression": "meshopt"}
-"""glTF extensions with compressed triangles, which trimesh cannot read."""
+"""glTF extensions with compressed triangles, which trimesh cannot read, and the name of their method."""
 
 
 def read_submeshes(path: Path, convert: Callable[[Any, Array], T], key: str = "") -> list[T]:
-    """Return ``convert(submesh, transform)`` for each trimesh.Trimesh with faces and its transform (4, 4) in the scene.
+    """Read a mesh file and return ``convert(submesh, transform)`` for each of its submeshes that has faces.
 
-    Raises ConfigError with ``key`` and the file name, also for errors in ``convert``.
+    ``convert`` takes a trimesh.Trimesh and its submesh-to-scene transform (4, 4). Raises ConfigError with the config
+    ``key`` and the file name, also for errors in ``convert``.
     """
     import trimesh
 
@@ -42,13 +43,15 @@ def read_submeshes(path: Path, convert: Callable[[Any, Array], T], key: str = ""
 
 
 def gltf_tree(data: bytes) -> Any:
-    """Parse the JSON of a GLB or glTF file. Raises ValueError."""
+    """Parse the JSON part of the bytes of a GLB or glTF file. Raises ValueError."""
     return parse_json(data[20 : 20 + int.from_bytes(data[12:16], "little")] if data[:4] == b"glTF" else data)
 
 
 def _check(path: Path) -> None:
-    """Reject irregular files (OSError), compressed triangles, and headers that declare more values than the file has
-    bytes, for which trimesh would allocate memory (ConfigError)."""
+    """Raise OSError for irregular files, and ConfigError for compressed triangles and for impossible headers.
+
+    An impossible header declares more values than the file has bytes. trimesh would allocate memory for them.
+    """
     data = read_bytes(path, MAX_BYTES)
     kind, count = path.suffix.lower(), 0
     if kind == ".ply":

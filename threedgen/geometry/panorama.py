@@ -1,7 +1,7 @@
-"""Perspective views of panoramas: cameras, conversion from skyboxes, and to and from equirectangular images.
+"""Perspective views of panoramas: cameras, and conversion from skyboxes and to and from equirectangular images.
 
-Conventions are those of ``warp``: OpenCV axes, camera-to-world rotations, the first pixel centre at (0, 0). Angles are
-in radians: yaw to the right, pitch upwards, as in MVDiffusion (arXiv 2307.01097).
+As in ``warp``, cameras have OpenCV axes (x right, y down, z forward), R is a camera-to-world rotation, and the first
+pixel centre is (0, 0). Angles are in radians: yaw to the right, pitch upwards, as in MVDiffusion (arXiv 2307.01097).
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from .poses import opencv_axes
 from .warp import apply_homography, homography, inside, pixel_grid, sample
 
 SKYBOX = ((-pi / 2, pi / 2), (1.5 * pi, 0.0), (0.0, 0.0), (pi / 2, 0.0), (pi, 0.0), (-pi / 2, -pi / 2))
-"""(yaw, pitch) of Matterport3D's faces in file order: up, four around, down; field of view 90 degrees."""
+"""(yaw, pitch) of the images of a Matterport3D skybox: up, four around, down. Their field of view is 90 degrees."""
 
 
 def intrinsics(fov: float, height: int, width: int) -> Tensor:
-    """Return K (3, 3), float64, for a horizontal field of view in radians: square pixels, centred."""
+    """Return K (3, 3), float64, in pixels for a horizontal field of view in radians; square pixels, centred."""
     focal = 0.5 * width / tan(0.5 * fov)
     return torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]], dtype=torch.float64)
 
 
 def rotation(yaw: float, pitch: float = 0.0) -> Tensor:
-    """Return a camera-to-world rotation (3, 3), float64: pitch about the x axis, then yaw about the vertical."""
+    """Return a camera-to-world rotation (3, 3), float64: pitch about the x axis, then yaw about the vertical axis."""
     turn = [[cos(yaw), 0, sin(yaw)], [0, 1, 0], [-sin(yaw), 0, cos(yaw)]]
     tilt = [[1, 0, 0], [0, cos(pitch), -sin(pitch)], [0, sin(pitch), cos(pitch)]]
     return torch.tensor(turn, dtype=torch.float64) @ torch.tensor(tilt, dtype=torch.float64)
 
 
 def ring(views: int = 8, first_yaw: float = 0.0) -> Tensor:
-    """Return rotations (V, 3, 3) evenly spaced around the horizon, left to right."""
+    """Return camera-to-world rotations (V, 3, 3) of V cameras around the horizon, evenly spaced to the right."""
     return torch.stack([rotation(first_yaw + 2 * pi * n / views) for n in range(views)])
 
 
 def cameras(R: Tensor, fov: float, height: int, width: int, position: Sequence[float] = (0.0, 0.0, 0.0)) -> Cameras:
     """Convert rotations R (V, 3, 3) to ``Cameras`` in the z-up world: yaw 0 looks along +x, yaw pi / 2 along -y.
 
-    ``fov`` is horizontal, in radians.
+    ``fov`` is the horizontal field of view in radians. ``position`` is the common camera position in world units.
     """
     K = intrinsics(fov, height, width)
     K[:2, 2] += 0.5
@@ -54,7 +54,10 @@ def cameras(R: Tensor, fov: float, height: int, width: int, position: Sequence[f
 
 
 def skybox_views(faces: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> Tensor:
-    """Render views (V, 3, height, width) with K (3, 3) and R (V, 3, 3) of skybox ``faces`` (6, 3, S, S)."""
+    """Render views (V, 3, height, width) with K (3, 3) and R (V, 3, 3) from skybox images ``faces`` (6, 3, S, S).
+
+    The skybox images are ordered as in ``SKYBOX``.
+    """
     size = faces.shape[-1]
     K_face, R_face = intrinsics(pi / 2, size, size), torch.stack([rotation(*angles) for angles in SKYBOX])
     return render_from_views(faces, K_face, R_face, K, R, height, width)
@@ -63,15 +66,19 @@ def skybox_views(faces: Tensor, K: Tensor, R: Tensor, height: int, width: int) -
 def render_from_views(
     faces: Tensor, K_face: Tensor, R_face: Tensor, K: Tensor, R: Tensor, height: int, width: int
 ) -> Tensor:
-    """Render views (V, C, height, width) with K (3, 3) and R (V, 3, 3) from views ``faces`` (N, C, h, w).
+    """Render views (V, C, height, width) from source views at the same position, for example to make them consistent.
 
-    Each pixel is sampled bilinearly from the one source view whose axis is nearest to its ray. Rendering views from
-    themselves makes them consistent.
+    Each pixel is sampled bilinearly from one source view: the one whose viewing axis is nearest to the pixel's ray.
+
+    Args:
+        faces: (N, C, h, w) source views.
+        K_face, R_face: intrinsics (3, 3) and rotations (N, 3, 3) of the source views.
+        K, R: intrinsics (3, 3) and rotations (V, 3, 3) of the rendered views.
     """
     R_face = R_face.double()
     grid = F.pad(pixel_grid(height, width), (0, 1), value=1.0)
     rays = grid @ (R.double() @ torch.linalg.inv(K.double())).mT[:, None]
-    facing = (rays @ R_face[:, :, 2].mT).argmax(-1)  # (V, H, W): index of the nearest face
+    facing = (rays @ R_face[:, :, 2].mT).argmax(-1)  # (V, H, W): index of the nearest source view
     views = faces.new_zeros(len(R), faces.shape[1], height, width)
     for number, face in enumerate(faces):
         H = homography(K.double(), R.double(), K_face.double(), R_face[number])[:, None]
@@ -82,9 +89,10 @@ def render_from_views(
 
 
 def equirectangular_rays(height: int, width: int, ends: bool = False) -> Tensor:
-    """Return pixel directions (H, W, 3), float64: longitude -180..180 degrees to the right, latitude 90..-90 downwards.
+    """Return the unit direction of each pixel, (H, W, 3) float64, of an equirectangular image; longitude 0 is +z.
 
-    ``ends``: the centres of the outermost pixels, not their borders, lie on these limits.
+    The longitude goes from -180 to 180 degrees to the right, the latitude from 90 to -90 degrees downwards. These
+    limits are the borders of the outermost pixels or, with ``ends``, their centres.
     """
     steps = [torch.linspace(-1, 1, n) if ends else (torch.arange(n) + 0.5) / n * 2 - 1 for n in (height, width)]
     latitude, longitude = -steps[0].double()[:, None] * pi / 2, steps[1].double() * pi
@@ -97,10 +105,13 @@ def equirectangular_rays(height: int, width: int, ends: bool = False) -> Tensor:
 def stitch(
     views: Tensor, K: Tensor, R: Tensor, height: int, width: int, reference: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Blend views (V, C, h, w) with K (3, 3) and R (V, 3, 3) into an equirectangular image (C, height, width).
+    """Blend views (V, C, h, w) with K (3, 3) and R (V, 3, 3) into an equirectangular image.
 
-    The weight of a view falls linearly from its middle column to its left and right borders. Also returns the sum of
-    weights (height, width); the image is 0 where it is 0. ``reference``: as the authors' tool, with half-pixel shifts.
+    The weight of a view is 1 in its middle column and falls linearly to 0 at its left and right borders. ``reference``
+    adds the half-pixel shifts of the tool by the MVDiffusion authors.
+
+    Returns:
+        Image (C, height, width), 0 where no view covers it, and sum of the weights (height, width).
     """
     shift = 0.5 if reference else 0.0
     rays = equirectangular_rays(height, width, ends=reference)
@@ -117,9 +128,9 @@ def stitch(
 
 
 def covered_rows(weights: Tensor) -> slice:
-    """Find the largest range of rows, symmetric about the horizon, in which all weights (H, W) are above 0.
+    """Return the largest range of rows, symmetric about the horizon, in which all weights (H, W) are above 0.
 
-    Raises ValueError if the horizon has a gap.
+    Raises ValueError if the weights have a gap at the horizon.
     """
     height, complete = len(weights), (weights > 0).all(1)
     complete &= complete.flip(0)
@@ -130,10 +141,10 @@ def covered_rows(weights: Tensor) -> slice:
 
 
 def equirectangular_views(image: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> Tensor:
-    """Render views (V, C, height, width) with K (3, 3) and R (V, 3, 3) of an equirectangular image (C, h, w).
+    """Render views (V, C, height, width) with K (3, 3) and R (V, 3, 3) from an equirectangular image (C, h, w).
 
-    The image covers 360 degrees horizontally; its vertical range follows from square pixels, with the horizon in the
-    middle. Directions above or below it get the colours of the border.
+    The image covers 360 degrees horizontally. Its vertical range follows from square pixels, with the horizon in the
+    middle. Directions above or below this range get the colours of the image border.
     """
     rows, columns = image.shape[-2:]
     rays = F.pad(pixel_grid(height, width), (0, 1), value=1.0) @ (R.double() @ torch.linalg.inv(K.double())).mT[:, None]
@@ -146,5 +157,5 @@ def equirectangular_views(image: Tensor, K: Tensor, R: Tensor, height: int, widt
 
 
 def ring_pairs(views: int) -> Sequence[tuple[int, int]]:
-    """Return pairs (i, i + 1) of adjacent views around the horizon, including last to first; none for one view."""
+    """Return index pairs (i, i + 1) of adjacent views in a ring, including (last, 0). One view has no pairs."""
     return [(n, (n + 1) % views) for n in range(views)] if views > 1 else []

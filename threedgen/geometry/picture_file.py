@@ -1,4 +1,4 @@
-"""Safe reader for user images: complete, upright, 8 bits per channel, limited size."""
+"""Safe reader for user images. It returns complete, upright images of limited size with 8 bits per channel."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import ordinary
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
-"""Allowed PIL readers; some others (EPS) start external programs."""
+"""Allowed PIL formats. Some other formats (EPS) start external programs."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
-"""File name endings of photos."""
+"""File name endings of user images."""
 MAX_PIXELS = 64_000_000
-"""Limit against decompression bombs: a small file can declare any size."""
+"""Largest number of pixels. A small file can declare any size (decompression bomb)."""
 
 
 def open_image(file: Path | bytes, name: str = "", key: str = "") -> Image.Image:
-    """Open an image from a path or bytes and read only its header; see ``load_image`` for the pixels.
+    """Open an image from a path or bytes and read only its header. ``load_image`` also reads the pixels.
 
     Raises ConfigError with ``name`` (default: the path) and the config ``key``.
     """
@@ -48,7 +48,7 @@ def open_image(file: Path | bytes, name: str = "", key: str = "") -> Image.Image
 
 
 def image_shape(path: Path) -> tuple[int, int]:
-    """Read height and width of the upright image from the file header. Raises ConfigError."""
+    """Read height and width in pixels from the file header, after rotation upright by EXIF. Raises ConfigError."""
     with open_image(path) as image:
         try:
             sideways = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
@@ -58,9 +58,9 @@ def image_shape(path: Path) -> tuple[int, int]:
 
 
 def load_image(file: Path | bytes, name: str = "", key: str = "", max_side: int | None = None) -> Image.Image:
-    """Load an image as RGB, or RGBA if it has transparency, rotated upright according to its EXIF data.
+    """Load an image as RGB, or as RGBA if it has transparency. It is rotated upright according to its EXIF data.
 
-    Larger images are reduced to ``max_side`` pixels on the longer side. Raises ConfigError as ``open_image``.
+    A larger image is reduced to ``max_side`` pixels on the longer side. Raises ConfigError with ``name`` and ``key``.
     """
     name = name or str(file)
     with open_image(file, name, key) as image, warnings.catch_warnings():

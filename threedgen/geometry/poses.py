@@ -1,4 +1,4 @@
-"""Camera matrices from positions and angles, and pixel rays. Conventions: see ``threedgen.geometry.cameras``."""
+"""Camera matrices from positions and angles, and pixel rays. ``threedgen.geometry.cameras`` describes the axes."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
 Poses = Literal["c2w", "w2c"]
-"""Convention of pose matrices: camera-to-world, or its inverse world-to-camera."""
+"""Kind of pose matrices: camera-to-world ("c2w"), or its inverse world-to-camera ("w2c")."""
 
 
 def unit_vector(elevation: Tensor, azimuth: Tensor) -> Tensor:
-    """Return unit vectors (..., 3) of elevation E and azimuth A in radians: (cosE cosA, cosE sinA, sinE)."""
+    """Return unit vectors (..., 3) of elevations E and azimuths A (...) in radians: (cosE cosA, cosE sinA, sinE)."""
     flat = torch.cos(elevation)
     return torch.stack([flat * torch.cos(azimuth), flat * torch.sin(azimuth), torch.sin(elevation)], dim=-1)
 
 
 def wrap_angle(angle: Tensor) -> Tensor:
-    """Wrap angles in radians to [-pi, pi)."""
+    """Wrap angles (...) in radians to [-pi, pi)."""
     return torch.remainder(angle + pi, 2 * pi) - pi
 
 
 def opencv_axes(c2w: Tensor) -> Tensor:
-    """Convert poses (..., 4, 4) or (..., 3, 3) between OpenGL and OpenCV axes (x right, y down, z forward)."""
+    """Convert c2w poses (..., 4, 4) or (..., 3, 3) from OpenGL to OpenCV axes (x right, y down, z forward), or back."""
     return c2w * c2w.new_tensor([1.0, -1.0, -1.0, 1.0])[: c2w.shape[-1]]
 
 
 def opengl_to_blender(c2w: Tensor) -> Tensor:
-    """Convert poses (B, 4, 4) from a y-up to a z-up world: (x, y, z) becomes (x, -z, y)."""
+    """Convert c2w poses (B, 4, 4) from a y-up to a z-up world: the point (x, y, z) becomes (x, -z, y)."""
     turn = torch.tensor([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])
     return turn.to(c2w) @ c2w
 
 
 def square_pixels(focal: Tensor, height: int, width: int) -> Tensor:
-    """Return intrinsics (B, 3, 3) with focal lengths (B,) in pixels and the principal point at the image centre."""
+    """Return intrinsics (B, 3, 3) for focal lengths (B,) in pixels. The principal point is the image centre."""
     K = torch.zeros(len(focal), 3, 3, dtype=focal.dtype, device=focal.device)
     K[:, 0, 0] = K[:, 1, 1] = focal
     K[:, 0, 2], K[:, 1, 2], K[:, 2, 2] = width / 2, height / 2, 1
@@ -46,29 +46,30 @@ def square_pixels(focal: Tensor, height: int, width: int) -> Tensor:
 
 
 def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
-    """Return pixel centres (H, W, 2) as (x, y)."""
+    """Return the pixel centres (H, W, 2) of an image as (x, y); the first centre is (0.5, 0.5)."""
     x, y = torch.arange(width, device=device) + 0.5, torch.arange(height, device=device) + 0.5
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)
 
 
 def pixels_to_plane(pixels: Tensor, K: Tensor) -> Tensor:
-    """Apply K^-1 to pixels (..., N, 2), for upper triangular K (..., 3, 3)."""
+    """Apply K^-1 to pixels (..., N, 2), for upper triangular K (..., 3, 3). Return plane coordinates (..., N, 2)."""
     y = (pixels[..., 1] - K[..., 1, 2, None]) / K[..., 1, 1, None]
     x = (pixels[..., 0] - K[..., 0, 2, None] - K[..., 0, 1, None] * y) / K[..., 0, 0, None]
     return torch.stack([x, y], dim=-1)
 
 
 def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
-    """Apply K to plane coordinates (..., N, 2); the inverse of ``pixels_to_plane``."""
+    """Apply K (..., 3, 3) to plane coordinates (..., N, 2). Return pixels; it is the inverse of ``pixels_to_plane``."""
     x, y = plane.unbind(-1)
     x = x * K[..., 0, 0, None] + y * K[..., 0, 1, None] + K[..., 0, 2, None]
     return torch.stack([x, y * K[..., 1, 1, None] + K[..., 1, 2, None]], dim=-1)
 
 
 def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Compute perspective ray origins (..., 1, 1, 3) and unit directions (..., H, W, 3), float32, of the pixel centres.
+    """Return perspective ray origins (..., 1, 1, 3) and unit directions (..., H, W, 3) of the pixel centres, float32.
 
-    ``c2w`` (..., 4, 4) has OpenGL axes; ``K`` (..., 3, 3) in pixels may broadcast. Raises ValueError if K is singular.
+    The camera-to-world poses ``c2w`` (..., 4, 4) have OpenGL axes. The intrinsics ``K`` (..., 3, 3) are in pixels;
+    their leading axes broadcast. Raises ValueError if K is singular.
     """
     c2w, K = c2w.float(), K.float()
     singular = K[..., 0, 0] * K[..., 1, 1] == 0
@@ -83,9 +84,9 @@ def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor,
 
 
 def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
-    """Return poses (B, 4, 4) that look at the origin from angles (B,) in radians and distances (B,).
+    """Return camera-to-world poses (B, 4, 4) that look at the origin from elevations and azimuths (B,) in radians.
 
-    Does not use ``look_at``, so that it is also exact straight above and below.
+    ``distance`` (B,) is in world units. ``look_at`` is not used, so the poses are also exact straight above and below.
     """
     back = unit_vector(elevation, azimuth)
     right = unit_vector(torch.zeros_like(elevation), azimuth + pi / 2)
@@ -94,15 +95,16 @@ def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
 
 
 def orbit_array(elevation: ArrayLike, azimuth: ArrayLike, distance: ArrayLike) -> NDArray[np.float32]:
-    """Compute ``orbit_c2w`` of broadcastable arrays in float64 and return float32 poses (B, 4, 4)."""
+    """Return camera-to-world poses (B, 4, 4), float32, of ``orbit_c2w`` for arrays that broadcast to (B,)."""
     tensors = (torch.from_numpy(np.array(x, np.float64)) for x in np.broadcast_arrays(elevation, azimuth, distance))
     return orbit_c2w(*tensors).float().numpy()
 
 
 def look_at(position: Tensor, center: Tensor, up: Tensor) -> Tensor:
-    """Return poses (B, 4, 4) at ``position`` looking at ``center``, with ``up`` upwards in the image; all (B, 3).
+    """Return camera-to-world poses (B, 4, 4) at ``position`` that look at ``center``. All arguments are (B, 3).
 
-    If the view direction is parallel to ``up``, a coordinate axis replaces ``up``, so that the result stays a rotation.
+    ``up`` points upwards in the image. If it is parallel to the viewing direction, a coordinate axis replaces it, so
+    that the result is always a rotation.
     """
     forward = normalize(center - position, dim=-1)
     right = torch.linalg.cross(forward, up, dim=-1)
@@ -121,7 +123,7 @@ def _assemble(right: Tensor, up: Tensor, back: Tensor, position: Tensor) -> Tens
 
 
 def world_to_camera(c2w: Tensor) -> Tensor:
-    """Invert rigid poses (..., 4, 4)."""
+    """Invert rigid poses (..., 4, 4): camera-to-world becomes world-to-camera, and the reverse."""
     rotation = c2w[..., :3, :3].mT
     top = torch.cat([rotation, -rotation @ c2w[..., :3, 3:]], dim=-1)
     return torch.cat([top, c2w[..., 3:, :]], dim=-2)

@@ -1,10 +1,11 @@
-"""CPU rasteriser (numba): face index, barycentric coordinates and depth per pixel.
+"""CPU rasteriser (numba). It returns the face index, the barycentric coordinates and the depth of each pixel.
 
-One kernel serves cameras and texture space. Its vertices are P = (x w, y w, w): (x, y) in pixels, w the depth along the
-viewing axis, or 1 for orthographic cameras and texture space. Corners are snapped to 1/256 pixel and edges tested in
-integers with a fill rule, so that triangles sharing an edge leave no gap and never cover the same pixel. Barycentrics
-and depth use the unsnapped corners: with P' the corners relative to the pixel, the weights are proportional to
-P_j' x P_k' in the plane, which is perspective-correct without dividing by corner depths (Olano and Greer 1997).
+One kernel serves cameras and texture space. Its vertices are P = (x w, y w, w): (x, y) in pixels, and w the depth along
+the viewing axis, or 1 for orthographic cameras and texture space. Corners are rounded to 1/256 pixel and edges are
+tested in integers with a fill rule. Triangles that share an edge therefore leave no gap and never cover the same pixel.
+Barycentric coordinates and depth use the corners before rounding. With P' the corners relative to the pixel, the
+weights are proportional to P_j' x P_k' in the plane. They are perspective-correct without a division by the depths of
+the corners (Olano and Greer 1997).
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ Size = int | tuple[int, int]
 
 @dataclass(frozen=True)
 class Buffers:
-    """Rasteriser output per pixel centre. In texture space the arrays have no V axis.
+    """Rasteriser output at the pixel centres of V views. In texture space the arrays have no V axis.
 
     Attributes:
         face: (V, H, W) int32 face index, -1 for background.
-        bary: (V, H, W, 3) float32 perspective-correct corner weights in [0, 1] with sum 1; 0 for background.
+        bary: (V, H, W, 3) float32 perspective-correct weights of the face's corners, in [0, 1] with sum 1; 0 for
+            background.
         z: (V, H, W) float32 depth along the viewing axis in world units; inf for background.
     """
 
@@ -45,15 +47,15 @@ class Buffers:
 
 
 def rasterise(vertices: Array, faces: Array, c2w: Array, fov: Array | float, size: Size, near: float = 1e-2) -> Buffers:
-    """Rasterise a mesh, vertices (N, 3) and faces (F, 3), with V perspective cameras.
+    """Rasterise a mesh, vertices (N, 3) in world units and faces (F, 3), with V perspective cameras.
 
-    Of equally distant faces the first is visible. Raises ConfigError for invalid meshes.
+    If faces are equally distant, the first one is visible. Raises ConfigError for invalid meshes.
 
     Args:
-        c2w: (V, 4, 4), see `threedgen.geometry.cameras`.
+        c2w: (V, 4, 4) camera-to-world poses with OpenGL axes.
         fov: vertical field of view in radians, scalar or (V,).
         size: image side in pixels, or (height, width).
-        near: depth of the clipping plane; faces that cross it are clipped exactly.
+        near: depth of the clipping plane in world units. Faces that cross it are clipped exactly.
     """
     height, width = _pair(size)
     focal = 0.5 * height / np.tan(0.5 * np.broadcast_to(np.asarray(fov, np.float64), (len(c2w),)))
@@ -63,7 +65,7 @@ def rasterise(vertices: Array, faces: Array, c2w: Array, fov: Array | float, siz
 
 
 def rasterise_views(vertices: Array, faces: Array, cameras: Cameras, near: float = 1e-2) -> Buffers:
-    """Rasterise a mesh with perspective or orthographic `cameras`; see `rasterise`."""
+    """Rasterise a mesh, vertices (N, 3) and faces (F, 3), with perspective or orthographic cameras, see `rasterise`."""
     matrices, size = (cameras.c2w.numpy(), cameras.projection.K.numpy()), (cameras.height, cameras.width)
     return _rasterise(vertices, faces, *matrices, size, near, cameras.projection.parallel)
 
@@ -86,9 +88,9 @@ def _rasterise(
 
 
 def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
-    """Rasterise a mesh in texture space into (H, W) buffers, z = 1. Where charts overlap, the first face wins.
+    """Rasterise a mesh in texture space into (H, W) buffers with z = 1. Where charts overlap, the first face wins.
 
-    uv is (N, 2) per vertex, or (F, 3, 2) per corner with `faces` None. v points up, row 0 is the top. Raises
+    `uv` is (N, 2) per vertex, or (F, 3, 2) per face corner if `faces` is None. v points up, row 0 is the top. Raises
     ConfigError for invalid meshes.
     """
     height, width = _pair(size)
@@ -102,9 +104,10 @@ def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
 
 
 def interpolate(attribute: Array, faces: Array | None, buffers: Buffers) -> Array:
-    """Interpolate an attribute, (N, C) per vertex or (F, 3, C) per corner with `faces` None, at the pixels.
+    """Interpolate an attribute over the faces, at the pixels of the buffers. Return (..., C) float32, 0 for background.
 
-    Returns (..., C) float32, 0 for background. Interpolated directions need normalising, see `unit`.
+    `attribute` is (N, C) per vertex, or (F, 3, C) per face corner if `faces` is None. Interpolated directions are
+    shorter than 1 and need `unit`.
     """
     out = np.zeros((*buffers.face.shape, attribute.shape[-1]), np.float32)
     mask = buffers.mask
@@ -121,13 +124,13 @@ def unit(vectors: Array) -> Array:
 
 
 def box_downsample(images: Array, factor: int) -> Array:
-    """Downsample images (V, H f, W f, C) to (V, H, W, C) by the mean of f x f pixels."""
+    """Downsample images (V, H * factor, W * factor, C) to (V, H, W, C) by the mean of factor x factor pixels."""
     views, height, width, channels = images.shape
     return images.reshape(views, height // factor, factor, width // factor, factor, channels).mean(axis=(2, 4))
 
 
 def validate_mesh(points: Array, faces: Array, columns: int) -> tuple[Array, Array]:
-    """Return points (N, columns) as float64 and faces (F, 3) as int64, validated, as the kernels do not check bounds.
+    """Return points (N, columns) as float64 and faces (F, 3) as int64. The kernels rely on valid indices.
 
     Raises ConfigError for wrong shapes, non-finite values or vertex indices out of range.
     """
@@ -155,7 +158,7 @@ def _empty(views: int, height: int, width: int) -> Buffers:
 
 
 def _view(plane: Array, depth: Array, faces: Array, near: float, result: Buffers, view: int) -> None:
-    """Rasterise one view into `result`; plane (N, 3): P in the module docstring, depth (N,)."""
+    """Rasterise one view into `result`, for vertices P (N, 3) as in the module docstring and depth (N,)."""
     triangles, bounds = np.zeros((len(faces), 2, 3, 2), np.int64), np.zeros((len(faces), 2, 4), np.int64)
     _, height, width = result.face.shape
     prepare(plane, depth, faces, near, height, width, triangles, bounds)

@@ -1,7 +1,7 @@
-"""Numba kernels of `threedgen.geometry.raster`; see there for P, z and the barycentrics.
+"""Numba kernels of `threedgen.geometry.raster`, whose docstring defines the vertices P and the barycentric weights.
 
-Edges are tested in 64-bit integer subpixels, without rounding. One thread fills each band of rows, all faces in order,
-so that the result does not depend on the number of threads.
+Edges are tested in 64-bit integer subpixels, without rounding errors. One thread fills each band of rows with all faces
+in order, so that the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from numba import njit, prange
 
 SUBPIXELS = 256
 MAX_PIXEL = 2.0**22
-"""Corner coordinates are clamped to this, so that products of two differences fit into 63 bits."""
+"""Corner coordinates are clamped to this number of pixels, so that products of two differences fit into 63 bits."""
 BAND = 32
-"""Image rows per thread task."""
+"""Number of image rows that one thread task fills."""
 
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _snap(value):
-    """Round pixels to integer subpixels."""
+    """Round a pixel coordinate to integer subpixels."""
     return np.int64(np.floor(min(max(value, -MAX_PIXEL), MAX_PIXEL) * SUBPIXELS + 0.5))
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def prepare(plane, depth, faces, near, height, width, triangles, bounds):
-    """Clip each face at depth `near` into at most two snapped, positively oriented triangles.
+    """Clip each face at depth `near` into at most two positively oriented triangles with corners in integer subpixels.
 
-    Fills `triangles` (F, 2, 3, 2) and their pixel ranges `bounds` (F, 2, 4): first row, end row, first column, end
-    column, ends excluded.
+    Writes `triangles` (F, 2, 3, 2) and their pixel ranges `bounds` (F, 2, 4): first row, end row, first column, end
+    column, where the ends are excluded.
     """
     half = SUBPIXELS // 2
     for f in prange(faces.shape[0]):
@@ -67,10 +67,10 @@ def prepare(plane, depth, faces, near, height, width, triangles, bounds):
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _edge(px, py, ax, ay, bx, by):
-    """Return twice the signed area of (a, b, p), minus 1 if the fill rule excludes points on this edge.
+    """Return twice the signed area of (a, b, p), minus 1 if the fill rule excludes points p on the edge (a, b).
 
-    The rule excludes exactly one direction of each edge, as if all pixel centres moved slightly right and much less
-    down.
+    Of the two directions of an edge the rule excludes exactly one, as if all pixel centres were moved slightly right
+    and much less down.
     """
     dx, dy = bx - ax, by - ay
     included = dy < 0 or (dy == 0 and dx > 0)
@@ -79,6 +79,7 @@ def _edge(px, py, ax, ay, bx, by):
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def fill(plane, depth, faces, triangles, bounds, face, bary, z):
+    """Write face index, corner weights and depth of all pixels that the triangles from `prepare` cover."""
     height = face.shape[0]
     half = SUBPIXELS // 2
     for band in prange((height + BAND - 1) // BAND):
@@ -105,7 +106,7 @@ def fill(plane, depth, faces, triangles, bounds, face, bary, z):
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _shade(plane, depth, corners, f, i, j, face, bary, z):
-    """Write pixel (i, j) of face f if it is nearer than the stored depth."""
+    """Write face index, weights and depth of pixel (column i, row j) if face f is nearer than the stored depth."""
     x, y = i + 0.5, j + 0.5
     a, b, c = corners[0], corners[1], corners[2]
     ax, ay = plane[a, 0] - x * plane[a, 2], plane[a, 1] - y * plane[a, 2]

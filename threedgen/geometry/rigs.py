@@ -1,6 +1,6 @@
 """Camera rigs: random cameras and lights of training steps, and fixed orbits.
 
-Conventions: see ``threedgen.geometry.cameras``.
+Axes and angles are those of ``threedgen.geometry.cameras``: z up, radians, vertical field of view.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ PERTURBATIONS = ("camera_perturb", "center_perturb", "up_perturb")
 
 @dataclass(frozen=True)
 class Rig:
-    """B cameras around an object in groups of ``n_view`` consecutive views.
+    """B cameras around an object, with their lights. Each ``n_view`` consecutive cameras form a group.
 
     Attributes:
-        elevation, azimuth: (B,) in radians, before pose perturbations.
-        distance: (B,) from the origin, before pose perturbations.
-        light: (B, 3) position of the point light of each view.
+        elevation, azimuth: (B,) in radians, before the random perturbation of the poses.
+        distance: (B,) from the origin in world units, before the random perturbation of the poses.
+        light: (B, 3) world position of the point light of each camera.
     """
 
     cameras: Cameras
@@ -40,7 +40,7 @@ class Rig:
     n_view: int = 1
 
     def groups(self) -> list[Rig]:
-        """Split into one rig per group."""
+        """Return one rig for each group of ``n_view`` cameras."""
 
         def select(k: Tensor) -> Rig:
             cameras, n_view = self.cameras.select(k), self.n_view
@@ -52,16 +52,20 @@ class Rig:
 def orbit(
     n: int, elevation: float, distance: float, fov: float, height: int, width: int, azimuth: float = 0.0
 ) -> Cameras:
-    """Place ``n`` cameras evenly around the origin, the first at ``azimuth``. Angles in radians."""
+    """Place ``n`` cameras evenly around the origin, counter-clockwise from above, the first at ``azimuth``.
+
+    Angles and the vertical field of view are in radians, the distance in world units, height and width in pixels.
+    """
     azimuths = torch.linspace(0.0, 2 * pi, n + 1)[:n] + azimuth
     c2w = orbit_c2w(torch.full((n,), float(elevation)), azimuths, torch.full((n,), float(distance)))
     return Cameras(c2w, Projection.perspective(torch.full((n,), float(fov)), height, width), height, width)
 
 
 def ring_rig(options: OrbitCameraConfig, groups: int, n_view: int, elevations: tuple[float, float], size: int) -> Rig:
-    """Place ``groups`` rings of ``n_view`` cameras, rotated so that all azimuths are equally spaced.
+    """Place ``groups`` rings of ``n_view`` cameras around the origin, rotated so that all azimuths are equally spaced.
 
-    Ring elevations are spread over ``elevations`` (low, high) in degrees; distance and fov are those of ``options``.
+    The elevations of the rings are spread over ``elevations`` (low, high) in degrees. The distance and the field of
+    view are those of ``options``. Lights are at the cameras.
     """
     ring = torch.arange(groups)
     low, high = elevations
@@ -73,13 +77,16 @@ def ring_rig(options: OrbitCameraConfig, groups: int, n_view: int, elevations: t
 
 
 def turntable(options: OrbitCameraConfig, n: int | None = None) -> Cameras:
-    """Create the orbit of ``options``; ``n`` overrides its number of views."""
+    """Return the cameras of the orbit in ``options``. ``n`` overrides its number of cameras."""
     azimuth, elevation, fov = radians(options.azimuth), radians(options.elevation), radians(options.fov)
     return orbit(n or options.n_view, elevation, options.distance, fov, options.height, options.width, azimuth)
 
 
 class RigSampler(Protocol):
-    """Sampler of training cameras, the registry's kind `camera`: `n_groups` groups of `options.n_view` views."""
+    """Function that samples the training cameras of a step: `n_groups` groups of `options.n_view` cameras.
+
+    Plug-ins register it as kind `camera`. `sample_multiview` is the default; height and width are in pixels.
+    """
 
     def __call__(
         self,
@@ -104,7 +111,7 @@ def sample_multiview(
 ) -> Rig:
     """Sample ``n_groups`` x ``options.n_view`` training cameras on the generator's device.
 
-    The training ``step`` is used only if ``options.progressive_until`` > 0.
+    ``step`` is the training step. It has an effect only if ``options.progressive_until`` > 0.
     """
     ramp = min(1.0, step / options.progressive_until) if options.progressive_until else 1.0
     return rig_from_random_inputs(options, sample_random_inputs(options, n_groups, generator), height, width, ramp)
@@ -113,11 +120,11 @@ def sample_multiview(
 def sample_random_inputs(
     options: MultiviewCameraConfig, n_groups: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Sample all random numbers of ``n_groups`` groups.
+    """Sample all random numbers of ``n_groups`` groups, by name.
 
-    Uniform in [0, 1): ``elevation_coin`` () for the whole batch, ``camera_perturb`` (n_groups, 3), the others
+    Uniform in [0, 1): ``elevation_coin`` () for the whole batch, ``camera_perturb`` (n_groups, 3), and all other names
     (n_groups,). Standard normal (n_groups, 3): ``center_perturb``, ``up_perturb`` and, for dreamfusion lights,
-    ``light_direction``; magic3d lights have the uniform ``light_azimuth`` and ``light_elevation`` instead.
+    ``light_direction``. magic3d lights have the uniform ``light_azimuth`` and ``light_elevation`` instead.
     """
     n = n_groups
     uniform, gaussian = (partial(f, generator=generator, device=generator.device) for f in (torch.rand, torch.randn))
@@ -133,8 +140,9 @@ def sample_random_inputs(
 def rig_from_random_inputs(
     options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], height: int, width: int, ramp: float = 1.0
 ) -> Rig:
-    """Compute the rig of ``sample_random_inputs``; ``ramp`` in [0, 1] widens elevation and azimuth from the front view.
+    """Compute the rig for the random numbers of ``sample_random_inputs``; height and width are in pixels.
 
+    ``ramp`` in [0, 1] widens the ranges of elevation and azimuth, from the front view (0) to the configured ranges (1).
     threestudio has ramp 0, that is, identical cameras, in its first batch; here only with ``progressive_until``.
     """
     n_view = options.n_view
@@ -164,7 +172,7 @@ def _ramped(bounds: tuple[float, float], start: float, ramp: float) -> tuple[flo
 
 
 def _elevation(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], ramp: float) -> Tensor:
-    """Return radians (n_groups,), uniform in angle or on the sphere (in the sine) depending on the coin."""
+    """Return elevations (n_groups,) in radians. The coin selects: uniform in the angle, or uniform on the sphere."""
     bounds = _ramped(options.elevation_range, options.progressive_elevation, ramp)
     uniform = inputs["elevation"]
     if float(inputs["elevation_coin"]) < 0.5:
@@ -178,14 +186,14 @@ def _elevation(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], ram
 
 
 def _azimuth(options: MultiviewCameraConfig, uniform: Tensor, ramp: float) -> Tensor:
-    """Return radians (n_groups, n_view): one random offset per group, views equally spaced."""
+    """Return azimuths (n_groups, n_view) in radians: one random offset per group, equally spaced cameras."""
     bounds = _ramped(options.azimuth_range, 0.0, ramp)
     view = torch.arange(options.n_view, device=uniform.device)
     return _lerp(bounds, (uniform[:, None] + view) / options.n_view) * (pi / 180)
 
 
 def _light(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], position: Tensor) -> Tensor:
-    """Return point lights (B, 3): one random input per group, placed relative to each camera."""
+    """Return light positions (B, 3). A group has one random input, and each light is placed relative to its camera."""
     n_view = options.n_view
     distance = _lerp(options.light_distance_range, inputs["light_distance"])
     distance = distance.repeat_interleave(n_view)[:, None]

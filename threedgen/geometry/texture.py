@@ -1,8 +1,8 @@
-"""Textures (H, W, C): bilinear sampling, its adjoint, and filling of uncovered texels.
+"""Textures (H, W, C): bilinear sampling, the adjoint of sampling, and filling of uncovered texels.
 
-u points right and v points up, both in [0, 1]; row 0 is the top, (0, 0) the lower left corner. The texel centre of row
-j, column i is u = (i + 0.5) / W, v = 1 - (j + 0.5) / H. Beyond the outermost centres the border texel is used. In glTF
-v points down, so the GLB writer stores 1 - v; OBJ and USD use v as here.
+u points right and v points up, both in [0, 1]. Row 0 is the top, and (0, 0) is the lower left corner. The texel centre
+of row j and column i is u = (i + 0.5) / W, v = 1 - (j + 0.5) / H. Beyond the outermost centres the border texel is
+used. In glTF v points down, so the GLB writer stores 1 - v. OBJ and USD files use the same v as here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from threedgen.run.arrays import Array
 
 
 def sample(texture: Array, uv: Array) -> Array:
-    """Sample a texture (H, W, C) bilinearly at uv (..., 2). Returns (..., C) float32."""
+    """Sample a texture (H, W, C) bilinearly at uv (..., 2) in [0, 1]. Returns (..., C) float32."""
     points = np.ascontiguousarray(uv, np.float32).reshape(-1, 2)
     out = np.empty((len(points), texture.shape[-1]), np.float32)
     _sample(np.ascontiguousarray(texture, np.float32), points, out)
@@ -26,7 +26,8 @@ def sample(texture: Array, uv: Array) -> Array:
 def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
     """Apply the adjoint of `sample`: add values (..., C) to texels with the bilinear weights of uv (..., 2).
 
-    Maps the gradient of a loss in the samples to its gradient in the texture (H, W, C), float32; shape is (H, W).
+    It maps the gradient of a loss in the samples to its gradient in the texture. `shape` is (H, W) of the texture.
+    Returns (H, W, C) float32.
     """
     points = np.ascontiguousarray(uv, np.float32).reshape(-1, 2)
     rows = np.ascontiguousarray(values, np.float32).reshape(len(points), -1)
@@ -36,9 +37,9 @@ def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
 
 
 def fill(texture: Array, covered: Array) -> Array:
-    """Fill texels of a texture (H, W, C) outside `covered` (H, W) with the nearest covered texel.
+    """Fill the texels of a texture (H, W, C) outside the bool mask `covered` (H, W) with the nearest covered texel.
 
-    Bilinear sampling and mip-maps at chart borders then use surface colours only. Raises ConfigError if none is
+    Bilinear sampling and mip-maps at chart borders then use surface colours only. Raises ConfigError if no texel is
     covered.
     """
     if not covered.any():
@@ -50,7 +51,7 @@ def fill(texture: Array, covered: Array) -> Array:
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _corners(u, v, height, width):
-    """Return rows j0, j1 and columns i0, i1 around a point, and the weights of j1 and i1."""
+    """Return rows j0, j1 and columns i0, i1 of the texels around a point, and the weights of row j1 and column i1."""
     x = u * width - 0.5
     y = (1.0 - v) * height - 0.5
     left, up = np.floor(x), np.floor(y)
@@ -73,7 +74,7 @@ def _sample(texture, uv, out):
 
 @njit(cache=True, error_model="numpy")
 def _scatter(values, uv, out):
-    """Scatter on one thread, so that the summation order does not depend on the machine."""
+    """Scatter on one thread, so that the order of the sums does not depend on the machine."""
     height, width, channels = out.shape
     for n in range(len(uv)):
         j0, j1, i0, i1, b, a = _corners(np.float64(uv[n, 0]), np.float64(uv[n, 1]), height, width)

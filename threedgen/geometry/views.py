@@ -1,4 +1,4 @@
-"""Posed images of a scene, their pixels as training rays, and the novel-view sampler interface."""
+"""Images of a scene with their cameras, their pixels as training rays, and the interface of novel-view samplers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from threedgen.geometry.cameras import Cameras, Index
 
 @dataclass(frozen=True)
 class Views:
-    """Images (N, H, W, 3), float in [0, 1], with their cameras. Raises ValueError for unequal count or size."""
+    """N images (N, H, W, 3), float in [0, 1], with their N cameras. Raises ValueError for unequal number or size."""
 
     images: Tensor
     cameras: Cameras
@@ -29,18 +29,18 @@ class Views:
         return len(self.images)
 
     def select(self, index: Index) -> Views:
-        """Return the views at ``index``, in that order."""
+        """Return the views at ``index`` (slice, integers or bool mask), in that order."""
         return Views(self.images[index], self.cameras.select(index))
 
     def resized(self, size: int) -> Views:
-        """Return square views of ``size`` pixels with scaled intrinsics; see ``resize``."""
+        """Return square views of ``size`` pixels (``resize``). The intrinsics are scaled to match."""
         if (self.cameras.height, self.cameras.width) == (size, size):
             return self
         return Views(resize(self.images, size, size), self.cameras.with_size(size, size))
 
 
 def resize(images: Tensor, height: int, width: int) -> Tensor:
-    """Resize images (N, h, w, 3) to (N, height, width, 3): area averaging if both sides shrink, else bilinear."""
+    """Resize images (N, h, w, 3) to (N, height, width, 3), by area averaging if no side grows, else bilinearly."""
     x = images.permute(0, 3, 1, 2)
     if height <= x.shape[-2] and width <= x.shape[-1]:
         x = F.interpolate(x, (height, width), mode="area")
@@ -50,29 +50,32 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def border_pixels(images: Tensor) -> Tensor:
-    """Return the pixels on the four borders of images (N, H, W, 3) as (N, 2 (H + W), 3)."""
+    """Return the pixels on the four borders of images (N, H, W, 3) as (N, 2 (H + W), 3). Corner pixels occur twice."""
     return torch.cat([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], dim=1)
 
 
 MARGIN_DIVISOR, OBJECT_FRACTION = 16, 0.8
-"""A pixel is near the object within side / (2 MARGIN_DIVISOR) pixels; OBJECT_FRACTION of samples are near."""
+"""A pixel is near the object if it is within (shorter image side) / (2 MARGIN_DIVISOR) pixels of an object pixel.
+
+A fraction OBJECT_FRACTION of the sampled training pixels is near the object.
+"""
 MIN_DIFFERENCE = 0.03
-"""Colour difference to the background in any channel, or opacity, above which a pixel shows the object."""
+"""A pixel shows the object if its opacity, or its colour difference to the background in any channel, is larger."""
 
 
 class Pixels:
-    """All P pixels of a set of views as rays, on the CPU.
+    """All P = N * H * W pixels of N views as rays, on the CPU.
 
     Attributes:
-        origins, directions, colours: (P, 3); directions have unit length.
-        background: (P, 3) background colour, the median of the image's border pixels.
-        opacity: (P, 1) opacity of the object, or None if unknown.
-        near: (K,) indices of the pixels on and near the object.
+        origins, directions, colours: (P, 3) each; directions have unit length, colours are in [0, 1].
+        background: (P, 3) background colour of the pixel's image, the median of its border pixels.
+        opacity: (P, 1) opacity of the object in [0, 1], or None if unknown.
+        near: (K,) int64 indices of the pixels on and near the object.
         empty: (P,) bool, True for all other pixels.
     """
 
     def __init__(self, views: Views, opacity: Tensor | None = None) -> None:
-        """Take opacity (N, H, W) in [0, 1]; without it, pixels that differ from the background are the object."""
+        """Take ``opacity`` (N, H, W) in [0, 1]. If None, the object is all pixels that differ from the background."""
         images, side = views.images.cpu(), min(views.cameras.height, views.cameras.width)
         self.origins, self.directions = (part.reshape(-1, 3) for part in views.cameras.rays())
         self.colours = images.reshape(-1, 3)
@@ -86,9 +89,10 @@ class Pixels:
         self.near, self.empty = near.nonzero()[:, 0], near == 0
 
     def composite(self, indices: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return target colours and background colours, each (K, 3), of the pixels ``indices`` (K,).
+        """Return target colours and background colours, each (K, 3) in [0, 1], of the pixels ``indices`` (K,).
 
-        If the opacity is known, the background is replaced by random colours, so that it cannot pass for the object.
+        If the opacity is known, random colours replace the background, so that the field cannot imitate it with
+        density.
         """
         colours, background = self.colours[indices], self.background[indices]
         if self.opacity is None:
@@ -97,7 +101,7 @@ class Pixels:
         return colours + (1 - self.opacity[indices]) * (random - background), random
 
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
-        """Sample pixel indices (count,) with replacement, most of them near the object."""
+        """Sample ``count`` pixel indices with replacement, a fraction OBJECT_FRACTION of them near the object."""
         n_near = round(OBJECT_FRACTION * count) if len(self.near) else 0
         positions = torch.randint(max(1, len(self.near)), (n_near,), generator=rng)
         return torch.cat([self.near[positions], torch.randint(len(self.colours), (count - n_near,), generator=rng)])
@@ -105,13 +109,15 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Request:
-    """Request for novel views of one scene.
+    """Request for N novel views of one scene.
 
     Attributes:
+        scene: name of the scene.
         condition: input views, or None.
-        target: N cameras to render.
-        numbers: N view numbers of the targets in the scene, as in its file names.
+        target: N cameras of the novel views.
+        numbers: numbers of the N novel views in the scene, as in its file names.
         text: prompt for text-conditioned samplers.
+        seed: seed of the random numbers.
     """
 
     scene: str
@@ -123,15 +129,16 @@ class Request:
 
 
 class NovelViewSampler(Protocol):
-    """Interface of novel-view samplers, built by the registry's kind "sampler"."""
+    """Interface of novel-view samplers. The registry builds them as kind "sampler"."""
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
-        """Return images (N, H, W, 3) in [0, 1] on the CPU per request, at the target's or the sampler's resolution.
+        """Return one tensor of images (N, H, W, 3) in [0, 1] on the CPU for each request with N target cameras.
 
-        Requests may be batched, but a result must not depend on the other requests. Raises ConfigError.
+        H and W are those of the target cameras or of the sampler's own resolution. Requests may be batched, but a
+        result must not depend on the other requests. Raises ConfigError.
         """
         ...
 
     def fingerprint(self) -> str:
-        """Return a string that changes with everything that affects the results: weights, settings, files."""
+        """Return a string that changes if anything changes that affects the results: weights, settings, files."""
         ...

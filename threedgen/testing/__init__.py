@@ -1,4 +1,4 @@
-"""Tools for the tests of plug-ins: a tiny prior, and checks that a part fulfils its interface.
+"""Tools for the tests of plug-ins: a tiny prior, and checks that a representation, loss or prior follows its interface.
 
     from threedgen.testing import check_representation
 

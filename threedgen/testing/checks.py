@@ -22,24 +22,25 @@ from threedgen.representations.volume.render import render
 from .prior import tiny_prior
 
 SIZE, N_VIEW = 16, 2
-"""Height and width of the images, and number of views."""
+"""Height and width of the test images in pixels, and number of views."""
 CAMERAS = orbit(N_VIEW, 0.3, 2.6, math.radians(40), SIZE, SIZE)
 
 
 def seeded(seed: int) -> torch.Generator:
-    """Return a CPU generator."""
+    """Return a CPU generator with the given seed."""
     return torch.Generator().manual_seed(seed)
 
 
 def check_representation(
     build: Callable[[torch.Generator], Representation], steps: int = 6, radius: float = 1.0
 ) -> None:
-    """Check a representation: groups, renders, gradients, and exact resume after half of the steps.
+    """Check groups, renders, gradients and own losses of a representation, and that its training resumes exactly.
 
     Args:
-        build: makes one from a CPU generator; equal seeds must give equal parameters.
-        steps: training steps, a few more than the interval of a densification.
-        radius: half the side of its cube.
+        build: creates the representation from a CPU generator. Equal seeds must give equal parameters.
+        steps: number of training steps; the run is resumed after half of them. It should be a few steps more than the
+            interval at which the representation adds or removes parameters.
+        radius: half the side of the representation's cube in world units.
     """
     field = build(seeded(0))
     assert_equal_states(field, build(seeded(0)), "two representations with the same seed")
@@ -74,12 +75,12 @@ def check_representation(
 
 
 def optimizer_of(field: Representation) -> torch.optim.Optimizer:
-    """Return Adam on the parameter groups."""
+    """Return Adam on the parameter groups of a representation."""
     return torch.optim.Adam([{"params": group.parameters} for group in field.parameter_groups()], lr=0.01)
 
 
 def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range, max_steps: int, radius: float) -> None:
-    """Fit the object to random colours."""
+    """Train a representation on the steps `steps`: fit the two views to random colours."""
     target = torch.rand(N_VIEW * SIZE * SIZE, 3, generator=seeded(7))
     for step in steps:
         field.before_step(step, max_steps)
@@ -91,7 +92,7 @@ def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range,
 
 
 def render_views(field: Representation, radius: float, generator: torch.Generator) -> Render:
-    """Return a training render of two views."""
+    """Return a training render of the cameras `CAMERAS`."""
     background, material = SolidBackground(), NoMaterial()
     if field.rasterised:
         return field.render(CAMERAS, background, material, generator=generator, training=True)
@@ -102,7 +103,7 @@ def render_views(field: Representation, radius: float, generator: torch.Generato
 
 
 def assert_equal_states(one: torch.nn.Module, other: torch.nn.Module, what: str) -> None:
-    """Compare two state dicts bit by bit."""
+    """Assert that two state dicts are equal bit by bit. `what` names both modules in the message."""
     a, b = one.state_dict(), other.state_dict()
     different = [name for name in a if name not in b or not torch.equal(a[name], b[name])]
     assert a.keys() == b.keys() and not different, f"{what} differ: {', '.join(different) or 'names'}"
@@ -111,11 +112,12 @@ def assert_equal_states(one: torch.nn.Module, other: torch.nn.Module, what: str)
 def check_distillation(
     build: Callable[[Prior, torch.Generator], DistillationLoss], prior: Prior | None = None, step: int = 3
 ) -> None:
-    """Check a loss: a finite scalar, gradients in the images and in its own parameters, and equal values per seed.
+    """Check that a loss is a finite scalar with gradients in images and own parameters, and is equal for equal seeds.
 
     Args:
-        build: makes one from a prior and a CPU generator for initial parameters.
-        prior: by default the tiny prior.
+        build: creates the loss from a prior and a CPU generator for its initial parameters.
+        prior: prior of the loss; None uses `tiny_prior`.
+        step: training step at which the loss is evaluated.
     """
     prior = prior or tiny_prior()
     loss = build(prior, seeded(0))

@@ -1,4 +1,4 @@
-"""Multi-view prior with random weights and few parameters: a step takes milliseconds on a CPU."""
+"""Multi-view prior with random weights and few parameters. A training step takes milliseconds on a CPU."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT_WIDTH = 24
 
 
 def tiny_unet(**config: Any) -> UNet2DConditionModel:
-    """Return a UNet of two levels with attention on the upper one, for 8 x 8 latents."""
+    """Return a UNet for 8 x 8 latents with two levels and attention on the upper one; `config` overrides its values."""
     torch.manual_seed(1)
     default = {
         "sample_size": 8,
@@ -34,7 +34,7 @@ def tiny_unet(**config: Any) -> UNet2DConditionModel:
 
 
 def tiny_vae(**config: Any) -> AutoencoderKL:
-    """Return a VAE with two pixels per latent and axis."""
+    """Return a VAE with random weights. Its latents have half the height and width of the images."""
     torch.manual_seed(2)
     default = {
         "block_out_channels": (32, 32),
@@ -46,7 +46,7 @@ def tiny_vae(**config: Any) -> AutoencoderKL:
 
 
 def tiny_text_encoder(vocab: int = 40, **config: Any) -> CLIPTextModel:
-    """Return a CLIP text encoder of two layers."""
+    """Return a CLIP text encoder of two layers with random weights, for `vocab` tokens."""
     torch.manual_seed(3)
     default = {
         "hidden_size": TEXT_WIDTH,
@@ -62,7 +62,7 @@ def tiny_text_encoder(vocab: int = 40, **config: Any) -> CLIPTextModel:
 
 
 def word_tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with a closed vocabulary of whole words, as that of the embedded prior."""
+    """Return a tokenizer with a fixed vocabulary of whole words, of the same kind as that of the embedded prior."""
     special = ["<pad>", "<unk>", "<start>", "<end>"]
     vocab = {word: i for i, word in enumerate(special + (words or WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
@@ -76,5 +76,5 @@ def word_tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
 
 
 def tiny_prior(**unet: Any) -> MVDream:
-    """Return an MVDream prior with random weights for 16 x 16 images; `unet`: config values of its UNet."""
+    """Return an MVDream prior with random weights for 16 x 16 images. `unet` overrides config values of its UNet."""
     return MVDream(tiny_unet(**unet), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")
