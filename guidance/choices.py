@@ -1,17 +1,19 @@
-"""Choices that config models and implementations share (no torch here)."""
+"""Literal types of options that config models and implementations share; imports no torch."""
 
 from __future__ import annotations
 
 from typing import Literal
 
 Shift = Literal["default", "interpolated"]
-"""Shift of the log signal-to-noise ratio: equal at all timesteps, or growing linearly from zero."""
+"""Shift of the log signal-to-noise ratio: equal at all timesteps, or growing linearly with t from zero at t = 0."""
 Timestep = Literal["same", "matched"]
-"""Timestep of a 2D model under a shifted schedule: the same number, or that with the same noise in its own schedule."""
+"""Timestep that a 2D model receives while samples follow a shifted schedule: "same" passes the sampler's timestep,
+"matched" passes the timestep whose signal-to-noise ratio in the model's own schedule is the same."""
 Layout = Literal["row", "rowcol", "full"]
-"""Tokens of the views that a token attends to: its row (cameras at one elevation); its row or column (six mesh views:
-front, right, back, left, top, bottom); or all."""
+"""Tokens that a token attends to across views: "row" is its image row in all views (cameras at one elevation), "rowcol"
+its rows and columns in six mesh views (front, right, back, left, top, bottom), "full" all tokens of all views."""
 Arrangement = Literal["parallel", "serial"]
-"""Inputs of the attention branches: the same for all, or each with the output of those before it (ablation)."""
+"""Input of the added attention branches: "parallel" gives all the input of the layer, "serial" (an ablation) adds the
+output of the self-attention and of the preceding branches to that input."""
 Control = Literal["rays", "geometry"]
-"""Input of a condition guider: camera rays, or positions and normals of a mesh."""
+"""Input of an adapter's condition guider: camera rays, or positions and normals of a mesh, per pixel."""

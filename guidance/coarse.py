@@ -1,9 +1,10 @@
-"""Coarse predictor: latents from text and camera alone, as further input channels of a small multi-view UNet.
+"""Coarse predictor: a network that predicts latents from text and camera, without noise and without sampling.
 
-A stock UNet of the toybox prior's size hardly uses the camera: after 7,000 steps, another object's cameras change its
-mean squared error of x_0 at t = 800 from 0.435 to 0.451 only. With this prediction as input, as InstructPix2Pix (arXiv
-2211.09800) takes the image to edit, 0.36 becomes 0.62. Other models (the toybox's 2D model, all released weights) do
-without it; samples of an adapter around that 2D model may start from the prediction (`prior.guess`).
+The small multi-view UNet of the toybox prior takes the prediction as further input channels, as InstructPix2Pix (arXiv
+2211.09800) takes the image to edit. Without it, a UNet of this size hardly uses the camera: after 7,000 steps, wrong
+cameras change the mean squared error of x_0 at t = 800 from 0.435 to 0.451 only. With it, they change the error from
+0.36 to 0.62. The toybox's 2D model and all released weights have no coarse predictor. Samples of an adapter around that
+2D model may start from the prediction (`prior.guess`).
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 HARMONICS = 4
-"""Harmonics of the azimuth in its camera encoding; the plain camera vector had no effect in 300 steps."""
+"""Number of harmonics in the encoding of the azimuth; the plain camera vector had no effect in 300 training steps."""
 
 
 class CoarsePredictor(ModelMixin, ConfigMixin):
-    """Decoder from text (B, L, D) and optional camera vectors (B, 16) to latents (B, C, h, h), h = `size`.
+    """Decoder network from text and an optional camera to latents.
 
-    The coarsest level depends on text and camera together; on finer levels each position also attends to the text, so
-    that "a red hat" colours the hat wherever it is, also in combinations outside the training set.
+    The first, coarsest feature map is computed from text and camera. On the finer levels each position also attends to
+    the text, so that "a red hat" colours the hat at each position, also in combinations outside the training set.
     """
 
     config_name: Any = "config.json"
@@ -46,8 +47,12 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         """Build the decoder.
 
         Args:
-            channels, blocks: width and number of blocks of each level; each level doubles the size.
-            starts_samples: whether samples of its prior may start from the prediction.
+            text_width: features D per token of the text embedding.
+            size: side h of the latents.
+            queries: number of learned queries that attend to the text for the coarsest level.
+            width: hidden features of the MLP that combines text and camera.
+            channels, blocks: channels and number of residual blocks of each level; each level doubles the side.
+            starts_samples: whether samples of the prior may start from the prediction (img2img).
 
         Raises:
             ValueError: `size` is no multiple of 2 ** (levels - 1), or `channels` and `blocks` differ in length.
@@ -81,7 +86,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         self.out = nn.Conv2d(channels[-1], latent_channels, 3, padding=1)
 
     def forward(self, text: Tensor, camera: Tensor | None) -> Tensor:
-        """Predict latents (B, C, h, h); without a camera the mean over all cameras."""
+        """Predict latents (B, C, h, h) from text (B, L, D) and camera vectors (B, 16); None: mean over all cameras."""
         view = self.camera(camera_harmonics(camera)) if camera is not None else self.no_camera.expand(len(text), -1)
         read = self.norm(self.read(text))
         x = self.mix(torch.cat([read, view.to(read.dtype)], dim=1)).unflatten(1, (-1, self.base, self.base))
@@ -92,7 +97,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
         return self.out(F.silu(x))
 
     def read(self, text: Tensor) -> Tensor:
-        """Attend with the queries to the text: (B, L, D) -> (B, queries D)."""
+        """Attend from the learned queries to the text (B, L, D); return the results (B, queries * D)."""
         query = self.queries.expand(len(text), -1, -1)
         return cross_attend(query, self.key_value(text), self.heads).flatten(1)
 
@@ -113,7 +118,7 @@ class Block(nn.Module):
         nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
-        """Update x (B, C, h, w) by text (B, L, D)."""
+        """Return the features `x` (B, C, h, w), updated by the text (B, L, D)."""
         query = self.query(self.norm_words(x).flatten(2).transpose(1, 2))
         words = self.words(cross_attend(query, self.key_value(text), self.heads))
         x = x + words.transpose(1, 2).unflatten(2, x.shape[-2:])
@@ -121,9 +126,10 @@ class Block(nn.Module):
 
 
 def cross_attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
-    """Attend: queries (B, N, C), keys and values together (B, L, 2 C) -> (B, N, C).
+    """Attend from queries (B, N, C) to `key_value` (B, L, 2 C), C channels of keys, then C of values: (B, N, C).
 
-    Plain products: L is a caption's length, and the backward of torch's fused kernel is five times slower on a CPU.
+    It uses plain matrix products, because L is short (a caption) and the backward pass of torch's fused kernel is five
+    times slower on a CPU.
     """
     parts = (query.to(key_value.dtype), *key_value.chunk(2, -1))
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in parts)
@@ -132,9 +138,10 @@ def cross_attend(query: Tensor, key_value: Tensor, heads: int) -> Tensor:
 
 
 def camera_harmonics(camera: Tensor) -> Tensor:
-    """Encode camera vectors (B, 16): harmonics of the azimuth, height of the unit position and its square.
+    """Encode camera vectors (B, 16), see `camera_vector`, as (B, 2 HARMONICS + 2).
 
-    Returns (B, 2 HARMONICS + 2).
+    The encoding is cos(k azimuth), sin(k azimuth) for k = 1..HARMONICS, z and z^2, where z is that of the unit vector
+    from the origin to the camera.
     """
     x, y, z = camera[:, 3], camera[:, 7], camera[:, 11]
     turns = torch.atan2(y, x)[:, None] * torch.arange(1, HARMONICS + 1, device=camera.device)

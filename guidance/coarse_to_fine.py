@@ -1,8 +1,8 @@
 """Sampling strategies of latent models: coarse-to-fine (half size first), img2img start, synchronised views.
 
-Coarse-to-fine as in Imagen (arXiv 2205.11487), but by one network: a sample at half the size, at a fourth of the cost,
-is enlarged and refined by img2img.  Synchronised views as in SyncMVD (arXiv 2311.12891), between img2img rounds instead
-of in each step.
+Coarse-to-fine sampling follows Imagen (arXiv 2205.11487), but with one network: it samples images at half the size, at
+a fourth of the cost, upscales them and refines them by img2img. Synchronised views follow SyncMVD (arXiv 2311.12891),
+but the views are made consistent before each img2img round, not in each denoising step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ REFINE_STRENGTH = 0.3
 
 
 class ViewSync(NamedTuple):
-    """Img2img rounds, and the function that makes views (B, H, W, 3) consistent before each."""
+    """Number of img2img rounds, and the function that makes the views consistent before each round.
+
+    `synchronise` maps all sampled images (B, H, W, 3) in [0, 1], on the CPU, to images of the same shape.
+    """
 
     rounds: int
     synchronise: Callable[[Tensor], Tensor]
@@ -36,10 +39,13 @@ NO_SYNC = ViewSync(0, lambda images: images)
 
 
 def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str, str]) -> None:
-    """Raise ConfigError for images whose sides are no multiples of `unit`, or cannot be halved if prior.draft is set.
+    """Raise ConfigError if the prior cannot sample images of `size`.
 
     Args:
-        keys: options of height and width.
+        size: (height, width) in pixels.
+        unit: number of pixels of which both sides must be multiples.
+        draft: option prior.draft; if it is set, half of each side must also be a multiple of `unit`.
+        keys: config keys of height and width, for the message.
     """
     for side, key in zip(size, keys, strict=True):
         if side % unit:
@@ -51,7 +57,7 @@ def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str
 
 
 def check_half_size(size: Size, draft: float | None, unit: int, key: str = "draft") -> None:
-    """Raise ConfigError if images are sampled at half the size first and that is no multiple of `unit`."""
+    """Raise ConfigError if `draft` is set and half of a side of `size` is not a multiple of `unit` pixels."""
     if draft is not None and any(side % (2 * unit) for side in size):
         height, width = size
         raise ConfigError(
@@ -63,19 +69,24 @@ def check_half_size(size: Size, draft: float | None, unit: int, key: str = "draf
 
 
 def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
-    """Return the strength of each img2img round at full size, decreasing; empty without `draft` and `rounds`."""
+    """Return the linearly decreasing strengths in (0, 1] of the img2img rounds at full size.
+
+    Args:
+        draft: strength of the first round; None: `REFINE_STRENGTH`.
+        rounds: number of rounds; 0: one round if `draft` is set, else none.
+    """
     times = max(rounds, draft is not None)
     return [(draft or REFINE_STRENGTH) * (times - number) / times for number in range(times)]
 
 
 def total_steps(steps: int, draft: float | None, rounds: int = 0, init: InitLatents | None = None) -> int:
-    """Return the number of denoising steps of all passes, where `steps` is that from noise."""
+    """Return the number of denoising steps of all passes of `sample_images`; a pass from noise takes `steps`."""
     first, draft = (1.0, draft) if init is None else (init.strength, None)
     return sum(max(1, round(strength * steps)) for strength in [first, *img2img_strengths(draft, rounds)])
 
 
 SamplePass = Callable[[Size, Tensor, InitLatents | None], Tensor]
-"""One pass at an image size: noise (B, C, h, w) and an optional img2img start -> latents (B, C, h, w)."""
+"""Function that denoises one pass: (image size, noise (B, C, h, w), img2img start or None) -> latents (B, C, h, w)."""
 
 
 def sample_images(
@@ -88,14 +99,21 @@ def sample_images(
     decode_batch: int = 1,
     init: InitLatents | None = None,
 ) -> Tensor:
-    """Sample images (count, H, W, 3) in [0, 1], on the CPU.
+    """Sample images in one or several passes.
 
     Args:
-        model: a latent model; `model.draft`: strength of the pass at full size after one at half the size, or None.
-        sample: one pass.
-        sync: rounds of synchronisation and img2img after the first pass.
-        decode_batch: images decoded together.
-        init: img2img start of the first pass; then there is no pass at half the size.
+        model: a latent prior. If `model.draft` is not None, the first pass has half the size, and an img2img pass of
+            this strength at full size follows.
+        count: number of images.
+        size: (H, W) in pixels.
+        sample: function that denoises one pass.
+        generator: random generator of the noise of all passes, see `fresh_noise`.
+        sync: number of img2img rounds after the first pass, and the function that makes the images consistent.
+        decode_batch: number of images that are decoded together.
+        init: img2img start of the first pass, which then has the full size.
+
+    Returns:
+        Images (count, H, W, 3) in [0, 1], on the CPU.
     """
 
     def decoded(size: Size, start: InitLatents | None = None) -> Tensor:
@@ -114,6 +132,6 @@ def sample_images(
 
 
 def upscale(images: Tensor, size: Size) -> Tensor:
-    """Resize images (B, h, w, 3) in [0, 1] to (B, H, W, 3), bicubic."""
+    """Resize images (B, h, w, 3) in [0, 1] to `size` by bicubic interpolation: (B, H, W, 3) in [0, 1]."""
     large = F.interpolate(images.permute(0, 3, 1, 2), size, mode="bicubic", align_corners=False)
     return large.clamp(0, 1).permute(0, 2, 3, 1)

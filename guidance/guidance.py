@@ -1,6 +1,6 @@
-"""Classifier-free guidance: what conditions a prior, and how its predictions are combined.
+"""Classifier-free guidance: the conditions of a diffusion prior, and the combination of its noise predictions.
 
-A network enters only as a `Denoiser`, a function that returns the predicted noise.
+The functions take a network as a `Denoiser`, a function that returns the predicted noise.
 """
 
 from __future__ import annotations
@@ -13,29 +13,35 @@ import torch
 from torch import Tensor
 
 TextPair = tuple[Tensor, Tensor]
-"""Conditional and unconditional text embeddings, each (n, L, D)."""
+"""Conditional and unconditional embeddings of n prompts, each (n, L, D): L tokens, D features."""
 Features = Mapping[str, Tensor]
-"""Self-attention inputs of a network for R reference images, (R, L, C) by layer name."""
+"""Inputs of a network's self-attention layers for R reference images: (R, L, C) by the layer's name."""
 
 
 class Denoiser(Protocol):
-    """Predict the noise in `x`.
+    """Function that predicts the noise in `x`.
 
     Args:
-        x: noisy latents (B, C, h, w): B / n_view groups of views of one scene, views fastest.
-        t: time steps (B,).
+        x: noisy latents (B, C, h, w) of B / n_view scenes; the n_view views of one scene are consecutive.
+        t: time steps (B,), int64 in 0..T-1.
         text: embeddings (B, L, D).
-        camera: (B, 16), or None.
-        n_view: views of a group; 1 is plain 2D.
+        camera: cameras in the form that `Prior.camera` returns, such as camera vectors (B, 16); None: no cameras.
+        n_view: views of each scene, which the network denoises together; 1: each image by itself.
 
-    A prior with a reference image also takes `reference`, see `Reference`.
+    A denoiser of a prior with a reference image also takes the argument `reference`: features, see `Features`.
+
+    Returns:
+        The predicted noise, like `x`.
     """
 
     def __call__(self, x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor: ...
 
 
 def per_image(text: Tensor, count: int) -> Tensor:
-    """Repeat text (n, L, D) of n prompts for their images: (count, L, D). Raises ValueError if n does not divide it."""
+    """Repeat the embeddings `text` (n, L, D) of n prompts for `count` images, count / n consecutive ones per prompt.
+
+    Returns embeddings (count, L, D). Raises ValueError if n does not divide `count`.
+    """
     if count % len(text):
         raise ValueError(f"{count} images cannot share {len(text)} prompts evenly")
     return text.repeat_interleave(count // len(text), dim=0)
@@ -50,17 +56,17 @@ def branches(
     n_view: int,
     **kwargs: Features,
 ) -> tuple[Tensor, ...]:
-    """Predict the noise for each of K texts in one network call of batch K B.
+    """Predict the noise in the same images for each of K texts, in one network call with a batch of K B images.
 
     Args:
-        denoise: a `Denoiser`; `kwargs` are passed to it.
-        x: (B, C, h, w).
-        t: (B,) or (1,).
-        texts: usually (conditional, unconditional), each (n, L, D) with n dividing B.
-        camera: the same for all branches, as in MVDream.
+        denoise: a `Denoiser`, which also receives `kwargs`.
+        x: noisy latents (B, C, h, w).
+        t: time steps (B,), or (1,) for all images.
+        texts: K embeddings, usually (conditional, unconditional), each (n, L, D) with n dividing B.
+        camera, n_view: see `Denoiser`; all K branches take the same cameras, as in MVDream.
 
     Returns:
-        K tensors like `x`, float32.
+        K noise predictions like `x`, float32, in the order of `texts`.
     """
     count = len(texts)
     text = torch.cat([per_image(part, len(x)) for part in texts])
@@ -71,31 +77,33 @@ def branches(
 
 
 def combine(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tensor:
-    """Return eps_u + s (eps_c - eps_u); s = 1 is the conditional prediction.
+    """Return the guided noise eps_u + s (eps_c - eps_u), like both predictions (B, C, h, w); s = 1: no guidance.
 
-    threestudio's Stable Diffusion and DeepFloyd guidances count from the conditional side: their s is this s - 1.
+    threestudio's Stable Diffusion and DeepFloyd guidances use eps_c + s (eps_c - eps_u): their s is this s minus 1.
     """
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
 
 
 class Negatives(NamedTuple):
-    """K negative prompts for each image: text (K, B, L, D) and weights (K, B) >= 0."""
+    """K negative prompts for each of B images: text embeddings (K, B, L, D) and weights (K, B) >= 0."""
 
     text: Tensor
     weights: Tensor
 
 
 class Reference(NamedTuple):
-    """Features of a reference image (R = 1) for the `reference` argument of a `Denoiser`.
+    """Features of one reference image (R = 1), from which `Condition` makes the `reference` argument of a `Denoiser`.
 
-    scale: guidance scale of the image; None: one scale for image and text together.
+    Attributes:
+        features: (1, L, C) by layer name, see `Features`.
+        scale: guidance scale of the image; None: the image and the text share one scale.
     """
 
     features: Features
     scale: float | None = None
 
     def repeated(self, *used: bool) -> Features:
-        """Features for K branches; zeros for the branches that do not use them."""
+        """Return features (K, L, C) by layer name for K branches; a branch whose `used` is False gets zeros."""
         return {
             name: torch.cat([part if use else torch.zeros_like(part) for use in used])
             for name, part in self.features.items()
@@ -103,7 +111,7 @@ class Reference(NamedTuple):
 
 
 def perpendicular(x: Tensor, y: Tensor) -> Tensor:
-    """Return the component of `x` (B, ...) perpendicular to `y`, per image."""
+    """Return, for each image, the component of `x` (B, ...) perpendicular to `y`; `y` and the result are like `x`."""
     norm = (y * y).flatten(1).sum(1).clamp(min=1e-6)
     share = (x * y).flatten(1).sum(1) / norm
     return x - share.reshape(-1, *[1] * (x.dim() - 1)) * y
@@ -114,12 +122,14 @@ def combine_perp_neg(
 ) -> Tensor:
     """Combine predictions with negative prompts (Armandpour et al. 2023, "Perp-Neg").
 
-    eps_u + s (d - sum_k w_k d_k^perp) with d = eps_c - eps_u and d_k = eps_k - eps_u: only the part of a negative
-    prompt that is perpendicular to the prompt counts, so it cannot undo the prompt.
+    The result is eps_u + s (d - sum_k w_k d_k^perp) with d = eps_c - eps_u and d_k = eps_k - eps_u. d_k^perp is the
+    component of d_k perpendicular to d, so a negative prompt cannot cancel the prompt.
 
     Args:
-        eps_negative: K tensors like `eps_cond` (B, ...).
-        weights: (K, B).
+        eps_cond, eps_uncond: predictions with the prompt and with the unconditional text, (B, C, h, w).
+        eps_negative: K predictions with the negative prompts, each like `eps_cond`.
+        weights: w_k >= 0 of each negative prompt and image, (K, B).
+        guidance_scale: s.
     """
     step = direction = eps_cond - eps_uncond
     for eps, weight in zip(eps_negative, weights, strict=True):
@@ -130,18 +140,20 @@ def combine_perp_neg(
 
 @dataclass(frozen=True)
 class Condition:
-    """Everything that conditions a prior on B images, which are B / n_view groups of views, views fastest.
+    """Text, cameras and images that condition a prior's predictions for B images.
+
+    The B images are views of B / n_view scenes; the views of a scene are consecutive.
 
     Attributes:
         text: conditional and unconditional embeddings, each (n, L, D) with n dividing B.
-        camera: (B, 16) or what else the prior takes for poses; None: no camera.
-        n_view: views of a group.
+        camera: cameras in the form that `Prior.camera` returns, such as camera vectors (B, 16); None: no cameras.
+        n_view: views per scene.
         negatives: negative prompts for `combine_perp_neg`.
-        plain_text: (1, L, D), the prompt without words for the view; for losses that train a network.
-        c2w: poses (B, 4, 4); for losses that train a network.
+        plain_text: embedding (1, L, D) of the prompt without view-dependent words, for the LoRA of VSD.
+        c2w: camera-to-world matrices (B, 4, 4), for the LoRA of VSD.
         reference: features of a reference image.
-        single_view_uncond: the unconditional branch denoises each view by itself, so that guidance also strengthens
-            what views take from each other.
+        single_view_uncond: whether the unconditional branch denoises each view by itself. The guidance then also
+            amplifies the attention between views.
     """
 
     text: TextPair
@@ -154,7 +166,7 @@ class Condition:
     single_view_uncond: bool = False
 
     def reference_kwargs(self, *used: bool) -> dict[str, Features]:
-        """Arguments of a denoiser for the reference image in K branches; empty without one."""
+        """Return the keyword arguments of a denoiser for the reference image, {} without one; see `repeated`."""
         return {} if self.reference is None else {"reference": self.reference.repeated(*used)}
 
 
@@ -166,8 +178,15 @@ def predict(
     With a reference image there may be two scales, a of the image and b of the text (MV-Adapter, arXiv 2412.03632, eq.
     6): e(0, 0) + a (e(0, image) - e(0, 0)) + b (e(text, image) - e(0, image)).
 
+    Args:
+        x: noisy latents (B, C, h, w).
+        t: time steps (B,), or (1,) for all images.
+        condition: its `reference.scale` is a; a = b if that is None.
+        guidance_scale: b.
+
     Returns:
-        The guided and the conditional prediction, like `x`; at scale 1 they are one and only that branch is computed.
+        The guided and the conditional noise, both like `x`, float32. If all scales are 1 and there are no negative
+        prompts, both are the same tensor, and only the conditional branch is computed.
     """
     camera, n_view, negatives, reference = condition.camera, condition.n_view, condition.negatives, condition.reference
     image_scale = guidance_scale if reference is None or reference.scale is None else reference.scale
@@ -198,7 +217,11 @@ def predict(
 
 
 def guided(denoise: Denoiser, guidance_scale: float) -> Denoiser:
-    """Wrap a denoiser with classifier-free guidance; its `text` is then a `Condition`, or a pair (cond, uncond)."""
+    """Return a denoiser with classifier-free guidance, see `predict`.
+
+    Its argument `text` is a `Condition`, which replaces the arguments `camera` and `n_view`, or a pair of embeddings
+    (conditional, unconditional), each (n, L, D).
+    """
 
     def call(x: Tensor, t: Tensor, text: TextPair | Condition, camera: Tensor | None, n_view: int) -> Tensor:
         condition = text if isinstance(text, Condition) else Condition(text, camera, n_view)

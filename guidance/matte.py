@@ -1,8 +1,8 @@
-"""Matte: opacity of the object in a sampled image on a plain grey background.
+"""Matte network: it predicts the opacity of the object in a sampled image on a plain grey background.
 
-An object fitted to images alone cannot distinguish its own grey, or a pale colour in the shade, from the background:
-it gets holes, and gaps are filled with density in the background's colour. With the opacity of each pixel the
-background can be exchanged during the fit.
+A fit to images alone cannot distinguish grey parts of the object, or pale colours in the shade, from the background.
+The object then gets holes, and gaps get density in the colour of the background. With the opacity of each pixel, the
+fit can replace the background of the images by other colours.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ BATCH, MAX_SIZE = 16, 1024
 
 
 class Matte(nn.Module):
-    """A U-Net (Ronneberger et al. 2015) from images to logits of opacity."""
+    """U-Net (Ronneberger et al. 2015) that predicts opacity from images; `opacity` applies it to any size."""
 
     def __init__(self, size: int = 128, channels: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         """Build the network.
 
         Args:
             size: pixels per side of its input.
-            channels: of each level; each level halves the side.
+            channels: channels of each level; each level halves the side.
 
         Raises:
             ValueError: `size` is no multiple of 2 ** levels, or above `MAX_SIZE`.
@@ -50,7 +50,7 @@ class Matte(nn.Module):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast on a CPU
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return logits (B, S, S) of images (B, 3, S, S) in [0, 1]."""
+        """Return the logits of the opacity (B, S, S) of images (B, 3, S, S) in [0, 1], S = `size`."""
         x = F.pixel_unshuffle((x - 0.5) * 4, 2)
         y = self.stem(x.contiguous(memory_format=torch.channels_last))
         levels = []
@@ -62,14 +62,14 @@ class Matte(nn.Module):
         return F.pixel_shuffle(self.out(y).float(), 2)[:, 0]
 
     def save(self, path: Path) -> None:
-        """Write a folder with float16 tensors, atomically. Raises ConfigError if it holds something else."""
+        """Write config and float16 tensors to a folder, atomically. Raises ConfigError if it holds other files."""
         with files.whole_folder(path, CONFIG) as part:
             write_json(part / CONFIG, {"_class_name": type(self).__name__, **self.sizes})
             files.save_tensors(self, part / TENSORS)
 
     @classmethod
     def load(cls, weights: str) -> Matte:
-        """Load a frozen network on the CPU; `weights` as in `loading.matte`. Raises ConfigError."""
+        """Load a frozen network on the CPU from "toybox-matte" or a folder that `save` wrote. Raises ConfigError."""
         path = loading.matte(weights)
         files.check_sums(path)
         config = files.read_json(path / CONFIG)
@@ -78,7 +78,7 @@ class Matte(nn.Module):
 
     @torch.no_grad()
     def opacity(self, images: Tensor) -> Tensor:
-        """Return the opacity (B, H, W) in [0, 1] of images (B, H, W, 3) in [0, 1], of any size."""
+        """Return the object's opacity (B, H, W) in [0, 1] in images (B, H, W, 3) in [0, 1] of any size."""
         size = self.sizes["size"]
         x = resize(images.float(), size, size).permute(0, 3, 1, 2)
         found = torch.cat([self(part).sigmoid() for part in x.split(BATCH)])

@@ -1,4 +1,4 @@
-"""Config models of priors; no torch here."""
+"""Config models of the diffusion priors; imports no torch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ GuideViews = Annotated[
 class PriorConfig(Config):
     """A diffusion prior: weights and precision.
 
-    parts: folders that it needs in a diffusers folder.
+    The class attribute `parts` holds the sub-folders that a diffusers folder with weights of this prior must have.
     """
 
     parts: ClassVar[tuple[str, ...]] = PARTS
@@ -54,7 +54,7 @@ class PriorConfig(Config):
 
     @property
     def multiview(self) -> bool:
-        """Whether it takes several views with their cameras."""
+        """Whether the prior samples several views of an object together, each with its camera."""
         return False
 
     def check(self) -> None:
@@ -63,25 +63,28 @@ class PriorConfig(Config):
         loading.check(self.weights, self.tokenizer, self.parts)
 
     def vocabulary(self) -> Vocabulary | None:
-        """Return its closed vocabulary; None for an open one, or if its files are not local. Raises ConfigError."""
+        """Return the tokenizer's closed vocabulary; None if it is open or not on this machine. Raises ConfigError."""
         path = loading.local(self.weights)
         return None if path is None or self.tokenizer is not None else read_vocabulary(path, self.subjects())
 
     def subjects(self) -> list[str]:
-        """Return the identifiers of subjects that it was tuned to. Raises ConfigError."""
+        """Return the words that DreamBooth added for subjects, such as "[v]". Raises ConfigError."""
         return []
 
     def describe(self) -> list[str]:
-        """Return lines with key, place, size and SHA-256 of its files; nothing is downloaded. Raises ConfigError."""
+        """Return a line with config key, path, size and SHA-256 for each file of weights. Raises ConfigError.
+
+        Weights with a hub id are downloaded if they are not cached; an original MVDream checkpoint is not downloaded.
+        """
         named = {"weights": loading.describe(self.weights, self.parts)} | self.added_files()
         return [f"{key}: {found}" for key, found in named.items()]
 
     def identify(self) -> dict[str, Identity]:
-        """Return the identity of its files by config key; downloads if needed. Raises ConfigError."""
+        """Return path, size and SHA-256 of the weights by config key; downloads if needed. Raises ConfigError."""
         return {"weights": loading.identify(self.weights, self.parts)} | self.added_files()
 
     def added_files(self) -> dict[str, Identity]:
-        """Return the identities of files that are added to the weights. Raises ConfigError."""
+        """Return path, size and SHA-256 of further weights, such as an adapter, by config key. Raises ConfigError."""
         return {}
 
 
@@ -236,7 +239,7 @@ class MVAdapterConfig(DraftedConfig):
 
     @property
     def multiview(self) -> bool:
-        return self.adapter is not None  # else it is the 2D model
+        return self.adapter is not None  # without an adapter, the prior is the 2D model
 
     def check(self) -> None:
         from threedgen.geometry.foreground import read_foreground

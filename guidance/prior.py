@@ -1,7 +1,7 @@
-"""Interface of diffusion priors: text, noise, images; a multi-view prior also takes cameras.
+"""Interfaces of diffusion priors: `Prior` for single images, `MultiviewPrior` for several views with cameras.
 
-Systems, losses and evaluation know priors by these two classes only.  A prior inherits from one of them, which gives it
-`sample`; mypy then checks the rest.
+Systems, losses and evaluation use priors through these two classes only. Each prior inherits from one of them, which
+implements `sample`.
 """
 
 from __future__ import annotations
@@ -28,24 +28,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COARSE_STRENGTH = 0.2
-"""Img2img strength of samples that start from a coarse prediction. For the toybox prior, guidance 3 and 20 DDIM steps,
-FID to the truth is 10.4 at 0.1, 10.6 at 0.2 and 11.0 at 0.3; higher values give more variation."""
+"""Img2img strength of samples that start from a coarse prediction. With the toybox prior, guidance scale 3 and 20 DDIM
+steps, the FID is 10.4 at 0.1, 10.6 at 0.2 and 11.0 at 0.3. Higher strengths give more variation."""
 
 
 class Prior(Protocol):
-    """A frozen diffusion model of images.
+    """Frozen diffusion model of images, which samples images and predicts noise for distillation losses.
 
-    Images are (B, H, W, 3) in [0, 1], latents (B, C, h, w); for a prior on pixels latents are the images, in [-1, 1].
-    Views of an object are consecutive.
+    Images are (B, H, W, 3) in [0, 1], latents (B, C, h, w). The latents of a prior on pixels are images (B, 3, H, W) in
+    [-1, 1]. In a batch, the views of one object are consecutive.
 
     Attributes:
         unet: the denoising network.
-        schedule: noise schedule that it was trained with.
-        image_size: pixels per side of its images.
-        factor: pixels per latent and axis.
-        device, dtype: where and in what precision its networks compute.
-        draft: img2img strength at full size after a sample at half the size; None: one pass.
-        guide_views: the unconditional branch of samples denoises each view by itself (`Condition.single_view_uncond`).
+        tokenizer: tokenizer of the text encoder.
+        schedule: noise schedule of the noisy latents that the prior denoises.
+        image_size: pixels per side of the images.
+        factor: image pixels per latent pixel along each axis; 1 for a prior on pixels.
+        device, dtype: device of the networks and precision of their computation.
+        draft: strength of the img2img pass at full size that follows a pass at half the size; None: one pass at full
+            size.
+        guide_views: value of `Condition.single_view_uncond` when several views are sampled.
     """
 
     draft: float | None = None
@@ -61,7 +63,7 @@ class Prior(Protocol):
     @property
     @abstractmethod
     def networks(self) -> Mapping[str, nn.Module]:
-        """Networks by the names of their folders."""
+        """Networks by the names of their folders in diffusers format, such as "unet" and "vae"."""
 
     @property
     @abstractmethod
@@ -70,12 +72,12 @@ class Prior(Protocol):
 
     @property
     def identifiers(self) -> Sequence[str]:
-        """Words for a subject that the prior was tuned to."""
+        """Identifiers of subjects: words that DreamBooth added to the tokenizer, such as "[v]"."""
         return ()
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
-        """Move the networks; precision "auto" is chosen again."""
+        """Move the networks to a device and return the prior; precision "auto" is resolved for the new device."""
 
     def free_text_encoder(self) -> None:
         """Free the text encoder and the VAE decoder. Call after the prompt is encoded; no further prompts or images."""
@@ -83,12 +85,12 @@ class Prior(Protocol):
 
     @abstractmethod
     def encode_prompt(self, prompts: list[str]) -> Tensor:
-        """Encode n prompts: (n, L, D) float32. The end of a long prompt is cut off; see `tokens_cut`."""
+        """Return embeddings (n, L, D) float32 of n prompts. The end of a too long prompt is cut, see `tokens_cut`."""
 
     @property
     @abstractmethod
     def max_tokens(self) -> int:
-        """Length to which prompts are padded or cut, start and end token included."""
+        """Number of tokens to which prompts are padded or cut, including start and end token."""
 
     @property
     @abstractmethod
@@ -96,72 +98,81 @@ class Prior(Protocol):
         """(L, D) of an encoded prompt."""
 
     def tokens_cut(self, prompt: str) -> str:
-        """Return the end of the prompt beyond the token limit; "" if all of it fits."""
+        """Return the end of the prompt that exceeds `max_tokens`; "" if the whole prompt fits."""
         return tokens.tokens_cut(self.tokenizer, prompt, self.max_tokens)
 
     def note_cuts(self, prompts: list[str]) -> None:
-        """Log the words beyond the token limit."""
+        """Log, for each prompt, the words that exceed `max_tokens`."""
         for prompt in prompts:
             if cut := self.tokens_cut(prompt):
                 logger.info("prompt beyond the token limit, these words have no effect: %r", cut)
 
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
-        """Return the words outside a closed vocabulary, each with the nearest known ones."""
+        """Return the prompt's words outside a closed vocabulary, each with up to three similar known words."""
         return tokens.unknown_words(self.tokenizer, prompt)
 
     def read_prompt(self, prompt: str) -> Reading:
-        """Return a prompt in the words of a closed vocabulary; unchanged for other tokenizers."""
+        """Rewrite a prompt in the words of a closed vocabulary; for other tokenizers it stays unchanged."""
         return tokens.read_prompt(getattr(self, "tokenizer", None), prompt)
 
     def autocast(self) -> torch.autocast:
-        """Context of the precision `dtype`."""
+        """Return a context manager in which networks compute in `dtype`; it has no effect for float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def resized(self, rgb: Tensor) -> Tensor:
-        """Resize images (B, H, W, 3) in [0, 1] to (B, 3, s, s) in [-1, 1], s = `image_size`, on its device."""
+        """Resize images (B, H, W, 3) in [0, 1] to (B, 3, s, s) in [-1, 1] on the prior's device; s = `image_size`."""
         x = rgb.to(self.device, torch.float32).permute(0, 3, 1, 2)
         if x.shape[-2:] != (size := (self.image_size, self.image_size)):
             x = F.interpolate(x, size, mode="bilinear", align_corners=False)
         return x * 2 - 1
 
     def camera(self, c2w: Tensor) -> Tensor | None:
-        """Convert poses (B, 4, 4), OpenGL axes and z up, to the `camera` argument of `denoise`; None: no cameras."""
+        """Convert camera-to-world matrices (B, 4, 4) to the argument `camera` of `denoise`, such as vectors (B, 16).
+
+        Axes are OpenGL's (the camera looks along -z), in a world with z up. Returns None for a prior without cameras.
+        """
         return None
 
     def note_views(self, c2w: Tensor) -> None:
-        """Warn of poses (B, 4, 4) outside the training range, if it is known."""
+        """Log a warning if camera-to-world matrices (B, 4, 4) are outside the prior's training range, if known."""
         return
 
     @abstractmethod
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Encode images (B, H, W, 3) of any size, with gradients; `generator` where the encoding is random."""
+        """Encode images (B, H, W, 3) in [0, 1], of any size, to latents (B, C, h, w), with gradients.
+
+        `generator` is used if the encoding is random, as with a VAE.
+        """
 
     @abstractmethod
     def decode_latents(self, z: Tensor) -> Tensor:
-        """Decode latents to images (B, H, W, 3) in [0, 1]."""
+        """Decode latents (B, C, h, w) to images (B, H, W, 3) in [0, 1]."""
 
     @abstractmethod
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
-        """Return the output of the UNet, float32: noise or v by `schedule.prediction`; arguments as in `denoise`."""
+        """Return the UNet's output (B, C, h, w) float32, which is noise or v (`schedule.prediction`); see `denoise`."""
 
     def denoise(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
-        """Predict the noise in latents, float32.
-
-        A prior without cameras denoises each image by itself, whatever `camera` and `n_view` are.
+        """Predict the noise in latents without guidance: (B, C, h, w) float32.
 
         Args:
-            x: (B, C, h, w).
-            t: time steps (B,) or ().
-            text: (B, L, D).
+            x: noisy latents (B, C, h, w).
+            t: time steps (B,) or (), 0..T-1.
+            text: embeddings (B, L, D) from `encode_prompt`.
+            camera: result of the method `camera`, or None. A prior without cameras ignores it.
+            n_view: number of consecutive images that are views of one object. A prior without cameras ignores it.
         """
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view), t)
 
     def reference(self, text: Tensor) -> Reference | None:
-        """Return the features of the reference image in its config, with text (1, L, D); None without one."""
+        """Return the features of the config's reference image, computed with text (1, L, D); None without an image."""
         return None
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
-        """Predict latents (B, C, h, w) from text (B, L, D) and poses (B, 4, 4) alone; None without such a predictor."""
+        """Predict latents (B, C, h, w) without denoising, from text (B, L, D) and camera-to-world matrices (B, 4, 4).
+
+        Returns None if the prior has no coarse predictor (`CoarsePredictor`), or has no use for one here.
+        """
         return None
 
     @torch.no_grad()
@@ -176,16 +187,22 @@ class Prior(Protocol):
         on_step: OnStep = no_callback,
         init_strength: float = COARSE_STRENGTH,
     ) -> Tensor:
-        """Sample V views of each of P prompts by DDIM, all denoised together: (P V, H, W, 3) in [0, 1], on the CPU.
+        """Sample V views of each of P prompts by DDIM, in one batch.
 
         Args:
-            prompts: one or several.
-            c2w: poses (V, 4, 4) for all prompts, or (P, V, 4, 4); None: one image each, without a camera.
-            steps: DDIM steps from noise.
-            negative_prompt: for all prompts.
-            generator: one, or one a prompt, so that a prompt's noise does not depend on the others. Noise is drawn on
-                its device; a CPU generator gives the same start everywhere.
-            init_strength: img2img strength where the prior has a coarse prediction, in (0, 1]; 1: start from noise.
+            prompts: one prompt, or a list of P.
+            c2w: camera-to-world matrices (V, 4, 4) for all prompts, or (P, V, 4, 4), see `camera`; None: one image per
+                prompt, without a camera.
+            steps: number of DDIM steps from noise.
+            guidance_scale: classifier-free guidance scale; 1: off.
+            negative_prompt: text of the unconditional branch, for all prompts.
+            generator: one random generator, or one per prompt, so that the noise of a prompt does not depend on the
+                other prompts. A CPU generator gives the same noise on every device.
+            on_step: progress callback.
+            init_strength: img2img strength in (0, 1] if the prior has a coarse predictor; 1: start from noise.
+
+        Returns:
+            Images (P V, H, W, 3) in [0, 1] on the CPU, the V views of each prompt consecutive.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         n_view = 1 if c2w is None else c2w.shape[-3]
@@ -214,10 +231,10 @@ class Prior(Protocol):
 
 
 class MultiviewPrior(Prior, Protocol):
-    """A prior that samples several views of an object at once.
+    """Prior that denoises several views of an object together, so that they are consistent.
 
-    `denoise` joins `n_view` consecutive images and tells them apart by their cameras; n_view = 1 without a camera is
-    the 2D model. It raises ValueError if n_view does not divide the batch.
+    `denoise` treats `n_view` consecutive images as views of one object and conditions each on its camera. With
+    n_view = 1 and without a camera it is a 2D model. It raises ValueError if n_view does not divide the batch.
     """
 
     @abstractmethod

@@ -13,7 +13,7 @@ from .schedule import Schedule
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 OnStep = Callable[[int, int], object]
-"""Callback (steps done, steps in total) before the first step and after each."""
+"""Callback with (number of steps done, total number of steps). It is called before the first and after each step."""
 
 
 class InitLatents(NamedTuple):
@@ -24,32 +24,37 @@ class InitLatents(NamedTuple):
 
 
 def no_callback(done: int, steps: int) -> None:
-    """Do nothing."""
+    """Do nothing; the default of `on_step`."""
 
 
 def before_steps(callback: Callable[[], None]) -> OnStep:
-    """Return a step callback that calls `callback` before each step."""
+    """Return an `OnStep` callback that calls `callback` without arguments before each step, not after the last."""
     return lambda done, steps: callback() if done < steps else None
 
 
 def ddim_timesteps(steps: int, T: int = 1000) -> Tensor:
-    """Return the time steps visited, ascending, (steps,) int64: floor(i T / steps) + 1.
+    """Return the ascending time steps at which DDIM calls the network, (steps,) int64: floor(i T / steps) + 1.
 
-    This is the grid of the ldm code base whenever `steps` divides T.
+    They are those of the ldm code base whenever `steps` divides T; with steps = T they are 0..T-1.
+
+    Args:
+        T: number of training timesteps, or fewer for img2img, which starts from less noise.
 
     Raises:
         ValueError: steps is not in 1..T.
     """
     if not 1 <= steps <= T:
         raise ValueError(f"steps = {steps} is out of range; choose 1 to {T}")
-    # The offset of 1 would leave the table if every t were visited.
+    # With steps = T the offset of 1 would give t = T, which has no alpha_bar.
     return torch.arange(steps) * T // steps + (1 if steps < T else 0)
 
 
 def ddim_alphas(schedule: Schedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha_bar at each of the ascending `timesteps` and at the next one in sampling order, float64.
+    """Return alpha_bar before and after each DDIM step, two tensors (steps,) float64 on the CPU.
 
-    The last step lands on alpha_bar[0], not on 1: Stable Diffusion is sampled without the final clean step.
+    Entry i of the first is alpha_bar at timesteps[i], of the second at timesteps[i - 1], because sampling visits the
+    ascending `timesteps` (steps,) in reverse. Sampling ends at alpha_bar[0], not at 1, as in Stable Diffusion's config
+    (set_alpha_to_one=False in diffusers).
     """
     alpha_bar = schedule.alpha_bar.cpu().double()
     a = alpha_bar[timesteps]
@@ -57,20 +62,23 @@ def ddim_alphas(schedule: Schedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ddim_sigma(a: Tensor, a_prev: Tensor, eta: float) -> Tensor:
-    """Return the standard deviation of a step's fresh noise (eq. 16): eta 0 is DDIM, 1 like DDPM."""
+    """Return the standard deviation of the noise that a step adds (eq. 16), like `a` and `a_prev`, see `ddim_step`."""
     return eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).clamp(min=0).sqrt()
 
 
 def ddim_step(
     x: Tensor, eps: Tensor, a: Tensor, a_prev: Tensor, eta: float = 0.0, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Take one step from alpha_bar `a` to `a_prev` (scalar tensors), eq. 12.
+    """Take one DDIM step (eq. 12).
 
     Args:
-        noise: like `x`; needed when `eta` > 0.
+        x, eps: noisy latents and the noise predicted in them, each (B, C, h, w).
+        a, a_prev: alpha_bar before and after the step, scalar tensors.
+        eta: 0 is deterministic DDIM, 1 has the noise of DDPM.
+        noise: unit Gaussian noise like `x`. Raises ValueError if it is missing and `eta` > 0.
 
     Returns:
-        x_prev and the predicted x0, both like `x`.
+        The latents after the step and the predicted clean latents, both like `x`.
     """
     sigma = ddim_sigma(a, a_prev, eta)
     x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
@@ -95,11 +103,15 @@ def ddim_sample(
     generator: Generators = None,
     on_step: OnStep = no_callback,
 ) -> Tensor:
-    """Denoise `x_T` (B, C, h, w), noisy at the last of the ascending `timesteps`, to a sample of the same shape.
+    """Denoise latents by DDIM and return clean latents (B, C, h, w).
 
     Args:
-        denoise: wrap it in `guided` for classifier-free guidance, and pass a pair or a `Condition` as `text`.
-        generator: of the fresh noise; used only when `eta` > 0.
+        denoise: a denoiser; for classifier-free guidance wrap it in `guided` and pass a `Condition` as `text`.
+        x_T: latents (B, C, h, w) with the noise of the last of `timesteps`.
+        text, camera, n_view: arguments of `denoise`.
+        timesteps: ascending (steps,), see `ddim_timesteps`.
+        eta: 0 is deterministic DDIM, 1 has the noise of DDPM.
+        generator: random generator of the noise that is added when `eta` > 0.
     """
     alphas, alphas_prev = ddim_alphas(schedule, timesteps)
     x = x_T
@@ -124,11 +136,14 @@ def sample_latents(
     generator: Generators = None,
     on_step: OnStep = no_callback,
 ) -> Tensor:
-    """Sample latents from `noise` (B, C, h, w), or img2img from `init` (SDEdit, Meng et al. 2022, arXiv 2108.01073).
+    """Sample clean latents (B, C, h, w) from noise, or by img2img (SDEdit, Meng et al. 2022, arXiv 2108.01073).
 
     Args:
-        denoise: a guided denoiser.
-        steps: DDIM steps of the whole way from noise; img2img takes the share `init.strength` of them.
+        denoise: a denoiser wrapped in `guided`.
+        noise: unit Gaussian noise (B, C, h, w).
+        condition: text and cameras of the B images.
+        steps: DDIM steps from pure noise; img2img takes `init.strength` times as many, at least one.
+        init: img2img start; None: start from pure noise.
     """
     x, T = noise, schedule.T
     if init is not None:
@@ -150,14 +165,20 @@ def inpaint_latents(
     repeats: int = 1,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Sample latents like `z` (B, C, h, w) where `hole` (B, 1, h, w) is 1, and keep them where it is 0.
+    """Inpaint latents with a model that was not trained for it.
 
-    The known part gets the noise of each step, so that the rest is sampled to fit it (RePaint, Lugmayr et al. 2022,
-    arXiv 2201.09865, algorithm 1; in latents as Avrahami et al. 2023, arXiv 2206.02779).
+    Before each step the known latents, with the noise of that step, replace the sample outside the hole (RePaint,
+    Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1; in latents as Avrahami et al. 2023, arXiv 2206.02779).
 
     Args:
-        denoise: a guided denoiser.
-        repeats: times each step is taken; noise is added again before a repetition (RePaint's resampling).
+        denoise: a denoiser wrapped in `guided`.
+        z: known clean latents (B, C, h, w).
+        hole: (B, 1, h, w), 1 where latents are sampled, 0 where `z` is kept.
+        condition: text and cameras of the B images.
+        repeats: times that each step is taken; noise is added again before a repetition (RePaint's resampling).
+
+    Returns:
+        Clean latents like `z`, equal to `z` outside the hole.
     """
     timesteps = ddim_timesteps(steps, schedule.T)
     alphas, alphas_prev = ddim_alphas(schedule, timesteps)
@@ -176,9 +197,10 @@ def inpaint_latents(
 
 
 def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:
-    """Return unit Gaussian noise like `like` (B, ...), drawn on the generator's device: on the CPU always the same.
+    """Return unit Gaussian noise with shape, type and device of `like` (B, ...).
 
-    Several generators each draw an equal share of the B.
+    The noise is sampled in float32 on the generator's device, so a CPU generator gives the same noise for every device.
+    Of n generators, each samples B / n consecutive images. Raises ValueError if n does not divide B.
     """
     if isinstance(generator, Sequence):
         if len(like) % len(generator):

@@ -24,7 +24,13 @@ MIN_ALPHA_BAR = 1e-12
 
 @dataclass(frozen=True)
 class Schedule:
-    """Forward process: `betas` and `alpha_bar` (T,), float32, and the parameterisation of the network's output."""
+    """Noise schedule of a diffusion model with T training timesteps.
+
+    Attributes:
+        betas: variance of the noise that each timestep adds, (T,) float32, in (0, 1).
+        alpha_bar: remaining share of the signal's variance, cumulative product of 1 - betas, (T,) float32.
+        prediction: output of the network, the noise eps or v = sqrt(a) eps - sqrt(1-a) x_0.
+    """
 
     betas: Tensor
     alpha_bar: Tensor
@@ -32,9 +38,9 @@ class Schedule:
 
     @classmethod
     def from_betas(cls, betas: Tensor, prediction: Prediction = "epsilon") -> Schedule:
-        """Build a schedule of betas (T,). Raises ValueError for values that would later divide by zero.
+        """Build a schedule from `betas` (T,). Raises ValueError unless betas are in (0, 1) and alpha_bar > 1e-12.
 
-        alpha_bar is accumulated in float64: a float32 product of 1000 factors is off by 1e-5.
+        alpha_bar is accumulated in float64, because a float32 product of 1000 factors is off by 1e-5.
         """
         betas = betas.double()
         alpha_bar = torch.cumprod(1 - betas, 0)
@@ -46,7 +52,7 @@ class Schedule:
     def scaled_linear(
         cls, beta_start: float = 0.00085, beta_end: float = 0.012, T: int = 1000, prediction: Prediction = "epsilon"
     ) -> Schedule:
-        """Build Stable Diffusion's schedule, sqrt(beta) linear (the ldm code base calls it "linear")."""
+        """Build Stable Diffusion's schedule: sqrt(beta) is linear in t (the ldm code base calls it "linear")."""
         roots = torch.linspace(beta_start**0.5, beta_end**0.5, T, dtype=torch.float64)
         return cls.from_betas(roots**2, prediction)
 
@@ -54,19 +60,19 @@ class Schedule:
     def linear(
         cls, beta_start: float = 1e-4, beta_end: float = 0.02, T: int = 1000, prediction: Prediction = "epsilon"
     ) -> Schedule:
-        """Build a schedule with linear beta (Ho et al. 2020, section 4)."""
+        """Build a schedule whose beta is linear in t (Ho et al. 2020, section 4)."""
         return cls.from_betas(torch.linspace(beta_start, beta_end, T, dtype=torch.float64), prediction)
 
     @classmethod
     def cosine(cls, T: int = 1000, prediction: Prediction = "epsilon") -> Schedule:
-        """Build a schedule with squared-cosine alpha_bar and capped beta (Nichol and Dhariwal 2021, eq. 17)."""
+        """Build a schedule with squared-cosine alpha_bar and beta <= 0.999 (Nichol and Dhariwal 2021, eq. 17)."""
         curve = [cos((i / T + 0.008) / 1.008 * pi / 2) ** 2 for i in range(T + 1)]
         betas = [min(1 - curve[i + 1] / curve[i], 0.999) for i in range(T)]
         return cls.from_betas(torch.tensor(betas, dtype=torch.float64), prediction)
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> Schedule:
-        """Build the schedule of a diffusers scheduler_config.json. Raises ValueError for an unsupported one."""
+        """Build a schedule from the content of diffusers' scheduler_config.json. Raises ValueError if unsupported."""
         prediction = config.get("prediction_type", "epsilon")
         name, T = config.get("beta_schedule", "linear"), int(config.get("num_train_timesteps", 1000))
         if prediction not in ("epsilon", "v_prediction"):
@@ -86,10 +92,11 @@ class Schedule:
         return make(config.get("beta_start", 1e-4), config.get("beta_end", 0.02), T, prediction)
 
     def shifted(self, scale: float, mode: Shift = "interpolated") -> Schedule:
-        """Return the schedule with a lower signal-to-noise ratio: log SNR'_t = log SNR_t - w_t log scale.
+        """Return a schedule with a lower signal-to-noise ratio: log SNR'_t = log SNR_t - w_t log scale.
 
-        Several views reveal what noise hides in one (MV-Adapter, arXiv 2412.03632, section 4.3). w_t is 1, or
-        interpolated, t / (T - 1). Raises ValueError for a scale below 1.
+        Several views together reveal details that noise hides in a single view, so they need more noise (MV-Adapter,
+        arXiv 2412.03632, section 4.3). The mode "default" has w_t = 1, "interpolated" has w_t = t / (T - 1). Raises
+        ValueError for a scale below 1.
         """
         if not scale >= 1:
             raise ValueError(f"the signal-to-noise ratio is shifted by a factor of at least 1 (got {scale})")
@@ -100,7 +107,10 @@ class Schedule:
         return Schedule.from_betas(1 - alpha_bar / before, self.prediction)
 
     def timesteps_in(self, other: Schedule) -> Tensor:
-        """Return the fractional timesteps (T,) of `other` with the same noise as this one at 0..T-1."""
+        """Return the timesteps of `other` at which its signal-to-noise ratio equals that of this schedule at 0..T-1.
+
+        They are fractional, interpolated linearly over the log ratio: (T,) float32 on the CPU, in [0, other.T - 1].
+        """
         noise, known = (-torch.logit(each.alpha_bar.double().cpu()) for each in (self, other))
         return torch.from_numpy(np.interp(noise, known, np.arange(other.T))).float()
 
@@ -113,7 +123,10 @@ class Schedule:
         return Schedule(self.betas.to(device), self.alpha_bar.to(device), self.prediction)
 
     def alpha_sigma(self, t: Timesteps, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), float32, shaped to broadcast over `like` (B, ...)."""
+        """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t) at `t`: (B,) or one number for all.
+
+        Both are float32 (B, 1, ...) or (1, 1, ...) on the device of `like` (B, ...), to broadcast over it.
+        """
         index = torch.as_tensor(t, device=self.alpha_bar.device)
         a = self.alpha_bar[index].to(like.device).reshape(-1, *[1] * (like.dim() - 1))
         return a.sqrt(), (1 - a).sqrt()
@@ -124,12 +137,15 @@ class Schedule:
         return alpha * x0 + sigma * noise
 
     def x0_from_eps(self, x: Tensor, eps: Tensor, t: Timesteps) -> Tensor:
-        """Return the clean x0 of noisy `x` (B, ...) and predicted noise `eps`."""
+        """Return the clean x_0, like `x`, from noisy `x` (B, ...) and predicted noise `eps` (B, ...) at `t`."""
         alpha, sigma = self.alpha_sigma(t, x)
         return (x - sigma * eps) / alpha
 
     def eps_from_output(self, x: Tensor, output: Tensor, t: Timesteps) -> Tensor:
-        """Convert the network's output (B, ...) to noise: for v it is sqrt(a) v + sqrt(1-a) x."""
+        """Convert the network's `output` for noisy `x`, both (B, ...), to noise like `x`.
+
+        The noise is sqrt(a) v + sqrt(1-a) x for a v model, and the output itself for an epsilon model.
+        """
         if self.prediction == "epsilon":
             return output
         alpha, sigma = self.alpha_sigma(t, x)
@@ -138,16 +154,16 @@ class Schedule:
     def min_snr_weight(self, t: Tensor, gamma: float) -> Tensor:
         """Return Min-SNR weights (B,) of squared errors at `t` (B,) (Hang et al. 2023, arXiv 2303.09556, section 3.4).
 
-        min(SNR, gamma) / SNR for epsilon and min(SNR, gamma) / (SNR + 1) for v.
+        The weight is min(SNR, gamma) / SNR for an epsilon model and min(SNR, gamma) / (SNR + 1) for a v model.
         """
         alpha_bar = self.alpha_bar[t]
         snr = alpha_bar / (1 - alpha_bar)
         return snr.clamp(max=gamma) / (snr if self.prediction == "epsilon" else snr + 1)
 
     def target(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
-        """Return the training target of the network for x_t = add_noise(x0, noise, t).
+        """Return the training target of the network for x_t = add_noise(x0, noise, t), like `x0` (B, ...).
 
-        v = sqrt(a) eps - sqrt(1-a) x0 (Salimans and Ho 2022, appendix D).
+        The target is `noise`, or v = sqrt(a) eps - sqrt(1-a) x_0 (Salimans and Ho 2022, appendix D).
         """
         if self.prediction == "epsilon":
             return noise

@@ -1,7 +1,7 @@
 """SDXL's conditioning (Podell et al. 2023, arXiv 2307.01952, section 2.2 and table 1).
 
-Two text encoders with concatenated features, and added conditioning of the UNet: the pooled text of the second encoder,
-image size and crop. The pooled text is carried as one more token behind the words.
+SDXL concatenates the features of two text encoders. Its UNet also takes the pooled text of the second encoder, the
+image size and the crop. The pooled text is stored as one more token after the words.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from diffusers.models import UNet2DConditionModel
 from torch import Tensor
 
 SIZE_NUMBERS = 6
-"""Size conditioning: original height and width, crop top and left, target height and width."""
+"""Number of values in the size conditioning: original height, width, crop top, left, target height, width in pixels."""
 
 
 def has_added_conditioning(unet: UNet2DConditionModel) -> bool:
@@ -24,15 +24,16 @@ def has_added_conditioning(unet: UNet2DConditionModel) -> bool:
 
 
 def pooled_width(unet: UNet2DConditionModel) -> int:
-    """Return the width of the pooled text that such a UNet takes."""
+    """Return the number of features of the pooled text that a UNet with added conditioning takes."""
     c = unet.config
     return int(c["projection_class_embeddings_input_dim"]) - SIZE_NUMBERS * int(c["addition_time_embed_dim"])
 
 
 def encode_both(encoders: Sequence[Any], ids: Sequence[Tensor]) -> Tensor:
-    """Encode token numbers (n, L) of the two encoders: (n, L + 1, D).
+    """Encode n prompts, given as token numbers (n, L) for each of the two encoders, as text (n, L + 1, D).
 
-    The penultimate features of both, concatenated, and as last token the pooled text of the second, zero-padded.
+    The first L tokens are the penultimate hidden states of both encoders, concatenated. The last token is the pooled
+    text of the second encoder, padded with zeros to D features.
     """
     encoded = [encoder(numbers, output_hidden_states=True) for encoder, numbers in zip(encoders, ids, strict=True)]
     words = torch.cat([part.hidden_states[-2].float() for part in encoded], dim=-1)
@@ -41,9 +42,10 @@ def encode_both(encoders: Sequence[Any], ids: Sequence[Tensor]) -> Tensor:
 
 
 def split_text(unet: UNet2DConditionModel, text: Tensor, height: int, width: int) -> tuple[Tensor, dict[str, Any]]:
-    """Split text (B, L + 1, D) of `encode_both` into words (B, L, D) and the UNet's added conditioning.
+    """Split text (B, L + 1, D) from `encode_both` into its tokens (B, L, D) and keyword arguments of the UNet.
 
-    Images are uncropped, `height` x `width` pixels. For other UNets the text is returned as it is.
+    The keyword arguments hold the pooled text and the image size in pixels, `height` x `width`, without a crop. For a
+    UNet without added conditioning, the text is returned unchanged, with {}.
     """
     if not has_added_conditioning(unet):
         return text, {}

@@ -1,1 +1,1 @@
-"""Attention processors across views, for stock UNets."""
+"""Attention processors that let the views of an object attend to each other, for UNets of diffusers."""

@@ -4,9 +4,9 @@ MV-Adapter (Huang et al. 2024, arXiv 2412.03632), section 4.2, equation 3:
 
     out = self-attention(x) + s_mv multi-view attention(x) + s_ref attention(x, features of a reference image)
 
-A new branch has the queries, keys and values of the self-attention and an output of zero, so it changes nothing until
-it is trained. The batch is (objects x views), the views of an object consecutive. Tensor names are those of the
-released adapters.
+A new branch starts with the query, key and value weights of the self-attention and a zero output layer, so it changes
+nothing until it is trained. A batch holds B objects with V views each; the views of an object are consecutive. Tensor
+names are those of the released adapters.
 """
 
 from __future__ import annotations
@@ -28,19 +28,22 @@ Branch = Literal["mv", "ref"]
 Processor = Callable[..., Tensor]
 """Attention processor of diffusers."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Attention of queries, keys and values (..., L, C), per sequence."""
+"""Attention of queries, keys and values (..., L, C), separately for each sequence of L tokens: (..., L, C)."""
 
 SIDES, RING = 4, (2, 4, 5)
-"""Six mesh views: the first four share rows; the first, mirrored, shares columns with those of RING."""
+"""Six mesh views (front, right, back, left, top, bottom): the first SIDES views share image rows. The views of RING
+share image columns with each other and with the mirrored front view."""
 
 
 class DecoupledAttnProcessor(nn.Module):
-    """Attention processor with branches beside the one that a layer had before (`base`).
+    """Attention processor that adds the outputs of new attention branches to that of the layer's former processor.
 
-    Without branches, as in cross-attention, it is its base but takes the arguments of the others.
+    In cross-attention layers it has no branches: it calls `base`, and accepts and ignores the branches' arguments.
 
     Attributes:
+        base: the processor that the layer had before.
         name: "PATH.attn1.processor", the key for features of reference images.
+        branches: "mv" (between views), "ref" (to a reference image), both or none.
     """
 
     to_q_ref: nn.Module
@@ -66,7 +69,7 @@ class DecoupledAttnProcessor(nn.Module):
 
     @torch.no_grad()
     def initialise(self, attn: Attention) -> None:
-        """Copy the layer's queries, keys and values, and zero the outputs."""
+        """Copy the query, key and value weights of the layer `attn` to the branches, and zero the output layers."""
         for branch in self.branches:
             for letter in "qkv":
                 getattr(self, f"to_{letter}_{branch}").weight.copy_(getattr(attn, f"to_{letter}").weight)
@@ -89,15 +92,18 @@ class DecoupledAttnProcessor(nn.Module):
         cache_hidden_states: dict[str, Tensor] | None = None,
         ref_hidden_states: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Attend within hidden_states (B V, L, C).
+        """Return the layer's output (B V, L, C); the arguments not listed are those of diffusers' processors.
 
         Args:
+            hidden_states: (B V, L, C), V consecutive views of each of B objects.
             n_view: V.
-            latent_size: (h, w) of the latents; the tokens are one level of it (for row and rowcol).
-            use_mv, use_ref: branches to apply.
-            mv_scale, ref_scale: factors of their outputs.
-            cache_hidden_states: receives the layer's input under its name.
-            ref_hidden_states: such inputs (R, L', C) of R reference images, where R divides B V; None: zeros.
+            latent_size: (h, w) of the UNet's input, from which the layouts row and rowcol find the height and width of
+                this layer's L tokens.
+            use_mv, use_ref: whether to apply the branch.
+            mv_scale, ref_scale: factors of the branches' outputs.
+            cache_hidden_states: dict to which the layer adds its input (B V, L, C) under `name`.
+            ref_hidden_states: inputs (R, L', C) of the layers, cached for R reference images, where R divides B V;
+                None: the ref branch attends to zeros.
 
         Raises:
             ValueError: views or tokens do not fit the layout.
@@ -137,7 +143,7 @@ class DecoupledAttnProcessor(nn.Module):
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Multi-head attention of queries (..., L, C) to keys and values (..., S, C): (..., L, C)."""
+    """Return the multi-head attention (..., L, C) of queries (..., L, C) to keys and values (..., S, C)."""
     queries, keys, values = (part.flatten(0, -3).unflatten(-1, (heads, -1)).transpose(1, 2) for part in (q, k, v))
     if trains_on_cpu(q):
         mixed = (queries @ keys.mT * queries.shape[-1] ** -0.5).softmax(-1).to(values) @ values
@@ -147,10 +153,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def token_grid(count: int, latent_size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return height and width of the UNet level with `count` tokens; each level halves the sides, rounded up.
+    """Return (height, width) of the UNet level that has `count` tokens, for latents of `latent_size` (height, width).
 
-    Raises:
-        ValueError: there is no such level.
+    Each level halves both sides, rounded up. Raises ValueError if no level has `count` tokens.
     """
     if latent_size is None:
         raise ValueError("attention along rows needs the size of the latents (latent_size)")
@@ -163,7 +168,7 @@ def token_grid(count: int, latent_size: tuple[int, int] | None) -> tuple[int, in
 
 
 def _rows(attention: Attend, *maps: Tensor) -> Tensor:
-    """Attend along rows in all views; maps (B, V, h, w, C) of queries, keys and values."""
+    """Attend from each token to the tokens of its row in all views; maps: q, k and v, each (B, V, h, w, C)."""
     q, k, v = (part.transpose(1, 2).flatten(2, 3) for part in maps)
     return attention(q, k, v).unflatten(2, (maps[0].shape[1], -1)).transpose(1, 2)
 
@@ -173,10 +178,11 @@ def _columns(attention: Attend, *maps: Tensor) -> Tensor:
 
 
 def _rows_and_columns(attention: Attend, *maps: Tensor) -> Tensor:
-    """Attend along rows of the four sides and columns of front, back, top and bottom; the mean where both apply.
+    """Attend along the rows of front, right, back, left, and along the columns of front, back, top, bottom.
 
-    Maps (B, 6, h, w, C). Column w of the front is column -w of the back, and top and bottom have the back's azimuth, so
-    the front is mirrored in columns.
+    The result for front and back is the mean of both. `maps` are q, k and v, each (B, 6, h, w, C). The top and bottom
+    cameras have the azimuth of the back camera, and the front camera sees the object left-right mirrored relative to
+    it. Therefore the front map is mirrored before the attention along columns.
     """
     if (n_view := maps[0].shape[1]) != SIDES + 2:
         raise ValueError(f"rowcol needs six views: front, right, back, left, top, bottom (got {n_view})")
@@ -187,7 +193,7 @@ def _rows_and_columns(attention: Attend, *maps: Tensor) -> Tensor:
 
 
 def _full(attention: Attend, *maps: Tensor) -> Tensor:
-    """Attend to all tokens of all views; maps (B, V, h, w, C)."""
+    """Attend from each token to all tokens of all views; maps: q, k and v, each (B, V, h, w, C)."""
     q, k, v = (part.flatten(1, 3) for part in maps)
     return attention(q, k, v).view_as(maps[0])
 
@@ -201,9 +207,9 @@ def decouple(
     layout: Layout = "row",
     arrangement: Arrangement = "parallel",
 ) -> None:
-    """Add new branches, with zero output, to every self-attention of the transformer blocks of a UNet.
+    """Add new branches with zero output to every self-attention layer of a UNet, in place.
 
-    The attention processors become the bases of the new ones; branches of before are removed.
+    Each attention processor becomes the `base` of a `DecoupledAttnProcessor`. Branches of an earlier call are removed.
     """
     processors: dict[str, Any] = {}  # diffusers' type lists its own processors only
     for name, old in unet.attn_processors.items():
@@ -218,7 +224,7 @@ def decouple(
 
 
 def branch_processors(unet: UNet2DConditionModel) -> dict[str, DecoupledAttnProcessor]:
-    """Return the attention processors of a UNet that have branches, by name."""
+    """Return the attention processors of a UNet that have branches, by their names, such as "PATH.attn1.processor"."""
     return {
         name: processor
         for name, processor in unet.attn_processors.items()

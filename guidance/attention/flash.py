@@ -1,8 +1,9 @@
 """Attention for training on a CPU: the forward pass of torch's fused kernel, and a backward pass in matrix products.
 
-Explicit softmax keeps the attention weights of a whole batch in memory, 4 L^2 bytes for each head; torch 2.13's fused
-backward takes five times as long in bf16.  Here one head of one sequence at a time is recomputed, as in FlashAttention
-(Dao et al. 2022, arXiv 2205.14135, algorithm 4, with one tile): half the time at L = 1024.
+Attention with an explicit softmax keeps the attention weights of the whole batch in memory, 4 L^2 bytes per head and
+sequence of L tokens. The fused backward pass of torch 2.13 takes five times as long in bf16. This backward pass
+recomputes the weights of one head and sequence at a time, as FlashAttention does (Dao et al. 2022, arXiv 2205.14135,
+algorithm 4, with one tile), and takes half the time at L = 1024.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 MIN_TOKENS = 512
-"""Shorter sequences are faster with explicit softmax."""
+"""Sequence length from which on this attention is faster than attention with an explicit softmax."""
 
 
 class FlashAttention(torch.autograd.Function):
-    """softmax(q k^T / sqrt(D)) v of q, k, v (B, H, L, D)."""
+    """Autograd function softmax(q k^T / sqrt(D)) v: q, k, v (B, H, L, D) -> (B, H, L, D), on the CPU."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

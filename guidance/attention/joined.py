@@ -1,11 +1,9 @@
-"""Joined self-attention and camera embedding: a stock diffusers UNet as a multi-view model.
+"""Joined self-attention and camera embedding: they turn a UNet of diffusers into a multi-view model (MVDream).
 
-MVDream (arXiv 2308.16512, section 3.1 and 3.2): the self-attention of each transformer block attends to the tokens of
-all views of an object, with the weights of the 2D model; the camera is embedded by a small MLP whose output is added to
-the time embedding. One network is a multi-view model (n_view = 4, with cameras) and a 2D model (n_view = 1, no camera);
-both are arguments of a call.
-
-Batch layout: (objects x views), the views of one object consecutive.
+The self-attention of each transformer block attends to the tokens of all views of an object, with the weights of the 2D
+model. A small MLP embeds the camera, and its output is added to the time embedding (arXiv 2308.16512, sections 3.1 and
+3.2). The same network is a multi-view model when called with n_view = 4 and cameras, and a 2D model when called with
+n_view = 1 and no camera. In a batch, the views of one object are consecutive.
 """
 
 from __future__ import annotations
@@ -27,15 +25,15 @@ from .rotary import WorldRotary
 
 CAMERA_DIM = 16
 WORLD_ROTARY = "world_rotary"
-"""Entry of a UNet's config: its self-attention takes a `WorldRotary`."""
+"""Key of a UNet's config. If true, `predict` passes a `WorldRotary` to the self-attention."""
 Kind = Literal["sdpa", "xformers"]
 """Attention backend: torch's scaled_dot_product_attention, or xformers' memory_efficient_attention."""
 
 
 class MultiviewAttnProcessor(AttnProcessor2_0):
-    """Attention processor whose self-attention joins the tokens of `n_view` consecutive images.
+    """Attention processor whose self-attention attends to the tokens of `n_view` consecutive images.
 
-    One instance serves a whole network; cross-attention is unchanged. `n_view` is an argument of the call, see
+    Cross-attention is unchanged. All layers of a network share one instance. `n_view` is an argument of each call, see
     `predict`.
     """
 
@@ -54,7 +52,10 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
         n_view: int = 1,
         rotary: WorldRotary | None = None,
     ) -> Tensor:
-        """Attend: hidden_states (B F, L, C) -> (B F, L, C); the joined tokens of an object are (B, F L, C)."""
+        """Return the layer's output (B F, L, C) for hidden_states (B F, L, C) of B objects with F = `n_view` views.
+
+        Self-attention runs on sequences of F L tokens. `rotary` rotates its queries and keys.
+        """
         joined = n_view > 1 and encoder_hidden_states is None
         tokens = hidden_states.unflatten(0, (-1, n_view)).flatten(1, 2) if joined else hidden_states
         training = trains_on_cpu(tokens) and attention_mask is None
@@ -67,12 +68,13 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
 
 
 def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: WorldRotary | None = None) -> Tensor:
-    """Self-attention (B, F L, C) -> (B, F L, C) by the layers of a diffusers attention block.
+    """Compute self-attention (B, F L, C) -> (B, F L, C) with the layers of a diffusers attention block.
 
     Args:
-        attn: a block without norms of its own, as in the transformers of a UNet.
-        n_view: F, images in a sequence.
-        rotary: rotates queries and keys by the positions of their pixels; None: not rotated.
+        attn: an attention block without normalisation layers, as in the transformers of a UNet.
+        tokens: (B, F L, C).
+        n_view: F, number of images in a sequence.
+        rotary: position embedding that rotates queries and keys; None: no rotation.
     """
     layers = (attn.to_q, attn.to_k, attn.to_v)
     q, k, v = (layer(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer in layers)
@@ -91,28 +93,28 @@ def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: Wor
 
 
 def trains_on_cpu(tokens: Tensor) -> bool:
-    """Return whether gradients are computed on a CPU, where torch's fused backward is slow (five times in bf16)."""
+    """Return whether gradients are enabled on a CPU, where torch's fused backward pass is slow (five times in bf16)."""
     return torch.is_grad_enabled() and tokens.device.type == "cpu"
 
 
 class CameraEmbedding(TimestepEmbedding):
-    """diffusers' two-layer embedding, with the same tensor names, that adds zero for an empty camera (B, 0).
+    """Embedding of camera vectors: diffusers' two-layer MLP, which also accepts "no camera" as a tensor (B, 0).
 
-    A camera of zeros would add its biases.
+    Without a camera the embedding is zero. A camera of zeros would give the biases instead.
     """
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Embed cameras (B, 16) -> (B, E); (B, 0) -> zeros (B, 1), which broadcast."""
+        """Return embeddings (B, E) of camera vectors (B, 16), or zeros (B, 1), which broadcast, for (B, 0)."""
         if sample.shape[-1] == 0:
             return sample.new_zeros(sample.shape[0], 1)
         return super().forward(sample, condition)
 
 
 def make_multiview(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Install joined attention, and the optional camera if there is a camera branch, in `unet`; return it.
+    """Install joined self-attention in `unet`, in place, and make the camera optional if it has a camera branch.
 
-    Tensor names, shapes and the saved config stay those of the stock network. Idempotent; keeps the backend chosen by
-    `set_attention`.
+    Tensor names, shapes and the saved config do not change. A second call has no effect, and the backend chosen by
+    `set_attention` stays. Returns `unet`.
     """
     if not any(isinstance(processor, MultiviewAttnProcessor) for processor in unet.attn_processors.values()):
         set_attention(unet, "sdpa")
@@ -124,12 +126,12 @@ def make_multiview(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
-    """Choose the attention backend; "xformers" must be installed."""
+    """Install joined self-attention with the backend `kind` in `unet`; "xformers" must be installed."""
     unet.set_attn_processor(dict.fromkeys(unet.attn_processors, MultiviewAttnProcessor(kind)))
 
 
 def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
-    """Build a UNet of a config with changes; keeps `WORLD_ROTARY`, which diffusers would warn of."""
+    """Build a UNet from a config and `changes` of its entries; keep the entry `WORLD_ROTARY`, unknown to diffusers."""
     stock = {name: value for name, value in config.items() if name != WORLD_ROTARY}
     unet: Any = UNet2DConditionModel.from_config(stock, **changes)
     unet.register_to_config(**{name: config[name] for name in (WORLD_ROTARY,) if name in config})
@@ -137,7 +139,7 @@ def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
 
 
 def multiview_unet(**config: Any) -> UNet2DConditionModel:
-    """Build a multi-view UNet with random weights and a camera branch; `config` as for UNet2DConditionModel."""
+    """Build a multi-view UNet with random weights and a camera branch; `config`: arguments of UNet2DConditionModel."""
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}
     return make_multiview(UNet2DConditionModel(**(camera | config)))
 
@@ -153,17 +155,18 @@ def predict(
     factor: int = 8,
     **views: object,
 ) -> Tensor:
-    """Return the network's output (eps or v) for noisy latents.
+    """Return the network's output (eps or v) for noisy latents, (B F, C, h, w).
 
     Args:
-        unet: a network prepared by `make_multiview`, or with other attention processors.
-        x: noisy latents (B F, C, h, w), views fastest.
+        unet: a network prepared by `make_multiview`, or with other attention processors that take `n_view`.
+        x: noisy latents (B F, C, h, w), F consecutive views of each of B objects.
         t: time steps (B F,) or ().
-        text: (B F, L, D).
-        camera: (B F, 16), see `camera_vector`; None: no camera branch (2D mode).
-        n_view: F, number of consecutive images that attend to each other; 1 is the 2D model.
-        features: residuals of the down blocks, as from a T2I-Adapter (Mou et al. 2023).
-        factor: pixels per latent and axis, for SDXL's size conditioning.
+        text: embeddings (B F, L, D).
+        camera: camera vectors (B F, 16), see `camera_vector`; None: no camera (2D mode).
+        n_view: F, number of consecutive images that attend to each other; 1: 2D model.
+        features: residuals that are added to the down blocks, one tensor per block, as from a T2I-Adapter (Mou et al.
+            2023).
+        factor: image pixels per latent pixel along each axis, for SDXL's size conditioning.
         views: further arguments of the attention processors, by name.
 
     Raises:
@@ -182,15 +185,15 @@ def predict(
         views["rotary"] = WorldRotary(camera, len(x), x.device)
     more: dict[str, Any] = added | {"class_labels": labels, "cross_attention_kwargs": {"n_view": n_view, **views}}
     if features is not None:
-        more["down_intrablock_additional_residuals"] = list(features)  # which the network empties
+        more["down_intrablock_additional_residuals"] = list(features)  # a copy, because the network empties the list
     return unet(x, t, text, **more, return_dict=False)[0]
 
 
 def camera_vector(c2w: Tensor) -> Tensor:
-    """Convert camera-to-world matrices (B, 4, 4), OpenGL axes, z up, to camera vectors (B, 16).
+    """Convert camera-to-world matrices (B, 4, 4) with OpenGL axes, world z up, to camera vectors (B, 16).
 
-    Row-major, with the translation scaled to length 1: the network gets directions only, neither distance nor field of
-    view. `c2w` is left as it is.
+    A camera vector is the matrix in row-major order with its translation scaled to length 1. The network thus receives
+    directions only, neither distance nor field of view. `c2w` is not modified.
     """
     unit = F.normalize(c2w[:, :3, 3:], dim=1, eps=1e-8)
     top = torch.cat([c2w[:, :3, :3], unit], dim=2)

@@ -1,8 +1,9 @@
-"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864) by places in the world, for attention between views.
+"""Rotary position embedding (Su et al. 2021, arXiv 2104.09864) with world coordinates, for attention between views.
 
-A token stands for the point of its pixel on the plane through the object's centre that faces its camera.  Queries and
-keys are rotated by the coordinates of these points, so their product depends on how far apart two points are in the
-world, not on where they lie in their images: a pixel and its mirror image in the opposite view have the same place.
+The position of a token is the point where its pixel meets the plane through the object's centre that faces the camera.
+Queries and keys are rotated by the world coordinates of these points. Their product then depends on the offset between
+two points in the world, not on their positions in the images. A pixel and its mirror image in the opposite view have
+the same position.
 """
 
 from __future__ import annotations
@@ -11,16 +12,17 @@ import torch
 from torch import Tensor
 
 HALF_EXTENT = 0.95
-"""Half the side of that plane within the image: cameras of the toybox stand at about 0.95 / tan(fov / 2)."""
+"""Half the side of the visible square of that plane, in world units; toybox cameras are about 0.95 / tan(fov / 2) away
+from the object's centre."""
 LOWEST, HIGHEST = 1.0, 25.0
-"""Frequencies in radians for each unit of length; the highest has a period of two latent pixels."""
+"""Frequencies in radians per world unit; the highest has a period of two pixels of 16 x 16 latents."""
 
 
 class WorldRotary:
-    """Rotations of the tokens of B images by their places; made once for a call of a network."""
+    """Rotations of queries and keys for B images; `predict` makes one per network call for all attention layers."""
 
     def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
-        """Prepare a call; `camera`: camera vectors (B, 16), None: front views."""
+        """Take camera vectors (B, 16), see `camera_vector`; None: all `batch` images are front views (camera at +x)."""
         if camera is None:
             front = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], device=device)
             pose = front.expand(batch, 3, 3)
@@ -30,7 +32,12 @@ class WorldRotary:
         self.tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def table(self, tokens: int, width: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines (B, L, D') for square images of L tokens and heads of ``width``, D' <= width / 2."""
+        """Return cosines and sines of the rotation angles, each (B, L, D') with D' = 3 (width // 8).
+
+        Args:
+            tokens: L, number of tokens of each image, which is square.
+            width: features D of an attention head.
+        """
         if (tokens, width) not in self.tables:
             side, count = round(tokens**0.5), width // 8
             frequencies = torch.logspace(0, 1, count, base=HIGHEST / LOWEST, device=self.up.device) * LOWEST
@@ -41,7 +48,10 @@ class WorldRotary:
         return self.tables[tokens, width]
 
     def __call__(self, x: Tensor, n_view: int) -> Tensor:
-        """Rotate queries or keys (B / n_view, H, n_view L, D); the last dimensions of a head stay as they are."""
+        """Return rotated queries or keys, like `x` (B / n_view, H, n_view L, D), for H heads of D features.
+
+        The first 2 D' features are rotated, see `table`; the remaining features do not change.
+        """
         cos, sin = (
             part.to(x.dtype).unflatten(0, (-1, n_view)).flatten(1, 2)[:, None]
             for part in self.table(x.shape[2] // n_view, x.shape[3])

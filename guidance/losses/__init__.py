@@ -1,1 +1,1 @@
-"""Distillation losses: SDS, its reconstruction form, VSD."""
+"""Distillation losses: SDS, its reconstruction form, and VSD."""

@@ -1,8 +1,8 @@
-"""LoRA of a frozen UNet (Hu et al. 2021, arXiv 2106.09685): on its attention, or on other layers too.
+"""LoRA of a frozen UNet (Hu et al. 2021, arXiv 2106.09685), on its attention layers or on other layers too.
 
-DreamBooth trains one for a subject (`weights/subject_weights.py`). VSD (ProlificDreamer, arXiv 2305.16213) trains one
-on the renders, with an embedding of the pose that is added to that of the time step. It is applied by forward hooks,
-for one call at a time.
+DreamBooth trains a LoRA for a subject (`weights/subject_weights.py`). VSD (ProlificDreamer, arXiv 2305.16213) trains
+a LoRA on the renders, with an embedding of the camera pose that is added to the time embedding. Forward hooks apply the
+LoRA to the UNet.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ POSE = 16
 
 
 class LoRA(nn.Module):
-    """Low-rank matrices for linear layers and convolutions of a UNet: W x + scale up(down(x)).
+    """Trainable low-rank matrices for linear layers and convolutions of a UNet.
 
-    For a convolution `down` has the layer's kernel and `up` is 1 x 1. `up` is zero at first. The UNet itself is not
-    kept.
+    A layer then returns W x + scale up(down(x)). `up` starts at zero. For a convolution, `down` has the layer's kernel
+    size and `up` is 1 x 1. The module holds no reference to the UNet.
     """
 
     def __init__(
@@ -43,9 +43,10 @@ class LoRA(nn.Module):
         """Create the matrices.
 
         Args:
-            generator: of `down`, on the CPU.
-            std: standard deviation of `down` by the width of a layer's input; None: 1 / rank.
-            targets: endings of the names of the layers.
+            generator: CPU random generator of the initial `down`.
+            std: function from a layer's fan-in (input channels times kernel area) to the initial standard deviation of
+                `down`; None: 1 / rank.
+            targets: endings of the names of the layers that get matrices.
 
         Raises:
             ConfigError: the network has no such layers.
@@ -63,7 +64,7 @@ class LoRA(nn.Module):
         self.up = nn.ParameterList(torch.zeros(size[0], rank) for size in sizes)
 
     def attach(self, unet: nn.Module) -> list[RemovableHandle]:
-        """Apply the LoRA to `unet`, the one it was made for, until the handles are removed."""
+        """Apply the LoRA to `unet`, for which it was made, until the returned handles are removed."""
         return [
             unet.get_submodule(name).register_forward_hook(partial(_add, down, up, self.scale))
             for name, down, up in zip(self.names, self.down, self.up, strict=True)
@@ -71,7 +72,7 @@ class LoRA(nn.Module):
 
 
 class PosedLoRA(LoRA):
-    """LoRA with a pose embedding that is added to the time embedding; its last layer is zero at first."""
+    """LoRA of VSD, with a pose embedding that is added to the time embedding; its last layer starts at zero."""
 
     def __init__(self, unet: nn.Module, rank: int = 4, generator: torch.Generator | None = None) -> None:
         super().__init__(unet, rank, generator)
@@ -81,12 +82,12 @@ class PosedLoRA(LoRA):
         self.pose_out = nn.Parameter(torch.zeros(width, width))
 
     def pose(self, c2w: Tensor) -> Tensor:
-        """Embed poses (B, 16), the numbers of the matrix as they are: (B, E)."""
+        """Return embeddings (B, E), like the time embedding, of camera-to-world matrices (B, 16) in row-major order."""
         return F.linear(F.silu(F.linear(c2w, self.pose_in)), self.pose_out)
 
     @contextmanager
     def applied(self, unet: nn.Module, c2w: Tensor) -> Iterator[None]:
-        """Context in which the LoRA is applied to `unet`, for images with poses `c2w` (B, 16)."""
+        """Apply the LoRA to `unet` within a `with` block, for images with camera-to-world matrices `c2w` (B, 16)."""
         time = unet.get_submodule("time_embedding")
         pose = time.register_forward_hook(lambda module, inputs, out: out + self.pose(c2w).to(out.dtype))
         with ExitStack() as stack:
@@ -96,7 +97,7 @@ class PosedLoRA(LoRA):
 
 
 def _add(down: Tensor, up: Tensor, scale: float, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    """Forward hook of one layer."""
+    """Add the LoRA's term to the output of one layer; a forward hook."""
     x, layer = inputs[0].to(down.dtype), cast(Any, module)
     if down.ndim == 2:
         added = F.linear(F.linear(x, down), up)

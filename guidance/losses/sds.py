@@ -1,8 +1,8 @@
 """Score distillation losses: SDS and its x0-reconstruction form, for any number of views.
 
-Both add noise to the latents z of rendered images, let a frozen denoiser predict it with classifier-free guidance, and
-return a loss with a given gradient with respect to z; the denoiser itself is not differentiated. B counts images, not
-groups of views: the loss is a sum over latent pixels and a mean over images.
+Both losses add noise to the latents z of rendered images, and a frozen denoiser predicts the noise with classifier-free
+guidance. Each loss is built to have the gradient of its method with respect to z; no gradient flows through the
+denoiser. The loss is a sum over latent pixels and channels and a mean over the B images (all views of all scenes).
 """
 
 from __future__ import annotations
@@ -26,11 +26,13 @@ Weighting = Literal["one_minus_alpha_bar", "uniform"]
 
 
 class NoisyLatents(NamedTuple):
-    """Latents of one distillation step and the prior's prediction for them.
+    """Latents of one distillation step and the prior's noise predictions for them.
 
-    z: clean (B, C, h, w), float32. x: z with noise. t: (1,) or (B,). noise: like z. eps: guided prediction of the
-        noise.
-    eps_cond: conditional prediction.
+    Attributes:
+        z: clean latents of the renders, (B, C, h, w) float32.
+        x, noise: z with added noise, and the added noise, both like z.
+        t: time steps, (1,) for all images or (B,).
+        eps, eps_cond: noise predicted with and without classifier-free guidance, like z.
     """
 
     z: Tensor
@@ -42,19 +44,21 @@ class NoisyLatents(NamedTuple):
 
 
 def sds_direction(latents: NoisyLatents, schedule: Schedule, weighting: Weighting = "one_minus_alpha_bar") -> Tensor:
-    """Return w(t) (eps - noise), like z (DreamFusion, Poole et al. 2022, eq. 3); w(t) is 1 - alpha_bar_t, or 1."""
+    """Return w(t) (eps - noise), (B, C, h, w) (DreamFusion, Poole et al. 2022, eq. 3); w(t) = 1 - alpha_bar_t or 1."""
     _, sigma = schedule.alpha_sigma(latents.t, latents.z)
     return (sigma**2 if weighting == "one_minus_alpha_bar" else 1) * (latents.eps - latents.noise)
 
 
 def reconstruction_direction(latents: NoisyLatents, schedule: Schedule, std_rescale: float, n_view: int) -> Tensor:
-    """Return z - x0, like z: the gradient of 0.5 |z - x0|^2 (MVDream, Shi et al. 2023, section 3.2).
+    """Return z - x0, (B, C, h, w): the gradient of 0.5 |z - x0|^2 (MVDream, Shi et al. 2023, section 3.2).
 
-    x0 is the image of the guided prediction, rescaled towards the spread of the conditional one, because large guidance
-    scales oversaturate. Without the rescale it is SDS with w(t) = sqrt((1 - a) / a).
+    x0 are the clean latents of the guided prediction. Their standard deviation is rescaled towards that of the
+    conditional prediction, because large guidance scales oversaturate. Without the rescale, the result is that of SDS
+    with w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
 
     Args:
-        std_rescale: in [0, 1]; 0: no rescale.
+        std_rescale: weight of the rescaled x0 in [0, 1]; 0: no rescale.
+        n_view: number of consecutive images that share one rescale factor.
     """
     x0 = schedule.x0_from_eps(latents.x, latents.eps, latents.t)
     if std_rescale > 0:
@@ -64,10 +68,10 @@ def reconstruction_direction(latents: NoisyLatents, schedule: Schedule, std_resc
 
 
 def rescale_std(x0: Tensor, x0_cond: Tensor, share: float, n_view: int) -> Tensor:
-    """Rescale `x0` (B, ...) by `share` in [0, 1] towards the standard deviation of `x0_cond`.
+    """Return share * rescaled + (1 - share) * x0, where `rescaled` is `x0` with the standard deviation of `x0_cond`.
 
-    One factor for each group of `n_view` images, over all their channels and pixels: views that were rescaled one by
-    one would differ in contrast (Lin et al. 2023, eq. 15, for a single image).
+    The standard deviation is that over all channels and pixels of `n_view` consecutive images (B, ...): with one factor
+    per image, the views would differ in contrast. Lin et al. 2023, eq. 15, do this for a single image.
     """
     groups, groups_cond = (part.reshape(len(part) // n_view, -1) for part in (x0, x0_cond))
     factor = (groups_cond.std(dim=1) + 1e-8) / (groups.std(dim=1) + 1e-8)
@@ -76,7 +80,7 @@ def rescale_std(x0: Tensor, x0_cond: Tensor, share: float, n_view: int) -> Tenso
 
 
 def timestep_range(min_percent: float, max_percent: float, T: int) -> tuple[int, int]:
-    """Return the first and the last allowed t in 0..T-1 for shares of T in [0, 1]; ValueError if out of order."""
+    """Return the lowest and highest t in 0..T-1 from shares of T in [0, 1]. Raises ValueError if out of order."""
     low, high = (min(int(T * percent), T - 1) for percent in (min_percent, max_percent))
     if not 0 <= low <= high:
         bounds = f"min_step_percent {min_percent:g} to max_step_percent {max_percent:g}"
@@ -85,10 +89,10 @@ def timestep_range(min_percent: float, max_percent: float, T: int) -> tuple[int,
 
 
 def gradient_loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor, Logs]:
-    """Return 0.5 |z - stopgrad(z - direction)|^2 / B, whose gradient is direction / B, and values to log.
+    """Return 0.5 |z - stopgrad(z - direction)|^2 / B, whose gradient is direction / B, and metrics to log.
 
-    Single values that are not finite (half precision overflows) count as zero. If none is finite they stay, so that the
-    run fails instead of continuing without its prior.
+    Values of `direction` that are not finite (overflow of half precision) become zero. If no value is finite, all stay,
+    so that the run fails instead of training without its prior. `latents` is z (B, C, h, w), `direction` is like z.
     """
     finite = direction.isfinite()
     direction = torch.where(finite | ~finite.any(), direction, 0.0)
@@ -99,9 +103,9 @@ def gradient_loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor
 
 
 class Distillation(nn.Module):
-    """Base class of distillation losses: a random t of the scheduled range, fresh noise, and the prior's prediction.
+    """Base class of distillation losses: it samples a time step and noise, and computes the prior's prediction.
 
-    A subclass defines `direction`. It is a module, because a loss may have trainable parameters (VSD).
+    A subclass implements `direction`. The class is an nn.Module, because a loss may have trainable parameters (VSD).
     """
 
     def __init__(
@@ -115,9 +119,10 @@ class Distillation(nn.Module):
         """Build the loss.
 
         Args:
-            schedule: that of the prior.
-            max_steps: length of the run, for options in percents of it.
-            prior, generator: for losses with trainable parameters: a network to copy, and random initial weights.
+            schedule: noise schedule of the prior.
+            max_steps: number of optimisation steps of the run; options may be given in percents of it.
+            prior, generator: used by losses with trainable parameters only: the prior whose UNet they extend, and the
+                CPU random generator of their initial weights.
         """
         super().__init__()
         self.options: Any = options
@@ -125,16 +130,19 @@ class Distillation(nn.Module):
         self.make_parameters(prior, generator)
 
     def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:
-        """Create the trainable parameters of a loss that has any."""
+        """Create trainable parameters; overridden by losses that have some."""
 
     def value(self, name: str, step: int) -> float:
-        """Return the option `name` at an optimisation step."""
+        """Return the value of the scheduled option `name` at an optimisation step."""
         return at(getattr(self.options, name), step, self.max_steps)
 
     def sample_noise(
         self, latents: Tensor, n_view: int, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Logs]:
-        """Return t, (1,) for all images or (B,), noise like the latents, and the range of t to log."""
+        """Sample time steps, (1,) or (B,) with one value per `n_view` views, and noise like `latents` (B, C, h, w).
+
+        The third return value holds metrics to log: the lowest and the highest allowed t.
+        """
         percents = self.value("min_step_percent", step), self.value("max_step_percent", step)
         low, high = timestep_range(*percents, self.schedule.T)
         groups = len(latents) // n_view if self.options.timestep_per == "group" else 1
@@ -143,7 +151,7 @@ class Distillation(nn.Module):
         return t, fresh_noise(latents.float(), generator), {"t_min": float(low), "t_max": float(high)}
 
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
-        """Return B times the gradient with respect to z, like z."""
+        """Return B times the gradient of the loss with respect to z, (B, C, h, w)."""
         raise NotImplementedError
 
     def forward(
@@ -155,9 +163,9 @@ class Distillation(nn.Module):
         generator: torch.Generator,
         views: RenderedViews | None = None,
     ) -> tuple[Tensor, Logs]:
-        """Return the loss of `latents` (B, C, h, w) and values to log; t, then the noise come from `generator`.
+        """Return the scalar loss of `latents` (B, C, h, w) and metrics to log; arguments as in `DistillationLoss`.
 
-        A loss on images overrides this method and uses `views`.
+        A loss on images overrides this method and uses `views`, which is ignored here.
         """
         t, noise, logs = self.sample_noise(latents, condition.n_view, step, generator)
         with torch.no_grad():
@@ -170,14 +178,14 @@ class Distillation(nn.Module):
 
 
 class SDS(Distillation):
-    """Score distillation sampling, see `sds_direction`."""
+    """Score distillation sampling: the gradient is w(t) (eps - noise) / B, see `sds_direction`."""
 
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
         return sds_direction(latents, self.schedule, self.options.weighting)
 
 
 class Reconstruction(Distillation):
-    """Reconstruction of the predicted image, see `reconstruction_direction`."""
+    """Distance to the predicted clean latents x0: the gradient is (z - x0) / B, see `reconstruction_direction`."""
 
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
         rescale = self.value("recon_std_rescale", step)

@@ -1,4 +1,4 @@
-"""Interface of distillation losses: the rendered views that they receive, and what the training calls."""
+"""Interface of distillation losses: the rendered views that they receive, and the function that training calls."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class RenderedViews:
 
     Attributes:
         images: (B, H, W, 3) in [0, 1], as the prior receives them: colours, or normals with guidance_input=normal.
-        opacity: (B, H, W, 1).
+        opacity: (B, H, W, 1) in [0, 1].
         depth: (B, H, W, 1) sum of weight * distance along the ray, in world units, not divided by the opacity.
         normals: (B, H, W, 3) opacity * (unit normal + 1) / 2, or None.
         cameras: B cameras.
-        extra: further channels (B, H, W, C) of the representation, by name.
+        extra: further rendered channels (B, H, W, C) of the representation, by name.
     """
 
     images: Tensor
@@ -35,14 +35,14 @@ class RenderedViews:
 
 
 class DistillationLoss(Protocol):
-    """Loss from a prior for rendered views; an nn.Module if it has parameters, which are then trained with the object.
+    """Loss of rendered views under a prior. If it is an nn.Module with parameters, they are trained with the object.
 
     Args:
         latents: (B, C, h, w), the views encoded by the prior, with gradients.
-        denoise: prediction of the frozen prior.
-        condition: text, cameras and reference image.
+        denoise: denoiser of the frozen prior, without guidance.
+        condition: text, cameras and reference image of the views.
         step: optimisation step.
-        generator: CPU generator of this step.
+        generator: CPU random generator of this step.
         views: the rendered views.
 
     Returns:

@@ -1,9 +1,9 @@
 """Variational score distillation (VSD; Wang et al. 2023, "ProlificDreamer", arXiv 2305.16213).
 
-SDS compares the prior's prediction with the added noise; VSD compares it with the prediction of a second network that
-is trained on the renders meanwhile. At the fixed point renders and prior have one distribution, so ordinary guidance
-scales (7.5) suffice and colours are not oversaturated. The second network is the prior with a LoRA and the pose
-(`lora.py`); its parameters belong to this module, hence to the run's checkpoints.
+SDS compares the prior's prediction with the added noise. VSD compares it with the prediction of a second network, which
+is trained on the renders at the same time. At the optimum, the renders have the distribution of the prior's images, so
+ordinary guidance scales (7.5) suffice and colours are not oversaturated. The second network is the prior's UNet with a
+LoRA and a pose embedding (`lora.py`). The loss module owns their parameters, so the run's checkpoints include them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .views import RenderedViews
 
 
 class VSD(Distillation):
-    """VSD loss; the gradient is (1 - alpha_bar_t) (eps_prior - eps_lora) / B."""
+    """VSD loss: its gradient with respect to the latents is (1 - alpha_bar_t) (eps_prior - eps_lora) / B."""
 
     def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:
         if prior is None:
@@ -41,7 +41,10 @@ class VSD(Distillation):
         generator: torch.Generator,
         views: RenderedViews | None = None,
     ) -> tuple[Tensor, Logs]:
-        """Return the loss of `latents` (B, C, h, w) plus the LoRA's own; the gradients reach only one of them each."""
+        """Return the scalar loss of `latents` (B, C, h, w) plus the training loss of the LoRA, and metrics to log.
+
+        Only the first term has a gradient with respect to the latents, only the second with respect to the LoRA.
+        """
         loss, logs = super().forward(latents, denoise, condition, step, generator, views)
         lora_loss = self.lora_loss(latents.detach().float(), condition, generator)
         return loss + lora_loss, logs | {"loss_lora": lora_loss.detach()}
@@ -56,9 +59,9 @@ class VSD(Distillation):
         return sigma**2 * (latents.eps - eps_lora)
 
     def lora_loss(self, z: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
-        """Return the denoising loss of the LoRA on latents of the renders (B, C, h, w), with t of the whole range.
+        """Return the scalar training loss of the LoRA: its mean squared error for latents `z` (B, C, h, w) with noise.
 
-        The pose is dropped with probability `pose_dropout`.
+        Each scene gets one uniform t in 0..T-1. With probability `pose_dropout`, zeros replace the poses of all images.
         """
         count = len(z) // condition.n_view
         t = torch.randint(self.schedule.T, (count,), generator=generator, device=generator.device)
@@ -70,9 +73,9 @@ class VSD(Distillation):
         return F.mse_loss(output, self.schedule.target(z, noise, t))
 
     def lora_output(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Return the output of the UNet with the LoRA: noise or v, as the prior was trained.
+        """Return the output of the UNet with the LoRA for noisy latents `x`, like `x`: noise or v, as in the prior.
 
-        It takes the plain prompt (by default the first text) and the poses (by default zeros).
+        Its conditions are `condition.plain_text` (if None, the first text) and `condition.c2w` (if None, zeros).
         """
         prior = self.unregistered[0]
         text = condition.text[0][:1] if condition.plain_text is None else condition.plain_text

@@ -1,1 +1,1 @@
-"""Files of priors: find, read safely, convert, write."""
+"""Weight files of priors: find them, read them safely, convert and write them."""

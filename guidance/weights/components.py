@@ -1,4 +1,4 @@
-"""Networks of a latent prior, loaded from diffusers folders and single files of the ldm code base, and saved."""
+"""Load the networks of a latent prior from a diffusers folder or a single file of the ldm code base; save them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Network(NamedTuple):
-    """Part of a prior: its name in messages, the config entry (key, value) of its class, and its constructor."""
+    """Kind of network in a diffusers folder: name for messages, config entry (key, value) of the class, constructor."""
 
     label: str
     class_entry: tuple[str, str]
@@ -57,7 +57,7 @@ RANGES = {
     ("unet", "downsample_padding"): (-1, 8),
     (COARSE, "size"): (0, 512),
 }
-"""Exclusive minimum and inclusive maximum of config numbers, by part and key."""
+"""Exclusive minimum and inclusive maximum of numbers in config.json, by sub-folder and key."""
 EPS_RANGE, OTHER_RANGE = (0.0, 0.1), (-1e6, 1e6)
 MIN_TIMESTEPS = 1000
 
@@ -70,7 +70,7 @@ class SecondText(NamedTuple):
 
 
 class Components(NamedTuple):
-    """Parts of a prior."""
+    """Networks, tokenizers and noise schedule of a latent prior; `second` is set for SDXL only."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -82,14 +82,12 @@ class Components(NamedTuple):
 
 
 def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Components:
-    """Load frozen networks on the CPU.
+    """Load the frozen networks of a prior on the CPU. Raises ConfigError if a file is missing or damaged.
 
     Args:
-        weights: see `loading.locate`.
-        camera: require a camera branch.
-
-    Raises:
-        ConfigError: anything is missing or damaged.
+        weights: embedded name, diffusers folder, single file or hub id, see `loading.locate`.
+        tokenizer: folder or hub id of CLIP's tokenizer; None: that of the weights, or CLIP's for a single file.
+        camera: raise ConfigError if the UNet has no camera branch.
     """
     path = loading.locate(weights)
     found = load_folder(path, tokenizer) if path.is_dir() else load_file(path, tokenizer)
@@ -99,7 +97,7 @@ def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Com
 
 
 def load_folder(path: Path, tokenizer: str | None = None) -> Components:
-    """Load a folder in diffusers format."""
+    """Load the networks from a folder in diffusers format; `tokenizer` as in `load`."""
     loading.check_folder(path)
     files.check_sums(path)
     if tokenizer is None:
@@ -129,7 +127,7 @@ def read_schedule(path: Path) -> Schedule:
 
 
 def load_file(path: Path, tokenizer: str | None = None) -> Components:
-    """Load a single-file checkpoint of the ldm code base, such as the original MVDream files."""
+    """Load a single-file checkpoint of the ldm code base, such as MVDream's original; `tokenizer` as in `load`."""
     parts = ldm.split_checkpoint(files.read_tensors(path))
     text = "open_clip" if "open_clip" in parts else "clip"
     for part in ("unet", "vae", text):
@@ -144,7 +142,7 @@ def load_file(path: Path, tokenizer: str | None = None) -> Components:
 
 
 def read_network(path: Path, part: str) -> Any:
-    """Load one network of a diffusers folder; a UNet with the config and tensor names of ldm is converted."""
+    """Load the network in the sub-folder `part` of a diffusers folder; convert a UNet that has ldm's tensor names."""
     config, tensors = read_part(path / part)
     if "input_blocks.0.0.weight" in tensors:
         return make(part, *ldm.convert_unet(tensors))
@@ -158,7 +156,7 @@ def read_network(path: Path, part: str) -> Any:
 
 
 def read_part(part: Path) -> tuple[Json, dict[str, Tensor]]:
-    """Read the config and the tensors (of all shards) of one part of a diffusers folder."""
+    """Return the config and the tensors of all shards from one sub-folder of a diffusers folder."""
     tensors: dict[str, Tensor] = {}
     for file in loading.tensor_files(part):
         tensors |= files.read_tensors(file)
@@ -171,18 +169,18 @@ def expect(config: Mapping[str, object], key: str, value: str, part: Path) -> No
 
 
 def rename_vae_attention(name: str) -> str:
-    """Convert names of the VAE's attention layers in folders of diffusers before 0.15."""
+    """Return a tensor's present name; diffusers before 0.15 named the VAE's attention layers differently."""
     for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
         name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
     return name
 
 
 def make(part: str, config: Json, tensors: Mapping[str, Tensor]) -> Any:
-    """Build the network of a part, frozen.
+    """Build the frozen network of the sub-folder `part` (a key of NETWORKS) from its config and tensors.
 
     Raises:
-        ConfigError: a config number is out of range, or there are more layers than tensors (which would take very long
-            to build), or config and tensors do not fit.
+        ConfigError: a number in the config is out of range, the config has more layers than there are tensors (such a
+            network would take very long to build), or config and tensors do not fit.
     """
     network = NETWORKS[part]
     for key, value in config.items():
@@ -199,10 +197,10 @@ def make(part: str, config: Json, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def check_together(parts: Components, extra_channels: int = 0) -> None:
-    """Raise ConfigError unless the parts fit each other.
+    """Raise ConfigError unless widths, latent sizes and vocabularies of the networks fit each other.
 
     Args:
-        extra_channels: input channels of the UNet beside the latents.
+        extra_channels: number of the UNet's input channels beyond the latents, for a prior without coarse predictor.
     """
     unet, vae, text_encoder, tokenizer, _, coarse, second = parts
     if sdxl.has_added_conditioning(unet) != (second is not None):
@@ -243,10 +241,10 @@ def check_together(parts: Components, extra_channels: int = 0) -> None:
 
 
 def save(prior: LatentDiffusion, folder: Path) -> None:
-    """Write a diffusers folder with float16 tensors and SHA256SUMS, atomically.
+    """Write the prior to a diffusers folder with float16 tensors and SHA256SUMS, atomically.
 
     Raises:
-        ConfigError: `folder` holds something else, a weight does not fit into float16, or the prior is SDXL.
+        ConfigError: `folder` has other files in it, a weight does not fit into float16, or the prior is SDXL.
     """
     if prior.second is not None:
         raise ConfigError("weights of SDXL are read here and not written; copy the folder that they came from")
@@ -267,7 +265,7 @@ def save(prior: LatentDiffusion, folder: Path) -> None:
 
 
 def scheduler(schedule: Schedule) -> DDIMScheduler:
-    """Return diffusers' DDIM scheduler for a schedule; unusual betas are listed one by one."""
+    """Return diffusers' DDIM scheduler for a schedule; betas other than the two known kinds become `trained_betas`."""
     known = {
         "scaled_linear": (0.00085, 0.012, Schedule.scaled_linear(T=schedule.T)),
         "linear": (0.0001, 0.02, Schedule.linear(T=schedule.T)),
@@ -290,7 +288,7 @@ def scheduler(schedule: Schedule) -> DDIMScheduler:
 
 
 def model_index(prior: LatentDiffusion) -> Json:
-    """Return the index by which diffusers' pipelines find the parts, and `MVDreamPipeline` the coarse predictor."""
+    """Return model_index.json, in which pipelines of diffusers and `MVDreamPipeline` find the class of each network."""
     coarse = {} if prior.coarse is None else {COARSE: [type(prior.coarse).__module__, type(prior.coarse).__name__]}
     return {
         "_class_name": "StableDiffusionPipeline",

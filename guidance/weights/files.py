@@ -1,7 +1,7 @@
-"""Files of a model: read safely (nothing in them is executed, every defect is one sentence), written atomically.
+"""Read and write files of models. Reading executes no code from a file; writing is atomic.
 
-A file is verified in this order: first bytes, check sums, names and shapes, values. All functions raise ConfigError.
-torch is imported by the functions that need it.
+Checks of a file verify its first bytes, check sums, tensor names and shapes, and values. All functions raise
+ConfigError with one sentence for a damaged file. Functions that need torch import it themselves.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ MAX_TEXT_BYTES = 1 << 20
 
 
 def check_sums(path: Path) -> None:
-    """Verify every file listed in the folder's SHA256SUMS, if any: no format notices flipped bytes itself."""
+    """Verify every file listed in SHA256SUMS of the folder `path`, if it has one.
+
+    The formats of the files themselves do not detect changed bytes.
+    """
     if not (path / SUMS).is_file():
         return
     for line in read_text(path / SUMS, max_bytes=MAX_TEXT_BYTES).splitlines():
@@ -48,18 +51,18 @@ def check_sums(path: Path) -> None:
 
 
 def write_sums(path: Path) -> None:
-    """Write the SHA-256 of every file below `path`, in the format of the sha256sum command."""
+    """Write SHA256SUMS in the folder `path`, with every file below it, in the format of the command sha256sum."""
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.name != SUMS)
     (path / SUMS).write_text(sums(files, path), encoding="utf-8")
 
 
 def sums(files: Iterable[Path], path: Path) -> str:
-    """Return the output of sha256sum for files, named relative to the folder `path`."""
+    """Return lines "SHA-256  NAME" as sha256sum prints them, with names relative to the folder `path`."""
     return "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
 
 
 def digest(path: Path, files: Iterable[Path]) -> str:
-    """Return the SHA-256 of a file, or of the `sums` of files in a folder."""
+    """Return the SHA-256 of `path` if it is a file, else that of the lines of `sums` for `files` in that folder."""
     return sha256(path) if path.is_file() else hashlib.sha256(sums(files, path).encode()).hexdigest()
 
 
@@ -69,7 +72,7 @@ def sha256(path: Path) -> str:
 
 
 def read_json(path: Path) -> Json:
-    """Read a small JSON file with one object."""
+    """Read a JSON file of at most 1 MiB that contains one object."""
     try:
         found = parse_json(read_text(path, max_bytes=MAX_TEXT_BYTES))
     except ValueError as error:
@@ -80,7 +83,7 @@ def read_json(path: Path) -> Json:
 
 
 def sniff(path: Path) -> str:
-    """Return "safetensors" or "torch" by the first bytes and the size of a file. Raises ConfigError for others."""
+    """Return "safetensors" or "torch", the format by a file's first bytes and size. Raises ConfigError otherwise."""
     try:
         with open(ordinary(path), "rb") as file:
             head = file.read(64)
@@ -108,7 +111,10 @@ def sniff(path: Path) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read the dense tensors of a safetensors or torch file, which may lie under the key "state_dict"."""
+    """Return the tensors of a safetensors or torch file by name, or those under its key "state_dict".
+
+    Raises ConfigError if there is no tensor, or if one is sparse, complex, quantised or on the meta device.
+    """
     import torch
 
     from threedgen.run.torch_file import read_safetensors, read_torch
@@ -127,7 +133,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_card(path: Path, form: str) -> dict[str, str]:
-    """Return the metadata of a safetensors file of our format `form`; {} for other files. Reads no tensor."""
+    """Return the metadata of a safetensors file if its entry "format" is `form`, else {}. Reads no tensor."""
     from safetensors import SafetensorError, safe_open
 
     if sniff(path) != "safetensors":
@@ -141,9 +147,9 @@ def read_card(path: Path, form: str) -> dict[str, str]:
 
 
 def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -> Module:
-    """Build a network with `tensors` as its weights, frozen, in float32.
+    """Build a network with `tensors` as its weights, frozen, in float32, on the CPU.
 
-    It is built on the meta device first to compare names and shapes, so a wrong file costs nothing.
+    `make` builds it on the meta device first, so that wrong names and shapes are found before memory is allocated.
 
     Args:
         what: name of the network in error messages.
@@ -166,7 +172,7 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
     network.to_empty(device="cpu")
     network.load_state_dict(dict(tensors))
     for name, buffer in network.named_buffers():
-        if name.endswith("position_ids"):  # the one buffer of these networks that is in no file
+        if name.endswith("position_ids"):  # the only buffer of these networks that no file contains
             buffer.copy_(torch.arange(buffer.shape[-1]).expand_as(buffer))
     return network.eval().requires_grad_(False)
 
@@ -176,13 +182,13 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
 
 @contextmanager
 def whole_folder(folder: Path, label: str) -> Iterator[Path]:
-    """Yield a new folder to write into; at the end it gets SHA256SUMS and replaces `folder`.
+    """Yield a temporary folder to write into; on exit, write its SHA256SUMS and replace `folder` by it.
 
     Args:
-        label: a file that every folder of this kind has.
+        label: name of a file that every folder of this kind has.
 
     Raises:
-        ConfigError: `folder` holds something without `label`.
+        ConfigError: `folder` exists, is not empty and has no file `label`.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / label).is_file():
         raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")
@@ -200,7 +206,7 @@ def whole_folder(folder: Path, label: str) -> Iterator[Path]:
 
 
 def save_tensors(network: torch.nn.Module, path: Path, prefix: str = "") -> None:
-    """Write all tensors of a network in float16, names with `prefix`. Raises ConfigError if one overflows."""
+    """Write a network's tensors in float16, names with `prefix`, to a file. Raises ConfigError if one overflows."""
     import torch
     from safetensors.torch import save_file
 

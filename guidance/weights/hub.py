@@ -1,4 +1,4 @@
-"""Files on the hub and in its cache (no torch here). All functions raise ConfigError."""
+"""Files of the Hugging Face hub and of its local cache; imports no torch. All functions raise ConfigError."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import AbsentWeights
 
 ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
-"""Files of MVDream's authors, and their repository."""
+"""Original MVDream checkpoints: file name and hub repository."""
 RUNS_NOW = "the config mvdream-toybox, with prior.weights=embedded, runs without a download"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether `name` has the form owner/name and is not rather the path of a file."""
+    """Return whether `name` has the form "owner/name" of a hub repository and no suffix of a weight file."""
     form = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
     wrong = re.search(r"--|\.\.|[.-]$|[.-]/", name) or name.endswith(WEIGHT_SUFFIXES)
     return bool(form) and len(name) <= 96 and not wrong
 
 
 def hub_name(weights: str) -> tuple[str, str]:
-    """Return the repository of `weights` and a file that it must have."""
+    """Return the hub repository of `weights` and the name of a file that the repository must have."""
     return (ORIGINALS[weights], weights) if weights in ORIGINALS else (weights, "model_index.json")
 
 
 def cached(repo: str, name: str) -> Path | None:
-    """Return a file of the hub that is already on this machine."""
+    """Return the path of file `name` of the hub repository `repo` in the local cache; None if it is not cached."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
@@ -41,7 +41,7 @@ def cached(repo: str, name: str) -> Path | None:
 
 
 def reachable() -> bool:
-    """Return whether the hub may be asked; its own library would retry for half a minute without a network."""
+    """Return whether the hub can be contacted; huggingface_hub would retry for half a minute without a network."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -56,7 +56,7 @@ def reachable() -> bool:
 
 
 def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
-    """Return the error for missing weights: how to get them, and what runs without them."""
+    """Return the error for missing weights. Its message names the download command and a config that needs none."""
     (repo, name), original = hub_name(weights), weights in ORIGINALS
     what, file = (f"{name} of {repo}", f" {name}") if original else (repo, "")
     kind = AbsentWeights if original else ConfigError
@@ -68,7 +68,7 @@ def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
 
 
 def hub_file(repo: str, name: str) -> Path:
-    """Return a file of the hub, from the cache if it is there."""
+    """Return the local path of file `name` of the hub repository `repo`, after a download unless it is cached."""
     if (found := cached(repo, name)) is not None:
         return found
     weights = name if name in ORIGINALS else repo

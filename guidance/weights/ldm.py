@@ -1,9 +1,9 @@
 """Convert checkpoints of the latent-diffusion (ldm) code base to stock diffusers and transformers networks.
 
-MVDream, Stable Diffusion 1.x and 2.x were released in this form: one file with the tensors of a UNet, a VAE and a text
-encoder under ldm's names. diffusers renames the tensors; it needs the architecture (widths, levels, blocks, attention),
-which each `convert_*` reads from names and shapes. The number of attention heads is not in the tensors: it follows the
-released models.
+MVDream and Stable Diffusion 1.x and 2.x were released as one file with the tensors of a UNet, a VAE and a text encoder
+under ldm's names. diffusers renames the tensors, but it needs the architecture (widths, levels, blocks, attention).
+Each `convert_*` function reads the architecture from tensor names and shapes. Only the number of attention heads cannot
+be read; it is set as in the released models.
 
 All functions raise ConfigError if the tensors do not have the expected form.
 """
@@ -27,10 +27,10 @@ from threedgen.config import ConfigError
 from .files import Json
 
 Tensors = Mapping[str, Tensor]
-
+"""Tensors by their names in a file."""
 KINDS = ("weight", "bias")
 LATENT_SIZE = {True: 32, False: 64}
-"""Latents per side in the training of networks with cameras (MVDream) and without; it is in no file."""
+"""Side of the latents in training, for networks with cameras (True, MVDream) and without; no file contains it."""
 PARTS = {
     "unet": "model.diffusion_model.",
     "vae": "first_stage_model.",
@@ -40,14 +40,14 @@ PARTS = {
 
 
 class Converted(NamedTuple):
-    """Arguments of the stock network's class or config, and its tensors under their stock names."""
+    """Converted network: arguments of a diffusers or transformers class, and tensors under the names of that class."""
 
     config: Json
     tensors: dict[str, Tensor]
 
 
 def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
-    """Split a single-file checkpoint into parts (keys of PARTS), names without the prefix; the rest is dropped."""
+    """Return a single file's tensors by network (keys of PARTS), their names without prefix; drop all other tensors."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         for part, prefix in PARTS.items():
@@ -60,8 +60,8 @@ def convert_unet(tensors: Tensors, heads: int | None = None) -> Converted:
     """Convert ldm's UNetModel, or MVDream's with its camera as class embedding, to UNet2DConditionModel.
 
     Args:
-        heads: of each attention layer; None: one per 64 channels if the projections around the transformers are linear
-            (Stable Diffusion 2), else 8 (Stable Diffusion 1).
+        heads: attention heads per layer; None: one per 64 channels if the projections before and after the transformer
+            blocks are linear (Stable Diffusion 2), else 8 (Stable Diffusion 1).
     """
     config = unet_config(tensors, heads)
     renamed = {f"class_embedding.linear_{1 + n // 2}.{k}": f"camera_embed.{n}.{k}" for n in (0, 2) for k in KINDS}
@@ -74,7 +74,7 @@ def convert_unet(tensors: Tensors, heads: int | None = None) -> Converted:
 
 
 def unet_config(tensors: Tensors, heads: int | None = None) -> Json:
-    """Return the arguments of UNet2DConditionModel; ldm numbers blocks and downsamplers of all levels in turn."""
+    """Return the arguments of UNet2DConditionModel for an ldm UNet, whose blocks are numbered through all levels."""
     inputs = count(tensors, r"input_blocks\.(\d+)\.")
     levels = 1 + len(indices(tensors, r"input_blocks\.(\d+)\.0\.op\.weight"))
     per_level = inputs // levels
@@ -118,7 +118,7 @@ def unet_config(tensors: Tensors, heads: int | None = None) -> Json:
 
 
 def convert_vae(tensors: Tensors) -> Converted:
-    """Convert ldm's AutoencoderKL, with attention in the middle only as in Stable Diffusion, to diffusers'."""
+    """Convert ldm's AutoencoderKL, with attention in the middle block only, to diffusers' AutoencoderKL."""
     config = vae_config(tensors)
     found = {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
     renamed = convert_ldm_vae_checkpoint(found, config)
@@ -128,7 +128,7 @@ def convert_vae(tensors: Tensors) -> Converted:
 
 
 def vae_config(tensors: Tensors) -> Json:
-    """Return the arguments of AutoencoderKL."""
+    """Return the arguments of diffusers' AutoencoderKL for an ldm VAE."""
     levels = count(tensors, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
     if levels == 0:
         raise ConfigError("not an ldm VAE: there is no tensor encoder.down.0.block.0.conv1.weight")
@@ -146,7 +146,7 @@ def vae_config(tensors: Tensors) -> Json:
 
 
 def convert_open_clip(tensors: Tensors) -> Converted:
-    """Convert OpenCLIP's text tower without its last block, as in Stable Diffusion 2, to CLIPTextModel."""
+    """Convert OpenCLIP's text encoder to CLIPTextModel without the last block, unused in Stable Diffusion 2."""
     layers = count(tensors, r"transformer\.resblocks\.(\d+)\.") - 1
     if layers < 1:
         raise ConfigError("not an OpenCLIP text encoder: it has too few tensors named transformer.resblocks")
@@ -162,7 +162,7 @@ def convert_open_clip(tensors: Tensors) -> Converted:
 
 
 def convert_clip(tensors: Tensors) -> Converted:
-    """Convert a text encoder with names of transformers, as in Stable Diffusion 1, to CLIPTextModel."""
+    """Convert a text encoder with the tensor names of transformers, as in Stable Diffusion 1, to CLIPTextModel."""
     renamed = short_names(tensors)
     layers = count(renamed, r"encoder\.layers\.(\d+)\.")
     if layers == 0:
@@ -171,14 +171,14 @@ def convert_clip(tensors: Tensors) -> Converted:
 
 
 def short_names(tensors: Tensors) -> dict[str, Tensor]:
-    """Rename as in transformers 5: no prefix "text_model.", no constant buffer of positions."""
+    """Return tensors with names as in transformers 5: without the prefix "text_model." and the buffer position_ids."""
     renamed = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
     renamed.pop("embeddings.position_ids", None)
     return renamed
 
 
 def clip_config(tensors: Tensors, layers: int, activation: str) -> Json:
-    """Return the arguments of CLIPTextConfig: a head per 64 channels, start and end as last tokens, as in CLIP."""
+    """Return the arguments of CLIPTextConfig: one head per 64 channels, and start and end as the last two tokens."""
     vocab, width = (size(tensors, "embeddings.token_embedding.weight", i) for i in (0, 1))
     return {
         "vocab_size": vocab,
@@ -195,13 +195,13 @@ def clip_config(tensors: Tensors, layers: int, activation: str) -> Json:
 
 
 def indices(names: Iterable[str], pattern: str) -> set[int]:
-    """Return the numbers in the pattern's group among the names that it matches."""
+    """Return the numbers that the group of a regular expression matches at the start of the names."""
     matches = (re.match(pattern, name) for name in names)
     return {int(m[1]) for m in matches if m and len(m[1]) < 10}
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """Return the length of a numbered list of modules. Raises ConfigError for a gap in the numbers."""
+    """Return how many numbers `pattern` finds, see `indices`. Raises ConfigError unless they are 0, 1, 2, ..."""
     found = indices(names, pattern)
     if found != set(range(len(found))):
         readable = pattern.replace("\\.", ".").replace(r"(\d+)", "N")
@@ -210,7 +210,7 @@ def count(names: Iterable[str], pattern: str) -> int:
 
 
 def size(tensors: Tensors, name: str, dim: int) -> int:
-    """Return the length of one dimension of a required tensor."""
+    """Return the length of dimension `dim` of the tensor `name`. Raises ConfigError if there is none."""
     if name not in tensors:
         raise ConfigError(f"another architecture: there is no tensor {name!r}")
     shape = tensors[name].shape

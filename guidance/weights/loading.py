@@ -1,7 +1,7 @@
-"""Find the files of models: embedded ones, folders, single files, the hub and its cache (no torch here).
+"""Find the files of models: embedded ones, folders, single files, the hub and its cache; imports no torch.
 
-`check` is cheap (paths, first bytes), so a long run can call it before it starts. All functions raise ConfigError with
-what is missing and how to get it.
+`check` is fast (it reads configs and first bytes only), so a long run can call it before it starts. All functions raise
+ConfigError with a message that names the missing file and how to get it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from .hub import ORIGINALS, RUNS_NOW, absent, cached, hub_file, hub_name, is_hub
 Parts = tuple[str, ...]
 
 PARTS: Parts = ("unet", "vae", "text_encoder")
-"""Folders of a latent prior in diffusers format."""
+"""Required sub-folders with networks of a latent prior in diffusers format."""
 COARSE, SECOND = "coarse", "text_encoder_2"
-"""Optional folders: coarse predictor, SDXL's second text encoder."""
+"""Optional sub-folders: coarse predictor, SDXL's second text encoder."""
 EMBEDDED = ("toybox-base", "toybox-prior")
-"""Folders in weights/: the toybox's 2D model, and the multi-view prior that was tuned from it."""
+"""Folders in weights/: the 2D model of the toybox, and the multi-view prior that was fine-tuned from it."""
 MATTE = "toybox-matte"
 NOVEL_VIEW = {"embedded": "threedim-toybox", "embedded-concat": "threedim-toybox-concat"}
 NOVEL_VIEW_CLASSES = ("XUNet", "LatentPairs")
@@ -36,18 +36,19 @@ CONFIG, TENSORS = "config.json", "diffusion_pytorch_model.safetensors"
 SUBJECT_FORMAT = "threedgen personalisation 1"
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 CLIP_REPOSITORY = "openai/clip-vit-large-patch14"
-"""Vocabulary that all CLIP text encoders of Stable Diffusion share, OpenCLIP's too."""
+"""Hub repository with the vocabulary that all text encoders of Stable Diffusion share, CLIP and OpenCLIP."""
 CLIP_FILES = ("vocab.json", "merges.txt")
 
 
 def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> None:
-    """Raise ConfigError if `weights` plainly cannot be loaded; reads no tensor.
+    """Raise ConfigError if `weights` are missing or evidently unreadable, without reading a tensor.
 
-    Fetches one small file of a hub id that is not cached.
+    For a hub id that is not cached, model_index.json is downloaded.
 
     Args:
         weights: see `locate`.
-        wanted: required parts of a diffusers folder.
+        tokenizer: folder or hub id of a tokenizer; None: that of the weights, or CLIP's for a single file.
+        wanted: required sub-folders of a diffusers folder.
     """
     path = local(weights)
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
@@ -73,6 +74,7 @@ def locate(weights: str, wanted: Parts = PARTS) -> Path:
     Args:
         weights: a name in `EMBEDDED`, a folder in diffusers format, a single-file checkpoint, the name of an original
             MVDream checkpoint, or a hub id "owner/name".
+        wanted: required sub-folders of a diffusers folder.
     """
     if (path := local(weights)) is not None:
         return path
@@ -80,7 +82,7 @@ def locate(weights: str, wanted: Parts = PARTS) -> Path:
 
 
 def local(weights: str) -> Path | None:
-    """Return the existing folder or file of `weights`; None if it is on the hub. Raises ConfigError for neither."""
+    """Return the local folder or file of `weights`; None for names of hub weights. Raises ConfigError for others."""
     if weights in EMBEDDED:
         return embedded(weights)
     if (found := existing(weights)) is not None:
@@ -95,7 +97,7 @@ def local(weights: str) -> Path | None:
 
 
 def embedded(name: str) -> Path:
-    """Return a folder of weights that comes with threedgen."""
+    """Return the folder `name` of weights that come with threedgen."""
     path = folder("weights") / name
     if not path.is_dir():
         raise ConfigError(f"this installation lacks the embedded {name}; reinstall threedgen", "weights")
@@ -103,7 +105,7 @@ def embedded(name: str) -> Path:
 
 
 def existing(weights: str) -> Path | None:
-    """Return the file or folder of this name, if it exists. Raises ConfigError for what cannot be a path."""
+    """Return `weights` as the path of an existing file or folder, else None. Raises ConfigError if no valid path."""
     try:
         path = Path(weights).expanduser()
         return path if path.exists() else None
@@ -115,7 +117,7 @@ def existing(weights: str) -> Path | None:
 
 
 class Identity(NamedTuple):
-    """Path, total size in bytes and SHA-256 of a file, or of the tensor files in a diffusers folder."""
+    """Identity of weights: path, total size in bytes and SHA-256 of a file or of a diffusers folder's tensor files."""
 
     path: Path
     size: int
@@ -123,7 +125,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, wanted: Parts = PARTS) -> Identity:
-        """Read the files; the digest of a folder is that of the lines that sha256sum prints for them."""
+        """Read the files of `path`. A folder's SHA-256 is that of sha256sum's output lines for its tensor files."""
         files = [path] if path.is_file() else [f for part in parts(path, wanted) for f in tensor_files(path / part)]
         return cls(path, sum(file.stat().st_size for file in files), digest(path, files))
 
@@ -132,7 +134,7 @@ class Identity(NamedTuple):
 
 
 def identify(weights: str, wanted: Parts = PARTS) -> Identity:
-    """Return the identity of `weights`, after a download if needed."""
+    """Return path, size and SHA-256 of `weights` (see `locate`), after a download if needed."""
     return Identity.of(locate(weights, wanted), wanted)
 
 
@@ -142,7 +144,7 @@ def awaited(weights: str) -> bool:
 
 
 def describe(weights: str, wanted: Parts = PARTS) -> str:
-    """Return "PATH (SIZE, SHA-256 DIGEST)"; of an original checkpoint that is missing, its download command."""
+    """Return "PATH (SIZE, SHA-256 DIGEST)", or the download command of an original checkpoint that is missing."""
     if awaited(weights):
         return f"{weights}, not on this machine yet; `hf download {ORIGINALS[weights]} {weights}` fetches it"
     return str(identify(weights, wanted))
@@ -152,7 +154,7 @@ def describe(weights: str, wanted: Parts = PARTS) -> str:
 
 
 def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
-    """Return the folder. Raises ConfigError unless every part has a config and readable-looking tensors."""
+    """Return `path` if it has a scheduler, a tokenizer, and config and tensors of each part, else raise ConfigError."""
     for part in parts(path, wanted):
         read_json(path / part / CONFIG)
         for file in tensor_files(path / part):
@@ -164,16 +166,16 @@ def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
 
 
 def parts(path: Path, wanted: Parts = PARTS) -> Parts:
-    """Return the parts of a diffusers folder with tensors: `wanted`, then optional ones that it has or names."""
+    """Return the sub-folders with tensors: `wanted`, then optional ones that exist or that model_index.json names."""
     index = path / "model_index.json"
     second = (read_json(index) if index.is_file() else {}).get(SECOND)
-    named = isinstance(second, list) and any(second)  # [library, class], of SDXL, even if the folder is missing
+    named = isinstance(second, list) and any(second)  # SDXL: [library, class], even if the sub-folder is missing
     coarse = (COARSE,) if (path / COARSE).is_dir() else ()
     return (*wanted, *coarse, *((SECOND,) if named or (path / SECOND).is_dir() else ()))
 
 
 def tensor_files(part: Path) -> list[Path]:
-    """Return the files with the tensors of one part of a diffusers folder; an index file lists shards."""
+    """Return the tensor files in one sub-folder of a diffusers folder: one file, or the shards of an index file."""
     for suffix in (".safetensors", ".fp16.safetensors", ".bin"):
         for stem in WEIGHT_NAMES:
             if (part / (stem + suffix)).is_file():
@@ -189,7 +191,7 @@ def tensor_files(part: Path) -> list[Path]:
 
 
 def hub_folder(repo: str, wanted: Parts = PARTS) -> Path:
-    """Return a diffusers folder of the hub; downloads each part once, safetensors if possible."""
+    """Return the local copy of a diffusers folder on the hub; download what is missing, safetensors if possible."""
     found = cached(repo, "model_index.json")
     if found is not None:
         with suppress(ConfigError):
@@ -216,7 +218,7 @@ def hub_folder(repo: str, wanted: Parts = PARTS) -> Path:
 
 
 def matte(weights: str) -> Path:
-    """Return the folder of a matte network: `MATTE`, or a path; reads no tensor."""
+    """Return the folder of a matte network, from the name "toybox-matte" or a path; no tensor is read."""
     path = embedded(MATTE) if weights == MATTE else existing(weights)
     if path is None or not (path / CONFIG).is_file():
         sources = f"take {MATTE}, or the folder RUN/matte of a train-toybox-matte run"
@@ -227,7 +229,7 @@ def matte(weights: str) -> Path:
 
 
 def class_name(path: Path, known: tuple[str, ...], what: str, key: str = "weights") -> str:
-    """Return the class that a folder's config describes. Raises ConfigError for an unknown one."""
+    """Return the entry _class_name of the config in a folder. Raises ConfigError if it is not in `known`."""
     name = read_json(path / CONFIG).get("_class_name")
     if name not in known:
         raise ConfigError(f"{path / CONFIG} describes {short(name)}, not {what}", key)
@@ -235,7 +237,7 @@ def class_name(path: Path, known: tuple[str, ...], what: str, key: str = "weight
 
 
 def novel_view_model(weights: str) -> Path:
-    """Return the folder of a novel-view model: a name in `NOVEL_VIEW`, or a path; reads no tensor."""
+    """Return the folder of a novel-view model, from a name in `NOVEL_VIEW` or a path; no tensor is read."""
     path = embedded(NOVEL_VIEW[weights]) if weights in NOVEL_VIEW else existing(weights)
     if path is None:
         raise ConfigError(f"there is no file or folder {short(weights)}", "weights")
@@ -250,7 +252,7 @@ def novel_view_model(weights: str) -> Path:
 
 
 def subject_card(path: Path | str) -> dict[str, str]:
-    """Return the metadata of a file of subject weights; reads no tensor."""
+    """Return the metadata of a file of subject weights, see `subject_weights`; no tensor is read."""
     source = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
     with keyed("personalisation"), called("personalisation"):
         found = existing(str(path))
@@ -266,7 +268,7 @@ def subject_card(path: Path | str) -> dict[str, str]:
 
 
 def t5_tokenizer(path: Path) -> Path:
-    """Return the folder. Raises ConfigError if its tokenizer needs a package that is not installed."""
+    """Return the folder `path`. Raises ConfigError if its tokenizer needs sentencepiece and that is not installed."""
     if not any((path / inside / "tokenizer.json").is_file() for inside in ("tokenizer", ".")):
         require("sentencepiece", "tokenizer: a spiece.model", "put the tokenizer.json of any T5 beside it")
     return path
@@ -278,7 +280,7 @@ def tokenizer_folder(path: Path) -> Path:
 
 
 def check_clip_tokenizer(source: str | None) -> None:
-    """Raise ConfigError if `tokens.clip_tokenizer` plainly cannot succeed; fetches nothing."""
+    """Raise ConfigError if `tokens.clip_tokenizer(source)` cannot find a tokenizer; nothing is downloaded."""
     path = None if source is None else Path(source).expanduser()
     if path is None or not path.is_dir():
         clip_folders(source or CLIP_REPOSITORY)
@@ -289,7 +291,7 @@ def check_clip_tokenizer(source: str | None) -> None:
 
 
 def clip_folders(repo: str) -> list[str]:
-    """Return folders of a repository that may have CLIP's tokenizer, or the one that is cached."""
+    """Return the folders of a hub repository where CLIP's tokenizer may be; only the cached ones if there are any."""
     folders = ["", "tokenizer/"]
     here = [inside for inside in folders if all(cached(repo, inside + name) for name in CLIP_FILES)]
     if not here and not reachable():
@@ -302,7 +304,7 @@ def clip_folders(repo: str) -> list[str]:
 
 
 def clip_files(repo: str) -> Path:
-    """Return the folder of a repository's CLIP tokenizer, after a download if needed."""
+    """Return the local folder with the CLIP tokenizer of a hub repository, after a download if needed."""
     problem = ConfigError("")
     for inside in clip_folders(repo):
         try:

@@ -1,4 +1,4 @@
-"""Networks of a prior on torch's meta device: shapes without numbers, for estimates of memory."""
+"""Networks of a prior on torch's meta device, which have shapes but no data, for estimates of memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ RELEASED_VAE: Json = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
 }
-"""Arguments of AutoencoderKL for both files."""
+"""Arguments of AutoencoderKL for both original MVDream files."""
 RELEASED_TEXT = {"sd-v2.1-base-4view.pt": 340_387_840, "sd-v1.5-4view.pt": 123_060_480}
 """Parameter counts of the text encoders: OpenCLIP ViT-H without its last layer, CLIP ViT-L."""
 
@@ -44,9 +44,9 @@ class MetaNetworks(NamedTuple):
     """UNet, VAE and parameter counts of a prior.
 
     Attributes:
-        vae: None for a prior on pixels.
-        parameters: of all networks, text encoder included.
-        kept: of the networks that remain after `free_text_encoder`.
+        unet, vae: networks on the meta device; `vae` is None for a prior on pixels.
+        parameters: number of parameters of all networks, text encoder included.
+        kept: number of parameters of the networks that remain in memory after `Prior.free_text_encoder`.
     """
 
     unet: UNet2DConditionModel
@@ -56,15 +56,17 @@ class MetaNetworks(NamedTuple):
 
     @property
     def factor(self) -> int:
-        """Pixels per latent and axis."""
+        """Image pixels per latent pixel along each axis."""
         return 1 if self.vae is None else 2 ** (len(self.vae.config["block_out_channels"]) - 1)
 
 
 def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> MetaNetworks:
-    """Build the networks of any `weights` (see `loading.locate`), of an original checkpoint also before its download.
+    """Build UNet and VAE of any `weights` (see `loading.locate`) on the meta device.
 
-    Raises:
-        ConfigError: anything is missing or damaged.
+    An original MVDream checkpoint is not downloaded. Raises ConfigError if a file is missing or damaged.
+
+    Args:
+        wanted: required sub-folders of a diffusers folder.
     """
     if loading.awaited(weights):
         unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)

@@ -1,4 +1,4 @@
-"""Weights that are added to a 2D model: attention between views, adapters (no torch here)."""
+"""Files of weights that extend a 2D model: MVDiffusion's attention blocks, MV-Adapter's adapters; imports no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES: dict[Key, dict[str, str]] = {
     "blocks": {f"toybox-{name}": f"toybox-mvdiffusion/{name}" for name in ("panorama", "outpaint", "depth")},
     "adapter": {f"toybox-{name}": f"toybox-mvadapter/{name}" for name in ("rays", "geometry")},
 }
-"""Names and their files in weights/ without .safetensors, trained on the embedded 2D model."""
+"""Embedded weights by config key and name: file in weights/ without .safetensors. They extend "toybox-base"."""
 SOURCES: dict[Key, str] = {
     "blocks": "train-mvdiffusion leaves one, RUN/blocks.safetensors, and the released ones (pano.ckpt, "
     "pano_outpaint.ckpt, depth.ckpt) are linked on github.com/Tangshitao/MVDiffusion",
@@ -27,18 +27,18 @@ SOURCES: dict[Key, str] = {
 
 
 def embedded_files(key: Key) -> dict[str, Path]:
-    """Return the names that this installation has, and their files."""
+    """Return the files of the embedded weights of a config key that this installation has, by name."""
     paths = {name: folder("weights") / f"{file}.safetensors" for name, file in FILES[key].items()}
     return {name: path for name, path in paths.items() if path.is_file()}
 
 
 def choice(key: Key, others: str) -> str:
-    """Return the names that this installation has, then `others`, for a help text."""
+    """Return a list for a help text: the names from `embedded_files`, then `others`."""
     return ", ".join([*embedded_files(key), others])
 
 
 def locate(key: Key, name: str) -> Path:
-    """Return the file of an embedded name or of a path. Raises ConfigError for `key`."""
+    """Return the file of weights given by an embedded name or a path. Raises ConfigError for the config key `key`."""
     here = embedded_files(key)
     if name in here:
         return here[name]
@@ -55,11 +55,11 @@ def locate(key: Key, name: str) -> Path:
 
 
 def check(key: Key, name: str | None) -> None:
-    """Raise ConfigError if a file is named and does not look like weights."""
+    """Raise ConfigError if `name` is not None and its file is missing or has not the first bytes of weights."""
     if name is not None:
         sniff(locate(key, name))
 
 
 def identify(key: Key, name: str | None) -> dict[str, Identity]:
-    """Return the identity of the named file by its key; {} without a name. Raises ConfigError."""
+    """Return path, size and SHA-256 of the file of `name` under its config key; {} if None. Raises ConfigError."""
     return {} if name is None else {key: Identity.of(locate(key, name))}

@@ -1,22 +1,22 @@
-"""Weights of a subject: changes to a prior that was tuned to one subject, in a file of their own.
+"""Weights of a subject: a file with the changes that fine-tuning on one subject makes to a prior.
 
-DreamBooth (arXiv 2208.12242) binds a subject to a new word, the identifier; MVDream (arXiv 2308.16512) does so in its
-2D mode and then samples the subject from all sides. The tuning changes
+DreamBooth (arXiv 2208.12242) binds a subject to a new word, the identifier. MVDream (arXiv 2308.16512) fine-tunes in 2D
+mode and then samples the subject from all sides. The fine-tuning changes
 
     the UNet           all of its weights, or low-rank terms of its attention (LoRA, arXiv 2106.09685)
-    the identifier     one new row of the text encoder's embedding table, with both kinds of tokenizer: a closed
-                       vocabulary has no spare word, and CLIP would spell "[v]" with the tokens of brackets
+    the identifier     one new row of the text encoder's embedding table, because a closed vocabulary has no spare
+                       word, and CLIP would split "[v]" into several tokens
 
 Text encoder, VAE and coarse predictor are unchanged; the coarse predictor takes prompts without the identifier.
 
-The file, in safetensors (`NAME`: a parameter of the UNet):
+Content of the file, in safetensors (`NAME`: a parameter of the UNet):
 
     unet.NAME                       tuned minus base weight, bfloat16          kind "difference"
     unet.NAME.lora_A, .lora_B       (r, in), (out, r): weight += scale B A     kind "lora"
     identifier                      (D,) the new row, float32
 
-Its metadata hold the format, the kind, the identifier, the prompt, the scale, and the check sums of the base and of
-the file's own content.
+The file's metadata are the format, the kind, the identifier, the prompt, the scale, and the check sums of the base
+weights and of the file's own content.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ A, B, SUM = ".lora_A", ".lora_B", "sum"
 
 
 def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
-    """Return the SHA-256 of the base weights, independent of their file."""
+    """Return the SHA-256 of the base weights of both networks; it does not depend on the format of their files."""
     digest = hashlib.sha256()
     for network in (unet, text_encoder):
         for name, value in sorted(network.state_dict().items()):
@@ -56,7 +56,7 @@ def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
 
 
 def content_sum(tensors: Mapping[str, Tensor], card: Mapping[str, str]) -> str:
-    """Return the SHA-256 of tensors and metadata: no format of tensors notices flipped bytes itself."""
+    """Return the SHA-256 of tensors and metadata `card`, because safetensors does not detect changed bytes."""
     digest = hashlib.sha256(repr(sorted(card.items())).encode())
     for name, value in sorted(tensors.items()):
         digest.update(repr((name, value.dtype, value.shape)).encode())
@@ -65,7 +65,7 @@ def content_sum(tensors: Mapping[str, Tensor], card: Mapping[str, str]) -> str:
 
 
 def check_identifier(tokenizer: PreTrainedTokenizerBase, identifier: str) -> None:
-    """Raise ConfigError for a word in the vocabulary, and for several words."""
+    """Raise ConfigError if `identifier` is not exactly one word, or is a word of the tokenizer's vocabulary."""
     if len(identifier.split()) != 1:
         raise ConfigError("should be one word, such as [v]", "identifier", identifier)
     pieces = tokenizer.tokenize(identifier)
@@ -84,10 +84,10 @@ def add_word(
     row: Tensor | None = None,
     like: str = "",
 ) -> int:
-    """Add a word to tokenizer and text encoder and return its number.
+    """Add the word `identifier` to tokenizer and text encoder, in place, and return its token number.
 
     Args:
-        row: its embedding (D,); None: the mean embedding of the words `like`, or of the whole table.
+        row: embedding of the word, (D,); None: the mean embedding of the words in `like`, or of all words if "".
     """
     old = token_embedding(text_encoder).weight.detach()
     if row is None:
@@ -105,19 +105,19 @@ def add_word(
 
 
 def token_embedding(text_encoder: Any) -> nn.Embedding:
-    """Return the embedding table of a text encoder of transformers."""
+    """Return the token embedding table of a text encoder of transformers."""
     found: nn.Embedding = text_encoder.get_input_embeddings()
     return found
 
 
 def difference(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the changes of weights in bfloat16 (relative error 0.4 %), without unchanged ones."""
+    """Return tuned minus base weights in bfloat16 (relative error 0.4 %) by name in the file, changed ones only."""
     moved = {name: tuned[name].detach().cpu() - base[name].cpu() for name in base}
     return {f"unet.{name}": value.bfloat16().contiguous() for name, value in moved.items() if value.any()}
 
 
 def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return low-rank terms of linear layers, (r, in) and (out, r) each, under their names in the file."""
+    """Return the LoRA matrices `down` (r, in) and `up` (out, r) of linear layers under their names in the file."""
     found = {}
     for layer, a, b in zip(layers, down, up, strict=True):
         for end, value in ((A, a), (B, b)):
@@ -126,20 +126,22 @@ def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]
 
 
 def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[str, str]) -> None:
-    """Write a file of `changes` and the identifier's row (D,).
+    """Write a file of subject weights, atomically.
 
     Args:
-        card: kind, identifier, prompt, scale, base.
+        changes: result of `difference` or `low_rank`.
+        row: embedding of the identifier, (D,).
+        card: metadata with the keys kind, identifier, prompt, scale and base (see `checksum`).
     """
     tensors = {**changes, "identifier": row.detach().float().cpu().contiguous()}
     write_atomic(path, to_bytes(tensors, {"format": loading.SUBJECT_FORMAT, **card, SUM: content_sum(tensors, card)}))
 
 
 def apply(found: Components, path: Path, strength: float = 1.0) -> None:
-    """Add `strength` times the weights of a file to networks, in place.
+    """Add `strength` times the UNet changes of a file to `found`, and its identifier, in place.
 
     Raises:
-        ConfigError: before any change, for a file that is damaged or was tuned from other weights.
+        ConfigError: the file is damaged or was tuned from other weights; `found` is then unchanged.
     """
     card = loading.subject_card(path)
     base = checksum(found.unet, found.text_encoder)
@@ -173,7 +175,7 @@ def apply(found: Components, path: Path, strength: float = 1.0) -> None:
 
 
 def _changes(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Return the change of each parameter of the UNet, float32."""
+    """Return the float32 change of each UNet parameter from the tensors of a file; `scale` multiplies LoRA terms."""
     changes = {}
     for name, value in tensors.items():
         inner = name.removeprefix("unet.")
@@ -181,7 +183,7 @@ def _changes(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
             inner = inner.removesuffix(A)
             changes[inner] = scale * tensors[f"unet.{inner}{B}"].float() @ value.float()
         elif inner.endswith(B):
-            tensors[name.removesuffix(B) + A]  # KeyError for half a term
+            tensors[name.removesuffix(B) + A]  # raises KeyError if lora_A is missing
         else:
             changes[inner] = value.float()
     return changes

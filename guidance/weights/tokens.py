@@ -1,7 +1,7 @@
 """Tokenizers: token numbers of prompts, words beyond the token limit, words outside a closed vocabulary.
 
-CLIP's byte pairs can spell any word; the word-level tokenizer of the embedded toybox prior has a closed vocabulary.
-torch and transformers are imported by the functions that need them.
+CLIP's byte-pair tokenizer can encode any word. The word-level tokenizer of the embedded toybox prior has a closed
+vocabulary. Functions that need torch or transformers import them themselves.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 OPEN_CLIP_PAD = "!"
-"""Padding token of OpenCLIP, number 0; OpenAI's CLIP pads with the end token."""
+"""Padding token of OpenCLIP, with number 0; OpenAI's CLIP pads with the end token instead."""
 VOCABULARY_FILE = Path("tokenizer", "tokenizer.json")
 MAX_VOCABULARY_BYTES = 64 << 20
 
@@ -43,7 +43,7 @@ def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
 
 
 def clip_tokenizer(source: str | None, open_clip: bool) -> PreTrainedTokenizerBase:
-    """Load CLIP's tokenizer, which original checkpoints lack, from a folder or a hub id; None: from the hub."""
+    """Load CLIP's tokenizer, which original checkpoints lack, from a folder or hub id; None: `CLIP_REPOSITORY`."""
     path = None if source is None else Path(source).expanduser()
     tokenizer = read_tokenizer(path if path is not None and path.is_dir() else clip_files(source or CLIP_REPOSITORY))
     if open_clip:
@@ -52,14 +52,17 @@ def clip_tokenizer(source: str | None, open_clip: bool) -> PreTrainedTokenizerBa
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> Tensor:
-    """Return token numbers (n, length), start and end included, padded or cut. Raises ConfigError."""
+    """Return the token numbers (n, length) int64 of n prompts with start and end token, padded or cut to `length`.
+
+    Raises ConfigError if the tokenizer has no padding token.
+    """
     if tokenizer.pad_token_id is None:
         raise ConfigError("the tokenizer has no token to fill up short prompts with")
     return tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
 
 
 def tokens_cut(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> str:
-    """Return the end of the prompt beyond `length` tokens; "" if all of it fits."""
+    """Return the end of the prompt that exceeds `length` tokens (start and end token included); "" if all fits."""
     free = length - tokenizer.num_special_tokens_to_add()
     encoded = tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False, truncation=False, verbose=False)
     offsets = encoded["offset_mapping"]
@@ -67,27 +70,28 @@ def tokens_cut(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> 
 
 
 def added_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Return words added to the finished vocabulary, such as the identifier of a subject; no special tokens."""
+    """Return the words that were added to a trained tokenizer, such as the identifier of a subject."""
     return [word for word in tokenizer.get_added_vocab() if word not in tokenizer.all_special_tokens]
 
 
 class Vocabulary:
-    """A closed vocabulary: words that have a token each.
+    """Closed vocabulary of a word-level tokenizer, in which each known word has one token.
 
     Attributes:
-        added: words added to the finished vocabulary, such as the identifier of a subject.
-        known: all other words.
+        backend: the tokenizer.
+        added: words that were added to the trained tokenizer, such as the identifier of a subject.
+        known: all words of the tokenizer except special tokens.
     """
 
     def __init__(self, backend: Tokenizer, added: Iterable[str] = ()) -> None:
-        """`added`: further such words, not in the tokenizer yet."""
+        """Take the words of a tokenizer, and words `added` that it does not contain yet."""
         tokens = backend.get_added_tokens_decoder().values()
         self.backend = backend
         self.added = [*(token.content for token in tokens if not token.special), *added]
         self.known = frozenset(backend.get_vocab()) - {token.content for token in tokens if token.special}
 
     def split(self, prompt: str) -> list[str]:
-        """Split a prompt into its words, each once, without punctuation and added ones."""
+        """Return the distinct words of a prompt in order, without punctuation and without the added words."""
         prompt, splitter = remove_words(prompt, self.added), self.backend.pre_tokenizer
         text = prompt if self.backend.normalizer is None else self.backend.normalizer.normalize_str(prompt)
         words = text.split() if splitter is None else [word for word, _ in splitter.pre_tokenize_str(text)]
@@ -98,20 +102,20 @@ class Vocabulary:
         return [(word, similar(word, self.known)) for word in self.read(prompt).ignored]
 
     def read(self, prompt: str) -> Reading:
-        """Return a prompt in known words: synonyms replaced, unknown words left out."""
+        """Rewrite a prompt in known words: synonyms are replaced, other unknown words are removed."""
         read_prompt = registry.implementation("prompt-reader", "toybox")
         return read_prompt(prompt, self.known, self.added)
 
 
 def closed_vocabulary(backend: Tokenizer | None, added: Iterable[str] = ()) -> Vocabulary | None:
-    """Return the vocabulary of a word-level tokenizer; None for others."""
+    """Return the vocabulary of a word-level tokenizer with further words `added`; None for any other tokenizer."""
     if backend is None or type(backend.model).__name__ != "WordLevel":
         return None
     return Vocabulary(backend, added)
 
 
 def read_vocabulary(folder: Path, added: Iterable[str] = ()) -> Vocabulary | None:
-    """Return the closed vocabulary of a diffusers folder; None for another tokenizer or none. Raises ConfigError."""
+    """Return the closed vocabulary of a diffusers folder; None without a word-level tokenizer. Raises ConfigError."""
     path = folder / VOCABULARY_FILE
     if not path.is_file() or path.stat().st_size > MAX_VOCABULARY_BYTES:
         return None
@@ -119,12 +123,12 @@ def read_vocabulary(folder: Path, added: Iterable[str] = ()) -> Vocabulary | Non
 
     try:
         return closed_vocabulary(Tokenizer.from_file(str(path)), added)
-    except Exception as error:  # its reader raises Exception itself
+    except Exception as error:  # Tokenizer.from_file raises plain Exception
         raise ConfigError(f"{folder} holds no readable tokenizer ({type(error).__name__})", "weights") from None
 
 
 def read_prompt(tokenizer: PreTrainedTokenizerBase | None, prompt: str) -> Reading:
-    """Return a prompt in the words of a closed vocabulary; unchanged for other tokenizers."""
+    """Rewrite a prompt in the words of a closed vocabulary; for other tokenizers it stays unchanged."""
     vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
     return Reading(prompt) if vocabulary is None else vocabulary.read(prompt)
 
