@@ -62,8 +62,8 @@ class FieldConfig(Config):
     """Base of the representations' configs. Subclasses add `name` and the `radius` of the object's cube.
 
     Attributes:
-        has_normals: True if its renders have normals.
-        losses: its own regularisers, name: help text; their weights are keys of the section `loss`.
+        has_normals: True if the renders of this representation have normals.
+        losses: help texts of the representation's own losses, by name. Their weights are keys of the section `loss`.
     """
 
     has_normals: ClassVar[bool] = True

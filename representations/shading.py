@@ -16,7 +16,7 @@ Mode = Literal["albedo", "textureless", "diffuse"]
 
 
 class Shading(NamedTuple):
-    """Shading of one render, equal for the whole batch: mode, ambient light and point light (`diffuse`) intensity.
+    """Shading mode of one render, equal for the whole batch, and intensities of the ambient and the point light.
 
     Mode "albedo" is unlit. "textureless" shows the light on a white surface. "diffuse" multiplies light and albedo.
     """

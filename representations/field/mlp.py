@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 class MLP(nn.Module):
-    """Linear layers without biases and with ReLU between them. Autocast is off, so the layers compute in float32.
+    """Linear layers without biases and with ReLU between them. Autocast is off: float32 layers compute in float32.
 
     The initial weights are sampled from U(-1/sqrt(fan_in), 1/sqrt(fan_in)) with the CPU generator `generator`, or with
     torch's global generator if it is None.

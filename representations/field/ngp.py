@@ -34,12 +34,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def blob_magic3d(x: Tensor, scale: float, std: float) -> Tensor:
-    """Return the cone scale * (1 - |x| / std), (N,), of points x (N, 3) (Lin et al. 2023, "Magic3D")."""
+    """Return scale * (1 - |x| / std), a cone (N,), of points x (N, 3) (Lin et al. 2023, "Magic3D")."""
     return scale * (1 - torch.linalg.vector_norm(x, dim=-1) / std)
 
 
 def blob_dreamfusion(x: Tensor, scale: float, std: float) -> Tensor:
-    """Return the Gaussian scale * exp(-|x|^2 / (2 std^2)), (N,), of points x (N, 3) (Poole 2022, "DreamFusion")."""
+    """Return scale * exp(-|x|^2 / (2 std^2)), a Gaussian (N,), of x (N, 3) (Poole et al. 2022, "DreamFusion")."""
     return scale * torch.exp(-0.5 * x.square().sum(dim=-1) / std**2)
 
 

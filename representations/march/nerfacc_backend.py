@@ -25,7 +25,7 @@ if _backend._C is None:
 def march(
     origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
 ) -> Samples:
-    """Place samples on rays (`march.march`). Stratified sampling uses the torch back end."""
+    """Place samples on R rays, as `march.march` does. Stratified sampling uses the torch back end."""
     if options.sampler == "stratified" or len(origins) == 0:
         return torch_twin.march(origins, directions, options, grid, jitter)
     first, leave, _ = spans(origins, directions, options, jitter)
@@ -43,7 +43,7 @@ def march(
 
 
 def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
-    """Composite values along rays (`march.composite`)."""
+    """Composite values (N, C) along rays with densities `sigma` (N,), as `march.composite` does."""
     weights, _, _ = nerfacc.render_weight_from_density(*_nerfacc_arguments(samples, sigma))
 
     def accumulate(values: Tensor | None) -> Tensor:
@@ -53,7 +53,7 @@ def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
-    """Return the mask (N,) of samples that contribute to the render (`march.visible`)."""
+    """Return the bool mask (N,) of samples whose alpha and transmittance reach the thresholds (`march.visible`)."""
     return nerfacc.render_visibility_from_density(
         *_nerfacc_arguments(samples, sigma), early_stop_eps=early_stop, alpha_thre=alpha_threshold
     )

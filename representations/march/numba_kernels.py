@@ -31,7 +31,7 @@ MAX_STEPS = 2**30
 def march(
     origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
 ) -> Samples:
-    """Place samples on rays (`march.march`): first count the samples of each ray, then write them."""
+    """Place samples on R rays, as `march.march` does: first count the samples of each ray, then write them."""
     spans = torch_twin.spans(origins, directions, options, jitter)
     limit = torch_twin.max_samples_per_ray(*spans, options)
     size = 0 if grid is None else grid.shape[0]
@@ -112,7 +112,7 @@ def _positions(o, d, t_start, t_end, start, count, out):
 
 
 def positions(samples: Samples, origins: Tensor, directions: Tensor) -> Tensor:
-    """Return the world points (N, 3) at the midpoints of the samples (`march.Samples.positions`)."""
+    """Return world points (N, 3) at the midpoints, for ray origins and unit directions (R, 3)."""
     out = torch.empty(len(samples), 3)
     _positions(_array(origins), _array(directions), *(_array(a) for a in samples.intervals()), out.numpy())  # type: ignore[call-arg]
     return out
@@ -129,7 +129,7 @@ def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, k
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
-    """Return the mask (N,) of samples that contribute to the render (`march.visible`)."""
+    """Return the bool mask (N,) of samples whose alpha and transmittance reach the thresholds (`march.visible`)."""
     keep = np.empty(len(samples), np.bool_)
     _visible(_array(sigma), *(_array(a) for a in samples.intervals()), F(alpha_threshold), F(early_stop), keep)  # type: ignore[call-arg]
     return torch.from_numpy(keep)
@@ -186,7 +186,7 @@ def _backward(grads, values, t_start, t_end, start, count, weights, transmittanc
 
 
 def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, ...]:
-    """Kernel call of the forward pass, of type `autograd.Forward`."""
+    """Run the forward kernel: return values, opacity, depth, weights and transmittance, see `autograd.Forward`."""
     rays, channels = len(samples[2]), values.shape[1]
     out = torch.empty(rays, channels), torch.empty(rays, 1), torch.empty(rays, 1)
     weights, transmittance = torch.empty_like(sigma), torch.empty_like(sigma)
@@ -197,7 +197,7 @@ def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, ..
 def backward(
     grads: Sequence[Tensor | None], saved: Sequence[Tensor], values_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Kernel call of the backward pass, of type `autograd.Backward`."""
+    """Run the backward kernel: return the gradients of sigma (N,) and values (N, C), see `autograd.Backward`."""
     sigma, values = saved[:2]
     g_sigma, g_values = torch.empty_like(sigma), torch.empty(values.shape if values_grad else (0, values.shape[1]))
     arrays = tuple(np.empty(0, np.float32) if grad is None else _array(grad) for grad in grads)

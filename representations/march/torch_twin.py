@@ -14,7 +14,7 @@ from . import Composite, Samples, pack, step_size
 def march(
     origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
 ) -> Samples:
-    """Place samples on rays (`march.march`) by testing every step of every ray."""
+    """Place samples on R rays, as `march.march` does, by testing every step of every ray."""
     first, leave, steps = spans(origins, directions, options, jitter)
     limit = int(max_samples_per_ray(first, leave, steps, options).max()) if len(first) else 0
 
@@ -83,14 +83,14 @@ def occupied(grid: Tensor, points: Tensor, radius: float) -> Tensor:
 
 
 def positions(samples: Samples, origins: Tensor, directions: Tensor) -> Tensor:
-    """Return the world points (N, 3) at the midpoints of the samples (`march.Samples.positions`)."""
+    """Return world points (N, 3) at the midpoints, for ray origins and unit directions (R, 3)."""
     with torch.no_grad():
         index = samples.ray_index
         return origins.index_select(0, index) + samples.t_mid[:, None] * directions.index_select(0, index)
 
 
 def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
-    """Composite values along rays (`march.composite`)."""
+    """Composite values (N, C) along rays with densities `sigma` (N,), as `march.composite` does."""
     weights, _, _ = _weights(sigma, samples)
     return Composite(
         samples.sum(weights[:, None] * values),
@@ -101,7 +101,7 @@ def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
-    """Return the mask (N,) of samples that contribute to the render (`march.visible`)."""
+    """Return the bool mask (N,) of samples whose alpha and transmittance reach the thresholds (`march.visible`)."""
     _, transmittance, alpha = _weights(sigma, samples)
     return (transmittance >= early_stop) & (alpha >= alpha_threshold)
 

@@ -223,7 +223,7 @@ def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, k
 def march(
     origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
 ) -> Samples:
-    """Place samples on rays (`march.march`): first count the samples of each ray, then write them."""
+    """Place samples on R rays, as `march.march` does: first count the samples of each ray, then write them."""
     first, leave, steps = spans(origins, directions, options, jitter)
     limit = max_samples_per_ray(first, leave, steps, options).int()
     size, radius = 0 if grid is None else len(grid), options.radius
@@ -241,7 +241,7 @@ def march(
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
-    """Return the mask (N,) of samples that contribute to the render (`march.visible`)."""
+    """Return the bool mask (N,) of samples whose alpha and transmittance reach the thresholds (`march.visible`)."""
     keep = torch.empty(len(samples), dtype=torch.uint8, device=sigma.device)
     inputs = sigma.float().contiguous(), *samples.intervals(), float(alpha_threshold), float(early_stop)
     _visible[(samples.n_rays,)](*inputs, keep, BLOCK=BLOCK)
@@ -249,7 +249,7 @@ def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop:
 
 
 def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, ...]:
-    """Kernel call of the forward pass, of type `autograd.Forward`."""
+    """Run the forward kernel: return values, opacity, depth, weights and transmittance, see `autograd.Forward`."""
     rays, channels = len(samples[2]), values.shape[1]
     weights, transmittance = torch.empty_like(sigma), torch.empty_like(sigma)
     pixels = sigma.new_empty(rays, channels), sigma.new_empty(rays, 1), sigma.new_empty(rays, 1)
@@ -260,7 +260,7 @@ def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, ..
 def backward(
     grads: Sequence[Tensor | None], saved: Sequence[Tensor], values_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Kernel call of the backward pass, of type `autograd.Backward`."""
+    """Run the backward kernel: return the gradients of sigma (N,) and values (N, C), see `autograd.Backward`."""
     *grad_rays, grad_weights = grads
     sigma, values = saved[:2]
     g_sigma, g_values = torch.empty_like(sigma), torch.empty_like(values) if values_grad else None

@@ -14,6 +14,7 @@ class OccupancyGrid(nn.Module):
     """Occupancy grid with G cells per axis over the cube [-radius, radius]^3, indexed [x, y, z].
 
     Attributes:
+        radius, step_size: half the side of the cube and the length of one ray step, in world units.
         values: (G, G, G) float32 buffer, decaying maximum of density * step size (the optical depth of one ray step).
         binary: (G, G, G) bool buffer, True for occupied cells. Initially all cells are occupied.
     """

@@ -26,8 +26,7 @@ Compute = Callable[[slice], Outputs]
 def two_pass(compute: Compute, parts: Sequence[slice], parameters: Iterable[Tensor]) -> tuple[Tensor | None, ...]:
     """Return the outputs of `compute` for consecutive parts, concatenated along the first axis.
 
-    Only the graph of one part is in memory at a time. A part that does not fit into GPU memory is halved, with one
-    warning.
+    Only the graph of one part is in memory at a time. A part that does not fit into GPU memory is halved.
 
     Args:
         compute: maps a slice of rays to tensors with one row per ray, or None. It must be deterministic.

@@ -77,7 +77,7 @@ class Cameras:
         return 2 * torch.atan(0.5 * self.height / self.K[:, 1, 1])
 
     def to(self, device: torch.device | str) -> Cameras:
-        """Return a copy on the given device."""
+        """Return the cameras with their tensors on the given device."""
         return self._with(self.c2w.to(device), self.projection.K.to(device))
 
     def select(self, index: Index) -> Cameras:

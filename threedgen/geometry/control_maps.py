@@ -52,7 +52,10 @@ def normal_control(normals: Tensor, mask: Tensor) -> Tensor:
 
 
 def geometry_control(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
-    """Return ``position_control`` (channels 0-2) and ``normal_control`` (channels 3-5) as maps (B, 6, H, W)."""
+    """Return position maps (channels 0-2) and normal maps (channels 3-5), (B, 6, H, W) in [0, 1].
+
+    Surface points in [-0.5, 0.5] and unit normals are (B, H, W, 3), the foreground ``mask`` is (B, H, W).
+    """
     return torch.cat([position_control(points, mask), normal_control(normals, mask)], dim=1)
 
 

@@ -14,7 +14,7 @@ from .picture_file import load_image
 WORKING_SIZE = 1024
 """Larger images are reduced to this number of pixels on the longer side before the background is searched."""
 COLOUR_TOLERANCE, MIN_BORDER_FRACTION = 0.08, 0.95
-"""A background is uniform if at least this fraction of border pixels is within the tolerance of their median."""
+"""A background is uniform if this fraction of border pixels is within the tolerance of their median colour."""
 MIN_ISLAND_FRACTION = 1e-3
 """Smallest size of a foreground region, as a fraction of the image. Smaller regions are removed as dust."""
 MIN_OPAQUE_ALPHA = 0.99

@@ -48,7 +48,7 @@ def gltf_tree(data: bytes) -> Any:
 
 
 def _check(path: Path) -> None:
-    """Raise OSError for irregular files, and ConfigError for compressed triangles and for impossible headers.
+    """Raise OSError for irregular or too large files, ConfigError for compressed triangles and impossible headers.
 
     An impossible header declares more values than the file has bytes. trimesh would allocate memory for them.
     """

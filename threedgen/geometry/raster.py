@@ -106,8 +106,8 @@ def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
 def interpolate(attribute: Array, faces: Array | None, buffers: Buffers) -> Array:
     """Interpolate an attribute over the faces, at the pixels of the buffers. Return (..., C) float32, 0 for background.
 
-    `attribute` is (N, C) per vertex, or (F, 3, C) per face corner if `faces` is None. Interpolated directions are
-    shorter than 1 and need `unit`.
+    `attribute` is (N, C) per vertex, or (F, 3, C) per face corner if `faces` is None. Interpolated unit vectors are
+    shorter than 1; `unit` normalises them.
     """
     out = np.zeros((*buffers.face.shape, attribute.shape[-1]), np.float32)
     mask = buffers.mask

@@ -143,7 +143,8 @@ def rig_from_random_inputs(
     """Compute the rig for the random numbers of ``sample_random_inputs``; height and width are in pixels.
 
     ``ramp`` in [0, 1] widens the ranges of elevation and azimuth, from the front view (0) to the configured ranges (1).
-    threestudio has ramp 0, that is, identical cameras, in its first batch; here only with ``progressive_until``.
+    In threestudio the ramp is 0 in the first batch, so all its cameras are front views. Here this is so only with the
+    option ``progressive_until``.
     """
     n_view = options.n_view
     elevation = _elevation(options, inputs, ramp)
@@ -172,7 +173,7 @@ def _ramped(bounds: tuple[float, float], start: float, ramp: float) -> tuple[flo
 
 
 def _elevation(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], ramp: float) -> Tensor:
-    """Return elevations (n_groups,) in radians. The coin selects: uniform in the angle, or uniform on the sphere."""
+    """Return elevations (n_groups,) in radians. The coin decides if they are uniform in angle or on the sphere."""
     bounds = _ramped(options.elevation_range, options.progressive_elevation, ramp)
     uniform = inputs["elevation"]
     if float(inputs["elevation_coin"]) < 0.5:

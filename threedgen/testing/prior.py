@@ -18,7 +18,7 @@ TEXT_WIDTH = 24
 
 
 def tiny_unet(**config: Any) -> UNet2DConditionModel:
-    """Return a UNet for 8 x 8 latents with two levels and attention on the upper one; `config` overrides its values."""
+    """Return a UNet for 8 x 8 latents: two levels, attention on the finer one. `config` overrides config values."""
     torch.manual_seed(1)
     default = {
         "sample_size": 8,
