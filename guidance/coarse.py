@@ -103,7 +103,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
 
 
 class Block(nn.Module):
-    """Residual block: cross-attention to the text, then two convolutions."""
+    """Residual block of `CoarsePredictor`: cross-attention to the text, then two 3 x 3 convolutions."""
 
     def __init__(self, channels: int, text_width: int, heads: int, groups: int = 8) -> None:
         super().__init__()

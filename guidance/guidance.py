@@ -130,6 +130,9 @@ def combine_perp_neg(
         eps_negative: K predictions with the negative prompts, each like `eps_cond`.
         weights: w_k >= 0 of each negative prompt and image, (K, B).
         guidance_scale: s.
+
+    Returns:
+        The guided noise, like `eps_cond`.
     """
     step = direction = eps_cond - eps_uncond
     for eps, weight in zip(eps_negative, weights, strict=True):

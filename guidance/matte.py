@@ -20,7 +20,7 @@ from threedgen.guidance.weights.loading import CONFIG, TENSORS
 from threedgen.run.disk import write_json
 
 BATCH, MAX_SIZE = 16, 1024
-"""Images per batch, and largest image side in pixels."""
+"""Number of images that the network processes together, and largest `size` of its input in pixels."""
 
 
 class Matte(nn.Module):

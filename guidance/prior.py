@@ -68,7 +68,7 @@ class Prior(Protocol):
     @property
     @abstractmethod
     def latent_shape(self) -> tuple[int, int, int]:
-        """(C, h, w) of the latents of one image."""
+        """Shape (C, h, w) of the latents of one image of `image_size` pixels per side."""
 
     @property
     def identifiers(self) -> Sequence[str]:
@@ -80,7 +80,11 @@ class Prior(Protocol):
         """Move the networks to a device and return the prior; precision "auto" is resolved for the new device."""
 
     def free_text_encoder(self) -> None:
-        """Free the text encoder and the VAE decoder. Call after the prompt is encoded; no further prompts or images."""
+        """Free the memory of the text encoder and the VAE decoder.
+
+        Training calls it after it has encoded the prompt. Afterwards `encode_prompt` and `decode_latents` fail;
+        `encode_images` and `denoise` still work.
+        """
         return  # a prior without such networks has nothing to free
 
     @abstractmethod
@@ -95,7 +99,7 @@ class Prior(Protocol):
     @property
     @abstractmethod
     def text_shape(self) -> tuple[int, int]:
-        """(L, D) of an encoded prompt."""
+        """Shape (L, D) of an encoded prompt: L tokens, D features."""
 
     def tokens_cut(self, prompt: str) -> str:
         """Return the end of the prompt that exceeds `max_tokens`; "" if the whole prompt fits."""

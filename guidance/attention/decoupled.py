@@ -26,7 +26,7 @@ from threedgen.guidance.choices import Arrangement, Layout
 
 Branch = Literal["mv", "ref"]
 Processor = Callable[..., Tensor]
-"""Attention processor of diffusers."""
+"""Attention processor of diffusers: called with an attention layer and its input (B, L, C), it returns the output."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of queries, keys and values (..., L, C), separately for each sequence of L tokens: (..., L, C)."""
 

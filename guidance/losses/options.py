@@ -1,4 +1,4 @@
-"""Config models of distillation losses and of view prompts; no torch here."""
+"""Config models of distillation losses and of view-dependent prompts; imports no torch."""
 
 from __future__ import annotations
 

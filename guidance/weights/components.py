@@ -115,7 +115,7 @@ def load_folder(path: Path, tokenizer: str | None = None) -> Components:
 
 
 def read_schedule(path: Path) -> Schedule:
-    """Read the noise schedule of a diffusers folder."""
+    """Read the noise schedule of a diffusers folder. Raises ConfigError if it is unsupported or has T < 1000."""
     try:
         schedule = Schedule.from_diffusers(files.read_json(path / "scheduler" / "scheduler_config.json"))
         if schedule.T < MIN_TIMESTEPS:

@@ -139,7 +139,7 @@ def identify(weights: str, wanted: Parts = PARTS) -> Identity:
 
 
 def awaited(weights: str) -> bool:
-    """Return whether `weights` is an original checkpoint that is not on this machine yet."""
+    """Return whether `weights` is an original MVDream checkpoint that is not on this machine yet."""
     return weights in ORIGINALS and local(weights) is None and cached(*hub_name(weights)) is None
 
 

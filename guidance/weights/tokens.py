@@ -29,7 +29,7 @@ MAX_VOCABULARY_BYTES = 64 << 20
 
 
 def read_tokenizer(path: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer in a folder or its sub-folder "tokenizer". Raises ConfigError."""
+    """Load the tokenizer in the folder `path` or its sub-folder "tokenizer". Raises ConfigError if it is unreadable."""
     from transformers import AutoTokenizer, CLIPTokenizer
 
     path = tokenizer_folder(path)
@@ -134,6 +134,6 @@ def read_prompt(tokenizer: PreTrainedTokenizerBase | None, prompt: str) -> Readi
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[tuple[str, list[str]]]:
-    """Return the words of `prompt` outside a closed vocabulary, each with up to three similar known words."""
+    """Return the prompt's words outside a closed vocabulary, each with up to three similar known words."""
     vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
     return [] if vocabulary is None else vocabulary.unknown(prompt)
