@@ -1,8 +1,9 @@
 """Disk cache of encoded training images for latent diffusion models.
 
-Rendering and encoding an image costs about as much as one training step on it, so each step makes a few new images and
-reuses older ones. Entry i has the same content whether it is read or made again (always in the same block), so a lost
-or unrelated file costs only time. The cache does not notice edits of the toybox code: delete the folder after those.
+Rendering and encoding an image takes about as long as one training step on it. So each step makes a few new images and
+reuses older ones. An entry is rendered and encoded together with the other entries of its block, so it has the same
+content each time it is made: a lost or unrelated cache file costs only time. The cache does not detect changes of the
+toybox code. Delete its folder after such a change.
 """
 
 from __future__ import annotations
@@ -21,13 +22,19 @@ from threedgen.run.dtypes import autocast_bf16
 
 T = TypeVar("T")
 BLOCK = 32
-"""Entries per block. Fixed, because the last bits of a convolution depend on the batch size."""
+"""Entries per block. The number is fixed, because the last bits of a convolution depend on the batch size."""
 TEXT_BYTES = 160
-"""Stored bytes of a caption."""
+"""Bytes stored per caption. Longer captions are truncated."""
 
 
 class Captioned(NamedTuple):
-    """N entries of V consecutive views: rgb (N * V, H, W, 3) in [0, 1], N captions, c2w (N * V, 4, 4)."""
+    """N entries of V views each, as returned by `Source.block`. The V views of an entry are consecutive rows.
+
+    Attributes:
+        rgb: (N * V, H, W, 3), in [0, 1].
+        captions: one caption per entry, N in total.
+        c2w: (N * V, 4, 4), camera-to-world, OpenGL axes; identity for images without a known camera.
+    """
 
     rgb: np.ndarray
     captions: list[str]
@@ -35,22 +42,28 @@ class Captioned(NamedTuple):
 
 
 class Source(Protocol):
-    """Endless, deterministic list of captioned images."""
+    """Endless, deterministic list of entries. An entry has one caption and `n_view` square images."""
 
     n_view: int
 
     def describe(self) -> str:
-        """Return one line with everything that determines the images."""
+        """Return one line of text that names everything that determines the images. It is part of the cache key."""
 
     def block(self, indices: range, size: int) -> Captioned:
-        """Return the entries `indices`, rendered at `size` pixels per side."""
+        """Render the entries `indices` with images of `size` x `size` pixels."""
 
 
 class Bank(ABC):
-    """Disk cache of `count` entries with latents and cameras, filled in blocks of `block` entries on first use.
+    """Base class of disk caches whose entries have latents and cameras. Blocks of entries are filled on first use.
 
-    `description`: text that determines the entries besides the VAE encoder, which must not change during use. `dtype`:
-    numpy dtype of an entry with the fields z (V, C, h, w), float16, and c2w (V, 4, 4).
+    Args:
+        folder: folder of the cache files.
+        name: name of the array file in the folder.
+        description: text that names everything that determines the entries, except the VAE encoder.
+        vae: autoencoder of diffusers. Its encoder weights are part of the cache key and must not change during use.
+        count: number of entries.
+        dtype: structured numpy dtype of one entry, with the fields z (V, C, h, w), float16, and c2w (V, 4, 4).
+        block: number of entries that are made together.
     """
 
     def __init__(self, folder: Path, name: str, description: str, vae: Any, count: int, dtype: Any, block: int) -> None:
@@ -59,7 +72,11 @@ class Bank(ABC):
         self.cache = BlockCache(folder, name, count, (), dtype, f"{description}\nVAE {digest(encoder)}\n", block)
 
     def prepare(self, indices: Sequence[int] | np.ndarray, rank: tuple[int, int] = (0, 1)) -> None:
-        """Fill the missing blocks of `indices` for process `rank` = (k, n), or a following block if it has none."""
+        """Make and store the blocks that contain the entries `indices` (N,) and are missing in the cache.
+
+        With `rank` = (k, n), process k of n fills every n-th missing block. If n does not divide their number, missing
+        blocks with higher numbers are added, so that no process waits idle.
+        """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:
             following = range(lacking[-1] + 1, min(lacking[-1] + count, len(self.cache.done)))
@@ -73,11 +90,11 @@ class Bank(ABC):
         """Make and store one block."""
 
     def latents(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the latents (N, V, C, h, w), float32."""
+        """Return the scaled latents (N, V, C, h, w), float32, of the entries `indices` (N,)."""
         return torch.from_numpy(self._read(indices, "z")).float()
 
     def c2w(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the camera poses (N, V, 4, 4)."""
+        """Return the camera-to-world poses (N, V, 4, 4), OpenGL axes, of the entries `indices` (N,)."""
         return torch.from_numpy(self._read(indices, "c2w"))
 
     def _read(self, indices: Sequence[int] | np.ndarray, field: str) -> np.ndarray:
@@ -86,7 +103,8 @@ class Bank(ABC):
 
 
 class LatentBank(Bank):
-    """Latents, captions (at most `text` bytes) and cameras of the first `count` entries of a source."""
+    """Disk cache of the latents, captions and cameras of the first `count` entries of a source. Images are rendered at
+    `size` x `size` pixels and encoded by `vae`. `text`: bytes stored per caption."""
 
     def __init__(
         self,
@@ -120,7 +138,8 @@ class LatentBank(Bank):
 
 
 def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, T]:
-    """Return the (share, part) whose interval of the cumulative shares contains `u` in [0, 1)."""
+    """Return the element (share, part) of `parts` whose interval of the cumulative shares contains `u` in [0, 1). With
+    a uniform random `u`, a part is chosen with the probability that its share states. Shares sum to 1."""
     cumulative = 0.0
     for share, part in parts:
         cumulative += share
@@ -135,7 +154,11 @@ def available_entries(step: int, count: int, first: int, fresh: int) -> int:
 
 
 def sample_entries(rng: np.random.Generator, step: int, batch: int, count: int, first: int, fresh: int) -> np.ndarray:
-    """Sample the entry indices (batch,) of a step: first the `fresh` new ones, then random older ones."""
+    """Sample the entry indices (batch,) of a training step.
+
+    The first `fresh` indices are entries that no earlier step used, as long as fewer than `count` entries are in use.
+    The rest are sampled with equal probability from the entries that were available before this step.
+    """
     available = available_entries(step, count, first, fresh)
     indices = rng.integers(0, available, batch)
     new = min(fresh, count - available)
@@ -144,18 +167,19 @@ def sample_entries(rng: np.random.Generator, step: int, batch: int, count: int, 
 
 
 def pack(text: str, length: int) -> np.ndarray:
-    """Return the UTF-8 bytes (length,) of a text, truncated or padded with zeros."""
+    """Return the UTF-8 bytes of a text as an array (length,), uint8, truncated or padded with zeros."""
     return np.frombuffer(text.encode()[:length].ljust(length, b"\0"), np.uint8)
 
 
 def unpack(data: np.ndarray) -> str:
-    """Return the text that `pack` stored, without an incomplete character at its end."""
+    """Decode an array of bytes from `pack`. A last character that was cut by the truncation is dropped."""
     return bytes(data).rstrip(b"\0").decode(errors="ignore")
 
 
 @torch.no_grad()
 def encode(vae: Any, rgb: Tensor) -> Tensor:
-    """Encode images (B, H, W, 3) in [0, 1] to latents (B, C, h, w), float32: posterior mean times scaling factor."""
+    """Encode images (B, H, W, 3) in [0, 1] to latents (B, C, h, w), float32, on the VAE's device. Latents are the mean
+    of the posterior, times the VAE's `scaling_factor`. Images are encoded in batches of 16."""
     with autocast_bf16(vae.device):
         x = (rgb.permute(0, 3, 1, 2) * 2 - 1).to(vae.device)
         z = torch.cat([vae.encode(part).latent_dist.mean.float() for part in x.split(16)])

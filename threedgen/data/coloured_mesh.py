@@ -1,6 +1,7 @@
-"""Coloured triangle meshes for rendering, from GLB, OBJ and PLY files or from toybox objects.
+"""Coloured triangle meshes for rendering, from GLB, glTF, OBJ and PLY files or from toybox objects.
 
-World axes: z up, front +x. A mesh is a list of parts, each with vertex colours or a texture.
+World axes: z is up, and the front of the object faces +x. A mesh is a list of parts. Each part has vertex colours or a
+texture.
 """
 
 from __future__ import annotations
@@ -22,20 +23,27 @@ from threedgen.geometry.texture import sample
 from threedgen.run.arrays import Array
 
 DEFAULT_COLOUR = 1.0
-"""Colour of a mesh without colours: white, glTF's default. A grey one would vanish before the grey background."""
+"""Value of all three channels for a mesh without colours: white, as in glTF. Grey would not stand out from the grey
+background."""
 SUPERSAMPLE = 2
+"""Factor by which images are rendered larger along each axis and then averaged."""
 MAX_COORDINATE = 1e9
-"""Largest coordinate accepted from a file."""
+"""Largest absolute coordinate accepted from a file."""
 
 
 class EmptyMesh(ConfigError):
-    """Error for a mesh or field without anything to render."""
+    """Error for a mesh or field that has no surface to render."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """F triangles: corners (F, 3, 3), values per corner: sRGB colours (F, 3, 3), or uv (F, 3, 2), v up, of an sRGB
-    texture (H, W, 3)."""
+    """F triangles of a mesh with one kind of colour: vertex colours, or one texture.
+
+    Attributes:
+        corners: (F, 3, 3), as (triangle, corner, xyz), in world units.
+        values: sRGB colours (F, 3, 3) of the corners, in [0, 1]; with a texture, uv coordinates (F, 3, 2), v upwards.
+        texture: (H, W, 3), sRGB in [0, 1]; None: `values` are colours.
+    """
 
     corners: Array
     values: Array
@@ -44,33 +52,40 @@ class Part:
 
 @dataclass(frozen=True)
 class ColouredMesh:
-    """Triangle mesh of several parts. `plain`: no part has its own colours, so only shading shows its shape."""
+    """Triangle mesh of several parts. `plain` is True if no part has vertex colours or a texture."""
 
     parts: tuple[Part, ...]
     plain: bool = False
 
     @property
     def corners(self) -> Array:
-        """Triangles (F, 3, 3) of all parts."""
+        """Corners (F, 3, 3) of the triangles of all parts, in the order of the parts."""
         return np.concatenate([part.corners for part in self.parts])
 
     def map_corners(self, transform: Callable[[Array], Array]) -> ColouredMesh:
-        """Return a copy with `transform` applied to the corners (F, 3, 3) of each part."""
+        """Return a copy in which each part has the corners `transform(corners)`; both arrays are (F, 3, 3)."""
         return replace(self, parts=tuple(replace(part, corners=transform(part.corners)) for part in self.parts))
 
     def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
-        """Render images (V, size, size, 3) in [0, 1] from c2w (V, 4, 4) and fov in radians.
+        """Render square images (V, size, size, 3), sRGB in [0, 1], from perspective cameras.
 
-        `light`: shading like the toybox, by 0.5 + 0.2 n_z + 0.3 n . v, instead of unlit colours.
+        Args:
+            c2w: (V, 4, 4), camera-to-world, OpenGL axes.
+            fov: vertical field of view of all cameras, radians.
+            size: image side, pixels.
+            background: grey value in [0, 1].
+            light: multiply colours by 0.5 + 0.2 n_z + 0.3 n . v, as in the toybox. Here n is the unit normal turned
+                towards the camera, and v the unit vector to the camera. False: unlit colours.
         """
         soup = self._soup()
         buffers = (raster.rasterise(*soup, pose[None], fov, size * SUPERSAMPLE) for pose in c2w)
         return self._shade(buffers, background, [pose[:3, 3] for pose in c2w] if light else None)
 
     def photograph(self, at: Cameras, background: float | None = 0.5, light: bool = False) -> Array:
-        """Render images (V, H, W, 3) in [0, 1] from any cameras, also of parallel rays. `light` as in `render`.
+        """Render images (V, H, W, 3), sRGB in [0, 1], from V perspective or orthographic cameras.
 
-        Without `background`, return RGBA (V, H, W, 4) with straight alpha.
+        `background` is a grey value in [0, 1]. If it is None, images are RGBA (V, H, W, 4) with straight alpha. `light`
+        turns on the shading that `render` describes.
         """
         fine, soup = at.with_size(at.height * SUPERSAMPLE, at.width * SUPERSAMPLE), self._soup()
         buffers = (raster.rasterise_views(*soup, fine.select([view])) for view in range(len(at)))
@@ -79,8 +94,12 @@ class ColouredMesh:
         return self._shade(buffers, background, list(eyes) if light else None)
 
     def surface(self, at: Cameras) -> tuple[Array, Array, Array]:
-        """Return points (V, H, W, 3), unit normals (V, H, W, 3) towards the camera, and the foreground mask (V, H, W)
-        at the pixel centres."""
+        """Return the visible surface at the pixel centres of V cameras.
+
+        Returns:
+            Points (V, H, W, 3) in world units, unit normals (V, H, W, 3) in world space that face the camera, and the
+            foreground mask (V, H, W), bool. Points and normals are meaningful only where the mask is True.
+        """
         corners, (points, faces) = self.corners, self._soup()
         buffers = raster.rasterise_views(points, faces, at)
         a, b, c = corners.swapaxes(0, 1)
@@ -96,7 +115,16 @@ class ColouredMesh:
         return points, np.arange(len(points)).reshape(-1, 3)
 
     def _shade(self, views: Iterable[raster.Buffers], background: float | None, eyes: Sequence[Array] | None) -> Array:
-        """Shade rasterised views one by one: images (V, H, W, 3 or 4), lit from the eyes (3,) or unlit."""
+        """Shade rasterised views one by one and average the supersampled pixels.
+
+        Args:
+            views: raster buffers of V views, each with a leading axis of length 1 and SUPERSAMPLE x the image size.
+            background: grey value in [0, 1]; None: images are RGBA.
+            eyes: V camera positions (3,) for the shading; None: unlit colours.
+
+        Returns:
+            Images (V, H, W, 3 or 4), in [0, 1].
+        """
         corners, images, empty = self.corners, list[Array](), (0.0,) * 4 if background is None else (background,) * 3
         for view, buffers in enumerate(views):
             mask = buffers.mask[0]
@@ -113,7 +141,8 @@ class ColouredMesh:
         return np.clip(np.stack(images), 0, 1)
 
     def _colours(self, face: Array, weight: Array) -> Array:
-        """Return colours (P, 3) at barycentrics (P, 3, 1) of faces (P,), indices into `corners`."""
+        """Return sRGB colours (P, 3) at P points, given by triangle indices `face` (P,) into `corners` and barycentric
+        weights `weight` (P, 3, 1)."""
         colour, first = np.zeros((len(face), 3), np.float32), 0
         for part in self.parts:
             in_part = (face >= first) & (face < first + len(part.corners))
@@ -127,7 +156,13 @@ class ColouredMesh:
 
 
 def _light(corners: Array, weight: Array, eye: Array) -> Array:
-    """Return the shading factor (P,) at barycentrics (P, 3, 1) of triangles (P, 3, 3), lit from both sides."""
+    """Return the shading factor (P,) at P points, the same for front and back sides of triangles.
+
+    Args:
+        corners: (P, 3, 3), corners of the triangle of each point.
+        weight: (P, 3, 1), barycentric weights of each point.
+        eye: (3,), camera position.
+    """
     a, b, c = corners.swapaxes(0, 1)
     normal = raster.unit(np.cross(b - a, c - a))
     facing = (normal * raster.unit(eye - (corners * weight).sum(1))).sum(1)
@@ -135,7 +170,7 @@ def _light(corners: Array, weight: Array, eye: Array) -> Array:
 
 
 def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
-    """Centre the bounding box at the origin and scale the farthest corner to the distance `radius`."""
+    """Move the centre of the bounding box to the origin, and scale the mesh into a ball of the given radius."""
     points = mesh.corners.reshape(-1, 3)
     centre = (points.min(0) + points.max(0)) / 2
     scale = radius / np.linalg.norm(points - centre, axis=1).max()
@@ -143,7 +178,7 @@ def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
 
 
 def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
-    """Centre the bounding box at the origin and scale the largest coordinate to `half`."""
+    """Move the centre of the bounding box to the origin, and scale so that the largest coordinate is `half`."""
     low, high = mesh.corners.min((0, 1)), mesh.corners.max((0, 1))
     scale = 2 * half / (high - low).max()
     return mesh.map_corners(lambda corners: (corners - (low + high) / 2) * scale)
@@ -153,13 +188,15 @@ def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
 
 
 def toybox_mesh(asset: Asset, segments: int = 32) -> ColouredMesh:
-    """Triangulate the solids of a toybox asset, with unlit colours."""
+    """Return the mesh of a toybox asset, one colour per solid. Round solids have `segments` sides."""
     vertices, faces, colours, _ = asset.mesh(segments)
     return ColouredMesh((Part(vertices[faces], np.repeat(colours[:, None], 3, axis=1)),))
 
 
 def read_mesh(path: Path, up: Literal["y", "z"] = "y") -> ColouredMesh:
-    """Read a GLB, glTF, OBJ or PLY file. A y-up file faces +z, as in glTF, a z-up file +x.
+    """Read a GLB, glTF, OBJ or PLY file and convert it to a z-up world in which the front faces +x.
+
+    `up` is the up axis of the file. The front of a y-up file faces +z, as in glTF; the front of a z-up file faces +x.
 
     Raises ConfigError for an unreadable file, EmptyMesh if no triangle has an area.
     """
@@ -181,7 +218,7 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y") -> ColouredMesh:
 
 
 def drop_degenerate(part: Part) -> Part:
-    """Remove triangles that are not finite or have no area."""
+    """Remove triangles that have no area, or coordinates or values that are not finite."""
     a, b, c = (part.corners[:, k] for k in range(3))
     with np.errstate(all="ignore"):
         area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
@@ -190,10 +227,11 @@ def drop_degenerate(part: Part) -> Part:
 
 
 def _part(piece: Any, gltf: bool) -> tuple[Part, bool]:
-    """Convert a trimesh piece of a file; return the part, and whether it has colours besides the material's factor.
+    """Convert a trimesh mesh to a part. Return the part, and whether it has vertex colours, face colours or a texture.
 
-    Vertex and material colours of glTF are linear and multiply each other; textures are sRGB. With a texture, vertex
-    colours are ignored, in OBJ files also the material colour, which most exporters write without meaning it.
+    Vertex colours and material colours of glTF are linear and are multiplied; textures are sRGB. If there is a texture,
+    vertex colours are ignored. In OBJ files the material colour is then ignored too, because most exporters write an
+    arbitrary one.
     """
     corners, visual, colours = np.asarray(piece.vertices, np.float64)[piece.faces], piece.visual, None
     shape, material = corners.shape, getattr(visual, "material", None)
@@ -219,7 +257,7 @@ def _part(piece: Any, gltf: bool) -> tuple[Part, bool]:
 
 
 def _factor(material: Any) -> Array:
-    """Return the colour factor (3,) of a material, in the colour space of the file."""
+    """Return the RGB factor (3,) of a material, linear in glTF files and sRGB in OBJ files; ones if it has none."""
     for name in ("baseColorFactor", "diffuse"):
         value = getattr(material, name, None)
         if value is not None:

@@ -1,4 +1,4 @@
-"""Readers for small data set files: text lines, frame numbers, arrays. Errors are ConfigErrors that name the file."""
+"""Readers for small data set files: text lines, frame numbers and arrays. Their ConfigErrors name the file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from threedgen.run.arrays import Array
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the non-empty lines of a text file, stripped. Raises ConfigError."""
+    """Return the non-empty lines of a text file, without spaces at their ends. Raises ConfigError."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
@@ -26,7 +26,7 @@ def first_line(path: Path) -> str:
 
 
 def read_frame_numbers(path: Path) -> list[int]:
-    """Read frame numbers, one per line; return them sorted, without duplicates. Raises ConfigError."""
+    """Read a text file with one frame number per line. Return the numbers sorted, each once. Raises ConfigError."""
     lines = read_lines(path)
     for line in lines:
         if not line.isdecimal():
@@ -35,7 +35,8 @@ def read_frame_numbers(path: Path) -> list[int]:
 
 
 def read_npy(path: Path) -> Array:
-    """Read an array of numbers or strings. Raises ConfigError, also for pickled objects, which could run code."""
+    """Read an array of numbers or strings from a .npy file. Raises ConfigError for a missing or damaged file, and for
+    pickled objects, because unpickling can run code."""
     try:
         array: Array = np.lib.format.read_array(io.BytesIO(read_bytes(path)), allow_pickle=False)
     except FileNotFoundError:

@@ -1,10 +1,11 @@
-"""Reader for Matterport3D skyboxes (Chang et al. 2017), and others in the same layout, as panoramas.
+"""Reader for the skyboxes of Matterport3D (Chang et al. 2017), and for others in the same layout, as panoramas.
 
-    mp3d_skybox/train.npy, test.npy                       strings (N, 6): paths of the six faces below mp3d_skybox/
-    mp3d_skybox/SCENE/matterport_skybox_images/NAME_skyboxK_sami.jpg   K = 0 ... 5: up, four sides, down
+    mp3d_skybox/train.npy, test.npy                       strings (N, 6): paths of six cube sides below mp3d_skybox/
+    mp3d_skybox/SCENE/matterport_skybox_images/NAME_skyboxK_sami.jpg   cube side K = 0 ... 5: up, four around, down
     mp3d_skybox/SCENE/blip3/NAME_DEGREES.txt              caption in the first line, for the yaws 0, 45, ... 315
 
-As in MVDiffusion (arXiv 2307.01097), a view gets the caption of the nearest of these yaws.
+Yaws are in degrees and increase to the right. As in MVDiffusion (arXiv 2307.01097), a view gets the caption of the
+nearest of the eight yaws.
 """
 
 from __future__ import annotations
@@ -30,14 +31,15 @@ FOLDER, FACES, CAPTIONS = "mp3d_skybox", "matterport_skybox_images", "blip3"
 YAW_STEP = 45
 """Yaw difference of consecutive captions, degrees."""
 MAX_SUPERSAMPLE = 2
-"""Largest factor by which views are rendered larger and then averaged, because faces have more pixels than views."""
+"""Largest factor by which views are rendered larger along each axis and then averaged. A factor above 1 is used if the
+cube sides have more pixels than the views."""
 
 
 class MatterportPanoramas:
-    """Source (`SceneSource`) of panorama views of a split. Raises ConfigError for an unusable file.
+    """Source (`SceneSource`) of perspective views of panoramas, evenly spaced in yaw.
 
-    The first view of a training entry has a random yaw in whole degrees, keyed by (seed, index); that of a test entry
-    has yaw 0.
+    In the training split, the yaw of an entry's first view is a random whole number of degrees that depends only on the
+    seed and the index. In the test split it is 0. Raises ConfigError for an unusable file.
     """
 
     def __init__(self, config: MatterportConfig, seed: int = 0, split: SceneSplit = "train") -> None:
@@ -55,7 +57,7 @@ class MatterportPanoramas:
         return f"panoramas of {self.root.resolve()}, {self.split}, seed {self.seed}, {views}"
 
     def first_yaw(self, index: int) -> int:
-        """Return the yaw of an entry's first view, degrees."""
+        """Return the yaw of the first view of entry `index`, degrees."""
         return int(numpy_generator(self.seed, index, "first yaw").integers(360)) if self.split == "train" else 0
 
     def scene(self, index: int) -> SceneViews:
@@ -69,14 +71,15 @@ class MatterportPanoramas:
         return SceneViews(Views(resize(images, o.size, o.size), at), tuple(captions))
 
     def caption(self, face: str, yaw: float) -> str:
-        """Read the caption nearest to `yaw` (degrees) of the panorama to which `face` belongs. Raises ConfigError."""
+        """Read the caption for the yaw nearest to `yaw`, in degrees. Raises ConfigError for a missing or empty file.
+        `face` is the path of any cube side of the panorama, relative to the data folder."""
         nearest = round(yaw / YAW_STEP) * YAW_STEP % 360
         path = PurePosixPath(face)
         file = self.root / path.parent.parent / CAPTIONS / f"{path.name.split('_')[0]}_{nearest}.txt"
         return self.options.prefix + first_line(file)
 
     def _face(self, path: str) -> Tensor:
-        """Read a face (3, S, S) in [0, 1]."""
+        """Read one side of the cube (3, S, S), in [0, 1]."""
         if not (self.root / path).is_file():
             raise ConfigError(f"{self.root / path} is missing")
         image = load_image(self.root / path).convert("RGB")
@@ -86,7 +89,8 @@ class MatterportPanoramas:
 
 
 def read_paths(path: Path) -> list[list[str]]:
-    """Read the paths of each panorama's faces. Raises ConfigError, also for paths outside the folder."""
+    """Read the paths of the six cube sides of each panorama from a .npy file. Raises ConfigError for an unusable file,
+    and for paths that lead out of the data folder."""
     array = read_npy(path)
     if array.dtype.kind != "U" or array.ndim != 2 or array.shape[1] != 6 or not len(array):
         raise ConfigError(f"{path} should hold strings (N, 6), six face paths each (got {array.dtype} {array.shape})")

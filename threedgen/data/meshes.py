@@ -16,11 +16,15 @@ from .object_views import ObjectViews
 from .options import MeshFolderConfig, ObjectSplit
 
 MAX_CACHED = 32
-"""Meshes kept in memory."""
+"""Largest number of meshes kept in memory."""
 
 
 class MeshObjects(ObjectViews):
-    """Views of meshes, one entry per reference image of a mesh. The last `held_out` meshes are a split of their own."""
+    """Source of training views of MV-Adapter from a folder of meshes.
+
+    Each mesh has `options.pictures` entries, which differ in their reference image; without reference images it has one
+    entry. The split "held-out" has the last `options.held_out` meshes, the split "train" all others.
+    """
 
     def __init__(
         self,
@@ -50,7 +54,7 @@ class MeshObjects(ObjectViews):
         return self.files[index % len(self.files)][1]
 
     def read(self, number: int) -> ColouredMesh:
-        """Read a mesh, scaled to the half extent `HALF`. Raises ConfigError."""
+        """Read mesh `number` of the split, scaled into the cube [-HALF, HALF]^3. Raises ConfigError."""
         return fit_to_cube(read_mesh(self.folder / self.files[number][0], self.options.up), HALF)
 
     def photograph(self, index: int, at: Cameras) -> Array:

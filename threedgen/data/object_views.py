@@ -1,10 +1,10 @@
-"""Training data of MV-Adapter (arXiv 2412.03632, section 5.1): six views of an object and the condition maps of them.
+"""Training data of MV-Adapter (arXiv 2412.03632, section 5.1): six views of an object and their condition maps.
 
-An entry has the six views on grey and, optionally, a reference image: a view from near the front, framed like users'
-images.
+An entry has six views of an object on a grey background. It can also have a reference image. This is a view from near
+the front, in which the object is centred and scaled as in the images that users give.
 
-Geometry maps are rendered on each use, not stored: six maps of 128 pixels take about 20 ms of one core, in a step of
-about one second. Stored, they would take 590 kB per object, twenty times the latents.
+Geometry maps are not stored but rendered on each use. Six maps of 128 pixels take about 20 ms of one core, while a
+training step takes about one second. Stored maps would take 590 kB per object, twenty times as much as its latents.
 """
 
 from __future__ import annotations
@@ -32,17 +32,21 @@ from .bank import Captioned
 from .options import ObjectSplit
 
 AZIMUTH, ELEVATION = 45.0, (-10.0, 30.0)
-"""Camera of a reference image, degrees: largest azimuth from the front, and elevation range (section 5.2)."""
+"""Camera of a reference image in degrees: largest azimuth to each side of the front, and the range of elevations
+(section 5.2)."""
 
 
 class ObjectViews(ABC):
     """Base class of the sources (`threedgen.data.bank.Source`) that the registry builds as "object-source".
 
+    A subclass provides the captions, images and surfaces of objects. This class samples the cameras. Azimuth 0 is the
+    front of the object (+x), and azimuths increase counter-clockwise seen from above.
+
     Args:
-        control: condition of the guider; it determines the six view directions.
+        control: kind of the condition maps, "rays" or "geometry". It determines the six view directions.
         reference: add a reference image as the last of the `n_view` images of an entry.
-        anywhere: share of objects whose cameras are turned by a random azimuth and raised by a random elevation.
-        fov: field of view of the cameras, degrees; 0: parallel rays (see `towards_middle`).
+        anywhere: share of objects, in [0, 1], whose cameras have a random azimuth offset and a random elevation.
+        fov: field of view of the cameras, degrees; 0: orthographic cameras.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class ObjectViews(ABC):
     def __len__(self) -> int: ...
 
     def describe(self) -> str:
-        """Return one line with everything that determines the images."""
+        """Return one line of text that names everything that determines the images. It is part of the cache key."""
         kind = f"{type(self).__name__}, {self.control}, picture {self.reference}"
         fov = f", fov {self.fov:g}" if self.fov else ""
         return f"{kind}, seed {self.seed}, {self.split}, anywhere {self.anywhere:g}{fov}"
@@ -73,20 +77,28 @@ class ObjectViews(ABC):
 
     @abstractmethod
     def photograph(self, index: int, at: Cameras) -> Array:
-        """Render images (V, H, W, 3) on `GREY`. The object is scaled to the half extent `cameras.HALF`."""
+        """Render object `index` from V cameras: images (V, H, W, 3), in [0, 1], on a background of `GREY`. The object
+        is centred at the origin. Its largest coordinate is at most `cameras.HALF`."""
 
     @abstractmethod
     def surface(self, index: int, at: Cameras) -> tuple[Array, Array, Array]:
-        """Return points and unit normals (V, H, W, 3) at the pixel centres, and the foreground mask (V, H, W)."""
+        """Return the visible surface of object `index` at the pixel centres of V cameras.
+
+        Returns:
+            World points (V, H, W, 3), unit normals (V, H, W, 3) in world space, and a bool foreground mask (V, H, W).
+        """
 
     def reference_angles(self, index: int) -> tuple[float, float]:
-        """Return (elevation, azimuth) of the reference image, degrees."""
+        """Return the random (elevation, azimuth) of the reference image of object `index`, degrees."""
         rng = np.random.default_rng([self.seed, self.split == "train", index, 5])
         return float(rng.uniform(*ELEVATION)), float(rng.uniform(-AZIMUTH, AZIMUTH))
 
     def angles(self, index: int) -> list[tuple[float, float]]:
-        """Return (elevation, azimuth) of an object's views, degrees: `sides`, or for the share `anywhere` one random
-        elevation and the azimuths of `sides` plus one random offset."""
+        """Return (elevation, azimuth) of each of the six views of object `index`, degrees.
+
+        These are the angles `sides`. For a share `anywhere` of the objects, all views get one random elevation in
+        `RAISED`, and one random offset is added to the azimuths of `sides`.
+        """
         rng = np.random.default_rng([self.seed, self.split == "train", index, 6])
         if rng.random() >= self.anywhere:
             return list(self.sides)
@@ -94,7 +106,8 @@ class ObjectViews(ABC):
         return [(elevation, (offset + azimuth) % 360) for _, azimuth in self.sides]
 
     def cameras(self, index: int, size: int) -> Cameras:
-        """Return the cameras of an object's views, without that of the reference image."""
+        """Return the cameras of the six views of object `index`, with `size` x `size` pixels. The camera of the
+        reference image is not among them."""
         return views(self.angles(index), size, size, self.fov)
 
     def block(self, indices: range, size: int) -> Captioned:
@@ -110,7 +123,11 @@ class ObjectViews(ABC):
         return Captioned(np.concatenate(rgb), [self.caption(index) for index in indices], np.concatenate(c2w))
 
     def maps(self, index: int, size: int) -> Tensor:
-        """Return the guider's condition maps (V, 6, H, W) in [0, 1]; ray maps of parallel rays are (V, 6, 1, 1)."""
+        """Return the condition maps (V, 6, H, W) of the six views of object `index`, in [0, 1], H = W = `size`.
+
+        Channels are Pluecker rays (control "rays"), or positions and normals (control "geometry"). Ray maps of
+        orthographic cameras are (V, 6, 1, 1), because all pixels have the same direction.
+        """
         at = self.cameras(index, size)
         if self.control == "rays":
             return ray_maps(at)
@@ -118,6 +135,7 @@ class ObjectViews(ABC):
 
 
 def frame_on_grey(image: Tensor) -> Tensor:
-    """Crop and centre the object of an image (H, W, 3) on grey. Return an image without an object unchanged."""
+    """Centre the object of an image (H, W, 3) on grey, and scale it as in images that users give. Pixels that differ
+    from `GREY` are the object. An image without an object is returned unchanged."""
     mask = (image != GREY).any(-1, keepdim=True)
     return framed(torch.cat([image, mask.float()], dim=-1), *image.shape[:2]) if mask.any() else image

@@ -20,7 +20,7 @@ Clutter = Annotated[
     float, Field(ge=0, le=1, description="objects in a room, as a share of those in the 2D model's training rooms")
 ]
 DEFAULT_CLUTTER = 0.4
-"""Clutter at which captions, which name three objects per view, name most of the visible objects."""
+"""Default of `clutter`. At this value a caption, which names up to three objects, names most of the visible ones."""
 
 
 class RoomPanoramasConfig(Config):
@@ -38,7 +38,7 @@ class RoomPanoramasConfig(Config):
 
 
 class _WalksConfig(Config):
-    """Selection of views from walks with depth."""
+    """Base model with the options that select the views of an entry from a walk with depth."""
 
     has_depth: ClassVar[bool] = True
 
@@ -65,7 +65,7 @@ class RoomPathsConfig(_WalksConfig):
 
 
 class _Folder(Config):
-    """Data set in a folder."""
+    """Base model of data sets that are read from an existing folder."""
 
     path: str = Field(min_length=1, description="folder of the data set")
 
@@ -103,6 +103,7 @@ class ScanNetConfig(_Folder, _WalksConfig):
 
 
 MESHES = (".glb", ".gltf", ".obj", ".ply")
+"""Suffixes of mesh files, in lower case."""
 
 
 class ToyboxObjectsConfig(Config):
@@ -129,7 +130,8 @@ class MeshFolderConfig(_Folder):
     held_out: int = Field(8, ge=1, description="last meshes of the list, used for the sample sheet only")
 
     def files(self) -> list[str]:
-        """List the meshes as sorted paths relative to the folder. Raises ConfigError if all of them are held out."""
+        """List the mesh files as sorted paths relative to the folder. Raises ConfigError unless there are more than
+        `held_out` meshes."""
         folder = existing_folder(self.path, "path")
         found = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in MESHES)
         if len(found) <= self.held_out:
@@ -141,8 +143,8 @@ class MeshFolderConfig(_Folder):
         return found
 
     def texts(self) -> dict[str, str]:
-        """Return the caption of each file; file names replace missing captions. Raises ConfigError, also for captions
-        of missing files."""
+        """Return a dict from mesh file to caption. A mesh without a caption gets one made from its file name. Raises
+        ConfigError for an unreadable captions file, and for a caption whose mesh is missing."""
         files = self.files()
         captions = {} if self.captions is None else _read_captions(Path(self.captions).expanduser())
         for name in captions.keys() - set(files):
@@ -166,6 +168,6 @@ def _read_captions(path: Path) -> dict[str, str]:
 
 
 def _words(stem: str) -> str:
-    """Turn a file name into a caption: red_chair-2 -> red chair."""
+    """Make a caption from a file name without suffix: "red_chair-2" becomes "red chair"."""
     words = stem.replace("_", " ").replace("-", " ").split()
     return " ".join(word for word in words if not word.isdecimal()) or "an object"

@@ -3,8 +3,9 @@
     files = find(["photos/"])                 checked paths
     images = read(files, size=128)            (N, 128, 128, 3) uint8
 
-The alpha channel separates the subject. Without one, the background is the region connected to the border that has the
-border's colour (paper, a wall). A photo with neither keeps its background and is cropped to its middle square.
+The alpha channel separates the subject from the background. If a photo has no transparent pixels, the background is
+the region that touches the border of the photo and has the colour of the border (paper, a wall). If there is no such
+region, the photo keeps its background and is cropped to its middle square.
 """
 
 from __future__ import annotations
@@ -24,16 +25,22 @@ from threedgen.run.arrays import Array
 logger = logging.getLogger(__name__)
 
 MIN_PHOTOS, MAX_PHOTOS = 2, 100
+"""Smallest and largest number of photos."""
 MAX_LISTED = 20
-"""Skipped files named in the log."""
+"""Largest number of skipped files that the log names."""
 GREY = 0.5
+"""Background of the returned images, in [0, 1]."""
 
 
 def find(paths: Sequence[str]) -> list[Path]:
-    """List the images of files and folders, and read each once, so that errors appear before a prior is loaded.
+    """List the image files among `paths`, which are files and folders.
 
-    Files of a folder that are no readable images are skipped with a warning. Raises ConfigError for too few or too many
-    images, and for an unreadable or too large one that is named itself.
+    Each image is read once, so that errors appear before a prior is loaded. Files of a folder that are not readable
+    images are skipped with a warning.
+
+    Raises:
+        ConfigError: for fewer than `MIN_PHOTOS` or more than `MAX_PHOTOS` images, for a path that does not exist, and
+            for an unreadable or too large image that `paths` names directly.
     """
     found: list[Path] = []
     for text in paths:
@@ -63,7 +70,7 @@ def find(paths: Sequence[str]) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    """List the readable images of a folder, and log the files that are skipped with the reason."""
+    """List the readable images of a folder. Log the other files and the reason why each of them is skipped."""
     found, skipped = list[Path](), list[str]()
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
@@ -82,9 +89,10 @@ def _images(folder: Path) -> list[Path]:
 
 
 def read(files: Sequence[Path], size: int, fill: float = 0.75) -> Array:
-    """Return images (N, size, size, 3), uint8, on neutral grey; a separated subject fills `fill` of the side.
+    """Read photos and return square images (N, size, size, 3), uint8, on neutral grey.
 
-    Raises ConfigError for a damaged file, or one without a subject.
+    The longer side of the subject's bounding box is the fraction `fill` of the image side, if the subject can be
+    separated from its background. Raises ConfigError for a damaged file, or a photo without a subject.
     """
     return np.stack([_centre_subject(_load(path), path, size, fill) for path in files])
 

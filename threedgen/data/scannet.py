@@ -1,7 +1,7 @@
-"""Reader for ScanNet (Dai et al. 2017), and other data in MVDiffusion's ScanNet layout, as walks with depth.
+"""Reader for ScanNet (Dai et al. 2017), and for other data in the ScanNet layout of MVDiffusion, as walks with depth.
 
-SPLIT/SCENE/color/N.jpg, depth/N.png         depth in millimetres, 0 where unknown (`geometry.depth_file`)
-SPLIT/SCENE/pose/N.txt, prompt/N.txt         camera-to-world, OpenCV axes; caption in the first line
+SPLIT/SCENE/color/N.jpg, depth/N.png         image of frame N; depth in millimetres, 0 where unknown
+SPLIT/SCENE/pose/N.txt, prompt/N.txt         camera-to-world pose, OpenCV axes; caption in the first line
 SPLIT/SCENE/intrinsic/intrinsic_depth.txt    K, 3x3 or 4x4, for the size of the depth images
 SPLIT/SCENE/key_frame_0.6.txt                numbers of the key frames, one per line
 SPLIT/SCENE/valid_frames.npy                 numbers of the usable frames
@@ -35,13 +35,15 @@ from .srn.scene_files import read_pose
 from .walks import WalkScenes, windows
 
 POSE_CHECK_SIZE = (36, 48)
-"""Size (H, W) of the depth maps in the check of the pose convention."""
+"""Size (H, W) to which depth maps are reduced for the check of the pose convention."""
 
 
 class ScanNetWalk:
-    """One scene (`walks.Walk`) with images resized to `height` x `width` pixels.
+    """Walk (`walks.Walk`) of one scene folder. Images and depth are resized to `height` x `width` pixels.
 
-    `key_frames`: file of key frame numbers in the folder; `poses`: convention of the pose files.
+    Args:
+        key_frames: name of the file in `folder` that lists the key frame numbers.
+        poses: "c2w" if the pose files are camera-to-world matrices, "w2c" if they are world-to-camera matrices.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class ScanNetWalk:
 
     @cached_property
     def frames(self) -> Sequence[int]:
-        """Numbers of the usable frames. Raises ConfigError."""
+        """Numbers of the usable frames, ascending. Raises ConfigError for an unusable file."""
         path = self.folder / "valid_frames.npy"
         numbers = read_npy(path)
         if numbers.dtype.kind not in "iu" or numbers.ndim != 1:
@@ -61,7 +63,7 @@ class ScanNetWalk:
 
     @cached_property
     def keys(self) -> Sequence[int]:
-        """Numbers of the key frames. Raises ConfigError."""
+        """Numbers of the key frames, ascending. Raises ConfigError for an unusable file."""
         return read_frame_numbers(self.folder / self.key_file)
 
     def depth_frames(self) -> list[int]:
@@ -76,12 +78,14 @@ class ScanNetWalk:
         return sorted(int(path.stem) for path in self.folder.glob(pattern) if path.stem.isdecimal())
 
     def has_pose(self, number: int) -> bool:
-        """Return whether a frame has a finite pose; ScanNet has none where tracking was lost. Raises ConfigError."""
+        """Return whether the pose of frame `number` exists and is finite. ScanNet has infinite poses where tracking was
+        lost. Raises ConfigError for an unreadable file."""
         path = self._pose(number)
         return path.is_file() and not re.search("inf|nan", read_text(path).lower())
 
     def views(self, numbers: Sequence[int]) -> SceneViews:
-        """Read frames by number. Raises ConfigError for a missing or unusable file, and for inverse poses."""
+        """Read images, cameras, captions and depth of the frames `numbers`. Raises ConfigError for a missing or
+        unusable file, and if the poses seem to be the inverse of what `poses` says."""
         self._check_key_poses()
         depth, cameras = self.geometry(numbers)
         for number, has_depth in zip(numbers, (depth > 0).flatten(1).any(1), strict=True):
@@ -96,7 +100,7 @@ class ScanNetWalk:
         self.poses_checked = True
 
     def check_pose_convention(self, numbers: Sequence[int]) -> None:
-        """Raise ConfigError if the depth maps of these frames are consistent only under the inverse pose convention."""
+        """Raise ConfigError if the depth maps of the frames `numbers` fit together only with inverted poses."""
         subset = [numbers[n] for n in spread_pairs(len(numbers))]
 
         def read(poses: Poses) -> tuple[torch.Tensor, Cameras]:
@@ -105,7 +109,12 @@ class ScanNetWalk:
         check_pose_convention(read, self.poses, str(self.folder / "pose"))
 
     def geometry(self, numbers: Sequence[int]) -> tuple[torch.Tensor, Cameras]:
-        """Return depth (N, H, W) in metres, resized by nearest pixel, and cameras. Raises ConfigError."""
+        """Read depth and cameras of the frames `numbers` (N,). Raises ConfigError for a missing or unusable file.
+
+        Returns:
+            Depth (N, H, W) in metres along the viewing axis, 0 where unknown (resized without interpolation), and the
+            cameras of the N frames.
+        """
         depth, sizes = zip(*(self._depth(number) for number in numbers), strict=True)
         if len(set(sizes)) > 1:
             raise ConfigError(f"{self.folder / 'depth'} has images of different sizes: {sorted(set(sizes))}")
@@ -116,11 +125,11 @@ class ScanNetWalk:
         return torch.from_numpy(np.stack(depth)), cameras.with_size(self.height, self.width)
 
     def caption(self, number: int) -> str:
-        """Read the caption of a frame. Raises ConfigError."""
+        """Read the caption of frame `number`. Raises ConfigError for a missing or empty file."""
         return first_line(self.folder / "prompt" / f"{number}.txt")
 
     def _image(self, number: int) -> torch.Tensor:
-        """Read a colour image (1, H, W, 3) in [0, 1]."""
+        """Read the colour image (1, H, W, 3) of a frame, in [0, 1]."""
         candidates = [self.folder / "color" / f"{number}.{suffix}" for suffix in ("jpg", "jpeg", "png")]
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
@@ -129,7 +138,7 @@ class ScanNetWalk:
         return resize(torch.from_numpy(image)[None] / 255, self.height, self.width)
 
     def _depth(self, number: int) -> tuple[Array, tuple[int, int]]:
-        """Read the depth (H, W) of a frame, and the size of its file."""
+        """Read the depth (H, W) of a frame in metres, and the (height, width) of the depth image in its file."""
         full = read_depth(self.folder / "depth" / f"{number}.png")
         height, width = full.shape
         rows = ((np.arange(self.height) + 0.5) * height / self.height).astype(int)
@@ -140,7 +149,8 @@ class ScanNetWalk:
         return self.folder / "pose" / f"{number}.txt"
 
     def _intrinsics(self) -> Array:
-        """Read K (3, 3), float32. Pixel centres are at integers in the file, at +0.5 here."""
+        """Read the intrinsics K (3, 3), float32, in pixels of the depth images. In the file, the centre of the first
+        pixel is at (0, 0). In the result, it is at (0.5, 0.5)."""
         path = self.folder / "intrinsic" / "intrinsic_depth.txt"
         numbers = [x for row in read_numbers(path) for x in row]
         if len(numbers) not in (9, 16):
@@ -154,7 +164,8 @@ class ScanNetWalk:
 
 
 def scenes(path: str, split: SceneSplit) -> list[Path]:
-    """List the scene folders in PATH/SPLIT, PATH/scannet/SPLIT or PATH. Raises ConfigError."""
+    """List the scene folders in the first of PATH/SPLIT, PATH/scannet/SPLIT and PATH that has any. Raises ConfigError
+    if none of them has a scene."""
     root = Path(path).expanduser()
     for folder in (root / split, root / "scannet" / split, root):
         found = sorted(scene for scene in folder.glob("*") if (scene / "pose").is_dir())
@@ -164,7 +175,8 @@ def scenes(path: str, split: SceneSplit) -> list[Path]:
 
 
 def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
-    """Return the walks with enough key frames, after a check of the first walk's poses. Raises ConfigError."""
+    """Return the walks of a split that have at least `config.least_keys` key frames. Raises ConfigError if there are
+    none, and if the poses of the first walk seem to be inverted."""
     o = config
     every = [ScanNetWalk(folder, o.height, o.width, o.key_frames, o.poses) for folder in scenes(o.path, split)]
     found = [walk for walk in every if len(walk.keys) >= o.least_keys]
@@ -178,10 +190,8 @@ def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
 
 
 def build(config: ScanNetConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
-    """Build the source of a split: random views for training, all windows of key frames without overlap for test.
-
-    Raises ConfigError.
-    """
+    """Build the source of a split. Entries of the training split are random. Entries of the test split cover the key
+    frames of each walk in order, without overlap. Raises ConfigError for unusable data."""
     o, found = config, walks(config, split)
     description = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {o.key_frames}"
     description += f", {len(found)} scenes of {o.least_keys} keys"

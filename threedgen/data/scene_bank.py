@@ -18,16 +18,25 @@ from .bank import Bank, encode, pack, unpack
 from .scene_views import SceneSource
 
 BLOCK = 4
-"""Scenes per block."""
+"""Scenes that are rendered and stored together."""
 TEXT_BYTES = 240
-"""Stored bytes of a caption."""
+"""Bytes stored per caption. Longer captions are truncated."""
 
 
 class SceneBank(Bank):
-    """Latents, captions, cameras and depth of the first `count` scenes of a source (default: all), filled on first use.
+    """Disk cache of the latents, captions, cameras and depth of scenes. Scenes are rendered and encoded on first use.
 
-    `half`: encode the views at half their size; cameras and depth keep the full size. Depth is stored as float16, which
-    resolves two millimetres at four metres. Raises ValueError if the VAE cannot encode the view size.
+    Depth is stored as float16, which resolves two millimetres at four metres.
+
+    Args:
+        folder: folder of the cache files.
+        source: scenes to cache; all have V views of H x W pixels.
+        vae: autoencoder of diffusers.
+        count: number of scenes, the first ones of the source; None: all.
+        half: encode the images at half their height and width. Cameras and depth keep the full size.
+
+    Raises:
+        ValueError: if the VAE cannot encode images of this size.
     """
 
     def __init__(
@@ -52,26 +61,27 @@ class SceneBank(Bank):
         super().__init__(folder, "scenes", description, vae, self.count, np.dtype(entry), BLOCK)
 
     def captions(self, indices: Sequence[int] | Array) -> list[tuple[str, ...]]:
-        """Return the captions of each scene's views."""
+        """Return one tuple of V captions for each of the scenes `indices` (N,)."""
         return [tuple(unpack(text) for text in texts) for texts in self._read(indices, "text")]
 
     def depth(self, indices: Sequence[int] | Array) -> Tensor:
-        """Return depth (N, V, H, W), float32, metres along the viewing axis, 0 where unknown. Raises ValueError."""
+        """Return the depth (N, V, H, W) of the scenes `indices` (N,), float32. Depth is in metres along the viewing
+        axis, and 0 where unknown. Raises ValueError if the scenes have no depth."""
         if not self.has_depth:
             raise ValueError("the scenes have no depth")
         return torch.from_numpy(self._read(indices, "depth")).float()
 
     def condition_mask(self, indices: Sequence[int] | Array) -> Tensor:
-        """Return (N, V) bool, True for condition views."""
+        """Return a mask (N, V), bool, for the scenes `indices` (N,). It is True for views that are conditions."""
         return torch.from_numpy(self._read(indices, "given"))
 
     def cameras(self, index: int) -> Cameras:
-        """Return the cameras of a scene's views."""
+        """Return the V cameras of the scene `index`, at the full image size."""
         (K,), c2w = self._read([index], "K"), self.c2w([index])[0]
         return Cameras(c2w, Projection(torch.from_numpy(K)), *self.size)
 
     def fill(self, block: int) -> None:
-        """Render, encode and store one block. Entries after the last scene stay zero."""
+        """Render, encode and store one block of scenes. Entries after the last scene are zero."""
         entries = np.zeros(BLOCK, self.cache.dtype)
         for offset, index in enumerate(range(block * BLOCK, min((block + 1) * BLOCK, self.count))):
             scene, row = self.source.scene(index), entries[offset]
@@ -85,7 +95,8 @@ class SceneBank(Bank):
 
 
 def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
-    """Return the shape (C, h, w) of an image's latents. Raises ValueError for a size that the VAE cannot encode."""
+    """Return the shape (C, h, w) of the latents of an image of `height` x `width` pixels. Raises ValueError unless both
+    are multiples of the VAE's downsampling factor."""
     factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
     if height % factor or width % factor:
         raise ValueError(f"image size {height} x {width} is not a multiple of the VAE's downsampling factor {factor}")

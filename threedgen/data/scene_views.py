@@ -1,4 +1,4 @@
-"""Captioned views of one scene for MVDiffusion: a panorama, or a path with depth."""
+"""Captioned views of one scene for MVDiffusion: views of a panorama, or views along a camera path with depth."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from threedgen.geometry.views import Views
 
 @dataclass(frozen=True)
 class SceneViews:
-    """N captioned views of a scene. Raises ValueError if the lengths or sizes differ.
+    """N captioned views of one scene, as the training of MVDiffusion reads them.
 
     Attributes:
+        views: images (N, H, W, 3), in [0, 1], and their cameras.
+        captions: one caption per view.
         depth: (N, H, W), metres along the viewing axis, 0 where unknown; None for a panorama.
-        condition_views: indices of the views that the model receives as conditions, such as the first and the last view
-            of an interpolation.
+        condition_views: indices of the views that the model receives as conditions instead of generating them, such as
+            the first and the last view of an interpolation.
+
+    Raises:
+        ValueError: if the numbers of views or the image sizes of the attributes differ.
     """
 
     views: Views
@@ -39,10 +44,10 @@ class SceneViews:
 
 
 class SceneSource(Protocol):
-    """Deterministic training scenes with `n_view` views each, all of one size.
+    """Deterministic list of training scenes. All scenes have `n_view` views of the same image size.
 
-    The registry builds it as "scene-source" from its config, a seed and a split ("train" or "test"). The config's
-    `has_depth` is True if the scenes have depth.
+    The registry builds a source under the kind "scene-source" from a config, a seed and a split ("train" or "test").
+    `has_depth` of the config states whether the scenes have depth.
     """
 
     n_view: int
@@ -50,6 +55,6 @@ class SceneSource(Protocol):
     def __len__(self) -> int: ...
 
     def describe(self) -> str:
-        """Return one line with everything that determines the scenes."""
+        """Return one line of text that names everything that determines the scenes. It is part of the cache key."""
 
     def scene(self, index: int) -> SceneViews: ...

@@ -1,6 +1,7 @@
-"""Training entries from walks: numbered frames with poses, depth and captions.
+"""Training entries from walks, which are camera paths of numbered frames with poses, depth and captions.
 
-An entry is a run of consecutive key frames (`geometry.overlap`), or two key frames as conditions and frames between.
+Key frames are a subset of the frames, chosen by the overlap of their images (`geometry.overlap`). An entry of n views
+has n consecutive key frames, or it is an interpolation: two key frames as conditions, and n - 2 frames between them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from .scene_views import SceneViews
 
 
 class Walk(Protocol):
-    """One walk. `frames`: numbers of the usable frames, `keys`: numbers of the key frames, both in ascending order."""
+    """Camera path through a scene, with numbered frames. `frames` has the numbers of all usable frames, `keys` those of
+    the key frames. Both are in ascending order."""
 
     @property
     def frames(self) -> Sequence[int]: ...
@@ -26,25 +28,27 @@ class Walk(Protocol):
     def keys(self) -> Sequence[int]: ...
 
     def views(self, numbers: Sequence[int]) -> SceneViews:
-        """Return frames by number, with depth. Raises ConfigError for an unreadable file."""
+        """Return the views of the frames `numbers`, with depth. Raises ConfigError for an unreadable file."""
         ...
 
 
 class Entry(NamedTuple):
-    """Window of consecutive key frames: index of the walk, and of the first key frame in it."""
+    """Choice of consecutive key frames: index of the walk, and index of the first chosen frame in the walk's `keys`."""
 
     walk: int
     first: int
 
 
 class WalkScenes:
-    """Source (`SceneSource`) of `n_view` views with depth from walks; entry i comes from walk i % len(walks).
+    """Source (`SceneSource`) of training entries from walks. Random entry i comes from walk i % len(walks).
 
     Args:
-        description: one line with everything that determines the walks.
-        between: share of interpolation entries: two key frames, `apart` key frames from each other, are conditions.
+        description: one line of text that names everything that determines the walks.
+        seed: seed of random entries; entry i depends only on the seed and i.
+        between: share of entries, in [0, 1], that are interpolations.
+        apart: distance of the first and the last view of an interpolation, as a number of key frames.
         count: number of entries; None: one per walk.
-        entries: fixed entries instead of random ones, which are keyed by (seed, index).
+        entries: fixed entries to use instead of random ones; they set the number of entries.
     """
 
     def __init__(
@@ -83,7 +87,11 @@ class WalkScenes:
 
 
 def window(walk: Walk, n_view: int, first: int, rng: np.random.Generator | None = None) -> list[int]:
-    """Return the numbers of `n_view` key frames from index `first`; random other frames replace missing key frames."""
+    """Return the frame numbers of `n_view` consecutive key frames, starting at index `first` of the walk's `keys`.
+
+    If the walk has too few key frames after `first`, random other frames of the walk complete the list. They come from
+    `rng`, by default a generator with the seed `first`.
+    """
     keys = list(walk.keys[first : first + n_view])
     rng = rng or np.random.default_rng(first)
     others = [number for number in walk.frames if number not in set(keys)] or keys
@@ -92,8 +100,12 @@ def window(walk: Walk, n_view: int, first: int, rng: np.random.Generator | None 
 
 
 def between_keys(walk: Walk, n_view: int, rng: np.random.Generator, apart: int = 2) -> list[int]:
-    """Return the numbers of a random key frame, of `n_view` - 2 frames between in random order (the last one repeats if
-    there are too few), and of the key frame `apart` key frames later."""
+    """Return the frame numbers of a random interpolation entry.
+
+    The first number is a random key frame, and the last number is the key frame `apart` key frames later. Between them
+    are `n_view` - 2 frames from that section of the walk, in random order. If the section has too few frames, one of
+    them is repeated.
+    """
     apart = min(apart, len(walk.keys) - 1)
     first = int(rng.integers(len(walk.keys) - apart))
     start, end = walk.keys[first], walk.keys[first + apart]
@@ -104,5 +116,6 @@ def between_keys(walk: Walk, n_view: int, rng: np.random.Generator, apart: int =
 
 
 def windows(walks: Sequence[Walk], n_view: int) -> list[Entry]:
-    """List the windows that cover the key frames of walks without overlap; incomplete windows are dropped."""
+    """Divide the key frames of each walk into entries of `n_view` consecutive key frames without overlap. Key frames at
+    the end of a walk that do not fill an entry are dropped."""
     return [Entry(k, i) for k, walk in enumerate(walks) for i in range(0, len(walk.keys) - n_view + 1, n_view)]

@@ -1,4 +1,8 @@
-"""Reading of an asset, scaling to the ball of toybox objects, and rendering in rings of views."""
+"""Reader and renderer for user assets.
+
+An asset is scaled into the same ball as the objects of the toybox, and rendered in rings of views. A ring is a circle
+of cameras with the same elevation, field of view and distance.
+"""
 
 from __future__ import annotations
 
@@ -24,17 +28,18 @@ from .options import ViewsConfig
 
 MAX_TRIANGLES = 5_000_000
 PLAIN, ANIMATED = "no colours: rendered white", "animated: only the first pose is used"
+"""Notes that the user gets about an asset."""
 
 
 class LoadedAsset(NamedTuple):
-    """Mesh in the ball of `RADIUS`, front at +x, and notes for the user."""
+    """Mesh in the ball of radius `RADIUS`, with its front at +x, and notes about the asset for the user."""
 
     mesh: ColouredMesh
     notes: tuple[str, ...]
 
 
 def read_asset(folder: Path, asset: Asset) -> LoadedAsset:
-    """Read an asset. Raises ConfigError for a broken, empty or too large file."""
+    """Read an asset, turn its front to +x and scale it. Raises ConfigError for a broken, empty or too large file."""
     path = folder / asset.file
     count, animated = inspect_file(path)
     _check_size(count)
@@ -55,7 +60,11 @@ def _check_size(count: int) -> None:
 
 
 def inspect_file(path: Path) -> tuple[int, bool]:
-    """Return a file's number of triangles (0 if unknown) and whether it is animated. Raises ConfigError."""
+    """Count the triangles of a mesh file without building the mesh. Raises ConfigError for an unreadable file.
+
+    Returns:
+        Number of triangles (0 if unknown), and whether the file has animations or skins.
+    """
     try:
         data = read_bytes(path, MAX_BYTES)
     except OSError as error:
@@ -86,7 +95,11 @@ def _gltf_triangles(tree: Any) -> int:
 
 
 def cameras(options: ViewsConfig, seed: int, name: str) -> Cameras:
-    """Sample the cameras of an asset around the unit ball, ring by ring, the first view of each from the front."""
+    """Sample the cameras of the asset `name`, which look at the origin.
+
+    Each ring has a random elevation, field of view and distance, which depend only on the seed and the name. Views are
+    ordered ring by ring. A ring starts at the front (azimuth 0, +x) and continues counter-clockwise seen from above.
+    """
     o, rng = options, numpy_generator(seed, 0, f"views of {name}")
     fov, elevation = (np.deg2rad(rng.uniform(*bounds, o.rings)) for bounds in (o.fov, o.elevation))
     distance = rng.uniform(*o.relative_distance, o.rings) / np.tan(fov / 2)
@@ -97,5 +110,5 @@ def cameras(options: ViewsConfig, seed: int, name: str) -> Cameras:
 
 
 def render_views(mesh: ColouredMesh, at: Cameras, options: ViewsConfig) -> Array:
-    """Render RGBA images (V, H, W, 4) in [0, 1], straight alpha."""
+    """Render RGBA images (V, H, W, 4), in [0, 1], with straight alpha. `options.light` turns the shading on."""
     return mesh.photograph(at, None, options.light)

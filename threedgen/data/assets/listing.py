@@ -1,11 +1,12 @@
-"""List of a folder's meshes with captions, and of the meshes left out with the reason.
+"""List of the meshes in a folder that have captions, and of the meshes that are left out, each with the reason.
 
     captions.csv    file,caption[,up][,turn]
                     chairs/1.glb,a wooden chair
                     knight.ply,a knight with a red shield,z,90
 
-Columns may also be separated by semicolons or tabs, and paths written with backslashes, as Excel on Windows does.
-`up` is the up axis of the file. `turn` rotates the asset about it, in degrees, counter-clockwise seen from above.
+Columns can also be separated by semicolons or tabs, and paths can have backslashes, as in files of Excel on Windows.
+`up` is the up axis of the mesh file. `turn` is an angle in degrees by which the asset is rotated about this axis,
+counter-clockwise seen from above.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ COLUMNS = ("file", "caption", "up", "turn")
 
 @dataclass(frozen=True)
 class Asset:
-    """Mesh with a caption. `file`: path relative to the folder, with slashes."""
+    """Mesh with a caption, from a row of the captions file. `file` is relative to the folder, `turn` in degrees."""
 
     file: str
     caption: str
@@ -37,19 +38,20 @@ class Asset:
 
     @property
     def name(self) -> str:
-        """Unique name in a shard, without dots."""
+        """Name of the asset's files in a shard, unique and without dots."""
         return slug(self.file)
 
 
 class Listing(NamedTuple):
-    """Assets, and the reason for each mesh (or line of the captions) that is left out."""
+    """Assets to render, and a dict from each mesh file or line of the captions file that is left out to the reason."""
 
     assets: tuple[Asset, ...]
     left_out: dict[str, str]
 
 
 def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
-    """List the meshes that have captions, sorted by file. Raises ConfigError if there are none."""
+    """List the meshes in `folder` and its subfolders that have captions, sorted by file. `captions` is the path of the
+    captions file, and `up` the default up axis. Raises ConfigError if no mesh has a caption."""
     path = find_captions(folder, captions)
     files = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in MESHES)
     if not files:
@@ -74,7 +76,8 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
 
 
 def find_captions(folder: Path, captions: str) -> Path:
-    """Find the captions file, relative to the working directory or else to the folder. Raises ConfigError."""
+    """Find the captions file at the path `captions`, relative to the working directory or else to `folder`. Raises
+    ConfigError if there is none."""
     for path in (Path(captions).expanduser(), folder / captions):
         if path.is_file():
             return path
@@ -82,7 +85,11 @@ def find_captions(folder: Path, captions: str) -> Path:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield line numbers and rows (column -> cell) of a CSV file with an optional header. Raises ConfigError."""
+    """Yield the line number and the cells of each row of a captions file. Raises ConfigError for an unreadable file.
+
+    Cells are a dict from column name to text, which is "" for missing cells. If the first row is no header, the columns
+    are `COLUMNS`.
+    """
     lines = read_text(path, "captions").splitlines()
     rows = csv.reader(lines, delimiter=_delimiter(lines))
     columns: tuple[str, ...] = COLUMNS
@@ -98,7 +105,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 
 def _delimiter(lines: list[str]) -> str:
-    """Return the first separator outside quotes, of the first line that has one; else a comma."""
+    """Return the first comma, semicolon or tab outside quotes in the lines, or a comma if they have none."""
     unquoted = (re.sub(r'"[^"]*"', "", line) for line in lines)
     return next((match[0] for line in unquoted if (match := re.search(r"[,;\t]", line))), ",")
 

@@ -4,8 +4,8 @@
     RUN/assets.csv   state of each mesh and each line of the captions, with notes or the reason for leaving it out
     RUN/sheet.png    contact sheet: four sides of each asset (sheet-2.png, ...); available after the first shard
 
-Shards are written atomically, each with a JSON file that marks it as complete, so a killed run continues with the
-missing ones. An asset at which a process dies repeatedly is left out; the rest of its shard is made.
+Shards are written atomically. Each has a JSON file that marks it as complete, so a killed run continues with the
+missing shards. An asset whose rendering kills the process repeatedly is left out; the rest of its shard is made.
 """
 
 from __future__ import annotations
@@ -38,14 +38,15 @@ from .sheet import write_sheet
 
 logger = logging.getLogger(__name__)
 CRASHES = "lost.json"
-"""File of the assets at which processes died, with the reason."""
+"""File that lists the assets whose rendering killed a process, with the reason."""
 MAX_WARNINGS = 20
-"""Largest number of warnings in the log; assets.csv has all of them."""
+"""Largest number of warnings in the log. The file assets.csv has all of them."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Shard to make. `key`: hash of its assets (with file sizes and times) and the render settings."""
+    """Shard to make: its number, its assets and its file name without suffix. `key` is a hash of the assets, of the
+    sizes and times of their files, and of the render settings. A shard on disk with another key is outdated."""
 
     number: int
     assets: tuple[Asset, ...]
@@ -54,7 +55,7 @@ class Job:
 
 
 def make(task: Task) -> None:
-    """Render the missing shards. Raises Stopped after Ctrl-C, ConfigError if nothing can be rendered."""
+    """Render the missing shards. Raises Stopped after Ctrl-C, and ConfigError if no mesh can be rendered."""
     shards = render(task.config, task.folder, task.quiet)
     left_out = len(shards.index["left_out"])
     task.summarise(assets=len(shards), left_out=left_out, views=len(shards) * shards.azimuths * shards.rings)
@@ -64,7 +65,8 @@ run = partial(run_task, make, result="sheet.png", files=("sheet.png", "assets.cs
 
 
 def render(config: AssetsConfig, run_folder: Path, quiet: bool) -> Shards:
-    """Write the shards, assets.csv and contact sheet of a mesh folder. Raises Stopped, ConfigError."""
+    """Write the shards, assets.csv and the contact sheet of the folder `config.data` to `run_folder`. Raises Stopped
+    after Ctrl-C, and ConfigError if no mesh can be rendered."""
     folder, data = run_folder / SHARDS, Path(config.data).expanduser()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +91,7 @@ def render(config: AssetsConfig, run_folder: Path, quiet: bool) -> Shards:
 
 
 def jobs(config: AssetsConfig, data: Path, assets: tuple[Asset, ...]) -> list[Job]:
-    """List all shards in order."""
+    """Divide the assets, whose files are in the folder `data`, into shards, and return them in order."""
     size, result = config.views.per_shard, list[Job]()
     settings = {"seed": config.seed, "views": plain(config.views)}
     for number, start in enumerate(range(0, len(assets), size)):
@@ -105,13 +107,13 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 def read_finished(folder: Path, job: Job) -> dict[str, Any] | None:
-    """Read the JSON file of a job's shard; return None if the shard is missing, outdated or truncated."""
+    """Read the JSON file of a shard. Return None if the shard is missing, outdated or truncated."""
     found = read_json(folder / f"{job.name}.json")
     return found if found.get("key") == job.key and is_complete(folder, found) else None
 
 
 def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: Path, quiet: bool) -> int:
-    """Make the missing shards; return 0, or the exit code of the signal that stopped it."""
+    """Make the missing shards with the engine of the config. Return 0, or the exit code after a signal stopped it."""
     folder = run_folder / SHARDS
     work = partial(
         make_shard,
@@ -140,7 +142,7 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
 
 
 def skip_asset(job: Job, reason: str, folder: Path) -> None:
-    """Record the asset at which a shard failed repeatedly, so that the next attempt leaves it out."""
+    """Record the asset whose rendering failed repeatedly in `CRASHES`, so that the next attempt leaves it out."""
     current = read_json(folder / f"{job.name}.at") or {"file": job.assets[0].file, "mark": None}
     logger.warning("asset skipped after repeated failures: %s (%s)", current["file"], reason)
     with writing(folder):
@@ -149,7 +151,7 @@ def skip_asset(job: Job, reason: str, folder: Path) -> None:
 
 
 def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path, threads: int | None) -> None:
-    """Render and write one shard, in a worker. Raises ConfigError if the disk is full."""
+    """Render and write one shard. Runs in a worker. Raises ConfigError if the disk is full."""
     set_threads(threads)
     left_out, entries, crashes = dict[str, str](), list[dict[str, Any]](), read_json(folder / CRASHES)
     path, current_file = folder / f"{job.name}.tar", folder / f"{job.name}.at"
@@ -178,7 +180,7 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
 
 
 def build_index(config: AssetsConfig, every: list[Job], folder: Path, left_out: dict[str, str]) -> dict[str, Any]:
-    """Return the content of index.json: the shards in the order of the jobs, and everything left out."""
+    """Return the content of index.json: render settings, shards in the order of the jobs, and the assets left out."""
     found = [read_finished(folder, job) or {} for job in every]
     left_out = left_out | {file: reason for shard in found for file, reason in shard["left_out"].items()}
     shards = [{key: shard[key] for key in ("file", "bytes", "sha256", "assets")} for shard in found if shard["assets"]]
@@ -186,7 +188,7 @@ def build_index(config: AssetsConfig, every: list[Job], folder: Path, left_out: 
 
 
 def _remove_stale(folder: Path, every: list[Job]) -> None:
-    """Delete shards that no job makes any more. Raises OSError."""
+    """Delete shards that belong to none of the jobs `every`. Raises OSError."""
     names = {job.name for job in every}
     for path in folder.glob("shard-*"):
         if path.suffix in (".tar", ".json", ".at") and path.stem not in names:

@@ -16,9 +16,9 @@ from threedgen.run.options import WorkersConfig, cores
 from .listing import Listing, list_assets
 
 INDEX = "index.json"
-"""File that lists the shards and their content."""
+"""Name of the file that lists the shards and their content."""
 SHARDS = "views"
-"""Folder of shards in a run."""
+"""Name of the folder of shards in a run folder."""
 
 
 class ViewsConfig(Config):
@@ -62,7 +62,7 @@ class AssetsConfig(WorkersConfig):
         return next((path for path in (folder, folder / SHARDS) if (path / INDEX).is_file()), None)
 
     def listing(self) -> Listing:
-        """List the assets to render. Raises ConfigError."""
+        """List the assets to render. Raises ConfigError if no mesh in `data` has a caption."""
         return list_assets(user_path(self.data, "data"), self.captions, self.up)
 
     def check(self) -> None:

@@ -1,11 +1,12 @@
-"""Shards of rendered assets in webdataset's form: tar files in which the files of an asset share a name.
+"""Shards of rendered assets in the format of webdataset: tar files in which the files of an asset share a name.
 
     shard-00000.tar     chair-0a1b2c3d.json, chair-0a1b2c3d.v00.png, ... chair-0a1b2c3d.v31.png, table-...
     shard-00000.json    assets, left-out assets with reasons, size and SHA-256; written when the shard is complete
-    index.json          all shards; written when all are complete
+    index.json          list of all shards; written when all of them are complete
 
-NAME.json has file, caption, notes, azimuths (views per ring), and for each view c2w (4, 4), as in
-`threedgen.geometry.cameras`, and fov (vertical, radians). Images are RGBA. Equal assets give equal bytes.
+NAME.json has the fields name, file, caption, notes and azimuths (number of views per ring), and for each view c2w
+(4, 4), camera-to-world with OpenGL axes, and fov (vertical, radians). Images are RGBA. The same assets give the same
+bytes.
 """
 
 from __future__ import annotations
@@ -31,24 +32,24 @@ from threedgen.run.disk import atomic_file
 from .options import INDEX
 
 MAX_CACHED = 64
-"""Shards whose tables of files are kept in memory."""
+"""Largest number of shards whose tables of files are kept in memory."""
 REMEDY = "run the command that made it again; it renders only the missing shards"
 
 
 class Writer:
-    """Writer of a shard's tar file."""
+    """Writer that adds assets to the open tar file of a shard."""
 
     def __init__(self, tar: tarfile.TarFile) -> None:
         self.tar = tar
 
     def add(self, name: str, data: bytes) -> None:
-        """Add a file. Raises OSError."""
+        """Add a file with the content `data`. Raises OSError."""
         info = tarfile.TarInfo(name)
         info.size = len(data)
         self.tar.addfile(info, io.BytesIO(data))
 
     def add_asset(self, name: str, metadata: dict[str, Any], images: list[bytes]) -> None:
-        """Add an asset's metadata and its views (PNG). Raises OSError."""
+        """Add the metadata of an asset as JSON, and its images, which are encoded as PNG. Raises OSError."""
         self.add(f"{name}.json", json.dumps(metadata, ensure_ascii=False).encode())
         for number, image in enumerate(images):
             self.add(f"{name}.v{number:02d}.png", image)
@@ -56,13 +57,13 @@ class Writer:
 
 @contextmanager
 def new_shard(path: Path) -> Iterator[Writer]:
-    """Open a shard for atomic writing. Raises OSError."""
+    """Open a shard for writing. The file appears at `path` only when it is complete. Raises OSError."""
     with atomic_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         yield Writer(tar)
 
 
 def checksum(path: Path) -> dict[str, Any]:
-    """Return name, size and SHA-256 of a shard. Raises OSError."""
+    """Return the name, the size in bytes and the SHA-256 of a shard. Raises OSError."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     return {"file": path.name, "bytes": path.stat().st_size, "sha256": digest}
@@ -76,7 +77,7 @@ def is_complete(folder: Path, summary: dict[str, Any]) -> bool:
 
 @dataclass(frozen=True)
 class Entry:
-    """Asset in a shard."""
+    """Asset in a shard: file name of the shard, name in it, mesh file, caption, and notes for the user."""
 
     shard: str
     name: str
@@ -86,7 +87,8 @@ class Entry:
 
 
 class Shards:
-    """Assets in a folder of shards, from `index` or else index.json. Raises ConfigError for missing shards."""
+    """Reader for a folder of shards. `entries` lists the assets of all shards. `index` is the content of index.json;
+    None: read the file. Raises ConfigError for missing or truncated shards."""
 
     def __init__(self, folder: Path, index: dict[str, Any] | None = None) -> None:
         self.folder, self.index = folder, index or read_json(folder / INDEX)
@@ -109,21 +111,21 @@ class Shards:
 
     @property
     def digest(self) -> str:
-        """Hash of all shards, 16 hex digits."""
+        """Hash of the content of all shards, 16 hexadecimal digits."""
         sums = "".join(str(shard["sha256"]) for shard in self.index["shards"])
         return hashlib.sha256(sums.encode()).hexdigest()[:16]
 
     def metadata(self, entry: Entry) -> dict[str, Any]:
-        """Read NAME.json of an asset. Raises ConfigError."""
+        """Read the metadata of an asset from its NAME.json. Raises ConfigError for a missing or truncated file."""
         found: dict[str, Any] = parse_json(self.read(entry, "json"))
         return found
 
     def image(self, entry: Entry, view: int) -> Image.Image:
-        """Read a view of an asset. Raises ConfigError."""
+        """Read the image of the view with number `view`. Raises ConfigError for a missing or truncated file."""
         return load_image(self.read(entry, f"v{view:02d}.png"), "an image in a shard")
 
     def read(self, entry: Entry, part: str) -> bytes:
-        """Read a file of an asset, such as "json" or "v00.png". Raises ConfigError."""
+        """Read a file of an asset; `part` is "json", or such as "v00.png". Raises ConfigError if it is missing."""
         path = self.folder / entry.shard
         try:
             start, size = self._members(entry.shard)[f"{entry.name}.{part}"]

@@ -1,4 +1,4 @@
-"""Contact sheet of the assets, for a check before a long training."""
+"""Contact sheet of rendered assets, with which users check their data before a long training."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from threedgen.run.arrays import Array
 from .shards import Entry, Shards
 
 SIDES, SIDE_PIXELS, COLUMNS, PER_PAGE = 4, 96, 3, 60
-"""Views per asset, their size in pixels, assets per row and per page."""
+"""Number of views per asset, side of a view in pixels, number of assets per row, and number of assets per page."""
 
 
 def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
-    """Write sheet.png, sheet-2.png, ... of at most `max_count` assets, spread over all. Raises OSError, ConfigError."""
+    """Write the pages sheet.png, sheet-2.png, ... of a contact sheet to `folder`. The sheet shows at most `max_count`
+    assets, evenly spaced in the list of all. Raises OSError and ConfigError."""
     count = min(max_count, len(shards))
     subset = [shards.entries[k * len(shards) // count] for k in range(count)]
     for number, start in enumerate(range(0, count, PER_PAGE), 1):
@@ -28,13 +29,14 @@ def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
 
 
 def sides(shards: Shards, entry: Entry) -> Array:
-    """Join front, left, back and right of the first ring: (SIDE_PIXELS, SIDES * SIDE_PIXELS, 3) in [0, 1]."""
+    """Join the front, left, back and right view of the first ring to an image (S, 4 S, 3), in [0, 1]. S is
+    SIDE_PIXELS."""
     views = (k * shards.azimuths // SIDES for k in range(SIDES))
     return np.concatenate([on_grey(shards.image(entry, view), SIDE_PIXELS) for view in views], axis=1)
 
 
 def on_grey(image: Image.Image, size: int, grey: float = 0.5) -> Array:
-    """Composite an image on grey and crop its middle square, resized to (size, size, 3) in [0, 1]."""
+    """Composite an image on the grey value `grey` and resize its middle square to (size, size, 3), in [0, 1]."""
     pixels = np.asarray(image.convert("RGBA"), np.float32) / 255
     rgb = pixels[..., :3] * pixels[..., 3:] + grey * (1 - pixels[..., 3:])
     side = min(rgb.shape[:2])
@@ -43,7 +45,7 @@ def on_grey(image: Image.Image, size: int, grey: float = 0.5) -> Array:
 
 
 def resize(pixels: Array, size: int) -> Array:
-    """Resize an image (H, W, 3) to (size, size, 3), bicubic with antialiasing; float32 in [0, 1]."""
+    """Resize a square image (H, H, 3) to (size, size, 3), float32, in [0, 1], bicubic with antialiasing."""
     if pixels.shape[:2] == (size, size):
         return np.asarray(pixels, np.float32)
     bands = [Image.fromarray(np.ascontiguousarray(pixels[..., band], np.float32)) for band in range(3)]

@@ -1,7 +1,7 @@
 """Training sources (`threedgen.data.bank.Source`) from user assets.
 
-The views of an entry are evenly spaced on one ring, from a random start, on a random grey. Single images, for the 2D
-share of training, are such views or images of a folder.
+The views of an entry are evenly spaced on one ring of views, start at a random azimuth, and have a random grey
+background. The share of training steps with single images uses such views too, or images from a folder.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ from .sheet import on_grey
 
 logger = logging.getLogger(__name__)
 GREY = (0.4, 0.6)
-"""Range of the background grey, as for the toybox."""
+"""Range of the grey value of backgrounds, as for the toybox."""
 
 
 class AssetViews:
-    """Source of `n_view` views per entry. `entries`: assets to use. Raises ConfigError if there are none."""
+    """Source of entries with `n_view` views of an asset. Entry i shows asset i % len(entries). Raises ConfigError if
+    the list `entries` of assets is empty."""
 
     def __init__(self, shards: Shards, entries: list[Entry], seed: int, n_view: int) -> None:
         if not entries:
@@ -52,7 +53,7 @@ class AssetViews:
         return Captioned(np.stack(rgb), captions, np.concatenate(c2w))
 
     def sample(self, index: int) -> tuple[list[int], float]:
-        """Sample the view numbers of an entry and its background grey."""
+        """Sample the numbers of the `n_view` views of entry `index`, and the grey value of its background."""
         rng, n = numpy_generator(self.seed, index, "views of an asset"), self.shards.azimuths
         ring, start, grey = rng.integers(self.shards.rings), rng.integers(n), rng.uniform(*GREY)
         azimuths = (start + np.arange(self.n_view) * n // self.n_view) % n
@@ -60,9 +61,10 @@ class AssetViews:
 
 
 class CaptionedImages:
-    """Source of single images from a folder with captions.csv (file, caption), cropped to their middle square.
+    """Source of single images from a folder that has a captions.csv with the columns file and caption.
 
-    Unreadable images are skipped with a warning. Raises ConfigError if no image is left.
+    Images are cropped to their middle square. Unreadable images are skipped with a warning. Raises ConfigError if no
+    image is left.
     """
 
     n_view = 1
@@ -94,8 +96,8 @@ class CaptionedImages:
 
 
 def split(shards: Shards, held_out: int, which: Literal["train", "held-out"]) -> list[Entry]:
-    """Return the training assets, or the `held_out` others. The split uses hashed names, so that most assets keep their
-    split when others are added."""
+    """Return the assets of a split: `held_out` assets are held out, all others are for training. Hashes of the asset
+    names decide the split, so most assets stay in their split when assets are added."""
     ordered = sorted(shards.entries, key=lambda entry: hashlib.sha256(entry.name.encode()).digest())
     held_out_names = {entry.name for entry in ordered[:held_out]}
     return [entry for entry in shards.entries if (entry.name in held_out_names) == (which == "held-out")]

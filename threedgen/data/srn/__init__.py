@@ -1,1 +1,1 @@
-"""Scenes in the layout of the Scene Representation Networks archives: folders of images, poses and intrinsics."""
+"""Scenes in the file layout of the Scene Representation Networks (SRN) archives: images, poses and intrinsics."""

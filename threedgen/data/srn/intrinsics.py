@@ -1,8 +1,8 @@
-"""Reader for the two forms of a scene's camera intrinsics.
+"""Reader for the two file formats of a scene's camera intrinsics, both in pixels.
 
-1. `intrinsics.txt` of the archives, in pixels: lines "f cx cy 0.", "0. 0. 0.", "1.", "height width", and optionally a
-   flag (1: the poses are world-to-camera).
-2. A 3x3 or 4x4 matrix, in `intrinsics.txt` for all views or in `intrinsics/NAME.txt` per view. It has no image size.
+1. `intrinsics.txt` of the archives has the lines "f cx cy 0.", "0. 0. 0.", "1.", "height width", and optionally a fifth
+   line with a flag. The flag 1 states that the poses are world-to-camera.
+2. A 3x3 or 4x4 matrix, in `intrinsics.txt` for all views or in `intrinsics/NAME.txt` for one view, without image size.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from threedgen.run.arrays import Array
 
 FORMS = "should hold 'f cx cy 0', '0 0 0', '1', 'height width' in four lines, or a 3x3 matrix"
 LARGEST = 1 << 16
-"""Largest size of a file with one camera, bytes."""
+"""Largest accepted size of an intrinsics or pose file, bytes."""
 MAX_OFFSET = 0.2
-"""Largest distance of a matrix's principal point from the image centre, share of the image side."""
+"""Largest accepted distance of the principal point from the image centre, as a fraction of the image side. It applies
+to intrinsics in matrix form."""
 
 
 def read_numbers(path: Path) -> list[list[float]]:
-    """Read the numbers of each non-empty line of a text file. Raises ConfigError."""
+    """Read the numbers in each non-empty line of a text file. Raises ConfigError if a word is not a finite number."""
     text = read_text(path, max_bytes=LARGEST)
     try:
         rows = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]
@@ -36,8 +37,13 @@ def read_numbers(path: Path) -> list[list[float]]:
 
 
 def read_intrinsics(folder: Path, names: Sequence[str], height: int, width: int) -> tuple[Array, bool]:
-    """Read K (N, 3, 3) of the views `names`, and whether the poses are world-to-camera. Raises ConfigError, also if K
-    does not fit images of `height` x `width` pixels."""
+    """Read the intrinsics of the views `names`, which are file names without suffix, in the scene `folder`.
+
+    Raises ConfigError for an unusable file, and if K does not fit images of `height` x `width` pixels.
+
+    Returns:
+        K (N, 3, 3) in pixels, and whether the pose files are world-to-camera instead of camera-to-world.
+    """
     path, per_view = folder / "intrinsics.txt", folder / "intrinsics"
     if path.is_file() or not per_view.is_dir():
         K, inverse = _parse(path, read_numbers(path), height, width)

@@ -2,7 +2,7 @@
 
 SPLIT/SCENE/rgb/000000.png ...      images of one size; in the archives 128 x 128, white background
 SPLIT/SCENE/pose/000000.txt ...     camera-to-world, 16 numbers in one line or four, OpenCV axes
-SPLIT/SCENE/intrinsics.txt          see `intrinsics.py`
+SPLIT/SCENE/intrinsics.txt          focal length, principal point and image size, see `intrinsics.py`
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def split_folder(root: Path | str, split: str) -> Path:
-    """Find the folder of a split's scenes in ROOT/SPLIT, its subfolders (as chairs_train/chairs_2.0_train),
-    ROOT/ANY/SPLIT or ROOT. Raises ConfigError."""
+    """Find the folder that contains the scenes of a split.
+
+    The candidates are ROOT/SPLIT and its subfolders (such as chairs_train/chairs_2.0_train), ROOT/ANY/SPLIT and ROOT.
+    Raises ConfigError if none of them contains a scene.
+    """
     root = existing_folder(root, "path")
     candidates = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
     if root.name == split or root.name not in SPLITS:  # never another split's scenes
@@ -31,12 +34,13 @@ def split_folder(root: Path | str, split: str) -> Path:
 
 
 def scenes(folder: Path) -> list[Path]:
-    """List the scenes in a folder, sorted by name. A subfolder with pose/ or rgb/ is a scene."""
+    """List the scene folders in a folder, sorted by name. A subfolder is a scene if it contains pose/ or rgb/."""
     return [path for path in _folders(folder) if (path / "pose").is_dir() or (path / "rgb").is_dir()]
 
 
 def image_files(folder: Path, min_views: int) -> list[Path]:
-    """List the images of a scene, sorted by number or name. Raises ConfigError for missing images or poses."""
+    """List the image files of a scene folder, sorted by number, or by name if names are not numbers. Raises ConfigError
+    for missing images or poses, and for fewer than `min_views` images."""
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
     for name in ("rgb", "pose"):

@@ -30,11 +30,11 @@ from .writer import write_instance
 
 WHITE = 1.0
 SPLITS = ("train", "val", "test")
-"""Names of the splits, and of the config fields with their number of scenes."""
+"""Names of the splits. The config fields of the same names have the number of scenes in each split."""
 
 
 class Job(NamedTuple):
-    """Scene to make."""
+    """Scene to make: its family ("cars" or "chairs"), its split and its number in the split."""
 
     family: str
     split: str
@@ -66,14 +66,14 @@ run = partial(run_task, make, again=True)
 
 
 def jobs(config: MakeSRNToyboxConfig) -> Iterator[Job]:
-    """Iterate over all scenes."""
+    """Yield all scenes of a run, existing and missing ones, in order."""
     for family in config.families:
         for split in SPLITS:
             yield from (Job(family, split, index) for index in range(getattr(config, split)))
 
 
 def scene(config: MakeSRNToyboxConfig, job: Job) -> Views:
-    """Render the views of a scene on white."""
+    """Render the views of a scene on a white background, with their cameras."""
     asset, at = make_marked_object(job.family, job.rng(config.seed, "object"), job.number), viewpoints(config, job)
     fov = np.full(len(at), np.deg2rad(config.fov), np.float32)
     rendered = render([asset], np.zeros(len(at), np.int64), at.c2w.numpy(), fov, at.height, WHITE, config.supersample)
@@ -81,7 +81,8 @@ def scene(config: MakeSRNToyboxConfig, job: Job) -> Views:
 
 
 def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
-    """Return the cameras of a scene: uniform on a spherical zone for training, the same spiral for val and test."""
+    """Return the cameras of a scene, which look at the origin. Cameras of training scenes are uniformly distributed on
+    a zone of a sphere. All val and test scenes have the same cameras, on a spiral."""
     if job.split == "train":
         rng, n = job.rng(config.seed, "cameras"), config.train_views
         low, high = np.sin(np.deg2rad(config.train_elevation))

@@ -1,8 +1,8 @@
-"""Toybox cars and chairs with four independent sides.
+"""Toybox cars and chairs with marks on four sides, which are sampled independently.
 
-If one view determined the whole object, a novel-view sampler would not have to be consistent. So each side gets a panel
-with a symbol, and often an attachment, whose shapes, colours and positions are sampled independently. Panels are large
-enough for small models; a frame in the body's colour hides them from behind and from the sides.
+If one view determined the whole object, a novel-view sampler would be consistent without effort. So each side has a
+panel with a symbol, and often an attached solid. Their shapes, colours and positions are random and independent of the
+other sides. Panels are large enough for small models. A frame in the body's colour hides a panel from behind.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from threedgen.data.toybox.grammar import COLOURS, NOUNS, Spec, caption, colour_
 from threedgen.data.toybox.primitives import BOX, Asset, Primitive, inside
 
 FAMILIES = {"cars": "car", "chairs": "chair"}
-"""SRN category -> toybox noun."""
+"""Dict from SRN category to toybox noun."""
 SIDES = {
     "front": ((1.0, 0.0), (0.0, 90.0, 0.0)),
     "left": ((0.0, 1.0), (-90.0, 0.0, 0.0)),
     "back": ((-1.0, 0.0), (0.0, -90.0, 0.0)),
     "right": ((0.0, -1.0), (90.0, 0.0, 0.0)),
 }
-"""Side -> outward direction in the xy plane, and the rotation (degrees) from the z axis to it."""
+"""Dict from side to (outward direction (x, y), rotation that turns the z axis to it, degrees about x, y and z)."""
 SYMBOLS = ("disc", "ring", "cone", "bar", "cross")
 ATTACHMENTS = ("ball", "horn", "rod", "block")
 ATTACHMENT_PROBABILITY = 0.7
 PANEL_SIZE = (0.65, 0.85)
-"""Range of a panel's width and height, relative to the side."""
+"""Range of the width and height of a panel, relative to the width and height of the side."""
 PANEL_HALF_THICKNESS = 0.02
 FRAME_WIDTH = 0.05
 """Width of the frame around a panel, in the body's colour."""
 
 
 def make_marked_object(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
-    """Generate a car or a chair with marks on its four sides. Raises KeyError."""
+    """Generate a car or a chair with marks on its four sides. `family` is a key of `FAMILIES`, else raises KeyError."""
     noun = NOUNS[FAMILIES[family]]
     main = sample_colour(rng)
     builder = Builder(rng, colour_value(main, rng))
@@ -53,7 +53,7 @@ def make_marked_object(family: str, rng: np.random.Generator, index: int = -1) -
 
 
 def _chest(b: Builder) -> None:
-    """Add a box under the seat, which hides the marks of the far side between the legs."""
+    """Add a box under the seat of a chair. It hides marks on the far side that would be visible between the legs."""
     boards = [solid for solid in b.solids if solid.kind == BOX and solid.label == "body"]
     seat = max(boards, key=lambda board: board.matrix[0, 0] * board.matrix[1, 1])
     wide, top = seat.matrix[0, 0] * 0.94, seat.centre[2]
@@ -61,9 +61,12 @@ def _chest(b: Builder) -> None:
 
 
 def surface(solids: Sequence[Primitive], box: np.ndarray, side: str, across: float, up: float) -> np.ndarray | None:
-    """Return the first hit (3,) of a ray from a side towards the middle plane of the bounds `box` (2, 3), or None.
+    """Cast a ray from a side of the object towards its middle plane. Return the first hit (3,), or None.
 
-    `across`, `up`: position of the ray on the side, in [-1, 1] of the half extents.
+    Args:
+        box: (2, 3), lower and upper corner of the object's bounding box.
+        side: key of `SIDES`.
+        across, up: start of the ray on the side, in [-1, 1]; 0 is the middle of the side.
     """
     centre, half = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
     normal = np.array([*SIDES[side][0], 0.0])
@@ -77,12 +80,13 @@ def surface(solids: Sequence[Primitive], box: np.ndarray, side: str, across: flo
 def _mark(
     b: Builder, rng: np.random.Generator, bare: Sequence[Primitive], box: np.ndarray, side: str, names: list[str]
 ) -> None:
-    """Add a panel with a symbol to a side of the `bare` object, and randomly an attachment."""
+    """Add a panel with a symbol, and with ATTACHMENT_PROBABILITY an attachment, to a side of the `bare` object. `box`
+    (2, 3) has the corners of its bounding box, and `names` the colours to choose from."""
     flat, turn = SIDES[side]
     normal = np.array([*flat, 0.0])
 
     def sample_point(width: float, low: float, high: float) -> np.ndarray:
-        """Sample rays until one hits the bare side."""
+        """Return a random point (3,) on the side of the bare object."""
         while True:
             point = surface(bare, box, side, rng.uniform(-width, width), rng.uniform(low, high))
             if point is not None:
@@ -105,7 +109,7 @@ def _mark(
 
 
 def _symbol(b: Builder, kind: str, at: np.ndarray, size: float, colour: np.ndarray, label: str, turn) -> None:
-    """Add a flat shape of half width `size` to a panel."""
+    """Add a flat solid of half width `size` to a panel. `turn`: rotation of the side in degrees."""
     if kind == "disc":
         b.cylinder(at, size, 0.02, colour, label, turn)
     elif kind == "ring":

@@ -1,7 +1,7 @@
 """Pairs of views for training novel-view models, from an SRN archive or the marked toybox.
 
-Decoding and resizing the 50 images of a scene costs more than a training step on it, so a scene is read once and cached
-in the form that the model takes.
+Decoding and resizing the 50 images of a scene takes longer than a training step on it. So a scene is read once, and its
+views are cached in the form that the model takes: images or latents.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from .options import MakeSRNToyboxConfig, SRNPairsConfig, ToyboxPairsConfig
 from .reader import open_instance
 
 N_NEAREST = 6
-"""Neighbours of a view; of 50 random views about those within 35 degrees."""
+"""Number of nearest views from which near targets are sampled. Among 50 random views, they are within 35 degrees."""
 Indices = Sequence[int] | Array
 
 
 class ArchiveScenes:
-    """Scenes of a split, sorted by name, at `size` pixels per side. All have as many views as the first one."""
+    """Source of the scenes of an archive split, sorted by name, with images of `size` x `size` pixels. All scenes have
+    the same number of views: that of the first scene. Further views of a scene are not used."""
 
     n_families = 1
-    """Families of objects; scenes of one family have equal index modulo `n_families`."""
+    """Number of object families. Scenes whose indices are equal modulo `n_families` belong to one family."""
 
     def __init__(self, config: SRNPairsConfig, size: int) -> None:
         self.config, self.size = config, size
@@ -52,12 +53,12 @@ class ArchiveScenes:
         return instance.views(range(self.views), self.size)
 
     def describe(self) -> str:
-        """Return one line with everything that determines the images."""
+        """Return one line of text that names everything that determines the images. It is part of the cache key."""
         return f"{self.folders[0].parent.resolve()}, {len(self)} scenes, up {self.config.up}"
 
 
 class ToyboxScenes:
-    """Marked cars and chairs in alternation, equal to the training scenes of `make-srn-toybox` with the same seed."""
+    """Source of marked cars and chairs, in alternation. `make-srn-toybox` makes the same scenes from the same seed."""
 
     def __init__(self, config: ToyboxPairsConfig, size: int, seed: int) -> None:
         self.count, self.views, self.n_families = config.scenes, config.views, len(config.families)
@@ -81,18 +82,21 @@ Source = ArchiveScenes | ToyboxScenes
 
 
 def open_source(config: SRNPairsConfig | ToyboxPairsConfig, size: int, seed: int) -> Source:
-    """Build the source of a config, with images of `size` pixels per side. Raises ConfigError."""
+    """Build the source of a config, with images of `size` x `size` pixels. Raises ConfigError if it has no scenes."""
     return ArchiveScenes(config, size) if isinstance(config, SRNPairsConfig) else ToyboxScenes(config, size, seed)
 
 
 class PairBank:
-    """Disk cache of the views of a source's scenes. Raises ConfigError if no scenes are left for training.
+    """Disk cache of all views of the scenes of a source. Scenes are read and encoded on first use.
+
+    Raises ConfigError if no scenes are left for training.
 
     Args:
         size: image side, pixels.
-        held_out: number of last scenes not used for training.
-        encode: maps images (V, H, W, 3) to latents (V, C, h, w), stored as float16; None: store the images, 8 bits.
-        encoder: text that determines the encoding.
+        held_out: number of scenes, the last ones, that are not used for training.
+        encode: function from images (V, H, W, 3), in [0, 1], to latents (V, C, h, w), which are stored as float16.
+            None: the images are stored with 8 bits per channel.
+        encoder: text that names everything that determines `encode`. It is part of the cache key.
     """
 
     def __init__(
@@ -116,7 +120,7 @@ class PairBank:
         self.cache = BlockCache(folder, "views", count, (views,), entry, text)
 
     def fill(self, index: int) -> None:
-        """Read, encode and store a scene."""
+        """Read, encode and store all views of the scene `index`."""
         views = self.source.scene(index)
         entries = np.empty(len(views), self.cache.dtype)
         if self.encode is None:
@@ -128,7 +132,15 @@ class PairBank:
         self.cache.store(index, entries[None])
 
     def views(self, scenes: Indices, views: Indices) -> tuple[Tensor, Tensor, Tensor]:
-        """Return one view per scene: images (B, H, W, 3) or latents (B, C, h, w), c2w (B, 4, 4), K (B, 3, 3)."""
+        """Return one view of each of B scenes.
+
+        Args:
+            scenes, views: (B,), indices of the scenes, and the index of the view in each scene.
+
+        Returns:
+            Images (B, H, W, 3), in [0, 1], or latents (B, C, h, w); camera-to-world poses (B, 4, 4), OpenGL axes; and
+            intrinsics K (B, 3, 3) in pixels.
+        """
         for index in self.cache.missing_blocks(scenes):
             self.fill(index)
         entries = np.stack([self.cache[scene][view] for scene, view in zip(scenes, views, strict=True)])
@@ -139,9 +151,13 @@ class PairBank:
     def pairs(
         self, scenes: Indices, rng: np.random.Generator, near: float = 0.0
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sample two views of each scene: conditions, targets (as from `views`), c2w (B, 2, 4, 4) and K (B, 3, 3).
+        """Sample two different views, a condition and a target, of each of the B `scenes`.
 
-        `near`: share of pairs whose target is one of the `N_NEAREST` neighbours of the condition.
+        A share `near` of the targets, in [0, 1], are sampled from the `N_NEAREST` views nearest to the condition.
+
+        Returns:
+            Conditions and targets, each images (B, H, W, 3) or latents (B, C, h, w); camera-to-world poses
+            (B, 2, 4, 4), with the condition at index 0 and the target at index 1; and K (B, 3, 3) in pixels.
         """
         count = self.source.views
         first = rng.integers(0, count, len(scenes))
@@ -152,7 +168,8 @@ class PairBank:
         return x, y, torch.stack([c2w, c2w_target], dim=1), K
 
     def neighbours(self, scene: int, view: int) -> Array:
-        """Return the `N_NEAREST` views of a scene whose camera directions from the origin are closest to `view`'s."""
+        """Return the indices (N_NEAREST,) of the views of a scene that are nearest to `view`, nearest first. The
+        distance of two views is the angle between their camera positions seen from the origin."""
         for block in self.cache.missing_blocks([scene]):
             self.fill(block)
         position = self.cache[scene]["camera"][:, [3, 7, 11]]

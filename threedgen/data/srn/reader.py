@@ -1,7 +1,7 @@
 """Reader for the archives of Scene Representation Networks (Sitzmann et al. 2019) and data in the same layout.
 
-For the files see `layout.py`, for the checks `scene_files.py`. Poses are converted to OpenGL axes
-(`threedgen.geometry.cameras`). The world is z-up, as in the archives; `up="y"` rotates a y-up world.
+Poses are camera-to-world. They are converted from the OpenCV axes of the files to OpenGL axes. The world is z-up, as in
+the archives; `up="y"` rotates a y-up world. `layout.py` describes the files, and `scene_files.py` checks them.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Instance(SceneFiles):
-    """Scene on disk. `cameras`: cameras in native resolution, OpenGL axes."""
+    """Scene on disk whose images can be read. `cameras` are the cameras of all N views at the size of the files."""
 
     cameras: Cameras
 
     def views(self, index: Sequence[int] | None = None, size: int | None = None) -> Views:
-        """Read images and cameras of the views `index` (default: all), resized to `size` pixels per side (default:
-        native). Raises ConfigError for an unreadable file."""
+        """Read the images and cameras of the views `index`; None: all views. Images are resized to `size` x `size`
+        pixels; None: they keep their size. Raises ConfigError for an unreadable file."""
         indices = list(range(len(self)) if index is None else index)
         images = np.stack([_read_rgb(self.files[k]) for k in indices])
         views = Views(torch.from_numpy(images), self.cameras.select(indices))
         return views if size is None else views.resized(size)
 
     def verify(self) -> None:
-        """Read all images. Raises ConfigError for a damaged file."""
+        """Read all images to check them. Raises ConfigError for a damaged file."""
         for path in self.files:
             load_image(path)
 
@@ -49,7 +49,8 @@ class Instance(SceneFiles):
 def open_instance(
     folder: Path | str, up: Literal["z", "y"] = "z", min_views: int = 2, allow_gaps: bool = False
 ) -> Instance:
-    """Open a scene: read and check everything but the pixels, as in `read_scene`. Raises ConfigError."""
+    """Read and check the poses, intrinsics and image headers of a scene, but not the pixels. `up` is the up axis of the
+    scene's world. The other arguments and the errors are those of `read_scene`."""
     scene = read_scene(folder, min_views, allow_gaps)
     c2w = opencv_axes(torch.from_numpy(scene.poses).double())
     c2w = opengl_to_blender(c2w) if up == "y" else c2w
@@ -58,7 +59,7 @@ def open_instance(
 
 
 def _read_rgb(path: Path) -> Array:
-    """Read an image (H, W, 3) in [0, 1], composited on white, the archives' background."""
+    """Read an image (H, W, 3), in [0, 1], composited on white, which is the background in the archives."""
     pixels: Array = np.asarray(load_image(path), np.float32) / np.float32(255)
     if pixels.shape[-1] == 3:
         return pixels
@@ -70,4 +71,4 @@ def _read_rgb(path: Path) -> Array:
 
 
 _WARNED: set[Path] = set()
-"""Folders with a logged warning about transparency."""
+"""Folders for which the warning about transparent pixels was logged."""

@@ -1,4 +1,4 @@
-"""Reader for a scene's poses, intrinsics and image headers, with checks (no torch). File layout: see `layout.py`."""
+"""Reader for the poses, intrinsics and image headers of a scene in the SRN layout, with checks (no torch)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,21 @@ from .intrinsics import read_intrinsics, read_numbers
 from .layout import image_files
 
 CONDITION_VIEW = 64
-"""File number of the condition view in the standard protocol; the other 250 views are predicted."""
+"""File number of the condition view in the standard evaluation, in which the other 250 views are predicted."""
 ROTATION_TOLERANCE, MIN_SPREAD = 1e-3, 1e-4
-"""Largest entry of |R^T R - I|; smallest spread of the camera positions, relative to their distance from the origin."""
+"""Largest accepted entry of |R^T R - I| for a rotation R, and smallest accepted spread of the cameras. The spread is
+the largest distance of a camera from the mean position, divided by the largest distance from the origin."""
 
 
 @dataclass(frozen=True)
 class SceneFiles:
-    """Scene on disk: image `files` (N,) of one size, `K` (N, 3, 3), and `poses` (N, 4, 4), camera-to-world with OpenCV
-    axes."""
+    """Checked scene on disk, with N views.
+
+    Attributes:
+        files: N image files of `height` x `width` pixels.
+        K: (N, 3, 3), intrinsics in pixels.
+        poses: (N, 4, 4), camera-to-world, OpenCV axes.
+    """
 
     folder: Path
     files: tuple[Path, ...]
@@ -42,22 +48,24 @@ class SceneFiles:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """File names of the views, without suffix."""
+        """File names of the N views, without suffix."""
         return tuple(file.stem for file in self.files)
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Numbers of the views from their file names, or 0, 1, ... if a name is not a number."""
+        """Numbers in the file names of the N views, or 0, 1, ... if any name is not a number."""
         if all(name.isdecimal() for name in self.names):
             return tuple(int(name) for name in self.names)
         return tuple(range(len(self)))
 
 
 def read_scene(folder: Path | str, min_views: int = 2, allow_gaps: bool = False) -> SceneFiles:
-    """Read the image headers, poses and intrinsics of a scene.
+    """Read and check the image headers, poses and intrinsics of a scene folder.
 
-    Raises ConfigError, naming the file, for images without poses or the reverse, missing numbers (unless `allow_gaps`),
-    different image sizes, intrinsics for another size, poses that are not rigid, or cameras all at one position.
+    Raises:
+        ConfigError: for fewer than `min_views` views, images without poses, poses without images, missing file numbers
+            (unless `allow_gaps`), different image sizes, intrinsics for another size, poses that are not rigid, and if
+            all cameras are at one position.
     """
     folder = Path(folder)
     files = image_files(folder, min_views)
@@ -73,7 +81,8 @@ def read_scene(folder: Path | str, min_views: int = 2, allow_gaps: bool = False)
 
 
 def condition_and_targets(scene: SceneFiles, condition: int = CONDITION_VIEW) -> tuple[int, list[int]]:
-    """Return the index of the view with number `condition`, and the indices of all others. Raises ConfigError."""
+    """Return the index of the view with the file number `condition`, and the indices of all other views. Raises
+    ConfigError if no view has this number."""
     numbers = scene.numbers
     if condition not in numbers:
         available = f"numbers are from {min(numbers)} to {max(numbers)}"
@@ -83,7 +92,7 @@ def condition_and_targets(scene: SceneFiles, condition: int = CONDITION_VIEW) ->
 
 
 def read_pose(path: Path) -> Array:
-    """Read a pose file, a rigid transform (4, 4). Raises ConfigError."""
+    """Read the 16 numbers of a pose file as a matrix (4, 4). Raises ConfigError if it is not a rigid transform."""
     numbers = [x for row in read_numbers(path) for x in row]
     if len(numbers) != 16:
         raise ConfigError(f"{path} should hold the 16 numbers of a pose (got {len(numbers)})")

@@ -1,4 +1,4 @@
-"""Writer for a scene in the layout of `reader.py`."""
+"""Writer for a scene in the SRN layout, which `reader.py` reads."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from threedgen.run.disk import atomic_folder
 
 
 def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | None = None) -> Path:
-    """Write `views` to a folder with rgb/, pose/ and intrinsics.txt, atomically. Images are rounded to 8 bits.
+    """Write views to a new folder with rgb/, pose/ and intrinsics.txt, atomically. Images are rounded to 8 bits.
 
-    `numbers`: view numbers of the file names (default: 0, 1, ...). Raises ValueError unless the views share one K with
-    square pixels, FileExistsError, OSError.
+    `numbers` are the numbers of the views in the file names; None: 0, 1, ... Raises ValueError unless all views have
+    the same K with square pixels and no skew, FileExistsError if the folder exists, and OSError.
     """
     folder = Path(folder)
     K = views.cameras.K[0].double().numpy()

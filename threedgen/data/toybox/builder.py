@@ -1,4 +1,4 @@
-"""Builder that noun and accessory recipes use to add solids, set anchors and sample random proportions."""
+"""Builder of toybox objects. Recipes of nouns and accessories use it to add solids and sample random proportions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from .primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, TORUS, Primitive, tessellate
 
 RADIUS = 0.85
-"""Radius of the ball that holds every asset, below 1 so that no part leaves the unit sphere of the fields."""
+"""Radius of the ball around the origin that contains every asset. It is less than 1, the radius of the fields."""
 
 Colour = Sequence[float] | np.ndarray
 
@@ -23,18 +23,18 @@ def _outline(kind: int, param: float) -> np.ndarray:
 
 
 def corners(solids: Sequence[Primitive]) -> np.ndarray:
-    """Return vertices of coarse meshes of all solids: (N, 3)."""
+    """Return points (N, 3) that outline the solids: the vertices of coarse meshes of them."""
     return np.concatenate([_outline(s.kind, s.param) @ s.matrix.T + s.centre for s in solids])
 
 
 def bounds(solids: Sequence[Primitive]) -> np.ndarray:
-    """Return the lower and upper corner of the axis-aligned bounding box of solids: (2, 3)."""
+    """Return the axis-aligned bounding box (2, 3) of solids: the lower corner at index 0, the upper at index 1."""
     points = corners(solids)
     return np.stack([points.min(0), points.max(0)])
 
 
 def rotation(degrees: Sequence[float]) -> np.ndarray:
-    """Return the rotation matrix (3, 3) about x, then y, then z, in degrees."""
+    """Return the matrix (3, 3) of a rotation about x, then y, then z, by the three angles in ``degrees``."""
     ax, ay, az = np.deg2rad(np.asarray(degrees, float))
     cx, sx, cy, sy, cz, sz = np.cos(ax), np.sin(ax), np.cos(ay), np.sin(ay), np.cos(az), np.sin(az)
     rx = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
@@ -44,7 +44,8 @@ def rotation(degrees: Sequence[float]) -> np.ndarray:
 
 
 class ReducedVariation:
-    """Random generator with ranges and deviations scaled by ``variation`` (0 to 1); at 0 it takes first choices."""
+    """Random generator whose ranges and standard deviations are multiplied by ``variation``, in [0, 1]. It has the
+    methods of a numpy generator that recipes use. At 0, numbers are means and choices are the first ones."""
 
     def __init__(self, rng: np.random.Generator, variation: float) -> None:
         self.rng, self.variation = rng, variation
@@ -64,14 +65,19 @@ class ReducedVariation:
 
 
 RandomSource = np.random.Generator | ReducedVariation
+"""Random generator that a ``Builder`` takes."""
 
 
 class Builder:
-    """List of the solids of one asset, with methods that add solids and sample proportions.
+    """Asset under construction: its list of solids, with methods that add solids and sample proportions.
 
-    Units are arbitrary, since `finish` scales the asset. The front faces +x, +y is the object's left, z is up.
-    ``colour`` is the main colour (sRGB in [0, 1]), ``named_parts`` are the parts and accessories that the caption names
-    with their colours, ``anchors`` the places of accessories as name -> (point (3,), radius).
+    Units are arbitrary, because ``finish`` scales the asset. The front faces +x, the object's left is +y, and z is up.
+    Wherever a method takes ``colour`` (3,), sRGB in [0, 1], None is the main colour. ``label`` is the name of the part.
+
+    Attributes:
+        colour: main colour (3,), sRGB in [0, 1].
+        named_parts: dict from each part or accessory that the caption names to its colour (3,).
+        anchors: dict from the name of a place for accessories to its centre (3,) and the radius of the body there.
     """
 
     def __init__(self, rng: RandomSource, colour: Colour, named_parts: dict[str, np.ndarray] | None = None) -> None:
@@ -82,7 +88,7 @@ class Builder:
         self.anchors: dict[str, tuple[np.ndarray, float]] = {}
 
     def vary(self, value: float = 1.0, spread: float = 0.08) -> float:
-        """Sample ``value`` times exp(N(0, spread)), clipped at two standard deviations."""
+        """Return ``value`` times exp(x), where x is sampled from N(0, spread) and clipped at two deviations."""
         return float(value * np.exp(np.clip(self.rng.normal(0, spread), -2 * spread, 2 * spread)))
 
     def between(self, low: float, high: float) -> float:
@@ -95,19 +101,27 @@ class Builder:
         return choices[int(self.rng.integers(len(choices)))]
 
     def part(self, name: str, default: Colour | None = None) -> np.ndarray:
-        """Return the colour of a part: that of the caption, else ``default``, else the main colour."""
+        """Return the colour (3,) of a part: the one in the caption, or else ``default``, or else the main colour."""
         if name in self.named_parts:
             return self.named_parts[name]
         return self.colour if default is None else np.asarray(default, float)
 
     @staticmethod
     def shade(colour: Colour, factor: float) -> np.ndarray:
-        """Darken a colour (factor < 1), or lighten it with white (factor > 1)."""
+        """Darken a colour (3,) by a factor below 1, or mix it with white by a factor above 1."""
         c = np.asarray(colour, float)
         return c * factor if factor <= 1 else 1 - (1 - c) / factor
 
     def add(self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0) -> None:
-        """Add a solid with half extents ``size`` (scalar or (3,)) centred ``at``, rotated about x, y, z (degrees)."""
+        """Add a solid.
+
+        Args:
+            kind: SPHERE, BOX, ..., see ``primitives``.
+            at: (3,), position of the centre.
+            size: half extents along the local axes, scalar or (3,).
+            rotate: angles of the rotation about x, then y, then z, degrees.
+            param: top radius of a FRUSTUM relative to its base, or tube radius of a TORUS relative to the outer radius.
+        """
         stretch = np.broadcast_to(np.asarray(size, float), (3,))
         self._place(kind, param, rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3)), at, colour, label)
 
@@ -119,32 +133,33 @@ class Builder:
     box = partialmethod(add, BOX)
     dome = partialmethod(add, DOME)
     prism = partialmethod(add, PRISM)
-    """Gable roof shape: a triangle in xz, extruded along y."""
+    """Add a prism, the shape of a gable roof: a triangle in the xz plane, extruded along y."""
 
     def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE, param: float = 1.0):
-        """Add two solids mirrored in y; ``at`` and ``rotate`` place the left one, which is added second."""
+        """Add a solid on the left (+y) and its mirror image on the right. ``at`` and ``rotate`` place the left one."""
         (x, y, z), (ax, ay, az) = at, rotate
         for side in (-1, 1):
             self.add(kind, (x, side * y, z), size, colour, label, (side * ax, ay, side * az), param)
 
     def limbs(self, start, end, *args: Any, **kwargs: Any) -> None:
-        """Add two limbs mirrored in y; ``start`` and ``end`` place the left one, which is added second."""
+        """Add a limb on the left (+y) and its mirror image on the right. ``start`` and ``end`` place the left one."""
         (ax, ay, az), (bx, by, bz) = start, end
         for side in (-1, 1):
             self.limb((ax, side * ay, az), (bx, side * by, bz), *args, **kwargs)
 
     def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
-        """Add an upright frustum of half height ``half`` whose upper radius is ``top`` x radius."""
+        """Add an upright cylinder or frustum of height 2 ``half``. Its upper radius is ``top`` times ``radius``."""
         self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, top)
 
     cone = partialmethod(cylinder, top=0.0)
 
     def torus(self, at, radius: float, tube: float, colour=None, label="body", rotate=(0, 0, 0)) -> None:
-        """Add a ring in the xy plane with outer radius ``radius`` and tube radius ``tube``."""
+        """Add a torus in the xy plane with outer radius ``radius`` and tube radius ``tube``."""
         self.add(TORUS, at, radius, colour, label, rotate, tube / radius)
 
     def limb(self, start, end, radius: float, colour=None, label="body", top: float = 1.0, caps: bool = True) -> None:
-        """Add a rod from ``start`` to ``end``, its radius at the end ``top`` x ``radius``; ``caps``: round ends."""
+        """Add a rod from ``start`` (3,) to ``end`` (3,), with spheres as round ends if ``caps``. The radius is
+        ``radius`` at the start and ``top`` times ``radius`` at the end."""
         start, end = np.asarray(start, float), np.asarray(end, float)
         axis = end - start
         length = float(np.linalg.norm(axis))
@@ -160,12 +175,14 @@ class Builder:
                 self.sphere(end, radius * top, colour, label)
 
     def anchor(self, **places: tuple[float, float, float]) -> None:
-        """Set anchors (head_top, head, eyes, neck, back, waist) in the plane y = 0, each (x, z, body radius)."""
+        """Set anchors by name: head_top, head, eyes, neck, back or waist. A value is (x, z, radius of the body there);
+        anchors lie in the plane y = 0."""
         for name, (x, z, radius) in places.items():
             self.anchors[name] = (np.array((x, 0.0, z), float), float(radius))
 
     def finish(self, size: float = 1.0, stretch: Sequence[float] | np.ndarray = (1, 1, 1)) -> tuple[Primitive, ...]:
-        """Return the solids stretched, centred and scaled into the ball of radius ``RADIUS`` x ``size``."""
+        """Return the solids, stretched by factors along x, y and z, and scaled to fit a ball around the origin. The
+        radius of the ball is ``RADIUS`` times ``size``."""
         stretch_matrix = np.diag(np.asarray(stretch, float))
         points = corners(self.solids) @ stretch_matrix
         centre = (points.min(0) + points.max(0)) / 2

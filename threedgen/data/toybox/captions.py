@@ -1,7 +1,7 @@
-"""Objects with captions as users type them: colours stated or unspecified, up to two parts or accessories.
+"""Toybox objects with captions like the prompts of users. A caption names up to two parts or accessories.
 
-Every object has definite colours; its caption states all, some or none of them. Unspecified colours are random and
-fixed by the seed.
+Every object has definite colours, and its caption states all, some or none of them. Colours that it does not state are
+random, and depend only on the seed and the index.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from .world import Split, Toybox, View, build
 DETAIL_COUNT = (0.40, 0.42, 0.18)
 """Probabilities of naming none, one or two parts or accessories."""
 COLOURS_OPEN, COLOURS_STATED = 0.3, 0.3
-"""Shares of captions that state no colour and all colours; the others state each colour with probability 0.5."""
+"""Share of captions that state no colour, and share that state all. Other captions state each with probability 0.5."""
 EXCLUSIVE_GROUPS = (HEADWEAR, ("backpack", "cape"), ("scarf", "bow"))
-"""Groups of accessories at the same place of the body; at most one of each group is worn."""
+"""Groups of accessories that sit at the same place of the body. An object has at most one of each group."""
 WORN_IN = ("hat", "crown", "helmet", "headphones", "scarf", "glasses", "cape")
-"""Accessories that captions also name with "in a ..."."""
+"""Accessories that some captions introduce by "in", as in "a dog in a hat"."""
 SCATTERED_ELEVATION = (-30.0, 60.0)
-"""Elevation range of independent cameras in degrees."""
+"""Elevation range of cameras that are sampled independently for each view, degrees."""
 
 
 class OpenToybox(Toybox):
-    """Toybox whose captions may leave colours unspecified; the share ``scattered`` of objects has independent cameras.
+    """Toybox whose captions can leave colours unspecified.
 
-    The held-out split depends on the colours of the object, stated or not.
+    A share ``scattered`` of the objects, in [0, 1], has cameras that are sampled independently for each view. An object
+    is held out because of its actual colours, even if its caption does not state them.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class OpenToybox(Toybox):
 
 
 def sample_detailed_spec(rng: np.random.Generator) -> Spec:
-    """Sample a spec with all its colours and up to two parts or accessories."""
+    """Sample an object description with up to two parts or accessories, in which all colours are stated."""
     entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
     size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""
     words = list[str]()
@@ -86,7 +87,7 @@ def conflicts(a: str, b: str) -> bool:
 
 
 def drop_colours(spec: Spec, rng: np.random.Generator) -> Spec:
-    """Return the spec without the colours that its caption does not state."""
+    """Return a copy of the spec in which random colours are removed: those that the caption will not state."""
     mode = rng.random()
     if mode < COLOURS_STATED:
         return spec
@@ -96,7 +97,7 @@ def drop_colours(spec: Spec, rng: np.random.Generator) -> Spec:
 
 
 def phrase(spec: Spec, rng: np.random.Generator) -> str:
-    """Write a caption of a spec in a random wording."""
+    """Write a caption for a spec, such as "a small red dog wearing a hat", in a random wording."""
     adjectives = [word for word in (spec.size, spec.colour) if word]
     if rng.random() < 0.15:
         adjectives.reverse()
@@ -116,7 +117,7 @@ def phrase(spec: Spec, rng: np.random.Generator) -> str:
 
 
 def _clauses(spec: Spec, rng: np.random.Generator) -> str:
-    """Write the clauses of parts and accessories, such as "wearing a red hat and glasses"; "" if there are none."""
+    """Write the clauses for the parts and accessories, such as "wearing a red hat and glasses", or "" without any."""
     details = list(spec.details)
     if rng.random() < 0.5:
         details.reverse()

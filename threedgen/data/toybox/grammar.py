@@ -1,7 +1,7 @@
 """Vocabulary and captions of the toybox: colours, sizes, nouns, parts, accessories and caption wordings.
 
-A noun or an accessory is a recipe (a function of a Builder), registered under its word. A caption states at most one
-size, one colour, one noun and one clause ("wearing a red hat", "with yellow wheels").
+A noun or an accessory is a recipe (a function that adds solids to a Builder), registered under its word. A caption has
+one noun, at most one size and one colour, and up to two parts or accessories ("wearing a red hat").
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "grey": (0.50, 0.51, 0.53),
     "turquoise": (0.15, 0.80, 0.78),
 }
-"""Mean of each colour, sRGB in [0, 1]; samples vary around it."""
+"""Mean sRGB value of each named colour, in [0, 1]. The colours of objects vary around it."""
 
 SIZES: dict[str, tuple[float, tuple[float, float, float]]] = {
     "": (1.0, (1, 1, 1)),
@@ -38,14 +38,24 @@ SIZES: dict[str, tuple[float, tuple[float, float, float]]] = {
     "tall": (1.0, (1, 1, 1.4)),
     "wide": (1.0, (1, 1.4, 1)),
 }
-"""Radius factor and stretch (x, y, z) of each size word; "" is unspecified: the radius then varies from 0.85 to 1."""
+"""Dict from size word to (radius factor, stretch factors along x, y and z). The key "" is for captions without a size
+word; the radius factor then varies from 0.85 to 1."""
 
 Recipe = Callable[[Builder], None]
+"""Function that adds the solids of a noun to a builder."""
 
 
 @dataclass(frozen=True)
 class Noun:
-    """Word and recipe of an object class; ``parts`` can be named and coloured, ``wears`` are its accessories."""
+    """Object class of the toybox.
+
+    Attributes:
+        family: group of nouns, such as "animals".
+        recipe: function that adds the solids.
+        front: False if the object looks the same from every side.
+        parts: parts that a caption can name and colour.
+        wears: accessories that the object can have.
+    """
 
     word: str
     family: str
@@ -57,7 +67,8 @@ class Noun:
 
 @dataclass(frozen=True)
 class Spec:
-    """Content of a caption; "" is unspecified. ``part`` and ``second`` are parts or accessories of the noun."""
+    """Description of an object, from which its caption is written. An empty string means unspecified. ``part`` and
+    ``second`` are parts or accessories of the noun, each with a colour."""
 
     noun: str
     colour: str = ""
@@ -69,7 +80,7 @@ class Spec:
 
     @property
     def details(self) -> tuple[tuple[str, str], ...]:
-        """Named parts and accessories, each (word, colour)."""
+        """Parts and accessories that the spec names, each as (word, colour)."""
         both = (self.part, self.part_colour), (self.second, self.second_colour)
         return tuple((word, colour) for word, colour in both if word)
 
@@ -80,7 +91,7 @@ HEADWEAR = ("hat", "crown", "helmet", "headphones")
 
 
 def noun(word: str, family: str, *, front: bool = True, parts: tuple[str, ...] = (), wears: tuple[str, ...] = ()):
-    """Register the recipe of a noun: ``@noun("dog", "animals", parts=("ears",), wears=("hat", "scarf"))``."""
+    """Return a decorator that registers the recipe of a noun, such as ``@noun("dog", "animals", wears=("hat",))``."""
 
     def register(recipe: Recipe) -> Recipe:
         if word in NOUNS:
@@ -92,7 +103,7 @@ def noun(word: str, family: str, *, front: bool = True, parts: tuple[str, ...] =
 
 
 def accessory(word: str):
-    """Register the recipe ``f(builder, colour)`` of an accessory, which reads the builder's anchors."""
+    """Return a decorator that registers the recipe ``f(builder, colour)`` of an accessory, which uses the anchors."""
 
     def register(recipe: Callable[[Builder, np.ndarray], None]):
         ACCESSORIES[word] = recipe
@@ -102,7 +113,8 @@ def accessory(word: str):
 
 
 def colour_value(name: str, rng: RandomSource, spread: float = 0.035) -> np.ndarray:
-    """Sample a named colour, sRGB (3,) in [0.02, 1], with random brightness and channel noise around its mean."""
+    """Sample an sRGB value (3,), in [0.02, 1], around the mean of a named colour. The brightness is multiplied by
+    exp(N(0, 1.5 spread)), then N(0, spread) is added to each channel."""
     value = np.asarray(COLOURS[name]) * np.exp(rng.normal(0, 1.5 * spread)) + rng.normal(0, spread, 3)
     return np.clip(value, 0.02, 1.0)
 
@@ -120,18 +132,18 @@ NO_ARTICLE = {"feet", "hair", "icing", "cheese", "salad"}
 
 
 def takes_article(word: str) -> bool:
-    """Return whether a word takes "a": plurals ("wheels", "feet") and uncountable nouns ("hair") do not."""
+    """Return whether a word takes the article "a". Plurals ("wheels") and uncountable nouns ("hair") take none."""
     return not word.endswith("s") and word not in NO_ARTICLE
 
 
 def detail_phrase(word: str, colour: str) -> str:
-    """Return the noun phrase of a part or an accessory: "a red hat", "yellow wheels"."""
+    """Return the noun phrase for a part or an accessory, such as "a red hat" or "yellow wheels"."""
     words = f"{colour} {word}".strip()
     return f"{article(words)} {words}" if takes_article(word) else words
 
 
 def clause(spec: Spec) -> str:
-    """Return the clauses of a spec, such as "wearing a red hat and with yellow wheels", or ""."""
+    """Return the clauses for the parts and accessories of a spec, such as "wearing a red hat", or "" without any."""
     phrases = [
         f"{'wearing' if word in ACCESSORIES else 'with'} {detail_phrase(word, colour)}" for word, colour in spec.details
     ]
@@ -139,7 +151,8 @@ def clause(spec: Spec) -> str:
 
 
 def caption(spec: Spec, wording: int = 0) -> str:
-    """Return the caption of a spec; wording 0 is the plain one: "a small blue dog wearing a red hat"."""
+    """Return the caption of a spec in one of ``WORDINGS`` wordings. Wording 0 is the plainest one, as in "a small blue
+    dog wearing a red hat"."""
     adjectives = " ".join(w for w in (spec.size, spec.colour) if w)
     core = f"{adjectives} {spec.noun}".strip()
     plain = f"{article(core)} {core}"
@@ -154,17 +167,19 @@ def caption(spec: Spec, wording: int = 0) -> str:
 
 
 WORDINGS = 6
+"""Number of caption wordings."""
 
 
 def find_nouns(text: str) -> list[str]:
-    """Return the toybox nouns in a text, each once, in text order; "ice cream" is one noun."""
+    """Return the toybox nouns in a text, each once, in text order, including nouns of two words ("ice cream")."""
     words = re.findall(r"[a-z]+", text.lower())
     pairs = [" ".join(words[k : k + length]) for k in range(len(words)) for length in (2, 1)]
     return [word for word in dict.fromkeys(pairs) if word in NOUNS]
 
 
 def parse_prompt(text: str) -> Spec | None:
-    """Parse the first toybox noun of a text and its colour: "a white dog on a red chair" gives a white dog."""
+    """Return a spec of the first toybox noun in a text and the last colour word before it; None without a noun. For
+    example, "a white dog on a red chair" gives a white dog."""
     if not (nouns := find_nouns(text)):
         return None
     words = re.findall(r"[a-z]+", text.lower())
@@ -173,13 +188,15 @@ def parse_prompt(text: str) -> Spec | None:
 
 
 def held_out(spec: Spec) -> bool:
-    """Return whether a (noun, colour, part) combination of the spec is held out of training, as 1 in 16 of them is."""
+    """Return whether a spec contains a combination (noun, main colour, part) that is held out of training. A hash
+    selects 1 in 16 of all such combinations. Accessories count as parts."""
     keys = [f"{spec.noun}/{spec.colour}/{word}".encode() for word, _ in spec.details if spec.colour]
     return any(hashlib.blake2b(key, digest_size=8).digest()[0] % 16 == 0 for key in keys)
 
 
 def sample_spec(rng: np.random.Generator) -> Spec:
-    """Sample a spec of either split: 90 % state a colour, 60 % a part or accessory, 25 % a size."""
+    """Sample a spec, held out or not. Of all specs, 90 % have a colour, 60 % a part or accessory, and 25 % a size.
+    Nouns without parts and accessories have none."""
     entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
     colour = sample_colour(rng) if rng.random() < 0.9 else ""
     size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""

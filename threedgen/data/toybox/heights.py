@@ -1,6 +1,6 @@
 """Typical heights of toybox nouns in metres, used to export assets at real-world scale.
 
-Heights include ears, pots and headboards.
+The height is that of the whole object, including ears of animals, pots of plants and headboards of beds.
 """
 
 from __future__ import annotations
@@ -36,5 +36,6 @@ HEIGHTS: dict[str, float] = {
 
 
 def usual_height(text: str) -> tuple[str, float] | None:
-    """Return the first toybox noun of a text and its height in metres, such as ("a dog", 0.5); None without a noun."""
+    """Return the first toybox noun in a text, with its article, and its height in metres, such as ("a dog", 0.5).
+    Returns None if the text has no toybox noun."""
     return next(((f"{article(noun)} {noun}", HEIGHTS[noun]) for noun in find_nouns(text)), None)

@@ -1,4 +1,4 @@
-"""Task "make-toybox-assets": toybox objects as GLB files with captions, as test data for tasks that read assets.
+"""Task "make-toybox-assets": write toybox objects as GLB files with captions. They are test data for user assets.
 
 RUN/000/00017-a-blue-dog.glb, ...    y up, front +z, vertex colours
 RUN/captions.csv                     file,caption
@@ -21,7 +21,7 @@ from .world import Toybox
 
 
 def make(task: Task) -> None:
-    """Write the missing files. Raises Stopped after Ctrl-C."""
+    """Write the missing GLB files and captions.csv. Raises Stopped after Ctrl-C."""
     config, rows = task.config, [("file", "caption")]
     box = Toybox(config.seed, config.split, style=config.style)
     with Interrupts() as interrupts, Count("assets", config.count, task.quiet) as count:

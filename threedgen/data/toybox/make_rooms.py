@@ -1,4 +1,4 @@
-"""Task "make-toy-rooms": toy rooms as folders in the layouts of Matterport3D and ScanNet.
+"""Task "make-toy-rooms": write toy rooms as folders in the layouts of Matterport3D and ScanNet.
 
     RUN/mp3d_skybox/{train,test}.npy, SCENE/...    panoramas: skyboxes and captions (``threedgen.data.matterport``)
     RUN/scannet/{train,test}/SCENE/...             walks: frames, depth, poses, captions (``threedgen.data.scannet``)
@@ -35,11 +35,11 @@ from .room_scenes import RoomPanoramas, RoomWalk, RoomWalks
 
 SPLITS: tuple[SceneSplit, ...] = ("train", "test")
 CHUNK = 16
-"""Frames per rendering batch of a walk."""
+"""Number of frames of a walk that are rendered together."""
 SCANNET = "scannet"
-"""Folder of the walks."""
+"""Name of the folder of walks."""
 NAME = "skybox"
-"""Name of the panorama in the folder of a scene."""
+"""Name of the panorama in the folder of a scene, at the start of file names."""
 
 
 class Job(NamedTuple):
@@ -74,7 +74,7 @@ run = partial(run_task, make, files=(FOLDER, SCANNET), again=True)
 
 
 def jobs(config: MakeToyRoomsConfig) -> Iterator[Job]:
-    """Yield all scenes in the order of writing."""
+    """Yield all scenes of a run, existing and missing ones, in the order of writing."""
     for split in SPLITS:
         yield from (Job("panorama", split, number) for number in range(getattr(config, f"{split}_panoramas")))
         yield from (Job("walk", split, number) for number in range(getattr(config, f"{split}_walks")))
@@ -85,13 +85,13 @@ def scene_folder(root: Path, job: Job) -> Path:
 
 
 def panoramas(config: MakeToyRoomsConfig, split: SceneSplit) -> RoomPanoramas:
-    """Return the panoramas of a split."""
+    """Return the source of the panoramas of a split."""
     count = max(1, getattr(config, f"{split}_panoramas"))
     return RoomPanoramas(RoomPanoramasConfig(count=count, supersample=config.supersample), config.seed, split)
 
 
 def walk(config: MakeToyRoomsConfig, split: SceneSplit, number: int) -> RoomWalk:
-    """Return one walk of a split."""
+    """Return the walk with number ``number`` of a split."""
     c = config
     options = RoomPathsConfig(
         count=number + 1, height=c.height, width=c.width, fov=c.fov, overlap=c.overlap, supersample=c.supersample
@@ -100,7 +100,7 @@ def walk(config: MakeToyRoomsConfig, split: SceneSplit, number: int) -> RoomWalk
 
 
 def write_panorama(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
-    """Write six skybox faces and eight captions. Raises OSError."""
+    """Write the six skybox images and the eight captions of a panorama to ``folder``. Raises OSError."""
     source = panoramas(config, job.split)
     (folder / FACES).mkdir()
     (folder / CAPTIONS).mkdir()
@@ -111,12 +111,12 @@ def write_panorama(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
 
 
 def face_path(number: int) -> str:
-    """Return the path of a skybox face, relative to the folder of its scene."""
+    """Return the path of skybox image ``number`` (0 to 5), relative to the folder of its scene."""
     return f"{FACES}/{NAME}_skybox{number}_sami.jpg"
 
 
 def write_index(folder: Path, split: SceneSplit, panorama_jobs: list[Job]) -> None:
-    """Write the list of skybox faces of a split, unless it is empty. Raises OSError."""
+    """Write SPLIT.npy with the paths (N, 6) of the skybox images of N panoramas, unless N is 0. Raises OSError."""
     if panorama_jobs:
         data = io.BytesIO()
         np.save(data, np.array([[f"{job.name}/{face_path(number)}" for number in range(6)] for job in panorama_jobs]))
@@ -124,7 +124,7 @@ def write_index(folder: Path, split: SceneSplit, panorama_jobs: list[Job]) -> No
 
 
 def write_walk(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
-    """Write frames, key frames and, in the test split, the room mesh. Raises OSError."""
+    """Write the frames, key frame numbers and, in the test split, the room mesh of a walk. Raises OSError."""
     room_walk = walk(config, job.split, job.number)
     for part in ("color", "depth", "pose", "prompt", "intrinsic"):
         (folder / part).mkdir()
@@ -153,7 +153,7 @@ def write_frames(folder: Path, room_walk: RoomWalk, numbers: range) -> None:
 
 
 def rows(matrix: Array) -> str:
-    """Format a matrix as text, one row per line."""
+    """Format a matrix (R, C) as text, one row per line."""
     return "".join(" ".join(f"{x:.9g}" for x in row) + "\n" for row in matrix)
 
 

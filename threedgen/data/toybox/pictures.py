@@ -1,7 +1,4 @@
-"""Toybox image sources: single images mostly from the front, orbit views and the views of MV-Adapter.
-
-All are sources of `threedgen.data.bank`.
-"""
+"""Sources (``threedgen.data.bank.Source``) of toybox images: single images, orbit views and the views of MV-Adapter."""
 
 from __future__ import annotations
 
@@ -24,17 +21,19 @@ from .styles import Style
 from .world import Split, Toybox
 
 FRONT, ANY_SIDE = 6.0, 0.25
-"""Azimuth distribution: von Mises density exp(FRONT cos azimuth), and uniform for the share ANY_SIDE of the images."""
+"""Distribution of azimuths of single images: uniform for the share ANY_SIDE of the images, else von Mises with the
+density exp(FRONT cos azimuth), which prefers the front."""
 IMAGES_PER_ROOM = 2
 
 
 class Photographs:
-    """Single captioned images without camera conditioning, mostly of objects seen from the front.
+    """Source of single captioned images, mostly of objects seen from the front, for priors without camera conditioning.
 
     Args:
-        variation, style: of the objects, see `Toybox`.
-        rooms: share of images taken inside rooms.
-        clutter: number of objects in rooms, see `furnish`.
+        variation: share of random variation of the objects, in [0, 1], see ``Toybox``.
+        rooms: share of images that are taken inside rooms, in [0, 1].
+        clutter: factor on the number of objects in rooms, see ``furnish``.
+        style: "plain", or "blocks" for objects of boxes.
     """
 
     n_view = 1
@@ -72,7 +71,8 @@ class Photographs:
         return Captioned(rgb, captions, c2w)
 
     def object_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render one image of each object: rgb (N, size, size, 3), captions and c2w (N, 4, 4)."""
+        """Render one image of each of the objects ``indices``. Returns rgb (N, size, size, 3), in [0, 1], N captions,
+        and c2w (N, 4, 4), camera-to-world, OpenGL axes."""
         assets = [self.box.asset(i) for i in indices]
         rngs, view = [self.box.rng(i, 4) for i in indices], self.box.view
         azimuth = np.array(
@@ -86,7 +86,8 @@ class Photographs:
         return rgb, [asset.caption for asset in assets], c2w
 
     def room_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render images inside rooms, ``IMAGES_PER_ROOM`` per room; returns as in `object_images`."""
+        """Render the images ``indices`` inside rooms, ``IMAGES_PER_ROOM`` per room. Returns rgb (N, size, size, 3), in
+        [0, 1], N captions, and c2w (N, 4, 4), camera-to-world, OpenGL axes."""
         numbers, n = [self.room_images_before(i) for i in indices], IMAGES_PER_ROOM
         rooms = sorted({number // n for number in numbers})
         rgb, texts, c2w = self.rooms.render_views(rooms, size, n)
@@ -95,7 +96,7 @@ class Photographs:
 
 
 class FourSides:
-    """Orbit views of toybox objects, ``n_view`` per object, with their cameras."""
+    """Source of toybox objects with ``n_view`` views per object, evenly spaced in azimuth."""
 
     def __init__(self, box: Toybox, n_view: int = 4) -> None:
         self.n_view, self.box = n_view, box
@@ -109,10 +110,10 @@ class FourSides:
 
 
 class ToyboxObjects(ObjectViews):
-    """Toybox objects from the views of MV-Adapter.
+    """Source of toybox objects in the six views of MV-Adapter.
 
-    Conditioned on rays, objects keep the size that their caption states; conditioned on geometry, they fill the frame
-    as meshes to be textured do.
+    With the control "rays", objects keep the relative size that their caption states. With the control "geometry", they
+    are scaled to fill the image, as meshes to be textured are.
     """
 
     def __init__(
@@ -138,7 +139,7 @@ class ToyboxObjects(ObjectViews):
         return self.box.asset(index).caption
 
     def asset(self, index: int) -> Asset:
-        """Return the object at the scale of its views."""
+        """Return object ``index``, scaled as its views show it. Its coordinates are in [-HALF, HALF]."""
         asset = self.box.asset(index)
         if self.control == "rays":
             return asset.move_and_scale(0.0, HALF / RADIUS)

@@ -1,7 +1,7 @@
 """Solids of the toybox (sphere, box, frustum, torus, dome, prism) and the assets made of them.
 
-Every solid fits into [-1, 1]^3 in its local frame (except a frustum that widens upwards) and is placed by an affine
-map. All but the box and the prism are solids of revolution about z, meshed from a profile (radius, height).
+In its local axes, every solid fits into [-1, 1]^3, except a frustum that widens upwards. An affine map places it in
+the world. All but box and prism are solids of revolution about z, meshed from a profile curve (radius, height).
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 SPHERE, BOX, FRUSTUM, TORUS, DOME, PRISM = range(6)
-"""Kinds of solids. SPHERE: unit sphere. BOX: cube [-1, 1]^3. FRUSTUM: z in [-1, 1], radius 1 below and ``param`` above
-(1: cylinder, 0: cone). TORUS: ring in the xy plane, outer radius 1, tube radius ``param``. DOME: upper half of the unit
-sphere. PRISM: triangle in xz (base at z = -1, apex at x = 0, z = 1), extruded along y in [-1, 1]."""
+"""Kinds of solids. SPHERE: unit sphere. BOX: cube [-1, 1]^3. FRUSTUM: z in [-1, 1], radius 1 at the bottom and
+``param`` at the top (1: cylinder, 0: cone). TORUS: ring in the xy plane, outer radius 1, tube radius ``param``. DOME:
+upper half of the unit sphere. PRISM: triangle in xz (base at z = -1, apex at x = 0, z = 1), extruded along y in
+[-1, 1]."""
 
 
 @dataclass(frozen=True)
 class Primitive:
-    """Placed solid: world point = ``matrix`` @ local point + ``centre``."""
+    """Solid at its place in the world. A local point p is at ``matrix`` @ p + ``centre`` in world space."""
 
     kind: int
     param: float
@@ -31,11 +32,14 @@ class Primitive:
 
 @dataclass(frozen=True)
 class Asset:
-    """Object as a list of solids inside the ball of radius 0.85, front towards +x, z up, with the fields of its `Spec`.
+    """Captioned object: a list of solids inside the ball of radius 0.85, with the front towards +x and z up.
 
     Attributes:
-        front: False if the object looks alike from every side (a ball, an apple).
-        labels: part names that label images and meshes refer to; default: the distinct labels of the solids.
+        noun, colour, size, part, part_colour, second, second_colour: the fields of the object's ``Spec``.
+        family: group of the noun, such as "animals".
+        front: False if the object looks the same from every side (a ball, an apple).
+        index: index in the data set, or -1.
+        labels: part names to which label images and meshes refer; default: the distinct labels of the solids.
     """
 
     primitives: tuple[Primitive, ...]
@@ -57,7 +61,13 @@ class Asset:
             object.__setattr__(self, "labels", tuple(dict.fromkeys(solid.label for solid in self.primitives)))
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Return the solids as arrays for the ray caster; label k + 1 is ``labels[k]``, 0 the background."""
+        """Return the S solids as arrays for the ray caster.
+
+        Returns:
+            Dict with kind, param, reach (radius of a ball around the centre that contains the solid) and label, each
+            (S,); inverse (S, 3, 3), from world to local axes; centre (S, 3); and colour (S, 3), sRGB. Label k + 1 is
+            the part ``labels[k]``.
+        """
         label_ids = {name: i + 1 for i, name in enumerate(self.labels)}
         matrix = np.stack([p.matrix for p in self.primitives])
         reach = np.sqrt(np.array([_reach(p.kind, p.param, p.matrix) for p in self.primitives]))
@@ -72,13 +82,18 @@ class Asset:
         }
 
     def move_and_scale(self, centre: np.ndarray | float, scale: float) -> Asset:
-        """Return a copy with the point ``centre`` (3,) moved to the origin, then scaled by ``scale``."""
+        """Return a copy in which the point ``centre`` (3,) is moved to the origin, and which is then scaled."""
         poses = ((scale * solid.matrix, scale * (solid.centre - centre)) for solid in self.primitives)
         solids = zip(self.primitives, poses, strict=True)
         return replace(self, primitives=tuple(replace(s, matrix=m, centre=c) for s, (m, c) in solids))
 
     def mesh(self, segments: int = 24) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return closed, overlapping meshes of the solids: vertices (V, 3), faces, face colours (F, 3), labels (F,)."""
+        """Return a triangle mesh of the asset. The solids are closed meshes, which can overlap.
+
+        Returns:
+            Vertices (V, 3), faces (F, 3) as vertex indices, sRGB colours (F, 3) of the faces, and labels (F,). Label
+            k + 1 is the part ``labels[k]``.
+        """
         vertices, faces, colours, labels, start = [], [], [], [], 0
         numbers = self.arrays()["label"]
         for solid, number in zip(self.primitives, numbers, strict=True):
@@ -94,7 +109,7 @@ class Asset:
 
 
 def inside(solids: Iterable[Primitive], points: np.ndarray) -> np.ndarray:
-    """Return which of ``points`` (N, 3) lie in any of the solids: (N,) bool, exact."""
+    """Return a mask (N,), bool, that is True for the ``points`` (N, 3) that lie inside at least one of the solids."""
     result = np.zeros(len(points), bool)
     for p in solids:
         result |= _inside(p.kind, p.param, (points - p.centre) @ np.linalg.inv(p.matrix).T)
@@ -102,7 +117,7 @@ def inside(solids: Iterable[Primitive], points: np.ndarray) -> np.ndarray:
 
 
 def _reach(kind: int, param: float, matrix: np.ndarray) -> float:
-    """Return the squared radius of a ball about the centre of a solid that contains it."""
+    """Return the squared radius of a ball that contains a solid and has the same centre."""
     stretch = np.linalg.svd(matrix, compute_uv=False)
     if kind in (SPHERE, DOME):
         return float(stretch[0] ** 2)
@@ -128,7 +143,8 @@ def _inside(kind: int, param: float, q: np.ndarray) -> np.ndarray:
 
 
 def profile(kind: int, param: float, segments: int) -> np.ndarray:
-    """Return the profile (radius, height) of a solid of revolution, from bottom to top: (P, 2)."""
+    """Return the profile curve (P, 2) of a solid of revolution about z, as points (radius, height). A full circle has
+    ``segments`` points."""
     if kind == SPHERE:
         a = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
         return np.stack([np.cos(a), np.sin(a)], 1)
@@ -142,7 +158,8 @@ def profile(kind: int, param: float, segments: int) -> np.ndarray:
 
 
 def tessellate(kind: int, param: float, segments: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the closed mesh of a solid in its local frame: vertices (V, 3), counter-clockwise faces (F, 3)."""
+    """Return the closed mesh of a solid in its local frame. Round solids have ``segments`` sides. Returns
+    vertices (V, 3) and faces (F, 3), counter-clockwise seen from outside."""
     if kind == BOX:
         v = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
         quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]

@@ -1,8 +1,8 @@
-"""Prompts in the words that a toybox prior was trained on: synonyms replaced, unknown words left out.
+"""Conversion of prompts to the words that a toybox prior was trained on. Imports no torch.
 
-Captions of the training data contain known words only. An unknown word would change the text embedding at random, so
-it is removed together with what then has no meaning: a clause without its noun, an article, a prefix such as
-"a photo of". Nothing is added. Imports no torch.
+Synonyms are replaced and unknown words are removed, because an unknown word would change the text embedding at random.
+Words that have no meaning without the removed word are removed too: the rest of its clause, its article, or a prefix
+such as "a photo of". Nothing is added.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ NEGATIONS = {"without", "no", "not", "never", "minus"}
 
 
 def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()) -> Reading:
-    """Read a prompt in the words of a toybox prior.
+    """Convert a prompt to the words of a toybox prior, and list the words that were replaced, ignored or negated.
 
     Args:
         prompt: text of the user.
-        known: words of the vocabulary.
-        added: words that personalisation added, kept as they are.
+        known: words of the prior's vocabulary. If it has no toybox noun, only the unknown words are listed.
+        added: words that personalisation added. They are kept unchanged.
     """
     reading = Reading(prompt)
     if NOUNS.keys().isdisjoint(known):  # another closed vocabulary
@@ -46,7 +46,7 @@ def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()
 
 
 def _known_words(prompt: str, known: Collection[str], added: list[str], reading: Reading) -> list[str]:
-    """Return the known words and commas of a prompt, "" for unknown ones; note in `reading` what was changed."""
+    """Return the words and commas of a prompt, with "" in place of unknown words. Note the changes in `reading`."""
     text = unicodedata.normalize("NFKC", prompt).lower()
     names = "|".join(re.escape(word) for word in sorted(added, key=len, reverse=True))
     words, negating = list[str](), False
@@ -69,7 +69,7 @@ def _known_words(prompt: str, known: Collection[str], added: list[str], reading:
 
 
 def known_form(word: str, known: Collection[str]) -> str | None:
-    """Return the known word that a word, its singular or its synonym is; None for an unknown word."""
+    """Return the known word for a word: itself, its singular, or a synonym of one of them. None if there is none."""
     if word in known:
         return word
     forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
@@ -77,7 +77,7 @@ def known_form(word: str, known: Collection[str]) -> str | None:
 
 
 def _clauses(words: list[str]) -> list[list[str]]:
-    """Split words before each connector."""
+    """Split a list of words before each word in `CONNECTORS`."""
     clauses: list[list[str]] = [[]]
     for word in words:
         if word in CONNECTORS:
@@ -87,13 +87,13 @@ def _clauses(words: list[str]) -> list[list[str]]:
 
 
 def _without_prefix(clauses: list[list[str]]) -> list[list[str]]:
-    """Remove a prefix with unknown words, such as "a photo of"."""
+    """Remove a first clause with unknown words and without a noun, if "of" follows, such as "a photo of"."""
     has_prefix = len(clauses) > 1 and clauses[1][0] == "of" and "" in clauses[0] and NOUNS.keys().isdisjoint(clauses[0])
     return [clauses[1][1:], *clauses[2:]] if has_prefix else clauses
 
 
 def _with_content(clauses: list[list[str]], added: Collection[str]) -> list[list[str]]:
-    """Remove clauses whose noun is unknown, after the one that names the object."""
+    """Remove clauses without content, such as "with a" before an unknown noun, that follow the object's noun."""
     subjects = {*NOUNS, *(word.lower() for word in added)}
     result, has_subject, opening = list[list[str]](), False, list[str]()
     for clause in clauses:
@@ -111,7 +111,8 @@ def _with_content(clauses: list[list[str]], added: Collection[str]) -> list[list
 
 
 def _join(clauses: list[list[str]]) -> str:
-    """Join words: articles only before a noun phrase and in the form that the next word needs, no connector last."""
+    """Join the words of clauses to a text. Articles and connectors without a following noun phrase are dropped. "a" and
+    "an" are chosen by the following word."""
     words = [word for clause in clauses for word in clause]
     while words and words[-1] in ARTICLES | CONNECTORS | {"is"}:
         words.pop()

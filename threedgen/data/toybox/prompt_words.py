@@ -1,6 +1,6 @@
-"""Checks of a prompt against the toybox: one object with at most one part or accessory.
+"""Checks of prompts for toybox priors, which know objects with at most one part or accessory. Imports no torch.
 
-The checks apply to priors whose closed vocabulary contains toybox nouns. Imports no torch.
+The checks apply only to priors whose closed vocabulary contains toybox nouns.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from .grammar import ACCESSORIES, COLOURS, NOUNS, Spec, caption, find_nouns
 
 PAGE = "docs/toybox-words.md"
 EXAMPLES_OF_ALL, EXAMPLES_OF_NEAREST = 2, 6
-"""Nouns listed per family if all families are listed, or only the nearest."""
+"""Number of nouns that an error lists per family if it lists all families, and if it lists only similar ones."""
 
 
 def known_nouns(vocabulary: Vocabulary | None) -> list[str]:
-    """Return the toybox nouns in a vocabulary; none for a prior that was not trained on the toybox."""
+    """Return the toybox nouns in a vocabulary. Priors that were not trained on the toybox have none."""
     return [noun for noun in NOUNS if vocabulary is not None and vocabulary.known.issuperset(noun.split())]
 
 
 def check_noun(prompt: str, vocabulary: Vocabulary | None) -> None:
-    """Raise ConfigError with suggestions if the prompt contains no noun that a toybox prior knows.
-
-    Words added by personalisation count as nouns. Priors without toybox nouns accept every prompt.
-    """
+    """Raise ConfigError, with suggestions, if a prompt contains no noun that the toybox prior knows. Words that
+    personalisation added count as nouns. Every prompt is accepted for priors without toybox nouns."""
     known = known_nouns(vocabulary)
     if vocabulary is None or not known or set(find_nouns(vocabulary.read(prompt).text)).intersection(known):
         return
@@ -54,7 +52,7 @@ def check_noun(prompt: str, vocabulary: Vocabulary | None) -> None:
 
 
 def _owner_advice(words: Sequence[str], known: Sequence[str]) -> str:
-    """Return advice to name the object of the part or accessory among the words; "" if there is none."""
+    """Return advice for a prompt that names a part or accessory without its object, or "" for other prompts."""
     colour = next((word for word in words if word in COLOURS), "red")
     for word in words:
         for noun in known:
@@ -70,7 +68,8 @@ def _family(name: str, known: list[str], limit: int) -> str:
 
 
 def notes(prompt: str, vocabulary: Vocabulary | None) -> list[str]:
-    """Return warnings for a prompt with several objects, parts or accessories, which toybox training data lacks."""
+    """Return warnings for a prompt that names several objects, parts or accessories. A toybox prior may
+    mix the objects and omit parts."""
     prompt = prompt if vocabulary is None else vocabulary.read(prompt).text
     found = [noun for noun in find_nouns(prompt) if noun in known_nouns(vocabulary)]
     if not found:
@@ -88,6 +87,6 @@ def notes(prompt: str, vocabulary: Vocabulary | None) -> list[str]:
 
 
 def _is_compound(first: str, second: str, prompt: str) -> bool:
-    """Return whether two nouns name one object, as "palm tree" does."""
+    """Return whether two nouns in a row name one object, such as "palm tree"."""
     same_family = NOUNS[first].family == NOUNS[second].family
     return same_family and re.search(rf"\b{first} {second}\b", prompt.lower()) is not None

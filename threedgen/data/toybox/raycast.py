@@ -1,8 +1,9 @@
-"""Exact ray caster for assets (numba): colour, mask, depth, normals and part labels.
+"""Ray caster for toybox assets (numba), which renders colour, mask, depth, normals and part labels.
 
-Objects are lit from above and from the camera, so that sides differ and a colour looks nearly the same from every
-azimuth: shade = 0.5 + 0.2 n_z + 0.3 max(0, n . v). Rooms have a point light at p, so that a wall looks the same from
-every camera: shade = 0.55 + 0.45 max(0, n . (p - x) / |p - x|). No shadows.
+Colours are multiplied by a shading factor that depends on the unit normal n of the surface. There are no shadows.
+Objects are lit from above and from the camera, so a colour looks nearly the same from every azimuth: the factor is
+0.5 + 0.2 n_z + 0.3 max(0, n . v), with the unit vector v to the camera. Rooms have a point light at p, so a wall looks
+the same from every camera: the factor is 0.55 + 0.45 max(0, n . (p - x) / |p - x|) at the surface point x.
 """
 
 from __future__ import annotations
@@ -17,12 +18,13 @@ from .primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, Asset
 
 BOX_PLANES = np.array([(1, 0, 0, 1), (-1, 0, 0, 1), (0, 1, 0, 1), (0, -1, 0, 1), (0, 0, 1, 1), (0, 0, -1, 1)], float)
 PRISM_PLANES = np.array([(0, 0, -1, 1), (0, 1, 0, 1), (0, -1, 0, 1), (2, 0, 1, 1), (-2, 0, 1, 1)], float)
-"""Half spaces n . x <= offset as (n, offset); the last two of the prism are its slopes, 2 |x| + z <= 1."""
+"""Half spaces n . x <= d whose intersection is the solid, as rows (n_x, n_y, n_z, d)."""
 
 
 @dataclass(frozen=True)
 class RenderResult:
-    """Images of V views and, if rendered with a G-buffer, geometry at the pixel centres (else shape (V, 0, 0))."""
+    """Images of V views and, if rendered with a G-buffer, the geometry at the pixel centres. Without a G-buffer, H and
+    W of all arrays except ``rgb`` are 0."""
 
     rgb: np.ndarray  # (V, H, W, 3) in [0, 1]
     mask: np.ndarray  # (V, H, W) bool, False on the background
@@ -44,19 +46,19 @@ def render(
     panorama: bool = False,
     parallel: bool = False,
 ) -> RenderResult:
-    """Render V views of assets with square perspective cameras.
+    """Render V square views of assets with perspective cameras. Each view shows one asset.
 
     Args:
-        asset_index: (V,) index of the asset in each view.
-        c2w: (V, 4, 4), OpenGL axes.
-        fov: (V,) vertical field of view in radians; with ``parallel`` half the visible height in world units.
+        asset_index: (V,), index of the asset in each view.
+        c2w: (V, 4, 4), camera-to-world, OpenGL axes.
+        fov: (V,), vertical field of view in radians; with ``parallel`` half the visible height in world units.
         size: height (and width) of the images in pixels.
-        background: grey level in [0, 1], scalar or (V,).
-        supersample: n x n rays per pixel; 0 renders only the G-buffer (rgb is black).
+        background: grey value in [0, 1], scalar or (V,).
+        supersample: number of rays per pixel along each axis; 0 renders only the G-buffer, and ``rgb`` is black.
         with_gbuffer: also render mask, depth, normals and labels.
-        lamp: (V, 3) point lights of rooms; None: the lights of objects.
-        panorama: equirectangular images (size, 2 size) centred on the viewing direction; ``fov`` is ignored.
-        parallel: orthographic projection.
+        lamp: (V, 3), positions of the point lights of rooms; None: objects, which are lit from above and the camera.
+        panorama: render equirectangular images (size, 2 size), centred on the viewing direction, and ignore ``fov``.
+        parallel: use an orthographic projection.
     """
     arrays = [asset.arrays() for asset in assets]
     offsets = np.cumsum([0] + [len(a["kind"]) for a in arrays]).astype(np.int64)
@@ -78,7 +80,7 @@ def render(
 
 @njit(cache=True, inline="always")
 def _cap(ox, oy, oz, dx, dy, dz, height, radius, best):
-    """Intersect a ray with the disc z = height, rho <= radius; return the ray parameter, or ``best`` on a miss."""
+    """Intersect a ray o + t d with a disc at z = ``height`` around the z axis. Return t, or ``best`` on a miss."""
     if abs(dz) > 1e-12:
         t = (height - oz) / dz
         if 1e-4 < t < best:
@@ -90,7 +92,8 @@ def _cap(ox, oy, oz, dx, dy, dz, height, radius, best):
 
 @njit(cache=True)
 def _quadric(kind, k, ox, oy, oz, dx, dy, dz):
-    """Intersect a local ray with a sphere, dome or frustum; return t (inf on a miss) and the local normal."""
+    """Intersect a ray o + t d in local axes with a sphere, dome or frustum of parameter ``k``. Returns t
+    (inf on a miss) and the local normal, which is not normalized."""
     best = np.inf
     nx, ny, nz = 0.0, 0.0, 0.0
     if kind == FRUSTUM:
@@ -129,7 +132,7 @@ def _quadric(kind, k, ox, oy, oz, dx, dy, dz):
 
 @njit(cache=True)
 def _slabs(kind, ox, oy, oz, dx, dy, dz):
-    """Intersect a local ray with a box or prism by half spaces; return t (inf on a miss) and the local normal."""
+    """Intersect a ray o + t d in local axes with the half spaces of a box or prism. Returns as ``_quadric`` does."""
     near, far = -np.inf, np.inf
     nx, ny, nz = 0.0, 0.0, 0.0
     for px, py, pz, offset in BOX_PLANES if kind == BOX else PRISM_PLANES:
@@ -151,7 +154,7 @@ def _slabs(kind, ox, oy, oz, dx, dy, dz):
 
 @njit(cache=True)
 def _ring(tube, ox, oy, oz, dx, dy, dz):
-    """Intersect a local ray with a torus by sphere tracing; return t (inf on a miss) and the local normal."""
+    """Intersect a ray o + t d in local axes with a torus by sphere tracing. Returns as ``_quadric`` does."""
     length = np.sqrt(dx * dx + dy * dy + dz * dz)
     ux, uy, uz = dx / length, dy / length, dz / length
     b = ox * ux + oy * uy + oz * uz
@@ -175,10 +178,11 @@ def _ring(tube, ox, oy, oz, dx, dy, dz):
 
 @njit(cache=True)
 def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candidates):
-    """Write the indices of solids that a pixel row can hit into ``candidates`` and return their number.
+    """Write the indices of the solids that a pixel row can hit into ``candidates``, and return their number.
 
-    The rays of a row lie in the plane through the camera and its right axis that rises by ``slope``; ``half_pixel`` is
-    the change of slope within the row. For parallel rays ``slope`` is the height of the plane above the axis.
+    ``m`` is the camera-to-world matrix. The rays of a row lie in a plane that contains the camera and its right axis.
+    Its slope is ``slope``, and ``half_pixel`` is half the difference of the slopes of adjacent rows. For parallel rays,
+    ``slope`` is the height of the plane above the camera.
     """
     count = 0
     tilt = 1.0 / np.sqrt(1.0 + slope * slope)
@@ -196,7 +200,8 @@ def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candid
 
 @njit(cache=True)
 def _trace(kind, param, inverse, centre, reach, candidates, count, px, py, pz, dx, dy, dz):
-    """Return the first hit of a unit ray among ``count`` candidates: index (-1 on a miss), distance, unit normal."""
+    """Return the first hit of the ray p + t d, |d| = 1: index of the solid (-1 on a miss), distance and unit normal.
+    Only the first ``count`` solids in ``candidates`` are tested."""
     best, hit = np.inf, -1
     bx, by, bz = 0.0, 0.0, 0.0
     for k in range(count):

@@ -12,13 +12,15 @@ from threedgen.run.arrays import Array
 from .rooms import HALF_WIDTH, HEIGHT, Room
 
 THICKNESS = 0.01
-"""Tolerance in metres outside walls, floor and ceiling within which triangles are kept."""
+"""Distance in metres behind walls, floor and ceiling up to which triangles belong to the inside of a room."""
 
 
 def room_triangles(room: Room, segments: int = 24) -> tuple[Array, Array, Array]:
-    """Return the triangles of a room: corners (T, 3, 3), sRGB colours (T, 3) and labels (T,) as in `render_rooms`.
+    """Return the T triangles of a room without the outer sides of walls, floor and ceiling. Round solids have
+    ``segments`` sides.
 
-    Solids overlap; the outer sides of walls, floor and ceiling are removed. Round solids have ``segments`` sides.
+    Returns:
+        Corners (T, 3, 3) in metres, sRGB colours (T, 3), and labels (T,) with the meaning of those of ``render_rooms``.
     """
     vertices, faces, colours, labels = room.asset.mesh(segments)
     corners = vertices[faces]
@@ -37,7 +39,7 @@ def room_glb(room: Room, segments: int = 24) -> bytes:
 
 
 def glb(corners: Array, colours: Array) -> bytes:
-    """Encode z-up triangles (T, 3, 3) with sRGB colours (T, 3) as a y-up GLB; edges stay sharp, no vertex is shared."""
+    """Encode z-up triangles (T, 3, 3) with sRGB colours (T, 3) as a y-up GLB. Triangles share no vertices."""
     import trimesh
 
     rgba = np.pad(np.round(to_linear(colours) * 255).astype(np.uint8), ((0, 0), (0, 1)), constant_values=255)

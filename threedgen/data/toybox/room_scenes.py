@@ -1,4 +1,4 @@
-"""Multi-view scenes of toy rooms for `threedgen.data.scene_views`: panoramas and walks with depth, in metres."""
+"""Sources of multi-view scenes of toy rooms (``scene_views.SceneSource``): panoramas, and walks with depth."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from threedgen.run.seeding import numpy_generator
 from .rooms import EYE_POSITION, FREE_RADIUS, YAW_STEP, Room, Rooms, describe_view, look_c2w, render_rooms
 
 CAPTION_PIXELS = 32
-"""Width of the label images that captions are derived from."""
+"""Width in pixels of the label images from which captions are written."""
 KEY_WIDTH = 32
-"""Width of the depth images that select key frames."""
+"""Width in pixels of the depth images from which key frames are selected."""
 FRAMES_PER_KEY = 9
-"""Frames of a walk per requested key frame; key frames are about six frames apart."""
+"""Number of frames of a walk per requested view. Key frames are about six frames apart."""
 
 
 def _rooms(seed: int, split: SceneSplit, clutter: float) -> Rooms:
@@ -37,7 +37,8 @@ def _rooms(seed: int, split: SceneSplit, clutter: float) -> Rooms:
 def render_scene_views(
     room: Room, at: Cameras, rng: Sequence[np.random.Generator], supersample: int = 2, depth: bool = False
 ) -> SceneViews:
-    """Render views of a room with captions; ``rng`` has one generator per view, which samples its wording."""
+    """Render V views of a room, with captions and, if ``depth``, with depth. ``rng`` has V generators, which sample the
+    wording of each caption. ``supersample``: rays per pixel along each axis."""
     rgb, z, _ = render_images(room, at, supersample, depth)
     labels = render_images(room, _resized(at, CAPTION_PIXELS), 1, True)[2]
     texts = tuple(describe_view(room, label, one) for label, one in zip(labels, rng, strict=True))
@@ -45,14 +46,15 @@ def render_scene_views(
 
 
 def _resized(at: Cameras, width: int) -> Cameras:
-    """Return the cameras with image width ``width`` (even) and an even height."""
+    """Return the cameras at a smaller image size: the even width ``width``, and the nearest even height."""
     return at.with_size(2 * max(1, round(width * at.height / at.width / 2)), width)
 
 
 def render_images(room: Room, at: Cameras, supersample: int, with_gbuffer: bool) -> tuple[Array, Array, Array]:
-    """Render rgb (V, H, W, 3) and, with a G-buffer, z depth and labels (V, H, W); crops square images.
+    """Render square views of a room and crop them to the image size of the cameras.
 
-    Raises ValueError if only one of height and width is odd.
+    Returns rgb (V, H, W, 3), in [0, 1], depth (V, H, W) along the viewing axis in metres, and labels (V, H, W) as from
+    ``render_rooms``. Without G-buffer, depth and labels are empty. Raises ValueError if only one of H and W is odd.
     """
     side = max(at.height, at.width)
     if (at.height - at.width) % 2:
@@ -75,7 +77,8 @@ def render_images(room: Room, at: Cameras, supersample: int, with_gbuffer: bool)
 
 
 class RoomPanoramas:
-    """Panorama views of each room at even yaw steps; the first yaw is random in the training split, else 0."""
+    """Source of panorama views, one entry per room, evenly spaced in yaw. The yaw of the first view is a random
+    multiple of ``YAW_STEP`` in the training split, and 0 in the test split."""
 
     def __init__(self, config: RoomPanoramasConfig, seed: int = 0, split: SceneSplit = "train") -> None:
         self.options, self.rooms, self.split = config, _rooms(seed, split, config.clutter), split
@@ -90,7 +93,7 @@ class RoomPanoramas:
         return f"panoramas of toy rooms, {which}, {o.views} of {o.size} px, {o.fov:g} deg"
 
     def first_yaw(self, index: int) -> int:
-        """Return the yaw of the first view of a room in degrees."""
+        """Return the yaw of the first view of room ``index`` in degrees."""
         return YAW_STEP * int(self.rooms.rng(index, 3).integers(360 // YAW_STEP)) if self.split == "train" else 0
 
     def scene(self, index: int) -> SceneViews:
@@ -100,13 +103,14 @@ class RoomPanoramas:
         return render_scene_views(self.rooms.room(index), at, rng, self.options.supersample)
 
     def skybox(self, index: int, size: int) -> Array:
-        """Render the skybox of a room, (6, size, size, 3), faces in the order of Matterport3D; yaw 0 is +x."""
+        """Render the six cube sides (6, size, size, 3), in [0, 1], of a room's panorama. They are in the order of
+        Matterport3D: up, four around, down. Yaw 0 looks along +x."""
         R = torch.stack([rotation(*angles) for angles in SKYBOX])
         at = cameras(R, radians(90), size, size, EYE_POSITION.tolist())
         return render_images(self.rooms.room(index), at, self.options.supersample, False)[0]
 
     def directions(self, index: int) -> list[str]:
-        """Return the captions of the views at yaw 0, 45, ..., 315 degrees."""
+        """Return the captions of the eight views of room ``index`` at the yaws 0, 45, ..., 315 degrees."""
         at = cameras(ring(8), radians(90), CAPTION_PIXELS, CAPTION_PIXELS, EYE_POSITION.tolist())
         rng = [self.rooms.rng(index, 10 + number) for number in range(8)]
         return list(render_scene_views(self.rooms.room(index), at, rng, 1).captions)
@@ -117,7 +121,7 @@ class RoomPanoramas:
 
 
 class RoomWalk:
-    """Smooth camera path of ``length`` frames through the free centre of room ``index``."""
+    """Walk (``walks.Walk``) of ``length`` frames on a smooth path through the free centre of room ``index``."""
 
     def __init__(self, rooms: Rooms, index: int, length: int, options: RoomPathsConfig) -> None:
         self.rooms, self.index, self.length, self.options = rooms, index, length, options
@@ -137,7 +141,8 @@ class RoomWalk:
 
     @cached_property
     def cameras(self) -> Cameras:
-        """Cameras of all frames on an elliptic path, yaw turning one way at varying speed, pitch oscillating."""
+        """Cameras of all frames. The position oscillates along x, y and z, and so does the pitch. The yaw turns in one
+        direction at varying speed."""
         rng, k, o = self.rooms.rng(self.index, 4), np.arange(self.length), self.options
 
         def wave(amplitude: float, shortest: float, longest: float) -> Array:
@@ -162,7 +167,8 @@ class RoomWalk:
 
 
 class RoomWalks(Sequence[Walk]):
-    """One walk for each of ``options.count`` rooms, generated on access."""
+    """Sequence of walks, one for each of ``options.count`` rooms, which are generated on access. ``length`` is the
+    number of frames per walk; None: ``FRAMES_PER_KEY`` times the number of views per entry."""
 
     def __init__(self, options: RoomPathsConfig, seed: int, split: SceneSplit, length: int | None = None) -> None:
         self.options, self.rooms = options, _rooms(seed, split, options.clutter)
@@ -184,7 +190,8 @@ class RoomWalks(Sequence[Walk]):
 
 
 def room_paths(config: RoomPathsConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
-    """Build a source of views along walks through toy rooms; the test split has the first key frames of each room."""
+    """Build the source of views along walks through toy rooms. Entries of the training split are random. The test split
+    has one entry per room, with its first key frames."""
     o, walks = config, RoomWalks(config, seed, split)
     rooms = f"seed {seed}, {split}, clutter {o.clutter:g}"
     description = f"toy rooms, {rooms}, {o.height} x {o.width} px, {o.fov:g} deg, overlap {o.overlap:g}"

@@ -1,4 +1,4 @@
-"""Toy rooms: captioned interiors with doors, windows, a lamp, furniture and toybox objects.
+"""Toy rooms: captioned interiors with a door, windows, a lamp, furniture and other toybox objects.
 
 rooms = Rooms(seed=0, split="train")
 room = rooms.room(17)                                          # solids, lamp and named items
@@ -21,15 +21,15 @@ from .raycast import RenderResult, render
 from .world import Split, build
 
 HALF_WIDTH, HEIGHT = 2.4, 2.6
-"""Half the width and the height of all rooms; one shape and few positions are easier for small models."""
+"""Half the width, and the height, of all rooms. All rooms have the same shape, which is easier for small models."""
 EYE_POSITION = np.array([0.0, 0.0, 1.4])
 """Camera position of panoramas."""
 YAW_STEP = 45
-"""Yaw step of panorama views in degrees; views face walls and corners."""
+"""Yaw difference of adjacent panorama views in degrees. Such views look at walls and corners in turn."""
 WALL_SLOTS = np.array([-1.35, 0.0, 1.35])
-"""Positions of doors, windows and pictures along a wall, from its centre."""
+"""Possible positions in metres of doors, windows and pictures along a wall; 0 is the middle of the wall."""
 CORNER = 1.85
-"""Distance of corner positions from the centre, along both axes."""
+"""Distance of objects in corners from the centre of the room, along x and along y."""
 FURNITURE = {
     "sofa": 1.05, "bed": 1.05, "bookshelf": 1.05, "table": 0.9, "chair": 0.8, "lamp": 0.8, "television": 0.85,
     "clock": 0.9,
@@ -37,22 +37,27 @@ FURNITURE = {
 CORNER_OBJECTS = {
     "tree": 1.0, "cactus": 0.95, "guitar": 0.95, "dog": 0.85, "ball": 0.65, "present": 0.7, "bucket": 0.7, "drum": 0.75,
 }  # fmt: skip
-"""Objects that stand against a wall and in corners, with their bounding radius in metres."""
+"""Bounding radius in metres of the objects that stand against a wall (FURNITURE) or in corners (CORNER_OBJECTS)."""
 REPEATABLE = ("sofa", "table", "chair")
 """Furniture that a room may have twice."""
 FREE_RADIUS = 0.85
-"""Radius in metres around the centre of a room that stays free for cameras."""
+"""Radius in metres of the area around the centre of a room that stays free for cameras."""
 WALLS = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
 CORNERS = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
-"""Directions (x, y) from the centre to the walls and corners."""
+"""Directions (x, y) from the centre of a room to its four walls, and to its four corners."""
 GLASS, FRAME = (0.70, 0.86, 0.95), (0.93, 0.93, 0.90)
 
 
 @dataclass(frozen=True)
 class Room:
-    """Room with its caption phrases ``items`` ("a red sofa"), light position ``lamp`` (3,) and colour words.
+    """Furnished room.
 
-    Solids of ``asset`` have the label ``str(k)`` for ``items[k]``, and "" for the bare room.
+    Attributes:
+        asset: all solids. The label of a solid is ``str(k)`` if it belongs to ``items[k]``, and "" if it belongs to the
+            bare room.
+        items: phrases that captions use, such as "a red sofa".
+        lamp: position (3,) of the light.
+        wall, floor: colour words.
     """
 
     asset: Asset
@@ -63,7 +68,7 @@ class Room:
 
 
 class Furnisher:
-    """Room under construction: its solids and items, and the occupied parts of floor and walls."""
+    """Room under construction, with its solids, its items, and the occupied parts of the floor and the walls."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -74,7 +79,7 @@ class Furnisher:
         self.wall_spans: list[tuple[int, float, float]] = []  # occupied spans: wall, from, to
 
     def add(self, solids: Sequence[Primitive], phrase: str = "") -> None:
-        """Add the solids of one item, or of the bare room if ``phrase`` is empty."""
+        """Add the solids of an item with the caption phrase ``phrase``, or of the bare room if it is empty."""
         label = str(len(self.items)) if phrase else ""
         self.solids += [replace(solid, label=label) for solid in solids]
         self.items += [phrase] if phrase else []
@@ -83,7 +88,8 @@ class Furnisher:
         return not any((low < b).all() and (high > a).all() for a, b in self.occupied)
 
     def stand(self, asset: Asset, radius: float, phrase: str, corner: bool) -> bool:
-        """Place an object on the floor against a wall or in a corner; return False if no place is free."""
+        """Place an object of bounding radius ``radius`` (metres) in a corner if ``corner``, else against a wall.
+        Returns False if no place is free."""
         scale = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
         for direction in self.rng.permutation(CORNERS if corner else WALLS):
             yaw = inward_yaw(direction)
@@ -100,7 +106,8 @@ class Furnisher:
         return False
 
     def reserve_span(self, width: float) -> tuple[int, float] | None:
-        """Reserve a free span of a wall; return the wall and the position along it, or None after 12 tries."""
+        """Reserve ``width`` metres of a wall for a door, window or picture. Returns the index in ``WALLS`` and the
+        position of the middle along the wall, or None if 12 random tries fail."""
         for _ in range(12):
             wall, at = int(self.rng.integers(4)), float(self.rng.choice(WALL_SLOTS))
             low, high = at - width / 2 - 0.1, at + width / 2 + 0.1
@@ -110,14 +117,14 @@ class Furnisher:
         return None
 
     def mount(self, wall: int, at: float, z: float, builder: Builder, phrase: str) -> None:
-        """Mount the solids of a builder, centred at the origin and facing +x, on a wall at height ``z``."""
+        """Move the solids of a builder, which face +x at the origin, to position ``at`` and height ``z`` on a wall."""
         position = np.append(WALLS[wall] * HALF_WIDTH + np.abs(WALLS[wall][::-1]) * at, z)
         yaw = inward_yaw(WALLS[wall])
         self.add([transform(solid, 1.0, yaw, position) for solid in builder.solids], phrase)
 
 
 def inward_yaw(direction: np.ndarray) -> float:
-    """Return the yaw in degrees of an object that faces the centre of the room from ``direction`` (2,)."""
+    """Return the yaw in degrees that turns an object, placed in ``direction`` (2,), towards the centre of the room."""
     return float(np.rad2deg(np.arctan2(*-direction[::-1])))
 
 
@@ -128,7 +135,7 @@ def transform(solid: Primitive, scale: float, yaw: float, at: np.ndarray) -> Pri
 
 
 class Rooms:
-    """Infinite data set of captioned rooms. ``clutter``: relative number of objects, see `furnish`."""
+    """Infinite data set of captioned rooms. ``clutter`` is a factor on the number of objects, see ``furnish``."""
 
     def __init__(self, seed: int = 0, split: Split = "train", clutter: float = 1.0) -> None:
         self.seed, self.split, self.clutter = seed, split, clutter
@@ -142,7 +149,8 @@ class Rooms:
     def render_views(
         self, indices: Sequence[int], size: int, n_view: int = 1
     ) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render ``n_view`` random views of each room: rgb (N * n, size, size, 3), captions and c2w (N * n, 4, 4)."""
+        """Render ``n_view`` = V random views of each of the N rooms ``indices``. Views of a room are consecutive.
+        Returns rgb (N * V, size, size, 3), in [0, 1], N * V captions, and c2w (N * V, 4, 4) with OpenGL axes."""
         rooms = [self.room(i) for i in indices]
         rng = [self.rng(i, 1) for i in indices]
         cameras = [sample_camera(one) for one in rng for _ in range(n_view)]
@@ -164,14 +172,16 @@ def render_rooms(
     with_gbuffer: bool = False,
     panorama: bool = False,
 ) -> RenderResult:
-    """Render views inside rooms as `render` does; label k + 1 is item k, number of items + 1 the bare room."""
+    """Render views inside rooms. Arguments and result are those of ``raycast.render``. In a room with n items, the
+    label k + 1 is item k, and the label n + 1 is the bare room."""
     lamps = np.stack([room.lamp for room in rooms])[room_index]
     assets = [room.asset for room in rooms]
     return render(assets, room_index, c2w, fov, size, 0.5, supersample, with_gbuffer, lamps, panorama)
 
 
 def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -> np.ndarray:
-    """Return c2w (..., 4, 4), float32, OpenGL axes, from positions (..., 3) and viewing angles in radians."""
+    """Return camera-to-world matrices (..., 4, 4), float32, OpenGL axes, from positions (..., 3) and angles (...).
+    Angles are those of the viewing direction in radians. Azimuth 0 looks along +x, and azimuth pi / 2 along +y."""
     ce, se, ca, sa = np.cos(elevation), np.sin(elevation), np.cos(azimuth), np.sin(azimuth)
     back = -np.stack([ce * ca, ce * sa, se], -1)
     right = np.stack([sa, -ca, np.zeros_like(sa)], -1)
@@ -182,7 +192,8 @@ def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -
 
 
 def sample_camera(rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Sample c2w (4, 4) and fov (radians): 85 % are panorama views, the others anywhere in the free centre."""
+    """Sample a camera: c2w (4, 4), OpenGL axes, and the field of view in radians. 85 % of the cameras are those of
+    panorama views. The others are at random positions near the centre of the room."""
     if rng.random() < 0.85:
         position, azimuth, elevation, fov = EYE_POSITION, float(YAW_STEP * rng.integers(360 // YAW_STEP)), 0.0, 90.0
     else:
@@ -198,9 +209,10 @@ def sample_camera(rng: np.random.Generator) -> tuple[np.ndarray, float]:
 def describe_view(
     room: Room, label: np.ndarray, rng: np.random.Generator, max_items: int = 3, min_area: float = 0.012
 ) -> str:
-    """Write the caption of a view: colours of the room and its largest visible items, from left to right.
+    """Write the caption of a view, which names colours of the room and its largest visible items from left to right.
 
-    ``label`` (H, W) is 1 + item index; items smaller than the share ``min_area`` of the image are not named.
+    ``label`` (H, W) is 1 + the item index of each pixel. At most ``max_items`` items are named, and only those that
+    cover at least the fraction ``min_area`` of the image.
     """
     n, wording = len(room.items), int(rng.integers(ROOM_WORDINGS))
     area = np.bincount(label.ravel(), minlength=n + 2)[1 : n + 1] / label.size
@@ -211,7 +223,7 @@ def describe_view(
 
 
 def captions() -> Iterator[str]:
-    """Yield sentences with all words that occur in room captions but not in object captions."""
+    """Yield room captions that contain, together, all words that occur only in room captions."""
     items = ["a red door", "a window", "a picture"]
     for wording in range(ROOM_WORDINGS):
         yield sentence("red", "orange", items, wording)
@@ -220,11 +232,11 @@ def captions() -> Iterator[str]:
 
 
 ROOM_WORDINGS, FLOOR_WORDING = 6, 1
-"""Number of caption wordings, and the wording that names the floor."""
+"""Number of caption wordings, and the number of the wording that names the colour of the floor."""
 
 
 def sentence(wall: str, floor: str, items: list[str], wording: int) -> str:
-    """Write a room caption such as "a blue room with a red sofa and a window"; ``wall``, ``floor``: colour words."""
+    """Write a room caption, such as "a blue room with a red sofa and a window", from colour words and item phrases."""
     core = f"{wall} room"
     plain = f"{article(core)} {core}"
     for k, pair in enumerate(zip(items, items[1:], strict=False)):
@@ -247,9 +259,10 @@ def sentence(wall: str, floor: str, items: list[str], wording: int) -> str:
 
 
 def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
-    """Sample a room with 5 to 8 pieces of furniture and 3 to 6 corner objects, times ``clutter``, as far as they fit.
+    """Sample a furnished room.
 
-    Objects name no parts or accessories, so no combination is held out.
+    It has 5 to 8 pieces of furniture and 3 to 6 objects in corners, both times ``clutter``. Objects that do not fit are
+    left out. Captions of the objects name no parts, so they contain no held-out combination.
     """
     names = list(COLOURS)
     wall, floor = (names[int(k)] for k in rng.integers(len(names), size=2))
@@ -275,7 +288,7 @@ def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
 
 
 def _sample_phrase(rng: np.random.Generator, noun: str) -> tuple[str, np.ndarray]:
-    """Sample a colour for a noun outside the grammar; return the phrase and the sRGB colour (3,)."""
+    """Sample a colour for a noun that is not a toybox noun. Return the phrase and the sRGB colour (3,)."""
     word = sample_colour(rng)
     return f"{article(word)} {word} {noun}", colour_value(word, rng)
 
@@ -351,6 +364,6 @@ def _ceiling_lamp(f: Furnisher) -> np.ndarray:
 
 
 def _object(f: Furnisher, word: str, radii: dict[str, float], corner: bool) -> None:
-    """Place a toybox object of random colour, without parts, size words and variation of shape."""
+    """Place a toybox object of random colour, without named parts, size word and random variation of its shape."""
     spec = Spec(word, sample_colour(f.rng))
     f.stand(build(spec, f.rng, variation=0), radii[word], caption(spec), corner)

@@ -17,7 +17,8 @@ AZIMUTHS = (25, -40, 60, 150, 20, 230, -70, 0)
 
 
 def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
-    """Return ``count`` specs of a noun, every second with a part; none if the noun has no held-out combination."""
+    """Return ``count`` specs of a noun for a row of the sheet. In the split "train", every second one names a part. In
+    the split "held-out", the list is empty if the noun has no held-out combination."""
     entry, names = NOUNS[noun], list(COLOURS)
     options = entry.parts + entry.wears
     if split == "held-out":
@@ -38,7 +39,7 @@ def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
 
 
 def run(config, resume: Path | None = None, quiet: bool = False) -> int:
-    """Write sheet.png (sheet-2.png, ...) with at most 12 nouns per page to the run folder."""
+    """Run the task: write sheet.png, sheet-2.png, ... to the run folder, with at most 12 nouns per page."""
     folder = Path(str(config.out))
     words = list(config.nouns) or list(NOUNS)
     for noun in words:

@@ -1,4 +1,4 @@
-"""Subjects: unusual individuals of toybox nouns, used to evaluate personalisation (DreamBooth).
+"""Subjects: toybox objects with unusual features, used to evaluate personalisation (DreamBooth).
 
 A subject has unusual proportions, an oversized or undersized part, a pattern in a second colour and a mark on one
 side. No caption describes these features and no prior was trained on them. Photos from several sides are the input;
@@ -28,25 +28,25 @@ from .world import render_orbit
 
 PATTERNS = ("patches", "bands", "spots")
 STRETCHES = (0.7, 0.78, 1.28, 1.45)
-"""Stretch factors; each axis gets another one. The random variation of nouns stays within a factor of 1.11."""
+"""Stretch factors, of which each axis gets a different one. Normal objects vary at most by a factor of 1.11."""
 ODD_PART_SCALES = (0.6, 1.5, 1.8)
-"""Scale factors of the oversized or undersized part."""
+"""Possible scale factors of the oversized or undersized part."""
 MIN_COLOUR_DISTANCE = 0.5
-"""Minimum distance in sRGB between the colours of a subject."""
+"""Minimum Euclidean distance between the sRGB colours of a subject."""
 MIN_GREY_DISTANCE = 0.3
-"""Minimum distance in sRGB from the grey background, so that subjects can be segmented."""
+"""Minimum Euclidean distance of sRGB colours from the grey background, so that subjects can be segmented."""
 
 
 def subject_nouns() -> list[Noun]:
-    """Return the nouns of subjects: those with a front, whose sides differ."""
+    """Return the nouns that subjects can have: those that do not look the same from every side."""
     return [noun for noun in NOUNS.values() if noun.front]
 
 
 def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] = ()) -> Asset:
-    """Make subject ``number`` of a seed; its caption is the plain noun, such as "a dog".
+    """Make subject ``number`` of a seed. Its caption is the noun with its article, such as "a dog".
 
-    Without ``noun`` consecutive numbers have different nouns that support the accessories ``wearing`` (which are not
-    added). Raises KeyError for an unknown noun.
+    If ``noun`` is empty, consecutive numbers have different nouns. Only nouns that can have all accessories ``wearing``
+    are used, but the accessories are not added. Raises KeyError for an unknown noun.
     """
     rng = np.random.default_rng([seed, number, *b"subject", *noun.encode()])
     candidates = [entry for entry in subject_nouns() if set(wearing) <= set(entry.wears)]
@@ -64,7 +64,8 @@ def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] 
 
 
 def render_photos(subject: Asset, count: int, size: int, seed: int = 0) -> np.ndarray:
-    """Render photos (count, size, size, 3) in [0, 1] on grey, nearly even in azimuth, at 5 to 30 degrees elevation."""
+    """Render photos (count, size, size, 3), in [0, 1], of a subject on grey. Azimuths are nearly evenly spaced.
+    Elevations are random, from 5 to 30 degrees."""
     rng = np.random.default_rng([seed, max(0, subject.index), *b"photos"])
     turns = rng.uniform() + (np.arange(count) + rng.uniform(-0.2, 0.2, count)) / count
     elevation = np.deg2rad(rng.uniform(5.0, 30.0, count))
@@ -72,7 +73,7 @@ def render_photos(subject: Asset, count: int, size: int, seed: int = 0) -> np.nd
 
 
 def render_views(subject: Asset, azimuth: np.ndarray, elevation: np.ndarray, size: int) -> np.ndarray:
-    """Render views (V, size, size, 3) in [0, 1] on grey 0.5 from ``azimuth`` and ``elevation`` (V,) in radians."""
+    """Render views (V, size, size, 3), in [0, 1], on grey 0.5. ``azimuth`` and ``elevation`` are (V,), in radians."""
     return render_orbit(subject, azimuth, elevation, size).rgb
 
 
@@ -88,7 +89,7 @@ def sample_palette(rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def _odd_part(solids: list[Primitive], rng: np.random.Generator) -> list[Primitive]:
-    """Scale the solids of a random part, each about its own centre."""
+    """Return the solids with those of one random part scaled, each about its own centre."""
     parts = sorted({s.label for s in solids} - {"body", "eyes"})
     if not parts:
         return solids
@@ -97,13 +98,14 @@ def _odd_part(solids: list[Primitive], rng: np.random.Generator) -> list[Primiti
 
 
 def _largest(solids: Sequence[Primitive], count: int) -> list[Primitive]:
-    """Return the largest solids by volume, of kinds that can carry patterns if there are any."""
+    """Return the ``count`` largest solids. Only spheres, boxes and frustums count, unless the object has none."""
     carriers = [s for s in solids if s.kind in (SPHERE, BOX, FRUSTUM)] or list(solids)
     return sorted(carriers, key=lambda s: -abs(float(np.linalg.det(s.matrix))))[:count]
 
 
 def _pattern(solids: list[Primitive], pattern: str, colour: np.ndarray, rng: np.random.Generator) -> list[Primitive]:
-    """Return solids of a pattern on the largest solids; "patches" also recolours half of the parts in place."""
+    """Return the solids of a pattern, which lie on the largest solids of the object. The pattern "patches" also changes
+    the colour of half of the parts in the list ``solids``."""
     if pattern == "patches":
         parts = sorted({s.label for s in solids} - {"eyes"})
         recoloured = set(rng.permutation(parts)[: (len(parts) + 1) // 2].tolist())
@@ -119,7 +121,7 @@ def _pattern(solids: list[Primitive], pattern: str, colour: np.ndarray, rng: np.
 
 
 def _band(solid: Primitive, place: float, colour: np.ndarray) -> Primitive:
-    """Return a band around a solid at ``place`` in (-1, 1) along its longest axis (z for a frustum)."""
+    """Return a band around a solid. ``place``, in (-1, 1), is its position along the longest axis (z of a frustum)."""
     longest = 2 if solid.kind == FRUSTUM else int(np.linalg.norm(solid.matrix, axis=0).argmax())
     order = [(longest + 1) % 3, (longest + 2) % 3, longest]  # the z axis of the band is the longest axis
     radius = {SPHERE: np.sqrt(1 - place**2), BOX: 1.0}.get(solid.kind, 1 + (solid.param - 1) * (place + 1) / 2)
@@ -130,7 +132,7 @@ def _band(solid: Primitive, place: float, colour: np.ndarray) -> Primitive:
 
 
 def _surface(solid: Primitive, direction: np.ndarray) -> np.ndarray:
-    """Return the surface point (3,) of a solid in a local direction (3,), in world space."""
+    """Return the surface point (3,), in world space, in a direction (3,) from the centre, in local axes."""
     if solid.kind == BOX:
         local = direction / np.abs(direction).max()
     elif solid.kind == FRUSTUM:
@@ -143,13 +145,13 @@ def _surface(solid: Primitive, direction: np.ndarray) -> np.ndarray:
 
 
 def _spot(solid: Primitive, colour: np.ndarray, rng: np.random.Generator, size: float) -> Primitive:
-    """Return a raised round spot at a random surface point; ``size``: radius relative to the thinnest half axis."""
+    """Return a sphere at a random surface point. ``size`` is its radius relative to the solid's shortest half axis."""
     radius = size * float(np.linalg.norm(solid.matrix, axis=0).min())
     return Primitive(SPHERE, 1.0, radius * np.eye(3), _surface(solid, rng.normal(size=3)), colour, "pattern")
 
 
 def _mark(solids: Sequence[Primitive], colour: np.ndarray, rng: np.random.Generator) -> Primitive:
-    """Return a spot on the left or right side of the largest solid, so that the sides of a subject differ."""
+    """Return a sphere on the left or right side of the largest solid, so that the two sides of a subject differ."""
     solid = _largest(solids, 1)[0]
     side = np.linalg.inv(solid.matrix) @ np.array([0.0, float(rng.choice([-1, 1])), 0.0])
     radius = 0.45 * float(np.linalg.norm(solid.matrix, axis=0).min())

@@ -62,7 +62,7 @@ _SYNONYMS = {
     "wearing": "wears",
     "yellow": "golden",
 }
-"""Vocabulary word -> words of the same meaning."""
+"""Dict from vocabulary word to the words that are replaced by it, separated by spaces."""
 
 SYNONYMS = {other: known for known, others in _SYNONYMS.items() for other in others.split()}
-"""Word -> the vocabulary word of the same meaning."""
+"""Dict from word to the vocabulary word that replaces it."""

@@ -1,4 +1,4 @@
-"""Word-level tokenizer of the toybox, built from its captions."""
+"""Word-level tokenizer of toybox priors. Its vocabulary is built from the captions of the toybox."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
 
 
 def captions() -> Iterator[str]:
-    """Yield texts that contain all words of object and room captions."""
+    """Yield texts that contain, together, all words of object captions and room captions."""
     colours, sizes = list(COLOURS), [s for s in SIZES if s]
     n = 0
     for entry in NOUNS.values():
@@ -27,7 +27,8 @@ def captions() -> Iterator[str]:
 
 
 def train_tokenizer(max_tokens: int):
-    """Build a transformers tokenizer of all toybox words; sequences are <start> ... <end>, padded with <pad>."""
+    """Build a tokenizer (transformers) with all toybox words. Token sequences are <start> ... <end>, with at most
+    ``max_tokens`` tokens, and are padded with <pad>."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -50,5 +51,5 @@ def train_tokenizer(max_tokens: int):
 
 
 def vocabulary_digest(tokenizer: Any) -> str:
-    """Return a hash of all (token, id) pairs; a run cannot resume after an edit of the grammar has changed them."""
+    """Return a hash of all (token, id) pairs. A run can be resumed only while the hash stays the same."""
     return hashlib.blake2b(repr(sorted(tokenizer.get_vocab().items())).encode(), digest_size=8).hexdigest()

@@ -1,4 +1,4 @@
-"""Toybox data set: sample ``index`` of a split depends only on the seed and is generated on demand.
+"""Toybox data set. Sample ``index`` of a split depends only on the seed, and is generated when it is needed.
 
 box = Toybox(seed=0, split="train")
 asset = box.asset(17)                                   # class, caption and solids
@@ -39,7 +39,8 @@ Split = Literal["train", "held-out"]
 
 @dataclass(frozen=True)
 class View:
-    """Ranges of camera parameters, angles in degrees; the distance is ``relative_distance`` / tan(fov / 2)."""
+    """Ranges from which cameras and backgrounds are sampled. Angles are in degrees. The camera distance is
+    ``relative_distance`` / tan(fov / 2), and ``grey`` the background."""
 
     fov: tuple[float, float] = (35.0, 45.0)
     elevation: tuple[float, float] = (0.0, 30.0)
@@ -51,9 +52,14 @@ TYPICAL_VIEW = View(fov=(40.0, 40.0), relative_distance=(0.95, 0.95), grey=(0.5,
 
 
 class Toybox:
-    """Infinite data set of captioned assets; the split "train" has no held-out combinations, "held-out" only these.
+    """Infinite data set of captioned assets, with cameras and renders.
 
-    ``variation`` is the share of random variation, 0 to 1; at 0 a caption with all colours always gives one object.
+    Captions of the split "held-out" contain combinations of noun, colour and part that the split "train" never has.
+
+    Args:
+        view: ranges of the cameras; None: the defaults, or one typical view if ``variation`` is 0.
+        variation: factor on the random variation, in [0, 1]. At 0, a caption with all colours always gives one object.
+        style: "plain", or "blocks" for objects of boxes.
     """
 
     def __init__(
@@ -68,7 +74,7 @@ class Toybox:
         self.view = view or (View() if variation else TYPICAL_VIEW)
 
     def describe(self) -> str:
-        """Return a line with all parameters of the objects and their images, which identifies caches."""
+        """Return one line of text with all parameters of the objects and their images. It is part of cache keys."""
         variation = "" if self.variation == 1 else f"luck {self.variation:g}, "
         style = "" if self.style == "plain" else f"{self.style}, "
         return f"{variation}{style}seed {self.seed}, {self.split}, {self.view}"
@@ -77,7 +83,7 @@ class Toybox:
         return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, purpose])
 
     def spec(self, index: int) -> tuple[Spec, int]:
-        """Return the spec of sample ``index`` and the number of its caption wording."""
+        """Return the spec of sample ``index``, and the number of the wording of its caption."""
         rng = self.rng(index, 0)
         while True:
             spec = sample_spec(rng)
@@ -89,7 +95,11 @@ class Toybox:
         return STYLES[self.style](build(spec, self.rng(index, 1), caption(spec, wording), index, self.variation))
 
     def cameras(self, index: int, n_view: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        """Return c2w (n, 4, 4), fov (n,) and azimuth (n,) in radians, and the background grey of sample ``index``."""
+        """Return ``n_view`` = V cameras of sample ``index``, evenly spaced in azimuth from a random start.
+
+        Returns c2w (V, 4, 4), camera-to-world, OpenGL axes; vertical fov (V,) and azimuth (V,) in radians, azimuth 0 at
+        the front; and the grey value of the background, in [0, 1].
+        """
         rng, v = self.rng(index, 2), self.view
         fov = np.deg2rad(rng.uniform(*v.fov))
         elevation = np.deg2rad(rng.uniform(*v.elevation))
@@ -101,9 +111,14 @@ class Toybox:
     def batch(
         self, indices: Sequence[int], size: int, n_view: int = 4, jumbles: float = 0.0
     ) -> tuple[list[Asset], np.ndarray, np.ndarray, np.ndarray]:
-        """Render samples: assets, rgb (N * n, H, W, 3), c2w (N * n, 4, 4), azimuth (N * n,); views vary fastest.
+        """Render ``n_view`` = V views of each of N samples. The views of a sample are consecutive.
 
-        The share ``jumbles`` of samples is replaced by heaps of random solids, for models that must not rely on nouns.
+        A share ``jumbles`` of the samples, in [0, 1], is replaced by heaps of random solids. They train models that
+        should not depend on known nouns.
+
+        Returns:
+            N assets; rgb (N * V, size, size, 3), in [0, 1]; c2w (N * V, 4, 4), camera-to-world, OpenGL axes; and
+            azimuth (N * V,) in radians.
         """
         assets = [jumble(r, i) if (r := self.rng(i, 3)).random() < jumbles else self.asset(i) for i in indices]
         cams = [self.cameras(i, n_view) for i in indices]
@@ -116,7 +131,11 @@ class Toybox:
 def build(
     spec: Spec, rng: np.random.Generator, text: str | None = None, index: int = -1, variation: float = 1.0
 ) -> Asset:
-    """Build the asset of a spec; ``rng`` samples what is unspecified, all but colour names with reduced variation."""
+    """Build the asset of a spec. Whatever the spec does not determine is sampled from ``rng``.
+
+    ``variation``, in [0, 1], is a factor on the variation of all samples except colour names. ``text`` is the caption;
+    None: the plain caption of the spec.
+    """
     entry, source = NOUNS[spec.noun], rng if variation == 1 else ReducedVariation(rng, variation)
     main = colour_value(spec.colour or sample_colour(rng), source)
     named_parts = {word: colour_value(colour or sample_colour(rng), source) for word, colour in spec.details}
@@ -134,7 +153,7 @@ def build(
 
 
 def jumble(rng: np.random.Generator, index: int = -1) -> Asset:
-    """Build a heap of 4 to 24 random solids in random colours, without noun and caption."""
+    """Build an asset of 4 to 24 random solids in random colours. It has no noun and no caption."""
     builder = Builder(rng, (0.5, 0.5, 0.5))
     for _ in range(int(rng.integers(4, 25))):
         colour = colour_value(sample_colour(rng), rng)
@@ -147,7 +166,7 @@ def jumble(rng: np.random.Generator, index: int = -1) -> Asset:
 def render_azimuths(
     asset: Asset, azimuths: Sequence[float], size: int, elevation: float = 15.0, with_gbuffer: bool = False
 ) -> RenderResult:
-    """Render as `render_orbit` does, with ``azimuths`` (V,) and ``elevation`` in degrees."""
+    """Render V views of an asset on grey 0.5. ``azimuths`` (V,) and ``elevation`` are in degrees."""
     return render_orbit(asset, np.deg2rad(np.asarray(azimuths, float)), np.deg2rad(elevation), size, with_gbuffer)
 
 
@@ -160,7 +179,11 @@ def render_orbit(
     fov: float = np.deg2rad(40.0),
     relative_distance: float = 0.95,
 ) -> RenderResult:
-    """Render V views of an asset on grey 0.5 from ``azimuth`` (V,) and ``elevation``; all angles in radians."""
+    """Render V views of an asset on grey 0.5, with cameras that look at the origin.
+
+    ``azimuth`` (V,), ``elevation`` (scalar or (V,)) and the vertical ``fov`` are in radians. The camera distance is
+    ``relative_distance`` / tan(fov / 2).
+    """
     c2w = orbit_array(elevation, azimuth, relative_distance / np.tan(fov / 2))
     count = len(azimuth)
     return render([asset], np.zeros(count, np.int64), c2w, np.full(count, fov), size, with_gbuffer=with_gbuffer)

@@ -1,5 +1,5 @@
-"""Recipes of all nouns and accessories. Importing this package registers them in a fixed order that random draws depend
-on: a change of the order changes every sample."""
+"""Recipes of all nouns and accessories. Importing this package registers them in a fixed order. Random samples depend
+on this order: a change of it changes every sample of the toybox."""
 
 # isort: off
 from . import accessories, animals, buildings, vehicles, food, furniture, household  # noqa: F401

@@ -1,4 +1,4 @@
-"""Accessories; each is placed and scaled by the anchors (point, radius) that the recipe of the noun sets."""
+"""Recipes of accessories. They are placed and scaled by the anchors (point, radius) that the noun's recipe sets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ GOLD = (0.93, 0.75, 0.2)
 
 
 def upright(b: Builder) -> bool:
-    """Return whether the wearer is upright: its back is behind the waist, not above it."""
+    """Return whether the wearer is upright, which means that its back is behind its waist and not above it."""
     away = b.anchors["back"][0] - b.anchors["waist"][0]
     return bool(abs(away[0]) > away[2])
 

@@ -1,4 +1,4 @@
-"""Large animals, standing on four legs or upright; faces towards +x."""
+"""Recipes of large animals, which stand on four legs or upright and face +x."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ BLACK, WHITE, PINK, BILL = (0.05, 0.05, 0.05), (0.97, 0.97, 0.97), (0.95, 0.6, 0
 
 
 def headwear(b: Builder) -> bool:
-    """Return whether the caption names headwear, so that ears have to make room."""
+    """Return whether the caption names headwear. The ears then have to leave room for it."""
     return any(word in b.named_parts for word in HEADWEAR)
 
 
@@ -26,14 +26,14 @@ def face(b: Builder, at, head: float, eye: float = 0.16, spread: float = 0.42, h
 
 
 def skull(b: Builder, at, radius: float, **eyes: float) -> None:
-    """Add a round head with eyes and set its anchors."""
+    """Add a round head with eyes, centred ``at`` (3,), and set the anchors head_top, head and eyes."""
     b.sphere(at, radius, None, "head")
     face(b, at, radius, **eyes)
     b.anchor(head_top=(at[0] - 0.1 * radius, at[2] + 0.88 * radius, 0.85 * radius), head=(at[0], at[2], radius))
 
 
 def chain(b: Builder, points, radius: float, colour=None, label: str = "tail", top: float = 1.0) -> None:
-    """Add rods through ``points`` with round joints; each rod scales the radius by ``top``."""
+    """Add rods through ``points`` (N, 3) with round joints. A rod narrows to ``top`` times its start radius."""
     for start, end in zip(points[:-1], points[1:], strict=True):
         b.limb(start, end, radius, colour, label, top, caps=False)
         radius *= top
@@ -41,7 +41,7 @@ def chain(b: Builder, points, radius: float, colour=None, label: str = "tail", t
 
 
 def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, legs=None, hooves=None) -> float:
-    """Add a body on four legs and set its anchors; return the height of the body axis."""
+    """Add a body on four legs and set the anchors back and waist. Return the height of the axis of the body."""
     z = leg + 0.8 * thick
     b.sphere((0, 0, z), (length, thick, thick))
     for x in (-0.62, 0.62):
@@ -55,7 +55,8 @@ def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, l
 
 
 def egg(b: Builder, radius: float, half: float, neck: float) -> None:
-    """Add an upright body of height 2 ``half`` and set its anchors; ``neck``: radius of the neck."""
+    """Add an upright ellipsoid of height 2 ``half`` as a body, and set the anchors neck, back and waist. ``neck`` is
+    the radius at the anchor neck."""
     b.sphere((0, 0, half), (radius, radius, half))
     up = half * np.sqrt(max(1 - (neck / radius) ** 2, 0.0))
     b.anchor(

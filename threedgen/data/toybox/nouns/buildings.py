@@ -1,4 +1,4 @@
-"""Buildings with their doors in front (+x); ground at z = 0."""
+"""Recipes of buildings. Their doors are in front (+x), and the ground is at z = 0."""
 
 from __future__ import annotations
 

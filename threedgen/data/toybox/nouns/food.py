@@ -1,4 +1,4 @@
-"""Food; most nouns look alike from every side and have no front."""
+"""Recipes of food. Most of it looks the same from every side and has no front."""
 
 from __future__ import annotations
 

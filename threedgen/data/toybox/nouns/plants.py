@@ -1,4 +1,4 @@
-"""Plants; all look alike from every side, except the flower, whose blossom faces +x."""
+"""Recipes of plants. All look the same from every side, except the flower, whose blossom faces +x."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small animals: rabbit, birds, frog, turtle and fish; faces towards +x."""
+"""Recipes of small animals, which face +x: rabbit, birds, frog, turtle and fish."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Round buildings with their doors in front (+x); ground at z = 0."""
+"""Recipes of round buildings. Their doors are in front (+x), and the ground is at z = 0."""
 
 from __future__ import annotations
 

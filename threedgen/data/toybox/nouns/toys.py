@@ -1,4 +1,4 @@
-"""Toys and presents."""
+"""Recipes of toys and presents."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vehicles heading towards +x (rocket: window towards +x); ground at z = 0, except for the airplane."""
+"""Recipes of vehicles, which head towards +x (rocket: its window). The ground is at z = 0, except for the airplane."""
 
 from __future__ import annotations
 
