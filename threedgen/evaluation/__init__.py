@@ -1,1 +1,1 @@
-"""Evaluations of priors, views and objects on one runner: items -> rows -> figures with intervals -> report."""
+"""Evaluations of priors, views and 3D objects. `runner.py` turns items into rows, and rows into a report of metrics."""

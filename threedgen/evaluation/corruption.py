@@ -1,4 +1,4 @@
-"""Corruption of correct meshes in the ways of text-to-3D results: rough surfaces, and two fronts."""
+"""Corruption of correct meshes with two typical defects of text-to-3D results: rough surfaces and two fronts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from threedgen.data.coloured_mesh import ColouredMesh, Part, drop_degenerate
 from threedgen.run.arrays import Array
 
 POSITION_NOISE, COLOUR_NOISE = 0.02, 0.07
-"""Root mean square noise of positions (world units) and colours at strength 1."""
+"""Root mean square noise at strength 1: per coordinate in world units, and per colour channel in [0, 1]."""
 WAVELENGTHS = 0.08, 0.3
-"""Range of the noise's wavelength, world units; one per object."""
+"""Range of the wavelength of the noise in world units. Each object gets one random wavelength."""
 MAX_EDGE = 0.1
-"""Longer edges are subdivided, so that noise bends flat surfaces."""
+"""Maximum edge length in world units. Longer edges are subdivided, so that noise also bends flat surfaces."""
 NOISE_TERMS = 24
 
 
 def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -> ColouredMesh:
-    """Add smooth noise to the positions and vertex colours of a mesh; strength 0 returns it unchanged.
+    """Add smooth noise to the positions and vertex colours of a mesh, and return the noisy mesh.
 
-    Equal positions get equal noise, so a closed mesh stays closed. Textures are not changed.
+    Vertices at equal positions get equal noise, so a closed mesh stays closed. Textures are not changed.
+
+    Args:
+        strength: factor of the noise amplitudes. 1 is typical of text-to-3D results, 0 returns the mesh unchanged.
     """
     if strength == 0:
         return mesh
@@ -39,7 +42,10 @@ def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -
 
 
 class SmoothNoise:
-    """Three independent smooth random functions of points (..., 3) with mean 0 and variance 1."""
+    """Smooth random vector field in 3D. Each of its three components has mean 0 and variance 1.
+
+    Calling it maps points (..., 3) in world units to vectors (..., 3). Each component is a sum of sine waves.
+    """
 
     def __init__(self, rng: np.random.Generator, wavelength: float) -> None:
         self.frequency = rng.normal(size=(3, NOISE_TERMS)) * (2 * np.pi / wavelength) / np.sqrt(3)
@@ -52,7 +58,7 @@ class SmoothNoise:
 
 
 def subdivided(part: Part) -> Part:
-    """Split triangles in four until no edge is longer than `MAX_EDGE`; the surface does not change."""
+    """Split triangles into four until no edge is longer than `MAX_EDGE`. The shape of the surface does not change."""
     triangles, done = np.concatenate([part.corners, part.values], axis=2), []
     while len(triangles):
         corners = triangles[..., :3]
@@ -67,10 +73,10 @@ def subdivided(part: Part) -> Part:
 
 
 def two_fronted(mesh: ColouredMesh) -> ColouredMesh:
-    """Join two front halves of a mesh back to back, like the result of a prior that samples the front from behind too.
+    """Replace the back half of a mesh by a copy of its front half, so that the mesh has the Janus problem.
 
-    The front half is the part in front of the centre of the bounding box; its copy is rotated by 180 degrees around the
-    vertical axis. The cuts of a symmetric closed mesh coincide, so it stays closed.
+    World axes: z up, front +x. The front half has x above the centre of the bounding box. Its copy is rotated by 180
+    degrees around the vertical axis. The cuts of a symmetric closed mesh coincide, so the result is closed too.
     """
     x = mesh.corners[..., 0]
     centre = (x.min() + x.max()) / 2
@@ -81,7 +87,7 @@ def two_fronted(mesh: ColouredMesh) -> ColouredMesh:
 
 
 def _front_half(part: Part, centre: float) -> Part:
-    """Cut off x < centre, with interpolated values at the cut."""
+    """Keep the half of a part with x >= centre. Colours or uv are interpolated at the cut."""
     from trimesh.intersections import slice_faces_plane
 
     vertices, values = part.corners.reshape(-1, 3), part.values.reshape(-1, part.values.shape[-1])

@@ -1,4 +1,4 @@
-"""Image networks of evaluations: features for FID, KID and Inception score, CLIP score, encoders of the hub."""
+"""Pretrained networks of the evaluations: Inception-v3 for FID, KID and Inception score, CLIP, image encoders."""
 
 from __future__ import annotations
 
@@ -22,21 +22,23 @@ from .options import HubIdentityConfig, InceptionFeaturesConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Mean and standard deviation of the colours of CLIP's training images."""
+"""Mean and standard deviation per RGB channel that CLIP inputs in [0, 1] are normalised with."""
 
 
 class NetworkOutput(NamedTuple):
-    """Features (V, D) and class logits (V, K) of V images."""
+    """Float features (V, D) of a hidden layer and class logits (V, K) of V images, as NumPy arrays on the CPU."""
 
     features: np.ndarray
     logits: np.ndarray
 
 
 class FeatureNetwork(Protocol):
-    """Network for images (V, H, W, 3), uint8; registered as "features".
+    """Network whose features are compared by FID and KID and whose logits give the Inception score.
+
+    Calling it maps images (V, H, W, 3), uint8, to a `NetworkOutput`. Implementations are registered as "features".
 
     Attributes:
-        description: text for a report.
+        description: name and preprocessing of the network, for a report.
     """
 
     description: str
@@ -45,12 +47,15 @@ class FeatureNetwork(Protocol):
     def __call__(self, images: Tensor) -> NetworkOutput: ...
 
     def fid(self, images: Tensor, truth: Tensor) -> float:
-        """Return the FID of two sets of images; see ``metrics.distributions.fid``."""
+        """Return the FID of two sets of images (N, H, W, 3) and (M, H, W, 3), uint8. The order does not matter."""
         return fid(self(images).features, self(truth).features)
 
 
 class InceptionFeatures(FeatureNetwork):
-    """Inception-v3 with the weights of the original FID, by torchmetrics. Raises ConfigError without them."""
+    """Inception-v3 of torchmetrics with the weights of the original FID.
+
+    The constructor raises ConfigError if the weights cannot be loaded.
+    """
 
     description = (
         "torchmetrics' Inception-v3 (2048 features; unbiased logits), views resized to 299 x 299 with antialiasing"
@@ -73,7 +78,10 @@ class InceptionFeatures(FeatureNetwork):
 
 
 class CaptionScore:
-    """torchmetrics' CLIP score, 100 cos, of views and their captions. Raises ConfigError."""
+    """CLIP score of torchmetrics: 100 times the cosine of the CLIP embeddings of an image and of its caption.
+
+    ``weights`` is a hub id or a folder. The constructor raises ConfigError if it cannot be loaded.
+    """
 
     def __init__(self, weights: str) -> None:
         from transformers import AutoProcessor, CLIPModel
@@ -83,14 +91,14 @@ class CaptionScore:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, captions: Sequence[str]) -> float:
-        """Return the mean over images (V, H, W, 3), uint8."""
+        """Return the mean CLIP score of images (V, H, W, 3), uint8, with one caption each; at least 0."""
         self.metric.reset()
         self.metric.update(list(images.permute(0, 3, 1, 2)), list(captions))
         return float(self.metric.compute())
 
 
 class _Towers(nn.Module):
-    """CLIP that returns tensors, which torchmetrics needs; transformers returns objects since 5.0."""
+    """Wrapper of CLIP for torchmetrics, which needs tensors. CLIP returns other objects since transformers 5.0."""
 
     def __init__(self, net: Any) -> None:
         super().__init__()
@@ -104,7 +112,10 @@ class _Towers(nn.Module):
 
 
 class HubIdentity:
-    """Image encoder of the hub or of a folder (DINOv2, DINO, CLIP) as identity network. Raises ConfigError."""
+    """Frozen image encoder (DINOv2, DINO or CLIP) that compares the identity of subjects in photos.
+
+    The weights are a hub id or a folder. The constructor raises ConfigError if they cannot be loaded.
+    """
 
     def __init__(self, config: HubIdentityConfig) -> None:
         from transformers import AutoModel
@@ -116,7 +127,7 @@ class HubIdentity:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, chunk: int = 16) -> Tensor:
-        """Encode images (V, H, W, 3) in [0, 1] as unit vectors (V, D)."""
+        """Encode square images (V, H, W, 3) in [0, 1], ``chunk`` at a time, as unit vectors (V, D), float32."""
         vectors = []
         for part in images.split(chunk):
             x = encoder_input(part, self.config.size, self.config.mean, self.config.std)
@@ -128,16 +139,20 @@ class HubIdentity:
 
 
 def load_hub(weights: str, description: str, example: str, key: str, *classes: Any) -> tuple[Any, Any]:
-    """Load a network of the hub or of a folder, frozen, and its tokenizer or processor, if a class of one is given.
+    """Load a frozen network in eval mode, and optionally its tokenizer or processor, with transformers.
 
     Args:
-        weights: folder or hub id.
-        description, example: of a valid network, for the message.
-        key: config key of ``weights``.
-        classes: of transformers: that of the network, and optionally that of the tokenizer.
+        weights: folder or id of the Hugging Face hub.
+        description: kind of network that is expected, for the error message.
+        example: hub id of a valid network, for the error message.
+        key: config key of ``weights``, for the error message.
+        classes: transformers class of the network, then optionally the class of its tokenizer or processor.
+
+    Returns:
+        The network, and the tokenizer or processor; None if only one class is given.
 
     Raises:
-        ConfigError: if it cannot be loaded.
+        ConfigError: if the weights cannot be loaded.
     """
     try:
         net, *rest = [
@@ -153,12 +168,19 @@ def load_hub(weights: str, description: str, example: str, key: str, *classes: A
 
 
 def unit_vectors(output: Any) -> Tensor:
-    """Return the vectors (N, D) of CLIP's output, in any version of transformers, as float32 of length 1."""
+    """Normalise the embeddings (N, D) of CLIP to length 1, float32.
+
+    ``output`` is a tensor (N, D), or since transformers 5.0 an object with the attribute ``pooler_output`` (N, D).
+    """
     return F.normalize((output if isinstance(output, Tensor) else output.pooler_output).float(), dim=1)
 
 
 def encoder_input(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Resize square images (V, H, W, 3) in [0, 1] and normalise their colours: (V, 3, size, size)."""
+    """Resize square images (V, H, W, 3) in [0, 1] and normalise each channel with ``mean`` and ``std`` (3,).
+
+    Returns:
+        Input of an image encoder, (V, 3, size, size), float32.
+    """
     x = images.permute(0, 3, 1, 2).float()
     x = F.interpolate(x, [size] * 2, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
     offset, scale = (torch.tensor(value)[:, None, None] for value in (mean, std))

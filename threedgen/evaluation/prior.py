@@ -1,7 +1,7 @@
-"""Evaluations of priors by their samples, and the task "evaluate-own-prior" on user assets.
+"""Base class of evaluations that sample a prior, and the task "evaluate-own-prior" on user assets.
 
-RUN/samples/00003.safetensors   one batch of samples; a killed run resumes
-RUN/report.json, .md            FID and likeness with intervals, beside those of other renders of the same assets
+RUN/samples/00003.safetensors   batch 3 of the samples; a killed run resumes after its last batch
+RUN/report.json, .md            FID and likeness with intervals, for the samples and for other renders of the assets
 RUN/drawn.png                   renders and samples of the first assets
 """
 
@@ -39,16 +39,16 @@ from .samples import kept_views, sample_objects
 from .view_use import Objects, view_use, view_use_table
 
 SHEET_ASSETS = 24
-"""Assets on the contact sheet."""
+"""Maximum number of assets on the contact sheet."""
 P = TypeVar("P", bound=SamplingConfig)
 Row = TypeVar("Row")
 
 
 class PriorEvaluation(Evaluation[P, int, Row]):
-    """Base of evaluations of a prior. An item is the number of an object."""
+    """Base class of evaluations that sample a diffusion prior. An item is the index of an object."""
 
     def load_prior(self) -> None:
-        """Load the prior of the config as ``prior``, and the digest of its weights as ``weights``."""
+        """Load the prior of the config as ``self.prior``, and the hash of its weights as ``self.weights``."""
         self.prior: Prior = self.task.load_prior()
         self.weights = digest(self.prior.networks)
 
@@ -62,11 +62,18 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         folder: str = "samples",
         from_noise: bool = False,
     ) -> Array:
-        """Sample the prompts from poses c2w (N, V, 4, 4) in kept batches: uint8 (N, V, H, W, 3).
+        """Sample V views of each of N prompts in batches, or read the batches that an earlier run has written.
 
         Args:
-            numbers, purpose: keys of the generators, with the seed of the config.
-            metadata: maps the indices of a batch to everything that determines its samples.
+            c2w: camera-to-world poses (N, V, 4, 4).
+            numbers: one number per prompt, which seeds its noise together with ``purpose`` and the seed of the config.
+            metadata: function from the prompt indices of a batch to everything that determines its samples. A file
+                with other metadata is sampled again.
+            folder: subfolder of the run for the batches.
+            from_noise: start from noise, even if the prior has a coarse prediction to start from.
+
+        Returns:
+            Samples (N, V, H, W, 3), uint8.
         """
         c, count, found = self.config, len(prompts), list[Array]()
         with Interrupts() as interrupts, Count("sampling", count, self.task.quiet) as progress:
@@ -85,18 +92,25 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         return np.concatenate(found)
 
     def view_use(self, objects: Captioned) -> tuple[str, Json]:
-        """Measure the use of other views by an MVDream prior; return report section and figures."""
+        """Measure how much an MVDream prior uses the other views of an object (`view_use.py`).
+
+        Returns:
+            Section of the report in Markdown, and the same numbers as JSON.
+        """
         assert isinstance(self.prior, MVDream)
         figures = view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)
         return view_use_table(figures), figures
 
 
 AssetFeatures = tuple[Array, Array, Array]
-"""Features (V, D) of an asset's renders, its samples, and other renders."""
+"""Features (V, D) of one asset, in this order: true renders, samples, true renders from other cameras."""
 
 
 class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
-    """Samples of user assets' captions, compared with renders of the assets from the same cameras."""
+    """Task "evaluate-own-prior": compare samples of the captions of user assets with renders of these assets.
+
+    Samples and renders have the same cameras. A row holds the features of one asset.
+    """
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -156,7 +170,12 @@ the assets: jackknife for FID, bootstrap for the likeness. Other renders of the 
 
 
 def compare(ours: Array, truth: Array) -> dict[str, Estimate]:
-    """Return FID and likeness of features (N, V, D), with intervals over the N objects."""
+    """Compare two sets of features (N, V, D) of V views of N objects.
+
+    Returns:
+        fid: FID with its jackknife interval; likeness: mean cosine between the mean features of the same object in both
+        sets, with its bootstrap interval. Both intervals are over the N objects.
+    """
 
     def distance(kept: Array) -> float:
         return fid(*(np.concatenate(list(features[kept])) for features in (ours, truth)))

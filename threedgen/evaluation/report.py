@@ -1,4 +1,4 @@
-"""Reports of evaluations: Markdown tables, files with figures, contact sheets."""
+"""Reports of evaluations: number formats, Markdown tables, JSON files and contact sheets of images."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from threedgen.train.task import Task
 from .metrics.figures import Estimate, Json, Share
 
 SHEET_PIXELS = 96
-"""Side of a view on contact sheets of many views."""
+"""Maximum side of a view in pixels on contact sheets of many views."""
 
 
 def format_share(figure: Share | None) -> str:
-    """Format a share: "97.5 % (195/200)", or "-"."""
+    """Format a share like "97.5 % (195/200)". An undefined share is "-"."""
     if figure is None or figure.value is None:
         return "-"
     return f"{100 * figure.value:.1f} % ({figure.hits}/{figure.total})"
 
 
 def format_limits(figure: Share | None) -> str:
-    """Format the 95 % interval of a share: "94.3 - 98.9 %", or "-"."""
+    """Format the 95 % interval of a share like "94.3 - 98.9 %". The interval of an undefined share is "-"."""
     return format_range(*((figure and figure.interval) or (None, None)))
 
 
 def format_range(low: float | None, high: float | None) -> str:
-    """Format an interval of shares as percentages, or "-"."""
+    """Format an interval of shares in [0, 1] as percentages like "94.3 - 98.9 %". An undefined one is "-"."""
     return "-" if low is None or high is None else f"{100 * low:.1f} - {100 * high:.1f} %"
 
 
 def format_estimate(figure: Estimate | None) -> str:
-    """Format a figure with its interval: "0.667 (0.650 - 0.684)", or "-"."""
+    """Format a number with its 95 % interval like "0.667 (0.650 - 0.684)". An undefined number is "-"."""
     if not figure or (value := figure["mean"]) is None:
         return "-"
     low, high = figure["low"], figure["high"]
@@ -47,17 +47,19 @@ def format_estimate(figure: Estimate | None) -> str:
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
+    """Return a Markdown table with one column per entry of ``heads``; each row is a list of cells."""
     lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
 
 
 def figure_table(first_head: str, rows: Mapping[str, Json], heads: Mapping[str, str]) -> str:
-    """Return a Markdown table of figures.
+    """Return a Markdown table with one column per metric.
 
     Args:
-        rows: name of a row -> its figures: estimates, JSON of shares, or numbers; missing or undefined ones are "-".
-        heads: key of a figure -> head of its column; columns without any figure are left out.
+        first_head: head of the column of row names.
+        rows: maps the name of a row to its metrics. A metric is an `Estimate`, the JSON of a `Share`, or a number. A
+            missing or undefined metric is shown as "-".
+        heads: maps the key of a metric to the head of its column. A column without any defined metric is left out.
     """
 
     def cell(value: Any) -> str:
@@ -72,7 +74,7 @@ def figure_table(first_head: str, rows: Mapping[str, Json], heads: Mapping[str, 
 
 
 def rounded(value: Any) -> Any:
-    """Round all floats of plain data to five digits; further digits depend on memory alignment."""
+    """Round all floats in nested dicts and lists to five significant digits. Further digits are not reproducible."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -89,14 +91,14 @@ def write_report(
     tables: Mapping[str, str] | None = None,
     summary: Json | None = None,
 ) -> None:
-    """Write NAME.json, NAME.md and the summary, which marks the evaluation as finished.
+    """Write NAME.json, NAME.md and the run's summary into the run folder. The summary marks the run as finished.
 
     Args:
         figures: content of NAME.json.
         text: content of NAME.md.
-        printed: text for stdout.
-        tables: further text files by name, such as CSV.
-        summary: further figures of the summary.
+        printed: text for stdout, unless the task is quiet.
+        tables: maps the names of further text files, such as CSV files, to their contents.
+        summary: further entries of the summary.
     """
     for file, content in (tables or {}).items():
         write_atomic(task.folder / file, content)
@@ -108,13 +110,19 @@ def write_report(
 
 
 def write_strips(path: Path, strips: Iterable[Array], labels: Sequence[str], columns: int = 1) -> None:
-    """Write a contact sheet with one labelled strip of views (V, H, W, 3) per cell; nothing for no strips."""
+    """Write a contact sheet as PNG. Without any strip, write no file.
+
+    Args:
+        strips: images (V, H, W, 3) of each cell, shown side by side.
+        labels: one text per cell.
+        columns: number of cells per row.
+    """
     if cells := [grid(strip, len(strip)) for strip in strips]:
         write_png(path, grid(pad_to_same_size(cells), columns, labels))
 
 
 def thumbnails(images: Array, max_size: int = SHEET_PIXELS) -> Array:
-    """Shrink square images (V, H, W, 3) to at most ``max_size`` pixels, uint8."""
+    """Shrink square images (V, H, W, 3), uint8 or in [0, 1], to at most ``max_size`` pixels per side; uint8."""
     size = min(max_size, *images.shape[1:3])
     small = [Image.fromarray(image).resize((size, size), Image.Resampling.BOX) for image in to_uint8(images)]
     return np.stack([np.asarray(image) for image in small])

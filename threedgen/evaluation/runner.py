@@ -3,12 +3,12 @@
     class Objects(Evaluation[ObjectsConfig, Case, Verdict]):
         def __init__(self, task): ...     sets `items`, what is evaluated
         def measure(self, item): ...      turns one item into one row
-        def report(self, rows): ...       computes figures with intervals and calls `report.write_report`
+        def report(self, rows): ...       computes metrics with intervals and calls `report.write_report`
 
     run = evaluation_task(Objects)
 
-Slow parts of a row are kept in the run folder (`samples.py`, `kept_json`, runs of objects), so that a killed run
-resumes after its last whole item, and a finished one only reports again.
+Slow parts of a row are written to the run folder (`samples.py`, `kept_json`, runs of objects). A killed run therefore
+resumes after its last whole item, and a finished run only writes its report again.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ C = TypeVar("C", bound=RunConfig)
 Item = TypeVar("Item")
 Row = TypeVar("Row")
 ATTEMPTS = 2
-"""An item may lose its worker process once."""
+"""Number of attempts at an item whose worker process dies."""
 
 
 class Evaluation(Generic[C, Item, Row]):
-    """Base class of evaluations. The constructor raises ConfigError before any work for what cannot be evaluated.
+    """Base class of evaluations. Its constructor checks the config and raises ConfigError before any slow work.
 
     Attributes:
         stage: text of the progress bar.
-        items: what is evaluated; an iterator may do slow work between its items.
-        total: number of items; default: their length.
-        work: `measure` as a function that worker processes can unpickle.
-        workers: number of worker processes; 1: this process.
-        interrupts, progress: those of the run, valid in `items` and `measure`.
+        items: objects, scenes or other units to measure. An iterator may do slow work between its items.
+        total: number of items. It is needed only if ``items`` has no length.
+        work: function like `measure` that can be pickled for worker processes; None if `measure` is used.
+        workers: number of worker processes. With 1, items are measured in this process.
+        interrupts: handler of Ctrl-C, set while items are measured.
+        progress: progress bar, set while items are measured.
     """
 
     stage = "evaluating"
@@ -60,19 +61,19 @@ class Evaluation(Generic[C, Item, Row]):
         self.config: C = task.config
 
     def prepare(self) -> None:
-        """Do the work that comes before the first item. Raises ConfigError and Stopped."""
+        """Do the work that is needed before the first item. Raises ConfigError, or Stopped after Ctrl-C."""
 
     def measure(self, item: Item) -> Row:
-        """Turn an item into a row. Raises ConfigError and Stopped."""
+        """Measure one item and return its row. Raises ConfigError, or Stopped after Ctrl-C."""
         raise NotImplementedError
 
     def report(self, rows: list[Row]) -> None:
-        """Write the report. With several workers the rows are in the order in which they were finished."""
+        """Write the report. With several workers, ``rows`` are in the order in which they were finished."""
         raise NotImplementedError
 
 
 def measure_all(evaluation: Evaluation[C, Item, Row]) -> list[Row]:
-    """Prepare an evaluation and measure its items. Raises ConfigError, and Stopped after Ctrl-C."""
+    """Prepare an evaluation and return the rows of its items. Raises ConfigError, or Stopped after Ctrl-C."""
     rows, items = list[Row](), evaluation.items
     evaluation.prepare()
     total = len(items) if isinstance(items, Sized) else evaluation.total or 0
@@ -96,7 +97,7 @@ def measure_all(evaluation: Evaluation[C, Item, Row]) -> list[Row]:
 
 
 def evaluate(kind: Callable[[Task], Evaluation[C, Item, Row]], task: Task) -> None:
-    """Run an evaluation and write its report."""
+    """Create an evaluation from its class ``kind``, measure its items and write its report."""
     evaluation = kind(task)
     evaluation.report(measure_all(evaluation))
 
@@ -104,15 +105,16 @@ def evaluate(kind: Callable[[Task], Evaluation[C, Item, Row]], task: Task) -> No
 def evaluation_task(
     kind: Callable[[Task], Evaluation[C, Item, Row]], result: str = "report.md", files: tuple[str, ...] = ()
 ) -> Callable[..., int]:
-    """Return the task of an evaluation for the registry; see `run_task`."""
+    """Return the function that runs an evaluation as a task. ``result`` and ``files`` name its files for `run_task`."""
     return partial(run_task, partial(evaluate, kind), result=result, files=files, again=True)
 
 
 def kept_json(path: Path, make: Callable[[], Json], **key: object) -> Json:
-    """Return the JSON object in a file, or make and write it.
+    """Read a JSON object from a file. If the file is missing or has another key, make the object and write it.
 
     Args:
-        key: plain data that determines the object, stored with it; if it differs, the object is made again.
+        make: function that returns the object.
+        key: plain data that determines the object. It is stored in the object.
     """
     found = read_json(path)
     if not found or not found.items() >= key.items():

@@ -1,4 +1,4 @@
-"""Samples of a prior for an evaluation, kept in files of the run folder so that a killed run resumes."""
+"""Sampling of a prior for an evaluation. Samples are written to the run folder, so that a killed run resumes."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from threedgen.run.disk import write_atomic
 logger = logging.getLogger(__name__)
 
 RELATIVE_DISTANCE, FOV = 0.95, np.deg2rad(40.0)
+"""Camera distance in units of 1 / tan(FOV / 2), and vertical field of view in radians."""
 Ring = tuple[np.ndarray, float]
-"""Azimuths (V,) and elevation of a ring of cameras, radians."""
+"""Cameras around the origin at one elevation: azimuths (V,) and elevation, in radians."""
 
 
 def random_ring(rng: np.random.Generator, n_view: int, elevation_range: tuple[float, float]) -> Ring:
-    """Sample a ring of evenly spaced cameras with a random first azimuth and a random elevation (range in degrees)."""
+    """Sample a ring of evenly spaced cameras: random first azimuth, random elevation in the range (degrees)."""
     azimuth = rng.uniform(0, 2 * np.pi) + 2 * np.pi / n_view * np.arange(n_view)
     return azimuth % (2 * np.pi), float(np.deg2rad(rng.uniform(*elevation_range)))
 
 
 def ring_poses(ring: Ring) -> Tensor:
-    """Return the camera-to-world poses (V, 4, 4) of a ring."""
+    """Return the camera-to-world poses (V, 4, 4) of a ring; cameras look at the origin, with OpenGL axes."""
     azimuth = torch.from_numpy(ring[0]).float()
     distance = RELATIVE_DISTANCE / np.tan(FOV / 2)
     return orbit_c2w(torch.full_like(azimuth, ring[1]), azimuth, torch.full_like(azimuth, distance))
@@ -48,10 +49,16 @@ def sample_objects(
     negative_prompt: str = "",
     from_noise: bool = False,
 ) -> Array:
-    """Sample N prompts in one batch, each from poses c2w (N, V, 4, 4) and its own generator: uint8 (N, V, H, W, 3).
+    """Sample V views of each of N prompts in one batch.
 
     Args:
-        from_noise: start from noise instead of the coarse prediction of a prior that has one.
+        c2w: camera-to-world poses (N, V, 4, 4).
+        rngs: N random generators, one per prompt.
+        steps: number of DDIM steps.
+        from_noise: start from noise, even if the prior has a coarse prediction to start from.
+
+    Returns:
+        Samples (N, V, H, W, 3), uint8.
     """
     strength = 1.0 if from_noise else COARSE_STRENGTH
     views = prior.sample(prompts, c2w, steps, guidance_scale, negative_prompt, rngs, init_strength=strength)
@@ -59,7 +66,7 @@ def sample_objects(
 
 
 def kept_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array | Tensor]) -> Array:
-    """Read the views of a file, uint8, or sample and write them; see `read_views`."""
+    """Read views (..., H, W, 3), uint8, from a file. If that fails, call ``sample`` and write the views."""
     views = read_views(path, metadata)
     if views is None:
         views = to_uint8(sample())
@@ -68,13 +75,13 @@ def kept_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array 
 
 
 def write_views(path: Path, views: Array | Tensor, metadata: dict[str, str]) -> None:
-    """Write views (..., H, W, 3) as uint8 with ``metadata``, which determines them. Raises OSError."""
+    """Write views (..., H, W, 3) as uint8, with ``metadata`` on everything that determines them. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save({"views": torch.from_numpy(to_uint8(views))}, metadata))
 
 
 def read_views(path: Path, metadata: dict[str, str]) -> Array | None:
-    """Read the uint8 views of `write_views`; None if the file is missing, damaged or has other metadata."""
+    """Read views (..., H, W, 3), uint8, from a file. Return None if it is missing, damaged or has other metadata."""
     if not path.is_file():
         return None
     try:

@@ -1,13 +1,15 @@
 """Use of the other views: how much a multi-view prior relies on them when it denoises one view of an object.
 
-View 0 gets noise and its clean latents are predicted in one step, with the empty prompt, while its companions are
+Noise is added to view 0, and the prior predicts its clean latents in one step. Views 1 to V - 1 of the input, here
+called companions, differ between the cases:
 
-    true         the other views of the same object, with the same noise level
-    wrong        views of another object
-    alone        the other views at the last time step, so next to pure noise
-    clean        the other views with next to no noise (t = CLEAN), view 0 at the last time step
+    true         companions are the other views of the same object, with the same noise level as view 0
+    wrong        companions are views of another object, with the same noise level as view 0
+    alone        companions are the other views at the last time step, which are almost pure noise
+    caption      as true, but with the caption of the object; all other cases have the empty prompt
+    clean        companions are the other views with little noise (t = CLEAN), and view 0 is at the last time step
 
-A prior that ignores its companions has equal errors in all of them.
+A prior that ignores the companions has equal errors in the cases true, wrong and alone.
 """
 
 from __future__ import annotations
@@ -29,15 +31,22 @@ from .report import figure_table, format_estimate, rounded
 
 LEVELS = (350, 500, 650, 800, 950)
 LOW_LEVELS = (50, 200)
+"""Time steps at which the cases are compared, and low time steps at which only the case caption is measured."""
 CLEAN = 100
 """Time step of companions that are nearly clean."""
 BATCH = 16
-"""Objects denoised together."""
+"""Number of objects that are denoised in one batch."""
 
 
 class Objects(NamedTuple):
-    """N objects of V views: clean latents z (N, V, C, h, w), poses c2w (N, V, 4, 4), captions (N), and the latents
-    ``opposite`` (N, C, h, w) of the mirrored image of the view opposite to view 0."""
+    """Encoded views of N objects, V views each.
+
+    Attributes:
+        z: clean latents (N, V, C, h, w).
+        c2w: camera-to-world poses (N, V, 4, 4).
+        captions: N captions.
+        opposite: latents (N, C, h, w) of view V // 2, opposite to view 0, mirrored left to right.
+    """
 
     z: Tensor
     c2w: Tensor
@@ -46,7 +55,7 @@ class Objects(NamedTuple):
 
     @classmethod
     def encoded(cls, prior: MVDream, views: Captioned) -> Objects:
-        """Encode the images of captioned views, which stand evenly around each object."""
+        """Encode captioned views with the VAE of a prior. The cameras of each object are evenly spaced around it."""
         count = len(views.captions)
         rgb = torch.from_numpy(views.rgb)
         mirrored = rgb.unflatten(0, (count, -1))[:, rgb.shape[0] // count // 2].flip(2)
@@ -59,13 +68,17 @@ class Objects(NamedTuple):
 def x0_errors(
     prior: MultiviewPrior, objects: Objects, z: Tensor, t: Tensor, noise: Tensor, captions: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Squared error of the predicted clean latents of view 0, mean over its numbers: (N,).
+    """Predict the clean latents of view 0 in one step, and return the mean squared error per object.
 
     Args:
-        z: latents (N, V, C, h, w) that get noise; view 0 is that of ``objects``.
-        t: time steps (N, V).
-        noise: like ``z``.
-        captions: None: the empty prompt.
+        objects: cameras, and the true latents of view 0.
+        z: clean latents (N, V, C, h, w) that noise is added to; view 0 is that of ``objects``.
+        t: time steps (N, V), integers.
+        noise: Gaussian noise (N, V, C, h, w).
+        captions: N prompts; None for the empty prompt.
+
+    Returns:
+        Errors (N,), float64, averaged over the channels and pixels of view 0.
     """
     n_view, errors = z.shape[1], []
     for part in torch.arange(len(z)).split(BATCH):
@@ -81,7 +94,7 @@ def x0_errors(
 
 
 def view_use(prior: MultiviewPrior, objects: Objects, seed: int) -> Json:
-    """Errors of view 0 by noise level and companions, with ratios and 95 % intervals over objects."""
+    """Measure the mean error of view 0 in all cases of this module, with 95 % intervals over the objects, as JSON."""
     z, last = objects.z, prior.schedule.T - 1
     noise = torch.randn(z.shape, generator=generator(seed, 0, "view use")).to(z)
     wrong = torch.cat([z[:, :1], z.roll(1, 0)[:, 1:]], 1)
@@ -125,7 +138,7 @@ def _ratio(above: np.ndarray, below: np.ndarray) -> dict[str, float | None]:
 
 
 def view_use_table(figures: Json) -> str:
-    """Return the report section of `view_use`."""
+    """Return the report section for the result of `view_use`, in Markdown."""
     heads = {
         "true": "true companions", "wrong": "another object's", "alone": "alone", "true_over_alone": "true / alone",
         "wrong_over_alone": "another's / alone", "caption": "with the caption",

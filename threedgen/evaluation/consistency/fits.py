@@ -1,9 +1,9 @@
-"""Score of single scenes by a fitted field, kept in the run folder.
+"""Consistency score of one scene: fit a neural field to most of its views, render the held-out views, and compare.
 
-RUN/scores/SCENE.ROW.json   figures, with a key of everything that determines them
-RUN/scores/SCENE.ROW.npz    held-out views and the field's renders of them, uint8
+RUN/scores/SCENE.ROW.json   metrics, with a hash of everything that determines them
+RUN/scores/SCENE.ROW.npz    held-out views and renders of the field from the same cameras, uint8
 
-A row is a sampler's name, or "original".
+ROW is the name of a sampler, or "original" for the original views.
 """
 
 from __future__ import annotations
@@ -35,17 +35,22 @@ from .options import ConsistencyConfig
 from .tsed import MAX_ERROR, MIN_MATCHES, RATIO, tsed
 
 SSIM_WINDOW = 11
-"""Side of SSIM's Gaussian window with sigma 1.5 (Wang et al. 2004), pixels."""
+"""Side in pixels of the Gaussian window of SSIM, whose sigma is 1.5 (Wang et al. 2004)."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One field to fit, with everything that determines its score; can be pickled for worker processes.
+    """One scene of one sampler to score, with everything that determines the score. Worker processes can unpickle it.
 
     Attributes:
-        images: (V, H, W, 3), uint8.
+        scene: name of the scene.
+        row: name of the sampler, or "original".
+        images: views (V, H, W, 3), uint8.
+        c2w: camera-to-world poses (V, 4, 4), OpenGL axes.
+        K: intrinsics (V, 3, 3) in pixels.
         held_out: indices of the views that the field is not fitted to.
-        truth: true views, uint8, or None; those at the indices ``sampled`` are compared with ``images``.
+        truth: original views (V, H, W, 3), uint8, to compare ``images`` with; None: no comparison.
+        sampled: indices of the views that are compared with ``truth``.
     """
 
     config: ConsistencyConfig
@@ -66,7 +71,7 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """File of the figures."""
+        """JSON file of the score."""
         return Path(str(self.config.out)) / "scores" / f"{self.scene}.{self.row}.json"
 
     def key(self) -> str:
@@ -89,13 +94,13 @@ class Job:
 
 
 def stored(job: Job) -> Json | None:
-    """Read a kept score; None if it is missing, damaged or has another key."""
+    """Read the score of a job from the run folder. Return None if it is missing, damaged or has another key."""
     found = read_json(job.path)
     return found if found.get("key") == job.key() and job.path.with_suffix(".npz").is_file() else None
 
 
 def score(job: Job) -> Json:
-    """Fit a field, compare its renders with the held-out views, and write the score, images first."""
+    """Fit a field to a scene, compare its renders with the held-out views, and write images and score."""
     start, views, config = time.monotonic(), job.views, job.config
     kept = [k for k in range(len(views)) if k not in job.held_out]
     scene = fit(views.select(kept), Bounds.from_cameras(views.cameras), config.protocol, config.seed, "auto")
@@ -124,9 +129,10 @@ def score(job: Job) -> Json:
 
 
 def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]]:
-    """Return PSNR and SSIM of each pair of images of two stacks (N, H, W, 3) in [0, 1].
+    """Compare image k of ``truth`` with image k of ``images``, both (N, H, W, 3) in [0, 1].
 
-    SSIM is None for images smaller than its window.
+    Returns:
+        psnr: N values in dB; ssim: N values, or N times None for images smaller than the window of SSIM.
     """
     similarity: list[float] | list[None] = [None] * len(truth)
     if min(truth.shape[1:3]) >= SSIM_WINDOW:
@@ -136,7 +142,7 @@ def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]
 
 
 def stored_or_scored(job: Job, threads: int) -> Json:
-    """Return the kept score of a job, or compute it with ``threads`` CPU threads."""
+    """Return the score of a job from the run folder, or compute it with ``threads`` CPU threads."""
     found = stored(job)
     if found is None:
         set_threads(threads)
@@ -145,6 +151,6 @@ def stored_or_scored(job: Job, threads: int) -> Json:
 
 
 def held_out_images(folder: Path, score: Json) -> tuple[Array, Array]:
-    """Read held-out views and renders (V, H, W, 3), uint8, of a score in ``folder``."""
+    """Read the held-out views and the renders of a score in ``folder``, two arrays (V, H, W, 3), uint8."""
     with np.load(folder / f"{score['scene']}.{score['row']}.npz", allow_pickle=False) as file:
         return file["held"], file["render"]

@@ -1,4 +1,4 @@
-"""Config models of the consistency score: samplers, scenes, task. Imports no torch."""
+"""Config models of the consistency score: samplers, scenes, task. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Sampler = Annotated[Any, SAMPLER]
 Scenes = Annotated[Any, Component("scenes", default="toybox")]
 Split = Literal["cars_train", "cars_val", "cars_test", "chairs_train", "chairs_val", "chairs_test"]
 ORIGINAL = "original"
-"""Row of the original data."""
+"""Name of the table row for the original views of the scenes."""
 MIN_VIEWS = 4
-"""Minimum number of views of a scene, some to fit and some to hold out."""
+"""Minimum number of views of a scene: the field is fitted to some, and the others are held out."""
 
 
 class MVDreamSamplerConfig(Config):
@@ -64,7 +64,7 @@ class FolderSamplerConfig(Config):
             read_scene(scene, MIN_VIEWS, allow_gaps=True)
 
     def folders(self) -> list[Path]:
-        """List the folders of its scenes. Raises ConfigError if there are none."""
+        """List the folders of all scenes. Raises ConfigError if there are none."""
         folder = existing_folder(self.path, "path")
         if not (found := scenes(folder)):
             inside = next((path for path in sorted(folder.iterdir()) if scenes(path)), None)
@@ -143,13 +143,13 @@ class ConsistencyConfig(RunConfig):
 
     @property
     def named_samplers(self) -> dict[str, Any]:
-        """Configs of the samplers by the names of their rows."""
+        """Configs of all samplers, by the name of their row in the table."""
         return self.samplers or {self.sampler.name: self.sampler}
 
     @model_validator(mode="before")
     @classmethod
     def _own_scenes(cls, data: Any) -> Any:
-        """Choose the own scenes if all samplers are folders."""
+        """Set ``scenes`` to the scenes of the folders if all samplers are folders and no scenes are configured."""
         if not isinstance(data, dict) or data.get("scenes"):
             return data
         several = data.get("samplers") or {"": data.get("sampler")}

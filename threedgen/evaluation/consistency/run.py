@@ -1,7 +1,7 @@
-"""Task "consistency": sample or read views of many scenes, fit fields, compare held-out views.
+"""Task "consistency": sample or read views of many scenes, fit a field to each, and compare it with held-out views.
 
-RUN/views/ROW/SCENE.safetensors   samples; a killed run resumes
-RUN/scores/                       scores; see `fits.py`
+RUN/views/ROW/SCENE.safetensors   samples of the sampler ROW; a killed run resumes after its last scene
+RUN/scores/                       metrics, held-out views and renders of each scene (`fits.py`)
 """
 
 from __future__ import annotations
@@ -41,23 +41,25 @@ FIGURES = {
 }  # fmt: skip
 COLUMNS = ("scene", "row", *FIGURES, "consistent_pairs", "pairs", "matches", "fit_seconds")
 RESAMPLES = 2000
-"""Bootstrap resamples of the scenes."""
+"""Number of bootstrap resamples of the scenes for an interval."""
 KID_SUBSET = 1000
-"""Images per subset of KID."""
+"""Maximum number of images per subset of KID."""
 SHEET_SCENES = 8
-"""Scenes on the contact sheets."""
+"""Maximum number of scenes on the contact sheets."""
 ERROR_GAIN = 3.0
-"""Factor of the differences on the contact sheet."""
+"""Factor by which absolute differences of pixels are amplified on the contact sheet."""
 STRIP_VIEWS = 10
-"""Views of a strip: the given ones, then others, evenly chosen."""
+"""Number of views per cell of views.png: the condition views, then evenly spaced target views."""
 
 
 class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
-    """Consistency score of samplers. An item is a field to fit, for each row of each scene.
+    """Evaluation of samplers by the 3D consistency of their views. An item is one scene of one sampler.
+
+    The original views of a scene are scored too, if they are available.
 
     Attributes:
-        strips: scene -> label and views (V, H, W, 3) of each row, for the contact sheet.
-        notes: warnings of doubtful cameras.
+        strips: maps the name of a scene to the label and the images (V, H, W, 3), uint8, of each row of views.png.
+        notes: warnings about cameras that are probably wrong, for the report.
     """
 
     stage = "fields"
@@ -86,7 +88,7 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
         self.total = sum(len(self.samplers) + (scene.original is not None) for scene in self.scenes)
 
     def check(self, row: str, sampler: NovelViewSampler) -> None:
-        """Raise ConfigError if the sampler cannot sample a scene."""
+        """Raise ConfigError if a sampler needs a prompt, condition view or file that a scene lacks."""
         needs = {"needs_text": ("text", "a prompt", "toybox"), "needs_condition": ("condition", "a given view", "srn")}
         for scene in self.scenes:
             for need, (attribute, name, other) in needs.items():
@@ -100,7 +102,7 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                 sampler.indices(scene.request(self.config.seed, with_images=False))  # type: ignore[attr-defined]
 
     def jobs(self) -> Iterator[Job]:
-        """Yield the jobs; sample the views that are missing."""
+        """Yield one job per scene and sampler. Views that are not in the run folder are sampled here."""
         size = self.config.batch
         for batch in (self.scenes[start : start + size] for start in range(0, len(self.scenes), size)):
             true = [
@@ -124,7 +126,7 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                     yield job
 
     def sample(self, row: str, batch: Sequence[Scene]) -> list[Views]:
-        """Return all views of some scenes, given ones included; sample those that no earlier run kept."""
+        """Return all views of some scenes, condition views included. Samples of an earlier run are read from files."""
         sampler, requests = self.samplers[row], [scene.request(self.config.seed) for scene in batch]
         paths = [self.folder / "views" / row / f"{scene.name}.safetensors" for scene in batch]
         determined_by = {"sampler": sampler.fingerprint(), "seed": str(self.config.seed)}
@@ -181,7 +183,7 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
         write_report(self.task, "consistency", figures, whole, text, tables, {"scenes": len(scenes)})
 
     def summary(self, scores: Sequence[Json]) -> Json:
-        """Return the mean of each figure over the scenes with its bootstrap interval."""
+        """Return the mean of each metric over the scenes, with its 95 % bootstrap interval, as JSON."""
         found: Json = {"scenes": len(scores)}
         for key in FIGURES:
             rng = numpy_generator(self.config.seed, 0, f"bootstrap {key}")
@@ -189,7 +191,11 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
         return found
 
     def write_sheets(self, scores: Sequence[Json]) -> None:
-        """Write views.png, and sheet.png with held-out view of median PSNR, the field's render and their difference."""
+        """Write the contact sheets views.png and sheet.png.
+
+        views.png shows views of each scene and row. sheet.png shows, for each of them, the held-out view of median
+        PSNR, the render of the field from the same camera, and their amplified difference.
+        """
         labelled = [strip for scene in self.strips.values() for strip in scene]
         labels = [label for label, _ in labelled]
         write_strips(self.folder / "views.png", [enlarge_small(views) for _, views in labelled], labels)
@@ -208,7 +214,16 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
 
 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
-    """Return FID and KID (unscaled) between all held-out views and all renders of each row."""
+    """Compute FID and KID between all held-out views and all renders of each row.
+
+    Args:
+        folder: folder of the scores.
+        of: maps the name of a row to its scores.
+
+    Returns:
+        Maps the name of a row to fid, kid (unscaled) and pictures, the number of held-out views. A row with fewer than
+        two held-out views is left out.
+    """
     found: dict[str, Json] = {}
     for row, scores in of.items():
         if not scores:
@@ -225,7 +240,7 @@ def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, S
 
 
 def explanation(protocol: PaperProtocolConfig | SubsampledProtocolConfig) -> str:
-    """Return a text on the meaning of the figures."""
+    """Return the text of the report that explains its metrics."""
     pixels = "all pixels of all views" if protocol.rays is None else f"{protocol.rays} random pixels"
     return f"""Protocol "{protocol.name}" (3DiM, section 7.4; settings {config_hash(protocol)[:16]}): a field without
 view dependence is fitted in {protocol.steps} steps to {100 * (1 - HELD_OUT):.0f} % of a scene's views, {pixels} per
@@ -236,7 +251,7 @@ epipolar distance below {MAX_ERROR:g} pixels at 256 pixels per side."""
 
 
 def strip(scene: Scene, views: Views) -> np.ndarray:
-    """Return the views of a strip, uint8 (V, H, W, 3)."""
+    """Choose `STRIP_VIEWS` views of a scene for views.png: condition views, then targets; (V, H, W, 3), uint8."""
     targets = scene.targets
     chosen = [targets[k] for k in evenly_spaced(len(targets), STRIP_VIEWS - len(scene.condition))]
     return to_uint8(views.images[[*scene.condition, *chosen]])

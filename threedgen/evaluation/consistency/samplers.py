@@ -1,8 +1,10 @@
-"""Novel-view samplers without a model of their own: by a multi-view prior, or from a folder.
+"""Novel-view samplers that use a multi-view prior, and a sampler that reads existing views from a folder.
 
-A sampler is a `threedgen.geometry.views.NovelViewSampler`, built from its config by the registry ("sampler"). It may
-set ``needs_text`` or ``needs_condition``, which are checked before any sampling, and ``on_disk`` if its views need not
-be kept.
+A sampler is a `threedgen.geometry.views.NovelViewSampler`: it maps requests to images (V, H, W, 3) in [0, 1]. The
+registry builds it from its config (kind "sampler"). It may set three flags:
+
+    needs_text, needs_condition    scenes without a prompt or without a condition view are rejected before any sampling
+    on_disk                        its views are files of the user, so they are not copied into the run folder
 """
 
 from __future__ import annotations
@@ -28,11 +30,11 @@ from threedgen.train.task import device
 from .options import MIN_VIEWS, FolderSamplerConfig, MVAdapterSamplerConfig, MVDreamSamplerConfig
 
 SAME_POSE = 1e-3
-"""Largest difference between two entries of the same pose, relative to the distance of the camera."""
+"""Tolerance for equal poses: maximum difference of a matrix entry, divided by the camera distance (at least 1)."""
 
 
 class GroupSampler:
-    """Base of samplers by a prior, ``together`` views at a time."""
+    """Base class of samplers that use a diffusion prior. The prior denoises at most ``together`` views at a time."""
 
     needs_text, on_disk = False, False
     config: MVDreamSamplerConfig | MVAdapterSamplerConfig
@@ -46,15 +48,15 @@ class GroupSampler:
         return [self._sample(request) for request in requests]
 
     def fingerprint(self) -> str:
-        """Return a text that determines the samples of a request."""
+        """Return a text with everything that determines the samples of a request: weights and options."""
         return f"{digest(self.prior.networks)} {config_hash(self.config)}"
 
     def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
-        """Sample the views (V, H, W, 3) from the poses c2w (V, 4, 4) together."""
+        """Sample the views at camera-to-world poses ``c2w`` (V, 4, 4) together; images (V, H, W, 3) in [0, 1]."""
         raise NotImplementedError
 
     def _sample(self, request: Request) -> Tensor:
-        """Sample evenly spread views together, as in training: with 12 of 60, every fifth."""
+        """Sample all target views. Views that are sampled together are evenly spaced, such as every fifth of 60."""
         count, views = len(request.target), []
         groups = -(-count // (self.config.together or count))
         for first in range(groups):
@@ -65,7 +67,7 @@ class GroupSampler:
 
 
 class MVDreamSampler(GroupSampler):
-    """Samples the views of a prompt by a multi-view prior."""
+    """Sampler that uses an MVDream prior, which is conditioned on the prompt and the cameras."""
 
     needs_text = True
     config: MVDreamSamplerConfig
@@ -76,10 +78,10 @@ class MVDreamSampler(GroupSampler):
 
 
 class MVAdapterSampler(GroupSampler):
-    """Samples the views of the object in the first given image, else of a prompt, by a 2D model with an adapter.
+    """Sampler that uses a 2D model with MV-Adapter. It is conditioned on the first condition view, or else on text.
 
-    The adapter is conditioned on the directions of the cameras, not on their distances and fields of view; it places
-    the object itself, with its front at azimuth 0.
+    The adapter receives the directions of the cameras, but not their distances or fields of view. It chooses the size
+    and place of the object, and puts its front at azimuth 0.
     """
 
     config: MVAdapterSamplerConfig
@@ -105,7 +107,7 @@ class MVAdapterSampler(GroupSampler):
         )
 
     def _condition(self, request: Request) -> Tensor:
-        """Frame the first given view for the adapter. Raises ConfigError if its background is not uniform."""
+        """Cut out and centre the object of the first condition view. Raises ConfigError if the background varies."""
         assert request.condition is not None
         rgb, size = request.condition.images[0].float().cpu().numpy(), self.prior.image_size
         opaque = np.ones((*rgb.shape[:2], 1), np.float32)
@@ -114,7 +116,10 @@ class MVAdapterSampler(GroupSampler):
 
 
 class FolderSampler:
-    """Reads existing views. Everything but their pixels is checked by the constructor, which raises ConfigError."""
+    """Sampler that reads existing views from a folder.
+
+    The constructor checks everything except the pixels, and raises ConfigError.
+    """
 
     needs_text, on_disk = False, True
 
@@ -130,13 +135,13 @@ class FolderSampler:
         return [self.instance(request).views(self.indices(request)).images for request in requests]
 
     def instance(self, request: Request) -> Instance:
-        """Return the folder of a scene. Raises ConfigError if it is missing."""
+        """Return the opened folder of the scene of a request. Raises ConfigError if it is missing."""
         if request.scene not in self.instances:
             raise ConfigError(f"{self.folder / request.scene} is missing. The scenes to score include it.")
         return self.instances[request.scene]
 
     def indices(self, request: Request) -> list[int]:
-        """Return the indices of the requested views. Raises ConfigError for a missing one or another pose."""
+        """Return the indices of the requested views. Raises ConfigError if a view is missing or its pose differs."""
         instance = self.instance(request)
         index = {number: k for k, number in enumerate(instance.numbers)}
         for k, number in enumerate(request.numbers):
@@ -149,5 +154,5 @@ class FolderSampler:
         return [index[number] for number in request.numbers]
 
     def fingerprint(self) -> str:
-        """Return the path; the key of a score depends on the pixels themselves."""
+        """Return the path of the folder. The pixels are hashed later, in the key of each score."""
         return str(self.folder)

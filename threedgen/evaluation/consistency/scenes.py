@@ -1,4 +1,4 @@
-"""Scenes of the consistency score: target cameras, given views, original data, held-out views, doubtful cameras."""
+"""Scenes of the consistency score: cameras, condition views, original views, held-out views, and camera checks."""
 
 from __future__ import annotations
 
@@ -26,20 +26,21 @@ from .samplers import FolderSampler
 logger = logging.getLogger(__name__)
 
 HELD_OUT = 0.1
-"""Share of the views that the field is not fitted to."""
+"""Share of the views of a scene that are held out of the fit of the field."""
 MAX_OFFSET = 0.25
-"""Largest distance of the point that the cameras look at from the origin, in camera distances."""
+"""Maximum distance between the origin and the point that the cameras look at, relative to the camera distance."""
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One scene.
+    """One scene of V views. A sampler receives the condition views or the prompt, and samples all other views.
 
     Attributes:
-        cameras: of all its views.
-        numbers: number of each view, as in file names.
-        condition: indices of the given views.
-        original: returns the original views at some indices; None: unknown.
+        cameras: V cameras.
+        numbers: V view numbers, as in the names of the image files.
+        condition: indices of the condition views.
+        text: prompt, or "".
+        original: function that returns the original views at a list of indices; None if there are no original views.
     """
 
     name: str
@@ -51,19 +52,19 @@ class Scene:
 
     @property
     def targets(self) -> list[int]:
-        """Indices of the views to sample: on from the last given view, then back from it, so neighbours follow."""
+        """Indices of the views to sample: those after the last condition view, then those before it, backwards."""
         start = self.condition[-1] if self.condition else -1
         outward = [*range(start + 1, len(self.cameras)), *reversed(range(max(start, 0)))]
         return [k for k in outward if k not in self.condition]
 
     def request(self, seed: int, with_images: bool = True) -> Request:
-        """Return the request to a sampler; ``with_images``: include the given views."""
+        """Return the request for all target views. ``with_images`` includes the condition views, if there are any."""
         given = self.original(self.condition) if with_images and self.original and self.condition else None
         numbers = tuple(self.numbers[k] for k in self.targets)
         return Request(self.name, given, self.cameras.select(self.targets), numbers, self.text, seed)
 
     def together(self, request: Request, sampled: Tensor) -> Views:
-        """Join given and sampled views in the order of the cameras."""
+        """Join condition views and sampled target views (N, H, W, 3), in the order of ``cameras``."""
         images = torch.empty(len(self.cameras), *sampled.shape[1:])
         images[self.targets] = sampled
         if request.condition is not None:
@@ -72,7 +73,7 @@ class Scene:
 
 
 def srn(config: SRNScenesConfig, sampler: object, seed: int) -> list[Scene]:
-    """Read scenes of an archive; standard protocol: one view is given, the others are targets."""
+    """Read the scenes of an SRN archive. One view of a scene is the condition, and the others are targets."""
     return [_from_archive(config, open_instance(path, config.up, MIN_VIEWS)) for path in config.folders()]
 
 
@@ -94,14 +95,14 @@ def _from_archive(config: SRNScenesConfig, instance: Instance) -> Scene:
 
 
 def sampled(config: SampledScenesConfig, sampler: object, seed: int) -> list[Scene]:
-    """Return the scenes of a folder of samples, without original data."""
+    """Return the scenes of a folder of samples. They have no original views and no condition views."""
     if not isinstance(sampler, FolderSampler):
         raise ConfigError("'sampled' needs a folder of samples as sampler", "scenes")
     return [Scene(name, one.cameras, one.numbers) for name, one in sampler.instances.items()]
 
 
 def fit_to(scene: Scene, images: Tensor) -> Tensor:
-    """Resize samples (N, h, w, 3) to the scene's size and round them to 8-bit values in [0, 1], as in a file."""
+    """Resize samples (N, h, w, 3) in [0, 1] to (N, H, W, 3) of the scene, rounded to the 256 values of uint8."""
     size = (scene.cameras.height, scene.cameras.width)
     if tuple(images.shape[1:3]) != size:
         images = resize(images, *size)
@@ -109,10 +110,10 @@ def fit_to(scene: Scene, images: Tensor) -> Tensor:
 
 
 def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int]:
-    """Sample the indices of the held-out views: 25 of 251.
+    """Choose random target views to hold out, and return their sorted indices. Of 251 views, 25 are held out.
 
-    They are the same for all scenes with as many views and all samplers, and never a given view. Raises ConfigError for
-    too few views.
+    Scenes with the same number of views and the same condition views have the same held-out views, for all samplers.
+    Raises ConfigError if the scene has too few views.
     """
     count, targets = len(scene.cameras), scene.targets
     number = max(1, round(share * count))
@@ -123,7 +124,7 @@ def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int
 
 
 def camera_warnings(scene: Scene) -> list[str]:
-    """Return warnings of cameras that look away from the scene, or not at the origin."""
+    """Return a warning if the cameras look away from the scene or not at the origin; else an empty list."""
     at = scene.cameras
     if around_origin(at):
         return []
@@ -158,7 +159,10 @@ def _behind(cameras: Cameras) -> bool:
 
 
 def looked_at(cameras: Cameras) -> Tensor:
-    """Return the point (3,) nearest to all viewing axes, and nearest to the origin if they are parallel."""
+    """Return the point (3,) with the least sum of squared distances to all viewing axes, in world units.
+
+    If the axes are parallel, it is the nearest of these points to the origin.
+    """
     axis = -cameras.c2w[:, :3, 2].double()
     across = torch.eye(3, dtype=torch.float64) - axis[:, :, None] * axis[:, None, :]
     A, b = across.sum(0), (across @ cameras.position.double()[..., None]).sum(0)

@@ -1,8 +1,9 @@
 """TSED: share of pairs of neighbouring views that obey epipolar geometry (Yu et al. 2023, "Long-Term Photometric
 Consistent Novel View Synthesis with Diffusion Models", section 4.2).
 
-Epipolar geometry ignores shifts along a line, and views without texture have no matches, so TSED complements the fitted
-field. Matches are scikit-image's SIFT with Lowe's ratio test in both directions; the reference uses COLMAP's.
+TSED does not detect shifts along an epipolar line, and views without texture have no matches. It therefore complements
+the score of the fitted field. Features are matched by SIFT of scikit-image, with Lowe's ratio test and a cross check;
+the paper uses COLMAP.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from .options import TSEDConfig
 Floats = NDArray[np.float64]
 
 MAX_ERROR = 2.0
-"""Median distance below which a pair is consistent, in pixels of views of ``REFERENCE_SIZE``."""
+"""A pair of views is consistent below this median epipolar distance, in pixels of images of ``REFERENCE_SIZE``."""
 MIN_MATCHES = 10
-"""Minimum number of matches of a consistent pair."""
+"""Minimum number of feature matches of a consistent pair of views."""
 RATIO = 0.8
 """Threshold of Lowe's ratio test."""
 REFERENCE_SIZE = 256
@@ -39,7 +40,14 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 @dataclass(frozen=True)
 class Pairs:
-    """Number of consistent pairs and of all; number of matches and median distance (pixels; inf without a match)."""
+    """Epipolar consistency of P pairs of views.
+
+    Attributes:
+        consistent: number of consistent pairs.
+        total: number of pairs P.
+        matches: number of feature matches of each pair.
+        median_sed: median symmetric epipolar distance of each pair, pixels; inf for a pair without a match.
+    """
 
     consistent: int
     total: int
@@ -52,9 +60,10 @@ class Pairs:
 
 
 def fundamental(first: Cameras, second: Cameras) -> Tensor:
-    """Return F (N, 3, 3), float64, of N camera pairs: q^T F p = 0 for the homogeneous pixels p, q of a point.
+    """Return the fundamental matrices F (N, 3, 3), float64, of N pairs of cameras.
 
-    F is 0 for cameras at the same position.
+    If a point has the homogeneous pixels p in the first and q in the second image, then q^T F p = 0. The centre of the
+    first pixel is (0.5, 0.5). F is 0 for two cameras at the same position.
     """
     one, other = (torch.linalg.inv(opencv_axes(at.c2w).double()) for at in (first, second))  # world to camera
     E = epipolar.essential_from_Rt(one[:, :3, :3], one[:, :3, 3:], other[:, :3, :3], other[:, :3, 3:])
@@ -63,10 +72,14 @@ def fundamental(first: Cameras, second: Cameras) -> Tensor:
 
 
 def symmetric_epipolar_distance(matches: Floats, F: Tensor) -> Floats:
-    """Return the mean distance (M,) in pixels of both points of a match to their epipolar lines; inf without a line.
+    """Compute the symmetric epipolar distance of M feature matches.
 
     Args:
-        matches: (M, 4), (u, v) in the first and (u, v) in the second image.
+        matches: pixel positions (M, 4): (u, v) in the first image, then (u, v) in the second image.
+        F: fundamental matrix (3, 3).
+
+    Returns:
+        Distances (M,) in pixels: mean of the distances of both points to their epipolar lines; inf if F is 0.
     """
     p, q = torch.from_numpy(np.asarray(matches, np.float64)).split(2, 1)
     left, right = epipolar.left_to_right_epipolar_distance(p, q, F), epipolar.right_to_left_epipolar_distance(p, q, F)
@@ -74,10 +87,10 @@ def symmetric_epipolar_distance(matches: Floats, F: Tensor) -> Floats:
 
 
 def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches: int = MIN_MATCHES) -> Pairs:
-    """Count the pairs with at least ``min_matches`` matches and a median distance below ``max_error`` pixels.
+    """Count the consistent pairs: at least ``min_matches`` matches and a median distance below ``max_error`` pixels.
 
     Args:
-        distances: distances (M,) of the matches of each pair.
+        distances: epipolar distances (M,) in pixels for each pair; M is the number of matches and differs.
     """
     medians = [float(np.median(d)) if len(d) else float("inf") for d in distances]
     counts = [len(d) for d in distances]
@@ -86,7 +99,7 @@ def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches
 
 
 def tsed(views: Views, options: TSEDConfig) -> Pairs:
-    """Compute TSED of neighbouring views in their order, at ``options.size`` pixels per side."""
+    """Compute TSED of pairs of consecutive views, which are resized to ``options.size`` pixels per side first."""
     pairs = neighbours(len(views), options.pairs)
     if not pairs:
         return judge([])
@@ -101,7 +114,7 @@ def tsed(views: Views, options: TSEDConfig) -> Pairs:
 
 
 def neighbours(count: int, pairs: int) -> list[tuple[int, int]]:
-    """Return at most ``pairs`` of the pairs (k, k + 1) of ``count`` views, evenly spread."""
+    """Return at most ``pairs`` evenly spaced pairs (k, k + 1) of indices of ``count`` views."""
     return [(k, k + 1) for k in evenly_spaced(count - 1, pairs)] if pairs and count > 1 else []
 
 
@@ -109,10 +122,11 @@ Features = tuple[Floats, NDArray[np.uint8]]
 
 
 def detect(image: NDArray[np.uint8]) -> Features | None:
-    """Detect SIFT features of an image (H, W, 3); None if there are none.
+    """Detect SIFT features of an image (H, W, 3), uint8.
 
     Returns:
-        Positions (M, 2) as (u, v), pixel centres at +0.5, and descriptors (M, 128).
+        Positions (M, 2) as (u, v) in pixels, with the first pixel centre at (0.5, 0.5), and descriptors (M, 128).
+        None if no feature is found.
     """
     sift = SIFT()
     try:
@@ -124,7 +138,7 @@ def detect(image: NDArray[np.uint8]) -> Features | None:
 
 
 def match(first: Features | None, second: Features | None) -> Floats:
-    """Return the positions (M, 4) of mutually nearest features that pass the ratio test."""
+    """Match the features of two images. Return positions (M, 4): (u, v) in the first, then in the second image."""
     if first is None or second is None or min(len(first[0]), len(second[0])) < 2:
         return np.zeros((0, 4))
     index = match_descriptors(first[1], second[1], cross_check=True, max_ratio=RATIO)

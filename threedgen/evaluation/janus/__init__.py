@@ -1,1 +1,1 @@
-"""Janus rates: share of objects with more than one front, measured by a classifier with known errors."""
+"""Janus rate of text-to-3D methods: the share of objects with more than one front, corrected for classifier errors."""

@@ -1,8 +1,10 @@
-"""Tasks "janus-benchmark" and "janus-score": Janus rates of methods, on objects that they make or on mesh files.
+"""Tasks "janus-benchmark" and "janus-score": Janus rates of text-to-3D methods.
 
-RUN/runs/KEY/     run of one job and how it ended; finished jobs are not repeated
-RUN/looks/        readings of the meter
-RUN/meter.json    error rates of the meter
+"janus-benchmark" makes objects with each method and evaluates them. "janus-score" evaluates existing mesh files.
+
+RUN/runs/KEY/     run of one job and its exit state; finished jobs are not repeated
+RUN/looks/        classified views of each object (`results.Reader`)
+RUN/meter.json    error rates of the meter on objects with a known number of fronts
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ FILES = ("report.html", "methods.csv", "assets.csv")
 
 
 class JanusRates(Evaluation[M, Asset, Result]):
-    """Base of both tasks: error rates of the meter, readings, report."""
+    """Base class of both tasks. It measures the error rates of the meter, classifies objects, and writes the report."""
 
     free = False
     prompts: Sequence[str]
@@ -46,7 +48,7 @@ class JanusRates(Evaluation[M, Asset, Result]):
         self.reader = Reader(self.config.meter, self.prompts, self.folder / READINGS, self.rates, free=self.free)
 
     def error_rates(self) -> ErrorRates | None:
-        """Return the error rates of the meter, kept in RUN/meter.json; None without truth objects."""
+        """Measure the error rates of the meter, or read them from RUN/meter.json. None if ``truth.objects`` is 0."""
         config = self.config
         if not config.truth.objects:
             return None
@@ -61,14 +63,14 @@ class JanusRates(Evaluation[M, Asset, Result]):
     def write(
         self, methods: Sequence[str], rows: Sequence[Result], left_out: dict[str, str], refused: Mapping[str, str]
     ) -> None:
-        """Write the report with a row for each method."""
+        """Write the report. Its table has one row for each method."""
         of = {method: [row for row in rows if row.method == method] for method in methods}
         table = [method_row(method, mine, self.prompts, self.rates, refused.get(method)) for method, mine in of.items()]
         write_janus_report(self.task, table, rows, self.rates, left_out, self.free)
 
 
 class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
-    """Janus rates of objects made from prompts x methods x seeds."""
+    """Task "janus-benchmark": make an object per prompt, method and seed, and compute Janus rates of methods."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -102,9 +104,10 @@ class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
 
 
 class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
-    """Janus rates of mesh files: ASSETS/METHOD/a-blue-dog.glb, or ASSETS/a-blue-dog.glb.
+    """Task "janus-score": compute Janus rates of mesh files ASSETS/METHOD/a-blue-dog.glb or ASSETS/a-blue-dog.glb.
 
-    A subfolder is a method, the stem of a file its prompt unless the config has another. Meshes are centred and scaled.
+    The name of a subfolder is the method. The prompt is the stem of the file, unless the config sets another prompt.
+    Meshes are centred and scaled first. An item is the path of a file, its method and its prompt.
     """
 
     def __init__(self, task: Task) -> None:
@@ -131,7 +134,7 @@ class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
 
 
 def prompt_of(path: Path, config: JanusScoreConfig) -> str:
-    """Return the prompt of a file: "a-blue_dog.glb" -> "a blue dog"."""
+    """Return the prompt of a file, from the config or from its stem: "a-blue_dog.glb" -> "a blue dog"."""
     return config.prompts.get(path.stem) or " ".join(re.split(r"[\s_-]+", path.stem)).strip() or path.stem
 
 

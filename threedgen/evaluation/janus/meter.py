@@ -1,6 +1,7 @@
-"""Janus meter: views of an object on a ring of cameras, classified one by one and evaluated together.
+"""Janus meter: counts the fronts of an object.
 
-The classifier is the toybox probe (`threedgen.evaluation.toybox.adapters`) or zero-shot CLIP.
+The meter renders views of the object from a ring of cameras, classifies which side each view shows, and counts the
+fronts. The classifier is the toybox probe (`threedgen.evaluation.toybox.adapters`) or zero-shot CLIP.
 """
 
 from __future__ import annotations
@@ -29,25 +30,28 @@ from .options import CLIP, WITHOUT_CLIP, CLIPSidesConfig, MeterConfig
 
 SENTENCES = ("{prompt}, front view", "{prompt}, side view facing left", "{prompt}, back view",
              "{prompt}, side view facing right")  # fmt: skip
-"""Prompts of CLIP for front, left, back and right."""
+"""Prompts of CLIP for the sides front, left, back and right, in the order of ``figures.SIDES``."""
 CLIP_BATCH = 16
-"""Views per batch of CLIP."""
+"""Number of views per batch of CLIP."""
 MIN_OPACITY = 0.1
-"""A field is empty if its opacity is lower in every pixel."""
+"""A field is empty if the opacity of each of its pixels is below this value."""
 
 
 class ViewClassifier(Protocol):
-    """Classifier of views (V, S, S, 3) in [0, 1], each by itself; registered as "view-classifier"."""
+    """Classifier of square images (V, S, S, 3) in [0, 1], one by one; registered as "view-classifier"."""
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
-        """Return probabilities (V, 4) of ``figures.SIDES`` for an object of the prompt."""
+        """Return the probabilities (V, 4) of front, left, back and right for views of an object of the prompt."""
 
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        """Return scores (V, N) of each view and prompt, higher is better; None if it knows no such prompt."""
+        """Return the similarity (V, N) of each view to each of N prompts; None if a prompt is not supported."""
 
 
 class CLIPSides:
-    """Softmax over the similarities with four sentences, at CLIP's own temperature. Raises ConfigError."""
+    """Zero-shot CLIP classifier: softmax over the similarities of a view to four sentences, at the temperature of CLIP.
+
+    The constructor raises ConfigError if CLIP cannot be loaded.
+    """
 
     def __init__(self, config: CLIPSidesConfig) -> None:
         from transformers import AutoTokenizer, CLIPModel
@@ -66,7 +70,7 @@ class CLIPSides:
 
     @torch.no_grad()
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Return cosines in [-1, 1]."""
+        """Return the cosine similarities (V, N), in [-1, 1], of views (V, S, S, 3) in [0, 1] and N prompts."""
         views = []
         for part in images.split(CLIP_BATCH):
             x = encoder_input(part, self.size, CLIP_MEAN, CLIP_STD)
@@ -79,7 +83,7 @@ class CLIPSides:
 
 
 class RunField:
-    """Field of the newest checkpoint of a run, rendered without light. Raises ConfigError if there is none."""
+    """Neural field of the newest checkpoint of a run. Raises ConfigError if there is no checkpoint."""
 
     plain = False
 
@@ -88,7 +92,10 @@ class RunField:
         self.renderer, self.folder = field_renderer(field, occupancy, config.march), folder
 
     def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
-        """Render (V, size, size, 3) in [0, 1] from c2w (V, 4, 4), always unlit. Raises EmptyMesh."""
+        """Render unlit images (V, size, size, 3) in [0, 1]. Raises EmptyMesh if the field is empty.
+
+        ``c2w`` are camera-to-world poses (V, 4, 4), ``fov`` is vertical in radians, and ``light`` is unused.
+        """
         pose = torch.from_numpy(np.asarray(c2w, np.float32))
         projection = Projection.perspective(torch.full((len(pose),), fov), size, size)
         colours, opacity = self.renderer(Cameras(pose, projection, size, size))
@@ -101,19 +108,24 @@ class RunField:
 
 @dataclass(frozen=True)
 class Reading:
-    """Views (V, S, S, 3) of an object and the probabilities (V, 4) of the side that each shows."""
+    """Views (V, S, S, 3) of an object and, for each view, the probabilities (V, 4) of front, left, back and right."""
 
     views: Array
     sides: Array
 
 
 def view_labels(sides: Array) -> list[str]:
-    """Format the most probable side of each view (V, 4): "front 0.93"."""
+    """Format the most probable side of each view like "front 0.93", from side probabilities (V, 4)."""
     return [f"{SIDES[int(view.argmax())]} {view.max():.2f}" for view in np.asarray(sides)]
 
 
 class Meter:
-    """Renders and classifies objects. Raises ConfigError if the classifier cannot be loaded."""
+    """Renderer and classifier of the views of an object. Raises ConfigError if the classifier cannot be loaded.
+
+    Attributes:
+        azimuth: evenly spaced azimuths (V,) of the cameras, radians, from 0 on.
+        c2w: camera-to-world poses (V, 4, 4).
+    """
 
     def __init__(self, config: MeterConfig) -> None:
         self.config = config
@@ -124,10 +136,10 @@ class Meter:
         self.c2w = orbit_c2w(np.deg2rad(config.elevation) * ones, azimuth, config.distance * ones).numpy()
 
     def classify(self, mesh: ColouredMesh | RunField, prompt: str, light: bool | None = None) -> Reading:
-        """Render an object and classify its views.
+        """Render an object in the unit sphere and classify its views.
 
         Args:
-            light: shade like the toybox; None: only meshes without colours.
+            light: whether to shade the mesh like a toybox object; None: shade only a mesh without colours.
         """
         config, light = self.config, mesh.plain if light is None else light
         views = mesh.render(self.c2w, np.deg2rad(config.fov), config.size, config.background, light)
@@ -135,10 +147,10 @@ class Meter:
         return Reading(views, sides)
 
     def evaluate(self, sides: Array, threshold: float, free: bool = False) -> RingResult:
-        """Evaluate the side probabilities (V, 4) of all views; see `classify_ring`."""
+        """Count the fronts of an object from the side probabilities (V, 4) of its views with `classify_ring`."""
         return classify_ring(sides, self.azimuth, threshold, free)
 
     def likeness(self, views: Array, prompts: Sequence[str]) -> list[float] | None:
-        """Return the mean score over the views for each prompt."""
+        """Return the mean similarity of the views (V, S, S, 3) to each prompt; None if a prompt is not supported."""
         scores = self.classifier.likeness(torch.from_numpy(views), prompts)
         return None if scores is None else scores.double().mean(0).tolist()

@@ -1,9 +1,10 @@
-"""Task "janus-meter": error rates of the meter on objects with known fronts.
+"""Task "janus-meter": error rates of the meter on objects with a known number of fronts.
 
-    RUN/meter.json, meter.md    false alarms on correct objects, recall on two-fronted ones, with intervals
-    RUN/sheet.png               objects and the meter's results, wrong ones first
+    RUN/meter.json, meter.md    false alarm rate on correct objects, recall on two-fronted objects, with intervals
+    RUN/sheet.png               views of the objects with the results of the meter, wrong results first
 
-A correct object is a fresh one of the toybox, or a file that faces +z. A two-fronted one is its front half, twice.
+A correct object has one front: a toybox object that no training uses, or a mesh file that faces +z (y up). For a
+two-fronted object, the back half of a correct object is replaced by a copy of its front half.
 """
 
 from __future__ import annotations
@@ -34,13 +35,13 @@ from .plan import front_objects
 from .rates import ErrorRates
 
 FIRST_OBJECT, FIRST_CALIBRATION = 1_000_000, 2_000_000
-"""Numbers of the first objects; no other evaluation uses the same objects."""
+"""Numbers of the first object for the error rates and for the calibration. No other evaluation uses these objects."""
 SHEET_OBJECTS = 12
-"""Strips on the contact sheet."""
+"""Maximum number of objects on the contact sheet."""
 
 
 class TrueObject(NamedTuple):
-    """Prompt and mesh of a correct object."""
+    """Prompt and mesh of a correct object, which has one front."""
 
     prompt: str
     mesh: ColouredMesh
@@ -48,7 +49,7 @@ class TrueObject(NamedTuple):
 
 @dataclass(frozen=True)
 class KnownObject:
-    """Readings of an object unchanged and with two fronts."""
+    """Classified views of one object: of the correct mesh, and of the mesh with two fronts."""
 
     prompt: str
     correct: Reading
@@ -56,13 +57,13 @@ class KnownObject:
 
 
 def doubts(known: Sequence[KnownObject]) -> dict[str, list[float]]:
-    """Return the highest threshold at which each object is called Janus (`fronts.RingResult.doubt`)."""
+    """Return the highest threshold at which each correct ("good") and two-fronted ("glued") object has two fronts."""
     readings = {"good": [one.correct for one in known], "glued": [one.two_fronted for one in known]}
     return {kind: [doubt(front_curve(reading.sides)) for reading in found] for kind, found in readings.items()}
 
 
 class MeterErrors(Evaluation[MeteredConfig, TrueObject, KnownObject]):
-    """Errors of the meter on ``truth.objects`` objects. The config may be that of any Janus evaluation."""
+    """Measurement of the errors of the meter on ``truth.objects`` objects, for the config of any Janus evaluation."""
 
     stage = "ground truth"
 
@@ -72,9 +73,9 @@ class MeterErrors(Evaluation[MeteredConfig, TrueObject, KnownObject]):
         self.items, self.total = self.objects(FIRST_OBJECT, self.truth.objects), self.truth.objects
 
     def objects(self, first: int, count: int) -> Iterator[TrueObject]:
-        """Yield correct objects from number ``first`` on, with the configured roughness.
+        """Yield ``count`` correct objects from number ``first`` on, with the configured roughness.
 
-        Files are split: every other one for the calibration, the rest for the measurement.
+        Files at even positions are used for the error rates, and files at odd positions for the calibration.
         """
         pairs: Iterable[tuple[str, ColouredMesh]]
         if self.truth.assets is None:
@@ -88,7 +89,7 @@ class MeterErrors(Evaluation[MeteredConfig, TrueObject, KnownObject]):
             yield TrueObject(prompt, rough(mesh, rng, self.truth.rough))
 
     def prepare(self) -> None:
-        """Set the configured threshold, or that of equal error rates on the calibration objects."""
+        """Set the threshold: the configured one, or the one with equal error rates on the calibration objects."""
         self.threshold = self.meter.config.threshold or 0.0
         if self.meter.config.threshold is None:
             found = doubts([self.measure(one) for one in self.objects(FIRST_CALIBRATION, self.truth.calibration)])
@@ -100,7 +101,7 @@ class MeterErrors(Evaluation[MeteredConfig, TrueObject, KnownObject]):
         return KnownObject(item.prompt, *(Reading(thumbnails(one.views), one.sides) for one in readings))
 
     def rates(self, known: Sequence[KnownObject]) -> ErrorRates:
-        """Return the error rates."""
+        """Compute false alarm rate and recall at the threshold."""
         correct, two = (
             [self.meter.evaluate(reading.sides, self.threshold).failed for reading in readings]
             for readings in ([one.correct for one in known], [one.two_fronted for one in known])
@@ -135,7 +136,7 @@ Truth: {config.truth.assets or "fresh toybox objects"}, seed {config.seed}.
         write_report(self.task, "meter", figures, text, text)
 
     def write_sheet(self, known: Sequence[KnownObject]) -> None:
-        """Write the views of objects with the meter's results, wrong ones first."""
+        """Write sheet.png: views of the objects with the results of the meter, wrong results first."""
         strips = []
         for one in known:
             for truth, reading in ((1, one.correct), (2, one.two_fronted)):

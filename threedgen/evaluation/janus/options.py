@@ -1,4 +1,4 @@
-"""Config models of the Janus meter and benchmark. Imports no torch."""
+"""Config models of the Janus meter and benchmark. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ class JanusScoreConfig(MeteredConfig):
 
 
 def folder_of_assets(text: str, key: str) -> Path:
-    """Return an existing folder with at least one mesh. Raises ConfigError."""
+    """Return the folder that ``text`` names. Raises ConfigError for ``key`` unless it contains a mesh file."""
     folder = user_path(text, key)
     if not folder.is_dir() or not asset_files(folder):
         raise ConfigError("should be a folder with GLB, glTF, OBJ or PLY files", key, text)
@@ -153,7 +153,7 @@ class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
         return self
 
     def plan(self) -> Plan:
-        """List the jobs. Raises ConfigError."""
+        """Return the jobs of the benchmark. Raises ConfigError for invalid methods, overrides or prompts."""
         prompts = self.prompts or front_objects().prompts(self.toybox, self.seed)
         return make_plan(self.methods, self.overrides, prompts, self.seeds)
 

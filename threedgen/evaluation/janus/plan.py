@@ -1,4 +1,4 @@
-"""Jobs of the benchmark: objects of all methods, prompts and seeds (`threedgen.systems.batch.jobs`)."""
+"""Plan of the Janus benchmark. A job (`threedgen.systems.batch.jobs`) makes one object with one method and seed."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ if TYPE_CHECKING:
     from threedgen.data.coloured_mesh import ColouredMesh
 
 SKIPPED_PARTS = {"export.enabled": False, "preview.enabled": False, "result.turntable.n_view": 8}
-"""Only the mesh is evaluated."""
+"""Overrides of all methods. They skip outputs that the benchmark does not need, because it uses only the mesh."""
 
 
 class FrontObjects(Protocol):
-    """Objects with one clear front, registered as "front-objects"."""
+    """Source of objects with one clear front, registered as "front-objects"."""
 
     def prompts(self, count: int, seed: int) -> list[str]:
-        """Return prompts that are held out of training. Raises ConfigError for too many."""
+        """Return ``count`` prompts that no training uses. Raises ConfigError if there are not enough."""
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
-        """Map the prompts of objects that are known to have no front to their nouns."""
+        """Return the prompts of objects without a front, such as a ball, mapped to the noun of the object."""
 
     def meshes(self, seed: int, first: int, count: int) -> Iterator[tuple[str, ColouredMesh]]:
-        """Yield prompts and meshes of ``count`` objects, from number ``first`` on."""
+        """Yield the prompt and the mesh of ``count`` objects, from number ``first`` on."""
 
 
 def front_objects() -> FrontObjects:
-    """Return the toybox's objects with one clear front."""
+    """Create the source of toybox objects with one clear front."""
     objects: FrontObjects = registry.implementation("front-objects", "toybox")()
     return objects
 
@@ -40,8 +40,10 @@ class Plan:
     """Jobs of a benchmark.
 
     Attributes:
-        refused: methods that cannot run -> reason.
-        left_out: prompts without a front -> reason.
+        jobs: one job per seed, prompt and method.
+        prompts: prompts of the jobs.
+        refused: maps each method that cannot run to the reason.
+        left_out: maps each prompt of an object without a front to the reason.
     """
 
     jobs: list[Job]
@@ -56,14 +58,14 @@ class Plan:
 
 
 def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]) -> Plan:
-    """List all jobs by seed, then by prompt, so that an unfinished table compares all methods.
+    """List all jobs, ordered by seed, then prompt, then method. An unfinished run can thus compare all methods.
 
     Args:
-        methods: configs, each optionally followed by its own key=value overrides.
-        overrides: of all methods.
+        methods: names of configs, each optionally followed by key=value overrides for this method.
+        overrides: key=value overrides of all methods.
 
     Raises:
-        ConfigError: for a config that makes no object, an unknown object in a prompt, and if no prompt is left.
+        ConfigError: if a config makes no 3D object, a prompt names an unknown object, or no prompt has a front.
     """
     left_out = reasons(front_objects().without_front(prompts))
     kept = [prompt for prompt in prompts if prompt not in left_out]
@@ -89,5 +91,5 @@ def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequenc
 
 
 def reasons(nouns: dict[str, str]) -> dict[str, str]:
-    """Map prompts to the reasons why they are left out, from their nouns."""
+    """Map each prompt to the reason why it is left out. ``nouns`` maps prompts to nouns of objects without a front."""
     return {prompt: f"a {noun} has no front" for prompt, noun in nouns.items()}

@@ -9,17 +9,17 @@ from threedgen.evaluation.metrics.figures import Interval, Json, Share
 
 Z = 1.959963984540054
 MIN_DIFFERENCE = 0.2
-"""Minimum difference of recall and false alarm rate with which a rate is corrected."""
+"""Minimum difference between recall and false alarm rate. With a smaller one, rates are not corrected."""
 
 
 @dataclass(frozen=True)
 class ErrorRates:
-    """Error rates of the meter on objects with known fronts.
+    """Error rates of the meter on objects with a known number of fronts.
 
     Attributes:
-        alarms: objects with one front that the meter calls Janus.
-        hits: objects with two fronts that it calls Janus.
-        threshold: front probability that both were measured with.
+        alarms: false alarm rate, the share of objects with one front that the meter calls Janus.
+        hits: recall, the share of objects with two fronts that the meter calls Janus.
+        threshold: front probability threshold at which both were measured.
     """
 
     alarms: Share
@@ -28,22 +28,26 @@ class ErrorRates:
 
     @property
     def useful(self) -> bool:
-        """Whether rates can be corrected."""
+        """Whether recall and false alarm rate differ enough to correct measured rates."""
         return bool(self.alarms.total and self.hits.total) and self._difference() >= MIN_DIFFERENCE
 
     def _difference(self) -> float:
         return self.hits.hits / self.hits.total - self.alarms.hits / self.alarms.total
 
     def corrected(self, raw: Share) -> float | None:
-        """Return (raw - alarms) / (hits - alarms) in [0, 1] (Rogan and Gladen 1978); None if it is undefined."""
+        """Correct a measured Janus rate: (raw - alarms) / (hits - alarms), clipped to [0, 1] (Rogan and Gladen 1978).
+
+        Returns None if the rate is undefined or cannot be corrected.
+        """
         if not self.useful or raw.value is None or self.alarms.value is None:
             return None
         return min(1.0, max(0.0, (raw.value - self.alarms.value) / self._difference()))
 
     def interval(self, raw: Share) -> Interval | None:
-        """Return the 95 % interval of the corrected rate with measured error rates (Lang and Reiczigel 2014).
+        """Return the 95 % interval of the corrected rate; None if there is no corrected rate.
 
-        Each share is moved slightly towards one half, and the variances of all three are added.
+        The interval includes the uncertainty of the measured error rates (Lang and Reiczigel 2014): each of the three
+        shares is moved slightly towards one half, and the three variances are added.
         """
         rate = self.corrected(raw)
         if rate is None:
@@ -63,10 +67,10 @@ class ErrorRates:
         return min(low, rate), max(high, rate)
 
     def plain(self) -> Json:
-        """Convert to JSON."""
+        """Return the error rates as a JSON object."""
         return {"false_alarms": self.alarms.plain(), "recall": self.hits.plain(), "threshold": self.threshold}
 
     @classmethod
     def from_plain(cls, tree: Json) -> ErrorRates:
-        """Convert from JSON. Raises KeyError, TypeError or ValueError."""
+        """Read error rates from the JSON object of `plain`. Raises KeyError, TypeError or ValueError."""
         return cls(Share.of(tree["false_alarms"]), Share.of(tree["recall"]), float(tree["threshold"]))

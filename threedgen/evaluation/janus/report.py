@@ -1,4 +1,4 @@
-"""Report of Janus rates: report.html, which needs no other file, report.md, and the same as JSON and CSV."""
+"""Report of Janus rates: report.html with embedded images, report.md, report.json, methods.csv and assets.csv."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HEADS = (
     "seconds", "memory",
 )  # fmt: skip
 READINGS = "looks"
-"""Folder of the kept readings."""
+"""Subfolder of the run for the classified views of the objects."""
 STATE_NOTES = {"empty": "empty", "unreadable": "unreadable", "failed": "failed", "missing": "not made"}
 
 
@@ -41,14 +41,14 @@ def write_janus_report(
     left_out: dict[str, str],
     free: bool,
 ) -> None:
-    """Write all files and the summary.
+    """Write all files of the report and the summary of the run.
 
     Args:
-        rows: figures of the methods; see `results.method_row`.
-        results: of all assets.
-        rates: error rates of the meter, if measured.
-        left_out: prompts and files that were not evaluated -> reason.
-        free: the orientation of the assets is unknown.
+        rows: metrics of each method, from `results.method_row`.
+        results: results of all assets.
+        rates: error rates of the meter; None if they were not measured.
+        left_out: maps each prompt or file that was not evaluated to the reason.
+        free: whether the orientation of the assets is unknown.
     """
     config: MeteredConfig = task.config
     of = [[result for result in results if result.method == row["method"]] for row in rows]
@@ -91,7 +91,7 @@ def write_janus_report(
 
 
 def explanation(config: MeteredConfig, rates: ErrorRates | None, free: bool) -> list[str]:
-    """Return paragraphs on the meaning of the figures."""
+    """Return paragraphs that explain the metrics of the report."""
     meter, threshold = config.meter, rates.threshold if rates else config.meter.threshold
     turn = ", after the rotation of the asset that makes most of them right." if free else "."
     lines = [
@@ -114,7 +114,7 @@ def explanation(config: MeteredConfig, rates: ErrorRates | None, free: bool) -> 
 
 
 def cells(row: Json) -> list[str]:
-    """Format a row of the table with the columns ``HEADS``."""
+    """Format the cells of a method's row in the table. The columns are `HEADS`."""
     raw, *others = (Share.of(row[key]) for key in ("raw", "no_front", "right", "match", "recognised"))
     rate, seconds, memory = row["corrected"], row["seconds"], row["memory_mib"]
     return [
@@ -130,7 +130,7 @@ def cells(row: Json) -> list[str]:
 
 
 def notes(row: Json, results: Sequence[Result]) -> list[str]:
-    """Return how many assets are missing in the figures, and each reason once."""
+    """Return remarks on a method: the number of assets that could not be evaluated, and each reason once."""
     counts = ", ".join(
         f"{row['states'][state]} {note}" for state, note in STATE_NOTES.items() if state in row["states"]
     )
@@ -139,18 +139,23 @@ def notes(row: Json, results: Sequence[Result]) -> list[str]:
 
 
 def csv_line(row: Json) -> Json:
-    """Return a line of methods.csv; nested keys are joined by underscores."""
+    """Return the cells of a line of methods.csv by column. Nested keys are joined by underscores."""
     return {key.replace(".", "_"): value for key, value in flat(row).items() if value != {}}
 
 
 def asset_line(result: Result) -> Json:
-    """Return a line of assets.csv, without lists."""
+    """Return the cells of a line of assets.csv by column. Lists are replaced by counts of views."""
     views = {"views": len(result.sides), "right_views": sum(result.right), "front_views": sum(result.shown)}
     return {key: value for key, value in result.plain().items() if not isinstance(value, list)} | views
 
 
 def strip(folder: Path, result: Result) -> tuple[Markup | None, list[tuple[str, bool, bool]]]:
-    """Return the views of an asset as a JPEG data URI, and label, front and correctness of each; None if missing."""
+    """Return the views of an asset for report.html.
+
+    Returns:
+        The views side by side as a JPEG data URI, or None if they are missing; and for each view its label, whether it
+        shows a front, and whether it shows the correct side.
+    """
     if result.state != "seen":
         return None, []
     try:

@@ -1,4 +1,4 @@
-"""Results of single assets, and the figures of a method from its assets."""
+"""Results of single assets, and the metrics of a method over all its assets."""
 
 from __future__ import annotations
 
@@ -34,14 +34,16 @@ STATES: tuple[State, ...] = ("seen", "empty", "unreadable", "failed", "missing")
 
 @dataclass(frozen=True)
 class Result:
-    """Result of one asset.
+    """Result of one asset, the object that a method made of a prompt.
 
     Attributes:
-        state: seen, empty (nothing to render), unreadable, failed (its run) or missing (not made yet). The figures from
-            ``fronts`` to ``likeness`` exist only if it is "seen".
-        shown, right: for each view, whether it shows a front, and whether it shows the side that its camera faces.
-        sides: probabilities (V, 4) of the side that each view shows.
-        likeness: score of each prompt of the benchmark.
+        folder: folder of the run, or name of the kept views.
+        state: "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (the run of the object failed) or
+            "missing" (not made yet). Only an asset with the state "seen" has values from ``fronts`` to ``likeness``.
+        fronts, doubt, shown, right: see `fronts.RingResult`.
+        sides: probabilities (V, 4) of front, left, back and right in each view.
+        likeness: mean similarity of the views to each prompt of the benchmark.
+        seconds, memory_mib: duration and peak memory of the run that made the object.
     """
 
     method: str
@@ -64,21 +66,21 @@ class Result:
         return self.fronts is not None and self.fronts > 1
 
     def recognised(self, prompts: Sequence[str]) -> bool:
-        """Return whether its own prompt has the highest score of all ``prompts``."""
+        """Return whether the asset is more similar to its own prompt than to all other ``prompts`` of the benchmark."""
         return self.likeness is not None and prompts[int(np.argmax(self.likeness))] == self.prompt
 
     def plain(self) -> Json:
-        """Convert to JSON."""
+        """Return the result as a JSON object with rounded floats."""
         return rounded(asdict(self)) | {"janus": self.janus}
 
 
 class Reader:
-    """Reads assets with the meter; keeps the readings in ``folder``/NAME.json and NAME.png.
+    """Reader of assets: classifies the views of an asset and stores them in ``folder``/NAME.json and NAME.png.
 
     Args:
-        prompts: of the whole benchmark, for the likeness.
-        rates: error rates of the meter with the threshold to use; None: the configured threshold.
-        free: the orientation of the assets is unknown.
+        prompts: all prompts of the benchmark, which each asset is compared with.
+        rates: error rates of the meter, whose threshold is used; None: the configured threshold is used.
+        free: whether the orientation of the assets is unknown.
     """
 
     def __init__(
@@ -94,15 +96,16 @@ class Reader:
         return Meter(self.config)
 
     def read(self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False) -> Json:
-        """Read a mesh file, or the field of a folder of checkpoints.
+        """Classify the views of an asset, or read them from the folder of an earlier run.
 
         Args:
-            name: of the kept reading.
-            up: up axis of the file.
-            fit: centre and scale the mesh, for files of unknown size.
+            path: mesh file, or folder of the checkpoints of a neural field.
+            name: name of the stored files.
+            up: up axis of the mesh file.
+            fit: whether to centre and scale the mesh, for files of unknown size.
 
         Returns:
-            State and figures as keyword arguments of `Result`.
+            ``state`` and other keyword arguments of `Result`.
         """
         if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
@@ -132,18 +135,18 @@ class Reader:
 def method_row(
     method: str, results: Sequence[Result], prompts: Sequence[str], rates: ErrorRates | None, refused: str | None
 ) -> Json:
-    """Compute the figures of a method.
+    """Compute the metrics of a method over its assets. Shares include only assets with the state "seen".
 
     Args:
-        results: of its assets.
-        prompts: of the whole benchmark.
-        refused: reason why the method cannot run.
+        results: results of the assets of the method.
+        prompts: all prompts of the benchmark.
+        refused: reason why the method cannot run, or None.
 
     Returns:
-        raw: share of assets with two or more fronts, of those with state "seen"; corrected: the same without the
-        meter's errors; no_front: share of assets without a front; right: share of views that show the side that their
-        camera faces; match: R-Precision, the share of assets whose own prompt has the highest score; recognised: Janus
-        rate of these; states: number of assets by state; seconds: median; memory_mib: maximum.
+        raw: Janus rate, the share of assets with two or more fronts; corrected: Janus rate corrected for the errors of
+        the meter; no_front: share of assets without a front; right: share of views that show the side that their camera
+        sees; match: R-Precision, the share of assets that are most similar to their own prompt; recognised: Janus rate
+        of these assets; states: number of assets by state; seconds: median duration; memory_mib: maximum peak memory.
     """
     seen = [result for result in results if result.state == "seen"]
     scored = [result for result in seen if result.likeness is not None]

@@ -1,1 +1,1 @@
-"""Metrics as pure functions of arrays."""
+"""Metrics of images, features and classifications, as pure functions of arrays."""

@@ -1,4 +1,4 @@
-"""Colour metrics in CIE Lab: colour differences between views and mottle of surfaces."""
+"""Colour metrics in CIE Lab: colour differences between the views of an object, and mottle (patchy colours)."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from skimage.color import rgb2lab
 PALETTE = 4
 """Number of colours of the palette in `mottle`."""
 MOTTLE_PIXELS = 4000
+"""Number of random foreground pixels, over all views, that `mottle` is computed on."""
 MIN_FOREGROUND = 0.01
-"""A view with a smaller foreground, as a share of the image, is missing."""
+"""Minimum share of foreground pixels of an image. A view with less foreground counts as missing."""
 
 
 def foreground_means(views: np.ndarray, masks: np.ndarray) -> list[np.ndarray | None]:
-    """Return the mean Lab colour (3,) of the foreground of each view; None where it is missing.
+    """Return the mean Lab colour (3,) of the foreground of each of V views; None for a view without foreground.
 
     Args:
-        views: (V, H, W, 3) in [0, 1].
-        masks: (V, H, W) bool.
+        views: sRGB images (V, H, W, 3) in [0, 1].
+        masks: foreground (V, H, W), bool.
     """
     return [
         rgb2lab(view[mask][None])[0].mean(0) if mask.mean() >= MIN_FOREGROUND else None
@@ -32,19 +33,25 @@ def foreground_means(views: np.ndarray, masks: np.ndarray) -> list[np.ndarray | 
 
 
 def colour_disagreement(means: Sequence[np.ndarray | None], missing: float) -> float:
-    """Return the mean pairwise Lab distance of the foreground means; pairs with a missing view count ``missing``."""
+    """Return the mean Lab distance over all pairs of views of an object.
+
+    Args:
+        means: mean Lab colour (3,) of each view, or None for a missing view.
+        missing: distance of a pair with a missing view.
+    """
     pairs = [missing if a is None or b is None else float(np.linalg.norm(a - b)) for a, b in combinations(means, 2)]
     return float(np.mean(pairs))
 
 
 def mottle(views: np.ndarray, masks: np.ndarray, seed: int = 0) -> float | None:
-    """Return the mean distance of the foreground's Lab (a, b) to the nearest of ``PALETTE`` colours.
+    """Return the mean distance between the Lab (a, b) of foreground pixels and the nearest colour of a palette.
 
-    The palette is found by k-means over all views of the object; edges are left out. None without a foreground.
+    The palette has `PALETTE` colours and is found by k-means over all views of one object. Pixels at the outline are
+    left out. The distance, in Lab units, is high for patchy surfaces. It is None if there is no foreground.
 
     Args:
-        views: (V, H, W, 3) in [0, 1].
-        masks: (V, H, W) bool.
+        views: sRGB images (V, H, W, 3) in [0, 1].
+        masks: foreground (V, H, W), bool.
     """
     inner = np.stack([binary_erosion(mask, iterations=max(1, views.shape[1] // 64)) for mask in masks])
     pixels = views[inner]

@@ -1,6 +1,6 @@
-"""Distances of sets of features and scores of class logits: FID, KID, Inception score. All in float64.
+"""FID and KID of sets of features, and Inception score of class logits, in float64.
 
-A figure depends on the network, its preprocessing and the number of images, and compares only with figures of the same.
+The values depend on the network, its preprocessing and the number of images. Compare only values that share all three.
 """
 
 from __future__ import annotations
@@ -19,26 +19,31 @@ from threedgen.run.arrays import Array
 
 
 def fid(x: Array, y: Array) -> float:
-    """Return the Frechet distance of Gaussians fitted to features (N, D) and (M, D) (Heusel et al. 2017).
+    """Return the FID: Frechet distance between Gaussians fitted to features x (N, D) and y (M, D) (Heusel et al. 2017).
 
-        |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)),    covariances with n - 1
+        |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2)),    with means m and unbiased covariances S
 
-    With N <= D the covariances are singular and the result is too high. Raises ValueError for features of different
-    widths, or fewer than two of a set.
+    If N or M is at most D, the covariance is singular and the FID is too high. Raises ValueError if the widths D differ
+    or a set has fewer than two features.
     """
     x, y = _checked(x, y)
     return float(_compare(FrechetInceptionDistance(_Identity(x.shape[1]), sync_on_compute=False), x, y))
 
 
 def kid(x: Array, y: Array, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """Return the unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018, eq. 4), unscaled.
+    """Return the KID: unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018, eq. 4), unscaled.
+
+    Args:
+        x: features (N, D) of the first set.
+        y: features (M, D) of the second set.
+        subsets: number of random subsets.
+        size: number of features that a subset takes from each set.
 
     Returns:
-        Mean and standard deviation over ``subsets`` random subsets of ``size`` features of each set. The mean may be
-        negative.
+        Mean and standard deviation over the subsets. The mean may be negative.
 
     Raises:
-        ValueError: as `fid`, and for subsets larger than a set.
+        ValueError: if the widths D differ, a set has fewer than two features, or ``size`` is larger than a set.
     """
     x, y = _checked(x, y)
     if size > min(len(x), len(y)):
@@ -53,7 +58,7 @@ def kid(x: Array, y: Array, subsets: int = 100, size: int = 1000, seed: int = 0)
 
 
 class _Identity(nn.Identity):
-    """Feature network of a torchmetrics metric for features that are computed already."""
+    """Identity map in place of the feature network of a torchmetrics metric. The metric then receives features."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -75,12 +80,12 @@ def _compare(metric: Metric, x: Array, y: Array) -> Tensor:
 
 
 def inception_score(logits: Array, splits: int = 10) -> tuple[float, float]:
-    """Return exp(E KL(p(y|x) || p(y))) of logits (N, K) (Salimans et al. 2016).
+    """Return the Inception score exp(E KL(p(y|x) || p(y))) of class logits (N, K) (Salimans et al. 2016).
 
-    The logits are split in the given order, as in the paper's code; torchmetrics shuffles them.
+    The logits are split into ``splits`` consecutive parts, as in the code of the paper; torchmetrics shuffles them.
 
     Returns:
-        Mean and unbiased standard deviation over ``splits`` parts; the deviation is 0 for one part.
+        Mean and unbiased standard deviation of the scores of the parts. The deviation is 0 for one part.
     """
     logits = np.asarray(logits, np.float64)
     if logits.ndim != 2 or not 1 <= splits <= len(logits):

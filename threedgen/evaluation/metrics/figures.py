@@ -1,6 +1,7 @@
-"""Figures with intervals for all evaluations: shares, means, ratios, differences; and the viewing sides of an object.
+"""Shares, means and ratios with 95 % intervals for all evaluations, and checks of the viewing sides of an object.
 
-Angles are in radians; azimuth 0 is the front and grows counter-clockwise seen from above (threedgen.geometry.cameras).
+Angles are in radians. A camera at azimuth 0 sees the front of the object. The azimuth increases counter-clockwise, seen
+from above (`threedgen.geometry.cameras`).
 """
 
 from __future__ import annotations
@@ -16,23 +17,24 @@ from numpy.typing import NDArray
 from scipy import stats
 
 SIDES = ("front", "left", "back", "right")
-"""Side k is visible within 45 degrees of azimuth 90 k; at azimuth 90 that is the object's left."""
+"""Names of the sides. A camera within 45 degrees of azimuth k * 90 degrees sees side k. Left is the object's left."""
 SIDE_TOLERANCE = pi / 12
-"""Within 15 degrees of the border of two sides, both are correct."""
+"""If a camera is within this angle (15 degrees) of the border between two sides, both sides are correct."""
 
 Floats = NDArray[np.floating]
 Values = Sequence[float | None]
-"""A figure of each item; None where it is undefined. Undefined values are left out of means and intervals."""
+"""Values of a metric, one per item; None where undefined. Undefined values are left out of means and intervals."""
 Interval = tuple[float, float]
+"""Lower and upper limit."""
 Estimate = dict[str, float | None]
-"""A figure as JSON: ``mean`` and the 95 % interval ``low``, ``high``."""
+"""Value of a metric under the key ``mean``, with the limits of its 95 % interval under ``low`` and ``high``."""
 Json = dict[str, Any]
-"""An object of a JSON file."""
+"""Object of a JSON file."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """Number of hits out of a total, with Wilson's 95 % score interval (1927); value and interval are None for 0."""
+    """Share ``hits / total`` with its 95 % score interval (Wilson 1927). Both are None if ``total`` is 0."""
 
     hits: int
     total: int
@@ -49,31 +51,42 @@ class Share:
         return float(low), float(high)
 
     def plain(self) -> dict[str, float | int | None]:
-        """Convert to JSON."""
+        """Return the share as a JSON object, with its interval."""
         low, high = self.interval or (None, None)
         return {"hits": self.hits, "total": self.total, "share": self.value, "low": low, "high": high}
 
     @classmethod
     def of(cls, tree: Json) -> Share:
-        """Convert from JSON. Raises KeyError, TypeError or ValueError."""
+        """Read a share from the JSON object of `plain`. Raises KeyError, TypeError or ValueError."""
         return cls(int(tree["hits"]), int(tree["total"]))
 
 
 def share(answers: Sequence[bool | None]) -> Share:
-    """Count the true answers; None (not applicable) is left out."""
+    """Return the share of true answers. Answers that are None (not applicable) are not counted."""
     applicable = [answer for answer in answers if answer is not None]
     return Share(sum(map(bool, applicable)), len(applicable))
 
 
 def majority(log_probability: Floats) -> int:
-    """Return the class with the most votes of the views (V, K); ties go to the higher mean log-probability."""
+    """Return the class that most views find most probable.
+
+    Of classes with equally many views, the one with the highest mean log-probability is returned.
+
+    Args:
+        log_probability: log-probabilities (V, K) of K classes for V views.
+    """
     votes = np.bincount(log_probability.argmax(1), minlength=log_probability.shape[1])
     best = np.flatnonzero(votes == votes.max())
     return int(best[log_probability.mean(0)[best].argmax()])
 
 
 def equal_error(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Return the threshold with equal shares of missed positives and false alarms; 0.5 if either is empty."""
+    """Return the threshold at which the miss rate is nearest to the false alarm rate.
+
+    Args:
+        positive: scores of items that should be above the threshold.
+        negative: scores of items that should not be above it. If either list is empty, the threshold is 0.5.
+    """
     if not positive or not negative:
         return 0.5
     above, below = np.sort(positive), np.sort(negative)
@@ -84,23 +97,23 @@ def equal_error(positive: Sequence[float], negative: Sequence[float]) -> float:
 
 
 def defined(values: Values) -> NDArray[np.float64]:
-    """Return the values that are not None."""
+    """Return the values that are not None as an array (N,)."""
     return np.array([value for value in values if value is not None], np.float64)
 
 
 def estimate(value: float | None, interval: Interval | None) -> Estimate:
-    """Combine a figure and its interval."""
+    """Combine a value and its interval into an `Estimate`."""
     low, high = interval or (None, None)
     return {"mean": value, "low": low, "high": high}
 
 
 def mean(values: Values) -> float | None:
-    """Return the mean of the defined values."""
+    """Return the mean of the values that are not None; None if there are none."""
     return float(np.mean(found)) if len(found := defined(values)) else None
 
 
 def median(values: Values) -> float | None:
-    """Return the median of the defined values."""
+    """Return the median of the values that are not None; None if there are none."""
     return float(np.median(found)) if len(found := defined(values)) else None
 
 
@@ -108,7 +121,8 @@ def bootstrap(values: Values, rng: np.random.Generator | None = None, resamples:
     """Return the 95 % percentile bootstrap interval of the mean (Efron 1979); None for fewer than two values.
 
     Args:
-        rng: default: a fixed seed.
+        rng: random generator; None for one with a fixed seed.
+        resamples: number of bootstrap resamples.
     """
     found = defined(values)
     if len(found) < 2:
@@ -120,14 +134,14 @@ def bootstrap(values: Values, rng: np.random.Generator | None = None, resamples:
 
 
 def mean_estimate(values: Values, rng: np.random.Generator | None = None, resamples: int = 10_000) -> Estimate:
-    """Return the mean of the defined values with its `bootstrap` interval."""
+    """Return the mean of the values that are not None, with its 95 % `bootstrap` interval."""
     return estimate(mean(values), bootstrap(values, rng, resamples))
 
 
 def paired_differences(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: Collection[str]
 ) -> list[dict[str, float | None]]:
-    """Subtract the figures ``names`` item by item; None where either is undefined."""
+    """Return, for each item, our value minus their value of the metrics ``names``; None where either is undefined."""
     return [
         {name: None if None in (a[name], b[name]) else a[name] - b[name] for name in names}
         for a, b in zip(ours, theirs, strict=True)
@@ -137,7 +151,8 @@ def paired_differences(
 def bootstrap_ratio(above: Values, below: Values) -> Interval | None:
     """Return the 95 % bootstrap interval of mean(above) / mean(below); None for fewer than two values.
 
-    Sequences of equal length are resampled as pairs.
+    If both sequences have the same length, values at the same index are a pair: they are resampled together, and a pair
+    with an undefined value is left out.
     """
     paired = len(above) == len(below)
     kept = [k for k in range(len(above)) if not paired or None not in (above[k], below[k])]
@@ -158,13 +173,15 @@ def bootstrap_ratio(above: Values, below: Values) -> Interval | None:
 
 
 def jackknife_estimate(figure: Callable[[NDArray[np.intp]], float], count: int, groups: int = 20) -> Estimate:
-    """Compute a figure of ``count`` items that is not a mean, such as FID, with its 95 % jackknife interval.
+    """Compute a metric of a set of items, such as FID, with its 95 % jackknife interval (Tukey 1958).
 
-    The figure is also computed without each of ``groups`` groups of items; the deviations are taken as normal (Tukey
-    1958). A bootstrap would bias FID, because it repeats items. No interval for fewer than two items.
+    The items are divided into at most ``groups`` groups. The metric is computed once with all items, and once without
+    each group. The interval follows from the spread of these values and Student's t distribution. A bootstrap would
+    bias FID, because it repeats items. For fewer than two items there is no interval.
 
     Args:
-        figure: maps the indices of the items to the figure.
+        figure: function from the indices (N,) of the included items to the metric.
+        count: number of items.
     """
     everything = np.arange(count)
     value, parts = figure(everything), np.array_split(everything, min(groups, count))
@@ -177,24 +194,30 @@ def jackknife_estimate(figure: Callable[[NDArray[np.intp]], float], count: int, 
 
 
 def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
-    """Return the index in `SIDES` of the side that a camera at ``azimuth`` faces."""
+    """Return the index in `SIDES` of the side that a camera at ``azimuth`` (V,) or () sees, in the same shape."""
     return np.round(np.asarray(azimuth, float) / (pi / 2)).astype(np.int64) % 4
 
 
 def sides_right(sides: Sequence[int] | NDArray[np.integer], azimuth: Floats) -> NDArray[np.bool_]:
-    """Compare predicted sides (V,) with cameras at ``azimuth`` (V,): (V,), true within 45 degrees + tolerance."""
+    """Return which predicted sides are correct, (V,), bool.
+
+    Args:
+        sides: predicted indices (V,) in `SIDES`.
+        azimuth: azimuths (V,) of the cameras. A side is correct within 45 degrees + `SIDE_TOLERANCE` of its centre.
+    """
     difference = np.asarray(azimuth, float) - np.asarray(sides, float) * (pi / 2)
     return np.abs((difference + pi) % (2 * pi) - pi) <= pi / 4 + SIDE_TOLERANCE + 1e-9
 
 
 def in_order(log_probability: Floats, azimuth: Floats) -> bool:
-    """Return whether the most probable assignment of the four sides to the views is that of the cameras.
+    """Return whether the views of an object show its four sides in the order of the cameras.
 
-    All 24 assignments to four views at right angles are compared, so mirrored, rotated or swapped sides are wrong.
+    For each four views at right angles, all 24 assignments of the four sides to the views are compared. The most
+    probable one must agree with the cameras, so mirrored, rotated or swapped sides are wrong.
 
     Args:
-        log_probability: (V, 4), of the sides of each view.
-        azimuth: (V,), evenly spaced; V a multiple of 4. Each four views at right angles are checked.
+        log_probability: log-probabilities (V, 4) of the sides in each view.
+        azimuth: evenly spaced azimuths (V,) of the cameras. V is a multiple of 4.
     """
     if len(azimuth) % 4:
         raise ValueError(f"number of views is not a multiple of 4: {len(azimuth)}")

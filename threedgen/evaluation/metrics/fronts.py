@@ -1,6 +1,7 @@
-"""Number of fronts of an object, from the side probabilities of views on a ring.
+"""Number of fronts of an object, from a classifier of its views (Janus problem).
 
-A ring has V views at azimuths 2 pi k / V (any start). Sides are those of ``figures.SIDES``.
+The views are on a ring: V cameras around the object, 2 pi / V apart, from any first azimuth, in radians. The four sides
+are ``figures.SIDES``: front, left, back, right.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from .figures import SIDES, Floats, sides_right
 
 FRONT = SIDES.index("front")
 MIN_ANGLE = pi / 2
-"""One real front is visible up to 45 degrees to each side, so its views are at most this far apart (radians)."""
+"""Maximum angle (radians) between views of the same front, which is visible up to 45 degrees to each side."""
 
 
 @dataclass(frozen=True)
 class RingResult:
-    """Evaluation of a ring of views.
+    """Result of `classify_ring` for one object.
 
     Attributes:
-        fronts: largest number of views that show a front and are all more than 90 degrees apart.
-        doubt: highest threshold in [0, 1] at which there are two fronts.
+        fronts: largest number of views that show a front and are pairwise more than 90 degrees apart.
+        doubt: highest front threshold in [0, 1] at which the object has two fronts.
         shown: for each view, whether it shows a front.
-        right: for each view, whether it shows the side that its camera faces; see `directions`.
+        right: for each view, whether the classifier finds the side that its camera sees; see `directions`.
     """
 
     fronts: int
@@ -42,12 +43,13 @@ class RingResult:
 
 
 def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool = False) -> RingResult:
-    """Evaluate the side probabilities (V, 4) of V views.
+    """Count the fronts of an object from the classified views of a ring.
 
     Args:
-        azimuth: of the cameras, (V,), radians.
-        threshold: minimum probability of a front.
-        free: the orientation of the object is unknown.
+        sides: probabilities (V, 4) of the sides in each view.
+        azimuth: azimuths (V,) of the cameras, radians.
+        threshold: minimum smoothed probability of a front.
+        free: whether the orientation of the object is unknown.
     """
     curve = front_curve(sides)
     return RingResult(
@@ -59,9 +61,9 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool =
 
 
 def smooth(values: Floats) -> Floats:
-    """Smooth values on a ring, (V,) or (V, C), with a triangular kernel of 90 degrees to each side.
+    """Smooth values on a ring, (V,) or (V, C), with a triangular kernel that reaches 90 degrees to each side.
 
-    A single view thus hardly makes a front. For 8 views the weights are (1, 2, 1) / 4.
+    This lowers the effect of a single misclassified view. For 8 views the weights are (1, 2, 1) / 4.
     """
     values = np.asarray(values, float)
     count = len(values)
@@ -72,13 +74,13 @@ def smooth(values: Floats) -> Floats:
 
 
 def front_curve(sides: Floats) -> Floats:
-    """Return the smoothed front probability of each view, (V,); 0 where another side is more probable."""
+    """Return smoothed front probabilities (V,) from side probabilities (V, 4); 0 where another side is likelier."""
     smoothed = smooth(sides)
     return np.where(smoothed.argmax(1) == FRONT, smoothed[:, FRONT], 0.0)
 
 
 def front_count(front: Floats, threshold: float) -> int:
-    """Return the largest number of views with ``front`` (V,) >= ``threshold`` that are pairwise > 90 degrees apart."""
+    """Return the maximum number of views with ``front`` (V,) >= ``threshold`` that are pairwise > 90 degrees apart."""
     angles = 2 * pi * np.flatnonzero(np.asarray(front) >= threshold) / len(front)
     most = 0
     for start in angles:  # greedily take every front far enough from the previous one, once around from each start
@@ -91,9 +93,9 @@ def front_count(front: Floats, threshold: float) -> int:
 
 
 def doubt(front: Floats) -> float:
-    """Return the highest threshold at which `front_count` is two.
+    """Return the highest threshold at which `front_count` is at least two, from front probabilities (V,).
 
-    It is the largest min(front_i, front_j) over pairs of views more than 90 degrees apart.
+    It is the largest min(front_i, front_j) over all pairs of views that are more than 90 degrees apart.
     """
     front, index = np.asarray(front, float), np.arange(len(front))
     steps = np.abs(index[:, None] - index)
@@ -102,11 +104,14 @@ def doubt(front: Floats) -> float:
 
 
 def directions(sides: NDArray[np.integer], azimuth: Floats, free: bool = False) -> NDArray[np.bool_]:
-    """Return which views (V,) show the side that their camera faces.
+    """Return for which views (V,) the classifier finds the side that the camera sees.
 
     Args:
-        free: the object may face any of the V directions; the one with the most correct views is taken. This favours
-            objects with random sides, so figures with and without it are not comparable.
+        sides: most probable side of each view, indices (V,) in `figures.SIDES`.
+        azimuth: azimuths (V,) of the cameras, radians.
+        free: whether the orientation of the object is unknown. If so, all V rotations by multiples of 2 pi / V are
+            tried, and the result with the most correct views is returned. This favours objects with random sides, so
+            results with and without ``free`` are not comparable.
     """
     azimuth = np.asarray(azimuth, float)
     turns = 2 * pi / len(azimuth) * np.arange(len(azimuth) if free else 1)

@@ -1,8 +1,9 @@
-"""PSNR of neighbouring views where they overlap, and its ratio to that of true views (MVDiffusion, arXiv 2307.01097,
-section 5.1). Warping errors keep true views from being perfect.
+"""PSNR of neighbouring views where they overlap, and its ratio to the PSNR of true views (MVDiffusion, arXiv
+2307.01097, section 5.1). True views do not reach the maximum PSNR, because warping has errors.
 
-Cameras and pixels are those of ``threedgen.geometry.warp`` (``warp.to_opencv`` converts ours); images (V, H, W, 3) in
-[0, 1]. The paper resizes panorama views, which are 45 degrees apart, to 1024 pixels first.
+Images are (V, H, W, 3) in [0, 1]. Camera-to-world poses and rotations have OpenCV axes (x right, y down, z forward),
+pixels are (x, y), and the first pixel centre is (0, 0). ``geometry.warp.to_opencv`` converts `Cameras` to this form.
+The paper resizes panorama views, which are 45 degrees apart, to 1024 pixels first.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ from threedgen.geometry.warp import apply_homography, homography, inside, pixel_
 from .figures import Values, mean
 
 DEPTH_ERROR = 0.5
-"""Largest difference in metres between the reprojected and the actual depth of a visible point."""
+"""Maximum difference in metres between the reprojected depth and the depth map. Other points count as occluded."""
 
 
 def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-    """Sample an image (H, W, 3) at the pixels (H W, 2) of another view.
+    """Warp an image (H, W, 3) into another view, which has the same size.
 
     Args:
-        visible: (H W,), bool.
+        pixels: for each pixel of the other view, in row-major order, its (x, y) in ``image``; (H W, 2).
+        visible: for each pixel of the other view, whether ``image`` shows it; (H W,), bool.
 
     Returns:
-        Samples (H, W, 3), 0 where not visible; mask (H, W) of the pixels that are visible and inside the image.
+        Warped image (H, W, 3), and mask (H, W) of the pixels that are visible and inside ``image``. The warped image is
+        0 outside the mask.
     """
     height, width = image.shape[:2]
     found = sample(image.permute(2, 0, 1)[None], pixels.view(1, height, width, 2))[0].permute(1, 2, 0)
@@ -39,19 +42,23 @@ def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tens
 
 
 def turned_into(image: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
-    """Warp a view (H, W, 3) into another, whose pixels the homography ``H`` (3, 3) maps to its own; see `warped`."""
+    """Warp an image (H, W, 3) into another view, and return the warped image (H, W, 3) and its mask (H, W).
+
+    The homography ``H`` (3, 3) maps homogeneous pixels of the other view to pixels of the image.
+    """
     return warped(image, *apply_homography(H, pixel_grid(*image.shape[:2]).flatten(0, 1)))
 
 
 def panorama_overlap(views: Tensor, K: Tensor, R: Tensor) -> list[float | None]:
-    """Return the PSNR in dB of each view i and view i + 1 warped into it, the last with the first.
+    """Compare each view i of a panorama with view i + 1 warped into it. The last view is compared with the first.
 
     Args:
-        K: (3, 3) or (V, 3, 3).
-        R: (V, 3, 3).
+        views: images (V, H, W, 3).
+        K: intrinsics (3, 3) or (V, 3, 3).
+        R: camera-to-world rotations (V, 3, 3).
 
     Returns:
-        One value per pair; None for a pair without a common pixel.
+        PSNR in dB of each of the V pairs; None for a pair without overlap.
     """
     views, K, R = views.cpu().float(), K.cpu().double().expand(len(R), 3, 3), R.cpu().double()
     return [
@@ -63,16 +70,18 @@ def panorama_overlap(views: Tensor, K: Tensor, R: Tensor) -> list[float | None]:
 def depth_overlap(
     views: Tensor, depth: Tensor, K: Tensor, c2w: Tensor, max_error: float = DEPTH_ERROR
 ) -> list[float | None]:
-    """Return the PSNR in dB of each view i and view i + 1 warped into it by the depth of view i.
+    """Compare each view i of a path with view i + 1, which is warped into it by the depth of view i.
 
     Args:
-        depth: (V, H, W), 0 where unknown.
-        K: (3, 3) or (V, 3, 3).
-        c2w: (V, 4, 4).
-        max_error: a pixel counts if its depth in the other camera is within ``max_error`` of the depth there.
+        views: images (V, H, W, 3).
+        depth: depth (V, H, W) along the viewing axis in metres, 0 where unknown.
+        K: intrinsics (3, 3) or (V, 3, 3).
+        c2w: camera-to-world poses (V, 4, 4).
+        max_error: maximum difference in metres between the depth of a reprojected point and the depth map of view
+            i + 1. Other pixels are occluded and do not count.
 
     Returns:
-        One value per pair; None for a pair without such a pixel.
+        PSNR in dB of each of the V - 1 pairs; None for a pair without a visible pixel.
     """
     views, depth, c2w = views.cpu().float(), depth.cpu().double(), c2w.cpu().double()
     K, pixels = K.cpu().double().expand(len(views), 3, 3), pixel_grid(*depth.shape[1:]).flatten(0, 1)
@@ -86,11 +95,18 @@ def depth_overlap(
 
 
 def given_view(views: Tensor, given: Tensor, K: Tensor, R: Tensor) -> dict[str, float | None]:
-    """Compare view 0 of a panorama (V, H, W, 3) with the image (H, W, 3) that was given for it. PSNR in dB.
+    """Compare a generated panorama with the image that the model received as view 0.
+
+    Args:
+        views: generated images (V, H, W, 3).
+        given: condition image (H, W, 3).
+        K: intrinsics (3, 3) or (V, 3, 3).
+        R: camera-to-world rotations (V, 3, 3).
 
     Returns:
-        given: view 0 and the given image; given_overlap: the same where the neighbouring views overlap it; beside:
-        overlap of view 0 with its two neighbours; beside_given: overlap of the given image with them.
+        PSNR in dB. given: generated view 0 and the condition image; given_overlap: the same, only where view 1 or view
+        V - 1 overlaps them; beside: mean overlap PSNR of generated view 0 with views 1 and V - 1; beside_given: mean
+        overlap PSNR of the condition image with views 1 and V - 1.
     """
     K, R = K.cpu().double().expand(len(R), 3, 3), R.cpu().double()
     neighbours = [len(views) - 1, 0, 1]
@@ -109,7 +125,7 @@ def given_view(views: Tensor, given: Tensor, K: Tensor, R: Tensor) -> dict[str, 
 
 
 def overlap_ratio(generated: Values, truth: Values) -> float | None:
-    """Return the mean PSNR of generated views divided by that of true ones; None if either is undefined."""
+    """Return the mean PSNR of generated views divided by the mean PSNR of true views; None if either is undefined."""
     above, below = mean(generated), mean(truth)
     return above / below if above is not None and below else None
 

@@ -1,4 +1,4 @@
-"""The probe as view classifier and as feature network, for evaluations beyond the toybox."""
+"""Adapters that use the toybox probe as view classifier and as feature network of other evaluations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .probe import Probe
 
 
 class ProbeSides:
-    """View classifier of toybox objects (`threedgen.evaluation.janus.meter.ViewClassifier`). Raises ConfigError."""
+    """Classifier of the side in views of toybox objects (`janus.meter.ViewClassifier`). Raises ConfigError."""
 
     def __init__(self, config: ProbeSidesConfig) -> None:
         self.probe = Probe.load(config.weights, "meter.classifier.weights", config.embedded)
@@ -25,7 +25,10 @@ class ProbeSides:
         return self.probe.classify(images).side.exp()
 
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        """Return the log-probability of each prompt's noun, and of its colour if it names one."""
+        """Return scores (V, N) of N prompts: log-probability of the noun, plus that of the colour if it is named.
+
+        Returns None if a prompt is not a toybox prompt.
+        """
         specs, labels = [parse_prompt(prompt) for prompt in prompts], self.probe.labels
         answers, columns = self.probe.classify(images), []
         for spec in specs:
@@ -37,7 +40,7 @@ class ProbeSides:
 
 
 class ProbeFeatures(FeatureNetwork):
-    """Features of the probe's last layer, with its nouns as classes. Raises ConfigError."""
+    """Feature network by the probe: features of its last layer, logits of its nouns. Raises ConfigError."""
 
     description = (
         "the toybox probe, its last layer and its nouns as classes. It was trained on single objects, not "

@@ -1,7 +1,7 @@
-"""Distance of results to the toybox: FID and KID of images on the probe's features, roughness of surfaces.
+"""Distance between results and true toybox objects: FID and KID on the features of the probe, roughness of surfaces.
 
-Each figure compares results with true renders of the same captions from the same cameras, and stands beside the same
-figure of a second set of true objects, the floor that random variation leaves.
+The truth is a set of renders of toybox objects with the same captions and cameras. Each metric is also computed for a
+second set of true objects. This value is the floor: the distance that random variation alone causes.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from threedgen.run.arrays import Array
 from .probe import Probe
 
 Views = Sequence[Array]
-"""Images (V, H, W, 3) of each object, floats in [0, 1] or uint8."""
+"""Images (V, H, W, 3) of each of N objects, floats in [0, 1] or uint8."""
 
 
 def features(probe: Probe, objects: Views) -> Array:
-    """Return the probe's features (N V, D) of N objects."""
+    """Return the features (N V, D) of the last layer of the probe for V views of each of N objects."""
     probe.eval()
     rows = []
     for views in objects:
@@ -39,7 +39,7 @@ def features(probe: Probe, objects: Views) -> Array:
 
 
 def distances(probe: Probe, results: Views, truth: Views, other: Views) -> dict[str, float]:
-    """Return FID and KID of the results and of other true objects (``floor_``), both to the truth."""
+    """Return FID and KID to the truth, of the results ("fid", "kid") and of other true objects ("floor_fid", ...)."""
     ours, first, second = (features(probe, views) for views in (results, truth, other))
     half = len(first) // 2
     figures: dict[str, float] = {}
@@ -50,12 +50,12 @@ def distances(probe: Probe, results: Views, truth: Views, other: Views) -> dict[
 
 
 def roughness(normal: Array, mask: Array) -> float | None:
-    """Return the mean angle in degrees between the normals of neighbouring pixels; None without foreground pairs.
+    """Return the mean angle in degrees between the normals of neighbouring foreground pixels; None without such pairs.
 
-    It grows with the size of a pixel: compare images of the same cameras only.
+    The angle increases with the size of a pixel on the surface, so compare only images from the same cameras.
 
     Args:
-        normal: (V, H, W, 3), unit length.
+        normal: unit normals (V, H, W, 3).
         mask: foreground (V, H, W), bool.
     """
     angles = []
@@ -70,23 +70,24 @@ def roughness(normal: Array, mask: Array) -> float | None:
 
 
 class Surface(NamedTuple):
-    """Surface of a field: roughness in degrees, and whether the field is translucent."""
+    """Properties of the surface of a field: roughness in degrees, and whether the field is translucent."""
 
     roughness: float | None
     translucent: bool
 
 
 def surface(run: Path, c2w: Array, fov: float, size: int, resolution: int) -> Surface | None:
-    """Measure the surface that the export extracts from a generate run; None for a field without one.
+    """Measure the surface that the export extracts from the field of a generate run; None if there is no surface.
 
     Args:
-        c2w: cameras (V, 4, 4).
+        run: folder of the run.
+        c2w: camera-to-world poses (V, 4, 4) of the renders of normals.
         fov: vertical field of view, radians.
         size: side of the renders, pixels.
-        resolution: of the extraction.
+        resolution: grid resolution of the surface extraction.
 
     Raises:
-        ConfigError: for a run that cannot be read.
+        ConfigError: if the run cannot be read.
     """
     view = load_run_field(run).view
     try:
@@ -100,7 +101,7 @@ def surface(run: Path, c2w: Array, fov: float, size: int, resolution: int) -> Su
 
 
 def surface_figures(surfaces: Sequence[Surface | None], truth: Sequence[float | None]) -> Json:
-    """Return the median roughness of results and of the truth, and the numbers of translucent and empty results."""
+    """Summarise the surfaces of results (None: no surface) and the roughness of true objects in degrees, as JSON."""
     found = [one for one in surfaces if one is not None]
     return {
         "roughness": median([one.roughness for one in found]),
@@ -120,7 +121,7 @@ COUNTS = {"translucent": "translucent objects", "without_surface": "objects with
 
 
 def fidelity_table(figures: Json) -> str:
-    """Return a table of distances and surfaces beside those of other true objects."""
+    """Return a Markdown table of `distances` and `surface_figures`, with their floors in the last column."""
     rows = []
     for key, name in NAMES.items():
         if key in figures:

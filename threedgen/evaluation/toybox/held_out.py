@@ -1,4 +1,4 @@
-"""Held-out captions of the toybox, the same for the same seed, and those of objects with one clear front."""
+"""Toybox combinations of noun, colour and part that are held out of training, and objects with one clear front."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Case:
-    """Held-out combination of noun, colour and part. ``index``: its number in the held-out toybox."""
+    """Held-out combination of noun, colour and part, which is sample ``index`` of the held-out toybox."""
 
     index: int
     spec: Spec
 
     @property
     def caption(self) -> str:
-        """The plain caption."""
+        """Caption in its basic wording."""
         return caption(self.spec)
 
     def truth(self, seed: int, number: int = 0) -> Asset:
-        """Build object ``number`` of this caption; no training uses it."""
+        """Build true object ``number`` of this combination. No training uses these objects."""
         return build(self.spec, numpy_generator(seed, self.index, f"truth {number}"), index=self.index)
 
 
 def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collection[str] | None = None) -> list[Case]:
-    """Sample ``count`` different combinations.
+    """Sample ``count`` different held-out combinations.
 
     Args:
-        spread: use each noun once before one is repeated.
-        nouns: only combinations of these.
+        spread: whether to use each noun once before a noun is repeated.
+        nouns: allowed nouns; None: all.
 
     Raises:
-        ConfigError: if there are too few combinations.
+        ConfigError: if there are not enough held-out combinations.
     """
     pairs = {word: count for word, count in held_out_pairs().items() if nouns is None or word in nouns}
     most = len(COLOURS) * (len(pairs) * min(pairs.values(), default=0) if spread else sum(pairs.values())) // 2
@@ -65,7 +65,7 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
 
 @cache
 def held_out_pairs() -> dict[str, int]:
-    """Return the number of held-out pairs of colour and part for each noun that has any."""
+    """Map each noun to its number of held-out pairs of colour and part. Nouns without any are left out."""
     pairs = {
         word: sum(held_out(Spec(word, colour, "", part)) for colour in COLOURS for part in noun.parts + noun.wears)
         for word, noun in NOUNS.items()
@@ -74,13 +74,13 @@ def held_out_pairs() -> dict[str, int]:
 
 
 CLEAR_FAMILIES = ("animals", "people", "vehicles")
-"""Furniture has a front too, but two front halves of a bed are a bed."""
+"""Families of nouns with a clear front. Furniture is left out, because two front halves of a bed look like a bed."""
 ROUND_NOUNS = ("rocket",)
-"""Nouns of these families that look the same from every side."""
+"""Nouns of `CLEAR_FAMILIES` that look the same from every side."""
 
 
 def clear_nouns() -> tuple[str, ...]:
-    """Return the nouns with a clear front and held-out combinations."""
+    """Return the nouns that have a clear front and at least one held-out combination."""
     return tuple(
         word
         for word, noun in NOUNS.items()
@@ -89,19 +89,19 @@ def clear_nouns() -> tuple[str, ...]:
 
 
 class FrontObjects:
-    """Toybox objects with one clear front, as `threedgen.evaluation.janus.plan.FrontObjects`."""
+    """Source of toybox objects with one clear front, as a `threedgen.evaluation.janus.plan.FrontObjects`."""
 
     def prompts(self, count: int, seed: int) -> list[str]:
-        """Return held-out captions that use every noun in turn. Raises ConfigError."""
+        """Return ``count`` held-out captions. Nouns are used in turn. Raises ConfigError if there are not enough."""
         return [case.caption for case in held_out_cases(count, seed, spread=True, nouns=clear_nouns())]
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
-        """Map the prompts whose noun has no front to that noun; nothing is known of nouns beyond the toybox."""
+        """Map each prompt whose noun has no front to that noun. Prompts with nouns beyond the toybox are left out."""
         nouns = {prompt: spec.noun for prompt in prompts if (spec := parse_prompt(prompt))}
         return {prompt: noun for prompt, noun in nouns.items() if not NOUNS[noun].front}
 
     def meshes(self, seed: int, first: int, count: int) -> Iterator[tuple[str, ColouredMesh]]:
-        """Yield captions and meshes of different objects, every noun in turn."""
+        """Yield caption and mesh of ``count`` different objects from number ``first`` on. Nouns are used in turn."""
         from threedgen.data.coloured_mesh import toybox_mesh  # torch
 
         nouns = clear_nouns()

@@ -1,8 +1,9 @@
-"""Identity of subjects: images become unit vectors, whose cosine is the similarity of the subjects.
+"""Identity networks: they map images (V, H, W, 3) in [0, 1] to unit vectors (V, D). The cosine of two vectors is the
+similarity of the subjects in the images.
 
-For toybox subjects a small network, trained to recognise a subject from any side among others of its kind. For photos
-any image encoder of the Hugging Face hub (`threedgen.evaluation.features`), as in DreamBooth (DINO and CLIP-I scores,
-arXiv 2208.12242 section 4.1). Both map images (V, H, W, 3) in [0, 1] to vectors (V, D) of length 1.
+For toybox subjects, this module has a small network that is trained to recognise a subject from any side among other
+subjects of the same noun. For photos, `features.HubIdentity` uses an image encoder of the Hugging Face hub, as in the
+DINO and CLIP-I scores of DreamBooth (arXiv 2208.12242, section 4.1).
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from .options import TRAIN_IDENTITY, IdentityNetworkConfig, ToyboxIdentityConfig
 from .probe import Residual, pooled, prepare, read_network, write_network
 
 ROC_IMAGES = 5
-"""Images of each fresh subject in `measure_roc`."""
+"""Number of images of each subject in `measure_roc`."""
 
 
 class IdentityNet(nn.Module):
-    """Four levels, each at half the size of the one before, pooled to one unit vector."""
+    """Convolutional identity network. It has four levels, each at half the resolution of the level before."""
 
     def __init__(self, options: IdentityNetworkConfig | None = None) -> None:
         super().__init__()
@@ -45,16 +46,16 @@ class IdentityNet(nn.Module):
         self.out = nn.Linear(2 * d, self.options.width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encode images (B, 3, S, S) in [0, 1] as vectors (B, D) of length 1, float32."""
+        """Encode images (B, 3, S, S) in [0, 1] as unit vectors (B, D), float32."""
         return F.normalize(self.out(pooled(self.levels((x - 0.5) * 4))).float(), dim=1)
 
     def save(self, path: Path, about: Json | None = None) -> None:
-        """Write a .safetensors file, and beside it a .json with the sizes and ``about``. Raises OSError."""
+        """Write the weights to a .safetensors file, and the network options and ``about`` to a .json file beside it."""
         write_network(path, self, {"network": self.options.model_dump(mode="json"), **(about or {})})
 
 
 class ToyboxIdentity:
-    """Network of a train-toybox-identity run, frozen. Raises ConfigError for a damaged file."""
+    """Frozen `IdentityNet` of a train-toybox-identity run. Raises ConfigError if its file is damaged."""
 
     def __init__(self, config: ToyboxIdentityConfig) -> None:
         def make(card: Json) -> IdentityNet:
@@ -64,22 +65,26 @@ class ToyboxIdentity:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, chunk: int = 64) -> Tensor:
-        """Encode images (V, H, W, 3) in [0, 1] as unit vectors (V, D)."""
+        """Encode square images (V, H, W, 3) in [0, 1], ``chunk`` at a time, as unit vectors (V, D)."""
         size = self.net.options.image_size
         return torch.cat([self.net(prepare(part, size)) for part in images.split(chunk)])
 
 
 def similarity(ours: Tensor, theirs: Tensor) -> float:
-    """Return the mean cosine of all pairs of unit vectors (V, D) and (W, D)."""
+    """Return the mean cosine over all pairs of a unit vector of ``ours`` (V, D) and one of ``theirs`` (W, D)."""
     return float((ours @ theirs.T).mean())
 
 
 def roc(same: Floats, different: Floats) -> dict[str, float]:
-    """Compute the ROC of similarities of equal and of different pairs. Raises ValueError if either is empty.
+    """Compute the ROC of similarities. Raises ValueError if an argument is empty.
+
+    Args:
+        same: similarities (N,) of pairs of images of the same subject.
+        different: similarities (M,) of pairs of images of different subjects.
 
     Returns:
-        area: share of pairs in the right order, ties half; threshold: the one with most correct answers; hits, alarms:
-        shares of equal and of different pairs above it.
+        area: area under the ROC curve; threshold: the similarity that maximises hits - alarms; hits, alarms: shares of
+        the pairs in ``same`` and in ``different`` that are at or above the threshold.
     """
     if not len(same) or not len(different):
         raise ValueError(f"one kind of pairs is empty: same={len(same)}, different={len(different)}")
@@ -95,7 +100,12 @@ def roc(same: Floats, different: Floats) -> dict[str, float]:
 
 
 def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.integer]) -> tuple[Floats, Floats]:
-    """Return the cosines of all pairs of images (V, D) of one subject, and of different subjects of one kind."""
+    """Return cosines of all pairs of images of the same subject, and of different subjects of the same kind.
+
+    Args:
+        vectors: unit vectors (V, D) of the images.
+        subject, kind: index (V,) of the subject and of the kind (noun) of each image.
+    """
     cosine = (vectors @ vectors.T).numpy()
     once = np.triu(np.ones_like(cosine, bool), 1)
     same = subject[:, None] == subject
@@ -104,7 +114,7 @@ def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.intege
 
 @torch.no_grad()
 def measure_roc(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str, float]:
-    """Measure the ROC on fresh subjects, ``alike`` of each of ``count`` kinds: same subject or another of its kind."""
+    """Measure the `roc` of a network on new subjects: ``alike`` subjects of each of ``count`` kinds (nouns)."""
     rng, nouns = np.random.default_rng([seed, *b"measure"]), subjects.subject_nouns()
     vectors, subject, kind = [], [], []
     for k in range(count):
@@ -119,10 +129,11 @@ def measure_roc(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str
 
 
 def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
-    """Return the contrastive loss of unit vectors (2 N, D) and its accuracy; 2 k and 2 k + 1 are of one subject.
+    """Return the contrastive loss of unit vectors (2 N, D), and the share of vectors nearest to their partner.
 
-    - mean_i log( exp(e_i e_p(i) / T) / sum_{j != i} exp(e_i e_j / T) ) with one positive p(i) (Khosla et al. 2020,
-    "Supervised contrastive learning").
+    Vectors 2 k and 2 k + 1 are partners: they belong to the same subject. With the partner p(i) of vector e_i, the loss
+    is - mean_i log( exp(e_i e_p(i) / T) / sum_{j != i} exp(e_i e_j / T) ) (Khosla et al. 2020, "Supervised contrastive
+    learning").
     """
     logits = vectors @ vectors.T / temperature
     logits = logits.masked_fill(torch.eye(len(vectors), dtype=torch.bool, device=vectors.device), -torch.inf)

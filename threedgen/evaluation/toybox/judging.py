@@ -1,4 +1,4 @@
-"""Verdicts: what the probe finds in the views of an object, compared with what was asked for."""
+"""Verdicts on objects: the probe classifies the views of an object, and its answers are compared with the prompt."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FIGURES = {
     "noun_single": "noun, single view",
     "colour_single": "colour, single view",
 }
-"""Keys of a verdict's answers and their names in reports."""
+"""Maps the keys of the answers of a verdict to their names in reports."""
 Answer = bool | list[bool] | None
 
 
@@ -44,10 +44,11 @@ class Verdict:
     """Verdict on one object.
 
     Attributes:
-        answers: key of `FIGURES` -> correct or not, None if not applicable, or one answer per view.
-        words: what the probe finds.
-        fronts: number of fronts.
-        azimuth_error: mean over the views, degrees.
+        answers: maps keys of `FIGURES` to whether the object is correct (None if not applicable), or to a list with one
+            answer per view.
+        words: noun, colour and part that the probe finds.
+        fronts: number of fronts; None if the noun has no front or the azimuths are unknown.
+        azimuth_error: mean absolute error over the views, degrees; None like ``fronts``.
     """
 
     answers: dict[str, Answer]
@@ -56,11 +57,11 @@ class Verdict:
     azimuth_error: float | None
 
     def plain(self) -> Json:
-        """Convert to JSON."""
+        """Return the verdict as a JSON object with rounded floats. ``words`` has the key "said"."""
         return {"said" if key == "words" else key: value for key, value in rounded(asdict(self)).items()}
 
     def all_wrong(self) -> Verdict:
-        """Return the verdict on a failed result: all answers are wrong."""
+        """Return a verdict with the same keys, in which all answers are wrong, for an object whose run failed."""
         wrong: dict[str, Answer] = {
             key: [False] * len(value) if isinstance(value, list) else False for key, value in self.answers.items()
         }
@@ -75,12 +76,13 @@ def judge(
     vote: bool = False,
     threshold: float = 0.5,
 ) -> Verdict:
-    """Compare the views of one object with what ``spec`` specifies.
+    """Compare the answers of the probe for V views of one object with its specification ``spec``.
 
     Args:
-        azimuth: of the cameras (V,), radians, for the viewing sides.
-        vote: noun and colour by majority of the views instead of mean log-probability.
-        threshold: probability from which a part is present.
+        azimuth: azimuths (V,) of the cameras, radians; None: viewing sides are not judged.
+        vote: whether noun and colour are the most frequent answer of the views. Otherwise they have the highest mean
+            log-probability.
+        threshold: a part is present if its probability is higher than this.
     """
     combined = combine_views(views)
     answers: dict[str, Answer] = {}
@@ -115,13 +117,13 @@ def judge(
 def judge_views(
     probe: Probe, images: np.ndarray, spec: Spec, azimuth: np.ndarray | None = None, vote: bool = False
 ) -> Verdict:
-    """Judge the views (V, H, W, 3) of one object, uint8 or floats in [0, 1]; see `judge`."""
+    """Classify the views (V, H, W, 3) of one object, uint8 or floats in [0, 1], and compare them with ``spec``."""
     views = probe.classify(torch.from_numpy(to_uint8(images)).float() / 255)
     return judge(views, spec, probe.labels, azimuth, vote, probe.threshold)
 
 
 def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Answer], int, float]:
-    """Return answers on the viewing sides, number of fronts, and mean azimuth error in degrees."""
+    """Return answers on the viewing sides, the number of fronts, and the mean azimuth error in degrees."""
     ring = classify_ring(views.side.exp().numpy(), azimuth, FRONT_THRESHOLD)
     answers: dict[str, Answer] = {"side": list(ring.right), "each_side": all(ring.right)}
     if len(azimuth) % 4 == 0:
@@ -133,7 +135,7 @@ def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Answer], int,
 
 
 def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
-    """Count the correct answers by key; keys without any answer are left out."""
+    """Return the share of correct answers over all verdicts for each key. Keys without any answer are left out."""
     figures = {}
     for key in FIGURES:
         answers: list[bool | None] = []
@@ -145,9 +147,9 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
 
 
 def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verdict]:
-    """Judge ground-truth renders of a toybox like any other result.
+    """Judge true renders of toybox objects in the same way as results, to measure the accuracy of the probe.
 
-    Also checks one accessory that each object could wear and does not ("part_absent").
+    The key "part_absent" checks one accessory per object that its noun can wear but that the object does not have.
     """
     verdicts = []
     for asset, views, truth in _classified(probe, box, indices):
@@ -162,10 +164,10 @@ def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verd
 
 
 def calibrate(probe: Probe, box: Toybox, indices: Sequence[int]) -> float:
-    """Set and return ``probe.threshold``, at which as many accessories are missed as are falsely found.
+    """Set ``probe.threshold`` so that accessories are missed as often as they are falsely found, and return it.
 
-    In training most words are absent from most images, which lowers the probabilities; about a word of a caption the
-    probe should answer without this prior.
+    In training, most parts are absent from most images, which lowers the probabilities of the probe. A part that a
+    caption names is more likely to be present, so the threshold is calibrated on equally weighted cases.
     """
     present, absent = [], []
     for asset, views, truth in _classified(probe, box, indices):
@@ -181,7 +183,7 @@ def calibrate(probe: Probe, box: Toybox, indices: Sequence[int]) -> float:
 
 
 def _classified(probe: Probe, box: Toybox, indices: Sequence[int]) -> Iterator[tuple[Asset, Answers, Truth]]:
-    """Render samples of a toybox and yield each with the probe's answers for four views and their labels."""
+    """Render four views of each object of a toybox; yield the object, the answers of the probe, and the labels."""
     n_view, size, chunk = 4, 128, 32
     for start in range(0, len(indices), chunk):
         assets, rgb, truth = labelled(box, indices[start : start + chunk], size, n_view, probe.labels)

@@ -1,4 +1,4 @@
-"""Labels of toybox images for the probe: noun, colours, visible parts, viewing side."""
+"""Labels of toybox images for training and testing the probe: noun, colours, visible parts, azimuth of the camera."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from threedgen.evaluation.metrics.figures import Json
 from threedgen.run.arrays import Array
 
 OPEN = -1
-"""Label without an answer: an unspecified colour, a hidden part, a colour between two names."""
+"""Label of a question without an answer: a colour that is not specified or is between two names, or a hidden part."""
 MIN_VISIBLE = 1e-3
-"""Minimum share of the image of a visible part: 4 pixels of 64 x 64."""
+"""Minimum share of the pixels of an image that show a visible part: 4 pixels of 64 x 64."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """Vocabulary of the probe. ``words``: all parts and accessories."""
+    """Vocabulary of the probe: nouns, colours, and ``words``, the names of all parts and accessories."""
 
     nouns: tuple[str, ...]
     colours: tuple[str, ...]
@@ -39,18 +39,25 @@ class Labels:
 
     @classmethod
     def from_plain(cls, tree: Json) -> Labels:
-        """Convert from JSON. Raises KeyError or TypeError."""
+        """Read the vocabulary from the JSON object of `plain`. Raises KeyError or TypeError."""
         return cls(*(tuple(str(word) for word in tree[name]) for name in ("nouns", "colours", "words")))
 
     def plain(self) -> dict[str, list[str]]:
-        """Convert to JSON."""
+        """Return the vocabulary as a JSON object."""
         return {name: list(value) for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
 class Truth:
-    """Labels of B images: noun (B,), colour (B,), seen (B, W) 1, 0 or OPEN, part_colour (B, W), azimuth (B,) in
-    radians, front (B,) bool: whether the object has a front."""
+    """Labels of B images, with W part words.
+
+    Attributes:
+        noun, colour: class indices (B,); the colour may be OPEN.
+        seen: 1 for a visible part, 0 for an absent one, OPEN for one that is hardly visible; (B, W).
+        part_colour: colour index of each visible part, else OPEN; (B, W).
+        azimuth: azimuth (B,) of the camera, radians.
+        front: whether the object has a front; (B,), bool.
+    """
 
     noun: Tensor
     colour: Tensor
@@ -71,17 +78,17 @@ class Truth:
 
 
 def nearest_colour(value: np.ndarray) -> int:
-    """Return the index of the named colour nearest to an sRGB colour (3,); OPEN if another is nearly as near."""
+    """Return the index of the named colour nearest to an sRGB colour (3,); OPEN if a second one is almost as near."""
     distance = np.linalg.norm(np.array(list(COLOURS.values())) - value, axis=1)
     first, second = np.sort(distance)[:2]
     return int(distance.argmin()) if first <= 0.6 * second else OPEN
 
 
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
-    """Map the part words that an asset shows to their colours.
+    """Map the names of the parts of an asset to the indices of their colours.
 
-    Parts in their default colours are included, so that the probe must find a part and cannot take the one odd colour
-    of an image for the answer.
+    Parts in their default colours are included. Otherwise the probe could answer with the most unusual colour of the
+    image instead of finding the part.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth
@@ -91,11 +98,11 @@ def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
 
 
 def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray, labels: Labels) -> Truth:
-    """Label the renders of assets, views fastest.
+    """Return the labels of N n images: n consecutive views of each of N assets.
 
     Args:
-        label: part labels of the ray caster, (N n, H, W).
-        azimuth: of the cameras, (N n,), radians.
+        label: part label of each pixel from the ray caster, (N n, H, W): k + 1 for asset.labels[k].
+        azimuth: azimuths (N n,) of the cameras, radians.
     """
     count, n_view = len(label), len(label) // len(assets)
     seen = np.zeros((count, len(labels.words)), np.int64)
@@ -124,7 +131,7 @@ def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray,
 def labelled(
     box: Toybox, indices: Sequence[int], size: int, n_view: int, labels: Labels
 ) -> tuple[list[Asset], np.ndarray, Truth]:
-    """Render samples of a toybox: N assets, their images (N n, size, size, 3), and the labels of these."""
+    """Render samples of a toybox; return N assets, images (N n, size, size, 3) in [0, 1], and their labels."""
     assets = [box.asset(i) for i in indices]
     cameras = [box.cameras(i, n_view) for i in indices]
     c2w, fov, azimuth = (np.concatenate([camera[k] for camera in cameras]) for k in range(3))
@@ -134,18 +141,21 @@ def labelled(
 
 
 WIDE = View(fov=(33.0, 47.0), elevation=(-5.0, 35.0), relative_distance=(0.88, 1.05), grey=(0.3, 0.7))
-"""Training cameras and backgrounds, in wider ranges than those of the evaluations."""
+"""Ranges of the training cameras (degrees) and grey backgrounds. They are wider than those of the evaluations."""
 
 
 class ProbeToybox(Toybox):
-    """Training samples of the probe: all combinations, held-out ones included, and many more accessories than captions
-    mention, because they are rare and small."""
+    """Training samples of the probe. They include held-out combinations, and accessories are more frequent than in the
+    training of priors, because accessories are small and hard to find."""
 
     def __init__(self, seed: int = 0, view: View = WIDE) -> None:
         super().__init__(seed, "train", view)
 
     def spec(self, index: int) -> tuple[Spec, int]:
-        """Sample a spec; at least half of the objects can wear an accessory, and half of those do."""
+        """Return the spec of sample ``index``, and 0 for the basic wording of its caption.
+
+        At least half of the objects can wear an accessory, and half of the objects that can wear one have one.
+        """
         rng = self.rng(index, 10)
         nouns = list(NOUNS.values())
         if rng.random() < 0.5:
@@ -163,11 +173,11 @@ class ProbeToybox(Toybox):
 
 
 MAX_STRENGTH = 2.0
-"""Largest strength of the roughness."""
+"""Maximum strength of the noise that makes objects rough (`corruption.rough`)."""
 SEGMENTS = 16
-"""Segments of a round solid, few for speed."""
+"""Number of segments of a round solid in the meshes of corrupted objects; low for speed."""
 CLEAR_ANGLE = np.deg2rad(60)
-"""Two joined fronts show a clear side up to this angle from the nearer one; beyond, two sides are visible at once."""
+"""Maximum angle (radians) from the nearer of two fronts at which a two-fronted object shows one clear side."""
 
 
 def corrupt(
@@ -179,11 +189,14 @@ def corrupt(
     share: float,
     rng: np.random.Generator,
 ) -> None:
-    """Render a ``share`` of the samples again as rough objects, half of those that have a front with two fronts.
+    """Replace the images of a random ``share`` of the objects by images of rough objects, in place.
+
+    Half of the rough objects that have a front get two fronts.
 
     Args:
-        indices: numbers of the samples.
-        rgb: images (N n, size, size, 3), views fastest; changed in place like ``truth``.
+        indices: indices of the N samples in the toybox.
+        rgb: images (N n, size, size, 3) in [0, 1], n consecutive views of each object; changed in place.
+        truth: labels of the images; changed in place for objects with two fronts.
     """
     n_view, size = len(rgb) // len(assets), rgb.shape[1]
     for k, (index, asset) in enumerate(zip(indices, assets, strict=True)):
@@ -201,6 +214,6 @@ def corrupt(
 
 
 def nearer_front(azimuth: Array) -> tuple[Array, Array]:
-    """Return azimuths (V,) relative to the nearer of two fronts at 0 and pi, and which views are clear (V,), bool."""
+    """Return azimuths (V,) relative to the nearer of two fronts at 0 and pi, and which views (V,) show a clear side."""
     relative = np.where(np.cos(azimuth) < 0, azimuth + np.pi, azimuth) % (2 * np.pi)
     return relative.astype(np.float32), np.cos(relative) >= np.cos(CLEAR_ANGLE)

@@ -1,9 +1,9 @@
-"""Task "evaluate-3d": make 3D objects of held-out prompts; the probe judges eight views of each.
+"""Task "evaluate-3d": make 3D objects of held-out prompts, and judge eight views of each object with the probe.
 
-RUN/objects/WORDS-OF-THE-PROMPT/   generate runs; finished ones are not repeated
-RUN/report.json, report.md         figures with intervals, beside ground-truth turntables of the same prompts
-RUN/sheet.png                      objects with captions and verdicts
-RUN/side_by_side.png               (assets=true) truth, sampled views, object and asset
+RUN/objects/WORDS-OF-THE-PROMPT/   generate run of each prompt; finished runs are not repeated
+RUN/report.json, report.md         metrics with intervals, for the objects and for true objects of the same prompts
+RUN/sheet.png                      views of the objects with captions and verdicts
+RUN/side_by_side.png               true object, sampled views, 3D object and game-ready asset, if assets=true
 """
 
 from __future__ import annotations
@@ -50,18 +50,18 @@ logger = logging.getLogger(__name__)
 TRUTH_SIZE = 128
 """Side of ground-truth renders and of the images for roughness, pixels."""
 SIDES = 2
-"""Views of each form on a strip: the first ones that the prior samples, from the front on."""
+"""Number of views per kind of image on side_by_side.png. They have the first azimuths that the prior samples."""
 ASSET_RADIUS = 0.85
-"""Radius to which an asset, which stands on the ground in metres, is scaled."""
+"""Radius in world units to which a game-ready asset is scaled. Its file is in metres."""
 SHEET_OBJECTS, SHEET_VIEWS, SHEET_SIZE = 30, 4, 192
 KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", "each_side", "side", "noun_single")
 
 
 @dataclass(frozen=True)
 class Turntable:
-    """Views (8, H, W, 3) of an object, azimuths (8,) of their cameras in radians, and the seconds of its run.
+    """Turntable views (8, H, W, 3) of an object, azimuths (8,) of their cameras in radians, and seconds of its run.
 
-    ``failed``: the loss of its run was not finite; its views are grey.
+    If ``failed``, the run of the object failed, for example because a loss was not finite. The views are then grey.
     """
 
     views: Array
@@ -72,7 +72,7 @@ class Turntable:
 
 @dataclass(frozen=True)
 class MeasuredObject:
-    """Object of a prompt: verdicts, surface of object and truth, and the strip of its forms."""
+    """Measurements of the object of a prompt and of a true object, with the images ``strip`` for side_by_side.png."""
 
     judged: Judged
     turntable: Turntable
@@ -84,7 +84,7 @@ class MeasuredObject:
 
 
 class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
-    """3D objects of held-out prompts. An item is the index of a prompt."""
+    """Evaluation of 3D objects of held-out prompts. An item is the index of a prompt."""
 
     stage = "objects"
 
@@ -169,15 +169,15 @@ Seconds per object: median {middle}, at most {most}."""
 def object_config(
     config: Evaluate3DConfig | EvaluateSubjectsConfig, key: str, prompt: str, place: str, **values: object
 ) -> GenerateConfig:
-    """Load the generate config of one prompt, without a game-ready asset by default.
+    """Load the generate config of one prompt. By default the run exports no game-ready asset.
 
     Args:
-        key: key of ``config`` that names the generate config.
-        place: folder of the run in the run of the evaluation.
-        values: further values.
+        key: field of ``config`` that has the name of the generate config.
+        place: subfolder of the evaluation for the run.
+        values: further config values, by key.
 
     Raises:
-        ConfigError: for a config of another task.
+        ConfigError: if the config is of another task.
     """
     fixed = {"prompt": prompt, "seed": config.seed, "threads": config.threads, "export.enabled": False}
     fixed |= {"out": str(Path(str(config.out)) / place), **values}
@@ -187,9 +187,9 @@ def object_config(
 
 
 def make(config: GenerateConfig) -> Turntable:
-    """Run or resume one generate run and read its views; a finished one is not repeated.
+    """Start or resume a generate run, and return the turntable views of its object. A finished run is not repeated.
 
-    Raises Stopped after Ctrl-C, and ConfigError for an error that concerns all runs, or a run without views.
+    Raises Stopped after Ctrl-C. Raises ConfigError or OutOfMemory if it fails before the first checkpoint.
     """
     config, resume = runs.open_run(config, "objects")
     folder, azimuth = Path(str(config.out)), view_azimuths(config.result.turntable)
@@ -213,15 +213,15 @@ def make(config: GenerateConfig) -> Turntable:
 
 
 def strip(config: GenerateConfig, truth: RenderResult, views: Array, size: int) -> Array:
-    """Return truth, samples, object and asset of a finished run: uint8 (4 SIDES, size, size, 3), grey if missing.
-
-    Smaller sampled views reduce the size.
+    """Return images of true object, samples, 3D object and asset of a finished run, `SIDES` of each, for comparison.
 
     Args:
-        truth, views: 8 views from the run's turntable cameras; images (8, H, W, 3).
+        truth: 8 renders of the true object from the turntable cameras of the run.
+        views: images (8, H, W, 3) of the 3D object from the turntable cameras.
+        size: maximum side of the images, pixels; smaller samples reduce it.
 
-    Raises:
-        ConfigError: for damaged files.
+    Returns:
+        Images (4 SIDES, S, S, 3), uint8. Missing images are grey. Raises ConfigError if a file is damaged.
     """
     folder, table = Path(str(config.out)), config.result.turntable
     azimuth = np.deg2rad(config.preview.azimuth) + np.arange(SIDES) * 2 * np.pi / config.views_per_scene
@@ -239,7 +239,7 @@ def strip(config: GenerateConfig, truth: RenderResult, views: Array, size: int) 
 
 
 def true_turntable(case: Case, generate: GenerateConfig, seed: int, number: int) -> RenderResult:
-    """Render ground-truth object ``number`` of a caption from a run's turntable cameras, with normals."""
+    """Render true object ``number`` of a caption from the turntable cameras of a run, with normals."""
     table, (azimuth, elevation, fov) = generate.result.turntable, angles(generate)
     distance = table.distance * np.tan(fov / 2)
     return render_orbit(
@@ -248,14 +248,14 @@ def true_turntable(case: Case, generate: GenerateConfig, seed: int, number: int)
 
 
 def surface_of_run(generate: GenerateConfig) -> Surface | None:
-    """Measure the surface of a finished run from its turntable cameras."""
+    """Measure the surface of the object of a finished run, as seen from its turntable cameras."""
     azimuth, elevation, fov = angles(generate)
     c2w = orbit_array(elevation, azimuth, generate.result.turntable.distance)
     return surface(Path(str(generate.out)), c2w, fov, TRUTH_SIZE, generate.result.mesh_resolution)
 
 
 def angles(generate: GenerateConfig) -> tuple[Array, float, float]:
-    """Return the azimuths of the views, their elevation and their vertical field of view, radians."""
+    """Return azimuths (V,), elevation and vertical field of view of the turntable cameras of a run, in radians."""
     table = generate.result.turntable
     return view_azimuths(table), float(np.deg2rad(table.elevation)), float(np.deg2rad(table.fov))
 

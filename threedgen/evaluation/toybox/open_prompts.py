@@ -1,6 +1,7 @@
-"""Samples of unspecific prompts: colours across views, accessories without a colour, variety between seeds.
+"""Metrics of samples of open prompts, which leave the colour unspecified ("a dog", "a dog wearing a hat").
 
-Each figure stands beside that of true renders (of random objects of the same prompt) and beside chance.
+The metrics are: consistency of colours across views, presence of accessories, and variety between seeds. Each is also
+computed for true renders of random objects of the same prompts.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from threedgen.run.seeding import numpy_generator
 from .probe import Probe, combine_views
 
 VARIETY_NOUNS = 6
-"""Nouns that are sampled with many seeds."""
+"""Number of nouns that are sampled with many seeds."""
 LOW_DISTANCE = 15
-"""Lab distance below which the views of an object have the same colours."""
+"""Maximum Lab distance between the views of an object that count as equal in colour."""
 
 
 class OpenCase(NamedTuple):
-    """Unspecific prompt with the number of its seed."""
+    """Open prompt, as a spec without colours, and a seed."""
 
     spec: Spec
     seed: int
@@ -42,7 +43,7 @@ class OpenCase(NamedTuple):
 
 
 class OpenCases(NamedTuple):
-    """Cases by figure; ``plain`` are those of ``worn`` without the accessory."""
+    """Open prompts by metric: colours across views, accessories (``worn``, ``plain`` without them), variety."""
 
     agreement: list[OpenCase]
     worn: list[OpenCase]
@@ -51,7 +52,7 @@ class OpenCases(NamedTuple):
 
     @classmethod
     def chosen(cls, nouns: int, seeds: int) -> OpenCases:
-        """Choose nouns spread evenly over the toybox, and accessories in turn."""
+        """Choose ``nouns`` evenly spread nouns, and accessories in turn; ``seeds``: seeds per noun for variety."""
         vocabulary = list(NOUNS)
         spread = [vocabulary[k * len(vocabulary) // nouns] for k in range(nouns)]
         wearers = [word for word in vocabulary if NOUNS[word].wears]
@@ -74,13 +75,16 @@ class OpenCases(NamedTuple):
 
 
 def true_views(case: OpenCase, azimuth: Array, size: int, seed: int) -> Array:
-    """Render views (V, H, W, 3) in [0, 1] of a random object of the case."""
+    """Render views (V, size, size, 3) in [0, 1] of a random object of the prompt from ``azimuth`` (V,), radians."""
     rng = numpy_generator(seed, case.seed, f"open truth {case.prompt}")
     return render_orbit(build(case.spec, rng), azimuth, np.deg2rad(15), size).rgb
 
 
 def measure(probe: Probe, matte: Matte, cases: OpenCases, views: Sequence[Array], truth: Sequence[Array]) -> Json:
-    """Compute all figures of samples and of true renders, each views (V, H, W, 3) in [0, 1] in order of ``every``."""
+    """Compute all metrics of samples ``views`` and true renders ``truth``, as JSON.
+
+    Both have images (V, H, W, 3) in [0, 1] for each prompt, in the order of ``cases.every``.
+    """
     ends = np.cumsum([0, *map(len, cases)])
     agreement, worn, plain, variety = (slice(a, b) for a, b in zip(ends, ends[1:], strict=False))
     sources = {"measured": views, "truth": truth}
@@ -106,19 +110,21 @@ def measure(probe: Probe, matte: Matte, cases: OpenCases, views: Sequence[Array]
 
 
 def opaque(matte: Matte, views: Array) -> Array:
-    """Return the foreground (V, H, W), bool, of views (V, H, W, 3) in [0, 1]."""
+    """Return the foreground masks (V, H, W), bool, of images (V, H, W, 3) in [0, 1]."""
     return matte.opacity(torch.from_numpy(views).float()).numpy() > 0.5
 
 
 def is_present(probe: Probe, views: Array, word: str) -> bool:
-    """Return whether the probe finds a part or accessory in any of the views."""
+    """Return whether the probe finds the part or accessory ``word`` in any of the views (V, H, W, 3) in [0, 1]."""
     answers = combine_views(probe.classify(torch.from_numpy(views).float()))
     return float(answers.part[probe.labels.words.index(word)]) > probe.threshold
 
 
 def _variety(probe: Probe, matte: Matte, cases: Sequence[OpenCase], views: Sequence[Array]) -> dict[str, float]:
-    """Return, over the seeds of each noun, the mean entropy of the colour names in bits, and the mean distance of the
-    outlines of view 0 (1 - intersection over union)."""
+    """Measure the variety between the seeds of a noun, and return the mean over the nouns.
+
+    colour_entropy is the entropy of the colour names in bits. shape_distance is 1 - IoU of the masks of view 0.
+    """
     entropies, shapes = [], []
     for noun in dict.fromkeys(case.spec.noun for case in cases):
         own = [v for v, case in zip(views, cases, strict=True) if case.spec.noun == noun]
@@ -132,7 +138,7 @@ def _variety(probe: Probe, matte: Matte, cases: Sequence[OpenCase], views: Seque
 
 
 def open_table(figures: Json, count: int, seeds: int) -> str:
-    """Return the report section of `measure` with a table."""
+    """Return the report section with the table of the metrics of `measure`, in Markdown."""
     agreement, accessories, variety = (figures[key] for key in ("agreement", "accessories", "variety"))
     both = ("measured", "truth")
 

@@ -1,4 +1,4 @@
-"""Config models of the probe, the identity network and the toybox evaluations. Imports no torch."""
+"""Config models of the probe, the identity network and the toybox evaluations. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from threedgen.places import folder
 from threedgen.run.folder import user_path
 
 PROBE, IDENTITY = "toybox-probe", "toybox-identity"
-"""Names of the network files."""
+"""Names of the files of the embedded networks, without suffix."""
 TRAIN_PROBE = f"Train one with `{command('--config', 'train-toybox-probe')}`; it is in RUN/probe."
 TRAIN_IDENTITY = f"Train one with `{command('--config', 'train-toybox-identity')}`; it is in RUN/identity."
 ObjectPrior = Annotated[Any, Component("prior", default="mvdream", only=("mvdream", "mvadapter"))]
 Identity = Annotated[Any, Component("identity", default="toybox")]
 Preservation = Literal["l1", "l2", "images", "lora", "none"]
 MATTE = "toybox-matte"
-"""Network that finds the foreground of samples."""
+"""Name of the embedded network that predicts the foreground mask of an image."""
 
 
 def network_file(weights: str, name: str, key: str, remedy: str) -> Path:
-    """Return the path of a network file.
+    """Return the path of the weights of a network.
 
     Args:
         weights: .safetensors file, folder with NAME.safetensors, or "embedded".
-        key: config key of ``weights``.
-        remedy: advice if it is missing.
+        key: config key of ``weights``, for the error message.
+        remedy: advice at the end of the error message.
 
     Raises:
-        ConfigError: if it is missing.
+        ConfigError: if the file is missing.
     """
     path = folder("weights") if weights == "embedded" else user_path(weights, key)
     path = path / f"{name}.safetensors" if path.is_dir() or weights == "embedded" else path
@@ -47,12 +47,12 @@ def network_file(weights: str, name: str, key: str, remedy: str) -> Path:
 
 
 def probe_file(weights: str, key: str, embedded: str = PROBE) -> Path:
-    """Return the file of a probe. Raises ConfigError for ``key`` if it is missing."""
+    """Return the path of the weights of a probe. Raises ConfigError for ``key`` if the file is missing."""
     return network_file(weights, embedded if weights == "embedded" else PROBE, key, TRAIN_PROBE)
 
 
 def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: dict[str, Any]) -> Any:
-    """Load the config ``name`` with changes. Raises ConfigError for ``key`` if it is of another task."""
+    """Load the config ``name`` with changes. Raises ConfigError for ``key`` if its task is not ``task``."""
     if (found := task_of(name)) != task:
         raise ConfigError(f"should be a config of the task {task} (got {name!r}, {found})", key)
     return load(name, list(overrides), values)
@@ -123,7 +123,7 @@ class ProbeConfig(Config):
     """Probe of an evaluation."""
 
     embedded: ClassVar[str] = PROBE
-    """Name of the file that "embedded" stands for."""
+    """Name of the network file that the weights "embedded" stand for."""
 
     weights: str = Field("embedded", min_length=1, description="'embedded', or a train-probe run's .safetensors file")
 
@@ -152,7 +152,7 @@ class ToyboxIdentityConfig(Config):
     weights: str = Field("embedded", min_length=1, description="'embedded', or the file or folder of a RUN/identity")
 
     def file(self) -> Path:
-        """Return its path. Raises ConfigError if it is missing."""
+        """Return the path of the weights. Raises ConfigError if the file is missing."""
         return network_file(self.weights, IDENTITY, "weights", TRAIN_IDENTITY)
 
     def check(self) -> None:
@@ -242,7 +242,7 @@ class EvaluateSubjectsConfig(RunConfig):
 
     @property
     def rows(self) -> list[tuple[str, float]]:
-        """Method and strength of each row of the table."""
+        """Preservation method and personalisation strength of each row of the table."""
         first, strength = self.preservation[0], self.strengths[0]
         further: list[tuple[str, float]] = [(first, other) for other in self.strengths[1:]]
         return [(first, strength), *further, *((other, strength) for other in self.preservation[1:])]

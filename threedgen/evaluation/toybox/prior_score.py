@@ -1,9 +1,9 @@
-"""Task "evaluate-prior": sample held-out captions from a prior; the probe judges the samples.
+"""Task "evaluate-prior": sample held-out captions from a prior, and judge the samples with the probe.
 
-RUN/samples/                    samples; a killed run resumes
-RUN/report.json, report.md      figures with intervals, beside those of the probe on ground truth
+RUN/samples/                    batches of samples; a killed run resumes after its last batch
+RUN/report.json, report.md      metrics with intervals, for the samples and for true renders of the same captions
 RUN/sheet.png                   some of the samples with captions and verdicts
-RUN/open/, open.png             samples of unspecific prompts
+RUN/open/, open.png             samples of open prompts, which leave the colour unspecified
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from .probe import Probe
 from .report import Judged, judge_case, write_judged
 
 HELD_BACK = 7_000_000
-"""Added to the seed for objects that no training with a seed of its own uses."""
+"""Offset of the seed of the objects for the use of other views. No usual training seed gives the same objects."""
 ELEVATION_RANGE = (0.0, 30.0)
-"""Elevation of an object's cameras, degrees."""
+"""Range of the random elevation of the cameras of an object, degrees."""
 SHEET_OBJECTS = 24
 VARIETY_SEEDS = 12
-"""Seeds of an unspecific prompt."""
+"""Number of seeds per open prompt for the variety between seeds."""
 KEYS = ("noun", "colour", "part", "part_colour", "bound", "order", "each_side", "side", "noun_single", "colour_single")
 
 
 class ToyboxPrior(PriorEvaluation[EvaluatePriorConfig, Judged]):
-    """Samples of held-out captions. An item is the index of a caption."""
+    """Evaluation of samples of held-out captions. An item is the index of a caption."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -90,9 +90,9 @@ counts as right within 15 degrees of its quarter."""
         write_judged(self.task, self.probe, rows, KEYS, intro, text, about, shown, summary={"prior": self.weights})
 
     def sections(self) -> tuple[list[str], Json]:
-        """Measure the use of other views and unspecific prompts; return report sections and figures.
+        """Measure the use of other views, and samples of open prompts. Return report sections, and numbers as JSON.
 
-        The use of other views needs MVDream's noise levels per view; MV-Adapter has one level for all.
+        The use of other views is measured only for MVDream, which accepts another time step for each view.
         """
         config, sections, figures = self.config, list[str](), Json()
         if config.view_use and isinstance(self.prior, MVDream):
@@ -105,7 +105,7 @@ counts as right within 15 degrees of its quarter."""
         return sections, figures
 
     def open_prompts(self) -> tuple[str, Json]:
-        """Sample and measure unspecific prompts; return report section and figures."""
+        """Sample open prompts, measure the samples, and return the report section, and numbers as JSON."""
         config, cases = self.config, OpenCases.chosen(self.config.open_nouns, VARIETY_SEEDS)
         every, prompts = cases.every, [case.prompt for case in cases.every]
         azimuth = np.arange(4) * np.pi / 2

@@ -1,7 +1,7 @@
-"""Probe: a small network that names what a toybox image shows, used for measuring only.
+"""Probe: a small classifier of toybox images, used only for measuring. It receives pixels, but no caption.
 
-It receives pixels, never a caption. Answers for an object combine its views: mean log-probabilities for noun and
-colour; a part is present if any view shows it, and its colour is the mean weighted by how surely each view shows it.
+The answers for several views of an object are combined. Noun and colour have the mean log-probability over the views. A
+part is present if any view shows it. The colour of a part is the mean over the views, weighted by its visibility.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ N = TypeVar("N", bound=nn.Module)
 
 
 class Logits(NamedTuple):
-    """Logits for B images: noun (B, N), colour (B, C), seen (B, W) of W part words, part_colour (B, W, C), side (B, 4);
-    ``heading`` (B, 2) points along (cos, sin) of the azimuth."""
+    """Outputs for B images with N nouns, C colours and W part words.
+
+    All are logits except ``heading``: noun (B, N), colour (B, C), seen (B, W), part_colour (B, W, C), side (B, 4) of
+    front, left, back, right. ``heading`` (B, 2) estimates (cos, sin) of the camera azimuth.
+    """
 
     noun: Tensor
     colour: Tensor
@@ -43,8 +46,11 @@ class Logits(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers for V views, on the CPU: log-probabilities noun (V, N), colour (V, C), side (V, 4) and part_colour
-    (V, W, C); part (V, W), the probability that a part is visible; azimuth (V,), radians."""
+    """Answers of the probe for V views, on the CPU.
+
+    noun (V, N), colour (V, C), side (V, 4) and part_colour (V, W, C) are log-probabilities. part (V, W) is the
+    probability that a part is visible. azimuth (V,) is the camera azimuth in radians, in [-pi, pi].
+    """
 
     noun: Tensor
     colour: Tensor
@@ -58,7 +64,10 @@ class Answers:
 
 
 def combine_views(views: Answers) -> Answers:
-    """Combine the views of an object: noun (N,), colour (C,), part (W,), part_colour (W, C); sides stay per view."""
+    """Combine the answers for V views of an object into noun (N,), colour (C,), part (W,) and part_colour (W, C).
+
+    side and azimuth are not combined: they keep their first axis V.
+    """
     weight = views.part / views.part.sum(0).clamp(min=1e-6)
     part_colour = (weight[..., None] * views.part_colour).sum(0)
     noun, colour = views.noun.mean(0), views.colour.mean(0)
@@ -66,7 +75,7 @@ def combine_views(views: Answers) -> Answers:
 
 
 class Residual(nn.Module):
-    """x + f(x) of two convolutions (He et al. 2015)."""
+    """Residual block relu(x + f(x)), where f has two 3 x 3 convolutions (He et al. 2015)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -79,14 +88,14 @@ class Residual(nn.Module):
 
 
 class Probe(nn.Module):
-    """Convolutional network with attention maps of parts.
+    """Convolutional classifier of toybox images with an attention map for each part.
 
-    Four levels, each at half the size of the one before. The object and each part word have a spatial softmax at a
-    quarter of the input size; their colours are read from the features that it selects.
+    It has four levels, each at half the resolution of the level before. The object and each part have a spatial softmax
+    at a quarter of the input resolution. The features that this softmax selects give the colour of the object or part.
 
     Attributes:
-        threshold: probability from which a part counts as visible, calibrated after training.
-        accuracy: on fresh objects, measured after training.
+        threshold: a part is visible if its probability is higher than this; calibrated after training.
+        accuracy: accuracy on new objects, measured after training.
     """
 
     def __init__(self, labels: Labels, options: ProbeNetworkConfig | None = None) -> None:
@@ -110,7 +119,7 @@ class Probe(nn.Module):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Logits:
-        """Classify images (B, 3, S, S) in [0, 1]; float32."""
+        """Classify images (B, 3, S, S) in [0, 1]. The outputs are float32."""
         fine, middle, coarse = self._levels(x)
         levels = [lateral(y) for lateral, y in zip(self.laterals, (fine, middle, coarse), strict=True)]
         features = F.relu(torch.stack([F.interpolate(y, size=fine.shape[-2:]) for y in levels]).sum(0))
@@ -130,13 +139,13 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Return features (V, D) of the last layer for images (V, H, W, 3) in [0, 1]. Requires eval mode."""
+        """Return features (V, D) of the last layer for square images (V, S, S, 3) in [0, 1]. Call it in eval mode."""
         *_, coarse = self._levels(prepare(images, self.options.image_size))
         return pooled(coarse).float()
 
     @torch.no_grad()
     def classify(self, images: Tensor, chunk: int = 64) -> Answers:
-        """Classify images (V, H, W, 3) in [0, 1] of any size in eval mode, each by itself."""
+        """Classify square images (V, S, S, 3) in [0, 1] of any size in eval mode, ``chunk`` at a time."""
         device, training = next(self.parameters()).device, self.training
         self.eval()
         try:
@@ -156,7 +165,7 @@ class Probe(nn.Module):
         )
 
     def save(self, path: Path, about: Json | None = None) -> None:
-        """Write a .safetensors file in float16, and beside it a .json with labels, sizes and ``about``."""
+        """Write the weights as float16 .safetensors, and labels, options and ``about`` to a .json file beside it."""
         card = {"labels": self.labels.plain(), "network": self.options.model_dump(mode="json")}
         write_network(path, self, card | {"threshold": self.threshold, **(about or {})}, half=True)
 
@@ -165,12 +174,12 @@ class Probe(nn.Module):
         """Load a probe in eval mode on the CPU.
 
         Args:
-            weights: file, folder or "embedded".
-            key: config key of ``weights``.
-            embedded: name of the embedded file.
+            weights: .safetensors file, folder with such a file, or "embedded".
+            key: config key of ``weights``, for error messages.
+            embedded: name of the file that "embedded" stands for.
 
         Raises:
-            ConfigError: for a missing, damaged or outdated probe.
+            ConfigError: if the file is missing, damaged, or from an older toybox with fewer words.
         """
 
         def make(card: Json) -> Probe:
@@ -189,7 +198,7 @@ class Probe(nn.Module):
 
 
 def write_network(path: Path, network: nn.Module, card: Json, half: bool = False) -> None:
-    """Write a .safetensors file, in float16 with ``half``, and beside it the ``card`` as .json. Raises OSError."""
+    """Write weights as .safetensors (float16 if ``half``) and ``card`` to a .json file beside it. Raises OSError."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     if half:
         tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
@@ -199,15 +208,15 @@ def write_network(path: Path, network: nn.Module, card: Json, half: bool = False
 
 
 def read_network(path: Path, make: Callable[[Json], N], key: str, remedy: str) -> tuple[N, Json]:
-    """Read the network and card of `write_network`, frozen, in eval mode.
+    """Read a network that `write_network` has written. Return it frozen in eval mode, with its card.
 
     Args:
-        make: builds the network from the card.
-        key: config key of the file.
-        remedy: advice for a damaged file.
+        make: function that creates the network from the card.
+        key: config key of the file, for error messages.
+        remedy: advice at the end of error messages.
 
     Raises:
-        ConfigError: for a missing or damaged file.
+        ConfigError: if a file is missing or damaged.
     """
     card = read_json(path.with_suffix(".json"))
     if not card:
@@ -222,12 +231,12 @@ def read_network(path: Path, make: Callable[[Json], N], key: str, remedy: str) -
 
 
 def pooled(x: Tensor) -> Tensor:
-    """Pool a map (B, D, H, W) to mean and maximum of each channel, (B, 2 D)."""
+    """Pool feature maps (B, D, H, W) to vectors (B, 2 D): mean, then maximum of each channel."""
     return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
 
 
 def prepare(images: Tensor, size: int) -> Tensor:
-    """Resize square images (V, H, W, 3) in [0, 1] to (V, 3, size, size)."""
+    """Resize square images (V, S, S, 3) in [0, 1] to network inputs (V, 3, size, size), float32."""
     if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
         raise ValueError(f"images are not square (V, H, W, 3): {tuple(images.shape)}")
     x = images.permute(0, 3, 1, 2).float()

@@ -1,4 +1,4 @@
-"""Evaluation of results for held-out captions: judged by the probe, beside true objects of the same captions."""
+"""Verdicts and report for results of held-out captions, compared with true objects of the same captions."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from .judging import FIGURES, Verdict, judge_views, tally
 from .probe import Probe
 
 SHEET_KEYS = ("noun", "colour", "bound", "order", "one_front")
-"""Wrong answers to these are named on the contact sheet."""
+"""Keys of the answers that the label of a contact sheet names if they are wrong."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Result for a held-out caption.
+    """Judged result for a held-out caption.
 
     Attributes:
-        views: (V, H, W, 3).
-        verdict: on the result.
+        views: images (V, H, W, 3) of the result, uint8 or in [0, 1].
+        verdict: verdict on the result.
         truth: verdicts on true objects of the caption.
-        true_views: views of two true objects, uint8.
+        true_views: images (V, H, W, 3), uint8, of two true objects.
     """
 
     case: Case
@@ -55,11 +55,15 @@ def judge_case(
     vote: bool = False,
     failed: bool = False,
 ) -> Judged:
-    """Judge a result, and the first ``calibration`` of at least two true objects, in the same way.
+    """Judge a result and true objects of its caption in the same way.
 
     Args:
-        azimuth: of the cameras (V,), radians.
-        failed: the result is wrong in everything.
+        views: images (V, H, W, 3) of the result, uint8 or in [0, 1].
+        azimuth: azimuths (V,) of the cameras, radians.
+        true_views: images (V, H, W, 3) of each of two or more true objects.
+        calibration: number of true objects to judge.
+        vote: whether noun and colour are decided by the majority of the views (`judging.judge`).
+        failed: whether the run of the result failed. If so, all its answers are wrong.
     """
     verdict, *truth = (
         judge_views(probe, images, case.spec, azimuth, vote) for images in (views, *true_views[:calibration])
@@ -69,13 +73,13 @@ def judge_case(
 
 
 def verdict_figures(verdicts: Sequence[Verdict]) -> Json:
-    """Return all shares of some verdicts as JSON, and the median azimuth error in degrees."""
+    """Return the share of correct answers for each key, and the median azimuth error in degrees, as JSON."""
     shares = {key: figure.plain() for key, figure in tally(verdicts).items()}
     return shares | {"azimuth_error_median": median([verdict.azimuth_error for verdict in verdicts])}
 
 
 def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[str]) -> str:
-    """Return a table of the results' shares beside those of true objects of the same captions."""
+    """Return a Markdown table of the shares of correct answers, for results and for true objects. Rows are ``keys``."""
     ours, theirs = tally(measured), tally(truth)
     heads = ["figure", "measured", "95 % interval", "probe on ground truth", "95 % interval"]
     rows = [
@@ -90,7 +94,7 @@ def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: S
 
 
 def label(verdict: Verdict) -> str:
-    """Return the label of a verdict: "ok", or the wrong answers and what the probe found instead."""
+    """Return the label of a contact sheet cell: "ok", or the wrong answers and what the probe finds."""
     words, wrong = verdict.words, [key for key in SHEET_KEYS if verdict.answers.get(key) is False]
     found = ", ".join(filter(None, (f"{words['colour']} {words['noun']}", words.get("part"))))
     return f"{'+'.join(wrong)}: {found}" if wrong else "ok"
@@ -109,15 +113,15 @@ def write_judged(
     fidelity: Json | None = None,
     summary: Json | None = None,
 ) -> None:
-    """Write report.json, report.md, sheet.png and the summary.
+    """Write report.json, report.md, sheet.png and the summary of the run.
 
     Args:
-        keys: figures of the table.
+        keys: keys of `FIGURES` for the rows of the table.
         intro, notes: text before and after the tables.
         figures: first entries of report.json.
-        shown: index of a row -> its views (V, H, W, 3) on the contact sheet.
-        own: further figures of each object.
-        fidelity: further distances to the truth.
+        shown: maps the indices of rows to their images (V, H, W, 3) on the contact sheet.
+        own: further entries of each object in report.json.
+        fidelity: further distances to the truth, for `fidelity_table`.
     """
     captions, measured = [row.case.caption for row in rows], [row.verdict for row in rows]
     truth = [verdict for row in rows for verdict in row.truth]

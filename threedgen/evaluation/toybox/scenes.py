@@ -1,4 +1,4 @@
-"""Toybox scenes of the consistency score: held-out captions, with fresh objects on a ring of cameras as original."""
+"""Toybox scenes of the consistency score: held-out captions, and renders of true objects as original views."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from .held_out import Case, held_out_cases
 from .options import ToyboxScenesConfig
 
 BACKGROUND = 0.5
-"""Grey value behind toybox objects, as in the prior's samples."""
+"""Grey value of the background of toybox objects, equal to that of samples of the prior."""
 
 
 def toybox_scenes(config: ToyboxScenesConfig, sampler: object, seed: int) -> list[Scene]:
-    """Return scenes of held-out captions; the original data is a fresh object of the caption."""
+    """Return scenes of held-out captions. The original views show a true object that no training uses."""
     fov, elevation = float(np.deg2rad(config.fov)), float(np.deg2rad(config.elevation))
     distance = config.relative_distance / float(np.tan(fov / 2))
     cameras = orbit(config.views, elevation, distance, fov, config.size, config.size)

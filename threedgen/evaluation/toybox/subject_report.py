@@ -1,4 +1,4 @@
-"""Report of evaluate-subjects: each tuning method beside the base prior, paired by subject."""
+"""Report of the task "evaluate-subjects": compare tuned priors with the base prior, subject by subject."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from threedgen.train.task import Task
 from .options import EvaluateSubjectsConfig
 
 VIEWS = 4
-"""Views per sample."""
+"""Number of views per sample."""
 Rows = Sequence[Json]
-"""For each subject its folder's name ``subject`` and its measurements ``found`` by row of the table."""
+"""One JSON object per subject: ``subject`` is the name of its folder, ``found`` maps table rows to measurements."""
 NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
 
 
 def write_subjects(task: Task, rows: Rows) -> None:
-    """Write report.json, .md, sheet.png and objects.png."""
+    """Write report.json, report.md, sheet.png, and objects.png if 3D objects were made."""
     config: EvaluateSubjectsConfig = task.config
     figures = {key: compare(rows, key) for key in (row_key(*row) for row in config.rows)}
     base = float(np.mean([row["found"]["base"]["identity"] for row in rows]))
@@ -45,24 +45,25 @@ correct answers: for prompts of the subject (compared with the base's for the cl
 
 
 def row_key(method: str, strength: float) -> str:
-    """Return the name of a row in files: "images", or "images-0.6" at another strength than 1."""
+    """Return the name of a table row in files: "images" for strength 1, "images-0.6" for strength 0.6."""
     return method if strength == 1 else f"{method}-{strength:g}"
 
 
 def row_name(key: str) -> str:
-    """Return the name of a row in reports: "class images", or "class images, strength 0.6"."""
+    """Return the name of a table row in reports: "class images", or "class images, strength 0.6"."""
     method, _, strength = key.partition("-")
     return f"{NAMES[method]}, strength {strength}" if strength else NAMES[method]
 
 
 def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows, suffix: str = "") -> Array:
-    """Return a contact sheet with a row for each subject.
+    """Return a contact sheet (H, W, 3), uint8, with one row for each subject.
 
-    Photos, then four views each of the base prior, of the tuned prior in the first two settings, and (samples only) of
-    its class.
+    A row shows the photos, then four views each of: a sample of the base prior, samples of the tuned prior in the first
+    two settings, and a sample of the tuned prior for the class (not for 3D objects).
 
     Args:
-        suffix: "-3d" for objects.
+        folder: folder of all subjects.
+        suffix: "-3d" for the sheet of 3D objects.
     """
     key, settings = row_key(*config.rows[0]), [f" {setting}" if setting else "" for setting in config.settings[:2]]
     shown = {f"base{suffix}-0": "{}, base"}
@@ -81,13 +82,13 @@ def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows, suffix: str 
 
 
 def read_rgb(path: Path, half: bool = False, height: int | None = None) -> Array:
-    """Read an image, uint8 (H, W, 3), at half its size or scaled to a height. Photos are twice as large as samples."""
+    """Read an image (H, W, 3), uint8, at ``half`` its size (for photos), or scaled to ``height`` pixels."""
     image = load_image(path).convert("RGB").reduce(2 if half else 1)
     return np.asarray(image.resize((round(image.width * height / image.height), height)) if height else image)
 
 
 def compare(rows: Rows, key: str) -> Json:
-    """Compare a row of the table with the base prior: differences with intervals, shares, seconds."""
+    """Compare the row ``key`` with the base prior: differences with 95 % intervals, shares and seconds, as JSON."""
     tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
 
     def difference(ours: Sequence[Sequence[float]], name: str) -> tuple[float, float, float]:
@@ -110,13 +111,13 @@ def compare(rows: Rows, key: str) -> Json:
 
 
 def mean_difference(differences: Sequence[float]) -> tuple[float, float, float]:
-    """Return the mean of paired differences with its 95 % interval; of one pair, the interval is the value itself."""
+    """Return mean, lower and upper limit of the 95 % interval of differences. For one value, all three are equal."""
     value = float(np.mean(differences))
     return value, *(bootstrap(differences) or (value, value))
 
 
 def table(figures: Mapping[str, Json]) -> str:
-    """Return a table with a line for each row."""
+    """Return a Markdown table from the results of `compare` by row key."""
     heads = ["", "identity", "more than the base", "sides in order", "accessory in its colour",
              "its prompts, points", "class prompts, points", "held-out prompts, points", "seconds"]  # fmt: skip
     rows = []
@@ -129,7 +130,7 @@ def table(figures: Mapping[str, Json]) -> str:
 
 
 def objects_text(rows: Rows, config: EvaluateSubjectsConfig) -> str:
-    """Return a paragraph on the 3D objects, if any were made."""
+    """Return the paragraph of the report on 3D objects; empty if none were made."""
     if config.objects is None:
         return ""
     key = row_key(*config.rows[0])

@@ -1,8 +1,9 @@
-"""Task "evaluate-subjects": identity of a tuned prior's subject, and what the prior forgot.
+"""Task "evaluate-subjects": tune a prior on subjects, and measure the identity of the subjects and forgetting.
 
-Base and tuned prior start from the same noise and cameras. The base gets "a dog wearing a red hat", the tuned one "a
-[v] dog wearing a red hat" (identity) and the same as the base (forgetting of the class); both get held-out prompts of
-any kind (general forgetting). With ``objects``, 3D objects are made and measured too.
+Samples of the base prior and of the tuned prior start from the same noise and have the same cameras. The base prior
+receives "a dog wearing a red hat". The tuned prior receives "a [v] dog wearing a red hat" (identity) and the prompt of
+the base prior (forgetting of the class). Both receive held-out prompts of any noun (general forgetting). If
+``objects`` is set, 3D objects are made and measured too.
 
 RUN/subjects/003-dog/   photos, mvdreambooth runs (l1/), measurements (l1.json; l1-0.8.json at another strength), views
                         (l1-0.png of the first setting; l1-class-0.png of its class), generate runs (objects/)
@@ -47,18 +48,18 @@ from .probe import Probe
 from .subject_report import VIEWS, row_key, write_subjects
 
 KEYS = ("noun", "colour", "bound", "order")
-"""Answers of a sample's score, the share of correct ones among those that apply."""
+"""Keys of the answers in the score of a sample, which is the share of correct answers."""
 BATCH = 5
-"""Held-out prompts per batch."""
+"""Number of held-out prompts per batch."""
 Accessory = tuple[str, str]
-"""Colour and word; both empty for none."""
+"""Colour and noun of an accessory; both are "" for no accessory."""
 ViewsOfSetting = tuple[Array, Array]
-"""Views (V, S, S, 3) and their azimuths (V,), radians."""
+"""Views (V, S, S, 3) of one setting, uint8 or in [0, 1], and azimuths (V,) of their cameras, radians."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Subject with its folder and the unit vectors (V, D) of its true views."""
+    """Subject: toybox object, folder, and identity vectors ``truth`` (V, D) of its true views, unit length."""
 
     asset: Asset
     folder: Path
@@ -66,7 +67,7 @@ class Subject:
 
 
 class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
-    """Tuned priors on toybox subjects. An item is the number of a subject, a row its measurements."""
+    """Evaluation of priors that are tuned on toybox subjects. An item is the number of a subject."""
 
     stage = "subjects"
 
@@ -83,7 +84,7 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         self.base_scores = kept_json(self.folder / "held-out.json", partial(self.held_out, self.base))["scores"]
 
     def measure(self, item: int) -> Json:
-        """Measure the base and each tuned prior on one subject, by the keys of the table's rows."""
+        """Measure the base prior and each tuned prior on one subject. ``found`` maps table rows to measurements."""
         config, subject = self.config, self.make_subject(item)
         self.progress.note(subject.folder.name)
         found = {"base": kept_json(subject.folder / "base.json", partial(self.samples, subject, self.base, "base"))}
@@ -105,7 +106,7 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         write_subjects(self.task, rows)
 
     def make_subject(self, number: int) -> Subject:
-        """Create subject ``number``, write its photos, and encode its true views from the cameras of its samples."""
+        """Create subject ``number``, write its photos, and encode its true views from the cameras of setting 0."""
         config, size = self.config, self.base.image_size
         asset = subjects.make_subject(config.seed, number, wearing=[word for _, word in self.accessories if word])
         folder = self.folder / "subjects" / f"{number:03d}-{asset.noun.replace(' ', '-')}"
@@ -117,11 +118,11 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         return Subject(asset, folder, self.embed(torch.from_numpy(rgb)))
 
     def ring(self, number: int, setting: int) -> Ring:
-        """Sample the cameras of a subject's samples."""
+        """Choose the random cameras for the samples of a subject in a setting."""
         return random_ring(numpy_generator(self.config.seed, number, f"subject cameras {setting}"), VIEWS, (5, 30))
 
     def sample(self, prior: Prior, prompts: Sequence[str], places: Sequence[tuple[int, int]]) -> list[ViewsOfSetting]:
-        """Sample prompts in one batch. ``places``: number and setting of each, which determine cameras and noise."""
+        """Sample a batch of prompts. ``places`` has number and setting of each, which seed cameras and noise."""
         config = self.config
         rings = [self.ring(*place) for place in places]
         rngs = [generator(config.seed, number, f"subject sample {setting}") for number, setting in places]
@@ -130,7 +131,7 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         return [(images, azimuth) for images, (azimuth, _) in zip(views, rings, strict=True)]
 
     def held_out(self, prior: Prior) -> Json:
-        """Score held-out prompts, the same for all priors."""
+        """Sample held-out prompts, which are the same for all priors, and return the score of each under ``scores``."""
         cases, scores = held_out_cases(self.config.held_out, self.config.seed), []
         for start in range(0, len(cases), BATCH):
             batch = cases[start : start + BATCH]
@@ -140,7 +141,7 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         return {"scores": scores}
 
     def samples(self, subject: Subject, prior: Prior, name: str, identifier: str = "") -> Json:
-        """Sample a subject in each setting, write the images, and return ``identity``, ``answers`` and ``scores``."""
+        """Sample a subject in each setting, write the images, and return ``identity``, ``answers``, ``scores``."""
         noun, number = subject.asset.noun, subject.asset.index
         prompts = [prompt_of(noun, worn, identifier) for worn in self.accessories]
         samples = self.sample(prior, prompts, [(number, k) for k in range(len(prompts))])
@@ -150,7 +151,7 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         return found | {"scores": [score(verdict) for verdict in verdicts]}
 
     def tuned(self, subject: Subject, tuning: MVDreamBoothConfig, key: str, strength: float) -> Json:
-        """Measure a tuned prior: its samples, those of its ``class``, ``held_out``, and the ``seconds`` of the run."""
+        """Measure a tuned prior by samples of the subject, of its class (``class``) and of ``held_out`` prompts."""
         folder = Path(str(tuning.out))
         options = {"personalisation": str(folder / dreambooth.RESULT), "personalisation_strength": strength}
         prior = prior_of(tuning, **options)
@@ -165,8 +166,8 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         """Make a 3D object of each setting, write its images, and return ``identity`` and ``answers``.
 
         Args:
-            key: of the table's row.
-            prior: config values of a tuned prior.
+            key: key of the table row.
+            prior: config values that select a tuned prior; empty for the base prior.
         """
         results = []
         for k, worn in enumerate(self.accessories):
@@ -181,7 +182,7 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
     def compare(
         self, subject: Subject, settings: Sequence[ViewsOfSetting], vote: bool = False
     ) -> tuple[Json, list[Verdict]]:
-        """Compare the views of each setting with the subject and with the accessory."""
+        """Compare the views of each setting with the true views of the subject and with its accessory."""
         identity, verdicts = [], []
         for worn, (views, azimuth) in zip(self.accessories, settings, strict=True):
             images = torch.from_numpy(views).float() / (255 if views.dtype == np.uint8 else 1)
@@ -192,7 +193,7 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
 
 
 def tuning_config(config: EvaluateSubjectsConfig, folder: Path, method: str, noun: str) -> MVDreamBoothConfig:
-    """Load the config that tunes the prior on the subject in ``folder``. Raises ConfigError."""
+    """Load the config that tunes the prior on the photos of the subject in ``folder``. Raises ConfigError."""
     values = {
         "prompt": f"{article(noun)} [v] {noun}", "identifier": "[v]", "photos": [str(folder / "photos")],
         "seed": config.seed, "threads": config.threads, "out": str(folder / method), "tuning.preservation": method,
@@ -202,13 +203,13 @@ def tuning_config(config: EvaluateSubjectsConfig, folder: Path, method: str, nou
 
 
 def prior_of(tuning: MVDreamBoothConfig, **options: object) -> Prior:
-    """Build the prior of a tuning run with other ``options``, on the device of the run."""
+    """Build the prior of a tuning config, with changed ``options``, on the device of the config."""
     prior: Prior = registry.build("prior", tuning.prior.model_copy(update=options), device(tuning.trainer.accelerator))
     return prior
 
 
 def tune(config: MVDreamBoothConfig) -> None:
-    """Run or resume a tuning run; a finished one is not repeated. Raises Stopped if it does not finish."""
+    """Start or resume a tuning run. A finished run is not repeated. Raises Stopped if the run does not finish."""
     config.check()
     if not finished(Path(str(config.out)), config.trainer.max_steps):
         run_config, resume = runs.open_run(config, "subjects")
@@ -218,7 +219,7 @@ def tune(config: MVDreamBoothConfig) -> None:
 
 
 def accessory(setting: str) -> Accessory:
-    """Parse a setting: "red hat" -> ("red", "hat"), "" -> ("", ""). Raises ConfigError with the nearest word."""
+    """Parse a setting: "red hat" -> ("red", "hat"), "" -> ("", ""). Raises ConfigError for an unknown word."""
     if not setting:
         return "", ""
     colour, word = setting.split()
@@ -230,7 +231,7 @@ def accessory(setting: str) -> Accessory:
 
 
 def spec_of(noun: str, worn: Accessory) -> Spec:
-    """Return the spec of a noun with an accessory."""
+    """Return the specification of an object with a noun and an accessory."""
     return Spec(noun, "", "", worn[1], worn[0])
 
 
@@ -240,7 +241,7 @@ def prompt_of(noun: str, worn: Accessory, identifier: str = "") -> str:
 
 
 def score(verdict: Verdict) -> float:
-    """Return the share of correct answers, in [0, 1]."""
+    """Return the share of correct answers to `KEYS`, in [0, 1]. Answers that do not apply are not counted."""
     return float(np.mean([verdict.answers[key] for key in KEYS if verdict.answers.get(key) is not None]))
 
 

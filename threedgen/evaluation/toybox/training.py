@@ -1,7 +1,7 @@
 """Tasks "train-probe" and "train-identity": training of the small networks that measure toybox images.
 
-RUN/probe/toybox-probe.*        probe in float16 with labels, sizes and accuracy
-RUN/identity/toybox-identity.*  identity network with its ROC on fresh subjects
+RUN/probe/toybox-probe.*        weights of the probe in float16; vocabulary, options and accuracy as JSON
+RUN/identity/toybox-identity.*  weights of the identity network; options and ROC on new subjects as JSON
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ from .report import verdict_figures
 logger = logging.getLogger(__name__)
 
 TEST_SEED = 1_000_003
-"""Added to the seed for test data."""
+"""Offset of the seed of test data, so that it differs from training data."""
 BLOCKS_PER_RANK = 10_000_000
-"""Blocks between the samples of one device and the next."""
+"""Offset of the block numbers of each device, so that devices train on different samples."""
 ACCESSORY_WEIGHT = 4.0
-"""Loss weight of accessories, which are rare and small."""
+"""Loss weight of accessories relative to other parts. Accessories are rare and small."""
 N_VIEW = 2
-"""Views per training object."""
+"""Number of views per training object of the probe."""
 CALIBRATION_OBJECTS, TEST_OBJECTS, TEST_KINDS = 500, 1000, 40
 TEMPERATURE = 0.1
 """Temperature of the contrastive loss."""
@@ -53,11 +53,13 @@ Target = TypeVar("Target")
 
 
 class ClassifierSystem(System, Generic[Output, Target]):
-    """Training of a small network ``net`` on augmented toybox images; each step's data depends on its number only.
+    """Base class for training a small network ``net`` on augmented toybox images.
+
+    The data of a step depends only on the seed and the number of the step.
 
     Attributes:
-        result: file of the trained network.
-        shown: metrics of the progress line.
+        result: file of the trained network, relative to the run folder.
+        shown: names of the metrics on the progress line.
     """
 
     result: str
@@ -68,18 +70,18 @@ class ClassifierSystem(System, Generic[Output, Target]):
         self.config, self.options, self.net = config, config.training, net
 
     def start(self) -> None:
-        """Load the initial weights of a new run. Raises ConfigError."""
+        """Load the initial weights of a new run. Raises ConfigError if they are missing or do not fit."""
 
     def batch(self, step: int) -> tuple[Tensor, Target]:
-        """Render the batch of a step: images (B, 3, size, size) in [0, 1], and the target of ``loss``."""
+        """Return images (B, 3, S, S) in [0, 1] of a step, and the target for `loss`."""
         raise NotImplementedError
 
     def loss(self, output: Output, target: Target) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss of the network's output, and metrics."""
+        """Return the loss () of the network output, and metrics by name."""
         raise NotImplementedError
 
     def finish(self, path: Path, about: Json) -> tuple[Json, str]:
-        """Measure the network and write it with ``about``; return figures for the summary and as text."""
+        """Measure the network and write it with ``about``. Return the measurements as JSON and as a sentence."""
         raise NotImplementedError
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -92,7 +94,7 @@ class ClassifierSystem(System, Generic[Output, Target]):
 
 
 def train(kind: Callable[[Any], ClassifierSystem[Output, Target]], task: Task) -> Status:
-    """Train a system, then measure and write its network."""
+    """Train the network of a system class, then measure and write the network."""
     torch.manual_seed(task.config.seed)
     system = kind(task.config)
     if not task.resume:
@@ -112,7 +114,7 @@ def train(kind: Callable[[Any], ClassifierSystem[Output, Target]], task: Task) -
 
 
 def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
-    """Measure the accuracy on ``count`` fresh objects of four views, half of them held-out combinations."""
+    """Measure the accuracy on four views of ``count`` new objects, half of which are held-out combinations."""
     verdicts = []
     splits: dict[Split, int] = {"train": count - count // 2, "held-out": count // 2}
     for split, number in splits.items():
@@ -121,8 +123,8 @@ def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
 
 
 class ProbeSystem(ClassifierSystem[Logits, Truth]):
-    """Training of a Probe. Each step renders one block of samples and reuses some of the last ``window`` ones, because
-    rendering costs as much as a step."""
+    """Training of a `Probe`. Each step renders one new block of samples and reuses random earlier blocks, because
+    rendering a block takes as long as a training step."""
 
     stage, shown, result = "probe", ("noun", "colour", "side"), f"probe/{PROBE}.safetensors"
     config: TrainProbeConfig
@@ -154,7 +156,7 @@ class ProbeSystem(ClassifierSystem[Logits, Truth]):
         return rgb, Truth.cat([truth for _, truth in blocks])
 
     def block(self, number: int) -> tuple[Tensor, Truth]:
-        """Return block ``number``, images uint8 (B, size, size, 3) and labels; render it if it is not cached."""
+        """Return images (B, S, S, 3), uint8, and labels of block ``number``. Render them unless they are cached."""
         if number not in self.cache:
             o = self.config.training
             first = (number + self.global_rank * BLOCKS_PER_RANK) * o.block  # devices share no samples
@@ -178,10 +180,11 @@ class ProbeSystem(ClassifierSystem[Logits, Truth]):
 
 
 def probe_loss(raw: Logits, truth: Truth, emphasis: Tensor | float = 1.0) -> tuple[Tensor, dict[str, float]]:
-    """Return the sum of the losses of all questions, each over the images with an answer, and accuracies.
+    """Return the sum of the losses of all outputs of the probe, and each loss and accuracy by name.
 
     Args:
-        emphasis: weights of the part words, (W,).
+        truth: labels; OPEN labels do not count.
+        emphasis: loss weights (W,) of the part words.
     """
     front = torch.where(truth.front, torch.round(truth.azimuth / (torch.pi / 2)).long() % 4, OPEN)
     applicable = truth.seen != OPEN
@@ -214,7 +217,7 @@ def probe_loss(raw: Logits, truth: Truth, emphasis: Tensor | float = 1.0) -> tup
 
 
 class IdentitySystem(ClassifierSystem[Tensor, None]):
-    """Training of an IdentityNet. Each step has two views each of several subjects of several kinds."""
+    """Training of an `IdentityNet`. A step has two views each of ``alike`` subjects of each of ``kinds`` nouns."""
 
     stage, shown, result = "identity", ("right",), f"identity/{IDENTITY}.safetensors"
     config: TrainIdentityConfig
@@ -224,7 +227,7 @@ class IdentitySystem(ClassifierSystem[Tensor, None]):
         super().__init__(config, IdentityNet(config.network))
 
     def batch(self, step: int) -> tuple[Tensor, None]:
-        """Render (2 kinds alike, 3, S, S): two views each of subjects of this step only."""
+        """Render images (2 * kinds * alike, 3, S, S) in [0, 1]. Images 2 k and 2 k + 1 show the same subject."""
         o, rng, nouns = self.config.training, self.numpy_rng(step, "subjects"), subjects.subject_nouns()
         chosen = rng.permutation(len(nouns))[: o.kinds]
         seed, images = int(rng.integers(2**31)), []
@@ -250,9 +253,10 @@ class IdentitySystem(ClassifierSystem[Tensor, None]):
 
 
 def augment(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Degrade images (B, 3, S, S) in [0, 1] like samples and volume renders: shifts, blur, tint, noise.
+    """Augment images (B, 3, S, S) in [0, 1] by random shift, scale, blur, saturation, tint and noise.
 
-    They are never mirrored, which would swap left and right. ``rng``: on the CPU.
+    The augmented images resemble samples and volume renders. They are never mirrored, which would swap left and right.
+    ``rng`` is a generator on the CPU.
     """
     count, size = len(x), x.shape[-1]
 

@@ -1,8 +1,8 @@
-"""Existing views: one scene, or a folder with a folder for each scene, such as runs of panorama and texture.
+"""Reader of existing views: the folder of one scene, or a folder of such folders, such as runs of panorama and texture.
 
-SCENE/cameras.json         see ``threedgen.geometry.cameras_file``; its prompts are used for the CLIP score only
-SCENE/0.png, 1.png, ...    views, if cameras.json does not name their files
-SCENE/depth/NAME.png       depth of view NAME.png: see ``threedgen.geometry.depth_file``
+SCENE/cameras.json         cameras (`threedgen.geometry.cameras_file`); its prompts are used only for the CLIP score
+SCENE/0.png, 1.png, ...    images, if cameras.json does not name the files of its views
+SCENE/depth/NAME.png       depth map of the image NAME.png (`threedgen.geometry.depth_file`)
 """
 
 from __future__ import annotations
@@ -21,18 +21,20 @@ from threedgen.geometry.views import Views
 
 KEY = "views"
 MAX_MOVE = 1e-3
-"""Largest distance between the cameras of a panorama, relative to the largest distance from the origin."""
+"""Maximum distance of a camera of a panorama from camera 0, relative to the maximum distance from the origin."""
 
 
 class FolderScenes:
-    """Scenes of a folder, as `threedgen.data.scene_views.SceneSource`. All cameras are read at once, images later.
+    """Scenes of a folder, as a `threedgen.data.scene_views.SceneSource`.
+
+    The constructor reads all cameras; `scene` reads the images of one scene.
 
     Args:
-        depth: the true scenes have depth.
-        captions: captions are needed.
+        depth: whether the scenes need depth maps, because the true scenes have them.
+        captions: whether the scenes need captions.
 
     Raises:
-        ConfigError: for missing files and unsuitable cameras.
+        ConfigError: if a file is missing or the cameras are unsuitable.
     """
 
     def __init__(self, folder: Path, depth: bool, captions: bool) -> None:
@@ -56,7 +58,7 @@ class FolderScenes:
 
 
 class Scene:
-    """One existing scene, by the path of its cameras. Methods raise ConfigError."""
+    """Files of one existing scene. ``path`` is its cameras.json and ``file`` the content. Methods raise ConfigError."""
 
     def __init__(self, path: Path, file: CamerasFile) -> None:
         self.path, self.file = path, file
@@ -65,7 +67,7 @@ class Scene:
         self.depths = [path.parent / "depth" / f"{view.stem}.png" for view in self.views]
 
     def check(self, depth: bool, captions: bool) -> None:
-        """Check files and cameras without reading images."""
+        """Check that all files exist and that the cameras are suitable. No image is read."""
         if missing := [file for file in self.views + self.depths * depth if not file.is_file()]:
             raise ConfigError(f"{missing[0]} is missing", KEY)
         position = self.file.cameras.position
@@ -75,7 +77,7 @@ class Scene:
             raise ConfigError(f"{self.path} has no prompts for the CLIP score. Add them, or use clip=null.", KEY)
 
     def read(self, depth: bool) -> SceneViews:
-        """Read the images."""
+        """Read the images, and the depth maps if ``depth``."""
         at, prompts = self.file.cameras, self.file.prompts or ("",) * len(self.views)
         images = [np.asarray(load_image(file, key=KEY).convert("RGB")) for file in self.views]
         depths = [read_depth(file, KEY) for file in self.depths * depth]

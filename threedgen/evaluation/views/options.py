@@ -1,4 +1,4 @@
-"""Config model of the evaluation of views that are sampled together. Imports no torch."""
+"""Config model of the evaluation of views that are sampled together. This module does not import torch."""
 
 from __future__ import annotations
 

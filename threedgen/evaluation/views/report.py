@@ -1,4 +1,4 @@
-"""Report of evaluated views: figures with intervals, differences, figures of each scene."""
+"""Report of the task "evaluate-views": metrics with intervals, differences, and the metrics of each scene."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ FIGURES = {"psnr": MEANS["psnr"], "ratio": "of the truth's", "fid": "FID", "kid"
 FIGURES |= {"clip": MEANS["clip"]}
 GIVEN = {name: words for name, words in MEANS.items() if name not in FIGURES}
 SPLITS, KID_SUBSET = 10, 5000
-"""Parts of the Inception score; maximum number of images of KID's only subset."""
+"""Number of parts of the Inception score, and maximum number of images of the single subset of KID."""
 Indices = NDArray[np.intp]
 
 
 @dataclass
 class MeasuredViews:
-    """Measurements of one row, scene by scene.
+    """Measurements of the scenes of one table row.
 
     Attributes:
-        figures: of each scene; None where undefined.
-        outputs: of the feature network for the views of each scene.
+        figures: for each scene, its metrics by name; None where undefined.
+        outputs: for each scene, the output of the feature network for its views.
     """
 
     figures: list[dict[str, float | None]] = field(default_factory=list)
@@ -68,22 +68,23 @@ class MeasuredViews:
 
     @property
     def images(self) -> int:
-        """Number of images."""
+        """Number of images of all scenes."""
         return sum(len(output.features) for output in self.outputs)
 
     def values(self, name: str) -> list[float | None]:
-        """Return a figure of each scene."""
+        """Return the metric ``name`` of each scene; None where undefined."""
         return [figures.get(name) for figures in self.figures]
 
     def stack(self, part: Literal["features", "logits"], scenes: Indices) -> np.ndarray:
-        """Concatenate the network outputs of some scenes: (N, D) or (N, K)."""
+        """Concatenate the features (N, D) or logits (N, K) of the N images of some scenes, given by their indices."""
         return np.concatenate([getattr(self.outputs[k], part) for k in scenes])
 
 
 def set_figures(row: MeasuredViews, truth: MeasuredViews) -> dict[str, Callable[[Indices], float]]:
-    """Return FID, KID and Inception score as functions of the scenes to include.
+    """Return FID, KID and Inception score of a row as functions of the indices of the included scenes.
 
-    Rows with as many scenes as the truth have the same scenes: one left out of a row is left out of the truth.
+    A row with as many scenes as the truth has the same scenes. In that case only the included true scenes are compared
+    with; otherwise all true scenes are.
     """
     everything = np.arange(len(truth))
 
@@ -107,7 +108,7 @@ def set_figures(row: MeasuredViews, truth: MeasuredViews) -> dict[str, Callable[
 def write_views_report(
     task: Task, rows: Mapping[str, MeasuredViews], network: FeatureNetwork, about: Mapping[str, object]
 ) -> None:
-    """Write report.json, report.md and the summary; print the tables. ``about``: first entries of report.json."""
+    """Write report.json with the first entries ``about``, report.md and the summary, and print the tables."""
     truth = rows[TRUTH]
     rows = {row: rows[row] for row in ROWS if row in rows}
     found = {row: summary(mine, truth) for row, mine in rows.items()}
@@ -130,7 +131,7 @@ def write_views_report(
 
 
 def summary(row: MeasuredViews, truth: MeasuredViews) -> Json:
-    """Compute all figures of a row with their intervals over the scenes."""
+    """Compute all metrics of a row with 95 % intervals over the scenes, as JSON."""
     found: Json = {"scenes": len(row)} | means(row.figures)
     ours, true = row.values("psnr"), truth.values("psnr")
     found["ratio"] = estimate(overlap_ratio(ours, true), bootstrap_ratio(ours, true))
@@ -140,7 +141,7 @@ def summary(row: MeasuredViews, truth: MeasuredViews) -> Json:
 
 
 def difference(row: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -> Json:
-    """Compute the figures of a row minus those of another one of the same scenes."""
+    """Compute the metrics of a row minus those of another row of the same scenes, with 95 % intervals."""
     differences = paired_differences(row.figures, other.figures, row.figures[0])
     found: Json = {**means(differences)}
     found["psnr"]["won"] = sum((one["psnr"] or 0) > 0 for one in differences)
@@ -155,13 +156,13 @@ def difference(row: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -
 
 
 def means(scenes: list[dict[str, float | None]]) -> dict[str, Estimate]:
-    """Average each figure that any scene has."""
+    """Return the mean of each metric over the scenes. Metrics that are undefined in all scenes are left out."""
     found = {name: mean_estimate([one.get(name) for one in scenes]) for name in MEANS}
     return {name: figure for name, figure in found.items() if figure["mean"] is not None}
 
 
 def explanation(config: EvaluateViewsConfig, rows: Mapping[str, MeasuredViews], network: FeatureNetwork) -> str:
-    """Return a text on the meaning of the figures."""
+    """Return the text of the report that explains its metrics."""
     source = (
         f"Same captions and noise, DDIM {config.steps} steps, guidance {config.guidance_scale:g}, seed {config.seed}."
     )

@@ -1,8 +1,9 @@
-"""Task "evaluate-views": sample scenes with and without attention between their views, or read existing views, and
-compare them with true views.
+"""Task "evaluate-views": compare sampled views of scenes with true views.
 
-RUN/views/ROW/00003.safetensors   samples of scene 3; a killed or extended run resumes
-RUN/report.json, report.md        figures with intervals
+The views are sampled with and without attention between the views of a scene, or existing views are read from a folder.
+
+RUN/views/ROW/00003.safetensors   samples of scene 3; a killed run, or a run with a larger count, resumes
+RUN/report.json, report.md        metrics with intervals
 RUN/sheet.png                     true and sampled views of the first scenes
 """
 
@@ -35,18 +36,18 @@ from .report import FOLDER, OTHER, ROWS, TRUTH, MeasuredViews, write_views_repor
 from .sampling import ATTENTION, BASE, SceneSampler, size_of
 
 SHEET_SCENES, SHEET_WIDTH = 8, 128
-"""Scenes and width of a view, in pixels, on the contact sheet."""
+"""Maximum number of scenes, and maximum width of a view in pixels, on the contact sheet."""
 
 
 class Item(NamedTuple):
-    """Row of the table and number of a scene."""
+    """One scene of one table row (a key of `report.ROWS`) to measure."""
 
     row: str
     number: int
 
 
 class Measurement(NamedTuple):
-    """Figures of the views of an item, output of the feature network, and label and strip for the contact sheet."""
+    """Metrics and network output of an item. ``strip`` has its label and images (V, H, W, 3) for the sheet."""
 
     item: Item
     figures: dict[str, float | None]
@@ -55,7 +56,7 @@ class Measurement(NamedTuple):
 
 
 class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
-    """Views of scenes in several rows: true, with attention, without, other true scenes, those of a folder."""
+    """Evaluation of true views, samples with and without attention, other true scenes, or views of a folder."""
 
     stage = "views"
 
@@ -86,7 +87,7 @@ class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
         self.items = items + [Item(FOLDER, number) for number in range(len(self.existing or ()))]
 
     def scene(self, item: Item) -> SceneViews:
-        """Return the views of an item; sample them if no earlier run kept them."""
+        """Return the views of an item. Samples of an earlier run are read from the run folder."""
         if item.row == FOLDER and self.existing is not None:
             return self.existing.scene(item.number)
         if item.row == OTHER:
@@ -99,7 +100,7 @@ class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
         return with_images(scene, views)
 
     def _true_scene(self, number: int) -> SceneViews:
-        """Return a true scene with its views rounded to 8 bits."""
+        """Return a true scene with its images rounded to the 256 values of uint8."""
         scene = self.source.scene(number)
         return with_images(scene, rounded_images(scene.views.images))
 
@@ -128,7 +129,7 @@ class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
         write_views_report(self.task, measured, self.features, self.about())
 
     def about(self) -> Json:
-        """Return the first entries of report.json."""
+        """Return the first entries of report.json: scenes, size, and options of the samples."""
         c, about = self.config, Json(scenes_of=self.source.describe(), count=self.count, size=size_of(self.first))
         if self.existing is not None:
             return about | {"drawn": self.existing.describe()}
@@ -139,7 +140,7 @@ class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
 
 
 def overlap(config: EvaluateViewsConfig, scene: SceneViews) -> float | None:
-    """Return the mean PSNR of pairs: neighbours around the ring, or consecutive views of a path."""
+    """Return the mean overlap PSNR in dB of neighbouring views of a panorama, or of consecutive views of a path."""
     views = scene.views
     if scene.depth is not None:
         return mean(depth_overlap(views.images, scene.depth, *to_opencv(views.cameras)))
@@ -149,23 +150,23 @@ def overlap(config: EvaluateViewsConfig, scene: SceneViews) -> float | None:
 
 
 def require_overlap(source: SceneSource, key: str) -> None:
-    """Raise ConfigError for scenes of one view."""
+    """Raise ConfigError for ``key`` if the scenes of a source have only one view."""
     if source.n_view < 2:
         raise ConfigError(f"{source.describe()}: a scene needs 2 views or more to overlap: {source.n_view}", key)
 
 
 def rounded_images(images: Tensor) -> Tensor:
-    """Round images to uint8, as in files."""
+    """Convert images (V, H, W, 3) from floats in [0, 1] to uint8, rounded."""
     return torch.from_numpy(to_uint8(images))
 
 
 def with_images(scene: SceneViews, images: Tensor) -> SceneViews:
-    """Replace the images of a scene by others (V, H, W, 3), uint8."""
+    """Return a copy of a scene with other images (V, H, W, 3), uint8."""
     return replace(scene, views=Views(images.float() / 255, scene.views.cameras))
 
 
 def strip(images: Tensor) -> Array:
-    """Resize views (V, H, W, 3) for the contact sheet."""
+    """Resize images (V, H, W, 3) in [0, 1] for the contact sheet."""
     height, width = images.shape[1:3]
     if width > SHEET_WIDTH:
         images = resize(images, round(height * SHEET_WIDTH / width), SHEET_WIDTH)

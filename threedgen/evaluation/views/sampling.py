@@ -1,6 +1,7 @@
-"""Samples of the views of scenes from their captions, with and without attention between views, kept on disk.
+"""Sampling of the views of scenes from their captions, with and without attention between views.
 
-RUN/views/attention/00003.safetensors    scene 3, with attention between views;  RUN/views/base/...   without
+RUN/views/attention/00003.safetensors    views of scene 3, sampled with attention between them
+RUN/views/base/00003.safetensors         views of scene 3, sampled independently of each other
 """
 
 from __future__ import annotations
@@ -28,14 +29,16 @@ ATTENTION, BASE = "attention", "base"
 
 
 class SceneSampler:
-    """Sampler of the model of a run. Raises ConfigError for a model of other scenes.
+    """Sampler of scenes by the MVDiffusion model of a task. It writes the views to the run folder.
+
+    The constructor raises ConfigError if the model does not fit the scenes.
 
     Args:
-        scenes: text that determines the scenes.
-        first: the first scene.
+        scenes: text with everything that determines the scenes.
+        first: first scene, which the model is checked with.
 
     Attributes:
-        given: the model gets view 0.
+        given: whether the model receives the true view 0 as a condition.
     """
 
     def __init__(self, task: Task, scenes: str, first: SceneViews) -> None:
@@ -50,7 +53,7 @@ class SceneSampler:
         self.weights = {ATTENTION: digest(networks), BASE: digest(base)}
 
     def __call__(self, row: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
-        """Return the views (V, H, W, 3), uint8, of scene ``number``; both rows start from the same noise."""
+        """Return sampled views (V, H, W, 3), uint8, of scene ``number``. Both rows start from the same noise."""
         path, sample = (
             self.folder / row / f"{number:05d}.safetensors",
             partial(self._sample, row, number, scene, on_step),
@@ -74,7 +77,7 @@ class SceneSampler:
         )
 
     def _metadata(self, row: str, number: int, scene: SceneViews) -> dict[str, str]:
-        """Return everything that determines the views."""
+        """Return everything that determines the samples, as metadata of their file."""
         c, p = self.config, self.config.prior
         attention = f"{p.neighbours} {p.k} {p.overlap} {p.guide_views}" if row == ATTENTION else ""
         sampling = f"{c.steps} {c.eta:g} {c.guidance_scale:g} {c.seed} {p.draft} {p.hold}"
@@ -86,7 +89,7 @@ class SceneSampler:
         }
 
     def _extra_channels(self, scene: SceneViews, size: Size) -> Tensor | None:
-        """Encode depth or given view as input channels of the UNet, the same in both rows."""
+        """Return extra UNet input channels that encode the depth or the condition view; None if the model has none."""
         model = self.model
         if model.extra == "depth" and scene.depth is not None:
             return depth_channels(scene.depth, *(side // model.factor for side in size))
@@ -110,5 +113,5 @@ class SceneSampler:
 
 
 def size_of(scene: SceneViews) -> tuple[int, int]:
-    """Return height and width of the views in pixels."""
+    """Return height and width of the views of a scene in pixels."""
     return scene.views.cameras.height, scene.views.cameras.width
