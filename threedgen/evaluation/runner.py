@@ -1,7 +1,7 @@
-"""Runner of all evaluations: items -> rows -> report.
+"""Runner of all evaluations. It measures each item, such as a scene, and writes a report of all rows.
 
     class Objects(Evaluation[ObjectsConfig, Case, Verdict]):
-        def __init__(self, task): ...     sets `items`, what is evaluated
+        def __init__(self, task): ...     sets `items`, such as scenes or prompts
         def measure(self, item): ...      turns one item into one row
         def report(self, rows): ...       computes metrics with intervals and calls `report.write_report`
 

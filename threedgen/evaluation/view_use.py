@@ -33,7 +33,7 @@ LEVELS = (350, 500, 650, 800, 950)
 LOW_LEVELS = (50, 200)
 """Time steps at which the cases are compared, and low time steps at which only the case caption is measured."""
 CLEAN = 100
-"""Time step of companions that are nearly clean."""
+"""Time step of the companions in the case clean, with little noise."""
 BATCH = 16
 """Number of objects that are denoised in one batch."""
 

@@ -118,7 +118,7 @@ class ProbeWeightsConfig(Config):
     weights: str = Field("embedded", min_length=1, description="'embedded', or a train-probe run's .safetensors file")
 
     def features(self) -> Config:
-        """Return the config of the feature network."""
+        """Return the config of the feature network (the toybox probe) for the registry."""
         model: Any = config_model("features", "probe")
         config: Config = model(weights=self.weights)
         return config

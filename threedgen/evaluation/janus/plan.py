@@ -37,7 +37,7 @@ def front_objects() -> FrontObjects:
 
 @dataclass(frozen=True)
 class Plan:
-    """Jobs of a benchmark.
+    """Jobs of a Janus benchmark, and the prompts and methods that it leaves out.
 
     Attributes:
         jobs: one job per seed, prompt and method.
@@ -52,7 +52,7 @@ class Plan:
     left_out: dict[str, str]
 
     def notes(self) -> list[str]:
-        """Return a sentence for each prompt and method that is left out."""
+        """Return one line of text for each prompt and each method that is left out, with the reason."""
         prompts = [f"left out: {prompt!r}, {reason}" for prompt, reason in self.left_out.items()]
         return prompts + [f"left out: {method} ({reason})" for method, reason in self.refused.items()]
 

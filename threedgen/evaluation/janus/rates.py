@@ -1,4 +1,4 @@
-"""Correction of a measured Janus rate for the errors of the meter."""
+"""Correction of a measured Janus rate for false alarms and missed fronts of the meter."""
 
 from __future__ import annotations
 

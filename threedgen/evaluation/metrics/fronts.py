@@ -38,7 +38,7 @@ class RingResult:
 
     @property
     def failed(self) -> bool:
-        """Whether the object has the Janus problem: two views more than 90 degrees apart show a front."""
+        """Whether the object has the Janus problem: two views that are more than 90 degrees apart show a front."""
         return self.fronts > 1
 
 

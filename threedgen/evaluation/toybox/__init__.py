@@ -1,1 +1,1 @@
-"""Toybox evaluations: the probe, verdicts, and the measurements of priors, objects and subjects."""
+"""Toybox evaluations: the probe (a classifier of toybox images), and scores of priors, 3D objects and subjects."""

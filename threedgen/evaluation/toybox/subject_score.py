@@ -236,7 +236,7 @@ def spec_of(noun: str, worn: Accessory) -> Spec:
 
 
 def prompt_of(noun: str, worn: Accessory, identifier: str = "") -> str:
-    """Return the prompt: "a dog wearing a red hat", or "a [v] dog wearing a red hat"."""
+    """Return a prompt like "a dog wearing a red hat", or "a [v] dog wearing a red hat" with the identifier "[v]"."""
     return caption(spec_of(noun, worn)).replace(noun, f"{identifier} {noun}".strip(), 1)
 
 

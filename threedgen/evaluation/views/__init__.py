@@ -1,1 +1,1 @@
-"""Evaluation of views that are sampled together: consistency where they overlap, distance to true views."""
+"""Evaluation of views that are sampled together: PSNR where they overlap, FID and KID to true views."""
