@@ -1,1 +1,1 @@
-"""One LightningModule for each kind of learning, and the functions that run a config of each task."""
+"""Tasks of the command line: config models, LightningModules of the trainings, and the functions that run a config."""

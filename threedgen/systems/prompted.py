@@ -1,4 +1,4 @@
-"""Configs of runs with a prompt, and the checks of its words (no torch here)."""
+"""Config model of runs with a prompt, and the checks of the prompt's words. The module does not import torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class PromptedConfig(RunConfig):
 
     @property
     def of_object(self) -> bool:
-        """Whether the prompt describes one object; else a scene."""
+        """True if the prompt describes one object, False if it describes a scene."""
         return True
 
     def texts(self) -> list[str]:
@@ -33,15 +33,15 @@ class PromptedConfig(RunConfig):
         return [self.prompt]
 
     def vocabulary(self) -> Vocabulary | None:
-        """Return the closed vocabulary of the prior; None for an open one or without a prior. Raises ConfigError."""
+        """Return the words that the prior knows; None: it takes any text, or there is no prior. Raises ConfigError."""
         prior: Any = getattr(self, "prior", None)
         with within("prior"):
             return None if prior is None else prior.vocabulary()
 
     def check_prompt(self, others: Iterable[str] = ()) -> None:
-        """Check that the prior knows a noun of the prompt, or of each of ``others``.
+        """Check that the prior knows a noun of the prompt, or of each of `others`, prompts to check instead.
 
-        Raises ConfigError for the first unknown prompt, naming up to two more.
+        Raises ConfigError if it knows no noun of a prompt, unless `prompt_check` is off.
         """
         from threedgen.data.toybox.prompt_words import check_noun
 
@@ -60,13 +60,13 @@ class PromptedConfig(RunConfig):
             raise ConfigError(f"{refused[first].problem}{also}", refused[first].key)
 
     def usual_height(self) -> tuple[str, float] | None:
-        """Return the object of the prompt ("a dog") and its usual height in metres; None if unknown."""
+        """Return the prompt's object, such as "a dog", and its usual height in metres; None for an unknown height."""
         from threedgen.data.toybox.heights import usual_height
 
         return usual_height(self.prompt)
 
     def prompt_notes(self) -> list[str]:
-        """Return notes on objects in the prompt and on unknown words of the negative prompt. Raises ConfigError."""
+        """Return warnings on objects in the prompt and unknown words in the negative prompt. Raises ConfigError."""
         from threedgen.data.toybox.prompt_words import notes
 
         vocabulary = self.vocabulary()

@@ -1,1 +1,1 @@
-"""Many objects: prompts x configs x seeds, each a run of its own, made by as many workers as there are."""
+"""Task `batch`: makes one object for each combination of prompt, config and seed, in parallel worker processes."""

@@ -1,6 +1,8 @@
-"""Jobs of a batch: one object per prompt, config and seed, each a run in its own folder.
+"""Jobs of a batch. A job makes one object from a prompt, a method and a seed, in its own run folder.
 
-    RUN/runs/KEY/job.json    state, method, reason, memory_mib, and the seconds of all attempts
+A method is a config name with optional key=value changes, such as "mvdream-toybox size=32".
+
+    RUN/runs/KEY/job.json    state, method, reason of a failure, memory_mib, and the total seconds of all attempts
 
 A job with state finished or failed is not run again.
 """
@@ -38,17 +40,17 @@ OWN_KEYS = ("prompt", "seed", "out", "threads", "task")
 """Config keys that a batch sets for each job."""
 RECORD = "job.json"
 BEGUN, REFUSED, FINISHED, FAILED = "begun", "refused", "finished", "failed"
-"""States of a job; refused: its method cannot run here, failed: it ran and made no object."""
+"""States of a job. Refused: its method could not start on this machine. Failed: it started, but made no object."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One object.
+    """One object to make.
 
     Attributes:
-        method: config and its own key=value changes.
-        key: folder name with a hash of the config, the same on every machine.
-        config: config without a folder.
+        method: config name and key=value changes.
+        key: name of the run folder; it contains a hash of the config and is the same on every machine.
+        config: checked config with prompt and seed, but without a run folder.
     """
 
     method: str
@@ -59,19 +61,20 @@ class Job:
 
 
 def words_of(method: str) -> list[str]:
-    """Split a method into its config and key=value changes; file names may contain blanks."""
+    """Split a method into its config name and its key=value changes. The config may be a file name with blanks."""
     return re.split(r"\s+(?=[A-Za-z_][\w.]*=)", method.strip())
 
 
 def object_config(
     method: str, overrides: Sequence[str], prompt: str, key: str, by: str, spared: Mapping[str, object] | None = None
 ) -> RunConfig:
-    """Load the config of a method. Raises ConfigError if it makes no object from a prompt.
+    """Load the config of a method. Raises ConfigError if its task does not make an object from a prompt.
 
     Args:
-        key: config key that names the method.
-        by: name of the task, for errors.
-        spared: values of keys, used if the config has their sections.
+        overrides: key=value changes for all methods; those of the method itself win.
+        key: config key that contains the method, for errors.
+        by: name of the calling task, for errors.
+        spared: further values by key; a value is used if the config has the first section of its key.
     """
     name, *own = words_of(method)
     overrides = [*overrides, *own]
@@ -91,7 +94,7 @@ def object_config(
 
 
 def job(method: str, base: RunConfig, prompt: str, seed: int) -> Job:
-    """Return the job of a config for another prompt and seed."""
+    """Create the job of a method for a prompt and a seed, from the config `base` of the method."""
     config = base.model_copy(update={"prompt": prompt, "seed": seed, "out": None, "threads": None})
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(words_of(method)[0]).stem).strip("-")[:40]
     words = runs.slug(prompt)[:-9][:40].strip("-")
@@ -99,7 +102,7 @@ def job(method: str, base: RunConfig, prompt: str, seed: int) -> Job:
 
 
 def plan(config: BatchConfig) -> list[Job]:
-    """Return all jobs, ordered by seed, prompt and method. Raises ConfigError."""
+    """Return all jobs of a batch, sorted by seed, then prompt, then method. Raises ConfigError."""
     prompts, methods = config.lines(), dict[str, RunConfig]()
     for method in config.configs:
         name, *own = words_of(method)
@@ -114,7 +117,7 @@ def plan(config: BatchConfig) -> list[Job]:
 
 
 def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> None:
-    """Raise ConfigError for `prompts` if the prior of a method knows no noun of one; other errors are not raised."""
+    """Raise ConfigError if the prior of a method knows no noun of a prompt. Other errors of the configs are ignored."""
     for method, config in methods.items():
         try:
             if isinstance(config, PromptedConfig):
@@ -125,14 +128,14 @@ def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> N
 
 
 def write_record(folder: Path, state: str, **figures: object) -> None:
-    """Update the record of a job."""
+    """Update job.json in the folder of a job with its state and further entries."""
     write_json(folder / RECORD, read_json(folder / RECORD) | {"state": state, **figures})
 
 
 def make(job: Job, root: Path, threads: int | None) -> str:
-    """Run the task of a job in ``root``/KEY and return its state.
+    """Run the task of a job in the folder ``root``/KEY, and return the state of the job.
 
-    Raises Stopped, and errors of the task other than ConfigError and OutOfMemory, which may not occur again.
+    Raises Stopped, and all errors of the task except for ConfigError and OutOfMemory. Another attempt may succeed.
     """
     folder = root / job.key
     config = job.config.model_copy(update={"out": str(folder), "threads": threads})
@@ -160,9 +163,10 @@ def make(job: Job, root: Path, threads: int | None) -> str:
 
 
 def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool) -> int:
-    """Make the missing objects, each in ``root``/KEY; return 0, or the exit code of the signal that stopped it.
+    """Run the jobs that are neither finished nor failed, each in the folder ``root``/KEY, in parallel workers.
 
-    Further jobs of a refused method are skipped.
+    After a method is refused, its remaining jobs are skipped. Returns 0, or the exit code of the signal that stopped
+    the batch.
     """
     from threedgen.run.progress import Count  # torch, which the plan does not need
     from threedgen.run.threads import threads_each

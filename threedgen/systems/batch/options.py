@@ -1,4 +1,4 @@
-"""Config model of the task "batch" (no torch here)."""
+"""Config model of the task "batch". The module does not import torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BatchConfig(WorkersConfig):
         return self
 
     def lines(self) -> list[str]:
-        """Return the distinct prompts in order. Raises ConfigError if there are none."""
+        """Return the distinct prompts of the file in order. Raises ConfigError if there are none."""
         if not self.prompts.strip():
             raise ConfigError("is missing; give a file, such as prompts=prompts.txt", "prompts")
         lines = read_text(user_path(self.prompts, "prompts"), "prompts").removeprefix("\ufeff").splitlines()

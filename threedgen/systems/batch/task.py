@@ -1,10 +1,10 @@
-"""The task "batch": many objects, and a page of them.
+"""The task "batch": makes many objects, and a page that shows them.
 
-RUN/runs/KEY/      one run per prompt, config and seed
-RUN/batch.csv      their states, with the reason if there is no object
-RUN/gallery.html   all of them
+RUN/runs/KEY/      one run folder per prompt, config and seed
+RUN/batch.csv      state of each object, with the reason if it was not made
+RUN/gallery.html   page with all objects
 
-The same command continues with the missing ones; a failed one is made again if its folder is deleted.
+The same command again makes the missing objects. To retry a failed object, delete its folder.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RUNS, TABLE, MISSING = "runs", "batch.csv", "missing"
 
 
 def make(task: Task) -> None:
-    """Make the missing objects, the table and the page. Raises Stopped after Ctrl-C."""
+    """Make the missing objects, and write batch.csv and gallery.html. Raises Stopped after Ctrl-C."""
     jobs, root = plan(task.config), task.folder / RUNS
     if code := make_all(task.config, jobs, root, task.quiet):
         raise Stopped(code)
@@ -50,7 +50,7 @@ def make(task: Task) -> None:
 
 
 def run(config: BatchConfig, resume: object = None, quiet: bool = False) -> int:
-    """Run the task and print the path of the page."""
+    """Run the task, print the path of gallery.html, and return the exit code."""
     from threedgen.train.task import run_task  # torch, which the plan does not need
 
     return run_task(make, config, None, quiet, result=NAME, again=True)

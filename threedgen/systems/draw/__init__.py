@@ -1,1 +1,1 @@
-"""Samples of every prior: views of an object, panoramas."""
+"""Task `sample`: samples views of an object or a panorama from a prior, without a 3D representation."""

@@ -1,6 +1,6 @@
-"""Views of an object by MV-Adapter, from text or an image, and from the geometry of a mesh.
+"""Sampling of views of an object by MV-Adapter, conditioned on text, an image or the geometry of a mesh.
 
-RUN/views.safetensors keeps the views of an interrupted run.
+RUN/views.safetensors has the finished views, so that a resumed run need not sample them again.
 """
 
 from __future__ import annotations
@@ -41,14 +41,20 @@ def sample_views(
     size_keys: tuple[str, str],
     sync: ViewSync = NO_SYNC,
 ) -> tuple[Tensor, list[str]]:
-    """Sample views (V, H, W, 3) in [0, 1], or read those of an interrupted run; also return notes on the prompt.
+    """Sample V views of an object, or read them if an interrupted run has sampled them.
 
     Args:
-        maps: geometry of a mesh (V, 6, H, W); None: camera rays.
-        size_keys: options of height and width.
-        sync: see `sample_images`.
+        cameras: V cameras with images of H x W pixels.
+        maps: (V, 6, H, W) in [0, 1], positions and normals of a mesh (`control_maps`); None: ray maps of the cameras.
+        size_keys: names of the options for height and width, for errors.
+        sync: rounds of img2img after the views are made consistent.
 
-    Raises ConfigError, and Stopped after Ctrl-C.
+    Returns:
+        Images (V, H, W, 3) in [0, 1], and notes on the prompt.
+
+    Raises:
+        ConfigError: the adapter does not fit the cameras, the mesh or the image.
+        Stopped: after Ctrl-C.
     """
     config: SamplingConfig = task.config
     check_model(model, config, cameras, maps is not None)
@@ -81,10 +87,10 @@ def sample_views(
 
 
 def check_model(model: MVAdapter, config: SamplingConfig, cameras: Cameras, geometry: bool) -> None:
-    """Raise ConfigError for an adapter of another control, layout or projection.
+    """Raise ConfigError if the adapter was trained for another condition, set of views or camera projection.
 
     Args:
-        geometry: whether the views are of a mesh.
+        geometry: True if the views are conditioned on the geometry of a mesh, False for camera rays.
     """
     form, problem = None if model.adapted is None else model.adapted.form, ""
     if form is not None and geometry and form.control != "geometry":
@@ -106,7 +112,10 @@ def check_model(model: MVAdapter, config: SamplingConfig, cameras: Cameras, geom
 
 
 def write_views(folder: Path, views: Tensor, names: Sequence[str]) -> list[str]:
-    """Write ``folder``/views/NAME.png and return these paths, relative to ``folder``. Raises OSError."""
+    """Write images (V, H, W, 3) in [0, 1] to ``folder``/views/NAME.png; return these paths relative to ``folder``.
+
+    Raises OSError.
+    """
     files = [f"views/{name}.png" for name in names]
     for file, view in zip(files, views, strict=True):
         write_png(folder / file, view)

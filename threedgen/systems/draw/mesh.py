@@ -1,4 +1,4 @@
-"""Triangle meshes of objects and scenes from files, in the world (z up), and back to the coordinates of the file."""
+"""Triangle meshes of objects and scenes: reading from files, transform to the world (z up), untextured renders."""
 
 from __future__ import annotations
 
@@ -29,24 +29,26 @@ logger = logging.getLogger(__name__)
 
 SIDES = ("front", "right", "back", "left", "top", "bottom")
 MAX_COORDINATE = 1e7
-"""Largest coordinate in metres."""
+"""Maximum absolute coordinate in metres."""
 MIN_NORMAL_COSINE = 0.5
-"""Smallest cosine between a normal of the file and its face; others are replaced."""
+"""Minimum cosine between a normal of the file and the normal of its triangle; other normals are replaced."""
 
 
 def axis_vector(name: str) -> Array:
-    """Return the unit vector (3,) of an axis such as +x or -y."""
+    """Return the unit vector (3,) of an axis name such as "+x" or "-y"."""
     return np.eye(3)["xyz".index(name[-1])] * (-1 if name[0] == "-" else 1)
 
 
 @dataclass(frozen=True)
 class MeshFrame:
-    """Transform from the axes and unit of a mesh file to the world: zoom * (scale * R p - centre).
+    """Transform of points p in a mesh file to the world (z up): zoom * (scale * rotation @ p - centre).
 
     Attributes:
-        up, front: axes of the file, such as +y, that become +z and +x.
+        up: axis of the file that becomes +z in the world, such as "+y".
+        front: axis of the file that becomes +x in the world.
         scale: metres per unit of the file.
-        centre, zoom: normalisation of an object; a scene keeps its place and size.
+        centre: (3,) middle of an object before `zoom`; 0 for a scene.
+        zoom: factor that scales an object to the size that the prior expects; 1 for a scene.
     """
 
     up: str = "+z"
@@ -57,7 +59,7 @@ class MeshFrame:
 
     @classmethod
     def of(cls, config: SamplingConfig, scale: float = 1.0) -> MeshFrame:
-        """Resolve the options ``up`` and ``front``. Raises ConfigError if they are parallel."""
+        """Create the transform of a config, with "auto" axes resolved. Raises ConfigError if the axes are parallel."""
         y_up = config.mesh is not None and Path(config.mesh).suffix.lower() in (".glb", ".gltf", ".obj")
         up = config.up if config.up != "auto" else "+y" if y_up else "+z"
         usual = "+z" if up[-1] != "z" else "-y" if config.of_object else "+x"
@@ -68,24 +70,24 @@ class MeshFrame:
 
     @property
     def rotation(self) -> Array:
-        """Rotation (3, 3) from file to world axes."""
+        """Rotation matrix (3, 3) from the axes of the file to those of the world."""
         front, up = axis_vector(self.front), axis_vector(self.up)
         return np.stack([front, np.cross(up, front), up])
 
     def for_file(self, mesh: TexturedMesh) -> TexturedMesh:
-        """Return the mesh at its place and size in the file, with world axes, which writers of files convert."""
+        """Return the mesh at its place and size in the file. The axes stay those of the world; writers convert them."""
         points = mesh.vertices.astype(np.float64) / self.zoom + self.centre
         return replace(mesh, vertices=(points / self.scale).astype(np.float32))
 
     def poses_to_world(self, c2w: Tensor) -> Tensor:
-        """Transform poses (N, 4, 4) of a scene from file to world coordinates."""
+        """Transform camera-to-world poses (N, 4, 4) of a scene from file to world coordinates."""
         moved = c2w.clone()
         moved[:, :3] = torch.from_numpy(self.rotation).to(c2w) @ c2w[:, :3]
         moved[:, :3, 3] *= self.scale
         return moved
 
     def poses_to_file(self, c2w: Tensor) -> Tensor:
-        """Invert ``poses_to_world``."""
+        """Transform camera-to-world poses (N, 4, 4) of a scene from world to file coordinates."""
         moved = c2w.clone()
         moved[:, :3] = torch.from_numpy(self.rotation.T.copy()).to(c2w) @ c2w[:, :3]
         moved[:, :3, 3] /= self.scale
@@ -94,13 +96,15 @@ class MeshFrame:
 
 @dataclass(frozen=True)
 class SourceMesh:
-    """Triangles of all parts of a file, open or closed, in world coordinates.
+    """Triangle mesh of all parts of a file in world coordinates. Its surface may be open or closed.
 
     Attributes:
-        vertices, faces: (V, 3) float32, (F, 3).
-        uv: (V, 2), v upwards, if all parts have texture coordinates.
-        normals: (V, 3), unit, of the file.
-        notes: changes of the mesh that the user should know.
+        vertices: (V, 3) float32.
+        faces: (F, 3) vertex indices of the triangles.
+        uv: (V, 2) texture coordinates, v upwards; None unless all parts of the file have them.
+        normals: (V, 3) unit vertex normals from the file; None if the mesh was simplified.
+        frame: transform from the file to the world.
+        notes: texts for the user about changes of the mesh.
     """
 
     vertices: Array
@@ -112,7 +116,10 @@ class SourceMesh:
 
 
 def read_source(path: Path, frame: MeshFrame) -> SourceMesh:
-    """Read the triangles of all parts of a file at their places in its scene graph. Raises ConfigError."""
+    """Read the triangles of all parts of a mesh file and join them in world coordinates. Raises ConfigError.
+
+    The transforms of the file's scene graph are applied. Triangles without an area are left out.
+    """
     parts = read_submeshes(path, _part, "mesh")
     if not parts:
         raise ConfigError(f"{path} has no triangles", "mesh")
@@ -134,7 +141,7 @@ def read_source(path: Path, frame: MeshFrame) -> SourceMesh:
 
 
 def _part(part: Any, matrix: Array) -> tuple[Array, Array, Array, Array | None]:
-    """Return vertices, normals, faces and texture coordinates of a part of a trimesh scene."""
+    """Return vertices (V, 3), normals (V, 3), triangles (F, 3) and UV (V, 2) or None of a part of a trimesh scene."""
     points, uv = np.asarray(part.vertices, np.float64), getattr(part.visual, "uv", None)
     mirrored = np.linalg.det(matrix[:3, :3]) < 0
     faces = np.asarray(part.faces, np.int64)[:, :: -1 if mirrored else 1]
@@ -147,9 +154,9 @@ def _part(part: Any, matrix: Array) -> tuple[Array, Array, Array, Array | None]:
 
 
 def read_object(config: SamplingConfig) -> SourceMesh:
-    """Read the mesh of an object, centred, with ``HALF`` as its largest coordinate, simplified to the budget.
+    """Read the mesh of an object, centred at the origin and scaled to a largest coordinate of ``HALF``.
 
-    Raises ConfigError.
+    A mesh with more triangles than `config.budget` is simplified. Raises ConfigError.
     """
     frame, notes = MeshFrame.of(config), list[str]()
     source = read_source(Path(str(config.mesh)).expanduser(), frame)
@@ -166,7 +173,7 @@ def read_object(config: SamplingConfig) -> SourceMesh:
 
 
 def without_uv(source: SourceMesh) -> TexturedMesh:
-    """Return the mesh with normals, and zeros as texture coordinates."""
+    """Return the mesh with normals, and with all texture coordinates 0."""
     vertices, faces, _ = weld(source.vertices, source.faces)
     normals, uv = vertex_normals(vertices, faces), np.zeros((len(vertices), 2), np.float32)
     mesh = TexturedMesh(vertices, faces, normals, uv, vertex_tangents(vertices, faces, normals, uv))
@@ -174,9 +181,10 @@ def without_uv(source: SourceMesh) -> TexturedMesh:
 
 
 def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
-    """Return the mesh with the normals of ``source``, which has the same triangles in the same order.
+    """Return the mesh with the vertex normals of ``source``, which has the same triangles in the same order.
 
-    Corners with different normals are split. Normals that contradict their face are not used.
+    A vertex whose triangles have different normals is split. A normal of the file that points away from the normal of
+    its triangle is not used.
     """
     if source.normals is None:
         return mesh
@@ -193,24 +201,27 @@ def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
 
 
 def six_sides(size: int) -> Cameras:
-    """Return the orthographic cameras of MV-Adapter for ``SIDES``; in the top view the front is upwards."""
+    """Return the six orthographic cameras of MV-Adapter, in the order of ``SIDES``, with ``size`` x ``size`` pixels.
+
+    In the top view, the front of the object is at the upper edge of the image.
+    """
     return views(GEOMETRY_VIEWS, size, size)
 
 
 def control_maps(mesh: TexturedMesh, cameras: Cameras) -> Tensor:
-    """Render the positions and normals that condition MV-Adapter: (V, 6, H, W) in [0, 1]."""
+    """Render the maps (V, 6, H, W) in [0, 1] that condition MV-Adapter: channels 0-2 are positions, 3-5 normals."""
     buffers = rasterise_views(mesh.vertices, mesh.faces, cameras)
     points, normals = (interpolate(part, mesh.faces, buffers) for part in (mesh.vertices, mesh.normals))
     return geometry_maps(torch.from_numpy(points), torch.from_numpy(unit(normals)), torch.from_numpy(buffers.mask))
 
 
 def preview(mesh: TexturedMesh, size: int = 256) -> Array:
-    """Render the six sides (6, size, size, 3) without texture."""
+    """Render the six sides of a mesh without texture: (6, size, size, 3) in [0, 1], in the order of ``SIDES``."""
     return render_untextured(mesh, six_sides(size))
 
 
 def render_untextured(mesh: TexturedMesh, cameras: Cameras, supersample: int = 2) -> Array:
-    """Render images (V, H, W, 3) of a grey mesh, lit from the camera and from above, on white."""
+    """Render a grey mesh on white for V cameras: images (V, H, W, 3) in [0, 1], lit from the camera and from above."""
     fine = cameras.with_size(cameras.height * supersample, cameras.width * supersample)
     buffers = rasterise_views(mesh.vertices, mesh.faces, fine)
     normals = interpolate(mesh.normals, mesh.faces, buffers)

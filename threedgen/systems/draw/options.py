@@ -1,4 +1,4 @@
-"""Config models of the task "sample", and of sampling in other tasks (no torch here)."""
+"""Config models of the task "sample", and of sampling in other tasks. The module does not import torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PRIORS = {
     "sides": ("mvadapter",),
     "path": ("mvdiffusion",),
 }
-"""Names of the priors that sample a rig."""
+"""Names of the priors that can sample each rig (set of cameras)."""
 SAMPLERS = ("mvdream", "stable-diffusion", "mvadapter", "mvdiffusion")
 Axis = Literal["auto", "+x", "-x", "+y", "-y", "+z", "-z"]
 Scale = Annotated[float, Field(ge=0)]
@@ -30,7 +30,7 @@ Angles = tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(
 
 
 def read_lines(value: object) -> object:
-    """Return the non-empty lines of a text file for its name, other values unchanged. Raises ValueError."""
+    """Replace the name of a text file by its non-empty lines; other values are unchanged. Raises ValueError."""
     if not isinstance(value, str):
         return value
     try:
@@ -47,7 +47,7 @@ Lines = Annotated[tuple[str, ...], BeforeValidator(read_lines)]
 
 
 def check_ring(views: int, fov: float, name: str) -> None:
-    """Raise ValueError with the option ``name`` if evenly spaced views of ``fov`` degrees do not overlap."""
+    """Raise ValueError with the option ``name`` if evenly spaced views, ``fov`` degrees wide, do not overlap."""
     if (step := 360 / views) >= fov:
         raise ValueError(
             f"{name} {views}: views of {fov:g} degrees, one every {step:g} degrees, do not overlap. Take "
@@ -74,11 +74,11 @@ class SamplingConfig(PromptedConfig):
     synchronise: int = Field(0, ge=0, le=100, description="rounds of making views consistent, then img2img")
 
     def check_rig(self, rig: str, **keys: str) -> None:
-        """Raise ValueError for a prior that cannot sample a rig, and for options that it does not take.
+        """Raise ValueError if the prior cannot sample a rig, or if an option is set that the rig does not use.
 
         Args:
-            rig: name of the rig.
-            keys: rig name -> options that only this rig takes.
+            rig: name of the rig (set of cameras).
+            keys: for each rig, the options that it uses but not all rigs do, separated by blanks.
         """
         if self.prior is not None and self.prior.name not in PRIORS[rig]:
             usable = " or ".join(PRIORS[rig])
@@ -94,26 +94,26 @@ class SamplingConfig(PromptedConfig):
 
     @property
     def samples_object(self) -> bool:
-        """Whether there is a text or an image to sample views of an object from."""
+        """True if there is a text or an image, from which views of an object can be sampled."""
         return bool(self.prompt.strip()) or self.image is not None
 
     def guidance(self, default: float) -> float:
         return default if self.guidance_scale is None else self.guidance_scale
 
     def object_text(self) -> str:
-        """Return the text of an adapter; empty only beside an image. Raises ConfigError."""
+        """Return the text for MV-Adapter: the prompt, or `image_prompt` with an image alone. Raises ConfigError."""
         by_image = self.image is not None and not self.prompt.strip()
         return self.image_prompt if by_image else normalise_prompt(self.prompt)
 
     def scene_texts(self) -> list[str]:
-        """Return the prompt of all views, or one per view. Raises ConfigError."""
+        """Return a list of one prompt for all views, or of one prompt per view. Raises ConfigError."""
         if self.prompt.strip() and self.prompts:
             raise ConfigError("give either prompt= for all views or prompts= with one line per view", "prompts")
         lines = [normalise_prompt(line, "prompts") for line in self.prompts]
         return lines or [normalise_prompt(self.prompt, example=EXAMPLE_ROOM)]
 
     def view_texts(self, count: int) -> list[str]:
-        """Return the prompt of each of ``count`` views. Raises ConfigError for another number of prompts."""
+        """Return ``count`` prompts, one per view. Raises ConfigError if `prompts` has another number of lines."""
         texts = self.texts() * (1 if self.prompts else count)
         if len(texts) != count:
             raise ConfigError(
@@ -122,13 +122,13 @@ class SamplingConfig(PromptedConfig):
         return texts
 
     def foreground(self) -> Array | None:
-        """Return the image (h, w, 4) in [0, 1] with the object in alpha; None without an image. Raises ConfigError."""
+        """Return the image as RGBA (h, w, 4) in [0, 1], with the object mask as alpha, or None. Raises ConfigError."""
         from threedgen.geometry.foreground import read_foreground
 
         return None if self.image is None else read_foreground(str(user_path(self.image, "image")))
 
     def check_adapter(self, control: Literal["rays", "geometry"]) -> None:
-        """Raise ConfigError if an option or file for sampling by an adapter with such control is missing."""
+        """Raise ConfigError if an option or a file is missing that MV-Adapter needs with this kind of condition."""
         self.object_text()
         if self.prior.image is not None:
             raise ConfigError("is for text to 3D. Give the image as image=FILE", "prior.image")

@@ -1,10 +1,13 @@
-"""Panoramas: views all around, sampled together from text or around an image, and the files made of them.
+"""Sampling of panoramas: V views around one point are sampled together from text, or around an image, and stitched.
 
-RUN/views/N.png           the views; RUN/views.safetensors keeps them for an interrupted run
-RUN/cameras.json          their cameras (``geometry.cameras_file``), yaw 0 along +x
-RUN/given/N.png           parts of the views that the image shows, else transparent
-RUN/panorama.png          equirectangular, view 0 in the middle, without the poles that no view sees
-RUN/panorama.mp4, .html   one turn to the right, and a page to look around
+Views are ordered left to right; view 0 looks along +x. In this module, K (3, 3) has the centre of the first pixel at
+(0, 0), and R (V, 3, 3) are camera-to-world rotations with OpenCV axes (`geometry.panorama`).
+
+RUN/views/N.png           the views; RUN/views.safetensors has them for a resumed run
+RUN/cameras.json          cameras of the views (format: ``geometry.cameras_file``)
+RUN/given/N.png           pixels of view N that the image shows; the others are transparent
+RUN/panorama.png          equirectangular image with view 0 in the middle, without the poles that no view shows
+RUN/panorama.mp4, .html   video of one turn to the right, and a page to look around
 """
 
 from __future__ import annotations
@@ -54,12 +57,12 @@ logger = logging.getLogger(__name__)
 IMAGE, FILM, PAGE = "panorama.png", "panorama.mp4", "panorama.html"
 FILES: tuple[str, ...] = (IMAGE, FILM, PAGE, CAMERAS_FILE)
 SUPERSAMPLE = 2
-"""Samples per pixel along each axis when an image is warped into a view."""
+"""Samples per pixel along each axis when the image is warped into a view."""
 FRAME_BATCH = 8
 
 
 def sample(task: Task, rig: PanoramaConfig) -> None:
-    """Sample the views and write the files above. Raises ConfigError, and Stopped after Ctrl-C."""
+    """Sample the views and write the files of the module docstring. Raises ConfigError, and Stopped after Ctrl-C."""
     config: SampleConfig = task.config
     texts, model = config.view_texts(rig.views), task.load_prior().compact()
     check_model(model, config, rig)
@@ -82,7 +85,7 @@ def sample(task: Task, rig: PanoramaConfig) -> None:
 
 
 def check_model(model: MVDiffusion, config: SampleConfig, rig: PanoramaConfig) -> None:
-    """Raise ConfigError for weights of another task, and for image sizes that they cannot sample."""
+    """Raise ConfigError if the weights are not for panoramas, take no image, or cannot sample this view size."""
     if model.extra == "depth" or (model.multiview is not None and model.multiview.kind != "panorama"):
         raise ConfigError(
             "these weights are for views of known depth; for a panorama use those of mvdiffusion-pano-toybox or "
@@ -102,7 +105,7 @@ def check_model(model: MVDiffusion, config: SampleConfig, rig: PanoramaConfig) -
 
 
 def sample_views(task: Task, rig: PanoramaConfig, model: MVDiffusion, texts: list[str]) -> Tensor:
-    """Sample the views (V, H, W, 3) in [0, 1]. Raises Stopped after Ctrl-C."""
+    """Sample V views (V, H, W, 3) in [0, 1] from V prompts. Raises Stopped after Ctrl-C."""
     config: SampleConfig = task.config
     R, K = ring(rig.views), intrinsics(radians(rig.fov), rig.size, rig.size)
 
@@ -133,7 +136,11 @@ def sample_views(task: Task, rig: PanoramaConfig, model: MVDiffusion, texts: lis
 
 
 def known_views(config: SampleConfig, rig: PanoramaConfig, size: int) -> tuple[Tensor, Tensor]:
-    """Return views (V, size, size, 3) of the image, and the mask (V, size, size) of the pixels that it shows."""
+    """Return what the image of the config shows in each view.
+
+    Returns:
+        Views (V, size, size, 3) in [0, 1], 0 where unknown, and bool masks (V, size, size) of the known pixels.
+    """
     if config.image is None or rig.image_fov is None:
         return torch.zeros(rig.views, size, size, 3), torch.zeros(rig.views, size, size, dtype=torch.bool)
     K = intrinsics(radians(rig.fov), size, size)
@@ -141,23 +148,26 @@ def known_views(config: SampleConfig, rig: PanoramaConfig, size: int) -> tuple[T
 
 
 def read_image(path: str) -> Tensor:
-    """Read an upright image (H, W, 3) in [0, 1], ignoring transparency. Raises ConfigError."""
+    """Read an image as (H, W, 3) in [0, 1], rotated upright by its EXIF data, without alpha. Raises ConfigError."""
     image = load_image(Path(path).expanduser(), key="image").convert("RGB")
     return torch.from_numpy(np.asarray(image, np.float32) / 255)
 
 
 def warp_image(image: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Warp an image (H, W, 3), which looks straight ahead in view 0, into the views of a panorama.
+    """Warp an image, which looks in the direction of view 0, into the views of a panorama.
 
-    An image narrower than a view is known to view 0 alone, as in the reference; a wider one to all views that see it.
-    (The reference takes every image for 90 degrees and crops it to a square.)
+    An image that is not wider than a view is used in view 0 only, as in the reference code of MVDiffusion. A wider one
+    is used in all views that overlap it. (The reference assumes 90 degrees and crops the image to a square.)
 
     Args:
+        image: (H, W, 3) in [0, 1].
         fov: horizontal field of view of the image in radians.
-        K, R: (3, 3) and (V, 3, 3) of the views.
+        K: (3, 3) intrinsics of each view in pixels.
+        R: (V, 3, 3) camera-to-world rotations of the views.
+        size: side of the views in pixels.
 
     Returns:
-        Views (V, size, size, 3), 0 where unknown, and the mask of known pixels (V, size, size).
+        Views (V, size, size, 3), 0 where unknown, and bool masks (V, size, size) of the known pixels.
     """
     K_image, K_fine = intrinsics(fov, *image.shape[:2]), resize_intrinsics(K, SUPERSAMPLE, SUPERSAMPLE)
     reduction = float(K_image[0, 0] / K_fine[0, 0])
@@ -177,14 +187,17 @@ def warp_image(image: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tu
 
 
 def resize_intrinsics(K: Tensor, x: float, y: float) -> Tensor:
-    """Scale K (3, 3) for an image whose sides change by these factors; the first pixel centre is at (0, 0)."""
+    """Scale K (3, 3) for an image whose width changes by the factor `x` and its height by the factor `y`."""
     scale, half = torch.diag(K.new_tensor([x, y, 1])), torch.eye(3, dtype=K.dtype)
     half[:2, 2] = 0.5
     return torch.linalg.inv(half) @ scale @ half @ K
 
 
 def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
-    """Write the views (V, H, W, 3) with known pixels in ``mask`` (V, H, W) as N.png with transparency."""
+    """Write each view with a known pixel to folder/N.png, with its unknown pixels transparent.
+
+    `views` is (V, H, W, 3) in [0, 1]; `mask` is bool (V, H, W), True where known.
+    """
     pixels = to_uint8(torch.cat([views, mask[..., None].to(views)], -1))
     for number in mask.flatten(1).any(1).nonzero()[:, 0].tolist():
         folder.mkdir(parents=True, exist_ok=True)
@@ -192,7 +205,10 @@ def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
 
 
 def write_panorama(folder: Path, views: Tensor, rig: PanoramaConfig, title: str) -> float:
-    """Write image, video and page of views (V, H, W, 3); return the height of the image in degrees. Raises OSError."""
+    """Stitch views (V, H, W, 3) in [0, 1] to a panorama, and write it as image, video and page. Raises OSError.
+
+    Returns the vertical angle that the image covers, in degrees.
+    """
     K = intrinsics(radians(rig.fov), rig.size, rig.size)
     stitched, weights = stitch(views.permute(0, 3, 1, 2), K, ring(rig.views), rig.height, 2 * rig.height)
     panorama = stitched[:, covered_rows(weights)].clamp(0, 1)
@@ -203,9 +219,9 @@ def write_panorama(folder: Path, views: Tensor, rig: PanoramaConfig, title: str)
 
 
 def film_frames(panorama: Tensor, film: FilmConfig) -> Iterator[Array]:
-    """Render the frames (h, w, 3), uint8, of one turn in an equirectangular image (C, H, W).
+    """Render uint8 frames (h, w, 3) of one turn to the right from an equirectangular image (3, H, W) in [0, 1].
 
-    The field of view is reduced if it would show more than the image above or below.
+    The field of view is reduced if a frame would extend beyond the upper or lower edge of the image.
     """
     half_height = 0.98 * pi * panorama.shape[1] / panorama.shape[2]  # radians
     max_fov = 2 * atan(tan(half_height) * film.width / film.height) if half_height < pi / 2 else pi

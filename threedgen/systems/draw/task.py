@@ -1,10 +1,11 @@
-"""The task "sample": views of an object, or a panorama, straight from a prior.
+"""The task "sample": samples views of an object or a panorama from a prior, without a 3D representation.
 
-RUN/views.png    all views of an object, for rig.name=orbit one row per sample
-RUN/views/       with rig.name=angles: N.png, or SIDE.png for the six sides of a mesh, as ``views=`` of texture
-RUN/preview.png  sides of the mesh, if there is one
+RUN/views.png    contact sheet of all views of an object; with rig.name=orbit one row per sample
+RUN/views/       with rig.name=angles: N.png, or SIDE.png for the six sides of a mesh. The option ``views`` of the task
+                 "texture" takes the folder with the six sides
+RUN/preview.png  untextured renders of the six sides of the mesh, if there is a mesh
 
-For a panorama see ``panorama``.
+The module ``panorama`` lists the files of a panorama.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ logger = logging.getLogger(__name__)
 
 VIEWS, PREVIEW = "views.png", "preview.png"
 MAX_ROW = 8
-"""Columns of views.png with more than MAX_ROW views."""
+"""Maximum number of columns in views.png with rig.name=angles."""
 
 
 def sample_orbit(task: Task, rig: OrbitConfig) -> None:
-    """Sample views by MVDream, or images by Stable Diffusion."""
+    """Sample views around an object with MVDream, or single images with Stable Diffusion, and write views.png."""
     config: SampleConfig = task.config
     prior = task.load_prior()
     notes = prompt_warnings(config.prompt, prior, config.prompt_notes())
@@ -64,7 +65,7 @@ def sample_orbit(task: Task, rig: OrbitConfig) -> None:
 
 
 def sample_angles(task: Task, rig: AnglesConfig) -> None:
-    """Sample views by MV-Adapter. Raises ConfigError, and Stopped after Ctrl-C."""
+    """Sample views at given angles with MV-Adapter, and write them. Raises ConfigError, and Stopped after Ctrl-C."""
     config: SampleConfig = task.config
     source = None if config.mesh is None else read_object(config)
     model: MVAdapter = task.load_prior()
@@ -91,7 +92,7 @@ def sample_angles(task: Task, rig: AnglesConfig) -> None:
 
 
 def sample(task: Task) -> None:
-    """Sample the rig of the config and write the files listed above, and summary.json."""
+    """Sample the views of the config's rig (set of cameras), and write the files of the module docstring."""
     rig = task.config.rig
     if isinstance(rig, OrbitConfig):
         sample_orbit(task, rig)
@@ -102,6 +103,6 @@ def sample(task: Task) -> None:
 
 
 def run(config: SampleConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task and print the path of the image."""
+    """Run the task, print the path of views.png or panorama.png, and return the exit code."""
     result = panorama.IMAGE if config.rig.name == "panorama" else VIEWS
     return run_task(sample, config, resume, quiet, result=result, files=(VIEWS, PREVIEW, *panorama.FILES))

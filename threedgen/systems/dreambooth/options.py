@@ -1,4 +1,4 @@
-"""Config model of mvdreambooth (no torch)."""
+"""Config model of the task mvdreambooth. The module does not import torch."""
 
 from __future__ import annotations
 
@@ -79,13 +79,13 @@ class MVDreamBoothConfig(PromptedConfig):
 
     @property
     def class_prompts(self) -> list[str]:
-        """Prompts of the class images, at most one per image."""
+        """Prompts of the class images (images of other subjects of the class); at most one prompt per image."""
         texts = self.tuning.class_prompts[: self.tuning.class_images]
         return [text.replace("{class}", self.class_prompt) for text in texts]
 
     @property
     def class_prompt(self) -> str:
-        """The prompt without the identifier: "a [v] dog" -> "a dog"."""
+        """Prompt without the identifier, such as "a dog" for "a [v] dog"."""
         return remove_words(self.prompt, [self.identifier])
 
     def check(self) -> None:

@@ -1,7 +1,8 @@
-"""DreamBooth (arXiv 2208.12242) on a multi-view prior without loss of its other views (MVDream, arXiv 2308.16512).
+"""DreamBooth (arXiv 2208.12242) for a multi-view prior (MVDream, arXiv 2308.16512).
 
-The UNet trains on the photos in its 2D mode, without cameras; the same weights sample the four views, which show the
-subject as long as the weights stay near those of the base. With x_t the noisy latents of a photo and c its prompt,
+The UNet trains on the photos of a subject in its 2D mode, without cameras. The same weights then sample multi-view
+images of the subject, if they stay near the original weights theta_0. With x_t the noisy latents of a photo and c its
+prompt, the loss is
 
     loss = mean |target - UNet(x_t, t, c)|^2 + lambda |theta - theta_0| / N
 
@@ -33,20 +34,21 @@ from .options import MVDreamBoothConfig
 
 N_VIEW = 4
 ELEVATION, AZIMUTH = math.radians(15.0), math.radians(20.0)
-"""Cameras of the sample sheet: elevation, and azimuth of the first view."""
+"""Elevation of the cameras of the sample sheet, and azimuth of the first one, in radians."""
 
 
 def preservation(weights: Mapping[str, Tensor], originals: Mapping[str, Tensor], norm: str) -> Tensor:
-    """Return the mean absolute ("l1") or squared ("l2") difference of all weights, a scalar."""
+    """Return the mean absolute (`norm` "l1") or squared ("l2") difference of all weights to originals, a scalar."""
     distance = torch.abs if norm == "l1" else torch.square
     total = torch.stack([distance(weights[name] - before).sum() for name, before in originals.items()]).sum()
     return total / sum(before.numel() for before in originals.values())
 
 
 def augment(images: Tensor, rng: torch.Generator, strength: float) -> Tensor:
-    """Augment images (B, H, W, 3) in [0, 1], at strength 1 by zooms of 8 %, shifts of 4 % and brightness of 5 %.
+    """Return images (B, H, W, 3) in [0, 1] with random zoom, translation and brightness.
 
-    Images are never mirrored, since marks may be on one side. Pixels from outside repeat the edge.
+    At `strength` 1 these vary by up to 8 %, 4 % of the side, and 5 %. Images are never mirrored, since the subject need
+    not be symmetric. Pixels from outside an image repeat its edge.
     """
     if strength == 0:
         return images
@@ -61,24 +63,23 @@ def augment(images: Tensor, rng: torch.Generator, strength: float) -> Tensor:
 
 
 def sheet_path(folder: Path, step: int) -> Path:
-    """Return the path of the sample sheet of a step."""
+    """Return the path of the sample sheet that is written at a step."""
     return folder / "samples" / f"{step:06d}.png"
 
 
 def token_embeddings(prior: MVDream) -> Tensor:
-    """Return the token embeddings (tokens, D) of the text encoder."""
+    """Return the embedding table (tokens, D) of the text encoder."""
     return prior.text_encoder.get_input_embeddings().weight
 
 
 class DreamBoothSystem(DenoisingSystem):
-    """Training of the UNet, or its LoRA, and the embedding of the identifier.
-
-    The prior already has the identifier as a token (`subject_weights.add_word`).
+    """LightningModule that trains the UNet, or a LoRA on it, and the embedding of the identifier.
 
     Args:
+        prior: model to tune; its tokenizer already has the identifier as a token (`subject_weights.add_word`).
         photos: (N, S, S, 3) in [0, 1].
-        base: checksum of the base weights.
-        class_images: images like `photos`, sampled from the class prompts in turn; None: no preservation by images.
+        base: checksum of the original weights.
+        class_images: (M, S, S, 3) in [0, 1], sampled from the class prompts in turn; None: no preservation by images.
     """
 
     stage = "subject"
@@ -112,13 +113,13 @@ class DreamBoothSystem(DenoisingSystem):
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """Parameters of the UNet that train, or its LoRA."""
+        """Trained parameters by name: those of the LoRA, or without LoRA those of the UNet."""
         if self.lora is not None:
             return dict(self.lora.named_parameters())
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
 
     def encode_prompt(self, prompt: str) -> Tensor:
-        """Encode a prompt as `MVDream.encode_prompt`, (1, L, D), with a gradient to the identifier's embedding."""
+        """Encode a prompt to (1, L, D) as the prior does, but with gradients to the identifier's embedding."""
         prior = self.model
         table = token_embeddings(prior)
         name = next(name for name, p in prior.text_encoder.named_parameters() if p is table)
@@ -131,7 +132,7 @@ class DreamBoothSystem(DenoisingSystem):
         return torch.cat(encoded, dim=1)
 
     def image_loss(self, images: Tensor, prompt: str, rng: torch.Generator) -> Tensor:
-        """Return the denoising loss of images (B, S, S, 3) without cameras."""
+        """Return the denoising loss of images (B, S, S, 3) in [0, 1] with one prompt, without cameras; a scalar."""
         with torch.no_grad():
             z = self.model.encode_images(images, rng)
         t, noise = (x.flatten(0, 1) for x in self.sample_noise(0, z[:, None].shape, rng))
@@ -169,14 +170,14 @@ class DreamBoothSystem(DenoisingSystem):
 
     @torch.no_grad()
     def sample_views(self, prompt: str) -> Tensor:
-        """Sample views (4, S, S, 3), always from the same noise."""
+        """Sample four views (4, S, S, 3) in [0, 1] around the subject, always from the same noise."""
         prior, o = self.model, self.config.sheet
         token_embeddings(prior)[self.token] = self.word
         c2w = orbit(N_VIEW, ELEVATION, 1.0, 1.0, 1, 1, azimuth=AZIMUTH).c2w
         return prior.sample(prompt, c2w, o.steps, o.guidance_scale, generator=self.rng(0, "sheet"))
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write samples/000100.png: four views of the subject and of its class, from the same noise."""
+        """Write samples/STEP.png: four views of the subject and four of its class, from the same noise."""
         prompts = self.config.prompt, self.config.class_prompt
         labels = [prompt for prompt in prompts for _ in range(N_VIEW)]
         rows = torch.cat([self.sample_views(prompt) for prompt in prompts])
@@ -186,7 +187,7 @@ class DreamBoothSystem(DenoisingSystem):
         sheet_path(folder, step).unlink(missing_ok=True)
 
     def write(self, path: Path) -> None:
-        """Write the difference from the base, or the LoRA, and the identifier's embedding."""
+        """Write the changes of the UNet's weights, or the LoRA, and the identifier's embedding to a file."""
         card = {"identifier": self.config.identifier, "prompt": self.config.prompt, "base": self.base}
         if self.lora is not None:
             card |= {"kind": "lora", "scale": repr(self.lora.scale)}

@@ -1,10 +1,10 @@
-"""The task mvdreambooth: photos of one subject become a file for `prior.personalisation`.
+"""The task mvdreambooth: tunes a multi-view prior on photos of one subject.
 
-RUN/photos.png                    the photos as they are trained on (photos.safetensors: the same, exactly)
-RUN/class.safetensors             class images sampled from the base, for preservation=images
-RUN/samples/000100.png            four views of the subject and of its class
+RUN/photos.png                    the photos after cropping and resizing; photos.safetensors has their exact values
+RUN/class.safetensors             class images sampled from the original prior, with preservation=images
+RUN/samples/000100.png            at step 100, four views of the subject and four of its class
 RUN/checkpoints/
-RUN/personalisation.safetensors   the result
+RUN/personalisation.safetensors   result; the option `prior.personalisation` takes this file
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FILES = (RESULT, "photos.png")
 
 
 def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> Status:
-    """Run a config without output on stdout and return its status."""
+    """Run a config without output on stdout, and return how the run ended."""
     return execute(train, Task(config, resume, quiet, FILES))
 
 
@@ -62,7 +62,7 @@ def train(task: Task) -> Status:
 
 
 def load_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
-    """Load the photos (N, size, size, 3) in [0, 1]; a resumed run keeps those of its start. Raises ConfigError."""
+    """Load the photos as (N, size, size, 3) in [0, 1]. A resumed run uses the copy in `folder`. Raises ConfigError."""
 
     def read() -> Tensor:
         images = photos.read(photos.find(config.photos), size, config.fill)
@@ -74,7 +74,7 @@ def load_photos(config: MVDreamBoothConfig, folder: Path, size: int) -> Tensor:
 
 
 def sample_class_images(config: MVDreamBoothConfig, folder: Path, prior: MVDream, quiet: bool) -> Tensor | None:
-    """Sample class images (N, S, S, 3) from the base; None unless preservation needs them."""
+    """Sample class images (M, S, S, 3) in [0, 1] from the prior before tuning; None unless preservation=images."""
     o = config.tuning
     if o.preservation != "images":
         return None

@@ -1,1 +1,1 @@
-"""Generation of a 3D object from a prompt."""
+"""Task `generate`: generation of a 3D object from a prompt by score distillation and fitting to sampled views."""

@@ -1,4 +1,4 @@
-"""Size of the chunks in which training renders keep their graph."""
+"""Chunk size of training renders: the number of ray samples whose autograd graph is in memory at one time."""
 
 from __future__ import annotations
 
@@ -10,18 +10,21 @@ from threedgen.representations.volume.render import samples_that_fit
 from threedgen.run.memory import free_bytes
 
 OOM_FALLBACK_SAMPLES = 1 << 18
-"""Samples assumed for a render that ran out of memory before its chunk size was known."""
+"""Chunk size assumed for a render that ran out of memory before its real chunk size was known."""
 OOM_FACTOR = 4
 """Divisor of the chunk size after a step that ran out of memory."""
 
 
 class RenderChunks:
-    """Samples whose graph is held at a time: `march.chunk`, or measured from the free memory at first use.
+    """Chunk size of training renders, in ray samples.
+
+    The size is `march.chunk`. For "auto" it is computed from the free memory when a render first needs it.
 
     Attributes:
-        measured: measured sizes by kind of render. Saved in checkpoints: the size decides the last bits of a gradient.
-        limit: upper bound after a step ran out of memory, or None.
-        last: samples whose graph the last render held, or None.
+        measured: sizes computed for "auto", for renders with and without normals. They are saved in checkpoints,
+            because the order of summation, and so the last bits of a gradient, depends on the size.
+        limit: upper bound since a step ran out of memory, or None.
+        last: number of samples in the largest chunk of the last render, or None before the first render.
     """
 
     def __init__(self, chunk: int | str | None) -> None:
@@ -31,11 +34,12 @@ class RenderChunks:
         self.last: int | None = None
 
     def size(self, normals: bool, device: torch.device, sample_bytes: Callable[[], float]) -> int | None:
-        """Return the maximum number of samples in a chunk; None: one chunk.
+        """Return the maximum number of samples in a chunk. None means that a render is one chunk.
 
         Args:
-            normals: the render needs normals.
-            sample_bytes: measures the memory of a sample's graph; called at most once per kind of render.
+            normals: True if the render needs normals.
+            sample_bytes: function that measures the graph of one sample in bytes. It is called at most twice in a
+                run: once for renders with normals and once for renders without.
         """
         chunk = self.chunk
         if isinstance(chunk, str):  # auto
@@ -46,6 +50,6 @@ class RenderChunks:
         return chunk if self.limit is None else min(self.limit, chunk or self.limit)
 
     def reduce(self) -> int:
-        """Reduce the size after a step ran out of memory; return the new limit."""
+        """Reduce the chunk size after a step that ran out of memory, and return the new upper bound."""
         self.limit = max(1, (self.last or OOM_FALLBACK_SAMPLES) // OOM_FACTOR)
         return self.limit

@@ -20,21 +20,21 @@ from threedgen.representations.mesh.losses import normal_consistency
 from .scene import Scene
 
 HUBER_BETA = 0.1
-"""Colour difference up to which the error is quadratic; above it is linear, so that inconsistent views do not blur."""
+"""Colour difference up to which the error is quadratic. Larger ones count linearly, so that outliers do not blur."""
 ERROR_WEIGHT = 10
 """Weight of the colour error."""
 OPAQUE_WEIGHT = {"0%": 0.01, "40%": 0.05, "100%": 6.0}
-"""Weight of the entropy of the opacity, by share of the fit."""
+"""Weight of the entropy of the opacity, as a schedule over the steps of the fit."""
 SPARSITY_WEIGHT = 0.1
-"""Weight of the sparsity loss: density in the colour of the background fits as well as none."""
+"""Weight of the sparsity loss, which removes density in the colour of the background. The images do not penalise it."""
 SURFACE_POINTS = 512
-"""Surface points per step of the smoothness loss."""
+"""Maximum number of surface points per step in the smoothness loss."""
 SURFACE_DISTANCE = 0.02
-"""Distance between the compared normals of the smoothness loss, in radii of the scene."""
+"""Standard deviation of the offsets between compared normals in the smoothness loss, as a fraction of march.radius."""
 
 
 class StepResult(NamedTuple):
-    """Result of a training step: the loss, its terms for the log (unweighted), and other metrics."""
+    """Result of a training step: the scalar loss, its single terms for the log, and further metrics by name."""
 
     loss: Tensor
     terms: dict[str, float]
@@ -42,7 +42,7 @@ class StepResult(NamedTuple):
 
 
 class Fit:
-    """Fit of the object to images (V, H, W, 3) in [0, 1] of known cameras."""
+    """Loss of an object on images (V, H, W, 3) in [0, 1] of V known cameras."""
 
     def __init__(self, scene: Scene, cameras: Cameras, images: Tensor) -> None:
         self.scene, self.cameras = scene, cameras.with_size(*images.shape[1:3])
@@ -53,8 +53,9 @@ class Fit:
         """Return the loss of a step. Volumes train on `fit.rays` random pixels, meshes on whole images.
 
         Args:
-            step: step of the run, seeds the random numbers.
-            done, steps: steps of this fit before this one, and in all, for the schedules.
+            step: step of the run; it seeds the random numbers.
+            done: number of steps of this fit before this step; it selects the values of the schedules.
+            steps: total number of steps of this fit.
         """
         o, rng, device = self.scene.config.fit, self.scene.rng(step, "pixels"), self.scene.device
         opaque, smooth, distortion = (at(value, done, steps) for value in (OPAQUE_WEIGHT, o.smooth, o.distortion))
@@ -67,7 +68,7 @@ class Fit:
         colours, background = (part.to(device) for part in self.pixels.composite(indices, rng))
         error = F.smooth_l1_loss(result.rgb_fg + background * (1 - result.opacity), colours, beta=HUBER_BETA)
         clear = opaque * losses.opaque(result.opacity) + SPARSITY_WEIGHT * losses.sparsity(result.opacity)
-        # density in the colour of the background fits as well as none
+        # opacity at pixels far from the object: in the colour of the background it would not change the error
         clear = clear + result.opacity[self.pixels.empty[indices].to(device)].sum() / len(colours)
         if distortion and (spread := result.distortion(2 * self.scene.config.march.radius)) is not None:
             clear = clear + distortion * spread
@@ -76,7 +77,7 @@ class Fit:
         return StepResult(loss, {"loss_views": ERROR_WEIGHT * error.item()}, {"opacity": opacity})
 
     def _render_images(self, step: int, rng: torch.Generator) -> tuple[Render, Tensor]:
-        """Render about `fit.rays` pixels of random whole images; return the render and its pixel indices."""
+        """Render whole images of random cameras, about `fit.rays` pixels; return the render and pixel indices (R,)."""
         pixels = self.cameras.height * self.cameras.width
         count = max(1, self.scene.config.fit.rays // pixels)
         chosen = torch.randperm(len(self.cameras), generator=rng)[:count]
@@ -84,14 +85,14 @@ class Fit:
         return self.scene.render(self.cameras.select(chosen), step, training=False), indices
 
     def _render_pixels(self, step: int, rng: torch.Generator) -> tuple[Render, Tensor, tuple[Tensor, Tensor]]:
-        """Render `fit.rays` random pixels; return the render, its pixel indices and its rays."""
+        """Render R = `fit.rays` random pixels; return render, pixel indices (R,), ray origins and directions (R, 3)."""
         indices, device = self.pixels.sample(self.scene.config.fit.rays, rng), self.scene.device
         rays = (self.pixels.origins[indices].to(device), self.pixels.directions[indices].to(device))
         shading = self.scene.material.sample_shading(step, False, rng)
         return self.scene.render_rays(*rays, shading, rng, training=True), indices, rays
 
     def _roughness(self, result: Render, origins: Tensor, directions: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the difference of normals at nearby points of the surface (`losses.normal_smoothness`)."""
+        """Return the mean difference of normals at nearby surface points of the rays (R, 3), a scalar."""
         field, march = self.scene.field, self.scene.config.march
         solid = (result.opacity[:, 0] > 0.5).nonzero()[:SURFACE_POINTS, 0]
         depth = (result.depth / result.opacity)[solid].detach()

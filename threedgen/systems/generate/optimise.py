@@ -1,4 +1,4 @@
-"""Second part of a generate run: optimise the object, then write its turntable, mesh, asset and page."""
+"""Second part of a generate run: optimise the object, then write the turntable, the mesh, the asset and the report."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 STOPPING = "stopping after this step, then writing turntable, {made} and page (Ctrl-C again: exit at once)"
 RESULTS = "writing turntable, {made} and page (Ctrl-C again: exit at once, or skip the asset while it is written)"
-"""Messages after Ctrl-C in the two parts of a run."""
+"""Messages after Ctrl-C: while the object is optimised, and while the results are written."""
 
 
 def optimise(
@@ -48,10 +48,14 @@ def optimise(
     """Train the object and write the results.
 
     Args:
-        text: embeddings of the prompt, see `GenerateSystem`.
-        views, cameras: sampled images for a warm start, and their cameras.
-        notes: texts for the summary.
-        start: run folder from whose object this run starts; None: from nothing.
+        text: (2 or 6, L, D) text embeddings in the order that `GenerateSystem` documents.
+        views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
+        cameras: V cameras of `views`.
+        notes: warnings for summary.json. The function appends its own warnings.
+        start: run folder whose object initialises this run; None: start from a new object.
+
+    Returns:
+        How the training ended.
     """
     config, folder = task.config, task.folder
     build: type[GenerateSystem] = registry.implementation("system", config.system.name)
@@ -91,9 +95,10 @@ def optimise(
 
 
 def start_from(system: GenerateSystem, folder: Path) -> None:
-    """Initialise the object, and a background of the same shapes, from the run in `folder`.
+    """Initialise the object from the run in `folder`, and the background too if its tensors have the same shapes.
 
-    Raises ConfigError if the representations do not fit.
+    Raises:
+        ConfigError: the representation of that run cannot initialise this one.
     """
     _, field, _, checkpoint = load_field(folder)
     system.field.init_from(field)
@@ -104,7 +109,7 @@ def start_from(system: GenerateSystem, folder: Path) -> None:
 
 
 def live_view(system: GenerateSystem, folder: Path, interrupts: Interrupts) -> LiveView:
-    """Return the live view of a run, see threedgen.viewer.live."""
+    """Return the callback that shows the object in a browser during training (`threedgen.viewer.live`)."""
 
     def export() -> Path:
         place = folder / LIVE / f"{system.trainer.global_step:06d}"
@@ -114,7 +119,7 @@ def live_view(system: GenerateSystem, folder: Path, interrupts: Interrupts) -> L
 
 
 def open_window(system: GenerateSystem) -> ViserWindow:
-    """Open the live view in a browser, with the turntable's first camera."""
+    """Open the browser window of the live view. It starts at the first camera of the turntable."""
     from threedgen.viewer.viser_window import ViserWindow  # optional, see threedgen.config.optional
 
     config = system.config

@@ -1,4 +1,4 @@
-"""Optimizers of the registry: functions of the section `optimizer` and parameter groups."""
+"""Optimizers in the registry. Each is a function of the config section `optimizer` and the parameter groups."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from torch.optim import Adam, AdamW, Optimizer
 from .options import AdamConfig, AdamWConfig
 
 Groups = list[dict[str, Any]]
-"""Parameter groups with `params` and `name`; the learning rates are factors of schedules, so `lr` is 1."""
+"""PyTorch parameter groups with the keys `params` and `name`. Schedules multiply the base learning rate of 1."""
 
 
 def adam(options: AdamConfig, groups: Groups) -> Optimizer:
-    """Return Adam."""
+    """Build the Adam optimizer (Kingma and Ba 2015)."""
     return Adam(groups, lr=1.0, betas=options.betas, eps=options.eps, fused=True)
 
 
 def adamw(options: AdamWConfig, groups: Groups) -> Optimizer:
-    """Return AdamW."""
+    """Build the AdamW optimizer: Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
     decay = options.weight_decay
     return AdamW(groups, lr=1.0, betas=options.betas, eps=options.eps, weight_decay=decay, fused=True)

@@ -1,4 +1,4 @@
-"""Config models of the task `generate` (no torch here)."""
+"""Config models of the task `generate`. The module does not import torch."""
 
 from __future__ import annotations
 
@@ -75,9 +75,10 @@ class LossConfig(Config):
 
 @dataclass(frozen=True)
 class LossWeights(Component):
-    """Section `loss`: `LossConfig`, and a weight for each other registered regulariser.
+    """Type of the config section `loss`, with one weight for each loss term.
 
-    These are the entries of the registry's kind `regulariser` and the `losses` of all representations.
+    The terms are those of `LossConfig`, the entries of the registry's kind `regulariser`, and the terms in
+    `FieldConfig.losses` of all registered representations.
     """
 
     kind: str = "regulariser"
@@ -93,7 +94,7 @@ class LossWeights(Component):
 
 
 def representation_losses() -> dict[str, dict[str, str]]:
-    """Return the own losses of all registered representations, as in `FieldConfig.losses`, by their names."""
+    """Return the loss terms of each registered representation: {representation: {term: help text}}."""
     found = {}
     for name in registry.names("representation"):
         with suppress(Exception):  # a broken plug-in fails only if a config names it
@@ -161,7 +162,7 @@ class PreviewConfig(Config):
 
 
 def registered(kind: str) -> AfterValidator:
-    """Return a validator of a list of names of the registry's kind."""
+    """Return a validator that checks that all names in a tuple are registered under `kind`."""
 
     def check(names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
@@ -253,7 +254,10 @@ class GenerateConfig(PromptedConfig):
     )
 
     def stage(self, name: str) -> GenerateConfig:
-        """Return the config of a stage: this one with the stage's options, without an asset. Raises ConfigError."""
+        """Return the config of a stage: this config with the options of the stage, and without an asset.
+
+        Raises ConfigError.
+        """
         stage = self.stages[name]
         if "out" in stage:
             problem = f"a stage has no folder of its own choice. Remove it: the folder is stages/{name} in the run's"
@@ -275,22 +279,22 @@ class GenerateConfig(PromptedConfig):
 
     @property
     def views_per_scene(self) -> int:
-        """Number of views that the prior denoises together; 1 without cameras."""
+        """Number of views of one object that the prior denoises together; 1 for a single-view prior."""
         return self.camera.n_view if self.prior.multiview else 1
 
     @property
     def warm_steps(self) -> int:
-        """Steps of the warm start; 0 for a single-view prior, which samples no consistent views."""
+        """Number of steps of the warm start; 0 for a single-view prior, whose samples are not consistent."""
         return 0 if self.views_per_scene < 2 else int(self.warm_start.share * self.trainer.max_steps)
 
     @property
     def round_steps(self) -> int:
-        """Steps of each refinement round; 0 without refinement."""
+        """Number of steps of each refinement round; 0 without refinement."""
         return int(self.refine.share * self.trainer.max_steps) if self.refine.strengths else 0
 
     @property
     def distilled_steps(self) -> int:
-        """Steps of distillation, between the warm start and the refinement."""
+        """Number of distillation steps, between the warm start and the refinement."""
         return self.trainer.max_steps - self.warm_steps - len(self.refine.strengths) * self.round_steps
 
     def prompt_notes(self) -> list[str]:
@@ -308,7 +312,7 @@ class GenerateConfig(PromptedConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> GenerateConfig:
-        """Check the rules between sections."""
+        """Check the rules that involve more than one section."""
         self._check_representation()
         warm, share, rounds = self.warm_start.share, self.refine.share, len(self.refine.strengths)
         if rounds * share > 1:
@@ -329,7 +333,7 @@ class GenerateConfig(PromptedConfig):
         return self
 
     def _check_representation(self) -> None:
-        """Check what other sections need of the representation."""
+        """Check that the representation supports the options of the other sections."""
         field, radius = self.field, getattr(self.field, "radius", self.march.radius)
         if radius != self.march.radius:
             raise ValueError(
@@ -360,10 +364,10 @@ class GenerateConfig(PromptedConfig):
                 self.stage(name).check_part(from_nothing=k == 0)
 
     def check_part(self, from_nothing: bool) -> None:
-        """Check a run or a stage by itself. Raises ConfigError.
+        """Check the config of a run or a stage, without the other stages. Raises ConfigError.
 
         Args:
-            from_nothing: it does not start from the object of an earlier stage.
+            from_nothing: True if no earlier stage initialises the object.
         """
         normalise_prompt(self.prompt)
         refined = len(self.refine.strengths) * self.round_steps

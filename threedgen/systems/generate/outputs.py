@@ -1,4 +1,4 @@
-"""Results of a generate run: turntable, views, mesh, game-ready asset, and the files of plug-ins."""
+"""Writers of the results of a run: turntable, views, mesh, game-ready asset, and the files of exporter plug-ins."""
 
 from __future__ import annotations
 
@@ -34,24 +34,27 @@ from .system import GenerateSystem
 
 logger = logging.getLogger(__name__)
 Figures = dict[str, Any]
-"""Entries of summary.json."""
+"""Entries of summary.json: numbers and file names by key."""
 VIEWS = 8
 """Number of views in views.png, in two rows."""
 
 
 def view_azimuths(options: OrbitCameraConfig) -> NDArray[np.floating]:
-    """Return the camera azimuths of views.png, radians."""
+    """Return the azimuths (n,) of the images in views.png, radians; 0 is the front. Their number is at most eight."""
     return np.deg2rad(options.azimuth) + 2 * np.pi * np.asarray(view_indices(options.n_view)) / options.n_view
 
 
 def view_indices(n: int) -> list[int]:
-    """Return the indices of the turntable images in views.png: eight, evenly spaced, or all of fewer."""
+    """Return the indices of the turntable images in views.png: eight evenly spaced ones, or all if `n` is below 8."""
     count = min(VIEWS, n)
     return [k * n // count for k in range(count)]
 
 
 def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = False) -> Figures:
-    """Render and export the object; return figures for the summary. No surface gives a note instead of an error."""
+    """Render and export the object, and return entries for summary.json.
+
+    An object without a surface gets neither mesh nor asset; a warning is appended to `notes`.
+    """
     config = system.config
     system.eval()
     write_turn(system.images, config.result, folder, quiet)
@@ -74,7 +77,10 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet:
 
 
 def write_turn(images: Callable[[Cameras], Tensor], options: ResultConfig, folder: Path, quiet: bool = False) -> None:
-    """Write turntable.mp4, and some of its frames as views.png; `images`: cameras -> (B, H, W, 3) in [0, 1]."""
+    """Write turntable.mp4, and eight of its frames as views.png and views.npz.
+
+    `images` is a function that renders B cameras to images (B, H, W, 3) in [0, 1].
+    """
     cameras = turntable(options.turntable)
     frames = []
     with Count("turntable", len(cameras), quiet) as count:
@@ -87,7 +93,7 @@ def write_turn(images: Callable[[Cameras], Tensor], options: ResultConfig, folde
 
 
 def write_views(views: Tensor, folder: Path) -> None:
-    """Write images (N, H, W, 3) to views.png, and for programs to views.npz, uint8."""
+    """Write images (N, H, W, 3) in [0, 1] as a contact sheet views.png, and as the uint8 array `views` in views.npz."""
     write_png(folder / "views.png", grid(views, VIEWS // 2))
     with atomic_file(folder / "views.npz") as file:
         np.savez_compressed(file, views=to_uint8(views))
@@ -96,7 +102,11 @@ def write_views(views: Tensor, folder: Path) -> None:
 def write_mesh(
     view: FieldView, resolution: int, folder: Path, provenance: dict[str, str | int], notes: list[str]
 ) -> Figures:
-    """Write mesh.glb and return its size; without a surface, add a note and return nothing."""
+    """Extract the surface of a field by marching cubes with `resolution` grid points per axis, and write mesh.glb.
+
+    `provenance` (prompt, seed, config hash) is stored in the file. Returns the number of vertices and triangles. For a
+    field without a surface, it appends a warning to `notes` and returns an empty dict.
+    """
     try:
         mesh = field_surface(view, resolution)
     except EmptyField as error:
@@ -108,7 +118,7 @@ def write_mesh(
 
 
 def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> ExportedAsset:
-    """Write the asset of the current object to `folder`, with the nearest possible budget. Raises ConfigError."""
+    """Write the textured asset to `folder`, with the nearest possible triangle budget. Raises ConfigError."""
     config = system.config
     elevations = config.camera.elevation_range
     view = field_view(system.field, system.occupancy, config.march, system.device, elevations)
@@ -120,19 +130,20 @@ def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> Expo
 
 
 def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> Figures:
-    """Write folder/asset if possible; return figures for the summary."""
+    """Write folder/asset. A failure appends a note instead of raising. Returns entries for summary.json."""
     retry = f" ({command('--config', 'export', f'run={folder}')} tries again)"
     return try_asset(lambda: make_asset(system, folder / FOLDER, quiet), folder, notes, retry)
 
 
 def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str], retry: str = "") -> Figures:
-    """Write folder/asset by `make`; return figures for the summary.
+    """Call `make`, which writes folder/asset, and turn every error into a note.
 
-    The training is done, so every error (a full field, a strict check, a full disk, Ctrl-C, a bug in a library) gives
-    one note and no asset.
+    The training is done at this point, so its other results must survive any error: a failed check, a full disk, Ctrl-C
+    or a bug in a library. Returns entries for summary.json, or an empty dict after an error.
 
     Args:
-        retry: text of the note that says how to try again.
+        notes: warnings for summary.json. The function appends the error or the warnings of the asset.
+        retry: text for the note of an error that says how to try again.
     """
     try:
         asset = make()

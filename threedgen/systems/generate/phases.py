@@ -3,7 +3,7 @@
     0 ... warm_start.share ........................... refine.share per round ... max_steps
     | warm start: fit  | distillation                | resample views, fit | ... |
 
-Each phase maps a step to its loss. `GenerateSystem.training_step` asks the phase of the step.
+`GenerateSystem.training_step` finds the phase of the current step and takes the loss from it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from .scene import Scene
 
 @dataclass(frozen=True)
 class Phase:
-    """Consecutive steps with one kind of loss.
+    """Range of consecutive training steps that use the same loss.
 
     Attributes:
-        start, steps: first step and number of steps.
-        label: step -> text of the progress bar.
-        losses: step -> result of the training step.
+        start: first step of the range.
+        steps: number of steps in the range.
+        label: function from a step to the text of the progress bar.
+        losses: function from a step to its loss and metrics.
     """
 
     start: int
@@ -45,7 +46,10 @@ class Phase:
 
 
 def warm_start(scene: Scene, images: Tensor | None, cameras: Cameras | None) -> list[Phase]:
-    """Return the fit to views (V, H, W, 3) that the prior sampled from the prompt; no phase without them."""
+    """Return the warm start as a list of one phase, in which the object is fitted to views (V, H, W, 3) in [0, 1].
+
+    The list is empty if no views are given.
+    """
     if images is None or cameras is None or not scene.config.warm_steps:
         return []
     steps, fits = scene.config.warm_steps, list[Fit]()
@@ -59,9 +63,11 @@ def warm_start(scene: Scene, images: Tensor | None, cameras: Cameras | None) -> 
 
 
 class Refinement:
-    """Refinement rounds: views all around are rendered, resampled by the prior, and the object is fitted to them.
+    """Refinement rounds at the end of a run.
 
-    After MVEdit (arXiv 2403.12032) and Instruct-NeRF2NeRF (arXiv 2303.12789), with groups of consistent views.
+    In each round the object is rendered from all around, the prior resamples the renders by img2img, and the object is
+    fitted to the resampled images. The method follows MVEdit (arXiv 2403.12032) and Instruct-NeRF2NeRF (arXiv
+    2303.12789). Here the prior denoises `camera.n_view` views together, so these views are consistent.
     """
 
     def __init__(self, scene: Scene) -> None:
@@ -79,7 +85,7 @@ class Refinement:
             scene.register_buffer("refine_images", images)
 
     def phases(self) -> list[Phase]:
-        """Return one phase for each round."""
+        """Return one phase per round."""
 
         def phase(number: int) -> Phase:
             label = f"refining, {self.name(number)}"
@@ -92,7 +98,10 @@ class Refinement:
         return f"round {number + 1} of {self.rounds}"
 
     def losses(self, number: int, step: int, done: int) -> StepResult:
-        """Resample the views at the first step of a round; return the loss of the fit to them."""
+        """Return the loss of the object on the resampled views. The first step of a round resamples them.
+
+        `number` is the index of the round, and `done` the number of its steps before `step`.
+        """
         if not done:  # also if the step is repeated: it gives the same images
             self.resample(number, generator(self.scene.seed, step, "drawing"), self.scene.from_nothing and step == 0)
             # moments of the gradients of distillation, which are a thousand times as large
@@ -103,14 +112,13 @@ class Refinement:
 
     @property
     def images(self) -> Tensor:
-        """Resampled views (V, H, W, 3) of the current round, float16."""
+        """Resampled views (V, H, W, 3) of the current round in [0, 1], float16."""
         return self.scene.get_buffer("refine_images")
 
     def resample(self, number: int, rng: torch.Generator, from_nothing: bool) -> None:
-        """Fill `images` for a round, with the same random numbers on all devices.
+        """Resample all views of round `number` and store them in `images`. All devices get the same images.
 
-        Args:
-            from_nothing: there is no object to render yet.
+        `from_nothing` means that there is no object to render yet; the views are then sampled from the prompt alone.
         """
         scene, images = self.scene, []
         with scene.track_progress(f"sampling views, {self.name(number)}", len(self.rig.cameras)) as count:
@@ -132,11 +140,15 @@ def resample_views(
     strength: float,
     rng: torch.Generator,
 ) -> Tensor:
-    """Resample the views (V, H, W, 3) of one group together by img2img (SDEdit, Meng et al. 2022).
+    """Resample V views of one object together by img2img (SDEdit, Meng et al. 2022).
 
     Args:
-        renders: images to start from; None: start from the prior's coarse prediction, or from noise without one.
+        renders: (V, H, W, 3) images in [0, 1] to start from. None: start from the latents of the prior's coarse
+            predictor, or from pure noise if the prior has no such predictor.
         strength: img2img noise strength in (0, 1].
+
+    Returns:
+        Images (V, H, W, 3) in [0, 1] at the prior's image size.
     """
     if renders is not None:
         z: Tensor | None = prior.encode_images(renders, rng)
@@ -152,7 +164,10 @@ def resample_views(
 
 
 def sharpen(images: Tensor, amount: float) -> Tensor:
-    """Sharpen images (V, H, W, 3) in [0, 1] by an unsharp mask with a blur of 1/64 of their height."""
+    """Sharpen images (V, H, W, 3) in [0, 1] by an unsharp mask.
+
+    The standard deviation of its Gaussian blur is 1/64 of the image height. `amount` 0 returns the images unchanged.
+    """
     if not amount:
         return images
     sigma, x = images.shape[1] / 64, images.permute(0, 3, 1, 2)

@@ -1,6 +1,7 @@
 """Text of --dry-run: weights, device, steps and memory of a run.
 
-Nothing is trained: the prior has shapes only, and renders are those of the initial field.
+Nothing is trained and no weights are loaded. The networks of the prior are built on PyTorch's meta device, which has
+shapes but no values. The memory of a render is measured on the untrained field.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from .system import GenerateSystem, key_steps, piecewise_constant
 from .task import check_backends
 
 STATE = 4
-"""Copies of a trained number: itself, its gradient and Adam's two moments."""
+"""Numbers in memory per trained parameter: its value, its gradient and the two moments of Adam."""
 TOKENS = 77
 LIBRARIES = 0.5e9
-"""Resident bytes of a process that has only imported what a run uses, on Linux."""
+"""Resident bytes of a process on Linux after it has imported the libraries of a run."""
 
 
 def plan(config: GenerateConfig) -> str:
-    """Return the text of a dry run. Raises ConfigError for what would stop the run or a stage at its start."""
+    """Return the text of a dry run. Raises ConfigError if the run or one of its stages could not start."""
     parts = [*map(config.stage, config.stages), config]
     weights = dict.fromkeys(line for part in parts for line in part.prior.describe())
     lines = [
@@ -64,14 +65,14 @@ def plan(config: GenerateConfig) -> str:
 
 
 def steps(config: GenerateConfig) -> str:
-    """Return the number of steps of a run or stage, by phase."""
+    """Return a text with the total number of steps of a run or stage, and the number in each phase."""
     refined = config.trainer.max_steps - config.warm_steps - config.distilled_steps
     parts = {"fit the sampled views": config.warm_steps, "distil": config.distilled_steps, "refine": refined}
     return f"{config.trainer.max_steps} ({', '.join(f'{count} {name}' for name, count in parts.items() if count)})"
 
 
 def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:
-    """Return the bytes of a run's largest step by purpose, without its stages."""
+    """Estimate the peak memory of a run, not counting its stages: bytes by purpose, such as {"prior": 2e9}."""
     prior, end = meta_networks(config.prior.weights, config.prior.parts), config.trainer.max_steps
     size = config.prior.image_size or prior.unet.config["sample_size"] * prior.factor
     shapes: Any = SimpleNamespace(schedule=Schedule.scaled_linear(), unet=prior.unet, image_size=size)
@@ -117,7 +118,7 @@ def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:
 
 
 def occupied(system: GenerateSystem) -> float:
-    """Return the fraction of the cube in which the initial field is sampled."""
+    """Return the fraction of the cube in which rays are sampled at step 0, according to the occupancy grid."""
     if (grid := system.occupancy) is None:
         return 1.0
     grid.update(system.field.density, 0, generator(system.seed, 0, "occupancy"))
@@ -125,7 +126,10 @@ def occupied(system: GenerateSystem) -> float:
 
 
 def unet_bytes(prior: MetaNetworks, size: int) -> float:
-    """Return the bytes of the UNet's graph per image when a copy of it is trained, float32, on the meta device."""
+    """Return the bytes of the UNet's autograd graph per image of `size` pixels, in float32.
+
+    Distillation losses that train a copy of the UNet, such as VSD, keep this graph.
+    """
     c, side = prior.unet.config, size // prior.factor
     width = c["encoder_hid_dim"] or c["cross_attention_dim"]
 
@@ -139,12 +143,15 @@ def unet_bytes(prior: MetaNetworks, size: int) -> float:
 
 
 def vae_bytes(vae: Any, size: int) -> float:
-    """Return the bytes of the graph of encoding one image, float32, on the meta device."""
+    """Return the bytes of the autograd graph of the VAE encoder for one image of `size` pixels, in float32."""
     return per_image(lambda n: vae.encode(_meta(n, 3, size, size)))
 
 
 def per_image(make: Callable[[int], object]) -> float:
-    """Return the difference in bytes between the graphs of two images and of one."""
+    """Return the bytes of the autograd graph per image: the graph of `make(2)` minus the graph of `make(1)`.
+
+    The difference cancels the parameters, which are saved once for any number of images.
+    """
     return float(graph_bytes(lambda: make(2)) - graph_bytes(lambda: make(1)))
 
 

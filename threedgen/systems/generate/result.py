@@ -1,4 +1,4 @@
-"""Return value of a generate run in Python, and its last lines on a terminal."""
+"""Return value of `threedgen.generate`, and the lines that a run prints at its end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from threedgen.run.metrics import read_summary
 from threedgen.run.text import say
 
 FILES = ("preview.png", "turntable.mp4", "views.png", "views.npz", "mesh.glb")
-"""Files that a run writes if possible."""
+"""Main files of a finished run. A file may be missing: without a surface, for example, there is no mesh.glb."""
 
 
 def _file(name: str, about: str) -> property:
@@ -23,7 +23,10 @@ def _file(name: str, about: str) -> property:
 
 @dataclass(frozen=True)
 class Run:
-    """Run folder and its files; a file that the run could not write is None."""
+    """Folder of a run, with a property for each result file.
+
+    A property is the path of its file, or None if the run did not write that file.
+    """
 
     folder: Path
     status: str
@@ -36,18 +39,18 @@ class Run:
     summary = _file("summary.json", "time, memory, versions, seed")
 
     def file(self, name: str) -> Path | None:
-        """Return the file of this name in the folder, or None."""
+        """Return the path of a file in the folder by its relative name, or None if it does not exist."""
         path = self.folder / name
         return path if path.exists() else None
 
     @property
     def asset(self) -> Path | None:
-        """Textured GLB within the triangle budget, in asset/ beside its levels of detail and its collider."""
+        """Path of the textured mesh within the triangle budget. Its levels of detail and collider are beside it."""
         figures = read_summary(self.folder).get("asset")
         return self.file(str(figures["file"])) if isinstance(figures, dict) and "file" in figures else None
 
     def _repr_html_(self) -> str:
-        """Return the notebook output: status, views, and links to asset and page."""
+        """Return the HTML of the notebook output: status, eight views, and the paths of the asset and the report."""
         lines = [f"<p>{html.escape(self.status)}: <code>{html.escape(str(self.folder))}</code></p>"]
         if self.views is not None:
             image = base64.b64encode(self.views.read_bytes()).decode()
@@ -59,7 +62,10 @@ class Run:
 
 
 def print_result(run: Run, quiet: bool = False) -> None:
-    """Print the paths of a run's asset, page and folder, and on a terminal the URL of the page."""
+    """Print the paths of a run's asset, report and folder. On a terminal also print the URL of the report.
+
+    With `quiet`, print the folder only.
+    """
     if run.asset is not None and not quiet:
         height = (read_summary(run.folder).get("asset") or {}).get("height", "")
         again = resize_command(run.folder, read_manifest(run.folder / FOLDER).get("preset"))

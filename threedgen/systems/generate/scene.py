@@ -1,4 +1,4 @@
-"""Object, prior and prompt of a run, and everything that all of its phases do with them: render, condition, step."""
+"""Base LightningModule of text to 3D: holds object and prior, renders, conditions the prior, and takes steps."""
 
 from __future__ import annotations
 
@@ -35,20 +35,23 @@ from .chunks import RenderChunks
 logger = logging.getLogger(__name__)
 
 EVAL_CHUNK = 1 << 20
-"""Samples per chunk of renders without gradients."""
+"""Ray samples per chunk of renders without gradients."""
 REMEDY = "set march.chunk=65536 or less, scenes_per_step=1, a smaller size, or prior.dtype=bf16, and go on with "
 
 
 class Scene(System):
-    """Base of the systems that optimise one object for one prompt.
+    """Base of the LightningModules that optimise one object for one prompt.
 
     Attributes:
-        field: the representation that is optimised.
-        occupancy: grid of non-empty cells of a marched field, or None.
-        text: (2 or 6, L, D) embeddings of `view_prompts.prompts`.
-        prior, matte: frozen networks; not registered and in no checkpoint.
-        reference: features of the prior's reference image, once the prior is on its device.
-        from_nothing: the run does not start from the object of another run.
+        field: representation that is optimised, such as a hash grid or a mesh.
+        occupancy: grid that marks the cells with density, so that rays skip empty space; None for meshes.
+        text: (2 or 6, L, D) embeddings of the prompt, the negative prompt and, with view prompts, the prompt of the
+            side, front, back and overhead view (`view_prompts.prompts`).
+        prior: frozen diffusion model. It is no registered submodule, so checkpoints do not contain it.
+        matte: frozen network that separates the object from the background, or None. It is not registered either.
+        reference: features of the prior's reference image; None before `setup` or without such an image.
+        from_nothing: False if the object was initialised from another run.
+        chunks: chunk size of training renders.
     """
 
     field: Representation
@@ -87,7 +90,7 @@ class Scene(System):
         self.reference = self.prior.reference(self.text[:1].to(self.device))
 
     def condition(self, rig: Rig) -> Condition:
-        """Return text, cameras and reference image of a rig's views for the prior."""
+        """Return the input of the prior beside the noisy images: text, cameras and reference image of a rig's views."""
         n_view, c2w = self.config.views_per_scene, rig.cameras.c2w.to(self.device)
         return replace(
             view_text(self.text, rig, self.config.view_prompts),
@@ -103,11 +106,13 @@ class Scene(System):
     def render(
         self, cameras: Cameras, step: int, *, training: bool, normals: bool = False, light: Tensor | None = None
     ) -> Render:
-        """Render all pixels (B H W, ...) of B cameras.
+        """Render all pixels of B cameras; the result has R = B H W flat pixels.
 
         Args:
-            step: seeds the random numbers, and selects the shading.
-            light: (B, 3) point light of each view; None: at the camera.
+            step: step of the run; it seeds the random numbers and selects the shading.
+            training: True: random shading and jittered samples. False: as in the results.
+            normals: compute normals even if the shading does not need them.
+            light: (B, 3) world position of the point light of each view; None: at the camera.
         """
         rng = self.rng(step, "render")
         shading = self.material.sample_shading(step, training, rng)
@@ -130,7 +135,13 @@ class Scene(System):
         normals: bool = False,
         light: Tensor | None = None,
     ) -> Render:
-        """March rays (R, 3) through the field; `light` (R, 3), None: at the camera."""
+        """Render R rays by marching through the field.
+
+        Args:
+            origins, directions: (R, 3) in world coordinates; directions have unit length.
+            training, normals: as for `render`.
+            light: (R, 3) world position of the point light of each ray; None: at the ray origin.
+        """
         chunk = self.chunks.last = self.chunk(normals or shading.lit) if torch.is_grad_enabled() else EVAL_CHUNK
         result = render(
             self.field,
@@ -151,13 +162,13 @@ class Scene(System):
         return result
 
     def chunk(self, normals: bool) -> int | None:
-        """Return the maximum number of samples in a chunk of a training render; None: one chunk."""
+        """Return the maximum number of ray samples in a chunk of a training render; None: no limit."""
         scene = (self.field, self.background, self.material, self.config.march)
         return self.chunks.size(normals, self.device, lambda: sample_bytes(*scene, normals, self.device))
 
     @torch.no_grad()
     def images(self, cameras: Cameras) -> Tensor:
-        """Render images as in the results: (B, H, W, 3) in [0, 1], on the CPU."""
+        """Render final-quality images (B, H, W, 3) in [0, 1] for B cameras, and return them on the CPU."""
         shape, one_by_one = (1, cameras.height, cameras.width, 3), (cameras.select([k]) for k in range(len(cameras)))
         renders = (self.render(one, self.max_steps, training=False) for one in one_by_one)
         return torch.cat([result.rgb.view(shape).cpu() for result in renders])
@@ -165,7 +176,7 @@ class Scene(System):
     # --- before and after a step
 
     def before_step(self, step: int) -> None:
-        """Set scheduled options and update the occupancy grid, unless the step is repeated."""
+        """Update the scheduled options of the field, and the occupancy grid unless the step is a repetition."""
         self.field.before_step(step, self.max_steps)
         if self.occupancy is not None and not self.repeating:
             self.occupancy.update(self.field.density, step, generator(self.seed, step, "occupancy"))
@@ -177,10 +188,12 @@ class Scene(System):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], object] | None = None,
     ) -> None:
-        """Take an optimizer step. If a GPU runs out of memory, repeat it once in smaller chunks with the same numbers.
+        """Take an optimizer step. If memory runs out, repeat the step once with smaller chunks and the same seeds.
 
-        Raises ConfigError with a remedy if that is not enough, and at once with several devices, which wait for each
-        other within a step.
+        With several devices the step is not repeated, because the other devices wait within it.
+
+        Raises:
+            ConfigError: memory ran out again, or with several devices. The message names options to change.
         """
         step = self.global_step
         name = f"step {step} on {self.device}"
@@ -203,7 +216,7 @@ class Scene(System):
         self.field.after_step(step, optimizer.optimizer if isinstance(optimizer, LightningOptimizer) else optimizer)
 
     def clear_optimizer_state(self) -> None:
-        """Clear the moments of the optimizer."""
+        """Clear the optimizer state, such as the moments of Adam."""
         optimizer = self.optimizers()
         if isinstance(optimizer, LightningOptimizer):
             optimizer.optimizer.state.clear()
@@ -211,7 +224,7 @@ class Scene(System):
     # --- checkpoints
 
     def adapt_to(self, state: dict[str, Tensor]) -> None:
-        """Give the representation the shapes of a checkpoint."""
+        """Resize the parameters of the representation to the shapes in the state dict of a checkpoint."""
         self.field.resize(part_of(state, "field"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -224,6 +237,6 @@ class Scene(System):
 
 
 def part_of(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Return the tensors of the submodule `name` of a state dict, without its prefix."""
+    """Return the tensors of the submodule `name` from a state dict. The prefix "NAME." is removed from the keys."""
     prefix = f"{name}."
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}

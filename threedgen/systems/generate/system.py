@@ -1,4 +1,4 @@
-"""Training system of text to 3D. The core loop is `training_step` and `distillation_loss`."""
+"""LightningModule of text to 3D. The core loop is `training_step` and `distillation_loss`."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ from .scene import Scene
 
 
 class GenerateSystem(Scene):
-    """Optimises one object for one prompt.
+    """LightningModule that optimises one object for one prompt.
 
-    All parts come from the registry by the names in the config. Random numbers are keyed by (seed, step, purpose), so a
-    resumed run continues exactly. To replace the training step, subclass and register it as a kind `system`.
+    Representation, losses and cameras are looked up in the registry by the names in the config. Every random generator
+    is seeded by (seed, step, purpose), so a resumed run gives the same result. To replace the training step, write a
+    subclass and register it under the kind `system`.
 
     Attributes:
-        distillation: the loss; its parameters, if any, are trained and saved with the object.
+        distillation: distillation loss. Its parameters, if it has any, are trained and saved with the object.
+        phases: consecutive ranges of steps, each with its own loss; see `phases.Phase`.
     """
 
     distillation: DistillationLoss
@@ -44,11 +46,13 @@ class GenerateSystem(Scene):
         views: Tensor | None = None,
         view_cameras: Cameras | None = None,
     ) -> None:
-        """Build the object.
+        """Build the untrained object and the phases of its training.
 
         Args:
-            text: (2 or 6, L, D) embeddings of `view_prompts.prompts`.
-            views, view_cameras: sampled images (V, H, W, 3) for a warm start, and their cameras.
+            text: (2 or 6, L, D) embeddings of the prompt, the negative prompt and, with view prompts, the prompt of the
+                side, front, back and overhead view (`view_prompts.prompts`).
+            views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
+            view_cameras: V cameras of `views`.
         """
         super().__init__(config, prior, text)
         init_rng = generator(config.seed, 0, "distillation parameters")
@@ -63,7 +67,7 @@ class GenerateSystem(Scene):
     # --- the core loop: Lightning calls training_step, backward, then optimizer_step (scene.py)
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        """Return the loss of step `batch`."""
+        """Return the scalar loss of a step. The data loader yields step numbers, so `batch` is the step."""
         step = int(batch)
         self.before_step(step)
         result = self.phase_at(step).losses(step)
@@ -72,7 +76,7 @@ class GenerateSystem(Scene):
         return result.loss
 
     def distillation_loss(self, step: int) -> StepResult:
-        """Render random views, and return the prior's guidance for them and the regularisers."""
+        """Render views from random cameras, and return the sum of their distillation loss and the regularisers."""
         rig, weights = self.training_rig(step), self.loss_weights(step)
         normals = self.config.guidance_input == "normal" or weights["orientation"] > 0
         render = self.render(rig.cameras, step, light=rig.light, training=True, normals=normals)
@@ -92,7 +96,7 @@ class GenerateSystem(Scene):
     # --- parts of the core loop
 
     def phase_at(self, step: int) -> Phase:
-        """Return the phase of a step."""
+        """Return the phase that contains a step."""
         return next((phase for phase in reversed(self.phases) if phase.start <= step), self.phases[0])
 
     @property
@@ -104,24 +108,27 @@ class GenerateSystem(Scene):
         return f"distilling at {self.size(step)} px"
 
     def size(self, step: int) -> int:
-        """Return the height and width of training renders in pixels."""
+        """Return the side of the square training renders at a step, in pixels."""
         return int(piecewise_constant(self.config.size, step, self.max_steps))
 
     def training_rig(self, step: int) -> Rig:
-        """Sample the cameras and lights of a step."""
+        """Sample the cameras and point lights of a step: `scenes_per_step` groups of `camera.n_view` views."""
         size = self.size(step)
         groups = int(piecewise_constant(self.config.scenes_per_step, step, self.max_steps))
         rng = self.rng(step, "cameras")
         return self.sample_cameras(self.config.camera, rng, step, n_groups=groups, height=size, width=size)
 
     def loss_weights(self, step: int) -> dict[str, float]:
-        """Return the weights of the section `loss` at a step."""
+        """Return the weight of each loss term at a step, by the keys of the config section `loss`."""
         loss = self.config.loss
         return {name: at(getattr(loss, name), step, self.max_steps) for name in type(loss).model_fields}
 
     @cached_property
     def regularisers(self) -> dict[str, Regulariser]:
-        """Losses of a render by the keys of the section `loss`: the representation's own, and those of the registry."""
+        """Functions from a render to a scalar loss, by the keys of the config section `loss`.
+
+        A function comes from the representation if it has one of that name, and else from the registry.
+        """
         own, names = self.field.regularisers(), type(self.config.loss).model_fields
         known = registry.names("regulariser")
         return {
@@ -131,7 +138,7 @@ class GenerateSystem(Scene):
         }
 
     def rendered_views(self, render: Render, rig: Rig) -> RenderedViews:
-        """Return a render as images: (B H W, C) -> (B, H, W, C)."""
+        """Reshape the flat pixels (B H W, C) of a render to images (B, H, W, C). `rig` has B cameras."""
         cameras = rig.cameras
 
         def image(values: Tensor) -> Tensor:
@@ -145,7 +152,7 @@ class GenerateSystem(Scene):
     # --- optimizer and validation
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return all trained parameters with their learning rates."""
+        """Return the trained parameters in groups; each group names the config key of its learning rate."""
         groups = [
             *self.field.parameter_groups(),
             ParameterGroup("background", list(self.background.parameters()), "background"),
@@ -154,19 +161,23 @@ class GenerateSystem(Scene):
         return [group for group in groups if group.parameters]
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer of the registry, with a learning rate schedule for each group."""
+        """Build the optimizer that the config names, and one learning rate schedule for each parameter group."""
         options, groups = self.config.optimizer, self.parameter_groups()
         named = [{"params": group.parameters, "name": group.name} for group in groups]
         return self.scheduled(registry.build("optimizer", options, named), *map(self.learning_rate, groups))
 
     def learning_rate(self, group: ParameterGroup) -> object:
-        """Return the schedule of a group: its key in `optimizer`, else in `field`, else `optimizer.networks`."""
+        """Return the learning rate schedule of a parameter group.
+
+        It is the value of the group's key in the section `optimizer`. If that is missing or null, it is the value of
+        the key in the section `field`, and else `optimizer.networks`.
+        """
         options, key = self.config.optimizer, group.learning_rate
         rate = getattr(options, key, None)
         return getattr(self.config.field, key, options.networks) if rate is None else rate
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write four sides of the object to validation/STEP.png, and measure the metrics of plug-ins."""
+        """Write four renders of the object to validation/STEP.png, and compute the plug-in metrics of the config."""
         table = self.config.result.turntable
         size = min(table.height, 128)
         angle = torch.deg2rad(torch.tensor([table.elevation, table.fov]))
@@ -178,7 +189,10 @@ class GenerateSystem(Scene):
 
 
 def piecewise_constant(schedule: float | dict, step: int, max_steps: int) -> float:
-    """Return the value of the last key of a schedule that is reached at `step`, without interpolation."""
+    """Return the value of a schedule {step: value} at `step`, without interpolation.
+
+    It is the value of the last key that is at most `step`. Before the first key it is the value of the first key.
+    """
     if not isinstance(schedule, dict):
         return schedule
     reached = [key for key, first in key_steps(schedule, max_steps).items() if first <= step]
@@ -186,5 +200,5 @@ def piecewise_constant(schedule: float | dict, step: int, max_steps: int) -> flo
 
 
 def key_steps(schedule: dict, max_steps: int) -> dict[int | str, float]:
-    """Return the step of each key of a schedule, of which percentages count from `max_steps`."""
+    """Convert the keys of a schedule to steps; a key such as "50%" is that percentage of `max_steps`."""
     return {k: float(k[:-1]) / 100 * max_steps if isinstance(k, str) else k for k in schedule}

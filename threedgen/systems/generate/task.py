@@ -1,4 +1,4 @@
-"""Task `generate`: from a checked config to a folder with turntable, mesh and asset; also from Python."""
+"""Task `generate`: runs a checked config and writes turntable, mesh and asset to a run folder."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", quiet: bool = False, **values: Any) -> Run:
-    """Generate a 3D object from a prompt; see `threedgen.generate`."""
+    """Generate a 3D object from a prompt. The arguments are documented at `threedgen.generate`, which calls this."""
     escape_logs()
     path = find(os.fspath(config))
     if (task := task_of(path)) != "generate":
@@ -59,7 +59,7 @@ def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", qui
 
 
 def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task and print the paths of its results, the folder last; return the exit code."""
+    """Run the task, print the paths of its results with the folder on the last line, and return the exit code."""
     status = run_status(config, resume, quiet)
     if status in (Status.FINISHED, Status.INTERRUPTED):
         print_result(Run(Path(str(config.out)), status.value), quiet)
@@ -69,13 +69,17 @@ def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False)
 def run_status(
     config: GenerateConfig, resume: Path | None = None, quiet: bool = False, start: Path | None = None
 ) -> Status:
-    """Run the stages and the run itself; a loss that stays non-finite is logged and gives FAILED.
+    """Run the stages of the config and then the run itself.
 
     Args:
-        start: run folder from whose object this run starts; None: from nothing.
+        resume: checkpoint to resume from; None: start at step 0.
+        start: run folder whose object initialises this run; None: start from a new object.
+
+    Returns:
+        How the run ended. FAILED means that the loss stayed non-finite, which is also logged.
 
     Raises:
-        ConfigError: if prompt, prior, checkpoint or disk do not allow the run.
+        ConfigError: the prompt, the prior, the checkpoint or the disk do not allow the run.
     """
     task = Task(config, resume, quiet, FILES)
     lacking = config.export.enabled and "asset" not in read_summary(task.folder)
@@ -85,7 +89,7 @@ def run_status(
 
 
 def work(task: Task, start: Path | None = None) -> Status:
-    """Encode the prompt and sample views, then train the object and write the results."""
+    """Encode the prompt, sample views with the prior, train the object and write the results."""
     config, folder, prompt = task.config, task.folder, normalise_prompt(task.config.prompt)
     if config.stages:
         start = run_stages(config, folder, task.quiet)
@@ -108,10 +112,10 @@ def work(task: Task, start: Path | None = None) -> Status:
 
 
 def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None:
-    """Run the unfinished stages; return the folder of the last one. Raises Stopped at an early end.
+    """Run the stages that are not finished, and return the folder of the last stage; None without stages.
 
-    Each stage is a run of its own in RUN/stages/NAME with config, checkpoints and results, so a stopped run resumes at
-    its stage.
+    Each stage is a separate run in RUN/stages/NAME with its own config, checkpoints and results. A stopped run
+    therefore resumes at the stage that was stopped. Raises Stopped if a stage does not finish.
     """
     start = None
     for name in config.stages:
@@ -132,7 +136,7 @@ def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None
 
 
 def check_backends(config: GenerateConfig) -> None:
-    """Raise ConfigError for a back end that does not support the device of this run or cannot be loaded."""
+    """Raise ConfigError if the back end of the hash grid or ray marcher cannot be loaded, or run on the device."""
     target = torch.device(device(config.trainer.accelerator))
     field = config.field.volume
     section = "field" if field is config.field else "field.paint"
@@ -143,7 +147,7 @@ def check_backends(config: GenerateConfig) -> None:
 
 
 def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:
-    """Return embeddings (n, L, D) of n texts, cached in the run folder for an exact resume."""
+    """Return the embeddings (n, L, D) of n texts, cached in the run folder so that resumed runs use the same values."""
     shape = (len(texts), *prior.text_shape)
     return cached_tensor(folder / "text.safetensors", "text", shape, lambda: prior.encode_prompt(texts))
 
@@ -151,7 +155,11 @@ def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:
 def preview(
     config: GenerateConfig, prior: Prior, prompt: str, folder: Path, quiet: bool = False
 ) -> tuple[Tensor | None, Cameras | None]:
-    """Return views (V, H, W, 3) sampled from the prompt, and their cameras; cached, and written to preview.png."""
+    """Sample views of the object from the prompt, cache them in the run folder, and write them to preview.png.
+
+    Returns images (V, H, W, 3) in [0, 1] and their V cameras. Both are None if the prior is single-view, or if neither
+    the preview nor the warm start is enabled.
+    """
     p, n_view = config.preview, config.views_per_scene
     if not (p.enabled or config.warm_steps) or n_view < 2:
         return None, None

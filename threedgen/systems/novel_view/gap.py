@@ -1,8 +1,8 @@
 """Validation of a novel-view model in training: the gap test and the sample sheet.
 
-The gap test measures whether the model uses its condition. It predicts the clean view from a noisy one in one step,
-with the true condition and with that of another scene; the difference in PSNR is the information from the condition. A
-model that ignores its condition can be good in every other metric.
+The gap test measures whether the model uses its condition, the given view. The model predicts the clean target from a
+noisy one in one step, first with the true condition and then with that of another scene. The gap is the difference in
+PSNR. A model that ignores its condition has no gap, but can be good in every other metric.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from threedgen.run.seeding import generator
 from .options import PairTrainingConfig
 
 CHUNK = 16
-"""Pairs per batch."""
+"""Number of pairs per forward pass."""
 
 
 class Gap(NamedTuple):
-    """Mean PSNR, dB, of predicted clean views at noise level `alpha_bar`, with true and with shuffled conditions."""
+    """Mean PSNR in dB with true and with shuffled conditions at the noise level `alpha_bar` in (0, 1)."""
 
     alpha_bar: float
     true: float
@@ -43,7 +43,13 @@ class Gap(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Conditions `x` and targets `x0` (B, C, h, w), poses (B, 2, 4, 4) of both, and intrinsics K (B, 3, 3)."""
+    """B pairs of views, encoded for the model.
+
+    Attributes:
+        x, x0: (B, C, h, w) conditions and clean targets.
+        c2w: (B, 2, 4, 4) camera-to-world poses; index 0 is the condition, index 1 the target.
+        K: (B, 3, 3) intrinsics in pixels.
+    """
 
     x: Tensor
     x0: Tensor
@@ -58,12 +64,12 @@ class Pairs(NamedTuple):
 def gap_test(
     model: ViewModel, pairs: Pairs, alpha_bars: tuple[float, ...], rng: torch.Generator, kinds: int = 1
 ) -> list[Gap]:
-    """Run the gap test at each of `alpha_bars`, in (0, 1).
+    """Run the gap test at each noise level of `alpha_bars`, in (0, 1).
 
     Args:
         pairs: pairs of different scenes; their number is a multiple of `kinds`.
-        kinds: number of categories, which take turns. Pair i gets the condition of pair i + kinds, so that the category
-            stays.
+        kinds: number of object categories, which alternate in `pairs`. The shuffled condition of pair i is that of pair
+            i + kinds, which has the same category.
     """
     noise = torch.randn(pairs.x0.shape, generator=rng).to(pairs.x0)
     keep = torch.ones(len(pairs.x), dtype=torch.bool, device=pairs.x.device)
@@ -74,7 +80,7 @@ def gap_test(
     truth = decode(pairs.x0).numpy()
 
     def fidelity(x: Tensor, logsnr: Tensor) -> float:
-        """Return the mean PSNR, dB, of the clean views predicted with conditions `x`."""
+        """Return the mean PSNR in dB of the clean views predicted with conditions `x` at noise levels (B,)."""
         z = add_noise(pairs.x0, noise, logsnr)
         inputs = (x, z, logsnr, pairs.c2w, pairs.K, keep)
         output = torch.cat([model.predict(*part) for part in zip(*(t.split(CHUNK) for t in inputs), strict=True)])
@@ -88,7 +94,7 @@ def gap_test(
 
 
 def write_gaps(path: Path, step: int, gaps: Sequence[Gap]) -> None:
-    """Append the rows of a step to a CSV file; remove rows of this and later steps, which a killed run left."""
+    """Append the results of a step to a CSV file; rows of this and later steps, from a killed run, are removed."""
     before = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
     lines = [line for line in before if int(line.partition(",")[0]) < step]
     lines += [f"{step},{g.alpha_bar:g},{g.true:.3f},{g.shuffled:.3f},{g.gap:.3f}" for g in gaps]
@@ -98,7 +104,10 @@ def write_gaps(path: Path, step: int, gaps: Sequence[Gap]) -> None:
 def write_sheet(
     path: Path, model: ViewModel, bank: PairBank, options: PairTrainingConfig, seed: int, device: torch.device
 ) -> None:
-    """Write two rows per held-out scene: condition and views by stochastic conditioning; condition and truth."""
+    """Write two rows per held-out scene: condition and sampled views, condition and true views.
+
+    The views are sampled by stochastic conditioning (3DiM, section 2.2).
+    """
     scenes = range(bank.train, bank.train + min(options.sheet_scenes, bank.held_out))
     truth = [once_around(bank.source.scene(scene), options.sheet_views + 1) for scene in scenes]
     count = len(truth[0])
@@ -119,7 +128,7 @@ def write_sheet(
 
 
 def once_around(views: Views, count: int) -> Views:
-    """Return `count` views in order of azimuth, evenly chosen."""
+    """Return at most `count` views in order of azimuth, evenly spaced in this order."""
     position = views.cameras.position
     order = torch.atan2(position[:, 1], position[:, 0]).argsort()
     chosen = torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()

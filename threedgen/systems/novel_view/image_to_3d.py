@@ -1,10 +1,11 @@
-"""The task "image-to-3d": views around the object of an image, sampled one from another, a field and a mesh.
+"""The task "image-to-3d": samples views around the object of an image, fits a field to them, and exports a mesh.
 
 RUN/sampled.png         the image as the network takes it, then the sampled views, ring by ring
-RUN/views.safetensors   the same, for an interrupted run
-RUN/turntable.mp4, views.png, mesh.glb, asset, report.html   of the field, as in text to 3D
+RUN/views.safetensors   the same images, for a resumed run
+RUN/turntable.mp4, views.png, mesh.glb, asset/, report.html   results, as of the task generate
 
-The object is at the origin of the sampled cameras. The mesh is in radii of the field, half the camera distance.
+All cameras look at the origin, where the object is. One unit of the mesh is the radius of the field, half the camera
+distance.
 """
 
 from __future__ import annotations
@@ -47,11 +48,11 @@ from .options import ImageTo3DConfig
 logger = logging.getLogger(__name__)
 
 MIN_WHITE = 0.9
-"""Smallest border colour of a background that counts as white, as in the training."""
+"""Minimum border colour, in [0, 1], of a background that counts as white. The training images are on white."""
 
 
 def make(task: Task) -> None:
-    """Sample the views, fit a field to them, and write its results. Raises ConfigError."""
+    """Sample the views, fit a field to them, and write the results. Raises ConfigError."""
     config, folder, notes = task.config, task.folder, list[str]()
     views = sample_views(config, folder, notes, task.quiet)
     with writing(folder):
@@ -78,7 +79,7 @@ def make(task: Task) -> None:
 def asset(
     view: FieldView, config: ImageTo3DConfig, provenance: dict[str, object], folder: Path, quiet: bool = True
 ) -> ExportedAsset:
-    """Write the asset of the field, named after the image. Raises ConfigError."""
+    """Write the textured asset of the field to `folder`, and return it. Raises ConfigError."""
     name = asset_name(config.export.name or config.prompt)
     with progress_bar(quiet) as on_step:
         on_step("surface")
@@ -90,7 +91,10 @@ def asset(
 
 
 def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool) -> Views:
-    """Return the image and the views sampled from it, or those of an interrupted run. Raises ConfigError."""
+    """Sample the views, or read them if an interrupted run has sampled them. Raises ConfigError.
+
+    Returns the image and the sampled views, (1 + rings * views, H, W, 3) in [0, 1], with their cameras.
+    """
     count = len(config.rings) * config.views
     with Count("sampling steps", count * config.sampler.steps, quiet) as progress:
         sampler = ThreeDiMSampler(config.threedim, lambda done, total, x0: progress.add(1))
@@ -112,7 +116,14 @@ def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet:
 
 
 def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int, width: int) -> Cameras:
-    """Return the camera of the image, then the rings, each from its azimuth. Raises ConfigError if unknown."""
+    """Return the camera of the image, and then those of the rings, each of which starts at the azimuth of the image.
+
+    Args:
+        trained: cameras of the training, which give distance and focal length where the config does not.
+
+    Raises:
+        ConfigError: neither the config nor the weights have the cameras.
+    """
     if trained is None and (config.distance is None or config.fov is None):
         raise ConfigError("distance, fov: the weights have no cameras of their training. Set both")
     distance = config.distance or (sum(trained.distance) / 2 if trained else 0.0)
@@ -128,7 +139,7 @@ def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int,
 
 
 def load_image(path: Path, height: int, width: int) -> Tensor:
-    """Read an image and centre it on white: (height, width, 3) in [0, 1]. Raises ConfigError."""
+    """Read an image, fit it into height x width pixels on white: (height, width, 3) in [0, 1]. Raises ConfigError."""
     image = picture_file.load_image(path, key="image").convert("RGBA")
     on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     scale = min(height / image.height, width / image.width)
@@ -140,7 +151,7 @@ def load_image(path: Path, height: int, width: int) -> Tensor:
 
 
 def run(config: ImageTo3DConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task; print asset and page, and the folder last."""
+    """Run the task, print the paths of its results with the folder last, and return the exit code."""
     task = Task(config, resume, quiet, ("sampled.png", "turntable.mp4", "views.png", "mesh.glb"))
     status = execute(make, task)
     if status is Status.FINISHED:

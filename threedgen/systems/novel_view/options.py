@@ -1,4 +1,4 @@
-"""Config models of train-threedim and image-to-3d (no torch)."""
+"""Config models of train-threedim and image-to-3d. The module does not import torch."""
 
 from __future__ import annotations
 
@@ -128,12 +128,12 @@ class ImageTo3DConfig(RunConfig):
 
     @property
     def prompt(self) -> str:
-        """Name of the run's folder."""
+        """File name of the image without suffix; it becomes the name of the run folder."""
         return Path(self.image).stem
 
     @property
     def threedim(self) -> ThreeDiMSamplerConfig:
-        """The model as a sampler of the task consistency."""
+        """Options of the view sampler, in the form that the task consistency uses."""
         own = {"weights": self.weights, "dtype": self.dtype, "device": self.device}
         return ThreeDiMSamplerConfig(**self.sampler.model_dump(), **own)
 

@@ -1,6 +1,7 @@
-"""Training of a novel-view model on pairs of views (3DiM, sections 2.1 and 7.2).
+"""Training of a novel-view model on pairs of views (3DiM, arXiv 2210.04628, sections 2.1 and 7.2).
 
-Its noise levels are continuous log-SNRs, so it is a sibling of the denoising trainings, not one of them.
+Noise levels are continuous log signal-to-noise ratios, so the class does not derive from `train.denoising`, which has
+integer time steps.
 """
 
 from __future__ import annotations
@@ -29,16 +30,16 @@ from .options import TrainThreeDiMConfig
 
 BETAS = (0.9, 0.99)
 LOGGED_LEVEL = 0.05
-"""alpha_bar near which the gap is logged."""
+"""The gap is logged at the noise level whose alpha_bar is nearest to this."""
 
 
 def pair_loss(model: ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, noise: Tensor, blank: Tensor) -> Tensor:
-    """Return the mean squared error of the network's prediction for noisy targets.
+    """Return the mean squared error of the network's prediction for noisy targets, a scalar.
 
     Args:
-        logsnr: noise levels (B,).
-        keep: (B,) bool; where False the condition is replaced by `blank`, pure noise.
-        noise: noise of the targets, like `pairs.x0`.
+        logsnr: (B,) log signal-to-noise ratios of the noisy targets.
+        keep: (B,) bool; where False, the condition is replaced by `blank`.
+        noise, blank: (B, C, h, w) unit Gaussian noise.
     """
     x = torch.where(keep[:, None, None, None], pairs.x, blank)
     z = add_noise(pairs.x0, noise, logsnr)
@@ -47,7 +48,7 @@ def pair_loss(model: ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, nois
 
 
 class PairSystem(AveragedSystem):
-    """Training of a model and its weight average. Frozen networks around the model are in no checkpoint."""
+    """LightningModule that trains a novel-view model and keeps the moving average of its weights."""
 
     stage = "novel views"
 
@@ -59,7 +60,7 @@ class PairSystem(AveragedSystem):
 
     @property
     def examples(self) -> int:
-        """Pairs per optimisation step, over all devices."""
+        """Number of pairs per optimizer step over all devices."""
         return self.options.batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def setup(self, stage: str) -> None:
@@ -79,7 +80,7 @@ class PairSystem(AveragedSystem):
             return pair_loss(self.model, pairs, logsnr.to(self.device), keep.to(self.device), noise, blank)
 
     def load_pairs(self, scenes: Array, rng: np.random.Generator, near: float = 0.0) -> Pairs:
-        """Return a pair of views of each scene, encoded for the model. `near`: share of neighbouring cameras."""
+        """Sample an encoded pair of views for each of B scene indices; `near`: probability of neighbouring cameras."""
         x, y, c2w, K = self.bank.pairs(scenes, rng, near)
         if self.bank.encode is None:
             x, y = self.model.encode_images(x), self.model.encode_images(y)
@@ -94,7 +95,7 @@ class PairSystem(AveragedSystem):
         return self.scheduled(optimizer, rate_factor(o.warmup / self.examples, o.decay, self.max_steps))
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write the gap test, the folder and the sample sheet of the averaged weights."""
+        """Write gap.csv, model/ and samples.png, all with the averaged weights."""
         o, bank = self.options, self.bank
         levels = (float(torch.tensor(LOGSNR_MIN).double().sigmoid()),) if o.regression else o.gap_levels
         count = bank.held_out // bank.source.n_families * bank.source.n_families
@@ -116,7 +117,10 @@ class PairSystem(AveragedSystem):
 
 
 def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], float]:
-    """Return the factor on the learning rate by step: rises over `warmup` steps, falls over the last share `decay`."""
+    """Return the function from the step to the factor on the learning rate, in [0, 1].
+
+    It rises linearly over the first `warmup` steps, and falls to 0 over the last fraction `decay` of the steps.
+    """
 
     def factor(step: int) -> float:
         rise = min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
@@ -127,7 +131,7 @@ def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], 
 
 
 def cameras(bank: PairBank, scenes: int = 16) -> CamerasConfig:
-    """Return the ranges of the cameras of some held-out scenes."""
+    """Return the ranges of elevation and distance, and the mean focal length, in at most `scenes` held-out scenes."""
     views = bank.source.views
     held_out = np.arange(bank.train, bank.train + min(scenes, bank.held_out))
     _, pose, K = bank.views(np.repeat(held_out, views), np.tile(np.arange(views), len(held_out)))

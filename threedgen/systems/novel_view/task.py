@@ -1,10 +1,10 @@
-"""The task train-threedim: train a novel-view model on pairs of views; its folder is for `sampler.weights`.
+"""The task train-threedim: trains a novel-view model (3DiM) on pairs of views.
 
-RUN/bank/           cache of (encoded) views, safe to delete
+RUN/bank/           cache of views, encoded if the model works on latents; safe to delete
 RUN/checkpoints/
-RUN/gap.csv         gap test by step and noise level, see `gap.py`
+RUN/gap.csv         result of the gap test (`gap.py`) by step and noise level
 RUN/samples.png     held-out scenes: condition, sampled views and true views
-RUN/model/          averaged weights
+RUN/model/          averaged weights; the option `sampler.weights` of other tasks takes this folder
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .system import PairSystem
 
 
 def train(task: Task) -> Status:
-    """Train the model."""
+    """Train the novel-view model of a config."""
     config: TrainThreeDiMConfig = task.config
     model = build(config)
     with writing(task.folder):
@@ -39,7 +39,7 @@ def train(task: Task) -> Status:
 
 
 def build(config: TrainThreeDiMConfig) -> XUNet | LatentPairs:
-    """Build a new network, or load a trained one or the UNet of a prior. Raises ConfigError."""
+    """Return the model to train: a new or trained network on pixels, or the UNet of a prior. Raises ConfigError."""
     if isinstance(config.model, PixelsConfig):
         if config.model.start is not None:
             return load_start(config.model.start, config.model.network)
@@ -49,7 +49,7 @@ def build(config: TrainThreeDiMConfig) -> XUNet | LatentPairs:
 
 
 def load_start(weights: str, network: XUNetConfig) -> XUNet:
-    """Load a trained network. Raises ConfigError unless it is one on pixels with the options `network`."""
+    """Load a trained network. Raises ConfigError if it works on latents, or if its options differ from `network`."""
     model, _ = folders.load(weights)
     if not isinstance(model, XUNet):
         raise ConfigError("is a model on latents; choose one on pixels", "model.start", weights)
@@ -61,7 +61,7 @@ def load_start(weights: str, network: XUNetConfig) -> XUNet:
 
 
 def bank(config: TrainThreeDiMConfig, model: XUNet | LatentPairs, folder: Path) -> PairBank:
-    """Return the bank of training views, encoded if the model works on latents."""
+    """Return the disk cache of the training views, encoded if the model works on latents."""
     size = model.image_size[0]
     source = open_source(config.data, size, config.seed)
     encoder = () if isinstance(model, XUNet) else (model.encode_images, f"VAE {digest(model.prior.vae)}")

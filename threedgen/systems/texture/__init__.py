@@ -1,1 +1,1 @@
-"""Textures of meshes from sampled or given views: objects from six sides, scenes from a camera path."""
+"""Task `texture`: projects sampled or given images onto the mesh of an object or a scene."""

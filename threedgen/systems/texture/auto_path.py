@@ -1,4 +1,4 @@
-"""Automatic camera path: all around from the middle of a scene's free interior."""
+"""Automatic camera path for a scene: a small circle in the middle of the largest free space inside the mesh."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from threedgen.systems.draw.mesh import SourceMesh
 from .options import PathConfig
 
 GRID, POINTS = 64, 400_000
-"""Cells along the longest side of a scene, and surface points, with which the interior is found."""
+"""Voxels along the longest side of the scene, and number of random surface points that fill the voxel grid."""
 EYE_HEIGHT = (0.35, 0.65)
-"""Range of camera heights as a fraction from floor to ceiling."""
+"""Range of camera heights as a fraction of the room height: 0 is the floor, 1 the ceiling."""
 RADIUS, MAX_RADIUS = 0.35, 0.8
-"""Radius of the path as a fraction of the free space around its centre, and its maximum in metres."""
+"""Radius of the circle as a fraction of the free distance around its centre, and its maximum in metres."""
 TURNS, TILT = 2.0, 15.0
-"""Turns of the path, and degrees that it looks down at the start and up at the end."""
+"""Number of turns around the circle, and camera pitch in degrees: down at the start of the path, up at its end."""
 
 
 def auto_path(source: SourceMesh, rig: PathConfig) -> Cameras:
-    """Return cameras on a small circle that look across its centre. Raises ConfigError without a free interior."""
+    """Return `rig.frames` perspective cameras on a small circle; each looks across the centre of the circle.
+
+    Raises ConfigError if the mesh has no free interior.
+    """
     centre, free = interior(source)
     n = torch.arange(rig.frames, dtype=torch.float32)
     azimuth = 2 * pi * TURNS * n / rig.frames
@@ -40,9 +43,16 @@ def auto_path(source: SourceMesh, rig: PathConfig) -> Cameras:
 
 
 def interior(source: SourceMesh) -> tuple[Array, float]:
-    """Return the interior point (3,) at eye height with the most free space around it, and that distance in metres.
+    """Find the point inside the mesh, at eye height, that is farthest from any surface.
 
-    Interior cells have surfaces on all four sides and below. Raises ConfigError if there is none.
+    A voxel is inside if it is empty and there is a surface below it and in each of the four horizontal directions. If
+    no inside voxel at eye height has two voxels of free space, other heights are used.
+
+    Returns:
+        World coordinates (3,) of the point, and its distance to the nearest surface in metres.
+
+    Raises:
+        ConfigError: no inside voxel has enough free space.
     """
     points = surface_points(source)
     low, high = source.vertices.min(0), source.vertices.max(0)
@@ -68,7 +78,7 @@ def interior(source: SourceMesh) -> tuple[Array, float]:
 
 
 def surface_points(source: SourceMesh) -> Array:
-    """Return points (P, 3) evenly spread over the surface, and all vertices."""
+    """Sample `POINTS` points uniformly on the surface, always the same ones; return them and all vertices, (P, 3)."""
     corners = source.vertices[source.faces].astype(np.float64)
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     rng = np.random.default_rng(0)

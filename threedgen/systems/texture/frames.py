@@ -1,4 +1,4 @@
-"""Frames of a scene: cameras, depth and prompts, from a camera path or a ScanNet folder, and their key frames."""
+"""Frames of a scene (cameras, depth and prompts) from a camera path or a ScanNet folder, and choice of key frames."""
 
 from __future__ import annotations
 
@@ -25,21 +25,22 @@ from .auto_path import auto_path
 from .options import AUTO, PathConfig, TextureConfig
 
 MIN_DEPTH = 0.1
-"""Fraction of a frame's pixels with known depth, at least."""
+"""Minimum fraction of pixels with known depth; frames below it are left out."""
 SCANNET_EVERY = 20
-"""Default frame step of a ScanNet folder, which has 30 frames per second, as in the reference."""
+"""Default frame step of a ScanNet folder, as in the reference code of MVDiffusion. ScanNet has 30 frames per second."""
 KEY_FILE = "key_frame_0.6.txt"
 
 
 @dataclass(frozen=True)
 class Frames:
-    """N frames.
+    """N views of a scene, for which images are sampled.
 
     Attributes:
-        depth: (N, H, W), metres along the viewing axis, 0 where unknown.
-        prompts: one per frame.
-        names: stems of their files.
-        keys: indices of key frames that the data names.
+        cameras: N perspective cameras in world coordinates.
+        depth: (N, H, W) in metres along the viewing axis; 0 where unknown.
+        prompts: prompt of each frame.
+        names: file name of each frame without its suffix.
+        keys: indices of the key frames that a ScanNet folder lists; None if it lists none.
     """
 
     cameras: Cameras
@@ -55,7 +56,11 @@ class Frames:
 def read_frames(
     config: TextureConfig, rig: PathConfig, source: SourceMesh | None, frame: MeshFrame
 ) -> tuple[Frames, list[str]]:
-    """Return the frames that see the scene, and notes on frames that were left out. Raises ConfigError."""
+    """Return the frames of the scene that have enough depth, and notes on frames that were left out.
+
+    `source` is the world mesh of the scene; a ScanNet folder needs none. Raises ConfigError if fewer than two frames
+    are left, or if a file cannot be used.
+    """
     notes = list[str]()
     if rig.scannet is not None:
         key = "rig.scannet"
@@ -83,7 +88,7 @@ def read_frames(
 
 
 def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, frame: MeshFrame) -> Frames:
-    """Return the frames of a path in a mesh. Raises ConfigError."""
+    """Return the frames of a camera path through a mesh; their depth is rendered. Raises ConfigError."""
     cameras = auto_path(source, rig) if rig.file == AUTO else read_path(rig, frame)
     prompts, used = config.view_texts(len(cameras)), list(range(0, len(cameras), rig.every or 1))
     if len(used) < 2:
@@ -102,9 +107,9 @@ def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, fram
 
 
 def read_path(rig: PathConfig, frame: MeshFrame) -> Cameras:
-    """Read a file of cameras in mesh coordinates (``geometry.cameras_file``). Raises ConfigError.
+    """Read a cameras.json with poses in the coordinates of the mesh file, and return world cameras. Raises ConfigError.
 
-    Images are scaled to the height of the rig, and cropped or widened at the sides.
+    The intrinsics are scaled to the image height of `rig`. Its width then crops or widens the images at both sides.
     """
     path, height, width = Path(rig.file).expanduser(), rig.height, rig.width
     found = read_cameras(path, "rig.file", rig.poses, (height, width), rig.fov).cameras
@@ -116,14 +121,14 @@ def read_path(rig: PathConfig, frame: MeshFrame) -> Cameras:
 
 
 def depth_of_mesh(source: SourceMesh, cameras: Cameras) -> Tensor:
-    """Render the depth (N, H, W) of a mesh, 0 where it is not."""
+    """Render the depth (N, H, W) of a mesh for N cameras, in metres along the viewing axis; 0 where no mesh is."""
     views = (rasterise_views(source.vertices, source.faces, cameras.select([n])).z for n in range(len(cameras)))
     depth = np.concatenate(list(views))
     return torch.from_numpy(np.where(np.isfinite(depth), depth, 0).astype(np.float32))
 
 
 def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: list[str]) -> Frames:
-    """Read the frames of a ScanNet folder; colour images are not needed. Raises ConfigError."""
+    """Read cameras, depth and captions from a ScanNet folder; its colour images are not needed. Raises ConfigError."""
     key_files = sorted(
         (path.name for path in folder.glob("key_frame_*.txt")), key=lambda name: (name != KEY_FILE, name)
     )
@@ -158,7 +163,10 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
-    """Return the key frames that the data names, or else those of ``key_frames`` and the last frame."""
+    """Return the indices of the key frames that the ScanNet folder lists, or else of chosen ones and the last frame.
+
+    A chosen key frame overlaps with the next by the fraction `min_overlap` of its pixels, where frames allow it.
+    """
     if frames.keys is not None:
         return list(frames.keys)
     keys, last = key_frames(frames.depth, frames.cameras, min_overlap), len(frames) - 1
@@ -166,7 +174,10 @@ def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
 
 
 def check_overlap(frames: Frames, keys: Sequence[int], min_overlap: float, key: str) -> list[str]:
-    """Return a note on consecutive key frames that overlap too little. Raises ConfigError if all do."""
+    """Return at most one note, on consecutive key frames whose fraction of common pixels is at most `min_overlap`.
+
+    Raises ConfigError for the config key `key` if no pair overlaps enough.
+    """
     found = [overlap(frames.depth, frames.cameras, *pair) for pair in zip(keys, keys[1:], strict=False)]
     apart = [n for n, share in enumerate(found) if share <= min_overlap]
     if len(apart) == len(found):

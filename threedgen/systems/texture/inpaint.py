@@ -1,6 +1,7 @@
-"""Inpainting of unseen texels by a 2D model, in renders of the mesh from where most of them are seen.
+"""Inpainting of texels that no image shows.
 
-(As Text2Tex, Chen et al. 2023, arXiv 2303.11396, and the texturing of MV-Adapter.)
+A 2D model inpaints them in renders of the textured mesh. Each render is from the view with the most such texels. The
+method follows Text2Tex (Chen et al. 2023, arXiv 2303.11396) and the texturing of MV-Adapter.
 """
 
 from __future__ import annotations
@@ -20,25 +21,27 @@ from threedgen.guidance.priors.mvadapter.cameras import views
 from threedgen.run.arrays import Array
 
 Inpaint = Callable[[Array, Array, int], Array]
-"""Image (H, W, 3) in [0, 1], its hole (H, W), bool, and the number of the view -> image without the hole."""
+"""Function (image (H, W, 3) in [0, 1], hole (H, W), True where unknown, number of the view) -> inpainted image."""
 
 ANGLES = [(elevation, azimuth) for elevation in (-60.0, -30.0, 0.0, 30.0, 60.0) for azimuth in np.arange(0.0, 360, 30)]
-"""Candidate (elevation, azimuth) of the views, degrees."""
+"""Candidate views as (elevation, azimuth) in degrees."""
 COUNT_SIZE = 128
-"""Image size at which unseen texels are counted."""
+"""Side in pixels of the renders in which unseen texels are counted."""
 MIN_HOLE = 0.02
-"""Smallest fraction of a view that is inpainted."""
+"""Minimum fraction of a view's pixels that show unseen texels; views with less are not inpainted."""
 BLEND = replace(OBJECT_BLEND, cosine=0.1, margin=1)
 SEAM_STEPS = 300
-"""Poisson iterations that adapt an inpainted hole to its border."""
+"""Iterations of the Poisson solver that adapts the colours of an inpainted hole to its border."""
 
 
 def inpaint_texture(
     mesh: TexturedMesh, made: ViewTexture, size: int, max_views: int, inpaint: Inpaint, min_hole: float = MIN_HOLE
 ) -> tuple[ViewTexture, int]:
-    """Inpaint the unseen texels of a texture in renders of ``size`` pixels; return it and the number of views.
+    """Inpaint the texels that no image shows, in at most `max_views` renders of `size` x `size` pixels.
 
-    Texels that are still unseen keep their colours.
+    `made` has the texture and the mask of its seen texels. Views in which unseen texels cover less than the fraction
+    `min_hole` are not used. Returns the inpainted texture and the number of views used. Texels that are still unseen
+    keep their colours.
     """
     covered = rasterise_uv(mesh.uv, mesh.faces, made.visible.shape[0]).mask
     looks = [visible_texels(mesh, views([angle], COUNT_SIZE, COUNT_SIZE), made.visible.shape) for angle in ANGLES]
@@ -59,7 +62,10 @@ def inpaint_texture(
 
 
 def visible_texels(mesh: TexturedMesh, camera: Cameras, shape: tuple[int, int]) -> Array:
-    """Return flat indices (N,) of the texels that the pixels of one camera see at a sufficient angle."""
+    """Return the texel under each pixel of one camera, as indices (N,) into the flattened texture of `shape` (H, W).
+
+    Pixels where the surface is too oblique to be coloured from this view are left out.
+    """
     buffers = rasterise_views(mesh.vertices, mesh.faces, camera)
     facing = np.abs(interpolate(mesh.normals, mesh.faces, buffers) @ camera.c2w[0, :3, 2].numpy())
     u, v = interpolate(mesh.uv, mesh.faces, buffers)[buffers.mask & (facing > BLEND.cosine)].T
@@ -69,7 +75,10 @@ def visible_texels(mesh: TexturedMesh, camera: Cameras, shape: tuple[int, int]) 
 
 
 def render_hole(mesh: TexturedMesh, made: ViewTexture, unseen: Array, camera: Cameras) -> tuple[Array, Array]:
-    """Render a texture for one camera (H, W, 3), and the mask (H, W) of its ``unseen`` texels (T, T)."""
+    """Render a texture for one camera, and mark the pixels to inpaint: those with `unseen` texels, (T, T) bool.
+
+    Returns an image (H, W, 3) in [0, 1], and the bool mask (H, W), from which thin lines are removed.
+    """
     both = np.concatenate([made.texture, unseen[..., None]], axis=-1)
     image = render(mesh, both, camera, supersample=1)[0]
     mask = rasterise_views(mesh.vertices, mesh.faces, camera).mask[0]
@@ -78,7 +87,10 @@ def render_hole(mesh: TexturedMesh, made: ViewTexture, unseen: Array, camera: Ca
 
 
 def blend_hole(painted: Array, image: Array, hole: Array) -> Array:
-    """Insert the gradients of ``painted`` (H, W, 3) into the ``hole`` (H, W) of an image (Perez et al. 2003)."""
+    """Fill the hole of `image` with the colour gradients of `painted` (Poisson image editing, Perez et al. 2003).
+
+    Both images are (H, W, 3) in [0, 1]; `hole` is bool (H, W), True where `image` is unknown.
+    """
     if not hole.any():
         return image
     rows, columns = (np.flatnonzero(hole.any(axis)) for axis in (1, 0))

@@ -1,4 +1,4 @@
-"""Config model of the task "texture" (no torch here)."""
+"""Config models of the task "texture". The module does not import torch."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class TextureConfig(SamplingConfig):
 
     @property
     def samples(self) -> bool:
-        """Whether views are sampled."""
+        """True if the prior samples the images, False if they are given or there are none."""
         return self.rig.name == "path" or self.views is None and self.samples_object
 
     @property

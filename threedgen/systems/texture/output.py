@@ -1,4 +1,4 @@
-"""Renders of a mesh with projected views, and the textured mesh as a GLB."""
+"""Consistent renders of a mesh with projected images, and the writer of the textured mesh as GLB."""
 
 from __future__ import annotations
 
@@ -21,11 +21,16 @@ TEXTURE = "texture.png"
 def render_consistent(
     mesh: TexturedMesh, size: int, options: BlendOptions, cameras: Cameras, images: Tensor, known: Tensor | None = None
 ) -> Tensor:
-    """Project images (N, H, W, 3) onto a mesh and render it for their cameras.
+    """Make images consistent: project them onto a mesh as a texture, and render the mesh for the same cameras.
 
     Args:
         size: side of the texture in pixels.
-        known: mask (N,) of images that have priority where they see the mesh.
+        cameras: N cameras.
+        images: (N, H, W, 3) in [0, 1].
+        known: (N,) bool, images that have priority over the others where they show the mesh; None: no image has.
+
+    Returns:
+        Renders (N, H, W, 3) in [0, 1].
     """
     made = None
     known = torch.zeros(len(images), dtype=torch.bool) if known is None else known
@@ -40,7 +45,11 @@ def render_consistent(
 def write_glb(
     task: Task, mesh: TexturedMesh, texture: Array, file: str, name: str, extras: dict[str, object], **material: bool
 ) -> None:
-    """Write texture.png and the mesh in file coordinates with it. Raises OSError."""
+    """Write texture.png and the textured mesh as the GLB `file` to the run folder. Raises OSError.
+
+    `mesh` is in the place and size of the original file, with world axes. `texture` is (H, W, 3) in [0, 1], row 0 at
+    v = 1. `name` and `extras` are the object's name and custom properties in the GLB.
+    """
     image = to_uint8(texture)
     write_png(task.folder / TEXTURE, image)
     data = textured_glb_bytes(mesh, {"base_colour": png(image)}, name, extras, **material)

@@ -1,11 +1,11 @@
-"""Texture of a scene: frames along a path are sampled from text and depth, and projected onto the mesh.
+"""Texture of a scene: frames along a camera path are sampled from text and depth, and projected onto the mesh.
 
-RUN/frames/         NAME.png, kept by an interrupted run
-RUN/depth/          NAME.png (``geometry.depth_file``)
-RUN/cameras.json    cameras of the frames (``geometry.cameras_file``), as rig.file=FILE takes them
-RUN/frames.mp4, sheet.png   all frames
-RUN/scene.glb       textured mesh, at its place and size in the file; texture.png
-RUN/walk/, walk.png renders between the frames
+RUN/frames/         sampled frames NAME.png; a resumed run keeps them
+RUN/depth/          depth of the frames, NAME.png (format: ``geometry.depth_file``)
+RUN/cameras.json    cameras of the frames in coordinates of the mesh file; the option rig.file=FILE reads such a file
+RUN/frames.mp4, sheet.png   all frames as a video and as a contact sheet
+RUN/scene.glb, texture.png  textured mesh, at its place and size in the mesh file, and its texture
+RUN/walk/, walk.png renders of the textured mesh from cameras between the frames
 """
 
 from __future__ import annotations
@@ -46,12 +46,15 @@ logger = logging.getLogger(__name__)
 GLB, FILM = "scene.glb", "frames.mp4"
 FILES: tuple[str, ...] = (FILM, "sheet.png", CAMERAS_FILE, GLB, TEXTURE, "walk.png")
 SCENE_SIZE = (1.0, 100.0)
-"""Range of a scene's length in metres; outside it the unit is probably wrong."""
+"""Plausible range of a scene's longest side in metres; outside it the unit is probably wrong."""
 WALK_VIEWS, SHEET_COLUMNS, FPS = 12, 6, 8
 
 
 def texture_scene(task: Task, rig: PathConfig) -> None:
-    """Sample the frames, texture the mesh, and write the files above. Raises ConfigError, Stopped after Ctrl-C."""
+    """Sample the frames, texture the mesh, and write the files that the module docstring lists.
+
+    Raises ConfigError, and Stopped after Ctrl-C.
+    """
     config: TextureConfig = task.config
     frame = MeshFrame.of(config, config.scale)
     source = None if config.mesh is None else read_source(Path(config.mesh).expanduser(), frame)
@@ -93,7 +96,14 @@ def size_warning(source: SourceMesh) -> list[str]:
 def write_frames(
     folder: Path, frames: Frames, sampled: Sequence[int], keys: Sequence[int], images: Tensor, frame: MeshFrame
 ) -> None:
-    """Write cameras, depth, video and sheet of the sampled frames. Raises OSError."""
+    """Write cameras, depth, video and contact sheet of the sampled frames. Raises OSError.
+
+    Args:
+        sampled: indices of the N sampled frames.
+        keys: indices of the key frames, which the contact sheet labels.
+        images: (N, H, W, 3) in [0, 1], sampled frames.
+        frame: transform between the mesh file and the world.
+    """
     cameras, names = frames.cameras.select(sampled), [frames.names[n] for n in sampled]
     cameras = replace(cameras, c2w=frame.poses_to_file(cameras.c2w.double()))
     files = [f"frames/{name}.png" for name in names]
@@ -108,7 +118,10 @@ def write_frames(
 def texture_mesh(
     task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Cameras, images: np.ndarray
 ) -> dict[str, object]:
-    """Write the textured mesh and renders between the frames; return figures. Raises OSError, ConfigError."""
+    """Project images (N, H, W, 3) in [0, 1] of N cameras onto the mesh; write it and renders from between the cameras.
+
+    Returns metrics for summary.json. Raises OSError, ConfigError.
+    """
     config: TextureConfig = task.config
     with Count("texturing", 2 * len(cameras), task.quiet) as count:
         made = texture_from_views(mesh, config.texture, cameras, images, SCENE_BLEND, on_view=lambda: count.add(1))
@@ -127,7 +140,7 @@ def texture_mesh(
 
 
 def between(cameras: Cameras) -> Cameras:
-    """Return ``WALK_VIEWS`` cameras at most, each half way between one of the cameras and the next."""
+    """Return at most ``WALK_VIEWS`` cameras, each halfway between two consecutive ones of `cameras`."""
     spread = np.linspace(0, len(cameras) - 2, min(WALK_VIEWS, len(cameras) - 1)).round().astype(int)
     first = np.unique(spread).tolist()
     at = cameras.select(first)

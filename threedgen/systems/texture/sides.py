@@ -1,11 +1,13 @@
-"""Texture of an object from its six sides, sampled by MV-Adapter or given as images.
+"""Texture of an object from six orthographic views, which MV-Adapter samples or the user gives as images.
 
-RUN/preview.png     the mesh without texture: shows what is taken as front and top
-RUN/maps/           position/SIDE.png and normal/SIDE.png, the condition of MV-Adapter
+A side is one of these views: front, right, back, left, top or bottom, in this order.
+
+RUN/preview.png     the mesh without texture; it shows which sides are taken as front and top
+RUN/maps/           position/SIDE.png and normal/SIDE.png, the renders that condition MV-Adapter
 RUN/views/SIDE.png  sampled sides
-RUN/views.png       sampled or given sides
-RUN/textured.glb    textured mesh, at its place and size in the file; texture.png
-RUN/before.png, after.png, report.html   renders without and with the texture, and a page
+RUN/views.png       contact sheet of the sampled or given sides
+RUN/textured.glb, texture.png            textured mesh, at its place and size in the mesh file, and its texture
+RUN/before.png, after.png, report.html   renders without and with the texture, and a page of the results
 """
 
 from __future__ import annotations
@@ -67,25 +69,28 @@ ROWS = (
     ("Texture", "unseen parts are completed", ((TEXTURE, "Texture"),)),
 )
 SYNC_TEXELS = 4
-"""Texels per pixel of a side, along an edge, when sides are made consistent."""
+"""Texture side divided by image side, at most, in the texture that makes the sides consistent."""
 RING_VIEWS, SHEET_SIZE = 6, 256
-"""Cameras above and below the horizon in before.png and after.png; image size in sheets."""
+"""Number of cameras above, and of cameras below the horizon in before.png and after.png; image side in pixels."""
 LARGE = 512
-"""Side size from which pixels beside edges can be discarded with a margin."""
+"""Image side in pixels from which the projection can discard a wide margin beside depth edges."""
 INPAINT_SCALE = 7.0
 """Guidance scale of inpainting."""
 
 
 @dataclass(frozen=True)
 class Sides:
-    """Images (6, S, S, 3) in [0, 1] of ``SIDES``, and masks (6, S, S) of the object; None: everywhere."""
+    """Images (6, S, S, 3) in [0, 1] of an object from the sides ``SIDES``, and object masks (6, S, S) in [0, 1].
+
+    Without masks, all pixels count as the object.
+    """
 
     images: Array
     masks: Array | None = None
 
 
 def texture_sides(task: Task, rig: SidesConfig) -> None:
-    """Texture the mesh, and write the files above. Raises ConfigError, and Stopped after Ctrl-C."""
+    """Texture the mesh and write the files of the module docstring. Raises ConfigError, and Stopped after Ctrl-C."""
     config: TextureConfig = task.config
     sides = None if config.views is None else read_sides(Path(config.views).expanduser())
     source, mesh, notes = read_mesh(config)
@@ -107,7 +112,7 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
 
 
 def read_sides(folder: Path) -> Sides:
-    """Read the images of six sides; transparent pixels are not the object. Raises ConfigError."""
+    """Read the six images SIDE.png of a folder. Their alpha channels become the masks. Raises ConfigError."""
     images = [np.asarray(load_image(_side_file(folder, side), key="views").convert("RGBA")) for side in SIDES]
     height, width = images[0].shape[:2]
     if height != width or any(image.shape != images[0].shape for image in images):
@@ -129,7 +134,7 @@ def _side_file(folder: Path, side: str) -> Path:
 
 
 def read_mesh(config: TextureConfig) -> tuple[SourceMesh, TexturedMesh, list[str]]:
-    """Read the mesh of an object and give it texture coordinates; also return notes. Raises ConfigError."""
+    """Return the mesh of an object, the same with texture coordinates, and notes for the user. Raises ConfigError."""
     source = read_object(config)
     mesh, uv = with_uv(source, config.texture, config.uv)
     notes = list(source.notes)
@@ -142,7 +147,10 @@ def read_mesh(config: TextureConfig) -> tuple[SourceMesh, TexturedMesh, list[str
 def sample_sides(
     task: Task, rig: SidesConfig, model: MVAdapter, mesh: TexturedMesh, maps: Tensor
 ) -> tuple[Tensor, list[str]]:
-    """Sample the sides (6, S, S, 3) for control maps (6, 6, S, S), and return notes on the prompt."""
+    """Sample the six sides with MV-Adapter, conditioned on the maps (6, 6, S, S) of `control_maps`.
+
+    Returns images (6, S, S, 3) in [0, 1], and notes on the prompt.
+    """
     config: TextureConfig = task.config
     cameras = six_sides(rig.size)
 
@@ -154,7 +162,7 @@ def sample_sides(
 
 
 def inpainter(task: Task, model: MVAdapter) -> Inpaint:
-    """Return a function that inpaints images by the 2D model."""
+    """Return a function that inpaints the hole of an image with the 2D model of MV-Adapter."""
     config: TextureConfig = task.config
 
     def inpaint(image: Array, hole: Array, number: int) -> Array:
@@ -175,15 +183,15 @@ def inpainter(task: Task, model: MVAdapter) -> Inpaint:
 
 
 def blend(size: int) -> BlendOptions:
-    """Return the blend options for sides of ``size`` pixels."""
+    """Return the rules for projecting images of ``size`` x ``size`` pixels; small images get a margin of 1 pixel."""
     return replace(OBJECT_BLEND, margin=OBJECT_BLEND.margin if size >= LARGE else 1)
 
 
 def project(mesh: TexturedMesh, sides: Sides, size: int, on_view: Callable[[], None] = lambda: None) -> ViewTexture:
-    """Project the sides onto the mesh, and complete the texture by diffusion. Raises ConfigError if no side sees it.
+    """Project the sides onto the mesh as a texture, and fill unseen texels with the colours of near surface points.
 
-    Args:
-        on_view: called twice per side.
+    `size` is the side of the texture in texels. The progress callback `on_view` is called twice per side. Raises
+    ConfigError if no side shows the mesh.
     """
     side = sides.images.shape[1]
     return texture_from_views(
@@ -194,10 +202,10 @@ def project(mesh: TexturedMesh, sides: Sides, size: int, on_view: Callable[[], N
 def texture_mesh(
     task: Task, source: SourceMesh, mesh: TexturedMesh, sides: Sides, model: MVAdapter | None, notes: list[str]
 ) -> dict[str, object]:
-    """Write the textured mesh, renders and page; return figures. Raises OSError, ConfigError.
+    """Project the sides onto the mesh, and write it with renders and a page. Raises OSError, ConfigError.
 
-    Args:
-        model: inpaints unseen texels; None: they keep the diffused colours.
+    `model` inpaints unseen texels; without it, they keep the colours of near surface points. Returns metrics for
+    summary.json.
     """
     config, folder, triangles = task.config, task.folder, len(mesh.faces)
     with Count("texturing", 2 * len(SIDES), task.quiet) as count:

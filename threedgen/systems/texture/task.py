@@ -1,6 +1,6 @@
-"""The task "texture": views, sampled or given, are projected onto the mesh of an object or a scene.
+"""The task "texture": projects sampled or given images onto the mesh of an object or a scene.
 
-See ``sides`` (objects) and ``scene`` for the files of a run.
+The modules ``sides`` (objects) and ``scene`` list the files of a run.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from .options import PathConfig, TextureConfig
 
 
 def texture(task: Task) -> None:
-    """Texture the mesh of the config."""
+    """Texture the mesh of the config: a scene if the rig is a camera path, else an object."""
     rig = task.config.rig
     if isinstance(rig, PathConfig):
         scene.texture_scene(task, rig)
@@ -23,7 +23,10 @@ def texture(task: Task) -> None:
 
 
 def run(config: TextureConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task and print the path of the mesh, or without one of the video or preview."""
+    """Run the task, print the path of its main result, and return the exit code.
+
+    The main result is the textured mesh. If none is made, it is the video of a scene or the preview of an object.
+    """
     if config.rig.name == "path":
         result, files = scene.FILM if config.mesh is None else scene.GLB, scene.FILES
     else:

@@ -1,4 +1,4 @@
-"""Texture coordinates of a mesh: those of its file if they fit a baked texture, else new charts."""
+"""Texture coordinates (UV) of a mesh: those of its file if a texture can use them, else new ones from unwrapping."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from threedgen.export.surface.tangents import vertex_tangents
 from threedgen.systems.draw.mesh import SourceMesh
 
 MAX_OVERLAP = 1e-3
-"""Fraction of the covered texels that may belong to two places of the mesh: rounded borders."""
+"""Maximum fraction of the covered texels that belong to two places of the mesh; rounding overlaps some at borders."""
 MAX_DEGENERATE = 0.01
-"""Fraction of the surface that may have no area in the texture."""
+"""Maximum fraction of the surface that has no area in the texture."""
 
 
 def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[TexturedMesh, str]:
-    """Return the mesh for a texture with a side of ``texture`` pixels, and a description of its coordinates.
+    """Return the mesh with texture coordinates, and a text for the user that says where they come from.
 
     Args:
-        choice: auto, own, unwrap.
+        texture: side of the texture in texels.
+        choice: "own": those of the file; "unwrap": new ones; "auto": those of the file if they can be used, else new.
 
-    Raises ConfigError.
+    Raises:
+        ConfigError: the coordinates of the file cannot be used, or the mesh cannot be unwrapped at this size.
     """
     fault = "" if choice == "unwrap" else uv_fault(source, texture)
     if choice == "own" and fault:
@@ -45,7 +47,7 @@ def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[Tex
 
 
 def uv_fault(source: SourceMesh, texture: int) -> str:
-    """Return why the coordinates of the file cannot be used; "" if they can."""
+    """Return the reason why the texture coordinates of the file cannot be used; "" if they can be used."""
     if source.uv is None:
         return "it has none, or not for all of its parts"
     if not np.isfinite(source.uv).all():

@@ -1,6 +1,7 @@
-"""Sampling of a scene's frames in windows: key frames, then the frames between two key frames, conditioned on both.
+"""Sampling of a scene's frames in windows (MVDiffusion, arXiv 2307.01097, section 4.2).
 
-(MVDiffusion, arXiv 2307.01097, section 4.2.) Each frame is a file, and is sampled once.
+A window is a set of frames that are denoised together. The first windows have key frames only. Each later window has
+two neighbouring key frames, which condition it, and frames between them. Each frame is sampled once and saved.
 """
 
 from __future__ import annotations
@@ -38,12 +39,17 @@ from .options import PathConfig, TextureConfig
 logger = logging.getLogger(__name__)
 
 Synchronise = Callable[[Cameras, Tensor, Tensor], Tensor]
-"""Cameras, their frames (F, H, W, 3) and the mask of known frames (F,) -> consistent frames."""
+"""Function (F cameras, images (F, H, W, 3), mask (F,) of frames from earlier windows) -> consistent images."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """Frames that are sampled together, and those of them that earlier windows sampled."""
+    """Frames that are sampled together, as indices.
+
+    Attributes:
+        frames: all frames of the window.
+        known: the frames among them that earlier windows sampled; they condition the new frames.
+    """
 
     frames: tuple[int, ...]
     known: tuple[int, ...] = ()
@@ -54,7 +60,11 @@ class Window:
 
 
 def plan(keys: Sequence[int], rig: PathConfig) -> list[Window]:
-    """Return the windows in order: key frames, each window sharing some with the one before, then those between."""
+    """Return the windows in the order of sampling.
+
+    First come windows of `rig.views` key frames; consecutive ones share `rig.shared` frames, the last possibly more.
+    Then come the windows with the frames between two key frames, if `rig.interpolate` is set.
+    """
     last = max(0, len(keys) - rig.views)
     windows, done = list[Window](), set[int]()
     for start in (*range(0, last, rig.views - rig.shared), last):
@@ -69,7 +79,7 @@ def plan(keys: Sequence[int], rig: PathConfig) -> list[Window]:
 
 
 def check_model(model: MVDiffusion, rig: PathConfig) -> None:
-    """Raise ConfigError for weights without depth, and for image sizes that they cannot sample."""
+    """Raise ConfigError if the weights take no depth, or cannot sample the image size of the rig."""
     if model.extra != "depth" or model.multiview is not None and model.multiview.kind != "depth":
         raise ConfigError(
             "these weights take no depth. Use those of a depth model, such as train-mvdiffusion with variant=depth",
@@ -79,9 +89,10 @@ def check_model(model: MVDiffusion, rig: PathConfig) -> None:
 
 
 def saved_images(folder: Path, frames: Frames, keys: Sequence[int], weights: Mapping[str, str]) -> dict[int, Array]:
-    """Read the frames (H, W, 3), uint8, that an earlier start saved as NAME.png, by their indices.
+    """Read the frames that an interrupted run saved as NAME.png: uint8 images (H, W, 3) by frame index.
 
-    Those of other frames, keys or weights are removed; source.txt has their hash.
+    The file source.txt has a hash of the frames, the key frame indices `keys` and the checksums `weights` of the model.
+    If the hash differs, the folder is emptied.
     """
     source_file, digest = folder / "source.txt", hashlib.blake2b(digest_size=16)
     for tensor in (frames.depth, frames.cameras.c2w, frames.cameras.K):
@@ -103,17 +114,18 @@ def saved_images(folder: Path, frames: Frames, keys: Sequence[int], weights: Map
 
 
 def stack(images: Mapping[int, Array], numbers: Sequence[int]) -> Tensor:
-    """Return frames (N, H, W, 3) in [0, 1] as they are in the files, so that resuming is exact."""
+    """Stack uint8 images by their frame indices `numbers` to a tensor (N, H, W, 3) in [0, 1]."""
     return torch.from_numpy(np.stack([images[n] for n in numbers])).float() / 255
 
 
 @dataclass(frozen=True)
 class WindowSampler:
-    """Sampler of windows.
+    """Sampler of all frames of a scene with MVDiffusion, one window after the other.
 
     Attributes:
-        images: sampled frames by their indices, see `saved_images`; grows.
-        synchronise: makes frames consistent on a mesh; None: they stay as sampled.
+        windows: windows in the order of sampling.
+        images: sampled frames as uint8 (H, W, 3) by frame index; each window adds its new frames.
+        synchronise: function that makes frames consistent on a mesh; None: frames stay as sampled.
     """
 
     config: TextureConfig
@@ -124,7 +136,7 @@ class WindowSampler:
     synchronise: Synchronise | None = None
 
     def sample_all(self, folder: Path, quiet: bool) -> None:
-        """Sample the missing frames and write NAME.png. Raises Stopped after Ctrl-C; finished windows are kept."""
+        """Sample the windows with missing frames, and write folder/NAME.png. Raises Stopped after Ctrl-C."""
         waiting = [k for k, window in enumerate(self.windows) if any(n not in self.images for n in window.new)]
         steps = total_steps(self.config.steps, self.model.draft, self.config.synchronise)
         total, done = len(self.windows) * steps, (len(self.windows) - len(waiting)) * steps
@@ -143,7 +155,7 @@ class WindowSampler:
                             write_png(folder / f"{self.frames.names[n]}.png", image)
 
     def sample(self, number: int, on_step: Callable[[], None]) -> Tensor:
-        """Sample all frames (F, H, W, 3) of a window, also the known ones."""
+        """Sample window `number`: all its frames (F, H, W, 3) in [0, 1], including the known ones."""
         window, config, model = self.windows[number], self.config, self.model
         numbers = list(window.frames)
         cameras, depth = self.frames.cameras.select(numbers), self.frames.depth[numbers]
@@ -174,7 +186,7 @@ class WindowSampler:
         )
 
     def sync(self, number: int, known: Tensor) -> ViewSync:
-        """Return the synchronisation of a window with all frames of earlier windows, which stay as they are."""
+        """Return the rounds that make window `number`, with mask `known` (F,), consistent with all earlier windows."""
         if (synchronise := self.synchronise) is None:
             return NO_SYNC
         numbers = list(self.windows[number].frames)

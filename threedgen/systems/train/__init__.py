@@ -1,1 +1,1 @@
-"""Trainings: denoising models on one Lightning module (`denoising.py`), and the networks around them."""
+"""Training tasks: diffusion models, whose LightningModules derive from `denoising.py`, and the networks around them."""

@@ -1,4 +1,4 @@
-"""Denoising training of latent diffusion models: the step, the noise levels and the validation of every kind."""
+"""Base LightningModule of all trainings of latent diffusion models: training step, noise levels and validation."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from threedgen.train.system import AveragedSystem, sample_timesteps
 from .options import ViewNoiseConfig
 
 COMPANION_MAX = 0.3
-"""Companions get t = COMPANION_MAX T u^2 with u uniform."""
+"""Views with low noise get the time step COMPANION_MAX T u^2, with u uniform in [0, 1) and T time steps in all."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images of a training step, on any device.
+    """Data of a training step: B images as latents, on any device.
 
     Attributes:
-        latents: clean latents (B, C, h, w).
-        t: time steps (B,), int64.
-        noise: unit Gaussian noise, like `latents`.
-        text: encoded captions (B, L, D).
-        condition: further arguments of the network, by name.
-        weights: weights (B,) of the squared errors; None: all equal.
+        latents: (B, C, h, w) clean latents.
+        t: (B,) int64 time steps.
+        noise: (B, C, h, w) unit Gaussian noise.
+        text: (B, L, D) encoded captions.
+        condition: further keyword arguments of the network.
+        weights: (B,) weights of the squared errors; None: all are 1.
     """
 
     latents: Tensor
@@ -45,7 +45,7 @@ class Batch:
 
 
 class Sheet(NamedTuple):
-    """Images (H, W, 3) of a sample sheet, row by row, with their labels."""
+    """Content of a sample sheet: images (H, W, 3) in row-major order, the number of columns, and a label per image."""
 
     images: Sequence[Tensor | Array]
     columns: int
@@ -53,11 +53,11 @@ class Sheet(NamedTuple):
 
 
 class DenoisingSystem(AveragedSystem):
-    """Base of the systems that train parts of a latent diffusion model to denoise.
+    """Base of the LightningModules that train parts of a latent diffusion model to denoise.
 
-    A subclass defines the data and conditions of a step (`batch`), registers the modules that train, and may define the
-    network call (`predict`), the weight files (`save`) and the sample sheet (`sample_sheet`). `model` itself is not
-    registered: its other networks are frozen and in no checkpoint.
+    A subclass defines the data of a step (`batch`) and registers the modules that train. It may override the network
+    call (`predict`), the writer of weights (`save`) and the sample sheet (`sample_sheet`). `model` is no registered
+    submodule, so its frozen networks are in no checkpoint.
     """
 
     model: LatentDiffusion
@@ -79,11 +79,11 @@ class DenoisingSystem(AveragedSystem):
         self.model.to(self.device)
 
     def batch(self, step: int) -> Batch:
-        """Return the data of a step."""
+        """Return the latents, noise and conditions of a step. A subclass must define it."""
         raise NotImplementedError
 
     def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """Return the output of the network (B, C, h, w), float32, for noisy latents `x` at time steps `t`."""
+        """Return the network's output (B, C, h, w), float32, for noisy latents `x` like it at time steps `t` (B,)."""
         return self.model.network(x, t, batch.text, **batch.condition)
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -92,7 +92,7 @@ class DenoisingSystem(AveragedSystem):
         return loss
 
     def denoising_loss(self, batch: Batch) -> Tensor:
-        """Return the mean squared error of the network's output (eps or v) at the batch's noise."""
+        """Add the noise of the batch to its latents, and return the mean squared error of the predicted eps or v."""
         schedule = self.model.schedule.to(self.device)
         z, t, noise = (part.to(self.device) for part in (batch.latents, batch.t, batch.noise))
         output = self.predict(schedule.add_noise(z, noise, t), t, batch)
@@ -102,13 +102,16 @@ class DenoisingSystem(AveragedSystem):
         return (batch.weights * (output - target).square().mean((1, 2, 3))).mean()
 
     def sample_noise(self, step: int, shape: Sequence[int], rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Sample time steps (N, V) and unit Gaussian noise for latents of `shape` (N, V, C, h, w)."""
+        """Sample int64 time steps (N, V) and unit Gaussian noise (N, V, C, h, w) for N objects of V views.
+
+        `shape` is the shape (N, V, C, h, w) of the latents.
+        """
         power = float(at(self.timestep_power, step, self.max_steps))
         t = view_timesteps(shape[0], shape[1], self.model.schedule.T, power, self.view_noise, rng)
         return t, torch.randn(*shape, generator=rng)
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write the averaged weights and the sample sheet."""
+        """Write the weights and samples.png to `folder`, both from the moving average of the weights."""
         with self.average_applied():
             self.save(folder)
             sheet = self.sample_sheet()
@@ -116,15 +119,15 @@ class DenoisingSystem(AveragedSystem):
             write_png(folder / "samples.png", grid(*sheet))
 
     def save(self, folder: Path) -> None:
-        """Write the trained weights. Called with the average applied."""
+        """Write the trained weights to `folder`. `validate` calls it while the averaged weights are in place."""
 
     def sample_sheet(self) -> Sheet:
-        """Return the images of samples.png; none: no sheet."""
+        """Return the content of samples.png. Without images the file is not written."""
         return Sheet((), 1, ())
 
 
 def drop_captions(captions: Sequence[str], dropped: Iterable[bool]) -> list[str]:
-    """Replace captions by the empty one where `dropped` is true."""
+    """Return the captions, each replaced by "" where `dropped` is true. Both have the same length."""
     return ["" if drop else caption for caption, drop in zip(captions, dropped, strict=True)]
 
 
@@ -133,9 +136,10 @@ def view_timesteps(
 ) -> Tensor:
     """Sample time steps (objects, n_view), int64 in [0, T), for the views of each object.
 
-    Each object is of one of three kinds, with the shares in `options`: independent levels per view; low noise in 1 to
-    n_view - 1 views and one level in the others; one level in all views. With equal levels a view needs no other view;
-    views with low noise teach it to attend to them (Chen et al. 2024, "Diffusion Forcing", arXiv 2407.01392).
+    `options` has the probabilities of three cases for an object: independent time steps in all views; low noise in 1 to
+    n_view - 1 views and one common time step in the rest; one common time step in all views. With equal noise a view
+    can be denoised without the rest. Views with low noise make the network attend to them (Chen et al. 2024,
+    "Diffusion Forcing", arXiv 2407.01392). `power` above 1 favours low noise: t = T u^power, u uniform.
     """
     equal = sample_timesteps(objects, T, power, rng)[:, None].expand(-1, n_view)
     if n_view == 1 or not (options.independent or options.companions):

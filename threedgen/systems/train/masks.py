@@ -1,4 +1,4 @@
-"""Images with masks, for a model that takes a mask and the known part of an image (inpainting)."""
+"""Training images with random holes, for inpainting models, which take a mask and the known part of an image."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from threedgen.guidance.priors.mvdiffusion.inputs import Convention, mask_channe
 from threedgen.run.arrays import Array
 
 Hole = Callable[[np.random.Generator, int], Array]
-"""Sampler of a hole (size, size), bool: True where the image is unknown."""
+"""Function (rng, size) -> hole (size, size), bool: True where the image is unknown."""
 WHOLE = 0.25
-"""Share of images of which nothing, or everything, is unknown."""
+"""Probability that an image is unknown as a whole (`painted`) or known as a whole (`around_a_photo`)."""
 
 
 def painted(rng: np.random.Generator, size: int) -> Array:
-    """Sample a hole: the whole image, a rectangle or all but a rectangle, with sides on multiples of 8."""
+    """Sample a bool hole (size, size), True where unknown: the whole image, a rectangle, or all but a rectangle.
+
+    The edges of rectangles are at multiples of 8 pixels. Half of the rectangles span the full height of the image.
+    """
     if rng.random() < WHOLE:
         return np.ones((size, size), bool)
     first, second = np.sort(rng.integers(0, size // 8 + 1, (2, 2)), axis=0) * 8
-    if rng.random() < 0.5:  # a strip along a side, as the next view of a panorama
+    if rng.random() < 0.5:  # full height, like the unknown part of the next view of a panorama
         first[0], second[0] = 0, size
     box = np.zeros((size, size), bool)
     box[first[0] : second[0], first[1] : second[1]] = True
@@ -35,7 +38,10 @@ def painted(rng: np.random.Generator, size: int) -> Array:
 
 
 def around_a_photo(rng: np.random.Generator, size: int) -> Array:
-    """Sample the hole around a centred photo of 50 to 90 degrees, of any format, in a view of 90 degrees; or none."""
+    """Sample a bool hole (size, size), True where unknown, around a centred photo in a view of 90 degrees; or no hole.
+
+    The longer side of the photo spans 50 to 90 degrees. Its aspect ratio is 1:1, 4:3 or 16:9, landscape or portrait.
+    """
     if rng.random() < WHOLE:
         return np.zeros((size, size), bool)
     longer = np.tan(np.deg2rad(rng.uniform(50, 90)) / 2)
@@ -46,11 +52,12 @@ def around_a_photo(rng: np.random.Generator, size: int) -> Array:
 
 
 class MaskedViews:
-    """Source (`threedgen.data.bank.Source`) of views of scenes, each with a copy that has a hole.
+    """Source of training images (`threedgen.data.bank.Source`): pairs of a view of a scene and its copy with a hole.
 
     Args:
+        convention: value of the mask and of masked pixels, see `inputs.Convention`.
         hole: sampler of the hole.
-        first: only the first view of each scene.
+        first: True: use only the first view of each scene; False: all views.
     """
 
     n_view = 2
@@ -69,7 +76,7 @@ class MaskedViews:
         return f"masked views, seed {self.seed}, {kind}, of {self.source.describe()}"
 
     def sample_hole(self, index: int, size: int) -> Array:
-        """Sample the hole (size, size), bool, of an image."""
+        """Return the bool hole (size, size) of the image at `index`, True where unknown; always the same."""
         return self.hole(np.random.default_rng([self.seed, 7, index]), size)
 
     def block(self, indices: range, size: int) -> Captioned:
@@ -89,23 +96,23 @@ class MaskedViews:
 
 
 class MaskBank(LatentBank):
-    """Latents, mask channels and captions of `views`."""
+    """Disk cache of the latents, mask channels and captions of masked views."""
 
     def __init__(self, folder: Path, views: MaskedViews, vae: AutoencoderKL, size: int) -> None:
         super().__init__(folder, views, vae, size, len(views))
         self.views = views
 
     def sample(self, rng: np.random.Generator, available: int, count: int) -> tuple[Tensor, Tensor, list[str]]:
-        """Sample `count` of the first `available` images.
+        """Sample n = `count` of the first `available` images, with replacement.
 
         Returns:
-            Latents (n, C, h, w), mask and known latents (n, 1 + C, h, w), captions.
+            Latents (n, C, h, w) of the whole images, mask and known latents (n, 1 + C, h, w), and n captions.
         """
         chosen = rng.integers(0, min(available, self.count), count)
         return self.latents(chosen)[:, 0], self.extra(chosen), self.captions(chosen)
 
     def extra(self, chosen: Sequence[int] | Array) -> Tensor:
-        """Return mask and known latents (n, 1 + C, h, w). A latent is known if all of its pixels are."""
+        """Return mask and known latents (n, 1 + C, h, w) of n images. A latent is known if all its pixels are known."""
         known = self.latents(chosen)[:, 1]
         holes = torch.from_numpy(np.stack([self.views.sample_hole(int(i), self.size) for i in chosen]))
         return mask_channels(known, ~holes, self.views.convention)

@@ -1,10 +1,11 @@
-"""The task train-matte: the network that separates an object from its background in images of a prior.
+"""The task train-matte: trains the network that separates an object from its background in samples of a prior.
 
-It trains on renders with known opacity, encoded, noised and decoded by the prior's autoencoder as samples are.
+The training images are renders with known opacity. To look like samples of the prior, they are encoded by its VAE,
+noise is added to the latents, and they are decoded.
 
 RUN/pictures/, fresh/    caches of training and held-out images, safe to delete
-RUN/matte/               the network: a folder for `fit.matte`
-RUN/summary.json         errors on held-out images
+RUN/matte/               weights of the network; the option `fit.matte` takes this folder
+RUN/summary.json         error and IoU on held-out images
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ from threedgen.train.task import Task, run_task
 from .options import TrainMatteConfig
 
 BRIGHTNESS, TINT, NOISE = 0.04, 0.015, 0.01
-"""Standard deviations of the augmentation: brightness of an image, of its channels, and of its pixels."""
+"""Standard deviations of the augmentation: log brightness of an image, offset of its channels, noise of its pixels."""
 LATENT_NOISE = 0.25
-"""Largest standard deviation of the noise on latents."""
+"""Maximum standard deviation of the noise on latents."""
 WEIGHT_DECAY = 0.001
 
 
 class MatteImages:
-    """Cache of `count` images with opacity, uint8 (S, S, 4), rendered on first use."""
+    """Disk cache of `count` RGB images with opacity, uint8 (S, S, 4). Blocks of images are rendered on first use."""
 
     def __init__(
         self, folder: Path, prior: LatentDiffusion, count: int, config: TrainMatteConfig, split: Split = "train"
@@ -56,13 +57,13 @@ class MatteImages:
         self.cache = BlockCache(folder, "pictures", count, (self.size, self.size, 4), np.uint8, source, BLOCK)
 
     def __call__(self, indices: Array) -> Tensor:
-        """Return images (N, S, S, 4) in [0, 1]."""
+        """Return RGB and opacity (N, S, S, 4) in [0, 1] of the images at N indices."""
         for block in self.cache.missing_blocks(indices):
             self.cache.store(block, self.make(range(block * BLOCK, (block + 1) * BLOCK)))
         return torch.from_numpy(np.stack([self.cache[i] for i in indices])).float() / 255
 
     def make(self, indices: range) -> Array:
-        """Render a block, each image from its own camera."""
+        """Render a block of N images from one camera each: uint8 (N, S, S, 4), RGB and opacity."""
         rng = numpy_generator(self.seed, indices.start, "matte")
         assets = [jumble(rng, i) if rng.random() < self.options.jumbles else self.box.asset(i) for i in indices]
         c2w, fov, _, grey = zip(*(self.box.cameras(i, 1) for i in indices), strict=True)
@@ -74,14 +75,14 @@ class MatteImages:
 
     @torch.no_grad()
     def decode_noisy(self, rgb: Array, rng: np.random.Generator) -> Array:
-        """Encode images, add noise to their latents and decode them."""
+        """Encode images (N, S, S, 3) in [0, 1] by the VAE, add noise to the latents, and decode them."""
         z = encode(self.prior.vae, torch.from_numpy(rgb).float())
         noise = LATENT_NOISE * rng.random((len(z), 1, 1, 1)) * rng.standard_normal(z.shape)
         return self.prior.decode_latents(z + torch.from_numpy(noise).to(z)).float().cpu().numpy()
 
 
 class MatteSystem(System):
-    """Training of a `Matte` on images with opacity."""
+    """LightningModule that trains a `Matte` to predict the opacity of images."""
 
     stage = "matte"
 
@@ -106,7 +107,7 @@ class MatteSystem(System):
 
 
 def augment(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Vary the brightness and tint of images (B, 3, S, S) and add noise."""
+    """Return images (B, 3, S, S) in [0, 1] with random brightness and tint, and with noise."""
     count = len(x)
     brightness = torch.exp(BRIGHTNESS * torch.randn(count, 1, 1, 1, generator=rng))
     tint = TINT * torch.randn(count, 3, 1, 1, generator=rng)
@@ -115,7 +116,10 @@ def augment(x: Tensor, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def evaluate(net: Matte, images: MatteImages, count: int) -> dict[str, float]:
-    """Return the mean opacity error of `count` images and the IoU of their masks."""
+    """Return the metrics of the first `count` images: "error", the mean absolute error of the opacity, and "iou".
+
+    The IoU (intersection over union) compares all pixels with an opacity above 0.5.
+    """
     rgba = images(np.arange(count))
     opacity, truth = net.opacity(rgba[..., :3].to(net.out.weight.device)).cpu(), rgba[..., 3]
     mask, true_mask = opacity > 0.5, truth > 0.5
@@ -124,7 +128,7 @@ def evaluate(net: Matte, images: MatteImages, count: int) -> dict[str, float]:
 
 
 def train(task: Task) -> Status:
-    """Train and evaluate the matte."""
+    """Train the matte network, save it, and evaluate it on held-out images."""
     config: TrainMatteConfig = task.config
     prior = StableDiffusion.load(config.autoencoder, image_size=config.network.size)
     with writing(task.folder):

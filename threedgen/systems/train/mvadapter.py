@@ -1,13 +1,13 @@
-"""The task train-mvadapter: an adapter with which a frozen 2D model samples several views of an object.
+"""The task train-mvadapter: trains an adapter with which a frozen 2D model samples several views of an object.
 
-RUN/latents/, half/      cache of encoded views (of half the size), safe to delete
+RUN/latents/, half/      caches of encoded views, at full and at half size, safe to delete
 RUN/checkpoints/
-RUN/adapter.safetensors  the averaged adapter: `prior.adapter=` of other tasks
+RUN/adapter.safetensors  averaged weights of the adapter; the option `prior.adapter` of other tasks takes this file
 RUN/samples.png          true views of held-out objects, above samples
 
-Source: MV-Adapter, arXiv 2412.03632, sections 4 and A.2. All views of an object share a noise level of the shifted
-schedule. Text, reference image or both are dropped for a share of the objects, for classifier-free guidance; a dropped
-image is zeros in place of its features.
+Source: MV-Adapter, arXiv 2412.03632, sections 4 and A.2. All views of an object have the same time step, on the shifted
+noise schedule. For classifier-free guidance, text, reference image or both are dropped for a share of the objects. The
+features of a dropped image are replaced by zeros.
 """
 
 from __future__ import annotations
@@ -47,20 +47,23 @@ RESULT = "adapter.safetensors"
 
 
 def sample_dropouts(rng: np.random.Generator, count: int, shares: tuple[float, float, float]) -> tuple[Array, Array]:
-    """Sample which of `count` objects lose their text and their image, each (count,) bool.
+    """Sample the dropped conditions of `count` objects: bool (count,) for the text, and bool (count,) for the image.
 
     Args:
-        shares: probabilities of three independent events: no text, no image, neither.
+        shares: probabilities of three independent events: text dropped, image dropped, both dropped.
     """
     text, image, both = (rng.random(count) < share for share in shares)
     return text | both, image | both
 
 
 class AdapterSystem(DenoisingSystem):
-    """Training of the added parts of `network`, the network of `model`.
+    """LightningModule that trains the modules that MV-Adapter adds to a frozen UNet.
 
     Args:
-        banks: latents of the objects at one or two sizes with their shares of the steps, the model's size first.
+        network: UNet with the adapter; the network of `model`.
+        banks: pairs of a share of the steps and cached latents of the objects. The bank at the model's image size is
+            first; a second one is at half size.
+        objects: training objects.
         held_out: objects of the sample sheet.
     """
 
@@ -105,12 +108,17 @@ class AdapterSystem(DenoisingSystem):
         return Batch(z.flatten(0, 1), t, noise, text, condition, weights.to(self.device))
 
     def sample_views(self, rng: np.random.Generator) -> list[int]:
-        """Sample the view numbers of a step."""
+        """Sample the indices of the views that a step trains on; they are the same for all objects of the step."""
         sets = self.options.view_sets
         return list(sets[rng.integers(len(sets))]) if sets else list(range(len(self.objects.sides)))
 
     def reference_features(self, latents: Tensor, text: Tensor, dropped: Array) -> Features:
-        """Return the features of reference images with latents (n, C, h, w) and text (n, L, D); dropped ones are 0."""
+        """Return the UNet's features of n reference images, by layer.
+
+        Args:
+            latents, text: (n, C, h, w) and (n, L, D) of the images.
+            dropped: (n,) bool; where True, all features are 0.
+        """
         with self.model.autocast():
             features = self.network.reference_features(latents, text)
         kept = torch.from_numpy(~dropped).to(latents)[:, None, None]
@@ -120,7 +128,10 @@ class AdapterSystem(DenoisingSystem):
         save_adapter(folder / RESULT, self.network)
 
     def sample_sheet(self) -> Sheet:
-        """Return the true views of held-out objects above samples; on the left the reference image, if there is one."""
+        """Return rows with the true views of held-out objects, each above a row of samples.
+
+        Adapters with a reference image have it in the first column.
+        """
         o, size = self.options, self.banks[0][1].size
         cells, labels = list[Tensor](), list[str]()
         for k in range(o.sheet_objects):
@@ -145,11 +156,11 @@ class AdapterSystem(DenoisingSystem):
 
 
 BLOCK, TEXT_BYTES = 4, 240
-"""Objects that are rendered and encoded together; stored bytes of a caption."""
+"""Number of objects that are rendered and encoded together; bytes stored per caption."""
 
 
 def train(task: Task) -> Status:
-    """Train the adapter. Raises ConfigError."""
+    """Train the adapter of a config, with cached latents at full and possibly half size. Raises ConfigError."""
     config: TrainMVAdapterConfig = task.config
     model = load_base(config)
     network = add_adapter(config, model)
@@ -178,7 +189,7 @@ def train(task: Task) -> Status:
 
 
 def load_base(config: TrainMVAdapterConfig) -> MVAdapter:
-    """Load the 2D model. Raises ConfigError for a multi-view one."""
+    """Load the frozen 2D model. Raises ConfigError if it is a multi-view model."""
     dtype = "auto" if config.training.bf16 else "fp32"
     with called("start"):
         model = MVAdapter.load(config.start, dtype=dtype, image_size=config.image_size)
@@ -188,7 +199,7 @@ def load_base(config: TrainMVAdapterConfig) -> MVAdapter:
 
 
 def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
-    """Add the adapter that is trained to the model. Raises ConfigError."""
+    """Return the model's UNet with a new adapter, or with the one that the config starts from. Raises ConfigError."""
     o = config
     form = Form(o.tokens, o.arrangement, o.control, o.shift, o.shift_mode, o.anywhere, o.fov, o.timestep)
     network = new_adapter(o, model, form) if o.adapter is None else trained_adapter(o, model, form)
@@ -197,7 +208,7 @@ def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
 
 
 def new_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> AdaptedUNet:
-    """Build an adapter whose attention branches have no effect yet. Raises ConfigError."""
+    """Build a new adapter whose attention branches initially have no effect on the output. Raises ConfigError."""
     seed_networks(config.seed, "adapter")
     try:
         return AdaptedUNet(
@@ -208,7 +219,7 @@ def new_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> A
 
 
 def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> AdaptedUNet:
-    """Load the adapter of a file to train it further, possibly in another form. Raises ConfigError."""
+    """Load the adapter that the config starts from; `form` may differ from that of its file. Raises ConfigError."""
     file = locate("adapter", str(config.adapter))
     network = load_adapter(file, model.unet, model.factor, **asdict(form)).network
     if set(network.branches) != set(config.branches):

@@ -1,14 +1,15 @@
-"""The task train-mvdiffusion: attention between the views of a scene around a frozen 2D model.
+"""The task train-mvdiffusion: trains attention between the views of a scene, added to a frozen 2D model.
 
-RUN/single-view/        checkpoints of the first stage, if there is one, and single-view.safetensors
-RUN/latents/, masks/, photos/    caches of encoded views, safe to delete (NAME-half/: of half the size)
-RUN/checkpoints/        of the second stage
-RUN/blocks.safetensors  averaged additions to the 2D model: `prior.blocks=` of other tasks
+RUN/single-view/        checkpoints and weights of the first stage, if there is one
+RUN/latents/, masks/, photos/    caches of encoded views, safe to delete; NAME-half/ has them at half size
+RUN/checkpoints/        checkpoints of the second stage
+RUN/blocks.safetensors  averaged additions to the 2D model; the option `prior.blocks` of other tasks takes this file
 RUN/samples.png         true views of scenes, above samples
 
-Source: arXiv 2307.01097, section 5. The first stage trains the 2D model, by LoRA or all of its weights, on single views
-with a further input (depth, or mask and known part), where it has none yet. The second trains the attention between
-views, and the branch for condition views, around the frozen model. All views of a scene share a noise level.
+Source: MVDiffusion, arXiv 2307.01097, section 5. The optional first stage trains the 2D model on single views, by LoRA
+or in full, so that it takes a further input: depth, or a mask and the known part of the image. The second stage
+freezes the 2D model, and trains the attention between views and the branch for condition views. All views of a scene
+have the same time step.
 """
 
 from __future__ import annotations
@@ -55,19 +56,19 @@ CORRESPONDENCE: dict[Variant, tuple[str, ...]] = {
     "outpaint": ("k", "neighbours", "mask"),
     "depth": ("overlap",),
 }
-"""Options that determine how views correspond; saved with the blocks."""
+"""Config options that determine which pixels of different views correspond; they are saved with the blocks."""
 KEPT_GEOMETRIES = 64
 WEIGHT_DECAY = 0.01
 
 
 @dataclass(frozen=True)
 class SceneData:
-    """Scenes at one size.
+    """Cached training data of all scenes at one image size.
 
     Attributes:
-        bank: latents of the views.
-        masks: single views with holes, for a model with a mask input.
-        photos: first views with holes around a photo, for the same.
+        bank: latents of the views of each scene.
+        masks: single views with random holes, for the first stage of a model with a mask input; else None.
+        photos: first view of each scene with a hole around a photo, for the second stage of such a model; else None.
     """
 
     bank: SceneBank
@@ -76,17 +77,17 @@ class SceneData:
 
 
 DataBySize = Sequence[tuple[float, SceneData]]
-"""Scenes at one or two sizes with their shares of the steps, the full size first."""
+"""Pairs of a share of the steps and the training data at one image size: full size first, then possibly half size."""
 
 
 class MVDiffusionSystem(DenoisingSystem):
-    """Base of both stages."""
+    """Base of the LightningModules of both stages."""
 
     model: MVDiffusion
     data: DataBySize
 
     def choose_data(self, step: int) -> tuple[float, SceneData]:
-        """Sample the image size of a step: its share of the steps, and the scenes at this size."""
+        """Sample the image size of a step. Returns the share of the steps with this size, and the data at this size."""
         return choose_by_share(self.data, self.numpy_rng(step, "size").random())
 
     def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
@@ -94,7 +95,7 @@ class MVDiffusionSystem(DenoisingSystem):
 
 
 class SingleViewSystem(MVDiffusionSystem):
-    """First stage: trains the first layer of the UNet and its LoRA, or without LoRA the whole UNet."""
+    """LightningModule of the first stage. It trains the UNet's first layer and LoRA, or without LoRA the whole UNet."""
 
     stage = "single views"
 
@@ -132,7 +133,11 @@ class SingleViewSystem(MVDiffusionSystem):
 def sample_views(
     bank: SceneBank, rng: np.random.Generator, available: int, count: int
 ) -> tuple[Tensor, Tensor | None, list[str]]:
-    """Sample single views of the first `available` scenes: latents, depth channels if there is depth, and captions."""
+    """Sample n = `count` single views of the first `available` scenes.
+
+    Returns:
+        Latents (n, C, h, w), inverse depth (n, 1, h, w) in [-1, 1] or None without depth, and n captions.
+    """
     scenes, views = rng.integers(0, available, count), rng.integers(0, bank.n_view, count)
     z = bank.latents(scenes)[range(count), views]
     captions = [texts[view] for texts, view in zip(bank.captions(scenes), views, strict=True)]
@@ -141,11 +146,11 @@ def sample_views(
 
 
 class ViewsSystem(MVDiffusionSystem):
-    """Second stage: trains the blocks between views, and the condition branch where there is one.
+    """LightningModule of the second stage. It trains the attention between views and any branch for condition views.
 
     Args:
-        difference: difference of the UNet from the 2D model, saved with the blocks; None: all of its weights.
-        lora: LoRA of the first stage.
+        difference: changes of the UNet by the first stage, saved with the blocks; None: save all weights of the UNet.
+        lora: LoRA of the first stage, attached to the UNet, or None.
     """
 
     stage = "views"
@@ -192,14 +197,18 @@ class ViewsSystem(MVDiffusionSystem):
         return Batch(z.flatten(0, 1), t, noise, model.encode_prompt(captions), {"geometry": geometry, **moved})
 
     def entries(self, step: int, share: float = 1.0) -> Array:
-        """Sample the scenes of a step, at a size with this share of the steps."""
+        """Sample the scene indices (batch,) of a step, at an image size that has this share of the steps."""
         o, rng = self.options, self.numpy_rng(step, "scenes")
         return sample_entries(rng, int(step * share), o.batch, self.bank.count, o.first, o.fresh)
 
     def image_conditions(
         self, data: SceneData, chosen: Sequence[int] | Array, z: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return extra input channels and condition of n scenes with latents (n, F, C, h, w), for all n F views."""
+        """Return the image inputs of the network for all n F views of n scenes.
+
+        `z` are the clean latents (n, F, C, h, w). Returns extra input channels (n F, E, h, w) or None, and the input
+        (n F, C + 1, h, w) of the branch for condition views or None.
+        """
         if data.photos is not None:
             extra = self.unknown_view(data).repeat(len(chosen), data.bank.n_view, 1, 1, 1)
             extra[:, 0] = data.photos.extra(chosen)
@@ -211,14 +220,14 @@ class ViewsSystem(MVDiffusionSystem):
         return depth_channels(depth, *z.shape[-2:]), given_condition(z, mask) if mask.any() else None
 
     def unknown_view(self, data: SceneData) -> Tensor:
-        """Return the mask input (E, h, w) of an unknown view."""
+        """Return mask and known latents (1 + C, h, w) of a view of which every pixel is unknown."""
         if (size := data.bank.encoded_size) not in self.blank:
             view, known = torch.zeros(1, *size, 3), torch.zeros(1, dtype=torch.bool)
             self.blank[size] = self.model.masked_extra(view, known, self.config.mask)[0].cpu()
         return self.blank[size]
 
     def geometry(self, scene: int) -> Geometry:
-        """Return how the views of a scene correspond, cached. Panoramas share one rig."""
+        """Return the matches between the pixels of a scene's views, cached. All panoramas have the same cameras."""
         if self.config.variant != "depth":
             scene = 0
         if scene not in self.geometries:
@@ -234,7 +243,7 @@ class ViewsSystem(MVDiffusionSystem):
         save_blocks(folder / RESULT, self.model.multiview, self.difference, options)
 
     def sample_sheet(self) -> Sheet:
-        """Return the true views of some scenes, each above samples."""
+        """Return rows with the true views of training scenes, each above a row of samples."""
         o, bank, model = self.options, self.bank, self.model
         images, labels = list[Tensor](), list[str]()
         by_size = {data.bank.encoded_size: data for _, data in self.data}
@@ -252,11 +261,11 @@ class ViewsSystem(MVDiffusionSystem):
 
 
 EXTRA: dict[Variant, Extra] = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}
-"""Input of the 2D model beside the noisy latents."""
+"""Input that the 2D model of each variant takes beside the noisy latents."""
 
 
 def train(task: Task) -> Status:
-    """Train both stages."""
+    """Train both stages of a config, or only the second one if `single_view` is null."""
     config: TrainMVDiffusionConfig = task.config
     model = MVDiffusion.load(config.start)
     file = None if config.blocks is None else locate("blocks", config.blocks)
@@ -286,7 +295,7 @@ def train(task: Task) -> Status:
 
 
 def check_extra(config: TrainMVDiffusionConfig, extra: Extra, key: str) -> None:
-    """Raise ConfigError for `key` unless the 2D model has the input of the variant or the first stage adds it."""
+    """Raise ConfigError for `key` unless the 2D model has the input of the variant, or the first stage can add it."""
     needed = EXTRA[config.variant]
     if extra != needed and (config.single_view is None or extra != "nothing"):
         raise ConfigError(
@@ -298,7 +307,7 @@ def check_extra(config: TrainMVDiffusionConfig, extra: Extra, key: str) -> None:
 
 
 def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySize:
-    """Return the scenes at full size and, for the share `training.half`, at half size. Raises ConfigError."""
+    """Return the training data at full size and, if `training.half` is above 0, at half size. Raises ConfigError."""
     config: TrainMVDiffusionConfig = task.config
     half, count = config.training.half, min(config.training.scenes, len(source))
     cameras = source.scene(0).views.cameras
@@ -331,10 +340,9 @@ def train_single_views(
     o: SingleViewConfig,
     blocks: Mapping[str, Tensor] | None,
 ) -> LoRA | None:
-    """Train the first stage, or load it; return the LoRA, which stays attached to the UNet.
+    """Train the first stage, or load its finished weights. Returns its LoRA, which stays attached to the UNet, or None.
 
-    Args:
-        blocks: file of another run; training starts from its LoRA if its UNet has the same input.
+    The training starts from the LoRA in the tensors `blocks` if they have the same input channels.
     """
     config: TrainMVDiffusionConfig = task.config
     needed = EXTRA[config.variant]

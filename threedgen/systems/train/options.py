@@ -1,4 +1,7 @@
-"""Config models of the trainings: shared sections, train-mvadapter, train-mvdiffusion and train-matte (no torch)."""
+"""Config models of train-mvadapter, train-mvdiffusion and train-matte, and sections that all trainings share.
+
+The module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -64,14 +67,14 @@ class ViewNoiseConfig(Config):
 
 
 def default_trainer(max_steps: int, gradient_clip_val: float = 1.0, val_check_interval: int = 500) -> TrainerConfig:
-    """Return the default trainer section of a training."""
+    """Return the default section `trainer` of a training config."""
     return TrainerConfig(
         max_steps=max_steps, gradient_clip_val=gradient_clip_val, val_check_interval=val_check_interval
     )
 
 
 class TrainConfig(RunConfig):
-    """A training run. `start`, if a subclass has it: weights that the training starts from."""
+    """Base of the configs of trainings. A subclass may add `start`, the weights that the training starts from."""
 
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
 
@@ -83,7 +86,7 @@ class TrainConfig(RunConfig):
 
 
 def check_multiple(name: str, value: int, unit: int, meaning: str) -> None:
-    """Raise ValueError unless `value` is a multiple of `unit`, which is `meaning`."""
+    """Raise ValueError unless `value` is a multiple of `unit`. The error names the option, and what `unit` means."""
     if value % unit:
         near = max(unit, round(value / unit) * unit)
         raise ValueError(f"{name} {value} should be a multiple of {unit}, {meaning}; try {near}")
@@ -92,7 +95,7 @@ def check_multiple(name: str, value: int, unit: int, meaning: str) -> None:
 # --- train-mvadapter ---------------------------------------------------------------------------------------------
 
 SIDES = 6
-"""Views of an object."""
+"""Number of views of a training object."""
 DROPPED = 0.1
 
 
@@ -151,12 +154,12 @@ class TrainMVAdapterConfig(TrainConfig):
 
     @property
     def tokens(self) -> Layout:
-        """The layout, also where it is null."""
+        """Tokens that attend to each other: the option `layout`, or the default of the control if it is null."""
         return self.layout or ("row" if self.control == "rays" else "rowcol")
 
     @property
     def dropouts(self) -> tuple[float, float, float]:
-        """Shares of objects without text, without reference image, and without both."""
+        """Probabilities of three independent events: text dropped, reference image dropped, both dropped."""
         o, default = self.training, DROPPED if "ref" in self.branches else 0.0
         return o.no_text, default if o.no_image is None else o.no_image, default
 

@@ -1,1 +1,4 @@
-"""Trainings of priors: the toybox's 2D model and multi-view prior, and priors of user assets."""
+"""Training tasks of priors: the 2D model and the multi-view prior of the toybox, and multi-view priors of user assets.
+
+The toybox is the procedural data set of the package (`threedgen.data.toybox`).
+"""

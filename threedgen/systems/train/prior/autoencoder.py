@@ -1,7 +1,7 @@
-"""Training of the toybox's autoencoder, a stock AutoencoderKL.
+"""Training of the toybox's autoencoder, an unmodified AutoencoderKL of diffusers.
 
-The network is convolutional (no attention), so the first steps train on crops around the object, at a quarter of the
-cost of whole images.
+The network has no attention, only convolutions. The first steps can therefore train on crops around the object, which
+cost a quarter of whole images.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from threedgen.train.system import System
 from .options import AutoencoderConfig, DecoderConfig
 
 WHOLE = 0.25
-"""Last share of the steps, which train on whole images."""
+"""Fraction of the steps, at the end of the training, that use whole images."""
 JUMBLES, ROOMS = 0.25, 0.2
-"""Shares of images of random solids and of images inside toy rooms."""
+"""Fraction of the object images that show random solids; fraction of all images that show the inside of toy rooms."""
 KL_WEIGHT = 1e-5
 
 
@@ -57,11 +57,11 @@ def build(options: AutoencoderConfig) -> AutoencoderKL:
 
 @torch.no_grad()
 def initialise_averaging(vae: Any) -> None:
-    """Initialise the weights so that the network averages pixels to encode and repeats them to decode.
+    """Initialise the weights so that the encoder averages pixels and the decoder repeats them.
 
-    From random weights, each colour axis takes hundreds of steps. Channels 0 to 5 pass (r, g, b, -r, -g, -b) through
-    all layers: silu(a) - silu(-a) = a, so the activations at both ends pass them unchanged. Residual branches start at
-    zero, other weights are random. The posterior starts with a standard deviation of 0.05.
+    From random weights, each colour axis takes hundreds of steps. Here channels 0 to 5 carry (r, g, b, -r, -g, -b)
+    through all layers. Since silu(a) - silu(-a) = a, the activations at both ends do not change the colours. Residual
+    branches start at zero, the remaining weights are random. The posterior starts with a standard deviation of 0.05.
     """
     signs = torch.cat([torch.eye(3), -torch.eye(3)])  # (6, 3)
     for module in vae.modules():
@@ -85,7 +85,10 @@ def initialise_averaging(vae: Any) -> None:
 
 
 def _set_taps(conv: Any, matrix: Tensor, weight: float, taps: slice | None = None) -> None:
-    """Set the first outputs of a convolution to `matrix` (out, in) times its first inputs, at the middle tap."""
+    """Set the first outputs of a convolution to `weight` * `matrix` (out, in) times its first inputs.
+
+    `taps` are the rows and columns of the kernel that get these weights; None: the middle one.
+    """
     out, inputs = matrix.shape
     middle = conv.kernel_size[0] // 2
     taps = taps or slice(middle, middle + 1)
@@ -95,20 +98,20 @@ def _set_taps(conv: Any, matrix: Tensor, weight: float, taps: slice | None = Non
 
 
 def edges(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the differences of neighbouring pixels along both axes of (B, C, H, W)."""
+    """Return the differences of neighbouring pixels of (B, C, H, W): (B, C, H - 1, W) and (B, C, H, W - 1)."""
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
 
 
 def half_size(x: Tensor) -> Tensor:
-    """Resize (B, C, H, W) to half the height and width."""
+    """Resize (B, C, H, W) to (B, C, H / 2, W / 2), bilinear with antialiasing."""
     return F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)
 
 
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
-    """Return the loss of images `y` and their truth `x`, (B, 3, H, W) in [-1, 1].
+    """Return the loss between reconstructions `y` and true images `x`, both (B, 3, H, W) in [-1, 1], a scalar.
 
-    L1 + 2 MSE, 0.5 L1 of the edges, which keeps outlines sharp, and 2 L1 at an eighth of the size, which trains colours
-    first.
+    It is L1 + 2 MSE + 0.5 L1 of the differences of neighbouring pixels + 2 L1 at an eighth of the size. The third term
+    keeps outlines sharp. The last one makes the network learn colours early.
     """
     sharp = sum(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True))
     coarse = F.l1_loss(F.avg_pool2d(y, 8), F.avg_pool2d(x, 8))
@@ -116,12 +119,12 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
 
 
 def psnr(y: Tensor, x: Tensor) -> float:
-    """Return the PSNR, dB, of images in [-1, 1]."""
+    """Return the PSNR in dB between reconstructions `y` and true images `x` of one shape, in [-1, 1]."""
     return float(10 * torch.log10(4 / F.mse_loss(y.detach(), x)))
 
 
 class AutoencoderSystem(System):
-    """Training of an AutoencoderKL; step s has toybox samples s n to (s + 1) n - 1."""
+    """LightningModule that trains an AutoencoderKL. No toybox image is used twice: each step renders the next ones."""
 
     stage = "autoencoder"
 
@@ -141,7 +144,11 @@ class AutoencoderSystem(System):
         self.box, self.rooms = Toybox(seed + 1, "train"), Rooms(seed + 1, "train")
 
     def images(self, step: int) -> Tensor:
-        """Return the batch of a step: (B, 3, size, size) in [-1, 1]; crops until the last share WHOLE of the run."""
+        """Return the images of a step, in [-1, 1].
+
+        In the last fraction WHOLE of the steps these are whole images (batch, 3, image_size, image_size). Before, they
+        are two random crops of each image, (2 batch, 3, crop, crop).
+        """
         o, rng = self.options, self.numpy_rng(step, "crops")
         interiors = round(ROOMS * o.batch)
         objects = o.batch - interiors
@@ -174,7 +181,7 @@ class AutoencoderSystem(System):
         return loss
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write held-out images above their reconstructions."""
+        """Write reconstructions.png: held-out images above their reconstructions."""
         _, rgb, _, _ = Toybox(self.seed, "held-out").batch(range(8), self.options.image_size, n_view=1)
         x = torch.from_numpy(rgb).permute(0, 3, 1, 2).to(self.device) * 2 - 1
         y = self.vae.decode(self.vae.encode(x).latent_dist.mode()).sample
@@ -185,14 +192,14 @@ class AutoencoderSystem(System):
         return self.muon(self.vae, ends, self.options.learning_rate)
 
     def muon(self, network: nn.Module, ends: tuple[Tensor, ...], rate: Scheduled) -> OptimizerLRSchedulerConfig:
-        """Build Muon for a network; AdamW trains `ends`, whose rows are colours, not features."""
+        """Build the Muon optimizer for a network. It updates `ends` elementwise, since their rows are colours."""
         return self.scheduled(Muon(network.parameters(), 1.0, weight_decay=1e-4, elementwise=ends), rate)
 
 
 class DecoderSystem(AutoencoderSystem):
-    """Training of the decoder on noisy latents of a frozen encoder, so that it tolerates errors of samples.
+    """LightningModule that trains the decoder on noisy latents of the frozen encoder.
 
-    Zheng et al. 2025, arXiv 2510.11690, section 3.3.
+    The decoder then tolerates the errors of sampled latents (Zheng et al. 2025, arXiv 2510.11690, section 3.3).
     """
 
     stage = "decoder"
@@ -223,10 +230,10 @@ class DecoderSystem(AutoencoderSystem):
 
 @torch.no_grad()
 def standardise(vae: Any, rgb: Tensor) -> None:
-    """Fold mean and deviation of each latent channel into the 1x1 convolutions, exactly and in place.
+    """Standardise the latents of an autoencoder by changing its two 1x1 convolutions in place.
 
-    Afterwards the latents of the images `rgb` (N, H, W, 3) have mean 0 and variance 1 per channel, and `scaling_factor`
-    is 1.
+    Afterwards each latent channel has mean 0 and variance 1 on the images `rgb` (N, H, W, 3) in [0, 1], so that
+    `scaling_factor` can be 1. Reconstructions do not change.
     """
     x = rgb.permute(0, 3, 1, 2) * 2 - 1
     z = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in x.split(8)]).float()

@@ -1,6 +1,7 @@
-"""Training of the coarse predictor: latents from caption and camera (see `guidance/coarse.py`).
+"""Training of the coarse predictor, which predicts latents from caption and camera in one step (`guidance/coarse.py`).
 
-It trains on typical objects, one image of each: variation that captions do not state would be noise to it.
+It trains on one image of each object, without the random variation that captions do not describe: the predictor could
+not predict it.
 """
 
 from __future__ import annotations
@@ -20,12 +21,17 @@ from threedgen.train.system import AveragedSystem
 from .options import CoarseConfig
 
 TWO_D, NO_TEXT = 0.15, 0.1
-"""Shares of steps without cameras and of captions that are dropped."""
+"""Fraction of the steps without cameras, and fraction of the captions that are dropped."""
 WEIGHT_DECAY, EMA_DECAY = 0.05, 0.998
 
 
 class CoarseSystem(AveragedSystem):
-    """Training of a coarse predictor, in place, with the frozen text encoder of `prior` on a bank of single views."""
+    """LightningModule that trains the predictor `coarse` in place, by the squared error of its latents.
+
+    Args:
+        prior: model whose frozen text encoder is used.
+        bank: cached latents, captions and cameras of objects with one view each.
+    """
 
     stage = "coarse predictor"
     prior: LatentDiffusion

@@ -1,4 +1,4 @@
-"""UNets that a training starts from: new ones, and trained ones with a camera branch, inputs or attention added."""
+"""Initial UNets of the trainings: new ones, and trained ones with added camera branch, input channels or attention."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from threedgen.guidance.schedule import Schedule
 from .options import NetworkConfig
 
 HEAD_WIDTH = 64
-"""Channels per head of added attention."""
+"""Channels per attention head in added attention layers."""
 
 
 def base_model(
@@ -29,10 +29,11 @@ def base_model(
     tokenizer: PreTrainedTokenizerFast,
     image_size: int,
 ) -> StableDiffusion:
-    """Build a 2D model with an untrained UNet around trained networks.
+    """Build a 2D model of an untrained UNet, and of a trained autoencoder and text encoder.
 
-    The time embedding includes the pooled caption; it scales and shifts features. v-prediction weights all noise levels
-    alike. The noise goes further than Stable Diffusion's, in which small latents would still be visible.
+    The time embedding includes the pooled caption, and scales and shifts features. The model predicts v, which weights
+    all noise levels equally. At the last time step the noise is stronger than in Stable Diffusion, because latents of
+    this small size would still be visible at its noise level.
     """
     channels = int(vae.config["latent_channels"])
     unet = UNet2DConditionModel(
@@ -57,15 +58,15 @@ def base_model(
 def multiview_model(
     base: LatentDiffusion, coarse: CoarsePredictor | None, attention: bool = False, rotary: bool = False
 ) -> MVDream:
-    """Build a multi-view prior around the networks of `base`, which are shared.
+    """Build a multi-view prior from the networks of `base`, which are not copied.
 
     Args:
         base: a 2D model or a multi-view prior.
-        coarse: its prediction becomes an input of the UNet; None: no such input.
-        attention: add attention to the levels that have none.
-        rotary: rotate queries and keys by the world positions of their pixels.
+        coarse: predictor whose latents become an input of the UNet; None: no such input.
+        attention: add attention to the UNet levels that have none.
+        rotary: rotate queries and keys by the world positions of their pixels (rotary embedding).
 
-    All additions but `rotary` have no effect at first: their last or first weights are zero.
+    Except for `rotary`, the additions do not change the output before training, because some of their weights are zero.
     """
     unet: Any = base.unet
     if coarse is not None and base.coarse is None:
@@ -79,7 +80,7 @@ def multiview_model(
 
 @torch.no_grad()
 def with_camera(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Return the UNet with a camera branch, whose last weights are zero; the same object if it has one."""
+    """Return a copy of the UNet with a camera branch whose last layer is zero, or `unet` itself if it has a branch."""
     if unet.class_embedding is not None:
         return unet
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}
@@ -92,7 +93,7 @@ def with_camera(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 @torch.no_grad()
 def with_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Return the UNet with attention at all levels; the output of the added layers is zero."""
+    """Return a copy of the UNet with attention at all levels. The output of the added layers is zero."""
     config: Any = unet.config
     widths, heads = config["block_out_channels"], list(config["attention_head_dim"])  # numbers of heads
     for level, kind in enumerate(config["down_block_types"]):

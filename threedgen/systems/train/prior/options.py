@@ -1,4 +1,4 @@
-"""Config models of train-base, train-prior and train-own-prior (no torch)."""
+"""Config models of train-base, train-prior and train-own-prior. The module does not import torch."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class AutoencoderConfig(Config):
 
     @property
     def factor(self) -> int:
-        """Pixels per latent and axis."""
+        """Image side divided by latent side."""
         return 2 ** (len(self.channels) - 1)
 
     @model_validator(mode="after")

@@ -1,9 +1,9 @@
-"""The task train-own-prior: train a multi-view prior on user assets.
+"""The task train-own-prior: trains a multi-view prior on user assets.
 
-RUN/views/, assets.csv, sheet.png    rendered assets (`threedgen.data.assets.make`); check the sheet
-RUN/objects/, latents/               cache of encoded views and of single images, safe to delete
+RUN/views/, assets.csv, sheet.png    renders of the assets, their list, and a contact sheet to check the renders
+RUN/objects/, latents/               caches of encoded views and of encoded single images, safe to delete
 RUN/checkpoints/
-RUN/prior/                           averaged weights, a diffusers folder: `prior.weights=` of all tasks
+RUN/prior/                           averaged weights in diffusers format; the option `prior.weights` takes this folder
 RUN/samples.png                      held-out assets, and samples of their captions from the same cameras
 """
 
@@ -32,13 +32,13 @@ from .options import TrainOwnPriorConfig
 from .system import OwnPriorSystem
 
 TEXT_BYTES, BLOCK = 400, 8
-"""Stored bytes of a caption; entries that are encoded together."""
+"""Bytes stored per caption; number of entries that are encoded together."""
 MAX_SHOWN = 8
-"""Assets on the sample sheet."""
+"""Maximum number of assets on the sample sheet."""
 
 
 def train(task: Task) -> Status:
-    """Render the assets, if that is not done, and train."""
+    """Render the assets, unless the config names rendered ones, and train the prior on the renders."""
     config: TrainOwnPriorConfig = task.config
     o, seed = config.training, config.seed
     shards = render_assets(task) if config.rendered is None else Shards(config.rendered)
@@ -68,7 +68,7 @@ def train(task: Task) -> Status:
 
 
 def render_assets(task: Task) -> Shards:
-    """Render the assets into the run's folder."""
+    """Render the assets into the run folder, and return the rendered views."""
     shards = render(task.config, task.folder, task.quiet)
     if not task.quiet and is_rank_zero():
         say(f"contact sheet of the assets: {task.folder / 'sheet.png'}")
@@ -76,7 +76,7 @@ def render_assets(task: Task) -> Shards:
 
 
 def load_start(config: TrainOwnPriorConfig) -> MVDream:
-    """Load the prior to train; a 2D model gets a camera branch without effect. Raises ConfigError."""
+    """Load the prior to train; a 2D model gets a camera branch without effect on the output. Raises ConfigError."""
     with called("prior.weights"):
         prior: StableDiffusion = load_prior(StableDiffusion, config.prior, device(config.trainer.accelerator))
     if prior.unet.class_embedding is None:

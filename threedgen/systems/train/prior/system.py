@@ -1,4 +1,4 @@
-"""Training of the UNet of a 2D model on single images, and of a multi-view prior on views of objects."""
+"""LightningModules that train the UNet of a 2D model on single images, or of a multi-view prior on views of objects."""
 
 from __future__ import annotations
 
@@ -34,17 +34,19 @@ from .options import (
 
 
 def objects_of(images: int, n_view: int) -> int:
-    """Return the number of objects of `n_view` images that have at least `images` images."""
+    """Return the smallest number of objects with `n_view` images each that have at least `images` images in all."""
     return -(-images // n_view)
 
 
 class PriorSystem(DenoisingSystem):
-    """Training of a UNet on banks of single images and of views of objects (MVDream, arXiv 2308.16512, section 3).
+    """LightningModule that trains a UNet on single images and views of objects (MVDream, arXiv 2308.16512, section 3).
 
-    All processes sample the same batch, and each trains on its part: their number changes only rounding.
+    All processes sample the same batch, and each process trains on a part of it. The number of processes therefore
+    changes the result only by rounding.
 
     Args:
-        banks: training data, each with its share of the steps.
+        prior: model whose UNet is trained in place.
+        banks: pairs of a share of the steps and the cached latents for these steps.
     """
 
     stage = "UNet"
@@ -70,11 +72,11 @@ class PriorSystem(DenoisingSystem):
 
     @property
     def process(self) -> tuple[int, int]:
-        """Number of this process, and the number of processes."""
+        """Rank of this process, from 0, and the number of processes."""
         return (self.global_rank, self.trainer.world_size) if getattr(self, "_trainer", None) else (0, 1)
 
     def mean_of_processes(self, loss: Tensor) -> float:
-        """Return the mean of a loss over all processes."""
+        """Return the mean of a scalar loss over all processes, for the log."""
         own = loss.detach().clone()
         return float(own if self.process[1] == 1 else self.trainer.strategy.reduce(own, reduce_op="mean"))
 
@@ -85,13 +87,18 @@ class PriorSystem(DenoisingSystem):
         return numpy_generator(self.seed, step, purpose)
 
     def entries(self, step: int, n_view: int, share: float) -> Array:
-        """Sample the entries of a step from a bank with `n_view` images per entry and this share of the steps."""
+        """Sample the entry indices (n,) of a step from a bank.
+
+        Args:
+            n_view: images per entry of the bank.
+            share: share of the steps that use the bank.
+        """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
         return sample_entries(rng, int(step * share), *numbers)
 
     def fill(self, bank: LatentBank, chosen: Array) -> None:
-        """Render the missing entries, each process other blocks."""
+        """Render and encode the entries `chosen` that are not cached. The processes divide the work among them."""
         if self.process[1] > 1:
             self.trainer.strategy.barrier()  # so that all find the same entries missing
             bank.prepare(chosen, self.process)
@@ -128,7 +135,7 @@ class PriorSystem(DenoisingSystem):
         self.model.save(folder / ("prior" if self.n_view > 1 else "base"))
 
     def sample_sheet(self) -> Sheet:
-        """Sample the prompts of the sheet, with a multi-view prior from all sides."""
+        """Return samples of the prompts in the config: one image each, or with a multi-view prior views all around."""
         prompts, n_view, c2w = self.options.sheet_prompts, self.n_view, None
         if n_view > 1:
             azimuth = torch.deg2rad(20 + torch.arange(n_view) * 360 / n_view)
@@ -137,26 +144,29 @@ class PriorSystem(DenoisingSystem):
         return Sheet(images, 4, [prompt for prompt in prompts for _ in range(n_view)])
 
     def sample(self, number: int, prompt: str, c2w: Tensor | None) -> Tensor:
-        """Sample an image, or views (V, H, W, 3), with the noise of this number on the sheet."""
+        """Sample views (V, H, W, 3) in [0, 1] for camera-to-world poses (V, 4, 4), or one image (1, H, W, 3) for None.
+
+        `number` seeds the noise.
+        """
         rng = self.rng(number, "sheet")
         return self.model.sample(prompt, c2w, steps=30, guidance_scale=4.0, generator=rng)
 
 
 class Features(Protocol):
-    """Image features of an FID."""
+    """Interface of the image features in the registry, with which the FID is computed."""
 
     def fid(self, images: Tensor, truth: Tensor) -> float:
-        """Return the FID between two sets of images (N, H, W, 3), uint8."""
+        """Return the FID between two sets of uint8 images (N, H, W, 3)."""
 
 
 class OwnPriorSystem(PriorSystem):
-    """Training of a prior on user assets. Its sample sheet has held-out assets.
+    """LightningModule that trains a prior on user assets.
 
-    Each is above samples of its caption from the same cameras. `fid` of all these images is logged; it is of few images
-    and only comparable within a run.
+    The sample sheet has renders of held-out assets beside samples of their captions from the same cameras. The FID
+    between the two is logged as `fid`. It is computed from few images, so compare it within one run only.
 
     Args:
-        shown: assets of the sheet; None: all assets are trained on, and the sheet has prompts only.
+        shown: held-out assets; None: the config holds out none, and the sheet has samples of its prompts only.
     """
 
     features: Features

@@ -1,13 +1,14 @@
-"""The tasks train-base and train-prior: the 2D model of the toybox, and the multi-view prior from it.
+"""The tasks train-base and train-prior: train the 2D model of the toybox, and a multi-view prior that starts from it.
 
-RUN/autoencoder/    (train-base) checkpoints, images and autoencoder.safetensors of the first stage
-RUN/decoder/        (train-base) the same of the second stage
-RUN/words/          (train-base) the same of the third stage, the text encoder
-RUN/coarse/         (train-prior) the same of its first stage
-RUN/latents/        cache of encoded images, safe to delete (objects/, typical/: of views; *-half/: of half the size)
-RUN/checkpoints/    of the last stage
-RUN/base/, prior/   averaged weights, a diffusers folder
-RUN/samples.png     samples of them
+RUN/autoencoder/    (train-base) checkpoints, images and weights of the first stage, the autoencoder
+RUN/decoder/        (train-base) the same for the second stage, the decoder on noisy latents
+RUN/words/          (train-base) the same for the third stage, the text encoder
+RUN/coarse/         (train-prior) the same for its first stage, the coarse predictor
+RUN/latents/        cache of encoded single images, safe to delete; NAME-half/ has them at half size
+RUN/objects/, typical/   (train-prior) caches of encoded views of objects and of images for the coarse predictor
+RUN/checkpoints/    checkpoints of the last stage, the UNet
+RUN/base/, prior/   averaged weights in diffusers format
+RUN/samples.png     images sampled with these weights
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ from .widen import widen
 
 
 def train_base(task: Task) -> Status:
-    """Train the four stages, or only the UNet of the model `start`."""
+    """Train the 2D model in four stages, or only the UNet if the config has `start`."""
     config: TrainBaseConfig = task.config
     torch.manual_seed(config.seed)
     o = config.training
@@ -54,7 +55,7 @@ def train_base(task: Task) -> Status:
 
 
 def load_start(task: Task, start: str, image_size: int | None = None) -> StableDiffusion:
-    """Load the weights that a training starts from, with a wider UNet if the config has `widen`."""
+    """Load the model `start` that a training starts from. Its UNet gets more channels if the config has `widen`."""
     config: TrainBaseConfig | TrainPriorConfig = task.config
     prior = StableDiffusion.load(start, image_size=image_size)
     task.name_weights({"start": identify(start)})
@@ -66,7 +67,14 @@ def load_start(task: Task, start: str, image_size: int | None = None) -> StableD
 def banks(
     task: Task, prior: LatentDiffusion, name: str, source: Source, share: float = 1.0
 ) -> list[tuple[float, LatentBank]]:
-    """Return banks of a source, each with its share of the steps: full size, and half for the share `training.half`."""
+    """Return the cached latents of a source as pairs of a share of the steps and a bank.
+
+    There is a bank at full size and, if `training.half` is above 0, one at half size for this share of the steps.
+
+    Args:
+        name: folder of the full-size cache in the run folder.
+        share: share of the steps that use the source.
+    """
     half, size = task.config.training.half, prior.image_size
     with called("training.half"):
         prior.with_draft(REFINE_STRENGTH if half else None)
@@ -75,14 +83,14 @@ def banks(
 
 
 def bank(task: Task, name: str, source: Source, vae: AutoencoderKL, size: int) -> LatentBank:
-    """Return the bank of a source's images at `size`, cached in the run's folder `name`."""
+    """Return the latents of a source's images at `size` x `size` pixels, cached in the folder `name` of the run."""
     count = objects_of(task.config.training.pictures, source.n_view)
     with writing(task.folder):
         return LatentBank(task.folder / name, source, vae, size, count)
 
 
 def train_networks(task: Task, source: Source) -> StableDiffusion:
-    """Train autoencoder, decoder and text encoder, or load those that are trained; build an untrained UNet."""
+    """Train autoencoder, decoder and text encoder, and add an untrained UNet. Finished stages are loaded."""
     config: TrainBaseConfig = task.config
     seed, bf16 = config.seed, config.training.bf16
     vae = autoencoder.build(config.autoencoder)
@@ -111,7 +119,7 @@ def train_networks(task: Task, source: Source) -> StableDiffusion:
 
 
 def train_prior(task: Task) -> Status:
-    """Train the coarse predictor, if the config has one, then the UNet."""
+    """Train the coarse predictor, if the config has the section `coarse`, and then the UNet."""
     config: TrainPriorConfig = task.config
     seed, o = config.seed, config.training
     base = load_start(task, config.start)
@@ -131,7 +139,7 @@ def train_prior(task: Task) -> Status:
 
 
 def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePredictor:
-    """Train the coarse predictor, or load it; return its averaged weights."""
+    """Train the coarse predictor, or load it if it is finished. Returns it frozen, with the averaged weights."""
     seed = task.config.seed
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape

@@ -1,6 +1,6 @@
-"""Contrastive training of the toybox's text encoder with latents, as CLIP (Radford et al. 2021).
+"""Contrastive training of the toybox's text encoder, as in CLIP (Radford et al. 2021) with latents as the images.
 
-Trained through the UNet alone, nouns take many times longer than colours.
+If the text encoder were trained by the UNet's loss alone, it would learn nouns many times more slowly than colours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WEIGHT_DECAY = 0.05
 
 
 def build(options: NetworkConfig, tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
-    """Build an untrained text encoder."""
+    """Build an untrained text encoder for the vocabulary of `tokenizer`."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -42,7 +42,10 @@ def build(options: NetworkConfig, tokenizer: PreTrainedTokenizerFast) -> CLIPTex
 
 
 def latent_tower(channels: int, width: int) -> nn.Sequential:
-    """Build the image tower, latents (B, C, h, w) -> (B, D). The output of `body` is (B, 256, h/4, w/4)."""
+    """Build the image encoder, from latents (B, C, h, w) to embeddings (B, D), with C = `channels` and D = `width`.
+
+    The features of its submodule `body` are (B, 256, h / 4, w / 4).
+    """
     body = nn.Sequential(
         nn.Conv2d(channels, 64, 3, 1, 1),
         nn.SiLU(),
@@ -58,7 +61,7 @@ def latent_tower(channels: int, width: int) -> nn.Sequential:
 
 
 class TextEncoderSystem(System):
-    """Training, in place, of a text encoder to match latents of the bank's images with their captions."""
+    """LightningModule that trains a text encoder in place, to match the latents of `bank` with their captions."""
 
     stage = "text encoder"
 

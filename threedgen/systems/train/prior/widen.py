@@ -1,7 +1,7 @@
-"""A UNet with more channels that computes what the narrow one does (Net2Net, Chen et al. 2016, arXiv 1511.05641, 2.2).
+"""Widening of a trained UNet without changing its output (Net2Net, Chen et al. 2016, arXiv 1511.05641, section 2.2).
 
-A new channel is a copy of an old one; layers that read an old channel read all its copies, with weights that sum to its
-own. The weights are split at random, so that the copies get different gradients from the first step on.
+Each new channel is a copy of an old one. The input weight of an old channel is split among all its copies, so that the
+sum stays the same. It is split at random, so that the copies get different gradients from the first step on.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from threedgen.config.errors import ConfigError
 from threedgen.guidance.attention.joined import unet_from_config
 
 SINUSOIDS = "time_embedding.linear_1.weight"
-"""Weight whose inputs are sines and cosines of the time step, as many as the first level has channels."""
+"""Name of the weight whose inputs are sines and cosines of the time step; the first level's width is their number."""
 QUERIES = ".to_q.weight"
 Parts = Sequence[tuple[int, int]]
-"""(old, new) widths of concatenated feature maps."""
+"""Pairs (old width, new width), one for each of the feature maps that are concatenated as the input of a layer."""
 
 
 def widen(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
-    """Return a copy of a stock UNet with `channels` at each level; the same object if it has those.
+    """Return a copy of a diffusers UNet with `channels` at each level, or `unet` itself if it has these widths.
 
-    Its output is that of `unet` except for group norms over two levels, whose groups change (in the toybox's 2D model 3
-    to 9 % of the output for noise). Where two levels become equally wide, the projection between them is lost and the
-    output differs more.
+    The output stays the same except for group norms over two concatenated levels, whose groups change. In the toybox's
+    2D model this changes the output for noise by 3 to 9 %. If two levels become equally wide, the UNet loses the
+    projection between them, and the output changes more.
 
     Raises:
-        ConfigError: unless each width is a multiple of the old one and levels of one width stay equal.
+        ConfigError: a width is no multiple of the old one, or levels of the same width would get different widths.
     """
     old = list(unet.config["block_out_channels"])
     if list(channels) == old:
@@ -54,7 +54,7 @@ def widen(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
 def _widened(
     name: str, weight: Tensor, shape: torch.Size, concatenated: dict[str, Parts], rng: torch.Generator
 ) -> Tensor:
-    """Return the weight of the wide network."""
+    """Return the weight of the wide UNet, with `shape`, from the weight with the same name in the old UNet."""
     parts = concatenated.get(name.rpartition(".")[0])  # of the layer's input
     if weight.ndim == 1:
         whole = [(len(weight), shape[0])]
@@ -73,7 +73,7 @@ def _widened(
 
 
 def _sources(parts: Parts) -> Tensor:
-    """Return the old channel that each new one copies."""
+    """Return the index (new,) of the old channel that each new channel copies."""
     starts = [0, *torch.cumsum(torch.tensor([old for old, _ in parts]), 0).tolist()]
     return torch.cat(
         [
@@ -84,9 +84,9 @@ def _sources(parts: Parts) -> Tensor:
 
 
 def _widened_sinusoids(weight: Tensor, n: int) -> Tensor:
-    """Return columns (out, n) for the old frequencies; those of the frequencies between them are zero.
+    """Return the weight (out, n) for n sines and cosines; the columns of frequencies that the old weight lacks are 0.
 
-    Frequency k of a half is 10000^(-k / half), in diffusers' order: sines and cosines are a half each.
+    In diffusers one half of the inputs are sines and the other half cosines. Frequency k is 10000^(-k / half).
     """
     out = weight.new_zeros(len(weight), n)
     for new, old in zip(out.chunk(2, 1), weight.chunk(2, 1), strict=True):
@@ -95,7 +95,10 @@ def _widened_sinusoids(weight: Tensor, n: int) -> Tensor:
 
 
 def _concatenated_inputs(unet: Any, wide: Any) -> dict[str, Parts]:
-    """Return the layers whose input is two concatenated maps, that of the level below and a skip."""
+    """Return the widths of the layers whose input concatenates the map of the level below and a skip connection.
+
+    The keys are layer names. The values have the (old, new) widths of the two maps.
+    """
     found = dict[str, Parts]()
     for i, block in enumerate(wide.up_blocks):
         for j in range(len(block.resnets)):
@@ -106,7 +109,7 @@ def _concatenated_inputs(unet: Any, wide: Any) -> dict[str, Parts]:
 
 
 def _input_widths(unet: Any, i: int, j: int) -> tuple[int, int]:
-    """Return the widths of the two inputs of residual block j of up block i."""
+    """Return the input widths of residual block j in up block i: (map of the level below, skip connection)."""
     blocks = unet.up_blocks
     before = blocks[i].resnets[j - 1] if j else blocks[i - 1].resnets[-1] if i else unet.mid_block.resnets[-1]
     below = int(before.conv2.out_channels)
