@@ -1,1 +1,1 @@
-"""Training data: procedural worlds, image folders, mesh folders and scene archives."""
+"""Training data: the procedural toybox, image folders, mesh folders, and archives of multi-view scenes."""

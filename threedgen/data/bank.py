@@ -87,7 +87,7 @@ class Bank(ABC):
 
     @abstractmethod
     def fill(self, block: int) -> None:
-        """Make and store one block."""
+        """Make the entries of the block with number `block`, and store them in `cache`."""
 
     def latents(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Return the scaled latents (N, V, C, h, w), float32, of the entries `indices` (N,)."""
@@ -149,7 +149,7 @@ def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, 
 
 
 def available_entries(step: int, count: int, first: int, fresh: int) -> int:
-    """Return the number of entries available at `step`: `first` at step 0, `fresh` more per step, at most `count`."""
+    """Return how many entries a step can reuse: `first` at step 0, and `fresh` more per step, but at most `count`."""
     return min(count, first + step * fresh)
 
 

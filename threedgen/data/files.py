@@ -18,7 +18,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def first_line(path: Path) -> str:
-    """Read a caption from the first non-empty line. Raises ConfigError, also for an empty file."""
+    """Return the first non-empty line of a text file, which is a caption. Raises ConfigError if there is none."""
     lines = read_lines(path)
     if not lines:
         raise ConfigError(f"{path} is empty; its first line should be a caption")

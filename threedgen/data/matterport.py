@@ -29,7 +29,7 @@ from .scene_views import SceneViews
 
 FOLDER, FACES, CAPTIONS = "mp3d_skybox", "matterport_skybox_images", "blip3"
 YAW_STEP = 45
-"""Yaw difference of consecutive captions, degrees."""
+"""Difference of the yaws for which consecutive caption files are written, degrees."""
 MAX_SUPERSAMPLE = 2
 """Largest factor by which views are rendered larger along each axis and then averaged. A factor above 1 is used if the
 cube sides have more pixels than the views."""

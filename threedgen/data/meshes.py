@@ -36,7 +36,7 @@ class MeshObjects(ObjectViews):
         anywhere: float = 0.0,
         fov: float = 0.0,
     ) -> None:
-        """Raise ConfigError if the folder has no meshes, or the captions name missing ones."""
+        """Raises ConfigError if the folder has too few meshes, or if a caption names a missing mesh."""
         super().__init__(seed, split, control, reference, anywhere, fov)
         every = list(options.texts().items())  # (file, caption)
         self.files = every[: -options.held_out] if split == "train" else every[-options.held_out :]

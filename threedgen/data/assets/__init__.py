@@ -1,1 +1,1 @@
-"""Users' own assets as training data: a folder of meshes and captions becomes shards of rendered views."""
+"""User assets as training data. Meshes with captions are rendered, and the views are stored in shards."""

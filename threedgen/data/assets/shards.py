@@ -70,7 +70,7 @@ def checksum(path: Path) -> dict[str, Any]:
 
 
 def is_complete(folder: Path, summary: dict[str, Any]) -> bool:
-    """Return whether a shard has the size that its summary states."""
+    """Return whether the tar file of a shard exists and has the size in bytes that its `summary` (JSON file) states."""
     path = folder / str(summary.get("file"))
     return path.is_file() and path.stat().st_size == summary.get("bytes")
 

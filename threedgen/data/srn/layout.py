@@ -13,7 +13,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.run.folder import existing_folder
 
 SPLITS = tuple(f"{category}_{split}" for category in ("cars", "chairs") for split in ("train", "val", "test"))
-"""Names of the archives."""
+"""Names of the archive splits, such as "cars_train"."""
 SUFFIXES = (".png", ".jpg", ".jpeg")
 
 

@@ -49,7 +49,7 @@ class Job(NamedTuple):
 
 
 def make(task: Task) -> None:
-    """Make the missing scenes. Raises Stopped after Ctrl-C."""
+    """Render and write the scenes of the run that do not exist. Raises Stopped after Ctrl-C."""
     config, every = task.config, list(jobs(task.config))
     with Interrupts() as interrupts, Count("scenes", len(every), task.quiet) as count:
         for job in every:

@@ -125,7 +125,7 @@ def _symbol(b: Builder, kind: str, at: np.ndarray, size: float, colour: np.ndarr
 def _attach(
     b: Builder, kind: str, at: np.ndarray, normal: np.ndarray, size: float, colour: np.ndarray, label: str, turn
 ) -> None:
-    """Add a solid of half width `size` that extends from `at` along `normal`."""
+    """Add a solid of half width `size` that extends from the point `at` (3,) along the unit vector `normal` (3,)."""
     if kind == "ball":
         b.sphere(at + normal * size * 0.7, size, colour, label)
     elif kind == "horn":

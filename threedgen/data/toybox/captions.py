@@ -17,7 +17,7 @@ from .primitives import Asset
 from .world import Split, Toybox, View, build
 
 DETAIL_COUNT = (0.40, 0.42, 0.18)
-"""Probabilities of naming none, one or two parts or accessories."""
+"""Probabilities that a caption names zero, one or two parts or accessories."""
 COLOURS_OPEN, COLOURS_STATED = 0.3, 0.3
 """Share of captions that state no colour, and share that state all. Other captions state each with probability 0.5."""
 EXCLUSIVE_GROUPS = (HEADWEAR, ("backpack", "cape"), ("scarf", "bow"))
@@ -82,7 +82,7 @@ def sample_detailed_spec(rng: np.random.Generator) -> Spec:
 
 
 def conflicts(a: str, b: str) -> bool:
-    """Return whether two parts or accessories are the same or sit at the same place."""
+    """Return whether two parts or accessories exclude each other: they are the same, or sit at the same place."""
     return a == b or any(a in group and b in group for group in EXCLUSIVE_GROUPS)
 
 

@@ -120,7 +120,7 @@ def colour_value(name: str, rng: RandomSource, spread: float = 0.035) -> np.ndar
 
 
 def sample_colour(rng: np.random.Generator) -> str:
-    """Sample the name of a colour."""
+    """Sample the name of a colour, all with equal probability."""
     return list(COLOURS)[int(rng.integers(len(COLOURS)))]
 
 

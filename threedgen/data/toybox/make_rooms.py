@@ -55,7 +55,7 @@ class Job(NamedTuple):
 
 
 def make(task: Task) -> None:
-    """Write the missing scenes. Raises Stopped after Ctrl-C."""
+    """Render and write the scenes of the run that do not exist. Raises Stopped after Ctrl-C."""
     config, all_jobs = task.config, list(jobs(task.config))
     with Interrupts() as interrupts, Count("scenes", len(all_jobs), task.quiet) as count:
         for job in all_jobs:
@@ -158,6 +158,6 @@ def rows(matrix: Array) -> str:
 
 
 def jpeg(pixels: Array) -> bytes:
-    """Encode uint8 pixels (H, W, 3) as a JPEG without chroma subsampling."""
+    """Return the JPEG file of an image (H, W, 3), uint8, encoded without chroma subsampling."""
     encoded: bytes = iio.imwrite("<bytes>", pixels, extension=".jpg", quality=95, subsampling=0)
     return encoded

@@ -1,4 +1,4 @@
-"""Mesh of the inside of a toy room, in metres, and its export as a GLB with vertex colours."""
+"""Triangle mesh of the inside of a toy room, in metres, and its export as a GLB file with vertex colours."""
 
 from __future__ import annotations
 

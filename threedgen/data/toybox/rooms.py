@@ -23,7 +23,7 @@ from .world import Split, build
 HALF_WIDTH, HEIGHT = 2.4, 2.6
 """Half the width, and the height, of all rooms. All rooms have the same shape, which is easier for small models."""
 EYE_POSITION = np.array([0.0, 0.0, 1.4])
-"""Camera position of panoramas."""
+"""Camera position (3,) of panoramas, metres."""
 YAW_STEP = 45
 """Yaw difference of adjacent panorama views in degrees. Such views look at walls and corners in turn."""
 WALL_SLOTS = np.array([-1.35, 0.0, 1.35])
@@ -350,7 +350,7 @@ def _picture(f: Furnisher) -> None:
 
 
 def _ceiling_lamp(f: Furnisher) -> np.ndarray:
-    """Add a ceiling lamp and return the position of its light (3,)."""
+    """Add a ceiling lamp. Return the position (3,) of its light."""
     _, colour = _sample_phrase(f.rng, "lamp")
     b, h = Builder(f.rng, colour), HEIGHT
     b.cylinder((0, 0, h - 0.15), 0.02, 0.16, (0.2, 0.2, 0.2))

@@ -1,4 +1,4 @@
-"""Task "toybox-sheet": contact sheets of toybox objects, one row per noun, to inspect the training data."""
+"""Task "toybox-sheet": render contact sheets of toybox objects, one row per noun, to inspect the training data."""
 
 from __future__ import annotations
 

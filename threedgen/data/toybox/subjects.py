@@ -78,7 +78,7 @@ def render_views(subject: Asset, azimuth: np.ndarray, elevation: np.ndarray, siz
 
 
 def sample_palette(rng: np.random.Generator) -> list[np.ndarray]:
-    """Sample three sRGB colours (3,) that differ from each other and from the background."""
+    """Sample three sRGB colours (3,) that differ clearly from each other and from the grey background."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for name in rng.permutation(list(COLOURS)):
         value = np.asarray(COLOURS[str(name)])

@@ -1,4 +1,4 @@
-"""Synonyms of the toybox vocabulary. Imports no torch."""
+"""Synonyms, which prompts can contain, of the words in the toybox vocabulary. Imports no torch."""
 
 from __future__ import annotations
 

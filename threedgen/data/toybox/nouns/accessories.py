@@ -19,7 +19,7 @@ def upright(b: Builder) -> bool:
 
 @accessory("hat")
 def hat(b: Builder, colour: np.ndarray) -> None:
-    """Top hat, bowler or straw hat: brim, band of another shade and crown."""
+    """Add a top hat, a bowler or a straw hat, with a brim, a band of another shade and a crown."""
     p, r = b.anchors["head_top"]
     band = b.shade(colour, 0.5 if colour.sum() > 0.5 else 3.0)
     kind = b.pick("top hat", "bowler", "straw hat")
@@ -35,7 +35,7 @@ def hat(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("crown")
 def crown(b: Builder, colour: np.ndarray) -> None:
-    """Ring with 5 to 7 points."""
+    """Add a ring with 5 to 7 points on the head."""
     p, r = b.anchors["head_top"]
     b.cylinder(p + (0, 0, 0.15 * r), 0.9 * r, 0.3 * r, colour, "crown", top=1.15)
     points = b.pick(5, 6, 7)
@@ -47,7 +47,7 @@ def crown(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("helmet")
 def helmet(b: Builder, colour: np.ndarray) -> None:
-    """Dome tilted back from the eyes, with a rim, a peak in front and a ridge."""
+    """Add a dome on the head, tilted back from the eyes, with a rim, a peak in front and a ridge."""
     p, r = b.anchors["head"]
     p = p + (-0.02 * r, 0, 0.18 * r)
     tilt = (0, -14, 0)
@@ -59,7 +59,7 @@ def helmet(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("headphones")
 def headphones(b: Builder, colour: np.ndarray) -> None:
-    """Band over the head with a thick cup on each ear."""
+    """Add a band over the head with a thick cup on each ear."""
     p, r = b.anchors["head"]
     b.torus(p, 1.3 * r, 0.15 * r, colour, "headphones", (0, 90, 0))
     for side in (-1, 1):
@@ -69,7 +69,7 @@ def headphones(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("scarf")
 def scarf(b: Builder, colour: np.ndarray) -> None:
-    """Thick ring around the neck with one end in front and one behind."""
+    """Add a thick ring around the neck, with one loose end in front and one behind."""
     p, r = b.anchors["neck"]
     tilt = 0 if upright(b) else 25
     b.torus(p, 1.5 * r, 0.4 * r, colour, "scarf", (0, tilt, 0))
@@ -86,7 +86,7 @@ def scarf(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("glasses")
 def glasses(b: Builder, colour: np.ndarray) -> None:
-    """Two thick rings around the eyes, a bridge, and temples along the head."""
+    """Add two thick rings around the eyes, a bridge between them, and temples along the head."""
     p, r = b.anchors["eyes"]
     b.pair(p + (0.06 * r, 0.45 * r, 0), 0.44 * r, colour, "glasses", (0, 90, 0), TORUS, 0.11 * r / (0.44 * r))
     hinge, tip = p + (0, 0.86 * r, 0.05 * r), p + (-1.45 * r, 1.04 * r, 0.05 * r)
@@ -96,7 +96,7 @@ def glasses(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("backpack")
 def backpack(b: Builder, colour: np.ndarray) -> None:
-    """Bag with pockets and straps, behind the back of upright wearers and on top of four-legged ones."""
+    """Add a bag with pockets and straps, behind the back of upright wearers and on top of four-legged ones."""
     p, r = b.anchors["back"]
     dark = b.shade(colour, 0.6)
     if upright(b):
@@ -115,7 +115,7 @@ def backpack(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("cape")
 def cape(b: Builder, colour: np.ndarray) -> None:
-    """Collar and a cloth that widens downwards behind upright wearers, or covers the back of four-legged ones."""
+    """Add a collar and a cloth, which hangs down behind upright wearers or covers the back of four-legged ones."""
     p, r = b.anchors["back"]
     neck, around = b.anchors["neck"]
     b.torus(neck, 1.35 * around, 0.27 * around, colour, "cape", (0, 0 if upright(b) else 25, 0))
@@ -134,7 +134,7 @@ def cape(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("bow")
 def bow(b: Builder, colour: np.ndarray) -> None:
-    """Large bow tie in front of the neck, on a collar visible from behind."""
+    """Add a large bow tie in front of the neck, on a collar that is visible from behind."""
     p, r = b.anchors["neck"]
     q = p + (1.35 * r, 0, -0.1 * r)
     b.torus(p, 1.28 * r, 0.2 * r, b.shade(colour, 0.85), "bow", (0, 0 if upright(b) else 25, 0))
@@ -144,7 +144,7 @@ def bow(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("belt")
 def belt(b: Builder, colour: np.ndarray) -> None:
-    """Wide belt with a golden buckle, for upright wearers."""
+    """Add a wide belt with a golden buckle. Only upright wearers have it."""
     p, r = b.anchors["waist"]
     b.cylinder(p, 1.07 * r, 0.2 * r, colour, "belt")
     b.box(p + (1.05 * r, 0, 0), (0.08 * r, 0.3 * r, 0.26 * r), GOLD, "belt")

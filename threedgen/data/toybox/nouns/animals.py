@@ -18,7 +18,7 @@ def headwear(b: Builder) -> bool:
 
 
 def face(b: Builder, at, head: float, eye: float = 0.16, spread: float = 0.42, height: float = 0.25) -> None:
-    """Add white eyes with black pupils to the front of a head of radius ``head`` centred ``at``."""
+    """Add white eyes with black pupils to the front of a head with the centre ``at`` and the radius ``head``."""
     x, _, z = at
     b.pair((x + 0.76 * head, spread * head, z + height * head), eye * head * 2.0, WHITE, "eyes")
     b.pair((x + 0.97 * head, spread * head, z + height * head), eye * head * 1.35, BLACK, "eyes")
@@ -68,7 +68,7 @@ def egg(b: Builder, radius: float, half: float, neck: float) -> None:
 
 @noun("dog", "animals", parts=("ears", "legs"), wears=WEARS)
 def dog(b: Builder) -> None:
-    """Four-legged body, snout, hanging ears and a raised tail."""
+    """Add a four-legged body with a snout, hanging ears and a raised tail."""
     length, thick = b.vary(0.52), b.vary(0.3)
     z = barrel(b, length, thick, b.vary(0.34), 0.11, b.part("legs"))
     head = b.vary(0.36)
@@ -84,7 +84,7 @@ def dog(b: Builder) -> None:
 
 @noun("cat", "animals", parts=("ears", "tail"), wears=WEARS)
 def cat(b: Builder) -> None:
-    """Sitting or standing body, pointed ears, small muzzle and a long curved tail."""
+    """Add a sitting or standing body with pointed ears, a small muzzle and a long curved tail."""
     paws, tail, head = b.shade(b.colour, 1.8), b.part("tail", b.shade(b.colour, 0.75)), b.vary(0.36)
     if b.chance(0.5):  # sitting
         egg(b, 0.4, 0.5, 0.24)
@@ -113,7 +113,7 @@ def cat(b: Builder) -> None:
 
 @noun("bear", "animals", parts=("belly", "ears", "paws"), wears=(*WEARS, "belt"))
 def bear(b: Builder) -> None:
-    """Teddy bear standing on two legs, with round ears and a round muzzle."""
+    """Add a teddy bear that stands on two legs, with round ears and a round muzzle."""
     head, light = b.vary(0.42), b.shade(b.colour, 1.6)
     paws, ear = b.part("paws", b.shade(b.colour, 0.6)), b.part("ears", b.shade(b.colour, 0.6))
     b.sphere((0, 0, 0.7), (0.46, 0.48, 0.5))
@@ -135,7 +135,7 @@ def bear(b: Builder) -> None:
 
 @noun("pig", "animals", parts=("snout", "ears", "legs"), wears=WEARS)
 def pig(b: Builder) -> None:
-    """Thick body on short legs, disc-shaped snout, folded ears and a curly tail."""
+    """Add a thick body on short legs, with a disc-shaped snout, folded ears and a curly tail."""
     thick, length, head = b.vary(0.46), b.vary(0.62), b.vary(0.38)
     hooves = None if "legs" in b.named_parts else b.shade(b.colour, 0.45)
     z = barrel(b, length, thick, b.vary(0.24), 0.14, b.part("legs"), hooves)
@@ -153,7 +153,7 @@ def pig(b: Builder) -> None:
 
 @noun("elephant", "animals", parts=("ears", "blanket"), wears=("hat", "crown", "glasses", "backpack"))
 def elephant(b: Builder) -> None:
-    """Thick body and legs, trunk, large flat ears and tusks."""
+    """Add a thick body on thick legs, with a trunk, large flat ears and tusks."""
     thick, head = b.vary(0.48), b.vary(0.38)
     z = barrel(b, 0.62, thick, b.vary(0.42), 0.18, None)
     at = (0.68, 0, z + 0.32)
@@ -175,7 +175,7 @@ def elephant(b: Builder) -> None:
 
 @noun("horse", "animals", parts=("mane", "saddle"), wears=("hat", "crown", "scarf", "backpack", "cape", "bow"))
 def horse(b: Builder) -> None:
-    """Body with long legs, neck and head, a mane and a thick tail."""
+    """Add a body on long legs, with a long neck and head, a mane and a thick tail."""
     thick, hair = b.vary(0.36), b.shade(b.colour, 0.4 if b.colour.mean() > 0.2 else 3.0)
     z = barrel(b, 0.56, thick, b.vary(0.46), 0.12, None, hair)
     poll = (b.between(0.66, 0.76), 0, z + b.between(0.66, 0.76))
@@ -206,7 +206,7 @@ def horse(b: Builder) -> None:
 
 @noun("cow", "animals", parts=("spots", "horns"), wears=("hat", "crown", "scarf", "glasses", "backpack", "cape", "bow"))
 def cow(b: Builder) -> None:
-    """Broad body with patches, horns, a large pink muzzle and an udder."""
+    """Add a broad body with patches, horns, a large pink muzzle and an udder."""
     thick, head = b.vary(0.4), b.vary(0.32)
     z = barrel(b, 0.66, thick, b.vary(0.4), 0.12, None, (0.15, 0.13, 0.12))
     patch = b.part("spots", b.shade(b.colour, 0.3) if b.colour.mean() > 0.3 else WHITE)

@@ -17,12 +17,12 @@ ALONG_X = (0, 90, 0)
 
 
 def contrast(against: Colour, light: Colour, dark: Colour) -> Colour:
-    """Return the light or the dark colour, whichever contrasts with ``against``."""
+    """Return ``dark`` if the colour ``against`` (3,) is bright, else ``light``."""
     return dark if float(np.dot(against, (0.3, 0.6, 0.1))) > 0.5 else light
 
 
 def glass(against: Colour) -> Colour:
-    """Return a window colour that contrasts with a wall of the colour ``against``."""
+    """Return a glass colour (3,) that contrasts with a wall of the colour ``against`` (3,)."""
     return contrast(against, (0.72, 0.88, 0.97), (0.16, 0.22, 0.32))
 
 
@@ -32,7 +32,7 @@ def tile(b: Builder) -> Colour:
 
 
 def door(b: Builder, x: float, width: float, height: float, y: float = 0.0) -> None:
-    """Add a door with a frame to a wall whose outer side is at ``x``."""
+    """Add a door with a frame to a front wall. The outer side of the wall is at ``x``."""
     colour = contrast(b.colour, (0.8, 0.6, 0.35), WOOD)
     at = (x, y, height / 2 + 0.02)
     b.box(at, (0.025, width * 1.25, height / 2 + 0.04), contrast(b.colour, (0.95,) * 3, (0.2,) * 3), "frame")
@@ -41,17 +41,17 @@ def door(b: Builder, x: float, width: float, height: float, y: float = 0.0) -> N
 
 
 def pane(b: Builder) -> Colour:
-    """Return the colour of windows, by default one that contrasts with the walls."""
+    """Return the colour of the windows: the one in the caption, or else one that contrasts with the walls."""
     return b.part("windows", glass(b.colour))
 
 
 def window(b: Builder, at, half: float, tall: float) -> None:
-    """Add a pane to the front or back wall, of half width ``half`` and half height ``tall``."""
+    """Add a window pane of half width ``half`` and half height ``tall`` to a wall in front or at the back."""
     b.box(at, (0.03, half, tall), pane(b), "windows")
 
 
 def flag(b: Builder, at, scale: float = 1.0) -> None:
-    """Add a pole with a flag at 40 degrees, so that it is not edge-on from the front or a side."""
+    """Add a pole with a flag. The flag is turned by 40 degrees, so that it is visible from the front and the sides."""
     (x, y, z), s = at, scale
     b.limb((x, y, z - 0.05), (x, y, z + 0.56 * s), 0.03 * s, (0.85, 0.85, 0.85), "pole")
     spot = (x + 0.19 * s, y + 0.16 * s, z + 0.37 * s)
@@ -178,7 +178,7 @@ def tent(b: Builder) -> None:
 
 
 def plank(b: Builder, x: float, low, high, half: float, colour: Colour, label: str) -> None:
-    """Add a board from ``low`` to ``high`` (y, z), of half length ``half`` along x."""
+    """Add a board of half length ``half`` along x. Its cross-section runs from ``low`` to ``high``, both (y, z)."""
     (y0, z0), (y1, z1) = low, high
     angle = np.rad2deg(np.arctan2(z1 - z0, y1 - y0))
     b.box((x, (y0 + y1) / 2, (z0 + z1) / 2), (half, np.hypot(y1 - y0, z1 - z0) / 2, 0.04), colour, label, (angle, 0, 0))

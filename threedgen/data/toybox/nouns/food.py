@@ -14,7 +14,7 @@ DOUGH = (0.85, 0.60, 0.30)
 
 
 def around(b: Builder, count: int, radius: float):
-    """Yield ``count`` evenly spaced positions (x, y) around the z axis, starting at a random angle."""
+    """Yield ``count`` evenly spaced points (x, y) on a circle around the z axis, starting at a random angle."""
     turn = b.between(0, 360)
     for k in range(count):
         a = np.deg2rad(turn + 360 * k / count)
@@ -69,7 +69,7 @@ def carrot(b: Builder) -> None:
 
 @noun("pumpkin", "food", front=True, parts=("eyes", "stalk"))
 def pumpkin(b: Builder) -> None:
-    """Carved lantern with triangular eyes and a grin in front."""
+    """Add a carved lantern with triangular eyes and a grin in front."""
     r, flat = b.vary(0.62), b.vary(0.8)
     for x, y in around(b, 8, 0.42 * r):
         b.sphere((x, y, 0), (0.62 * r, 0.62 * r, flat * r), b.shade(b.colour, 0.97))
@@ -110,7 +110,7 @@ def cupcake(b: Builder) -> None:
 
 @noun("hamburger", "food", front=False, parts=("cheese", "salad"))
 def hamburger(b: Builder) -> None:
-    """Bun of the main colour with salad, meat, cheese and seeds."""
+    """Add a bun of the main colour with salad, meat, cheese and seeds."""
     r = b.vary(0.8)
     b.cylinder((0, 0, -0.42), r, 0.13)
     b.cylinder((0, 0, -0.19), 1.1 * r, 0.06, b.part("salad", (0.35, 0.75, 0.2)), "salad")
@@ -124,7 +124,7 @@ def hamburger(b: Builder) -> None:
 
 @noun("donut", "food", front=False, parts=("icing",))
 def donut(b: Builder) -> None:
-    """Tilted ring of the main colour with icing on its upper half."""
+    """Add a tilted ring of the main colour with icing on its upper half."""
     tube = b.vary(0.34)
     tilt = (b.between(25, 50), 0, b.between(0, 360))
     icing = b.part("icing", b.shade(b.colour, b.pick(0.6, 2.2)))

@@ -1,4 +1,4 @@
-"""Furniture with backs at -x and fronts towards +x; floor at z = 0."""
+"""Recipes of furniture. Backs are at -x, fronts face +x, and the floor is at z = 0."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BOOKS = (
 
 
 def four_legs(b: Builder, x: float, y: float, height: float, radius: float, colour: Colour, spread=0.0) -> None:
-    """Add square or round legs at (+-x, +-y) whose feet are ``spread`` further out."""
+    """Add four legs of the given height at (+-x, +-y). Their feet are ``spread`` further out."""
     square = b.chance(0.5) and not spread
     for sx in (-1, 1):
         if square:
@@ -27,7 +27,7 @@ def four_legs(b: Builder, x: float, y: float, height: float, radius: float, colo
 
 
 def pillow(b: Builder, at, size, colour: Colour, label: str, rotate=(0, 0, 0)) -> None:
-    """Add a rounded block: an ellipsoid around a box."""
+    """Add a pillow, which is an ellipsoid around a box, with the centre ``at`` and half extents of about ``size``."""
     x, y, z = size
     b.sphere(at, (x * 1.1, y * 1.12, z * 1.15), colour, label, rotate)
     b.box(at, (x * 0.72, y * 0.86, z * 0.86), colour, label, rotate)
@@ -76,7 +76,7 @@ def table(b: Builder) -> None:
 
 @noun("lamp", "furniture", front=False, parts=("shade", "base"))
 def lamp(b: Builder) -> None:
-    """Table lamp: thick base, neck and shade."""
+    """Add a table lamp with a thick base, a neck and a shade."""
     foot, shade, rise = b.vary(0.34), b.vary(0.52), b.vary(0.27)
     base, cover = b.part("base"), b.part("shade", b.shade(b.colour, 1.25))
     kind = b.pick("vase", "ball", "column")
@@ -97,7 +97,7 @@ def lamp(b: Builder) -> None:
 
 @noun("bed", "furniture", parts=("blanket", "pillows"))
 def bed(b: Builder) -> None:
-    """Frame with mattress, blanket and pillows; headboard at the back, foot in front."""
+    """Add a bed frame with mattress, blanket and pillows. The headboard is at the back, the foot in front."""
     length, width, low = b.vary(0.82), b.vary(0.52), b.vary(0.26)
     blanket = b.part("blanket", b.shade(b.colour, b.pick(0.75, 1.3)))
     b.box((0, 0, low), (length, width, 0.12))
@@ -137,7 +137,7 @@ def sofa(b: Builder) -> None:
 
 @noun("bookshelf", "furniture", parts=("books",))
 def bookshelf(b: Builder) -> None:
-    """Shelf with a closed back and 3 or 4 rows of books."""
+    """Add a shelf with a closed back and 3 or 4 rows of books."""
     width, depth, height, rows = b.vary(0.52), b.vary(0.26), b.vary(1.35), b.pick(3, 3, 4)
     b.box((-depth + 0.03, 0, height / 2), (0.05, width, height / 2))
     b.pair((0, width, height / 2), (depth, 0.07, height / 2 + 0.03), kind=BOX)
@@ -158,7 +158,7 @@ def bookshelf(b: Builder) -> None:
 
 
 def dial(b: Builder, x: float, z: float, radius: float, scale: float = 1.0) -> None:
-    """Add a clock face towards +x: rim, disc, four marks and two hands."""
+    """Add a clock face that points towards +x, with a rim, a disc, four marks and two hands."""
     face = b.part("face", (0.97, 0.95, 0.88))
     ink = contrast(face, (0.97, 0.97, 0.97), (0.06, 0.06, 0.06))
     b.cylinder((x, 0, z), radius * 1.13, 0.03, contrast(b.colour, (0.85, 0.68, 0.25), (0.45, 0.3, 0.1)), "rim", ALONG_X)

@@ -1,4 +1,4 @@
-"""Household objects and tools."""
+"""Recipes of household objects and tools."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DARK = (0.08, 0.08, 0.10)
 
 @noun("mug", "household", front=False, parts=("handle", "stripe"))
 def mug(b: Builder) -> None:
-    """Cylinder with a ring handle on the left side."""
+    """Add a cylinder with a ring as a handle on the left side."""
     r, half = b.vary(0.55), b.vary(0.6)
     b.cylinder((0, 0, 0), r, half, top=b.vary(1.0, 0.05))
     b.cylinder((0, 0, half + 0.005), 0.85 * r, 0.01, b.shade(b.colour, 0.35), "inside")
@@ -25,7 +25,7 @@ def mug(b: Builder) -> None:
 
 @noun("teapot", "household", front=True, parts=("handle", "lid"))
 def teapot(b: Builder) -> None:
-    """Round pot with a domed lid, the spout in front and a ring handle behind."""
+    """Add a round pot with a domed lid, a spout in front and a ring as a handle behind."""
     r = b.vary(0.62)
     b.sphere((0, 0, 0), (r, r, 0.85 * r))
     b.cylinder((0, 0, -0.72 * r), 0.6 * r, 0.1 * r)
@@ -64,7 +64,7 @@ def bucket(b: Builder) -> None:
 
 @noun("hammer", "household", front=True, parts=("handle",))
 def hammer(b: Builder) -> None:
-    """Upright handle with a head of the main colour: striking face in front, wedge behind."""
+    """Add an upright handle with a head of the main colour, with a flat striking side in front and a wedge behind."""
     half = b.vary(0.62)
     b.cylinder((0, 0, -0.15), 0.13, half, b.part("handle", WOOD), "handle")
     z = half
@@ -105,7 +105,7 @@ def candle(b: Builder) -> None:
 
 @noun("television", "household", front=True, parts=("screen", "legs"))
 def television(b: Builder) -> None:
-    """Old television: screen and two knobs in front, tube behind, antennas on top, four legs."""
+    """Add an old television with a screen and two knobs in front, a tube behind, antennas and four legs."""
     w, h = b.vary(0.8), b.vary(0.56)
     b.box((0, 0, 0), (0.4, w, h))
     b.box((-0.5, 0, 0), (0.16, 0.6 * w, 0.6 * h), b.shade(b.colour, 0.6), "back")

@@ -1,4 +1,4 @@
-"""People and characters: upright, faces towards +x. Clothes have the main colour, skin a natural one."""
+"""Recipes of people and characters, which stand upright and face +x. Clothes have the main colour."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BODY = ("scarf", "backpack", "cape", "bow")  # below the head
 
 
 def arms(b: Builder, hands, radius: float = 0.12, raised: float = 0.35, width: float = 0.33) -> list:
-    """Add two arms, each raised with probability ``raised``; return the positions of the hands, right first."""
+    """Add two arms, each raised with probability ``raised``; return the two hand positions (3,), right hand first."""
     places = []
     for side in (-1, 1):
         up = b.chance(raised)
@@ -38,7 +38,7 @@ def legs(b: Builder, colour=None, boots=LEATHER, size: float = 1.0, label: str =
 
 
 def torso(b: Builder, robe: bool = False) -> None:
-    """Add the upper body, or a robe down to the ground, and set its anchors."""
+    """Add the upper body, or a robe down to the ground, and set the anchors on it."""
     if robe:
         b.cylinder((0, 0, 0.6), 0.56, 0.6, top=0.48)
     else:
@@ -48,7 +48,7 @@ def torso(b: Builder, robe: bool = False) -> None:
 
 
 def head(b: Builder, skin, radius: float = 0.4) -> tuple[float, float, float]:
-    """Add the head with its face and set its anchors; return its centre."""
+    """Add a head with a face, and set the anchors on it. Return the centre (3,) of the head."""
     at = (0.0, 0.0, 1.24 + 0.82 * radius)
     b.sphere(at, radius, skin, "head")
     face(b, at, radius, eye=0.13, spread=0.38, height=0.1)
@@ -94,7 +94,7 @@ def person(b: Builder) -> None:
 
 @noun("robot", "people", parts=("arms", "legs", "head"), wears=("hat", "crown", "headphones", *BODY))
 def robot(b: Builder) -> None:
-    """Boxes with lamp eyes, antenna, chest panel and box hands."""
+    """Add a robot of boxes with lamps as eyes, an antenna, a chest panel and boxes as hands."""
     limbs, skull = b.part("arms", STEEL), b.part("head")
     for side in (-1, 1):
         b.cylinder((0, side * 0.2, 0.26), 0.11, 0.22, b.part("legs", STEEL), "legs")
@@ -126,7 +126,7 @@ def robot(b: Builder) -> None:
 
 @noun("snowman", "people", parts=("arms", "nose"), wears=(*HEADWEAR, "scarf", "glasses", "bow", "belt"))
 def snowman(b: Builder) -> None:
-    """Three snow balls with a carrot nose, coal eyes and buttons, and stick arms."""
+    """Add three snowballs with a carrot as nose, coal as eyes and buttons, and sticks as arms."""
     low, mid, top = b.vary(0.6, 0.05), b.vary(0.44, 0.05), b.vary(0.34, 0.05)
     z1 = 0.85 * low
     z2 = z1 + 0.8 * low + 0.5 * mid
@@ -149,7 +149,7 @@ def snowman(b: Builder) -> None:
 
 @noun("knight", "people", parts=("plume", "shield"), wears=("cape", "scarf", "belt"))
 def knight(b: Builder) -> None:
-    """Armour of the main colour, closed helmet with a plume, sword and shield."""
+    """Add a person in armour of the main colour, with a closed helmet, a plume, a sword and a shield."""
     legs(b, b.shade(b.colour, 0.8), b.shade(b.colour, 0.6))
     torso(b)
     right, left = arms(b, b.shade(b.colour, 0.6), raised=0.0)
@@ -175,7 +175,7 @@ def knight(b: Builder) -> None:
 
 @noun("wizard", "people", parts=("hat", "beard"), wears=("cape", "belt", "backpack"))
 def wizard(b: Builder) -> None:
-    """Person in a robe with pointed hat, long beard and staff."""
+    """Add a person in a robe, with a pointed hat, a long beard and a staff."""
     skin = b.pick(*SKIN)
     torso(b, robe=True)
     x, y, _ = b.pick(*arms(b, skin, radius=0.14, raised=0.0))
@@ -192,7 +192,7 @@ def wizard(b: Builder) -> None:
 
 @noun("astronaut", "people", parts=("visor", "backpack", "boots"), wears=("scarf", "belt", "crown", "headphones"))
 def astronaut(b: Builder) -> None:
-    """Thick suit, round helmet with a visor, and a backpack."""
+    """Add a person in a thick suit, with a round helmet, a visor and a backpack."""
     legs(b, None, b.part("boots", b.shade(b.colour, 0.5)), 1.25)
     torso(b)
     b.sphere((0, 0, 0.84), (0.37, 0.42, 0.42))
@@ -213,7 +213,7 @@ def astronaut(b: Builder) -> None:
 
 @noun("clown", "people", parts=("hair", "shoes"), wears=("hat", "crown", *BODY, "belt"))
 def clown(b: Builder) -> None:
-    """Wide suit with large buttons, white ruff, tufts of hair, red nose and long shoes."""
+    """Add a person in a wide suit, with large buttons, a white ruff, tufts of hair, a red nose and long shoes."""
     tint = b.part("hair", b.pick((0.95, 0.35, 0.05), (0.1, 0.65, 0.2), (0.85, 0.1, 0.1), (0.5, 0.2, 0.7)))
     shoes = b.part("shoes", b.shade(b.colour, 0.45))
     b.limbs((0, 0.17, 0.5), (0, 0.2, 0.16), 0.18, None, "legs", caps=False)
@@ -239,7 +239,7 @@ def clown(b: Builder) -> None:
 
 @noun("pirate", "people", parts=("hat", "beard"), wears=("belt", "scarf", "cape", "backpack"))
 def pirate(b: Builder) -> None:
-    """Coat, hat with a skull, eye patch, beard, hook and a wooden leg."""
+    """Add a person in a coat, with an eye patch, a beard, a hook, a wooden leg and a hat with a skull."""
     skin = b.pick(*SKIN)
     trousers = b.shade(b.colour, 0.6)
     b.limb((0, 0.17, 0.5), (0, 0.19, 0.14), 0.165, trousers, "legs", caps=False)

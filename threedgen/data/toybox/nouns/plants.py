@@ -15,14 +15,14 @@ SOIL = (0.20, 0.13, 0.08)
 
 
 def ring(count: int, radius: float, start: float = 0.0):
-    """Yield evenly spaced points on a circle with their azimuths: (x, y, degrees)."""
+    """Yield ``count`` evenly spaced points on a circle as (x, y, azimuth in degrees). ``start`` is in radians."""
     for k in range(count):
         a = start + 2 * np.pi * k / count
         yield radius * np.cos(a), radius * np.sin(a), float(np.rad2deg(a))
 
 
 def pot(b: Builder, radius: float, height: float) -> None:
-    """Add a flower pot with soil, standing on z = 0."""
+    """Add a flower pot with soil, which stands on the ground (z = 0)."""
     colour = b.part("pot", CLAY)
     b.cylinder((0, 0, height * 0.4), radius * 0.72, height * 0.4, colour, "pot", top=1.3)
     b.cylinder((0, 0, height * 0.87), radius, height * 0.14, colour, "pot")
@@ -30,7 +30,7 @@ def pot(b: Builder, radius: float, height: float) -> None:
 
 
 def scatter(b: Builder, count: int, at, size, spot: float, colour, label: str) -> None:
-    """Add ``count`` spheres, evenly spaced (golden angle) over an ellipsoid except near its poles."""
+    """Add ``count`` spheres on an ellipsoid, evenly spaced by the golden angle, except near the poles."""
     start = b.between(0, 360)
     for k in range(count):
         z = -0.5 + 1.4 * (k + 0.5) / count
@@ -76,7 +76,7 @@ def pine(b: Builder) -> None:
 
 
 def star(b: Builder, at, radius: float) -> None:
-    """Add two crossing six-pointed stars, so that one is visible from every side."""
+    """Add two six-pointed stars at right angles to each other, so that a star is visible from every side."""
     colour = b.part("star", (1.0, 0.85, 0.2))
     for turn in (0, 90):
         for flip, shift in ((0, 0.25), (180, -0.25)):
@@ -155,7 +155,7 @@ def mushroom(b: Builder) -> None:
 
 @noun("flower", "plants", parts=("centre", "pot"))
 def flower(b: Builder) -> None:
-    """Daisy: stem with leaves and a round blossom facing forwards and slightly up."""
+    """Add a daisy: a stem with leaves, and a round blossom that faces forwards and slightly up."""
     count, reach, tilt = b.pick(6, 7, 8), b.vary(0.3), b.between(8, 25)
     foot = 0.0
     if "pot" in b.named_parts or b.chance(0.3):

@@ -1,4 +1,4 @@
-"""Recipes of vehicles, which head towards +x (rocket: its window). The ground is at z = 0, except for the airplane."""
+"""Recipes of vehicles, which head towards +x. The ground is at z = 0, except for the airplane."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ METAL = (0.74, 0.75, 0.77)
 DARK = (0.16, 0.16, 0.18)
 ALONG_Y = (90, 0, 0)
 BOW = (90, 0, 90)
-"""Rotation of a prism to an upright wedge pointing to +x; size is (half width, half height, half length)."""
+"""Rotation that turns a prism to an upright wedge with its edge at +x. Its size is then (half width, half height, half
+length)."""
 
 
 def wheel(b: Builder, at, radius: float, half: float) -> None:
@@ -28,7 +29,7 @@ def wheel(b: Builder, at, radius: float, half: float) -> None:
 
 
 def axles(b: Builder, xs, y: float, radius: float, half: float) -> None:
-    """Add a pair of wheels at each x in ``xs``."""
+    """Add a left and a right wheel at each x in ``xs``."""
     for x in xs:
         for side in (-1, 1):
             wheel(b, (x, side * y, radius), radius, half)
@@ -129,7 +130,7 @@ def bus(b: Builder) -> None:
 
 @noun("train", "vehicles", parts=("wheels", "chimney", "cabin"))
 def train(b: Builder) -> None:
-    """Steam engine with the boiler in front and the cabin behind."""
+    """Add a steam engine with the boiler in front and the cabin behind."""
     radius, boiler, length = b.vary(0.2), b.vary(0.3), b.vary(0.78, 0.05)
     z = 2 * radius + boiler - 0.08
     cabin = b.part("cabin", b.shade(b.colour, 0.85))
@@ -150,7 +151,7 @@ def train(b: Builder) -> None:
 
 
 def hull(b: Builder, length: float, width: float, height: float) -> float:
-    """Add a hull with pointed bow, round stern, rail and deck; return the height of the deck."""
+    """Add a hull with a pointed bow, a round stern, a rail and a deck. Return the height of the deck."""
     low = b.shade(b.colour, 0.75)
     bow = length * 0.75
     for z, half, grow, colour in ((height * 0.3, height * 0.3, 0.88, low), (height * 0.8, height * 0.25, 1.0, None)):
@@ -280,7 +281,7 @@ def helicopter(b: Builder) -> None:
 
 @noun("rocket", "vehicles", parts=("fins", "nose"))
 def rocket(b: Builder) -> None:
-    """Upright rocket on four fins, with a round window in front."""
+    """Add an upright rocket on four fins, with a round window in front."""
     radius, half, rise = b.vary(0.3), b.vary(0.5), b.vary(0.24)
     bright = contrast(b.colour, (0.95, 0.95, 0.95), (0.8, 0.12, 0.1))
     fins, nose = b.part("fins", bright), b.part("nose", bright)
