@@ -24,11 +24,11 @@ BENCHMARKS = {
     "whole_run": "whole run of quick-toybox: alone, and next to a process that keeps one core busy",
     "export": "quality of exported assets of synthetic fields or runs, against acceptance limits",
 }
-"""Name and description of each benchmark. benchmarks/NAME.py has a function `table`; its parameters are options."""
+"""Benchmark name -> description. The parameters of the function `table` in benchmarks/NAME.py are options by name."""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Parse and check the command line; exits with code 2 on an error."""
+    """Parse and check the command line. An error ends the process with exit code 2."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure speed, each figure next to a baseline from the same run.",
@@ -81,7 +81,7 @@ def parse_ints(text: str) -> tuple[int, ...]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the benchmarks, print their tables and write the JSON record."""
+    """Run the benchmarks, print their tables, write the JSON record if `--out` is set, and return exit code 0."""
     args = parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     from threedgen.run.metrics import environment  # slow import, after the options are checked

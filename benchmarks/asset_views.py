@@ -1,4 +1,4 @@
-"""Rendering of user assets by engine and number of workers, also on a local Ray cluster with a killed node."""
+"""Time the rendering of user assets by engine and number of workers, also on a Ray cluster that loses a node."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from threedgen.places import folder
 from .table import Row, Table
 
 PER_SHARD = 4
-"""Assets per shard (one job); few, so that all workers finish at about the same time."""
+"""Number of assets per shard. A shard is one job; small jobs let all workers finish at about the same time."""
 LAUNCH = (sys.executable, str(folder("configs").parent / "launch.py"), "--quiet", "--config")
 
 
 class Case(NamedTuple):
-    """Engine, number of workers and Ray nodes; `killed`: one node is killed halfway."""
+    """Row of the table: engine, number of workers, number of Ray nodes, and whether a node is killed halfway."""
 
     engine: str
     workers: int
@@ -41,9 +41,9 @@ RAY = Case("ray", 2, 2), Case("ray", 2, 2, killed=True)
 
 
 def table(assets: int) -> Table:
-    """Export `assets` toybox objects and time the rendering of 32 views of each, per case.
+    """Make `assets` toybox meshes, and time for each case the rendering of 32 views of each mesh.
 
-    Raises CalledProcessError if a command fails, RuntimeError if views are missing, duplicated or different.
+    Raises CalledProcessError if a command fails, RuntimeError if the views of two cases differ or a view is duplicated.
     """
     with tempfile.TemporaryDirectory() as temporary:
         meshes, rows = Path(temporary, "meshes"), list[Row]()
@@ -68,7 +68,7 @@ def table(assets: int) -> Table:
 
 
 def time_rendering(case: Case, meshes: Path, out: Path, kill_after: float) -> float:
-    """Return the duration of the command in seconds; `kill_after`: seconds until a node is killed, if any."""
+    """Return the duration of the rendering command in seconds. `kill_after`: seconds until a node is killed, if any."""
     overrides = [f"data={meshes}", f"out={out}", f"views.per_shard={PER_SHARD}", f"workers={case.workers}"]
     with cluster(case.nodes) as (address, kill):
         timer = threading.Timer(kill_after, kill)
@@ -81,7 +81,7 @@ def time_rendering(case: Case, meshes: Path, out: Path, kill_after: float) -> fl
 
 
 def file_digests(views: Path) -> list[tuple[str, str]]:
-    """Return (name, SHA-256) of every file in the shards."""
+    """Return (name, SHA-256) of every file in the tar files of the folder `views`."""
     found = []
     for path in sorted(views.glob("*.tar")):
         with tarfile.open(path) as tar:
@@ -91,7 +91,7 @@ def file_digests(views: Path) -> list[tuple[str, str]]:
 
 @contextmanager
 def cluster(nodes: int) -> Iterator[tuple[list[str], Callable[[], None]]]:
-    """Start a local Ray cluster of one-core nodes; yield its override and a function that kills the last node."""
+    """Start a local Ray cluster of one-core nodes. Yields config overrides, and a function that kills the last node."""
     if not nodes:
         yield [], lambda: None
         return

@@ -1,4 +1,4 @@
-"""Paired timing: cases run in turn, and each is compared with a baseline of the same round."""
+"""Paired timing: the cases run in turn, and each time is compared with that of the baseline in the same round."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .table import Row
 
 
 class Case(NamedTuple):
-    """Function to time, and the number of steps (or other units) per call."""
+    """Function to time, and the number of steps or other units that one call executes."""
 
     run: Callable[[], object]
     count: int = 1
 
 
 def paired(cases: Mapping[str, Case], baseline: str, rounds: int) -> list[Row]:
-    """Time the cases in interleaved rounds, after one untimed call of each; a temporary load affects all of them.
+    """Time the cases in interleaved rounds, after one untimed call of each, so that other load affects all cases.
 
-    Returns one row per case: minimum, median and maximum time per unit in ms; the median over the rounds of its ratio
-    to the baseline (below 1 is faster); on a GPU the peak memory. A case that runs out of GPU memory has no times.
+    Returns one row per case: minimum, median and maximum time per unit in ms; the median over the rounds of the ratio
+    to the baseline (below 1 is faster); on a GPU the peak memory in GB. A case without enough GPU memory has no times.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     peak: dict[str, float] = {}
@@ -48,7 +48,7 @@ def paired(cases: Mapping[str, Case], baseline: str, rounds: int) -> list[Row]:
 
 
 def _run(case: Case) -> float:
-    """Run a case and wait for the GPU; return the peak GPU memory in GB (0 without a GPU)."""
+    """Run a case and wait for the GPU; return the peak GPU memory in GB, or 0 without a GPU."""
     if not torch.cuda.is_available():
         case.run()
         return 0.0

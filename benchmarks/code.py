@@ -1,8 +1,8 @@
-"""Size and typing of the code by package: ``python -m benchmarks.code``.
+"""Print statistics of the code by package: ``python -m benchmarks.code``.
 
-Counted with ast and tokenize: lines, code lines (no blanks, comments, docstrings), functions, uses of ``Any``, ``type:
-ignore`` and ``cast``, functions with an unannotated argument or result; import cycles (function-level imports counted,
-those under TYPE_CHECKING not) and arrows from a lower to a higher package.
+The columns are files, lines, code lines (without blanks, comments and docstrings), functions, uses of ``Any``, ``type:
+ignore`` and ``cast``, and functions with an unannotated argument or result. The script also lists import cycles,
+including imports inside functions but not those under TYPE_CHECKING, and counts tests, user docs and config options.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ def main() -> None:
 
 
 def user_pages() -> list[Path]:
-    """README and the pages of docs/ that users read, without the log of experiments."""
+    """Return the README and the pages of docs/ that users read, without the experiments."""
     pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     return [page for page in pages if "experiments" not in page.parts]
 
 
 def package(path: Path) -> str:
-    """threedgen/train/loop.py -> threedgen/train; guidance/x.py -> guidance."""
+    """Return the package of a file: threedgen/train/loop.py -> threedgen/train, guidance/x.py -> guidance."""
     parts = path.relative_to(ROOT).parts
     return "/".join(parts[:2]) if parts[0] == "threedgen" and len(parts) > 2 else parts[0]
 
 
 def count(text: str) -> Counter[str]:
-    """The columns of one file."""
+    """Count the columns of the table for the source text of one file."""
     tree = ast.parse(text)
     found = Counter(files=1, lines=text.count("\n"), code=len(code_lines(text, tree)))
     for node in ast.walk(tree):
@@ -69,7 +69,7 @@ def count(text: str) -> Counter[str]:
 
 
 def code_lines(text: str, tree: ast.AST) -> set[int]:
-    """Numbers of the lines with code."""
+    """Return the numbers of the lines with code, from 1; `tree` is the syntax tree of `text`."""
     lines = set[int]()
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT):
@@ -81,7 +81,7 @@ def code_lines(text: str, tree: ast.AST) -> set[int]:
 
 
 def imports(sources: dict[Path, str]) -> dict[str, set[str]]:
-    """Module -> the project's modules that it imports anywhere but under TYPE_CHECKING."""
+    """Return module -> the project's modules that it imports, without imports under TYPE_CHECKING."""
     names = {module(path): path for path in sources}
     found = dict[str, set[str]]()
     for name, path in names.items():
@@ -100,7 +100,7 @@ def imports(sources: dict[Path, str]) -> dict[str, set[str]]:
 
 
 def executed(tree: ast.AST) -> list[ast.AST]:
-    """All nodes but those under ``if TYPE_CHECKING``."""
+    """Return all nodes of the syntax tree except those under ``if TYPE_CHECKING``."""
     nodes, todo = list[ast.AST](), [tree]
     while todo:
         node = todo.pop()
@@ -119,7 +119,7 @@ def module(path: Path) -> str:
 
 
 def components(arrows: dict[str, set[str]]) -> list[list[str]]:
-    """Strongly connected components of more than one module (Tarjan 1972), the largest first."""
+    """Return the import cycles: strongly connected components of several modules (Tarjan 1972), the largest first."""
     index, low, stack, found = dict[str, int](), dict[str, int](), list[str](), list[list[str]]()
 
     def visit(name: str) -> None:
@@ -144,7 +144,7 @@ def components(arrows: dict[str, set[str]]) -> list[list[str]]:
 
 
 def options() -> str:
-    """Leaf keys of all config models of tasks, and config models."""
+    """Return a sentence with the number of keys of all config models, and the numbers of models and configs."""
     from threedgen.config import registry
     from threedgen.config.model import Config
 

@@ -3,8 +3,8 @@
     python -m benchmarks export --seeds 5                        synthetic fields of two shapes with known ground truth
     python -m benchmarks export --run outputs/mvdream-toybox/*   runs
 
-Each figure compares an asset with its field, with the field's dense mesh or with the ground truth. The validity of the
-files is checked by glb_check.py, whose findings are counted.
+Each metric compares an asset with its field, with the field's dense mesh or with the ground truth. The metric
+"findings" is the number of problems that glb_check.py finds in the files.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from .table import Row, Table
 
 
 class Rule(NamedTuple):
-    """Row of the table: title, key of the figure, limits. Without limits it is only reported, higher is better."""
+    """Rule of the table: title, key of the metric, minimum and maximum. A metric without limits is only reported; its
+    worst value is the smallest."""
 
     check: str
     key: str
@@ -30,7 +31,7 @@ class Rule(NamedTuple):
     high: float | None = None
 
     def row(self, values: list[float]) -> Row:
-        """Return the row of all measured values: limit, worst, median, how many are within the limit."""
+        """Return the table row of a metric's values: limit, worst value, median, number of values within the limit."""
         worst = min(values) if self.high is None else max(values)
         row: Row = {"check": self.check, "bar": "(none)", "worst": f"{worst:.4g}", "median": f"{median(values):.4g}"}
         if self.low is None and self.high is None:
@@ -65,19 +66,19 @@ RULES = [
 
 
 def jobs(seeds: int, grid: int, folders: Sequence[Path] | None = None) -> list[Job]:
-    """Return one job per run folder, or per shape and seed without folders."""
+    """Return one job per run folder or, without folders, per synthetic shape and seed; `grid` points per edge."""
     if folders:
         return [Job(folder.name, grid, run=folder.resolve()) for folder in folders]
     return [Job(f"{shape}_{seed}", grid, shape, seed) for shape in SHAPES for seed in range(1, seeds + 1)]
 
 
 def table(seeds: int, grid: int, runs: Sequence[Path] | None) -> Table:
-    """Return the acceptance table of `seeds` fields per shape, or of the runs."""
+    """Return the acceptance table of the runs or, without runs, of `seeds` synthetic fields per shape."""
     return assess(jobs(seeds, grid, runs))
 
 
 def assess(jobs: Sequence[Job], measure: Callable[[Job], dict[str, Any]] = measure) -> Table:
-    """Measure the jobs and evaluate every rule; a job that fails with a ConfigError becomes a note."""
+    """Measure the jobs, evaluate every rule and return the table. A job that raises a ConfigError becomes a note."""
     measured: list[dict[str, Any]] = []
     for job in jobs:
         try:

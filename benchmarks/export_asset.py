@@ -35,17 +35,20 @@ Body = tuple[Array, Array]
 """Vertices (V, 3) and faces (F, 3)."""
 
 VIEWS, PIXELS, ANGLE, TURNTABLE = 8, 256, 0.75, 24
-"""Number, size in pixels and fov of the renders that compare meshes; number of renders of the field."""
+"""Number, edge in pixels and vertical fov in radians of the renders that compare meshes; number of field renders."""
 SAMPLES = 240_000
-"""Points sampled per surface; their spacing is the noise floor of the distance."""
+"""Number of points sampled per surface. Smaller distances than the spacing of these points cannot be measured."""
 LOW_POLY = 3000
-"""Triangles of a second, simpler mesh whose silhouette is compared."""
+"""Number of triangles of a second, coarser mesh whose silhouette is compared."""
 OPAQUE = 0.95
 
 
 @dataclass(frozen=True)
 class Job:
-    """Asset to measure: of a `run`, or of a synthetic field given by `shape` and `seed`; `grid` is the resolution."""
+    """Asset to measure, of the run folder `run` or of the synthetic field with `shape` and `seed`.
+
+    `grid` is the number of grid points per edge for the surface extraction.
+    """
 
     name: str
     grid: int = 256
@@ -56,7 +59,7 @@ class Job:
 
 
 def measure(job: Job) -> dict[str, float]:
-    """Export an asset and return all figures. Raises ConfigError if the field gives no asset."""
+    """Export an asset and return metric name -> value. Raises ConfigError if no asset can be made from the field."""
     creature = None if job.run else Creature(job.shape, job.seed)
     voxels = None if creature is None else Voxels(creature, job.grid)
     view = load_run_field(Path(str(job.run))).view if voxels is None else voxels.view()
@@ -66,7 +69,7 @@ def measure(job: Job) -> dict[str, float]:
     baked, asset = (
         make_asset(dense, job.asset.model_copy(update={"refine": renders}), job.name, view)
         for renders in (0, job.asset.refine)
-    )  # the first also compiles kernels for the timed second
+    )  # the first export also compiles the kernels, so that the time of the second one is valid
     figures = {"time": surface / (surface + sum(asset.seconds.values()))}
     figures |= against_dense(asset, dense, job.asset) | against_field(view, asset, baked)
     if creature is not None and voxels is not None:
@@ -75,7 +78,7 @@ def measure(job: Job) -> dict[str, float]:
 
 
 def against_dense(asset: ExportedAsset, dense: Mesh, config: AssetConfig) -> dict[str, float]:
-    """Compare the exported files with the dense mesh."""
+    """Compare the exported files with the dense mesh; return metric name -> value."""
     low = read_glb(asset.files[f"{asset.name}.glb"])
     body, whole = field_coordinates(low, asset), (dense.vertices, dense.faces)
     points = low.attributes["POSITION"]
@@ -98,25 +101,25 @@ def against_dense(asset: ExportedAsset, dense: Mesh, config: AssetConfig) -> dic
 
 
 def field_coordinates(glb: Glb, asset: ExportedAsset) -> Body:
-    """Return a file's mesh in the coordinates of the field: z up, front +x, original position and scale."""
+    """Return a file's mesh in field space: z up, front +x, in the position and scale before the export."""
     placed = asset.figures["placement"]
     place = Placement(np.array(placed["pivot"]), placed["scale"])
     return place.inverse(glb.attributes["POSITION"][:, [2, 0, 1]]), glb.faces
 
 
 def v_up(glb: Glb) -> Array:
-    """Return uv (V, 2) with v up; in files v is down."""
+    """Return the mesh's uv (V, 2) with v upwards; v runs downwards in files."""
     return glb.attributes["TEXCOORD_0"].astype(np.float64) * (1, -1) + (0, 1)
 
 
 def silhouette(one: Body, other: Body) -> float:
-    """Return the mean IoU of the silhouettes in VIEWS views around the object."""
+    """Return the mean IoU of the silhouettes of two meshes in VIEWS views around the object, in [0, 1]."""
     poses = orbit(VIEWS, 0.25, 3.0, ANGLE, PIXELS, PIXELS).c2w.numpy()
     return mean_iou(*(rasterise(*body, poses, ANGLE, PIXELS).mask for body in (one, other)))
 
 
 def mean_distance(one: Body, other: Body) -> float:
-    """Return the symmetric mean distance of surface points, relative to the bounding box diagonal of the first mesh."""
+    """Return the symmetric mean distance of two surfaces, divided by the bounding-box diagonal of the first one."""
     bodies = (trimesh.Trimesh(*body, process=False) for body in (one, other))
     a, b = (trimesh.sample.sample_surface(body, SAMPLES, seed=seed)[0] for seed, body in enumerate(bodies))
     there, back = cKDTree(b).query(a)[0].mean(), cKDTree(a).query(b)[0].mean()
@@ -124,7 +127,7 @@ def mean_distance(one: Body, other: Body) -> float:
 
 
 def against_field(view: FieldView, asset: ExportedAsset, baked: ExportedAsset) -> dict[str, float]:
-    """Compare renders of the asset with the field, with the baked and with the refined texture."""
+    """Compare renders of the asset, with baked and with refined texture, with renders of the field."""
     file, before = (read_glb(export.files[f"{asset.name}.glb"]) for export in (asset, baked))
     textures = {
         name: glb.images["baseColorTexture"].astype(np.float32) / 255
@@ -135,10 +138,10 @@ def against_field(view: FieldView, asset: ExportedAsset, baked: ExportedAsset) -
 
 
 def similarity(view: FieldView, body: Body, uv: Array, textures: dict[str, Array]) -> dict[str, float]:
-    """Compare renders of a mesh and of the field from the turntable cameras, which no texture was fitted to.
+    """Compare renders of a mesh and of the field from TURNTABLE cameras that were not used to refine a texture.
 
-    body: mesh in field coordinates; uv (V, 2), v up; textures (T, T, 3) in [0, 1], by name. Returns "outline":
-    mean IoU of the silhouettes; "inside NAME": PSNR in dB where mesh and field are opaque.
+    Takes a mesh in field space, uv (V, 2) with v upwards, and texture name -> texture (T, T, 3) in [0, 1]. Returns
+    "outline": mean IoU of the silhouettes, and "inside NAME": PSNR in dB where mesh and field are opaque.
     """
     angle = math.radians(40)
     cameras = orbit(TURNTABLE, math.radians(15), 2.6 * view.radius, angle, PIXELS, PIXELS)
@@ -154,9 +157,9 @@ def similarity(view: FieldView, body: Body, uv: Array, textures: dict[str, Array
 
 
 def against_truth(creature: Creature, sigma: Array) -> dict[str, float]:
-    """Compare the extracted surface with the ground truth.
+    """Return the IoU of the extracted solid with the ground truth, also for densities that are 3 and 10 times larger.
 
-    sigma: density on the grid, (R, R, R); densities times 3 and times 10 are evaluated on a half-size grid.
+    sigma: density (R, R, R) on a grid over [-1, 1]^3; the larger densities use a grid of half the size.
     """
     figures = {"truth": iou(occupied(sigma), grid(creature.distance, len(sigma))[..., 0].numpy() < 0)}
     coarse, distance = (grid(f, len(sigma) // 2 + 1)[..., 0].numpy() for f in (creature.density, creature.distance))
@@ -164,16 +167,16 @@ def against_truth(creature: Creature, sigma: Array) -> dict[str, float]:
 
 
 def occupied(sigma: Array) -> Array:
-    """Return the voxels inside the exported surface, (R, R, R) bool, from the density on a grid over [-1, 1]^3."""
+    """Return the mask (R, R, R) of voxels inside the extracted surface, from the density on a grid over [-1, 1]^3."""
     tau, info = depth_field(sigma.copy(), 2 / (len(sigma) - 1), 1.0)
     return tau > info["level"]
 
 
 def iou(a: Array, b: Array) -> float:
-    """Return the intersection over union of two boolean arrays."""
+    """Return the intersection over union of two boolean arrays of one shape; 0 if both are empty."""
     return float((a & b).sum() / max((a | b).sum(), 1))
 
 
 def mean_iou(a: Array, b: Array) -> float:
-    """Return the mean IoU over masks (V, H, W)."""
+    """Return the mean over V views of the IoU of masks (V, H, W)."""
     return float(np.mean([iou(*pair) for pair in zip(a, b, strict=True)]))

@@ -1,8 +1,8 @@
-"""Two synthetic shapes with known ground truth as poor radiance fields: hollow, noisy, hazy, with floaters.
+"""Two synthetic shapes with known ground truth as radiance fields with typical defects: hollow, noise, haze, floaters.
 
-Shapes: a long-necked animal with a hat, a thin tail and whiskers; a stool with a ring and a loop. Coordinates in
-[-1, 1]^3, z up, front +x. Signed distances are exact for each primitive (approximate for tapered ones) and blended
-smoothly.
+The shapes are a long-necked animal with a hat, a thin tail and whiskers, and a stool with rings. Coordinates are in
+[-1, 1]^3, z up, front +x. Each primitive has an exact signed distance, or an approximate one if it is tapered; the
+distances are blended smoothly.
 """
 
 from __future__ import annotations
@@ -25,20 +25,24 @@ from threedgen.representations.volume.occupancy import OccupancyGrid
 Vector = tuple[float, float, float]  # point, direction, or sRGB colour
 
 SKIN, PEAK = 0.008, 60.0
-"""Width of the density transition at the surface, and the density just below it."""
+"""Width of the density transition at the surface in world units, and density just below the surface."""
 SHELL = 0.06
-"""Depth over which the density falls to that of the hollow interior."""
+"""Depth below the surface, in world units, over which the density falls to that of the hollow interior."""
 HAZE, HAZE_DEPTH = 1.2, 0.15
 FLOATERS = 25
 SMOOTH = 0.015
 MARCH = MarchConfig(samples=256, early_stop=1e-3)
 CELLS, EMPTY = 64, 0.05
-"""Resolution of the occupancy grid, and the density below which a cell is empty."""
+"""Cells per edge of the occupancy grid, and maximum density of an empty cell."""
 
 
 @dataclass(frozen=True)
 class Primitive:
-    """Cone, ring or disc: two end points or a centre and an axis (a, b), two sizes, sRGB colour."""
+    """Coloured solid of the kind "cone", "ring" or "disc".
+
+    A cone is a capsule from point `a` to point `b`; `sizes` are its radii at both ends. A ring or disc has its centre
+    at `a` and the unit axis `b`; `sizes` are the radii of ring and tube, or the radius and half of the thickness.
+    """
 
     kind: str
     a: Vector
@@ -71,7 +75,7 @@ def _ball(centre: Vector, radius: float, colour: Vector) -> Primitive:
 
 
 def _both(make: Callable[[int], Primitive]) -> list[Primitive]:
-    """Return a primitive on the left and its mirror image on the right."""
+    """Return the primitives on the left (make(1), +y) and on the right (make(-1), -y)."""
     return [make(side) for side in (1, -1)]
 
 
@@ -81,7 +85,7 @@ TAIL = ((-0.42, 0.0, 0.02), (-0.78, 0.0, 0.2))
 
 
 def animal() -> list[Primitive]:
-    """Return 34 primitives; thinnest parts: tail 1.4 cm, whiskers 0.6 cm, hat brim 1.6 cm, for a unit of one metre."""
+    """Return the 34 primitives of the animal. Its thinnest parts are tail 0.014, whiskers 0.006 and hat brim 0.016."""
     parts = [
         _cone((-0.3, 0, -0.08), (0.22, 0, -0.05), 0.24, 0.2, BROWN),
         _cone((0.2, 0, 0.02), (0.38, 0, 0.42), 0.13, 0.08, BROWN),
@@ -109,7 +113,7 @@ def animal() -> list[Primitive]:
 
 
 def stool() -> list[Primitive]:
-    """Return the primitives of a stool: thin legs, a seat, open rings."""
+    """Return the primitives of the stool: thin legs, a seat, open rings, and a ball on the seat."""
     wood, steel = (0.5, 0.3, 0.15), (0.55, 0.6, 0.65)
     parts = [
         Primitive("disc", (0, 0, 0.2), UP, (0.45, 0.04), wood),
@@ -129,7 +133,7 @@ SHAPES: dict[str, Callable[[], list[Primitive]]] = {"animal": animal, "stool": s
 
 
 class Creature:
-    """Radiance field of a shape; `seed` determines the noise, the density inside and the floaters."""
+    """Radiance field of a shape of SHAPES. `seed` determines the noise, the density inside and the floaters."""
 
     def __init__(self, shape: str = "animal", seed: int = 0) -> None:
         self.parts = SHAPES[shape]()
@@ -142,18 +146,18 @@ class Creature:
         self.floaters = torch.from_numpy(floaters).float()
 
     def distance(self, x: Tensor) -> Tensor:
-        """Return the signed distance (N,) of the whole shape, including a fine surface relief."""
+        """Return the signed distance (N,) of points (N, 3) to the shape with fine surface relief, negative inside."""
         total = self.parts[0].distance(x)
         for part in self.parts[1:]:
             other = part.distance(x)
             mix = (0.5 + 0.5 * (other - total) / SMOOTH).clamp(0, 1)
             total = other + mix * (total - other) - SMOOTH * mix * (1 - mix)
         relief = torch.sin(55 * x[:, 0]) * torch.sin(55 * x[:, 1]) * torch.sin(55 * x[:, 2])
-        thick = (self.parts[0].distance(x) < 0.02).float()  # on the large part only: the relief would cut thin parts
+        thick = (self.parts[0].distance(x) < 0.02).float()  # only on the large part, as the relief would cut thin parts
         return total + 0.004 * relief * thick
 
     def density(self, x: Tensor) -> Tensor:
-        """Return the density (N,) per unit length."""
+        """Return the density (N,), per world unit, at points (N, 3)."""
         distance = self.distance(x)
         shell = self.interior + (1 - self.interior) * torch.exp(-((distance.clamp(max=0) / SHELL) ** 2))
         haze = HAZE * torch.exp(-distance.clamp(min=0) / HAZE_DEPTH)
@@ -164,7 +168,7 @@ class Creature:
         return sigma
 
     def colour(self, x: Tensor) -> Tensor:
-        """Return sRGB (N, 3): the colour of the nearest primitive, with stripes on the first one."""
+        """Return sRGB (N, 3) at points (N, 3): the colour of the nearest primitive, with stripes on the first one."""
         nearest = torch.stack([part.distance(x) for part in self.parts]).argmin(dim=0)
         rgb = x.new_tensor([part.colour for part in self.parts])[nearest]
         stripes = 0.85 + 0.15 * torch.sign(torch.sin(40 * x[:, 0]))
@@ -172,9 +176,10 @@ class Creature:
 
 
 class Voxels:
-    """Density and colour sampled at linspace(-1, 1, resolution)^3, trilinearly interpolated, as fast as a real field.
+    """Voxel grid of a creature's density and colours with the interface of a representation. It is fast to query.
 
-    sigma (1, 1, R, R, R) is indexed [x, y, z]; rgb (1, 3, R, R, R).
+    Values are sampled at linspace(-1, 1, resolution)^3 and interpolated trilinearly. The grids sigma (1, 1, R, R, R)
+    and rgb (1, 3, R, R, R) are indexed [x, y, z].
     """
 
     rasterised = False
@@ -185,7 +190,7 @@ class Voxels:
         self.sigma, self.rgb = (value.permute(3, 0, 1, 2)[None].contiguous() for value in values)
 
     def density(self, x: Tensor) -> Tensor:
-        """Return the density (N,) at points (N, 3)."""
+        """Return the density (N,), per world unit, at points (N, 3)."""
         return _read(self.sigma, x)[:, 0]
 
     def colour(self, x: Tensor) -> Tensor:
@@ -193,15 +198,15 @@ class Voxels:
         return _read(self.rgb, x)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return density and features like a representation; the sigmoid of the features is the colour."""
+        """Return density (N,) and features (N, 3) at points (N, 3); the sigmoid of the features is the sRGB colour."""
         return self.density(x), torch.logit(self.colour(x), eps=1e-4)
 
     def parameters(self) -> Iterable[Tensor]:
-        """Return no parameters."""
+        """Return an empty tuple, because the grid has no trainable parameters."""
         return ()
 
     def view(self) -> FieldView:
-        """Return the input of the mesh extraction, with a renderer that skips empty space."""
+        """Return the input of the export, with a renderer that skips empty space."""
         skip = OccupancyGrid(OccupancyConfig(resolution=CELLS), 1.0, step_size(MARCH))
         fullest = F.max_pool3d(F.adaptive_max_pool3d(self.sigma, CELLS), 3, 1, 1)  # neighbours share border points
         skip.binary.copy_(fullest[0, 0] > EMPTY)
@@ -209,7 +214,7 @@ class Voxels:
 
 
 def grid(function: Callable[[Tensor], Tensor], resolution: int) -> Tensor:
-    """Evaluate a function of points (N, 3) on a grid over [-1, 1]^3; return (R, R, R, C)."""
+    """Evaluate a function of points (N, 3) on a grid over [-1, 1]^3; return (R, R, R, C), indexed [x, y, z]."""
     axis = torch.linspace(-1, 1, resolution)
     slabs = torch.cartesian_prod(axis, axis, axis).split(resolution**2)
     return torch.cat([function(slab) for slab in slabs]).view(resolution, resolution, resolution, -1)

@@ -1,8 +1,8 @@
 """Validate the files of an asset: GLB structure, closed mesh, UVs, tangents, textures, collider.
 
-Used by the acceptance table and by the tests. Works on the bytes alone, as an engine would, and shares no code with the
-writer. The Khronos validator is stricter about the format but does not detect holes, overlapping charts or inverted
-normal maps.
+The acceptance table and the tests use this module. It reads only the bytes of a file, as an engine would, and does not
+use the writer's code. The Khronos validator is stricter about the format, but does not detect holes, overlapping UV
+charts or inverted normal maps.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from threedgen.run.arrays import Array
 from .glb_reader import Glb, GlbError, read_glb
 
 FILE_SIZE = 3.0
-"""Maximum size in MB of a GLB with 1024-texel textures; scales with the number of texels above that."""
+"""Maximum size in MB of a GLB with textures of up to 1024 x 1024 texels. For larger ones it grows with the texels."""
 MEGABYTE = 1 << 20
 FEW_TRIANGLES = 3000
-"""Triangle count below which up to MAX_CROWDED non-manifold edges are only a warning (thin parts need them)."""
+"""Triangle count below which up to MAX_CROWDED non-manifold edges are only a warning, because thin parts need them."""
 MAX_CROWDED = 10
 MIN_COVERAGE, DENSITY_RANGE, MAX_CHARTS, MIN_GAP = 0.35, (0.7, 1.4), 400, 2
 """Limits of a good UV layout: coverage, texel density range, number of charts, texels between charts."""
@@ -39,19 +39,19 @@ error, warning = partial(Finding, "error"), partial(Finding, "warning")
 
 @dataclass(frozen=True)
 class Expected:
-    """Expected properties of an asset; None: not checked."""
+    """Expected properties of a GLB. A property that is None is not checked."""
 
-    triangles: int | None = None
-    texture: int | None = None
-    height: float | None = None
-    megabytes: float = 3.0
-    gltf_extras: tuple[str, ...] = ()
-    layout: bool = True  # check UV layout and pivot; further levels of detail share those of the first
-    scene: bool = False  # scene mesh: may be open, off the ground, and have many charts
+    triangles: int | None = None  # maximum number
+    texture: int | None = None  # texture edge in texels
+    height: float | None = None  # metres
+    megabytes: float = 3.0  # maximum file size
+    gltf_extras: tuple[str, ...] = ()  # required keys of the glTF extras
+    layout: bool = True  # whether UV layout and pivot are checked; coarser levels of detail share those of the finest
+    scene: bool = False  # whether the mesh is a scene, which may be open, off the ground, and have many charts
 
 
 def check_asset(asset: ExportedAsset, config: AssetConfig) -> dict[str, list[Finding]]:
-    """Return all problems of an asset's GLBs: every level of detail, and the collider if it is one hull."""
+    """Return GLB name -> problems, for every level of detail, and for the collider if it is one convex hull."""
     findings, colliders, metadata = {}, {}, ("triangles", "preset")
     for number, title in enumerate(config.titles(asset.name)):
         first = number == 0
@@ -73,7 +73,7 @@ def check_asset(asset: ExportedAsset, config: AssetConfig) -> dict[str, list[Fin
 
 
 def check_glb(data: bytes, expected: Expected = Expected()) -> list[Finding]:  # noqa: B008  frozen
-    """Return all problems of a textured GLB; an empty list means valid."""
+    """Return all problems of a textured GLB, given as bytes; an empty list means that it is valid."""
     try:
         glb = read_glb(data)
     except GlbError as problem:
@@ -223,7 +223,10 @@ def _maps(glb: Glb, expected: Expected) -> Iterator[Finding]:
 
 
 def check_collider(parts: list[tuple[Array, Array]], mesh: Array) -> list[Finding]:
-    """Check convex parts (vertices, faces): closed, few vertices, same bounds as `mesh` points (V, 3)."""
+    """Return the problems of a collider: open parts, many vertices, or bounds that differ from the asset's.
+
+    parts: vertices (N, 3) and faces (F, 3) of each convex part; mesh: vertices (V, 3) of the asset.
+    """
     findings = []
     for number, (vertices, faces) in enumerate(parts):
         if not topology(vertices, faces).manifold or signed_volume(vertices, faces) <= 0:

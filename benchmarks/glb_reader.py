@@ -1,4 +1,4 @@
-"""Read a GLB for validation, without trusting its structure."""
+"""Read a GLB for validation. The code checks the file's structure, because the file may be invalid."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _VERTEX_TARGET, _INDEX_TARGET = 34962, 34963
 
 
 class GlbError(Exception):
-    """File that cannot be read as a GLB."""
+    """Error for a file that cannot be read as a GLB."""
 
 
 @dataclass
 class Glb:
-    """First mesh of a GLB as stored: y up, v downwards."""
+    """First mesh of a GLB as it is stored: y up, v downwards."""
 
-    tree: dict[str, Any]  # parsed JSON chunk
-    attributes: dict[str, Array] = field(default_factory=dict)  # name -> (V, C)
+    tree: dict[str, Any]  # content of the JSON chunk
+    attributes: dict[str, Array] = field(default_factory=dict)  # glTF attribute name -> (V, C)
     faces: Array = field(default_factory=lambda: np.zeros((0, 3), np.int64))  # (F, 3)
     images: dict[str, Array] = field(default_factory=dict)  # material texture name -> (H, W, 3) uint8
     gltf_extras: dict[str, Any] = field(default_factory=dict)  # `extras` of the asset
@@ -37,7 +37,7 @@ class Glb:
 
 
 def read_glb(data: bytes) -> Glb:
-    """Read a GLB with one buffer. Lists minor problems; raises GlbError if nothing can be read."""
+    """Read the bytes of a GLB with one buffer. The result lists minor problems; other problems raise GlbError."""
     tree, binary = _chunks(data)
     try:
         glb = Glb(tree, gltf_extras=tree.get("asset", {}).get("extras", {}))
@@ -60,7 +60,7 @@ def read_glb(data: bytes) -> Glb:
 
 
 def _chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Return the JSON and the binary chunk."""
+    """Return the parsed JSON chunk and the bytes of the binary chunk."""
     if len(data) < 20 or data[:4] != b"glTF":
         raise GlbError("the file has no GLB header")
     version, total = struct.unpack_from("<II", data, 4)
@@ -85,7 +85,7 @@ def _chunks(data: bytes) -> tuple[dict[str, Any], bytes]:
 
 
 def _check_views(glb: Glb, binary: bytes) -> None:
-    """Check that buffer views are aligned, in bounds and disjoint, and that no list is empty."""
+    """List buffer views that are not aligned, exceed the buffer or overlap, empty lists, and a scene without nodes."""
     tree, end = glb.tree, 0
     if tree["asset"].get("version") != "2.0":
         glb.problems.append("the asset version is not 2.0")
@@ -106,7 +106,7 @@ def _check_views(glb: Glb, binary: bytes) -> None:
 
 
 def _accessor(glb: Glb, binary: bytes, number: int, target: int) -> Array:
-    """Return the values of an accessor, (count, width)."""
+    """Return the values of accessor `number`, (count, components). `target`: expected target of its buffer view."""
     accessor = glb.tree["accessors"][number]
     view = glb.tree["bufferViews"][accessor["bufferView"]]
     kind, width = np.dtype(_TYPES[accessor["componentType"]]), _WIDTH[accessor["type"]]
@@ -137,7 +137,7 @@ def _check_bounds(glb: Glb, attributes: dict[str, int]) -> None:
 
 
 def _read_images(glb: Glb, binary: bytes, material: dict[str, Any]) -> None:
-    """Read the textures of the material."""
+    """Read the textures of a glTF material into `glb.images`."""
     slots = material | material.get("pbrMetallicRoughness", {})
     for name in _TEXTURES:
         if name not in slots:

@@ -1,4 +1,4 @@
-"""Hash grid, forward and backward to its table: numba kernels against PyTorch."""
+"""Time the hash grid, forward and backward to its feature table: numba kernels against PyTorch."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ SIZES: list[tuple[str, dict[str, Any], int]] = [
     ("16 levels", {"n_levels": 16, "log2_hashmap_size": 17}, 2**15),
     ("MVDream", {"n_levels": 16, "log2_hashmap_size": 19}, 2**15),
 ]
-"""Name, options, number of points."""
+"""Name in the table, options of the hash grid, number of query points."""
 
 
 def table(rounds: int) -> Table:
-    """Return two rows (torch, numba) for each size."""
+    """Return a row for PyTorch and a row for numba, for each of SIZES."""
     rows: list[Row] = []
     for name, options, points in SIZES:
         grid: Row = {"grid": name, "log2 table": options["log2_hashmap_size"], "points": points}

@@ -1,4 +1,4 @@
-"""Overhead of the Janus benchmark by engine and number of workers, measured with jobs that only wait."""
+"""Measure the overhead of the Janus benchmark by engine and number of workers, with jobs that only wait."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from .table import Row, Table
 
 WORKERS = (1, 2, 16, 64)
 JOBS_PER_WORKER = 8
-"""Jobs per worker."""
 TIMES = "times.json"
 
 
@@ -33,7 +32,7 @@ class WaitConfig(RunConfig):
 
 
 def run(config: WaitConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task `wait`; write its start and end times and its process id."""
+    """Run the task `wait`: wait, write start time, end time and process id to TIMES, and return exit code 0."""
     start, folder = time.time(), Path(str(config.out))
     time.sleep(config.seconds)
     times = {"start": start, "end": time.time(), "worker": os.getpid()}
@@ -43,7 +42,7 @@ def run(config: WaitConfig, resume: Path | None = None, quiet: bool = False) -> 
 
 
 def table(seconds: float) -> Table:
-    """Return a row for each engine and number of workers; each job waits `seconds`."""
+    """Return a row for each engine and number of workers. Each job waits `seconds` seconds."""
     registry.register("task", "wait", "benchmarks.janus:run", "benchmarks.janus:WaitConfig")
     kinds = ["processes", *(["ray"] if installed("ray") else [])]
     rows = [row(engine, workers, seconds) for engine in kinds for workers in WORKERS]
@@ -57,7 +56,7 @@ def table(seconds: float) -> Table:
 
 
 def row(engine: str, workers: int, seconds: float) -> Row:
-    """Run the waiting jobs and return their measured overhead."""
+    """Run the waiting jobs with an engine and a number of workers; return the row with their overhead."""
     with tempfile.TemporaryDirectory() as temporary:
         folder, method = Path(temporary), Path(temporary) / "wait.yaml"
         method.write_text(f"task: wait\nseconds: {seconds}\n", encoding="utf-8")

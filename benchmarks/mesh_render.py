@@ -1,4 +1,4 @@
-"""Unlit renders of an exported mesh with its texture, to compare with renders of its field."""
+"""Render an exported mesh with its texture, unlit, to compare the images with renders of its field."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from threedgen.run.arrays import Array
 
 
 class MeshRender(NamedTuple):
-    """rgb (V, H, W, 3) in [0, 1], over the background; alpha (V, H, W) in [0, 1], covered fraction of the pixel."""
+    """Renders of V views: rgb (V, H, W, 3) over the background, and covered pixel fraction alpha (V, H, W), [0, 1]."""
 
     rgb: Array
     alpha: Array
@@ -29,10 +29,14 @@ def render(
     background: Array | float = 1.0,
     supersample: int = 2,
 ) -> MeshRender:
-    """Render a mesh with square images of `size` pixels; other arguments as in `rasterise`.
+    """Render a mesh with vertices (N, 3) and faces (F, 3) to square images of `size` pixels.
 
-    values: colours, or uv (v up) into `texture` (H', W', 3), per vertex (N, C) or per corner (F, 3, C). The texture is
-    sampled bilinearly without mipmaps; each pixel is the mean of supersample^2 samples. background: grey, or rgb (3,).
+    Args:
+        c2w: (V, 4, 4) camera-to-world poses with OpenGL axes; fov: vertical, in radians, scalar or (V,).
+        values: colours, or uv with v upwards if there is a texture, per vertex (N, C) or per face corner (F, 3, C).
+        texture: (H', W', 3), sampled bilinearly without mipmaps; None: `values` are colours.
+        background: grey value, or rgb (3,).
+        supersample: each pixel is the mean of supersample^2 samples.
     """
     rgb, alpha = [], []
     angles = np.broadcast_to(fov, (len(c2w),))

@@ -1,5 +1,5 @@
-"""Training steps of MV-Adapter on a frozen 2D model, against full fine-tuning for several views as in MVDream:
-trainable parameters, time, peak memory (arXiv 2412.03632, table 4)."""
+"""Compare training steps of MV-Adapter on a frozen 2D model with full multi-view fine-tuning as in MVDream. The metrics
+are trainable parameters, time and peak memory (arXiv 2412.03632, table 4)."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from .table import Row, Table
 
 FULL = "all weights, as MVDream"
 BRANCHES: dict[str, tuple[Any, ...]] = {"adapter, from text": ("mv",), "adapter, from an image": ("mv", "ref")}
-"""Attention branches that the adapter adds, by case."""
+"""Case -> attention branches that the adapter adds."""
 BASE, OBJECTS = "toybox-base", 8
 
 
 class Measured(NamedTuple):
-    """Number of trainable parameters, seconds of each step, and peak memory in bytes of the steps (GPU memory on a GPU)
-    minus the memory before the networks were loaded."""
+    """Number of trainable parameters, seconds of each step, and peak memory of the steps in bytes (on a GPU, of the
+    GPU). The memory before the networks were loaded is subtracted."""
 
     parameters: int
     seconds: list[float]
@@ -50,7 +50,7 @@ def table(rounds: int, device: str) -> Table:
 
 
 def row(case: str, measured: Measured, full: Measured) -> Row:
-    """Return the row of a case, with ratios to full fine-tuning."""
+    """Return the table row of a case, with ratios to the measurement `full` of full fine-tuning."""
     seconds = median(measured.seconds)
     return {
         "case": case,
@@ -63,13 +63,13 @@ def row(case: str, measured: Measured, full: Measured) -> Row:
 
 
 def run_in_process(case: str, steps: int, device: str) -> Measured:
-    """Measure a case in a new process, so that its peak memory is its own."""
+    """Measure a case in a new process, so that its peak memory does not include other cases."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, case, steps, device, torch.get_num_threads()).result()
 
 
 def measure(case: str, steps: int, device: str, threads: int) -> Measured:
-    """Run and time the steps of a case."""
+    """Run one untimed step and `steps` timed training steps of a case with `threads` CPU threads."""
     torch.set_num_threads(threads)
     reset_peak(device)
     libraries = peak_bytes(device)

@@ -1,5 +1,5 @@
-"""Denoising step of MVDiffusion's panorama network with classifier-free guidance: time and peak memory, against a clone
-of the reference implementation. The default widths are those of Stable Diffusion 2."""
+"""Compare a denoising step of MVDiffusion's panorama network, with classifier-free guidance, with the reference
+implementation: time and peak memory. The default channel widths are those of Stable Diffusion 2."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .table import Row, Table
 
 REFERENCE, OURS, HALF = "reference", "ours", "ours, bfloat16"
 TOLERANCE = {OURS: 0.01, HALF: 0.1}
-"""Maximum mean absolute difference to the reference output, in standard deviations of that output."""
+"""Maximum mean absolute difference between our output and the reference's, in standard deviations of the latter."""
 
 
 def table(reference: Path | None, views: int, size: int, steps: int, widths: tuple[int, ...], device: str) -> Table:
@@ -59,7 +59,7 @@ def table(reference: Path | None, views: int, size: int, steps: int, widths: tup
 
 
 def row(name: str, found: Measured, baseline: Measured) -> Row:
-    """Return the row of a variant, with ratios to the reference."""
+    """Return the table row of a variant, with ratios to the measurement `baseline` of the reference."""
     gigabytes = {"peak GB": found.peak / 1e9, "of them weights": found.weights / 1e9}
     return {
         "case": name,
@@ -75,7 +75,7 @@ def row(name: str, found: Measured, baseline: Measured) -> Row:
 
 
 def run_in_process(trial: Trial, file: Path, reference: Path | None, dtype: torch.dtype = torch.float32) -> Measured:
-    """Measure a variant in a new process, so that its peak memory is its own."""
+    """Measure a variant in a new process, so that its peak memory does not include other variants."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(measure, trial, file, reference, dtype).result()
 

@@ -1,7 +1,7 @@
-"""Denoising step of MVDiffusion's panorama network, for our implementation and the reference.
+"""Time denoising steps of MVDiffusion's panorama network, with our implementation and with the reference.
 
-Both use the same random weights: the UNet is built from the same seed, and the reference saves its correspondence-aware
-attention (with zero-initialised layers randomised) to a file that our code reads like released weights.
+Both use the same random weights. They build the UNet from the same seed. The reference replaces the zero-initialised
+layers of its correspondence-aware attention by random ones and saves that attention to a file, which our code reads.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ from threedgen.run.metrics import peak_memory, reset_peak_memory
 FACTOR, LATENTS, TEXT, TOKENS, HEAD = 8, 4, 1024, 77, 64
 """Stable Diffusion 2: VAE downsampling, latent channels, text embedding width, text tokens, channels per head."""
 COMPARED = 128
-"""View size in pixels at which the outputs are compared."""
+"""Image edge in pixels of the views whose outputs are compared."""
 NETWORK = "models.pano.MVGenModel"
 Step = Callable[[int], Tensor]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Options: `steps` denoising steps of `views` views of `size` pixels, with UNet levels of `widths` channels."""
+    """Options of a measurement: number of views, image edge in pixels, number of denoising steps, channels of each UNet
+    level, device."""
 
     views: int
     size: int
@@ -52,8 +53,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class Measured:
-    """Wall time and CPU time (sum over cores) of each step, bytes of the weights, peak bytes of the process (or on the
-    GPU) during the steps, and the output of a step at COMPARED pixels with the "capped" positional encoding."""
+    """Results of a measurement: wall time and CPU time of each step in seconds (CPU: sum over cores), bytes of the
+    weights, peak bytes of process or GPU, and output of a step at COMPARED pixels with capped positional encoding."""
 
     seconds: list[float]
     cpu: list[float]
@@ -63,7 +64,10 @@ class Measured:
 
 
 def measure(trial: Trial, file: Path, reference: Path | None, dtype: torch.dtype = torch.float32) -> Measured:
-    """Time the steps of the `reference` if its folder is given, else of our implementation in `dtype`."""
+    """Time the steps of the reference if its folder is given, else those of our implementation in `dtype`.
+
+    file: safetensors file of the attention weights; the reference writes it, and our implementation reads it.
+    """
     network, step = ours(trial, file, dtype) if reference is None else theirs(trial, file, reference)
     seconds: list[float] = []
     cpu: list[float] = []
@@ -82,7 +86,7 @@ def measure(trial: Trial, file: Path, reference: Path | None, dtype: torch.dtype
 
 
 def ours(trial: Trial, file: Path, dtype: torch.dtype) -> tuple[nn.Module, Step]:
-    """Return our network for sampling in `dtype`, and its step function of the view size in pixels."""
+    """Return our network in `dtype`, and a function that runs a step for an image edge in pixels."""
     network = convert_released(read_tensors(file), base(trial.widths)).network.to(trial.device)
     cast_weights(network, dtype)
     geometries: dict[int, PanoramaGeometry] = {}
@@ -95,7 +99,7 @@ def ours(trial: Trial, file: Path, dtype: torch.dtype) -> tuple[nn.Module, Step]
 
 
 def theirs(trial: Trial, file: Path, reference: Path) -> tuple[nn.Module, Step]:
-    """Return the reference network and its step function; write its weights to `file`. Raises ConfigError."""
+    """Return the reference network and its step function; write its attention weights to `file`. Raises ConfigError."""
     model: Any = import_reference(reference).MultiViewBaseModel(base(trial.widths), {"single_image_ft": False})
     g = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
@@ -114,7 +118,7 @@ def theirs(trial: Trial, file: Path, reference: Path) -> tuple[nn.Module, Step]:
 
 
 def import_reference(reference: Path) -> ModuleType:
-    """Import the network from a clone of the reference; without einops, use functorch's `rearrange`."""
+    """Import the network's module from a clone of the reference. If einops is missing, functorch replaces it."""
     if not (reference / "src" / (NETWORK.replace(".", "/") + ".py")).is_file():
         raise ConfigError("should be a clone of github.com/Tangshitao/MVDiffusion", "--reference", str(reference))
     try:
@@ -126,7 +130,7 @@ def import_reference(reference: Path) -> ModuleType:
 
 
 def base(widths: tuple[int, ...]) -> UNet2DConditionModel:
-    """Build a UNet like that of Stable Diffusion 2 with random weights; all levels but the last have attention."""
+    """Build a UNet like that of Stable Diffusion 2 with random weights. All levels except the last have attention."""
     torch.manual_seed(0)
     levels = len(widths) - 1
     unet: Any = UNet2DConditionModel(
@@ -141,7 +145,7 @@ def base(widths: tuple[int, ...]) -> UNet2DConditionModel:
 
 
 def inputs(trial: Trial, size: int) -> list[Tensor]:
-    """Return latents (2V, 4, h, w), time steps (2V,) and text (2V, 77, 1024), unconditional then conditional."""
+    """Return latents (2V, 4, h, w), time steps (2V,) and text embeddings (2V, 77, 1024), unconditional half first."""
     g = torch.Generator().manual_seed(2)
     x = torch.randn(trial.views, LATENTS, size // FACTOR, size // FACTOR, generator=g).repeat(2, 1, 1, 1)
     text = torch.randn(2 * trial.views, TOKENS, TEXT, generator=g)
@@ -149,19 +153,19 @@ def inputs(trial: Trial, size: int) -> list[Tensor]:
 
 
 def cameras(views: int, size: int) -> tuple[Tensor, Tensor]:
-    """Return K (3, 3) and R (V, 3, 3) of views of 90 degrees around the horizon."""
+    """Return intrinsics K (3, 3) in pixels and rotations R (V, 3, 3) of V views of 90 degrees around the horizon."""
     return intrinsics(pi / 2, size, size), ring(views)
 
 
 def cap(network: nn.Module) -> None:
-    """Limit the positional encoding to the frequencies that float32 resolves."""
+    """Limit the network's positional encodings, in place, to the frequencies that float32 resolves."""
     for name, bands in network.named_buffers():
         if name.endswith("freq_bands"):
             bands.copy_(frequencies(bands.numel(), "capped").view_as(bands))
 
 
 def reset_peak(device: str) -> None:
-    """Reset the peak memory counter, so that loading does not count."""
+    """Reset the counter of the peak memory, so that memory used during loading does not count."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -170,5 +174,5 @@ def reset_peak(device: str) -> None:
 
 
 def peak_bytes(device: str) -> int:
-    """Return the peak bytes of the process, or on the GPU, since `reset_peak`."""
+    """Return the peak memory in bytes, of the process or on the GPU, since the last `reset_peak`."""
     return torch.cuda.max_memory_allocated() if device == "cuda" else int((peak_memory() or 0) * 2**20)

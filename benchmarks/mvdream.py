@@ -1,7 +1,7 @@
-"""Steps of the full-size MVDream configs: time and, on a GPU, peak memory, against plain PyTorch in one pass.
+"""Compare steps of the full-size MVDream configs with plain PyTorch in one pass: time and, on a GPU, peak memory.
 
-Weights and text embedding are random, since the time does not depend on their values: nothing is downloaded. The field
-is a new one, a ball of half the scene's radius. Both variants use the same prior, cameras and precision.
+Weights and text embedding are random and nothing is downloaded, since the time does not depend on their values. The
+field is untrained: a ball of half the scene's radius. Both variants use the same prior, cameras and precision.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ UNET, VAE = RELEASED_UNETS["sd-v2.1-base-4view.pt"], RELEASED_VAE
 
 
 def table(rounds: int, size: int, overrides: list[str]) -> Table:
-    """Return two rows for each config. Raises ConfigError for a size that the config never renders."""
+    """Return a row per variant for each config. Raises ConfigError if a config never renders at `size` pixels."""
     configs = {
         (name, variant): load(name, ["prompt=nothing", *overrides, *extra])
         for name in CONFIGS
@@ -70,7 +70,7 @@ def random_prior(dtype: str, where: torch.device) -> MVDream:
 
 
 def case(config: Any, prior: MVDream, size: int) -> Case:
-    """Return the first steps at this render size after the warm-up of the occupancy grid."""
+    """Return the first steps that render images of `size` pixels, after the warm-up of the occupancy grid."""
     steps = config.trainer.max_steps
     sizes = {k: int(piecewise_constant(config.size, k, steps)) for k in range(steps)}
     begin = next((step for step, pixels in sizes.items() if pixels == size), None)

@@ -1,7 +1,7 @@
-"""Generate systems with a trained field, and their steps without a trainer.
+"""Set up systems of the task generate with a trained field, and run their steps without a Lightning trainer.
 
-The amount of empty space determines the cost of a step, so an untrained field is no valid test case. `Bench` fits the
-field to ground-truth images of a toybox dog (seconds, no trained prior needed), or loads it from a checkpoint.
+The amount of empty space determines the cost of a step, so an untrained field is not a valid test case. `Bench` fits
+the field to ground-truth images of a toybox dog, which takes seconds and no trained prior, or loads a checkpoint.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ FIT_STEPS, FIT_SIZE, FIT_VIEWS = 180, 40, 4
 
 
 class Bench:
-    """Prior, text embedding and field of the compared systems; the field comes from the folder `run` if given."""
+    """Data that all compared systems share: prior, text embedding and field.
+
+    The field comes from the run folder `run`, or is fitted to images if `run` is None.
+    """
 
     def __init__(self, overrides: list[str], run: Path | None = None) -> None:
         self.overrides = [f"prompt={PROMPT}", *overrides]
@@ -48,14 +51,14 @@ class Bench:
         self.about = "a field fitted to images of a dog" if run is None else f"the field of {run.name}"
 
     def system(self, *extra: str, **views: Any) -> GenerateSystem:
-        """Return a system of the default config without a warm start, with overrides `extra` and the shared field."""
+        """Return a system of CONFIG with overrides `extra`, the shared field and no warm start, in training mode."""
         overrides = [*self.overrides, "warm_start.share=0", *extra]
         system = GenerateSystem(load(CONFIG, overrides), self.prior, self.text, **views)
         system.load_state_dict(self.state, strict=False)
         return system.train()
 
     def fit_field(self) -> dict[str, Any]:
-        """Return the state after a warm start from ground-truth images of the prompt."""
+        """Return the system's state dict after a warm start from ground-truth images of the prompt's object."""
         dog = build(Spec("dog", "blue", "large", "hat", "red"), np.random.default_rng(0))
         cameras = orbit(FIT_VIEWS, 0.3, 2.6, math.radians(40), FIT_SIZE, FIT_SIZE)
         renders = render([dog], np.zeros(FIT_VIEWS, int), cameras.c2w.numpy(), cameras.fov.numpy(), FIT_SIZE)
@@ -66,11 +69,10 @@ class Bench:
 
 
 def steps(system: GenerateSystem, first: int, count: int, frozen: bool = True) -> Callable[[], None]:
-    """Return a function that runs the steps first ... first + count - 1 of a system in the precision of its config.
+    """Return a function that runs the training steps first ... first + count - 1 of a system.
 
-    As in a run, `trainer.deterministic` selects the algorithms.
-
-    `frozen` sets the learning rate to 0: the field does not change, but the optimiser does all of its work.
+    Precision and deterministic algorithms are those of the system's config. `frozen` sets the learning rate to 0, so
+    that the field does not change but the optimiser does all of its work.
     """
     fabric = Fabric(accelerator=system.device.type, devices=1, precision=system.config.trainer.precision)
     configured: Any = system.configure_optimizers()
@@ -91,7 +93,7 @@ def steps(system: GenerateSystem, first: int, count: int, frozen: bool = True) -
 
 
 def step_case(system: GenerateSystem, begin: int) -> Case:
-    """Return the steps from `begin` on, one update interval of the occupancy grid; a single step without a grid."""
+    """Return the steps of one update interval of the occupancy grid, from `begin` on; one step without a grid."""
     count = 1 if system.config.occupancy is None else system.config.occupancy.interval
     return Case(steps(system, -(-begin // count) * count, count), count)
 

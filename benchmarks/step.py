@@ -1,4 +1,4 @@
-"""Generate step of the default config, against PyTorch versions and no empty-space skipping."""
+"""Compare a generate step of the default config with PyTorch kernels and with no skipping of empty space."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ START = 200
 
 
 def table(rounds: int, size: int, overrides: list[str], runs: list[Path] | None) -> Table:
-    """Return a row for each variant. `runs[0]`: run folder that provides the field. Raises ConfigError."""
+    """Return a row for each variant. The field comes from the run folder `runs[0]` if given. Raises ConfigError."""
     bench = Bench(overrides, runs[0] if runs else None)
     cases = {name: step_case(bench.system(f"size={size}", *extra), START) for name, extra in VARIANTS.items()}
     notes = [

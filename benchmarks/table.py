@@ -1,4 +1,4 @@
-"""Table of results, printed as Markdown and saved as JSON."""
+"""Table of benchmark results. It is printed as Markdown and saved as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ Row = dict[str, str | int | float]
 
 @dataclass
 class Table:
-    """Table with a title, rows of equal keys in column order, notes below it, and details for the JSON record only."""
+    """Table of benchmark results.
+
+    All rows have the same keys, in the order of the columns. Notes are printed below the table; details are only saved.
+    """
 
     title: str
     rows: list[Row]
@@ -18,7 +21,7 @@ class Table:
     details: list[dict[str, Any]] = field(default_factory=list)
 
     def text(self) -> str:
-        """Return aligned Markdown: text left, numbers right."""
+        """Return the table as Markdown, with text aligned left and numbers aligned right."""
         cells = [list(self.rows[0]), *([_text(value) for value in row.values()] for row in self.rows)]
         widths = [max(3, *(len(row[k]) for row in cells)) for k in range(len(cells[0]))]
         number = [not isinstance(value, str) for value in self.rows[0].values()]

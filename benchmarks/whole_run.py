@@ -1,4 +1,4 @@
-"""Whole run of `quick-toybox`: alone, and next to a process that keeps one core busy."""
+"""Time a whole run of `quick-toybox`, alone and next to a process that keeps one core busy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BUSY_LOOP = "while True: pass"
 
 
 def table(rounds: int, overrides: list[str]) -> Table:
-    """Return a row for each case; `overrides` apply to the config. Raises CalledProcessError if a run fails."""
+    """Return a row for each case. `overrides` change the config. Raises CalledProcessError if a run fails."""
     root = folder("configs").parent
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""Text to 3D by optimisation: any prior with any distillation and any representation.
+"""Text to 3D by optimisation. Diffusion prior, distillation loss and 3D representation can be combined freely.
 
 import threedgen
 run = threedgen.generate(prompt="a red penguin", out="penguin")
@@ -16,22 +16,25 @@ from typing import Any
 from threedgen.places import folder as folder
 from threedgen.run import numba_cache
 
-# Huge pages for torch's large tensors (Linux): a third less time per step on a CPU. torch reads this on import.
+# Use huge pages for large tensors (Linux): a step takes a third less time on a CPU. torch reads this when imported.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
-# OpenMP threads sleep after microseconds of waiting. GNU's default, milliseconds, nearly doubles the time of a run
-# beside another job.
+# Let OpenMP threads sleep after microseconds of waiting. With GNU's default of milliseconds, a run takes nearly twice
+# as long while another job uses the CPU.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 __version__ = "0.1.0"
 INTERFACE_VERSION = 1
-"""Version of the interfaces that plug-ins use; it rises when one of them changes incompatibly."""
+"""Version of the interfaces that plug-ins use. It increases when an interface changes incompatibly."""
 
 _HERE = Path(__file__).resolve().parent
 
 
 def _bridge(name: str) -> None:
-    """In a checkout, load the top-level folder `name` as `threedgen.name`, where setup.py installs it."""
+    """Import the top-level folder `name` of a checkout as `threedgen.name`, the name that setup.py installs it under.
+
+    Does nothing in an installed package, which already contains the folder.
+    """
     init = _HERE.parent / name / "__init__.py"
     if (_HERE / name).is_dir() or not (_HERE.parent / "launch.py").is_file() or not init.is_file():
         return
@@ -51,14 +54,17 @@ numba_cache.choose(_HERE)
 
 
 def generate(prompt: str, config: str = "mvdream-toybox", quiet: bool = False, **values: Any) -> Any:
-    """Make a turntable and a mesh from a prompt; return the finished run, which a notebook displays.
+    """Generate a turntable video and a mesh from a prompt.
 
     Args:
-        prompt: text.
-        config: file, or name of a shipped config of the task generate.
+        prompt: text description of the object.
+        config: config file, or name of a shipped config of the task generate.
         quiet: show no progress.
-        values: keys of the config: `seed=3`, `out="penguin"`, `trainer={"max_steps": 100}` or
+        values: overrides of the config, such as `seed=3`, `out="penguin"`, `trainer={"max_steps": 100}` or
             `**{"trainer.max_steps": 100}`.
+
+    Returns:
+        The finished run, with its `folder`. A notebook displays it.
 
     Raises:
         threedgen.config.ConfigError: for a mistake in the arguments.

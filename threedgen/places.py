@@ -8,6 +8,9 @@ _HERE = Path(__file__).resolve().parent
 
 
 def folder(name: str) -> Path:
-    """Return a folder of the project, such as configs: in the installed package, or beside it in a checkout."""
+    """Return the path of a project folder such as `configs`.
+
+    An installed package contains the folder; in a checkout it lies beside the package.
+    """
     inside = _HERE / name
     return inside if inside.is_dir() else _HERE.parent / name

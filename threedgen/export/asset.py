@@ -1,4 +1,4 @@
-"""Build the files of a game asset from a dense mesh and its field, in memory."""
+"""Build the files of a game asset in memory, from a dense mesh and the field that it was extracted from."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from threedgen.geometry.images import png
 from threedgen.run.disk import Tree
 
 MIN_LOD_TEXTURE = 64
-"""Smallest texture edge in texels of a level of detail; each level halves the texture down to this."""
+"""Smallest texture edge in texels. Each further level of detail halves the edge until this size is reached."""
 
 
 STEPS = {
@@ -46,20 +46,21 @@ STEPS = {
     "collision": "collider",
     "khronos": "checks",
 }
-"""Progress label of each export step, in order. Some assets skip steps."""
+"""Internal name of each export step -> text of the progress bar, in order of execution. Some assets skip steps."""
 
 
 @dataclass
 class ExportedAsset:
-    """Files of an asset with their check results and statistics.
+    """Exported asset: file contents in memory, check results and statistics. `make_asset` returns it.
 
     Attributes:
-        files: name -> content, the GLB of the finest level first.
-        findings: GLB name -> findings of the Khronos validator, if it is installed.
+        name: prefix of the file names.
+        files: file name -> content. If GLB is a requested format, the GLB of the finest level comes first.
+        findings: GLB file name -> findings of the Khronos validator; empty if it is not installed.
         notes: remarks for the user, one sentence each.
-        figures: statistics for asset.json.
-        seconds: step -> duration.
-        on_step: called with the name of each step (`STEPS`) when it starts.
+        figures: statistics that asset.json stores, by name.
+        seconds: step name (`STEPS`) -> duration in seconds.
+        on_step: callback that receives the name of each step when the step starts.
     """
 
     name: str
@@ -72,16 +73,17 @@ class ExportedAsset:
 
     @property
     def problems(self) -> list[str]:
-        """Return all findings as `file: message`."""
+        """Return all findings of the Khronos validator as `file: message`."""
         return [f"{name}: {found.message}" for name, all_found in self.findings.items() for found in all_found]
 
     @property
     def errors(self) -> list[str]:
-        """Return the findings of severity "error" (the asset is unusable) as `file: message`."""
+        """Return the findings of severity "error", which make the asset unusable, as `file: message`."""
         return [f"{n}: {found.message}" for n, every in self.findings.items() for found in every if found.is_error]
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
+        """Report the start of a step to `on_step` and add the duration of the `with` block to `seconds`."""
         self.on_step(step)
         start = time.perf_counter()
         yield
@@ -97,19 +99,23 @@ def make_asset(
     nearest_budget: bool = False,
     on_step: Callable[[str], object] = lambda step: None,
 ) -> ExportedAsset:
-    """Build a game asset from a dense mesh: simplify, unwrap, bake, make levels of detail and files.
+    """Build a game asset from a dense mesh: simplify, unwrap, bake textures, make levels of detail, write files.
 
     Args:
-        dense: mesh of the field's surface.
-        config: triangle budget, texture size, formats and so on.
+        dense: mesh of the field's surface, in world units.
+        config: options of the export, such as triangle budget, texture size and file formats.
         name: prefix of file names and name of the glTF nodes.
-        view: field for colours, texture refinement and camera range; None: use the vertex colours of `dense`.
-        gltf_extras: JSON data for the glTF `extras`; mesh statistics are added.
-        nearest_budget: replace an impossible budget by the smallest possible one and add a note.
-        on_step: called with the name of each step (`STEPS`) when it starts.
+        view: field that provides texture colours, renders for the texture refinement and the range of camera
+            elevations. None: bake the vertex colours of `dense`.
+        gltf_extras: JSON data for the glTF `extras`. Statistics of the mesh are added to it.
+        nearest_budget: if the budget is too small for the shape, use the smallest possible one and add a note.
+        on_step: callback that receives the name of each step (`STEPS`) when the step starts.
+
+    Returns:
+        The asset, with vertices in metres and the origin at the centre of its bottom.
 
     Raises:
-        BudgetTooSmall: the shape needs more triangles, and nearest_budget is False.
+        BudgetTooSmall: the shape needs more triangles than the budget, and `nearest_budget` is False.
         UnwrapError: no UVs could be made.
         ConfigError: any other unusable input.
     """
@@ -155,7 +161,7 @@ def make_asset(
 def _textured(
     asset: ExportedAsset, dense: Mesh, config: AssetConfig, view: FieldView | None, nearest_budget: bool
 ) -> tuple[TexturedMesh, Maps]:
-    """Return the simplified mesh with UVs, in world space, and its baked textures."""
+    """Return the simplified mesh with UVs, in the world space of `dense`, and its baked textures."""
     budget = config.triangles
     with asset.timed("simplify"):
         try:
@@ -183,7 +189,7 @@ def _textured(
 
 
 def _encode_textures(maps: Maps, levels: int) -> Iterator[dict[str, bytes]]:
-    """Yield PNG files per level; each level halves the texture, down to MIN_LOD_TEXTURE."""
+    """Yield texture name -> PNG file for each level of detail. Each halves the texture, down to MIN_LOD_TEXTURE."""
     for _ in range(levels):
         yield {kind: png(image) for kind, image in maps.uint8().items()}
         maps = maps.halved() if len(maps.covered) >= 2 * MIN_LOD_TEXTURE else maps
@@ -192,7 +198,7 @@ def _encode_textures(maps: Maps, levels: int) -> Iterator[dict[str, bytes]]:
 def _refined(
     asset: ExportedAsset, low: TexturedMesh, maps: Maps, config: AssetConfig, renderer: ViewRenderer, radius: float
 ) -> Maps:
-    """Return the textures with the base colour fitted to renders of the field, or unchanged if no pixel overlaps."""
+    """Fit the base colour to `config.refine` renders of the field; keep it if no render pixel shows the mesh."""
     with asset.timed("pictures"):
         cameras = spiral_cameras(config.refine, image_size(config.texels), radius)
         colours, opacities = renderer(cameras)
@@ -212,7 +218,7 @@ def _refined(
 
 
 def _add_colliders(asset: ExportedAsset, mesh: TexturedMesh, config: AssetConfig, metadata: Tree) -> None:
-    """Add one collider file per engine, named by that engine's convention."""
+    """Add one collider GLB per engine, with node names that the engine's importer recognises (`ENGINES`)."""
     if config.collision == "none":
         return
     parts: list[Part]
@@ -229,7 +235,7 @@ def _add_colliders(asset: ExportedAsset, mesh: TexturedMesh, config: AssetConfig
 
 
 def _run_khronos(asset: ExportedAsset) -> None:
-    """Run the Khronos validator on every GLB if installed, and record in asset.json whether it ran."""
+    """Run the Khronos validator on every GLB if it is installed. Store the findings and a sentence on its status."""
     glbs = {name: data for name, data in asset.files.items() if name.endswith(".glb")}
     if not glbs:
         return

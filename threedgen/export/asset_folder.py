@@ -1,6 +1,6 @@
 """Folder of an exported asset: list, check and replace the files of an earlier export.
 
-Imports no torch, so file conflicts are reported before the libraries load.
+This module does not import torch, so that file conflicts are reported before the slow imports.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from threedgen.run.folder import remove_temporary_files, slug
 
 FOLDER, MANIFEST = "asset", "asset.json"
 FILE_NAME = r"\w+(\.glb|\.usdz|_obj\.zip)"
-"""Regular expression of asset file names."""
+"""Regular expression that matches the file names of assets."""
 
 
 def asset_name(text: str) -> str:
     """Return a name for files and glTF nodes: ASCII letters, digits and `_`, at most 40 characters.
 
-    Text without Latin letters or digits gets a name made from its checksum.
+    The name of a text without ASCII letters or digits is made from the text's checksum.
     """
     name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:40].strip("_")
     return name or slug(text).replace("-", "_")
@@ -38,9 +38,10 @@ def read_manifest(folder: Path) -> Tree:
 
 
 def exported_files(folder: Path) -> set[Path]:
-    """Return files in the folder that an earlier export wrote: asset-like name, checksum equal to that in asset.json.
+    """Return the paths of the files in the folder that an earlier export wrote and nobody changed.
 
-    asset.json is not trusted: a user may have edited it or changed the files.
+    A file counts only if its name matches FILE_NAME and its SHA-256 equals the one in asset.json. The list in
+    asset.json alone is not enough, because a user may have edited the list or the files.
     """
     listed = read_manifest(folder).get("sha256")
     sums = {n: s for n, s in listed.items() if re.fullmatch(FILE_NAME, n)} if isinstance(listed, dict) else {}
@@ -49,7 +50,7 @@ def exported_files(folder: Path) -> set[Path]:
 
 
 def check_overwrite(folder: Path, names: Iterable[str]) -> None:
-    """Raise ConfigError if a file to write, or asset.json, exists and was not written by an export."""
+    """Raise ConfigError if asset.json or a file in `names` exists in the folder and no export wrote it."""
     own = exported_files(folder) | ({folder / MANIFEST} if "files" in read_manifest(folder) else set())
     for path in (folder / name for name in (*names, MANIFEST)):
         if os.path.lexists(path) and path not in own:
@@ -59,10 +60,11 @@ def check_overwrite(folder: Path, names: Iterable[str]) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> None:
-    """Write files and asset.json in place of those of an earlier export.
+    """Write the files and asset.json, and delete the files of an earlier export.
 
-    All data is on disk before the first rename, and asset.json is renamed before the files it lists: after an
-    interruption, the next export still recognises every file as its own. Raises OSError.
+    All data is on disk under temporary names before the first rename. asset.json is renamed before the files that it
+    lists, so that after an interruption the next export recognises every file as its own. `manifest` is the content of
+    asset.json, with the files' checksums in `sha256`. Raises OSError.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporary_files(folder)
@@ -79,7 +81,7 @@ def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> Non
 
 
 def clear(folder: Path) -> None:
-    """Delete the files of an export, and the folder if it is then empty."""
+    """Delete the files that an export wrote, then the folder if it is empty. Errors of the file system are ignored."""
     with suppress(OSError):
         remove_temporary_files(folder)
         for path in exported_files(folder):

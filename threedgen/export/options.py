@@ -1,4 +1,4 @@
-"""Config models of the export. Imports no torch."""
+"""Config models of the export. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,20 @@ from threedgen.train.status import finished
 from .asset_folder import FOLDER, asset_name, check_overwrite
 
 ENGINES = {"unreal": "UCX_{name}_{number:02d}", "godot": "{name}_{number:02d}-convcolonly"}
-"""Node name by engine: the suffix or prefix that its importer recognises as a convex collider."""
+"""Engine -> pattern of node names; the engine's importer treats a node with this prefix or suffix as a convex collider.
+"""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Default sizes for a kind of asset: triangles, texels per texture edge, LOD triangles, grid points per edge."""
+    """Default sizes for a kind of asset.
+
+    Attributes:
+        budget: maximum number of triangles.
+        texture: texture edge in texels.
+        lods: number of triangles of each further level of detail, decreasing.
+        resolution: grid points per edge of the cube in which the surface is extracted.
+    """
 
     budget: int
     texture: int
@@ -101,7 +109,7 @@ class AssetConfig(Config):
 
     @property
     def triangles(self) -> int:
-        """Return the triangle budget, from the preset if unset."""
+        """Return the maximum number of triangles: `budget`, or that of the preset if it is unset."""
         return self.budget or PRESETS[self.preset].budget
 
     @property
@@ -110,22 +118,22 @@ class AssetConfig(Config):
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Return the triangle counts of the levels of detail after the first."""
+        """Return the maximum number of triangles of each level of detail after the finest, decreasing."""
         if self.lods is not None:
             return self.lods
         return tuple(count for count in PRESETS[self.preset].lods if count <= self.triangles / 2)
 
     @property
     def grid(self) -> int:
-        """Return the number of grid points per edge of the field's bounding cube."""
+        """Return the grid points per edge of the scene's cube: `resolution`, or that of the preset if it is unset."""
         return self.resolution or PRESETS[self.preset].resolution
 
     def titles(self, name: str) -> list[str]:
-        """Return the names of all levels of detail of asset `name`, finest first."""
+        """Return the names of all levels of detail of the asset `name`, finest first: NAME, NAME_LOD1, ..."""
         return [name, *(f"{name}_LOD{number}" for number, _ in enumerate(self.levels, 1))]
 
     def file_names(self, name: str) -> list[str]:
-        """Return the names of the files that an export of asset `name` writes."""
+        """Return the names of the files that an export of the asset `name` writes, without asset.json."""
         by_format = {"glb": [f"{title}.glb" for title in self.titles(name)], "obj": [f"{name}_obj.zip"]}
         by_format["usdz"] = [f"{name}.usdz"]
         colliders = [] if self.collision == "none" else [f"{name}_collision_{engine}.glb" for engine in ENGINES]
@@ -147,13 +155,16 @@ class AssetConfig(Config):
 
 
 def resize_command(run: Path, preset: object) -> str:
-    """Return the command that exports a run again with another height."""
+    """Return a shell command that exports a run again with another height. An unknown `preset` is left out."""
     options = [f"preset={preset}"] if isinstance(preset, str) and preset in PRESETS else []
     return command("--config", "export", f"run={run}", *options, "height=METRES")
 
 
 def no_checkpoint(folder: Path, max_steps: int | None) -> ConfigError:
-    """Return the error for a run without checkpoint, with the command that makes one (a finished run cannot resume)."""
+    """Return the error for the run in `folder` without checkpoint. Its message contains a command that creates one.
+
+    The command resumes the run, or repeats a run that is finished after `max_steps` steps (None: unknown).
+    """
     if finished(folder, max_steps):
         repeat = command("--config", str(folder / runs.CONFIG), "out=NEW")
         return ConfigError(f"{folder} is finished, but its checkpoints are deleted; repeat it with {repeat}", "run")
@@ -181,12 +192,12 @@ class ExportConfig(TaskConfig, AssetConfig):
     threads: int | None = Field(None, ge=1, le=1024, description="number of CPU threads; null: one per core")
 
     def destination(self) -> Path:
-        """Return the output folder. Raises ConfigError."""
+        """Return the output folder: `out`, or asset in the run's folder. Raises ConfigError for an invalid path."""
         folder = runs.run_folder(self.run, "run")
         return folder / FOLDER if self.out is None else runs.user_path(self.out, "out")
 
     def asset(self) -> AssetConfig:
-        """Return the asset options: those set here, the rest from the run. Raises ConfigError."""
+        """Return the asset options. Options that are unset here come from the run's config. Raises ConfigError."""
         defaults = plain(load(runs.run_folder(self.run, "run") / runs.CONFIG).export)
         overrides = {key: value for key, value in plain(self).items() if key in self.model_fields_set}
         tree = {key: value for key, value in (defaults | overrides).items() if key in AssetConfig.model_fields}

@@ -1,4 +1,4 @@
-"""Load a run's field from its checkpoint, without the diffusion model."""
+"""Load the trained field of a run from its checkpoint, without the diffusion model."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from .shape.mesh import Field
 from .surface.pictures import field_renderer, spiral_cameras
 
 DEPTH_VIEWS, DEPTH_SIZE = 40, 128
-"""Number and size in pixels of the depth images of a representation without a density."""
+"""Number of depth images and their edge in pixels, for a representation without a density."""
 
 
 @dataclass(frozen=True)
 class RunField:
-    """Trained field of a run, its config and the number of training steps."""
+    """Field of a run as the export uses it, the run's config, and the number of training steps of the checkpoint."""
 
     view: FieldView
     config: Any
@@ -42,7 +42,10 @@ class RunField:
 
 
 def load_run_field(folder: Path, device: str = "cpu") -> RunField:
-    """Load the newest valid checkpoint of the generate run in `folder`. Raises ConfigError on a config mismatch."""
+    """Load the field from the newest valid checkpoint of the generate run in `folder`.
+
+    Raises ConfigError if there is no checkpoint, or if its weights do not fit the config or are not finite.
+    """
     config, field, grid, checkpoint = load_field(folder, device)
     return RunField(
         field_view(field, grid, config.march, device, config.camera.elevation_range),
@@ -52,7 +55,13 @@ def load_run_field(folder: Path, device: str = "cpu") -> RunField:
 
 
 def load_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGrid | None, Tree]:
-    """Return config, field, occupancy grid and checkpoint of the generate run in `folder`. Raises ConfigError."""
+    """Load the newest valid checkpoint of the generate run in `folder`.
+
+    Returns:
+        Config; field in evaluation mode on `device`; occupancy grid, or None without one; content of the checkpoint.
+
+    Raises ConfigError if there is no checkpoint, or if its weights do not fit the config or are not finite.
+    """
     config = load((folder / runs.CONFIG).resolve())
     newest = latest(folder / runs.CHECKPOINTS)
     if newest is None:
@@ -83,9 +92,16 @@ def field_view(
     device: torch.device | str,
     elevations: tuple[float, float] | None = None,
 ) -> FieldView:
-    """Return the export interface of a field and its optional occupancy grid. `elevations`: see FieldView.
+    """Return the export interface of a field.
 
-    A representation without a density gets one from rendered depth.
+    If the representation has no density, density and colours come from DEPTH_VIEWS rendered depth images.
+
+    Args:
+        field: trained representation, on `device`.
+        occupancy: occupancy grid of the training; None: all space counts as occupied.
+        march: ray marching options of the renders; `march.radius` is the scene radius in world units.
+        device: device of the query points and renders.
+        elevations: lowest and highest elevation of the training cameras, in degrees; None if unknown.
     """
     density: Field = field.density
     colour: Field = lambda x: shading.albedo(field(x)[1][:, :3])  # noqa: E731
@@ -107,7 +123,7 @@ def field_view(
 
 
 def provenance(config: Any, steps: int) -> Tree:
-    """Return prompt, seed, config hash and version for the glTF extras."""
+    """Return the origin of an asset for the glTF extras: prompts, seed, number of steps, config hash and version."""
     return {
         "prompt": config.prompt,
         "negative_prompt": config.negative_prompt,

@@ -31,9 +31,10 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Export the asset, print its files and folder, and return exit code 0.
+    """Run the task `export`: write the asset, print its files and folder, and return exit code 0.
 
-    Raises ConfigError, with `strict` also for any finding; nothing is written then.
+    Raises ConfigError if no asset can be made, or if `strict` is set and the Khronos validator finds a problem. Nothing
+    is written in that case.
     """
     set_threads(config.threads)
     folder, out, options = runs.run_folder(config.run, "run"), config.destination(), config.asset()
@@ -59,7 +60,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
 
 @contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
-    """Show a progress bar; yield a callback that takes the name of each step (`STEPS`) when it starts."""
+    """Show a progress bar; yield a callback that receives the name of each step (`STEPS`) when the step starts."""
     names = list(STEPS)
     with Count("asset", len(names), quiet) as count:
 
@@ -77,13 +78,18 @@ def export(
     nearest_budget: bool = False,
     on_step: Callable[[str], object] = lambda step: None,
 ) -> ExportedAsset:
-    """Return the asset of a run's field. An unset height comes from the prompt's noun if its usual size is known.
+    """Extract the surface of a run's field and build its asset in memory.
+
+    If the height is unset and the usual height of the prompt's object is known, the asset gets that height.
 
     Args:
-        nearest_budget: replace an impossible budget by the smallest possible one and add a note.
-        on_step: called with the name of each step (`asset.STEPS`) when it starts.
+        source: field of the run, its config and number of steps.
+        config: options of the export.
+        nearest_budget: if the budget is too small for the shape, use the smallest possible one and add a note.
+        on_step: callback that receives the name of each step (`asset.STEPS`) when the step starts.
 
-    Raises ConfigError if no asset can be made, or if `strict` is set and the Khronos validator finds anything.
+    Raises ConfigError if no asset can be made, or if `strict` is set and the Khronos validator did not run or found a
+    problem.
     """
     on_step("surface")
     start = time.perf_counter()
@@ -112,9 +118,10 @@ def export(
 
 
 def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:
-    """Write the files and asset.json, delete those of an earlier export, and return the path of asset.json.
+    """Write the asset's files and asset.json to `folder`, and delete the files of an earlier export there.
 
-    Raises ConfigError if a file of that name was not written by an export, DiskFull and FileError.
+    Returns the path of asset.json. Raises ConfigError if a file to replace was not written by an export, DiskFull if
+    the disk is full, and FileError for other failures of the disk.
     """
     with writing(folder):
         check_overwrite(folder, asset.files)
@@ -123,7 +130,7 @@ def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:
 
 
 def summary_entry(asset: ExportedAsset) -> Tree:
-    """Return the `asset` entry of a run's summary.json."""
+    """Return the entry `asset` of a run's summary.json: first file, levels of detail, height, seconds."""
     return {
         "file": f"{FOLDER}/{next(iter(asset.files))}",
         "levels": asset.figures["levels"],
@@ -133,12 +140,12 @@ def summary_entry(asset: ExportedAsset) -> Tree:
 
 
 def summary_notes(asset: ExportedAsset) -> list[str]:
-    """Return the `notes` of a run's summary.json about its asset, one sentence each."""
+    """Return the asset's notes and errors for the list `notes` of a run's summary.json, one sentence each."""
     return [f"asset: {text}" for text in asset.notes + asset.errors]
 
 
 def update_summary(run: Path, asset: ExportedAsset) -> None:
-    """Replace the asset entry, files and notes in a run's summary.json, if it exists. Raises ConfigError."""
+    """Replace the entries about the asset in summary.json of the folder `run`. Does nothing without that file."""
     old = read_summary(run)
     if not old:
         return
@@ -158,7 +165,7 @@ def update_summary(run: Path, asset: ExportedAsset) -> None:
 
 
 def summary(asset: ExportedAsset, config: AssetConfig) -> Tree:
-    """Return the content of asset.json: sizes, checksums, findings, notes, seconds per step."""
+    """Return the content of asset.json: statistics, file sizes, checksums, findings, notes, seconds per step."""
     return {
         "name": asset.name,
         "version": __version__,

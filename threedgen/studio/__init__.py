@@ -1,1 +1,1 @@
-"""Browser page that generates objects from prompts, one run at a time."""
+"""Studio: a browser page that generates objects from prompts, one run at a time."""

@@ -1,6 +1,7 @@
-"""Job queue of the studio: one run at a time, each in its own process with the command line of a normal run.
+"""Job queue of the studio. It starts one run at a time, as a process with the command line of a normal run.
 
-A crashed run cannot end the page. Stopping a run is a Ctrl-C; submitting the same prompt again resumes it.
+The page stays available if a run crashes. A run is stopped with the signal of Ctrl-C; if the user submits the same
+prompt again, the run resumes.
 """
 
 from __future__ import annotations
@@ -32,16 +33,20 @@ WAITING, RUNNING, STOPPING, FINISHED, INTERRUPTED, FAILED = (
 )
 LIVE = (RUNNING, STOPPING)
 PROGRESS = re.compile(r"(?P<phase>[^:]+): (?P<done>\d+)/(?P<total>\d+)(?:, (?P<details>.*))?")
-"""Progress line of `threedgen.run.progress.Count`."""
+"""Pattern of the progress lines that `threedgen.run.progress.Count` prints, such as "train: 3/100, loss 0.1"."""
 PROGRESS_ENV = {"THREEDGEN_PROGRESS_SECONDS": "1", "CI": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
-"""Environment that makes a run print a progress line every second."""
+"""Environment variables that make a run print a progress line every second."""
 MAX_ENDED = 12
-"""Maximum number of ended jobs in the list."""
+"""Maximum number of ended jobs that the list keeps."""
 
 
 @dataclass
 class Job:
-    """Job for one prompt: run folder `name`, its `command`, and the fields of its last `progress` line."""
+    """Run of one prompt in the queue.
+
+    `name` is the run's folder below the studio's folder, `command` its command line, and `progress` the fields of its
+    last progress line (the groups of PROGRESS). `number` identifies the job in requests.
+    """
 
     prompt: str
     seed: int
@@ -54,7 +59,10 @@ class Job:
 
 
 def make_job(config: StudioConfig, root: Path, prompt: str, seed: int) -> Job:
-    """Return the job of a prompt, with its run folder below `root`. Raises ConfigError for an invalid run config."""
+    """Return the job for a prompt, finished if its run already exists in the folder `root` and is finished.
+
+    Raises ConfigError if the run config is invalid for this prompt.
+    """
     run = config.run_config(prompt, seed=seed)
     run.check()
     name = run_job(config.config, run, prompt, run.seed).key
@@ -67,9 +75,9 @@ def make_job(config: StudioConfig, root: Path, prompt: str, seed: int) -> Job:
 
 
 class Queue:
-    """Job list with a worker thread that executes the jobs in order.
+    """List of jobs, and a worker thread that runs them one after another in the order of submission.
 
-    `changed` is notified on every change of the list or of a job; `over` is the number of ended jobs.
+    `changed` is notified when the list or a job changes. `over` is the number of runs that have ended.
     """
 
     def __init__(self) -> None:
@@ -83,12 +91,15 @@ class Queue:
         self._thread.start()
 
     def jobs(self) -> list[Job]:
-        """Return all listed jobs, in the order of submission."""
+        """Return a copy of the list of jobs, in the order of submission."""
         with self.changed:
             return list(self._jobs)
 
     def add(self, job: Job) -> None:
-        """Append a job. Raises ConfigError if the same job is waiting or running."""
+        """Append a job to the list. Raises ConfigError if a job with the same name is waiting or running.
+
+        Removes ended jobs with the same name, and the oldest ended jobs if there are more than MAX_ENDED.
+        """
         with self.changed:
             if any(other.name == job.name and other.state in (WAITING, *LIVE) for other in self._jobs):
                 raise ConfigError("is already running or waiting with this seed", "prompt", job.prompt)
@@ -100,7 +111,7 @@ class Queue:
             self.changed.notify_all()
 
     def drop(self, number: int) -> None:
-        """Stop a running job like Ctrl-C (a second call stops it at once), or remove any other job from the list."""
+        """Stop the job `number` if it runs; a second call stops it at once. Remove a job in another state."""
         with self.changed:
             for job in [job for job in self._jobs if job.number == number]:
                 if job.state in LIVE:
@@ -111,7 +122,7 @@ class Queue:
             self.changed.notify_all()
 
     def close(self) -> None:
-        """Start no further jobs, stop the running one and wait for it; Ctrl-C kills it."""
+        """Start no further jobs, stop the running job and wait until it ends. Ctrl-C during the wait kills it."""
         with self.changed:
             self._closed = True
             self._signal()
@@ -128,7 +139,7 @@ class Queue:
             self._process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
 
     def _next(self) -> Job | None:
-        """Block until a job waits, start it and return it; None once the queue is closed."""
+        """Block until the list has a waiting job, start it and return it; return None once the queue is closed."""
         with self.changed:
             while True:
                 if self._closed:
@@ -174,7 +185,7 @@ class Queue:
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:
-    """Start a run in its own session, so that only the queue forwards Ctrl-C to it."""
+    """Start a run in its own session, so that it receives Ctrl-C only from the queue and not from the terminal."""
     paths = [str(Path(threedgen.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         command,

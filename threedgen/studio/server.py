@@ -1,11 +1,11 @@
-"""HTTP server of the studio: the page, its requests and the files of the runs, below a secret path.
+"""HTTP server of the studio. It serves the page, its requests and the files of the runs, all below a secret path.
 
     GET  /KEY/                page                            GET  /KEY/events      queue states, server-sent events
     GET  /KEY/words?prompt=   `words.check_prompt`, as JSON   GET  /KEY/cards       cards of the runs, as HTML
     GET  /KEY/RUN/asset       3D view of a run's asset        GET  /KEY/RUN/FILE    file of a run
     POST /KEY/jobs            {prompt, seed}                  POST /KEY/drop        {number}
 
-File names contain a dot, all other names do not. Files and asset pages are sandboxed, so that scripts in them cannot
+File names contain a dot and all other names do not. Files and asset pages are sandboxed, so that their scripts cannot
 send requests to the studio.
 """
 
@@ -39,15 +39,15 @@ from .words import check_prompt
 
 logger = logging.getLogger(__name__)
 OWN_POLICY, RUN_POLICY = "frame-ancestors 'self'", "sandbox allow-scripts allow-downloads"
-"""Content security policies of the studio's page and of files from runs."""
+"""Content security policy of the studio's own page, and that of the files of runs."""
 MAX_BODY_BYTES = 65_536
 HEARTBEAT_SECONDS = 15.0
-"""Interval of events without a change, which keep the connection alive."""
+"""Interval at which an unchanged state is sent again, to keep the connection open."""
 JSON, HTML = "application/json", "text/html; charset=utf-8"
 
 
 class Server(ThreadingHTTPServer):
-    """Server on 127.0.0.1 that answers requests below /`key`/ for the runs in the folder `root`."""
+    """HTTP server on 127.0.0.1 that answers requests below the secret path /`key`/ about the runs in `root`."""
 
     daemon_threads = True
 
@@ -58,7 +58,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://{HOST}:{self.server_address[1]}/{key}/"
 
     def state(self) -> str:
-        """Return the state of the queue as JSON."""
+        """Return the jobs of the queue and the number of ended runs as JSON, for the page."""
         jobs = [self._describe(job) for job in self.queue.jobs()]
         return json.dumps({"jobs": jobs, "over": self.queue.over})
 
@@ -85,7 +85,10 @@ class Handler(BaseHTTPRequestHandler):
         self._answer({"jobs": self._add, "drop": self._drop}, files=False)
 
     def _answer(self, routes: Mapping[str, Callable[[str], None]], files: bool = True) -> None:
-        """Dispatch an allowed request to its route or file; answer a ConfigError with status 400 and its message."""
+        """Answer an allowed request with its route, or with a file if `files` is True.
+
+        A ConfigError becomes status 400 with the error message as JSON; a forbidden request gets status 403.
+        """
         hosts, origins = (self.headers.get_all(name, []) for name in ("Host", "Origin"))
         rest = admitted(self.path, self.server.key, hosts, origins)
         if rest is None:
@@ -144,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send("{}", JSON)
 
     def _file(self, name: str) -> None:
-        """Send a file below the folder of the runs, or the asset page of a run; 404 for any path outside."""
+        """Send a file in the folder of the runs, or the asset page of a run; send status 404 for any path outside."""
         root = self.server.root
         try:
             path = (root / name).resolve()
@@ -207,5 +210,5 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
-        """Log requests at level debug instead of printing them to stderr."""
+        """Log a request at level debug; the base class would print it to stderr."""
         logger.debug(format, *args)

@@ -1,4 +1,4 @@
-"""Task `studio`: serve the page until Ctrl-C, then stop the current run, which can be resumed later."""
+"""Task `studio`: serve the page until Ctrl-C, then stop the current run. The run can be resumed later."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from .options import StudioConfig
 from .server import Server
 
 POLL_SECONDS = 0.2
-"""Maximum delay of the reaction to Ctrl-C."""
+"""Interval in seconds at which the task checks for Ctrl-C."""
 
 
 def run(config: StudioConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task `studio`; print the address of the page."""
+    """Run the task `studio`: print the address of the page and serve it until Ctrl-C. Returns exit code 0."""
     root = user_path(config.out, "out").absolute()
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)

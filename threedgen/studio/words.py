@@ -1,4 +1,4 @@
-"""Prompt check while typing: words in the prior's vocabulary and suggested nouns."""
+"""Check a prompt while the user types: which words the prior's vocabulary contains, and which nouns it suggests."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ MAX_NOUNS = 10
 def check_prompt(prompt: str, config: Any) -> Tree:
     """Check a prompt against the vocabulary of a run config's prior. Raises ConfigError for a damaged vocabulary.
 
-    Returns words: [{word, known, near: up to three similar known words}], notes: warnings, nouns: suggestions, and
-    typed: start of a word that a suggested noun replaces, or "". All are empty for a prior without a vocabulary.
+    Returns a dict, with empty values for a prior without a vocabulary:
+        words: a dict per word: `word`, `known` (whether the vocabulary contains it), `near` (similar known words).
+        notes: warnings for the user.
+        nouns: suggested nouns.
+        typed: the unfinished last word, which a suggested noun replaces, or "".
     """
     vocabulary = config.vocabulary() if isinstance(config, PromptedConfig) else None
     if vocabulary is None:
@@ -31,9 +34,10 @@ def check_prompt(prompt: str, config: Any) -> Tree:
 
 
 def suggest_nouns(prompt: str, vocabulary: Vocabulary) -> tuple[str, list[str]]:
-    """Return an unfinished last word and the nouns that start with it; else "" and one noun of each family.
+    """Suggest nouns of the vocabulary for a prompt.
 
-    Without an unfinished word, a prompt that already has a noun gets no suggestions.
+    If known nouns start with the unfinished last word, returns that word and those nouns. Otherwise returns "", and one
+    noun of each family, or no nouns if the prompt already contains one.
     """
     nouns, last = known_nouns(vocabulary), prompt.lower().rpartition(" ")[2]
     if last in vocabulary.known or not last.isalpha():

@@ -1,4 +1,4 @@
-"""Gallery page, gallery.html: one card per generate run below a folder, newest first."""
+"""Task `gallery`: write gallery.html, a page with one card for each run below a folder, newest first."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from .report import PAGE
 logger = logging.getLogger(__name__)
 NAME = "gallery.html"
 CARD_PIXELS = 320
-"""Maximum width and height of the image on a card."""
+"""Maximum width and height of the image on a card, in pixels."""
 
 
 def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task `gallery`: write the page of all runs below a folder and print its path."""
+    """Run the task `gallery`: write the page of all runs below a folder and print its path. Returns exit code 0."""
     folder = user_path(config.runs, "runs")
     path = folder / NAME if config.out is None else user_path(config.out, "out")
     if config.out is not None and (path.is_dir() or path.suffix.lower() not in (".html", ".htm")):
@@ -44,14 +44,14 @@ def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) 
 
 
 def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
-    """Return the HTML of the gallery, for a page stored in `home`, and the reason for each skipped run."""
+    """Return the HTML of the gallery of `folder`, with links relative to `home`, and a reason for each skipped run."""
     found, broken = cards(folder, home)
     title = folder.resolve().name or str(folder)
     return page("gallery.html", ("gallery.js",), title=title, cards=found, broken=broken), broken
 
 
 def cards(folder: Path, home: Path) -> tuple[list[Tree], list[str]]:
-    """Return a card for each run below `folder`, newest first, and the reason for each skipped run."""
+    """Return a card (see `card`) for each run below `folder`, newest first, and the reason for each skipped run."""
     records, broken = [], []
     for where in run_folders(folder):
         try:
@@ -63,7 +63,7 @@ def cards(folder: Path, home: Path) -> tuple[list[Tree], list[str]]:
 
 
 def run_folders(folder: Path) -> Iterator[Path]:
-    """Yield the folders of generate runs, including runs of an evaluation and runs whose config is unreadable."""
+    """Yield the folders below `folder` that hold a run of TASKS, or a run whose config is unreadable."""
     for where, folders, names in os.walk(folder):
         folders.sort()
         if CONFIG not in names:
@@ -78,7 +78,7 @@ def run_folders(folder: Path) -> Iterator[Path]:
 
 
 def card(record: Record, home: Path) -> Tree:
-    """Return the template values of a run's card; links are relative to the folder `home`."""
+    """Return the values of a run's card for the page template. Links are relative to the folder `home`."""
     report = record.file(PAGE)
     seconds = [] if record.seconds is None else [duration(record.seconds)]
     method = [record.method] if record.method else []
@@ -93,7 +93,7 @@ def card(record: Record, home: Path) -> Tree:
 
 
 def relative_url(path: Path, home: Path) -> str:
-    """Return the URL of a file relative to `home`, so that both can be moved together."""
+    """Return the URL of a file relative to the folder `home`, so that both can be moved together."""
     try:
         return link(os.path.relpath(path, home))
     except ValueError:  # on another Windows drive
@@ -101,7 +101,7 @@ def relative_url(path: Path, home: Path) -> str:
 
 
 def best_image(record: Record) -> Markup | None:
-    """Return the first view of the first readable contact sheet as a data URI; None if there is none."""
+    """Return the first view of the first readable contact sheet as a data URI; None if no sheet is readable."""
     for path, columns, rows in contact_sheets(record):
         try:
             sheet = load_image(path)
@@ -115,7 +115,10 @@ def best_image(record: Record) -> Markup | None:
 
 
 def contact_sheets(record: Record) -> Iterator[tuple[Path, int, int]]:
-    """Yield (path, columns, rows) of the run's contact sheets: result, validation images (newest first), preview."""
+    """Yield (path, columns, rows) of the run's contact sheets, which are images with several views in a grid.
+
+    The result comes first, then the validation images, newest first, then the views sampled by the prior.
+    """
     validation = sorted(record.folder.glob("validation/*.png"), reverse=True)
     if views := record.file("views.png"):
         yield views, min(VIEWS_PER_ROW, record.n_views), -(-record.n_views // VIEWS_PER_ROW)

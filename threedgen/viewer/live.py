@@ -1,7 +1,7 @@
-"""Live view: watch, stop and export a run while it optimises.
+"""Live view: watch, stop and export a run while it trains. `ViserWindow` is the user interface.
 
-All work is done between two steps on the training thread. Module modes and random generators are restored afterwards,
-so the result of the run does not change. `ViserWindow` is the user interface.
+All work is done on the training thread, between two steps. Afterwards the training modes of the modules and the states
+of the random generators are restored, so that the result of the run does not change.
 """
 
 from __future__ import annotations
@@ -35,21 +35,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STOP, EXPORT = "stop", "export"
-"""Names of the buttons of a window."""
+"""Names of the two buttons of the window."""
 UPDATE_SECONDS = 0.5
 """Seconds between two updates of the metrics; reading the loss synchronises the GPU."""
 
 
 class LiveView(pl.Callback):
-    """Callback that shows a run in a window and handles the window's buttons.
+    """Lightning callback that shows a run in a browser window and handles the window's buttons.
 
-    Rendering takes at most the fraction `options.share` of the time, and none without clients. An error of the open
-    window closes it with a warning and the run continues; a window that does not open is a ConfigError.
+    Rendering takes at most the fraction `options.share` of the run time, and no time while no browser is connected. If
+    the open window raises an error, it is closed with a warning and the run continues. If the window cannot be opened,
+    the run ends with a ConfigError.
 
     Args:
-        window: opens the window; called before the first step, on the first device only.
-        render: cameras (1) -> images (1, H, W, 3) in [0, 1].
+        options: config of the live view.
+        window: opens the window; called before the first step, only in the process of the first device.
+        render: one camera -> image (1, H, W, 3) in [0, 1].
         export: writes the asset of the current field and returns its path.
+        interrupts: its `stop` is set when the user stops the run.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -93,7 +97,7 @@ class LiveView(pl.Callback):
         self._guarded(lambda window: self._update(window, trainer, pl_module, busy=True))
 
     def close(self) -> None:
-        """Close the window if it is open; log errors."""
+        """Close the window if it is open. Errors are only logged."""
         window, self._window = self._window, None
         if window is not None:
             try:
@@ -131,7 +135,7 @@ class LiveView(pl.Callback):
             self._send_image(window, module)
 
     def _send_image(self, window: ViserWindow, module: pl.LightningModule) -> None:
-        """Render for one client, each in turn; then pause so that rendering keeps to its time share."""
+        """Render an image for the next client in turn, and set the time of the next image by `options.share`."""
         clients = list(window.cameras(self.options.size).items())
         if not clients:
             return
@@ -144,7 +148,7 @@ class LiveView(pl.Callback):
         self._next_image = now + (now - start) * (1 / self.options.share - 1)
 
     def _export(self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Export the asset of the current field; an error is only logged and shown."""
+        """Export the asset of the current field. An error does not end the run; it is logged and shown to the user."""
         step = trainer.global_step
         self._note = f"step {step}: exporting the asset, the run waits"
         self._update(window, trainer, module, busy=True)

@@ -1,4 +1,4 @@
-"""Access control for servers on this machine: only local requests whose path starts with a secret key."""
+"""Access control for servers on this machine. They answer only local requests whose path starts with a secret key."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ REFUSAL = "Access denied. Open the address that was printed in the terminal.\n"
 
 
 def admitted(path: str, key: str, hosts: Sequence[str], origins: Sequence[str]) -> str | None:
-    """Return the part of a request path after the secret /`key`/; None if the request is forbidden.
+    """Return the part of a request path after the secret /`key`/; return None if the request is forbidden.
 
-    hosts, origins: all Host and Origin headers of the request.
+    `hosts` and `origins` are the values of all Host and Origin headers of the request.
     """
     first, _, rest = path.removeprefix("/").partition("/")
     has_key = secrets.compare_digest(first.encode("utf-8", "replace"), key.encode())
@@ -26,8 +26,8 @@ def admitted(path: str, key: str, hosts: Sequence[str], origins: Sequence[str]) 
 def is_local(hosts: Sequence[str], origins: Sequence[str]) -> bool:
     """Return whether a request with these Host and Origin headers comes from our own page on this machine.
 
-    Any port is accepted (ssh tunnels). Checking the host name prevents DNS rebinding: a foreign site can resolve its
-    own name to this machine, but cannot send a local name.
+    Any port is accepted, because ssh tunnels change it. The check of the host name prevents DNS rebinding: a foreign
+    site can make its own name resolve to this machine, but the browser then sends that name and not a local one.
     """
     if len(hosts) != 1:
         return False
@@ -39,7 +39,7 @@ def is_local(hosts: Sequence[str], origins: Sequence[str]) -> bool:
 
 
 def free_port(port: int) -> int:
-    """Return `port` if it is free, else 0, which lets the system choose a port."""
+    """Return `port` if it is free on HOST; otherwise return 0, which lets the system choose a free port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         if os.name == "posix":  # reuse a port in TIME_WAIT; on Windows the option has another meaning
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

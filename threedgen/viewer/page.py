@@ -1,7 +1,7 @@
-"""Self-contained HTML pages: templates with inline styles, scripts and data, which send no requests.
+"""Make self-contained HTML pages from templates. Styles, scripts and data are inline, so a page sends no requests.
 
-Three independent protections against injected code: the templates escape every value; the page's content security
-policy allows only our scripts and styles, by hash; and it allows only `data:` URIs to be loaded.
+Three independent measures protect against injected code. The templates escape every value. The page's content security
+policy allows only scripts and styles with the hashes of ours. The policy allows only `data:` URIs for other content.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from threedgen.run.text import duration, number, visible
 
 ASSETS = Path(__file__).parent / "assets"
 MAX_EMBEDDED_BYTES = 64_000_000
-"""Maximum size of a file embedded in a page; browsers fail on larger ones."""
+"""Maximum size in bytes of a file that is embedded in a page. Browsers fail to load larger ones."""
 SERVER_POLICY = "img-src data: 'self'; connect-src 'self'; frame-src 'self'"
 _TYPES = {".glb": "model/gltf-binary", ".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg"}
 
 
 @cache
 def _environment() -> Environment:
-    """Return the template loader; it escapes values, shows control characters and rejects undefined names."""
+    """Return the Jinja environment. It escapes values, makes control characters visible and rejects undefined names."""
     environment = Environment(
         loader=FileSystemLoader(ASSETS),
         autoescape=True,
@@ -44,9 +44,10 @@ def _environment() -> Environment:
 
 
 def page(template: str, scripts: tuple[str, ...], served: bool = False, **values: object) -> str:
-    """Render a template of `assets/` as a whole page with page.css and the scripts inline.
+    """Render a template as a whole page, with page.css and the scripts inline. Returns the HTML.
 
-    `served` allows requests to the server that delivers the page.
+    `template` and `scripts` are file names in `assets/`; `values` are the template's variables. `served` allows
+    requests to the server that delivers the page.
     """
     style, script = _asset("page.css"), "\n".join(_asset(name) for name in scripts)
     policy = (
@@ -58,7 +59,7 @@ def page(template: str, scripts: tuple[str, ...], served: bool = False, **values
 
 
 def fragment(template: str, **values: object) -> str:
-    """Render a template of `assets/` as a part of a page."""
+    """Render a template of `assets/` as a part of a page; `values` are the template's variables. Returns the HTML."""
     return _environment().get_template(template).render(**values)
 
 
@@ -68,12 +69,12 @@ def _asset(name: str) -> str:
 
 
 def _digest(text: str) -> str:
-    """Return the hash of an inline text as a content security policy spells it."""
+    """Return the SHA-256 hash of an inline script or style in the form of a content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
 def data_uri(data: bytes, suffix: str) -> Markup:
-    """Encode the content of a file as a data URI; `suffix` determines the media type."""
+    """Encode the content of a file as a data URI. The file name's `suffix`, such as .png, determines the media type."""
     kind = _TYPES.get(suffix, "application/octet-stream")
     return Markup(f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}")
 
@@ -86,7 +87,7 @@ def jpeg(image: Image) -> Markup:
 
 
 def embedded(path: Path | None) -> Markup | None:
-    """Encode a file as a data URI; None if `path` is None or the file is too large for a page."""
+    """Encode a file as a data URI; return None if `path` is None or the file exceeds MAX_EMBEDDED_BYTES."""
     if path is None or path.stat().st_size > MAX_EMBEDDED_BYTES:
         return None
     return data_uri(path.read_bytes(), path.suffix)

@@ -1,4 +1,4 @@
-"""Panorama page, panorama.html: view from inside an equirectangular image."""
+"""Write panorama.html, a page that shows an equirectangular image as seen from its centre."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .page import embedded, jpeg, page
 
 
 def write_page(path: Path, image_path: Path, title: str) -> None:
-    """Write the page of an equirectangular image in the same folder. Raises OSError.
+    """Write the page of an equirectangular image, with the image embedded. Raises OSError.
 
-    The image covers 360 degrees, with the horizon in the middle row and square pixels in degrees. An image file too
-    large for a page is embedded as a JPEG.
+    The image must cover 360 degrees, with the horizon in the middle row and the same number of pixels per degree along
+    both axes. An image file that is too large for a page is embedded as a JPEG.
     """
     data = embedded(image_path)
     if data is None:

@@ -1,4 +1,4 @@
-"""Line plots over steps as inline SVG; page.css sets colours and fonts."""
+"""Make line plots over training steps as inline SVG. The file page.css sets colours and fonts."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from threedgen.run.text import number
 WIDTH, HEIGHT = 460, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 28
 MAX_TICKS, MAX_POINTS = 5, 240
-"""Longer curves are averaged to MAX_POINTS means, with a band from minimum to maximum."""
+"""Maximum number of axis ticks, and of points of a curve. A longer curve is averaged to MAX_POINTS means, with a band
+from minimum to maximum."""
 LOG_RATIO = 30.0
 """Ratio of maximum to minimum above which positive values get a logarithmic axis."""
 
 Point = tuple[float, float]
+"""Step and value."""
 
 
 @dataclass(frozen=True)
 class Axis:
-    """Linear or logarithmic map of [low, high] to [0, 1], with round ticks."""
+    """Axis of a plot: linear or logarithmic map from values in [low, high] to positions in [0, 1], with round ticks."""
 
     low: float
     high: float
@@ -35,8 +37,11 @@ class Axis:
         return (value - self.low) / (self.high - self.low)
 
     def ticks(self) -> list[float]:
-        """Return at most MAX_TICKS round values: multiples of 1, 2 or 5 times a power of ten; on a logarithmic axis
-        powers of ten (also 3 times a power of ten on a short axis)."""
+        """Return a few round values in [low, high].
+
+        On a linear axis they are multiples of 1, 2 or 5 times a power of ten. On a logarithmic axis they are powers of
+        ten, and on a short one also 3 times a power of ten.
+        """
         if self.log:
             first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
             if last - first < 1:
@@ -52,7 +57,10 @@ class Axis:
 
 
 def axis(values: Sequence[float], from_zero: bool = False) -> Axis:
-    """Return an axis that contains all values (finite, at least one) with a margin of 5 %."""
+    """Return an axis that contains all values, with a margin of 5 %. The values are finite, and there is at least one.
+
+    `from_zero` makes a linear axis that starts at zero, or at the minimum if it is negative.
+    """
     low, high = min(values), max(values)
     if low > 0 and high / low > LOG_RATIO and not from_zero:
         room = (high / low) ** 0.05
@@ -65,7 +73,8 @@ def axis(values: Sequence[float], from_zero: bool = False) -> Axis:
 def downsample(points: Sequence[Point]) -> tuple[list[Point], list[tuple[float, float, float]]]:
     """Average points, sorted by step, to at most MAX_POINTS means.
 
-    Also return (step, minimum, maximum) of each averaged block, so that peaks stay visible; [] without averaging.
+    Returns the means, and (step, minimum, maximum) of each averaged block, so that the plot can show peaks. The second
+    list is empty if there are few points and nothing is averaged.
     """
     if len(points) <= MAX_POINTS:
         return list(points), []
@@ -78,14 +87,18 @@ def downsample(points: Sequence[Point]) -> tuple[list[Point], list[tuple[float, 
 
 
 def drawable(value: float) -> bool:
-    """Return whether the value is zero or of a magnitude in (1e-30, 1e30)."""
+    """Return whether a value can be plotted: it is zero, or its absolute value is in (1e-30, 1e30)."""
     return value == 0 or 1e-30 < abs(value) < 1e30
 
 
 def plot(title: str, points: Sequence[Point], steps: Point, from_zero: bool = False) -> Markup:
-    """Return a line plot of points (step, value) as SVG: at least one point, sorted by step, all `drawable`.
+    """Return a line plot as SVG.
 
-    `steps`: first and last step of the axis; `title`: for screen readers.
+    Args:
+        title: name of the quantity, for screen readers.
+        points: at least one (step, value), sorted by step, all `drawable`.
+        steps: first and last step of the horizontal axis.
+        from_zero: start the value axis at zero.
     """
     means, spread = downsample(points)
     x = Axis(*steps) if steps[1] > steps[0] else axis(steps)

@@ -1,4 +1,4 @@
-"""Read-only view of a run folder. Its files may have been edited by hand, so every value is checked."""
+"""Read the files of a run folder for the pages. A user may have edited the files, so every value is checked."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from threedgen.run.folder import CONFIG, SUMMARY, stored_config, stored_config_n
 from threedgen.run.metrics import read_summary
 
 TASKS = ("generate", "image-to-3d")
-"""Tasks whose runs have a report page: their result is one object."""
+"""Tasks whose runs have a report page. The result of such a run is one object."""
 STATES = ("finished", "interrupted", "failed", "unfinished")
 MAX_VIEWS, VIEWS_PER_ROW = 8, 4
-"""Maximum number of images on views.png, and images per row."""
+"""Maximum number of views in the image grid views.png, and number of views per row."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """config.yaml and summary.json of a run as plain data, and values derived from them."""
+    """Data of a run for its report page and gallery card: config.yaml, summary.json, and values derived from them."""
 
     folder: Path
     config: Tree
@@ -38,33 +38,33 @@ class Record:
     """Text of config.yaml."""
 
     def file(self, name: str) -> Path | None:
-        """Return the path of a file of the run; None if it does not exist."""
+        """Return the path of a file in the run's folder; None if the file does not exist."""
         path = self.folder / name
         return path if path.is_file() else None
 
     @property
     def asset(self) -> Tree:
-        """Content of asset/asset.json; {} if the run has no asset."""
+        """Content of asset/asset.json; empty if the run has no asset."""
         return read_manifest(self.folder / FOLDER)
 
     @property
     def model(self) -> Path | None:
-        """File for the 3D view: the GLB asset, else mesh.glb, else None."""
+        """Path of the file for the 3D view: the asset's GLB, or mesh.glb if there is no such GLB, or None."""
         first = Path(str(next(iter(self.asset.get("files", {})), ""))).name  # later entries are LODs and colliders
         asset = self.file(f"{FOLDER}/{first}") if first.lower().endswith(".glb") else None
         return asset or self.file("mesh.glb")
 
     def option(self, *keys: str) -> Any:
-        """Return a value of the config, such as option("trainer", "max_steps"); None if it is missing."""
+        """Return a value of the config by its nested keys, as in option("trainer", "max_steps"); None if missing."""
         return _inside(self.config, keys)
 
     def metadata(self, *keys: str) -> Any:
-        """Return a value of the summary, in the same way."""
+        """Return a value of summary.json by its nested keys; None if missing."""
         return _inside(self.summary, keys)
 
     @property
     def prompt(self) -> str:
-        """Prompt, or the name of the input image."""
+        """Prompt of the run, or the file name of its input image without the suffix."""
         return str(self.option("prompt") or Path(str(self.option("image") or "(no prompt)")).stem)
 
     @property
@@ -73,12 +73,13 @@ class Record:
 
     @property
     def method(self) -> str:
-        """Config of the run, with the overrides that a batch recorded; "" if unknown."""
+        """Name of the run's config, followed by the overrides that a batch recorded; "" if unknown."""
         return str(read_json(self.folder / "job.json").get("method") or stored_config_name(self.text))
 
     @property
     def choices(self) -> list[str]:
-        """Prior, distillation and field names that differ from the shipped config and are not in `method`."""
+        """Overrides such as "prior.name=..." for prior, distillation and field, where they differ from the shipped
+        config and `method` does not contain them."""
         defaults = _default_names(self.method.partition(" ")[0])
         own = {part: self.option(part, "name") for part in defaults}
         changed = [f"{part}.name={name}" for part, name in own.items() if name not in (None, defaults[part])]
@@ -86,7 +87,7 @@ class Record:
 
     @property
     def steps(self) -> int | None:
-        """Number of completed optimisation steps; None if the summary has none."""
+        """Number of completed training steps; None if the summary does not contain it."""
         return as_int(self.metadata("steps"))
 
     @property
@@ -95,7 +96,7 @@ class Record:
 
     @property
     def n_views(self) -> int:
-        """Number of images on views.png, in rows of VIEWS_PER_ROW."""
+        """Number of views in the image grid views.png, which has VIEWS_PER_ROW views per row."""
         return min(MAX_VIEWS, max(1, as_int(self.option("result", "turntable", "n_view")) or MAX_VIEWS))
 
     @property
@@ -104,7 +105,7 @@ class Record:
 
     @property
     def state(self) -> str:
-        """One of STATES. A finished run whose max_steps was increased afterwards is unfinished."""
+        """State of the run, one of STATES. A finished run whose max_steps was increased later counts as unfinished."""
         status = self.metadata("status")
         longer = status == "finished" and (self.steps or 0) < (self.max_steps or 0)
         return str(status) if isinstance(status, str) and status in STATES and not longer else "unfinished"
@@ -117,12 +118,12 @@ class Record:
 
     @property
     def reason(self) -> str:
-        """Reason for an early stop; "" if there is none."""
+        """Reason why the run stopped early; "" if it did not."""
         return str(self.metadata("reason") or "")
 
     @property
     def ended(self) -> datetime:
-        """End time (UTC); without one in the summary, the time of the last change of its files."""
+        """Time when the run ended, in UTC. If the summary does not contain it, the last change of the run's files."""
         try:
             return datetime.fromisoformat(str(self.metadata("ended"))).astimezone(UTC)
         except (ValueError, OverflowError, OSError):
@@ -132,7 +133,10 @@ class Record:
 
 
 def read_record(folder: Path) -> Record:
-    """Read the run in a folder. Raises ConfigError for an unreadable config or summary, or another task."""
+    """Read the run in a folder.
+
+    Raises ConfigError if the config or the summary is unreadable, or if the run's task is not in TASKS.
+    """
     config = stored_config(folder)
     if config is None:
         raise ConfigError(f"{folder / CONFIG} is missing or damaged. Give the folder of a run")
@@ -147,7 +151,7 @@ def read_record(folder: Path) -> Record:
 
 @cache
 def _default_names(name: str) -> Tree:
-    """Return the prior, distillation and field names of a shipped config; {} for any other config."""
+    """Return the names of prior, distillation and field in a shipped config; an empty dict for any other config."""
     tree: Tree = {}
     with suppress(ConfigError):
         tree = plain(load(name)) if name in shipped() else {}
@@ -161,12 +165,12 @@ def _inside(tree: object, keys: Sequence[str]) -> Any:
 
 
 def as_float(value: Any) -> float | None:
-    """Return a number as a finite float; None for any other value."""
+    """Return a finite number as a float; None for any other value, including a bool."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return float(value) if is_number and abs(value) <= sys.float_info.max else None
 
 
 def as_int(value: object) -> int | None:
-    """Return a number as an int; None for any other value."""
+    """Return a finite number, rounded towards zero, as an int; None for any other value, including a bool."""
     number = as_float(value)
     return None if number is None else int(number)

@@ -1,4 +1,4 @@
-"""Report page of a run, report.html: 3D view, images, plots, config. Missing parts are marked on the page."""
+"""Task `report`: write report.html, a page of a run with 3D view, images, plots and config. It marks missing parts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SCRIPTS = ("glb.js", "canvas.js", "scene.js", "gestures.js", "viewer.js", "frame
 MAX_VALIDATIONS = 6
 MAX_FILES = 60
 ASSET_FILES = (
-    # pattern of a name in asset/, description; the first match counts
+    # pattern of a file name in asset/, and description; the first pattern that matches counts
     ("asset.json", "manifest: levels of detail, sizes, checksums, findings of the checkers"),
     ("*_collision_unreal.glb", "collider, named for Unreal"),
     ("*_collision_godot.glb", "collider, named for Godot"),
@@ -59,9 +59,9 @@ SUBFOLDERS = {
     "stages": "file of an earlier run whose object this run started from",
     LIVE: "file of an asset exported from the live view at this step",
 }
-"""Subfolder of a run, description of every file in it."""
+"""Subfolder of a run -> description of each file in the subfolder."""
 PLOTS = (
-    # key in metrics.jsonl, title, value axis starts at zero
+    # key in metrics.jsonl, title of the plot, whether the value axis starts at zero
     ("loss", "Loss", False),
     ("step_seconds", "Seconds per step", True),
     ("opacity", "Opacity, mean of the images", True),
@@ -73,7 +73,7 @@ Rows = list[tuple[str, str]]
 
 
 def run(config: ReportConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task `report`: rewrite the page of a run and print its path."""
+    """Run the task `report`: rewrite the page of a run and print its path. Returns exit code 0."""
     folder = run_folder(config.run, "run")
     with writing(folder / PAGE):
         say(str(write_report(folder)))
@@ -81,14 +81,17 @@ def run(config: ReportConfig, resume: Path | None = None, quiet: bool = False) -
 
 
 def write_report(folder: Path) -> Path:
-    """Write FOLDER/report.html atomically. Raises ConfigError if it is no generate run, OSError on a failed write."""
+    """Write report.html atomically into the folder of a run; return its path.
+
+    Raises ConfigError if the folder is not a run of the tasks with a report page, OSError if the write fails.
+    """
     path = folder / PAGE
     write_atomic(path, report(read_record(folder)))
     return path
 
 
 def report(record: Record) -> str:
-    """Return the HTML of a run's page."""
+    """Return the HTML of a run's report page."""
     listed = files(record.folder)
     return page(
         "report.html",
@@ -113,7 +116,7 @@ def report(record: Record) -> str:
 
 
 def headline(record: Record) -> list[str]:
-    """Return the items of the line under the prompt: seed, steps, duration."""
+    """Return the texts for the line under the prompt: seed, number of steps, duration."""
     steps, total = record.steps, record.max_steps
     of = "" if total in (None, steps) else f" of {total}"
     parts = [f"seed {record.seed}", *([] if steps is None else [f"{steps}{of} steps"])]
@@ -121,7 +124,7 @@ def headline(record: Record) -> list[str]:
 
 
 def validations(record: Record) -> list[tuple[str, Markup]]:
-    """Return evenly spaced validation images, including the last, as (step, data URI)."""
+    """Return up to MAX_VALIDATIONS evenly spaced validation images, including the last, as (step, data URI)."""
     found = sorted(record.folder.glob("validation/[0-9]*.png"))
     count = min(MAX_VALIDATIONS, len(found))
     paths = [found[(k + 1) * len(found) // count - 1] for k in range(count)]
@@ -130,13 +133,13 @@ def validations(record: Record) -> list[tuple[str, Markup]]:
 
 
 def logged_images(record: Record) -> list[tuple[str, Markup]]:
-    """Return the newest image of each name that the system logged, as (NAME-STEP, data URI)."""
+    """Return the newest logged image of each name, as (NAME-STEP, data URI)."""
     newest = {path.stem.rpartition("-")[0]: path for path in sorted(record.folder.glob("images/*-[0-9]*.png"))}
     return [(path.stem, uri) for path in newest.values() if (uri := embedded(path))]
 
 
 def plots(record: Record) -> list[tuple[str, Markup]]:
-    """Plot each quantity that was logged at two or more steps, as (title, SVG)."""
+    """Return a plot of each quantity in PLOTS that was logged at two or more steps, as (title, SVG)."""
     lines, result = read_metrics(record.folder), []
     steps = [step for line in lines if (step := as_float(line["step"])) is not None and drawable(step)]
     for key, title, from_zero in PLOTS:
@@ -148,7 +151,7 @@ def plots(record: Record) -> list[tuple[str, Markup]]:
 
 
 def facts(record: Record) -> list[tuple[str, Rows]]:
-    """Return the tables of figures as (title, rows); rows may be empty."""
+    """Return the tables of the page as (title, rows). A table may have no rows."""
     counts = [("Triangles", as_int(record.metadata("triangles"))), ("Vertices", as_int(record.metadata("vertices")))]
     settings = [
         ("Prior", record.option("prior", "weights")),
@@ -169,7 +172,7 @@ def facts(record: Record) -> list[tuple[str, Rows]]:
 
 
 def asset_rows(metadata: Tree, folder: Path) -> Rows:
-    """Return the table rows of an asset.json; `folder` is that of the run."""
+    """Return table rows (name, value) from `metadata`, the content of asset.json, for the run in `folder`."""
     levels, metres, khronos = (metadata.get(key) for key in ("levels", "size_m", "khronos"))
     counts = [as_int(count) for count in levels.values()] if isinstance(levels, dict) else []
     rows = [("Triangles", ", ".join(f"{count:,}" for count in counts if count is not None))]
@@ -190,7 +193,7 @@ def asset_rows(metadata: Tree, folder: Path) -> Rows:
 
 
 def costs(record: Record) -> Rows:
-    """Return the table rows of times and peak memory."""
+    """Return table rows (name, value) of durations and peak memory."""
     parts = record.metadata("seconds_of")
     times = [(str(k).capitalize(), as_float(v)) for k, v in parts.items()] if isinstance(parts, dict) else []
     rows = [(name, duration(seconds)) for name, seconds in [*times, ("Total", record.seconds)] if seconds]
@@ -203,7 +206,7 @@ def costs(record: Record) -> Rows:
 
 
 def files(folder: Path) -> list[tuple[str, int, str]]:
-    """List (relative path, bytes, description) of each file but the page itself, results first."""
+    """Return (relative path, size in bytes, description) of each file of a run except the page, asset files first."""
     page_file = folder / PAGE
     paths = [path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".tmp" and path != page_file]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
@@ -213,7 +216,7 @@ def files(folder: Path) -> list[tuple[str, int, str]]:
 
 
 def describe_file(relative: str) -> str:
-    """Describe a file of a run by its path in the run's folder; "" for an unknown file."""
+    """Return the description of a file, given its path relative to the run's folder; "" for an unknown file."""
     folder, _, name = relative.rpartition("/")
     if folder == FOLDER:
         return next((text for pattern, text in ASSET_FILES if fnmatchcase(name, pattern)), "")

@@ -1,4 +1,4 @@
-"""Page of a textured mesh, report.html: 3D view and images for comparison."""
+"""Write the page of a textured mesh, with a 3D view and images for comparison."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from .page import embedded, page
 from .report import SCRIPTS
 
 Row = tuple[str, str, Sequence[tuple[str, str]]]
-"""Title, description, and images as (file beside the page, caption)."""
+"""Row of images on the page: title, description, and a (file name, caption) per image. Files lie beside the page."""
 
 
 def write_page(
     path: Path, title: str, model: str, rows: Sequence[Row], headline: Sequence[str] = (), notes: Sequence[str] = ()
 ) -> None:
-    """Write the page of the file `model` in its folder; skip missing or too large images. Raises OSError."""
+    """Write the page of the GLB file `model`, which lies in the page's folder. Raises OSError.
+
+    Missing and too large images are left out. `headline`: texts for the line under the title; `notes`: remarks for the
+    user, one sentence each.
+    """
     sections = []
     for name, hint, images in rows:
         found = [(embedded(path.parent / file), label) for file, label in images if (path.parent / file).is_file()]

@@ -26,21 +26,27 @@ from .live import EXPORT, STOP
 from .local import HOST, REFUSAL, admitted, free_port
 
 MAX_ASPECT = 4.0
-"""Maximum width / height, or height / width, of a rendered image; narrower windows show it stretched."""
+"""Maximum ratio of the longer to the shorter side of a rendered image. Windows with a larger ratio stretch the image.
+"""
 MIN_FOV, MAX_FOV = math.radians(1), math.radians(150)
 
 
 class _LocalServer(viser.ViserServer):
-    """Server that refuses requests for a public share URL."""
+    """Viser server that never creates a public share URL."""
 
     def request_share_url(self, verbose: bool = True) -> str | None:
         return None
 
 
 class ViserWindow:
-    """Server of one page: a view of the field, and a panel with prompt, metrics and buttons.
+    """Browser window of a run: it shows renders of the field, and a panel with prompt, metrics and buttons.
 
-    The methods are called on the training thread and do not block. `start`: initial camera of every client.
+    `LiveView` calls the methods on the training thread; they do not block. A client is one open browser tab.
+
+    Args:
+        prompt: text at the top of the panel.
+        port: port on 127.0.0.1; 0 or a port in use: any free port.
+        start: camera that every client starts with.
     """
 
     def __init__(self, prompt: str, port: int, start: Cameras) -> None:
@@ -63,7 +69,7 @@ class ViserWindow:
             button.on_click(lambda event, name=name: self._clicks.put(name))
 
     def cameras(self, size: int) -> dict[int, Cameras]:
-        """Return the camera of each connected client, for an image of height `size` pixels; client -> batch of one."""
+        """Return client id -> camera (batch of one) of each connected client, for an image height of `size` pixels."""
         found = {}
         for client_id, client in self._server.get_clients().items():
             view = client.camera
@@ -75,24 +81,24 @@ class ViserWindow:
         return found
 
     def show(self, client_id: int, image: Array) -> None:
-        """Show an image (H, W, 3), uint8, to a client; does nothing if the client has disconnected."""
+        """Show an image (H, W, 3) uint8 to a client. Does nothing if the client has disconnected."""
         client = self._server.get_clients().get(client_id)
         if client is not None:
             client.scene.set_background_image(image, format="png")
 
     def update(self, progress: float, lines: list[str], busy: bool) -> None:
-        """Show the progress in [0, 1] and lines of plain text; `busy` disables the buttons."""
+        """Show the progress in [0, 1] and lines of plain text. `busy` disables the buttons."""
         self._bar.value = 100 * progress
         self._lines.content = _paragraphs(lines)
         for button in self._buttons.values():
             button.disabled = busy
 
     def pop_clicks(self) -> set[str]:
-        """Return the names of the buttons clicked since the last call."""
+        """Return the names of the buttons that were clicked since the last call."""
         return {self._clicks.get() for _ in range(self._clicks.qsize())}
 
     def close(self) -> None:
-        """Stop the server; further calls do nothing."""
+        """Stop the server. Further calls of this method do nothing."""
         if self._open:
             self._open = False
             self._server.flush()
@@ -101,15 +107,16 @@ class ViserWindow:
 
 
 def client_camera(rotation: Array, position: Array, fov: float, aspect: float, size: int) -> Cameras | None:
-    """Return the camera of a client as a batch of one, for an image of height `size` pixels.
+    """Return the camera of a client as a batch of one; None for invalid numbers.
+
+    A browser tab that is just opening sends invalid numbers, because it has no size yet.
 
     Args:
-        rotation, position: camera-to-world rotation (3, 3) with OpenCV axes, and position (3,).
+        rotation: camera-to-world rotation (3, 3) with OpenCV axes: x right, y down, z forward.
+        position: camera position (3,) in world units.
         fov: vertical field of view in radians, clamped to [MIN_FOV, MAX_FOV].
         aspect: width / height, clamped to [1 / MAX_ASPECT, MAX_ASPECT].
-
-    Returns:
-        None for invalid numbers: a browser tab that is just opening has no size yet.
+        size: image height in pixels.
     """
     c2w = np.eye(4)
     c2w[:3, :3], c2w[:3, 3] = rotation, position
@@ -122,9 +129,10 @@ def client_camera(rotation: Array, position: Array, fov: float, aspect: float, s
 
 @contextmanager
 def _guarded(key: str) -> Iterator[None]:
-    """Restrict a viser server started inside to local requests below /`key`/; viser itself has no access control.
+    """Restrict a viser server that starts inside the `with` block to local requests below the secret path /`key`/.
 
-    Raises RuntimeError if viser did not use `websockets.serve`: its server would be unprotected.
+    Viser itself has no access control, so the code replaces `websockets.serve`. Raises RuntimeError if viser did not
+    call that function, because its server would then be unprotected.
     """
     serve, calls = web.serve, list[bool]()
 
@@ -151,7 +159,7 @@ def _guarded(key: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Suppress viser's banner on stdout, which is reserved for results."""
+    """Suppress viser's banner on stdout, because stdout is reserved for results."""
     console = rich.get_console()
     before, console.quiet = console.quiet, True
     try:

@@ -1,7 +1,7 @@
 """Write a mesh as GLB (glTF 2.0 binary) with one buffer and one JSON chunk.
 
-Own code instead of a library because linear vertex colours need 16 bits, tangents must equal those used for the
-normal map, and equal input must give equal bytes.
+This is our own code instead of a library for three reasons: linear vertex colours need 16 bits, the tangents must be
+those that the normal map was baked with, and equal input must give equal bytes.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _LINEAR, _LINEAR_MIPMAP_LINEAR, _CLAMP = 9729, 9987, 33071
 
 
 def to_gltf_axes(vectors: Array) -> Array:
-    """Rotate world axes (z up, front +x) to glTF axes (y up, front +z): x' = y, y' = z, z' = x."""
+    """Rotate vectors (N, 3) from world axes (z up, front +x) to glTF axes (y up, front +z): x' = y, y' = z, z' = x."""
     return np.ascontiguousarray(vectors[:, [1, 2, 0]])
 
 
 class _Buffer:
-    """Binary chunk under construction, with its buffer views and accessors."""
+    """Builder of the binary chunk of a GLB: its bytes, and the glTF buffer views and accessors that describe them."""
 
     def __init__(self) -> None:
         self.data = bytearray()
@@ -39,14 +39,16 @@ class _Buffer:
         self.accessors: list[Tree] = []
 
     def blob(self, raw: bytes, **fields: object) -> int:
-        """Append bytes, aligned to 4; return the index of their buffer view."""
+        """Append bytes, padded to a multiple of 4; return the index of their buffer view. `fields` are added to it."""
         self.views.append({"buffer": 0, "byteOffset": len(self.data), "byteLength": len(raw)} | fields)
         self.data += raw + bytes(-len(raw) % 4)
         return len(self.views) - 1
 
     def add(self, array: Array, **fields: object) -> int:
-        """Append an attribute (V, 2), (V, 3) or (V, 4), or triangle indices (N,); return the accessor index. Attribute
-        rows must be multiples of 4 bytes."""
+        """Append a vertex attribute (V, 2), (V, 3) or (V, 4), or triangle indices (3 F,); return the accessor index.
+
+        A row of an attribute must have a multiple of 4 bytes. `fields` are added to the accessor.
+        """
         flat = array.ndim == 1
         accessor = {
             "bufferView": self.blob(array.tobytes(), target=_INDICES if flat else _VERTICES),
@@ -58,14 +60,17 @@ class _Buffer:
         return len(self.accessors) - 1
 
     def positions(self, vertices: Array) -> int:
-        """Append vertices in world axes, with the bounds that glTF requires; return the accessor index."""
+        """Append vertices (V, 3) in world axes, with the bounds that glTF requires; return the accessor index."""
         positions = to_gltf_axes(vertices).astype("<f4")
         bounds = {"min": positions.min(axis=0).tolist(), "max": positions.max(axis=0).tolist()}
         return self.add(positions, **bounds)
 
 
 def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: Tree | None = None) -> bytes:
-    """Return a GLB with vertex colours. `gltf_extras` (JSON data) are written to the asset and to the node."""
+    """Return the bytes of a GLB with vertex colours instead of textures, from a mesh in world axes.
+
+    `name` names node, mesh and material; `gltf_extras` is JSON data for the `extras` of glTF asset and node.
+    """
     colours = np.column_stack([to_linear(np.clip(mesh.colours, 0, 1)), np.ones(len(mesh.vertices))])
     buffer = _Buffer()
     attributes = {
@@ -85,10 +90,15 @@ def textured_glb_bytes(
     scene: bool = False,
     open_surface: bool = False,
 ) -> bytes:
-    """Return a GLB with embedded textures.
+    """Return the bytes of a GLB with embedded textures.
 
-    pngs: texture name (see Maps.uint8) -> PNG file; base_colour is required. scene: unlit (KHR_materials_unlit) and
-    double-sided material. open_surface: double-sided material.
+    Args:
+        mesh: mesh in world axes.
+        pngs: texture name -> PNG file; the names are base_colour (required), normal and orm.
+        name: name of the glTF node, mesh and material.
+        gltf_extras: JSON data for the `extras` of the glTF asset and of the node.
+        scene: use an unlit (KHR_materials_unlit), double-sided material, for the mesh of a scene.
+        open_surface: use a double-sided material.
     """
     buffer = _Buffer()
     tangents = np.column_stack([to_gltf_axes(mesh.tangents[:, :3]), mesh.tangents[:, 3]])
@@ -121,8 +131,10 @@ def textured_glb_bytes(
 
 
 def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: Tree | None = None) -> bytes:
-    """Return a GLB of meshes without material, one node each, for colliders: name -> (vertices (V, 3) in world axes,
-    faces)."""
+    """Return the bytes of a GLB of meshes without material, for colliders. Each mesh gets its own node.
+
+    parts: node name -> vertices (V, 3) in world axes and faces (F, 3).
+    """
     buffer = _Buffer()
     meshes = [
         _mesh(buffer, name, {"POSITION": buffer.positions(vertices)}, faces)
@@ -132,14 +144,14 @@ def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: Tree | N
 
 
 def _mesh(buffer: _Buffer, name: str, attributes: dict[str, int], faces: Array, **fields: object) -> Tree:
-    """Return a mesh of one primitive and append its indices."""
+    """Append the indices of faces (F, 3) to the buffer; return a glTF mesh with one primitive."""
     small = buffer.accessors[attributes["POSITION"]]["count"] < 65535
     indices = buffer.add(faces.astype("<u2" if small else "<u4").reshape(-1))
     return {"name": name, "primitives": [{"attributes": attributes, "indices": indices} | fields]}
 
 
 def _material(name: str, textures: dict[str, int]) -> Tree:
-    """Return a material for texture name -> index. Without an ORM map it is rough and non-metallic."""
+    """Return a glTF material; `textures`: texture name -> index. Without an ORM map it is rough and non-metallic."""
     pbr: Tree = {}
     material: Tree = {"name": name, "pbrMetallicRoughness": pbr}
     if "base_colour" in textures:
@@ -153,7 +165,10 @@ def _material(name: str, textures: dict[str, int]) -> Tree:
 
 
 def _pack(buffer: _Buffer, meshes: list[Tree], gltf_extras: Tree | None, **lists: Sequence[object]) -> bytes:
-    """Assemble the file. Each mesh gets a node; nodes with a material repeat the extras."""
+    """Assemble the bytes of the GLB, with a node per mesh. `lists`: further top-level glTF entries, such as materials.
+
+    The extras are written to the glTF asset, and also to each node of a file with materials.
+    """
     extras = gltf_extras or {}
     nodes = [{"mesh": k, "name": mesh["name"]} | ({"extras": extras} if lists else {}) for k, mesh in enumerate(meshes)]
     tree = {
@@ -175,7 +190,7 @@ def _pack(buffer: _Buffer, meshes: list[Tree], gltf_extras: Tree | None, **lists
 
 
 def save_glb(mesh: Mesh, path: Path | str, gltf_extras: Tree | None = None) -> Path:
-    """Write `mesh` atomically to `path`, with `gltf_extras` and its info; return the path."""
+    """Write `mesh` with vertex colours atomically to `path`, with `gltf_extras` and `mesh.info`; return the path."""
     path = Path(path)
     write_atomic(path, glb_bytes(mesh, path.stem, {**(gltf_extras or {}), **mesh.info}))
     return path

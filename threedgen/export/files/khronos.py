@@ -1,6 +1,6 @@
 """Run the Khronos glTF validator on GLBs if `node` and its package gltf-validator are installed.
 
-The package is searched from the working directory upwards, in NODE_PATH and in node's global packages.
+The package is searched in the working directory and its parents, in NODE_PATH and in node's global packages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Severity = Literal["error", "warning"]
 TIMEOUT_S = 120
 """Timeout in seconds; a file usually takes well below one second."""
 _SEVERITY: dict[int, Severity] = {0: "error", 1: "warning"}
-"""Reported severities of the validator; the other two are hints."""
+"""Severity numbers of the validator that are reported. Its numbers 2 and 3 are information and hints."""
 _SCRIPT = """
 const { readFileSync } = require("fs"), { dirname, join } = require("path");
 const globally = [join(dirname(process.execPath), "..", "lib"), join(process.env.APPDATA || "/", "npm")];
@@ -43,7 +43,13 @@ try {
 
 @dataclass(frozen=True)
 class Finding:
-    """Problem in a file. error: the asset is broken; warning: it works but could be better."""
+    """Problem that the validator found in a file.
+
+    Attributes:
+        severity: "error" if the asset is broken, "warning" if it works but could be better.
+        code: identifier of the kind of problem.
+        message: sentence for the user.
+    """
 
     severity: Severity
     code: str
@@ -55,13 +61,18 @@ class Finding:
 
 
 class ValidatorError(Exception):
-    """Failure of an installed validator."""
+    """Error of a validator that is installed but failed or timed out."""
 
 
 def validate(glbs: dict[str, bytes]) -> tuple[dict[str, list[Finding]], str]:
-    """Return errors and warnings per GLB name, and a status sentence; no findings if the validator is not installed.
+    """Run the validator on GLBs, given as file name -> content.
 
-    Raises ValidatorError.
+    Returns:
+        File name -> errors and warnings, and a sentence on the version and the counts. If the validator is not
+        installed, the dict is empty and the sentence starts with "not installed".
+
+    Raises:
+        ValidatorError: the validator is installed but failed.
     """
     node = shutil.which("node")
     if node is None:
@@ -83,7 +94,7 @@ def validate(glbs: dict[str, bytes]) -> tuple[dict[str, list[Finding]], str]:
 
 
 def _run(node: str, paths: list[Path]) -> Any:
-    """Return the validator's reports; None if node has no package gltf-validator."""
+    """Return the validator's JSON report of each file; None if node has no package gltf-validator."""
     try:
         done = subprocess.run(
             [node, "-e", _SCRIPT, *map(str, paths)],

@@ -1,4 +1,4 @@
-"""Write OBJ, MTL and textures into one zip, so that they stay together."""
+"""Write OBJ, MTL and textures into one zip file, so that they stay together."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # fixed date, so that equal content gives equal b
 
 
 def obj_zip(levels: dict[str, TexturedMesh], pngs: dict[str, bytes], name: str = "mesh") -> bytes:
-    """Return a zip with NAME.obj, NAME.mtl and the PNG textures `pngs` (see Maps.uint8); axes as in the GLB.
+    """Return the bytes of a zip with NAME.obj, NAME.mtl and textures. Axes are those of the GLB: y up, front +z.
 
-    levels: name -> mesh for each level of detail, finest first; each is an OBJ object.
+    Args:
+        levels: name -> mesh of each level of detail, finest first, in world axes. Each level becomes an OBJ object.
+        pngs: texture name (base_colour, normal, orm) -> PNG file.
+        name: NAME of the files and of the material.
     """
     lines = [f"mtllib {name}.mtl"]
     first = 1
@@ -44,7 +47,7 @@ def _rows(key: str, values: np.ndarray) -> list[str]:
 
 
 def _mtl(name: str, pngs: dict[str, bytes]) -> str:
-    """Return an MTL file with the standard and the PBR extension keys. MTL has no key for occlusion."""
+    """Return the text of an MTL file with standard and PBR keys. MTL has no key for occlusion, so it is left out."""
     lines = [f"newmtl {name}", "Kd 1 1 1", "Ks 0 0 0", "d 1", "illum 1", f"map_Kd {name}_base_colour.png"]
     if "normal" in pngs:
         lines += [f"map_Bump {name}_normal.png", f"norm {name}_normal.png"]

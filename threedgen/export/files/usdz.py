@@ -1,4 +1,4 @@
-"""Write USDZ with Pixar's library (extra `usd`)."""
+"""Write USDZ with Pixar's library, which the optional extra `usd` installs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ from threedgen.export.files.textured import TexturedMesh
 
 
 def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -> bytes:
-    """Return a USDZ package of mesh and UsdPreviewSurface material: metres, y up, front +z. Raises ConfigError."""
+    """Return the bytes of a USDZ package with a mesh and a UsdPreviewSurface material, in metres, y up, front +z.
+
+    `pngs`: texture name (base_colour, which is required, normal, orm) -> PNG file. In `name`, the name of the root
+    prim, characters that USD does not allow become `_`. Raises ConfigError if the extra is not installed or the package
+    cannot be written.
+    """
     require("pxr", "formats: usdz", "remove usdz")
     from pxr import Gf, Kind, Sdf, Usd, UsdGeom, UsdShade, UsdUtils, Vt
 
@@ -49,7 +54,7 @@ def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -
 
 
 def _material(stage: Any, path: str, kinds: list[str]) -> Any:
-    """Define a UsdPreviewSurface that reads the textures named in `kinds`."""
+    """Define a UsdPreviewSurface at prim `path` that reads the textures in `kinds`; return the material."""
     from pxr import Gf, Sdf, UsdShade
 
     types = Sdf.ValueTypeNames

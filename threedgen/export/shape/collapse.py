@@ -1,9 +1,9 @@
-"""Reduce triangles by half-edge collapses that keep a closed surface closed and UVs valid.
+"""Reduce the number of triangles by half-edge collapses that keep a closed surface closed and UVs valid.
 
-Vertices never move; one endpoint merges into the other, in order of the quadric error (Garland and Heckbert 1997),
-only where the link condition holds (Dey et al. 1999), so edges keep two faces each. Where UV seams split vertices, a
-corner keeps the attributes of its side (Hoppe 1999), and seams collapse only along themselves: the coarse mesh shares
-the textures of the fine one.
+A collapse merges one endpoint of an edge into the other; vertices never move. Edges with a small quadric error collapse
+first (Garland and Heckbert 1997). An edge collapses only if the link condition holds (Dey et al. 1999), so that every
+edge keeps two faces. At a UV seam, a corner keeps the attributes of its side of the seam (Hoppe 1999), and a vertex on
+a seam merges only along the seam. The coarse mesh can therefore use the textures of the fine mesh.
 """
 
 from __future__ import annotations
@@ -17,21 +17,28 @@ from threedgen.run.arrays import Array
 MIN_TURN_COSINE = 0.2
 """Smallest cosine between a face's normals before and after a collapse."""
 MIN_ASPECT = 0.02
-"""Smallest ratio of double area to longest squared side of a changed face; a worse face must at least improve."""
+"""Smallest ratio of double area to longest squared side of a changed face. A face below it may change if it improves.
+"""
 SEAM_WEIGHT = 1.0
-"""Weight of the seam's shape relative to that of the surface."""
+"""Weight of distances to UV seams relative to distances to face planes in the quadric error."""
 LENGTH_WEIGHT = 1e-7
-"""Weight of the squared edge length; prefers short edges on flat surfaces."""
+"""Weight of the squared edge length in the cost. It makes short edges collapse first on flat surfaces."""
 
 
 def collapse(
     vertices: Array, faces: Array, target: int, corners: Array | None = None, uv: Array | None = None
 ) -> tuple[Array, Array]:
-    """Return faces (F', 3) and corners (F', 3) int32 of a mesh with at most `target` triangles, or as few as possible.
+    """Collapse edges until at most `target` triangles are left, or until no edge may collapse. Deterministic.
 
-    vertices (V, 3); faces (F, 3), closed and manifold (the neighbourhood of other edges stays unchanged). corners
-    (F, 3) is the row of uv (N, 2) for each face corner, by default the same as faces. Each collapse removes two
-    triangles. Deterministic.
+    Args:
+        vertices: (V, 3).
+        faces: (F, 3) indices of `vertices`. Vertices on an edge that does not have exactly two faces are not removed.
+        target: maximum number of triangles. Each collapse removes two triangles.
+        corners: (F, 3) indices of `uv`, one for each face corner; None: same as `faces`.
+        uv: (N, 2) texture coordinates; a collapse must not turn over a face in UV space. None: not checked.
+
+    Returns:
+        Remaining faces (F', 3) int32, indices of the input vertices, and their corners (F', 3) int32, indices of `uv`.
     """
     faces = np.ascontiguousarray(faces, np.int64).copy()
     corners = faces.copy() if corners is None else np.ascontiguousarray(corners, np.int64).copy()
@@ -55,14 +62,19 @@ def collapse(
 
 
 def _to_unit_box(vertices: Array) -> Array:
-    """Scale vertices to a unit box about the origin, float64, so that weights are independent of the mesh size."""
+    """Scale vertices (V, 3) to [-0.5, 0.5] along the longest side, float64: weights then do not depend on the size."""
     points = np.asarray(vertices, np.float64)
     low, high = points.min(axis=0), points.max(axis=0)
     return np.ascontiguousarray((points - (low + high) / 2) / max(float((high - low).max()), 1e-30))
 
 
 def quadrics(points: Array, faces: Array, corners: Array) -> Array:
-    """Return vertex quadrics (V, 4, 4): area-weighted squared distances to adjacent face planes and to seams."""
+    """Return the quadric error matrix of each vertex, (V, 4, 4).
+
+    For a homogeneous point p, p^T Q p is the area-weighted sum of squared distances to the adjacent faces' planes. Each
+    adjacent UV seam or border adds a plane through its edge, perpendicular to the face. Takes points (V, 3), faces
+    (F, 3) and UV indices `corners` (F, 3). An edge with different UV indices in its two faces is a seam.
+    """
     normal = area_vectors(points, faces)
     twice = np.linalg.norm(normal, axis=1)
     unit = normal / np.maximum(twice, 1e-30)[:, None]
@@ -70,7 +82,7 @@ def quadrics(points: Array, faces: Array, corners: Array) -> Array:
     _add_planes(total, unit, points[faces[:, 0]], twice / 6, faces)
     edges, uv_edges = directed_edges(faces)[0], directed_edges(corners)[0]
     _, index, face_count = unique_pairs(edges)
-    # an edge has one UV edge inside a chart, two or more at a seam
+    # an edge has one UV edge inside a chart, and two or more UV edges at a seam
     _, uv_index, _ = unique_pairs(uv_edges)
     uv_count = np.bincount(unique_pairs(np.stack([index, uv_index], axis=1))[0][:, 0], minlength=len(face_count))
     seam = np.flatnonzero(((uv_count > 1) | (face_count == 1))[index])
@@ -84,7 +96,7 @@ def quadrics(points: Array, faces: Array, corners: Array) -> Array:
 
 
 def _add_planes(total: Array, normal: Array, point: Array, weight: Array, vertices: Array) -> None:
-    """Add weight * (plane plane^T) to the quadrics of each plane's vertices."""
+    """Add weight (P,) * plane plane^T to the quadrics `total` (V, 4, 4) of each plane's `vertices` (P, k), in place."""
     plane = np.column_stack([normal, -(normal * point).sum(axis=1)])
     square = plane[:, :, None] * plane[:, None, :] * weight[:, None, None]
     for k in range(vertices.shape[1]):
@@ -92,7 +104,7 @@ def _add_planes(total: Array, normal: Array, point: Array, weight: Array, vertic
 
 
 def _edges(count: int, faces: Array) -> tuple[Array, Array]:
-    """Return edges (E, 2) and a mask (V,) of vertices that may not move: those on edges without exactly two faces."""
+    """Return edges (E, 2), and a mask (V,) of vertices that have an edge whose number of faces is not two."""
     edges, _, face_count = unique_pairs(directed_edges(faces)[0])
     locked = np.zeros(count, bool)
     locked[edges[face_count != 2].ravel()] = True
@@ -100,19 +112,22 @@ def _edges(count: int, faces: Array) -> tuple[Array, Array]:
 
 
 def _candidates(points: Array, error: Array, edges: Array, needed: int) -> list[Array]:
-    """Return half-edges (n, 2), from -> to, by ascending cost: first those needed now, then the rest."""
+    """Return half-edges (n, 2), each from the removed to the kept vertex, sorted by cost, in two arrays.
+
+    The first array holds the cheapest half-edges, enough for `needed` collapses; the second array holds all others.
+    """
     both = np.concatenate([edges, edges[:, ::-1]])
     goal = np.column_stack([points[both[:, 1]], np.ones(len(both))])
     cost = np.einsum("ni,nij,nj->n", goal, error[both[:, 0]] + error[both[:, 1]], goal, optimize=True)
     cost += LENGTH_WEIGHT * ((points[both[:, 1]] - points[both[:, 0]]) ** 2).sum(axis=1)
     order = np.argsort(cost, kind="stable")
-    # a pass skips the neighbourhood of its changes, so limit it before it reaches costly edges
+    # a pass skips the neighbourhood of its changes; this limit stops it before it reaches costly edges
     cut = max(2 * needed, len(order) // 6)
     return [both[order[:cut]], both[order[cut:]]]
 
 
 def _stars(count: int, faces: Array) -> tuple[Array, Array]:
-    """Return the faces around each vertex v as `index[first[v]:first[v + 1]]`; (first, index)."""
+    """Return arrays (first, index): the faces around vertex v are `index[first[v] : first[v + 1]]`."""
     flat = faces.reshape(-1)
     order = np.argsort(flat, kind="stable")
     first = np.concatenate([[0], np.cumsum(np.bincount(flat, minlength=count))])
@@ -121,7 +136,10 @@ def _stars(count: int, faces: Array) -> tuple[Array, Array]:
 
 @njit(cache=True)
 def _collapse_pass(points, uv, faces, corners, error, candidates, locked, first, around, target):
-    """Collapse valid candidates, mark dead faces by -1, and return the count. Changed neighbourhoods are skipped."""
+    """Collapse valid half-edges in place and return how many collapsed. Removed faces become -1.
+
+    A half-edge is skipped if an earlier collapse of the same pass changed a face at one of its ends.
+    """
     touched = np.zeros(len(points), np.bool_)
     mark = np.full(len(points), -1, np.int64)
     left = len(faces)
@@ -132,7 +150,7 @@ def _collapse_pass(points, uv, faces, corners, error, candidates, locked, first,
         u, v = candidates[number, 0], candidates[number, 1]
         if touched[u] or touched[v] or locked[u]:
             continue
-        # faces shared by u and v, the vertices opposite, and the corners at u (old) and v (new)
+        # find the faces shared by u and v, the vertices opposite the edge, and the corners at u (old) and v (new)
         shared = 0
         across = np.full(2, -1, np.int64)
         old = np.full(2, -1, np.int64)
@@ -168,7 +186,7 @@ def _collapse_pass(points, uv, faces, corners, error, candidates, locked, first,
         for at in range(first[u], first[u + 1]):
             f = around[at]
             i, iv = _places(faces, f, u, v)
-            if iv >= 0:  # this face is removed
+            if iv >= 0:  # the collapse removes this face
                 continue
             c = corners[f, i]
             if c != old[0] and c != old[1]:
@@ -196,7 +214,7 @@ def _collapse_pass(points, uv, faces, corners, error, candidates, locked, first,
                 continue
             faces[f, i] = v
             corners[f, i] = new[0] if corners[f, i] == old[0] else new[1]
-        for at in range(first[u], first[u + 1]):  # in a second loop, as -1 is not a vertex
+        for at in range(first[u], first[u + 1]):  # in a second loop, because the first one indexes with vertices
             f = around[at]
             if _places(faces, f, u, v)[0] >= 0:
                 faces[f] = -1
@@ -208,7 +226,7 @@ def _collapse_pass(points, uv, faces, corners, error, candidates, locked, first,
 
 @njit(cache=True, inline="always")
 def _places(faces, f, u, v):
-    """Return the corner indices of u and v in face f, -1 if absent."""
+    """Return the positions (0, 1 or 2) of vertices u and v in face f; -1 if the face does not contain the vertex."""
     iu = iv = -1
     for k in range(3):
         if faces[f, k] == u:
@@ -225,7 +243,10 @@ def _twice_area(a, b, c):
 
 @njit(cache=True)
 def _keeps_shape(old, new, p, q):
-    """Return whether face (old, p, q) may become (new, p, q): normal within MIN_TURN_COSINE and no new sliver."""
+    """Return whether face (old, p, q) may become (new, p, q).
+
+    The cosine between both normals must be at least MIN_TURN_COSINE, and the new face must not be a new sliver.
+    """
     ax, ay, az, before = _normal(old, p, q)
     bx, by, bz, after = _normal(new, p, q)
     if ax * bx + ay * by + az * bz < MIN_TURN_COSINE * before * after:
@@ -235,7 +256,7 @@ def _keeps_shape(old, new, p, q):
 
 @njit(cache=True)
 def _normal(a, b, c):
-    """Return the normal with length twice the face area, and that length."""
+    """Return the components of the normal, whose length is twice the face area, and that length."""
     ux, uy, uz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
     vx, vy, vz = c[0] - a[0], c[1] - a[1], c[2] - a[2]
     x, y, z = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
@@ -244,7 +265,7 @@ def _normal(a, b, c):
 
 @njit(cache=True)
 def _shape(a, b, c, twice_area):
-    """Return double area over the longest squared side: 0.87 for an equilateral triangle, 0 for a sliver."""
+    """Return double area / longest squared side: 0.87 for an equilateral triangle, about 0 for a sliver."""
     longest = 0.0
     for p, q in ((a, b), (b, c), (c, a)):
         longest = max(longest, (p[0] - q[0]) ** 2 + (p[1] - q[1]) ** 2 + (p[2] - q[2]) ** 2)

@@ -1,4 +1,4 @@
-"""Collision shapes: one convex hull with few triangles, or several convex parts that follow the shape."""
+"""Make collision shapes: one convex hull with few triangles, or several convex parts that follow the object's shape."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ MAX_PARTS, MAX_PART_VERTICES, MAX_INPUT_TRIANGLES = 8, 32, 3000
 
 
 def hull(vertices: Array) -> Part:
-    """Return the convex hull of the extreme points in DIRECTIONS directions: at most 2 * DIRECTIONS triangles.
+    """Return a convex hull of vertices (V, 3) with at most 2 * DIRECTIONS triangles.
 
-    Directions form a Fibonacci lattice on the sphere, for the shape scaled to a cube. The result lies inside the full
-    hull and has about 90 % of its volume. Raises ConfigError for points without volume.
+    The points are scaled to a cube. The hull uses only the farthest point in each of DIRECTIONS directions: both
+    directions of each axis, and points of a Fibonacci lattice on the sphere. It lies inside the full hull and has about
+    90 % of the full hull's volume. Raises ConfigError for points without volume.
     """
     n = np.arange(DIRECTIONS) + 0.5
     height, azimuth = 1 - 2 * n / DIRECTIONS, np.pi * (1 + 5**0.5) * n
@@ -36,7 +37,7 @@ def hull(vertices: Array) -> Part:
 
 
 def convex(points: Array) -> Part:
-    """Return the convex hull of points (N, 3) with outward faces. Raises ConfigError if it has no volume."""
+    """Return the convex hull of points (N, 3), with faces oriented outwards. Raises ConfigError if it has no volume."""
     try:
         result = ConvexHull(points)
     except (QhullError, ValueError) as error:
@@ -51,7 +52,8 @@ def convex(points: Array) -> Part:
 def convex_parts(vertices: Array, faces: Array) -> list[Part]:
     """Decompose a closed mesh into at most 8 convex parts of at most 32 vertices each (CoACD, Wei et al. 2022).
 
-    vertices (V, 3) and faces (F, 3) must be welded. Raises ConfigError if the package coacd is missing.
+    Vertices (V, 3) at equal positions must be merged (`topology.weld`); faces are (F, 3). Raises ConfigError if the
+    package coacd is missing.
     """
     require("coacd", "collision: parts", "set collision=hull")
     import coacd

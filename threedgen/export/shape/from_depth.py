@@ -1,4 +1,4 @@
-"""Density and colours at points from rendered depth, for representations without a density."""
+"""Compute density and colours at points from rendered depth images, for representations without a density."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.representations.base import Render
 
 TRUNCATION = 0.05
-"""Distance to the surface beyond which the density is constant, in radii of the scene."""
+"""Truncation distance, in scene radii. The density is constant farther than this from the surface."""
 DENSITY = 4.0
-"""Density inside, times the truncation distance."""
+"""Maximum density (per world unit) multiplied by the truncation distance."""
 OUTLIERS = 1
-"""Views that may see a point in front of the surface without making it empty."""
+"""Number of views that are ignored if they see a point in front of the surface. More such views make it empty."""
 
 
 class DepthFusion:
-    """Signed distances from depth images of V cameras: a point that views see in front of the surface is outside."""
+    """Field made of depth images of V cameras, similar to TSDF fusion. The mesh extraction queries it.
+
+    A point is outside if more than OUTLIERS views see it in front of the surface.
+    """
 
     @torch.no_grad()
     def __init__(self, render: Callable[[Cameras], Render], cameras: Cameras, radius: float) -> None:
-        """Render the cameras, one by one; `radius` is that of the scene, in world units."""
+        """Render V cameras one by one; `radius` is the radius of the scene sphere in world units."""
         self.cameras, self.truncation = cameras, TRUNCATION * radius
         renders = [render(cameras.select([k])) for k in range(len(cameras))]
         opacity, depth = (torch.stack([getattr(r, name)[:, 0] for r in renders]) for name in ("opacity", "depth"))
@@ -33,20 +36,24 @@ class DepthFusion:
         self.rgb = (rgb / opacity[..., None].clamp(min=1e-3)).clamp(0, 1)  # (V, H W, 3)
 
     def density(self, x: Tensor) -> Tensor:
-        """Return the density (N,) of points x (N, 3) in world units."""
+        """Return the density (N,), per world unit, at points x (N, 3) in world units."""
         _, ahead = self._lookup(x)
         distance = ahead.clamp(-self.truncation, self.truncation).topk(OUTLIERS + 1, dim=0).values[-1]
         return DENSITY / self.truncation * torch.sigmoid(-4 * distance / self.truncation)
 
     def colour(self, x: Tensor) -> Tensor:
-        """Return the mean colour (N, 3) of points x (N, 3) in the views that see them at the surface."""
+        """Return the mean sRGB colour (N, 3) in [0, 1] of points x (N, 3), over views that see them at the surface."""
         index, ahead = self._lookup(x)
         weight = (ahead.abs() < self.truncation).float() + 1e-6
         colours = self.rgb.gather(1, index[..., None].expand(-1, -1, 3))
         return (weight[..., None] * colours).sum(0) / weight.sum(0)[:, None]
 
     def _lookup(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the pixel index (V, N) of points, and how far they are in front of the visible surface (V, N)."""
+        """Look up points x (N, 3) in each depth image.
+
+        Returns the flat pixel index (V, N), and the distance (V, N) along the ray from the point to the visible
+        surface: positive if the point is in front of the surface, inf where the image shows background.
+        """
         pixels, _ = self.cameras.project(x)
         height, width = self.cameras.height, self.cameras.width
         column, row = (pixels[..., k].floor().long().clamp(0, size - 1) for k, size in ((0, width), (1, height)))

@@ -17,16 +17,17 @@ from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree
 
 Field = Callable[[torch.Tensor], torch.Tensor]
+"""Function of points (N, 3) in world units; it returns density (N,) or colour (N, 3)."""
 MIN_PIECE_AREA = 0.01
-"""Smallest area of a connected piece that is kept, as a fraction of the largest piece."""
+"""Smallest area of a connected piece that is kept, as a fraction of the largest piece's area."""
 TAUBIN_STEPS = 10
 """Number of Taubin smoothing iterations."""
 NORMAL_BLUR = 0.03
-"""Standard deviation of the normal blur, in scene radii; finer relief is training noise."""
+"""Standard deviation of the normal blur, in scene radii. Finer relief is mostly training noise."""
 CHUNK = 1 << 17
 """Maximum number of points per field query."""
 COLOUR_DEPTHS = (-0.5, 0.5, 1.5, 2.5)
-"""Sample depths for vertex colours, in cells below the surface."""
+"""Sample depths for vertex colours, in grid cells below the surface; negative values are above it."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Mesh:
         faces: (F, 3) int32, counter-clockwise seen from outside.
         colours: (V, 3) float32, sRGB in [0, 1].
         normals: (V, 3) float32, unit, outward.
-        info: statistics of the extraction.
+        info: statistics of the extraction, by name, for the glTF extras.
     """
 
     vertices: Array
@@ -49,7 +50,10 @@ class Mesh:
 
 
 def on_arrays(function: Field, device: torch.device | str = "cpu") -> Callable[[Array], Array]:
-    """Wrap a torch function of points (N, 3) for NumPy arrays: chunked, float32, without gradients."""
+    """Wrap a torch function of points so that it takes and returns NumPy arrays, without gradients.
+
+    The wrapped function takes points (N, 3), evaluates them on `device` in chunks of CHUNK, and returns float32.
+    """
 
     @torch.no_grad()
     def call(points: Array) -> Array:
@@ -94,7 +98,11 @@ def extract(
 
 
 def from_triangles(vertices: Array, faces: Array, colours: Callable[[Array], Array]) -> Mesh:
-    """Make a Mesh from vertices (N, 3) and faces (F, 3), without small pieces. Raises EmptyField."""
+    """Make a Mesh from the triangles of a mesh field, without small connected pieces.
+
+    Takes vertices (N, 3) in world units, faces (F, 3), and a function points (N, 3) -> sRGB (N, 3) in [0, 1]. Raises
+    EmptyField if there are no triangles or a vertex is not finite.
+    """
     if not len(faces):
         raise EmptyField("the mesh has no triangles; use a smaller learning rate or another seed")
     if not np.isfinite(vertices).all():
@@ -106,9 +114,10 @@ def from_triangles(vertices: Array, faces: Array, colours: Callable[[Array], Arr
 def sample_density(
     density_fn: Field, resolution: int, radius: float, mask: Array | None = None, device: torch.device | str = "cpu"
 ) -> Array:
-    """Sample density on a grid, (R, R, R) float32 [x, y, z] at linspace(-radius, radius, R); 0 outside sphere and mask.
+    """Sample the density on a grid over the cube around the scene sphere. Arguments are those of `extract`.
 
-    Raises EmptyField if the density is not finite.
+    Returns sigma (R, R, R) float32, indexed [x, y, z], at linspace(-radius, radius, R) per axis. It is 0 outside the
+    sphere and outside the mask. Raises EmptyField if the density is not finite.
     """
     axis = np.linspace(-radius, radius, resolution, dtype=np.float32)
     queried = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2) <= radius**2
@@ -118,7 +127,7 @@ def sample_density(
         queried &= dilated[np.ix_(*cells)]
     x, y, z = np.nonzero(queried)
     sigma, density = np.zeros((resolution,) * 3, np.float32), on_arrays(density_fn, device)
-    for start in range(0, len(x), CHUNK):  # build points in chunks too: they take three times the grid's memory
+    for start in range(0, len(x), CHUNK):  # all points at once would take three times the grid's memory
         part = tuple(index[start : start + CHUNK] for index in (x, y, z))
         points = np.stack([axis[index] for index in part], axis=-1)
         sigma[part] = density(points).reshape(-1)
@@ -128,7 +137,11 @@ def sample_density(
 
 
 def isosurface(values: Array, level: float, cell: float, radius: float) -> tuple[Array, Array]:
-    """Return vertices (V, 3) float32 in world units and faces (F, 3) int32 of {values = level}, larger inside."""
+    """Extract the isosurface {values = level} of a grid (R, R, R), indexed [x, y, z], by marching cubes.
+
+    Values are larger inside the object. The grid has the spacing `cell` and starts at -radius on each axis, in world
+    units. Returns vertices (V, 3) float32 in world units and faces (F, 3) int32, counter-clockwise seen from outside.
+    """
     vertices, faces, _, _ = marching_cubes(
         values, level, spacing=(cell,) * 3, gradient_direction="ascent", allow_degenerate=False
     )
@@ -136,9 +149,10 @@ def isosurface(values: Array, level: float, cell: float, radius: float) -> tuple
 
 
 def large_pieces(vertices: Array, faces: Array) -> tuple[Array, Array, int]:
-    """Return the connected pieces with at least MIN_PIECE_AREA of the largest piece's area, and their number.
+    """Remove connected pieces with less than MIN_PIECE_AREA of the largest piece's area.
 
-    Grid parts that touch only at a corner are separate pieces here. Each piece is closed, so the result is closed.
+    Takes vertices (V, 3) and faces (F, 3); returns the used vertices (V', 3), renumbered faces (F', 3) int32 and the
+    number of pieces that are kept. If the mesh is closed, each piece is closed, and so is the result.
     """
     piece = pieces(faces, len(vertices))
     areas = np.bincount(piece, np.linalg.norm(area_vectors(vertices, faces), axis=1))
@@ -148,7 +162,10 @@ def large_pieces(vertices: Array, faces: Array) -> tuple[Array, Array, int]:
 
 
 def taubin(vertices: Array, faces: Array, iterations: int) -> Array:
-    """Smooth grid steps and preserve the volume: alternate shrinking and inflating Laplacian steps (Taubin 1995)."""
+    """Smooth the steps of the grid and keep the volume: alternate shrinking and inflating steps (Taubin 1995).
+
+    Takes vertices (V, 3) and faces (F, 3); returns the moved vertices (V, 3) float32.
+    """
     mean = _mean_of_neighbours(faces, len(vertices))
     moved = vertices.astype(np.float64)
     for _ in range(iterations):
@@ -158,9 +175,10 @@ def taubin(vertices: Array, faces: Array, iterations: int) -> Array:
 
 
 def smooth_normals(normals: Array, faces: Array, reach: float) -> Array:
-    """Blur unit normals (V, 3) along the surface by a Gaussian of about `reach` edges; returns float32.
+    """Blur unit normals (V, 3) along the surface; return unit normals (V, 3) float32.
 
-    Each step averages a normal with the mean of its neighbours, which spreads by half an edge per axis.
+    Each step averages a normal with the mean of its neighbours. The number of steps makes the result similar to a
+    Gaussian blur with a standard deviation of `reach` edges. faces: (F, 3).
     """
     mean = _mean_of_neighbours(faces, len(normals))
     smooth = normals.astype(np.float64)
@@ -171,7 +189,7 @@ def smooth_normals(normals: Array, faces: Array, reach: float) -> Array:
 
 
 def _mean_of_neighbours(faces: Array, n: int) -> sparse.spmatrix:
-    """Return the sparse matrix (n, n) that averages vertex values over edge neighbours."""
+    """Return the sparse matrix (n, n) that replaces each vertex value by the mean over the vertex's edge neighbours."""
     ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
     ends = np.concatenate([ends, ends[:, ::-1]])
     edges = sparse.csr_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
@@ -180,7 +198,10 @@ def _mean_of_neighbours(faces: Array, n: int) -> sparse.spmatrix:
 
 
 def vertex_normals(vertices: Array, faces: Array) -> Array:
-    """Return unit vertex normals (V, 3) float32: area-weighted mean of the adjacent face normals."""
+    """Return unit vertex normals (V, 3) float32: the area-weighted mean of the adjacent face normals.
+
+    Takes vertices (V, 3) and faces (F, 3), counter-clockwise seen from outside. Undefined normals become (0, 0, 1).
+    """
     twice_area = area_vectors(vertices, faces)
     total = np.zeros((len(vertices), 3))
     for k in range(3):
@@ -194,10 +215,17 @@ def vertex_normals(vertices: Array, faces: Array) -> Array:
 def surface_colours(
     density: Callable[[Array], Array], colour: Callable[[Array], Array], vertices: Array, normals: Array, cell: float
 ) -> Array:
-    """Return vertex colours (V, 3) float32 in [0, 1], alpha-composited along a short inward ray.
+    """Return vertex colours (V, 3) float32, sRGB in [0, 1], alpha-composited along a short ray into the surface.
 
-    Samples lie at COLOUR_DEPTHS cells below the surface: a single query at the surface would return the undefined
-    colour of a nearly transparent skin.
+    The ray has samples at COLOUR_DEPTHS cells below the surface. A single query at the surface would return the
+    undefined colour of a nearly transparent layer.
+
+    Args:
+        density: points (N, 3) in world units -> sigma (N,) per world unit.
+        colour: points (N, 3) -> sRGB (N, 3).
+        vertices: (V, 3) in world units.
+        normals: (V, 3), unit, outward.
+        cell: edge of a grid cell in world units.
     """
     transmittance = np.ones(len(vertices), np.float32)
     total = np.zeros((len(vertices), 3), np.float32)

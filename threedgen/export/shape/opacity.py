@@ -1,13 +1,14 @@
 """Turn a density grid into a scalar field whose level set is the object's surface.
 
-The surface lies where a ray has lost a fixed part of its light, not at a fixed density: trained fields differ in
-density by a factor of 100, are hollow inside and hazy outside. The optical depth at each grid point is
+The surface lies where a ray has lost a fixed part of its light, not at a fixed density. The reason is that the
+densities of trained fields differ by a factor of 100, and that they are hollow inside and hazy outside. The optical
+depth at each grid point is
 
     tau(x) = min over the six axis directions of the integral of sigma from the border to x,
 
-and the surface is tau = ln 2 / 2. A thin part is kept if its total optical thickness is at least ln 2, that is if it
-renders at least half opaque. For very low density the surface is moved closer to where the density starts, like the
-silhouette of the object; for density so high that its haze alone is opaque, it is moved deeper.
+and the surface is tau = ln 2 / 2. A thin part is kept if its total optical thickness is at least ln 2, so that renders
+show it with an opacity of at least one half. Two limits move the surface. In a field of very low density it lies closer
+to where the density starts, as the silhouette does. In a field whose haze alone is opaque, it lies deeper.
 """
 
 from __future__ import annotations
@@ -22,26 +23,35 @@ from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree
 
 HALF_OPAQUE = math.log(2) / 2
+"""Optical depth tau of the surface."""
 HAZE = 0.1
 """Density that counts as empty, as a fraction of the typical density."""
 MIN_OPACITY = 0.005
-"""Opacity below which a field counts as empty; a diverged training ends there."""
+"""Maximum opacity of a field below which the error message suspects a diverged training."""
 BLUR_SCALE, MAX_BLUR = 0.6, 0.03
-"""Density blur (standard deviation, in scene radii) per squared free path of light, and its maximum."""
+"""Standard deviation of the density blur in scene radii: BLUR_SCALE * (mean free path of light)^2, at most MAX_BLUR."""
 MIN_DEPTH, MAX_DEPTH = 0.008, 0.03
-"""Limits of the surface's depth in typical density, in scene radii. The minimum is about one grid cell: above it, haze
-in front of the object would count as surface."""
+"""Limits of the surface's depth below the start of the typical density, in scene radii. The minimum is about one grid
+cell. With a smaller one, haze in front of the object would count as surface."""
 
 
 class EmptyField(ConfigError):
-    """Field without a surface."""
+    """Error for a field without a surface."""
 
 
 def depth_field(sigma: Array, cell: float, radius: float, smallest: float = 0.01) -> tuple[Array, Tree]:
-    """Return tau (R, R, R) with a closed surface {tau = info["level"]} without small parts, and statistics.
+    """Compute the scalar field whose level set is the object's surface.
 
-    sigma (R, R, R) is the density per world unit at a grid spacing of `cell` in a scene of `radius`; it is overwritten.
-    smallest: minimum size of a part, as in `clean`. Raises EmptyField.
+    Args:
+        sigma: (R, R, R) density per world unit; the array is overwritten.
+        cell: grid spacing in world units.
+        radius: radius of the scene in world units.
+        smallest: smaller parts than this fraction of the largest part are removed, see `clean`.
+
+    Returns:
+        tau (R, R, R), and statistics `info`. The surface {tau = info["level"]} is closed; tau is larger inside.
+
+    Raises EmptyField if no part is half opaque.
     """
     typical = typical_density(sigma)
     path = 1 / (typical * radius) if typical else 0.0  # free path of light, in scene radii
@@ -63,9 +73,10 @@ def depth_field(sigma: Array, cell: float, radius: float, smallest: float = 0.01
 
 
 def typical_density(sigma: Array) -> float:
-    """Return the density below which 2 % of sum(sigma^2) lies; 0 for an empty field.
+    """Return the density of the object, a scalar: grid points with a lower density hold 2 % of sum(sigma^2).
 
-    Weighting by sigma^2 ignores empty space and haze: the value is independent of the box size and scales with sigma.
+    The weights sigma^2 make empty space and haze unimportant: the result does not depend on the size of the grid's box,
+    and it scales with sigma (R, R, R). It is 0 for an empty field.
     """
     values = np.sort(sigma[sigma > 0])
     if not len(values):
@@ -75,18 +86,18 @@ def typical_density(sigma: Array) -> float:
 
 
 def blur_density(sigma: Array, blur: float) -> Array:
-    """Blur the density by a Gaussian of `blur` cells.
+    """Blur the density (R, R, R) by a Gaussian with a standard deviation of `blur` cells.
 
-    Light reaches about 1 / typical_density(sigma) deep. Images do not constrain density variation below that length:
-    it is noise that would roughen the surface. A blur below a quarter of a cell is skipped.
+    Light reaches about 1 / typical_density(sigma) deep. Images do not constrain density variations over shorter
+    distances, which are noise that would roughen the surface. A blur below a quarter of a cell is skipped.
     """
     return sigma if blur < 0.25 else ndimage.gaussian_filter(sigma, blur, truncate=3.0)
 
 
 def optical_depth(sigma: Array, cell: float) -> Array:
-    """Return tau (R, R, R): minimum optical depth from the border to each point over the six axis directions.
+    """Return tau (R, R, R): the minimum optical depth from the grid's border to each point over six axis directions.
 
-    sigma (R, R, R) per world unit, `cell` in world units. A point counts half of its own cell.
+    sigma (R, R, R) is per world unit; the grid spacing `cell` is in world units. A point includes half of its own cell.
     """
     tau = np.full_like(sigma, np.inf)
     for axis in range(3):
@@ -100,12 +111,15 @@ def optical_depth(sigma: Array, cell: float) -> Array:
 
 
 def clean(tau: Array, level: float, smallest: float) -> tuple[Array, Tree]:
-    """Remove small parts and fill inner cavities of tau, in place; return it with statistics.
+    """Remove small parts and fill inner cavities of tau, in place; return tau and statistics.
 
-    tau must be 0 at the border and above `level` somewhere. Parts are connected over faces, edges and corners; those
-    with fewer surface points than `smallest` times the largest part's are removed. Values are clipped at 2 * level,
-    which puts the surface half-way between an empty and an opaque point. Cleaning the grid instead of the mesh keeps
-    the surface closed.
+    Each grid point is connected to its 26 neighbours. Values are clipped at 2 * level, which puts the surface half-way
+    between an empty and an opaque point. The surface stays closed because the grid is cleaned and not the mesh.
+
+    Args:
+        tau: (R, R, R) optical depth; 0 at the grid's border and above `level` somewhere.
+        level: optical depth of the surface.
+        smallest: a part is removed if it has fewer surface points than this fraction of the largest part's number.
     """
     np.minimum(tau, 2 * level, out=tau)
     inside = tau > level

@@ -1,4 +1,5 @@
-"""Reduce a closed mesh to a triangle budget: fast_simplification first, `collapse` where that breaks the topology."""
+"""Reduce a closed mesh to a triangle budget. The library fast_simplification runs first; where its result would not be
+closed, `collapse` continues from a finer mesh."""
 
 from __future__ import annotations
 
@@ -12,13 +13,14 @@ from threedgen.export.shape.topology import compact, topology, weld
 from threedgen.run.arrays import Array
 
 AGGRESSION = 3.0
-"""Aggressiveness of fast_simplification; larger values are no faster and leave more non-manifold edges."""
+"""Option `agg` of fast_simplification. Larger values are not faster here and leave more non-manifold edges."""
 STOPS = (1.0, 1.15, 1.5, 2.5, 5.0)
-"""Stop points of the library in multiples of the budget, tried until its result is valid; `collapse` does the rest."""
+"""Target triangles of the library in multiples of the budget. They are tried in order until the result is valid;
+`collapse` then reduces the mesh to the budget."""
 
 
 class BudgetTooSmall(ConfigError):
-    """Triangle budget below the minimum of the shape, which is `possible`."""
+    """Error for a triangle budget that is too small for the shape; `possible` is the smallest possible budget."""
 
     def __init__(self, budget: int, possible: int) -> None:
         self.budget, self.possible = budget, possible
@@ -26,10 +28,11 @@ class BudgetTooSmall(ConfigError):
 
 
 def simplify(vertices: Array, faces: Array, budget: int) -> tuple[Array, Array]:
-    """Reduce a mesh to at most `budget` triangles: vertices (V, 3) float32, faces (F, 3) int32.
+    """Reduce a mesh to at most `budget` triangles. A mesh within the budget is returned unchanged.
 
-    A closed solid stays closed. The result is within two triangles of the budget unless that is near the minimum of the
-    shape. A mesh within the budget is returned unchanged. Raises BudgetTooSmall with the smallest possible number.
+    Takes and returns vertices (V, 3) float32 and faces (F, 3) int32. A closed solid stays closed. The result is within
+    two triangles of the budget, unless the budget is close to the smallest possible number for the shape. Raises
+    BudgetTooSmall with that number if the budget is smaller.
     """
     if len(faces) <= budget:
         return vertices, faces
@@ -55,9 +58,9 @@ def simplify(vertices: Array, faces: Array, budget: int) -> tuple[Array, Array]:
 
 
 def simplify_level(mesh: TexturedMesh, triangles: int) -> TexturedMesh:
-    """Return a level of detail with at most `triangles` triangles, or as few as shape and UV seams allow.
+    """Return a level of detail with at most `triangles` triangles, or with as few as the shape and UV seams allow.
 
-    Remaining vertices keep position, normal, tangent and UV, so all levels share one texture.
+    The remaining vertices keep their position, normal, tangent and UV, so that all levels can use the same texture.
     """
     points, faces, _ = weld(mesh.vertices, mesh.faces)
     _, corners = collapse(points, faces, triangles, mesh.faces, mesh.uv)
@@ -67,7 +70,7 @@ def simplify_level(mesh: TexturedMesh, triangles: int) -> TexturedMesh:
 
 
 def _library(vertices: Array, faces: Array, target: int) -> tuple[Array, Array]:
-    """Run fast_simplification on the mesh scaled to a unit box."""
+    """Run fast_simplification on the mesh, scaled to a longest side of 1; return vertices and faces at full scale."""
     middle = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
     size = max(float(np.ptp(vertices, axis=0).max()), 1e-30)
     points, triangles = fast_simplification.simplify(

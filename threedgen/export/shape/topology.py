@@ -16,15 +16,15 @@ MIN_AREA = 1e-12
 
 @dataclass(frozen=True)
 class Topology:
-    """Edge and face counts of a mesh; a closed solid has 0 from `open_edges` to `degenerate`."""
+    """Counts that tell whether a mesh is a closed solid. The four counts of defects are 0 for a closed solid."""
 
     triangles: int
-    vertices: int  # used by faces
-    open_edges: int  # with one face: border of a hole
-    crowded_edges: int  # with three or more faces: non-manifold
-    twisted_edges: int  # whose two faces have opposite winding
-    degenerate: int  # triangles without area or with a repeated vertex
-    parts: int  # connected components; the wall of a cavity counts as one
+    vertices: int  # number of vertices that faces use
+    open_edges: int  # defect: edges with one face, at the border of a hole
+    crowded_edges: int  # defect: edges with three or more faces, non-manifold
+    twisted_edges: int  # defect: edges whose two faces have opposite winding
+    degenerate: int  # defect: triangles without area or with a repeated vertex
+    parts: int  # number of connected components; the wall of a cavity is a component
     volume: float  # signed, cubic vertex units; positive if faces point outwards
 
     @property
@@ -39,7 +39,10 @@ class Topology:
 
 
 def topology(vertices: Array, faces: Array) -> Topology:
-    """Count edges and faces of a mesh: vertices (V, 3), faces (F, 3). Call `weld` first if seams split vertices."""
+    """Count the edges and faces of a mesh with vertices (V, 3) and faces (F, 3).
+
+    Call `weld` first for a mesh with UV seams; otherwise every seam edge counts as open.
+    """
     if not len(faces):
         return Topology(0, 0, 0, 0, 0, 0, 0, 0.0)
     edges, direction = directed_edges(faces)
@@ -58,27 +61,36 @@ def topology(vertices: Array, faces: Array) -> Topology:
 
 
 def area_vectors(vertices: Array, faces: Array) -> Array:
-    """Return face normals (F, 3) float64, outward, with length twice the face area."""
+    """Return face normals (F, 3) float64, with a length of twice the face area.
+
+    Takes vertices (V, 3) and faces (F, 3). Normals point outwards if faces are counter-clockwise seen from outside.
+    """
     a, b, c = (vertices[faces[:, k]].astype(np.float64) for k in range(3))
     return np.cross(b - a, c - a)
 
 
 def directed_edges(faces: Array) -> tuple[Array, Array]:
-    """Return the edges of all faces as (lower, higher) vertex pairs (3F, 2), and their direction (3F,), +1 or -1."""
+    """Return the edges of all faces (F, 3) as vertex pairs (3F, 2), lower index first, and directions (3F,).
+
+    The direction is +1 if the face runs from the lower to the higher index, else -1. Row k F + f is edge k of face f.
+    """
     start = faces.T.reshape(-1).astype(np.int64)
     end = faces[:, [1, 2, 0]].T.reshape(-1).astype(np.int64)
     return np.sort(np.stack([start, end], axis=1), axis=1), np.where(start < end, 1, -1)
 
 
 def unique_pairs(pairs: Array) -> tuple[Array, Array, Array]:
-    """Return the distinct rows (U, 2) of integer pairs (N, 2), sorted; the index of each row (N,); the counts (U,)."""
+    """Return the U distinct rows of integer pairs (N, 2), faster than `np.unique` with an axis.
+
+    Returns the sorted distinct rows (U, 2), the distinct row's index for each input row (N,), and the counts (U,).
+    """
     width = int(pairs.max(initial=0)) + 1
     keys, index, count = np.unique(pairs[:, 0] * width + pairs[:, 1], return_inverse=True, return_counts=True)
     return np.stack([keys // width, keys % width], axis=1), index.reshape(-1), count
 
 
 def degenerate(vertices: Array, faces: Array) -> Array:
-    """Return a mask (F,) of faces with negligible area."""
+    """Return a mask (F,) of the faces with an area below MIN_AREA, for vertices (V, 3) and faces (F, 3)."""
     used = vertices[np.unique(faces)].astype(np.float64)
     size = float(np.ptp(used, axis=0).max()) or 1.0
     twice = np.linalg.norm(area_vectors(vertices.astype(np.float64) / size, faces), axis=1)
@@ -86,7 +98,7 @@ def degenerate(vertices: Array, faces: Array) -> Array:
 
 
 def pieces(faces: Array, vertices: int) -> Array:
-    """Return the connected component (F,) of each face, numbered from 0; `vertices` is the vertex count."""
+    """Return the number (F,) of the connected component of each face (F, 3), from 0. `vertices`: number of vertices."""
     ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
     graph = sparse.coo_matrix((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(vertices, vertices))
     _, label = csgraph.connected_components(graph, directed=False)
@@ -94,16 +106,17 @@ def pieces(faces: Array, vertices: int) -> Array:
 
 
 def signed_volume(vertices: Array, faces: Array) -> float:
-    """Return the enclosed volume, positive if faces are counter-clockwise seen from outside."""
+    """Return the volume that a mesh encloses; positive if its faces are counter-clockwise seen from outside."""
     centre = vertices.astype(np.float64).mean(axis=0)  # far from the origin the sum would lose precision
     a, b, c = (vertices[faces[:, k]].astype(np.float64) - centre for k in range(3))
     return float((a * np.cross(b, c)).sum() / 6)
 
 
 def weld(vertices: Array, faces: Array) -> tuple[Array, Array, Array]:
-    """Merge vertices at exactly equal positions, which undoes the split at UV seams.
+    """Merge vertices at exactly equal positions, such as the vertices that a UV seam splits.
 
-    Returns vertices (U, 3), faces (F, 3) int32 and the new index (V,) int32 of each old vertex.
+    Takes vertices (V, 3) and faces (F, 3); returns the distinct vertices (U, 3) in the order of first occurrence, faces
+    (F, 3) int32, and the new index (V,) int32 of each old vertex.
     """
     positions, first, index = np.unique(vertices, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")  # keep the mesh's own vertex order
@@ -114,7 +127,10 @@ def weld(vertices: Array, faces: Array) -> tuple[Array, Array, Array]:
 
 
 def compact(vertices: Array, faces: Array) -> tuple[Array, Array, Array]:
-    """Return used vertices only, renumbered faces int32, and the old indices (U,) of the kept vertices."""
+    """Remove the vertices (V, 3) that no face (F, 3) uses.
+
+    Returns the U used vertices (U, 3), renumbered faces (F, 3) int32, and the old indices (U,) of the used vertices.
+    """
     used = np.unique(faces)
     new_index = np.full(len(vertices), -1, np.int64)
     new_index[used] = np.arange(len(used))

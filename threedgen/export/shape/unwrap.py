@@ -16,31 +16,35 @@ from threedgen.export.surface.tangents import vertex_tangents
 from threedgen.run.arrays import Array
 
 MIN_PADDING = 4
-"""Texels between two charts in textures of up to 1024 texels; grows with the texture."""
+"""Free texels between two UV charts in a texture with an edge of up to 1024 texels. It grows with the edge."""
 CHART_COSTS = (8.0, 2.0)
-"""Values of xatlas' `max_cost`. The second is its default: charts are less distorted but packed less densely. It is
-used only if the first gives an uneven texel density."""
+"""Values of xatlas' option `max_cost`, tried in order. The second value, xatlas' default, gives charts with less
+distortion that fill less of the texture. It is tried only if the first value gives an uneven texel density."""
 DENSITY_RANGE = (0.8, 1.25)
-"""Accepted texel density: 5th and 95th percentile over the median (see uv_layout.density)."""
+"""Accepted texel densities: minimum of the 5th and maximum of the 95th percentile, as fractions of the median."""
 MAX_LAYERS = 4
-"""Maximum number of cuts for a surface that overlaps itself."""
+"""Maximum number of times that a face with overlapping UVs moves to another layer."""
 
 
 class UnwrapError(ConfigError):
-    """Surface that cannot be unwrapped."""
+    """Error for a surface that cannot be unwrapped."""
 
 
 def padding(texture: int) -> int:
-    """Return the texels to keep free between charts for mip levels, for a texture edge of `texture` texels."""
+    """Return the number of free texels between charts for a texture edge of `texture` texels, so that mip levels do not
+    mix the charts' colours."""
     return max(MIN_PADDING, texture * MIN_PADDING // 1024)
 
 
 def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> tuple[TexturedMesh, int]:
-    """Cut a mesh, vertices (V, 3) and faces (F, 3), into UV charts with padding for `texture` texels. Deterministic.
+    """Cut a mesh into UV charts and pack them into a square texture. Deterministic.
 
-    The first of CHART_COSTS with an even texel density is used, else the one with the most even density. Returns the
-    mesh with the same triangles in the same order and equal normals across seams, and the number of charts. Raises
-    UnwrapError.
+    The result is that of the first value of CHART_COSTS with an even texel density, or else that of the value with the
+    most even density.
+
+    Takes vertices (V, 3), faces (F, 3) and the texture edge in texels, which determines the padding between charts.
+    Returns the mesh, with the same triangles in the same order and with equal normals on both sides of a seam, and the
+    number of charts. Raises UnwrapError.
     """
     results = []
     for cost in CHART_COSTS:
@@ -53,9 +57,11 @@ def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> tuple[Textured
 
 
 def _unwrap(vertices: Array, faces: Array, texture: int, cost: float) -> tuple[TexturedMesh, int]:
-    """Unwrap with one chart cost. Faces that overlap in the atlas move to another layer, up to MAX_LAYERS times.
+    """Unwrap with one value of `max_cost`. Faces that overlap in the atlas move to another layer, at most MAX_LAYERS
+    times.
 
-    xatlas can put stacked surfaces, such as walls and furniture in scenes, on top of each other in one chart.
+    Faces of different layers are never in the same chart. Layers are needed because xatlas can put stacked surfaces,
+    such as walls and furniture, on top of each other in one chart.
     """
     layer = np.zeros(len(faces), int)
     while True:
@@ -67,7 +73,7 @@ def _unwrap(vertices: Array, faces: Array, texture: int, cost: float) -> tuple[T
 
 
 def _unwrap_layers(vertices: Array, faces: Array, texture: int, cost: float, layer: Array) -> tuple[TexturedMesh, int]:
-    """Unwrap so that no chart mixes faces of different `layer` (F,)."""
+    """Unwrap so that no chart has faces with different layer numbers; `layer` (F,) is the number of each face."""
     low, high = vertices.min(axis=0), vertices.max(axis=0)
     size = float((high - low).max())
     if not np.isfinite(size) or size <= 0:
@@ -101,7 +107,7 @@ def _unwrap_layers(vertices: Array, faces: Array, texture: int, cost: float, lay
 
 
 def _pack(vertices: Array, layers: Sequence[Array], texture: int, gap: int, cost: float) -> Any:
-    """Run xatlas on a surface of size 1 with one mesh (F, 3) per layer; return its atlas."""
+    """Return the xatlas atlas of vertices (V, 3) with a longest side of 1 and the faces (F, 3) of each layer."""
     chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
     chart.max_cost = cost
     pack.resolution, pack.padding, pack.bilinear = texture, gap, True

@@ -1,8 +1,8 @@
 """Bake the dense surface into textures of the low-poly mesh: base colour, normal map, ambient occlusion.
 
-Each covered texel has a point on the low-poly mesh. The dense surface is searched from there along the smooth normal in
-both directions, within a cage; its normal is stored in tangent space and the field is queried for the colour. Other
-texels are filled from the nearest covered texel.
+Each covered texel has a point on the low-poly mesh. A line through it along the smooth normal, in both directions and
+limited by a cage, meets the dense surface. There the field is queried for the colour, and the dense normal is stored in
+tangent space. Texels that no face covers get the values of the nearest covered texel.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ from . import bvh as rays
 ColourFunction = Callable[[Array], Array]
 
 CAGE = 0.012
-"""Maximum distance of dense and low-poly surface, as a fraction of the bounding-box diagonal."""
+"""Maximum distance between dense and low-poly surface, as a fraction of the bounding-box diagonal."""
 AO_OFFSET = 0.004
-"""Start of occlusion rays above the surface, as a fraction of the diagonal; avoids hits on the own facets."""
+"""Distance between the surface and the start of occlusion rays, as a fraction of the diagonal. It avoids hits on the
+faces around the start."""
 AO_DISTANCE = 0.3
 """Length of occlusion rays, as a fraction of the diagonal."""
 MIN_NORMAL_COSINE = 0.5
@@ -39,13 +40,13 @@ ROUGHNESS_METALLIC = np.array([1.0, 0.0], np.float32)
 
 @dataclass(frozen=True)
 class Maps:
-    """Textures (H, W, 3) float32 with filled background; row 0 is at v = 1."""
+    """Baked textures, (H, W, 3) float32, row 0 at v = 1. Uncovered texels have the value of the nearest covered one."""
 
     base_colour: Array  # unlit colour, sRGB in [0, 1]
-    normal: Array  # unit vectors in tangent space, green along +v (OpenGL and glTF convention)
-    orm: Array  # red occlusion (1: unoccluded), green roughness, blue metallic; linear in [0, 1]
+    normal: Array  # unit vectors in tangent space; green points along +v, as in OpenGL and glTF
+    orm: Array  # red: occlusion (1 is unoccluded), green: roughness, blue: metallic; linear in [0, 1]
     covered: Array  # (H, W) bool, texels inside a face
-    info: dict[str, float]  # coverage, and fraction of texels without dense surface in the cage
+    info: dict[str, float]  # "coverage": fraction of covered texels; "missed": fraction of those without a hit
 
     def halved(self) -> Maps:
         """Return the textures at half resolution: 2 x 2 means, normals renormalised."""
@@ -56,7 +57,7 @@ class Maps:
         return Maps(base_colour, unit(normal).astype(np.float32), orm, covered, self.info)
 
     def uint8(self) -> dict[str, Array]:
-        """Return base_colour, normal and orm (H, W, 3) uint8 for files: 255 x, for normals 128 + 127 n."""
+        """Return base_colour, normal, orm (H, W, 3) as uint8 for files: 255 x for values, 128 + 127 n for normals."""
         return {
             "base_colour": _bytes(255 * self.base_colour),
             "normal": _bytes(128 + 127 * self.normal),
@@ -73,14 +74,17 @@ def bake(
     cage: float = CAGE,
     occlusion_rays: int = 64,
 ) -> Maps:
-    """Bake the dense surface into textures of `low`, of `size` or (height, width) texels.
+    """Bake the dense surface into textures of the low-poly mesh.
 
     Args:
+        low: low-poly mesh with UVs, in the same world space as `dense`.
+        dense: mesh of the field's surface.
+        size: texture edge in texels, or (height, width).
         colours: points (N, 3) float32 in world units -> sRGB (N, 3); None: vertex colours of `dense`.
         cage: maximum distance to the dense surface, as a fraction of the diagonal of low's bounding box.
-        occlusion_rays: rays per vertex; 0: no occlusion.
+        occlusion_rays: number of rays per dense vertex for the ambient occlusion; 0: no occlusion.
 
-    Raises ConfigError for UVs outside the texture, and colours with a wrong shape or not finite.
+    Raises ConfigError if no face covers a texel, or if colours have a wrong shape or are not finite.
     """
     buffers = rasterise_uv(low.uv, low.faces, size)
     if not buffers.mask.any():
@@ -116,9 +120,9 @@ def bake(
 
 
 def with_dense_normals(low: TexturedMesh, dense: Mesh) -> TexturedMesh:
-    """Copy the smooth normals of the dense mesh to the low-poly mesh, so that the normal map stores only fine detail.
+    """Give each low-poly vertex the normal of the nearest dense vertex, so that the normal map stores only fine detail.
 
-    A vertex keeps its own normal where the nearest dense vertex faces away (other side of a thin part).
+    A vertex keeps its own normal if the dense normal deviates too much, as on the other side of a thin part.
     """
     nearest = dense.normals[cKDTree(dense.vertices).query(low.vertices)[1]]
     same_side = (nearest * low.normals).sum(axis=1, keepdims=True) > MIN_NORMAL_COSINE
@@ -128,7 +132,10 @@ def with_dense_normals(low: TexturedMesh, dense: Mesh) -> TexturedMesh:
 
 @dataclass(frozen=True)
 class Texels:
-    """Tangent frames of N texels: points, unit normals and unit tangents (N, 3); bitangent signs (N,), +1 or -1."""
+    """Surface points of N texels and their tangent frames.
+
+    Points in world units, unit normals and unit tangents are (N, 3); bitangent signs (N,) are +1 or -1.
+    """
 
     points: Array
     normals: Array
@@ -137,7 +144,7 @@ class Texels:
 
 
 def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
-    """Return the tangent frames of the covered texels in row order, interpolated like in a renderer."""
+    """Return the tangent frames of the covered texels, row by row, interpolated from the vertices as renderers do."""
     parts = (low.vertices, low.normals, low.tangents)
     points, normals, tangents = (interpolate(part, low.faces, buffers)[buffers.mask] for part in parts)
     signs = np.where(tangents[:, 3] < 0, -1, 1).astype(np.float32)
@@ -146,23 +153,24 @@ def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
 
 @dataclass(frozen=True)
 class Projected:
-    """Projection of N points onto the dense surface."""
+    """Result of projecting N points onto the dense surface."""
 
-    points: Array  # (N, 3); unchanged without a hit
-    face: Array  # (N,) face index; without a hit, a face of the nearest vertex
-    bary: Array  # (N, 3) barycentric weights
-    hit: Array  # (N,) bool
+    points: Array  # (N, 3) projected points, world units; the input points where `hit` is False
+    face: Array  # (N,) index of the dense face; where `hit` is False, a face of the nearest dense vertex
+    bary: Array  # (N, 3) barycentric weights of the face's corners
+    hit: Array  # (N,) bool, whether the line meets the surface inside the cage
 
     def interpolate(self, attribute: Array, faces: Array) -> Array:
-        """Interpolate a dense vertex attribute (V, C) at the points, (N, C)."""
+        """Interpolate a vertex attribute (V, C) of the dense mesh, whose faces are (F, 3); return (N, C)."""
         values: Array = (attribute[faces[self.face]] * self.bary[..., None]).sum(axis=1)
         return values
 
 
 def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: float) -> Projected:
-    """Project points (N, 3) along +- normals (N, 3) onto the nearest dense surface with the same orientation.
+    """Move points (N, 3) along their unit normals (N, 3), forwards or backwards, to the nearest dense surface.
 
-    cage: maximum distance, in world units.
+    Only dense faces whose normal points to the same side count. `tree` is built from `dense`; `cage` is the maximum
+    distance in world units.
     """
     face, bary, distance = rays.nearest_along(tree, points, normals, cage)
     hit = face >= 0
@@ -179,10 +187,10 @@ def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: fl
 
 
 def tangent_space(directions: Array, texels: Texels) -> Array:
-    """Convert unit directions (N, 3) to tangent space (x, y, z): direction = x T + y B + z N.
+    """Convert unit directions (N, 3) to tangent space (N, 3): direction = x T + y B + z N.
 
-    T and N may be non-orthogonal after interpolation, and B = sign * cross(N, T), like in a renderer. Directions
-    below the surface are clamped to just above it.
+    After interpolation T and N may not be orthogonal; B = sign * cross(N, T), as renderers compute it. Directions below
+    the surface are moved to just above it.
     """
     normal, tangent = texels.normals, texels.tangents
     bitangent = np.cross(normal, tangent) * texels.signs[:, None]

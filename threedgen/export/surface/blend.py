@@ -1,5 +1,5 @@
-"""Blend colours of several images per texel (like the texturing of MV-Adapter, Huang et al. 2024), and Poisson blending
-(Perez et al. 2003)."""
+"""Blend the colours of several images per texel, as MV-Adapter's texturing does (Huang et al. 2024). Also implements
+Poisson blending of two images (Perez et al. 2003)."""
 
 from __future__ import annotations
 
@@ -10,73 +10,83 @@ import numpy as np
 from threedgen.run.arrays import Array
 
 MIN_WEIGHT = 1e-5
-"""Smallest sum of weights that fills a texel completely."""
+"""Sum of weights below which a texel's colour is darkened in proportion."""
 
 
 @dataclass(frozen=True)
 class BlendOptions:
-    """Rules for which images contribute to a texel and with which weight.
+    """Rules that decide which images contribute to a texel, and with which weight.
 
-    Lengths are fractions of the distance for perspective images, world units for parallel projection.
+    The lengths `error` and `jump` are fractions of the depth for perspective cameras, world units for parallel ones.
     """
 
-    error: float = 0.02  # maximum distance between texel and visible surface
-    cosine: float = 0.01  # minimum cosine of the viewing angle
-    jump: float = 0.05  # depth step that counts as an edge
-    beside_edge: float = 1e-4  # weight factor next to a depth edge; 0: not used
-    margin: int = 1  # width of a depth edge, pixels
-    feather: float = 0.0  # fraction of the image height over which weights rise from an edge
+    error: float = 0.02  # maximum depth difference between texel and visible surface
+    cosine: float = 0.01  # minimum cosine between the surface normal and the direction to the camera
+    jump: float = 0.05  # smallest depth step that counts as a depth edge
+    beside_edge: float = 1e-4  # factor of the weights next to a depth edge; 0: pixels there are not used
+    margin: int = 1  # width of the zone next to a depth edge, pixels
+    feather: float = 0.0  # distance from a depth edge over which weights rise, as a fraction of the image height
     power: float = 4.0  # exponent of the cosine in the weight
-    window: bool = True  # reduce weights towards the image borders
+    window: bool = True  # whether weights decrease towards the image borders
 
     def valid(self, error: Array, cosine: Array, jump: Array) -> Array:
-        """Return the mask of texels that an image may colour; all arrays have the same shape."""
+        """Return the mask (M,) of texels that an image may colour, from each texel's error, cosine and jump (M,)."""
         visible = (error < self.error) & (cosine > self.cosine)
         return visible if self.beside_edge else visible & (jump < self.jump)
 
     def weight(self, cosine: Array, valid: Array, view_weight: float = 1.0) -> Array:
-        """Return (cosine valid)^(power / view_weight), 0 where invalid."""
+        """Return weights (M,): cosine^(power / view_weight), or 0 where `valid` (M,) is False.
+
+        cosine: (M,), which the caller may have divided by the distance to the camera; negative values count as 0.
+        """
         clipped = np.where(valid, np.maximum(cosine, 0), 0)
         weights: Array = clipped ** (self.power / view_weight)
         return weights
 
 
 SCENE_BLEND = BlendOptions()
-"""Options for views inside a scene: the nearest and most frontal view dominates."""
+"""Options for views inside a scene. Near and frontal views have much larger weights than distant or oblique ones."""
 OBJECT_BLEND = BlendOptions(
     error=1e-3, cosine=0.2, jump=0.1, beside_edge=0.0, margin=2, feather=0.03, power=3.0, window=False
 )
-"""Options for views around an object with largest coordinate 0.5: MV-Adapter's limits, plus a feather that hides seams
-between inconsistent images."""
+"""Options for views around an object whose coordinates are in [-0.5, 0.5]. The limits are MV-Adapter's; the feather is
+added to hide seams between inconsistent images."""
 
 
 class WeightedMean:
-    """Running weighted mean of colours for N texels."""
+    """Weighted mean of the colours that images give to each of N texels. `add` takes the images one by one."""
 
     def __init__(self, texels: int) -> None:
         self.total, self.weights = np.zeros((texels, 3), np.float32), np.zeros(texels, np.float32)
 
     def add(self, colours: Array, weights: Array, index: Array | slice = slice(None)) -> None:
-        """Add colours (M, C) with weights (M,) to the texels `index` (M distinct ones)."""
+        """Add colours (M, 3) with weights (M,) to the texels with M distinct indices `index`; default: all texels."""
         self.total[index] += weights[:, None] * colours
         self.weights[index] += weights
 
     @property
     def known(self) -> Array:
-        """Return the mask (N,) of texels with any weight."""
+        """Return the mask (N,) of texels that have received a positive weight."""
         return self.weights > 0
 
     def over(self, existing: Array, min_weight: float = MIN_WEIGHT) -> Array:
-        """Return the mean colours (N, C), and `existing` where a texel has no weight."""
+        """Return the mean colours (N, 3), and the rows of `existing` (N, 3) where a texel has no weight."""
         mean = self.total / np.maximum(self.weights, min_weight)[:, None]
         return np.where(self.known[:, None], mean, existing)
 
 
 def poisson(source: Array, target: Array, mask: Array, steps: int = 1000, start: Array | None = None) -> Array:
-    """Return an image (H, W, C) in [0, 1] with the Laplacian of `source` inside the mask and equal to `target` outside.
+    """Insert the detail of one image into another by Poisson blending, solved with Jacobi iterations.
 
-    Solved by Jacobi iterations from `start` (default: target); the image border counts as outside. After n steps,
-    pixels further than about sqrt(n) from the mask's border are still unchanged.
+    Args:
+        source: (H, W, C) image whose Laplacian the result has inside the mask.
+        target: (H, W, C) image that the result equals outside the mask.
+        mask: (H, W) bool; pixels on the image border count as False.
+        steps: number of iterations. After n iterations the mask's border influences pixels up to about sqrt(n) away.
+        start: (H, W, C) initial values inside the mask; None: `target`.
+
+    Returns:
+        (H, W, C) image, clipped to [0, 1].
     """
     inside = np.zeros_like(mask, bool)
     inside[1:-1, 1:-1] = mask[1:-1, 1:-1]
@@ -89,6 +99,6 @@ def poisson(source: Array, target: Array, mask: Array, steps: int = 1000, start:
 
 
 def _neighbour_sum(image: Array) -> Array:
-    """Return the sum of each pixel's four neighbours; borders wrap around."""
+    """Return the sum of the four neighbours of each pixel (H, W, C); the image wraps around at its borders."""
     shifts = ((1, 0), (-1, 0), (1, 1), (-1, 1))
     return sum((np.roll(image, step, axis) for step, axis in shifts), np.zeros_like(image))

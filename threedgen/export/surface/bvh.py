@@ -1,8 +1,8 @@
-"""Ray casting against triangles (numba): balanced bounding volume hierarchy, nearest hit on a line, ambient occlusion.
+"""Cast rays against triangles with a bounding volume hierarchy (numba): nearest hit on a line, ambient occlusion.
 
-The tree is an implicit heap: node k has children 2 k + 1 and 2 k + 2; all leaves are on the last level and hold the
-same number of triangles (padded with the last one). Each query writes its own output, so results do not depend on
-the number of threads.
+The tree is an implicit heap: node k has the children 2 k + 1 and 2 k + 2. All leaves are on the last level and hold the
+same number of triangles; the last triangle is repeated as padding. Each query writes only its own output, so results do
+not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -17,22 +17,25 @@ from threedgen.run.arrays import Array
 LEAF = 4
 """Maximum triangles per leaf."""
 BLOCK = 256
-"""Queries per thread block."""
+"""Number of consecutive queries that one thread processes at a time."""
 SLACK = 1e-7
-"""Tolerance on barycentric weights, so that no ray passes between two triangles."""
+"""Tolerance of barycentric weights, so that no ray passes between two neighbouring triangles."""
 
 
 @dataclass(frozen=True)
 class Bvh:
-    """Bounding volume hierarchy of P triangles."""
+    """Bounding volume hierarchy of P triangles, including the padding of the leaves."""
 
-    bounds: Array  # (nodes, 6) float32, minimum and maximum corner
-    corners: Array  # (P, 3, 3) float32, triangles in leaf order
-    face: Array  # (P,) int64, mesh face of each triangle
+    bounds: Array  # (nodes, 6) float32, minimum corner and maximum corner of each node's box
+    corners: Array  # (P, 3, 3) float32, triangles in leaf order: [triangle, corner, coordinate]
+    face: Array  # (P,) int64, index of the mesh face of each triangle
 
 
 def build(vertices: Array, faces: Array) -> Bvh:
-    """Build the tree over faces (F, 3), F >= 1, of vertices (N, 3): split at the median of each box's longest side."""
+    """Build the tree over faces (F, 3), F >= 1, of vertices (N, 3).
+
+    The triangles of a node are split at the median along the longest side of the box of their centres.
+    """
     corners = np.asarray(vertices, np.float32)[faces]
     levels = max(int(np.ceil(np.log2(len(faces) / LEAF))), 0)
     leaves = 2**levels
@@ -56,14 +59,16 @@ def build(vertices: Array, faces: Array) -> Bvh:
 
 
 def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> tuple[Array, Array, Array]:
-    """Return the nearest triangle on each line, before or behind its origin, closer than `reach`.
+    """Return the nearest triangle on each of N lines, in front of or behind the line's origin.
 
-    Only triangles whose normal has a positive component along the direction count, so the far side of a thin wall is
-    never hit. origins and directions (unit) are (N, 3).
+    Only triangles count whose normal has a positive component along the direction, so that a line from one side of a
+    thin wall never hits the wall's other side.
+
+    Takes origins (N, 3), unit directions (N, 3) and the maximum distance `reach` from an origin to a hit.
 
     Returns:
-        face (N,) int64, -1 for none; barycentric weights (N, 3) float32; distance (N,) float32, negative behind the
-        origin, inf for none.
+        face (N,) int64, -1 without a hit; barycentric weights (N, 3) float32, 0 without a hit; signed distance (N,)
+        float32, negative behind the origin, inf without a hit.
     """
     place = np.empty(len(origins), np.int64)
     bary, distance = np.empty((len(origins), 3), np.float32), np.empty(len(origins), np.float32)
@@ -72,10 +77,11 @@ def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> 
 
 
 def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, lift: float) -> Array:
-    """Return the cosine-weighted unoccluded fraction of the hemisphere, (N,) float32; 1 is unoccluded.
+    """Return the cosine-weighted unoccluded fraction of the hemisphere above each point, (N,) float32 in [0, 1].
 
-    points and unit normals are (N, 3). `rays` per point have length `reach` and start `lift` above the surface. All
-    points share the same directions, rotated about the normal by an angle that depends on the point's index.
+    Takes points (N, 3) and unit normals (N, 3). Each point has `rays` rays of length `reach` that start `lift` above it
+    along the normal. All points use the same directions, rotated about the normal by an angle that depends on the
+    point's index.
     """
     k = np.arange(rays) + 0.5
     radius, angle = np.sqrt(k / rays), k * np.pi * (3 - np.sqrt(5))  # evenly on the disc: cosine-weighted above it
@@ -91,7 +97,10 @@ def _rows(vectors: Array) -> Array:
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _enter(bounds, node, ox, oy, oz, ix, iy, iz, best, both_ways):
-    """Return the distance at which the line enters a box; inf if that is not before `best`. i: 1 / direction."""
+    """Return the distance from the origin o to the box of `node`; inf if the box is missed or farther than `best`.
+
+    (ix, iy, iz) is 1 / direction. With `both_ways`, the part of the line behind the origin counts too.
+    """
     x0, x1 = (bounds[node, 0] - ox) * ix, (bounds[node, 3] - ox) * ix
     y0, y1 = (bounds[node, 1] - oy) * iy, (bounds[node, 4] - oy) * iy
     z0, z1 = (bounds[node, 2] - oz) * iz, (bounds[node, 5] - oz) * iz
@@ -104,12 +113,12 @@ def _enter(bounds, node, ox, oy, oz, ix, iy, iz, best, both_ways):
 
 @njit(cache=True, error_model="numpy")
 def _nearest(bounds, corners, stack, origin, direction, reach, both_ways, any_hit):
-    """Return the index of the nearest triangle (-1: none), its signed distance and the weights of corners 1 and 2."""
+    """Return the nearest triangle's index (-1: none), signed distance, and barycentric weights of corners 1 and 2."""
     (ox, oy, oz), (dx, dy, dz) = origin, direction
     nodes = bounds.shape[0]
     inner = nodes // 2
     each = corners.shape[0] // (nodes - inner)
-    tiny = 1e-30  # a direction along a plane would divide by zero
+    tiny = 1e-30  # avoids a division by zero for a direction parallel to a side of the box
     ix = 1.0 / (dx if abs(dx) > tiny else tiny)
     iy = 1.0 / (dy if abs(dy) > tiny else tiny)
     iz = 1.0 / (dz if abs(dz) > tiny else tiny)
@@ -146,8 +155,11 @@ def _nearest(bounds, corners, stack, origin, direction, reach, both_ways, any_hi
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _meet(corners, k, ox, oy, oz, dx, dy, dz):
-    """Intersect triangle k with a line (Moeller and Trumbore 1997): t (inf: none), weights of corners 1 and 2, and the
-    unnormalised component of the direction along the normal."""
+    """Intersect triangle k with a line (Moeller and Trumbore 1997).
+
+    Returns the line parameter t (inf: none), the barycentric weights of corners 1 and 2, and the dot product of the
+    direction with the unnormalised normal.
+    """
     px, py, pz = np.float64(corners[k, 0, 0]), np.float64(corners[k, 0, 1]), np.float64(corners[k, 0, 2])
     ax, ay, az = corners[k, 1, 0] - px, corners[k, 1, 1] - py, corners[k, 1, 2] - pz
     bx, by, bz = corners[k, 2, 0] - px, corners[k, 2, 1] - py, corners[k, 2, 2] - pz

@@ -1,7 +1,7 @@
-"""Fill texels without image data: diffuse colours over the surface from known texels.
+"""Fill texels without image data by diffusing the colours of known texels over the surface.
 
-Solves Laplace's equation on a nearest-neighbour graph in which texels with different normals are further apart. Known
-texels keep their colours; every other texel becomes the mean of its neighbours.
+The code solves Laplace's equation on a nearest-neighbour graph. Different normals increase the distance between two
+texels in the graph. Known texels keep their colours; every other texel gets the weighted mean of its neighbours.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ from scipy.spatial import cKDTree
 from threedgen.run.arrays import Array
 
 MAX_KNOWN, MAX_NODES = 200_000, 30_000
-"""Maximum texels that colours diffuse from and to; others are interpolated."""
+"""Maximum number of known texels and of solved texels; larger sets are sampled at random. Unknown texels that are not
+solved are interpolated from their four nearest neighbours."""
 NORMAL_DISTANCE = 0.2
-"""Distance between opposite normals at one point, as a fraction of the mesh's longest side."""
+"""Distance in the graph between two texels at one point with opposite normals, as a fraction of the longest side."""
 NEIGHBOURS = 8
 MAX_ANCHORS, ANCHOR_EPS = 20_000, 0.5
-"""Known texels searched for the nearest colour, and the relative error of that search."""
+"""Maximum number of known texels in the search for the nearest known texel, and relative error of the distance."""
 ANCHOR_WEIGHT = 1e-3
-"""Weight of the link to the nearest known texel relative to the neighbour links; keeps the system solvable."""
+"""Weight of the link to the nearest known texel, relative to all neighbour links. It keeps the system solvable."""
 
 
 @dataclass(frozen=True)
 class SurfacePoints:
-    """N texels on a mesh: points (N, 3), unit normals (N, 3), connected component (N,) of the mesh."""
+    """Positions of N texels on a mesh: points (N, 3), unit normals (N, 3), number of the connected component (N,)."""
 
     points: Array
     normals: Array
@@ -36,7 +37,11 @@ class SurfacePoints:
 
 
 def diffuse_colours(at: SurfacePoints, colours: Array, known: Array) -> Array:
-    """Return colours (N, C) of all texels from the `known` (N,) ones, of the same connected component if possible."""
+    """Fill in the colours of unknown texels.
+
+    The colours come from known texels of the same connected component if it has any, else from all known texels. Takes
+    colours (N, C) and the mask `known` (N,); returns the colours (N, C) of all texels. Known texels do not change.
+    """
     size = float(np.ptp(at.points, axis=0).max()) or 1.0
     features = np.concatenate([at.points / size, 0.5 * NORMAL_DISTANCE * at.normals], 1).astype(np.float32)
     sources, unknown = _subsample(np.flatnonzero(known), MAX_KNOWN), np.flatnonzero(~known)
@@ -49,12 +54,12 @@ def diffuse_colours(at: SurfacePoints, colours: Array, known: Array) -> Array:
 
 
 def _subsample(index: Array, count: int) -> Array:
-    """Return at most `count` random elements."""
+    """Return at most `count` random elements of `index`, always the same ones."""
     return index if len(index) <= count else np.random.default_rng(0).permutation(index)[:count]
 
 
 def _interpolate(known: Array, colours: Array, targets: Array) -> Array:
-    """Return colours at `targets` (M, D) from colours at `known` points (N, D)."""
+    """Return colours (M, C) at graph positions `targets` (M, D), from `colours` (N, C) at positions `known` (N, D)."""
     nodes = _subsample(np.arange(len(targets)), MAX_NODES)
     solved = _solve(known, colours, targets[nodes])
     if len(nodes) == len(targets):
@@ -66,7 +71,7 @@ def _interpolate(known: Array, colours: Array, targets: Array) -> Array:
 
 
 def _solve(known: Array, colours: Array, nodes: Array) -> Array:
-    """Solve for the colours of all nodes (M, D)."""
+    """Solve Laplace's equation for the colours (M, C) of all nodes (M, D) by conjugate gradients."""
     count, points = len(nodes), np.concatenate([nodes, known])
     distance, near = cKDTree(points).query(nodes, min(NEIGHBOURS + 1, len(points)))
     rows = np.repeat(np.arange(count), near.shape[1])

@@ -1,8 +1,8 @@
-"""Project images onto a mesh: each texel is the weighted mean of the images that see it. Also renders textured meshes.
+"""Project images onto a mesh: each texel gets the weighted mean of the images that see it. Also render textured meshes.
 
-An image sees a texel if the mesh does not occlude it and the face's visible side points to the camera. Pixels next to a
-depth edge may show another surface, so they count little or not at all; `blend.BlendOptions` has limits and weights.
-Cameras may be perspective, in a scene or around an object, or parallel.
+An image sees a texel if the mesh does not occlude the texel and the visible side of its face points to the camera.
+Pixels next to a depth edge may show another surface, so their weight is small or zero. `blend.BlendOptions` holds the
+limits and weights. Cameras may be perspective, inside a scene or around an object, or orthographic.
 """
 
 from __future__ import annotations
@@ -27,31 +27,32 @@ from .blend import SCENE_BLEND, BlendOptions, WeightedMean
 from .complete import SurfacePoints, diffuse_colours
 
 MIN_DEPTH_ROWS, MAX_DEPTH_SCALE = 384, 8
-"""Rows of the occlusion depth map, at least; it is 2 to MAX_DEPTH_SCALE times larger than the image."""
+"""Minimum number of rows of the depth map for occlusion, and its maximum scale. The scale relative to the image is at
+least 2, and larger for small images."""
 BORDER_WEIGHT = 1e-3
-"""Weight in an image's corner with `BlendOptions.window`."""
+"""Minimum of the weight factors of `BlendOptions.window` (per axis) and `BlendOptions.feather`."""
 MIN_OPACITY = 0.9
-"""Mask value above which an image shows the mesh."""
+"""Mask value above which a pixel counts as part of the mesh."""
 
 
 @dataclass(frozen=True)
 class ViewTexture:
-    """Texture projected from images."""
+    """Texture projected from images, and which texels the images show."""
 
     texture: Array  # (H, W, 3) float32 in [0, 1], row 0 at v = 1
-    visible: Array  # (H, W) bool, texels seen in an image
-    share: float  # visible fraction of the covered texels
-    psnr: float  # similarity of texels and images, dB; 0 if no image is used
+    visible: Array  # (H, W) bool, texels seen in an image, of this call or of the texture `over`
+    share: float  # fraction of the covered texels that are visible
+    psnr: float  # PSNR of texture and image pixels, dB; 0 if no image is used
 
 
 @dataclass(frozen=True)
 class TexelGeometry:
-    """Geometry of N texels, with normals oriented towards the cameras."""
+    """Geometry of N texels. Normals point to the side of the face that cameras see."""
 
-    points: Array  # (N, 3)
+    points: Array  # (N, 3), world units
     normals: Array  # (N, 3), unit face normals
     smooth: Array  # (N, 3), unit interpolated vertex normals
-    two_sided: Array  # (N,) bool, faces that no camera sees, which may face either way
+    two_sided: Array  # (N,) bool, texels of faces without a preferred side, such as faces that no camera sees
 
 
 def texture_from_views(
@@ -66,13 +67,18 @@ def texture_from_views(
     over: ViewTexture | None = None,
     on_view: Callable[[], None] = lambda: None,
 ) -> ViewTexture:
-    """Project images (N, h, w, 3) in [0, 1] of N cameras onto the mesh: a square texture with an edge of `size` texels.
+    """Project images onto the mesh. Texels that no image shows get colours diffused over the surface.
 
     Args:
-        masks: (N, h, w) in [0, 1], where the images show the mesh.
-        view_weights: relative weight per image.
-        over: texture for texels that no image sees; texels it does not know either are completed by diffusion.
-        on_view: called twice per image.
+        mesh: mesh with UVs.
+        size: edge of the square texture in texels.
+        at: N cameras with images of h x w pixels.
+        images: (N, h, w, 3) in [0, 1].
+        options: limits and weights of the blending.
+        masks: (N, h, w) opacity of the mesh in [0, 1]; None: 1 everywhere.
+        view_weights: relative weight of each image (see `BlendOptions.weight`); None: 1.
+        over: earlier texture with an edge of `size` texels. Its visible texels are kept where no image shows the mesh.
+        on_view: callback for the progress, called twice per image.
 
     Raises ConfigError if no image shows the mesh.
     """
@@ -110,7 +116,10 @@ def texture_from_views(
 
 
 def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: Array) -> TexelGeometry:
-    """Return the geometry of the covered texels in row order; `sides` as returned by `render_depths`."""
+    """Return the geometry of the covered texels, row by row.
+
+    `buffers` is the mesh rasterised in UV space, `normals` (F, 3) its face normals, `sides` (F,) from `render_depths`.
+    """
     face = buffers.face[buffers.mask]
     outwards = np.where(sides < 0, -1, 1)
     vertices, faces, index = weld(mesh.vertices, mesh.faces)
@@ -127,8 +136,11 @@ def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: 
 def render_depths(
     mesh: TexturedMesh, normals: Array, at: Cameras, on_view: Callable[[], None] = lambda: None
 ) -> tuple[list[Array], Array]:
-    """Return a high-resolution depth map per camera, and each face's visible side (F,): > 0 outside, < 0 inside, 0
-    none."""
+    """Return a high-resolution depth map (H, W) for each camera, and the side of each face that the cameras see, (F,).
+
+    Depth is along the viewing axis in world units, inf for background. The side is the number of pixels that show the
+    face's front, where `normals` (F, 3) point to the camera, minus the number of pixels that show its back.
+    """
     scale = min(max(2, -(-MIN_DEPTH_ROWS // at.height)), MAX_DEPTH_SCALE)
     corner = mesh.vertices[mesh.faces[:, 0]]
     depths, sides = list[Array](), np.zeros(len(mesh.faces))
@@ -148,7 +160,7 @@ def render_depths(
 def _weights(
     texels: TexelGeometry, at: Cameras, n: int, depth: Array, options: BlendOptions, view_weight: float
 ) -> tuple[Array, Array, Array]:
-    """Return the texels (M,) that image n sees, their weights (M,) and their pixel coordinates (M, 2)."""
+    """Return the indices (M,) of texels that image n sees, their weights (M,) and pixel coordinates (x, y), (M, 2)."""
     c2w, K, size = at.c2w[n].double().numpy(), at.projection.K[n].numpy(), np.array([at.width, at.height])
     w2c = (c2w[:3, :3] * (1, -1, -1)).astype(np.float32)
     local = (texels.points - c2w[:3, 3].astype(np.float32)) @ w2c
@@ -183,17 +195,20 @@ def _weights(
 
 
 def _farthest(depth: Array, jump: float, parallel: bool) -> Array:
-    """Return the farthest depth among each pixel and its neighbours, not across edges: slopes must not occlude
-    themselves."""
+    """Return the largest depth (H, W) among each pixel and its 8 neighbours, so that slopes do not occlude themselves.
+
+    A pixel next to a depth edge keeps its own depth.
+    """
     known = np.where(np.isfinite(depth), depth, 0)
     around = ndimage.maximum_filter(known, 3)
     return np.where(around - known <= 2 * jump * (1 if parallel else known), around, known)
 
 
 def _jumps(depth: Array, reach: int, parallel: bool) -> Array:
-    """Return the largest deviation of the depth from a plane within `reach` pixels.
+    """Return the largest deviation (H, W) of the depth map from a plane within `reach` pixels.
 
-    A length for parallel projection, else a fraction of the depth (a plane's inverse depth is linear in the image).
+    The deviation is in world units for orthographic cameras. For perspective cameras it is a fraction of the depth; it
+    uses the inverse depth, which is linear in the image for a plane.
     """
     valid = np.isfinite(depth)
     if parallel:
@@ -212,13 +227,16 @@ def _jumps(depth: Array, reach: int, parallel: bool) -> Array:
 
 
 def _feather(clear: Array, reach: float) -> Array:
-    """Return the distance to the nearest pixel that is not clear, as a fraction of `reach` pixels, clipped to 1."""
+    """Return weights (H, W) that rise from BORDER_WEIGHT to 1 within `reach` pixels of pixels that are not `clear`."""
     ramp: Array = np.clip(ndimage.distance_transform_edt(clear) / reach, BORDER_WEIGHT, 1) if not clear.all() else clear
     return ramp
 
 
 def render(mesh: TexturedMesh, texture: Array, at: Cameras, supersample: int = 2, background: float = 0.5) -> Array:
-    """Render a mesh with a texture (H, W, C), unlit and double-sided: images (N, H, W, C) in [0, 1]."""
+    """Render a textured mesh, unlit and double-sided; return images (N, h, w, C) for N cameras of h x w pixels.
+
+    The texture (H, W, C) has row 0 at v = 1. Each pixel is the mean of supersample^2 samples over a grey `background`.
+    """
     size, images = (at.height * supersample, at.width * supersample), list[Array]()
     fine = at.with_size(*size)
     for n in range(len(fine)):

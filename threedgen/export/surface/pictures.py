@@ -1,4 +1,4 @@
-"""Unlit renders of a field from all around: targets for the texture of its asset."""
+"""Render a field without light from all around. The renders are the targets of the texture refinement."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from threedgen.representations.volume.render import render
 from threedgen.run.arrays import Array
 
 ViewRenderer = Callable[[Cameras], tuple[Array, Array]]
-"""Renderer: V cameras -> colours (V, H, W, 3) in [0, 1], not premultiplied, and opacities (V, H, W)."""
+"""Function of V cameras; returns sRGB (V, H, W, 3) in [0, 1], not premultiplied by opacity, and opacities (V, H, W)."""
 
 CHUNK = 1 << 19
-"""Samples per rendering chunk."""
+"""Maximum number of ray samples that are evaluated at once."""
 FOV, DISTANCE = math.radians(40), 3.0
-"""Field of view, and camera distance in scene radii; the whole scene sphere is visible."""
+"""Vertical field of view in radians, and camera distance in scene radii; images show the whole scene sphere."""
 MIN_ELEVATION, MAX_ELEVATION = math.radians(-40), math.radians(75)
 
 
 def spiral_cameras(views: int, size: int, radius: float = 1.0) -> Cameras:
-    """Return cameras on a golden-angle spiral from below to above, evenly distributed over the sphere."""
+    """Return perspective cameras on a golden-angle spiral, evenly distributed between MIN_ELEVATION and MAX_ELEVATION.
+
+    `views` is the number of cameras, `size` the image edge in pixels, `radius` the scene radius in world units.
+    """
     k = torch.arange(views, dtype=torch.float32)
     height = math.sin(MIN_ELEVATION) + (math.sin(MAX_ELEVATION) - math.sin(MIN_ELEVATION)) * (k + 0.5) / views
     elevation, azimuth = torch.asin(height), (k * math.pi * (3 - math.sqrt(5))) % (2 * math.pi)
@@ -38,14 +41,18 @@ def spiral_cameras(views: int, size: int, radius: float = 1.0) -> Cameras:
 
 
 def image_size(texels: int) -> int:
-    """Return a suitable image edge in pixels for a texture edge of `texels`."""
+    """Return the image edge in pixels for a texture edge of `texels`: a quarter of it, within [64, 512]."""
     return min(max(texels // 4, 64), 512)
 
 
 def field_renderer(
     field: Any, occupancy: Any, options: MarchConfig, device: torch.device | str = "cpu"
 ) -> ViewRenderer:
-    """Return a renderer of `field` (see representations/volume/render.py) without light, background or gradients."""
+    """Return a renderer of `field` without light, background or gradients.
+
+    Volumes are ray-marched (representations/volume/render.py) with `options` and the optional occupancy grid;
+    rasterised representations render themselves. Images are computed on `device`.
+    """
     background, material = SolidBackground().to(device), NoMaterial()
 
     @torch.no_grad()

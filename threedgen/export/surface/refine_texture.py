@@ -1,8 +1,8 @@
-"""Refine a baked texture: optimise texels, with fixed geometry, so that renders of the mesh match renders of the field.
+"""Refine a baked texture: optimise its texels so that renders of the fixed mesh match renders of the field.
 
-A baked texture stores the field's colour at one surface, while a renderer integrates over a soft skin, and the low-poly
-mesh lies slightly beside it; the refinement removes that difference. A pixel is the mean of bilinear texture samples,
-so it is linear in the texels, and its gradient is `texture.scatter`.
+A baked texture stores the field's colour at one surface. Volume rendering integrates over a layer of some depth, and
+the low-poly mesh does not lie exactly in that layer. The refinement reduces the difference. A pixel is the mean of
+bilinear texture samples, so it is linear in the texels, and `texture.scatter` computes the gradient.
 """
 
 from __future__ import annotations
@@ -23,31 +23,34 @@ from threedgen.geometry.texture import fill, sample, scatter
 from threedgen.run.arrays import Array
 
 PRIOR_WEIGHT = 0.1
-"""Weight of the baked colour, in pixels: texels covered by fewer pixels hardly change. Without it, texels smaller than
-pixels overfit to single views."""
+"""Weight of the baked colour in the loss, in pixels. Texels that fewer pixels cover hardly change. Without this term,
+texels smaller than a pixel overfit to single views."""
 BLUR_PIXELS = 0.5
-"""Standard deviation of the gradient blur, in image pixels. Without it, texels between the samples of a pixel stay
-unchanged and appear as speckles."""
+"""Standard deviation of the gradient blur, in image pixels. Without the blur, texels between the samples of a pixel do
+not change and appear as speckles."""
 MIN_OPACITY, MIN_COSINE = 0.95, 0.2
-"""Minimum target opacity and minimum cosine of the viewing angle of compared pixels."""
+"""Minimum target opacity of compared pixels, and minimum cosine between surface normal and direction to the camera."""
 ADAM_EPS = 1e-3
-"""Adam's epsilon; texels with little gradient change more slowly."""
+"""Epsilon of Adam. It makes texels with a small gradient change more slowly."""
 
 
 @dataclass(frozen=True)
 class Refined:
-    """Refined texture and its similarity to the targets."""
+    """Result of the texture refinement."""
 
     texture: Array  # (H, W, 3) float32 in [0, 1]
-    visible: Array  # (H, W) bool, texels sampled by any compared pixel
-    psnr_before: float  # of compared pixels, baked texture, dB
-    psnr_after: float  # of compared pixels, refined texture, dB
+    visible: Array  # (H, W) bool, texels that contribute to a compared pixel
+    psnr_before: float  # PSNR of the compared pixels with the baked texture, dB
+    psnr_after: float  # PSNR of the compared pixels with the refined texture, dB
     pixels: int  # number of compared pixels
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Texture samples of P compared pixels: uv (P, S, 2) float32, S samples each; target (P, 3) float32."""
+    """Texture samples of P compared pixels.
+
+    Each pixel is the mean of S samples at uv (P, S, 2) float32, v upwards; its target colour is a row of target (P, 3).
+    """
 
     uv: Array
     target: Array
@@ -65,21 +68,24 @@ def refine_texture(
     rate: float = 0.02,
     supersample: int = 2,
 ) -> Refined:
-    """Optimise a texture (H, W, 3) in [0, 1], v up, so that renders of the mesh match targets (V, h, w, 3), sRGB in [0,
-    1].
+    """Optimise a texture so that renders of the mesh match the targets. Returns the best texture found, or the input.
 
-    Compared pixels lie fully inside the mesh, at a viewing cosine of at least MIN_COSINE and a mask of at least
+    A pixel is compared if all its samples hit the mesh with a cosine of at least MIN_COSINE and its mask is at least
     MIN_OPACITY, because field and mesh differ near silhouettes. Texels more than a pixel away from all compared pixels
-    keep their exact value, except the background, which is filled again. Returns the best texture found, or the input.
+    do not change. If the texture improves, uncovered texels are filled again from the nearest covered texel.
 
     Args:
-        c2w: (V, 4, 4); c2w and fov as in `raster.rasterise`.
+        texture: (H, W, 3) baked texture, sRGB in [0, 1], row 0 at v = 1.
+        mesh: mesh with UVs in world space.
+        c2w: (V, 4, 4) camera-to-world poses with OpenGL axes.
+        fov: vertical field of view in radians.
+        targets: (V, h, w, 3) renders of the field, sRGB in [0, 1].
         masks: (V, h, w) opacity of the targets in [0, 1].
         steps: Adam steps over all views at once, with cosine decay of the learning rate.
         rate: initial learning rate.
-        supersample: texture samples per pixel and axis.
+        supersample: number of texture samples per pixel along each axis.
 
-    Raises ConfigError if no pixel can be compared or targets are not finite.
+    Raises ConfigError if no pixel can be compared or the targets are not finite.
     """
     texture, targets = np.asarray(texture, np.float32), np.asarray(targets, np.float32)
     samples = sample_pixels(mesh, c2w, fov, targets, masks, supersample)
@@ -94,7 +100,10 @@ def refine_texture(
 def sample_pixels(
     mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array, supersample: int = 2
 ) -> Samples:
-    """Return the comparable pixels and their texture samples; arguments and errors as in `refine_texture`."""
+    """Return the texture samples and target colours of all pixels that can be compared.
+
+    `refine_texture` describes the arguments, the errors and the conditions for a pixel.
+    """
     if not np.isfinite(targets[masks >= MIN_OPACITY]).all():
         raise ConfigError("target images of the texture have colours that are not finite")
     size = targets.shape[1] * supersample, targets.shape[2] * supersample
@@ -122,7 +131,8 @@ def optimise(
 ) -> tuple[Array, float, float]:
     """Minimise squared pixel errors plus `prior_weight` times squared texel changes, with Adam (Kingma and Ba 2015).
 
-    Returns the texture with the lowest loss, and the PSNR before and after.
+    Takes the baked texture (H, W, 3), the samples, the number of steps and the initial learning rate. Returns the
+    texture (H, W, 3) with the lowest loss, and the PSNR in dB before and after.
     """
     start, texels = torch.from_numpy(texture), torch.from_numpy(texture.copy())
     adam = torch.optim.Adam([texels], lr=rate, betas=(0.9, 0.99), eps=ADAM_EPS, fused=True)
@@ -149,9 +159,9 @@ def optimise(
 
 
 def _blur(values: Tensor, sigma: float) -> Tensor:
-    """Blur values (H, W, C) by a Gaussian of `sigma` texels, truncated at 2 sigma, with replicated borders.
+    """Blur values (H, W, C) by a Gaussian with standard deviation `sigma` texels, cut at 2 sigma, borders replicated.
 
-    Skipped below half a texel. Two to seven times faster here than kornia's gaussian_blur2d.
+    A sigma below 0.5 does nothing. This code is two to seven times faster here than kornia's gaussian_blur2d.
     """
     if sigma < 0.5:
         return values
@@ -168,19 +178,22 @@ def _blur(values: Tensor, sigma: float) -> Tensor:
 
 
 def predict(texture: Array, samples: Samples) -> Array:
-    """Return the pixel colours (P, 3)."""
+    """Return the colours (P, 3) of the compared pixels with a texture (H, W, 3)."""
     mean: Array = torch.from_numpy(sample(texture, samples.uv)).mean(1).numpy()  # NumPy's mean is ten times slower here
     return mean
 
 
 def gradient(colours: Array, samples: Samples, shape: tuple[int, ...]) -> Array:
-    """Return the gradient (H, W, 3) of half the sum of squared pixel errors."""
+    """Return the gradient (H, W, 3) of half the sum of squared pixel errors with respect to the texels.
+
+    colours (P, 3) are the current pixel colours; `shape` is (H, W, 3).
+    """
     error = (colours - samples.target) / samples.uv.shape[1]
     return scatter(np.broadcast_to(error[:, None], (*samples.uv.shape[:2], 3)), samples.uv, (shape[0], shape[1]))
 
 
 def footprint(samples: Samples, shape: tuple[int, ...]) -> float:
-    """Return the median pixel width in texels; 0 with a single sample per pixel."""
+    """Return the median width of a pixel in texels of a texture of `shape` (H, W, ...); 0 with one sample per pixel."""
     side = math.isqrt(samples.uv.shape[1])
     if side < 2:
         return 0.0
@@ -189,12 +202,12 @@ def footprint(samples: Samples, shape: tuple[int, ...]) -> float:
 
 
 def texel_weights(samples: Samples, shape: tuple[int, ...]) -> Array:
-    """Return the total weight (H, W) of each texel, in pixels."""
+    """Return the sum of each texel's weights in all compared pixels, (H, W); a pixel's weights sum to 1."""
     weight = np.full((*samples.uv.shape[:2], 1), 1 / samples.uv.shape[1], np.float32)
     return scatter(weight, samples.uv, (shape[0], shape[1]))[..., 0]
 
 
 def _blocks(values: Array, factor: int) -> Array:
-    """Reshape (H f, W f) to (H, W, f f): the samples of each pixel."""
+    """Reshape values (H f, W f), with f samples per pixel and axis, to the samples of each pixel (H, W, f f)."""
     height, width = values.shape[0] // factor, values.shape[1] // factor
     return values.reshape(height, factor, width, factor).swapaxes(1, 2).reshape(height, width, -1)

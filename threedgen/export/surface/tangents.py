@@ -1,7 +1,7 @@
-"""Per-vertex tangents compatible with MikkTSpace.
+"""Compute per-vertex tangents compatible with MikkTSpace.
 
-v runs UPWARDS here, though glTF's v runs downwards: then the sign matches glTF's "+Y up" normal maps and the tangents
-that Blender, Unity and Unreal compute.
+v runs UPWARDS here, although v runs downwards in glTF. The bitangent sign then matches the "+Y up" normal maps of glTF
+and the tangents that Blender, Unity and Unreal compute.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from threedgen.run.arrays import Array
 
 
 def vertex_tangents(vertices: Array, faces: Array, normals: Array, uv: Array) -> Array:
-    """Return tangents (V, 4) float32: unit vector along +u, perpendicular to the normal, and bitangent sign w = +-1.
+    """Return tangents (V, 4) float32: a unit vector along +u, perpendicular to the normal, and the bitangent sign w.
 
-    vertices (V, 3), faces (F, 3), normals (V, 3) unit, uv (V, 2) with v upwards. The bitangent, along which a normal
-    map's green points, is w * cross(normal, tangent). Faces without UV area are ignored; a vertex with only those
-    gets any perpendicular direction and w = 1.
+    Takes vertices (V, 3), faces (F, 3), unit normals (V, 3), and uv (V, 2) with v upwards. The sign w is +1 or -1; the
+    bitangent w * cross(normal, tangent) is the direction of a normal map's green channel. Faces without UV area are
+    ignored. A vertex with no other face gets any direction perpendicular to its normal, and w = 1.
     """
     normals = normals.astype(np.float64)
     along, sign = _face_tangents(vertices.astype(np.float64), faces, uv.astype(np.float64))
@@ -39,7 +39,7 @@ def vertex_tangents(vertices: Array, faces: Array, normals: Array, uv: Array) ->
 
 
 def _face_tangents(vertices: Array, faces: Array, uv: Array) -> tuple[Array, Array]:
-    """Return the direction of +u per face (F, 3), not normalised, and the sign of its UV area (F,)."""
+    """Return the direction of +u on each face (F, 3), not normalised, and the sign of the face's UV area (F,)."""
     e1, e2 = (vertices[faces[:, k]] - vertices[faces[:, 0]] for k in (1, 2))
     d1, d2 = (uv[faces[:, k]] - uv[faces[:, 0]] for k in (1, 2))
     sign = np.sign(d1[:, 0] * d2[:, 1] - d1[:, 1] * d2[:, 0])
@@ -47,7 +47,7 @@ def _face_tangents(vertices: Array, faces: Array, uv: Array) -> tuple[Array, Arr
 
 
 def _corner_angle(vertices: Array, faces: Array, k: int, normal: Array) -> Array:
-    """Return the angle (F,) at corner k of each face, in the plane perpendicular to the vertex normal."""
+    """Return the angle (F,) in radians at corner k of each face, in the plane perpendicular to `normal` (F, 3)."""
     corner = vertices[faces[:, k]].astype(np.float64)
     sides = []
     for other in (1, 2):

@@ -1,7 +1,7 @@
 """Recolour texels that no training camera sees, such as an object's underside.
 
-The field's colour there is untrained, left over from initialisation. Such texels get the surrounding colours (see
-complete.py).
+The field's colour there comes from the initialisation, not from training. Such texels get colours that are diffused
+over the surface from their surroundings (complete.py).
 """
 
 from __future__ import annotations
@@ -22,14 +22,18 @@ from threedgen.geometry.texture import fill
 from threedgen.run.arrays import Array
 
 N_ELEVATIONS, N_AZIMUTHS, IMAGE_SIZE = 3, 12, 384
-"""Camera elevations, cameras per elevation, and image edge in pixels."""
+"""Number of camera elevations, number of cameras per elevation, and image edge in pixels."""
 MIN_COSINE, MIN_SHARE = 0.2, 0.2
-"""Minimum viewing cosine, and minimum fraction of cameras, for a visible face. About 0.4 of the cameras see an open
-side, 0.3 an open top; faces below 0.2, between legs or in folds, are hardly trained."""
+"""Minimum cosine between a face's normal and the direction to the camera, and minimum fraction of cameras that see a
+visible face. About 0.4 of the cameras see an unobstructed side, and 0.3 see an unobstructed top. Faces below 0.2, such
+as those between legs or in folds, are hardly trained."""
 
 
 def visible_faces(mesh: TexturedMesh, elevations: tuple[float, float], radius: float = 1.0) -> Array:
-    """Return the mask (F,) of faces that cameras around a scene of `radius`, at elevations in degrees, see well."""
+    """Return the mask (F,) of mesh faces that enough of the training cameras see.
+
+    elevations: lowest and highest camera elevation in degrees; radius: scene radius in world units.
+    """
     elevation, azimuth = torch.meshgrid(
         torch.linspace(math.radians(elevations[0]), math.radians(elevations[1]), N_ELEVATIONS),
         torch.arange(N_AZIMUTHS) * (2 * math.pi / N_AZIMUTHS),
@@ -50,9 +54,10 @@ def visible_faces(mesh: TexturedMesh, elevations: tuple[float, float], radius: f
 
 
 def fill_unseen(texture: Array, mesh: TexturedMesh, visible: Array) -> tuple[Array, float]:
-    """Recolour faces where `visible` (F,) is False from their surroundings; a mesh without visible face is unchanged.
+    """Recolour the texels of faces where `visible` (F,) is False with colours from their surroundings.
 
-    Returns the texture (H, W, 3), and the recoloured fraction of the covered texels.
+    Takes a texture (H, W, 3) with row 0 at v = 1. Returns the new texture (H, W, 3) and the fraction of covered texels
+    on invisible faces. If no face is visible, the texture is unchanged.
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, (texture.shape[0], texture.shape[1]))
     face = buffers.face[buffers.mask]
