@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class PromptedConfig(RunConfig):
-    """A run whose prior takes a prompt."""
+    """Base of the configs of runs with a prompt."""
 
     prompt: str = Field("", description="text for the prior, passed on as it is")
     prompt_check: Literal["on", "off"] = Field(
@@ -29,7 +29,7 @@ class PromptedConfig(RunConfig):
         return True
 
     def texts(self) -> list[str]:
-        """Return the prompts that are known before the run. Raises ConfigError."""
+        """Return all prompts that the config names, for checks before the run. Raises ConfigError."""
         return [self.prompt]
 
     def vocabulary(self) -> Vocabulary | None:

@@ -1,1 +1,1 @@
-"""MVDreamBooth (arXiv 2308.16512): train a multi-view prior on photos of one subject."""
+"""Task `mvdreambooth`: tunes a multi-view prior on photos of one subject (MVDream, arXiv 2308.16512)."""

@@ -41,7 +41,7 @@ def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bo
 
 
 def train(task: Task) -> Status:
-    """Train the prior on the photos and write the file of the subject."""
+    """Train the prior on the photos, and write the tuned weights to personalisation.safetensors."""
     config, folder = task.config, task.folder
     prior: MVDream = task.load_prior()
     subject_weights.check_identifier(prior.tokenizer, config.identifier)

@@ -44,7 +44,7 @@ class Scene(System):
 
     Attributes:
         field: representation that is optimised, such as a hash grid or a mesh.
-        occupancy: grid that marks the cells with density, so that rays skip empty space; None for meshes.
+        occupancy: grid of the cells with density, so that rays skip empty space; None for meshes or if disabled.
         text: (2 or 6, L, D) embeddings of the prompt, the negative prompt and, with view prompts, the prompt of the
             side, front, back and overhead view (`view_prompts.prompts`).
         prior: frozen diffusion model. It is no registered submodule, so checkpoints do not contain it.
@@ -90,7 +90,7 @@ class Scene(System):
         self.reference = self.prior.reference(self.text[:1].to(self.device))
 
     def condition(self, rig: Rig) -> Condition:
-        """Return the input of the prior beside the noisy images: text, cameras and reference image of a rig's views."""
+        """Return what the prior is conditioned on for the views of a rig: text, cameras and reference image."""
         n_view, c2w = self.config.views_per_scene, rig.cameras.c2w.to(self.device)
         return replace(
             view_text(self.text, rig, self.config.view_prompts),
@@ -110,7 +110,7 @@ class Scene(System):
 
         Args:
             step: step of the run; it seeds the random numbers and selects the shading.
-            training: True: random shading and jittered samples. False: as in the results.
+            training: True: random shading, background and shift of the samples. False: no random numbers.
             normals: compute normals even if the shading does not need them.
             light: (B, 3) world position of the point light of each view; None: at the camera.
         """

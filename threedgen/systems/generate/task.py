@@ -72,7 +72,7 @@ def run_status(
     """Run the stages of the config and then the run itself.
 
     Args:
-        resume: checkpoint to resume from; None: start at step 0.
+        resume: run folder to resume from its last checkpoint; None: a new run.
         start: run folder whose object initialises this run; None: start from a new object.
 
     Returns:

@@ -139,7 +139,7 @@ def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int,
 
 
 def load_image(path: Path, height: int, width: int) -> Tensor:
-    """Read an image, fit it into height x width pixels on white: (height, width, 3) in [0, 1]. Raises ConfigError."""
+    """Read an image and fit it on white, without cropping: (height, width, 3) in [0, 1]. Raises ConfigError."""
     image = picture_file.load_image(path, key="image").convert("RGBA")
     on_white = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     scale = min(height / image.height, width / image.width)
