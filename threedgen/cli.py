@@ -41,7 +41,7 @@ OK, FAILED, INTERRUPTED = 0, 1, 130
 
 @dataclass
 class Command:
-    """A parsed command line."""
+    """Parsed command line: flags with their values ("" if they take none), and `key=value` overrides."""
 
     flags: dict[str, str] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
@@ -92,7 +92,10 @@ def _override(word: str) -> str:
 
 
 def load_plugins(command: Command) -> None:
-    """Import the plug-ins of --plugin and of the config that --config names; opening a run imports nothing."""
+    """Import the plug-ins that --plugin names, and those in the file that --config names unless it is from a run.
+
+    With --resume only the plug-ins of --plugin are imported.
+    """
     if plugins.FLAG in command.flags:
         plugins.load(command.flags[plugins.FLAG])
     if "--config" not in command.flags:
@@ -106,7 +109,7 @@ def load_plugins(command: Command) -> None:
 
 
 def answer(command: Command) -> str | None:
-    """Return the output of a command that needs no run (--help, --list, ...); None for other commands."""
+    """Return the text for a command that starts no run (--help, --list, ...); None for other commands."""
     if "--version" in command.flags:
         return f"threedgen {__version__}"
     if "--help" in command.flags:
@@ -122,10 +125,11 @@ def answer(command: Command) -> str | None:
 
 
 def dry_run(checked: Any, name: str) -> int:
-    """Print what would run. Absent weights are an error only after that.
+    """Print the plan of a run. If weights are missing, the error is raised after the plan is printed.
 
     Args:
-        name: of the config, for the folder of the run.
+        checked: the config.
+        name: name of the config, which is part of the name of the run folder.
     """
     absent: AbsentWeights | None = None
     try:
@@ -142,7 +146,7 @@ def dry_run(checked: Any, name: str) -> int:
 
 
 def run(command: Command) -> int:
-    """Check the config and its requirements, choose the folder, then import and run the task."""
+    """Check the config and its requirements, choose the run folder, then import and run the task; return exit code."""
     try:
         os.getcwd()
     except OSError as error:
@@ -173,7 +177,7 @@ def run(command: Command) -> int:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line and return its exit code; a bug shows its traceback."""
+    """Run the command line and return its exit code; print a traceback only for bugs. `words` replaces sys.argv[1:]."""
     protect_streams()
     escape_logs()
     try:

@@ -1,1 +1,1 @@
-"""Novel views of a scene by diffusion from one view and two poses (3DiM, Watson et al., ICLR 2023)."""
+"""3DiM (Watson et al., ICLR 2023): diffusion models that predict a view of a scene from another view and both poses."""

@@ -1,7 +1,7 @@
 """Blocks of a 3DiM UNet: residual block with FiLM, attention within and between frames, resampling.
 
-Layers take frames as a batch (B F, C, H, W), the F frames of a scene consecutive, so weights are shared and statistics
-are per frame; only cross-attention joins the two frames of a scene.
+The frames of all scenes form one batch (B F, C, H, W); the F frames of a scene are consecutive. All frames share the
+weights, and group norms are computed per frame. Only cross-attention connects the two frames of a scene.
 """
 
 from __future__ import annotations
@@ -18,20 +18,23 @@ EPS = 1e-6
 """Epsilon of the group norms, as in flax."""
 HALF = (torch.bfloat16, torch.float16)
 MAX_EXPLICIT_TOKENS = 256
-"""Longest sequence for which explicit products in bfloat16 are faster on a CPU than torch's fused kernel and its
-backward: torch 2.13 needs 12 times as long for 16 tokens, 2.5 times for 256, half as long for 1024. In float32 the
-fused kernel is never slower."""
+"""Number of tokens up to which explicit matrix products in bfloat16, with gradients, are faster on a CPU than torch's
+fused attention. In torch 2.13 the fused kernel takes 12 times as long for 16 tokens, 2.5 times as long for 256, and
+half as long for 1024. In float32 it is never slower."""
 
 
 def resample(h: Tensor, mode: Resample) -> Tensor:
-    """Average 2 x 2 pixels ("down"), or repeat each pixel four times ("up")."""
+    """Halve the sides of (N, C, H, W) by 2 x 2 averages ("down"), or double them by repeated pixels ("up")."""
     if mode == "down":
         return F.avg_pool2d(h, 2)
     return F.interpolate(h, scale_factor=2.0, mode="nearest") if mode == "up" else h
 
 
 class ResBlock(nn.Module):
-    """Two convolutions around a FiLM of the embedding, then resampling; initialised to the identity, up to scale."""
+    """Residual block: convolution, FiLM by the embedding, convolution, then resampling.
+
+    It is initialised to the shortcut divided by sqrt(2).
+    """
 
     def __init__(
         self,
@@ -53,7 +56,7 @@ class ResBlock(nn.Module):
         self.shortcut = nn.Conv2d(channels_in, channels, 1) if channels_in != channels else nn.Identity()
 
     def forward(self, h: Tensor, emb: Tensor) -> Tensor:
-        """Transform features (N, C, H, W) with the embedding (N, E, H, W) after its swish."""
+        """Transform features (N, C_in, H, W) to (N, C, H', W'); `emb` (N, E, H, W) is the embedding after its swish."""
         residual = self.norm2(self.conv1(F.silu(self.norm1(h))))
         scale, shift = self.film(emb).chunk(2, dim=1)
         residual = F.silu(residual * (1 + scale) + shift)
@@ -61,7 +64,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attention of each frame to itself, or of each of two frames to the other; initialised to the identity."""
+    """Residual attention of each frame to itself, or with `cross` of each frame to the other frame of its scene."""
 
     def __init__(self, channels: int, heads: int, groups: int, cross: bool = False) -> None:
         super().__init__()
@@ -71,7 +74,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Attend within features (B F, C, H, W); F = 2 for cross-attention."""
+        """Transform features (B F, C, H, W) to features of the same shape; F is 2 for cross-attention."""
         tokens = self.qkv(self.norm(h).flatten(2).mT)
         query, key, value = tokens.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.cross:
@@ -81,9 +84,9 @@ class Attention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Compute softmax(q k^T / sqrt(d)) v for (N, heads, L, d).
+    """Compute softmax(q k^T / sqrt(d)) v; all tensors are (N, heads, L, d).
 
-    For gradients on a CPU, short sequences in half precision (autocast) use explicit products.
+    Short sequences in half precision on a CPU use explicit matrix products if gradients are needed.
     """
     short = query.device.type == "cpu" and query.dtype in HALF and query.shape[-2] <= MAX_EXPLICIT_TOKENS
     if short and torch.is_grad_enabled() and query.requires_grad:
@@ -92,12 +95,12 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def swap_frames(x: Tensor) -> Tensor:
-    """Exchange the two frames of each scene in (B 2, ...)."""
+    """Exchange the two consecutive frames of each scene in a batch (2 B, ...)."""
     return x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 class Block(nn.Module):
-    """Residual block, then optionally self-attention and attention to the other frame."""
+    """Residual block, then optionally attention within the frame and attention to the other frame."""
 
     def __init__(self, residual: ResBlock, self_attention: Attention | None, cross_attention: Attention | None) -> None:
         super().__init__()
@@ -111,10 +114,10 @@ class Block(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """Initialise weights as flax does by default, as for the paper's network.
+    """Initialise weights with the default of flax, which the paper's network uses.
 
-    Weights have variance 1 / fan-in, truncated at two standard deviations; biases and the last layer of every residual
-    branch are zero.
+    Weights are normal with variance 1 / fan-in, truncated at two standard deviations. Biases and the last layer of
+    every residual branch are zero.
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):

@@ -1,9 +1,9 @@
-"""Trained novel-view models as folders.
+"""Saving and loading of trained novel-view models as folders.
 
-FOLDER/config.json          class of the model, its sizes, the cameras of its training
-FOLDER/model.safetensors    weights of an X-UNet, float16
-FOLDER/prior/               or instead: the prior with the trained UNet, a diffusers folder
-FOLDER/SHA256SUMS
+FOLDER/config.json          class of the model, its sizes, the training cameras
+FOLDER/model.safetensors    weights in float16, if the model is an X-UNet
+FOLDER/prior/               diffusers folder of the prior with the trained UNet, if the model works on latents
+FOLDER/SHA256SUMS           checksums of all files
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from .xunet import XUNet
 
 
 def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None = None) -> None:
-    """Write a model in float16, whole or not at all, with the cameras of its training.
+    """Write a model in float16 and the description of its training cameras. A failed write leaves no partial folder.
 
     Raises:
-        ConfigError: `folder` holds something else, or a weight does not fit into float16.
+        ConfigError: `folder` contains other files, or a weight does not fit into float16.
     """
     metadata: dict[str, object] = {"_class_name": type(model).__name__, "cameras": cameras and cameras.model_dump()}
     with files.whole_folder(folder, CONFIG) as part:
@@ -41,10 +41,10 @@ def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None
 
 
 def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
-    """Load a frozen model on the CPU, with the cameras of its training if known.
+    """Load a frozen model on the CPU, and the description of its training cameras (None if unknown).
 
     Args:
-        weights: see `novel_view_model`.
+        weights: name of an embedded model, or path of a folder from `save`.
 
     Raises:
         ConfigError: a file is missing or damaged.
@@ -67,6 +67,6 @@ def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
 
 
 def digest(weights: str) -> str:
-    """Return the SHA-256 of the files, independent of their place."""
+    """Return the SHA-256 of the files of a model. It does not depend on the path of the folder."""
     path = novel_view_model(weights)
     return files.digest(path, sorted(f for f in path.rglob("*") if f.is_file()))

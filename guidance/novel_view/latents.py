@@ -1,8 +1,8 @@
-"""Novel-view model on latents: the UNet of the multi-view prior.
+"""Novel-view model on latents that uses the UNet of the MVDream prior.
 
-Its joined attention mixes appearance between two frames: the clean condition at time step 0 and the noisy target. The
-prompt is empty and a coarse prediction is replaced by zeros. A dropped condition is noise at the last time step, with
-zeros for both cameras. The intrinsics are not used, as this prior takes directions only.
+The UNet's attention between views connects two frames: the clean condition at timestep 0 and the noisy target. The
+prompt is empty, and the input for a coarse prediction is zero. A dropped condition is noise at the last timestep, with
+zero vectors for both cameras. Intrinsics are ignored, because the prior takes camera directions only.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from .rays import relative_poses
 
 
 class LatentPairs(nn.Module):
-    """A `sampler.ViewModel` around a prior, of which the UNet alone is part of this module (and trained in place)."""
+    """Implementation of `sampler.ViewModel` with an MVDream prior. Only the prior's UNet is a trainable submodule."""
 
     clip = None
     levels: Tensor
     text: Tensor
 
     def __init__(self, prior: MVDream, poses: Literal["absolute", "relative"] = "absolute") -> None:
-        """`poses`: as in `XUNetConfig.poses`."""
+        """Wrap a prior; `poses`: camera poses in world axes ("absolute"), or in those of the condition's camera."""
         super().__init__()
         self.unet, self.poses, self.image_size = prior.unet, poses, (prior.image_size, prior.image_size)
         self.prediction: Prediction = prior.schedule.prediction
@@ -46,7 +46,7 @@ class LatentPairs(nn.Module):
 
     @torch.no_grad()
     def encode_images(self, rgb: Tensor) -> Tensor:
-        """Return the posterior means of the VAE."""
+        """Encode images (N, H, W, 3) in [0, 1] as scaled means of the VAE's posterior (N, C, h, w)."""
         prior = self.prior
         return prior.posterior(rgb)[0] * prior.scaling_factor
 
@@ -55,7 +55,7 @@ class LatentPairs(nn.Module):
         return self.prior.decode_latents(x.float()).float()
 
     def timestep(self, logsnr: Tensor) -> Tensor:
-        """Convert log-SNR (B,) to fractional time steps of the prior in [0, T - 1]."""
+        """Convert log-SNR (B,) to fractional timesteps (B,) of the prior in [0, T - 1]; larger is noisier."""
         rising = self.levels.flip(0)
         level = logsnr.clamp(rising[0], rising[-1])
         high = torch.searchsorted(rising, level).clamp(1, len(rising) - 1)
@@ -63,7 +63,7 @@ class LatentPairs(nn.Module):
         return len(rising) - high - fraction
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """See `sampler.ViewModel`."""
+        """Predict the target latents or their noise, (B, C, h, w) float32; arguments as in `sampler.ViewModel`."""
         last = torch.full_like(logsnr, len(self.levels) - 1)
         t = torch.stack([torch.where(keep, 0.0, last), self.timestep(logsnr)], dim=1).flatten()
         poses = relative_poses(c2w.float()) if self.poses == "relative" else c2w.float()

@@ -1,4 +1,4 @@
-"""A trained 3DiM model as a `threedgen.geometry.views.NovelViewSampler`."""
+"""Sampler of novel views with a trained 3DiM model, for the interface `threedgen.geometry.views.NovelViewSampler`."""
 
 from __future__ import annotations
 
@@ -24,18 +24,24 @@ logger = logging.getLogger(__name__)
 
 DECODE_BATCH = 16
 MAX_ELEVATION_GAP, MAX_DISTANCE_RATIO = 15.0, 1.1
-"""Degrees and factor by which cameras may leave the elevations and distances of the training without a warning."""
+"""Degrees of elevation and factor of distance by which cameras may leave the training range without a warning."""
 INTRINSICS_TOLERANCE = 1e-3
-"""Largest difference of intrinsics that count as equal, in image heights."""
+"""Largest difference, in image heights, between intrinsics that are treated as equal."""
 
 
 class ThreeDiMSampler:
-    """Sampler of the target views of a scene one after the other; scenes of equal shape are batched."""
+    """Callable that samples the target views of scenes with a 3DiM model, one view after the other.
+
+    Scenes with equal numbers of input and target views form one batch.
+    """
 
     needs_text, needs_condition, on_disk = False, True, False
 
     def __init__(self, config: ThreeDiMSamplerConfig, progress: Progress | None = None) -> None:
-        """Load the model. Raises ConfigError."""
+        """Load the model to the device of `config`. Raises ConfigError if its files are missing or damaged.
+
+        `progress` is called after each step, see `sampler.sample_views`.
+        """
         self.config, self.progress = config, progress
         model, self.cameras = folder.load(config.weights)
         gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
@@ -56,7 +62,10 @@ class ThreeDiMSampler:
         return [views[k] for k in range(len(requests))]
 
     def sample(self, requests: Sequence[Request]) -> Tensor:
-        """Sample scenes with equal numbers of views: (S, T, H, W, 3) in [0, 1], at the model's resolution."""
+        """Sample the T target views of S scenes, all with the same numbers of input and target views.
+
+        Returns images (S, T, H, W, 3) in [0, 1] on the CPU, in the resolution of the model.
+        """
         height, width = self.model.image_size
         images = torch.stack([resize(condition_views(r).images, height, width) for r in requests]).to(self.device)
         x = self.model.encode_images(images.flatten(0, 1)).unflatten(0, images.shape[:2])
@@ -77,7 +86,7 @@ class ThreeDiMSampler:
         return f"{folder.digest(self.config.weights)} {config_hash(rest)}"
 
     def warn(self, request: Request) -> None:
-        """Log a warning if target views are far outside the cameras of the training."""
+        """Log a warning if target cameras are far outside the range of the training cameras."""
         if self.cameras is not None and (far := far_outside(request.target, self.cameras)):
             logger.warning(
                 "%s: %d target views are far outside the training cameras of the model, such as number %d",
@@ -95,7 +104,10 @@ def condition_views(request: Request) -> Views:
 
 
 def intrinsics(request: Request, height: int, width: int) -> Tensor:
-    """Return K (3, 3) of all views of a request, for images of height x width. Raises ConfigError if they differ."""
+    """Return the intrinsics (3, 3) in pixels that all views of a request share, for images of height x width.
+
+    Raises ConfigError if the views have different intrinsics.
+    """
     both = condition_views(request).cameras.with_size(height, width).K, request.target.with_size(height, width).K
     every = torch.cat(both)
     if (every - every[0]).abs().max() > INTRINSICS_TOLERANCE * height:
@@ -104,7 +116,7 @@ def intrinsics(request: Request, height: int, width: int) -> Tensor:
 
 
 def far_outside(at: Cameras, cameras: CamerasConfig) -> list[int]:
-    """Return the indices of cameras far outside those of the training."""
+    """Return the indices of the cameras `at` that are far outside the range of the training `cameras`."""
     distance = at.position.norm(dim=-1).clamp(min=1e-9)
     elevation = torch.rad2deg(torch.asin((at.position[:, 2] / distance).clamp(-1, 1)))
     (low, high), (near, far) = cameras.elevation, cameras.distance

@@ -1,4 +1,4 @@
-"""Config models of the 3DiM network and its sampler; no torch here."""
+"""Config models of the 3DiM network and its sampler. Imports no torch."""
 
 from __future__ import annotations
 
@@ -96,17 +96,17 @@ class XUNetConfig(Config):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each level."""
+        """Number of channels of each level, from fine to coarse."""
         return tuple(self.channels * factor for factor in self.channel_mult)
 
     @property
     def level_attention(self) -> tuple[bool, ...]:
-        """Whether each level has attention; the middle block is like the last level."""
+        """Whether each level has attention, from fine to coarse. The middle block has it if the last level has."""
         return tuple(self.size[0] >> level in self.attn_resolutions for level in range(len(self.channel_mult)))
 
     @property
     def encoding_channels(self) -> int:
-        """Channels of an encoded ray: value, sines and cosines of origin and direction."""
+        """Number of channels of an encoded ray: values, sines and cosines of origin and direction."""
         return 6 + 6 * (self.origin_degrees + self.direction_degrees)
 
     @model_validator(mode="after")

@@ -1,8 +1,8 @@
-"""Poses as images: the ray of every pixel, encoded by sines and cosines (3DiM, section 7.1; NeRF, eq. 4).
+"""Encoding of camera poses as images: the ray of every pixel, by sines and cosines (3DiM, section 7.1; NeRF, eq. 4).
 
-`c2w` have OpenGL axes (y up, the camera looks along -z). 3DiM and its data (SRN) have OpenCV axes (x right, y down, z
-forward); `poses.opencv_axes` converts. `K` (3, 3) are intrinsics in pixels, rows [fx, 0, cx], [0, fy, cy], [0, 0, 1],
-with pixel centres at +0.5.
+Camera-to-world poses `c2w` have OpenGL axes (y up, the camera looks along -z). 3DiM and its data (SRN) have OpenCV axes
+(x right, y down, z forward); `poses.opencv_axes` converts. Intrinsics `K` are in pixels, with rows [fx, 0, cx],
+[0, fy, cy], [0, 0, 1]; the centre of the first pixel is (0.5, 0.5).
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from threedgen.geometry.poses import world_to_camera
 
 
 def relative_poses(c2w: Tensor) -> Tensor:
-    """Express poses (B, F, 4, 4) in the axes of the first camera of each row, whose own becomes the identity."""
+    """Convert camera-to-world poses (B, F, 4, 4) to poses relative to the first camera, whose pose becomes identity."""
     return world_to_camera(c2w[:, :1]) @ c2w
 
 
 def posenc(x: Tensor, degrees: int) -> Tensor:
-    """Encode (..., 3) as (..., 3 + 6 degrees): x, sin(2^k x), cos(2^k x), k = 0 .. degrees - 1, the axes fastest.
+    """Encode vectors x (..., 3) as (..., 3 + 6 degrees): x, all sin(2^k x), all cos(2^k x), for k = 0 .. degrees - 1.
 
-    The cosine is computed as sin(y + pi/2), as for the trained weights: in float32 it differs where 2^k x is large.
+    Channels of one k are consecutive (x, y, z). The cosine is computed as sin(y + pi/2), as in the training of the
+    weights: in float32 this differs from the cosine if 2^k x is large.
     """
     octaves = 2.0 ** torch.arange(degrees, device=x.device, dtype=x.dtype)
     phases = (x[..., None, :] * octaves[:, None]).flatten(-2)
@@ -31,19 +32,19 @@ def posenc(x: Tensor, degrees: int) -> Tensor:
 
 
 def encode_rays(origins: Tensor, directions: Tensor, origin_degrees: int = 15, direction_degrees: int = 8) -> Tensor:
-    """Encode rays (..., 3) as (..., 6 + 6 (origin_degrees + direction_degrees)), 144 in the paper.
+    """Encode ray origins and directions as (..., 6 + 6 (origin_degrees + direction_degrees)), 144 channels by default.
 
-    Origins may have broadcast dimensions of size 1, to be encoded once per image.
+    Directions are (..., 3). Origins must broadcast to this shape; with sizes of 1 they are encoded once per image.
     """
     position = posenc(origins, origin_degrees).expand(*directions.shape[:-1], -1)
     return torch.cat([position, posenc(directions, direction_degrees)], dim=-1)
 
 
 def noise_level_encoding(logsnr: Tensor, channels: int) -> Tensor:
-    """Encode log-SNR (...) as (..., channels) float32: sines and cosines of 1000 u, u from 0 (clean) to 1 (noise).
+    """Encode log-SNR (...) as sines and cosines (..., channels), float32, of the time u times 1000.
 
-    u = (2 / pi) atan(exp(-logsnr / 2)) is the time of the cosine schedule; the frequencies are DDPM's (Ho et al. 2020),
-    from 1 to 1e-4.
+    u = (2 / pi) atan(exp(-logsnr / 2)) is the time of the cosine schedule, from 0 (clean) to 1 (noise). The frequencies
+    are those of DDPM (Ho et al. 2020), from 1 to 1e-4.
     """
     time = 2 * torch.atan(torch.exp(-logsnr.float().clamp(-20, 20) / 2)) / pi
     half = channels // 2

@@ -1,8 +1,8 @@
 """Interface of novel-view models, and ancestral sampling of views one after the other (3DiM, sections 2.2 and 7.3).
 
-The chain of a view starts from noise; each step is conditioned on one of the finished views (`candidates`), and the
-view joins them at its end. With steps = 1 this is the one-step regression: a network that predicts the "sample" is
-called once, on white noise.
+Sampling of a view starts from noise. Each denoising step is conditioned on one of the views that are known so far
+(`candidates`). When a view is finished, it becomes a known view. With steps = 1 and a network that predicts the
+"sample", this is one-step regression: the network is called once, on white noise.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ StrategyName = Literal["stochastic", "first", "last"]
 
 
 class ViewModel(Protocol):
-    """A model that predicts a target view from one condition, on images or on latents.
+    """Interface of a model that predicts a target view from one condition view, as images or as latents.
 
     Attributes:
-        prediction: parameterisation of its output.
+        prediction: meaning of the output: noise, v or the clean view.
         image_size: height and width of images in pixels.
-        unet: the network that is compiled.
+        unet: the network that the option `compile` compiles.
     """
 
     prediction: Prediction
@@ -48,29 +48,31 @@ class ViewModel(Protocol):
         """Convert (N, C, h, w) to images (N, H, W, 3) in [0, 1]."""
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """Predict the target, (B, C, H, W) float32.
+        """Return the output of the network for the target view, (B, C, H, W) float32; see `prediction`.
 
         Args:
-            x: condition (B, C, H, W), noise where `keep` is False.
-            z: noisy target (B, C, H, W).
-            logsnr: noise level of the target (B,).
-            c2w: poses of condition and target (B, 2, 4, 4), OpenGL axes.
-            K: intrinsics in pixels (B, 3, 3), of both.
+            x: clean condition view (B, C, H, W); noise where `keep` is False.
+            z: noisy target view (B, C, H, W).
+            logsnr: log-SNR of the target (B,).
+            c2w: camera-to-world poses of condition (index 0) and target (1), (B, 2, 4, 4), OpenGL axes.
+            K: intrinsics in pixels (B, 3, 3), shared by both views.
             keep: (B,) bool, False where the condition is dropped.
         """
 
 
 def candidates(strategy: StrategyName, known: int, last: int = 1) -> range:
-    """Return the indices of the views that may condition the next, of the `known` first ones (input views first).
+    """Return the indices of the views that may be the condition of the next view.
 
-    stochastic: all (section 2.2). first: the first input view, so sampled views do not condition each other. last:
-    Markovian, the `last` >= 1 newest.
+    Args:
+        strategy: "stochastic": all known views (section 2.2). "first": only the first input view. "last": only the
+            `last` newest views.
+        known: number of known views; the input views come first.
     """
     return {"stochastic": range(known), "first": range(1), "last": range(max(0, known - last), known)}[strategy]
 
 
 def streams(generator: torch.Generator) -> list[torch.Generator]:
-    """Return independent generators of a scene for noise, choice of the condition and dropped conditions."""
+    """Return three generators, seeded by `generator`: for noise, choice of the condition, and dropped conditions."""
     seeds = torch.randint(2**62, (3,), generator=generator, device=generator.device).tolist()
     return [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]
 
@@ -89,23 +91,23 @@ def sample_views(
     guidance_scale: float = 1.0,
     progress: Progress | None = None,
 ) -> Tensor:
-    """Sample the views of S scenes at their target poses, in that order: (S, T, C, H, W), float32.
+    """Sample T views of each of S scenes, in the order of their poses. Returns encoded views (S, T, C, H, W), float32.
 
-    The model runs in the surrounding autocast; everything else is float32.
+    The model runs in the autocast context of the caller; everything else is float32.
 
     Args:
         images: encoded input views (S, N, C, H, W), N >= 1.
-        c2w: poses of the input views (S, N, 4, 4).
-        targets: poses to sample (S, T, 4, 4).
-        K: intrinsics in pixels (S, 3, 3), of all views of a scene.
-        generators: one per scene, so a scene does not depend on the others in the batch; the same generator gives the
-            same noise with every strategy and guidance.
-        strategy, last: see `candidates`; each step samples one of them.
+        c2w: camera-to-world poses of the input views (S, N, 4, 4), OpenGL axes.
+        targets: camera-to-world poses of the views to sample (S, T, 4, 4), OpenGL axes.
+        K: intrinsics in pixels (S, 3, 3), shared by all views of a scene.
+        generators: one per scene, so a scene does not depend on the other scenes of the batch. The same generator gives
+            the same noise for all strategies and guidance scales.
+        strategy, last: views that may be the condition, see `candidates`; each step samples one of these views.
         steps: denoising steps per view; 256 in the paper.
-        guidance_scale: s of eps_u + s (eps_c - eps_u): 1 is none, 0 ignores the condition, others double the batch.
-            The weight w of (1 + w) eps_c - w eps_u is s = 1 + w; the paper has 3 for SRN cars and 2 for chairs, of an
-            unspecified form.
-        progress: called after each step as (steps done, total steps, predicted clean views (S, C, H, W)).
+        guidance_scale: s in eps_u + s (eps_c - eps_u). 1 means no guidance, 0 ignores the condition, other values
+            double the batch. For the form (1 + w) eps_c - w eps_u, s is 1 + w. The paper has weight 3 for SRN cars and
+            2 for chairs, and does not say in which form.
+        progress: called after each step with (steps done, total steps, predicted clean views (S, C, H, W)).
     """
     scenes, inputs, count = len(images), images.shape[1], targets.shape[1]
     rows = torch.arange(scenes, device=images.device)
@@ -133,17 +135,25 @@ def sample_views(
 
 
 def clipped(model: ViewModel, x: Tensor) -> Tensor:
-    """Clip clean views to the model's range."""
+    """Clip clean views (...) to [-model.clip, model.clip], if the model has this limit."""
     return x if model.clip is None else x.clamp(-model.clip, model.clip)
 
 
 def guided_x0(
     model: ViewModel, x: Tensor, blank: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, guidance_scale: float
 ) -> Tensor:
-    """Predict the clean views (S, C, H, W) of `z` at the level `logsnr` (), with classifier-free guidance.
+    """Predict the clean target views (S, C, H, W) with classifier-free guidance.
 
-    x0, eps and v are affine in each other for one z, so guidance is the same in all of them. `blank` (S, C, H, W) is
-    fresh noise that replaces the condition `x` where it is dropped. A scale of 1 or 0 computes one branch only.
+    For a fixed z, the predictions x0, eps and v are affine functions of each other, so guidance has the same result for
+    all of them. With a scale of 1 or 0, only one branch is computed.
+
+    Args:
+        x: clean condition views (S, C, H, W).
+        blank: noise (S, C, H, W) that replaces `x` in the branch without condition.
+        z: noisy target views (S, C, H, W).
+        logsnr: log-SNR of `z`, scalar ().
+        c2w: camera-to-world poses of condition (index 0) and target (1), (S, 2, 4, 4), OpenGL axes.
+        K: intrinsics in pixels (S, 3, 3).
     """
     branches = [(x, True)] if guidance_scale != 0 else []
     branches += [(blank, False)] if guidance_scale != 1 else []

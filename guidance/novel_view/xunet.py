@@ -1,10 +1,10 @@
-"""X-UNet: two views pass through one UNet with shared weights and attend to each other (3DiM, section 2.3).
+"""X-UNet: a UNet processes two views with shared weights, and the views attend to each other (3DiM, section 2.3).
 
     network = XUNet(XUNetConfig(image_size=64))
     eps = network(x, z, logsnr, c2w, K, cond_mask)
 
-Frame 0 is the clean condition, frame 1 the noisy target; the output is the prediction for the target. The baseline
-`architecture="concat"` takes the condition as further input channels, without attention between frames.
+Frame 0 is the clean condition view and frame 1 the noisy target view; the output is the prediction for the target. The
+baseline `architecture="concat"` takes the condition as additional input channels, without attention between frames.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .options import XUNetConfig
 from .rays import encode_rays, noise_level_encoding, relative_poses
 
 CHANNELS = 3
-"""Channels of images."""
+"""Number of channels of images (RGB)."""
 
 
 class Conditioning(nn.Module):
-    """Embedding of noise levels and rays at each level of the UNet."""
+    """Network that embeds noise levels and camera rays, with one feature map for each level of the UNet."""
 
     def __init__(self, config: XUNetConfig, frames: int, encoding: int) -> None:
-        """`frames` per scene, each with `encoding` channels of encoded rays."""
+        """Build the layers for `frames` frames per scene, each with `encoding` channels of encoded rays."""
         super().__init__()
         self.config, width = config, config.emb_channels
         self.logsnr = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -42,11 +42,11 @@ class Conditioning(nn.Module):
         self.poses = nn.ModuleList(nn.Conv2d(encoding, width, 3, stride=stride) for stride in self.strides)
 
     def forward(self, logsnr: Tensor, encoded: Tensor) -> list[Tensor]:
-        """Return embeddings (B F, E, H / 2^i, W / 2^i) for each level i, after the swish that every FiLM begins with.
+        """Return embeddings (B F, E, H / 2^i, W / 2^i) for each level i, after the swish that starts every FiLM layer.
 
         Args:
-            logsnr: (B, F).
-            encoded: rays (B, F, D, H, W).
+            logsnr: log-SNR of each frame (B, F).
+            encoded: encoded rays (B, F, D, H, W).
         """
         noise = self.logsnr(noise_level_encoding(logsnr, self.config.emb_channels)).flatten(0, 1)
         if self.pos_emb is not None:
@@ -60,19 +60,19 @@ class Conditioning(nn.Module):
 
 
 def same_padding(stride: int) -> tuple[int, int, int, int]:
-    """Return the padding left, right, above, below of TensorFlow's "SAME" for a 3 x 3 convolution.
+    """Return the padding (left, right, top, bottom) of TensorFlow's "SAME" mode for a 3 x 3 convolution.
 
-    `stride` divides the image size.
+    `stride` must divide the image size.
     """
     total = max(3 - stride, 0)
     return (total // 2, total - total // 2) * 2
 
 
 class UNet(nn.Module):
-    """UNet of `Block`s, conditioned by an embedding per level."""
+    """UNet of `Block` modules, each conditioned on the embedding for its level."""
 
     def __init__(self, config: XUNetConfig, channels_in: int, cross: bool) -> None:
-        """`cross`: frames come in pairs that attend to each other."""
+        """Build the layers; with `cross`, consecutive frames form pairs that attend to each other."""
         super().__init__()
         self.config, self.cross = config, cross
         widths, attends, per_level = config.widths, config.level_attention, config.num_res_blocks
@@ -114,7 +114,7 @@ class UNet(nn.Module):
         return Block(self.residual(channels_in, channels), own, cross)
 
     def forward(self, h: Tensor, emb: list[Tensor]) -> Tensor:
-        """Transform (B F, C_in, H, W), with an embedding for each level, to (B F, C_out, H, W)."""
+        """Transform frames (B F, C_in, H, W) to (B F, 3, H, W); `emb` has one embedding (B F, E, h, w) per level."""
         last = len(emb) - 1
         blocks: Any  # a ModuleList, which type checkers take for a bare module
         h = self.conv_in(h)
@@ -137,7 +137,7 @@ class UNet(nn.Module):
 
 
 class XUNet(nn.Module):
-    """X-UNet or the concatenating baseline, a `sampler.ViewModel` on images. Fresh weights predict zeros."""
+    """X-UNet or its baseline, an implementation of `sampler.ViewModel` on images. It predicts zeros until trained."""
 
     clip = 1.0
 
@@ -161,14 +161,15 @@ class XUNet(nn.Module):
     def forward(
         self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, cond_mask: Tensor | None = None
     ) -> Tensor:
-        """Predict eps, v or the clean view of the target (B, 3, H, W), by `config.prediction`.
+        """Predict noise, v or the clean view (B, 3, H, W) of the target, as `config.prediction` selects.
 
         Args:
-            x, z: condition (clean, or noise where it is dropped) and noisy target (B, 3, H, W), in [-1, 1].
-            logsnr: of both frames (B, 2), in [-20, 20]; 20 is clean.
-            c2w: poses of both cameras (B, 2, 4, 4), OpenGL axes.
-            K: intrinsics in pixels (B, 3, 3), of both.
-            cond_mask: (B,) bool, False where the condition is dropped: the rays of both frames are masked.
+            x: condition view (B, 3, H, W) in [-1, 1]; noise where it is dropped.
+            z: noisy target view (B, 3, H, W).
+            logsnr: log-SNR of condition (index 0) and target (1), (B, 2), in [-20, 20]; 20 is clean.
+            c2w: camera-to-world poses of condition and target (B, 2, 4, 4), OpenGL axes.
+            K: intrinsics in pixels (B, 3, 3), shared by both views.
+            cond_mask: (B,) bool, False where the condition is dropped; the rays of both frames are then zero.
         """
         encoded = self.encode_cameras(c2w, K, cond_mask)
         if self.frames == 1:
@@ -179,13 +180,22 @@ class XUNet(nn.Module):
         return out.unflatten(0, (len(x), self.frames))[:, -1]
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """See `sampler.ViewModel`: the noise level of the condition follows from `keep`."""
+        """Predict the target view (B, 3, H, W), float32; arguments as in `sampler.ViewModel`.
+
+        The condition has the log-SNR of a clean image where `keep` is True, else `config.dropped_logsnr`.
+        """
         clean, noise = torch.full_like(logsnr, LOGSNR_MAX), torch.full_like(logsnr, self.config.dropped_logsnr)
         levels = torch.stack([torch.where(keep, clean, noise), logsnr], dim=1)
         return self(x, z, levels, c2w, K, keep).float()
 
     def encode_cameras(self, c2w: Tensor, K: Tensor, cond_mask: Tensor | None) -> Tensor:
-        """Return the encoded rays of both frames (B, 2, D, H, W), zeros where the condition is dropped."""
+        """Return the encoded rays (B, 2, D, H, W) of both frames, zero where the condition is dropped.
+
+        Args:
+            c2w: camera-to-world poses (B, 2, 4, 4), OpenGL axes.
+            K: intrinsics in pixels (B, 3, 3).
+            cond_mask: (B,) bool, False where the condition is dropped; None: nowhere.
+        """
         c = self.config
         if c.poses == "relative":
             with torch.autocast(c2w.device.type, enabled=False):

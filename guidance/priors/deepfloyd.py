@@ -1,8 +1,8 @@
-"""DeepFloyd IF's first stage as a prior: diffusion on images of 64 pixels, without a VAE, with a T5 text encoder.
+"""DeepFloyd IF's first stage as a prior: diffusion on images of 64 x 64 pixels, without a VAE, with a T5 text encoder.
 
-It stands in for Imagen, which DreamFusion and Magic3D used. The UNet is that of diffusers; its variance output is not
-used. The text encoder has more parameters than the UNet and is needed once, so it is loaded to encode a prompt and
-freed afterwards.
+It replaces Imagen, which DreamFusion and Magic3D used and which is not public. The UNet is the one of diffusers; the
+variance that it predicts is ignored. The text encoder has more parameters than the UNet, but is needed only to encode
+the prompt: it is loaded from disk for that, and freed afterwards.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CHANNELS = 3
 
 
 def build(options: DeepFloydConfig, device: torch.device | str = "cpu") -> DeepFloyd:
-    """Build the prior of a config. Raises ConfigError."""
+    """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
     o = options
     if o.attention != "sdpa":
         raise ConfigError("these weights compute it with torch itself; choose attention=sdpa", "attention")
@@ -43,7 +43,7 @@ def build(options: DeepFloydConfig, device: torch.device | str = "cpu") -> DeepF
 
 
 def read_unet(path: Path) -> UNet2DConditionModel:
-    """Load the UNet of a diffusers folder, in float32. Raises ConfigError if it is not a first stage on pixels."""
+    """Load the UNet of the diffusers folder `path`, in float32. Raises ConfigError unless it denoises RGB pixels."""
     config, tensors = components.read_part(path / "unet")
     components.expect(config, *components.NETWORKS["unet"].class_entry, path / "unet")
     if config.get("in_channels") != CHANNELS or config.get("class_embed_type") is not None:
@@ -56,7 +56,7 @@ def read_unet(path: Path) -> UNet2DConditionModel:
 
 
 def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
-    """Load T5's encoder, frozen. Raises ConfigError if tensors are missing."""
+    """Load the frozen T5 encoder of `folder` on the CPU. Raises ConfigError if a tensor is missing."""
     from transformers import T5EncoderModel
     from transformers.utils import logging as their_logging
 
@@ -79,9 +79,9 @@ def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
 
 
 class DeepFloyd(Prior):
-    """A prior on pixels without cameras: its "latents" are the images, (B, 3, h, w) in [-1, 1].
+    """Text-to-image prior on pixels, without cameras. Its "latents" are the images themselves, (B, 3, h, w) in [-1, 1].
 
-    The frozen UNet is stored in the precision that it computes in, `dtype`.
+    The weights of the frozen UNet are cast to `dtype`, the precision of its computation.
     """
 
     unet: UNet2DConditionModel
@@ -97,7 +97,16 @@ class DeepFloyd(Prior):
         dtype: str = "auto",
         device: torch.device | str = "cpu",
     ) -> None:
-        """Combine networks; `text_encoder`: folder that the text encoder is loaded from when it is needed."""
+        """Build the prior from loaded parts.
+
+        Args:
+            text_encoder: folder from which `encode_prompt` loads T5.
+            image_size: pixels per side; None: the size that the UNet was trained on.
+            dtype: "auto", "fp32", "bf16" or "fp16".
+
+        Raises:
+            ConfigError: the UNet cannot process images of this size.
+        """
         self.unet, self.text_folder, self.tokenizer, self.schedule = unet, text_encoder, tokenizer, schedule
         self.image_size = image_size or int(unet.config["sample_size"])
         self.factor = 1
@@ -127,7 +136,7 @@ class DeepFloyd(Prior):
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:
-        """Encode n prompts, in lower case as in training: T5's last hidden state, (n, 77, D) float32."""
+        """Return T5's last hidden state of n prompts, (n, 77, D) float32. Prompts are lower-cased, as in training."""
         prompts = [prompt.lower().strip() for prompt in prompts]
         self.note_cuts(prompts)
         # never float16, in which T5's activations overflow
@@ -147,7 +156,10 @@ class DeepFloyd(Prior):
         return (z / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
-        """Predict the noise in `x` (B, 3, s, s); camera and views are ignored."""
+        """Predict the noise eps (B, 3, s, s), float32, in noisy images `x` of this shape at timesteps `t` (B,).
+
+        `text` (B, L, D) is the encoded prompt. `camera` and `n_view` are ignored.
+        """
         with self.autocast():
             out = self.unet(x.to(self.dtype), t, text.to(self.dtype), return_dict=False)[0]
         return out[:, : x.shape[1]].float()

@@ -1,4 +1,4 @@
-"""Base class of latent priors: UNet, VAE, text encoder and tokenizer of a diffusers folder or a single file."""
+"""Base class of latent diffusion priors, with UNet, VAE, text encoder and tokenizer from a folder or a single file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from threedgen.run.prompts import remove_words
 
 P = TypeVar("P", bound="LatentDiffusion")
 CHECK_SIZE = 8
-"""Latents per side of the image that checks new weights: every level of the UNet still has one."""
+"""Side in latents of the test image for new weights. The coarsest level of the UNet still has at least one latent."""
 
 
 def load_prior(
@@ -39,7 +39,16 @@ def load_prior(
     personalisation: str | None = None,
     personalisation_strength: float = 1.0,
 ) -> P:
-    """Load a `kind` of `LatentDiffusion` by the options that all of them share. Raises ConfigError."""
+    """Load a subclass of `LatentDiffusion` with the options that all subclasses share.
+
+    Args:
+        kind: the subclass.
+        personalisation: file of a subject that the weights were tuned to; None: no subject.
+        personalisation_strength: factor on the weight changes of that file; 1: as trained.
+
+    Raises:
+        ConfigError: a file is missing or damaged, or an option does not fit the device or the weights.
+    """
     o = options
     if o.attention == "xformers" and torch.device(device).type != "cuda":
         raise ConfigError(f"'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa", "attention")
@@ -50,15 +59,15 @@ def load_prior(
 
 
 class LatentDiffusion(Prior):
-    """A latent diffusion model of single images.
+    """Latent diffusion model of single images; base class of the Stable Diffusion, MVDream and adapter priors.
 
-    The networks are used as they are given: `load` freezes them, a trainer may pass trainable ones. Weights stay
-    float32; `dtype` is the precision in which UNet and encoder compute (autocast); images are decoded in float32.
+    `load` freezes the networks; a trainer may pass trainable networks to the constructor. Weights stay in float32. UNet
+    and VAE encoder compute under autocast in `dtype`; the VAE decoder computes in float32.
     """
 
     unet: UNet2DConditionModel
     needs_camera = False
-    """Whether its weights must have a camera branch, which it then uses."""
+    """Whether this class uses the UNet's camera branch; weights without that branch are then an error."""
 
     def __init__(
         self,
@@ -73,14 +82,14 @@ class LatentDiffusion(Prior):
         dtype: str = "auto",
         device: torch.device | str | None = "cpu",
     ) -> None:
-        """Combine networks.
+        """Build the prior from loaded networks.
 
         Args:
-            coarse: predictor whose output is an input of the UNet.
-            second: SDXL's other text encoder.
-            image_size: pixels per side; None: that of the UNet's training.
-            dtype: as in `PriorConfig.dtype`.
-            device: None: the networks stay where they are, for an owner that moves them.
+            coarse: network that predicts coarse latents from text and camera, as additional input channels of the UNet.
+            second: second text encoder of SDXL; None for other models.
+            image_size: pixels per side; None: the size that the UNet was trained on.
+            dtype: precision of the computation, "auto", "fp32", "bf16" or "fp16".
+            device: device to move the networks to; None: do not move them, because the caller does.
 
         Raises:
             ConfigError: the networks do not fit together.
@@ -116,15 +125,17 @@ class LatentDiffusion(Prior):
         personalisation: str | None = None,
         personalisation_strength: float = 1.0,
     ) -> Self:
-        """Load frozen networks; nothing in the files is executed.
+        """Load frozen networks without executing code from the files.
 
         Args:
-            weights: see `loading.locate`.
-            personalisation: file of a subject that these weights were tuned to (subject_weights.py), added with
-                `personalisation_strength`.
+            weights: name of embedded weights, diffusers folder, single-file checkpoint, or hub id "owner/name".
+            tokenizer: folder of the tokenizer; None: the tokenizer beside the weights.
+            image_size: pixels per side; None: the size that the UNet was trained on.
+            personalisation: file with the weight changes for one subject (subject_weights.py).
+            personalisation_strength: factor on these weight changes.
 
         Raises:
-            ConfigError: anything is missing or damaged.
+            ConfigError: a file is missing or damaged, or the networks do not work together.
         """
         found = components.load(weights, tokenizer, cls.needs_camera)
         if personalisation is not None:
@@ -143,14 +154,18 @@ class LatentDiffusion(Prior):
 
     @staticmethod
     def extra_channels(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
-        """Return the number of UNet input channels beside the noisy latents. Raises ConfigError."""
+        """Return the number of UNet input channels in addition to the noisy latents.
+
+        Subclasses raise ConfigError for a number of channels that they do not support.
+        """
         return 0
 
     @torch.no_grad()
     def check_networks(self) -> Tensor:
-        """Run every network once on a small image: latents (1, C, h, w).
+        """Run every network once on a small image and return a sum of their outputs, (1, C, h, w).
 
-        Names, shapes and numbers of files can be in order, and yet the networks not work, or not together.
+        Files with correct names and shapes may still contain NaN, or networks that do not work together. The caller
+        checks that the sum is finite.
         """
         camera = None if self.unet.class_embedding is None else self.camera(torch.eye(4, device=self.device)[None])
         z = torch.zeros(1, self.latent_shape[0], CHECK_SIZE, CHECK_SIZE, device=self.device)
@@ -168,13 +183,23 @@ class LatentDiffusion(Prior):
         return self
 
     def compact(self) -> Self:
-        """Halve the memory of a UNet that does not compute in float32; it can no longer be trained or saved."""
+        """Cast the weights of the UNet to `dtype`. It can then no longer be trained or saved.
+
+        This halves its memory in bf16 and fp16.
+        """
         for name in {"unet", "multiview"} & self.networks.keys():
             cast_weights(self.networks[name], self.dtype)
         return self
 
     def with_draft(self, draft: float | None) -> Self:
-        """Sample at half the size first from now on, or at once; see `draft`. Raises ConfigError."""
+        """Set the img2img strength `draft` of coarse-to-fine sampling, and return self.
+
+        Args:
+            draft: noise strength in (0, 1] at full size after a sample at half the size; None: one pass at full size.
+
+        Raises:
+            ConfigError: the prior has a coarse predictor, or the image size cannot be halved.
+        """
         if draft is not None and self.coarse is not None:
             raise ConfigError(
                 "needs samples that start from noise, and these weights start from a coarse prediction; remove it",
@@ -186,7 +211,7 @@ class LatentDiffusion(Prior):
 
     @property
     def unit(self) -> int:
-        """Pixels of which the sides of images must be multiples."""
+        """Number of pixels by which the height and the width of images must be divisible."""
         return int(self.factor * 2 ** (len(self.unet.config["block_out_channels"]) - 1))
 
     @property
@@ -201,7 +226,7 @@ class LatentDiffusion(Prior):
         vae.decoder = vae.post_quant_conv = None
 
     def save(self, folder: Path | str) -> None:
-        """Write a diffusers folder (float16, SHA256SUMS) that `load` and diffusers can read."""
+        """Write the networks as a diffusers folder in float16, with SHA256SUMS. `load` and diffusers can read it."""
         components.save(self, Path(folder))
 
     @property
@@ -220,18 +245,20 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:
-        """Encode n prompts: last hidden state after the final layer norm, (n, L, D) float32.
+        """Encode n prompts as (n, L, D) float32: the text encoder's last hidden state after the final layer norm.
 
-        With two `prompt_variants` (n, 2 L, D); for SDXL see `sdxl.encode_both`.
+        If `prompt_variants` returns two variants, they are joined along the tokens: (n, 2 L, D). For SDXL the result is
+        (n, L + 1, D): penultimate features of both encoders, and the pooled text as last token (`sdxl.encode_both`).
         """
         prompts = [self.read_prompt(prompt).text for prompt in prompts]
         self.note_cuts(prompts)
         return torch.cat([self._encode(variant) for variant in self.prompt_variants(prompts)], dim=1)
 
     def prompt_variants(self, prompts: list[str]) -> list[list[str]]:
-        """Return the prompts, and with a coarse predictor and a tuned subject also the prompts without the subject.
+        """Return the variants of the prompts to encode, each a list of n texts.
 
-        The coarse predictor was not trained on the subject, so it takes the second variant.
+        The first variant is the prompts. With a coarse predictor and a tuned subject there is a second variant, the
+        prompts without the words for the subject: the coarse predictor takes it, as it was not trained on the subject.
         """
         usual = [[remove_words(prompt, self.identifiers) for prompt in prompts]]
         return [prompts, *(usual if self.coarse is not None and self.identifiers else [])]
@@ -248,25 +275,35 @@ class LatentDiffusion(Prior):
         return tokens.added_words(self.tokenizer)
 
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Sample latents (B, C, h, w) from the VAE's posterior of images (B, H, W, 3), with gradients."""
+        """Encode images (B, H, W, 3) in [0, 1] as scaled latents (B, C, h, w) sampled from the VAE's posterior.
+
+        Images are resized to `image_size`. Gradients flow back to them.
+        """
         mean, std = self.posterior(rgb)
         return self.scaling_factor * (mean + std * fresh_noise(mean, generator))
 
     @torch.no_grad()
     def encode_views(self, views: Tensor) -> Tensor:
-        """Encode images (F, H, W, 3) at their own size, one after the other: posterior means (F, C, h, w)."""
+        """Encode images (F, H, W, 3) in [0, 1] as scaled posterior means (F, C, h, w), without resizing.
+
+        h and w are H and W divided by `factor`. Images are encoded one after the other to save memory.
+        """
         images = (2 * views.permute(0, 3, 1, 2) - 1).to(self.device, torch.float32)
         with self.encoding():
             means = [self.vae.encode(image).latent_dist.mean.float() for image in images.split(1)]
         return self.scaling_factor * torch.cat(means)
 
     def encoding(self) -> torch.autocast:
-        """Context of the precision for encoding images: in float16 SDXL's VAE overflows."""
+        """Return the autocast context for encoding images; disabled for SDXL in float16, where the VAE overflows."""
         safe = self.dtype != torch.float16 or not sdxl.has_added_conditioning(self.unet)
         return self.autocast() if safe else torch.autocast(self.device.type, enabled=False)
 
     def posterior(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and standard deviation of the VAE's unscaled latents (B, C, h, w) of images, float32."""
+        """Encode images (B, H, W, 3) in [0, 1], resized to `image_size`, with the VAE.
+
+        Returns:
+            Mean and standard deviation of the latents, each (B, C, h, w) float32, before the scaling factor.
+        """
         with self.encoding():
             found = self.vae.encode(self.resized(rgb)).latent_dist
         return found.mean.float(), found.std.float()
@@ -284,12 +321,16 @@ class LatentDiffusion(Prior):
         n_view: int = 1,
         coarse: Tensor | None = None,
     ) -> Tensor:
-        """Return the output of the UNet in the current precision.
+        """Return the output of the UNet (B, C, h, w), noise or v, in the current autocast precision.
 
-        A 2D prior denoises each image by itself; with `needs_camera`, `n_view` consecutive images attend to each other.
+        With `needs_camera`, `n_view` consecutive images attend to each other; otherwise each is denoised separately.
 
         Args:
-            coarse: latents like `x` in place of the coarse prediction.
+            x: noisy latents (B, C, h, w).
+            t: timesteps (B,).
+            text: encoded prompts (B, L, D).
+            camera: camera vectors (B, 16), see `camera_vector`.
+            coarse: coarse latents (B, C, h, w) to use instead of the coarse predictor's output.
         """
         if not self.needs_camera:
             camera, n_view = None, 1
@@ -302,14 +343,25 @@ class LatentDiffusion(Prior):
         return predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
     def split_variants(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Split text (B, L, D) into that of the UNet and that of the coarse predictor, see `prompt_variants`."""
+        """Split encoded text (B, L or 2 L, D) into the text of the UNet and of the coarse predictor, each (B, L, D).
+
+        Text with a single variant is returned twice, see `prompt_variants`.
+        """
         both = text.shape[1] == 2 * self.max_tokens
         own, coarse = text.chunk(2, 1) if both else (text, text)
         return own, coarse
 
     @torch.no_grad()
     def predict_coarse(self, coarse: CoarsePredictor | None, text: Tensor, c2w: Tensor) -> Tensor | None:
-        """Return the prediction of a coarse predictor at the size of the latents, if samples may start from it."""
+        """Predict coarse latents from which samples start, resized to the latents of the prior.
+
+        Args:
+            text: encoded prompts (B, L, D).
+            c2w: camera-to-world poses (B, 4, 4), OpenGL axes, z up.
+
+        Returns:
+            (B, C, h, w); None without a coarse predictor, or if its config does not allow samples to start from it.
+        """
         if coarse is None or not coarse.config["starts_samples"]:
             return None
         with self.autocast():

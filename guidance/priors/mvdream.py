@@ -1,7 +1,7 @@
 """MVDream (arXiv 2308.16512): a text-to-image diffusion model that samples several views of one object at once.
 
-One class serves the released weights and the embedded toybox prior: stock UNet, VAE and text encoder, made multi-view
-by `attention/joined.py`. With n_view = 1 and no camera it is the 2D model.
+One class serves the released weights and the embedded toybox prior. UNet, VAE and text encoder are those of diffusers
+and transformers; `attention/joined.py` adds the attention between views. With n_view = 1 and no camera the model is 2D.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from .latent_diffusion import LatentDiffusion, load_prior
 
 
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
-    """Build the prior of a config. Raises ConfigError."""
+    """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
     return load_prior(MVDream, options, device, options.personalisation, options.personalisation_strength)
 
 
 class MVDream(LatentDiffusion, MultiviewPrior):
-    """A multi-view latent diffusion prior with a camera branch."""
+    """Latent diffusion prior that denoises the views of an object together and is conditioned on their cameras."""
 
     needs_camera = True
 
@@ -30,5 +30,5 @@ class MVDream(LatentDiffusion, MultiviewPrior):
         return camera_vector(c2w)
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
-        # without a camera there is only a mean over all, for a tuned subject only its class
+        # without a camera the prediction is the mean over all cameras; for a tuned subject it shows only the class
         return None if c2w is None or self.identifiers else self.predict_coarse(self.coarse, text, c2w)

@@ -1,7 +1,7 @@
-"""The multi-view prior as a diffusers pipeline, with its methods and callbacks.
+"""MVDream as a diffusers pipeline.
 
 pipe = MVDreamPipeline.from_pretrained("folder or hub id", dtype=torch.float16).to("cuda")
-pipe = MVDreamPipeline.from_single_file("sd-v2.1-base-4view.pt")        the authors' files
+pipe = MVDreamPipeline.from_single_file("sd-v2.1-base-4view.pt")        # a checkpoint of the authors
 images = pipe("an astronaut riding a horse, 3d asset", guidance_scale=10.0).images
 """
 
@@ -33,10 +33,10 @@ from .mvdream import MVDream
 
 
 class MVDreamPipeline(DiffusionPipeline):
-    """Text to views of one object (MVDream, arXiv 2308.16512), on stock diffusers networks.
+    """Diffusers pipeline that samples several views of one object from text (MVDream, arXiv 2308.16512).
 
-    The parts are those of a Stable Diffusion folder, so files are shared with it, and the scheduler may be any of
-    diffusers. Its methods work as ever: `save_pretrained`, `to`, `enable_model_cpu_offload`, `progress_bar`.
+    Its components are those of a Stable Diffusion folder, so the files can be shared. Any diffusers scheduler works.
+    The inherited methods work too: `save_pretrained`, `to`, `enable_model_cpu_offload`, `progress_bar`.
     """
 
     unet: UNet2DConditionModel
@@ -68,13 +68,15 @@ class MVDreamPipeline(DiffusionPipeline):
             coarse=coarse,
         )
         self.precision: str | None = None
-        """Precision of the UNet with weights in float32, see `PriorConfig.dtype`; None: that of its weights."""
+        """Precision in which a UNet with float32 weights computes: "auto", "fp32", "bf16" or "fp16".
+
+        None: the dtype of the weights."""
         self.image_size: int | None = None
-        """Pixels per side; None: that of the training."""
+        """Pixels per side of the samples; None: the size that the UNet was trained on."""
 
     @classmethod
     def from_prior(cls, prior: LatentDiffusion) -> MVDreamPipeline:
-        """Return a pipeline of the networks of a prior, not copied."""
+        """Return a pipeline that shares the networks of `prior`; the weights are not copied."""
         scheduler = components.scheduler(prior.schedule)
         found = cls(prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, scheduler, prior.coarse)
         found.precision, found.image_size = prior.precision, prior.image_size
@@ -82,12 +84,12 @@ class MVDreamPipeline(DiffusionPipeline):
 
     @classmethod
     def from_single_file(cls, weights: str, tokenizer: str | None = None) -> MVDreamPipeline:
-        """Load anything that `prior.weights` takes, such as the original checkpoints. Raises ConfigError."""
+        """Load a checkpoint file, a folder or a hub id, as for the option `prior.weights`. Raises ConfigError."""
         return cls.from_prior(MVDream.load(weights, dtype="fp32", tokenizer=tokenizer))
 
     @property
     def prior(self) -> MVDream:
-        """The networks, not copied, as a prior."""
+        """A new `MVDream` prior that shares the networks of this pipeline."""
         names = {dtype: name for name, dtype in DTYPES.items()}
         prior = MVDream(
             self.unet,
@@ -121,20 +123,23 @@ class MVDreamPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
     ) -> ImagePipelineOutput | tuple[object]:
-        """Sample `n_view` views of each prompt from noise, the views of an object consecutive.
+        """Sample n = prompts x views images from noise; the views of a prompt are consecutive.
 
         Args:
-            prompt: one or several.
-            negative_prompt: for all prompts.
-            n_view: views around the object, equally spaced; 0: one image each from the 2D model.
-            elevation, azimuth: degrees, of all views and of the first one; azimuth 0 is the front.
-            c2w: poses (V, 4, 4) instead of these, OpenGL axes, z up; only their directions count.
+            prompt: one prompt or several.
+            negative_prompt: used for all prompts.
+            n_view: number of views per prompt, equally spaced around the object; 0: one image from the 2D model.
+            elevation: elevation of all views in degrees.
+            azimuth: azimuth of the first view in degrees; 0 is the front.
+            c2w: camera-to-world poses (V, 4, 4), OpenGL axes, z up, instead of n_view, elevation and azimuth. Their
+                distances to the origin are ignored.
             num_inference_steps, eta: arguments of the scheduler.
-            guidance_scale: s of eps_u + s (eps_c - eps_u).
-            generator: for the initial noise and that of eta; one on the CPU gives the same noise everywhere.
-            latents: initial noise (prompts x views, 4, h, w).
-            output_type: "pil", "np" (n, H, W, 3) in [0, 1], "pt" (n, 3, H, W) in [0, 1], or "latent".
-            callback_on_step_end: called as f(pipeline, k, t, {"latents": ...}); may return replacements.
+            guidance_scale: s in eps_u + s (eps_c - eps_u), with (c) and without (u) the prompt.
+            generator: for the initial noise and the noise of eta. A CPU generator gives the same noise on all devices.
+            latents: initial noise (n, 4, h, w).
+            output_type: "pil", "np" (n, H, W, 3) in [0, 1], "pt" (n, 3, H, W) in [0, 1], or "latent" (n, 4, h, w).
+            return_dict: return an `ImagePipelineOutput` instead of a tuple.
+            callback_on_step_end: called as f(pipeline, k, t, {"latents": x}); may return {"latents": new x}.
 
         Raises:
             ValueError: no prompt, fewer than 0 views, or an unknown output_type.
@@ -157,7 +162,7 @@ class MVDreamPipeline(DiffusionPipeline):
         takes = inspect.signature(self.scheduler.step).parameters
         more = {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in takes}
         for k, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            # a grid of as many steps as there are timesteps ends one beyond the table
+            # with as many steps as training timesteps, the first timestep is T, one beyond the schedule's table
             known = t.clamp(max=prior.schedule.T - 1)
             output = network(self.scheduler.scale_model_input(x, t), known.expand(len(x)), text, camera, views)
             x = self.scheduler.step(output, known, x, **more).prev_sample

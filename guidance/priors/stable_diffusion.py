@@ -1,6 +1,6 @@
-"""Stable Diffusion (arXiv 2112.10752) as a prior: single images, no camera.
+"""Stable Diffusion (arXiv 2112.10752) as a prior of single images without cameras.
 
-Any weights of its architecture do, those of a multi-view prior too, which is then used in its 2D mode.
+It loads all weights of this architecture. The weights of a multi-view prior work too: the model then runs in 2D mode.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from .latent_diffusion import LatentDiffusion, load_prior
 
 
 def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") -> StableDiffusion:
-    """Build the prior of a config. Raises ConfigError."""
+    """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
     return load_prior(StableDiffusion, options, device)
 
 
 class StableDiffusion(LatentDiffusion):
-    """A latent diffusion prior of single images."""
+    """Latent diffusion prior of single images; `LatentDiffusion` without changes."""

@@ -1,7 +1,7 @@
-"""View prompts and Perp-Neg: text conditions against multiple fronts (Janus) with priors that have no cameras.
+"""View-dependent prompts and Perp-Neg, which reduce objects with several fronts (Janus) for priors without cameras.
 
-DreamFusion (section 3.2) appends ", front view" and the like by the camera's direction. Perp-Neg (Armandpour et al.
-2023) interpolates between the sides' texts and uses the neighbouring sides as negative prompts.
+DreamFusion (section 3.2) appends ", front view" or another direction to the prompt, depending on the camera. Perp-Neg
+(Armandpour et al. 2023) interpolates the embeddings of two adjacent directions and uses both as negative prompts.
 """
 
 from __future__ import annotations
@@ -18,22 +18,30 @@ from threedgen.guidance.losses.options import ViewPromptsConfig
 
 DIRECTIONS = ("side", "front", "back", "overhead")
 
-# Weights of negative prompts, a exp(-b r) + c, from threestudio: of front and side between front and side, and of side
-# and front between side and back. r is 1 at the text's own side, where its weight is zero; the front is always a
-# negative at the back.
+# Constants (a, b, c) of the weight a exp(-b r) + c of a negative prompt, from threestudio. A camera between front and
+# side has the negative prompts front and side, a camera between side and back has side and front. r is 1 where the
+# camera looks at the direction of the negative prompt; its weight is zero there. FRONT_OF_BACK stays positive.
 FRONT_OF_SIDE = SIDE_OF_FRONT = (4.0, 0.5, -2.426)
 SIDE_OF_BACK = (1.0, 0.5, -0.606)
 FRONT_OF_BACK = (1.0, 0.5, 0.967)
 
 
 def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]:
-    """Return the texts to encode, in the order of `view_text`."""
+    """Return the texts to encode for `view_text`: prompt, negative prompt, and the prompt for each of `DIRECTIONS`.
+
+    The texts for the directions are left out if view prompts are disabled.
+    """
     words = [getattr(options, direction) for direction in DIRECTIONS] if options.enabled else []
     return [prompt, negative, *(prompt + word for word in words)]
 
 
 def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
-    """Return the text condition of the B cameras of a rig, from the embeddings (2 or 6, L, D) of `prompts`."""
+    """Return the text condition of the B cameras of a rig.
+
+    Args:
+        text: embeddings (2 or 6, L, D) of the texts of `prompts`, in that order.
+        rig: cameras; azimuth and elevation (B,) in radians are used.
+    """
     if not options.enabled:
         return Condition((text[:1], text[1:2]))
     if options.perp_neg:
@@ -42,7 +50,10 @@ def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
 
 
 def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
-    """Return the index in `DIRECTIONS` of each camera, (B,) int64; azimuth 0 is the front."""
+    """Return (B,) int64, the index in `DIRECTIONS` of each camera of a rig.
+
+    Azimuth 0 is the front. An elevation above `options.overhead_above` degrees is "overhead" at any azimuth.
+    """
     turn, steep = torch.rad2deg(wrap_angle(rig.azimuth).abs()), torch.rad2deg(rig.elevation)
     found = torch.zeros(len(rig.azimuth), dtype=torch.long, device=turn.device)
     found[turn < options.front_within] = 1
@@ -52,7 +63,15 @@ def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
 
 
 def _perp_neg(uncond: Tensor, sides: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
-    """Interpolate the text between two sides by angle, with two negative prompts per image; none for overhead views."""
+    """Return the condition of Perp-Neg for B cameras; overhead cameras get negative prompts with weight zero.
+
+    Args:
+        uncond: embedding of the negative prompt (1, L, D).
+        sides: embeddings (4, L, D) in the order of `DIRECTIONS`.
+
+    Returns:
+        Condition with text (B, L, D) interpolated by azimuth; two negative prompts (2, B, L, D), their weights (2, B).
+    """
     overhead = (direction(rig, options) == 3).to(sides.device)
     turn = (wrap_angle(rig.azimuth).abs() / (pi / 2)).to(sides)  # 0 front, 1 side, 2 back
     fronts = turn < 1

@@ -1,4 +1,4 @@
-"""Errors that are shown without a traceback, and the search for the name that was meant."""
+"""Errors that are shown without a traceback, and suggestions for mistyped names."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _NOTHING = object()
 
 
 class ExpectedError(Exception):
-    """Error that the command line shows without a traceback, and ends with `exit_code`.
+    """Base class of errors that the command line shows without a traceback. The program then ends with `exit_code`.
 
-    Its text, `key: problem (got value)`, is one sentence, or one line per mistake. A key is relative to the section
-    that raises; the caller completes it (`within`).
+    The text is `key: problem (got value)`, one line per mistake. The key is relative to the config section that raises
+    the error; callers prefix it with the name of that section by `within`.
     """
 
     exit_code = 2
@@ -60,7 +60,10 @@ class WorkerLost(ExpectedError):
 
 
 def expected(error: BaseException) -> ExpectedError | None:
-    """Return the error to show to the user: itself, a full disk or exhausted memory; None for a bug."""
+    """Convert an exception to the error to show to the user; return None for a bug, whose traceback is shown.
+
+    An `ExpectedError` is returned as it is. Exceptions for a full disk or for exhausted memory are converted.
+    """
     if isinstance(error, ExpectedError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -73,17 +76,17 @@ def expected(error: BaseException) -> ExpectedError | None:
 
 
 def within(section: str) -> AbstractContextManager[None]:
-    """Prefix the key of an ExpectedError with a section; leave an empty key."""
+    """Return a context that prefixes the key of an ExpectedError with a section name. An empty key stays empty."""
     return _rekeyed(lambda key: key and f"{section}.{key}")
 
 
 def called(name: str) -> AbstractContextManager[None]:
-    """Replace the key of an ExpectedError; leave an empty key."""
+    """Return a context that replaces the key of an ExpectedError by `name`. An empty key stays empty."""
     return _rekeyed(lambda key: key and name)
 
 
 def keyed(name: str) -> AbstractContextManager[None]:
-    """Set the key of an ExpectedError that has none, such as the key by which a file was given."""
+    """Return a context that sets the key of an ExpectedError without a key, such as the option that names a file."""
     return _rekeyed(lambda key: key or name)
 
 
@@ -96,7 +99,7 @@ def _rekeyed(rename: Callable[[str], str]) -> Iterator[None]:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Return an error in one line: the text of an ExpectedError, otherwise class and text."""
+    """Return an error as one line: the text of an ExpectedError, for other errors the class name and the text."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C"
     text = " ".join(str(error).split())
@@ -104,7 +107,7 @@ def in_a_line(error: BaseException) -> str:
 
 
 def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the choice most similar to `word`, ignoring case; None if none reaches `cutoff` in [0, 1]."""
+    """Return the choice most similar to `word`, ignoring case; None if no similarity reaches `cutoff` in [0, 1]."""
     found = process.extractOne(word, list(choices), scorer=fuzz.ratio, processor=str.lower, score_cutoff=100 * cutoff)
     return found[0] if found else None
 
@@ -115,15 +118,15 @@ ALIASES = {
     "lr": ("learning_rate", "optimizer.encoding", "optimizer.networks"),
     "learning_rate": ("optimizer.encoding", "optimizer.networks"),
 }
-"""Last part of a mistyped key -> endings of keys that may be meant."""
+"""Last part of an unknown key -> last parts of the keys that the user may mean."""
 MAX_SUGGESTIONS = 4
 
 
 def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
-    """Return the dotted paths that may be meant by a dotted key, likeliest first.
+    """Return the known dotted keys that the user may mean by an unknown dotted key, likeliest first.
 
-    Paths with the same last part win (`max_steps` -> `trainer.max_steps`), those of the most similar section if there
-    are several; then the most similar whole path, then the path with the most similar last part.
+    Keys with the same last part come first (`max_steps` -> `trainer.max_steps`); of several, those in the most similar
+    section. Without any, the most similar key is returned, or else the key with the most similar last part.
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")
@@ -138,7 +141,7 @@ def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(*names: str | None) -> str:
-    """Return `; did you mean 'name' or 'other'?`, or nothing without names."""
+    """Return `; did you mean 'name' or 'other'?`; "" if there are no names."""
     known = " or ".join(f"'{name}'" for name in names if name)
     return f"; did you mean {known}?" if known else ""
 

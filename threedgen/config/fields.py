@@ -1,4 +1,4 @@
-"""Fields and sections of config models: walk, merge, and describe them."""
+"""Functions on the fields and sections of config models: list them, merge their values, describe their types."""
 
 from __future__ import annotations
 
@@ -25,19 +25,20 @@ _SCHEDULE = get_args(Scheduled)[1]
 
 
 class Place(NamedTuple):
-    """A field at its place in a config."""
+    """Field of a config model, with its key in the whole config and its value."""
 
     path: tuple[str, ...]
     field: FieldInfo
     section: type[BaseModel] | None  # model, if the field is a section
-    value: Any  # present data, or the default
+    value: Any  # value in the config, or the default
 
 
 def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = ()) -> Iterator[Place]:
-    """Yield every field, a section before its content, and sections after the other fields of their model.
+    """Yield every field of a model and of its sections; other fields of a model come before its sections.
 
     Args:
-        tree: present data (nested dicts, or a config), which decides the models of sections with a `name`.
+        tree: values of the config (nested dicts, or a config object). The `name` in a section decides its model.
+        prefix: key of the section that `model` belongs to.
     """
     found = [(name, field, value_in(tree, name)) for name, field in model.model_fields.items()]
     models = {name: section(field, value) for name, field, value in found}
@@ -59,7 +60,7 @@ def paths(model: type[BaseModel], tree: object = None) -> list[str]:
 
 
 def value_in(tree: object, name: str) -> Any:
-    """Return the value of a key in a dict or a config; None without one."""
+    """Return the value of a key in a dict or a config object; None if the key is missing."""
     return tree.get(name) if isinstance(tree, dict) else getattr(tree, name, None)
 
 
@@ -67,12 +68,12 @@ def value_in(tree: object, name: str) -> Any:
 
 
 def component(field: FieldInfo) -> Component | None:
-    """Return the Component of a field; None for an ordinary field."""
+    """Return the `Component` mark of a field, which selects its model from the registry; None for other fields."""
     return next((mark for mark in (*field.metadata, field.annotation) if isinstance(mark, Component)), None)
 
 
 def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
-    """Return the model of a section for its present value; None for other fields and for an unknown `name`."""
+    """Return the config model of a section with this value; None for other fields and for an unknown `name`."""
     value = with_default(field, value)
     if mark := component(field):
         return mark.model(value)
@@ -81,18 +82,18 @@ def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
 
 
 def section_models(field: FieldInfo) -> list[type[BaseModel]]:
-    """Return the models that an ordinary field may hold; if there are several, their `name` decides."""
+    """Return the config models in the type of a field without `Component`; of several, the `name` selects one."""
     return [kind for kind in members(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def model_names(model: type[BaseModel]) -> tuple[str, ...]:
-    """Return the values of a model's `name: Literal[...]`."""
+    """Return the values of a model's field `name: Literal[...]`; () without such a field."""
     field = model.model_fields.get("name")
     return get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
 
 
 def alternatives(field: FieldInfo) -> dict[str, type[BaseModel] | Exception]:
-    """Return the names that a section may have, each with its model, or the error of a broken plug-in."""
+    """Return the allowed names of a section -> config model, or the exception if a plug-in cannot be imported."""
     mark = component(field)
     if mark is None:
         return {name: model for model in section_models(field) for name in model_names(model)}
@@ -107,9 +108,9 @@ def _model_or_error(kind: str, name: str) -> type[BaseModel] | Exception:
 
 
 def with_default(field: FieldInfo, value: object) -> Any:
-    """Merge the given part of a section (a dict, or None) over the default of its field.
+    """Merge the specified keys of a section (a dict, or None) over the default value of its field.
 
-    A section with another `name` than the default replaces it.
+    A section with another `name` than the default is not merged: it replaces the default.
     """
     if field.is_required() or not (component(field) or section_models(field)):
         return value
@@ -126,9 +127,9 @@ def with_default(field: FieldInfo, value: object) -> Any:
 
 
 def merge(below: object, above: object) -> Any:
-    """Merge `above` over `below`: dicts key by key, other values replace.
+    """Merge `above` over `below`: dicts key by key; any other value of `above` replaces the value of `below`.
 
-    A schedule (all keys are steps) and a section with another `name` replace too.
+    A schedule (a dict whose keys are steps) and a section with another `name` are not merged: they replace `below`.
     """
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
@@ -146,7 +147,7 @@ def nested(key: tuple[str, ...], value: object) -> Tree:
 
 
 def plain(value: object) -> Any:
-    """Return a config or a part of one as plain data; paths become text."""
+    """Convert a config, or a value in it, to dicts, lists, texts, numbers, booleans and None; paths become text."""
     if isinstance(value, BaseModel):
         return plain(value.model_dump())
     if isinstance(value, dict):
@@ -157,7 +158,7 @@ def plain(value: object) -> Any:
 
 
 def shown(value: object) -> str:
-    """Return plain data in one line, as on the command line."""
+    """Return plain data as one line of YAML, in the form of the command line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {shown(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
@@ -176,7 +177,7 @@ def members(annotation: object) -> tuple[Any, ...]:
 
 
 def is_text(field: FieldInfo) -> bool:
-    """Return whether a field holds only text (str, Path, literal texts), so that an override is taken unparsed."""
+    """Return whether a field holds only text (str, Path, literal texts). Its overrides are then not parsed as YAML."""
     kinds = [kind for kind in members(field.annotation) if kind is not type(None)]
     return all(kind in (str, Path) or _is_text_literal(kind) for kind in kinds)
 
@@ -186,7 +187,7 @@ def _is_text_literal(kind: object) -> bool:
 
 
 def is_dict(field: FieldInfo) -> bool:
-    """Return whether a field takes any keys."""
+    """Return whether a field is a dict with arbitrary keys."""
     return any(get_origin(kind) is dict for kind in members(field.annotation))
 
 
@@ -197,7 +198,7 @@ def is_number(field: FieldInfo) -> bool:
 
 
 def type_name(annotation: object, marks: Iterable[object] = ()) -> str:
-    """Return a type and its bounds in words: `whole number >= 1`, `auto | numba`, `list of 3: number`."""
+    """Describe a type and its bounds in words: `whole number >= 1`, `auto | numba`, `list of 3: number`."""
     origin, inner = get_origin(annotation), get_args(annotation)
     marks = [part for mark in marks for part in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]
     if origin is Annotated:

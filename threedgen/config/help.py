@@ -1,4 +1,4 @@
-"""Text of --help, written from the config models in lines of the terminal's width."""
+"""Text of --help, generated from the config models and wrapped to the width of the terminal."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMMANDS = {
     'prompt="a red penguin"': "the default config, mvdream-toybox",
     "--config NAME_OR_PATH key=value ...": "another config, other values",
 }
-"""Words after the command -> meaning."""
+"""Arguments of the command -> meaning, for the usage text."""
 FLAGS = {
     "--config NAME_OR_PATH": "a shipped config or a YAML file (default mvdream-toybox)",
     "--plugin FILE": "import a Python file first, which adds a loss, a prior, ... (docs/plugins.md)",
@@ -43,17 +43,17 @@ KEYS = (
 )
 ALL = "all"
 COMMON = ("trainer.max_steps", "trainer.accelerator", "trainer.devices", "training.batch", "training.learning_rate")
-"""Common options, besides those at the top level, of tasks that list none."""
+"""Options that --help shows, besides those at the top level, for a task that does not list its common options."""
 
 
 def help_text(config_name: str, section: str = "", overrides: Sequence[str] = ()) -> str:
-    """Return the help for a config with overrides.
+    """Return the help text for a config with overrides.
 
     Args:
         section: key of a section or option, "all", or "" for usage and common options.
 
     Raises:
-        ConfigError: for mistakes in the overrides or the section.
+        ConfigError: an override is invalid, or the section does not exist.
     """
     model, found = layers.resolve(config_name, overrides)
     places = {".".join(place.path): place for place in fields.walk(model, layers.merged(found))}
@@ -74,7 +74,7 @@ def help_text(config_name: str, section: str = "", overrides: Sequence[str] = ()
 
 
 def usage() -> str:
-    """Return how the command is called, with its flags."""
+    """Return the usage text: forms of the command, and its flags."""
     commands = [f"  {command()} {words}\n{wrapped(about, 6)}" for words, about in COMMANDS.items()]
     column = max(map(len, FLAGS)) + 4
     flags = [wrapped(about, column, f"  {flag}".ljust(column)) for flag, about in FLAGS.items()]
@@ -89,7 +89,7 @@ def _is_common(key: str, model: type[BaseModel], places: Places) -> bool:
 
 
 def _choices(key: str, places: Places) -> Mapping[str, type[BaseModel] | Exception]:
-    """Return the alternatives of a section if `key` is its name."""
+    """Return the names that a section may have, with their models, if `key` is the `name` of a section."""
     section, _, last = key.rpartition(".")
     return fields.alternatives(places[section].field) if section in places and last == "name" else {}
 
@@ -107,7 +107,7 @@ def _check_name(key: str, place: Place) -> None:
 
 
 def _hint(section: str, places: Places) -> str:
-    """Return what may be meant by an unknown section: a config, a similar key, or one of the sections."""
+    """Return a suggestion for an unknown section: a config of this name, a similar key, or all sections."""
     if section in layers.shipped():
         return f"; of the config it is {command('--config', section, '--help')}"
     if guesses := nearest_keys(section, places):
@@ -117,7 +117,7 @@ def _hint(section: str, places: Places) -> str:
 
 
 def _lines(key: str, places: Places) -> list[str]:
-    """Return the heading of a section; or key, value and type of an option, and its meaning or its choices."""
+    """Return the help lines of a key: the heading of a section, or value, type and meaning of an option."""
     place = places[key]
     if place.section is not None:
         return ["", wrapped(place.field.description or _about(place.section), 4, f"{key}: ")]
@@ -140,12 +140,12 @@ def _about(model: type[BaseModel] | Exception) -> str:
 
 
 def width() -> int:
-    """Return the columns of the terminal, or COLUMNS, between 40 and 120."""
+    """Return the number of columns of the terminal (or the variable COLUMNS), limited to 40 to 120."""
     return min(max(shutil.get_terminal_size((100, 24)).columns, 40), 120)
 
 
 def wrapped(text: str, indent: int = 0, lead: str | None = None) -> str:
-    """Wrap text to the terminal; `lead` stands before the first line, `indent` spaces before the others."""
+    """Wrap text to the terminal; the first line starts with `lead`, the other lines with `indent` spaces."""
     lead = " " * indent if lead is None else lead
     how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
     if len(lead) + len(text) > width() < len(lead) + 20:  # too little room beside it

@@ -2,8 +2,9 @@
 
     config = load("mvdream-toybox", ["prompt=a blue dog", "trainer.max_steps=100"])
 
-Later layers win: the defaults of the model, `choices`, the files from the lowest base up, the command line. The models
-live in `options.py` files beside the classes that they configure. Nothing here imports torch.
+A config is merged from layers; later layers replace earlier ones. The order is: defaults of the model, `choices`,
+config files (a `base` before the file that names it), command line. The models are in `options.py` files beside the
+classes that they configure. This module imports no torch.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mappin
     """Load and check a config.
 
     Args:
-        name_or_path: file, or name of a shipped config; its `task` decides the model.
-        overrides: `key=value` texts, as on the command line.
-        values: the same from Python: dotted keys to data, which is taken as it is.
+        name_or_path: file, or name of a shipped config; the key `task` in it decides the config model.
+        overrides: texts `key=value`, as on the command line.
+        values: overrides from Python, dotted key -> value; values are not parsed.
 
     Raises:
         ConfigError: one line for each mistake.
@@ -43,7 +44,7 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mappin
 def resolve(
     name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
 ) -> tuple[type[BaseModel], list[Layer]]:
-    """Return the model of a config and its layers, unchecked. Raises ConfigError."""
+    """Return the config model and the layers of a config, without checking the values; arguments as in `load`."""
     layers = read_layers(find(name_or_path))
     if values:
         layers.append(Layer(PYTHON, _merge_all(nested(tuple(key.split(".")), value) for key, value in values.items())))
@@ -72,7 +73,7 @@ def validate(model: type[BaseModel], layers: Sequence[Layer]) -> Any:
 
 
 def merged(layers: Sequence[Layer]) -> Tree:
-    """Merge layers, later ones over earlier ones, and all over their `choices`. Raises ConfigError."""
+    """Merge layers, later over earlier ones. The values in `choices` have the lowest priority. Raises ConfigError."""
     own = _merge_all(layer.tree for layer in layers)
     own.pop(CHOICES, None)
     return merge(_merge_all(layer.tree for layer in _chosen(layers)), own)
@@ -83,7 +84,7 @@ def _merge_all(trees: Iterable[Tree]) -> Tree:
 
 
 def _chosen(layers: Sequence[Layer]) -> list[Layer]:
-    """Return the parts of `choices` that belong to the present names of sections."""
+    """Return the values in `choices` for the sections whose `name` in the layers is the one of that choice."""
     own = _merge_all(layer.tree for layer in layers)
     return [part for section, name, part in _choices(layers) if name == fields.value_in(own.get(section), "name")]
 
@@ -98,7 +99,7 @@ def _check_choices(model: type[BaseModel], layers: Sequence[Layer]) -> None:
 
 
 def _choices(layers: Sequence[Layer]) -> Iterator[tuple[str, str, Layer]]:
-    """Yield section, name and values of all `choices`. Raises ConfigError."""
+    """Yield section, name and values of each entry of `choices`. Raises ConfigError for other data."""
     for layer in layers:
         where = f"{layer.where}: {CHOICES}"
         for section, names in _items(layer.tree.get(CHOICES, {}), where):
@@ -123,13 +124,13 @@ def shipped() -> list[str]:
 
 
 def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
-    """Return the file of a config: a path, or a shipped name; `.yaml` may be left out.
+    """Return the file of a config from its path or from the name of a shipped config; `.yaml` may be left out.
 
     Args:
-        beside: folder of relative paths; None: the working directory.
+        beside: folder that relative paths start from; None: the working directory.
 
     Raises:
-        ConfigError: with the nearest name.
+        ConfigError: there is no such file; the message suggests the most similar name.
     """
     text = str(name_or_path)
     if not text.strip() or "\0" in text:
@@ -146,7 +147,10 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
 
 
 def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
-    """Read a config file and all its bases, the lowest base first. Raises ConfigError."""
+    """Read a config file and the files that it builds on (`base`), as layers; the file itself is the last layer.
+
+    `chain` has the files that led to this one, to detect circles. Raises ConfigError.
+    """
     chain = (*chain, path.resolve())
     if chain[-1] in chain[:-1]:
         circle = " -> ".join(link.name for link in chain[chain.index(chain[-1]) :])
@@ -171,19 +175,22 @@ def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
 
 
 def task_of(name_or_path: str | Path) -> str:
-    """Return the task of a config before the rest of it is checked. Raises ConfigError."""
+    """Return the value of `task` in a config without checking the other values. Raises ConfigError."""
     return str(merged(read_layers(find(name_or_path))).get("task", "generate"))
 
 
 def _with_sections(model: type[BaseModel], tree: Tree) -> Tree:
-    """Replace the text of a section by what it means: `field: sdf` by `field: {name: sdf}`."""
+    """Replace sections that are given as text by dicts: `field: sdf` becomes `field: {name: sdf}`."""
     marks = {key: fields.component(field) for key, field in model.model_fields.items() if key in tree}
     texts = {key: mark.section(tree[key]) for key, mark in marks.items() if mark and isinstance(tree[key], str)}
     return tree | texts
 
 
 def _default_names(model: type[BaseModel], tree: Tree) -> Layer:
-    """Return the names of the sections that are given without one, so that another name replaces their options."""
+    """Return a layer with the `name` of each section in `tree`; sections without one get their default name.
+
+    With this layer, a later layer with another name replaces the options of the section.
+    """
     names: Tree = {}
     for place in fields.walk(model, tree):
         given = reduce(fields.value_in, place.path, tree)
@@ -206,7 +213,7 @@ def split_override(text: str) -> tuple[Key, str]:
 
 
 def _override_layer(model: type[BaseModel], layers: Sequence[Layer], given: list[tuple[Key, str]]) -> Layer:
-    """Return overrides as data, unknown keys included. Raises ConfigError for values that are not YAML."""
+    """Return overrides as a layer, including unknown keys. Raises ConfigError for values that are not valid YAML."""
     layer, problems = Layer(COMMAND_LINE, {}), []
     inner = {key[:length] for key, _ in given for length in range(1, len(key))}
     for key, text in sorted(given, key=lambda one: _order(one[0], one[1], inner)):
@@ -221,9 +228,9 @@ def _override_layer(model: type[BaseModel], layers: Sequence[Layer], given: list
 
 
 def _order(key: Key, text: str, inner: set[Key]) -> tuple[int, int]:
-    """Return the sort key of an override: names of sections first, outer ones before inner ones, others as typed.
+    """Return the sort key of an override: names of sections come first, outer before inner; others stay as typed.
 
-    `inner`: keys of sections whose options are also given; a word sets their name (`field=sdf field.width=8`).
+    `inner` has the sections whose options are overridden too; for them a word is a name (`field=sdf field.width=8`).
     """
     section = key[:-1] if key[-1] == "name" else key
     is_name = key[-1] == "name" or (key in inner and re.fullmatch(r"[A-Za-z][\w-]*", text) and text != "null")
@@ -231,7 +238,7 @@ def _order(key: Key, text: str, inner: set[Key]) -> tuple[int, int]:
 
 
 def _value(model: type[BaseModel], tree: Tree, key: Key, text: str) -> Any:
-    """Return the value of an override: the name of a section, text as it is, or YAML. Raises ConfigError."""
+    """Parse the text of an override: as the name of a section, as plain text, or as YAML. Raises ConfigError."""
     found = {place.path: place.field for place in fields.walk(model, tree)}
     field = found.get(key)
     mark = fields.component(field) if field else None

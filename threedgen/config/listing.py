@@ -1,4 +1,4 @@
-"""Text of --list: the shipped configs in groups, those that run anywhere first."""
+"""Text of --list: the shipped configs by purpose. In each group, configs that need no GPU come first."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ TASKS = {
     "train": ("train-", "mvdreambooth", "make-", "toybox-subjects"),
     "measure": ("evaluate-", "consistency", "janus-"),
 }
-"""Group -> tasks, or beginnings of their names; all other tasks belong to "make"."""
+"""Group -> prefixes of the names of its tasks; all other tasks belong to the group "make"."""
 
 
 class Shipped(NamedTuple):
-    """Description of a shipped config."""
+    """Name of a shipped config, its group in `GROUPS`, and its `about` and `needs` texts."""
 
     name: str
     group: str
@@ -32,12 +32,12 @@ class Shipped(NamedTuple):
 
 
 def group_of(task: str) -> str:
-    """Return the group of a task."""
+    """Return the key in `GROUPS` that a task belongs to."""
     return next((group for group, names in TASKS.items() if task.startswith(names)), "make")
 
 
 def read(name: str) -> Shipped:
-    """Return the description of a shipped config; one that cannot be read has the error as its description."""
+    """Return the description of a shipped config. If the file cannot be read, the description is the error."""
     try:
         tree = layers.merged(layers.read_layers(layers.find(name)))
     except ConfigError as error:
@@ -47,7 +47,7 @@ def read(name: str) -> Shipped:
 
 
 def list_text(default: str) -> str:
-    """Return all shipped configs with their descriptions and needs, the default one first."""
+    """Return the text of --list: all shipped configs with descriptions and requirements, the config `default` first."""
     found = [read(name) for name in layers.shipped()]
     found.sort(key=lambda one: (one.name != default, "GPU" in one.needs and "core" not in one.needs, one.name))
     blocks = []

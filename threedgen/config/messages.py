@@ -1,4 +1,4 @@
-"""Validation errors of pydantic as one line each: `where: key: problem (got value)`."""
+"""Conversion of pydantic's validation errors to messages of one line: `where: key: problem (got value)`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from threedgen.config.fields import Tree
 
 Key: TypeAlias = tuple[str, ...]
 MAX_LINES = 30
-"""Explained mistakes: each takes a search for similar keys, and a file of another kind has thousands."""
+"""Maximum number of mistakes to explain. Each needs a search for similar keys, and a wrong file has thousands."""
 OWN_TEXTS = ("value_error", "schedule", "component")
-"""Types of errors whose text is written in this project."""
+"""Error types whose messages are written in this project; they are shown unchanged."""
 MISSING = "is missing"
 
 
 class Layer(NamedTuple):
-    """Data of a config and its source; later layers win."""
+    """Part of a config from one source, such as a file or the command line. Later layers replace earlier ones."""
 
     where: str  # path of a file, or another source
     tree: Tree
@@ -32,11 +32,12 @@ class Layer(NamedTuple):
 
 
 def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: Sequence[Layer]) -> list[str]:
-    """Return one line for each wrong key.
+    """Return one message for each wrong key of a config.
 
     Args:
-        tree: the checked data, merged from the layers.
-        layers: name the source of each key.
+        error: result of the validation of `tree`.
+        tree: the data that was validated, merged from the layers.
+        layers: layers of the config; a message starts with the source of its key.
     """
     found: dict[Key, list[ErrorDetails]] = {}
     for item in error.errors(include_url=False):
@@ -61,11 +62,7 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: 
 
 
 def _unknown(key: Key, model: type[BaseModel], tree: Tree) -> str:
-    """Return what is wrong with an unknown key, and the key or the section's name that may be meant.
-
-    Args:
-        tree: present data, which decides the keys.
-    """
+    """Return the message for an unknown key, with the key or the section name that the user may mean."""
     for place in fields.walk(model, tree):
         inside = ".".join(key[len(place.path) :])
         if inside and place.section is not None and key[: len(place.path)] == place.path:
@@ -76,7 +73,7 @@ def _unknown(key: Key, model: type[BaseModel], tree: Tree) -> str:
 
 
 def _key(item: ErrorDetails, tree: object) -> Key:
-    """Return pydantic's location without members of unions, up to the first list."""
+    """Return the config key of an error: pydantic's location without union members, up to the first list."""
     location, key = item["loc"], list[str]()
     for part in location:
         if isinstance(tree, dict) and part in tree:
@@ -92,7 +89,7 @@ def _key(item: ErrorDetails, tree: object) -> Key:
 
 
 def _source(key: Key, layers: Sequence[Layer]) -> str:
-    """Return the source of the last layer that has the most parts of the key."""
+    """Return the source of the layer that contains the longest part of a key; the last one of several."""
     return max(enumerate(layers), key=lambda layer: (_depth(layer[1].tree, key), layer[0]))[1].where
 
 

@@ -1,4 +1,4 @@
-"""Base class of all config models, and the form of a config as YAML and as a hash."""
+"""Base class of all config models, and functions that convert a config to YAML and to a hash."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _prepare(cls, data: object) -> object:
-        """Complete sections that are given in part by the default of their field.
+        """Complete incomplete sections with the default of their field.
 
-        Make pydantic refuse true as a number, and text with bytes that are not UTF-8, which no file can hold.
+        Also convert booleans in number fields, and text that is not valid Unicode, to values that pydantic refuses.
         """
         if not isinstance(data, dict):
             return data
@@ -40,10 +40,10 @@ class Config(BaseModel):
         return result
 
     def check(self) -> None:
-        """Check what a run needs from outside the config: files, devices, a network. Cheap, and without torch.
+        """Check the requirements of a run outside the config: files, devices, the network. It must be fast.
 
-        Called before a run, not when a config is only read. A section that needs something overrides this method; here
-        the sections are checked one after the other, and the key of an error is completed by the section's name.
+        It is called before a run, not when a config is only loaded. Sections with requirements override this method.
+        This implementation calls it for all sections and prefixes the keys of errors with the names of the sections.
 
         Raises:
             ConfigError: for the first mistake.
@@ -76,7 +76,7 @@ def config_hash(config: BaseModel) -> str:
 
 
 def tree_hash(tree: Tree) -> str:
-    """Return the hash of a config given as plain data, such as the config.yaml of a run."""
+    """Return the `config_hash` of a config given as plain data, such as the content of a run's config.yaml."""
     hashed = {key: value for key, value in tree.items() if key not in NOT_HASHED}
     text = json.dumps(json.loads(json.dumps(hashed)), sort_keys=True, separators=(",", ":"))  # JSON's keys are text
     return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -1,4 +1,4 @@
-"""Optional packages: whether they are installed, without importing them."""
+"""Optional packages: checks whether they are installed, without importing them, and how to install them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXTRAS = {
         "pip install 'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch'",  # on no index
     ),
 }
-"""Module -> its package, and the command that installs it."""
+"""Module name -> name of the package, and the command that installs it."""
 
 
 def installed(module: str) -> bool:
@@ -33,11 +33,11 @@ def installed(module: str) -> bool:
 
 
 def require(module: str, asked: str, instead: str) -> None:
-    """Raise ConfigError if a module of EXTRAS is missing.
+    """Raise ConfigError with the install command if a module of `EXTRAS` is not installed.
 
     Args:
-        asked: `key: value` that needs it.
-        instead: what the user can do without it.
+        asked: option that needs the module, as `key: value`.
+        instead: alternative for the user, as an imperative such as "set logger=csv".
     """
     if not installed(module):
         package, how = EXTRAS[module]

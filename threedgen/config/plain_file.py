@@ -1,4 +1,4 @@
-"""Reading of small files from unknown sources: ordinary files of bounded size, and strict JSON."""
+"""Safe reading of small files from untrusted sources: only regular files, of limited size, and strict JSON."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ logger = logging.getLogger(__name__)
 LEGACY_ENCODING = "cp1252"
 """Encoding of text files of older Windows programs, such as Excel's plain CSV."""
 MAX_BYTES = 64 << 20
-"""Size of the largest JSON or text, the metrics of a long run."""
+"""Maximum size of a JSON or text file; the largest one is the metrics of a long run."""
 
 
 def ordinary(path: Path) -> Path:
-    """Return the path of an ordinary file. Raises OSError for others: a pipe or a device could be read endlessly."""
+    """Return `path` if it is a regular file. Raises OSError for folders, pipes and devices, which may never end."""
     kind = path.stat().st_mode
     if stat.S_ISDIR(kind):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
@@ -41,7 +41,7 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
-    """Read a whole text file in the encoding that `decode_text` finds. Raises ConfigError for `key`."""
+    """Read a text file in UTF-8, UTF-16 or Windows-1252. Raises ConfigError with the config key `key`."""
     try:
         text, encoding = decode_text(read_bytes(path, max_bytes))
     except FileNotFoundError:
@@ -55,7 +55,7 @@ def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
 
 
 def decode_text(data: bytes) -> tuple[str, str]:
-    """Decode UTF-8 and UTF-16 (with or without a byte order mark), else Windows-1252.
+    """Decode text in UTF-8 or UTF-16 (with or without byte order mark); other bytes are decoded as Windows-1252.
 
     Returns:
         The text without a byte order mark, and the name of the encoding.
@@ -86,7 +86,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; {} if it cannot be read."""
+    """Return the content of a JSON file as a dict; {} if the file cannot be read or holds other data."""
     try:
         found = parse_json(read_bytes(path))
     except (OSError, ValueError):

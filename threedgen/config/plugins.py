@@ -1,4 +1,4 @@
-"""Plug-ins: modules of the user that add names to the registry (docs/plugins.md)."""
+"""Import of plug-ins: Python modules of the user that add entries to the registry (docs/plugins.md)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLAG = "--plugin"
 
 
 class Plugin(NamedTuple):
-    """The file of an imported plug-in, and the SHA-256 of its content at that time."""
+    """File of an imported plug-in, and the SHA-256 of its content when it was imported."""
 
     path: Path
     sha256: str
@@ -29,10 +29,9 @@ LOADED: dict[str, Plugin] = {}
 
 
 def load(names: str) -> None:
-    """Import plug-ins, files or installed modules separated by commas; errors in them are raised unchanged.
+    """Import plug-ins; `names` has files or installed modules, separated by commas.
 
-    Raises:
-        ConfigError: for a file that does not exist.
+    Raises ConfigError for a file that does not exist. Exceptions of the plug-ins themselves are not changed.
     """
     for name in map(str.strip, names.split(",")):
         if name.endswith(".py"):
@@ -43,10 +42,9 @@ def load(names: str) -> None:
 
 
 def load_file(path: Path, key: str = FLAG) -> None:
-    """Import a file once, under a name derived from its path, so that files with the same name do not clash.
+    """Import a file once, as a module whose name contains a hash of its path, so that equal file names do not clash.
 
-    Raises:
-        ConfigError: for `key` if the file does not exist.
+    Raises ConfigError with the config key `key` if the file does not exist.
     """
     try:
         path = path.expanduser().resolve(strict=True)
@@ -70,7 +68,7 @@ def load_file(path: Path, key: str = FLAG) -> None:
 
 
 def load_all(loaded: Mapping[str, Plugin]) -> None:
-    """Import the plug-ins of another process. `loaded`: its LOADED."""
+    """Import the plug-ins of another process; `loaded` is the dict `LOADED` of that process."""
     for name, plugin in loaded.items():
         if name.startswith("plugin_"):
             load_file(plugin.path)
@@ -79,12 +77,12 @@ def load_all(loaded: Mapping[str, Plugin]) -> None:
 
 
 def identify() -> dict[str, dict[str, str | None]]:
-    """Return the SHA-256 of each plug-in's file, and the commit of its git work tree (None: there is none)."""
+    """Return, by file, the SHA-256 of each plug-in and the git commit of its folder (None outside a repository)."""
     return {str(path): {"sha256": sha256, "commit": _commit(path.parent)} for path, sha256 in LOADED.values()}
 
 
 def changed(recorded: object) -> list[str]:
-    """Return the plug-in files whose content differs from a record by `identify`."""
+    """Return the plug-in files whose content differs from an earlier result of `identify`."""
     before = recorded if isinstance(recorded, dict) else {}
     pairs = [(before.get(str(plugin.path)), plugin) for plugin in LOADED.values()]
     return [str(now.path) for old, now in pairs if isinstance(old, dict) and old.get("sha256") != now.sha256]

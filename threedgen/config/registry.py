@@ -1,7 +1,7 @@
-"""Registry of everything that a config names: kind -> name -> implementation and config model.
+"""Registry of all components that a config can select by name: kind -> name -> implementation and config model.
 
-The table holds dotted paths, which are imported when a config asks for them. Config models live in modules that do not
-import torch.
+The table has dotted paths. They are imported only when a config selects them. Config models are in modules that import
+no torch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from threedgen.config.errors import ConfigError, did_you_mean, nearest
 
 @dataclass(frozen=True)
 class Entry:
-    """Paths, `module:attribute`, of an implementation and of its config model."""
+    """Registered component: the import paths, `module:attribute`, of its implementation and of its config model."""
 
     implementation: str
     config: str
@@ -129,11 +129,15 @@ background  neural  representations.field.background:NeuralBackground  represent
 """
 
 TABLE: dict[str, dict[str, Entry]] = {"exporter": {}, "metric": {}}  # kinds of plug-ins only
-"""Kind -> name -> entry."""
+"""Kind -> name -> `Entry`."""
 
 
 def register(kind: str, name: str, implementation: str, config: str = "threedgen.config:Config") -> None:
-    """Add or replace an entry; a plug-in calls this on import. Paths are `module:attribute`."""
+    """Add or replace an entry of the registry. Plug-ins call this function when they are imported.
+
+    Args:
+        implementation, config: import paths of class or function and of its config model, as `module:attribute`.
+    """
     TABLE.setdefault(kind, {})[name] = Entry(implementation, config)
 
 
@@ -149,7 +153,7 @@ def names(kind: str) -> list[str]:
 
 
 def entry(kind: str, name: object) -> Entry:
-    """Return the entry of a name. Raises ConfigError with the nearest name."""
+    """Return the entry of a name. Raises ConfigError for an unknown name, with the most similar one."""
     if not isinstance(name, str) or name not in TABLE[kind]:
         raise ConfigError(_unknown(kind, name), kind, name)
     return TABLE[kind][name]
@@ -166,7 +170,7 @@ def implementation(kind: str, name: str) -> Any:
 
 
 def build(kind: str, config: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call the implementation that `config.name` chooses: implementation(config, *args, **kwargs)."""
+    """Return implementation(config, *args, **kwargs) for the implementation that `config.name` selects."""
     return implementation(kind, config.name)(config, *args, **kwargs)
 
 
@@ -187,16 +191,17 @@ SECTION: Any = {}
 
 @dataclass(frozen=True)
 class Component:
-    """Mark of a section whose `name` chooses its config model in the registry.
+    """Annotation of a config field whose value is a section; the `name` in it selects its model from the registry.
 
     Used as `prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="...")`. The value of
-    the field is an instance of the chosen model, which must have a field `name`.
+    the field is an instance of the selected model, which must have a field `name`.
 
     Attributes:
-        kind: of the registry.
-        default: name of a section that gives none.
-        only: the allowed names; (): all.
-        path_of: name whose `path` is meant by a text that is no name. Any other text in place of a section is a name.
+        kind: kind of the component in the registry.
+        default: name for sections without a name.
+        only: allowed names; (): all names of the kind.
+        path_of: name of the component whose option `path` is set if a text instead of a section is not a known name;
+            None: such a text is always a name.
     """
 
     kind: str
@@ -205,13 +210,13 @@ class Component:
     path_of: str | None = None
 
     def section(self, text: str) -> dict[str, str]:
-        """Return the section that a text stands for."""
+        """Convert a text to a section: `{"name": text}`, or name and path as described for `path_of`."""
         if self.path_of is None or text in names(self.kind):
             return {"name": text}
         return {"name": self.path_of, "path": text}
 
     def model(self, value: object) -> type[BaseModel] | None:
-        """Return the model of a section (a dict, a config or a text); None for an unknown name."""
+        """Return the config model for a section (a dict, a config object or a text); None for an unknown name."""
         if isinstance(value, BaseModel):
             return type(value)
         value = self.section(value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Scheduled: a number, or values by step with linear interpolation between them."""
+"""Type `Scheduled` of config fields: a number, or values at steps with linear interpolation between them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _EXPECTED = (
 
 
 class Points(dict[Any, float]):
-    """{step: value} in the order of the steps; a bound of a field (ge, le, gt, lt) holds for every value."""
+    """Dict {step: value} in the order of the steps. Comparisons, and so pydantic's bounds, apply to every value."""
 
     def __ge__(self, bound: float) -> bool:
         return all(value >= bound for value in self.values())
@@ -35,7 +35,7 @@ class Points(dict[Any, float]):
 
 
 def is_step(key: object) -> bool:
-    """Return whether a key is a step (500, "500") or a share of the run ("50%")."""
+    """Return whether a key of a schedule is a step (500, "500") or a percentage of the run ("50%")."""
     if isinstance(key, str):
         return bool(_STEP.match(key) or _PERCENT.match(key))
     return isinstance(key, (int, float)) and not isinstance(key, bool)
@@ -85,16 +85,16 @@ def _validate(value: object) -> float | Points:
 
 
 Scheduled: TypeAlias = Annotated[Any, BeforeValidator(_validate)]
-"""A number, or {step: value}: linear between the steps, constant outside. Steps are optimisation steps, or "50%" of
-`trainer.max_steps`. Bounds apply to every value: Field(0.98, ge=0, le=1)."""
+"""A number, or a schedule {step: value}: linear between steps, constant before the first and after the last. Steps are
+optimisation steps, or percentages of `trainer.max_steps` ("50%"). Bounds as in Field(1.0, ge=0) hold for all values."""
 
 
 def at(schedule: float | dict[Any, float], step: int, max_steps: int | None = None) -> float:
-    """Return the value of a Scheduled at an optimisation step.
+    """Return the value of a `Scheduled` number at an optimisation step.
 
     Args:
-        step: >= 0.
-        max_steps: length of the run.
+        step: number of the step, from 0.
+        max_steps: number of steps of the run.
 
     Raises:
         ValueError: for a schedule in percents without `max_steps`.

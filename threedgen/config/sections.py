@@ -12,11 +12,11 @@ from threedgen.config import Config, ConfigError
 
 Pair = tuple[float, float]
 BETAS = (0.9, 0.98)
-"""Decay rates of AdamW's moments; the second one is below the usual 0.999."""
+"""Decay rates (beta1, beta2) of AdamW's moments; beta2 is below torch's default of 0.999."""
 
 
 def _within(low: float, high: float, open_ends: bool = False) -> Callable[[Pair], Pair]:
-    """Return a check that a range ascends and stays in [low, high], or in (low, high)."""
+    """Return a pydantic validator of ranges that must ascend and lie in [low, high], or in (low, high)."""
 
     def check(value: Pair) -> Pair:
         first, last = value
@@ -110,7 +110,7 @@ class TrainerConfig(Config):
     )
 
     def check(self) -> None:
-        """Check that a device that is named exists. Imports torch only then."""
+        """Raise ConfigError if the selected accelerator does not exist. Imports torch only for GPUs."""
         if self.accelerator not in ("auto", "cpu"):
             import torch
 
@@ -143,11 +143,11 @@ class TaskConfig(Config):
     needs: str = Field("", description="requirements for --list")
 
     def destination(self) -> Path | None:
-        """Return the folder to print in the first line; None: print no such line."""
+        """Return the output folder to print when the run starts; None: print no folder."""
         return None
 
     def notes(self) -> list[str]:
-        """Return notes for the user before a run, one sentence each."""
+        """Return notes to show before a run, one sentence each."""
         return []
 
     def used(self) -> Self:

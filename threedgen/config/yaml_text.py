@@ -1,8 +1,8 @@
-"""YAML of configs: plain data, in which numbers look like numbers and everything else is text.
+"""Reading and writing of YAML with stricter rules than PyYAML's YAML 1.1.
 
-Differences from YAML 1.1 as PyYAML reads it: only true and false are booleans (`no` and `on` are text), `1e4` is a
-number, octal and sexagesimal numbers and dates are text, a repeated key is an error, and tags, anchors and aliases are
-refused, so that a file from an unknown source can neither build objects nor grow in memory.
+Only true and false are booleans (`no` and `on` are text). `1e4` is a number. Octal and sexagesimal numbers and dates
+are text. A repeated key is an error. Tags, anchors and aliases are errors too, so that a file from an untrusted source
+can neither create objects nor expand in memory.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _refusal(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the rules of this module."""
+    """PyYAML loader with the rules in the docstring of this module."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}
     depth = nodes = 0
@@ -73,7 +73,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """SafeDumper that quotes every text which this loader or an ordinary one would not read as text."""
+    """PyYAML dumper that quotes every text that this loader or PyYAML's default one would not read as text."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -93,7 +93,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(no
 
 
 def parse(text: str, where: str) -> Any:
-    """Return the data of one YAML document. Raises ConfigError with `where` and the line."""
+    """Parse one YAML document. Raises ConfigError whose message has the source `where` and the line."""
     try:
         return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
@@ -108,7 +108,7 @@ def parse(text: str, where: str) -> Any:
 
 
 def read(path: Path) -> Any:
-    """Return the data of a YAML file in UTF-8. Raises ConfigError, also for a file larger than MAX_BYTES."""
+    """Parse a YAML file in UTF-8. Raises ConfigError for errors, and for a file larger than MAX_BYTES."""
     try:
         text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -119,5 +119,5 @@ def read(path: Path) -> Any:
 
 
 def write(data: object) -> str:
-    """Return plain data (dicts, lists, texts, numbers, booleans, None) as YAML that `parse` reads back equal."""
+    """Return plain data (dicts, lists, texts, numbers, booleans, None) as YAML; `parse` returns equal data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)

@@ -1,1 +1,1 @@
-"""Support of runs: folders, caches, metrics, progress display, interrupts, worker processes and seeding."""
+"""Modules that all runs use: run folders, caches, metrics, progress display, interrupts, worker processes, seeding."""

@@ -1,6 +1,6 @@
-"""Disk caches of arrays, tensors and network weights; a lost or damaged cache is computed again.
+"""Disk caches of arrays, tensors and network weights. A missing or damaged cache is computed again.
 
-A cache of a network's outputs has the `digest` of the network in its source text.
+The `source` text of a cache of network outputs contains the `digest` of the network.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from threedgen.run.torch_file import check_architecture, read_safetensors, requi
 logger = logging.getLogger(__name__)
 
 SPARE = 100 << 20
-"""Bytes of disk that stay free: a memory-mapped write to a full disk kills the process (SIGBUS)."""
+"""Bytes of disk space to leave free. A memory-mapped write to a full disk would kill the process (SIGBUS)."""
 
 
 class BlockCache:
-    """Memory-mapped cache of ``count`` arrays of one shape and dtype, computed in blocks of ``size``.
+    """Cache of ``count`` arrays of equal shape and dtype in a memory-mapped file, computed in blocks of ``size``.
 
-    Files: ``folder``/NAME.npy, done.npy (1 for each finished block) and source.txt (``source``: description of
-    everything that decides the values). If one does not fit, all are created anew. While the disk is full, new blocks
-    stay in memory.
+    ``folder`` has the files NAME.npy, done.npy (1 for each finished block) and source.txt. The text ``source``
+    describes everything that the values depend on. If a file is missing or differs in shape, dtype or source, all are
+    created again. While the disk is full, new blocks are kept in memory only.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class BlockCache:
         self.array, self.done = array, done
 
     def missing_blocks(self, indices: Iterable[int]) -> list[int]:
-        """Return the blocks that must be computed before the arrays at `indices` can be read."""
+        """Return the numbers of the blocks that must be computed before the arrays at `indices` can be read."""
         blocks = sorted({int(i) // self.size for i in indices})
         return [block for block in blocks if not self.done[block] and block not in self.in_memory]
 
@@ -65,7 +65,7 @@ class BlockCache:
         return value
 
     def store(self, block: int, values: Array) -> None:
-        """Store all arrays of a block, (size, ...)."""
+        """Store the arrays of block number `block`, as `values` (size, ...)."""
         if shutil.disk_usage(self.folder).free < SPARE:
             if not self.in_memory:
                 logger.warning("%s: the disk is full; new scenes stay in memory only", self.folder)
@@ -96,10 +96,10 @@ def _new(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 
 
 def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Callable[[], Tensor]) -> Tensor:
-    """Return the float32 tensor `name` of a safetensors file; if it does not fit, compute and write it.
+    """Return the float32 tensor `name` of a safetensors file; compute and write it if the file is not valid.
 
     Args:
-        path: file; it is replaced if it is damaged or its tensor has NaN or another shape.
+        path: file; it is replaced if it is damaged, or if its tensor is not finite or has another shape.
         name: name of the tensor in the file.
         shape: required shape; None: any size.
         make: computes the tensor.
@@ -126,13 +126,13 @@ def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Ca
 
 
 def save_network(path: Path, network: torch.nn.Module) -> None:
-    """Write the weights of a network. Raises DiskFull."""
+    """Write the state_dict of a network to a safetensors file. Raises DiskFull."""
     with writing(path.parent):
         write_atomic(path, save({name: value.contiguous() for name, value in network.state_dict().items()}))
 
 
 def load_network(network: torch.nn.Module, path: Path) -> bool:
-    """Load the weights from `save_network`; return False if the file is missing or damaged."""
+    """Load the weights that `save_network` wrote into `network`; return False if the file is missing or damaged."""
     if not path.exists():
         return False
     try:
@@ -147,7 +147,7 @@ def load_network(network: torch.nn.Module, path: Path) -> bool:
 
 
 def digest(network: torch.nn.Module | Mapping[str, torch.nn.Module]) -> str:
-    """Return 32 hex digits of BLAKE2b over the weights, as float32, of a network or of several named networks."""
+    """Return the BLAKE2b hash (32 hex digits) of the weights, cast to float32, of one network or several by name."""
     module = network if isinstance(network, torch.nn.Module) else torch.nn.ModuleDict(network)
     blake = hashlib.blake2b(digest_size=16)
     for _, tensor in sorted(module.state_dict().items()):

@@ -17,11 +17,11 @@ from threedgen.config.errors import DiskFull, FileError, expected
 Tree = dict[str, Any]
 """Nested plain data, as in a config or a JSON file."""
 TEMPORARY_NAME = re.compile(r"\.\d+\.threedgen\.tmp$")
-"""End of a name from `temporary_path`."""
+"""Pattern of the end of names from `temporary_path`."""
 
 
 def prepare(folder: Path, megabytes: float = 200) -> None:
-    """Create a folder. Raises FileError if it is not writable, DiskFull with less than `megabytes` MiB of free disk."""
+    """Create a folder. Raises FileError if it is not writable, DiskFull if less than `megabytes` MiB are free."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder):
@@ -35,13 +35,13 @@ def prepare(folder: Path, megabytes: float = 200) -> None:
 
 @contextmanager
 def prepared_folder(folder: Path, megabytes: float = 200) -> Iterator[None]:
-    """Create a folder (`prepare`); on exit remove it and its new parents if they are still empty."""
+    """Return a context that creates a folder by `prepare`; on exit it removes the folder and new parents if empty."""
     created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         prepare(folder, megabytes)
         yield
     finally:
-        with suppress(OSError):  # the first one that is not empty
+        with suppress(OSError):  # raised by the first folder that is not empty
             for path in created:
                 path.rmdir()
 
@@ -52,13 +52,13 @@ def free_megabytes(folder: Path) -> float:
 
 
 def temporary_path(path: Path) -> Path:
-    """Return the name under which this process writes a file or folder before it is renamed to `path`."""
+    """Return the temporary name to which this process writes a file or folder before it is renamed to `path`."""
     return path.with_name(f"{path.name}.{os.getpid()}.threedgen.tmp")
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder that is renamed to `path`, which must not exist, on exit, or removed after an error."""
+    """Yield a temporary folder. On exit it is renamed to `path`, which must not exist; after an error it is removed."""
     temporary = temporary_path(path)
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -118,7 +118,7 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def write_error(place: Path, error: OSError) -> DiskFull | FileError:
-    """Return the error to show for a failed write."""
+    """Convert the OSError of a failed write to the error to show; `place`: file or folder in the message."""
     file = f", {error.filename}" if error.filename else ""
     problem = f"{place} could not be written ({error.strerror or error}{file})"
     if isinstance(expected(error), DiskFull):

@@ -1,4 +1,4 @@
-"""Floating-point format of computations, by name or by the hardware."""
+"""Choice of the floating-point format of computations, from an option or from the hardware."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def compute_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype for fp32, bf16, fp16 or auto.
+    """Return the torch dtype for the name "fp32", "bf16", "fp16" or "auto".
 
-    auto is bf16 if the device has instructions for it, else fp32. fp16 on a CPU is treated as auto: emulation would
-    take minutes per step.
+    "auto" is bf16 if the device has instructions for it, else fp32. "fp16" on a CPU is treated as "auto", because
+    emulation would take minutes per step.
     """
     if note := emulation_note(name, device):
         _warn_once(note)
@@ -24,7 +24,7 @@ def compute_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def emulation_note(name: str, device: torch.device) -> str:
-    """Return a note on the dtype that replaces one that the device would emulate; "" if none is replaced."""
+    """Return a message that another dtype is used because the device would emulate `name`; "" if it would not."""
     emulated = name == "fp16" and device.type == "cpu"
     return f"dtype {name} would be emulated on a CPU, so it computes in {_native(device)}" if emulated else ""
 
@@ -52,9 +52,10 @@ def autocast_bf16(device: torch.device, enabled: bool = True) -> torch.autocast:
 
 
 def cast_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights of linear layers and convolutions in place to the dtype that autocast computes them in.
+    """Cast the weights of linear layers and convolutions to `dtype`, in place.
 
-    Saves memory without changing results. Only for networks that are neither trained nor saved.
+    If `dtype` is the dtype of autocast, this saves memory and does not change results. The network must not be trained
+    or saved afterwards.
     """
     for module in network.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):

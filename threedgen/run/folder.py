@@ -1,7 +1,7 @@
-"""Run folders: choice, creation, config.yaml and comparison of runs.
+"""Run folders: choice and creation of the folder, its config.yaml, and comparison of configs.
 
-    config.yaml     resolved config, with the name of its file in the first line; reproduces the run if its number of
-                    steps was not changed on the way
+    config.yaml     resolved config, with the name of its source in the first line; it reproduces the run, unless the
+                    number of steps was changed on resume
     metrics.jsonl   one line for each logged step, also as metrics.csv
     summary.json    time, memory, versions, seed
     checkpoints/    states to resume from
@@ -48,9 +48,9 @@ NEUTRAL_KEYS = (
     "trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy "
     "engine workers address cpus gpus attempts"
 ).split()
-"""Config keys and sections that may differ when a run is resumed.
+"""Config keys and sections that may change when a run is resumed.
 
-Other hardware changes the last bits of its results, another number of devices its batch: `train.checkpoint` warns."""
+Other hardware changes the last bits of results, and another number of devices the batch; `train.checkpoint` warns."""
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -70,9 +70,9 @@ def slug(text: str) -> str:
 
 
 def stored_config(folder: Path) -> Tree | None:
-    """Return the config.yaml of a run as data; None if there is none.
+    """Return the config.yaml of a run as plain data; None if the file does not exist.
 
-    Raises ConfigError if the file cannot be read or is not the config of a run: it is then not overwritten.
+    Raises ConfigError if the file cannot be read or is not the config of a run, so that it is not overwritten.
     """
     path = folder / CONFIG
     if not os.path.lexists(path):
@@ -84,7 +84,7 @@ def stored_config(folder: Path) -> Tree | None:
 
 
 def flat(tree: object, prefix: str = "") -> Tree:
-    """Return nested data with dotted keys; a schedule is one value."""
+    """Convert nested dicts to one dict with dotted keys. A schedule, a dict of steps, stays one value."""
     if not isinstance(tree, dict) or all(map(is_step, tree)) or not all(isinstance(key, str) for key in tree):
         return {prefix: tree}
     return {
@@ -95,13 +95,13 @@ def flat(tree: object, prefix: str = "") -> Tree:
 
 
 def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
-    """Return `key: old -> new` for every key that changes the result of a run.
+    """Return a text `key: old -> new` for every changed key that changes the result of a run.
 
-    Where the `name` of a section changes, its other changed keys are only counted.
+    If the `name` of a section changes, the other changed keys of the section are only counted.
 
     Args:
-        old, new: configs as data.
-        extends: further keys that may differ.
+        old, new: configs as plain data.
+        extends: keys to ignore, in addition to `NEUTRAL_KEYS`.
     """
     before, after = flat(old), flat(new)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
@@ -116,7 +116,7 @@ def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
 
 
 def user_path(text: str | Path, key: str) -> Path:
-    """Return a path with `~` expanded. Raises ConfigError for `key` if the system cannot look it up."""
+    """Return a path with `~` expanded. Raises ConfigError with the config key `key` if the path is not valid."""
     try:
         path = Path(text).expanduser()
         if str(text).strip():
@@ -130,7 +130,7 @@ def user_path(text: str | Path, key: str) -> Path:
 
 
 def existing_folder(text: str | Path, key: str) -> Path:
-    """Return the path of an existing folder, `~` expanded. Raises ConfigError for `key` if there is none."""
+    """Return the path of an existing folder, with `~` expanded. Raises ConfigError with `key` if it does not exist."""
     folder = user_path(text, key)
     if not folder.is_dir():
         raise ConfigError(f"there is no folder {str(text)!r}", key)
@@ -138,15 +138,15 @@ def existing_folder(text: str | Path, key: str) -> Path:
 
 
 def config_name(path: Path) -> str:
-    """Return the name of a config file without suffix; for the config.yaml of a run, the name of its folder."""
+    """Return the file name of a config without suffix; for the config.yaml of a run, the name of the run folder."""
     return path.resolve().parent.name if path.name == CONFIG else path.stem
 
 
 def _own_folder(config: BaseModel, config_name: str) -> Path:
-    """Return outputs/CONFIG/SLUG-OF-THE-PROMPT, with -2, -3, ... if that folder belongs to another run.
+    """Return outputs/CONFIG/SLUG-OF-THE-PROMPT, with suffix -2, -3, ... if that folder belongs to another run.
 
-    The same config always gets the same folder; another number of steps makes another run. The folder of a run that
-    failed before any work is reused.
+    Equal configs get the same folder. A config with another number of steps gets another folder. The folder of a run
+    that failed without results is reused.
     """
     prompt = getattr(config, "prompt", None)
     name = slug(prompt) if isinstance(prompt, str) else NAME_WITHOUT_PROMPT
@@ -168,13 +168,13 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 
 
 def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
-    """Return the folder of a run, and the stored config if it already contains this run; write nothing.
+    """Return the folder of a run without creating it, and its stored config if it already contains this run.
 
-    A run without any results, because it failed early, may be replaced by any other.
+    A run that failed without results may be replaced by any other run.
 
     Raises:
-        ConfigError: if `out` is not a folder, or contains other files or a run of another config (apart from
-            NEUTRAL_KEYS).
+        ConfigError: `out` is not a folder, contains files of no run, or contains a run whose config differs in other
+            keys than `NEUTRAL_KEYS`.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
@@ -196,7 +196,7 @@ def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
     """Choose, create and lock the folder of a run, and write its config.yaml.
 
     Returns:
-        The config with `out` set to the folder, and the folder to resume from, None for a new run.
+        The config with `out` set to the folder, and the folder to resume from (None for a new run).
 
     Raises:
         ConfigError: as `choose_folder`, and if the folder cannot be written or another process uses it.
@@ -212,7 +212,7 @@ def has_work(folder: Path) -> bool:
 
 
 def steps_done(folder: Path) -> int:
-    """Return the optimisation steps of a run from its summary; 0 if there is none."""
+    """Return the number of optimisation steps in the summary of a run; 0 without a summary."""
     steps = read_json(folder / SUMMARY).get("steps")
     return steps if type(steps) is int else 0
 
@@ -232,7 +232,7 @@ def _prepare_folder(folder: Path, config: C, config_name: str, stored: Tree | No
 
 
 def run_folder(run: str | Path, key: str = "--resume") -> Path:
-    """Return the folder of a run from its path or the path of a file in it. Raises ConfigError for `key`."""
+    """Return the run folder of a path, which may also be a file in it. Raises ConfigError with the key `key`."""
     folder = user_path(run, key)
     folder = folder.parent if folder.is_file() else folder
     if not (folder / CONFIG).is_file():
@@ -241,9 +241,9 @@ def run_folder(run: str | Path, key: str = "--resume") -> Path:
 
 
 def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
-    """Open the run to resume; return its config with `out` set, and its folder.
+    """Load and lock a run to resume; return its config with `out` set, and its folder.
 
-    Raises ConfigError if overrides change other than NEUTRAL_KEYS, or another process uses the folder.
+    Raises ConfigError if overrides change keys other than `NEUTRAL_KEYS`, or if another process uses the folder.
     """
     folder = run_folder(run)
     config, stored = load((folder / CONFIG).resolve(), overrides), stored_config(folder)
@@ -258,7 +258,7 @@ def reopen(run: str | Path, overrides: list[str]) -> tuple[Any, Path]:
 
 
 def write_config(folder: Path, config: BaseModel, config_name: str = "") -> None:
-    """Write the complete config.yaml without `out`, so that the folder can be moved."""
+    """Write config.yaml with all keys except `out`, so that the folder can be moved."""
     first = f"# {' '.join(config_name.split())}\n" if config_name else ""
     write_atomic(folder / CONFIG, first + dump(config.model_copy(update={"out": None})))
 
@@ -270,9 +270,9 @@ def stored_config_name(text: str) -> str:
 
 
 def remove_temporary_files(folder: Path, recursive: bool = False) -> None:
-    """Remove incomplete files of killed processes from a folder; nothing may be writing there. Raises OSError.
+    """Remove the temporary files of killed processes from a folder that no process writes to. Raises OSError.
 
-    `recursive`: also from subfolders, except those of other runs.
+    With `recursive`, they are also removed from subfolders, except from those of other runs.
     """
     for parent, folders, names in os.walk(folder):
         for name in filter(TEMPORARY_NAME.search, folders + names):

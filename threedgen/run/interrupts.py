@@ -16,7 +16,7 @@ STOP_NOTE = "stopping after this step (Ctrl-C again leaves at once)"
 
 
 class Stopped(SystemExit):
-    """Early end of a task, with its exit code; after a code in STOP_CODES the task can be resumed."""
+    """Exception that ends a task early with an exit code. If the code is in `STOP_CODES`, the task can be resumed."""
 
 
 class Interrupts:
@@ -26,9 +26,10 @@ class Interrupts:
             while not interrupts.stop:
                 step()
 
-    SIGTERM ends the process as usual; after `catch_sigterm` it sets `terminated` instead. Used around a whole command,
-    so that the export after the training still runs after the first Ctrl-C. `note`, which may change, is printed on
-    that Ctrl-C. Reentrant. Does nothing outside the main thread, where Python allows no handlers.
+    SIGTERM ends the process as usual; after `catch_sigterm` it sets `terminated` instead. One context surrounds a whole
+    command, so that the export after the training still runs after the first Ctrl-C. The attribute `note` is the text
+    that this Ctrl-C prints. Contexts may be nested. Outside the main thread, where Python allows no signal handlers,
+    the context does nothing.
     """
 
     def __init__(self, note: str = STOP_NOTE) -> None:
@@ -51,7 +52,7 @@ class Interrupts:
                 signal.signal(number, before)
 
     def raise_if_stopped(self) -> None:
-        """Raise Stopped after Ctrl-C."""
+        """Raise `Stopped` if Ctrl-C was pressed."""
         if self.stop:
             raise Stopped(STOP_CODES[0])
 

@@ -30,16 +30,14 @@ _locks: dict[Path, int] = {}  # folder -> descriptor of its lock file
 
 
 def acquire(folder: Path) -> bool:
-    """Lock an existing folder until `release` or the end of the process.
-
-    In a distributed run only rank 0 has the lock.
+    """Lock an existing folder until `release` or the end of the process. In a distributed run only rank 0 locks it.
 
     Returns:
-        Whether the folder was locked by this call.
+        Whether this call locked the folder.
 
     Raises:
-        ConfigError: if another process, which the message names, has the lock.
-        FileError: if the file cannot be written.
+        ConfigError: another process has the lock; the message names it.
+        FileError: the lock file cannot be written.
     """
     folder = folder.resolve()
     if fcntl is None or folder in _locks or not is_rank_zero():
@@ -69,7 +67,7 @@ def acquire(folder: Path) -> bool:
 
 
 def was_released(folder: Path) -> bool:
-    """Return whether a process locked the folder and released it."""
+    """Return whether a process has locked the folder and then released the lock."""
     try:
         return (folder / NAME).stat().st_size == 0
     except OSError:
@@ -77,7 +75,7 @@ def was_released(folder: Path) -> bool:
 
 
 def release(folder: Path) -> None:
-    """Release the lock of a folder. The empty file stays: deleting it could remove the lock of the next process."""
+    """Release the lock of a folder and keep the file, empty: its deletion could remove the lock of another process."""
     lock = _locks.pop(folder.resolve(), None)
     if lock is not None:
         with suppress(OSError):

@@ -1,4 +1,4 @@
-"""Shipped config that produces a missing file in outputs/."""
+"""Search for the shipped config that writes a missing file in outputs/."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from threedgen.run.folder import NAME_WITHOUT_PROMPT, ROOT
 
 
 def made_by(path: str) -> str:
-    """Return a note with the command that writes the file at `path` and what it needs; "" if no shipped config does."""
+    """Return a note with the command that writes the file `path`, and its requirements; "" if no config writes it."""
     parts = Path(path).parts
     if parts[:1] != ROOT.parts or parts[2:3] != (NAME_WITHOUT_PROMPT,) or parts[1] not in shipped():
         return ""

@@ -1,4 +1,4 @@
-"""Free memory, allocator settings and the memory of autograd graphs."""
+"""Measurement of free memory and of autograd graphs, and settings of the memory allocator."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """mallopt parameters of glibc's malloc.h."""
 MAX_REUSED_BLOCK, MAX_REUSED_HEAP = 256 << 20, 512 << 20
-"""Bytes of the largest block, and of all free blocks at the top of the heap, that malloc reuses."""
+"""Maximum bytes of one block that malloc reuses, and of all free memory that it keeps at the top of the heap."""
 
 
 def free_bytes(device: torch.device) -> int:
     """Return the bytes that this process can still allocate on a device.
 
-    On a GPU the driver's free memory plus torch's cache; on a CPU the memory available without swapping, within the
-    limit of a container (cgroup v2).
+    On a GPU this is the driver's free memory plus torch's cache. On a CPU it is the memory available without swapping,
+    limited by the container (cgroup v2).
     """
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -41,8 +41,8 @@ def free_bytes(device: torch.device) -> int:
 def keep_freed_memory() -> None:
     """Make glibc's malloc reuse large freed blocks for CPU tensors; no effect with other C libraries.
 
-    By default blocks above 32 MB are mapped anew each time, and the page faults cost as much as a matrix product. Uses
-    up to ``MAX_REUSED_HEAP`` more memory.
+    By default malloc maps a block above 32 MB again each time, and the page faults take as long as a matrix product.
+    The process then uses up to ``MAX_REUSED_HEAP`` bytes more memory.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -51,7 +51,7 @@ def keep_freed_memory() -> None:
 
 
 def require_memory(size: int, what: str) -> None:
-    """Raise OutOfMemory if `size` bytes are more than this process can still allocate."""
+    """Raise OutOfMemory if this process cannot allocate `size` more bytes; `what` is the subject of the message."""
     free = free_bytes(torch.device("cpu"))
     if size > free:
         raise OutOfMemory(f"{what} needs {size / 1e9:.1f} GB of memory, but only {free / 1e9:.1f} GB are free")
@@ -59,7 +59,7 @@ def require_memory(size: int, what: str) -> None:
 
 @contextmanager
 def explain_out_of_memory(what: str, remedy: str) -> Iterator[None]:
-    """Turn a GPU's OutOfMemoryError inside into OutOfMemory with a remedy."""
+    """Return a context that converts torch's OutOfMemoryError to `OutOfMemory`, whose message has the remedy."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -67,7 +67,7 @@ def explain_out_of_memory(what: str, remedy: str) -> Iterator[None]:
 
 
 def _container() -> int | None:
-    """Return the free bytes below the limit of a container (file cache counts as free); None without a limit."""
+    """Return the bytes left below the memory limit of the container; file cache counts as free. None without limit."""
     try:
         limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
         if limit == "max":
@@ -80,16 +80,16 @@ def _container() -> int | None:
 
 
 class _Saved:
-    """Tensor saved by a graph; it lives as long as the graph."""
+    """Holder of a tensor that an autograd graph has saved. It lives as long as the graph."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor = tensor.detach()  # else a saved output and its graph would keep each other alive
 
 
 def graph_bytes(make: Callable[[], object]) -> int:
-    """Return the bytes that autograd saves for the graph of `make()`'s result; each storage counts once.
+    """Return the bytes of the tensors that autograd saves for the backward pass of `make()`; a storage counts once.
 
-    Saved parameters are included; they cancel in the difference between two graphs.
+    Saved parameters are included. They cancel if the results for two graphs are subtracted.
     """
     alive: WeakSet[_Saved] = WeakSet()
 

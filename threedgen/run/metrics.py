@@ -1,4 +1,4 @@
-"""Metrics of a run (metrics.jsonl, metrics.csv) and its summary (summary.json)."""
+"""Reading and writing of the metrics of a run (metrics.jsonl, metrics.csv) and of its summary (summary.json)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def read_metrics(folder: Path) -> list[Tree]:
-    """Return the valid lines of metrics.jsonl, dicts with a `step`. Raises FileError for an unreadable file."""
+    """Return the valid lines of metrics.jsonl as dicts with a key `step`. Raises FileError if it is unreadable."""
     path, rows = Path(folder) / "metrics.jsonl", []
     try:
         text = read_bytes(path).decode("utf-8", "replace") if path.exists() else ""
@@ -57,8 +57,8 @@ class Metrics:
 
     Args:
         folder: run folder.
-        step: optimisation steps done. Lines of later steps, which a killed run wrote after its last checkpoint, are
-            removed.
+        step: number of optimisation steps done. Lines of later steps are removed: a killed run wrote them after its
+            last checkpoint.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
@@ -69,7 +69,7 @@ class Metrics:
             write_atomic(self.path, "".join(map(_line, rows)))
 
     def log(self, step: int, values: Mapping[str, object]) -> None:
-        """Append a line of numbers or one-element tensors; a failed write gives one warning."""
+        """Append a line for `step` with numbers or one-element tensors by name. A failed write is logged once."""
         line = _line({"step": step} | {key: _number(value) for key, value in values.items()})
         try:
             with open(self.path, "a", encoding="utf-8") as file:
@@ -87,7 +87,7 @@ class Metrics:
 
 
 def csv_table(rows: Sequence[Tree], columns: Sequence[str] = ()) -> str:
-    """Return rows as CSV text with these columns, or with one per key in the order of appearance."""
+    """Return rows (dicts) as CSV text; without `columns` there is one column per key, in the order of appearance."""
     columns = columns or list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
@@ -109,7 +109,7 @@ def _number(value: Any) -> float | str | None:
 
 
 def environment() -> dict[str, object]:
-    """Return versions, machine and thread counts, on which the last bits of results depend; without slow imports."""
+    """Return versions, machine and thread counts, which the last bits of results depend on, without slow imports."""
     versions = {"threedgen": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -154,7 +154,10 @@ def reset_peak_memory() -> None:
 
 
 def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: object) -> Path:
-    """Write summary.json: end time (UTC), seconds, peak memory, seed, config hash, figures and environment."""
+    """Write summary.json and return its path.
+
+    It has the end time (UTC), duration, peak memory, seed, config hash, environment, and the given `figures` (results).
+    """
     summary = {
         "task": getattr(config, "task", None),
         "prompt": getattr(config, "prompt", None),

@@ -1,6 +1,6 @@
-"""Writable cache folder for Numba, which otherwise does not load cached kernels.
+"""Choice of a writable cache folder for Numba, which otherwise compiles its kernels in every process.
 
-Imports only the standard library, because it runs before all other imports.
+This module imports only the standard library, because it runs before all other imports.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ VARIABLE = "NUMBA_CACHE_DIR"
 def choose(package: Path) -> None:
     """Set NUMBA_CACHE_DIR if neither it nor __pycache__ in `package` is writable. Call before importing Numba.
 
-    The folder is in the user's cache, or, in a container without one, a new temporary folder with a warning. Only this
-    user can write there, because its files are executed.
+    The new value is a folder in the user's cache. Without a writable one, as in some containers, it is a new temporary
+    folder, and a warning is logged. Other users must not write there, because the files are executed.
     """
     if any(_writable(Path(folder)) for folder in (os.environ.get(VARIABLE), package / "__pycache__") if folder):
         return

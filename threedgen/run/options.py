@@ -12,7 +12,7 @@ from threedgen.config.optional import require
 from threedgen.config.sections import RunConfig
 
 ENGINE_KEYS = ("engine", "workers", "attempts", "address", "cpus", "gpus")
-"""Config keys that are arguments of ``run.workers.run_jobs``."""
+"""Config keys that are passed to ``run.workers.run_jobs`` as arguments of the same names."""
 
 
 class WorkersConfig(RunConfig):
@@ -45,7 +45,7 @@ def cores() -> int:
 
 
 def format_product(**factors: int) -> str:
-    """Return factors and product as text: "3 prompts x 1 config x 2 seeds = 6 objects"."""
+    """Return numbers and their product as text, by singular nouns: "3 prompts x 1 config x 2 seeds = 6 objects"."""
     numbers = {**factors, "object": prod(factors.values())}
     *parts, total = [f"{number} {noun}{'s' * (number != 1)}" for noun, number in numbers.items()]
     return f"{' x '.join(parts)} = {total}"

@@ -16,7 +16,7 @@ from rich.progress import Progress as Bar
 from threedgen.run.text import clean, duration
 
 WINDOW = 30.0
-"""Seconds over which the speed is averaged; longer if one step takes longer."""
+"""Seconds over which the step time is averaged; longer if a single step takes longer."""
 MIN_BAR_WIDTH = 8
 """Minimum width of the bar in characters."""
 INTERVAL_VARIABLE = "THREEDGEN_PROGRESS_SECONDS"
@@ -34,7 +34,7 @@ def silence_lightning() -> None:
 
 
 class Speed:
-    """Step time, averaged over the last `WINDOW` seconds because it changes with the resolution."""
+    """Measurement of the step time, averaged over the last `WINDOW` seconds, because it changes with the resolution."""
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
@@ -46,7 +46,7 @@ class Speed:
             self._marks.popleft()
 
     def seconds_per_step(self) -> float | None:
-        """Return the average step time; None before the second mark."""
+        """Return the average step time in seconds; None before the second call of `mark`."""
         if len(self._marks) < 2:
             return None
         (start, first), (end, last) = self._marks[0], self._marks[-1]
@@ -54,20 +54,20 @@ class Speed:
 
 
 class Count:
-    """Progress of a number of steps on stderr: a bar in a terminal, else (or if CI is set) single lines.
+    """Progress display on stderr: a bar in a terminal; single lines elsewhere, or if the variable CI is set.
 
         with Count("sampling", 200, quiet) as count:
             count.add(8)
 
-    Lines are printed one minute (or `INTERVAL_VARIABLE`) after the last one, at the end, and on request.
+    A line is printed every minute (or `INTERVAL_VARIABLE` seconds), at the end, and on request.
 
     Args:
         stage: text in front of the numbers.
         total: number of steps.
         quiet: show nothing.
-        console: output; default stderr.
-        done: steps of an earlier process, which do not count for the speed.
-        clock: time in seconds.
+        console: output; None: stderr.
+        done: number of steps done by an earlier process; they do not count for the step time.
+        clock: function that returns the time in seconds.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Count:
             self._bar = None
 
     def add(self, count: int, note: str = "") -> None:
-        """Count further steps as done. ``note``: current activity, shown on the bar."""
+        """Add ``count`` steps to those done. ``note`` is the current activity, shown on the bar."""
         self.show(self.done + count, note=note)
 
     def show(
@@ -122,10 +122,10 @@ class Count:
         """Show the number of steps done.
 
         Args:
-            done: steps done in all.
-            details: texts after the numbers; default: the time left.
+            done: total number of steps done.
+            details: function that returns the texts after the numbers; None: the time left.
             note: current activity, shown on the bar.
-            due: print a line now.
+            due: print a line now, if there is no bar.
         """
         self.done, now = done, self.clock()
         self.speed.mark(now, done)
@@ -145,7 +145,7 @@ class Count:
         self.console.print(line, markup=False, highlight=False, soft_wrap=True, emoji=False)
 
     def note(self, text: str, details: list[str] | None = None) -> None:
-        """Show the current activity on the bar, and as many of the details as fit in the line."""
+        """Show the current activity on the bar, and those of the details that fit into the line."""
         if self._bar is not None:
             description = clean(f"{self.stage} {text}")
             task = self._bar.task_ids[0]
@@ -158,6 +158,6 @@ class Count:
         return ", ".join(part for k, part in enumerate(details) if len(", ".join(details[: k + 1])) <= room)
 
     def left(self) -> list[str]:
-        """Return the time left as a list of one text; empty if it is unknown."""
+        """Return the time left as a list with one text; the list is empty if the time is unknown."""
         step_seconds, left = self.speed.seconds_per_step(), self.total - self.done
         return [f"{duration(step_seconds * left)} left"] if step_seconds and left > 0 else []

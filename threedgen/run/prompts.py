@@ -19,13 +19,13 @@ _MAX_LISTED = 8
 
 @dataclass
 class Reading:
-    """Prompt in the words of a closed vocabulary.
+    """Prompt rewritten with the words of a closed vocabulary.
 
     Attributes:
-        text: the prompt in known words; unchanged if all its words are known.
-        replaced: words and the synonyms in their places.
-        ignored: unknown words, in order.
-        negated: words after "without" or "no", which a text encoder without negation would add.
+        text: the prompt in known words; unchanged if all words are known.
+        replaced: word of the prompt -> known synonym that replaces it.
+        ignored: unknown words, which are left out, in their order.
+        negated: words after "without" or "no". They are left out, as the text encoder does not understand negations.
     """
 
     text: str
@@ -35,7 +35,7 @@ class Reading:
 
 
 class PromptReader(Protocol):
-    """Text interface of a prior, documented in threedgen.guidance.prior."""
+    """Interface of a prior for the checks of prompts; the methods are documented in threedgen.guidance.prior."""
 
     @property
     def identifiers(self) -> Sequence[str]: ...
@@ -53,7 +53,7 @@ def normalise_prompt(prompt: str, key: str = "prompt", example: str = EXAMPLE_OB
 
 
 def with_suffix(prompt: str, suffix: str) -> str:
-    """Append `suffix` to a prompt unless it contains "3d" (MVDream's rule for captions of renders)."""
+    """Append `suffix` to a prompt unless the prompt contains "3d", as MVDream does for captions of renders."""
     return prompt if "3d" in prompt.lower() else prompt + suffix
 
 
@@ -90,10 +90,10 @@ def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) 
 
 
 def unknown_words_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
-    """Return a list with one warning about words that a prior does not know; empty if there are none.
+    """Return a list with one warning about unknown words; the list is empty if there are none.
 
     Args:
-        unknown: each word with the nearest known words.
+        unknown: pairs of an unknown word and the most similar known words.
     """
     if not unknown:
         return []
@@ -105,7 +105,7 @@ def unknown_words_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
 
 
 def reading_notes(reading: Reading) -> list[str]:
-    """Return warnings about synonyms that are replaced and words that are negated."""
+    """Return warnings about words that are replaced by synonyms and about negated words."""
     notes = []
     if reading.replaced:
         words = ", ".join(

@@ -1,7 +1,7 @@
 """Random generators keyed by (seed, step, purpose, rank), so that no random state has to be saved.
 
-A resumed run uses the same random numbers as an uninterrupted one, whatever checkpoints, validation and logging do in
-between. The key is a hash: with ``seed + step`` runs with neighbouring seeds would be shifted copies of each other.
+A resumed run uses the same random numbers as an uninterrupted one; checkpoints, validation and logging have no effect
+on them. The key is a hash, because with ``seed + step`` two runs with seeds 1 and 2 would share most random numbers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def numpy_generator(seed: int, step: int, purpose: str, rank: int = 0) -> np.ran
 
 
 def seed_networks(seed: int, name: str) -> None:
-    """Seed torch's global generator before networks are created, so that their initial weights depend on it only."""
+    """Seed torch's global generator from `seed` and `name`. Call it before networks are created with random weights."""
     import torch
 
     torch.manual_seed(key(seed, 0, name))

@@ -1,4 +1,4 @@
-"""Nearest words of a closed vocabulary to an unknown word, by synonyms and by spelling."""
+"""Search for the words of a closed vocabulary that are most similar to an unknown word, by meaning and spelling."""
 
 from __future__ import annotations
 
@@ -84,15 +84,15 @@ ALSO_CALLED = {
     "umbrella": "parasol",
     "wizard": "magician sorcerer warlock witch",
 }
-"""Vocabulary word -> synonyms, and names of objects that look most like it."""
+"""Vocabulary word -> synonyms, and names of objects for which it is the most similar object of the vocabulary."""
 
 _VOCABULARY_WORD = {other: known for known, others in ALSO_CALLED.items() for other in others.split()}
 
 
 def also_called(word: str, known: Collection[str]) -> list[str]:
-    """Return the known words that equal a word, its singular, or a synonym of them."""
+    """Return the known words that equal `word` or its singular, or that are a synonym of either."""
     forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
-    # no singular of a known word: glasses are not mugs
+    # a known word is not reduced to its singular: "glasses" would become "glass", a synonym of "mug"
     others = [_VOCABULARY_WORD.get(form, "") for form in (forms[:1] if word in known else forms)]
     return [name for name in [*forms, *others] if name in known]
 
@@ -100,8 +100,8 @@ def also_called(word: str, known: Collection[str]) -> list[str]:
 def similar(word: str, known: Collection[str]) -> list[str]:
     """Return up to three known words similar to a word, most similar first.
 
-    Synonyms come first, then words within one edit (two from six letters on; an edit may swap neighbours). Words of up
-    to three letters must have the same letters, in another order.
+    Synonyms come first. Then come words within one edit, or two edits if `word` has six letters or more; an edit may
+    also swap two adjacent letters. For words of up to three letters, only a permutation of the letters is similar.
     """
     max_edits = 1 if len(word) < 6 else 2
     candidates = [name for name in known if len(name) > 2 and (len(word) > 3 or sorted(name) == sorted(word))]

@@ -1,4 +1,4 @@
-"""Safe output of text and readable numbers, for the terminal and HTML pages."""
+"""Safe output of text to the terminal and to HTML pages, and formatting of numbers and durations."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def _open_devnull(descriptor: int) -> None:
 
 
 def protect_streams() -> None:
-    """Make errors of standard streams harmless, and open streams that were closed when the process started.
+    """Make write errors of standard streams harmless, and open streams that were closed when the process started.
 
-    Otherwise the next file that is opened would get the descriptor of a closed stream, and its output.
+    If a standard stream stayed closed, the next opened file would get its descriptor, and the output would go there.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         stream = getattr(sys, name)
@@ -95,7 +95,10 @@ def escape_logs() -> None:
 
 @contextmanager
 def log_to_stderr(level: str = "info") -> Iterator[None]:
-    """Print log records of threedgen from a level on to standard error; warnings and errors with their level."""
+    """Return a context in which threedgen's log records of at least `level` are printed to standard error.
+
+    Warnings and errors are printed with their level as prefix.
+    """
     logger, handler = logging.getLogger("threedgen"), _StderrHandler()
     before = logger.level
     logger.addHandler(handler)
@@ -126,7 +129,7 @@ def visible(text: str) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return seconds as text: 45 s, 3:05 min, 2:03 h; "?" if unknown."""
+    """Format seconds as text: 45 s, 3:05 min, 2:03 h; "?" for None, negative and infinite values."""
     if seconds is None or not 0 <= seconds < math.inf:
         return "?"
     rounded = round(seconds)
@@ -139,6 +142,6 @@ def duration(seconds: float | None) -> str:
 
 
 def number(value: float) -> str:
-    """Return a number with four significant digits: 0.1235, 12.35, 1,235,000, 1.235e-05, 1.235e+07."""
+    """Format a number with four significant digits: 0.1235, 12.35, 1,235,000, 1.235e-05, 1.235e+07."""
     rounded = float(f"{value:.4g}")
     return f"{rounded:,.0f}" if 1e4 <= abs(rounded) < 1e7 else f"{rounded:.4g}"

@@ -1,4 +1,4 @@
-"""Thread counts of torch and Numba."""
+"""Setting of the number of threads of torch and Numba."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ def set_threads(count: int | None) -> int:
 
 
 def threads_of(config: Any) -> int | None:
-    """Return the CPU threads of one process of a run: `config.threads`, or the cores divided by the devices."""
+    """Return the number of CPU threads of one process of a run: `config.threads`, or cores divided by devices.
+
+    None means one thread per core.
+    """
     threads: int | None = getattr(config, "threads", None)
     devices: Any = getattr(getattr(config, "trainer", None), "devices", "auto")
     if threads is not None or devices == "auto":
@@ -38,7 +41,7 @@ def threads_of(config: Any) -> int | None:
 
 
 def threads_each(config: WorkersConfig) -> int | None:
-    """Return the CPU threads of one job: `config.threads`, or the cores divided by the workers."""
+    """Return the CPU threads of one job: `config.threads`, or cores divided by workers; None: one per core."""
     if config.threads is not None or config.engine == "here":
         return config.threads
     return max(1, int(config.cpus) if config.engine == "ray" else cores() // config.workers)

@@ -1,4 +1,4 @@
-"""Safe reading of torch and safetensors files: no code is executed, defects raise FileError."""
+"""Safe reading of torch and safetensors files: no code from the file is executed, and damage raises FileError."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from threedgen.config.plain_file import ordinary
 from threedgen.run.memory import require_memory
 
 MAX_SHARING = 4
-"""Maximum ratio of the tensors' size to the file size; above 1 if tensors share storage."""
+"""Maximum ratio of the total size of the tensors to the file size. It is above 1 if tensors share memory."""
 
 MAX_WEIGHT = 1e12
-"""Largest absolute weight: products of two must fit into float32."""
+"""Largest allowed absolute value of a weight. The product of two weights must fit into float32."""
 MAX_PICKLE_BYTES = 32 << 20
 """Maximum size of the pickle with the structure of a torch file."""
 _PLAIN = re.compile(
@@ -30,15 +30,15 @@ _PLAIN = re.compile(
     r"|torch (\w+Storage|Size|device|b?float\w*|complex\w*|u?int\d+|bool)"
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter|parameter_with_state)"
 )
-"""Classes and functions allowed in weight files. torch allows more, also calls that allocate memory at will."""
+"""Pattern of classes and functions allowed in weight files. torch allows more, such as calls that allocate memory."""
 
 
 def read_torch(path: Path, mmap: bool = False) -> Any:
-    """Load a torch file to the CPU after verifying the checksums of the zip, which torch does not.
+    """Load a torch file to the CPU. Verify the checksums of the zip archive before, because torch does not.
 
     Raises:
-        FileError: if the file is truncated, damaged, of another format, contains Python objects.
-        OutOfMemory: if it needs more memory than is free.
+        FileError: the file is truncated, damaged, of another format, or contains Python objects.
+        OutOfMemory: the file needs more memory than is free.
     """
     try:
         length = ordinary(path).stat().st_size
@@ -82,7 +82,7 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def leaves(tree: object) -> Iterator[object]:
-    """Yield the keys and values in nested dicts, lists, tuples and sets; shared containers are visited once."""
+    """Yield all keys and values in nested dicts, lists, tuples and sets; shared containers are visited once."""
     visited, stack = set[int](), list[object]([tree])
     while stack:
         value = stack.pop()
@@ -100,7 +100,7 @@ def _total(entries: list[zipfile.ZipInfo]) -> int:
 
 
 def _imports(pickled: bytes) -> set[str]:
-    """Return the "module name" of all classes and functions in a pickle without executing it."""
+    """Return all classes and functions that a pickle refers to, as "module name", without executing the pickle."""
     return {str(name) for code, name, _ in genops(pickled) if code.name in ("GLOBAL", "INST", "STACK_GLOBAL")}
 
 
@@ -128,7 +128,7 @@ def check_architecture(stored: Mapping[str, object], state: Mapping[str, Tensor]
 
 
 def require_finite(stored: Mapping[str, object], what: str) -> None:
-    """Raise ConfigError with the name of a number or tensor that has NaN, infinity or more than MAX_WEIGHT."""
+    """Raise ConfigError if a stored number or tensor has NaN, infinity or an absolute value above MAX_WEIGHT."""
     for name, value in stored.items():
         if isinstance(value, float) or (isinstance(value, Tensor) and value.is_floating_point()):
             if not (torch.as_tensor(value).float().abs() <= MAX_WEIGHT).all():  # float16 cannot represent MAX_WEIGHT

@@ -32,9 +32,9 @@ logger = logging.getLogger(__name__)
 J = TypeVar("J")
 R = TypeVar("R")
 Answer = tuple[Literal["done", "stopped", "expected", "error"], Any]
-"""Result of an attempt as plain data, because some exceptions cannot be pickled."""
+"""Result of one attempt at a job, as (state, value). It is plain data, because some exceptions cannot be pickled."""
 POLL = 0.2
-"""Maximum seconds until a signal is noticed."""
+"""Maximum time in seconds until the main process reacts to a signal."""
 
 
 def run_jobs(
@@ -54,15 +54,18 @@ def run_jobs(
 ) -> int:
     """Call ``work(job)`` for each job. The callbacks are called in this process.
 
-    The first Ctrl-C, or SIGTERM, is forwarded to the workers, which may finish in order; the second one raises
-    KeyboardInterrupt and kills them. With the engine "here", signals are handled by ``work``.
+    The first Ctrl-C or SIGTERM is forwarded to the workers, so that they can end cleanly. The second one raises
+    KeyboardInterrupt and kills them. With the engine "here", ``work`` handles signals.
 
     Args:
-        jobs: read when a worker is free, and one ahead.
-        on_failed: called with job and reason when the job raised an exception, or lost its worker, ``attempts`` times.
-        address: of the Ray cluster.
-        cpus, gpus: resources of each Ray worker.
-        interrupts: Ctrl-C handler of the caller; with the engine "here" it stops the work between two jobs.
+        jobs: jobs; the next one is read when a worker is free, and one more in advance.
+        on_done: called with each job and its result.
+        on_failed: called with job and reason after ``attempts`` attempts that raised an exception or lost the worker.
+        engine: run jobs in this process ("here"), in local processes, or on a Ray cluster.
+        address: address of the Ray cluster; None: RAY_ADDRESS, or a new local cluster.
+        cpus, gpus: numbers of CPUs and GPUs of each Ray worker.
+        interrupts: Ctrl-C handler of the caller. With the engine "here" it stops the work between two jobs.
+        on_start: called with each job before an attempt.
 
     Returns:
         0, or 130 or 143 after Ctrl-C or SIGTERM in this process or a worker.
@@ -86,7 +89,7 @@ def run_jobs(
 
 
 def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.Entry]]) -> Answer:
-    """Do one job in a worker. ``table``: registry of the main process, with its plug-ins."""
+    """Do one job in a worker. ``table`` is the registry of the main process, including plug-ins."""
     registry.TABLE.update(table)
     try:
         return "done", work(job)
@@ -159,7 +162,7 @@ class WorkerPool(Generic[J, R]):
         return bool(self.queue) and not self.stopped()
 
     def answer(self, future: Future[Answer], worker: Worker) -> Answer:
-        """Return the answer of a worker and replace a dead one. Raises as `run_jobs`."""
+        """Return the result of an attempt; replace the worker if it died. Raises the same errors as `run_jobs`."""
         if death := future.exception():
             worker.close()
             self.idle.append(self.start())
@@ -183,7 +186,7 @@ class WorkerPool(Generic[J, R]):
 
 
 class Worker:
-    """Worker in the current process, and base of the others. If a worker dies, its future has an exception."""
+    """Worker in the current process, and base class of other workers. If a worker dies, its future has an exception."""
 
     def submit(self, *task: Any) -> Future[Answer]:
         future: Future[Answer] = Future()
@@ -198,7 +201,7 @@ class Worker:
 
 
 class LocalProcess(Worker):
-    """Worker process in a pool of its own, so that its death breaks no other pool."""
+    """Worker process on this machine. Each has its own process pool, because a dead process breaks its pool."""
 
     def __init__(self) -> None:
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit locks and threads of torch
@@ -224,10 +227,10 @@ class LocalProcess(Worker):
 
 
 def init_process(loaded: Mapping[str, plugins.Plugin]) -> None:
-    """Initialise a worker process in a process group of its own, so that Ctrl-C reaches only the main process.
+    """Initialise a worker process. It gets its own process group, so that Ctrl-C reaches only the main process.
 
     Args:
-        loaded: plug-ins of the main process, which jobs and the registry refer to.
+        loaded: plug-ins of the main process, to import here too.
     """
 
     def stop(*signal_and_frame: object) -> None:  # replaced by Interrupts during a training
@@ -266,7 +269,10 @@ class RayTask(Worker):
 
 
 def attempt_for_ray(*task: Any) -> Answer:
-    """Do one job in a Ray task. Ray cancels tasks by SIGINT, which processes started with & in a shell ignore."""
+    """Do one job in a Ray task.
+
+    Ray cancels a task by SIGINT. Processes that a shell started with & ignore SIGINT, so its handler is set here.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         return attempt(*task)
@@ -275,7 +281,7 @@ def attempt_for_ray(*task: Any) -> Answer:
 
 
 def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Worker]:
-    """Connect to a Ray cluster, or start a local one; return a factory of workers. Raises ConfigError."""
+    """Connect to a Ray cluster, or start a local one; return a function that creates workers. Raises ConfigError."""
     require("ray", "engine: ray", "choose engine=processes")
     import ray
 

@@ -1,1 +1,1 @@
-"""Training loop of all systems: Lightning with exact resume, atomic checkpoints and averaged weights."""
+"""Training loop of all systems, with Lightning: exact resume, atomic checkpoints, moving average of weights."""

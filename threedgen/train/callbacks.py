@@ -23,20 +23,20 @@ from threedgen.train.system import System
 
 logger = logging.getLogger(__name__)
 PATIENCE = 10
-"""Skipped steps in a row after which a run stops."""
+"""Number of consecutive skipped steps after which a run stops."""
 _MAX_WARNINGS = 3
 
 
 def any_rank(trainer: pl.Trainer, flag: bool) -> bool:
-    """Return whether `flag` is true on any rank; the result is the same on all of them."""
+    """Return whether `flag` is true on any rank. All ranks must call it, and all get the same result."""
     return trainer.strategy.reduce_boolean_decision(flag, all=False) if trainer.world_size > 1 else flag
 
 
 class StepCallback(pl.Callback):
-    """Base of callbacks that act after each optimisation step, which may take several batches."""
+    """Base class of callbacks that act after each optimisation step, which may need several batches (accumulation)."""
 
     steps = 0
-    """Optimisation steps of this process so far."""
+    """Number of optimisation steps that this process has done."""
     _step = -1
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -56,10 +56,10 @@ class StepCallback(pl.Callback):
 
 
 class Seeding(pl.Callback):
-    """Seeding of the global generators of torch, NumPy and Python from (seed, batch, rank) before each batch.
+    """Callback that seeds the global generators of torch, NumPy and Python from (seed, batch, rank) before each batch.
 
-    They serve dropout and libraries; our own code uses threedgen.run.seeding. Numba's generators are not seeded: its
-    kernels receive their random numbers as arguments.
+    Dropout and libraries use the global generators; our own code uses threedgen.run.seeding. Numba's generators are not
+    seeded, because Numba kernels receive their random numbers as arguments.
     """
 
     def __init__(self, seed: int) -> None:
@@ -75,10 +75,10 @@ class Seeding(pl.Callback):
 
 
 class StopOnInterrupt(StepCallback):
-    """Stop of the run after the current step when any rank received Ctrl-C or SIGTERM.
+    """Callback that stops the run after the current step if any rank received Ctrl-C or SIGTERM.
 
-    Replaces Lightning's SIGTERM handler during training: that one communicates with the other ranks inside the
-    handler and deadlocks if they are in another collective. Lightning restores the earlier handler at the end.
+    It replaces Lightning's SIGTERM handler during training. That handler communicates with the other ranks, which is a
+    deadlock if they are in another collective operation. Lightning restores the earlier handler at the end.
     """
 
     def __init__(self, interrupts: Interrupts) -> None:
@@ -96,10 +96,10 @@ class StopOnInterrupt(StepCallback):
 
 
 class Logging(StepCallback):
-    """Writer of loss, `module.terms`, `module.metrics` and step time to `folder`/metrics.jsonl.
+    """Callback that writes loss, `module.terms`, `module.metrics` and step time to `folder`/metrics.jsonl.
 
-    Writes every `every` steps and after the last one, and metrics.csv at the end. Lightning's `self.log` costs 0.2 to
-    0.4 ms per call even when nothing is written.
+    It writes after each `every` steps and after the last step, and writes metrics.csv at the end. It does not use
+    Lightning's `self.log`, which takes 0.2 to 0.4 ms per call even if nothing is written.
     """
 
     def __init__(self, folder: Path, every: int) -> None:
@@ -136,9 +136,9 @@ class Logging(StepCallback):
 
 
 class Validation(StepCallback):
-    """Call of `module.validate(step, folder)` every `every` steps on rank 0, without effect on the training.
+    """Callback that calls `module.validate(step, folder)` after each `every` steps on rank 0.
 
-    A full disk does not stop the run; the images of that step are then missing.
+    The call has no effect on the training. If the disk is full, the run continues without the images of that step.
     """
 
     def __init__(self, every: int, folder: Path) -> None:
@@ -157,7 +157,10 @@ class Validation(StepCallback):
 
 @contextmanager
 def isolated_eval(module: torch.nn.Module) -> Iterator[None]:
-    """Switch to eval mode without gradients; restore the modes and the global generators on exit."""
+    """Return a context with `module` in eval mode and without gradients.
+
+    On exit the modes of all submodules and the states of the global random generators are restored.
+    """
     modes = [(inner, inner.training) for inner in module.modules()]
     states = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
@@ -176,7 +179,10 @@ def isolated_eval(module: torch.nn.Module) -> Iterator[None]:
 
 
 def first_nonfinite(module: torch.nn.Module) -> str | None:
-    """Return the name of the first parameter with NaN or infinity, or buffer with NaN (bounds may be infinite)."""
+    """Return the name of the first parameter with NaN or infinity, or else of the first buffer with NaN.
+
+    Buffers may have infinite values, such as bounds. None: there is no such tensor.
+    """
     for name, parameter in module.named_parameters():
         if not torch.isfinite(parameter).all():
             return name
@@ -187,7 +193,7 @@ def first_nonfinite(module: torch.nn.Module) -> str | None:
 
 
 def first_nonfinite_gradient(module: torch.nn.Module) -> str | None:
-    """Return the name of the first parameter whose gradient has NaN or infinity."""
+    """Return the name of the first parameter whose gradient has NaN or infinity; None if there is none."""
     gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
     if _finite(list(gradients.values())):
         return None
@@ -201,17 +207,17 @@ def loss_scaler(trainer: pl.Trainer) -> torch.amp.GradScaler | None:
 
 
 class FiniteGuard(StepCallback):
-    """Guard that skips steps with a non-finite loss or gradient and stops the run after PATIENCE in a row.
+    """Callback that skips steps with a non-finite loss or gradient, and stops the run after PATIENCE in a row.
 
-    A skipped step leaves the weights unchanged and counts as done: the next one uses other random numbers. The reason
-    for a stop is logged and kept in `failure`, with the name of the loss term from `module.terms` or of the parameter.
+    A skipped step does not change the weights and counts as done: the next step uses other random numbers. The reason
+    of a stop, with the name of the loss term in `module.terms` or of the parameter, is logged and stored in `failure`.
 
     Lightning has no hook to skip a step. Torch optimisers ignore parameters whose gradient is None (weight decay
     included), so a step is skipped by clearing the gradients, on all ranks alike. With a loss scaler (16-mixed) a fused
     optimiser checks the gradients itself and needs at least one: it gets an infinite one and skips the step.
 
-    Infinite gradients are normal with a loss scaler, which then skips the step and lowers the scale. They stop the run
-    when the scale is below 1.
+    With a loss scaler, infinite gradients are normal: it skips the step and lowers the scale. The run stops if the
+    scale is below 1.
     """
 
     def __init__(self) -> None:

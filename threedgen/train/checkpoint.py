@@ -1,4 +1,4 @@
-"""Checkpoint callback, and checks that a checkpoint fits the run that resumes from it."""
+"""Callback that saves checkpoints, and checks that a checkpoint fits the run that resumes from it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ _MAX_LISTED = 6
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint I/O: writes with `write`, and returns the checkpoint that was read and checked before."""
+    """Lightning plug-in that writes checkpoints by `checkpoint_file.write`.
+
+    Instead of reading a file again, it returns `checkpoint`, which the training loop has read and checked before.
+    """
 
     def __init__(self, keep: int) -> None:
         super().__init__()
@@ -55,12 +58,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
-    """Callback that saves `folder`/last.ckpt after a step, every `seconds` and at the end of the run.
+    """Callback that saves `folder`/last.ckpt every `seconds` seconds, after a step, and at the end of the run.
 
-    The interval is in seconds, not steps, so that a kill loses a bounded amount of work on any machine. Lightning runs
-    checkpoint callbacks after all others but before the module's own on_train_batch_end: modules must not change state
-    there. Nothing is saved while `healthy()` is false. A failed write gives one warning and is retried; only the last
-    one of a run raises DiskFull or FileError. A checkpoint contains `module.config_yaml` and no paths.
+    The interval is in seconds, not steps, so that a killed run loses a limited amount of work on any machine. Lightning
+    runs checkpoint callbacks after all others, but before the module's on_train_batch_end: modules must not change
+    state there. Nothing is saved while `healthy()` is false. A failed write is logged once and retried; only at the end
+    of the run it raises DiskFull or FileError. A checkpoint contains `module.config_yaml` and no paths.
     """
 
     def __init__(self, folder: Path, seconds: float, healthy: Callable[[], bool]) -> None:
@@ -99,7 +102,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
         """Save a checkpoint on all ranks.
 
         Returns:
-            False if the state is not finite or not healthy, or the write failed (one warning each).
+            False if the weights are not finite, if `healthy()` is false, or if the write failed.
         """
         self._saved_at, self._write_error = time.monotonic(), None
         if trainer.global_step == self._saved_step:
@@ -132,7 +135,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
 
 
 def check_restored(optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Raise ConfigError if a tensor of an optimiser's state has another shape than its weight."""
+    """Raise ConfigError if a restored optimizer state has a tensor with another shape than its weight."""
     for state in (optimizer.state for optimizer in optimizers):
         for weight, values in state.items():
             for name, t in values.items():
@@ -142,10 +145,10 @@ def check_restored(optimizers: Iterable[torch.optim.Optimizer]) -> None:
 
 
 def check_config(checkpoint: CheckpointData, config_yaml: str) -> None:
-    """Raise ConfigError with the changed keys if `checkpoint` was made with a config that gives another result.
+    """Raise ConfigError if a config key that changes the result differs between `checkpoint` and the run.
 
-    Keys in `folder.NEUTRAL_KEYS` may differ. A checkpoint or a run without a config (a module used from Python) is not
-    compared.
+    Keys in `folder.NEUTRAL_KEYS` may differ. Nothing is compared if the checkpoint or the run has no config, as for
+    modules that are trained from Python.
     """
     old = str(checkpoint.get(CONFIG_KEY, ""))
     if not old or not config_yaml:
@@ -166,8 +169,8 @@ def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> Non
     """Raise ConfigError if `checkpoint` was made with other weights.
 
     Args:
-        checkpoint: content of the file; those of earlier releases have no hashes and always pass.
-        weights: config key -> SHA-256 of the weights of this run.
+        checkpoint: content of the file. Checkpoints of earlier releases have no hashes and are not checked.
+        weights: config key -> SHA-256 of the weights that this run starts from.
     """
     before: Any = checkpoint.get(WEIGHTS_KEY)
     for key, now in weights.items() if isinstance(before, dict) else ():
@@ -180,7 +183,7 @@ def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> Non
 
 
 def numerics(trainer: pl.Trainer) -> dict[str, str]:
-    """Return versions, processors and numbers of threads and devices, on which the last bits of results depend."""
+    """Return versions, processors and numbers of threads and devices, which the last bits of results depend on."""
     numba_threads = numba.get_num_threads()  # first: this call may change torch's number, see threads.py
     device = trainer.strategy.root_device
     result = {
@@ -211,7 +214,7 @@ def _driver_version() -> str:
 
 
 def warn_numerics(checkpoint: CheckpointData, now: dict[str, str]) -> None:
-    """Log a warning if `numerics` changed since the checkpoint: results may then differ."""
+    """Log a warning that results may differ, if `now` (from `numerics`) differs from the values in the checkpoint."""
     before = checkpoint.get(NUMERICS_KEY)
     before = before if isinstance(before, dict) else {}
     names = [name for name in (before | now) if before and before.get(name) != now.get(name)]

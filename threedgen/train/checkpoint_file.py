@@ -1,7 +1,7 @@
-"""Checkpoint files: atomic writes, rotation of old files, and reads that trust nothing in the file.
+"""Checkpoint files: atomic writes, rotation of old files, and safe reads of untrusted files.
 
-A folder has `last.ckpt` and `previous.ckpt`. A new file is written under a temporary name, synced and renamed, so a
-kill leaves the old ones. The format is torch's zip; its checksums are verified on reading.
+A folder has `last.ckpt` and `previous.ckpt`. A new file is written under a temporary name, synced and renamed, so that
+the old files survive if the process is killed. The format is torch's zip; its checksums are verified on reading.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def write(checkpoint: CheckpointData, path: Path, keep: int = 2) -> None:
     """Write `checkpoint` to `path`, a last.ckpt, atomically, and rename the older ones.
 
     Raises:
-        OSError: if the write failed, also where torch raises a RuntimeError; the old files are then unchanged.
+        OSError: the write failed (also if torch raises RuntimeError for it). The old files are then unchanged.
     """
 
     def rotate() -> None:
@@ -62,8 +62,8 @@ def read(path: Path) -> CheckpointData:
     """Load the checkpoint at `path` to the CPU without executing anything in the file.
 
     Raises:
-        FileError: if the file is truncated, damaged, of another format, contains Python objects, or its state
-            cannot be resumed.
+        FileError: the file is truncated, damaged, of another format, contains Python objects, or has a state from which
+            a run cannot resume.
     """
     checkpoint = read_torch(path)
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in _REQUIRED_KEYS):
@@ -131,9 +131,9 @@ _VALIDATORS: dict[str, Callable[[object], bool]] = {
 
 
 def latest(folder: Path, keep: int = 2) -> tuple[Path, CheckpointData] | None:
-    """Return the newest readable checkpoint in `folder` and its content; None if there is no file at all.
+    """Return the path and the content of the newest readable checkpoint in `folder`; None if there is no checkpoint.
 
-    Newer files that cannot be read are skipped with one warning. Raises FileError if no file can be read.
+    Unreadable newer files are skipped with a warning. Raises FileError if all files are unreadable.
     """
     problem: FileError | None = None
     for path in (folder / name for name in file_names(max(keep, 2))):

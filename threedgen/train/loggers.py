@@ -1,4 +1,4 @@
-"""Lightning's loggers beside metrics.jsonl: the registry's kind `logger`, functions of a config and the run folder."""
+"""Lightning loggers in addition to metrics.jsonl: functions from config and run folder, of the kind `logger`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from threedgen.train.options import CSVLoggerConfig, TensorBoardConfig, WandbCon
 
 
 def csv(options: CSVLoggerConfig, folder: Path) -> None:
-    """Return no logger: every run writes metrics.csv."""
+    """Return None, because every run writes metrics.csv without a Lightning logger."""
 
 
 def tensorboard(options: TensorBoardConfig, folder: Path) -> Logger:
@@ -21,12 +21,12 @@ def tensorboard(options: TensorBoardConfig, folder: Path) -> Logger:
 
 
 def wandb(options: WandbConfig, folder: Path) -> Logger:
-    """Return a logger to Weights & Biases; a resumed run has the same id."""
+    """Return a logger to Weights & Biases. The run id is the folder name, so a resumed run continues its curves."""
     return WandbLogger(name=folder.name, save_dir=folder, project=options.project, id=folder.name, resume="allow")
 
 
 def log_image(loggers: Iterable[Logger], name: str, image: Any, step: int) -> None:
-    """Send an image (H, W, 3) in [0, 1] to the loggers that take images."""
+    """Send an image (H, W, 3) in [0, 1] to those loggers that accept images."""
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(name, image, step, dataformats="HWC")

@@ -1,9 +1,11 @@
 """Training loop: Lightning's Trainer on an endless stream of step numbers, with exact resume.
 
-The batch of `training_step(self, batch, batch_idx)` is the number of the optimisation step (with accumulation: of the
-batch since the start of the run). It is the same after a resume, keys the random numbers (threedgen.run.seeding) and
-seeds the global generators. State must be in parameters and persistent buffers and change inside the step, not in the
-module's on_train_batch_end, which runs after the checkpoint. A resumed run then gives the same bytes on the same CPU.
+The argument `batch` of `training_step(self, batch, batch_idx)` is an integer: the number of the batch since the start
+of the run, which without accumulation is the optimisation step. A resumed run continues to count from the checkpoint.
+The number keys the random numbers (threedgen.run.seeding) and seeds the global generators.
+
+Modules must have their state in parameters and persistent buffers, and change it inside the step, not in
+on_train_batch_end, which runs after the checkpoint. A resumed run then gives the same bytes on the same CPU.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainingConfig(Protocol):
-    """Options of a config that the loop reads."""
+    """Interface of the config options that the training loop reads."""
 
     seed: int
     threads: int | None
@@ -65,16 +67,18 @@ def fit(
 
     Args:
         resume: continue from the newest readable checkpoint, if there is one.
+        quiet: show no progress.
+        callbacks: additional Lightning callbacks.
         metrics: names in `module.metrics` to show in the progress bar.
         interrupts: Ctrl-C handler of the caller, which stays active afterwards.
 
     Returns:
-        How the training ended. After TERMINATED the process should exit soon.
+        Final status of the training. After TERMINATED the process should exit soon.
 
     Raises:
-        ConfigError: if the checkpoint does not fit the run.
-        DiskFull: if there is no room for the last checkpoint.
-        KeyboardInterrupt: at the second Ctrl-C.
+        ConfigError: the checkpoint does not fit the run.
+        DiskFull: the disk has no room for the last checkpoint.
+        KeyboardInterrupt: Ctrl-C was pressed a second time.
     """
     silence_lightning()
     set_threads(threads_of(config))
@@ -114,7 +118,10 @@ def fit(
 def _resume_path(
     module: System, checkpoints: Path, config: TrainingConfig, resume: bool, checkpoint_io: AtomicCheckpointIO
 ) -> Path | None:
-    """Return the checkpoint to resume from, after checking that it fits, and keep its content. Raises ConfigError."""
+    """Return the checkpoint file to resume from, and store its content in `checkpoint_io`; None: start a new run.
+
+    Raises ConfigError if the checkpoint does not fit the run.
+    """
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -141,7 +148,7 @@ def _resume_path(
 
 
 def _check_space(module: torch.nn.Module, folder: Path, keep: int) -> None:
-    """Raise DiskFull if the disk has no room for `keep` checkpoints and one that is being written."""
+    """Raise DiskFull if the disk has no room for `keep` checkpoints and one more while it is written."""
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     state = sum(t.numel() * t.element_size() for t in module.state_dict().values())
     needed = (keep + 1) * (state + 2 * trained) / 2**20  # Adam has two moments
@@ -153,7 +160,7 @@ def _check_space(module: torch.nn.Module, folder: Path, keep: int) -> None:
 def _trainer(
     config: TrainingConfig, folder: Path, checkpoint_io: AtomicCheckpointIO, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
-    """Build a Trainer without Lightning's own progress bar, validation and requeueing."""
+    """Build a Lightning Trainer without its own progress bar, validation and requeueing on SLURM."""
     plugins: list[Any] = [checkpoint_io]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
@@ -175,9 +182,9 @@ def _trainer(
 
 
 def _strategy(options: TrainerConfig) -> str:
-    """Return Lightning's strategy; auto with several devices: DDP that allows parameters without a gradient.
+    """Return Lightning's strategy. For "auto" with several devices it is DDP that allows parameters without gradients.
 
-    Many systems use some of their parameters in a part of their steps only, such as the background or the shading.
+    Many systems do not use all parameters in every step, such as those of the background.
     """
     gpus = torch.cuda.device_count() if options.accelerator in ("auto", "gpu", "cuda") else 0
     count = options.num_nodes * (max(1, gpus) if options.devices == "auto" else options.devices)
@@ -186,13 +193,13 @@ def _strategy(options: TrainerConfig) -> str:
 
 
 def _logger(config: Any, folder: Path) -> Any:
-    """Build the logger of a config with a section `logger`; False: none."""
+    """Build the Lightning logger of the config section `logger`; return False if there is none."""
     options = getattr(config, "logger", None)
     return False if options is None else registry.build("logger", options, folder) or False
 
 
 def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> bool:
-    """Train; return whether SIGTERM came before the first step. Raises KeyboardInterrupt at the second Ctrl-C."""
+    """Train; return whether Lightning received SIGTERM. Raises KeyboardInterrupt after a second Ctrl-C."""
 
     def steps() -> Iterator[int]:  # a generator reads global_step late, after the checkpoint is restored
         yield from itertools.count(trainer.global_step * trainer.accumulate_grad_batches)
@@ -210,7 +217,7 @@ def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> 
 
 @contextmanager
 def determinism(setting: bool | Literal["warn"]) -> Iterator[None]:
-    """Set torch's deterministic mode to `trainer.deterministic` inside; do not fill fresh memory with NaN."""
+    """Return a context with torch's deterministic mode as in `trainer.deterministic`; new memory is not filled."""
     enabled = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic

@@ -1,7 +1,7 @@
 """Muon optimizer (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) for matrices, AdamW for the rest.
 
-Unlike torch.optim.Muon it also treats convolution weights as matrices (outputs x inputs * kernel), and one optimizer
-has both kinds of parameters, so that one schedule and one checkpoint are enough.
+Unlike torch.optim.Muon, it also treats convolution weights as matrices (output channels, input channels x kernel). One
+optimizer has both kinds of parameters, so that one learning rate schedule and one optimizer state are enough.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor
 from threedgen.config.sections import BETAS
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Quintic Newton-Schulz coefficients: the singular values end between 0.7 and 1.2."""
+"""Coefficients of the quintic Newton-Schulz iteration. The final singular values are between 0.7 and 1.2."""
 Group = dict[str, Any]
 """Parameter group of an optimizer."""
 STEPS = 5
-"""Newton-Schulz iterations."""
+"""Number of Newton-Schulz iterations."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for parameters with two or more dimensions, AdamW for vectors and parameters in ``elementwise``.
+    """Optimizer: Muon for parameters with two or more dimensions, AdamW for vectors and parameters in ``elementwise``.
 
-    Matrix updates have the RMS of AdamW's (factor 0.2 sqrt(max(rows, columns)), Liu et al. 2025, arXiv 2502.16982,
-    section 2.2), so both use the same learning rate and weight decay.
+    The updates of matrices are scaled by 0.2 sqrt(max(rows, columns)), so that their RMS is that of AdamW's updates
+    (Liu et al. 2025, arXiv 2502.16982, section 2.2). Both can then use the same learning rate and weight decay.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Perform one step. `closure`: recomputes the gradients and returns the loss."""
+        """Perform one optimisation step; `closure` recomputes the gradients and returns the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -83,16 +83,16 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Return `matrix` with all singular values near 1, by Newton-Schulz iteration in float32.
+    """Return a matrix with the singular vectors of `matrix` and singular values near 1, by Newton-Schulz in float32.
 
-    Each iteration multiplies by a polynomial of the Gram matrix of the shorter side. The polynomials are accumulated on
-    the Gram matrix, so the full matrix enters only two products.
+    Each iteration multiplies by a polynomial of the Gram matrix of the shorter side. The product of the polynomials is
+    computed first, so only two products have the full matrix.
 
     Args:
         matrix: (m, n).
 
     Returns:
-        (m, n), with the same singular vectors.
+        (m, n), float32.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.mT if tall else matrix).float()

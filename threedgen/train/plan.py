@@ -1,4 +1,4 @@
-"""Output of --dry-run: task, outputs, weights, steps and device, without a time estimate."""
+"""Text of --dry-run: task, output folder, weights, steps and device, without a time estimate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ END = "nothing was run or written"
 
 
 def plan(config: TaskConfig) -> str:
-    """Return the dry-run text of a task without a plan of its own. Raises ConfigError for unreadable weights."""
+    """Return the text of --dry-run for tasks without their own plan. Raises ConfigError for unreadable weights."""
     config = config.used()
     about = config.about or " ".join((type(config).__doc__ or "").partition("\n\n")[0].split())
     lines = [f"would run {config.task}: {about}"]
@@ -32,13 +32,13 @@ def plan(config: TaskConfig) -> str:
 
 
 def notes(config: TaskConfig) -> list[str]:
-    """Return the notes on a config, one line each."""
+    """Return the notes of a config and on its precision, as lines that start with "note: "."""
     emulated = emulation_note(getattr(getattr(config, "prior", None), "dtype", "auto"), _device(config))
     return [f"note: {note}" for note in (*config.notes(), emulated) if note]
 
 
 def device_line(config: TaskConfig) -> str:
-    """Return the line with device, name and free memory; it says so if the config needs a GPU and there is none."""
+    """Return a line with device, its name and free memory, and a remark if no GPU was found."""
     device = _device(config)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     line = f"device: {device}, {name}, {free_bytes(device) / 1e9:.1f} GB free"

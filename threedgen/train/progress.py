@@ -18,10 +18,10 @@ from threedgen.run.text import clean, duration, number
 
 
 class Progress(pl.Callback):
-    """Callback that shows stage, steps, step time, time left, loss and metrics by a `Count`.
+    """Callback that shows stage, steps, step time, time left, loss and metrics with a `Count`.
 
-    Without a bar it also prints a line at the start, at each quarter and when `module.stage` changes. `metrics`: names
-    in `module.metrics` to show.
+    Without a bar it also prints a line at the start, after each quarter of the steps, and if `module.stage` changes.
+    `metrics` has the names in `module.metrics` to show.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Progress(pl.Callback):
 
     @contextmanager
     def within(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str, total: int) -> Iterator[Count]:
-        """Show the progress of other work inside a step; measure the step time anew afterwards."""
+        """Return a context with a separate display of `total` steps of other work; then measure the step time again."""
         if self.count is not None:
             self.count.__exit__()
         quiet = self.quiet or not trainer.is_global_zero
@@ -86,7 +86,7 @@ class Progress(pl.Callback):
 
 
 def stage_of(module: pl.LightningModule) -> str:
-    """Return the stage of a module as one line of text."""
+    """Return `module.stage` as one line of text; "training" if it is missing or empty."""
     return clean(str(getattr(module, "stage", "") or "training"))
 
 
@@ -97,9 +97,10 @@ def details(
     outputs: STEP_OUTPUT,
     metrics: Iterable[str] = (),
 ) -> list[str]:
-    """Return step time, time left, loss and metrics as texts.
+    """Return step time, time left, loss and metrics as texts for the progress display.
 
-    Of `module.terms` only the first one is shown, by its name: terms of different stages differ in scale.
+    If `module.terms` is not empty, its first term is shown instead of the loss, because the losses of different stages
+    have different scales.
     """
     parts = []
     if step_seconds is not None:

@@ -10,7 +10,7 @@ from threedgen.run.metrics import read_summary
 
 
 class Status(enum.Enum):
-    """Final status of a run."""
+    """Final status of a run, which decides the exit code and is written to summary.json."""
 
     FINISHED = "finished"
     INTERRUPTED = "interrupted"  # Ctrl-C once
@@ -19,7 +19,7 @@ class Status(enum.Enum):
 
     @property
     def exit_code(self) -> int:
-        """Exit code of the process; after a signal 128 + its number."""
+        """Exit code of the process; after a signal it is 128 + number of the signal."""
         return {"finished": 0, "interrupted": 130, "terminated": 143, "failed": 2}[self.value]
 
     @classmethod
@@ -29,7 +29,7 @@ class Status(enum.Enum):
 
 
 def finished(folder: Path, max_steps: int | None = None) -> bool:
-    """Return whether a folder has all results of a finished run with at least `max_steps` steps."""
+    """Return whether a folder has a finished run of at least `max_steps` steps, with all its result files."""
     summary = read_summary(folder)
     complete = summary.get("status") == Status.FINISHED.value and steps_done(folder) >= (max_steps or 0)
     files = summary.get("files", [])

@@ -1,4 +1,4 @@
-"""Base classes of everything that is trained: System, weight averaging (EMA) and timestep sampling."""
+"""Base classes of training modules (System, AveragedSystem), moving average of weights, and timestep sampling."""
 
 from __future__ import annotations
 
@@ -29,24 +29,27 @@ METRICS_KEY, SECONDS_KEY = "metrics", "seconds"
 
 
 class System(pl.LightningModule):
-    """LightningModule with random numbers keyed by step and purpose, and with frozen networks outside checkpoints.
+    """Base class of all training modules: a LightningModule whose random numbers depend on step and purpose only.
+
+    Frozen networks are set by `set_unregistered`, so that checkpoints do not contain them.
 
     Attributes:
-        stage: text of the progress bar; may change.
+        stage: text in front of the progress display; may change during training.
         config_yaml: resolved config, saved in checkpoints and compared on resume.
-        weights: config key -> SHA-256 of the weights that the run starts from, saved and compared likewise.
-        terms: terms of the last loss, logged, and named in the error if one is not finite.
-        metrics: metrics of the last step, logged, and shown in the progress bar if requested.
-        track_progress: `(stage, total)` -> Count that shows a long computation inside a step.
+        weights: config key -> SHA-256 of the weights that the run starts from; saved and compared in the same way.
+        terms: terms of the last loss by name; they are logged, and named in the error if one is not finite.
+        metrics: metrics of the last step by name; they are logged, and shown in the progress display on request.
+        track_progress: function of (stage, total) that returns a `Count` for a long computation inside a step.
     """
 
     stage = "training"
 
     def __init__(self, config: Config, seed: int | None = None, max_steps: int | None = None, **facts: str) -> None:
-        """Initialise from the config of a run, or from a section of it with `seed` and `max_steps`.
+        """Initialise the module.
 
         Args:
-            facts: further values that must be equal on resume, such as the digest of a tokenizer's vocabulary.
+            config: config of the run, or a section of it; a section without these options needs `seed` and `max_steps`.
+            facts: additional values that must be equal on resume, such as the digest of a tokenizer's vocabulary.
         """
         super().__init__()
         self.seed: int = getattr(config, "seed") if seed is None else seed  # noqa: B009  not of all sections
@@ -61,12 +64,12 @@ class System(pl.LightningModule):
         self.previous_seconds = {"prepare": 0.0, "optimise": 0.0}  # of earlier processes, up to the checkpoint
 
     def set_unregistered(self, **objects: object) -> None:
-        """Set attributes that torch does not register: frozen networks, neither trained nor in checkpoints."""
+        """Set attributes without registering them in torch: frozen networks, not trained and not in checkpoints."""
         for name, value in objects.items():
             object.__setattr__(self, name, value)
 
     def rng(self, step: int, purpose: str) -> torch.Generator:
-        """Return a new torch generator for this step, purpose and rank; not for numbers that all ranks share."""
+        """Return a new CPU generator of torch for this step, purpose and rank; each rank gets other numbers."""
         return generator(self.seed, step, purpose, self.global_rank)
 
     def numpy_rng(self, step: int, purpose: str) -> np.random.Generator:
@@ -74,12 +77,12 @@ class System(pl.LightningModule):
         return numpy_generator(self.seed, step, purpose, self.global_rank)
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds before the training and in it, summed over all processes of the run."""
+        """Return the seconds before ("prepare") and during the training ("optimise"), over all processes of the run."""
         now = {"prepare": self.training_start - self.run_start, "optimise": time.monotonic() - self.training_start}
         return {name: before + now[name] for name, before in self.previous_seconds.items()}
 
     def adapt_to(self, state: dict[str, Tensor]) -> None:
-        """Give tensors whose shapes change during training the shapes of a checkpoint, before it is loaded."""
+        """Resize tensors whose shapes change during training to the shapes in a state_dict that will be loaded."""
 
     def log_image(self, name: str, image: Tensor) -> None:
         """Write an image (H, W, 3) in [0, 1] to RUN/images/NAME-STEP.png, for the report and the loggers."""
@@ -108,7 +111,7 @@ class System(pl.LightningModule):
     """Config section with the optimizer options."""
 
     def configure_optimizers(self) -> Any:
-        """Build AdamW on all parameters, or Muon if `options.optimizer` selects it."""
+        """Build AdamW for all parameters, or Muon if `options.optimizer` selects it, and a learning rate schedule."""
         o = self.options
         betas = getattr(o, "betas", BETAS)
         if getattr(o, "optimizer", "adamw") == "adamw":
@@ -117,7 +120,7 @@ class System(pl.LightningModule):
         return self.scheduled(muon, o.learning_rate)
 
     def elementwise(self) -> Iterable[torch.Tensor]:
-        """Return the matrices that Muon trains with AdamW."""
+        """Return the parameters with two or more dimensions that `Muon` must update by AdamW, such as embeddings."""
         return ()
 
     def adamw(
@@ -127,26 +130,26 @@ class System(pl.LightningModule):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = BETAS,
     ) -> OptimizerLRSchedulerConfig:
-        """Return AdamW on parameters or parameter groups, with learning rates as for `scheduled`."""
+        """Return AdamW for parameters or parameter groups, with one learning rate schedule, or one for each group."""
         optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=betas, weight_decay=weight_decay, fused=True)
         return self.scheduled(optimizer, *rates)
 
     def scheduled(self, optimizer: torch.optim.Optimizer, *rates: Scheduled) -> OptimizerLRSchedulerConfig:
-        """Return the result of configure_optimizers for an optimizer and learning rate schedules.
+        """Combine an optimizer and learning rate schedules to the result of configure_optimizers.
 
         Args:
-            optimizer: its learning rates are multiplied by the schedules.
-            rates: schedules of the config or functions of the step: one for all parameter groups, or one for each.
+            optimizer: optimizer whose learning rates are multiplied by the schedules.
+            rates: schedules from the config, or functions of the step; one for all parameter groups, or one for each.
         """
         steps = [rate if callable(rate) else partial(at, rate, max_steps=self.max_steps) for rate in rates]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, steps if len(steps) > 1 else steps[0])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write images or other validation files after `step` steps. Called in eval mode without gradients."""
+        """Write validation images or other files after `step` steps. The module is in eval mode, without gradients."""
 
     def remove_validation(self, step: int, folder: Path) -> None:
-        """Remove the files of `validate` for an extra step at which the run was stopped before it was resumed."""
+        """Remove the files that `validate` wrote when the run was stopped at `step`, which is not a validation step."""
 
 
 class EMA(torch.nn.Module):
@@ -156,8 +159,8 @@ class EMA(torch.nn.Module):
     the checkpoint. The decay is min(decay, (1 + step) / (10 + step)), so the initial weights soon lose influence.
 
     Args:
-        model: model whose weights are copied; no reference is kept.
-        decay: in [0, 1).
+        model: model whose weights are copied; no reference to it is kept.
+        decay: weight of the old average in an update, in [0, 1).
     """
 
     def __init__(self, model: torch.nn.Module, decay: float = 0.999) -> None:
@@ -172,7 +175,7 @@ class EMA(torch.nn.Module):
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module, step: int) -> None:
-        """Add (1 - decay(step)) (weights - average) to the average; copy integer tensors."""
+        """Update the average: average += (1 - decay) (weights - average). Integer tensors are copied."""
         decay = min(self.decay, (1 + step) / (10 + step))
         averages, state = self.weights(), model.state_dict()
         floating = [name for name in state if averages[name].is_floating_point()]
@@ -187,7 +190,7 @@ class EMA(torch.nn.Module):
 
     @contextmanager
     def applied(self, model: torch.nn.Module) -> Iterator[None]:
-        """Load the averaged weights into `model`; restore its own on exit."""
+        """Return a context in which `model` has the averaged weights; its own weights are restored on exit."""
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
         model.load_state_dict(self.weights())
         try:
@@ -197,13 +200,13 @@ class EMA(torch.nn.Module):
 
 
 class AveragedSystem(System):
-    """System whose result is `average`, the moving average of the weights of one network, if it keeps one."""
+    """System that keeps a moving average of one network's weights as its result, after `keep_average` is called."""
 
     average: EMA
     averaged: torch.nn.Module | None = None
 
     def keep_average(self, network: torch.nn.Module, decay: float) -> None:
-        """Start the average of a trained network."""
+        """Start to average the weights of `network`."""
         self.average = EMA(network, decay)
         self.set_unregistered(averaged=network)
 
@@ -213,18 +216,18 @@ class AveragedSystem(System):
             self.average.update(self.averaged, self.global_step)
 
     def average_applied(self) -> AbstractContextManager[None]:
-        """Return a context with the averaged weights in the network; without an average its own."""
+        """Return a context in which the network has the averaged weights; without an average it is not changed."""
         return nullcontext() if self.averaged is None else self.average.applied(self.averaged)
 
 
 def stratified_uniform(count: int, rng: torch.Generator) -> Tensor:
-    """Sample (count,) numbers in [0, 1), one in each of `count` equal intervals, in random order.
+    """Sample (count,) float numbers in [0, 1), one in each of `count` equal intervals, in random order.
 
-    Lowers the variance of the loss between steps (Kingma et al. 2021, "Variational Diffusion Models").
+    This lowers the variance of the loss between steps (Kingma et al. 2021, "Variational Diffusion Models").
     """
     return (torch.rand(count, generator=rng) + torch.randperm(count, generator=rng)) / count
 
 
 def sample_timesteps(count: int, T: int, power: float, rng: torch.Generator) -> Tensor:
-    """Sample timesteps t = T u^power, (count,) integers in [0, T - 1], with stratified u."""
+    """Sample timesteps (count,), int64 in [0, T - 1], as floor(T u^power) with u from `stratified_uniform`."""
     return (T * stratified_uniform(count, rng) ** power).long().clamp(max=T - 1)

@@ -1,4 +1,4 @@
-"""Execution of a task: start, resume, results, summary and exit code.
+"""Execution of the function of a task: start, resume, results, summary and exit code.
 
     def work(task: Task) -> Status:
         ...
@@ -44,10 +44,10 @@ logger = logging.getLogger(__name__)
 
 
 class Task:
-    """One run: config, folder, start time and result files."""
+    """State of one run (config, folder, start time, result files), with methods that load, train and summarise."""
 
     def __init__(self, config: Any, resume: Path | None = None, quiet: bool = False, files: Iterable[str] = ()) -> None:
-        """Start a run. `files`: result files; a finished run that lost one of those it wrote is continued."""
+        """Start a run. `files` are names of result files; if one that was written is lost, the run continues."""
         self.config, self.resume, self.quiet, self.files = config, resume is not None, quiet, tuple(files)
         self.folder, self.start_time = Path(str(config.out)), time.monotonic()
         self.is_global_zero = True  # set by `fit`
@@ -83,7 +83,7 @@ class Task:
         callbacks: Iterable[pl.Callback] = (),
         interrupts: Interrupts | None = None,
     ) -> Status:
-        """Train a system; on rank 0 move it back to its device in eval mode if results are to be written."""
+        """Train a system by `loop.fit`. If results can be written, rank 0 moves it back to its device in eval mode."""
         from threedgen.train.loop import fit
 
         system.weights, system.run_start, system.training_start = self.weights, self.start_time, time.monotonic()
@@ -111,11 +111,12 @@ class Task:
         finish: Callable[[], dict[str, Any]] = dict,
         partial: bool = True,
     ) -> Status:
-        """Train a system, validate it a last time, and write results and summary.
+        """Train a system, validate it once more, and write results and summary.
 
         Args:
-            finish: writes the results and returns figures for the summary.
-            partial: also write results after an interrupt.
+            metrics: names in `system.metrics` to show in the progress display.
+            finish: function that writes the results and returns values for the summary.
+            partial: write results also after Ctrl-C.
         """
         if self.resume:
             self._remove_last_validation(system)
@@ -130,7 +131,7 @@ class Task:
         return status
 
     def _remove_last_validation(self, system: System) -> None:
-        """Remove validation files that an uninterrupted run would not have."""
+        """Remove the validation files of the step at which the run was stopped, if it is not a validation step."""
         step, every = read_summary(self.folder).get("steps"), self.config.trainer.val_check_interval
         if isinstance(step, int) and step < system.max_steps and (not every or step % every):
             with writing(self.folder):
@@ -144,12 +145,12 @@ class Task:
         metric: str,
         postprocess: Callable[[], object] = lambda: None,
     ) -> None:
-        """Train a part of the model in the subfolder NAME, or load it from NAME/NAME.safetensors.
+        """Train one part of a model in the subfolder NAME, or load it from NAME/NAME.safetensors if that exists.
 
         Args:
-            network: part of the system that is saved in the file.
-            metric: metric of the progress bar.
-            postprocess: called on the trained network before it is saved.
+            network: part of `system` to save in the file.
+            metric: name in `system.metrics` to show in the progress display.
+            postprocess: function that is called after the training, before the network is saved.
 
         Raises:
             Stopped: if the training did not finish.
@@ -174,7 +175,10 @@ class Task:
 
     @contextmanager
     def track_progress(self, stage: str, steps: int) -> Iterator[Callable[[], None]]:
-        """Show the progress of `steps` steps; yield a function to call before each, which raises Stopped on Ctrl-C."""
+        """Return a context that shows the progress of `steps` steps.
+
+        It yields a function to call before each step. The function raises `Stopped` after Ctrl-C.
+        """
         done = itertools.count()
         with Interrupts() as interrupts, Count(stage, steps, self.quiet) as progress:
 
@@ -186,7 +190,7 @@ class Task:
             progress.show(steps)
 
     def summarise(self, status: Status = Status.FINISHED, **figures: Any) -> None:
-        """Write summary.json, which marks the run as finished. Raises OSError."""
+        """Write summary.json with the status and `figures`, additional values by name. Raises OSError."""
         files = [*(name for name in self.files if (self.folder / name).exists()), *figures.pop("files", ())]
         seconds = self.previous_seconds + time.monotonic() - self.start_time
         write_summary(self.folder, self.config, seconds, status=status.value, files=files, **figures)
@@ -205,10 +209,10 @@ def run_task(
     """Run a task unless it is already finished, and print the path of its result.
 
     Args:
-        work: does the task; returns its status (None: finished) or raises Stopped.
+        work: function that does the task; it returns the status (None: finished) or raises `Stopped`.
         result: file or folder in the run folder whose path is printed.
-        files: see `Task`.
-        again: run `work` even if the task is finished, as evaluations do; `work` caches its slow parts itself.
+        files: names of result files; if one that was written is lost, the run does not count as finished.
+        again: call `work` even if the task is finished, as evaluations do; `work` then caches its slow parts.
 
     Returns:
         Exit code.
@@ -226,7 +230,7 @@ def execute(work: Callable[[Task], Status | None], task: Task, hint: str = "") -
     """Run a task unless it is already finished, without output on stdout, and release the lock of its folder.
 
     Args:
-        work: see `run_task`.
+        work: function that does the task; it returns the status (None: finished) or raises `Stopped`.
         task: run to execute.
         hint: text after the log line about a finished run.
     """
@@ -245,7 +249,7 @@ def execute(work: Callable[[Task], Status | None], task: Task, hint: str = "") -
 
 
 def device(accelerator: str = "auto") -> str:
-    """Return torch's name of the device that Lightning uses for this process."""
+    """Return torch's name ("cuda:0", "mps", "cpu") of the device that Lightning uses for this process."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return f"cuda:{local_rank()}"
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():

@@ -1,1 +1,1 @@
-"""MV-Adapter: views of an object by a frozen 2D model with plug-in attention and a guider (Huang et al. 2024)."""
+"""MV-Adapter (Huang et al. 2024): a frozen 2D model samples views of an object through added attention layers."""

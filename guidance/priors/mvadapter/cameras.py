@@ -1,9 +1,10 @@
-"""Cameras of MV-Adapter's training.
+"""Cameras and camera inputs of MV-Adapter, in the coordinates of its training.
 
-MV-Adapter's world has z up like ours, but the front of an object faces -y instead of +x: ours rotated by -90 degrees
-around z. Azimuths count from the front, counter-clockwise seen from above, in both. Its cameras are orthographic, at
-distance 1.8, with a half extent of 0.55; meshes fit into [-0.5, 0.5]. Our own adapters may have perspective cameras,
-with the same half extent where the bounding cube begins.
+In our world z is up and the front of an object faces +x. In MV-Adapter's world z is up and the front faces -y: it is
+our world rotated by -90 degrees around z. In both, azimuth 0 is the front and azimuth increases counter-clockwise seen
+from above. The released adapters have orthographic cameras at distance 1.8 that show 0.55 units on each side of the
+centre; meshes fit into the cube [-0.5, 0.5]^3. Our own adapters may have perspective cameras, which show the same
+extent at the front plane of that cube.
 """
 
 from __future__ import annotations
@@ -20,28 +21,36 @@ from threedgen.geometry.control_maps import geometry_control, plucker_rays, ray_
 from threedgen.geometry.poses import orbit_c2w, unit_vector
 
 DISTANCE, HALF_HEIGHT, HALF = 1.8, 0.55, 0.5
-"""Camera distance, half extent of the image in world units, and largest coordinate of a mesh."""
+"""Camera distance, half of the image side, and largest coordinate of a mesh, all in world units."""
 RAY_VIEWS = tuple((0.0, azimuth) for azimuth in (0.0, 45.0, 90.0, 180.0, 270.0, 315.0))
-"""(elevation, azimuth) in degrees of the training views of adapters with ray control."""
+"""(elevation, azimuth) in degrees of the training views of adapters that take camera rays."""
 GEOMETRY_VIEWS = (*((0.0, azimuth) for azimuth in (0.0, 90.0, 180.0, 270.0)), (89.99, 180.0), (-89.99, 180.0))
-"""Training views with geometry control: front, right, back, left, top, bottom."""
+"""(elevation, azimuth) in degrees for adapters that take mesh geometry: front, right, back, left, top, bottom."""
 RAISED = (0.0, 30.0)
-"""Lowest and highest training elevation, in degrees, of adapters with `Form.anywhere`."""
+"""Lowest and highest elevation in degrees of the additional training views of adapters with `Form.anywhere` > 0."""
 TOLERANCE = 3.0
-"""Largest angle in degrees between a view and the training view that it counts as."""
+"""Largest angle in degrees between a camera and a training view at which the camera counts as trained."""
 
 
 def views(angles: Sequence[tuple[float, float]], height: int, width: int, fov: float = 0.0) -> Cameras:
-    """Return cameras of a mesh in our world at (elevation, azimuth) in degrees; `fov` as in `towards_middle`."""
+    """Return B cameras around a mesh at the origin of our world.
+
+    Args:
+        angles: B pairs (elevation, azimuth) in degrees.
+        height, width: image size in pixels.
+        fov: field of view of a square image in degrees; 0: orthographic.
+    """
     elevation, azimuth = torch.tensor(angles, dtype=torch.float64).deg2rad().T
     return towards_middle(orbit_c2w(elevation, azimuth, torch.full_like(azimuth, DISTANCE)), height, width, fov)
 
 
 def towards_middle(c2w: Tensor, height: int, width: int, fov: float = 0.0) -> Cameras:
-    """Return cameras in the directions of poses (B, 4, 4) that show all of a mesh at the origin of our world.
+    """Return cameras with the viewing directions of given poses that show a whole mesh at the origin of our world.
 
     Args:
-        fov: field of view of a square image in degrees; 0: orthographic. The longer side shows more of the world.
+        c2w: camera-to-world poses (B, 4, 4), OpenGL axes. Perspective cameras are moved to the distance for `fov`.
+        height, width: image size in pixels; along the longer side the image shows more of the world.
+        fov: field of view of a square image in degrees; 0: orthographic.
     """
     c2w, half = c2w.float(), HALF_HEIGHT * max(1.0, height / width)
     if not fov:
@@ -53,15 +62,15 @@ def towards_middle(c2w: Tensor, height: int, width: int, fov: float = 0.0) -> Ca
 
 
 def to_adapter_world(vectors: Tensor) -> Tensor:
-    """Convert points or directions (..., 3) from our world to MV-Adapter's: (x, y, z) to (y, -x, z)."""
+    """Convert points or directions (..., 3) from our world to MV-Adapter's world: (x, y, z) becomes (y, -x, z)."""
     x, y, z = vectors.unbind(-1)
     return torch.stack([y, -x, z], dim=-1)
 
 
 def ray_maps(at: Cameras) -> Tensor:
-    """Return the guider's input for cameras in our world, in [0, 1]: Pluecker rays (B, 6, H, W).
+    """Return the condition guider's input for B cameras in our world: Pluecker rays (B, 6, H, W), scaled to [0, 1].
 
-    Orthographic cameras have one direction for all pixels: (B, 6, 1, 1).
+    All pixels of an orthographic camera have the same direction, so its map is (B, 6, 1, 1).
     """
     maps = view_rays(at.c2w)[:, :, None, None] if at.projection.parallel else plucker_rays(at)
     parts = (to_adapter_world(part.movedim(1, -1)).movedim(-1, 1) for part in maps.split(3, dim=1))
@@ -69,21 +78,23 @@ def ray_maps(at: Cameras) -> Tensor:
 
 
 def geometry_maps(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
-    """Return the guider's input for a mesh in our world: maps (B, 6, H, W) in [0, 1].
+    """Return the condition guider's input for renders of a mesh: positions and normals (B, 6, H, W) in [0, 1].
 
     Args:
-        points, normals: (B, H, W, 3); the mesh fits into [-0.5, 0.5].
-        mask: (B, H, W), of the mesh.
+        points: surface point of each pixel in our world (B, H, W, 3), within [-0.5, 0.5].
+        normals: unit normal of each pixel in our world (B, H, W, 3).
+        mask: (B, H, W), 1 where the pixel shows the mesh, 0 elsewhere.
     """
     return geometry_control(to_adapter_world(points), to_adapter_world(normals), mask)
 
 
 def untrained(c2w: Tensor, trained: Sequence[tuple[float, float]] = RAY_VIEWS, anywhere: bool = False) -> list[int]:
-    """Return the indices of poses (B, 4, 4) in our world outside the training range of an adapter.
+    """Return the indices of cameras whose direction from the origin is outside the training range of an adapter.
 
     Args:
+        c2w: camera-to-world poses (B, 4, 4) in our world.
         trained: (elevation, azimuth) of the training views in degrees.
-        anywhere: any azimuth at the elevations `RAISED` was a training view, too.
+        anywhere: the adapter was also trained on all azimuths at elevations within `RAISED`.
     """
     elevation, azimuth = torch.tensor(trained, dtype=torch.float64).deg2rad().T
     known = unit_vector(elevation, azimuth)

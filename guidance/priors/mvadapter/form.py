@@ -1,4 +1,4 @@
-"""Training settings of an adapter (no torch here)."""
+"""Training settings of an adapter, as stored in the metadata of its file. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from threedgen.guidance.choices import Arrangement, Control, Layout, Shift, Time
 
 @dataclass(frozen=True)
 class Form:
-    """Settings that are not in an adapter's tensors; defaults: the released adapters for six views without a mesh.
+    """Training settings of an adapter that its tensors do not show.
+
+    The defaults are the settings of the released adapters for six views without a mesh.
 
     Attributes:
-        layout, arrangement: of the attention between views, see `attention/decoupled.py`.
-        control: input of the guider, rays of the cameras or geometry of a mesh.
-        shift, shift_mode: see `Schedule.shifted`.
-        anywhere: fraction of training objects with other azimuths than the released adapters, at elevations 0 to 30.
-        fov: vertical field of view of its cameras in degrees; 0: orthographic.
-        timestep: time step of the 2D model, the same number, or matched to the noise level.
+        layout: pixels of other views that a pixel attends to, such as the same row (`attention/decoupled.py`).
+        arrangement: whether the added attention runs in parallel to the self-attention or after it (same file).
+        control: input of the condition guider, "rays" of the cameras or "geometry" of a mesh.
+        shift: factor by which the signal-to-noise ratio of the schedule is reduced (`Schedule.shifted`).
+        shift_mode: whether all timesteps are shifted equally, or by a factor interpolated from t = 0.
+        anywhere: fraction of training objects rendered at random azimuths and at elevations from 0 to 30 degrees.
+        fov: vertical field of view of the cameras in degrees; 0: orthographic.
+        timestep: timestep that the 2D model receives: the "same" number, or the one "matched" to the noise level.
     """
 
     layout: Layout = "row"
@@ -36,7 +40,10 @@ class Form:
 
     @classmethod
     def from_card(cls, card: Mapping[str, str], **overrides: object) -> Form:
-        """Return the settings in the metadata of a file, with `overrides` that are not None. Raises ConfigError."""
+        """Return the settings in the metadata `card` of a file; `overrides` that are not None replace them.
+
+        Raises ConfigError for an unknown value.
+        """
         settings: dict[str, object] = {field.name: card[field.name] for field in fields(cls) if field.name in card}
         settings |= {name: value for name, value in overrides.items() if value is not None}
         try:

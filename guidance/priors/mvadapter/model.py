@@ -1,4 +1,4 @@
-"""MV-Adapter (Huang et al. 2024, arXiv 2412.03632): views of an object by a frozen 2D model and a plug-in.
+"""MV-Adapter (Huang et al. 2024, arXiv 2412.03632): a frozen 2D model and an adapter that samples views of an object.
 
 model = MVAdapter.load("stabilityai/stable-diffusion-2-1-base").with_adapter("mvadapter.safetensors")
 images = model.sample_views("a red car", model.camera(cameras.c2w))
@@ -44,7 +44,7 @@ NEGATIVE = "watermark, ugly, deformed, noisy, blurry, low contrast"
 
 
 def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAdapter:
-    """Build the prior of a config. Raises ConfigError."""
+    """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
     o = options
     cut = None if o.image is None else read_foreground(o.image)
     model: MVAdapter = load_prior(MVAdapter, o, device)
@@ -59,17 +59,18 @@ def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAda
 
 
 class MVAdapter(LatentDiffusion):
-    """A latent diffusion model with an adapter; without an adapter each image is denoised by itself.
+    """Latent diffusion model with an adapter for several views. Without an adapter, each image is denoised separately.
 
-    Its `camera` argument is the input of the condition guider: maps (B, 6, 1, 1) or (B, 6, H, W) in [0, 1].
+    Where other priors take a camera vector, this class takes the input of the condition guider: maps (B, 6, 1, 1) or
+    (B, 6, H, W) in [0, 1].
 
     Attributes:
-        adapted: UNet with the adapter.
-        base_schedule: noise schedule of the 2D model; `schedule` is shifted from it.
-        base_timesteps: time step of the 2D model for each of `schedule`; None: the same.
-        reference_image: (h, w, 3) in [0, 1], for all calls as a prior.
-        image_scale: guidance scale of that image; None: that of the text.
-        coarse_predictor: predicts latents from which samples start.
+        adapted: UNet with the adapter; None before `with_adapter`.
+        base_schedule: noise schedule of the 2D model. `schedule` has a lower signal-to-noise ratio.
+        base_timesteps: (T,), timestep of the 2D model for each timestep of `schedule`; None: both are equal.
+        reference_image: image (h, w, 3) in [0, 1] that all guidance is conditioned on; None: text only.
+        image_scale: guidance scale of that image; None: the guidance scale of the text.
+        coarse_predictor: network that predicts the latents from which samples start; None: samples start from noise.
     """
 
     adapted: AdaptedUNet | None = None
@@ -88,7 +89,16 @@ class MVAdapter(LatentDiffusion):
         self.base_schedule = self.schedule
 
     def with_adapter(self, adapter: str | Path, mv_scale: float = 1.0, ref_scale: float = 1.0, **form: object) -> Self:
-        """Load the adapter of a file; `form` overrides its `Form`. Raises ConfigError."""
+        """Load an adapter file and return self.
+
+        Args:
+            adapter: path of a safetensors file, or name of an adapter.
+            mv_scale, ref_scale: weights of the attention to other views and to the reference image; 1: as trained.
+            form: values that replace those of the file's `Form`, unless None.
+
+        Raises:
+            ConfigError: the file is missing or damaged, or belongs to another 2D model.
+        """
         found = load_adapter(locate("adapter", str(adapter)), self.unet, self.factor, **form)
         if found.network.form.layout == "rowcol" and found.network.form.control == "rays":
             raise ConfigError(
@@ -101,7 +111,7 @@ class MVAdapter(LatentDiffusion):
         return self.with_network(found.network)
 
     def with_network(self, network: AdaptedUNet) -> Self:
-        """Use this network and its noise schedule from now on."""
+        """Replace the UNet by an adapted one and the noise schedule by the adapter's, and return self."""
         self.unet, self.adapted = network.unet, network
         self.schedule = self.base_schedule.shifted(network.form.shift, network.form.shift_mode)
         matched = network.form.timestep == "matched"
@@ -109,16 +119,25 @@ class MVAdapter(LatentDiffusion):
         return self.to(self.device)
 
     def with_reference(self, cut: Array, image_scale: float | None = None) -> Self:
-        """Condition on a cut-out image (h, w, 4) from now on. Raises ConfigError if the adapter takes no image."""
+        """Set the reference image that all guidance is conditioned on, and return self.
+
+        Args:
+            cut: RGBA image (h, w, 4) in [0, 1] of the object, transparent in the background.
+            image_scale: guidance scale of the image; None: the guidance scale of the text.
+
+        Raises:
+            ConfigError: the adapter takes no reference image.
+        """
         self.require_ref()
         self.reference_image = framed(torch.from_numpy(cut), self.image_size, self.image_size)
         self.image_scale = image_scale
         return self
 
     def with_coarse_predictor(self, weights: str) -> Self:
-        """Start samples from the coarse predictor of a multi-view prior with the same text encoder and autoencoder.
+        """Load the coarse predictor of a multi-view prior, from whose output samples start, and return self.
 
-        It is used for ray control without a reference image. Raises ConfigError.
+        It is used only by adapters that take camera rays, and without a reference image. Raises ConfigError unless the
+        multi-view prior in `weights` has the same text encoder and VAE.
         """
         with called("guess"):
             other = MVDream.load(weights, self.device)
@@ -155,9 +174,9 @@ class MVAdapter(LatentDiffusion):
         return super().networks | {name: network for name, network in more.items() if network is not None}
 
     def camera(self, c2w: Tensor) -> Tensor:
-        """Convert poses (B, 4, 4) to ray maps (B, 6, 1, 1), for a perspective adapter (B, 6, H, W).
+        """Convert camera-to-world poses (B, 4, 4) to ray maps in [0, 1]: (B, 6, 1, 1), or (B, 6, H, W) if perspective.
 
-        Raises ConfigError if the adapter needs the geometry of a mesh.
+        Raises ConfigError if the adapter takes the geometry of a mesh instead of rays.
         """
         if self.adapted is not None and self.adapted.form.control == "geometry":
             raise ConfigError("this adapter needs the geometry of a mesh; choose one with ray control", "adapter")
@@ -165,7 +184,7 @@ class MVAdapter(LatentDiffusion):
 
     @property
     def fov(self) -> float:
-        """Field of view of its cameras in degrees; 0: orthographic."""
+        """Vertical field of view in degrees of the cameras that the adapter was trained on; 0: orthographic."""
         return 0.0 if self.adapted is None else self.adapted.form.fov
 
     def note_views(self, c2w: Tensor) -> None:
@@ -189,7 +208,16 @@ class MVAdapter(LatentDiffusion):
         n_view: int = 1,
         reference: Features | None = None,
     ) -> Tensor:
-        """Return the output of the UNet; `reference`: see `reference_features`, the rest as in `Prior.denoise`."""
+        """Return the output of the UNet (B, C, h, w), noise or v, float32.
+
+        Args:
+            x: noisy latents (B, C, h, w).
+            t: timesteps (B,) of `schedule`.
+            text: encoded prompts (B, L, D).
+            camera: input of the condition guider (B, 6, 1, 1) or (B, 6, H, W) in [0, 1].
+            n_view: number of consecutive images that are views of one object.
+            reference: features of reference images from `reference_features`.
+        """
         base_t = t if self.base_timesteps is None else self.base_timesteps.to(t.device)[t]
         return self._network(x, base_t, text, camera, n_view, reference)
 
@@ -211,9 +239,14 @@ class MVAdapter(LatentDiffusion):
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, reference), t)
 
     def reference_features(self, images: Tensor, text: Tensor) -> Features:
-        """Return the UNet's features of reference images (R, H, W, 3) in [0, 1], with text (R, L, D).
+        """Return the inputs of the UNet's self-attention layers for reference images, by layer name.
 
-        Raises ConfigError if the adapter takes no image.
+        Args:
+            images: (R, H, W, 3) in [0, 1].
+            text: encoded prompts (R, L, D).
+
+        Raises:
+            ConfigError: the adapter takes no reference image.
         """
         adapted, latents = self.require_ref(), self.encode_views(images)
         with self.autocast():
@@ -224,7 +257,7 @@ class MVAdapter(LatentDiffusion):
         return super().unit if self.adapted is None else self.adapted.multiple
 
     def require_ref(self) -> AdaptedUNet:
-        """Return the network. Raises ConfigError if it has no attention to reference images."""
+        """Return the adapted UNet. Raises ConfigError if it has no attention to reference images."""
         if self.adapted is None or "ref" not in self.adapted.branches:
             raise ConfigError("this adapter takes no reference image; choose an image-to-views one", "adapter")
         return self.adapted
@@ -246,18 +279,19 @@ class MVAdapter(LatentDiffusion):
         sync: ViewSync = NO_SYNC,
         init: InitLatents | None = None,
     ) -> Tensor:
-        """Sample the V views of an object by DDIM: (V, H, W, 3) in [0, 1], on the CPU.
+        """Sample the V views of an object by DDIM and return images (V, H, W, 3) in [0, 1], on the CPU.
 
         Args:
             control: guider input (V, 6, 1, 1) or (V, 6, H, W), from `camera` or `cameras.geometry_maps`.
-            image: reference (h, w, 3) in [0, 1], sides multiples of `factor`; see `framed`.
-            size: (H, W), multiples of `unit`; None: `image_size`.
-            guidance_scale: for text and image together; None: 7, with an image 3.
-            image_scale: for the image alone; then `guidance_scale` is for the text alone.
-            eta: 0 is DDIM, 1 like DDPM.
-            on_step: called before each step; may raise.
-            sync: see `sample_images`.
-            init: img2img start, see `init_latents`.
+            image: reference image (h, w, 3) in [0, 1] from `framed`, with sides divisible by `factor`; None: text only.
+            size: (H, W) in pixels, divisible by `unit`; None: `image_size` for both.
+            guidance_scale: guidance scale of text and image together; None: 7, or 3 with an image.
+            image_scale: separate guidance scale of the image; `guidance_scale` then applies to the text only.
+            generator: source of the noise; several generators serve equal shares of the views.
+            eta: noise added in each step: 0 is DDIM, 1 is like DDPM.
+            on_step: called before each step; may raise an exception to stop.
+            sync: img2img rounds, before each of which the images are made consistent.
+            init: latents and strength of an img2img start, from `init_latents`; None: start from noise.
         """
         n_view, texts = len(control), self.encode_prompt([prompt, negative_prompt]).split(1)
         full_size = size or (self.image_size, self.image_size)
@@ -279,7 +313,15 @@ class MVAdapter(LatentDiffusion):
         return sample_images(self, n_view, full_size, sample_pass, generator, sync, init=init)
 
     def init_latents(self, prompt: str, c2w: Tensor, size: Size | None = None) -> InitLatents | None:
-        """Return the img2img start of the views of a prompt from poses (V, 4, 4); None: start from noise."""
+        """Return predicted latents and the img2img strength from which samples of a prompt start.
+
+        Args:
+            c2w: camera-to-world poses (V, 4, 4) in our world, OpenGL axes.
+            size: (H, W) of the samples in pixels; None: `image_size`.
+
+        Returns:
+            None, to start from noise, without a coarse predictor or if `size` is not `image_size`.
+        """
         if size not in (None, (self.image_size, self.image_size)):
             return None
         coarse = self.coarse_latents(self.encode_prompt([prompt] * len(c2w)), c2w)
@@ -298,12 +340,13 @@ class MVAdapter(LatentDiffusion):
         generator: torch.Generator | None = None,
         on_step: Callable[[], None] = lambda: None,
     ) -> Tensor:
-        """Inpaint an image (H, W, 3) in [0, 1] where `hole` (H, W) is True, by the 2D model; on the CPU.
+        """Inpaint an image with the 2D model, without the adapter, and return (H, W, 3) in [0, 1] on the CPU.
 
         Args:
-            image: sides multiples of `factor`.
-            repeats: see `inpaint_latents`.
-            on_step: called before each step; may raise.
+            image: (H, W, 3) in [0, 1], with sides divisible by `factor`.
+            hole: (H, W) bool, True where to inpaint.
+            repeats: number of times each step is taken, with noise added in between (RePaint's resampling).
+            on_step: called before each step; may raise an exception to stop.
         """
 
         def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:

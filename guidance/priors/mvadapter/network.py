@@ -1,7 +1,8 @@
-"""A frozen 2D UNet with an adapter: branches beside its self-attention, and the condition guider.
+"""MV-Adapter's network: a frozen 2D UNet with additional attention layers and the condition guider.
 
-The guider (section 4.1) is a T2I-Adapter (Mou et al. 2023, arXiv 2302.08453) on maps of the cameras or of a mesh; its
-features are added in the down blocks. Features of a reference image are those of the frozen UNet at t = 0 (4.2).
+The condition guider (section 4.1) is a T2I-Adapter (Mou et al. 2023, arXiv 2302.08453). Its input are maps of camera
+rays or of a mesh; its features are added in the UNet's down blocks. A reference image enters as the features that the
+frozen UNet has for it at t = 0 (section 4.2).
 """
 
 from __future__ import annotations
@@ -24,17 +25,17 @@ from .form import Form
 
 CHANNELS = 6
 FINE = "fine."
-"""Prefix of the tensor names of a fine guider."""
+"""Prefix of the tensor names of a fine guider, see `make_fine_guider`."""
 RELEASED = Form()
 
 
 class AdaptedUNet(nn.Module):
-    """A frozen UNet with an adapter, whose trainable parameters are those of `new_parts`.
+    """Frozen UNet with an adapter. Only the modules in `new_parts` are trainable.
 
     Attributes:
-        factor: pixels per latent and axis.
-        multiple: pixels that the sides of images must be multiples of.
-        mv_scale, ref_scale: weights of the branches.
+        factor: side of a latent in pixels.
+        multiple: number of pixels by which height and width of images must be divisible.
+        mv_scale, ref_scale: weights of the attention to other views and to the reference image; 1: as trained.
     """
 
     mv_scale, ref_scale = 1.0, 1.0
@@ -50,12 +51,14 @@ class AdaptedUNet(nn.Module):
         downscale: int | None = None,
         fine: bool = False,
     ) -> None:
-        """Add branches and guiders to `unet`.
+        """Add attention layers and guiders to `unet`.
 
         Args:
-            branches: "mv" between views, "ref" to a reference image.
-            guided: add a guider, with depth and downscale as in `make_guider`.
-            fine: add a fine guider, see `make_fine_guider`.
+            factor: side of a latent in pixels.
+            form: training settings of the adapter.
+            branches: kinds of added attention: "mv" to other views, "ref" to a reference image.
+            guided: add a condition guider; `depth` and `downscale` are explained in `make_guider`.
+            fine: also add a fine guider, see `make_fine_guider`.
 
         Raises:
             ValueError: no guider fits the UNet.
@@ -72,18 +75,18 @@ class AdaptedUNet(nn.Module):
             self.add_fine_guider()
 
     def add_fine_guider(self) -> None:
-        """Add a fine guider with zero output."""
+        """Add a fine guider whose output is zero until it is trained."""
         with self.unet.device:
             self.fine = make_fine_guider(self.unet, self.guider.downscale_factor * self.factor // self.multiple)
 
     @property
     def new_parts(self) -> nn.ModuleList:
-        """Trainable modules."""
+        """The trainable modules: added attention layers and guiders."""
         guiders = [guider for guider in (self.guider, self.fine) if guider is not None]
         return nn.ModuleList([*branch_processors(self.unet).values(), *guiders])
 
     def adapter_state(self) -> dict[str, Tensor]:
-        """Return the tensors of the adapter, not copied, under the names of the released ones."""
+        """Return the adapter's tensors by the names of the released files. The tensors are not copied."""
         named = {
             f"{name}.{inner}": tensor
             for name, processor in branch_processors(self.unet).items()
@@ -93,15 +96,19 @@ class AdaptedUNet(nn.Module):
         return named | ({} if self.guider is None else self.guider.state_dict()) | fine
 
     def guide(self, control: Tensor, height: int, width: int) -> list[Tensor] | None:
-        """Return the guider's features of maps (B, 6, H, W) or (B, 6, 1, 1) in [0, 1] for images of height x width.
+        """Return the guider's features, one tensor per level of the UNet; None without a guider.
+
+        Args:
+            control: maps (B, 6, H, W) or (B, 6, 1, 1) in [0, 1].
+            height, width: image size H and W in pixels.
 
         Raises:
-            ValueError: the maps have another size.
+            ValueError: the maps do not have the size of the image.
         """
         return None if self.guider is None else self.guider(self.maps(control, height, width))
 
     def maps(self, control: Tensor, height: int, width: int) -> Tensor:
-        """Resize maps to the guider's input (B, 6, h, w)."""
+        """Resize maps (B, 6, H, W) or (B, 6, 1, 1) to the size (B, 6, h, w) of the guider's input."""
         if height % self.multiple or width % self.multiple:
             raise ValueError(f"the sides of images should be multiples of {self.multiple} (got {height} x {width})")
         if control.shape[-2:] not in ((1, 1), (height, width)):
@@ -112,7 +119,7 @@ class AdaptedUNet(nn.Module):
 
     @contextmanager
     def fine_features(self, control: Tensor | None, height: int, width: int) -> Iterator[None]:
-        """Add the fine guider's features to the output of the UNet's first layer, inside the context."""
+        """Return a context in which the fine guider's features are added to the output of the UNet's first layer."""
         if control is None or self.fine is None:
             yield
             return
@@ -129,16 +136,17 @@ class AdaptedUNet(nn.Module):
         n_view: int = 1,
         reference: Features | None = None,
     ) -> Tensor:
-        """Return the output of the UNet, noise or v.
+        """Return the output of the UNet (B V, C, h, w), noise or v, for B objects with V views each.
 
-        A single view without control and reference is that of the base model.
+        For a single view without control and reference, the result is that of the unchanged 2D model.
 
         Args:
-            x: latents (B V, C, h, w), the views of an object consecutive.
-            t: (B V,) or ().
-            text: (B V, L, D).
-            control: input of `guide`; None: no guider features.
-            reference: features of R images, where R divides B V; None: zeros.
+            x: noisy latents (B V, C, h, w); the views of an object are consecutive.
+            t: timesteps (B V,) or ().
+            text: encoded prompts (B V, L, D).
+            control: guider input (B V, 6, H, W) or (B V, 6, 1, 1) in [0, 1]; None: no guider features.
+            n_view: V.
+            reference: features of R images from `reference_features`, where R divides B V; None: zeros.
 
         Raises:
             ValueError: shapes do not fit.
@@ -160,7 +168,12 @@ class AdaptedUNet(nn.Module):
 
     @torch.no_grad()
     def reference_features(self, latents: Tensor, text: Tensor) -> Features:
-        """Return the inputs of its self-attention for R images: clean latents (R, C, h, w), text (R, L, D)."""
+        """Return the inputs of the frozen UNet's self-attention layers at t = 0, by layer name.
+
+        Args:
+            latents: clean latents of R reference images (R, C, h, w).
+            text: encoded prompts (R, L, D).
+        """
         features: dict[str, Tensor] = {}
         t = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
         attention: dict[str, Any] = {"use_mv": False, "use_ref": False, "cache_hidden_states": features}
@@ -171,18 +184,19 @@ class AdaptedUNet(nn.Module):
 def make_guider(
     unet: UNet2DConditionModel, factor: int = 8, depth: int | None = None, downscale: int | None = None
 ) -> T2IAdapter:
-    """Build a guider with random weights, whose features have the widths and sizes of the blocks of `unet`.
+    """Build a condition guider with random weights, whose features have the widths and sizes of the blocks of `unet`.
 
-    There are two forms: of Stable Diffusion, where each block halves the side, and of SDXL, whose first two blocks end
-    at half the side and whose third and middle blocks have a quarter.
+    Two kinds of UNet are supported. In Stable Diffusion each block halves the side of the feature map. In SDXL the
+    first two blocks end at 1/2 of the side of the latents, the third and the middle block at 1/4.
 
     Args:
-        factor: pixels per latent and axis.
-        depth: residual blocks per level; None: as many as the UNet.
-        downscale: pixels of its maps per feature and axis, a divisor of those of the image; None: the same.
+        factor: side of a latent in pixels.
+        depth: residual blocks per level; None: the number of layers per block of the UNet.
+        downscale: side in input pixels of one feature of the guider's first level. It must divide the side of such a
+            feature in image pixels; None: both are equal, so maps are not averaged before the guider.
 
     Raises:
-        ValueError: `unet` has another form, or `downscale` is no divisor.
+        ValueError: `unet` is of another kind, or `downscale` is not such a divisor.
     """
     stride, widths, layers = guider_stride(unet), [*unet.config["block_out_channels"]], unet.config["layers_per_block"]
     kind, channels = ("full_adapter", widths) if stride == 1 else ("full_adapter_xl", [*widths, widths[-1]])
@@ -194,10 +208,13 @@ def make_guider(
 
 
 def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
-    """Build two layers from maps, `pixels` per latent and axis, to the first features of `unet`; zero at first.
+    """Build a fine guider: two convolutions from the maps to the output of the first layer of `unet`.
 
-    Released adapters have none: their guider acts from the first attention layer on, at 64 x 64 features; in a small
-    UNet these are 8 x 8.
+    Its output is zero until it is trained. The released adapters have no fine guider: their guider acts from the first
+    attention layer on, which has 64 x 64 features. In a small UNet that layer has only 8 x 8.
+
+    Args:
+        pixels: side of a latent in pixels of the maps.
     """
     width = int(unet.config["block_out_channels"][0])
     last = nn.Conv2d(width // 2, width, 3, padding=1)
@@ -208,7 +225,7 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
 
 
 def guider_stride(unet: UNet2DConditionModel) -> int:
-    """Return the latents per feature and axis of a guider's first level. Raises ValueError if no guider fits."""
+    """Return the side in latents of one feature of a guider's first level. Raises ValueError if no guider fits."""
     strides = _strides(unet)
     if strides == [2**level for level in range(len(strides))]:
         return 1
@@ -221,7 +238,10 @@ def guider_stride(unet: UNet2DConditionModel) -> int:
 
 
 def _strides(unet: Any) -> list[int]:
-    """Return latents per feature and axis where diffusers adds features: after attention, else at a block's end."""
+    """Return, for each down block, the side in latents of one feature where diffusers adds the guider's features.
+
+    Diffusers adds them after the attention of a block, or at the end of a block without attention.
+    """
     strides, stride = [], 1
     for block in unet.down_blocks:
         after = stride * (2 if block.downsamplers else 1)

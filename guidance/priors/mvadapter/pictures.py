@@ -1,4 +1,4 @@
-"""Reference images as in MV-Adapter's training."""
+"""Preparation of reference images as in MV-Adapter's training."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ SHARE, GREY = 0.9, 0.5
 
 
 def framed(cut: Tensor, height: int, width: int) -> Tensor:
-    """Centre a cut-out object on a grey image (height, width, 3).
+    """Return an image (height, width, 3) in [0, 1] of a cut-out object, scaled and centred on a grey background.
 
     Args:
-        cut: (h, w, 4) in [0, 1], colour and opacity; not fully transparent.
+        cut: RGBA image (h, w, 4) in [0, 1] with at least one pixel that is not transparent.
+        height, width: size of the result in pixels.
     """
     rows, columns = (cut[..., 3] > 0).nonzero(as_tuple=True)
     (top, bottom), (left, right) = ((max(0, int(at.min()) - 1), int(at.max()) + 2) for at in (rows, columns))

@@ -1,7 +1,7 @@
-"""Adapter files in the format of the released ones (github.com/huanngzh/MV-Adapter).
+"""Reading and writing of adapter files in the format of the released adapters (github.com/huanngzh/MV-Adapter).
 
-They have the tensors of the attention processors and, under `adapter.`, those of the guider; ours also have the `Form`
-in their metadata.
+A file has the tensors of the attention processors, and those of the condition guider under names with the prefix
+`adapter.`. Our own files also have the `Form` in their metadata.
 """
 
 from __future__ import annotations
@@ -38,14 +38,17 @@ FIRST_BLOCKS = re.compile(r"adapter\.body\.0\.resnets\.\d+\.block1\.bias")
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network with the adapter of a file, and the names of tensors in the file that do not belong to it."""
+    """Network with a loaded adapter, and the names of those tensors in the file that are not part of the adapter."""
 
     network: AdaptedUNet
     ignored: tuple[str, ...]
 
 
 def save_adapter(path: Path, network: AdaptedUNet) -> None:
-    """Write an adapter in float16, with its form and the text width of its base. Raises ConfigError, OSError."""
+    """Write an adapter in float16, with its `Form` and the text width of its 2D model as metadata.
+
+    Raises ConfigError for weights that are not finite, and OSError if the file cannot be written.
+    """
     tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in network.adapter_state().items()}
     require_finite(tensors, "the weights of the adapter")
     base = {TEXT_WIDTH: str(network.unet.config["cross_attention_dim"])}
@@ -53,7 +56,15 @@ def save_adapter(path: Path, network: AdaptedUNet) -> None:
 
 
 def load_adapter(path: Path, unet: UNet2DConditionModel, factor: int = 8, **form: object) -> Loaded:
-    """Add the adapter of a file to `unet`, with the file's `Form` but for `form`. Raises ConfigError."""
+    """Add the adapter in the file `path` to `unet`.
+
+    Args:
+        factor: side of a latent in pixels.
+        form: values that replace those of the file's `Form`, unless None.
+
+    Raises:
+        ConfigError: the file is damaged, or the adapter belongs to another 2D model.
+    """
     with keyed("adapter"):
         return convert_adapter(read_tensors(path), unet, factor, read_card(path, FORMAT), **form)
 
@@ -65,10 +76,19 @@ def convert_adapter(
     card: Mapping[str, str] | None = None,
     **form: object,
 ) -> Loaded:
-    """Add an adapter to `unet`, which belongs to the network afterwards; its branches follow from the tensor names.
+    """Add an adapter to `unet`, which then belongs to the returned network.
+
+    The names of the tensors decide whether the adapter has attention to other views, attention to a reference image,
+    a guider and a fine guider. Tensors that belong to none of them are ignored and listed in the result.
+
+    Args:
+        tensors: content of the adapter's file.
+        factor: side of a latent in pixels.
+        card: metadata of the file.
+        form: values that replace those of the metadata, unless None.
 
     Raises:
-        ConfigError: tensors of its parts are missing or unknown; tensors of other parts are ignored and listed.
+        ConfigError: tensors are missing, unknown or not finite, or the adapter belongs to another 2D model.
     """
     card = card or {}
     ours = {name: tensor.float() for name, tensor in tensors.items() if OURS.match(name)}
@@ -95,7 +115,7 @@ def convert_adapter(
 
 
 def _check_base(ours: Mapping[str, Tensor], unet: UNet2DConditionModel, card: Mapping[str, str]) -> None:
-    """Raise ConfigError for the adapter of another base."""
+    """Raise ConfigError if the adapter was trained on another 2D model than `unet`."""
     names = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn1.processor")]
     here = {name: len(unet.get_parameter(f"{name}.to_q.weight")) for name in names}
     there = {match[1]: len(ours[match[0]]) for match in map(QUERY.fullmatch, ours) if match}

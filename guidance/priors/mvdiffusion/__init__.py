@@ -1,1 +1,1 @@
-"""MVDiffusion: views sampled together by attention to corresponding pixels (Tang et al. 2023, arXiv 2307.01097)."""
+"""MVDiffusion (Tang et al. 2023, arXiv 2307.01097): views of a scene attend to each other's corresponding pixels."""

@@ -1,6 +1,7 @@
-"""Attention to places in other views on a CPU, token by token, so that the keys of a token stay in the cache.
+"""Correspondence-aware attention on a CPU, token by token, so that the keys of a token stay in the CPU's cache.
 
-`caa.PanoramaBlock` has the same for any device and size; it holds the keys of many tokens and reads them ten times.
+`caa.PanoramaBlock` also has an implementation for all devices and sizes. That one holds the keys of many tokens in
+memory and reads them about ten times.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from .geometry import Keys
 
 
 class Places(NamedTuple):
-    """Places of the S keys of each of the T tokens of a view.
+    """Positions in other views that the T tokens of one view attend to, S positions (keys) for each token.
 
     Attributes:
-        image: number of the view in its scene (S,).
-        token, weight: the four tokens around a place (T, S, 4), and their bilinear weights (0 outside the map).
-        valid: not masked (T, S).
-        encoding: positional encoding (T, S, d).
+        image: (S,), index in the scene of the view that each key is in.
+        token: (T, S, 4), indices of the four tokens around each position.
+        weight: (T, S, 4), bilinear weights of these tokens; 0 outside the feature map.
+        valid: (T, S) bool, False for a masked key.
+        encoding: (T, S, d), positional encoding of each key.
     """
 
     image: Array
@@ -37,7 +39,7 @@ class Places(NamedTuple):
 
     @classmethod
     def of(cls, keys: Keys, encoding: Tensor, height: int, width: int) -> Places:
-        """Build the tables of `keys`; `encoding` (T, S, d) is that of their relation."""
+        """Build the tables from `keys` on a feature map of height x width tokens; `encoding` is (T, S, d)."""
         places, mask = (table.transpose(0, 1).flatten(1, 2) for table in (keys.places, keys.mask))
         places = places.nan_to_num(nan=-9.0).clamp(-9.0, max(height, width) + 9.0)  # far outside is just outside
         low = places.floor()
@@ -53,14 +55,16 @@ class Places(NamedTuple):
 
 
 def attend(queries: Tensor, tokens: Tensor, places: Sequence[Places], n_view: int, norm: nn.LayerNorm) -> Tensor:
-    """Compute softmax(q k) k over the keys of each token: `norm` of interpolated tokens plus their encoding.
+    """Compute softmax(q k) k over the keys k of each token, with gradients.
 
-    A masked key remains a key, of zeros, which the norm turns into its bias.
+    A key is `norm` of the bilinearly interpolated tokens plus their positional encoding. A masked key is `norm` of
+    zeros, which is the bias of the norm; it still takes part in the softmax.
 
     Args:
-        queries: (B, T, H, d), of each head in the space of the keys.
-        tokens: (B, T, d) of B views, those of a scene consecutive.
-        places: of the views of one or more scenes, which the batch repeats.
+        queries: (B, T, H, d), one for each of H heads, already multiplied by the key projection.
+        tokens: (B, T, d), tokens of B views; the views of a scene are consecutive.
+        places: one entry for each view of one or more scenes; the batch may repeat these scenes.
+        n_view: number of views per scene.
 
     Returns:
         (B, T, H, d).
@@ -104,16 +108,16 @@ def _arrays(tensors: Sequence[Tensor]) -> tuple[Array, ...]:
 
 
 def _views(count: int, places: Sequence[Places], n_view: int) -> list[tuple[int, int, Places]]:
-    """Return for each view of a batch its number, that of the first view of its scene, and its places."""
+    """Return, for each view of a batch: its index, the index of the first view of its scene, and its places."""
     return [(number, number - number % n_view, places[number % len(places)]) for number in range(count)]
 
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
 def _keys(t, first, tokens, scale, bias, at, eps, key, normal, spread, which):
-    """Fill in the unmasked keys of token t and return their number and that of masked ones.
+    """Write the unmasked keys of token t to the buffers; return the number of unmasked and of masked keys.
 
-    key, normal (S, d): with and without scale and bias; spread (S,): 1 / standard deviation; which (S,): their places.
-    The key after them stands for all masked ones.
+    Buffers: key and normal (S + 1, d), normalised tokens with and without scale and bias; spread (S,), 1 / standard
+    deviation; which (S,), index of each key. All masked keys are equal and share the row of `key` after the unmasked.
     """
     d, count = tokens.shape[2], 0
     for s in range(len(at.image)):
@@ -149,7 +153,7 @@ def _keys(t, first, tokens, scale, bias, at, eps, key, normal, spread, which):
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
 def _shares(query, key, count, masked, share):
-    """Compute the softmax over the keys, share (S,); the key after `count` stands for all masked ones."""
+    """Write the softmax weights of the keys to `share` (S + 1,); entry `count` is the sum for all masked keys."""
     total = count + (masked > 0)
     for s in range(total):
         score = np.float32(0)
@@ -168,7 +172,7 @@ def _shares(query, key, count, masked, share):
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
 def _forward(number, first, inputs, at, eps, out):
-    """Compute one view, into out[number]."""
+    """Compute the attention of one view and write it to out[number]."""
     queries, tokens, scale, bias = inputs
     heads, d, places = queries.shape[2], queries.shape[3], len(at.image)
     key, normal = np.empty((places + 1, d), np.float32), np.empty((places + 1, d), np.float32)
@@ -186,7 +190,7 @@ def _forward(number, first, inputs, at, eps, out):
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
 def _backward(number, first, inputs, at, eps, grad, grads):
-    """Add to the gradients of the inputs of `_forward`."""
+    """Add the gradients of one view to `grads`, the gradients of the inputs of `_forward`."""
     (queries, tokens, scale, bias), (grad_queries, grad_tokens, grad_scale, grad_bias) = inputs, grads
     heads, d, places = queries.shape[2], queries.shape[3], len(at.image)
     key, normal = np.empty((places + 1, d), np.float32), np.empty((places + 1, d), np.float32)

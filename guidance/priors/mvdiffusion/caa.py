@@ -1,7 +1,7 @@
-"""Correspondence-aware attention: tokens attend to the places in other views that show the same point.
+"""Correspondence-aware attention: a token attends to the positions in other views that show the same 3D point.
 
-Tang et al. 2023, section 4, equation 2. New blocks are initialised to the identity. Modules have the names of the
-released weights (`bn` are group norms).
+Implements Tang et al. 2023, section 4, equation 2. New blocks are initialised to the identity. Modules have the names
+of the released weights; modules named `bn` are group norms.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ Encoding = Literal["reference", "capped"]
 HEAD = 32
 """Channels of an attention head."""
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 24}
-"""Elements of keys per chunk, of which several copies are held; few fit a CPU's cache, many keep a GPU busy."""
+"""Number of elements of the keys of one chunk. A small chunk fits into a CPU's cache, a large one keeps a GPU busy."""
 MAX_TABLE_SIZE = 1 << 25
-"""Largest number of elements in the tables of `by_token.py`."""
+"""Largest number of elements in the tables of `by_token.py`; larger feature maps are processed in chunks."""
 FEED_FACTOR = 8
-"""Elements that a feed-forward layer holds for each element of its input."""
+"""Number of elements that a feed-forward layer keeps in memory for each element of its input."""
 
 
 def frequencies(count: int, encoding: Encoding) -> Tensor:
-    """Return `count` frequencies of the positional encoding, float32.
+    """Return the (count,) float32 frequencies of the positional encoding, in radians per token or per metre.
 
-    reference: powers of two, for more than 80 of a base with which 40 % of them reach 5000; in float32 the highest ones
-    amplify rounding errors, with which the released weights were trained. capped: from 1/4 to 64 in equal ratios,
-    periods from 25 to a tenth of a token (or metre).
+    "reference": powers of two. Above 80 frequencies, the base is smaller, so that frequency number 0.4 count is 5000.
+    The highest frequencies amplify float32 rounding errors; the released weights were trained with these errors.
+    "capped": a geometric series from 1/4 to 64, which are periods from 25 to 0.1 tokens (or metres).
     """
     if encoding == "capped":
         return torch.logspace(-2, 6, count, base=2.0)
@@ -46,11 +46,11 @@ def frequencies(count: int, encoding: Encoding) -> Tensor:
 
 
 class PositionalEncoding(nn.Module):
-    """Sines, then cosines, of displacements or depth differences at many frequencies: `dim` channels.
+    """Positional encoding with `dim` channels: sines and cosines of a displacement or of a depth difference.
 
-    Displacements (relation_dim 2) have dim / 4 frequencies, [sin x, sin y, cos x, cos y]. Depths (relation_dim 1) have
-    dim / 2: "capped" encodes each token as [sin, cos]; "reference" takes tokens in pairs (a, b), of which a gets
-    [sin a, sin b] and b gets [cos a, cos b], as in the released weights.
+    A displacement (relation_dim 2) has dim / 4 frequencies: [sin x, sin y, cos x, cos y]. A depth difference
+    (relation_dim 1) has dim / 2 frequencies. "capped" encodes it as [sin, cos]. "reference", used by the released
+    weights, takes two consecutive tokens a and b together: a gets [sin a, sin b] and b gets [cos a, cos b].
     """
 
     freq_bands: Tensor
@@ -61,7 +61,7 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("freq_bands", frequencies(dim // (2 * relation_dim), encoding)[None, None])
 
     def forward(self, relation: Tensor) -> Tensor:
-        """Encode (T, S, relation_dim) as (T, S, dim). Raises ValueError for pairs of an odd number T S of tokens."""
+        """Encode (T, S, relation_dim) as (T, S, dim). Raises ValueError if tokens form pairs and T S is odd."""
         if self.paired and relation.numel() % 2:
             raise ValueError("depth differences are encoded in pairs, so the tokens of a map should be even in number")
         tokens = relation.reshape(-1, 2) if self.paired else relation.flatten(0, 1)
@@ -70,7 +70,7 @@ class PositionalEncoding(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention in which each query (T, 1, d) has its own keys (T, S, d)."""
+    """Multi-head attention of T queries, each with S keys of its own. Keys and values have the same input."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -78,25 +78,26 @@ class Attention(nn.Module):
         self.to_out = nn.Linear(dim, dim)
 
     def forward(self, query: Tensor, keys: Tensor) -> Tensor:
-        """Attend from queries (T, d) to keys (T, S, d): (T, d)."""
+        """Attend from query tokens (T, d) to their key tokens (T, S, d); return (T, d)."""
         return self.output((self.queries(query) @ keys.mT).softmax(-1) @ keys)
 
     def queries(self, query: Tensor) -> Tensor:
-        """Map (..., d) to queries (..., H, d) of each head in the space of the keys.
+        """Project tokens (..., d) to queries (..., H, d) that are multiplied with unprojected keys.
 
-        q (W n) = (W^T q) n: with one query for S keys, applying W to the query is about S times cheaper.
+        q (W n) = (W^T q) n for a key n and the key projection W. As each query has S keys, it is about S times cheaper
+        to apply W^T to the query than W to the keys.
         """
         queries = self.to_q(query).unflatten(-1, (-1, HEAD)) * HEAD**-0.5
         return torch.einsum("...hc,hcd->...hd", queries, self.to_k.weight.view(-1, HEAD, query.shape[-1]))
 
     def output(self, mixed: Tensor) -> Tensor:
-        """Map weighted sums of keys (..., H, d) to (..., d)."""
+        """Apply the value and output projections to weighted sums of keys (..., H, d); return (..., d)."""
         values = torch.einsum("...hd,hcd->...hc", mixed, self.to_v.weight.view(-1, HEAD, mixed.shape[-1]))
         return self.to_out(values.flatten(-2))
 
 
 class Transformer(nn.Module):
-    """Attention and a feed-forward layer, both residual; query and keys share a norm."""
+    """Transformer block: attention and a feed-forward layer, both residual. Queries and keys share one layer norm."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -106,20 +107,27 @@ class Transformer(nn.Module):
             zero(layer)
 
     def attend(self, x: Tensor, query_encoding: Tensor, keys: Tensor) -> Tensor:
-        """Attend from tokens (..., T, d) with the encoding of queries (T, d) to encoded keys (..., T, S, d)."""
+        """Apply the attention layer to tokens (..., T, d) and return tokens of the same shape.
+
+        Args:
+            query_encoding: positional encoding of the queries (T, d).
+            keys: key tokens with their positional encoding added (..., T, S, d).
+        """
         query = self.norm1(x + query_encoding)
         return x + self.attn1(query.flatten(0, -2), self.norm1(keys).flatten(0, -3)).view_as(x)
 
     def feed(self, x: Tensor) -> Tensor:
-        """Apply the feed-forward layer to tokens (..., d)."""
+        """Apply the residual feed-forward layer to tokens (..., d)."""
         return x + self.ff(self.norm2(x))
 
 
 class PanoramaBlock(nn.Module):
-    """Correspondence-aware attention on feature maps of ``dim`` channels, a multiple of 32.
+    """Correspondence-aware attention between the feature maps of the views of a panorama.
 
-    by_token: small maps on a CPU are left to ``by_token.py``.  Elsewhere, checkpointing: activations are computed
-    again for the gradient; chunk: instead of what ``CHUNK`` says.
+    Attributes:
+        by_token: whether small feature maps on a CPU are processed by `by_token.py`.
+        checkpointing: whether the other implementation recomputes activations in the backward pass.
+        chunk: elements of keys per chunk; None: the value of `CHUNK` for the device.
     """
 
     relation_dim = 2
@@ -134,7 +142,12 @@ class PanoramaBlock(nn.Module):
         self.chunk: int | None = None
 
     def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
-        """Transform features (B F, d, h, w); `keys`: of the views of one or more scenes, which the batch repeats."""
+        """Transform features (B F, d, h, w) of B scenes with F views to features of the same shape.
+
+        Args:
+            keys: one entry for each view of one or more scenes; the batch may repeat these scenes.
+            n_view: F, number of views per scene.
+        """
         if small := self._is_small(x, keys):
             tokens = self._by_token(x, keys, n_view)
         else:
@@ -146,13 +159,13 @@ class PanoramaBlock(nn.Module):
         return fed.unflatten(0, (len(x), -1)).mT.reshape(x.shape)
 
     def _is_small(self, x: Tensor, keys: Sequence[Keys]) -> bool:
-        """Return whether `by_token.py` applies; its tables are as large as all keys of a scene."""
+        """Return whether to use `by_token.py`, whose tables are as large as all keys of a scene."""
         plain = self.by_token and x.device.type == "cpu" and x.dtype is not torch.float64
         counts = {id(each): each.count for each in keys}.values()
         return plain and sum(counts) * x[0].numel() <= MAX_TABLE_SIZE
 
     def _by_token(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
-        """Attend by `by_token.py`: tokens (B F T, d)."""
+        """Apply the attention with `by_token.py` to (B F, d, h, w); return tokens (B F T, d)."""
         (height, width), tokens, transformer = x.shape[-2:], x.flatten(2).mT, self.transformer
         different = {id(each): each for each in keys}  # scenes may share a geometry
         places = {name: Places.of(each, self._encoding(each), height, width) for name, each in different.items()}
@@ -161,16 +174,23 @@ class PanoramaBlock(nn.Module):
         return (tokens + transformer.attn1.output(mixed)).flatten(0, 1)
 
     def _encoding(self, keys: Keys) -> Tensor:
-        """Encode the relation of each token's keys: (T, n P, d)."""
+        """Return the positional encoding of the n P keys of each token, (T, n P, d)."""
         return self.pe(keys.relation.transpose(0, 1).flatten(1, 2))
 
     def _query_encoding(self, tokens: Tensor) -> Tensor:
-        """Encode a relation of zero for queries (..., T, d): (T, d)."""
+        """Return the positional encoding of queries (..., T, d), whose displacement is zero, as (T, d)."""
         zeros = tokens.new_zeros(tokens.shape[-2], 1, self.relation_dim, dtype=torch.float32)
         return self.pe(zeros)[:, 0].to(tokens)
 
     def _view(self, maps: Tensor, number: int, keys: Keys, n_view: int) -> Tensor:
-        """Attend for one view in each of the R repeats (R, V, d, h, w) of the scenes, in chunks: (R, T, d)."""
+        """Apply the attention to view `number` in chunks of tokens.
+
+        Args:
+            maps: features (R, V, d, h, w), where the batch repeats the V views of all scenes R times.
+
+        Returns:
+            Tokens (R, T, d) of that view.
+        """
         tokens, others = maps[:, number].flatten(2).mT, maps[:, number - number % n_view + keys.views]
         size = self._size(maps[0], len(maps) * keys.count)
         starts = range(0, tokens.shape[1], size)
@@ -180,34 +200,34 @@ class PanoramaBlock(nn.Module):
         return torch.cat(attended, dim=1)
 
     def _size(self, x: Tensor, count: int) -> int:
-        """Return the tokens per chunk, each with `count` others; even, so that no pair is split."""
+        """Return the number of tokens per chunk if each has `count` keys. It is even, so that no pair is split."""
         return max(2, (self.chunk or CHUNK.get(x.device.type, CHUNK["cpu"])) // (count * x.shape[1]) // 2 * 2)
 
     def _saving(self, function: Callable[..., Tensor], *args: object) -> Tensor:
-        """Call a function whose activations are recomputed for the gradient."""
+        """Call a function; with checkpointing its activations are recomputed in the backward pass."""
         if torch.is_grad_enabled() and self.checkpointing:
             return cast(Tensor, checkpoint(function, *args, use_reentrant=False))
         return function(*args)
 
     def _attend(self, tokens: Tensor, others: Tensor, keys: Keys) -> Tensor:
-        """Attend from tokens (R, T, d) to the maps (R, n, d, h, w) of the other views: (R, T, d)."""
+        """Attend from tokens (R, T, d) of one view to feature maps (R, n, d, h, w) of n others; return (R, T, d)."""
         places = keys.places.repeat(len(tokens), 1, 1, 1)
         found = sample(others.flatten(0, 1), places).unflatten(0, others.shape[:2])
         found = found.permute(0, 3, 1, 4, 2).flatten(2, 3)  # (R, T, n P, d)
         mask = keys.mask[..., None].transpose(0, 1).flatten(1, 2)
-        # a masked key remains a key, of zeros, which the norm turns into its bias
+        # a masked key is set to zero but stays in the softmax; the norm turns it into the norm's bias
         encoded = (found + self._encoding(keys).to(found)) * mask.to(found)
         return self.transformer.attend(tokens, self._query_encoding(tokens), encoded)
 
 
 class DepthAttention(PanoramaBlock):
-    """Correspondence-aware attention whose keys are encoded by the difference of depths."""
+    """Correspondence-aware attention for views with depth. The positional encoding is that of a depth difference."""
 
     relation_dim = 1
 
 
 class ResidualConvolution(nn.Module):
-    """Two convolutions, each after a norm and ReLU, added to their input."""
+    """Residual block of two convolutions, each after a group norm and ReLU."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -220,7 +240,7 @@ class ResidualConvolution(nn.Module):
 
 
 class DepthBlock(nn.Module):
-    """Attention by depth, then an optional residual convolution (more than half of the parameters)."""
+    """`DepthAttention`, then an optional residual convolution, which has more than half of the parameters."""
 
     def __init__(self, dim: int, encoding: Encoding = "reference", convolution: bool = True) -> None:
         super().__init__()
@@ -232,6 +252,6 @@ class DepthBlock(nn.Module):
 
 
 def zero(layer: nn.Module) -> None:
-    """Set all parameters to zero, so that a residual branch starts as the identity."""
+    """Set all parameters of a layer to zero. A residual branch that ends in this layer then starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

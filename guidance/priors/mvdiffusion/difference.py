@@ -1,6 +1,6 @@
-"""Difference of a UNet with further input channels from the 2D model that it was tuned from.
+"""Difference between a tuned UNet with additional input channels and the 2D model that it was tuned from.
 
-It has a wider first layer and low-rank additions to others, so its file needs no second copy of the model.
+The difference is a wider first layer and low-rank updates (LoRA) of other layers. Only it is saved, not the whole UNet.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LORA = "lora."
 
 
 def widened(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
-    """Return a copy with `extra` more input channels, whose weights are zero."""
+    """Return a copy of `unet` with `extra` additional input channels, whose weights are zero."""
     channels = unet.config["in_channels"] + extra
     wide: Any = unet_from_config(unet.config, in_channels=channels)
     state = dict(unet.state_dict())
@@ -34,7 +34,7 @@ def widened(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
 
 
 def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tensor]:
-    """Return the first layer of a UNet and the low-rank additions `lora` to it, under their names in a file."""
+    """Return the first layer of a UNet and the low-rank updates `lora` of other layers, by their names in a file."""
     state = unet.state_dict()
     found = {f"unet.{name}": state[name] for name in FIRST}
     if lora is not None:
@@ -44,10 +44,10 @@ def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tenso
 
 
 def load_difference(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str, Tensor]) -> None:
-    """Copy a `difference` into the first layer of a UNet and low-rank additions.
+    """Copy the tensors of a `difference` into the first layer of `unet` and into `lora`.
 
     Raises:
-        ConfigError: the additions have another rank, or belong to other layers.
+        ConfigError: the low-rank updates have another rank, or belong to other layers.
     """
     ours = difference(unet, lora)
     check_architecture(
@@ -61,7 +61,10 @@ def load_difference(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str
 
 
 def merge(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> None:
-    """Add the low-rank part of a `difference` to the weights. Raises ConfigError if it belongs to another UNet."""
+    """Add the low-rank updates of a `difference` to the weights of `unet`, in place.
+
+    Raises ConfigError if they belong to another UNet.
+    """
     for name in sorted({key.removeprefix(LORA).rpartition(".")[0] for key in tensors if key.startswith(LORA)}):
         try:
             weight: Any = unet.get_submodule(name).weight

@@ -1,9 +1,9 @@
-"""Correspondence between the tokens of a view and pixels of other views: homographies for panoramas, or depth.
+"""Correspondence between the tokens of a view and positions in other views, by homographies (panoramas) or by depth.
 
-Token n of a row of a feature map (h, w) stands for the pixel s/2 + s n of the image, s pixels per token; its
-counterpart at pixel p lies at p/s - 0.5 in the other map. Cameras and pixels are those of `threedgen.geometry.warp`.
-Tables are computed in float64 on the CPU for pairs of views that attend to each other, and cached by size of the map
-and device.
+With s image pixels per token, token n of a row of a feature map (h, w) stands for pixel s/2 + s n of the image. If
+pixel p of another view shows the same point, the corresponding position in its feature map is p/s - 0.5. As in
+`threedgen.geometry.warp`, cameras have OpenCV axes and the centre of the first pixel is (0, 0). Tables are computed in
+float64 on the CPU for pairs of views that attend to each other, and cached by the size of the feature map and device.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from threedgen.geometry.warp import apply_homography, homography, pixel_grid, re
 
 Neighbours = Literal["ring", "all"]
 UNKNOWN_DEPTH = 1e6
-"""Depth of a key, in metres, where it or that of the query is unknown."""
+"""Depth in metres that a key gets if its own depth or that of the query is unknown."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys of the T = h w tokens of one view: P places around the counterpart in each of n other views.
+    """Positions that the T = h w tokens of one view attend to, P around the same point in each of n other views.
 
     Attributes:
-        views: numbers (n,) of these views in their scene.
-        places: (x, y) in the maps of these views (n, T, P, 2).
-        mask: 1 where the place is inside the image, else 0, (n, T, P).
-        relation: input of the positional encoding (n, T, P, r): displacement in tokens of the view itself (r = 2), or
-            difference of depths in metres (r = 1).
+        views: (n,), indices of the other views in their scene.
+        places: (n, T, P, 2), positions (x, y) in the feature maps of these views, in tokens.
+        mask: (n, T, P), 1 where the position is valid (inside the image; with known depth), else 0.
+        relation: (n, T, P, r), input of the positional encoding: the displacement (x, y) in tokens of the own view for
+            panoramas (r = 2), or the absolute difference of depths in metres (r = 1).
     """
 
     views: Tensor
@@ -42,11 +42,11 @@ class Keys:
     relation: Tensor
 
     def to(self, device: torch.device) -> Keys:
-        """Move to a device, in float32."""
+        """Return the keys on a device, with float32 tables."""
         return Keys(self.views.to(device), *(t.to(device, torch.float32) for t in self.tables))
 
     def tokens(self, start: int, stop: int) -> Keys:
-        """Return the keys of tokens start to stop."""
+        """Return the keys of tokens start to stop - 1."""
         return Keys(self.views, *(t[:, start:stop] for t in self.tables))
 
     @property
@@ -55,14 +55,15 @@ class Keys:
 
     @property
     def count(self) -> int:
-        """Keys per token."""
+        """Number of keys per token, n P."""
         return self.places.shape[0] * self.places.shape[2]
 
 
 class Geometry(Protocol):
-    """Corresponding views of one or more scenes, `n_view` each, and the keys of each view.
+    """Interface of the correspondence between the views of one or more scenes with `n_view` views each.
 
-    A batch may repeat the scenes, as the branches of classifier-free guidance do.
+    `keys` returns the keys of all views for feature maps of height x width tokens. A batch may repeat the scenes, as
+    classifier-free guidance does.
     """
 
     @property
@@ -72,7 +73,7 @@ class Geometry(Protocol):
 
 
 class _Cached(ABC):
-    """Cache of keys by size of feature maps."""
+    """Base class that caches the keys of all views by the size of the feature maps and by device."""
 
     n_view: int
 
@@ -80,7 +81,7 @@ class _Cached(ABC):
         self._cache: dict[tuple[int, int, torch.device], list[Keys]] = {}
 
     def keys(self, height: int, width: int, device: torch.device) -> list[Keys]:
-        """Return the keys of each view for maps of this size."""
+        """Return the keys of each view for feature maps of height x width tokens."""
         at = (height, width, device)
         if at not in self._cache:
             self._cache[at] = [self._keys(view, height, width).to(device) for view in range(self.n_view)]
@@ -91,7 +92,7 @@ class _Cached(ABC):
 
 
 class Scenes:
-    """Several scenes in a batch. Raises ValueError unless they have equal numbers of views."""
+    """Geometry of several scenes in one batch. Raises ValueError unless all have the same number of views."""
 
     def __init__(self, scenes: Sequence[Geometry]) -> None:
         if len(counts := {scene.n_view for scene in scenes}) != 1:
@@ -103,19 +104,24 @@ class Scenes:
 
 
 class PanoramaGeometry(_Cached):
-    """Views of a panorama (section 4.1; the released weights were trained with "ring" and k = 3)."""
+    """Geometry of the views of a panorama, which share one camera position and are related by homographies.
+
+    Implements section 4.1. The released weights were trained with neighbours="ring" and k = 3.
+    """
 
     def __init__(
         self, K: Tensor, R: Tensor, size: tuple[int, int], k: int = 3, neighbours: Neighbours = "ring"
     ) -> None:
-        """Prepare the correspondence of F views.
+        """Prepare the correspondence between F views.
 
         Args:
-            K, R: intrinsics and camera-to-world rotations (F, 3, 3).
-            size: (H, W) of the images.
-            k: keys are a square of k x k places around each counterpart, k odd.
-            neighbours: "ring": the previous and the next view, cyclic; "all": all others, masked behind the camera (as
-                in training, those of the ring are not).
+            K: intrinsics in pixels (F, 3, 3).
+            R: camera-to-world rotations (F, 3, 3), OpenCV axes.
+            size: (H, W) of the images in pixels.
+            k: the keys of a token are the k x k positions around each corresponding point; k is odd.
+            neighbours: "ring": a view attends to the previous and the next view, cyclic, and points behind a camera are
+                not masked, as in the training of the released weights. "all": a view attends to all other views, and
+                points behind a camera are masked.
         """
         super().__init__()
         if k < 1 or k % 2 == 0:
@@ -124,14 +130,14 @@ class PanoramaGeometry(_Cached):
         self.size, self.k, self.kind, self.n_view = size, k, neighbours, len(R)
 
     def neighbours(self, view: int) -> list[int]:
-        """Return the views that a view attends to."""
+        """Return the indices of the views that a view attends to."""
         if self.kind == "ring":
             return [(view - 1) % self.n_view, (view + 1) % self.n_view]
         return [other for other in range(self.n_view) if other != view]
 
     def _keys(self, view: int, height: int, width: int) -> Keys:
         scale, others = self.size[0] // height, self.neighbours(view)
-        # the reference, which has the ring only, takes the width; all weights were trained on square views
+        # for "ring" the reference implementation divides the width; no difference in training, where views are square
         key_scale = (self.size[1] if self.kind == "ring" else self.size[0]) // height
         pixels = token_pixels(height, width, scale)
         there = homography(self.K[view], self.R[view], self.K[others], self.R[others])
@@ -146,24 +152,26 @@ class PanoramaGeometry(_Cached):
             mask &= front[:, :, None]
         back, _ = apply_homography(torch.linalg.inv(there), targets.flatten(1, 2))
         relation = (back.view_as(targets) - pixels[:, None]) / scale
-        # masked places may be at infinity, and infinity times zero is not zero
+        # masked positions may be infinite, and infinity times zero is NaN
         return Keys(torch.tensor(others), places, mask, torch.where(mask[..., None], relation, 0.0))
 
 
 class DepthGeometry(_Cached):
-    """Posed views of known depth (section 4.2), with one key in each view that overlaps enough."""
+    """Geometry of posed views with known depth (section 4.2). A token has one key in each view that overlaps enough."""
 
     def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, overlap: float = 0.3, released: bool = True) -> None:
-        """Prepare the correspondence of F views.
+        """Prepare the correspondence between F views.
 
         Args:
-            depth: (F, H, W) along the viewing axis, 0 or not finite where unknown, in the unit of the poses, which is
-                metres for the released weights.
-            c2w: (F, 4, 4), OpenCV axes.
-            K: (3, 3) or (F, 3, 3).
-            overlap: minimum overlap of views that attend to each other; views without any use the adjacent ones.
-            released: as in the training of the released weights, points behind a camera count where their line meets
-                the image, and the depth of a key is compared with that of the query in the query's camera.
+            depth: (F, H, W), depth along the viewing axis in the unit of the poses (metres for the released weights); 0
+                or not finite where unknown.
+            c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
+            K: intrinsics in pixels, (3, 3) or (F, 3, 3).
+            overlap: fraction of overlap above which two views attend to each other. A view without such a partner
+                attends to the previous and the next view.
+            released: compute as in the training of the released weights. Points behind a camera are then not masked,
+                and the depth of a key is compared with the depth of the query in the camera of the query. If False,
+                both depths are those in the camera of the key.
         """
         super().__init__()
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))
@@ -173,7 +181,7 @@ class DepthGeometry(_Cached):
         self._adjacent = overlap_neighbours(self.overlap, overlap)
 
     def neighbours(self, view: int) -> list[int]:
-        """Return the views that a view attends to."""
+        """Return the indices of the views that a view attends to."""
         return self._adjacent[view]
 
     def _keys(self, view: int, height: int, width: int) -> Keys:
@@ -195,12 +203,17 @@ class DepthGeometry(_Cached):
 
 
 def token_pixels(height: int, width: int, scale: int) -> Tensor:
-    """Return the pixels (T, 2) of the tokens of a map, row by row."""
+    """Return the image pixel (x, y) of each token of a feature map, (T, 2) row by row; `scale`: pixels per token."""
     return pixel_grid(height, width).flatten(0, 1) * scale + scale // 2
 
 
 def overlap_neighbours(overlap: Tensor, minimum: float = 0.3) -> list[list[int]]:
-    """Return for each view those that overlap it by more than `minimum`; without any, the adjacent ones."""
+    """Return, for each of F views, the indices of the views that it attends to.
+
+    Args:
+        overlap: (F, F), fraction of the pixels of view i that view j shows, or of j in i if that is smaller.
+        minimum: overlap that the views must exceed. If no view does, the previous and the next view are returned.
+    """
     count = len(overlap)
     found = [[j for j in range(count) if j != i and overlap[i, j] > minimum] for i in range(count)]
     return [views or [j for j in (i - 1, i + 1) if 0 <= j < count] for i, views in enumerate(found)]

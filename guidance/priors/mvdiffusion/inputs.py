@@ -1,6 +1,6 @@
-"""Further inputs of the UNet: depth, or a mask and the masked image; and the condition of given views.
+"""Image conditions of the UNet: additional input channels (depth, or mask and masked image), and known views.
 
-Images are (F, H, W, 3) in [0, 1], latents (F, C, h, w), depth (F, H, W), 0 or not finite where unknown.
+Images are (F, H, W, 3) in [0, 1] and latents (F, C, h, w). Depth is (F, H, W), 0 or not finite where unknown.
 """
 
 from __future__ import annotations
@@ -12,17 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Convention = Literal["code", "paper"]
-"""Mask convention. "code": ones where to inpaint, which is mid-grey (SD's inpainting models, the released weights);
-"paper" (section 4.1): ones where the image is given, the rest black."""
+"""Meaning of mask values. "code" (SD's inpainting models, the released weights): 1 where to inpaint, and these pixels
+of the image are mid-grey. "paper" (section 4.1): 1 where the image is known, and the other pixels are black."""
 Extra = Literal["nothing", "depth", "mask"]
 UNKNOWN = -2.0
-"""Value in place of an unknown inverse depth."""
+"""Channel value of an unknown inverse depth; known values are in [-1, 1]."""
 MASKED_GREY: dict[Convention, float] = {"code": 0.5, "paper": 0.0}
 """Grey level of masked pixels."""
 
 
 def extra_kind(extra: int, latent: int) -> Extra:
-    """Return the kind of `extra` input channels beside `latent` ones. Raises ValueError for other numbers."""
+    """Return the kind of `extra` input channels of a UNet that has `latent` channels for the noisy latents.
+
+    Raises ValueError for an unknown number of channels.
+    """
     kinds: dict[int, Extra] = {0: "nothing", 1: "depth", latent + 1: "mask"}
     if extra not in kinds:
         raise ValueError(
@@ -33,7 +36,7 @@ def extra_kind(extra: int, latent: int) -> Extra:
 
 
 def unknown_channels(kind: Extra, like: Tensor) -> Tensor:
-    """Return the extra channels (F, E, h, w) of latents `like` (F, C, h, w) without any known input."""
+    """Return extra channels (F, E, h, w) that mean "nothing is known", for latents `like` (F, C, h, w)."""
     if kind == "depth":
         return torch.full_like(like[:, :1], UNKNOWN)
     mask = torch.ones_like(like[:, :1])
@@ -41,7 +44,10 @@ def unknown_channels(kind: Extra, like: Tensor) -> Tensor:
 
 
 def depth_channels(depth: Tensor, height: int, width: int) -> Tensor:
-    """Return inverse depth (F, 1, height, width), each image scaled to [-1, 1], nearest pixels; -2 where unknown."""
+    """Convert depth (F, H, W) to inverse depth (F, 1, height, width), scaled to [-1, 1] in each image.
+
+    Unknown depth becomes -2. Images are resized to height x width latents by nearest neighbour.
+    """
     known = (depth > 0) & depth.isfinite()
     inverse = torch.where(known, 1 / (depth.double() + 1e-6), 0.0)
     low = torch.where(known, inverse, torch.inf).flatten(1).amin(1)[:, None, None]
@@ -51,18 +57,30 @@ def depth_channels(depth: Tensor, height: int, width: int) -> Tensor:
 
 
 def masked_images(views: Tensor, given: Tensor, convention: Convention = "code") -> Tensor:
-    """Mask images but for `given` views (F,) or pixels (F, H, W), bool."""
+    """Set the unknown pixels of images (F, H, W, 3) to the grey level of `convention`.
+
+    `given` is bool, True for known views (F,) or known pixels (F, H, W).
+    """
     return torch.where(_pixels(given)[..., None], views, MASKED_GREY[convention])
 
 
 def mask_channels(latents: Tensor, given: Tensor, convention: Convention = "code") -> Tensor:
-    """Join mask and latents (F, C, h, w) of `masked_images`: (F, 1 + C, h, w). Latents need all their pixels."""
+    """Return the extra channels (F, 1 + C, h, w) of an inpainting model: mask and latents of the masked images.
+
+    Args:
+        latents: (F, C, h, w), encoded `masked_images`.
+        given: bool, known views (F,) or pixels (F, H, W). A latent is known only if all its pixels are known.
+    """
     hole = F.adaptive_max_pool2d((~_pixels(given)).to(latents)[:, None], latents.shape[-2:])
     return torch.cat([hole if convention == "code" else 1 - hole, latents], 1)
 
 
 def given_latents(extra: Tensor, convention: Convention = "code") -> tuple[Tensor, Tensor]:
-    """Split `mask_channels` (F, 1 + C, h, w): ones where latents are given (F, 1, h, w), and latents (F, C, h, w)."""
+    """Split the result of `mask_channels` (F, 1 + C, h, w).
+
+    Returns:
+        Mask (F, 1, h, w), 1 where latents are known, and latents (F, C, h, w).
+    """
     mask, latents = extra[:, :1], extra[:, 1:]
     return 1 - mask if convention == "code" else mask, latents
 
@@ -72,6 +90,11 @@ def _pixels(given: Tensor) -> Tensor:
 
 
 def given_condition(latents: Tensor, given: Tensor) -> Tensor:
-    """Return the input (F, C + 1, h, w) of the branch for given views: clean latents and ones, else zeros."""
+    """Return the input (F, C + 1, h, w) of the UNet's branch for known views.
+
+    Args:
+        latents: clean latents (F, C, h, w). The last channel of the result is 1 for known views. Unknown views are 0.
+        given: (F,) bool, True for known views.
+    """
     marked = F.pad(latents, (0, 0, 0, 0, 0, 1), value=1.0)
     return marked * given.to(latents)[:, None, None, None]

@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVDiffusion:
-    """Build the model of a config. Raises ConfigError."""
+    """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
     model: MVDiffusion = load_prior(MVDiffusion, options, device)
     model.hold, model.guide_views = options.hold, options.guide_views
     if options.blocks is not None:
@@ -48,11 +48,12 @@ def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVD
 
 
 ImageConditions = Callable[[Size], tuple[Tensor | None, Tensor | None]]
-"""Conditions of F views at an image size: extra channels (F, E, h, w) and condition maps (F, C + 1, h, w), or None."""
+"""Function that returns the image conditions of F views for an image size (H, W): extra UNet channels (F, E, h, w) and
+the input of the branch for known views (F, C + 1, h, w). Both may be None."""
 
 
 class CorrespondenceOptions(Protocol):
-    """Options of correspondence between views, see `MVDiffusionConfig`."""
+    """Options that decide which positions in other views a token attends to, see `MVDiffusionConfig`."""
 
     @property
     def k(self) -> int: ...
@@ -63,12 +64,12 @@ class CorrespondenceOptions(Protocol):
 
 
 class MVDiffusion(LatentDiffusion):
-    """A latent diffusion model whose UNet attends to the other views of a scene.
+    """Latent diffusion model whose UNet attends to corresponding positions in the other views of a scene.
 
     Attributes:
         multiview: UNet with correspondence-aware attention; None before `with_blocks`.
-        hold: given images replace their noisy latents in each step, so that they stay as they are.
-        trained_options: options of the training of its blocks, as far as their file has them.
+        hold: whether known images replace the samples in each step, so that they stay unchanged.
+        trained_options: options with which the attention blocks were trained, as text, if their file has them.
     """
 
     multiview: MultiviewUNet | None = None
@@ -86,12 +87,15 @@ class MVDiffusion(LatentDiffusion):
 
     @property
     def extra(self) -> Extra:
-        """Kind of input channels beside the noisy latents; see `inputs`."""
+        """Kind of UNet input channels in addition to the noisy latents: "nothing", "depth" or "mask"."""
         channels = self.latent_shape[0]
         return extra_kind(self.unet.config["in_channels"] - channels, channels)
 
     def check_size(self, size: Size, keys: tuple[str, str]) -> None:
-        """Raise ConfigError for an image size that cannot be sampled; `keys`: options of height and width."""
+        """Raise ConfigError for an image size (H, W) that cannot be sampled.
+
+        `keys` are the config keys of height and width, for the message.
+        """
         check_image_size(size, self.unit, self.draft, keys)
         if self.multiview is not None and self.multiview.kind == "depth" and self.multiview.encoding == "reference":
             self.check_pairs(size, self.draft is not None, keys[1])
@@ -99,7 +103,8 @@ class MVDiffusion(LatentDiffusion):
     def check_pairs(self, size: Size, halved: bool, key: str) -> None:
         """Raise ConfigError if the smallest feature map has an odd number of tokens.
 
-        The reference's encoding of depth pairs tokens, see `PositionalEncoding`. halved: images of half the size count.
+        The "reference" encoding of depth needs pairs of tokens, see `PositionalEncoding`. With `halved`, the check is
+        for images of half the size. `key` is the config key for the message.
         """
         (height, width), token = size, self.unit * (2 if halved else 1)
         if height // token * (width // token) % 2:
@@ -111,7 +116,10 @@ class MVDiffusion(LatentDiffusion):
             )
 
     def with_blocks(self, blocks: str | Path) -> Self:
-        """Add the attention blocks of a file, which may also change the UNet's weights. Raises ConfigError."""
+        """Add the attention blocks of a file and return self. The file may also change the weights of the UNet.
+
+        Raises ConfigError if the file is missing or damaged, or belongs to another UNet.
+        """
         path = locate("blocks", str(blocks))
         with keyed("blocks"):
             tensors, self.trained_options = read_tensors(path), read_card(path, FORMAT)
@@ -122,12 +130,12 @@ class MVDiffusion(LatentDiffusion):
         return self.with_network(found.network)
 
     def with_network(self, network: MultiviewUNet) -> Self:
-        """Use this network from now on."""
+        """Replace the UNet by a UNet with attention blocks, and return self."""
         self.unet, self.multiview = network.unet, network
         return self.to(self.device)
 
     def check_trained_options(self, **options: object) -> None:
-        """Warn of options that differ from the training of the blocks."""
+        """Log a warning for each option whose value differs from that in the training of the attention blocks."""
         for name, value in options.items():
             if (trained := self.trained_options.get(name, str(value))) != str(value):
                 logger.warning("%s=%s: the attention between views was trained with %s", name, value, trained)
@@ -137,21 +145,33 @@ class MVDiffusion(LatentDiffusion):
         return super().networks | ({} if self.multiview is None else {"multiview": self.multiview})
 
     def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: object, **_kwargs: object) -> Tensor:
-        """Return the output of the UNet for single images without conditions."""
+        """Return the output of the UNet (B, C, h, w) for single images without image conditions.
+
+        Args:
+            x: noisy latents (B, C, h, w).
+            t: timesteps (B,).
+            text: encoded prompts (B, L, D).
+        """
         return super().predict(torch.cat([x, unknown_channels(self.extra, x)], 1), t, text)
 
     def masked_extra(self, views: Tensor, given: Tensor, convention: Convention) -> Tensor:
-        """Return the extra channels (F, 1 + C, h, w) of an inpainting model.
+        """Return the extra channels of an inpainting model, mask and latents (F, 1 + C, h, w).
 
         Args:
             views: (F, H, W, 3) in [0, 1].
-            given: bool, known views (F,) or pixels (F, H, W).
+            given: bool, True for known views (F,) or known pixels (F, H, W).
+            convention: meaning of mask values, see `Convention`.
         """
         latents = self.encode_views(masked_images(views, given, convention))
         return mask_channels(latents, given.to(latents.device), convention)
 
     def geometry(self, at: Cameras, depth: Tensor | None, options: CorrespondenceOptions) -> Geometry:
-        """Return the correspondence of posed views with `depth` (F, H, W), or of a panorama without depth."""
+        """Return the correspondence between F views.
+
+        Args:
+            at: cameras of the views. Without depth they must share one position, as in a panorama.
+            depth: (F, H, W) along the viewing axis, 0 or not finite where unknown; None for a panorama.
+        """
         K, c2w = to_opencv(at)
         if depth is None:
             return PanoramaGeometry(K, c2w[:, :3, :3], (at.height, at.width), options.k, options.neighbours)
@@ -167,15 +187,15 @@ class MVDiffusion(LatentDiffusion):
         extra: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> Tensor:
-        """Predict the noise in the latents of scenes of F views, float32.
+        """Predict the noise eps (B F, C, h, w), float32, in the latents of B scenes with F views each.
 
         Args:
-            x: (B F, C, h, w).
-            t: time steps (B F,).
-            text: (B F, L, D).
-            geometry: correspondence of views; None: each image by itself, as the base model does.
-            extra: (B F, E, h, w).
-            condition: see `MultiviewUNet.forward`.
+            x: noisy latents (B F, C, h, w); the views of a scene are consecutive.
+            t: timesteps (B F,).
+            text: encoded prompts (B F, L, D).
+            geometry: correspondence between the views; None: each image separately, as in the 2D model.
+            extra: extra input channels (B F, E, h, w); None: channels that mean "nothing is known".
+            condition: (B F, C + 1, h, w), clean latents and 1 for known views, 0 for others; None: no known views.
         """
         return self.schedule.eps_from_output(x, self.output(x, t, text, geometry, extra, condition), t)
 
@@ -188,7 +208,7 @@ class MVDiffusion(LatentDiffusion):
         extra: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> Tensor:
-        """Return the output of the network, noise or v, float32; arguments as in `denoise_views`."""
+        """Return the output of the network (B F, C, h, w), noise or v, float32; arguments as in `denoise_views`."""
         extra = unknown_channels(self.extra, x) if extra is None else extra
         inputs = torch.cat([x.float(), extra.float()], 1)
         with self.autocast():
@@ -198,15 +218,23 @@ class MVDiffusion(LatentDiffusion):
 
     @property
     def has_condition_branch(self) -> bool:
-        """Whether the network has a branch for given images."""
+        """Whether the network has a branch for known views; True before `with_blocks`."""
         return self.multiview is None or self.multiview.has_condition
 
     def fixed_latents(
         self, extra: Tensor | None, condition: Tensor | None, mask: Convention
     ) -> tuple[Tensor, Tensor] | None:
-        """Return where latents are fixed (F, 1, h, w) and their values (F, C, h, w); None: nowhere.
+        """Return the latents that sampling must keep unchanged; None if there are none.
 
-        It is the only way in which a network without a condition branch takes given images.
+        A network without a branch for known views can take known images only in this way.
+
+        Args:
+            extra: extra input channels (F, E, h, w).
+            condition: input of the branch for known views (F, C + 1, h, w).
+            mask: meaning of mask values in `extra`.
+
+        Returns:
+            Mask (F, 1, h, w), above 0 where latents are kept, and their values (F, C, h, w).
         """
         if condition is not None and (self.hold or not self.has_condition_branch):
             return condition[:, -1:], condition[:, :-1]
@@ -230,15 +258,19 @@ class MVDiffusion(LatentDiffusion):
         mask: Convention = "code",
         sync: ViewSync = NO_SYNC,
     ) -> Tensor:
-        """Sample the F views of a scene, one prompt each, by DDIM: (F, H, W, 3) in [0, 1], on the CPU.
+        """Sample the F views of a scene by DDIM and return images (F, H, W, 3) in [0, 1], on the CPU.
 
         Args:
-            size: (H, W), multiples of `unit`.
-            conditions: image conditions, the same with and without the prompt.
-            on_step: called before each step; may raise.
-            eta: see `ddim_sigma`.
-            mask: convention of masks, for `hold`.
-            sync: see `sample_images`.
+            prompts: F prompts, one for each view.
+            geometry: correspondence between the views; None: each view is sampled separately.
+            size: (H, W) in pixels, divisible by `unit`.
+            conditions: function from image size to image conditions, used with and without the prompt.
+            guidance_scale: s in eps_u + s (eps_c - eps_u).
+            generator: source of the noise; several generators serve equal shares of the views.
+            on_step: called before each step; may raise an exception to stop.
+            eta: noise added in each step: 0 is DDIM, 1 is like DDPM.
+            mask: meaning of mask values in the extra channels, used if `hold` is set.
+            sync: img2img rounds, before each of which the images are made consistent.
         """
         count, text = len(prompts), self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
 

@@ -1,4 +1,4 @@
-"""Process a batch in parts, for layers in which images do not depend on each other: memory is that of one part."""
+"""Processing of a batch in parts, to save memory in layers that process each image separately."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 Output = Tensor | tuple[Tensor]
 PART = {"cpu": 1 << 21, "cuda": 1 << 23}
-"""Input elements per part, or one image: enough for full speed."""
+"""Number of input elements per part, at least one image. This is enough for full speed."""
 
 
 @contextmanager
 def in_parts(layers: Iterable[nn.Module]) -> Iterator[None]:
-    """Give layers their inputs in parts, inside the context and without gradients; hooks on them get whole batches."""
+    """Return a context in which layers process their batch in parts, if gradients are disabled.
+
+    Forward hooks on the layers still receive the whole batch.
+    """
     with ExitStack() as restored:
         for layer in layers:
             layer.forward = split(layer.forward)
@@ -24,7 +27,10 @@ def in_parts(layers: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def split(forward: Callable[..., Output]) -> Callable[..., Output]:
-    """Wrap a function of a batch and other arguments; tensors as long as the batch are split with it."""
+    """Wrap a forward function so that it processes the batch, its first argument (B, ...), in parts.
+
+    Other tensor arguments of length B are split in the same way.
+    """
 
     def call(x: Tensor, *args: object, **kwargs: object) -> Output:
         count = max(1, PART.get(x.device.type, PART["cpu"]) // max(1, x[0].numel()))
@@ -45,5 +51,5 @@ def split(forward: Callable[..., Output]) -> Callable[..., Output]:
 
 
 def _rows(value: object, rows: slice, length: int) -> object:
-    """Return the rows of a tensor with one row per image; anything else unchanged."""
+    """Return the given rows if `value` is a tensor with `length` rows; return any other value unchanged."""
     return value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == length else value

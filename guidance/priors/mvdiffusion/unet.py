@@ -1,6 +1,7 @@
-"""A stock, frozen UNet with a correspondence-aware block after each of its own blocks.
+"""A frozen diffusers UNet with a correspondence-aware attention block after each of its own blocks.
 
-The UNet is not changed: hooks, which exist during a call only, insert the new blocks where the reference has them.
+The UNet itself is not changed. Hooks insert the new blocks where the reference implementation has them; the hooks exist
+only during a call.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Args = tuple[Any, ...]
 
 
 class ImageEncoding(nn.Module):
-    """Layers from encoded condition images to the width and size of a UNet block; zero until trained."""
+    """Two convolutions that map features of known images to the width and size of a UNet block; zero until trained."""
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -34,14 +35,14 @@ class ImageEncoding(nn.Module):
         zero(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform (B, channels, h, w) to (B, width, h / stride, w / stride), rounded up."""
+        """Transform features (B, channels, h, w) to (B, width, h / stride, w / stride), with sizes rounded up."""
         return self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
 
 
 class MultiviewUNet(nn.Module):
-    """A UNet with attention between corresponding pixels of views, and optionally a branch for given images.
+    """Frozen UNet with attention between corresponding positions of views, and optionally a branch for known views.
 
-    The trainable parameters are those of `new_blocks`. State dicts have the names of the reference under
+    Only the modules in `new_blocks` are trainable. Tensor names are those of the reference without its prefix
     `mv_base_model.`.
     """
 
@@ -55,12 +56,13 @@ class MultiviewUNet(nn.Module):
         condition: bool = False,
         convolution: bool = True,
     ) -> None:
-        """Add new blocks to `unet`, which is frozen.
+        """Freeze `unet` and add new blocks.
 
         Args:
-            kind: views of a panorama, or views with depth.
-            condition: add a branch for given images.
-            convolution: a convolution after each attention by depth, as in the released weights.
+            kind: "panorama", or "depth" for posed views with depth.
+            encoding: positional encoding, see `caa.frequencies`.
+            condition: add a branch for known views.
+            convolution: for kind="depth", add a convolution after each attention, as in the released weights.
         """
         super().__init__()
         self.unet: Any = cast(Any, unet).requires_grad_(False)
@@ -88,20 +90,20 @@ class MultiviewUNet(nn.Module):
 
     @property
     def new_blocks(self) -> dict[str, nn.Module]:
-        """Trainable modules by name."""
+        """The trainable modules by name."""
         return {name: child for name, child in self.named_children() if name != "unet"}
 
     def forward(
         self, x: Tensor, t: Tensor, text: Tensor, geometry: Geometry | None = None, condition: Tensor | None = None
     ) -> Tensor:
-        """Return the output of the network for latents, the views of a scene consecutive.
+        """Return the output of the UNet (B F, C, h, w), noise or v, for B scenes with F views each.
 
         Args:
-            x: noisy latents with further input channels (B F, C, h, w).
-            t: (B F,) or ().
-            text: (B F, L, D).
-            geometry: correspondence of the F views; None, or one view: the plain UNet.
-            condition: (B F, C + 1, h, w), clean latents and ones for given views, else zeros; None: no given views.
+            x: noisy latents and extra input channels (B F, C + E, h, w); the views of a scene are consecutive.
+            t: timesteps (B F,) or ().
+            text: encoded prompts (B F, L, D).
+            geometry: correspondence between the F views. With None or one view, the attention blocks are not used.
+            condition: (B F, C + 1, h, w), clean latents and 1 for known views, 0 for others; None: no known views.
 
         Raises:
             ValueError: the scenes of the geometry do not fit the batch, or there is no condition branch.
@@ -117,17 +119,17 @@ class MultiviewUNet(nn.Module):
             return self.unet(x, t, text, return_dict=False)[0]
 
     def _layers(self) -> Iterator[nn.Module]:
-        """Yield the layers of the UNet's blocks, in which images do not depend on each other."""
+        """Yield the layers of the UNet that process each image separately."""
         for block in (*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks):
             for name in ("resnets", "attentions", "downsamplers", "upsamplers"):
                 yield from getattr(block, name, None) or ()
 
     @contextmanager
     def _blocks(self, geometry: Geometry) -> Iterator[None]:
-        """Pass features through the new blocks, inside the context.
+        """Return a context in which the UNet's features pass through the new blocks.
 
-        They come before down- and upsamplers, or at the end of a block without one; in the middle block of a panorama
-        before the attention. Skip connections are those of the UNet.
+        A new block runs before the down- or upsampler of a UNet block, or at the end of a block without one. For
+        panoramas it runs before the attention of the middle block. It does not change earlier skip connections.
         """
         with ExitStack() as hooks:
 
@@ -154,9 +156,9 @@ class MultiviewUNet(nn.Module):
 
     @contextmanager
     def _conditioned(self, condition: Tensor) -> Iterator[None]:
-        """Add encoded given images to the inputs of the UNet's blocks, inside the context.
+        """Return a context in which encoded known views are added to the inputs of the UNet's blocks.
 
-        The middle block gets those of the last down block, if it is as wide.
+        `condition` is (B F, C + 1, h, w). The middle block uses the encoder of the last down block if the widths fit.
         """
         if not self.has_condition:
             raise ValueError("this network has no branch for given images")
@@ -180,6 +182,6 @@ class MultiviewUNet(nn.Module):
 
 
 def keys_for(x: Tensor, geometry: Geometry) -> list[Keys]:
-    """Return the keys of feature maps (..., h, w)."""
+    """Return the attention keys of all views for feature maps `x` (..., h, w)."""
     height, width = x.shape[-2:]
     return geometry.keys(height, width, x.device)

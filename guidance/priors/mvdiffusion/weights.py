@@ -1,6 +1,6 @@
-"""Weights of MVDiffusion: checkpoints of the reference (github.com/Tangshitao/MVDiffusion) and our own.
+"""Reading and writing of MVDiffusion weights: checkpoints of github.com/Tangshitao/MVDiffusion and our own files.
 
-Our files have the same blocks under the same names, and only the difference of the UNet from its base.
+Our files have the same tensor names. Instead of the whole UNet they contain its `difference` from the 2D model.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ PREFIX = "mv_base_model."
 OURS = re.compile(r"unet\.|cp_blocks_(encoder|mid|decoder)\.|condition_(conv_in|downblocks|upblocks)\.")
 BANDS = ".freq_bands"
 TO_DEPTH, ATTENTION = ".attn1.transformer.", ".transformer."
-"""Parts of the names of attention tensors, in blocks with depth and in all blocks."""
+"""Parts of tensor names: the first is only in blocks with depth, the second in all attention blocks."""
 WIDTH = re.compile(r"cp_blocks_encoder\.\d+\.(attn1\.)?transformer\.norm1\.weight")
-"""A tensor as wide as the UNet's block that its block follows."""
+"""Names of tensors whose length is the channel count of a UNet block."""
 OTHER, REMEDY = "the blocks were trained on another base", "take the model that they were trained on"
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A network with the weights of a file, and the names of tensors in the file that do not belong to it."""
+    """Network with loaded weights, and the names of those tensors in the file that are not part of the network."""
 
     network: MultiviewUNet
     ignored: tuple[str, ...]
 
     @property
     def ignored_parts(self) -> dict[str, int]:
-        """Number of ignored tensors by part (vae, text_encoder, ...)."""
+        """Number of ignored tensors by the first part of their names (vae, text_encoder, ...)."""
         parts = [name.partition(".")[0] for name in self.ignored]
         return {part: parts.count(part) for part in sorted(set(parts))}
 
@@ -55,11 +55,11 @@ def save_blocks(
     own: Mapping[str, Tensor] | None = None,
     options: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Write what a network adds to its base, in float16.
+    """Write the attention blocks of a network in float16, and the difference of its UNet from the 2D model.
 
     Args:
-        own: `difference` of its UNet from the base; None: all weights of the UNet.
-        options: options of its training that samples should share.
+        own: `difference` of the UNet from the 2D model; None: write all weights of the UNet.
+        options: training options to store as metadata; sampling warns if its options differ.
     """
     state = network.state_dict()
     if own is not None:
@@ -72,10 +72,13 @@ def save_blocks(
 
 
 def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool = False) -> None:
-    """Copy the blocks between views of a state dict into a network; from the other kind of blocks their attention only.
+    """Copy attention blocks into a network.
+
+    Blocks of the other kind (panorama or depth) fit too; then only their attention tensors are copied.
 
     Args:
-        unet: also copy the weights of the UNet, if the state dict has all of them.
+        weights: state dict with the blocks.
+        unet: also copy the weights of the UNet, if `weights` has all of them.
 
     Raises:
         ConfigError: the blocks have other widths.
@@ -85,7 +88,7 @@ def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: boo
     parts = ("cp_blocks_", "unet.") if unet and is_whole(named) else ("cp_blocks_",)
 
     def chosen(names: Iterable[str]) -> dict[str, str]:
-        """Return names by a form that both kinds share."""
+        """Return the names of tensors to copy, by names that are equal for both kinds of blocks."""
         found = (name for name in names if name.startswith(parts) and not name.endswith(BANDS))
         return {name.replace(TO_DEPTH, ATTENTION): name for name in found if same_kind or ATTENTION in name}
 
@@ -98,7 +101,7 @@ def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: boo
 
 
 def difference_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Return the `difference` in a state dict; None if it has all weights of the UNet."""
+    """Return the UNet's `difference` from the 2D model in a state dict; None if it has all weights of the UNet."""
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     if is_whole(named):
         return None
@@ -106,15 +109,17 @@ def difference_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def is_whole(named: Mapping[str, Tensor]) -> bool:
-    """Return whether tensors, named without the prefix, have all weights of the UNet."""
+    """Return whether a state dict, with names without prefix, has all weights of the UNet."""
     return "unet.time_embedding.linear_1.weight" in named
 
 
 def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """Return the UNet that the blocks of a file belong to: `unet` with the file's difference, if any.
+    """Return the UNet for the attention blocks in `weights`: a copy of `unet` with their `difference` applied.
+
+    Without a difference, `unet` itself is returned.
 
     Raises:
-        ConfigError: the blocks belong to another base.
+        ConfigError: the blocks were trained on another 2D model.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     there = {tensor.numel() for name, tensor in named.items() if WIDTH.fullmatch(name)}
@@ -133,12 +138,13 @@ def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -
 
 
 def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> Loaded:
-    """Build the network of a state dict around `unet`, its base, which belongs to the network afterwards.
+    """Build a network from a state dict around `unet`, which then belongs to the network.
 
-    Kind, encoding and parts follow from the names; the UNet's weights may be missing.
+    The tensors decide the kind of blocks, the positional encoding and whether there is a branch for known views. The
+    weights of the UNet may be missing. Tensors of other modules are ignored and listed in the result.
 
     Raises:
-        ConfigError: other tensors are missing, or unknown; tensors of other parts are ignored and listed.
+        ConfigError: tensors of the attention blocks are missing, unknown or not finite.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     ours = {name: tensor for name, tensor in named.items() if OURS.match(name)}
@@ -168,7 +174,10 @@ def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) 
 
 
 def encoding_of(bands: Mapping[str, Tensor]) -> Encoding:
-    """Return the positional encoding of weights by its frequencies; without any, the reference's."""
+    """Return the positional encoding with the frequencies `bands`; "reference" if `bands` is empty.
+
+    Raises ConfigError for unknown frequencies.
+    """
     encodings: tuple[Encoding, ...] = ("reference", "capped")
     for encoding in encodings:
         if all(torch.allclose(band.flatten(), frequencies(band.numel(), encoding), 1e-3) for band in bands.values()):
