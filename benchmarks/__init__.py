@@ -1,1 +1,1 @@
-"""Speed benchmarks: python -m benchmarks NAME (see README.md in this folder)."""
+"""Benchmarks of speed and asset quality: python -m benchmarks NAME. README.md in this folder describes them."""

@@ -1,4 +1,4 @@
-"""Command line of the benchmarks: python -m benchmarks NAME ... [--out FILE] [key=value ...] (see README.md)."""
+"""Command line of the benchmarks: python -m benchmarks NAME ... [--out FILE] [key=value ...]."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def parse_ints(text: str) -> tuple[int, ...]:
-    """Parse comma-separated integers."""
+    """Parse comma-separated integers, such as "320,640"."""
     return tuple(int(part) for part in text.split(","))
 
 

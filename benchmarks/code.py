@@ -20,7 +20,7 @@ COLUMNS = ("files", "lines", "code", "functions", "Any", "ignore", "cast", "unan
 
 
 def main() -> None:
-    """Print the tables."""
+    """Print the table of packages, the import cycles and the counts of tests, documentation and options."""
     sources = {path: path.read_text(encoding="utf-8") for part in PARTS for path in sorted((ROOT / part).rglob("*.py"))}
     rows: dict[str, Counter[str]] = {}
     for path, text in sources.items():

@@ -1,4 +1,4 @@
-"""Export and measure one asset of the acceptance table: against its field, the dense mesh and the ground truth."""
+"""Export an asset of the acceptance table and compare it with its field, the dense mesh and the ground truth."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .glb_reader import Glb, read_glb
 from .mesh_render import render
 
 Body = tuple[Array, Array]
-"""Vertices (V, 3) and faces (F, 3)."""
+"""Triangle mesh: vertices (V, 3) and faces (F, 3)."""
 
 VIEWS, PIXELS, ANGLE, TURNTABLE = 8, 256, 0.75, 24
 """Number, edge in pixels and vertical fov in radians of the renders that compare meshes; number of field renders."""

@@ -194,7 +194,7 @@ class Voxels:
         return _read(self.sigma, x)[:, 0]
 
     def colour(self, x: Tensor) -> Tensor:
-        """Return sRGB (N, 3) at points (N, 3)."""
+        """Return sRGB (N, 3) in [0, 1] at points (N, 3)."""
         return _read(self.rgb, x)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,6 +221,6 @@ def grid(function: Callable[[Tensor], Tensor], resolution: int) -> Tensor:
 
 
 def _read(volume: Tensor, x: Tensor) -> Tensor:
-    """Return values (N, C) of a volume (1, C, X, Y, Z) at points (N, 3) in [-1, 1]^3."""
+    """Interpolate a volume (1, C, X, Y, Z) trilinearly at points (N, 3) in [-1, 1]^3; return values (N, C)."""
     where = x.flip(-1).view(1, -1, 1, 1, 3)  # grid_sample expects the last axis first
     return F.grid_sample(volume, where, align_corners=True, padding_mode="border")[0, :, :, 0, 0].T

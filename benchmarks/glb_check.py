@@ -29,9 +29,11 @@ FEW_TRIANGLES = 3000
 """Triangle count below which up to MAX_CROWDED non-manifold edges are only a warning, because thin parts need them."""
 MAX_CROWDED = 10
 MIN_COVERAGE, DENSITY_RANGE, MAX_CHARTS, MIN_GAP = 0.35, (0.7, 1.4), 400, 2
-"""Limits of a good UV layout: coverage, texel density range, number of charts, texels between charts."""
+"""Limits of a good UV layout: minimum coverage, range of texel density / median, maximum number of charts, minimum
+distance between charts in texels."""
 MAX_HULL_VERTICES, MAX_HULL_OFFSET = 130, 0.05
-"""Limits of a collider: vertices per part, and distance from the asset's bounding box as a fraction of its size."""
+"""Limits of a collider: maximum vertices per part, and maximum distance between the bounding boxes of collider and
+asset, as a fraction of the asset's size."""
 
 
 error, warning = partial(Finding, "error"), partial(Finding, "warning")
@@ -169,7 +171,7 @@ def _directions(glb: Glb, expected: Expected) -> Iterator[Finding]:
 
 
 def _wrong_signs(glb: Glb) -> float:
-    """Return the area fraction of faces whose tangent sign contradicts their UV winding (v upwards)."""
+    """Return the area fraction of faces whose tangent sign contradicts the winding of their UVs, with v upwards."""
     if "TEXCOORD_0" not in glb.attributes:
         return 0.0
     uv = glb.attributes["TEXCOORD_0"][glb.faces].astype(np.float64)

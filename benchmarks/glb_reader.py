@@ -31,7 +31,7 @@ class Glb:
     tree: dict[str, Any]  # content of the JSON chunk
     attributes: dict[str, Array] = field(default_factory=dict)  # glTF attribute name -> (V, C)
     faces: Array = field(default_factory=lambda: np.zeros((0, 3), np.int64))  # (F, 3)
-    images: dict[str, Array] = field(default_factory=dict)  # material texture name -> (H, W, 3) uint8
+    images: dict[str, Array] = field(default_factory=dict)  # texture name in the material -> RGB (H, W, 3) uint8
     gltf_extras: dict[str, Any] = field(default_factory=dict)  # `extras` of the asset
     problems: list[str] = field(default_factory=list)  # structural problems, one sentence each
 
@@ -126,7 +126,7 @@ def _accessor(glb: Glb, binary: bytes, number: int, target: int) -> Array:
 
 
 def _check_bounds(glb: Glb, attributes: dict[str, int]) -> None:
-    """Check that attributes have equal lengths and POSITION has exact bounds."""
+    """Raise GlbError if attributes have different lengths. List the problem if the bounds of POSITION are not exact."""
     lengths = {len(values) for values in glb.attributes.values()}
     if len(lengths) > 1:
         raise GlbError(f"attributes have different lengths: {sorted(lengths)}")

@@ -38,7 +38,7 @@ class Measured(NamedTuple):
 
 
 def table(rounds: int, device: str) -> Table:
-    """Return a row for each case, measured in its own process with `rounds` timed steps."""
+    """Return a row for each case. Each case runs in its own process, with `rounds` timed steps on `device`."""
     results = {case: run_in_process(case, rounds, device) for case in (FULL, *BRANCHES)}
     notes = [
         f"{BASE}, {device}, {OBJECTS} objects of {len(RAY_VIEWS)} views in a step, AdamW, {torch.get_num_threads()} "
@@ -97,13 +97,13 @@ def measure(case: str, steps: int, device: str, threads: int) -> Measured:
 
 
 def full(device: str) -> tuple[Any, nn.Module]:
-    """Return the 2D model with a camera branch and joint attention, and its trainable part: the UNet."""
+    """Return the 2D model extended to several views as in MVDream, and its trainable part, the UNet."""
     model = multiview_model(StableDiffusion.load(BASE, device=device), None).to(device)
     return model, model.unet.requires_grad_(True).train()
 
 
 def adapter(branches: tuple[Any, ...], device: str) -> tuple[Any, nn.Module]:
-    """Return the 2D model with an adapter, and its trainable part: the adapter."""
+    """Return the 2D model with an adapter that has the attention `branches`, and its trainable part, the adapter."""
     model = MVAdapter.load(BASE, device=device)
     network = AdaptedUNet(model.unet, model.factor, Form(), branches)
     return model.with_network(network), network.new_parts

@@ -22,9 +22,10 @@ TOLERANCE = {OURS: 0.01, HALF: 0.1}
 
 
 def table(reference: Path | None, views: int, size: int, steps: int, widths: tuple[int, ...], device: str) -> Table:
-    """Return a row for the reference, ours in float32 and ours in bfloat16, each measured in its own process.
+    """Return a row for the reference, for our network in float32 and for ours in bfloat16, each in its own process.
 
-    Raises ConfigError for invalid options, or if the outputs differ.
+    `reference` is a clone of the MVDiffusion repository, `size` the image edge of the views in pixels, and `widths` the
+    channels of the UNet levels. Raises ConfigError for invalid options, or if the outputs differ more than TOLERANCE.
     """
     if reference is None:
         raise ConfigError("is missing. Give a clone of github.com/Tangshitao/MVDiffusion", "--reference")

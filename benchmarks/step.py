@@ -18,7 +18,7 @@ VARIANTS = {
     DEFAULT: [],
 }
 START = 200
-"""First timed step."""
+"""Number of the first timed training step."""
 
 
 def table(rounds: int, size: int, overrides: list[str], runs: list[Path] | None) -> Table:

@@ -1,4 +1,4 @@
-"""Folders of the project, in a checkout and in an installation."""
+"""Find folders of the project, in a checkout and in an installed package."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def asset_name(text: str) -> str:
 
 
 def read_manifest(folder: Path) -> Tree:
-    """Return the content of asset.json; {} if it is missing or invalid."""
+    """Return the content of asset.json in the folder; an empty dict if the file is missing or invalid."""
     found = read_json(folder / MANIFEST)
     return found if isinstance(found.get("files", {}), dict) else {}
 

@@ -19,8 +19,7 @@ from threedgen.train.status import finished
 from .asset_folder import FOLDER, asset_name, check_overwrite
 
 ENGINES = {"unreal": "UCX_{name}_{number:02d}", "godot": "{name}_{number:02d}-convcolonly"}
-"""Engine -> pattern of node names; the engine's importer treats a node with this prefix or suffix as a convex collider.
-"""
+"""Engine -> pattern of node names. The engine's importer turns nodes with such a name into convex colliders."""
 
 
 @dataclass(frozen=True)

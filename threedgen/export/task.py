@@ -152,7 +152,7 @@ def update_summary(run: Path, asset: ExportedAsset) -> None:
     entry = summary_entry(asset)
 
     def others(key: str) -> list[object]:
-        """Return the entries of a list that are not about an asset."""
+        """Return the entries of the summary's list `key` that are not about an asset."""
         value = old.get(key)
         entries = value if isinstance(value, list) else []
         return [item for item in entries if not str(item).startswith((f"{FOLDER}/", "asset: ", "no asset: "))]

@@ -1,4 +1,4 @@
-"""Config model of the studio (no torch here)."""
+"""Config model of the studio. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -24,10 +24,7 @@ class StudioConfig(TaskConfig):
     open_browser: bool = Field(False, description="open the page in the default browser")
 
     def run_config(self, prompt: str, **values: object) -> Any:
-        """Return the config of the run for a prompt. `values` override those of its keys that exist in that config.
-
-        Raises ConfigError.
-        """
+        """Return the config of the run for a prompt. `values` override the keys that it has. Raises ConfigError."""
         from threedgen.systems.batch.jobs import object_config
 
         return object_config(self.config, self.overrides, prompt, "config", "the studio", values)

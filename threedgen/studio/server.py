@@ -114,7 +114,7 @@ class Handler(BaseHTTPRequestHandler):
         self._send(page("studio.html", ("studio.js",), served=True, title=title, method=method), HTML)
 
     def _events(self, query: str) -> None:
-        """Send the state of the queue on every change, until the client disconnects."""
+        """Send the state of the queue as server-sent events, after every change, until the client disconnects."""
         self._head("text/event-stream")
         last_state, last_time = "", time.monotonic()
         while True:

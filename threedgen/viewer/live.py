@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 STOP, EXPORT = "stop", "export"
 """Names of the two buttons of the window."""
 UPDATE_SECONDS = 0.5
-"""Seconds between two updates of the metrics; reading the loss synchronises the GPU."""
+"""Seconds between two updates of the metrics. Updates are rare because reading the loss synchronises the GPU."""
 
 
 class LiveView(pl.Callback):
@@ -53,7 +53,7 @@ class LiveView(pl.Callback):
         render: one camera -> image (1, H, W, 3) in [0, 1].
         export: writes the asset of the current field and returns its path.
         interrupts: its `stop` is set when the user stops the run.
-        clock: returns the time in seconds.
+        clock: returns the current time in seconds.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class LiveView(pl.Callback):
                 logger.debug("error in the live view", exc_info=error)
 
     def _guarded(self, action: Callable[[ViserWindow], None]) -> None:
-        """Call `action` if the window is open; on an error, close the window instead of failing the run."""
+        """Call `action` with the window if it is open. An error closes the window and does not end the run."""
         if self._window is None:
             return
         try:

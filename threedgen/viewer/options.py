@@ -1,4 +1,4 @@
-"""Config models of the report page, the gallery and the live view (no torch here)."""
+"""Config models of the report page, the gallery and the live view. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class GalleryConfig(TaskConfig):
 
 
 LIVE = "live"
-"""Subfolder of a run for assets exported from the live view, one folder per step."""
+"""Subfolder of a run for assets that are exported from the live view. It contains a folder for each such step."""
 
 
 class ViewConfig(Config):

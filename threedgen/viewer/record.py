@@ -78,8 +78,10 @@ class Record:
 
     @property
     def choices(self) -> list[str]:
-        """Overrides such as "prior.name=..." for prior, distillation and field, where they differ from the shipped
-        config and `method` does not contain them."""
+        """Overrides such as "prior.name=mvdream" that differ from the shipped config and are not part of `method`.
+
+        Only the names of prior, distillation and field are compared.
+        """
         defaults = _default_names(self.method.partition(" ")[0])
         own = {part: self.option(part, "name") for part in defaults}
         changed = [f"{part}.name={name}" for part, name in own.items() if name not in (None, defaults[part])]
@@ -112,7 +114,7 @@ class Record:
 
     @property
     def notes(self) -> list[str]:
-        """Warnings of the run, such as prompt words outside the prior's vocabulary."""
+        """Warnings of the run as sentences, for example about prompt words outside the prior's vocabulary."""
         notes = self.metadata("notes")
         return [str(note) for note in notes] if isinstance(notes, list) else []
 

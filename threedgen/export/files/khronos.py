@@ -17,7 +17,7 @@ from threedgen.run.disk import Tree
 
 Severity = Literal["error", "warning"]
 TIMEOUT_S = 120
-"""Timeout in seconds; a file usually takes well below one second."""
+"""Maximum run time of the validator in seconds. A file usually takes less than one second."""
 _SEVERITY: dict[int, Severity] = {0: "error", 1: "warning"}
 """Severity numbers of the validator that are reported. Its numbers 2 and 3 are information and hints."""
 _SCRIPT = """
@@ -94,7 +94,7 @@ def validate(glbs: dict[str, bytes]) -> tuple[dict[str, list[Finding]], str]:
 
 
 def _run(node: str, paths: list[Path]) -> Any:
-    """Return the validator's JSON report of each file; None if node has no package gltf-validator."""
+    """Return the validator's report of each file as parsed JSON; None if node has no package gltf-validator."""
     try:
         done = subprocess.run(
             [node, "-e", _SCRIPT, *map(str, paths)],

@@ -15,10 +15,9 @@ from threedgen.export.shape.topology import area_vectors, directed_edges, unique
 from threedgen.run.arrays import Array
 
 MIN_TURN_COSINE = 0.2
-"""Smallest cosine between a face's normals before and after a collapse."""
+"""Smallest cosine between the normal of a face before a collapse and its normal after the collapse."""
 MIN_ASPECT = 0.02
-"""Smallest ratio of double area to longest squared side of a changed face. A face below it may change if it improves.
-"""
+"""Smallest ratio of double area to longest squared side of a changed face, unless the ratio does not decrease."""
 SEAM_WEIGHT = 1.0
 """Weight of distances to UV seams relative to distances to face planes in the quadric error."""
 LENGTH_WEIGHT = 1e-7
@@ -245,7 +244,8 @@ def _twice_area(a, b, c):
 def _keeps_shape(old, new, p, q):
     """Return whether face (old, p, q) may become (new, p, q).
 
-    The cosine between both normals must be at least MIN_TURN_COSINE, and the new face must not be a new sliver.
+    The cosine between both normals must be at least MIN_TURN_COSINE. The new face's `_shape` must be at least
+    MIN_ASPECT or at least that of the old face.
     """
     ax, ay, az, before = _normal(old, p, q)
     bx, by, bz, after = _normal(new, p, q)

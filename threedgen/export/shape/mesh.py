@@ -72,11 +72,11 @@ def extract(
     mask: Array | None = None,
     device: torch.device | str = "cpu",
 ) -> Mesh:
-    """Extract the surface of a field inside a sphere about the origin.
+    """Extract the surface of a field inside a sphere about the origin, as a closed mesh with vertex colours.
 
     Args:
         density_fn: points (N, 3) in world units -> sigma (N,) per world unit.
-        colour_fn: points (N, 3) -> sRGB (N, 3).
+        colour_fn: points (N, 3) in world units -> sRGB (N, 3) in [0, 1].
         resolution: grid points per edge of the cube around the sphere.
         radius: radius of the sphere, in world units.
         mask: occupancy (M, M, M) bool over that cube, [x, y, z]; only True cells and their neighbours are queried.

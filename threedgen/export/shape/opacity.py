@@ -25,7 +25,7 @@ from threedgen.run.disk import Tree
 HALF_OPAQUE = math.log(2) / 2
 """Optical depth tau of the surface."""
 HAZE = 0.1
-"""Density that counts as empty, as a fraction of the typical density."""
+"""Density that is subtracted everywhere because it counts as empty, as a fraction of the typical density."""
 MIN_OPACITY = 0.005
 """Maximum opacity of a field below which the error message suspects a diverged training."""
 BLUR_SCALE, MAX_BLUR = 0.6, 0.03
@@ -73,7 +73,7 @@ def depth_field(sigma: Array, cell: float, radius: float, smallest: float = 0.01
 
 
 def typical_density(sigma: Array) -> float:
-    """Return the density of the object, a scalar: grid points with a lower density hold 2 % of sum(sigma^2).
+    """Return the typical density inside the object: grid points with a lower density hold 2 % of sum(sigma^2).
 
     The weights sigma^2 make empty space and haze unimportant: the result does not depend on the size of the grid's box,
     and it scales with sigma (R, R, R). It is 0 for an empty field.

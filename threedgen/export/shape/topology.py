@@ -1,4 +1,4 @@
-"""Topology of a triangle mesh: tests for a closed, oriented, solid surface."""
+"""Test whether a triangle mesh is a closed, oriented solid. Also provides edges, components, welding and volume."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Topology:
 
     @property
     def solid(self) -> bool:
-        """Return whether the mesh is manifold, has no degenerate triangle and positive volume."""
+        """Return whether the mesh is manifold, has no degenerate triangle, and has a positive volume."""
         return self.manifold and not self.degenerate and self.volume > 0
 
 

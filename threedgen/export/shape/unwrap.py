@@ -1,4 +1,4 @@
-"""UV unwrapping: xatlas cuts the surface into charts and packs them into a square texture."""
+"""Unwrap a mesh to UVs: xatlas cuts the surface into charts and packs the charts into a square texture."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ class UnwrapError(ConfigError):
 
 
 def padding(texture: int) -> int:
-    """Return the number of free texels between charts for a texture edge of `texture` texels, so that mip levels do not
-    mix the charts' colours."""
+    """Return the free texels between charts that mip levels need, for a texture edge of `texture` texels."""
     return max(MIN_PADDING, texture * MIN_PADDING // 1024)
 
 
@@ -57,8 +56,7 @@ def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> tuple[Textured
 
 
 def _unwrap(vertices: Array, faces: Array, texture: int, cost: float) -> tuple[TexturedMesh, int]:
-    """Unwrap with one value of `max_cost`. Faces that overlap in the atlas move to another layer, at most MAX_LAYERS
-    times.
+    """Unwrap with max_cost = `cost`. Faces that overlap in the atlas move to another layer, and all are cut again.
 
     Faces of different layers are never in the same chart. Layers are needed because xatlas can put stacked surfaces,
     such as walls and furniture, on top of each other in one chart.

@@ -31,11 +31,11 @@ AO_OFFSET = 0.004
 """Distance between the surface and the start of occlusion rays, as a fraction of the diagonal. It avoids hits on the
 faces around the start."""
 AO_DISTANCE = 0.3
-"""Length of occlusion rays, as a fraction of the diagonal."""
+"""Length of occlusion rays, as a fraction of the bounding-box diagonal."""
 MIN_NORMAL_COSINE = 0.5
-"""Smallest cosine between dense and low-poly normal for both to be on the same side of the object."""
+"""Smallest cosine between two normals, dense and low-poly, that still count as the same side of a thin part."""
 ROUGHNESS_METALLIC = np.array([1.0, 0.0], np.float32)
-"""Roughness and metallic of all texels; a field defines neither."""
+"""Roughness and metallic value of all texels. They are constant because a field does not define them."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Maps:
     info: dict[str, float]  # "coverage": fraction of covered texels; "missed": fraction of those without a hit
 
     def halved(self) -> Maps:
-        """Return the textures at half resolution: 2 x 2 means, normals renormalised."""
+        """Return the textures at half resolution, as means of 2 x 2 texels. Normals have length 1 again."""
         base_colour, normal, orm = (
             box_downsample(map_[None], 2)[0] for map_ in (self.base_colour, self.normal, self.orm)
         )

@@ -15,7 +15,7 @@ from numba import njit, prange
 from threedgen.run.arrays import Array
 
 LEAF = 4
-"""Maximum triangles per leaf."""
+"""Maximum number of triangles in a leaf of the tree."""
 BLOCK = 256
 """Number of consecutive queries that one thread processes at a time."""
 SLACK = 1e-7

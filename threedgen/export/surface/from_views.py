@@ -227,7 +227,7 @@ def _jumps(depth: Array, reach: int, parallel: bool) -> Array:
 
 
 def _feather(clear: Array, reach: float) -> Array:
-    """Return weights (H, W) that rise from BORDER_WEIGHT to 1 within `reach` pixels of pixels that are not `clear`."""
+    """Return weights (H, W): distance to the nearest pixel that is not `clear`, over `reach`, in [BORDER_WEIGHT, 1]."""
     ramp: Array = np.clip(ndimage.distance_transform_edt(clear) / reach, BORDER_WEIGHT, 1) if not clear.all() else clear
     return ramp
 
