@@ -111,6 +111,7 @@ class MVDreamConfig(DraftedConfig):
     personalisation_strength: float = Field(
         1.0, ge=0, le=2, description="strength of the personalisation: lower follows the prompt more, the subject less"
     )
+    guide_views: GuideViews = False
 
     @model_validator(mode="after")
     def _check_strength(self) -> MVDreamConfig:

@@ -18,7 +18,9 @@ from .latent_diffusion import LatentDiffusion, load_prior
 
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
     """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
-    return load_prior(MVDream, options, device, options.personalisation, options.personalisation_strength)
+    prior = load_prior(MVDream, options, device, options.personalisation, options.personalisation_strength)
+    prior.guide_views = options.guide_views
+    return prior
 
 
 class MVDream(LatentDiffusion, MultiviewPrior):

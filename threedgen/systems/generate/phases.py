@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from kornia.filters import gaussian_blur2d
@@ -157,6 +157,7 @@ def resample_views(
         z = prior.coarse_latents(per_image(condition.text[0], rig.n_view), c2w)
     if z is None:
         z, strength = torch.zeros(len(rig.cameras), *prior.latent_shape, device=prior.device), 1.0
+    condition = replace(condition, single_view_uncond=prior.guide_views and rig.n_view > 1)
     denoise = guided(prior.denoise, options.guidance_scale)
     init, noise = InitLatents(z, strength), fresh_noise(z, rng)
     z = sample_latents(denoise, noise, condition, prior.schedule, options.steps, init)
