@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from threedgen.data.toybox.words import captions
-from threedgen.run.similar_words import ALSO_CALLED, also_called, similar
+from threedgen.run.similar_words import LOOKALIKES, SYNONYMS, also_called, similar
 
 KNOWN = frozenset("a blue bus car cat chair dog grey hat house of red small tree truck turtle".split())
 
@@ -32,6 +32,6 @@ def test_also_called_of_known_words() -> None:
 
 def test_synonyms_belong_to_one_toybox_word_each() -> None:
     known = {word for caption in captions() for word in caption.replace(",", " ").split()}
-    assert set(ALSO_CALLED) <= known
-    others = " ".join(ALSO_CALLED.values()).split()
+    assert {*SYNONYMS, *LOOKALIKES} <= known
+    others = " ".join([*SYNONYMS.values(), *LOOKALIKES.values()]).split()
     assert len(others) == len(set(others))

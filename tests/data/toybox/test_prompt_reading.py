@@ -10,8 +10,8 @@ import pytest
 from threedgen import folder
 from threedgen.data.toybox.captions import OpenToybox
 from threedgen.data.toybox.prompt_reading import read_prompt
-from threedgen.data.toybox.synonyms import SYNONYMS
 from threedgen.run.prompts import Reading
+from threedgen.run.similar_words import SYNONYM_OF
 
 
 @pytest.fixture(scope="module")
@@ -61,5 +61,5 @@ def test_read_prompt_without_known_words_is_empty(known: set[str]) -> None:
 
 
 def test_synonyms_are_outside_the_vocabulary(known: set[str]) -> None:
-    assert known.isdisjoint(SYNONYMS)
-    assert known.issuperset(SYNONYMS.values())
+    assert known.isdisjoint(SYNONYM_OF)
+    assert known.issuperset(SYNONYM_OF.values())

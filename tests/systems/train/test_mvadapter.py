@@ -58,7 +58,7 @@ def test_run_leaves_an_adapter_of_its_base(
     assert network.form.layout == ("rowcol" if form == "geometry" else "row")
     for branch in network.branches:
         moved = [name for name, value in network.adapter_state().items() if f"to_out_{branch}" in name and value.any()]
-        assert len(moved) > 3, f"nothing was learnt by {branch}"
+        assert len(moved) > 3, f"nothing was trained by {branch}"
     control = torch.rand(6, 6, 16, 16, generator=cpu())
     picture = torch.rand(16, 16, 3, generator=cpu()) if "ref" in network.branches else None
     drawn = found.sample_views("a red dog", control, picture, steps=1, generator=cpu())

@@ -13,10 +13,10 @@ from collections.abc import Collection
 from string import punctuation
 
 from threedgen.run.prompts import Reading
+from threedgen.run.similar_words import SYNONYM_OF
 
 from . import nouns  # noqa: F401  (fills NOUNS)
 from .grammar import COLOURS, NOUNS, SIZES, article
-from .synonyms import SYNONYMS
 
 ARTICLES = {"a", "an", "the"}
 CONNECTORS = {",", "and", "in", "of", "that", "wearing", "with"}
@@ -73,7 +73,7 @@ def known_form(word: str, known: Collection[str]) -> str | None:
     if word in known:
         return word
     forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
-    return next((name for form in forms for name in (form, SYNONYMS.get(form, "")) if name in known), None)
+    return next((name for form in forms for name in (form, SYNONYM_OF.get(form, "")) if name in known), None)
 
 
 def _clauses(words: list[str]) -> list[list[str]]:
