@@ -1,7 +1,5 @@
 """Command line of the benchmarks: python -m benchmarks NAME ... [--out FILE] [key=value ...]."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import inspect

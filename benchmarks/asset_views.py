@@ -1,7 +1,5 @@
 """Time the rendering of user assets by engine and number of workers, also on a Ray cluster that loses a node."""
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 import sys

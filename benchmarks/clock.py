@@ -1,7 +1,5 @@
 """Paired timing: the cases run in turn, and each time is compared with that of the baseline in the same round."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress

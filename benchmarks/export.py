@@ -7,8 +7,6 @@ Each metric compares an asset with its field, with the field's dense mesh or wit
 "findings" is the number of problems that glb_check.py finds in the files.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median

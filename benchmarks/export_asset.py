@@ -1,7 +1,5 @@
 """Export an asset of the acceptance table and compare it with its field, the dense mesh and the ground truth."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ The shapes are a long-necked animal with a hat, a thin tail and whiskers, and a 
 distances are blended smoothly.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass

@@ -5,8 +5,6 @@ use the writer's code. The Khronos validator is stricter about the format, but d
 charts or inverted normal maps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Read a GLB for validation. The code checks the file's structure, because the file may be invalid."""
 
-from __future__ import annotations
-
 import struct
 from dataclasses import dataclass, field
 from typing import Any

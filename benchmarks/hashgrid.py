@@ -1,7 +1,5 @@
 """Time the hash grid, forward and backward to its feature table: numba kernels against PyTorch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Measure the overhead of the Janus benchmark by engine and number of workers, with jobs that only wait."""
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """Render an exported mesh with its texture, unlit, to compare the images with renders of its field."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

@@ -1,8 +1,6 @@
 """Compare training steps of MV-Adapter on a frozen 2D model with full multi-view fine-tuning as in MVDream. The metrics
 are trainable parameters, time and peak memory (arXiv 2412.03632, table 4)."""
 
-from __future__ import annotations
-
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context

@@ -1,8 +1,6 @@
 """Compare a denoising step of MVDiffusion's panorama network, with classifier-free guidance, with the reference
 implementation: time and peak memory. The default channel widths are those of Stable Diffusion 2."""
 
-from __future__ import annotations
-
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context

@@ -4,8 +4,6 @@ Both use the same random weights. They build the UNet from the same seed. The re
 layers of its correspondence-aware attention by random ones and saves that attention to a file, which our code reads.
 """
 
-from __future__ import annotations
-
 import gc
 import importlib
 import sys

@@ -4,8 +4,6 @@ Weights and text embedding are random and nothing is downloaded, since the time 
 field is untrained: a ball of half the scene's radius. Both variants use the same prior, cameras and precision.
 """
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

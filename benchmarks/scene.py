@@ -4,8 +4,6 @@ The amount of empty space determines the cost of a step, so an untrained field i
 the field to ground-truth images of a toybox dog, which takes seconds and no trained prior, or loads a checkpoint.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Compare a generate step of the default config with PyTorch kernels and with no skipping of empty space."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from .clock import paired

@@ -1,7 +1,5 @@
 """Table of benchmark results. It is printed as Markdown and saved as JSON."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any
 

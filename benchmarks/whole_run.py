@@ -1,7 +1,5 @@
 """Time a whole run of `quick-toybox`, alone and next to a process that keeps one core busy."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

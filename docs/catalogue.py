@@ -3,8 +3,6 @@
 python docs/catalogue.py docs/toybox-words.md     update the catalogue between the marks of the page
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

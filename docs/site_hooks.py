@@ -1,7 +1,5 @@
 """mkdocs hooks: add the two pages outside docs/, the model card and the benchmarks, to the site."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

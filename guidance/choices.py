@@ -1,7 +1,5 @@
 """Literal types of options that config models and implementations share; imports no torch."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 Shift = Literal["default", "interpolated"]

@@ -7,8 +7,6 @@ cameras change the mean squared error of x_0 at t = 800 from 0.435 to 0.451 only
 2D model may start from the prediction (`prior.guess`).
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -5,8 +5,6 @@ a fourth of the cost, upscales them and refines them by img2img. Synchronised vi
 but the views are made consistent before each img2img round, not in each denoising step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple
 

@@ -3,8 +3,6 @@
 The functions take a network as a `Denoiser`, a function that returns the predicted noise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -48,13 +46,7 @@ def per_image(text: Tensor, count: int) -> Tensor:
 
 
 def branches(
-    denoise: Any,
-    x: Tensor,
-    t: Tensor,
-    texts: Sequence[Tensor],
-    camera: Tensor | None,
-    n_view: int,
-    **kwargs: Features,
+    denoise: Any, x: Tensor, t: Tensor, texts: Sequence[Tensor], camera: Tensor | None, n_view: int, **kwargs: Features
 ) -> tuple[Tensor, ...]:
     """Predict the noise in the same images for each of K texts, in one network call with a batch of K B images.
 

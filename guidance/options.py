@@ -24,8 +24,7 @@ def embedded_as(name: str) -> AfterValidator:
 BaseWeights = Annotated[str, embedded_as("toybox-base")]
 MultiviewWeights = Annotated[str, embedded_as("toybox-prior")]
 GuideViews = Annotated[
-    bool,
-    Field(description="the unconditional branch denoises each view by itself (in the papers: all views together)"),
+    bool, Field(description="the unconditional branch denoises each view by itself (in the papers: all views together)")
 ]
 
 

@@ -1,7 +1,5 @@
 """DDIM sampling of latents (Song et al. 2021, arXiv 2010.02502): from noise, img2img, inpainting."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 

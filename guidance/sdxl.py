@@ -4,8 +4,6 @@ SDXL concatenates the features of two text encoders. Its UNet also takes the poo
 image size and the crop. The pooled text is stored as one more token after the words.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

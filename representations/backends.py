@@ -1,7 +1,5 @@
 """Selection of the kernel implementation (back end): the configured one, or the fastest one that is installed."""
 
-from __future__ import annotations
-
 import importlib
 import os
 from collections.abc import Mapping, Sequence

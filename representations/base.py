@@ -9,8 +9,6 @@ A rasterised representation needs no density: its mesh is then extracted from re
 (`options.FieldConfig`) declares whether it has normals, and the names of its own losses.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol

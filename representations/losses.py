@@ -1,7 +1,5 @@
 """Regularisation losses of a rendered field. Each loss is a pure function of tensors and returns a scalar >= 0."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

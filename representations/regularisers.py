@@ -1,7 +1,5 @@
 """Losses of a render that every representation has, registered as regularisers. `losses` defines them."""
 
-from __future__ import annotations
-
 from torch import Tensor
 
 from . import losses

@@ -1,7 +1,5 @@
 """Cumulative sums that have a deterministic implementation on every device."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

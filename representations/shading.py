@@ -1,7 +1,5 @@
 """Materials: map features and normals of samples to colours in [0, 1], unlit or lit by a point light."""
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """For all tests: repeatable property tests, no wait for the disk, a GPU or a browser only where there is one."""
 
-from __future__ import annotations
-
 import pytest
 from hypothesis import settings
 

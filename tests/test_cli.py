@@ -1,7 +1,5 @@
 """The command line: quick answers, one clear line for a mistake, and the exit codes."""
 
-from __future__ import annotations
-
 import errno
 import logging
 import os

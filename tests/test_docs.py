@@ -1,7 +1,5 @@
 """Pages of the documentation: links, file names, commands and options exist, and pages stay short."""
 
-from __future__ import annotations
-
 import importlib.util
 import re
 import shlex

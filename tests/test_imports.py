@@ -11,16 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-HEAVY = (
-    "torch",
-    "pytorch_lightning",
-    "lightning_fabric",
-    "diffusers",
-    "transformers",
-    "numba",
-    "kornia",
-    "nerfacc",
-)
+HEAVY = ("torch", "pytorch_lightning", "lightning_fabric", "diffusers", "transformers", "numba", "kornia", "nerfacc")
 NO_TORCH = (
     *(
         "threedgen.cli",

@@ -1,7 +1,5 @@
 """One import name in every mode: in a checkout, installed, in worker processes; and what a wheel holds."""
 
-from __future__ import annotations
-
 import ast
 import os
 import re
@@ -147,15 +145,7 @@ def test_a_checkout_for_development_skips_no_test_for_want_of_a_package() -> Non
 
 
 def test_project_files_name_no_machine() -> None:
-    for name in (
-        "Makefile",
-        ".ci/run",
-        "setup.py",
-        "pyproject.toml",
-        "constraints.txt",
-        "README.md",
-        "MANIFEST.in",
-    ):
+    for name in ("Makefile", ".ci/run", "setup.py", "pyproject.toml", "constraints.txt", "README.md", "MANIFEST.in"):
         text = (ROOT / name).read_text(encoding="utf-8")
         for place in (Path.home(), ROOT, sys.prefix, "file://"):
             assert len(str(place)) < 4 or not re.search(rf"{re.escape(str(place))}\b", text), f"{name}: {place}"

@@ -5,8 +5,6 @@ run = threedgen.generate(prompt="a red penguin", out="penguin")
 print(run.folder)
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import sys

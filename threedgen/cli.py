@@ -4,8 +4,6 @@ Imports no torch: errors, --help, --list and --print-config answer at once, and 
 before the slow imports.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

@@ -1,7 +1,5 @@
 """Find folders of the project, in a checkout and in an installed package."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 _HERE = Path(__file__).resolve().parent

@@ -7,8 +7,6 @@ All Gaussians are composited at all pixels, without tiles, so memory is pixels x
 Gaussians with a large position gradient are split, transparent ones are removed.
 """
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 import torch

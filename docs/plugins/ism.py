@@ -6,8 +6,6 @@ SDS adds fresh noise at every step, so its targets for one object differ. ISM in
 without text, and compares the predictions at the two ends of the last interval.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

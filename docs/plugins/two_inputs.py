@@ -5,8 +5,6 @@
 Also a metric and an exporter: `metrics=[mean_radius]`, `result.exporters=[depth-maps]`.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal

@@ -9,8 +9,6 @@ nothing until it is trained. A batch holds B objects with V views each; the view
 names are those of the released adapters.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, cast

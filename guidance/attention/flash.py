@@ -6,8 +6,6 @@ recomputes the weights of one head and sequence at a time, as FlashAttention doe
 algorithm 4, with one tile), and takes half the time at L = 1024.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

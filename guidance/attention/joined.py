@@ -6,8 +6,6 @@ model. A small MLP embeds the camera, and its output is added to the time embedd
 n_view = 1 and no camera. In a batch, the views of one object are consecutive.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 

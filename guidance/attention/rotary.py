@@ -6,8 +6,6 @@ two points in the world, not on their positions in the images. A pixel and its m
 the same position.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -5,8 +5,6 @@ a LoRA on the renders, with an embedding of the camera pose that is added to the
 LoRA to the UNet.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial

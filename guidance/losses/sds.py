@@ -5,8 +5,6 @@ guidance. Each loss is built to have the gradient of its method with respect to 
 denoiser. The loss is a sum over latent pixels and channels and a mean over the B images (all views of all scenes).
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Interface of distillation losses: the rendered views that they receive, and the function that training calls."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol

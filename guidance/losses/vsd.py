@@ -6,8 +6,6 @@ ordinary guidance scales (7.5) suffice and colours are not oversaturated. The se
 LoRA and a pose embedding (`lora.py`). The loss module owns their parameters, so the run's checkpoints include them.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -4,8 +4,6 @@ The frames of all scenes form one batch (B F, C, H, W); the F frames of a scene 
 weights, and group norms are computed per frame. Only cross-attention connects the two frames of a scene.
 """
 
-from __future__ import annotations
-
 from math import sqrt
 from typing import Literal
 
@@ -37,13 +35,7 @@ class ResBlock(nn.Module):
     """
 
     def __init__(
-        self,
-        channels_in: int,
-        channels: int,
-        emb_channels: int,
-        groups: int,
-        dropout: float,
-        mode: Resample = None,
+        self, channels_in: int, channels: int, emb_channels: int, groups: int, dropout: float, mode: Resample = None
     ) -> None:
         super().__init__()
         self.mode = mode

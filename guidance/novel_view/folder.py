@@ -6,8 +6,6 @@ FOLDER/prior/               diffusers folder of the prior with the trained UNet,
 FOLDER/SHA256SUMS           checksums of all files
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import ValidationError

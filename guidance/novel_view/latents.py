@@ -5,8 +5,6 @@ prompt is empty, and the input for a coarse prediction is zero. A dropped condit
 zero vectors for both cameras. Intrinsics are ignored, because the prior takes camera directions only.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

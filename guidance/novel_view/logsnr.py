@@ -5,8 +5,6 @@ z = alpha x0 + sigma eps (Watson et al. 2023, section 2.1; Kingma et al. 2021, "
 (B,) for tensors (B, ...), or as a scalar () for tensors of any shape.
 """
 
-from __future__ import annotations
-
 from math import atan, exp
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Sampler of novel views with a trained 3DiM model, for the interface `threedgen.geometry.views.NovelViewSampler`."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

@@ -5,8 +5,6 @@ Camera-to-world poses `c2w` have OpenGL axes (y up, the camera looks along -z). 
 [0, fy, cy], [0, 0, 1]; the centre of the first pixel is (0.5, 0.5).
 """
 
-from __future__ import annotations
-
 from math import pi
 
 import torch

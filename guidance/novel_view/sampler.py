@@ -5,8 +5,6 @@ Sampling of a view starts from noise. Each denoising step is conditioned on one 
 "sample", this is one-step regression: the network is called once, on white noise.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 

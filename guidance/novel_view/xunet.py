@@ -7,8 +7,6 @@ Frame 0 is the clean condition view and frame 1 the noisy target view; the outpu
 baseline `architecture="concat"` takes the condition as additional input channels, without attention between frames.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Base class of latent diffusion priors, with UNet, VAE, text encoder and tokenizer from a folder or a single file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Self, TypeVar
 

@@ -4,8 +4,6 @@ DreamFusion (section 3.2) appends ", front view" or another direction to the pro
 (Armandpour et al. 2023) interpolates the embeddings of two adjacent directions and uses both as negative prompts.
 """
 
-from __future__ import annotations
-
 from math import pi
 
 import torch

@@ -220,12 +220,7 @@ def check_together(parts: Components, extra_channels: int = 0) -> None:
     if coarse is not None:
         c = coarse.config
         pairs += [
-            (
-                features,
-                "features per token of the text encoder",
-                c["text_width"],
-                "of the coarse predictor",
-            ),
+            (features, "features per token of the text encoder", c["text_width"], "of the coarse predictor"),
             (u["sample_size"], "latents per side of the UNet", c["size"], "latents per side of the coarse predictor"),
         ]
     if second is not None:

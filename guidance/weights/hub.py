@@ -1,7 +1,5 @@
 """Files of the Hugging Face hub and of its local cache; imports no torch. All functions raise ConfigError."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket

@@ -8,8 +8,6 @@ be read; it is set as in the released models.
 All functions raise ConfigError if the tensors do not have the expected form.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from types import SimpleNamespace

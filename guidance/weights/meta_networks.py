@@ -1,7 +1,5 @@
 """Networks of a prior on torch's meta device, which have shapes but no data, for estimates of memory."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Files of weights that extend a 2D model: MVDiffusion's attention blocks, MV-Adapter's adapters; imports no torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

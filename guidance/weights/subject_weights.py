@@ -78,11 +78,7 @@ def check_identifier(tokenizer: PreTrainedTokenizerBase, identifier: str) -> Non
 
 
 def add_word(
-    tokenizer: PreTrainedTokenizerBase,
-    text_encoder: Any,
-    identifier: str,
-    row: Tensor | None = None,
-    like: str = "",
+    tokenizer: PreTrainedTokenizerBase, text_encoder: Any, identifier: str, row: Tensor | None = None, like: str = ""
 ) -> int:
     """Add the word `identifier` to tokenizer and text encoder, in place, and return its token number.
 

@@ -4,8 +4,6 @@ Both map unit directions (..., 3) to colours (..., 3) in [0, 1]. A random backgr
 without a generator.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """Small MLP of fields and backgrounds."""
 
-from __future__ import annotations
-
 from itertools import pairwise
 from typing import cast
 

@@ -5,8 +5,6 @@ The state dict is that of threestudio's "implicit-volume" with other names: `den
 `encoding.table` is tiny-cuda-nn's flat parameter vector, reshaped to (entries, F).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -26,11 +24,7 @@ def exp_linear(x: Tensor) -> Tensor:
     return torch.exp(x.clamp(max=15)) * (1 + F.relu(x - 15))
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softplus": F.softplus,
-    "exp": exp_linear,
-    "relu": F.relu,
-}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "exp": exp_linear, "relu": F.relu}
 
 
 def blob_magic3d(x: Tensor, scale: float, std: float) -> Tensor:

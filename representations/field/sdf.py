@@ -6,8 +6,6 @@ that the same compositing works as for other fields. The occupancy grid and the 
 not depend on a ray. It is s Phi(-s f): the limit for short intervals of a ray perpendicular to the surface.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -6,8 +6,6 @@ derivatives.
 Shapes: points x (N, 3) in [0, 1]^3, table (entries, F), features and their gradients (N, L*F) for L levels.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from types import ModuleType
 

@@ -1,7 +1,5 @@
 """Position encodings of fields: hash grid and frequencies."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, Protocol
 

@@ -17,8 +17,6 @@ gradients (L*F, N); table (entries * F,); `features`: a tuple of F zeros, whose 
 Levels: scale (L,) float32, resolution (L,) int32, offset (L+1,) int64, hashed (L,) bool.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 

@@ -12,8 +12,6 @@ For level l of a grid with base resolution b, growth g and at most 2^T table ent
     value        = trilinear interpolation between the 8 corners
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

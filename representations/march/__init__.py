@@ -143,11 +143,7 @@ def step_size(options: MarchConfig) -> float:
 
 
 def march(
-    origins: Tensor,
-    directions: Tensor,
-    options: MarchConfig,
-    grid: Tensor | None = None,
-    jitter: Tensor | None = None,
+    origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None = None, jitter: Tensor | None = None
 ) -> Samples:
     """Place samples on R rays.
 

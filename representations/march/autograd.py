@@ -1,7 +1,5 @@
 """Autograd function that makes the compositing kernels of a back end differentiable once."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import torch

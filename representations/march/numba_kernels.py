@@ -8,8 +8,6 @@ Arrays in the kernels: o, d (R, 3) ray origins and directions; span (R, 3) first
 (`torch_twin.spans`); cells: flat occupancy grid with `size` cells per axis, 0 for no grid; scale: cells per world unit.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

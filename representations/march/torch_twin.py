@@ -1,7 +1,5 @@
 """torch back end of marching and compositing: all devices, any order of derivative, memory (R, samples per ray)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

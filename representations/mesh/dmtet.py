@@ -6,8 +6,6 @@ second stage of Magic3D (Lin et al. 2023): `init_from` initialises the grid and 
 stage.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np
@@ -18,14 +16,7 @@ from torch import Tensor, nn
 
 from threedgen.config import ConfigError, registry
 from threedgen.geometry.cameras import Cameras
-from threedgen.representations.base import (
-    Background,
-    Material,
-    ParameterGroup,
-    Regulariser,
-    Render,
-    Representation,
-)
+from threedgen.representations.base import Background, Material, ParameterGroup, Regulariser, Render, Representation
 from threedgen.representations.field.ngp import EncodedField
 from threedgen.representations.losses import orientation_terms
 from threedgen.representations.options import DMTetConfig

@@ -1,7 +1,5 @@
 """Smoothness losses of a mesh with vertices (N, 3) in world units and int64 faces (F, 3) of vertex indices."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize

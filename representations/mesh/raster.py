@@ -6,8 +6,6 @@ sides of the outline, according to the position of the outline between their cen
 Primitives for High-Performance Differentiable Rendering").
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

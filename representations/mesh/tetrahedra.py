@@ -4,8 +4,6 @@ An edge of a tetrahedron whose ends have distances of different signs gets a ver
 interpolation. The vertex is a smooth function of the two distances and the two end points.
 """
 
-from __future__ import annotations
-
 from itertools import combinations, permutations
 
 import numpy as np

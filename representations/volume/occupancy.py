@@ -1,7 +1,5 @@
 """Occupancy grid: marks cells that contain density, so that rays skip empty space."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

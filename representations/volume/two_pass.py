@@ -5,8 +5,6 @@ layers. For autograd the whole render is one function of the parameters. Hooks, 
 work as for a render without chunks.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack

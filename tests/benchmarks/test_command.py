@@ -1,7 +1,5 @@
 """Benchmarks at a tiny size; speed itself is not tested."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import json

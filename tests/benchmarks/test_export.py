@@ -1,7 +1,5 @@
 """Acceptance table of the export: synthetic shapes, comparisons and rules."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Benchmark of MV-Adapter's training at a tiny size; speed itself is not tested."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Benchmark of MVDiffusion at a tiny size, with a stand-in for the reference; speed itself is not tested."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import ModuleType

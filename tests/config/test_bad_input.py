@@ -1,7 +1,5 @@
 """Mistakes at the command line: one line, exit code 2, before long work."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -112,12 +110,7 @@ def other_architecture(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
-    [
-        (flip, ("damaged", "SHA-256")),
-        (pointer, ("git lfs pull",)),
-        (other_architecture, ("UNet",)),
-    ],
+    ("damage", "said"), [(flip, ("damaged", "SHA-256")), (pointer, ("git lfs pull",)), (other_architecture, ("UNet",))]
 )
 def test_damaged_prior_is_refused(
     place: Path, capsys: pytest.CaptureFixture[str], damage: Any, said: tuple[str, ...]

@@ -1,7 +1,5 @@
 """`choices:` of a file: values that belong to a section's name, below those of all files."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

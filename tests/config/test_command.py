@@ -1,7 +1,5 @@
 """Messages name a command that works where the user stands: in a checkout, or with threedgen installed."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

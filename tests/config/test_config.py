@@ -1,7 +1,5 @@
 """Configs: YAML, overrides, bases, schedules, and mistakes as one line each."""
 
-from __future__ import annotations
-
 import random
 import re
 import string
@@ -27,9 +25,7 @@ TEXTS = st.one_of(st.text(st.sampled_from(SPECIAL), max_size=40), st.text(max_si
 KEYS = st.one_of(st.text(st.sampled_from(SPECIAL), max_size=8), st.integers(-9, 99), st.floats(allow_nan=False))
 LEAVES = st.one_of(TEXTS, st.booleans(), st.none(), st.integers(), st.floats(allow_nan=False, allow_infinity=False))
 TREES = st.recursive(
-    LEAVES,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3),
-    max_leaves=10,
+    LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=10
 )
 in_place = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 
@@ -285,10 +281,7 @@ class _OneSchedule(config.Config):
     value: Scheduled = 1.0
 
 
-@given(
-    st.dictionaries(st.integers(0, 10**6), st.floats(-1e6, 1e6), min_size=1, max_size=6),
-    st.integers(0, 10**6),
-)
+@given(st.dictionaries(st.integers(0, 10**6), st.floats(-1e6, 1e6), min_size=1, max_size=6), st.integers(0, 10**6))
 def test_at_interpolates_between_steps(points: dict[int, float], step: int) -> None:
     schedule = _OneSchedule(value=points).value
     before = [key for key in sorted(points) if key <= step]

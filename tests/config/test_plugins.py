@@ -1,7 +1,5 @@
 """Plug-ins: --plugin and `plugins:` of a config, with the example docs/plugins/ism.py."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -133,8 +131,7 @@ def test_record_has_the_commit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "values"),
-    [("plugins: [none.py]", ("plugins", "none.py")), ("plugins: none.py", ("plugins", "'none.py'"))],
+    ("text", "values"), [("plugins: [none.py]", ("plugins", "none.py")), ("plugins: none.py", ("plugins", "'none.py'"))]
 )
 def test_missing_file_is_refused(text: str, values: tuple[str, ...]) -> None:
     with refused("--plugin", "mine.py"):

@@ -1,7 +1,5 @@
 """Fixtures shared by the reader tests."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

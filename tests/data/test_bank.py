@@ -1,7 +1,5 @@
 """LatentBank: entries equal the encoded images, whatever happens to the cache files."""
 
-from __future__ import annotations
-
 import copy
 from pathlib import Path
 

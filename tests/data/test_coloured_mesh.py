@@ -1,7 +1,5 @@
 """Coloured meshes: GLB, OBJ and PLY files, toybox objects, rendering, and files that are refused."""
 
-from __future__ import annotations
-
 import json
 import struct
 from pathlib import Path

@@ -1,7 +1,5 @@
 """MatterportPanoramas: toy rooms in Matterport3D's layout, against direct renders; unusable files."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Sources of MV-Adapter's training views: entries, cameras, condition maps, mesh folders."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Photos of a subject: square images on grey from any format, and refusals."""
 
-from __future__ import annotations
-
 import zlib
 from collections.abc import Sequence
 from pathlib import Path

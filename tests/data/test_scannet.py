@@ -1,7 +1,5 @@
 """ScanNet reader: toy rooms in ScanNet's layout, against direct renders; unusable files."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

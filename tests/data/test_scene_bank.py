@@ -1,7 +1,5 @@
 """SceneBank: entries equal the encoded scenes of the source."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

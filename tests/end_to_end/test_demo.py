@@ -1,7 +1,5 @@
 """launch.py in real processes: run, kill, resume; and the shipped configs with the embedded prior."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

@@ -1,7 +1,5 @@
 """Corrupted meshes and training samples: rough surfaces, two fronts, and their labels."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The task "evaluate-own-prior": other renders of assets are nearer than samples of a random prior."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

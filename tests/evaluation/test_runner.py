@@ -1,7 +1,5 @@
 """The runner of evaluations, kept JSON, and tables of figures."""
 
-from __future__ import annotations
-
 import json
 import signal
 from pathlib import Path

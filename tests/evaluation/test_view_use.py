@@ -1,7 +1,5 @@
 """Use of the other views, on tiny priors."""
 
-from __future__ import annotations
-
 import json
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Exported asset of a run: files, content, options, treatment of existing files."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -15,16 +13,7 @@ import trimesh
 
 from benchmarks.glb_check import Expected, check_glb
 from benchmarks.glb_reader import read_glb
-from tests.support.ball_run import (  # noqa: F401
-    SMALL,
-    asset_manifest,
-    ball,
-    ball_run,
-    export,
-    export_error,
-    register,
-    whole_state,
-)
+from tests.support.ball_run import SMALL, asset_manifest, ball, ball_run, export, export_error, register, whole_state  # noqa: F401
 from tests.support.errors import refused
 from threedgen import cli
 from threedgen.config import load, registry

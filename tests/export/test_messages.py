@@ -1,7 +1,5 @@
 """Output of an export: progress, notes about the object, and one-line errors."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """GLB files read by independent programs: pygltflib, assimp, Blender."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import math

@@ -6,8 +6,6 @@ The answer to a line is {"counts": {outcome: number}, "bad": ["damage -> outcome
 The process itself computes nothing and starts no threads, so that forking is safe.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

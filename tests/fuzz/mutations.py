@@ -3,8 +3,6 @@
 description = damage(path, random.Random(7))
 """
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Every reader of user files, each with a small valid input."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -3,8 +3,6 @@
 More or other cases:  FUZZ_TIMES=20 FUZZ_SEED=7 pytest tests/fuzz -m slow
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

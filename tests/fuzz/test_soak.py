@@ -1,7 +1,5 @@
 """Long run: constant memory and number of open files."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Arbitrary text and data as config, override or record of a run."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

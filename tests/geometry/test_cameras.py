@@ -1,7 +1,5 @@
 """Cameras: rays, projection, resizing and selection, perspective and orthographic."""
 
-from __future__ import annotations
-
 from math import radians, tan
 
 import pytest

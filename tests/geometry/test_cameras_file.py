@@ -1,7 +1,5 @@
 """Cameras files: round trip, conventions and errors."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Condition maps of cameras and surfaces."""
 
-from __future__ import annotations
-
 from math import pi
 
 import pytest

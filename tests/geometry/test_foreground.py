@@ -1,7 +1,5 @@
 """Foreground extraction by transparency and by uniform background."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Image conversion, PNG, contact sheets and MP4."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

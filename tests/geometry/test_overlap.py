@@ -1,7 +1,5 @@
 """Overlap, key frames and pose check on a wall and in a room."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

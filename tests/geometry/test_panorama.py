@@ -1,7 +1,5 @@
 """Panorama conversions, each compared with a world of known colours."""
 
-from __future__ import annotations
-
 from math import pi
 
 import pytest

@@ -1,7 +1,5 @@
 """User images: complete, upright, 8 bits per channel; damaged, unsafe and oversized files are refused."""
 
-from __future__ import annotations
-
 import io
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Poses: rigidity, orbits, look_at and conversions."""
 
-from __future__ import annotations
-
 from math import pi
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Rasteriser: agreement with ray casting, no gaps, clipping, texture space and conventions."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Rigs: parity with recorded threestudio batches, ranges, groups and lights."""
 
-from __future__ import annotations
-
 from math import degrees, pi, radians
 from pathlib import Path
 

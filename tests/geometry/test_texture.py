@@ -1,7 +1,5 @@
 """Textures: sampling, its adjoint and filling."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

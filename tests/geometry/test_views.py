@@ -1,7 +1,5 @@
 """Pixels of posed images as training rays."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

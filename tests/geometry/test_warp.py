@@ -1,7 +1,5 @@
 """Homographies, reprojection and sampling, compared with ``Cameras``."""
 
-from __future__ import annotations
-
 from math import pi
 
 import pytest

@@ -1,7 +1,5 @@
 """Coarse predictor of a prior: inputs, samples, saved folders."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Noise schedules, guidance, DDIM, img2img and inpainting: recorded values, inverses, closed forms."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Coarse-to-fine sampling and img2img in every model that samples."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

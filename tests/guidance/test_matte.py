@@ -1,7 +1,5 @@
 """Matte network: its files, and the accuracy of the embedded one on toybox renders."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

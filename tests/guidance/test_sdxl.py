@@ -1,7 +1,5 @@
 """SDXL from a diffusers folder: added conditioning against diffusers' pipeline, and an adapter on it."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The plug-ins in docs/plugins: each fulfils its interface and runs from the command line."""
 
-from __future__ import annotations
-
 import signal
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Selection of back ends, errors for unsupported ones, and the tiny-cuda-nn back end."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """Fit of a field to views: bounds, pixels per step, reproducibility, and a lower score for inconsistent views."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Hash grid: tiny-cuda-nn's recorded values, kernels against the torch back end, properties of the interpolation."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Regularisation losses: hand-computed values, ranges and gradients."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Marching and compositing: kernels against the torch back end, against nerfacc, and against geometry."""
 
-from __future__ import annotations
-
 import math
 from types import ModuleType
 
@@ -212,11 +210,7 @@ def test_composite_equals_nerfacc(name):
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(
-    counts=st.lists(st.integers(0, 12), min_size=1, max_size=8),
-    scale=st.floats(0, 1e6),
-    seed=st.integers(0, 999),
-)
+@given(counts=st.lists(st.integers(0, 12), min_size=1, max_size=8), scale=st.floats(0, 1e6), seed=st.integers(0, 999))
 def test_weights_are_non_negative_and_sum_to_at_most_one(counts, scale, seed):
     samples, sigma, values = packed(counts, seed)
     out = composite(sigma * scale, values.clamp(0, 1), samples)

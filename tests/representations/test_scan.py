@@ -1,7 +1,5 @@
 """Cumulative sums where torch refuses its own (`trainer.deterministic=true` on CUDA)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

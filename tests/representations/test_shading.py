@@ -1,7 +1,5 @@
 """Materials: Lambert's law, and the random choice of the shading mode."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """Triton kernels compiled for a GPU. Their values are tested with the interpreter, with the other back ends."""
 
-from __future__ import annotations
-
 import os
 import runpy
 import subprocess

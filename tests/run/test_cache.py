@@ -1,7 +1,5 @@
 """Cached tensors."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

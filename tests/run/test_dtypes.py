@@ -1,7 +1,5 @@
 """Floating-point formats of a device."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

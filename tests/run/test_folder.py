@@ -1,7 +1,5 @@
 """Run folders, atomic files, metrics and summary."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import json

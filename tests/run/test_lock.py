@@ -1,7 +1,5 @@
 """Lock of run folders."""
 
-from __future__ import annotations
-
 import errno
 import os
 import signal

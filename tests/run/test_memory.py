@@ -1,7 +1,5 @@
 """Free memory, and memory of autograd graphs."""
 
-from __future__ import annotations
-
 import platform
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Choice of Numba's cache folder."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

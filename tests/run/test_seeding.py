@@ -1,7 +1,5 @@
 """Keyed random generators."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

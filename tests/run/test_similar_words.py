@@ -1,7 +1,5 @@
 """Similar words of a vocabulary."""
 
-from __future__ import annotations
-
 import pytest
 
 from threedgen.data.toybox.words import captions

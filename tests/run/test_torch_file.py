@@ -1,7 +1,5 @@
 """Safe reading of untrusted tensor files."""
 
-from __future__ import annotations
-
 import os
 import struct
 import subprocess

@@ -1,7 +1,5 @@
 """Execution of jobs in this process, in local processes and on Ray."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

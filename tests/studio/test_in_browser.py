@@ -1,7 +1,5 @@
 """Studio in a real browser: from an empty prompt to a downloaded GLB. Needs playwright and a Chromium."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Studio without a browser: access control, queue, prompt check, events and files of the runs."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A folder of small meshes with captions: good ones, and one of each kind that is left out."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Generate run with a coloured ball as its field, written in milliseconds without a diffusion model; and its export."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

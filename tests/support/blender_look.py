@@ -5,8 +5,6 @@ corners, tangents and signs that Blender computes) with the names and properties
 alone through Cycles.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 

@@ -1,7 +1,5 @@
 """A box to stand in, with two solids, whose colour is a function of the place: pictures of it are exactly known."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from math import radians
 from pathlib import Path
@@ -24,11 +22,7 @@ SIZE = np.array([4.0, 5.0, 2.6])
 def solids() -> list[tuple[trimesh.Trimesh, Array]]:
     """Pieces and where they stand (4,4): walls, a pillar, a ball."""
     places = [(0, 0, SIZE[2] / 2), (1.2, 1.5, 0.6), (-1.2, -1.4, 0.5)]
-    pieces = [
-        trimesh.creation.box(SIZE),
-        trimesh.creation.box((0.6, 0.6, 1.2)),
-        trimesh.creation.icosphere(2, 0.5),
-    ]
+    pieces = [trimesh.creation.box(SIZE), trimesh.creation.box((0.6, 0.6, 1.2)), trimesh.creation.icosphere(2, 0.5)]
     return [(piece, trimesh.transformations.translation_matrix(at)) for piece, at in zip(pieces, places, strict=True)]
 
 

@@ -1,7 +1,5 @@
 """A headless Chromium for the tests of pages, by playwright; they are skipped where either is missing."""
 
-from __future__ import annotations
-
 import io
 import shutil
 import time

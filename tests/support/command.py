@@ -1,7 +1,5 @@
 """A command in the process of the test."""
 
-from __future__ import annotations
-
 import pytest
 
 from threedgen import cli

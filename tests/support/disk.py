@@ -1,7 +1,5 @@
 """The disk of the tests."""
 
-from __future__ import annotations
-
 import os
 
 

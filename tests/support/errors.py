@@ -1,7 +1,5 @@
 """What tests expect of a refusal: its class, its key and the values that it names, not its wording."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

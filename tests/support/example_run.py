@@ -1,7 +1,5 @@
 """Run folders as a generate run leaves them, made in milliseconds; and pages as a reader of HTML sees them."""
 
-from __future__ import annotations
-
 import base64
 import functools
 import io

@@ -1,7 +1,5 @@
 """Stand-in for the window of the live view, with scripted clients and clicks."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Distillation losses with a fixed noise level and fixed noise."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

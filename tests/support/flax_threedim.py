@@ -1,7 +1,5 @@
 """Convert weights with names and layouts of the paper's JAX listing to ours."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,8 +1,6 @@
 """Back ends whose kernels can run on a CPU: Triton's by its interpreter, where the package is installed and there is
 no GPU (there tests/representations/test_triton.py compares the compiled kernels)."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 

@@ -1,7 +1,5 @@
 """A small Janus benchmark in a folder of its own, of boxes that two methods make, and what it left there."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

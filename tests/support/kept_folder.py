@@ -1,7 +1,5 @@
 """A folder for what many tests share."""
 
-from __future__ import annotations
-
 import atexit
 import tempfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Tensor names of the ldm code base, for tests that write such checkpoints."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,13 +16,7 @@ RESNET = [
     ("skip_connection", "conv_shortcut"),
 ]
 VAE_RESNET = [(n, n) for n in ("norm1", "conv1", "norm2", "conv2")] + [("nin_shortcut", "conv_shortcut")]
-VAE_ATTENTION = [
-    ("norm", "group_norm"),
-    ("q", "to_q"),
-    ("k", "to_k"),
-    ("v", "to_v"),
-    ("proj_out", "to_out.0"),
-]
+VAE_ATTENTION = [("norm", "group_norm"), ("q", "to_q"), ("k", "to_k"), ("v", "to_v"), ("proj_out", "to_out.0")]
 
 
 def unet_prefixes(config: Mapping[str, Any]) -> Prefixes:

@@ -1,7 +1,5 @@
 """Marks that tests of several folders have."""
 
-from __future__ import annotations
-
 import os
 
 import pytest

@@ -1,7 +1,5 @@
 """nerfacc's CUDA functions in plain torch, as its documentation describes them; its own Python around them is used."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """An object whose sides differ: a long box with a nose that faces +x."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checkpoints in the exact form of the released MVDream files, but for the widths."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Literal
 

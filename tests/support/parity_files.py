@@ -1,7 +1,5 @@
 """Recorded outputs of reference implementations: find by prefix, read, compare."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

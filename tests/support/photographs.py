@@ -1,7 +1,5 @@
 """Renders a toybox object from a spiral of cameras, and names a fit that takes a second."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

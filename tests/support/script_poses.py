@@ -1,7 +1,5 @@
 """Poses of MVDream's image script."""
 
-from __future__ import annotations
-
 import math
 
 import torch

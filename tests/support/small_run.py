@@ -1,7 +1,5 @@
 """Words that make a run of a shipped config small, and leave what it does as it is."""
 
-from __future__ import annotations
-
 SMALL = [
     "threads=1", "prior.dtype=fp32", "march.samples=24", "march.chunk=3000", "occupancy.resolution=8",
     "result.turntable.n_view=2", "result.turntable.height=16", "result.turntable.width=16", "result.mesh_resolution=16",

@@ -5,8 +5,6 @@
 The server has imported what the tasks need and computed nothing.  `folder` is the child's working directory.
 """
 
-from __future__ import annotations
-
 import errno
 import functools
 import importlib
@@ -42,10 +40,7 @@ TINY = {
     "fit": {"rays": 64},
     "warm_start": {"share": 0.2},
     "refine": {"strengths": [0.6, 0.3], "share": 0.0625, "groups": 2, "steps": 2},
-    "result": {
-        "turntable": {"n_view": 2, "height": 16, "width": 16, "distance": 2.6},
-        "mesh_resolution": 16,
-    },
+    "result": {"turntable": {"n_view": 2, "height": 16, "width": 16, "distance": 2.6}, "mesh_resolution": 16},
     "export": {"enabled": False},
     "trainer": {"max_steps": 16, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
@@ -56,13 +51,7 @@ TINY_BASE = {
     "task": "train-base",
     "threads": 1,
     "image_size": 32,
-    "autoencoder": {
-        "channels": [8, 16],
-        "image_size": 32,
-        "crop": 16,
-        "batch": 3,
-        "max_steps": 6,
-    },
+    "autoencoder": {"channels": [8, 16], "image_size": 32, "crop": 16, "batch": 3, "max_steps": 6},
     "decoder": {"max_steps": 4},
     "network": {
         "channels": [16, 32],
@@ -74,14 +63,7 @@ TINY_BASE = {
         "text_heads": 2,
     },
     "words": {"max_steps": 5, "batch": 4, "fresh": 2, "pictures": 12},
-    "training": {
-        "batch": 4,
-        "fresh": 2,
-        "first": 16,
-        "pictures": 40,
-        "bf16": False,
-        "sheet_prompts": ["a red dog"],
-    },
+    "training": {"batch": 4, "fresh": 2, "first": 16, "pictures": 40, "bf16": False, "sheet_prompts": ["a red dog"]},
     "trainer": {"max_steps": 10, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
 }

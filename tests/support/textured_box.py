@@ -1,7 +1,5 @@
 """Small textured meshes for tests of the export."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Small networks with random weights that look at pictures: a probe of the toybox, and a CLIP."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

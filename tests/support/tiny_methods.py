@@ -1,19 +1,11 @@
 """Checkpoints of Stable Diffusion and DeepFloyd IF as their authors' pipelines write them, with narrow networks."""
 
-from __future__ import annotations
-
 import functools
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    DDPMScheduler,
-    IFPipeline,
-    PNDMScheduler,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-)
+from diffusers import DDPMScheduler, IFPipeline, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor2_0
 from transformers import T5Config, T5EncoderModel, T5Tokenizer
 

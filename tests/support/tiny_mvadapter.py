@@ -1,7 +1,5 @@
 """Small MV-Adapter models, and adapters with an effect."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

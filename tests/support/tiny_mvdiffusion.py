@@ -1,7 +1,5 @@
 """Small MVDiffusion models, files of their weights, geometries, and new blocks that are not zero."""
 
-from __future__ import annotations
-
 import functools
 from math import pi
 from pathlib import Path

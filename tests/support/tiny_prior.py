@@ -1,7 +1,5 @@
 """Variants of the tiny prior of threedgen.testing."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

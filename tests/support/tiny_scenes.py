@@ -1,7 +1,5 @@
 """Scenes for tests: panoramas of coloured faces, and walks along a striped wall, a few pixels large."""
 
-from __future__ import annotations
-
 from math import pi
 from pathlib import Path
 from typing import ClassVar, Literal

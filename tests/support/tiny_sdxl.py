@@ -1,7 +1,5 @@
 """A small SDXL, as diffusers writes it, with random weights and the real structure."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Small 3DiM networks without zero weights, and inputs for them."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

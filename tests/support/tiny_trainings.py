@@ -1,7 +1,5 @@
 """Trainings of a second, one of each kind: their commands, where they may be killed, and the files they leave."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -185,9 +183,6 @@ TRAININGS = {
         threedim_command, ((3, "Pair", ""), (7, "Pair", "")), ("model/SHA256SUMS", "gap.csv", SHEET), 0.538
     ),
     "matte": Training(
-        matte_command,
-        ((3, "Matte", ""),),
-        ("matte/config.json", "matte/diffusion_pytorch_model.safetensors"),
-        0.666,
+        matte_command, ((3, "Matte", ""),), ("matte/config.json", "matte/diffusion_pytorch_model.safetensors"), 0.666
     ),
 }

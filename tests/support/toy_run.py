@@ -7,8 +7,6 @@ The server has imported everything and computes nothing, so that its children ma
 test costs tenths of a second instead of the seconds that the imports take.
 """
 
-from __future__ import annotations
-
 import errno
 import functools
 import hashlib
@@ -154,10 +152,7 @@ def run(
     module = _toy(width, pause, list(nan), spoil, sleep_at, config_yaml)
     config = SimpleNamespace(
         trainer=TrainerConfig(
-            max_steps=max_steps,
-            accelerator="cpu",
-            accumulate_grad_batches=accumulate,
-            val_check_interval=validate,
+            max_steps=max_steps, accelerator="cpu", accumulate_grad_batches=accumulate, val_check_interval=validate
         ),
         checkpoint=CheckpointConfig(seconds=seconds),
         seed=3,

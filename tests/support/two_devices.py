@@ -3,8 +3,6 @@
 python two_devices.py FOLDER        Lightning starts the second process by the same command
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 from types import SimpleNamespace

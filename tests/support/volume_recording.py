@@ -1,7 +1,5 @@
 """Recorded renderings of the reference's volumes: its arrays, its options, and the same scene rebuilt."""
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Jobs for the tests of workers, known by name to worker processes; each leaves a trace in files."""
 
-from __future__ import annotations
-
 import os
 import signal
 import time

@@ -1,7 +1,5 @@
 """Guard against NaN with a loss scaler (16-mixed), on a CPU."""
 
-from __future__ import annotations
-
 from itertools import count
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Checkpoint files: atomic writes, safe reads, and resume after kills and full disks."""
 
-from __future__ import annotations
-
 import os
 import pickle
 import random

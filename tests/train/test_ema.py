@@ -1,7 +1,5 @@
 """EMA of model weights."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Training loop: exact results, signals, non-finite losses, and checks on resume."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Muon optimizer, alone and against torch.optim.Muon and AdamW."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 
 import pytest

@@ -1,7 +1,5 @@
 """Optimizer and timestep sampling of all systems."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """Device of a task."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

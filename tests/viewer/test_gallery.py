@@ -1,7 +1,5 @@
 """Gallery page: one card per generate run below a folder, and a list of skipped runs."""
 
-from __future__ import annotations
-
 import io
 import json
 import os

@@ -1,7 +1,5 @@
 """Touch, mouse and keyboard events of a canvas (gestures.js), executed in node."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

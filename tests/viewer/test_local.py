@@ -1,7 +1,5 @@
 """Access control of local servers."""
 
-from __future__ import annotations
-
 import socket
 
 import pytest

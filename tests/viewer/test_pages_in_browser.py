@@ -1,7 +1,5 @@
 """Pages in a real browser: 3D view, video, filter, no requests. Needs playwright and a Chromium."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Panorama page: camera geometry of panorama.js in node against ours, and a self-contained page."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

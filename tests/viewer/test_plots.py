@@ -1,7 +1,5 @@
 """Plots of a report: inside the frame, round ticks, correct values."""
 
-from __future__ import annotations
-
 import math
 import re
 

@@ -1,7 +1,5 @@
 """Report page: complete content, escaped text, no requests, missing and damaged files."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import json

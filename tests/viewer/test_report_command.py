@@ -1,7 +1,5 @@
 """Task `report`: rewrites the page of a run, reports mistakes, and needs no torch."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """GLB reader of the pages (glb.js), executed in node."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

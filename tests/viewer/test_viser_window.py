@@ -1,7 +1,5 @@
 """Live view window, with a real client and a real browser; skipped without viser."""
 
-from __future__ import annotations
-
 import http.client
 import io
 import socket

@@ -1,7 +1,5 @@
 """Command lines of this program for messages: how to call it, and how to install optional packages."""
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

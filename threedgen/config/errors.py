@@ -1,7 +1,5 @@
 """Errors that are shown without a traceback, and suggestions for mistyped names."""
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager

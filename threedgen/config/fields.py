@@ -1,7 +1,5 @@
 """Functions on the fields and sections of config models: list them, merge their values, describe their types."""
 
-from __future__ import annotations
-
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path

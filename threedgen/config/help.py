@@ -1,7 +1,5 @@
 """Text of --help, generated from the config models and wrapped to the width of the terminal."""
 
-from __future__ import annotations
-
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence

@@ -7,8 +7,6 @@ config files (a `base` before the file that names it), command line. The models 
 classes that they configure. This module imports no torch.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import reduce

@@ -1,7 +1,5 @@
 """Text of --list: the shipped configs by purpose. In each group, configs that need no GPU come first."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from threedgen.config import layers

@@ -1,7 +1,5 @@
 """Conversion of pydantic's validation errors to messages of one line: `where: key: problem (got value)`."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import reduce

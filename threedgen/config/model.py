@@ -1,7 +1,5 @@
 """Base class of all config models, and functions that convert a config to YAML and to a hash."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 

@@ -1,7 +1,5 @@
 """Optional packages: checks whether they are installed, without importing them, and how to install them."""
 
-from __future__ import annotations
-
 import importlib.util
 
 from threedgen.config.command import install

@@ -1,7 +1,5 @@
 """Safe reading of small files from untrusted sources: only regular files, of limited size, and strict JSON."""
 
-from __future__ import annotations
-
 import codecs
 import errno
 import json

@@ -1,7 +1,5 @@
 """Import of plug-ins: Python modules of the user that add entries to the registry (docs/plugins.md)."""
 
-from __future__ import annotations
-
 import hashlib
 import importlib
 import importlib.util

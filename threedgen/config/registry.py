@@ -4,8 +4,6 @@ The table has dotted paths. They are imported only when a config selects them. C
 no torch.
 """
 
-from __future__ import annotations
-
 import importlib
 from dataclasses import dataclass
 from typing import Any
@@ -247,6 +245,5 @@ class Component:
             return value.model_dump(mode=info.mode)
 
         return core_schema.no_info_plain_validator_function(
-            self._validate,
-            serialization=core_schema.plain_serializer_function_ser_schema(dump, info_arg=True),
+            self._validate, serialization=core_schema.plain_serializer_function_ser_schema(dump, info_arg=True)
         )

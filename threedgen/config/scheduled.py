@@ -1,7 +1,5 @@
 """Type `Scheduled` of config fields: a number, or values at steps with linear interpolation between them."""
 
-from __future__ import annotations
-
 import re
 import sys
 from bisect import bisect_right

@@ -1,7 +1,5 @@
 """Sections that many tasks share: cameras, trainer, checkpoints, learning, and the base of all tasks."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self

@@ -5,8 +5,6 @@ are text. A repeated key is an error. Tags, anchors and aliases are errors too, 
 can neither create objects nor expand in memory.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

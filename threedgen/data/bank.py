@@ -6,8 +6,6 @@ content each time it is made: a lost or unrelated cache file costs only time. Th
 toybox code. Delete its folder after such a change.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -107,14 +105,7 @@ class LatentBank(Bank):
     `size` x `size` pixels and encoded by `vae`. `text`: bytes stored per caption."""
 
     def __init__(
-        self,
-        folder: Path,
-        source: Source,
-        vae: Any,
-        size: int,
-        count: int,
-        block: int = BLOCK,
-        text: int = TEXT_BYTES,
+        self, folder: Path, source: Source, vae: Any, size: int, count: int, block: int = BLOCK, text: int = TEXT_BYTES
     ) -> None:
         self.source, self.size, self.count = source, size, count
         side = size // 2 ** (len(vae.config["block_out_channels"]) - 1)

@@ -1,7 +1,5 @@
 """Readers for small data set files: text lines, frame numbers and arrays. Their ConfigErrors name the file."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

@@ -8,8 +8,6 @@ Yaws are in degrees and increase to the right. As in MVDiffusion (arXiv 2307.010
 nearest of the eight yaws.
 """
 
-from __future__ import annotations
-
 from math import radians
 from pathlib import Path, PurePosixPath
 

@@ -1,7 +1,5 @@
 """Source of multi-view images from a folder of user meshes."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from pathlib import Path
 

@@ -7,8 +7,6 @@ Geometry maps are not stored but rendered on each use. Six maps of 128 pixels ta
 training step takes about one second. Stored maps would take 590 kB per object, twenty times as much as its latents.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 
 import numpy as np
@@ -50,13 +48,7 @@ class ObjectViews(ABC):
     """
 
     def __init__(
-        self,
-        seed: int,
-        split: ObjectSplit,
-        control: Control,
-        reference: bool,
-        anywhere: float = 0.0,
-        fov: float = 0.0,
+        self, seed: int, split: ObjectSplit, control: Control, reference: bool, anywhere: float = 0.0, fov: float = 0.0
     ) -> None:
         self.seed, self.split, self.control, self.reference = seed, split, control, reference
         self.anywhere, self.fov = anywhere, fov

@@ -1,7 +1,5 @@
 """Config models of multi-view data sets: toy rooms, Matterport3D, ScanNet, toybox objects, mesh folders (no torch)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 

@@ -8,8 +8,6 @@ the region that touches the border of the photo and has the colour of the border
 region, the photo keeps its background and is cropped to its middle square.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path

@@ -7,8 +7,6 @@ SPLIT/SCENE/key_frame_0.6.txt                numbers of the key frames, one per 
 SPLIT/SCENE/valid_frames.npy                 numbers of the usable frames
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from functools import cached_property

@@ -1,7 +1,5 @@
 """Disk cache of encoded multi-view scenes for training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

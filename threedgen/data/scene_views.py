@@ -1,7 +1,5 @@
 """Captioned views of one scene for MVDiffusion: views of a panorama, or views along a camera path with depth."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 

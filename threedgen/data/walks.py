@@ -4,8 +4,6 @@ Key frames are a subset of the frames, chosen by the overlap of their images (`g
 has n consecutive key frames, or it is an interpolation: two key frames as conditions, and n - 2 frames between them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol

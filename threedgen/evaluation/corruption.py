@@ -1,7 +1,5 @@
 """Corruption of correct meshes with two typical defects of text-to-3D results: rough surfaces and two fronts."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Pretrained networks of the evaluations: Inception-v3 for FID, KID and Inception score, CLIP, image encoders."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol

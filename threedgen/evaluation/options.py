@@ -1,7 +1,5 @@
 """Config models that several evaluations share. This module does not import torch."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal
 
 from pydantic import Field

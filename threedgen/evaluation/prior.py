@@ -5,8 +5,6 @@ RUN/report.json, .md            FID and likeness with intervals, for the samples
 RUN/drawn.png                   renders and samples of the first assets
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 

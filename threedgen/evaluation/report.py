@@ -1,7 +1,5 @@
 """Reports of evaluations: number formats, Markdown tables, JSON files and contact sheets of images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any

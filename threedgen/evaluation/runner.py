@@ -11,8 +11,6 @@ Slow parts of a row are written to the run folder (`samples.py`, `kept_json`, ru
 resumes after its last whole item, and a finished run only writes its report again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sized
 from functools import partial
 from pathlib import Path

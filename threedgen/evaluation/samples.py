@@ -1,7 +1,5 @@
 """Sampling of a prior for an evaluation. Samples are written to the run folder, so that a killed run resumes."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path

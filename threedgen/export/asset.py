@@ -1,7 +1,5 @@
 """Build the files of a game asset in memory, from a dense mesh and the field that it was extracted from."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

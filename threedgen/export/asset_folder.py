@@ -3,8 +3,6 @@
 This module does not import torch, so that file conflicts are reported before the slow imports.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

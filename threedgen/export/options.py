@@ -78,9 +78,7 @@ class AssetConfig(Config):
         16, ge=0, le=256, description="number of field renders that the baked texture is fitted to; 0: none"
     )
     height: float | None = Field(
-        None,
-        gt=0,
-        description="height in metres; null: usual height of the prompt's object, else 1 field unit = 1 m",
+        None, gt=0, description="height in metres; null: usual height of the prompt's object, else 1 field unit = 1 m"
     )
     resolution: int | None = Field(
         None, ge=16, le=512, description="grid points per edge for surface extraction; null: from the preset"

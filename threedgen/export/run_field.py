@@ -1,7 +1,5 @@
 """Load the trained field of a run from its checkpoint, without the diffusion model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

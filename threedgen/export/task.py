@@ -1,7 +1,5 @@
 """Task "export": write a game-ready asset from a run's checkpoint."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import time

@@ -9,8 +9,6 @@ the file may have fov, the vertical field of view in degrees. Optional: files, i
 prompts, image captions.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import radians
 from pathlib import Path

@@ -5,8 +5,6 @@ Pluecker rays, or position and normal of the surface. The ``*_control`` function
 [0, 1].
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize

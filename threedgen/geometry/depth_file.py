@@ -1,7 +1,5 @@
 """Depth images as 16-bit PNG files: millimetres along the viewing axis, where 0 means unknown."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

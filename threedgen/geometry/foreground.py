@@ -1,7 +1,5 @@
 """Foreground extraction by transparency or, in opaque images, by a uniform background at the image border."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

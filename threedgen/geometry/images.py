@@ -3,8 +3,6 @@
 Images are arrays or tensors (H, W, 3) in sRGB, either floats in [0, 1] or uint8.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Reader for GLB, glTF, OBJ and PLY meshes, based on trimesh."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

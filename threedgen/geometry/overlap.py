@@ -4,8 +4,6 @@
 about two thirds (MVDiffusion, arXiv 2307.01097, section 4.2).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -4,8 +4,6 @@ As in ``warp``, cameras have OpenCV axes (x right, y down, z forward), R is a ca
 pixel centre is (0, 0). Angles are in radians: yaw to the right, pitch upwards, as in MVDiffusion (arXiv 2307.01097).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import cos, pi, sin, tan
 

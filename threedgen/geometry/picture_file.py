@@ -1,7 +1,5 @@
 """Safe reader for user images. It returns complete, upright images of limited size with 8 bits per channel."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Camera matrices from positions and angles, and pixel rays. ``threedgen.geometry.cameras`` describes the axes."""
 
-from __future__ import annotations
-
 from math import pi
 from typing import Literal
 

@@ -4,8 +4,6 @@ Edges are tested in 64-bit integer subpixels, without rounding errors. One threa
 in order, so that the result does not depend on the number of threads.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numba import njit, prange
 

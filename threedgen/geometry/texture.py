@@ -5,8 +5,6 @@ of row j and column i is u = (i + 0.5) / W, v = 1 - (j + 0.5) / H. Beyond the ou
 used. In glTF v points down, so the GLB writer stores 1 - v. OBJ and USD files use the same v as here.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numba import njit, prange
 from scipy import ndimage

@@ -5,8 +5,6 @@ the first pixel centre at (0, 0), so a centred cx is (W - 1) / 2. Poses are came
 down, z forward). Depth is measured along the viewing axis in world units.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

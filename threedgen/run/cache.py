@@ -3,8 +3,6 @@
 The `source` text of a cache of network outputs contains the `digest` of the network.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import shutil

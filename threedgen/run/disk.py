@@ -1,7 +1,5 @@
 """Atomic file writes and checks of free disk space. Imports no torch."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

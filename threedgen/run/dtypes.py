@@ -1,7 +1,5 @@
 """Choice of the floating-point format of computations, from an option or from the hardware."""
 
-from __future__ import annotations
-
 import logging
 from functools import cache
 

@@ -9,8 +9,6 @@
 Imports no torch: the folder is chosen and printed before the slow imports.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os

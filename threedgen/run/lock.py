@@ -4,8 +4,6 @@ A POSIX lock (`lockf`): the kernel releases it when the process ends, child proc
 cluster file systems share it between machines. A file system without locks gives a warning; Windows is not supported.
 """
 
-from __future__ import annotations
-
 import atexit
 import logging
 import os

@@ -1,7 +1,5 @@
 """Search for the shipped config that writes a missing file in outputs/."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from threedgen.config import listing, shipped

@@ -1,7 +1,5 @@
 """Measurement of free memory and of autograd graphs, and settings of the memory allocator."""
 
-from __future__ import annotations
-
 import ctypes
 import sys
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Reading and writing of the metrics of a run (metrics.jsonl, metrics.csv) and of its summary (summary.json)."""
 
-from __future__ import annotations
-
 import csv
 import importlib.metadata
 import io

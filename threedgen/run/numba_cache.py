@@ -3,8 +3,6 @@
 This module imports only the standard library, because it runs before all other imports.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """Checks of prompts and warnings about them before the work starts."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterable, Sequence

@@ -1,7 +1,5 @@
 """Rank of this process in a distributed run, from environment variables, without importing torch or Lightning."""
 
-from __future__ import annotations
-
 import os
 
 _RANKS = "RANK LOCAL_RANK NODE_RANK SLURM_PROCID JSM_NAMESPACE_RANK".split()

@@ -1,7 +1,5 @@
 """Search for the words of a closed vocabulary that are most similar to an unknown word, by meaning and spelling."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 from rapidfuzz.distance import OSA

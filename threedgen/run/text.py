@@ -1,7 +1,5 @@
 """Safe output of text to the terminal and to HTML pages, and formatting of numbers and durations."""
 
-from __future__ import annotations
-
 import errno
 import io
 import logging

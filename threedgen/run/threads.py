@@ -1,7 +1,5 @@
 """Setting of the number of threads of torch and Numba."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

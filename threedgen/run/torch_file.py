@@ -1,7 +1,5 @@
 """Safe reading of torch and safetensors files: no code from the file is executed, and damage raises FileError."""
 
-from __future__ import annotations
-
 import re
 import zipfile
 from collections.abc import Iterator, Mapping

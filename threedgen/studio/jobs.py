@@ -4,8 +4,6 @@ The page stays available if a run crashes. A run is stopped with the signal of C
 prompt again, the run resumes.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -1,7 +1,5 @@
 """Config model of the studio. This module does not import torch."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from pydantic import Field
@@ -14,10 +12,7 @@ from threedgen.run.folder import ROOT, user_path
 class StudioConfig(TaskConfig):
     """Open a browser page on 127.0.0.1 that generates objects from prompts, one run at a time."""
 
-    config: str = Field(
-        "quick-toybox",
-        description="config of the runs, optionally followed by key=value overrides",
-    )
+    config: str = Field("quick-toybox", description="config of the runs, optionally followed by key=value overrides")
     overrides: tuple[str, ...] = Field((), description="further key=value overrides of that config")
     out: str = Field(str(ROOT / "studio"), description="folder of the runs; existing runs in it are listed")
     port: int = Field(8090, ge=0, le=65_535, description="port on 127.0.0.1; 0 or a port in use: any free port")

@@ -9,8 +9,6 @@ File names contain a dot and all other names do not. Files and asset pages are s
 send requests to the studio.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import mimetypes

@@ -1,7 +1,5 @@
 """Task `studio`: serve the page until Ctrl-C, then stop the current run. The run can be resumed later."""
 
-from __future__ import annotations
-
 import secrets
 import threading
 import time

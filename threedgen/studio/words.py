@@ -1,7 +1,5 @@
 """Check a prompt while the user types: which words the prior's vocabulary contains, and which nouns it suggests."""
 
-from __future__ import annotations
-
 from itertools import islice
 from typing import Any
 

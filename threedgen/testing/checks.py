@@ -1,7 +1,5 @@
 """Checks of representations, losses and priors: shapes, gradients, determinism, exact resume."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,5 @@
 """Multi-view prior with random weights and few parameters. A training step takes milliseconds on a CPU."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Lightning callbacks around each step: seeding, interrupts, metrics, validation and a guard against NaN."""
 
-from __future__ import annotations
-
 import logging
 import random
 import time

@@ -1,7 +1,5 @@
 """Callback that saves checkpoints, and checks that a checkpoint fits the run that resumes from it."""
 
-from __future__ import annotations
-
 import logging
 import platform
 import time

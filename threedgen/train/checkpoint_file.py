@@ -4,8 +4,6 @@ A folder has `last.ckpt` and `previous.ckpt`. A new file is written under a temp
 the old files survive if the process is killed. The format is torch's zip; its checksums are verified on reading.
 """
 
-from __future__ import annotations
-
 import errno
 import logging
 import math

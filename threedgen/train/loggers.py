@@ -1,7 +1,5 @@
 """Lightning loggers in addition to metrics.jsonl: functions from config and run folder, of the kind `logger`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any

@@ -8,8 +8,6 @@ Modules must have their state in parameters and persistent buffers, and change i
 on_train_batch_end, which runs after the checkpoint. A resumed run then gives the same bytes on the same CPU.
 """
 
-from __future__ import annotations
-
 import itertools
 import logging
 import os

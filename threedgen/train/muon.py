@@ -4,8 +4,6 @@ Unlike torch.optim.Muon, it also treats convolution weights as matrices (output 
 optimizer has both kinds of parameters, so that one learning rate schedule and one optimizer state are enough.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Config models of the loggers (no torch here)."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """Text of --dry-run: task, output folder, weights, steps and device, without a time estimate."""
 
-from __future__ import annotations
-
 import torch
 
 from threedgen.config.sections import TaskConfig

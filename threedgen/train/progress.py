@@ -1,7 +1,5 @@
 """Progress display of a training: stage, steps, speed, loss."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager

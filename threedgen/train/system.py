@@ -1,7 +1,5 @@
 """Base classes of training modules (System, AveragedSystem), moving average of weights, and timestep sampling."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping

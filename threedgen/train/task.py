@@ -88,14 +88,7 @@ class Task:
 
         system.weights, system.run_start, system.training_start = self.weights, self.start_time, time.monotonic()
         status = fit(
-            system,
-            self.config,
-            self.folder,
-            self.resume,
-            self.quiet,
-            callbacks,
-            metrics=metrics,
-            interrupts=interrupts,
+            system, self.config, self.folder, self.resume, self.quiet, callbacks, metrics=metrics, interrupts=interrupts
         )
         self.is_global_zero = system.trainer.is_global_zero
         self.previous_seconds = sum(system.previous_seconds.values())

@@ -1,7 +1,5 @@
 """Task `gallery`: write gallery.html, a page with one card for each run below a folder, newest first."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Access control for servers on this machine. They answer only local requests whose path starts with a secret key."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import socket

@@ -1,7 +1,5 @@
 """Config models of the report page, the gallery and the live view. This module does not import torch."""
 
-from __future__ import annotations
-
 from pydantic import Field
 
 from threedgen.config import Config

@@ -4,8 +4,6 @@ Three independent measures protect against injected code. The templates escape e
 policy allows only scripts and styles with the hashes of ours. The policy allows only `data:` URIs for other content.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Write panorama.html, a page that shows an equirectangular image as seen from its centre."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from PIL import Image

@@ -1,7 +1,5 @@
 """Make line plots over training steps as inline SVG. The file page.css sets colours and fonts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass

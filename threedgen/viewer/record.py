@@ -1,7 +1,5 @@
 """Read the files of a run folder for the pages. A user may have edited the files, so every value is checked."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from contextlib import suppress

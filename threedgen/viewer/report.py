@@ -1,7 +1,5 @@
 """Task `report`: write report.html, a page of a run with 3D view, images, plots and config. It marks missing parts."""
 
-from __future__ import annotations
-
 import statistics
 from fnmatch import fnmatchcase
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Write the page of a textured mesh, with a 3D view and images for comparison."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

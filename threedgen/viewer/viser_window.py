@@ -1,7 +1,5 @@
 """Browser window of the live view, served by viser on 127.0.0.1 below a secret path."""
 
-from __future__ import annotations
-
 import math
 import queue
 import secrets

@@ -7,8 +7,6 @@ centre; meshes fit into the cube [-0.5, 0.5]^3. Our own adapters may have perspe
 extent at the front plane of that cube.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import atan, cos, radians, tan
 

@@ -5,8 +5,6 @@ rays or of a mesh; its features are added in the UNet's down blocks. A reference
 frozen UNet has for it at t = 0 (section 4.2).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast

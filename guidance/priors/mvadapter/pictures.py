@@ -1,7 +1,5 @@
 """Preparation of reference images as in MV-Adapter's training."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ A file has the tensors of the attention processors, and those of the condition g
 `adapter.`. Our own files also have the `Form` in their metadata.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ Implements Tang et al. 2023, section 4, equation 2. New blocks are initialised t
 of the released weights; modules named `bn` are group norms.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, cast

@@ -3,8 +3,6 @@
 The difference is a wider first layer and low-rank updates (LoRA) of other layers. Only it is saved, not the whole UNet.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

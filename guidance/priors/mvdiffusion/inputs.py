@@ -3,8 +3,6 @@
 Images are (F, H, W, 3) in [0, 1] and latents (F, C, h, w). Depth is (F, H, W), 0 or not finite where unknown.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 import torch

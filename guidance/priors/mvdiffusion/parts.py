@@ -1,7 +1,5 @@
 """Processing of a batch in parts, to save memory in layers that process each image separately."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 

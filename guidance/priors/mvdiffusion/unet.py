@@ -4,8 +4,6 @@ The UNet itself is not changed. Hooks insert the new blocks where the reference 
 only during a call.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial

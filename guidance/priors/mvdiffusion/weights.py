@@ -3,8 +3,6 @@
 Our files have the same tensor names. Instead of the whole UNet they contain its `difference` from the 2D model.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

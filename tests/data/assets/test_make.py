@@ -1,7 +1,5 @@
 """The task make-asset-views: shards from captioned meshes, left-out assets, resumed runs, webdataset's format."""
 
-from __future__ import annotations
-
 import csv
 import errno
 import io

@@ -1,7 +1,5 @@
 """Training sources from shards of assets and from image folders."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Marked toybox objects: each panel is visible from its side only, and sides are independent."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Scenes in the layout of the SRN archives: writing and reading, intrinsics, poses, damaged scenes, the toybox task."""
 
-from __future__ import annotations
-
 import json
 import logging
 import shutil

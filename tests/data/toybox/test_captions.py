@@ -1,7 +1,5 @@
 """Toybox objects whose captions leave colours unspecified."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

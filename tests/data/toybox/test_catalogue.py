@@ -1,7 +1,5 @@
 """Catalogue of the toybox in docs/toybox-words.md."""
 
-from __future__ import annotations
-
 import runpy
 from pathlib import Path
 from types import SimpleNamespace

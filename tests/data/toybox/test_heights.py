@@ -1,7 +1,5 @@
 """Typical heights of toybox nouns."""
 
-from __future__ import annotations
-
 from threedgen.data.toybox import nouns  # noqa: F401  (fills NOUNS)
 from threedgen.data.toybox.grammar import NOUNS
 from threedgen.data.toybox.heights import HEIGHTS, usual_height

@@ -1,7 +1,5 @@
 """Task make-toybox-assets: files match the objects of the toybox."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

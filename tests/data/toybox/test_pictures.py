@@ -1,7 +1,5 @@
 """Single-image and orbit sources of the toybox."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

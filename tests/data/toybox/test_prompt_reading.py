@@ -1,7 +1,5 @@
 """Prompts in the words of a closed vocabulary."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Prompt check of toybox priors, before torch or weights are loaded."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Ray caster of the toybox compared with triangle meshes, and the solids themselves."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

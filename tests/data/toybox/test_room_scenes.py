@@ -1,7 +1,5 @@
 """Panoramas and walks of toy rooms: consistency of images, depth, cameras and captions."""
 
-from __future__ import annotations
-
 from math import pi
 
 import numpy as np

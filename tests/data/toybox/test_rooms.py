@@ -1,7 +1,5 @@
 """Toy rooms: placement of objects, captions, panoramas and depth."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

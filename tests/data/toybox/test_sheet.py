@@ -1,7 +1,5 @@
 """Task toybox-sheet: contact sheets of the toybox."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

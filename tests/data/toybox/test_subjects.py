@@ -1,7 +1,5 @@
 """Toybox subjects: reproducible, unlike other objects of their noun, with photos from all sides."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

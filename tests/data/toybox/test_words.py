@@ -1,7 +1,5 @@
 """Tokenizer of the toybox."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

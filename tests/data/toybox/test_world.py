@@ -1,7 +1,5 @@
 """Procedural toybox: variety, reproducibility, bounds, captions and the held-out split."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

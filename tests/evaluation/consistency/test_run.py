@@ -1,7 +1,5 @@
 """The task "consistency": rows of samplers and of the original data, resume, mistakes before any fit."""
 
-from __future__ import annotations
-
 import csv
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Parts of the consistency score: figures, held-out and target views, doubtful cameras, samplers."""
 
-from __future__ import annotations
-
 import logging
 from dataclasses import replace
 from pathlib import Path

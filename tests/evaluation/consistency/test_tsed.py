@@ -1,7 +1,5 @@
 """TSED: recorded outputs of the reference, and images of known geometry."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

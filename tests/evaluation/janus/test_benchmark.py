@@ -1,7 +1,5 @@
 """The Janus benchmark on boxes instead of generated objects: jobs, states, resume, report."""
 
-from __future__ import annotations
-
 import csv
 import json
 import re

@@ -1,7 +1,5 @@
 """The Janus meter: prompts, classifiers, and its errors on known objects."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -15,10 +13,7 @@ from tests.support.tiny_classifiers import tiny_clip
 from tests.support.tiny_prior import letter_tokenizer
 from threedgen import cli, config
 from threedgen.config import registry
-from threedgen.data.coloured_mesh import (
-    ColouredMesh,
-    toybox_mesh,
-)
+from threedgen.data.coloured_mesh import ColouredMesh, toybox_mesh
 from threedgen.data.toybox.grammar import NOUNS, Spec, held_out, parse_prompt
 from threedgen.data.toybox.world import build
 from threedgen.evaluation.features import CLIP_MEAN, CLIP_STD, encoder_input

@@ -1,7 +1,5 @@
 """Readings of a run's field instead of its mesh."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The Janus benchmark in several processes that are killed: no job is lost or repeated."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

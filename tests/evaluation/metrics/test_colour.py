@@ -1,7 +1,5 @@
 """Colour metrics of known images."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

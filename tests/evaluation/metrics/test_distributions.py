@@ -1,7 +1,5 @@
 """FID, KID and Inception score: recorded outputs, and cases with known results."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Shares, intervals and sides of known cases."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy import stats

@@ -1,7 +1,5 @@
 """Fronts on a ring and corrected rates: known cases and simulation."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

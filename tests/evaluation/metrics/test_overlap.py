@@ -1,7 +1,5 @@
 """PSNR of the overlap of neighbouring views."""
 
-from __future__ import annotations
-
 from math import pi
 
 import torch

@@ -1,7 +1,5 @@
 """A probe for the evaluations."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """Distances of blurred images, and roughness of surfaces."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +9,7 @@ from scipy import ndimage
 
 from tests.support.ball_run import ball_run, register
 from threedgen.data.toybox.world import Toybox, render_orbit
-from threedgen.evaluation.toybox.fidelity import (
-    Surface,
-    distances,
-    fidelity_table,
-    roughness,
-    surface,
-    surface_figures,
-)
+from threedgen.evaluation.toybox.fidelity import Surface, distances, fidelity_table, roughness, surface, surface_figures
 from threedgen.evaluation.toybox.probe import Probe
 from threedgen.geometry.poses import orbit_array
 

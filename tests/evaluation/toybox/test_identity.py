@@ -1,7 +1,5 @@
 """Identity of subjects: ROC, the toybox network and its training, encoders of the hub."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Verdicts of a confident probe, and held-out cases."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """The task "evaluate-3d" on fake runs, and the strip of an object's forms."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Figures of unspecific prompts, on true renders instead of samples."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """The task "evaluate-prior" on tiny priors."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

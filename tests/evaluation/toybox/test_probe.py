@@ -1,7 +1,5 @@
 """The probe: labels of toybox images, network, training, files."""
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

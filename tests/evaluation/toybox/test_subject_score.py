@@ -1,7 +1,5 @@
 """The task "evaluate-subjects" on random networks."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

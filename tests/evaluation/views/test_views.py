@@ -1,7 +1,5 @@
 """The task "evaluate-views": rows, kept samples, existing views, refusals."""
 
-from __future__ import annotations
-
 import json
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Khronos validator: its findings, failures and absence."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """Writers of textured files, tangents, colliders, and the checker."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json

@@ -1,7 +1,5 @@
 """Density and colours from rendered depth."""
 
-from __future__ import annotations
-
 import torch
 
 from threedgen.export.shape.from_depth import DepthFusion

@@ -1,7 +1,5 @@
 """Mesh extraction from a field, and its GLB file."""
 
-from __future__ import annotations
-
 import json
 import math
 import struct

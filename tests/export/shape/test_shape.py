@@ -1,7 +1,5 @@
 """Topology, simplification and UV unwrapping."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 

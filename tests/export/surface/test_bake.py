@@ -1,7 +1,5 @@
 """Texture baking: ray casting, colours, normal maps, ambient occlusion, background."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

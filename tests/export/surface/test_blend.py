@@ -1,7 +1,5 @@
 """Blending of image colours per texel: recorded parity with MV-Adapter, limits of the weights."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

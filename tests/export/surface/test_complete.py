@@ -1,7 +1,5 @@
 """Diffusion of colours over the surface."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from threedgen.export.surface.complete import SurfacePoints, diffuse_colours

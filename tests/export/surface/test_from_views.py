@@ -1,7 +1,5 @@
 """Textures projected from images of rooms and objects."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Renders of a field for its texture, and texture refinement in an export."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

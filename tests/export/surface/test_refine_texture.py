@@ -1,7 +1,5 @@
 """Texture refinement: gradients, convergence, unchanged texels."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Recolouring of texels that no training camera sees."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import trimesh

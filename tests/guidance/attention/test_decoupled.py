@@ -1,7 +1,5 @@
 """Attention branches beside the self-attention: against plain loops, and without effect before training."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

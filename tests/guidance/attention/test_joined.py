@@ -1,7 +1,5 @@
 """Multi-view UNet: joined self-attention, optional camera, CPU training attention, rotary embedding."""
 
-from __future__ import annotations
-
 import copy
 import logging
 from concurrent.futures import ThreadPoolExecutor

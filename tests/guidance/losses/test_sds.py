@@ -1,7 +1,5 @@
 """SDS and reconstruction losses: recorded gradients, closed forms, edge cases."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from diffusers import AutoencoderKL

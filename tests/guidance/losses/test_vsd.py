@@ -1,7 +1,5 @@
 """VSD: the trained LoRA copy of the prior, its gradient, and exact resume of a stopped run."""
 
-from __future__ import annotations
-
 import signal
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Saved novel-view models: round trip, damaged files, sampling."""
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Callable

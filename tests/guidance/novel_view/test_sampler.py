@@ -1,7 +1,5 @@
 """Sampling views one after the other, and its noise schedule: conditions, noise, guidance, closed forms."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, get_args
 

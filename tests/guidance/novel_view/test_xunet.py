@@ -1,7 +1,5 @@
 """3DiM network: influence of its inputs, options, numerics, refusals."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """3DiM network against recordings of the paper's JAX listing (repaired)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

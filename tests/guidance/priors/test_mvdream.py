@@ -1,7 +1,5 @@
 """MVDream as a prior: cameras, prompts, images, precision, samples."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The prior as a diffusers pipeline: same images, outputs, schedulers, saving, offloading."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Stable Diffusion and DeepFloyd IF as priors, from folders in the official format."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

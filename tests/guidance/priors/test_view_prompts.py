@@ -1,7 +1,5 @@
 """View-dependent prompts and Perp-Neg."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Priors as files: saved and loaded folders, original checkpoints, refusals."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

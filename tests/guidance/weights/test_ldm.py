@@ -1,7 +1,5 @@
 """Conversion of tensors with ldm names to stock networks: recorded outputs, round trips, refusals."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +15,7 @@ from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
 from tests.support.parity_files import close, parted, recorded
 from tests.support.tiny_prior import open_clip_names, tiny_text_encoder, tiny_unet, tiny_vae
 from threedgen.guidance.attention.joined import make_multiview, predict
-from threedgen.guidance.weights.ldm import (
-    convert_clip,
-    convert_open_clip,
-    convert_unet,
-    convert_vae,
-    split_checkpoint,
-)
+from threedgen.guidance.weights.ldm import convert_clip, convert_open_clip, convert_unet, convert_vae, split_checkpoint
 
 TOLERANCE = 1e-4
 UNETS = recorded("unet_", "w.input_blocks.0.0.weight")

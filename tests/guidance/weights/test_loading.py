@@ -1,7 +1,5 @@
 """Weight files: located, read without running code, refused with one line."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

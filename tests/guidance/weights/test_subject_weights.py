@@ -1,7 +1,5 @@
 """Subject weights of a personalised prior: identifier, added weights, base check, refusals."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

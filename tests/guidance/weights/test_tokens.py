@@ -1,7 +1,5 @@
 """Tokenizers: words cut off, unknown words, CLIP's files, refusals."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

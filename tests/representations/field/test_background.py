@@ -1,7 +1,5 @@
 """Backgrounds: spherical harmonics, and random colours per batch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -68,9 +66,7 @@ def test_solid_background_is_random_only_in_training(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "background",
-    [SolidBackground(SolidBackgroundConfig(random="color")), NeuralBackground()],
-    ids=["solid", "neural"],
+    "background", [SolidBackground(SolidBackgroundConfig(random="color")), NeuralBackground()], ids=["solid", "neural"]
 )
 def test_random_background_depends_only_on_the_generator(background: torch.nn.Module) -> None:
     state = torch.get_rng_state()

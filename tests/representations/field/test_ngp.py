@@ -1,7 +1,5 @@
 """Instant-NGP field: recorded values of the reference, density, normals and gradients."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

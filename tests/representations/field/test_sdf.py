@@ -1,7 +1,5 @@
 """Signed distance field: NeuS's opacity, gradients, renders and meshes."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 from typing import Any

@@ -1,7 +1,5 @@
 """DMTet: tetrahedral grid, marching tetrahedra, differentiable rasterisation and initialisation from a field."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

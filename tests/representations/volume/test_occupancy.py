@@ -1,7 +1,5 @@
 """Occupancy grid: occupied cells, decay, and randomness only from the generator."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

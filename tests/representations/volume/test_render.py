@@ -1,7 +1,5 @@
 """Volume renderer: geometry, empty scenes, chunks, skipped samples, and recorded renders of the reference."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor, nn

@@ -1,7 +1,5 @@
 """Chunked renders: same images and gradients with less memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any

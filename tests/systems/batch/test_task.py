@@ -1,7 +1,5 @@
 """The task "batch", with jobs that make boxes: runs, records, table and page."""
 
-from __future__ import annotations
-
 import csv
 import json
 from collections import Counter

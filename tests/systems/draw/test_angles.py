@@ -1,7 +1,5 @@
 """The task "sample" with rig.name=angles, by a tiny 2D model and adapter: from text, an image, a mesh."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

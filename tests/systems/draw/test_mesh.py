@@ -1,7 +1,5 @@
 """Meshes of objects and scenes from files: axes, units, normals, budget; and their texture coordinates."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

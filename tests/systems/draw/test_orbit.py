@@ -1,7 +1,5 @@
 """The task "sample" with rig.name=orbit."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The task "sample" with rig.name=panorama, by tiny models."""
 
-from __future__ import annotations
-
 import json
 import signal
 from math import pi, radians

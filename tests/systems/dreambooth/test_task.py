@@ -1,7 +1,5 @@
 """The task mvdreambooth: the file of a subject, its training and its preservation losses."""
 
-from __future__ import annotations
-
 import json
 import signal
 from pathlib import Path
@@ -14,14 +12,7 @@ from safetensors.torch import load_file
 
 from tests.support.marks import unix
 from tests.support.official import official_checkpoint
-from tests.support.task_server import (
-    assert_same,
-    finished_run,
-    prior_folder,
-    server,
-    weights,
-    write_config,
-)
+from tests.support.task_server import assert_same, finished_run, prior_folder, server, weights, write_config
 from tests.support.tiny_prior import coarse_prior, tiny_prior
 from tests.support.tiny_trainings import dreambooth_command, dreambooth_config
 from tests.support.toy_run import log

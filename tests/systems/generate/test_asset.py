@@ -1,7 +1,5 @@
 """The asset at the end of a run; its errors do not fail the run."""
 
-from __future__ import annotations
-
 import functools
 import shutil
 from pathlib import Path

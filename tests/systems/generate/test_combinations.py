@@ -1,7 +1,5 @@
 """Every prior with every distillation and every representation, by names on the toybox's config."""
 
-from __future__ import annotations
-
 import itertools
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Fit of the object to images."""
 
-from __future__ import annotations
-
 import math
 from types import SimpleNamespace
 from typing import Any

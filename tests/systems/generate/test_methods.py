@@ -1,7 +1,5 @@
 """Classic methods: every config runs to a mesh, and those for released weights have the reference values."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

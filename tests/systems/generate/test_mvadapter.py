@@ -1,7 +1,5 @@
 """Text to 3D with an adapter on an unchanged 2D model as the prior."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Configs for released checkpoints, on small files with the same structure, from the file to a mesh."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 from pathlib import Path
@@ -210,10 +208,7 @@ def test_weights_without_a_network_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "expected"),
     [
-        (
-            [],
-            "prior.tokenizer: this checkpoint holds no tokenizer, and openai/clip-vit",
-        ),
+        ([], "prior.tokenizer: this checkpoint holds no tokenizer, and openai/clip-vit"),
         (["prior.tokenizer=empty"], "prior.tokenizer: empty holds no tokenizer"),
         (["prior.tokenizer=nowhere"], "prior.tokenizer: there is no folder 'nowhere'"),
     ],

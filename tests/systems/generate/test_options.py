@@ -1,7 +1,5 @@
 """Rules of the config of the task `generate`, and its call from Python."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

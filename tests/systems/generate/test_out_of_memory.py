@@ -1,7 +1,5 @@
 """Simulated out-of-memory errors of a GPU: smaller chunks, or a refusal with a remedy."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """--dry-run: weights, steps, memory; nothing is run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 

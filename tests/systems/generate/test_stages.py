@@ -1,7 +1,5 @@
 """Stages: runs before a run, each from the previous object, with exact resume."""
 
-from __future__ import annotations
-
 import signal
 from pathlib import Path
 from typing import Any

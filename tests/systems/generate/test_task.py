@@ -1,7 +1,5 @@
 """Task `generate`: results, exact resume, interrupts, damaged files."""
 
-from __future__ import annotations
-
 import json
 import os
 import random

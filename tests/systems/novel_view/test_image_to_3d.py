@@ -1,7 +1,5 @@
 """The task "image-to-3d": cameras, the image as the network takes it, files, refused input."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Training of novel-view models: the loss, the gap test and the results of a run."""
 
-from __future__ import annotations
-
 import csv
 import signal
 from pathlib import Path
@@ -14,13 +12,7 @@ from torch import Tensor
 
 from tests.support.errors import refused
 from tests.support.marks import unix
-from tests.support.task_server import (
-    TINY_THREEDIM,
-    assert_same,
-    finished_run,
-    server,
-    weights,
-)
+from tests.support.task_server import TINY_THREEDIM, assert_same, finished_run, server, weights
 from tests.support.tiny_prior import tiny_coarse, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from tests.support.tiny_threedim import inputs, tiny_network
 from tests.support.tiny_trainings import threedim_command

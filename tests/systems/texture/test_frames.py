@@ -1,7 +1,5 @@
 """Frames of a scene: cameras of a file, of a ScanNet folder, or found in the room; key frames."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Inpainting of unseen texels: where most of them are seen, without a seam."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

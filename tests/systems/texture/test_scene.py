@@ -1,7 +1,5 @@
 """The task "texture" with rig.name=path: a room, sampled by a tiny model of random weights, and textured."""
 
-from __future__ import annotations
-
 import json
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The task "texture" with rig.name=sides: objects with sampled or given sides."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Windows of frames that are sampled together."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Noise levels and loss of a denoising step."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

@@ -1,7 +1,5 @@
 """The task train-matte: the network it leaves, and its training images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

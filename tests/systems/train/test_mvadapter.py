@@ -1,7 +1,5 @@
 """The task train-mvadapter: the adapter it leaves, the frozen model, and the data of a step."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, NamedTuple
 

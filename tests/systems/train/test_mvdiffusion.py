@@ -1,7 +1,5 @@
 """The task train-mvdiffusion: its stages, the blocks it leaves, and training from those of another run."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace

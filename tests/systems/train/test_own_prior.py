@@ -1,7 +1,5 @@
 """The task train-own-prior: from meshes to a prior."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Systems of train-base and train-prior, step by step."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

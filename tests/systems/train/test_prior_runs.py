@@ -1,7 +1,5 @@
 """Tasks train-base and train-prior: stages that may be killed, and folders that other libraries read."""
 
-from __future__ import annotations
-
 import shutil
 import signal
 from pathlib import Path
@@ -13,15 +11,7 @@ from safetensors.torch import load_file
 
 from tests.support.errors import refused
 from tests.support.marks import unix
-from tests.support.task_server import (
-    TINY_BASE,
-    assert_same,
-    finished_run,
-    saved_at,
-    server,
-    weights,
-    write_config,
-)
+from tests.support.task_server import TINY_BASE, assert_same, finished_run, saved_at, server, weights, write_config
 from tests.support.tiny_prior import cpu
 from tests.support.tiny_trainings import TRAININGS, base_command, prior_command
 from tests.support.toy_run import log

@@ -1,7 +1,5 @@
 """All trainings alike: what a run leaves, its loss, exact resume after kills, and errors of the config."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -9,20 +7,8 @@ from typing import Any
 import pytest
 
 from tests.support.marks import unix
-from tests.support.task_server import (
-    TINY_BASE,
-    TINY_PRIOR,
-    assert_killed_ends_the_same,
-    finished_run,
-    write_config,
-)
-from tests.support.tiny_trainings import (
-    TRAININGS,
-    adapter_config,
-    dreambooth_config,
-    own_command,
-    scene_config,
-)
+from tests.support.task_server import TINY_BASE, TINY_PRIOR, assert_killed_ends_the_same, finished_run, write_config
+from tests.support.tiny_trainings import TRAININGS, adapter_config, dreambooth_config, own_command, scene_config
 from threedgen import cli, config
 from threedgen.run.metrics import read_summary
 

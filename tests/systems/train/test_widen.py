@@ -1,7 +1,5 @@
 """A widened UNet computes what the narrow one does; copies of a channel get different gradients."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -4,8 +4,6 @@ An asset is scaled into the same ball as the objects of the toybox, and rendered
 of cameras with the same elevation, field of view and distance.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -9,8 +9,6 @@ Columns can also be separated by semicolons or tabs, and paths can have backslas
 counter-clockwise seen from above.
 """
 
-from __future__ import annotations
-
 import csv
 import re
 from collections.abc import Iterator

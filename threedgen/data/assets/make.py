@@ -8,8 +8,6 @@ Shards are written atomically. Each has a JSON file that marks it as complete, s
 missing shards. An asset whose rendering kills the process repeatedly is left out; the rest of its shard is made.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from dataclasses import asdict, dataclass

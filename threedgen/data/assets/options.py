@@ -1,7 +1,5 @@
 """Config models of the tasks that read user assets (no torch)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 

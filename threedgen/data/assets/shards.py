@@ -9,8 +9,6 @@ NAME.json has the fields name, file, caption, notes and azimuths (number of view
 bytes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

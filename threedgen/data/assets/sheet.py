@@ -1,7 +1,5 @@
 """Contact sheet of rendered assets, with which users check their data before a long training."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

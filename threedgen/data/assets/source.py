@@ -4,8 +4,6 @@ The views of an entry are evenly spaced on one ring of views, start at a random 
 background. The share of training steps with single images uses such views too, or images from a folder.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from pathlib import Path

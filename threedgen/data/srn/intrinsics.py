@@ -5,8 +5,6 @@
 2. A 3x3 or 4x4 matrix, in `intrinsics.txt` for all views or in `intrinsics/NAME.txt` for one view, without image size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -5,8 +5,6 @@ SPLIT/SCENE/pose/000000.txt ...     camera-to-world, 16 numbers in one line or f
 SPLIT/SCENE/intrinsics.txt          focal length, principal point and image size, see `intrinsics.py`
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from threedgen.config.errors import ConfigError

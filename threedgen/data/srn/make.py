@@ -6,8 +6,6 @@
 Scenes are written atomically, so a killed run continues with the missing ones.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from typing import NamedTuple

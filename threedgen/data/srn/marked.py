@@ -5,8 +5,6 @@ panel with a symbol, and often an attached solid. Their shapes, colours and posi
 other sides. Panels are large enough for small models. A frame in the body's colour hides a panel from behind.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

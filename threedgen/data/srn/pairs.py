@@ -4,8 +4,6 @@ Decoding and resizing the 50 images of a scene takes longer than a training step
 views are cached in the form that the model takes: images or latents.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

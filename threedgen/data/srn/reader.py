@@ -4,8 +4,6 @@ Poses are camera-to-world. They are converted from the OpenCV axes of the files 
 the archives; `up="y"` rotates a y-up world. `layout.py` describes the files, and `scene_files.py` checks them.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass

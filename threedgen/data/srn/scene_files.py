@@ -1,7 +1,5 @@
 """Reader for the poses, intrinsics and image headers of a scene in the SRN layout, with checks (no torch)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Writer for a scene in the SRN layout, which `reader.py` reads."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

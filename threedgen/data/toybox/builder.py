@@ -1,7 +1,5 @@
 """Builder of toybox objects. Recipes of nouns and accessories use it to add solids and sample random proportions."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache, partialmethod

@@ -4,8 +4,6 @@ Every object has definite colours, and its caption states all, some or none of t
 random, and depend only on the seed and the index.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

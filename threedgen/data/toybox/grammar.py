@@ -4,8 +4,6 @@ A noun or an accessory is a recipe (a function that adds solids to a Builder), r
 one noun, at most one size and one colour, and up to two parts or accessories ("wearing a red hat").
 """
 
-from __future__ import annotations
-
 import hashlib
 import re
 from collections.abc import Callable

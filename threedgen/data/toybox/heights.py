@@ -3,8 +3,6 @@
 The height is that of the whole object, including ears of animals, pots of plants and headboards of beds.
 """
 
-from __future__ import annotations
-
 from . import nouns  # noqa: F401  (fills NOUNS)
 from .grammar import article, find_nouns
 

@@ -4,8 +4,6 @@ RUN/000/00017-a-blue-dog.glb, ...    y up, front +z, vertex colours
 RUN/captions.csv                     file,caption
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from functools import partial

@@ -7,8 +7,6 @@
 Each scene is written atomically, so an interrupted run resumes with the missing scenes.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Iterator
 from functools import partial

@@ -1,7 +1,5 @@
 """Sources (``threedgen.data.bank.Source``) of toybox images: single images, orbit views and the views of MV-Adapter."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from threedgen.data.bank import Captioned

@@ -5,8 +5,6 @@ Words that have no meaning without the removed word are removed too: the rest of
 such as "a photo of". Nothing is added.
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Collection

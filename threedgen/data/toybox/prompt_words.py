@@ -3,8 +3,6 @@
 The checks apply only to priors whose closed vocabulary contains toybox nouns.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 

@@ -6,8 +6,6 @@ Objects are lit from above and from the camera, so a colour looks nearly the sam
 the same from every camera: the factor is 0.55 + 0.45 max(0, n . (p - x) / |p - x|) at the surface point x.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Triangle mesh of the inside of a toy room, in metres, and its export as a GLB file with vertex colours."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Sources of multi-view scenes of toy rooms (``scene_views.SceneSource``): panoramas, and walks with depth."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cached_property
 from math import radians

@@ -7,8 +7,6 @@ rgb, captions, c2w = rooms.render_views([17], 128, n_view=2)
 Lengths are metres; the origin is the centre of the floor, z points up. Room ``index`` depends only on seed and split.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Task "toybox-sheet": render contact sheets of toybox objects, one row per noun, to inspect the training data."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Styles of toybox objects. A style replaces the solids of an object and keeps its caption."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal

@@ -8,8 +8,6 @@ renders from any other camera are the ground truth.
     photos = render_photos(subject, count=5, size=256, seed=0)      (5, 256, 256, 3)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path

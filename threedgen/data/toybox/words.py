@@ -1,7 +1,5 @@
 """Word-level tokenizer of toybox priors. Its vocabulary is built from the captions of the toybox."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from typing import Any

@@ -5,8 +5,6 @@ asset = box.asset(17)                                   # class, caption and sol
 assets, rgb, c2w, azimuth = box.batch([17], size=128)   # four images at steps of 90 degrees, with their cameras
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal

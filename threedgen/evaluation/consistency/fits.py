@@ -6,8 +6,6 @@ RUN/scores/SCENE.ROW.npz    held-out views and renders of the field from the sam
 ROW is the name of a sampler, or "original" for the original views.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

@@ -4,8 +4,6 @@ RUN/views/ROW/SCENE.safetensors   samples of the sampler ROW; a killed run resum
 RUN/scores/                       metrics, held-out views and renders of each scene (`fits.py`)
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial

@@ -7,8 +7,6 @@ registry builds it from its config (kind "sampler"). It may set three flags:
     on_disk                        its views are files of the user, so they are not copied into the run folder
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Scenes of the consistency score: cameras, condition views, original views, held-out views, and camera checks."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace

@@ -6,8 +6,6 @@ the score of the fitted field. Features are matched by SIFT of scikit-image, wit
 the paper uses COLMAP.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -7,8 +7,6 @@ RUN/looks/        classified views of each object (`results.Reader`)
 RUN/meter.json    error rates of the meter on objects with a known number of fronts
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping, Sequence

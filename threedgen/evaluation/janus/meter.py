@@ -4,8 +4,6 @@ The meter renders views of the object from a ring of cameras, classifies which s
 fronts. The classifier is the toybox probe (`threedgen.evaluation.toybox.adapters`) or zero-shot CLIP.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,8 +7,6 @@ A correct object has one front: a toybox object that no training uses, or a mesh
 two-fronted object, the back half of a correct object is replaced by a copy of its front half.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

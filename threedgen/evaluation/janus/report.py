@@ -1,7 +1,5 @@
 """Report of Janus rates: report.html with embedded images, report.md, report.json, methods.csv and assets.csv."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

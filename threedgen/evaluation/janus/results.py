@@ -1,7 +1,5 @@
 """Results of single assets, and the metrics of a method over all its assets."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections import Counter

@@ -1,7 +1,5 @@
 """Colour metrics in CIE Lab: colour differences between the views of an object, and mottle (patchy colours)."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from itertools import combinations

@@ -3,8 +3,6 @@
 The values depend on the network, its preprocessing and the number of images. Compare only values that share all three.
 """
 
-from __future__ import annotations
-
 import warnings
 
 import numpy as np

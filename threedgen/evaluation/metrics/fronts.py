@@ -4,8 +4,6 @@ The views are on a ring: V cameras around the object, 2 pi / V apart, from any f
 are ``figures.SIDES``: front, left, back, right.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import pi
 

@@ -6,8 +6,6 @@ pixels are (x, y), and the first pixel centre is (0, 0). ``geometry.warp.to_open
 The paper resizes panorama views, which are 45 degrees apart, to 1024 pixels first.
 """
 
-from __future__ import annotations
-
 from itertools import pairwise
 
 import numpy as np

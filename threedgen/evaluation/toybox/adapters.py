@@ -1,7 +1,5 @@
 """Adapters that use the toybox probe as view classifier and as feature network of other evaluations."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

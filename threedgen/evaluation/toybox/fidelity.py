@@ -4,8 +4,6 @@ The truth is a set of renders of toybox objects with the same captions and camer
 second set of true objects. This value is the floor: the distance that random variation alone causes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

@@ -6,8 +6,6 @@ subjects of the same noun. For photos, `features.HubIdentity` uses an image enco
 DINO and CLIP-I scores of DreamBooth (arXiv 2208.12242, section 4.1).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -6,8 +6,6 @@ RUN/sheet.png                      views of the objects with captions and verdic
 RUN/side_by_side.png               true object, sampled views, 3D object and game-ready asset, if assets=true
 """
 
-from __future__ import annotations
-
 import logging
 from dataclasses import dataclass
 from pathlib import Path

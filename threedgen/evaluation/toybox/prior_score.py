@@ -6,8 +6,6 @@ RUN/sheet.png                   some of the samples with captions and verdicts
 RUN/open/, open.png             samples of open prompts, which leave the colour unspecified
 """
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -1,19 +1,10 @@
 """Verdicts and report for results of held-out captions, compared with true objects of the same captions."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from threedgen.evaluation.metrics.figures import Json, median
-from threedgen.evaluation.report import (
-    format_limits,
-    format_share,
-    markdown_table,
-    rounded,
-    write_report,
-    write_strips,
-)
+from threedgen.evaluation.report import format_limits, format_share, markdown_table, rounded, write_report, write_strips
 from threedgen.geometry.images import to_uint8
 from threedgen.run.arrays import Array
 from threedgen.train.task import Task

@@ -1,7 +1,5 @@
 """Toybox scenes of the consistency score: held-out captions, and renders of true objects as original views."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 

@@ -1,7 +1,5 @@
 """Report of the task "evaluate-subjects": compare tuned priors with the base prior, subject by subject."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

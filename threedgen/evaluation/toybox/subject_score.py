@@ -9,8 +9,6 @@ RUN/subjects/003-dog/   photos, mvdreambooth runs (l1/), measurements (l1.json; 
                         (l1-0.png of the first setting; l1-class-0.png of its class), generate runs (objects/)
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial

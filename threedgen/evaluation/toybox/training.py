@@ -4,8 +4,6 @@ RUN/probe/toybox-probe.*        weights of the probe in float16; vocabulary, opt
 RUN/identity/toybox-identity.*  weights of the identity network; options and ROC on new subjects as JSON
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from functools import partial

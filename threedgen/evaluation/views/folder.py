@@ -5,8 +5,6 @@ SCENE/0.png, 1.png, ...    images, if cameras.json does not name the files of it
 SCENE/depth/NAME.png       depth map of the image NAME.png (`threedgen.geometry.depth_file`)
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

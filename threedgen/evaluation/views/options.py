@@ -1,7 +1,5 @@
 """Config model of the evaluation of views that are sampled together. This module does not import torch."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field

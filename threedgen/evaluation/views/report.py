@@ -1,7 +1,5 @@
 """Report of the task "evaluate-views": metrics with intervals, differences, and the metrics of each scene."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal

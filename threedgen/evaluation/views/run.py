@@ -7,8 +7,6 @@ RUN/report.json, report.md        metrics with intervals
 RUN/sheet.png                     true and sampled views of the first scenes
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from functools import lru_cache
 from typing import NamedTuple

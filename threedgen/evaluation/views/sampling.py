@@ -4,8 +4,6 @@ RUN/views/attention/00003.safetensors    views of scene 3, sampled with attentio
 RUN/views/base/00003.safetensors         views of scene 3, sampled independently of each other
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 

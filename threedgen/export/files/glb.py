@@ -4,8 +4,6 @@ This is our own code instead of a library for three reasons: linear vertex colou
 those that the normal map was baked with, and equal input must give equal bytes.
 """
 
-from __future__ import annotations
-
 import json
 import struct
 from collections.abc import Sequence

@@ -3,8 +3,6 @@
 The package is searched in the working directory and its parents, in NODE_PATH and in node's global packages.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Write OBJ, MTL and textures into one zip file, so that they stay together."""
 
-from __future__ import annotations
-
 import io
 import zipfile
 

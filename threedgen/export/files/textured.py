@@ -1,7 +1,5 @@
 """Data classes of a mesh with UVs, and of its transform from field space to asset space."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import numpy as np

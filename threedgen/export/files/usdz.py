@@ -1,7 +1,5 @@
 """Write USDZ with Pixar's library, which the optional extra `usd` installs."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 from typing import Any

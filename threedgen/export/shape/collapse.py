@@ -6,8 +6,6 @@ edge keeps two faces. At a UV seam, a corner keeps the attributes of its side of
 a seam merges only along the seam. The coarse mesh can therefore use the textures of the fine mesh.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numba import njit
 

@@ -1,7 +1,5 @@
 """Make collision shapes: one convex hull with few triangles, or several convex parts that follow the object's shape."""
 
-from __future__ import annotations
-
 import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 

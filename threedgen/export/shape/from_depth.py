@@ -1,7 +1,5 @@
 """Compute density and colours at points from rendered depth images, for representations without a density."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

@@ -1,7 +1,5 @@
 """Extract the dense mesh of a field. Reject fields that fill the scene, and add notes about other problems."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Turn density and colour fields into a closed triangle mesh with vertex colours."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -11,8 +11,6 @@ show it with an opacity of at least one half. Two limits move the surface. In a 
 to where the density starts, as the silhouette does. In a field whose haze alone is opaque, it lies deeper.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,8 +1,6 @@
 """Reduce a closed mesh to a triangle budget. The library fast_simplification runs first; where its result would not be
 closed, `collapse` continues from a finer mesh."""
 
-from __future__ import annotations
-
 import fast_simplification
 import numpy as np
 

@@ -1,7 +1,5 @@
 """Test whether a triangle mesh is a closed, oriented solid. Also provides edges, components, welding and volume."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Unwrap a mesh to UVs: xatlas cuts the surface into charts and packs the charts into a square texture."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

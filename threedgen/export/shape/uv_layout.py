@@ -1,7 +1,5 @@
 """Measure the quality of a UV layout: coverage, overlap, texel density, distance between charts."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,8 +1,6 @@
 """Blend the colours of several images per texel, as MV-Adapter's texturing does (Huang et al. 2024). Also implements
 Poisson blending of two images (Perez et al. 2003)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -5,8 +5,6 @@ same number of triangles; the last triangle is repeated as padding. Each query w
 not depend on the number of threads.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

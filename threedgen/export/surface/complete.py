@@ -4,8 +4,6 @@ The code solves Laplace's equation on a nearest-neighbour graph. Different norma
 texels in the graph. Known texels keep their colours; every other texel gets the weighted mean of its neighbours.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

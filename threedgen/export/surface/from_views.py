@@ -5,8 +5,6 @@ Pixels next to a depth edge may show another surface, so their weight is small o
 limits and weights. Cameras may be perspective, inside a scene or around an object, or orthographic.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 

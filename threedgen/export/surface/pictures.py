@@ -1,7 +1,5 @@
 """Render a field without light from all around. The renders are the targets of the texture refinement."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

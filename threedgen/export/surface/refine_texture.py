@@ -5,8 +5,6 @@ the low-poly mesh does not lie exactly in that layer. The refinement reduces the
 bilinear texture samples, so it is linear in the texels, and `texture.scatter` computes the gradient.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -4,8 +4,6 @@ v runs UPWARDS here, although v runs downwards in glTF. The bitangent sign then 
 and the tangents that Blender, Unity and Unreal compute.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from threedgen.geometry.raster import unit

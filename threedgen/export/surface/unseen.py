@@ -4,8 +4,6 @@ The field's colour there comes from the initialisation, not from training. Such 
 over the surface from their surroundings (complete.py).
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -3,8 +3,6 @@
 RUN/views.safetensors has the finished views, so that a resumed run need not sample them again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

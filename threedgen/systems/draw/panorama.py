@@ -10,8 +10,6 @@ RUN/panorama.png          equirectangular image with view 0 in the middle, witho
 RUN/panorama.mp4, .html   video of one turn to the right, and a page to look around
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from math import atan, degrees, pi, radians, tan

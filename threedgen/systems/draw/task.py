@@ -8,8 +8,6 @@ RUN/preview.png  untextured renders of the six sides of the mesh, if there is a 
 The module ``panorama`` lists the files of a panorama.
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

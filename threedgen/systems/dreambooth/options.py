@@ -1,7 +1,5 @@
 """Config model of the task mvdreambooth. The module does not import torch."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator

@@ -9,8 +9,6 @@ prompt, the loss is
 where |.| is the sum of absolute (l1) or squared (l2) differences over the N weights of the UNet.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from pathlib import Path

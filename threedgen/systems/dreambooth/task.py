@@ -7,8 +7,6 @@ RUN/checkpoints/
 RUN/personalisation.safetensors   result; the option `prior.personalisation` takes this file
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

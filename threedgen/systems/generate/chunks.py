@@ -1,7 +1,5 @@
 """Chunk size of training renders: the number of ray samples whose autograd graph is in memory at one time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

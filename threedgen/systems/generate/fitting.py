@@ -1,7 +1,5 @@
 """Fit of the object to images: the loss of the warm start and of the refinement rounds."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Optimizers in the registry. Each is a function of the config section `optimizer` and the parameter groups."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from torch.optim import Adam, AdamW, Optimizer

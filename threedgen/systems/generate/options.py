@@ -249,8 +249,7 @@ class GenerateConfig(PromptedConfig):
         (), description="plug-ins that measure the object at each validation, by name"
     )
     stages: dict[str, dict[str, Any]] = Field(
-        {},
-        description="earlier runs, name: {options that differ}; each starts from the object of the one before",
+        {}, description="earlier runs, name: {options that differ}; each starts from the object of the one before"
     )
 
     def stage(self, name: str) -> GenerateConfig:

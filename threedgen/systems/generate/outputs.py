@@ -1,7 +1,5 @@
 """Writers of the results of a run: turntable, views, mesh, game-ready asset, and the files of exporter plug-ins."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from pathlib import Path

@@ -6,8 +6,6 @@
 `GenerateSystem.training_step` finds the phase of the current step and takes the loss from it.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ Nothing is trained and no weights are loaded. The networks of the prior are buil
 shapes but no values. The memory of a render is measured on the untrained field.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -40,11 +38,7 @@ def plan(config: GenerateConfig) -> str:
     """Return the text of a dry run. Raises ConfigError if the run or one of its stages could not start."""
     parts = [*map(config.stage, config.stages), config]
     weights = dict.fromkeys(line for part in parts for line in part.prior.describe())
-    lines = [
-        f"would generate: {normalise_prompt(config.prompt)}",
-        f"folder: {config.out}",
-        *weights,
-    ]
+    lines = [f"would generate: {normalise_prompt(config.prompt)}", f"folder: {config.out}", *weights]
     if config.stages:
         lines.append(f"stages: {', '.join(config.stages)}, then the run itself; memory: the largest of them")
     lines += [f"steps: {steps(part)}" for part in parts]

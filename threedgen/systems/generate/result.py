@@ -1,7 +1,5 @@
 """Return value of `threedgen.generate`, and the lines that a run prints at its end."""
 
-from __future__ import annotations
-
 import base64
 import html
 import sys

@@ -1,7 +1,5 @@
 """Base LightningModule of text to 3D: holds object and prior, renders, conditions the prior, and takes steps."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import replace

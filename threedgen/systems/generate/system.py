@@ -1,7 +1,5 @@
 """LightningModule of text to 3D. The core loop is `training_step` and `distillation_loss`."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from pathlib import Path
 from typing import Any

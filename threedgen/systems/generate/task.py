@@ -1,7 +1,5 @@
 """Task `generate`: runs a checked config and writes turntable, mesh and asset to a run folder."""
 
-from __future__ import annotations
-
 import logging
 import os
 from contextlib import ExitStack

@@ -8,8 +8,6 @@ All cameras look at the origin, where the object is. One unit of the mesh is the
 distance.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 from dataclasses import replace

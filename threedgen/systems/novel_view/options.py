@@ -1,7 +1,5 @@
 """Config models of train-threedim and image-to-3d. The module does not import torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated, Literal, Self
 

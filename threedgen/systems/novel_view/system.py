@@ -4,8 +4,6 @@ Noise levels are continuous log signal-to-noise ratios, so the class does not de
 integer time steps.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

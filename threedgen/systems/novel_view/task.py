@@ -7,8 +7,6 @@ RUN/samples.png     held-out scenes: condition, sampled views and true views
 RUN/model/          averaged weights; the option `sampler.weights` of other tasks takes this folder
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Automatic camera path for a scene: a small circle in the middle of the largest free space inside the mesh."""
 
-from __future__ import annotations
-
 from math import pi, radians
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Frames of a scene (cameras, depth and prompts) from a camera path or a ScanNet folder, and choice of key frames."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

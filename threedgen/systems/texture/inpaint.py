@@ -4,8 +4,6 @@ A 2D model inpaints them in renders of the textured mesh. Each render is from th
 method follows Text2Tex (Chen et al. 2023, arXiv 2303.11396) and the texturing of MV-Adapter.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Consistent renders of a mesh with projected images, and the writer of the textured mesh as GLB."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

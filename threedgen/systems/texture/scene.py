@@ -8,8 +8,6 @@ RUN/scene.glb, texture.png  textured mesh, at its place and size in the mesh fil
 RUN/walk/, walk.png renders of the textured mesh from cameras between the frames
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -132,11 +130,7 @@ def texture_mesh(
     for n, image in enumerate(renders):
         write_png(task.folder / "walk" / f"{n:02d}.png", image)
     write_png(task.folder / "walk.png", grid(renders, 4))
-    return {
-        "texels_seen": round(made.share, 4),
-        "psnr_of_views": round(made.psnr, 2),
-        "triangles": len(mesh.faces),
-    }
+    return {"texels_seen": round(made.share, 4), "psnr_of_views": round(made.psnr, 2), "triangles": len(mesh.faces)}
 
 
 def between(cameras: Cameras) -> Cameras:

@@ -10,8 +10,6 @@ RUN/textured.glb, texture.png            textured mesh, at its place and size in
 RUN/before.png, after.png, report.html   renders without and with the texture, and a page of the results
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace

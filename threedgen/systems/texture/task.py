@@ -3,8 +3,6 @@
 The modules ``sides`` (objects) and ``scene`` list the files of a run.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from threedgen.train.task import Task, run_task

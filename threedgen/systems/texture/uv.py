@@ -1,7 +1,5 @@
 """Texture coordinates (UV) of a mesh: those of its file if a texture can use them, else new ones from unwrapping."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from threedgen.config import ConfigError

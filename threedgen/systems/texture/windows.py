@@ -4,8 +4,6 @@ A window is a set of frames that are denoised together. The first windows have k
 two neighbouring key frames, which condition it, and frames between them. Each frame is sampled once and saved.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import shutil

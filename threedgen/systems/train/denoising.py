@@ -1,7 +1,5 @@
 """Base LightningModule of all trainings of latent diffusion models: training step, noise levels and validation."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Training images with random holes, for inpainting models, which take a mask and the known part of an image."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -8,8 +8,6 @@ RUN/matte/               weights of the network; the option `fit.matte` takes th
 RUN/summary.json         error and IoU on held-out images
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

@@ -10,8 +10,6 @@ noise schedule. For classifier-free guidance, text, reference image or both are 
 features of a dropped image are replaced by zeros.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial

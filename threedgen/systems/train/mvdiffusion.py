@@ -12,8 +12,6 @@ freezes the 2D model, and trains the attention between views and the branch for 
 have the same time step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -334,11 +332,7 @@ def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySiz
 
 
 def train_single_views(
-    task: Task,
-    model: MVDiffusion,
-    data: DataBySize,
-    o: SingleViewConfig,
-    blocks: Mapping[str, Tensor] | None,
+    task: Task, model: MVDiffusion, data: DataBySize, o: SingleViewConfig, blocks: Mapping[str, Tensor] | None
 ) -> LoRA | None:
     """Train the first stage, or load its finished weights. Returns its LoRA, which stays attached to the UNet, or None.
 

@@ -3,8 +3,6 @@
 The module does not import torch.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator

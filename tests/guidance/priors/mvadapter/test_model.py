@@ -1,7 +1,5 @@
 """MV-Adapter as a model and as a prior: conditions, samples, noise schedule, refusals."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any, get_args

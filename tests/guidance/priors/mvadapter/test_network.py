@@ -1,7 +1,5 @@
 """Frozen UNet with an adapter: sizes, guider, trained parameters, adapter files, lookup by name."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """MV-Adapter against recordings of its reference implementation, with the sizes and options of the files."""
 
-from __future__ import annotations
-
 import inspect
 from dataclasses import replace
 from math import pi, radians

@@ -1,7 +1,5 @@
 """Correspondence-aware attention: initial identity, plain reference, chunking, masking."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import Tensor

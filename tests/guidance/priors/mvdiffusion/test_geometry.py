@@ -1,7 +1,5 @@
 """Keys of correspondence-aware attention: positions in other views, masks, neighbours."""
 
-from __future__ import annotations
-
 from math import pi
 
 import pytest

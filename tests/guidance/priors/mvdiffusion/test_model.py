@@ -1,7 +1,5 @@
 """MVDiffusion as a model: joint samples, given views, block files, input channels."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

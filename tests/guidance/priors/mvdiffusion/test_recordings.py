@@ -1,7 +1,5 @@
 """MVDiffusion against recordings of its reference implementation, with the sizes and options of the files."""
 
-from __future__ import annotations
-
 from functools import partial
 from math import pi, radians
 from pathlib import Path

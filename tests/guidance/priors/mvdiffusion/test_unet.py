@@ -1,7 +1,5 @@
 """Stock UNet with correspondence-aware blocks: identity before training, hooks, batches, gradients, checkpoints."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

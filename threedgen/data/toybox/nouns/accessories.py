@@ -1,7 +1,5 @@
 """Recipes of accessories. They are placed and scaled by the anchors (point, radius) that the noun's recipe sets."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from threedgen.data.toybox.builder import Builder

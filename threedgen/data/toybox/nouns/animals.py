@@ -1,7 +1,5 @@
 """Recipes of large animals, which stand on four legs or upright and face +x."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from threedgen.data.toybox.builder import Builder

@@ -1,7 +1,5 @@
 """Recipes of food. Most of it looks the same from every side and has no front."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from threedgen.data.toybox.builder import Builder

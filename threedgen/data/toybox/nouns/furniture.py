@@ -1,7 +1,5 @@
 """Recipes of furniture. Backs are at -x, fronts face +x, and the floor is at z = 0."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from threedgen.data.toybox.builder import Builder, Colour

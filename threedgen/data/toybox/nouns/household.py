@@ -1,7 +1,5 @@
 """Recipes of household objects and tools."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from threedgen.data.toybox.builder import Builder

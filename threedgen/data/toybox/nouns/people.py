@@ -1,7 +1,5 @@
 """Recipes of people and characters, which stand upright and face +x. Clothes have the main colour."""
 
-from __future__ import annotations
-
 from threedgen.data.toybox.builder import Builder
 from threedgen.data.toybox.grammar import HEADWEAR, noun
 from threedgen.data.toybox.primitives import FRUSTUM

@@ -1,7 +1,5 @@
 """Recipes of plants. All look the same from every side, except the flower, whose blossom faces +x."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from threedgen.data.toybox.builder import Builder

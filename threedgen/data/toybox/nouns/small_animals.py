@@ -1,7 +1,5 @@
 """Recipes of small animals, which face +x: rabbit, birds, frog, turtle and fish."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from threedgen.data.toybox.builder import Builder

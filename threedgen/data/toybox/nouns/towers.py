@@ -1,7 +1,5 @@
 """Recipes of round buildings. Their doors are in front (+x), and the ground is at z = 0."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from threedgen.data.toybox.builder import Builder

@@ -1,7 +1,5 @@
 """Recipes of toys and presents."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from threedgen.data.toybox.builder import Builder

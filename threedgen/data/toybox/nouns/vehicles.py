@@ -1,7 +1,5 @@
 """Recipes of vehicles, which head towards +x. The ground is at z = 0, except for the airplane."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from threedgen.data.toybox.builder import Builder, Colour

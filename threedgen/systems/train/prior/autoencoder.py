@@ -4,8 +4,6 @@ The network has no attention, only convolutions. The first steps can therefore t
 cost a quarter of whole images.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -4,8 +4,6 @@ It trains on one image of each object, without the random variation that caption
 not predict it.
 """
 
-from __future__ import annotations
-
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Initial UNets of the trainings: new ones, and trained ones with added camera branch, input channels or attention."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Config models of train-base, train-prior and train-own-prior. The module does not import torch."""
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator

@@ -7,8 +7,6 @@ RUN/prior/                           averaged weights in diffusers format; the o
 RUN/samples.png                      held-out assets, and samples of their captions from the same cameras
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 from threedgen.config.errors import called

@@ -1,7 +1,5 @@
 """LightningModules that train the UNet of a 2D model on single images, or of a multi-view prior on views of objects."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
@@ -24,13 +22,7 @@ from threedgen.run.dtypes import autocast_bf16
 from threedgen.run.seeding import generator, numpy_generator
 
 from ..denoising import Batch, DenoisingSystem, Sheet, drop_captions
-from .options import (
-    DiffusionConfig,
-    MultiviewDiffusionConfig,
-    TrainBaseConfig,
-    TrainOwnPriorConfig,
-    TrainPriorConfig,
-)
+from .options import DiffusionConfig, MultiviewDiffusionConfig, TrainBaseConfig, TrainOwnPriorConfig, TrainPriorConfig
 
 
 def objects_of(images: int, n_view: int) -> int:
@@ -172,11 +164,7 @@ class OwnPriorSystem(PriorSystem):
     features: Features
 
     def __init__(
-        self,
-        config: TrainOwnPriorConfig,
-        prior: MVDream,
-        shown: AssetViews | None,
-        *banks: tuple[float, LatentBank],
+        self, config: TrainOwnPriorConfig, prior: MVDream, shown: AssetViews | None, *banks: tuple[float, LatentBank]
     ) -> None:
         super().__init__(config, prior, *banks)
         self.shown = shown

@@ -11,8 +11,6 @@ RUN/base/, prior/   averaged weights in diffusers format
 RUN/samples.png     images sampled with these weights
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import torch

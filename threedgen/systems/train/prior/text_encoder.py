@@ -3,8 +3,6 @@
 If the text encoder were trained by the UNet's loss alone, it would learn nouns many times more slowly than colours.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 
 import torch

@@ -4,8 +4,6 @@ Each new channel is a copy of an old one. The input weight of an old channel is 
 sum stays the same. It is split at random, so that the copies get different gradients from the first step on.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
