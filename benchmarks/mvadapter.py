@@ -15,7 +15,7 @@ from threedgen.guidance.priors.mvadapter.form import Form
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
-from threedgen.systems.train.prior.networks import multiview_model
+from threedgen.toybox.training.networks import multiview_model
 
 from .mvdiffusion_sides import peak_bytes, reset_peak
 from .table import Row, Table

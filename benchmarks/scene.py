@@ -15,13 +15,13 @@ from lightning_fabric import Fabric
 
 from threedgen.config import load, registry
 from threedgen.config.errors import ConfigError
-from threedgen.data.toybox.grammar import Spec
-from threedgen.data.toybox.raycast import render
-from threedgen.data.toybox.world import build
 from threedgen.geometry.rigs import orbit
 from threedgen.run.folder import CHECKPOINTS
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.system import GenerateSystem
+from threedgen.toybox.world.grammar import Spec
+from threedgen.toybox.world.raycast import render
+from threedgen.toybox.world.toybox import build
 from threedgen.train.checkpoint_file import latest
 from threedgen.train.loop import determinism
 

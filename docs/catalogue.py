@@ -6,8 +6,8 @@ python docs/catalogue.py docs/toybox-words.md     update the catalogue between t
 import sys
 from pathlib import Path
 
-from threedgen.data.toybox.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, WORDINGS, Noun, Spec, caption, held_out
-from threedgen.data.toybox.world import Toybox
+from threedgen.toybox.world.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, WORDINGS, Noun, Spec, caption, held_out
+from threedgen.toybox.world.toybox import Toybox
 
 BEGIN, END = "<!-- catalogue: written by docs/catalogue.py -->", "<!-- end of the catalogue -->"
 SIZE_WORDS = {

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 from string import punctuation
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from threedgen.config import ConfigError, registry
 from threedgen.run.prompts import Reading, remove_words
-from threedgen.run.similar_words import similar
 
 from .loading import CLIP_FILES, CLIP_REPOSITORY, clip_files, tokenizer_folder
 
@@ -99,12 +98,45 @@ class Vocabulary:
 
     def unknown(self, prompt: str) -> list[tuple[str, list[str]]]:
         """Return the unknown words of a prompt, each with up to three similar known ones."""
-        return [(word, similar(word, self.known)) for word in self.read(prompt).ignored]
+        reader = prompt_reader(self)
+        return [(word, reader.similar(word)) for word in reader.read(prompt).ignored]
 
     def read(self, prompt: str) -> Reading:
         """Rewrite a prompt in known words: synonyms are replaced, other unknown words are removed."""
-        read_prompt = registry.implementation("prompt-reader", "toybox")
-        return read_prompt(prompt, self.known, self.added)
+        return prompt_reader(self).read(prompt)
+
+
+class PromptReader(Protocol):
+    """Reader of prompts for a prior with a closed vocabulary, as the registry builds it from a `Vocabulary`."""
+
+    def read(self, prompt: str) -> Reading:
+        """Rewrite a prompt in known words."""
+        ...
+
+    def similar(self, word: str) -> list[str]:
+        """Return up to three known words similar to a word, most similar first."""
+        ...
+
+    def check(self, prompt: str) -> None:
+        """Raise ConfigError, with suggestions, if the prompt names no object that the prior knows."""
+        ...
+
+    def notes(self, prompt: str) -> list[str]:
+        """Return warnings on the objects of a prompt."""
+        ...
+
+    def suggest(self, prompt: str) -> tuple[str, list[str]]:
+        """Return the unfinished last word of a prompt, or "", and nouns that could replace it or be added."""
+        ...
+
+    def usual_height(self, prompt: str) -> tuple[str, float] | None:
+        """Return the object of a prompt, such as "a dog", and its usual height in metres; None if it is unknown."""
+        ...
+
+
+def prompt_reader(vocabulary: Vocabulary | None) -> PromptReader:
+    """Build the reader of the embedded prior's prompts for a vocabulary; None: it only knows usual heights."""
+    return registry.implementation("prompt-reader", "toybox")(vocabulary)
 
 
 def closed_vocabulary(backend: Tokenizer | None, added: Iterable[str] = ()) -> Vocabulary | None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from threedgen.data.toybox import make_rooms
-from threedgen.data.toybox.options import MakeToyRoomsConfig
+from threedgen.toybox.data import make_rooms
+from threedgen.toybox.options import MakeToyRoomsConfig
 
 
 def toy_rooms_config(out: Path, **more: object) -> MakeToyRoomsConfig:

@@ -10,8 +10,8 @@ from diffusers import AutoencoderKL
 
 from tests.support.tiny_prior import tiny_vae
 from threedgen.data.bank import BLOCK, LatentBank, encode
-from threedgen.data.toybox.pictures import Photographs
 from threedgen.run import cache
+from threedgen.toybox.data.pictures import Photographs
 
 INDICES = [3, 35, 4]
 Entries = tuple[torch.Tensor, list[str], torch.Tensor]

@@ -11,10 +11,10 @@ from PIL import Image
 
 from tests.support import janus_stub
 from tests.support.errors import refused
-from threedgen.data.coloured_mesh import DEFAULT_COLOUR, ColouredMesh, EmptyMesh, fit_to_ball, read_mesh, toybox_mesh
-from threedgen.data.toybox.world import Toybox, render_azimuths
+from threedgen.data.coloured_mesh import DEFAULT_COLOUR, ColouredMesh, EmptyMesh, fit_to_ball, read_mesh
 from threedgen.export.files.glb import save_glb
 from threedgen.geometry.poses import orbit_array
+from threedgen.toybox.world.toybox import Toybox, render_azimuths, toybox_mesh
 
 DISTANCE, FOV = 0.95 / np.tan(np.deg2rad(20)), np.deg2rad(40)
 

@@ -12,12 +12,13 @@ from PIL import Image
 from tests.data.conftest import damage, toy_rooms_config
 from tests.support.errors import refused
 from threedgen.data.matterport import MatterportPanoramas
-from threedgen.data.options import MatterportConfig, RoomPanoramasConfig
-from threedgen.data.toybox.make_rooms import panoramas
-from threedgen.data.toybox.room_scenes import RoomPanoramas
+from threedgen.data.options import MatterportConfig
 from threedgen.evaluation.metrics.overlap import panorama_overlap
 from threedgen.geometry.images import psnr
 from threedgen.geometry.warp import to_opencv
+from threedgen.toybox.data.make_rooms import panoramas
+from threedgen.toybox.data.room_scenes import RoomPanoramas
+from threedgen.toybox.options import RoomPanoramasConfig
 
 SCENE = "mp3d_skybox/panorama-test-00000"
 

@@ -10,12 +10,14 @@ import torch
 import trimesh
 
 from tests.support.errors import refused
-from threedgen.data.coloured_mesh import fit_to_cube, toybox_mesh
+from threedgen.data.coloured_mesh import fit_to_cube
 from threedgen.data.meshes import MeshObjects
 from threedgen.data.object_views import AZIMUTH, ELEVATION, ObjectViews, frame_on_grey
-from threedgen.data.options import MeshFolderConfig, ToyboxObjectsConfig
-from threedgen.data.toybox.pictures import ToyboxObjects
+from threedgen.data.options import MeshFolderConfig
 from threedgen.guidance.priors.mvadapter.cameras import GEOMETRY_VIEWS, HALF, RAY_VIEWS, geometry_maps, views
+from threedgen.toybox.data.pictures import ToyboxObjects
+from threedgen.toybox.options import ToyboxObjectsConfig
+from threedgen.toybox.world.toybox import toybox_mesh
 
 SIZE = 32
 

@@ -15,13 +15,13 @@ from tests.data.conftest import damage, toy_rooms_config
 from tests.support.errors import refused
 from threedgen.data.options import ScanNetConfig
 from threedgen.data.scannet import build
-from threedgen.data.toybox import make_rooms
-from threedgen.data.toybox.rooms import HALF_WIDTH, HEIGHT
 from threedgen.data.walks import WalkScenes
 from threedgen.evaluation.metrics.overlap import depth_overlap
 from threedgen.geometry.images import psnr
 from threedgen.geometry.views import resize
 from threedgen.geometry.warp import to_opencv
+from threedgen.toybox.data import make_rooms
+from threedgen.toybox.world.rooms import HALF_WIDTH, HEIGHT
 
 SCENE = "test/walk-test-00000"
 

@@ -10,9 +10,9 @@ from tests.support.errors import refused
 from tests.support.tiny_prior import tiny_vae
 from threedgen.config import registry
 from threedgen.data.bank import encode, pack, unpack
-from threedgen.data.options import RoomPanoramasConfig, RoomPathsConfig
 from threedgen.data.scene_bank import SceneBank
 from threedgen.data.walks import WalkScenes
+from threedgen.toybox.options import RoomPanoramasConfig, RoomPathsConfig
 
 PATHS = RoomPathsConfig(count=6, height=12, width=16, views=3, between=1.0, supersample=1)
 

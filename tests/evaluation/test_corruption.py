@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from threedgen.data.coloured_mesh import ColouredMesh, Part, toybox_mesh
-from threedgen.data.toybox.grammar import Spec
-from threedgen.data.toybox.world import build
+from threedgen.data.coloured_mesh import ColouredMesh, Part
 from threedgen.evaluation.corruption import MAX_EDGE, POSITION_NOISE, SmoothNoise, rough, subdivided, two_fronted
-from threedgen.evaluation.toybox.labels import OPEN, Labels, ProbeToybox, corrupt, labelled, nearer_front
 from threedgen.geometry.poses import orbit_array
+from threedgen.toybox.evaluation.labels import OPEN, Labels, ProbeToybox, corrupt, labelled, nearer_front
+from threedgen.toybox.world.grammar import Spec
+from threedgen.toybox.world.toybox import build, toybox_mesh
 
 
 def dog() -> ColouredMesh:

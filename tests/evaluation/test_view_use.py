@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from tests.support.tiny_prior import tiny_prior
-from threedgen.data.toybox.captions import OpenToybox
-from threedgen.data.toybox.pictures import FourSides
 from threedgen.evaluation.view_use import Objects, view_use, view_use_table
+from threedgen.toybox.data.pictures import FourSides
+from threedgen.toybox.world.captions import OpenToybox
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,6 @@ from threedgen.data.srn.reader import open_instance
 from threedgen.data.srn.writer import write_instance
 from threedgen.evaluation.consistency.options import FolderSamplerConfig
 from threedgen.evaluation.consistency.samplers import FolderSampler
-from threedgen.evaluation.toybox.probe import Probe
 from threedgen.export.asset import ExportedAsset
 from threedgen.export.options import AssetConfig
 from threedgen.export.run_field import load_run_field
@@ -47,6 +46,7 @@ from threedgen.run.folder import run_folder
 from threedgen.run.metrics import Metrics, read_metrics
 from threedgen.run.seeding import generator
 from threedgen.systems.novel_view.image_to_3d import load_image
+from threedgen.toybox.evaluation.probe import Probe
 from threedgen.train import checkpoint_file
 
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from tests.support.errors import refused
-from threedgen.data.toybox.grammar import Spec
-from threedgen.data.toybox.raycast import render
-from threedgen.data.toybox.world import Toybox, build
 from threedgen.geometry.poses import orbit_array
 from threedgen.guidance.matte import Matte
+from threedgen.toybox.world.grammar import Spec
+from threedgen.toybox.world.raycast import render
+from threedgen.toybox.world.toybox import Toybox, build
 
 
 def test_saved_matte_loads_in_float16_precision(tmp_path: Path) -> None:

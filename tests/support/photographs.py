@@ -5,12 +5,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from threedgen.data.toybox.raycast import render
-from threedgen.data.toybox.world import Toybox
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Views
+from threedgen.toybox.world.raycast import render
+from threedgen.toybox.world.toybox import Toybox
 
 SIZE = 16
 GRID = {"n_levels": 4, "log2_hashmap_size": 10, "base_resolution": 4, "per_level_scale": 1.6}

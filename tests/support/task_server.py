@@ -153,11 +153,11 @@ def child(
     from threedgen.systems.generate.system import GenerateSystem
     from threedgen.systems.novel_view.system import PairSystem
     from threedgen.systems.train.denoising import DenoisingSystem
-    from threedgen.systems.train.matte import MatteSystem
-    from threedgen.systems.train.prior.autoencoder import AutoencoderSystem, DecoderSystem
-    from threedgen.systems.train.prior.coarse_predictor import CoarseSystem
-    from threedgen.systems.train.prior.system import PriorSystem
-    from threedgen.systems.train.prior.text_encoder import TextEncoderSystem
+    from threedgen.toybox.training.autoencoder import AutoencoderSystem, DecoderSystem
+    from threedgen.toybox.training.coarse_predictor import CoarseSystem
+    from threedgen.toybox.training.matte import MatteSystem
+    from threedgen.toybox.training.system import PriorSystem
+    from threedgen.toybox.training.text_encoder import TextEncoderSystem
 
     now = {"step": -1}
     stages = (AutoencoderSystem, DecoderSystem, TextEncoderSystem, CoarseSystem, MatteSystem)
@@ -252,7 +252,7 @@ def serve() -> None:
     import threedgen.systems.generate.task
     import threedgen.systems.novel_view.task
     import threedgen.systems.train.mvdiffusion
-    import threedgen.systems.train.prior.task  # noqa: F401
+    import threedgen.toybox.training.task  # noqa: F401
 
     torch.set_num_threads(1)
     _load_kernels()

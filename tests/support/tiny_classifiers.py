@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from threedgen.evaluation.toybox.labels import Labels
-from threedgen.evaluation.toybox.options import ProbeNetworkConfig
-from threedgen.evaluation.toybox.probe import Probe
+from threedgen.toybox.evaluation.labels import Labels
+from threedgen.toybox.evaluation.options import ProbeNetworkConfig
+from threedgen.toybox.evaluation.probe import Probe
 
 TINY = ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 16))
 

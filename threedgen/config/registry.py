@@ -28,18 +28,18 @@ _ENTRIES = """\
 task  generate           systems.generate.task:run               systems.generate.options:GenerateConfig
 task  batch              systems.batch.task:run                  systems.batch.options:BatchConfig
 task  sample             systems.draw.task:run                   systems.draw.options:SampleConfig
-task  train-base         systems.train.prior.task:run_base       systems.train.prior.options:TrainBaseConfig
-task  train-prior        systems.train.prior.task:run_prior      systems.train.prior.options:TrainPriorConfig
-task  train-own-prior    systems.train.prior.own:run             systems.train.prior.options:TrainOwnPriorConfig
-task  train-matte        systems.train.matte:run                 systems.train.options:TrainMatteConfig
+task  train-base         toybox.training.task:run_base       toybox.training.options:TrainBaseConfig
+task  train-prior        toybox.training.task:run_prior      toybox.training.options:TrainPriorConfig
+task  train-own-prior    toybox.training.own:run             toybox.training.options:TrainOwnPriorConfig
+task  train-matte        toybox.training.matte:run                 toybox.training.options:TrainMatteConfig
 task  train-mvdiffusion  systems.train.mvdiffusion:run           systems.train.options:TrainMVDiffusionConfig
 task  train-mvadapter    systems.train.mvadapter:run             systems.train.options:TrainMVAdapterConfig
 task  mvdreambooth       systems.dreambooth.task:run             systems.dreambooth.options:MVDreamBoothConfig
-task  train-probe        evaluation.toybox.training:run_probe    evaluation.toybox.options:TrainProbeConfig
-task  train-identity     evaluation.toybox.training:run_identity evaluation.toybox.options:TrainIdentityConfig
-task  evaluate-prior     evaluation.toybox.prior_score:run       evaluation.toybox.options:EvaluatePriorConfig
-task  evaluate-3d        evaluation.toybox.object_score:run      evaluation.toybox.options:Evaluate3DConfig
-task  evaluate-subjects  evaluation.toybox.subject_score:run     evaluation.toybox.options:EvaluateSubjectsConfig
+task  train-probe        toybox.evaluation.training:run_probe    toybox.evaluation.options:TrainProbeConfig
+task  train-identity     toybox.evaluation.training:run_identity toybox.evaluation.options:TrainIdentityConfig
+task  evaluate-prior     toybox.evaluation.prior_score:run       toybox.evaluation.options:EvaluatePriorConfig
+task  evaluate-3d        toybox.evaluation.object_score:run      toybox.evaluation.options:Evaluate3DConfig
+task  evaluate-subjects  toybox.evaluation.subject_score:run     toybox.evaluation.options:EvaluateSubjectsConfig
 task  evaluate-own-prior evaluation.prior:run                   evaluation.options:EvaluateOwnPriorConfig
 task  evaluate-views     evaluation.views.run:run                evaluation.views.options:EvaluateViewsConfig
 task  consistency        evaluation.consistency.run:run          evaluation.consistency.options:ConsistencyConfig
@@ -53,12 +53,12 @@ task  report             viewer.report:run                       viewer.options:
 task  gallery            viewer.gallery:run                      viewer.options:GalleryConfig
 task  studio             studio.task:run                         studio.options:StudioConfig
 task  export             export.task:run                         export.options:ExportConfig
-task  make-srn-toybox    data.srn.make:run                       data.srn.options:MakeSRNToyboxConfig
-task  make-toy-rooms     data.toybox.make_rooms:run              data.toybox.options:MakeToyRoomsConfig
-task  make-toybox-assets data.toybox.make_assets:run            data.toybox.options:MakeToyboxAssetsConfig
+task  make-srn-toybox    toybox.data.make_srn:run                       toybox.options:MakeSRNToyboxConfig
+task  make-toy-rooms     toybox.data.make_rooms:run              toybox.options:MakeToyRoomsConfig
+task  make-toybox-assets toybox.data.make_assets:run            toybox.options:MakeToyboxAssetsConfig
 task  make-asset-views   data.assets.make:run                    data.assets.options:MakeAssetViewsConfig
-task  toybox-subjects    data.toybox.subjects:run                data.toybox.options:ToyboxSubjectsConfig
-task  toybox-sheet       data.toybox.sheet:run                   data.toybox.options:ToyboxSheetConfig
+task  toybox-subjects    toybox.data.subjects:run                toybox.options:ToyboxSubjectsConfig
+task  toybox-sheet       toybox.data.sheet:run                   toybox.options:ToyboxSheetConfig
 # text of --dry-run: function (config) -> text; "any": all other tasks
 plan  any       train.plan:plan             config.sections:TaskConfig
 plan  generate  systems.generate.plan:plan  systems.generate.options:GenerateConfig
@@ -78,8 +78,8 @@ regulariser  orientation  representations.regularisers:orientation  systems.gene
 regulariser  sparsity     representations.regularisers:sparsity     systems.generate.options:LossConfig
 regulariser  opaque       representations.regularisers:opaque       systems.generate.options:LossConfig
 regulariser  z_variance   representations.regularisers:z_variance   systems.generate.options:LossConfig
-# prompts in the words of a closed vocabulary: (prompt, known words, added words) -> threedgen.run.prompts.Reading
-prompt-reader  toybox  data.toybox.prompt_reading:read_prompt  config:Config
+# checks and rewriting of prompts for a prior with a closed vocabulary: threedgen.guidance.weights.tokens.PromptReader
+prompt-reader  toybox  toybox.prompts:ToyboxPrompts  config:Config
 prior  mvdream           guidance.priors.mvdream:build           guidance.options:MVDreamConfig
 prior  stable-diffusion  guidance.priors.stable_diffusion:build  guidance.options:StableDiffusionConfig
 prior  deepfloyd         guidance.priors.deepfloyd:build         guidance.options:DeepFloydConfig
@@ -89,30 +89,33 @@ distillation sds guidance.losses.sds:SDS guidance.losses.options:SDSConfig
 distillation reconstruction guidance.losses.sds:Reconstruction guidance.losses.options:ReconstructionConfig
 distillation vsd guidance.losses.vsd:VSD guidance.losses.options:VSDConfig
 # embedding of subjects: images (V, H, W, 3) -> unit vectors (V, D)
-identity  toybox  evaluation.toybox.identity:ToyboxIdentity  evaluation.toybox.options:ToyboxIdentityConfig
+identity  toybox  toybox.evaluation.identity:ToyboxIdentity  toybox.evaluation.options:ToyboxIdentityConfig
 identity  hub     evaluation.features:HubIdentity            evaluation.options:HubIdentityConfig
 # side of an object in a view: threedgen.evaluation.janus.meter.ViewClassifier
-view-classifier  probe  evaluation.toybox.adapters:ProbeSides    evaluation.toybox.options:ProbeSidesConfig
+view-classifier  probe  toybox.evaluation.adapters:ProbeSides    toybox.evaluation.options:ProbeSidesConfig
 view-classifier  clip   evaluation.janus.meter:CLIPSides   evaluation.janus.options:CLIPSidesConfig
 # features of images (V, H, W, 3), uint8: threedgen.evaluation.features.FeatureNetwork
-features  probe      evaluation.toybox.adapters:ProbeFeatures  evaluation.toybox.options:ProbeFeaturesConfig
+features  probe      toybox.evaluation.adapters:ProbeFeatures  toybox.evaluation.options:ProbeFeaturesConfig
 features  inception  evaluation.features:InceptionFeatures     evaluation.options:InceptionFeaturesConfig
 # objects with one clear front, for Janus rates: threedgen.evaluation.janus.plan.FrontObjects
-front-objects  toybox  evaluation.toybox.held_out:FrontObjects  evaluation.toybox.options:ToyboxScenesConfig
+front-objects  toybox  toybox.evaluation.held_out:FrontObjects  toybox.evaluation.options:ToyboxScenesConfig
 sampler  mvdream   evaluation.consistency.samplers:MVDreamSampler  evaluation.consistency.options:MVDreamSamplerConfig
 sampler mvadapter evaluation.consistency.samplers:MVAdapterSampler evaluation.consistency.options:MVAdapterSamplerConfig
 sampler  folder    evaluation.consistency.samplers:FolderSampler   evaluation.consistency.options:FolderSamplerConfig
 sampler  threedim  guidance.novel_view.novel_views:ThreeDiMSampler   guidance.novel_view.options:ThreeDiMSamplerConfig
 # captioned views of scenes, built with a seed and a split: threedgen.data.scene_views.SceneSource
-scene-source  toy-panoramas  data.toybox.room_scenes:RoomPanoramas  data.options:RoomPanoramasConfig
-scene-source  toy-paths      data.toybox.room_scenes:room_paths     data.options:RoomPathsConfig
+scene-source  toy-panoramas  toybox.data.room_scenes:RoomPanoramas  toybox.options:RoomPanoramasConfig
+scene-source  toy-paths      toybox.data.room_scenes:room_paths     toybox.options:RoomPathsConfig
 scene-source  matterport     data.matterport:MatterportPanoramas    data.options:MatterportConfig
 scene-source  scannet        data.scannet:build                     data.options:ScanNetConfig
 # captioned sides of objects, built with a seed, a split, the control, and whether images are given:
 # threedgen.data.object_views.ObjectViews
-object-source  toybox  data.toybox.pictures:ToyboxObjects  data.options:ToyboxObjectsConfig
+object-source  toybox  toybox.data.pictures:ToyboxObjects  toybox.options:ToyboxObjectsConfig
 object-source  meshes  data.meshes:MeshObjects             data.options:MeshFolderConfig
-scenes  toybox   evaluation.toybox.scenes:toybox_scenes  evaluation.toybox.options:ToyboxScenesConfig
+# views of scenes, built with an image size and a seed: threedgen.data.srn.pairs.PairSource
+pair-source  srn     data.srn.pairs:ArchiveScenes      data.srn.options:SRNPairsConfig
+pair-source  toybox  toybox.data.make_srn:ToyboxScenes  toybox.options:ToyboxPairsConfig
+scenes  toybox   toybox.evaluation.scenes:toybox_scenes  toybox.evaluation.options:ToyboxScenesConfig
 scenes  srn      evaluation.consistency.scenes:srn      evaluation.consistency.options:SRNScenesConfig
 scenes  sampled  evaluation.consistency.scenes:sampled  evaluation.consistency.options:SampledScenesConfig
 representation  ngp    representations.field.ngp:NGP     representations.options:NGPConfig

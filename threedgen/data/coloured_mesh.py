@@ -1,4 +1,4 @@
-"""Coloured triangle meshes for rendering, from GLB, glTF, OBJ and PLY files or from toybox objects.
+"""Coloured triangle meshes for rendering, from GLB, glTF, OBJ and PLY files.
 
 World axes: z is up, and the front of the object faces +x. A mesh is a list of parts. Each part has vertex colours or a
 texture.
@@ -14,7 +14,6 @@ from typing import Any, Literal
 import numpy as np
 
 from threedgen.config.errors import ConfigError
-from threedgen.data.toybox.primitives import Asset
 from threedgen.geometry import raster
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_srgb
@@ -185,12 +184,6 @@ def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
 
 
 # --- sources -----------------------------------------------------------------------------------------------------
-
-
-def toybox_mesh(asset: Asset, segments: int = 32) -> ColouredMesh:
-    """Return the mesh of a toybox asset, one colour per solid. Round solids have `segments` sides."""
-    vertices, faces, colours, _ = asset.mesh(segments)
-    return ColouredMesh((Part(vertices[faces], np.repeat(colours[:, None], 3, axis=1)),))
 
 
 def read_mesh(path: Path, up: Literal["y", "z"] = "y") -> ColouredMesh:

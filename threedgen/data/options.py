@@ -1,7 +1,7 @@
-"""Config models of multi-view data sets: toy rooms, Matterport3D, ScanNet, toybox objects, mesh folders (no torch)."""
+"""Config models of multi-view data sets: Matterport3D, ScanNet, mesh folders (no torch)."""
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,30 +12,11 @@ from threedgen.run.folder import existing_folder
 
 SceneSplit = Literal["train", "test"]
 ObjectSplit = Literal["train", "held-out"]
+OBJECT_RADIUS = 0.85
+"""Radius of the ball around the origin into which training objects are scaled. Fields have radius 1."""
 
 
-Clutter = Annotated[
-    float, Field(ge=0, le=1, description="objects in a room, as a share of those in the 2D model's training rooms")
-]
-DEFAULT_CLUTTER = 0.4
-"""Default of `clutter`. At this value a caption, which names up to three objects, names most of the visible ones."""
-
-
-class RoomPanoramasConfig(Config):
-    """Panoramas of toy rooms, rendered on first use."""
-
-    has_depth: ClassVar[bool] = False
-
-    name: Literal["toy-panoramas"] = "toy-panoramas"
-    count: int = Field(4000, ge=1, le=1_000_000, description="number of rooms")
-    clutter: Clutter = DEFAULT_CLUTTER
-    views: int = Field(8, ge=1, le=64, description="views per panorama, evenly spaced in azimuth")
-    size: int = Field(128, ge=8, le=2048, description="side of a view, pixels")
-    fov: float = Field(90.0, gt=0, lt=170, description="field of view, degrees")
-    supersample: int = Field(2, ge=1, le=8, description="rays per pixel along each axis")
-
-
-class _WalksConfig(Config):
+class WalksConfig(Config):
     """Base model with the options that select the views of an entry from a walk with depth."""
 
     has_depth: ClassVar[bool] = True
@@ -47,19 +28,6 @@ class _WalksConfig(Config):
     apart: int = Field(
         2, ge=1, le=10, description="distance of an interpolation entry's first and last view, key frames (paper: 1)"
     )
-
-
-class RoomPathsConfig(_WalksConfig):
-    """Walks through toy rooms with depth, rendered on first use."""
-
-    name: Literal["toy-paths"] = "toy-paths"
-    count: int = Field(4000, ge=1, le=1_000_000, description="number of rooms")
-    clutter: Clutter = DEFAULT_CLUTTER
-    height: int = Field(128, ge=8, le=2048, multiple_of=2, description="image height, pixels")
-    width: int = Field(128, ge=8, le=2048, multiple_of=2, description="image width, pixels")
-    fov: float = Field(80.0, gt=0, lt=170, description="horizontal field of view, degrees")
-    overlap: float = Field(0.6, gt=0, lt=1, description="minimum overlap of consecutive key frames, share of pixels")
-    supersample: int = Field(2, ge=1, le=8, description="rays per pixel along each axis")
 
 
 class _Folder(Config):
@@ -86,7 +54,7 @@ class MatterportConfig(_Folder):
     prefix: str = Field("This is one view of a scene. ", description="text put before each caption")
 
 
-class ScanNetConfig(_Folder, _WalksConfig):
+class ScanNetConfig(_Folder, WalksConfig):
     """Walks of ScanNet, or other posed RGB-D images in the same layout."""
 
     name: Literal["scannet"] = "scannet"
@@ -102,16 +70,6 @@ class ScanNetConfig(_Folder, _WalksConfig):
 
 MESHES = (".glb", ".gltf", ".obj", ".ply")
 """Suffixes of mesh files, in lower case."""
-
-
-class ToyboxObjectsConfig(Config):
-    """Toybox objects from several sides, rendered on first use."""
-
-    name: Literal["toybox"] = "toybox"
-    count: int = Field(40_000, ge=1, le=10_000_000, description="number of objects")
-    luck: float = Field(
-        1.0, ge=0, le=1, description="random variation of attributes not in the caption, share of full range; 0: none"
-    )
 
 
 class MeshFolderConfig(_Folder):

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
 from threedgen.config.errors import ConfigError, short, within
 from threedgen.config.sections import RunConfig
+from threedgen.guidance.weights.tokens import Vocabulary, prompt_reader
 from threedgen.run.prompts import reading_notes, unknown_words_note
-
-if TYPE_CHECKING:
-    from threedgen.guidance.weights.tokens import Vocabulary
 
 
 class PromptedConfig(RunConfig):
@@ -43,14 +41,12 @@ class PromptedConfig(RunConfig):
 
         Raises ConfigError if it knows no noun of a prompt, unless `prompt_check` is off.
         """
-        from threedgen.data.toybox.prompt_words import check_noun
-
         if self.prompt_check == "off":
             return
-        vocabulary, refused = self.vocabulary(), dict[str, ConfigError]()
+        reader, refused = prompt_reader(self.vocabulary()), dict[str, ConfigError]()
         for prompt in others or [self.prompt]:
             try:
-                check_noun(prompt, vocabulary)
+                reader.check(prompt)
             except ConfigError as error:
                 refused[prompt] = error
         if refused:
@@ -61,17 +57,14 @@ class PromptedConfig(RunConfig):
 
     def usual_height(self) -> tuple[str, float] | None:
         """Return the prompt's object, such as "a dog", and its usual height in metres; None for an unknown height."""
-        from threedgen.data.toybox.heights import usual_height
-
-        return usual_height(self.prompt)
+        return prompt_reader(None).usual_height(self.prompt)
 
     def prompt_notes(self) -> list[str]:
         """Return warnings on objects in the prompt and unknown words in the negative prompt. Raises ConfigError."""
-        from threedgen.data.toybox.prompt_words import notes
-
         vocabulary = self.vocabulary()
         unknown = vocabulary.unknown(getattr(self, "negative_prompt", "")) if vocabulary else []
-        return [*notes(self.prompt, vocabulary), *(f"negative_prompt: {note}" for note in unknown_words_note(unknown))]
+        negative = [f"negative_prompt: {note}" for note in unknown_words_note(unknown)]
+        return [*prompt_reader(vocabulary).notes(self.prompt), *negative]
 
     def notes(self) -> list[str]:
         vocabulary = self.vocabulary()

@@ -14,18 +14,18 @@ from PIL import Image
 
 from tests.data.conftest import damage
 from tests.support.errors import refused
-from threedgen.data.srn import make
 from threedgen.data.srn.layout import scenes, split_folder
-from threedgen.data.srn.options import MakeSRNToyboxConfig
 from threedgen.data.srn.reader import open_instance
 from threedgen.data.srn.scene_files import condition_and_targets
 from threedgen.data.srn.writer import write_instance
-from threedgen.data.toybox.primitives import inside
-from threedgen.data.toybox.raycast import render
-from threedgen.data.toybox.world import Toybox
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Views
+from threedgen.toybox.data import make_srn as make
+from threedgen.toybox.options import MakeSRNToyboxConfig
+from threedgen.toybox.world.primitives import inside
+from threedgen.toybox.world.raycast import render
+from threedgen.toybox.world.toybox import Toybox
 
 SIZE = 24
 

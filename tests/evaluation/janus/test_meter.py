@@ -13,9 +13,7 @@ from tests.support.tiny_classifiers import tiny_clip
 from tests.support.tiny_prior import letter_tokenizer
 from threedgen import cli, config
 from threedgen.config import registry
-from threedgen.data.coloured_mesh import ColouredMesh, toybox_mesh
-from threedgen.data.toybox.grammar import NOUNS, Spec, held_out, parse_prompt
-from threedgen.data.toybox.world import build
+from threedgen.data.coloured_mesh import ColouredMesh
 from threedgen.evaluation.features import CLIP_MEAN, CLIP_STD, encoder_input
 from threedgen.evaluation.janus.meter import Meter, view_labels
 from threedgen.evaluation.janus.meter_errors import MeterErrors
@@ -23,8 +21,10 @@ from threedgen.evaluation.janus.options import CLIPSidesConfig, JanusMeterConfig
 from threedgen.evaluation.janus.plan import front_objects
 from threedgen.evaluation.options import FRONT_THRESHOLD
 from threedgen.evaluation.runner import measure_all
-from threedgen.evaluation.toybox.held_out import clear_nouns, held_out_cases
 from threedgen.export.files.glb import save_glb
+from threedgen.toybox.evaluation.held_out import clear_nouns, held_out_cases
+from threedgen.toybox.world.grammar import NOUNS, Spec, held_out, parse_prompt
+from threedgen.toybox.world.toybox import build, toybox_mesh
 from threedgen.train.task import Task
 
 

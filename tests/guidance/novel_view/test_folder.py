@@ -14,8 +14,6 @@ from tests.support.tiny_prior import tiny_prior
 from tests.support.tiny_threedim import inputs, poses, tiny_network
 from threedgen import config as configs
 from threedgen.config import registry
-from threedgen.data.srn.options import ToyboxPairsConfig
-from threedgen.data.srn.pairs import ToyboxScenes
 from threedgen.data.srn.writer import write_instance
 from threedgen.evaluation.consistency import run
 from threedgen.evaluation.consistency.options import ConsistencyConfig
@@ -30,6 +28,8 @@ from threedgen.guidance.novel_view.sampler import sample_views
 from threedgen.guidance.novel_view.xunet import XUNet
 from threedgen.run.seeding import generator
 from threedgen.systems.novel_view.gap import Pairs, gap_test
+from threedgen.toybox.data.make_srn import ToyboxScenes
+from threedgen.toybox.options import ToyboxPairsConfig
 
 CAMERAS = CamerasConfig(elevation=(0.0, 40.0), distance=(2.0, 2.8), focal=1.4)
 

@@ -17,9 +17,8 @@ from tests.support.tiny_prior import tiny_coarse, tiny_text_encoder, tiny_unet, 
 from tests.support.tiny_threedim import inputs, tiny_network
 from tests.support.tiny_trainings import threedim_command
 from tests.support.toy_run import log
-from threedgen.data.srn.make import Job, scene
-from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
-from threedgen.data.srn.pairs import ArchiveScenes, PairBank, ToyboxScenes
+from threedgen.data.srn.options import SRNPairsConfig
+from threedgen.data.srn.pairs import ArchiveScenes, PairBank
 from threedgen.data.srn.writer import write_instance
 from threedgen.guidance.novel_view import folder
 from threedgen.guidance.novel_view.latents import LatentPairs
@@ -30,6 +29,8 @@ from threedgen.systems.novel_view import task as train
 from threedgen.systems.novel_view.gap import Pairs, gap_test, write_gaps
 from threedgen.systems.novel_view.options import TrainThreeDiMConfig
 from threedgen.systems.novel_view.system import PairSystem, pair_loss, rate_factor
+from threedgen.toybox.data.make_srn import Job, ToyboxScenes, scene
+from threedgen.toybox.options import ToyboxPairsConfig
 
 STEPS = TINY_THREEDIM["trainer"]["max_steps"]
 LEVELS = (0.5, 0.05)

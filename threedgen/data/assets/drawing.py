@@ -14,7 +14,7 @@ import torch
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_bytes
 from threedgen.data.coloured_mesh import ColouredMesh, fit_to_ball, read_mesh
-from threedgen.data.toybox.builder import RADIUS
+from threedgen.data.options import OBJECT_RADIUS
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.mesh_file import MAX_BYTES, PLY_HEADER, gltf_tree
 from threedgen.geometry.poses import orbit_array
@@ -30,7 +30,7 @@ PLAIN, ANIMATED = "no colours: rendered white", "animated: only the first pose i
 
 
 class LoadedAsset(NamedTuple):
-    """Mesh in the ball of radius `RADIUS`, with its front at +x, and notes about the asset for the user."""
+    """Mesh in the ball of radius `OBJECT_RADIUS`, with its front at +x, and notes about the asset for the user."""
 
     mesh: ColouredMesh
     notes: tuple[str, ...]
@@ -48,7 +48,7 @@ def read_asset(folder: Path, asset: Asset) -> LoadedAsset:
     _check_size(len(mesh.corners))  # again, because instances multiply the triangles of the file
     c, s = np.cos(np.deg2rad(asset.turn)), np.sin(np.deg2rad(asset.turn))
     turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
-    mesh = fit_to_ball(mesh.map_corners(lambda corners: corners @ turn.T), RADIUS)
+    mesh = fit_to_ball(mesh.map_corners(lambda corners: corners @ turn.T), OBJECT_RADIUS)
     return LoadedAsset(mesh, tuple(note for note, true in ((PLAIN, mesh.plain), (ANIMATED, animated)) if true))
 
 

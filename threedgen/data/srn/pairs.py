@@ -1,4 +1,4 @@
-"""Pairs of views for training novel-view models, from an SRN archive or the marked toybox.
+"""Pairs of views for training novel-view models, from an SRN archive or another source of scenes.
 
 Decoding and resizing the 50 images of a scene takes longer than a training step on it. So a scene is read once, and its
 views are cached in the form that the model takes: images or latents.
@@ -6,6 +6,7 @@ views are cached in the form that the model takes: images or latents.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,8 +19,7 @@ from threedgen.run.arrays import Array
 from threedgen.run.cache import BlockCache
 
 from .layout import scenes, split_folder
-from .make import Job, scene
-from .options import MakeSRNToyboxConfig, SRNPairsConfig, ToyboxPairsConfig
+from .options import SRNPairsConfig
 from .reader import open_instance
 
 N_NEAREST = 6
@@ -27,14 +27,35 @@ N_NEAREST = 6
 Indices = Sequence[int] | Array
 
 
+class PairSource(Protocol):
+    """Source of scenes, as the registry builds it from a config, an image size and a seed.
+
+    Attributes:
+        views: number of views of each scene.
+        n_families: number of object families; scenes whose indices are equal modulo it belong to one family.
+    """
+
+    views: int
+    n_families: int
+
+    def __len__(self) -> int: ...
+
+    def scene(self, index: int) -> Views:
+        """Return all views of a scene. Raises ConfigError for an unreadable file."""
+        ...
+
+    def describe(self) -> str:
+        """Return one line of text that names everything that determines the images. It is part of the cache key."""
+        ...
+
+
 class ArchiveScenes:
     """Source of the scenes of an archive split, sorted by name, with images of `size` x `size` pixels. All scenes have
     the same number of views: that of the first scene. Further views of a scene are not used."""
 
     n_families = 1
-    """Number of object families. Scenes whose indices are equal modulo `n_families` belong to one family."""
 
-    def __init__(self, config: SRNPairsConfig, size: int) -> None:
+    def __init__(self, config: SRNPairsConfig, size: int, seed: int = 0) -> None:
         self.config, self.size = config, size
         self.folders = scenes(split_folder(config.path, config.split))
         self.views = len(open_instance(self.folders[0], config.up))
@@ -43,7 +64,6 @@ class ArchiveScenes:
         return len(self.folders)
 
     def scene(self, index: int) -> Views:
-        """Read all views of a scene. Raises ConfigError for an unreadable file."""
         instance = open_instance(self.folders[index], self.config.up)
         if len(instance) < self.views:
             wrong = f"{instance.folder} has {len(instance)} views, but {self.folders[0].name} has {self.views}"
@@ -51,37 +71,7 @@ class ArchiveScenes:
         return instance.views(range(self.views), self.size)
 
     def describe(self) -> str:
-        """Return one line of text that names everything that determines the images. It is part of the cache key."""
         return f"{self.folders[0].parent.resolve()}, {len(self)} scenes, up {self.config.up}"
-
-
-class ToyboxScenes:
-    """Source of marked cars and chairs, in alternation. `make-srn-toybox` makes the same scenes from the same seed."""
-
-    def __init__(self, config: ToyboxPairsConfig, size: int, seed: int) -> None:
-        self.count, self.views, self.n_families = config.scenes, config.views, len(config.families)
-        counts = {"train": config.scenes, "train_views": config.views}
-        self.config = MakeSRNToyboxConfig(
-            task="make-srn-toybox", seed=seed, families=config.families, size=size, **counts
-        )
-
-    def __len__(self) -> int:
-        return self.count
-
-    def scene(self, index: int) -> Views:
-        number, family = divmod(index, self.n_families)
-        return scene(self.config, Job(self.config.families[family], "train", number))
-
-    def describe(self) -> str:
-        return f"marked toybox, seed {self.config.seed}, {', '.join(self.config.families)}, {self.count} scenes"
-
-
-Source = ArchiveScenes | ToyboxScenes
-
-
-def open_source(config: SRNPairsConfig | ToyboxPairsConfig, size: int, seed: int) -> Source:
-    """Build the source of a config, with images of `size` x `size` pixels. Raises ConfigError if it has no scenes."""
-    return ArchiveScenes(config, size) if isinstance(config, SRNPairsConfig) else ToyboxScenes(config, size, seed)
 
 
 class PairBank:
@@ -100,7 +90,7 @@ class PairBank:
     def __init__(
         self,
         folder: Path,
-        source: Source,
+        source: PairSource,
         size: int,
         held_out: int,
         encode: Callable[[Tensor], Tensor] | None = None,

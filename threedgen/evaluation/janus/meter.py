@@ -1,7 +1,7 @@
 """Janus meter: counts the fronts of an object.
 
 The meter renders views of the object from a ring of cameras, classifies which side each view shows, and counts the
-fronts. The classifier is the toybox probe (`threedgen.evaluation.toybox.adapters`) or zero-shot CLIP.
+fronts. The classifier is the toybox probe or zero-shot CLIP.
 """
 
 from collections.abc import Sequence

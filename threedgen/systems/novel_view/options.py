@@ -1,14 +1,14 @@
 """Config models of train-threedim and image-to-3d. The module does not import torch."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, ConfigError
 from threedgen.config.errors import called
+from threedgen.config.registry import Component
 from threedgen.config.sections import OrbitCameraConfig, RunConfig, TrainerConfig
-from threedgen.data.srn.options import SRNPairsConfig, ToyboxPairsConfig
 from threedgen.export.options import ExportSection
 from threedgen.geometry.picture_file import load_image
 from threedgen.guidance.novel_view.options import SamplingConfig, ThreeDiMSamplerConfig, XUNetConfig
@@ -79,7 +79,7 @@ class PairTrainingConfig(Config):
 class TrainThreeDiMConfig(TrainConfig):
     """Train a novel-view model on pairs of views."""
 
-    data: Annotated[ToyboxPairsConfig | SRNPairsConfig, Field(discriminator="name")] = ToyboxPairsConfig()
+    data: Annotated[Any, Component("pair-source", default="toybox")] = Field({}, description="training pairs")
     model: Annotated[PixelsConfig | LatentsConfig, Field(discriminator="name")] = PixelsConfig()
     training: PairTrainingConfig = PairTrainingConfig()
     trainer: TrainerConfig = default_trainer(100_000, val_check_interval=1000)

@@ -10,8 +10,8 @@ RUN/model/          averaged weights; the option `sampler.weights` of other task
 from functools import partial
 from pathlib import Path
 
-from threedgen.config import ConfigError
-from threedgen.data.srn.pairs import PairBank, open_source
+from threedgen.config import ConfigError, registry
+from threedgen.data.srn.pairs import PairBank
 from threedgen.guidance.novel_view import folder as folders
 from threedgen.guidance.novel_view.latents import LatentPairs
 from threedgen.guidance.novel_view.options import XUNetConfig
@@ -61,7 +61,7 @@ def load_start(weights: str, network: XUNetConfig) -> XUNet:
 def bank(config: TrainThreeDiMConfig, model: XUNet | LatentPairs, folder: Path) -> PairBank:
     """Return the disk cache of the training views, encoded if the model works on latents."""
     size = model.image_size[0]
-    source = open_source(config.data, size, config.seed)
+    source = registry.build("pair-source", config.data, size, config.seed)
     encoder = () if isinstance(model, XUNet) else (model.encode_images, f"VAE {digest(model.prior.vae)}")
     return PairBank(folder, source, size, config.data.held_out, *encoder)
 

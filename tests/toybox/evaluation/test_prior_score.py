@@ -1,0 +1,104 @@
+"""The task "evaluate-prior" on tiny priors."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.errors import refused
+from tests.support.tiny_prior import tiny_prior
+from threedgen.config import load, registry
+from threedgen.evaluation.samples import random_ring, ring_poses
+from threedgen.toybox.evaluation import prior_score
+from threedgen.toybox.evaluation.options import EvaluatePriorConfig
+
+
+def prior_config(out: Path, probe_file: str, **values: Any) -> EvaluatePriorConfig:
+    few = {"samples": 5, "steps": 2, "batch": 2, "threads": 1, "view_use": 0, "open_nouns": 0} | values
+    return EvaluatePriorConfig(task="evaluate-prior", out=str(out), probe={"weights": probe_file}, **few)  # type: ignore[call-arg]
+
+
+def test_batched_samples_equal_single_ones() -> None:
+    prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
+    c2w = torch.stack([ring_poses(random_ring(np.random.default_rng(k), 4, (0, 30))) for k in range(2)])
+    prompts = ["a red dog", "a blue house"]
+    rngs = [torch.Generator().manual_seed(k) for k in (1, 2)]
+    both = prior.sample(prompts, c2w, 2, 3.0, generator=rngs).unflatten(0, (2, 4))
+    assert both.shape == (2, 4, 16, 16, 3)
+    for k in range(2):
+        alone = prior.sample(prompts[k], c2w[k], 2, 3.0, generator=torch.Generator().manual_seed(k + 1))
+        assert torch.allclose(both[k], alone, atol=1e-4)
+    assert not torch.allclose(both[0], both[1], atol=1e-2)
+
+
+def test_report_and_resume(tmp_path: Path, probe_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
+    devices: list[str] = []
+    monkeypatch.setattr("threedgen.train.task.device", lambda accelerator: "cuda:0")
+    monkeypatch.setattr(registry, "build", lambda kind, config, device: devices.append(device) or prior)
+    calls: list[int] = []
+    real = prior.sample
+
+    def counted(*args: Any, **options: Any) -> torch.Tensor:
+        calls.append(len(args[0]))
+        return real(*args, **options)
+
+    monkeypatch.setattr(prior, "sample", counted)
+    config, out = prior_config(tmp_path / "run", probe_file), tmp_path / "run"
+    assert prior_score.run(config, quiet=True) == 0
+    assert calls == [2, 2, 1] and devices == ["cuda:0"]
+    first = (out / "report.json").read_bytes()
+    figures = json.loads(first)
+    assert figures["measured"]["noun"]["total"] == figures["probe_on_truth"]["noun"]["total"] == 5
+    assert len(figures["objects"]) == 5
+    text = (out / "report.md").read_text()
+    assert "| noun |" in text and "95 %" in text
+    assert (out / "sheet.png").is_file() and (out / "summary.json").is_file()
+
+    damaged = out / "samples" / "00001.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert prior_score.run(config, resume=out, quiet=True) == 0
+    assert calls == [2, 2, 1, 2]
+    assert (out / "report.json").read_bytes() == first
+
+    with torch.no_grad():
+        prior.unet.conv_in.bias += 1  # other weights: the kept samples do not fit
+    assert prior_score.run(config, resume=out, quiet=True) == 0
+    assert calls == [2, 2, 1, 2, 2, 2, 1]
+
+
+def test_view_use_and_open_prompts_are_reported(
+    tmp_path: Path, probe_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
+    monkeypatch.setattr(registry, "build", lambda kind, config, place: prior)
+    monkeypatch.setattr(prior_score, "VARIETY_SEEDS", 2)
+    out = tmp_path / "run"
+    config = prior_config(out, probe_file, samples=1, view_use=3, open_nouns=2, from_noise=True)
+    assert prior_score.run(config, quiet=True) == 0
+    figures = json.loads((out / "report.json").read_text())
+    assert figures["view_use"]["objects"] == 3 and figures["view_use"]["clean"]["mean"] > 0
+    found = figures["open"]
+    assert len(found["agreement"]["nouns"]) == found["accessories"]["measured"]["with"]["total"] == 2
+    assert found["agreement"]["truth"]["mean"] < found["agreement"]["chance"]
+    text = (out / "report.md").read_text()
+    assert "## Use of the other views" in text and "## Open prompts" in text
+    assert (out / "open.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("evaluate-toybox-prior", "probe.weights"),
+        ("janus-meter", "meter.classifier.weights"),
+        ("consistency", "features.weights"),
+    ],
+)
+def test_missing_probe_is_found_before_any_work(name: str, key: str) -> None:
+    with refused(key, "'none'", "train-toybox-probe"):
+        load(name, [f"{key}=none"]).check()
+    with refused(key):
+        load(name, [f"{key}={'x' * 300}"]).check()

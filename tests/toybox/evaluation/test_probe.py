@@ -1,0 +1,257 @@
+"""The probe: labels of toybox images, network, training, files."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.errors import refused
+from tests.support.tiny_classifiers import TINY, tiny_probe
+from threedgen.config.plain_file import read_json
+from threedgen.toybox.evaluation import options, training
+from threedgen.toybox.evaluation.labels import (
+    OPEN,
+    Labels,
+    ProbeToybox,
+    Truth,
+    image_truth,
+    labelled,
+    nearest_colour,
+    word_colours,
+)
+from threedgen.toybox.evaluation.options import ProbeNetworkConfig, TrainProbeConfig
+from threedgen.toybox.evaluation.probe import Answers, Logits, Probe, combine_views, prepare
+from threedgen.toybox.world.grammar import ACCESSORIES, NOUNS, Spec, held_out
+from threedgen.toybox.world.primitives import Asset
+from threedgen.toybox.world.toybox import build, render_azimuths
+
+LABELS = Labels.of_toybox()
+
+
+def asset_of(spec: Spec, seed: int = 0) -> Asset:
+    return build(spec, np.random.default_rng(seed))
+
+
+def truth_of(spec: Spec, degrees: list[float]) -> Truth:
+    asset = asset_of(spec)
+    render = render_azimuths(asset, degrees, 64, with_gbuffer=True)
+    return image_truth([asset], render.label, np.deg2rad(degrees), LABELS)
+
+
+# --- labels ------------------------------------------------------------------------------------------------------
+
+
+def test_labels_have_every_part_in_its_colour() -> None:
+    for word, noun in NOUNS.items():
+        for k, part in enumerate(noun.parts + noun.wears):
+            asset = asset_of(Spec(word, "red", "", part, "blue"), k)
+            assert word_colours(asset, LABELS)[part] == LABELS.colours.index("blue"), (word, part)
+            assert part in asset.labels, (word, part)
+
+
+def test_labels_depend_on_the_view() -> None:
+    truth = truth_of(Spec("television", "blue", "", "screen", "red"), [0, 180])
+    screen, hat = LABELS.words.index("screen"), LABELS.words.index("hat")
+    assert truth.noun.tolist() == [LABELS.nouns.index("television")] * 2
+    assert truth.colour.tolist() == [LABELS.colours.index("blue")] * 2
+    assert truth.seen[0, screen] == 1 and truth.part_colour[0, screen] == LABELS.colours.index("red")
+    assert truth.seen[1, screen] == 0 and truth.part_colour[1, screen] == OPEN
+    assert truth.seen[:, hat].tolist() == [0, 0]
+    assert truth.front.all() and truth.azimuth.tolist() == pytest.approx([0, math.pi])
+
+
+def test_loss_ignores_unspecified_labels() -> None:
+    truth = truth_of(Spec("ball"), [30])
+    assert truth.colour.tolist() == [OPEN] and not truth.front.any()
+    flat = Logits(*(torch.zeros(1, *shape) for shape in ((76,), (12,), (1,), (1, 12), (4,), (2,))))
+    open_part = torch.full((1, 1), OPEN)
+    _, metrics = training.probe_loss(
+        flat, Truth(truth.noun, truth.colour, open_part, open_part, truth.azimuth, truth.front)
+    )
+    assert metrics["loss_colour"] == metrics["loss_side"] == metrics["loss_heading"] == 0
+    assert metrics["loss_noun"] == pytest.approx(math.log(76), rel=1e-5)
+
+
+def test_nearest_colour_is_open_between_two_names() -> None:
+    assert LABELS.colours[nearest_colour(np.array([0.9, 0.1, 0.05]))] == "red"
+    red, orange = np.array([0.85, 0.10, 0.10]), np.array([0.98, 0.50, 0.05])
+    assert nearest_colour((red + orange) / 2) == OPEN
+
+
+def test_training_specs_have_every_accessory_and_held_out_combinations() -> None:
+    specs = [ProbeToybox(1).spec(k)[0] for k in range(1500)]
+    worn = [spec for spec in specs if spec.part in ACCESSORIES]
+    assert {spec.part for spec in worn} == set(ACCESSORIES) and 0.2 < len(worn) / len(specs) < 0.5
+    assert {spec.noun for spec in specs} == set(NOUNS)
+    assert any(held_out(spec) for spec in specs) and not all(held_out(spec) for spec in specs if spec.part)
+
+
+# --- network -----------------------------------------------------------------------------------------------------
+
+
+def test_default_size_fits_into_two_megabytes(tmp_path: Path) -> None:
+    probe = Probe(LABELS)
+    assert sum(p.numel() for p in probe.parameters()) <= 900_000
+    probe.save(tmp_path / "probe.safetensors")
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= 2 * 1000**2
+
+
+def test_classify_takes_images_of_any_size_and_changes_no_weights() -> None:
+    probe = tiny_probe()
+    before = {name: value.clone() for name, value in probe.state_dict().items()}
+    for size in (16, 32, 50, 128):
+        answers = probe.classify(torch.rand(3, size, size, 3), chunk=2)
+        assert answers.noun.shape == (3, 76) and answers.part_colour.shape == (3, len(LABELS.words), 12)
+        assert torch.allclose(answers.side.exp().sum(1), torch.ones(3), atol=1e-5)
+    assert probe.training and all(torch.equal(value, before[name]) for name, value in probe.state_dict().items())
+    x = torch.rand(1, 64, 64, 3)
+    blocks = x.reshape(1, 32, 2, 32, 2, 3).mean((2, 4)).permute(0, 3, 1, 2)
+    assert torch.allclose(prepare(x, 32), blocks, atol=1e-6)
+    with refused(None, (1, 8, 9, 3), kind=ValueError):
+        prepare(torch.rand(1, 8, 9, 3), 32)
+
+
+def test_combine_views_weights_colours_by_visibility() -> None:
+    half, colours = math.log(0.5), torch.tensor([[0.9, 0.1], [0.2, 0.8]])
+    views = Answers(
+        noun=torch.tensor([[half, half], [math.log(0.9), math.log(0.1)]]),
+        colour=colours.log(),
+        part=torch.tensor([[0.99], [0.01]]),  # visible in the first view
+        part_colour=colours.log()[:, None],
+        side=torch.zeros(2, 4),
+        azimuth=torch.zeros(2),
+    )
+    combined = combine_views(views)
+    assert combined.noun.tolist() == pytest.approx([(half + math.log(0.9)) / 2, (half + math.log(0.1)) / 2])
+    assert combined.part.tolist() == pytest.approx([0.99])
+    assert combined.part_colour[0, 0] == pytest.approx(0.99 * math.log(0.9) + 0.01 * math.log(0.2), abs=1e-5)
+
+
+def test_probe_learns_three_objects() -> None:
+    """Noun and colour from random weights, measured on other samples."""
+    specs = [Spec("car", "red"), Spec("tree", "green"), Spec("penguin", "blue")]
+
+    def batch(seed: int) -> tuple[torch.Tensor, Truth]:
+        images, truths = [], []
+        for spec in specs:
+            asset = asset_of(spec, seed)
+            degrees = np.random.default_rng(seed).uniform(0, 360) + np.array([0.0, 90.0, 180.0, 270.0])
+            render = render_azimuths(asset, degrees, 32, with_gbuffer=True)
+            images.append(torch.from_numpy(render.rgb))
+            truths.append(image_truth([asset], render.label, np.deg2rad(degrees), LABELS))
+        return torch.cat(images), Truth.cat(truths)
+
+    probe, rng = tiny_probe(), torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(probe.parameters(), 5e-3)
+    for step in range(60):
+        images, truth = batch(step % 20)
+        loss, _ = training.probe_loss(probe(training.augment(images.permute(0, 3, 1, 2), rng)), truth)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    images, truth = batch(1234)
+    answers = probe.classify(images)
+    assert (answers.noun.argmax(1) == truth.noun).float().mean() > 0.8
+    assert (answers.colour.argmax(1) == truth.colour).float().mean() > 0.8
+
+
+def test_augmentation_is_repeatable_and_never_mirrors() -> None:
+    x = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    first, again, other = (training.augment(x, torch.Generator().manual_seed(seed)) for seed in (2, 2, 3))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert 0 <= first.min() and first.max() <= 1
+    x = torch.zeros(16, 3, 32, 32)
+    x[..., 4:12] = 1  # bright on the left
+    y = training.augment(x, torch.Generator().manual_seed(0))
+    assert (y[..., :16].mean((1, 2, 3)) > y[..., 16:].mean((1, 2, 3)) + 0.2).all()
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def test_saved_probe_gives_the_same_answers(tmp_path: Path) -> None:
+    probe, images = tiny_probe(), torch.rand(2, 32, 32, 3)
+    probe.threshold = 0.25
+    probe.save(tmp_path / "toybox-probe.safetensors", {"steps": 7})
+    again = Probe.load(str(tmp_path))
+    assert torch.allclose(again.classify(images).noun, probe.classify(images).noun, atol=1e-2)
+    assert again.labels == LABELS and again.threshold == 0.25
+    assert read_json(tmp_path / "toybox-probe.json")["steps"] == 7
+    assert not again.training and not any(p.requires_grad for p in again.parameters())
+
+
+def test_missing_and_damaged_probes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(options, "folder", lambda name: tmp_path / "nothing")
+    path = tmp_path / "toybox-probe.safetensors"
+
+    def load(weights: str, *values: object) -> None:
+        with refused("probe.weights", *values, "train-toybox-probe"):
+            Probe.load(weights)
+
+    load("embedded", "toybox-probe")
+    load(str(tmp_path / "x.safetensors"), "x.safetensors")
+    tiny_probe().save(path)
+    content, card = path.read_bytes(), path.with_suffix(".json").read_text()
+    path.write_bytes(content[: len(content) // 2])
+    load(str(path), path)
+    path.write_bytes(content)
+    tree = json.loads(card)
+    tree["labels"]["nouns"] = tree["labels"]["nouns"][:-1]
+    path.with_suffix(".json").write_text(json.dumps(tree))
+    load(str(path), path)
+    Probe(Labels(LABELS.nouns[1:], LABELS.colours, LABELS.words), TINY).save(path)
+    load(str(path), LABELS.nouns[0])
+    path.with_suffix(".json").unlink()
+    load(str(path), path.with_suffix(".json"))
+
+
+# --- the task ----------------------------------------------------------------------------------------------------
+
+
+def config(out: Path, steps: int) -> TrainProbeConfig:
+    small = {"block": 2, "blocks": 2, "window": 3, "learning_rate": 1e-3, "bf16": False}
+    trainer = {"max_steps": steps, "accelerator": "cpu", "val_check_interval": 0, "log_every_n_steps": 1}
+    values = {"task": "train-probe", "out": str(out), "threads": 1, "network": TINY, "training": small}
+    return TrainProbeConfig.model_validate(values | {"trainer": trainer, "checkpoint": {"seconds": 1000}})
+
+
+def test_resumed_training_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "TEST_OBJECTS", 4)
+    monkeypatch.setattr(training, "CALIBRATION_OBJECTS", 20)
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert training.run_probe(config(whole, 5), quiet=True) == 0
+    assert training.run_probe(config(parts, 3), quiet=True) == 0
+    assert training.run_probe(config(parts, 5), resume=parts, quiet=True) == 0
+    one, other = ((folder / "probe" / "toybox-probe.safetensors").read_bytes() for folder in (whole, parts))
+    assert one == other
+    card = read_json(whole / "probe" / "toybox-probe.json")
+    assert card["steps"] == 5 and card["accuracy"]["noun"]["total"] == 4
+    assert 0 <= card["accuracy"]["side"]["low"] <= card["accuracy"]["side"]["high"] <= 1
+
+
+def test_batches_reuse_blocks_with_their_labels() -> None:
+    system = training.ProbeSystem(config(Path("unused"), 5))
+    rgb, truth = system.batch(4)
+    assert rgb.shape == (8, 3, 32, 32) and len(truth.noun) == 8  # two blocks of two objects, two views each
+    fresh, newest = system.batch(5)
+    assert set(system.cache) <= {3, 4, 5} and not torch.equal(fresh[:4], rgb[:4])
+    _, images, expected = labelled(ProbeToybox(0), [10, 11], 32, 2, LABELS)
+    assert torch.equal(newest.noun[:4], expected.noun) and torch.equal(newest.azimuth[:4], expected.azimuth)
+    assert torch.allclose(fresh[:4].permute(0, 2, 3, 1), torch.from_numpy(images), atol=0.5 / 255 + 1e-6)
+
+
+def test_training_starts_from_another_probe(tmp_path: Path) -> None:
+    tiny_probe(5).save(tmp_path / "toybox-probe.safetensors")
+    system = training.ProbeSystem(config(tmp_path / "run", 1).model_copy(update={"start": str(tmp_path)}))
+    system.start()
+    assert torch.allclose(system.net.there, tiny_probe(5).there, atol=1e-3)
+    other = ProbeNetworkConfig(image_size=32, channels=(8, 16, 16, 24))
+    Probe(LABELS, other).save(tmp_path / "toybox-probe.safetensors")
+    with refused("start"):
+        system.start()
+    (tmp_path / "toybox-probe.safetensors").unlink()
+    with refused("start", tmp_path):
+        system.start()

@@ -1,0 +1,131 @@
+"""The task "evaluate-subjects" on random networks."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.support.task_server import TINY, TINY_DREAMBOOTH, prior_folder, snapshot, write_config
+from tests.support.tiny_classifiers import tiny_probe
+from threedgen import cli
+from threedgen.config import load
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.toybox.evaluation.identity import IdentityNet
+from threedgen.toybox.evaluation.options import IdentityNetworkConfig
+from threedgen.toybox.evaluation.subject_report import compare, mean_difference, table
+
+
+def test_mean_difference_has_an_interval() -> None:
+    mean, low, high = mean_difference([0.1, 0.3, 0.2, 0.4])
+    assert mean == pytest.approx(0.25) and 0.1 <= low < mean < high <= 0.4
+    assert mean_difference([0.1, 0.3, 0.2, 0.4]) == (mean, low, high)
+    assert mean_difference([0.5]) == (0.5, 0.5, 0.5)
+
+
+def found(identity: list[float], scores: list[float], order: list[bool | None]) -> dict:
+    answers = [{"noun": True, "colour": None, "bound": None, "order": o} for o in order]
+    return {"identity": identity, "scores": scores, "answers": answers, "held_out": scores, "seconds": 5.0}
+
+
+def test_compare_rows_of_known_values() -> None:
+    rows = []
+    for k in (0.0, 0.2):
+        base, tuned = found([0.1, 0.3], [0.5, 0.7], [True, None]), found([0.6 + k, 0.6 + k], [1.0, 1.0], [True, False])
+        tuned["class"] = found([0, 0], [0.5, 0.5], [True])
+        tuned["held_out"] = [0.4, 0.4]
+        rows.append({"subject": f"{k}", "found": {"base": base, "l1": tuned}})
+    row = compare(rows, "l1")
+    assert row["identity"] == pytest.approx(0.7) and row["identity_gain"][0] == pytest.approx(0.5)
+    assert row["class_change"] == pytest.approx((-0.1, -0.1, -0.1))
+    assert row["own_change"] == pytest.approx((0.4, 0.4, 0.4))
+    assert row["held_out_change"][0] == pytest.approx(-0.2)
+    assert (row["order"]["hits"], row["order"]["total"]) == (2, 4) and row["bound"]["total"] == 0
+    line = table({"l1": row}).splitlines()[-1]
+    assert "preservation L1" in line and "+0.500" in line and "50.0 % (2/4)" in line and "-10.0" in line
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {name: content for name, (_, content) in snapshot(folder).items()}
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with random networks and configs."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    small = IdentityNetworkConfig(image_size=32, channels=(8, 8, 16, 16), width=8)
+    IdentityNet(small).eval().save(tmp_path / "toybox-identity.safetensors")
+    tiny_probe().save(tmp_path / "p.safetensors")
+    trainer = TINY_DREAMBOOTH["trainer"] | {"max_steps": 1, "val_check_interval": 0}
+    prior = {"weights": str(prior_folder()), "dtype": "fp32"}
+    write_config(tmp_path / "tune.yaml", TINY_DREAMBOOTH, prior=prior, trainer=trainer, prompt_check="off")
+    config = {
+        "task": "evaluate-subjects", "threads": 1, "config": "tune.yaml", "probe": {"weights": "p.safetensors"},
+        "identity": {"weights": "toybox-identity.safetensors"}, "subjects": 2, "photos": 2,
+        "settings": ["", "red hat"], "preservation": ["l1", "none"], "strengths": [1.0, 0.5], "held_out": 2, "steps": 1,
+    }  # fmt: skip
+    write_config(tmp_path / "evaluate.yaml", config)
+    return tmp_path
+
+
+def test_subjects_are_tuned_measured_and_not_repeated(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["--config", "evaluate.yaml", "out=run", "-q"]
+    assert cli.main(words) == 0
+    report = json.loads(Path("run/report.json").read_text())
+    assert list(report["compared"]) == ["l1", "l1-0.5", "none"] and len(report["subjects"]) == 2
+    for row in report["subjects"]:
+        for kind in ("base", "l1", "l1-0.5", "none"):
+            found = row["found"][kind]
+            assert len(found["identity"]) == 2 and len(found["held_out"]) == 2
+            assert (Path("run/subjects") / row["subject"] / f"{kind}-1.png").exists()
+        base, tuned, some = (row["found"][kind]["identity"] for kind in ("base", "l1", "l1-0.5"))
+        assert base != tuned != some
+    text = Path("run/report.md").read_text()
+    assert "| preservation L1 |" in text and "| preservation L1, strength 0.5 |" in text
+    assert Path("run/sheet.png").exists()
+    before = contents(Path("run/subjects"))
+    monkeypatch.setattr(MVDream, "sample", lambda *a, **k: pytest.fail("sampled again"))
+    monkeypatch.setattr("threedgen.train.loop.fit", lambda *a, **k: pytest.fail("tuned again"))
+    Path("run/report.md").unlink()
+    assert cli.main(words) == 0 and Path("run/report.md").exists()
+    assert contents(Path("run/subjects")) == before
+
+
+def test_objects_are_made_by_base_and_tuned_prior(place: Path) -> None:
+    prior = {"weights": str(prior_folder()), "dtype": "fp32"}
+    still = {"warm_start": {"share": 0}, "trainer": TINY["trainer"] | {"max_steps": 1}, "export": {"enabled": False}}
+    result = TINY["result"] | {"turntable": TINY["result"]["turntable"] | {"n_view": 8}}
+    write_config(place / "make.yaml", TINY, prior=prior, result=result, **still)
+    words = ["--config", "evaluate.yaml", "out=run", "-q", "subjects=1", "settings=['']", "preservation=[none]"]
+    words.append("strengths=[0.5]")
+    assert cli.main([*words, "objects=make.yaml"]) == 0
+    (row,) = json.loads(Path("run/report.json").read_text())["subjects"]
+    runs = sorted(path.name for path in (Path("run/subjects") / row["subject"] / "objects").iterdir())
+    assert runs == ["base-0", "none-0.5-0"]
+    made = load(Path("run/subjects") / row["subject"] / "objects" / "none-0.5-0" / "config.yaml")
+    assert made.prior.personalisation_strength == 0.5
+    base, tuned = (row["found"][key]["objects"]["identity"] for key in ("base", "none-0.5"))
+    assert len(base) == len(tuned) == 1 and base != tuned
+    assert Path("run/objects.png").exists()
+    assert "make.yaml" in Path("run/report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        (["settings=[red hta]"], ("settings: ", "'hta'", "'hat'")),
+        (["settings=[rde hat]"], ("settings: ", "'rde'", "'red'")),
+        (["settings=[hat]"], ("settings", "'hat'")),
+        (["preservation=[l1, l1]"], ("preservation", "'l1'")),
+        (["strengths=[1, 1]"], ("strengths", "1.0")),
+        (["config=sample-toybox"], ("config: ", "mvdreambooth")),
+        (["identity.weights=none"], ("identity.weights: ", "'none'")),
+    ],
+)
+def test_mistakes_are_named_by_key(
+    place: Path, capsys: pytest.CaptureFixture[str], words: list[str], values: tuple[str, ...]
+) -> None:
+    assert cli.main(["--config", "evaluate.yaml", "out=run", *words]) == 2
+    err = capsys.readouterr().err
+    assert all(value in err for value in values) and err.count("\n") == 1

@@ -1,0 +1,88 @@
+"""Toybox objects whose captions leave colours unspecified."""
+
+import re
+
+import numpy as np
+import pytest
+
+from threedgen.toybox.training.words import train_tokenizer
+from threedgen.toybox.world.captions import EXCLUSIVE_GROUPS, SCATTERED_ELEVATION, OpenToybox, conflicts
+from threedgen.toybox.world.grammar import COLOURS, NOUNS, Spec, held_out
+from threedgen.toybox.world.primitives import Asset
+
+COUNT = 400
+
+
+@pytest.fixture(scope="module")
+def assets() -> list[Asset]:
+    box = OpenToybox(3)
+    return [box.asset(index) for index in range(COUNT)]
+
+
+def words(caption: str) -> list[str]:
+    return re.findall(r"[a-z0-9]+", caption)
+
+
+def spec(asset: Asset) -> Spec:
+    return Spec(**{name: getattr(asset, name) for name in Spec.__dataclass_fields__})
+
+
+def test_captions_use_only_tokenizer_words(assets: list[Asset]) -> None:
+    known = set(train_tokenizer(32).get_vocab())
+    assert not {word for asset in assets for word in words(asset.caption)} - known
+
+
+def test_captions_name_the_object_and_only_its_colours(assets: list[Asset]) -> None:
+    stated = 0
+    for asset in assets:
+        named = [word for word in words(asset.caption) if word in COLOURS]
+        own = [asset.colour, asset.part_colour, asset.second_colour]
+        assert asset.noun in asset.caption and asset.colour in COLOURS
+        assert all(own.count(colour) >= named.count(colour) for colour in named)
+        stated += bool(named)
+    assert 0.4 < stated / COUNT < 0.75
+
+
+def test_captions_name_up_to_two_parts_or_accessories(assets: list[Asset]) -> None:
+    counts = np.zeros(3, int)
+    for asset in assets:
+        details = [word for word, _ in spec(asset).details]
+        counts[len(details)] += 1
+        assert all(word in asset.caption for word in details)
+        assert all(word in NOUNS[asset.noun].parts + NOUNS[asset.noun].wears for word in details)
+        assert len(details) < 2 or not conflicts(*details)
+    assert (counts > 0.08 * COUNT).all()
+
+
+def test_conflicts_between_accessories_at_the_same_place() -> None:
+    assert all(conflicts(*group[:2]) for group in EXCLUSIVE_GROUPS)
+    assert conflicts("ears", "ears") and not conflicts("hat", "scarf")
+
+
+def test_second_accessory_is_part_of_the_object() -> None:
+    worn = [a for a in map(OpenToybox(5).asset, range(300)) if a.second in NOUNS[a.noun].wears]
+    assert worn and all(asset.second in asset.labels for asset in worn)
+
+
+@pytest.mark.parametrize("split", ["train", "held-out"])
+def test_split_depends_on_the_colours_of_the_object(split: str) -> None:
+    box = OpenToybox(4, split)  # type: ignore[arg-type]
+    assert {held_out(spec(box.asset(index))) for index in range(60)} == {split == "held-out"}
+
+
+def test_objects_depend_only_on_the_seed() -> None:
+    assert repr(OpenToybox(6).asset(9)) == repr(OpenToybox(6).asset(9)) != repr(OpenToybox(7).asset(9))
+
+
+def test_share_of_objects_has_independent_cameras() -> None:
+    box, scattered = OpenToybox(8, scattered=0.5), 0
+    for index in range(60):
+        c2w, _, azimuth, _ = box.cameras(index)
+        position = c2w[:, :3, 3] / np.linalg.norm(c2w[:, :3, 3], axis=1, keepdims=True)
+        elevation = np.rad2deg(np.arcsin(position[:, 2]))
+        assert np.allclose(np.cos(azimuth - np.arctan2(position[:, 1], position[:, 0])), 1, atol=1e-4)
+        if np.ptp(elevation) > 1e-2:
+            scattered += 1
+            low, high = SCATTERED_ELEVATION
+            assert ((low - 0.1 <= elevation) & (elevation <= high + 0.1)).all()
+    assert 15 < scattered < 45

@@ -1,0 +1,178 @@
+"""Prompts of toybox priors: rewriting, checks before torch or weights are loaded, suggestions, usual heights."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.errors import refused
+from tests.support.tiny_prior import letter_tokenizer, word_tokenizer
+from threedgen import cli
+from threedgen.config import load
+from threedgen.guidance.weights.tokens import Vocabulary, closed_vocabulary
+from threedgen.run.prompts import Reading
+from threedgen.toybox.prompts import HEIGHTS, ToyboxPrompts, read_prompt
+from threedgen.toybox.synonyms import LOOKALIKES, SYNONYM_OF, SYNONYMS, also_called, similar
+from threedgen.toybox.world.captions import OpenToybox
+from threedgen.toybox.world.grammar import NOUNS
+
+KNOWN = frozenset("a blue bus car cat chair dog grey hat house of red small tree truck turtle".split())
+
+
+@pytest.fixture(scope="module")
+def embedded() -> Vocabulary:
+    found = load("mvdream-toybox").vocabulary()
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("prompt", "values"),
+    [
+        ("a blue corgi", ["'corgi' by dog", "animals (dog, cat, bear,"]),
+        ("a ferry, a pickup", ["'ferry' by boat", "'pickup' by truck", "vehicles (car, truck,"]),
+        ("justice", ["animals (dog, cat ...), buildings (house, castle ...), vehicles"]),
+        ("a photo of a cup", ["'cup' by mug", "household (mug, teapot,"]),
+        ("red apples", ["'apples' by apple"]),
+        ("a blue hat", ['"a dog wearing a blue hat"']),
+        ("a roof", ['"a house with a red roof"']),
+        ("glasses on a nebula", ['"a dog wearing red glasses"']),
+    ],
+)
+def test_check_refuses_prompts_without_known_noun(prompt: str, values: list[str], embedded: Vocabulary) -> None:
+    with refused("prompt", *values, "docs/toybox-words.md", "prompt_check=off", repr(prompt)):
+        ToyboxPrompts(embedded).check(prompt)
+
+
+@pytest.mark.parametrize("prompt", ["a dog", "Ice Cream!", "a fluffy unicorn beside a tree", "a puppy", "two dogs"])
+def test_check_accepts_one_known_noun(prompt: str, embedded: Vocabulary) -> None:
+    ToyboxPrompts(embedded).check(prompt)
+
+
+def test_check_ignores_other_vocabularies(embedded: Vocabulary) -> None:
+    ToyboxPrompts(None).check("justice")
+    ToyboxPrompts(closed_vocabulary(word_tokenizer(["justice", "red"]).backend_tokenizer)).check("justice")
+    ToyboxPrompts(Vocabulary(embedded.backend, ["[v]"])).check("a [V] thing")
+    assert closed_vocabulary(letter_tokenizer().backend_tokenizer) is None and closed_vocabulary(None) is None
+    assert ToyboxPrompts(None).notes("a dog and a cat") == []
+
+
+@pytest.mark.parametrize(
+    ("prompt", "names"),
+    [
+        ("a white dog on a red chair", ["dog and chair"]),
+        ("a dog wearing a hat and a red scarf", ["hat and scarf"]),
+        ("a dog with blue ears wearing a hat, and a cat", ["dog and cat", "ears and hat"]),
+        ("a palm tree", []),
+        ("a blue dog wearing a red hat", []),
+        ("a unicorn", []),
+    ],
+)
+def test_notes_warn_of_several_objects_or_details(prompt: str, names: list[str], embedded: Vocabulary) -> None:
+    found = ToyboxPrompts(embedded).notes(prompt)
+    assert len(found) == len(names) and all(name in note for name, note in zip(names, found, strict=True))
+
+
+@pytest.mark.parametrize("name", ["mvdream-toybox", "sds-toybox", "sample-toybox"])
+def test_refused_prompt_starts_no_run(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--config", name, "prompt=a corgi", f"out={tmp_path / 'run'}"]) == 2
+    assert "'corgi' by dog" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    load(name, ["prompt=a corgi", "prompt_check=off"]).check()
+
+
+def test_prompt_check_imports_no_torch(tmp_path: Path) -> None:
+    code = (
+        "import sys; from threedgen import cli; code = cli.main(['prompt=a corgi', 'out=run']);"
+        "sys.exit(code if 'torch' not in sys.modules else 'torch was loaded')"
+    )
+    words: dict[str, Any] = {"cwd": tmp_path, "capture_output": True, "text": True, "check": False}
+    done = subprocess.run([sys.executable, "-c", code], **words)
+    assert done.returncode == 2, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("prompt", "text"),
+    [
+        ("a puppy", "a dog"),
+        ("A photo of a cute puppy, wearing sunglasses", "a dog wearing glasses"),
+        ("3D asset of a robot", "a robot"),
+        ("a toy of a cute robot", "a toy of a robot"),
+        ("an old wooden chair", "a chair"),
+        ("a very old orange tree", "an orange tree"),
+        ("a big elephant", "a large elephant"),
+        ("a fire truck", "a truck"),
+        ("a bear with a big sword", "a bear"),
+        ("a pirate holding a sword and a flag", "a pirate with a flag"),
+        ("a knight in shining armour with a blue plume", "a knight with a blue plume"),
+        ("a dog that is small and cute", "a dog that is small"),
+        ("a dog that is cute and small", "a dog that is small"),
+        ("a red and white ball!", "a red and white ball!"),
+        ("an image of a house on a hill", "a house"),
+        ("a photo of [v] dog with a hat", "[v] dog with a hat"),
+    ],
+)
+def test_read_prompt_uses_known_words_only(prompt: str, text: str, embedded: Vocabulary) -> None:
+    assert read_prompt(prompt, embedded.known, ["[v]"]).text == text
+
+
+def test_read_prompt_names_what_changed(embedded: Vocabulary) -> None:
+    reading = read_prompt("a cute bunny with a cloak without a hat", embedded.known)
+    assert reading == Reading("a rabbit with a cape", {"bunny": "rabbit", "cloak": "cape"}, ["cute"], ["hat"])
+
+
+def test_read_prompt_keeps_training_captions(embedded: Vocabulary) -> None:
+    world = OpenToybox(3)
+    captions = [world.asset(index).caption for index in range(60)]
+    assert [read_prompt(caption, embedded.known) for caption in captions] == [Reading(caption) for caption in captions]
+
+
+def test_read_prompt_without_known_words_is_empty(embedded: Vocabulary) -> None:
+    assert read_prompt("Ein Hund", embedded.known).text == ""
+
+
+def test_heights_cover_exactly_all_nouns() -> None:
+    assert set(HEIGHTS) == set(NOUNS) and all(0.01 < metres < 50 for metres in HEIGHTS.values())
+
+
+@pytest.mark.parametrize(
+    ("prompt", "height"),
+    [
+        ("a blue dog wearing a red hat", ("a dog", 0.5)),
+        ("an Astronaut on a horse", ("an astronaut", 1.9)),
+        ("an ice cream", ("an ice cream", 0.18)),
+        ("a puppy", ("a dog", 0.5)),
+        ("a photo of two spaceships without a car", ("a rocket", 30.0)),
+        ("a nebula", None),
+    ],
+)
+def test_usual_height_reads_synonyms(prompt: str, height: tuple[str, float] | None) -> None:
+    assert ToyboxPrompts(None).usual_height(prompt) == height
+
+
+def test_synonyms_are_outside_the_vocabulary_and_belong_to_one_word_each(embedded: Vocabulary) -> None:
+    assert embedded.known.isdisjoint(SYNONYM_OF)
+    assert embedded.known.issuperset({*SYNONYMS, *LOOKALIKES})
+    others = " ".join([*SYNONYMS.values(), *LOOKALIKES.values()]).split()
+    assert len(others) == len(set(others))
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("corgi", "dog"), ("kitten", "cat"), ("automobile", "car"), ("foxes", "dog"), ("chairs", "chair"),
+        ("tiny", "small"), ("dgo", "dog"), ("tuttle", "turtle"), ("gray", "grey"), ("carr", "car"), ("hose", "house"),
+    ],
+)  # fmt: skip
+def test_similar_lists_the_expected_word_first(word: str, expected: str) -> None:
+    assert similar(word, KNOWN)[0] == expected
+
+
+@pytest.mark.parametrize("word", ["justice", "fluffy", "on", "zzgrblx", "hot-dog", "hot", "ca", "steam", "d" * 10_000])
+def test_similar_is_empty_for_distant_words(word: str) -> None:
+    assert similar(word, KNOWN) == []
+
+
+def test_also_called_of_known_words() -> None:
+    assert also_called("stool", {*KNOWN, "stool"}) == ["stool", "chair"] and also_called("dog", KNOWN) == ["dog"]

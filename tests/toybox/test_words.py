@@ -1,0 +1,104 @@
+"""Tokenizer of the toybox."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from threedgen.guidance.weights.tokens import read_tokenizer, token_ids, tokens_cut, unknown_words
+from threedgen.toybox.training.options import NetworkConfig
+from threedgen.toybox.training.words import END, PAD, START, UNKNOWN, train_tokenizer
+from threedgen.toybox.world.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, WORDINGS, Spec, caption
+from threedgen.toybox.world.toybox import Toybox
+
+LENGTH = NetworkConfig().max_tokens
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(LENGTH)
+
+
+def words(tokenizer, ids: list[int]) -> list[str]:
+    return tokenizer.convert_ids_to_tokens(ids)
+
+
+def test_special_tokens_come_first_and_enclose_a_prompt(tokenizer) -> None:
+    assert words(tokenizer, [0, 1, 2, 3]) == [PAD, UNKNOWN, START, END]
+    ids = (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert ids == (0, 2, 3), "CLIPTextModel pools at another token if the end token is 2"
+    ids = token_ids(tokenizer, ["a blue dog", "a dog"], 7)
+    assert words(tokenizer, ids[0].tolist()) == [START, "a", "blue", "dog", END, PAD, PAD]
+    assert words(tokenizer, ids[1].tolist()) == [START, "a", "dog", END, PAD, PAD, PAD]
+
+
+def test_all_object_captions_are_known_and_fit(tokenizer) -> None:
+    longest = 0
+    for word, entry in NOUNS.items():
+        for part in ("", *entry.parts, *entry.wears):
+            for wording in range(WORDINGS):
+                spec = Spec(word, "turquoise", "small", part, "orange" if part else "")
+                for text in (caption(spec, wording), caption(Spec(word, "", "", part), wording)):
+                    ids = tokenizer(text).input_ids
+                    assert UNKNOWN not in words(tokenizer, ids), text
+                    longest = max(longest, len(ids))
+    assert 10 < longest <= LENGTH, "the longest caption is cut off"
+
+
+@pytest.mark.parametrize("split", ["train", "held-out"])
+def test_sampled_captions_are_known_and_decode_to_themselves(tokenizer, split: str) -> None:
+    box = Toybox(11, split)  # type: ignore[arg-type]
+    for index in range(200):
+        text = caption(*box.spec(index))
+        assert unknown_words(tokenizer, text) == [] and tokens_cut(tokenizer, text, LENGTH) == ""
+        decoded = tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True)
+        assert decoded.split() == re.findall(r"\w+|[^\w\s]", text)
+
+
+def test_every_word_has_its_own_id(tokenizer) -> None:
+    vocabulary = tokenizer.get_vocab()
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    parts = [part for entry in NOUNS.values() for part in entry.parts]
+    assert {*COLOURS, *ACCESSORIES, *filter(None, SIZES), *" ".join(NOUNS).split(), *parts} <= set(vocabulary)
+    assert len(vocabulary) < 400
+
+
+def test_unknown_words_are_marked_and_listed(tokenizer) -> None:
+    ids = tokenizer("a blue dgo wearing a piano").input_ids
+    assert words(tokenizer, ids) == [START, "a", "blue", UNKNOWN, "wearing", "a", UNKNOWN, END]
+    found = dict(unknown_words(tokenizer, "a blue dgo wearing a piano"))
+    assert list(found) == ["dgo", "piano"] and "dog" in found["dgo"]
+
+
+@pytest.mark.parametrize("text", ["", " ", "\n\t "])
+def test_empty_text_is_only_start_and_end(tokenizer, text: str) -> None:
+    assert words(tokenizer, tokenizer(text).input_ids) == [START, END]
+    assert token_ids(tokenizer, [text], 5)[0].tolist() == token_ids(tokenizer, [""], 5)[0].tolist()
+
+
+def test_case_width_and_spaces_are_normalised(tokenizer) -> None:
+    plain = tokenizer("a red hat").input_ids
+    for text in ("A RED Hat", "  a   red\nhat ", "\uff41 red h\uff41t"):  # fullwidth letters
+        assert tokenizer(text).input_ids == plain, text
+
+
+@pytest.mark.parametrize("text", ["\U0001f600 dog", "dog <b>bold</b> $x ..", "dog " * 5000, "\x00dog", "狗"])
+def test_unusual_text_gives_valid_ids(tokenizer, text: str) -> None:
+    ids = token_ids(tokenizer, [text], LENGTH)
+    assert ids.shape == (1, LENGTH) and ids[0, 0] == tokenizer.bos_token_id and int(ids.max()) < len(tokenizer)
+
+
+def test_long_prompt_is_cut_and_the_rest_returned(tokenizer) -> None:
+    text = "a dog " * 20
+    left = 20 - (LENGTH - 2) // 2
+    assert tokens_cut(tokenizer, text, LENGTH) == " ".join(["a dog"] * left)
+    assert token_ids(tokenizer, [text], LENGTH)[0, -1] == tokenizer.eos_token_id
+
+
+def test_tokenizer_is_reproducible_and_survives_saving(tokenizer, tmp_path: Path) -> None:
+    assert train_tokenizer(LENGTH).get_vocab() == tokenizer.get_vocab()
+    tokenizer.save_pretrained(tmp_path)
+    read = read_tokenizer(tmp_path)
+    text = ["a small pink pig with blue ears", "a zebra", ""]
+    assert token_ids(read, text, LENGTH).tolist() == token_ids(tokenizer, text, LENGTH).tolist()
+    assert read.model_max_length == LENGTH

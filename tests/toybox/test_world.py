@@ -1,0 +1,284 @@
+"""Procedural toybox: variety, reproducibility, bounds, captions and the held-out split."""
+
+import hashlib
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from threedgen.data.options import OBJECT_RADIUS
+from threedgen.geometry.poses import orbit_array
+from threedgen.toybox.world.grammar import (
+    ACCESSORIES,
+    COLOURS,
+    NOUNS,
+    SIZES,
+    WORDINGS,
+    Noun,
+    Spec,
+    caption,
+    colour_value,
+    held_out,
+    takes_article,
+)
+from threedgen.toybox.world.primitives import Asset
+from threedgen.toybox.world.raycast import render
+from threedgen.toybox.world.toybox import Toybox, build, jumble, render_azimuths
+
+ROOT = Path(__file__).parents[2]
+ALL_NOUNS = [pytest.param(entry, id=word) for word, entry in NOUNS.items()]
+NOUNS_WITH_FRONT = [pytest.param(word, id=word) for word, entry in NOUNS.items() if entry.front]
+
+
+def example(noun: str, part: str = "", size: str = "large", seed: int = 5) -> Asset:
+    """Build a blue object, its part red."""
+    return build(Spec(noun, "blue", size, part, "red" if part else ""), np.random.default_rng(seed))
+
+
+def extent(asset: Asset) -> np.ndarray:
+    vertices = asset.mesh()[0]
+    return vertices.max(0) - vertices.min(0)
+
+
+def farthest(asset: Asset) -> float:
+    return float(np.linalg.norm(asset.mesh()[0], axis=1).max())
+
+
+def test_vocabulary_is_rich_enough() -> None:
+    assert len(NOUNS) >= 60
+    families = Counter(entry.family for entry in NOUNS.values())
+    assert len(families) >= 8 and min(families.values()) >= 4, families
+    assert len(COLOURS) >= 12
+    parts = {part for entry in NOUNS.values() for part in entry.parts}
+    assert len(parts) + len(ACCESSORIES) >= 12 and len(ACCESSORIES) >= 8
+    assert {"small", "large"} <= set(SIZES)
+    for entry in NOUNS.values():
+        details = entry.parts + entry.wears
+        assert details and len(set(details)) == len(details) and set(entry.wears) <= set(ACCESSORIES), entry.word
+
+
+def test_sampled_colours_are_nearest_to_their_name() -> None:
+    rng = np.random.default_rng(0)
+    names, centres = list(COLOURS), np.array(list(COLOURS.values()))
+    for k, name in enumerate(names):
+        samples = np.stack([colour_value(name, rng) for _ in range(200)])
+        assert samples.min() >= 0 and samples.max() <= 1
+        nearest = np.linalg.norm(samples[:, None] - centres, axis=-1).argmin(1)
+        assert (nearest == k).mean() > 0.97, name
+
+
+@pytest.mark.parametrize("entry", ALL_NOUNS)
+def test_named_parts_exist_and_are_visible(entry: Noun) -> None:
+    details = entry.parts + entry.wears
+    assets = [example(entry.word, part) for part in details]
+    azimuth = np.tile(np.deg2rad([0.0, 90.0, 180.0, 270.0]), len(details))
+    c2w = orbit_array(np.full_like(azimuth, 0.26), azimuth, np.full_like(azimuth, 2.6))
+    owner = np.repeat(np.arange(len(details)), 4)
+    labels = render(assets, owner, c2w, np.full(len(c2w), 0.7), 64, supersample=1, with_gbuffer=True).label
+    for k, (part, asset) in enumerate(zip(details, assets, strict=True)):
+        assert part in asset.labels, f"no solid of the {entry.word} is labelled {part!r}"
+        colours = [p.colour for p in asset.primitives if p.label == part]
+        assert any(c[0] > 0.6 and c[1] < 0.4 and c[2] < 0.4 for c in colours), f"the {part} is not red"
+        visible = labels[owner == k] == asset.labels.index(part) + 1
+        assert visible.mean((1, 2)).max() > 0.0025, f"the {part} of the {entry.word} is hidden or tiny"
+
+
+@pytest.mark.parametrize("entry", ALL_NOUNS)
+def test_objects_fit_into_the_ball_and_fill_it(entry: Noun) -> None:
+    sizes = [size for size in SIZES if size]
+    for k, part in enumerate(("", *entry.parts, *entry.wears)):
+        size = sizes[k % len(sizes)]
+        asset = example(entry.word, part, size, seed=k)
+        reach = farthest(asset)
+        assert reach <= OBJECT_RADIUS, f"{asset.caption}: {reach}"
+        assert reach > (0.5 if size == "small" else 0.9) * OBJECT_RADIUS, f"{asset.caption}: {reach}"
+        assert 2 <= len(asset.primitives) <= 60
+        assert all(0 <= p.colour.min() and p.colour.max() <= 1 for p in asset.primitives)
+
+
+@pytest.mark.parametrize("word", NOUNS_WITH_FRONT)
+def test_sides_of_nouns_with_a_front_differ(word: str) -> None:
+    result = render_azimuths(example(word), [0.0, 90.0, 180.0, 270.0], 64, with_gbuffer=True)
+    area = result.mask.sum() / 4
+    for one, other in combinations(result.label, 2):
+        assert (one != other).sum() > 0.1 * area
+
+
+def test_faces_look_towards_plus_x() -> None:
+    with_eyes = [word for word in NOUNS if "eyes" in example(word).labels]
+    assert len(with_eyes) > 15
+    for word in with_eyes:
+        asset = example(word)
+        eyes = render_azimuths(asset, [0.0, 180.0], 48, with_gbuffer=True).label == asset.labels.index("eyes") + 1
+        assert eyes[0].sum() > eyes[1].sum(), word
+        assert np.mean([p.centre[0] for p in asset.primitives if p.label == "eyes"]) > 0, word
+
+
+def test_shape_of_a_noun_varies_with_the_seed() -> None:
+    for word in NOUNS:
+        matrices = [example(word, seed=seed).primitives[0].matrix.ravel() for seed in range(4)]
+        assert len({tuple(np.round(matrix, 6)) for matrix in matrices}) == 4, word
+
+
+def test_size_words_scale_or_stretch_the_same_object() -> None:
+    for word in ("dog", "house", "ball", "car"):
+        plain, small, large, tall, wide = (example(word, size=s) for s in ("", "small", "large", "tall", "wide"))
+        assert farthest(small) < 0.8 * farthest(plain) <= 0.8 * farthest(large)
+        shape = extent(plain) / extent(plain)[0]
+        assert np.allclose(extent(tall) / extent(tall)[0], shape * (1, 1, 1.4), rtol=0.02)
+        assert np.allclose(extent(wide) / extent(wide)[0], shape * (1, 1.4, 1), rtol=0.02)
+
+
+def digest() -> str:
+    """Hash some samples of both splits with captions and cameras."""
+    sha = hashlib.sha256()
+    for split in ("train", "held-out"):
+        assets, rgb, c2w, azimuth = Toybox(7, split).batch(range(3, 9), 24, 2, jumbles=0.3)
+        for array in (rgb, c2w, azimuth, *(p.matrix for a in assets for p in a.primitives)):
+            sha.update(np.ascontiguousarray(array).tobytes())
+        sha.update("|".join(asset.caption for asset in assets).encode())
+    return sha.hexdigest()
+
+
+def test_samples_are_identical_in_another_process() -> None:
+    code = "from tests.toybox.test_world import digest; print(digest())"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "17"}
+    run = [sys.executable, "-c", code]
+    other = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert other.stdout.strip() == digest()
+
+
+def test_samples_depend_only_on_seed_split_and_index() -> None:
+    single, batch = Toybox(1).batch([12], 24)[1], Toybox(1).batch([3, 12, 5], 24)[1]
+    assert np.array_equal(single, batch[4:8])
+    others = (Toybox(2), 12), (Toybox(1, "held-out"), 12), (Toybox(1), 13)
+    assert all(not np.array_equal(single, other.batch([index], 24)[1]) for other, index in others)
+
+
+def test_cameras_look_at_the_origin_from_four_sides() -> None:
+    for index in range(30):
+        c2w, fov, azimuth, grey = Toybox(0).cameras(index)
+        position = c2w[:, :3, 3].astype(float)
+        distance = np.linalg.norm(position, axis=1)
+        assert np.allclose(c2w[:, :3, :3] @ c2w[:, :3, :3].swapaxes(1, 2), np.eye(3), atol=1e-5)
+        assert np.allclose(c2w[:, :3, 2], position / distance[:, None], atol=1e-5)  # looks along -z at the origin
+        assert np.allclose(np.arctan2(position[:, 1], position[:, 0]) % (2 * np.pi), azimuth, atol=1e-4)
+        assert np.allclose(np.diff(azimuth) % (2 * np.pi), np.pi / 2, atol=1e-4)
+        assert np.allclose(distance, distance[0]) and 35 <= np.rad2deg(fov[0]) <= 45
+        assert 0.9 <= distance[0] * np.tan(fov[0] / 2) <= 1.0 and 0.4 <= grey <= 0.6
+        assert 0 <= np.arcsin(position[0, 2] / distance[0]) <= np.deg2rad(30.001)
+
+
+def test_jumbles_have_no_noun_and_fit_into_the_ball() -> None:
+    heap = jumble(np.random.default_rng(3))
+    assert 4 <= len(heap.primitives) <= 24 and farthest(heap) <= OBJECT_RADIUS
+    assert heap.noun == heap.caption == ""
+    assets = Toybox(0).batch(range(60), 16, 1, jumbles=0.5)[0]
+    assert 15 < sum(asset.noun == "" for asset in assets) < 45
+
+
+def states(text: str, spec: Spec) -> bool:
+    """Return whether a caption states everything in the spec."""
+    words = [spec.noun, *(w for w in (spec.colour, spec.size, spec.part, spec.part_colour) if w)]
+    return all(re.search(rf"\b{re.escape(word)}\b", text) for word in words)
+
+
+@pytest.mark.parametrize("wording", range(WORDINGS))
+def test_captions_state_the_spec_in_correct_english(wording: int) -> None:
+    box = Toybox(0)
+    for index in range(300):
+        spec, _ = box.spec(index)
+        text = caption(spec, wording)
+        assert states(text, spec), (text, spec)
+        assert not re.search(r"\ba [aeiou]|\ban [^aeiou]|  |^ | $", text), text
+        if spec.part:
+            verb = "wearing" if spec.part in ACCESSORIES else "with"
+            article = "an? " if takes_article(spec.part) else ""
+            assert re.search(rf"\b{verb} {article}{spec.part_colour} ?{spec.part}$", text), text
+        else:
+            assert "wearing" not in text and "with " not in text
+
+
+def test_caption_wordings() -> None:
+    full = Spec("dog", "blue", "small", "hat", "red")
+    assert caption(full) == "a small blue dog wearing a red hat"
+    assert len({caption(full, wording) for wording in range(WORDINGS)}) == 5
+    assert len({caption(Spec("owl", "orange"), wording) for wording in range(WORDINGS)}) >= 4
+    assert caption(Spec("owl", "orange")) == "an orange owl" and caption(Spec("owl")) == "an owl"
+    assert caption(Spec("car", "red", "", "wheels", "")) == "a red car with wheels"
+    assert caption(Spec("penguin", "", "", "feet", "red")) == "a penguin with red feet"
+    assert caption(Spec("clown", "blue", "", "hair", "orange")) == "a blue clown with orange hair"
+
+
+def test_asset_fields_match_the_spec() -> None:
+    box = Toybox(4)
+    for index in range(40):
+        (spec, wording), asset = box.spec(index), box.asset(index)
+        assert asset.caption == caption(spec, wording) and asset.index == index
+        assert all(getattr(asset, name) == value for name, value in vars(spec).items())
+        assert asset.family == NOUNS[spec.noun].family and asset.front == NOUNS[spec.noun].front
+
+
+def test_specs_cover_the_whole_vocabulary() -> None:
+    box = Toybox(0)
+    specs = [box.spec(index)[0] for index in range(2500)]
+    assert {spec.noun for spec in specs} == set(NOUNS)
+    assert {spec.colour for spec in specs} == {"", *COLOURS} and {spec.size for spec in specs} == set(SIZES)
+    assert {spec.part for spec in specs if spec.part in ACCESSORIES} == set(ACCESSORIES)
+    shares = [np.mean([bool(getattr(spec, key)) for spec in specs]) for key in ("colour", "part", "size")]
+    assert np.allclose(shares, (0.9, 0.58, 0.25), atol=0.04), shares
+
+
+def test_one_combination_in_sixteen_is_held_out() -> None:
+    specs = [
+        Spec(word, colour, "", part, "red")
+        for word, entry in NOUNS.items()
+        for colour in COLOURS
+        for part in entry.parts + entry.wears
+    ]
+    hidden = {(spec.noun, spec.colour, spec.part) for spec in specs if held_out(spec)}
+    assert 1 / 19 < len(hidden) / len(specs) < 1 / 13
+    assert {("dog", "blue", "scarf"), ("dog", "pink", "bow"), ("dog", "black", "headphones")} <= hidden
+    assert ("dog", "blue", "hat") not in hidden
+    # size and part colour do not matter; without a colour or a part nothing is held out
+    assert held_out(Spec("dog", "blue", "small", "scarf", "green")) and not held_out(Spec("dog", "blue"))
+    assert not held_out(Spec("dog", "", "", "scarf", "red"))
+
+
+def test_splits_are_disjoint() -> None:
+    train = [Toybox(0).spec(index)[0] for index in range(1500)]
+    hidden = [Toybox(0, "held-out").spec(index)[0] for index in range(300)]
+    assert not any(held_out(spec) for spec in train) and all(held_out(spec) for spec in hidden)
+    combinations = [{(s.noun, s.colour, s.part) for s in specs if s.part} for specs in (train, hidden)]
+    assert not combinations[0] & combinations[1] and len(combinations[1]) > 100
+
+
+@pytest.mark.parametrize("entry", ALL_NOUNS)
+def test_no_variation_gives_identical_objects(entry: Noun) -> None:
+    part = (*entry.parts, *entry.wears, "")[0]
+    spec = Spec(entry.word, "blue", "small", part, "red" if part else "")
+    one, other = (build(spec, np.random.default_rng(k), variation=0) for k in (1, 2))
+    for a, b in zip(one.primitives, other.primitives, strict=True):
+        assert all(np.array_equal(value, getattr(b, name)) for name, value in vars(a).items())
+    assert farthest(one) < OBJECT_RADIUS
+
+
+def test_no_variation_still_samples_unspecified_colours() -> None:
+    dogs = [build(Spec("dog"), np.random.default_rng(k), variation=0) for k in range(8)]
+    assert len({tuple(dog.primitives[0].colour) for dog in dogs}) > 2
+
+
+def test_no_variation_keeps_captions_and_camera_directions() -> None:
+    typical, world = Toybox(3, variation=0), Toybox(3)
+    for index in range(5):
+        assert typical.asset(index).caption == world.asset(index).caption
+        a, b = typical.cameras(index)[0], world.cameras(index)[0]
+        np.testing.assert_allclose(a[:, :3, :3], b[:, :3, :3], atol=1e-6)
+    distances = {round(float(np.linalg.norm(typical.cameras(i)[0][0, :3, 3])), 4) for i in range(5)}
+    assert len(distances) == 1 and typical.cameras(0)[3] == 0.5

@@ -1,0 +1,104 @@
+"""The task train-own-prior: from meshes to a prior."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import threedgen
+from tests.support.marks import unix
+from tests.support.task_server import assert_same, finished_run, server, weights, write_config
+from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
+from tests.support.tiny_trainings import TINY_OWN, own_command
+from tests.support.toy_run import log
+from threedgen.config import load
+from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.priors.stable_diffusion import StableDiffusion
+from threedgen.run.metrics import read_summary
+from threedgen.toybox.training import own
+
+
+def done() -> Path:
+    return finished_run(own_command)
+
+
+@unix
+def test_meshes_become_a_prior(tmp_path: Path) -> None:
+    assert read_summary(done())["fid"] > 0
+    assert (done() / "sheet.png").exists() and (done() / "samples.png").exists()
+    found, before = MVDream.load(str(done() / "prior"), dtype="fp32"), tiny_prior()
+    c2w = orbit_c2w(torch.full((2,), 0.2), torch.tensor([0.0, 1.5]), torch.full((2,), 2.0))
+    assert torch.isfinite(found.sample("a red box", c2w, steps=1, generator=cpu())).all()
+    old, new = before.unet.state_dict(), found.unet.state_dict()
+    moved = [name for name, value in old.items() if (new[name] - value).abs().max() > 1e-2]
+    assert any("class_embedding" in name for name in moved) and any("attn1" in name for name in moved)
+    assert_same(dict(found.vae.state_dict()), {k: v.half().float() for k, v in before.vae.state_dict().items()})
+
+
+def test_samples_do_not_start_from_the_coarse_prediction(tmp_path: Path) -> None:
+    coarse_prior().save(tmp_path / "base")
+    written = write_config(tmp_path / "own.yaml", TINY_OWN, data="assets", prior={"weights": str(tmp_path / "base")})
+    own.load_start(load(written)).save(tmp_path / "own")
+    poses = orbit_c2w(torch.full((2,), 0.2), torch.tensor([0.0, 1.5]), torch.full((2,), 2.0))
+    for folder, guesses in (("base", True), ("own", False)):
+        prior = MVDream.load(str(tmp_path / folder))
+        guess = prior.coarse_latents(prior.encode_prompt(["a red box"] * 2), poses)
+        assert (guess is not None) == guesses
+
+
+@unix
+def test_rendered_assets_are_reused(tmp_path: Path) -> None:
+    assert server().run(tmp_path, words=own_command(tmp_path, f"data={done()}", "out=other")) == 0, log(tmp_path)
+    assert not (tmp_path / "other" / "views").exists()
+    assert_same(weights(tmp_path / "other"), weights(done()))
+
+
+def logged(run: Path) -> list[float]:
+    """Return the loss of each step over all processes."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss_2d" if "loss_2d" in line else "loss_3d"] for line in lines]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path: Path) -> None:
+    several = ["trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp_find_unused_parameters_true"]
+    words = [sys.executable, str(threedgen.folder("configs").parent / "launch.py"), *own_command(tmp_path, *several)]
+    subprocess.run(words, cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    one, two = (logged(run) for run in (done(), tmp_path / "run"))
+    assert len(one) == 6 and two == pytest.approx(one, rel=1e-3)
+
+
+def test_2d_model_gets_a_camera_branch_without_effect(tmp_path: Path) -> None:
+    flat = tiny_prior(class_embed_type=None, projection_class_embeddings_input_dim=None)
+    flat.save(tmp_path / "flat")
+    words = [f"prior.weights={tmp_path / 'flat'}", "training.gradient_checkpointing=true", "prior.dtype=fp32"]
+    found = own.load_start(load("train-own-prior", words))
+    assert found.unet.class_embedding is not None and found.unet.is_gradient_checkpointing
+    x, t, text = (
+        torch.randn(2, *found.latent_shape, generator=cpu()),
+        torch.full((2,), 500),
+        found.encode_prompt(["a"] * 2),
+    )
+    before = StableDiffusion.load(str(tmp_path / "flat"), dtype="fp32")
+    with torch.no_grad():
+        seen = found.predict(x, t, text, torch.randn(2, 16, generator=cpu()))
+        assert torch.allclose(seen, before.predict(x, t, text), atol=1e-5)
+
+
+def test_gradient_checkpointing_gives_the_same_gradients() -> None:
+    found = []
+    for less in (False, True):
+        prior = tiny_prior()
+        prior.unet.requires_grad_(True).train()
+        if less:
+            prior.unet.enable_gradient_checkpointing()
+        x, camera = torch.randn(2, *prior.latent_shape, generator=cpu()), torch.randn(2, 16, generator=cpu())
+        prior.predict(x, torch.full((2,), 500), prior.encode_prompt(["a"] * 2), camera, 2).square().sum().backward()
+        found.append(
+            {name: value.grad.clone() for name, value in prior.unet.named_parameters() if value.grad is not None}
+        )
+    assert_same(*found)

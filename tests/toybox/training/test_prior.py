@@ -1,0 +1,166 @@
+"""Systems of train-base and train-prior, step by step."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from tests.support.task_server import TINY_BASE, TINY_PRIOR, write_config
+from tests.support.tiny_prior import tiny_prior, tiny_vae
+from threedgen import config
+from threedgen.data.bank import LatentBank
+from threedgen.toybox.data.pictures import FourSides, Photographs
+from threedgen.toybox.training import autoencoder, text_encoder
+from threedgen.toybox.training.options import (
+    AutoencoderConfig,
+    DecoderConfig,
+    NetworkConfig,
+    TrainPriorConfig,
+    WordsConfig,
+)
+from threedgen.toybox.training.system import PriorSystem, objects_of
+from threedgen.toybox.training.words import train_tokenizer
+from threedgen.toybox.world.toybox import Toybox
+
+
+def load_prior_config(folder: Path, *words: str) -> TrainPriorConfig:
+    found: TrainPriorConfig = config.load(write_config(folder / "tiny.yaml", TINY_PRIOR), list(words))
+    return found
+
+
+def banks(folder: Path, vae: Any, size: int = 16) -> list[tuple[float, LatentBank]]:
+    """Return banks of single images and of two views of objects with their shares of the steps."""
+    single = LatentBank(folder / "latents", Photographs(5), vae, size, 40)
+    return [(0.3, single), (0.7, LatentBank(folder / "objects", FourSides(Toybox(5), 2), vae, size, 20))]
+
+
+@pytest.fixture
+def standard_vae() -> AutoencoderKL:
+    """One whose latents have unit variance."""
+    vae = tiny_vae()
+    autoencoder.standardise(vae, torch.from_numpy(Photographs(5).block(range(16), 16).rgb))
+    return vae
+
+
+def test_decoder_improves_on_noisy_latents(standard_vae: AutoencoderKL) -> None:
+    """The encoder is unchanged."""
+    images = AutoencoderConfig(image_size=32, crop=16, batch=4)
+    rate = {"0%": 3e-3, "100%": 1e-3}
+    system = autoencoder.DecoderSystem(DecoderConfig(max_steps=40, learning_rate=rate), images, 0, standard_vae, False)
+    before = {name: value.clone() for name, value in standard_vae.state_dict().items()}
+    made = system.configure_optimizers()
+    losses = []
+    for step in range(40):
+        made["optimizer"].zero_grad()
+        losses.append(system.training_step(step, step))
+        losses[-1].backward()
+        made["optimizer"].step()
+    assert sum(losses[-5:]).item() < 0.9 * sum(losses[:5]).item()
+    changed = {name for name, value in standard_vae.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("decoder.") for name in changed)
+
+
+def test_text_encoder_matches_captions_after_a_few_steps(tmp_path: Path, standard_vae: AutoencoderKL) -> None:
+    """The loss falls below chance."""
+    rate = {"0%": 0.0, "10%": 1e-3, "100%": 5e-4}
+    options = WordsConfig(max_steps=60, batch=16, fresh=4, pictures=64, learning_rate=rate)
+    bank, tokenizer = LatentBank(tmp_path, Photographs(5), standard_vae, 16, 96), train_tokenizer(32)
+    torch.manual_seed(0)
+    text = text_encoder.build(NetworkConfig(**TINY_BASE["network"]), tokenizer)
+    system = text_encoder.TextEncoderSystem(options, 0, text, tokenizer, bank, True)
+    before = {name: value.clone() for name, value in text.state_dict().items()}
+    made = system.configure_optimizers()
+    for step in range(options.max_steps):
+        made["optimizer"].zero_grad()
+        loss = system.training_step(step, step)
+        loss.backward()
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+    assert loss.item() < 0.6 * math.log(16)
+    assert any(not torch.equal(value, before[name]) for name, value in text.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("first", "pictures", "fresh"), [(18, 20, 2), (2, 40, 4), (50, 40, 2), (4, 40, 0), (38, 40, 2)]
+)
+@pytest.mark.parametrize("n_view", [1, 2])
+def test_entries_of_a_step_are_available(tmp_path: Path, first: int, pictures: int, fresh: int, n_view: int) -> None:
+    words = [f"training.first={first}", f"training.pictures={pictures}", f"training.fresh={fresh}"]
+    system = PriorSystem(load_prior_config(tmp_path, *words), tiny_prior())
+    seen: set[int] = set(range(first // n_view))
+    for step in range(60):
+        chosen = system.entries(step, n_view, 1.0)
+        assert len(chosen) == 4 // n_view and chosen.min() >= 0 and chosen.max() < pictures // n_view
+        new = {int(i) for i in chosen} - seen
+        assert len(new) == min(fresh // n_view, pictures // n_view - len(seen & set(range(pictures // n_view))))
+        assert new <= set(range(len(seen), len(seen) + 4))
+        seen |= new
+
+
+def test_share_of_steps_has_half_the_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prior, seen = tiny_prior(), list[int]()
+
+    def predict(x: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        seen.append(x.shape[-1])
+        return x * next(prior.unet.parameters()).mean()
+
+    monkeypatch.setattr(prior, "predict", predict)
+    sizes = [
+        (share, LatentBank(tmp_path / f"{size}", Photographs(5), prior.vae, size, 40))
+        for share, size in ((0.25, 32), (0.75, 16))
+    ]
+    system = PriorSystem(load_prior_config(tmp_path), prior, *sizes)
+    for step in range(40):
+        system.training_step(step, step)
+    side = 16 // prior.factor
+    assert set(seen) == {side, 2 * side} and 22 <= seen.count(side) <= 38
+
+
+def test_steps_have_joined_views_or_single_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = load_prior_config(tmp_path, "trainer.max_steps=40")
+    tuned = tiny_prior()
+    asked: list[tuple[int, int, int | None]] = []  # pictures, how many are joined, their cameras
+
+    def predict(x: torch.Tensor, t: torch.Tensor, text: torch.Tensor, camera: Any, n_view: int) -> torch.Tensor:
+        assert len(text) == len(x) == len(t) == 4 and torch.equal(t, t[::n_view].repeat_interleave(n_view))
+        asked.append((len(x), n_view, None if camera is None else len(camera)))
+        return x * next(tuned.unet.parameters()).mean()
+
+    monkeypatch.setattr(tuned, "predict", predict)
+    system = PriorSystem(options, tuned, *banks(tmp_path, tuned.vae))
+    for step in range(40):
+        system.training_step(step, step)
+    assert set(asked) == {(4, 2, 4), (4, 1, None)} and 5 <= asked.count((4, 1, None)) <= 20
+
+
+def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each takes half of the batch; mean losses and gradients are those of the whole."""
+    options = load_prior_config(tmp_path, "training.batch=8", "training.no_text=0.5")
+    prior = tiny_prior()
+    system = PriorSystem(options, prior, *banks(tmp_path, prior.vae))
+
+    def train(step: int, process: tuple[int, int]) -> tuple[float, torch.Tensor]:
+        monkeypatch.setattr(PriorSystem, "process", process)
+        monkeypatch.setattr(PriorSystem, "mean_of_processes", lambda self, loss: float(loss.detach()))
+        monkeypatch.setattr(PriorSystem, "fill", lambda self, bank, chosen: None)
+        system.zero_grad()
+        loss = system.training_step(step, step)
+        loss.backward()
+        return loss.item(), prior.unet.conv_in.weight.grad.clone()
+
+    kinds = set()
+    for step in range(6):
+        (whole, expected), *halves = (train(step, process) for process in ((0, 1), (0, 2), (1, 2)))
+        kinds |= set(system.metrics)
+        assert halves[0][0] != halves[1][0]
+        assert sum(loss for loss, _ in halves) / 2 == pytest.approx(whole, rel=1e-4)
+        torch.testing.assert_close((halves[0][1] + halves[1][1]) / 2, expected, rtol=1e-3, atol=1e-6)
+    assert kinds == {"loss_2d", "loss_3d"}
+
+
+@pytest.mark.parametrize(("images", "n_view", "objects"), [(1, 6, 1), (6, 6, 1), (7, 6, 2), (8, 1, 8)])
+def test_images_are_rounded_up_to_whole_objects(images: int, n_view: int, objects: int) -> None:
+    assert objects_of(images, n_view) == objects

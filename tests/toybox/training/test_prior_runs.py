@@ -1,0 +1,236 @@
+"""Tasks train-base and train-prior: stages that may be killed, and folders that other libraries read."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+
+from tests.support.errors import refused
+from tests.support.marks import unix
+from tests.support.task_server import TINY_BASE, assert_same, finished_run, saved_at, server, weights, write_config
+from tests.support.tiny_prior import cpu
+from tests.support.tiny_trainings import TRAININGS, base_command, prior_command
+from tests.support.toy_run import log
+from threedgen import config
+from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.coarse import CoarsePredictor
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.priors.stable_diffusion import StableDiffusion
+from threedgen.run.metrics import read_summary
+from threedgen.toybox.training import system, task
+from threedgen.toybox.training.networks import multiview_model
+
+STEPS = TINY_BASE["trainer"]["max_steps"]
+
+
+def base() -> Path:
+    return finished_run(base_command)
+
+
+def prior() -> Path:
+    return finished_run(prior_command)
+
+
+def assert_same_base(run: Path) -> None:
+    """Assert that a run left the weights and files of one that was not stopped."""
+    assert_same(weights(run), weights(base()))
+    for name in TRAININGS["base"].files:
+        assert (run / name).read_bytes() == (base() / name).read_bytes(), name
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """A copy of a finished run, in its own working directory."""
+    shutil.copytree(base(), tmp_path / "run")
+    return tmp_path
+
+
+# --- results -----------------------------------------------------------------------------------------------------
+
+
+@unix
+def test_base_run_leaves_a_2d_model() -> None:
+    found = StableDiffusion.load(str(base() / "base"), dtype="fp32")
+    assert found.image_size == 32 and found.max_tokens == 32
+    assert found.unknown_words("a red dog wearing a zzz")[0][0] == "zzz"
+    image = found.sample("a red dog", None, steps=1, generator=cpu())
+    assert image.shape == (1, 32, 32, 3) and torch.isfinite(image).all()
+    with refused(None, "camera"):
+        MVDream.load(str(base() / "base"))
+
+
+@unix
+def test_prior_run_leaves_a_multi_view_prior() -> None:
+    found = MVDream.load(str(prior() / "prior"), dtype="fp32")
+    c2w = orbit_c2w(torch.full((2,), 0.2), torch.tensor([0.0, 1.5]), torch.full((2,), 2.0))
+    views = found.sample("a red dog", c2w, steps=1, generator=cpu())
+    assert views.shape == (2, 32, 32, 3) and torch.isfinite(views).all()
+    before = StableDiffusion.load(str(base() / "base"), dtype="fp32")
+    for part in ("vae", "text_encoder"):
+        assert_same(dict(getattr(found, part).state_dict()), dict(getattr(before, part).state_dict()))
+    old, new = before.unet.state_dict(), found.unet.state_dict()
+    assert all(not torch.equal(new[name], value) for name, value in old.items() if value.ndim > 1)
+
+
+@unix
+def test_new_multi_view_model_computes_what_the_2d_model_does() -> None:
+    found = StableDiffusion.load(str(base() / "base"), dtype="fp32")
+    made = multiview_model(found, CoarsePredictor(found.text_shape[1], *found.latent_shape[:2]))
+    made.unet.requires_grad_(True)
+    x, t = torch.randn(2, *found.latent_shape, generator=cpu()), torch.full((2,), 500)
+    text, camera = found.encode_prompt(["a red dog"] * 2), torch.randn(2, 16, generator=cpu())
+    with torch.no_grad():
+        assert torch.allclose(made.predict(x, t, text, camera), found.predict(x, t, text), atol=1e-6)
+        joined = made.predict(x, t, text, camera, 2)
+    assert not torch.allclose(joined, made.predict(x, t, text, camera), atol=1e-6)
+    made.predict(x, t, text, camera, 2).square().sum().backward()
+    assert made.unet.class_embedding.linear_2.weight.grad.abs().max() > 0, "the camera is not trained"
+    assert made.unet.conv_in.weight.grad[:, made.latent_shape[0] :].abs().max() > 0, "the coarse input is not trained"
+
+
+@unix
+def test_saved_networks_are_the_averages() -> None:
+    state = weights(base())
+    saved = StableDiffusion.load(str(base() / "base"), dtype="fp32").unet.state_dict()
+    for name, value in saved.items():
+        average = state[f"average./{name.replace('.', '/')}"]
+        assert torch.equal(value, average.half().float()), name
+    assert any(not torch.equal(saved[name], state[f"unet.{name}"].half().float()) for name in saved)
+    coarse = MVDream.load(str(prior() / "prior"), dtype="fp32").coarse
+    kept = load_file(prior() / "coarse" / "coarse.safetensors")
+    for name, value in dict(coarse.state_dict()).items():
+        assert torch.equal(value, kept[name].half().float()), name
+
+
+def frozen_command(folder: Path) -> list[str]:
+    """Return the command that trains a prior further with learning rates of 0."""
+    start = f"start={prior() / 'prior'}"
+    return prior_command(folder, start, "coarse.learning_rate=0", "training.learning_rate=0", "seed=9")
+
+
+@unix
+def test_prior_is_trained_further_from_all_of_its_weights() -> None:
+    after, before = (MVDream.load(str(run / "prior"), dtype="fp32") for run in (finished_run(frozen_command), prior()))
+    for part in ("coarse", "unet"):
+        assert_same(dict(getattr(after, part).state_dict()), dict(getattr(before, part).state_dict()))
+
+
+def two_sizes_command(folder: Path) -> list[str]:
+    return prior_command(folder, "coarse=null", "training.half=0.5")
+
+
+@unix
+def test_prior_without_coarse_predictor_trains_in_two_sizes() -> None:
+    run = finished_run(two_sizes_command)
+    assert {"latents", "latents-half", "objects", "objects-half"} <= {path.name for path in run.iterdir()}
+    found = MVDream.load(str(run / "prior"), dtype="fp32").with_draft(0.3)
+    c2w = orbit_c2w(torch.full((2,), 0.2), torch.tensor([0.0, 1.5]), torch.full((2,), 2.0))
+    assert found.sample("a red dog", c2w, steps=2, generator=cpu()).isfinite().all()
+
+
+@unix
+def test_diffusers_reads_both_folders() -> None:
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from transformers import AutoTokenizer, CLIPTextModel
+
+    for folder, embedding in ((base() / "base", None), (prior() / "prior", "projection")):
+        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae")
+        text = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").float()
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+        scheduler = DDIMScheduler.from_pretrained(folder, subfolder="scheduler")
+        assert unet.config.class_embed_type == embedding and vae.config.latent_channels == 8
+        assert len(tokenizer) <= text.config.vocab_size and tokenizer.tokenize("A Red dog") == ["a", "red", "dog"]
+        assert scheduler.config.num_train_timesteps == 1000
+        kind = StableDiffusion if embedding is None else MVDream
+        ours = kind.load(str(folder), dtype="fp32")
+        assert_same(dict(unet.state_dict()), dict(ours.unet.state_dict()))
+        ids = tokenizer("a red dog", return_tensors="pt", padding="max_length", max_length=32).input_ids
+        with torch.no_grad():
+            assert torch.allclose(text(ids).last_hidden_state, ours.encode_prompt(["a red dog"]), atol=1e-5)
+
+
+# --- kills and signals -------------------------------------------------------------------------------------------
+
+
+@unix
+def test_run_killed_in_every_stage_ends_the_same(tmp_path: Path) -> None:
+    """Validation in between does not change the result either."""
+    run, words = tmp_path / "run", base_command(tmp_path, "trainer.val_check_interval=4")
+
+    def killed_at(step: int, system: str) -> None:
+        server().killed(tmp_path, words=words, hold_at=step, hold_in=system)
+
+    def killed_in(*functions: str) -> None:
+        for function in functions:
+            assert server().run(tmp_path, words=words, die_in=function) == -signal.SIGKILL, log(tmp_path)
+
+    killed_at(3, "Autoencoder")
+    assert saved_at(run / "autoencoder")
+    killed_in("threedgen.toybox.training.autoencoder.standardise")  # trained, but not yet written
+    killed_at(2, "Decoder")
+    assert saved_at(run / "decoder")
+    killed_in(
+        "threedgen.toybox.training.text_encoder.build",  # written, but the next stage has not begun
+        "threedgen.data.bank.encode",  # in the middle of its first step
+    )
+    assert not saved_at(run / "words") and (run / "autoencoder" / "autoencoder.safetensors").exists()
+    killed_at(3, "TextEncoder")
+    assert saved_at(run / "words")
+    killed_in("threedgen.run.cache.save_network", "threedgen.toybox.training.system.vocabulary_digest")
+    assert not saved_at(run) and (run / "words" / "words.safetensors").exists()
+    killed_at(6, "Prior")
+    assert saved_at(run)
+    assert server().run(tmp_path, words=["--resume", "run"]) == 0, log(tmp_path)
+    assert_same_base(run)
+
+
+@unix
+def test_ctrl_c_and_sigterm_then_resume_end_the_same(tmp_path: Path) -> None:
+    run, words = tmp_path / "run", base_command(tmp_path, "checkpoint.seconds=1000")
+    stage = {"hold_at": 2, "hold_in": "Autoencoder"}
+    assert server().signalled(tmp_path, signal.SIGINT, words=words, **stage) == 130, log(tmp_path)
+    vae = run / "autoencoder" / "autoencoder.safetensors"
+    assert saved_at(run / "autoencoder") and not vae.exists()
+    code = server().signalled(tmp_path, signal.SIGTERM, words=words, hold_at=STEPS - 2, hold_in="Prior")
+    assert code == 143, log(tmp_path)
+    assert not (run / "samples.png").exists()
+    shutil.rmtree(run / "latents")  # only a cache
+    vae.write_bytes(vae.read_bytes()[:-9])
+    assert server().run(tmp_path, words=words) == 0, log(tmp_path)
+    assert "autoencoder.safetensors is damaged" in log(tmp_path)
+    assert_same_base(run)
+
+
+@unix
+def test_ctrl_c_in_the_last_stage_saves_the_model(tmp_path: Path, copy: Path) -> None:
+    again = [*base_command(tmp_path), f"trainer.max_steps={STEPS + 4}"]
+    code = server().signalled(copy, signal.SIGINT, words=again, hold_at=STEPS + 1, hold_in="Prior")
+    assert code == 130, log(copy)
+    summary = read_summary(copy / "run")
+    assert summary["status"] == "interrupted" and summary["steps"] == STEPS + 2
+    sums = (copy / "run" / "base" / "SHA256SUMS").read_bytes()
+    assert sums != (base() / "base" / "SHA256SUMS").read_bytes()
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu(tmp_path: Path) -> None:
+    trainer = TINY_BASE["trainer"] | {"accelerator": "gpu"}
+    options = config.load(write_config(tmp_path / "base.yaml", TINY_BASE, trainer=trainer)).model_copy(
+        update={"out": str(tmp_path / "run")}
+    )
+    assert task.run_base(options, quiet=True) == 0
+    assert (tmp_path / "run" / "samples.png").exists()
+
+
+@unix
+def test_run_does_not_resume_with_another_vocabulary(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = config.load(copy / "run" / "config.yaml", [f"trainer.max_steps={STEPS + 2}"])
+    options = options.model_copy(update={"out": str(copy / "run")})
+    monkeypatch.setattr(system, "vocabulary_digest", lambda prior: "other")
+    with refused(None, "vocabulary", "'other'"):
+        task.run_base(options, resume=copy / "run", quiet=True)

@@ -1,0 +1,1 @@
+"""Data sets and files of the toybox: training images, rooms, subjects, SRN scenes, GLB files."""

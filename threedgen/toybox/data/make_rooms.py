@@ -1,0 +1,161 @@
+"""Task "make-toy-rooms": write toy rooms as folders in the layouts of Matterport3D and ScanNet.
+
+    RUN/mp3d_skybox/{train,test}.npy, SCENE/...    panoramas: skyboxes and captions (``threedgen.data.matterport``)
+    RUN/scannet/{train,test}/SCENE/...             walks: frames, depth, poses, captions (``threedgen.data.scannet``)
+    RUN/scannet/test/SCENE/room.glb                room mesh in metres
+
+Each scene is written atomically, so an interrupted run resumes with the missing scenes.
+"""
+
+import io
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import imageio.v3 as iio
+import numpy as np
+
+from threedgen.data.matterport import CAPTIONS, FACES, FOLDER, YAW_STEP
+from threedgen.data.options import SceneSplit
+from threedgen.geometry.depth_file import write_depth
+from threedgen.geometry.images import to_uint8
+from threedgen.geometry.warp import to_opencv
+from threedgen.run.arrays import Array
+from threedgen.run.disk import atomic_folder, write_atomic
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.progress import Count
+from threedgen.toybox.options import MakeToyRoomsConfig, RoomPanoramasConfig, RoomPathsConfig
+from threedgen.train.task import Task, run_task
+
+from .room_mesh import room_glb
+from .room_scenes import RoomPanoramas, RoomWalk, RoomWalks
+
+SPLITS: tuple[SceneSplit, ...] = ("train", "test")
+CHUNK = 16
+"""Number of frames of a walk that are rendered together."""
+SCANNET = "scannet"
+"""Name of the folder of walks."""
+NAME = "skybox"
+"""Name of the panorama in the folder of a scene, at the start of file names."""
+
+
+class Job(NamedTuple):
+    """Scene to write: its kind ("panorama" or "walk"), split and number."""
+
+    kind: str
+    split: SceneSplit
+    number: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.kind}-{self.split}-{self.number:05d}"
+
+
+def make(task: Task) -> None:
+    """Render and write the scenes of the run that do not exist. Raises Stopped after Ctrl-C."""
+    config, all_jobs = task.config, list(jobs(task.config))
+    with Interrupts() as interrupts, Count("scenes", len(all_jobs), task.quiet) as count:
+        for job in all_jobs:
+            interrupts.raise_if_stopped()
+            target = scene_folder(task.folder, job)
+            if not target.is_dir():
+                with atomic_folder(target) as folder:
+                    (write_panorama if job.kind == "panorama" else write_walk)(folder, config, job)
+            count.add(1, job.name)
+    for split in SPLITS:
+        write_index(task.folder / FOLDER, split, [job for job in all_jobs if job[:2] == ("panorama", split)])
+    task.summarise(scenes=len(all_jobs))
+
+
+run = partial(run_task, make, files=(FOLDER, SCANNET), again=True)
+
+
+def jobs(config: MakeToyRoomsConfig) -> Iterator[Job]:
+    """Yield all scenes of a run, existing and missing ones, in the order of writing."""
+    for split in SPLITS:
+        yield from (Job("panorama", split, number) for number in range(getattr(config, f"{split}_panoramas")))
+        yield from (Job("walk", split, number) for number in range(getattr(config, f"{split}_walks")))
+
+
+def scene_folder(root: Path, job: Job) -> Path:
+    return root / FOLDER / job.name if job.kind == "panorama" else root / SCANNET / job.split / job.name
+
+
+def panoramas(config: MakeToyRoomsConfig, split: SceneSplit) -> RoomPanoramas:
+    """Return the source of the panoramas of a split."""
+    count = max(1, getattr(config, f"{split}_panoramas"))
+    return RoomPanoramas(RoomPanoramasConfig(count=count, supersample=config.supersample), config.seed, split)
+
+
+def walk(config: MakeToyRoomsConfig, split: SceneSplit, number: int) -> RoomWalk:
+    """Return the walk with number ``number`` of a split."""
+    c = config
+    options = RoomPathsConfig(
+        count=number + 1, height=c.height, width=c.width, fov=c.fov, overlap=c.overlap, supersample=c.supersample
+    )
+    return RoomWalks(options, c.seed, split, c.frames)[number]
+
+
+def write_panorama(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
+    """Write the six skybox images and the eight captions of a panorama to ``folder``. Raises OSError."""
+    source = panoramas(config, job.split)
+    (folder / FACES).mkdir()
+    (folder / CAPTIONS).mkdir()
+    for number, face in enumerate(source.skybox(job.number, config.skybox_size)):
+        (folder / face_path(number)).write_bytes(jpeg(to_uint8(face)))
+    for number, text in enumerate(source.directions(job.number)):
+        (folder / CAPTIONS / f"{NAME}_{number * YAW_STEP}.txt").write_text(f"{text}\n", encoding="utf-8")
+
+
+def face_path(number: int) -> str:
+    """Return the path of skybox image ``number`` (0 to 5), relative to the folder of its scene."""
+    return f"{FACES}/{NAME}_skybox{number}_sami.jpg"
+
+
+def write_index(folder: Path, split: SceneSplit, panorama_jobs: list[Job]) -> None:
+    """Write SPLIT.npy with the paths (N, 6) of the skybox images of N panoramas, unless N is 0. Raises OSError."""
+    if panorama_jobs:
+        data = io.BytesIO()
+        np.save(data, np.array([[f"{job.name}/{face_path(number)}" for number in range(6)] for job in panorama_jobs]))
+        write_atomic(folder / f"{split}.npy", data.getvalue())
+
+
+def write_walk(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
+    """Write the frames, key frame numbers and, in the test split, the room mesh of a walk. Raises OSError."""
+    room_walk = walk(config, job.split, job.number)
+    for part in ("color", "depth", "pose", "prompt", "intrinsic"):
+        (folder / part).mkdir()
+    K, _ = to_opencv(room_walk.cameras.select([0]))
+    matrix = np.eye(4)
+    matrix[:3, :3] = K[0]
+    (folder / "intrinsic" / "intrinsic_depth.txt").write_text(rows(matrix), encoding="utf-8")
+    for start in range(0, room_walk.length, CHUNK):
+        write_frames(folder, room_walk, range(start, min(start + CHUNK, room_walk.length)))
+    (folder / "key_frame_0.6.txt").write_text("".join(f"{number}\n" for number in room_walk.keys), encoding="utf-8")
+    np.save(folder / "valid_frames.npy", np.array(room_walk.frames))
+    if job.split == "test":
+        (folder / "room.glb").write_bytes(room_glb(room_walk.room))
+
+
+def write_frames(folder: Path, room_walk: RoomWalk, numbers: range) -> None:
+    """Write the images, depth, poses and captions of the frames ``numbers``. Raises OSError."""
+    scene = room_walk.views(numbers)
+    assert scene.depth is not None
+    poses = to_opencv(scene.views.cameras)[1].double().numpy()
+    for k, number in enumerate(numbers):
+        (folder / "color" / f"{number}.jpg").write_bytes(jpeg(to_uint8(scene.views.images[k])))
+        write_depth(folder / "depth" / f"{number}.png", scene.depth[k].numpy())
+        (folder / "pose" / f"{number}.txt").write_text(rows(poses[k]), encoding="utf-8")
+        (folder / "prompt" / f"{number}.txt").write_text(f"{scene.captions[k]}\n", encoding="utf-8")
+
+
+def rows(matrix: Array) -> str:
+    """Format a matrix (R, C) as text, one row per line."""
+    return "".join(" ".join(f"{x:.9g}" for x in row) + "\n" for row in matrix)
+
+
+def jpeg(pixels: Array) -> bytes:
+    """Return the JPEG file of an image (H, W, 3), uint8, encoded without chroma subsampling."""
+    encoded: bytes = iio.imwrite("<bytes>", pixels, extension=".jpg", quality=95, subsampling=0)
+    return encoded

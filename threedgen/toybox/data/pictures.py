@@ -1,0 +1,159 @@
+"""Sources (``threedgen.data.bank.Source``) of toybox images: single images, orbit views and the views of MV-Adapter."""
+
+import numpy as np
+
+from threedgen.data.bank import Captioned
+from threedgen.data.object_views import ObjectViews
+from threedgen.data.options import OBJECT_RADIUS, ObjectSplit
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.poses import orbit_array
+from threedgen.guidance.options import Control
+from threedgen.guidance.priors.mvadapter.cameras import HALF
+from threedgen.guidance.priors.mvadapter.pictures import GREY
+from threedgen.toybox.options import ToyboxObjectsConfig
+from threedgen.toybox.world.builder import bounds
+from threedgen.toybox.world.primitives import Asset
+from threedgen.toybox.world.raycast import RenderResult, render
+from threedgen.toybox.world.rooms import Rooms
+from threedgen.toybox.world.toybox import Split, Style, Toybox
+
+FRONT, ANY_SIDE = 6.0, 0.25
+"""Distribution of azimuths of single images: uniform for the share ANY_SIDE of the images, else von Mises with the
+density exp(FRONT cos azimuth), which prefers the front."""
+IMAGES_PER_ROOM = 2
+
+
+class Photographs:
+    """Source of single captioned images, mostly of objects seen from the front, for priors without camera conditioning.
+
+    Args:
+        variation: share of random variation of the objects, in [0, 1], see ``Toybox``.
+        rooms: share of images that are taken inside rooms, in [0, 1].
+        clutter: factor on the number of objects in rooms, see ``furnish``.
+        style: "plain", or "blocks" for objects of boxes.
+    """
+
+    n_view = 1
+
+    def __init__(
+        self,
+        seed: int = 0,
+        split: Split = "train",
+        variation: float = 1.0,
+        rooms: float = 0.25,
+        clutter: float = 1.0,
+        style: Style = "plain",
+    ) -> None:
+        self.seed, self.split, self.share = seed, split, rooms
+        self.box, self.rooms = Toybox(seed, split, variation=variation, style=style), Rooms(seed, split, clutter)
+
+    def describe(self) -> str:
+        rooms = f"rooms {self.share:g}, clutter {self.rooms.clutter:g}"
+        return f"photographs, {self.box.describe()}, front {FRONT:g} or {ANY_SIDE:g}, {rooms}"
+
+    def room_images_before(self, index: int) -> int:
+        """Return the number of images inside rooms among the first ``index`` images."""
+        return int(index * self.share)
+
+    def block(self, indices: range, size: int) -> Captioned:
+        inside = np.array([self.room_images_before(i + 1) > self.room_images_before(i) for i in indices])
+        rgb = np.empty((len(indices), size, size, 3), np.float32)
+        c2w, captions = np.empty((len(indices), 4, 4), np.float32), [""] * len(indices)
+        for mask, render_images in ((inside, self.room_images), (~inside, self.object_images)):
+            positions = np.flatnonzero(mask)
+            if len(positions):
+                rgb[positions], texts, c2w[positions] = render_images([indices[k] for k in positions], size)
+                for k, text in zip(positions, texts, strict=True):
+                    captions[k] = text
+        return Captioned(rgb, captions, c2w)
+
+    def object_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """Render one image of each of the objects ``indices``. Returns rgb (N, size, size, 3), in [0, 1], N captions,
+        and c2w (N, 4, 4), camera-to-world, OpenGL axes."""
+        assets = [self.box.asset(i) for i in indices]
+        rngs, view = [self.box.rng(i, 4) for i in indices], self.box.view
+        azimuth = np.array(
+            [rng.uniform(-np.pi, np.pi) if rng.random() < ANY_SIDE else rng.vonmises(0, FRONT) for rng in rngs]
+        )
+        elevation, fov = (np.deg2rad([rng.uniform(*r) for rng in rngs]) for r in (view.elevation, view.fov))
+        near = np.array([rng.uniform(*view.relative_distance) for rng in rngs])
+        c2w = orbit_array(elevation, azimuth, near / np.tan(fov / 2))
+        grey = np.array([rng.uniform(*view.grey) for rng in rngs])
+        rgb = render(assets, np.arange(len(assets)), c2w, fov, size, grey).rgb
+        return rgb, [asset.caption for asset in assets], c2w
+
+    def room_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """Render the images ``indices`` inside rooms, ``IMAGES_PER_ROOM`` per room. Returns rgb (N, size, size, 3), in
+        [0, 1], N captions, and c2w (N, 4, 4), camera-to-world, OpenGL axes."""
+        numbers, n = [self.room_images_before(i) for i in indices], IMAGES_PER_ROOM
+        rooms = sorted({number // n for number in numbers})
+        rgb, texts, c2w = self.rooms.render_views(rooms, size, n)
+        order = [rooms.index(number // n) * n + number % n for number in numbers]
+        return rgb[order], [texts[k] for k in order], c2w[order]
+
+
+class FourSides:
+    """Source of toybox objects with ``n_view`` views per object, evenly spaced in azimuth."""
+
+    def __init__(self, box: Toybox, n_view: int = 4) -> None:
+        self.n_view, self.box = n_view, box
+
+    def describe(self) -> str:
+        return f"{self.n_view} sides, {self.box.describe()}"
+
+    def block(self, indices: range, size: int) -> Captioned:
+        assets, rgb, c2w, _ = self.box.batch(indices, size, self.n_view)
+        return Captioned(rgb, [asset.caption for asset in assets], c2w)
+
+
+class ToyboxObjects(ObjectViews):
+    """Source of toybox objects in the six views of MV-Adapter.
+
+    With the control "rays", objects keep the relative size that their caption states. With the control "geometry", they
+    are scaled to fill the image, as meshes to be textured are.
+    """
+
+    def __init__(
+        self,
+        options: ToyboxObjectsConfig,
+        seed: int,
+        split: ObjectSplit = "train",
+        control: Control = "rays",
+        reference: bool = True,
+        anywhere: float = 0.0,
+        fov: float = 0.0,
+    ) -> None:
+        super().__init__(seed, split, control, reference, anywhere, fov)
+        self.count, self.box = options.count, Toybox(seed, split, variation=options.luck)
+
+    def describe(self) -> str:
+        return f"{super().describe()}, luck {self.box.variation:g}"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def caption(self, index: int) -> str:
+        return self.box.asset(index).caption
+
+    def asset(self, index: int) -> Asset:
+        """Return object ``index``, scaled as its views show it. Its coordinates are in [-HALF, HALF]."""
+        asset = self.box.asset(index)
+        if self.control == "rays":
+            return asset.move_and_scale(0.0, HALF / OBJECT_RADIUS)
+        low, high = bounds(asset.primitives)
+        return asset.move_and_scale((low + high) / 2, 2 * HALF / float((high - low).max()))
+
+    def photograph(self, index: int, at: Cameras) -> np.ndarray:
+        return self.render(index, at, supersample=2).rgb
+
+    def surface(self, index: int, at: Cameras) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        result = self.render(index, at, supersample=0, with_gbuffer=True)
+        origins, directions = (part.numpy() for part in at.rays())
+        points = origins + directions * np.where(result.mask, result.depth, 0)[..., None]
+        return points, result.normal, result.mask
+
+    def render(self, index: int, at: Cameras, supersample: int, with_gbuffer: bool = False) -> RenderResult:
+        parallel, asset_index = at.projection.parallel, np.zeros(len(at), np.int64)
+        fov = (0.5 * at.height / at.projection.K[:, 1, 1] if parallel else at.fov).numpy()
+        args = (at.height, GREY, supersample, with_gbuffer)
+        return render([self.asset(index)], asset_index, at.c2w.numpy(), fov, *args, parallel=parallel)

@@ -1,0 +1,207 @@
+"""Sources of multi-view scenes of toy rooms (``scene_views.SceneSource``): panoramas, and walks with depth."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from math import radians
+from typing import overload
+
+import numpy as np
+import torch
+
+from threedgen.data.options import SceneSplit
+from threedgen.data.scene_views import SceneViews
+from threedgen.data.walks import Entry, Walk, WalkScenes
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.overlap import key_frames
+from threedgen.geometry.panorama import SKYBOX, cameras, ring, rotation
+from threedgen.geometry.views import Views
+from threedgen.run.arrays import Array
+from threedgen.run.seeding import numpy_generator
+from threedgen.toybox.options import RoomPanoramasConfig, RoomPathsConfig
+from threedgen.toybox.world.rooms import (
+    EYE_POSITION,
+    FREE_RADIUS,
+    YAW_STEP,
+    Room,
+    Rooms,
+    describe_view,
+    look_c2w,
+    render_rooms,
+)
+
+CAPTION_PIXELS = 32
+"""Width in pixels of the label images from which captions are written."""
+KEY_WIDTH = 32
+"""Width in pixels of the depth images from which key frames are selected."""
+FRAMES_PER_KEY = 9
+"""Number of frames of a walk per requested view. Key frames are about six frames apart."""
+
+
+def _rooms(seed: int, split: SceneSplit, clutter: float) -> Rooms:
+    return Rooms(seed, "train" if split == "train" else "held-out", clutter)
+
+
+def render_scene_views(
+    room: Room, at: Cameras, rng: Sequence[np.random.Generator], supersample: int = 2, depth: bool = False
+) -> SceneViews:
+    """Render V views of a room, with captions and, if ``depth``, with depth. ``rng`` has V generators, which sample the
+    wording of each caption. ``supersample``: rays per pixel along each axis."""
+    rgb, z, _ = render_images(room, at, supersample, depth)
+    labels = render_images(room, _resized(at, CAPTION_PIXELS), 1, True)[2]
+    texts = tuple(describe_view(room, label, one) for label, one in zip(labels, rng, strict=True))
+    return SceneViews(Views(torch.from_numpy(rgb), at), texts, torch.from_numpy(z) if depth else None)
+
+
+def _resized(at: Cameras, width: int) -> Cameras:
+    """Return the cameras at a smaller image size: the even width ``width``, and the nearest even height."""
+    return at.with_size(2 * max(1, round(width * at.height / at.width / 2)), width)
+
+
+def render_images(room: Room, at: Cameras, supersample: int, with_gbuffer: bool) -> tuple[Array, Array, Array]:
+    """Render square views of a room and crop them to the image size of the cameras.
+
+    Returns rgb (V, H, W, 3), in [0, 1], depth (V, H, W) along the viewing axis in metres, and labels (V, H, W) as from
+    ``render_rooms``. Without G-buffer, depth and labels are empty. Raises ValueError if only one of H and W is odd.
+    """
+    side = max(at.height, at.width)
+    if (at.height - at.width) % 2:
+        raise ValueError(
+            f"Image size not renderable: {at.height} x {at.width}. Make height and width both even or both odd."
+        )
+    focal = at.K[:, 1, 1].double().numpy()
+    fov = 2 * np.arctan(0.5 * side / focal)
+    result = render_rooms([room], np.zeros(len(at), np.int64), at.c2w.numpy(), fov, side, supersample, with_gbuffer)
+    top, left = (side - at.height) // 2, (side - at.width) // 2
+    crop = (slice(None), slice(top, top + at.height), slice(left, left + at.width))
+    if not with_gbuffer:
+        return np.ascontiguousarray(result.rgb[crop]), result.depth, result.label
+    # convert depth along the ray to z depth
+    offset = np.arange(side) + 0.5 - side / 2
+    slope = np.hypot(offset[:, None], offset) / focal[:, None, None]
+    depth = (result.depth / np.hypot(slope, 1)).astype(np.float32)
+    rgb, depth, label = (np.ascontiguousarray(image[crop]) for image in (result.rgb, depth, result.label))
+    return rgb, depth, label
+
+
+class RoomPanoramas:
+    """Source of panorama views, one entry per room, evenly spaced in yaw. The yaw of the first view is a random
+    multiple of ``YAW_STEP`` in the training split, and 0 in the test split."""
+
+    def __init__(self, config: RoomPanoramasConfig, seed: int = 0, split: SceneSplit = "train") -> None:
+        self.options, self.rooms, self.split = config, _rooms(seed, split, config.clutter), split
+        self.n_view = config.views
+
+    def __len__(self) -> int:
+        return self.options.count
+
+    def describe(self) -> str:
+        o = self.options
+        which = f"seed {self.rooms.seed}, {self.split}, clutter {o.clutter:g}"
+        return f"panoramas of toy rooms, {which}, {o.views} of {o.size} px, {o.fov:g} deg"
+
+    def first_yaw(self, index: int) -> int:
+        """Return the yaw of the first view of room ``index`` in degrees."""
+        return YAW_STEP * int(self.rooms.rng(index, 3).integers(360 // YAW_STEP)) if self.split == "train" else 0
+
+    def scene(self, index: int) -> SceneViews:
+        yaw = radians(self.first_yaw(index))
+        at = cameras(ring(self.n_view, yaw), radians(self.options.fov), *self._size, EYE_POSITION.tolist())
+        rng = [self.rooms.rng(index, 10 + number) for number in range(self.n_view)]
+        return render_scene_views(self.rooms.room(index), at, rng, self.options.supersample)
+
+    def skybox(self, index: int, size: int) -> Array:
+        """Render the six cube sides (6, size, size, 3), in [0, 1], of a room's panorama. They are in the order of
+        Matterport3D: up, four around, down. Yaw 0 looks along +x."""
+        R = torch.stack([rotation(*angles) for angles in SKYBOX])
+        at = cameras(R, radians(90), size, size, EYE_POSITION.tolist())
+        return render_images(self.rooms.room(index), at, self.options.supersample, False)[0]
+
+    def directions(self, index: int) -> list[str]:
+        """Return the captions of the eight views of room ``index`` at the yaws 0, 45, ..., 315 degrees."""
+        at = cameras(ring(8), radians(90), CAPTION_PIXELS, CAPTION_PIXELS, EYE_POSITION.tolist())
+        rng = [self.rooms.rng(index, 10 + number) for number in range(8)]
+        return list(render_scene_views(self.rooms.room(index), at, rng, 1).captions)
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.options.size, self.options.size
+
+
+class RoomWalk:
+    """Walk (``walks.Walk``) of ``length`` frames on a smooth path through the free centre of room ``index``."""
+
+    def __init__(self, rooms: Rooms, index: int, length: int, options: RoomPathsConfig) -> None:
+        self.rooms, self.index, self.length, self.options = rooms, index, length, options
+
+    @cached_property
+    def room(self) -> Room:
+        return self.rooms.room(self.index)
+
+    @property
+    def frames(self) -> Sequence[int]:
+        return range(self.length)
+
+    @cached_property
+    def keys(self) -> Sequence[int]:
+        small = _resized(self.cameras, KEY_WIDTH)
+        return key_frames(torch.from_numpy(render_images(self.room, small, 1, True)[1]), small, self.options.overlap)
+
+    @cached_property
+    def cameras(self) -> Cameras:
+        """Cameras of all frames. The position oscillates along x, y and z, and so does the pitch. The yaw turns in one
+        direction at varying speed."""
+        rng, k, o = self.rooms.rng(self.index, 4), np.arange(self.length), self.options
+
+        def wave(amplitude: float, shortest: float, longest: float) -> Array:
+            return amplitude * np.sin(2 * np.pi * (k / rng.uniform(shortest, longest) + rng.uniform()))
+
+        radii = FREE_RADIUS * rng.uniform(0.2, 0.6, 2)
+        position = np.stack(
+            [wave(radii[0], 70, 110), wave(radii[1], 70, 110), rng.uniform(1.1, 1.6) + wave(0.08, 30, 50)], -1
+        )
+        yaw = rng.uniform(0, 360) + rng.choice([-1, 1]) * (rng.uniform(2.4, 3.4) * k + wave(14, 40, 60))
+        c2w = look_c2w(position, np.deg2rad(yaw), np.deg2rad(-6 + wave(7, 40, 80)))
+        K = torch.zeros(self.length, 3, 3)
+        K[:, 0, 0] = K[:, 1, 1] = 0.5 * o.width / np.tan(radians(o.fov) / 2)
+        K[:, 0, 2], K[:, 1, 2], K[:, 2, 2] = o.width / 2, o.height / 2, 1
+        return Cameras(torch.from_numpy(c2w), Projection(K), o.height, o.width)
+
+    def views(self, numbers: Sequence[int]) -> SceneViews:
+        seed = self.rooms.seed
+        rng = [numpy_generator(seed, n, f"caption of room {self.index}, {self.rooms.split}") for n in numbers]
+        cameras = self.cameras.select(list(numbers))
+        return render_scene_views(self.room, cameras, rng, self.options.supersample, depth=True)
+
+
+class RoomWalks(Sequence[Walk]):
+    """Sequence of walks, one for each of ``options.count`` rooms, which are generated on access. ``length`` is the
+    number of frames per walk; None: ``FRAMES_PER_KEY`` times the number of views per entry."""
+
+    def __init__(self, options: RoomPathsConfig, seed: int, split: SceneSplit, length: int | None = None) -> None:
+        self.options, self.rooms = options, _rooms(seed, split, options.clutter)
+        self.length = length or FRAMES_PER_KEY * options.views
+
+    def __len__(self) -> int:
+        return self.options.count
+
+    @overload
+    def __getitem__(self, index: int) -> RoomWalk: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Walk]: ...
+    def __getitem__(self, index: int | slice) -> RoomWalk | list[Walk]:
+        if isinstance(index, slice):
+            return [self[k] for k in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return RoomWalk(self.rooms, index, self.length, self.options)
+
+
+def room_paths(config: RoomPathsConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
+    """Build the source of views along walks through toy rooms. Entries of the training split are random. The test split
+    has one entry per room, with its first key frames."""
+    o, walks = config, RoomWalks(config, seed, split)
+    rooms = f"seed {seed}, {split}, clutter {o.clutter:g}"
+    description = f"toy rooms, {rooms}, {o.height} x {o.width} px, {o.fov:g} deg, overlap {o.overlap:g}"
+    if split == "test":
+        return WalkScenes(walks, o.views, description, entries=[Entry(k, 0) for k in range(len(walks))])
+    return WalkScenes(walks, o.views, description, seed, o.between, o.apart)

@@ -1,0 +1,63 @@
+"""Task "toybox-sheet": render contact sheets of toybox objects, one row per noun, to inspect the training data."""
+
+from pathlib import Path
+
+import numpy as np
+
+from threedgen.config.errors import ConfigError, did_you_mean, nearest
+from threedgen.geometry.images import grid, write_png
+from threedgen.run.text import say
+from threedgen.toybox.world.grammar import COLOURS, NOUNS, Spec, caption, held_out
+from threedgen.toybox.world.toybox import build, render_azimuths
+
+AZIMUTHS = (25, -40, 60, 150, 20, 230, -70, 0)
+
+
+def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
+    """Return ``count`` specs of a noun for a row of the sheet. In the split "train", every second one names a part. In
+    the split "held-out", the list is empty if the noun has no held-out combination."""
+    entry, names = NOUNS[noun], list(COLOURS)
+    options = entry.parts + entry.wears
+    if split == "held-out":
+        pairs = [(c, p) for c in names for p in options if held_out(Spec(noun, c, "", p))]
+        row = [pairs[(k + seed) % len(pairs)] for k in range(count)] if pairs else []
+        return [Spec(noun, c, "", p, names[(7 * k + 3) % len(names)]) for k, (c, p) in enumerate(row)]
+    found: list[Spec] = []
+    for k in range(400):
+        part = options[(k // 2) % len(options)] if options and k % 2 else ""
+        cycle = k // (2 * len(options)) if options else 0  # shifts colours, so that a part gets another in each cycle
+        colour = names[(5 * k + cycle + seed + len(noun)) % len(names)]
+        spec = Spec(noun, colour, "", part, names[(7 * k + 3) % len(names)] if part else "")
+        if not held_out(spec):
+            found.append(spec)
+        if len(found) == count:
+            break
+    return found
+
+
+def run(config, resume: Path | None = None, quiet: bool = False) -> int:
+    """Run the task: write sheet.png, sheet-2.png, ... to the run folder, with at most 12 nouns per page."""
+    folder = Path(str(config.out))
+    words = list(config.nouns) or list(NOUNS)
+    for noun in words:
+        if noun not in NOUNS:
+            raise ConfigError(f"unknown noun: {noun!r}{did_you_mean(nearest(noun, list(NOUNS)))}", "nouns")
+    rows = {noun: sheet_specs(noun, config.columns, config.split, config.seed) for noun in words}
+    words = [noun for noun in words if rows[noun]]
+    if not words:
+        raise ConfigError(f"no held-out combinations: {', '.join(rows)}. Choose other nouns, such as dog", "nouns")
+    pages = [words[k : k + 12] for k in range(0, len(words), 12)]
+    for number, page in enumerate(pages, 1):
+        images, labels = [], []
+        for noun in page:
+            for k, spec in enumerate(rows[noun]):
+                rng = np.random.default_rng([config.seed, k, *noun.encode()])
+                images.append(render_azimuths(build(spec, rng), [AZIMUTHS[k % 8]], config.size).rgb[0])
+                labels.append(caption(spec))
+            while len(images) % config.columns:
+                images.append(np.full_like(images[-1], 0.5))
+                labels.append("")
+        path = folder / ("sheet.png" if number == 1 else f"sheet-{number}.png")
+        write_png(path, grid(np.stack(images), config.columns, labels))
+        say(str(path))
+    return 0

@@ -1,0 +1,174 @@
+"""Subjects: toybox objects with unusual features, used to evaluate personalisation (DreamBooth).
+
+A subject has unusual proportions, an oversized or undersized part, a pattern in a second colour and a mark on one
+side. No caption describes these features and no prior was trained on them. Photos from several sides are the input;
+renders from any other camera are the ground truth.
+
+    subject = make_subject(seed=0, number=3)
+    photos = render_photos(subject, count=5, size=256, seed=0)      (5, 256, 256, 3)
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from threedgen.geometry.images import enlarge_small, grid, write_png
+from threedgen.run.disk import write_atomic
+from threedgen.run.text import say
+from threedgen.toybox.world.builder import Builder
+from threedgen.toybox.world.grammar import COLOURS, NOUNS, Noun, article, colour_value
+from threedgen.toybox.world.primitives import BOX, FRUSTUM, SPHERE, Asset, Primitive
+from threedgen.toybox.world.toybox import render_orbit
+
+PATTERNS = ("patches", "bands", "spots")
+STRETCHES = (0.7, 0.78, 1.28, 1.45)
+"""Stretch factors, of which each axis gets a different one. Normal objects vary at most by a factor of 1.11."""
+ODD_PART_SCALES = (0.6, 1.5, 1.8)
+"""Possible scale factors of the oversized or undersized part."""
+MIN_COLOUR_DISTANCE = 0.5
+"""Minimum Euclidean distance between the sRGB colours of a subject."""
+MIN_GREY_DISTANCE = 0.3
+"""Minimum Euclidean distance of sRGB colours from the grey background, so that subjects can be segmented."""
+
+
+def subject_nouns() -> list[Noun]:
+    """Return the nouns that subjects can have: those that do not look the same from every side."""
+    return [noun for noun in NOUNS.values() if noun.front]
+
+
+def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] = ()) -> Asset:
+    """Make subject ``number`` of a seed. Its caption is the noun with its article, such as "a dog".
+
+    If ``noun`` is empty, consecutive numbers have different nouns. Only nouns that can have all accessories ``wearing``
+    are used, but the accessories are not added. Raises KeyError for an unknown noun.
+    """
+    rng = np.random.default_rng([seed, number, *b"subject", *noun.encode()])
+    candidates = [entry for entry in subject_nouns() if set(wearing) <= set(entry.wears)]
+    order = np.random.default_rng([seed, *b"kinds"]).permutation(len(candidates))
+    entry = NOUNS[noun] if noun else candidates[int(order[number % len(candidates)])]
+    first, second, third = sample_palette(rng)
+    builder = Builder(rng, first)
+    entry.recipe(builder)
+    solids = _odd_part(builder.solids, rng)
+    solids += _pattern(solids, str(rng.choice(PATTERNS)), second, rng)
+    builder.solids = [*solids, _mark(solids, third, rng)]
+    primitives = builder.finish(rng.uniform(0.88, 1.0), rng.permutation(STRETCHES)[:3])
+    text = f"{article(entry.word)} {entry.word}"
+    return Asset(primitives, text, entry.word, entry.family, front=entry.front, index=number)
+
+
+def render_photos(subject: Asset, count: int, size: int, seed: int = 0) -> np.ndarray:
+    """Render photos (count, size, size, 3), in [0, 1], of a subject on grey. Azimuths are nearly evenly spaced.
+    Elevations are random, from 5 to 30 degrees."""
+    rng = np.random.default_rng([seed, max(0, subject.index), *b"photos"])
+    turns = rng.uniform() + (np.arange(count) + rng.uniform(-0.2, 0.2, count)) / count
+    elevation = np.deg2rad(rng.uniform(5.0, 30.0, count))
+    return render_views(subject, 2 * np.pi * turns, elevation, size)
+
+
+def render_views(subject: Asset, azimuth: np.ndarray, elevation: np.ndarray, size: int) -> np.ndarray:
+    """Render views (V, size, size, 3), in [0, 1], on grey 0.5. ``azimuth`` and ``elevation`` are (V,), in radians."""
+    return render_orbit(subject, azimuth, elevation, size).rgb
+
+
+def sample_palette(rng: np.random.Generator) -> list[np.ndarray]:
+    """Sample three sRGB colours (3,) that differ clearly from each other and from the grey background."""
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for name in rng.permutation(list(COLOURS)):
+        value = np.asarray(COLOURS[str(name)])
+        visible = np.linalg.norm(value - 0.5) > MIN_GREY_DISTANCE
+        if visible and all(np.linalg.norm(value - other) > MIN_COLOUR_DISTANCE for other, _ in found):
+            found.append((value, colour_value(str(name), rng)))
+    return [value for _, value in found[:3]]
+
+
+def _odd_part(solids: list[Primitive], rng: np.random.Generator) -> list[Primitive]:
+    """Return the solids with those of one random part scaled, each about its own centre."""
+    parts = sorted({s.label for s in solids} - {"body", "eyes"})
+    if not parts:
+        return solids
+    odd, factor = str(rng.choice(parts)), float(rng.choice(ODD_PART_SCALES))
+    return [replace(s, matrix=factor * s.matrix) if s.label == odd else s for s in solids]
+
+
+def _largest(solids: Sequence[Primitive], count: int) -> list[Primitive]:
+    """Return the ``count`` largest solids. Only spheres, boxes and frustums count, unless the object has none."""
+    carriers = [s for s in solids if s.kind in (SPHERE, BOX, FRUSTUM)] or list(solids)
+    return sorted(carriers, key=lambda s: -abs(float(np.linalg.det(s.matrix))))[:count]
+
+
+def _pattern(solids: list[Primitive], pattern: str, colour: np.ndarray, rng: np.random.Generator) -> list[Primitive]:
+    """Return the solids of a pattern, which lie on the largest solids of the object. The pattern "patches" also changes
+    the colour of half of the parts in the list ``solids``."""
+    if pattern == "patches":
+        parts = sorted({s.label for s in solids} - {"eyes"})
+        recoloured = set(rng.permutation(parts)[: (len(parts) + 1) // 2].tolist())
+        largest = _largest(solids, 1)[0]
+        for k, solid in enumerate(solids):
+            if solid.label in recoloured and solid is not largest:
+                solids[k] = replace(solid, colour=colour)
+        return [_spot(largest, colour, rng, 0.6) for _ in range(2)]
+    if pattern == "bands":
+        places = (-0.5, 0.0, 0.5) if rng.random() < 0.5 else (-0.35, 0.35)
+        return [_band(solid, place, colour) for solid in _largest(solids, 2) for place in places]
+    return [_spot(solid, colour, rng, rng.uniform(0.2, 0.32)) for solid in _largest(solids, 2) for _ in range(9)]
+
+
+def _band(solid: Primitive, place: float, colour: np.ndarray) -> Primitive:
+    """Return a band around a solid. ``place``, in (-1, 1), is its position along the longest axis (z of a frustum)."""
+    longest = 2 if solid.kind == FRUSTUM else int(np.linalg.norm(solid.matrix, axis=0).argmax())
+    order = [(longest + 1) % 3, (longest + 2) % 3, longest]  # the z axis of the band is the longest axis
+    radius = {SPHERE: np.sqrt(1 - place**2), BOX: 1.0}.get(solid.kind, 1 + (solid.param - 1) * (place + 1) / 2)
+    local = np.eye(3)[:, order] @ np.diag([radius + 0.03, radius + 0.03, 0.1])
+    kind = BOX if solid.kind == BOX else FRUSTUM
+    centre = solid.centre + solid.matrix @ (place * np.eye(3)[longest])
+    return Primitive(kind, 1.0, solid.matrix @ local, centre, colour, "pattern")
+
+
+def _surface(solid: Primitive, direction: np.ndarray) -> np.ndarray:
+    """Return the surface point (3,), in world space, in a direction (3,) from the centre, in local axes."""
+    if solid.kind == BOX:
+        local = direction / np.abs(direction).max()
+    elif solid.kind == FRUSTUM:
+        u = float(np.clip(direction[2] / np.linalg.norm(direction), -0.9, 0.9))
+        flat = direction[:2] / max(float(np.linalg.norm(direction[:2])), 1e-9)
+        local = np.array([*(flat * (1 + (solid.param - 1) * (u + 1) / 2)), u])
+    else:
+        local = direction / np.linalg.norm(direction)
+    return solid.centre + solid.matrix @ local
+
+
+def _spot(solid: Primitive, colour: np.ndarray, rng: np.random.Generator, size: float) -> Primitive:
+    """Return a sphere at a random surface point. ``size`` is its radius relative to the solid's shortest half axis."""
+    radius = size * float(np.linalg.norm(solid.matrix, axis=0).min())
+    return Primitive(SPHERE, 1.0, radius * np.eye(3), _surface(solid, rng.normal(size=3)), colour, "pattern")
+
+
+def _mark(solids: Sequence[Primitive], colour: np.ndarray, rng: np.random.Generator) -> Primitive:
+    """Return a sphere on the left or right side of the largest solid, so that the two sides of a subject differ."""
+    solid = _largest(solids, 1)[0]
+    side = np.linalg.inv(solid.matrix) @ np.array([0.0, float(rng.choice([-1, 1])), 0.0])
+    radius = 0.45 * float(np.linalg.norm(solid.matrix, axis=0).min())
+    return Primitive(SPHERE, 1.0, radius * np.eye(3), _surface(solid, side), colour, "mark")
+
+
+def run(config: Any, resume: Path | None = None, quiet: bool = False) -> int:
+    """Run the task "toybox-subjects": write a folder of photos per subject and a sheet of all photos."""
+    folder, rows, labels = Path(str(config.out)), [], []
+    for number in range(config.first, config.first + config.subjects):
+        subject = make_subject(config.seed, number)
+        images = render_photos(subject, config.photos, config.size, config.seed)
+        subfolder = folder / f"{number:03d}-{subject.noun.replace(' ', '-')}"
+        for k, image in enumerate(images):
+            write_png(subfolder / f"{k}.png", image)
+        rows.append(images)
+        labels += [f"{number}: {subject.caption}"] * len(images)
+    path = write_png(folder / "subjects.png", grid(enlarge_small(np.concatenate(rows)), config.photos, labels))
+    write_atomic(
+        folder / "README.txt", "Photos of toybox subjects, one folder per subject. Use: mvdreambooth photos=FOLDER\n"
+    )
+    say(str(path))
+    return 0

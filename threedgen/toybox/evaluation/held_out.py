@@ -1,0 +1,109 @@
+"""Toybox combinations of noun, colour and part that are held out of training, and objects with one clear front."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from threedgen.config import ConfigError
+from threedgen.run.seeding import numpy_generator
+from threedgen.toybox.world.grammar import COLOURS, NOUNS, Spec, caption, held_out, parse_prompt
+from threedgen.toybox.world.primitives import Asset
+from threedgen.toybox.world.toybox import Toybox, build, toybox_mesh
+
+if TYPE_CHECKING:
+    from threedgen.data.coloured_mesh import ColouredMesh
+
+
+@dataclass(frozen=True)
+class Case:
+    """Held-out combination of noun, colour and part, which is sample ``index`` of the held-out toybox."""
+
+    index: int
+    spec: Spec
+
+    @property
+    def caption(self) -> str:
+        """Caption in its basic wording."""
+        return caption(self.spec)
+
+    def truth(self, seed: int, number: int = 0) -> Asset:
+        """Build true object ``number`` of this combination. No training uses these objects."""
+        return build(self.spec, numpy_generator(seed, self.index, f"truth {number}"), index=self.index)
+
+
+def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collection[str] | None = None) -> list[Case]:
+    """Sample ``count`` different held-out combinations.
+
+    Args:
+        spread: whether to use each noun once before a noun is repeated.
+        nouns: allowed nouns; None: all.
+
+    Raises:
+        ConfigError: if there are not enough held-out combinations.
+    """
+    pairs = {word: count for word, count in held_out_pairs().items() if nouns is None or word in nouns}
+    most = len(COLOURS) * (len(pairs) * min(pairs.values(), default=0) if spread else sum(pairs.values())) // 2
+    if count > most:
+        raise ConfigError(f"The toybox has too few held-out captions: {count} requested. Use at most {most}.")
+    box, index = Toybox(seed, "held-out"), 0
+    cases: list[Case] = []
+    used: set[Spec] = set()
+    turns = dict.fromkeys(pairs, 0)
+    while len(cases) < count:
+        spec, _ = box.spec(index)
+        allowed = spec.noun in pairs and (not spread or turns[spec.noun] <= len(cases) // len(pairs))
+        if spec not in used and allowed:
+            used.add(spec)
+            turns[spec.noun] += 1
+            cases.append(Case(index, spec))
+        index += 1
+    return cases
+
+
+@cache
+def held_out_pairs() -> dict[str, int]:
+    """Map each noun to its number of held-out pairs of colour and part. Nouns without any are left out."""
+    pairs = {
+        word: sum(held_out(Spec(word, colour, "", part)) for colour in COLOURS for part in noun.parts + noun.wears)
+        for word, noun in NOUNS.items()
+    }
+    return {word: count for word, count in pairs.items() if count}
+
+
+CLEAR_FAMILIES = ("animals", "people", "vehicles")
+"""Families of nouns with a clear front. Furniture is left out, because two front halves of a bed look like a bed."""
+ROUND_NOUNS = ("rocket",)
+"""Nouns of `CLEAR_FAMILIES` that look the same from every side."""
+
+
+def clear_nouns() -> tuple[str, ...]:
+    """Return the nouns that have a clear front and at least one held-out combination."""
+    return tuple(
+        word
+        for word, noun in NOUNS.items()
+        if noun.front and noun.family in CLEAR_FAMILIES and word not in ROUND_NOUNS and word in held_out_pairs()
+    )
+
+
+class FrontObjects:
+    """Source of toybox objects with one clear front, as a `threedgen.evaluation.janus.plan.FrontObjects`."""
+
+    def prompts(self, count: int, seed: int) -> list[str]:
+        """Return ``count`` held-out captions. Nouns are used in turn. Raises ConfigError if there are not enough."""
+        return [case.caption for case in held_out_cases(count, seed, spread=True, nouns=clear_nouns())]
+
+    def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
+        """Map each prompt whose noun has no front to that noun. Prompts with nouns beyond the toybox are left out."""
+        nouns = {prompt: spec.noun for prompt in prompts if (spec := parse_prompt(prompt))}
+        return {prompt: noun for prompt, noun in nouns.items() if not NOUNS[noun].front}
+
+    def meshes(self, seed: int, first: int, count: int) -> Iterator[tuple[str, ColouredMesh]]:
+        """Yield caption and mesh of ``count`` different objects from number ``first`` on. Nouns are used in turn."""
+        nouns = clear_nouns()
+        cases = held_out_cases(len(nouns), seed, spread=True, nouns=nouns)
+        for k in range(count):
+            case, number = cases[k % len(cases)], first + k // len(cases)
+            yield case.caption, toybox_mesh(case.truth(seed, number))

@@ -1,0 +1,193 @@
+"""Verdicts on objects: the probe classifies the views of an object, and its answers are compared with the prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threedgen.evaluation.metrics.figures import Json, Share, equal_error, in_order, majority, share
+from threedgen.evaluation.metrics.fronts import classify_ring
+from threedgen.evaluation.options import FRONT_THRESHOLD
+from threedgen.evaluation.report import rounded
+from threedgen.geometry.images import to_uint8
+from threedgen.toybox.world.grammar import NOUNS, Spec
+from threedgen.toybox.world.primitives import Asset
+from threedgen.toybox.world.toybox import Toybox
+
+from .labels import Labels, Truth, labelled
+from .probe import Answers, Probe, combine_views
+
+FIGURES = {
+    "noun": "noun",
+    "colour": "colour of the noun",
+    "part": "the named part is present",
+    "part_absent": "an absent accessory is not found",
+    "part_colour": "the named part has its colour",
+    "bound": "the named part is present in its colour",
+    "order": "viewing sides in the right order",
+    "each_side": "every single view shows its side",
+    "one_front": "one front only",
+    "side": "viewing side, single view",
+    "noun_single": "noun, single view",
+    "colour_single": "colour, single view",
+}
+"""Maps the keys of the answers of a verdict to their names in reports."""
+Answer = bool | list[bool] | None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Verdict on one object.
+
+    Attributes:
+        answers: maps keys of `FIGURES` to whether the object is correct (None if not applicable), or to a list with one
+            answer per view.
+        words: noun, colour and part that the probe finds.
+        fronts: number of fronts; None if the noun has no front or the azimuths are unknown.
+        azimuth_error: mean absolute error over the views, degrees; None like ``fronts``.
+    """
+
+    answers: dict[str, Answer]
+    words: dict[str, str]
+    fronts: int | None
+    azimuth_error: float | None
+
+    def plain(self) -> Json:
+        """Return the verdict as a JSON object with rounded floats. ``words`` has the key "said"."""
+        return {"said" if key == "words" else key: value for key, value in rounded(asdict(self)).items()}
+
+    def all_wrong(self) -> Verdict:
+        """Return a verdict with the same keys, in which all answers are wrong, for an object whose run failed."""
+        wrong: dict[str, Answer] = {
+            key: [False] * len(value) if isinstance(value, list) else False for key, value in self.answers.items()
+        }
+        return Verdict(wrong, {"noun": "nothing", "colour": "no"}, None, None)
+
+
+def judge(
+    views: Answers,
+    spec: Spec,
+    labels: Labels,
+    azimuth: np.ndarray | None = None,
+    vote: bool = False,
+    threshold: float = 0.5,
+) -> Verdict:
+    """Compare the answers of the probe for V views of one object with its specification ``spec``.
+
+    Args:
+        azimuth: azimuths (V,) of the cameras, radians; None: viewing sides are not judged.
+        vote: whether noun and colour are the most frequent answer of the views. Otherwise they have the highest mean
+            log-probability.
+        threshold: a part is present if its probability is higher than this.
+    """
+    combined = combine_views(views)
+    answers: dict[str, Answer] = {}
+    words = dict[str, str]()
+
+    def most_probable(x: Tensor) -> int:
+        return majority(x.numpy()) if vote else int(x.mean(0).argmax())
+
+    for key, names in (("noun", labels.nouns), ("colour", labels.colours)):
+        single, specified = getattr(views, key), getattr(spec, key)
+        choice = most_probable(single)
+        words[key] = names[choice]
+        if specified:
+            expected = names.index(specified)
+            answers |= {key: choice == expected, f"{key}_single": (single.argmax(1) == expected).tolist()}
+    if spec.part:
+        word = labels.words.index(spec.part)
+        probability, colour = float(combined.part[word]), int(combined.part_colour[word].argmax())
+        present = probability > threshold
+        words["part"] = f"{labels.colours[colour]} {spec.part}" if present else f"no {spec.part}"
+        answers["part"] = present
+        if spec.part_colour:
+            expected = labels.colours.index(spec.part_colour)
+            answers |= {"part_colour": colour == expected, "bound": present and colour == expected}
+    fronts, error = None, None
+    if azimuth is not None and NOUNS[spec.noun].front:
+        found, fronts, error = _sides(views, azimuth)
+        answers |= found
+    return Verdict(answers, words, fronts, error)
+
+
+def judge_views(
+    probe: Probe, images: np.ndarray, spec: Spec, azimuth: np.ndarray | None = None, vote: bool = False
+) -> Verdict:
+    """Classify the views (V, H, W, 3) of one object, uint8 or floats in [0, 1], and compare them with ``spec``."""
+    views = probe.classify(torch.from_numpy(to_uint8(images)).float() / 255)
+    return judge(views, spec, probe.labels, azimuth, vote, probe.threshold)
+
+
+def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Answer], int, float]:
+    """Return answers on the viewing sides, the number of fronts, and the mean azimuth error in degrees."""
+    ring = classify_ring(views.side.exp().numpy(), azimuth, FRONT_THRESHOLD)
+    answers: dict[str, Answer] = {"side": list(ring.right), "each_side": all(ring.right)}
+    if len(azimuth) % 4 == 0:
+        answers["order"] = in_order(views.side.numpy(), azimuth)
+    if len(azimuth) >= 8:
+        answers["one_front"] = ring.fronts == 1
+    difference = views.azimuth.numpy() - azimuth
+    return answers, ring.fronts, float(np.degrees(np.abs(np.angle(np.exp(1j * difference)))).mean())
+
+
+def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
+    """Return the share of correct answers over all verdicts for each key. Keys without any answer are left out."""
+    figures = {}
+    for key in FIGURES:
+        answers: list[bool | None] = []
+        for verdict in verdicts:
+            answer = verdict.answers.get(key)
+            answers += answer if isinstance(answer, list) else [answer]
+        figures[key] = share(answers)
+    return {key: figure for key, figure in figures.items() if figure.total}
+
+
+def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verdict]:
+    """Judge true renders of toybox objects in the same way as results, to measure the accuracy of the probe.
+
+    The key "part_absent" checks one accessory per object that its noun can wear but that the object does not have.
+    """
+    verdicts = []
+    for asset, views, truth in _classified(probe, box, indices):
+        spec = Spec(asset.noun, asset.colour, asset.size, asset.part, asset.part_colour)
+        verdict = judge(views, spec, probe.labels, truth.azimuth.numpy(), threshold=probe.threshold)
+        absent = [word for word in NOUNS[asset.noun].wears if word not in asset.labels]
+        if absent:
+            word = probe.labels.words.index(absent[asset.index % len(absent)])
+            verdict.answers["part_absent"] = float(combine_views(views).part[word]) <= probe.threshold
+        verdicts.append(verdict)
+    return verdicts
+
+
+def calibrate(probe: Probe, box: Toybox, indices: Sequence[int]) -> float:
+    """Set ``probe.threshold`` so that accessories are missed as often as they are falsely found, and return it.
+
+    In training, most parts are absent from most images, which lowers the probabilities of the probe. A part that a
+    caption names is more likely to be present, so the threshold is calibrated on equally weighted cases.
+    """
+    present, absent = [], []
+    for asset, views, truth in _classified(probe, box, indices):
+        probability, visible = combine_views(views).part, truth.seen.amax(0)
+        for word in NOUNS[asset.noun].wears:
+            column = probe.labels.words.index(word)
+            if visible[column] == 1:
+                present.append(float(probability[column]))
+            elif word not in asset.labels:
+                absent.append(float(probability[column]))
+    probe.threshold = equal_error(present, absent)
+    return probe.threshold
+
+
+def _classified(probe: Probe, box: Toybox, indices: Sequence[int]) -> Iterator[tuple[Asset, Answers, Truth]]:
+    """Render four views of each object of a toybox; yield the object, the answers of the probe, and the labels."""
+    n_view, size, chunk = 4, 128, 32
+    for start in range(0, len(indices), chunk):
+        assets, rgb, truth = labelled(box, indices[start : start + chunk], size, n_view, probe.labels)
+        views = probe.classify(torch.from_numpy(rgb))
+        for k, asset in enumerate(assets):
+            part = slice(k * n_view, (k + 1) * n_view)
+            yield asset, views[part], truth[part]

@@ -1,0 +1,218 @@
+"""Labels of toybox images for training and testing the probe: noun, colours, visible parts, azimuth of the camera."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threedgen.evaluation.corruption import rough, two_fronted
+from threedgen.evaluation.metrics.figures import Json
+from threedgen.run.arrays import Array
+from threedgen.toybox.world.grammar import COLOURS, NOUNS, SIZES, Spec
+from threedgen.toybox.world.primitives import Asset
+from threedgen.toybox.world.raycast import render
+from threedgen.toybox.world.toybox import Toybox, View, toybox_mesh
+
+OPEN = -1
+"""Label of a question without an answer: a colour that is not specified or is between two names, or a hidden part."""
+MIN_VISIBLE = 1e-3
+"""Minimum share of the pixels of an image that show a visible part: 4 pixels of 64 x 64."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Vocabulary of the probe: nouns, colours, and ``words``, the names of all parts and accessories."""
+
+    nouns: tuple[str, ...]
+    colours: tuple[str, ...]
+    words: tuple[str, ...]
+
+    @classmethod
+    def of_toybox(cls) -> Labels:
+        words = {word for noun in NOUNS.values() for word in (*noun.parts, *noun.wears)}
+        return cls(tuple(NOUNS), tuple(COLOURS), tuple(sorted(words)))
+
+    @classmethod
+    def from_plain(cls, tree: Json) -> Labels:
+        """Read the vocabulary from the JSON object of `plain`. Raises KeyError or TypeError."""
+        return cls(*(tuple(str(word) for word in tree[name]) for name in ("nouns", "colours", "words")))
+
+    def plain(self) -> dict[str, list[str]]:
+        """Return the vocabulary as a JSON object."""
+        return {name: list(value) for name, value in vars(self).items()}
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Labels of B images, with W part words.
+
+    Attributes:
+        noun, colour: class indices (B,); the colour may be OPEN.
+        seen: 1 for a visible part, 0 for an absent one, OPEN for one that is hardly visible; (B, W).
+        part_colour: colour index of each visible part, else OPEN; (B, W).
+        azimuth: azimuth (B,) of the camera, radians.
+        front: whether the object has a front; (B,), bool.
+    """
+
+    noun: Tensor
+    colour: Tensor
+    seen: Tensor
+    part_colour: Tensor
+    azimuth: Tensor
+    front: Tensor
+
+    def __getitem__(self, views: slice) -> Truth:
+        return Truth(*(value[views] for value in vars(self).values()))
+
+    def to(self, device: torch.device | str) -> Truth:
+        return Truth(**{name: value.to(device) for name, value in vars(self).items()})
+
+    @classmethod
+    def cat(cls, parts: Sequence[Truth]) -> Truth:
+        return cls(**{name: torch.cat([vars(part)[name] for part in parts]) for name in vars(parts[0])})
+
+
+def nearest_colour(value: np.ndarray) -> int:
+    """Return the index of the named colour nearest to an sRGB colour (3,); OPEN if a second one is almost as near."""
+    distance = np.linalg.norm(np.array(list(COLOURS.values())) - value, axis=1)
+    first, second = np.sort(distance)[:2]
+    return int(distance.argmin()) if first <= 0.6 * second else OPEN
+
+
+def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
+    """Map the names of the parts of an asset to the indices of their colours.
+
+    Parts in their default colours are included. Otherwise the probe could answer with the most unusual colour of the
+    image instead of finding the part.
+    """
+    found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
+    for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth
+        if solid.label in labels.words and solid.label not in found:
+            found[solid.label] = nearest_colour(solid.colour)
+    return found
+
+
+def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray, labels: Labels) -> Truth:
+    """Return the labels of N n images: n consecutive views of each of N assets.
+
+    Args:
+        label: part label of each pixel from the ray caster, (N n, H, W): k + 1 for asset.labels[k].
+        azimuth: azimuths (N n,) of the cameras, radians.
+    """
+    count, n_view = len(label), len(label) // len(assets)
+    seen = np.zeros((count, len(labels.words)), np.int64)
+    part_colour = np.full((count, len(labels.words)), OPEN, np.int64)
+    column = {word: k for k, word in enumerate(labels.words)}
+    for n, asset in enumerate(assets):
+        words = word_colours(asset, labels)
+        for view in range(n * n_view, (n + 1) * n_view):
+            pixels = np.bincount(label[view].ravel(), minlength=len(asset.labels) + 1)
+            for word, colour in words.items():
+                visible = pixels[asset.labels.index(word) + 1] / label[view].size if word in asset.labels else 0
+                seen[view, column[word]] = 1 if visible >= MIN_VISIBLE else OPEN if visible > 0 else 0
+                part_colour[view, column[word]] = colour if visible >= MIN_VISIBLE else OPEN
+    nouns = [labels.nouns.index(asset.noun) for asset in assets]
+    colours = [labels.colours.index(asset.colour) if asset.colour else OPEN for asset in assets]
+    return Truth(
+        noun=torch.tensor(nouns).repeat_interleave(n_view),
+        colour=torch.tensor(colours).repeat_interleave(n_view),
+        seen=torch.from_numpy(seen),
+        part_colour=torch.from_numpy(part_colour),
+        azimuth=torch.from_numpy(np.asarray(azimuth, np.float32)),
+        front=torch.tensor([asset.front for asset in assets]).repeat_interleave(n_view),
+    )
+
+
+def labelled(
+    box: Toybox, indices: Sequence[int], size: int, n_view: int, labels: Labels
+) -> tuple[list[Asset], np.ndarray, Truth]:
+    """Render samples of a toybox; return N assets, images (N n, size, size, 3) in [0, 1], and their labels."""
+    assets = [box.asset(i) for i in indices]
+    cameras = [box.cameras(i, n_view) for i in indices]
+    c2w, fov, azimuth = (np.concatenate([camera[k] for camera in cameras]) for k in range(3))
+    grey = np.repeat([camera[3] for camera in cameras], n_view)
+    image = render(assets, np.repeat(np.arange(len(assets)), n_view), c2w, fov, size, grey, with_gbuffer=True)
+    return assets, image.rgb, image_truth(assets, image.label, azimuth, labels)
+
+
+WIDE = View(fov=(33.0, 47.0), elevation=(-5.0, 35.0), relative_distance=(0.88, 1.05), grey=(0.3, 0.7))
+"""Ranges of the training cameras (degrees) and grey backgrounds. They are wider than those of the evaluations."""
+
+
+class ProbeToybox(Toybox):
+    """Training samples of the probe. They include held-out combinations, and accessories are more frequent than in the
+    training of priors, because accessories are small and hard to find."""
+
+    def __init__(self, seed: int = 0, view: View = WIDE) -> None:
+        super().__init__(seed, "train", view)
+
+    def spec(self, index: int) -> tuple[Spec, int]:
+        """Return the spec of sample ``index``, and 0 for the basic wording of its caption.
+
+        At least half of the objects can wear an accessory, and half of the objects that can wear one have one.
+        """
+        rng = self.rng(index, 10)
+        nouns = list(NOUNS.values())
+        if rng.random() < 0.5:
+            nouns = [noun for noun in nouns if noun.wears]
+        noun = nouns[int(rng.integers(len(nouns)))]
+        colours, draw = list(COLOURS), rng.random()
+        words = noun.wears if noun.wears and draw < 0.5 else noun.parts if draw < 0.85 else ()
+        part = words[int(rng.integers(len(words)))] if words else ""
+        colour, part_colour = (colours[int(rng.integers(len(colours)))] for _ in range(2))
+        size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""
+        return Spec(noun.word, colour, size, part, part_colour if part else ""), 0
+
+
+# --- corrupted samples ---------------------------------------------------------------------------------------------
+
+
+MAX_STRENGTH = 2.0
+"""Maximum strength of the noise that makes objects rough (`corruption.rough`)."""
+SEGMENTS = 16
+"""Number of segments of a round solid in the meshes of corrupted objects; low for speed."""
+CLEAR_ANGLE = np.deg2rad(60)
+"""Maximum angle (radians) from the nearer of two fronts at which a two-fronted object shows one clear side."""
+
+
+def corrupt(
+    box: Toybox,
+    indices: Sequence[int],
+    assets: Sequence[Asset],
+    rgb: Array,
+    truth: Truth,
+    share: float,
+    rng: np.random.Generator,
+) -> None:
+    """Replace the images of a random ``share`` of the objects by images of rough objects, in place.
+
+    Half of the rough objects that have a front get two fronts.
+
+    Args:
+        indices: indices of the N samples in the toybox.
+        rgb: images (N n, size, size, 3) in [0, 1], n consecutive views of each object; changed in place.
+        truth: labels of the images; changed in place for objects with two fronts.
+    """
+    n_view, size = len(rgb) // len(assets), rgb.shape[1]
+    for k, (index, asset) in enumerate(zip(indices, assets, strict=True)):
+        if rng.random() >= share:
+            continue
+        views, two = slice(k * n_view, (k + 1) * n_view), asset.front and rng.random() < 0.5
+        mesh = toybox_mesh(asset, SEGMENTS)
+        mesh = rough(two_fronted(mesh) if two else mesh, rng, rng.uniform(0, MAX_STRENGTH))
+        c2w, fov, azimuth, grey = box.cameras(index, n_view)
+        rgb[views] = mesh.render(c2w, float(fov[0]), size, grey, light=True)
+        if two:
+            truth.seen[views], truth.part_colour[views] = OPEN, OPEN
+            relative, clear = nearer_front(azimuth)
+            truth.azimuth[views], truth.front[views] = torch.from_numpy(relative), torch.from_numpy(clear)
+
+
+def nearer_front(azimuth: Array) -> tuple[Array, Array]:
+    """Return azimuths (V,) relative to the nearer of two fronts at 0 and pi, and which views (V,) show a clear side."""
+    relative = np.where(np.cos(azimuth) < 0, azimuth + np.pi, azimuth) % (2 * np.pi)
+    return relative.astype(np.float32), np.cos(relative) >= np.cos(CLEAR_ANGLE)

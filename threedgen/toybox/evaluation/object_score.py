@@ -1,0 +1,261 @@
+"""Task "evaluate-3d": make 3D objects of held-out prompts, and judge eight views of each object with the probe.
+
+RUN/objects/WORDS-OF-THE-PROMPT/   generate run of each prompt; finished runs are not repeated
+RUN/report.json, report.md         metrics with intervals, for the objects and for true objects of the same prompts
+RUN/sheet.png                      views of the objects with captions and verdicts
+RUN/side_by_side.png               true object, sampled views, 3D object and game-ready asset, if assets=true
+"""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from threedgen.config import ConfigError
+from threedgen.config.errors import OutOfMemory
+from threedgen.data.coloured_mesh import fit_to_ball, read_mesh
+from threedgen.evaluation.metrics.colour import mottle
+from threedgen.evaluation.metrics.figures import Json, mean, median
+from threedgen.evaluation.report import thumbnails, write_strips
+from threedgen.evaluation.runner import Evaluation, evaluation_task
+from threedgen.geometry.images import to_uint8
+from threedgen.geometry.poses import orbit_array
+from threedgen.guidance.matte import Matte
+from threedgen.run import folder as runs
+from threedgen.run.arrays import Array
+from threedgen.run.metrics import read_summary
+from threedgen.run.torch_file import read_safetensors
+from threedgen.systems.generate.options import GenerateConfig
+from threedgen.systems.generate.outputs import VIEWS, view_azimuths
+from threedgen.systems.generate.result import Run
+from threedgen.systems.generate.task import run_status
+from threedgen.toybox.world.raycast import RenderResult
+from threedgen.toybox.world.toybox import render_orbit
+from threedgen.train.status import Status
+from threedgen.train.task import Stopped, Task
+
+from .fidelity import Surface, roughness, surface, surface_figures
+from .held_out import Case, held_out_cases
+from .open_prompts import opaque
+from .options import MATTE, Evaluate3DConfig, EvaluateSubjectsConfig, load_task
+from .probe import Probe
+from .report import Judged, judge_case, write_judged
+
+logger = logging.getLogger(__name__)
+
+TRUTH_SIZE = 128
+"""Side of ground-truth renders and of the images for roughness, pixels."""
+SIDES = 2
+"""Number of views per kind of image on side_by_side.png. They have the first azimuths that the prior samples."""
+ASSET_RADIUS = 0.85
+"""Radius in world units to which a game-ready asset is scaled. Its file is in metres."""
+SHEET_OBJECTS, SHEET_VIEWS, SHEET_SIZE = 30, 4, 192
+KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", "each_side", "side", "noun_single")
+
+
+@dataclass(frozen=True)
+class Turntable:
+    """Turntable views (8, H, W, 3) of an object, azimuths (8,) of their cameras in radians, and seconds of its run.
+
+    If ``failed``, the run of the object failed, for example because a loss was not finite. The views are then grey.
+    """
+
+    views: Array
+    azimuth: Array
+    seconds: float | None = None
+    failed: bool = False
+
+
+@dataclass(frozen=True)
+class MeasuredObject:
+    """Measurements of the object of a prompt and of a true object, with the images ``strip`` for side_by_side.png."""
+
+    judged: Judged
+    turntable: Turntable
+    surface: Surface | None
+    true_roughness: float | None
+    mottle: float | None
+    true_mottle: float | None
+    strip: Array | None
+
+
+class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
+    """Evaluation of 3D objects of held-out prompts. An item is the index of a prompt."""
+
+    stage = "objects"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        config = self.config
+        self.probe, self.matte = Probe.load(config.probe.weights), Matte.load(MATTE)
+        self.cases = held_out_cases(config.prompts, config.seed, spread=True)
+        self.items = range(len(self.cases))
+        self.places = [f"objects/{runs.slug(case.caption)}" for case in self.cases]
+        self.generate = [
+            object_config(config, "config", case.caption, place, **{"export.enabled": config.assets})
+            for case, place in zip(self.cases, self.places, strict=True)
+        ]
+
+    def measure(self, item: int) -> MeasuredObject:
+        config, case, generate = self.config, self.cases[item], self.generate[item]
+        self.progress.note(case.caption)
+        result = make(generate)
+        truth = [true_turntable(case, generate, config.seed, k) for k in range(max(2, config.calibration))]
+        views = to_uint8(result.views) / np.float32(255)
+        return MeasuredObject(
+            judge_case(
+                self.probe,
+                case,
+                result.views,
+                result.azimuth,
+                [render.rgb for render in truth],
+                config.calibration,
+                vote=True,
+                failed=result.failed,
+            ),
+            result,
+            None if result.failed else surface_of_run(generate),
+            roughness(truth[0].normal, truth[0].mask),
+            mottle(views, opaque(self.matte, views)),
+            mottle(truth[0].rgb, truth[0].mask),
+            strip(generate, truth[0], result.views, TRUTH_SIZE) if config.assets and not result.failed else None,
+        )
+
+    def report(self, rows: list[MeasuredObject]) -> None:
+        config = self.config
+        beside = {row.judged.case.caption: row.strip for row in rows if row.strip is not None}
+        write_strips(self.folder / "side_by_side.png", beside.values(), list(beside), 2)
+        fidelity = surface_figures([row.surface for row in rows], [row.true_roughness for row in rows])
+        fidelity |= {
+            "mottle": mean([row.mottle for row in rows]),
+            "floor_mottle": mean([row.true_mottle for row in rows]),
+        }
+        own = [
+            {"folder": place, "seconds": row.turntable.seconds, "mottle": row.mottle}
+            for place, row in zip(self.places, rows, strict=True)
+        ]
+        seconds = [row.turntable.seconds for row in rows if row.turntable.seconds is not None]
+        costs = {"seconds_median": median(seconds), "seconds_most": max(seconds, default=None)}
+        figures: Json = {
+            "prompts": len(rows),
+            "config": config.config,
+            "overrides": list(config.overrides),
+            "failed": sum(row.turntable.failed for row in rows),
+            "costs": costs,
+        }
+        finished = [k for k, row in enumerate(rows) if not row.turntable.failed][:SHEET_OBJECTS]
+        step = VIEWS // SHEET_VIEWS
+        shown = {k: thumbnails(rows[k].turntable.views[::step][:SHEET_VIEWS], SHEET_SIZE) for k in finished}
+        middle, most = ("-" if value is None else f"{value:.0f} s" for value in costs.values())
+        overrides = f" with {' '.join(config.overrides)}" if config.overrides else ""
+        intro = f"""# 3D objects of held-out prompts
+
+{config.prompts} prompts, one object each, config {config.config}{overrides}, seed {config.seed}.
+Judged by the probe on eight turntable views, noun and colour by majority; beside it the same of {config.calibration}
+ground-truth objects per prompt."""
+        notes = f"""\
+One front only: no two of the eight views that show a front are more than 90 degrees apart, and at least one shows it;
+for objects that have a front. Its false alarm rate is the difference to 100 % on ground truth.
+
+Seconds per object: median {middle}, at most {most}."""
+        judged = [row.judged for row in rows]
+        write_judged(self.task, self.probe, judged, KEYS, intro, notes, figures, shown, own, fidelity)
+
+
+def object_config(
+    config: Evaluate3DConfig | EvaluateSubjectsConfig, key: str, prompt: str, place: str, **values: object
+) -> GenerateConfig:
+    """Load the generate config of one prompt. By default the run exports no game-ready asset.
+
+    Args:
+        key: field of ``config`` that has the name of the generate config.
+        place: subfolder of the evaluation for the run.
+        values: further config values, by key.
+
+    Raises:
+        ConfigError: if the config is of another task.
+    """
+    fixed = {"prompt": prompt, "seed": config.seed, "threads": config.threads, "export.enabled": False}
+    fixed |= {"out": str(Path(str(config.out)) / place), **values}
+    overrides = config.overrides if key == "config" else ()
+    generate: GenerateConfig = load_task(key, "generate", str(getattr(config, key)), overrides, fixed)
+    return generate
+
+
+def make(config: GenerateConfig) -> Turntable:
+    """Start or resume a generate run, and return the turntable views of its object. A finished run is not repeated.
+
+    Raises Stopped after Ctrl-C. Raises ConfigError or OutOfMemory if it fails before the first checkpoint.
+    """
+    config, resume = runs.open_run(config, "objects")
+    folder, azimuth = Path(str(config.out)), view_azimuths(config.result.turntable)
+    try:
+        status = run_status(config, resume, quiet=True)
+    except (ConfigError, OutOfMemory) as error:
+        if not any((folder / runs.CHECKPOINTS).glob("*.ckpt")):
+            raise
+        logger.warning("%s", error)
+        status = Status.FAILED
+    if status in (Status.INTERRUPTED, Status.TERMINATED):
+        raise Stopped(status.exit_code)
+    if status is not Status.FINISHED:
+        return Turntable(np.full((VIEWS, 16, 16, 3), 0.5), azimuth, failed=True)
+    try:
+        with np.load(folder / "views.npz", allow_pickle=False) as file:
+            views = file["views"]
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise ConfigError(f"{folder / 'views.npz'} is missing or damaged ({error}). Delete {folder}.") from None
+    return Turntable(views, azimuth, read_summary(folder).get("seconds"))
+
+
+def strip(config: GenerateConfig, truth: RenderResult, views: Array, size: int) -> Array:
+    """Return images of true object, samples, 3D object and asset of a finished run, `SIDES` of each, for comparison.
+
+    Args:
+        truth: 8 renders of the true object from the turntable cameras of the run.
+        views: images (8, H, W, 3) of the 3D object from the turntable cameras.
+        size: maximum side of the images, pixels; smaller samples reduce it.
+
+    Returns:
+        Images (4 SIDES, S, S, 3), uint8. Missing images are grey. Raises ConfigError if a file is damaged.
+    """
+    folder, table = Path(str(config.out)), config.result.turntable
+    azimuth = np.deg2rad(config.preview.azimuth) + np.arange(SIDES) * 2 * np.pi / config.views_per_scene
+    nearest = [int(np.argmax(np.cos(view_azimuths(table) - side))) for side in azimuth]
+    c2w = orbit_array(np.deg2rad(table.elevation), azimuth, table.distance)
+    preview, asset, grey = folder / "preview.safetensors", Run(folder, "").asset, np.full((SIDES, size, size, 3), 0.5)
+    forms = (
+        truth.rgb[nearest],
+        read_safetensors(preview)["views"][:SIDES].numpy() if preview.exists() else grey,
+        views[nearest],
+        fit_to_ball(read_mesh(asset), ASSET_RADIUS).render(c2w, float(np.deg2rad(table.fov)), size) if asset else grey,
+    )
+    smallest = min(size, *(len(images[0]) for images in forms))
+    return np.concatenate([thumbnails(images, smallest) for images in forms])
+
+
+def true_turntable(case: Case, generate: GenerateConfig, seed: int, number: int) -> RenderResult:
+    """Render true object ``number`` of a caption from the turntable cameras of a run, with normals."""
+    table, (azimuth, elevation, fov) = generate.result.turntable, angles(generate)
+    distance = table.distance * np.tan(fov / 2)
+    return render_orbit(
+        case.truth(seed, number), azimuth, elevation, TRUTH_SIZE, with_gbuffer=True, fov=fov, relative_distance=distance
+    )
+
+
+def surface_of_run(generate: GenerateConfig) -> Surface | None:
+    """Measure the surface of the object of a finished run, as seen from its turntable cameras."""
+    azimuth, elevation, fov = angles(generate)
+    c2w = orbit_array(elevation, azimuth, generate.result.turntable.distance)
+    return surface(Path(str(generate.out)), c2w, fov, TRUTH_SIZE, generate.result.mesh_resolution)
+
+
+def angles(generate: GenerateConfig) -> tuple[Array, float, float]:
+    """Return azimuths (V,), elevation and vertical field of view of the turntable cameras of a run, in radians."""
+    table = generate.result.turntable
+    return view_azimuths(table), float(np.deg2rad(table.elevation)), float(np.deg2rad(table.fov))
+
+
+run = evaluation_task(Objects3D)

@@ -1,0 +1,270 @@
+"""Prompts in the closed vocabulary of a toybox prior: rewriting, checks, suggestions, usual sizes. Imports no torch.
+
+Synonyms are replaced and unknown words are removed, because an unknown word would change the text embedding at random.
+Words that have no meaning without the removed word are removed too: the rest of its clause, its article, or a prefix
+such as "a photo of". Nothing is added.
+"""
+
+import re
+import unicodedata
+from collections.abc import Collection, Sequence
+from itertools import islice
+from string import punctuation
+
+from threedgen.config import ConfigError
+from threedgen.guidance.weights.tokens import Vocabulary
+from threedgen.run.prompts import Reading
+
+from .synonyms import SYNONYM_OF, also_called, similar
+from .world import nouns  # noqa: F401  (fills NOUNS)
+from .world.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, Spec, article, caption, find_nouns
+
+PAGE = "docs/toybox-words.md"
+EXAMPLES_OF_ALL, EXAMPLES_OF_NEAREST = 2, 6
+"""Number of nouns that an error lists per family if it lists all families, and if it lists only similar ones."""
+MAX_SUGGESTIONS = 10
+ARTICLES = {"a", "an", "the"}
+CONNECTORS = {",", "and", "in", "of", "that", "wearing", "with"}
+ADJECTIVES = {*COLOURS, *SIZES, "toy", "3d", "two"}
+NOT_CONTENT = {*ARTICLES, *CONNECTORS, *ADJECTIVES, "is", "inside", "model"}
+VERBS = {"in", "wearing", "with"}
+NEGATIONS = {"without", "no", "not", "never", "minus"}
+HEIGHTS: dict[str, float] = {
+    # animals
+    "bear": 1.5, "cat": 0.35, "cow": 1.5, "dog": 0.5, "duck": 0.4, "elephant": 3.0, "fish": 0.2, "frog": 0.1,
+    "horse": 1.7, "owl": 0.3, "penguin": 0.8, "pig": 0.8, "rabbit": 0.3, "turtle": 0.3,
+    # buildings
+    "barn": 8.0, "castle": 20.0, "church": 20.0, "house": 6.0, "lighthouse": 25.0, "tent": 2.0, "windmill": 15.0,
+    # food
+    "apple": 0.08, "banana": 0.15, "cake": 0.15, "carrot": 0.2, "cupcake": 0.08, "donut": 0.04, "hamburger": 0.08,
+    "ice cream": 0.18, "pear": 0.1, "pumpkin": 0.3,
+    # furniture
+    "bed": 1.0, "bookshelf": 2.0, "chair": 0.9, "clock": 0.3, "lamp": 0.5, "sofa": 0.9, "table": 0.75,
+    # household
+    "bottle": 0.3, "bucket": 0.35, "candle": 0.2, "hammer": 0.3, "mug": 0.1, "teapot": 0.2, "television": 0.7,
+    "umbrella": 1.0,
+    # people
+    "astronaut": 1.9, "clown": 1.8, "knight": 1.8, "person": 1.75, "pirate": 1.8, "robot": 1.8, "snowman": 1.6,
+    "wizard": 1.8,
+    # plants
+    "cactus": 1.0, "flower": 0.4, "mushroom": 0.1, "palm": 8.0, "pine": 10.0, "tree": 8.0,
+    # toys
+    "ball": 0.22, "balloon": 0.4, "dice": 0.016, "drum": 0.4, "guitar": 1.0, "present": 0.3,
+    # vehicles
+    "airplane": 4.0, "boat": 4.0, "bus": 3.2, "car": 1.5, "helicopter": 3.5, "rocket": 30.0, "tank": 2.4,
+    "tractor": 2.8, "train": 4.0, "truck": 3.0,
+}  # fmt: skip
+"""Height in metres of the whole object, including ears of animals, pots of plants and headboards of beds."""
+NOUN_WORDS = {word for noun in NOUNS for word in noun.split()}
+
+
+class ToyboxPrompts:
+    """Reader of prompts (`threedgen.guidance.weights.tokens.PromptReader`) for priors that know toybox objects with at
+    most one part or accessory.
+
+    Every prompt is accepted for a prior without a vocabulary (None), or without toybox nouns in it.
+    """
+
+    def __init__(self, vocabulary: Vocabulary | None) -> None:
+        self.vocabulary = vocabulary
+        known = vocabulary.known if vocabulary else frozenset()
+        self.nouns = [noun for noun in NOUNS if known.issuperset(noun.split())]
+
+    def read(self, prompt: str) -> Reading:
+        """Rewrite a prompt in the words of the vocabulary."""
+        v = self.vocabulary
+        return Reading(prompt) if v is None else read_prompt(prompt, v.known, v.added)
+
+    def similar(self, word: str) -> list[str]:
+        """Return up to three words of the vocabulary similar to a word, most similar first."""
+        return similar(word, self.vocabulary.known) if self.vocabulary else []
+
+    def check(self, prompt: str) -> None:
+        """Raise ConfigError, with suggestions, if a prompt contains no noun that the prior knows. Words that
+        personalisation added count as nouns."""
+        vocabulary = self.vocabulary
+        if vocabulary is None or not self.nouns or self._nouns_in(prompt):
+            return
+        if any(word.lower() in prompt.lower() for word in vocabulary.added):
+            return
+        words = vocabulary.split(prompt)
+        near = {word: also_called(word, vocabulary.known) for word in words} | dict(vocabulary.unknown(prompt))
+        nearest = {word: [name for name in names if name in self.nouns][:1] for word, names in near.items()}
+        swaps = ", ".join(f"{word!r} by {names[0]}" for word, names in nearest.items() if names)
+        if swaps:
+            lead, limit = f"Replace {swaps}, or use another of", EXAMPLES_OF_NEAREST
+        else:
+            lead, limit = "Use one of", EXAMPLES_OF_ALL
+        families = dict.fromkeys(NOUNS[noun].family for noun in (sum(nearest.values(), []) or self.nouns))
+        advice = f"{lead} {', '.join(self._family(name, limit) for name in families)}"
+        if not swaps:
+            advice = self._owner_advice(words) or advice
+        raise ConfigError(
+            f"contains no noun that this prior knows. {advice}. {PAGE} lists all words; prompt_check=off skips this "
+            "check",
+            "prompt",
+            prompt,
+        )
+
+    def notes(self, prompt: str) -> list[str]:
+        """Return warnings for a prompt that names several objects, parts or accessories. A toybox prior may mix the
+        objects and omit parts."""
+        prompt = self.read(prompt).text
+        found = self._nouns_in(prompt)
+        if not found:
+            return []
+        objects = [noun for k, noun in enumerate(found) if not (k and _is_compound(found[k - 1], noun, prompt))]
+        words = re.findall(r"[a-z]+", prompt.lower())
+        details = [word for word in dict.fromkeys(words) if word in (*ACCESSORIES, *NOUNS[objects[0]].parts)]
+        warnings = []
+        if len(objects) > 1:
+            names = " and ".join(objects)
+            warnings.append(f"the prompt names {names}; this prior knows single objects and may mix them")
+        if len(details) > 1:
+            names = " and ".join(details)
+            warnings.append(f"the prompt names {names}; this prior knows one part or accessory and may omit the others")
+        return warnings
+
+    def suggest(self, prompt: str) -> tuple[str, list[str]]:
+        """Suggest nouns for a prompt. If known nouns start with the unfinished last word, return that word and those
+        nouns. Otherwise return "", and one noun of each family, or no nouns if the prompt already contains one."""
+        last = prompt.lower().rpartition(" ")[2]
+        if self.vocabulary and last.isalpha() and last not in self.vocabulary.known:
+            if found := [noun for noun in self.nouns if noun.startswith(last)]:
+                return last, found[:MAX_SUGGESTIONS]
+        if set(find_nouns(prompt)).intersection(self.nouns):
+            return "", []
+        families = {NOUNS[noun].family: noun for noun in reversed(self.nouns)}
+        return "", list(islice(reversed(families.values()), MAX_SUGGESTIONS))
+
+    def usual_height(self, prompt: str) -> tuple[str, float] | None:
+        """Return the first toybox noun of a prompt, with its article, and its height in metres, such as ("a dog", 0.5).
+
+        Synonyms count as the noun, also for a prior that knows other words than the toybox. Returns None if there is no
+        toybox noun.
+        """
+        found = find_nouns(read_prompt(prompt, NOUN_WORDS).text)
+        return next(((f"{article(noun)} {noun}", HEIGHTS[noun]) for noun in found), None)
+
+    def _nouns_in(self, prompt: str) -> list[str]:
+        return [noun for noun in find_nouns(self.read(prompt).text) if noun in self.nouns]
+
+    def _owner_advice(self, words: Sequence[str]) -> str:
+        """Return advice for a prompt that names a part or accessory without its object, or "" for other prompts."""
+        colour = next((word for word in words if word in COLOURS), "red")
+        for word in words:
+            for noun in self.nouns:
+                if word in NOUNS[noun].wears + NOUNS[noun].parts:
+                    example = caption(Spec(noun, part=word, part_colour=colour))
+                    return f'Name an object with the {word}, such as "{example}"'
+        return ""
+
+    def _family(self, name: str, limit: int) -> str:
+        members = [noun for noun in self.nouns if NOUNS[noun].family == name]
+        return f"{name} ({', '.join(members[:limit])}{' ...' if len(members) > limit else ''})"
+
+
+def _is_compound(first: str, second: str, prompt: str) -> bool:
+    """Return whether two nouns in a row name one object, such as "palm tree"."""
+    same_family = NOUNS[first].family == NOUNS[second].family
+    return same_family and re.search(rf"\b{first} {second}\b", prompt.lower()) is not None
+
+
+def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()) -> Reading:
+    """Convert a prompt to the words of a toybox prior, and list the words that were replaced, ignored or negated.
+
+    Args:
+        prompt: text of the user.
+        known: words of the prior's vocabulary. If it has no toybox noun, only the unknown words are listed.
+        added: words that personalisation added. They are kept unchanged.
+    """
+    reading = Reading(prompt)
+    if NOUNS.keys().isdisjoint(known):  # another closed vocabulary
+        reading.ignored = [*dict.fromkeys(word for word in re.findall(r"\w+", prompt.lower()) if word not in known)]
+        return reading
+    words = _known_words(prompt, known, [word.lower() for word in added], reading)
+    if reading.replaced or reading.ignored or reading.negated:
+        clauses = [[word for word in clause if word] for clause in _without_prefix(_clauses(words))]
+        reading.text = _join(_with_content([clause for clause in clauses if clause], added))
+    return reading
+
+
+def _known_words(prompt: str, known: Collection[str], added: list[str], reading: Reading) -> list[str]:
+    """Return the words and commas of a prompt, with "" in place of unknown words. Note the changes in `reading`."""
+    text = unicodedata.normalize("NFKC", prompt).lower()
+    names = "|".join(re.escape(word) for word in sorted(added, key=len, reverse=True))
+    words, negating = list[str](), False
+    for word in re.findall(rf"{names + '|' if names else ''}\w+|[^\w\s]", text):
+        if word in punctuation and word not in known:
+            continue
+        name = known_form(word, known)
+        negating = word in NEGATIONS or (negating and name not in CONNECTORS)
+        if negating:
+            reading.negated += [] if word in NEGATIONS | ARTICLES else [word]
+        elif word in added or word in known:
+            words.append(word)
+        elif name is not None:
+            reading.replaced[word] = name
+            words.append(name)
+        else:
+            words.append("")
+            reading.ignored += [] if word in reading.ignored else [word]
+    return words
+
+
+def known_form(word: str, known: Collection[str]) -> str | None:
+    """Return the known word for a word: itself, its singular, or a synonym of one of them. None if there is none."""
+    if word in known:
+        return word
+    forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
+    return next((name for form in forms for name in (form, SYNONYM_OF.get(form, "")) if name in known), None)
+
+
+def _clauses(words: list[str]) -> list[list[str]]:
+    """Split a list of words before each word in `CONNECTORS`."""
+    clauses: list[list[str]] = [[]]
+    for word in words:
+        if word in CONNECTORS:
+            clauses.append([])
+        clauses[-1].append(word)
+    return clauses
+
+
+def _without_prefix(clauses: list[list[str]]) -> list[list[str]]:
+    """Remove a first clause with unknown words and without a noun, if "of" follows, such as "a photo of"."""
+    has_prefix = len(clauses) > 1 and clauses[1][0] == "of" and "" in clauses[0] and NOUNS.keys().isdisjoint(clauses[0])
+    return [clauses[1][1:], *clauses[2:]] if has_prefix else clauses
+
+
+def _with_content(clauses: list[list[str]], added: Collection[str]) -> list[list[str]]:
+    """Remove clauses without content, such as "with a" before an unknown noun, that follow the object's noun."""
+    subjects = {*NOUNS, *(word.lower() for word in added)}
+    result, has_subject, opening = list[list[str]](), False, list[str]()
+    for clause in clauses:
+        joins = clause[:1] in (["and"], [","])
+        if joins and opening:  # "with a SWORD and a flag" becomes "with a flag"
+            clause = [*opening, *clause[1:]]
+        describes = clause[:1] == ["that"] or (joins and result[-1:] != [] and result[-1][:1] == ["that"])
+        opening = list[str]()
+        if not has_subject or not NOT_CONTENT.issuperset(clause) or (describes and not ADJECTIVES.isdisjoint(clause)):
+            result.append(clause)
+        elif clause[:1] == ["that"] or clause[0] in VERBS:
+            opening = [word for word in clause if word in ("that", "is", *VERBS)]
+        has_subject = has_subject or not subjects.isdisjoint(clause)
+    return result
+
+
+def _join(clauses: list[list[str]]) -> str:
+    """Join the words of clauses to a text. Articles and connectors without a following noun phrase are dropped. "a" and
+    "an" are chosen by the following word."""
+    words = [word for clause in clauses for word in clause]
+    while words and words[-1] in ARTICLES | CONNECTORS | {"is"}:
+        words.pop()
+    text = list[str]()
+    for word, following in zip(words, [*words[1:], " "], strict=False):
+        if word in ARTICLES and following in ARTICLES | CONNECTORS:
+            continue
+        if word in CONNECTORS and following in CONNECTORS and not (word in ("and", ",") and following in VERBS):
+            continue
+        text.append(article(following) if word in ("a", "an") else word)
+    return " ".join(text).replace(" ,", ",")

@@ -1,0 +1,245 @@
+"""Training of the toybox's autoencoder, an unmodified AutoencoderKL of diffusers.
+
+The network has no attention, only convolutions. The first steps can therefore train on crops around the object, which
+cost a quarter of whole images.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from threedgen.config import Scheduled
+from threedgen.geometry.images import grid, write_png
+from threedgen.run.dtypes import autocast_bf16
+from threedgen.toybox.world.rooms import Rooms
+from threedgen.toybox.world.toybox import Toybox
+from threedgen.train.muon import Muon
+from threedgen.train.system import System
+
+from .options import AutoencoderConfig, DecoderConfig
+
+WHOLE = 0.25
+"""Fraction of the steps, at the end of the training, that use whole images."""
+JUMBLES, ROOMS = 0.25, 0.2
+"""Fraction of the object images that show random solids; fraction of all images that show the inside of toy rooms."""
+KL_WEIGHT = 1e-5
+
+
+def build(options: AutoencoderConfig) -> AutoencoderKL:
+    """Build an untrained autoencoder."""
+    n = len(options.channels)
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * n,
+        up_block_types=("UpDecoderBlock2D",) * n,
+        block_out_channels=tuple(options.channels),
+        layers_per_block=1,
+        latent_channels=options.latent_channels,
+        norm_num_groups=options.groups,
+        mid_block_add_attention=False,
+        scaling_factor=1.0,
+    )
+    initialise_averaging(vae)
+    return vae
+
+
+@torch.no_grad()
+def initialise_averaging(vae: Any) -> None:
+    """Initialise the weights so that the encoder averages pixels and the decoder repeats them.
+
+    From random weights, each colour axis takes hundreds of steps. Here channels 0 to 5 carry (r, g, b, -r, -g, -b)
+    through all layers. Since silu(a) - silu(-a) = a, the activations at both ends do not change the colours. Residual
+    branches start at zero, the remaining weights are random. The posterior starts with a standard deviation of 0.05.
+    """
+    signs = torch.cat([torch.eye(3), -torch.eye(3)])  # (6, 3)
+    for module in vae.modules():
+        if isinstance(module, ResnetBlock2D):
+            for parameter in module.conv2.parameters():
+                nn.init.zeros_(parameter)
+            if module.conv_shortcut is not None:
+                _set_taps(module.conv_shortcut, torch.eye(6), 1.0)
+        elif isinstance(module, Downsample2D):
+            _set_taps(module.conv, torch.eye(6), 0.25, slice(0, 2))
+        elif isinstance(module, Upsample2D):
+            _set_taps(module.conv, torch.eye(6), 1.0)
+    for half, gain in ((vae.encoder, 0.5), (vae.decoder, 0.17)):  # norms enlarge toybox images about threefold
+        _set_taps(half.conv_in, signs, 1.0)
+        _set_taps(half.conv_out, signs.T, gain)
+    c = vae.config.latent_channels
+    for conv in (vae.quant_conv, vae.post_quant_conv):
+        _set_taps(conv, torch.eye(c), 1.0)
+    vae.quant_conv.weight[c:] = 0
+    vae.quant_conv.bias[c:] = -6.0
+
+
+def _set_taps(conv: Any, matrix: Tensor, weight: float, taps: slice | None = None) -> None:
+    """Set the first outputs of a convolution to `weight` * `matrix` (out, in) times its first inputs.
+
+    `taps` are the rows and columns of the kernel that get these weights; None: the middle one.
+    """
+    out, inputs = matrix.shape
+    middle = conv.kernel_size[0] // 2
+    taps = taps or slice(middle, middle + 1)
+    conv.weight[:out] = 0
+    conv.weight[:out, :inputs, taps, taps] = weight * matrix[:, :, None, None]
+    conv.bias[:out] = 0
+
+
+def edges(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the differences of neighbouring pixels of (B, C, H, W): (B, C, H - 1, W) and (B, C, H, W - 1)."""
+    return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
+
+
+def half_size(x: Tensor) -> Tensor:
+    """Resize (B, C, H, W) to (B, C, H / 2, W / 2), bilinear with antialiasing."""
+    return F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)
+
+
+def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
+    """Return the loss between reconstructions `y` and true images `x`, both (B, 3, H, W) in [-1, 1], a scalar.
+
+    It is L1 + 2 MSE + 0.5 L1 of the differences of neighbouring pixels + 2 L1 at an eighth of the size. The third term
+    keeps outlines sharp. The last one makes the network learn colours early.
+    """
+    sharp = sum(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True))
+    coarse = F.l1_loss(F.avg_pool2d(y, 8), F.avg_pool2d(x, 8))
+    return F.l1_loss(y, x) + 2 * F.mse_loss(y, x) + 0.5 * sharp + 2 * coarse
+
+
+def psnr(y: Tensor, x: Tensor) -> float:
+    """Return the PSNR in dB between reconstructions `y` and true images `x` of one shape, in [-1, 1]."""
+    return float(10 * torch.log10(4 / F.mse_loss(y.detach(), x)))
+
+
+class AutoencoderSystem(System):
+    """LightningModule that trains an AutoencoderKL. No toybox image is used twice: each step renders the next ones."""
+
+    stage = "autoencoder"
+
+    def __init__(
+        self,
+        options: AutoencoderConfig,
+        seed: int,
+        vae: AutoencoderKL,
+        bf16: bool,
+        max_steps: int | None = None,
+        **facts: str,
+    ) -> None:
+        super().__init__(options, seed, max_steps or options.max_steps, **facts)
+        self.options, self.bf16 = options, bf16
+        network: Any = vae
+        self.vae = network.to(memory_format=torch.channels_last)  # faster on a CPU
+        self.box, self.rooms = Toybox(seed + 1, "train"), Rooms(seed + 1, "train")
+
+    def images(self, step: int) -> Tensor:
+        """Return the images of a step, in [-1, 1].
+
+        In the last fraction WHOLE of the steps these are whole images (batch, 3, image_size, image_size). Before, they
+        are two random crops of each image, (2 batch, 3, crop, crop).
+        """
+        o, rng = self.options, self.numpy_rng(step, "crops")
+        interiors = round(ROOMS * o.batch)
+        objects = o.batch - interiors
+        _, rgb, _, _ = self.box.batch(range(step * objects, (step + 1) * objects), o.image_size, 1, JUMBLES)
+        if interiors:
+            views, _, _ = self.rooms.render_views(range(step * interiors, (step + 1) * interiors), o.image_size)
+            rgb = np.concatenate([rgb, views])
+        if step < (1 - WHOLE) * self.max_steps:
+            c = o.crop
+            middle = (o.image_size - c) / 2
+            corner = np.clip(rng.normal(middle, 0.8 * middle, (2, o.batch, 2)), 0, o.image_size - c).astype(int)
+            rgb = np.stack([rgb[i, y : y + c, x : x + c] for pair in corner for i, (y, x) in enumerate(pair)])
+        x = torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2) * 2 - 1
+        return x.contiguous(memory_format=torch.channels_last).to(self.device)
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step, weight = int(batch), self.options.shrunk
+        x, rng = self.images(step), self.rng(step, "posterior")
+        with autocast_bf16(x.device, self.bf16):
+            posterior = self.vae.encode(x).latent_dist
+            mean, logvar = posterior.mean.float(), posterior.logvar.float()
+            z = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=rng).to(mean)
+            y = self.vae.decode(z).sample.float()
+            small = self.vae.decode(half_size(z)).sample.float() if weight else None
+        kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+        loss = reconstruction_loss(y, x) + KL_WEIGHT * kl
+        if small is not None:
+            loss = loss + weight * reconstruction_loss(small, half_size(x))
+        self.metrics = {"psnr": psnr(y, x), "kl": float(kl.detach())}
+        return loss
+
+    def validate(self, step: int, folder: Path) -> None:
+        """Write reconstructions.png: held-out images above their reconstructions."""
+        _, rgb, _, _ = Toybox(self.seed, "held-out").batch(range(8), self.options.image_size, n_view=1)
+        x = torch.from_numpy(rgb).permute(0, 3, 1, 2).to(self.device) * 2 - 1
+        y = self.vae.decode(self.vae.encode(x).latent_dist.mode()).sample
+        write_png(folder / "reconstructions.png", grid(torch.cat([x, y]).permute(0, 2, 3, 1).cpu() / 2 + 0.5, 8))
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        ends = (self.vae.encoder.conv_in.weight, self.vae.decoder.conv_out.weight)
+        return self.muon(self.vae, ends, self.options.learning_rate)
+
+    def muon(self, network: nn.Module, ends: tuple[Tensor, ...], rate: Scheduled) -> OptimizerLRSchedulerConfig:
+        """Build the Muon optimizer for a network. It updates `ends` elementwise, since their rows are colours."""
+        return self.scheduled(Muon(network.parameters(), 1.0, weight_decay=1e-4, elementwise=ends), rate)
+
+
+class DecoderSystem(AutoencoderSystem):
+    """LightningModule that trains the decoder on noisy latents of the frozen encoder.
+
+    The decoder then tolerates the errors of sampled latents (Zheng et al. 2025, arXiv 2510.11690, section 3.3).
+    """
+
+    stage = "decoder"
+
+    def __init__(
+        self, options: DecoderConfig, images: AutoencoderConfig, seed: int, vae: AutoencoderKL, bf16: bool
+    ) -> None:
+        vae.requires_grad_(False)
+        super().__init__(images, seed + 1, vae, bf16, options.max_steps, decoder=options.model_dump_json())
+        self.noise = options
+        self.vae.train().decoder.requires_grad_(True)
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step = int(batch)
+        x, rng = self.images(step), self.rng(step, "latents")
+        with autocast_bf16(x.device, self.bf16):
+            mean = self.vae.encode(x).latent_dist.mean.float()
+            level = self.noise.latent_noise * torch.rand(len(mean), 1, 1, 1, generator=rng)
+            z = mean + (level * torch.randn(mean.shape, generator=rng)).to(mean)
+            y = self.vae.decode(z).sample.float()
+        self.metrics = {"psnr": psnr(y, x)}
+        return reconstruction_loss(y, x)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        decoder = self.vae.decoder
+        return self.muon(decoder, (decoder.conv_out.weight,), self.noise.learning_rate)
+
+
+@torch.no_grad()
+def standardise(vae: Any, rgb: Tensor) -> None:
+    """Standardise the latents of an autoencoder by changing its two 1x1 convolutions in place.
+
+    Afterwards each latent channel has mean 0 and variance 1 on the images `rgb` (N, H, W, 3) in [0, 1], so that
+    `scaling_factor` can be 1. Reconstructions do not change.
+    """
+    x = rgb.permute(0, 3, 1, 2) * 2 - 1
+    z = torch.cat([vae.encode(chunk).latent_dist.mean for chunk in x.split(8)]).float()
+    mean, std = z.mean((0, 2, 3)), z.std((0, 2, 3))
+    c = len(mean)
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    quant.weight[:c] /= std[:, None, None, None]
+    quant.bias[:c] = (quant.bias[:c] - mean) / std
+    quant.bias[c:] -= 2 * torch.log(std)  # the other half is the log variance
+    post.bias += (post.weight[:, :, 0, 0] * mean).sum(1)
+    post.weight *= std[None, :, None, None]

@@ -1,0 +1,183 @@
+"""LightningModules that train the UNet of a 2D model on single images, or of a multi-view prior on views of objects."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threedgen.config import registry
+from threedgen.data.assets.source import AssetViews
+from threedgen.data.bank import LatentBank, choose_by_share, sample_entries
+from threedgen.geometry.images import grid, to_uint8
+from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.attention.joined import camera_vector
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.run.arrays import Array
+from threedgen.run.dtypes import autocast_bf16
+from threedgen.run.seeding import generator, numpy_generator
+from threedgen.systems.train.denoising import Batch, DenoisingSystem, Sheet, drop_captions
+
+from .options import DiffusionConfig, MultiviewDiffusionConfig, TrainBaseConfig, TrainOwnPriorConfig, TrainPriorConfig
+from .words import vocabulary_digest
+
+
+def objects_of(images: int, n_view: int) -> int:
+    """Return the smallest number of objects with `n_view` images each that have at least `images` images in all."""
+    return -(-images // n_view)
+
+
+class PriorSystem(DenoisingSystem):
+    """LightningModule that trains a UNet on single images and views of objects (MVDream, arXiv 2308.16512, section 3).
+
+    All processes sample the same batch, and each process trains on a part of it. The number of processes therefore
+    changes the result only by rounding.
+
+    Args:
+        prior: model whose UNet is trained in place.
+        banks: pairs of a share of the steps and the cached latents for these steps.
+    """
+
+    stage = "UNet"
+    options: DiffusionConfig
+
+    def __init__(
+        self,
+        config: TrainBaseConfig | TrainPriorConfig | TrainOwnPriorConfig,
+        prior: LatentDiffusion,
+        *banks: tuple[float, LatentBank],
+    ) -> None:
+        super().__init__(config, prior, vocabulary=vocabulary_digest(prior.tokenizer))
+        self.options, self.banks = config.training, banks
+        self.timestep_power = self.options.timestep_power
+        if isinstance(self.options, MultiviewDiffusionConfig):
+            self.view_noise = self.options.view_noise
+        self.n_view = max((bank.source.n_view for _, bank in banks), default=1)
+        self.unet = prior.unet.requires_grad_(True).train()
+        self.keep_average(self.unet, self.options.ema)
+
+    def elementwise(self) -> Iterable[Tensor]:
+        return (self.unet.conv_out.weight,)  # its rows are latents, not features
+
+    @property
+    def process(self) -> tuple[int, int]:
+        """Rank of this process, from 0, and the number of processes."""
+        return (self.global_rank, self.trainer.world_size) if getattr(self, "_trainer", None) else (0, 1)
+
+    def mean_of_processes(self, loss: Tensor) -> float:
+        """Return the mean of a scalar loss over all processes, for the log."""
+        own = loss.detach().clone()
+        return float(own if self.process[1] == 1 else self.trainer.strategy.reduce(own, reduce_op="mean"))
+
+    def rng(self, step: int, purpose: str) -> torch.Generator:
+        return generator(self.seed, step, purpose)  # equal in all processes
+
+    def numpy_rng(self, step: int, purpose: str) -> np.random.Generator:
+        return numpy_generator(self.seed, step, purpose)
+
+    def entries(self, step: int, n_view: int, share: float) -> Array:
+        """Sample the entry indices (n,) of a step from a bank.
+
+        Args:
+            n_view: images per entry of the bank.
+            share: share of the steps that use the bank.
+        """
+        o, rng = self.options, self.numpy_rng(step, "pictures")
+        numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
+        return sample_entries(rng, int(step * share), *numbers)
+
+    def fill(self, bank: LatentBank, chosen: Array) -> None:
+        """Render and encode the entries `chosen` that are not cached. The processes divide the work among them."""
+        if self.process[1] > 1:
+            self.trainer.strategy.barrier()  # so that all find the same entries missing
+            bank.prepare(chosen, self.process)
+            self.trainer.strategy.barrier()
+
+    def batch(self, step: int) -> Batch:
+        o, rng, gen = self.options, self.numpy_rng(step, "choices"), self.rng(step, "diffusion")
+        share, bank = choose_by_share(self.banks, self.numpy_rng(step, "mode").random())
+        n_view, part = bank.source.n_view, slice(self.process[0], None, self.process[1])
+        chosen = self.entries(step, n_view, share)
+        self.fill(bank, chosen)
+        dropped = [rng.random() < o.no_text for _ in chosen][part]
+        t, noise = (x[part].flatten(0, 1) for x in self.sample_noise(step, (len(chosen), *bank.latent_shape), gen))
+        chosen = chosen[part]
+        captions = drop_captions(bank.captions(chosen), dropped)
+        camera = camera_vector(bank.c2w(chosen).flatten(0, 1)).to(self.device) if n_view > 1 else None
+        with autocast_bf16(self.device, o.bf16):
+            text = self.model.encode_prompt(captions).repeat_interleave(n_view, 0)
+        return Batch(bank.latents(chosen).flatten(0, 1), t, noise, text, {"camera": camera, "n_view": n_view})
+
+    def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        with autocast_bf16(self.device, self.options.bf16):
+            return self.model.predict(x, t, batch.text, **batch.condition).float()
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        made = self.batch(int(batch))
+        loss = self.denoising_loss(made)
+        name = "loss_2d" if made.condition["camera"] is None else "loss_3d"
+        others = {key: value for key, value in self.metrics.items() if "loss" not in key}
+        self.metrics = others | {name: self.mean_of_processes(loss)}
+        return loss
+
+    def save(self, folder: Path) -> None:
+        self.model.save(folder / ("prior" if self.n_view > 1 else "base"))
+
+    def sample_sheet(self) -> Sheet:
+        """Return samples of the prompts in the config: one image each, or with a multi-view prior views all around."""
+        prompts, n_view, c2w = self.options.sheet_prompts, self.n_view, None
+        if n_view > 1:
+            azimuth = torch.deg2rad(20 + torch.arange(n_view) * 360 / n_view)
+            c2w = orbit_c2w(torch.full((n_view,), 0.26), azimuth, torch.full((n_view,), 2.6))
+        images = [image for k, prompt in enumerate(prompts) for image in self.sample(k, prompt, c2w)]
+        return Sheet(images, 4, [prompt for prompt in prompts for _ in range(n_view)])
+
+    def sample(self, number: int, prompt: str, c2w: Tensor | None) -> Tensor:
+        """Sample views (V, H, W, 3) in [0, 1] for camera-to-world poses (V, 4, 4), or one image (1, H, W, 3) for None.
+
+        `number` seeds the noise.
+        """
+        rng = self.rng(number, "sheet")
+        return self.model.sample(prompt, c2w, steps=30, guidance_scale=4.0, generator=rng)
+
+
+class Features(Protocol):
+    """Interface of the image features in the registry, with which the FID is computed."""
+
+    def fid(self, images: Tensor, truth: Tensor) -> float:
+        """Return the FID between two sets of uint8 images (N, H, W, 3)."""
+
+
+class OwnPriorSystem(PriorSystem):
+    """LightningModule that trains a prior on user assets.
+
+    The sample sheet has renders of held-out assets beside samples of their captions from the same cameras. The FID
+    between the two is logged as `fid`. It is computed from few images, so compare it within one run only.
+
+    Args:
+        shown: held-out assets; None: the config holds out none, and the sheet has samples of its prompts only.
+    """
+
+    features: Features
+
+    def __init__(
+        self, config: TrainOwnPriorConfig, prior: MVDream, shown: AssetViews | None, *banks: tuple[float, LatentBank]
+    ) -> None:
+        super().__init__(config, prior, *banks)
+        self.shown = shown
+        self.set_unregistered(features=registry.build("features", config.features) if shown else None)
+
+    def sample_sheet(self) -> Sheet:
+        if self.shown is None or self.options.sheet_prompts:
+            return super().sample_sheet()
+        count, size = len(self.shown.entries), self.model.image_size
+        truth = self.shown.block(range(count), size)
+        c2w = torch.from_numpy(truth.c2w).unflatten(0, (count, -1))
+        sampled = [self.sample(k, caption, c2w[k]) for k, caption in enumerate(truth.captions)]
+        views, renders = to_uint8(torch.stack(sampled)), to_uint8(truth.rgb).reshape(count, -1, size, size, 3)
+        self.metrics["fid"] = self.features.fid(*(torch.from_numpy(x).flatten(0, 1) for x in (views, renders)))
+        strips = [grid(rows[k], self.shown.n_view) for k in range(count) for rows in (renders, views)]
+        return Sheet(strips, 2, [text for caption in truth.captions for text in (caption, "drawn")])

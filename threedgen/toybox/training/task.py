@@ -1,0 +1,154 @@
+"""The tasks train-base and train-prior: train the 2D model of the toybox, and a multi-view prior that starts from it.
+
+RUN/autoencoder/    (train-base) checkpoints, images and weights of the first stage, the autoencoder
+RUN/decoder/        (train-base) the same for the second stage, the decoder on noisy latents
+RUN/words/          (train-base) the same for the third stage, the text encoder
+RUN/coarse/         (train-prior) the same for its first stage, the coarse predictor
+RUN/latents/        cache of encoded single images, safe to delete; NAME-half/ has them at half size
+RUN/objects/, typical/   (train-prior) caches of encoded views of objects and of images for the coarse predictor
+RUN/checkpoints/    checkpoints of the last stage, the UNet
+RUN/base/, prior/   averaged weights in diffusers format
+RUN/samples.png     images sampled with these weights
+"""
+
+from functools import partial
+
+import torch
+from diffusers.models import AutoencoderKL
+from torch import nn
+
+from threedgen.config.errors import called
+from threedgen.data.bank import LatentBank, Source
+from threedgen.guidance.coarse import CoarsePredictor
+from threedgen.guidance.coarse_to_fine import REFINE_STRENGTH
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
+from threedgen.guidance.priors.stable_diffusion import StableDiffusion
+from threedgen.guidance.weights.loading import identify
+from threedgen.run.disk import writing
+from threedgen.run.seeding import generator, seed_networks
+from threedgen.toybox.data.pictures import FourSides, Photographs
+from threedgen.toybox.world.captions import OpenToybox
+from threedgen.toybox.world.toybox import Toybox, View
+from threedgen.train.status import Status
+from threedgen.train.task import Task, run_task
+
+from . import autoencoder, text_encoder
+from .coarse_predictor import CoarseSystem
+from .networks import base_model, multiview_model
+from .options import CoarseConfig, TrainBaseConfig, TrainPriorConfig
+from .system import PriorSystem, objects_of
+from .widen import widen
+from .words import train_tokenizer
+
+
+def train_base(task: Task) -> Status:
+    """Train the 2D model in four stages, or only the UNet if the config has `start`."""
+    config: TrainBaseConfig = task.config
+    torch.manual_seed(config.seed)
+    o = config.training
+    source = Photographs(config.seed, "train", o.luck, o.rooms, o.clutter, o.style)
+    start = config.start
+    prior = train_networks(task, source) if start is None else load_start(task, start, config.image_size)
+    return task.train(PriorSystem(config, prior, *banks(task, prior, "latents", source)), metrics=("loss_2d",))
+
+
+def load_start(task: Task, start: str, image_size: int | None = None) -> StableDiffusion:
+    """Load the model `start` that a training starts from. Its UNet gets more channels if the config has `widen`."""
+    config: TrainBaseConfig | TrainPriorConfig = task.config
+    prior = StableDiffusion.load(start, image_size=image_size)
+    task.name_weights({"start": identify(start)})
+    if config.widen is not None:
+        prior.unet = widen(prior.unet, config.widen, generator(config.seed, 0, "wider"))
+    return prior
+
+
+def banks(
+    task: Task, prior: LatentDiffusion, name: str, source: Source, share: float = 1.0
+) -> list[tuple[float, LatentBank]]:
+    """Return the cached latents of a source as pairs of a share of the steps and a bank.
+
+    There is a bank at full size and, if `training.half` is above 0, one at half size for this share of the steps.
+
+    Args:
+        name: folder of the full-size cache in the run folder.
+        share: share of the steps that use the source.
+    """
+    half, size = task.config.training.half, prior.image_size
+    with called("training.half"):
+        prior.with_draft(REFINE_STRENGTH if half else None)
+    sizes = [(share * (1 - half), name, size), (share * half, f"{name}-half", size // 2)]
+    return [(part, bank(task, folder, source, prior.vae, side)) for part, folder, side in sizes if part]
+
+
+def bank(task: Task, name: str, source: Source, vae: AutoencoderKL, size: int) -> LatentBank:
+    """Return the latents of a source's images at `size` x `size` pixels, cached in the folder `name` of the run."""
+    count = objects_of(task.config.training.pictures, source.n_view)
+    with writing(task.folder):
+        return LatentBank(task.folder / name, source, vae, size, count)
+
+
+def train_networks(task: Task, source: Source) -> StableDiffusion:
+    """Train autoencoder, decoder and text encoder, and add an untrained UNet. Finished stages are loaded."""
+    config: TrainBaseConfig = task.config
+    seed, bf16 = config.seed, config.training.bf16
+    vae = autoencoder.build(config.autoencoder)
+
+    def standardise() -> None:
+        rgb = source.block(range(64), config.image_size).rgb  # objects and rooms
+        autoencoder.standardise(vae, torch.from_numpy(rgb))
+
+    system = autoencoder.AutoencoderSystem(config.autoencoder, seed, vae, bf16)
+    task.stage("autoencoder", vae, system, "psnr", standardise)
+    decoder = autoencoder.DecoderSystem(config.decoder, config.autoencoder, seed, vae, bf16)
+    task.stage("decoder", vae.decoder, decoder, "psnr")
+    vae.requires_grad_(False).eval()
+
+    seed_networks(seed, "captions")
+    tokenizer = train_tokenizer(config.network.max_tokens)
+    text = text_encoder.build(config.network, tokenizer)
+    latents = bank(task, "latents", source, vae, config.image_size)
+    words = text_encoder.TextEncoderSystem(config.words, seed, text, tokenizer, latents, bf16)
+    networks = nn.ModuleDict({"text_encoder": text, "tower": words.tower})
+    task.stage("words", networks, words, "matched")
+    text.requires_grad_(False).eval()
+
+    seed_networks(seed, "UNet")
+    return base_model(config.network, vae, text, tokenizer, config.image_size)
+
+
+def train_prior(task: Task) -> Status:
+    """Train the coarse predictor, if the config has the section `coarse`, and then the UNet."""
+    config: TrainPriorConfig = task.config
+    seed, o = config.seed, config.training
+    base = load_start(task, config.start)
+    coarse = base.coarse if config.coarse is None else train_coarse(task, base, config.coarse)
+    seed_networks(seed, "camera")
+    prior = multiview_model(base, coarse, config.attention, config.rotary)
+    view = View(fov=config.fov_range, relative_distance=config.distance_range)
+    if config.open_captions:
+        world: Toybox = OpenToybox(seed, "train", view, o.luck, config.scattered)
+    else:
+        world = Toybox(seed, "train", view, o.luck)
+    parts = [
+        *banks(task, prior, "latents", Photographs(seed, "train"), o.two_d),
+        *banks(task, prior, "objects", FourSides(world, o.n_view), 1 - o.two_d),
+    ]
+    return task.train(PriorSystem(config, prior, *parts), metrics=("loss_3d", "loss_2d"))
+
+
+def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePredictor:
+    """Train the coarse predictor, or load it if it is finished. Returns it frozen, with the averaged weights."""
+    seed = task.config.seed
+    seed_networks(seed, "coarse")
+    channels, side, _ = base.latent_shape
+    coarse = base.coarse or CoarsePredictor(base.text_shape[1], channels, side)
+    source = FourSides(Toybox(seed, "train", variation=0), 1)
+    with writing(task.folder):
+        typical = LatentBank(task.folder / "typical", source, base.vae, base.image_size, o.pictures)
+    system = CoarseSystem(o, seed, coarse, base, typical, task.config.training.bf16)
+    task.stage("coarse", coarse, system, "coarse", lambda: coarse.load_state_dict(system.average.weights()))
+    return coarse.requires_grad_(False).eval()
+
+
+run_base = partial(run_task, train_base, result="base", files=("base/model_index.json", "samples.png"))
+run_prior = partial(run_task, train_prior, result="prior", files=("prior/model_index.json", "samples.png"))

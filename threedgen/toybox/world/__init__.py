@@ -1,0 +1,1 @@
+"""Procedural world of captioned toys: objects, rooms, captions and the ray caster."""

@@ -1,0 +1,191 @@
+"""Builder of toybox objects. Recipes of nouns and accessories use it to add solids and sample random proportions."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache, partialmethod
+from typing import Any
+
+import numpy as np
+
+from threedgen.data.options import OBJECT_RADIUS
+
+from .primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, TORUS, Primitive, tessellate
+
+Colour = Sequence[float] | np.ndarray
+
+
+@lru_cache(maxsize=256)
+def _outline(kind: int, param: float) -> np.ndarray:
+    return tessellate(kind, param, 8)[0]
+
+
+def corners(solids: Sequence[Primitive]) -> np.ndarray:
+    """Return points (N, 3) that outline the solids: the vertices of coarse meshes of them."""
+    return np.concatenate([_outline(s.kind, s.param) @ s.matrix.T + s.centre for s in solids])
+
+
+def bounds(solids: Sequence[Primitive]) -> np.ndarray:
+    """Return the axis-aligned bounding box (2, 3) of solids: the lower corner at index 0, the upper at index 1."""
+    points = corners(solids)
+    return np.stack([points.min(0), points.max(0)])
+
+
+def rotation(degrees: Sequence[float]) -> np.ndarray:
+    """Return the matrix (3, 3) of a rotation about x, then y, then z, by the three angles in ``degrees``."""
+    ax, ay, az = np.deg2rad(np.asarray(degrees, float))
+    cx, sx, cy, sy, cz, sz = np.cos(ax), np.sin(ax), np.cos(ay), np.sin(ay), np.cos(az), np.sin(az)
+    rx = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    ry = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    rz = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return rz @ ry @ rx
+
+
+class ReducedVariation:
+    """Random generator whose ranges and standard deviations are multiplied by ``variation``, in [0, 1]. It has the
+    methods of a numpy generator that recipes use. At 0, numbers are means and choices are the first ones."""
+
+    def __init__(self, rng: np.random.Generator, variation: float) -> None:
+        self.rng, self.variation = rng, variation
+
+    def normal(self, loc: float = 0.0, scale: float = 1.0, size: int | None = None) -> Any:
+        return self.rng.normal(loc, self.variation * scale, size)
+
+    def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
+        middle = (low + high) / 2
+        return middle + self.variation * (float(self.rng.uniform(low, high)) - middle)
+
+    def random(self) -> float:
+        return self.uniform()
+
+    def integers(self, count: int) -> int:
+        return int(self.rng.integers(count)) if self.rng.random() < self.variation else 0
+
+
+RandomSource = np.random.Generator | ReducedVariation
+"""Random generator that a ``Builder`` takes."""
+
+
+class Builder:
+    """Asset under construction: its list of solids, with methods that add solids and sample proportions.
+
+    Units are arbitrary, because ``finish`` scales the asset. The front faces +x, the object's left is +y, and z is up.
+    Wherever a method takes ``colour`` (3,), sRGB in [0, 1], None is the main colour. ``label`` is the name of the part.
+
+    Attributes:
+        colour: main colour (3,), sRGB in [0, 1].
+        named_parts: dict from each part or accessory that the caption names to its colour (3,).
+        anchors: dict from the name of a place for accessories to its centre (3,) and the radius of the body there.
+    """
+
+    def __init__(self, rng: RandomSource, colour: Colour, named_parts: dict[str, np.ndarray] | None = None) -> None:
+        self.rng = rng
+        self.colour = np.asarray(colour, float)
+        self.named_parts = named_parts or {}
+        self.solids: list[Primitive] = []
+        self.anchors: dict[str, tuple[np.ndarray, float]] = {}
+
+    def vary(self, value: float = 1.0, spread: float = 0.08) -> float:
+        """Return ``value`` times exp(x), where x is sampled from N(0, spread) and clipped at two deviations."""
+        return float(value * np.exp(np.clip(self.rng.normal(0, spread), -2 * spread, 2 * spread)))
+
+    def between(self, low: float, high: float) -> float:
+        return float(self.rng.uniform(low, high))
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+    def pick(self, *choices):
+        return choices[int(self.rng.integers(len(choices)))]
+
+    def part(self, name: str, default: Colour | None = None) -> np.ndarray:
+        """Return the colour (3,) of a part: the one in the caption, or else ``default``, or else the main colour."""
+        if name in self.named_parts:
+            return self.named_parts[name]
+        return self.colour if default is None else np.asarray(default, float)
+
+    @staticmethod
+    def shade(colour: Colour, factor: float) -> np.ndarray:
+        """Darken a colour (3,) by a factor below 1, or mix it with white by a factor above 1."""
+        c = np.asarray(colour, float)
+        return c * factor if factor <= 1 else 1 - (1 - c) / factor
+
+    def add(self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0) -> None:
+        """Add a solid.
+
+        Args:
+            kind: SPHERE, BOX, ..., see ``primitives``.
+            at: (3,), position of the centre.
+            size: half extents along the local axes, scalar or (3,).
+            rotate: angles of the rotation about x, then y, then z, degrees.
+            param: top radius of a FRUSTUM relative to its base, or tube radius of a TORUS relative to the outer radius.
+        """
+        stretch = np.broadcast_to(np.asarray(size, float), (3,))
+        self._place(kind, param, rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3)), at, colour, label)
+
+    def _place(self, kind: int, param: float, matrix: np.ndarray, at, colour, label: str) -> None:
+        colour = np.clip(self.colour if colour is None else np.asarray(colour, float), 0, 1)
+        self.solids.append(Primitive(kind, float(param), matrix, np.asarray(at, float), colour, label))
+
+    sphere = partialmethod(add, SPHERE)
+    box = partialmethod(add, BOX)
+    dome = partialmethod(add, DOME)
+    prism = partialmethod(add, PRISM)
+    """Add a prism, the shape of a gable roof: a triangle in the xz plane, extruded along y."""
+
+    def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE, param: float = 1.0):
+        """Add a solid on the left (+y) and its mirror image on the right. ``at`` and ``rotate`` place the left one."""
+        (x, y, z), (ax, ay, az) = at, rotate
+        for side in (-1, 1):
+            self.add(kind, (x, side * y, z), size, colour, label, (side * ax, ay, side * az), param)
+
+    def limbs(self, start, end, *args: Any, **kwargs: Any) -> None:
+        """Add a limb on the left (+y) and its mirror image on the right. ``start`` and ``end`` place the left one."""
+        (ax, ay, az), (bx, by, bz) = start, end
+        for side in (-1, 1):
+            self.limb((ax, side * ay, az), (bx, side * by, bz), *args, **kwargs)
+
+    def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
+        """Add an upright cylinder or frustum of height 2 ``half``. Its upper radius is ``top`` times ``radius``."""
+        self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, top)
+
+    cone = partialmethod(cylinder, top=0.0)
+
+    def torus(self, at, radius: float, tube: float, colour=None, label="body", rotate=(0, 0, 0)) -> None:
+        """Add a torus in the xy plane with outer radius ``radius`` and tube radius ``tube``."""
+        self.add(TORUS, at, radius, colour, label, rotate, tube / radius)
+
+    def limb(self, start, end, radius: float, colour=None, label="body", top: float = 1.0, caps: bool = True) -> None:
+        """Add a rod from ``start`` (3,) to ``end`` (3,), with spheres as round ends if ``caps``. The radius is
+        ``radius`` at the start and ``top`` times ``radius`` at the end."""
+        start, end = np.asarray(start, float), np.asarray(end, float)
+        axis = end - start
+        length = float(np.linalg.norm(axis))
+        z = axis / max(length, 1e-9)
+        helper = np.array([1.0, 0, 0]) if abs(z[0]) < 0.9 else np.array([0, 1.0, 0])
+        x = np.cross(helper, z)
+        x /= np.linalg.norm(x)
+        frame = np.stack([x, np.cross(z, x), z], 1) @ np.diag([radius, radius, length / 2])
+        self._place(FRUSTUM, top, frame, (start + end) / 2, colour, label)
+        if caps:
+            self.sphere(start, radius, colour, label)
+            if top > 0:
+                self.sphere(end, radius * top, colour, label)
+
+    def anchor(self, **places: tuple[float, float, float]) -> None:
+        """Set anchors by name: head_top, head, eyes, neck, back or waist. A value is (x, z, radius of the body there);
+        anchors lie in the plane y = 0."""
+        for name, (x, z, radius) in places.items():
+            self.anchors[name] = (np.array((x, 0.0, z), float), float(radius))
+
+    def finish(self, size: float = 1.0, stretch: Sequence[float] | np.ndarray = (1, 1, 1)) -> tuple[Primitive, ...]:
+        """Return the solids, stretched by factors along x, y and z, and scaled to fit a ball around the origin. The
+        radius of the ball is ``OBJECT_RADIUS`` times ``size``."""
+        stretch_matrix = np.diag(np.asarray(stretch, float))
+        points = corners(self.solids) @ stretch_matrix
+        centre = (points.min(0) + points.max(0)) / 2
+        # meshes of 8 segments lie inside curved solids, at most 3 % below the surface
+        scale = OBJECT_RADIUS * size / (1.03 * float(np.linalg.norm(points - centre, axis=1).max()))
+        return tuple(
+            replace(s, matrix=scale * stretch_matrix @ s.matrix, centre=scale * (stretch_matrix @ s.centre - centre))
+            for s in self.solids
+        )

@@ -1,0 +1,367 @@
+"""Toy rooms: captioned interiors with a door, windows, a lamp, furniture and other toybox objects.
+
+rooms = Rooms(seed=0, split="train")
+room = rooms.room(17)                                          # solids, lamp and named items
+rgb, captions, c2w = rooms.render_views([17], 128, n_view=2)
+
+Lengths are metres; the origin is the centre of the floor, z points up. Room ``index`` depends only on seed and split.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .builder import Builder, bounds, rotation
+from .grammar import COLOURS, Spec, article, caption, colour_value, sample_colour
+from .primitives import Asset, Primitive
+from .raycast import RenderResult, render
+from .toybox import Split, build
+
+HALF_WIDTH, HEIGHT = 2.4, 2.6
+"""Half the width, and the height, of all rooms. All rooms have the same shape, which is easier for small models."""
+EYE_POSITION = np.array([0.0, 0.0, 1.4])
+"""Camera position (3,) of panoramas, metres."""
+YAW_STEP = 45
+"""Yaw difference of adjacent panorama views in degrees. Such views look at walls and corners in turn."""
+WALL_SLOTS = np.array([-1.35, 0.0, 1.35])
+"""Possible positions in metres of doors, windows and pictures along a wall; 0 is the middle of the wall."""
+CORNER = 1.85
+"""Distance of objects in corners from the centre of the room, along x and along y."""
+FURNITURE = {
+    "sofa": 1.05, "bed": 1.05, "bookshelf": 1.05, "table": 0.9, "chair": 0.8, "lamp": 0.8, "television": 0.85,
+    "clock": 0.9,
+}  # fmt: skip
+CORNER_OBJECTS = {
+    "tree": 1.0, "cactus": 0.95, "guitar": 0.95, "dog": 0.85, "ball": 0.65, "present": 0.7, "bucket": 0.7, "drum": 0.75,
+}  # fmt: skip
+"""Bounding radius in metres of the objects that stand against a wall (FURNITURE) or in corners (CORNER_OBJECTS)."""
+REPEATABLE = ("sofa", "table", "chair")
+"""Furniture that a room may have twice."""
+FREE_RADIUS = 0.85
+"""Radius in metres of the area around the centre of a room that stays free for cameras."""
+WALLS = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
+CORNERS = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
+"""Directions (x, y) from the centre of a room to its four walls, and to its four corners."""
+GLASS, FRAME = (0.70, 0.86, 0.95), (0.93, 0.93, 0.90)
+
+
+@dataclass(frozen=True)
+class Room:
+    """Furnished room.
+
+    Attributes:
+        asset: all solids. The label of a solid is ``str(k)`` if it belongs to ``items[k]``, and "" if it belongs to the
+            bare room.
+        items: phrases that captions use, such as "a red sofa".
+        lamp: position (3,) of the light.
+        wall, floor: colour words.
+    """
+
+    asset: Asset
+    items: tuple[str, ...]
+    lamp: np.ndarray
+    wall: str
+    floor: str
+
+
+class Furnisher:
+    """Room under construction, with its solids, its items, and the occupied parts of the floor and the walls."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.solids: list[Primitive] = []
+        self.items: list[str] = []
+        centre = np.full(2, FREE_RADIUS / np.sqrt(2))
+        self.occupied = [(-centre, centre)]  # boxes on the floor: lower and upper corner
+        self.wall_spans: list[tuple[int, float, float]] = []  # occupied spans: wall, from, to
+
+    def add(self, solids: Sequence[Primitive], phrase: str = "") -> None:
+        """Add the solids of an item with the caption phrase ``phrase``, or of the bare room if it is empty."""
+        label = str(len(self.items)) if phrase else ""
+        self.solids += [replace(solid, label=label) for solid in solids]
+        self.items += [phrase] if phrase else []
+
+    def is_free(self, low: np.ndarray, high: np.ndarray) -> bool:
+        return not any((low < b).all() and (high > a).all() for a, b in self.occupied)
+
+    def stand(self, asset: Asset, radius: float, phrase: str, corner: bool) -> bool:
+        """Place an object of bounding radius ``radius`` (metres) in a corner if ``corner``, else against a wall.
+        Returns False if no place is free."""
+        scale = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
+        for direction in self.rng.permutation(CORNERS if corner else WALLS):
+            yaw = inward_yaw(direction)
+            solids = [transform(solid, scale, yaw, np.zeros(3)) for solid in asset.primitives]
+            low, high = bounds(solids)
+            span = np.maximum(HALF_WIDTH - 0.06 - (high - low)[:2] / 2, 0)
+            at = np.clip((CORNER if corner else HALF_WIDTH) * direction, -span, span)
+            shift = np.append(at, 0) - np.append((low + high)[:2] / 2, low[2])
+            low, high = (low + shift)[:2] - 0.05, (high + shift)[:2] + 0.05
+            if self.is_free(low, high):
+                self.occupied.append((low, high))
+                self.add([transform(solid, 1.0, 0.0, shift) for solid in solids], phrase)
+                return True
+        return False
+
+    def reserve_span(self, width: float) -> tuple[int, float] | None:
+        """Reserve ``width`` metres of a wall for a door, window or picture. Returns the index in ``WALLS`` and the
+        position of the middle along the wall, or None if 12 random tries fail."""
+        for _ in range(12):
+            wall, at = int(self.rng.integers(4)), float(self.rng.choice(WALL_SLOTS))
+            low, high = at - width / 2 - 0.1, at + width / 2 + 0.1
+            if not any(w == wall and low < b and high > a for w, a, b in self.wall_spans):
+                self.wall_spans.append((wall, low, high))
+                return wall, at
+        return None
+
+    def mount(self, wall: int, at: float, z: float, builder: Builder, phrase: str) -> None:
+        """Move the solids of a builder, which face +x at the origin, to position ``at`` and height ``z`` on a wall."""
+        position = np.append(WALLS[wall] * HALF_WIDTH + np.abs(WALLS[wall][::-1]) * at, z)
+        yaw = inward_yaw(WALLS[wall])
+        self.add([transform(solid, 1.0, yaw, position) for solid in builder.solids], phrase)
+
+
+def inward_yaw(direction: np.ndarray) -> float:
+    """Return the yaw in degrees that turns an object, placed in ``direction`` (2,), towards the centre of the room."""
+    return float(np.rad2deg(np.arctan2(*-direction[::-1])))
+
+
+def transform(solid: Primitive, scale: float, yaw: float, at: np.ndarray) -> Primitive:
+    """Scale a solid, rotate it about z by ``yaw`` degrees and translate it by ``at`` (3,)."""
+    matrix = scale * rotation((0, 0, yaw))
+    return replace(solid, matrix=matrix @ solid.matrix, centre=matrix @ solid.centre + at)
+
+
+class Rooms:
+    """Infinite data set of captioned rooms. ``clutter`` is a factor on the number of objects, see ``furnish``."""
+
+    def __init__(self, seed: int = 0, split: Split = "train", clutter: float = 1.0) -> None:
+        self.seed, self.split, self.clutter = seed, split, clutter
+
+    def rng(self, index: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, 2 if self.split == "train" else 3, index, purpose])
+
+    def room(self, index: int) -> Room:
+        return furnish(self.rng(index, 0), self.clutter)
+
+    def render_views(
+        self, indices: Sequence[int], size: int, n_view: int = 1
+    ) -> tuple[np.ndarray, list[str], np.ndarray]:
+        """Render ``n_view`` = V random views of each of the N rooms ``indices``. Views of a room are consecutive.
+        Returns rgb (N * V, size, size, 3), in [0, 1], N * V captions, and c2w (N * V, 4, 4) with OpenGL axes."""
+        rooms = [self.room(i) for i in indices]
+        rng = [self.rng(i, 1) for i in indices]
+        cameras = [sample_camera(one) for one in rng for _ in range(n_view)]
+        c2w, fov = np.stack([c for c, _ in cameras]), np.array([f for _, f in cameras])
+        room_index = np.repeat(np.arange(len(rooms)), n_view)
+        rgb = render_rooms(rooms, room_index, c2w, fov, size).rgb
+        labels = render_rooms(rooms, room_index, c2w, fov, 32, supersample=1, with_gbuffer=True).label
+        texts = [describe_view(rooms[k], label, rng[k]) for k, label in zip(room_index, labels, strict=True)]
+        return rgb, texts, c2w
+
+
+def render_rooms(
+    rooms: Sequence[Room],
+    room_index: np.ndarray,
+    c2w: np.ndarray,
+    fov: np.ndarray,
+    size: int,
+    supersample: int = 2,
+    with_gbuffer: bool = False,
+    panorama: bool = False,
+) -> RenderResult:
+    """Render views inside rooms. Arguments and result are those of ``raycast.render``. In a room with n items, the
+    label k + 1 is item k, and the label n + 1 is the bare room."""
+    lamps = np.stack([room.lamp for room in rooms])[room_index]
+    assets = [room.asset for room in rooms]
+    return render(assets, room_index, c2w, fov, size, 0.5, supersample, with_gbuffer, lamps, panorama)
+
+
+def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -> np.ndarray:
+    """Return camera-to-world matrices (..., 4, 4), float32, OpenGL axes, from positions (..., 3) and angles (...).
+    Angles are those of the viewing direction in radians. Azimuth 0 looks along +x, and azimuth pi / 2 along +y."""
+    ce, se, ca, sa = np.cos(elevation), np.sin(elevation), np.cos(azimuth), np.sin(azimuth)
+    back = -np.stack([ce * ca, ce * sa, se], -1)
+    right = np.stack([sa, -ca, np.zeros_like(sa)], -1)
+    c2w = np.zeros((*back.shape[:-1], 4, 4), np.float32)
+    c2w[..., :3, 0], c2w[..., :3, 1], c2w[..., :3, 2] = right, np.cross(back, right), back
+    c2w[..., :3, 3], c2w[..., 3, 3] = position, 1
+    return c2w
+
+
+def sample_camera(rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    """Sample a camera: c2w (4, 4), OpenGL axes, and the field of view in radians. 85 % of the cameras are those of
+    panorama views. The others are at random positions near the centre of the room."""
+    if rng.random() < 0.85:
+        position, azimuth, elevation, fov = EYE_POSITION, float(YAW_STEP * rng.integers(360 // YAW_STEP)), 0.0, 90.0
+    else:
+        position = np.array([*rng.uniform(-0.3, 0.3, 2) * FREE_RADIUS, rng.uniform(1.1, 1.6)])
+        azimuth, elevation = rng.uniform(0, 360), float(np.clip(rng.normal(-4, 8), -25, 20))
+        fov = rng.uniform(55, 95)
+    return look_c2w(position, np.deg2rad(azimuth), np.deg2rad(elevation)), float(np.deg2rad(fov))
+
+
+# --- captions ------------------------------------------------------------------------------------------------------
+
+
+def describe_view(
+    room: Room, label: np.ndarray, rng: np.random.Generator, max_items: int = 3, min_area: float = 0.012
+) -> str:
+    """Write the caption of a view, which names colours of the room and its largest visible items from left to right.
+
+    ``label`` (H, W) is 1 + the item index of each pixel. At most ``max_items`` items are named, and only those that
+    cover at least the fraction ``min_area`` of the image.
+    """
+    n, wording = len(room.items), int(rng.integers(ROOM_WORDINGS))
+    area = np.bincount(label.ravel(), minlength=n + 2)[1 : n + 1] / label.size
+    largest = [k for k in np.argsort(-area, kind="stable") if area[k] >= min_area]
+    visible = largest[: max_items - (wording == FLOOR_WORDING)]
+    visible.sort(key=lambda k: np.nonzero(label == k + 1)[1].mean())
+    return sentence(room.wall, room.floor, [room.items[k] for k in visible], wording)
+
+
+def captions() -> Iterator[str]:
+    """Yield room captions that contain, together, all words that occur only in room captions."""
+    items = ["a red door", "a window", "a picture"]
+    for wording in range(ROOM_WORDINGS):
+        yield sentence("red", "orange", items, wording)
+        yield sentence("red", "orange", ["a window", "a window"], wording)
+        yield sentence("red", "orange", [], wording)
+
+
+ROOM_WORDINGS, FLOOR_WORDING = 6, 1
+"""Number of caption wordings, and the number of the wording that names the colour of the floor."""
+
+
+def sentence(wall: str, floor: str, items: list[str], wording: int) -> str:
+    """Write a room caption, such as "a blue room with a red sofa and a window", from colour words and item phrases."""
+    core = f"{wall} room"
+    plain = f"{article(core)} {core}"
+    for k, pair in enumerate(zip(items, items[1:], strict=False)):
+        if pair == ("a window", "a window"):
+            items = [*items[:k], "two windows", *items[k + 2 :]]
+            break
+    if wording == FLOOR_WORDING:
+        items = [f"{article(floor)} {floor} floor", *items]
+    if not items:
+        return (plain, f"the corner of {plain}")[wording % 2]
+    listed = items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+    forms = [
+        f"{plain} with {listed}", f"{plain} with {listed}", f"inside {plain} with {listed}",
+        f"{core}, {', '.join(items)}", f"{listed} in {plain}", f"a room with {wall} walls, {listed}",
+    ]  # fmt: skip
+    return forms[wording % ROOM_WORDINGS]
+
+
+# --- furnishing ----------------------------------------------------------------------------------------------------
+
+
+def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
+    """Sample a furnished room.
+
+    It has 5 to 8 pieces of furniture and 3 to 6 objects in corners, both times ``clutter``. Objects that do not fit are
+    left out. Captions of the objects name no parts, so they contain no held-out combination.
+    """
+    names = list(COLOURS)
+    wall, floor = (names[int(k)] for k in rng.integers(len(names), size=2))
+    f = Furnisher(rng)
+    _shell(f, colour_value(wall, rng), colour_value(floor, rng))
+    _door(f)
+    for _ in range(int(rng.integers(1, 3))):
+        _window(f)
+    for word in rng.permutation([*FURNITURE, *REPEATABLE])[: round(clutter * int(rng.integers(5, 9)))]:
+        _object(f, str(word), FURNITURE, corner=False)
+    for word in rng.choice(list(CORNER_OBJECTS), round(clutter * int(rng.integers(3, 7)))):
+        _object(f, str(word), CORNER_OBJECTS, corner=True)
+    if rng.random() < 0.6:
+        _picture(f)
+    lamp = _ceiling_lamp(f)
+    order = sorted(range(len(f.items)), key=lambda k: "door" in f.items[k] or "window" in f.items[k])
+    rank = {str(old): str(new) for new, old in enumerate(order)} | {"": ""}
+    solids = tuple(replace(solid, label=rank[solid.label]) for solid in f.solids)
+    items = tuple(f.items[k] for k in order)
+    labels = (*(str(k) for k in range(len(items))), "")
+    asset = Asset(solids, noun="room", family="rooms", colour=wall, labels=labels)
+    return Room(asset, items, lamp, wall, floor)
+
+
+def _sample_phrase(rng: np.random.Generator, noun: str) -> tuple[str, np.ndarray]:
+    """Sample a colour for a noun that is not a toybox noun. Return the phrase and the sRGB colour (3,)."""
+    word = sample_colour(rng)
+    return f"{article(word)} {word} {noun}", colour_value(word, rng)
+
+
+def _shell(f: Furnisher, wall: np.ndarray, floor: np.ndarray) -> None:
+    x, h, b = HALF_WIDTH, HEIGHT, Builder(f.rng, wall)
+    skirting = b.shade(wall, 0.6)
+    b.box((0, 0, -0.05), (x + 0.1, x + 0.1, 0.05), floor)
+    b.box((0, 0, h + 0.05), (x + 0.1, x + 0.1, 0.05), (0.95, 0.95, 0.94))
+    for side in (-1, 1):
+        b.box((side * (x + 0.05), 0, h / 2), (0.05, x + 0.1, h / 2))
+        b.box((0, side * (x + 0.05), h / 2), (x + 0.1, 0.05, h / 2))
+        b.box((side * x, 0, 0.06), (0.025, x, 0.06), skirting)
+        b.box((0, side * x, 0.06), (x, 0.025, 0.06), skirting)
+    f.add(b.solids)
+
+
+def _door(f: Furnisher) -> None:
+    span = f.reserve_span(0.95)
+    if span is None:
+        return
+    phrase, colour = _sample_phrase(f.rng, "door")
+    b = Builder(f.rng, colour)
+    b.box((0, 0, 1.0), (0.03, 0.47, 1.02), b.shade(colour, 0.65))
+    b.box((0.02, 0, 0.98), (0.03, 0.41, 0.97))
+    for z in (0.5, 1.4):
+        b.box((0.045, 0, z), (0.015, 0.28, 0.34), b.shade(colour, 0.85))
+    b.sphere((0.08, 0.32, 1.0), 0.05, (0.85, 0.7, 0.3))
+    f.mount(*span, 0.0, b, phrase)
+    wall, at = span  # keep the floor in front of the door free
+    front = WALLS[wall] * (HALF_WIDTH - 0.35) + np.abs(WALLS[wall][::-1]) * at
+    f.occupied.append((front - 0.45, front + 0.45))
+
+
+def _window(f: Furnisher) -> None:
+    width = 1.1
+    span = f.reserve_span(width)
+    if span is None:
+        return
+    b = Builder(f.rng, GLASS)
+    b.box((0, 0, 0), (0.02, width / 2, 0.55), FRAME)
+    for side in (-1, 1):
+        b.box((0.015, side * (width - 0.1) / 4, 0), (0.02, (width - 0.1) / 4 - 0.04, 0.48), GLASS)
+    b.box((0.04, 0, -0.58), (0.08, width / 2 + 0.06, 0.035), FRAME)
+    f.mount(*span, 1.55, b, "a window")
+
+
+def _picture(f: Furnisher) -> None:
+    span = f.reserve_span(0.8)
+    if span is None:
+        return
+    _, ground = _sample_phrase(f.rng, "")
+    b = Builder(f.rng, ground)
+    b.box((0, 0, 0), (0.025, 0.4, 0.32), (0.35, 0.22, 0.1))
+    b.box((0.01, 0, 0), (0.025, 0.34, 0.26))
+    b.cylinder((0.035, f.rng.uniform(-0.15, 0.15), 0.03), 0.14, 0.01, _sample_phrase(f.rng, "")[1], rotate=(0, 90, 0))
+    b.box((0.03, 0, -0.19), (0.015, 0.34, 0.07), _sample_phrase(f.rng, "")[1])
+    f.mount(*span, 1.6, b, "a picture")
+
+
+def _ceiling_lamp(f: Furnisher) -> np.ndarray:
+    """Add a ceiling lamp. Return the position (3,) of its light."""
+    _, colour = _sample_phrase(f.rng, "lamp")
+    b, h = Builder(f.rng, colour), HEIGHT
+    b.cylinder((0, 0, h - 0.15), 0.02, 0.16, (0.2, 0.2, 0.2))
+    if f.rng.random() < 0.5:
+        b.sphere((0, 0, h - 0.4), 0.18, (1.0, 0.97, 0.85))
+    else:
+        b.cylinder((0, 0, h - 0.38), 0.3, 0.12, top=0.4)
+        b.sphere((0, 0, h - 0.46), 0.12, (1.0, 0.97, 0.85))
+    f.add(b.solids)
+    return np.array([0.0, 0.0, h - 0.75])
+
+
+def _object(f: Furnisher, word: str, radii: dict[str, float], corner: bool) -> None:
+    """Place a toybox object of random colour, without named parts, size word and random variation of its shape."""
+    spec = Spec(word, sample_colour(f.rng))
+    f.stand(build(spec, f.rng, variation=0), radii[word], caption(spec), corner)

@@ -1,0 +1,210 @@
+"""Toybox data set. Sample ``index`` of a split depends only on the seed, and is generated when it is needed.
+
+box = Toybox(seed=0, split="train")
+asset = box.asset(17)                                   # class, caption and solids
+assets, rgb, c2w, azimuth = box.batch([17], size=128)   # four images at steps of 90 degrees, with their cameras
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from threedgen.data.coloured_mesh import ColouredMesh, Part
+from threedgen.data.options import OBJECT_RADIUS
+from threedgen.geometry.poses import orbit_array
+
+from . import nouns  # noqa: F401  (registers the recipes)
+from .builder import Builder, ReducedVariation
+from .grammar import (
+    ACCESSORIES,
+    NOUNS,
+    SIZES,
+    WORDINGS,
+    Spec,
+    caption,
+    colour_value,
+    held_out,
+    sample_colour,
+    sample_spec,
+)
+from .primitives import BOX, DOME, TORUS, Asset, Primitive
+from .raycast import RenderResult, render
+
+Split = Literal["train", "held-out"]
+Style = Literal["plain", "blocks"]
+
+
+@dataclass(frozen=True)
+class View:
+    """Ranges from which cameras and backgrounds are sampled. Angles are in degrees. The camera distance is
+    ``relative_distance`` / tan(fov / 2), and ``grey`` the background."""
+
+    fov: tuple[float, float] = (35.0, 45.0)
+    elevation: tuple[float, float] = (0.0, 30.0)
+    relative_distance: tuple[float, float] = (0.90, 1.00)
+    grey: tuple[float, float] = (0.40, 0.60)
+
+
+TYPICAL_VIEW = View(fov=(40.0, 40.0), relative_distance=(0.95, 0.95), grey=(0.5, 0.5))
+
+
+class Toybox:
+    """Infinite data set of captioned assets, with cameras and renders.
+
+    Captions of the split "held-out" contain combinations of noun, colour and part that the split "train" never has.
+
+    Args:
+        view: ranges of the cameras; None: the defaults, or one typical view if ``variation`` is 0.
+        variation: factor on the random variation, in [0, 1]. At 0, a caption with all colours always gives one object.
+        style: "plain", or "blocks" for objects of boxes.
+    """
+
+    def __init__(
+        self,
+        seed: int = 0,
+        split: Split = "train",
+        view: View | None = None,
+        variation: float = 1.0,
+        style: Style = "plain",
+    ) -> None:
+        self.seed, self.split, self.variation, self.style = seed, split, variation, style
+        self.view = view or (View() if variation else TYPICAL_VIEW)
+
+    def describe(self) -> str:
+        """Return one line of text with all parameters of the objects and their images. It is part of cache keys."""
+        variation = "" if self.variation == 1 else f"luck {self.variation:g}, "
+        style = "" if self.style == "plain" else f"{self.style}, "
+        return f"{variation}{style}seed {self.seed}, {self.split}, {self.view}"
+
+    def rng(self, index: int, purpose: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, purpose])
+
+    def spec(self, index: int) -> tuple[Spec, int]:
+        """Return the spec of sample ``index``, and the number of the wording of its caption."""
+        rng = self.rng(index, 0)
+        while True:
+            spec = sample_spec(rng)
+            if held_out(spec) == (self.split == "held-out"):
+                return spec, int(rng.integers(WORDINGS))
+
+    def asset(self, index: int) -> Asset:
+        spec, wording = self.spec(index)
+        asset = build(spec, self.rng(index, 1), caption(spec, wording), index, self.variation)
+        return blocks(asset) if self.style == "blocks" else asset
+
+    def cameras(self, index: int, n_view: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+        """Return ``n_view`` = V cameras of sample ``index``, evenly spaced in azimuth from a random start.
+
+        Returns c2w (V, 4, 4), camera-to-world, OpenGL axes; vertical fov (V,) and azimuth (V,) in radians, azimuth 0 at
+        the front; and the grey value of the background, in [0, 1].
+        """
+        rng, v = self.rng(index, 2), self.view
+        fov = np.deg2rad(rng.uniform(*v.fov))
+        elevation = np.deg2rad(rng.uniform(*v.elevation))
+        distance = rng.uniform(*v.relative_distance) / np.tan(fov / 2)
+        azimuth = (rng.uniform(0, 2 * np.pi) + 2 * np.pi / n_view * np.arange(n_view)) % (2 * np.pi)
+        c2w = orbit_array(elevation, azimuth, distance)
+        return c2w, np.full(n_view, fov, np.float32), azimuth.astype(np.float32), float(rng.uniform(*v.grey))
+
+    def batch(
+        self, indices: Sequence[int], size: int, n_view: int = 4, jumbles: float = 0.0
+    ) -> tuple[list[Asset], np.ndarray, np.ndarray, np.ndarray]:
+        """Render ``n_view`` = V views of each of N samples. The views of a sample are consecutive.
+
+        A share ``jumbles`` of the samples, in [0, 1], is replaced by heaps of random solids. They train models that
+        should not depend on known nouns.
+
+        Returns:
+            N assets; rgb (N * V, size, size, 3), in [0, 1]; c2w (N * V, 4, 4), camera-to-world, OpenGL axes; and
+            azimuth (N * V,) in radians.
+        """
+        assets = [jumble(r, i) if (r := self.rng(i, 3)).random() < jumbles else self.asset(i) for i in indices]
+        cams = [self.cameras(i, n_view) for i in indices]
+        c2w, fov, azimuth = (np.concatenate([c[k] for c in cams]) for k in range(3))
+        grey = np.repeat([c[3] for c in cams], n_view)
+        rgb = render(assets, np.repeat(np.arange(len(assets)), n_view), c2w, fov, size, grey).rgb
+        return assets, rgb, c2w, azimuth
+
+
+def build(
+    spec: Spec, rng: np.random.Generator, text: str | None = None, index: int = -1, variation: float = 1.0
+) -> Asset:
+    """Build the asset of a spec. Whatever the spec does not determine is sampled from ``rng``.
+
+    ``variation``, in [0, 1], is a factor on the variation of all samples except colour names. ``text`` is the caption;
+    None: the plain caption of the spec.
+    """
+    entry, source = NOUNS[spec.noun], rng if variation == 1 else ReducedVariation(rng, variation)
+    main = colour_value(spec.colour or sample_colour(rng), source)
+    named_parts = {word: colour_value(colour or sample_colour(rng), source) for word, colour in spec.details}
+    builder = Builder(source, main, named_parts)
+    entry.recipe(builder)
+    for word in named_parts:
+        if word in ACCESSORIES and word in entry.wears:
+            ACCESSORIES[word](builder, named_parts[word])
+    radius, stretch = SIZES[spec.size]
+    radius *= source.uniform(0.85, 1.0) if spec.size == "" else source.uniform(0.95, 1.0)
+    wobble = np.exp(np.clip(source.normal(0, 0.05, 3), -0.1, 0.1))
+    solids = builder.finish(radius, list(np.asarray(stretch) * wobble))
+    text = caption(spec) if text is None else text
+    return Asset(solids, text, family=entry.family, front=entry.front, index=index, **vars(spec))
+
+
+def jumble(rng: np.random.Generator, index: int = -1) -> Asset:
+    """Build an asset of 4 to 24 random solids in random colours. It has no noun and no caption."""
+    builder = Builder(rng, (0.5, 0.5, 0.5))
+    for _ in range(int(rng.integers(4, 25))):
+        colour = colour_value(sample_colour(rng), rng)
+        size = np.exp(rng.uniform(np.log(0.05), np.log(0.5), 3))
+        kind, param = int(rng.integers(6)), float(rng.uniform(0.1, 0.5))
+        builder.add(kind, rng.normal(0, 0.4, 3), size, colour, rotate=rng.uniform(0, 360, 3), param=param)
+    return Asset(builder.finish(rng.uniform(0.6, 1.0)), index=index)
+
+
+def render_azimuths(
+    asset: Asset, azimuths: Sequence[float], size: int, elevation: float = 15.0, with_gbuffer: bool = False
+) -> RenderResult:
+    """Render V views of an asset on grey 0.5. ``azimuths`` (V,) and ``elevation`` are in degrees."""
+    return render_orbit(asset, np.deg2rad(np.asarray(azimuths, float)), np.deg2rad(elevation), size, with_gbuffer)
+
+
+def render_orbit(
+    asset: Asset,
+    azimuth: np.ndarray,
+    elevation: ArrayLike,
+    size: int,
+    with_gbuffer: bool = False,
+    fov: float = np.deg2rad(40.0),
+    relative_distance: float = 0.95,
+) -> RenderResult:
+    """Render V views of an asset on grey 0.5, with cameras that look at the origin.
+
+    ``azimuth`` (V,), ``elevation`` (scalar or (V,)) and the vertical ``fov`` are in radians. The camera distance is
+    ``relative_distance`` / tan(fov / 2).
+    """
+    c2w = orbit_array(elevation, azimuth, relative_distance / np.tan(fov / 2))
+    count = len(azimuth)
+    return render([asset], np.zeros(count, np.int64), c2w, np.full(count, fov), size, with_gbuffer=with_gbuffer)
+
+
+def toybox_mesh(asset: Asset, segments: int = 32) -> ColouredMesh:
+    """Return the mesh of a toybox asset, one colour per solid. Round solids have `segments` sides."""
+    vertices, faces, colours, _ = asset.mesh(segments)
+    return ColouredMesh((Part(vertices[faces], np.repeat(colours[:, None], 3, axis=1)),))
+
+
+def blocks(asset: Asset) -> Asset:
+    """Replace each solid by its bounding box, and scale the asset to fit the ball of radius ``OBJECT_RADIUS``."""
+    boxes = replace(asset, primitives=tuple(block(solid) for solid in asset.primitives))
+    reach = max(float(np.linalg.norm(boxes.mesh()[0], axis=1).max()), 1e-6)
+    return boxes.move_and_scale(0.0, min(1.0, OBJECT_RADIUS / reach))
+
+
+def block(solid: Primitive) -> Primitive:
+    """Return the bounding box of a solid as a BOX solid, aligned with the local axes."""
+    low, high = {DOME: (0.0, 1.0), TORUS: (-solid.param, solid.param)}.get(solid.kind, (-1.0, 1.0))
+    middle, half = np.array([0, 0, (low + high) / 2]), np.array([1, 1, (high - low) / 2])
+    return replace(solid, kind=BOX, matrix=solid.matrix * half, centre=solid.centre + solid.matrix @ middle)
