@@ -88,8 +88,8 @@ def assess(jobs: Sequence[Job], measure: Callable[[Job], dict[str, Any]] = measu
     rows = [rule.row(figures) for rule, figures in values.items() if figures]
     asset = jobs[0].asset
     notes = [
-        f"{len(jobs)} assets ({', '.join(job.name for job in jobs)}): {jobs[0].grid}^3 grid, {asset.triangles} "
-        f"triangles, {asset.texels} texels, texture refined on {asset.refine} renders and compared on others.",
+        f"{len(jobs)} assets ({', '.join(job.name for job in jobs)}): {jobs[0].grid}^3 grid, {asset.sizes.budget} "
+        f"triangles, {asset.sizes.texture} texels, texture refined on {asset.refine} renders and compared on others.",
         *(f"{figures['name']}: {figures['why']}" for figures in measured if "why" in figures),
     ]
     return Table("Export of runs" if jobs[0].run else "Export of synthetic fields", rows, notes, measured)

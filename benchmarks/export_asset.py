@@ -10,7 +10,6 @@ import trimesh
 from scipy.spatial import cKDTree
 
 from threedgen.export.asset import ExportedAsset, make_asset
-from threedgen.export.files.textured import Placement
 from threedgen.export.options import AssetConfig
 from threedgen.export.run_field import load_run_field
 from threedgen.export.shape.from_field import FieldView, dense_surface
@@ -18,14 +17,13 @@ from threedgen.export.shape.mesh import Mesh
 from threedgen.export.shape.opacity import depth_field
 from threedgen.export.shape.simplify import simplify
 from threedgen.export.shape.topology import signed_volume
-from threedgen.export.shape.uv_layout import layout
 from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import rasterise
 from threedgen.geometry.rigs import orbit
 from threedgen.run.arrays import Array
 
 from .export_fields import Creature, Voxels, grid
-from .glb_check import check_asset
+from .glb_check import check_asset, layout
 from .glb_reader import Glb, read_glb
 from .mesh_render import render
 
@@ -84,7 +82,7 @@ def against_dense(asset: ExportedAsset, dense: Mesh, config: AssetConfig) -> dic
     collider = read_glb(asset.files[f"{asset.name}_collision_unreal.glb"])
     hull = signed_volume(collider.attributes["POSITION"], collider.faces)
     return {
-        "budget": len(low.faces) / config.triangles,
+        "budget": len(low.faces) / config.sizes.budget,
         "silhouette": silhouette(body, whole),
         "silhouette few": silhouette(simplify(*whole, LOW_POLY), whole),
         "distance": 100 * mean_distance(body, whole),
@@ -101,8 +99,8 @@ def against_dense(asset: ExportedAsset, dense: Mesh, config: AssetConfig) -> dic
 def field_coordinates(glb: Glb, asset: ExportedAsset) -> Body:
     """Return a file's mesh in field space: z up, front +x, in the position and scale before the export."""
     placed = asset.figures["placement"]
-    place = Placement(np.array(placed["pivot"]), placed["scale"])
-    return place.inverse(glb.attributes["POSITION"][:, [2, 0, 1]]), glb.faces
+    points = glb.attributes["POSITION"][:, [2, 0, 1]] / placed["scale"] + np.array(placed["pivot"])
+    return points.astype(np.float32), glb.faces
 
 
 def v_up(glb: Glb) -> Array:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from threedgen.export.renders import field_renderer
 from threedgen.export.shape.from_field import FieldView
-from threedgen.export.surface.pictures import field_renderer
 from threedgen.representations.march import step_size
 from threedgen.representations.options import MarchConfig, OccupancyConfig
 from threedgen.representations.volume.occupancy import OccupancyGrid

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+from scipy import ndimage
 
 from threedgen.export.asset import MIN_LOD_TEXTURE, ExportedAsset
 from threedgen.export.files.khronos import Finding, Severity
 from threedgen.export.options import AssetConfig
-from threedgen.export.shape.topology import area_vectors, degenerate, signed_volume, topology, weld
-from threedgen.export.shape.uv_layout import OVERLAP, layout
+from threedgen.export.shape.topology import area_vectors, degenerate, pieces, signed_volume, topology, weld
+from threedgen.export.shape.unwrap import OVERLAP, claims, density, overlap
 from threedgen.run.arrays import Array
 
 from .glb_reader import Glb, GlbError, read_glb
@@ -50,6 +51,52 @@ class Expected:
     scene: bool = False  # whether the mesh is a scene, which may be open, off the ground, and have many charts
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Quality metrics of a UV layout."""
+
+    coverage: float  # fraction of texels covered by charts
+    overlap: float  # fraction of covered texels that are covered twice
+    density: tuple[float, float]  # 5th and 95th percentile of texels per unit length, each divided by the median
+    charts: int  # number of charts
+    gap: float  # smallest distance between texel centres of two charts, in texels; inf for one chart
+
+
+def layout(vertices: Array, faces: Array, uv: Array, size: int) -> Layout:
+    """Measure a UV layout in a square texture with an edge of `size` texels.
+
+    Takes vertices (V, 3), stored once per side of a UV seam, faces (F, 3) and uv (V, 2) in [0, 1] with v upwards.
+    """
+    first, last = claims(uv, faces, size)
+    covered, chart = first >= 0, pieces(faces, len(vertices))
+    return Layout(
+        coverage=float(covered.mean()),
+        overlap=overlap(first, last),
+        density=density(vertices, faces, uv),
+        charts=int(chart.max(initial=-1)) + 1,
+        gap=gap(np.where(covered, chart[first], -1)),
+    )
+
+
+def gap(chart: Array) -> float:
+    """Return the smallest distance between texels of two charts, in texels; inf for fewer than two charts.
+
+    chart: (H, W) chart number of each texel, -1 for a texel without a chart.
+    """
+    if len(np.unique(chart[chart >= 0])) < 2:
+        return float("inf")
+    distance, nearest = ndimage.distance_transform_edt(chart < 0, return_indices=True)
+    owner = chart[tuple(nearest)]
+    smallest = np.inf
+    for axis in (0, 1):  # at the border of two charts' Voronoi cells, the gap is the sum of both distances
+        a, b = (np.moveaxis(owner, axis, 0)[part] for part in (slice(None, -1), slice(1, None)))
+        near = [np.moveaxis(distance, axis, 0)[part] for part in (slice(None, -1), slice(1, None))]
+        border = a != b
+        if border.any():
+            smallest = min(smallest, float((near[0] + near[1])[border].min()) + 1)
+    return smallest
+
+
 def check_asset(asset: ExportedAsset, config: AssetConfig) -> dict[str, list[Finding]]:
     """Return GLB name -> problems, for every level of detail, and for the collider if it is one convex hull."""
     findings, colliders, metadata = {}, {}, ("triangles", "preset")
@@ -57,9 +104,9 @@ def check_asset(asset: ExportedAsset, config: AssetConfig) -> dict[str, list[Fin
         first = number == 0
         expected = Expected(
             triangles=asset.figures["budget"] if first else None,
-            texture=max(config.texels >> number, min(config.texels, MIN_LOD_TEXTURE)),
+            texture=max(config.sizes.texture >> number, min(config.sizes.texture, MIN_LOD_TEXTURE)),
             height=config.height if first else None,
-            megabytes=FILE_SIZE * max(1.0, (config.texels / 1024) ** 2),
+            megabytes=FILE_SIZE * max(1.0, (config.sizes.texture / 1024) ** 2),
             gltf_extras=metadata,
             layout=first,
         )

@@ -20,10 +20,9 @@ from benchmarks.table import Row, Table
 from tests.support.ball_run import Ball, ball_run, register
 from threedgen.config.errors import ConfigError
 from threedgen.export.options import AssetConfig
+from threedgen.export.renders import spiral_cameras
 from threedgen.export.run_field import field_view
-from threedgen.export.shape.from_field import dense_surface
-from threedgen.export.shape.mesh import sample_density
-from threedgen.export.surface.pictures import spiral_cameras
+from threedgen.export.shape.from_field import dense_surface, sample_density
 from threedgen.representations.options import MarchConfig
 
 
@@ -96,7 +95,7 @@ def test_voxels_match_the_field_and_render() -> None:
     assert torch.allclose(voxels.colour(x), creature.colour(x), atol=1e-5)
     assert torch.allclose(torch.sigmoid(voxels(x)[1]), creature.colour(x), atol=1e-3)
     inside = x.norm(dim=1) <= 1
-    grid = sample_density(voxels.density, size, 1.0).reshape(-1)
+    grid = sample_density(voxels.view(), size).reshape(-1)
     assert np.allclose(grid[inside], creature.density(x)[inside], atol=1e-3)
     view = voxels.view()
     assert view.renderer is not None

@@ -139,18 +139,18 @@ def test_presets_set_defaults_and_match_documentation() -> None:
         levels = ", ".join(f"{count:,}" for count in preset.lods)
         assert re.search(rf"\| `{name}`.* \| {preset.budget:,} \| {levels} \| {preset.texture} \|\n", page)
         config = AssetConfig(preset=name)
-        assert (config.triangles, config.texels, config.levels) == (preset.budget, preset.texture, preset.lods)
+        assert config.sizes == preset
         for finer, coarser in zip((preset.budget, *preset.lods), preset.lods, strict=False):
             assert coarser <= finer / 2
-    assert AssetConfig(preset="prop", budget=4000).levels == (1500,)
+    assert AssetConfig(preset="prop", budget=4000).sizes.lods == (1500,)
     config = load("export", ["run=x", "preset=mobile", "budget=2500", "formats=[glb,obj]", "lods=[500]"])
-    assert (config.triangles, config.texels, config.levels, config.formats) == (2500, 512, (500,), ("glb", "obj"))
+    assert config.sizes[:3] == (2500, 512, (500,)) and config.formats == ("glb", "obj")
 
 
 def test_unset_options_come_from_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = ["export.preset=mobile", "export.budget=300", "export.lods=[100]", "export.refine=0"]
     run = ball_run(tmp_path / "run", *small, "export.resolution=40", "export.collision=none", "export.height=3")
-    words = ["--config", "export", f"run={run}", "threads=1"]
+    words = ["--config", "export", f"run={run}"]
     assert cli.main([*words, "texture=256", "collision=hull"]) == 0
     manifest = asset_manifest(run)
     assert (manifest["preset"], manifest["texture"], len(manifest["levels"])) == ("mobile", 256, 2)

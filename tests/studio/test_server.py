@@ -100,32 +100,22 @@ def test_failed_jobs_report_their_error_and_the_next_one_runs(client: Client) ->
     assert errors[0] == FAILURE and "signal 9" in errors[1] and "null byte" in errors[2]
 
 
-def test_events_report_progress(client: Client) -> None:
-    events = client.ask("events")
-    assert events.getheader("Content-Type") == "text/event-stream"
-
-    def next_state() -> dict:
-        while not (line := events.fp.readline().strip()):
-            pass
-        return json.loads(line.removeprefix(b"data: "))
-
-    assert next_state() == {"jobs": [], "over": 0}
+def test_state_reports_progress(client: Client) -> None:
+    assert client.json("state") == {"jobs": [], "over": 0}
     client.json("jobs", {"prompt": "it waits"})
-    while not (state := next_state())["jobs"] or not state["jobs"][0]["progress"]:
-        pass
-    (job,) = state["jobs"]
+    when(lambda: client.queue.jobs()[0].progress)
+    (job,) = client.json("state")["jobs"]
     assert job["progress"] == {
         "phase": "distilling at 64 px", "done": "1", "total": "4", "details": LINE.partition("4, ")[2],
     }  # fmt: skip
     assert job["picture"] == "" and not job["report"] and "command" not in job
     finished_run(client.root / job["name"])
-    while not (image := next_state()["jobs"][0]["picture"]):
-        pass
+    image = client.json("state")["jobs"][0]["picture"]
     assert client.ask(image).read().startswith(b"\x89PNG")
     (client.root / "it-waits-0.go").touch()
-    while (state := next_state())["over"] == 0 or state["jobs"][0]["state"] != "finished":
-        pass
-    assert state["jobs"][0]["report"]
+    client.until(["finished"])
+    state = client.json("state")
+    assert state["over"] == 1 and state["jobs"][0]["report"]
 
 
 def test_prompt_words_are_checked(client: Client) -> None:

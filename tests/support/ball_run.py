@@ -15,7 +15,7 @@ from threedgen.representations.options import FieldConfig
 from threedgen.run import folder as runs
 from threedgen.train import checkpoint_file
 
-SMALL = ["budget=300", "texture=256", "lods=[100]", "resolution=40", "threads=1", "refine=0"]
+SMALL = ["budget=300", "texture=256", "lods=[100]", "resolution=40", "refine=0"]
 
 
 class BallConfig(FieldConfig):

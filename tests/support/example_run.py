@@ -154,7 +154,7 @@ def asset_glb(bump: tuple[float, float, float] = (0.0, 0.0, 1.0)) -> bytes:
     bump: the normal everywhere in its normal map, in the tangent frame.
     """
     from threedgen.export.files.glb import textured_glb_bytes
-    from threedgen.export.files.textured import TexturedMesh
+    from threedgen.export.shape.mesh import TexturedMesh
     from threedgen.geometry.images import png
 
     azimuth, elevation = 0.5, 0.26  # START in viewer.js

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import trimesh
 
-from threedgen.export.files.textured import TexturedMesh, place_on_ground
+from threedgen.export.shape.mesh import TexturedMesh, place_on_ground
 from threedgen.export.shape.unwrap import unwrap
 from threedgen.geometry.images import png
 

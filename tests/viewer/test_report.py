@@ -1,26 +1,32 @@
-"""Report page: complete content, escaped text, no requests, missing and damaged files."""
+"""Report page and task: complete content, escaped text, no requests, missing and damaged files, plots."""
 
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote_to_bytes
 
 import pytest
-from hypothesis import example as case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.filesize import decimal
 
+from tests.support.errors import refused
 from tests.support.example_run import CONFIG, SHOWN, SUMMARY, Page, asset_glb, decoded, example
+from threedgen import cli
 from threedgen.run.text import visible
 from threedgen.viewer import page as pages
-from threedgen.viewer.record import Record
-from threedgen.viewer.report import ASSET_FILES, PAGE, RUN_FILES, SCRIPTS, SUBFOLDERS, report, write_report
+from threedgen.viewer import report as reports
+from threedgen.viewer.page import SCRIPTS
+from threedgen.viewer.record import Record, Summary
+from threedgen.viewer.report import PAGE, plot, report, ticks, write_report
 
 TOP_NAME = re.compile(r"^(?:(?:async )?function|const|let|class) (\w+)", re.MULTILINE)
 
@@ -104,17 +110,8 @@ def test_asset_is_shown_in_3d_and_described(tmp_path: Path) -> None:
         "Khronos validator not here", "Dense mesh Triangles 12",
     ):  # fmt: skip
         assert part in text, part
-    cells = page.texts["td"]
-    assert cells[0] == "asset/a_blue_dog.glb"
-    asset_files = dict(ASSET_FILES)
-    descriptions = {
-        "asset/a_blue_dog.glb": asset_files["*.glb"], "asset/a_blue_dog_LOD1.glb": asset_files["*_LOD[1-9].glb"],
-        "asset/a_blue_dog_collision_godot.glb": asset_files["*_collision_godot.glb"],
-        "asset/asset.json": asset_files["asset.json"], "mesh.glb": RUN_FILES["mesh.glb"],
-        "checkpoints/last.ckpt": SUBFOLDERS["checkpoints"], "validation/000010.png": SUBFOLDERS["validation"],
-        "live/000008/a_blue_dog.glb": SUBFOLDERS["live"], "notes.txt": "",
-    }  # fmt: skip
-    assert {name: cells[cells.index(name) + 2] for name in descriptions} == descriptions
+    names = page.texts["td"][::2]
+    assert names[0].startswith("asset/") and names.index("mesh.glb") < names.index("checkpoints/last.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -122,8 +119,7 @@ def test_asset_is_shown_in_3d_and_described(tmp_path: Path) -> None:
     [
         {"files": {"../mesh.glb": 1, "/etc/passwd": 1}},
         {"files": ["a_blue_dog.glb"], "preset": ["mobile"]},
-        {"files": {"gone.glb": 1}, "levels": [], "size_m": {"wide": "x", "deep": 3}, "texture": "<b>", "findings": []},
-        {"files": {}, "levels": {"a": "x"}, "size_m": [1, 2, 3], "findings": {"a": 3}},
+        {"files": {"gone.glb": 1}, "levels": [], "size_m": {"wide": "x"}, "texture": "<b>"},
         {"files": {"a_blue_dog.obj": 1, "a_blue_dog_collision_godot.glb": 1}},
     ],
 )
@@ -182,9 +178,9 @@ def test_text_from_any_source_is_escaped(tmp_path: Path, text: str) -> None:
 @settings(max_examples=200)
 @given(st.text(alphabet="<>/&'\"{}%#!-=;` \n\r\t\x00\x1b\x85\u2028\u202e🐶abscript", max_size=40))
 def test_any_prompt_is_shown_unchanged(text: str) -> None:
-    page = Page(report(Record(Path("nowhere"), CONFIG | {"prompt": text}, SUMMARY)))
+    page = Page(report(Record(Path("nowhere"), CONFIG | {"prompt": text}, Summary.model_validate(SUMMARY))))
     assert page.texts["h1"] == [visible(text or "(no prompt)")]
-    assert page.tags == Page(report(Record(Path("nowhere"), CONFIG, SUMMARY))).tags
+    assert page.tags == Page(report(Record(Path("nowhere"), CONFIG, Summary.model_validate(SUMMARY)))).tags
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names that Windows forbids")
@@ -266,7 +262,6 @@ def test_large_file_is_linked_instead_of_embedded(tmp_path: Path, monkeypatch: p
         ({"status": "failed", "reason": "the loss term 'x' is not finite"}, {}, "failed", "the loss term 'x'"),
         ({}, {"trainer": {"max_steps": 40}}, "unfinished", "20 of 40 steps"),
         ({"status": "terminated"}, {}, "unfinished", "20 steps"),
-        ({"status": ["finished"]}, {}, "unfinished", "20 steps"),
         ({"notes": ["this prior does not know 'dgo'"]}, {}, "finished", "this prior does not know 'dgo'"),
     ],
 )
@@ -291,12 +286,20 @@ ANYTHING = st.recursive(
 )
 
 
-@settings(max_examples=200)
-@case("peak_memory_mib", 1e308, "prompt", "a dog")
-@given(st.sampled_from(sorted(SUMMARY)), ANYTHING, st.sampled_from(sorted(CONFIG)), ANYTHING)
-def test_values_of_any_type_are_tolerated(key: str, value: Any, option: str, other: Any) -> None:
-    record = Record(Path("nowhere"), CONFIG | {option: other}, SUMMARY | {key: value})
-    assert Page(report(record)).texts["h1"] and record.ended.utcoffset() is not None
+@pytest.mark.parametrize(
+    "changes", [{"status": ["finished"]}, {"seconds": math.inf}, {"notes": 3}, {"ended": "yesterday"}]
+)
+def test_summary_with_values_of_other_types_is_damaged(tmp_path: Path, changes: dict[str, Any]) -> None:
+    run = example(tmp_path / "run", changes)
+    with refused(None, run / "summary.json", "--resume"):
+        write_report(run)
+
+
+@settings(max_examples=100)
+@given(st.sampled_from(sorted(CONFIG)), ANYTHING)
+def test_config_values_of_any_type_are_tolerated(option: str, value: Any) -> None:
+    record = Record(Path("nowhere"), CONFIG | {option: value}, Summary.model_validate(SUMMARY))
+    assert Page(report(record)).texts["h1"]
 
 
 def test_metrics_without_a_number_are_skipped(tmp_path: Path) -> None:
@@ -315,3 +318,126 @@ def test_scripts_of_a_page_share_no_top_level_name() -> None:
     """The page concatenates them into one script, where a second definition would replace the first."""
     names = [name for script in SCRIPTS for name in TOP_NAME.findall((pages.ASSETS / script).read_text("utf-8"))]
     assert len(names) > 20 and not {name for name in names if names.count(name) > 1}
+
+
+# --- plots
+
+
+def coordinates(svg: str) -> list[tuple[float, float]]:
+    """Return all points of the line of a plot."""
+    (line,) = re.findall(r'class="line" d="M([^"]*)', svg)
+    return [(float(x), float(y)) for x, y in (pair.split(",") for pair in line.split())]
+
+
+@settings(max_examples=100)
+@given(st.lists(st.floats(-1e30, 1e30), min_size=2, max_size=600), st.booleans())
+def test_plot_stays_in_its_frame(values: list[float], from_zero: bool) -> None:
+    svg = str(plot("x", list(enumerate(values, 1)), (1, len(values)), from_zero))
+    points = coordinates(svg)
+    assert len(points) == min(len(values), reports.MAX_POINTS)
+    for x, y in points:
+        assert reports.LEFT - 0.1 <= x <= reports.WIDTH - reports.RIGHT + 0.1
+        assert reports.TOP - 0.1 <= y <= reports.HEIGHT - reports.BOTTOM + 0.1
+    assert "nan" not in svg and "inf" not in svg
+
+
+def test_plot_shows_the_logged_values() -> None:
+    points = coordinates(str(plot("x", [(0, 1.0), (50, 3.0), (100, 2.0)], (-100, 100), False)))
+    (x0, y0), (x1, y1), (x2, y2) = points
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2) and y1 < y2 < y0
+    assert x0 == pytest.approx((reports.LEFT + x2) / 2, abs=0.2)  # the axis starts before the first value
+    assert (y0 - y2) == pytest.approx((y0 - y1) / 2, abs=0.2)
+
+
+def test_large_ratios_get_a_logarithmic_axis() -> None:
+    svg = str(plot("Loss", [(step, 1000.0 * 10 ** (-step / 10)) for step in range(31)], (0, 30), False))
+    (_, y0), *_, (_, y1) = line = coordinates(svg)
+    assert line[15][1] == pytest.approx((y0 + y1) / 2, abs=0.2)  # a straight line
+    assert all(f">{label}<" in svg for label in ("1", "10", "100", "1000"))
+
+
+@given(st.floats(-1e9, 1e9), st.floats(1e-5, 10))
+def test_ticks_are_round_and_on_the_axis(low: float, span: float) -> None:
+    high = low + span * max(1, abs(low))
+    found = ticks(low, high)
+    assert 1 <= len(found) <= reports.MAX_TICKS and all(
+        low - 1e-6 * span <= tick <= high + 1e-6 * (high - low) for tick in found
+    )
+    if len(found) > 1:
+        step = found[1] - found[0]
+        assert round(step / 10 ** math.floor(math.log10(step) + 1e-9), 3) in (1, 2, 5)
+
+
+# --- task
+
+
+def test_report_rewrites_only_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = example(tmp_path / "run")
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert cli.main(["--config", "report.yaml", f"run={run}"]) == 0
+    assert capsys.readouterr().out == f"{run / PAGE}\n"
+    after = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert after.pop(run / PAGE).startswith(b"<!doctype html>") and after == before
+
+
+@pytest.mark.parametrize(
+    ("files", "parts"),
+    [
+        (None, ["run: ", "config.yaml"]),
+        ({}, ["run: ", "config.yaml"]),
+        ({"config.yaml": "task: sample\nprompt: x\n"}, ["generate", "'sample'"]),
+        ({"config.yaml": "task: [\n"}, ["config.yaml"]),
+        ({"config.yaml": "[]"}, ["config.yaml", "[]"]),
+        ({"config.yaml": "task: generate", "summary.json": "{"}, ["summary.json", "--resume"]),
+    ],
+)
+def test_folder_without_a_valid_run_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: dict[str, str] | None, parts: list[str]
+) -> None:
+    run = tmp_path / "run"
+    if files is not None:
+        run.mkdir()
+        for name, text in files.items():
+            (run / name).write_text(text)
+    assert cli.main(["--config", "report", f"run={run}"]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1 and all(part in output.err for part in parts), output.err
+    assert not (run / PAGE).exists()
+
+
+def test_missing_run_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--config", "report"]) == 2
+    assert capsys.readouterr().err.startswith("run: ")
+
+
+def test_full_disk_keeps_the_old_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = example(tmp_path / "run")
+    before = write_report(run).read_bytes()
+    (run / "mesh.glb").unlink()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert cli.main(["--config", "report", f"run={run}"]) == 3
+    error = capsys.readouterr().err
+    assert PAGE in error and os.strerror(28) in error
+    assert (run / PAGE).read_bytes() == before and not list(run.glob("*.tmp"))
+
+
+def test_pages_need_no_torch(tmp_path: Path) -> None:
+    run = example(tmp_path / "run")
+    code = "import sys; from threedgen import cli; code = cli.main(); print('torch' in sys.modules); sys.exit(code)"
+    root = Path(__file__).parents[2]
+    for args in (["--config", "report", f"run={run}"], ["--config", "gallery", f"runs={tmp_path}"]):
+        done = subprocess.run([sys.executable, "-c", code, *args], cwd=root, capture_output=True, text=True)
+        assert done.returncode == 0 and done.stdout.splitlines()[-1] == "False", done.stderr
+
+
+def test_scripts_and_styles_contain_no_closing_tag() -> None:
+    for name in (*SCRIPTS, "gallery.js", "page.css"):
+        text = (pages.ASSETS / name).read_text(encoding="utf-8")
+        assert "</" not in text and text.isascii(), name
+        assert len(text.splitlines()) <= 300, name

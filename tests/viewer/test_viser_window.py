@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-import rich
 import torch
 from PIL import Image
 
@@ -24,7 +23,6 @@ import websockets.sync.client  # noqa: E402
 import zstandard  # noqa: E402
 
 from tests.support.waiting import when  # noqa: E402
-from threedgen.geometry.poses import opencv_axes  # noqa: E402
 from threedgen.geometry.rigs import orbit  # noqa: E402
 from threedgen.viewer import viser_window  # noqa: E402
 from threedgen.viewer.local import HOST  # noqa: E402
@@ -37,12 +35,11 @@ PATIENCE = 60.0
 
 @pytest.fixture
 def window(capfd: pytest.CaptureFixture[str]) -> Iterator[ViserWindow]:
-    """Open window, closed twice; viser must not print to stdout."""
+    """Open window; viser must not print to stdout."""
     window = ViserWindow(PROMPT, 0, orbit(1, 0.25, 2.6, 0.7, 8, 8))
     yield window
     window.close()
-    window.close()
-    assert capfd.readouterr().out == "" and not rich.get_console().quiet
+    assert capfd.readouterr().out == ""
 
 
 class Client:
@@ -109,16 +106,6 @@ def test_client_camera_image_and_clicks(window: ViserWindow) -> None:
     window.show(viewer, image)  # no error after the disconnect
 
 
-def test_client_camera_has_the_rays_of_the_original_camera() -> None:
-    ring = orbit(5, 0.4, 2.2, 0.6, 10, 15)
-    for k in range(5):
-        pose = opencv_axes(ring.c2w[k]).double().numpy()
-        camera = client_camera(pose[:3, :3], pose[:3, 3], 0.6, 1.5, 10)
-        assert camera is not None and camera.width == 15
-        for one, other in zip(camera.rays(), ring.select([k]).rays(), strict=True):
-            assert torch.allclose(one, other, atol=1e-6)
-
-
 def test_invalid_camera_is_none_and_extreme_camera_is_clamped() -> None:
     nan, inf = float("nan"), float("inf")
     for x, fov, aspect in ((nan, 0.7, 1.0), (0, inf, 1.0), (0, 0.7, nan), (0, 0.7, 0.0)):
@@ -168,32 +155,10 @@ def test_foreign_requests_are_forbidden(window: ViserWindow, headers: dict[str, 
     assert window.cameras(20) == {}
 
 
-def test_ssh_tunnel_may_use_another_port(window: ViserWindow) -> None:
-    place = urlsplit(window.url)
-    connection = http.client.HTTPConnection(HOST, place.port, timeout=PATIENCE)
-    connection.request("GET", place.path, headers={"Host": "[::1]:9000", "Origin": "http://[::1]:9000"})
-    assert connection.getresponse().status == 200
-    connection.close()
-
-
 def test_unprotected_viser_server_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(viser_window, "_LocalServer", lambda *args, **options: None)
     with pytest.raises(RuntimeError, match=viser.__version__):
         ViserWindow("a dog", 0, orbit(1, 0.25, 2.6, 0.7, 8, 8))
-
-
-def test_port_in_use_is_replaced() -> None:
-    with socket.socket() as other:
-        other.bind((HOST, 0))
-        other.listen()
-        taken = other.getsockname()[1]
-        window = ViserWindow("a dog", taken, orbit(1, 0.25, 2.6, 0.7, 8, 8))
-        try:
-            assert urlsplit(window.url).port not in (taken, 0)
-        finally:
-            window.close()
-    with pytest.raises(OSError):
-        urllib.request.urlopen(window.url, timeout=5)
 
 
 @pytest.mark.slow

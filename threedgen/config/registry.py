@@ -51,7 +51,7 @@ task  image-to-3d        systems.novel_view.image_to_3d:run      systems.novel_v
 task  texture            systems.texture.task:run              systems.texture.options:TextureConfig
 task  report             viewer.report:run                       viewer.options:ReportConfig
 task  gallery            viewer.gallery:run                      viewer.options:GalleryConfig
-task  studio             studio.task:run                         studio.options:StudioConfig
+task  studio             studio.server:run                       studio.options:StudioConfig
 task  export             export.task:run                         export.options:ExportConfig
 task  make-srn-toybox    toybox.data.make_srn:run                       toybox.options:MakeSRNToyboxConfig
 task  make-toy-rooms     toybox.data.make_rooms:run              toybox.options:MakeToyRoomsConfig

@@ -16,8 +16,7 @@ from threedgen.run.disk import Tree, atomic_file, json_text
 from threedgen.run.folder import remove_temporary_files, slug
 
 FOLDER, MANIFEST = "asset", "asset.json"
-FILE_NAME = r"\w+(\.glb|\.usdz|_obj\.zip)"
-"""Regular expression that matches the file names of assets."""
+FILE_NAME = r"\w+(\.glb|\.usdz|_obj\.zip)"  # regular expression that matches the file names of assets
 
 
 def asset_name(text: str) -> str:

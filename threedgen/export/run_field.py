@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from threedgen import __version__
-from threedgen.config import config_hash, load, registry
+from threedgen.config import ConfigError, load, registry
+from threedgen.config.command import command
 from threedgen.representations import shading
 from threedgen.representations.base import Representation
 from threedgen.representations.field.background import SolidBackground
@@ -19,15 +19,10 @@ from threedgen.run.disk import Tree
 from threedgen.run.seeding import generator
 from threedgen.run.torch_file import check_architecture, require_finite
 from threedgen.train.checkpoint_file import latest
+from threedgen.train.status import finished
 
-from .options import no_checkpoint
-from .shape.from_depth import DepthFusion
-from .shape.from_field import FieldView
-from .shape.mesh import Field
-from .surface.pictures import field_renderer, spiral_cameras
-
-DEPTH_VIEWS, DEPTH_SIZE = 40, 128
-"""Number of depth images and their edge in pixels, for a representation without a density."""
+from .renders import DEPTH_SIZE, DEPTH_VIEWS, DepthFusion, field_renderer, spiral_cameras
+from .shape.from_field import Field, FieldView
 
 
 @dataclass(frozen=True)
@@ -40,30 +35,24 @@ class RunField:
 
 
 def load_run_field(folder: Path, device: str = "cpu") -> RunField:
-    """Load the field from the newest valid checkpoint of the generate run in `folder`.
-
-    Raises ConfigError if there is no checkpoint, or if its weights do not fit the config or are not finite.
-    """
+    """Load the field of the generate run in `folder` for the export, see `load_field`."""
     config, field, grid, checkpoint = load_field(folder, device)
-    return RunField(
-        field_view(field, grid, config.march, device, config.camera.elevation_range),
-        config,
-        int(checkpoint["global_step"]),
-    )
+    view = field_view(field, grid, config.march, device, config.camera.elevation_range)
+    return RunField(view, config, int(checkpoint["global_step"]))
 
 
 def load_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGrid | None, Tree]:
-    """Load the newest valid checkpoint of the generate run in `folder`.
-
-    Returns:
-        Config; field in evaluation mode on `device`; occupancy grid, or None without one; content of the checkpoint.
+    """Return config, field in evaluation mode on `device`, occupancy grid and newest checkpoint of a generate run.
 
     Raises ConfigError if there is no checkpoint, or if its weights do not fit the config or are not finite.
     """
     config = load((folder / runs.CONFIG).resolve())
     newest = latest(folder / runs.CHECKPOINTS)
     if newest is None:
-        raise no_checkpoint(folder, config.trainer.max_steps)
+        again = command("--resume", str(folder))
+        if finished(folder, config.trainer.max_steps):  # it cannot resume
+            again = command("--config", str(folder / runs.CONFIG), "out=NEW")
+        raise ConfigError(f"{folder} has no checkpoint; make one with {again}", "run")
     path, checkpoint = newest
     state = checkpoint["state_dict"]
     field: Any = registry.build("representation", config.field, generator=generator(config.seed, 0, "field"))
@@ -90,16 +79,10 @@ def field_view(
     device: torch.device | str,
     elevations: tuple[float, float] | None = None,
 ) -> FieldView:
-    """Return the export interface of a field.
+    """Return the export interface of a trained representation on `device`.
 
-    If the representation has no density, density and colours come from DEPTH_VIEWS rendered depth images.
-
-    Args:
-        field: trained representation, on `device`.
-        occupancy: occupancy grid of the training; None: all space counts as occupied.
-        march: ray marching options of the renders; `march.radius` is the scene radius in world units.
-        device: device of the query points and renders.
-        elevations: lowest and highest elevation of the training cameras, in degrees; None if unknown.
+    Without an occupancy grid, all space counts as occupied. `elevations` are the lowest and highest of the training
+    cameras, in degrees. If the representation has no density, density and colours come from rendered depth images.
     """
     density: Field = field.density
     colour: Field = lambda x: shading.albedo(field(x)[1][:, :3])  # noqa: E731
@@ -118,15 +101,3 @@ def field_view(
         getattr(field, "mesh", None),
         elevations,
     )
-
-
-def provenance(config: Any, steps: int) -> Tree:
-    """Return the origin of an asset for the glTF extras: prompts, seed, number of steps, config hash and version."""
-    return {
-        "prompt": config.prompt,
-        "negative_prompt": config.negative_prompt,
-        "seed": config.seed,
-        "steps": steps,
-        "config_hash": config_hash(config),
-        "version": __version__,
-    }

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from threedgen import __version__
-from threedgen.config.errors import ConfigError
+from threedgen.config import config_hash
 from threedgen.run import folder as runs
 from threedgen.run.disk import Tree, prepared_folder, write_json, writing
 from threedgen.run.metrics import read_summary
@@ -20,28 +20,24 @@ from threedgen.run.text import number, say
 from threedgen.run.threads import set_threads
 
 from .asset import STEPS, ExportedAsset, make_asset
-from .asset_folder import FOLDER, MANIFEST, asset_name, check_overwrite, write_files
+from .asset_folder import FOLDER, asset_name, check_overwrite, write_files
 from .options import AssetConfig, ExportConfig, resize_command
-from .run_field import RunField, load_run_field, provenance
+from .run_field import RunField, load_run_field
 from .shape.from_field import dense_surface
 
 logger = logging.getLogger(__name__)
 
 
 def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task `export`: write the asset, print its files and folder, and return exit code 0.
-
-    Raises ConfigError if no asset can be made, or if `strict` is set and the Khronos validator finds a problem. Nothing
-    is written in that case.
-    """
-    set_threads(config.threads)
+    """Run the task `export`: write the asset and print its files and folder. Without an asset nothing is written."""
+    set_threads(None)
     folder, out, options = runs.run_folder(config.run, "run"), config.destination(), config.asset()
     with prepared_folder(out, megabytes=64):
         source = load_run_field(folder, "cuda" if torch.cuda.is_available() else "cpu")
         with progress_bar(quiet) as on_step:
             asset = export(source, options, on_step=on_step)
             save(asset, out, options)
-    for note in asset.notes + asset.problems:
+    for note in asset.notes:
         logger.warning("%s", note)
     if out.resolve() == (folder / FOLDER).resolve():
         update_summary(folder, asset)
@@ -59,12 +55,11 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
 @contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
     """Show a progress bar; yield a callback that receives the name of each step (`STEPS`) when the step starts."""
-    names = list(STEPS)
-    with Count("asset", len(names), quiet) as count:
+    with Count("asset", len(STEPS), quiet) as count:
 
         def on_step(step: str) -> None:
-            count.stage = f"asset: {STEPS[step]}"
-            count.show(max(count.done, names.index(step)))
+            count.stage = f"asset: {step}"
+            count.show(max(count.done, STEPS.index(step)))
 
         yield on_step
         count.show(count.total)
@@ -76,22 +71,13 @@ def export(
     nearest_budget: bool = False,
     on_step: Callable[[str], object] = lambda step: None,
 ) -> ExportedAsset:
-    """Extract the surface of a run's field and build its asset in memory.
+    """Extract the surface of a run's field and build its asset in memory, see `make_asset`.
 
     If the height is unset and the usual height of the prompt's object is known, the asset gets that height.
-
-    Args:
-        source: field of the run, its config and number of steps.
-        config: options of the export.
-        nearest_budget: if the budget is too small for the shape, use the smallest possible one and add a note.
-        on_step: callback that receives the name of each step (`asset.STEPS`) when the step starts.
-
-    Raises ConfigError if no asset can be made, or if `strict` is set and the Khronos validator did not run or found a
-    problem.
     """
     on_step("surface")
     start = time.perf_counter()
-    dense, notes = dense_surface(source.view, config.grid)
+    dense, notes = dense_surface(source.view, config.sizes.resolution)
     max_steps = source.config.trainer.max_steps
     if source.steps < max_steps:
         notes.append(f"the run is not finished: {source.steps} of {max_steps} steps")
@@ -100,31 +86,26 @@ def export(
     if height is None and usual is not None:
         config = config.model_copy(update={"height": usual[1]})
     duration = time.perf_counter() - start
-    metadata = provenance(source.config, source.steps)
+    run = source.config
+    metadata = {"prompt": run.prompt, "negative_prompt": run.negative_prompt, "seed": run.seed, "steps": source.steps}
+    metadata |= {"config_hash": config_hash(run), "version": __version__}
     asset = make_asset(dense, config, name, source.view, metadata, nearest_budget, on_step)
     asset.seconds = {"surface": round(duration, 3)} | asset.seconds
     asset.notes = notes + asset.notes
     if height is None:
         reason = f"as {usual[0]} usually is" if usual else "as one field unit is one metre"
         asset.figures["height"] = f"{number(asset.figures['size_m']['high'])} m high, {reason}"
-    if config.strict and asset.problems:
-        raise ConfigError("the asset was not written because of findings: " + "; ".join(asset.problems), "strict")
-    status = asset.figures.get("khronos", "no GLB was written")
-    if config.strict and not status.startswith("version"):
-        raise ConfigError(f"the Khronos validator did not run ({status})", "strict")
     return asset
 
 
-def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> Path:
+def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> None:
     """Write the asset's files and asset.json to `folder`, and delete the files of an earlier export there.
 
-    Returns the path of asset.json. Raises ConfigError if a file to replace was not written by an export, DiskFull if
-    the disk is full, and FileError for other failures of the disk.
+    Raises ConfigError if a file to replace was not written by an export.
     """
     with writing(folder):
         check_overwrite(folder, asset.files)
         write_files(folder, asset.files, summary(asset, config))
-    return folder / MANIFEST
 
 
 def summary_entry(asset: ExportedAsset) -> Tree:
@@ -135,11 +116,6 @@ def summary_entry(asset: ExportedAsset) -> Tree:
         "height": asset.figures.get("height", ""),
         "seconds": round(sum(asset.seconds.values()), 2),
     }
-
-
-def summary_notes(asset: ExportedAsset) -> list[str]:
-    """Return the asset's notes and errors for the list `notes` of a run's summary.json, one sentence each."""
-    return [f"asset: {text}" for text in asset.notes + asset.errors]
 
 
 def update_summary(run: Path, asset: ExportedAsset) -> None:
@@ -156,10 +132,9 @@ def update_summary(run: Path, asset: ExportedAsset) -> None:
         return [item for item in entries if not str(item).startswith((f"{FOLDER}/", "asset: ", "no asset: "))]
 
     with writing(run / runs.SUMMARY):
-        notes = others("notes") + summary_notes(asset)
-        write_json(
-            run / runs.SUMMARY, old | {"files": [*others("files"), entry["file"]], "notes": notes, "asset": entry}
-        )
+        notes = [*others("notes"), *(f"asset: {text}" for text in asset.notes)]
+        files = [*others("files"), entry["file"]]
+        write_json(run / runs.SUMMARY, old | {"files": files, "notes": notes, "asset": entry})
 
 
 def summary(asset: ExportedAsset, config: AssetConfig) -> Tree:
@@ -168,11 +143,11 @@ def summary(asset: ExportedAsset, config: AssetConfig) -> Tree:
         "name": asset.name,
         "version": __version__,
         "preset": config.preset,
-        "texture": config.texels,
+        "texture": config.sizes.texture,
         **asset.figures,
         "files": {name: len(data) for name, data in asset.files.items()},
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in asset.files.items()},
-        "findings": {name: [asdict(found) for found in all_found] for name, all_found in asset.findings.items()},
+        "findings": {name: [asdict(found) for found in part] for name, part in asset.findings.items()},
         "notes": asset.notes,
         "seconds": asset.seconds,
     }

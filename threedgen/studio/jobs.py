@@ -26,16 +26,13 @@ from threedgen.viewer.record import read_record
 
 from .options import StudioConfig
 
-WAITING, RUNNING, STOPPING, FINISHED, INTERRUPTED, FAILED = (
-    *("waiting", "running", "stopping", "finished", "interrupted", "failed"),
-)
+WAITING, RUNNING, STOPPING = "waiting", "running", "stopping"
+FINISHED, INTERRUPTED, FAILED = "finished", "interrupted", "failed"
 LIVE = (RUNNING, STOPPING)
 PROGRESS = re.compile(r"(?P<phase>[^:]+): (?P<done>\d+)/(?P<total>\d+)(?:, (?P<details>.*))?")
 """Pattern of the progress lines that `threedgen.run.progress.Count` prints, such as "train: 3/100, loss 0.1"."""
 PROGRESS_ENV = {"THREEDGEN_PROGRESS_SECONDS": "1", "CI": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 """Environment variables that make a run print a progress line every second."""
-MAX_ENDED = 12
-"""Maximum number of ended jobs that the list keeps."""
 
 
 @dataclass
@@ -75,11 +72,11 @@ def make_job(config: StudioConfig, root: Path, prompt: str, seed: int) -> Job:
 class Queue:
     """List of jobs, and a worker thread that runs them one after another in the order of submission.
 
-    `changed` is notified when the list or a job changes. `over` is the number of runs that have ended.
+    `over` is the number of runs that have ended.
     """
 
     def __init__(self) -> None:
-        self.changed = threading.Condition()
+        self._changed = threading.Condition()
         self.over = 0
         self._jobs: list[Job] = []
         self._numbers = count(1)
@@ -90,41 +87,37 @@ class Queue:
 
     def jobs(self) -> list[Job]:
         """Return a copy of the list of jobs, in the order of submission."""
-        with self.changed:
+        with self._changed:
             return list(self._jobs)
 
     def add(self, job: Job) -> None:
-        """Append a job to the list. Raises ConfigError if a job with the same name is waiting or running.
+        """Append a job to the list instead of an ended one with the same name.
 
-        Removes ended jobs with the same name, and the oldest ended jobs if there are more than MAX_ENDED.
+        Raises ConfigError if a job with the same name is waiting or running.
         """
-        with self.changed:
+        with self._changed:
             if any(other.name == job.name and other.state in (WAITING, *LIVE) for other in self._jobs):
                 raise ConfigError("is already running or waiting with this seed", "prompt", job.prompt)
-            ended = [other for other in self._jobs if other.state not in (WAITING, *LIVE)]
-            old = [*ended[: max(0, len(ended) - MAX_ENDED)], *(other for other in ended if other.name == job.name)]
-            self._jobs = [other for other in self._jobs if other not in old]
             job.number = next(self._numbers)
-            self._jobs.append(job)
-            self.changed.notify_all()
+            self._jobs = [*(other for other in self._jobs if other.name != job.name), job]
+            self._changed.notify_all()
 
     def drop(self, number: int) -> None:
         """Stop the job `number` if it runs; a second call stops it at once. Remove a job in another state."""
-        with self.changed:
+        with self._changed:
             for job in [job for job in self._jobs if job.number == number]:
                 if job.state in LIVE:
                     job.state = STOPPING
                     self._signal()
                 else:
                     self._jobs.remove(job)
-            self.changed.notify_all()
 
     def close(self) -> None:
         """Start no further jobs, stop the running job and wait until it ends. Ctrl-C during the wait kills it."""
-        with self.changed:
+        with self._changed:
             self._closed = True
             self._signal()
-            self.changed.notify_all()
+            self._changed.notify_all()
         try:
             self._thread.join()
         except KeyboardInterrupt:
@@ -138,22 +131,18 @@ class Queue:
 
     def _next(self) -> Job | None:
         """Block until the list has a waiting job, start it and return it; return None once the queue is closed."""
-        with self.changed:
-            while True:
-                if self._closed:
-                    return None
-                if waiting := [job for job in self._jobs if job.state == WAITING]:
-                    job = waiting[0]
-                    job.state, self._process = RUNNING, None
-                    try:
-                        self._process = _start(job.command)
-                        return job
-                    except (OSError, ValueError) as error:  # for example a null byte in the prompt
-                        job.state, job.error = FAILED, in_a_line(error)
-                    finally:
-                        self.changed.notify_all()
-                else:
-                    self.changed.wait()
+        with self._changed:
+            while not self._closed:
+                job = next((job for job in self._jobs if job.state == WAITING), None)
+                if job is None:
+                    self._changed.wait()
+                    continue
+                try:
+                    self._process, job.state = _start(job.command), RUNNING
+                    return job
+                except (OSError, ValueError) as error:  # for example a null byte in the prompt
+                    job.state, job.error = FAILED, in_a_line(error)
+            return None
 
     def _work(self) -> None:
         while job := self._next():
@@ -161,25 +150,19 @@ class Queue:
             messages: deque[str] = deque(maxlen=20)
             for line in map(str.strip, self._process.stderr):
                 if found := PROGRESS.fullmatch(line):
-                    self._set(job, progress={**found.groupdict(), "details": found["details"] or ""})
+                    job.progress = {**found.groupdict(), "details": found["details"] or ""}
                 elif line:
                     messages.append(line)
             code = self._process.wait()
-            with self.changed:
+            ending = f"the run was killed by signal {-code}" if code < 0 else f"the run exited with code {code}"
+            with self._changed:
                 self.over += 1
-            if code in STOP_CODES or code == -signal.SIGINT:
-                self._set(job, state=INTERRUPTED)
-            elif code:
-                ending = f"the run was killed by signal {-code}" if code < 0 else f"the run exited with code {code}"
-                self._set(job, state=FAILED, error=messages[-1] if messages and code > 0 else ending)
-            else:
-                self._set(job, state=FINISHED)
-
-    def _set(self, job: Job, **changes: object) -> None:
-        with self.changed:
-            for name, value in changes.items():
-                setattr(job, name, value)
-            self.changed.notify_all()
+                if code in STOP_CODES or code == -signal.SIGINT:
+                    job.state = INTERRUPTED
+                elif code:
+                    job.state, job.error = FAILED, messages[-1] if messages and code > 0 else ending
+                else:
+                    job.state = FINISHED
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:

@@ -1,7 +1,7 @@
-"""HTTP server of the studio. It serves the page, its requests and the files of the runs, all below a secret path.
+"""Task `studio`: HTTP server of the page, its requests and the files of the runs, all below a secret path.
 
-    GET  /KEY/                page                            GET  /KEY/events      queue states, server-sent events
-    GET  /KEY/words?prompt=   `words.check_prompt`, as JSON   GET  /KEY/cards       cards of the runs, as HTML
+    GET  /KEY/                page                            GET  /KEY/state       jobs of the queue, as JSON
+    GET  /KEY/words?prompt=   `check_prompt`, as JSON         GET  /KEY/cards       cards of the runs, as HTML
     GET  /KEY/RUN/asset       3D view of a run's asset        GET  /KEY/RUN/FILE    file of a run
     POST /KEY/jobs            {prompt, seed}                  POST /KEY/drop        {number}
 
@@ -12,36 +12,67 @@ send requests to the studio.
 import json
 import logging
 import mimetypes
+import secrets
 import shutil
+import threading
 import time
+import webbrowser
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from threedgen.config.errors import ConfigError, in_a_line
-from threedgen.run.disk import Tree
+from threedgen.guidance.weights.tokens import prompt_reader
+from threedgen.run.disk import Tree, writing
+from threedgen.run.folder import user_path
+from threedgen.run.interrupts import Interrupts
 from threedgen.run.prompts import normalise_prompt
-from threedgen.run.text import clean
+from threedgen.run.text import clean, say
+from threedgen.systems.prompted import PromptedConfig
 from threedgen.viewer.gallery import cards, contact_sheets
 from threedgen.viewer.local import HOST, REFUSAL, admitted, free_port
-from threedgen.viewer.page import embedded, fragment, page
+from threedgen.viewer.page import SCRIPTS, embedded, fragment, page
 from threedgen.viewer.record import read_record
-from threedgen.viewer.report import SCRIPTS
 
 from .jobs import LIVE, Job, Queue, make_job
 from .options import StudioConfig
-from .words import check_prompt
 
 logger = logging.getLogger(__name__)
 OWN_POLICY, RUN_POLICY = "frame-ancestors 'self'", "sandbox allow-scripts allow-downloads"
 """Content security policy of the studio's own page, and that of the files of runs."""
 MAX_BODY_BYTES = 65_536
-HEARTBEAT_SECONDS = 15.0
-"""Interval at which an unchanged state is sent again, to keep the connection open."""
+POLL_SECONDS = 0.2  # interval of the checks for Ctrl-C
 JSON, HTML = "application/json", "text/html; charset=utf-8"
+
+
+def run(config: StudioConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Run the task `studio`: print the address of the page and serve it until Ctrl-C. Returns exit code 0.
+
+    The current run is then stopped. It can be resumed later.
+    """
+    root = user_path(config.out, "out").absolute()
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+    with Interrupts() as interrupts:
+        interrupts.catch_sigterm()
+        queue = Queue()
+        server = Server(config, root, queue, secrets.token_urlsafe(16))
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        say(f"studio: {server.url}" if quiet else f"studio: {server.url} (stop with Ctrl-C; runs are in {config.out})")
+        if config.open_browser:
+            webbrowser.open(server.url)
+        while not (interrupts.stop or interrupts.terminated):
+            time.sleep(POLL_SECONDS)
+        if any(job.state in LIVE for job in queue.jobs()):
+            say("waiting for the run to stop; submit the same prompt again to resume it")
+        queue.close()
+        server.shutdown()
+        server.server_close()
+    return 0
 
 
 class Server(ThreadingHTTPServer):
@@ -55,12 +86,8 @@ class Server(ThreadingHTTPServer):
         super().__init__((HOST, free_port(config.port)), Handler)
         self.url = f"http://{HOST}:{self.server_address[1]}/{key}/"
 
-    def state(self) -> str:
-        """Return the jobs of the queue and the number of ended runs as JSON, for the page."""
-        jobs = [self._describe(job) for job in self.queue.jobs()]
-        return json.dumps({"jobs": jobs, "over": self.queue.over})
-
-    def _describe(self, job: Job) -> Tree:
+    def describe(self, job: Job) -> Tree:
+        """Return the state of a job for the page, with the newest image of a running job."""
         state = {name: value for name, value in asdict(job).items() if name != "command"}
         folder, image = self.root / job.name, ""
         if job.state in LIVE:
@@ -77,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = 30
 
     def do_GET(self) -> None:
-        self._answer({"": self._page, "events": self._events, "words": self._words, "cards": self._cards})
+        self._answer({"": self._page, "state": self._state, "words": self._words, "cards": self._cards})
 
     def do_POST(self) -> None:
         self._answer({"jobs": self._add, "drop": self._drop}, files=False)
@@ -111,17 +138,9 @@ class Handler(BaseHTTPRequestHandler):
         title, method = "threedgen studio", self.server.config.config
         self._send(page("studio.html", ("studio.js",), served=True, title=title, method=method), HTML)
 
-    def _events(self, query: str) -> None:
-        """Send the state of the queue as server-sent events, after every change, until the client disconnects."""
-        self._head("text/event-stream")
-        last_state, last_time = "", time.monotonic()
-        while True:
-            state = self.server.state()
-            if state != last_state or time.monotonic() - last_time > HEARTBEAT_SECONDS:
-                self.wfile.write(f"data: {state}\n\n".encode())
-                last_state, last_time = state, time.monotonic()
-            with self.server.queue.changed:
-                self.server.queue.changed.wait(1.0)  # new images do not notify
+    def _state(self, query: str) -> None:
+        jobs = [self.server.describe(job) for job in self.server.queue.jobs()]
+        self._send(json.dumps({"jobs": jobs, "over": self.server.queue.over}), JSON)
 
     def _words(self, query: str) -> None:
         prompt = parse_qs(query).get("prompt", [""])[0]
@@ -210,3 +229,22 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Log a request at level debug; the base class would print it to stderr."""
         logger.debug(format, *args)
+
+
+def check_prompt(prompt: str, config: Any) -> Tree:
+    """Check a prompt against the vocabulary of a run config's prior. Raises ConfigError for a damaged vocabulary.
+
+    Returns a dict, with empty values for a prior without a vocabulary:
+        words: a dict per word: `word`, `known` (whether the vocabulary contains it), `near` (similar known words).
+        notes: warnings for the user.
+        nouns: suggested nouns.
+        typed: the unfinished last word, which a suggested noun replaces, or "".
+    """
+    vocabulary = config.vocabulary() if isinstance(config, PromptedConfig) else None
+    if vocabulary is None:
+        return {"words": [], "notes": [], "nouns": [], "typed": ""}
+    unknown = dict(vocabulary.unknown(prompt))
+    words = [{"word": w, "known": w not in unknown, "near": unknown.get(w, [])} for w in vocabulary.split(prompt)]
+    typed, nouns = prompt_reader(vocabulary).suggest(prompt)
+    notes = config.model_copy(update={"prompt": prompt}).prompt_notes()
+    return {"words": words, "notes": notes, "nouns": nouns, "typed": typed}

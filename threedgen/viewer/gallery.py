@@ -16,13 +16,12 @@ from threedgen.run.text import duration, say, visible
 
 from .options import GalleryConfig
 from .page import jpeg, link, page
-from .record import TASKS, VIEWS_PER_ROW, Record, as_int, read_record
+from .record import TASKS, VIEWS_PER_ROW, Record, read_record
 from .report import PAGE
 
 logger = logging.getLogger(__name__)
 NAME = "gallery.html"
-CARD_PIXELS = 320
-"""Maximum width and height of the image on a card, in pixels."""
+CARD_PIXELS = 320  # maximum width and height of the image on a card, in pixels
 
 
 def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) -> int:
@@ -51,36 +50,23 @@ def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
 def cards(folder: Path, home: Path) -> tuple[list[Tree], list[str]]:
     """Return a card (see `card`) for each run below `folder`, newest first, and the reason for each skipped run."""
     records, broken = [], []
-    for where in run_folders(folder):
+    for where, folders, names in os.walk(folder):
+        folders.sort()
         try:
-            records.append(read_record(where))
+            if CONFIG in names and (stored_config(Path(where)) or {}).get("task", "generate") in TASKS:
+                folders.clear()
+                records.append(read_record(Path(where)))
         except ConfigError as error:
             broken.append(str(error))
     records.sort(key=lambda record: record.ended, reverse=True)
     return [card(record, home) for record in records], broken
 
 
-def run_folders(folder: Path) -> Iterator[Path]:
-    """Yield the folders below `folder` that hold a run of TASKS, or a run whose config is unreadable."""
-    for where, folders, names in os.walk(folder):
-        folders.sort()
-        if CONFIG not in names:
-            continue
-        try:
-            task = (stored_config(Path(where)) or {}).get("task", "generate")
-        except ConfigError:
-            task = "generate"  # read_record() reports the error
-        if task in TASKS:
-            folders.clear()
-            yield Path(where)
-
-
 def card(record: Record, home: Path) -> Tree:
     """Return the values of a run's card for the page template. Links are relative to the folder `home`."""
-    report = record.file(PAGE)
-    seconds = [] if record.seconds is None else [duration(record.seconds)]
-    method = [record.method] if record.method else []
-    facts = [*method, *record.choices, f"seed {record.seed}", *seconds, f"{record.ended:%Y-%m-%d}"]
+    report, seconds = record.file(PAGE), record.summary.seconds
+    facts = [record.method, *record.choices, f"seed {record.option('seed')}", duration(seconds) if seconds else ""]
+    facts = [fact for fact in (*facts, f"{record.ended:%Y-%m-%d}") if fact]
     return {
         "record": record,
         "picture": best_image(record),
@@ -117,10 +103,9 @@ def contact_sheets(record: Record) -> Iterator[tuple[Path, int, int]]:
 
     The result comes first, then the validation images, newest first, then the views sampled by the prior.
     """
-    validation = sorted(record.folder.glob("validation/*.png"), reverse=True)
     if views := record.file("views.png"):
         yield views, min(VIEWS_PER_ROW, record.n_views), -(-record.n_views // VIEWS_PER_ROW)
-    for path in validation:
+    for path in sorted(record.folder.glob("validation/*.png"), reverse=True):
         yield path, VIEWS_PER_ROW, 1
     if preview := record.file("preview.png"):
-        yield preview, max(1, as_int(record.option("camera", "n_view")) or 4), 1
+        yield preview, record.count("camera", "n_view") or 4, 1

@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STOP, EXPORT = "stop", "export"
-"""Names of the two buttons of the window."""
+STOP, EXPORT = "stop", "export"  # names of the two buttons of the window
 UPDATE_SECONDS = 0.5
 """Seconds between two updates of the metrics. Updates are rare because reading the loss synchronises the GPU."""
 
@@ -53,7 +52,6 @@ class LiveView(pl.Callback):
         render: one camera -> image (1, H, W, 3) in [0, 1].
         export: writes the asset of the current field and returns its path.
         interrupts: its `stop` is set when the user stops the run.
-        clock: returns the current time in seconds.
     """
 
     def __init__(
@@ -63,11 +61,9 @@ class LiveView(pl.Callback):
         render: Callable[[Cameras], Tensor],
         export: Callable[[], Path],
         interrupts: Interrupts,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.options, self.render, self.export, self.interrupts = options, render, export, interrupts
-        self.clock = clock
-        self.speed = Speed()
+        self.clock, self.speed = time.monotonic, Speed()
         self._open = window
         self._window: ViserWindow | None = None
         self._note = ""

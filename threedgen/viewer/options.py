@@ -15,8 +15,6 @@ class ReportConfig(TaskConfig):
     run: str = Field("", description="folder of a generate run")
 
     def check(self) -> None:
-        if not self.run.strip():
-            raise ConfigError(f"is missing. Give a run, such as {ROOT}/mvdream-toybox/a-blue-dog-0123abcd", "run")
         run_folder(self.run, "run")
         super().check()
 

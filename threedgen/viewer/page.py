@@ -7,6 +7,7 @@ policy allows only scripts and styles with the hashes of ours. The policy allows
 import base64
 import hashlib
 import io
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from posixpath import basename
@@ -14,16 +15,20 @@ from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from PIL.Image import Image
+from PIL import Image
 from rich.filesize import decimal as size
 
+from threedgen.run.disk import Tree, write_atomic
 from threedgen.run.text import duration, number, visible
 
 ASSETS = Path(__file__).parent / "assets"
+SCRIPTS = ("glb.js", "canvas.js", "scene.js", "gestures.js", "viewer.js", "frames.js")
+"""Scripts of pages with a 3D view."""
 MAX_EMBEDDED_BYTES = 64_000_000
 """Maximum size in bytes of a file that is embedded in a page. Browsers fail to load larger ones."""
-SERVER_POLICY = "img-src data: 'self'; connect-src 'self'; frame-src 'self'"
 _TYPES = {".glb": "model/gltf-binary", ".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg"}
+Row = tuple[str, str, Sequence[tuple[str, str]]]
+"""Row of images on a page: title, description, and a (file name, caption) per image. Files lie beside the page."""
 
 
 @cache
@@ -41,29 +46,25 @@ def _environment() -> Environment:
     return environment
 
 
-def page(template: str, scripts: tuple[str, ...], served: bool = False, **values: object) -> str:
+def page(template: str, scripts: Sequence[str], served: bool = False, **values: object) -> str:
     """Render a template as a whole page, with page.css and the scripts inline. Returns the HTML.
 
     `template` and `scripts` are file names in `assets/`; `values` are the template's variables. `served` allows
     requests to the server that delivers the page.
     """
-    style, script = _asset("page.css"), "\n".join(_asset(name) for name in scripts)
+    style, *texts = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", *scripts))
+    script = "\n".join(texts)
+    sources = "img-src data: 'self'; connect-src 'self'; frame-src 'self'" if served else "img-src data:"
     policy = (
-        f"default-src 'none'; {SERVER_POLICY if served else 'img-src data:'}; media-src data:; "
+        f"default-src 'none'; {sources}; media-src data:; "
         f"style-src '{_digest(style)}'; script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
     )
-    fixed = {"policy": policy, "style": Markup(style), "script": Markup(script)}
-    return fragment(template, **fixed, **values)
+    return fragment(template, policy=policy, style=Markup(style), script=Markup(script), **values)
 
 
 def fragment(template: str, **values: object) -> str:
     """Render a template of `assets/` as a part of a page; `values` are the template's variables. Returns the HTML."""
     return _environment().get_template(template).render(**values)
-
-
-@cache
-def _asset(name: str) -> str:
-    return (ASSETS / name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:
@@ -77,7 +78,7 @@ def data_uri(data: bytes, suffix: str) -> Markup:
     return Markup(f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}")
 
 
-def jpeg(image: Image) -> Markup:
+def jpeg(image: Image.Image) -> Markup:
     """Encode an image as a JPEG data URI."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="JPEG", quality=85)
@@ -94,3 +95,34 @@ def embedded(path: Path | None) -> Markup | None:
 def link(path: Path | str) -> str:
     """Return a relative path as a percent-encoded relative URL."""
     return "./" + quote(Path(path).as_posix(), errors="surrogateescape")
+
+
+def write_panorama_page(path: Path, image_path: Path, title: str) -> None:
+    """Write the page of an equirectangular image as seen from its centre, with the image embedded. Raises OSError.
+
+    The image must cover 360 degrees, with the horizon in the middle row and the same number of pixels per degree along
+    both axes. An image file that is too large for a page is embedded as a JPEG.
+    """
+    data = embedded(image_path)
+    if data is None:
+        with Image.open(image_path) as image:
+            data = jpeg(image)
+    scripts = ("canvas.js", "gestures.js", "panorama.js")
+    write_atomic(path, page("panorama.html", scripts, title=title, picture=data, name=image_path.name))
+
+
+def write_textured_page(
+    path: Path, title: str, model: str, rows: Sequence[Row], headline: Sequence[str] = (), notes: Sequence[str] = ()
+) -> None:
+    """Write the page of the GLB file `model`, which lies in the page's folder, with a 3D view. Raises OSError.
+
+    Missing and too large images of `rows` are left out. `headline`: texts for the line under the title; `notes`:
+    remarks for the user, one sentence each.
+    """
+    sections = []
+    for name, hint, images in rows:
+        found = [(embedded(path.parent / file), label) for file, label in images if (path.parent / file).is_file()]
+        if shown := [(uri, label) for uri, label in found if uri]:
+            sections.append((name, hint, shown))
+    values: Tree = {"title": title, "headline": headline, "notes": notes, "rows": sections, "model_file": model}
+    write_atomic(path, page("textured.html", SCRIPTS, model=embedded(path.parent / model), **values))

@@ -1,28 +1,64 @@
-"""Read the files of a run folder for the pages. A user may have edited the files, so every value is checked."""
+"""Read the files of a run folder for the pages."""
 
-import sys
-from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, FiniteFloat, ValidationError
 
 from threedgen.config import load, plain, shipped
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
-from threedgen.export.asset_folder import FOLDER, read_manifest
+from threedgen.export.asset_folder import FOLDER, MANIFEST
 from threedgen.run.disk import Tree
 from threedgen.run.folder import CONFIG, SUMMARY, stored_config, stored_config_name
-from threedgen.run.metrics import read_summary
 
-TASKS = ("generate", "image-to-3d")
-"""Tasks whose runs have a report page. The result of such a run is one object."""
-STATES = ("finished", "interrupted", "failed", "unfinished")
-MAX_VIEWS, VIEWS_PER_ROW = 8, 4
-"""Maximum number of views in the image grid views.png, and number of views per row."""
+TASKS = ("generate", "image-to-3d")  # tasks whose runs have a report page. The result of such a run is one object.
+MAX_VIEWS, VIEWS_PER_ROW = 8, 4  # maximum number of views in the image grid views.png, and number of views per row
+
+
+class Environment(BaseModel):
+    """Machine and package versions in summary.json."""
+
+    cpu: str | None = None
+    cores: int | None = None
+    platform: str | None = None
+    versions: dict[str, str | None] = {}
+
+
+class Summary(BaseModel):
+    """Entries of summary.json that the pages show."""
+
+    status: str = "unfinished"
+    reason: str = ""
+    notes: list[str] = []
+    steps: int | None = None
+    seconds: FiniteFloat | None = None
+    seconds_of: dict[str, FiniteFloat] = {}
+    peak_memory_mib: FiniteFloat | None = None
+    ended: datetime | None = None
+    triangles: int | None = None
+    vertices: int | None = None
+    environment: Environment = Environment()
+
+
+class Asset(BaseModel):
+    """Entries of asset.json that the pages show."""
+
+    files: dict[str, int] = {}
+    preset: str | None = None
+    texture: int | None = None
+    levels: dict[str, int] = {}
+    size_m: dict[str, FiniteFloat] = {}
+    height: str = ""
+    khronos: str = ""
+
+
+Entries = TypeVar("Entries", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -31,7 +67,8 @@ class Record:
 
     folder: Path
     config: Tree
-    summary: Tree
+    summary: Summary
+    asset: Asset = field(default_factory=Asset)
     text: str = ""
     """Text of config.yaml."""
 
@@ -41,33 +78,28 @@ class Record:
         return path if path.is_file() else None
 
     @property
-    def asset(self) -> Tree:
-        """Content of asset/asset.json; empty if the run has no asset."""
-        return read_manifest(self.folder / FOLDER)
-
-    @property
     def model(self) -> Path | None:
         """Path of the file for the 3D view: the asset's GLB, or mesh.glb if there is no such GLB, or None."""
-        first = Path(str(next(iter(self.asset.get("files", {})), ""))).name  # later entries are LODs and colliders
+        first = Path(next(iter(self.asset.files), "")).name  # later entries are LODs and colliders
         asset = self.file(f"{FOLDER}/{first}") if first.lower().endswith(".glb") else None
         return asset or self.file("mesh.glb")
 
     def option(self, *keys: str) -> Any:
         """Return a value of the config by its nested keys, as in option("trainer", "max_steps"); None if missing."""
-        return _inside(self.config, keys)
+        tree: Any = self.config
+        for key in keys:
+            tree = tree.get(key) if isinstance(tree, dict) else None
+        return tree
 
-    def metadata(self, *keys: str) -> Any:
-        """Return a value of summary.json by its nested keys; None if missing."""
-        return _inside(self.summary, keys)
+    def count(self, *keys: str) -> int | None:
+        """Return a positive integer of the config by its nested keys; None for any other value."""
+        value = self.option(*keys)
+        return value if type(value) is int and value > 0 else None
 
     @property
     def prompt(self) -> str:
         """Prompt of the run, or the file name of its input image without the suffix."""
         return str(self.option("prompt") or Path(str(self.option("image") or "(no prompt)")).stem)
-
-    @property
-    def seed(self) -> str:
-        return "?" if self.option("seed") is None else str(self.option("seed"))
 
     @property
     def method(self) -> str:
@@ -76,64 +108,39 @@ class Record:
 
     @property
     def choices(self) -> list[str]:
-        """Overrides such as "prior.name=mvdream" that differ from the shipped config and are not part of `method`.
-
-        Only the names of prior, distillation and field are compared.
-        """
+        """Names of prior, distillation and field, as "field.name=sdf", that differ from the shipped config `method`."""
         defaults = _default_names(self.method.partition(" ")[0])
         own = {part: self.option(part, "name") for part in defaults}
         changed = [f"{part}.name={name}" for part, name in own.items() if name not in (None, defaults[part])]
         return [text for text in changed if text not in self.method.split()]
 
     @property
-    def steps(self) -> int | None:
-        """Number of completed training steps; None if the summary does not contain it."""
-        return as_int(self.metadata("steps"))
-
-    @property
     def max_steps(self) -> int | None:
-        return as_int(self.option("trainer", "max_steps"))
+        return self.count("trainer", "max_steps")
 
     @property
     def n_views(self) -> int:
         """Number of views in the image grid views.png, which has VIEWS_PER_ROW views per row."""
-        return min(MAX_VIEWS, max(1, as_int(self.option("result", "turntable", "n_view")) or MAX_VIEWS))
-
-    @property
-    def seconds(self) -> float | None:
-        return as_float(self.metadata("seconds"))
+        return min(MAX_VIEWS, self.count("result", "turntable", "n_view") or MAX_VIEWS)
 
     @property
     def state(self) -> str:
-        """State of the run, one of STATES. A finished run whose max_steps was increased later counts as unfinished."""
-        status = self.metadata("status")
-        longer = status == "finished" and (self.steps or 0) < (self.max_steps or 0)
-        return str(status) if isinstance(status, str) and status in STATES and not longer else "unfinished"
-
-    @property
-    def notes(self) -> list[str]:
-        """Warnings of the run as sentences, for example about prompt words outside the prior's vocabulary."""
-        notes = self.metadata("notes")
-        return [str(note) for note in notes] if isinstance(notes, list) else []
-
-    @property
-    def reason(self) -> str:
-        """Reason why the run stopped early; "" if it did not."""
-        return str(self.metadata("reason") or "")
+        """State of the run. A finished run whose max_steps was increased later counts as unfinished."""
+        status = self.summary.status
+        longer = status == "finished" and (self.summary.steps or 0) < (self.max_steps or 0)
+        return status if status in ("finished", "interrupted", "failed") and not longer else "unfinished"
 
     @property
     def ended(self) -> datetime:
-        """Time when the run ended, in UTC. If the summary does not contain it, the last change of the run's files."""
-        try:
-            return datetime.fromisoformat(str(self.metadata("ended"))).astimezone(UTC)
-        except (ValueError, OverflowError, OSError):
-            names = (SUMMARY,) if self.summary else ("metrics.jsonl", CONFIG)
-            changed = [path.stat().st_mtime for path in map(self.file, names) if path]
-            return datetime.fromtimestamp(max(changed, default=0.0), UTC)
+        """Time when the run ended, in UTC. If the summary does not contain it, the last change of its files."""
+        if self.summary.ended is not None:
+            return self.summary.ended.astimezone(UTC)
+        path = self.file(SUMMARY) or self.file("metrics.jsonl") or self.file(CONFIG)
+        return datetime.fromtimestamp(path.stat().st_mtime if path else 0.0, UTC)
 
 
 def read_record(folder: Path) -> Record:
-    """Read the run in a folder.
+    """Read the run in a folder. An invalid asset.json counts as missing.
 
     Raises ConfigError if the config or the summary is unreadable, or if the run's task is not in TASKS.
     """
@@ -142,35 +149,26 @@ def read_record(folder: Path) -> Record:
         raise ConfigError(f"{folder / CONFIG} is missing or damaged. Give the folder of a run")
     if config.get("task") not in TASKS:
         raise ConfigError(f"{folder} is a run of the task {short(config.get('task'))}, not of {' or '.join(TASKS)}")
-    summary = read_summary(folder)
-    if not summary and (folder / SUMMARY).exists():
+    summary = _read(Summary, folder / SUMMARY)
+    if summary is None:
         again = command("--resume", str(folder))
         raise ConfigError(f"{folder / SUMMARY} is damaged. Run `{again}` to write it again")
-    return Record(folder, config, summary, (folder / CONFIG).read_text(encoding="utf-8"))
+    asset = _read(Asset, folder / FOLDER / MANIFEST) or Asset()
+    return Record(folder, config, summary, asset, (folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def _read(model: type[Entries], path: Path) -> Entries | None:
+    """Return the entries of a JSON file; defaults if the file does not exist, None if it is invalid."""
+    tree = read_json(path)
+    with suppress(ValidationError):
+        return model.model_validate(tree) if tree or not path.exists() else None
+    return None
 
 
 @cache
-def _default_names(name: str) -> Tree:
+def _default_names(name: str) -> dict[str, str]:
     """Return the names of prior, distillation and field in a shipped config; an empty dict for any other config."""
     tree: Tree = {}
     with suppress(ConfigError):
         tree = plain(load(name)) if name in shipped() else {}
     return {part: tree[part]["name"] for part in ("prior", "distillation", "field") if part in tree}
-
-
-def _inside(tree: object, keys: Sequence[str]) -> Any:
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
-
-
-def as_float(value: Any) -> float | None:
-    """Return a finite number as a float; None for any other value, including a bool."""
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return float(value) if is_number and abs(value) <= sys.float_info.max else None
-
-
-def as_int(value: object) -> int | None:
-    """Return a finite number, rounded towards zero, as an int; None for any other value, including a bool."""
-    number = as_float(value)
-    return None if number is None else int(number)

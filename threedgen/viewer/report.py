@@ -1,63 +1,30 @@
 """Task `report`: write report.html, a page of a run with 3D view, images, plots and config. It marks missing parts."""
 
+import math
 import statistics
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
 from pathlib import Path
 
-from markupsafe import Markup
+import numpy as np
+from markupsafe import Markup, escape
 from rich.filesize import decimal as size
 
 from threedgen.export.asset_folder import FOLDER
 from threedgen.export.options import resize_command
 from threedgen.geometry.images import SHEET_GAP
+from threedgen.run.arrays import evenly_spaced
 from threedgen.run.disk import Tree, write_atomic, writing
-from threedgen.run.folder import CHECKPOINTS, CONFIG, SUMMARY, run_folder
+from threedgen.run.folder import run_folder
 from threedgen.run.metrics import read_metrics
 from threedgen.run.text import clean, duration, number, say
 
-from .options import LIVE, ReportConfig
-from .page import embedded, page
-from .plots import drawable, plot
-from .record import VIEWS_PER_ROW, Record, as_float, as_int, read_record
+from .options import ReportConfig
+from .page import SCRIPTS, embedded, page
+from .record import VIEWS_PER_ROW, Record, read_record
 
 PAGE = "report.html"
-SCRIPTS = ("glb.js", "canvas.js", "scene.js", "gestures.js", "viewer.js", "frames.js")
 MAX_VALIDATIONS = 6
 MAX_FILES = 60
-ASSET_FILES = (
-    # pattern of a file name in asset/, and description; the first pattern that matches counts
-    ("asset.json", "manifest: levels of detail, sizes, checksums, findings of the checkers"),
-    ("*_collision_unreal.glb", "collider, named for Unreal"),
-    ("*_collision_godot.glb", "collider, named for Godot"),
-    ("*_LOD[1-9].glb", "coarser level of detail, with smaller textures"),
-    ("*.glb", "asset: opens in Blender, Unreal, Godot, three.js; in Unity with a glTF importer"),
-    ("*_obj.zip", "asset as a zipped OBJ with material and textures"),
-    ("*.usdz", "asset as USDZ"),
-)
-RUN_FILES = {
-    "mesh.glb": "dense mesh with vertex colours",
-    "turntable.mp4": "turntable video",
-    "views.png": "views of the result",
-    "views.npz": "views of the result and their cameras, as arrays",
-    "preview.png": "views sampled by the prior",
-    CONFIG: "complete config; --config config.yaml repeats the run",
-    "metrics.csv": "losses and times per step",
-    "metrics.jsonl": "losses and times per step, written during the run",
-    SUMMARY: "time, memory, versions, seed",
-    "text.safetensors": "encoded prompt",
-    "preview.safetensors": "views sampled by the prior, used to resume",
-    "sampled.png": "input image of the model and the sampled views",
-    "views.safetensors": "input image and sampled views, used to resume",
-    "job.json": "record of the batch that started this run",
-}
-SUBFOLDERS = {
-    CHECKPOINTS: "checkpoint: used to resume the run and to export again",
-    "validation": "four views of the object at this step",
-    "images": "image logged at this step",
-    "stages": "file of an earlier run whose object this run started from",
-    LIVE: "file of an asset exported from the live view at this step",
-}
-"""Subfolder of a run -> description of each file in the subfolder."""
 PLOTS = (
     # key in metrics.jsonl, title of the plot, whether the value axis starts at zero
     ("loss", "Loss", False),
@@ -65,7 +32,11 @@ PLOTS = (
     ("opacity", "Opacity, mean of the images", True),
     ("t", "Noise level", True),
 )
-MACHINE = (("Processor", "cpu"), ("Cores", "cores"), ("System", "platform"))
+WIDTH, HEIGHT = 460, 220
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 28
+MAX_TICKS, MAX_POINTS = 5, 240
+"""Maximum number of axis ticks, and of points of a curve. A longer curve is averaged to MAX_POINTS means."""
+LOG_RATIO = 30.0  # ratio of maximum to minimum above which positive values get a logarithmic axis
 
 Rows = list[tuple[str, str]]
 
@@ -115,19 +86,17 @@ def report(record: Record) -> str:
 
 def headline(record: Record) -> list[str]:
     """Return the texts for the line under the prompt: seed, number of steps, duration."""
-    steps, total = record.steps, record.max_steps
-    of = "" if total in (None, steps) else f" of {total}"
-    parts = [f"seed {record.seed}", *([] if steps is None else [f"{steps}{of} steps"])]
-    return parts if record.seconds is None else [*parts, duration(record.seconds)]
+    steps, seconds = record.summary.steps, record.summary.seconds
+    of = "" if record.max_steps in (None, steps) else f" of {record.max_steps}"
+    parts = [f"seed {record.option('seed')}", *([] if steps is None else [f"{steps}{of} steps"])]
+    return parts if seconds is None else [*parts, duration(seconds)]
 
 
 def validations(record: Record) -> list[tuple[str, Markup]]:
-    """Return up to MAX_VALIDATIONS evenly spaced validation images, including the last, as (step, data URI)."""
+    """Return up to MAX_VALIDATIONS evenly spaced validation images as (step, data URI)."""
     found = sorted(record.folder.glob("validation/[0-9]*.png"))
-    count = min(MAX_VALIDATIONS, len(found))
-    paths = [found[(k + 1) * len(found) // count - 1] for k in range(count)]
-    images = [(path.stem.lstrip("0") or "0", embedded(path)) for path in paths]
-    return [(step, uri) for step, uri in images if uri]
+    paths = [found[k] for k in evenly_spaced(len(found), MAX_VALIDATIONS)]
+    return [(path.stem.lstrip("0") or "0", uri) for path in paths if (uri := embedded(path))]
 
 
 def logged_images(record: Record) -> list[tuple[str, Markup]]:
@@ -136,86 +105,123 @@ def logged_images(record: Record) -> list[tuple[str, Markup]]:
     return [(path.stem, uri) for path in newest.values() if (uri := embedded(path))]
 
 
+def facts(record: Record) -> list[tuple[str, Rows]]:
+    """Return the tables of the page as (title, rows). A table may have no rows."""
+    summary, machine = record.summary, record.summary.environment
+    tables: dict[str, Tree] = {
+        "Asset": asset_facts(record),
+        "Dense mesh": {"Triangles": summary.triangles, "Vertices": summary.vertices},
+        "Settings": {
+            "Prior": record.option("prior", "weights"),
+            "Distillation": record.option("distillation", "name"),
+            "Field": record.option("field", "name"),
+            "Seed": record.option("seed"),
+        },
+        "Time and memory": costs(record),
+        "Machine": {"Processor": machine.cpu, "Cores": machine.cores, "System": machine.platform},
+        "Versions": machine.versions,
+    }
+    return [(title, [(k, str(v)) for k, v in rows.items() if v not in (None, "")]) for title, rows in tables.items()]
+
+
+def asset_facts(record: Record) -> dict[str, str]:
+    """Return the table of the asset; an empty text is not shown."""
+    asset, sizes = record.asset, [number(edge) for edge in record.asset.size_m.values()]
+    return {
+        "Triangles": ", ".join(f"{count:,}" for count in asset.levels.values()),
+        "Textures": f"{asset.texture} x {asset.texture}" if asset.texture else "",
+        "Width, height, depth": f"{' x '.join(sizes)} m" if sizes else "",
+        "Height": asset.height,
+        "Export with another height": resize_command(record.folder, asset.preset) if asset.height else "",
+        "Khronos validator": asset.khronos,
+    }
+
+
+def costs(record: Record) -> dict[str, str]:
+    """Return the table of durations and peak memory."""
+    summary = record.summary
+    rows = {name.capitalize(): duration(seconds) for name, seconds in summary.seconds_of.items() if seconds}
+    rows["Total"] = duration(summary.seconds) if summary.seconds else ""
+    paces = [pace for line in read_metrics(record.folder) if (pace := _plottable(line.get("step_seconds"))) is not None]
+    rows["Step, median"] = f"{number(statistics.median(paces))} s" if paces else ""
+    rows["Peak memory"] = size(int(2**20 * summary.peak_memory_mib)) if summary.peak_memory_mib else ""
+    return rows | {"Ended": f"{record.ended:%Y-%m-%d %H:%M} UTC" if summary.ended else ""}
+
+
+def files(folder: Path) -> list[tuple[str, int]]:
+    """Return (relative path, size in bytes) of each file of a run except the page: asset, main folder, subfolders."""
+    paths = [path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".tmp"]
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path != folder / PAGE}
+    return sorted(sizes.items(), key=lambda item: (not item[0].startswith(f"{FOLDER}/"), "/" in item[0], item[0]))
+
+
 def plots(record: Record) -> list[tuple[str, Markup]]:
     """Return a plot of each quantity in PLOTS that was logged at two or more steps, as (title, SVG)."""
     lines, result = read_metrics(record.folder), []
-    steps = [step for line in lines if (step := as_float(line["step"])) is not None and drawable(step)]
+    steps = [float(line["step"]) for line in lines]
     for key, title, from_zero in PLOTS:
-        pairs = [(as_float(line["step"]), as_float(line.get(key))) for line in lines]
-        points = sorted((s, v) for s, v in pairs if s is not None and v is not None and drawable(s) and drawable(v))
+        pairs = [(step, _plottable(line.get(key))) for step, line in zip(steps, lines, strict=True)]
+        points = sorted((step, value) for step, value in pairs if value is not None)
         if len(points) > 1:
             result.append((title, plot(title, points, (min(steps), max(steps)), from_zero)))
     return result
 
 
-def facts(record: Record) -> list[tuple[str, Rows]]:
-    """Return the tables of the page as (title, rows). A table may have no rows."""
-    counts = [("Triangles", as_int(record.metadata("triangles"))), ("Vertices", as_int(record.metadata("vertices")))]
-    settings = [
-        ("Prior", record.option("prior", "weights")),
-        ("Distillation", record.option("distillation", "name")),
-        ("Field", record.option("field", "name")),
-        ("Seed", record.seed),
-    ]
-    machine = [(name, record.metadata("environment", key)) for name, key in MACHINE]
-    versions = record.metadata("environment", "versions")
-    return [
-        ("Asset", asset_rows(record.asset, record.folder)),
-        ("Dense mesh", [(name, f"{count:,}") for name, count in counts if count is not None]),
-        ("Settings", [(name, str(value)) for name, value in settings if value]),
-        ("Time and memory", costs(record)),
-        ("Machine", [(name, str(value)) for name, value in machine if value]),
-        ("Versions", [(str(k), str(v)) for k, v in versions.items()] if isinstance(versions, dict) else []),
-    ]
+def _plottable(value: object) -> float | None:
+    """Return a logged number as a float; None for any other value and for absurdly large numbers."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+        return None
+    return float(value)
 
 
-def asset_rows(metadata: Tree, folder: Path) -> Rows:
-    """Return table rows (name, value) from `metadata`, the content of asset.json, for the run in `folder`."""
-    levels, metres, khronos = (metadata.get(key) for key in ("levels", "size_m", "khronos"))
-    counts = [as_int(count) for count in levels.values()] if isinstance(levels, dict) else []
-    rows = [("Triangles", ", ".join(f"{count:,}" for count in counts if count is not None))]
-    if (texels := as_int(metadata.get("texture"))) is not None:
-        rows.append(("Textures", f"{texels} x {texels}"))
-    edges = [as_float(metres.get(side)) for side in ("wide", "high", "deep")] if isinstance(metres, dict) else []
-    sizes = [number(edge) for edge in edges if edge is not None]
-    if len(sizes) == 3:
-        rows.append(("Width, height, depth", f"{' x '.join(sizes)} m"))
-    if isinstance(metadata.get("height"), str):
-        rows += [
-            ("Height", metadata["height"]),
-            ("Export with another height", resize_command(folder, metadata.get("preset"))),
-        ]
-    if isinstance(khronos, str):
-        rows.append(("Khronos validator", khronos))
-    return [(name, value) for name, value in rows if value]
+def plot(title: str, points: Sequence[tuple[float, float]], steps: tuple[float, float], from_zero: bool) -> Markup:
+    """Return a line plot over training steps as SVG. The file page.css sets colours and fonts.
+
+    Args:
+        title: name of the quantity, for screen readers.
+        points: at least two (step, value), sorted by step.
+        steps: first and last step of the horizontal axis.
+        from_zero: start a linear value axis at zero.
+    """
+    values = np.array([value for _, value in points])
+    log = bool(values.min() > 0 and values.max() / values.min() > LOG_RATIO and not from_zero)
+    curve = np.array([block.mean(axis=0) for block in np.array_split(points, min(len(points), MAX_POINTS))])
+    scaled = np.log10(values) if log else values
+    low, high = float(scaled.min()), float(scaled.max())
+    low = min(low, 0.0) if from_zero else low
+    room = max(0.05 * (high - low), 1e-6 * abs(high), 1e-30)
+    low, high = low if from_zero else low - room, high + room
+    first, last = steps[0], max(steps[1], steps[0] + 1)
+
+    def across(step: float) -> float:
+        return LEFT + (step - first) / (last - first) * (WIDTH - LEFT - RIGHT)
+
+    def down(height: float) -> float:
+        return HEIGHT - BOTTOM - (height - low) / (high - low) * (HEIGHT - TOP - BOTTOM)
+
+    parts = []
+    for tick in ticks(low, high):
+        y, label = f"{down(tick):.1f}", number(10**tick if log else tick)
+        parts.append(f'<path class="rule" d="M{LEFT},{y}H{WIDTH - RIGHT}"/>')
+        parts.append(f'<text class="tick" x="{LEFT - 8}" y="{y}" dy="4" text-anchor="end">{label}</text>')
+    for tick in ticks(first, last):
+        anchor = "end" if across(tick) > WIDTH - RIGHT - 20 else "middle"
+        x = f"{across(tick):.1f}"
+        parts.append(f'<text class="tick" x="{x}" y="{HEIGHT - 8}" text-anchor="{anchor}">{tick:g}</text>')
+    line = [f"{across(step):.1f},{down(math.log10(value) if log else value):.1f}" for step, value in curve.tolist()]
+    x, y = line[-1].split(",")
+    parts.append(f'<path class="line" d="M{" ".join(line)}"/><circle class="end" cx="{x}" cy="{y}" r="3"/>')
+    (first_step, start), (last_step, end) = points[0], points[-1]
+    label = escape(f"{title}: {number(start)} at step {first_step:g}, {number(end)} at step {last_step:g}")
+    head = f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">'
+    return Markup(head + "".join(parts) + "</svg>")
 
 
-def costs(record: Record) -> Rows:
-    """Return table rows (name, value) of durations and peak memory."""
-    parts = record.metadata("seconds_of")
-    times = [(str(k).capitalize(), as_float(v)) for k, v in parts.items()] if isinstance(parts, dict) else []
-    rows = [(name, duration(seconds)) for name, seconds in [*times, ("Total", record.seconds)] if seconds]
-    paces = [pace for line in read_metrics(record.folder) if (pace := as_float(line.get("step_seconds"))) is not None]
-    if paces:
-        rows.append(("Step, median", f"{number(statistics.median(paces))} s"))
-    memory = as_float(2**20 * (as_float(record.metadata("peak_memory_mib")) or 0.0))
-    rows += [("Peak memory", size(int(memory)))] if memory else []
-    return rows + ([("Ended", f"{record.ended:%Y-%m-%d %H:%M} UTC")] if record.summary else [])
-
-
-def files(folder: Path) -> list[tuple[str, int, str]]:
-    """Return (relative path, size in bytes, description) of each file of a run except the page, asset files first."""
-    page_file = folder / PAGE
-    paths = [path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".tmp" and path != page_file]
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
-    found = [(name, length, describe_file(name)) for name, length in sizes.items()]
-    order = {name: k for k, name in enumerate(RUN_FILES)}
-    return sorted(found, key=lambda row: (not row[0].startswith(f"{FOLDER}/"), order.get(row[0], len(order)), row[0]))
-
-
-def describe_file(relative: str) -> str:
-    """Return the description of a file, given its path relative to the run's folder; "" for an unknown file."""
-    folder, _, name = relative.rpartition("/")
-    if folder == FOLDER:
-        return next((text for pattern, text in ASSET_FILES if fnmatchcase(name, pattern)), "")
-    return RUN_FILES.get(relative) or SUBFOLDERS.get(folder.partition("/")[0], "")
+def ticks(low: float, high: float) -> list[float]:
+    """Return at most MAX_TICKS values in [low, high]: multiples of 1, 2 or 5 times a power of ten."""
+    unit = 10.0 ** math.floor(math.log10((high - low) / MAX_TICKS))
+    for step in (unit, 2 * unit, 5 * unit, 10 * unit, 20 * unit):
+        first, last = math.ceil(low / step), math.floor(high / step)
+        if last - first < MAX_TICKS:
+            break
+    return [k * step for k in range(first, last + 1)]

@@ -1,15 +1,15 @@
 """Browser window of the live view, served by viser on 127.0.0.1 below a secret path."""
 
+import io
 import math
 import queue
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from http import HTTPStatus
 from typing import Any
 
 import numpy as np
-import rich
 import torch
 import viser
 import websockets.asyncio.server as web
@@ -48,10 +48,9 @@ class ViserWindow:
 
     def __init__(self, prompt: str, port: int, start: Cameras) -> None:
         key = secrets.token_urlsafe(16)
-        with _quiet(), _guarded(key):
+        with redirect_stdout(io.StringIO()), _guarded(key):  # stdout is reserved for results, not for viser's banner
             self._server = _LocalServer(HOST, free_port(port), label="threedgen", verbose=False)
         self.url = f"http://{HOST}:{self._server.get_port()}/{key}/"
-        self._open = True
         self._clicks: queue.SimpleQueue[str] = queue.SimpleQueue()
         server, gui = self._server, self._server.gui
         gui.configure_theme(show_logo=False, show_share_button=False)
@@ -72,10 +71,8 @@ class ViserWindow:
             view = client.camera
             aspect = view.image_width / view.image_height if view.image_height else math.nan
             rotation = viser.transforms.SO3(view.wxyz).as_matrix()
-            camera = client_camera(rotation, view.position, view.fov, aspect, size)
-            if camera is not None:
-                found[client_id] = camera
-        return found
+            found[client_id] = client_camera(rotation, view.position, view.fov, aspect, size)
+        return {client_id: camera for client_id, camera in found.items() if camera is not None}
 
     def show(self, client_id: int, image: Array) -> None:
         """Show an image (H, W, 3) uint8 to a client. Does nothing if the client has disconnected."""
@@ -95,25 +92,16 @@ class ViserWindow:
         return {self._clicks.get() for _ in range(self._clicks.qsize())}
 
     def close(self) -> None:
-        """Stop the server. Further calls of this method do nothing."""
-        if self._open:
-            self._open = False
-            self._server.flush()
-            with _quiet():
-                self._server.stop()
+        self._server.flush()
+        with redirect_stdout(io.StringIO()):
+            self._server.stop()
 
 
 def client_camera(rotation: Array, position: Array, fov: float, aspect: float, size: int) -> Cameras | None:
-    """Return the camera of a client as a batch of one; None for invalid numbers.
+    """Return the camera of a client as a batch of one; None for the invalid numbers of a tab that is just opening.
 
-    A browser tab that is just opening sends invalid numbers, because it has no size yet.
-
-    Args:
-        rotation: camera-to-world rotation (3, 3) with OpenCV axes: x right, y down, z forward.
-        position: camera position (3,) in world units.
-        fov: vertical field of view in radians, clamped to [MIN_FOV, MAX_FOV].
-        aspect: width / height, clamped to [1 / MAX_ASPECT, MAX_ASPECT].
-        size: image height in pixels.
+    Takes the camera-to-world rotation (3, 3) with OpenCV axes, the position (3,) in world units, the vertical field of
+    view in radians, width / height, and the image height `size` in pixels. Field of view and aspect are clamped.
     """
     c2w = np.eye(4)
     c2w[:3, :3], c2w[:3, 3] = rotation, position
@@ -152,17 +140,6 @@ def _guarded(key: str) -> Iterator[None]:
         library.serve = serve
     if not calls:
         raise RuntimeError(f"cannot restrict access to the live view: viser={viser.__version__}. Use another version.")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress viser's banner on stdout, because stdout is reserved for results."""
-    console = rich.get_console()
-    before, console.quiet = console.quiet, True
-    try:
-        yield
-    finally:
-        console.quiet = before
 
 
 def _paragraphs(lines: list[str]) -> str:

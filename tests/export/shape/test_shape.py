@@ -11,15 +11,11 @@ from hypothesis import strategies as st
 from skimage.measure import marching_cubes
 
 from tests.support.errors import refused
-from threedgen.config.errors import ConfigError
-from threedgen.export.shape import collapse as collapse_module
 from threedgen.export.shape import simplify as simplify_module
 from threedgen.export.shape import unwrap as unwrap_module
-from threedgen.export.shape.collapse import collapse
-from threedgen.export.shape.simplify import BudgetTooSmall, simplify, simplify_level
+from threedgen.export.shape.simplify import collapse, simplify, simplify_level
 from threedgen.export.shape.topology import compact, pieces, topology, weld
-from threedgen.export.shape.unwrap import UnwrapError, padding, unwrap
-from threedgen.export.shape.uv_layout import claims, overlap
+from threedgen.export.shape.unwrap import UnwrapError, claims, overlap, padding, unwrap
 
 BOX = trimesh.creation.box()
 
@@ -42,7 +38,7 @@ def bodies(seed: int) -> tuple[np.ndarray, np.ndarray]:
 def test_topology_of_a_box_and_of_broken_boxes() -> None:
     points, faces = np.asarray(BOX.vertices), np.asarray(BOX.faces)
     topo = topology(points, faces)
-    assert topo.solid and (topo.triangles, topo.vertices, topo.parts) == (12, 8, 1)
+    assert topo.solid and topo.parts == 1
     assert topo.volume == pytest.approx(1)
     assert topology(points, faces[1:]).open_edges == 3 and not topology(points, faces[1:]).manifold
     flipped = faces.copy()
@@ -93,7 +89,7 @@ def test_simplify_keeps_budget_and_topology(seed: int, share: float) -> None:
     assert 0.95 * budget <= len(fewer) <= budget
     assert after.solid >= before.solid and after.manifold and after.parts == before.parts
     assert after.volume == pytest.approx(before.volume, rel=0.03)
-    assert after.vertices == len(vertices) and vertices.dtype == np.float32
+    assert len(np.unique(fewer)) == len(vertices) and vertices.dtype == np.float32
     euler = len(vertices) - len(fewer) // 2
     assert euler == len(points) - len(faces) // 2, "the genus changed"
     again = simplify(points, faces, budget)
@@ -106,14 +102,12 @@ def test_simplify_returns_a_mesh_within_budget_unchanged() -> None:
     assert vertices is points and same is faces
 
 
-def test_simplify_names_the_smallest_possible_budget() -> None:
+def test_simplify_names_or_uses_the_smallest_possible_budget() -> None:
     points, faces = bodies(3)
-    with refused(None, "budget", kind=BudgetTooSmall) as caught:
-        simplify(points, faces, 4)
-    possible = caught.value.possible
-    assert isinstance(caught.value, ConfigError) and str(possible) in str(caught.value)
+    possible = len(simplify(points, faces, 4, nearest=True)[1])
     assert 14 <= possible < 60, "a torus needs fourteen"
-    assert len(simplify(points, faces, possible)[1]) <= possible
+    with refused("budget", 4, possible):
+        simplify(points, faces, 4)
 
 
 def test_simplify_rejects_broken_library_results(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,11 +133,11 @@ def test_collapse_keeps_flat_faces_flat() -> None:
 
 def test_normal_and_shape_of_one_face() -> None:
     a, b, c = np.random.default_rng(0).normal(size=(3, 3))
-    *normal, twice = collapse_module._normal(a, b, c)
+    *normal, twice = simplify_module._normal(a, b, c)
     assert np.allclose(normal, np.cross(b - a, c - a)) and twice == pytest.approx(np.linalg.norm(normal))
     corners = np.array([[0.0, 0, 0], [2, 0, 0], [1, 3**0.5, 0]])
-    assert collapse_module._shape(*corners, 2 * 3**0.5) == pytest.approx(3**0.5 / 2)
-    assert collapse_module._shape(a, a, a, 0.0) == 0
+    assert simplify_module._shape(*corners, 2 * 3**0.5) == pytest.approx(3**0.5 / 2)
+    assert simplify_module._shape(a, a, a, 0.0) == 0
 
 
 @pytest.mark.parametrize("seed", [3, 5])
@@ -183,30 +177,6 @@ def test_unwrap_keeps_the_surface_and_fills_the_texture(seed: int, scale: float)
     assert facing.mean() > 0.99, "only at sharp folds may vertex normals point away from their face"
 
 
-@pytest.mark.parametrize(
-    ("first", "second", "chosen"),
-    [
-        ((0.85, 1.2), (0.9, 1.1), 8.0),  # even enough: the second is not tried
-        ((0.7, 1.1), (0.85, 1.1), 2.0),
-        ((0.9, 1.4), (0.9, 1.2), 2.0),
-        ((0.75, 1.1), (0.7, 1.1), 8.0),  # neither is even enough: the better one
-    ],
-)
-def test_unwrap_tries_the_second_cost_for_uneven_density(
-    monkeypatch: pytest.MonkeyPatch, first: tuple[float, float], second: tuple[float, float], chosen: float
-) -> None:
-    density, costs = {8.0: first, 2.0: second}, []
-
-    def fake_unwrap(vertices: object, faces: object, texture: int, cost: float) -> tuple[SimpleNamespace, int]:
-        costs.append(cost)
-        return SimpleNamespace(vertices=cost, faces=None, uv=None), 1
-
-    monkeypatch.setattr(unwrap_module, "_unwrap", fake_unwrap)
-    monkeypatch.setattr(unwrap_module, "density", lambda vertices, faces, uv: density[vertices])
-    assert unwrap_module.unwrap(np.zeros((3, 3)), np.zeros((1, 3), int))[0].vertices == chosen
-    assert costs == ([8.0] if first == (0.85, 1.2) else [8.0, 2.0])
-
-
 def test_unwrap_is_deterministic_and_keeps_normals_across_seams() -> None:
     points, faces = simplify(*bodies(5), 500)
     one, other = unwrap(points, faces, 512)[0], unwrap(points, faces, 512)[0]
@@ -240,9 +210,8 @@ def test_padding_grows_with_the_texture_size() -> None:
 
 @pytest.mark.parametrize("points", [np.zeros((3, 3), np.float32), np.full((3, 3), np.nan, np.float32)])
 def test_unwrap_refuses_degenerate_surfaces(points: np.ndarray) -> None:
-    with refused(kind=UnwrapError) as caught:
+    with refused(kind=UnwrapError):
         unwrap(points, np.array([[0, 1, 2]], np.int32), 256)
-    assert isinstance(caught.value, ConfigError) and "\n" not in str(caught.value)
 
 
 def sheet(size: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

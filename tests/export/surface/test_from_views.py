@@ -9,7 +9,7 @@ from benchmarks.glb_check import Expected, check_glb
 from tests.support import box_room
 from tests.support.errors import refused
 from threedgen.export.files.glb import textured_glb_bytes
-from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.shape.mesh import TexturedMesh
 from threedgen.export.surface.blend import OBJECT_BLEND
 from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.cameras import Cameras, Projection

@@ -10,9 +10,9 @@ from tests.support.ball_run import Ball
 from threedgen.config.sections import OrbitCameraConfig
 from threedgen.export.asset import make_asset
 from threedgen.export.options import AssetConfig
+from threedgen.export.renders import FOV, field_renderer, spiral_cameras
 from threedgen.export.run_field import field_view
 from threedgen.export.shape.from_field import dense_surface
-from threedgen.export.surface.pictures import FOV, field_renderer, spiral_cameras
 from threedgen.representations.options import MarchConfig, OccupancyConfig
 from threedgen.representations.volume.occupancy import OccupancyGrid
 

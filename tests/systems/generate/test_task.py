@@ -105,7 +105,7 @@ def test_run_writes_its_asset(tmp_path: Path) -> None:
     assert summary["asset"]["file"] == "asset/a_red_dog.glb"
     assert summary["files"] == [*FILES, "asset/a_red_dog.glb", PAGE]
     assert all(note.startswith("asset: ") for note in summary["notes"])
-    for phase in ("sampling views", "turntable", "surface", "asset: checks", "page"):
+    for phase in ("sampling views", "turntable", "surface", "asset: khronos", "page"):
         assert f"\n{phase}: " in log(tmp_path), phase
     assert log(tmp_path).splitlines()[-4:] == [
         "asset: run/asset/a_red_dog.glb (0.5 m high, as a dog usually is)",

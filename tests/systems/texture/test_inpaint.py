@@ -11,7 +11,7 @@ from PIL import Image
 from tests.support.nose_box import config, write_mesh
 from tests.support.tiny_mvadapter import tiny_prior_config
 from tests.systems.texture.test_sides import run
-from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.shape.mesh import TexturedMesh
 from threedgen.geometry.raster import rasterise_uv
 from threedgen.run.arrays import Array
 from threedgen.systems.draw.mesh import SIDES

@@ -18,8 +18,8 @@ from threedgen.data.coloured_mesh import ColouredMesh, EmptyMesh
 from threedgen.evaluation.features import CLIP_MEAN, CLIP_STD, encoder_input, load_hub, unit_vectors
 from threedgen.evaluation.metrics.figures import SIDES
 from threedgen.evaluation.metrics.fronts import RingResult, classify_ring
+from threedgen.export.renders import field_renderer
 from threedgen.export.run_field import load_field
-from threedgen.export.surface.pictures import field_renderer
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.run.arrays import Array

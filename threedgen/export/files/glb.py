@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from threedgen.export.files.textured import TexturedMesh
-from threedgen.export.shape.mesh import Mesh
+from threedgen.export.shape.mesh import Mesh, TexturedMesh
 from threedgen.geometry.images import to_linear
 from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree, write_atomic
@@ -110,17 +109,13 @@ def textured_glb_bytes(
     names = [f"{name}_{kind}" for kind in pngs]
     views = [buffer.blob(data) for data in pngs.values()]
     material = _material(name, {kind: number for number, kind in enumerate(pngs)})
-    unlit: dict[str, list[str]] = {}
-    if scene or open_surface:
-        material["doubleSided"] = True
-    if scene:
-        material["extensions"] = {UNLIT: {}}
-        unlit = {"extensionsUsed": [UNLIT]}
+    material |= {"doubleSided": True} if scene or open_surface else {}
+    material |= {"extensions": {UNLIT: {}}} if scene else {}
     return _pack(
         buffer,
         meshes,
         gltf_extras,
-        **unlit,
+        **({"extensionsUsed": [UNLIT]} if scene else {}),
         materials=[material],
         images=[{"name": n, "mimeType": "image/png", "bufferView": v} for n, v in zip(names, views, strict=True)],
         textures=[{"source": number, "sampler": 0, "name": n} for number, n in enumerate(names)],
@@ -134,10 +129,7 @@ def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: Tree | N
     parts: node name -> vertices (V, 3) in world axes and faces (F, 3).
     """
     buffer = _Buffer()
-    meshes = [
-        _mesh(buffer, name, {"POSITION": buffer.positions(vertices)}, faces)
-        for name, (vertices, faces) in parts.items()
-    ]
+    meshes = [_mesh(buffer, name, {"POSITION": buffer.positions(x)}, faces) for name, (x, faces) in parts.items()]
     return _pack(buffer, meshes, gltf_extras)
 
 
@@ -187,8 +179,7 @@ def _pack(buffer: _Buffer, meshes: list[Tree], gltf_extras: Tree | None, **lists
     return struct.pack("<4sII", b"glTF", 2, 12 + len(body)) + body
 
 
-def save_glb(mesh: Mesh, path: Path | str, gltf_extras: Tree | None = None) -> Path:
+def save_glb(mesh: Mesh, path: Path, gltf_extras: Tree | None = None) -> Path:
     """Write `mesh` with vertex colours atomically to `path`, with `gltf_extras` and `mesh.info`; return the path."""
-    path = Path(path)
     write_atomic(path, glb_bytes(mesh, path.stem, {**(gltf_extras or {}), **mesh.info}))
     return path

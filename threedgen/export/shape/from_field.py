@@ -1,4 +1,4 @@
-"""Extract the dense mesh of a field. Reject fields that fill the scene, and add notes about other problems."""
+"""Extract the surface of a field as a closed mesh with vertex colours. Reject fields that fill the scene."""
 
 import math
 from collections.abc import Callable
@@ -6,25 +6,29 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import ndimage, sparse
+from skimage.measure import marching_cubes
 
 from threedgen.config.errors import ConfigError
-from threedgen.export.shape.mesh import Field, Mesh, extract, from_triangles, on_arrays
-from threedgen.export.shape.opacity import HAZE
-from threedgen.export.shape.topology import area_vectors
-from threedgen.export.surface.pictures import ViewRenderer
+from threedgen.export.renders import ViewRenderer
+from threedgen.export.shape.mesh import Mesh, vertex_normals
+from threedgen.export.shape.opacity import HAZE, MIN_PART, EmptyField, depth_field
+from threedgen.export.shape.topology import area_vectors, compact, pieces
 from threedgen.run.arrays import Array
 
-MAX_BORDER_SHARE = 0.2
-"""Maximum fraction of the surface area on the scene boundary. Above it, no object can be extracted."""
-CUT_BORDER_SHARE = 0.01
-"""Fraction of the surface area on the scene boundary above which a note says that the object is cut off."""
+Field = Callable[[torch.Tensor], torch.Tensor]
+"""Function of points (N, 3) in world units; it returns density (N,) or colour (N, 3)."""
+TAUBIN_STEPS = 10  # number of Taubin smoothing iterations
+NORMAL_BLUR = 0.03  # standard deviation of the normal blur, in scene radii. Finer relief is mostly training noise.
+CHUNK = 1 << 17  # maximum number of points per field query
+COLOUR_DEPTHS = (-0.5, 0.5, 1.5, 2.5)
+"""Sample depths for vertex colours, in grid cells below the surface; negative values are above it."""
+MAX_BORDER_SHARE, CUT_BORDER_SHARE = 0.2, 0.01
+"""Fractions of the surface area on the scene boundary above which no object can be extracted, and above which a note
+says that the object is cut off."""
 MAX_HALF_DEPTH = 0.02
 """Maximum depth at which half of the light is absorbed, divided by the object's size. Above it, a note calls the object
 translucent."""
-
-
-class FullField(ConfigError):
-    """Error for a field that fills the scene: more than MAX_BORDER_SHARE of its surface lies on the boundary."""
 
 
 @dataclass(frozen=True)
@@ -33,37 +37,36 @@ class FieldView:
 
     density: Field  # points (N, 3) in world units -> sigma (N,) per world unit
     colour: Field  # points (N, 3) in world units -> sRGB (N, 3) in [0, 1]
-    radius: float  # radius of the scene sphere about the origin, world units
+    radius: float = 1.0  # radius of the scene sphere about the origin, world units
     mask: Array | None = None  # occupancy (M, M, M) bool, [x, y, z], over the sphere's cube; None: all True
     device: torch.device | str = "cpu"  # device of the points
     renderer: ViewRenderer | None = None  # renders unlit images of the field; None: no texture refinement
     mesh: Callable[[], tuple[Array, Array]] | None = None  # mesh field: returns vertices (N, 3), faces (F, 3)
     elevations: tuple[float, float] | None = None  # range of the training cameras, degrees; None: unknown
 
+    @torch.no_grad()
+    def on_arrays(self, function: Field, points: Array) -> Array:
+        """Evaluate `density` or `colour` at points (N, 3) in chunks; returns a float32 array."""
+        parts = torch.from_numpy(np.ascontiguousarray(points, np.float32)).split(CHUNK)
+        return np.concatenate([function(part.to(self.device)).float().cpu().numpy() for part in parts])
+
     def colours(self, points: Array) -> Array:
-        """Return sRGB (N, 3) in [0, 1] at points (N, 3) in world units, as NumPy arrays, without gradients."""
-        return np.clip(on_arrays(self.colour, self.device)(points), 0, 1)
-
-
-def field_surface(field: FieldView, resolution: int) -> Mesh:
-    """Return the surface mesh: the mesh of a mesh field, else marching cubes on a grid of `resolution` points per edge.
-
-    Raises EmptyField for a field without a surface.
-    """
-    if field.mesh is not None:
-        return from_triangles(*field.mesh(), field.colours)
-    return extract(field.density, field.colour, resolution, field.radius, mask=field.mask, device=field.device)
+        """Return sRGB (N, 3) in [0, 1] at points (N, 3) in world units, as arrays."""
+        return np.clip(self.on_arrays(self.colour, points), 0, 1)
 
 
 def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
     """Return the surface mesh as `field_surface` does, and notes for the user about a cut-off or translucent object.
 
-    Raises EmptyField for a field without a surface, FullField for a field that fills the scene.
+    Raises EmptyField for a field without a surface, ConfigError for a field that fills the scene.
     """
     mesh = field_surface(field, resolution)
-    share = border_share(mesh, field.radius, 2 * field.radius / (resolution - 1))
+    area = np.linalg.norm(area_vectors(mesh.vertices, mesh.faces), axis=1)
+    middle = mesh.vertices[mesh.faces].astype(np.float64).mean(axis=1)
+    border = np.linalg.norm(middle, axis=1) > field.radius - 4 * field.radius / (resolution - 1)  # two grid cells
+    share = float(area[border].sum() / max(area.sum(), 1e-30))
     if share > MAX_BORDER_SHARE:
-        raise FullField(
+        raise ConfigError(
             f"the object fills the whole scene: {share:.0%} of its surface lies on the scene boundary. Train longer "
             "or raise loss.sparsity"
         )
@@ -79,19 +82,138 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
     return mesh, notes
 
 
-def border_share(mesh: Mesh, radius: float, cell: float) -> float:
-    """Return the area fraction of faces less than two cells inside the scene sphere, or outside it, in [0, 1].
-
-    The radius of the sphere and the edge `cell` of a grid cell are in world units.
-    """
-    area = np.linalg.norm(area_vectors(mesh.vertices, mesh.faces), axis=1)
-    middle = mesh.vertices[mesh.faces].astype(np.float64).mean(axis=1)
-    far = np.linalg.norm(middle, axis=1) > radius - 2 * cell
-    return float(area[far].sum() / max(area.sum(), 1e-30))
-
-
 def half_depth(mesh: Mesh) -> float:
     """Return the depth at which half of the light is absorbed at typical density, divided by the longest side."""
     density = float(mesh.info.get("haze", 0.0)) / HAZE
     size = float(np.ptp(mesh.vertices, axis=0).max())
     return math.log(2) / density / size if density > 0 else 0.0
+
+
+def field_surface(field: FieldView, resolution: int) -> Mesh:
+    """Return the surface inside the scene sphere as a closed mesh with vertex colours.
+
+    It is the mesh of a mesh field without small connected pieces, else the level set of the optical depth on a grid of
+    `resolution` points per edge of the sphere's cube (`opacity.depth_field`). Raises EmptyField for a field without a
+    surface.
+    """
+    if field.mesh is not None:
+        vertices, faces = field.mesh()
+        if not len(faces) or not np.isfinite(vertices).all():
+            raise EmptyField("the mesh has no triangles or is not finite; use a smaller learning rate or another seed")
+        vertices, faces, parts = large_pieces(vertices.astype(np.float32), faces.astype(np.int32))
+        normals = vertex_normals(vertices, faces)
+        return Mesh(vertices, faces, field.colours(vertices), normals, {"parts_kept": parts})
+    cell = 2 * field.radius / (resolution - 1)
+    tau, info = depth_field(sample_density(field, resolution), cell, field.radius)
+    vertices, faces, info["parts_kept"] = large_pieces(*isosurface(tau, info["level"], cell, field.radius))
+    vertices = taubin(vertices, faces, TAUBIN_STEPS)
+    normals = smooth_normals(vertex_normals(vertices, faces), faces, NORMAL_BLUR * field.radius / cell)
+    colours = surface_colours(field, vertices, normals, cell)
+    return Mesh(vertices, faces, colours, normals, info | {"resolution": resolution, "radius": field.radius})
+
+
+def sample_density(field: FieldView, resolution: int) -> Array:
+    """Sample the density on a grid over the cube around the scene sphere.
+
+    Returns sigma (R, R, R) float32, indexed [x, y, z], at linspace(-radius, radius, R) per axis. It is 0 outside the
+    sphere and outside the mask; only True cells of the mask and their neighbours are queried. Raises EmptyField if the
+    density is not finite.
+    """
+    axis = np.linspace(-field.radius, field.radius, resolution, dtype=np.float32)
+    queried = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2) <= field.radius**2
+    if field.mask is not None:
+        dilated = ndimage.binary_dilation(field.mask, np.ones((3, 3, 3), bool))
+        cells = [np.clip(((axis / field.radius + 1) / 2 * n).astype(int), 0, n - 1) for n in field.mask.shape]
+        queried &= dilated[np.ix_(*cells)]
+    x, y, z = np.nonzero(queried)
+    sigma = np.zeros((resolution,) * 3, np.float32)
+    for start in range(0, len(x), CHUNK):  # all points at once would take three times the grid's memory
+        part = tuple(index[start : start + CHUNK] for index in (x, y, z))
+        points = np.stack([axis[index] for index in part], axis=-1)
+        sigma[part] = field.on_arrays(field.density, points).reshape(-1)
+    if not np.isfinite(sigma).all():
+        raise EmptyField("the density is not finite, so there is no surface; use another seed")
+    return np.maximum(sigma, 0, out=sigma)
+
+
+def isosurface(values: Array, level: float, cell: float, radius: float) -> tuple[Array, Array]:
+    """Extract the isosurface {values = level} of a grid (R, R, R), indexed [x, y, z], by marching cubes.
+
+    Values are larger inside the object. The grid has the spacing `cell` and starts at -radius on each axis. Returns
+    vertices (V, 3) float32 in world units and faces (F, 3) int32, counter-clockwise seen from outside.
+    """
+    vertices, faces, _, _ = marching_cubes(
+        values, level, spacing=(cell,) * 3, gradient_direction="ascent", allow_degenerate=False
+    )
+    return (vertices - radius).astype(np.float32), faces.astype(np.int32)
+
+
+def large_pieces(vertices: Array, faces: Array) -> tuple[Array, Array, int]:
+    """Remove connected pieces with less than MIN_PART of the largest piece's area. Closed meshes stay closed.
+
+    Takes vertices (V, 3) and faces (F, 3); returns the used vertices (V', 3), renumbered faces (F', 3) int32 and the
+    number of pieces that are kept.
+    """
+    piece = pieces(faces, len(vertices))
+    areas = np.bincount(piece, np.linalg.norm(area_vectors(vertices, faces), axis=1))
+    large = areas >= MIN_PART * areas.max()
+    vertices, faces, _ = compact(vertices, faces[large[piece]])
+    return vertices, faces, int(large.sum())
+
+
+def taubin(vertices: Array, faces: Array, iterations: int) -> Array:
+    """Smooth the steps of the grid and keep the volume: alternate shrinking and inflating steps (Taubin 1995).
+
+    Takes vertices (V, 3) and faces (F, 3); returns the moved vertices (V, 3) float32.
+    """
+    mean = _mean_of_neighbours(faces, len(vertices))
+    moved = vertices.astype(np.float64)
+    for _ in range(iterations):
+        for factor in (0.5, -0.53):
+            moved += factor * (mean @ moved - moved)
+    return moved.astype(np.float32)
+
+
+def smooth_normals(normals: Array, faces: Array, reach: float) -> Array:
+    """Blur unit normals (V, 3) along the surface; return unit normals (V, 3) float32.
+
+    Each step averages a normal with the mean of its neighbours. The number of steps makes the result similar to a
+    Gaussian blur with a standard deviation of `reach` edges. faces: (F, 3).
+    """
+    mean = _mean_of_neighbours(faces, len(normals))
+    smooth = normals.astype(np.float64)
+    for _ in range(math.ceil(4 * reach**2)):
+        smooth = smooth + mean @ smooth
+        smooth /= np.maximum(np.linalg.norm(smooth, axis=1, keepdims=True), 1e-30)
+    return np.where(np.linalg.norm(smooth, axis=1, keepdims=True) > 0.5, smooth, normals).astype(np.float32)
+
+
+def _mean_of_neighbours(faces: Array, n: int) -> sparse.spmatrix:
+    """Return the sparse matrix (n, n) that replaces each vertex value by the mean over the vertex's edge neighbours."""
+    ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]])
+    ends = np.concatenate([ends, ends[:, ::-1]])
+    edges = sparse.csr_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(n, n))
+    edges.data[:] = 1  # an edge shared by two faces was counted twice
+    return sparse.diags(1 / np.maximum(np.asarray(edges.sum(axis=1)).ravel(), 1)) @ edges
+
+
+def surface_colours(field: FieldView, vertices: Array, normals: Array, cell: float) -> Array:
+    """Return vertex colours (V, 3) float32, sRGB in [0, 1], alpha-composited along a short ray into the surface.
+
+    The ray has samples at COLOUR_DEPTHS cells below the surface. A single query at the surface would return the
+    undefined colour of a nearly transparent layer. Takes vertices (V, 3) and the edge `cell` of a grid cell in world
+    units, and unit outward normals (V, 3).
+    """
+    transmittance = np.ones(len(vertices), np.float32)
+    total = np.zeros((len(vertices), 3), np.float32)
+    mean = np.zeros_like(total)
+    for depth in COLOUR_DEPTHS:
+        points = vertices - np.float32(depth * cell) * normals
+        sigma = np.maximum(field.on_arrays(field.density, points).reshape(-1), 0)
+        rgb = field.on_arrays(field.colour, points)
+        step = np.exp(-sigma * cell)
+        total += (transmittance * (1 - step))[:, None] * rgb
+        mean += rgb / len(COLOUR_DEPTHS)
+        transmittance *= step
+    opacity = (1 - transmittance)[:, None]
+    return np.clip(np.where(opacity > 1e-3, total / np.maximum(opacity, 1e-3), mean), 0, 1).astype(np.float32)

@@ -20,12 +20,9 @@ from threedgen.config.errors import ConfigError
 from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree
 
-HALF_OPAQUE = math.log(2) / 2
-"""Optical depth tau of the surface."""
-HAZE = 0.1
-"""Density that is subtracted everywhere because it counts as empty, as a fraction of the typical density."""
-MIN_OPACITY = 0.005
-"""Maximum opacity of a field below which the error message suspects a diverged training."""
+HALF_OPAQUE = math.log(2) / 2  # optical depth tau of the surface
+HAZE = 0.1  # density that is subtracted everywhere because it counts as empty, as a fraction of the typical density
+MIN_PART = 0.01  # smallest size of a connected part that is kept, as a fraction of the largest part's size
 BLUR_SCALE, MAX_BLUR = 0.6, 0.03
 """Standard deviation of the density blur in scene radii: BLUR_SCALE * (mean free path of light)^2, at most MAX_BLUR."""
 MIN_DEPTH, MAX_DEPTH = 0.008, 0.03
@@ -37,14 +34,13 @@ class EmptyField(ConfigError):
     """Error for a field without a surface."""
 
 
-def depth_field(sigma: Array, cell: float, radius: float, smallest: float = 0.01) -> tuple[Array, Tree]:
+def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
     """Compute the scalar field whose level set is the object's surface.
 
     Args:
         sigma: (R, R, R) density per world unit; the array is overwritten.
         cell: grid spacing in world units.
         radius: radius of the scene in world units.
-        smallest: smaller parts than this fraction of the largest part are removed, see `clean`.
 
     Returns:
         tau (R, R, R), and statistics `info`. The surface {tau = info["level"]} is closed; tau is larger inside.
@@ -59,14 +55,14 @@ def depth_field(sigma: Array, cell: float, radius: float, smallest: float = 0.01
     for axis in range(3):
         np.moveaxis(tau, axis, 0)[[0, -1]] = 0
     if not tau.max() > HALF_OPAQUE:
-        opacity = 1 - math.exp(-2 * float(tau.max()))
-        problem = f"the field has no solid object: its maximum opacity is {100 * opacity:.0f} %"
-        if opacity < MIN_OPACITY:
-            raise EmptyField(f"{problem}. The learning rates (section optimizer) may be too high")
-        raise EmptyField(f"{problem}. Train longer or use another seed")
+        opacity = 100 * (1 - math.exp(-2 * float(tau.max())))
+        raise EmptyField(
+            f"the field has no solid object: its maximum opacity is {opacity:.0f} %. Train longer, use another seed or "
+            "lower the learning rates (section optimizer)"
+        )
     level = max(HALF_OPAQUE, min(MIN_DEPTH * radius * typical, float(tau.max()) / 2))
     level = min(level, MAX_DEPTH * radius * typical)
-    tau, info = clean(tau, level, smallest)
+    tau, info = clean(tau, level)
     return tau, info | {"level": level, "haze": HAZE * typical, "blur": blur}
 
 
@@ -84,10 +80,10 @@ def typical_density(sigma: Array) -> float:
 
 
 def blur_density(sigma: Array, blur: float) -> Array:
-    """Blur the density (R, R, R) by a Gaussian with a standard deviation of `blur` cells.
+    """Blur the density (R, R, R) by a Gaussian with a standard deviation of `blur` cells, if it is at least 0.25.
 
-    Light reaches about 1 / typical_density(sigma) deep. Images do not constrain density variations over shorter
-    distances, which are noise that would roughen the surface. A blur below a quarter of a cell is skipped.
+    Images do not constrain density variations over distances that are shorter than the free path of light. They are
+    noise that would roughen the surface.
     """
     return sigma if blur < 0.25 else ndimage.gaussian_filter(sigma, blur, truncate=3.0)
 
@@ -108,16 +104,13 @@ def optical_depth(sigma: Array, cell: float) -> Array:
     return tau
 
 
-def clean(tau: Array, level: float, smallest: float) -> tuple[Array, Tree]:
+def clean(tau: Array, level: float) -> tuple[Array, Tree]:
     """Remove small parts and fill inner cavities of tau, in place; return tau and statistics.
 
     Each grid point is connected to its 26 neighbours. Values are clipped at 2 * level, which puts the surface half-way
-    between an empty and an opaque point. The surface stays closed because the grid is cleaned and not the mesh.
-
-    Args:
-        tau: (R, R, R) optical depth; 0 at the grid's border and above `level` somewhere.
-        level: optical depth of the surface.
-        smallest: a part is removed if it has fewer surface points than this fraction of the largest part's number.
+    between an empty and an opaque point. The surface stays closed because the grid is cleaned and not the mesh. A part
+    is removed if it has fewer surface points than MIN_PART of the largest part's number. tau (R, R, R) is 0 at the
+    grid's border and above `level` somewhere.
     """
     np.minimum(tau, 2 * level, out=tau)
     inside = tau > level
@@ -125,7 +118,7 @@ def clean(tau: Array, level: float, smallest: float) -> tuple[Array, Tree]:
     labels, count = ndimage.label(inside, corners)
     surface = inside & ~ndimage.binary_erosion(inside)
     sizes = np.bincount(labels[surface], minlength=count + 1)
-    large = sizes >= max(smallest * sizes.max(), 1)
+    large = sizes >= max(MIN_PART * sizes.max(), 1)
     large[0] = False
     kept = large[labels]
     dropped = inside & ~kept

@@ -1,13 +1,19 @@
-"""Reduce a closed mesh to a triangle budget. The library fast_simplification runs first; where its result would not be
-closed, `collapse` continues from a finer mesh."""
+"""Reduce the number of triangles of a mesh. Closed meshes stay closed.
+
+The library fast_simplification runs first. Where its result would not be closed, and for levels of detail that share
+the textures of the fine mesh, half-edge collapses are used: a collapse merges one endpoint of an edge into the other;
+vertices never move. Edges with a small quadric error collapse first (Garland and Heckbert 1997). An edge collapses only
+if the link condition holds (Dey et al. 1999), so that every edge keeps two faces. At a UV seam, a corner keeps the
+attributes of its side of the seam (Hoppe 1999), and a vertex on a seam merges only along the seam.
+"""
 
 import fast_simplification
 import numpy as np
+from numba import njit
 
 from threedgen.config.errors import ConfigError
-from threedgen.export.files.textured import TexturedMesh
-from threedgen.export.shape.collapse import collapse
-from threedgen.export.shape.topology import compact, topology, weld
+from threedgen.export.shape.mesh import TexturedMesh
+from threedgen.export.shape.topology import area_vectors, compact, directed_edges, topology, unique_pairs, weld
 from threedgen.run.arrays import Array
 
 AGGRESSION = 3.0
@@ -15,22 +21,21 @@ AGGRESSION = 3.0
 STOPS = (1.0, 1.15, 1.5, 2.5, 5.0)
 """Target triangles of the library in multiples of the budget. They are tried in order until the result is valid;
 `collapse` then reduces the mesh to the budget."""
+MIN_TURN_COSINE = 0.2
+"""Smallest cosine between the normal of a face before a collapse and its normal after the collapse."""
+MIN_ASPECT = 0.02
+"""Smallest ratio of double area to longest squared side of a changed face, unless the ratio does not decrease."""
+SEAM_WEIGHT = 1.0  # weight of distances to UV seams relative to distances to face planes in the quadric error
+LENGTH_WEIGHT = 1e-7
+"""Weight of the squared edge length in the cost. It makes short edges collapse first on flat surfaces."""
 
 
-class BudgetTooSmall(ConfigError):
-    """Error for a triangle budget that is too small for the shape; `possible` is the smallest possible budget."""
-
-    def __init__(self, budget: int, possible: int) -> None:
-        self.budget, self.possible = budget, possible
-        super().__init__(f"budget: this shape needs at least {possible} triangles (got {budget})")
-
-
-def simplify(vertices: Array, faces: Array, budget: int) -> tuple[Array, Array]:
+def simplify(vertices: Array, faces: Array, budget: int, nearest: bool = False) -> tuple[Array, Array]:
     """Reduce a mesh to at most `budget` triangles. A mesh within the budget is returned unchanged.
 
     Takes and returns vertices (V, 3) float32 and faces (F, 3) int32. A closed solid stays closed. The result is within
-    two triangles of the budget, unless the budget is close to the smallest possible number for the shape. Raises
-    BudgetTooSmall with that number if the budget is smaller.
+    two triangles of the budget, unless the budget is close to the smallest possible number for the shape. If it is
+    smaller, the function raises ConfigError, or with `nearest` uses that number.
     """
     if len(faces) <= budget:
         return vertices, faces
@@ -46,13 +51,15 @@ def simplify(vertices: Array, faces: Array, budget: int) -> tuple[Array, Array]:
         if len(triangles) > budget:
             triangles, _ = collapse(points, triangles, budget)
         if len(triangles) <= budget and topology(points, triangles).solid >= original.solid:
-            return _finish(points, triangles)
+            return compact(points, triangles)[:2]
     triangles, _ = collapse(vertices, faces, budget)
-    if len(triangles) > budget:  # find the minimum of the shape for the error message
+    if len(triangles) > budget:  # find the minimum of the shape
         triangles, _ = collapse(vertices, faces, 0)
     if len(triangles) > budget:
-        raise BudgetTooSmall(budget, len(triangles))
-    return _finish(vertices, triangles)
+        if not nearest:
+            raise ConfigError(f"this shape needs at least {len(triangles)} triangles", "budget", budget)
+        return simplify(vertices, faces, len(triangles))
+    return compact(vertices, triangles)[:2]
 
 
 def simplify_level(mesh: TexturedMesh, triangles: int) -> TexturedMesh:
@@ -71,15 +78,229 @@ def _library(vertices: Array, faces: Array, target: int) -> tuple[Array, Array]:
     """Run fast_simplification on the mesh, scaled to a longest side of 1; return vertices and faces at full scale."""
     middle = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
     size = max(float(np.ptp(vertices, axis=0).max()), 1e-30)
-    points, triangles = fast_simplification.simplify(
-        np.ascontiguousarray((vertices - middle) / size, np.float32),
-        np.ascontiguousarray(faces, np.int32),
-        target_count=target,
-        agg=AGGRESSION,
-    )
+    unit = np.ascontiguousarray((vertices - middle) / size, np.float32)
+    triangles = np.ascontiguousarray(faces, np.int32)
+    points, triangles = fast_simplification.simplify(unit, triangles, target_count=target, agg=AGGRESSION)
     return (np.asarray(points) * size + middle).astype(np.float32), np.asarray(triangles).astype(np.int32)
 
 
-def _finish(vertices: Array, faces: Array) -> tuple[Array, Array]:
-    points, triangles, _ = compact(vertices, faces)
-    return np.ascontiguousarray(points, np.float32), triangles
+def collapse(
+    vertices: Array, faces: Array, target: int, corners: Array | None = None, uv: Array | None = None
+) -> tuple[Array, Array]:
+    """Collapse edges until at most `target` triangles are left, or until no edge may collapse. Deterministic.
+
+    Args:
+        vertices: (V, 3).
+        faces: (F, 3) indices of `vertices`. Vertices on an edge that does not have exactly two faces are not removed.
+        target: maximum number of triangles. Each collapse removes two triangles.
+        corners: (F, 3) indices of `uv`, one for each face corner; None: same as `faces`.
+        uv: (N, 2) texture coordinates; a collapse must not turn over a face in UV space. None: not checked.
+
+    Returns:
+        Remaining faces (F', 3) int32, indices of the input vertices, and their corners (F', 3) int32, indices of `uv`.
+    """
+    faces = np.ascontiguousarray(faces, np.int64).copy()
+    corners = faces.copy() if corners is None else np.ascontiguousarray(corners, np.int64).copy()
+    points = np.asarray(vertices, np.float64)
+    low, high = points.min(axis=0), points.max(axis=0)
+    points = (points - (low + high) / 2) / max(float((high - low).max()), 1e-30)  # weights do not depend on the size
+    texture = np.zeros((int(corners.max(initial=0)) + 1, 2)) if uv is None else np.asarray(uv, np.float64)
+    error = quadrics(points, faces, corners)
+    while len(faces) > target:
+        edges, _, face_count = unique_pairs(directed_edges(faces)[0])
+        locked = np.zeros(len(points), bool)
+        locked[edges[face_count != 2].ravel()] = True
+        around = np.argsort(faces.reshape(-1), kind="stable") // 3  # sorted by their vertices
+        first = np.concatenate([[0], np.cumsum(np.bincount(faces.reshape(-1), minlength=len(points)))])
+        count = 0
+        for half_edges in _candidates(points, error, edges, needed=(len(faces) - target + 1) // 2):
+            count = _collapse_pass(points, texture, faces, corners, error, half_edges, locked, first, around, target)
+            if count:
+                break
+        if not count:
+            break
+        alive = faces[:, 0] >= 0
+        faces, corners = faces[alive], corners[alive]
+    return faces.astype(np.int32), corners.astype(np.int32)
+
+
+def quadrics(points: Array, faces: Array, corners: Array) -> Array:
+    """Return the quadric error matrices (V, 4, 4) of vertices from points (V, 3), faces (F, 3) and UV indices (F, 3).
+
+    For a homogeneous point p, p^T Q p is the area-weighted sum of squared distances to the adjacent faces' planes. Each
+    adjacent UV seam or border adds a plane through its edge, perpendicular to the face.
+    """
+    normal = area_vectors(points, faces)
+    twice = np.linalg.norm(normal, axis=1)
+    unit = normal / np.maximum(twice, 1e-30)[:, None]
+    total = np.zeros((len(points), 4, 4))
+    _add_planes(total, unit, points[faces[:, 0]], twice / 6, faces)
+    edges, uv_edges = directed_edges(faces)[0], directed_edges(corners)[0]
+    _, index, face_count = unique_pairs(edges)
+    # an edge has one UV edge inside a chart, and two or more UV edges at a seam
+    _, uv_index, _ = unique_pairs(uv_edges)
+    uv_count = np.bincount(unique_pairs(np.stack([index, uv_index], axis=1))[0][:, 0], minlength=len(face_count))
+    seam = np.flatnonzero(((uv_count > 1) | (face_count == 1))[index])
+    ends, owner = edges[seam], seam % len(faces)
+    along = points[ends[:, 1]] - points[ends[:, 0]]
+    across = np.cross(along, unit[owner])
+    length = np.linalg.norm(across, axis=1)
+    wall = across / np.maximum(length, 1e-30)[:, None]
+    _add_planes(total, wall, points[ends[:, 0]], SEAM_WEIGHT * length**2 / 2, ends)
+    return total
+
+
+def _add_planes(total: Array, normal: Array, point: Array, weight: Array, vertices: Array) -> None:
+    """Add weight (P,) * plane plane^T to the quadrics `total` (V, 4, 4) of each plane's `vertices` (P, k), in place."""
+    plane = np.column_stack([normal, -(normal * point).sum(axis=1)])
+    square = plane[:, :, None] * plane[:, None, :] * weight[:, None, None]
+    for k in range(vertices.shape[1]):
+        np.add.at(total, vertices[:, k], square)
+
+
+def _candidates(points: Array, error: Array, edges: Array, needed: int) -> list[Array]:
+    """Return half-edges (n, 2) from removed to kept vertex by cost: enough for `needed` collapses, and the rest."""
+    both = np.concatenate([edges, edges[:, ::-1]])
+    goal = np.column_stack([points[both[:, 1]], np.ones(len(both))])
+    cost = np.einsum("ni,nij,nj->n", goal, error[both[:, 0]] + error[both[:, 1]], goal, optimize=True)
+    cost += LENGTH_WEIGHT * ((points[both[:, 1]] - points[both[:, 0]]) ** 2).sum(axis=1)
+    order = np.argsort(cost, kind="stable")
+    # a pass skips the neighbourhood of its changes; this limit stops it before it reaches costly edges
+    cut = max(2 * needed, len(order) // 6)
+    return [both[order[:cut]], both[order[cut:]]]
+
+
+@njit(cache=True)
+def _collapse_pass(points, uv, faces, corners, error, candidates, locked, first, around, target):
+    """Collapse valid half-edges in place and return how many collapsed. Removed faces become -1.
+
+    The faces around vertex v are `around[first[v] : first[v + 1]]`. A half-edge is skipped if an earlier collapse of
+    the same pass changed a face at one of its ends.
+    """
+    touched = np.zeros(len(points), np.bool_)
+    mark = np.full(len(points), -1, np.int64)
+    left = len(faces)
+    collapsed = 0
+    for number in range(len(candidates)):
+        if left <= target:
+            break
+        u, v = candidates[number, 0], candidates[number, 1]
+        if touched[u] or touched[v] or locked[u]:
+            continue
+        # find the faces shared by u and v, the vertices opposite the edge, and the corners at u (old) and v (new)
+        shared = 0
+        across = np.full(2, -1, np.int64)
+        old = np.full(2, -1, np.int64)
+        new = np.full(2, -1, np.int64)
+        for at in range(first[u], first[u + 1]):
+            f = around[at]
+            iu, iv = _places(faces, f, u, v)
+            if iv < 0:
+                continue
+            if shared < 2:
+                across[shared] = faces[f, 3 - iu - iv]
+                old[shared], new[shared] = corners[f, iu], corners[f, iv]
+            shared += 1
+        if shared != 2 or across[0] == across[1]:
+            continue
+        if old[0] == old[1] and new[0] != new[1]:
+            continue  # u lies inside a chart, v on a seam
+        # link condition: u and v have no common neighbours but the two opposite vertices
+        stamp = 2 * number
+        for at in range(first[u], first[u + 1]):
+            for k in range(3):
+                mark[faces[around[at], k]] = stamp
+        common = 0
+        for at in range(first[v], first[v + 1]):
+            for k in range(3):
+                w = faces[around[at], k]
+                if w != u and w != v and mark[w] == stamp:
+                    common += 1
+                    mark[w] = stamp + 1
+        if common != 2 or first[across[0] + 1] - first[across[0]] < 4 or first[across[1] + 1] - first[across[1]] < 4:
+            continue
+        fits = True
+        for at in range(first[u], first[u + 1]):
+            f = around[at]
+            i, iv = _places(faces, f, u, v)
+            if iv >= 0:  # the collapse removes this face
+                continue
+            c = corners[f, i]
+            if c != old[0] and c != old[1]:
+                fits = False
+                break
+            goal = new[0] if c == old[0] else new[1]
+            p, q = faces[f, (i + 1) % 3], faces[f, (i + 2) % 3]
+            if not _keeps_shape(points[u], points[v], points[p], points[q]):
+                fits = False
+                break
+            s, t = corners[f, (i + 1) % 3], corners[f, (i + 2) % 3]
+            before = _twice_area(uv[c], uv[s], uv[t])
+            after = _twice_area(uv[goal], uv[s], uv[t])
+            if before * after <= 0 and before != 0:
+                fits = False
+                break
+        if not fits:
+            continue
+        for at in range(first[u], first[u + 1]):
+            f = around[at]
+            for k in range(3):
+                touched[faces[f, k]] = True
+            i, iv = _places(faces, f, u, v)
+            if iv >= 0:
+                continue
+            faces[f, i] = v
+            corners[f, i] = new[0] if corners[f, i] == old[0] else new[1]
+        for at in range(first[u], first[u + 1]):  # in a second loop, because the first one indexes with vertices
+            f = around[at]
+            if _places(faces, f, u, v)[0] >= 0:
+                faces[f] = -1
+        error[v] += error[u]
+        left -= 2
+        collapsed += 1
+    return collapsed
+
+
+@njit(cache=True, inline="always")
+def _places(faces, f, u, v):
+    """Return the positions (0, 1 or 2) of vertices u and v in face f; -1 if the face does not contain the vertex."""
+    iu = iv = -1
+    for k in range(3):
+        if faces[f, k] == u:
+            iu = k
+        elif faces[f, k] == v:
+            iv = k
+    return iu, iv
+
+
+@njit(cache=True, inline="always")
+def _twice_area(a, b, c):
+    return (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+
+
+@njit(cache=True)
+def _keeps_shape(old, new, p, q):
+    """Return whether face (old, p, q) may become (new, p, q), by the limits of its turn and of its `_shape`."""
+    ax, ay, az, before = _normal(old, p, q)
+    bx, by, bz, after = _normal(new, p, q)
+    if ax * bx + ay * by + az * bz < MIN_TURN_COSINE * before * after:
+        return False
+    return _shape(new, p, q, after) >= min(MIN_ASPECT, _shape(old, p, q, before))
+
+
+@njit(cache=True)
+def _normal(a, b, c):
+    """Return the components of the normal, whose length is twice the face area, and that length."""
+    ux, uy, uz = b[0] - a[0], b[1] - a[1], b[2] - a[2]
+    vx, vy, vz = c[0] - a[0], c[1] - a[1], c[2] - a[2]
+    x, y, z = uy * vz - uz * vy, uz * vx - ux * vz, ux * vy - uy * vx
+    return x, y, z, np.sqrt(x * x + y * y + z * z)
+
+
+@njit(cache=True)
+def _shape(a, b, c, twice_area):
+    """Return double area / longest squared side: 0.87 for an equilateral triangle, about 0 for a sliver."""
+    longest = 0.0
+    for p, q in ((a, b), (b, c), (c, a)):
+        longest = max(longest, (p[0] - q[0]) ** 2 + (p[1] - q[1]) ** 2 + (p[2] - q[2]) ** 2)
+    return twice_area / longest if longest > 0 else 0.0

@@ -1,4 +1,4 @@
-"""Test whether a triangle mesh is a closed, oriented solid. Also provides edges, components, welding and volume."""
+"""Test whether a triangle mesh is a closed, oriented solid. Also edges, components, welding and volume."""
 
 from dataclasses import dataclass
 
@@ -8,22 +8,19 @@ from scipy.sparse import csgraph
 
 from threedgen.run.arrays import Array
 
-MIN_AREA = 1e-12
-"""Area below which a triangle is degenerate, for a mesh whose longest side is 1."""
+MIN_AREA = 1e-12  # area below which a triangle is degenerate, for a mesh whose longest side is 1
 
 
 @dataclass(frozen=True)
 class Topology:
     """Counts that tell whether a mesh is a closed solid. The four counts of defects are 0 for a closed solid."""
 
-    triangles: int
-    vertices: int  # number of vertices that faces use
-    open_edges: int  # defect: edges with one face, at the border of a hole
-    crowded_edges: int  # defect: edges with three or more faces, non-manifold
-    twisted_edges: int  # defect: edges whose two faces have opposite winding
-    degenerate: int  # defect: triangles without area or with a repeated vertex
-    parts: int  # number of connected components; the wall of a cavity is a component
-    volume: float  # signed, cubic vertex units; positive if faces point outwards
+    open_edges: int = 0  # defect: edges with one face, at the border of a hole
+    crowded_edges: int = 0  # defect: edges with three or more faces, non-manifold
+    twisted_edges: int = 0  # defect: edges whose two faces have opposite winding
+    degenerate: int = 0  # defect: triangles without area or with a repeated vertex
+    parts: int = 0  # number of connected components; the wall of a cavity is a component
+    volume: float = 0.0  # signed, cubic vertex units; positive if faces point outwards
 
     @property
     def manifold(self) -> bool:
@@ -42,13 +39,11 @@ def topology(vertices: Array, faces: Array) -> Topology:
     Call `weld` first for a mesh with UV seams; otherwise every seam edge counts as open.
     """
     if not len(faces):
-        return Topology(0, 0, 0, 0, 0, 0, 0, 0.0)
+        return Topology()
     edges, direction = directed_edges(faces)
     _, index, face_count = unique_pairs(edges)
     balance = np.bincount(index, direction)
     return Topology(
-        triangles=len(faces),
-        vertices=len(np.unique(faces)),
         open_edges=int((face_count == 1).sum()),
         crowded_edges=int((face_count > 2).sum()),
         twisted_edges=int(((face_count == 2) & (balance != 0)).sum()),
@@ -118,9 +113,7 @@ def weld(vertices: Array, faces: Array) -> tuple[Array, Array, Array]:
     """
     positions, first, index = np.unique(vertices, axis=0, return_index=True, return_inverse=True)
     order = np.argsort(first, kind="stable")  # keep the mesh's own vertex order
-    rank = np.empty(len(order), np.int64)
-    rank[order] = np.arange(len(order))
-    new_index = rank[index.ravel()].astype(np.int32)
+    new_index = np.argsort(order)[index.ravel()].astype(np.int32)
     return positions[order], new_index[faces].astype(np.int32), new_index
 
 
@@ -129,7 +122,5 @@ def compact(vertices: Array, faces: Array) -> tuple[Array, Array, Array]:
 
     Returns the U used vertices (U, 3), renumbered faces (F, 3) int32, and the old indices (U,) of the used vertices.
     """
-    used = np.unique(faces)
-    new_index = np.full(len(vertices), -1, np.int64)
-    new_index[used] = np.arange(len(used))
-    return vertices[used], new_index[faces].astype(np.int32), used
+    used, index = np.unique(faces, return_inverse=True)
+    return vertices[used], index.reshape(-1, 3).astype(np.int32), used

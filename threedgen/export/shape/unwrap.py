@@ -1,16 +1,14 @@
 """Unwrap a mesh to UVs: xatlas cuts the surface into charts and packs the charts into a square texture."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import xatlas
 
 from threedgen.config.errors import ConfigError
-from threedgen.export.files.textured import TexturedMesh
-from threedgen.export.shape.mesh import vertex_normals
-from threedgen.export.shape.uv_layout import OVERLAP, claims, density, overlap
-from threedgen.export.surface.tangents import vertex_tangents
+from threedgen.export.shape.mesh import TexturedMesh, vertex_normals, vertex_tangents
+from threedgen.export.shape.topology import area_vectors
+from threedgen.geometry.raster import rasterise_uv
 from threedgen.run.arrays import Array
 
 MIN_PADDING = 4
@@ -20,24 +18,16 @@ CHART_COSTS = (8.0, 2.0)
 distortion that fill less of the texture. It is tried only if the first value gives an uneven texel density."""
 DENSITY_RANGE = (0.8, 1.25)
 """Accepted texel densities: minimum of the 5th and maximum of the 95th percentile, as fractions of the median."""
-MAX_LAYERS = 4
-"""Maximum number of times that a face with overlapping UVs moves to another layer."""
+MAX_LAYERS = 4  # maximum number of times that a face with overlapping UVs moves to another layer
+OVERLAP = 1e-4  # tolerated fraction of covered texels that two faces cover because of rounding
 
 
 class UnwrapError(ConfigError):
     """Error for a surface that cannot be unwrapped."""
 
 
-def padding(texture: int) -> int:
-    """Return the free texels between charts that mip levels need, for a texture edge of `texture` texels."""
-    return max(MIN_PADDING, texture * MIN_PADDING // 1024)
-
-
 def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> tuple[TexturedMesh, int]:
     """Cut a mesh into UV charts and pack them into a square texture. Deterministic.
-
-    The result is that of the first value of CHART_COSTS with an even texel density, or else that of the value with the
-    most even density.
 
     Takes vertices (V, 3), faces (F, 3) and the texture edge in texels, which determines the padding between charts.
     Returns the mesh, with the same triangles in the same order and with equal normals on both sides of a seam, and the
@@ -78,7 +68,7 @@ def _unwrap_layers(vertices: Array, faces: Array, texture: int, cost: float, lay
     room = padding(texture)
     gap = room - room // 4  # per side of a chart; xatlas may return a larger atlas, which is scaled down
     layer_faces = [np.flatnonzero(layer == number) for number in np.unique(layer)]
-    parts = [faces[index] for index in layer_faces]
+    parts = [np.ascontiguousarray(faces[index], np.uint32) for index in layer_faces]
     atlas = _pack(unit, parts, texture, gap, cost)
     side = max(atlas.width, atlas.height)
     if 2 * gap * texture < room * side:
@@ -102,7 +92,12 @@ def _unwrap_layers(vertices: Array, faces: Array, texture: int, cost: float, lay
     return TexturedMesh(points, triangles, normals, uv, tangents), int(atlas.chart_count)
 
 
-def _pack(vertices: Array, layers: Sequence[Array], texture: int, gap: int, cost: float) -> Any:
+def padding(texture: int) -> int:
+    """Return the free texels between charts that mip levels need, for a texture edge of `texture` texels."""
+    return max(MIN_PADDING, texture * MIN_PADDING // 1024)
+
+
+def _pack(vertices: Array, layers: list[Array], texture: int, gap: int, cost: float) -> Any:
     """Return the xatlas atlas of vertices (V, 3) with a longest side of 1 and the faces (F, 3) of each layer."""
     chart, pack = xatlas.ChartOptions(), xatlas.PackOptions()
     chart.max_cost = cost
@@ -110,10 +105,43 @@ def _pack(vertices: Array, layers: Sequence[Array], texture: int, gap: int, cost
     atlas = xatlas.Atlas()
     try:
         for faces in layers:
-            atlas.add_mesh(vertices, np.ascontiguousarray(faces, np.uint32))
+            atlas.add_mesh(vertices, faces)
         atlas.generate(chart, pack)
     except (RuntimeError, ValueError) as error:
         raise UnwrapError(f"the surface could not be unwrapped ({error}); try another budget") from error
     if atlas.atlas_count != 1:
         raise UnwrapError("the UV charts do not fit into one texture; try texture=2048 or a smaller budget")
     return atlas
+
+
+def claims(uv: Array, faces: Array, size: int) -> tuple[Array, Array]:
+    """Return the lowest and the highest index of the faces that cover each texel, (size, size) each; -1 for no face.
+
+    Takes uv (V, 2) with v upwards and faces (F, 3). Faces with a common edge never cover the same texel, so both arrays
+    are equal where charts do not overlap.
+    """
+    first, last = (rasterise_uv(uv, order, size).face for order in (faces, faces[::-1]))
+    return first, np.where(last < 0, last, len(faces) - 1 - last)
+
+
+def overlap(first: Array, last: Array) -> float:
+    """Return the fraction of covered texels that more than one face covers; `first`, `last`: result of `claims`."""
+    return float((first != last).sum() / max((first >= 0).sum(), 1))
+
+
+def density(vertices: Array, faces: Array, uv: Array) -> tuple[float, float]:
+    """Return the evenness of the texel density, sqrt(UV area / surface area) per face.
+
+    Takes vertices (V, 3), faces (F, 3) and uv (V, 2). Returns the 5th and the 95th percentile of the density over the
+    surface, each divided by the median.
+    """
+    corner, area = uv[faces].astype(np.float64), np.linalg.norm(area_vectors(vertices, faces), axis=1)
+    d1, d2 = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]
+    uv_area = np.abs(d1[:, 0] * d2[:, 1] - d1[:, 1] * d2[:, 0])
+    valid = area > 0
+    ratio = np.sqrt(uv_area[valid] / area[valid])
+    order = np.argsort(ratio, kind="stable")
+    cdf = np.cumsum(area[valid][order]) / max(area.sum(), 1e-30)
+    index = np.minimum(np.searchsorted(cdf, (0.05, 0.5, 0.95)), len(order) - 1)
+    low, median, high = ratio[order[index]].tolist()
+    return low / max(median, 1e-30), high / max(median, 1e-30)

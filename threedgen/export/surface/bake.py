@@ -5,33 +5,26 @@ limited by a cage, meets the dense surface. There the field is queried for the c
 tangent space. Texels that no face covers get the values of the nearest covered texel.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 from scipy.spatial import cKDTree
 
-from threedgen.config.errors import ConfigError
-from threedgen.export.files.textured import TexturedMesh
-from threedgen.export.shape.mesh import Mesh
-from threedgen.export.surface.tangents import vertex_tangents
+from threedgen.export.shape.mesh import Mesh, TexturedMesh, vertex_tangents
 from threedgen.geometry.raster import Buffers, box_downsample, interpolate, rasterise_uv, unit
 from threedgen.geometry.texture import fill
 from threedgen.run.arrays import Array
 
 from . import bvh as rays
 
-ColourFunction = Callable[[Array], Array]
-
-CAGE = 0.012
-"""Maximum distance between dense and low-poly surface, as a fraction of the bounding-box diagonal."""
+CAGE = 0.012  # maximum distance between dense and low-poly surface, as a fraction of the bounding-box diagonal
+OCCLUSION_RAYS = 64  # number of rays per dense vertex for the ambient occlusion; 0: no occlusion
 AO_OFFSET = 0.004
 """Distance between the surface and the start of occlusion rays, as a fraction of the diagonal. It avoids hits on the
 faces around the start."""
-AO_DISTANCE = 0.3
-"""Length of occlusion rays, as a fraction of the bounding-box diagonal."""
+AO_DISTANCE = 0.3  # length of occlusion rays, as a fraction of the bounding-box diagonal
 MIN_NORMAL_COSINE = 0.5
 """Smallest cosine between two normals, dense and low-poly, that still count as the same side of a thin part."""
 ROUGHNESS_METALLIC = np.array([1.0, 0.0], np.float32)
@@ -48,31 +41,23 @@ class Maps:
     covered: Array  # (H, W) bool, texels inside a face
     info: dict[str, float]  # "coverage": fraction of covered texels; "missed": fraction of those without a hit
 
-    def halved(self) -> Maps:
+    def halved(self) -> Self:
         """Return the textures at half resolution, as means of 2 x 2 texels. Normals have length 1 again."""
         base_colour, normal, orm = (
             box_downsample(map_[None], 2)[0] for map_ in (self.base_colour, self.normal, self.orm)
         )
         covered = self.covered[::2, ::2] | self.covered[1::2, ::2] | self.covered[::2, 1::2] | self.covered[1::2, 1::2]
-        return Maps(base_colour, unit(normal).astype(np.float32), orm, covered, self.info)
+        normal = unit(normal).astype(np.float32)
+        return replace(self, base_colour=base_colour, normal=normal, orm=orm, covered=covered)
 
     def uint8(self) -> dict[str, Array]:
         """Return base_colour, normal, orm (H, W, 3) as uint8 for files: 255 x for values, 128 + 127 n for normals."""
-        return {
-            "base_colour": _bytes(255 * self.base_colour),
-            "normal": _bytes(128 + 127 * self.normal),
-            "orm": _bytes(255 * self.orm),
-        }
+        scaled = {"base_colour": 255 * self.base_colour, "normal": 128 + 127 * self.normal, "orm": 255 * self.orm}
+        return {name: np.round(np.clip(values, 0, 255)).astype(np.uint8) for name, values in scaled.items()}
 
 
 def bake(
-    low: TexturedMesh,
-    dense: Mesh,
-    size: int | tuple[int, int],
-    colours: ColourFunction | None = None,
-    *,
-    cage: float = CAGE,
-    occlusion_rays: int = 64,
+    low: TexturedMesh, dense: Mesh, size: int | tuple[int, int], colours: Callable[[Array], Array] | None = None
 ) -> Maps:
     """Bake the dense surface into textures of the low-poly mesh.
 
@@ -81,29 +66,20 @@ def bake(
         dense: mesh of the field's surface.
         size: texture edge in texels, or (height, width).
         colours: points (N, 3) float32 in world units -> sRGB (N, 3); None: vertex colours of `dense`.
-        cage: maximum distance to the dense surface, as a fraction of the diagonal of low's bounding box.
-        occlusion_rays: number of rays per dense vertex for the ambient occlusion; 0: no occlusion.
-
-    Raises ConfigError if no face covers a texel, or if colours have a wrong shape or are not finite.
     """
     buffers = rasterise_uv(low.uv, low.faces, size)
-    if not buffers.mask.any():
-        raise ConfigError("no texel is covered: the UVs are outside [0, 1], or the texture is too small")
     texels = texel_frames(low, buffers)
     diagonal = float(np.linalg.norm(np.ptp(low.vertices, axis=0)))
     tree = rays.build(dense.vertices, dense.faces)
-    projected = project(tree, dense, texels.points, texels.normals, cage * diagonal)
+    projected = project(tree, dense, texels.points, texels.normals, CAGE * diagonal)
     normals = unit(projected.interpolate(dense.normals, dense.faces))
     same_side = projected.hit & ((normals * texels.normals).sum(axis=1) > MIN_NORMAL_COSINE)
     relief = tangent_space(np.where(same_side[:, None], normals, texels.normals), texels)
-    if colours is None:
-        rgb = projected.interpolate(dense.colours, dense.faces)
-    else:
-        rgb = _query_colours(colours, projected.points)
+    rgb = projected.interpolate(dense.colours, dense.faces) if colours is None else colours(projected.points)
     openness = np.ones(len(dense.vertices), np.float32)
-    if occlusion_rays:
+    if OCCLUSION_RAYS:
         reach, lift = AO_DISTANCE * diagonal, AO_OFFSET * diagonal
-        openness = rays.openness(tree, dense.vertices, dense.normals, occlusion_rays, reach, lift)
+        openness = rays.openness(tree, dense.vertices, dense.normals, OCCLUSION_RAYS, reach, lift)
     openness = projected.interpolate(openness[:, None], dense.faces)
 
     image = np.zeros((*buffers.mask.shape, 7), np.float32)
@@ -130,29 +106,24 @@ def with_dense_normals(low: TexturedMesh, dense: Mesh) -> TexturedMesh:
     return replace(low, normals=normals, tangents=vertex_tangents(low.vertices, low.faces, normals, low.uv))
 
 
-@dataclass(frozen=True)
-class Texels:
-    """Surface points of N texels and their tangent frames.
+class Texels(NamedTuple):
+    """Surface points of N texels and their tangent frames."""
 
-    Points in world units, unit normals and unit tangents are (N, 3); bitangent signs (N,) are +1 or -1.
-    """
-
-    points: Array
-    normals: Array
-    tangents: Array
-    signs: Array
+    points: Array  # (N, 3), world units
+    normals: Array  # (N, 3), unit
+    tangents: Array  # (N, 3), unit
+    signs: Array  # (N,), +1 or -1, of the bitangents
 
 
 def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
-    """Return the tangent frames of the covered texels, row by row, interpolated from the vertices as renderers do."""
+    """Return the frames of the covered texels, row by row, interpolated from the vertices as renderers do."""
     parts = (low.vertices, low.normals, low.tangents)
     points, normals, tangents = (interpolate(part, low.faces, buffers)[buffers.mask] for part in parts)
     signs = np.where(tangents[:, 3] < 0, -1, 1).astype(np.float32)
     return Texels(points, unit(normals), unit(tangents[:, :3]), signs)
 
 
-@dataclass(frozen=True)
-class Projected:
+class Projected(NamedTuple):
     """Result of projecting N points onto the dense surface."""
 
     points: Array  # (N, 3) projected points, world units; the input points where `hit` is False
@@ -187,10 +158,9 @@ def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: fl
 
 
 def tangent_space(directions: Array, texels: Texels) -> Array:
-    """Convert unit directions (N, 3) to tangent space (N, 3): direction = x T + y B + z N.
+    """Convert unit directions (N, 3) to tangent space (N, 3): direction = x T + y B + z N, B = sign * cross(N, T).
 
-    After interpolation T and N may not be orthogonal; B = sign * cross(N, T), as renderers compute it. Directions below
-    the surface are moved to just above it.
+    After interpolation T and N may not be orthogonal. Directions below the surface are moved to just above it.
     """
     normal, tangent = texels.normals, texels.tangents
     bitangent = np.cross(normal, tangent) * texels.signs[:, None]
@@ -200,14 +170,3 @@ def tangent_space(directions: Array, texels: Texels) -> Array:
     x, z = (along - cosine * up) / determinant, (up - cosine * along) / determinant
     y = (directions * bitangent).sum(axis=1) / determinant
     return unit(np.stack([x, y, np.maximum(z, 0.01)], axis=1)).astype(np.float32)
-
-
-def _query_colours(colours: ColourFunction, points: Array) -> Array:
-    rgb = np.asarray(colours(points), np.float32)
-    if rgb.shape != points.shape or not np.isfinite(rgb).all():
-        raise ConfigError(f"the field's colours have a wrong shape or are not finite: {rgb.shape} for {points.shape}")
-    return np.clip(rgb, 0, 1)
-
-
-def _bytes(values: Array) -> Array:
-    return np.round(np.clip(values, 0, 255)).astype(np.uint8)

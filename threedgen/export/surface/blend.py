@@ -1,5 +1,4 @@
-"""Blend the colours of several images per texel, as MV-Adapter's texturing does (Huang et al. 2024). Also implements
-Poisson blending of two images (Perez et al. 2003)."""
+"""Blend the colours of several images per texel, as MV-Adapter does (Huang et al. 2024), and Poisson blending."""
 
 from dataclasses import dataclass
 
@@ -7,8 +6,7 @@ import numpy as np
 
 from threedgen.run.arrays import Array
 
-MIN_WEIGHT = 1e-5
-"""Sum of weights below which a texel's colour is darkened in proportion."""
+MIN_WEIGHT = 1e-5  # sum of weights below which a texel's colour is darkened in proportion
 
 
 @dataclass(frozen=True)
@@ -33,12 +31,11 @@ class BlendOptions:
         return visible if self.beside_edge else visible & (jump < self.jump)
 
     def weight(self, cosine: Array, valid: Array, view_weight: float = 1.0) -> Array:
-        """Return weights (M,): cosine^(power / view_weight), or 0 where `valid` (M,) is False.
+        """Return weights (M,): cosine^(power / view_weight), or 0 where `valid` (M,) is False or the cosine negative.
 
-        cosine: (M,), which the caller may have divided by the distance to the camera; negative values count as 0.
+        The cosine (M,) may be divided by the distance to the camera.
         """
-        clipped = np.where(valid, np.maximum(cosine, 0), 0)
-        weights: Array = clipped ** (self.power / view_weight)
+        weights: Array = np.where(valid, np.maximum(cosine, 0), 0) ** (self.power / view_weight)
         return weights
 
 
@@ -74,7 +71,7 @@ class WeightedMean:
 
 
 def poisson(source: Array, target: Array, mask: Array, steps: int = 1000, start: Array | None = None) -> Array:
-    """Insert the detail of one image into another by Poisson blending, solved with Jacobi iterations.
+    """Insert the detail of one image into another (Perez et al. 2003), solved with Jacobi iterations.
 
     Args:
         source: (H, W, C) image whose Laplacian the result has inside the mask.

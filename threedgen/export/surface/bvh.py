@@ -1,27 +1,23 @@
-"""Cast rays against triangles with a bounding volume hierarchy (numba): nearest hit on a line, ambient occlusion.
+"""Cast rays against triangles with a bounding volume hierarchy: nearest hit on a line, ambient occlusion.
 
 The tree is an implicit heap: node k has the children 2 k + 1 and 2 k + 2. All leaves are on the last level and hold the
 same number of triangles; the last triangle is repeated as padding. Each query writes only its own output, so results do
 not depend on the number of threads.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
 
 from threedgen.run.arrays import Array
 
-LEAF = 4
-"""Maximum number of triangles in a leaf of the tree."""
-BLOCK = 256
-"""Number of consecutive queries that one thread processes at a time."""
-SLACK = 1e-7
-"""Tolerance of barycentric weights, so that no ray passes between two neighbouring triangles."""
+LEAF = 4  # maximum number of triangles in a leaf of the tree
+BLOCK = 256  # number of consecutive queries that one thread processes at a time
+SLACK = 1e-7  # tolerance of barycentric weights, so that no ray passes between two neighbouring triangles
 
 
-@dataclass(frozen=True)
-class Bvh:
+class Bvh(NamedTuple):
     """Bounding volume hierarchy of P triangles, including the padding of the leaves."""
 
     bounds: Array  # (nodes, 6) float32, minimum corner and maximum corner of each node's box
@@ -30,10 +26,7 @@ class Bvh:
 
 
 def build(vertices: Array, faces: Array) -> Bvh:
-    """Build the tree over faces (F, 3), F >= 1, of vertices (N, 3).
-
-    The triangles of a node are split at the median along the longest side of the box of their centres.
-    """
+    """Build the tree over faces (F, 3) of vertices (N, 3). Nodes are split at the median of the longest side."""
     corners = np.asarray(vertices, np.float32)[faces]
     levels = max(int(np.ceil(np.log2(len(faces) / LEAF))), 0)
     leaves = 2**levels
@@ -60,37 +53,30 @@ def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> 
     """Return the nearest triangle on each of N lines, in front of or behind the line's origin.
 
     Only triangles count whose normal has a positive component along the direction, so that a line from one side of a
-    thin wall never hits the wall's other side.
-
-    Takes origins (N, 3), unit directions (N, 3) and the maximum distance `reach` from an origin to a hit.
-
-    Returns:
-        face (N,) int64, -1 without a hit; barycentric weights (N, 3) float32, 0 without a hit; signed distance (N,)
-        float32, negative behind the origin, inf without a hit.
+    thin wall never hits the wall's other side. Takes origins (N, 3), unit directions (N, 3) and the maximum distance
+    `reach` to a hit. Returns face (N,) int64, barycentric weights (N, 3) float32 and signed distance (N,) float32,
+    negative behind the origin; without a hit they are -1, 0 and inf.
     """
     place = np.empty(len(origins), np.int64)
     bary, distance = np.empty((len(origins), 3), np.float32), np.empty(len(origins), np.float32)
-    _trace(bvh.bounds, bvh.corners, _rows(origins), _rows(directions), float(reach), place, bary, distance)
+    o, d = (np.ascontiguousarray(part, np.float64) for part in (origins, directions))
+    _trace(bvh.bounds, bvh.corners, o, d, float(reach), place, bary, distance)
     return np.where(place >= 0, bvh.face[place], -1), bary, distance
 
 
 def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, lift: float) -> Array:
     """Return the cosine-weighted unoccluded fraction of the hemisphere above each point, (N,) float32 in [0, 1].
 
-    Takes points (N, 3) and unit normals (N, 3). Each point has `rays` rays of length `reach` that start `lift` above it
-    along the normal. All points use the same directions, rotated about the normal by an angle that depends on the
-    point's index.
+    Takes points (N, 3) and unit normals (N, 3). Each point has `rays` rays of length `reach` that start `lift` above
+    it. All points use the same directions, rotated about the normal by an angle that depends on the point's index.
     """
     k = np.arange(rays) + 0.5
     radius, angle = np.sqrt(k / rays), k * np.pi * (3 - np.sqrt(5))  # evenly on the disc: cosine-weighted above it
     sky = np.stack([radius * np.cos(angle), radius * np.sin(angle), np.sqrt(1 - k / rays)], axis=1)
     out = np.empty(len(points), np.float32)
-    _openness(bvh.bounds, bvh.corners, _rows(points), _rows(normals), sky, float(reach), float(lift), out)
+    o, n = (np.ascontiguousarray(part, np.float64) for part in (points, normals))
+    _openness(bvh.bounds, bvh.corners, o, n, sky, float(reach), float(lift), out)
     return out
-
-
-def _rows(vectors: Array) -> Array:
-    return np.ascontiguousarray(vectors, np.float64)
 
 
 @njit(cache=True, error_model="numpy", inline="always")

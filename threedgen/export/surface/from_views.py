@@ -1,20 +1,19 @@
 """Project images onto a mesh: each texel gets the weighted mean of the images that see it. Also render textured meshes.
 
 An image sees a texel if the mesh does not occlude the texel and the visible side of its face points to the camera.
-Pixels next to a depth edge may show another surface, so their weight is small or zero. `blend.BlendOptions` holds the
-limits and weights. Cameras may be perspective, inside a scene or around an object, or orthographic.
+Pixels next to a depth edge may show another surface, so their weight is small or zero (`blend.BlendOptions`). Cameras
+may be perspective, inside a scene or around an object, or orthographic.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 
 from threedgen.config.errors import ConfigError
-from threedgen.export.files.textured import TexturedMesh
-from threedgen.export.shape.mesh import vertex_normals
-from threedgen.export.shape.topology import area_vectors, pieces, weld
+from threedgen.export.shape.mesh import TexturedMesh, vertex_normals
+from threedgen.export.shape.topology import area_vectors, weld
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import psnr
 from threedgen.geometry.raster import Buffers, box_downsample, interpolate, rasterise_uv, rasterise_views, unit
@@ -22,19 +21,16 @@ from threedgen.geometry.texture import fill, sample
 from threedgen.run.arrays import Array
 
 from .blend import SCENE_BLEND, BlendOptions, WeightedMean
-from .complete import SurfacePoints, diffuse_colours
+from .unseen import diffuse_colours, texel_pieces
 
 MIN_DEPTH_ROWS, MAX_DEPTH_SCALE = 384, 8
 """Minimum number of rows of the depth map for occlusion, and its maximum scale. The scale relative to the image is at
 least 2, and larger for small images."""
-BORDER_WEIGHT = 1e-3
-"""Minimum of the weight factors of `BlendOptions.window` (per axis) and `BlendOptions.feather`."""
-MIN_OPACITY = 0.9
-"""Mask value above which a pixel counts as part of the mesh."""
+BORDER_WEIGHT = 1e-3  # minimum of the weight factors of `BlendOptions.window` (per axis) and `BlendOptions.feather`
+MIN_OPACITY = 0.9  # mask value above which a pixel counts as part of the mesh
 
 
-@dataclass(frozen=True)
-class ViewTexture:
+class ViewTexture(NamedTuple):
     """Texture projected from images, and which texels the images show."""
 
     texture: Array  # (H, W, 3) float32 in [0, 1], row 0 at v = 1
@@ -43,8 +39,7 @@ class ViewTexture:
     psnr: float  # PSNR of texture and image pixels, dB; 0 if no image is used
 
 
-@dataclass(frozen=True)
-class TexelGeometry:
+class TexelGeometry(NamedTuple):
     """Geometry of N texels. Normals point to the side of the face that cameras see."""
 
     points: Array  # (N, 3), world units
@@ -61,11 +56,12 @@ def texture_from_views(
     options: BlendOptions = SCENE_BLEND,
     *,
     masks: Array | None = None,
-    view_weights: Sequence[float] | None = None,
     over: ViewTexture | None = None,
     on_view: Callable[[], None] = lambda: None,
 ) -> ViewTexture:
     """Project images onto the mesh. Texels that no image shows get colours diffused over the surface.
+
+    Raises ConfigError if no image shows the mesh.
 
     Args:
         mesh: mesh with UVs.
@@ -74,11 +70,8 @@ def texture_from_views(
         images: (N, h, w, 3) in [0, 1].
         options: limits and weights of the blending.
         masks: (N, h, w) opacity of the mesh in [0, 1]; None: 1 everywhere.
-        view_weights: relative weight of each image (see `BlendOptions.weight`); None: 1.
-        over: earlier texture with an edge of `size` texels. Its visible texels are kept where no image shows the mesh.
+        over: earlier texture of this size. Its visible texels are kept where no image shows the mesh.
         on_view: callback for the progress, called twice per image.
-
-    Raises ConfigError if no image shows the mesh.
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, size)
     normals = unit(area_vectors(mesh.vertices, mesh.faces))
@@ -86,9 +79,7 @@ def texture_from_views(
     texels = texel_geometry(mesh, buffers, normals, sides)
     mean, texel_index, samples = WeightedMean(len(texels.points)), list[Array](), list[Array]()
     for n, depth in enumerate(depths):
-        index, weight, pixels = _weights(
-            texels, at, n, depth, options, 1.0 if view_weights is None else view_weights[n]
-        )
+        index, weight, pixels = _weights(texels, at, n, depth, options)
         uv = pixels / (at.width, -at.height) + (0, 1)
         if masks is not None:
             weight = weight * (sample(masks[n][..., None], uv)[:, 0] > MIN_OPACITY)
@@ -103,9 +94,7 @@ def texture_from_views(
         raise ConfigError("no image shows the mesh; check cameras and images")
     colours = mean.over(before, min_weight=1e-30)
     if not known.all():
-        vertices, faces, _ = weld(mesh.vertices, mesh.faces)
-        piece = pieces(faces, len(vertices))[buffers.face[buffers.mask]]
-        colours = diffuse_colours(SurfacePoints(texels.points, texels.normals, piece), colours, known)
+        colours = diffuse_colours(texels.points, texels.normals, texel_pieces(mesh, buffers), colours, known)
     texture, visible = np.zeros((size, size, 3), np.float32), np.zeros((size, size), bool)
     texture[buffers.mask], visible[buffers.mask] = colours, known
     observed = np.concatenate(samples)
@@ -114,10 +103,7 @@ def texture_from_views(
 
 
 def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: Array) -> TexelGeometry:
-    """Return the geometry of the covered texels, row by row.
-
-    `buffers` is the mesh rasterised in UV space, `normals` (F, 3) its face normals, `sides` (F,) from `render_depths`.
-    """
+    """Return the geometry of the covered texels, row by row, from face normals (F, 3) and their sides (F,)."""
     face = buffers.face[buffers.mask]
     outwards = np.where(sides < 0, -1, 1)
     vertices, faces, index = weld(mesh.vertices, mesh.faces)
@@ -132,7 +118,7 @@ def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: 
 
 
 def render_depths(
-    mesh: TexturedMesh, normals: Array, at: Cameras, on_view: Callable[[], None] = lambda: None
+    mesh: TexturedMesh, normals: Array, at: Cameras, on_view: Callable[[], None]
 ) -> tuple[list[Array], Array]:
     """Return a high-resolution depth map (H, W) for each camera, and the side of each face that the cameras see, (F,).
 
@@ -156,7 +142,7 @@ def render_depths(
 
 
 def _weights(
-    texels: TexelGeometry, at: Cameras, n: int, depth: Array, options: BlendOptions, view_weight: float
+    texels: TexelGeometry, at: Cameras, n: int, depth: Array, options: BlendOptions
 ) -> tuple[Array, Array, Array]:
     """Return the indices (M,) of texels that image n sees, their weights (M,) and pixel coordinates (x, y), (M, 2)."""
     c2w, K, size = at.c2w[n].double().numpy(), at.projection.K[n].numpy(), np.array([at.width, at.height])
@@ -182,10 +168,11 @@ def _weights(
     jumps = _jumps(depth, fine * options.margin, at.projection.parallel)
     jump = jumps[row, column]
     visible = options.valid(error, cosine, jump)
-    weight = options.weight(np.maximum(smooth, options.cosine) * near, visible, view_weight)
+    weight = options.weight(np.maximum(smooth, options.cosine) * near, visible)
     weight = weight * np.where(jump < options.jump, 1.0, options.beside_edge)
-    if options.feather:
-        weight = weight * _feather(jumps < options.jump, options.feather * depth.shape[0])[row, column]
+    if options.feather and (edge := jumps >= options.jump).any():  # rise with the distance to the nearest depth edge
+        ramp = ndimage.distance_transform_edt(~edge) / (options.feather * depth.shape[0])
+        weight = weight * np.clip(ramp, BORDER_WEIGHT, 1)[row, column]
     if options.window:
         weight = weight * np.maximum(1 - np.abs(2 * pixels / size - 1), BORDER_WEIGHT).prod(1)
     visible = weight > 0
@@ -205,8 +192,7 @@ def _farthest(depth: Array, jump: float, parallel: bool) -> Array:
 def _jumps(depth: Array, reach: int, parallel: bool) -> Array:
     """Return the largest deviation (H, W) of the depth map from a plane within `reach` pixels.
 
-    The deviation is in world units for orthographic cameras. For perspective cameras it is a fraction of the depth; it
-    uses the inverse depth, which is linear in the image for a plane.
+    It is in world units for orthographic cameras, else a fraction of the depth, whose inverse is linear for a plane.
     """
     valid = np.isfinite(depth)
     if parallel:
@@ -222,12 +208,6 @@ def _jumps(depth: Array, reach: int, parallel: bool) -> Array:
         np.maximum(part, curve, out=part)
     jumps: Array = ndimage.maximum_filter(curvature, 2 * reach + 1)
     return jumps
-
-
-def _feather(clear: Array, reach: float) -> Array:
-    """Return weights (H, W): distance to the nearest pixel that is not `clear`, over `reach`, in [BORDER_WEIGHT, 1]."""
-    ramp: Array = np.clip(ndimage.distance_transform_edt(clear) / reach, BORDER_WEIGHT, 1) if not clear.all() else clear
-    return ramp
 
 
 def render(mesh: TexturedMesh, texture: Array, at: Cameras, supersample: int = 2, background: float = 0.5) -> Array:

@@ -6,17 +6,17 @@ bilinear texture samples, so it is linear in the texels, and `texture.scatter` c
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError
-from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.shape.mesh import TexturedMesh
 from threedgen.export.shape.topology import area_vectors
 from threedgen.geometry.images import psnr
-from threedgen.geometry.raster import interpolate, rasterise, rasterise_uv, unit, validate_mesh
+from threedgen.geometry.raster import interpolate, rasterise, rasterise_uv, unit
 from threedgen.geometry.texture import fill, sample, scatter
 from threedgen.run.arrays import Array
 
@@ -28,12 +28,13 @@ BLUR_PIXELS = 0.5
 not change and appear as speckles."""
 MIN_OPACITY, MIN_COSINE = 0.95, 0.2
 """Minimum target opacity of compared pixels, and minimum cosine between surface normal and direction to the camera."""
-ADAM_EPS = 1e-3
-"""Epsilon of Adam. It makes texels with a small gradient change more slowly."""
+STEPS, RATE = 60, 0.02
+"""Number of Adam steps over all views at once, and initial learning rate; it decays along a cosine."""
+SUPERSAMPLE = 2  # number of texture samples per pixel along each axis
+ADAM_EPS = 1e-3  # epsilon of Adam. It makes texels with a small gradient change more slowly.
 
 
-@dataclass(frozen=True)
-class Refined:
+class Refined(NamedTuple):
     """Result of the texture refinement."""
 
     texture: Array  # (H, W, 3) float32 in [0, 1]
@@ -43,29 +44,14 @@ class Refined:
     pixels: int  # number of compared pixels
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Texture samples of P compared pixels.
+class Samples(NamedTuple):
+    """Texture samples of P compared pixels. Each pixel is the mean of S samples."""
 
-    Each pixel is the mean of S samples at uv (P, S, 2) float32, v upwards; its target colour is a row of target (P, 3).
-    """
-
-    uv: Array
-    target: Array
+    uv: Array  # (P, S, 2) float32, v upwards
+    target: Array  # (P, 3) target colours
 
 
-def refine_texture(
-    texture: Array,
-    mesh: TexturedMesh,
-    c2w: Array,
-    fov: float,
-    targets: Array,
-    masks: Array,
-    *,
-    steps: int = 60,
-    rate: float = 0.02,
-    supersample: int = 2,
-) -> Refined:
+def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> Refined:
     """Optimise a texture so that renders of the mesh match the targets. Returns the best texture found, or the input.
 
     A pixel is compared if all its samples hit the mesh with a cosine of at least MIN_COSINE and its mask is at least
@@ -79,15 +65,12 @@ def refine_texture(
         fov: vertical field of view in radians.
         targets: (V, h, w, 3) renders of the field, sRGB in [0, 1].
         masks: (V, h, w) opacity of the targets in [0, 1].
-        steps: Adam steps over all views at once, with cosine decay of the learning rate.
-        rate: initial learning rate.
-        supersample: number of texture samples per pixel along each axis.
 
-    Raises ConfigError if no pixel can be compared or the targets are not finite.
+    Raises ConfigError if no pixel can be compared.
     """
     texture, targets = np.asarray(texture, np.float32), np.asarray(targets, np.float32)
-    samples = sample_pixels(mesh, c2w, fov, targets, masks, supersample)
-    best, before, after = optimise(texture, samples, steps, rate)
+    samples = sample_pixels(mesh, c2w, fov, targets, masks)
+    best, before, after = optimise(texture, samples)
     visible = texel_weights(samples, texture.shape[:2]) > 0
     if after > before:
         charts = rasterise_uv(mesh.uv, mesh.faces, (texture.shape[0], texture.shape[1])).mask
@@ -95,28 +78,18 @@ def refine_texture(
     return Refined(best, visible, before, after, len(samples.target))
 
 
-def sample_pixels(
-    mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array, supersample: int = 2
-) -> Samples:
-    """Return the texture samples and target colours of all pixels that can be compared.
-
-    `refine_texture` describes the arguments, the errors and the conditions for a pixel.
-    """
-    if not np.isfinite(targets[masks >= MIN_OPACITY]).all():
-        raise ConfigError("target images of the texture have colours that are not finite")
-    size = targets.shape[1] * supersample, targets.shape[2] * supersample
-    vertices, faces = validate_mesh(mesh.vertices, mesh.faces, 3)
-    if not len(faces):
-        raise ConfigError("the mesh to texture has no faces")
-    normals = unit(area_vectors(vertices, faces))
+def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> Samples:
+    """Return the texture samples and target colours of all pixels that `refine_texture` compares."""
+    size = targets.shape[1] * SUPERSAMPLE, targets.shape[2] * SUPERSAMPLE
+    vertices, normals = mesh.vertices.astype(np.float64), unit(area_vectors(mesh.vertices, mesh.faces))
     uvs, colours = [], []
     for v in range(len(c2w)):  # one by one: the buffers are supersample^2 times larger than the images
-        buffers = rasterise(vertices, faces, c2w[v : v + 1], fov, size)
-        toward = unit(np.asarray(c2w)[v, :3, 3] - interpolate(vertices, faces, buffers)[0])
+        buffers = rasterise(vertices, mesh.faces, c2w[v : v + 1], fov, size)
+        toward = unit(c2w[v, :3, 3] - interpolate(vertices, mesh.faces, buffers)[0])
         facing = (toward * normals[buffers.face[0]]).sum(axis=-1) >= MIN_COSINE
-        valid = _blocks(buffers.mask[0] & facing, supersample).all(axis=-1) & (masks[v] >= MIN_OPACITY)
-        uv = interpolate(mesh.uv, faces, buffers)[0]
-        uvs.append(np.stack([_blocks(uv[..., axis], supersample)[valid] for axis in range(2)], axis=-1))
+        valid = _blocks(buffers.mask[0] & facing).all(axis=-1) & (masks[v] >= MIN_OPACITY)
+        uv = interpolate(mesh.uv, mesh.faces, buffers)[0]
+        uvs.append(np.stack([_blocks(uv[..., axis])[valid] for axis in range(2)], axis=-1))
         colours.append(targets[v][valid])
     samples = Samples(np.concatenate(uvs).astype(np.float32), np.concatenate(colours).astype(np.float32))
     if not len(samples.target):
@@ -125,12 +98,11 @@ def sample_pixels(
 
 
 def optimise(
-    texture: Array, samples: Samples, steps: int, rate: float, prior_weight: float = PRIOR_WEIGHT
+    texture: Array, samples: Samples, steps: int = STEPS, rate: float = RATE, prior_weight: float = PRIOR_WEIGHT
 ) -> tuple[Array, float, float]:
-    """Minimise squared pixel errors plus `prior_weight` times squared texel changes, with Adam (Kingma and Ba 2015).
+    """Minimise squared pixel errors plus `prior_weight` times squared texel changes, with Adam.
 
-    Takes the baked texture (H, W, 3), the samples, the number of steps and the initial learning rate. Returns the
-    texture (H, W, 3) with the lowest loss, and the PSNR in dB before and after.
+    Takes the baked texture (H, W, 3); returns that with the lowest loss, and the PSNR in dB before and after.
     """
     start, texels = torch.from_numpy(texture), torch.from_numpy(texture.copy())
     adam = torch.optim.Adam([texels], lr=rate, betas=(0.9, 0.99), eps=ADAM_EPS, fused=True)
@@ -182,10 +154,7 @@ def predict(texture: Array, samples: Samples) -> Array:
 
 
 def gradient(colours: Array, samples: Samples, shape: tuple[int, ...]) -> Array:
-    """Return the gradient (H, W, 3) of half the sum of squared pixel errors with respect to the texels.
-
-    colours (P, 3) are the current pixel colours; `shape` is (H, W, 3).
-    """
+    """Return the gradient (H, W, 3) of half the sum of squared errors of colours (P, 3), for a texture of `shape`."""
     error = (colours - samples.target) / samples.uv.shape[1]
     return scatter(np.broadcast_to(error[:, None], (*samples.uv.shape[:2], 3)), samples.uv, (shape[0], shape[1]))
 
@@ -205,7 +174,7 @@ def texel_weights(samples: Samples, shape: tuple[int, ...]) -> Array:
     return scatter(weight, samples.uv, (shape[0], shape[1]))[..., 0]
 
 
-def _blocks(values: Array, factor: int) -> Array:
-    """Reshape values (H f, W f), with f samples per pixel and axis, to the samples of each pixel (H, W, f f)."""
-    height, width = values.shape[0] // factor, values.shape[1] // factor
-    return values.reshape(height, factor, width, factor).swapaxes(1, 2).reshape(height, width, -1)
+def _blocks(values: Array) -> Array:
+    """Reshape values (H f, W f), where f is SUPERSAMPLE, to the samples of each pixel (H, W, f f)."""
+    height, width = values.shape[0] // SUPERSAMPLE, values.shape[1] // SUPERSAMPLE
+    return values.reshape(height, SUPERSAMPLE, width, SUPERSAMPLE).swapaxes(1, 2).reshape(height, width, -1)

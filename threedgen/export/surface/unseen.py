@@ -1,21 +1,17 @@
-"""Recolour texels that no training camera sees, such as an object's underside.
-
-The field's colour there comes from the initialisation, not from training. Such texels get colours that are diffused
-over the surface from their surroundings (complete.py).
-"""
+"""Colour the texels that no image or training camera shows, by diffusing known colours over the surface."""
 
 import math
 
 import numpy as np
 import torch
+from scipy import sparse
+from scipy.sparse.linalg import cg
+from scipy.spatial import cKDTree
 
-from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.renders import cameras_at
+from threedgen.export.shape.mesh import TexturedMesh
 from threedgen.export.shape.topology import area_vectors, pieces, weld
-from threedgen.export.surface.complete import SurfacePoints, diffuse_colours
-from threedgen.export.surface.pictures import DISTANCE, FOV
-from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.poses import orbit_c2w
-from threedgen.geometry.raster import interpolate, rasterise_uv, rasterise_views, unit
+from threedgen.geometry.raster import Buffers, interpolate, rasterise_uv, rasterise_views, unit
 from threedgen.geometry.texture import fill
 from threedgen.run.arrays import Array
 
@@ -25,6 +21,16 @@ MIN_COSINE, MIN_SHARE = 0.2, 0.2
 """Minimum cosine between a face's normal and the direction to the camera, and minimum fraction of cameras that see a
 visible face. About 0.4 of the cameras see an unobstructed side, and 0.3 see an unobstructed top. Faces below 0.2, such
 as those between legs or in folds, are hardly trained."""
+MAX_KNOWN, MAX_NODES = 200_000, 30_000
+"""Maximum number of known texels and of solved texels; larger sets are sampled at random. Unknown texels that are not
+solved are interpolated from their four nearest neighbours."""
+NORMAL_DISTANCE = 0.2
+"""Distance in the graph between two texels at one point with opposite normals, as a fraction of the longest side."""
+NEIGHBOURS = 8
+MAX_ANCHORS, ANCHOR_EPS = 20_000, 0.5
+"""Maximum number of known texels in the search for the nearest known texel, and relative error of the distance."""
+ANCHOR_WEIGHT = 1e-3
+"""Weight of the link to the nearest known texel, relative to all neighbour links. It keeps the system solvable."""
 
 
 def visible_faces(mesh: TexturedMesh, elevations: tuple[float, float], radius: float = 1.0) -> Array:
@@ -37,10 +43,9 @@ def visible_faces(mesh: TexturedMesh, elevations: tuple[float, float], radius: f
         torch.arange(N_AZIMUTHS) * (2 * math.pi / N_AZIMUTHS),
         indexing="ij",
     )
-    c2w = orbit_c2w(elevation.flatten(), azimuth.flatten(), torch.full((N_ELEVATIONS * N_AZIMUTHS,), DISTANCE * radius))
-    projection = Projection.perspective(torch.full((len(c2w),), FOV), IMAGE_SIZE, IMAGE_SIZE)
+    cameras = cameras_at(elevation.flatten(), azimuth.flatten(), IMAGE_SIZE, radius)
     normals, middle = unit(area_vectors(mesh.vertices, mesh.faces)), mesh.vertices[mesh.faces].mean(axis=1)
-    cameras, count = Cameras(c2w, projection, IMAGE_SIZE, IMAGE_SIZE), np.zeros(len(mesh.faces))
+    count = np.zeros(len(mesh.faces))
     for k in range(len(cameras)):  # one by one: the buffers of all would be large
         camera = cameras.select([k])
         buffers = rasterise_views(mesh.vertices, mesh.faces, camera)
@@ -54,18 +59,82 @@ def visible_faces(mesh: TexturedMesh, elevations: tuple[float, float], radius: f
 def fill_unseen(texture: Array, mesh: TexturedMesh, visible: Array) -> tuple[Array, float]:
     """Recolour the texels of faces where `visible` (F,) is False with colours from their surroundings.
 
-    Takes a texture (H, W, 3) with row 0 at v = 1. Returns the new texture (H, W, 3) and the fraction of covered texels
-    on invisible faces. If no face is visible, the texture is unchanged.
+    The field's colour there comes from the initialisation, not from training. Takes a texture (H, W, 3) with row 0 at
+    v = 1. Returns the new texture (H, W, 3) and the fraction of covered texels on invisible faces. If no face is
+    visible, the texture is unchanged.
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, (texture.shape[0], texture.shape[1]))
-    face = buffers.face[buffers.mask]
-    known = visible[face]
+    known = visible[buffers.face[buffers.mask]]
+    share = float(1 - known.mean())
     if known.all() or not known.any():
-        return texture, float(1 - known.mean())
-    vertices, faces, _ = weld(mesh.vertices, mesh.faces)
-    normals = unit(area_vectors(mesh.vertices, mesh.faces)).astype(np.float32)
+        return texture, share
     points = interpolate(mesh.vertices, mesh.faces, buffers)[buffers.mask]
-    at = SurfacePoints(points, normals[face], pieces(faces, len(vertices))[face])
+    normals = unit(area_vectors(mesh.vertices, mesh.faces)).astype(np.float32)[buffers.face[buffers.mask]]
     result = texture.copy()
-    result[buffers.mask] = diffuse_colours(at, texture[buffers.mask], known)
-    return fill(result, buffers.mask), float(1 - known.mean())
+    result[buffers.mask] = diffuse_colours(points, normals, texel_pieces(mesh, buffers), texture[buffers.mask], known)
+    return fill(result, buffers.mask), share
+
+
+def texel_pieces(mesh: TexturedMesh, buffers: Buffers) -> Array:
+    """Return the number (N,) of the connected component of each covered texel; seams do not separate components."""
+    vertices, faces, _ = weld(mesh.vertices, mesh.faces)
+    return pieces(faces, len(vertices))[buffers.face[buffers.mask]]
+
+
+def diffuse_colours(points: Array, normals: Array, piece: Array, colours: Array, known: Array) -> Array:
+    """Fill in the colours of unknown texels with the solution of Laplace's equation on a nearest-neighbour graph.
+
+    Every unknown texel gets the weighted mean of its neighbours. Different normals increase the distance between two
+    texels. The colours come from known texels of the same connected component if it has any, else from all.
+
+    Takes points (N, 3), unit normals (N, 3), the number `piece` (N,) of the connected component, colours (N, C) and the
+    mask `known` (N,) of texels whose colours do not change. Returns the colours (N, C) of all texels.
+    """
+    size = float(np.ptp(points, axis=0).max()) or 1.0
+    features = np.concatenate([points / size, 0.5 * NORMAL_DISTANCE * normals], 1).astype(np.float32)
+    sources, unknown = _subsample(np.flatnonzero(known), MAX_KNOWN), np.flatnonzero(~known)
+    own = np.isin(piece[unknown], piece[sources])
+    by_piece, result = np.column_stack([features, 10 * piece]), colours.copy()  # pieces are far apart
+    for index, space in ((unknown[own], by_piece), (unknown[~own], features)):
+        if len(index):
+            result[index] = _interpolate(space[sources], colours[sources], space[index])
+    return result
+
+
+def _subsample(index: Array, count: int) -> Array:
+    """Return at most `count` random elements of `index`, always the same ones."""
+    return index if len(index) <= count else np.random.default_rng(0).permutation(index)[:count]
+
+
+def _interpolate(known: Array, colours: Array, targets: Array) -> Array:
+    """Return colours (M, C) at graph positions `targets` (M, D), from `colours` (N, C) at positions `known` (N, D)."""
+    nodes = _subsample(np.arange(len(targets)), MAX_NODES)
+    solved = _solve(known, colours, targets[nodes])
+    if len(nodes) == len(targets):
+        return solved
+    distance, near = cKDTree(np.concatenate([known, targets[nodes]])).query(targets, 4)
+    weight = 1 / (distance**2 + 1e-12)
+    values = np.concatenate([colours, solved])[near]
+    return (values * (weight / weight.sum(1, keepdims=True))[..., None]).sum(1).astype(np.float32)
+
+
+def _solve(known: Array, colours: Array, nodes: Array) -> Array:
+    """Solve Laplace's equation for the colours (M, C) of all nodes (M, D) by conjugate gradients."""
+    count, points = len(nodes), np.concatenate([nodes, known])
+    distance, near = cKDTree(points).query(nodes, min(NEIGHBOURS + 1, len(points)))
+    rows = np.repeat(np.arange(count), near.shape[1])
+    weight = 1 / (distance.ravel() ** 2 + np.square(np.median(distance[:, -1])) + 1e-20)
+    links = sparse.csr_matrix((weight * (near.ravel() != rows), (rows, near.ravel())), (count, len(points)))
+    inner, outer = links[:, :count], links[:, count:]
+    inner = inner.maximum(inner.T)
+    anchors = _subsample(np.arange(len(known)), MAX_ANCHORS)
+    nearest = anchors[cKDTree(known[anchors]).query(nodes, eps=ANCHOR_EPS)[1]]
+    total = np.asarray(inner.sum(1)).ravel() + np.asarray(outer.sum(1)).ravel()
+    anchor = ANCHOR_WEIGHT * np.maximum(total, 1e-20)
+    matrix, jacobi = sparse.diags(total + anchor) - inner, sparse.diags(1 / (total + anchor))
+    start = colours[nearest]
+    right = outer @ colours + anchor[:, None] * start
+    solved = [
+        cg(matrix, right[:, c], x0=start[:, c], rtol=1e-4, maxiter=500, M=jacobi)[0] for c in range(right.shape[1])
+    ]
+    return np.clip(np.stack(solved, 1), colours.min(0), colours.max(0)).astype(np.float32)

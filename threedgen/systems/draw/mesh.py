@@ -12,11 +12,9 @@ import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
-from threedgen.export.files.textured import TexturedMesh
-from threedgen.export.shape.mesh import vertex_normals
+from threedgen.export.shape.mesh import TexturedMesh, vertex_normals, vertex_tangents
 from threedgen.export.shape.simplify import simplify
 from threedgen.export.shape.topology import area_vectors, compact, degenerate, weld
-from threedgen.export.surface.tangents import vertex_tangents
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.mesh_file import read_submeshes
 from threedgen.geometry.raster import box_downsample, interpolate, rasterise_views, unit

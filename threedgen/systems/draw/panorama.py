@@ -45,7 +45,7 @@ from threedgen.run.disk import write_atomic, writing
 from threedgen.run.prompts import prompt_warnings
 from threedgen.run.seeding import generator
 from threedgen.train.task import Task
-from threedgen.viewer.panorama import write_page
+from threedgen.viewer.page import write_panorama_page
 
 from .adapter import write_views
 from .options import FilmConfig, PanoramaConfig, SampleConfig
@@ -212,7 +212,7 @@ def write_panorama(folder: Path, views: Tensor, rig: PanoramaConfig, title: str)
     panorama = stitched[:, covered_rows(weights)].clamp(0, 1)
     write_png(folder / IMAGE, panorama.permute(1, 2, 0))
     write_mp4(film_frames(panorama, rig.film), folder / FILM, rig.film.fps)
-    write_page(folder / PAGE, folder / IMAGE, title)
+    write_panorama_page(folder / PAGE, folder / IMAGE, title)
     return degrees(2 * pi * panorama.shape[1] / panorama.shape[2])
 
 

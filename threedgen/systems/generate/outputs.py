@@ -20,7 +20,7 @@ from threedgen.export.files.glb import save_glb
 from threedgen.export.run_field import RunField, field_view
 from threedgen.export.shape.from_field import FieldView, field_surface
 from threedgen.export.shape.opacity import EmptyField
-from threedgen.export.task import export, progress_bar, save, summary_entry, summary_notes
+from threedgen.export.task import export, progress_bar, save, summary_entry
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, to_uint8, write_mp4, write_png
 from threedgen.geometry.rigs import turntable
@@ -150,8 +150,8 @@ def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str],
         _note(notes, f"no asset: {in_a_line(error)}{retry}")
         clear(folder / FOLDER)  # of an earlier, shorter part of the run
         return {}
-    for text in summary_notes(asset):
-        _note(notes, text)
+    for text in asset.notes:
+        _note(notes, f"asset: {text}")
     return {"asset": summary_entry(asset)}
 
 

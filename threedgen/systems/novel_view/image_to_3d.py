@@ -81,7 +81,7 @@ def asset(
     name = asset_name(config.export.name or config.prompt)
     with progress_bar(quiet) as on_step:
         on_step("surface")
-        dense, notes = dense_surface(view, config.export.grid)
+        dense, notes = dense_surface(view, config.export.sizes.resolution)
         made = make_asset(dense, config.export, name, view, provenance, True, on_step)
         made.notes = notes + made.notes
         save(made, folder, config.export)

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 from scipy import ndimage
 
-from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.shape.mesh import TexturedMesh
 from threedgen.export.surface.blend import OBJECT_BLEND, poisson
 from threedgen.export.surface.from_views import ViewTexture, render, texture_from_views
 from threedgen.geometry.cameras import Cameras

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from threedgen.export.files.glb import textured_glb_bytes
-from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.shape.mesh import TexturedMesh
 from threedgen.export.surface.blend import BlendOptions
 from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.cameras import Cameras

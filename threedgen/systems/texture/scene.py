@@ -20,7 +20,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
-from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.shape.mesh import TexturedMesh
 from threedgen.export.surface.blend import SCENE_BLEND
 from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.cameras import Cameras

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import did_you_mean, nearest
-from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.shape.mesh import TexturedMesh
 from threedgen.export.shape.topology import topology, weld
 from threedgen.export.surface.blend import OBJECT_BLEND, BlendOptions
 from threedgen.export.surface.from_views import ViewTexture, render, texture_from_views
@@ -49,7 +49,7 @@ from threedgen.systems.draw.mesh import (
     with_file_normals,
 )
 from threedgen.train.task import Task
-from threedgen.viewer.textured import write_page
+from threedgen.viewer.page import write_textured_page
 
 from .inpaint import Inpaint, inpaint_texture
 from .options import SidesConfig, TextureConfig
@@ -231,7 +231,7 @@ def texture_mesh(
         f"{100 * seen:.0f} % of the texels seen in an image",
         f"{made.psnr:.1f} dB between texels and images",
     )
-    write_page(folder / PAGE, config.prompt.strip() or name, GLB, ROWS, headline, notes)
+    write_textured_page(folder / PAGE, config.prompt.strip() or name, GLB, ROWS, headline, notes)
     return {
         "texels_seen": seen,
         "texels_painted": round(whole.share - made.share, 4),

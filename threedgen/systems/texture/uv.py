@@ -3,12 +3,9 @@
 import numpy as np
 
 from threedgen.config import ConfigError
-from threedgen.export.files.textured import TexturedMesh
-from threedgen.export.shape.mesh import vertex_normals
+from threedgen.export.shape.mesh import TexturedMesh, vertex_normals, vertex_tangents
 from threedgen.export.shape.topology import area_vectors, degenerate, weld
-from threedgen.export.shape.unwrap import UnwrapError, unwrap
-from threedgen.export.shape.uv_layout import layout
-from threedgen.export.surface.tangents import vertex_tangents
+from threedgen.export.shape.unwrap import UnwrapError, claims, overlap, unwrap
 from threedgen.systems.draw.mesh import SourceMesh
 
 MAX_OVERLAP = 1e-3
@@ -56,7 +53,7 @@ def uv_fault(source: SourceMesh, texture: int) -> str:
     lost = float(area[degenerate(np.pad(source.uv, ((0, 0), (0, 1))), source.faces)].sum() / area.sum())
     if lost > MAX_DEGENERATE:
         return f"{lost:.0%} of the surface has no place in the texture"
-    found = layout(source.vertices, source.faces, source.uv, texture)
-    if found.overlap > MAX_OVERLAP:
-        return f"{found.overlap:.0%} of the texels belong to two places of the mesh"
-    return "" if found.coverage > 0 else "they have no area"
+    first, last = claims(source.uv, source.faces, texture)
+    if (share := overlap(first, last)) > MAX_OVERLAP:
+        return f"{share:.0%} of the texels belong to two places of the mesh"
+    return "" if (first >= 0).any() else "they have no area"

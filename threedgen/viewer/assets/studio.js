@@ -19,7 +19,7 @@
       say(part("problem"), answer.ok ? "" : (await answer.json()).error);
       return answer.ok;
     } catch {
-      return false; // events.onerror reports a lost connection
+      return false; // poll reports a lost connection
     }
   }
 
@@ -116,11 +116,9 @@
     Object.assign(entry, { state: job.state, picture: job.picture });
   }
 
-  const events = new EventSource("events");
   let first = true;
-  events.onmessage = (event) => {
-    const state = JSON.parse(event.data), numbers = state.jobs.map((job) => job.number);
-    part("gone").hidden = true;
+  function showJobs(state) {
+    const numbers = state.jobs.map((job) => job.number);
     for (const [number, entry] of shown) {
       if (numbers.includes(number)) continue;
       entry.place.remove();
@@ -135,8 +133,14 @@
       over = state.over;
       loadCards();
     }
-  };
-  events.onerror = () => { part("gone").hidden = false; };
+  }
+
+  async function poll() {
+    const answer = await fetch("state").catch(() => null);
+    part("gone").hidden = Boolean(answer && answer.ok);
+    if (answer && answer.ok) showJobs(await answer.json());
+    setTimeout(poll, 1000);
+  }
 
   // --- finished runs
 
@@ -165,4 +169,5 @@
   });
 
   checkPrompt();
+  poll();
 })();

@@ -1,23 +1,64 @@
-"""Write USDZ with Pixar's library, which the optional extra `usd` installs."""
+"""Write assets as a zip of OBJ, MTL and textures, and as USDZ."""
 
+import io
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
 from threedgen.config.errors import ConfigError
-from threedgen.config.optional import require
 from threedgen.export.files.glb import to_gltf_axes
-from threedgen.export.files.textured import TexturedMesh
+from threedgen.export.shape.mesh import TexturedMesh
+from threedgen.run.arrays import Array
+
+_DATE = (1980, 1, 1, 0, 0, 0)  # fixed date, so that equal content gives equal bytes
+
+
+def obj_zip(levels: dict[str, TexturedMesh], pngs: dict[str, bytes], name: str = "mesh") -> bytes:
+    """Return the bytes of a zip with NAME.obj, NAME.mtl and textures. Axes are those of the GLB: y up, front +z.
+
+    MTL has no key for occlusion, so it is left out.
+
+    Args:
+        levels: name -> mesh of each level of detail, finest first, in world axes. Each level becomes an OBJ object.
+        pngs: texture name (base_colour, normal, orm) -> PNG file.
+        name: NAME of the files and of the material.
+    """
+    lines = [f"mtllib {name}.mtl"]
+    first = 1
+    for level, mesh in levels.items():
+        lines += [f"o {level}", f"usemtl {name}"]
+        lines += _rows("v", to_gltf_axes(mesh.vertices))
+        lines += _rows("vt", mesh.uv)
+        lines += _rows("vn", to_gltf_axes(mesh.normals))
+        lines += ["f " + " ".join(f"{i}/{i}/{i}" for i in face) for face in (mesh.faces + first).tolist()]
+        first += len(mesh.vertices)
+    material = [f"newmtl {name}", "Kd 1 1 1", "Ks 0 0 0", "d 1", "illum 1", f"map_Kd {name}_base_colour.png"]
+    if "normal" in pngs:
+        material += [f"map_Bump {name}_normal.png", f"norm {name}_normal.png"]
+    material += ["Pr 1", "Pm 0"]
+    files = {f"{name}.{end}": "\n".join([*text, ""]).encode() for end, text in (("obj", lines), ("mtl", material))}
+    files |= {f"{name}_{kind}.png": data for kind, data in pngs.items()}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, content in files.items():
+            entry = zipfile.ZipInfo(path, _DATE)
+            entry.external_attr = 0o644 << 16
+            entry.compress_type = zipfile.ZIP_STORED if path.endswith(".png") else zipfile.ZIP_DEFLATED
+            archive.writestr(entry, content)
+    return buffer.getvalue()
+
+
+def _rows(key: str, values: Array) -> list[str]:
+    return [f"{key} " + " ".join(f"{x:.7g}" for x in row) for row in values.tolist()]
 
 
 def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -> bytes:
     """Return the bytes of a USDZ package with a mesh and a UsdPreviewSurface material, in metres, y up, front +z.
 
-    `pngs`: texture name (base_colour, which is required, normal, orm) -> PNG file. In `name`, the name of the root
-    prim, characters that USD does not allow become `_`. Raises ConfigError if the extra is not installed or the package
-    cannot be written.
+    `pngs`: texture name (base_colour, normal, orm) -> PNG file. In `name`, the name of the root prim, characters that
+    USD does not allow become `_`. Needs the extra `usd`. Raises ConfigError if the package cannot be written.
     """
-    require("pxr", "formats: usdz", "remove usdz")
     from pxr import Gf, Kind, Sdf, Usd, UsdGeom, UsdShade, UsdUtils, Vt
 
     prim = "".join(c if c.isalnum() and c.isascii() else "_" for c in name)
@@ -43,7 +84,7 @@ def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -
         body.CreateExtentAttr([Gf.Vec3f(*points.min(axis=0).tolist()), Gf.Vec3f(*points.max(axis=0).tolist())])
         st = UsdGeom.PrimvarsAPI(body).CreatePrimvar("st", Sdf.ValueTypeNames.TexCoord2fArray, UsdGeom.Tokens.vertex)
         st.Set(Vt.Vec2fArray.FromNumpy(mesh.uv))
-        UsdShade.MaterialBindingAPI.Apply(body.GetPrim()).Bind(_material(stage, f"/{prim}/material", list(pngs)))
+        UsdShade.MaterialBindingAPI.Apply(body.GetPrim()).Bind(_material(stage, f"/{prim}/material"))
         stage.GetRootLayer().Save()
         package = Path(folder) / "mesh.usdz"
         if not UsdUtils.CreateNewUsdzPackage(str(layer), str(package)):
@@ -51,16 +92,14 @@ def usdz_bytes(mesh: TexturedMesh, pngs: dict[str, bytes], name: str = "mesh") -
         return package.read_bytes()
 
 
-def _material(stage: Any, path: str, kinds: list[str]) -> Any:
-    """Define a UsdPreviewSurface at prim `path` that reads the textures in `kinds`; return the material."""
+def _material(stage: Any, path: str) -> Any:
+    """Define a UsdPreviewSurface at prim `path` that reads the three textures; return the material."""
     from pxr import Gf, Sdf, UsdShade
 
     types = Sdf.ValueTypeNames
     material = UsdShade.Material.Define(stage, path)
     surface = UsdShade.Shader.Define(stage, f"{path}/surface")
     surface.CreateIdAttr("UsdPreviewSurface")
-    surface.CreateInput("metallic", types.Float).Set(0.0)
-    surface.CreateInput("roughness", types.Float).Set(1.0)
     material.CreateSurfaceOutput().ConnectToSource(surface.ConnectableAPI(), "surface")
     reader = UsdShade.Shader.Define(stage, f"{path}/st")
     reader.CreateIdAttr("UsdPrimvarReader_float2")
@@ -77,15 +116,11 @@ def _material(stage: Any, path: str, kinds: list[str]) -> Any:
             shader.CreateInput(wrap, types.Token).Set("clamp")
         return shader
 
-    colour = texture("base_colour", "sRGB")
+    colour, normal, orm = texture("base_colour", "sRGB"), texture("normal", "raw"), texture("orm", "raw")
+    normal.CreateInput("scale", types.Float4).Set(Gf.Vec4f(2, 2, 2, 1))
+    normal.CreateInput("bias", types.Float4).Set(Gf.Vec4f(-1, -1, -1, 0))
     surface.CreateInput("diffuseColor", types.Color3f).ConnectToSource(colour.ConnectableAPI(), "rgb")
-    if "normal" in kinds:
-        normal = texture("normal", "raw")
-        normal.CreateInput("scale", types.Float4).Set(Gf.Vec4f(2, 2, 2, 1))
-        normal.CreateInput("bias", types.Float4).Set(Gf.Vec4f(-1, -1, -1, 0))
-        surface.CreateInput("normal", types.Normal3f).ConnectToSource(normal.ConnectableAPI(), "rgb")
-    if "orm" in kinds:
-        orm = texture("orm", "raw")
-        for channel, name in (("r", "occlusion"), ("g", "roughness"), ("b", "metallic")):
-            surface.CreateInput(name, types.Float).ConnectToSource(orm.ConnectableAPI(), channel)
+    surface.CreateInput("normal", types.Normal3f).ConnectToSource(normal.ConnectableAPI(), "rgb")
+    for channel, name in (("r", "occlusion"), ("g", "roughness"), ("b", "metallic")):
+        surface.CreateInput(name, types.Float).ConnectToSource(orm.ConnectableAPI(), channel)
     return material

@@ -1,0 +1,118 @@
+"""Cameras around an object, unlit renders of a field, and density and colours from rendered depth images."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.poses import orbit_c2w
+from threedgen.representations.base import Render
+from threedgen.representations.field.background import SolidBackground
+from threedgen.representations.options import MarchConfig
+from threedgen.representations.shading import NoMaterial
+from threedgen.representations.volume.render import render
+from threedgen.run.arrays import Array
+
+ViewRenderer = Callable[[Cameras], tuple[Array, Array]]
+"""Function of V cameras; returns sRGB (V, H, W, 3) in [0, 1], not premultiplied by opacity, and opacities (V, H, W)."""
+CHUNK = 1 << 19  # maximum number of ray samples that are evaluated at once
+FOV, DISTANCE = math.radians(40), 3.0
+"""Vertical field of view in radians, and camera distance in scene radii; images show the whole scene sphere."""
+MIN_ELEVATION, MAX_ELEVATION = math.radians(-40), math.radians(75)
+DEPTH_VIEWS, DEPTH_SIZE = 40, 128  # number of depth images and their edge in pixels
+TRUNCATION = 0.05  # truncation distance, in scene radii. The density is constant farther than this from the surface.
+DENSITY = 4.0  # maximum density (per world unit) multiplied by the truncation distance
+OUTLIERS = 1
+"""Number of views that are ignored if they see a point in front of the surface. More such views make it empty."""
+
+
+def spiral_cameras(views: int, size: int, radius: float = 1.0) -> Cameras:
+    """Return perspective cameras on a golden-angle spiral, evenly distributed between MIN_ELEVATION and MAX_ELEVATION.
+
+    `views` is the number of cameras, `size` the image edge in pixels, `radius` the scene radius in world units.
+    """
+    k = torch.arange(views, dtype=torch.float32)
+    height = math.sin(MIN_ELEVATION) + (math.sin(MAX_ELEVATION) - math.sin(MIN_ELEVATION)) * (k + 0.5) / views
+    return cameras_at(torch.asin(height), (k * math.pi * (3 - math.sqrt(5))) % (2 * math.pi), size, radius)
+
+
+def cameras_at(elevation: Tensor, azimuth: Tensor, size: int, radius: float) -> Cameras:
+    """Return V cameras at elevations and azimuths (V,) in radians, with FOV and DISTANCE and square images."""
+    distance = torch.full_like(elevation, DISTANCE * radius)
+    projection = Projection.perspective(torch.full_like(elevation, FOV), size, size)
+    return Cameras(orbit_c2w(elevation, azimuth, distance), projection, size, size)
+
+
+def field_renderer(
+    field: Any, occupancy: Any, options: MarchConfig, device: torch.device | str = "cpu"
+) -> ViewRenderer:
+    """Return a renderer of `field` without light, background or gradients.
+
+    Volumes are ray-marched with `options` and the optional occupancy grid; rasterised fields render themselves.
+    """
+    background, material = SolidBackground().to(device), NoMaterial()
+
+    @torch.no_grad()
+    def render_views(cameras: Cameras) -> tuple[Array, Array]:
+        shape = (len(cameras), cameras.height, cameras.width)
+        rgb, opacity = np.empty((*shape, 3), np.float32), np.empty(shape, np.float32)
+        for k in range(len(cameras)):
+            camera = cameras.select([k])
+            if field.rasterised:
+                result = field.render(camera, background, material)
+            else:
+                rays = (ray.reshape(-1, 3).to(device) for ray in camera.rays())
+                result = render(field, background, material, occupancy, options, *rays, chunk=CHUNK)
+            colours = (result.rgb_fg / result.opacity.clamp(min=1e-3)).clamp(0, 1)
+            rgb[k] = colours.view(*shape[1:], 3).cpu().numpy()
+            opacity[k] = result.opacity.view(shape[1:]).cpu().numpy()
+        return rgb, opacity
+
+    return render_views
+
+
+class DepthFusion:
+    """Density and colour of a representation without density, from its depth images, similar to TSDF fusion.
+
+    A point is outside if more than OUTLIERS views see it in front of the surface.
+    """
+
+    @torch.no_grad()
+    def __init__(self, render: Callable[[Cameras], Render], cameras: Cameras, radius: float) -> None:
+        """Render V cameras one by one; `radius` is the radius of the scene sphere in world units."""
+        self.cameras, self.truncation = cameras, TRUNCATION * radius
+        renders = [render(cameras.select([k])) for k in range(len(cameras))]
+        opacity, depth = (torch.stack([getattr(r, name)[:, 0] for r in renders]) for name in ("opacity", "depth"))
+        infinity = torch.full_like(depth, torch.inf)
+        self.depth = torch.where(opacity > 0.5, depth / opacity.clamp(min=1e-3), infinity)  # (V, H W), along the ray
+        rgb = torch.stack([r.rgb_fg for r in renders])
+        self.rgb = (rgb / opacity[..., None].clamp(min=1e-3)).clamp(0, 1)  # (V, H W, 3)
+
+    def density(self, x: Tensor) -> Tensor:
+        """Return the density (N,), per world unit, at points x (N, 3) in world units."""
+        _, ahead = self._lookup(x)
+        distance = ahead.clamp(-self.truncation, self.truncation).topk(OUTLIERS + 1, dim=0).values[-1]
+        return DENSITY / self.truncation * torch.sigmoid(-4 * distance / self.truncation)
+
+    def colour(self, x: Tensor) -> Tensor:
+        """Return the mean sRGB colour (N, 3) in [0, 1] of points x (N, 3), over views that see them at the surface."""
+        index, ahead = self._lookup(x)
+        weight = (ahead.abs() < self.truncation).float() + 1e-6
+        colours = self.rgb.gather(1, index[..., None].expand(-1, -1, 3))
+        return (weight[..., None] * colours).sum(0) / weight.sum(0)[:, None]
+
+    def _lookup(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the flat pixel index (V, N) of points x (N, 3) in each depth image and their distance (V, N).
+
+        It is along the ray to the visible surface: positive in front of it, inf where the image shows background.
+        """
+        pixels, _ = self.cameras.project(x)
+        height, width = self.cameras.height, self.cameras.width
+        column, row = (pixels[..., k].floor().long().clamp(0, size - 1) for k, size in ((0, width), (1, height)))
+        index = row * width + column
+        distance = (x - self.cameras.position[:, None]).norm(dim=-1)
+        return index, self.depth.gather(1, index) - distance
