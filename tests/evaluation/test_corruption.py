@@ -63,8 +63,8 @@ def test_rough_mesh_has_the_noise_of_its_strength_and_stays_closed() -> None:
 
 
 def test_rough_mesh_keeps_its_texture() -> None:
-    corners, uv = np.eye(3)[None] * 0.2, np.array([[[0, 0], [1, 0], [0, 1.0]]])
-    mesh = rough(ColouredMesh((Part(corners, uv, np.zeros((2, 2, 3))),)), np.random.default_rng(0))
+    uv = np.array([[[0, 0], [1, 0], [0, 1.0]]])
+    mesh = rough(ColouredMesh((Part(np.eye(3)[None] * 0.2, uv, np.zeros((2, 2, 3))),)), np.random.default_rng(0))
     assert mesh.parts[0].values.min() == 0 and mesh.parts[0].values.max() == 1 and mesh.parts[0].texture is not None
 
 

@@ -51,9 +51,6 @@ def damage(path: Path, rng: random.Random) -> str:
     return f"{path.name}: {name}"
 
 
-# --- bytes -------------------------------------------------------------------------------------------------------
-
-
 def noise(rng: random.Random, most: int = 2000) -> bytes:
     return rng.randbytes(rng.randint(1, most))
 
@@ -103,9 +100,6 @@ def _torch_bytes(tree: Any) -> bytes:
     return file.getvalue()
 
 
-# --- the file system ---------------------------------------------------------------------------------------------
-
-
 def _replace_by(make: Callable[[Path], object]) -> Callable[[Path], None]:
     def replace(path: Path) -> None:
         path.unlink()
@@ -122,8 +116,6 @@ PLACES: dict[str, Callable[[Path], None]] = {
     "a link to nothing": _replace_by(lambda path: path.symlink_to("nothing")),
     "an endless device": _replace_by(lambda path: path.symlink_to("/dev/zero")),
 }
-
-# --- data in files -----------------------------------------------------------------------------------------------
 
 
 def mutate(tree: Any, rng: random.Random) -> str:

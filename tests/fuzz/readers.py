@@ -19,8 +19,6 @@ from tests.support.example_run import Page, box_glb, example
 from tests.support.ldm_names import to_ldm, unet_prefixes, vae_prefixes
 from tests.support.photographs import photographs
 from tests.support.task_server import TINY, weights, write_config
-from tests.support.tiny_classifiers import tiny_probe
-from tests.support.tiny_threedim import inputs, tiny_network
 from threedgen import cli
 from threedgen.config import ConfigError, load, registry, yaml_text
 from threedgen.data import photos
@@ -28,15 +26,10 @@ from threedgen.data.coloured_mesh import read_mesh
 from threedgen.data.srn.layout import scenes, split_folder
 from threedgen.data.srn.reader import open_instance
 from threedgen.data.srn.writer import write_instance
-from threedgen.evaluation.consistency.options import FolderSamplerConfig
-from threedgen.evaluation.consistency.samplers import FolderSampler
 from threedgen.export.asset import ExportedAsset
 from threedgen.export.options import AssetConfig
 from threedgen.export.run_field import load_run_field
 from threedgen.export.task import save
-from threedgen.geometry.views import Request
-from threedgen.guidance.novel_view import folder as threedim_folder
-from threedgen.guidance.novel_view.options import CamerasConfig
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
 from threedgen.representations.march import step_size
@@ -46,7 +39,6 @@ from threedgen.run.folder import run_folder
 from threedgen.run.metrics import Metrics, read_metrics
 from threedgen.run.seeding import generator
 from threedgen.systems.novel_view.image_to_3d import load_image
-from threedgen.toybox.evaluation.probe import Probe
 from threedgen.train import checkpoint_file
 
 
@@ -85,9 +77,6 @@ def command(*args: str) -> None:
         raise CommandFailure(f"exit {code}: {stderr.getvalue().strip()}")
 
 
-# --- configs -----------------------------------------------------------------------------------------------------
-
-
 def _make_config(folder: Path) -> None:
     _make_prior(folder)
     tree = TINY | {"prior": {"name": "mvdream", "weights": str(folder / "prior")}, "stages": {}}
@@ -114,9 +103,6 @@ def _read_words(folder: Path) -> None:
         raise ConfigError("words.txt is not a regular file")
     words = path.read_bytes().decode("utf-8", "surrogateescape").split(" ")
     command("--config", "mvdream-toybox", "--dry-run", *words)
-
-
-# --- weights -----------------------------------------------------------------------------------------------------
 
 
 def _make_prior(folder: Path) -> None:
@@ -158,31 +144,6 @@ def _make_subject(folder: Path) -> None:
 
 def _read_subject(folder: Path) -> Any:
     return _read_prior(folder, personalisation=str(folder / "subject.safetensors"))
-
-
-def _make_novel(folder: Path) -> None:
-    threedim_folder.save(
-        tiny_network(), folder / "model", CamerasConfig(elevation=(-10.0, 80.0), distance=(2.6, 2.6), focal=1.4)
-    )
-    (folder / "model" / "SHA256SUMS").unlink()
-
-
-def _read_novel(folder: Path) -> Any:
-    network, _ = threedim_folder.load(str(folder / "model"))
-    batch = inputs(network)
-    return network.predict(batch.x, batch.z, batch.logsnr[:, 1], batch.c2w, batch.K, batch.cond_mask)
-
-
-def _make_probe(folder: Path) -> None:
-    tiny_probe().save(folder / "probe.safetensors")
-
-
-def _read_probe(folder: Path) -> Any:
-    probe = Probe.load(str(folder / "probe.safetensors"))
-    return tuple(probe.classify(torch.rand(2, 32, 32, 3))), probe.threshold
-
-
-# --- folders of runs ---------------------------------------------------------------------------------------------
 
 
 def _make_stopped(folder: Path) -> None:
@@ -253,9 +214,6 @@ def _read_asset(folder: Path) -> None:
         assert (folder / NEIGHBOUR).is_file(), "deleted an unrelated file"
 
 
-# --- images and scenes -----------------------------------------------------------------------------------------
-
-
 def _image(seed: int, size: int = 32) -> Image.Image:
     rng = np.random.default_rng(seed)
     pixels = np.full((size, size, 3), 255, np.uint8)
@@ -290,13 +248,6 @@ def _read_scenes(folder: Path) -> Any:
     return [(v.images, v.cameras.c2w, v.cameras.K, v.cameras.rays()[1]) for v in views]
 
 
-def _read_views(folder: Path) -> Any:
-    config = FolderSamplerConfig(path=str(folder / "cars_test"))
-    config.check()
-    sampler = FolderSampler(config)
-    return sampler([Request("one", None, photographs(6).cameras, tuple(range(6)))])
-
-
 def _make_glb(folder: Path) -> None:
     (folder / "box.glb").write_bytes(box_glb())
 
@@ -313,8 +264,6 @@ READERS = {
         Reader("prior folder", _make_prior, _read_prior, cases=60),
         Reader("prior file", _make_original, _read_original, "original.pt", cases=40),
         Reader("personalisation", _make_subject, _read_subject, "subject.safetensors", cases=40),
-        Reader("novel-view model", _make_novel, _read_novel, cases=40),
-        Reader("probe", _make_probe, _read_probe, cases=40),
         Reader("run to resume", _make_stopped, _read_stopped, "run/**/*", cases=60),
         Reader("run to export", _make_ball, _read_ball, cases=60),
         Reader("run to report", _make_report, _read_report, "run/*.*", cases=60),
@@ -323,7 +272,6 @@ READERS = {
         Reader("photos", _make_photos, _read_photos, cases=60),
         Reader("image=", _make_photos, _read_image, "0.png", cases=60),
         Reader("SRN scenes", _make_scenes, _read_scenes, cases=80),
-        Reader("drawn views", _make_scenes, _read_views, "cars_test/one/**/*", cases=60),
         Reader("mesh to judge", _make_glb, _read_mesh, "box.glb", cases=60),
     )
 }

@@ -57,9 +57,6 @@ def test_examples_have_a_limited_length() -> None:
     assert lengths["ism"] <= 60 and lengths["gaussians"] <= 200 and max(lengths.values()) <= 200
 
 
-# --- interfaces
-
-
 def test_ism_fulfils_the_interface(example: Any) -> None:
     ism = example("ism")
     check_distillation(lambda prior, rng: ism.ISM(ism.ISMConfig(), prior.schedule, 10, prior, rng))
@@ -148,9 +145,6 @@ def test_representations_fulfil_the_interface(name: str) -> None:
 
 def test_tiny_prior_fulfils_the_interface() -> None:
     check_prior(tiny_prior())
-
-
-# --- runs
 
 
 @unix

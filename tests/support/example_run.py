@@ -80,8 +80,6 @@ def _pictures() -> Path:
     return folder
 
 
-# --- GLB files ---------------------------------------------------------------------------------------------------
-
 FACES = [(axis, sign) for axis in range(3) for sign in (1, -1)]
 
 
@@ -180,8 +178,6 @@ def glb_json(data: bytes) -> dict[str, Any]:
     assert (magic, version, total, kind) == (b"glTF", 2, len(data), 0x4E4F534A)
     return json.loads(data[20 : 20 + length])
 
-
-# --- pages -------------------------------------------------------------------------------------------------------
 
 SHOWN = {"mesh": "mesh.glb", "film": "turntable.mp4", "views": "views.png", "preview": "preview.png"}
 """The elements of a report that hold a file of the run."""

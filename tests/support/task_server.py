@@ -22,64 +22,45 @@ from tests.support.waiting import when
 from threedgen.run import lock
 
 TINY = {
-    "task": "generate",
-    "prompt": "a red dog",
-    "threads": 1,
+    "task": "generate", "prompt": "a red dog", "threads": 1,
     "field": {
         "encoding": {"n_levels": 3, "log2_hashmap_size": 8, "base_resolution": 4},
-        "width": 8,
-        "density_blob_scale": 20.0,
+        "width": 8, "density_blob_scale": 20.0,
     },
     "background": {"name": "neural", "width": 4},
     "march": {"samples": 12, "chunk": 400},  # two to five chunks in a step
     "occupancy": {"resolution": 8, "interval": 4, "warmup": 8},
-    "size": {"0%": 8, "50%": 12},
-    "scenes_per_step": {"0%": 1, "75%": 2},
-    "camera": {"n_view": 2},
-    "preview": {"steps": 2},
-    "fit": {"rays": 64},
-    "warm_start": {"share": 0.2},
+    "size": {"0%": 8, "50%": 12}, "scenes_per_step": {"0%": 1, "75%": 2}, "camera": {"n_view": 2},
+    "preview": {"steps": 2}, "fit": {"rays": 64}, "warm_start": {"share": 0.2},
     "refine": {"strengths": [0.6, 0.3], "share": 0.0625, "groups": 2, "steps": 2},
     "result": {"turntable": {"n_view": 2, "height": 16, "width": 16, "distance": 2.6}, "mesh_resolution": 16},
     "export": {"enabled": False},
     "trainer": {"max_steps": 16, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
-}
+}  # fmt: skip
 """A generate run of a second: everything in it, everything small."""
 
 TINY_BASE = {
-    "task": "train-base",
-    "threads": 1,
-    "image_size": 32,
+    "task": "train-base", "threads": 1, "image_size": 32,
     "autoencoder": {"channels": [8, 16], "image_size": 32, "crop": 16, "batch": 3, "max_steps": 6},
     "decoder": {"max_steps": 4},
     "network": {
-        "channels": [16, 32],
-        "attention": [False, True],
-        "heads": [1, 2],
-        "groups": 8,
-        "text_width": 16,
-        "text_layers": 1,
-        "text_heads": 2,
+        "channels": [16, 32], "attention": [False, True], "heads": [1, 2], "groups": 8, "text_width": 16,
+        "text_layers": 1, "text_heads": 2,
     },
     "words": {"max_steps": 5, "batch": 4, "fresh": 2, "pictures": 12},
     "training": {"batch": 4, "fresh": 2, "first": 16, "pictures": 40, "bf16": False, "sheet_prompts": ["a red dog"]},
     "trainer": {"max_steps": 10, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
-}
+}  # fmt: skip
 TINY_PRIOR = {
-    "task": "train-prior",
-    "threads": 1,
-    "start": "base",
+    "task": "train-prior", "threads": 1, "start": "base",
     "coarse": {"max_steps": 4, "batch": 4, "fresh": 2, "first": 8, "pictures": 16},
     "training": TINY_BASE["training"] | {"n_view": 2, "two_d": 0.5},
-    "trainer": TINY_BASE["trainer"],
-    "checkpoint": TINY_BASE["checkpoint"],
-}
-
+    "trainer": TINY_BASE["trainer"], "checkpoint": TINY_BASE["checkpoint"],
+}  # fmt: skip
 TINY_THREEDIM = {
-    "task": "train-threedim",
-    "threads": 1,
+    "task": "train-threedim", "threads": 1,
     "data": {"name": "toybox", "scenes": 12, "views": 4, "held_out": 4},
     "model": {
         "name": "pixels",
@@ -96,38 +77,22 @@ TINY_THREEDIM = {
     "checkpoint": {"seconds": 0},
 }  # fmt: skip
 TINY_DREAMBOOTH = {
-    "task": "mvdreambooth",
-    "threads": 1,
-    "prompt": "a [v] dog",
-    "photos": "photos",
-    "tuning": {"batch": 2, "learning_rate": 1e-3, "word_learning_rate": 1e-2},
-    "sheet": {"steps": 1},
+    "task": "mvdreambooth", "threads": 1, "prompt": "a [v] dog", "photos": "photos",
+    "tuning": {"batch": 2, "learning_rate": 1e-3, "word_learning_rate": 1e-2}, "sheet": {"steps": 1},
     "trainer": {"max_steps": 8, "val_check_interval": 4, "log_every_n_steps": 2, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
-}
+}  # fmt: skip
 TINY_MVADAPTER: dict[str, Any] = {
-    "task": "train-mvadapter",
+    "task": "train-mvadapter", "threads": 1,
     "seed": 4,  # draws both sets of views early
-    "threads": 1,
     "objects": {"name": "toybox", "count": 8},
     "training": {
-        "batch": 2,
-        "first": 3,
-        "no_text": 0.5,
-        "no_image": 0.5,
-        "view_sets": [[0, 1, 2, 3, 4, 5], [0, 3]],
-        "learning_rate": 0.01,
-        "ema": 0.5,
-        "bf16": False,
-        "sheet_objects": 1,
-        "sheet_steps": 2,
+        "batch": 2, "first": 3, "no_text": 0.5, "no_image": 0.5, "view_sets": [[0, 1, 2, 3, 4, 5], [0, 3]],
+        "learning_rate": 0.01, "ema": 0.5, "bf16": False, "sheet_objects": 1, "sheet_steps": 2,
     },
     "trainer": {"max_steps": 6, "val_check_interval": 0, "log_every_n_steps": 2, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
-}
-
-
-# ---------------------------------------------------------------- the children
+}  # fmt: skip
 
 
 def child(
@@ -257,9 +222,6 @@ def serve() -> None:
     torch.set_num_threads(1)
     _load_kernels()
     toy_run.serve(_run)
-
-
-# ---------------------------------------------------------------- the tests' side
 
 
 class Server(toy_run.Server):

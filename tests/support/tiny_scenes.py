@@ -1,4 +1,5 @@
-"""Scenes for tests: panoramas of coloured faces, and walks along a striped wall, a few pixels large."""
+"""Scenes for tests: panoramas of coloured faces, and walks along a striped wall, a few pixels large; mean colours as
+features."""
 
 from math import pi
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from tests.support.tiny_mvdiffusion import tiny_model, wall
 from threedgen.config import Config, registry
 from threedgen.data.scene_views import SceneViews
+from threedgen.evaluation.features import FeatureNetwork, NetworkOutput
 from threedgen.geometry import panorama
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import opencv_axes
@@ -68,6 +70,23 @@ class TinyScenes:
         return images, walk.K, walk.c2w, walk.depth.float()
 
 
+class MeansConfig(Config):
+    name: Literal["means"] = "means"
+
+
+class Means(FeatureNetwork):
+    """The colours of four quarters of an image."""
+
+    description = "means"
+
+    def __init__(self, config: MeansConfig) -> None:
+        pass
+
+    def __call__(self, images: Tensor) -> NetworkOutput:
+        means = F.adaptive_avg_pool2d(images.permute(0, 3, 1, 2) / 255, 2).flatten(1).numpy()
+        return NetworkOutput(means, 8 * means)
+
+
 def build(options: MVDiffusionConfig, device: str = "cpu") -> MVDiffusion:
     """A random model of the kind that the name of its blocks says."""
     return tiny_model(str(options.blocks).removeprefix("toybox-"))
@@ -75,9 +94,10 @@ def build(options: MVDiffusionConfig, device: str = "cpu") -> MVDiffusion:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The registry has them: scenes "tiny", and the prior "mvdiffusion" is random."""
+    """The registry has them: scenes "tiny" and features "means"; the prior "mvdiffusion" is random."""
     monkeypatch.setattr(registry, "TABLE", {kind: dict(table) for kind, table in registry.TABLE.items()})
     here = "tests.support.tiny_scenes"
     registry.register("scene-source", "tiny", f"{here}:TinyScenes", f"{here}:TinyScenesConfig")
+    registry.register("features", "means", f"{here}:Means", f"{here}:MeansConfig")
     registry.register("prior", "mvdiffusion", f"{here}:build", "threedgen.guidance.options:MVDiffusionConfig")
     monkeypatch.setattr(MVDiffusionConfig, "identify", lambda prior: {"weights": Identity(Path("random"), 0, "0" * 64)})

@@ -30,9 +30,6 @@ STEPS = 60
 CONFIG_YAML = "task: toy\nseed: 3\ntrainer:\n  max_steps: 60\nlearning_rate: 0.01\n"
 
 
-# ---------------------------------------------------------------- the run (in the server's children)
-
-
 def _toy(width: int, pause: float, nan: list[int], spoil: int, sleep_at: int, config_yaml: str) -> Any:
     import numpy as np
     import pytorch_lightning as pl
@@ -197,9 +194,6 @@ def serve(child: Callable[[dict[str, Any]], None]) -> None:
         if not pid:
             child(order)
         print(pid, flush=True)
-
-
-# ---------------------------------------------------------------- the tests' side
 
 
 class Server:

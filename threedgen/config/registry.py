@@ -43,7 +43,7 @@ task  evaluate-subjects  toybox.evaluation.subject_score:run     toybox.evaluati
 task  evaluate-own-prior evaluation.prior:run                   evaluation.options:EvaluateOwnPriorConfig
 task  evaluate-views     evaluation.views.run:run                evaluation.views.options:EvaluateViewsConfig
 task  consistency        evaluation.consistency.run:run          evaluation.consistency.options:ConsistencyConfig
-task  janus-meter        evaluation.janus.meter_errors:run       evaluation.janus.options:JanusMeterConfig
+task  janus-meter        evaluation.janus.meter:run              evaluation.janus.options:JanusMeterConfig
 task  janus-score        evaluation.janus.benchmark:score        evaluation.janus.options:JanusScoreConfig
 task  janus-benchmark    evaluation.janus.benchmark:run          evaluation.janus.options:JanusBenchmarkConfig
 task  train-threedim     systems.novel_view.task:run             systems.novel_view.options:TrainThreeDiMConfig
@@ -97,11 +97,11 @@ view-classifier  clip   evaluation.janus.meter:CLIPSides   evaluation.janus.opti
 # features of images (V, H, W, 3), uint8: threedgen.evaluation.features.FeatureNetwork
 features  probe      toybox.evaluation.adapters:ProbeFeatures  toybox.evaluation.options:ProbeFeaturesConfig
 features  inception  evaluation.features:InceptionFeatures     evaluation.options:InceptionFeaturesConfig
-# objects with one clear front, for Janus rates: threedgen.evaluation.janus.plan.FrontObjects
+# objects with one clear front, for Janus rates: threedgen.evaluation.janus.options.FrontObjects
 front-objects  toybox  toybox.evaluation.held_out:FrontObjects  toybox.evaluation.options:ToyboxScenesConfig
-sampler  mvdream   evaluation.consistency.samplers:MVDreamSampler  evaluation.consistency.options:MVDreamSamplerConfig
-sampler mvadapter evaluation.consistency.samplers:MVAdapterSampler evaluation.consistency.options:MVAdapterSamplerConfig
-sampler  folder    evaluation.consistency.samplers:FolderSampler   evaluation.consistency.options:FolderSamplerConfig
+sampler  mvdream   evaluation.consistency.scenes:MVDreamSampler  evaluation.consistency.options:MVDreamSamplerConfig
+sampler mvadapter evaluation.consistency.scenes:MVAdapterSampler evaluation.consistency.options:MVAdapterSamplerConfig
+sampler  folder    evaluation.consistency.scenes:FolderSampler   evaluation.consistency.options:FolderSamplerConfig
 sampler  threedim  guidance.novel_view.novel_views:ThreeDiMSampler   guidance.novel_view.options:ThreeDiMSamplerConfig
 # captioned views of scenes, built with a seed and a split: threedgen.data.scene_views.SceneSource
 scene-source  toy-panoramas  toybox.data.room_scenes:RoomPanoramas  toybox.options:RoomPanoramasConfig

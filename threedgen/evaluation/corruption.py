@@ -12,17 +12,14 @@ POSITION_NOISE, COLOUR_NOISE = 0.02, 0.07
 WAVELENGTHS = 0.08, 0.3
 """Range of the wavelength of the noise in world units. Each object gets one random wavelength."""
 MAX_EDGE = 0.1
-"""Maximum edge length in world units. Longer edges are subdivided, so that noise also bends flat surfaces."""
+"""Maximum edge length in world units after subdivision, so that noise also bends flat surfaces."""
 NOISE_TERMS = 24
 
 
 def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -> ColouredMesh:
-    """Add smooth noise to the positions and vertex colours of a mesh, and return the noisy mesh.
+    """Add smooth noise of a strength to the positions and vertex colours of a mesh; strength 1 is typical of results.
 
     Vertices at equal positions get equal noise, so a closed mesh stays closed. Textures are not changed.
-
-    Args:
-        strength: factor of the noise amplitudes. 1 is typical of text-to-3D results, 0 returns the mesh unchanged.
     """
     if strength == 0:
         return mesh
@@ -40,9 +37,9 @@ def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -
 
 
 class SmoothNoise:
-    """Smooth random vector field in 3D. Each of its three components has mean 0 and variance 1.
+    """Smooth random vector field: maps points (..., 3) in world units to vectors (..., 3) of mean 0 and variance 1.
 
-    Calling it maps points (..., 3) in world units to vectors (..., 3). Each component is a sum of sine waves.
+    Each component is a sum of sine waves.
     """
 
     def __init__(self, rng: np.random.Generator, wavelength: float) -> None:

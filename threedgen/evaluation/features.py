@@ -10,17 +10,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
-from torchmetrics.multimodal import CLIPScore
 
 from threedgen.config import ConfigError
 from threedgen.guidance.weights.hub import reachable
 
 from .metrics.distributions import fid
-from .options import HubIdentityConfig, InceptionFeaturesConfig
+from .options import CLIP_WEIGHTS, HubIdentityConfig, InceptionFeaturesConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation per RGB channel that CLIP inputs in [0, 1] are normalised with."""
+ENCODER_BATCH = 16
+"""Number of images that CLIP or an image encoder encodes together."""
 
 
 class NetworkOutput(NamedTuple):
@@ -50,17 +51,13 @@ class FeatureNetwork(Protocol):
 
 
 class InceptionFeatures(FeatureNetwork):
-    """Inception-v3 of torchmetrics with the weights of the original FID.
-
-    The constructor raises ConfigError if the weights cannot be loaded.
-    """
+    """Inception-v3 of torchmetrics with the weights of the original FID. Raises ConfigError without them."""
 
     description = (
         "torchmetrics' Inception-v3 (2048 features; unbiased logits), views resized to 299 x 299 with antialiasing"
     )
 
     def __init__(self, config: InceptionFeaturesConfig) -> None:
-        config.check()
         try:
             self.nets: list[nn.Module] = [FrechetInceptionDistance(2048).inception, InceptionScore().inception]
         except Exception as error:  # network, disk or damaged file
@@ -75,60 +72,74 @@ class InceptionFeatures(FeatureNetwork):
         return NetworkOutput(*(net(images.permute(0, 3, 1, 2)).double().numpy() for net in self.nets))
 
 
-class CaptionScore:
-    """CLIP score of torchmetrics: 100 times the cosine of the CLIP embeddings of an image and of its caption.
+class CLIP:
+    """Frozen CLIP that embeds images and texts as unit vectors (N, D), float32.
 
-    ``weights`` is a hub id or a folder. The constructor raises ConfigError if it cannot be loaded.
+    Args:
+        weights: folder or hub id. ConfigError names the config ``key`` and ``example`` if they cannot be loaded.
     """
 
-    def __init__(self, weights: str) -> None:
+    def __init__(self, weights: str, key: str, example: str = CLIP_WEIGHTS) -> None:
         from transformers import AutoProcessor, CLIPModel
 
-        net, processor = load_hub(weights, "CLIP", "openai/clip-vit-large-patch14", "clip", CLIPModel, AutoProcessor)
-        self.metric = CLIPScore(lambda: (_Towers(net), processor))  # type: ignore[arg-type, return-value]
+        self.net, self.processor = load_hub(weights, "CLIP", example, key, CLIPModel, AutoProcessor)
+        self.image_size = int(self.net.config.vision_config.image_size)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, captions: Sequence[str]) -> float:
-        """Return the mean CLIP score of images (V, H, W, 3), uint8, with one caption each; at least 0."""
-        self.metric.reset()
-        self.metric.update(list(images.permute(0, 3, 1, 2)), list(captions))
-        return float(self.metric.compute())
+    def embed_images(self, pixels: Tensor) -> Tensor:
+        """Embed preprocessed images (N, 3, S, S)."""
+        parts = pixels.split(ENCODER_BATCH)
+        return torch.cat([unit_vectors(self.net.get_image_features(pixel_values=part)) for part in parts])
 
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Embed N texts, cut off at the maximum length of CLIP."""
+        longest = int(self.net.config.text_config.max_position_embeddings)
+        tokens = self.processor.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        )
+        return unit_vectors(
+            self.net.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
+        )
 
-class _Towers(nn.Module):
-    """Wrapper of CLIP for torchmetrics, which needs tensors. CLIP returns other objects since transformers 5.0."""
+    def score(self, images: Tensor, captions: Sequence[str]) -> float:
+        """Return the CLIP score (Hessel et al. 2021): 100 times the mean cosine of images and captions, at least 0.
 
-    def __init__(self, net: Any) -> None:
-        super().__init__()
-        self.net, self.config = net, net.config
-
-    def get_image_features(self, pixels: Tensor) -> Tensor:
-        return unit_vectors(self.net.get_image_features(pixel_values=pixels))
-
-    def get_text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return unit_vectors(self.net.get_text_features(input_ids=ids, attention_mask=mask))
+        Args:
+            images: (V, H, W, 3), uint8, preprocessed by the processor of the weights.
+            captions: one caption per image.
+        """
+        pixels = self.processor.image_processor(list(images.permute(0, 3, 1, 2)), return_tensors="pt").pixel_values
+        cosine = (self.embed_images(pixels) * self.embed_texts(captions)).sum(1)
+        return max(0.0, 100 * float(cosine.mean()))
 
 
 class HubIdentity:
     """Frozen image encoder (DINOv2, DINO or CLIP) that compares the identity of subjects in photos.
 
-    The weights are a hub id or a folder. The constructor raises ConfigError if they cannot be loaded.
+    The weights are a hub id or a folder. Raises ConfigError if they cannot be loaded.
     """
 
     def __init__(self, config: HubIdentityConfig) -> None:
-        from transformers import AutoModel
+        from transformers import AutoImageProcessor, AutoModel
 
-        self.config = config
-        self.net, _ = load_hub(
-            config.weights, "an image encoder", "facebook/dinov2-small", "identity.weights", AutoModel
+        self.net, self.processor = load_hub(
+            config.weights,
+            "an image encoder",
+            "facebook/dinov2-small",
+            "identity.weights",
+            AutoModel,
+            AutoImageProcessor,
         )
+        size = getattr(self.processor, "crop_size", None) or self.processor.size
+        self.image_size = int(size.get("height") or size["shortest_edge"])
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, chunk: int = 16) -> Tensor:
-        """Encode square images (V, H, W, 3) in [0, 1], ``chunk`` at a time, as unit vectors (V, D), float32."""
+    def __call__(self, images: Tensor) -> Tensor:
+        """Encode square images (V, H, W, 3) in [0, 1] as unit vectors (V, D), float32."""
         vectors = []
-        for part in images.split(chunk):
-            x = encoder_input(part, self.config.size, self.config.mean, self.config.std)
+        for part in images.split(ENCODER_BATCH):
+            x = encoder_input(part, self.image_size, self.processor.image_mean, self.processor.image_std)
             if hasattr(self.net, "get_image_features"):  # CLIP and similar models
                 vectors.append(unit_vectors(self.net.get_image_features(pixel_values=x)))
             else:  # class token
@@ -136,24 +147,14 @@ class HubIdentity:
         return torch.cat(vectors)
 
 
-def load_hub(weights: str, description: str, example: str, key: str, *classes: Any) -> tuple[Any, Any]:
-    """Load a frozen network in eval mode, and optionally its tokenizer or processor, with transformers.
+def load_hub(weights: str, description: str, example: str, key: str, *classes: Any) -> list[Any]:
+    """Load a frozen network in eval mode and its processor, whose transformers classes are ``classes``.
 
-    Args:
-        weights: folder or id of the Hugging Face hub.
-        description: kind of network that is expected, for the error message.
-        example: hub id of a valid network, for the error message.
-        key: config key of ``weights``, for the error message.
-        classes: transformers class of the network, then optionally the class of its tokenizer or processor.
-
-    Returns:
-        The network, and the tokenizer or processor; None if only one class is given.
-
-    Raises:
-        ConfigError: if the weights cannot be loaded.
+    ``weights`` is a folder or hub id. The other arguments are for the ConfigError if they cannot be loaded: what is
+    expected, a valid hub id, and the config key of ``weights``.
     """
     try:
-        net, *rest = [
+        net, processor = [
             kind.from_pretrained(weights, local_files_only=not reachable(), trust_remote_code=False) for kind in classes
         ]
     except Exception as error:  # transformers raises many classes
@@ -162,23 +163,16 @@ def load_hub(weights: str, description: str, example: str, key: str, *classes: A
             f"as {example}.",
             key,
         ) from None
-    return net.eval().requires_grad_(False), rest[0] if rest else None
+    return [net.eval().requires_grad_(False), processor]
 
 
 def unit_vectors(output: Any) -> Tensor:
-    """Normalise the embeddings (N, D) of CLIP to length 1, float32.
-
-    ``output`` is a tensor (N, D), or since transformers 5.0 an object with the attribute ``pooler_output`` (N, D).
-    """
+    """Normalise embeddings (N, D), since transformers 5.0 the attribute ``pooler_output``, to length 1, float32."""
     return F.normalize((output if isinstance(output, Tensor) else output.pooler_output).float(), dim=1)
 
 
 def encoder_input(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Resize square images (V, H, W, 3) in [0, 1] and normalise each channel with ``mean`` and ``std`` (3,).
-
-    Returns:
-        Input of an image encoder, (V, 3, size, size), float32.
-    """
+    """Resize square images (V, H, W, 3) in [0, 1] to (V, 3, size, size), and normalise with ``mean``, ``std`` (3,)."""
     x = images.permute(0, 3, 1, 2).float()
     x = F.interpolate(x, [size] * 2, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
     offset, scale = (torch.tensor(value)[:, None, None] for value in (mean, std))

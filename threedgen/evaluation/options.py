@@ -13,6 +13,7 @@ from threedgen.data.assets.options import AssetsConfig
 FRONT_THRESHOLD = 0.4
 """Minimum smoothed front probability of a view that shows a front. Measured on 500 fresh toybox objects: 2.4 % false
 alarms on the unchanged objects, 97.2 % recall on the same objects with two fronts."""
+CLIP_WEIGHTS = "openai/clip-vit-large-patch14"
 
 Features = Annotated[Any, Component("features", default="probe")]
 MultiviewPrior = Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))]
@@ -32,9 +33,6 @@ class HubIdentityConfig(Config):
 
     name: Literal["hub"] = Field("hub", description="image encoder that transformers can load")
     weights: str = Field("facebook/dinov2-small", min_length=1, description="folder or hub id")
-    size: int = Field(224, ge=14, le=1024, description="input size, pixels per side")
-    mean: tuple[float, float, float] = Field((0.485, 0.456, 0.406), description="mean colour of its training images")
-    std: tuple[float, float, float] = Field((0.229, 0.224, 0.225), description="standard deviation of the colours")
 
 
 class SamplingConfig(RunConfig):

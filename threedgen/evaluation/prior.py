@@ -1,12 +1,16 @@
-"""Base class of evaluations that sample a prior, and the task "evaluate-own-prior" on user assets.
+"""Base class of evaluations that sample a prior, use of the other views, and the task "evaluate-own-prior".
+
+The task samples the captions of user assets:
 
 RUN/samples/00003.safetensors   batch 3 of the samples; a killed run resumes after its last batch
 RUN/report.json, .md            FID and likeness with intervals, for the samples and for other renders of the assets
 RUN/drawn.png                   renders and samples of the first assets
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,9 +20,9 @@ from threedgen.config import registry
 from threedgen.data.assets.make import render
 from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews
-from threedgen.data.bank import Captioned
+from threedgen.data.bank import Captioned, encode
 from threedgen.geometry.images import to_uint8
-from threedgen.guidance.prior import Prior
+from threedgen.guidance.prior import MultiviewPrior, Prior
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.arrays import Array
 from threedgen.run.cache import digest
@@ -29,15 +33,20 @@ from threedgen.train.task import Task
 
 from .features import FeatureNetwork
 from .metrics.distributions import fid
-from .metrics.figures import Estimate, Json, jackknife_estimate, mean_estimate
+from .metrics.figures import Estimate, Json, bootstrap_ratio, estimate, jackknife_estimate, mean_estimate
 from .options import EvaluateOwnPriorConfig, SamplingConfig
-from .report import figure_table, rounded, thumbnails, write_report, write_strips
+from .report import figure_table, format_estimate, rounded, thumbnails, write_report, write_strips
 from .runner import Evaluation, evaluation_task
 from .samples import kept_views, sample_objects
-from .view_use import Objects, view_use, view_use_table
 
 SHEET_ASSETS = 24
 """Maximum number of assets on the contact sheet."""
+LEVELS = (350, 500, 650, 800, 950)
+"""Time steps at which the use of the other views is measured."""
+CLEAN = 100
+"""Time step of the companions in the case clean, with little noise."""
+BATCH = 16
+"""Number of objects that are denoised in one batch."""
 P = TypeVar("P", bound=SamplingConfig)
 Row = TypeVar("Row")
 
@@ -65,8 +74,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         Args:
             c2w: camera-to-world poses (N, V, 4, 4).
             numbers: one number per prompt, which seeds its noise together with ``purpose`` and the seed of the config.
-            metadata: function from the prompt indices of a batch to everything that determines its samples. A file
-                with other metadata is sampled again.
+            metadata: function from the prompt indices of a batch to everything that determines its samples.
             folder: subfolder of the run for the batches.
             from_noise: start from noise, even if the prior has a coarse prediction to start from.
 
@@ -90,14 +98,114 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         return np.concatenate(found)
 
     def view_use(self, objects: Captioned) -> tuple[str, Json]:
-        """Measure how much an MVDream prior uses the other views of an object (`view_use.py`).
-
-        Returns:
-            Section of the report in Markdown, and the same numbers as JSON.
-        """
+        """Measure `view_use` of an MVDream prior. Returns a section of the report in Markdown, and the JSON."""
         assert isinstance(self.prior, MVDream)
         figures = view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)
         return view_use_table(figures), figures
+
+
+class Objects(NamedTuple):
+    """Encoded views of N objects: clean latents z (N, V, C, h, w), camera-to-world poses (N, V, 4, 4), N captions."""
+
+    z: Tensor
+    c2w: Tensor
+    captions: list[str]
+
+    @classmethod
+    def encoded(cls, prior: MVDream, views: Captioned) -> Objects:
+        """Encode captioned views with the VAE of a prior. The cameras of each object are evenly spaced around it."""
+        z = encode(prior.vae, torch.from_numpy(views.rgb)).to(prior.device)
+        c2w = torch.from_numpy(views.c2w).float().to(prior.device)
+        count = len(views.captions)
+        return cls(z.unflatten(0, (count, -1)), c2w.reshape(count, -1, 4, 4), views.captions)
+
+
+@torch.no_grad()
+def x0_errors(
+    prior: MultiviewPrior, objects: Objects, z: Tensor, t: Tensor, noise: Tensor, captions: Sequence[str] | None = None
+) -> np.ndarray:
+    """Predict the clean latents of view 0 in one step, and return the mean squared error per object.
+
+    Args:
+        objects: cameras, and the true latents of view 0.
+        z: clean latents (N, V, C, h, w) that noise is added to; view 0 is that of ``objects``.
+        t: time steps (N, V), integers.
+        noise: Gaussian noise (N, V, C, h, w).
+        captions: N prompts; None for the empty prompt.
+
+    Returns:
+        Errors (N,), float64, averaged over the channels and pixels of view 0.
+    """
+    n_view, errors = z.shape[1], []
+    for part in torch.arange(len(z)).split(BATCH):
+        texts = prior.encode_prompt([""] if captions is None else [captions[k] for k in part])
+        text = texts.expand(len(part), -1, -1).repeat_interleave(n_view, 0)
+        camera = prior.camera(objects.c2w[part].flatten(0, 1))
+        steps = t[part].flatten().to(z.device)
+        x = prior.schedule.add_noise(z[part].flatten(0, 1), noise[part].flatten(0, 1), steps)
+        x0 = prior.schedule.x0_from_eps(x, prior.denoise(x, steps, text, camera, n_view), steps)
+        miss = x0.unflatten(0, (-1, n_view))[:, 0] - objects.z[part, 0]
+        errors.append(miss.square().flatten(1).mean(1).cpu())
+    return torch.cat(errors).numpy().astype(float)
+
+
+def view_use(prior: MultiviewPrior, objects: Objects, seed: int) -> Json:
+    """Measure how much a multi-view prior relies on the other views of an object when it denoises one view.
+
+    Noise is added to view 0, and the prior predicts its clean latents in one step. Views 1 to V - 1 of the input, here
+    called companions, differ between the cases:
+
+        true         companions are the other views of the same object, with the same noise level as view 0
+        wrong        companions are views of another object, with the same noise level as view 0
+        alone        companions are the other views at the last time step, which are almost pure noise
+        caption      as true, but with the caption of the object; all other cases have the empty prompt
+        clean        companions are the other views with little noise (t = CLEAN), and view 0 is at the last time step
+
+    A prior that ignores the companions has equal errors in the cases true, wrong and alone.
+
+    Returns:
+        Mean errors and their ratios as JSON, with 95 % intervals over the objects.
+    """
+    z, last = objects.z, prior.schedule.T - 1
+    noise = torch.randn(z.shape, generator=generator(seed, 0, "view use")).to(z)
+    wrong = torch.cat([z[:, :1], z.roll(1, 0)[:, 1:]], 1)
+    rows = []
+    for level in LEVELS:
+        t = torch.full(z.shape[:2], level)
+        far = t.clone()
+        far[:, 1:] = last
+        found = {
+            "true": x0_errors(prior, objects, z, t, noise),
+            "wrong": x0_errors(prior, objects, wrong, t, noise),
+            "alone": x0_errors(prior, objects, z, far, noise),
+            "caption": x0_errors(prior, objects, z, t, noise, objects.captions),
+        }
+        row: Json = {"t": level} | {name: mean_estimate(list(errors)) for name, errors in found.items()}
+        for name in ("true", "wrong"):
+            ratio = float(found[name].mean() / found["alone"].mean())
+            row[f"{name}_over_alone"] = estimate(ratio, bootstrap_ratio(list(found[name]), list(found["alone"])))
+        rows.append(row)
+    t = torch.full(z.shape[:2], CLEAN)
+    t[:, 0] = last
+    clean = mean_estimate(list(x0_errors(prior, objects, z, t, noise)))
+    figures: Json = {"objects": len(z), "variance": float(z.var()), "levels": rows, "clean": clean}
+    result: Json = rounded(figures)
+    return result
+
+
+def view_use_table(figures: Json) -> str:
+    heads = {
+        "true": "true companions", "wrong": "another object's", "alone": "alone", "true_over_alone": "true / alone",
+        "wrong_over_alone": "another's / alone", "caption": "with the caption",
+    }  # fmt: skip
+    return f"""## Use of the other views
+
+Squared error of the predicted clean latents of one view, empty prompt, {figures["objects"]} objects; the variance of
+the latents is {figures["variance"]:.2f}.
+
+{figure_table("t", {str(row["t"]): row for row in figures["levels"]}, heads)}
+
+Companions nearly clean (t = {CLEAN}), the view itself at the last time step: {format_estimate(figures["clean"])}."""
 
 
 AssetFeatures = tuple[Array, Array, Array]
@@ -105,10 +213,7 @@ AssetFeatures = tuple[Array, Array, Array]
 
 
 class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
-    """Task "evaluate-own-prior": compare samples of the captions of user assets with renders of these assets.
-
-    Samples and renders have the same cameras. A row holds the features of one asset.
-    """
+    """Task "evaluate-own-prior": compare samples of the captions of user assets with renders from the same cameras."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -143,7 +248,6 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
 
     def report(self, rows: list[AssetFeatures]) -> None:
         config = self.config
-        section, use = self.view_use(self.renders)
         truth, samples, other = (np.stack(column) for column in zip(*rows, strict=True))
         figures = {"drawn": compare(samples, truth), "other renders": compare(other, truth)}
         text = f"""# Samples of assets
@@ -155,24 +259,18 @@ guidance {config.guidance_scale:g}, prior {config.prior.weights}. Features: {sel
 
 Likeness: cosine between the mean features of an asset's samples and of its renders. In brackets 95 % intervals over
 the assets: jackknife for FID, bootstrap for the likeness. Other renders of the same assets are the upper bound.
-
-{section}
 """
         shown = self.entries[:SHEET_ASSETS]
         strips = [thumbnails(views[k]) for k in range(len(shown)) for views in (self.truth, self.samples)]
         labels = [label for entry in shown for label in (entry.caption, "sample")]
         write_strips(self.folder / "drawn.png", strips, labels, columns=2)
-        write_report(
-            self.task, "report", rounded(figures | {"view_use": use}), text, text, summary={"assets": len(rows)}
-        )
+        write_report(self.task, "report", rounded(figures), text, text, summary={"assets": len(rows)})
 
 
 def compare(ours: Array, truth: Array) -> dict[str, Estimate]:
-    """Compare two sets of features (N, V, D) of V views of N objects.
+    """Return FID and likeness of two sets of features (N, V, D) of V views of N objects, with intervals over objects.
 
-    Returns:
-        fid: FID with its jackknife interval; likeness: mean cosine between the mean features of the same object in both
-        sets, with its bootstrap interval. Both intervals are over the N objects.
+    Likeness is the mean cosine between the mean features of the same object in both sets.
     """
 
     def distance(kept: Array) -> float:

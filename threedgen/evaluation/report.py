@@ -20,24 +20,23 @@ SHEET_PIXELS = 96
 
 
 def format_share(figure: Share | None) -> str:
-    """Format a share like "97.5 % (195/200)". An undefined share is "-"."""
+    """Format a share like "97.5 % (195/200)"; an undefined one, here as below, is "-"."""
     if figure is None or figure.value is None:
         return "-"
     return f"{100 * figure.value:.1f} % ({figure.hits}/{figure.total})"
 
 
 def format_limits(figure: Share | None) -> str:
-    """Format the 95 % interval of a share like "94.3 - 98.9 %". The interval of an undefined share is "-"."""
+    """Format the 95 % interval of a share like "94.3 - 98.9 %"."""
     return format_range(*((figure and figure.interval) or (None, None)))
 
 
 def format_range(low: float | None, high: float | None) -> str:
-    """Format an interval of shares in [0, 1] as percentages like "94.3 - 98.9 %". An undefined one is "-"."""
     return "-" if low is None or high is None else f"{100 * low:.1f} - {100 * high:.1f} %"
 
 
 def format_estimate(figure: Estimate | None) -> str:
-    """Format a number with its 95 % interval like "0.667 (0.650 - 0.684)". An undefined number is "-"."""
+    """Format a number with its 95 % interval like "0.667 (0.650 - 0.684)"."""
     if not figure or (value := figure["mean"]) is None:
         return "-"
     low, high = figure["low"], figure["high"]
@@ -45,7 +44,6 @@ def format_estimate(figure: Estimate | None) -> str:
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table with one column per entry of ``heads``; each row is a list of cells."""
     lines = [f"| {' | '.join(cells)} |" for cells in (heads, *rows)]
     return "\n".join([lines[0], "|" + "---|" * len(heads), *lines[1:]])
 
@@ -55,8 +53,7 @@ def figure_table(first_head: str, rows: Mapping[str, Json], heads: Mapping[str, 
 
     Args:
         first_head: head of the column of row names.
-        rows: maps the name of a row to its metrics. A metric is an `Estimate`, the JSON of a `Share`, or a number. A
-            missing or undefined metric is shown as "-".
+        rows: maps the name of a row to its metrics: `Estimate`, JSON of a `Share`, or number.
         heads: maps the key of a metric to the head of its column. A column without any defined metric is left out.
     """
 
@@ -89,11 +86,9 @@ def write_report(
     tables: Mapping[str, str] | None = None,
     summary: Json | None = None,
 ) -> None:
-    """Write NAME.json, NAME.md and the run's summary into the run folder. The summary marks the run as finished.
+    """Write ``figures`` to NAME.json, ``text`` to NAME.md and the run's summary, which marks the run as finished.
 
     Args:
-        figures: content of NAME.json.
-        text: content of NAME.md.
         printed: text for stdout, unless the task is quiet.
         tables: maps the names of further text files, such as CSV files, to their contents.
         summary: further entries of the summary.
@@ -108,13 +103,7 @@ def write_report(
 
 
 def write_strips(path: Path, strips: Iterable[Array], labels: Sequence[str], columns: int = 1) -> None:
-    """Write a contact sheet as PNG. Without any strip, write no file.
-
-    Args:
-        strips: images (V, H, W, 3) of each cell, shown side by side.
-        labels: one text per cell.
-        columns: number of cells per row.
-    """
+    """Write a contact sheet of labelled strips as PNG. A strip is images (V, H, W, 3) side by side."""
     if cells := [grid(strip, len(strip)) for strip in strips]:
         write_png(path, grid(pad_to_same_size(cells), columns, labels))
 

@@ -36,14 +36,15 @@ ATTEMPTS = 2
 class Evaluation(Generic[C, Item, Row]):
     """Base class of evaluations. Its constructor checks the config and raises ConfigError before any slow work.
 
+    `prepare` and `measure` raise ConfigError, or Stopped after Ctrl-C.
+
     Attributes:
         stage: text of the progress bar.
         items: objects, scenes or other units to measure. An iterator may do slow work between its items.
         total: number of items. It is needed only if ``items`` has no length.
-        work: function like `measure` that can be pickled for worker processes; None if `measure` is used.
+        work: function like `measure` that can be pickled for worker processes.
         workers: number of worker processes. With 1, items are measured in this process.
-        interrupts: handler of Ctrl-C, set while items are measured.
-        progress: progress bar, set while items are measured.
+        interrupts, progress: handler of Ctrl-C and progress bar, set while items are measured.
     """
 
     stage = "evaluating"
@@ -59,10 +60,9 @@ class Evaluation(Generic[C, Item, Row]):
         self.config: C = task.config
 
     def prepare(self) -> None:
-        """Do the work that is needed before the first item. Raises ConfigError, or Stopped after Ctrl-C."""
+        """Do the work that is needed before the first item."""
 
     def measure(self, item: Item) -> Row:
-        """Measure one item and return its row. Raises ConfigError, or Stopped after Ctrl-C."""
         raise NotImplementedError
 
     def report(self, rows: list[Row]) -> None:
@@ -71,7 +71,7 @@ class Evaluation(Generic[C, Item, Row]):
 
 
 def measure_all(evaluation: Evaluation[C, Item, Row]) -> list[Row]:
-    """Prepare an evaluation and return the rows of its items. Raises ConfigError, or Stopped after Ctrl-C."""
+    """Prepare an evaluation and return the rows of its items."""
     rows, items = list[Row](), evaluation.items
     evaluation.prepare()
     total = len(items) if isinstance(items, Sized) else evaluation.total or 0
@@ -95,7 +95,6 @@ def measure_all(evaluation: Evaluation[C, Item, Row]) -> list[Row]:
 
 
 def evaluate(kind: Callable[[Task], Evaluation[C, Item, Row]], task: Task) -> None:
-    """Create an evaluation from its class ``kind``, measure its items and write its report."""
     evaluation = kind(task)
     evaluation.report(measure_all(evaluation))
 
@@ -103,17 +102,12 @@ def evaluate(kind: Callable[[Task], Evaluation[C, Item, Row]], task: Task) -> No
 def evaluation_task(
     kind: Callable[[Task], Evaluation[C, Item, Row]], result: str = "report.md", files: tuple[str, ...] = ()
 ) -> Callable[..., int]:
-    """Return the function that runs an evaluation as a task. ``result`` and ``files`` name its files for `run_task`."""
+    """Return the function that runs an evaluation as a task. ``result`` and ``files`` are those of `run_task`."""
     return partial(run_task, partial(evaluate, kind), result=result, files=files, again=True)
 
 
 def kept_json(path: Path, make: Callable[[], Json], **key: object) -> Json:
-    """Read a JSON object from a file. If the file is missing or has another key, make the object and write it.
-
-    Args:
-        make: function that returns the object.
-        key: plain data that determines the object. It is stored in the object.
-    """
+    """Read a JSON object from a file. If the file is missing or has another ``key``, make the object and write both."""
     found = read_json(path)
     if not found or not found.items() >= key.items():
         found = make() | key

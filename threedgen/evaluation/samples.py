@@ -1,4 +1,4 @@
-"""Sampling of a prior for an evaluation. Samples are written to the run folder, so that a killed run resumes."""
+"""Samples of a prior for an evaluation, kept in the run folder, so that a killed run resumes."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ Ring = tuple[np.ndarray, float]
 
 
 def random_ring(rng: np.random.Generator, n_view: int, elevation_range: tuple[float, float]) -> Ring:
-    """Sample a ring of evenly spaced cameras: random first azimuth, random elevation in the range (degrees)."""
+    """Return evenly spaced cameras with random first azimuth and random elevation in the range (degrees)."""
     azimuth = rng.uniform(0, 2 * np.pi) + 2 * np.pi / n_view * np.arange(n_view)
     return azimuth % (2 * np.pi), float(np.deg2rad(rng.uniform(*elevation_range)))
 
@@ -64,7 +64,7 @@ def sample_objects(
 
 
 def kept_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array | Tensor]) -> Array:
-    """Read views (..., H, W, 3), uint8, from a file. If that fails, call ``sample`` and write the views."""
+    """Read views by `read_views`. If that fails, call ``sample`` and write the views."""
     views = read_views(path, metadata)
     if views is None:
         views = to_uint8(sample())
@@ -73,7 +73,7 @@ def kept_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array 
 
 
 def write_views(path: Path, views: Array | Tensor, metadata: dict[str, str]) -> None:
-    """Write views (..., H, W, 3) as uint8, with ``metadata`` on everything that determines them. Raises OSError."""
+    """Write views (..., H, W, 3) as uint8, with ``metadata`` on everything that determines them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save({"views": torch.from_numpy(to_uint8(views))}, metadata))
 

@@ -19,7 +19,7 @@ from threedgen.config import registry
 from threedgen.data.srn.writer import write_instance
 from threedgen.evaluation.consistency import fits, run
 from threedgen.evaluation.consistency.options import ConsistencyConfig
-from threedgen.evaluation.consistency.samplers import MVDreamSampler
+from threedgen.evaluation.consistency.scenes import MVDreamSampler
 from threedgen.evaluation.metrics.figures import Json
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import opencv_axes
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
 def settings(out: Path, **values: Any) -> ConsistencyConfig:
     out.mkdir(exist_ok=True)
     quick = TINY | {"steps": 3, "rays": 64}
-    fixed = {"task": "consistency", "out": str(out), "threads": 1, "protocol": quick, "tsed": {"pairs": 1, "size": 16}}
+    fixed = {"task": "consistency", "out": str(out), "threads": 1, "protocol": quick, "tsed": {"pairs": 1}}
     return ConsistencyConfig.model_validate(fixed | values)
 
 
@@ -55,9 +55,6 @@ def copy_views(folder: Path, target: Path, order: Any) -> Path:
         for k, name in enumerate(names):
             shutil.copy(folder / scene / "rgb" / names[order(k) % len(names)], target / scene / "rgb" / name)
     return target
-
-
-# --- runs --------------------------------------------------------------------------------------------------------
 
 
 def test_folder_is_scored_beside_the_original_and_a_killed_run_resumes(
@@ -108,8 +105,7 @@ def test_folder_is_scored_beside_the_original_and_a_killed_run_resumes(
 def test_key_depends_on_everything_that_determines_the_score(tmp_path: Path) -> None:
     def key(config: ConsistencyConfig, scene: str = "a", held_out: int = 1, turn: float = 0) -> str:
         views = photographs(turn=turn)
-        c2w, K = views.cameras.c2w.numpy(), views.cameras.K.numpy()
-        return fits.Job(config, scene, "sampled", to_uint8(views.images), c2w, K, [held_out]).key()
+        return fits.Job(config, scene, "sampled", to_uint8(views.images), views.cameras, [held_out]).key()
 
     config = settings(tmp_path, sampler="mvdream")
     changed = {
@@ -177,9 +173,6 @@ def test_two_workers_give_the_result_of_one(folder: Path, tmp_path: Path) -> Non
         run.run(settings(out, sampler=str(folder), workers=workers), quiet=True)
         trees.append(without_times(out / "consistency.json"))
     assert trees[0] == trees[1]
-
-
-# --- mistakes ----------------------------------------------------------------------------------------------------
 
 
 def test_short_forms_of_the_sampler(folder: Path) -> None:
@@ -252,7 +245,7 @@ def test_dry_run_checks_the_views(
     check((sampler,))
     check((f"samplers={{a: {folder}, b: {folder}}}",))
     check((sampler, f"scenes={{name: srn, path: {folder}}}"), "scenes.condition: ", "23", "64")
-    check(("sampler=.",), "sampler.path: ", "views")
+    check(("sampler=.",), "sampler.path: ")
     check(("sampler=empty",), "sampler.path: ", "'empty'")
     check(("samplers={a: {name: folder, path: empty}}",), "samplers.a.path: ", "'empty'")
     check((sampler, "scenes={name: srn, path: none}"), "scenes.path: ", "'none'")

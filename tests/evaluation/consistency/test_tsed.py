@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from tests.support.parity_files import parity_files
-from threedgen.evaluation.consistency.options import TSEDConfig
 from threedgen.evaluation.consistency.tsed import (
     detect,
     fundamental,
@@ -86,12 +85,11 @@ def shifted(step: int) -> Views:
 
 
 def test_tsed_of_a_wall() -> None:
-    options = TSEDConfig(size=64)
     views = shifted(8)
-    assert tsed(views, options).share == 1
+    assert tsed(views, 24).share == 1
     up = views.cameras.c2w.clone()
     up[:, :2, 3] = up[:, :2, 3].flip(-1)  # cameras that are said to climb, with the pictures of those that go right
-    wrong = tsed(Views(views.images, Cameras(up, Projection(views.cameras.K), 64, 64)), options)
+    wrong = tsed(Views(views.images, Cameras(up, Projection(views.cameras.K), 64, 64)), 24)
     assert wrong.share == 0 and min(wrong.matches) >= 10
 
 

@@ -16,7 +16,6 @@ from tests.support.janus_bench import log, method, report, stub, table, words  #
 from tests.support.task_server import TINY, prior_folder, write_config
 from threedgen import cli
 from threedgen.config import load
-from threedgen.config import optional as extras
 from threedgen.evaluation.janus import benchmark
 from threedgen.evaluation.janus.options import JanusBenchmarkConfig
 from threedgen.export.files.glb import save_glb
@@ -32,7 +31,6 @@ def test_benchmark_counts_and_reports(capsys: pytest.CaptureFixture[str], caplog
     assert (bad["raw"]["hits"], bad["raw"]["total"]) == (4, 4) and bad["raw"]["low"] == pytest.approx(0.5101, abs=1e-3)
     assert good["right"]["share"] == 1 and bad["right"]["hits"] == 4 * 5
     assert good["match"] == bad["match"] and good["match"]["hits"] == 2  # all look like the first prompt
-    assert [(row["recognised"]["hits"], row["recognised"]["total"]) for row in (good, bad)] == [(0, 2), (2, 2)]
     assert good["seconds"] is not None and good["memory_mib"] > 1 and good["states"] == {"seen": 4}
     assert list(report()["left_out"]) == ["a red ball"]
     assert len(log()) == 16 and set(log().values()) == {1} and len(list(Path("run/runs").iterdir())) == 8
@@ -44,20 +42,6 @@ def test_benchmark_counts_and_reports(capsys: pytest.CaptureFixture[str], caplog
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     text = Path("run/report.md").read_text()
     assert "| bad | 100.0 % (4/4) | 51.0 - 100.0 % | - |" in text and "a red ball" in text
-
-
-def test_finished_jobs_are_not_repeated_and_deleted_ones_are() -> None:
-    assert cli.main(words()) == 0
-    first = Path("run/report.json").read_bytes()
-    assert cli.main(words()) == 0 and set(log().values()) == {1}
-    assert Path("run/report.json").read_bytes() == first
-    deleted = next(Path("run/runs").glob("bad-*"))
-    for file in sorted(deleted.rglob("*"), reverse=True):
-        file.unlink()
-    deleted.rmdir()
-    assert cli.main(words()) == 0
-    again = {line: count for line, count in log().items() if count > 1}
-    assert again == {f"begun {deleted.name}": 2, f"done {deleted.name}": 2}
 
 
 def test_rate_is_corrected_by_errors_that_are_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,19 +76,6 @@ def test_methods_that_cannot_run_have_a_row_with_the_reason() -> None:
     assert started["error"] == 12 and started["late-weights"] == 1 and started["fails"] == 4
 
 
-def test_errors_that_do_not_recur_and_stops_are_survived() -> None:
-    method("error-once", "trouble: error once")
-    assert cli.main(words(methods="[error-once]")) == 0
-    assert report()["methods"][0]["states"] == {"seen": 4}
-    method("stops", "trouble: stops once")
-    for _ in range(4):  # each of the four jobs is stopped once, as by Ctrl-C
-        assert cli.main(words("out=two", methods="[stops]")) == 130
-    assert not Path("two/report.json").exists()
-    assert cli.main(words("out=two", methods="[stops]")) == 0
-    counts = Counter(count for line, count in log().items() if line.startswith("begun stops"))
-    assert counts == {2: 4} and table(Path("two"))[0]["states"] == {"seen": 4}
-
-
 @pytest.mark.slow
 def test_real_runs_are_made_evaluated_and_not_repeated() -> None:
     write_config(Path("tiny.yaml"), TINY, prior={"weights": str(prior_folder()), "dtype": "fp32"})
@@ -123,20 +94,12 @@ def test_real_runs_are_made_evaluated_and_not_repeated() -> None:
 @pytest.mark.parametrize(
     ("more", "values"),
     [
-        (["methods=[godo]"], ("methods: godo",)),
-        (["methods=[mvdream-toibox]"], ("'mvdream-toybox'",)),
         (["methods=[toybox-sheet]"], ("methods: toybox-sheet",)),
         (["methods=[good, good]"], ("methods", "'good'")),
-        (["methods=[]"], ("methods",)),
         (["prompts=[a red ball, a table]"], ("prompts", "a red ball, a table")),
         (["methods=[sds-toybox]", "prompts=[a nebula, a blue dog]"], ("prompts: sds-toybox",)),
-        (["overrides=[seed=3]"], ("overrides: seed",)),
         (["methods=[good, good.yaml seed=3]"], ("overrides: seed",)),
-        (["methods=[good fronst=3]"], ("'fronts'",)),
-        (["overrides=[secnods=3]"], ("'seconds'",)),
-        (["lost_after=100"], ("lost_after",)),
         (["address=auto"], ("engine=ray",)),
-        (["engine=rya"], ("engine",)),
         (["meter.classifier.name=prob"], ("'probe'",)),
     ],
 )
@@ -155,12 +118,6 @@ def test_dry_run_counts_objects_and_names_what_is_left_out(capsys: pytest.Captur
     text = capsys.readouterr().out
     assert "1 prompt x 1 method x 2 seeds = 2 objects" in text and not Path("run").exists()
     assert "'a red ball'" in text and "weights (" in text
-
-
-def test_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(extras, "installed", lambda module: module != "ray")
-    assert cli.main(words("engine=ray")) == 2
-    assert "[ray]" in capsys.readouterr().err
 
 
 def test_plan_of_the_shipped_benchmark() -> None:
@@ -194,9 +151,6 @@ def test_methods_may_have_their_own_overrides() -> None:
         ("with blanks.yaml fronts=2", 1.0),
         ("with blanks.yaml", 0.0),
     ]
-
-
-# --- janus-score -------------------------------------------------------------------------------------------------
 
 
 def test_score_of_mesh_files(capsys: pytest.CaptureFixture[str]) -> None:
@@ -248,12 +202,14 @@ def test_prompt_of_a_file_name() -> None:
         assert benchmark.prompt_of(Path(f"{name}.glb"), config) == prompt
 
 
-def test_readings_are_kept_until_the_mesh_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_jobs_and_readings_are_kept_until_a_mesh_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(words()) == 0
+    first = Path("run/report.json").read_bytes()
     calls: list[int] = []
     real = janus_stub.StubSides.sides
     monkeypatch.setattr(janus_stub.StubSides, "sides", lambda *args: calls.append(1) or real(*args))
-    assert cli.main(words()) == 0 and not calls
+    assert cli.main(words()) == 0 and not calls and set(log().values()) == {1}
+    assert Path("run/report.json").read_bytes() == first
     save_glb(janus_stub.box(2), next(Path("run/runs").glob("good-*")) / "mesh.glb")
     assert cli.main(words()) == 0 and len(calls) == 1
     assert report()["methods"][0]["raw"]["hits"] == 1

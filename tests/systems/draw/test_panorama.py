@@ -18,7 +18,7 @@ from tests.support import command
 from tests.support.task_server import write_config
 from tests.support.tiny_mvdiffusion import tiny_prior_config
 from threedgen.config.errors import DiskFull
-from threedgen.evaluation.views.folder import FolderScenes
+from threedgen.evaluation.views.scenes import FolderScenes
 from threedgen.geometry.cameras_file import read_cameras
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.panorama import intrinsics, ring

@@ -15,7 +15,7 @@ from tests.support import box_room, command
 from tests.support.task_server import write_config
 from tests.support.tiny_mvdiffusion import tiny_prior_config
 from tests.support.tiny_prior import cpu
-from threedgen.evaluation.views.folder import FolderScenes
+from threedgen.evaluation.views.scenes import FolderScenes
 from threedgen.export.surface.blend import SCENE_BLEND
 from threedgen.systems.draw.mesh import MeshFrame
 from threedgen.systems.texture import scene

@@ -116,14 +116,15 @@ def test_missing_and_damaged_networks_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "size", "width"), [("dino", 28, 16), ("clip", 32, 8)])
 def test_hub_encoder_gives_unit_vectors(tmp_path: Path, kind: str, size: int, width: int) -> None:
-    from transformers import Dinov2Config, Dinov2Model
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
     if kind == "dino":
         small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         Dinov2Model(Dinov2Config(**small, image_size=28, patch_size=14)).save_pretrained(tmp_path)
+        BitImageProcessor(crop_size=size).save_pretrained(tmp_path)
     else:
         tiny_clip(tmp_path)
-    embed = registry.build("identity", HubIdentityConfig(weights=str(tmp_path), size=size))
-    vectors = embed(torch.rand(3, 40, 40, 3), chunk=2)
+    embed = registry.build("identity", HubIdentityConfig(weights=str(tmp_path)))
+    vectors = embed(torch.rand(3, 40, 40, 3))
     assert vectors.shape == (3, width)
     assert torch.allclose(vectors.norm(dim=1), torch.ones(3), atol=1e-5)

@@ -17,11 +17,10 @@ import numpy as np
 import torch
 from kornia.metrics import ssim
 
-from threedgen.config import config_hash, plain
-from threedgen.config.model import tree_hash
+from threedgen.config import config_hash
 from threedgen.config.plain_file import read_json
 from threedgen.evaluation.metrics.figures import Floats, Json, mean
-from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import psnr, to_uint8
 from threedgen.geometry.views import Views
 from threedgen.representations.fit import Bounds, fit
@@ -30,7 +29,7 @@ from threedgen.run.disk import atomic_file, write_json
 from threedgen.run.threads import set_threads
 
 from .options import ConsistencyConfig
-from .tsed import MAX_ERROR, MIN_MATCHES, RATIO, tsed
+from .tsed import tsed
 
 SSIM_WINDOW = 11
 """Side in pixels of the Gaussian window of SSIM, whose sigma is 1.5 (Wang et al. 2004)."""
@@ -38,14 +37,12 @@ SSIM_WINDOW = 11
 
 @dataclass(frozen=True)
 class Job:
-    """One scene of one sampler to score, with everything that determines the score. Worker processes can unpickle it.
+    """One scene of one sampler to score, with everything that determines the score.
 
     Attributes:
         scene: name of the scene.
         row: name of the sampler, or "original".
         images: views (V, H, W, 3), uint8.
-        c2w: camera-to-world poses (V, 4, 4), OpenGL axes.
-        K: intrinsics (V, 3, 3) in pixels.
         held_out: indices of the views that the field is not fitted to.
         truth: original views (V, H, W, 3), uint8, to compare ``images`` with; None: no comparison.
         sampled: indices of the views that are compared with ``truth``.
@@ -55,17 +52,14 @@ class Job:
     scene: str
     row: str
     images: Array
-    c2w: Array
-    K: Array
+    cameras: Cameras
     held_out: list[int]
     truth: Array | None = None
     sampled: Sequence[int] = ()
 
     @property
     def views(self) -> Views:
-        height, width = self.images.shape[1:3]
-        at = Cameras(torch.from_numpy(self.c2w), Projection(torch.from_numpy(self.K)), height, width)
-        return Views(torch.from_numpy(self.images).float() / 255, at)
+        return Views(torch.from_numpy(self.images).float() / 255, self.cameras)
 
     @property
     def path(self) -> Path:
@@ -74,27 +68,22 @@ class Job:
 
     def key(self) -> str:
         """Return a hash (16 hex digits) of everything that determines the score."""
-        digest = hashlib.sha256()
+        digest, c = hashlib.sha256(), self.config
         truth = () if self.truth is None else (self.truth,)
-        for array in (self.images, self.c2w, self.K, *truth):
+        for array in (self.images, self.cameras.c2w.numpy(), self.cameras.K.numpy(), *truth):
             digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
-        c = self.config
-        constants = {"t_error": MAX_ERROR, "t_matches": MIN_MATCHES, "ratio": RATIO}
-        options = [
-            c.seed,
-            self.held_out,
-            list(self.sampled),
-            config_hash(c.protocol),
-            tree_hash(plain(c.tsed) | constants),
-        ]
+        options = [c.seed, self.held_out, list(self.sampled), config_hash(c.protocol), config_hash(c.tsed)]
         digest.update(json.dumps(options).encode())
         return digest.hexdigest()[:16]
 
 
-def stored(job: Job) -> Json | None:
-    """Read the score of a job from the run folder. Return None if it is missing, damaged or has another key."""
+def stored_or_scored(job: Job, threads: int) -> Json:
+    """Return the score of a job from the run folder, or compute it with ``threads`` CPU threads."""
     found = read_json(job.path)
-    return found if found.get("key") == job.key() and job.path.with_suffix(".npz").is_file() else None
+    if found.get("key") != job.key() or not job.path.with_suffix(".npz").is_file():
+        set_threads(threads)
+        found = score(job)
+    return found
 
 
 def score(job: Job) -> Json:
@@ -103,20 +92,19 @@ def score(job: Job) -> Json:
     kept = [k for k in range(len(views)) if k not in job.held_out]
     scene = fit(views.select(kept), Bounds.from_cameras(views.cameras), config.protocol, config.seed, "auto")
     fit_seconds = time.monotonic() - start
-    truth = views.select(job.held_out)
-    render = scene.render_images(truth.cameras).clamp(0, 1).cpu().numpy()
-    each = compare(truth.images.numpy(), render)
+    held = views.select(job.held_out)
+    render = scene.render_images(held.cameras).clamp(0, 1).cpu().numpy()
+    each = compare(held.images.numpy(), render)
     to_truth: dict[str, list[float] | list[None]] = {}
     if job.truth is not None:
         chosen = list(job.sampled)
         to_truth = compare(job.truth[chosen] / 255, job.images[chosen] / 255)
-    epipolar = tsed(views, config.tsed)
+    epipolar = tsed(views, config.tsed.pairs)
     found: Json = {
         "key": job.key(), "scene": job.scene, "row": job.row,
         "psnr": mean(each["psnr"]), "ssim": mean(each["ssim"]), "tsed": epipolar.share,
         "true_psnr": mean(to_truth.get("psnr", ())), "true_ssim": mean(to_truth.get("ssim", ())),
-        "consistent_pairs": epipolar.consistent, "pairs": epipolar.total,
-        "matches": mean([float(n) for n in epipolar.matches]),
+        "consistent_pairs": epipolar.consistent, "pairs": epipolar.total, "matches": mean(epipolar.matches),
         "held_out": job.held_out, "each": each, "fit_seconds": round(fit_seconds, 2),
     }  # fmt: skip
     job.path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,15 +125,6 @@ def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]
         one, other = (torch.from_numpy(stack).double().permute(0, 3, 1, 2) for stack in (truth, images))
         similarity = ssim(one, other, SSIM_WINDOW, padding="valid").mean((1, 2, 3)).tolist()
     return {"psnr": [psnr(*pair) for pair in zip(truth, images, strict=True)], "ssim": similarity}
-
-
-def stored_or_scored(job: Job, threads: int) -> Json:
-    """Return the score of a job from the run folder, or compute it with ``threads`` CPU threads."""
-    found = stored(job)
-    if found is None:
-        set_threads(threads)
-        found = score(job)
-    return found
 
 
 def held_out_images(folder: Path, score: Json) -> tuple[Array, Array]:

@@ -35,7 +35,6 @@ class MVDreamSamplerConfig(Config):
     together: int = Field(0, ge=0, le=1024, description="evenly spread views denoised together; 0: all")
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float = Field(5.0, ge=0, description="scale of classifier-free guidance")
-    negative_prompt: str = Field("", description="negative prompt of the guidance")
 
 
 class MVAdapterSamplerConfig(Config):
@@ -46,7 +45,6 @@ class MVAdapterSamplerConfig(Config):
     together: int = Field(6, ge=0, le=1024, description="evenly spread views denoised together; 0: all")
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     guidance_scale: float | None = Field(None, ge=0, description="null: 7, or 3 with a given view")
-    negative_prompt: str = Field("", description="negative prompt of the guidance")
     image_prompt: str = Field("", description="prompt with a given view; released adapters trained on 'high quality'")
 
 
@@ -67,9 +65,7 @@ class FolderSamplerConfig(Config):
         """List the folders of all scenes. Raises ConfigError if there are none."""
         folder = existing_folder(self.path, "path")
         if not (found := scenes(folder)):
-            inside = next((path for path in sorted(folder.iterdir()) if scenes(path)), None)
-            hint = f"; did you mean {inside}?" if inside else ""
-            raise ConfigError(f"has no scenes, folders with rgb/, pose/ and intrinsics.txt{hint}", "path", self.path)
+            raise ConfigError("has no scenes, folders with rgb/, pose/ and intrinsics.txt", "path", self.path)
         return found
 
 
@@ -109,7 +105,6 @@ class TSEDConfig(Config):
     """Thresholded symmetric epipolar distance of neighbouring views (Yu et al. 2023)."""
 
     pairs: int = Field(24, ge=0, le=100_000, description="pairs of neighbouring views per scene; 0: no TSED")
-    size: int = Field(256, ge=16, le=2048, description="side of a view for feature detection, pixels")
 
 
 class ProbeWeightsConfig(Config):
@@ -119,8 +114,8 @@ class ProbeWeightsConfig(Config):
 
     def features(self) -> Config:
         """Return the config of the feature network (the toybox probe) for the registry."""
-        model: Any = config_model("features", "probe")
-        config: Config = model(weights=self.weights)
+        config = config_model("features", "probe").model_validate({"weights": self.weights})
+        assert isinstance(config, Config)
         return config
 
     def check(self) -> None:

@@ -4,8 +4,7 @@ RUN/views/ROW/SCENE.safetensors   samples of the sampler ROW; a killed run resum
 RUN/scores/                       metrics, held-out views and renders of each scene (`fits.py`)
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from threedgen.evaluation.runner import Evaluation, evaluation_task
 from threedgen.evaluation.samples import read_views, write_views
 from threedgen.geometry.images import enlarge_small, to_uint8
 from threedgen.geometry.views import NovelViewSampler, Views
-from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
 from threedgen.run.arrays import evenly_spaced
 from threedgen.run.metrics import csv_table
 from threedgen.run.seeding import numpy_generator
@@ -51,13 +49,10 @@ STRIP_VIEWS = 10
 
 
 class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
-    """Evaluation of samplers by the 3D consistency of their views. An item is one scene of one sampler.
+    """Evaluation of samplers, and of available original views, by their 3D consistency.
 
-    The original views of a scene are scored too, if they are available.
-
-    Attributes:
-        strips: maps the name of a scene to the label and the images (V, H, W, 3), uint8, of each row of views.png.
-        notes: warnings about cameras that are probably wrong, for the report.
+    An item is one scene of one sampler. ``strips`` maps the name of a scene to the label and the images (V, H, W, 3),
+    uint8, of each row of views.png.
     """
 
     stage = "fields"
@@ -80,8 +75,9 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
         self.held_out = {scene.name: held_out_views(scene, config.seed) for scene in self.scenes}
         self.notes = [note for scene in self.scenes for note in camera_warnings(scene)]
         self.strips: dict[str, list[tuple[str, np.ndarray]]] = {}
-        self.threads = max(1, set_threads(config.threads) // self.workers)
-        self.work = partial(stored_or_scored, threads=self.threads)
+        self.work: Callable[[Job], Json] = partial(
+            stored_or_scored, threads=max(1, set_threads(config.threads) // self.workers)
+        )
         self.items = self.jobs()
         self.total = sum(len(self.samplers) + (scene.original is not None) for scene in self.scenes)
 
@@ -117,11 +113,17 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                         continue
                     if scene.name in self.strips or len(self.strips) < SHEET_SCENES:
                         self.strips.setdefault(scene.name, []).append((f"{scene.name} {row}", strip(scene, views)))
-                    images, at, held = to_uint8(views.images), scene.cameras, self.held_out[scene.name]
-                    job = Job(self.config, scene.name, row, images, at.c2w.numpy(), at.K.numpy(), held)
-                    if truth is not None and is_sampled and scene.condition:
-                        job = replace(job, truth=to_uint8(truth.images), sampled=scene.targets)
-                    yield job
+                    compared = truth if is_sampled and scene.condition else None
+                    yield Job(
+                        self.config,
+                        scene.name,
+                        row,
+                        to_uint8(views.images),
+                        scene.cameras,
+                        self.held_out[scene.name],
+                        None if compared is None else to_uint8(compared.images),
+                        scene.targets,
+                    )
 
     def sample(self, row: str, batch: Sequence[Scene]) -> list[Views]:
         """Return all views of some scenes, condition views included. Samples of an earlier run are read from files."""
@@ -140,15 +142,16 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
         return [scene.together(requests[k], images[k]) for k, scene in enumerate(batch)]
 
     def measure(self, item: Job) -> Json:
-        return stored_or_scored(item, self.threads)
+        return self.work(item)
 
     def report(self, rows: list[Json]) -> None:
         config, order = self.config, [*self.samplers, ORIGINAL]
         scenes = [scene.name for scene in self.scenes]
         rows.sort(key=lambda score: (scenes.index(score["scene"]), order.index(score["row"])))
         of = {row: [score for score in rows if score["row"] == row] for row in order}
+        of = {row: mine for row, mine in of.items() if mine}
         distances = feature_distances(self.features, self.folder / "scores", of) if self.features else {}
-        summaries = {row: self.summary(mine) | distances.get(row, {}) for row, mine in of.items() if mine}
+        summaries = {row: self.summary(mine) | distances.get(row, {}) for row, mine in of.items()}
         first, *others = self.samplers
         differences: dict[str, Json] = {}
         for row in others:
@@ -176,7 +179,10 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
             parts.append("\n".join(f"- {note}" for note in self.notes))
         text = "\n\n".join(parts)
         self.write_sheets(rows)
-        whole = f"# 3D consistency\n\n{text}\n\n{explanation(config.protocol)}\n"
+        about = f"""Protocol "{config.protocol.name}", settings {config_hash(config.protocol)[:16]}: scores compare only
+within one protocol and settings. In brackets 95 % bootstrap intervals over the scenes. TSED: {MIN_MATCHES} matches,
+{MAX_ERROR:g} pixels. Definitions: docs/consistency.md."""
+        whole = f"# 3D consistency\n\n{text}\n\n{about}\n"
         tables = {"consistency.csv": csv_table(rows, COLUMNS)}
         write_report(self.task, "consistency", figures, whole, text, tables, {"scenes": len(scenes)})
 
@@ -189,10 +195,10 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
         return found
 
     def write_sheets(self, scores: Sequence[Json]) -> None:
-        """Write the contact sheets views.png and sheet.png.
+        """Write views.png with views of each scene and row, and sheet.png.
 
-        views.png shows views of each scene and row. sheet.png shows, for each of them, the held-out view of median
-        PSNR, the render of the field from the same camera, and their amplified difference.
+        sheet.png shows, for each scene and row, the held-out view of median PSNR, the render of the field from the same
+        camera, and their amplified difference.
         """
         labelled = [strip for scene in self.strips.values() for strip in scene]
         labels = [label for label, _ in labelled]
@@ -212,20 +218,12 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
 
 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
-    """Compute FID and KID between all held-out views and all renders of each row.
+    """Compute FID and unscaled KID between all held-out views and all renders of each row.
 
-    Args:
-        folder: folder of the scores.
-        of: maps the name of a row to its scores.
-
-    Returns:
-        Maps the name of a row to fid, kid (unscaled) and pictures, the number of held-out views. A row with fewer than
-        two held-out views is left out.
+    ``of`` maps the name of a row to its scores in ``folder``. A row with fewer than two held-out views is left out.
     """
     found: dict[str, Json] = {}
     for row, scores in of.items():
-        if not scores:
-            continue
         stacks = [held_out_images(folder, score) for score in scores]
         held, renders = (
             np.concatenate([features(torch.from_numpy(stack)).features for stack in column])
@@ -235,17 +233,6 @@ def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, S
             subsets, size = (100, KID_SUBSET) if count > KID_SUBSET else (1, count)
             found[row] = {"fid": fid(held, renders), "kid": kid(held, renders, subsets, size)[0], "pictures": count}
     return found
-
-
-def explanation(protocol: PaperProtocolConfig | SubsampledProtocolConfig) -> str:
-    """Return the text of the report that explains its metrics."""
-    pixels = "all pixels of all views" if protocol.rays is None else f"{protocol.rays} random pixels"
-    return f"""Protocol "{protocol.name}" (3DiM, section 7.4; settings {config_hash(protocol)[:16]}): a field without
-view dependence is fitted in {protocol.steps} steps to {100 * (1 - HELD_OUT):.0f} % of a scene's views, {pixels} per
-step, and its renders are compared with the others. In brackets 95 % bootstrap intervals over the scenes. Scores compare
-only within one protocol and settings. "To the true views" compares samples with the original views, which does not
-measure consistency. TSED: share of neighbouring views with at least {MIN_MATCHES} matches and a median symmetric
-epipolar distance below {MAX_ERROR:g} pixels at 256 pixels per side."""
 
 
 def strip(scene: Scene, views: Views) -> np.ndarray:

@@ -1,32 +1,54 @@
-"""Scenes of the consistency score: cameras, condition views, original views, held-out views, and camera checks."""
+"""Scenes of the consistency score, and samplers (`threedgen.geometry.views.NovelViewSampler`) of their views.
+
+The registry builds a sampler from its config (kind "sampler"). It may set three flags:
+
+    needs_text, needs_condition    scenes without a prompt or without a condition view are rejected before any sampling
+    on_disk                        its views are files of the user, so they are not copied into the run folder
+"""
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from math import cos, radians
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.config import ConfigError
+from threedgen.config import ConfigError, config_hash, registry
 from threedgen.config.errors import within
 from threedgen.data.srn.reader import Instance, open_instance
 from threedgen.data.srn.scene_files import condition_and_targets
 from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.foreground import extract_foreground
 from threedgen.geometry.images import to_uint8
-from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.views import Request, Views, resize
+from threedgen.guidance.prior import Prior
+from threedgen.guidance.priors.mvadapter.model import MVAdapter
+from threedgen.guidance.priors.mvadapter.pictures import framed
 from threedgen.run.arrays import evenly_spaced
-from threedgen.run.seeding import numpy_generator
+from threedgen.run.cache import digest
+from threedgen.run.seeding import generator, numpy_generator
+from threedgen.train.task import device
 
-from .options import MIN_VIEWS, SampledScenesConfig, SRNScenesConfig
-from .samplers import FolderSampler
+from .options import (
+    MIN_VIEWS,
+    FolderSamplerConfig,
+    MVAdapterSamplerConfig,
+    MVDreamSamplerConfig,
+    SampledScenesConfig,
+    SRNScenesConfig,
+)
 
 logger = logging.getLogger(__name__)
 
 HELD_OUT = 0.1
 """Share of the views of a scene that are held out of the fit of the field."""
-MAX_OFFSET = 0.25
-"""Maximum distance between the origin and the point that the cameras look at, relative to the camera distance."""
+MAX_ANGLE = 15
+"""Maximum angle in degrees between the viewing axes of the cameras and the origin, else a warning."""
+SAME_POSE = 1e-3
+"""Tolerance for equal poses: maximum difference of a matrix entry, divided by the camera distance (at least 1)."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +116,7 @@ def _from_archive(config: SRNScenesConfig, instance: Instance) -> Scene:
 
 def sampled(config: SampledScenesConfig, sampler: object, seed: int) -> list[Scene]:
     """Return the scenes of a folder of samples. They have no original views and no condition views."""
-    if not isinstance(sampler, FolderSampler):
-        raise ConfigError("'sampled' needs a folder of samples as sampler", "scenes")
+    assert isinstance(sampler, FolderSampler)
     return [Scene(name, one.cameras, one.numbers) for name, one in sampler.instances.items()]
 
 
@@ -108,10 +129,9 @@ def fit_to(scene: Scene, images: Tensor) -> Tensor:
 
 
 def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int]:
-    """Choose random target views to hold out, and return their sorted indices. Of 251 views, 25 are held out.
+    """Return the sorted indices of random target views to hold out. Raises ConfigError if there are too few views.
 
     Scenes with the same number of views and the same condition views have the same held-out views, for all samplers.
-    Raises ConfigError if the scene has too few views.
     """
     count, targets = len(scene.cameras), scene.targets
     number = max(1, round(share * count))
@@ -122,46 +142,132 @@ def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int
 
 
 def camera_warnings(scene: Scene) -> list[str]:
-    """Return a warning if the cameras look away from the scene or not at the origin; else an empty list."""
+    """Return a warning if half of the cameras do not look at the origin within `MAX_ANGLE`; else an empty list."""
     at = scene.cameras
-    if around_origin(at):
+    cosine = (at.c2w[:, :3, 2] * torch.nn.functional.normalize(at.position, dim=-1)).sum(-1)
+    if float(cosine.median()) >= cos(radians(MAX_ANGLE)):
         return []
-    if around_origin(replace(at, c2w=opencv_axes(opencv_axes(at.c2w).inverse()))):  # inverse in the axes of files
-        doubt = (
-            "the cameras would look at the origin if the poses were world-to-camera. Invert them, or put a 1 in the "
-            "fifth line of intrinsics.txt"
-        )
-    elif _behind(at):
-        doubt = (
-            "the cameras look away from the scene; their axes may not be OpenGL's. Negate the second and the third "
-            "column of the poses"
-        )
-    else:
-        point = ", ".join(f"{x:.3g}" for x in looked_at(at).tolist())
-        doubt = f"the cameras look at ({point}), but the field is fitted around the origin"
-    note = f"{scene.name}: {doubt}"
+    note = (
+        f"{scene.name}: the cameras do not look at the origin, around which the field is fitted. The poses should be "
+        "camera-to-world with OpenCV axes (docs/consistency.md)."
+    )
     logger.warning("%s", note)
     return [note]
 
 
-def around_origin(cameras: Cameras) -> bool:
-    """Return whether the point that the cameras look at is near the origin and in front of most of them."""
-    limit = MAX_OFFSET * float(cameras.position.norm(dim=-1).median())
-    return not _behind(cameras) and float(looked_at(cameras).norm()) <= limit
+class GroupSampler:
+    """Base class of samplers that use a diffusion prior. The prior denoises at most ``together`` views at a time."""
+
+    needs_text, on_disk = False, False
+    config: MVDreamSamplerConfig | MVAdapterSamplerConfig
+    prior: Prior
+
+    def __init__(self, config: MVDreamSamplerConfig | MVAdapterSamplerConfig) -> None:
+        self.config = config
+        self.prior = registry.build("prior", config.prior, device())
+
+    def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
+        return [self._sample(request) for request in requests]
+
+    def fingerprint(self) -> str:
+        """Return the weights and options that determine the samples of a request."""
+        return f"{digest(self.prior.networks)} {config_hash(self.config)}"
+
+    def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
+        """Sample the views at poses ``c2w`` (V, 4, 4) together; images (V, H, W, 3) in [0, 1]."""
+        raise NotImplementedError
+
+    def _sample(self, request: Request) -> Tensor:
+        """Sample all target views. Views that are sampled together are evenly spaced, such as every fifth of 60."""
+        count, views = len(request.target), []
+        groups = -(-count // (self.config.together or count))
+        for first in range(groups):
+            rng = generator(request.seed, first, f"novel views of {request.scene}")
+            views.append(self.sample_group(request, request.target.c2w[first::groups], rng))
+        order = torch.cat([torch.arange(first, count, groups) for first in range(groups)])
+        return torch.cat(views)[order.argsort()]
 
 
-def _behind(cameras: Cameras) -> bool:
-    """Return whether the point that the cameras look at is behind most of them."""
-    depth = ((cameras.position - looked_at(cameras)) * cameras.c2w[:, :3, 2]).sum(-1)
-    return bool((depth < 0).float().mean() > 0.5)
+class MVDreamSampler(GroupSampler):
+    """Sampler that uses an MVDream prior, which is conditioned on the prompt and the cameras."""
+
+    needs_text = True
+    config: MVDreamSamplerConfig
+
+    def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
+        c = self.config
+        return self.prior.sample(request.text, c2w, c.steps, c.guidance_scale, generator=rng)
 
 
-def looked_at(cameras: Cameras) -> Tensor:
-    """Return the point (3,) with the least sum of squared distances to all viewing axes, in world units.
+class MVAdapterSampler(GroupSampler):
+    """Sampler that uses a 2D model with MV-Adapter. It is conditioned on the first condition view, or else on text.
 
-    If the axes are parallel, it is the nearest of these points to the origin.
+    The adapter receives the directions of the cameras, but not their distances or fields of view. It chooses the size
+    and place of the object, and puts its front at azimuth 0.
     """
-    axis = -cameras.c2w[:, :3, 2].double()
-    across = torch.eye(3, dtype=torch.float64) - axis[:, :, None] * axis[:, None, :]
-    A, b = across.sum(0), (across @ cameras.position.double()[..., None]).sum(0)
-    return (torch.linalg.pinv(A, rtol=1e-6) @ b)[:, 0].float()
+
+    config: MVAdapterSamplerConfig
+    prior: MVAdapter
+    noted = False
+
+    def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
+        c, model = self.config, self.prior
+        if not self.noted:
+            self.noted = True
+            model.note_views(request.target.c2w)
+        image = None if request.condition is None else self._condition(request)
+        text = request.text or ("" if image is None else c.image_prompt)
+        return model.sample_views(
+            text,
+            model.camera(c2w),
+            image,
+            steps=c.steps,
+            guidance_scale=c.guidance_scale,
+            negative_prompt="",
+            generator=rng,
+            init=None if image is not None else model.init_latents(text, c2w),
+        )
+
+    def _condition(self, request: Request) -> Tensor:
+        """Cut out and centre the object of the first condition view. Raises ConfigError if the background varies."""
+        assert request.condition is not None
+        rgb, size = request.condition.images[0].float().cpu().numpy(), self.prior.image_size
+        opaque = np.ones((*rgb.shape[:2], 1), np.float32)
+        cut = extract_foreground(np.dstack([rgb, opaque]), f"the given view of {request.scene}")
+        return framed(torch.from_numpy(cut), size, size)
+
+
+class FolderSampler:
+    """Sampler that reads existing views from a folder. The constructor checks all files, and raises ConfigError."""
+
+    needs_text, on_disk = False, True
+
+    def __init__(self, config: FolderSamplerConfig) -> None:
+        self.folder = Path(config.path).expanduser()
+        self.instances = {
+            path.name: open_instance(path, config.up, MIN_VIEWS, allow_gaps=True) for path in config.folders()
+        }
+        for instance in self.instances.values():
+            instance.verify()
+
+    def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
+        return [self.instances[request.scene].views(self.indices(request)).images for request in requests]
+
+    def indices(self, request: Request) -> list[int]:
+        """Return the indices of the requested views. Raises ConfigError if a view is missing or its pose differs."""
+        if request.scene not in self.instances:
+            raise ConfigError(f"{self.folder / request.scene} is missing. The scenes to score include it.")
+        instance = self.instances[request.scene]
+        index = {number: k for k, number in enumerate(instance.numbers)}
+        for k, number in enumerate(request.numbers):
+            if number not in index:
+                raise ConfigError(f"{instance.folder / 'rgb' / f'{number:06d}.png'} is missing. It is a target view.")
+            own, requested = instance.cameras.c2w[index[number]], request.target.c2w[k]
+            if (own - requested).abs().max() > SAME_POSE * max(1.0, float(requested[:3, 3].norm())):
+                path = instance.folder / "pose" / f"{instance.names[index[number]]}.txt"
+                raise ConfigError(f"{path} differs from the pose of the original view.")
+        return [index[number] for number in request.numbers]
+
+    def fingerprint(self) -> str:
+        """Return the path of the folder. The pixels are hashed later, in the key of each score."""
+        return str(self.folder)

@@ -7,7 +7,7 @@ the paper uses COLMAP.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,22 +22,21 @@ from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.views import Views
 from threedgen.run.arrays import evenly_spaced
 
-from .options import TSEDConfig
-
 Floats = NDArray[np.float64]
+Features = tuple[Floats, NDArray[np.uint8]]
 
 MAX_ERROR = 2.0
-"""A pair of views is consistent below this median epipolar distance, in pixels of images of ``REFERENCE_SIZE``."""
+"""A pair of views is consistent below this median epipolar distance, in pixels of images of ``SIZE``."""
 MIN_MATCHES = 10
 """Minimum number of feature matches of a consistent pair of views."""
 RATIO = 0.8
 """Threshold of Lowe's ratio test."""
-REFERENCE_SIZE = 256
+SIZE = 256
+"""Side in pixels to which views are resized for the detection of features."""
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
-@dataclass(frozen=True)
-class Pairs:
+class Pairs(NamedTuple):
     """Epipolar consistency of P pairs of views.
 
     Attributes:
@@ -96,27 +95,23 @@ def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches
     return Pairs(sum(consistent), len(consistent), tuple(counts), tuple(medians))
 
 
-def tsed(views: Views, options: TSEDConfig) -> Pairs:
-    """Compute TSED of pairs of consecutive views, which are resized to ``options.size`` pixels per side first."""
-    pairs = neighbours(len(views), options.pairs)
+def tsed(views: Views, count: int) -> Pairs:
+    """Compute TSED of at most ``count`` evenly spaced pairs of consecutive views, resized to `SIZE` first."""
+    pairs = neighbours(len(views), count)
     if not pairs:
         return judge([])
     needed = sorted({k for pair in pairs for k in pair})
-    images = to_uint8(views.select(needed).resized(options.size).images)
+    images = to_uint8(views.select(needed).resized(SIZE).images)
     features = {k: detect(image) for k, image in zip(needed, images, strict=True)}
-    at = views.cameras.with_size(options.size, options.size)
+    at = views.cameras.with_size(SIZE, SIZE)
     F = fundamental(*(at.select([pair[end] for pair in pairs]) for end in (0, 1)))
     matches = [match(features[one], features[two]) for one, two in pairs]
-    distances = list(map(symmetric_epipolar_distance, matches, F))
-    return judge(distances, MAX_ERROR * options.size / REFERENCE_SIZE)
+    return judge(list(map(symmetric_epipolar_distance, matches, F)))
 
 
 def neighbours(count: int, pairs: int) -> list[tuple[int, int]]:
     """Return at most ``pairs`` evenly spaced pairs (k, k + 1) of indices of ``count`` views."""
     return [(k, k + 1) for k in evenly_spaced(count - 1, pairs)] if pairs and count > 1 else []
-
-
-Features = tuple[Floats, NDArray[np.uint8]]
 
 
 def detect(image: NDArray[np.uint8]) -> Features | None:

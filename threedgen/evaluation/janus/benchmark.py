@@ -3,7 +3,7 @@
 "janus-benchmark" makes objects with each method and evaluates them. "janus-score" evaluates existing mesh files.
 
 RUN/runs/KEY/     run of one job and its exit state; finished jobs are not repeated
-RUN/looks/        classified views of each object (`results.Reader`)
+RUN/looks/        classified views of each object (`report.Reader`)
 RUN/meter.json    error rates of the meter on objects with a known number of fronts
 """
 
@@ -15,35 +15,43 @@ from typing import TypeVar
 
 from threedgen.config.plain_file import read_json
 from threedgen.evaluation.metrics.figures import Json
+from threedgen.evaluation.metrics.fronts import ErrorRates
 from threedgen.evaluation.runner import Evaluation, evaluation_task, kept_json, measure_all
 from threedgen.run.folder import slug
 from threedgen.run.threads import set_threads
 from threedgen.systems.batch.jobs import FAILED, FINISHED, RECORD, REFUSED, Job, make_all
 from threedgen.train.task import Stopped, Task
 
-from .meter import Meter
-from .meter_errors import MeterErrors
-from .options import UNREADABLE, JanusBenchmarkConfig, JanusScoreConfig, MeteredConfig, asset_files, folder_of_assets
-from .plan import front_objects, reasons
-from .rates import ErrorRates
-from .report import READINGS, write_janus_report
-from .results import Reader, Result, method_row
+from .meter import Meter, MeterErrors
+from .options import (
+    UNREADABLE,
+    JanusBenchmarkConfig,
+    JanusScoreConfig,
+    MeteredConfig,
+    asset_files,
+    folder_of_assets,
+    front_objects,
+    reasons,
+)
+from .report import READINGS, Reader, Result, method_row, write_janus_report
 
 logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=MeteredConfig)
 Asset = TypeVar("Asset")
 FILES = ("report.html", "methods.csv", "assets.csv")
+MESH = "mesh.glb"
+"""File of a run that the benchmark evaluates."""
 
 
 class JanusRates(Evaluation[M, Asset, Result]):
-    """Base class of both tasks. It measures the error rates of the meter, classifies objects, and writes the report."""
+    """Base class of both tasks: measures the error rates of the meter, and writes the report."""
 
     free = False
     prompts: Sequence[str]
 
     def prepare(self) -> None:
         self.rates = self.error_rates()
-        self.reader = Reader(self.config.meter, self.prompts, self.folder / READINGS, self.rates, free=self.free)
+        self.reader = Reader(self.config.meter, self.prompts, self.folder / READINGS, self.free)
 
     def error_rates(self) -> ErrorRates | None:
         """Measure the error rates of the meter, or read them from RUN/meter.json. None if ``truth.objects`` is 0."""
@@ -61,7 +69,6 @@ class JanusRates(Evaluation[M, Asset, Result]):
     def write(
         self, methods: Sequence[str], rows: Sequence[Result], left_out: dict[str, str], refused: Mapping[str, str]
     ) -> None:
-        """Write the report. Its table has one row for each method."""
         of = {method: [row for row in rows if row.method == method] for method in methods}
         table = [method_row(method, mine, self.prompts, self.rates, refused.get(method)) for method, mine in of.items()]
         write_janus_report(self.task, table, rows, self.rates, left_out, self.free)
@@ -89,7 +96,7 @@ class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
         record = read_json(run / RECORD)
         state, found = record.get("state"), Json(state="missing")
         if state == FINISHED:
-            found = self.reader.read(run / self.config.mesh, item.key, item.prompt)
+            found = self.reader.read(run / MESH, item.key, item.prompt)
             found |= {"seconds": round(record["seconds"], 3), "memory_mib": record.get("memory_mib")}
         elif state == FAILED:
             found = {"state": "failed", "reason": record.get("reason", "")}

@@ -1,38 +1,61 @@
-"""Janus meter: counts the fronts of an object.
+"""Janus meter: classifies the side of each view of a ring around an object, and counts the fronts.
 
-The meter renders views of the object from a ring of cameras, classifies which side each view shows, and counts the
-fronts. The classifier is the toybox probe or zero-shot CLIP.
+Task "janus-meter" measures its errors on objects with known fronts:
+
+    RUN/meter.json, meter.md    false alarm rate on correct objects, recall on two-fronted objects, with intervals
+    RUN/sheet.png               views of the objects with the results of the meter, wrong results first
+
+A correct object has one front: a toybox object that no training uses, or a mesh file that faces +z (y up). For a
+two-fronted object, the back half of a correct object is replaced by a copy of its front half.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from threedgen.config import registry
-from threedgen.data.coloured_mesh import ColouredMesh, EmptyMesh
-from threedgen.evaluation.features import CLIP_MEAN, CLIP_STD, encoder_input, load_hub, unit_vectors
-from threedgen.evaluation.metrics.figures import SIDES
-from threedgen.evaluation.metrics.fronts import RingResult, classify_ring
-from threedgen.export.renders import field_renderer
-from threedgen.export.run_field import load_field
-from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.data.coloured_mesh import ColouredMesh, fit_to_ball, read_mesh
+from threedgen.evaluation.corruption import rough, two_fronted
+from threedgen.evaluation.features import CLIP, CLIP_MEAN, CLIP_STD, encoder_input
+from threedgen.evaluation.metrics.figures import SIDES, share
+from threedgen.evaluation.metrics.fronts import ErrorRates, RingResult, classify_ring
+from threedgen.evaluation.options import CLIP_WEIGHTS
+from threedgen.evaluation.report import (
+    format_limits,
+    format_share,
+    markdown_table,
+    thumbnails,
+    write_report,
+    write_strips,
+)
+from threedgen.evaluation.runner import Evaluation, evaluation_task
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.run.arrays import Array
+from threedgen.run.seeding import numpy_generator
+from threedgen.train.task import Task
 
-from .options import CLIP, WITHOUT_CLIP, CLIPSidesConfig, MeterConfig
+from .options import (
+    WITHOUT_CLIP,
+    CLIPSidesConfig,
+    MeterConfig,
+    MeteredConfig,
+    asset_files,
+    folder_of_assets,
+    front_objects,
+)
 
 SENTENCES = ("{prompt}, front view", "{prompt}, side view facing left", "{prompt}, back view",
              "{prompt}, side view facing right")  # fmt: skip
 """Prompts of CLIP for the sides front, left, back and right, in the order of ``figures.SIDES``."""
-CLIP_BATCH = 16
-"""Number of views per batch of CLIP."""
-MIN_OPACITY = 0.1
-"""A field is empty if the opacity of each of its pixels is below this value."""
+ELEVATION, DISTANCE, FOV, BACKGROUND = np.deg2rad(15.0), 2.6, np.deg2rad(40.0), 0.5
+"""Ring of cameras: elevation and vertical field of view in radians, distance; and grey value behind the object."""
+FIRST_OBJECT = 1_000_000
+"""Number of the first object for the error rates. No other evaluation uses these objects."""
+SHEET_OBJECTS = 12
+"""Maximum number of objects on the contact sheet."""
 
 
 class ViewClassifier(Protocol):
@@ -46,66 +69,21 @@ class ViewClassifier(Protocol):
 
 
 class CLIPSides:
-    """Zero-shot CLIP classifier: softmax over the similarities of a view to four sentences, at the temperature of CLIP.
-
-    The constructor raises ConfigError if CLIP cannot be loaded.
-    """
+    """Zero-shot CLIP classifier: softmax over the similarities of a view to four sentences, at CLIP's temperature."""
 
     def __init__(self, config: CLIPSidesConfig) -> None:
-        from transformers import AutoTokenizer, CLIPModel
-
-        self.config = config
-        example = f"{CLIP}; {WITHOUT_CLIP}"
-        self.net, self.tokenizer = load_hub(
-            config.weights, "CLIP", example, "meter.classifier.weights", CLIPModel, AutoTokenizer
-        )
-        self.size = int(self.net.config.vision_config.image_size)
-        self.max_tokens = int(self.net.config.text_config.max_position_embeddings)
+        self.clip = CLIP(config.weights, "meter.classifier.weights", f"{CLIP_WEIGHTS}; {WITHOUT_CLIP}")
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
         sentences = [sentence.replace("{prompt}", prompt) for sentence in SENTENCES]
-        return (self.net.logit_scale.exp() * self.likeness(images, sentences)).softmax(1)
+        return (self.clip.net.logit_scale.exp() * self.likeness(images, sentences)).softmax(1)
 
-    @torch.no_grad()
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor:
-        """Return the cosine similarities (V, N), in [-1, 1], of views (V, S, S, 3) in [0, 1] and N prompts."""
-        views = []
-        for part in images.split(CLIP_BATCH):
-            x = encoder_input(part, self.size, CLIP_MEAN, CLIP_STD)
-            views.append(unit_vectors(self.net.get_image_features(pixel_values=x)))
-        tokens = self.tokenizer(
-            list(prompts), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
-        )
-        texts = self.net.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
-        return torch.cat(views) @ unit_vectors(texts).T
+        pixels = encoder_input(images, self.clip.image_size, CLIP_MEAN, CLIP_STD)
+        return self.clip.embed_images(pixels) @ self.clip.embed_texts(prompts).T
 
 
-class RunField:
-    """Neural field of the newest checkpoint of a run. Raises ConfigError if there is no checkpoint."""
-
-    plain = False
-
-    def __init__(self, folder: Path) -> None:
-        config, field, occupancy, _ = load_field(folder)
-        self.renderer, self.folder = field_renderer(field, occupancy, config.march), folder
-
-    def render(self, c2w: Array, fov: float, size: int, background: float = 0.5, light: bool = False) -> Array:
-        """Render unlit images (V, size, size, 3) in [0, 1]. Raises EmptyMesh if the field is empty.
-
-        ``c2w`` are camera-to-world poses (V, 4, 4), ``fov`` is vertical in radians, and ``light`` is unused.
-        """
-        pose = torch.from_numpy(np.asarray(c2w, np.float32))
-        projection = Projection.perspective(torch.full((len(pose),), fov), size, size)
-        colours, opacity = self.renderer(Cameras(pose, projection, size, size))
-        if opacity.max() < MIN_OPACITY:
-            raise EmptyMesh(f"the field of {self.folder} is empty")
-        alpha = opacity[..., None]
-        views: Array = colours * alpha + background * (1 - alpha)
-        return views
-
-
-@dataclass(frozen=True)
-class Reading:
+class Reading(NamedTuple):
     """Views (V, S, S, 3) of an object and, for each view, the probabilities (V, 4) of front, left, back and right."""
 
     views: Array
@@ -118,37 +96,114 @@ def view_labels(sides: Array) -> list[str]:
 
 
 class Meter:
-    """Renderer and classifier of the views of an object. Raises ConfigError if the classifier cannot be loaded.
-
-    Attributes:
-        azimuth: evenly spaced azimuths (V,) of the cameras, radians, from 0 on.
-        c2w: camera-to-world poses (V, 4, 4).
-    """
+    """Renderer and classifier of the views of an object. Raises ConfigError if the classifier cannot be loaded."""
 
     def __init__(self, config: MeterConfig) -> None:
         self.config = config
         self.classifier: ViewClassifier = registry.build("view-classifier", config.classifier)
         self.azimuth = 2 * np.pi * np.arange(config.n_view) / config.n_view
         ones = torch.ones(config.n_view)
-        azimuth = torch.from_numpy(self.azimuth).float()
-        self.c2w = orbit_c2w(np.deg2rad(config.elevation) * ones, azimuth, config.distance * ones).numpy()
+        self.c2w = orbit_c2w(ELEVATION * ones, torch.from_numpy(self.azimuth).float(), DISTANCE * ones).numpy()
 
-    def classify(self, mesh: ColouredMesh | RunField, prompt: str, light: bool | None = None) -> Reading:
+    def classify(self, mesh: ColouredMesh, prompt: str, light: bool | None = None) -> Reading:
         """Render an object in the unit sphere and classify its views.
 
-        Args:
-            light: whether to shade the mesh like a toybox object; None: shade only a mesh without colours.
+        ``light`` is whether to shade the mesh like a toybox object; None: only a mesh without colours.
         """
-        config, light = self.config, mesh.plain if light is None else light
-        views = mesh.render(self.c2w, np.deg2rad(config.fov), config.size, config.background, light)
-        sides = self.classifier.sides(torch.from_numpy(views), prompt).double().numpy()
-        return Reading(views, sides)
+        views = mesh.render(self.c2w, FOV, self.config.size, BACKGROUND, mesh.plain if light is None else light)
+        return Reading(views, self.classifier.sides(torch.from_numpy(views), prompt).double().numpy())
 
-    def evaluate(self, sides: Array, threshold: float, free: bool = False) -> RingResult:
-        """Count the fronts of an object from the side probabilities (V, 4) of its views with `classify_ring`."""
-        return classify_ring(sides, self.azimuth, threshold, free)
+    def evaluate(self, sides: Array, free: bool = False) -> RingResult:
+        """Count the fronts by `classify_ring` from the side probabilities (V, 4) of the views."""
+        return classify_ring(sides, self.azimuth, self.config.threshold, free)
 
     def likeness(self, views: Array, prompts: Sequence[str]) -> list[float] | None:
         """Return the mean similarity of the views (V, S, S, 3) to each prompt; None if a prompt is not supported."""
         scores = self.classifier.likeness(torch.from_numpy(views), prompts)
         return None if scores is None else scores.double().mean(0).tolist()
+
+
+class KnownObject(NamedTuple):
+    """Classified views of one object: of the correct mesh, and of the mesh with two fronts."""
+
+    prompt: str
+    correct: Reading
+    two_fronted: Reading
+
+
+class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh], KnownObject]):
+    """Measurement of the errors of the meter on ``truth.objects`` objects, for the config of any Janus evaluation.
+
+    An item is the prompt and the mesh of a correct object, with the configured roughness.
+    """
+
+    stage = "ground truth"
+
+    def __init__(self, task: Task) -> None:
+        super().__init__(task)
+        self.truth, self.meter = self.config.truth, Meter(self.config.meter)
+        self.items, self.total = self.objects(), self.truth.objects
+
+    def objects(self) -> Iterator[tuple[str, ColouredMesh]]:
+        pairs: Iterable[tuple[str, ColouredMesh]]
+        if self.truth.assets is None:
+            pairs = front_objects().meshes(self.config.seed, FIRST_OBJECT, self.truth.objects)
+        else:
+            files = asset_files(folder_of_assets(self.truth.assets, "truth.assets"))[: self.truth.objects]
+            pairs = ((path.stem.replace("_", " "), fit_to_ball(read_mesh(path))) for path in files)
+        for number, (prompt, mesh) in enumerate(pairs, FIRST_OBJECT):
+            yield prompt, rough(mesh, numpy_generator(self.config.seed, number, "rough"), self.truth.rough)
+
+    def measure(self, item: tuple[str, ColouredMesh]) -> KnownObject:
+        prompt, mesh = item
+        light = True if self.truth.assets is None else None
+        readings = [self.meter.classify(each, prompt, light) for each in (mesh, two_fronted(mesh))]
+        return KnownObject(prompt, *(Reading(thumbnails(views), sides) for views, sides in readings))
+
+    def rates(self, known: Sequence[KnownObject]) -> ErrorRates:
+        correct = share([self.meter.evaluate(one.correct.sides).failed for one in known])
+        two = share([self.meter.evaluate(one.two_fronted.sides).failed for one in known])
+        return ErrorRates(correct, two)
+
+    def report(self, rows: list[KnownObject]) -> None:
+        config, rates = self.config, self.rates(rows)
+        rings = [self.meter.evaluate(one.correct.sides) for one in rows]
+        glued = [self.meter.evaluate(one.two_fronted.sides) for one in rows]
+        right = share([view for ring in rings for view in ring.right])
+        figures = rates.plain() | {
+            "direction_accuracy": right.plain(),
+            "meter": config.meter.model_dump(mode="json"),
+            "truth": config.truth.model_dump(mode="json"),
+            "seed": config.seed,
+            "doubts": {"good": [ring.doubt for ring in rings], "glued": [ring.doubt for ring in glued]},
+        }
+        shares = {
+            "false alarms, correct objects": rates.alarms,
+            "recall, two fronts": rates.hits,
+            "views with the right side, correct objects": right,
+        }
+        cells = [(name, format_share(value), format_limits(value)) for name, value in shares.items()]
+        text = f"""# Errors of the Janus meter
+
+Classifier {config.meter.classifier.name}, {config.meter.n_view} views, threshold {config.meter.threshold:.3g}.
+Truth: {config.truth.assets or "fresh toybox objects"}, seed {config.seed}.
+
+{markdown_table(("figure", "measured", "95 % interval"), cells)}
+"""
+        self.write_sheet(rows)
+        write_report(self.task, "meter", figures, text, text)
+
+    def write_sheet(self, known: Sequence[KnownObject]) -> None:
+        """Write sheet.png: views of the objects with the results of the meter, wrong results first."""
+        strips = []
+        for one in known:
+            for truth, reading in ((1, one.correct), (2, one.two_fronted)):
+                result = self.meter.evaluate(reading.sides)
+                wrong = result.failed != (truth == 2)
+                label = f"{one.prompt}: {truth} front{'s' * (truth > 1)}, found {result.fronts}{' WRONG' * wrong}"
+                strips.append((not wrong, f"{label} ({', '.join(view_labels(reading.sides))})", reading.views))
+        strips = sorted(strips, key=lambda strip: strip[0])[:SHEET_OBJECTS]
+        write_strips(self.folder / "sheet.png", [strip[2] for strip in strips], [strip[1] for strip in strips])
+
+
+run = evaluation_task(MeterErrors, result="meter.md", files=("sheet.png",))

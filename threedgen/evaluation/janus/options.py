@@ -1,36 +1,42 @@
-"""Config models of the Janus meter and benchmark. This module does not import torch."""
+"""Config models of the Janus meter and benchmark, and the plan of the benchmark. This module does not import torch."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from threedgen.config import Config, ConfigError
+from threedgen.config import Config, ConfigError, registry
 from threedgen.config.errors import did_you_mean, nearest, short
-from threedgen.config.registry import Component
 from threedgen.config.sections import RunConfig
 from threedgen.data.options import MESHES
-from threedgen.evaluation.options import FRONT_THRESHOLD
+from threedgen.evaluation.options import CLIP_WEIGHTS, FRONT_THRESHOLD
 from threedgen.run.folder import user_path
 from threedgen.run.options import WorkersConfig, format_product
+from threedgen.systems.batch.jobs import Job, check_prompts, job, object_config
 
-from .plan import Plan, front_objects, make_plan
+if TYPE_CHECKING:
+    from threedgen.data.coloured_mesh import ColouredMesh
 
 METHODS = ("mvdream-toybox", "sds-toybox", "dreamfusion-toybox")
-ViewClassifier = Annotated[Any, Component("view-classifier", default="probe")]
+ViewClassifier = Annotated[Any, registry.Component("view-classifier", default="probe")]
 UNREADABLE = tuple(".3ds .abc .blend .dae .fbx .off .stl .usd .usda .usdc .usdz .wrl .x3d".split())
 """Suffixes of mesh formats that the meter cannot read."""
-CLIP = "openai/clip-vit-large-patch14"
 WITHOUT_CLIP = "meter.classifier.name=probe needs no CLIP, for assets that look like those of the toybox"
+SKIPPED_PARTS = {"export.enabled": False, "preview.enabled": False, "result.turntable.n_view": 8}
+"""Overrides of all methods. They skip outputs that the benchmark does not need, because it uses only the mesh."""
 
 
 class CLIPSidesConfig(Config):
     """Zero-shot classification by CLIP, for objects beyond the toybox."""
 
     name: Literal["clip"] = Field("clip", description="zero-shot CLIP, for anything that photos show")
-    weights: str = Field(CLIP, min_length=1, description="folder or hub id; not one that assets were optimised with")
+    weights: str = Field(
+        CLIP_WEIGHTS, min_length=1, description="folder or hub id; not one that assets were optimised with"
+    )
 
     def check(self) -> None:
         from threedgen.guidance.weights.hub import cached, is_hub_id, reachable
@@ -40,7 +46,7 @@ class CLIPSidesConfig(Config):
         if not local and not (is_hub_id(self.weights) and reachable()):
             raise ConfigError(
                 f"CLIP is neither a local folder nor in the hub's cache, and the hub is unreachable: {self.weights!r}. "
-                f"Run `hf download {CLIP}` where there is a network; {WITHOUT_CLIP}.",
+                f"Run `hf download {CLIP_WEIGHTS}` where there is a network; {WITHOUT_CLIP}.",
                 "weights",
             )
 
@@ -50,21 +56,14 @@ class MeterConfig(Config):
 
     classifier: ViewClassifier = Field({}, description="classifier of the side that a view shows")
     n_view: int = Field(8, ge=8, le=360, description="number of evenly spaced views")
-    elevation: float = Field(15.0, ge=-90, le=90, description="elevation of the cameras, degrees")
-    distance: float = Field(2.6, gt=1, description="distance of the cameras; objects lie in the unit sphere")
-    fov: float = Field(40.0, gt=0, lt=180, description="vertical field of view, degrees")
     size: int = Field(128, ge=16, le=2048, description="side of a view, pixels")
-    background: float = Field(0.5, ge=0, le=1, description="grey value of the background")
-    threshold: float | None = Field(
-        FRONT_THRESHOLD, gt=0, lt=1, description="minimum probability of a front; null: that of equal error rates"
-    )
+    threshold: float = Field(FRONT_THRESHOLD, gt=0, lt=1, description="minimum probability of a front")
 
 
 class TruthConfig(Config):
     """Objects with known fronts: each unchanged, and with its front half twice."""
 
     objects: int = Field(300, ge=0, le=100_000, description="objects that the meter's errors are measured on")
-    calibration: int = Field(200, ge=1, le=100_000, description="further objects for meter.threshold=null")
     rough: float = Field(0.0, ge=0, le=10, description="strength of smooth noise on surfaces and colours; typical: 1")
     assets: str | None = Field(None, description="folder of meshes that face +z (y up); null: toybox objects")
 
@@ -79,12 +78,6 @@ class MeteredConfig(RunConfig):
 
     meter: MeterConfig = MeterConfig()
     truth: TruthConfig = TruthConfig()
-
-    @model_validator(mode="after")
-    def _threshold(self) -> MeteredConfig:
-        if self.meter.threshold is None and not self.truth.objects:
-            raise ValueError("meter.threshold=null needs truth.objects to choose a threshold on")
-        return self
 
 
 class JanusMeterConfig(MeteredConfig):
@@ -135,14 +128,6 @@ class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
         (0, 1, 2), min_length=1, description="seeds of each prompt and method"
     )
-    mesh: str = Field("mesh.glb", min_length=1, description="file of a run to evaluate; checkpoints: its field")
-
-    @field_validator("mesh")
-    @classmethod
-    def _inside_the_run(cls, value: str) -> str:
-        if Path(value).is_absolute() or ".." in Path(value).parts:
-            raise ValueError("should be a file in the folder of a run, such as mesh.glb")
-        return value
 
     @model_validator(mode="after")
     def _unique(self) -> JanusBenchmarkConfig:
@@ -168,3 +153,81 @@ class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
     def check(self) -> None:
         super().check()
         self.plan()
+
+
+class FrontObjects(Protocol):
+    """Source of objects with one clear front, registered as "front-objects"."""
+
+    def prompts(self, count: int, seed: int) -> list[str]:
+        """Return ``count`` prompts that no training uses. Raises ConfigError if there are not enough."""
+
+    def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
+        """Return the prompts of objects without a front, such as a ball, mapped to the noun of the object."""
+
+    def meshes(self, seed: int, first: int, count: int) -> Iterator[tuple[str, ColouredMesh]]:
+        """Yield the prompt and the mesh of ``count`` objects, from number ``first`` on."""
+
+
+def front_objects() -> FrontObjects:
+    """Create the source of toybox objects with one clear front."""
+    objects: FrontObjects = registry.implementation("front-objects", "toybox")()
+    return objects
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Jobs of a Janus benchmark, one per seed, prompt and method, and the reasons for what it leaves out.
+
+    Attributes:
+        prompts: prompts of the jobs.
+        refused: maps each method that cannot run to the reason.
+        left_out: maps each prompt of an object without a front to the reason.
+    """
+
+    jobs: list[Job]
+    prompts: list[str]
+    refused: dict[str, str]
+    left_out: dict[str, str]
+
+    def notes(self) -> list[str]:
+        """Return one line of text for each prompt and each method that is left out, with the reason."""
+        prompts = [f"left out: {prompt!r}, {reason}" for prompt, reason in self.left_out.items()]
+        return prompts + [f"left out: {method} ({reason})" for method, reason in self.refused.items()]
+
+
+def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]) -> Plan:
+    """List all jobs, ordered by seed, then prompt, then method. An unfinished run can thus compare all methods.
+
+    Args:
+        methods: names of configs, each optionally followed by key=value overrides for this method.
+        overrides: key=value overrides of all methods.
+
+    Raises:
+        ConfigError: if a config makes no 3D object, a prompt names an unknown object, or no prompt has a front.
+    """
+    left_out = reasons(front_objects().without_front(prompts))
+    kept = [prompt for prompt in prompts if prompt not in left_out]
+    if not kept:
+        raise ConfigError("No object has a front. Name some that do, such as a dog.", "prompts", ", ".join(prompts))
+    shared = overrides, kept[0], "methods", "the benchmark", SKIPPED_PARTS
+    bases = {method: object_config(method, *shared) for method in methods}
+    check_prompts(bases, kept)
+    refused: dict[str, str] = {}
+    for method, base in bases.items():
+        try:
+            base.check()
+        except ConfigError as error:
+            refused[method] = str(error)
+    jobs = [
+        job(method, base, prompt, seed)
+        for seed in seeds
+        for prompt in kept
+        for method, base in bases.items()
+        if method not in refused
+    ]
+    return Plan(jobs, kept, refused, left_out)
+
+
+def reasons(nouns: dict[str, str]) -> dict[str, str]:
+    """Map each prompt to the reason why it is left out. ``nouns`` maps prompts to nouns of objects without a front."""
+    return {prompt: f"a {noun} has no front" for prompt, noun in nouns.items()}

@@ -1,34 +1,171 @@
-"""Report of Janus rates: report.html with embedded images, report.md, report.json, methods.csv and assets.csv."""
+"""Results of single assets, metrics of methods, and the report of Janus rates.
 
+RUN/looks/                   classified views of each asset; a finished one is not classified again
+RUN/report.html              tables with all views, and the same as report.md and report.json
+RUN/methods.csv, assets.csv  a line per method and per asset
+"""
+
+import hashlib
+import json
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from markupsafe import Markup
 
 from threedgen.config.errors import ConfigError
-from threedgen.evaluation.metrics.figures import Json, Share
-from threedgen.evaluation.report import format_limits, format_range, format_share, markdown_table, write_report
+from threedgen.config.plain_file import read_bytes, read_json
+from threedgen.data.coloured_mesh import EmptyMesh, fit_to_ball, read_mesh
+from threedgen.evaluation.metrics.figures import Json, Share, median, share
+from threedgen.evaluation.metrics.fronts import ErrorRates
+from threedgen.evaluation.report import (
+    format_limits,
+    format_range,
+    format_share,
+    markdown_table,
+    rounded,
+    thumbnails,
+    write_report,
+)
+from threedgen.geometry.images import write_png
+from threedgen.geometry.mesh_file import MAX_BYTES
 from threedgen.geometry.picture_file import load_image
-from threedgen.run.disk import writing
+from threedgen.run.disk import write_json, writing
 from threedgen.run.folder import flat
 from threedgen.run.metrics import csv_table
 from threedgen.run.text import clean
 from threedgen.train.task import Task
 from threedgen.viewer.page import jpeg, page
 
-from .meter import view_labels
-from .options import MeteredConfig
-from .rates import ErrorRates
-from .results import Result
+from .meter import Meter, view_labels
+from .options import MeterConfig, MeteredConfig
 
 HEADS = (
-    "method", "Janus rate", "95 %", "corrected", "95 %", "no front", "right side", "R-Precision", "Janus of these",
-    "seconds", "memory",
+    "method", "Janus rate", "95 %", "corrected", "95 %", "no front", "right side", "R-Precision", "seconds", "memory",
 )  # fmt: skip
 READINGS = "looks"
-"""Subfolder of the run for the classified views of the objects."""
-STATE_NOTES = {"empty": "empty", "unreadable": "unreadable", "failed": "failed", "missing": "not made"}
+"""Subfolder of the run for the classified views of the assets."""
+STATES = {"seen": "seen", "empty": "empty", "unreadable": "unreadable", "failed": "failed", "missing": "not made"}
+"""States of an asset and their names in the report."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of one asset, the object that a method made of a prompt.
+
+    Attributes:
+        folder: folder of the run, or name of the kept views.
+        state: "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (the run of the object failed) or
+            "missing" (not made yet). Only an asset with the state "seen" has values from ``fronts`` to ``likeness``.
+        fronts, doubt, shown, right: see `fronts.RingResult`.
+        sides: probabilities (V, 4) of front, left, back and right in each view.
+        likeness: mean similarity of the views to each prompt of the benchmark.
+        seconds, memory_mib: duration and peak memory of the run that made the object.
+    """
+
+    method: str
+    prompt: str
+    seed: int | None
+    folder: str
+    state: str
+    reason: str = ""
+    fronts: int | None = None
+    doubt: float | None = None
+    shown: tuple[bool, ...] = ()
+    right: tuple[bool, ...] = ()
+    sides: Sequence[Sequence[float]] = ()
+    likeness: Sequence[float] | None = None
+    seconds: float | None = None
+    memory_mib: float | None = None
+
+    @property
+    def janus(self) -> bool:
+        return self.fronts is not None and self.fronts > 1
+
+    def plain(self) -> Json:
+        """Return the result as a JSON object with rounded floats."""
+        return rounded(asdict(self)) | {"janus": self.janus}
+
+
+class Reader:
+    """Reader of assets: classifies the views of an asset and stores them in ``folder``/NAME.json and NAME.png.
+
+    Each asset is compared with all ``prompts`` of the benchmark. ``free`` is whether its orientation is unknown.
+    """
+
+    def __init__(self, config: MeterConfig, prompts: Sequence[str], folder: Path, free: bool = False) -> None:
+        self.config, self.prompts, self.folder, self.free = config, list(prompts), folder, free
+
+    @cached_property
+    def meter(self) -> Meter:
+        return Meter(self.config)
+
+    def read(self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False) -> Json:
+        """Classify the views of a mesh file with the up axis ``up``, or read them from the folder of an earlier run.
+
+        ``fit`` is whether to centre and scale the mesh. Returns ``state`` and other keyword arguments of `Result`.
+        """
+        if not path.exists():
+            return {"state": "empty", "reason": f"there is no {path.name}"}
+        kept = self.folder / f"{name}.json"
+        try:
+            content = read_bytes(path, MAX_BYTES)
+        except OSError as error:
+            return {"state": "unreadable", "reason": f"{path} cannot be read ({error.strerror})"}
+        options = self.config.model_dump(mode="json", exclude={"threshold"})
+        described = json.dumps([options, self.prompts, prompt, up, fit])
+        key = hashlib.sha256(described.encode() + content).hexdigest()
+        found = read_json(kept)
+        if found.get("key") != key or not kept.with_suffix(".png").is_file():
+            try:
+                mesh = read_mesh(path, up)
+                reading = self.meter.classify(fit_to_ball(mesh) if fit else mesh, prompt)
+            except ConfigError as error:
+                return {"state": "empty" if isinstance(error, EmptyMesh) else "unreadable", "reason": str(error)}
+            likeness = self.meter.likeness(reading.views, self.prompts)
+            found = {"key": key, "sides": reading.sides.tolist(), "likeness": likeness}
+            write_png(kept.with_suffix(".png"), np.concatenate(list(thumbnails(reading.views)), axis=1))
+            write_json(kept, found)
+        ring = self.meter.evaluate(np.array(found["sides"]), self.free)
+        return {"state": "seen", "sides": found["sides"], "likeness": found["likeness"]} | vars(ring)
+
+
+def method_row(
+    method: str, results: Sequence[Result], prompts: Sequence[str], rates: ErrorRates | None, refused: str | None
+) -> Json:
+    """Compute the metrics of a method over its assets. Shares include only assets with the state "seen".
+
+    Args:
+        prompts: all prompts of the benchmark.
+        refused: reason why the method cannot run, or None.
+
+    Returns:
+        raw: Janus rate, the share of assets with two or more fronts; corrected: Janus rate corrected for the errors of
+        the meter; no_front: share of assets without a front; right: share of views that show the side that their camera
+        sees; match: R-Precision, the share of assets that are most similar to their own prompt; states: number of
+        assets by state; seconds: median duration; memory_mib: maximum peak memory.
+    """
+    seen = [result for result in results if result.state == "seen"]
+    matches = [prompts[int(np.argmax(one.likeness))] == one.prompt for one in seen if one.likeness is not None]
+    raw = share([result.janus for result in seen])
+    low, high = (rates and rates.interval(raw)) or (None, None)
+    states = Counter(result.state for result in results)
+    return {
+        "method": method,
+        "raw": raw.plain(),
+        "no_front": share([result.fronts == 0 for result in seen]).plain(),
+        "corrected": {"share": rates.corrected(raw) if rates else None, "low": low, "high": high},
+        "right": share([view for result in seen for view in result.right]).plain(),
+        "match": share(matches).plain(),
+        "states": {state: states[state] for state in STATES if states[state]},
+        "seconds": median([result.seconds for result in results]),
+        "memory_mib": max((r.memory_mib for r in results if r.memory_mib is not None), default=None),
+        "reason": refused or next((result.reason for result in results if result.reason), ""),
+    }
 
 
 def write_janus_report(
@@ -42,15 +179,13 @@ def write_janus_report(
     """Write all files of the report and the summary of the run.
 
     Args:
-        rows: metrics of each method, from `results.method_row`.
+        rows: metrics of each method, from `method_row`.
         results: results of all assets.
         rates: error rates of the meter; None if they were not measured.
         left_out: maps each prompt or file that was not evaluated to the reason.
         free: whether the orientation of the assets is unknown.
     """
     config: MeteredConfig = task.config
-    of = [[result for result in results if result.method == row["method"]] for row in rows]
-    remarks = [notes(row, mine) for row, mine in zip(rows, of, strict=True)]
     about = explanation(config, rates, free)
     figures = {
         "meter": config.meter.model_dump(mode="json"),
@@ -60,14 +195,15 @@ def write_janus_report(
         "left_out": left_out,
         "assets": [result.plain() for result in results],
     }
+    sections = []
+    for row in rows:
+        mine = [result for result in results if result.method == row["method"]]
+        strips = [(result, *strip(task.folder / READINGS, result)) for result in mine]
+        sections.append({"row": row, "remarks": notes(row, mine), "assets": strips})
     table = markdown_table(HEADS, [[clean(cell).replace("|", "/") for cell in cells(row)] for row in rows])
-    lines = ["- " + clean(f"{row['method']}: {note}") for row, each in zip(rows, remarks, strict=True) for note in each]
+    lines = ["- " + clean(f"{section['row']['method']}: {note}") for section in sections for note in section["remarks"]]
     lines += [f"- left out: {clean(name)} ({reason})" for name, reason in left_out.items()]
     text = "\n".join(["# Janus rates", "", table, "", *lines, "", *about]) + "\n"
-    sections = [
-        {"row": row, "remarks": each, "assets": [(result, *strip(task.folder / READINGS, result)) for result in mine]}
-        for row, each, mine in zip(rows, remarks, of, strict=True)
-    ]
     html = page(
         "janus.html",
         (),
@@ -80,7 +216,9 @@ def write_janus_report(
         count=sum(result.state == "seen" for result in results),
     )
     tables = {
-        "methods.csv": csv_table([csv_line(row) for row in rows]),
+        "methods.csv": csv_table([
+            {key.replace(".", "_"): cell for key, cell in flat(row).items() if cell != {}} for row in rows
+        ]),
         "assets.csv": csv_table([asset_line(result) for result in results]),
         "report.html": html,
     }
@@ -89,31 +227,23 @@ def write_janus_report(
 
 
 def explanation(config: MeteredConfig, rates: ErrorRates | None, free: bool) -> list[str]:
-    """Return paragraphs that explain the metrics of the report."""
-    meter, threshold = config.meter, rates.threshold if rates else config.meter.threshold
-    turn = ", after the rotation of the asset that makes most of them right." if free else "."
+    """Return paragraphs on the meter and its errors. docs/janus.md defines the metrics."""
+    meter, turn = config.meter, "turned to fit best" if free else "as given"
     lines = [
-        f"Janus: the classifier {meter.classifier.name} ({meter.classifier.weights}) calls front the most probable "
-        f"side, with a smoothed probability of at least {threshold:.3g}, in two of {meter.n_view} views that are more "
-        f"than 90 degrees apart (elevation {meter.elevation:g}).",
-        f"Right side: views whose most probable side is the one that the camera faces{turn} R-Precision: assets whose "
-        "own prompt has the highest score of all prompts. Intervals are 95 %: Wilson's, for the corrected rate Lang "
-        "and Reiczigel's.",
+        f"Meter: {meter.classifier.name} ({meter.classifier.weights}), {meter.n_view} views, threshold "
+        f"{meter.threshold:.3g}, assets {turn}. Intervals are 95 %: Wilson's, for the corrected rate Lang and "
+        "Reiczigel's. Definitions: docs/janus.md."
     ]
     if rates is None:
         return [*lines, "The meter's errors were not measured, so no rate is corrected."]
     alarms, recall = (f"{format_share(one)}, {format_limits(one)}" for one in (rates.alarms, rates.hits))
-    return [
-        *lines,
-        f"Errors of the meter on {config.truth.assets or 'toybox objects'}: false alarms {alarms}; recall of two "
-        f"fronts {recall}. Corrected: (raw - false alarms) / (recall - false alarms)."
-        + ("" if rates.useful else " They are too similar to correct any rate."),
-    ]
+    useless = "" if rates.useful else " They are too similar to correct any rate."
+    truth = config.truth.assets or "toybox objects"
+    return [*lines, f"Errors on {truth}: false alarms {alarms}; recall of two fronts {recall}.{useless}"]
 
 
 def cells(row: Json) -> list[str]:
-    """Format the cells of a method's row in the table. The columns are `HEADS`."""
-    raw, *others = (Share.of(row[key]) for key in ("raw", "no_front", "right", "match", "recognised"))
+    raw, *others = (Share.of(row[key]) for key in ("raw", "no_front", "right", "match"))
     rate, seconds, memory = row["corrected"], row["seconds"], row["memory_mib"]
     return [
         row["method"],
@@ -129,35 +259,23 @@ def cells(row: Json) -> list[str]:
 
 def notes(row: Json, results: Sequence[Result]) -> list[str]:
     """Return remarks on a method: the number of assets that could not be evaluated, and each reason once."""
-    counts = ", ".join(
-        f"{row['states'][state]} {note}" for state, note in STATE_NOTES.items() if state in row["states"]
-    )
+    counts = ", ".join(f"{n} {STATES[state]}" for state, n in row["states"].items() if state != "seen")
     found = (counts, row["reason"], *(result.reason for result in results))
     return list(dict.fromkeys(sentence for sentence in found if sentence))
 
 
-def csv_line(row: Json) -> Json:
-    """Return the cells of a line of methods.csv by column. Nested keys are joined by underscores."""
-    return {key.replace(".", "_"): value for key, value in flat(row).items() if value != {}}
-
-
 def asset_line(result: Result) -> Json:
-    """Return the cells of a line of assets.csv by column. Lists are replaced by counts of views."""
+    """Return a line of assets.csv by column. Lists are replaced by counts of views."""
     views = {"views": len(result.sides), "right_views": sum(result.right), "front_views": sum(result.shown)}
     return {key: value for key, value in result.plain().items() if not isinstance(value, list)} | views
 
 
 def strip(folder: Path, result: Result) -> tuple[Markup | None, list[tuple[str, bool, bool]]]:
-    """Return the views of an asset for report.html.
+    """Return the views of an asset side by side as a JPEG data URI, None without views; and the label of each view.
 
-    Returns:
-        The views side by side as a JPEG data URI, or None if they are missing; and for each view its label, whether it
-        shows a front, and whether it shows the correct side.
+    A label has its text, whether the view shows a front, and whether it shows the correct side.
     """
     if result.state != "seen":
         return None, []
-    try:
-        image = load_image(folder / f"{Path(result.folder).name}.png")
-    except ConfigError:
-        return None, []
+    image = load_image(folder / f"{Path(result.folder).name}.png")
     return jpeg(image), list(zip(view_labels(np.array(result.sides)), result.shown, result.right, strict=True))

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 SIDES = ("front", "left", "back", "right")
-"""Names of the sides. A camera within 45 degrees of azimuth k * 90 degrees sees side k. Left is the object's left."""
+"""A camera within 45 degrees of azimuth k * 90 degrees sees side k. Left is the object's left."""
 SIDE_TOLERANCE = pi / 12
 """If a camera is within this angle (15 degrees) of the border between two sides, both sides are correct."""
 
@@ -25,7 +25,6 @@ Floats = NDArray[np.floating]
 Values = Sequence[float | None]
 """Values of a metric, one per item; None where undefined. Undefined values are left out of means and intervals."""
 Interval = tuple[float, float]
-"""Lower and upper limit."""
 Estimate = dict[str, float | None]
 """Value of a metric under the key ``mean``, with the limits of its 95 % interval under ``low`` and ``high``."""
 Json = dict[str, Any]
@@ -51,29 +50,25 @@ class Share:
         return float(low), float(high)
 
     def plain(self) -> dict[str, float | int | None]:
-        """Return the share as a JSON object, with its interval."""
         low, high = self.interval or (None, None)
         return {"hits": self.hits, "total": self.total, "share": self.value, "low": low, "high": high}
 
     @classmethod
     def of(cls, tree: Json) -> Share:
-        """Read a share from the JSON object of `plain`. Raises KeyError, TypeError or ValueError."""
+        """Read a share from the JSON object of `plain`."""
         return cls(int(tree["hits"]), int(tree["total"]))
 
 
 def share(answers: Sequence[bool | None]) -> Share:
-    """Return the share of true answers. Answers that are None (not applicable) are not counted."""
+    """Return the share of true answers. Answers that are None are not counted."""
     applicable = [answer for answer in answers if answer is not None]
     return Share(sum(map(bool, applicable)), len(applicable))
 
 
 def majority(log_probability: Floats) -> int:
-    """Return the class that most views find most probable.
+    """Return the class that most of V views find most probable, from their log-probabilities (V, K) of K classes.
 
     Of classes with equally many views, the one with the highest mean log-probability is returned.
-
-    Args:
-        log_probability: log-probabilities (V, K) of K classes for V views.
     """
     votes = np.bincount(log_probability.argmax(1), minlength=log_probability.shape[1])
     best = np.flatnonzero(votes == votes.max())
@@ -81,11 +76,9 @@ def majority(log_probability: Floats) -> int:
 
 
 def equal_error(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Return the threshold at which the miss rate is nearest to the false alarm rate.
+    """Return the threshold at which the miss rate is nearest to the false alarm rate; 0.5 if a list is empty.
 
-    Args:
-        positive: scores of items that should be above the threshold.
-        negative: scores of items that should not be above it. If either list is empty, the threshold is 0.5.
+    ``positive`` are the scores of items that should be above the threshold, ``negative`` those of the others.
     """
     if not positive or not negative:
         return 0.5
@@ -97,32 +90,27 @@ def equal_error(positive: Sequence[float], negative: Sequence[float]) -> float:
 
 
 def defined(values: Values) -> NDArray[np.float64]:
-    """Return the values that are not None as an array (N,)."""
     return np.array([value for value in values if value is not None], np.float64)
 
 
 def estimate(value: float | None, interval: Interval | None) -> Estimate:
-    """Combine a value and its interval into an `Estimate`."""
     low, high = interval or (None, None)
     return {"mean": value, "low": low, "high": high}
 
 
 def mean(values: Values) -> float | None:
-    """Return the mean of the values that are not None; None if there are none."""
+    """Return the mean of the defined values; None if there are none."""
     return float(np.mean(found)) if len(found := defined(values)) else None
 
 
 def median(values: Values) -> float | None:
-    """Return the median of the values that are not None; None if there are none."""
     return float(np.median(found)) if len(found := defined(values)) else None
 
 
 def bootstrap(values: Values, rng: np.random.Generator | None = None, resamples: int = 10_000) -> Interval | None:
     """Return the 95 % percentile bootstrap interval of the mean (Efron 1979); None for fewer than two values.
 
-    Args:
-        rng: random generator; None for one with a fixed seed.
-        resamples: number of bootstrap resamples.
+    ``rng`` is by default a generator with a fixed seed.
     """
     found = defined(values)
     if len(found) < 2:
@@ -134,14 +122,14 @@ def bootstrap(values: Values, rng: np.random.Generator | None = None, resamples:
 
 
 def mean_estimate(values: Values, rng: np.random.Generator | None = None, resamples: int = 10_000) -> Estimate:
-    """Return the mean of the values that are not None, with its 95 % `bootstrap` interval."""
+    """Return the mean of the defined values, with its 95 % `bootstrap` interval."""
     return estimate(mean(values), bootstrap(values, rng, resamples))
 
 
 def paired_differences(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: Collection[str]
 ) -> list[dict[str, float | None]]:
-    """Return, for each item, our value minus their value of the metrics ``names``; None where either is undefined."""
+    """Return our value minus their value of the metrics ``names``, per item; None where either is undefined."""
     return [
         {name: None if None in (a[name], b[name]) else a[name] - b[name] for name in names}
         for a, b in zip(ours, theirs, strict=True)
@@ -151,8 +139,8 @@ def paired_differences(
 def bootstrap_ratio(above: Values, below: Values) -> Interval | None:
     """Return the 95 % bootstrap interval of mean(above) / mean(below); None for fewer than two values.
 
-    If both sequences have the same length, values at the same index are a pair: they are resampled together, and a pair
-    with an undefined value is left out.
+    Values of sequences of equal length are pairs: they are resampled together, and a pair with an undefined value is
+    left out.
     """
     paired = len(above) == len(below)
     kept = [k for k in range(len(above)) if not paired or None not in (above[k], below[k])]
@@ -175,13 +163,10 @@ def bootstrap_ratio(above: Values, below: Values) -> Interval | None:
 def jackknife_estimate(figure: Callable[[NDArray[np.intp]], float], count: int, groups: int = 20) -> Estimate:
     """Compute a metric of a set of items, such as FID, with its 95 % jackknife interval (Tukey 1958).
 
-    The items are divided into at most ``groups`` groups. The metric is computed once with all items, and once without
-    each group. The interval follows from the spread of these values and Student's t distribution. A bootstrap would
-    bias FID, because it repeats items. For fewer than two items there is no interval.
-
-    Args:
-        figure: function from the indices (N,) of the included items to the metric.
-        count: number of items.
+    ``figure`` maps the indices (N,) of the included items, of 0 to ``count`` - 1, to the metric. It is computed once
+    with all items, and once without each of at most ``groups`` groups. The interval follows from the spread of these
+    values and Student's t distribution; there is none for fewer than two items. A bootstrap would bias FID, because it
+    repeats items.
     """
     everything = np.arange(count)
     value, parts = figure(everything), np.array_split(everything, min(groups, count))
@@ -199,11 +184,9 @@ def side_of(azimuth: Floats | float) -> NDArray[np.int64]:
 
 
 def sides_right(sides: Sequence[int] | NDArray[np.integer], azimuth: Floats) -> NDArray[np.bool_]:
-    """Return which predicted sides are correct, (V,), bool.
+    """Return which predicted sides (V,), indices in `SIDES`, are correct for cameras at ``azimuth`` (V,).
 
-    Args:
-        sides: predicted indices (V,) in `SIDES`.
-        azimuth: azimuths (V,) of the cameras. A side is correct within 45 degrees + `SIDE_TOLERANCE` of its centre.
+    A side is correct within 45 degrees + `SIDE_TOLERANCE` of its centre.
     """
     difference = np.asarray(azimuth, float) - np.asarray(sides, float) * (pi / 2)
     return np.abs((difference + pi) % (2 * pi) - pi) <= pi / 4 + SIDE_TOLERANCE + 1e-9

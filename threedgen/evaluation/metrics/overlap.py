@@ -40,10 +40,7 @@ def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tens
 
 
 def turned_into(image: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
-    """Warp an image (H, W, 3) into another view, and return the warped image (H, W, 3) and its mask (H, W).
-
-    The homography ``H`` (3, 3) maps homogeneous pixels of the other view to pixels of the image.
-    """
+    """Warp an image (H, W, 3) by `warped`. ``H`` (3, 3) maps homogeneous pixels of the other view to the image's."""
     return warped(image, *apply_homography(H, pixel_grid(*image.shape[:2]).flatten(0, 1)))
 
 
@@ -65,9 +62,7 @@ def panorama_overlap(views: Tensor, K: Tensor, R: Tensor) -> list[float | None]:
     ]
 
 
-def depth_overlap(
-    views: Tensor, depth: Tensor, K: Tensor, c2w: Tensor, max_error: float = DEPTH_ERROR
-) -> list[float | None]:
+def depth_overlap(views: Tensor, depth: Tensor, K: Tensor, c2w: Tensor) -> list[float | None]:
     """Compare each view i of a path with view i + 1, which is warped into it by the depth of view i.
 
     Args:
@@ -75,8 +70,6 @@ def depth_overlap(
         depth: depth (V, H, W) along the viewing axis in metres, 0 where unknown.
         K: intrinsics (3, 3) or (V, 3, 3).
         c2w: camera-to-world poses (V, 4, 4).
-        max_error: maximum difference in metres between the depth of a reprojected point and the depth map of view
-            i + 1. Other pixels are occluded and do not count.
 
     Returns:
         PSNR in dB of each of the V - 1 pairs; None for a pair without a visible pixel.
@@ -87,7 +80,7 @@ def depth_overlap(
     for one, other in pairwise(range(len(views))):
         target, expected = reproject(pixels, depth[one].flatten(), K[one], c2w[one], K[other], c2w[other])
         actual = sample_nearest(depth[other], target)
-        visible = (actual > 0) & ((actual - expected).abs() <= max_error)
+        visible = (actual > 0) & ((actual - expected).abs() <= DEPTH_ERROR)
         found.append(_masked_psnr(views[one], *warped(views[other], target, visible)))
     return found
 
@@ -102,28 +95,16 @@ def given_view(views: Tensor, given: Tensor, K: Tensor, R: Tensor) -> dict[str, 
         R: camera-to-world rotations (V, 3, 3).
 
     Returns:
-        PSNR in dB. given: generated view 0 and the condition image; given_overlap: the same, only where view 1 or view
-        V - 1 overlaps them; beside: mean overlap PSNR of generated view 0 with views 1 and V - 1; beside_given: mean
-        overlap PSNR of the condition image with views 1 and V - 1.
+        PSNR in dB. given: generated view 0 and the condition image; beside_given: mean overlap PSNR of the condition
+        image with views 1 and V - 1.
     """
-    K, R = K.cpu().double().expand(len(R), 3, 3), R.cpu().double()
-    neighbours = [len(views) - 1, 0, 1]
-    masks = [turned_into(views[n].float(), homography(K[0], R[0], K[n], R[n]))[1] for n in (1, len(views) - 1)]
-
-    def beside(view: Tensor) -> float | None:
-        images = torch.stack([views[neighbours[0]], view, views[1]])
-        return mean(panorama_overlap(images, K[neighbours], R[neighbours])[:2])
-
-    return {
-        "given": psnr(np.asarray(given), np.asarray(views[0])),
-        "given_overlap": _masked_psnr(views[0], given, torch.stack(masks).any(0)),
-        "beside": beside(views[0]),
-        "beside_given": beside(given),
-    }
+    ring = [len(views) - 1, 0, 1]
+    around = panorama_overlap(torch.stack([views[-1], given, views[1]]), K.expand(len(R), 3, 3)[ring], R[ring])
+    return {"given": psnr(np.asarray(given), np.asarray(views[0])), "beside_given": mean(around[:2])}
 
 
 def overlap_ratio(generated: Values, truth: Values) -> float | None:
-    """Return the mean PSNR of generated views divided by the mean PSNR of true views; None if either is undefined."""
+    """Return the mean PSNR of generated views divided by that of true views; None if either is undefined."""
     above, below = mean(generated), mean(truth)
     return above / below if above is not None and below else None
 

@@ -26,9 +26,7 @@ class EvaluateViewsConfig(RunConfig):
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     eta: float = Field(0.0, ge=0, le=1, description="fresh noise per step: 0 none (DDIM), 1 that of DDPM")
     guidance_scale: float = Field(9.0, ge=0, description="scale of classifier-free guidance")
-    negative_prompt: str = Field("", description="negative prompt of the guidance")
     mask: Literal["code", "paper"] = Field("code", description="form of the given view; see the task panorama")
-    overlap_size: int | None = Field(None, ge=8, le=4096, description="side of warped panorama views (paper: 1024)")
     features: Features = Field({}, description="network whose features are compared")
     clip: str | None = Field(None, min_length=1, description="CLIP for the CLIP score, hub id or folder; null: none")
 

@@ -1,25 +1,36 @@
-"""Task "evaluate-views": compare sampled views of scenes with true views.
+"""Task "evaluate-views": compare sampled or existing views of scenes with true views.
 
-The views are sampled with and without attention between the views of a scene, or existing views are read from a folder.
-
-RUN/views/ROW/00003.safetensors   samples of scene 3; a killed run, or a run with a larger count, resumes
-RUN/report.json, report.md        metrics with intervals
+RUN/views/ROW/00003.safetensors   samples of scene 3, with or without attention between views (`scenes.py`)
+RUN/report.json, report.md        metrics with intervals, differences, and the metrics of each scene
 RUN/sheet.png                     true and sampled views of the first scenes
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from threedgen.config import ConfigError, registry
 from threedgen.data.scene_views import SceneSource, SceneViews
-from threedgen.evaluation.features import CaptionScore, FeatureNetwork, NetworkOutput
-from threedgen.evaluation.metrics.figures import Json, mean
-from threedgen.evaluation.metrics.overlap import depth_overlap, given_view, panorama_overlap
-from threedgen.evaluation.report import write_strips
+from threedgen.evaluation.features import CLIP, FeatureNetwork, NetworkOutput
+from threedgen.evaluation.metrics.distributions import fid, inception_score, kid
+from threedgen.evaluation.metrics.figures import (
+    Estimate,
+    Json,
+    bootstrap_ratio,
+    estimate,
+    jackknife_estimate,
+    mean,
+    mean_estimate,
+    paired_differences,
+)
+from threedgen.evaluation.metrics.overlap import depth_overlap, given_view, overlap_ratio, panorama_overlap
+from threedgen.evaluation.report import figure_table, rounded, write_report, write_strips
 from threedgen.evaluation.runner import Evaluation, evaluation_task
 from threedgen.geometry.images import enlarge_small, to_uint8
 from threedgen.geometry.views import Views, resize
@@ -28,17 +39,32 @@ from threedgen.run.arrays import Array
 from threedgen.run.folder import user_path
 from threedgen.train.task import Task
 
-from .folder import FolderScenes
 from .options import EvaluateViewsConfig
-from .report import FOLDER, OTHER, ROWS, TRUTH, MeasuredViews, write_views_report
-from .sampling import ATTENTION, BASE, SceneSampler, size_of
+from .scenes import ATTENTION, BASE, FolderScenes, SceneSampler, size_of
 
+TRUTH, OTHER, FOLDER = "truth", "other_truth", "views"
+ROWS = {
+    TRUTH: "the truth",
+    ATTENTION: "with attention between views",
+    BASE: "the same base without it",
+    FOLDER: "views of the folder",
+    OTHER: "other true scenes",
+}
+GIVEN = {"given": "view 0 to the given image", "beside_given": "the given image to the next views"}
+MEANS = {"psnr": "overlap PSNR, dB", "clip": "CLIP score"} | GIVEN
+FIGURES = {
+    "psnr": MEANS["psnr"], "ratio": "of the truth's", "fid": "FID", "kid": "KID", "is": "Inception score",
+    "clip": MEANS["clip"],
+}  # fmt: skip
+SPLITS, KID_SUBSET = 10, 5000
+"""Number of parts of the Inception score, and maximum number of images of the single subset of KID."""
 SHEET_SCENES, SHEET_WIDTH = 8, 128
 """Maximum number of scenes, and maximum width of a view in pixels, on the contact sheet."""
+Indices = NDArray[np.intp]
 
 
 class Item(NamedTuple):
-    """One scene of one table row (a key of `report.ROWS`) to measure."""
+    """One scene of one table row (a key of `ROWS`) to measure."""
 
     row: str
     number: int
@@ -67,7 +93,7 @@ class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
         require_overlap(self.source, "scenes")
         self.count = min(c.count, len(self.source))
         self.first = self.source.scene(0)
-        if overlap(c, self.first) is None:
+        if overlap(self.first) is None:
             raise ConfigError(f"{self.source.describe()}: no view overlaps the next one", "scenes")
         self.existing: FolderScenes | None = None
         self.sampler: SceneSampler | None = None
@@ -77,7 +103,7 @@ class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
             self.existing = FolderScenes(user_path(c.views, "views"), self.first.depth is not None, c.clip is not None)
             require_overlap(self.existing, "views")
         self.features: FeatureNetwork = registry.build("features", c.features)
-        self.caption_score = CaptionScore(c.clip) if c.clip else None
+        self.clip = CLIP(c.clip, "clip") if c.clip else None
         self.true_scene = lru_cache(1)(self._true_scene)
         rows = [TRUTH, *(() if self.sampler is None else (ATTENTION, BASE))]
         rows += [OTHER] if 2 * self.count <= len(self.source) else []
@@ -85,7 +111,6 @@ class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
         self.items = items + [Item(FOLDER, number) for number in range(len(self.existing or ()))]
 
     def scene(self, item: Item) -> SceneViews:
-        """Return the views of an item. Samples of an earlier run are read from the run folder."""
         if item.row == FOLDER and self.existing is not None:
             return self.existing.scene(item.number)
         if item.row == OTHER:
@@ -98,36 +123,54 @@ class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
         return with_images(scene, views)
 
     def _true_scene(self, number: int) -> SceneViews:
-        """Return a true scene with its images rounded to the 256 values of uint8."""
         scene = self.source.scene(number)
-        return with_images(scene, rounded_images(scene.views.images))
+        return with_images(scene, torch.from_numpy(to_uint8(scene.views.images)))
 
     def measure(self, item: Item) -> Measurement:
-        scene, c = self.scene(item), self.config
-        figures: dict[str, float | None] = {"psnr": overlap(c, scene)}
+        scene = self.scene(item)
+        figures: dict[str, float | None] = {"psnr": overlap(scene)}
         if self.sampler is not None and self.sampler.given and item.row in (TRUTH, ATTENTION, BASE):
             K, c2w = to_opencv(scene.views.cameras)
             given = self.true_scene(item.number).views.images[0]
             figures |= given_view(scene.views.images, given, K, c2w[:, :3, :3])
-        images = rounded_images(scene.views.images)
-        if self.caption_score is not None:
-            figures["clip"] = self.caption_score(images, scene.captions)
+        images = torch.from_numpy(to_uint8(scene.views.images))
+        if self.clip is not None:
+            figures["clip"] = self.clip.score(images, scene.captions)
         shown = item.number < SHEET_SCENES and item.row != OTHER and not (item.row == TRUTH and self.existing)
         label = f"{item.number}, {ROWS[item.row]}: {scene.captions[0]}".rstrip(": ")
         return Measurement(item, figures, self.features(images), (label, strip(scene.views.images)) if shown else None)
 
     def report(self, rows: list[Measurement]) -> None:
-        strips = dict(row.strip for row in rows if row.strip is not None)
+        c, strips = self.config, dict(row.strip for row in rows if row.strip is not None)
         write_strips(self.folder / "sheet.png", strips.values(), list(strips))
-        measured: dict[str, MeasuredViews] = {}
-        for row in rows:
-            views = measured.setdefault(row.item.row, MeasuredViews())
-            views.figures.append(row.figures)
-            views.outputs.append(row.output)
-        write_views_report(self.task, measured, self.features, self.about())
+        measured = {row: MeasuredViews([one for one in rows if one.item.row == row]) for row in ROWS}
+        measured = {row: mine for row, mine in measured.items() if len(mine)}
+        truth = measured[TRUTH]
+        found = {row: summary(mine, truth) for row, mine in measured.items()}
+        less = difference(measured[ATTENTION], measured[BASE], truth) if ATTENTION in measured else {}
+        lines = {ROWS[row]: mine for row, mine in found.items()} | ({"with minus without": less} if less else {})
+        tables = [figure_table("views", lines, FIGURES)]
+        if "given" in less:
+            tables.append(figure_table("views", {name: line for name, line in lines.items() if "given" in line}, GIVEN))
+        figures = self.about() | {
+            "features": self.features.description,
+            "pictures": {row: mine.images for row, mine in measured.items()},
+            "rows": found,
+            "difference": less,
+            "scenes": {row: mine.figures for row, mine in measured.items()},
+        }
+        text = "\n\n".join(tables)
+        whole = f"""# Views of one scene
+
+{text}
+
+{len(truth)} held-out scenes, {truth.images} true images, seed {c.seed}. In brackets 95 % intervals over the scenes:
+bootstrap of means, jackknife of 20 groups of FID, KID and Inception score. Features: {self.features.description}.
+With few images FID is too high: compare rows of one table. Definitions: docs/mvdiffusion.md.
+"""
+        write_report(self.task, "report", rounded(figures), whole, text, summary={"scenes": len(truth)})
 
     def about(self) -> Json:
-        """Return the first entries of report.json: scenes, size, and options of the samples."""
         c, about = self.config, Json(scenes_of=self.source.describe(), count=self.count, size=size_of(self.first))
         if self.existing is not None:
             return about | {"drawn": self.existing.describe()}
@@ -137,13 +180,12 @@ class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
         }  # fmt: skip
 
 
-def overlap(config: EvaluateViewsConfig, scene: SceneViews) -> float | None:
+def overlap(scene: SceneViews) -> float | None:
     """Return the mean overlap PSNR in dB of neighbouring views of a panorama, or of consecutive views of a path."""
     views = scene.views
-    if scene.depth is not None:
-        return mean(depth_overlap(views.images, scene.depth, *to_opencv(views.cameras)))
-    views = views if config.overlap_size is None else views.resized(config.overlap_size)
     K, c2w = to_opencv(views.cameras)
+    if scene.depth is not None:
+        return mean(depth_overlap(views.images, scene.depth, K, c2w))
     return mean(panorama_overlap(views.images, K, c2w[:, :3, :3]))
 
 
@@ -153,13 +195,7 @@ def require_overlap(source: SceneSource, key: str) -> None:
         raise ConfigError(f"{source.describe()}: a scene needs 2 views or more to overlap: {source.n_view}", key)
 
 
-def rounded_images(images: Tensor) -> Tensor:
-    """Convert images (V, H, W, 3) from floats in [0, 1] to uint8, rounded."""
-    return torch.from_numpy(to_uint8(images))
-
-
 def with_images(scene: SceneViews, images: Tensor) -> SceneViews:
-    """Return a copy of a scene with other images (V, H, W, 3), uint8."""
     return replace(scene, views=Views(images.float() / 255, scene.views.cameras))
 
 
@@ -169,6 +205,76 @@ def strip(images: Tensor) -> Array:
     if width > SHEET_WIDTH:
         images = resize(images, round(height * SHEET_WIDTH / width), SHEET_WIDTH)
     return enlarge_small(images)
+
+
+class MeasuredViews:
+    """Metrics by name and network outputs of each scene of one table row, and the number of all images."""
+
+    def __init__(self, scenes: Sequence[Measurement]) -> None:
+        self.figures = [scene.figures for scene in scenes]
+        self.outputs = [scene.output for scene in scenes]
+        self.images = sum(len(output.features) for output in self.outputs)
+
+    def __len__(self) -> int:
+        return len(self.figures)
+
+    def stack(self, part: Literal["features", "logits"], scenes: Indices) -> np.ndarray:
+        """Concatenate the features (N, D) or logits (N, K) of the N images of some scenes, given by their indices."""
+        return np.concatenate([getattr(self.outputs[k], part) for k in scenes])
+
+
+def set_figures(row: MeasuredViews, truth: MeasuredViews) -> dict[str, Callable[[Indices], float]]:
+    """Return FID, KID and Inception score of a row as functions of the indices of the included scenes.
+
+    The truth is the same scenes if the row has as many scenes as the truth, else all true scenes.
+    """
+
+    def features(scenes: Indices) -> tuple[np.ndarray, np.ndarray]:
+        true_scenes = scenes if len(row) == len(truth) else np.arange(len(truth))
+        return row.stack("features", scenes), truth.stack("features", true_scenes)
+
+    def inception(scenes: Indices) -> float:
+        logits = row.stack("logits", scenes)
+        return inception_score(logits, min(SPLITS, len(logits)))[0]
+
+    def kernel(scenes: Indices) -> float:
+        ours, true = features(scenes)
+        return kid(ours, true, 1, min(len(ours), len(true), KID_SUBSET))[0]
+
+    if row is truth:
+        return {"is": inception}
+    return {"fid": lambda scenes: fid(*features(scenes)), "kid": kernel, "is": inception}
+
+
+def summary(row: MeasuredViews, truth: MeasuredViews) -> Json:
+    """Compute all metrics of a row with 95 % intervals over the scenes, as JSON."""
+    found: Json = {"scenes": len(row)} | means(row.figures)
+    ours, true = ([figures["psnr"] for figures in views.figures] for views in (row, truth))
+    found["ratio"] = estimate(overlap_ratio(ours, true), bootstrap_ratio(ours, true))
+    for name, figure in set_figures(row, truth).items():
+        found[name] = jackknife_estimate(figure, len(row))
+    return found
+
+
+def difference(row: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -> Json:
+    """Compute the metrics of a row minus those of another row of the same scenes, with 95 % intervals."""
+    differences = paired_differences(row.figures, other.figures, row.figures[0])
+    found: Json = {**means(differences)}
+    found["psnr"]["won"] = sum((one["psnr"] or 0) > 0 for one in differences)
+    ours, theirs = set_figures(row, truth), set_figures(other, truth)
+    for name in ours:
+
+        def figure(scenes: Indices, name: str = name) -> float:
+            return ours[name](scenes) - theirs[name](scenes)
+
+        found[name] = jackknife_estimate(figure, len(row))
+    return found
+
+
+def means(scenes: list[dict[str, float | None]]) -> dict[str, Estimate]:
+    """Return the mean of each metric over the scenes, without metrics that are undefined in all scenes."""
+    found = {name: mean_estimate([one.get(name) for one in scenes]) for name in MEANS}
+    return {name: figure for name, figure in found.items() if figure["mean"] is not None}
 
 
 run = evaluation_task(EvaluatedViews)

@@ -89,7 +89,7 @@ def clear_nouns() -> tuple[str, ...]:
 
 
 class FrontObjects:
-    """Source of toybox objects with one clear front, as a `threedgen.evaluation.janus.plan.FrontObjects`."""
+    """Source of toybox objects with one clear front, as a `threedgen.evaluation.janus.options.FrontObjects`."""
 
     def prompts(self, count: int, seed: int) -> list[str]:
         """Return ``count`` held-out captions. Nouns are used in turn. Raises ConfigError if there are not enough."""

@@ -1,19 +1,30 @@
-"""Sampling of the views of scenes from their captions, with and without attention between views.
+"""Views of scenes to evaluate: samples with and without attention between views, and existing views of a folder.
 
 RUN/views/attention/00003.safetensors    views of scene 3, sampled with attention between them
 RUN/views/base/00003.safetensors         views of scene 3, sampled independently of each other
+
+A folder has the files of one scene, or folders of scenes, such as runs of panorama and texture:
+
+SCENE/cameras.json         cameras (`threedgen.geometry.cameras_file`); its prompts are used only for the CLIP score
+SCENE/0.png, 1.png, ...    images, if cameras.json does not name the files of its views
+SCENE/depth/NAME.png       depth map of the image NAME.png (`threedgen.geometry.depth_file`)
 """
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.data.scene_views import SceneViews
 from threedgen.evaluation.samples import kept_views
-from threedgen.geometry.views import resize
+from threedgen.geometry.cameras_file import CAMERAS_FILE, CamerasFile, read_cameras
+from threedgen.geometry.depth_file import read_depth
+from threedgen.geometry.picture_file import load_image
+from threedgen.geometry.views import Views, resize
 from threedgen.guidance.coarse_to_fine import Size
 from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
@@ -24,19 +35,16 @@ from threedgen.train.task import Task
 from .options import EvaluateViewsConfig
 
 ATTENTION, BASE = "attention", "base"
+KEY = "views"
+MAX_MOVE = 1e-3
+"""Maximum distance of a camera of a panorama from camera 0, relative to the maximum distance from the origin."""
 
 
 class SceneSampler:
     """Sampler of scenes by the MVDiffusion model of a task. It writes the views to the run folder.
 
-    The constructor raises ConfigError if the model does not fit the scenes.
-
-    Args:
-        scenes: text with everything that determines the scenes.
-        first: first scene, which the model is checked with.
-
-    Attributes:
-        given: whether the model receives the true view 0 as a condition.
+    The constructor raises ConfigError if the model does not fit the first scene. ``scenes`` describes everything that
+    determines the scenes. ``given`` is whether the model receives the true view 0 as a condition.
     """
 
     def __init__(self, task: Task, scenes: str, first: SceneViews) -> None:
@@ -52,10 +60,8 @@ class SceneSampler:
 
     def __call__(self, row: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
         """Return sampled views (V, H, W, 3), uint8, of scene ``number``. Both rows start from the same noise."""
-        path, sample = (
-            self.folder / row / f"{number:05d}.safetensors",
-            partial(self._sample, row, number, scene, on_step),
-        )
+        path = self.folder / row / f"{number:05d}.safetensors"
+        sample = partial(self._sample, row, number, scene, on_step)
         return torch.from_numpy(kept_views(path, self._metadata(row, number, scene), sample))
 
     def _sample(self, row: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
@@ -67,7 +73,6 @@ class SceneSampler:
             lambda size: (self._extra_channels(scene, size), None),
             steps=c.steps,
             guidance_scale=c.guidance_scale,
-            negative_prompt=c.negative_prompt,
             generator=generator(c.seed, number, "views of a scene"),
             on_step=on_step,
             eta=c.eta,
@@ -75,13 +80,12 @@ class SceneSampler:
         )
 
     def _metadata(self, row: str, number: int, scene: SceneViews) -> dict[str, str]:
-        """Return everything that determines the samples, as metadata of their file."""
         c, p = self.config, self.config.prior
         attention = f"{p.neighbours} {p.k} {p.overlap} {p.guide_views}" if row == ATTENTION else ""
         sampling = f"{c.steps} {c.eta:g} {c.guidance_scale:g} {c.seed} {p.draft} {p.hold}"
         return {
             "weights": self.weights[row],
-            "how": f"{sampling} {c.mask} {p.dtype} {attention} {c.negative_prompt}",
+            "how": f"{sampling} {c.mask} {p.dtype} {attention} ",
             "scene": f"{number} of {self.scenes}",
             "captions": "\n".join(scene.captions),
         }
@@ -111,5 +115,61 @@ class SceneSampler:
 
 
 def size_of(scene: SceneViews) -> tuple[int, int]:
-    """Return height and width of the views of a scene in pixels."""
     return scene.views.cameras.height, scene.views.cameras.width
+
+
+class FolderScenes:
+    """Scenes of a folder, as a `threedgen.data.scene_views.SceneSource`, with depth maps or captions if needed.
+
+    Raises ConfigError if a file is missing or the cameras are unsuitable. `scene` reads the images of one scene.
+    """
+
+    def __init__(self, folder: Path, depth: bool, captions: bool) -> None:
+        self.folder, self.depth = folder, depth
+        found = sorted([*folder.glob(CAMERAS_FILE), *folder.glob(f"*/{CAMERAS_FILE}")])
+        if not found:
+            raise ConfigError(f"{folder} has no scenes. Give a folder of folders with {CAMERAS_FILE} and images.", KEY)
+        self.scenes = [Scene(path, read_cameras(path, KEY)) for path in found]
+        for scene in self.scenes:
+            scene.check(depth, captions)
+        self.n_view = min(len(scene.file.cameras) for scene in self.scenes)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def describe(self) -> str:
+        return str(self.folder)
+
+    def scene(self, index: int) -> SceneViews:
+        return self.scenes[index].read(self.depth)
+
+
+class Scene:
+    """Files of one existing scene. ``path`` is its cameras.json and ``file`` the content. Methods raise ConfigError."""
+
+    def __init__(self, path: Path, file: CamerasFile) -> None:
+        self.path, self.file = path, file
+        names = file.files or [f"{number}.png" for number in range(len(file.cameras))]
+        self.views = [path.parent / name for name in names]
+        self.depths = [path.parent / "depth" / f"{view.stem}.png" for view in self.views]
+
+    def check(self, depth: bool, captions: bool) -> None:
+        if missing := [file for file in self.views + self.depths * depth if not file.is_file()]:
+            raise ConfigError(f"{missing[0]} is missing", KEY)
+        position = self.file.cameras.position
+        if not depth and (position - position[0]).norm(dim=1).max() > MAX_MOVE * position.norm(dim=1).max():
+            raise ConfigError(f"{self.path} has cameras that move, but views without depth must turn in place", KEY)
+        if captions and self.file.prompts is None:
+            raise ConfigError(f"{self.path} has no prompts for the CLIP score. Add them, or use clip=null.", KEY)
+
+    def read(self, depth: bool) -> SceneViews:
+        at, prompts = self.file.cameras, self.file.prompts or ("",) * len(self.views)
+        images = [np.asarray(load_image(file, key=KEY).convert("RGB")) for file in self.views]
+        depths = [read_depth(file, KEY) for file in self.depths * depth]
+        if wrong := {part.shape[:2] for part in (*images, *depths)} - {(at.height, at.width)}:
+            height, width = wrong.pop()
+            raise ConfigError(
+                f"{self.path} is for images of {at.height} x {at.width} pixels, but some have {height} x {width}", KEY
+            )
+        views = Views(torch.from_numpy(np.stack(images)).float() / 255, at)
+        return SceneViews(views, prompts, torch.from_numpy(np.stack(depths)) if depth else None)
