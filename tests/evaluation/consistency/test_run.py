@@ -47,16 +47,6 @@ def without_times(path: Path) -> Any:
     return tree
 
 
-def copy_views(folder: Path, target: Path, order: Any) -> Path:
-    """Copy scenes with their views in another order."""
-    shutil.copytree(folder, target)
-    for scene in "ab":
-        names = sorted(path.name for path in (folder / scene / "rgb").iterdir())
-        for k, name in enumerate(names):
-            shutil.copy(folder / scene / "rgb" / names[order(k) % len(names)], target / scene / "rgb" / name)
-    return target
-
-
 def test_folder_is_scored_beside_the_original_and_a_killed_run_resumes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,7 +111,12 @@ def test_key_depends_on_everything_that_determines_the_score(tmp_path: Path) -> 
 
 def test_samplers_are_compared_scene_by_scene(folder: Path, tmp_path: Path) -> None:
     """One sampler has the true views, the other the same in a wrong order."""
-    wrong = copy_views(folder, tmp_path / "wrong", lambda k: 5 * k + 3)
+    wrong = tmp_path / "wrong"
+    shutil.copytree(folder, wrong)
+    for scene in "ab":
+        names = sorted(path.name for path in (folder / scene / "rgb").iterdir())
+        for k, name in enumerate(names):
+            shutil.copy(folder / scene / "rgb" / names[(5 * k + 3) % len(names)], wrong / scene / "rgb" / name)
     scenes = {"name": "srn", "path": str(folder), "condition": 2}
     samplers = {"right": str(folder), "wrong": {"name": "folder", "path": str(wrong)}}
     out = tmp_path / "run"
@@ -193,7 +188,7 @@ def test_mistakes_in_the_table_of_samplers(folder: Path, tmp_path: Path) -> None
     (out / "nothing").mkdir(parents=True)
     with refused("samplers.ours.weights", "config.json"):
         settings(out, samplers={"ours": {"name": "threedim", "weights": str(out / "nothing")}}).check()
-    for name in ("original", "a/b", ""):
+    for name in ("original", "a/b"):
         with refused(None, repr(name), kind=ValidationError):
             settings(out, samplers={name: str(folder)})
     assert settings(out, samplers={"one": str(folder)}, scenes="sampled").check() is None
@@ -243,13 +238,10 @@ def test_dry_run_checks_the_views(
         assert all(value in errors[0] for value in values)
 
     check((sampler,))
-    check((f"samplers={{a: {folder}, b: {folder}}}",))
     check((sampler, f"scenes={{name: srn, path: {folder}}}"), "scenes.condition: ", "23", "64")
-    check(("sampler=.",), "sampler.path: ")
     check(("sampler=empty",), "sampler.path: ", "'empty'")
     check(("samplers={a: {name: folder, path: empty}}",), "samplers.a.path: ", "'empty'")
     check((sampler, "scenes={name: srn, path: none}"), "scenes.path: ", "'none'")
-    check((sampler, "scenes={name: srn, path: .}"), "cars_test")
     (folder / "b" / "pose" / "000003.txt").write_text("1 2 3")
     check((sampler,), "b/pose/000003.txt")
     for path in (*(folder / "a" / "rgb").iterdir(), *(folder / "a" / "pose").iterdir()):

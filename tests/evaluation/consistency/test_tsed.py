@@ -23,10 +23,6 @@ from threedgen.geometry.views import Views
 FILES = parity_files("metric_tsed")
 
 
-def test_parity_files_exist() -> None:
-    assert FILES
-
-
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_parity(file: Path) -> None:
     recorded = np.load(file, allow_pickle=False)

@@ -195,7 +195,7 @@ def write_janus_report(
         "left_out": left_out,
         "assets": [result.plain() for result in results],
     }
-    sections = []
+    sections: list[Json] = []
     for row in rows:
         mine = [result for result in results if result.method == row["method"]]
         strips = [(result, *strip(task.folder / READINGS, result)) for result in mine]
