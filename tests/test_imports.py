@@ -81,7 +81,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
         "evaluation",
     ),  # nothing imports it: the registry names it
     "cli": BELOW,
-    "": ("run", "places"),  # the package itself: where kernels are kept, before all else
+    "": ("places",),
     "__main__": ("cli",),
 }
 

@@ -69,6 +69,13 @@ def test_launch_runs_in_a_bare_checkout_and_from_elsewhere(tmp_path: Path) -> No
         assert done.stdout == f"threedgen {threedgen.__version__}\n", done.stderr
 
 
+def test_kernels_compile_where_no_folder_is_writable() -> None:
+    code = "import os; os.access = lambda *_: False; import threedgen; print(os.environ['NUMBA_CACHE_DIR'])"
+    folder = Path(python("-c", code, cwd=ROOT, NUMBA_CACHE_DIR="").stdout.strip())
+    assert folder.is_dir() and folder.stat().st_mode & 0o777 == 0o700  # its files are executed
+    folder.rmdir()
+
+
 def test_data_folders_are_found() -> None:
     assert (threedgen.folder("configs")).is_dir()
     assert threedgen.folder("guidance") == ROOT / "guidance"

@@ -8,11 +8,11 @@ print(run.folder)
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from threedgen.places import folder as folder
-from threedgen.run import numba_cache
 
 # Use huge pages for large tensors (Linux): a step takes a third less time on a CPU. torch reads this when imported.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -20,6 +20,10 @@ os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 # as long while another job uses the CPU.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+# Numba caches compiled kernels beside the code or in the home folder. Without either it refuses to compile them.
+_writable = any(os.access(place, os.W_OK) for place in (Path(__file__).parent, os.path.expanduser("~")))
+if not os.environ.get("NUMBA_CACHE_DIR") and not _writable:
+    os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp(prefix="threedgen-numba-")
 
 __version__ = "0.1.0"
 INTERFACE_VERSION = 1
@@ -47,8 +51,6 @@ def _bridge(name: str) -> None:
 
 for _name in ("guidance", "representations"):
     _bridge(_name)
-
-numba_cache.choose(_HERE)
 
 
 def generate(prompt: str, config: str = "mvdream-toybox", quiet: bool = False, **values: Any) -> Any:

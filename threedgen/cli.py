@@ -4,33 +4,26 @@ Imports no torch: errors, --help, --list and --print-config answer at once, and 
 before the slow imports.
 """
 
+import argparse
 import logging
 import os
 import sys
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from threedgen import __version__, config
-from threedgen.config import help, listing, plugins, registry
+from threedgen.config import help, plugins, registry
 from threedgen.config.errors import AbsentWeights, ConfigError, did_you_mean, expected, nearest, short
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
-from threedgen.run.ranks import is_rank_zero
-from threedgen.run.text import escape_logs, log_to_stderr, protect_streams, say
+from threedgen.run.options import is_rank_zero
+from threedgen.run.text import log_to_stderr, say
 
 logger = logging.getLogger(__name__)
 DEFAULT_CONFIG = "mvdream-toybox"
-FLAGS = [text.split()[0] for text in help.FLAGS]
-SHORT_FLAGS = {"-c": "--config", "-h": "--help", "-q": "--quiet"}
-WITH_VALUE = {
-    "--config": DEFAULT_CONFIG,
-    "--log-level": "warning",
-    plugins.FLAG: "my_loss.py",
-    "--resume": "outputs/mvdream-toybox/a-blue-dog-0123abcd",
-}
-"""Flags that take a value, with an example of it."""
+HAVE_SHORT_FORMS = ("--config", "--help", "--quiet")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
@@ -49,28 +42,32 @@ class Command:
         return self.flags.get("--config", DEFAULT_CONFIG)
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message.removeprefix("argument "))
+
+
 def parse(words: list[str]) -> Command:
     """Parse arguments into flags and `key=value` overrides. Raises ConfigError."""
-    command, rest = Command(), list(words)
-    while rest:
-        word = rest.pop(0)
+    parser, names = _Parser(add_help=False, allow_abbrev=False), [flag.split()[0] for flag in help.FLAGS]
+    for flag, name in zip(help.FLAGS, names, strict=True):
+        _, _, value = flag.partition(" ")
+        optional: Any = {"nargs": "?", "const": ""} if value.startswith("[") else {}
+        how = optional if value else {"action": "store_const", "const": ""}
+        short_form = [name[1:3]] if name in HAVE_SHORT_FORMS else []
+        parser.add_argument(name, *short_form, dest=name, **how)
+    found, rest = parser.parse_known_args(words)
+    command = Command({name: value for name, value in vars(found).items() if value is not None})
+    if "=" in command.flags.get("--help", ""):
+        rest.insert(0, command.flags["--help"])
+        command.flags["--help"] = ""
+    for word in rest:
         if not word.startswith("-"):
             command.overrides.append(_override(word))
             continue
-        flag, equals, value = word.partition("=")
-        flag = SHORT_FLAGS.get(flag, flag)
-        if flag not in FLAGS:
-            guess = nearest(flag, FLAGS)
-            hint = did_you_mean(guess) if guess else "; options of the config have no dashes: key=value"
-            raise ConfigError(f"{short(flag)}: unknown flag{hint}")
-        takes_section = flag == "--help" and rest and not rest[0].startswith("-") and "=" not in rest[0]
-        if flag in WITH_VALUE or takes_section:
-            if not equals and (not rest or rest[0].startswith("--")):
-                raise ConfigError(f"{flag}: needs a value, such as {flag} {WITH_VALUE[flag]}")
-            value = value if equals else rest.pop(0)
-        elif equals and flag != "--help":
-            raise ConfigError(f"{flag}: takes no value (got {short(value)})")
-        command.flags[flag] = value
+        guess = nearest(word.partition("=")[0], names)
+        hint = did_you_mean(guess) if guess else "; options of the config have no dashes: key=value"
+        raise ConfigError(f"{short(word)}: unknown flag{hint}")
     if "--dry-run" in command.flags and "--resume" in command.flags:
         raise ConfigError("--dry-run: is for a new run; remove --resume")
     if "--config" in command.flags and "--resume" in command.flags:
@@ -113,7 +110,7 @@ def answer(command: Command) -> str | None:
     if "--help" in command.flags:
         return help.help_text(command.config, command.flags["--help"], command.overrides)
     if "--list" in command.flags:
-        return listing.list_text(DEFAULT_CONFIG)
+        return help.list_text(DEFAULT_CONFIG)
     if "--print-config" in command.flags:
         place: str | Path = command.config
         if "--resume" in command.flags:
@@ -176,8 +173,6 @@ def run(command: Command) -> int:
 
 def main(words: list[str] | None = None) -> int:
     """Run the command line and return its exit code; print a traceback only for bugs. `words` replaces sys.argv[1:]."""
-    protect_streams()
-    escape_logs()
     try:
         command = parse(sys.argv[1:] if words is None else words)
         with log_to_stderr(command.flags.get("--log-level", "info")):

@@ -15,7 +15,7 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import called, keyed, short
 from threedgen.config.optional import require
 from threedgen.places import folder
-from threedgen.run.made_by import made_by
+from threedgen.run.folder import made_by
 
 from .files import digest, read_card, read_json, sniff
 from .hub import ORIGINALS, RUNS_NOW, absent, cached, hub_file, hub_name, is_hub_id, reachable

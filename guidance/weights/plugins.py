@@ -5,7 +5,7 @@ from typing import Literal
 
 from threedgen.config.errors import ConfigError, did_you_mean, nearest
 from threedgen.places import folder
-from threedgen.run.made_by import made_by
+from threedgen.run.folder import made_by
 
 from .files import sniff
 from .loading import Identity, existing

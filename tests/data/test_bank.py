@@ -1,17 +1,23 @@
-"""LatentBank: entries equal the encoded images, whatever happens to the cache files."""
+"""LatentBank and SceneBank: entries equal the encoded images, whatever happens to the cache files."""
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from tests.support.errors import refused
 from tests.support.tiny_prior import tiny_vae
-from threedgen.data.bank import BLOCK, LatentBank, encode
+from threedgen.config import registry
+from threedgen.config.errors import DiskFull
+from threedgen.data.bank import BLOCK, LatentBank, SceneBank, encode, pack, unpack
+from threedgen.data.scene_views import WalkScenes
 from threedgen.run import cache
 from threedgen.toybox.data.pictures import Photographs
+from threedgen.toybox.options import RoomPanoramasConfig, RoomPathsConfig
 
 INDICES = [3, 35, 4]
 Entries = tuple[torch.Tensor, list[str], torch.Tensor]
@@ -101,18 +107,43 @@ def test_damaged_cache_files_are_made_again(tmp_path: Path, vae: AutoencoderKL, 
     assert equal(entries(tmp_path, vae), expected)
 
 
-def test_entries_stay_in_memory_while_the_disk_is_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def bank(folder: Path) -> LatentBank:
-        return LatentBank(folder, Photographs(5), tiny_vae(), 16, 2 * BLOCK)
+def test_full_disk_is_reported(tmp_path: Path, vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: SimpleNamespace(free=cache.SPARE - 1))
+    with refused(None, tmp_path, kind=DiskFull):
+        entries(tmp_path, vae)
+    monkeypatch.undo()
+    assert entries(tmp_path, vae)[1], "continues after room is made"
 
-    expected = bank(tmp_path / "a").latents([1, BLOCK])
-    free = {"bytes": cache.SPARE - 1}
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": free["bytes"]}))
-    full = bank(tmp_path / "b")
-    assert torch.equal(full.latents([1]), expected[:1]) and not full.cache.done.any()
-    monkeypatch.setattr(full, "fill", lambda block, fill=full.fill: fill(block) if block else 1 / 0)
-    free["bytes"] *= 2
-    assert torch.equal(full.latents([1, BLOCK]), expected) and full.cache.done.tolist() == [0, 1]
-    assert [record.levelname for record in caplog.records] == ["WARNING"] and str(tmp_path / "b") in caplog.text
+
+PATHS = RoomPathsConfig(count=6, height=12, width=16, views=3, between=1.0, supersample=1)
+
+
+def test_scenes_equal_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, vae = registry.build("scene-source", PATHS, 0, "train"), tiny_vae()
+    bank, scene = SceneBank(tmp_path, source, vae), source.scene(5)
+    z = bank.latents([5, 0])
+    assert (bank.count, bank.size, bank.n_view) == (6, (12, 16), 3) and z.shape == (2, 3, 4, 6, 8)
+    assert torch.allclose(z[0], encode(vae, scene.views.images), atol=2e-3)
+    assert bank.captions([5]) == [scene.captions] and bank.condition_mask([5]).tolist() == [[True, False, True]]
+    assert scene.depth is not None and (bank.depth([5])[0] - scene.depth).abs().max() < 2e-3
+    cameras = bank.cameras(5)
+    assert torch.equal(cameras.c2w, scene.views.cameras.c2w) and torch.equal(cameras.K, scene.views.cameras.K)
+    monkeypatch.setattr(WalkScenes, "scene", lambda self, index: 1 / 0 if index else scene)
+    again = SceneBank(tmp_path, source, vae)
+    assert torch.equal(again.latents([5, 0]), z), "read from disk"
+    with pytest.raises(ZeroDivisionError):  # another seed, so rendered again
+        SceneBank(tmp_path, registry.build("scene-source", PATHS, 1, "train"), vae).latents([5])
+
+
+def test_scenes_without_depth(tmp_path: Path) -> None:
+    source = registry.build("scene-source", RoomPanoramasConfig(count=9, size=16, views=2, supersample=1), 0, "train")
+    bank = SceneBank(tmp_path, source, tiny_vae(), 5)
+    assert bank.count == 5 and bank.latents([4]).shape == (1, 2, 4, 8, 8) and not bank.condition_mask([4]).any()
+    odd = registry.build("scene-source", RoomPanoramasConfig(count=1, size=15, views=1), 0, "train")
+    with refused(None, "15 x 15", 2, kind=ValueError):
+        SceneBank(tmp_path, odd, tiny_vae())
+
+
+def test_pack_truncates_long_texts() -> None:
+    assert unpack(pack("a blue dog", 240)) == "a blue dog" and unpack(pack("ää", 3)) == "ä"
+    assert pack("abc", 5).tolist() == [97, 98, 99, 0, 0] and pack("", 2).dtype == np.uint8

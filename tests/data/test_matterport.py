@@ -11,7 +11,7 @@ from PIL import Image
 
 from tests.data.conftest import damage, toy_rooms_config
 from tests.support.errors import refused
-from threedgen.data.matterport import MatterportPanoramas
+from threedgen.data.matterport import PREFIX, MatterportPanoramas
 from threedgen.data.options import MatterportConfig
 from threedgen.evaluation.metrics.overlap import panorama_overlap
 from threedgen.geometry.images import psnr
@@ -39,14 +39,14 @@ def test_views_equal_direct_renders(toy_rooms: Path) -> None:
 
 
 def test_training_views_start_at_random_yaws_with_the_nearest_caption(toy_rooms: Path) -> None:
-    train = reader(toy_rooms, "train", count=30, prefix="", size=16)
+    train = reader(toy_rooms, "train", count=30, size=16)
     first = [train.first_yaw(index) for index in range(30)]
     assert len(train) == 30 and len(set(first)) > 20 and first == [train.first_yaw(index) for index in range(30)]
     texts = panoramas(toy_rooms_config(toy_rooms), "train").directions(0)
     index = next(k for k, yaw in enumerate(first) if yaw > 340)
-    assert train.scene(index).captions == tuple(texts)  # yaws above 340 are nearest to 0
+    assert train.scene(index).captions == tuple(PREFIX + text for text in texts)  # yaws above 340 are nearest to 0
     index = next(k for k, yaw in enumerate(first) if 70 < yaw < 110)
-    assert train.scene(index).captions == tuple(np.roll(texts, -2))
+    assert train.scene(index).captions == tuple(PREFIX + text for text in np.roll(texts, -2))
     assert reader(toy_rooms / "mp3d_skybox").describe() != reader(toy_rooms, size=16).describe()
 
 

@@ -11,8 +11,7 @@ import trimesh
 
 from tests.support.errors import refused
 from threedgen.data.coloured_mesh import fit_to_cube
-from threedgen.data.meshes import MeshObjects
-from threedgen.data.object_views import AZIMUTH, ELEVATION, ObjectViews, frame_on_grey
+from threedgen.data.object_views import AZIMUTH, ELEVATION, MeshObjects, ObjectViews, frame_on_grey
 from threedgen.data.options import MeshFolderConfig
 from threedgen.guidance.priors.mvadapter.cameras import GEOMETRY_VIEWS, HALF, RAY_VIEWS, geometry_maps, views
 from threedgen.toybox.data.pictures import ToyboxObjects

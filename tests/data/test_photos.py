@@ -1,6 +1,5 @@
 """Photos of a subject: square images on grey from any format, and refusals."""
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,6 @@ from pillow_heif import register_heif_opener
 
 from tests.support.errors import refused
 from threedgen.data import photos
-from threedgen.geometry.picture_file import MAX_PIXELS
 
 RED, GREEN = (200, 30, 30), (30, 160, 60)
 
@@ -75,15 +73,6 @@ def test_read_accepts_every_image_mode(tmp_path: Path, mode: str) -> None:
     assert image.shape == (32, 32, 3) and (mode == "1" or extent(image)[0] > 0)
 
 
-def test_exif_orientation_is_applied(tmp_path: Path) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = 6  # rotated by 90 degrees
-    (upright,) = photos.read([save(tmp_path / "a.png", on_paper())], 64)
-    (turned,) = photos.read([save(tmp_path / "b.jpg", on_paper(), exif=exif, quality=95)], 64)
-    one, other = extent(upright), extent(turned)
-    assert abs((one[1] - one[0]) - (other[3] - other[2])) <= 2 and abs((one[3] - one[2]) - (other[1] - other[0])) <= 2
-
-
 def test_find_sorts_a_folder_and_names_skipped_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("b.png", "a.JPG"):
         save(tmp_path / name, on_paper())
@@ -111,11 +100,6 @@ def test_unusable_photos_are_refused(tmp_path: Path) -> None:
     noise = save(tmp_path / "noise.png", np.random.default_rng(0).integers(0, 255, (64, 64, 3)).astype(np.uint8))
     truncated.write_bytes(noise.read_bytes()[:3000])
     save(tmp_path / "blank.png", np.full((20, 20, 3), 255, np.uint8))
-    content = bytearray(good.read_bytes())
-    for side in (9000, 30000):  # decompression bombs beyond our limit and beyond Pillow's
-        content[16:24] = side.to_bytes(4, "big") * 2
-        content[29:33] = zlib.crc32(bytes(content[12:29])).to_bytes(4, "big")
-        (tmp_path / f"bomb{side}.png").write_bytes(content)
     cases: list[tuple[Sequence[Path | str], object]] = [
         ([], "photos=FOLDER"),
         ([tmp_path / "empty"], tmp_path / "empty"),
@@ -124,7 +108,6 @@ def test_unusable_photos_are_refused(tmp_path: Path) -> None:
         ([good], good),
         ([good] * 101, 101),
         *(([good, tmp_path / name], name) for name in ("text.png", "truncated.png", "blank.png")),
-        *(([good, tmp_path / f"bomb{side}.png"], f"{MAX_PIXELS:,}") for side in (9000, 30000)),
     ]
     for paths, named in cases:
         with refused("photos", named):

@@ -15,7 +15,7 @@ from tests.data.conftest import damage, toy_rooms_config
 from tests.support.errors import refused
 from threedgen.data.options import ScanNetConfig
 from threedgen.data.scannet import build
-from threedgen.data.walks import WalkScenes
+from threedgen.data.scene_views import WalkScenes
 from threedgen.evaluation.metrics.overlap import depth_overlap
 from threedgen.geometry.images import psnr
 from threedgen.geometry.views import resize

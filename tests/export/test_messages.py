@@ -172,12 +172,7 @@ def test_impossible_budget_is_refused_or_replaced() -> None:
     assert asset.figures["levels"] == {"mesh": 256} and "256" in asset.notes[0]
 
 
-@pytest.mark.parametrize("existing", [False, True])
-def test_failed_export_removes_only_folders_it_created(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], existing: bool
-) -> None:
-    run, out = ball_run(tmp_path / "run", p4=0.01), tmp_path / "new/deep"
-    if existing:
-        out.mkdir(parents=True)
-    export_error(capsys, run, f"out={out}")
-    assert out.exists() == out.parent.exists() == existing
+def test_failed_export_writes_no_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = ball_run(tmp_path / "run", p4=0.01)
+    export_error(capsys, run, f"out={tmp_path / 'new'}")
+    assert not list((tmp_path / "new").iterdir())

@@ -94,7 +94,7 @@ def test_gaussians_are_split_and_removed(example: Any) -> None:
 
 def test_projected_covariance_matches_samples(example: Any) -> None:
     gaussians = example("gaussians")
-    from threedgen.testing.checks import CAMERAS
+    from threedgen.testing import CAMERAS
 
     field = gaussians.Gaussians(gaussians.GaussiansConfig(count=1))
     rng = torch.Generator().manual_seed(0)
@@ -161,7 +161,7 @@ def test_solid_colour_runs(tmp_path: Path) -> None:
 
 LOGGER = """
 from threedgen.config.registry import register
-from threedgen.train.options import LoggerConfig
+from threedgen.config.sections import LoggerConfig
 
 class ExtraConfig(LoggerConfig):
     name: str = "extra"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from threedgen.run.progress import Count, silence_lightning
+from threedgen.run.progress import Count
 from threedgen.run.text import clean, duration, number
 from threedgen.train.progress import Progress
 
@@ -156,13 +155,6 @@ def test_progress_escapes_markup_and_control_characters(terminal):
     assert "\x1b[31m" not in text
 
 
-def test_progress_counts_accumulated_batches_once():
-    run = FakeRun(total=100)
-    for n in range(10):
-        run.progress.on_train_batch_end(run.trainer, run.module, None, 0, n)
-    assert run.progress.count.speed.seconds_per_step() is None and len(run.end()) == 1
-
-
 @given(st.text(st.characters(codec=None)))
 def test_clean_returns_one_line(text):
     cleaned = clean(text)
@@ -188,19 +180,6 @@ def test_duration(seconds, text):
 )  # fmt: skip
 def test_number(value, text):
     assert number(value) == text
-
-
-def test_silence_lightning_keeps_warnings():
-    names = ("pytorch_lightning", "lightning_fabric", "pytorch_lightning.utilities.rank_zero")
-    before = [logging.getLogger(name).level for name in names]
-    try:
-        silence_lightning()
-        for name in names:
-            assert not logging.getLogger(name).isEnabledFor(logging.INFO)
-            assert logging.getLogger(name).isEnabledFor(logging.WARNING)
-    finally:
-        for name, level in zip(names, before, strict=True):
-            logging.getLogger(name).setLevel(level)
 
 
 def test_count_prints_lines_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

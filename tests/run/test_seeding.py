@@ -1,9 +1,5 @@
 """Keyed random generators."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -43,21 +39,6 @@ def test_key_is_the_same_in_all_versions():
     assert all(0 <= seeding.key(0, step, "noise") < 2**63 for step in range(50))
 
 
-def test_generator_does_not_depend_on_other_random_numbers():
-    before = numbers(1, 2, "cameras")
-    torch.randn(100)
-    np.random.default_rng(0).normal()
-    numbers(1, 2, "noise")
-    assert torch.equal(before, numbers(1, 2, "cameras"))
-
-
 @pytest.mark.parametrize("seed", [-1, 2**80])
 def test_generator_accepts_any_integer_seed(seed):
     assert torch.equal(numbers(seed, 0, "noise"), numbers(seed, 0, "noise"))
-
-
-def test_key_is_the_same_in_another_process_without_torch():
-    root = Path(__file__).parents[2]
-    code = "import sys; from threedgen.run.seeding import key; print(key(3, 4, 'n', 5), 'torch' in sys.modules)"
-    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert out.stdout.split() == [str(seeding.key(3, 4, "n", 5)), "False"]

@@ -15,10 +15,11 @@ import pytest
 
 from tests.support.errors import refused
 from tests.support.worker_jobs import Job, work
-from threedgen.config import optional, plugins, registry
+from threedgen.config import plugins, registry
 from threedgen.config.errors import WorkerLost
 from threedgen.run import workers
-from threedgen.run.interrupts import Interrupts, Stopped
+from threedgen.run.interrupts import Stopped
+from threedgen.run.options import WorkersConfig
 from threedgen.run.workers import run_jobs
 
 ENGINES = ("here", "processes")
@@ -43,7 +44,8 @@ class Run:
         def on_failed(job: Job, reason: str) -> None:
             self.failed[job.name] = reason
 
-        return run_jobs(jobs, work, on_done, on_failed, engine=engine, workers=workers, **options)  # type: ignore[arg-type]
+        config = WorkersConfig(task="test", engine=engine, workers=workers, **{"attempts": 1, **options})
+        return run_jobs(jobs, work, on_done, on_failed, config)
 
     def wait_for(self, pattern: str, count: int) -> list[Path]:
         deadline = time.monotonic() + 100
@@ -103,13 +105,9 @@ def test_run_jobs_stops_if_workers_keep_dying(run: Run) -> None:
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_run_jobs_raises_config_errors_and_failures_without_callback(run: Run, engine: Any) -> None:
+def test_run_jobs_raises_config_errors(run: Run, engine: str) -> None:
     with refused(None, "weights: there are none"):
         run([run.job("a", "mistake"), run.job("b")], engine, workers=1, attempts=3)
-    job = run.job("c", "fail")
-    with pytest.raises(RuntimeError, match="ValueError: no memory"):
-        run_jobs([job], work, lambda job, process: None, engine=engine, attempts=2)
-    assert job.traces("begun") == 2 and not run.done
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -156,20 +154,6 @@ def test_second_ctrl_c_kills_the_workers(run: Run) -> None:
     assert ended(process)
 
 
-def test_engine_here_stops_between_two_jobs(run: Run) -> None:
-    with Interrupts() as interrupts:
-
-        def jobs() -> Any:
-            yield run.job("a")
-            os.kill(os.getpid(), signal.SIGINT)
-            yield run.job("b")
-
-        assert run(jobs(), "here", interrupts=interrupts) == 130 and set(run.done) == {"a"}
-
-
-# --- Ray ---------------------------------------------------------------------------------------------------------
-
-
 class FakeRay:
     """Replacement of the module ray, with tasks whose results the test sets."""
 
@@ -204,7 +188,6 @@ class FakeRay:
 def fake_ray(monkeypatch: pytest.MonkeyPatch) -> FakeRay:
     ray = FakeRay()
     monkeypatch.setitem(sys.modules, "ray", ray)
-    monkeypatch.setattr(optional, "installed", lambda module: True)
     return ray
 
 

@@ -9,15 +9,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from tests.support.script_poses import script_poses
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
-from threedgen.testing.prior import (  # noqa: F401
-    TEXT_WIDTH,
-    WORDS,
-    tiny_prior,
-    tiny_text_encoder,
-    tiny_unet,
-    tiny_vae,
-    word_tokenizer,
-)
+from threedgen.testing import TEXT_WIDTH, WORDS, tiny_prior, tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer  # noqa: F401
 
 
 def letter_tokenizer() -> CLIPTokenizer:

@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 
 from threedgen.config import Config, Scheduled, registry
 from threedgen.config.sections import CheckpointConfig, RunConfig, TrainerConfig
+from threedgen.run.text import say
 
 YAML = "task: toy\nprompt: a cat\nprior:\n  name: big\n  weights: here\n"
 
@@ -46,8 +47,8 @@ class ToyConfig(RunConfig):
     prompt: str = Field(description="what to draw")
     prior: Annotated[Any, registry.Component("toy-prior", default="big")] = Field({}, description="the prior")
     shape: Annotated[RoundShape | SquareShape, Field(discriminator="name")] = RoundShape()
-    trainer: TrainerConfig = Field(TrainerConfig(), description="Lightning's Trainer")
-    checkpoint: CheckpointConfig = CheckpointConfig(seconds=60, keep=3)
+    trainer: TrainerConfig = Field(TrainerConfig(log_every_n_steps=7), description="Lightning's Trainer")
+    checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
     elevation: tuple[float, float] = Field((0.0, 30.0), description="range in degrees")
     mode: Literal["fast", "exact"] = "fast"
     note: str | None = None
@@ -70,7 +71,7 @@ def run(config: ToyConfig, resume: Path | None, quiet: bool) -> int | None:
         raise KeyboardInterrupt
     if config.prompt == "seven":
         return 7
-    sys.stdout.write(f"prompt={config.prompt!a} resume={resume is not None} torch={'torch' in sys.modules}\n")
+    say(f"prompt={config.prompt!a} resume={resume is not None} torch={'torch' in sys.modules}")
     return None
 
 

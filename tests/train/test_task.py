@@ -1,9 +1,31 @@
-"""Device of a task."""
+"""Status of a run from its folder, and its device."""
+
+from pathlib import Path
 
 import pytest
 import torch
 
+from threedgen.train.status import Status, finished
 from threedgen.train.task import device
+
+
+def test_status_has_the_exit_codes_of_signals() -> None:
+    assert [status.exit_code for status in Status] == [0, 130, 143, 2]
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        "{", '{"status": "finished"}', '{"status": "failed", "steps": 5}', '{"status": "finished", "steps": 4}',
+        '{"status": "finished", "steps": 5, "files": ["gone"]}',
+    ],
+)  # fmt: skip
+def test_finished_requires_a_complete_summary(tmp_path: Path, summary: str) -> None:
+    assert not finished(tmp_path, 5)
+    (tmp_path / "summary.json").write_text(summary)
+    assert not finished(tmp_path, 5)
+    (tmp_path / "summary.json").write_text('{"status": "finished", "steps": 5, "files": ["summary.json"]}')
+    assert finished(tmp_path, 5)
 
 
 def test_device_follows_accelerator_and_local_rank(monkeypatch: pytest.MonkeyPatch) -> None:

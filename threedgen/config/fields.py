@@ -62,9 +62,6 @@ def value_in(tree: object, name: str) -> Any:
     return tree.get(name) if isinstance(tree, dict) else getattr(tree, name, None)
 
 
-# --- sections ---------------------------------------------------------------------------------------------
-
-
 def component(field: FieldInfo) -> Component | None:
     """Return the `Component` mark of a field, which selects its model from the registry; None for other fields."""
     return next((mark for mark in (*field.metadata, field.annotation) if isinstance(mark, Component)), None)
@@ -121,9 +118,6 @@ def with_default(field: FieldInfo, value: object) -> Any:
     return merge(default, value) if isinstance(value, dict) else value
 
 
-# --- data -------------------------------------------------------------------------------------------------
-
-
 def merge(below: object, above: object) -> Any:
     """Merge `above` over `below`: dicts key by key; any other value of `above` replaces the value of `below`.
 
@@ -153,20 +147,6 @@ def plain(value: object) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [plain(inner) for inner in value]
     return value if value is None or isinstance(value, (str, bool, int, float)) else str(value)
-
-
-def shown(value: object) -> str:
-    """Return plain data as one line of YAML, in the form of the command line."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {shown(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ", ".join(shown(inner) for inner in value) + "]"
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value) if value != "" else "''"
-
-
-# --- types ------------------------------------------------------------------------------------------------
 
 
 def members(annotation: object) -> tuple[Any, ...]:

@@ -1,14 +1,14 @@
-"""Text of --help, generated from the config models and wrapped to the width of the terminal."""
+"""Texts of --help and --list, generated from the config models and wrapped to the width of the terminal."""
 
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from pydantic import BaseModel
 
-from threedgen.config import fields, layers, registry
+from threedgen.config import fields, layers, registry, yaml_text
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, called, did_you_mean, nearest_keys
 from threedgen.config.fields import Place
@@ -87,7 +87,6 @@ def _is_common(key: str, model: type[BaseModel], places: Places) -> bool:
 
 
 def _choices(key: str, places: Places) -> Mapping[str, type[BaseModel] | Exception]:
-    """Return the names that a section may have, with their models, if `key` is the `name` of a section."""
     section, _, last = key.rpartition(".")
     return fields.alternatives(places[section].field) if section in places and last == "name" else {}
 
@@ -97,7 +96,6 @@ def _sections(places: Places) -> list[str]:
 
 
 def _check_name(key: str, place: Place) -> None:
-    """Raise ConfigError if a section has an unknown name."""
     mark = fields.component(place.field)
     if mark and place.section is None:
         with called(f"{key}.name"):
@@ -115,12 +113,11 @@ def _hint(section: str, places: Places) -> str:
 
 
 def _lines(key: str, places: Places) -> list[str]:
-    """Return the help lines of a key: the heading of a section, or value, type and meaning of an option."""
     place = places[key]
     if place.section is not None:
         return ["", wrapped(place.field.description or _about(place.section), 4, f"{key}: ")]
     missing = place.value is None and place.field.is_required()
-    value = "(required)" if missing else fields.shown(fields.plain(place.value))
+    value = "(required)" if missing else yaml_text.write_line(fields.plain(place.value))
     if choices := _choices(key, places):
         column = max(map(len, choices)) + 8
         meanings = [wrapped(_about(model), column, f"      {name}".ljust(column)) for name, model in choices.items()]
@@ -131,7 +128,6 @@ def _lines(key: str, places: Places) -> list[str]:
 
 
 def _about(model: type[BaseModel] | Exception) -> str:
-    """Return the first paragraph of a model's docstring."""
     if isinstance(model, Exception):
         return f"cannot be loaded ({type(model).__name__})"
     return " ".join((model.__doc__ or "").strip().partition("\n\n")[0].split())
@@ -149,3 +145,54 @@ def wrapped(text: str, indent: int = 0, lead: str | None = None) -> str:
     if len(lead) + len(text) > width() < len(lead) + 20:  # too little room beside it
         return f"{textwrap.fill(lead.rstrip(), width(), **how)}\n{wrapped(text, indent)}"
     return textwrap.fill(text, width(), initial_indent=lead, **how)
+
+
+GROUPS = {
+    "make": "objects, views and scenes from text, images and meshes",
+    "look": "at results",
+    "train": "models, and make their training data",
+    "measure": "results",
+}
+TASKS = {
+    "look": ("report", "gallery", "toybox-sheet"),
+    "train": ("train-", "mvdreambooth", "make-", "toybox-subjects"),
+    "measure": ("evaluate-", "consistency", "janus-"),
+}
+"""Group -> prefixes of the names of its tasks; all other tasks belong to the group "make"."""
+
+
+class Shipped(NamedTuple):
+    """Description of a shipped config for --list."""
+
+    name: str
+    group: str
+    about: str
+    needs: str
+
+
+def described(name: str) -> Shipped:
+    """Return the description of a shipped config. If the file cannot be read, the description is the error."""
+    try:
+        tree = layers.merged(layers.read_layers(layers.find(name)))
+    except ConfigError as error:
+        return Shipped(name, "make", f"cannot be read: {error}", "another file")
+    task = str(tree.get("task", ""))
+    group = next((group for group, names in TASKS.items() if task.startswith(names)), "make")
+    return Shipped(name, group, tree.get("about") or "(no description)", tree.get("needs") or "nothing more")
+
+
+def list_text(default: str) -> str:
+    """Return the text of --list: the shipped configs by group; `default` first, then those that need no GPU."""
+    found = [described(name) for name in layers.shipped()]
+    found.sort(key=lambda one: (one.name != default, "GPU" in one.needs and "core" not in one.needs, one.name))
+    blocks = []
+    for group, about in GROUPS.items():
+        if members := [one for one in found if one.group == group]:
+            heading = wrapped(about, 4, f"{group.upper()} ")
+            blocks.append("\n".join([heading, "", *(_entry(one, default) for one in members)]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _entry(one: Shipped, default: str) -> str:
+    mark = "  (the default)" if one.name == default else ""
+    return "\n".join([f"  {one.name}{mark}", wrapped(one.about, 6), wrapped(one.needs, 13, "      needs: ")])

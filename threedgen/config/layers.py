@@ -88,7 +88,6 @@ def _chosen(layers: Sequence[Layer]) -> list[Layer]:
 
 
 def _check_choices(model: type[BaseModel], layers: Sequence[Layer]) -> None:
-    """Raise ConfigError for a section or a name in `choices` that does not exist."""
     for section, name, part in _choices(layers):
         known = fields.alternatives(model.model_fields[section]) if section in model.model_fields else {}
         if name not in known:
@@ -110,9 +109,6 @@ def _items(tree: object, where: str) -> list[tuple[str, Any]]:
     if not isinstance(tree, dict):
         raise ConfigError(f"{where}: should be a section of `key: value` lines (got {short(tree)})")
     return [(str(key), value) for key, value in tree.items()]
-
-
-# --- files ------------------------------------------------------------------------------------------------
 
 
 def shipped() -> list[str]:
@@ -196,9 +192,6 @@ def _default_names(model: type[BaseModel], tree: Tree) -> Layer:
             name = given.get("name", fields.model_names(place.section)[0])
             names = merge(names, nested((*place.path, "name"), name))
     return Layer("defaults", names)
-
-
-# --- overrides --------------------------------------------------------------------------------------------
 
 
 def split_override(text: str) -> tuple[Key, str]:

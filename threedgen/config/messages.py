@@ -60,7 +60,6 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: 
 
 
 def _unknown(key: Key, model: type[BaseModel], tree: Tree) -> str:
-    """Return the message for an unknown key, with the key or the section name that the user may mean."""
     for place in fields.walk(model, tree):
         inside = ".".join(key[len(place.path) :])
         if inside and place.section is not None and key[: len(place.path)] == place.path:

@@ -39,40 +39,22 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
-    """Read a text file in UTF-8, UTF-16 or Windows-1252. Raises ConfigError with the config key `key`."""
+    """Read a text file in UTF-8, in UTF-16 with a byte order mark, or in Windows-1252 with a warning.
+
+    Raises ConfigError with the config key `key`.
+    """
     try:
-        text, encoding = decode_text(read_bytes(path, max_bytes))
+        data = read_bytes(path, max_bytes)
+        return data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
     except FileNotFoundError:
         raise ConfigError(f"{path} is missing", key) from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not a text file. Save it as UTF-8 text"
-        raise ConfigError(f"{path} cannot be read: {reason}", key) from None
-    if encoding == LEGACY_ENCODING:
-        logger.warning("%s is not UTF-8; read as %s. Save it as UTF-8 if letters are wrong.", path, encoding)
-    return text
-
-
-def decode_text(data: bytes) -> tuple[str, str]:
-    """Decode text in UTF-8 or UTF-16 (with or without byte order mark); other bytes are decoded as Windows-1252.
-
-    Returns:
-        The text without a byte order mark, and the name of the encoding.
-
-    Raises:
-        UnicodeDecodeError: binary data.
-    """
-    if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return data.decode("utf-16"), "utf-16"
-    nul = data.count(0)
-    if nul > len(data) // 4:  # Latin letters in UTF-16 are pairs of a letter and a NUL
-        encoding = "utf-16-le" if data[1::2].count(0) > nul // 2 else "utf-16-be"
-        return data.decode(encoding), encoding
-    try:
-        return data.decode("utf-8-sig"), "utf-8"
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}", key) from None
     except UnicodeDecodeError:
-        if nul:
-            raise
-        return data.decode(LEGACY_ENCODING), LEGACY_ENCODING
+        if 0 in data:
+            raise ConfigError(f"{path} is not a text file. Save it as UTF-8 text", key) from None
+    logger.warning("%s is not UTF-8; read as %s. Save it as UTF-8 if letters are wrong.", path, LEGACY_ENCODING)
+    return data.decode(LEGACY_ENCODING, "replace")
 
 
 def parse_json(text: str | bytes) -> Any:

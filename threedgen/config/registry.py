@@ -70,9 +70,9 @@ camera  multiview  geometry.rigs:sample_multiview  config.sections:MultiviewCame
 optimizer  adam   systems.generate.optimizers:adam   systems.generate.options:AdamConfig
 optimizer  adamw  systems.generate.optimizers:adamw  systems.generate.options:AdamWConfig
 # (options, run folder) -> Lightning logger or None
-logger  csv          train.loggers:csv          train.options:CSVLoggerConfig
-logger  tensorboard  train.loggers:tensorboard  train.options:TensorBoardConfig
-logger  wandb        train.loggers:wandb        train.options:WandbConfig
+logger  csv          train.loop:csv_logger          config.sections:CSVLoggerConfig
+logger  tensorboard  train.loop:tensorboard_logger  config.sections:TensorBoardConfig
+logger  wandb        train.loop:wandb_logger        config.sections:WandbConfig
 # losses of a render, Render -> scalar; the weight is the key of this name in the section `loss`
 regulariser  orientation  representations.regularisers:orientation  systems.generate.options:LossConfig
 regulariser  sparsity     representations.regularisers:sparsity     systems.generate.options:LossConfig
@@ -111,7 +111,7 @@ scene-source  scannet        data.scannet:build                     data.options
 # captioned sides of objects, built with a seed, a split, the control, and whether images are given:
 # threedgen.data.object_views.ObjectViews
 object-source  toybox  toybox.data.pictures:ToyboxObjects  toybox.options:ToyboxObjectsConfig
-object-source  meshes  data.meshes:MeshObjects             data.options:MeshFolderConfig
+object-source  meshes  data.object_views:MeshObjects       data.options:MeshFolderConfig
 # views of scenes, built with an image size and a seed: threedgen.data.srn.pairs.PairSource
 pair-source  srn     data.srn.pairs:ArchiveScenes      data.srn.options:SRNPairsConfig
 pair-source  toybox  toybox.data.make_srn:ToyboxScenes  toybox.options:ToyboxPairsConfig

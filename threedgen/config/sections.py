@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field
 
 from threedgen.config import Config, ConfigError
+from threedgen.config.optional import require
 
 Pair = tuple[float, float]
 BETAS = (0.9, 0.98)
@@ -125,7 +126,37 @@ class CheckpointConfig(Config):
     """Checkpoints of a run."""
 
     seconds: float = Field(30.0, ge=0, description="seconds between two checkpoints")
-    keep: int = Field(2, ge=1, le=100, description="number of checkpoints to keep, including the newest")
+
+
+class LoggerConfig(Config):
+    """Base of the loggers' configs."""
+
+    name: str = Field(description="logger")
+
+
+class CSVLoggerConfig(LoggerConfig):
+    """metrics.csv and metrics.jsonl only, which every run writes."""
+
+    name: Literal["csv"] = "csv"
+
+
+class TensorBoardConfig(LoggerConfig):
+    """TensorBoard files in RUN/tensorboard."""
+
+    name: Literal["tensorboard"] = "tensorboard"
+
+    def check(self) -> None:
+        require("tensorboard", "name: tensorboard", "set logger=csv")
+
+
+class WandbConfig(LoggerConfig):
+    """Weights & Biases; log in with `wandb login`, or set WANDB_MODE=offline."""
+
+    name: Literal["wandb"] = "wandb"
+    project: str = Field("threedgen", description="project of the run")
+
+    def check(self) -> None:
+        require("wandb", "name: wandb", "set logger=csv")
 
 
 class TaskConfig(Config):

@@ -32,8 +32,6 @@ def _refusal(problem: str, mark: yaml.Mark) -> yaml.MarkedYAMLError:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML loader with the rules in the docstring of this module."""
-
     yaml_implicit_resolvers: dict[str, Any] = {}
     depth = nodes = 0
 
@@ -119,3 +117,9 @@ def read(path: Path) -> Any:
 def write(data: object) -> str:
     """Return plain data (dicts, lists, texts, numbers, booleans, None) as YAML; `parse` returns equal data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def write_line(data: object) -> str:
+    """Return plain data as YAML on one line, in the form of the command line."""
+    options: Any = {"sort_keys": False, "allow_unicode": True, "default_flow_style": True, "width": 10**9}
+    return str(yaml.dump(data, Dumper=_Dumper, **options)).removesuffix("...\n").rstrip("\n")

@@ -32,6 +32,18 @@ def read_frame_numbers(path: Path) -> list[int]:
     return sorted({int(line) for line in lines})
 
 
+def read_numbers(path: Path) -> list[list[float]]:
+    """Read the numbers in each non-empty line of a text file. Raises ConfigError if a word is not a finite number."""
+    text = read_text(path, max_bytes=1 << 16)
+    try:
+        rows = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]
+    except ValueError:
+        raise ConfigError(f"{path} should hold numbers (got {short(text, 40)})") from None
+    if not all(np.isfinite(row).all() for row in rows):
+        raise ConfigError(f"{path} should hold finite numbers (got {short(text, 40)})")
+    return rows
+
+
 def read_npy(path: Path) -> Array:
     """Read an array of numbers or strings from a .npy file. Raises ConfigError for a missing or damaged file, and for
     pickled objects, because unpickling can run code."""

@@ -26,6 +26,8 @@ from .options import MatterportConfig, SceneSplit
 from .scene_views import SceneViews
 
 FOLDER, FACES, CAPTIONS = "mp3d_skybox", "matterport_skybox_images", "blip3"
+PREFIX = "This is one view of a scene. "
+"""Text put before each caption, as in MVDiffusion."""
 YAW_STEP = 45
 """Difference of the yaws for which consecutive caption files are written, degrees."""
 MAX_SUPERSAMPLE = 2
@@ -51,7 +53,7 @@ class MatterportPanoramas:
 
     def describe(self) -> str:
         o = self.options
-        views = f"{o.views} of {o.size} px, {o.fov:g} deg, prefix {o.prefix!r}"
+        views = f"{o.views} of {o.size} px, {o.fov:g} deg, prefix {PREFIX!r}"
         return f"panoramas of {self.root.resolve()}, {self.split}, seed {self.seed}, {views}"
 
     def first_yaw(self, index: int) -> int:
@@ -74,10 +76,9 @@ class MatterportPanoramas:
         nearest = round(yaw / YAW_STEP) * YAW_STEP % 360
         path = PurePosixPath(face)
         file = self.root / path.parent.parent / CAPTIONS / f"{path.name.split('_')[0]}_{nearest}.txt"
-        return self.options.prefix + first_line(file)
+        return PREFIX + first_line(file)
 
     def _face(self, path: str) -> Tensor:
-        """Read one side of the cube (3, S, S), in [0, 1]."""
         if not (self.root / path).is_file():
             raise ConfigError(f"{self.root / path} is missing")
         image = load_image(self.root / path).convert("RGB")

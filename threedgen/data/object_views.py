@@ -8,6 +8,8 @@ training step takes about one second. Stored maps would take 590 kB per object, 
 """
 
 from abc import ABC, abstractmethod
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.guidance.options import Control
 from threedgen.guidance.priors.mvadapter.cameras import (
     GEOMETRY_VIEWS,
+    HALF,
     RAISED,
     RAY_VIEWS,
     geometry_maps,
@@ -27,11 +30,13 @@ from threedgen.guidance.priors.mvadapter.pictures import GREY, framed
 from threedgen.run.arrays import Array
 
 from .bank import Captioned
-from .options import ObjectSplit
+from .coloured_mesh import ColouredMesh, fit_to_cube, read_mesh
+from .options import MeshFolderConfig, ObjectSplit
 
 AZIMUTH, ELEVATION = 45.0, (-10.0, 30.0)
 """Camera of a reference image in degrees: largest azimuth to each side of the front, and the range of elevations
 (section 5.2)."""
+MAX_CACHED_MESHES = 32
 
 
 class ObjectViews(ABC):
@@ -131,3 +136,47 @@ def frame_on_grey(image: Tensor) -> Tensor:
     from `GREY` are the object. An image without an object is returned unchanged."""
     mask = (image != GREY).any(-1, keepdim=True)
     return framed(torch.cat([image, mask.float()], dim=-1), *image.shape[:2]) if mask.any() else image
+
+
+class MeshObjects(ObjectViews):
+    """Source of training views of MV-Adapter from a folder of meshes.
+
+    Each mesh has `options.pictures` entries, which differ in their reference image; without reference images it has one
+    entry. The split "held-out" has the last `options.held_out` meshes, the split "train" all others.
+    """
+
+    def __init__(
+        self,
+        options: MeshFolderConfig,
+        seed: int,
+        split: ObjectSplit = "train",
+        control: Control = "rays",
+        reference: bool = True,
+        anywhere: float = 0.0,
+        fov: float = 0.0,
+    ) -> None:
+        super().__init__(seed, split, control, reference, anywhere, fov)
+        every = list(options.texts().items())  # (file, caption)
+        self.files = every[: -options.held_out] if split == "train" else every[-options.held_out :]
+        self.options, self.folder = options, Path(options.path).expanduser()
+        self.mesh = lru_cache(MAX_CACHED_MESHES)(self.read)
+
+    def __len__(self) -> int:
+        return len(self.files) * (self.options.pictures if self.reference else 1)
+
+    def describe(self) -> str:
+        o = self.options
+        return f"{super().describe()}, {self.folder.resolve()}, {o.up} up, light {o.light}: {self.files}"
+
+    def caption(self, index: int) -> str:
+        return self.files[index % len(self.files)][1]
+
+    def read(self, number: int) -> ColouredMesh:
+        """Read mesh `number` of the split, scaled into the cube [-HALF, HALF]^3. Raises ConfigError."""
+        return fit_to_cube(read_mesh(self.folder / self.files[number][0], self.options.up), HALF)
+
+    def photograph(self, index: int, at: Cameras) -> Array:
+        return self.mesh(index % len(self.files)).photograph(at, GREY, self.options.light)
+
+    def surface(self, index: int, at: Cameras) -> tuple[Array, Array, Array]:
+        return self.mesh(index % len(self.files)).surface(at)

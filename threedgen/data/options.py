@@ -25,9 +25,6 @@ class WalksConfig(Config):
     between: float = Field(
         0.5, ge=0, le=1, description="share of interpolation entries, whose first and last views are conditions"
     )
-    apart: int = Field(
-        2, ge=1, le=10, description="distance of an interpolation entry's first and last view, key frames (paper: 1)"
-    )
 
 
 class _Folder(Config):
@@ -51,7 +48,6 @@ class MatterportConfig(_Folder):
     views: int = Field(8, ge=1, le=64, description="views per panorama, evenly spaced in azimuth")
     size: int = Field(512, ge=8, le=2048, description="side of a view, pixels")
     fov: float = Field(90.0, gt=0, lt=170, description="field of view, degrees")
-    prefix: str = Field("This is one view of a scene. ", description="text put before each caption")
 
 
 class ScanNetConfig(_Folder, WalksConfig):
@@ -64,7 +60,6 @@ class ScanNetConfig(_Folder, WalksConfig):
     height: int = Field(192, ge=8, le=2048, description="image height, pixels")
     width: int = Field(256, ge=8, le=2048, description="image width, pixels")
     poses: Literal["c2w", "w2c"] = Field("c2w", description="meaning of pose/N.txt: camera-to-world or world-to-camera")
-    key_frames: str = Field("key_frame_0.6.txt", min_length=1, description="file of key frame numbers in each scene")
     least_keys: int = Field(10, ge=2, description="minimum number of key frames; scenes with fewer are skipped")
 
 

@@ -25,13 +25,12 @@ from threedgen.geometry.poses import Poses, opencv_axes, world_to_camera
 from threedgen.geometry.views import Views, resize
 from threedgen.run.arrays import Array
 
-from .files import first_line, read_frame_numbers, read_npy
+from .files import first_line, read_frame_numbers, read_npy, read_numbers
 from .options import ScanNetConfig, SceneSplit
-from .scene_views import SceneViews
-from .srn.intrinsics import read_numbers
+from .scene_views import SceneViews, WalkScenes, windows
 from .srn.scene_files import read_pose
-from .walks import WalkScenes, windows
 
+KEY_FRAMES = "key_frame_0.6.txt"
 POSE_CHECK_SIZE = (36, 48)
 """Size (H, W) to which depth maps are reduced for the check of the pose convention."""
 
@@ -45,7 +44,7 @@ class ScanNetWalk:
     """
 
     def __init__(
-        self, folder: Path, height: int, width: int, key_frames: str = "key_frame_0.6.txt", poses: Poses = "c2w"
+        self, folder: Path, height: int, width: int, key_frames: str = KEY_FRAMES, poses: Poses = "c2w"
     ) -> None:
         self.folder, self.height, self.width, self.key_file, self.poses = folder, height, width, key_frames, poses
         self.poses_checked = False
@@ -127,7 +126,6 @@ class ScanNetWalk:
         return first_line(self.folder / "prompt" / f"{number}.txt")
 
     def _image(self, number: int) -> torch.Tensor:
-        """Read the colour image (1, H, W, 3) of a frame, in [0, 1]."""
         candidates = [self.folder / "color" / f"{number}.{suffix}" for suffix in ("jpg", "jpeg", "png")]
         path = next((path for path in candidates if path.is_file()), None)
         if path is None:
@@ -176,7 +174,7 @@ def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
     """Return the walks of a split that have at least `config.least_keys` key frames. Raises ConfigError if there are
     none, and if the poses of the first walk seem to be inverted."""
     o = config
-    every = [ScanNetWalk(folder, o.height, o.width, o.key_frames, o.poses) for folder in scenes(o.path, split)]
+    every = [ScanNetWalk(folder, o.height, o.width, poses=o.poses) for folder in scenes(o.path, split)]
     found = [walk for walk in every if len(walk.keys) >= o.least_keys]
     if not found:
         most = max(len(walk.keys) for walk in every)
@@ -191,11 +189,11 @@ def build(config: ScanNetConfig, seed: int = 0, split: SceneSplit = "train") -> 
     """Build the source of a split. Entries of the training split are random. Entries of the test split cover the key
     frames of each walk in order, without overlap. Raises ConfigError for unusable data."""
     o, found = config, walks(config, split)
-    description = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {o.key_frames}"
+    description = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {KEY_FRAMES}"
     description += f", {len(found)} scenes of {o.least_keys} keys"
     if split == "test":
         entries = windows(found, o.views)
         if not entries:
             raise ConfigError(f"no scene in {o.path} has {o.views} key frames. Lower views.", "views")
         return WalkScenes(found, o.views, description, entries=entries)
-    return WalkScenes(found, o.views, description, seed, o.between, o.apart, o.count)
+    return WalkScenes(found, o.views, description, seed, o.between, o.count)

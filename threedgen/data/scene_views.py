@@ -1,11 +1,22 @@
-"""Captioned views of one scene for MVDiffusion: views of a panorama, or views along a camera path with depth."""
+"""Captioned views of scenes for MVDiffusion: views of panoramas, and views along camera paths (walks) with depth.
 
-from dataclasses import dataclass
-from typing import Protocol
+A walk has numbered frames with poses, depth and captions. Key frames are a subset of the frames, chosen by the overlap
+of their images (`geometry.overlap`). An entry of n views has n consecutive key frames, or it is an interpolation: two
+key frames as conditions, and n - 2 frames between them.
+"""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
+
+import numpy as np
 from torch import Tensor
 
 from threedgen.geometry.views import Views
+from threedgen.run.seeding import numpy_generator
+
+INTERPOLATED_KEYS = 2
+"""Distance of the first and the last view of an interpolation, in key frames (paper: 1)."""
 
 
 @dataclass(frozen=True)
@@ -18,24 +29,12 @@ class SceneViews:
         depth: (N, H, W), metres along the viewing axis, 0 where unknown; None for a panorama.
         condition_views: indices of the views that the model receives as conditions instead of generating them, such as
             the first and the last view of an interpolation.
-
-    Raises:
-        ValueError: if the numbers of views or the image sizes of the attributes differ.
     """
 
     views: Views
     captions: tuple[str, ...]
     depth: Tensor | None = None
     condition_views: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        n, height, width, _ = self.views.images.shape
-        if len(self.captions) != n:
-            raise ValueError(f"number of captions {len(self.captions)} differs from number of views {n}")
-        if not all(0 <= index < n for index in self.condition_views):
-            raise ValueError(f"condition_views {self.condition_views} are not all in [0, {n})")
-        if self.depth is not None and self.depth.shape != (n, height, width):
-            raise ValueError(f"depth has shape {tuple(self.depth.shape)} instead of {(n, height, width)}")
 
     def __len__(self) -> int:
         return len(self.views)
@@ -56,3 +55,105 @@ class SceneSource(Protocol):
         """Return one line of text that names everything that determines the scenes. It is part of the cache key."""
 
     def scene(self, index: int) -> SceneViews: ...
+
+
+class Walk(Protocol):
+    """Camera path through a scene, with numbered frames. `frames` has the numbers of all usable frames, `keys` those of
+    the key frames. Both are in ascending order."""
+
+    @property
+    def frames(self) -> Sequence[int]: ...
+
+    @property
+    def keys(self) -> Sequence[int]: ...
+
+    def views(self, numbers: Sequence[int]) -> SceneViews:
+        """Return the views of the frames `numbers`, with depth. Raises ConfigError for an unreadable file."""
+        ...
+
+
+class Entry(NamedTuple):
+    """Choice of consecutive key frames: index of the walk, and index of the first chosen frame in the walk's `keys`."""
+
+    walk: int
+    first: int
+
+
+class WalkScenes:
+    """Source (`SceneSource`) of training entries from walks. Random entry i comes from walk i % len(walks).
+
+    Args:
+        description: one line of text that names everything that determines the walks.
+        seed: seed of random entries; entry i depends only on the seed and i.
+        between: share of entries, in [0, 1], that are interpolations.
+        count: number of entries; None: one per walk.
+        entries: fixed entries to use instead of random ones; they set the number of entries.
+    """
+
+    def __init__(
+        self,
+        walks: Sequence[Walk],
+        n_view: int,
+        description: str,
+        seed: int = 0,
+        between: float = 0.0,
+        count: int | None = None,
+        entries: Sequence[Entry] | None = None,
+    ) -> None:
+        self.walks, self.n_view, self.description, self.seed = walks, n_view, description, seed
+        self.between, self.entries = between, entries
+        self.count = len(entries) if entries is not None else count or len(walks)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def describe(self) -> str:
+        mode = f"{len(self)} chosen" if self.entries is not None else f"seed {self.seed}"
+        between = f"{self.between:g} between keys {INTERPOLATED_KEYS} apart"
+        return f"{self.n_view} views of walks, {mode}, {between}, of {self.description}"
+
+    def scene(self, index: int) -> SceneViews:
+        if self.entries is not None:
+            walk = self.walks[self.entries[index].walk]
+            return walk.views(window(walk, self.n_view, self.entries[index].first))
+        rng, walk = numpy_generator(self.seed, index, "walks"), self.walks[index % len(self.walks)]
+        if self.n_view > 2 and len(walk.keys) > 1 and rng.random() < self.between:
+            views = walk.views(between_keys(walk, self.n_view, rng))
+            return replace(views, condition_views=(0, self.n_view - 1))
+        first = int(rng.integers(max(1, len(walk.keys) - self.n_view + 1)))
+        return walk.views(window(walk, self.n_view, first, rng))
+
+
+def window(walk: Walk, n_view: int, first: int, rng: np.random.Generator | None = None) -> list[int]:
+    """Return the frame numbers of `n_view` consecutive key frames, starting at index `first` of the walk's `keys`.
+
+    If the walk has too few key frames after `first`, random other frames of the walk complete the list. They come from
+    `rng`, by default a generator with the seed `first`.
+    """
+    keys = list(walk.keys[first : first + n_view])
+    rng = rng or np.random.default_rng(first)
+    others = [number for number in walk.frames if number not in set(keys)] or keys
+    missing = n_view - len(keys)
+    return keys + [int(n) for n in rng.choice(others, missing, len(others) < missing)]
+
+
+def between_keys(walk: Walk, n_view: int, rng: np.random.Generator) -> list[int]:
+    """Return the frame numbers of a random interpolation entry.
+
+    The first number is a random key frame, and the last number is the one `INTERPOLATED_KEYS` key frames later. Between
+    them are `n_view` - 2 frames from that section of the walk, in random order. If the section has too few frames, one
+    of them is repeated.
+    """
+    apart = min(INTERPOLATED_KEYS, len(walk.keys) - 1)
+    first = int(rng.integers(len(walk.keys) - apart))
+    start, end = walk.keys[first], walk.keys[first + apart]
+    candidates = [number for number in walk.frames if start < number < end]
+    inner = [int(number) for number in rng.permutation(candidates)[: n_view - 2]]
+    padding = (inner or [start])[-1:] * (n_view - 2 - len(inner))
+    return [start, *inner, *padding, end]
+
+
+def windows(walks: Sequence[Walk], n_view: int) -> list[Entry]:
+    """Divide the key frames of each walk into entries of `n_view` consecutive key frames without overlap. Key frames at
+    the end of a walk that do not fill an entry are dropped."""
+    return [Entry(k, i) for k, walk in enumerate(walks) for i in range(0, len(walk.keys) - n_view + 1, n_view)]

@@ -13,7 +13,7 @@ import torch
 from threedgen import __version__
 from threedgen.config import config_hash
 from threedgen.run import folder as runs
-from threedgen.run.disk import Tree, prepared_folder, write_json, writing
+from threedgen.run.disk import Tree, prepare, write_json, writing
 from threedgen.run.metrics import read_summary
 from threedgen.run.progress import Count
 from threedgen.run.text import number, say
@@ -32,11 +32,11 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
     """Run the task `export`: write the asset and print its files and folder. Without an asset nothing is written."""
     set_threads(None)
     folder, out, options = runs.run_folder(config.run, "run"), config.destination(), config.asset()
-    with prepared_folder(out, megabytes=64):
-        source = load_run_field(folder, "cuda" if torch.cuda.is_available() else "cpu")
-        with progress_bar(quiet) as on_step:
-            asset = export(source, options, on_step=on_step)
-            save(asset, out, options)
+    prepare(out, megabytes=64)
+    source = load_run_field(folder, "cuda" if torch.cuda.is_available() else "cpu")
+    with progress_bar(quiet) as on_step:
+        asset = export(source, options, on_step=on_step)
+        save(asset, out, options)
     for note in asset.notes:
         logger.warning("%s", note)
     if out.resolve() == (folder / FOLDER).resolve():

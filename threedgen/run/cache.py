@@ -1,7 +1,4 @@
-"""Disk caches of arrays, tensors and network weights. A missing or damaged cache is computed again.
-
-The `source` text of a cache of network outputs contains the `digest` of the network.
-"""
+"""Disk caches of arrays, tensors and network weights. A missing or damaged cache is computed again."""
 
 import hashlib
 import logging
@@ -16,7 +13,7 @@ from numpy.typing import DTypeLike
 from safetensors.torch import save
 from torch import Tensor
 
-from threedgen.config.errors import ConfigError, FileError
+from threedgen.config.errors import ConfigError, DiskFull, FileError
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic, writing
 from threedgen.run.torch_file import check_architecture, read_safetensors, require_finite
@@ -32,7 +29,7 @@ class BlockCache:
 
     ``folder`` has the files NAME.npy, done.npy (1 for each finished block) and source.txt. The text ``source``
     describes everything that the values depend on. If a file is missing or differs in shape, dtype or source, all are
-    created again. While the disk is full, new blocks are kept in memory only.
+    created again.
     """
 
     def __init__(
@@ -40,7 +37,6 @@ class BlockCache:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.size, self.dtype = folder, size, dtype
-        self.in_memory: dict[int, Array] = {}
         blocks = -(-count // size)
         source_file, full_shape = folder / "source.txt", (blocks * size, *shape)
         array = _existing(folder / f"{name}.npy", full_shape, dtype)
@@ -54,21 +50,16 @@ class BlockCache:
 
     def missing_blocks(self, indices: Iterable[int]) -> list[int]:
         """Return the numbers of the blocks that must be computed before the arrays at `indices` can be read."""
-        blocks = sorted({int(i) // self.size for i in indices})
-        return [block for block in blocks if not self.done[block] and block not in self.in_memory]
+        return [block for block in sorted({int(i) // self.size for i in indices}) if not self.done[block]]
 
     def __getitem__(self, index: int) -> Array:
-        block, offset = divmod(int(index), self.size)
-        value: Array = self.in_memory[block][offset] if block in self.in_memory else self.array[int(index)]
+        value: Array = self.array[int(index)]
         return value
 
     def store(self, block: int, values: Array) -> None:
-        """Store the arrays of block number `block`, as `values` (size, ...)."""
+        """Store the arrays of block number `block`, as `values` (size, ...). Raises DiskFull."""
         if shutil.disk_usage(self.folder).free < SPARE:
-            if not self.in_memory:
-                logger.warning("%s: the disk is full; new scenes stay in memory only", self.folder)
-            self.in_memory[block] = values.astype(self.dtype)
-            return
+            raise DiskFull(f"{self.folder} has no room. Make room there and run the same command again")
         self.array[block * self.size : (block + 1) * self.size] = values
         if isinstance(self.array, np.memmap):
             self.array.flush()  # before the block is marked as done
@@ -88,9 +79,6 @@ def _existing(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Array | N
 def _new(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     path.unlink(missing_ok=True)
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-
-
-# --- tensors that a resumed run must not compute again ----------------------------------------------------------
 
 
 def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Callable[[], Tensor]) -> Tensor:
@@ -118,9 +106,6 @@ def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Ca
     with writing(path.parent):
         write_atomic(path, save({name: value}))
     return value
-
-
-# --- networks ---------------------------------------------------------------------------------------------------
 
 
 def save_network(path: Path, network: torch.nn.Module) -> None:

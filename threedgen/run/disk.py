@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
@@ -29,19 +29,6 @@ def prepare(folder: Path, megabytes: float = 200) -> None:
     if free < megabytes:
         needed = f"{folder} has {free:.0f} MB of free disk, but the run needs {megabytes:.0f} MB"
         raise DiskFull(f"{needed}. Make room or choose another out=", "out")
-
-
-@contextmanager
-def prepared_folder(folder: Path, megabytes: float = 200) -> Iterator[None]:
-    """Return a context that creates a folder by `prepare`; on exit it removes the folder and new parents if empty."""
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        prepare(folder, megabytes)
-        yield
-    finally:
-        with suppress(OSError):  # raised by the first folder that is not empty
-            for path in created:
-                path.rmdir()
 
 
 def free_megabytes(folder: Path) -> float:

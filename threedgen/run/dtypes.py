@@ -50,10 +50,9 @@ def autocast_bf16(device: torch.device, enabled: bool = True) -> torch.autocast:
 
 
 def cast_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights of linear layers and convolutions to `dtype`, in place.
+    """Cast the weights of linear layers and convolutions to the dtype of autocast, in place, to save memory.
 
-    If `dtype` is the dtype of autocast, this saves memory and does not change results. The network must not be trained
-    or saved afterwards.
+    The network must not be trained or saved afterwards.
     """
     for module in network.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):

@@ -15,7 +15,6 @@ import os
 import re
 import shutil
 import unicodedata
-from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import count
@@ -24,7 +23,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
-from threedgen.config import COMMAND_LINE, dump, load, plain, yaml_text
+from threedgen.config import COMMAND_LINE, dump, help, load, plain, shipped, yaml_text
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
@@ -50,6 +49,9 @@ NEUTRAL_KEYS = (
 
 Other hardware changes the last bits of results, and another number of devices the batch; `train.checkpoint` warns."""
 
+MAX_LISTED = 6
+"""Maximum number of changed keys that a message names."""
+
 C = TypeVar("C", bound=BaseModel)
 
 
@@ -62,9 +64,6 @@ def slug(text: str) -> str:
     words = re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:60].strip("-")
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
     return f"{words or 'prompt'}-{digest[:8]}"
-
-
-# --- choice of the folder ---------------------------------------------------------------------------------
 
 
 def stored_config(folder: Path) -> Tree | None:
@@ -93,24 +92,26 @@ def flat(tree: object, prefix: str = "") -> Tree:
 
 
 def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
-    """Return a text `key: old -> new` for every changed key that changes the result of a run.
-
-    If the `name` of a section changes, the other changed keys of the section are only counted.
+    """Return a text `key: old -> new` for the changed keys that change the result of a run; the first few of many.
 
     Args:
         old, new: configs as plain data.
         extends: keys to ignore, in addition to `NEUTRAL_KEYS`.
     """
-    before, after = flat(old), flat(new)
+    before, after, neutral = flat(old), flat(new), (*NEUTRAL_KEYS, *extends)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
-    neutral = (*NEUTRAL_KEYS, *extends)
     keys = [key for key in changed if not any(key == name or key.startswith(f"{name}.") for name in neutral)]
-    names = [key for key in keys if key.endswith(".name")]
-    counts = Counter(
-        min((name for name in names if key.startswith(name.removesuffix("name"))), key=len, default=key) for key in keys
-    )
-    more = {key: f", and {n - 1} more of its section" if n > 1 else "" for key, n in counts.items()}
-    return [f"{key}: {short(before.get(key))} -> {short(after.get(key))}{more[key]}" for key in more]
+    keys.sort(key=lambda key: not key.endswith(".name"))  # another name changes all other keys of its section
+    more = [f"and {len(keys) - MAX_LISTED} more"] if len(keys) > MAX_LISTED else []
+    return [f"{key}: {short(before.get(key))} -> {short(after.get(key))}" for key in keys[:MAX_LISTED]] + more
+
+
+def made_by(path: str) -> str:
+    """Return a note with the command that writes the file `path`, and its requirements; "" if no config writes it."""
+    parts = Path(path).parts
+    if parts[:1] != ROOT.parts or parts[2:3] != (NAME_WITHOUT_PROMPT,) or parts[1] not in shipped():
+        return ""
+    return f"`{command('--config', parts[1])}` writes it (needs: {help.described(parts[1]).needs})"
 
 
 def user_path(text: str | Path, key: str) -> Path:
@@ -158,9 +159,8 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
                 break
             if stored is None:
                 continue
-            if not differences(stored, expected) and flat(stored).get(MAX_STEPS_KEY) == flat(expected).get(
-                MAX_STEPS_KEY
-            ):
+            same_steps = flat(stored).get(MAX_STEPS_KEY) == flat(expected).get(MAX_STEPS_KEY)
+            if same_steps and not differences(stored, expected):
                 break
     return folder
 
@@ -171,13 +171,10 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
     A run that failed without results may be replaced by any other run.
 
     Raises:
-        ConfigError: `out` is not a folder, contains files of no run, or contains a run whose config differs in other
-            keys than `NEUTRAL_KEYS`.
+        ConfigError: `out` contains files of no run, or a run whose config differs in other keys than `NEUTRAL_KEYS`.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError("should be a folder, but a file has this name", "out", str(out))
     stored, work = stored_config(folder), has_work(folder)
     if stored is None and work:
         raise ConfigError("contains files that do not belong to a run. Choose a new folder", "out", str(out))

@@ -26,10 +26,9 @@ class Interrupts:
             while not interrupts.stop:
                 step()
 
-    SIGTERM ends the process as usual; after `catch_sigterm` it sets `terminated` instead. One context surrounds a whole
-    command, so that the export after the training still runs after the first Ctrl-C. The attribute `note` is the text
-    that this Ctrl-C prints. Contexts may be nested. Outside the main thread, where Python allows no signal handlers,
-    the context does nothing.
+    After `catch_sigterm`, SIGTERM sets `terminated` instead of ending the process. `note` is the text that the first
+    Ctrl-C prints. Contexts may be nested. Outside the main thread, where Python allows no signal handlers, the context
+    does nothing.
     """
 
     def __init__(self, note: str = STOP_NOTE) -> None:

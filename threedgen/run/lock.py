@@ -8,7 +8,6 @@ import atexit
 import logging
 import os
 import platform
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,8 +16,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from threedgen.config.errors import ConfigError, FileError, short
-from threedgen.run.ranks import is_rank_zero
+from threedgen.config.errors import ConfigError
+from threedgen.run.disk import writing
+from threedgen.run.options import is_rank_zero
 
 logger = logging.getLogger(__name__)
 
@@ -35,31 +35,26 @@ def acquire(folder: Path) -> bool:
 
     Raises:
         ConfigError: another process has the lock; the message names it.
-        FileError: the lock file cannot be written.
     """
     folder = folder.resolve()
     if fcntl is None or folder in _locks or not is_rank_zero():
         return False
-    path = folder / NAME
-    try:
-        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        raise FileError(f"cannot write {path} ({error.strerror}). Choose another out=", "out") from None
+    with writing(folder):
+        lock = os.open(folder / NAME, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):  # systems differ
         holder = os.read(lock, 200).decode("utf-8", "replace").strip() or "another process"
         os.close(lock)
         remedy = "Wait for it, stop it, or choose another out="
-        raise ConfigError(f"{folder} is in use by {short(holder, 200)[1:-1]}. {remedy}", "out") from None
+        raise ConfigError(f"{folder} is in use by {holder}. {remedy}", "out") from None
     except OSError as error:
         os.close(lock)
         logger.warning("cannot lock %s (%s). Do not start another run there", folder, error.strerror)
         return False
     os.ftruncate(lock, 0)
-    os.write(
-        lock, f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n".encode()
-    )
+    started = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    os.write(lock, f"process {os.getpid()} on {platform.node()} since {started}\n".encode())
     _locks[folder] = lock
     return True
 
@@ -76,8 +71,7 @@ def release(folder: Path) -> None:
     """Release the lock of a folder and keep the file, empty: its deletion could remove the lock of another process."""
     lock = _locks.pop(folder.resolve(), None)
     if lock is not None:
-        with suppress(OSError):
-            os.ftruncate(lock, 0)
+        os.ftruncate(lock, 0)
         os.close(lock)
 
 

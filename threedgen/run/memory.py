@@ -40,7 +40,6 @@ def keep_freed_memory() -> None:
     """Make glibc's malloc reuse large freed blocks for CPU tensors; no effect with other C libraries.
 
     By default malloc maps a block above 32 MB again each time, and the page faults take as long as a matrix product.
-    The process then uses up to ``MAX_REUSED_HEAP`` bytes more memory.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

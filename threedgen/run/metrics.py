@@ -53,10 +53,7 @@ def read_summary(folder: Path) -> Tree:
 class Metrics:
     """Writer of metrics.jsonl, one JSON object per line, and of metrics.csv.
 
-    Args:
-        folder: run folder.
-        step: number of optimisation steps done. Lines of later steps are removed: a killed run wrote them after its
-            last checkpoint.
+    Lines of steps after `step` are removed: a killed run wrote them after its last checkpoint.
     """
 
     def __init__(self, folder: Path, step: int = 0) -> None:
@@ -99,7 +96,6 @@ def _line(values: Tree) -> str:
 
 
 def _number(value: Any) -> float | str | None:
-    """Return a JSON value: one-element tensors as floats, NaN and infinities as None."""
     if isinstance(value, (str, bool, int)) or value is None:
         return value
     number = float(value)
@@ -152,10 +148,7 @@ def reset_peak_memory() -> None:
 
 
 def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: object) -> Path:
-    """Write summary.json and return its path.
-
-    It has the end time (UTC), duration, peak memory, seed, config hash, environment, and the given `figures` (results).
-    """
+    """Write summary.json, with the given `figures` (results), and return its path."""
     summary = {
         "task": getattr(config, "task", None),
         "prompt": getattr(config, "prompt", None),

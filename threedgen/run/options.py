@@ -1,4 +1,4 @@
-"""Options of tasks that run jobs in workers. Imports no torch."""
+"""Options of tasks that run jobs in workers; cores and ranks of this process. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ from pydantic import Field, model_validator
 
 from threedgen.config.optional import require
 from threedgen.config.sections import RunConfig
-
-ENGINE_KEYS = ("engine", "workers", "attempts", "address", "cpus", "gpus")
-"""Config keys that are passed to ``run.workers.run_jobs`` as arguments of the same names."""
 
 
 class WorkersConfig(RunConfig):
@@ -49,3 +46,17 @@ def format_product(**factors: int) -> str:
     numbers = {**factors, "object": prod(factors.values())}
     *parts, total = [f"{number} {noun}{'s' * (number != 1)}" for noun, number in numbers.items()]
     return f"{' x '.join(parts)} = {total}"
+
+
+_RANKS = "RANK LOCAL_RANK NODE_RANK SLURM_PROCID JSM_NAMESPACE_RANK".split()
+"""Environment variables of launchers. In every process except rank 0, at least one of them is not 0."""
+
+
+def local_rank() -> int:
+    """Return the rank of this process on its machine, from 0, which is also the index of its GPU."""
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)
+
+
+def is_rank_zero() -> bool:
+    """Return whether this process is rank 0, which writes files and prints; True if the run is not distributed."""
+    return all(os.environ.get(name, "0") == "0" for name in _RANKS)

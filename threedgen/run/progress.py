@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from threedgen.run.text import clean, duration
+from threedgen.run.text import clean, duration, say
 
 WINDOW = 30.0
 """Seconds over which the step time is averaged; longer if a single step takes longer."""
@@ -54,18 +54,14 @@ class Speed:
 
 
 class Count:
-    """Progress display on stderr: a bar in a terminal; single lines elsewhere, or if the variable CI is set.
+    """Progress display on stderr: a bar in a terminal; elsewhere, or if the variable CI is set, a line each minute.
 
         with Count("sampling", 200, quiet) as count:
             count.add(8)
 
-    A line is printed every minute (or `INTERVAL_VARIABLE` seconds), at the end, and on request.
-
     Args:
         stage: text in front of the numbers.
         total: number of steps.
-        quiet: show nothing.
-        console: output; None: stderr.
         done: number of steps done by an earlier process; they do not count for the step time.
         clock: function that returns the time in seconds.
     """
@@ -119,13 +115,9 @@ class Count:
     def show(
         self, done: int, details: Callable[[], list[str]] | None = None, note: str = "", due: bool = False
     ) -> None:
-        """Show the number of steps done.
+        """Show the number of steps done, and the texts that `details` returns (None: the time left).
 
-        Args:
-            done: total number of steps done.
-            details: function that returns the texts after the numbers; None: the time left.
-            note: current activity, shown on the bar.
-            due: print a line now, if there is no bar.
+        `note` is the current activity, shown on the bar. With `due`, a line is printed now, if there is no bar.
         """
         self.done, now = done, self.clock()
         self.speed.mark(now, done)
@@ -141,8 +133,8 @@ class Count:
         if self.quiet or self._bar is not None:
             return
         self._printed_at = self.clock()
-        line = clean(", ".join([f"{self.stage}: {self.done}/{self.total}", *(details() if details else self.left())]))
-        self.console.print(line, markup=False, highlight=False, soft_wrap=True, emoji=False)
+        line = ", ".join([f"{self.stage}: {self.done}/{self.total}", *(details() if details else self.left())])
+        say(clean(line), self.console.file)
 
     def note(self, text: str, details: list[str] | None = None) -> None:
         """Show the current activity on the bar, and those of the details that fit into the line."""

@@ -88,11 +88,7 @@ def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) 
 
 
 def unknown_words_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
-    """Return a list with one warning about unknown words; the list is empty if there are none.
-
-    Args:
-        unknown: pairs of an unknown word and the most similar known words.
-    """
+    """Return a list with one warning about unknown words, which are paired with similar known ones; [] if none."""
     if not unknown:
         return []
     words = ", ".join(
@@ -117,5 +113,4 @@ def reading_notes(reading: Reading) -> list[str]:
 
 
 def _quoted(text: str, length: int = 60) -> str:
-    """Return the repr of `text` cut to `length`; control characters are escaped."""
     return repr(text if len(text) <= length else f"{text[: length - 3]}...")

@@ -27,10 +27,7 @@ def set_threads(count: int | None) -> int:
 
 
 def threads_of(config: Any) -> int | None:
-    """Return the number of CPU threads of one process of a run: `config.threads`, or cores divided by devices.
-
-    None means one thread per core.
-    """
+    """Return the CPU threads of one process of a run: `config.threads`, or cores per device; None: all cores."""
     threads: int | None = getattr(config, "threads", None)
     devices: Any = getattr(getattr(config, "trainer", None), "devices", "auto")
     if threads is not None or devices == "auto":

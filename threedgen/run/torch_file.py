@@ -110,19 +110,11 @@ def check_architecture(stored: Mapping[str, object], state: Mapping[str, Tensor]
         state: state_dict of the network.
         what: subject of the error message.
     """
-    shapes = {str(name): tuple(t.shape) if isinstance(t, Tensor) else None for name, t in stored.items()}
-    missing = [name for name in state if name not in shapes]
-    surplus = [name for name in shapes if name not in state]
-    other = [name for name in state if name in shapes and shapes[name] != state[name].shape]
-    parts = []
-    for names, problem in ((missing, "tensors are missing"), (surplus, "are unknown")):
-        if names:
-            parts.append(f"{len(names)} {problem} (first {', '.join(repr(name[:80]) for name in names[:3])})")
-    if other:
-        first, needed = other[0], tuple(state[other[0]].shape)
-        parts.append(f"{len(other)} have another shape (first {first!r}: {shapes[first]} instead of {needed})")
-    if parts:
-        raise ConfigError(f"{what} is of another architecture: {', '.join(parts)}")
+    needed = {name: str(tuple(t.shape)) for name, t in state.items()}
+    shapes = {str(name): str(tuple(t.shape)) if isinstance(t, Tensor) else "none" for name, t in stored.items()}
+    if wrong := [name for name in needed | shapes if shapes.get(name) != needed.get(name)]:
+        first = f"first {wrong[0][:80]!r}: {shapes.get(wrong[0])} instead of {needed.get(wrong[0])}"
+        raise ConfigError(f"{what} is of another architecture: {len(wrong)} tensors differ ({first})")
 
 
 def require_finite(stored: Mapping[str, object], what: str) -> None:

@@ -1,9 +1,6 @@
 """Execution of jobs in this process, in local processes, or on a Ray cluster.
 
-    code = run_jobs(jobs, work, on_done, engine="processes", workers=4, attempts=3)
-
-To resume, pass only the jobs whose output files are missing. A worker process runs many jobs; if it dies, the jobs of
-other workers are not affected.
+A worker process runs many jobs; if it dies, the jobs of other workers are not affected.
 """
 
 from __future__ import annotations
@@ -24,9 +21,9 @@ from typing import Any, Generic, Literal, TypeVar
 
 from threedgen.config import plugins, registry
 from threedgen.config.errors import ConfigError, ExpectedError, WorkerLost
-from threedgen.config.optional import require
 from threedgen.run.interrupts import STOP_CODES, Interrupts, Stopped
-from threedgen.run.text import clean, escape_logs
+from threedgen.run.options import WorkersConfig
+from threedgen.run.text import clean
 
 logger = logging.getLogger(__name__)
 J = TypeVar("J")
@@ -41,18 +38,11 @@ def run_jobs(
     jobs: Iterable[J],
     work: Callable[[J], R],
     on_done: Callable[[J, R], None],
-    on_failed: Callable[[J, str], None] | None = None,
-    *,
-    engine: Literal["here", "processes", "ray"] = "here",
-    workers: int = 1,
-    attempts: int = 1,
-    address: str | None = None,
-    cpus: float = 1.0,
-    gpus: float = 0.0,
-    interrupts: Interrupts | None = None,
+    on_failed: Callable[[J, str], None],
+    options: WorkersConfig,
     on_start: Callable[[J], None] = lambda job: None,
 ) -> int:
-    """Call ``work(job)`` for each job. The callbacks are called in this process.
+    """Call ``work(job)`` for each job. The callbacks are called in this process. To resume, pass only unfinished jobs.
 
     The first Ctrl-C or SIGTERM is forwarded to the workers, so that they can end cleanly. The second one raises
     KeyboardInterrupt and kills them. With the engine "here", ``work`` handles signals.
@@ -60,11 +50,7 @@ def run_jobs(
     Args:
         jobs: jobs; the next one is read when a worker is free, and one more in advance.
         on_done: called with each job and its result.
-        on_failed: called with job and reason after ``attempts`` attempts that raised an exception or lost the worker.
-        engine: run jobs in this process ("here"), in local processes, or on a Ray cluster.
-        address: address of the Ray cluster; None: RAY_ADDRESS, or a new local cluster.
-        cpus, gpus: numbers of CPUs and GPUs of each Ray worker.
-        interrupts: Ctrl-C handler of the caller. With the engine "here" it stops the work between two jobs.
+        on_failed: called with job and reason after the last attempt raised an exception or lost the worker.
         on_start: called with each job before an attempt.
 
     Returns:
@@ -74,22 +60,22 @@ def run_jobs(
         ExpectedError: if ``work`` does.
         ConfigError: if no Ray cluster responds.
         WorkerLost: if workers die repeatedly.
-        RuntimeError: if a job fails and there is no ``on_failed``.
     """
-    factories: dict[str, Callable[[], Worker]] = {"here": Worker, "processes": LocalProcess}
-    start = factories.get(engine) or ray_tasks(address, cpus, gpus)
-    interrupts = interrupts or Interrupts()
+    start: Callable[[], Worker] = LocalProcess if options.engine == "processes" else Worker
+    if options.engine == "ray":
+        start = ray_tasks(options.address, options.cpus, options.gpus)
+    interrupts, here = Interrupts(), options.engine == "here"
     with ExitStack() as stack:
-        if engine != "here":
+        if not here:
             stack.enter_context(interrupts)
             interrupts.catch_sigterm()
-        pool = WorkerPool(start, 1 if engine == "here" else workers, work, attempts, interrupts)
+        pool = WorkerPool(start, 1 if here else options.workers, work, options.attempts, interrupts)
         stack.callback(pool.close)
         return pool.run(jobs, on_done, on_failed, on_start)
 
 
 def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.Entry]]) -> Answer:
-    """Do one job in a worker. ``table`` is the registry of the main process, including plug-ins."""
+    """Do one job in a worker. ``table`` is the registry of the main process."""
     registry.TABLE.update(table)
     try:
         return "done", work(job)
@@ -118,7 +104,7 @@ class WorkerPool(Generic[J, R]):
         self,
         jobs: Iterable[J],
         on_done: Callable[[J, R], None],
-        on_failed: Callable[[J, str], None] | None,
+        on_failed: Callable[[J, str], None],
         on_start: Callable[[J], None],
     ) -> int:
         jobs, stop_sent = iter(jobs), False
@@ -145,8 +131,6 @@ class WorkerPool(Generic[J, R]):
                     if number < self.attempts:
                         logger.warning("attempt %d of %d failed: %s", number, self.attempts, clean(reason))
                         self.queue.append((job, number + 1))
-                    elif on_failed is None:
-                        raise RuntimeError(f"a job failed: {reason}\n{trace}")
                     else:
                         logger.error("a job failed: %s\n%s", reason, trace)
                         on_failed(job, reason)
@@ -180,9 +164,6 @@ class WorkerPool(Generic[J, R]):
     def close(self) -> None:
         for worker in [*self.idle, *(worker for worker, _, _ in self.busy.values())]:
             worker.close()
-
-
-# --- workers -----------------------------------------------------------------------------------------------------
 
 
 class Worker:
@@ -227,11 +208,7 @@ class LocalProcess(Worker):
 
 
 def init_process(loaded: Mapping[str, plugins.Plugin]) -> None:
-    """Initialise a worker process. It gets its own process group, so that Ctrl-C reaches only the main process.
-
-    Args:
-        loaded: plug-ins of the main process, to import here too.
-    """
+    """Initialise a worker process. It gets its own process group, so that Ctrl-C reaches only the main process."""
 
     def stop(*signal_and_frame: object) -> None:  # replaced by Interrupts during a training
         raise Stopped(STOP_CODES[1])
@@ -241,7 +218,6 @@ def init_process(loaded: Mapping[str, plugins.Plugin]) -> None:
             parent.join()
         os._exit(1)  # the main process was killed; its next start does the job again
 
-    escape_logs()
     plugins.load_all(loaded)
     if hasattr(os, "setpgrp"):
         os.setpgrp()
@@ -250,8 +226,6 @@ def init_process(loaded: Mapping[str, plugins.Plugin]) -> None:
 
 
 class RayTask(Worker):
-    """Worker that runs one task of a Ray cluster at a time."""
-
     def __init__(self, remote: Any, cancel: Callable[..., None]) -> None:
         self.remote, self.cancel, self.reference = remote, cancel, None
 
@@ -282,7 +256,6 @@ def attempt_for_ray(*task: Any) -> Answer:
 
 def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Worker]:
     """Connect to a Ray cluster, or start a local one; return a function that creates workers. Raises ConfigError."""
-    require("ray", "engine: ray", "choose engine=processes")
     import ray
 
     # import path and plug-ins of this process, valid on all machines that share the disk

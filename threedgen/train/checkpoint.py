@@ -3,8 +3,7 @@
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping
-from importlib.metadata import version
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,9 @@ import torch
 from lightning_fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning_fabric.utilities.types import _PATH
 from pytorch_lightning.utilities.types import STEP_OUTPUT
-from torch import Tensor
 
 from threedgen.config import yaml_text
-from threedgen.config.errors import ConfigError, short
-from threedgen.config.optional import installed
+from threedgen.config.errors import ConfigError
 from threedgen.run import folder as runs
 from threedgen.run.disk import free_megabytes, write_error
 from threedgen.train.callbacks import StepCallback, any_rank, first_nonfinite
@@ -30,7 +27,6 @@ logger = logging.getLogger(__name__)
 CONFIG_KEY = "config_yaml"
 WEIGHTS_KEY = "weights"
 NUMERICS_KEY = "numerics"
-_MAX_LISTED = 6
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -39,13 +35,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     Instead of reading a file again, it returns `checkpoint`, which the training loop has read and checked before.
     """
 
-    def __init__(self, keep: int) -> None:
-        super().__init__()
-        self.keep = keep
-        self.checkpoint: CheckpointData | None = None
+    checkpoint: CheckpointData | None = None
 
     def save_checkpoint(self, checkpoint: CheckpointData, path: _PATH, storage_options: object = None) -> None:
-        write(checkpoint, Path(path), self.keep)
+        write(checkpoint, Path(path))
 
     def load_checkpoint(
         self, path: _PATH, map_location: object = None, weights_only: bool | None = None
@@ -58,10 +51,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     """Callback that saves `folder`/last.ckpt every `seconds` seconds, after a step, and at the end of the run.
 
-    The interval is in seconds, not steps, so that a killed run loses a limited amount of work on any machine. Lightning
-    runs checkpoint callbacks after all others, but before the module's on_train_batch_end: modules must not change
-    state there. Nothing is saved while `healthy()` is false. A failed write is logged once and retried; only at the end
-    of the run it raises DiskFull or FileError. A checkpoint contains `module.config_yaml` and no paths.
+    Lightning runs checkpoint callbacks before the module's on_train_batch_end: modules must not change state there.
+    Nothing is saved while `healthy()` is false. A failed write is logged once and retried; only at the end of the run
+    it raises DiskFull or FileError.
     """
 
     def __init__(self, folder: Path, seconds: float, healthy: Callable[[], bool]) -> None:
@@ -74,7 +66,6 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
         super().on_train_start(trainer, pl_module)
         self._saved_at = time.monotonic()
         self._saved_step = trainer.global_step if trainer.ckpt_path else -1
-        check_restored(trainer.optimizers)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: CheckpointData
@@ -132,49 +123,30 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
             return "the folder is gone"
 
 
-def check_restored(optimizers: Iterable[torch.optim.Optimizer]) -> None:
-    """Raise ConfigError if a restored optimizer state has a tensor with another shape than its weight."""
-    for state in (optimizer.state for optimizer in optimizers):
-        for weight, values in state.items():
-            for name, t in values.items():
-                if isinstance(t, Tensor) and t.ndim and t.shape != weight.shape:
-                    shapes = f"{tuple(t.shape)} instead of {tuple(weight.shape)}"
-                    raise ConfigError(f"the optimizer state belongs to another network ({name}: {shapes})")
-
-
 def check_config(checkpoint: CheckpointData, config_yaml: str) -> None:
     """Raise ConfigError if a config key that changes the result differs between `checkpoint` and the run.
 
     Keys in `folder.NEUTRAL_KEYS` may differ. Nothing is compared if the checkpoint or the run has no config, as for
     modules that are trained from Python.
     """
-    old = str(checkpoint.get(CONFIG_KEY, ""))
+    old = checkpoint.get(CONFIG_KEY, "")
     if not old or not config_yaml:
         return
     before, after = (yaml_text.parse(text, "the config in the checkpoint") for text in (old, config_yaml))
-    if not isinstance(before, dict):
-        raise ConfigError(f"the config in the checkpoint is damaged (it holds {short(before)})")
-    changed = runs.differences(before, after)
-    if changed:
-        more = f" and {len(changed) - _MAX_LISTED} more" if len(changed) > _MAX_LISTED else ""
+    if changed := runs.differences(before, after):
         raise ConfigError(
-            f"the checkpoint was made with another config: {'; '.join(changed[:_MAX_LISTED])}{more}. "
+            f"the checkpoint was made with another config: {'; '.join(changed)}. "
             "Use the old values or another output folder"
         )
 
 
 def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> None:
-    """Raise ConfigError if `checkpoint` was made with other weights.
-
-    Args:
-        checkpoint: content of the file. Checkpoints of earlier releases have no hashes and are not checked.
-        weights: config key -> SHA-256 of the weights that this run starts from.
-    """
-    before: Any = checkpoint.get(WEIGHTS_KEY)
-    for key, now in weights.items() if isinstance(before, dict) else ():
+    """Raise ConfigError if `checkpoint` was made with other `weights` (config key -> SHA-256)."""
+    before = checkpoint.get(WEIGHTS_KEY, {})
+    for key, now in weights.items():
         if before.get(key, now) != now:
             raise ConfigError(
-                f"the checkpoint was made with other weights (SHA-256 {str(before[key])[:12]}..., now {now[:12]}...). "
+                f"the checkpoint was made with other weights (SHA-256 {before[key][:12]}..., now {now[:12]}...). "
                 "Use the former weights, or start a new run in another output folder",
                 key,
             )
@@ -194,27 +166,13 @@ def numerics(trainer: pl.Trainer) -> dict[str, str]:
         "devices": f"{trainer.world_size} ({type(trainer.strategy).__name__})",
     }
     if device.type == "cuda":
-        result |= {
-            "GPU": torch.cuda.get_device_name(device),
-            "driver": _driver_version(),
-            "CUDA": str(torch.version.cuda),
-            "triton": version("triton") if installed("triton") else "none",
-        }
+        result |= {"GPU": torch.cuda.get_device_name(device), "CUDA": str(torch.version.cuda)}
     return result
-
-
-def _driver_version() -> str:
-    """Return the version of the NVIDIA driver; "unknown" where the kernel does not report it."""
-    try:
-        return Path("/sys/module/nvidia/version").read_text(encoding="ascii").strip()
-    except OSError:
-        return "unknown"
 
 
 def warn_numerics(checkpoint: CheckpointData, now: dict[str, str]) -> None:
     """Log a warning that results may differ, if `now` (from `numerics`) differs from the values in the checkpoint."""
-    before = checkpoint.get(NUMERICS_KEY)
-    before = before if isinstance(before, dict) else {}
+    before = checkpoint.get(NUMERICS_KEY, {})
     names = [name for name in (before | now) if before and before.get(name) != now.get(name)]
     changes = [f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}" for name in names]
     if changes:

@@ -1,8 +1,8 @@
 """Training loop: Lightning's Trainer on an endless stream of step numbers, with exact resume.
 
-The argument `batch` of `training_step(self, batch, batch_idx)` is an integer: the number of the batch since the start
-of the run, which without accumulation is the optimisation step. A resumed run continues to count from the checkpoint.
-The number keys the random numbers (threedgen.run.seeding) and seeds the global generators.
+The argument `batch` of `training_step(self, batch, batch_idx)` is the number of the batch since the start of the run,
+also after a resume; without accumulation it is the optimisation step. It keys the random numbers
+(threedgen.run.seeding) and seeds the global generators.
 
 Modules must have their state in parameters and persistent buffers, and change it inside the step, not in
 on_train_batch_end, which runs after the checkpoint. A resumed run then gives the same bytes on the same CPU.
@@ -19,18 +19,19 @@ from typing import Any, Literal, Protocol
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins.environments import SLURMEnvironment
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from threedgen.config import registry
 from threedgen.config.errors import ConfigError, DiskFull
-from threedgen.config.sections import CheckpointConfig, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, LoggerConfig, TrainerConfig, WandbConfig
 from threedgen.run.disk import free_megabytes, write_error
 from threedgen.run.folder import CHECKPOINTS, MAX_STEPS_KEY
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.memory import keep_freed_memory
 from threedgen.run.progress import silence_lightning
 from threedgen.run.threads import set_threads, threads_of
-from threedgen.run.torch_file import check_architecture, require_finite
+from threedgen.run.torch_file import check_architecture
 from threedgen.train.callbacks import FiniteGuard, Logging, Seeding, StopOnInterrupt, Validation
 from threedgen.train.checkpoint import AtomicCheckpointIO, Checkpoint, check_config, check_weights
 from threedgen.train.checkpoint_file import latest
@@ -83,9 +84,9 @@ def fit(
     keep_freed_memory()
     folder = Path(folder).resolve()
     checkpoints = folder / CHECKPOINTS
-    checkpoint_io = AtomicCheckpointIO(config.checkpoint.keep)
-    path = _resume_path(module, checkpoints, config, resume, checkpoint_io)
-    _check_space(module, checkpoints, config.checkpoint.keep)
+    checkpoint_io = AtomicCheckpointIO()
+    path = _resume_path(module, checkpoints, config.trainer.max_steps, resume, checkpoint_io)
+    _check_space(module, checkpoints)
     guard, every = FiniteGuard(), config.trainer.val_check_interval
     with interrupts or Interrupts() as active, determinism(config.trainer.deterministic):
         stop = StopOnInterrupt(active)
@@ -114,7 +115,7 @@ def fit(
 
 
 def _resume_path(
-    module: System, checkpoints: Path, config: TrainingConfig, resume: bool, checkpoint_io: AtomicCheckpointIO
+    module: System, checkpoints: Path, max_steps: int, resume: bool, checkpoint_io: AtomicCheckpointIO
 ) -> Path | None:
     """Return the checkpoint file to resume from, and store its content in `checkpoint_io`; None: start a new run.
 
@@ -126,7 +127,7 @@ def _resume_path(
         raise write_error(checkpoints, error) from None
     if not resume and any(checkpoints.glob("*.ckpt")):
         raise ConfigError(f"{checkpoints.parent} already contains a run. Resume it or choose another folder")
-    found = latest(checkpoints, config.checkpoint.keep)
+    found = latest(checkpoints)
     if found is None:
         return None
     path, checkpoint = found
@@ -134,22 +135,18 @@ def _resume_path(
     check_weights(checkpoint, module.weights)
     module.adapt_to(checkpoint["state_dict"])
     check_architecture(checkpoint["state_dict"], module.state_dict(), "the checkpoint")
-    require_finite(
-        {name: checkpoint["state_dict"][name] for name, _ in module.named_parameters()}, f"the weights in {path}"
-    )
-    done, max_steps = checkpoint["global_step"], config.trainer.max_steps
-    if done > max_steps:
+    if (done := checkpoint["global_step"]) > max_steps:
         problem = f"{checkpoints.parent} already has {done} steps. Set at least {done}, or choose another folder"
         raise ConfigError(problem, MAX_STEPS_KEY, str(max_steps))
     checkpoint_io.checkpoint = checkpoint
     return path
 
 
-def _check_space(module: torch.nn.Module, folder: Path, keep: int) -> None:
-    """Raise DiskFull if the disk has no room for `keep` checkpoints and one more while it is written."""
+def _check_space(module: torch.nn.Module, folder: Path) -> None:
+    """Raise DiskFull if the disk has no room for two checkpoints and one more while it is written."""
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     state = sum(t.numel() * t.element_size() for t in module.state_dict().values())
-    needed = (keep + 1) * (state + 2 * trained) / 2**20  # Adam has two moments
+    needed = 3 * (state + 2 * trained) / 2**20  # Adam has two moments
     free = free_megabytes(folder)
     if free < needed:
         raise DiskFull(f"not enough disk space for checkpoints in {folder}: {free:.0f} MB free, {needed:.0f} needed")
@@ -158,7 +155,6 @@ def _check_space(module: torch.nn.Module, folder: Path, keep: int) -> None:
 def _trainer(
     config: TrainingConfig, folder: Path, checkpoint_io: AtomicCheckpointIO, callbacks: list[pl.Callback]
 ) -> pl.Trainer:
-    """Build a Lightning Trainer without its own progress bar, validation and requeueing on SLURM."""
     plugins: list[Any] = [checkpoint_io]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
@@ -191,14 +187,25 @@ def _strategy(options: TrainerConfig) -> str:
 
 
 def _logger(config: Any, folder: Path) -> Any:
-    """Build the Lightning logger of the config section `logger`; return False if there is none."""
     options = getattr(config, "logger", None)
     return False if options is None else registry.build("logger", options, folder) or False
 
 
-def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> bool:
-    """Train; return whether Lightning received SIGTERM. Raises KeyboardInterrupt after a second Ctrl-C."""
+def csv_logger(options: LoggerConfig, folder: Path) -> None:
+    """Return None, because every run writes metrics.csv without a Lightning logger."""
 
+
+def tensorboard_logger(options: LoggerConfig, folder: Path) -> Logger:
+    """Return a logger that writes to RUN/tensorboard."""
+    return TensorBoardLogger(folder, name="tensorboard", version="")
+
+
+def wandb_logger(options: WandbConfig, folder: Path) -> Logger:
+    """Return a logger to Weights & Biases. The run id is the folder name, so a resumed run continues its curves."""
+    return WandbLogger(name=folder.name, save_dir=folder, project=options.project, id=folder.name, resume="allow")
+
+
+def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> bool:
     def steps() -> Iterator[int]:  # a generator reads global_step late, after the checkpoint is restored
         yield from itertools.count(trainer.global_step * trainer.accumulate_grad_batches)
 
@@ -216,15 +223,11 @@ def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> 
 @contextmanager
 def determinism(setting: bool | Literal["warn"]) -> Iterator[None]:
     """Return a context with torch's deterministic mode as in `trainer.deterministic`; new memory is not filled."""
-    enabled = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     memory: Any = torch.utils.deterministic
-    filled = memory.fill_uninitialized_memory
     memory.fill_uninitialized_memory = False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as Lightning does: cuBLAS then repeats its sums
     torch.use_deterministic_algorithms(setting is not False, warn_only=setting == "warn")
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
-        memory.fill_uninitialized_memory = filled
+        torch.use_deterministic_algorithms(False)

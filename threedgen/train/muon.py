@@ -106,7 +106,6 @@ def orthogonalise(matrix: Tensor) -> Tensor:
 
 
 def _polynomial(gram: Tensor) -> Tensor:
-    """Return a I + b gram + c gram^2."""
     a, b, c = COEFFICIENTS
     result = b * gram + c * gram @ gram
     result.diagonal().add_(a)

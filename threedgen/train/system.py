@@ -1,4 +1,4 @@
-"""Base classes of training modules (System, AveragedSystem), moving average of weights, and timestep sampling."""
+"""Base classes of training modules, moving average of weights, and timestep sampling."""
 
 import math
 import time
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -19,7 +20,6 @@ from threedgen.config.sections import BETAS
 from threedgen.geometry.images import write_png
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator, numpy_generator
-from threedgen.train import loggers
 from threedgen.train.checkpoint_file import CheckpointData
 from threedgen.train.muon import Muon
 
@@ -89,7 +89,11 @@ class System(pl.LightningModule):
         folder = Path(self.trainer.default_root_dir) / "images"
         folder.mkdir(exist_ok=True)
         write_png(folder / f"{name}-{self.global_step:06d}.png", image.detach())
-        loggers.log_image(self.trainer.loggers, name, image.detach(), self.global_step)
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image(name, image.detach(), self.global_step, dataformats="HWC")
+            elif hasattr(logger, "log_image"):
+                logger.log_image(name, [image.detach().cpu().numpy()], step=self.global_step)
 
     def on_save_checkpoint(self, checkpoint: CheckpointData) -> None:
         checkpoint[SECONDS_KEY] = self.seconds()
@@ -97,13 +101,8 @@ class System(pl.LightningModule):
         checkpoint[METRICS_KEY] = {n: float(v) if math.isfinite(v) else None for n, v in self.metrics.items()}
 
     def on_load_checkpoint(self, checkpoint: CheckpointData) -> None:
-        metrics, seconds = checkpoint.get(METRICS_KEY), checkpoint.get(SECONDS_KEY)
-        items = metrics.items() if isinstance(metrics, dict) else ()
-        self.metrics = {str(n): math.nan if v is None else v for n, v in items if v is None or isinstance(v, float)}
-        if isinstance(seconds, dict):
-            self.previous_seconds = {
-                n: v if isinstance(v := seconds.get(n), float) else 0.0 for n in self.previous_seconds
-            }
+        self.metrics = {name: math.nan if v is None else v for name, v in checkpoint[METRICS_KEY].items()}
+        self.previous_seconds = checkpoint[SECONDS_KEY]
 
     options: Any
     """Config section with the optimizer options."""
@@ -163,8 +162,6 @@ class EMA(torch.nn.Module):
 
     def __init__(self, model: torch.nn.Module, decay: float = 0.999) -> None:
         super().__init__()
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay should be in [0, 1) (got {decay})")
         self.decay = decay
         for name, value in model.state_dict().items():
             copy = value.detach().clone()

@@ -1,13 +1,9 @@
 """Execution of the function of a task: start, resume, results, summary and exit code.
 
     def work(task: Task) -> Status:
-        ...
-        return task.train(system, metrics=("loss",))
+        return task.train(MySystem(task.config), metrics=("loss",))
 
     run = partial(run_task, work, result="prior", files=("prior/model_index.json",))
-
-A finished run is not repeated; after Ctrl-C the results of the training so far are written. The last line on stdout is
-the path of the result.
 """
 
 from __future__ import annotations
@@ -29,8 +25,8 @@ from threedgen.run.disk import writing
 from threedgen.run.interrupts import Interrupts, Stopped
 from threedgen.run.lock import release
 from threedgen.run.metrics import read_summary, write_summary
+from threedgen.run.options import is_rank_zero, local_rank
 from threedgen.run.progress import Count, silence_lightning
-from threedgen.run.ranks import is_rank_zero, local_rank
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads, threads_of
 from threedgen.train.status import Status, finished
@@ -65,11 +61,9 @@ class Task:
         return built
 
     def name_weights(self, identities: Mapping[str, Any], section: str = "") -> None:
-        """Print the weight files of the run and register their hashes for checkpoints.
+        """Print the weight files (config key -> `Identity`) and register their hashes for checkpoints.
 
-        Args:
-            identities: config key -> ``Identity`` of its files.
-            section: prefix of the keys, with its dot.
+        `section` is a prefix of the keys, with its dot.
         """
         for key, files in identities.items():
             if not self.quiet and is_rank_zero():
@@ -168,10 +162,7 @@ class Task:
 
     @contextmanager
     def track_progress(self, stage: str, steps: int) -> Iterator[Callable[[], None]]:
-        """Return a context that shows the progress of `steps` steps.
-
-        It yields a function to call before each step. The function raises `Stopped` after Ctrl-C.
-        """
+        """Yield a function to call before each step; it shows the progress, and raises `Stopped` after Ctrl-C."""
         done = itertools.count()
         with Interrupts() as interrupts, Count(stage, steps, self.quiet) as progress:
 
@@ -199,7 +190,7 @@ def run_task(
     files: Iterable[str] = (),
     again: bool = False,
 ) -> int:
-    """Run a task unless it is already finished, and print the path of its result.
+    """Run a task unless it is already finished, and print the path of its result as the last line on stdout.
 
     Args:
         work: function that does the task; it returns the status (None: finished) or raises `Stopped`.

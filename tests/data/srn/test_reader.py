@@ -15,9 +15,8 @@ from PIL import Image
 from tests.data.conftest import damage
 from tests.support.errors import refused
 from threedgen.data.srn.layout import scenes, split_folder
-from threedgen.data.srn.reader import open_instance
+from threedgen.data.srn.reader import open_instance, write_instance
 from threedgen.data.srn.scene_files import condition_and_targets
-from threedgen.data.srn.writer import write_instance
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Views
@@ -41,9 +40,6 @@ def scene(tmp_path: Path) -> Path:
     return write_instance(tmp_path / "cars_test" / "one", random_views())
 
 
-# --- cameras -----------------------------------------------------------------------------------------------------
-
-
 def test_resized_rays_are_means_of_pixel_blocks() -> None:
     """Also for cameras with an off-centre principal point."""
     at = orbit(2, 0.3, 2.0, 0.2, 8, 8)
@@ -57,9 +53,6 @@ def test_resized_rays_are_means_of_pixel_blocks() -> None:
     assert torch.equal(views.cameras.K, at.with_size(4, 4).K)
     with pytest.raises(ValueError):
         Views(torch.rand(2, 8, 8, 3), at.with_size(4, 4))
-
-
-# --- writing and reading -----------------------------------------------------------------------------------------
 
 
 def test_reader_returns_the_written_views(scene: Path) -> None:
@@ -110,9 +103,6 @@ def test_write_instance_is_atomic_and_checks_its_input(tmp_path: Path, monkeypat
     views.cameras.K[1] *= 2
     with refused(None, "focal length", kind=ValueError):
         write_instance(tmp_path / "other", views)
-
-
-# --- intrinsics, poses, images -----------------------------------------------------------------------------------
 
 
 def matrix(K: np.ndarray) -> str:
@@ -195,9 +185,6 @@ def test_condition_and_targets_follow_the_standard_protocol(tmp_path: Path) -> N
     assert condition_and_targets(instance) == (4, [0, 1, 2, 3, 5])
     with refused("condition", 7, 60, 65):
         condition_and_targets(instance, 7)
-
-
-# --- damaged scenes ----------------------------------------------------------------------------------------------
 
 
 def multiply(right: np.ndarray) -> Callable[[Path], object]:

@@ -16,7 +16,7 @@ from tests.support.tiny_prior import tiny_prior
 from threedgen import cli
 from threedgen import config as configs
 from threedgen.config import registry
-from threedgen.data.srn.writer import write_instance
+from threedgen.data.srn.reader import write_instance
 from threedgen.evaluation.consistency import fits, run
 from threedgen.evaluation.consistency.options import ConsistencyConfig
 from threedgen.evaluation.consistency.scenes import MVDreamSampler

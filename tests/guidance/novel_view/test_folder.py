@@ -14,7 +14,7 @@ from tests.support.tiny_prior import tiny_prior
 from tests.support.tiny_threedim import inputs, poses, tiny_network
 from threedgen import config as configs
 from threedgen.config import registry
-from threedgen.data.srn.writer import write_instance
+from threedgen.data.srn.reader import write_instance
 from threedgen.evaluation.consistency import run
 from threedgen.evaluation.consistency.options import ConsistencyConfig
 from threedgen.geometry.cameras import Cameras, Projection

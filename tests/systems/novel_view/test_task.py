@@ -19,7 +19,7 @@ from tests.support.tiny_trainings import threedim_command
 from tests.support.toy_run import log
 from threedgen.data.srn.options import SRNPairsConfig
 from threedgen.data.srn.pairs import ArchiveScenes, PairBank
-from threedgen.data.srn.writer import write_instance
+from threedgen.data.srn.reader import write_instance
 from threedgen.guidance.novel_view import folder
 from threedgen.guidance.novel_view.latents import LatentPairs
 from threedgen.guidance.novel_view.logsnr import add_noise, target

@@ -22,7 +22,6 @@ from threedgen.geometry.images import png, to_uint8
 from threedgen.run.disk import write_atomic, write_json, writing
 from threedgen.run.interrupts import Stopped
 from threedgen.run.metrics import csv_table
-from threedgen.run.options import ENGINE_KEYS
 from threedgen.run.progress import Count
 from threedgen.run.threads import set_threads, threads_each
 from threedgen.run.workers import run_jobs
@@ -121,7 +120,6 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
         data=Path(os.path.abspath(data)),
         threads=threads_each(config),
     )
-    engine = config.model_dump(include=set(ENGINE_KEYS))
     total = sum(len(job.assets) for job in every)
     while missing := [job for job in every if read_finished(folder, job) is None]:
         done = total - sum(len(job.assets) for job in missing)
@@ -134,7 +132,7 @@ def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: 
                     with writing(run_folder):
                         write_sheet(run_folder, first, config.sheet)
 
-            if code := run_jobs(missing, work, on_done, partial(skip_asset, folder=folder), **engine):
+            if code := run_jobs(missing, work, on_done, partial(skip_asset, folder=folder), config):
                 return code
     return 0
 

@@ -1,4 +1,11 @@
-"""Reader for the poses, intrinsics and image headers of a scene in the SRN layout, with checks (no torch)."""
+"""Reader for the poses, intrinsics and image headers of a scene in the SRN layout, with checks (no torch).
+
+Intrinsics have two forms, both in pixels:
+
+1. `intrinsics.txt` of the archives has the lines "f cx cy 0.", "0. 0. 0.", "1.", "height width", and optionally a fifth
+   line with a flag. The flag 1 states that the poses are world-to-camera.
+2. A 3x3 or 4x4 matrix, in `intrinsics.txt` for all views or in `intrinsics/NAME.txt` for one view, without image size.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from threedgen.config.errors import ConfigError
+from threedgen.data.files import read_numbers
 from threedgen.geometry.picture_file import image_shape
 from threedgen.run.arrays import Array
 
-from .intrinsics import read_intrinsics, read_numbers
 from .layout import image_files
 
 CONDITION_VIEW = 64
@@ -18,6 +25,10 @@ CONDITION_VIEW = 64
 ROTATION_TOLERANCE, MIN_SPREAD = 1e-3, 1e-4
 """Largest accepted entry of |R^T R - I| for a rotation R, and smallest accepted spread of the cameras. The spread is
 the largest distance of a camera from the mean position, divided by the largest distance from the origin."""
+FORMS = "should hold 'f cx cy 0', '0 0 0', '1', 'height width' in four lines, or a 3x3 matrix"
+MAX_OFFSET = 0.2
+"""Largest accepted distance of the principal point from the image centre, as a fraction of the image side. It applies
+to intrinsics in matrix form."""
 
 
 @dataclass(frozen=True)
@@ -134,3 +145,54 @@ def _check_spread(folder: Path, poses: Array) -> None:
             f"{folder / 'pose'}: all cameras are at one position. If the poses are world-to-camera, invert them or add "
             "a fifth line with 1 to intrinsics.txt."
         )
+
+
+def read_intrinsics(folder: Path, names: Sequence[str], height: int, width: int) -> tuple[Array, bool]:
+    """Read the intrinsics of the views `names`, which are file names without suffix, in the scene `folder`.
+
+    Raises ConfigError for an unusable file, and if K does not fit images of `height` x `width` pixels.
+
+    Returns:
+        K (N, 3, 3) in pixels, and whether the pose files are world-to-camera instead of camera-to-world.
+    """
+    path, per_view = folder / "intrinsics.txt", folder / "intrinsics"
+    if path.is_file() or not per_view.is_dir():
+        K, inverse = _parse(path, read_numbers(path), height, width)
+        return np.repeat(K[None], len(names), axis=0), inverse
+    files = [per_view / f"{name}.txt" for name in names]
+    return np.stack([_parse(file, read_numbers(file), height, width)[0] for file in files]), False
+
+
+def _parse(path: Path, rows: list[list[float]], height: int, width: int) -> tuple[Array, bool]:
+    count = sum(map(len, rows))
+    if [len(row) for row in rows[:4]] == [4, 3, 1, 2] and count in (10, 11):
+        return _archive(path, rows, height, width)
+    if count in (9, 16):
+        side = int(count**0.5)
+        return _matrix(path, np.array([x for row in rows for x in row]).reshape(side, side)[:3, :3], height, width)
+    raise ConfigError(f"{path} {FORMS} (got {count} numbers in {len(rows)} lines)")
+
+
+def _archive(path: Path, rows: list[list[float]], height: int, width: int) -> tuple[Array, bool]:
+    f, cx, cy, _ = rows[0]
+    if [int(side) for side in rows[3]] != [height, width]:
+        size = " x ".join(f"{side:g}" for side in rows[3])
+        raise ConfigError(f"{path} states the image size {size} (height x width); the images have {height} x {width}")
+    if f <= 0 or not (0 < cx < width and 0 < cy < height):
+        raise ConfigError(
+            f"{path} has an invalid focal length {f:g} or principal point ({cx:g}, {cy:g}) for images of {height} x "
+            f"{width} pixels (height x width)"
+        )
+    return np.array([[f, 0, cx], [0, f, cy], [0, 0, 1]]), len(rows) > 4 and bool(rows[4][0])
+
+
+def _matrix(path: Path, K: Array, height: int, width: int) -> tuple[Array, bool]:
+    valid = K[0, 0] > 0 and K[1, 1] > 0 and abs(K[1, 0]) < 1e-6 and np.allclose(K[2], [0, 0, 1], atol=1e-6)
+    if not valid:
+        raise ConfigError(f"{path} is no matrix of intrinsics: rows 'fx s cx', '0 fy cy', '0 0 1' (got {K.tolist()})")
+    if abs(K[0, 2] / width - 0.5) > MAX_OFFSET or abs(K[1, 2] / height - 0.5) > MAX_OFFSET:
+        raise ConfigError(
+            f"{path} seems to be for another image size: its principal point ({K[0, 2]:g}, {K[1, 2]:g}) is far "
+            f"from the centre of {height} x {width} pixels (height x width)"
+        )
+    return K, False

@@ -29,7 +29,7 @@ from threedgen.run import folder as runs
 from threedgen.run.disk import write_json
 from threedgen.run.interrupts import STOP_CODES, Stopped
 from threedgen.run.metrics import peak_memory, read_summary, reset_peak_memory
-from threedgen.run.options import ENGINE_KEYS, WorkersConfig
+from threedgen.run.options import WorkersConfig
 from threedgen.run.workers import run_jobs
 from threedgen.systems.prompted import PromptedConfig
 
@@ -193,5 +193,4 @@ def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool
 
         waiting = (job for job in left if job.method not in refused)
         work = partial(make, root=Path(os.path.abspath(root)), threads=threads_each(config))
-        engine = config.model_dump(include=set(ENGINE_KEYS))
-        return run_jobs(waiting, work, on_done, on_failed, on_start=on_start, **engine)
+        return run_jobs(waiting, work, on_done, on_failed, config, on_start)

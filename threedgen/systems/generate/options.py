@@ -14,14 +14,19 @@ from pydantic import AfterValidator, BaseModel, Field, create_model, model_valid
 from threedgen.config import Config, ConfigError, Layer, Scheduled, merge, plain, registry, validate
 from threedgen.config.errors import within
 from threedgen.config.registry import SECTION, Component
-from threedgen.config.sections import CheckpointConfig, MultiviewCameraConfig, OrbitCameraConfig, TrainerConfig
+from threedgen.config.sections import (
+    CheckpointConfig,
+    LoggerConfig,
+    MultiviewCameraConfig,
+    OrbitCameraConfig,
+    TrainerConfig,
+)
 from threedgen.export.options import ExportSection
 from threedgen.guidance.losses.options import DistillationConfig, ViewPromptsConfig
 from threedgen.guidance.options import PriorConfig
 from threedgen.representations.options import FieldConfig, MarchConfig, MaterialConfig, OccupancyConfig
 from threedgen.run.prompts import normalise_prompt
 from threedgen.systems.prompted import PromptedConfig
-from threedgen.train.options import LoggerConfig
 from threedgen.viewer.options import ViewConfig
 
 MULTIVIEW = "Set camera.n_view=2 or more and a multi-view prior, such as prior.name=mvdream"

@@ -28,7 +28,7 @@ from threedgen.run.metrics import read_summary
 from threedgen.run.progress import Count
 from threedgen.run.prompts import normalise_prompt, prompt_warnings
 from threedgen.run.seeding import generator
-from threedgen.run.text import escape_logs, say
+from threedgen.run.text import say
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.status import Status
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", quiet: bool = False, **values: Any) -> Run:
     """Generate a 3D object from a prompt. The arguments are documented at `threedgen.generate`, which calls this."""
-    escape_logs()
     path = find(os.fspath(config))
     if (task := task_of(path)) != "generate":
         raise ConfigError(f"should be of the task generate (got {path.name}, which is of {task})", "config")

@@ -24,8 +24,7 @@ from torch import Tensor, nn
 
 from threedgen.config import registry
 from threedgen.config.errors import ConfigError, keyed
-from threedgen.data.bank import available_entries, choose_by_share, sample_entries
-from threedgen.data.scene_bank import SceneBank
+from threedgen.data.bank import SceneBank, available_entries, choose_by_share, sample_entries
 from threedgen.data.scene_views import SceneSource
 from threedgen.guidance.coarse_to_fine import REFINE_STRENGTH, Size, check_half_size, check_image_size
 from threedgen.guidance.losses.lora import ATTENTION, CONVOLUTIONS, LoRA

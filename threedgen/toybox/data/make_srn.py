@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from threedgen.data.srn.writer import write_instance
+from threedgen.data.srn.reader import write_instance
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w, square_pixels
 from threedgen.geometry.views import Views

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 
 from threedgen.data.options import SceneSplit
-from threedgen.data.scene_views import SceneViews
-from threedgen.data.walks import Entry, Walk, WalkScenes
+from threedgen.data.scene_views import Entry, SceneViews, Walk, WalkScenes
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.overlap import key_frames
 from threedgen.geometry.panorama import SKYBOX, cameras, ring, rotation
@@ -204,4 +203,4 @@ def room_paths(config: RoomPathsConfig, seed: int = 0, split: SceneSplit = "trai
     description = f"toy rooms, {rooms}, {o.height} x {o.width} px, {o.fov:g} deg, overlap {o.overlap:g}"
     if split == "test":
         return WalkScenes(walks, o.views, description, entries=[Entry(k, 0) for k in range(len(walks))])
-    return WalkScenes(walks, o.views, description, seed, o.between, o.apart)
+    return WalkScenes(walks, o.views, description, seed, o.between)

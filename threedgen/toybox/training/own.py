@@ -19,7 +19,7 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.disk import writing
 from threedgen.run.folder import user_path
-from threedgen.run.ranks import is_rank_zero
+from threedgen.run.options import is_rank_zero
 from threedgen.run.seeding import seed_networks
 from threedgen.run.text import say
 from threedgen.train.status import Status
