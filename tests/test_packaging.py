@@ -40,15 +40,14 @@ def test_no_file_is_loaded_twice() -> None:
     assert len(files) == len(set(files))
 
 
-@pytest.mark.parametrize("name", ["guidance", "representations"])
-def test_the_bare_name_is_refused_with_the_right_one(name: str) -> None:
-    done = python("-c", f"import {name}", cwd=ROOT)
-    assert done.returncode == 1 and f"threedgen.{name}" in done.stderr and "ImportError" in done.stderr
-
-
-def test_nothing_at_the_top_is_importable_through_the_package() -> None:
-    done = python("-c", "import threedgen.setup", cwd=ROOT)
-    assert "No module named 'threedgen.setup'" in done.stderr
+def test_only_the_package_is_importable() -> None:
+    code = (
+        "for name in ('guidance', 'representations', 'threedgen.setup'):\n"
+        "    try: __import__(name)\n"
+        "    except ImportError as error: print(error)\n"
+    )
+    bare, other, above = python("-c", code, cwd=ROOT).stdout.splitlines()
+    assert "threedgen.guidance" in bare and "threedgen.representations" in other and "threedgen.setup" in above
 
 
 def test_objects_travel_to_spawned_processes() -> None:

@@ -89,21 +89,6 @@ def _read_config(folder: Path) -> None:
     command("--config", str(folder / "mine.yaml"), "--dry-run")
 
 
-def _make_words(folder: Path) -> None:
-    words = (
-        "prompt=dog seed=3 trainer.max_steps=10 camera.n_view=4 march.samples=32 distillation.name=sds field.radius=1"
-    )
-    (folder / "words.txt").write_text(words)
-
-
-def _read_words(folder: Path) -> None:
-    path = folder / "words.txt"
-    if not path.is_file():
-        raise ConfigError("words.txt is not a regular file")
-    words = path.read_bytes().decode("utf-8", "surrogateescape").split(" ")
-    command("--config", "mvdream-toybox", "--dry-run", *words)
-
-
 def _make_prior(folder: Path) -> None:
     tiny.tiny_prior().save(folder / "prior")
     (folder / "prior" / "SHA256SUMS").unlink()  # a wrong checksum would hide all other errors
@@ -259,7 +244,6 @@ READERS = {
     reader.name: reader
     for reader in (
         Reader("config", _make_config, _read_config, "*.yaml", cases=80),
-        Reader("overrides", _make_words, _read_words, cases=60),
         Reader("prior folder", _make_prior, _read_prior, cases=60),
         Reader("prior file", _make_original, _read_original, "original.pt", cases=40),
         Reader("personalisation", _make_subject, _read_subject, "subject.safetensors", cases=40),

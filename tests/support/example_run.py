@@ -171,14 +171,6 @@ def asset_glb(bump: tuple[float, float, float] = (0.0, 0.0, 1.0)) -> bytes:
     )
 
 
-def glb_json(data: bytes) -> dict[str, Any]:
-    """The description in a GLB."""
-    magic, version, total = struct.unpack_from("<4sII", data)
-    length, kind = struct.unpack_from("<II", data, 12)
-    assert (magic, version, total, kind) == (b"glTF", 2, len(data), 0x4E4F534A)
-    return json.loads(data[20 : 20 + length])
-
-
 SHOWN = {"mesh": "mesh.glb", "film": "turntable.mp4", "views": "views.png", "preview": "preview.png"}
 """The elements of a report that hold a file of the run."""
 VOID = ("meta", "link", "img", "input", "circle", "path")

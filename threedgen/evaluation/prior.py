@@ -76,7 +76,6 @@ class PriorEvaluation(Evaluation[P, int, Row]):
             numbers: one number per prompt, which seeds its noise together with ``purpose`` and the seed of the config.
             metadata: function from the prompt indices of a batch to everything that determines its samples.
             folder: subfolder of the run for the batches.
-            from_noise: start from noise, even if the prior has a coarse prediction to start from.
 
         Returns:
             Samples (N, V, H, W, 3), uint8.

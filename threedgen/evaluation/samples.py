@@ -47,16 +47,9 @@ def sample_objects(
     negative_prompt: str = "",
     from_noise: bool = False,
 ) -> Array:
-    """Sample V views of each of N prompts in one batch.
+    """Sample V views (N, V, H, W, 3), uint8, of each of N prompts from poses ``c2w`` (N, V, 4, 4) in one batch.
 
-    Args:
-        c2w: camera-to-world poses (N, V, 4, 4).
-        rngs: N random generators, one per prompt.
-        steps: number of DDIM steps.
-        from_noise: start from noise, even if the prior has a coarse prediction to start from.
-
-    Returns:
-        Samples (N, V, H, W, 3), uint8.
+    Each prompt has its own generator. ``from_noise`` ignores the coarse prediction of a prior that has one.
     """
     strength = 1.0 if from_noise else COARSE_STRENGTH
     views = prior.sample(prompts, c2w, steps, guidance_scale, negative_prompt, rngs, init_strength=strength)

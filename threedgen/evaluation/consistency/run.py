@@ -114,16 +114,9 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                     if scene.name in self.strips or len(self.strips) < SHEET_SCENES:
                         self.strips.setdefault(scene.name, []).append((f"{scene.name} {row}", strip(scene, views)))
                     compared = truth if is_sampled and scene.condition else None
-                    yield Job(
-                        self.config,
-                        scene.name,
-                        row,
-                        to_uint8(views.images),
-                        scene.cameras,
-                        self.held_out[scene.name],
-                        None if compared is None else to_uint8(compared.images),
-                        scene.targets,
-                    )
+                    true_images = None if compared is None else to_uint8(compared.images)
+                    images, held = to_uint8(views.images), self.held_out[scene.name]
+                    yield Job(self.config, scene.name, row, images, scene.cameras, held, true_images, scene.targets)
 
     def sample(self, row: str, batch: Sequence[Scene]) -> list[Views]:
         """Return all views of some scenes, condition views included. Samples of an earlier run are read from files."""

@@ -69,14 +69,9 @@ def fundamental(first: Cameras, second: Cameras) -> Tensor:
 
 
 def symmetric_epipolar_distance(matches: Floats, F: Tensor) -> Floats:
-    """Compute the symmetric epipolar distance of M feature matches.
+    """Return the mean distance (M,) in pixels of both points of M matches to their epipolar lines; inf if F is 0.
 
-    Args:
-        matches: pixel positions (M, 4): (u, v) in the first image, then (u, v) in the second image.
-        F: fundamental matrix (3, 3).
-
-    Returns:
-        Distances (M,) in pixels: mean of the distances of both points to their epipolar lines; inf if F is 0.
+    ``matches`` (M, 4) are (u, v) in the first image, then in the second image. F is the fundamental matrix (3, 3).
     """
     p, q = torch.from_numpy(np.asarray(matches, np.float64)).split(2, 1)
     left, right = epipolar.left_to_right_epipolar_distance(p, q, F), epipolar.right_to_left_epipolar_distance(p, q, F)

@@ -176,13 +176,7 @@ def front_objects() -> FrontObjects:
 
 @dataclass(frozen=True)
 class Plan:
-    """Jobs of a Janus benchmark, one per seed, prompt and method, and the reasons for what it leaves out.
-
-    Attributes:
-        prompts: prompts of the jobs.
-        refused: maps each method that cannot run to the reason.
-        left_out: maps each prompt of an object without a front to the reason.
-    """
+    """Jobs of a Janus benchmark, and the reasons for each method (refused) and prompt (left out) without jobs."""
 
     jobs: list[Job]
     prompts: list[str]
@@ -198,12 +192,7 @@ class Plan:
 def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]) -> Plan:
     """List all jobs, ordered by seed, then prompt, then method. An unfinished run can thus compare all methods.
 
-    Args:
-        methods: names of configs, each optionally followed by key=value overrides for this method.
-        overrides: key=value overrides of all methods.
-
-    Raises:
-        ConfigError: if a config makes no 3D object, a prompt names an unknown object, or no prompt has a front.
+    Raises ConfigError if a config makes no 3D object, a prompt names an unknown object, or no prompt has a front.
     """
     left_out = reasons(front_objects().without_front(prompts))
     kept = [prompt for prompt in prompts if prompt not in left_out]

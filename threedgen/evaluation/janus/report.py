@@ -139,9 +139,7 @@ def method_row(
 ) -> Json:
     """Compute the metrics of a method over its assets. Shares include only assets with the state "seen".
 
-    Args:
-        prompts: all prompts of the benchmark.
-        refused: reason why the method cannot run, or None.
+    ``prompts`` are all prompts of the benchmark. ``refused`` is the reason why the method cannot run, or None.
 
     Returns:
         raw: Janus rate, the share of assets with two or more fronts; corrected: Janus rate corrected for the errors of
@@ -178,12 +176,7 @@ def write_janus_report(
 ) -> None:
     """Write all files of the report and the summary of the run.
 
-    Args:
-        rows: metrics of each method, from `method_row`.
-        results: results of all assets.
-        rates: error rates of the meter; None if they were not measured.
-        left_out: maps each prompt or file that was not evaluated to the reason.
-        free: whether the orientation of the assets is unknown.
+    ``rows`` are from `method_row`. ``left_out`` maps each prompt or file that was not evaluated to the reason.
     """
     config: MeteredConfig = task.config
     about = explanation(config, rates, free)
@@ -216,9 +209,9 @@ def write_janus_report(
         count=sum(result.state == "seen" for result in results),
     )
     tables = {
-        "methods.csv": csv_table([
-            {key.replace(".", "_"): cell for key, cell in flat(row).items() if cell != {}} for row in rows
-        ]),
+        "methods.csv": csv_table(
+            [{key.replace(".", "_"): cell for key, cell in flat(row).items() if cell != {}} for row in rows]
+        ),
         "assets.csv": csv_table([asset_line(result) for result in results]),
         "report.html": html,
     }

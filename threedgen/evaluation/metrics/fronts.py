@@ -46,13 +46,9 @@ class RingResult:
 
 
 def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool = False) -> RingResult:
-    """Count the fronts of an object from the classified views of a ring.
+    """Count the fronts of an object from the probabilities (V, 4) of the sides in its views at ``azimuth`` (V,).
 
-    Args:
-        sides: probabilities (V, 4) of the sides in each view.
-        azimuth: azimuths (V,) of the cameras, radians.
-        threshold: minimum smoothed probability of a front.
-        free: whether the orientation of the object is unknown.
+    ``threshold`` is the minimum smoothed probability of a front, ``free`` whether the orientation is unknown.
     """
     curve = front_curve(sides)
     return RingResult(
