@@ -242,7 +242,7 @@ class MVAdapterConfig(DraftedConfig):
         return self.adapter is not None  # without an adapter, the prior is the 2D model
 
     def check(self) -> None:
-        from threedgen.geometry.foreground import read_foreground
+        from threedgen.geometry.picture_file import read_foreground
 
         super().check()
         plugins.check("adapter", self.adapter)

@@ -1,4 +1,4 @@
-"""Interface of representations, backgrounds and materials, and the result of rendering them.
+"""Interface of representations and backgrounds, and the result of rendering them.
 
 A representation is what a run optimises. It renders in one of two ways:
 
@@ -8,6 +8,8 @@ A representation is what a run optimises. It renders in one of two ways:
 A rasterised representation needs no density: its mesh is then extracted from rendered depth. Its config
 (`options.FieldConfig`) declares whether it has normals, and the names of its own losses.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,9 +21,8 @@ from torch import Tensor, nn
 from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras
 
-from .losses import distortion
 from .march import Samples
-from .shading import ALBEDO, Shading
+from .shading import ALBEDO, Material, Shading
 
 
 class Background(Protocol):
@@ -39,27 +40,6 @@ class Background(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any: ...
-
-
-class Material(Protocol):
-    """Map of features (N, F) to colours (N, 3) in [0, 1], unlit or lit by a point light.
-
-    Lit modes also need unit normals (N, 3), world positions (N, 3) of the points and of their lights (N, 3).
-    `sample_shading` returns the shading mode and the light intensities of one render.
-    """
-
-    def sample_shading(
-        self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
-    ) -> Shading: ...
-
-    def __call__(
-        self,
-        features: Tensor,
-        normal: Tensor | None = None,
-        position: Tensor | None = None,
-        light: Tensor | None = None,
-        shading: Shading = ALBEDO,
-    ) -> Tensor: ...
 
 
 @dataclass
@@ -104,13 +84,6 @@ class Render:
     def n_samples(self) -> int:
         """Number of samples along all rays; 0 if no rays were marched."""
         return 0 if self.samples is None else len(self.samples)
-
-    def distortion(self, span: float) -> Tensor | None:
-        """Return the distortion loss (scalar), or None without samples or weights; `span` = far - near, world units."""
-        s = self.samples
-        if self.weights is None or s is None:
-            return None
-        return distortion(self.weights, s.t_start, s.t_end, s.ray_index, s.start, span)
 
 
 class ParameterGroup(NamedTuple):
@@ -166,43 +139,38 @@ class Representation(nn.Module):
         return {}
 
     def resize(self, state: Mapping[str, Tensor]) -> None:
-        """Give the tensors in `variable_shapes` the shapes that they have in the state dict `state`.
-
-        Call it before `load_state_dict` and before the optimizer is created. The new values are zero.
-        """
+        """Give the tensors in `variable_shapes` the shapes that they have in a state dict, before `load_state_dict`."""
         for name in self.variable_shapes:
             old, stored = getattr(self, name), state.get(name)
             if isinstance(stored, Tensor) and stored.shape != old.shape and stored.shape[1:] == old.shape[1:]:
                 new = old.detach().new_zeros(stored.shape)
                 setattr(self, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
 
-    def init_from(self, other: nn.Module) -> None:
+    def init_from(self, other: Representation) -> None:
         """Copy the state of a trained representation. Raises ConfigError if its class or its shapes are different."""
-        if type(self) is type(other):
+        same_class = type(self) is type(other)
+        if same_class:
             self.resize(other.state_dict())
-        one, two = ({k: tuple(v.shape) for k, v in part.state_dict().items()} for part in (self, other))
-        if type(self) is not type(other) or one != two:
-            sizes = " with other sizes" if type(self) is type(other) else ""
-            raise ConfigError(
-                f"{type(self).__name__} cannot be initialised from {type(other).__name__}{sizes}. "
-                "Use the field of the previous stage with the same sizes.",
-                "stages",
-            )
+        one, two = ({k: v.shape for k, v in part.state_dict().items()} for part in (self, other))
+        if not same_class or one != two:
+            names = f"{type(self).__name__} cannot be initialised from {type(other).__name__}"
+            sizes = " with other sizes" if same_class else ""
+            raise ConfigError(f"{names}{sizes}. Use the field of the previous stage with the same sizes.", "stages")
         self.load_state_dict(other.state_dict())
 
     # --- rendering
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return density (N,) >= 0 and features (N, F) of points x (N, 3) in world units."""
-        raise NotImplementedError(f"{type(self).__name__} is not a function of points")
+        raise NotImplementedError
 
     def density(self, x: Tensor) -> Tensor:
         """Return the density (N,) >= 0 of points x (N, 3) in world units."""
-        raise NotImplementedError(f"{type(self).__name__} has no density")
+        raise NotImplementedError
 
     def with_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return density (N,), features (N, F) and outward unit normals (N, 3) of points x (N, 3) in world units."""
-        raise NotImplementedError(f"{type(self).__name__} has no normals")
+        """Return density (N,), features (N, F) and outward unit normals (N, 3), or 0, of points x (N, 3)."""
+        raise NotImplementedError
 
     def render(
         self,
@@ -221,7 +189,7 @@ class Representation(nn.Module):
             generator: CPU generator of the random background in training.
             light: (B, 3) world position of the point light of each camera. None places it at the camera.
         """
-        raise NotImplementedError(f"{type(self).__name__} is not rasterised")
+        raise NotImplementedError
 
 
 def resize_parameter(
@@ -241,11 +209,9 @@ def resize_parameter(
     setattr(module, name, new)
     for group in optimizer.param_groups:
         group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
-    state = optimizer.state.pop(old, None)
-    if state is not None:
-        optimizer.state[new] = {
-            key: torch.cat([value[kept], value.new_zeros(added.shape)])
-            if isinstance(value, Tensor) and value.shape == old.shape
-            else value
-            for key, value in state.items()
-        }
+    state = optimizer.state.pop(old, {})
+    for key, value in state.items():
+        if isinstance(value, Tensor) and value.shape == old.shape:
+            state[key] = torch.cat([value[kept], value.new_zeros(added.shape)])
+    if state:
+        optimizer.state[new] = state

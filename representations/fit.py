@@ -1,18 +1,14 @@
 """Fit of an Instant-NGP field to views of one scene, after the 3D consistency score of 3DiM (section 7.4).
 
-The field does not depend on the viewing direction, so it cannot reproduce inconsistent views. Differences to the paper:
-density and colour are two MLPs on one encoding, and values that the paper leaves unspecified (grid, loss weights) are
-ours.
-
-The scene lies in a ball around the origin, scaled to radius 1, so that no setting depends on the units of the poses.
-For cameras at distances r_min to r_max the paper samples from t_n = 3 r_min / 8 to t_f = 3 r_max / 2. The ball
-therefore has the radius t_f - r_max.
+The field does not depend on the viewing direction, so it cannot reproduce inconsistent views. The scene lies in a ball
+around the origin, scaled to radius 1, so that no setting depends on the units of the poses. For cameras at distances
+r_min to r_max the paper samples from t_n = 3 r_min / 8 to t_f = 3 r_max / 2: the ball has the radius t_f - r_max.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,9 +26,8 @@ from .field.background import SolidBackground
 from .field.ngp import NGP
 from .march import step_size
 from .options import MarchConfig, NGPConfig, OccupancyConfig, ProtocolConfig, SolidBackgroundConfig
-from .shading import NoMaterial
-from .volume.occupancy import OccupancyGrid
-from .volume.render import render
+from .shading import Material
+from .volume.render import OccupancyGrid, render
 
 BETAS, EPS = (0.9, 0.99), 1e-15
 """Adam's betas and epsilon as in Instant-NGP. The small epsilon suits the small gradients of a hash grid."""
@@ -45,8 +40,7 @@ OCCUPANCY = OccupancyConfig(interval=8, decay=0.7, warmup=10_000)
 """Occupancy grid with frequent updates and fast decay, since a fit takes about a thousand steps."""
 
 
-@dataclass(frozen=True)
-class Bounds:
+class Bounds(NamedTuple):
     """Extent of a scene in units of the poses: radius of its ball around the origin, near and far plane of rays."""
 
     radius: float
@@ -55,10 +49,10 @@ class Bounds:
 
     @classmethod
     def from_cameras(cls, cameras: Cameras) -> Bounds:
-        """Return bounds that fit all given cameras. Pass every camera of the scene, including held-out ones.
+        """Return bounds from all cameras of a scene, including held-out ones.
 
-        The radius is half the largest camera distance. For narrow fields of view it is smaller, so that the ball
-        contains only what the cameras see.
+        The radius is half the largest camera distance, or less for narrow fields of view: the ball contains only what
+        the cameras see.
         """
         distance, K = cameras.position.norm(dim=-1), cameras.K
         corner = torch.stack([cameras.width / K[:, 0, 0], cameras.height / K[:, 1, 1]], -1).norm(dim=-1) / 2
@@ -75,28 +69,23 @@ class Bounds:
 class SceneField:
     """Field of one scene with everything that its renders need: background, material and occupancy grid."""
 
-    def __init__(
-        self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: str = "cpu") -> None:
         """Create an untrained field with parameters from `seed`; `colour` (3,) in [0, 1] is the background."""
         self.options, self.bounds, self.device = options, bounds, torch.device(device)
         self.march = MarchConfig(
             samples=options.samples, bound="sphere", radius=1.0, near=bounds.near / bounds.radius, chunk=None
         )
-        self.field = NGP(
-            NGPConfig(
-                encoding=options.encoding,
-                width=options.width,
-                hidden_layers=DENSITY_LAYERS,
-                feature_hidden_layers=COLOUR_LAYERS,
-                density_activation="exp",
-                density_blob="none",
-            ),
-            generator(seed, 0, "consistency field"),
-        ).to(self.device)
+        network = NGPConfig(
+            encoding=options.encoding,
+            width=options.width,
+            hidden_layers=DENSITY_LAYERS,
+            feature_hidden_layers=COLOUR_LAYERS,
+            density_activation="exp",
+            density_blob="none",
+        )
+        self.field = NGP(network, generator(seed, 0, "consistency field")).to(self.device)
         red, green, blue = colour.tolist()
         self.background = SolidBackground(SolidBackgroundConfig(color=(red, green, blue))).to(self.device)
-        self.material = NoMaterial()
         self.occupancy = OccupancyGrid(OCCUPANCY, 1.0, step_size(self.march)).to(self.device)
 
     def rays(self, cameras: Cameras) -> tuple[Tensor, Tensor]:
@@ -108,27 +97,22 @@ class SceneField:
         self, origins: Tensor, directions: Tensor, rng: torch.Generator | None = None, normals: bool = False
     ) -> Render:
         """Render rays (R, 3) as returned by `rays`. `rng` makes it a training render with randomly shifted samples."""
-        parts = (self.field, self.background, self.material, self.occupancy, self.march)
+        parts = (self.field, self.background, Material(), self.occupancy, self.march)
         return render(*parts, origins, directions, generator=rng, training=rng is not None, need_normals=normals)
 
     @torch.no_grad()
     def render_images(self, cameras: Cameras) -> Tensor:
         """Return renders (N, H, W, 3) in [0, 1] of N cameras."""
-        origins, directions = self.rays(cameras)
-        parts = zip(origins.split(self.options.chunk), directions.split(self.options.chunk), strict=True)
-        rgb = torch.cat([self.render_rays(*part).rgb for part in parts])
+        rays = (part.split(self.options.chunk) for part in self.rays(cameras))
+        rgb = torch.cat([self.render_rays(*part).rgb for part in zip(*rays, strict=True)])
         return rgb.view(len(cameras), cameras.height, cameras.width, 3)
 
 
 def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device: str = "cpu") -> SceneField:
-    """Fit a field to views of one scene. Equal seeds give equal fields.
+    """Fit a field to views of one scene; `bounds` are from all its cameras. Equal seeds give equal fields.
 
     Memory: 36 bytes per pixel for the rays, plus the graph of `options.chunk` rays. Freed memory stays in the process.
-
-    Args:
-        views: N images with their cameras.
-        bounds: extent of the scene, from all its cameras.
-        device: "cpu", "cuda", or "auto" for a GPU if available.
+    `device` is "cpu", "cuda", or "auto" for a GPU if available.
     """
     keep_freed_memory()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -136,19 +120,11 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
     origins, directions = scene.rays(views.cameras)
     colours = views.images.reshape(-1, 3).to(device)
     parameters = list(scene.field.parameters())
-    optimizer = torch.optim.AdamW(
-        parameters,
-        lr=at(options.learning_rate, 0, options.steps),
-        betas=BETAS,
-        eps=EPS,
-        weight_decay=WEIGHT_DECAY,
-        fused=True,
-    )
+    optimizer = torch.optim.AdamW(parameters, betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, fused=True)
     for step in range(options.steps):
         rng = generator(seed, step, "consistency step")
         scene.occupancy.update(scene.field.density, step, rng)
-        for group in optimizer.param_groups:
-            group["lr"] = at(options.learning_rate, step, options.steps)
+        optimizer.param_groups[0]["lr"] = at(options.learning_rate, step, options.steps)
         optimizer.zero_grad(set_to_none=True)
         orientation = at(options.orientation, step, options.steps)
         for part, normals, fraction in _pixel_batches(options, len(colours), orientation > 0, rng):
@@ -161,31 +137,24 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
 
 
 def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, orientation: float) -> Tensor:
-    """Return the training loss (scalar): mean squared error to target colours (R, 3) plus weighted regularisers.
-
-    `span` is far - near in units of the ball's radius, `orientation` the weight of the orientation loss.
-    """
+    """Return the training loss (scalar): mean squared error to target colours (R, 3) plus weighted regularisers."""
     total = mse_loss(result.rgb, colours)
-    distortion = result.distortion(span)
-    if distortion is not None:
+    if (distortion := losses.distortion(result, span)) is not None:
         total = total + DISTORTION_WEIGHT * distortion
     if orientation and result.orientation is not None:
         # only the fraction `normals` of a step's rays has normals: divide, so that the step's sum is that of all rays
         total = total + orientation / options.normals * result.orientation.mean()
     if options.sparsity:
-        total = total + options.sparsity * losses.sparsity(result.opacity)
+        total = total + options.sparsity * losses.sparsity(result)
     if options.opaque:
-        total = total + options.opaque * losses.opaque(result.opacity)
+        total = total + options.opaque * losses.opaque(result)
     return total
 
 
 def _pixel_batches(
     options: ProtocolConfig, pixels: int, normals: bool, rng: torch.Generator
 ) -> Iterator[tuple[Tensor, bool, float]]:
-    """Yield chunks of a step's pixels: indices (K,), True if they need normals, and their fraction of all its pixels.
-
-    If `normals` is True, the first `options.normals` (a fraction) of the step's pixels need normals.
-    """
+    """Yield chunks of a step's pixels: indices (K,), True if they need normals, and their fraction of the step."""
     if options.rays is None or options.rays >= pixels:
         indices = torch.randperm(pixels, generator=rng) if options.normals < 1 else torch.arange(pixels)
     else:

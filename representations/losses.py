@@ -1,88 +1,112 @@
-"""Regularisation losses of a rendered field. Each loss is a pure function of tensors and returns a scalar >= 0."""
+"""Regularisation losses of a render and of a mesh. Each returns a differentiable scalar >= 0."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from threedgen.representations.scan import cumsum
+from .backends import cumsum
+from .base import Render
 
 
 def orientation_terms(weights: Tensor, normals: Tensor, directions: Tensor) -> Tensor:
-    """Return the orientation penalty (N,) of each sample: w max(0, n . d)^2.
-
-    The normals n (N, 3) and the ray directions d (N, 3) are unit vectors. The weights w (N,) are detached, so that the
-    loss rotates normals and does not remove density.
-    """
+    """Return w max(0, n . d)^2 (N,) of detached weights w (N,), unit normals n and ray directions d (N, 3)."""
     cosine = (normals * directions).sum(-1).clamp(min=0)
     return weights.detach() * cosine * cosine
 
 
-def orientation(terms: Tensor, opacity: Tensor) -> Tensor:
+def orientation(render: Render) -> Tensor:
     """Return the orientation loss, a penalty on normals that point away from the camera (Ref-NeRF, eq. 11).
 
-    `terms` are the `orientation_terms` of the samples (N,), or their sums over each ray (R, 1). The loss is their sum
-    divided by the number of rays whose opacity (R, 1) is above 0.
+    It is averaged over the rays with an opacity above 0. Raises ValueError for a render without normals.
     """
-    return terms.sum() / (opacity > 0).sum().clamp(min=1)
+    if render.orientation is None:
+        raise ValueError("the orientation loss needs a render with normals")
+    return render.orientation.sum() / (render.opacity > 0).sum().clamp(min=1)
 
 
-def sparsity(opacity: Tensor) -> Tensor:
-    """Return the mean of sqrt(opacity^2 + 0.01) for opacity (R, 1), in [0.1, 1.005]. It reduces the visible density."""
-    return (opacity * opacity + 0.01).sqrt().mean()
+def sparsity(render: Render) -> Tensor:
+    """Return the mean of sqrt(opacity^2 + 0.01), in [0.1, 1.005]. It reduces the visible density."""
+    return (render.opacity * render.opacity + 0.01).sqrt().mean()
 
 
-def opaque(opacity: Tensor) -> Tensor:
-    """Return the mean binary entropy of opacities (R, 1), clamped to [0.001, 0.999]. It drives them to 0 or 1."""
-    o = opacity.clamp(1e-3, 1 - 1e-3)
+def opaque(render: Render) -> Tensor:
+    """Return the mean binary entropy of the opacity, clamped to [0.001, 0.999]. It drives opacities to 0 or 1."""
+    o = render.opacity.clamp(1e-3, 1 - 1e-3)
     return -(o * o.log() + (1 - o) * (1 - o).log()).mean()
 
 
-def normal_smoothness(normal: Callable[[Tensor], Tensor], points: Tensor, offsets: Tensor) -> Tensor:
-    """Return the mean of |n(x) - n(x + offset)|^2, a penalty on bumps; 0 if there are no points.
-
-    `normal` maps points (N, 3) to unit normals (N, 3). Points and offsets (N, 3) are in world units.
-    """
-    return (normal(points) - normal(points + offsets)).square().sum(-1).mean() if len(points) else points.sum()
+def z_variance(render: Render) -> Tensor:
+    """Return the mean depth variance of the rays with opacity above 0.5, which makes surfaces thin (HiFA)."""
+    solid = render.opacity > 0.5
+    return torch.where(solid, render.z_variance, 0.0).sum() / solid.sum().clamp(min=1)
 
 
-def z_variance(variance: Tensor, opacity: Tensor, threshold: float = 0.5) -> Tensor:
-    """Return the mean depth variance (R, 1) of the rays with opacity (R, 1) above the threshold; 0 without such rays.
-
-    It makes surfaces thin and removes haze (HiFA, Zhu et al. 2023).
-    """
-    solid = opacity > threshold
-    return torch.where(solid, variance, torch.zeros_like(variance)).sum() / solid.sum().clamp(min=1)
+def eikonal(render: Render) -> Tensor:
+    """Return the eikonal loss of a distance field f: the mean of (|grad f| - 1)^2 over all samples (IGR)."""
+    if render.eikonal is None:
+        raise ValueError("the eikonal loss needs a render of a distance field")
+    return render.eikonal.sum() / max(1, render.n_samples)
 
 
-def eikonal(error: Tensor, samples: int) -> Tensor:
-    """Return the eikonal loss, the mean of (|grad f| - 1)^2 over all `samples` samples (Gropp et al. 2020, "IGR").
-
-    `error` holds (|grad f| - 1)^2 of each sample (N,), or the sums over each ray (R, 1).
-    """
-    return error.sum() / max(1, samples)
-
-
-def distortion(
-    weights: Tensor, t_start: Tensor, t_end: Tensor, ray_index: Tensor, start: Tensor, span: float = 1.0
-) -> Tensor:
+def distortion(render: Render, span: float) -> Tensor | None:
     """Return the distortion loss, the spread of the weights along a ray (Mip-NeRF 360, eq. 15), as the mean over rays.
 
-    Per ray: sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 d_i / 3, with the midpoints m and lengths d of the intervals in
-    units of `span`. Prefix sums make the cost linear in N.
-
-    Args:
-        weights: (N,) compositing weights of packed samples.
-        t_start, t_end, ray_index, start: attributes of `march.Samples`.
-        span: distance between near and far plane, in world units.
+    Per ray: sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 d_i / 3, with the midpoints m and lengths d of the samples in
+    units of `span` (far - near, in world units). Prefix sums make the cost linear in the number of samples. The result
+    is None for a render without samples or weights.
     """
-    middle, length = (t_start + t_end) / (2 * span), (t_end - t_start) / span
+    weights, s = render.weights, render.samples
+    if weights is None or s is None:
+        return None
+    middle, length = (s.t_start + s.t_end) / (2 * span), (s.t_end - s.t_start) / span
 
     def prefix_sum(values: Tensor) -> Tensor:
         """Return the exclusive prefix sums (N,) of values (N,) within each ray."""
         total = cumsum(values.double(), 0) - values.double()  # in double precision: the sums run over all rays
-        first = total[start.clamp(max=max(0, len(total) - 1))] if len(total) else total
-        return (total - first[ray_index]).to(values)
+        first = total[s.start.clamp(max=max(0, len(total) - 1))] if len(total) else total
+        return (total - first[s.ray_index]).to(values)
 
     pairs = 2 * weights * (middle * prefix_sum(weights) - prefix_sum(weights * middle))
-    return (pairs + weights * weights * length / 3).sum() / max(1, len(start))
+    return (pairs + weights * weights * length / 3).sum() / max(1, s.n_rays)
+
+
+def normal_smoothness(normal: Callable[[Tensor], Tensor], points: Tensor, offsets: Tensor) -> Tensor:
+    """Return the mean of |n(x) - n(x + offset)|^2 of points x and offsets (N, 3), a penalty on bumps; at N = 0: 0."""
+    return (normal(points) - normal(points + offsets)).square().sum(-1).mean() if len(points) else points.sum()
+
+
+# --- meshes with vertices (N, 3) in world units and faces (F, 3) int64
+
+
+def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Return unit vertex normals (N, 3), the area-weighted mean normals of the adjacent faces; 0 without a face."""
+    a, b, c = (vertices.index_select(0, faces[:, k]) for k in range(3))
+    normal = torch.linalg.cross(b - a, c - a)
+    total = torch.zeros_like(vertices)
+    for k in range(3):
+        total = total.index_add(0, faces[:, k], normal)
+    return normalize(total, dim=-1)
+
+
+def normal_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Return the mean over all edges of 1 - cos(angle between the vertex normals at its two ends); 0 for a plane."""
+    normals = vertex_normals(vertices, faces)
+    a, b = (normals.index_select(0, end) for end in _edge_ends(faces))
+    return (1 - (a * b).sum(-1)).mean()
+
+
+def laplacian(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Return the mean distance between a vertex and the mean of its neighbours, in world units."""
+    one, other = _edge_ends(faces)
+    a, b = torch.cat([one, other]), torch.cat([other, one])
+    total = torch.zeros_like(vertices).index_add(0, a, vertices.index_select(0, b))
+    count = torch.bincount(a, minlength=len(vertices)).clamp(min=1)[:, None]
+    return torch.linalg.vector_norm(total / count - vertices + 1e-12, dim=-1).mean()
+
+
+def _edge_ends(faces: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the two vertex indices (3 F,) of each edge. An edge between two faces occurs twice."""
+    one, other = torch.stack([faces, faces.roll(-1, 1)]).reshape(2, -1)
+    return one, other

@@ -17,7 +17,7 @@ def require_backend(backend: str) -> None:
         require(backend, f"backend: {backend}", "choose backend=auto")
 
 
-# --- encodings -------------------------------------------------------------------------------------------
+_BACKEND = "kernel implementation; auto: numba on a CPU, triton (if installed) on a GPU, else torch"
 
 
 class HashGridConfig(Config):
@@ -29,9 +29,7 @@ class HashGridConfig(Config):
     log2_hashmap_size: int = Field(19, ge=4, le=24, description="log2 of the maximum number of entries per level")
     base_resolution: int = Field(16, ge=2, le=512, description="resolution of the coarsest level")
     per_level_scale: float = Field(1.447269237440378, ge=1.0, le=4.0, description="resolution ratio between levels")
-    backend: Literal["auto", "numba", "torch", "triton", "tinycudann"] = Field(
-        "auto", description="kernel implementation; auto: numba on a CPU, triton (if installed) on a GPU, else torch"
-    )
+    backend: Literal["auto", "numba", "torch", "triton", "tinycudann"] = Field("auto", description=_BACKEND)
 
     def check(self) -> None:
         require_backend(self.backend)
@@ -41,10 +39,8 @@ class HashGridConfig(Config):
         finest = self.base_resolution * self.per_level_scale ** (self.n_levels - 1)
         if finest > 2**20:  # float32 cannot resolve smaller cells
             largest = (2**20 / self.base_resolution) ** (1 / (self.n_levels - 1))
-            raise ValueError(
-                f"per_level_scale={self.per_level_scale:g} gives the finest of {self.n_levels} levels {finest:.3g} "
-                f"cells per axis, more than {2**20}. Set per_level_scale to at most {largest:.3g}."
-            )
+            grid = f"{self.n_levels} levels with per_level_scale={self.per_level_scale:g} have up to {finest:.3g} cells"
+            raise ValueError(f"{grid} per axis, more than {2**20}. Set per_level_scale to at most {largest:.3g}.")
         return self
 
 
@@ -53,9 +49,6 @@ class FrequencyConfig(Config):
 
     name: Literal["frequency"] = "frequency"
     n_octaves: int = Field(4, ge=1, le=16, description="number of frequencies 1, 2, 4, ..., 2**(n_octaves-1)")
-
-
-# --- fields ----------------------------------------------------------------------------------------------
 
 
 class FieldConfig(Config):
@@ -84,9 +77,7 @@ class EncodedFieldConfig(FieldConfig):
     encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field(
         {}, description="position encoding"
     )
-    levels: Scheduled | None = Field(
-        None, ge=1, description="number of active hash grid levels, coarse first, by step; null: all"
-    )
+    levels: Scheduled | None = Field(None, ge=1, description="active hash grid levels, coarse first; null: all")
     width: int = Field(64, ge=1, le=1024, description="units per hidden layer")
     hidden_layers: int = Field(1, ge=1, le=8, description="hidden layers per MLP")
     n_features: int = Field(3, ge=1, le=64, description="output features per point; 3 for RGB")
@@ -127,9 +118,7 @@ class SDFConfig(EncodedFieldConfig):
 
     name: Literal["sdf"] = "sdf"
     sphere: float = Field(0.5, gt=0, le=100, description="radius of the initial ball, world units")
-    log_sharpness: float = Field(
-        3.0, ge=0, le=10, description="initial log of the sharpness s; the surface is about 1/s thick"
-    )
+    log_sharpness: float = Field(3.0, ge=0, le=10, description="initial log s; the surface is about 1/s thick")
     cosine: Scheduled = Field(
         {"0%": 0.0, "100%": 1.0},
         ge=0,
@@ -143,9 +132,7 @@ class SDFConfig(EncodedFieldConfig):
     @model_validator(mode="after")
     def _cell(self) -> SDFConfig:
         if self.normal_eps == "cell" and not hasattr(self.encoding, "n_levels"):
-            raise ValueError(
-                f"normal_eps=cell needs a hash grid: encoding.name={self.encoding.name}. Set normal_eps=0.01."
-            )
+            raise ValueError(f"normal_eps=cell needs a hash grid, not {self.encoding.name}. Set normal_eps=0.01.")
         if self.sphere >= self.radius:
             raise ValueError(f"sphere={self.sphere:g} is not smaller than radius={self.radius:g}. Reduce sphere.")
         return self
@@ -179,8 +166,6 @@ class DMTetConfig(FieldConfig):
         return self.paint
 
 
-# --- backgrounds -----------------------------------------------------------------------------------------
-
 Channel = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -189,9 +174,7 @@ class SolidBackgroundConfig(Config):
 
     name: Literal["solid"] = "solid"
     color: tuple[Channel, Channel, Channel] = Field((0.5, 0.5, 0.5), description="RGB in [0, 1]; one number: grey")
-    random: Literal["none", "grey", "color"] = Field(
-        "none", description="random grey or colour during training, one per batch"
-    )
+    random: Literal["none", "grey", "color"] = Field("none", description="random grey or colour per training batch")
     random_range: Shares = Field((0.0, 1.0), description="range of the random values, in [0, 1]")
 
     @field_validator("color", mode="before")
@@ -206,12 +189,7 @@ class NeuralBackgroundConfig(Config):
     name: Literal["neural"] = "neural"
     width: int = Field(16, ge=1, le=1024, description="units per hidden layer")
     hidden_layers: int = Field(2, ge=1, le=8, description="hidden layers of the MLP")
-    random_probability: float = Field(
-        0.5, ge=0, le=1, description="probability of one random colour per training batch"
-    )
-
-
-# --- volume rendering ------------------------------------------------------------------------------------
+    random_probability: float = Field(0.5, ge=0, le=1, description="probability of one random colour per batch")
 
 
 class MarchConfig(Config):
@@ -220,25 +198,19 @@ class MarchConfig(Config):
     sampler: Literal["occupancy", "stratified"] = Field(
         "occupancy", description="occupancy: fixed step, empty cells skipped; stratified: equal parts of each ray"
     )
-    samples: int = Field(
-        512, ge=1, le=8192, description="samples per ray: on the longest chord, or (stratified) on every ray"
-    )
+    samples: int = Field(512, ge=1, le=8192, description="samples on the longest chord, or (stratified) on every ray")
     shown: int | None = Field(
         None, ge=1, le=8192, description="samples per ray in evaluation renders, against banding; null: same as samples"
     )
     bound: Literal["box", "sphere"] = Field("box", description="bounding volume: [-radius, radius]^3 or its ball")
     radius: float = Field(1.0, gt=0, le=100, description="half the side of the bound, as field.radius, world units")
     near: float = Field(0.0, ge=0, le=100, description="minimum distance of samples to the camera, world units")
-    jitter: bool = Field(True, description="random shift of each ray's samples in training, up to a step")
     alpha_threshold: float = Field(0.0, ge=0, lt=1, description="minimum alpha of shaded samples; 0: all samples")
     early_stop: float = Field(0.0, ge=0, lt=1, description="minimum transmittance of shaded samples; 0: all samples")
     chunk: Literal["auto"] | Annotated[int, Field(ge=1)] | None = Field(
-        "auto",
-        description="samples per gradient-checkpointed chunk in training; auto: from free memory; null: one chunk",
+        "auto", description="samples per gradient-checkpointed chunk; auto: from free memory; null: one chunk"
     )
-    backend: Literal["auto", "numba", "torch", "triton", "nerfacc"] = Field(
-        "auto", description="kernel implementation; auto: numba on a CPU, triton (if installed) on a GPU, else torch"
-    )
+    backend: Literal["auto", "numba", "torch", "triton", "nerfacc"] = Field("auto", description=_BACKEND)
 
     def for_evaluation(self) -> MarchConfig:
         """Return the config of evaluation renders, with `shown` samples per ray."""
@@ -256,12 +228,7 @@ class OccupancyConfig(Config):
     warmup: int = Field(256, ge=0, description="initial steps whose updates evaluate all cells")
     fraction: float = Field(0.25, gt=0, le=1, description="fraction of cells per update after the warm-up")
     decay: float = Field(0.95, ge=0, lt=1, description="factor per update: cell = max(decay * old value, new value)")
-    threshold: float = Field(
-        0.01, ge=0, lt=1, description="density * step above which a cell is occupied; capped at the mean cell"
-    )
-
-
-# --- materials -------------------------------------------------------------------------------------------
+    threshold: float = Field(0.01, ge=0, lt=1, description="minimum density * step of occupied cells, or their mean")
 
 
 class MaterialConfig(Config):
@@ -286,9 +253,6 @@ class DiffuseMaterialConfig(MaterialConfig):
     soft_shading: bool = Field(True, description="diffuse light u and ambient light 1 - u, random u per training step")
     ambient: float = Field(1.0, ge=0, le=10, description="ambient light without soft_shading")
     diffuse: float = Field(0.0, ge=0, le=10, description="point light without soft_shading")
-
-
-# --- fits to views ---------------------------------------------------------------------------------------
 
 
 class ProtocolConfig(Config):

@@ -3,8 +3,8 @@
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from threedgen.config import Config
 
@@ -32,40 +32,16 @@ class Shading(NamedTuple):
 ALBEDO = Shading()
 
 
-def albedo(features: Tensor) -> Tensor:
-    """Return colours (N, F) in [0, 1]: the sigmoid of features (N, F)."""
-    return torch.sigmoid(features)
+class Material:
+    """Unlit material (MVDream's default), and base class of materials."""
 
-
-def shade(features: Tensor, normal: Tensor, position: Tensor, light: Tensor, shading: Shading) -> Tensor:
-    """Return lit colours (N, 3): the light for a textureless shading, light * albedo for a diffuse one.
-
-    The light is diffuse * max(0, n . l) + ambient: Lambert's law for a point light without fall-off with distance.
-
-    Args:
-        features: (N, 3) raw features.
-        normal, position: (N, 3) unit normals and world positions of the points.
-        light: (N, 3) or (3,) world positions of the lights.
-    """
-    to_light = functional.normalize(light - position, dim=-1)
-    cosine = (normal * to_light).sum(-1, keepdim=True).clamp(min=0)
-    brightness = shading.diffuse * cosine + shading.ambient
-    return brightness.expand(-1, 3) if shading.mode == "textureless" else albedo(features) * brightness
-
-
-class NoMaterial:
-    """Unlit material: the colour is the sigmoid of the features (MVDream's default)."""
-
-    uses_light = False
-    options: Config | None
-
-    def __init__(self, options: Config | None = None):
+    def __init__(self, options: Config | None = None) -> None:
         self.options = options
 
     def sample_shading(
         self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
     ) -> Shading:
-        """Return the unlit shading. It uses no random numbers."""
+        """Return the shading mode and the light intensities of one render at a training step."""
         return ALBEDO
 
     def __call__(
@@ -76,30 +52,31 @@ class NoMaterial:
         light: Tensor | None = None,
         shading: Shading = ALBEDO,
     ) -> Tensor:
-        """Return colours (N, 3) in [0, 1] of features (N, 3). Only a lit shading uses the other tensors, see `shade`.
+        """Return colours (N, 3) in [0, 1].
 
-        Raises ValueError if a lit shading lacks normals, positions or a light.
+        Args:
+            features: (N, F) raw features.
+            normal, position: (N, 3) unit normals and world positions of the points; needed by lit modes only.
+            light: (N, 3) or (3,) world positions of the lights; needed by lit modes only.
         """
-        if not (shading.lit and self.uses_light):
-            return albedo(features)
-        if normal is None or position is None or light is None:
-            raise ValueError(f"missing input for shading={shading.mode!r}. Pass normals, positions and a light.")
-        return shade(features, normal, position, light, shading)
+        return torch.sigmoid(features)
 
 
-class DiffuseMaterial(NoMaterial):
-    """Lambertian material. Random lit and textureless training steps keep colour from imitating shape (DreamFusion)."""
+class DiffuseMaterial(Material):
+    """Lambertian material. Random lit and textureless training steps keep colour from imitating shape (DreamFusion).
 
-    uses_light = True
+    The light is diffuse * max(0, n . l) + ambient: Lambert's law for a point light without fall-off with distance.
+    """
+
     options: DiffuseMaterialConfig
 
-    def __init__(self, options: DiffuseMaterialConfig | None = None):
+    def __init__(self, options: DiffuseMaterialConfig | None = None) -> None:
         super().__init__(options or DiffuseMaterialConfig())
 
     def sample_shading(
         self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
     ) -> Shading:
-        """Return the shading of one render: unlit before step `ambient_only_steps`, later random in training."""
+        """Return an unlit shading before step `ambient_only_steps`, later a random one in training."""
         options = self.options
         if not training:
             unlit = step < options.ambient_only_steps or options.diffuse == 0
@@ -112,3 +89,18 @@ class DiffuseMaterial(NoMaterial):
         if options.soft_shading:
             return Shading(mode, 1.0 - strength, 1.0 - (1.0 - strength))
         return Shading(mode, options.ambient, options.diffuse)
+
+    def __call__(
+        self,
+        features: Tensor,
+        normal: Tensor | None = None,
+        position: Tensor | None = None,
+        light: Tensor | None = None,
+        shading: Shading = ALBEDO,
+    ) -> Tensor:
+        if not shading.lit:
+            return torch.sigmoid(features)
+        assert normal is not None and position is not None and light is not None
+        cosine = (normal * normalize(light - position, dim=-1)).sum(-1, keepdim=True).clamp(min=0)
+        brightness = shading.diffuse * cosine + shading.ambient
+        return brightness.expand(-1, 3) if shading.mode == "textureless" else torch.sigmoid(features) * brightness

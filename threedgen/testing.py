@@ -28,7 +28,7 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.representations.base import Render, Representation
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.options import MarchConfig
-from threedgen.representations.shading import NoMaterial
+from threedgen.representations.shading import Material
 from threedgen.representations.volume.render import render
 
 SIZE, N_VIEW = 16, 2
@@ -103,7 +103,7 @@ def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range,
 
 def render_views(field: Representation, radius: float, generator: torch.Generator) -> Render:
     """Return a training render of the cameras `CAMERAS`."""
-    background, material = SolidBackground(), NoMaterial()
+    background, material = SolidBackground(), Material()
     if field.rasterised:
         return field.render(CAMERAS, background, material, generator=generator, training=True)
     origins, directions = (rays.reshape(-1, 3) for rays in CAMERAS.rays())

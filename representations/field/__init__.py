@@ -1,1 +1,0 @@
-"""Fields of density and colour, and backgrounds."""

@@ -1,22 +1,15 @@
-"""Backgrounds: one colour, or a small MLP that maps the ray direction to a colour.
-
-Both map unit directions (..., 3) to colours (..., 3) in [0, 1]. A random background in training raises ValueError
-without a generator.
-"""
+"""Backgrounds: one colour, or a small MLP that maps the ray direction to a colour."""
 
 import torch
 from torch import Tensor, nn
 
 from threedgen.representations.options import NeuralBackgroundConfig, SolidBackgroundConfig
 
-from .mlp import MLP
+from .ngp import MLP
 
 
 def spherical_harmonics(directions: Tensor) -> Tensor:
-    """Return the 9 real spherical harmonics (..., 9) up to degree 2 of unit directions (..., 3).
-
-    The order and the signs are those of tiny-cuda-nn, whose option `degree` is 3 for them.
-    """
+    """Return the 9 real spherical harmonics (..., 9) of unit directions (..., 3), ordered as in tiny-cuda-nn."""
     x, y, z = directions.unbind(-1)
     constants = (0.28209479177387814, 0.4886025119029199, 1.0925484305920792, 0.5462742152960396)
     terms = [
@@ -33,12 +26,6 @@ def spherical_harmonics(directions: Tensor) -> Tensor:
     return torch.stack(terms, dim=-1)
 
 
-def _uniform(n: int, generator: torch.Generator | None) -> Tensor:
-    if generator is None:
-        raise ValueError("missing generator for a random background. Pass a generator in training.")
-    return torch.rand(n, generator=generator, device=generator.device)
-
-
 class SolidBackground(nn.Module):
     """Background of one colour. With the option `random`, each training call uses one random grey or colour instead."""
 
@@ -50,11 +37,11 @@ class SolidBackground(nn.Module):
         self.register_buffer("color", torch.tensor(self.options.color), persistent=False)
 
     def forward(self, directions: Tensor, generator: torch.Generator | None = None, training: bool = False) -> Tensor:
-        """Return colours (..., 3) in [0, 1], equal for all directions (..., 3)."""
+        """Return colours (..., 3) in [0, 1], equal for all directions (..., 3). `generator` is on the CPU."""
         color = self.color.to(directions)
         if self.options.random != "none" and training:
             low, high = self.options.random_range
-            random = _uniform(1 if self.options.random == "grey" else 3, generator)
+            random = torch.rand(1 if self.options.random == "grey" else 3, generator=generator)
             color = low + (high - low) * random.to(directions)
         return color.expand(directions.shape)
 
@@ -72,9 +59,9 @@ class NeuralBackground(nn.Module):
         self.mlp = MLP(9, 3, o.width, o.hidden_layers, generator)
 
     def forward(self, directions: Tensor, generator: torch.Generator | None = None, training: bool = False) -> Tensor:
-        """Return colours (..., 3) in [0, 1] of unit directions (..., 3)."""
+        """Return colours (..., 3) in [0, 1] of unit directions (..., 3). `generator` is on the CPU."""
         if self.options.random_probability > 0 and training:
-            random = _uniform(4, generator)
+            random = torch.rand(4, generator=generator)
             if random[0] < self.options.random_probability:
                 zero = sum(weight.sum() for weight in self.mlp.parameters()) * 0
                 return (random[1:].to(directions) + zero).expand(directions.shape)

@@ -6,9 +6,10 @@ The state dict is that of threestudio's "implicit-volume" with other names: `den
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen.config import at, registry
@@ -16,7 +17,33 @@ from threedgen.representations.base import ParameterGroup, Representation
 from threedgen.representations.hashgrid.encoding import Encoding, position_gradient
 from threedgen.representations.options import EncodedFieldConfig, NGPConfig
 
-from .mlp import MLP
+
+class MLP(nn.Module):
+    """Linear layers without biases and with ReLU between them. Autocast is off: float32 layers compute in float32.
+
+    The initial weights are sampled from U(-1/sqrt(fan_in), 1/sqrt(fan_in)) with the CPU generator `generator`, or with
+    torch's global generator if it is None.
+    """
+
+    def __init__(
+        self, n_in: int, n_out: int, width: int, hidden_layers: int, generator: torch.Generator | None = None
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise([n_in, *[width] * hidden_layers, n_out]):
+            linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=False)
+            nn.init.uniform_(linear.weight, -(inputs**-0.5), inputs**-0.5, generator=generator)
+            layers += [linear, nn.ReLU(inplace=True)]
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, x: Tensor, n_out: int | None = None) -> Tensor:
+        """Map x (N, n_in) to outputs (N, n_out). With the argument `n_out`, compute only the first `n_out` outputs."""
+        *hidden, last = self.layers
+        assert isinstance(last, nn.Linear)
+        with torch.autocast(x.device.type, enabled=False):
+            for layer in hidden:
+                x = layer(x)
+            return F.linear(x, last.weight if n_out is None else last.weight[:n_out])
 
 
 def exp_linear(x: Tensor) -> Tensor:
@@ -25,19 +52,6 @@ def exp_linear(x: Tensor) -> Tensor:
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "exp": exp_linear, "relu": F.relu}
-
-
-def blob_magic3d(x: Tensor, scale: float, std: float) -> Tensor:
-    """Return scale * (1 - |x| / std), a cone (N,), of points x (N, 3) (Lin et al. 2023, "Magic3D")."""
-    return scale * (1 - torch.linalg.vector_norm(x, dim=-1) / std)
-
-
-def blob_dreamfusion(x: Tensor, scale: float, std: float) -> Tensor:
-    """Return scale * exp(-|x|^2 / (2 std^2)), a Gaussian (N,), of x (N, 3) (Poole et al. 2022, "DreamFusion")."""
-    return scale * torch.exp(-0.5 * x.square().sum(dim=-1) / std**2)
-
-
-BLOBS = {"blob_magic3d": blob_magic3d, "blob_dreamfusion": blob_dreamfusion}
 
 
 def finite_difference_normal(
@@ -64,11 +78,7 @@ def finite_difference_normal(
 
 
 class EncodedField(Representation):
-    """Base class of fields in the cube [-radius, radius]^3 that start with a position encoding.
-
-    The option `levels` sets how many levels of a hash grid are active at each training step. `used_levels` is this
-    number, or None if all levels are active.
-    """
+    """Base class of fields in the cube [-radius, radius]^3 that start with a position encoding."""
 
     options: EncodedFieldConfig
     encoding: Encoding
@@ -87,7 +97,6 @@ class EncodedField(Representation):
         return [ParameterGroup("encoding", encoding, "encoding"), ParameterGroup("networks", networks, "networks")]
 
     def before_step(self, step: int, max_steps: int | None = None) -> None:
-        """Set the number of active levels of the encoding to the value of the option `levels` at this step."""
         if self.used_levels is not None and self.options.levels is not None:
             self.used_levels.fill_(int(at(self.options.levels, step, max_steps)))
 
@@ -101,44 +110,38 @@ class EncodedField(Representation):
         level = torch.arange(encoded.shape[1], device=encoded.device) // self.options.encoding.n_features
         return encoded * (level < self.used_levels)
 
+    def _encode(self, x: Tensor) -> Tensor:
+        return self._mask_levels(self.encoding(self._unit(x)))
+
 
 class NGP(EncodedField):
     """Instant-NGP field: density and features of points in [-radius, radius]^3 (Mueller et al. 2022).
 
     The density is density_scale * activation(mlp(encoding) + blob(x) + density_bias). Features are raw numbers; a
     material maps them to colours. With the option `shared_mlp`, `density_mlp` returns the density (output 0) and the
-    features, and `feature_mlp` is None. The CPU generator `generator` initialises the parameters.
+    features, and `feature_mlp` is None. Normals are differentiable in the parameters; analytic normals treat x as
+    constant. The CPU generator `generator` initialises the parameters.
     """
 
     options: NGPConfig
 
     def __init__(self, options: NGPConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__(options or NGPConfig(), generator)
-        o = self.options
-        outputs = 1 + o.n_features if o.shared_mlp else 1
-        inputs = self.encoding.output_dim
-        self.density_mlp = MLP(inputs, outputs, o.width, o.hidden_layers, generator)
-        self.feature_mlp = None
+        o, inputs = self.options, self.encoding.output_dim
+        self.feature_mlp: MLP | None = None
+        self.density_mlp = MLP(inputs, 1 + o.n_features if o.shared_mlp else 1, o.width, o.hidden_layers, generator)
         if not o.shared_mlp:
             layers = o.feature_hidden_layers or o.hidden_layers
             self.feature_mlp = MLP(inputs, o.n_features, o.width, layers, generator)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return densities (N,) and features (N, n_features) of points x (N, 3) in world units."""
-        raw, features = self._heads(self.encoding(self._unit(x)))
+        raw, features = self._heads(self._encode(x))
         return self._sigma(raw, x), features
 
     def density(self, x: Tensor) -> Tensor:
-        """Return densities (N,) of points x (N, 3) in world units without computing features."""
-        return self._sigma(self.density_mlp(self._mask_levels(self.encoding(self._unit(x))), n_out=1)[:, 0], x)
+        return self._sigma(self.density_mlp(self._encode(x), n_out=1)[:, 0], x)
 
     def with_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return densities (N,), features (N, n_features) and outward unit normals (N, 3) of points x (N, 3).
-
-        Normals are the negative normalised density gradient, or 0 where the gradient is 0. The option `normal` selects
-        analytic gradients or finite differences. Normals are differentiable in the parameters; analytic normals treat x
-        as constant.
-        """
         o = self.options
         if o.normal == "analytic":
             return self._with_analytic_normal(x.detach())
@@ -151,17 +154,18 @@ class NGP(EncodedField):
         with torch.enable_grad():
             if not encoded.requires_grad:
                 encoded.requires_grad_()
-            raw, features = self._heads(encoded)
+            raw, features = self._heads(self._mask_levels(encoded))
             sigma = self._sigma(raw, x)
             grad_encoded, grad_raw = torch.autograd.grad(
                 sigma.sum(), (encoded, raw), retain_graph=training, create_graph=training
             )
+            leaf = x.clone().requires_grad_()
+            grad_blob = torch.autograd.grad(self._blob(leaf).sum(), leaf)[0]
         gradient = position_gradient(self.encoding, unit, grad_encoded) / (2 * self.options.radius)
-        normal = -F.normalize(gradient + grad_raw[:, None] * self._blob_gradient(x), dim=-1)
+        normal = -F.normalize(gradient + grad_raw[:, None] * grad_blob, dim=-1)
         return (sigma, features, normal) if training else (sigma.detach(), features.detach(), normal)
 
     def _heads(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        encoded = self._mask_levels(encoded)
         if self.feature_mlp is None:
             both = self.density_mlp(encoded)
             return both[:, 0], both[:, 1:]
@@ -169,15 +173,13 @@ class NGP(EncodedField):
 
     def _sigma(self, raw: Tensor, x: Tensor) -> Tensor:
         o = self.options
-        if o.density_blob != "none":
-            raw = raw + BLOBS[o.density_blob](x, o.density_blob_scale, o.density_blob_std)
-        return o.density_scale * ACTIVATIONS[o.density_activation](raw + o.density_bias)
+        return o.density_scale * ACTIVATIONS[o.density_activation](raw + self._blob(x) + o.density_bias)
 
-    def _blob_gradient(self, x: Tensor) -> Tensor:
+    def _blob(self, x: Tensor) -> Tensor:
+        """Return the density blob (N,) at the origin, before the activation."""
         o = self.options
-        if o.density_blob == "none":
-            return torch.zeros_like(x)
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            total = BLOBS[o.density_blob](leaf, o.density_blob_scale, o.density_blob_std).sum()
-        return torch.autograd.grad(total, leaf)[0]
+        if o.density_blob == "blob_magic3d":
+            return o.density_blob_scale * (1 - torch.linalg.vector_norm(x, dim=-1) / o.density_blob_std)
+        if o.density_blob == "blob_dreamfusion":
+            return o.density_blob_scale * torch.exp(-0.5 * x.square().sum(dim=-1) / o.density_blob_std**2)
+        return 0 * x[:, 0]

@@ -11,29 +11,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from threedgen.config import at
-from threedgen.representations import losses
-from threedgen.representations.base import Regulariser, Render
+from threedgen.representations.base import Regulariser
+from threedgen.representations.losses import eikonal
 from threedgen.representations.options import SDFConfig
 
-from .mlp import MLP
-from .ngp import EncodedField
+from .ngp import MLP, EncodedField
 
 EPS = 1e-5
 """Lower bound of denominators."""
-
-
-def eikonal(render: Render) -> Tensor:
-    """Return the eikonal loss (scalar) of a render of an SDF. Raises ValueError for a render of another field."""
-    if render.eikonal is None:
-        raise ValueError("the eikonal loss needs a render of a distance field")
-    return losses.eikonal(render.eikonal, render.n_samples)
 
 
 class SDF(EncodedField):
     """Signed distance field: distances and features of points in [-radius, radius]^3, initialised as a ball.
 
     The distance is f(x) = mlp(encoding(x)) + |x| - sphere, where the option `sphere` is the radius of the ball. The
-    parameter `log_sharpness` is log s. The CPU generator `generator` initialises the parameters.
+    parameter `log_sharpness` is log s. The buffer `cosine` is the value of the scheduled option `cosine`. The CPU
+    generator `generator` initialises the parameters.
     """
 
     options: SDFConfig
@@ -49,12 +42,10 @@ class SDF(EncodedField):
         self.before_step(0, 1)
 
     def before_step(self, step: int, max_steps: int | None = None) -> None:
-        """Set the number of active encoding levels and `cosine` to the values of their options at this step."""
         super().before_step(step, max_steps)
         self.cosine.fill_(at(self.options.cosine, step, max_steps))
 
     def regularisers(self) -> dict[str, Regulariser]:
-        """Return the eikonal loss under the name "eikonal"."""
         return {"eikonal": eikonal}
 
     @property
@@ -73,11 +64,9 @@ class SDF(EncodedField):
         return s * torch.sigmoid(-s * self.distance(x))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return densities (N,) and features (N, n_features) of points x (N, 3) in world units."""
         return self.density(x), self.feature_mlp(self._encode(x))
 
     def with_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return densities (N,), features (N, n_features) and outward unit normals (N, 3) of points x (N, 3)."""
         return *self(x), F.normalize(self.gradient(x), dim=-1)
 
     def along_ray(self, x: Tensor, directions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -95,15 +84,15 @@ class SDF(EncodedField):
         encoded, gradient = self._encode(x), self.gradient(x)
         gradient_norm = torch.linalg.vector_norm(gradient, dim=-1)
         normal = F.normalize(gradient, dim=-1)
-        slope = self._slope((directions * normal).sum(-1))
+        cosine = (directions * normal).sum(-1)
+        # df/dt <= 0 along the ray; early training mixes in a slope that is also below 0 on back sides, to keep them
+        soft, hard = F.relu(0.5 - 0.5 * cosine), F.relu(-cosine)
+        slope = -(soft + self.cosine * (hard - soft))
         opacity = self.opacity(self.distance(x, encoded), slope * lengths)
         return -torch.log1p(-opacity) / lengths.clamp(min=EPS), self.feature_mlp(encoded), normal, gradient_norm
 
     def opacity(self, distance: Tensor, change: Tensor) -> Tensor:
-        """Return the opacity 1 - Phi(s f_end) / Phi(s f_start) (N,) of ray intervals, in [0, 1).
-
-        `distance` (N,) is f at the midpoints and `change` (N,) is f_end - f_start, both in world units.
-        """
+        """Return the opacity (N,) in [0, 1) of ray intervals, from f at their midpoints and its change on them."""
         s = self.sharpness
         start, end = (torch.sigmoid(s * (distance + side * change / 2)) for side in (-1, 1))
         return ((start - end + EPS) / (start + EPS)).clamp(0, 1 - EPS)
@@ -118,21 +107,9 @@ class SDF(EncodedField):
         spacing = (neighbours[:, :3] - neighbours[:, 3:]).diagonal(dim1=1, dim2=2)
         return (values[:, :3] - values[:, 3:]) / spacing.clamp(min=EPS)
 
-    def _slope(self, cosine: Tensor) -> Tensor:
-        """Return df/dt (N,) <= 0 along the ray for the cosine (N,) between ray and normal.
-
-        The buffer `cosine` < 1 mixes in a soft slope that is also below 0 on back sides. Early training then keeps all
-        surfaces.
-        """
-        soft, hard = F.relu(0.5 - 0.5 * cosine), F.relu(-cosine)
-        return -(soft + self.cosine * (hard - soft))
-
     def _eps(self) -> float:
         o = self.options
         if o.normal_eps != "cell":
             return o.normal_eps
         used = o.encoding.n_levels if self.used_levels is None else min(int(self.used_levels), o.encoding.n_levels)
         return 2 * o.radius / (o.encoding.base_resolution * o.encoding.per_level_scale ** (used - 1))
-
-    def _encode(self, x: Tensor) -> Tensor:
-        return self._mask_levels(self.encoding(self._unit(x)))

@@ -1,16 +1,19 @@
 """Position encodings of fields: hash grid and frequencies."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import Function
+from torch.autograd.function import FunctionCtx, once_differentiable
 
-from threedgen.representations.backends import load
+from threedgen.representations.backends import load, requires_deterministic
 from threedgen.representations.options import FrequencyConfig, HashGridConfig
 
-from .autograd import Differentiable
-from .torch_twin import grid_levels
+from . import torch_twin
+from .torch_twin import Levels, grid_levels
 
 
 class Encoding(Protocol):
@@ -29,24 +32,20 @@ MODULES = {
     "triton": "threedgen.representations.hashgrid.triton_kernels",
     "tinycudann": "threedgen.representations.hashgrid.tinycudann_grid",
 }
-"""Import path of each back end's module, with the functions encode and position_gradient.
+"""Import path of each back end's module, with the function encode(x, table, levels).
 
-Modules that also have scatter are kernels without autograd; `Differentiable` wraps them.
+Modules that also have scatter and position_gradient are kernels without autograd.
 """
-
-VARYING = ("triton",)
-"""Back ends whose table gradients vary in the last bits between runs, because atomic additions have no fixed order."""
 
 
 def position_gradient(encoding: Encoding, x: Tensor, grad: Tensor) -> Tensor:
     """Return the vector-Jacobian product (N, 3) of an encoding at points x (N, 3) with `grad` (N, output_dim).
 
-    If grad mode is on, it is differentiable in `grad` and in the encoding's parameters; x is constant. An encoding may
-    have a faster method of the same name, which is used instead of autograd.
+    If grad mode is on, it is differentiable in `grad` and in the encoding's parameters; x is constant.
     """
-    method = getattr(encoding, "position_gradient", None)
-    if method is not None:
-        return method(x, grad)
+    if isinstance(encoding, HashGrid) and has_kernels(module := encoding.backend()):
+        x = x.detach().to(encoding.table.dtype)
+        return PositionGradient.apply(x, encoding.table, grad, encoding.levels, module)
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         leaf = x.detach().requires_grad_()
@@ -69,18 +68,16 @@ class HashGrid(nn.Module):
         table = torch.rand(self.levels.entries, o.n_features, generator=generator)
         self.table = nn.Parameter((2 * table - 1) * 1e-4)
 
-    def backend(self) -> Any:
-        """Return an object with the functions encode and position_gradient. Raises ConfigError, see `backends.load`."""
-        module: Any = load(MODULES, self.options.backend, self.table.device, self.table.dtype, VARYING)
-        return Differentiable(module) if hasattr(module, "scatter") else module
+    def backend(self) -> ModuleType:
+        """Return the module of the back end. Raises ConfigError, see `backends.load`."""
+        name = self.options.backend
+        if name == "auto" and self.table.is_cuda and requires_deterministic():
+            name = "torch"  # the atomic additions of the triton kernels have no fixed order
+        return load(MODULES, name, self.table.device, self.table.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return features (N, L*F) of points x (N, 3) in [0, 1]^3."""
-        return self.backend().encode(x.to(self.table.dtype), self.table, self.levels)
-
-    def position_gradient(self, x: Tensor, grad: Tensor) -> Tensor:
-        """Return the vector-Jacobian product (N, 3), see the function `position_gradient`."""
-        return self.backend().position_gradient(x.detach().to(self.table.dtype), self.table, grad, self.levels)
+        return encode(x.to(self.table.dtype), self.table, self.levels, self.backend())
 
 
 class Frequency(nn.Module):
@@ -95,3 +92,85 @@ class Frequency(nn.Module):
         """Return features (N, 6 n_octaves) of points x (N, 3) in [0, 1]^3, ordered by k; sines before cosines."""
         waves = [wave(x * 2.0**octave) for octave in range(self.options.n_octaves) for wave in (torch.sin, torch.cos)]
         return torch.cat(waves, dim=-1)
+
+
+# --- autograd of the kernels (numba_kernels.py explains the algebra)
+# Analytic normals are position gradients, so a loss on normals needs second derivatives: the first ones are Functions
+# too. Shapes: points x (N, 3), table (entries, F), features and their gradients (N, L*F) for L levels.
+
+
+def has_kernels(module: ModuleType) -> bool:
+    return hasattr(module, "scatter")
+
+
+def encode(x: Tensor, table: Tensor, levels: Levels, module: ModuleType) -> Tensor:
+    """Return features (N, L*F) from a back end, differentiable twice in x (N, 3) and in the table."""
+    return Encode.apply(x, table, levels, module) if has_kernels(module) else module.encode(x, table, levels)
+
+
+class _Context(FunctionCtx):
+    setup: tuple[Levels, ModuleType]
+    needs_input_grad: tuple[bool, ...]
+    saved_tensors: tuple[Tensor, ...]
+
+
+class Encode(Function):
+    """Map (x, table) to features. The backward pass computes the gradient of x only if x needs it."""
+
+    @staticmethod
+    def forward(ctx: _Context, x: Tensor, table: Tensor, levels: Levels, kernels: ModuleType) -> Tensor:
+        ctx.save_for_backward(x, table)
+        ctx.setup = levels, kernels
+        return kernels.encode(x, table, levels)
+
+    @staticmethod
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (x, table), setup = ctx.saved_tensors, ctx.setup
+        grad_x = PositionGradient.apply(x, table, grad, *setup) if ctx.needs_input_grad[0] else None
+        grad_table = TableGradient.apply(x, grad, *setup) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_table, None, None
+
+
+class TableGradient(Function):
+    """Map (x, gradient of the features) to the gradient of the table."""
+
+    @staticmethod
+    def forward(ctx: _Context, x: Tensor, grad: Tensor, levels: Levels, kernels: ModuleType) -> Tensor:
+        ctx.save_for_backward(x, grad)
+        ctx.setup = levels, kernels
+        return kernels.scatter(x, grad, levels)
+
+    @staticmethod
+    def backward(ctx: _Context, grad_table: Tensor) -> tuple[Tensor | None, ...]:
+        (x, grad), setup = ctx.saved_tensors, ctx.setup
+        grad_x = PositionGradient.apply(x, grad_table, grad, *setup) if ctx.needs_input_grad[0] else None
+        grad_grad = Encode.apply(x, grad_table, *setup) if ctx.needs_input_grad[1] else None
+        return grad_x, grad_grad, None, None
+
+
+class PositionGradient(Function):
+    """Map (x, table, gradient of the features) to the gradient of x (N, 3). It is differentiable once more.
+
+    torch_twin computes the second derivative in x, needed only for a loss on normals at points that are optimised too.
+    """
+
+    @staticmethod
+    def forward(ctx: _Context, x: Tensor, table: Tensor, grad: Tensor, levels: Levels, kernels: ModuleType) -> Tensor:
+        ctx.save_for_backward(x, table, grad)
+        ctx.setup = levels, kernels
+        return kernels.position_gradient(x, table, grad, levels)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _Context, direction: Tensor) -> tuple[Tensor | None, ...]:
+        x, table, grad = ctx.saved_tensors
+        needs, (levels, kernels), grad_x = ctx.needs_input_grad, ctx.setup, None
+        if needs[0]:
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                features = torch_twin.encode(leaf, table.detach(), levels)
+                gradient = torch.autograd.grad(features, leaf, grad.detach(), create_graph=True)[0]
+            grad_x = torch.autograd.grad(gradient, leaf, direction)[0]
+        grad_table = kernels.scatter(x, grad, levels, direction) if needs[1] else None
+        grad_grad = kernels.encode(x, table, levels, direction) if needs[2] else None
+        return grad_x, grad_table, grad_grad, None, None

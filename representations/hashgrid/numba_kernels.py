@@ -7,10 +7,9 @@ First and second derivatives therefore need only three kernels:
 
 The first two can also return their derivative along a direction of x. Only the interpolation weights change for it.
 
-Kernels process many points per level, so that the level's table stays in the L2 cache. They work in tiles: vector
-instructions compute the corners of a tile, then loads and stores use them. One kernel call does one of `shares` equal
-shares of the work. Each output element has one writer with a fixed order of additions, so results do not depend on the
-number of shares. Levels, indices and weights are defined in torch_twin.py.
+Kernels process many points per level, so that the level's table stays in the L2 cache, in tiles. One call does one of
+`shares` equal shares of the work. Each output element has one writer with a fixed order of additions, so results do not
+depend on the number of shares. Levels, indices and weights are defined in torch_twin.py.
 
 Arrays in the kernels: x and direction (3, N) float32, where a direction of shape (3, 0) means none; features and their
 gradients (L*F, N); table (entries * F,); `features`: a tuple of F zeros, whose length is a compile-time constant.
@@ -35,8 +34,8 @@ _PRIME_Y, _PRIME_Z = np.uint32(2654435761).astype(np.int32), np.int32(805459861)
 
 
 @njit(cache=True)
-def _locate(x, start, count, scale, cell, fraction):
-    """Write the cell and the position in the cell, (3, count) each, of the points from `start`. NaN counts as 0."""
+def _locate(x, start, count, scale, cell, fraction, speed):
+    """Write the cell, the position in the cell and d(cell position)/dx, (3, count) each, of the points from `start`."""
     for axis in range(3):
         coordinates, cells, fractions = x[axis, start : start + count], cell[axis], fraction[axis]
         for i in range(count):
@@ -45,6 +44,7 @@ def _locate(x, start, count, scale, cell, fraction):
             floor = np.int32(position)
             cells[i] = floor
             fractions[i] = position - np.float32(floor)
+            speed[axis, i] = scale if coordinates[i] >= _ZERO and coordinates[i] <= _ONE else _ZERO
 
 
 @njit(cache=True)
@@ -85,15 +85,6 @@ def _weigh(fraction, count, weights):
 
 
 @njit(cache=True)
-def _speed(x, start, count, scale, speed):
-    """Write d(cell position)/dx (3, count): the level's scale, or 0 for a clamped coordinate."""
-    for axis in range(3):
-        coordinates, speeds = x[axis, start : start + count], speed[axis]
-        for i in range(count):
-            speeds[i] = scale if coordinates[i] >= _ZERO and coordinates[i] <= _ONE else _ZERO
-
-
-@njit(cache=True)
 def _weigh_along(direction, start, fraction, speed, count, weights):
     """Write the derivative (8, count) of the interpolation weights along the directions."""
     along_x, along_y, along_z = direction[0, start:], direction[1, start:], direction[2, start:]
@@ -113,10 +104,9 @@ def _weigh_along(direction, start, fraction, speed, count, weights):
 def _prepare(x, direction, start, count, scale, resolution, entries, hashed, scratch):
     """Write corner rows and interpolation weights of a tile to the scratch arrays."""
     cell, fraction, speed, rows, weights = scratch
-    _locate(x, start, count, scale, cell, fraction)
+    _locate(x, start, count, scale, cell, fraction, speed)
     _corners(cell, count, resolution, entries, hashed, rows)
     if direction.shape[1] > 0:
-        _speed(x, start, count, scale, speed)
         _weigh_along(direction, start, fraction, speed, count, weights)
     else:
         _weigh(fraction, count, weights)
@@ -137,11 +127,7 @@ def _level_of(task, n_levels):
 
 @njit(cache=True)
 def _gather(table, rows, weights, count, features, out, start):
-    """Write out[f, start..] = sum over corners of weight * table[corner, f].
-
-    The loop handles two features at a time, which share a row's address. If the number of features is odd, the last one
-    is paired with itself and written twice.
-    """
+    """Write out[f, start..] = sum over corners of weight * table[corner, f], two features at a time, the last twice."""
     n = np.uint32(len(features))
     for f in range(0, len(features), 2):
         pair = np.uint32(f + 1 < len(features))
@@ -248,10 +234,9 @@ def _position_gradient(share, shares, x, table, grad, scale, resolution, offset,
             entries = np.int32(offset[level + 1] - offset[level])
             for start in range(first, last, TILE):
                 count = min(TILE, last - start)
-                _locate(x, start, count, scale[level], cell, fraction)
+                _locate(x, start, count, scale[level], cell, fraction, speed)
                 _corners(cell, count, resolution[level], entries, hashed[level], rows)
                 _multiply(part, rows, grad[level * n : (level + 1) * n], start, count, features, products)
-                _speed(x, start, count, scale[level], speed)
                 _slope(products, fraction, speed, count, out, start)
 
 
@@ -276,14 +261,12 @@ def run_in_threads(kernel: Callable[..., None], n_points: int, *arguments: objec
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
-    """Return features (N, L*F) of points x (N, 3) in [0, 1]^3, or their derivative along `direction` (N, 3)."""
     out = torch.empty(levels.n_levels * table.shape[1], len(x))
     _run(_encode, levels, table.shape[1], out, _columns(x), _columns(direction), _flat(table))
     return out.t()
 
 
 def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
-    """Return the table gradient (entries, F) for a feature gradient (N, L*F), or its derivative along `direction`."""
     n_features = grad.shape[1] // levels.n_levels
     out = torch.empty(levels.entries * n_features)
     _run(_scatter, levels, n_features, out, _columns(x), _columns(direction), _columns(grad))
@@ -291,7 +274,6 @@ def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = 
 
 
 def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor:
-    """Return the vector-Jacobian product (N, 3) of `encode` at points x (N, 3) with the feature gradient (N, L*F)."""
     out = torch.empty(3, len(x))
     _run(_position_gradient, levels, table.shape[1], out, _columns(x), _flat(table), _columns(grad))
     return out.t()
@@ -299,8 +281,7 @@ def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) ->
 
 def _run(kernel: Callable[..., None], levels: Levels, n_features: int, out: Tensor, *arrays: np.ndarray) -> None:
     """Run a kernel on its input arrays and write to `out`. The first input array is the points (3, N)."""
-    resolution, offset = levels.resolution.astype(np.int32), levels.offset.astype(np.int64)
-    geometry = levels.scale, resolution, offset, levels.hashed, (0,) * n_features
+    geometry = levels.scale, levels.resolution, levels.offset, levels.hashed, (0,) * n_features
     run_in_threads(kernel, arrays[0].shape[1], *arrays, *geometry, out.numpy())
 
 

@@ -5,7 +5,7 @@ The flattened table is the parameter vector of `tinycudann.Encoding`, so tables 
 
 from __future__ import annotations
 
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import tinycudann
@@ -18,15 +18,8 @@ from threedgen.config.errors import ConfigError
 from . import torch_twin
 from .torch_twin import Levels
 
-WIDTHS = (1, 2, 4, 8)
-"""Numbers of features per table entry for which tiny-cuda-nn has a kernel."""
-
 
 def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
-    """Return features (N, L*F) of points x (N, 3) in [0, 1]^3 on a CUDA device, from a table (entries, F).
-
-    Raises ConfigError if F is not in `WIDTHS`.
-    """
     inside = torch.nan_to_num(x).clamp(0, 1)
     if len(x) == 0:
         return torch_twin.encode(inside, table, levels)
@@ -34,13 +27,10 @@ def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
     return functional_call(module, {"params": table.reshape(-1)}, (inside,)).to(table.dtype)
 
 
-position_gradient = partial(torch_twin.position_gradient, encode=encode)
-
-
 @lru_cache(maxsize=8)
 def _module(levels: Levels, n_features: int) -> Any:
     """Return tiny-cuda-nn's module for these levels. The module's own parameters are not used."""
-    if n_features not in WIDTHS:
+    if n_features not in (1, 2, 4, 8):
         raise ConfigError(
             f"backend=tinycudann supports n_features 1, 2, 4 and 8, not {n_features}. Set backend=auto.", "n_features"
         )

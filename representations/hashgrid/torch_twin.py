@@ -13,7 +13,6 @@ For level l of a grid with base resolution b, growth g and at most 2^T table ent
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -30,8 +29,8 @@ class Levels:
     """Geometry of the L levels of a hash grid, as NumPy arrays for the kernels."""
 
     scale: np.ndarray  # (L,) float32, cells per unit length
-    resolution: np.ndarray  # (L,) uint32, grid points per axis
-    offset: np.ndarray  # (L+1,) uint32, first entry of each level in the table; last: number of entries
+    resolution: np.ndarray  # (L,) int32, grid points per axis
+    offset: np.ndarray  # (L+1,) int64, first entry of each level in the table; last: number of entries
     hashed: np.ndarray  # (L,) bool, False for dense levels
     n_levels: int
     log2_entries: int  # log2 of the maximum number of entries per level
@@ -54,35 +53,15 @@ def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per
     dense = [math.ceil(int(r) ** 3 / 8) * 8 for r in resolution]
     entries = [min(count, 2**log2_hashmap_size) for count in dense]
     return Levels(
-        scale=scale.astype(np.float32),
-        resolution=resolution.astype(np.uint32),
-        offset=np.cumsum([0, *entries]).astype(np.uint32),
+        scale=scale,
+        resolution=resolution.astype(np.int32),
+        offset=np.cumsum([0, *entries], dtype=np.int64),
         hashed=np.array([count > 2**log2_hashmap_size for count in dense]),
         n_levels=n_levels,
         log2_entries=log2_hashmap_size,
         base=base_resolution,
         growth=per_level_scale,
     )
-
-
-def corner_indices(cell: Tensor, resolution: int, entries: int, hashed: bool) -> Tensor:
-    """Return the table rows (N, 8) int64, counted within their level, of the corners of cells (N, 3) int64 >= 0.
-
-    Bits 0, 1 and 2 of the corner number are its offsets in x, y and z.
-    """
-    corner = torch.arange(8, device=cell.device)
-    offsets = torch.stack([corner & 1, corner >> 1 & 1, corner >> 2], dim=-1)
-    at = cell[:, None, :] + offsets
-    if hashed:
-        mixed = [(at[..., d] * PRIMES[d]) & 0xFFFFFFFF for d in range(3)]
-        return (mixed[0] ^ mixed[1] ^ mixed[2]) % entries
-    return (at[..., 0] + resolution * (at[..., 1] + resolution * at[..., 2])) % entries
-
-
-def corner_weights(fraction: Tensor) -> Tensor:
-    """Return the trilinear weights (N, 8) of the corners, for positions in the cell (N, 3) in [0, 1]."""
-    x, y, z = (torch.stack([1 - fraction[:, d], fraction[:, d]], dim=-1) for d in range(3))
-    return (z[:, :, None, None] * y[:, None, :, None] * x[:, None, None, :]).flatten(1)
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
@@ -92,26 +71,19 @@ def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
         x: (N, 3) points in [0, 1]^3. Points outside are clamped, and NaN counts as 0.
         table: (entries, F) features of all levels.
     """
-    inside = torch.nan_to_num(x).clamp(0, 1)
-    features = []
+    inside, number, features = torch.nan_to_num(x).clamp(0, 1), torch.arange(8, device=x.device), []
+    offsets = torch.stack([number & 1, number >> 1 & 1, number >> 2], dim=-1)  # of the corners in x, y and z
     for level, entries in enumerate(table.split(np.diff(levels.offset).tolist())):
         position = inside * float(levels.scale[level]) + 0.5
         cell = position.detach().floor()
-        resolution, hashed = int(levels.resolution[level]), bool(levels.hashed[level])
-        index = corner_indices(cell.long(), resolution, len(entries), hashed)
-        corners = F.embedding(index, entries)  # its backward adds in a fixed order, unlike entries[index]
-        features.append((corner_weights(position - cell)[..., None] * corners).sum(dim=1))
+        at, resolution = (cell.long()[:, None, :] + offsets).unbind(-1), int(levels.resolution[level])
+        if levels.hashed[level]:
+            mixed = [(coordinate * prime) & 0xFFFFFFFF for coordinate, prime in zip(at, PRIMES, strict=True)]
+            index = mixed[0] ^ mixed[1] ^ mixed[2]
+        else:
+            index = at[0] + resolution * (at[1] + resolution * at[2])
+        corners = F.embedding(index % len(entries), entries)  # its backward adds in a fixed order, unlike entries[...]
+        u, v, w = (torch.stack([1 - side, side], dim=-1) for side in (position - cell).unbind(-1))
+        weights = (w[:, :, None, None] * v[:, None, :, None] * u[:, None, None, :]).flatten(1)
+        features.append((weights[..., None] * corners).sum(dim=1))
     return torch.cat(features, dim=-1)
-
-
-def position_gradient(
-    x: Tensor, table: Tensor, grad: Tensor, levels: Levels, encode: Callable[[Tensor, Tensor, Levels], Tensor] = encode
-) -> Tensor:
-    """Return the vector-Jacobian product (N, 3) of `encode` at points x (N, 3) with the feature gradient (N, L*F).
-
-    If grad mode is on, the result is differentiable in x, table and grad.
-    """
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        leaf = x if x.requires_grad and create_graph else x.detach().requires_grad_()
-        return torch.autograd.grad(encode(leaf, table, levels), leaf, grad, create_graph=create_graph)[0]

@@ -1,10 +1,8 @@
 """Triton back end of the hash grid, for GPUs, with the levels, indices and weights of torch_twin.py.
 
-The three kernels return the features, the gradient of the table, and the gradient of the points; the first two also
-along a direction. numba_kernels.py explains the algebra. One program processes a block of points in one level. For the
-gradient of the points it processes all levels, since each element has one writer. The blocks of a level run one after
-the other, so that the level's table stays in the L2 cache. Additions to the table are atomic, so the last bits of its
-gradient vary between runs.
+numba_kernels.py explains the algebra. One program processes a block of points in one level, or in all levels for the
+gradient of the points, since each element has one writer. The blocks of a level run one after the other, so that the
+level's table stays in the L2 cache. Additions to the table are atomic: the last bits of its gradient vary between runs.
 
 Arrays in the kernels: x and direction (N, 3), features and their gradients (L*F, N), table (entries, F), all contiguous
 float32; `scales` (L,) float32; `geometry` (L, 4) int32: resolution, first entry, number of entries, hashed flag.
@@ -22,36 +20,7 @@ from torch import Tensor
 
 from .torch_twin import Levels
 
-BLOCK = 256  # points per program
-
-
-@triton.jit
-def _inside(x):
-    return tl.where(x > 0, tl.minimum(x, 1.0), 0.0)
-
-
-@triton.jit
-def _speed(x, scale):
-    """Return d(cell position)/dx: the scale, or 0 for a clamped coordinate."""
-    return tl.where((x >= 0) & (x <= 1), scale, 0.0)
-
-
-@triton.jit
-def _point(x, at, mask):
-    """Load the three coordinates of the points or directions at the indices `at`."""
-    return (
-        tl.load(x + at * 3, mask=mask, other=0.0),
-        tl.load(x + at * 3 + 1, mask=mask, other=0.0),
-        tl.load(x + at * 3 + 2, mask=mask, other=0.0),
-    )
-
-
-@triton.jit
-def _cell(x, scale):
-    """Return the cell index along one axis and the position in the cell, in [0, 1)."""
-    position = _inside(x) * scale + 0.5
-    cell = position.to(tl.int32)
-    return cell, position - cell.to(tl.float32)
+BLOCK = tl.constexpr(256)  # points per program
 
 
 @triton.jit
@@ -71,11 +40,12 @@ def _row(x, y, z, corner: tl.constexpr, resolution, entries, hashed):
 @triton.jit
 def _side(fraction, upper: tl.constexpr):
     """Return the linear interpolation weight of the lower or upper corner along one axis."""
-    if upper:
-        side = fraction
-    else:
-        side = 1.0 - fraction
-    return side
+    return fraction if upper else 1.0 - fraction
+
+
+@triton.jit
+def _signed(slope, upper: tl.constexpr):
+    return slope if upper else -slope
 
 
 @triton.jit
@@ -91,50 +61,34 @@ def _weight(x, y, z, u, v, w, corner: tl.constexpr, ALONG: tl.constexpr):
 
 
 @triton.jit
-def _signed(slope, upper: tl.constexpr):
-    """Return the derivative of `_side`, multiplied by a slope."""
-    if upper:
-        signed = slope
-    else:
-        signed = -slope
-    return signed
-
-
-@triton.jit
 def _level(scales, geometry, level):
-    """Load scale, resolution, first entry, number of entries and hashed flag of a level."""
     shape = geometry + level * 4
     return tl.load(scales + level), tl.load(shape), tl.load(shape + 1), tl.load(shape + 2), tl.load(shape + 3)
 
 
 @triton.jit
+def _axis(x, direction, at, mask, scale, ALONG: tl.constexpr):
+    """Return the cell index along one axis, the position in the cell, and the motion along `direction`."""
+    coordinate = tl.load(x + at * 3, mask=mask, other=0.0)
+    position = tl.where(coordinate > 0, tl.minimum(coordinate, 1.0), 0.0) * scale + 0.5
+    speed = tl.where((coordinate >= 0) & (coordinate <= 1), scale, 0.0)
+    if ALONG:
+        speed = speed * tl.load(direction + at * 3, mask=mask, other=0.0)
+    cell = position.to(tl.int32)
+    return cell, position - cell.to(tl.float32), speed
+
+
+@triton.jit
 def _locate(x, direction, at, mask, scale, ALONG: tl.constexpr):
     """Return three coordinates each of the cell, the position in the cell, and the motion along `direction`."""
-    px, py, pz = _point(x, at, mask)
-    i, fx = _cell(px, scale)
-    j, fy = _cell(py, scale)
-    k, fz = _cell(pz, scale)
-    u, v, w = _speed(px, scale), _speed(py, scale), _speed(pz, scale)
-    if ALONG:
-        along_x, along_y, along_z = _point(direction, at, mask)
-        u, v, w = u * along_x, v * along_y, w * along_z
+    i, fx, u = _axis(x, direction, at, mask, scale, ALONG)
+    j, fy, v = _axis(x + 1, direction + 1, at, mask, scale, ALONG)
+    k, fz, w = _axis(x + 2, direction + 2, at, mask, scale, ALONG)
     return i, j, k, fx, fy, fz, u, v, w
 
 
 @triton.jit
-def _encode(
-    x,
-    direction,
-    table,
-    out,
-    scales,
-    geometry,
-    n,
-    F: tl.constexpr,
-    PAIRS: tl.constexpr,
-    ALONG: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _encode(x, direction, table, out, scales, geometry, n, F: tl.constexpr, PAIRS: tl.constexpr, ALONG: tl.constexpr):
     """Write the features of the points, or their derivative along `direction`, to out (L*F, N)."""
     level = tl.program_id(1)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -152,19 +106,7 @@ def _encode(
 
 
 @triton.jit
-def _scatter(
-    x,
-    direction,
-    grad,
-    out,
-    scales,
-    geometry,
-    n,
-    F: tl.constexpr,
-    PAIRS: tl.constexpr,
-    ALONG: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _scatter(x, direction, grad, out, scales, geometry, n, F: tl.constexpr, PAIRS: tl.constexpr, ALONG: tl.constexpr):
     """Add the gradient of the table for a feature gradient (L*F, N) to out (entries, F)."""
     level = tl.program_id(1)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -181,9 +123,7 @@ def _scatter(
 
 
 @triton.jit
-def _position_gradient(
-    x, table, grad, out, scales, geometry, n, levels, F: tl.constexpr, PAIRS: tl.constexpr, BLOCK: tl.constexpr
-):
+def _position_gradient(x, table, grad, out, scales, geometry, n, levels, F: tl.constexpr, PAIRS: tl.constexpr):
     """Write the vector-Jacobian product of `encode` at x with a feature gradient (L*F, N) to out (N, 3)."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     f = tl.arange(0, PAIRS)
@@ -211,38 +151,34 @@ def _position_gradient(
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
-    """Return features (N, L*F) of points x (N, 3) in [0, 1]^3, or their derivative along `direction` (N, 3)."""
     width, along = table.shape[1], direction is not None
     out = x.new_empty(levels.n_levels * width, len(x))
     inputs = x.contiguous(), _rows(x, direction), table.contiguous(), out, *_on_device(levels, x.device), len(x)
-    _encode[triton.cdiv(len(x), BLOCK), levels.n_levels](*inputs, ALONG=along, **_shape(width))
+    _encode[triton.cdiv(len(x), BLOCK.value), levels.n_levels](*inputs, ALONG=along, **_shape(width))
     return out.t()
 
 
 def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
-    """Return the table gradient (entries, F) for a feature gradient (N, L*F), or its derivative along `direction`."""
     width, along = grad.shape[1] // levels.n_levels, direction is not None
     out = x.new_zeros(levels.entries, width)
     inputs = x.contiguous(), _rows(x, direction), grad.t().contiguous(), out, *_on_device(levels, x.device), len(x)
-    _scatter[triton.cdiv(len(x), BLOCK), levels.n_levels](*inputs, ALONG=along, **_shape(width))
+    _scatter[triton.cdiv(len(x), BLOCK.value), levels.n_levels](*inputs, ALONG=along, **_shape(width))
     return out
 
 
 def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor:
-    """Return the vector-Jacobian product (N, 3) of `encode` at points x (N, 3) with the feature gradient (N, L*F)."""
     out = x.new_empty(len(x), 3)
     inputs = x.contiguous(), table.contiguous(), grad.t().contiguous(), out, *_on_device(levels, x.device), len(x)
-    _position_gradient[(triton.cdiv(len(x), BLOCK),)](*inputs, levels.n_levels, **_shape(table.shape[1]))
+    _position_gradient[(triton.cdiv(len(x), BLOCK.value),)](*inputs, levels.n_levels, **_shape(table.shape[1]))
     return out
 
 
 def _shape(width: int) -> dict[str, int]:
-    return {"F": width, "PAIRS": triton.next_power_of_2(width), "BLOCK": BLOCK}
+    return {"F": width, "PAIRS": triton.next_power_of_2(width)}
 
 
 def _rows(x: Tensor, direction: Tensor | None) -> Tensor:
-    """Return the contiguous direction. Without a direction, return x as a placeholder that the kernel ignores."""
-    return x if direction is None else direction.contiguous()
+    return x if direction is None else direction.contiguous()  # x: a placeholder that the kernel ignores
 
 
 @lru_cache(maxsize=64)

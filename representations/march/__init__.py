@@ -9,7 +9,7 @@ except that nerfacc may round differently at cell borders.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from types import ModuleType
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from threedgen.representations.backends import load
 
@@ -29,32 +30,26 @@ MODULES = {
     "triton": "threedgen.representations.march.triton_kernels",
     "nerfacc": "threedgen.representations.march.nerfacc_backend",
 }
-"""Import path of each back end's module. Each module has the functions march, positions, composite and visible."""
+"""Import path of each back end's module. Each module has the functions place, composite and visible."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Packed samples of R rays: N ray intervals in flat arrays.
+    """Packed samples of R rays: N ray intervals in flat arrays. Those of ray r are start[r] : start[r] + count[r]."""
 
-    Attributes:
-        ray_index: (N,) int64 index of the sample's ray, ascending.
-        t_start, t_end: (N,) float32 ends of the interval, as distances along the unit direction in world units.
-        start, count: (R,) int64. The samples of ray r are start[r] : start[r] + count[r].
-    """
-
-    ray_index: Tensor
-    t_start: Tensor
-    t_end: Tensor
-    start: Tensor
-    count: Tensor
+    ray_index: Tensor  # (N,) int64 index of the sample's ray, ascending
+    t_start: Tensor  # (N,) float32 start of the interval, as a distance along the unit direction in world units
+    t_end: Tensor  # (N,) float32 end of the interval
+    start: Tensor  # (R,) int64
+    count: Tensor  # (R,) int64
 
     def __len__(self) -> int:
-        return self.ray_index.shape[0]
+        return len(self.ray_index)
 
     @property
     def n_rays(self) -> int:
         """Number of rays R, including rays without samples."""
-        return self.start.shape[0]
+        return len(self.start)
 
     @property
     def t_mid(self) -> Tensor:
@@ -65,9 +60,11 @@ class Samples:
         """Return t_start, t_end, start and count as contiguous tensors, the arguments of the kernels."""
         return self.t_start.contiguous(), self.t_end.contiguous(), self.start.contiguous(), self.count.contiguous()
 
+    @torch.no_grad()
     def positions(self, origins: Tensor, directions: Tensor) -> Tensor:
         """Return world points (N, 3) at the midpoints, without gradient, for ray origins and unit directions (R, 3)."""
-        return backend(self.t_start).positions(self, origins, directions)
+        points = self.t_mid[:, None] * directions.index_select(0, self.ray_index)
+        return points.add_(origins.index_select(0, self.ray_index))
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sums (R,) or (R, C) of values (N,) or (N, C) over each ray, differentiable in the values."""
@@ -77,24 +74,16 @@ class Samples:
     def select(self, keep: Tensor) -> Samples:
         """Return the samples for which the bool mask `keep` (N,) is True. The number of rays stays."""
         index = keep.nonzero()[:, 0]
-        return pack(
-            self.ray_index.index_select(0, index),
-            self.t_start.index_select(0, index),
-            self.t_end.index_select(0, index),
-            self.n_rays,
-        )
+        columns = (column.index_select(0, index) for column in (self.ray_index, self.t_start, self.t_end))
+        ray_index, t_start, t_end = columns
+        return pack(ray_index, t_start, t_end, self.n_rays)
 
     def select_rays(self, part: slice) -> Samples:
         """Return the samples of a slice of rays. The first ray of the slice gets the index 0."""
         start, count = self.start[part], self.count[part]
         first, last = (int(start[0]), int(start[-1] + count[-1])) if len(start) else (0, 0)
-        return Samples(
-            self.ray_index[first:last] - part.start,
-            self.t_start[first:last],
-            self.t_end[first:last],
-            start - first,
-            count,
-        )
+        ray_index, t_start, t_end = (column[first:last] for column in (self.ray_index, self.t_start, self.t_end))
+        return Samples(ray_index - part.start, t_start, t_end, start - first, count)
 
     def split(self, max_samples: int | None) -> list[slice]:
         """Return slices of rays with at most `max_samples` samples each, but at least one ray; None: one slice."""
@@ -108,32 +97,21 @@ class Samples:
         return parts
 
 
+def pack(ray_index: Tensor, t_start: Tensor, t_end: Tensor, n_rays: int) -> Samples:
+    """Create `Samples` of `n_rays` rays from flat arrays (N,). `ray_index` must be ascending."""
+    ray_index = ray_index.long()
+    edges = torch.searchsorted(ray_index, torch.arange(n_rays + 1, device=ray_index.device))
+    return Samples(ray_index, t_start, t_end, edges[:-1], edges[1:] - edges[:-1])
+
+
 def join(groups: Sequence[Samples]) -> Samples:
     """Concatenate the samples of consecutive ray ranges."""
     if len(groups) == 1:
         return groups[0]
-    rays = accumulate((len(group.count) for group in groups), initial=0)
+    rays = accumulate((group.n_rays for group in groups), initial=0)
     index = torch.cat([group.ray_index + first for group, first in zip(groups, rays, strict=False)])
-    count = torch.cat([group.count for group in groups])
-    t_start, t_end = (torch.cat([getattr(group, name) for group in groups]) for name in ("t_start", "t_end"))
+    t_start, t_end, count = (torch.cat([getattr(g, name) for g in groups]) for name in ("t_start", "t_end", "count"))
     return Samples(index, t_start, t_end, count.cumsum(0) - count, count)
-
-
-class Composite(NamedTuple):
-    """Result of compositing: values (R, C), opacity (R, 1), depth (R, 1) per ray, and weights (N,) per sample."""
-
-    values: Tensor
-    opacity: Tensor
-    depth: Tensor
-    weights: Tensor
-
-
-def pack(ray_index: Tensor, t_start: Tensor, t_end: Tensor, n_rays: int) -> Samples:
-    """Create `Samples` of `n_rays` rays from flat arrays (N,). `ray_index` must be ascending."""
-    ray_index = ray_index.long()
-    rays = torch.arange(n_rays + 1, device=ray_index.device)
-    edges = torch.searchsorted(ray_index, rays)
-    return Samples(ray_index, t_start, t_end, edges[:-1], edges[1:] - edges[:-1])
 
 
 def step_size(options: MarchConfig) -> float:
@@ -147,9 +125,8 @@ def march(
 ) -> Samples:
     """Place samples on R rays.
 
-    With `sampler: occupancy` all rays have the step `step_size` and samples in empty cells are skipped. With `sampler:
-    stratified` the part of each ray inside the bound is divided into `samples` equal intervals, and the grid is
-    ignored.
+    `sampler: occupancy` uses the step `step_size` and skips samples in empty cells. `sampler: stratified` divides the
+    part of each ray inside the bound into `samples` equal intervals and ignores the grid.
 
     Args:
         origins, directions: (R, 3) float32 each; directions have unit length.
@@ -158,7 +135,55 @@ def march(
     """
     rays = origins.detach().contiguous(), directions.detach().contiguous()
     grid = None if options.sampler == "stratified" else grid
-    return backend(origins, options.backend).march(*rays, options, grid, jitter)
+    return backend(origins, options.backend).place(*rays, spans_of(*rays, options, jitter), options, grid)
+
+
+def spans_of(origins: Tensor, directions: Tensor, options: MarchConfig, jitter: Tensor | None) -> Tensor:
+    """Return the distances (R, 3) of the first sample and of the exit from the bounding volume, and the step, per ray.
+
+    Sample k covers [first + k * step, first + (k + 1) * step]. A ray that misses the bounding volume has exit <= first.
+    """
+    if options.bound == "sphere":
+        projection = _dot(origins, directions)
+        nearest = origins - projection[:, None] * directions  # nearest point to the centre: no cancellation far away
+        radius = origins.new_tensor(options.radius)
+        squared = (radius * radius - _dot(nearest, nearest)).clamp(min=0)
+        half = squared.double().sqrt().float()  # correctly rounded, unlike torch's float32 sqrt
+        enter, leave = -projection - half, -projection + half
+    else:
+        safe = torch.where(directions.abs() < 1e-12, 1e-12, directions)  # ray parallel to a side: huge, not NaN
+        sides = (-options.radius - origins) / safe, (options.radius - origins) / safe
+        enter, leave = torch.minimum(*sides).amax(-1), torch.maximum(*sides).amin(-1)
+    enter = enter.clamp(min=options.near)
+    if options.sampler == "stratified":
+        steps = (leave - enter).clamp(min=0) / options.samples
+    else:
+        steps = torch.full_like(enter, step_size(options))
+    return torch.stack([enter if jitter is None else enter + jitter * steps, leave, steps], dim=1)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the dot products (R,), summed in the kernels' order for equal rounding."""
+    return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
+
+
+def max_samples_per_ray(spans: Tensor, options: MarchConfig) -> Tensor:
+    """Return an upper bound (R,) int64 of the number of samples on each ray, for the result of `spans_of`."""
+    first, leave, steps = spans.unbind(1)
+    count = (((leave - first) / steps).long() + 1) * (leave > first)
+    return count.clamp(max=options.samples) if options.sampler == "stratified" else count
+
+
+class Composite(NamedTuple):
+    """Result of compositing per ray: sum of w * value (R, C), opacity = sum of w and depth = sum of w * t_mid (R, 1).
+
+    `weights` (N,) are the w of all samples. The depth is not divided by the opacity.
+    """
+
+    values: Tensor
+    opacity: Tensor
+    depth: Tensor
+    weights: Tensor
 
 
 def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto") -> Composite:
@@ -170,29 +195,60 @@ def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto
         sigma: (N,) densities >= 0 in 1 / world unit.
         values: (N, C) values to composite, for example colours.
         name: back end, or "auto".
-
-    Returns:
-        Per ray: sum of w * value (R, C), differentiable in sigma and values. Opacity = sum of w and depth = sum of w *
-            t_mid (R, 1 each), and per sample the weights w (N,), all differentiable in sigma. The depth is not divided
-            by the opacity.
     """
     return backend(sigma, name).composite(sigma, values, samples)
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float, name: str = "auto") -> Tensor:
-    """Return a bool mask (N,) of the samples that contribute to the render, for densities `sigma` (N,).
-
-    Their alpha is at least `alpha_threshold`, and the transmittance in front of them is at least `early_stop`.
-    """
+    """Return a bool mask (N,) of the samples with at least this alpha, and this transmittance in front of them."""
     return backend(sigma, name).visible(sigma.detach(), samples, alpha_threshold, early_stop)
-
-
-def depth_variance(result: Composite, samples: Samples) -> Tensor:
-    """Return the depth variance (R, 1): the sum of w (t_mid - depth)^2, with unnormalised weights w (MVDream)."""
-    distance = samples.t_mid - result.depth[:, 0].index_select(0, samples.ray_index)
-    return samples.sum(result.weights * distance * distance)[:, None]
 
 
 def backend(like: Tensor, name: str = "auto") -> ModuleType:
     """Return the module of the back end `name` for the device of the tensor `like`. Raises ConfigError, see `load`."""
     return load(MODULES, name, like.device)
+
+
+# --- autograd of the back ends with kernels
+
+Forward = Callable[..., tuple[Tensor, Tensor, Tensor]]
+Backward = Callable[..., tuple[Tensor, Tensor]]
+
+
+def differentiable(forward: Forward, backward: Backward) -> Callable[[Tensor, Tensor, Samples], Composite]:
+    """Return the function `composite` of a back end, made from its two kernels.
+
+    Args:
+        forward: maps contiguous float32 (sigma, values, t_start, t_end, start, count) to pixels (R, C + 2) (values,
+            opacity, depth), weights (N,) and the transmittance (N,) behind each sample.
+        backward: maps the gradients of pixels and weights, the inputs of `forward`, weights and transmittance to the
+            gradients of sigma (N,) and values (N, C).
+    """
+
+    def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
+        inputs = sigma.float().contiguous(), values.float().contiguous(), *samples.intervals()
+        pixels, weights = _Composite.apply(forward, backward, *inputs)
+        total, opacity, depth = pixels.split([values.shape[1], 1, 1], dim=1)
+        return Composite(total, opacity, depth, weights)
+
+    return composite
+
+
+class _Context(FunctionCtx):
+    kernel: Backward
+    saved_tensors: tuple[Tensor, ...]
+
+
+class _Composite(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: _Context, forward: Forward, backward: Backward, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        pixels, weights, transmittance = forward(*inputs)
+        ctx.kernel = backward
+        ctx.save_for_backward(*inputs, weights, transmittance)
+        return pixels, weights
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _Context, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_sigma, grad_values = ctx.kernel(*(grad.contiguous() for grad in grads), *ctx.saved_tensors)
+        return None, None, grad_sigma, grad_values, None, None, None, None

@@ -14,21 +14,15 @@ from torch import Tensor
 from threedgen.representations.options import MarchConfig
 
 from . import Composite, Samples, pack, step_size, torch_twin
-from .torch_twin import positions, spans
-
-__all__ = ["composite", "march", "positions", "visible"]
 
 if _backend._C is None:
     raise ImportError("nerfacc has no compiled kernels. Install a CUDA compiler to build them")
 
 
-def march(
-    origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
-) -> Samples:
-    """Place samples on R rays, as `march.march` does. Stratified sampling uses the torch back end."""
+def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConfig, grid: Tensor | None) -> Samples:
     if options.sampler == "stratified" or len(origins) == 0:
-        return torch_twin.march(origins, directions, options, grid, jitter)
-    first, leave, _ = spans(origins, directions, options, jitter)
+        return torch_twin.place(origins, directions, spans, options, grid)
+    first, leave = spans[:, 0].contiguous(), spans[:, 1].contiguous()
     radius, step = options.radius, step_size(options)
     cells = torch.ones(1, 1, 1, dtype=torch.bool, device=origins.device) if grid is None else grid
     box = origins.new_tensor([[-radius] * 3 + [radius] * 3])
@@ -43,7 +37,6 @@ def march(
 
 
 def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
-    """Composite values (N, C) along rays with densities `sigma` (N,), as `march.composite` does."""
     weights, _, _ = nerfacc.render_weight_from_density(*_nerfacc_arguments(samples, sigma))
 
     def accumulate(values: Tensor | None) -> Tensor:
@@ -53,7 +46,6 @@ def composite(sigma: Tensor, values: Tensor, samples: Samples) -> Composite:
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
-    """Return the bool mask (N,) of samples whose alpha and transmittance reach the thresholds (`march.visible`)."""
     return nerfacc.render_visibility_from_density(
         *_nerfacc_arguments(samples, sigma), early_stop_eps=early_stop, alpha_thre=alpha_threshold
     )

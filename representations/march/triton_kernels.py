@@ -6,8 +6,6 @@ bit-identical in every run. The marcher allocates memory only for the samples th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
@@ -15,22 +13,21 @@ from torch import Tensor
 
 from threedgen.representations.options import MarchConfig
 
-from . import Samples
-from .autograd import differentiable
-from .torch_twin import max_samples_per_ray, positions, spans
+from . import Samples, differentiable, max_samples_per_ray
 
-__all__ = ["composite", "march", "positions", "visible"]
-
-BLOCK = 64  # samples of a ray at a time
+BLOCK = tl.constexpr(64)  # samples of a ray at a time
 
 
 @triton.jit
-def _steps(origins, directions, first, leave, steps, cells, ray, k, scale, radius, SIZE: tl.constexpr):
-    """Return start, end and keep flag (BLOCK,) of the steps k (BLOCK,) of a ray. `cells` is the flat occupancy grid."""
-    entry, step = tl.load(first + ray), tl.load(steps + ray)
+def _steps(origins, directions, spans, cells, ray, k, scale, radius, SIZE: tl.constexpr):
+    """Return start, end and keep flag (BLOCK,) of the steps k (BLOCK,) of a ray.
+
+    `spans` (R, 3) holds first sample, exit and step of each ray. `cells` is the flat occupancy grid.
+    """
+    entry, leave, step = tl.load(spans + ray * 3), tl.load(spans + ray * 3 + 1), tl.load(spans + ray * 3 + 2)
     t_start, t_end = entry + k.to(tl.float32) * step, entry + (k + 1).to(tl.float32) * step
     t_mid = 0.5 * (t_start + t_end)
-    keep = t_mid < tl.load(leave + ray)
+    keep = t_mid < leave
     if SIZE > 0:
         cell = tl.zeros_like(k)
         for axis in tl.static_range(3):
@@ -42,47 +39,20 @@ def _steps(origins, directions, first, leave, steps, cells, ray, k, scale, radiu
 
 
 @triton.jit
-def _count(
-    origins,
-    directions,
-    first,
-    leave,
-    steps,
-    cells,
-    limit,
-    scale,
-    radius,
-    count,
-    SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+def _count(origins, directions, spans, cells, limit, scale, radius, count, SIZE: tl.constexpr):
     ray = tl.program_id(0).to(tl.int64)
     k, kept = tl.arange(0, BLOCK), 0
     n_steps = tl.load(limit + ray)
     for done in range(0, n_steps, BLOCK):
         at = done + k
-        _, _, keep = _steps(origins, directions, first, leave, steps, cells, ray, at, scale, radius, SIZE)
+        _, _, keep = _steps(origins, directions, spans, cells, ray, at, scale, radius, SIZE)
         kept += tl.sum((keep & (at < n_steps)).to(tl.int32), axis=0)
     tl.store(count + ray, kept)
 
 
 @triton.jit
 def _fill(
-    origins,
-    directions,
-    first,
-    leave,
-    steps,
-    cells,
-    limit,
-    scale,
-    radius,
-    start,
-    ray_index,
-    t_starts,
-    t_ends,
-    SIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    origins, directions, spans, cells, limit, scale, radius, start, ray_index, t_starts, t_ends, SIZE: tl.constexpr
 ):
     """Write the samples of each ray, beginning at index start[ray]."""
     ray = tl.program_id(0).to(tl.int64)
@@ -90,7 +60,7 @@ def _fill(
     n_steps = tl.load(limit + ray)
     for done in range(0, n_steps, BLOCK):
         at = done + k
-        t_start, t_end, keep = _steps(origins, directions, first, leave, steps, cells, ray, at, scale, radius, SIZE)
+        t_start, t_end, keep = _steps(origins, directions, spans, cells, ray, at, scale, radius, SIZE)
         keep = keep & (at < n_steps)
         before = tl.cumsum(keep.to(tl.int32), axis=0) - 1
         tl.store(ray_index + offset + before, ray, mask=keep)
@@ -109,22 +79,8 @@ def _interval(sigma, t_start, t_end, at, mask):
 
 @triton.jit
 def _forward(
-    sigma,
-    values,
-    t_start,
-    t_end,
-    start,
-    count,
-    weights,
-    transmittance,
-    total,
-    opacity,
-    depth,
-    C: tl.constexpr,
-    WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    sigma, values, t_start, t_end, start, count, weights, transmittance, pixels, C: tl.constexpr, WIDE: tl.constexpr
 ):
-    """Composite the samples of each ray. Also write the transmittance (N,) behind each sample for the backward pass."""
     ray = tl.program_id(0).to(tl.int64)
     first, n_samples = tl.load(start + ray), tl.load(count + ray)
     k, c = tl.arange(0, BLOCK), tl.arange(0, WIDE)
@@ -145,16 +101,15 @@ def _forward(
         alpha_sum += tl.sum(weight, axis=0)
         t_sum += tl.sum(weight * middle, axis=0)
         optical_sum += tl.sum(optical, axis=0)
-    tl.store(total + ray * C + c, colour, mask=c < C)
-    tl.store(opacity + ray, alpha_sum)
-    tl.store(depth + ray, t_sum)
+    pixel = pixels + ray * (C + 2)
+    tl.store(pixel + c, colour, mask=c < C)
+    tl.store(pixel + C, alpha_sum)
+    tl.store(pixel + C + 1, t_sum)
 
 
 @triton.jit
 def _backward(
-    g_total,
-    g_opacity,
-    g_depth,
+    g_pixels,
     g_weights,
     sigma,
     values,
@@ -166,21 +121,16 @@ def _backward(
     transmittance,
     g_sigma,
     g_values,
-    WEIGHTS: tl.constexpr,
-    VALUES: tl.constexpr,
     C: tl.constexpr,
     WIDE: tl.constexpr,
-    BLOCK: tl.constexpr,
 ):
-    """Backpropagate: d w_j / d sigma_i = dt_i T_(i+1) for j = i, -dt_i w_j for j > i; sums run from the last sample on.
-
-    WEIGHTS: True if the loss depends on the weights. VALUES: True if the values need a gradient.
-    """
+    """Use d w_j / d sigma_i = dt_i T_(i+1) for j = i, -dt_i w_j for j > i. Sums run from the last sample on."""
     ray = tl.program_id(0).to(tl.int64)
     first, n_samples = tl.load(start + ray), tl.load(count + ray)
     k, c = tl.arange(0, BLOCK), tl.arange(0, WIDE)
-    grad_colour = tl.load(g_total + ray * C + c, mask=c < C, other=0.0)
-    grad_opacity, grad_depth, suffix_sum = tl.load(g_opacity + ray), tl.load(g_depth + ray), 0.0
+    pixel, suffix_sum = g_pixels + ray * (C + 2), 0.0
+    grad_colour = tl.load(pixel + c, mask=c < C, other=0.0)
+    grad_opacity, grad_depth = tl.load(pixel + C), tl.load(pixel + C + 1)
     for done in range(0, n_samples, BLOCK):
         mask = done + k < n_samples
         at = first + n_samples - 1 - done - k
@@ -190,19 +140,17 @@ def _backward(
         value = tl.load(values + cell, mask=value_mask, other=0.0)
         weight = tl.load(weights + at, mask=mask, other=0.0)
         grad_weight = grad_opacity + grad_depth * middle + tl.sum(grad_colour[None, :] * value, axis=1)
-        if WEIGHTS:
-            grad_weight += tl.load(g_weights + at, mask=mask, other=0.0)
+        grad_weight += tl.load(g_weights + at, mask=mask, other=0.0)
         product = weight * grad_weight
         suffix = suffix_sum + tl.cumsum(product, axis=0) - product
         T = tl.load(transmittance + at, mask=mask, other=0.0)
         tl.store(g_sigma + at, length * (T * grad_weight - suffix), mask=mask)
-        if VALUES:
-            tl.store(g_values + cell, weight[:, None] * grad_colour[None, :], mask=value_mask)
+        tl.store(g_values + cell, weight[:, None] * grad_colour[None, :], mask=value_mask)
         suffix_sum += tl.sum(product, axis=0)
 
 
 @triton.jit
-def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, keep, BLOCK: tl.constexpr):
+def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, keep):
     ray = tl.program_id(0).to(tl.int64)
     first, n_samples = tl.load(start + ray), tl.load(count + ray)
     k = tl.arange(0, BLOCK)
@@ -220,59 +168,42 @@ def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, k
 # --- tensor interface ------------------------------------------------------------------------------------
 
 
-def march(
-    origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None, jitter: Tensor | None
-) -> Samples:
-    """Place samples on R rays, as `march.march` does: first count the samples of each ray, then write them."""
-    first, leave, steps = spans(origins, directions, options, jitter)
-    limit = max_samples_per_ray(first, leave, steps, options).int()
-    size, radius = 0 if grid is None else len(grid), options.radius
-    cells = first if grid is None else grid.contiguous().view(torch.uint8)
-    inputs = origins, directions, first, leave, steps, cells, limit, size / (2 * radius), float(radius)
-    count = torch.empty(len(first), dtype=torch.long, device=first.device)
+def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConfig, grid: Tensor | None) -> Samples:
+    size, radius, limit = 0 if grid is None else len(grid), options.radius, max_samples_per_ray(spans, options).int()
+    cells = spans if grid is None else grid.contiguous().view(torch.uint8)
+    inputs = origins, directions, spans, cells, limit, size / (2 * radius), float(radius)
+    count = torch.empty(len(spans), dtype=torch.long, device=spans.device)
     # no fused multiply-add: round products and sums as torch does
-    constants: dict[str, int | bool] = {"SIZE": size, "BLOCK": BLOCK, "enable_fp_fusion": False}
-    _count[(len(first),)](*inputs, count, **constants)
+    constants: dict[str, int | bool] = {"SIZE": size, "enable_fp_fusion": False}
+    _count[(len(spans),)](*inputs, count, **constants)
     start = count.cumsum(0) - count
     total = int(count.sum())
-    ray_index, t_start, t_end = count.new_empty(total), first.new_empty(total), first.new_empty(total)
-    _fill[(len(first),)](*inputs, start, ray_index, t_start, t_end, **constants)
+    ray_index, t_start, t_end = count.new_empty(total), spans.new_empty(total), spans.new_empty(total)
+    _fill[(len(spans),)](*inputs, start, ray_index, t_start, t_end, **constants)
     return Samples(ray_index, t_start, t_end, start, count)
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
-    """Return the bool mask (N,) of samples whose alpha and transmittance reach the thresholds (`march.visible`)."""
     keep = torch.empty(len(samples), dtype=torch.uint8, device=sigma.device)
     inputs = sigma.float().contiguous(), *samples.intervals(), float(alpha_threshold), float(early_stop)
-    _visible[(samples.n_rays,)](*inputs, keep, BLOCK=BLOCK)
+    _visible[(samples.n_rays,)](*inputs, keep)
     return keep.bool()
 
 
-def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, ...]:
-    """Run the forward kernel: return values, opacity, depth, weights and transmittance, see `autograd.Forward`."""
+def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     rays, channels = len(samples[2]), values.shape[1]
+    pixels = sigma.new_empty(rays, channels + 2)
     weights, transmittance = torch.empty_like(sigma), torch.empty_like(sigma)
-    pixels = sigma.new_empty(rays, channels), sigma.new_empty(rays, 1), sigma.new_empty(rays, 1)
-    _forward[(rays,)](sigma, values, *samples, weights, transmittance, *pixels, **_shape(channels))
-    return *pixels, weights, transmittance
+    inputs = sigma, values, *samples, weights, transmittance, pixels
+    _forward[(rays,)](*inputs, C=channels, WIDE=triton.next_power_of_2(channels))
+    return pixels, weights, transmittance
 
 
-def backward(
-    grads: Sequence[Tensor | None], saved: Sequence[Tensor], values_grad: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Run the backward kernel: return the gradients of sigma (N,) and values (N, C), see `autograd.Backward`."""
-    *grad_rays, grad_weights = grads
-    sigma, values = saved[:2]
-    g_sigma, g_values = torch.empty_like(sigma), torch.empty_like(values) if values_grad else None
-    inputs = (*grad_rays, sigma if grad_weights is None else grad_weights, *saved)
-    flags = {"WEIGHTS": grad_weights is not None, "VALUES": values_grad}
-    out = g_sigma, values if g_values is None else g_values
-    _backward[(len(saved[4]),)](*inputs, *out, **flags, **_shape(values.shape[1]))
+def backward(g_pixels: Tensor, g_weights: Tensor, *saved: Tensor) -> tuple[Tensor, Tensor]:
+    g_sigma, g_values, channels = torch.empty_like(saved[0]), torch.empty_like(saved[1]), saved[1].shape[1]
+    inputs = g_pixels, g_weights, *saved
+    _backward[(len(g_pixels),)](*inputs, g_sigma, g_values, C=channels, WIDE=triton.next_power_of_2(channels))
     return g_sigma, g_values
-
-
-def _shape(channels: int) -> dict[str, int]:
-    return {"C": channels, "WIDE": triton.next_power_of_2(channels), "BLOCK": BLOCK}
 
 
 composite = differentiable(forward, backward)

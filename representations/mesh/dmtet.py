@@ -1,9 +1,7 @@
 """DMTet (Shen et al. 2021): a mesh from signed distances on a tetrahedral grid, coloured by a field.
 
-Each grid point has a trained distance and a trained offset of up to half a cell. The surface between inside points
-(negative distance) and outside points is rasterised. The field `paint` gives the colours of its points. DMTet is the
-second stage of Magic3D (Lin et al. 2023): `init_from` initialises the grid and the paint from the field of the first
-stage.
+Each grid point has a trained distance and a trained offset of up to half a cell. The surface between inside and outside
+points is rasterised. DMTet is the second stage of Magic3D (Lin et al. 2023): `init_from` initialises it from a field.
 """
 
 from collections.abc import Callable
@@ -16,13 +14,12 @@ from torch import Tensor, nn
 
 from threedgen.config import ConfigError, registry
 from threedgen.geometry.cameras import Cameras
-from threedgen.representations.base import Background, Material, ParameterGroup, Regulariser, Render, Representation
+from threedgen.representations.base import Background, ParameterGroup, Regulariser, Render, Representation
 from threedgen.representations.field.ngp import EncodedField
-from threedgen.representations.losses import orientation_terms
+from threedgen.representations.losses import laplacian, normal_consistency, orientation_terms
 from threedgen.representations.options import DMTetConfig
-from threedgen.representations.shading import ALBEDO, Shading
+from threedgen.representations.shading import ALBEDO, Material, Shading
 
-from .losses import laplacian, normal_consistency
 from .raster import antialias, surface_points
 from .tetrahedra import marching_tetrahedra, tetrahedral_grid
 
@@ -39,21 +36,16 @@ POINTS_PER_QUERY = 1 << 16
 class DMTet(Representation):
     """Mesh on a tetrahedral grid with V points, coloured by a field. `generator` (CPU) initialises the field.
 
-    Attributes:
-        paint: the field that gives the features (colours before the material) of surface points.
-        distance: (V,) parameter, negative inside, in arbitrary units.
-        deformation: (V, 3) parameter; its tanh is the offset of a grid point, in half cells.
-        low, high: (3,) smallest and largest corner of the grid in world units.
-        points: (V, 3) grid points without offsets, in [-1, 1]^3.
-        tets: (T, 4) int64 point indices of the tetrahedra.
+    The parameter `distance` (V,) is negative inside, in arbitrary units. The tanh of the parameter `deformation` (V, 3)
+    is the offset of a grid point, in half cells.
     """
 
     rasterised = True
-    paint: EncodedField
-    low: Tensor
-    high: Tensor
-    points: Tensor
-    tets: Tensor
+    paint: EncodedField  # gives the features (colours before the material) of surface points
+    low: Tensor  # (3,) smallest corner of the grid in world units
+    high: Tensor  # (3,) largest corner
+    points: Tensor  # (V, 3) grid points without offsets, in [-1, 1]^3
+    tets: Tensor  # (T, 4) int64 point indices of the tetrahedra
 
     def __init__(self, options: DMTetConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
@@ -74,7 +66,6 @@ class DMTet(Representation):
         return [encoding, ParameterGroup("geometry", [self.distance, self.deformation], "geometry"), *others]
 
     def before_step(self, step: int, max_steps: int | None = None) -> None:
-        """Set the scheduled options of the paint to their values at this step."""
         self.paint.before_step(step, max_steps)
 
     def regularisers(self) -> dict[str, Regulariser]:
@@ -86,11 +77,9 @@ class DMTet(Representation):
         return {"normal_consistency": of_surface(normal_consistency), "laplacian": of_surface(laplacian)}
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return densities (N,), which the mesh does not use, and features (N, F) of the paint at points x (N, 3)."""
         return self.paint(x)
 
     def density(self, x: Tensor) -> Tensor:
-        """Return the densities (N,) of the paint at points x (N, 3) in world units."""
         return self.paint.density(x)
 
     def grid(self) -> Tensor:
@@ -99,11 +88,8 @@ class DMTet(Representation):
         return (self.low + self.high) / 2 + half * (self.points + self.deformation.tanh() / self.options.resolution)
 
     def surface(self) -> tuple[Tensor, Tensor]:
-        """Return vertices (N, 3) in world units, differentiable in the grid's parameters, and faces (F, 3) int64.
-
-        Points on the border of the grid count as outside, so the surface is closed.
-        """
-        border = (self.points.abs() > 1 - 1e-6).any(dim=-1)
+        """Return vertices (N, 3) in world units, differentiable in the grid's parameters, and faces (F, 3) int64."""
+        border = (self.points.abs() > 1 - 1e-6).any(dim=-1)  # counts as outside, so that the surface is closed
         distance = torch.where(border, self.distance.abs() + 1e-6, self.distance)
         return marching_tetrahedra(self.grid(), distance, self.tets)
 
@@ -124,14 +110,13 @@ class DMTet(Representation):
         light: Tensor | None = None,
         shading: Shading = ALBEDO,
     ) -> Render:
-        """Render all pixels of B cameras (R = B * H * W), with point lights at `light` (B, 3) or at the cameras."""
         device, count = self.distance.device, len(cameras) * cameras.height * cameras.width
         _, directions = (rays.reshape(-1, 3).to(device) for rays in cameras.rays())
         background_rgb = background(directions, training=training, generator=generator)
-        vertices, faces = self.surface()
+        vertices, faces = surface = self.surface()
         if len(faces):
             light = cameras.position if light is None else light
-            columns = self._columns(vertices, faces, cameras, material, light.to(device), shading)
+            columns = self._columns(*surface, cameras, material, light.to(device), shading)
         else:  # empty mesh: return the background and keep the graph
             columns = background_rgb.new_zeros(count, 9) + 0 * (self.distance.sum() + self.deformation.sum())
         rgb_fg, opacity, depth, normal, orientation = columns.split([3, 1, 1, 3, 1], dim=-1)
@@ -145,62 +130,53 @@ class DMTet(Representation):
             shading=shading,
             normal=(normal + opacity) / 2,
             orientation=orientation,
-            surface=(vertices, faces) if len(faces) else None,
+            surface=surface if len(faces) else None,
         )
 
     def _columns(
         self, vertices: Tensor, faces: Tensor, cameras: Cameras, material: Material, light: Tensor, shading: Shading
     ) -> Tensor:
-        """Return colour (3), opacity (1), depth (1), normal (3), orientation penalty (1) of all pixels: (B * H * W, 9).
-
-        Background pixels are 0. `light` (B, 3) is the world position of each camera's light.
-        """
+        """Return colour (3), opacity, depth, normal (3) and orientation penalty of all pixels: (B * H * W, 9)."""
         points = surface_points(vertices, faces, cameras)
         _, features = self.paint(points.position)
         light = light[points.pixel // (cameras.height * cameras.width)]
         colours = material(features, points.normal, points.position, light, shading)
         terms = orientation_terms(torch.ones_like(points.depth), points.normal, points.directions)[:, None]
-        columns = [colours, torch.ones_like(terms), points.depth[:, None], points.normal, terms]
-        values = torch.cat(columns, dim=-1)
+        values = torch.cat([colours, torch.ones_like(terms), points.depth[:, None], points.normal, terms], dim=-1)
         flat = values.new_zeros(points.face.numel(), values.shape[1]).index_copy(0, points.pixel, values)
         image = flat.view(*points.face.shape, -1)
         return antialias(image, points.face, vertices, faces, cameras).flatten(0, 2)
 
     @torch.no_grad()
-    def init_from(self, other: nn.Module) -> None:
+    def init_from(self, other: Representation) -> None:
         """Initialise shape and colours from a trained field of the paint's class, or copy another DMTet.
 
         The surface is where the density equals the option `level`. The grid is fitted to the points above the level,
-        with a margin. Connected parts that are too small are dropped.
-
-        Raises:
-            ConfigError: if the field has another class or other shapes, or if its density is nowhere above the level.
-            TypeError: if `other` is not a representation.
+        with a margin. Connected parts that are too small are dropped. Raises ConfigError if the field has another class
+        or other shapes, or if its density is nowhere above the level.
         """
         if isinstance(other, DMTet):
             super().init_from(other)
             return
         self.paint.init_from(other)
-        if not isinstance(other, Representation):
-            raise TypeError(f"{type(other).__name__} is not a representation")
         density = self._density(other)
         level = self.options.level
         if level == "auto":
             level = float(density[density > EMPTY_DENSITY].mean()) if bool((density > EMPTY_DENSITY).any()) else 1.0
-        inside = self._cube(density > level)
+        inside = density > level
         if not inside.any():
             raise ConfigError(
                 f"the field is empty: no density above level={level:.3g}. Train the previous stage longer."
             )
-        occupied = self.grid()[torch.from_numpy(inside.reshape(-1)).to(density.device)]
+        occupied = self.grid()[inside]
         low, high = occupied.min(0).values, occupied.max(0).values
         margin = MARGIN * (high - low) + (self.high - self.low) / self.options.resolution
         bound = float(self.options.paint.radius)
         self.low.copy_((low - margin).clamp(-bound, bound))
         self.high.copy_((high + margin).clamp(-bound, bound))
         density = self._density(other)
-        kept = remove_small_parts(self._cube(density > level))
-        solid = torch.from_numpy(kept.reshape(-1)).to(density.device)
+        cube = (density > level).view((self.options.resolution + 1,) * 3)
+        solid = torch.from_numpy(remove_small_parts(cube.cpu().numpy()).reshape(-1)).to(density.device)
         distance = (level - density).clamp(-1, 1)
         self.distance.copy_(torch.where(solid, distance, distance.abs().clamp(min=1e-3)))
         self.deformation.zero_()
@@ -208,9 +184,6 @@ class DMTet(Representation):
     def _density(self, field: Representation) -> Tensor:
         """Return the density (V,) of another field at the grid points."""
         return torch.cat([field.density(part).float() for part in self.grid().split(POINTS_PER_QUERY)])
-
-    def _cube(self, values: Tensor) -> NDArray[np.bool_]:
-        return values.view((self.options.resolution + 1,) * 3).cpu().numpy()
 
 
 def remove_small_parts(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -14,28 +14,18 @@ from torch.nn.functional import normalize, relu
 
 from threedgen.geometry import raster
 from threedgen.geometry.cameras import Cameras
-
-from .losses import vertex_normals
+from threedgen.representations.losses import vertex_normals
 
 
 class SurfacePoints(NamedTuple):
-    """Points on the surface in the P pixels that show the mesh, of B images.
+    """Points on the surface in the P pixels that show the mesh, of B images."""
 
-    Attributes:
-        pixel: (P,) int64 flat index of the pixel in B * H * W.
-        position: (P, 3) world position.
-        normal: (P, 3) unit normal, interpolated from the vertex normals.
-        directions: (P, 3) unit direction of the pixel's ray.
-        depth: (P,) distance along the ray in world units.
-        face: (B, H, W) int64 face index of all pixels, -1 for the background.
-    """
-
-    pixel: Tensor
-    position: Tensor
-    normal: Tensor
-    directions: Tensor
-    depth: Tensor
-    face: Tensor
+    pixel: Tensor  # (P,) int64 flat index of the pixel in B * H * W
+    position: Tensor  # (P, 3) world position
+    normal: Tensor  # (P, 3) unit normal, interpolated from the vertex normals
+    directions: Tensor  # (P, 3) unit direction of the pixel's ray
+    depth: Tensor  # (P,) distance along the ray in world units
+    face: Tensor  # (B, H, W) int64 face index of all pixels, -1 for the background
 
 
 def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> SurfacePoints:
@@ -63,19 +53,13 @@ def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Surface
 
 
 def antialias(image: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
-    """Return the image with an antialiased outline that is differentiable in the vertices.
+    """Return the images (B, H, W, C) with an antialiased outline that is differentiable in the vertices.
 
     The outline lies between a mesh pixel and an adjacent background pixel: t in [0, 1] is its position from the centre
     of the mesh pixel (0) to the centre of the background pixel (1). For t < 1/2 the mesh pixel gets a fraction 1/2 - t
     of the background. For t > 1/2 the background pixel gets a fraction t - 1/2 of the mesh.
 
-    Args:
-        image: (B, H, W, C) image without antialiasing.
-        face: (B, H, W) int64 face index per pixel, -1 for the background.
-        vertices, faces: (N, 3) float and (F, 3) int64 of the mesh.
-
-    Returns:
-        Image (B, H, W, C).
+    `face` (B, H, W) int64 is the face index of each pixel, -1 for the background.
     """
     pixels, depth = cameras.to(vertices.device).project(vertices)
     start, end, view = _outline(pixels, depth, faces)
@@ -90,10 +74,7 @@ def antialias(image: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, came
 
 
 def _outline(pixels: Tensor, depth: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return S silhouette edges: start points (S, 2) and end points (S, 2) in pixels, and camera indices (S,).
-
-    A silhouette edge has one face only, or at least one face towards the camera and at least one away from it.
-    """
+    """Return start and end points (S, 2), in pixels, and camera indices (S,) of the silhouette edges."""
     count = pixels.shape[1]
     ends = torch.stack([faces, faces.roll(-1, 1)], dim=-1).sort(dim=-1).values.reshape(-1, 2)
     keys, edge_index = torch.unique(ends[:, 0] * count + ends[:, 1], return_inverse=True)
@@ -110,11 +91,11 @@ def _outline(pixels: Tensor, depth: Tensor, faces: Tensor) -> tuple[Tensor, Tens
 
 
 def _crossings(face: Tensor, start: Tensor, end: Tensor, view: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the points where silhouette edges cross between the centres of a mesh pixel and a background pixel.
+    """Return where silhouette edges cross between the centres of a mesh pixel and a background pixel.
 
     Axis 0 finds crossings of steep edges with pixel rows (in x), axis 1 those of flat edges with pixel columns (in y).
-    No crossing is found for both axes. Each pair of pixels occurs once, with its outermost crossing. The results (Q,)
-    are flat indices of the mesh pixels, flat indices of the background pixels, and t as in `antialias`.
+    Each pair of pixels occurs once, with its outermost crossing. The results (Q,) are flat indices of the mesh pixels,
+    flat indices of the background pixels, and t as in `antialias`.
     """
     height, width = face.shape[1:]
     lines, length = (height, width) if axis == 0 else (width, height)

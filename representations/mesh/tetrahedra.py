@@ -12,6 +12,28 @@ from torch import Tensor
 
 EDGES = tuple(combinations(range(4), 2))
 """The six edges of a tetrahedron, each as a pair of corner numbers 0 to 3."""
+TRIANGLES = (
+    (),
+    (0, 1, 2),
+    (4, 3, 0),
+    (1, 2, 4, 1, 4, 3),
+    (1, 3, 5),
+    (3, 5, 2, 3, 2, 0),
+    (0, 4, 5, 0, 5, 1),
+    (2, 4, 5),
+    (5, 4, 2),
+    (0, 1, 5, 0, 5, 4),
+    (2, 5, 3, 2, 3, 0),
+    (5, 3, 1),
+    (1, 3, 4, 1, 4, 2),
+    (0, 3, 4),
+    (2, 1, 0),
+    (),
+)
+"""Up to two triangles for each bit mask of inside corners (bit k: corner k), as indices into `EDGES`.
+
+In a tetrahedron of positive volume they are counter-clockwise, seen from outside.
+"""
 
 
 def tetrahedral_grid(resolution: int) -> tuple[Tensor, Tensor]:
@@ -25,7 +47,7 @@ def tetrahedral_grid(resolution: int) -> tuple[Tensor, Tensor]:
     """
     n = resolution + 1
     axis = torch.linspace(-1, 1, n)
-    points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), dim=-1).reshape(-1, 3)
+    points = torch.cartesian_prod(axis, axis, axis)
     cells = torch.arange(resolution)
     first = ((cells[:, None, None] * n + cells[:, None]) * n + cells).reshape(-1)
     stride, parts = (n * n, n, 1), []
@@ -35,37 +57,6 @@ def tetrahedral_grid(resolution: int) -> tuple[Tensor, Tensor]:
         corners = path[[0, 1, 3, 2]] if odd else path
         parts.append(first[:, None] + torch.from_numpy(corners))
     return points, torch.cat(parts)
-
-
-def _triangles() -> Tensor:
-    """Return the table (16, 2, 3) of up to two triangles for each bit mask of inside corners, as indices into `EDGES`.
-
-    The value -1 means no triangle. In a tetrahedron of positive volume the triangles are counter-clockwise, seen from
-    outside.
-    """
-    corners = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], float)
-    middle = np.array([(corners[a] + corners[b]) / 2 for a, b in EDGES])
-    table = np.full((16, 2, 3), -1)
-    for code in range(1, 15):
-        inside = [k for k in range(4) if code >> k & 1]
-        outside = [k for k in range(4) if not code >> k & 1]
-        if len(inside) == 2:  # the four crossed edges, in cyclic order
-            (a, b), (c, d) = inside, outside
-            loop = [(a, c), (a, d), (b, d), (b, c)]
-        else:
-            loop = [(i, o) for i in inside for o in outside]
-        edges = [EDGES.index((min(pair), max(pair))) for pair in loop]
-        outward = corners[outside].mean(0) - corners[inside].mean(0)
-        p, q, r = middle[edges[:3]]
-        if np.cross(q - p, r - p) @ outward < 0:
-            edges.reverse()
-        table[code, 0] = edges[:3]
-        if len(edges) == 4:
-            table[code, 1] = [edges[0], edges[2], edges[3]]
-    return torch.from_numpy(table)
-
-
-TRIANGLES = _triangles()
 
 
 def marching_tetrahedra(points: Tensor, distance: Tensor, tets: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,6 +88,7 @@ def marching_tetrahedra(points: Tensor, distance: Tensor, tets: Tensor) -> tuple
     from_a, from_b = points.index_select(0, a), points.index_select(0, b)
     vertices = from_a + (at_a / (at_a - at_b))[:, None] * (from_b - from_a)
 
-    edges = TRIANGLES.to(tets.device)[code].reshape(len(code), 6)
+    table = torch.tensor([edges + (-1,) * (6 - len(edges)) for edges in TRIANGLES], device=tets.device)
+    edges = table[code]
     faces = vertex.gather(1, edges.clamp(min=0)).reshape(-1, 3)
     return vertices, faces[edges.reshape(-1, 3)[:, 0] >= 0]

@@ -1,1 +1,0 @@
-"""Volume rendering of fields."""

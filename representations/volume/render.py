@@ -1,45 +1,26 @@
-"""Volume rendering of a field along rays (Mildenhall et al. 2020, "NeRF")."""
+"""Volume rendering of a field along rays (Mildenhall et al. 2020, "NeRF"), and the occupancy grid of empty space."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from threedgen.representations.base import Background, Material, Render
+from threedgen.representations.base import Background, Render, Representation
 from threedgen.representations.losses import orientation_terms
-from threedgen.representations.march import Samples, composite, depth_variance, join, march, pack, visible
-from threedgen.representations.options import MarchConfig
-from threedgen.representations.shading import ALBEDO, Shading
+from threedgen.representations.march import Samples, composite, join, march, pack, visible
+from threedgen.representations.options import MarchConfig, OccupancyConfig
+from threedgen.representations.shading import ALBEDO, Material, Shading
 from threedgen.run.memory import graph_bytes
 
-from .occupancy import OccupancyGrid
 from .two_pass import two_pass
 
 
-class Field(Protocol):
-    """Map of points x (N, 3) inside the bound, in world units, to densities (N,) >= 0 and features (N, F).
-
-    `with_normal` also returns outward unit normals (N, 3). If the density depends on the ray direction, `along_ray` is
-    a method that replaces both (see `sdf.SDF.along_ray` for its arguments), else it is None.
-    """
-
-    along_ray: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]] | None
-
-    def density(self, x: Tensor) -> Tensor: ...
-
-    def with_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]: ...
-
-    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
-
-    def parameters(self) -> Iterable[Tensor]: ...
-
-
 def render(
-    field: Field,
+    field: Representation,
     background: Background,
     material: Material,
     occupancy: OccupancyGrid | None,
@@ -70,9 +51,7 @@ def render(
         raise ValueError("missing generator for training=True. Pass a CPU generator.")
     options = options if training else options.for_evaluation()
     background_rgb = background(directions, training=training, generator=generator)
-    jitter = None
-    if training and options.jitter:
-        jitter = torch.rand(len(origins), generator=generator).to(origins.device)
+    jitter = torch.rand(len(origins), generator=generator).to(origins.device) if training else None
     rays = _Rays(origins, directions, jitter, None if light is None else light.expand(len(origins), 3))
     samples = _sample_rays(field, occupancy, options, rays, chunk)
 
@@ -98,7 +77,8 @@ class _Rays(NamedTuple):
     light: Tensor | None
 
     def select(self, part: slice) -> _Rays:
-        return _Rays(*(None if value is None else value[part] for value in self))  # type: ignore[arg-type]
+        jitter, light = (None if value is None else value[part] for value in (self.jitter, self.light))
+        return _Rays(self.origins[part], self.directions[part], jitter, light)
 
 
 _SHADED = ("rgb_fg", "opacity", "depth", "z_variance", "normal", "orientation", "eikonal", "weights", "normals")
@@ -109,38 +89,32 @@ NO_GRAD_FACTOR = 4
 
 @torch.no_grad()
 def _sample_rays(
-    field: Field, occupancy: OccupancyGrid | None, options: MarchConfig, rays: _Rays, chunk: int | None
+    field: Representation, occupancy: OccupancyGrid | None, options: MarchConfig, rays: _Rays, chunk: int | None
 ) -> Samples:
-    """Return the samples to shade (16 bytes each). With `chunk`, a few rays are marched at a time, to save memory."""
-    grid = None if occupancy is None else occupancy.binary
+    """Return the samples to shade (16 bytes each), without those of a low alpha or transmittance (nerfacc's rule).
+
+    With `chunk`, a few rays are marched at a time, to save memory. Dropping samples is off by default: it costs one
+    density evaluation, which pays off if more than 40 % are dropped. The alpha threshold is at most the mean of the
+    occupancy grid, so that a scene of uniform low density keeps samples.
+    """
+    grid, threshold = (None if occupancy is None else occupancy.binary), options.alpha_threshold
+    drop = threshold > 0 or options.early_stop > 0
+    if occupancy is not None and drop:
+        threshold = min(threshold, occupancy.mean())
     rays_per_group = max(1, len(rays.origins) if chunk is None else NO_GRAD_FACTOR * chunk // options.samples)
     groups = []
     for first in range(0, max(1, len(rays.origins)), rays_per_group):
         group = rays.select(slice(first, first + rays_per_group))
         samples = march(group.origins, group.directions, options, grid, group.jitter)
-        groups.append(_drop_invisible(field, occupancy, options, group, samples))
+        if drop and len(samples):
+            sigma = field.density(samples.positions(group.origins, group.directions))
+            samples = samples.select(visible(sigma, samples, threshold, options.early_stop, options.backend))
+        groups.append(samples)
     return join(groups)
 
 
-def _drop_invisible(
-    field: Field, occupancy: OccupancyGrid | None, options: MarchConfig, rays: _Rays, samples: Samples
-) -> Samples:
-    """Drop samples with a low alpha or a low transmittance before them (nerfacc's rule).
-
-    This costs one density evaluation without gradient, about 0.4 of shading and training a sample (small field, CPU).
-    It pays off if more than 40 % of the samples are dropped, or fewer with analytic normals. Hence it is off by
-    default. The alpha threshold is at most the mean of the occupancy grid. Otherwise a scene of uniform low density
-    would lose all samples.
-    """
-    if len(samples) == 0 or (options.alpha_threshold == 0 and options.early_stop == 0):
-        return samples
-    sigma = field.density(samples.positions(rays.origins, rays.directions))
-    threshold = options.alpha_threshold if occupancy is None else min(options.alpha_threshold, occupancy.mean())
-    return samples.select(visible(sigma, samples, threshold, options.early_stop, options.backend))
-
-
 def _shade(
-    field: Field,
+    field: Representation,
     material: Material,
     options: MarchConfig,
     rays: _Rays,
@@ -176,11 +150,64 @@ def _shade(
         normal = result.opacity * (normalize(normal_sum, dim=-1) + 1) / 2
         directions = rays.directions.index_select(0, samples.ray_index)
         orientation = samples.sum(orientation_terms(result.weights, normals, directions))[:, None]
-    variance = depth_variance(result, samples)
+    from_depth = samples.t_mid - result.depth[:, 0].index_select(0, samples.ray_index)
+    variance = samples.sum(result.weights * from_depth * from_depth)[:, None]
     return rgb_fg, result.opacity, result.depth, variance, normal, orientation, eikonal, result.weights, normals
 
 
-# --- chunk size ------------------------------------------------------------------------------------------
+class OccupancyGrid(nn.Module):
+    """Occupancy grid with G cells per axis over the cube [-radius, radius]^3, indexed [x, y, z]."""
+
+    values: Tensor  # (G, G, G) float32 buffer, decaying maximum of density * step size (optical depth of one ray step)
+    binary: Tensor  # (G, G, G) bool buffer, True for occupied cells
+
+    def __init__(self, options: OccupancyConfig, radius: float, step_size: float) -> None:
+        super().__init__()
+        self.options, self.radius, self.step_size = options, radius, step_size
+        shape = (options.resolution,) * 3
+        self.register_buffer("values", torch.zeros(shape))
+        self.register_buffer("binary", torch.ones(shape, dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(self, density: Callable[[Tensor], Tensor], step: int, generator: torch.Generator) -> None:
+        """Update the grid with the density at one random point per cell. Call it at every step.
+
+        It does nothing in the steps between two intervals. During the warm-up it updates all cells, later a fixed
+        number of random cells and at most as many occupied ones.
+
+        Args:
+            density: maps points (M, 3) in world units to densities (M,).
+            generator: CPU generator, so that the random points do not depend on the device.
+        """
+        if step % self.options.interval:
+            return
+        values, size = self.values.view(-1), self.options.resolution
+        total, device = len(values), values.device
+        if step < self.options.warmup:
+            cells = torch.arange(total, device=device)
+        else:
+            count = max(1, int(total * self.options.fraction))
+            uniform = torch.randint(total, (count,), generator=generator).to(device)
+            occupied = self.binary.view(-1).nonzero()[:, 0]
+            if len(occupied) > count:
+                occupied = occupied[torch.randint(len(occupied), (count,), generator=generator).to(device)]
+            cells = torch.cat([uniform, occupied])
+        corner = torch.stack([cells // (size * size), cells // size % size, cells % size], dim=-1)
+        offset = torch.rand(len(cells), 3, generator=generator).to(device)
+        points = ((corner + offset) * (2 / size) - 1) * self.radius
+        new = density(points).reshape(-1).float() * self.step_size
+        decayed = values[cells] * self.options.decay
+        # a cell may occur twice: the larger value wins, in any order
+        updated = torch.zeros_like(values).scatter_reduce(0, cells, torch.maximum(decayed, new), "amax")
+        values[cells] = updated[cells]
+        self.binary.copy_(self.values > min(self.mean(), self.options.threshold))
+
+    def mean(self) -> float:
+        """Return the mean of `values`. It is summed row by row and bit-identical for any number of threads."""
+        return float(self.values.mean(-1).mean())
+
+
+# --- chunk size
 
 MEMORY_FRACTION = 0.25
 """Fraction of the free memory for the graph of a chunk. The rest is for the prior and the optimiser."""
@@ -189,7 +216,7 @@ BACKWARD_FACTOR = 2.0
 
 
 def sample_bytes(
-    field: Field,
+    field: Representation,
     background: Background,
     material: Material,
     options: MarchConfig,
@@ -207,10 +234,9 @@ def sample_bytes(
         parts = (field, background, material, None, shade_all)
         return render(*parts, origins, directions, light=origins, need_normals=normals, shading=shading)
 
-    n, twice_n = 16, 32
     with torch.enable_grad():
-        samples = probe(twice_n).n_samples - probe(n).n_samples
-        return (graph_bytes(lambda: probe(twice_n)) - graph_bytes(lambda: probe(n))) / max(1, samples)
+        samples = probe(32).n_samples - probe(16).n_samples
+        return (graph_bytes(lambda: probe(32)) - graph_bytes(lambda: probe(16))) / max(1, samples)
 
 
 def samples_that_fit(free_bytes: int, bytes_per_sample: float) -> int:

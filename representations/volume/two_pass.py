@@ -1,8 +1,7 @@
 """Gradient checkpointing over rays: render without a graph, then recompute chunk by chunk in the backward pass.
 
 This is the method of Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", along the rays instead of the
-layers. For autograd the whole render is one function of the parameters. Hooks, loss scaling, clipping and DDP therefore
-work as for a render without chunks.
+layers. For autograd the whole render is one function of the parameters, so hooks, loss scaling and DDP work as usual.
 """
 
 import logging
@@ -24,15 +23,13 @@ Compute = Callable[[slice], Outputs]
 def two_pass(compute: Compute, parts: Sequence[slice], parameters: Iterable[Tensor]) -> tuple[Tensor | None, ...]:
     """Return the outputs of `compute` for consecutive parts, concatenated along the first axis.
 
-    Only the graph of one part is in memory at a time. A part that does not fit into GPU memory is halved.
+    Only the graph of one part is in memory at a time. The backward pass raises RuntimeError if a parameter has changed
+    since the forward pass, or if create_graph is set.
 
     Args:
         compute: maps a slice of rays to tensors with one row per ray, or None. It must be deterministic.
         parts: slices that cover all rays in order.
         parameters: tensors that get gradients. The result is differentiable once and with respect to them only.
-
-    Raises:
-        RuntimeError: in the backward pass, if a parameter has changed since the forward pass or create_graph is set.
     """
     return _TwoPass.apply(compute, parts, *parameters)
 
@@ -46,8 +43,6 @@ class _Context(FunctionCtx):
 
 
 class _TwoPass(Function):
-    """Map (compute, parts, *parameters) to the concatenated outputs."""
-
     @staticmethod
     def forward(
         ctx: _Context, compute: Compute, parts: Sequence[slice], *parameters: Tensor
@@ -65,9 +60,7 @@ class _TwoPass(Function):
     @staticmethod
     def backward(ctx: _Context, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph
-            raise RuntimeError(
-                "a chunked render is differentiable only once. For higher derivatives set march.chunk=null."
-            )
+            raise RuntimeError("a chunked render is differentiable only once. Set march.chunk=null.")
         parameters = ctx.saved_tensors
         trained = [p for p, needed in zip(parameters, ctx.needs_input_grad[2:], strict=True) if needed]
         sums: list[Tensor | None] = [None] * len(trained)
@@ -115,7 +108,6 @@ def _run_parts(parts: Sequence[slice], compute: Compute) -> Iterator[Outputs]:
             yield result
 
 
-@cache
+@cache  # warn once per process, since it may happen at every step
 def _warn_halved() -> None:
-    """Warn once per process, since it may happen at every step."""
     logger.warning("Out of GPU memory: the chunks of the render are halved. Set a smaller march.chunk to avoid this.")

@@ -24,7 +24,7 @@ from threedgen.export.options import PRESETS, AssetConfig
 from threedgen.export.run_field import load_run_field
 from threedgen.export.shape.from_field import dense_surface
 from threedgen.geometry.raster import box_downsample
-from threedgen.representations.volume.occupancy import OccupancyGrid
+from threedgen.representations.volume.render import OccupancyGrid
 from threedgen.run import folder as runs
 from threedgen.run.seeding import generator
 from threedgen.train import checkpoint_file

@@ -32,7 +32,7 @@ from threedgen.export.task import save
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights import subject_weights
 from threedgen.representations.march import step_size
-from threedgen.representations.volume.occupancy import OccupancyGrid
+from threedgen.representations.volume.render import OccupancyGrid
 from threedgen.run import folder as runs
 from threedgen.run.folder import run_folder
 from threedgen.run.metrics import Metrics, read_metrics

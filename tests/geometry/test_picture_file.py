@@ -1,4 +1,4 @@
-"""User images: complete, upright, 8 bits per channel; damaged, unsafe and oversized files are refused."""
+"""User images: complete, upright, 8 bits per channel; damaged and unsafe files are refused; foreground and depth."""
 
 import io
 import os
@@ -10,7 +10,8 @@ from PIL import Image
 
 from tests.support.errors import refused
 from threedgen.config import ConfigError
-from threedgen.geometry.picture_file import image_shape, load_image
+from threedgen.geometry.images import write_depth
+from threedgen.geometry.picture_file import image_shape, load_image, read_depth, read_foreground
 
 NOISE = np.random.default_rng(0).integers(0, 255, (40, 60, 3)).astype(np.uint8)
 
@@ -68,3 +69,43 @@ def test_load_image_raises_only_config_errors_for_corrupt_bytes() -> None:
                 assert load_image(bytes(mutant), "mutant").mode in ("RGB", "RGBA")
             except ConfigError as error:
                 assert "\n" not in str(error)
+
+
+def test_read_depth_returns_what_was_written(tmp_path: Path) -> None:
+    depth, path = np.array([[0.0, 1.234], [70.0, 65.5]]), tmp_path / "new" / "0.png"
+    write_depth(path, depth)
+    assert np.allclose(read_depth(path), [[0, 1.234], [0, 65.5]], atol=1e-6)
+    for data in (encoded("PNG"), path.read_bytes()[:45]):
+        path.write_bytes(data)
+        with refused("rig", path):
+            read_depth(path, "rig")
+
+
+def box(name: Path, transparent: bool) -> str:
+    """Save a red box on white or on transparency."""
+    pixels = np.full((12, 20, 4), 255, np.uint8)
+    pixels[3:9, 5:16, :3] = (200, 30, 30)
+    pixels[..., 3] = 255 * (pixels[..., 1] < 100)
+    Image.fromarray(pixels if transparent else pixels[..., :3]).save(name)
+    return str(name)
+
+
+def test_read_foreground_is_equal_for_transparent_and_white_background(tmp_path: Path) -> None:
+    cut, plain = (read_foreground(box(tmp_path / f"{k}.png", bool(k))) for k in (1, 0))
+    np.testing.assert_array_equal(cut, plain)
+    assert cut.shape == (12, 20, 4) and cut[..., 3].sum() == 6 * 11
+
+
+@pytest.mark.parametrize(
+    ("pixels", "values"),
+    [
+        (np.full((8, 8, 3), 255, np.uint8), []),
+        (np.zeros((8, 8, 4), np.uint8), []),
+        (np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8), ["PNG"]),
+    ],
+    ids=["white", "transparent", "noise"],
+)
+def test_read_foreground_refuses_image(tmp_path: Path, pixels: np.ndarray, values: list[str]) -> None:
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    with refused("image", tmp_path / "a.png", *values):
+        read_foreground(str(tmp_path / "a.png"))

@@ -9,15 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from threedgen.geometry.poses import (
-    look_at,
-    opengl_to_blender,
-    orbit_array,
-    orbit_c2w,
-    square_pixels,
-    world_to_camera,
-    wrap_angle,
-)
+from threedgen.geometry.poses import look_at, orbit_array, orbit_c2w, world_to_camera, wrap_angle
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
 ELEVATIONS = st.floats(-pi / 2, pi / 2)
@@ -103,17 +95,3 @@ def test_world_to_camera_inverts_poses():
     position, centre = (torch.randn(8, 3, generator=g) for _ in range(2))
     c2w = look_at(position, centre, torch.randn(8, 3, generator=g))
     torch.testing.assert_close(world_to_camera(c2w) @ c2w, torch.eye(4).expand(8, 4, 4), atol=1e-5, rtol=0)
-
-
-def test_opengl_to_blender_converts_position_and_axes() -> None:
-    pose = torch.eye(4)[None].repeat(2, 1, 1)
-    pose[:, :3, 3] = torch.tensor([[1.0, 2.0, 3.0], [-4.0, 5.0, 6.0]])
-    converted = opengl_to_blender(pose)
-    assert converted[:, :3, 3].tolist() == [[1, -3, 2], [-4, -6, 5]]
-    assert converted[0, :3, :3].tolist() == [[1, 0, 0], [0, 0, -1], [0, 1, 0]]
-    assert converted[:, 3].tolist() == [[0, 0, 0, 1]] * 2
-
-
-def test_square_pixels_have_centred_principal_point() -> None:
-    K = square_pixels(torch.tensor([5.0, 7.0]), 8, 12)
-    assert K[1].tolist() == [[7, 0, 6], [0, 7, 4], [0, 0, 1]] and K.shape == (2, 3, 3)

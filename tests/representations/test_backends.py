@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.errors import refused
-from tests.support.interpreted import interprets_triton
 from threedgen import cli, config
 from threedgen.config import optional as extras
 from threedgen.representations import backends
 from threedgen.representations.backends import choose
-from threedgen.representations.hashgrid import torch_twin
+from threedgen.representations.hashgrid import encoding, torch_twin
 from threedgen.representations.hashgrid.encoding import HashGrid, position_gradient
 from threedgen.representations.hashgrid.torch_twin import grid_levels
 from threedgen.representations.march import backend
@@ -48,15 +47,24 @@ def test_choose_auto_prefers_fast_supported_backends(monkeypatch: pytest.MonkeyP
     assert (choose("auto", CPU), choose("auto", GPU)) == ("numba", "triton")
     assert choose("auto", GPU, torch.float64) == choose("auto", CPU, torch.bfloat16) == "torch"
     assert choose("auto", torch.device("mps")) == "torch"
-    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     assert choose("auto", GPU) == "triton"
-    assert [choose(name, GPU, varying=("triton",)) for name in ("auto", "triton")] == ["torch", "triton"]
-    monkeypatch.setattr(torch, "is_deterministic_algorithms_warn_only_enabled", lambda: True)
-    assert choose("auto", GPU, varying=("triton",)) == "triton"
     install_only(monkeypatch)
     assert choose("auto", GPU) == "torch"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     assert choose("auto", CPU) == "numba"
+
+
+def test_hash_grid_avoids_triton_for_deterministic_algorithms(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[str] = []
+    monkeypatch.setattr(encoding, "load", lambda modules, name, device, dtype: loaded.append(name) or torch_twin)
+    grid = HashGrid(HashGridConfig(n_levels=2, log2_hashmap_size=6))
+    del grid._parameters["table"]
+    grid.table = SimpleNamespace(is_cuda=True, device=GPU, dtype=torch.float32)  # type: ignore[assignment]
+    for deterministic, warn in ((False, False), (True, False), (True, True)):
+        monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda value=deterministic: value)
+        monkeypatch.setattr(torch, "is_deterministic_algorithms_warn_only_enabled", lambda value=warn: value)
+        grid.backend()
+    assert loaded == ["auto", "torch", "auto"]
 
 
 @pytest.mark.parametrize("name", ["triton", "tinycudann", "nerfacc"])
@@ -113,12 +121,6 @@ def test_run_refuses_nerfacc_without_kernels_before_loading_weights(monkeypatch:
     install_only(monkeypatch, "nerfacc")
     with refused("march.backend", "nerfacc", "kernels", "auto", "torch"):
         run("nerfacc")
-
-
-@interprets_triton
-def test_hash_grid_uses_configured_triton() -> None:
-    grid = HashGrid(HashGridConfig(n_levels=2, log2_hashmap_size=6, backend="triton"))
-    assert grid.backend().kernels.__name__.endswith("triton_kernels")
 
 
 # --- tiny-cuda-nn ---

@@ -1,35 +1,45 @@
 """Regularisation losses: hand-computed values, ranges and gradients."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.functional import normalize
+from torch.overrides import TorchFunctionMode
 
-from threedgen.representations import losses
+from tests.support.errors import refused
+from threedgen.representations import backends, losses
+from threedgen.representations.base import Render
+from threedgen.representations.march import Samples, pack, torch_twin
 
 
-def test_orientation_penalises_normals_facing_away():
+def rendered(opacity: Any, **channels: Any) -> Render:
+    """Return a render of R rays with the given opacities (R,) and further attributes."""
+    opacity = torch.as_tensor(opacity, dtype=torch.float32).reshape(-1, 1)
+    black = torch.zeros(len(opacity), 3)
+    return Render(black, black, black, opacity, **({"depth": opacity, "z_variance": opacity} | channels))
+
+
+def test_orientation_penalises_normals_facing_away() -> None:
     weights = torch.tensor([0.5, 0.25, 1.0], requires_grad=True)
     normals = torch.tensor([[1.0, 0, 0], [0.6, 0.8, 0], [-1.0, 0, 0]], requires_grad=True)
-    directions = torch.tensor([[1.0, 0, 0]] * 3)
-    opacity = torch.tensor([[0.75], [1.0], [0.0]])
-    loss = losses.orientation(losses.orientation_terms(weights, normals, directions), opacity)
+    terms = losses.orientation_terms(weights, normals, torch.tensor([[1.0, 0, 0]] * 3))
+    loss = losses.orientation(rendered([0.75, 1.0, 0.0], orientation=terms[:, None]))
     assert loss.item() == pytest.approx((0.5 * 1 + 0.25 * 0.36) / 2)
     loss.backward()
     assert weights.grad is None, "the loss must rotate normals, not remove density"
     assert normals.grad is not None and float(normals.grad[0, 0]) > 0 and float(normals.grad[2].abs().sum()) == 0
-    empty = losses.orientation_terms(torch.zeros(0), torch.zeros(0, 3), torch.zeros(0, 3))
-    assert float(losses.orientation(empty, torch.zeros(4, 1))) == 0
+    assert float(losses.orientation(rendered([0.0] * 4, orientation=torch.zeros(4, 1)))) == 0
+    with refused(None, "normals", kind=ValueError):
+        losses.orientation(rendered([1.0]))
 
 
-@pytest.mark.parametrize(("opacity", "expected"), [(0.0, 0.1), (1.0, math.sqrt(1.01))])
-def test_sparsity_of_constant_opacity(opacity, expected):
-    assert float(losses.sparsity(torch.full((5, 1), opacity))) == pytest.approx(expected)
-
-
-def test_opaque_is_largest_at_one_half_and_finite_at_the_ends():
-    values = [float(losses.opaque(torch.full((3, 1), o))) for o in (0.0, 0.2, 0.5, 0.8, 1.0)]
+def test_opacity_losses() -> None:
+    """Sparsity grows with the opacity, the entropy is largest at one half and finite at the ends."""
+    assert [float(losses.sparsity(rendered([o] * 5))) for o in (0, 1)] == pytest.approx([0.1, math.sqrt(1.01)])
+    values = [float(losses.opaque(rendered([o] * 3))) for o in (0.0, 0.2, 0.5, 0.8, 1.0)]
     assert values[2] == max(values) == pytest.approx(math.log(2))
     assert values[1] == pytest.approx(values[3], rel=1e-5) and values[0] == pytest.approx(values[4], rel=1e-4)
     assert 0 < values[0] < 0.01
@@ -38,26 +48,31 @@ def test_opaque_is_largest_at_one_half_and_finite_at_the_ends():
 @pytest.mark.parametrize(
     ("opacity", "expected", "gradient"), [((0.6, 1, 0.4), 0.2, (0.5, 0.5, 0)), ((0, 0, 0), 0, (0, 0, 0))]
 )
-def test_z_variance_is_the_mean_over_solid_rays(opacity, expected, gradient):
+def test_z_variance_is_the_mean_over_solid_rays(opacity: Any, expected: float, gradient: Any) -> None:
     variance = torch.tensor([[0.1], [0.3], [9.0]], requires_grad=True)
-    loss = losses.z_variance(variance, torch.tensor(opacity)[:, None])
+    loss = losses.z_variance(rendered(opacity, z_variance=variance))
     assert loss.item() == pytest.approx(expected)
     loss.backward()
-    assert variance.grad[:, 0].tolist() == list(gradient)
+    assert variance.grad is not None and variance.grad[:, 0].tolist() == list(gradient)
 
 
-def test_distortion_equals_the_double_sum():
+def distortion(weights: Tensor, samples: Samples, span: float = 1.0) -> Tensor:
+    loss = losses.distortion(rendered(torch.ones(samples.n_rays), weights=weights, samples=samples), span)
+    assert loss is not None
+    return loss
+
+
+def test_distortion_equals_the_double_sum() -> None:
     """Compare values and gradients with explicit pairs, for three rays, the second without samples."""
-    generator = torch.Generator().manual_seed(0)
-    start, ray_index = torch.tensor([0, 4, 4]), torch.tensor([0, 0, 0, 0, 2, 2])
-    edges = torch.tensor([1.0, 1.2, 1.5, 1.6, 2.0, 0.5, 0.9])
-    t_start, t_end = torch.tensor([*edges[:4], 0.5, 1.3]), torch.tensor([*edges[1:5], 0.9, 1.4])
-    weights = torch.rand(6, generator=generator, requires_grad=True)
-    loss = losses.distortion(weights, t_start, t_end, ray_index, start, span=2.0)
+    edges = torch.tensor([1.0, 1.2, 1.5, 1.6, 2.0])
+    t_start, t_end = torch.tensor([*edges[:4], 0.5, 1.3]), torch.tensor([*edges[1:], 0.9, 1.4])
+    samples = pack(torch.tensor([0, 0, 0, 0, 2, 2]), t_start, t_end, 3)
+    weights = torch.rand(6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    loss = distortion(weights, samples, span=2.0)
     middle, total = (t_start + t_end) / 4, torch.zeros(())
     for i in range(6):
         for j in range(6):
-            if ray_index[i] == ray_index[j]:
+            if samples.ray_index[i] == samples.ray_index[j]:
                 total = total + weights[i] * weights[j] * (middle[i] - middle[j]).abs()
         total = total + weights[i] ** 2 * (t_end[i] - t_start[i]) / 2 / 3
     assert loss.item() == pytest.approx(total.item() / 3, rel=1e-5)
@@ -65,27 +80,67 @@ def test_distortion_equals_the_double_sum():
     assert torch.allclose(gradient, expected, atol=1e-6)
 
 
-def test_distortion_is_zero_without_samples_and_small_for_a_surface():
+def test_distortion_is_zero_without_samples_and_small_for_a_surface() -> None:
     empty = torch.zeros(0)
-    assert float(losses.distortion(empty, empty, empty, torch.zeros(0).long(), torch.zeros(2).long())) == 0
+    assert float(distortion(empty, pack(empty, empty, empty, 2))) == 0
     t = torch.linspace(0, 1, 11)
-    ray, first = torch.zeros(10).long(), torch.zeros(1).long()
-    spread, surface = torch.full((10,), 0.1), torch.eye(10)[4]
-    values = [float(losses.distortion(w, t[:-1], t[1:], ray, first)) for w in (spread, surface)]
-    assert values[0] > 5 * values[1] > 0
+    samples = pack(torch.zeros(10), t[:-1], t[1:], 1)
+    spread, surface = (float(distortion(w, samples)) for w in (torch.full((10,), 0.1), torch.eye(10)[4]))
+    assert spread > 5 * surface > 0
+    assert losses.distortion(rendered([1.0]), 1.0) is None
 
 
-def test_normal_smoothness_grows_with_bumps():
+def test_normal_smoothness_grows_with_bumps() -> None:
     points = normalize(torch.randn(4000, 3, generator=torch.Generator().manual_seed(0)), dim=-1)
     offsets = 0.02 * torch.randn(4000, 3, generator=torch.Generator().manual_seed(1))
 
-    def ball(x):
+    def ball(x: Tensor) -> Tensor:
         return normalize(x, dim=-1)
 
-    def bumpy(x):
+    def bumpy(x: Tensor) -> Tensor:
         return normalize(x + 0.1 * torch.sin(40 * x), dim=-1)
 
     plane = losses.normal_smoothness(lambda x: torch.eye(3)[2].expand(len(x), 3), points, offsets)
     smooth, rough = (losses.normal_smoothness(normal, points, offsets) for normal in (ball, bumpy))
     assert plane == 0 and smooth == pytest.approx(2 * 0.02**2, rel=0.1) and rough > 5 * smooth
     assert losses.normal_smoothness(ball, points[:0], offsets[:0]) == 0
+
+
+# --- cumulative sums where torch refuses its own (`trainer.deterministic=true` on CUDA)
+
+
+class RefuseCumsum(TorchFunctionMode):
+    """Raise for a floating-point cumsum, as CUDA does with deterministic algorithms."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.Tensor.cumsum and args[0].is_floating_point():
+            raise RuntimeError("cumsum_cuda_kernel does not have a deterministic implementation")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shape", [(0,), (1,), (7,), (3, 9)])
+def test_sum_of_shifts_equals_cumsum(shape: tuple[int, ...]) -> None:
+    values = torch.rand(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    for dim in range(len(shape)):
+        weights = torch.rand(shape, dtype=torch.float64)
+        results = [function(values, dim) for function in (backends.sum_of_shifts, torch.cumsum)]
+        torch.testing.assert_close(*results)
+        torch.testing.assert_close(*(torch.autograd.grad((r * weights).sum(), values)[0] for r in results))
+
+
+def test_twin_and_distortion_need_no_cumsum(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(0)
+    index = torch.arange(20).repeat_interleave(torch.randint(1, 9, (20,), generator=rng))
+    t = torch.rand(len(index), generator=rng)
+    samples = pack(index, t, t + 0.1, 20)
+    sigma = torch.rand(len(index), generator=rng)
+
+    def results() -> list[Tensor]:
+        result = torch_twin.composite(sigma, sigma[:, None], samples)
+        return [*result, distortion(result.weights, samples)]
+
+    expected = results()
+    for module in (torch_twin, losses):
+        monkeypatch.setattr(module, "cumsum", backends.sum_of_shifts)
+    with RefuseCumsum():
+        torch.testing.assert_close(results(), expected)

@@ -1,7 +1,6 @@
 """Marching and compositing: kernels against the torch back end, against nerfacc, and against geometry."""
 
 import math
-from types import ModuleType
 
 import nerfacc
 import numba
@@ -14,16 +13,7 @@ from torch.nn.functional import normalize
 
 from tests.support.interpreted import BACKENDS, KERNELS, interprets_triton
 from tests.support.nerfacc_stand_in import nerfacc_on_a_cpu  # noqa: F401
-from threedgen.representations.march import (
-    composite,
-    depth_variance,
-    march,
-    numba_kernels,
-    pack,
-    step_size,
-    torch_twin,
-    visible,
-)
+from threedgen.representations.march import composite, march, pack, step_size, visible
 from threedgen.representations.options import MarchConfig
 
 pytestmark = pytest.mark.usefixtures("nerfacc_on_a_cpu")
@@ -93,14 +83,6 @@ def test_march_skips_the_same_cells_as_torch(kernels, seed, distance, samples, s
     assert torch.equal(first.ray_index, second.ray_index) and torch.equal(first.t_start, second.t_start)
 
 
-@pytest.mark.parametrize("bound", ["box", "sphere"])
-def test_march_with_a_full_grid_equals_no_grid(bound):
-    origins, directions = rays(200, seed=5)
-    options = MarchConfig(samples=40, bound=bound)
-    full, none = (march(origins, directions, options, grid) for grid in (torch.ones(8, 8, 8, dtype=torch.bool), None))
-    assert torch.equal(full.t_start, none.t_start) and torch.equal(full.count, none.count)
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_march_gives_no_samples_in_empty_grids_and_for_misses(name):
     options = MarchConfig(samples=40, backend=name)
@@ -114,13 +96,12 @@ def test_march_gives_no_samples_in_empty_grids_and_for_misses(name):
     assert march(torch.empty(0, 3), torch.empty(0, 3), options).n_rays == 0
 
 
-@pytest.mark.parametrize("kernels", [torch_twin, numba_kernels])
-def test_positions_are_the_interval_midpoints(kernels: ModuleType) -> None:
+def test_positions_are_the_interval_midpoints() -> None:
     origins, directions = rays(20, seed=7)
     samples = march(origins, directions, MarchConfig(samples=16))
     index = samples.ray_index
     expected = origins[index] + (samples.t_start + samples.t_end)[:, None] / 2 * directions[index]
-    torch.testing.assert_close(kernels.positions(samples, origins, directions), expected)
+    torch.testing.assert_close(samples.positions(origins, directions), expected)
 
 
 def test_step_size_divides_the_longest_chord() -> None:
@@ -180,17 +161,6 @@ def test_composite_and_gradients_equal_torch(counts, kernels):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("kernels", OTHERS)
-@pytest.mark.parametrize("output", range(4))
-def test_gradient_of_each_composite_output_equals_torch(output, kernels):
-    samples, sigma, values = packed([7, 2, 9], seed=21)
-    grads = []
-    for name in (kernels, "torch"):
-        s = sigma.clone().requires_grad_()
-        grads.append(torch.autograd.grad(composite(s, values, samples, name)[output].square().sum(), s)[0])
-    torch.testing.assert_close(grads[0], grads[1], rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.parametrize("name", BACKENDS)
 def test_composite_equals_nerfacc(name):
     n_rays, n = 6, 20
@@ -228,18 +198,6 @@ def test_depth_of_a_solid_ball(name):
     out = composite(sigma, torch.ones(len(samples), 1), samples, name)
     torch.testing.assert_close(out.opacity, torch.ones(64, 1))
     torch.testing.assert_close(out.depth, torch.full((64, 1), 2.0), rtol=0, atol=2 * math.sqrt(3) / 400)
-    assert (depth_variance(out, samples) < 1e-4).all()
-
-
-def test_depth_variance_equals_its_definition():
-    samples, sigma, values = packed([30, 4], seed=51)
-    out = composite(sigma * 0.1, values, samples)
-    for ray in range(2):
-        own = samples.ray_index == ray
-        w, t = out.weights[own].double(), samples.t_mid[own].double()
-        assert float(depth_variance(out, samples)[ray]) == pytest.approx(
-            float((w * (t - (w * t).sum()) ** 2).sum()), rel=1e-3
-        )
 
 
 def test_select_keeps_samples_packed():

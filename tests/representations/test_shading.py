@@ -6,9 +6,8 @@ from collections import Counter
 import pytest
 import torch
 
-from tests.support.errors import refused
 from threedgen.representations.options import DiffuseMaterialConfig
-from threedgen.representations.shading import DiffuseMaterial, NoMaterial, Shading, shade
+from threedgen.representations.shading import DiffuseMaterial, Material, Shading
 
 UP = torch.tensor([[0.0, 0.0, 1.0]])
 
@@ -24,23 +23,19 @@ def sample(step: int, n: int = 400, **options) -> list[Shading]:
 def test_shade_follows_lambert_plus_ambient(angle, ambient, expected):
     a = math.radians(angle)
     light = 3 * torch.tensor([math.sin(a), 0.0, math.cos(a)])
-    colour = shade(UP, UP, torch.zeros(1, 3), light, Shading("textureless", ambient, 1 - ambient))
+    colour = DiffuseMaterial()(UP, UP, torch.zeros(1, 3), light, Shading("textureless", ambient, 1 - ambient))
     assert colour[0].tolist() == pytest.approx([expected] * 3, abs=1e-6)
 
 
 def test_materials_apply_albedo_per_mode():
     features, light, at = torch.tensor([[0.0, 2.0, -2.0]]), torch.tensor([[0.0, 0.0, 5.0]]), torch.zeros(1, 3)
-    colour = torch.sigmoid(features)
-    torch.testing.assert_close(
-        shade(features, UP, at, light, Shading("textureless", 0.1, 0.6)), torch.full((1, 3), 0.7)
-    )
-    torch.testing.assert_close(shade(features, UP, at, light, Shading("diffuse", 0.1, 0.6)), colour * 0.7)
-    material = DiffuseMaterial()
+    colour, material = torch.sigmoid(features), DiffuseMaterial()
+    textureless, diffuse = (Shading(mode, 0.1, 0.6) for mode in ("textureless", "diffuse"))
+    torch.testing.assert_close(material(features, UP, at, light, textureless), torch.full((1, 3), 0.7))
+    torch.testing.assert_close(material(features, UP, at, light, diffuse), colour * 0.7)
     torch.testing.assert_close(material(features), colour)
-    torch.testing.assert_close(NoMaterial()(features, UP, at, light, Shading("diffuse", 0.2, 0.8)), colour)
-    assert not NoMaterial().sample_shading(10**6, True).lit
-    with refused(None, "normals", kind=ValueError):
-        DiffuseMaterial()(torch.zeros(1, 3), shading=Shading("diffuse", 0.5, 0.5))
+    torch.testing.assert_close(Material()(features, UP, at, light, diffuse), colour)
+    assert not Material().sample_shading(10**6, True).lit
 
 
 def test_sample_shading_is_unlit_first_then_follows_probabilities():

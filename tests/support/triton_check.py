@@ -12,7 +12,7 @@ import torch
 
 from threedgen.representations.hashgrid import torch_twin as grid_twin
 from threedgen.representations.hashgrid import triton_kernels as grid
-from threedgen.representations.hashgrid.autograd import Differentiable
+from threedgen.representations.hashgrid.encoding import encode
 from threedgen.representations.march import march, pack, torch_twin, triton_kernels
 from threedgen.representations.options import MarchConfig
 
@@ -23,22 +23,20 @@ def compile_all(capability: int) -> None:
     from triton.backends.compiler import GPUTarget
 
     f, i, big = "*fp32", "*i32", "*i64"
-    shape = {"F": 2, "PAIRS": 2, "BLOCK": grid.BLOCK}
-    wide = {"C": 6, "WIDE": 8, "BLOCK": triton_kernels.BLOCK}
-    rays = [big, big]
-    marched, cells = [f] * 5 + ["*u8", i, "fp32", "fp32"], {"SIZE": 32, "BLOCK": triton_kernels.BLOCK}
+    shape, wide, cells = {"F": 2, "PAIRS": 2}, {"C": 6, "WIDE": 8}, {"SIZE": 32}
+    rays, marched = [big, big], [f] * 3 + ["*u8", i, "fp32", "fp32"]
     cases = [
         (grid._encode, [f, f, f, f, f, i, "i32"], shape | {"ALONG": False}),
         (grid._encode, [f, f, f, f, f, i, "i32"], shape | {"ALONG": True}),
         (grid._scatter, [f, f, f, f, f, i, "i32"], shape | {"ALONG": False}),
-        (grid._scatter, [f, f, f, f, f, i, "i32"], {"F": 3, "PAIRS": 4, "BLOCK": grid.BLOCK, "ALONG": True}),
+        (grid._scatter, [f, f, f, f, f, i, "i32"], {"F": 3, "PAIRS": 4, "ALONG": True}),
         (grid._position_gradient, [f, f, f, f, f, i, "i32", "i32"], shape),
         (triton_kernels._count, [*marched, big], cells),
         (triton_kernels._fill, [*marched, big, big, f, f], cells),
-        (triton_kernels._fill, [*marched, big, big, f, f], cells | {"SIZE": 0}),
-        (triton_kernels._forward, [f] * 4 + rays + [f] * 5, wide),
-        (triton_kernels._backward, [f] * 8 + rays + [f] * 4, wide | {"WEIGHTS": True, "VALUES": True}),
-        (triton_kernels._visible, [f] * 3 + rays + ["fp32", "fp32", "*u8"], {"BLOCK": triton_kernels.BLOCK}),
+        (triton_kernels._fill, [*marched, big, big, f, f], {"SIZE": 0}),
+        (triton_kernels._forward, [f] * 4 + rays + [f] * 3, wide),
+        (triton_kernels._backward, [f] * 6 + rays + [f] * 4, wide),
+        (triton_kernels._visible, [f] * 3 + rays + ["fp32", "fp32", "*u8"], {}),
     ]
     for kernel, types, constants in cases:
         given = iter(types)
@@ -65,9 +63,9 @@ def compare(device: str, points: int = 5000) -> None:
     x, table = torch.rand(points, 3, generator=rng).to(device), draw(levels.entries, 2)
     grad, to_x, to_table = draw(points, 32), draw(points, 3), draw(levels.entries, 2)
     results = []
-    for backend in (Differentiable(grid), grid_twin):
+    for module in (grid, grid_twin):
         leaves = [t.clone().requires_grad_() for t in (x, table, grad)]
-        features = backend.encode(*leaves[:2], levels)
+        features = encode(*leaves[:2], levels, module)
         first = torch.autograd.grad(features, leaves[:2], leaves[2], create_graph=True)
         loss = (first[0] * to_x).sum() + (first[1] * to_table).sum()
         results.append([features, *first, *torch.autograd.grad(loss, leaves[1:])])

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from tests.support.parity_files import tensors
 from threedgen.representations import losses
-from threedgen.representations.field.ngp import BLOBS, NGP
+from threedgen.representations.field.ngp import NGP
 from threedgen.representations.options import MarchConfig, NGPConfig
-from threedgen.representations.shading import DiffuseMaterial, NoMaterial, Shading
+from threedgen.representations.shading import DiffuseMaterial, Material, Shading
 from threedgen.representations.volume.render import Render, render
 
 NORMALS = {"finite_difference_laplacian": "central", "finite_difference": "forward"}
@@ -34,7 +34,9 @@ class Recorded:
 
     def field(self) -> NGP:
         """With the recorded weights. The reference's one-sided difference points into the object: so do its normals."""
-        blob, bias = (self.meta["bias"], 0.0) if self.meta["bias"] in BLOBS else ("none", float(self.meta["bias"]))
+        blob, bias = (
+            (self.meta["bias"], 0.0) if self.meta["bias"].startswith("blob") else ("none", float(self.meta["bias"]))
+        )
         options = NGPConfig(
             radius=self["radius"].item(),
             encoding={"name": "frequency", "n_octaves": ast.literal_eval(self.meta["enc"])["n_frequencies"]},
@@ -63,7 +65,7 @@ class Recorded:
         return render(
             field,
             lambda directions, **_: self.per_ray("bg_color"),
-            NoMaterial() if self.meta["material"] == "none" else DiffuseMaterial(),
+            Material() if self.meta["material"] == "none" else DiffuseMaterial(),
             None,
             MarchConfig(sampler="stratified", samples=self["n_samples"].item(), radius=self["radius"].item()),
             self.per_ray("rays_o"),
@@ -75,8 +77,8 @@ class Recorded:
 
     def loss(self, seen: Render) -> Tensor:
         """What the recorded gradients are of."""
-        total = seen.rgb.square().sum() + losses.sparsity(seen.opacity) + losses.opaque(seen.opacity)
-        total = total + losses.z_variance(seen.z_variance, seen.opacity)
+        total = seen.rgb.square().sum() + losses.sparsity(seen) + losses.opaque(seen)
+        total = total + losses.z_variance(seen)
         if seen.normals is not None:
-            total = total + losses.orientation(seen.orientation, seen.opacity)
+            total = total + losses.orientation(seen)
         return total

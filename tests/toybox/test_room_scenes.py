@@ -8,10 +8,9 @@ import torch
 
 from threedgen.evaluation.metrics.overlap import depth_overlap, panorama_overlap
 from threedgen.geometry.images import psnr
-from threedgen.geometry.overlap import overlap_fractions
 from threedgen.geometry.panorama import intrinsics, ring, skybox_views
 from threedgen.geometry.raster import rasterise
-from threedgen.geometry.warp import to_opencv
+from threedgen.geometry.warp import overlap_fractions, to_opencv
 from threedgen.toybox.data.room_mesh import room_triangles
 from threedgen.toybox.data.room_scenes import RoomPanoramas, RoomWalks, render_images, room_paths
 from threedgen.toybox.options import RoomPanoramasConfig, RoomPathsConfig

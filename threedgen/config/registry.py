@@ -74,10 +74,10 @@ logger  csv          train.loop:csv_logger          config.sections:CSVLoggerCon
 logger  tensorboard  train.loop:tensorboard_logger  config.sections:TensorBoardConfig
 logger  wandb        train.loop:wandb_logger        config.sections:WandbConfig
 # losses of a render, Render -> scalar; the weight is the key of this name in the section `loss`
-regulariser  orientation  representations.regularisers:orientation  systems.generate.options:LossConfig
-regulariser  sparsity     representations.regularisers:sparsity     systems.generate.options:LossConfig
-regulariser  opaque       representations.regularisers:opaque       systems.generate.options:LossConfig
-regulariser  z_variance   representations.regularisers:z_variance   systems.generate.options:LossConfig
+regulariser  orientation  representations.losses:orientation        systems.generate.options:LossConfig
+regulariser  sparsity     representations.losses:sparsity           systems.generate.options:LossConfig
+regulariser  opaque       representations.losses:opaque             systems.generate.options:LossConfig
+regulariser  z_variance   representations.losses:z_variance         systems.generate.options:LossConfig
 # checks and rewriting of prompts for a prior with a closed vocabulary: threedgen.guidance.weights.tokens.PromptReader
 prompt-reader  toybox  toybox.prompts:ToyboxPrompts  config:Config
 prior  mvdream           guidance.priors.mvdream:build           guidance.options:MVDreamConfig
@@ -123,7 +123,7 @@ representation  sdf    representations.field.sdf:SDF     representations.options
 representation  dmtet  representations.mesh.dmtet:DMTet  representations.options:DMTetConfig
 encoding  hashgrid   representations.hashgrid.encoding:HashGrid   representations.options:HashGridConfig
 encoding  frequency  representations.hashgrid.encoding:Frequency  representations.options:FrequencyConfig
-material  none     representations.shading:NoMaterial       representations.options:NoMaterialConfig
+material  none     representations.shading:Material         representations.options:NoMaterialConfig
 material  diffuse  representations.shading:DiffuseMaterial  representations.options:DiffuseMaterialConfig
 background  solid   representations.field.background:SolidBackground   representations.options:SolidBackgroundConfig
 background  neural  representations.field.background:NeuralBackground  representations.options:NeuralBackgroundConfig

@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image
 
 from threedgen.config.errors import ConfigError, short
-from threedgen.geometry.foreground import WORKING_SIZE, foreground_mask
-from threedgen.geometry.picture_file import SUFFIXES, load_image
+from threedgen.geometry.picture_file import SUFFIXES, WORKING_SIZE, foreground_mask, load_image
 from threedgen.run.arrays import Array
 
 logger = logging.getLogger(__name__)

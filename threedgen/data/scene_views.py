@@ -1,7 +1,7 @@
 """Captioned views of scenes for MVDiffusion: views of panoramas, and views along camera paths (walks) with depth.
 
 A walk has numbered frames with poses, depth and captions. Key frames are a subset of the frames, chosen by the overlap
-of their images (`geometry.overlap`). An entry of n views has n consecutive key frames, or it is an interpolation: two
+of their images (`geometry.warp`). An entry of n views has n consecutive key frames, or it is an interpolation: two
 key frames as conditions, and n - 2 frames between them.
 """
 

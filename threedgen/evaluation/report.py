@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from threedgen.geometry.images import grid, pad_to_same_size, to_uint8, write_png
+from threedgen.geometry.images import grid, to_uint8, write_png
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic, write_json
 from threedgen.run.text import say
@@ -105,7 +105,7 @@ def write_report(
 def write_strips(path: Path, strips: Iterable[Array], labels: Sequence[str], columns: int = 1) -> None:
     """Write a contact sheet of labelled strips as PNG. A strip is images (V, H, W, 3) side by side."""
     if cells := [grid(strip, len(strip)) for strip in strips]:
-        write_png(path, grid(pad_to_same_size(cells), columns, labels))
+        write_png(path, grid(cells, columns, labels))
 
 
 def thumbnails(images: Array, max_size: int = SHEET_PIXELS) -> Array:

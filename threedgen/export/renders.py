@@ -13,7 +13,7 @@ from threedgen.geometry.poses import orbit_c2w
 from threedgen.representations.base import Render
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.options import MarchConfig
-from threedgen.representations.shading import NoMaterial
+from threedgen.representations.shading import Material
 from threedgen.representations.volume.render import render
 from threedgen.run.arrays import Array
 
@@ -54,7 +54,7 @@ def field_renderer(
 
     Volumes are ray-marched with `options` and the optional occupancy grid; rasterised fields render themselves.
     """
-    background, material = SolidBackground().to(device), NoMaterial()
+    background, material = SolidBackground().to(device), Material()
 
     @torch.no_grad()
     def render_views(cameras: Cameras) -> tuple[Array, Array]:

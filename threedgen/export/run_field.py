@@ -8,12 +8,12 @@ import torch
 
 from threedgen.config import ConfigError, load, registry
 from threedgen.config.command import command
-from threedgen.representations import shading
 from threedgen.representations.base import Representation
 from threedgen.representations.field.background import SolidBackground
 from threedgen.representations.march import step_size
 from threedgen.representations.options import MarchConfig
-from threedgen.representations.volume.occupancy import OccupancyGrid
+from threedgen.representations.shading import Material
+from threedgen.representations.volume.render import OccupancyGrid
 from threedgen.run import folder as runs
 from threedgen.run.disk import Tree
 from threedgen.run.seeding import generator
@@ -85,9 +85,9 @@ def field_view(
     cameras, in degrees. If the representation has no density, density and colours come from rendered depth images.
     """
     density: Field = field.density
-    colour: Field = lambda x: shading.albedo(field(x)[1][:, :3])  # noqa: E731
+    colour: Field = lambda x: torch.sigmoid(field(x)[1][:, :3])  # noqa: E731
     if type(field).density is Representation.density:
-        background, material = SolidBackground().to(device), shading.NoMaterial()
+        background, material = SolidBackground().to(device), Material()
         cameras = spiral_cameras(DEPTH_VIEWS, DEPTH_SIZE, march.radius).to(device)
         fusion = DepthFusion(lambda camera: field.render(camera, background, material), cameras, march.radius)
         density, colour = fusion.density, fusion.colour

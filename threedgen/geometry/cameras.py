@@ -1,7 +1,7 @@
-"""Cameras: poses, projections, rays and pixels. This file and ``poses.py`` define the coordinate systems.
+"""Cameras: poses, projections, rays and pixels. This file and `poses.py` define the coordinate systems.
 
 World: right-handed, z up. Azimuth 0 is +x and increases counter-clockwise, seen from above. The camera-to-world pose
-``c2w`` (4, 4) has OpenGL axes: x right, y up, the camera looks along -z. Pixel coordinates are (x right, y down); the
+`c2w` (4, 4) has OpenGL axes: x right, y up, the camera looks along -z. Pixel coordinates are (x right, y down); the
 centre of the first pixel is (0.5, 0.5). Angles are in radians (config options: degrees). A field of view is vertical.
 """
 
@@ -23,7 +23,7 @@ Index = slice | Sequence[int] | Tensor
 class Projection:
     """Projection of B cameras: K (B, 3, 3) with rows [fx, skew, cx], [0, fy, cy], [0, 0, 1].
 
-    For perspective cameras K holds the intrinsics in pixels. For orthographic cameras (``parallel``) fx and fy are
+    For perspective cameras K holds the intrinsics in pixels. For orthographic cameras (`parallel`) fx and fy are
     pixels per world unit. The principal point (cx, cy) is arbitrary, and pixels need not be square.
     """
 
@@ -77,11 +77,10 @@ class Cameras:
         return 2 * torch.atan(0.5 * self.height / self.K[:, 1, 1])
 
     def to(self, device: torch.device | str) -> Cameras:
-        """Return the cameras with their tensors on the given device."""
         return self._with(self.c2w.to(device), self.projection.K.to(device))
 
     def select(self, index: Index) -> Cameras:
-        """Return the cameras at ``index`` (slice, integers or bool mask), in that order."""
+        """Return the cameras at `index` (slice, integers or bool mask), in that order."""
         return self._with(self.c2w[index], self.projection.K[index])
 
     def with_size(self, height: int, width: int) -> Cameras:
@@ -115,8 +114,32 @@ class Cameras:
         plane = plane if self.projection.parallel else plane / depth[..., None]
         return plane_to_pixels(plane, self.projection.K), depth
 
-    def unproject(self, depth: Tensor) -> Tensor:
-        """Return world points (B, H, W, 3) of the pixel centres, for ``depth`` (B, H, W) along the viewing axis."""
-        origins, directions = self.rays()
-        along = -(directions * self.c2w[:, None, None, :3, 2]).sum(-1)
-        return origins + directions * (depth / along)[..., None]
+
+# --- six-channel maps of cameras and surfaces, which condition a network: two triples of channels in world coordinates
+
+
+def view_rays(c2w: Tensor) -> Tensor:
+    """Return viewing directions and unit positions (B, 6) of c2w poses (B, 4, 4), equal for all pixels."""
+    return torch.cat([-normalize(c2w[:, :3, 2], dim=-1), normalize(c2w[:, :3, 3], dim=-1)], dim=1)
+
+
+def plucker_rays(cameras: Cameras) -> Tensor:
+    """Return Pluecker coordinates (B, 6, H, W) of the pixel rays: unit directions d, then moments o x d."""
+    origins, directions = cameras.rays()
+    moments = torch.linalg.cross(origins, directions, dim=-1)
+    return torch.cat([directions, moments], dim=-1).permute(0, 3, 1, 2)
+
+
+def ray_control(rays: Tensor) -> Tensor:
+    """Map rays (B, 6, ...) from [-1, 1] to the network's input range [0, 1], clamped."""
+    return ((rays + 1.0) / 2.0).clamp(0, 1)
+
+
+def geometry_control(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
+    """Return position maps (channels 0-2) and normal maps (channels 3-5), (B, 6, H, W) in [0, 1], clamped.
+
+    Surface points in [-0.5, 0.5] and unit normals are (B, H, W, 3), the foreground `mask` is (B, H, W). Pixels outside
+    it get 0.5.
+    """
+    maps = torch.cat([points + 0.5, (normals + 1) / 2], dim=-1).clamp(0, 1)
+    return torch.where(mask.bool()[..., None], maps, 0.5).permute(0, 3, 1, 2)

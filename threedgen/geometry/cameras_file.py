@@ -9,13 +9,13 @@ the file may have fov, the vertical field of view in degrees. Optional: files, i
 prompts, image captions.
 """
 
-from dataclasses import dataclass
 from math import radians
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
+from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor
 
 from threedgen.config.errors import ConfigError
@@ -29,11 +29,21 @@ CAMERAS_FILE = "cameras.json"
 MAX_CAMERAS = 100_000
 
 
-@dataclass(frozen=True)
-class CamerasFile:
+class CamerasFile(NamedTuple):
     """Content of a cameras file: N cameras and, if the file has them, N image paths and N prompts."""
 
     cameras: Cameras
+    files: tuple[str, ...] | None = None
+    prompts: tuple[str, ...] | None = None
+
+
+class _Content(BaseModel):
+    c2w: Any
+    axes: Literal["opengl", "opencv"]
+    K: Any = None
+    fov: float | None = Field(None, gt=0, lt=180)
+    height: int | None = Field(None, gt=0, strict=True)
+    width: int | None = Field(None, gt=0, strict=True)
     files: tuple[str, ...] | None = None
     prompts: tuple[str, ...] | None = None
 
@@ -48,7 +58,7 @@ def write_cameras(path: Path, cameras: Cameras, files: list[str], prompts: list[
 def read_cameras(
     path: Path, key: str, poses: Poses = "c2w", size: tuple[int, int] | None = None, fov: float | None = None
 ) -> CamerasFile:
-    """Read a file of two or more cameras. Raises ConfigError with the config ``key``.
+    """Read a file of two or more cameras. Raises ConfigError with the config `key`.
 
     Args:
         poses: whether the matrices in the file are camera-to-world ("c2w") or world-to-camera ("w2c").
@@ -57,38 +67,44 @@ def read_cameras(
     """
     text = read_text(path, key)
     try:
-        return _parse(parse_json(text), poses, size, fov)
+        return _convert(_Content.model_validate(parse_json(text)), poses, size, fov)
+    except ValidationError as error:
+        first = error.errors()[0]
+        problem = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
     except ValueError as error:
-        raise ConfigError(f"{path} is not a cameras file: {error}", key) from None
+        problem = str(error)
+    raise ConfigError(f"{path} is not a cameras file: {problem}", key)
 
 
-def _parse(tree: Any, poses: Poses, size: tuple[int, int] | None, fov: float | None) -> CamerasFile:
-    """Convert parsed JSON. This function and the functions below raise ValueError for invalid content."""
-    if not isinstance(tree, dict) or "c2w" not in tree:
-        raise ValueError("c2w is missing. Add a list of 4 x 4 matrices.")
-    axes = tree.get("axes")
-    if axes not in ("opengl", "opencv"):
-        raise ValueError("axes is missing or unknown. Set opengl (y up, looking along -z) or opencv (y down, along z).")
-    c2w = _require_rigid(_matrices(tree["c2w"], 4, "c2w"))
+def _convert(file: _Content, poses: Poses, size: tuple[int, int] | None, fov: float | None) -> CamerasFile:
+    """Convert the content. Raises ValueError if it is invalid."""
+    c2w = _matrices(file.c2w, 4, "c2w")
+    _require_rigid(c2w)
     c2w = world_to_camera(c2w) if poses == "w2c" else c2w
-    height, width = _image_size(tree, size)
-    projection = _projection(tree, len(c2w), height, width, fov)
-    cameras = Cameras((opencv_axes(c2w) if axes == "opencv" else c2w).float(), projection, height, width)
-    return CamerasFile(cameras, _texts(tree, "files", len(c2w)), _texts(tree, "prompts", len(c2w)))
-
-
-def _image_size(tree: dict[str, Any], size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return height and width in pixels. ``size`` is used only if the file has no K, no height and no width."""
-    height, width = tree.get("height"), tree.get("width")
-    if size is not None and height is None is width and "K" not in tree:
-        return size
-    if not (isinstance(height, int) and isinstance(width, int) and height > 0 and width > 0):
-        raise ValueError("height or width is missing or invalid. Set both to the image size in pixels.")
-    return height, width
+    c2w = opencv_axes(c2w) if file.axes == "opencv" else c2w
+    height, width = file.height, file.width
+    if size is not None and height is None is width and file.K is None:
+        height, width = size
+    if height is None or width is None:
+        raise ValueError("height or width is missing. Set both to the image size in pixels.")
+    if file.K is not None:
+        K = _matrices(file.K, 3, "K", len(c2w))
+        if len(K) != len(c2w) or (K[:, [0, 1], [0, 1]] <= 0).any():
+            raise ValueError(f"K is invalid. Provide 1 or {len(c2w)} matrices with focal lengths above 0.")
+        projection = Projection(K.float())
+    else:
+        fov = fov if file.fov is None else file.fov
+        if fov is None:
+            raise ValueError("K or fov is missing. Set one of them.")
+        projection = Projection.perspective(torch.full((len(c2w),), radians(fov)), height, width)
+    for name, texts in (("files", file.files), ("prompts", file.prompts)):
+        if texts is not None and len(texts) != len(c2w):
+            raise ValueError(f"{name} is not a list of {len(c2w)} strings. Provide one string per camera.")
+    return CamerasFile(Cameras(c2w.float(), projection, height, width), file.files, file.prompts)
 
 
 def _matrices(value: Any, side: int, name: str, count: int | None = None) -> Tensor:
-    """Convert JSON to matrices (N, side, side), float64. With ``count``, one matrix is repeated ``count`` times."""
+    """Convert JSON to matrices (N, side, side), float64. With `count`, one matrix is repeated `count` times."""
     try:
         matrices = np.array(value, np.float64)
     except (TypeError, OverflowError, ValueError):
@@ -101,32 +117,10 @@ def _matrices(value: Any, side: int, name: str, count: int | None = None) -> Ten
     return torch.from_numpy(matrices)
 
 
-def _require_rigid(c2w: Tensor) -> Tensor:
+def _require_rigid(c2w: Tensor) -> None:
     R = c2w[:, :3, :3]
     deviation = (R @ R.mT - torch.eye(3, dtype=R.dtype)).abs().amax((1, 2))
     deviation = torch.maximum(deviation, (c2w[:, 3] - c2w.new_tensor([0, 0, 0, 1])).abs().amax(1))
     invalid = (deviation > 1e-2) | (torch.linalg.det(R) < 0)
     if invalid.any():
         raise ValueError(f"c2w[{int(invalid.int().argmax())}] is not rigid. Remove scale, shear and mirroring.")
-    return c2w
-
-
-def _projection(tree: dict[str, Any], count: int, height: int, width: int, fov: float | None) -> Projection:
-    if "K" not in tree:
-        fov = tree.get("fov", fov)
-        if not isinstance(fov, int | float) or not 0 < fov < 180:
-            raise ValueError("K or fov is missing, or fov is not between 0 and 180 degrees. Set one of them.")
-        return Projection.perspective(torch.full((count,), radians(fov)), height, width)
-    K = _matrices(tree["K"], 3, "K", count)
-    if len(K) != count or (K[:, [0, 1], [0, 1]] <= 0).any():
-        raise ValueError(f"K is invalid. Provide 1 or {count} matrices with focal lengths above 0.")
-    return Projection(K.float())
-
-
-def _texts(tree: dict[str, Any], name: str, count: int) -> tuple[str, ...] | None:
-    texts = tree.get(name)
-    if texts is None:
-        return None
-    if not isinstance(texts, list) or len(texts) != count or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"{name} is not a list of {count} strings. Provide one string per camera.")
-    return tuple(texts)

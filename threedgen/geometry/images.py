@@ -1,4 +1,4 @@
-"""Image output and conversion: PNG, contact sheets, MP4, sRGB, PSNR.
+"""Image output and conversion: PNG, depth, contact sheets, MP4, sRGB, PSNR.
 
 Images are arrays or tensors (H, W, 3) in sRGB, either floats in [0, 1] or uint8.
 """
@@ -19,6 +19,8 @@ SHEET_GAP = 2
 """Gap in pixels between the images of a contact sheet and at its border."""
 MAX_PSNR = 100.0
 """PSNR in dB that is returned for equal images."""
+MAX_DEPTH = 65.535
+"""Largest depth in metres that a 16-bit PNG in millimetres can store."""
 H264: dict[str, Any] = {
     "codec": "libx264",
     "pixelformat": "yuv420p",
@@ -52,7 +54,7 @@ def to_srgb(linear: Array) -> Array:
 
 
 def psnr(truth: Array, image: Array) -> float:
-    """Return the PSNR in dB, at most ``MAX_PSNR``, of two arrays of equal shape with values in [0, 1]."""
+    """Return the PSNR in dB, at most `MAX_PSNR`, of two arrays of equal shape with values in [0, 1]."""
     error = float(np.square(np.asarray(truth, np.float64) - image).mean())
     return min(MAX_PSNR, -10 * float(np.log10(max(error, 1e-30))))
 
@@ -60,9 +62,8 @@ def psnr(truth: Array, image: Array) -> float:
 def _rgb(image: Any) -> Array:
     """Convert an RGB or grey image to uint8 (H, W, 3)."""
     array = to_uint8(image)
-    if array.ndim == 2:
-        array = array[..., None]
-    if array.ndim != 3 or array.shape[-1] not in (1, 3) or 0 in array.shape:
+    array = array[..., None] if array.ndim == 2 else array
+    if array.ndim != 3 or array.shape[-1] not in (1, 3):
         raise ValueError(f"Unsupported image shape: {array.shape}. Use (H, W, 3), (H, W, 1) or (H, W).")
     return np.repeat(array, 3, axis=-1) if array.shape[-1] == 1 else array
 
@@ -75,6 +76,12 @@ def write_png(path: Path | str, image: Any) -> Path:
     return path
 
 
+def write_depth(path: Path, depth: Array) -> None:
+    """Write depth (H, W) in metres as a 16-bit PNG in millimetres. 0 and values above `MAX_DEPTH` are unknown."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, png(np.round(np.where(depth <= MAX_DEPTH, depth, 0) / 1e-3).astype(np.uint16)))
+
+
 def png(pixels: Array) -> bytes:
     """Encode uint8 or uint16 pixels (H, W), (H, W, 3) or (H, W, 4) as a PNG file."""
     encoded: bytes = iio.imwrite("<bytes>", pixels, extension=".png")
@@ -82,41 +89,29 @@ def png(pixels: Array) -> bytes:
 
 
 def enlarge_small(images: Any) -> Array:
-    """Enlarge images (N, H, W, 3) by an integer factor to a width of at least 128 pixels, as uint8.
-
-    Small images would have no space for labels.
-    """
+    """Enlarge images (N, H, W, 3) by an integer factor to a width of at least 128 pixels for labels, as uint8."""
     factor = -(-128 // np.shape(images)[-2])
     return to_uint8(images).repeat(factor, axis=-3).repeat(factor, axis=-2)
 
 
 def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Array:
-    """Arrange N images (H, W, 3) row by row on a contact sheet, uint8 (H', W', 3).
+    """Arrange N >= 1 images (H, W, 3) row by row on a white contact sheet, uint8 (H', W', 3).
 
-    Each of the N labels is printed below its image in at most three lines. Raises ValueError if there are no images or
-    if the number of labels differs.
+    Cells have the size of the largest image. Each of the N labels is printed below its image in at most three lines.
     """
     cells = [_rgb(image) for image in images]
-    if not cells or columns < 1:
-        raise ValueError(f"Contact sheet is empty: images={len(cells)}, columns={columns}. Both must be at least 1.")
-    if labels is not None:
-        strips = _label_strips(labels, cells[0].shape[1])
-        cells = [np.concatenate([cell, strip]) for cell, strip in zip(cells, strips, strict=True)]
-    height, width = cells[0].shape[:2]
+    height, width = max(cell.shape[0] for cell in cells), max(cell.shape[1] for cell in cells)
+    strips = None if labels is None else _label_strips(labels, width)
+    step_y, step_x = height + (0 if strips is None else len(strips[0])) + SHEET_GAP, width + SHEET_GAP
     columns = min(columns, len(cells))
-    rows, step_y, step_x = -(-len(cells) // columns), height + SHEET_GAP, width + SHEET_GAP
+    rows = -(-len(cells) // columns)
     sheet = np.full((rows * step_y + SHEET_GAP, columns * step_x + SHEET_GAP, 3), _PAPER, np.uint8)
     for n, cell in enumerate(cells):
         y, x = SHEET_GAP + n // columns * step_y, SHEET_GAP + n % columns * step_x
-        sheet[y : y + height, x : x + width] = cell
+        sheet[y : y + cell.shape[0], x : x + cell.shape[1]] = cell
+        if strips is not None:
+            sheet[y + height : y + step_y - SHEET_GAP, x : x + width] = strips[n]
     return sheet
-
-
-def pad_to_same_size(cells: Sequence[Array]) -> list[Array]:
-    """Pad uint8 images (H, W, 3) with white at the bottom and at the right to the largest height and width."""
-    height, width = max(c.shape[0] for c in cells), max(c.shape[1] for c in cells)
-    padding = [((0, height - c.shape[0]), (0, width - c.shape[1]), (0, 0)) for c in cells]
-    return [np.pad(cell, pad, constant_values=_PAPER) for cell, pad in zip(cells, padding, strict=True)]
 
 
 def _label_strips(labels: Sequence[str], width: int) -> list[Array]:
@@ -132,7 +127,7 @@ def _label_strips(labels: Sequence[str], width: int) -> list[Array]:
 
 
 def _wrap(text: str, width: int, font: Any, max_lines: int = 3) -> list[str]:
-    """Break a label into 1 to ``max_lines`` lines that fit into ``width`` pixels. The rest is cut off."""
+    """Break a label into 1 to `max_lines` lines that fit into `width` pixels. The rest is cut off."""
     lines = [""]
     for word in "".join(c if c.isprintable() else " " for c in text[: max_lines * width]).split():
         longer = f"{lines[-1]} {word}".strip()
@@ -144,30 +139,25 @@ def _wrap(text: str, width: int, font: Any, max_lines: int = 3) -> list[str]:
 
 
 def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
-    """Encode frames (H, W, 3) of equal size as an H.264 video, one at a time. The file is written atomically.
+    """Encode one or more frames (H, W, 3) of equal size as an H.264 video, written atomically. Raises OSError.
 
-    Odd heights and widths are padded by repeating the last row or column. Raises OSError, and ValueError if there are
-    no frames or if their sizes differ.
+    Odd heights and widths are padded by repeating the last row or column.
     """
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary, shapes = temporary_path(path), list[tuple[int, ...]]()
+    temporary, count = temporary_path(path), 0
 
     def even_frames() -> Iterator[Array]:
+        nonlocal count
         for frame in map(_rgb, frames):
+            count += 1
             height, width, _ = frame.shape  # yuv420p stores one colour per 2 x 2 pixels
-            even = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-            shapes.append(even.shape)
-            if even.shape != shapes[0]:
-                raise ValueError(f"Frames differ in size: {even.shape} after {shapes[0]}. Use one size.")
-            yield even
+            yield np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
     try:
         stream: Any = even_frames()  # the plugin accepts iterators, but its annotations do not
         iio.imwrite(temporary, stream, plugin="FFMPEG", extension=".mp4", is_batch=True, fps=fps, **H264)
-        if not shapes:
-            raise ValueError("Video has no frames: frames=0. Provide at least one.")
-        _check_frame_count(temporary, len(shapes))
+        _check_frame_count(temporary, count)
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(f"{path} could not be written: {str(error).splitlines()[0]}") from error

@@ -15,15 +15,15 @@ MAX_BYTES = 1 << 30
 """Largest file size in bytes."""
 PLY_HEADER = 1 << 14
 """Number of bytes at the start of a PLY file in which its header is searched."""
-COMPRESSION_EXTENSIONS = {"KHR_draco_mesh_compression": "Draco", "EXT_meshopt_compression": "meshopt"}
+COMPRESSION = {"KHR_draco_mesh_compression": "Draco", "EXT_meshopt_compression": "meshopt"}
 """glTF extensions with compressed triangles, which trimesh cannot read, and the name of their method."""
 
 
 def read_submeshes(path: Path, convert: Callable[[Any, Array], T], key: str = "") -> list[T]:
-    """Read a mesh file and return ``convert(submesh, transform)`` for each of its submeshes that has faces.
+    """Read a mesh file and return `convert(submesh, transform)` for each of its submeshes that has faces.
 
-    ``convert`` takes a trimesh.Trimesh and its submesh-to-scene transform (4, 4). Raises ConfigError with the config
-    ``key`` and the file name, also for errors in ``convert``.
+    `convert` takes a trimesh.Trimesh and its submesh-to-scene transform (4, 4). Raises ConfigError with the config
+    `key` and the file name, also for errors in `convert`.
     """
     import trimesh
 
@@ -35,9 +35,14 @@ def read_submeshes(path: Path, convert: Callable[[Any, Array], T], key: str = ""
             submesh: Any = scene.geometry[name]
             if isinstance(submesh, trimesh.Trimesh) and len(submesh.faces):
                 submeshes.append(convert(submesh, transform))
+        return submeshes
+    except ConfigError as error:
+        reason = error.problem
+    except FileNotFoundError as error:
+        reason = f"{error.filename or error} is missing"
     except Exception as error:  # trimesh and its readers raise many types
-        raise ConfigError(f"{path} cannot be read as a mesh: {_reason(error, path)}", key) from None
-    return submeshes
+        reason = getattr(error, "strerror", None) or f"it is damaged, or not a {path.suffix[1:].upper()} file"
+    raise ConfigError(f"{path} cannot be read as a mesh: {reason}", key)
 
 
 def gltf_tree(data: bytes) -> Any:
@@ -56,19 +61,9 @@ def _check(path: Path) -> None:
         count = max((int(number) for number in re.findall(rb"element\s+\S+\s+(\d+)", data[:PLY_HEADER])), default=0)
     elif kind in (".glb", ".gltf"):
         tree = gltf_tree(data)
-        for name in tree.get("extensionsRequired", []):
-            if name in COMPRESSION_EXTENSIONS:
-                method = COMPRESSION_EXTENSIONS[name]
-                raise ConfigError(f"its triangles are compressed by {method}; save it without compression")
+        for method in (COMPRESSION[name] for name in tree.get("extensionsRequired", []) if name in COMPRESSION):
+            raise ConfigError(f"its triangles are compressed by {method}; save it without compression")
         if data[:4] == b"glTF":
             count = sum(max(0, accessor["count"]) for accessor in tree.get("accessors", []))
     if count > len(data):
         raise ConfigError(f"its header declares {count} values, but the file has {len(data)} bytes")
-
-
-def _reason(error: Exception, path: Path) -> str:
-    if isinstance(error, ConfigError):
-        return error.problem
-    if isinstance(error, FileNotFoundError):
-        return f"{error.filename or error} is missing"
-    return getattr(error, "strerror", None) or f"it is damaged, or not a {path.suffix[1:].upper()} file"

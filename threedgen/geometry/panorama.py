@@ -1,6 +1,6 @@
 """Perspective views of panoramas: cameras, and conversion from skyboxes and to and from equirectangular images.
 
-As in ``warp``, cameras have OpenCV axes (x right, y down, z forward), R is a camera-to-world rotation, and the first
+As in `warp`, cameras have OpenCV axes (x right, y down, z forward), R is a camera-to-world rotation, and the first
 pixel centre is (0, 0). Angles are in radians: yaw to the right, pitch upwards, as in MVDiffusion (arXiv 2307.01097).
 """
 
@@ -38,9 +38,9 @@ def ring(views: int = 8, first_yaw: float = 0.0) -> Tensor:
 
 
 def cameras(R: Tensor, fov: float, height: int, width: int, position: Sequence[float] = (0.0, 0.0, 0.0)) -> Cameras:
-    """Convert rotations R (V, 3, 3) to ``Cameras`` in the z-up world: yaw 0 looks along +x, yaw pi / 2 along -y.
+    """Convert rotations R (V, 3, 3) to `Cameras` in the z-up world: yaw 0 looks along +x, yaw pi / 2 along -y.
 
-    ``fov`` is the horizontal field of view in radians. ``position`` is the common camera position in world units.
+    `fov` is the horizontal field of view in radians. `position` is the common camera position in world units.
     """
     K = intrinsics(fov, height, width)
     K[:2, 2] += 0.5
@@ -52,10 +52,7 @@ def cameras(R: Tensor, fov: float, height: int, width: int, position: Sequence[f
 
 
 def skybox_views(faces: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> Tensor:
-    """Render views (V, 3, height, width) with K (3, 3) and R (V, 3, 3) from skybox images ``faces`` (6, 3, S, S).
-
-    The skybox images are ordered as in ``SKYBOX``.
-    """
+    """Render views (V, 3, height, width) with K (3, 3) and R (V, 3, 3) from the six images (6, 3, S, S) of a skybox."""
     size = faces.shape[-1]
     K_face, R_face = intrinsics(pi / 2, size, size), torch.stack([rotation(*angles) for angles in SKYBOX])
     return render_from_views(faces, K_face, R_face, K, R, height, width)
@@ -89,8 +86,8 @@ def render_from_views(
 def equirectangular_rays(height: int, width: int, ends: bool = False) -> Tensor:
     """Return the unit direction of each pixel, (H, W, 3) float64, of an equirectangular image; longitude 0 is +z.
 
-    The longitude goes from -180 to 180 degrees to the right, the latitude from 90 to -90 degrees downwards. These
-    limits are the borders of the outermost pixels or, with ``ends``, their centres.
+    Longitude -180 and 180, latitude 90 and -90 degrees are the borders of the outermost pixels or, with `ends`, their
+    centres.
     """
     steps = [torch.linspace(-1, 1, n) if ends else (torch.arange(n) + 0.5) / n * 2 - 1 for n in (height, width)]
     latitude, longitude = -steps[0].double()[:, None] * pi / 2, steps[1].double() * pi
@@ -105,7 +102,7 @@ def stitch(
 ) -> tuple[Tensor, Tensor]:
     """Blend views (V, C, h, w) with K (3, 3) and R (V, 3, 3) into an equirectangular image.
 
-    The weight of a view is 1 in its middle column and falls linearly to 0 at its left and right borders. ``reference``
+    The weight of a view is 1 in its middle column and falls linearly to 0 at its left and right borders. `reference`
     adds the half-pixel shifts of the tool by the MVDiffusion authors.
 
     Returns:
@@ -126,14 +123,9 @@ def stitch(
 
 
 def covered_rows(weights: Tensor) -> slice:
-    """Return the largest range of rows, symmetric about the horizon, in which all weights (H, W) are above 0.
-
-    Raises ValueError if the weights have a gap at the horizon.
-    """
+    """Return the largest range of rows, symmetric about the horizon, in which all weights (H, W) are above 0."""
     height, complete = len(weights), (weights > 0).all(1)
     complete &= complete.flip(0)
-    if not complete[height // 2]:
-        raise ValueError("Views leave a gap at the horizon. Use more views or a larger field of view.")
     top = height // 2 - int(complete[: height // 2].flip(0).long().cumprod(0).sum())
     return slice(top, height - top)
 
@@ -141,8 +133,8 @@ def covered_rows(weights: Tensor) -> slice:
 def equirectangular_views(image: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> Tensor:
     """Render views (V, C, height, width) with K (3, 3) and R (V, 3, 3) from an equirectangular image (C, h, w).
 
-    The image covers 360 degrees horizontally. Its vertical range follows from square pixels, with the horizon in the
-    middle. Directions above or below this range get the colours of the image border.
+    It covers 360 degrees, with square pixels and the horizon in the middle. Directions above or below the image get the
+    colours of its border.
     """
     rows, columns = image.shape[-2:]
     rays = F.pad(pixel_grid(height, width), (0, 1), value=1.0) @ (R.double() @ torch.linalg.inv(K.double())).mT[:, None]
@@ -154,6 +146,6 @@ def equirectangular_views(image: Tensor, K: Tensor, R: Tensor, height: int, widt
     return torch.cat([sample(padded, view[None], padding="border") for view in pixels])
 
 
-def ring_pairs(views: int) -> Sequence[tuple[int, int]]:
+def ring_pairs(views: int) -> list[tuple[int, int]]:
     """Return index pairs (i, i + 1) of adjacent views in a ring, including (last, 0). One view has no pairs."""
     return [(n, (n + 1) % views) for n in range(views)] if views > 1 else []

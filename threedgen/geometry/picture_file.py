@@ -1,15 +1,16 @@
-"""Safe reader for user images. It returns complete, upright images of limited size with 8 bits per channel."""
+"""Safe readers for user images: complete, upright, of limited size; the foreground of an object; depth images."""
 
 import io
 import warnings
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 from pillow_heif import register_heif_opener
 
-from threedgen.config.errors import ConfigError, short
+from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import ordinary
+from threedgen.run.arrays import Array
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
 """Allowed PIL formats. Some other formats (EPS) start external programs."""
@@ -17,13 +18,18 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", "
 """File name endings of user images."""
 MAX_PIXELS = 64_000_000
 """Largest number of pixels. A small file can declare any size (decompression bomb)."""
+WORKING_SIZE = 1024
+"""Larger images are reduced to this number of pixels on the longer side before the background is searched."""
+COLOUR_TOLERANCE, MIN_BORDER_FRACTION = 0.08, 0.95
+"""A background is uniform if this fraction of border pixels is within the tolerance of their median colour."""
+MIN_ISLAND_FRACTION = 1e-3
+"""Smallest size of a foreground region, as a fraction of the image. Smaller regions are removed as dust."""
+MIN_OPAQUE_ALPHA = 0.99
+"""Alpha above which a pixel counts as opaque."""
 
 
 def open_image(file: Path | bytes, name: str = "", key: str = "") -> Image.Image:
-    """Open an image from a path or bytes and read only its header. ``load_image`` also reads the pixels.
-
-    Raises ConfigError with ``name`` (default: the path) and the config ``key``.
-    """
+    """Open an image and read only its header. Raises ConfigError with `name` and the config `key`."""
     name = name or str(file)
     register_heif_opener()
     try:
@@ -33,15 +39,14 @@ def open_image(file: Path | bytes, name: str = "", key: str = "") -> Image.Image
     except Image.DecompressionBombError:
         raise ConfigError(f"{name} is too large. Use at most {MAX_PIXELS:,} pixels.", key) from None
     except FileNotFoundError:
-        raise ConfigError(f"there is no file {short(name)}", key) from None
-    except UnidentifiedImageError:
-        raise ConfigError(f"{name} cannot be read as an image. Save it as PNG or JPEG.", key) from None
+        raise ConfigError(f"there is no file {name}", key) from None
     except Exception as error:  # PIL raises many types for damaged headers
-        raise ConfigError(f"{name} cannot be read as an image ({_reason(error)})", key) from None
-    width, height = image.size
-    if width * height > MAX_PIXELS:
+        raise ConfigError(
+            f"{name} cannot be read as an image ({_reason(error)}). Save it as PNG or JPEG.", key
+        ) from None
+    if image.width * image.height > MAX_PIXELS:
         image.close()
-        raise ConfigError(f"{name} is too large: {width} x {height}. Use at most {MAX_PIXELS:,} pixels.", key)
+        raise ConfigError(f"{name} is too large. Use at most {MAX_PIXELS:,} pixels.", key)
     return image
 
 
@@ -58,7 +63,7 @@ def image_shape(path: Path) -> tuple[int, int]:
 def load_image(file: Path | bytes, name: str = "", key: str = "", max_side: int | None = None) -> Image.Image:
     """Load an image as RGB, or as RGBA if it has transparency. It is rotated upright according to its EXIF data.
 
-    A larger image is reduced to ``max_side`` pixels on the longer side. Raises ConfigError with ``name`` and ``key``.
+    A larger image is reduced to `max_side` pixels on the longer side. Raises ConfigError with `name` and `key`.
     """
     name = name or str(file)
     with open_image(file, name, key) as image, warnings.catch_warnings():
@@ -82,3 +87,60 @@ def load_image(file: Path | bytes, name: str = "", key: str = "", max_side: int 
 
 def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or type(error).__name__
+
+
+def read_depth(path: Path, key: str = "") -> Array:
+    """Read depth (H, W), float32 in metres, 0 = unknown, from a 16-bit PNG in millimetres. Raises ConfigError."""
+    with open_image(path, key=key) as image:
+        try:
+            image.load()
+        except Exception:  # PIL raises many types for damaged files
+            raise ConfigError(f"{path} is damaged or incomplete", key) from None
+        millimetres = np.asarray(image)
+    if millimetres.ndim != 2 or millimetres.dtype.itemsize < 2:
+        actual = f"{millimetres.dtype} {millimetres.shape}"
+        raise ConfigError(f"{path} is not a depth image: {actual}. Use a 16-bit one-channel PNG in millimetres.", key)
+    return millimetres.astype(np.float32) * np.float32(1e-3)
+
+
+# --- foreground by transparency or, in opaque images, by a uniform background at the image border
+
+
+def read_foreground(path: str) -> Array:
+    """Read an image and return RGBA (H, W, 4) float in [0, 1] with the foreground in alpha. Raises ConfigError."""
+    image = load_image(Path(path).expanduser(), key="image", max_side=WORKING_SIZE).convert("RGBA")
+    return extract_foreground(np.asarray(image, np.float32) / 255, path)
+
+
+def extract_foreground(pixels: Array, name: str) -> Array:
+    """Return RGBA (H, W, 4) in [0, 1] with the foreground in alpha, or unchanged if transparent. Raises ConfigError."""
+    if pixels[..., 3].min() > MIN_OPAQUE_ALPHA:
+        pixels = np.dstack([pixels[..., :3], foreground_mask(pixels[..., :3])]).astype(np.float32)
+        if pixels[..., 3].min() > MIN_OPAQUE_ALPHA:
+            raise ConfigError(
+                f"{name} has no transparent or uniform background. Save it as PNG with transparency, or use a photo "
+                "with a background of one colour.",
+                "image",
+            )
+    if not pixels[..., 3].any():
+        raise ConfigError(f"{name} shows only background. Use an image with an object.", "image")
+    return pixels
+
+
+def foreground_mask(rgb: Array) -> Array:
+    """Return a foreground mask (H, W) of 0 and 1 for an image (H, W, 3) in [0, 1]; 1 without a uniform background."""
+    from skimage.measure import label
+
+    edge = max(1, min(rgb.shape[:2]) // 50)
+    border = np.ones(rgb.shape[:2], bool)
+    border[edge:-edge, edge:-edge] = False
+    colour = np.median(rgb[border], axis=0)
+    similar = np.abs(rgb - colour).max(-1) < COLOUR_TOLERANCE
+    if similar[border].mean() < MIN_BORDER_FRACTION:
+        return np.ones(rgb.shape[:2])
+    regions = label(similar, connectivity=1)
+    background = np.isin(regions, np.setdiff1d(regions[border], [0]))
+    islands = label(~background, connectivity=1)
+    large = np.bincount(islands.ravel()) >= MIN_ISLAND_FRACTION * background.size
+    large[0] = False
+    return large[islands].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Camera matrices from positions and angles, and pixel rays. ``threedgen.geometry.cameras`` describes the axes."""
+"""Camera matrices from positions and angles, and pixel rays. `threedgen.geometry.cameras` describes the axes."""
 
 from math import pi
 from typing import Literal
@@ -57,7 +57,7 @@ def pixels_to_plane(pixels: Tensor, K: Tensor) -> Tensor:
 
 
 def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
-    """Apply K (..., 3, 3) to plane coordinates (..., N, 2). Return pixels; it is the inverse of ``pixels_to_plane``."""
+    """Apply K (..., 3, 3) to plane coordinates (..., N, 2). Return pixels; it is the inverse of `pixels_to_plane`."""
     x, y = plane.unbind(-1)
     x = x * K[..., 0, 0, None] + y * K[..., 0, 1, None] + K[..., 0, 2, None]
     return torch.stack([x, y * K[..., 1, 1, None] + K[..., 1, 2, None]], dim=-1)
@@ -66,14 +66,9 @@ def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
 def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Return perspective ray origins (..., 1, 1, 3) and unit directions (..., H, W, 3) of the pixel centres, float32.
 
-    The camera-to-world poses ``c2w`` (..., 4, 4) have OpenGL axes. The intrinsics ``K`` (..., 3, 3) are in pixels;
-    their leading axes broadcast. Raises ValueError if K is singular.
+    `c2w` (..., 4, 4) has OpenGL axes, `K` (..., 3, 3) is in pixels; their leading axes broadcast.
     """
     c2w, K = c2w.float(), K.float()
-    singular = K[..., 0, 0] * K[..., 1, 1] == 0
-    if singular.any():
-        index = int(singular.flatten().int().argmax())
-        raise ValueError(f"Intrinsics are singular: K[{index}] has a focal length of 0.")
     with torch.autocast(c2w.device.type, enabled=False):  # bfloat16 products would shift rays by pixels
         x, y = pixels_to_plane(pixel_centres(height, width, c2w.device).reshape(-1, 2), K).unbind(-1)
         local = torch.stack([x, -y, -torch.ones_like(x)], dim=-1)
@@ -84,7 +79,7 @@ def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor,
 def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
     """Return camera-to-world poses (B, 4, 4) that look at the origin from elevations and azimuths (B,) in radians.
 
-    ``distance`` (B,) is in world units. ``look_at`` is not used, so the poses are also exact straight above and below.
+    `distance` (B,) is in world units. `look_at` is not used, so the poses are also exact straight above and below.
     """
     back = unit_vector(elevation, azimuth)
     right = unit_vector(torch.zeros_like(elevation), azimuth + pi / 2)
@@ -93,15 +88,15 @@ def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
 
 
 def orbit_array(elevation: ArrayLike, azimuth: ArrayLike, distance: ArrayLike) -> NDArray[np.float32]:
-    """Return camera-to-world poses (B, 4, 4), float32, of ``orbit_c2w`` for arrays that broadcast to (B,)."""
+    """Return camera-to-world poses (B, 4, 4), float32, of `orbit_c2w` for arrays that broadcast to (B,)."""
     tensors = (torch.from_numpy(np.array(x, np.float64)) for x in np.broadcast_arrays(elevation, azimuth, distance))
     return orbit_c2w(*tensors).float().numpy()
 
 
 def look_at(position: Tensor, center: Tensor, up: Tensor) -> Tensor:
-    """Return camera-to-world poses (B, 4, 4) at ``position`` that look at ``center``. All arguments are (B, 3).
+    """Return camera-to-world poses (B, 4, 4) at `position` that look at `center`. All arguments are (B, 3).
 
-    ``up`` points upwards in the image. If it is parallel to the viewing direction, a coordinate axis replaces it, so
+    `up` points upwards in the image. If it is parallel to the viewing direction, a coordinate axis replaces it, so
     that the result is always a rotation.
     """
     forward = normalize(center - position, dim=-1)

@@ -8,37 +8,27 @@ weights are proportional to P_j' x P_k' in the plane. They are perspective-corre
 the corners (Olano and Greer 1997).
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+from numba import njit, prange
 
 from threedgen.config.errors import ConfigError
-from threedgen.geometry.raster_kernels import fill, prepare
+from threedgen.geometry.cameras import Cameras
 from threedgen.run.arrays import Array
 
-if TYPE_CHECKING:
-    from threedgen.geometry.cameras import Cameras
-
-Size = int | tuple[int, int]
+Pair = tuple[int, int]
+Size = int | Pair
 
 
 @dataclass(frozen=True)
 class Buffers:
-    """Rasteriser output at the pixel centres of V views. In texture space the arrays have no V axis.
+    """Rasteriser output at the pixel centres of V views. In texture space the arrays have no V axis."""
 
-    Attributes:
-        face: (V, H, W) int32 face index, -1 for background.
-        bary: (V, H, W, 3) float32 perspective-correct weights of the face's corners, in [0, 1] with sum 1; 0 for
-            background.
-        z: (V, H, W) float32 depth along the viewing axis in world units; inf for background.
-    """
-
-    face: Array
-    bary: Array
-    z: Array
+    face: Array  # (V, H, W) int32 face index, -1 for background
+    bary: Array  # (V, H, W, 3) float32 perspective-correct weights of the face's corners, sum 1; 0 for background
+    z: Array  # (V, H, W) float32 depth along the viewing axis in world units; inf for background
 
     @property
     def mask(self) -> Array:
@@ -64,27 +54,27 @@ def rasterise(vertices: Array, faces: Array, c2w: Array, fov: Array | float, siz
     return _rasterise(vertices, faces, c2w, K, (height, width), near)
 
 
-def rasterise_views(vertices: Array, faces: Array, cameras: Cameras, near: float = 1e-2) -> Buffers:
+def rasterise_views(vertices: Array, faces: Array, cameras: Cameras) -> Buffers:
     """Rasterise a mesh, vertices (N, 3) and faces (F, 3), with perspective or orthographic cameras, see `rasterise`."""
-    matrices, size = (cameras.c2w.numpy(), cameras.projection.K.numpy()), (cameras.height, cameras.width)
-    return _rasterise(vertices, faces, *matrices, size, near, cameras.projection.parallel)
+    projection, size = cameras.projection, (cameras.height, cameras.width)
+    matrices = cameras.c2w.numpy(), projection.K.numpy()
+    return _rasterise(vertices, faces, *matrices, size, parallel=projection.parallel)
 
 
 def _rasterise(
-    vertices: Array, faces: Array, c2w: Array, K: Array, size: Size, near: float, parallel: bool = False
+    vertices: Array, faces: Array, c2w: Array, K: Array, size: Pair, near: float = 1e-2, parallel: bool = False
 ) -> Buffers:
-    poses, K = np.asarray(c2w, np.float64), np.asarray(K, np.float64)
     vertices, faces = validate_mesh(vertices, faces, 3)
-    if poses.ndim != 3 or poses.shape[1:] != (4, 4) or near <= 0:
-        raise ConfigError(f"Invalid cameras: c2w.shape={poses.shape}, near={near}. Use c2w (V, 4, 4) and near > 0.")
-    result = _empty(len(poses), *_pair(size))
-    for view, (pose, k) in enumerate(zip(poses, K, strict=True)):
-        local = (vertices - pose[:3, 3]) @ pose[:3, :3] * (1, -1, -1)
-        depth = np.ascontiguousarray(local[:, 2])
-        if parallel:
-            local[:, 2] = 1
-        _view(local @ k.T, depth, faces, near, result, view)
-    return result
+
+    def projected() -> Iterator[tuple[Array, Array]]:
+        for pose, k in zip(np.asarray(c2w, np.float64), np.asarray(K, np.float64), strict=True):
+            local = (vertices - pose[:3, 3]) @ pose[:3, :3] * (1, -1, -1)
+            depth = np.ascontiguousarray(local[:, 2])
+            if parallel:
+                local[:, 2] = 1
+            yield local @ k.T, depth
+
+    return _run(projected(), len(c2w), faces, near, size)
 
 
 def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
@@ -97,10 +87,25 @@ def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
     if faces is None:
         faces = np.arange(uv.shape[0] * 3).reshape(-1, 3)
     uv, faces = validate_mesh(np.asarray(uv).reshape(-1, 2), faces, 2)
-    result = _empty(1, height, width)
     plane = np.stack([uv[:, 0] * width, (1 - uv[:, 1]) * height, np.ones(len(uv))], axis=1)
-    _view(plane, plane[:, 2].copy(), faces, 0.0, result, 0)
+    result = _run([(plane, plane[:, 2].copy())], 1, faces, 0.0, (height, width))
     return Buffers(result.face[0], result.bary[0], result.z[0])
+
+
+def _run(views: Iterable[tuple[Array, Array]], count: int, faces: Array, near: float, size: Pair) -> Buffers:
+    """Rasterise `count` views, each with vertices P (N, 3) as in the module docstring and depth (N,)."""
+    shape = (count, *size)
+    face, bary = np.full(shape, -1, np.int32), np.zeros((*shape, 3), np.float32)
+    z = np.full(shape, np.inf, np.float32)
+    for k, (plane, depth) in enumerate(views):
+        triangles, bounds = np.zeros((len(faces), 2, 3, 2), np.int64), np.zeros((len(faces), 2, 4), np.int64)
+        _prepare(plane, depth, faces, near, *size, triangles, bounds)
+        _fill(plane, depth, faces, triangles, bounds, face[k], bary[k], z[k])
+    return Buffers(face, bary, z)
+
+
+def _pair(size: Size) -> Pair:
+    return (size, size) if isinstance(size, int) else size
 
 
 def interpolate(attribute: Array, faces: Array | None, buffers: Buffers) -> Array:
@@ -130,36 +135,130 @@ def box_downsample(images: Array, factor: int) -> Array:
 
 
 def validate_mesh(points: Array, faces: Array, columns: int) -> tuple[Array, Array]:
-    """Return points (N, columns) as float64 and faces (F, 3) as int64. The kernels rely on valid indices.
-
-    Raises ConfigError for wrong shapes, non-finite values or vertex indices out of range.
-    """
+    """Return points (N, columns) as float64 and faces (F, 3) as int64. Raises ConfigError for an invalid mesh."""
     points, faces = np.asarray(points, np.float64), np.ascontiguousarray(faces, np.int64)
     if points.ndim != 2 or points.shape[1] != columns or faces.ndim != 2 or faces.shape[1] != 3:
         raise ConfigError(f"Mesh shapes are {points.shape}, {faces.shape}. Use points (N, {columns}) and faces (F, 3).")
     if not np.isfinite(points).all():
         raise ConfigError("Mesh coordinates are not finite. Remove NaN and infinity.")
     if faces.size and (faces.min() < 0 or faces.max() >= len(points)):
-        used = f"{faces.min()} to {faces.max()}"
-        raise ConfigError(f"Face indices are out of range: {used}. Use 0 to {len(points) - 1}.")
+        raise ConfigError(f"Face indices are {faces.min()} to {faces.max()}. Use 0 to {len(points) - 1}.")
     return points, faces
 
 
-def _pair(size: Size) -> tuple[int, int]:
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1:
-        raise ConfigError(f"Image is empty: size={height} x {width}. Use at least one pixel.")
-    return height, width
+# --- kernels: one thread fills each band of rows with all faces in order, so results do not depend on the threads
+
+SUBPIXELS = 256
+MAX_PIXEL = 2.0**22
+"""Corner coordinates are clamped to this number of pixels, so that products of two differences fit into 63 bits."""
+BAND = 32
+"""Number of image rows that one thread task fills."""
 
 
-def _empty(views: int, height: int, width: int) -> Buffers:
-    shape = (views, height, width)
-    return Buffers(np.full(shape, -1, np.int32), np.zeros((*shape, 3), np.float32), np.full(shape, np.inf, np.float32))
+@njit(cache=True, error_model="numpy", inline="always")
+def _snap(value):
+    """Round a pixel coordinate to integer subpixels."""
+    return np.int64(np.floor(min(max(value, -MAX_PIXEL), MAX_PIXEL) * SUBPIXELS + 0.5))
 
 
-def _view(plane: Array, depth: Array, faces: Array, near: float, result: Buffers, view: int) -> None:
-    """Rasterise one view into `result`, for vertices P (N, 3) as in the module docstring and depth (N,)."""
-    triangles, bounds = np.zeros((len(faces), 2, 3, 2), np.int64), np.zeros((len(faces), 2, 4), np.int64)
-    _, height, width = result.face.shape
-    prepare(plane, depth, faces, near, height, width, triangles, bounds)
-    fill(plane, depth, faces, triangles, bounds, result.face[view], result.bary[view], result.z[view])
+@njit(cache=True, error_model="numpy", parallel=True)
+def _prepare(plane, depth, faces, near, height, width, triangles, bounds):
+    """Clip each face at depth `near` into at most two positively oriented triangles with corners in integer subpixels.
+
+    Writes `triangles` (F, 2, 3, 2) and their pixel ranges `bounds` (F, 2, 4): first and end row, first and end column.
+    """
+    half = SUBPIXELS // 2
+    for f in prange(faces.shape[0]):
+        corner = np.empty((4, 2), np.int64)
+        count = 0
+        for k in range(3):
+            a, b = faces[f, k], faces[f, (k + 1) % 3]
+            if depth[a] >= near:
+                corner[count, 0], corner[count, 1] = _snap(plane[a, 0] / plane[a, 2]), _snap(plane[a, 1] / plane[a, 2])
+                count += 1
+            if (depth[a] >= near) != (depth[b] >= near):
+                # always interpolate from inside to outside, so that adjacent faces clip their edge identically
+                i, o = (a, b) if depth[a] >= near else (b, a)
+                t = (depth[i] - near) / (depth[i] - depth[o])
+                w = plane[i, 2] + t * (plane[o, 2] - plane[i, 2])
+                for axis in range(2):
+                    cut = plane[i, axis] + t * (plane[o, axis] - plane[i, axis])
+                    corner[count, axis] = _snap(cut / w)
+                count += 1
+        for k in range(count - 2):
+            ax, ay = corner[0, 0], corner[0, 1]
+            bx, by, cx, cy = corner[k + 1, 0], corner[k + 1, 1], corner[k + 2, 0], corner[k + 2, 1]
+            area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+            if area == 0:
+                continue
+            if area < 0:
+                bx, by, cx, cy = cx, cy, bx, by
+            triangles[f, k, 0, 0], triangles[f, k, 0, 1] = ax, ay
+            triangles[f, k, 1, 0], triangles[f, k, 1, 1] = bx, by
+            triangles[f, k, 2, 0], triangles[f, k, 2, 1] = cx, cy
+            # from the first pixel centre >= the smallest corner to the last one <= the largest
+            bounds[f, k, 0] = max(-((half - min(ay, by, cy)) // SUBPIXELS), 0)
+            bounds[f, k, 1] = min((max(ay, by, cy) - half) // SUBPIXELS + 1, height)
+            bounds[f, k, 2] = max(-((half - min(ax, bx, cx)) // SUBPIXELS), 0)
+            bounds[f, k, 3] = min((max(ax, bx, cx) - half) // SUBPIXELS + 1, width)
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def _edge(px, py, ax, ay, bx, by):
+    """Return twice the signed area of (a, b, p), minus 1 if the fill rule excludes points p on the edge (a, b).
+
+    Of the two directions of an edge the rule excludes exactly one, as if all pixel centres were moved slightly right
+    and much less down.
+    """
+    dx, dy = bx - ax, by - ay
+    included = dy < 0 or (dy == 0 and dx > 0)
+    return dx * (py - ay) - dy * (px - ax) - (0 if included else 1)
+
+
+@njit(cache=True, error_model="numpy", parallel=True)
+def _fill(plane, depth, faces, triangles, bounds, face, bary, z):
+    """Write face index, corner weights and depth of all pixels that the triangles from `_prepare` cover."""
+    height = face.shape[0]
+    half = SUBPIXELS // 2
+    for band in prange((height + BAND - 1) // BAND):
+        top, bottom = band * BAND, min((band + 1) * BAND, height)
+        for f in range(faces.shape[0]):
+            for k in range(2):
+                first, last = max(bounds[f, k, 0], top), min(bounds[f, k, 1], bottom)
+                if first >= last or bounds[f, k, 2] >= bounds[f, k, 3]:
+                    continue
+                ax, ay = triangles[f, k, 0, 0], triangles[f, k, 0, 1]
+                bx, by = triangles[f, k, 1, 0], triangles[f, k, 1, 1]
+                cx, cy = triangles[f, k, 2, 0], triangles[f, k, 2, 1]
+                for j in range(first, last):
+                    y = j * SUBPIXELS + half
+                    x = bounds[f, k, 2] * SUBPIXELS + half
+                    e0, e1, e2 = _edge(x, y, ax, ay, bx, by), _edge(x, y, bx, by, cx, cy), _edge(x, y, cx, cy, ax, ay)
+                    for i in range(bounds[f, k, 2], bounds[f, k, 3]):
+                        if e0 >= 0 and e1 >= 0 and e2 >= 0:
+                            _shade(plane, depth, faces[f], f, i, j, face, bary, z)
+                        e0 -= (by - ay) * SUBPIXELS
+                        e1 -= (cy - by) * SUBPIXELS
+                        e2 -= (ay - cy) * SUBPIXELS
+
+
+@njit(cache=True, error_model="numpy", inline="always")
+def _shade(plane, depth, corners, f, i, j, face, bary, z):
+    """Write face index, weights and depth of pixel (column i, row j) if face f is nearer than the stored depth."""
+    x, y = i + 0.5, j + 0.5
+    a, b, c = corners[0], corners[1], corners[2]
+    ax, ay = plane[a, 0] - x * plane[a, 2], plane[a, 1] - y * plane[a, 2]
+    bx, by = plane[b, 0] - x * plane[b, 2], plane[b, 1] - y * plane[b, 2]
+    cx, cy = plane[c, 0] - x * plane[c, 2], plane[c, 1] - y * plane[c, 2]
+    e0, e1, e2 = bx * cy - by * cx, cx * ay - cy * ax, ax * by - ay * bx
+    side = 1.0 if e0 + e1 + e2 >= 0 else -1.0
+    # after snapping, a covered centre can be slightly outside the face: clamp its weights
+    e0, e1, e2 = max(side * e0, 0.0), max(side * e1, 0.0), max(side * e2, 0.0)
+    total = e0 + e1 + e2
+    if not total > 0:
+        e0, e1, e2, total = 1.0, 1.0, 1.0, 3.0
+    e0, e1, e2 = e0 / total, e1 / total, e2 / total
+    distance = np.float32(e0 * depth[a] + e1 * depth[b] + e2 * depth[c])
+    if distance < z[j, i]:
+        z[j, i], face[j, i] = distance, f
+        bary[j, i, 0], bary[j, i, 1], bary[j, i, 2] = e0, e1, e2

@@ -1,15 +1,11 @@
-"""Camera rigs: random cameras and lights of training steps, and fixed orbits.
-
-Axes and angles are those of ``threedgen.geometry.cameras``: z up, radians, vertical field of view.
-"""
+"""Camera rigs: random cameras and lights of training steps, and fixed orbits. Axes and angles are as in `cameras`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from math import pi, radians
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,40 +15,32 @@ from threedgen.config.sections import MultiviewCameraConfig, OrbitCameraConfig
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import look_at, orbit_c2w, unit_vector
 
-PERTURBATIONS = ("camera_perturb", "center_perturb", "up_perturb")
-
 
 @dataclass(frozen=True)
 class Rig:
-    """B cameras around an object, with their lights. Each ``n_view`` consecutive cameras form a group.
-
-    Attributes:
-        elevation, azimuth: (B,) in radians, before the random perturbation of the poses.
-        distance: (B,) from the origin in world units, before the random perturbation of the poses.
-        light: (B, 3) world position of the point light of each camera.
-    """
+    """B cameras around an object, with their lights. Each `n_view` consecutive cameras form a group."""
 
     cameras: Cameras
-    elevation: Tensor
-    azimuth: Tensor
-    distance: Tensor
-    light: Tensor
+    elevation: Tensor  # (B,) radians; this and the next two are before the random perturbation of the poses
+    azimuth: Tensor  # (B,) radians
+    distance: Tensor  # (B,) from the origin, world units
+    light: Tensor  # (B, 3) world position of the point light of each camera
     n_view: int = 1
 
     def groups(self) -> list[Rig]:
-        """Return one rig for each group of ``n_view`` cameras."""
-
-        def select(k: Tensor) -> Rig:
-            cameras, n_view = self.cameras.select(k), self.n_view
-            return Rig(cameras, self.elevation[k], self.azimuth[k], self.distance[k], self.light[k], n_view)
-
-        return [select(k) for k in torch.arange(len(self.cameras)).split(self.n_view)]
+        """Return one rig for each group of `n_view` cameras."""
+        rigs = []
+        for k in torch.arange(len(self.cameras)).split(self.n_view):
+            columns = (column[k] for column in (self.elevation, self.azimuth, self.distance, self.light))
+            elevation, azimuth, distance, light = columns
+            rigs.append(Rig(self.cameras.select(k), elevation, azimuth, distance, light, self.n_view))
+        return rigs
 
 
 def orbit(
     n: int, elevation: float, distance: float, fov: float, height: int, width: int, azimuth: float = 0.0
 ) -> Cameras:
-    """Place ``n`` cameras evenly around the origin, counter-clockwise from above, the first at ``azimuth``.
+    """Place `n` cameras evenly around the origin, counter-clockwise from above, the first at `azimuth`.
 
     Angles and the vertical field of view are in radians, the distance in world units, height and width in pixels.
     """
@@ -62,10 +50,10 @@ def orbit(
 
 
 def ring_rig(options: OrbitCameraConfig, groups: int, n_view: int, elevations: tuple[float, float], size: int) -> Rig:
-    """Place ``groups`` rings of ``n_view`` cameras around the origin, rotated so that all azimuths are equally spaced.
+    """Place `groups` rings of `n_view` cameras around the origin, rotated so that all azimuths are equally spaced.
 
-    The elevations of the rings are spread over ``elevations`` (low, high) in degrees. The distance and the field of
-    view are those of ``options``. Lights are at the cameras.
+    The elevations of the rings are spread over `elevations` (low, high) in degrees. The distance and the field of
+    view are those of `options`. Lights are at the cameras.
     """
     ring = torch.arange(groups)
     low, high = elevations
@@ -77,27 +65,16 @@ def ring_rig(options: OrbitCameraConfig, groups: int, n_view: int, elevations: t
 
 
 def turntable(options: OrbitCameraConfig, n: int | None = None) -> Cameras:
-    """Return the cameras of the orbit in ``options``. ``n`` overrides its number of cameras."""
+    """Return the cameras of the orbit in `options`. `n` overrides its number of cameras."""
     azimuth, elevation, fov = radians(options.azimuth), radians(options.elevation), radians(options.fov)
     return orbit(n or options.n_view, elevation, options.distance, fov, options.height, options.width, azimuth)
 
 
-class RigSampler(Protocol):
-    """Function that samples the training cameras of a step: `n_groups` groups of `options.n_view` cameras.
+RigSampler = Callable[..., Rig]
+"""Function that samples the training cameras of a step; plug-ins register it as kind `camera`.
 
-    Plug-ins register it as kind `camera`. `sample_multiview` is the default; height and width are in pixels.
-    """
-
-    def __call__(
-        self,
-        options: MultiviewCameraConfig,
-        generator: torch.Generator,
-        step: int,
-        *,
-        n_groups: int = 1,
-        height: int = 64,
-        width: int = 64,
-    ) -> Rig: ...
+Its arguments are those of `sample_multiview`, the default.
+"""
 
 
 def sample_multiview(
@@ -109,24 +86,13 @@ def sample_multiview(
     height: int = 64,
     width: int = 64,
 ) -> Rig:
-    """Sample ``n_groups`` x ``options.n_view`` training cameras on the generator's device.
-
-    ``step`` is the training step. It has an effect only if ``options.progressive_until`` > 0.
-    """
+    """Sample `n_groups` groups of `options.n_view` training cameras on the generator's device."""
     ramp = min(1.0, step / options.progressive_until) if options.progressive_until else 1.0
     return rig_from_random_inputs(options, sample_random_inputs(options, n_groups, generator), height, width, ramp)
 
 
-def sample_random_inputs(
-    options: MultiviewCameraConfig, n_groups: int, generator: torch.Generator
-) -> dict[str, Tensor]:
-    """Sample all random numbers of ``n_groups`` groups, by name.
-
-    Uniform in [0, 1): ``elevation_coin`` () for the whole batch, ``camera_perturb`` (n_groups, 3), and all other names
-    (n_groups,). Standard normal (n_groups, 3): ``center_perturb``, ``up_perturb`` and, for dreamfusion lights,
-    ``light_direction``. magic3d lights have the uniform ``light_azimuth`` and ``light_elevation`` instead.
-    """
-    n = n_groups
+def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Sample all random numbers of `n` groups by name: uniform in [0, 1), or standard normal."""
     uniform, gaussian = (partial(f, generator=generator, device=generator.device) for f in (torch.rand, torch.randn))
     inputs = {"elevation_coin": uniform(())}
     inputs |= {name: uniform(n) for name in ("elevation", "azimuth", "fov", "distance", "zoom")}
@@ -140,26 +106,29 @@ def sample_random_inputs(
 def rig_from_random_inputs(
     options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], height: int, width: int, ramp: float = 1.0
 ) -> Rig:
-    """Compute the rig for the random numbers of ``sample_random_inputs``; height and width are in pixels.
+    """Compute the rig for the random numbers of `sample_random_inputs`; height and width are in pixels.
 
-    ``ramp`` in [0, 1] widens the ranges of elevation and azimuth, from the front view (0) to the configured ranges (1).
-    In threestudio the ramp is 0 in the first batch, so all its cameras are front views. Here this is so only with the
-    option ``progressive_until``.
+    `ramp` in [0, 1] widens the ranges of elevation and azimuth, from the front view (0) to the configured ranges (1).
     """
     n_view = options.n_view
     elevation = _elevation(options, inputs, ramp)
-    azimuth = _azimuth(options, inputs["azimuth"], ramp).flatten()
+    # one random offset per group, equally spaced cameras
+    view = torch.arange(n_view, device=elevation.device)
+    turn = (inputs["azimuth"][:, None] + view) / n_view
+    azimuth = (_lerp(_ramped(options.azimuth_range, 0.0, ramp), turn) * (pi / 180)).flatten()
     fov = _lerp(options.fov_range, inputs["fov"]) * (pi / 180)
     distance = _lerp(options.distance_range, inputs["distance"])
     if options.relative_distance:
         distance = distance / torch.tan(0.5 * fov)
     fov = fov * _lerp(options.zoom_range, inputs["zoom"])
     elevation, fov, distance = (values.repeat_interleave(n_view) for values in (elevation, fov, distance))
-    noise = {name: inputs[name].repeat_interleave(n_view, dim=0) for name in PERTURBATIONS}
+    shift, center, tilt = (
+        inputs[f"{name}_perturb"].repeat_interleave(n_view, dim=0) for name in ("camera", "center", "up")
+    )
     position = distance[:, None] * unit_vector(elevation, azimuth)
-    position = position + options.camera_perturb * (2 * noise["camera_perturb"] - 1)
-    up = position.new_tensor([0.0, 0.0, 1.0]) + options.up_perturb * noise["up_perturb"]
-    c2w = look_at(position, options.center_perturb * noise["center_perturb"], up)
+    position = position + options.camera_perturb * (2 * shift - 1)
+    up = position.new_tensor([0.0, 0.0, 1.0]) + options.up_perturb * tilt
+    c2w = look_at(position, options.center_perturb * center, up)
     cameras = Cameras(c2w, Projection.perspective(fov, height, width), height, width)
     return Rig(cameras, elevation, azimuth, distance, _light(options, inputs, position), n_view)
 
@@ -184,13 +153,6 @@ def _elevation(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], ram
     else:
         sines = torch.sin(torch.tensor(bounds, dtype=torch.float64) * (pi / 180)).tolist()
     return torch.asin(_lerp((sines[0], sines[1]), uniform))
-
-
-def _azimuth(options: MultiviewCameraConfig, uniform: Tensor, ramp: float) -> Tensor:
-    """Return azimuths (n_groups, n_view) in radians: one random offset per group, equally spaced cameras."""
-    bounds = _ramped(options.azimuth_range, 0.0, ramp)
-    view = torch.arange(options.n_view, device=uniform.device)
-    return _lerp(bounds, (uniform[:, None] + view) / options.n_view) * (pi / 180)
 
 
 def _light(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], position: Tensor) -> Tensor:

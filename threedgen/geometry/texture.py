@@ -35,11 +35,7 @@ def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
 
 
 def fill(texture: Array, covered: Array) -> Array:
-    """Fill the texels of a texture (H, W, C) outside the bool mask `covered` (H, W) with the nearest covered texel.
-
-    Bilinear sampling and mip-maps at chart borders then use surface colours only. Raises ConfigError if no texel is
-    covered.
-    """
+    """Fill the texels (H, W, C) outside the mask `covered` (H, W) with the nearest covered one. Raises ConfigError."""
     if not covered.any():
         raise ConfigError("No face covers a texel. Check that uv coordinates are in [0, 1].")
     nearest = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)

@@ -29,11 +29,11 @@ class Views:
         return len(self.images)
 
     def select(self, index: Index) -> Views:
-        """Return the views at ``index`` (slice, integers or bool mask), in that order."""
+        """Return the views at `index` (slice, integers or bool mask), in that order."""
         return Views(self.images[index], self.cameras.select(index))
 
     def resized(self, size: int) -> Views:
-        """Return square views of ``size`` pixels (``resize``). The intrinsics are scaled to match."""
+        """Return square views of `size` pixels (`resize`). The intrinsics are scaled to match."""
         if (self.cameras.height, self.cameras.width) == (size, size):
             return self
         return Views(resize(self.images, size, size), self.cameras.with_size(size, size))
@@ -54,11 +54,8 @@ def border_pixels(images: Tensor) -> Tensor:
     return torch.cat([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], dim=1)
 
 
-MARGIN_DIVISOR, OBJECT_FRACTION = 16, 0.8
-"""A pixel is near the object if it is within (shorter image side) / (2 MARGIN_DIVISOR) pixels of an object pixel.
-
-A fraction OBJECT_FRACTION of the sampled training pixels is near the object.
-"""
+OBJECT_FRACTION = 0.8
+"""Fraction of the sampled training pixels that is on or near the object."""
 MIN_DIFFERENCE = 0.03
 """A pixel shows the object if its opacity, or its colour difference to the background in any channel, is larger."""
 
@@ -67,15 +64,14 @@ class Pixels:
     """All P = N * H * W pixels of N views as rays, on the CPU.
 
     Attributes:
-        origins, directions, colours: (P, 3) each; directions have unit length, colours are in [0, 1].
-        background: (P, 3) background colour of the pixel's image, the median of its border pixels.
+        origins, directions, colours, background: (P, 3); the background is the median of the image's border pixels.
         opacity: (P, 1) opacity of the object in [0, 1], or None if unknown.
-        near: (K,) int64 indices of the pixels on and near the object.
+        near: (K,) int64 indices of the pixels on the object and within 1/32 of the shorter image side.
         empty: (P,) bool, True for all other pixels.
     """
 
     def __init__(self, views: Views, opacity: Tensor | None = None) -> None:
-        """Take ``opacity`` (N, H, W) in [0, 1]. If None, the object is all pixels that differ from the background."""
+        """Take `opacity` (N, H, W) in [0, 1]. If None, the object is all pixels that differ from the background."""
         images, side = views.images.cpu(), min(views.cameras.height, views.cameras.width)
         self.origins, self.directions = (part.reshape(-1, 3) for part in views.cameras.rays())
         self.colours = images.reshape(-1, 3)
@@ -84,16 +80,12 @@ class Pixels:
         self.opacity = None if opacity is None else opacity.cpu().reshape(-1, 1)
         difference = (images - background).abs().amax(-1) if opacity is None else opacity.cpu()
         mask = (difference > MIN_DIFFERENCE).float()[:, None]
-        margin = max(1, round(side / MARGIN_DIVISOR / 2))
+        margin = max(1, round(side / 16 / 2))
         near = F.max_pool2d(mask, 2 * margin + 1, 1, margin).flatten()
         self.near, self.empty = near.nonzero()[:, 0], near == 0
 
     def composite(self, indices: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return target colours and background colours, each (K, 3) in [0, 1], of the pixels ``indices`` (K,).
-
-        If the opacity is known, random colours replace the background, so that the field cannot imitate it with
-        density.
-        """
+        """Return target and background colours (K, 3); the background is random if the opacity is known."""
         colours, background = self.colours[indices], self.background[indices]
         if self.opacity is None:
             return colours, background
@@ -101,7 +93,7 @@ class Pixels:
         return colours + (1 - self.opacity[indices]) * (random - background), random
 
     def sample(self, count: int, rng: torch.Generator) -> Tensor:
-        """Sample ``count`` pixel indices with replacement, a fraction OBJECT_FRACTION of them near the object."""
+        """Sample `count` pixel indices with replacement, a fraction OBJECT_FRACTION of them near the object."""
         n_near = round(OBJECT_FRACTION * count) if len(self.near) else 0
         positions = torch.randint(max(1, len(self.near)), (n_near,), generator=rng)
         return torch.cat([self.near[positions], torch.randint(len(self.colours), (count - n_near,), generator=rng)])
@@ -109,22 +101,13 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Request:
-    """Request for N novel views of one scene.
+    """Request for N novel views of one scene."""
 
-    Attributes:
-        scene: name of the scene.
-        condition: input views, or None.
-        target: N cameras of the novel views.
-        numbers: numbers of the N novel views in the scene, as in its file names.
-        text: prompt for text-conditioned samplers.
-        seed: seed of the random numbers.
-    """
-
-    scene: str
-    condition: Views | None
-    target: Cameras
-    numbers: tuple[int, ...]
-    text: str = ""
+    scene: str  # name
+    condition: Views | None  # input views
+    target: Cameras  # N cameras of the novel views
+    numbers: tuple[int, ...]  # of the N novel views in the scene, as in its file names
+    text: str = ""  # prompt for text-conditioned samplers
     seed: int = 0
 
 
@@ -132,10 +115,10 @@ class NovelViewSampler(Protocol):
     """Interface of novel-view samplers. The registry builds them as kind "sampler"."""
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
-        """Return one tensor of images (N, H, W, 3) in [0, 1] on the CPU for each request with N target cameras.
+        """Return images (N, H, W, 3) in [0, 1] on the CPU for each request with N target cameras. Raises ConfigError.
 
         H and W are those of the target cameras or of the sampler's own resolution. Requests may be batched, but a
-        result must not depend on the other requests. Raises ConfigError.
+        result must not depend on the other requests.
         """
         ...
 

@@ -1,18 +1,21 @@
 """Mapping of pixels between views: homographies of rotated cameras, reprojection with known depth, and sampling.
 
-Pixels and poses match published data sets and differ from ``Cameras``; ``to_opencv`` converts. Pixels are (x, y) with
-the first pixel centre at (0, 0), so a centred cx is (W - 1) / 2. Poses are camera-to-world with OpenCV axes (x right, y
-down, z forward). Depth is measured along the viewing axis in world units.
+Pixels and poses match published data sets and differ from `Cameras`; `to_opencv` converts. Pixels are (x, y) with the
+first pixel centre at (0, 0), so a centred cx is (W - 1) / 2. Poses are camera-to-world with OpenCV axes (x right, y
+down, z forward). Depth is measured along the viewing axis in world units, 0 = unknown.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from threedgen.config.errors import ConfigError
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.poses import opencv_axes, world_to_camera
+from threedgen.geometry.poses import Poses, opencv_axes, world_to_camera
 
 INVALID_PIXEL = -1e6
 """x and y of reprojected pixels with unknown depth."""
@@ -34,25 +37,19 @@ def pixel_grid(height: int, width: int) -> Tensor:
 
 
 def homography(K_from: Tensor, R_from: Tensor, K_to: Tensor, R_to: Tensor) -> Tensor:
-    """Return the homography (..., 3, 3) between cameras at one position, K_to R_to^-1 R_from K_from^-1.
-
-    The intrinsics K and the camera-to-world rotations R are (..., 3, 3) each.
-    """
+    """Return K_to R_to^-1 R_from K_from^-1 (..., 3, 3), for cameras at one position with rotations R (..., 3, 3)."""
     return K_to @ R_to.mT @ R_from @ torch.linalg.inv(K_from)
 
 
 def apply_homography(H: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Apply homographies H (..., 3, 3) to pixels (..., N, 2) or rays (..., N, 3). Leading axes broadcast.
-
-    Returns pixels (..., N, 2), and a bool mask (..., N) of the pixels in front of the camera.
-    """
+    """Map pixels (..., N, 2) or rays (..., N, 3) by H (..., 3, 3). Return pixels, and a mask: in front."""
     rays = pixels if pixels.shape[-1] == 3 else F.pad(pixels, (0, 1), value=1.0)
     mapped = rays @ H.mT
     return mapped[..., :2] / mapped[..., 2:], mapped[..., 2] > 0
 
 
 def unproject(pixels: Tensor, depth: Tensor, K: Tensor, c2w: Tensor) -> Tensor:
-    """Return world points (N, 3) of pixels (N, 2) at ``depth`` (N,), for one camera: K (3, 3) and c2w (4, 4)."""
+    """Return world points (N, 3) of pixels (N, 2) at `depth` (N,), for one camera: K (3, 3) and c2w (4, 4)."""
     rays = F.pad(pixels, (0, 1), value=1.0) @ torch.linalg.inv(K).mT
     return (rays * depth[:, None]) @ c2w[:3, :3].mT + c2w[:3, 3]
 
@@ -67,9 +64,9 @@ def project(points: Tensor, K: Tensor, c2w: Tensor) -> tuple[Tensor, Tensor]:
 def reproject(
     pixels: Tensor, depth: Tensor, K: Tensor, c2w: Tensor, K_to: Tensor, c2w_to: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Reproject pixels (N, 2) with ``depth`` (N,), 0 = unknown, from camera (K, c2w) to camera (K_to, c2w_to).
+    """Reproject pixels (N, 2) with `depth` (N,), 0 = unknown, from camera (K, c2w) to camera (K_to, c2w_to).
 
-    Returns pixels (N, 2), which are ``INVALID_PIXEL`` for unknown depth, and depths (N,), negative behind the camera.
+    Returns pixels (N, 2), which are `INVALID_PIXEL` for unknown depth, and depths (N,), negative behind the camera.
     """
     projected, z = project(unproject(pixels, depth, K, c2w), K_to, c2w_to)
     return torch.where(depth[:, None] > 0, projected, INVALID_PIXEL), z
@@ -86,7 +83,7 @@ def sample(
     mode: Literal["bilinear", "nearest", "bicubic"] = "bilinear",
     padding: Literal["zeros", "border"] = "zeros",
 ) -> Tensor:
-    """Sample images (N, C, H, W) at ``pixels`` (N, h, w, 2). Returns (N, C, h, w) in the dtype of the images."""
+    """Sample images (N, C, H, W) at `pixels` (N, h, w, 2). Returns (N, C, h, w) in the dtype of the images."""
     height, width = images.shape[-2:]
     pixels = pixels.double() if images.dtype == torch.float64 else pixels.float()  # half precision would shift them
     # align_corners=False also works for images that are one pixel wide
@@ -96,8 +93,116 @@ def sample(
 
 
 def sample_nearest(image: Tensor, pixels: Tensor) -> Tensor:
-    """Sample an image (H, W) at the pixel centres nearest to ``pixels`` (N, 2). Returns (N,), 0 outside the image."""
+    """Sample an image (H, W) at the pixel centres nearest to `pixels` (N, 2). Returns (N,), 0 outside the image."""
     nearest = pixels.round()
     visible = inside(nearest, *image.shape)
     x, y = torch.where(visible[:, None], nearest, 0.0).long().unbind(-1)
     return torch.where(visible, image[y, x], 0.0)
+
+
+# --- overlap of views
+
+DEPTH_TOLERANCE = 0.05
+"""Largest relative difference between two depths of one point that count as equal."""
+MAX_PAIRS, FRAME_GAPS = 6, (1, 4, 16)
+"""Frame pairs per gap, and gaps between the frames of a pair. On slow paths near frames agree with any poses."""
+MIN_AGREEMENT, MIN_MARGIN, MIN_RATIO = 0.3, 0.1, 2
+"""A pair supports one kind of poses (c2w or w2c) if its agreement is above both limits.
+
+The limits are MIN_AGREEMENT, and MIN_RATIO * (the agreement for the other kind) + MIN_MARGIN.
+"""
+MIN_SUPPORT = 0.25
+"""Smallest fraction of pairs that must support the inverted poses before an error is raised."""
+
+
+def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = False) -> Tensor:
+    """Return the overlaps (F, F), float64, of all pairs of F views.
+
+    The overlap is the fraction of pixels of one view that reproject into the image of the other view. Of the two
+    directions the smaller fraction counts, so the matrix is symmetric.
+
+    Args:
+        depth: (F, H, W) depth maps.
+        c2w, K: (F, 4, 4) and (F, 3, 3), as returned by `to_opencv`.
+        behind: also count points behind the other camera, as in the training of the released MVDiffusion weights.
+    """
+    overlaps = torch.ones(len(depth), len(depth), dtype=torch.float64)
+    pixels = pixel_grid(*depth.shape[1:]).flatten(0, 1)
+    depth, c2w, K, size = depth.double(), c2w.double(), K.double(), torch.tensor(depth.shape[:0:-1])
+    for one in range(len(depth)):
+        for other in set(range(len(depth))) - {one}:
+            projected, z = reproject(pixels, depth[one].flatten(), K[one], c2w[one], K[other], c2w[other])
+            within = ((projected >= 0) & (projected < size)).all(-1)  # up to W and H, as for the released weights
+            overlaps[one, other] = (within & (behind | (z > 0))).double().mean()
+    return torch.minimum(overlaps, overlaps.T)
+
+
+def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
+    """Return the overlap, in [0, 1], of the views with the indices `one` and `other`; depth is (N, H, W)."""
+    K, c2w = to_opencv(cameras.select([one, other]))
+    return float(overlap_fractions(depth[[one, other]], c2w, K)[0, 1])
+
+
+def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]:
+    """Select key frames and return their frame numbers, beginning with 0. `depth` is (N, H, W).
+
+    Frames are compared with the current key frame in order, beginning two frames after it. At the first overlap below
+    `min_overlap`, the frame before becomes the next key frame (MVDiffusion, arXiv 2307.01097, section 4.2).
+    """
+    keys = [0]
+    for number in range(2, len(depth)):
+        if overlap(depth, cameras, keys[-1], number) < min_overlap:
+            keys.append(number - 1)
+    return keys
+
+
+def spread_pairs(count: int) -> list[int]:
+    """Return frame numbers [a0, b0, a1, b1, ...] of pairs `FRAME_GAPS` apart, spread evenly over `count` frames."""
+    pairs = list[int]()
+    for gap in (each for each in FRAME_GAPS if each < count):
+        first = np.unique(np.linspace(0, count - 1 - gap, min(MAX_PAIRS, count - gap)).round().astype(int))
+        pairs += [int(n) for one in first for n in (one, one + gap)]
+    return pairs
+
+
+def depth_agreement(depth: Tensor, cameras: Cameras) -> Tensor:
+    """Return for P pairs of views (2 i, 2 i + 1) the fraction (P,) of pixels of the first view that agree.
+
+    A pixel agrees if its point has an equal depth in the second view, within `DEPTH_TOLERANCE`. depth is (2 P, H, W).
+    """
+    K, c2w = (part.double() for part in to_opencv(cameras))
+    pixels, depth, fractions = pixel_grid(*depth.shape[1:]).flatten(0, 1), depth.double(), []
+    for a in range(0, len(depth), 2):
+        projected, z = reproject(pixels, depth[a].flatten(), K[a], c2w[a], K[a + 1], c2w[a + 1])
+        sampled = sample_nearest(depth[a + 1], projected)
+        fractions.append(((sampled > 0) & ((sampled - z).abs() < DEPTH_TOLERANCE * z)).double().mean())
+    return torch.stack(fractions)
+
+
+def check_pose_convention(
+    read: Callable[[Poses], tuple[Tensor, Cameras]], convention: Poses, name: str, key: str = ""
+) -> None:
+    """Raise ConfigError if the depths of frames agree only with the inverse of the configured poses.
+
+    Args:
+        read: takes "c2w" or "w2c" as the kind of the stored poses, and returns depth (2 P, H, W) and cameras of the
+            frames `spread_pairs`.
+        convention: configured kind of the stored poses.
+        name, key: name of the pose source and config key, for the error.
+    """
+    inverse: Poses = "w2c" if convention == "c2w" else "c2w"
+    configured, inverted = (depth_agreement(*read(poses)) for poses in (convention, inverse))
+
+    def supports(one: Tensor, other: Tensor) -> Tensor:
+        return (one > MIN_AGREEMENT) & (one > MIN_RATIO * other + MIN_MARGIN)
+
+    for_inverted = supports(inverted, configured)
+    if for_inverted.double().mean() < MIN_SUPPORT:
+        return
+    if for_inverted.sum() > MIN_RATIO * supports(configured, inverted).sum():
+        before, after = (f"{float(fractions[for_inverted].mean()):.0%}" for fractions in (configured, inverted))
+        raise ConfigError(
+            f"the poses of {name} are probably the inverse of poses={convention}: depths of nearby frames agree for "
+            f"{before} of pixels with it, {after} with poses={inverse}. Set poses={inverse}.",
+            key,
+        )

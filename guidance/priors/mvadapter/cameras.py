@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.control_maps import geometry_control, plucker_rays, ray_control, view_rays
+from threedgen.geometry.cameras import Cameras, Projection, geometry_control, plucker_rays, ray_control, view_rays
 from threedgen.geometry.poses import orbit_c2w, unit_vector
 
 DISTANCE, HALF_HEIGHT, HALF = 1.8, 0.55, 0.5

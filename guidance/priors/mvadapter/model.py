@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate, max_pool2d
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import called
-from threedgen.geometry.foreground import read_foreground
+from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.views import resize
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.coarse_to_fine import NO_SYNC, Size, ViewSync, sample_images

@@ -16,8 +16,14 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from threedgen.geometry.overlap import overlap_fractions
-from threedgen.geometry.warp import apply_homography, homography, pixel_grid, reproject, sample_nearest
+from threedgen.geometry.warp import (
+    apply_homography,
+    homography,
+    overlap_fractions,
+    pixel_grid,
+    reproject,
+    sample_nearest,
+)
 
 Neighbours = Literal["ring", "all"]
 UNKNOWN_DEPTH = 1e6

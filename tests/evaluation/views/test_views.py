@@ -19,8 +19,7 @@ from threedgen.evaluation.options import InceptionFeaturesConfig
 from threedgen.evaluation.views.options import EvaluateViewsConfig
 from threedgen.evaluation.views.run import run
 from threedgen.geometry.cameras_file import write_cameras
-from threedgen.geometry.depth_file import write_depth
-from threedgen.geometry.images import to_uint8, write_png
+from threedgen.geometry.images import to_uint8, write_depth, write_png
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.run import folder as runs
 from threedgen.train.plan import plan

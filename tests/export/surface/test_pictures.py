@@ -14,7 +14,7 @@ from threedgen.export.renders import FOV, field_renderer, spiral_cameras
 from threedgen.export.run_field import field_view
 from threedgen.export.shape.from_field import dense_surface
 from threedgen.representations.options import MarchConfig, OccupancyConfig
-from threedgen.representations.volume.occupancy import OccupancyGrid
+from threedgen.representations.volume.render import OccupancyGrid
 
 MARCH = MarchConfig(samples=96)
 SMALL = AssetConfig(budget=400, texture=256, lods=(), collision="none", resolution=40, refine=6)

@@ -1,4 +1,4 @@
-"""Volume renderer: geometry, empty scenes, chunks, skipped samples, and recorded renders of the reference."""
+"""Volume renderer: geometry, empty scenes, skipped samples, recorded renders of the reference; occupancy grid."""
 
 import pytest
 import torch
@@ -11,9 +11,8 @@ from tests.support.parity_files import recorded
 from tests.support.volume_recording import Recorded
 from threedgen.representations import losses
 from threedgen.representations.options import MarchConfig, OccupancyConfig
-from threedgen.representations.shading import DiffuseMaterial, NoMaterial, Shading
-from threedgen.representations.volume.occupancy import OccupancyGrid
-from threedgen.representations.volume.render import Render, render
+from threedgen.representations.shading import Material
+from threedgen.representations.volume.render import OccupancyGrid, Render, render
 from threedgen.run.seeding import generator
 
 MARCH = MarchConfig(samples=200, bound="sphere")
@@ -68,7 +67,7 @@ def grid(occupied: bool) -> OccupancyGrid:
 
 def render_scene(field=None, occupancy=None, options=MARCH, background=None, material=None, **more) -> Render:
     """Render a ball on grey, or the given parts of the scene."""
-    parts = (field or Ball(), background or Grey(), material or NoMaterial(), occupancy, options)
+    parts = (field or Ball(), background or Grey(), material or Material(), occupancy, options)
     return render(*parts, *camera_rays(), **more)
 
 
@@ -160,29 +159,6 @@ def test_render_is_random_only_in_training_and_by_its_generator():
     with refused(None, "generator", kind=ValueError):
         render_scene(training=True)
     assert torch.equal(torch.get_rng_state(), state)
-    fixed = MARCH.model_copy(update={"jitter": False})
-    training = render_scene(options=fixed, training=True, generator=generator(0, 0, "render"))
-    assert torch.equal(training.depth, render_scene(options=fixed).depth)
-
-
-def test_point_light_brightens_its_side():
-    light, shading = torch.tensor([3.0, 3.0, 0.0]), Shading("textureless", 0.1, 0.9)
-    result, (origins, _) = render_scene(material=DiffuseMaterial(), light=light, shading=shading), camera_rays()
-    body = result.opacity[:, 0] > 0.99
-    left, right = (body & (sign * origins[:, 1] > 0.2) for sign in (1, -1))
-    assert result.rgb[left].mean().item() > 2 * result.rgb[right].mean().item()
-
-
-def test_gradients_reach_all_parameters_and_equal_finite_differences():
-    field, background = Ball(density=20.0), Grey()
-    result = render_scene(field, background=background, need_normals=True)
-    (result.rgb.square().sum() + result.normal.sum() + result.z_variance.sum()).backward()
-    assert all(torch.isfinite(p.grad).all() and float(p.grad.abs().sum()) > 0 for p in field.parameters())
-    assert float(background.level.grad) > 0
-    middle, above, below = (Ball(density) for density in (20.0, 20.2, 19.8))
-    loss = [render_scene(field).rgb.square().sum() for field in (middle, above, below)]
-    loss[0].backward()
-    assert float(middle.strength.grad) == pytest.approx((loss[1] - loss[2]).item() / 0.4, rel=0.02)
 
 
 def assert_near(actual: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -206,10 +182,10 @@ def test_render_equals_the_recorded_reference(path):
         tolerance = 1e-4 if file.meta["normal"].startswith("finite") else 1e-5
         assert_near(result.normals, file["out_normal"], 10 * tolerance)
         assert_near(result.normal, file["out_comp_normal"], tolerance)
-        assert_near(losses.orientation(result.orientation, result.opacity), file["loss_orient"], tolerance)
-    assert_near(losses.sparsity(result.opacity), file["loss_sparsity"], 1e-5)
-    assert_near(losses.opaque(result.opacity), file["loss_opaque"], 1e-5)
-    assert_near(losses.z_variance(result.z_variance, result.opacity), file["loss_z_variance"], 1e-5)
+        assert_near(losses.orientation(result), file["loss_orient"], tolerance)
+    assert_near(losses.sparsity(result), file["loss_sparsity"], 1e-5)
+    assert_near(losses.opaque(result), file["loss_opaque"], 1e-5)
+    assert_near(losses.z_variance(result), file["loss_z_variance"], 1e-5)
 
 
 @recorded("volume_")
@@ -222,3 +198,93 @@ def test_gradients_equal_the_recorded_reference(path):
     for name, parameter in field.named_parameters():
         grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         assert_near(grad, file["grad." + name.replace("_mlp", "_network")], 1e-3)
+
+
+# --- occupancy grid
+
+
+def cells(**options) -> OccupancyGrid:
+    return OccupancyGrid(OccupancyConfig(**{"resolution": 16} | options), radius=1.0, step_size=0.02)
+
+
+def ball_density(x: Tensor) -> Tensor:
+    """Density of a solid ball of radius 0.4 at (0.3, 0, -0.2)."""
+    return (x - x.new_tensor([0.3, 0.0, -0.2])).norm(dim=-1).lt(0.4).float() * 50
+
+
+def centres(size: int, radius: float = 1.0) -> Tensor:
+    c = ((torch.arange(size) + 0.5) * 2 / size - 1) * radius
+    return torch.stack(torch.meshgrid(c, c, c, indexing="ij"), dim=-1)
+
+
+def update(module: OccupancyGrid, density, steps: range) -> None:
+    for step in steps:
+        module.update(density, step, generator(0, step, "occupancy"))
+
+
+@pytest.mark.parametrize("warmup", [256, 0])
+def test_update_finds_exactly_the_occupied_cells(warmup):
+    module = cells(warmup=warmup)
+    assert module.binary.all(), "all cells are sampled before the first update"
+    update(module, ball_density, range(0, 16 * 30, 16))
+    distance = (centres(16) - torch.tensor([0.3, 0.0, -0.2])).norm(dim=-1)
+    half = 3**0.5 / 16  # half the diagonal of a cell
+    assert module.binary[distance < 0.4 - half].all()
+    assert not module.binary[distance > 0.4 + half].any()
+
+
+def test_update_samples_every_cell_of_the_cube():
+    module, points = OccupancyGrid(OccupancyConfig(resolution=4), radius=2.0, step_size=0.1), []
+    module.update(lambda x: points.append(x) or torch.zeros(len(x)), 0, generator(0, 0, "occupancy"))
+    assert (points[0].view(4, 4, 4, 3) - centres(4, 2.0)).abs().max() <= 0.5
+    assert points[0].abs().max() > 1.5
+
+
+def test_update_runs_only_at_the_interval():
+    module, steps = cells(interval=8), []
+    for step in range(20):
+        module.update(lambda x, step=step: steps.append(step) or torch.zeros(len(x)), step, generator(0, step, "grid"))
+    assert steps == [0, 8, 16]
+
+
+def test_values_decay_after_density_disappears():
+    module = cells(decay=0.5)
+    update(module, lambda x: torch.ones(len(x)), range(0, 16, 16))
+    assert float(module.values.max()) == pytest.approx(0.02)
+    update(module, lambda x: torch.zeros(len(x)), range(16, 48, 16))
+    torch.testing.assert_close(module.values, torch.full((16, 16, 16), 0.02 / 4))
+
+
+def test_low_density_lowers_the_threshold():
+    module = cells()
+    update(module, lambda x: (x[:, 0] > 0).float() * 0.01, range(0, 16, 16))
+    assert 0.4 < module.binary.float().mean() < 0.6
+
+
+def test_update_after_warmup_samples_a_quarter_and_the_occupied_cells():
+    module, counts = cells(warmup=16), []
+    count = lambda x: counts.append(len(x)) or ball_density(x)  # noqa: E731
+    update(module, count, range(0, 48, 16))
+    occupied = int(module.binary.sum())
+    assert counts[0] == 16**3
+    assert 16**3 // 4 < counts[1] <= 16**3 // 4 + occupied + 50
+
+
+def test_update_depends_only_on_the_generator():
+    state = torch.get_rng_state()
+    pair = [cells(warmup=32), cells(warmup=32)]
+    for module in pair:
+        update(module, ball_density, range(0, 160, 16))
+    assert torch.equal(pair[0].values, pair[1].values)
+    assert torch.equal(torch.get_rng_state(), state)
+    other = cells(warmup=32)
+    other.update(ball_density, 0, generator(1, 0, "occupancy"))
+    assert not torch.equal(other.values, pair[0].values)
+
+
+def test_state_dict_restores_the_cells():
+    first, second = cells(), cells()
+    update(first, ball_density, range(0, 64, 16))
+    second.load_state_dict(first.state_dict())
+    assert torch.equal(first.binary, second.binary) and torch.equal(first.values, second.values)
+    assert 0 < first.binary.float().mean() < 1

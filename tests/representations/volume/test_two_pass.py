@@ -22,8 +22,7 @@ from threedgen.representations.march import Samples, join, pack
 from threedgen.representations.options import MarchConfig, NGPConfig, OccupancyConfig
 from threedgen.representations.shading import DiffuseMaterial, Shading
 from threedgen.representations.volume import two_pass as module
-from threedgen.representations.volume.occupancy import OccupancyGrid
-from threedgen.representations.volume.render import Render, render, sample_bytes, samples_that_fit
+from threedgen.representations.volume.render import OccupancyGrid, Render, render, sample_bytes, samples_that_fit
 from threedgen.representations.volume.two_pass import two_pass
 from threedgen.run.memory import graph_bytes
 from threedgen.run.seeding import generator
@@ -81,13 +80,6 @@ def test_two_pass_builds_no_graph_without_gradients() -> None:
         assert not rows(parts(0, 4, 10)).requires_grad
     rows.requires_grad_(False)
     assert not rows(parts(0, 4, 10)).requires_grad
-
-
-def test_two_pass_accumulates_gradients() -> None:
-    rows = Rows()
-    rows(parts(0, 4, 10)).backward()
-    rows(parts(0, 5, 10)).backward()
-    torch.testing.assert_close(rows.used.grad, 2 * expected(rows))
 
 
 def test_two_pass_refuses_second_derivatives_and_changed_parameters() -> None:
@@ -225,8 +217,8 @@ def loss_of(result: Render) -> Tensor:
     assert result.normal is not None and result.orientation is not None
     weights = torch.linspace(-1, 1, result.rgb.numel()).view(result.rgb.shape)
     total = (result.rgb * weights).sum() + (result.normal * weights).sum() + (result.depth * weights[:, :1]).sum()
-    total = total + 10 * losses.orientation(result.orientation, result.opacity) + losses.sparsity(result.opacity)
-    return total + losses.opaque(result.opacity) + losses.z_variance(result.z_variance, result.opacity, threshold=0.2)
+    total = total + 10 * losses.orientation(result) + losses.sparsity(result)
+    return total + losses.opaque(result) + result.z_variance.mean()
 
 
 def gradients(*modules: nn.Module) -> list[Tensor | None]:
@@ -313,7 +305,7 @@ def step_gradients(system: GenerateSystem, step: int) -> list[Tensor | None]:
     return gradients(system)
 
 
-@pytest.mark.parametrize("step", [0, 5, 13])
+@pytest.mark.parametrize("step", [0, 13])
 def test_training_step_has_the_same_gradient_in_chunks(tmp_path: Path, step: int) -> None:
     """Step 0 fits sampled views; the others distil with all regularisers."""
     whole = step_gradients(build_system(tmp_path, chunk=None), step)
@@ -335,17 +327,15 @@ def test_auto_chunk_is_restored_from_the_checkpoint(tmp_path: Path, monkeypatch:
         assert build_system(tmp_path, chunk=value).chunk(normals=True) == expected_chunk
 
 
-def test_sample_bytes_grows_with_the_width_and_normals() -> None:
-    small, wide = (NGP(NGPConfig(encoding={"n_levels": 2, "log2_hashmap_size": 6}, width=w)) for w in (8, 64))
-    cost = [
-        sample_bytes(f, NeuralBackground(), DiffuseMaterial(), MarchConfig(samples=64), n)
-        for f, n in ((small, False), (wide, False), (wide, True))
-    ]
-    assert cost[0] < cost[1] < cost[2] < 1e5
-    assert cost[1] - cost[0] >= 4 * 2 * (64 - 8), "two MLPs keep their hidden activations"
-
-
 def test_samples_that_fit_is_a_power_of_two_for_a_quarter_of_the_memory() -> None:
     assert samples_that_fit(1 << 30, 1024) == (1 << 30) // 4 // 2 // 1024
     assert samples_that_fit((1 << 31) - 1, 1024) == samples_that_fit(1 << 30, 1024)
     assert samples_that_fit(0, 1024) == 1024
+
+
+def test_sample_bytes_grows_with_the_width_and_normals() -> None:
+    fields = [NGP(NGPConfig(encoding={"n_levels": 2, "log2_hashmap_size": 6}, width=width)) for width in (8, 64)]
+    parts = NeuralBackground(), DiffuseMaterial(), MarchConfig(samples=64)
+    small, wide, lit = (sample_bytes(fields[k], *parts, n) for k, n in ((0, False), (1, False), (1, True)))
+    assert small < wide < lit < 1e5
+    assert wide - small >= 4 * 2 * (64 - 8), "two MLPs keep their hidden activations"

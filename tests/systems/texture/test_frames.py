@@ -11,8 +11,8 @@ from PIL import Image
 
 from tests.support import box_room
 from tests.support.errors import refused
-from threedgen.geometry.overlap import key_frames
 from threedgen.geometry.poses import opencv_axes, world_to_camera
+from threedgen.geometry.warp import key_frames
 from threedgen.systems.draw.mesh import MeshFrame, SourceMesh
 from threedgen.systems.texture.auto_path import auto_path, interior
 from threedgen.systems.texture.frames import Frames, check_overlap, choose_keys, depth_of_mesh, read_frames, read_path

@@ -21,8 +21,8 @@ from threedgen.config.errors import within
 from threedgen.data.srn.reader import Instance, open_instance
 from threedgen.data.srn.scene_files import condition_and_targets
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.foreground import extract_foreground
 from threedgen.geometry.images import to_uint8
+from threedgen.geometry.picture_file import extract_foreground
 from threedgen.geometry.views import Request, Views, resize
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.mvadapter.model import MVAdapter

@@ -7,7 +7,7 @@ A folder has the files of one scene, or folders of scenes, such as runs of panor
 
 SCENE/cameras.json         cameras (`threedgen.geometry.cameras_file`); its prompts are used only for the CLIP score
 SCENE/0.png, 1.png, ...    images, if cameras.json does not name the files of its views
-SCENE/depth/NAME.png       depth map of the image NAME.png (`threedgen.geometry.depth_file`)
+SCENE/depth/NAME.png       depth map of the image NAME.png (`threedgen.geometry.images.write_depth`)
 """
 
 from collections.abc import Callable
@@ -22,8 +22,7 @@ from threedgen.config import ConfigError
 from threedgen.data.scene_views import SceneViews
 from threedgen.evaluation.samples import kept_views
 from threedgen.geometry.cameras_file import CAMERAS_FILE, CamerasFile, read_cameras
-from threedgen.geometry.depth_file import read_depth
-from threedgen.geometry.picture_file import load_image
+from threedgen.geometry.picture_file import load_image, read_depth
 from threedgen.geometry.views import Views, resize
 from threedgen.guidance.coarse_to_fine import Size
 from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels

@@ -123,7 +123,7 @@ class SamplingConfig(PromptedConfig):
 
     def foreground(self) -> Array | None:
         """Return the image as RGBA (h, w, 4) in [0, 1], with the object mask as alpha, or None. Raises ConfigError."""
-        from threedgen.geometry.foreground import read_foreground
+        from threedgen.geometry.picture_file import read_foreground
 
         return None if self.image is None else read_foreground(str(user_path(self.image, "image")))
 

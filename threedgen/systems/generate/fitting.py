@@ -13,7 +13,6 @@ from threedgen.representations import losses
 from threedgen.representations.base import Render
 from threedgen.representations.field.ngp import finite_difference_normal
 from threedgen.representations.march import step_size
-from threedgen.representations.mesh.losses import normal_consistency
 
 from .scene import Scene
 
@@ -59,16 +58,16 @@ class Fit:
         opaque, smooth, distortion = (at(value, done, steps) for value in (OPAQUE_WEIGHT, o.smooth, o.distortion))
         if self.scene.field.rasterised:
             result, indices = self._render_images(step, rng)
-            rough = [normal_consistency(*result.surface)] if smooth and result.surface is not None else []
+            rough = [losses.normal_consistency(*result.surface)] if smooth and result.surface is not None else []
         else:
             result, indices, rays = self._render_pixels(step, rng)
             rough = [self._roughness(result, *rays, rng)] if smooth else []
         colours, background = (part.to(device) for part in self.pixels.composite(indices, rng))
         error = F.smooth_l1_loss(result.rgb_fg + background * (1 - result.opacity), colours, beta=HUBER_BETA)
-        clear = opaque * losses.opaque(result.opacity) + SPARSITY_WEIGHT * losses.sparsity(result.opacity)
+        clear = opaque * losses.opaque(result) + SPARSITY_WEIGHT * losses.sparsity(result)
         # opacity at pixels far from the object: in the colour of the background it would not change the error
         clear = clear + result.opacity[self.pixels.empty[indices].to(device)].sum() / len(colours)
-        if distortion and (spread := result.distortion(2 * self.scene.config.march.radius)) is not None:
+        if distortion and (spread := losses.distortion(result, 2 * self.scene.config.march.radius)) is not None:
             clear = clear + distortion * spread
         loss = ERROR_WEIGHT * error + clear + smooth * sum(rough)
         opacity = float(result.opacity.detach().mean())

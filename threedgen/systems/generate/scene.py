@@ -18,11 +18,10 @@ from threedgen.guidance.guidance import Condition, Reference
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
-from threedgen.representations.base import Background, Material, Render, Representation
+from threedgen.representations.base import Background, Render, Representation
 from threedgen.representations.march import step_size
-from threedgen.representations.shading import Shading
-from threedgen.representations.volume.occupancy import OccupancyGrid
-from threedgen.representations.volume.render import render, sample_bytes
+from threedgen.representations.shading import Material, Shading
+from threedgen.representations.volume.render import OccupancyGrid, render, sample_bytes
 from threedgen.run.memory import explain_out_of_memory
 from threedgen.run.seeding import generator
 from threedgen.systems.generate.options import GenerateConfig

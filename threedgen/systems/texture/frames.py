@@ -13,10 +13,10 @@ from threedgen.config.errors import keyed
 from threedgen.data.scannet import ScanNetWalk
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.cameras_file import read_cameras
-from threedgen.geometry.overlap import check_pose_convention, key_frames, overlap, spread_pairs
 from threedgen.geometry.picture_file import image_shape
 from threedgen.geometry.poses import Poses
 from threedgen.geometry.raster import rasterise_views
+from threedgen.geometry.warp import check_pose_convention, key_frames, overlap, spread_pairs
 from threedgen.systems.draw.mesh import MeshFrame, SourceMesh
 
 from .auto_path import auto_path

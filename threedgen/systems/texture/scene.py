@@ -1,7 +1,7 @@
 """Texture of a scene: frames along a camera path are sampled from text and depth, and projected onto the mesh.
 
 RUN/frames/         sampled frames NAME.png; a resumed run keeps them
-RUN/depth/          depth of the frames, NAME.png (format: ``geometry.depth_file``)
+RUN/depth/          depth of the frames, NAME.png (format: ``geometry.images.write_depth``)
 RUN/cameras.json    cameras of the frames in coordinates of the mesh file; the option rig.file=FILE reads such a file
 RUN/frames.mp4, sheet.png   all frames as a video and as a contact sheet
 RUN/scene.glb, texture.png  textured mesh, at its place and size in the mesh file, and its texture
@@ -25,8 +25,7 @@ from threedgen.export.surface.blend import SCENE_BLEND
 from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.cameras_file import CAMERAS_FILE, write_cameras
-from threedgen.geometry.depth_file import write_depth
-from threedgen.geometry.images import enlarge_small, grid, write_mp4, write_png
+from threedgen.geometry.images import enlarge_small, grid, write_depth, write_mp4, write_png
 from threedgen.run.disk import writing
 from threedgen.run.progress import Count
 from threedgen.run.prompts import prompt_warnings

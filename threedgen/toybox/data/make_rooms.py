@@ -18,8 +18,7 @@ import numpy as np
 
 from threedgen.data.matterport import CAPTIONS, FACES, FOLDER, YAW_STEP
 from threedgen.data.options import SceneSplit
-from threedgen.geometry.depth_file import write_depth
-from threedgen.geometry.images import to_uint8
+from threedgen.geometry.images import to_uint8, write_depth
 from threedgen.geometry.warp import to_opencv
 from threedgen.run.arrays import Array
 from threedgen.run.disk import atomic_folder, write_atomic

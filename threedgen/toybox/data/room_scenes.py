@@ -11,9 +11,9 @@ import torch
 from threedgen.data.options import SceneSplit
 from threedgen.data.scene_views import Entry, SceneViews, Walk, WalkScenes
 from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.overlap import key_frames
 from threedgen.geometry.panorama import SKYBOX, cameras, ring, rotation
 from threedgen.geometry.views import Views
+from threedgen.geometry.warp import key_frames
 from threedgen.run.arrays import Array
 from threedgen.run.seeding import numpy_generator
 from threedgen.toybox.options import RoomPanoramasConfig, RoomPathsConfig

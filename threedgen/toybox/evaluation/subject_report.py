@@ -7,7 +7,7 @@ import numpy as np
 
 from threedgen.evaluation.metrics.figures import Json, Share, bootstrap, median, share
 from threedgen.evaluation.report import format_limits, format_share, markdown_table, write_report
-from threedgen.geometry.images import grid, pad_to_same_size, write_png
+from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.picture_file import load_image
 from threedgen.run.arrays import Array
 from threedgen.train.task import Task
@@ -76,7 +76,7 @@ def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows, suffix: str 
         height = cells[-1].shape[0]  # objects may have larger images
         cells += [read_rgb(place / f"{name}.png", height=height) for name in shown]
         labels += [f"{noun}, photos", *(label.format(noun) for label in shown.values())]
-    return grid(pad_to_same_size(cells), 1 + len(shown), labels)
+    return grid(cells, 1 + len(shown), labels)
 
 
 def read_rgb(path: Path, half: bool = False, height: int | None = None) -> Array:

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from tests.support import parity_files
 from tests.support.parity_files import recorded, tensors
-from threedgen.geometry.cameras import Cameras, Projection
-from threedgen.geometry.control_maps import plucker_rays, position_control, ray_control, view_rays
+from threedgen.geometry.cameras import Cameras, Projection, geometry_control, plucker_rays, ray_control, view_rays
 from threedgen.geometry.poses import orbit_c2w, world_to_camera
 from threedgen.guidance.attention.decoupled import DecoupledAttnProcessor
 from threedgen.guidance.attention.joined import MultiviewAttnProcessor
@@ -110,7 +109,7 @@ def test_cameras_and_control_maps_match_recording(path: Path) -> None:
     near, far = o["near"], o["far"]
     close((2 * depth - near - far) / (far - near), clip[..., 2])
     close(view_rays(c2w)[:, :, None, None].expand(-1, -1, size, size), out["raymap_ortho"])
-    control = ray_control(view_rays(c2w), o["plucker_offset"], o["plucker_scale"])[:, :, None, None]
+    control = ray_control(view_rays(c2w))[:, :, None, None]
     close(control.expand(-1, -1, size, size), out["control_ortho"])
     ours = orbit_c2w(elevation, azimuth + pi / 2, inputs["distance"])  # the front is x here and -y there
     close(ray_maps(replace(flat, c2w=ours))[..., 0, 0], ray_control(view_rays(c2w)))
@@ -122,9 +121,10 @@ def test_cameras_and_control_maps_match_recording(path: Path) -> None:
     K[:, :2, 2] += 0.5
     corner = Cameras(c2w, Projection(K, parallel=True), size, size)
     mask = inputs["mask"][..., 0]
-    found = corner.unproject(inputs["depth"][..., 0])
+    origins, directions = corner.rays()
+    found = origins + directions * inputs["depth"]
     close(found * mask[..., None], out["position_map_ortho"])
-    scaled = position_control(found, mask, o["position_offset"], o["position_scale"])
+    scaled = geometry_control(found, torch.zeros_like(found), mask)[:, :3]
     close(scaled.permute(0, 2, 3, 1), out["position_control"])
 
 
