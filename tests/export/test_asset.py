@@ -127,7 +127,9 @@ def test_load_run_field_restores_field_and_occupancy_grid(tmp_path: Path) -> Non
     assert np.allclose(source.view.colours(x.numpy()), torch.sigmoid(field(x)[1]).detach().numpy(), atol=1e-6)
     dense, _ = dense_surface(source.view, 40)
     assert dense.vertices[:, 2].min() > -0.2 and dense.vertices[:, 2].max() > 0.2, "empty cells are not queried"
-    asset = export_run.export(source, AssetConfig(budget=300, texture=128, lods=(), refine=2, resolution=40))
+    asset = export_run.export(
+        source, AssetConfig(budget=300, texture=128, lods=(), refine=2, resolution=40), tmp_path / "out"
+    )
     assert asset.figures["refine"]["views"] == 2 and asset.figures["topology"]["open_edges"] == 0
     assert asset.figures["refine"]["psnr_after"] >= asset.figures["refine"]["psnr_before"]
     assert {"pictures", "refine"} <= asset.seconds.keys()

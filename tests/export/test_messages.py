@@ -95,7 +95,8 @@ def test_level_of_detail_above_its_budget_gives_a_note() -> None:
 
 def test_unfinished_run_gives_a_note(tmp_path: Path) -> None:
     source = load_run_field(ball_run(tmp_path / "run", "trainer.max_steps=50"))
-    (note,) = export_run.export(source, AssetConfig(budget=300, texture=256, lods=(), resolution=32, refine=0)).notes
+    config = AssetConfig(budget=300, texture=256, lods=(), resolution=32, refine=0)
+    (note,) = export_run.export(source, config, tmp_path / "asset").notes
     assert "10 of 50 steps" in note
 
 

@@ -169,16 +169,6 @@ def test_script_in_the_prompt_does_not_run(chromium: Any, tmp_path: Path) -> Non
     assert tab.page.title() != "ran" and any("Content Security Policy" in error for error in tab.errors)
 
 
-@pytest.mark.parametrize("width", [320, 390, 768, 1280])
-def test_pages_fit_the_window_width(chromium: Any, tmp_path: Path, width: int) -> None:
-    prompt = "a blue dog " * 20 + "x" * 200
-    tab = Tab(chromium, make_report(tmp_path / "run", prompt=prompt), viewport={"width": width, "height": 800})
-    assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
-    assert cli.main(["--config", "gallery", f"runs={tmp_path}"]) == 0
-    tab = Tab(chromium, tmp_path / "gallery.html", viewport={"width": width, "height": 800})
-    assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
-
-
 def test_gallery_filter(chromium: Any, tmp_path: Path) -> None:
     for name in ("a red cat", "a blue cat", "a blue dog"):
         make_report(tmp_path / name.replace(" ", "-"), prompt=name)

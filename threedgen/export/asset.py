@@ -52,25 +52,15 @@ Part = tuple[Array, Array]
 
 @dataclass
 class ExportedAsset:
-    """Exported asset: file contents in memory, check results and statistics. `make_asset` returns it.
+    """Exported asset: file contents in memory, check results and statistics. `make_asset` returns it."""
 
-    Attributes:
-        name: prefix of the file names.
-        files: file name -> content. If GLB is a requested format, the GLB of the finest level comes first.
-        findings: GLB file name -> findings of the Khronos validator; empty if it is not installed.
-        notes: remarks for the user, one sentence each; they include the findings.
-        figures: statistics that asset.json stores, by name.
-        seconds: step name (`STEPS`) -> duration in seconds.
-        on_step: callback that receives the name of each step when it starts.
-    """
-
-    name: str
-    files: dict[str, bytes] = field(default_factory=dict)
-    findings: dict[str, list[Finding]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    figures: Tree = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    on_step: Callable[[str], object] = lambda step: None
+    name: str  # prefix of the file names
+    files: dict[str, bytes] = field(default_factory=dict)  # name -> content; if there are GLBs, the finest comes first
+    findings: dict[str, list[Finding]] = field(default_factory=dict)  # GLB name -> findings of the Khronos validator
+    notes: list[str] = field(default_factory=list)  # remarks for the user, one sentence each, with the findings
+    figures: Tree = field(default_factory=dict)  # statistics that asset.json stores, by name
+    seconds: dict[str, float] = field(default_factory=dict)  # step name (`STEPS`) -> duration
+    on_step: Callable[[str], object] = lambda step: None  # receives the name of each step when it starts
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
@@ -201,9 +191,8 @@ def _textured(
 def hull(vertices: Array) -> Part:
     """Return a convex hull of vertices (V, 3) with at most 2 * DIRECTIONS triangles.
 
-    The points are scaled to a cube. The hull uses only the farthest point in each of DIRECTIONS directions: both
-    directions of each axis, and points of a Fibonacci lattice on the sphere. It lies inside the full hull and has about
-    90 % of the full hull's volume. Raises ConfigError for points without volume.
+    It uses only the farthest point in each of DIRECTIONS directions, those of the axes and of a Fibonacci lattice, and
+    has about 90 % of the full hull's volume. Raises ConfigError for points without volume.
     """
     n = np.arange(DIRECTIONS) + 0.5
     height, azimuth = 1 - 2 * n / DIRECTIONS, np.pi * (1 + 5**0.5) * n
@@ -230,10 +219,7 @@ def _convex(points: Array) -> Part:
 
 
 def convex_parts(vertices: Array, faces: Array) -> list[Part]:
-    """Decompose a closed mesh into at most MAX_PARTS convex parts (CoACD, Wei et al. 2022).
-
-    Vertices (V, 3) at equal positions must be merged (`topology.weld`); faces are (F, 3). Needs the package coacd.
-    """
+    """Decompose a closed mesh with welded vertices (V, 3), faces (F, 3), into convex parts (CoACD, Wei et al. 2022)."""
     import coacd
 
     vertices, faces = simplify(vertices, faces, MAX_PARTS_INPUT, nearest=True)  # CoACD takes minutes on fine meshes
@@ -248,6 +234,5 @@ def convex_parts(vertices: Array, faces: Array) -> list[Part]:
         resolution=1000,
         decimate=True,
         max_ch_vertex=MAX_PART_VERTICES,
-        seed=0,
     )
     return [_convex(np.asarray(points, np.float64)) for points, _ in parts]

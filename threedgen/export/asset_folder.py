@@ -1,7 +1,4 @@
-"""Folder of an exported asset: list, check and replace the files of an earlier export.
-
-This module does not import torch, so that file conflicts are reported before the slow imports.
-"""
+"""Folder of an exported asset: list, check and replace the files of an earlier export. Imports no torch."""
 
 import hashlib
 import os
@@ -20,10 +17,7 @@ FILE_NAME = r"\w+(\.glb|\.usdz|_obj\.zip)"  # regular expression that matches th
 
 
 def asset_name(text: str) -> str:
-    """Return a name for files and glTF nodes: ASCII letters, digits and `_`, at most 40 characters.
-
-    The name of a text without ASCII letters or digits is made from the text's checksum.
-    """
+    """Return a name for files and glTF nodes: at most 40 ASCII letters, digits and `_`; else made from a checksum."""
     name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:40].strip("_")
     return name or slug(text).replace("-", "_")
 
@@ -37,8 +31,7 @@ def read_manifest(folder: Path) -> Tree:
 def exported_files(folder: Path) -> set[Path]:
     """Return the paths of the files in the folder that an earlier export wrote and nobody changed.
 
-    A file counts only if its name matches FILE_NAME and its SHA-256 equals the one in asset.json. The list in
-    asset.json alone is not enough, because a user may have edited the list or the files.
+    Their names match FILE_NAME and their SHA-256 those in asset.json, because a user may have edited list or files.
     """
     listed = read_manifest(folder).get("sha256")
     sums = {n: s for n, s in listed.items() if re.fullmatch(FILE_NAME, n)} if isinstance(listed, dict) else {}
@@ -60,8 +53,7 @@ def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> Non
     """Write the files and asset.json, and delete the files of an earlier export.
 
     All data is on disk under temporary names before the first rename. asset.json is renamed before the files that it
-    lists, so that after an interruption the next export recognises every file as its own. `manifest` is the content of
-    asset.json, with the files' checksums in `sha256`. Raises OSError.
+    lists, so that after an interruption the next export recognises every file as its own. `manifest` contains `sha256`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporary_files(folder)

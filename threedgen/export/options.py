@@ -49,22 +49,15 @@ class AssetConfig(Config):
         None, description="texture edge in texels; null: from the preset"
     )
     lods: tuple[int, ...] | None = Field(
-        None,
-        examples=[[1000, 300]],
-        description="triangles of each further level of detail, decreasing; null: from the preset, below the budget",
+        None, examples=[[1000, 300]], description="triangles of each further level of detail; null: from the preset"
     )
     collision: Literal["hull", "parts", "none"] = Field(
         "hull", description="collider: one convex hull, up to eight convex parts (extra 'parts'), or none"
     )
     formats: tuple[Literal["glb", "obj", "usdz"], ...] = Field(
-        ("glb",),
-        min_length=1,
-        examples=[["glb", "obj"]],
-        description="file formats: glb, obj (zip with textures), usdz (extra 'usd')",
+        ("glb",), min_length=1, examples=[["glb", "obj"]], description="obj: zip with textures; usdz: extra 'usd'"
     )
-    refine: int = Field(
-        16, ge=0, le=256, description="number of field renders that the baked texture is fitted to; 0: none"
-    )
+    refine: int = Field(16, ge=0, le=256, description="number of field renders that the texture is fitted to; 0: none")
     height: float | None = Field(
         None, gt=0, description="height in metres; null: usual height of the prompt's object, else 1 field unit = 1 m"
     )

@@ -31,17 +31,14 @@ OUTLIERS = 1
 
 
 def spiral_cameras(views: int, size: int, radius: float = 1.0) -> Cameras:
-    """Return perspective cameras on a golden-angle spiral, evenly distributed between MIN_ELEVATION and MAX_ELEVATION.
-
-    `views` is the number of cameras, `size` the image edge in pixels, `radius` the scene radius in world units.
-    """
+    """Return cameras on a golden-angle spiral, evenly distributed between MIN_ELEVATION and MAX_ELEVATION."""
     k = torch.arange(views, dtype=torch.float32)
     height = math.sin(MIN_ELEVATION) + (math.sin(MAX_ELEVATION) - math.sin(MIN_ELEVATION)) * (k + 0.5) / views
     return cameras_at(torch.asin(height), (k * math.pi * (3 - math.sqrt(5))) % (2 * math.pi), size, radius)
 
 
 def cameras_at(elevation: Tensor, azimuth: Tensor, size: int, radius: float) -> Cameras:
-    """Return V cameras at elevations and azimuths (V,) in radians, with FOV and DISTANCE and square images."""
+    """Return perspective cameras at elevations and azimuths (V,) in radians, for a scene of `radius` world units."""
     distance = torch.full_like(elevation, DISTANCE * radius)
     projection = Projection.perspective(torch.full_like(elevation, FOV), size, size)
     return Cameras(orbit_c2w(elevation, azimuth, distance), projection, size, size)
@@ -76,10 +73,7 @@ def field_renderer(
 
 
 class DepthFusion:
-    """Density and colour of a representation without density, from its depth images, similar to TSDF fusion.
-
-    A point is outside if more than OUTLIERS views see it in front of the surface.
-    """
+    """Density and colour of a representation without density, from its depth images, similar to TSDF fusion."""
 
     @torch.no_grad()
     def __init__(self, render: Callable[[Cameras], Render], cameras: Cameras, radius: float) -> None:

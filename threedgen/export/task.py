@@ -34,9 +34,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
     folder, out, options = runs.run_folder(config.run, "run"), config.destination(), config.asset()
     prepare(out, megabytes=64)
     source = load_run_field(folder, "cuda" if torch.cuda.is_available() else "cpu")
-    with progress_bar(quiet) as on_step:
-        asset = export(source, options, on_step=on_step)
-        save(asset, out, options)
+    asset = export(source, options, out, quiet=quiet)
     for note in asset.notes:
         logger.warning("%s", note)
     if out.resolve() == (folder / FOLDER).resolve():
@@ -66,43 +64,37 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
 
 
 def export(
-    source: RunField,
-    config: AssetConfig,
-    nearest_budget: bool = False,
-    on_step: Callable[[str], object] = lambda step: None,
+    source: RunField, config: AssetConfig, folder: Path, nearest_budget: bool = False, quiet: bool = False
 ) -> ExportedAsset:
-    """Extract the surface of a run's field and build its asset in memory, see `make_asset`.
+    """Extract the surface of a run's field and write its asset to `folder`, see `make_asset` and `save`.
 
     If the height is unset and the usual height of the prompt's object is known, the asset gets that height.
     """
-    on_step("surface")
-    start = time.perf_counter()
-    dense, notes = dense_surface(source.view, config.sizes.resolution)
-    max_steps = source.config.trainer.max_steps
-    if source.steps < max_steps:
-        notes.append(f"the run is not finished: {source.steps} of {max_steps} steps")
-    name = asset_name(config.name or source.config.prompt)
-    height, usual = config.height, source.config.usual_height()
+    run, height, usual = source.config, config.height, source.config.usual_height()
+    extras = {"prompt": run.prompt, "negative_prompt": run.negative_prompt, "seed": run.seed, "steps": source.steps}
+    extras |= {"config_hash": config_hash(run), "version": __version__}
     if height is None and usual is not None:
         config = config.model_copy(update={"height": usual[1]})
-    duration = time.perf_counter() - start
-    run = source.config
-    metadata = {"prompt": run.prompt, "negative_prompt": run.negative_prompt, "seed": run.seed, "steps": source.steps}
-    metadata |= {"config_hash": config_hash(run), "version": __version__}
-    asset = make_asset(dense, config, name, source.view, metadata, nearest_budget, on_step)
-    asset.seconds = {"surface": round(duration, 3)} | asset.seconds
-    asset.notes = notes + asset.notes
-    if height is None:
-        reason = f"as {usual[0]} usually is" if usual else "as one field unit is one metre"
-        asset.figures["height"] = f"{number(asset.figures['size_m']['high'])} m high, {reason}"
+    with progress_bar(quiet) as on_step:
+        on_step("surface")
+        start = time.perf_counter()
+        dense, notes = dense_surface(source.view, config.sizes.resolution)
+        duration = time.perf_counter() - start
+        if source.steps < run.trainer.max_steps:
+            notes.append(f"the run is not finished: {source.steps} of {run.trainer.max_steps} steps")
+        name = asset_name(config.name or run.prompt)
+        asset = make_asset(dense, config, name, source.view, extras, nearest_budget, on_step)
+        asset.seconds = {"surface": round(duration, 3)} | asset.seconds
+        asset.notes = notes + asset.notes
+        if height is None:
+            reason = f"as {usual[0]} usually is" if usual else "as one field unit is one metre"
+            asset.figures["height"] = f"{number(asset.figures['size_m']['high'])} m high, {reason}"
+        save(asset, folder, config)
     return asset
 
 
 def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> None:
-    """Write the asset's files and asset.json to `folder`, and delete the files of an earlier export there.
-
-    Raises ConfigError if a file to replace was not written by an export.
-    """
+    """Write the asset's files and asset.json to `folder` instead of those of an earlier export. Raises ConfigError."""
     with writing(folder):
         check_overwrite(folder, asset.files)
         write_files(folder, asset.files, summary(asset, config))

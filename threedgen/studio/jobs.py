@@ -12,6 +12,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
@@ -37,27 +38,20 @@ PROGRESS_ENV = {"THREEDGEN_PROGRESS_SECONDS": "1", "CI": "1", "PYTHONUNBUFFERED"
 
 @dataclass
 class Job:
-    """Run of one prompt in the queue.
-
-    `name` is the run's folder below the studio's folder, `command` its command line, and `progress` the fields of its
-    last progress line (the groups of PROGRESS). `number` identifies the job in requests.
-    """
+    """Run of one prompt in the queue."""
 
     prompt: str
     seed: int
-    name: str
+    name: str  # folder of the run below the studio's folder
     command: list[str]
-    number: int = 0
+    number: int = 0  # identifies the job in requests
     state: str = WAITING
-    progress: Mapping[str, str] = field(default_factory=dict)
+    progress: Mapping[str, str] = field(default_factory=dict)  # groups of PROGRESS in the last progress line
     error: str = ""
 
 
 def make_job(config: StudioConfig, root: Path, prompt: str, seed: int) -> Job:
-    """Return the job for a prompt, finished if its run already exists in the folder `root` and is finished.
-
-    Raises ConfigError if the run config is invalid for this prompt.
-    """
+    """Return the job for a prompt, finished if its run in the folder `root` is finished. Raises ConfigError."""
     run = config.run_config(prompt, seed=seed)
     run.check()
     name = run_job(config.config, run, prompt, run.seed).key
@@ -70,41 +64,35 @@ def make_job(config: StudioConfig, root: Path, prompt: str, seed: int) -> Job:
 
 
 class Queue:
-    """List of jobs, and a worker thread that runs them one after another in the order of submission.
-
-    `over` is the number of runs that have ended.
-    """
+    """List of jobs, and a worker thread that runs them in turn. `over` is the number of runs that have ended."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
         self.over = 0
         self._jobs: list[Job] = []
         self._numbers = count(1)
         self._process: subprocess.Popen[str] | None = None
         self._closed = False
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
+        self._lock = threading.Lock()
+        self._worker = ThreadPoolExecutor(1)
 
     def jobs(self) -> list[Job]:
         """Return a copy of the list of jobs, in the order of submission."""
-        with self._changed:
+        with self._lock:
             return list(self._jobs)
 
     def add(self, job: Job) -> None:
-        """Append a job to the list instead of an ended one with the same name.
-
-        Raises ConfigError if a job with the same name is waiting or running.
-        """
-        with self._changed:
+        """Append a job instead of an ended one with its name. Raises ConfigError if that one has not ended."""
+        with self._lock:
             if any(other.name == job.name and other.state in (WAITING, *LIVE) for other in self._jobs):
                 raise ConfigError("is already running or waiting with this seed", "prompt", job.prompt)
             job.number = next(self._numbers)
             self._jobs = [*(other for other in self._jobs if other.name != job.name), job]
-            self._changed.notify_all()
+        if job.state == WAITING:
+            self._worker.submit(self._work, job)
 
     def drop(self, number: int) -> None:
         """Stop the job `number` if it runs; a second call stops it at once. Remove a job in another state."""
-        with self._changed:
+        with self._lock:
             for job in [job for job in self._jobs if job.number == number]:
                 if job.state in LIVE:
                     job.state = STOPPING
@@ -114,12 +102,11 @@ class Queue:
 
     def close(self) -> None:
         """Start no further jobs, stop the running job and wait until it ends. Ctrl-C during the wait kills it."""
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._signal()
-            self._changed.notify_all()
         try:
-            self._thread.join()
+            self._worker.shutdown()
         except KeyboardInterrupt:
             if self._process is not None:
                 self._process.kill()
@@ -129,40 +116,33 @@ class Queue:
         if self._process is not None and self._process.poll() is None:
             self._process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
 
-    def _next(self) -> Job | None:
-        """Block until the list has a waiting job, start it and return it; return None once the queue is closed."""
-        with self._changed:
-            while not self._closed:
-                job = next((job for job in self._jobs if job.state == WAITING), None)
-                if job is None:
-                    self._changed.wait()
-                    continue
-                try:
-                    self._process, job.state = _start(job.command), RUNNING
-                    return job
-                except (OSError, ValueError) as error:  # for example a null byte in the prompt
-                    job.state, job.error = FAILED, in_a_line(error)
-            return None
-
-    def _work(self) -> None:
-        while job := self._next():
-            assert self._process is not None and self._process.stderr is not None
-            messages: deque[str] = deque(maxlen=20)
-            for line in map(str.strip, self._process.stderr):
-                if found := PROGRESS.fullmatch(line):
-                    job.progress = {**found.groupdict(), "details": found["details"] or ""}
-                elif line:
-                    messages.append(line)
-            code = self._process.wait()
-            ending = f"the run was killed by signal {-code}" if code < 0 else f"the run exited with code {code}"
-            with self._changed:
-                self.over += 1
-                if code in STOP_CODES or code == -signal.SIGINT:
-                    job.state = INTERRUPTED
-                elif code:
-                    job.state, job.error = FAILED, messages[-1] if messages and code > 0 else ending
-                else:
-                    job.state = FINISHED
+    def _work(self, job: Job) -> None:
+        with self._lock:
+            if self._closed or job not in self._jobs:
+                return
+            try:
+                self._process = process = _start(job.command)
+                job.state = RUNNING
+            except (OSError, ValueError) as error:  # for example a null byte in the prompt
+                job.state, job.error = FAILED, in_a_line(error)
+                return
+        messages: deque[str] = deque(maxlen=20)
+        assert process.stderr is not None
+        for line in map(str.strip, process.stderr):
+            if found := PROGRESS.fullmatch(line):
+                job.progress = {**found.groupdict(), "details": found["details"] or ""}
+            elif line:
+                messages.append(line)
+        code = process.wait()
+        ending = f"the run was killed by signal {-code}" if code < 0 else f"the run exited with code {code}"
+        with self._lock:
+            self.over += 1
+            if code in STOP_CODES or code == -signal.SIGINT:
+                job.state = INTERRUPTED
+            elif code:
+                job.state, job.error = FAILED, messages[-1] if messages and code > 0 else ending
+            else:
+                job.state = FINISHED
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:

@@ -50,10 +50,7 @@ JSON, HTML = "application/json", "text/html; charset=utf-8"
 
 
 def run(config: StudioConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task `studio`: print the address of the page and serve it until Ctrl-C. Returns exit code 0.
-
-    The current run is then stopped. It can be resumed later.
-    """
+    """Run the task `studio`: print the address of the page and serve it until Ctrl-C, which stops the current run."""
     root = user_path(config.out, "out").absolute()
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -110,10 +107,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer({"jobs": self._add, "drop": self._drop}, files=False)
 
     def _answer(self, routes: Mapping[str, Callable[[str], None]], files: bool = True) -> None:
-        """Answer an allowed request with its route, or with a file if `files` is True.
-
-        A ConfigError becomes status 400 with the error message as JSON; a forbidden request gets status 403.
-        """
+        """Answer an allowed request with its route, or with a file. A ConfigError becomes JSON with status 400."""
         hosts, origins = (self.headers.get_all(name, []) for name in ("Host", "Origin"))
         rest = admitted(self.path, self.server.key, hosts, origins)
         if rest is None:

@@ -47,7 +47,6 @@ class LiveView(pl.Callback):
     the run ends with a ConfigError.
 
     Args:
-        options: config of the live view.
         window: opens the window; called before the first step, only in the process of the first device.
         render: one camera -> image (1, H, W, 3) in [0, 1].
         export: writes the asset of the current field and returns its path.

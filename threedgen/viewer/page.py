@@ -47,10 +47,9 @@ def _environment() -> Environment:
 
 
 def page(template: str, scripts: Sequence[str], served: bool = False, **values: object) -> str:
-    """Render a template as a whole page, with page.css and the scripts inline. Returns the HTML.
+    """Render a template of `assets/` as a whole page, with page.css and the scripts inline. Returns the HTML.
 
-    `template` and `scripts` are file names in `assets/`; `values` are the template's variables. `served` allows
-    requests to the server that delivers the page.
+    `values` are the template's variables. `served` allows requests to the server that delivers the page.
     """
     style, *texts = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", *scripts))
     script = "\n".join(texts)
@@ -63,7 +62,7 @@ def page(template: str, scripts: Sequence[str], served: bool = False, **values: 
 
 
 def fragment(template: str, **values: object) -> str:
-    """Render a template of `assets/` as a part of a page; `values` are the template's variables. Returns the HTML."""
+    """Render a template of `assets/` as a part of a page. Returns the HTML."""
     return _environment().get_template(template).render(**values)
 
 

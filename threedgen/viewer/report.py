@@ -50,10 +50,7 @@ def run(config: ReportConfig, resume: Path | None = None, quiet: bool = False) -
 
 
 def write_report(folder: Path) -> Path:
-    """Write report.html atomically into the folder of a run; return its path.
-
-    Raises ConfigError if the folder is not a run of the tasks with a report page, OSError if the write fails.
-    """
+    """Write report.html atomically into the folder of a run; return its path. Raises ConfigError, see `read_record`."""
     path = folder / PAGE
     write_atomic(path, report(read_record(folder)))
     return path
@@ -177,11 +174,7 @@ def _plottable(value: object) -> float | None:
 def plot(title: str, points: Sequence[tuple[float, float]], steps: tuple[float, float], from_zero: bool) -> Markup:
     """Return a line plot over training steps as SVG. The file page.css sets colours and fonts.
 
-    Args:
-        title: name of the quantity, for screen readers.
-        points: at least two (step, value), sorted by step.
-        steps: first and last step of the horizontal axis.
-        from_zero: start a linear value axis at zero.
+    Takes at least two points (step, value), sorted by step, and the first and last step of the horizontal axis.
     """
     values = np.array([value for _, value in points])
     log = bool(values.min() > 0 and values.max() / values.min() > LOG_RATIO and not from_zero)

@@ -38,12 +38,8 @@ class _LocalServer(viser.ViserServer):
 class ViserWindow:
     """Browser window of a run: it shows renders of the field, and a panel with prompt, metrics and buttons.
 
-    `LiveView` calls the methods on the training thread; they do not block. A client is one open browser tab.
-
-    Args:
-        prompt: text at the top of the panel.
-        port: port on 127.0.0.1; 0 or a port in use: any free port.
-        start: camera that every client starts with.
+    `LiveView` calls the methods on the training thread; they do not block. A client is one open browser tab, which
+    starts with the camera `start`.
     """
 
     def __init__(self, prompt: str, port: int, start: Cameras) -> None:

@@ -11,7 +11,7 @@ import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.glb_check import Expected, check_collider, check_glb, layout
+from benchmarks.glb_check import Expected, check_collider, check_glb
 from benchmarks.glb_reader import read_glb
 from tests.support.errors import refused
 from tests.support.textured_box import Textures, files, textured
@@ -149,31 +149,6 @@ def test_check_glb_accepts_a_valid_file() -> None:
 )
 def test_check_glb_finds_mesh_errors(change: Callable[[TexturedMesh], dict[str, np.ndarray]], code: str) -> None:
     assert code in changed(**change(MESH))
-
-
-def test_check_glb_compares_with_expected_values() -> None:
-    assert codes(DATA, Expected(319)) == {"budget"}
-    assert codes(DATA, Expected(texture=128)) == {"maps"}
-    assert codes(DATA, Expected(height=2.0)) == {"height"}
-    assert codes(DATA, Expected(megabytes=0.001)) == {"size"}
-    assert codes(DATA, Expected(gltf_extras=("config_hash",))) == {"extras"}
-    inverted = dataclasses.replace(TEXTURES, normal=np.full_like(TEXTURES.normal, 20))
-    assert codes(textured_glb_bytes(MESH, files(inverted), "ball", EXTRAS)) == {"maps"}
-
-
-def test_layout_measures_coverage_overlap_density_and_gap() -> None:
-    """Two charts of 20 x 20 texels, 6 texels apart, in a texture of 64; the right one has twice the texel density."""
-    square = np.array([[0, 0], [20, 0], [20, 20], [0, 20]]) / 64
-    uv = np.concatenate([square, square + (26 / 64, 0)])
-    points = np.zeros((8, 3))
-    points[:4, :2], points[4:, :2] = square, square / 2 + 1
-    faces = np.array([[0, 1, 2], [0, 2, 3], [4, 5, 6], [4, 6, 7]])
-    measured = layout(points, faces, uv, 64)
-    assert measured.charts == 2 and measured.overlap == 0 and measured.coverage == pytest.approx(800 / 64**2)
-    assert measured.gap == pytest.approx(7), "between the centres of the outermost texels"
-    assert measured.density == (1, 2)
-    overlapping = np.concatenate([square, square + (10 / 64, 0)])
-    assert layout(points, faces, overlapping, 64).overlap == pytest.approx(200 / 600)
 
 
 @settings(max_examples=15)

@@ -25,7 +25,7 @@ from threedgen.export.shape.from_field import (
     smooth_normals,
 )
 from threedgen.export.shape.mesh import Mesh
-from threedgen.export.shape.opacity import EmptyField, blur_density, clean, depth_field, optical_depth, typical_density
+from threedgen.export.shape.opacity import EmptyField, clean, depth_field, optical_depth, typical_density
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_linear
 from threedgen.representations.base import Render
@@ -189,50 +189,22 @@ def test_optical_depth_uses_the_clearest_direction():
     assert solid_block[2, 2, 2] == pytest.approx(0.25) and solid_block[1, 2, 2] == pytest.approx(0.15)
 
 
-def test_typical_density_ignores_empty_space_and_scales_with_density():
-    rng = np.random.default_rng(0)
-    dense, thin = 50 + 10 * rng.random(2000), 0.5 * rng.random(20_000)
-    level = typical_density(np.concatenate([dense, thin]).astype(np.float32))
-    assert 40 < level < 60
-    assert typical_density(np.concatenate([dense, thin, np.zeros(10**5)])) == pytest.approx(level, rel=1e-5)
-    assert typical_density(3 * np.concatenate([dense, thin])) == pytest.approx(3 * level, rel=1e-5)
-    assert typical_density(np.zeros((3, 3, 3))) == 0
-
-
 def test_typical_density_is_the_two_percent_quantile_of_squares():
     assert typical_density(np.array([1.0, 10.0])) == 10, "1 of 101"
     assert typical_density(np.repeat([1.0, 10.0], [300, 97])) == 1, "3 of 100"
     assert typical_density(np.repeat([1.0, 10.0], [150, 98])) == 10, "1.5 of 100"
 
 
-def test_depth_field_blurs_only_soft_fields():
-    noise = np.random.default_rng(0).uniform(0.5, 1.5, (R, R, R)).astype(np.float32)
-    cell = 2 / (R - 1)
-
-    def roughness(peak):
-        """Return the deviation of a noisy block's top from a plane, and the blur, in cells."""
-        sigma = np.zeros((R, R, R), np.float32)
-        sigma[4:-4, 4:-4, 4 : R // 2] = peak * noise[4:-4, 4:-4, 4 : R // 2]
-        tau, info = depth_field(sigma, cell, 1.0)
-        middle = tau[12:-12, 12:-12, R // 4 :] > info["level"]
-        height = middle.sum(axis=-1)
-        return np.ptp(height), info["blur"] / cell
-
-    assert roughness(60)[1] < 0.25 and roughness(4)[1] > 0.5
-    assert roughness(4)[0] <= 1
-    block = np.ones((8, 8, 8), np.float32)
-    assert blur_density(block, 0.2) is block and blur_density(block, 1.0) == pytest.approx(block)
-
-
 def test_blur_is_the_squared_free_path_of_light(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In scene radii, converted to cells, and bounded."""
+    """In scene radii, bounded; blurs below a quarter of a cell are skipped."""
     blurs: list[float] = []
-    monkeypatch.setattr(opacities, "blur_density", lambda sigma, cells: blurs.append(cells) or sigma)
-    for radius, density, blur in ((1.0, 8.0, 0.6 / 64), (2.0, 8.0, 0.6 / 256), (1.0, 2.0, 0.03)):
-        sigma = np.full((R, R, R), density, np.float32)
-        cell = 2 * radius / (R - 1)
-        _, info = depth_field(sigma, cell, radius)
-        assert info["blur"] == pytest.approx(blur * radius) and blurs[-1] == pytest.approx(info["blur"] / cell)
+    monkeypatch.setattr(
+        opacities.ndimage, "gaussian_filter", lambda sigma, cells, truncate: blurs.append(cells) or sigma
+    )
+    for radius, density, blur in ((2.0, 8.0, 0.6 / 256), (1.0, 8.0, 0.6 / 64), (1.0, 2.0, 0.03)):
+        _, info = depth_field(np.full((R, R, R), density, np.float32), 2 * radius / (R - 1), radius)
+        assert info["blur"] == pytest.approx(blur * radius)
+    assert blurs == pytest.approx([0.6 / 64 * (R - 1) / 2, 0.03 * (R - 1) / 2])
 
 
 @pytest.mark.parametrize("peak", [5, 15, 60])

@@ -131,15 +131,6 @@ def test_collapse_keeps_flat_faces_flat() -> None:
     assert topology(fine.vertices, fewer).volume == pytest.approx(1, abs=1e-9)
 
 
-def test_normal_and_shape_of_one_face() -> None:
-    a, b, c = np.random.default_rng(0).normal(size=(3, 3))
-    *normal, twice = simplify_module._normal(a, b, c)
-    assert np.allclose(normal, np.cross(b - a, c - a)) and twice == pytest.approx(np.linalg.norm(normal))
-    corners = np.array([[0.0, 0, 0], [2, 0, 0], [1, 3**0.5, 0]])
-    assert simplify_module._shape(*corners, 2 * 3**0.5) == pytest.approx(3**0.5 / 2)
-    assert simplify_module._shape(a, a, a, 0.0) == 0
-
-
 @pytest.mark.parametrize("seed", [3, 5])
 def test_simplify_level_keeps_charts_and_uv_orientation(seed: int) -> None:
     """A chart may be mirrored, but all its faces have the same orientation."""

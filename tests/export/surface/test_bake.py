@@ -1,7 +1,7 @@
 """Texture baking: ray casting, colours, normal maps, ambient occlusion, background."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,53 +9,21 @@ import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from threedgen.export.shape.mesh import Mesh, vertex_normals
+from tests.support.globe import globe, lattice, on_globe
+from threedgen.export.shape.mesh import Mesh, TexturedMesh, vertex_normals
 from threedgen.export.surface import bake as bake_module
 from threedgen.export.surface import bvh
 from threedgen.export.surface.bake import Maps, Texels, project, tangent_space, texel_frames, with_dense_normals
 from threedgen.geometry.raster import rasterise_uv, unit
 
 
-@dataclass(frozen=True)
-class Low:
-    vertices: np.ndarray
-    faces: np.ndarray
-    normals: np.ndarray
-    uv: np.ndarray
-    tangents: np.ndarray
-
-
-def lattice(columns: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return uv (V, 2) of a grid over [0, 1]^2 and its faces, counter-clockwise for u right and v up."""
-    u, v = np.meshgrid(np.linspace(0, 1, columns + 1), np.linspace(0, 1, rows + 1))
-    k = np.arange(u.size).reshape(u.shape)
-    a, b, c, d = k[:-1, :-1].ravel(), k[:-1, 1:].ravel(), k[1:, 1:].ravel(), k[1:, :-1].ravel()
-    return np.stack([u.ravel(), v.ravel()], 1), np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)])
-
-
-def globe(columns: int = 32, rows: int = 16) -> Low:
-    """Return a unit sphere with uv = (longitude, latitude)."""
-    uv, faces = lattice(columns, rows)
-    longitude, latitude = 2 * math.pi * uv[:, 0], math.pi * (uv[:, 1] - 0.5)
-    normals = on_globe(uv)
-    east = np.stack([-np.sin(longitude), np.cos(longitude), 0 * latitude, np.ones(len(uv))], 1)
-    return Low(normals, faces, normals, uv, east)
-
-
-def on_globe(uv: np.ndarray) -> np.ndarray:
-    """Return the point of `globe` at uv (..., 2)."""
-    longitude, latitude = 2 * math.pi * uv[..., 0], math.pi * (uv[..., 1] - 0.5)
-    ring = np.cos(latitude)
-    return np.stack([ring * np.cos(longitude), ring * np.sin(longitude), np.sin(latitude)], -1)
-
-
-def sheet(columns: int = 1, rows: int = 1, mirrored: bool = False) -> Low:
+def sheet(columns: int = 1, rows: int = 1, mirrored: bool = False) -> TexturedMesh:
     """Return the unit square at z = 0 facing up; uv = (x, y), or (1 - x, y) if mirrored."""
     xy, faces = lattice(columns, rows)
     up = np.broadcast_to([0.0, 0.0, 1.0], (len(xy), 3))
     uv = xy * (-1, 1) + (1, 0) if mirrored else xy
     tangent = np.array([-1.0, 0, 0, -1] if mirrored else [1.0, 0, 0, 1])
-    return Low(np.column_stack([xy, 0 * xy[:, 0]]), faces, up, uv, np.broadcast_to(tangent, (len(xy), 4)))
+    return TexturedMesh(np.column_stack([xy, 0 * xy[:, 0]]), faces, up, uv, np.broadcast_to(tangent, (len(xy), 4)))
 
 
 def dense(vertices, faces, colours=None) -> Mesh:
@@ -72,7 +40,7 @@ def ball(subdivisions: int = 4, relief: float = 0.0) -> Mesh:
     return dense(vertices, mesh.faces, (direction + 1) / 2)
 
 
-def baked(low: Low, dense: Mesh, size, colours=None, cage: float = bake_module.CAGE, rays: int = 0) -> Maps:
+def baked(low: TexturedMesh, dense: Mesh, size, colours=None, cage: float = bake_module.CAGE, rays: int = 0) -> Maps:
     """Bake with another cage and number of occlusion rays."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bake_module, "CAGE", cage)
@@ -149,13 +117,6 @@ def test_bake_queries_colours_at_the_dense_surface():
     assert flat.info["missed"] > 0.9
 
 
-def test_bake_without_field_uses_vertex_colours():
-    queried = baked(globe(), ball(4), 64, position_colour, cage=0.05)
-    stored = baked(globe(), ball(4), 64, cage=0.05)
-    assert np.abs(queried.base_colour - stored.base_colour).max() < 0.01
-    assert np.ptp(stored.base_colour) > 0.9
-
-
 def test_bake_uses_the_nearest_vertex_outside_the_cage():
     low = sheet()
     colours = np.array([[1, 0, 0], [0, 1, 0], [0, 0, 1.0]])
@@ -178,7 +139,7 @@ def test_bake_ignores_the_far_side_of_a_thin_wall():
     assert np.allclose(maps.normal, [0, 0, 1], atol=1e-6)
 
 
-def rendered_normals(low: Low, maps, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def rendered_normals(low: TexturedMesh, maps, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
     """Return world normals (N, 3) as rendered with the normal map, and the interpolated vertex normals."""
     texels = texel_frames(low, rasterise_uv(low.uv, low.faces, (height, width)))
     x, y, z = np.moveaxis(maps.normal[maps.covered][..., None], 1, 0)
@@ -262,19 +223,6 @@ def test_openness_beside_a_wall_matches_the_form_factor(distance):
     assert openness == pytest.approx(1 - (1 - distance / math.hypot(distance, 1)) / 2, abs=0.02)
 
 
-@given(st.integers(0, 10**6))
-@settings(max_examples=10)
-def test_openness_beside_a_half_space_is_one_half(seed):
-    """A large wall through the point, along its normal, blocks half of the light in any orientation."""
-    rng = np.random.default_rng(seed)
-    normal = unit(rng.standard_normal(3))
-    side = unit(np.cross(normal, rng.standard_normal(3)))
-    across = np.cross(normal, side)
-    wall = np.array([p * normal + q * across for p, q in ((-99, -99), (99, -99), (99, 99), (-99, 99))]) + 1e-3 * side
-    tree = bvh.build(wall, np.array([[0, 1, 2], [0, 2, 3]]))
-    assert bvh.openness(tree, np.zeros((1, 3)), normal[None], 256, 1.0, 0.0)[0] == pytest.approx(0.5, abs=0.03)
-
-
 def test_occlusion_of_a_groove_is_in_the_red_channel():
     groove = _plane(40, lambda x, y: -0.3 * np.exp(-(((x - 0.5) / 0.08) ** 2)))
     maps = baked(sheet(8, 8), dense(*groove), 32, cage=0.4, rays=64)
@@ -282,25 +230,6 @@ def test_occlusion_of_a_groove_is_in_the_red_channel():
     assert maps.uint8()["orm"][0, 0].tolist()[1:] == [255, 0]  # rough, no metal
     without = baked(sheet(8, 8), dense(*groove), 32, cage=0.4)
     assert np.allclose(without.orm[..., 0], 1)
-
-
-def test_background_is_filled_from_the_nearest_chart():
-    low = sheet()
-    left, right = replace(low, uv=0.1 + 0.25 * low.uv), replace(low, uv=np.array([0.65, 0.6]) + 0.3 * low.uv)
-    joined = Low(
-        np.concatenate([left.vertices, right.vertices + [5, 0, 0]]),
-        np.concatenate([low.faces, low.faces + 4]),
-        np.tile(low.normals, (2, 1)),
-        np.concatenate([left.uv, right.uv]),
-        np.tile(low.tangents, (2, 1)),
-    )
-    field = lambda p: np.where(p[:, :1] > 3, [[0.0, 0.2, 1.0]], [[1.0, 0.1, 0.0]])  # noqa: E731
-    maps = baked(joined, dense(joined.vertices, joined.faces), 40, field)
-    assert maps.covered.mean() == pytest.approx(0.25**2 + 0.3**2, abs=0.02)
-    shades = np.unique(maps.uint8()["base_colour"].reshape(-1, 3), axis=0).tolist()
-    assert sorted(shades) == [[0, 51, 255], [255, 26, 0]]
-    assert maps.base_colour[39, 0].tolist() == pytest.approx([1, 0.1, 0])  # lower left is at small u and v
-    assert maps.base_colour[0, 39].tolist() == pytest.approx([0, 0.2, 1])
 
 
 def test_project_moves_points_onto_the_surface_from_both_sides():

@@ -1,13 +1,15 @@
 """Texture refinement: gradients, convergence, unchanged texels."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from benchmarks.mesh_render import render
 from tests.support.errors import refused
+from tests.support.globe import globe
+from threedgen.export.shape.mesh import TexturedMesh
 from threedgen.export.surface import refine_texture as module
 from threedgen.export.surface.refine_texture import (
     Samples,
@@ -17,7 +19,6 @@ from threedgen.export.surface.refine_texture import (
     predict,
     refine_texture,
     sample_pixels,
-    texel_weights,
 )
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import psnr
@@ -28,23 +29,7 @@ from threedgen.geometry.texture import fill
 SIZE = 48
 
 
-@dataclass(frozen=True)
-class TexturedSphere:
-    vertices: np.ndarray
-    faces: np.ndarray
-    uv: np.ndarray
-
-
-def globe(columns: int = 48, rows: int = 24, scale: float = 1.0, shift: float = 0.0) -> TexturedSphere:
-    """Return a unit sphere; uv = (longitude, latitude) * scale + shift."""
-    u, v = np.meshgrid(np.linspace(0, 1, columns + 1), np.linspace(0, 1, rows + 1))
-    k = np.arange(u.size).reshape(u.shape)
-    a, b, c, d = k[:-1, :-1].ravel(), k[:-1, 1:].ravel(), k[1:, 1:].ravel(), k[1:, :-1].ravel()
-    faces = np.concatenate([np.stack([a, b, c], 1), np.stack([a, c, d], 1)])
-    longitude, latitude = 2 * math.pi * u.ravel(), math.pi * (v.ravel() - 0.5)
-    ring = np.cos(latitude)
-    vertices = np.stack([ring * np.cos(longitude), ring * np.sin(longitude), np.sin(latitude)], 1)
-    return TexturedSphere(vertices, faces, np.stack([u.ravel(), v.ravel()], 1) * scale + shift)
+GLOBE = globe(48, 24)
 
 
 def checker(height: int = 48, width: int = 96) -> np.ndarray:
@@ -64,7 +49,7 @@ def around(n: int, azimuth: float = 0.0, elevation: float = 0.3) -> Cameras:
     return orbit(n, elevation, 3.2, 0.75, SIZE, SIZE, azimuth=azimuth)
 
 
-def photographs(sphere: TexturedSphere, texture: np.ndarray, cameras: Cameras):
+def photographs(sphere: TexturedMesh, texture: np.ndarray, cameras: Cameras):
     """Return c2w, fov, targets and masks for `refine_texture`."""
     image = render(sphere.vertices, sphere.faces, cameras.c2w.numpy(), 0.75, SIZE, sphere.uv, texture, supersample=2)
     return cameras.c2w.numpy(), 0.75, image.rgb, image.alpha
@@ -95,15 +80,6 @@ def test_gradient_matches_finite_differences():
         assert (half_square(up) - half_square(down)) / (2 * step) == pytest.approx(grad[j, i, c], abs=2e-5)
 
 
-def test_texel_weights_sum_to_the_number_of_pixels():
-    rng = np.random.default_rng(1)
-    samples = Samples(rng.random((50, 4, 2)).astype(np.float32), np.zeros((50, 3), np.float32))
-    share = texel_weights(samples, (7, 9))
-    assert share.sum() == pytest.approx(50, rel=1e-5) and share.shape == (7, 9)
-    one = Samples(np.full((1, 1, 2), 0.5, np.float32), np.zeros((1, 3), np.float32))
-    assert texel_weights(one, (4, 4))[1:3, 1:3].ravel().tolist() == [0.25] * 4 and texel_weights(one, (4, 4)).sum() == 1
-
-
 def test_optimise_finds_the_least_squares_solution():
     """Two contradictory pixels per texel give their mean, pulled to the start by `prior_weight`."""
     centres = (np.arange(4) + 0.5) / 4
@@ -118,7 +94,7 @@ def test_optimise_finds_the_least_squares_solution():
 
 
 def test_refine_texture_sharpens_training_and_held_out_views():
-    sphere, truth = globe(), checker()
+    sphere, truth = GLOBE, checker()
     start = blurred(truth)
     views = photographs(sphere, truth, around(8))
     refined = refine_texture(start, sphere, *views)
@@ -141,7 +117,7 @@ def test_refine_texture_improves_with_ray_cast_targets(monkeypatch: pytest.Monke
     z = np.sin(math.pi * (v - 0.5))[:, None, None]
     exact = np.broadcast_to(0.5 + 0.4 * np.sin(9 * z + np.array([0, 1, 2.0])), (64, 128, 3)).astype(np.float32)
     start = np.clip(0.7 * blurred(exact, 20) + 0.2, 0, 1)
-    arguments = (globe(), cameras.c2w.numpy(), 0.75, targets, hit.astype(np.float32))
+    arguments = (GLOBE, cameras.c2w.numpy(), 0.75, targets, hit.astype(np.float32))
     monkeypatch.setattr(module, "SUPERSAMPLE", 1)
     refined = refine_texture(start, *arguments)
     assert refined.psnr_before < 25 and refined.psnr_after > refined.psnr_before + 8
@@ -152,7 +128,7 @@ def test_refine_texture_improves_with_ray_cast_targets(monkeypatch: pytest.Monke
 
 def test_gradient_blur_prevents_speckles(monkeypatch):
     """A dark texture with more texels than pixels brightens evenly."""
-    sphere, truth = globe(), np.full((192, 384, 3), 0.6, np.float32)
+    sphere, truth = GLOBE, np.full((192, 384, 3), 0.6, np.float32)
     views = photographs(sphere, truth, around(5))
     samples = sample_pixels(sphere, *views)
     assert 2 < footprint(samples, truth.shape) < 6
@@ -166,7 +142,7 @@ def test_gradient_blur_prevents_speckles(monkeypatch):
 
 
 def test_refine_texture_keeps_hidden_texels():
-    sphere, truth = globe(), checker()
+    sphere, truth = GLOBE, checker()
     start = blurred(truth)
     views = photographs(sphere, truth, around(2, azimuth=-0.2).select([0]))  # from the front only
     refined = refine_texture(start, sphere, *views)
@@ -178,7 +154,7 @@ def test_refine_texture_keeps_hidden_texels():
 
 
 def test_refine_texture_never_returns_a_worse_texture():
-    sphere, truth = globe(), checker()
+    sphere, truth = GLOBE, checker()
     views = photographs(sphere, truth, around(4))
     samples = sample_pixels(sphere, *views)
     same, before, after = optimise(truth, samples, steps=5)
@@ -189,8 +165,8 @@ def test_refine_texture_never_returns_a_worse_texture():
 
 def test_refine_texture_ignores_masked_background():
     """The targets show a smaller sphere on green background."""
-    sphere, truth = globe(), checker() * 0 + np.float32([0.5, 0.2, 0.6])
-    small = TexturedSphere(0.93 * sphere.vertices, sphere.faces, sphere.uv)
+    sphere, truth = GLOBE, checker() * 0 + np.float32([0.5, 0.2, 0.6])
+    small = replace(sphere, vertices=0.93 * sphere.vertices)
     cameras = around(6)
     c2w = cameras.c2w.numpy()
     image = render(small.vertices, small.faces, c2w, 0.75, SIZE, sphere.uv, truth, background=(0, 1, 0))
@@ -201,7 +177,7 @@ def test_refine_texture_ignores_masked_background():
 
 
 def test_refine_texture_refills_the_background():
-    sphere, whole = globe(scale=0.5, shift=0.25), checker(64, 64)
+    sphere, whole = globe(48, 24, 0.5, 0.25), checker(64, 64)
     mask = rasterise_uv(sphere.uv, sphere.faces, 64).mask
     truth = fill(whole, mask)
     start = fill(blurred(whole), mask)

@@ -1,5 +1,6 @@
 """DMTet: tetrahedral grid, marching tetrahedra, differentiable rasterisation and initialisation from a field."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -178,11 +179,11 @@ def test_dense_surface_keeps_the_mesh() -> None:
     assert (middle == 1).all() and 0 < colours[opacities > 0.99].mean() < 1
 
 
-def test_export_makes_an_asset() -> None:
+def test_export_makes_an_asset(tmp_path: Path) -> None:
     config = load("magic3d-toybox", ["prompt=a ball"])
     view = field_view(mesh(14), None, config.march, "cpu")
     options = AssetConfig(budget=200, texture=64, lods=(), refine=2, resolution=16)
-    asset = export(RunField(view, config, config.trainer.max_steps), options, nearest_budget=True)
+    asset = export(RunField(view, config, config.trainer.max_steps), options, tmp_path, nearest_budget=True)
     assert asset.notes == [] and any(name.endswith(".glb") for name in asset.files)
     assert 50 < max(asset.figures["levels"].values()) <= 200 and asset.figures["topology"]["open_edges"] == 0
 

@@ -1,7 +1,7 @@
 """Write a mesh as GLB (glTF 2.0 binary) with one buffer and one JSON chunk.
 
-This is our own code instead of a library for three reasons: linear vertex colours need 16 bits, the tangents must be
-those that the normal map was baked with, and equal input must give equal bytes.
+No library is used because linear vertex colours need 16 bits, the tangents must be those that the normal map was baked
+with, and equal input must give equal bytes.
 """
 
 import json
@@ -42,10 +42,7 @@ class _Buffer:
         return len(self.views) - 1
 
     def add(self, array: Array, **fields: object) -> int:
-        """Append a vertex attribute (V, 2), (V, 3) or (V, 4), or triangle indices (3 F,); return the accessor index.
-
-        A row of an attribute must have a multiple of 4 bytes. `fields` are added to the accessor.
-        """
+        """Append a vertex attribute (V, 2), (V, 3) or (V, 4), or triangle indices (3 F,); return the accessor index."""
         flat = array.ndim == 1
         accessor = {
             "bufferView": self.blob(array.tobytes(), target=_INDICES if flat else _VERTICES),
@@ -64,10 +61,7 @@ class _Buffer:
 
 
 def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: Tree | None = None) -> bytes:
-    """Return the bytes of a GLB with vertex colours instead of textures, from a mesh in world axes.
-
-    `name` names node, mesh and material; `gltf_extras` is JSON data for the `extras` of glTF asset and node.
-    """
+    """Return the bytes of a GLB with vertex colours instead of textures, see `textured_glb_bytes`."""
     colours = np.column_stack([to_linear(np.clip(mesh.colours, 0, 1)), np.ones(len(mesh.vertices))])
     buffer = _Buffer()
     attributes = {
@@ -124,10 +118,7 @@ def textured_glb_bytes(
 
 
 def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: Tree | None = None) -> bytes:
-    """Return the bytes of a GLB of meshes without material, for colliders. Each mesh gets its own node.
-
-    parts: node name -> vertices (V, 3) in world axes and faces (F, 3).
-    """
+    """Return the bytes of a GLB of colliders: node name -> vertices (V, 3) in world axes and faces (F, 3)."""
     buffer = _Buffer()
     meshes = [_mesh(buffer, name, {"POSITION": buffer.positions(x)}, faces) for name, (x, faces) in parts.items()]
     return _pack(buffer, meshes, gltf_extras)
@@ -155,10 +146,7 @@ def _material(name: str, textures: dict[str, int]) -> Tree:
 
 
 def _pack(buffer: _Buffer, meshes: list[Tree], gltf_extras: Tree | None, **lists: Sequence[object]) -> bytes:
-    """Assemble the bytes of the GLB, with a node per mesh. `lists`: further top-level glTF entries, such as materials.
-
-    The extras are written to the glTF asset, and also to each node of a file with materials.
-    """
+    """Assemble the bytes of the GLB, with a node per mesh. `lists`: further glTF entries, such as materials."""
     extras = gltf_extras or {}
     nodes = [{"mesh": k, "name": mesh["name"]} | ({"extras": extras} if lists else {}) for k, mesh in enumerate(meshes)]
     tree = {

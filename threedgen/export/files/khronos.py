@@ -28,25 +28,18 @@ _MISSING = "Cannot find module 'gltf-validator'"
 
 @dataclass(frozen=True)
 class Finding:
-    """Problem that the validator found in a file.
+    """Problem that the validator found in a file."""
 
-    Attributes:
-        severity: "error" if the asset is broken, "warning" if it works but could be better.
-        code: identifier of the kind of problem.
-        message: sentence for the user.
-    """
-
-    severity: Severity
-    code: str
-    message: str
+    severity: Severity  # "error" if the asset is broken, "warning" if it works but could be better
+    code: str  # identifier of the kind of problem
+    message: str  # sentence for the user
 
 
 def validate(glbs: dict[str, bytes]) -> tuple[dict[str, list[Finding]], str]:
     """Run the validator on GLBs, given as file name -> content.
 
-    Returns:
-        File name -> errors and warnings, and a sentence on the version and the counts. If the validator is not
-        installed or fails, the dict is empty and the sentence says why.
+    Returns file name -> errors and warnings, and a sentence on the version and the counts. If the validator is not
+    installed or fails, the dict is empty and the sentence says why.
     """
     node = shutil.which("node")
     if node is None:

@@ -125,12 +125,9 @@ def sample_density(field: FieldView, resolution: int) -> Array:
         dilated = ndimage.binary_dilation(field.mask, np.ones((3, 3, 3), bool))
         cells = [np.clip(((axis / field.radius + 1) / 2 * n).astype(int), 0, n - 1) for n in field.mask.shape]
         queried &= dilated[np.ix_(*cells)]
-    x, y, z = np.nonzero(queried)
     sigma = np.zeros((resolution,) * 3, np.float32)
-    for start in range(0, len(x), CHUNK):  # all points at once would take three times the grid's memory
-        part = tuple(index[start : start + CHUNK] for index in (x, y, z))
-        points = np.stack([axis[index] for index in part], axis=-1)
-        sigma[part] = field.on_arrays(field.density, points).reshape(-1)
+    if queried.any():
+        sigma[queried] = field.on_arrays(field.density, axis[np.argwhere(queried)]).reshape(-1)
     if not np.isfinite(sigma).all():
         raise EmptyField("the density is not finite, so there is no surface; use another seed")
     return np.maximum(sigma, 0, out=sigma)

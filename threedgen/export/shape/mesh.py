@@ -12,21 +12,13 @@ from threedgen.run.disk import Tree
 
 @dataclass(frozen=True)
 class Mesh:
-    """Closed triangle mesh in world axes (z up, front +x) and world units.
+    """Closed triangle mesh in world axes (z up, front +x) and world units."""
 
-    Attributes:
-        vertices: (V, 3) float32.
-        faces: (F, 3) int32, counter-clockwise seen from outside.
-        colours: (V, 3) float32, sRGB in [0, 1].
-        normals: (V, 3) float32, unit, outward.
-        info: statistics of the extraction, by name, for the glTF extras.
-    """
-
-    vertices: Array
-    faces: Array
-    colours: Array
-    normals: Array
-    info: Tree = field(default_factory=dict)
+    vertices: Array  # (V, 3) float32
+    faces: Array  # (F, 3) int32, counter-clockwise seen from outside
+    colours: Array  # (V, 3) float32, sRGB in [0, 1]
+    normals: Array  # (V, 3) float32, unit, outward
+    info: Tree = field(default_factory=dict)  # statistics of the extraction, by name, for the glTF extras
 
 
 @dataclass(frozen=True)
@@ -42,13 +34,10 @@ class TexturedMesh:
 
 @dataclass(frozen=True)
 class Placement:
-    """Transform from field space to asset space: x' = scale * (x - pivot). Axes are unchanged.
+    """Transform from field space to asset space: x' = scale * (x - pivot). Axes are unchanged."""
 
-    pivot (3,) float64 is the point of the field that becomes the origin; scale is in metres per field unit.
-    """
-
-    pivot: Array
-    scale: float
+    pivot: Array  # (3,) float64, point of the field that becomes the origin
+    scale: float  # metres per field unit
 
     def mesh(self, mesh: TexturedMesh) -> TexturedMesh:
         """Transform the vertices of a mesh to asset space; normals, tangents and UVs are unchanged."""
@@ -57,11 +46,9 @@ class Placement:
 
 
 def place_on_ground(vertices: Array, height: float | None = None) -> Placement:
-    """Return the placement that centres a mesh on the z axis and puts its lowest point at z = 0.
+    """Return the placement that centres vertices (V, 3) on the z axis and puts the lowest point at z = 0.
 
-    Args:
-        vertices: (V, 3) in field space.
-        height: size of the placed mesh along z, in metres; None: one field unit is one metre.
+    `height` is the size of the placed mesh along z, in metres; None: one field unit is one metre.
     """
     low, high = vertices.min(axis=0).astype(np.float64), vertices.max(axis=0).astype(np.float64)
     pivot = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])

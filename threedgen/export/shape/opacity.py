@@ -35,22 +35,16 @@ class EmptyField(ConfigError):
 
 
 def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
-    """Compute the scalar field whose level set is the object's surface.
+    """Compute the scalar field whose level set is the object's surface. Raises EmptyField if no part is half opaque.
 
-    Args:
-        sigma: (R, R, R) density per world unit; the array is overwritten.
-        cell: grid spacing in world units.
-        radius: radius of the scene in world units.
-
-    Returns:
-        tau (R, R, R), and statistics `info`. The surface {tau = info["level"]} is closed; tau is larger inside.
-
-    Raises EmptyField if no part is half opaque.
+    Takes the density sigma (R, R, R) per world unit, which is overwritten, and in world units the grid spacing `cell`
+    and the scene's radius. Returns tau (R, R, R), larger inside, and statistics; the surface is {tau = info["level"]}.
     """
     typical = typical_density(sigma)
     path = 1 / (typical * radius) if typical else 0.0  # free path of light, in scene radii
     blur = min(BLUR_SCALE * path**2, MAX_BLUR) * radius
-    sigma = blur_density(sigma, blur / cell)
+    if blur / cell >= 0.25:  # finer variations, which images do not constrain, would roughen the surface
+        sigma = ndimage.gaussian_filter(sigma, blur / cell, truncate=3.0)
     tau = optical_depth(np.maximum(sigma - HAZE * typical, 0, out=sigma), cell)
     for axis in range(3):
         np.moveaxis(tau, axis, 0)[[0, -1]] = 0
@@ -79,15 +73,6 @@ def typical_density(sigma: Array) -> float:
     return float(values[np.searchsorted(share, 0.02 * share[-1])])
 
 
-def blur_density(sigma: Array, blur: float) -> Array:
-    """Blur the density (R, R, R) by a Gaussian with a standard deviation of `blur` cells, if it is at least 0.25.
-
-    Images do not constrain density variations over distances that are shorter than the free path of light. They are
-    noise that would roughen the surface.
-    """
-    return sigma if blur < 0.25 else ndimage.gaussian_filter(sigma, blur, truncate=3.0)
-
-
 def optical_depth(sigma: Array, cell: float) -> Array:
     """Return tau (R, R, R): the minimum optical depth from the grid's border to each point over six axis directions.
 
@@ -108,9 +93,8 @@ def clean(tau: Array, level: float) -> tuple[Array, Tree]:
     """Remove small parts and fill inner cavities of tau, in place; return tau and statistics.
 
     Each grid point is connected to its 26 neighbours. Values are clipped at 2 * level, which puts the surface half-way
-    between an empty and an opaque point. The surface stays closed because the grid is cleaned and not the mesh. A part
-    is removed if it has fewer surface points than MIN_PART of the largest part's number. tau (R, R, R) is 0 at the
-    grid's border and above `level` somewhere.
+    between an empty and an opaque point. A part is removed if it has fewer surface points than MIN_PART of the largest
+    part's number. tau (R, R, R) is 0 at the grid's border and above `level` somewhere.
     """
     np.minimum(tau, 2 * level, out=tau)
     inside = tau > level

@@ -25,7 +25,6 @@ MIN_TURN_COSINE = 0.2
 """Smallest cosine between the normal of a face before a collapse and its normal after the collapse."""
 MIN_ASPECT = 0.02
 """Smallest ratio of double area to longest squared side of a changed face, unless the ratio does not decrease."""
-SEAM_WEIGHT = 1.0  # weight of distances to UV seams relative to distances to face planes in the quadric error
 LENGTH_WEIGHT = 1e-7
 """Weight of the squared edge length in the cost. It makes short edges collapse first on flat surfaces."""
 
@@ -89,15 +88,9 @@ def collapse(
 ) -> tuple[Array, Array]:
     """Collapse edges until at most `target` triangles are left, or until no edge may collapse. Deterministic.
 
-    Args:
-        vertices: (V, 3).
-        faces: (F, 3) indices of `vertices`. Vertices on an edge that does not have exactly two faces are not removed.
-        target: maximum number of triangles. Each collapse removes two triangles.
-        corners: (F, 3) indices of `uv`, one for each face corner; None: same as `faces`.
-        uv: (N, 2) texture coordinates; a collapse must not turn over a face in UV space. None: not checked.
-
-    Returns:
-        Remaining faces (F', 3) int32, indices of the input vertices, and their corners (F', 3) int32, indices of `uv`.
+    Takes vertices (V, 3), faces (F, 3), and for a textured mesh the indices (F, 3) `corners` of uv (N, 2). No face is
+    turned over in UV space. Vertices on an edge that does not have exactly two faces are not removed. Returns the
+    remaining faces (F', 3) int32 and their corners (F', 3) int32, both with the indices of the input.
     """
     faces = np.ascontiguousarray(faces, np.int64).copy()
     corners = faces.copy() if corners is None else np.ascontiguousarray(corners, np.int64).copy()
@@ -146,7 +139,7 @@ def quadrics(points: Array, faces: Array, corners: Array) -> Array:
     across = np.cross(along, unit[owner])
     length = np.linalg.norm(across, axis=1)
     wall = across / np.maximum(length, 1e-30)[:, None]
-    _add_planes(total, wall, points[ends[:, 0]], SEAM_WEIGHT * length**2 / 2, ends)
+    _add_planes(total, wall, points[ends[:, 0]], length**2 / 2, ends)
     return total
 
 

@@ -34,10 +34,7 @@ class Topology:
 
 
 def topology(vertices: Array, faces: Array) -> Topology:
-    """Count the edges and faces of a mesh with vertices (V, 3) and faces (F, 3).
-
-    Call `weld` first for a mesh with UV seams; otherwise every seam edge counts as open.
-    """
+    """Count edges and faces of a mesh (V, 3), (F, 3). Call `weld` first; otherwise every seam edge counts as open."""
     if not len(faces):
         return Topology()
     edges, direction = directed_edges(faces)
@@ -54,10 +51,7 @@ def topology(vertices: Array, faces: Array) -> Topology:
 
 
 def area_vectors(vertices: Array, faces: Array) -> Array:
-    """Return face normals (F, 3) float64, with a length of twice the face area.
-
-    Takes vertices (V, 3) and faces (F, 3). Normals point outwards if faces are counter-clockwise seen from outside.
-    """
+    """Return face normals (F, 3) float64, twice as long as the area, outward for counter-clockwise faces (F, 3)."""
     a, b, c = (vertices[faces[:, k]].astype(np.float64) for k in range(3))
     return np.cross(b - a, c - a)
 
@@ -73,10 +67,8 @@ def directed_edges(faces: Array) -> tuple[Array, Array]:
 
 
 def unique_pairs(pairs: Array) -> tuple[Array, Array, Array]:
-    """Return the U distinct rows of integer pairs (N, 2), faster than `np.unique` with an axis.
-
-    Returns the sorted distinct rows (U, 2), the distinct row's index for each input row (N,), and the counts (U,).
-    """
+    """Return the sorted distinct rows (U, 2) of integer pairs (N, 2), their index for each pair (N,), and counts."""
+    # np.unique with an axis is slower
     width = int(pairs.max(initial=0)) + 1
     keys, index, count = np.unique(pairs[:, 0] * width + pairs[:, 1], return_inverse=True, return_counts=True)
     return np.stack([keys // width, keys % width], axis=1), index.reshape(-1), count
@@ -118,9 +110,6 @@ def weld(vertices: Array, faces: Array) -> tuple[Array, Array, Array]:
 
 
 def compact(vertices: Array, faces: Array) -> tuple[Array, Array, Array]:
-    """Remove the vertices (V, 3) that no face (F, 3) uses.
-
-    Returns the U used vertices (U, 3), renumbered faces (F, 3) int32, and the old indices (U,) of the used vertices.
-    """
+    """Remove unused vertices (V, 3). Returns the others (U, 3), faces (F, 3) int32, and the old indices (U,)."""
     used, index = np.unique(faces, return_inverse=True)
     return vertices[used], index.reshape(-1, 3).astype(np.int32), used

@@ -138,10 +138,9 @@ class Projected(NamedTuple):
 
 
 def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: float) -> Projected:
-    """Move points (N, 3) along their unit normals (N, 3), forwards or backwards, to the nearest dense surface.
+    """Move points (N, 3) along their unit normals (N, 3) by at most `cage`, forwards or backwards, to the surface.
 
-    Only dense faces whose normal points to the same side count. `tree` is built from `dense`; `cage` is the maximum
-    distance in world units.
+    Only dense faces whose normal points to the same side count. `tree` is built from `dense`.
     """
     face, bary, distance = rays.nearest_along(tree, points, normals, cage)
     hit = face >= 0

@@ -73,15 +73,9 @@ class WeightedMean:
 def poisson(source: Array, target: Array, mask: Array, steps: int = 1000, start: Array | None = None) -> Array:
     """Insert the detail of one image into another (Perez et al. 2003), solved with Jacobi iterations.
 
-    Args:
-        source: (H, W, C) image whose Laplacian the result has inside the mask.
-        target: (H, W, C) image that the result equals outside the mask.
-        mask: (H, W) bool; pixels on the image border count as False.
-        steps: number of iterations. After n iterations the mask's border influences pixels up to about sqrt(n) away.
-        start: (H, W, C) initial values inside the mask; None: `target`.
-
-    Returns:
-        (H, W, C) image, clipped to [0, 1].
+    The result (H, W, C), clipped to [0, 1], equals `target` outside the mask (H, W) and has the Laplacian of `source`
+    inside, where it begins with `start`; None: with `target`. Pixels on the image border count as outside. After n
+    iterations the mask's border influences pixels up to about sqrt(n) away.
     """
     inside = np.zeros_like(mask, bool)
     inside[1:-1, 1:-1] = mask[1:-1, 1:-1]

@@ -58,20 +58,15 @@ def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, t
     MIN_OPACITY, because field and mesh differ near silhouettes. Texels more than a pixel away from all compared pixels
     do not change. If the texture improves, uncovered texels are filled again from the nearest covered texel.
 
-    Args:
-        texture: (H, W, 3) baked texture, sRGB in [0, 1], row 0 at v = 1.
-        mesh: mesh with UVs in world space.
-        c2w: (V, 4, 4) camera-to-world poses with OpenGL axes.
-        fov: vertical field of view in radians.
-        targets: (V, h, w, 3) renders of the field, sRGB in [0, 1].
-        masks: (V, h, w) opacity of the targets in [0, 1].
-
-    Raises ConfigError if no pixel can be compared.
+    Takes the baked texture (H, W, 3), sRGB in [0, 1], row 0 at v = 1; the mesh in world space; poses c2w (V, 4, 4) with
+    OpenGL axes and the vertical field of view in radians; and renders of the field (V, h, w, 3), sRGB in [0, 1], with
+    their opacity `masks` (V, h, w). Raises ConfigError if no pixel can be compared.
     """
     texture, targets = np.asarray(texture, np.float32), np.asarray(targets, np.float32)
     samples = sample_pixels(mesh, c2w, fov, targets, masks)
     best, before, after = optimise(texture, samples)
-    visible = texel_weights(samples, texture.shape[:2]) > 0
+    weight = np.full((*samples.uv.shape[:2], 1), 1 / SUPERSAMPLE**2, np.float32)
+    visible = scatter(weight, samples.uv, (texture.shape[0], texture.shape[1]))[..., 0] > 0
     if after > before:
         charts = rasterise_uv(mesh.uv, mesh.faces, (texture.shape[0], texture.shape[1])).mask
         best = fill(best, charts | visible)
@@ -166,12 +161,6 @@ def footprint(samples: Samples, shape: tuple[int, ...]) -> float:
         return 0.0
     step = (samples.uv[:, 1] - samples.uv[:, 0]) * (shape[1], shape[0])
     return side * float(np.median(np.linalg.norm(step, axis=1)))
-
-
-def texel_weights(samples: Samples, shape: tuple[int, ...]) -> Array:
-    """Return the sum of each texel's weights in all compared pixels, (H, W); a pixel's weights sum to 1."""
-    weight = np.full((*samples.uv.shape[:2], 1), 1 / samples.uv.shape[1], np.float32)
-    return scatter(weight, samples.uv, (shape[0], shape[1]))[..., 0]
 
 
 def _blocks(values: Array) -> Array:

@@ -20,7 +20,7 @@ from threedgen.export.files.glb import save_glb
 from threedgen.export.run_field import RunField, field_view
 from threedgen.export.shape.from_field import FieldView, field_surface
 from threedgen.export.shape.opacity import EmptyField
-from threedgen.export.task import export, progress_bar, save, summary_entry
+from threedgen.export.task import export, summary_entry
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, to_uint8, write_mp4, write_png
 from threedgen.geometry.rigs import turntable
@@ -121,10 +121,7 @@ def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> Expo
     elevations = config.camera.elevation_range
     view = field_view(system.field, system.occupancy, config.march, system.device, elevations)
     field = RunField(view, config, system.trainer.global_step)
-    with progress_bar(quiet) as on_step:
-        asset = export(field, config.export, nearest_budget=True, on_step=on_step)
-        save(asset, folder, config.export)
-    return asset
+    return export(field, config.export, folder, nearest_budget=True, quiet=quiet)
 
 
 def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> Figures:
