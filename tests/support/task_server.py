@@ -70,8 +70,7 @@ TINY_THREEDIM = {
         },
     },
     "training": {
-        "batch": 4, "warmup": 16, "ema_half_life": 8, "learning_rate": 1e-2, "bf16": False, "sheet_scenes": 1,
-        "sheet_views": 2, "sheet_steps": 2, "gap_levels": [0.5, 0.05],
+        "batch": 4, "warmup": 16, "ema_half_life": 8, "learning_rate": 1e-2, "bf16": False,
     },
     "trainer": {"max_steps": 10, "val_check_interval": 5, "log_every_n_steps": 5, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
@@ -87,8 +86,8 @@ TINY_MVADAPTER: dict[str, Any] = {
     "seed": 4,  # draws both sets of views early
     "objects": {"name": "toybox", "count": 8},
     "training": {
-        "batch": 2, "first": 3, "no_text": 0.5, "no_image": 0.5, "view_sets": [[0, 1, 2, 3, 4, 5], [0, 3]],
-        "learning_rate": 0.01, "ema": 0.5, "bf16": False, "sheet_objects": 1, "sheet_steps": 2,
+        "batch": 2, "first": 3, "no_text": 0.5, "view_sets": [[0, 1, 2, 3, 4, 5], [0, 3]], "learning_rate": 0.01,
+        "ema": 0.5, "bf16": False,
     },
     "trainer": {"max_steps": 6, "val_check_interval": 0, "log_every_n_steps": 2, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
@@ -114,9 +113,9 @@ def child(
     """
     from threedgen import cli
     from threedgen.guidance.priors.mvdream import MVDream
-    from threedgen.systems.dreambooth.system import DreamBoothSystem
+    from threedgen.systems.dreambooth.task import DreamBoothSystem
     from threedgen.systems.generate.system import GenerateSystem
-    from threedgen.systems.novel_view.system import PairSystem
+    from threedgen.systems.novel_view.task import PairSystem
     from threedgen.systems.train.denoising import DenoisingSystem
     from threedgen.toybox.training.autoencoder import AutoencoderSystem, DecoderSystem
     from threedgen.toybox.training.coarse_predictor import CoarseSystem

@@ -54,7 +54,7 @@ TINY_MVDIFFUSION: dict[str, Any] = {
     "task": "train-mvdiffusion",
     "threads": 1,
     "single_view": {"max_steps": 4, "batch": 3, "rank": 2},
-    "training": {"batch": 2, "first": 3, "sheet_scenes": 1, "sheet_steps": 2, "learning_rate": 0.01, "ema": 0.5},
+    "training": {"batch": 2, "first": 3, "learning_rate": 0.01, "ema": 0.5},
     "trainer": TRAINER,
     "checkpoint": {"seconds": 0},
 }

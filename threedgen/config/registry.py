@@ -26,7 +26,7 @@ class Entry:
 _ENTRIES = """\
 # function run(config, resume: Path | None, quiet: bool) -> exit code | None; a RunConfig gets its folder before
 task  generate           systems.generate.task:run               systems.generate.options:GenerateConfig
-task  batch              systems.batch.task:run                  systems.batch.options:BatchConfig
+task  batch              systems.batch.jobs:run                  systems.batch.options:BatchConfig
 task  sample             systems.draw.task:run                   systems.draw.options:SampleConfig
 task  train-base         toybox.training.task:run_base       toybox.training.options:TrainBaseConfig
 task  train-prior        toybox.training.task:run_prior      toybox.training.options:TrainPriorConfig

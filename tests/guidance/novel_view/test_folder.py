@@ -27,7 +27,7 @@ from threedgen.guidance.novel_view.options import CamerasConfig, ThreeDiMSampler
 from threedgen.guidance.novel_view.sampler import sample_views
 from threedgen.guidance.novel_view.xunet import XUNet
 from threedgen.run.seeding import generator
-from threedgen.systems.novel_view.gap import Pairs, gap_test
+from threedgen.systems.novel_view.task import Pairs, gap_test
 from threedgen.toybox.data.make_srn import ToyboxScenes
 from threedgen.toybox.options import ToyboxPairsConfig
 

@@ -2,15 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
 from tests.support import command
 from tests.support.task_server import prior_folder, write_config
-from threedgen.config.errors import DiskFull
-from threedgen.systems.draw import task
 
 SAMPLE = {"task": "sample", "threads": 1, "rig": {"n_view": 2}, "steps": 2}
 
@@ -44,33 +41,18 @@ def test_sample_writes_one_row_per_sample(capsys: pytest.CaptureFixture[str]) ->
 def test_sample_depends_on_seed_prompts_and_cameras(capsys: pytest.CaptureFixture[str]) -> None:
     images = {}
     for name, words in {
-        "one": ["seed=1"],
-        "again": ["seed=1"],
+        "one": [],
+        "again": [],
         "other": ["seed=2"],
-        "negative": ["seed=1", "negative_prompt=a green cat"],
-        "turned": ["seed=1", "rig.azimuth=90"],
-        "suffix": ["seed=1", "suffix=, 3d asset"],
-        "said": ["seed=1", "prompt=a red dog, 3d asset", "suffix=, 3d asset"],
+        "negative": ["negative_prompt=a green cat"],
+        "turned": ["rig.azimuth=90"],
+        "suffix": ["suffix=, 3d asset"],
+        "said": ["prompt=a red dog, 3d asset", "suffix=, 3d asset"],
     }.items():
         assert ask(capsys, "prompt=a red dog", f"out={name}", *words)[0] == 0
         images[name] = Path(name, "views.png").read_bytes()
     assert images["one"] == images["again"] and images["suffix"] == images["said"]
     assert len(set(images.values())) == 5
-
-
-def test_unknown_words_are_in_the_summary(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-    assert ask(capsys, "prompt=a red dgo", "prompt_check=off", "out=run", "-q")[0] == 0
-    (note,) = json.loads(Path("run/summary.json").read_text())["notes"]
-    assert note in caplog.text and "'dgo'" in note and "dog" in note
-
-
-def test_full_disk_is_an_error(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(task, "write_png", full)
-    code, _, err = ask(capsys, "prompt=a red dog", "out=run")
-    assert code == DiskFull.exit_code and err.count("\n") == 1 and "No space left on device" in err
 
 
 @pytest.mark.parametrize(
@@ -81,12 +63,10 @@ def test_full_disk_is_an_error(capsys: pytest.CaptureFixture[str], monkeypatch: 
         (["image=dog.png"], ("image", "orbit")),
         (["mesh=dog.glb"], ("mesh", "orbit")),
         (["synchronise=2"], ("synchronise", "orbit")),
-        (["prompt="], ("prompt: ",)),
     ],
 )
 def test_unusable_options_are_refused(
     capsys: pytest.CaptureFixture[str], words: list[str], values: tuple[str, ...]
 ) -> None:
-    words = [f"prompt={'' if words == ['prompt='] else 'a red dog'}", *(w for w in words if w != "prompt=")]
-    code, _, err = ask(capsys, *words, "out=run")
+    code, _, err = ask(capsys, "prompt=a red dog", *words, "out=run")
     assert code == 2 and all(value in err for value in values), err

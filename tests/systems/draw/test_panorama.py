@@ -99,19 +99,12 @@ def test_one_prompt_per_view(capsys: pytest.CaptureFixture[str]) -> None:
         (["prompts=short.txt"], ("prompts: ", "7", "8", "prompt=")),
         (["prompts=short.txt", "prompt=a dog"], ("prompts: ", "prompt=")),
         (["prompts=empty.txt"], ("prompts: ", "empty.txt")),
-        (["prompts=none.txt"], ("prompts: ", "none.txt")),
         (["prompts=photo.png"], ("prompts: ", "photo.png")),
-        (["prompt=a dog", "rig.views=1"], ("rig.views", "2")),
         (["prompt=a dog", "rig.views=4"], ("views 4", "views=5")),
-        (["prompt=a dog", "rig.views=3", "rig.fov=120"], ("views 3", "views=4")),
         (["prompt=a dog", "rig.size=18"], ("rig.size: ", "4", "16", "20", "18 x 18")),
         (["prompt=a dog", "image=photo.png"], ("rig.image_fov: ", "67")),
-        (["prompt=a dog", "rig.image_fov=67"], ("rig.image_fov: ", "image=")),
-        (["prompt=a dog", "image=gone.png", "rig.image_fov=67"], ("image: ", "'gone.png'")),
         (["prompt=a dog", "image=short.txt", "rig.image_fov=67"], ("image: ", "short.txt")),
-        (["prompt=a dog", "image=photo.png", "rig.image_fov=200"], ("rig.image_fov", "150")),
         (["prompt=a dog", "image=photo.png", "rig.image_fov=67"], ("image: ", "outpaint")),
-        (["prompt=a dog", "rig.mask=author"], ("rig.mask", "code", "paper")),
     ],
 )
 def test_bad_input_is_one_sentence(
@@ -123,16 +116,13 @@ def test_bad_input_is_one_sentence(
     assert code == 2 and err.count("\n") == 1 and all(value in err for value in values), err
 
 
-def test_depth_models_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = ask(capsys, "depth", "prompt=a dog", "out=run")
-    assert code == 2 and err.startswith("prior.weights: ") and "mvdiffusion-pano-toybox" in err
-
-
-def test_dry_run_names_unknown_words(capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_names_unknown_words_and_depth_models_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     Path("lines.txt").write_text("a zzgrblx\n" + "a red hoouse\n" * 7)
     code, out, _ = ask(capsys, "panorama", "prompts=lines.txt", "--dry-run", "threads=1")
     assert code == 0 and not Path("outputs").exists()
     assert "note: this prior does not know 'zzgrblx', 'hoouse' (nearest: house)" in out
+    code, _, err = ask(capsys, "depth", "prompt=a dog", "out=run")
+    assert code == 2 and err.startswith("prior.weights: ") and "mvdiffusion-pano-toybox" in err
 
 
 def test_panorama_around_an_image(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,10 +143,8 @@ def test_panorama_around_an_image(capsys: pytest.CaptureFixture[str]) -> None:
     assert (np.diff(given[8, mask[8], 0].astype(int)) > 0).all() and given[8, mask[8], 1].max() == 0
     assert sorted(path.name for path in Path("wide/given").iterdir()) == ["0.png", "1.png", "2.png", "6.png", "7.png"]
     assert not Path("nothing/given").exists()
-    assert [len(json.loads(Path(f"{name}/summary.json").read_text())["notes"]) for name in ("nothing", "code")] == [
-        1,
-        0,
-    ]
+    notes = [json.loads(Path(f"{name}/summary.json").read_text())["notes"] for name in ("nothing", "code")]
+    assert list(map(len, notes)) == [1, 0]
 
 
 def test_ctrl_c_stops_between_two_steps(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

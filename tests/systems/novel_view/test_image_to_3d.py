@@ -39,9 +39,9 @@ def car(tmp_path: Path) -> Path:
 
 def settings(tmp_path: Path, car: Path, **given: Any) -> ImageTo3DConfig:
     values: dict[str, Any] = {
-        "task": "image-to-3d", "out": str(tmp_path / "run"), "threads": 1, "image": str(car), "device": "cpu",
+        "task": "image-to-3d", "out": str(tmp_path / "run"), "threads": 1, "image": str(car),
         "weights": str(tmp_path / "model"), "views": 4, "rings": [20, 40], "sampler": {"steps": 2},
-        "protocol": photographs.TINY | {"steps": 60, "rays": 256}, "dtype": "fp32",
+        "protocol": photographs.TINY | {"steps": 60, "rays": 256},
         "result": {"turntable": {"n_view": 2, "height": 16, "width": 16}, "mesh_resolution": 16},
         "export": {"texture": 128, "lods": [], "resolution": 32, "refine": 0, "budget": 200},
     }  # fmt: skip
@@ -62,6 +62,7 @@ def test_make_writes_all_files_and_resumes(
     folder.save(tiny_network(), tmp_path / "model", TRAINED)
     monkeypatch.setattr(ThreeDiMSampler, "__call__", boxes)
     config, run = settings(tmp_path, car), tmp_path / "run"
+    assert config.prompt == "car" and "prompt" not in json.loads(config.model_dump_json())
     write_config(run, config)
     assert image_to_3d.run(config) == 0
     summary = read_summary(run)
@@ -139,8 +140,3 @@ def test_bad_input_is_refused(tmp_path: Path, car: Path) -> None:
         image_to_3d.run(settings(tmp_path, car), quiet=True)
     at = image_to_3d.cameras(settings(tmp_path, car, distance=2.0, fov=90), None, 8, 8)
     assert at.position.norm(dim=-1).tolist() == pytest.approx([2.0] * 9) and float(at.K[0, 0, 0]) == pytest.approx(4)
-
-
-def test_run_is_named_after_the_image(tmp_path: Path, car: Path) -> None:
-    assert settings(tmp_path, car).prompt == "car"
-    assert "prompt" not in json.loads(settings(tmp_path, car).model_dump_json())

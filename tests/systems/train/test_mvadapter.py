@@ -17,7 +17,7 @@ from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
 from threedgen.guidance.weights.loading import identify
 from threedgen.run.metrics import read_summary
-from threedgen.systems.train import mvadapter
+from threedgen.systems.train import mvadapter, options
 from threedgen.train import checkpoint_file
 from threedgen.train.task import Task
 
@@ -35,8 +35,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "rays in two sizes": {"image_size": 32, "timestep": "matched", "training": {"half": 0.5, "optimizer": "muon"}},
     "rays in perspective": {"fov": 40.0},
     "geometry": {"control": "geometry", "guider_downscale": 1, "guider_fine": True, "training": WHOLE},
-    "serial, words alone": {"branches": ["mv"], "arrangement": "serial", "training": {"no_image": None}},
-    "guider alone": {"branches": [], "training": {"no_image": None}},
+    "serial, words alone": {"branches": ["mv"], "arrangement": "serial"},
+    "guider alone": {"branches": []},
 }
 
 
@@ -45,6 +45,7 @@ def test_run_leaves_an_adapter_of_its_base(
     tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mvadapter, "SHEET_STEPS", 2)
     assert cli.main(["--config", str(adapter_config(tmp_path, **FORMS[form])), "out=run"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == str(Path("run", RESULT))
     summary = read_summary(Path("run"))
@@ -86,6 +87,8 @@ def training(tmp_path_factory: pytest.TempPathFactory) -> Training:
     folder = tmp_path_factory.mktemp("training")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(MVAdapter, "network", network)
+        patch.setattr(options, "DROPPED", 0.5)
+        patch.setattr(mvadapter, "SHEET_STEPS", 2)
         mvadapter.train(Task(config.load(adapter_config(folder), [f"out={folder / 'run'}"]), quiet=True))
     return Training(models[0], seen, weights(folder / "run"), folder / "run")
 
@@ -126,16 +129,16 @@ def test_text_and_images_are_dropped_by_three_events() -> None:
 
 
 def test_new_adapter_without_guider_computes_what_the_base_does(tmp_path: Path) -> None:
-    options = config.load(adapter_config(tmp_path))
+    found = config.load(adapter_config(tmp_path))
     model = load()
-    network: AdaptedUNet = mvadapter.add_adapter(options, model)
+    network: AdaptedUNet = mvadapter.add_adapter(found, model)
     x, t = torch.randn(6, *model.latent_shape, generator=cpu()), torch.full((6,), 300)
     text = model.encode_prompt(["a red dog"] * 6)
     with torch.no_grad():
         network.guider = None
         assert torch.equal(network(x, t, text, torch.rand(6, 6, 1, 1), 6), load().network(x, t, text))
-    again = mvadapter.add_adapter(options, load()).adapter_state()
-    assert_same(mvadapter.add_adapter(options, load()).adapter_state(), again)
+    again = mvadapter.add_adapter(found, load()).adapter_state()
+    assert_same(mvadapter.add_adapter(found, load()).adapter_state(), again)
 
 
 def test_training_starts_from_an_adapter_of_another_run(

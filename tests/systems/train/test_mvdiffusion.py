@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.support.task_server import assert_same
 from tests.support.tiny_prior import cpu, tiny_unet
 from tests.support.tiny_trainings import TRAINER, scene_base, scene_config
 from threedgen import cli, config
@@ -21,7 +22,7 @@ from threedgen.systems.train.mvdiffusion import ViewsSystem
 from threedgen.train.task import Task
 
 STEPS = int(str(TRAINER["max_steps"]))
-SLIM = ("training.slim=true", "training.sheet_scenes=0")
+SLIM = ("training.slim=true",)
 STILL = ("trainer.max_steps=1", "training.learning_rate=0", "single_view.learning_rate=0")
 FROM_RUN = "blocks=run/blocks.safetensors"
 
@@ -29,6 +30,7 @@ FROM_RUN = "blocks=run/blocks.safetensors"
 @pytest.fixture(autouse=True)
 def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(mvdiffusion, "SHEET_STEPS", 2)
 
 
 def load_base(folder: Path | str | None = None) -> MVDiffusion:
@@ -39,10 +41,6 @@ def train(path: Path, out: str, *words: str) -> dict[str, torch.Tensor]:
     """Run a config in the folder `out`; return the tensors of its blocks."""
     assert cli.main(["--config", str(path), f"out={out}", *words]) == 0
     return load_file(f"{out}/blocks.safetensors")
-
-
-def assert_same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.fixture
@@ -62,8 +60,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., None]:
 @pytest.mark.parametrize(("variant", "half"), [("panorama", 0.0), ("outpaint", 0.5), ("depth", 0.5), ("depth", 0.0)])
 def test_run_leaves_the_additions_to_its_base(tmp_path: Path, variant: str, half: float) -> None:
     slim = variant == "depth" and not half
-    words = ["training.sheet_scenes=7"] if variant == "depth" else []  # more than there are scenes
-    words += ["training.slim=true", "single_view.layers=all"] if slim else []
+    words = ["training.slim=true", "single_view.layers=all"] if slim else []
     train(scene_config(tmp_path, variant), "run", f"training.half={half}", *words)
     assert Path("run/latents-half").is_dir() == (half > 0) and Path("run/samples.png").is_file()
     before, found = load_base(), load_base().with_blocks(Path("run/blocks.safetensors"))
@@ -115,13 +112,10 @@ def test_attention_starts_from_another_run(tmp_path: Path, refused: Callable[...
     refused(["--config", str(path), "out=broken", *STILL[:2], "blocks=damaged.safetensors"], "blocks")
 
 
-@pytest.mark.parametrize("rank", ["2", "null"])
-def test_without_first_stage_all_weights_of_another_run_are_kept(
-    tmp_path: Path, rank: str, refused: Callable[..., None]
-) -> None:
+def test_without_first_stage_all_weights_of_another_run_are_kept(tmp_path: Path, refused: Callable[..., None]) -> None:
     path = scene_config(tmp_path, "depth")
     words = [*SLIM, "training.optimizer=muon"]
-    first = train(path, "run", *words, f"single_view.rank={rank}")
+    first = train(path, "run", *words)
     words += ["single_view=null", FROM_RUN]
     assert_same(first, train(path, "still", *STILL[:2], *words))
     more = train(path, "more", *words)
@@ -144,7 +138,7 @@ def test_no_stage_resumes_from_another_base(tmp_path: Path, lost: str, refused: 
     model = load_base()
     model.save("mine")
     path = scene_config(tmp_path, "panorama", start="mine")
-    train(path, "run", "trainer.max_steps=1", "training.sheet_scenes=0")
+    train(path, "run", "trainer.max_steps=1")
     if lost:
         Path("run", lost).unlink()
     torch.nn.init.zeros_(model.unet.conv_out.bias)

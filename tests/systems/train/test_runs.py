@@ -64,46 +64,28 @@ ERRORS: list[tuple[str, list[str], tuple[Any, ...]]] = [
     ("own", ["prior.personalisation=dog.safetensors"], ("prior.personalisation",)),
     ("own", ["prior.weights=nowhere"], ("prior.weights: ", "'nowhere'")),
     ("mvadapter", ["start=toybox-prior"], ("start: ", "multi-view", "toybox-base")),
-    ("mvadapter", ["branches=[mv]"], ("training.no_image", "['mv']")),
-    ("mvadapter", ["branches=[mv, mv]"], ("branches", "['mv', 'mv']")),
     ("mvadapter", ["adapter=nowhere.safetensors"], ("adapter: ", "'nowhere.safetensors'")),
-    ("mvadapter", ["layout=rowcol"], ("layout rowcol", "control=geometry")),
-    ("mvadapter", ["control=geometry"], ("training.view_sets", "rowcol")),
+    ("mvadapter", ["control=geometry"], ("training.view_sets", "control=rays")),
     ("mvadapter", ["control=geometry", "anywhere=0.5"], ("anywhere", "control=rays")),
     ("mvadapter", ["training.view_sets=[[0, 6]]"], ("view_sets", "0 to 5", "[0, 6]")),
     ("mvadapter", ["guider_downscale=3"], ("start: ", "2", "3")),
     ("mvadapter", ["image_size=15"], ("15", "2")),
-    (
-        "mvadapter",
-        ["control=geometry", "training.view_sets=[]", "objects.name=meshes", "objects.path=nowhere"],
-        ("nowhere",),
-    ),
+    ("mvadapter", ["objects.name=meshes", "objects.path=nowhere"], ("nowhere",)),
     ("mvdiffusion-depth", ["scenes.name=toy-panoramas"], ("variant depth",)),
-    ("mvdiffusion-panorama", ["k=4"], ("k 4", "5")),
-    ("mvdiffusion-panorama", ["scenes.views=1"], ("scenes.views 1", "90", "360")),
     ("mvdiffusion-outpaint", ["scenes.views=4"], ("scenes.views 4", "scenes.views=5")),
-    (
-        "mvdiffusion-depth",
-        ["training.encoding=reference", "scenes.height=20", "scenes.width=20", "scenes.views=2"],
-        ("scenes: ", "depth", "20 x 20", "24"),
-    ),
+    ("mvdiffusion-depth", ["training.encoding=reference", "scenes.height=20", "scenes.width=20"], ("scenes: ", "24")),
     ("mvdiffusion-outpaint", ["scenes.size=17"], ("scenes: ", "17 x 17", "4", "16", "20")),
     ("mvdiffusion-panorama", ["blocks=nowhere.safetensors"], ("blocks: ", "nowhere.safetensors")),
     ("mvdiffusion-depth", ["single_view=null"], ("start: ", "single_view", "depth")),
     ("dreambooth", ["photos=none"], ("photos: ", "'none'")),
-    ("dreambooth", ["photos=[]"], ("photos: ",)),
     ("dreambooth", ["photos=photos/0.png"], ("photos: ", "one")),
     ("dreambooth", ["prompt="], ("prompt: ", "a [v] dog")),
-    ("dreambooth", ["prompt=[v]"], ("prompt: ", "a [v] dog")),
     ("dreambooth", ["identifier=dog"], ("identifier: ", "'dog'")),
     ("dreambooth", ["prior.personalisation=x.safetensors"], ("prior.personalisation",)),
     ("dreambooth", ["prior.dtype=fp16"], ("prior.dtype", "bf16", "fp32")),
-    ("train-threedim-toybox", ["training.regression=true"], ("training.regression", "model.network.prediction")),
     ("train-threedim-toybox", ["model.network.image_size=[16,32]"], ("network", "16 x 32")),
     ("train-threedim-toybox", ["data.held_out=5000"], ("held_out 5000", "scenes")),
-    ("train-threedim-toybox", ["data.held_out=2"], ("held_out", "2")),
     ("train-threedim-toybox", ["model.start=/nowhere"], ("model.start: ", "'/nowhere'")),
-    ("threedim-latent-toybox", ["model.start=/nowhere"], ("start: ", "'/nowhere'")),
     ("threedim-srn-cars", ["data.path=/nowhere"], ("data.path: ", "'/nowhere'")),
     ("train-toybox-prior", [], ("start: ", "outputs/train-toybox-base/run/base", "--config train-toybox-base")),
 ]
@@ -131,8 +113,7 @@ def test_released_values_of_mvadapter() -> None:
     for name, size, sets in (("sd21", 512, 0), ("sdxl", 768, 4)):
         found = config.load(f"train-mvadapter-{name}")
         o = found.training
-        assert (found.image_size, found.branches, found.tokens) == (size, ("mv", "ref"), "row")
-        assert (found.shift, found.shift_mode, found.dropouts) == (8.0, "interpolated", (0.1, 0.1, 0.1))
+        assert (found.image_size, found.branches, found.dropouts) == (size, ("mv", "ref"), (0.1, 0.1, 0.1))
         assert (o.batch, o.weight_decay, o.betas, o.snr_gamma, o.bf16) == (8, 0.01, (0.9, 0.999), 5.0, True)
         rates = [config.at(o.learning_rate, step) for step in (0, 1000, 2000, 70_000)]
         assert rates == [0.0, 2.5e-5, 5e-5, 5e-5] and len(o.view_sets) == sets

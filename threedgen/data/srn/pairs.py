@@ -22,8 +22,6 @@ from .layout import scenes, split_folder
 from .options import SRNPairsConfig
 from .reader import open_instance
 
-N_NEAREST = 6
-"""Number of nearest views from which near targets are sampled. Among 50 random views, they are within 35 degrees."""
 Indices = Sequence[int] | Array
 
 
@@ -136,12 +134,8 @@ class PairBank:
         c2w, K = camera[:, :16].unflatten(1, (4, 4)), camera[:, 16:].unflatten(1, (3, 3))
         return x / 255 if self.encode is None else x, c2w, K
 
-    def pairs(
-        self, scenes: Indices, rng: np.random.Generator, near: float = 0.0
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def pairs(self, scenes: Indices, rng: np.random.Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Sample two different views, a condition and a target, of each of the B `scenes`.
-
-        A share `near` of the targets, in [0, 1], are sampled from the `N_NEAREST` views nearest to the condition.
 
         Returns:
             Conditions and targets, each images (B, H, W, 3) or latents (B, C, h, w); camera-to-world poses
@@ -150,17 +144,5 @@ class PairBank:
         count = self.source.views
         first = rng.integers(0, count, len(scenes))
         second = (first + rng.integers(1, count, len(scenes))) % count
-        for k in np.flatnonzero(rng.random(len(scenes)) < near).tolist():
-            second[k] = rng.choice(self.neighbours(int(scenes[k]), int(first[k])))
         (x, c2w, K), (y, c2w_target, _) = self.views(scenes, first), self.views(scenes, second)
         return x, y, torch.stack([c2w, c2w_target], dim=1), K
-
-    def neighbours(self, scene: int, view: int) -> Array:
-        """Return the indices (N_NEAREST,) of the views of a scene that are nearest to `view`, nearest first. The
-        distance of two views is the angle between their camera positions seen from the origin."""
-        for block in self.cache.missing_blocks([scene]):
-            self.fill(block)
-        position = self.cache[scene]["camera"][:, [3, 7, 11]]
-        direction = position / np.linalg.norm(position, axis=1, keepdims=True)
-        order = np.argsort(-(direction @ direction[view]), kind="stable")
-        return order[order != view][:N_NEAREST]

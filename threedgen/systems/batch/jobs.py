@@ -1,18 +1,25 @@
-"""Jobs of a batch. A job makes one object from a prompt, a method and a seed, in its own run folder.
+"""The task "batch": makes many objects, and a page that shows them.
 
-A method is a config name with optional key=value changes, such as "mvdream-toybox size=32".
+A job makes one object from a prompt, a method and a seed, in its own run folder. A method is a config name with
+optional key=value changes, such as "mvdream-toybox size=32".
 
-    RUN/runs/KEY/job.json    state, method, reason of a failure, memory_mib, and the total seconds of all attempts
+RUN/runs/KEY/            one run folder per job
+RUN/runs/KEY/job.json    state, method, reason of a failure, memory_mib, and the total seconds of all attempts
+RUN/batch.csv            state of each object, with the reason if it was not made
+RUN/gallery.html         page with all objects
 
-A job with state finished or failed is not run again.
+The same command again makes the missing objects. To retry a failed object, delete its folder.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
+import logging
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -26,31 +33,32 @@ from threedgen.config.plain_file import read_json
 from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
 from threedgen.run import folder as runs
-from threedgen.run.disk import write_json
+from threedgen.run.disk import write_atomic, write_json, writing
 from threedgen.run.interrupts import STOP_CODES, Stopped
-from threedgen.run.metrics import peak_memory, read_summary, reset_peak_memory
+from threedgen.run.metrics import csv_table, peak_memory, read_summary, reset_peak_memory
 from threedgen.run.options import WorkersConfig
 from threedgen.run.workers import run_jobs
 from threedgen.systems.prompted import PromptedConfig
 
 if TYPE_CHECKING:
+    from threedgen.train.task import Task
+
     from .options import BatchConfig
+
+logger = logging.getLogger(__name__)
 
 OWN_KEYS = ("prompt", "seed", "out", "threads", "task")
 """Config keys that a batch sets for each job."""
-RECORD = "job.json"
+RECORD, RUNS, TABLE = "job.json", "runs", "batch.csv"
 BEGUN, REFUSED, FINISHED, FAILED = "begun", "refused", "finished", "failed"
 """States of a job. Refused: its method could not start on this machine. Failed: it started, but made no object."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One object to make.
+    """One object to make, by a checked config with prompt and seed, but without a run folder.
 
-    Attributes:
-        method: config name and key=value changes.
-        key: name of the run folder; it contains a hash of the config and is the same on every machine.
-        config: checked config with prompt and seed, but without a run folder.
+    `key` is the name of the run folder. It contains a hash of the config and is the same on every machine.
     """
 
     method: str
@@ -72,8 +80,7 @@ def object_config(
 
     Args:
         overrides: key=value changes for all methods; those of the method itself win.
-        key: config key that contains the method, for errors.
-        by: name of the calling task, for errors.
+        key, by: config key that contains the method, and name of the calling task, for errors.
         spared: further values by key; a value is used if the config has the first section of its key.
     """
     name, *own = words_of(method)
@@ -108,12 +115,8 @@ def plan(config: BatchConfig) -> list[Job]:
         name, *own = words_of(method)
         base = object_config(method, config.overrides, prompts[0], "configs", "the batch")
         methods[" ".join([name, *config.overrides, *own])] = base
-    return [
-        job(method, base, prompt, seed)
-        for seed in config.seeds
-        for prompt in prompts
-        for method, base in methods.items()
-    ]
+    order = itertools.product(config.seeds, prompts, methods.items())
+    return [job(method, base, prompt, seed) for seed, prompt, (method, base) in order]
 
 
 def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> None:
@@ -128,14 +131,13 @@ def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> N
 
 
 def write_record(folder: Path, state: str, **figures: object) -> None:
-    """Update job.json in the folder of a job with its state and further entries."""
     write_json(folder / RECORD, read_json(folder / RECORD) | {"state": state, **figures})
 
 
 def make(job: Job, root: Path, threads: int | None) -> str:
-    """Run the task of a job in the folder ``root``/KEY, and return the state of the job.
+    """Run the task of a job in the folder root/KEY, and return the state of the job.
 
-    Raises Stopped, and all errors of the task except for ConfigError and OutOfMemory. Another attempt may succeed.
+    Raises Stopped, and all errors of the task except for ConfigError and OutOfMemory: another attempt may succeed.
     """
     folder = root / job.key
     config = job.config.model_copy(update={"out": str(folder), "threads": threads})
@@ -163,12 +165,11 @@ def make(job: Job, root: Path, threads: int | None) -> str:
 
 
 def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool) -> int:
-    """Run the jobs that are neither finished nor failed, each in the folder ``root``/KEY, in parallel workers.
+    """Run the jobs that are neither finished nor failed, each in the folder root/KEY, in parallel workers.
 
-    After a method is refused, its remaining jobs are skipped. Returns 0, or the exit code of the signal that stopped
-    the batch.
+    After a method is refused, its remaining jobs are skipped. Returns 0, or the exit code of the stopping signal.
     """
-    from threedgen.run.progress import Count  # torch, which the plan does not need
+    from threedgen.run.progress import Count  # this and `run` import torch, which the plan does not need
     from threedgen.run.threads import threads_each
 
     left = [job for job in jobs if read_json(root / job.key / RECORD).get("state") not in (FINISHED, FAILED)]
@@ -194,3 +195,30 @@ def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool
         waiting = (job for job in left if job.method not in refused)
         work = partial(make, root=Path(os.path.abspath(root)), threads=threads_each(config))
         return run_jobs(waiting, work, on_done, on_failed, config, on_start)
+
+
+def run(config: BatchConfig, resume: object = None, quiet: bool = False) -> int:
+    """Run the task, print the path of gallery.html, and return the exit code."""
+    from threedgen.train.task import run_task
+    from threedgen.viewer.gallery import NAME, gallery
+
+    def make_missing(task: Task) -> None:
+        jobs, root = plan(config), task.folder / RUNS
+        if code := make_all(config, jobs, root, quiet):
+            raise Stopped(code)
+        rows = []
+        for job in jobs:
+            record = read_json(root / job.key / RECORD)
+            state, reason = record.get("state", "missing"), record.get("reason", "")
+            row = {"config": job.method, "prompt": job.prompt, "seed": job.seed, "state": state}
+            rows.append(row | {"seconds": record.get("seconds"), "folder": f"{RUNS}/{job.key}", "reason": reason})
+            if state != FINISHED:
+                named = (state, job.prompt, job.method, job.seed, reason or "not begun")
+                logger.warning("%s: %r, %s, seed %d (%s)", *named)
+        with writing(task.folder):
+            write_atomic(task.folder / TABLE, csv_table(rows))
+            text, _ = gallery(root, task.folder)
+            write_atomic(task.folder / NAME, text)
+        task.summarise(objects=len(jobs), states=dict(Counter(row["state"] for row in rows)))
+
+    return run_task(make_missing, config, None, quiet, result=NAME, again=True)

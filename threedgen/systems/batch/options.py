@@ -16,9 +16,7 @@ class BatchConfig(WorkersConfig):
     """Make objects for prompts x configs x seeds, one run each, and a page of all."""
 
     prompts: str = Field("", description="text file with one prompt per line; # starts a comment")
-    configs: tuple[str, ...] = Field(
-        ("mvdream-toybox",), min_length=1, description="configs of text to 3D, each with optional key=value changes"
-    )
+    configs: tuple[str, ...] = Field(("mvdream-toybox",), min_length=1, description="configs, with key=value changes")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0,), min_length=1, description="seeds of each")
     overrides: tuple[str, ...] = Field((), description="key=value changes of all configs")
 

@@ -12,23 +12,48 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.images import write_png
+from threedgen.geometry.images import grid, write_png
 from threedgen.guidance.coarse_to_fine import NO_SYNC, ViewSync, check_image_size, total_steps
-from threedgen.guidance.priors.mvadapter.cameras import ray_maps
+from threedgen.guidance.priors.mvadapter.cameras import GEOMETRY_VIEWS, RAY_VIEWS, ray_maps, views
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.pictures import framed
 from threedgen.run.cache import cached_tensor
+from threedgen.run.disk import writing
 from threedgen.run.prompts import prompt_warnings
 from threedgen.run.seeding import generator
 from threedgen.train.task import Task
 
-from .options import SamplingConfig
+from .mesh import SIDES, control_maps, preview, read_object, without_uv
+from .options import AnglesConfig, SampleConfig, SamplingConfig
 
-HAS_RAYS = (
-    "this adapter has ray control, not the geometry of a mesh. Use one with it, such as toybox-geometry, or a released "
-    "one for meshes (tg2mv, ig2mv) with prior.control=geometry prior.layout=rowcol"
-)
-NEEDS_MESH = "this adapter needs the geometry of a mesh. Give mesh=FILE, or use an adapter with ray control"
+VIEWS, PREVIEW = "views.png", "preview.png"
+MAX_ROW = 8
+"""Maximum number of columns in views.png."""
+
+
+def sample_angles(task: Task, rig: AnglesConfig) -> None:
+    """Sample views at given angles with MV-Adapter, and write them. Raises ConfigError, and Stopped after Ctrl-C."""
+    config: SampleConfig = task.config
+    source = None if config.mesh is None else read_object(config)
+    model: MVAdapter = task.load_prior()
+    if rig.views is not None:
+        angles = [(elevation, azimuth) for azimuth, elevation in rig.views]
+    else:
+        angles = list(RAY_VIEWS if source is None else GEOMETRY_VIEWS)
+    of_sides = source is not None and rig.views is None
+    names = SIDES if of_sides else [str(number) for number in range(len(angles))]
+    cameras = views(angles, rig.height or model.image_size, rig.width or model.image_size, model.fov)
+    mesh = None if source is None else without_uv(source)
+    maps = None if mesh is None else control_maps(mesh, cameras)
+    with writing(task.folder):
+        if mesh is not None:
+            write_png(task.folder / PREVIEW, grid(preview(mesh), 3, SIDES))
+        samples, notes = sample_views(task, model, cameras, maps, ("rig.height", "rig.width"))
+        write_png(task.folder / VIEWS, grid(samples, min(len(samples), MAX_ROW)))
+        files = write_views(task.folder, samples, names)
+        pairs = zip(names, angles, strict=True)
+        places = {name: {"azimuth": azimuth, "elevation": elevation} for name, (elevation, azimuth) in pairs}
+        task.summarise(notes=[*(source.notes if source else ()), *notes], views=places, files=files)
 
 
 def sample_views(
@@ -42,24 +67,18 @@ def sample_views(
     """Sample V views of an object, or read them if an interrupted run has sampled them.
 
     Args:
-        cameras: V cameras with images of H x W pixels.
         maps: (V, 6, H, W) in [0, 1], positions and normals of a mesh (`control_maps`); None: ray maps of the cameras.
         size_keys: names of the options for height and width, for errors.
         sync: rounds of img2img after the views are made consistent.
 
-    Returns:
-        Images (V, H, W, 3) in [0, 1], and notes on the prompt.
-
-    Raises:
-        ConfigError: the adapter does not fit the cameras, the mesh or the image.
-        Stopped: after Ctrl-C.
+    Returns images (V, H, W, 3) in [0, 1], and notes on the prompt. Raises ConfigError, and Stopped after Ctrl-C.
     """
     config: SamplingConfig = task.config
     check_model(model, config, cameras, maps is not None)
-    check_image_size((cameras.height, cameras.width), model.unit, model.draft, size_keys)
+    size, text, cut = (cameras.height, cameras.width), config.object_text(), config.foreground()
+    check_image_size(size, model.unit, model.draft, size_keys)
     notes = prompt_warnings(config.prompt, model, config.prompt_notes()) if config.prompt.strip() else []
     model.note_views(cameras.c2w)
-    size, text, cut = (cameras.height, cameras.width), config.object_text(), config.foreground()
     image = None if cut is None else framed(torch.from_numpy(cut), *size)
 
     def sample() -> Tensor:
@@ -87,19 +106,15 @@ def sample_views(
 def check_model(model: MVAdapter, config: SamplingConfig, cameras: Cameras, geometry: bool) -> None:
     """Raise ConfigError if the adapter was trained for another condition, set of views or camera projection.
 
-    Args:
-        geometry: True if the views are conditioned on the geometry of a mesh, False for camera rays.
+    `geometry`: whether the views are conditioned on the geometry of a mesh instead of camera rays.
     """
     form, problem = None if model.adapted is None else model.adapted.form, ""
     if form is not None and geometry and form.control != "geometry":
-        problem = HAS_RAYS
+        problem = "this adapter has ray control. Use one for meshes, such as toybox-geometry (docs/mvadapter.md)"
     elif form is not None and not geometry and form.control == "geometry":
-        problem = NEEDS_MESH
+        problem = "this adapter needs the geometry of a mesh. Give mesh=FILE, or use an adapter with ray control"
     elif cameras.projection.parallel and model.fov:
-        problem = (
-            f"this adapter is for perspective cameras ({model.fov:g} degrees), but meshes are textured by parallel "
-        )
-        problem += "rays. Use one that was trained with fov=0"
+        problem = f"this adapter is for perspective cameras ({model.fov:g} degrees). Use one trained with fov=0"
     with within("prior"):
         if problem:
             raise ConfigError(problem, "adapter", config.prior.adapter)
@@ -110,10 +125,7 @@ def check_model(model: MVAdapter, config: SamplingConfig, cameras: Cameras, geom
 
 
 def write_views(folder: Path, views: Tensor, names: Sequence[str]) -> list[str]:
-    """Write images (V, H, W, 3) in [0, 1] to ``folder``/views/NAME.png; return these paths relative to ``folder``.
-
-    Raises OSError.
-    """
+    """Write images (V, H, W, 3) in [0, 1] to folder/views/NAME.png; return these paths relative to the folder."""
     files = [f"views/{name}.png" for name in names]
     for file, view in zip(files, views, strict=True):
         write_png(folder / file, view)

@@ -33,7 +33,6 @@ MIN_NORMAL_COSINE = 0.5
 
 
 def axis_vector(name: str) -> Array:
-    """Return the unit vector (3,) of an axis name such as "+x" or "-y"."""
     return np.eye(3)["xyz".index(name[-1])] * (-1 if name[0] == "-" else 1)
 
 
@@ -42,8 +41,7 @@ class MeshFrame:
     """Transform of points p in a mesh file to the world (z up): zoom * (scale * rotation @ p - centre).
 
     Attributes:
-        up: axis of the file that becomes +z in the world, such as "+y".
-        front: axis of the file that becomes +x in the world.
+        up, front: axes of the file that become +z and +x in the world, such as "+y".
         scale: metres per unit of the file.
         centre: (3,) middle of an object before `zoom`; 0 for a scene.
         zoom: factor that scales an object to the size that the prior expects; 1 for a scene.
@@ -97,8 +95,7 @@ class SourceMesh:
     """Triangle mesh of all parts of a file in world coordinates. Its surface may be open or closed.
 
     Attributes:
-        vertices: (V, 3) float32.
-        faces: (F, 3) vertex indices of the triangles.
+        vertices, faces: (V, 3) float32, and (F, 3) vertex indices of the triangles.
         uv: (V, 2) texture coordinates, v upwards; None unless all parts of the file have them.
         normals: (V, 3) unit vertex normals from the file; None if the mesh was simplified.
         frame: transform from the file to the world.
@@ -125,10 +122,10 @@ def read_source(path: Path, frame: MeshFrame) -> SourceMesh:
     first = np.cumsum([0, *map(len, points[:-1])])
     triangles = np.concatenate([part + offset for part, offset in zip(faces, first, strict=True)])
     vertices = (frame.scale * np.concatenate(points) @ frame.rotation.T).astype(np.float32)
-    if triangles.min() < 0 or triangles.max() >= len(vertices) or not np.isfinite(vertices).all():
-        raise ConfigError(f"{path} has coordinates that are not finite, or faces without corners", "mesh")
-    if (largest := float(np.abs(vertices).max())) > MAX_COORDINATE:
-        raise ConfigError(f"{path} has coordinates of {largest:.3g} m; the maximum is {MAX_COORDINATE:.3g}", "mesh")
+    if triangles.min() < 0 or triangles.max() >= len(vertices):
+        raise ConfigError(f"{path} has faces without corners", "mesh")
+    if not np.abs(vertices).max() <= MAX_COORDINATE:  # or not finite
+        raise ConfigError(f"{path} has coordinates above {MAX_COORDINATE:.0e} m", "mesh")
     keep = ~degenerate(vertices, triangles)
     if not keep.any():
         raise ConfigError(f"{path} has no triangle with an area", "mesh")
@@ -199,10 +196,7 @@ def with_file_normals(mesh: TexturedMesh, source: SourceMesh) -> TexturedMesh:
 
 
 def six_sides(size: int) -> Cameras:
-    """Return the six orthographic cameras of MV-Adapter, in the order of ``SIDES``, with ``size`` x ``size`` pixels.
-
-    In the top view, the front of the object is at the upper edge of the image.
-    """
+    """Return MV-Adapter's orthographic cameras in the order of `SIDES`. The front is at the top of the top view."""
     return views(GEOMETRY_VIEWS, size, size)
 
 

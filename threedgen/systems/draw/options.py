@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from threedgen.config import Config, ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
+from threedgen.geometry.picture_file import load_image, read_foreground
 from threedgen.run.arrays import Array
 from threedgen.run.folder import user_path
 from threedgen.run.prompts import EXAMPLE_ROOM, normalise_prompt, with_suffix
@@ -30,7 +31,7 @@ Angles = tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(
 
 
 def read_lines(value: object) -> object:
-    """Replace the name of a text file by its non-empty lines; other values are unchanged. Raises ValueError."""
+    """Replace the name of a text file by its non-empty lines. Raises ValueError."""
     if not isinstance(value, str):
         return value
     try:
@@ -48,11 +49,8 @@ Lines = Annotated[tuple[str, ...], BeforeValidator(read_lines)]
 
 def check_ring(views: int, fov: float, name: str) -> None:
     """Raise ValueError with the option ``name`` if evenly spaced views, ``fov`` degrees wide, do not overlap."""
-    if (step := 360 / views) >= fov:
-        raise ValueError(
-            f"{name} {views}: views of {fov:g} degrees, one every {step:g} degrees, do not overlap. Take "
-            f"{name}={int(360 // fov) + 1} or more, or a wider fov"
-        )
+    if 360 / views >= fov:
+        raise ValueError(f"{name} {views}: views of {fov:g} degrees do not overlap. Try {name}={int(360 // fov) + 1}")
 
 
 class SamplingConfig(PromptedConfig):
@@ -76,9 +74,7 @@ class SamplingConfig(PromptedConfig):
     def check_rig(self, rig: str, **keys: str) -> None:
         """Raise ValueError if the prior cannot sample a rig, or if an option is set that the rig does not use.
 
-        Args:
-            rig: name of the rig (set of cameras).
-            keys: for each rig, the options that it uses but not all rigs do, separated by blanks.
+        `keys` are the options of each rig that not all rigs use, separated by blanks.
         """
         if self.prior is not None and self.prior.name not in PRIORS[rig]:
             usable = " or ".join(PRIORS[rig])
@@ -116,15 +112,11 @@ class SamplingConfig(PromptedConfig):
         """Return ``count`` prompts, one per view. Raises ConfigError if `prompts` has another number of lines."""
         texts = self.texts() * (1 if self.prompts else count)
         if len(texts) != count:
-            raise ConfigError(
-                f"has {len(texts)} lines for {count} cameras. Give one line per view, or prompt= for all", "prompts"
-            )
+            raise ConfigError(f"has {len(texts)} lines for {count} cameras. Or give prompt= for all", "prompts")
         return texts
 
     def foreground(self) -> Array | None:
         """Return the image as RGBA (h, w, 4) in [0, 1], with the object mask as alpha, or None. Raises ConfigError."""
-        from threedgen.geometry.picture_file import read_foreground
-
         return None if self.image is None else read_foreground(str(user_path(self.image, "image")))
 
     def check_adapter(self, control: Literal["rays", "geometry"]) -> None:
@@ -132,15 +124,9 @@ class SamplingConfig(PromptedConfig):
         self.object_text()
         if self.prior.image is not None:
             raise ConfigError("is for text to 3D. Give the image as image=FILE", "prior.image")
-        if self.image is None and self.image_scale is not None:
-            raise ConfigError("has no effect without image=FILE", "image_scale")
-        condition = "a mesh" if control == "geometry" else "an image" if self.image is not None else ""
+        condition = "mesh" if control == "geometry" else "image" if self.image is not None else ""
         if condition and self.prior.adapter is None:
-            raise ConfigError(
-                f"is missing, and the 2D model alone cannot be conditioned on {condition}. Give an adapter file, such "
-                "as RUN/adapter.safetensors of train-mvadapter",
-                "prior.adapter",
-            )
+            raise ConfigError(f"is missing: the 2D model alone takes no {condition}. Give a file", "prior.adapter")
         self.foreground()
         if self.prompt.strip():
             self.check_prompt()
@@ -219,12 +205,8 @@ class SampleConfig(SamplingConfig):
             panorama="prompts prefix suffix image synchronise",
         )
         if isinstance(self.rig, OrbitConfig) and self.rig.n_view and not self.prior.multiview:
-            raise ValueError(
-                f"rig.n_view {self.rig.n_view}: the prior {self.prior.name} takes no cameras, so it cannot sample "
-                "several views of one object. Try rig.n_view=0 with samples=4"
-            )
-        if self.mesh is None and (self.front, self.up) != ("auto", "auto"):
-            raise ValueError("front and up have no effect without mesh=FILE. Remove them")
+            problem = f"rig.n_view {self.rig.n_view}: the prior {self.prior.name} takes no cameras"
+            raise ValueError(f"{problem}. Try rig.n_view=0 with samples=4")
         return self
 
     def texts(self) -> list[str]:
@@ -243,19 +225,9 @@ class SampleConfig(SamplingConfig):
                 self.check_mesh()
         else:
             self.view_texts(self.rig.views)
-            self._check_panorama_image(self.rig.image_fov)
+            if self.image is not None:
+                load_image(user_path(self.image, "image"), key="image")
+                if self.rig.image_fov is None:
+                    example = "67 for a phone's main camera held sideways, 53 upright"
+                    raise ConfigError(f"is missing. Give degrees, such as {example}", "rig.image_fov")
         super().check()
-
-    def _check_panorama_image(self, fov: float | None) -> None:
-        from threedgen.geometry.picture_file import load_image
-
-        if self.image is None and fov is not None:
-            raise ConfigError("has no effect without image=FILE", "rig.image_fov")
-        if self.image is not None:
-            load_image(user_path(self.image, "image"), key="image")
-            if fov is None:
-                raise ConfigError(
-                    "is missing. Give the degrees that the image spans from left to right (a phone's main camera: "
-                    "about 67 held sideways, 53 upright)",
-                    "rig.image_fov",
-                )

@@ -68,44 +68,9 @@ def sample(task: Task, rig: PanoramaConfig) -> None:
     if model.extra == "mask" and config.image is None:
         notes.append("image is not set, so the panorama is sampled from the text alone")
         logger.warning("%s", notes[-1])
+    K, R = intrinsics(radians(rig.fov), rig.size, rig.size), ring(rig.views)
+    at = cameras(R, radians(rig.fov), rig.size, rig.size)
     known, mask = known_views(config, rig, rig.size)
-    views = cached_tensor(
-        task.folder / "views.safetensors", "views", tuple(known.shape), lambda: sample_views(task, rig, model, texts)
-    )
-    with writing(task.folder):
-        write_known(task.folder / "given", known, mask)
-        files = write_views(task.folder, views, [str(number) for number in range(rig.views)])
-        at = cameras(ring(rig.views), radians(rig.fov), rig.size, rig.size)
-        write_cameras(task.folder / CAMERAS_FILE, at, files, texts)
-        height = write_panorama(task.folder, views, rig, config.prompt.strip() or config.prompts[0])
-        share = mask.double().mean().item()
-        task.summarise(notes=notes, prompts=texts, height_in_degrees=height, given_share=share, files=files)
-
-
-def check_model(model: MVDiffusion, config: SampleConfig, rig: PanoramaConfig) -> None:
-    """Raise ConfigError if the weights are not for panoramas, take no image, or cannot sample this view size."""
-    if model.extra == "depth" or (model.multiview is not None and model.multiview.kind != "panorama"):
-        raise ConfigError(
-            "these weights are for views of known depth; for a panorama use those of mvdiffusion-pano-toybox or "
-            "mvdiffusion-pano-sd21",
-            "prior.weights",
-            config.prior.weights,
-        )
-    if config.image is not None and model.extra != "mask":
-        raise ConfigError(
-            "these weights take text only; for a panorama around an image use mvdiffusion-outpaint-toybox or "
-            "mvdiffusion-outpaint-sd2, or leave image= out",
-            "image",
-            config.image,
-        )
-    model.check_trained_options(mask=rig.mask)
-    model.check_size((rig.size, rig.size), ("rig.size", "rig.size"))
-
-
-def sample_views(task: Task, rig: PanoramaConfig, model: MVDiffusion, texts: list[str]) -> Tensor:
-    """Sample V views (V, H, W, 3) in [0, 1] from V prompts. Raises Stopped after Ctrl-C."""
-    config: SampleConfig = task.config
-    R, K = ring(rig.views), intrinsics(radians(rig.fov), rig.size, rig.size)
 
     def conditions(size: Size) -> tuple[Tensor | None, None]:
         if model.extra != "mask":
@@ -116,39 +81,52 @@ def sample_views(task: Task, rig: PanoramaConfig, model: MVDiffusion, texts: lis
         rendered = render_from_views(views.permute(0, 3, 1, 2), K, R, K, R, rig.size, rig.size)
         return rendered.permute(0, 2, 3, 1)
 
-    with task.track_progress("denoising", total_steps(config.steps, model.draft, config.synchronise)) as on_step:
-        return model.sample_views(
-            texts,
-            model.geometry(cameras(R, radians(rig.fov), rig.size, rig.size), None, config.prior),
-            (rig.size, rig.size),
-            conditions,
-            steps=config.steps,
-            guidance_scale=config.guidance(9.0),
-            negative_prompt=config.negative_prompt,
-            generator=generator(config.seed, 0, "panorama"),
-            on_step=on_step,
-            eta=config.eta,
-            mask=rig.mask,
-            sync=ViewSync(config.synchronise, synchronise),
-        )
+    def sample_views() -> Tensor:
+        with task.track_progress("denoising", total_steps(config.steps, model.draft, config.synchronise)) as on_step:
+            return model.sample_views(
+                texts,
+                model.geometry(at, None, config.prior),
+                (rig.size, rig.size),
+                conditions,
+                steps=config.steps,
+                guidance_scale=config.guidance(9.0),
+                negative_prompt=config.negative_prompt,
+                generator=generator(config.seed, 0, "panorama"),
+                on_step=on_step,
+                eta=config.eta,
+                mask=rig.mask,
+                sync=ViewSync(config.synchronise, synchronise),
+            )
+
+    views = cached_tensor(task.folder / "views.safetensors", "views", tuple(known.shape), sample_views)
+    with writing(task.folder):
+        write_known(task.folder / "given", known, mask)
+        files = write_views(task.folder, views, [str(number) for number in range(rig.views)])
+        write_cameras(task.folder / CAMERAS_FILE, at, files, texts)
+        height = write_panorama(task.folder, views, rig, config.prompt.strip() or config.prompts[0])
+        share = mask.double().mean().item()
+        task.summarise(notes=notes, prompts=texts, height_in_degrees=height, given_share=share, files=files)
+
+
+def check_model(model: MVDiffusion, config: SampleConfig, rig: PanoramaConfig) -> None:
+    """Raise ConfigError if the weights are not for panoramas, take no image, or cannot sample this view size."""
+    if model.extra == "depth" or (model.multiview is not None and model.multiview.kind != "panorama"):
+        problem = "these weights are for views of known depth. Use those of mvdiffusion-pano-toybox or -sd21"
+        raise ConfigError(problem, "prior.weights", config.prior.weights)
+    if config.image is not None and model.extra != "mask":
+        problem = "these weights take text only. Use those of mvdiffusion-outpaint-toybox or -sd2"
+        raise ConfigError(problem, "image", config.image)
+    model.check_trained_options(mask=rig.mask)
+    model.check_size((rig.size, rig.size), ("rig.size", "rig.size"))
 
 
 def known_views(config: SampleConfig, rig: PanoramaConfig, size: int) -> tuple[Tensor, Tensor]:
-    """Return what the image of the config shows in each view.
-
-    Returns:
-        Views (V, size, size, 3) in [0, 1], 0 where unknown, and bool masks (V, size, size) of the known pixels.
-    """
+    """Return views (V, size, size, 3) in [0, 1], and bool masks (V, size, size) of the pixels that the image shows."""
     if config.image is None or rig.image_fov is None:
         return torch.zeros(rig.views, size, size, 3), torch.zeros(rig.views, size, size, dtype=torch.bool)
-    K = intrinsics(radians(rig.fov), size, size)
-    return warp_image(read_image(config.image), radians(rig.image_fov), K, ring(rig.views), size)
-
-
-def read_image(path: str) -> Tensor:
-    """Read an image as (H, W, 3) in [0, 1], rotated upright by its EXIF data, without alpha. Raises ConfigError."""
-    image = load_image(Path(path).expanduser(), key="image").convert("RGB")
-    return torch.from_numpy(np.asarray(image, np.float32) / 255)
+    image = load_image(Path(config.image).expanduser(), key="image").convert("RGB")
+    pixels, K = torch.from_numpy(np.asarray(image, np.float32) / 255), intrinsics(radians(rig.fov), size, size)
+    return warp_image(pixels, radians(rig.image_fov), K, ring(rig.views), size)
 
 
 def warp_image(image: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -158,10 +136,8 @@ def warp_image(image: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tu
     is used in all views that overlap it. (The reference assumes 90 degrees and crops the image to a square.)
 
     Args:
-        image: (H, W, 3) in [0, 1].
-        fov: horizontal field of view of the image in radians.
-        K: (3, 3) intrinsics of each view in pixels.
-        R: (V, 3, 3) camera-to-world rotations of the views.
+        image: (H, W, 3) in [0, 1], with the horizontal field of view `fov` in radians.
+        K, R: intrinsics (3, 3) in pixels and camera-to-world rotations (V, 3, 3) of the views.
         size: side of the views in pixels.
 
     Returns:
@@ -192,10 +168,7 @@ def resize_intrinsics(K: Tensor, x: float, y: float) -> Tensor:
 
 
 def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
-    """Write each view with a known pixel to folder/N.png, with its unknown pixels transparent.
-
-    `views` is (V, H, W, 3) in [0, 1]; `mask` is bool (V, H, W), True where known.
-    """
+    """Write each view (V, H, W, 3) with a known pixel to folder/N.png; pixels outside of the mask are transparent."""
     pixels = to_uint8(torch.cat([views, mask[..., None].to(views)], -1))
     for number in mask.flatten(1).any(1).nonzero()[:, 0].tolist():
         folder.mkdir(parents=True, exist_ok=True)
@@ -203,10 +176,7 @@ def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
 
 
 def write_panorama(folder: Path, views: Tensor, rig: PanoramaConfig, title: str) -> float:
-    """Stitch views (V, H, W, 3) in [0, 1] to a panorama, and write it as image, video and page. Raises OSError.
-
-    Returns the vertical angle that the image covers, in degrees.
-    """
+    """Write the panorama of views (V, H, W, 3) in [0, 1] as image, video and page. Returns its height in degrees."""
     K = intrinsics(radians(rig.fov), rig.size, rig.size)
     stitched, weights = stitch(views.permute(0, 3, 1, 2), K, ring(rig.views), rig.height, 2 * rig.height)
     panorama = stitched[:, covered_rows(weights)].clamp(0, 1)

@@ -9,24 +9,16 @@ from threedgen.config.registry import Component
 from threedgen.config.sections import CheckpointConfig, TrainerConfig
 from threedgen.run.prompts import normalise_prompt, remove_words
 from threedgen.systems.prompted import PromptedConfig
-from threedgen.systems.train.options import Guidance, SheetSteps, default_trainer
+from threedgen.systems.train.options import Guidance, default_trainer
 
 Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)]
-
-
-class LoRAConfig(Config):
-    """LoRA on the attention of the UNet (arXiv 2106.09685)."""
-
-    rank: int = Field(8, ge=1, le=512, description="rank of each LoRA layer")
-    alpha: float = Field(8.0, gt=0, description="scale of the LoRA output times the rank")
 
 
 class TuningConfig(Config):
     """Training and prior preservation."""
 
     preservation: Literal["l1", "l2", "images", "lora", "none"] = Field(
-        "l1",
-        description="prior preservation: l1 (MVDream) or l2 distance of the weights; class images (DreamBooth); LoRA",
+        "l1", description="prior preservation: l1 or l2 distance of the weights, class images, or LoRA"
     )
     weight: float = Field(1.0, ge=0, description="weight of the preservation loss")
     batch: int = Field(4, ge=1, le=256, description="photos per step")
@@ -35,20 +27,18 @@ class TuningConfig(Config):
         0.0, ge=0, description="learning rate of the identifier's embedding; 0: frozen"
     )
     like: str = Field("", description="words whose mean embedding the identifier starts from; empty: all words")
-    augment: float = Field(1.0, ge=0, le=2, description="strength of random zoom, translation and brightness")
     class_images: int = Field(16, ge=1, le=1000, description="class images, for preservation=images")
     class_prompts: tuple[str, ...] = Field(
         ("{class}",), min_length=1, description="their prompts; {class} is the prompt without the identifier"
     )
     class_steps: int = Field(30, ge=1, le=1000, description="DDIM steps of class images")
     class_guidance: float = Field(5.0, ge=0, description="guidance scale of class images")
-    lora: LoRAConfig = LoRAConfig()
 
 
 class SheetConfig(Config):
     """Sample sheet: four views of the subject and of its class."""
 
-    steps: SheetSteps = 25
+    steps: int = Field(25, ge=1, le=1000, description="DDIM steps")
     guidance_scale: Guidance = 5.0
 
 
@@ -56,7 +46,6 @@ class MVDreamBoothConfig(PromptedConfig):
     """Train a multi-view prior on a few photos of one subject."""
 
     photos: Paths = Field((), description="folder or files of 2 to 100 photos of one subject; usually 4 to 6")
-    fill: float = Field(0.75, gt=0.1, le=1, description="share of the image side that a cut-out subject fills")
     prompt: str = Field("", description="caption of the photos with the identifier, such as 'a [v] dog'")
     identifier: str = Field("[v]", min_length=1, max_length=32, pattern=r"^\S+$", description="word for the subject")
     prior: Annotated[Any, Component("prior", default="mvdream", only=("mvdream",))] = Field(
@@ -77,7 +66,7 @@ class MVDreamBoothConfig(PromptedConfig):
 
     @property
     def class_prompts(self) -> list[str]:
-        """Prompts of the class images (images of other subjects of the class); at most one prompt per image."""
+        """Prompts of the class images; at most one prompt per image."""
         texts = self.tuning.class_prompts[: self.tuning.class_images]
         return [text.replace("{class}", self.class_prompt) for text in texts]
 
@@ -89,12 +78,10 @@ class MVDreamBoothConfig(PromptedConfig):
     def check(self) -> None:
         from threedgen.data.photos import find
 
-        if not self.prompt.strip():
-            raise ConfigError('is empty; describe the photos, such as prompt="a [v] dog"', "prompt")
-        normalise_prompt(self.prompt)
+        example = f"a {self.identifier} dog"
+        normalise_prompt(self.prompt, example=example)
         if not self.class_prompt:
-            example = f'"a {self.identifier} dog"'
-            raise ConfigError(f"should also name the class of the subject, such as {example}", "prompt")
+            raise ConfigError(f'should also name the class of the subject, such as "{example}"', "prompt")
         find(self.photos)
         super().check()
         self.check_prompt()

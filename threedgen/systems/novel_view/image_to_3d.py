@@ -4,8 +4,7 @@ RUN/sampled.png         the image as the network takes it, then the sampled view
 RUN/views.safetensors   the same images, for a resumed run
 RUN/turntable.mp4, views.png, mesh.glb, asset/, report.html   results, as of the task generate
 
-All cameras look at the origin, where the object is. One unit of the mesh is the radius of the field, half the camera
-distance.
+All cameras look at the origin. One unit of the mesh is the radius of the field, half the camera distance.
 """
 
 import logging
@@ -55,7 +54,7 @@ def make(task: Task) -> None:
     views = sample_views(config, folder, notes, task.quiet)
     with writing(folder):
         write_png(folder / "sampled.png", grid(enlarge_small(views.images), config.views + 1))
-    field = fit(views, Bounds.from_cameras(views.cameras), config.protocol, config.seed, config.device)
+    field = fit(views, Bounds.from_cameras(views.cameras), config.protocol, config.seed, "auto")
 
     def render(cameras: Cameras) -> Tensor:
         c2w = cameras.c2w.clone()
@@ -116,11 +115,7 @@ def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet:
 def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int, width: int) -> Cameras:
     """Return the camera of the image, and then those of the rings, each of which starts at the azimuth of the image.
 
-    Args:
-        trained: cameras of the training, which give distance and focal length where the config does not.
-
-    Raises:
-        ConfigError: neither the config nor the weights have the cameras.
+    `trained` gives distance and focal length where the config does not. Raises ConfigError if both have none.
     """
     if trained is None and (config.distance is None or config.fov is None):
         raise ConfigError("distance, fov: the weights have no cameras of their training. Set both")

@@ -45,9 +45,6 @@ class LatentsConfig(Config):
 
     name: Literal["latents"] = "latents"
     start: MultiviewWeights = Field("toybox-prior", min_length=1, description="multi-view prior to start from")
-    poses: Literal["absolute", "relative"] = Field(
-        "absolute", description="cameras in the world, or relative to that of the condition"
-    )
 
     def check(self) -> None:
         with called("start"):
@@ -58,21 +55,12 @@ class PairTrainingConfig(Config):
     """Training of 3DiM (section 7.2); all defaults but bf16 are the paper's."""
 
     batch: Count = Field(128, description="pairs per step and device")
-    dropped: Share = Field(0.1, description="share of dropped conditions, for classifier-free guidance")
     learning_rate: float = Field(1e-4, gt=0, description="learning rate after the warm-up")
     warmup: int = Field(10_000_000, ge=0, description="examples over which the learning rate rises linearly")
     decay: Share = Field(0.0, description="last share of the steps, over which the learning rate falls to 0")
     ema_half_life: Count = Field(500_000, description="half-life of the weight average, examples")
     time_power: float = Field(1.0, gt=0, le=2, description="t = u^time_power, u uniform; below 1 favours high noise")
-    near: Share = Field(0.0, description="share of pairs of neighbouring cameras")
-    regression: bool = Field(False, description="predict the view in one step from pure noise, an ablation")
     bf16: Bf16 = True
-    gap_levels: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
-        (0.5, 0.05, 0.006), min_length=1, description="alpha_bar of the noise levels of the gap test"
-    )
-    sheet_scenes: int = Field(3, ge=0, le=100, description="held-out scenes on the sample sheet")
-    sheet_views: int = Field(6, ge=1, le=100, description="views sampled per scene")
-    sheet_steps: int = Field(32, ge=1, le=1000, description="denoising steps per view")
     guidance_scale: Guidance = 2.0
 
 
@@ -84,16 +72,6 @@ class TrainThreeDiMConfig(TrainConfig):
     training: PairTrainingConfig = PairTrainingConfig()
     trainer: TrainerConfig = default_trainer(100_000, val_check_interval=1000)
 
-    @model_validator(mode="after")
-    def _check_prediction(self) -> Self:
-        prediction = self.model.network.prediction if isinstance(self.model, PixelsConfig) else "that of the prior"
-        if self.training.regression != (prediction == "sample"):
-            raise ValueError(
-                "training.regression and model.network.prediction=sample belong together "
-                f"(got regression {self.training.regression}, prediction {prediction})"
-            )
-        return self
-
 
 class ImageTo3DConfig(RunConfig):
     """Make a 3D object from an image: sample views around it and fit a field to them."""
@@ -102,19 +80,13 @@ class ImageTo3DConfig(RunConfig):
     weights: str = Field("embedded", min_length=1, description="embedded (toybox cars and chairs) or a trained folder")
     elevation: float = Field(20.0, gt=-90, lt=90, description="elevation of the image's camera, degrees")
     azimuth: float = Field(0.0, ge=-360, le=360, description="azimuth of the image's camera, degrees; 0: front")
-    distance: float | None = Field(
-        None, gt=0, description="distance of all cameras to the origin; null: as in training"
-    )
-    fov: float | None = Field(
-        None, gt=0, lt=180, description="field of view of all cameras, degrees; null: as in training"
-    )
+    distance: float | None = Field(None, gt=0, description="distance of all cameras; null: as in training")
+    fov: float | None = Field(None, gt=0, lt=180, description="field of view, degrees; null: as in training")
     rings: tuple[Annotated[float, Field(gt=-90, lt=90)], ...] = Field(
         (20.0, 50.0, 0.0), min_length=1, description="elevations of the rings of sampled views in order, degrees"
     )
     views: int = Field(16, ge=2, le=1000, description="views per ring, evenly spaced")
     sampler: SamplingConfig = Field(SamplingConfig(steps=64), description="sampler of the views")
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="precision of the network")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     protocol: Annotated[PaperProtocolConfig | SubsampledProtocolConfig, Field(discriminator="name")] = Field(
         SubsampledProtocolConfig(), description="fit of the field, as in the task consistency"
     )
@@ -132,8 +104,7 @@ class ImageTo3DConfig(RunConfig):
     @property
     def threedim(self) -> ThreeDiMSamplerConfig:
         """Options of the view sampler, in the form that the task consistency uses."""
-        own = {"weights": self.weights, "dtype": self.dtype, "device": self.device}
-        return ThreeDiMSamplerConfig(**self.sampler.model_dump(), **own)
+        return ThreeDiMSamplerConfig(**self.sampler.model_dump(), weights=self.weights)
 
     def check(self) -> None:
         if not self.image:

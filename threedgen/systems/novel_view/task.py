@@ -1,30 +1,263 @@
-"""The task train-threedim: trains a novel-view model (3DiM) on pairs of views.
+"""The task train-threedim: trains a novel-view model on pairs of views (3DiM, arXiv 2210.04628, sections 2.1 and 7.2).
+
+Noise levels are continuous log signal-to-noise ratios, so the class does not derive from `train.denoising`, which has
+integer time steps.
+
+The gap test measures whether the model uses its condition, the given view. The model predicts the clean target from a
+noisy one in one step, first with the true condition and then with that of another scene. The gap is the difference in
+PSNR. A model that ignores its condition has no gap, but can be good in every other metric.
 
 RUN/bank/           cache of views, encoded if the model works on latents; safe to delete
-RUN/checkpoints/
-RUN/gap.csv         result of the gap test (`gap.py`) by step and noise level
+RUN/gap.csv         result of the gap test by step and noise level
 RUN/samples.png     held-out scenes: condition, sampled views and true views
 RUN/model/          averaged weights; the option `sampler.weights` of other tasks takes this folder
 """
 
+from collections.abc import Callable, Sequence
 from functools import partial
+from math import log
 from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torch.nn import functional as F
 
 from threedgen.config import ConfigError, registry
 from threedgen.data.srn.pairs import PairBank
+from threedgen.geometry.images import enlarge_small, grid, psnr, write_png
+from threedgen.geometry.views import Views
 from threedgen.guidance.novel_view import folder as folders
 from threedgen.guidance.novel_view.latents import LatentPairs
-from threedgen.guidance.novel_view.options import XUNetConfig
+from threedgen.guidance.novel_view.logsnr import add_noise, logsnr_cosine, target, x0_from_output
+from threedgen.guidance.novel_view.options import CamerasConfig, XUNetConfig
+from threedgen.guidance.novel_view.sampler import ViewModel, clipped, sample_views
 from threedgen.guidance.novel_view.xunet import XUNet
 from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.run.arrays import Array
 from threedgen.run.cache import digest
-from threedgen.run.disk import writing
-from threedgen.run.seeding import seed_networks
+from threedgen.run.disk import write_atomic, writing
+from threedgen.run.dtypes import autocast_bf16
+from threedgen.run.seeding import generator, seed_networks
 from threedgen.train.status import Status
+from threedgen.train.system import AveragedSystem, stratified_uniform
 from threedgen.train.task import Task, run_task
 
 from .options import PixelsConfig, TrainThreeDiMConfig
-from .system import PairSystem
+
+BETAS = (0.9, 0.99)
+DROPPED = 0.1
+"""Share of dropped conditions, for classifier-free guidance."""
+GAP_LEVELS, LOGGED_LEVEL = (0.5, 0.05, 0.006), 0.05
+"""alpha_bar of the noise levels of the gap test, and of the one whose gap is logged."""
+CHUNK = 16
+"""Number of pairs per forward pass."""
+SHEET_SCENES, SHEET_VIEWS, SHEET_STEPS = 3, 6, 32
+
+
+class Gap(NamedTuple):
+    """Mean PSNR in dB with true and with shuffled conditions at the noise level `alpha_bar` in (0, 1)."""
+
+    alpha_bar: float
+    true: float
+    shuffled: float
+
+    @property
+    def gap(self) -> float:
+        return self.true - self.shuffled
+
+
+class Pairs(NamedTuple):
+    """B pairs of views, encoded for the model.
+
+    Attributes:
+        x, x0: (B, C, h, w) conditions and clean targets.
+        c2w: (B, 2, 4, 4) camera-to-world poses; index 0 is the condition, index 1 the target.
+        K: (B, 3, 3) intrinsics in pixels.
+    """
+
+    x: Tensor
+    x0: Tensor
+    c2w: Tensor
+    K: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(*(tensor.to(device) for tensor in self))
+
+
+@torch.no_grad()
+def gap_test(
+    model: ViewModel, pairs: Pairs, alpha_bars: tuple[float, ...], rng: torch.Generator, kinds: int = 1
+) -> list[Gap]:
+    """Run the gap test at each noise level of `alpha_bars`, in (0, 1).
+
+    Args:
+        pairs: pairs of different scenes; their number is a multiple of `kinds`.
+        kinds: number of object categories, which alternate in `pairs`. The shuffled condition of pair i is that of pair
+            i + kinds, which has the same category.
+    """
+    noise = torch.randn(pairs.x0.shape, generator=rng).to(pairs.x0)
+    keep = torch.ones(len(pairs.x), dtype=torch.bool, device=pairs.x.device)
+
+    def decode(x: Tensor) -> Tensor:
+        return torch.cat([model.decode_images(part) for part in x.split(CHUNK)]).clamp(0, 1).float().cpu()
+
+    truth = decode(pairs.x0).numpy()
+
+    def fidelity(x: Tensor, logsnr: Tensor) -> float:
+        """Return the mean PSNR in dB of the clean views predicted with conditions `x` at noise levels (B,)."""
+        z = add_noise(pairs.x0, noise, logsnr)
+        inputs = (x, z, logsnr, pairs.c2w, pairs.K, keep)
+        output = torch.cat([model.predict(*part) for part in zip(*(t.split(CHUNK) for t in inputs), strict=True)])
+        x0 = x0_from_output(z, output, logsnr, model.prediction)
+        views = decode(clipped(model, x0))
+        return fmean(psnr(*pair) for pair in zip(truth, views.numpy(), strict=True))
+
+    levels = {a: torch.full((len(pairs.x),), log(a) - log(1 - a), device=pairs.x.device) for a in alpha_bars}
+    shuffled = pairs.x.roll(-kinds, 0)
+    return [Gap(a, fidelity(pairs.x, level), fidelity(shuffled, level)) for a, level in levels.items()]
+
+
+def write_gaps(path: Path, step: int, gaps: Sequence[Gap]) -> None:
+    """Append the results of a step to a CSV file; rows of this and later steps, from a killed run, are removed."""
+    before = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
+    lines = [line for line in before if int(line.partition(",")[0]) < step]
+    lines += [f"{step},{g.alpha_bar:g},{g.true:.3f},{g.shuffled:.3f},{g.gap:.3f}" for g in gaps]
+    write_atomic(path, "\n".join(["step,alpha_bar,true,shuffled,gap", *lines, ""]))
+
+
+def once_around(views: Views, count: int) -> Views:
+    """Return at most `count` views in order of azimuth, evenly spaced in this order."""
+    position = views.cameras.position
+    order = torch.atan2(position[:, 1], position[:, 0]).argsort()
+    chosen = torch.linspace(0, len(order) - 1, min(count, len(order))).round().long()
+    return views.select(order[chosen])
+
+
+def pair_loss(model: ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, noise: Tensor, blank: Tensor) -> Tensor:
+    """Return the mean squared error of the network's prediction for noisy targets, a scalar.
+
+    Args:
+        logsnr: (B,) log signal-to-noise ratios of the noisy targets.
+        keep: (B,) bool; where False, the condition is replaced by `blank`.
+        noise, blank: (B, C, h, w) unit Gaussian noise.
+    """
+    x = torch.where(keep[:, None, None, None], pairs.x, blank)
+    z = add_noise(pairs.x0, noise, logsnr)
+    out = model.predict(x, z, logsnr, pairs.c2w, pairs.K, keep)
+    return F.mse_loss(out, target(pairs.x0, noise, logsnr, model.prediction))
+
+
+class PairSystem(AveragedSystem):
+    """LightningModule that trains a novel-view model and keeps the moving average of its weights."""
+
+    stage = "novel views"
+
+    def __init__(self, config: TrainThreeDiMConfig, model: Any, bank: PairBank) -> None:
+        super().__init__(config)
+        self.options, self.bank = config.training, bank
+        self.model = model.requires_grad_(True).train()
+        self.keep_average(self.model, 0.0)
+
+    @property
+    def examples(self) -> int:
+        """Number of pairs per optimizer step over all devices."""
+        return self.options.batch * self.trainer.world_size * self.trainer.accumulate_grad_batches
+
+    def setup(self, stage: str) -> None:
+        self.average.decay = 0.5 ** (self.examples / self.options.ema_half_life)
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step, o = int(batch), self.options
+        rng, gen = self.numpy_rng(step, "pairs"), self.rng(step, "diffusion")
+        pairs = self.load_pairs(rng.integers(0, self.bank.train, o.batch), rng)
+        logsnr = logsnr_cosine(stratified_uniform(o.batch, gen) ** o.time_power)
+        keep = torch.rand(o.batch, generator=gen) >= DROPPED
+        noise, blank = (torch.randn(pairs.x.shape, generator=gen).to(self.device) for _ in range(2))
+        with self.autocast():
+            return pair_loss(self.model, pairs, logsnr.to(self.device), keep.to(self.device), noise, blank)
+
+    def load_pairs(self, scenes: Array, rng: np.random.Generator) -> Pairs:
+        """Sample an encoded pair of views for each of B scene indices."""
+        x, y, c2w, K = self.bank.pairs(scenes, rng)
+        if self.bank.encode is None:
+            x, y = self.model.encode_images(x), self.model.encode_images(y)
+        return Pairs(x, y, c2w, K).to(self.device)
+
+    def autocast(self) -> torch.autocast:
+        return autocast_bf16(self.device, self.options.bf16)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        o, parameters = self.options, self.model.parameters()
+        optimizer = torch.optim.AdamW(parameters, lr=o.learning_rate, betas=BETAS, weight_decay=0.0, fused=True)
+        return self.scheduled(optimizer, rate_factor(o.warmup / self.examples, o.decay, self.max_steps))
+
+    def validate(self, step: int, folder: Path) -> None:
+        """Write gap.csv, model/ and samples.png, all with the averaged weights."""
+        bank = self.bank
+        count = bank.held_out // bank.source.n_families * bank.source.n_families
+        held_out = np.arange(bank.train, bank.train + count)  # one pair of each scene, always the same
+        with self.average.applied(self.model):
+            with self.autocast():
+                pairs = self.load_pairs(held_out, self.numpy_rng(0, "held-out pairs"))
+                gaps = gap_test(self.model, pairs, GAP_LEVELS, self.rng(0, "gap test"), bank.source.n_families)
+            write_gaps(folder / "gap.csv", step, gaps)
+            one = gaps[GAP_LEVELS.index(LOGGED_LEVEL)]
+            self.metrics = {"gap": one.gap, "psnr_true": one.true, "psnr_shuffled": one.shuffled}
+            folders.save(self.model, folder / "model", cameras(bank))
+            with self.autocast():
+                self.write_sheet(folder / "samples.png")
+
+    def remove_validation(self, step: int, folder: Path) -> None:
+        write_gaps(folder / "gap.csv", step, ())
+
+    def write_sheet(self, path: Path) -> None:
+        """Write two rows per held-out scene: condition and sampled views, condition and true views."""
+        bank, model, scale = self.bank, self.model, self.options.guidance_scale
+        scenes = range(bank.train, bank.train + min(SHEET_SCENES, bank.held_out))
+        truth = [once_around(bank.source.scene(scene), SHEET_VIEWS + 1) for scene in scenes]
+        x = model.encode_images(torch.cat([views.images[:1] for views in truth]).to(self.device))[:, None]
+        c2w = torch.stack([views.cameras.c2w for views in truth]).to(self.device)
+        K = torch.stack([views.cameras.K[0] for views in truth]).to(self.device)
+        rngs = [generator(self.seed, scene, "sheet") for scene in scenes]
+        poses = (c2w[:, :1], c2w[:, 1:])
+        samples = sample_views(model, x, *poses, K, rngs, steps=SHEET_STEPS, guidance_scale=scale)
+        rows, count = list[Tensor](), len(truth[0])
+        for views, sampled in zip(truth, samples, strict=True):
+            rows += [views.images[:1], model.decode_images(sampled).float().cpu(), views.images]
+        labels = ["given", *["sampled"] * (count - 1), "given", *["true"] * (count - 1)] * len(truth)
+        write_png(path, grid(enlarge_small(torch.cat(rows)), count, labels))
+
+
+def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], float]:
+    """Return the function from the step to the factor on the learning rate, in [0, 1].
+
+    It rises linearly over the first `warmup` steps, and falls to 0 over the last fraction `decay` of the steps.
+    """
+
+    def factor(step: int) -> float:
+        rise = min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
+        left = (max_steps - step) / (decay * max_steps) if decay > 0 else 1.0
+        return min(rise, max(0.0, left))
+
+    return factor
+
+
+def cameras(bank: PairBank, scenes: int = 16) -> CamerasConfig:
+    """Return the ranges of elevation and distance, and the mean focal length, in at most `scenes` held-out scenes."""
+    views = bank.source.views
+    held_out = np.arange(bank.train, bank.train + min(scenes, bank.held_out))
+    _, pose, K = bank.views(np.repeat(held_out, views), np.tile(np.arange(views), len(held_out)))
+    position = pose[:, :3, 3]
+    distance = position.norm(dim=-1)
+    elevation = torch.rad2deg(torch.asin((position[:, 2] / distance.clamp(min=1e-9)).clamp(-1, 1)))
+    low, high = float(elevation.min()), float(elevation.max())
+    near, far = float(distance.min()), float(distance.max())
+    size = bank.size
+    return CamerasConfig(elevation=(low, high), distance=(near, far), focal=float(K[:, 1, 1].mean()) / size)
 
 
 def train(task: Task) -> Status:
@@ -43,7 +276,7 @@ def build(config: TrainThreeDiMConfig) -> XUNet | LatentPairs:
             return load_start(config.model.start, config.model.network)
         seed_networks(config.seed, "novel views")
         return XUNet(config.model.network)
-    return LatentPairs(MVDream.load(config.model.start), config.model.poses)
+    return LatentPairs(MVDream.load(config.model.start))
 
 
 def load_start(weights: str, network: XUNetConfig) -> XUNet:

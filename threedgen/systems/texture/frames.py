@@ -1,11 +1,16 @@
-"""Frames of a scene (cameras, depth and prompts) from a camera path or a ScanNet folder, and choice of key frames."""
+"""Frames of a scene (cameras, depth and prompts) from a camera path or a ScanNet folder, and choice of key frames.
+
+The automatic camera path is a small circle in the middle of the largest free space inside the mesh.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import pi, radians
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch import Tensor
 
 from threedgen.config import ConfigError
@@ -14,12 +19,12 @@ from threedgen.data.scannet import ScanNetWalk
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.cameras_file import read_cameras
 from threedgen.geometry.picture_file import image_shape
-from threedgen.geometry.poses import Poses
+from threedgen.geometry.poses import Poses, look_at, unit_vector
 from threedgen.geometry.raster import rasterise_views
 from threedgen.geometry.warp import check_pose_convention, key_frames, overlap, spread_pairs
+from threedgen.run.arrays import Array
 from threedgen.systems.draw.mesh import MeshFrame, SourceMesh
 
-from .auto_path import auto_path
 from .options import AUTO, PathConfig, TextureConfig
 
 MIN_DEPTH = 0.1
@@ -27,6 +32,14 @@ MIN_DEPTH = 0.1
 SCANNET_EVERY = 20
 """Default frame step of a ScanNet folder, as in the reference code of MVDiffusion. ScanNet has 30 frames per second."""
 KEY_FILE = "key_frame_0.6.txt"
+GRID, POINTS = 64, 400_000
+"""Voxels along the longest side of the scene, and number of random surface points that fill the voxel grid."""
+EYE_HEIGHT = (0.35, 0.65)
+"""Range of camera heights as a fraction of the room height: 0 is the floor, 1 the ceiling."""
+RADIUS, MAX_RADIUS = 0.35, 0.8
+"""Radius of the circle as a fraction of the free distance around its centre, and its maximum in metres."""
+TURNS, TILT = 2.0, 15.0
+"""Number of turns around the circle, and camera pitch in degrees: down at the start of the path, up at its end."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +47,9 @@ class Frames:
     """N views of a scene, for which images are sampled.
 
     Attributes:
-        cameras: N perspective cameras in world coordinates.
+        cameras: perspective cameras in world coordinates.
         depth: (N, H, W) in metres along the viewing axis; 0 where unknown.
-        prompts: prompt of each frame.
-        names: file name of each frame without its suffix.
+        prompts, names: prompt and file name (without its suffix) of each frame.
         keys: indices of the key frames that a ScanNet folder lists; None if it lists none.
     """
 
@@ -56,8 +68,7 @@ def read_frames(
 ) -> tuple[Frames, list[str]]:
     """Return the frames of the scene that have enough depth, and notes on frames that were left out.
 
-    `source` is the world mesh of the scene; a ScanNet folder needs none. Raises ConfigError if fewer than two frames
-    are left, or if a file cannot be used.
+    `source` is the world mesh of the scene; a ScanNet folder needs none. Raises ConfigError.
     """
     notes = list[str]()
     if rig.scannet is not None:
@@ -70,15 +81,12 @@ def read_frames(
     known = (frames.depth > 0).flatten(1).float().mean(1) >= MIN_DEPTH
     kept = [n for n in range(len(frames)) if known[n]]
     if len(kept) < 2:
-        raise ConfigError(
-            f"{len(kept)} of {len(frames)} frames have depth in {MIN_DEPTH:.0%} of their pixels, and two are needed; "
-            "check the convention and axes of the poses, and the depth",
-            key,
-        )
+        found = f"{len(kept)} of {len(frames)} frames have depth in {MIN_DEPTH:.0%} of their pixels"
+        raise ConfigError(f"{found}, and two are needed. Check the depth, rig.every and the axes of the poses", key)
     if len(kept) == len(frames):
         return frames, notes
-    lost = [frames.names[n] for n in range(len(frames)) if not known[n]]
-    notes.append(f"{len(lost)} of {len(frames)} frames have hardly any depth and were left out: {', '.join(lost[:5])}")
+    lost = [name for name, enough in zip(frames.names, known, strict=True) if not enough]
+    notes.append(f"{len(lost)} of {len(frames)} frames have hardly any depth, left out: {', '.join(lost[:5])}")
     keys = tuple(k for k, n in enumerate(kept) if n in (frames.keys or ()))
     prompts, names = (tuple(part[n] for n in kept) for part in (frames.prompts, frames.names))
     cameras, depth = frames.cameras.select(kept), frames.depth[kept]
@@ -89,9 +97,7 @@ def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, fram
     """Return the frames of a camera path through a mesh; their depth is rendered. Raises ConfigError."""
     cameras = auto_path(source, rig) if rig.file == AUTO else read_path(rig, frame)
     prompts, used = config.view_texts(len(cameras)), list(range(0, len(cameras), rig.every or 1))
-    if len(used) < 2:
-        raise ConfigError(f"{len(used)} of {len(cameras)} cameras are left, and two are needed", "rig.every", rig.every)
-    if rig.file != AUTO:
+    if rig.file != AUTO and len(used) > 1:
         pairs = [used[n] for n in spread_pairs(len(used))]
 
         def read(poses: Poses) -> tuple[Tensor, Cameras]:
@@ -127,19 +133,16 @@ def depth_of_mesh(source: SourceMesh, cameras: Cameras) -> Tensor:
 
 def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: list[str]) -> Frames:
     """Read cameras, depth and captions from a ScanNet folder; its colour images are not needed. Raises ConfigError."""
-    key_files = sorted(
-        (path.name for path in folder.glob("key_frame_*.txt")), key=lambda name: (name != KEY_FILE, name)
-    )
-    walk = ScanNetWalk(folder, rig.height, rig.width, key_files[0] if key_files else KEY_FILE, rig.poses)
+    key_files = [path.name for path in sorted(folder.glob("key_frame_*.txt"))]
+    key_file = KEY_FILE if KEY_FILE in key_files or not key_files else key_files[0]
+    walk = ScanNetWalk(folder, rig.height, rig.width, key_file, rig.poses)
     numbers, keys, every = walk.depth_frames(), set(walk.keys if key_files else ()), rig.every or SCANNET_EVERY
     if missing := sorted(keys - set(numbers)):
-        raise ConfigError(f"{folder / walk.key_file} names frames without depth: {_listed(missing)}")
-    if lost := sorted(set(walk.pose_frames()) - set(numbers)):
-        notes.append(f"{len(lost)} of {len(lost) + len(numbers)} frames have no depth, left out: {_listed(lost)}")
+        raise ConfigError(f"{folder / walk.key_file} names frames without depth: {missing[:5]}")
     wanted = sorted({*numbers[::every], *keys})
     used = [n for n in wanted if walk.has_pose(n)]
-    if lost := sorted(set(wanted) - set(used)):
-        notes.append(f"{len(lost)} of {len(wanted)} frames have no pose, left out: {_listed(lost)}")
+    if lost := sorted({*walk.pose_frames()} - {*numbers} | {*wanted} - {*used}):
+        notes.append(f"{len(lost)} frames have no depth or no pose, left out: {', '.join(map(str, lost[:5]))}")
     if len(used) < 2:
         raise ConfigError(f"{folder}: {len(used)} frames have depth and a pose. Set rig.every below {every}")
     rows, columns = image_shape(folder / "depth" / f"{used[0]}.png")
@@ -156,10 +159,6 @@ def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: 
     return Frames(cameras, depth, tuple(prompts), tuple(map(str, used)), indices if len(indices) > 1 else None)
 
 
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:5])) + (", ..." if len(numbers) > 5 else "")
-
-
 def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
     """Return the indices of the key frames that the ScanNet folder lists, or else of chosen ones and the last frame.
 
@@ -174,15 +173,70 @@ def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
 def check_overlap(frames: Frames, keys: Sequence[int], min_overlap: float, key: str) -> list[str]:
     """Return at most one note, on consecutive key frames whose fraction of common pixels is at most `min_overlap`.
 
-    Raises ConfigError for the config key `key` if no pair overlaps enough.
+    Raises ConfigError for `key` if no pair overlaps enough.
     """
     found = [overlap(frames.depth, frames.cameras, *pair) for pair in zip(keys, keys[1:], strict=False)]
     apart = [n for n, share in enumerate(found) if share <= min_overlap]
     if len(apart) == len(found):
-        raise ConfigError(
-            f"no two consecutive key frames overlap by {min_overlap:.0%} ({max(found):.0%} at most). Use cameras "
-            "closer to each other, and check that poses and depth belong together",
-            key,
-        )
+        problem = f"no two consecutive key frames overlap by {min_overlap:.0%} ({max(found):.0%} at most)"
+        raise ConfigError(f"{problem}. Use closer cameras, and check that poses and depth belong together", key)
     names = ", ".join(f"{frames.names[keys[n]]} and {frames.names[keys[n + 1]]}" for n in apart[:3])
     return [f"{len(apart)} of {len(found)} consecutive key frames hardly overlap: {names}"] if apart else []
+
+
+def auto_path(source: SourceMesh, rig: PathConfig) -> Cameras:
+    """Return `rig.frames` perspective cameras on a small circle; each looks across the centre of the circle.
+
+    Raises ConfigError if the mesh has no free interior.
+    """
+    centre, free = interior(source)
+    n = torch.arange(rig.frames, dtype=torch.float32)
+    azimuth = 2 * pi * TURNS * n / rig.frames
+    tilt = radians(TILT) * (2 * n / max(1, rig.frames - 1) - 1)
+    backwards = -unit_vector(torch.zeros_like(n), azimuth)
+    position = torch.from_numpy(centre).float() + min(RADIUS * free, MAX_RADIUS) * backwards
+    c2w = look_at(position, position + unit_vector(tilt, azimuth), torch.tensor([[0.0, 0, 1]]).expand(len(n), 3))
+    projection = Projection.perspective(torch.full((len(n),), radians(rig.fov)), rig.height, rig.width)
+    return Cameras(c2w, projection, rig.height, rig.width)
+
+
+def interior(source: SourceMesh) -> tuple[Array, float]:
+    """Find the point inside the mesh, at eye height, that is farthest from any surface. Raises ConfigError.
+
+    A voxel is inside if it is empty and there is a surface below it and in each of the four horizontal directions. If
+    no inside voxel at eye height has two voxels of free space, other heights are used. Returns the world coordinates
+    (3,) of the point, and its distance to the nearest surface in metres.
+    """
+    points = surface_points(source)
+    low, high = source.vertices.min(0), source.vertices.max(0)
+    cell = float((high - low).max()) / GRID
+    shape = np.maximum(np.ceil((high - low) / cell).astype(int), 1) + 2  # one layer of air all around
+    full = np.zeros(shape, bool)
+    full[tuple((((points - low) / cell).astype(int) + 1).clip(0, shape - 1).T)] = True
+    levels = np.arange(shape[2])
+    floor = np.maximum.accumulate(np.where(full, levels, -1), 2)  # below each cell, -1: none
+    ceiling = np.flip(np.minimum.accumulate(np.flip(np.where(full, levels, shape[2]), 2), 2), 2)
+    sides = [np.maximum.accumulate(full, axis) for axis in (0, 1)]
+    sides += [np.flip(np.maximum.accumulate(np.flip(full, axis), axis), axis) for axis in (0, 1)]
+    inside = ~full & (floor >= 0) & np.logical_and.reduce(sides)
+    height = np.where(ceiling < shape[2], (levels - floor) / np.maximum(ceiling - floor, 1), 0.5)
+    free = ndimage.distance_transform_edt(~full) * inside
+    at_eyes = np.where((height >= EYE_HEIGHT[0]) & (height <= EYE_HEIGHT[1]), free, 0)
+    chosen = at_eyes if at_eyes.max() >= 2 else free
+    if chosen.max() < 2:
+        raise ConfigError("the mesh has no free interior for a camera. Give rig.file=FILE.json", "rig.file")
+    best = np.argwhere(chosen >= 0.999 * chosen.max())
+    place = best[np.abs(best - best.mean(0)).sum(1).argmin()]
+    return low + (place - 0.5) * cell, float(chosen.max() * cell)
+
+
+def surface_points(source: SourceMesh) -> Array:
+    """Sample `POINTS` points uniformly on the surface, always the same ones; return them and all vertices, (P, 3)."""
+    corners = source.vertices[source.faces].astype(np.float64)
+    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
+    rng = np.random.default_rng(0)
+    face = rng.choice(len(area), POINTS, p=area / area.sum())
+    u, v = rng.random((2, POINTS))
+    u, v = np.where(u + v > 1, 1 - u, u)[:, None], np.where(u + v > 1, 1 - v, v)[:, None]
+    a, b, c = corners[face].swapaxes(0, 1)
+    return np.concatenate([a + u * (b - a) + v * (c - a), source.vertices])

@@ -37,13 +37,9 @@ class PathConfig(Config):
     frames: int = Field(72, ge=2, le=10_000, description="cameras of an automatic path")
     key_overlap: float = Field(0.65, gt=0, lt=1, description="minimum overlap of a key frame with the next")
     views: int = Field(12, ge=2, le=64, description="frames sampled together")
-    shared: int = Field(4, ge=1, le=63, description="key frames of a window that the previous windows sampled")
-    interpolate: bool = Field(True, description="also sample the frames between key frames, conditioned on both")
 
     @model_validator(mode="after")
     def _consistent(self) -> PathConfig:
-        if self.shared >= self.views:
-            raise ValueError(f"shared {self.shared} should be less than views {self.views}. Try {self.views // 3}")
         if self.scannet is not None and self.file != AUTO:
             raise ValueError("file and scannet cannot both be given: each has the cameras")
         return self
@@ -57,21 +53,13 @@ class TextureConfig(SamplingConfig):
     rig: Annotated[SidesConfig | PathConfig, Field(discriminator="name")] = SidesConfig()
     views: str | None = Field(None, description="folder with your own square images front.png, right.png, ...")
     texture: int = Field(1024, ge=64, le=8192, description="side of the texture in pixels, a power of two")
-    uv: Literal["auto", "own", "unwrap"] = Field(
-        "auto", description="texture coordinates: own of the mesh, new, or auto: own without overlaps"
-    )
-    inpaint_views: int = Field(
-        0,
-        ge=0,
-        le=60,
-        description="most views in which the 2D model inpaints unseen texels; 0: diffusion on the surface",
-    )
+    uv: Literal["auto", "own", "unwrap"] = Field("auto", description="texture coordinates; auto: own if usable")
+    inpaint_views: int = Field(0, ge=0, le=60, description="most views for inpainting; 0: diffusion on the surface")
 
     @model_validator(mode="after")
     def _consistent(self) -> TextureConfig:
-        self.check_rig(
-            self.rig.name, sides="image image_prompt image_scale views inpaint_views budget", path="prompts scale"
-        )
+        sides = "image image_prompt image_scale views inpaint_views budget"
+        self.check_rig(self.rig.name, sides=sides, path="prompts scale")
         if self.texture & (self.texture - 1):
             below = 1 << self.texture.bit_length() - 1
             raise ValueError(f"texture {self.texture} should be a power of two. Try {below}")

@@ -34,8 +34,7 @@ from threedgen.train.task import Task
 
 from .frames import Frames, check_overlap, choose_keys, read_frames
 from .options import PathConfig, TextureConfig
-from .output import TEXTURE, render_consistent, write_glb
-from .uv import with_uv
+from .textured import TEXTURE, render_consistent, with_uv, write_glb
 from .windows import WindowSampler, check_model, plan, saved_images, stack
 
 logger = logging.getLogger(__name__)
@@ -93,13 +92,9 @@ def size_warning(source: SourceMesh) -> list[str]:
 def write_frames(
     folder: Path, frames: Frames, sampled: Sequence[int], keys: Sequence[int], images: Tensor, frame: MeshFrame
 ) -> None:
-    """Write cameras, depth, video and contact sheet of the sampled frames. Raises OSError.
+    """Write cameras, depth, video and contact sheet of the frames `sampled`, with images (N, H, W, 3) in [0, 1].
 
-    Args:
-        sampled: indices of the N sampled frames.
-        keys: indices of the key frames, which the contact sheet labels.
-        images: (N, H, W, 3) in [0, 1], sampled frames.
-        frame: transform between the mesh file and the world.
+    The contact sheet labels the key frames. Raises OSError.
     """
     cameras, names = frames.cameras.select(sampled), [frames.names[n] for n in sampled]
     cameras = replace(cameras, c2w=frame.poses_to_file(cameras.c2w.double()))
@@ -115,7 +110,7 @@ def write_frames(
 def texture_mesh(
     task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Cameras, images: np.ndarray
 ) -> dict[str, object]:
-    """Project images (N, H, W, 3) in [0, 1] of N cameras onto the mesh; write it and renders from between the cameras.
+    """Project images (N, H, W, 3) in [0, 1] onto the mesh; write it and renders from between the cameras.
 
     Returns metrics for summary.json. Raises OSError, ConfigError.
     """

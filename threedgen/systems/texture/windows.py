@@ -42,12 +42,7 @@ Synchronise = Callable[[Cameras, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Window:
-    """Frames that are sampled together, as indices.
-
-    Attributes:
-        frames: all frames of the window.
-        known: the frames among them that earlier windows sampled; they condition the new frames.
-    """
+    """Indices of frames sampled together. Earlier windows sampled the `known` ones, which condition the new."""
 
     frames: tuple[int, ...]
     known: tuple[int, ...] = ()
@@ -60,17 +55,17 @@ class Window:
 def plan(keys: Sequence[int], rig: PathConfig) -> list[Window]:
     """Return the windows in the order of sampling.
 
-    First come windows of `rig.views` key frames; consecutive ones share `rig.shared` frames, the last possibly more.
-    Then come the windows with the frames between two key frames, if `rig.interpolate` is set.
+    First come windows of `rig.views` key frames; consecutive ones share a third of them, the last possibly more. Then
+    come the windows with the frames between two key frames.
     """
-    last = max(0, len(keys) - rig.views)
+    last, shared = max(0, len(keys) - rig.views), max(1, rig.views // 3)
     windows, done = list[Window](), set[int]()
-    for start in (*range(0, last, rig.views - rig.shared), last):
+    for start in (*range(0, last, rig.views - shared), last):
         frames = tuple(keys[start : start + rig.views])
         windows.append(Window(frames, tuple(n for n in frames if n in done)))
         done |= set(frames)
     count = rig.views - 2 or 1
-    for left, right in zip(keys, keys[1:], strict=False) if rig.interpolate else ():
+    for left, right in zip(keys, keys[1:], strict=False):
         for start in range(left + 1, right, count):
             windows.append(Window((left, *range(start, min(start + count, right)), right), (left, right)))
     return windows
@@ -79,18 +74,14 @@ def plan(keys: Sequence[int], rig: PathConfig) -> list[Window]:
 def check_model(model: MVDiffusion, rig: PathConfig) -> None:
     """Raise ConfigError if the weights take no depth, or cannot sample the image size of the rig."""
     if model.extra != "depth" or model.multiview is not None and model.multiview.kind != "depth":
-        raise ConfigError(
-            "these weights take no depth. Use those of a depth model, such as train-mvdiffusion with variant=depth",
-            "prior.blocks",
-        )
+        raise ConfigError("these weights take no depth. Use a depth model's, such as toybox-depth", "prior.blocks")
     model.check_size((rig.height, rig.width), ("rig.height", "rig.width"))
 
 
 def saved_images(folder: Path, frames: Frames, keys: Sequence[int], weights: Mapping[str, str]) -> dict[int, Array]:
     """Read the frames that an interrupted run saved as NAME.png: uint8 images (H, W, 3) by frame index.
 
-    The file source.txt has a hash of the frames, the key frame indices `keys` and the checksums `weights` of the model.
-    If the hash differs, the folder is emptied.
+    The folder is emptied if the hash of all inputs (frames, key frames, checksums of the model) in source.txt differs.
     """
     source_file, digest = folder / "source.txt", hashlib.blake2b(digest_size=16)
     for tensor in (frames.depth, frames.cameras.c2w, frames.cameras.K):
@@ -120,10 +111,7 @@ def stack(images: Mapping[int, Array], numbers: Sequence[int]) -> Tensor:
 class WindowSampler:
     """Sampler of all frames of a scene with MVDiffusion, one window after the other.
 
-    Attributes:
-        windows: windows in the order of sampling.
-        images: sampled frames as uint8 (H, W, 3) by frame index; each window adds its new frames.
-        synchronise: function that makes frames consistent on a mesh; None: frames stay as sampled.
+    `images` are the sampled frames, uint8 (H, W, 3) by frame index; each window adds its new frames.
     """
 
     config: TextureConfig
@@ -153,7 +141,7 @@ class WindowSampler:
                             write_png(folder / f"{self.frames.names[n]}.png", image)
 
     def sample(self, number: int, on_step: Callable[[], None]) -> Tensor:
-        """Sample window `number`: all its frames (F, H, W, 3) in [0, 1], including the known ones."""
+        """Sample all frames of window `number`, also the known ones: (F, H, W, 3) in [0, 1]."""
         window, config, model = self.windows[number], self.config, self.model
         numbers = list(window.frames)
         cameras, depth = self.frames.cameras.select(numbers), self.frames.depth[numbers]

@@ -43,7 +43,7 @@ class Batch:
 
 
 class Sheet(NamedTuple):
-    """Content of a sample sheet: images (H, W, 3) in row-major order, the number of columns, and a label per image."""
+    """Sample sheet: images (H, W, 3) in row-major order, the number of columns, and a label per image."""
 
     images: Sequence[Tensor | Array]
     columns: int
@@ -53,9 +53,8 @@ class Sheet(NamedTuple):
 class DenoisingSystem(AveragedSystem):
     """Base of the LightningModules that train parts of a latent diffusion model to denoise.
 
-    A subclass defines the data of a step (`batch`) and registers the modules that train. It may override the network
-    call (`predict`), the writer of weights (`save`) and the sample sheet (`sample_sheet`). `model` is no registered
-    submodule, so its frozen networks are in no checkpoint.
+    A subclass defines `batch` and registers the modules that train. It may override `predict`, `save` and
+    `sample_sheet`. `model` is no registered submodule, so its frozen networks are in no checkpoint.
     """
 
     model: LatentDiffusion
@@ -77,7 +76,7 @@ class DenoisingSystem(AveragedSystem):
         self.model.to(self.device)
 
     def batch(self, step: int) -> Batch:
-        """Return the latents, noise and conditions of a step. A subclass must define it."""
+        """Return the latents, noise and conditions of a step."""
         raise NotImplementedError
 
     def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
@@ -100,10 +99,7 @@ class DenoisingSystem(AveragedSystem):
         return (batch.weights * (output - target).square().mean((1, 2, 3))).mean()
 
     def sample_noise(self, step: int, shape: Sequence[int], rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Sample int64 time steps (N, V) and unit Gaussian noise (N, V, C, h, w) for N objects of V views.
-
-        `shape` is the shape (N, V, C, h, w) of the latents.
-        """
+        """Sample int64 time steps (N, V) and unit Gaussian noise of `shape` (N, V, C, h, w) for N objects."""
         power = float(at(self.timestep_power, step, self.max_steps))
         t = view_timesteps(shape[0], shape[1], self.model.schedule.T, power, self.view_noise, rng)
         return t, torch.randn(*shape, generator=rng)

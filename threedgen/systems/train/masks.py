@@ -16,6 +16,8 @@ from threedgen.run.arrays import Array
 
 Hole = Callable[[np.random.Generator, int], Array]
 """Function (rng, size) -> hole (size, size), bool: True where the image is unknown."""
+MASK: Convention = "code"
+"""Value of the mask and of masked pixels, as in the released weights."""
 WHOLE = 0.25
 """Probability that an image is unknown as a whole (`painted`) or known as a whole (`around_a_photo`)."""
 
@@ -52,29 +54,23 @@ def around_a_photo(rng: np.random.Generator, size: int) -> Array:
 class MaskedViews:
     """Source of training images (`threedgen.data.bank.Source`): pairs of a view of a scene and its copy with a hole.
 
-    Args:
-        convention: value of the mask and of masked pixels, see `inputs.Convention`.
-        hole: sampler of the hole.
-        first: True: use only the first view of each scene; False: all views.
+    `hole` samples the hole. With `first`, only the first view of each scene is used.
     """
 
     n_view = 2
 
-    def __init__(
-        self, source: SceneSource, seed: int, convention: Convention, hole: Hole = painted, first: bool = False
-    ) -> None:
-        self.source, self.seed, self.convention = source, seed, convention
-        self.hole, self.views_per_scene = hole, 1 if first else source.n_view
+    def __init__(self, source: SceneSource, seed: int, hole: Hole, first: bool) -> None:
+        self.source, self.seed, self.hole = source, seed, hole
+        self.views_per_scene = 1 if first else source.n_view
 
     def __len__(self) -> int:
         return len(self.source) * self.views_per_scene
 
     def describe(self) -> str:
-        kind = f"{self.views_per_scene} views of a scene, {self.hole.__name__}, {self.convention}"
+        kind = f"{self.views_per_scene} views of a scene, {self.hole.__name__}, {MASK}"
         return f"masked views, seed {self.seed}, {kind}, of {self.source.describe()}"
 
     def sample_hole(self, index: int, size: int) -> Array:
-        """Return the bool hole (size, size) of the image at `index`, True where unknown; always the same."""
         return self.hole(np.random.default_rng([self.seed, 7, index]), size)
 
     def block(self, indices: range, size: int) -> Captioned:
@@ -87,7 +83,7 @@ class MaskedViews:
             view = index % self.views_per_scene
             image = resize(scene.views.images[view, None], size, size)
             known = torch.from_numpy(~self.sample_hole(index, size))
-            rgb[place] = torch.cat([image, masked_images(image, known[None], self.convention)])
+            rgb[place] = torch.cat([image, masked_images(image, known[None], MASK)])
             captions.append(scene.captions[view])
         poses = np.broadcast_to(np.eye(4, dtype=np.float32), (2 * len(indices), 4, 4))
         return Captioned(rgb.reshape(-1, size, size, 3), captions, poses)
@@ -103,8 +99,7 @@ class MaskBank(LatentBank):
     def sample(self, rng: np.random.Generator, available: int, count: int) -> tuple[Tensor, Tensor, list[str]]:
         """Sample n = `count` of the first `available` images, with replacement.
 
-        Returns:
-            Latents (n, C, h, w) of the whole images, mask and known latents (n, 1 + C, h, w), and n captions.
+        Returns latents (n, C, h, w) of the whole images, mask and known latents (n, 1 + C, h, w), and n captions.
         """
         chosen = rng.integers(0, min(available, self.count), count)
         return self.latents(chosen)[:, 0], self.extra(chosen), self.captions(chosen)
@@ -113,4 +108,4 @@ class MaskBank(LatentBank):
         """Return mask and known latents (n, 1 + C, h, w) of n images. A latent is known if all its pixels are known."""
         known = self.latents(chosen)[:, 1]
         holes = torch.from_numpy(np.stack([self.views.sample_hole(int(i), self.size) for i in chosen]))
-        return mask_channels(known, ~holes, self.views.convention)
+        return mask_channels(known, ~holes, MASK)

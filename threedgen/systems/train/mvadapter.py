@@ -1,7 +1,6 @@
 """The task train-mvadapter: trains an adapter with which a frozen 2D model samples several views of an object.
 
 RUN/latents/, half/      caches of encoded views, at full and at half size, safe to delete
-RUN/checkpoints/
 RUN/adapter.safetensors  averaged weights of the adapter; the option `prior.adapter` of other tasks takes this file
 RUN/samples.png          true views of held-out objects, above samples
 
@@ -23,8 +22,8 @@ from threedgen.config import registry
 from threedgen.config.errors import ConfigError, called
 from threedgen.data.bank import LatentBank, choose_by_share, sample_entries
 from threedgen.data.object_views import ObjectViews
+from threedgen.guidance.choices import Layout
 from threedgen.guidance.coarse_to_fine import REFINE_STRENGTH, check_half_size, check_image_size
-from threedgen.guidance.guidance import Features
 from threedgen.guidance.priors.mvadapter.form import Form
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
@@ -41,14 +40,16 @@ from threedgen.train.task import Task, run_task
 from .denoising import Batch, DenoisingSystem, Sheet, drop_captions
 from .options import AdapterTrainingConfig, TrainMVAdapterConfig
 
-RESULT = "adapter.safetensors"
+RESULT, SHEET = "adapter.safetensors", "samples.png"
+SHEET_OBJECTS, SHEET_STEPS, SHEET_GUIDANCE = 4, 30, 3.0
+BLOCK, TEXT_BYTES = 4, 240
+"""Number of objects that are rendered and encoded together; bytes stored per caption."""
 
 
 def sample_dropouts(rng: np.random.Generator, count: int, shares: tuple[float, float, float]) -> tuple[Array, Array]:
     """Sample the dropped conditions of `count` objects: bool (count,) for the text, and bool (count,) for the image.
 
-    Args:
-        shares: probabilities of three independent events: text dropped, image dropped, both dropped.
+    `shares` are the probabilities of three independent events: text dropped, image dropped, both dropped.
     """
     text, image, both = (rng.random(count) < share for share in shares)
     return text | both, image | both
@@ -59,8 +60,8 @@ class AdapterSystem(DenoisingSystem):
 
     Args:
         network: UNet with the adapter; the network of `model`.
-        banks: pairs of a share of the steps and cached latents of the objects. The bank at the model's image size is
-            first; a second one is at half size.
+        banks: pairs of a share of the steps and cached latents of the objects: at the model's image size, and possibly
+            at half of it.
         objects: training objects.
         held_out: objects of the sample sheet.
     """
@@ -92,35 +93,23 @@ class AdapterSystem(DenoisingSystem):
         share, bank = choose_by_share(self.banks, self.numpy_rng(step, "size").random())
         available = (int(step * share), o.batch, bank.count, o.first, o.fresh)
         chosen = sample_entries(self.numpy_rng(step, "objects"), *available)
-        views = self.sample_views(rng)
+        sets = o.view_sets  # the views are the same for all objects of a step
+        views = list(sets[rng.integers(len(sets))] if sets else range(len(self.objects.sides)))
         no_text, no_image = sample_dropouts(rng, len(chosen), self.config.dropouts)
         text = model.encode_prompt(drop_captions(bank.captions(chosen), no_text))
-        latents = bank.latents(chosen).to(self.device)
+        latents, reference = bank.latents(chosen).to(self.device), None
         z = latents[:, views]
         t, noise = (x.flatten(0, 1) for x in self.sample_noise(step, z.shape, gen))
-        reference = self.reference_features(latents[:, -1], text, no_image) if self.objects.reference else None
+        if self.objects.reference:  # the last latents are those of the reference image
+            with model.autocast():
+                features = self.network.reference_features(latents[:, -1], text)
+            kept = torch.from_numpy(~no_image).to(latents)[:, None, None]
+            reference = {name: kept * tensor for name, tensor in features.items()}
         maps = torch.cat([self.objects.maps(int(index), bank.size)[views] for index in chosen]).to(self.device)
         condition = {"camera": maps, "n_view": len(views), "reference": reference}
         weights = torch.ones(len(t)) if o.snr_gamma is None else model.schedule.min_snr_weight(t, o.snr_gamma)
         text = text.repeat_interleave(len(views), 0)
         return Batch(z.flatten(0, 1), t, noise, text, condition, weights.to(self.device))
-
-    def sample_views(self, rng: np.random.Generator) -> list[int]:
-        """Sample the indices of the views that a step trains on; they are the same for all objects of the step."""
-        sets = self.options.view_sets
-        return list(sets[rng.integers(len(sets))]) if sets else list(range(len(self.objects.sides)))
-
-    def reference_features(self, latents: Tensor, text: Tensor, dropped: Array) -> Features:
-        """Return the UNet's features of n reference images, by layer.
-
-        Args:
-            latents, text: (n, C, h, w) and (n, L, D) of the images.
-            dropped: (n,) bool; where True, all features are 0.
-        """
-        with self.model.autocast():
-            features = self.network.reference_features(latents, text)
-        kept = torch.from_numpy(~dropped).to(latents)[:, None, None]
-        return {name: kept * tensor for name, tensor in features.items()}
 
     def save(self, folder: Path) -> None:
         save_adapter(folder / RESULT, self.network)
@@ -130,9 +119,8 @@ class AdapterSystem(DenoisingSystem):
 
         Adapters with a reference image have it in the first column.
         """
-        o, size = self.options, self.banks[0][1].size
-        cells, labels = list[Tensor](), list[str]()
-        for k in range(o.sheet_objects):
+        size, cells, labels = self.banks[0][1].size, list[Tensor](), list[str]()
+        for k in range(SHEET_OBJECTS):
             entry = self.held_out.block(range(k, k + 1), size)
             truth, image = torch.from_numpy(entry.rgb), None
             reference = blank = torch.zeros(0, size, size, 3)
@@ -143,8 +131,8 @@ class AdapterSystem(DenoisingSystem):
                 entry.captions[0],
                 self.held_out.maps(k, size),
                 image,
-                steps=o.sheet_steps,
-                guidance_scale=o.guidance_scale,
+                steps=SHEET_STEPS,
+                guidance_scale=SHEET_GUIDANCE,
                 negative_prompt="",
                 generator=self.rng(k, "sheet"),
             )
@@ -153,53 +141,40 @@ class AdapterSystem(DenoisingSystem):
         return Sheet(cells, self.held_out.n_view, labels)
 
 
-BLOCK, TEXT_BYTES = 4, 240
-"""Number of objects that are rendered and encoded together; bytes stored per caption."""
-
-
 def train(task: Task) -> Status:
-    """Train the adapter of a config, with cached latents at full and possibly half size. Raises ConfigError."""
+    """Train the adapter of a config. Raises ConfigError if the model, the adapter or the sizes do not fit."""
     config: TrainMVAdapterConfig = task.config
-    model = load_base(config)
+    with called("start"):
+        dtype = "auto" if config.training.bf16 else "fp32"
+        model = MVAdapter.load(config.start, dtype=dtype, image_size=config.image_size)
+    if model.unet.class_embedding is not None:
+        raise ConfigError("is a multi-view model. Choose a 2D model, such as toybox-base", "start", config.start)
     network = add_adapter(config, model)
     task.name_weights({"start": identify(config.start)})
 
     def source(split: str) -> ObjectViews:
-        o = config
-        views = (o.control, "ref" in o.branches, o.anywhere, o.fov)
-        built: ObjectViews = registry.build("object-source", o.objects, o.seed, split, *views)
+        views = (config.control, "ref" in config.branches, config.anywhere, config.fov)
+        built: ObjectViews = registry.build("object-source", config.objects, config.seed, split, *views)
         return built
 
     objects, half, size = source("train"), config.training.half, model.image_size
     check_half_size((size, size), half or None, model.unit, "training.half")
     model.draft = REFINE_STRENGTH if half else None
+
+    def bank(name: str, size: int) -> LatentBank:
+        return LatentBank(task.folder / name, objects, model.vae, size, len(objects), block=BLOCK, text=TEXT_BYTES)
+
     with writing(task.folder):
-        banks = [
-            (
-                share,
-                LatentBank(task.folder / name, objects, model.vae, side, len(objects), block=BLOCK, text=TEXT_BYTES),
-            )
-            for share, name, side in ((1 - half, "latents", size), (half, "half", size // 2))
-            if share
-        ]
+        banks = [(1 - half, bank("latents", size)), *([(half, bank("half", size // 2))] if half else [])]
     system = AdapterSystem(config, model.with_network(network), network, banks, objects, source("held-out"))
     return task.train(system, metrics=("loss",))
-
-
-def load_base(config: TrainMVAdapterConfig) -> MVAdapter:
-    """Load the frozen 2D model. Raises ConfigError if it is a multi-view model."""
-    dtype = "auto" if config.training.bf16 else "fp32"
-    with called("start"):
-        model = MVAdapter.load(config.start, dtype=dtype, image_size=config.image_size)
-    if model.unet.class_embedding is not None:
-        raise ConfigError("is a multi-view model. Choose a 2D model, such as toybox-base", "start", config.start)
-    return model
 
 
 def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
     """Return the model's UNet with a new adapter, or with the one that the config starts from. Raises ConfigError."""
     o = config
-    form = Form(o.tokens, o.arrangement, o.control, o.shift, o.shift_mode, o.anywhere, o.fov, o.timestep)
+    layout: Layout = "row" if o.control == "rays" else "rowcol"
+    form = Form(layout, o.arrangement, o.control, anywhere=o.anywhere, fov=o.fov, timestep=o.timestep)
     network = new_adapter(o, model, form) if o.adapter is None else trained_adapter(o, model, form)
     check_image_size((model.image_size, model.image_size), network.multiple, None, ("image_size", "image_size"))
     return network
@@ -208,10 +183,9 @@ def add_adapter(config: TrainMVAdapterConfig, model: MVAdapter) -> AdaptedUNet:
 def new_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> AdaptedUNet:
     """Build a new adapter whose attention branches initially have no effect on the output. Raises ConfigError."""
     seed_networks(config.seed, "adapter")
+    o = config
     try:
-        return AdaptedUNet(
-            model.unet, model.factor, form, config.branches, downscale=config.guider_downscale, fine=config.guider_fine
-        )
+        return AdaptedUNet(model.unet, model.factor, form, o.branches, downscale=o.guider_downscale, fine=o.guider_fine)
     except ValueError as error:
         raise ConfigError(f"cannot take an adapter: {error}", "start", config.start) from None
 
@@ -220,17 +194,17 @@ def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) 
     """Load the adapter that the config starts from; `form` may differ from that of its file. Raises ConfigError."""
     file = locate("adapter", str(config.adapter))
     network = load_adapter(file, model.unet, model.factor, **asdict(form)).network
-    if set(network.branches) != set(config.branches):
-        found, wanted = (list(branches) for branches in (network.branches, config.branches))
-        raise ConfigError(f"has branches={found}, the config has branches={wanted}", "adapter", config.adapter)
-    downscale, found_downscale = config.guider_downscale, network.guider and network.guider.downscale_factor
-    if downscale not in (None, found_downscale):
-        problem = f"has guider_downscale={found_downscale}, the config has guider_downscale={downscale}"
-        raise ConfigError(problem, "adapter", config.adapter)
+    downscale = network.guider and network.guider.downscale_factor
+    for name, found, wanted in (
+        ("branches", sorted(network.branches), sorted(config.branches)),
+        ("guider_downscale", downscale, config.guider_downscale or downscale),
+    ):
+        if found != wanted:
+            raise ConfigError(f"has {name}={found}, the config has {name}={wanted}", "adapter", config.adapter)
     if config.guider_fine and network.guider is not None and network.fine is None:
         network.add_fine_guider()
     network.new_parts.requires_grad_(True).train()
     return network
 
 
-run = partial(run_task, train, result=RESULT, files=(RESULT, "samples.png"))
+run = partial(run_task, train, result=RESULT, files=(RESULT, SHEET))

@@ -2,19 +2,17 @@
 
 RUN/single-view/        checkpoints and weights of the first stage, if there is one
 RUN/latents/, masks/, photos/    caches of encoded views, safe to delete; NAME-half/ has them at half size
-RUN/checkpoints/        checkpoints of the second stage
 RUN/blocks.safetensors  averaged additions to the 2D model; the option `prior.blocks` of other tasks takes this file
 RUN/samples.png         true views of scenes, above samples
 
-Source: MVDiffusion, arXiv 2307.01097, section 5. The optional first stage trains the 2D model on single views, by LoRA
-or in full, so that it takes a further input: depth, or a mask and the known part of the image. The second stage
-freezes the 2D model, and trains the attention between views and the branch for condition views. All views of a scene
-have the same time step.
+Source: MVDiffusion, arXiv 2307.01097, section 5. The optional first stage trains a LoRA of the 2D model on single
+views, so that it takes a further input: depth, or a mask and the known part of the image. The second stage trains the
+attention between views and the branch for condition views. All views of a scene have the same time step.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +26,7 @@ from threedgen.data.bank import SceneBank, available_entries, choose_by_share, s
 from threedgen.data.scene_views import SceneSource
 from threedgen.guidance.coarse_to_fine import REFINE_STRENGTH, Size, check_half_size, check_image_size
 from threedgen.guidance.losses.lora import ATTENTION, CONVOLUTIONS, LoRA
+from threedgen.guidance.options import MVDiffusionConfig
 from threedgen.guidance.priors.mvdiffusion.difference import difference, load_difference, widened
 from threedgen.guidance.priors.mvdiffusion.geometry import Geometry, Scenes
 from threedgen.guidance.priors.mvdiffusion.inputs import Extra, depth_channels, given_condition
@@ -44,18 +43,23 @@ from threedgen.train.status import Status
 from threedgen.train.task import Task, run_task
 
 from .denoising import Batch, DenoisingSystem, Sheet
-from .masks import Hole, MaskBank, MaskedViews, around_a_photo, painted
+from .masks import MASK, Hole, MaskBank, MaskedViews, around_a_photo, painted
 from .options import SingleViewConfig, TrainMVDiffusionConfig, Variant, ViewsConfig
 
 RESULT = "blocks.safetensors"
-CORRESPONDENCE: dict[Variant, tuple[str, ...]] = {
-    "panorama": ("k", "neighbours"),
-    "outpaint": ("k", "neighbours", "mask"),
-    "depth": ("overlap",),
+PRIOR = MVDiffusionConfig()
+"""Defaults of the prior's options: they decide which pixels of different views correspond in the training."""
+SAVED: dict[Variant, dict[str, object]] = {
+    "panorama": {"k": PRIOR.k, "neighbours": PRIOR.neighbours},
+    "outpaint": {"k": PRIOR.k, "neighbours": PRIOR.neighbours, "mask": MASK},
+    "depth": {"overlap": PRIOR.overlap},
 }
-"""Config options that determine which pixels of different views correspond; they are saved with the blocks."""
+"""Metadata of the blocks; sampling with other values gives a warning."""
+EXTRA: dict[Variant, Extra] = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}
+"""Input that the 2D model of each variant takes beside the noisy latents."""
 KEPT_GEOMETRIES = 64
 WEIGHT_DECAY = 0.01
+SHEET_SCENES, SHEET_STEPS = 2, 30
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class MVDiffusionSystem(DenoisingSystem):
     data: DataBySize
 
     def choose_data(self, step: int) -> tuple[float, SceneData]:
-        """Sample the image size of a step. Returns the share of the steps with this size, and the data at this size."""
+        """Sample the image size of a step. Returns the share of the steps with it, and the data."""
         return choose_by_share(self.data, self.numpy_rng(step, "size").random())
 
     def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
@@ -92,24 +96,18 @@ class MVDiffusionSystem(DenoisingSystem):
 
 
 class SingleViewSystem(MVDiffusionSystem):
-    """LightningModule of the first stage. It trains the UNet's first layer and LoRA, or without LoRA the whole UNet."""
+    """LightningModule of the first stage. It trains the UNet's first layer, and LoRA of other layers."""
 
     stage = "single views"
 
     def __init__(
-        self,
-        config: TrainMVDiffusionConfig,
-        stage: SingleViewConfig,
-        model: MVDiffusion,
-        data: DataBySize,
-        lora: LoRA | None,
+        self, config: TrainMVDiffusionConfig, stage: SingleViewConfig, model: MVDiffusion, data: DataBySize, lora: LoRA
     ) -> None:
         super().__init__(stage, model, config.seed, stage.max_steps)
         self.options, self.growth, self.data = stage, config.training, data
-        model.unet.requires_grad_(lora is None)
+        model.unet.requires_grad_(False)
         model.unet.conv_in.requires_grad_(True)
-        self.learning = nn.ModuleDict({"conv_in": model.unet.conv_in, "lora": lora} if lora else {"unet": model.unet})
-        self.learning.train()
+        self.learning = nn.ModuleDict({"conv_in": model.unet.conv_in, "lora": lora}).train()
 
     def batch(self, step: int) -> Batch:
         rng, count = self.numpy_rng(step, "choices"), self.options.batch
@@ -132,8 +130,7 @@ def sample_views(
 ) -> tuple[Tensor, Tensor | None, list[str]]:
     """Sample n = `count` single views of the first `available` scenes.
 
-    Returns:
-        Latents (n, C, h, w), inverse depth (n, 1, h, w) in [-1, 1] or None without depth, and n captions.
+    Returns latents (n, C, h, w), inverse depth (n, 1, h, w) in [-1, 1] or None without depth, and n captions.
     """
     scenes, views = rng.integers(0, available, count), rng.integers(0, bank.n_view, count)
     z = bank.latents(scenes)[range(count), views]
@@ -171,8 +168,8 @@ class ViewsSystem(MVDiffusionSystem):
         model.unet.requires_grad_(False)
         self.blocks = nn.ModuleDict(model.multiview.new_blocks)
         self.keep_average(self.blocks, self.options.ema)
-        self.geometries: dict[int, Geometry] = {}
-        self.blank: dict[Size, Tensor] = {}
+        self.geometry = lru_cache(KEPT_GEOMETRIES)(self._geometry)
+        self.unknown_view = lru_cache(self._unknown_view)
         self.set_unregistered(difference=difference, lora=lora)
 
     def setup(self, stage: str) -> None:
@@ -181,22 +178,18 @@ class ViewsSystem(MVDiffusionSystem):
             self.lora.to(self.device)
 
     def batch(self, step: int) -> Batch:
-        model = self.model
+        o, model = self.options, self.model
         share, data = self.choose_data(step)
-        chosen = self.entries(step, share)
+        available = (int(step * share), o.batch, self.bank.count, o.first, o.fresh)
+        chosen = sample_entries(self.numpy_rng(step, "scenes"), *available)
         z = data.bank.latents(chosen)
         extra, condition = self.image_conditions(data, chosen, z)
         t, noise = (x.flatten(0, 1) for x in self.sample_noise(step, z.shape, self.rng(step, "diffusion")))
         captions = [text for scene in data.bank.captions(chosen) for text in scene]
         tensors = {"extra": extra, "condition": condition if model.has_condition_branch else None}
         moved = {name: None if tensor is None else tensor.to(self.device) for name, tensor in tensors.items()}
-        geometry = Scenes([self.geometry(int(k)) for k in chosen])
+        geometry = Scenes([self.geometry(int(k) if self.bank.has_depth else 0) for k in chosen])
         return Batch(z.flatten(0, 1), t, noise, model.encode_prompt(captions), {"geometry": geometry, **moved})
-
-    def entries(self, step: int, share: float = 1.0) -> Array:
-        """Sample the scene indices (batch,) of a step, at an image size that has this share of the steps."""
-        o, rng = self.options, self.numpy_rng(step, "scenes")
-        return sample_entries(rng, int(step * share), o.batch, self.bank.count, o.first, o.fresh)
 
     def image_conditions(
         self, data: SceneData, chosen: Sequence[int] | Array, z: Tensor
@@ -207,7 +200,7 @@ class ViewsSystem(MVDiffusionSystem):
         (n F, C + 1, h, w) of the branch for condition views or None.
         """
         if data.photos is not None:
-            extra = self.unknown_view(data).repeat(len(chosen), data.bank.n_view, 1, 1, 1)
+            extra = self.unknown_view(data.bank.encoded_size).repeat(len(chosen), data.bank.n_view, 1, 1, 1)
             extra[:, 0] = data.photos.extra(chosen)
             return extra.flatten(0, 1), None
         if not data.bank.has_depth:
@@ -216,97 +209,71 @@ class ViewsSystem(MVDiffusionSystem):
         z, depth, mask = (part.flatten(0, 1) for part in parts)
         return depth_channels(depth, *z.shape[-2:]), given_condition(z, mask) if mask.any() else None
 
-    def unknown_view(self, data: SceneData) -> Tensor:
+    def _unknown_view(self, size: Size) -> Tensor:
         """Return mask and known latents (1 + C, h, w) of a view of which every pixel is unknown."""
-        if (size := data.bank.encoded_size) not in self.blank:
-            view, known = torch.zeros(1, *size, 3), torch.zeros(1, dtype=torch.bool)
-            self.blank[size] = self.model.masked_extra(view, known, self.config.mask)[0].cpu()
-        return self.blank[size]
+        return self.model.masked_extra(torch.zeros(1, *size, 3), torch.zeros(1, dtype=torch.bool), MASK)[0].cpu()
 
-    def geometry(self, scene: int) -> Geometry:
-        """Return the matches between the pixels of a scene's views, cached. All panoramas have the same cameras."""
-        if self.config.variant != "depth":
-            scene = 0
-        if scene not in self.geometries:
-            if len(self.geometries) == KEPT_GEOMETRIES:
-                self.geometries.pop(next(iter(self.geometries)))
-            depth = self.bank.depth([scene])[0] if self.config.variant == "depth" else None
-            self.geometries[scene] = self.model.geometry(self.bank.cameras(scene), depth, self.config)
-        return self.geometries[scene]
+    def _geometry(self, scene: int) -> Geometry:
+        """Return the matches between the pixels of a scene's views; those of scene 0 hold for all panoramas."""
+        depth = self.bank.depth([scene])[0] if self.bank.has_depth else None
+        return self.model.geometry(self.bank.cameras(scene), depth, PRIOR)
 
     def save(self, folder: Path) -> None:
         assert self.model.multiview is not None
-        options = {name: getattr(self.config, name) for name in CORRESPONDENCE[self.config.variant]}
-        save_blocks(folder / RESULT, self.model.multiview, self.difference, options)
+        save_blocks(folder / RESULT, self.model.multiview, self.difference, SAVED[self.config.variant])
 
     def sample_sheet(self) -> Sheet:
         """Return rows with the true views of training scenes, each above a row of samples."""
-        o, bank, model = self.options, self.bank, self.model
-        images, labels = list[Tensor](), list[str]()
+        bank, model, images, labels = self.bank, self.model, list[Tensor](), list[str]()
         by_size = {data.bank.encoded_size: data for _, data in self.data}
 
         def conditions(scene: int, size: Size) -> tuple[Tensor | None, Tensor | None]:
             return self.image_conditions(by_size[size], [scene], by_size[size].bank.latents([scene]))
 
-        for scene in range(min(o.sheet_scenes, bank.count)):
+        for scene in range(min(SHEET_SCENES, bank.count)):
             z, captions, rng = bank.latents([scene]), bank.captions([scene])[0], self.rng(scene, "sheet")
-            views = (self.geometry(scene), bank.size, partial(conditions, scene))
-            samples = model.sample_views(captions, *views, o.sheet_steps, o.guidance_scale, generator=rng)
+            views = (self.geometry(scene if bank.has_depth else 0), bank.size, partial(conditions, scene))
+            samples = model.sample_views(captions, *views, SHEET_STEPS, self.options.guidance_scale, generator=rng)
             images += [*model.decode_latents(z[0]).float().cpu(), *samples]
             labels += [*captions, *captions]
         return Sheet(images, bank.n_view, labels)
 
 
-EXTRA: dict[Variant, Extra] = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}
-"""Input that the 2D model of each variant takes beside the noisy latents."""
-
-
 def train(task: Task) -> Status:
-    """Train both stages of a config, or only the second one if `single_view` is null."""
+    """Train both stages of a config, or only the second one if `single_view` is null. Raises ConfigError."""
     config: TrainMVDiffusionConfig = task.config
+    o, needed = config.single_view, EXTRA[config.variant]
     model = MVDiffusion.load(config.start)
     file = None if config.blocks is None else locate("blocks", config.blocks)
     blocks = None if file is None else read_tensors(file)
-    reused = blocks if config.single_view is None else None  # the UNet of another run is used as it is
+    reused = blocks if o is None else None  # the UNet of another run is used as it is
     if reused is not None:
         with keyed("blocks"):
             model.unet = with_difference(model.unet, reused)
-    check_extra(config, model.extra, "start" if reused is None else "blocks")
+    if model.extra != needed and (o is None or model.extra != "nothing"):
+        problem = f"the further input of the 2D model is {model.extra}, and variant {config.variant} needs {needed}"
+        key = "start" if reused is None else "blocks"
+        raise ConfigError(f"{problem}. Use another, or one without any and the stage single_view", key, config.start)
     task.name_weights({"start": identify(config.start)})
     data = scene_data(task, model, registry.build("scene-source", config.scenes, config.seed, "train"))
-    lora = None if config.single_view is None else train_single_views(task, model, data, config.single_view, blocks)
+    lora = None if o is None else train_single_views(task, model, data, o, blocks)
     seed_networks(config.seed, "views")
     kind: Kind = "depth" if config.variant == "depth" else "panorama"
-    full = config.variant == "depth" and not config.training.slim
+    full = kind == "depth" and not config.training.slim
     network = MultiviewUNet(model.unet, kind, config.training.encoding, condition=full, convolution=full)
     if blocks is not None:
         with keyed("blocks"):
             load_blocks(network, blocks, unet=reused is not None)
     model.with_network(network)
-    if reused is not None:
-        changes = difference_in(reused)
-    else:
-        changes = None if config.single_view and lora is None else difference(model.unet, lora)
+    changes = difference(model.unet, lora) if reused is None else difference_in(reused)
     facts = {} if file is None or reused is None else {"blocks_sha256": sha256(file)}
     return task.train(ViewsSystem(config, model, data, changes, lora, **facts), metrics=("loss",))
-
-
-def check_extra(config: TrainMVDiffusionConfig, extra: Extra, key: str) -> None:
-    """Raise ConfigError for `key` unless the 2D model has the input of the variant, or the first stage can add it."""
-    needed = EXTRA[config.variant]
-    if extra != needed and (config.single_view is None or extra != "nothing"):
-        raise ConfigError(
-            f"the further input of the 2D model is {extra}, and variant {config.variant} needs {needed}. "
-            "Use a 2D model with that input, or one without any and the stage single_view",
-            key,
-            config.start,
-        )
 
 
 def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySize:
     """Return the training data at full size and, if `training.half` is above 0, at half size. Raises ConfigError."""
     config: TrainMVDiffusionConfig = task.config
-    half, count = config.training.half, min(config.training.scenes, len(source))
+    half = config.training.half
     cameras = source.scene(0).views.cameras
     size = (cameras.height, cameras.width)
     check_image_size(size, model.unit, None, ("scenes", "scenes"))
@@ -316,14 +283,15 @@ def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySiz
         model.check_pairs(size, half > 0, "scenes")
 
     def at_size(suffix: str) -> SceneData:
-        bank = SceneBank(task.folder / f"latents{suffix}", source, model.vae, count, half=bool(suffix))
-
-        def masked(name: str, hole: Hole) -> MaskBank:
-            views = MaskedViews(source, config.seed, config.mask, hole, first=name == "photos")
-            return MaskBank(task.folder / f"{name}{suffix}", views, model.vae, bank.encoded_size[0])
-
+        scenes, folder = config.training.scenes, task.folder
+        bank = SceneBank(folder / f"latents{suffix}", source, model.vae, scenes, half=bool(suffix))
         if config.variant != "outpaint":
             return SceneData(bank)
+
+        def masked(name: str, hole: Hole) -> MaskBank:
+            views = MaskedViews(source, config.seed, hole, first=name == "photos")
+            return MaskBank(folder / f"{name}{suffix}", views, model.vae, bank.encoded_size[0])
+
         return SceneData(bank, masked("masks", painted), masked("photos", around_a_photo))
 
     with writing(task.folder):
@@ -332,8 +300,8 @@ def scene_data(task: Task, model: MVDiffusion, source: SceneSource) -> DataBySiz
 
 def train_single_views(
     task: Task, model: MVDiffusion, data: DataBySize, o: SingleViewConfig, blocks: Mapping[str, Tensor] | None
-) -> LoRA | None:
-    """Train the first stage, or load its finished weights. Returns its LoRA, which stays attached to the UNet, or None.
+) -> LoRA:
+    """Train the first stage, or load its finished weights. Returns its LoRA, which stays attached to the UNet.
 
     The training starts from the LoRA in the tensors `blocks` if they have the same input channels.
     """
@@ -342,14 +310,13 @@ def train_single_views(
     if model.extra != needed:
         model.unet = widened(model.unet, 1 if needed == "depth" else 1 + model.latent_shape[0])
     targets = ATTENTION if o.layers == "attention" else ATTENTION + CONVOLUTIONS
-    lora = None if o.rank is None else LoRA(model.unet, o.rank, generator(config.seed, 0, "lora"), targets=targets)
-    if lora is not None:
-        changes = (blocks and difference_in(blocks)) or {}
-        first = changes.get("unet.conv_in.weight")
-        if first is not None and first.shape == model.unet.conv_in.weight.shape:
-            with keyed("blocks"):
-                load_difference(model.unet, lora, changes)
-        lora.attach(model.unet)
+    lora = LoRA(model.unet, o.rank, generator(config.seed, 0, "lora"), targets=targets)
+    changes = (blocks and difference_in(blocks)) or {}
+    first = changes.get("unet.conv_in.weight")
+    if first is not None and first.shape == model.unet.conv_in.weight.shape:
+        with keyed("blocks"):
+            load_difference(model.unet, lora, changes)
+    lora.attach(model.unet)
     system = SingleViewSystem(config, o, model, data, lora)
     task.stage("single-view", system.learning, system, "loss")
     system.learning.requires_grad_(False)

@@ -11,7 +11,7 @@ from threedgen.config import Config, Scheduled
 from threedgen.config.errors import called
 from threedgen.config.registry import Component
 from threedgen.config.sections import BETAS, CheckpointConfig, RunConfig, TrainerConfig
-from threedgen.guidance.choices import Arrangement, Control, Layout, Shift, Timestep
+from threedgen.guidance.choices import Arrangement, Control, Timestep
 from threedgen.guidance.weights import loading, plugins
 from threedgen.systems.draw.options import check_ring
 
@@ -21,11 +21,8 @@ Batch = Annotated[int, Field(ge=1, description="entries (images, objects or scen
 Fresh = Annotated[int, Field(ge=0, description="new entries per step; the rest are sampled from earlier ones")]
 First = Annotated[int, Field(ge=1, description="entries available at the first step")]
 NoText = Annotated[float, Field(ge=0, le=1, description="share of captions dropped, for classifier-free guidance")]
-Half = Annotated[float, Field(ge=0, lt=1, description="share of steps at half the image size, for prior.draft")]
 Bf16 = Annotated[bool, Field(description="bfloat16 autocast where the hardware has instructions for it")]
-Decay = Annotated[float, Field(ge=0, description="weight decay")]
 Average = Annotated[float, Field(ge=0, lt=1, description="EMA decay of the saved weights; 0: no averaging")]
-SheetSteps = Annotated[int, Field(ge=1, le=1000, description="DDIM steps of the sample sheet")]
 Guidance = Annotated[float, Field(ge=0, description="guidance scale of the sample sheet")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -36,11 +33,11 @@ class DenoisingConfig(Config):
     batch: Batch
     fresh: Fresh
     first: First
-    half: Half = 0.0
+    half: float = Field(0.0, ge=0, lt=1, description="share of steps at half the image size, for prior.draft")
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: fewer but slower steps")
     learning_rate: Scheduled
     betas: tuple[Beta, Beta] = Field(BETAS, description="of AdamW, also for parameters that Muon leaves to it")
-    weight_decay: Decay = 0.01
+    weight_decay: float = Field(0.01, ge=0)
     ema: Average = 0.0
 
     @model_validator(mode="after")
@@ -66,9 +63,8 @@ class ViewNoiseConfig(Config):
 
 def default_trainer(max_steps: int, gradient_clip_val: float = 1.0, val_check_interval: int = 500) -> TrainerConfig:
     """Return the default section `trainer` of a training config."""
-    return TrainerConfig(
-        max_steps=max_steps, gradient_clip_val=gradient_clip_val, val_check_interval=val_check_interval
-    )
+    clip, interval = gradient_clip_val, val_check_interval
+    return TrainerConfig(max_steps=max_steps, gradient_clip_val=clip, val_check_interval=interval)
 
 
 class TrainConfig(RunConfig):
@@ -107,13 +103,9 @@ class AdapterTrainingConfig(DenoisingConfig):
         (), description="sets of view numbers, one sampled per step, such as [[0,1,2,3,4,5],[0,3]]; empty: all six"
     )
     no_text: NoText = DROPPED
-    no_image: Share | None = Field(None, description="share of reference images dropped; null: 0.1 with branch ref")
     snr_gamma: float | None = Field(5.0, gt=0, description="gamma of Min-SNR loss weights; null: equal weights")
     learning_rate: Scheduled = Field(5e-5)
     bf16: Bf16 = True
-    sheet_objects: int = Field(4, ge=0, le=16, description="held-out objects on the sample sheet")
-    sheet_steps: SheetSteps = 30
-    guidance_scale: Guidance = 3.0
 
     @model_validator(mode="after")
     def _check_views(self) -> Self:
@@ -132,48 +124,29 @@ class TrainMVAdapterConfig(TrainConfig):
         {}, description="training objects: toybox or a folder of meshes"
     )
     adapter: str | None = Field(None, min_length=1, description="adapter to start from; null: a new one")
-    branches: tuple[Literal["mv", "ref"], ...] = Field(
-        ("mv", "ref"), description="added attention: mv between the views, ref to a reference image"
-    )
+    branches: tuple[Literal["mv", "ref"], ...] = Field(("mv", "ref"), description="attention to other views, reference")
     arrangement: Arrangement = Field("parallel", description="arrangement of the branches")
     control: Control = Field("rays", description="condition of the views: camera rays or the geometry of a mesh")
-    guider_downscale: int | None = Field(
-        None, ge=1, description="pixels per feature of the guider and axis; null: all pixels of a latent"
-    )
+    guider_downscale: int | None = Field(None, ge=1, description="pixels per guider feature; null: those of a latent")
     guider_fine: bool = Field(False, description="guider input in the first layer too, at latent resolution")
-    layout: Layout | None = Field(None, description="tokens that attend to each other; null: row, for geometry rowcol")
     anywhere: Share = Field(0.0, description="share of objects with random azimuth and elevation up to 30 degrees")
     fov: float = Field(0.0, ge=0, le=100, description="field of view, degrees; 0: parallel rays")
-    shift: float = Field(8.0, ge=1, le=1000, description="factor by which the signal-to-noise ratio is lowered")
-    shift_mode: Shift = Field("interpolated", description="shift at all time steps, or growing with them")
     timestep: Timestep = Field("same", description="time step for the 2D model; matched: that with equal noise")
     training: AdapterTrainingConfig = AdapterTrainingConfig()
     trainer: TrainerConfig = default_trainer(12_000)
 
     @property
-    def tokens(self) -> Layout:
-        """Tokens that attend to each other: the option `layout`, or the default of the control if it is null."""
-        return self.layout or ("row" if self.control == "rays" else "rowcol")
-
-    @property
     def dropouts(self) -> tuple[float, float, float]:
         """Probabilities of three independent events: text dropped, reference image dropped, both dropped."""
-        o, default = self.training, DROPPED if "ref" in self.branches else 0.0
-        return o.no_text, default if o.no_image is None else o.no_image, default
+        image = DROPPED if "ref" in self.branches else 0.0
+        return self.training.no_text, image, image
 
     @model_validator(mode="after")
     def _check_form(self) -> Self:
-        o, branches = self.training, list(self.branches)
-        if len(set(branches)) < len(branches):
-            raise ValueError(f"branches {branches} should each be named once")
-        if "ref" not in branches and o.no_image is not None:
-            raise ValueError(f"training.no_image needs branch ref: branches={branches}. Add ref or remove it")
-        if self.tokens == "rowcol" and self.control != "geometry":
-            raise ValueError("layout rowcol needs control=geometry; for rays choose row or full")
         if self.control == "geometry" and self.anywhere:
             raise ValueError("anywhere needs control=rays; with geometry the sides are always the same")
-        if self.tokens == "rowcol" and any(views != tuple(range(SIDES)) for views in o.view_sets):
-            raise ValueError("training.view_sets cannot be combined with layout rowcol, which takes all six views")
+        if self.control == "geometry" and any(views != tuple(range(SIDES)) for views in self.training.view_sets):
+            raise ValueError("training.view_sets needs control=rays; with geometry all six views are trained")
         return self
 
     def check(self) -> None:
@@ -191,7 +164,7 @@ class SingleViewConfig(Config):
 
     max_steps: Count = 2000
     batch: Batch = 32
-    rank: int | None = Field(32, ge=1, le=1024, description="rank of the LoRA; null: train all weights")
+    rank: int = Field(32, ge=1, le=1024, description="rank of the LoRA")
     layers: Literal["attention", "all"] = Field("attention", description="layers with LoRA; all: convolutions too")
     learning_rate: Scheduled = Field({"0%": 0.0, "2%": 1e-3, "60%": 1e-3, "100%": 2e-5})
 
@@ -203,41 +176,25 @@ class ViewsConfig(DenoisingConfig):
     fresh: Fresh = 1
     first: First = 64
     scenes: Count = Field(4000, description="number of distinct scenes")
-    encoding: Literal["reference", "capped"] = Field(
-        "capped", description="encoding of displacements; reference: that of the released weights"
-    )
+    encoding: Literal["reference", "capped"] = Field("capped", description="displacement encoding; reference: released")
     slim: bool = Field(False, description="depth: no convolution after attention and no condition branch")
     learning_rate: Scheduled = Field(2e-4)
-    sheet_scenes: int = Field(2, ge=0, le=16, description="scenes on the sample sheet")
-    sheet_steps: SheetSteps = 30
     guidance_scale: Guidance = 9.0
 
 
 class TrainMVDiffusionConfig(TrainConfig):
     """Train attention between the views of a scene around a frozen 2D model."""
 
-    variant: Variant = Field(
-        "panorama", description="panorama; outpaint: from a first view; depth: posed views with depth"
-    )
+    variant: Variant = Field("panorama", description="panorama; outpaint: from a view; depth: posed views with depth")
     start: str = Field(min_length=1, description="2D model: a diffusers folder or a hub id")
     scenes: Annotated[Any, Component("scene-source")] = Field({}, description="training scenes")
-    neighbours: Literal["ring", "all"] = Field("ring", description="panorama: views that a view attends to")
-    k: int = Field(3, ge=1, le=9, description="size k x k of the neighbourhood of a corresponding pixel; odd")
-    overlap: float = Field(0.3, ge=0, lt=1, description="depth: share of common pixels that makes views neighbours")
-    mask: Literal["code", "paper"] = Field("code", description="outpaint: convention of the mask's ones")
-    single_view: SingleViewConfig | None = Field(
-        SingleViewConfig(), description="first stage; null: the 2D model already has the inputs"
-    )
-    blocks: str | None = Field(
-        None, min_length=1, description="blocks of another run to start from; see docs/mvdiffusion.md"
-    )
+    single_view: SingleViewConfig | None = Field(SingleViewConfig(), description="first stage; null: without it")
+    blocks: str | None = Field(None, min_length=1, description="blocks of another run to start from")
     training: ViewsConfig = ViewsConfig()
     trainer: TrainerConfig = default_trainer(4000)
 
     @model_validator(mode="after")
     def _check_scenes(self) -> Self:
-        if self.k % 2 == 0:
-            raise ValueError(f"k {self.k} should be odd; try {self.k + 1}")
         if self.scenes.has_depth != (self.variant == "depth"):
             needed = "posed views with depth" if self.variant == "depth" else "panoramas"
             raise ValueError(f"variant {self.variant} needs {needed}, and scenes={self.scenes.name} has none")
