@@ -12,7 +12,7 @@ from threedgen.toybox.options import MakeToyRoomsConfig
 def toy_rooms_config(out: Path, **more: object) -> MakeToyRoomsConfig:
     """Return a config of one small entry per kind and split."""
     counts = {"train_panoramas": 1, "test_panoramas": 1, "train_walks": 1, "test_walks": 1}
-    sizes = {"skybox_size": 96, "height": 36, "width": 48, "frames": 70}
+    sizes = {"height": 36, "width": 48, "frames": 70}
     values = {"task": "make-toy-rooms", "out": str(out), "threads": 1, **counts, **sizes, **more}
     return MakeToyRoomsConfig.model_validate(values)
 

@@ -115,7 +115,7 @@ def test_full_disk_is_reported(tmp_path: Path, vae: AutoencoderKL, monkeypatch: 
     assert entries(tmp_path, vae)[1], "continues after room is made"
 
 
-PATHS = RoomPathsConfig(count=6, height=12, width=16, views=3, between=1.0, supersample=1)
+PATHS = RoomPathsConfig(count=6, height=12, width=16, views=3, between=1.0)
 
 
 def test_scenes_equal_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +136,7 @@ def test_scenes_equal_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_scenes_without_depth(tmp_path: Path) -> None:
-    source = registry.build("scene-source", RoomPanoramasConfig(count=9, size=16, views=2, supersample=1), 0, "train")
+    source = registry.build("scene-source", RoomPanoramasConfig(count=9, size=16, views=2), 0, "train")
     bank = SceneBank(tmp_path, source, tiny_vae(), 5)
     assert bank.count == 5 and bank.latents([4]).shape == (1, 2, 4, 8, 8) and not bank.condition_mask([4]).any()
     odd = registry.build("scene-source", RoomPanoramasConfig(count=1, size=15, views=1), 0, "train")

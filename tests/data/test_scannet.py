@@ -121,7 +121,7 @@ def test_folder_without_scenes_is_refused(tmp_path: Path) -> None:
 
 
 def test_stopped_run_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = toy_rooms_config(tmp_path, skybox_size=16, frames=3, height=16, width=16, test_panoramas=0, test_walks=0)
+    config = toy_rooms_config(tmp_path, frames=3, height=16, width=16, test_panoramas=0, test_walks=0)
     make_rooms.run(config, quiet=True)
     files = {path: path.read_bytes() for path in sorted(tmp_path.rglob("*")) if path.suffix in (".jpg", ".png", ".npy")}
     shutil.rmtree(tmp_path / "scannet/train/walk-train-00000")

@@ -42,20 +42,15 @@ TINY = {
 
 TINY_BASE = {
     "task": "train-base", "threads": 1, "image_size": 32,
-    "autoencoder": {"channels": [8, 16], "image_size": 32, "crop": 16, "batch": 3, "max_steps": 6},
-    "decoder": {"max_steps": 4},
-    "network": {
-        "channels": [16, 32], "attention": [False, True], "heads": [1, 2], "groups": 8, "text_width": 16,
-        "text_layers": 1, "text_heads": 2,
-    },
-    "words": {"max_steps": 5, "batch": 4, "fresh": 2, "pictures": 12},
+    "autoencoder": {"channels": [8, 16], "batch": 3, "max_steps": 6}, "decoder": {"max_steps": 4},
+    "network": {"channels": [16, 32]}, "words": {"max_steps": 5, "batch": 4},
     "training": {"batch": 4, "fresh": 2, "first": 16, "pictures": 40, "bf16": False, "sheet_prompts": ["a red dog"]},
     "trainer": {"max_steps": 10, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
 }  # fmt: skip
 TINY_PRIOR = {
     "task": "train-prior", "threads": 1, "start": "base",
-    "coarse": {"max_steps": 4, "batch": 4, "fresh": 2, "first": 8, "pictures": 16},
+    "coarse": {"max_steps": 4, "batch": 4, "first": 8, "pictures": 16},
     "training": TINY_BASE["training"] | {"n_view": 2, "two_d": 0.5},
     "trainer": TINY_BASE["trainer"], "checkpoint": TINY_BASE["checkpoint"],
 }  # fmt: skip
@@ -118,9 +113,8 @@ def child(
     from threedgen.systems.novel_view.task import PairSystem
     from threedgen.systems.train.denoising import DenoisingSystem
     from threedgen.toybox.training.autoencoder import AutoencoderSystem, DecoderSystem
-    from threedgen.toybox.training.coarse_predictor import CoarseSystem
     from threedgen.toybox.training.matte import MatteSystem
-    from threedgen.toybox.training.system import PriorSystem
+    from threedgen.toybox.training.system import CoarseSystem, PriorSystem
     from threedgen.toybox.training.text_encoder import TextEncoderSystem
 
     now = {"step": -1}

@@ -42,13 +42,12 @@ TINY_MATTE: dict[str, Any] = {
     "task": "train-matte",
     "threads": 1,
     "network": {"size": 32, "channels": [4, 6]},
-    "training": {"batch": 4, "first": 8, "pictures": 32, "bf16": False},
-    "measured": 4,
+    "training": {"batch": 4, "first": 8, "pictures": 32},
     "trainer": TRAINER,
     "checkpoint": {"seconds": 0},
 }
-PANORAMAS = {"name": "toy-panoramas", "count": 6, "views": 4, "size": 16, "fov": 100.0, "supersample": 1}
-PATHS = {"name": "toy-paths", "count": 6, "views": 3, "height": 16, "width": 16, "supersample": 1}
+PANORAMAS = {"name": "toy-panoramas", "count": 6, "views": 4, "size": 16, "fov": 100.0}
+PATHS = {"name": "toy-paths", "count": 6, "views": 3, "height": 16, "width": 16}
 SCENES = {"panorama": PANORAMAS, "outpaint": PANORAMAS, "depth": PATHS}
 TINY_MVDIFFUSION: dict[str, Any] = {
     "task": "train-mvdiffusion",
@@ -161,8 +160,8 @@ class Training(NamedTuple):
 STAGES = tuple(f"{part}/{part}.safetensors" for part in ("autoencoder", "decoder", "words"))
 SHEET = "samples.png"
 TRAININGS = {
-    "base": Training(base_command, ((3, "Prior", ""),), (*STAGES, "base/SHA256SUMS", SHEET), 0.934),
-    "prior": Training(prior_command, ((2, "Coarse", "coarse"), (6, "Prior", "")), ("prior/SHA256SUMS", SHEET), 0.861),
+    "base": Training(base_command, ((3, "Prior", ""),), (*STAGES, "base/SHA256SUMS", SHEET), 0.902),
+    "prior": Training(prior_command, ((2, "Coarse", "coarse"), (6, "Prior", "")), ("prior/SHA256SUMS", SHEET), 0.909),
     "own": Training(own_command, ((4, "OwnPrior", ""),), ("prior/SHA256SUMS", SHEET), 0.522),
     "mvadapter": Training(
         adapter_command, ((2, "Adapter", ""), (4, "Adapter", "")), ("adapter.safetensors", SHEET), 1.051

@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 
-from threedgen.toybox.training.words import train_tokenizer
-from threedgen.toybox.world.captions import EXCLUSIVE_GROUPS, SCATTERED_ELEVATION, OpenToybox, conflicts
+from threedgen.toybox.training.text_encoder import train_tokenizer
 from threedgen.toybox.world.grammar import COLOURS, NOUNS, Spec, held_out
 from threedgen.toybox.world.primitives import Asset
+from threedgen.toybox.world.toybox import EXCLUSIVE_GROUPS, SCATTERED_ELEVATION, OpenToybox, conflicts
 
 COUNT = 400
 
@@ -28,7 +28,7 @@ def spec(asset: Asset) -> Spec:
 
 
 def test_captions_use_only_tokenizer_words(assets: list[Asset]) -> None:
-    known = set(train_tokenizer(32).get_vocab())
+    known = set(train_tokenizer().get_vocab())
     assert not {word for asset in assets for word in words(asset.caption)} - known
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from threedgen.geometry.poses import orbit_array
-from threedgen.toybox.data.marked import FAMILIES, SIDES, make_marked_object
+from threedgen.toybox.data.make_srn import FAMILIES, SIDES, make_marked_object
 from threedgen.toybox.world.raycast import render
 
 AZIMUTH = dict(zip(SIDES, np.deg2rad([0.0, 90.0, 180.0, 270.0]), strict=True))

@@ -15,8 +15,8 @@ from threedgen.guidance.weights.tokens import Vocabulary, closed_vocabulary
 from threedgen.run.prompts import Reading
 from threedgen.toybox.prompts import HEIGHTS, ToyboxPrompts, read_prompt
 from threedgen.toybox.synonyms import LOOKALIKES, SYNONYM_OF, SYNONYMS, also_called, similar
-from threedgen.toybox.world.captions import OpenToybox
 from threedgen.toybox.world.grammar import NOUNS
+from threedgen.toybox.world.toybox import OpenToybox
 
 KNOWN = frozenset("a blue bus car cat chair dog grey hat house of red small tree truck turtle".split())
 
@@ -36,9 +36,7 @@ def embedded() -> Vocabulary:
         ("justice", ["animals (dog, cat ...), buildings (house, castle ...), vehicles"]),
         ("a photo of a cup", ["'cup' by mug", "household (mug, teapot,"]),
         ("red apples", ["'apples' by apple"]),
-        ("a blue hat", ['"a dog wearing a blue hat"']),
-        ("a roof", ['"a house with a red roof"']),
-        ("glasses on a nebula", ['"a dog wearing red glasses"']),
+        ("a blue hat", ["animals (dog, cat ...), buildings"]),
     ],
 )
 def test_check_refuses_prompts_without_known_noun(prompt: str, values: list[str], embedded: Vocabulary) -> None:

@@ -8,6 +8,7 @@ import torch
 import trimesh
 
 from threedgen.geometry.poses import orbit_array
+from threedgen.geometry.raster import rasterise
 from threedgen.guidance.priors.mvadapter.cameras import views
 from threedgen.toybox.world.builder import Builder
 from threedgen.toybox.world.grammar import Spec
@@ -44,80 +45,27 @@ def cameras(azimuths: list[float], fov: float = 0.7) -> tuple[np.ndarray, np.nda
     return c2w, np.full(len(azimuth), fov)
 
 
-def directions(c2w: np.ndarray, fov: np.ndarray, size: int) -> np.ndarray:
-    """Return unit rays (V, H, W, 3) through the pixel centres, implemented independently."""
-    centre = (np.arange(size) + 0.5) / size * 2 - 1
-    x, y = np.meshgrid(centre, -centre)
-    half = np.tan(fov / 2)[:, None, None]
-    local = np.stack([half * x, half * y, np.full((len(c2w), size, size), -1.0)], -1)
-    world = np.einsum("vij,vhwj->vhwi", c2w[:, :3, :3].astype(float), local)
-    return world / np.linalg.norm(world, axis=-1, keepdims=True)
-
-
-def cast(
-    vertices: np.ndarray, faces: np.ndarray, origin: np.ndarray, rays: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Intersect rays (N, 3) with all triangles (Moeller and Trumbore 1997).
-
-    Returns distances (N, F), inf on a miss; whether the ray enters (N, F); unit normals (F, 3).
-    """
-    a, b, c = (vertices[faces[:, k]] for k in range(3))
-    edge, side = b - a, c - a
-    normal = np.cross(edge, side)
-    o, d = origin[:, None], rays[:, None]
-    p = np.cross(d, side)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scale = 1 / (p * edge).sum(-1)
-        u = ((o - a) * p).sum(-1) * scale
-        q = np.cross(o - a, edge)
-        v = (d * q).sum(-1) * scale
-        t = (side * q).sum(-1) * scale
-        hit = (u >= 0) & (v >= 0) & (u + v <= 1) & (t > 0) & np.isfinite(scale)
-    length = np.linalg.norm(normal, axis=1, keepdims=True)
-    return np.where(hit, t, np.inf), (d * normal).sum(-1) < 0, normal / np.maximum(length, 1e-30)
-
-
-def mesh_gbuffer(
-    asset: Asset, origin: np.ndarray, rays: np.ndarray, segments: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return depth (N,), normal (N, 3) and label (N,) of the first hits, solid by solid to save time."""
-    depth, normal, label = np.full(len(rays), np.inf), np.zeros((len(rays), 3)), np.zeros(len(rays), int)
-    for solid in asset.primitives:
-        vertices, faces, _, labels = replace(asset, primitives=(solid,)).mesh(segments)
-        reach = np.linalg.norm(vertices - solid.centre, axis=1).max()
-        to = solid.centre - origin
-        gap = np.linalg.norm(to - (to * rays).sum(1, keepdims=True) * rays, axis=1)
-        near = np.flatnonzero(gap <= reach)
-        if not len(near):
-            continue
-        t, _, normals = cast(vertices, faces, origin[near], rays[near])
-        first = t.argmin(1)
-        t = t[np.arange(len(near)), first]
-        better = t < depth[near]
-        depth[near[better]], normal[near[better]] = t[better], normals[first[better]]
-        label[near[better]] = labels[0]
-    return depth, normal, label
-
-
 def compare(asset: Asset, size: int, azimuths: list[float], segments: int, tolerance: float) -> None:
     """Compare the G-buffer of the ray caster with that of the mesh; ``tolerance``: depth error of the facets."""
     c2w, fov = cameras(azimuths)
     result = render([asset], np.zeros(len(c2w), int), c2w, fov, size, with_gbuffer=True)
-    rays = directions(c2w, fov, size)
-    origin = np.broadcast_to(c2w[:, None, None, :3, 3], rays.shape).astype(float)
-    depth, normal, label = mesh_gbuffer(asset, origin.reshape(-1, 3), rays.reshape(-1, 3), segments)
-    mesh_mask, mask = np.isfinite(depth), result.mask.ravel()
-    both = mesh_mask & mask
+    vertices, faces, _, labels = asset.mesh(segments)
+    hit = rasterise(vertices, faces, c2w, float(fov[0]), size)
+    corners = vertices[faces[hit.face]]
+    rays = (corners * hit.bary[..., None]).sum(-2) - c2w[:, None, None, :3, 3]
+    normal = np.cross(corners[..., 1, :] - corners[..., 0, :], corners[..., 2, :] - corners[..., 0, :])
+    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-30)
+    both = hit.mask & result.mask
     assert both.sum() > 30
-    assert (mesh_mask != mask).sum() <= 0.02 * both.sum(), "the silhouettes differ"
-    assert (label[both] != result.label.ravel()[both]).mean() <= 0.02
-    error = np.abs(depth[both] - result.depth.ravel()[both])
+    assert (hit.mask != result.mask).sum() <= 0.02 * both.sum(), "the silhouettes differ"
+    assert (labels[hit.face][both] != result.label[both]).mean() <= 0.02
+    error = np.abs(np.linalg.norm(rays, axis=-1) - result.depth)[both]
     assert np.median(error) < tolerance and np.quantile(error, 0.95) < 4 * tolerance
-    cosine = (normal * result.normal.reshape(-1, 3)).sum(1)[both]
+    cosine = (normal * result.normal).sum(-1)[both]
     assert np.median(cosine) > 0.99 and np.quantile(cosine, 0.05) > 0.95
     assert np.array_equal(np.isfinite(result.depth), result.mask)
     assert np.allclose(np.linalg.norm(result.normal[result.mask], axis=-1), 1, atol=1e-5)
-    assert (result.normal * rays).sum(-1)[result.mask].max() < 1e-3, "a normal faces away from the camera"
+    assert (result.normal * rays).sum(-1)[both].max() < 1e-2, "a normal faces away from the camera"
 
 
 @pytest.mark.parametrize(("name", "stretch"), SINGLE_SOLIDS)
@@ -147,27 +95,13 @@ def test_solid_meshes_are_closed_and_face_outwards(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "stretch"), SINGLE_SOLIDS)
-def test_inside_matches_the_mesh(name: str, stretch: str) -> None:
-    """Count crossings: a ray from inside leaves a closed mesh once more than it enters."""
+def test_inside_changes_at_the_surface(name: str, stretch: str) -> None:
     asset = one_solid(name, stretch)
-    vertices, faces, _, _ = asset.mesh(48)
-    rng = np.random.default_rng(2)
-    low, high = vertices.min(0), vertices.max(0)
-    points = rng.uniform(low - 0.05, high + 0.05, (300, 3))
-    t, entering, _ = cast(vertices, faces, points, np.broadcast_to([0.36, 0.48, 0.8], points.shape))
-    depth = np.where(np.isfinite(t), np.where(entering, -1, 1), 0).sum(1)
-    within = inside(asset.primitives, points)
-    assert ((depth > 0) == within).mean() > 0.97
-    assert 0.02 < within.mean() < 0.98
-
-
-def test_inside_is_the_union_of_the_solids() -> None:
-    asset = build(Spec("dog", "blue", "large", "hat", "red"), np.random.default_rng(1))
-    points = np.random.default_rng(0).uniform(-0.9, 0.9, (4000, 3))
-    within = inside(asset.primitives, points)
-    assert np.array_equal(within, np.any([inside((solid,), points) for solid in asset.primitives], 0))
-    assert 0.02 < within.mean() < 0.5
-    assert inside(asset.primitives, np.stack([p.centre for p in asset.primitives if p.kind == SPHERE])).all()
+    mesh = trimesh.Trimesh(*asset.mesh(96)[:2])
+    points, face = trimesh.sample.sample_surface(mesh, 400, seed=0)
+    step = 0.02 * np.cbrt(mesh.volume) * mesh.face_normals[face]
+    assert inside(asset.primitives, points - step).mean() > 0.9  # the rest: thinner than the step
+    assert not inside(asset.primitives, points + step).any()
 
 
 def test_mirrored_solid_mesh_faces_outwards() -> None:

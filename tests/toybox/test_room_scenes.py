@@ -11,8 +11,7 @@ from threedgen.geometry.images import psnr
 from threedgen.geometry.panorama import intrinsics, ring, skybox_views
 from threedgen.geometry.raster import rasterise
 from threedgen.geometry.warp import overlap_fractions, to_opencv
-from threedgen.toybox.data.room_mesh import room_triangles
-from threedgen.toybox.data.room_scenes import RoomPanoramas, RoomWalks, render_images, room_paths
+from threedgen.toybox.data.room_scenes import RoomPanoramas, render_images, room_paths, room_triangles, room_walks
 from threedgen.toybox.options import RoomPanoramasConfig, RoomPathsConfig
 from threedgen.toybox.world.rooms import HALF_WIDTH, HEIGHT
 
@@ -49,7 +48,7 @@ def test_skybox_matches_the_panorama_views() -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(36, 48), (48, 36)])
 def test_walk_depth_is_z_depth_inside_the_room(height: int, width: int) -> None:
-    walk = RoomWalks(SMALL.model_copy(update={"height": height, "width": width}), 0, "train", 8)[1]
+    walk = room_walks(SMALL.model_copy(update={"height": height, "width": width}), 0, "train", 8)[1]
     scene = walk.views([0, 5])
     assert scene.depth is not None and scene.views.images.shape == (2, height, width, 3)
     at = scene.views.cameras
@@ -62,7 +61,7 @@ def test_walk_depth_is_z_depth_inside_the_room(height: int, width: int) -> None:
 
 
 def test_key_frames_overlap_by_two_thirds() -> None:
-    walk = RoomWalks(SMALL, 3, "train", 60)[0]
+    walk = room_walks(SMALL, 3, "train", 60)[0]
     keys = list(walk.keys[:6])
     scene = walk.views(keys)
     K, c2w = to_opencv(scene.views.cameras)
@@ -87,7 +86,7 @@ def test_room_paths_entries_by_split() -> None:
 
 
 def test_room_mesh_matches_the_renders() -> None:
-    walk = RoomWalks(SMALL, 0, "test", 20)[2]
+    walk = room_walks(SMALL, 0, "test", 20)[2]
     corners, _, labels = room_triangles(walk.room)
     at = walk.cameras.select([0, 7, 15]).with_size(48, 64)
     _, depth, label = render_images(walk.room, at, 1, True)
@@ -97,8 +96,3 @@ def test_room_mesh_matches_the_renders() -> None:
     assert raster.mask.all() and np.median(gap) < 1e-3 and (gap < 0.02).mean() > 0.93
     assert (labels[raster.face] == label).mean() > 0.95
     assert (np.abs(corners.mean(1)[:, :2]) < HALF_WIDTH + 0.011).all()  # no outer sides
-
-
-def test_image_size_with_one_odd_side_is_refused() -> None:
-    with pytest.raises(ValueError, match="36 x 47"):
-        RoomWalks(SMALL.model_copy(update={"width": 47}), 0, "train", 8)[1].views([0])

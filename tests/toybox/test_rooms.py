@@ -53,32 +53,18 @@ def test_captions_name_only_large_visible_items(rooms: list[Room]) -> None:
         assert room.items[0] not in describe_view(room, small, rng)
 
 
-def test_panorama_centre_matches_a_perspective_view(rooms: list[Room]) -> None:
-    size, height = 48, 192
-    c2w = look_c2w(np.array([0.2, -0.3, 1.4]), np.asarray(0.7), np.asarray(0.0))[None]
-    result = render_rooms(rooms[:1], FIRST_ROOM, c2w, np.array([np.pi / 2]), size, with_gbuffer=True)
-    panorama = render_rooms(rooms[:1], FIRST_ROOM, c2w, np.array([0.0]), height, with_gbuffer=True, panorama=True)
-    assert panorama.rgb.shape == (1, height, 2 * height, 3)
+def test_depth_is_the_distance_to_the_wall(rooms: list[Room]) -> None:
+    room, place, size = rooms[1], np.array([0.3, 0.1, 1.5]), 64
+    c2w = look_c2w(place, np.asarray(0.7), np.asarray(0.0))[None]
+    result = render_rooms([room], FIRST_ROOM, c2w, np.array([np.pi / 2]), size, with_gbuffer=True)
     x, y = np.meshgrid(*2 * [(np.arange(size) + 0.5) / (size / 2) - 1])
-    column = ((np.arctan2(x, 1) / (2 * np.pi) + 0.5) * 2 * height).astype(int)
-    row = ((0.5 + np.arctan2(y, np.hypot(x, 1)) / np.pi) * height).astype(int)
-    assert (panorama.label[0, row, column] == result.label[0]).mean() > 0.9
-    assert np.median(np.abs(panorama.depth[0, row, column] - result.depth[0])) < 0.03
-    assert np.median(np.abs(panorama.rgb[0, row, column] - result.rgb[0])) < 0.02
-
-
-def test_panorama_depth_is_the_distance_to_the_wall(rooms: list[Room]) -> None:
-    room, place, height = rooms[1], np.array([0.3, 0.1, 1.5]), 64
-    c2w = look_c2w(place, np.asarray(0.0), np.asarray(0.0))[None]
-    result = render_rooms([room], FIRST_ROOM, c2w, np.array([0.0]), height, with_gbuffer=True, panorama=True)
-    turn = 2 * np.pi * ((np.arange(2 * height) + 0.5) / (2 * height) - 0.5)
-    rise = np.pi * (0.5 - (np.arange(height)[:, None] + 0.5) / height)
-    ray = np.stack([np.cos(turn) * np.cos(rise), -np.sin(turn) * np.cos(rise), np.sin(rise) + 0 * turn], -1)
+    ray = np.stack([x, -y, -np.ones_like(x)], -1) @ c2w[0, :3, :3].T
+    ray /= np.linalg.norm(ray, axis=-1, keepdims=True)
     low, high = np.array([-HALF_WIDTH, -HALF_WIDTH, 0.0]), np.array([HALF_WIDTH, HALF_WIDTH, HEIGHT])
     expected = (np.where(ray > 0, high - place, low - place) / ray).min(-1)
     bare = result.label[0] == len(room.items) + 1
     gap = np.abs(result.depth[0] - expected)[bare]
-    assert bare.mean() > 0.3 and (gap < 1e-3).mean() > 0.8  # the rest: skirting boards and the lamp
+    assert bare.mean() > 0.2 and (gap < 1e-3).mean() > 0.8  # the rest: skirting boards and the lamp
     assert (result.depth[0] < expected + 1e-3).all() and np.isfinite(result.depth).all()
 
 

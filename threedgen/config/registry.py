@@ -30,16 +30,16 @@ task  batch              systems.batch.jobs:run                  systems.batch.o
 task  sample             systems.draw.task:run                   systems.draw.options:SampleConfig
 task  train-base         toybox.training.task:run_base       toybox.training.options:TrainBaseConfig
 task  train-prior        toybox.training.task:run_prior      toybox.training.options:TrainPriorConfig
-task  train-own-prior    toybox.training.own:run             toybox.training.options:TrainOwnPriorConfig
+task  train-own-prior    toybox.training.task:run_own         toybox.training.options:TrainOwnPriorConfig
 task  train-matte        toybox.training.matte:run                 toybox.training.options:TrainMatteConfig
 task  train-mvdiffusion  systems.train.mvdiffusion:run           systems.train.options:TrainMVDiffusionConfig
 task  train-mvadapter    systems.train.mvadapter:run             systems.train.options:TrainMVAdapterConfig
 task  mvdreambooth       systems.dreambooth.task:run             systems.dreambooth.options:MVDreamBoothConfig
 task  train-probe        toybox.evaluation.training:run_probe    toybox.evaluation.options:TrainProbeConfig
-task  train-identity     toybox.evaluation.training:run_identity toybox.evaluation.options:TrainIdentityConfig
+task  train-identity     toybox.evaluation.identity:run toybox.evaluation.options:TrainIdentityConfig
 task  evaluate-prior     toybox.evaluation.prior_score:run       toybox.evaluation.options:EvaluatePriorConfig
 task  evaluate-3d        toybox.evaluation.object_score:run      toybox.evaluation.options:Evaluate3DConfig
-task  evaluate-subjects  toybox.evaluation.subject_score:run     toybox.evaluation.options:EvaluateSubjectsConfig
+task  evaluate-subjects  toybox.evaluation.subjects:run     toybox.evaluation.options:EvaluateSubjectsConfig
 task  evaluate-own-prior evaluation.prior:run                   evaluation.options:EvaluateOwnPriorConfig
 task  evaluate-views     evaluation.views.run:run                evaluation.views.options:EvaluateViewsConfig
 task  consistency        evaluation.consistency.run:run          evaluation.consistency.options:ConsistencyConfig
@@ -55,10 +55,10 @@ task  studio             studio.server:run                       studio.options:
 task  export             export.task:run                         export.options:ExportConfig
 task  make-srn-toybox    toybox.data.make_srn:run                       toybox.options:MakeSRNToyboxConfig
 task  make-toy-rooms     toybox.data.make_rooms:run              toybox.options:MakeToyRoomsConfig
-task  make-toybox-assets toybox.data.make_assets:run            toybox.options:MakeToyboxAssetsConfig
+task  make-toybox-assets toybox.data.objects:run_assets        toybox.options:MakeToyboxAssetsConfig
 task  make-asset-views   data.assets.make:run                    data.assets.options:MakeAssetViewsConfig
 task  toybox-subjects    toybox.data.subjects:run                toybox.options:ToyboxSubjectsConfig
-task  toybox-sheet       toybox.data.sheet:run                   toybox.options:ToyboxSheetConfig
+task  toybox-sheet       toybox.data.objects:run_sheet         toybox.options:ToyboxSheetConfig
 # text of --dry-run: function (config) -> text; "any": all other tasks
 plan  any       train.plan:plan             config.sections:TaskConfig
 plan  generate  systems.generate.plan:plan  systems.generate.options:GenerateConfig
@@ -92,10 +92,10 @@ distillation vsd guidance.losses.vsd:VSD guidance.losses.options:VSDConfig
 identity  toybox  toybox.evaluation.identity:ToyboxIdentity  toybox.evaluation.options:ToyboxIdentityConfig
 identity  hub     evaluation.features:HubIdentity            evaluation.options:HubIdentityConfig
 # side of an object in a view: threedgen.evaluation.janus.meter.ViewClassifier
-view-classifier  probe  toybox.evaluation.adapters:ProbeSides    toybox.evaluation.options:ProbeSidesConfig
+view-classifier  probe  toybox.evaluation.probe:ProbeSides    toybox.evaluation.options:ProbeSidesConfig
 view-classifier  clip   evaluation.janus.meter:CLIPSides   evaluation.janus.options:CLIPSidesConfig
 # features of images (V, H, W, 3), uint8: threedgen.evaluation.features.FeatureNetwork
-features  probe      toybox.evaluation.adapters:ProbeFeatures  toybox.evaluation.options:ProbeFeaturesConfig
+features  probe      toybox.evaluation.probe:ProbeFeatures  toybox.evaluation.options:ProbeFeaturesConfig
 features  inception  evaluation.features:InceptionFeatures     evaluation.options:InceptionFeaturesConfig
 # objects with one clear front, for Janus rates: threedgen.evaluation.janus.options.FrontObjects
 front-objects  toybox  toybox.evaluation.held_out:FrontObjects  toybox.evaluation.options:ToyboxScenesConfig
@@ -115,7 +115,7 @@ object-source  meshes  data.object_views:MeshObjects       data.options:MeshFold
 # views of scenes, built with an image size and a seed: threedgen.data.srn.pairs.PairSource
 pair-source  srn     data.srn.pairs:ArchiveScenes      data.srn.options:SRNPairsConfig
 pair-source  toybox  toybox.data.make_srn:ToyboxScenes  toybox.options:ToyboxPairsConfig
-scenes  toybox   toybox.evaluation.scenes:toybox_scenes  toybox.evaluation.options:ToyboxScenesConfig
+scenes  toybox   toybox.evaluation.held_out:toybox_scenes  toybox.evaluation.options:ToyboxScenesConfig
 scenes  srn      evaluation.consistency.scenes:srn      evaluation.consistency.options:SRNScenesConfig
 scenes  sampled  evaluation.consistency.scenes:sampled  evaluation.consistency.options:SampledScenesConfig
 representation  ngp    representations.field.ngp:NGP     representations.options:NGPConfig

@@ -7,7 +7,7 @@ such as "a photo of". Nothing is added.
 
 import re
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from itertools import islice
 from string import punctuation
 
@@ -17,7 +17,7 @@ from threedgen.run.prompts import Reading
 
 from .synonyms import SYNONYM_OF, also_called, similar
 from .world import nouns  # noqa: F401  (fills NOUNS)
-from .world.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, Spec, article, caption, find_nouns
+from .world.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, article, find_nouns
 
 PAGE = "docs/toybox-words.md"
 EXAMPLES_OF_ALL, EXAMPLES_OF_NEAREST = 2, 6
@@ -87,24 +87,21 @@ class ToyboxPrompts:
             return
         if any(word.lower() in prompt.lower() for word in vocabulary.added):
             return
-        words = vocabulary.split(prompt)
-        near = {word: also_called(word, vocabulary.known) for word in words} | dict(vocabulary.unknown(prompt))
-        nearest = {word: [name for name in names if name in self.nouns][:1] for word, names in near.items()}
-        swaps = ", ".join(f"{word!r} by {names[0]}" for word, names in nearest.items() if names)
-        if swaps:
+        near = {word: also_called(word, vocabulary.known) for word in vocabulary.split(prompt)}
+        near |= dict(vocabulary.unknown(prompt))
+        nearest = {word: [name for name in names if name in self.nouns] for word, names in near.items()}
+        nearest = {word: names[:1] for word, names in nearest.items() if names}
+        lead, limit = "Use one of", EXAMPLES_OF_ALL
+        if nearest:
+            swaps = ", ".join(f"{word!r} by {names[0]}" for word, names in nearest.items())
             lead, limit = f"Replace {swaps}, or use another of", EXAMPLES_OF_NEAREST
-        else:
-            lead, limit = "Use one of", EXAMPLES_OF_ALL
-        families = dict.fromkeys(NOUNS[noun].family for noun in (sum(nearest.values(), []) or self.nouns))
-        advice = f"{lead} {', '.join(self._family(name, limit) for name in families)}"
-        if not swaps:
-            advice = self._owner_advice(words) or advice
-        raise ConfigError(
-            f"contains no noun that this prior knows. {advice}. {PAGE} lists all words; prompt_check=off skips this "
-            "check",
-            "prompt",
-            prompt,
-        )
+        examples = []
+        for family in dict.fromkeys(NOUNS[noun].family for noun in (sum(nearest.values(), []) or self.nouns)):
+            members = [noun for noun in self.nouns if NOUNS[noun].family == family]
+            examples.append(f"{family} ({', '.join(members[:limit])}{' ...' if len(members) > limit else ''})")
+        advice = f"{lead} {', '.join(examples)}"
+        problem = f"contains no noun that this prior knows. {advice}. {PAGE} lists all words"
+        raise ConfigError(f"{problem}; prompt_check=off skips this check", "prompt", prompt)
 
     def notes(self, prompt: str) -> list[str]:
         """Return warnings for a prompt that names several objects, parts or accessories. A toybox prior may mix the
@@ -148,20 +145,6 @@ class ToyboxPrompts:
 
     def _nouns_in(self, prompt: str) -> list[str]:
         return [noun for noun in find_nouns(self.read(prompt).text) if noun in self.nouns]
-
-    def _owner_advice(self, words: Sequence[str]) -> str:
-        """Return advice for a prompt that names a part or accessory without its object, or "" for other prompts."""
-        colour = next((word for word in words if word in COLOURS), "red")
-        for word in words:
-            for noun in self.nouns:
-                if word in NOUNS[noun].wears + NOUNS[noun].parts:
-                    example = caption(Spec(noun, part=word, part_colour=colour))
-                    return f'Name an object with the {word}, such as "{example}"'
-        return ""
-
-    def _family(self, name: str, limit: int) -> str:
-        members = [noun for noun in self.nouns if NOUNS[noun].family == name]
-        return f"{name} ({', '.join(members[:limit])}{' ...' if len(members) > limit else ''})"
 
 
 def _is_compound(first: str, second: str, prompt: str) -> bool:

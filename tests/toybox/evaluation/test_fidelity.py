@@ -9,8 +9,8 @@ from scipy import ndimage
 
 from tests.support.ball_run import ball_run, register
 from threedgen.geometry.poses import orbit_array
-from threedgen.toybox.evaluation.fidelity import Surface, distances, fidelity_table, roughness, surface, surface_figures
 from threedgen.toybox.evaluation.probe import Probe
+from threedgen.toybox.evaluation.report import Surface, distances, fidelity_table, roughness, surface, surface_figures
 from threedgen.toybox.world.toybox import Toybox, render_orbit
 
 AROUND = np.deg2rad([0.0, 90.0, 180.0, 270.0])

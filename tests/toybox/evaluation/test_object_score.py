@@ -14,9 +14,9 @@ from tests.support.errors import refused
 from threedgen.config import ConfigError, load
 from threedgen.systems.generate.outputs import view_azimuths, write_views
 from threedgen.toybox.evaluation import object_score
-from threedgen.toybox.evaluation.fidelity import Surface
 from threedgen.toybox.evaluation.held_out import held_out_cases
 from threedgen.toybox.evaluation.options import Evaluate3DConfig
+from threedgen.toybox.evaluation.report import Surface
 from threedgen.toybox.world.grammar import Spec
 from threedgen.toybox.world.toybox import build, render_orbit, toybox_mesh
 from threedgen.train.status import Status

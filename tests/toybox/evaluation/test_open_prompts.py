@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from threedgen.guidance.matte import Matte
-from threedgen.toybox.evaluation.open_prompts import OpenCases, measure, open_table, true_views
+from threedgen.toybox.evaluation.prior_score import measure, open_cases, open_table, true_views
 from threedgen.toybox.evaluation.probe import Probe
 from threedgen.toybox.world.grammar import ACCESSORIES, NOUNS
 
@@ -12,21 +12,21 @@ AZIMUTH = np.arange(4) * np.pi / 2
 
 
 def test_cases_have_no_colour_and_paired_accessories() -> None:
-    cases = OpenCases.chosen(24, 12)
-    assert len(cases.agreement) == len({case.spec.noun for case in cases.agreement}) == 24
-    assert len(cases.variety) == 6 * 12 and len(cases.every) == sum(map(len, cases))
-    for worn, plain in zip(cases.worn, cases.plain, strict=True):
+    cases = open_cases(24, 12)
+    assert len(cases["agreement"]) == len({case.spec.noun for case in cases["agreement"]}) == 24
+    assert len(cases["variety"]) == 6 * 12
+    for worn, plain in zip(cases["worn"], cases["plain"], strict=True):
         assert worn.spec.part in NOUNS[worn.spec.noun].wears and worn.spec.part in worn.prompt
         assert plain.spec.noun == worn.spec.noun and plain.seed == worn.seed and not plain.spec.part
-    assert {case.spec.part for case in cases.worn} == set(ACCESSORIES)
-    assert not any(case.spec.colour or case.spec.part_colour for case in cases.every)
+    assert {case.spec.part for case in cases["worn"]} == set(ACCESSORIES)
+    assert not any(case.spec.colour or case.spec.part_colour for group in cases.values() for case in group)
 
 
 @pytest.mark.slow
 def test_figures_of_true_and_mixed_renders() -> None:
-    cases, probe, matte = OpenCases.chosen(6, 4), Probe.load(), Matte.load("toybox-matte")
-    truth = [true_views(case, AZIMUTH, 64, 1) for case in cases.every]
-    other = [true_views(case, AZIMUTH, 64, 2) for case in cases.every]
+    cases, probe, matte = open_cases(6, 4), Probe.load(), Matte.load("toybox-matte")
+    every = [case for group in cases.values() for case in group]
+    truth, other = ([true_views(case, AZIMUTH, 64, seed) for case in every] for seed in (1, 2))
     mixed = [np.stack([other[(k + v) % len(other)][v] for v in range(4)]) for k in range(len(other))]
     good, bad = (measure(probe, matte, cases, views, truth) for views in (other, mixed))
     assert good["agreement"]["measured"]["mean"] < 12 < bad["agreement"]["measured"]["mean"]

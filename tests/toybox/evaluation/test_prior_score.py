@@ -4,14 +4,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from tests.support.errors import refused
 from tests.support.tiny_prior import tiny_prior
 from threedgen.config import load, registry
-from threedgen.evaluation.samples import random_ring, ring_poses
 from threedgen.toybox.evaluation import prior_score
 from threedgen.toybox.evaluation.options import EvaluatePriorConfig
 
@@ -19,19 +17,6 @@ from threedgen.toybox.evaluation.options import EvaluatePriorConfig
 def prior_config(out: Path, probe_file: str, **values: Any) -> EvaluatePriorConfig:
     few = {"samples": 5, "steps": 2, "batch": 2, "threads": 1, "view_use": 0, "open_nouns": 0} | values
     return EvaluatePriorConfig(task="evaluate-prior", out=str(out), probe={"weights": probe_file}, **few)  # type: ignore[call-arg]
-
-
-def test_batched_samples_equal_single_ones() -> None:
-    prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
-    c2w = torch.stack([ring_poses(random_ring(np.random.default_rng(k), 4, (0, 30))) for k in range(2)])
-    prompts = ["a red dog", "a blue house"]
-    rngs = [torch.Generator().manual_seed(k) for k in (1, 2)]
-    both = prior.sample(prompts, c2w, 2, 3.0, generator=rngs).unflatten(0, (2, 4))
-    assert both.shape == (2, 4, 16, 16, 3)
-    for k in range(2):
-        alone = prior.sample(prompts[k], c2w[k], 2, 3.0, generator=torch.Generator().manual_seed(k + 1))
-        assert torch.allclose(both[k], alone, atol=1e-4)
-    assert not torch.allclose(both[0], both[1], atol=1e-2)
 
 
 def test_report_and_resume(tmp_path: Path, probe_file: str, monkeypatch: pytest.MonkeyPatch) -> None:

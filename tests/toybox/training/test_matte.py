@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from tests.support.marks import unix
@@ -12,6 +13,7 @@ from threedgen import config
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.metrics import read_summary
+from threedgen.toybox.training import matte
 from threedgen.toybox.training.matte import MatteImages
 from threedgen.toybox.training.options import TrainMatteConfig
 
@@ -25,8 +27,9 @@ def test_run_leaves_a_matte_for_fits() -> None:
     config.load("quick-toybox", [f"fit.matte={run / 'matte'}", "prompt=a red dog"]).check()
 
 
-def test_images_are_renders_with_their_opacity(tmp_path: Path) -> None:
-    options = TrainMatteConfig.model_validate({**TINY_MATTE, "training": {**TINY_MATTE["training"], "jumbles": 0.0}})
+def test_images_are_renders_with_their_opacity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matte, "JUMBLES", 0.0)
+    options = TrainMatteConfig.model_validate(TINY_MATTE)
     prior = StableDiffusion.load("toybox-base")
     images = MatteImages(tmp_path, prior, 32, options)
     rgba = images(np.arange(8))

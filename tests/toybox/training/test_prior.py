@@ -8,21 +8,14 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from tests.support.task_server import TINY_BASE, TINY_PRIOR, write_config
+from tests.support.task_server import TINY_PRIOR, write_config
 from tests.support.tiny_prior import tiny_prior, tiny_vae
 from threedgen import config
 from threedgen.data.bank import LatentBank
 from threedgen.toybox.data.pictures import FourSides, Photographs
 from threedgen.toybox.training import autoencoder, text_encoder
-from threedgen.toybox.training.options import (
-    AutoencoderConfig,
-    DecoderConfig,
-    NetworkConfig,
-    TrainPriorConfig,
-    WordsConfig,
-)
+from threedgen.toybox.training.options import AutoencoderConfig, TrainPriorConfig, WordsConfig
 from threedgen.toybox.training.system import PriorSystem, objects_of
-from threedgen.toybox.training.words import train_tokenizer
 from threedgen.toybox.world.toybox import Toybox
 
 
@@ -45,11 +38,10 @@ def standard_vae() -> AutoencoderKL:
     return vae
 
 
-def test_decoder_improves_on_noisy_latents(standard_vae: AutoencoderKL) -> None:
+def test_decoder_improves_on_noisy_latents(standard_vae: AutoencoderKL, monkeypatch: pytest.MonkeyPatch) -> None:
     """The encoder is unchanged."""
-    images = AutoencoderConfig(image_size=32, crop=16, batch=4)
-    rate = {"0%": 3e-3, "100%": 1e-3}
-    system = autoencoder.DecoderSystem(DecoderConfig(max_steps=40, learning_rate=rate), images, 0, standard_vae, False)
+    monkeypatch.setattr(autoencoder, "RATE", {"0%": 3e-3, "100%": 1e-3})
+    system = autoencoder.DecoderSystem(40, AutoencoderConfig(batch=4), 32, 0, standard_vae, False)
     before = {name: value.clone() for name, value in standard_vae.state_dict().items()}
     made = system.configure_optimizers()
     losses = []
@@ -65,11 +57,10 @@ def test_decoder_improves_on_noisy_latents(standard_vae: AutoencoderKL) -> None:
 
 def test_text_encoder_matches_captions_after_a_few_steps(tmp_path: Path, standard_vae: AutoencoderKL) -> None:
     """The loss falls below chance."""
-    rate = {"0%": 0.0, "10%": 1e-3, "100%": 5e-4}
-    options = WordsConfig(max_steps=60, batch=16, fresh=4, pictures=64, learning_rate=rate)
-    bank, tokenizer = LatentBank(tmp_path, Photographs(5), standard_vae, 16, 96), train_tokenizer(32)
+    options = WordsConfig(max_steps=60, batch=16)
+    bank, tokenizer = LatentBank(tmp_path, Photographs(5), standard_vae, 16, 96), text_encoder.train_tokenizer()
     torch.manual_seed(0)
-    text = text_encoder.build(NetworkConfig(**TINY_BASE["network"]), tokenizer)
+    text = text_encoder.build(tokenizer)
     system = text_encoder.TextEncoderSystem(options, 0, text, tokenizer, bank, True)
     before = {name: value.clone() for name, value in text.state_dict().items()}
     made = system.configure_optimizers()

@@ -27,10 +27,11 @@ from threedgen.run.progress import Count
 from threedgen.toybox.options import MakeToyRoomsConfig, RoomPanoramasConfig, RoomPathsConfig
 from threedgen.train.task import Task, run_task
 
-from .room_mesh import room_glb
-from .room_scenes import RoomPanoramas, RoomWalk, RoomWalks
+from .room_scenes import RoomPanoramas, RoomWalk, glb, room_triangles, room_walks
 
 SPLITS: tuple[SceneSplit, ...] = ("train", "test")
+SKYBOX_SIZE = 256
+"""Side of a skybox face, pixels."""
 CHUNK = 16
 """Number of frames of a walk that are rendered together."""
 SCANNET = "scannet"
@@ -52,18 +53,22 @@ class Job(NamedTuple):
 
 
 def make(task: Task) -> None:
-    """Render and write the scenes of the run that do not exist. Raises Stopped after Ctrl-C."""
     config, all_jobs = task.config, list(jobs(task.config))
     with Interrupts() as interrupts, Count("scenes", len(all_jobs), task.quiet) as count:
         for job in all_jobs:
             interrupts.raise_if_stopped()
-            target = scene_folder(task.folder, job)
+            kind = Path(FOLDER) if job.kind == "panorama" else Path(SCANNET, job.split)
+            target = task.folder / kind / job.name
             if not target.is_dir():
                 with atomic_folder(target) as folder:
                     (write_panorama if job.kind == "panorama" else write_walk)(folder, config, job)
             count.add(1, job.name)
     for split in SPLITS:
-        write_index(task.folder / FOLDER, split, [job for job in all_jobs if job[:2] == ("panorama", split)])
+        names = [job.name for job in all_jobs if job[:2] == ("panorama", split)]
+        if names:
+            index = io.BytesIO()
+            np.save(index, np.array([[f"{name}/{face_path(number)}" for number in range(6)] for name in names]))
+            write_atomic(task.folder / FOLDER / f"{split}.npy", index.getvalue())
     task.summarise(scenes=len(all_jobs))
 
 
@@ -71,29 +76,18 @@ run = partial(run_task, make, files=(FOLDER, SCANNET), again=True)
 
 
 def jobs(config: MakeToyRoomsConfig) -> Iterator[Job]:
-    """Yield all scenes of a run, existing and missing ones, in the order of writing."""
     for split in SPLITS:
         yield from (Job("panorama", split, number) for number in range(getattr(config, f"{split}_panoramas")))
         yield from (Job("walk", split, number) for number in range(getattr(config, f"{split}_walks")))
 
 
-def scene_folder(root: Path, job: Job) -> Path:
-    return root / FOLDER / job.name if job.kind == "panorama" else root / SCANNET / job.split / job.name
-
-
 def panoramas(config: MakeToyRoomsConfig, split: SceneSplit) -> RoomPanoramas:
-    """Return the source of the panoramas of a split."""
-    count = max(1, getattr(config, f"{split}_panoramas"))
-    return RoomPanoramas(RoomPanoramasConfig(count=count, supersample=config.supersample), config.seed, split)
+    return RoomPanoramas(RoomPanoramasConfig(), config.seed, split)
 
 
 def walk(config: MakeToyRoomsConfig, split: SceneSplit, number: int) -> RoomWalk:
-    """Return the walk with number ``number`` of a split."""
-    c = config
-    options = RoomPathsConfig(
-        count=number + 1, height=c.height, width=c.width, fov=c.fov, overlap=c.overlap, supersample=c.supersample
-    )
-    return RoomWalks(options, c.seed, split, c.frames)[number]
+    options = RoomPathsConfig(count=number + 1, height=config.height, width=config.width)
+    return room_walks(options, config.seed, split, config.frames)[number]
 
 
 def write_panorama(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
@@ -101,7 +95,7 @@ def write_panorama(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
     source = panoramas(config, job.split)
     (folder / FACES).mkdir()
     (folder / CAPTIONS).mkdir()
-    for number, face in enumerate(source.skybox(job.number, config.skybox_size)):
+    for number, face in enumerate(source.skybox(job.number, SKYBOX_SIZE)):
         (folder / face_path(number)).write_bytes(jpeg(to_uint8(face)))
     for number, text in enumerate(source.directions(job.number)):
         (folder / CAPTIONS / f"{NAME}_{number * YAW_STEP}.txt").write_text(f"{text}\n", encoding="utf-8")
@@ -110,14 +104,6 @@ def write_panorama(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
 def face_path(number: int) -> str:
     """Return the path of skybox image ``number`` (0 to 5), relative to the folder of its scene."""
     return f"{FACES}/{NAME}_skybox{number}_sami.jpg"
-
-
-def write_index(folder: Path, split: SceneSplit, panorama_jobs: list[Job]) -> None:
-    """Write SPLIT.npy with the paths (N, 6) of the skybox images of N panoramas, unless N is 0. Raises OSError."""
-    if panorama_jobs:
-        data = io.BytesIO()
-        np.save(data, np.array([[f"{job.name}/{face_path(number)}" for number in range(6)] for job in panorama_jobs]))
-        write_atomic(folder / f"{split}.npy", data.getvalue())
 
 
 def write_walk(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
@@ -134,11 +120,11 @@ def write_walk(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
     (folder / "key_frame_0.6.txt").write_text("".join(f"{number}\n" for number in room_walk.keys), encoding="utf-8")
     np.save(folder / "valid_frames.npy", np.array(room_walk.frames))
     if job.split == "test":
-        (folder / "room.glb").write_bytes(room_glb(room_walk.room))
+        corners, colours, _ = room_triangles(room_walk.room)
+        (folder / "room.glb").write_bytes(glb(corners, colours))
 
 
 def write_frames(folder: Path, room_walk: RoomWalk, numbers: range) -> None:
-    """Write the images, depth, poses and captions of the frames ``numbers``. Raises OSError."""
     scene = room_walk.views(numbers)
     assert scene.depth is not None
     poses = to_opencv(scene.views.cameras)[1].double().numpy()

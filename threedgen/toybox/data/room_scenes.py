@@ -1,16 +1,17 @@
-"""Sources of multi-view scenes of toy rooms (``scene_views.SceneSource``): panoramas, and walks with depth."""
+"""Toy rooms as sources of multi-view scenes (``scene_views.SceneSource``): panoramas, walks with depth; room meshes."""
 
 from collections.abc import Sequence
 from functools import cached_property
 from math import radians
-from typing import overload
 
 import numpy as np
 import torch
+import trimesh
 
 from threedgen.data.options import SceneSplit
-from threedgen.data.scene_views import Entry, SceneViews, Walk, WalkScenes
+from threedgen.data.scene_views import Entry, SceneViews, WalkScenes
 from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.images import to_linear
 from threedgen.geometry.panorama import SKYBOX, cameras, ring, rotation
 from threedgen.geometry.views import Views
 from threedgen.geometry.warp import key_frames
@@ -20,6 +21,8 @@ from threedgen.toybox.options import RoomPanoramasConfig, RoomPathsConfig
 from threedgen.toybox.world.rooms import (
     EYE_POSITION,
     FREE_RADIUS,
+    HALF_WIDTH,
+    HEIGHT,
     YAW_STEP,
     Room,
     Rooms,
@@ -28,10 +31,14 @@ from threedgen.toybox.world.rooms import (
     render_rooms,
 )
 
+THICKNESS = 0.01
+"""Distance in metres behind walls, floor and ceiling up to which triangles belong to the inside of a room."""
 CAPTION_PIXELS = 32
 """Width in pixels of the label images from which captions are written."""
 KEY_WIDTH = 32
 """Width in pixels of the depth images from which key frames are selected."""
+OVERLAP = 0.6
+"""Minimum overlap of consecutive key frames, as a fraction of the pixels."""
 FRAMES_PER_KEY = 9
 """Number of frames of a walk per requested view. Key frames are about six frames apart."""
 
@@ -40,12 +47,10 @@ def _rooms(seed: int, split: SceneSplit, clutter: float) -> Rooms:
     return Rooms(seed, "train" if split == "train" else "held-out", clutter)
 
 
-def render_scene_views(
-    room: Room, at: Cameras, rng: Sequence[np.random.Generator], supersample: int = 2, depth: bool = False
-) -> SceneViews:
+def render_scene_views(room: Room, at: Cameras, rng: Sequence[np.random.Generator], depth: bool = False) -> SceneViews:
     """Render V views of a room, with captions and, if ``depth``, with depth. ``rng`` has V generators, which sample the
-    wording of each caption. ``supersample``: rays per pixel along each axis."""
-    rgb, z, _ = render_images(room, at, supersample, depth)
+    wording of each caption."""
+    rgb, z, _ = render_images(room, at, 2, depth)
     labels = render_images(room, _resized(at, CAPTION_PIXELS), 1, True)[2]
     texts = tuple(describe_view(room, label, one) for label, one in zip(labels, rng, strict=True))
     return SceneViews(Views(torch.from_numpy(rgb), at), texts, torch.from_numpy(z) if depth else None)
@@ -60,13 +65,9 @@ def render_images(room: Room, at: Cameras, supersample: int, with_gbuffer: bool)
     """Render square views of a room and crop them to the image size of the cameras.
 
     Returns rgb (V, H, W, 3), in [0, 1], depth (V, H, W) along the viewing axis in metres, and labels (V, H, W) as from
-    ``render_rooms``. Without G-buffer, depth and labels are empty. Raises ValueError if only one of H and W is odd.
+    ``render_rooms``. Without G-buffer, depth and labels are empty. H and W are both even or both odd.
     """
     side = max(at.height, at.width)
-    if (at.height - at.width) % 2:
-        raise ValueError(
-            f"Image size not renderable: {at.height} x {at.width}. Make height and width both even or both odd."
-        )
     focal = at.K[:, 1, 1].double().numpy()
     fov = 2 * np.arctan(0.5 * side / focal)
     result = render_rooms([room], np.zeros(len(at), np.int64), at.c2w.numpy(), fov, side, supersample, with_gbuffer)
@@ -104,26 +105,23 @@ class RoomPanoramas:
 
     def scene(self, index: int) -> SceneViews:
         yaw = radians(self.first_yaw(index))
-        at = cameras(ring(self.n_view, yaw), radians(self.options.fov), *self._size, EYE_POSITION.tolist())
+        o = self.options
+        at = cameras(ring(self.n_view, yaw), radians(o.fov), o.size, o.size, EYE_POSITION.tolist())
         rng = [self.rooms.rng(index, 10 + number) for number in range(self.n_view)]
-        return render_scene_views(self.rooms.room(index), at, rng, self.options.supersample)
+        return render_scene_views(self.rooms.room(index), at, rng)
 
     def skybox(self, index: int, size: int) -> Array:
         """Render the six cube sides (6, size, size, 3), in [0, 1], of a room's panorama. They are in the order of
         Matterport3D: up, four around, down. Yaw 0 looks along +x."""
         R = torch.stack([rotation(*angles) for angles in SKYBOX])
         at = cameras(R, radians(90), size, size, EYE_POSITION.tolist())
-        return render_images(self.rooms.room(index), at, self.options.supersample, False)[0]
+        return render_images(self.rooms.room(index), at, 2, False)[0]
 
     def directions(self, index: int) -> list[str]:
         """Return the captions of the eight views of room ``index`` at the yaws 0, 45, ..., 315 degrees."""
         at = cameras(ring(8), radians(90), CAPTION_PIXELS, CAPTION_PIXELS, EYE_POSITION.tolist())
         rng = [self.rooms.rng(index, 10 + number) for number in range(8)]
-        return list(render_scene_views(self.rooms.room(index), at, rng, 1).captions)
-
-    @property
-    def _size(self) -> tuple[int, int]:
-        return self.options.size, self.options.size
+        return list(render_scene_views(self.rooms.room(index), at, rng).captions)
 
 
 class RoomWalk:
@@ -143,7 +141,7 @@ class RoomWalk:
     @cached_property
     def keys(self) -> Sequence[int]:
         small = _resized(self.cameras, KEY_WIDTH)
-        return key_frames(torch.from_numpy(render_images(self.room, small, 1, True)[1]), small, self.options.overlap)
+        return key_frames(torch.from_numpy(render_images(self.room, small, 1, True)[1]), small, OVERLAP)
 
     @cached_property
     def cameras(self) -> Cameras:
@@ -169,38 +167,51 @@ class RoomWalk:
         seed = self.rooms.seed
         rng = [numpy_generator(seed, n, f"caption of room {self.index}, {self.rooms.split}") for n in numbers]
         cameras = self.cameras.select(list(numbers))
-        return render_scene_views(self.room, cameras, rng, self.options.supersample, depth=True)
+        return render_scene_views(self.room, cameras, rng, depth=True)
 
 
-class RoomWalks(Sequence[Walk]):
-    """Sequence of walks, one for each of ``options.count`` rooms, which are generated on access. ``length`` is the
-    number of frames per walk; None: ``FRAMES_PER_KEY`` times the number of views per entry."""
-
-    def __init__(self, options: RoomPathsConfig, seed: int, split: SceneSplit, length: int | None = None) -> None:
-        self.options, self.rooms = options, _rooms(seed, split, options.clutter)
-        self.length = length or FRAMES_PER_KEY * options.views
-
-    def __len__(self) -> int:
-        return self.options.count
-
-    @overload
-    def __getitem__(self, index: int) -> RoomWalk: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Walk]: ...
-    def __getitem__(self, index: int | slice) -> RoomWalk | list[Walk]:
-        if isinstance(index, slice):
-            return [self[k] for k in range(*index.indices(len(self)))]
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        return RoomWalk(self.rooms, index, self.length, self.options)
+def room_walks(options: RoomPathsConfig, seed: int, split: SceneSplit, length: int | None = None) -> list[RoomWalk]:
+    """Return walks, one for each of ``options.count`` rooms, which are generated on access. ``length`` is the number of
+    frames per walk; None: ``FRAMES_PER_KEY`` times the number of views per entry."""
+    rooms = _rooms(seed, split, options.clutter)
+    return [RoomWalk(rooms, k, length or FRAMES_PER_KEY * options.views, options) for k in range(options.count)]
 
 
 def room_paths(config: RoomPathsConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
     """Build the source of views along walks through toy rooms. Entries of the training split are random. The test split
     has one entry per room, with its first key frames."""
-    o, walks = config, RoomWalks(config, seed, split)
+    o, walks = config, room_walks(config, seed, split)
     rooms = f"seed {seed}, {split}, clutter {o.clutter:g}"
-    description = f"toy rooms, {rooms}, {o.height} x {o.width} px, {o.fov:g} deg, overlap {o.overlap:g}"
+    description = f"toy rooms, {rooms}, {o.height} x {o.width} px, {o.fov:g} deg, overlap {OVERLAP:g}"
     if split == "test":
         return WalkScenes(walks, o.views, description, entries=[Entry(k, 0) for k in range(len(walks))])
     return WalkScenes(walks, o.views, description, seed, o.between)
+
+
+def room_triangles(room: Room) -> tuple[Array, Array, Array]:
+    """Return the T triangles of a room without the outer sides of walls, floor and ceiling.
+
+    Returns:
+        Corners (T, 3, 3) in metres, sRGB colours (T, 3), and labels (T,) with the meaning of those of ``render_rooms``.
+    """
+    vertices, faces, colours, labels = room.asset.mesh()
+    corners = vertices[faces]
+    low = np.array([-HALF_WIDTH, -HALF_WIDTH, 0]) - THICKNESS
+    high = np.array([HALF_WIDTH, HALF_WIDTH, HEIGHT]) + THICKNESS
+    middle = corners.mean(1)
+    inside = ((middle > low) & (middle < high)).all(1)
+    return corners[inside], colours[inside], labels[inside]
+
+
+def glb(corners: Array, colours: Array) -> bytes:
+    """Encode z-up triangles (T, 3, 3) with sRGB colours (T, 3) as a y-up GLB. Triangles share no vertices."""
+    rgba = np.pad(np.round(to_linear(colours) * 255).astype(np.uint8), ((0, 0), (0, 1)), constant_values=255)
+    mesh = trimesh.Trimesh(
+        corners.reshape(-1, 3)[:, [1, 2, 0]],
+        np.arange(3 * len(corners)).reshape(-1, 3),
+        vertex_colors=np.repeat(rgba, 3, axis=0),
+        process=False,
+    )
+    data = mesh.export(file_type="glb")
+    assert isinstance(data, bytes)
+    return data

@@ -11,13 +11,13 @@ renders from any other camera are the ground truth.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from threedgen.geometry.images import enlarge_small, grid, write_png
 from threedgen.run.disk import write_atomic
 from threedgen.run.text import say
+from threedgen.toybox.options import ToyboxSubjectsConfig
 from threedgen.toybox.world.builder import Builder
 from threedgen.toybox.world.grammar import COLOURS, NOUNS, Noun, article, colour_value
 from threedgen.toybox.world.primitives import BOX, FRUSTUM, SPHERE, Asset, Primitive
@@ -66,12 +66,7 @@ def render_photos(subject: Asset, count: int, size: int, seed: int = 0) -> np.nd
     rng = np.random.default_rng([seed, max(0, subject.index), *b"photos"])
     turns = rng.uniform() + (np.arange(count) + rng.uniform(-0.2, 0.2, count)) / count
     elevation = np.deg2rad(rng.uniform(5.0, 30.0, count))
-    return render_views(subject, 2 * np.pi * turns, elevation, size)
-
-
-def render_views(subject: Asset, azimuth: np.ndarray, elevation: np.ndarray, size: int) -> np.ndarray:
-    """Render views (V, size, size, 3), in [0, 1], on grey 0.5. ``azimuth`` and ``elevation`` are (V,), in radians."""
-    return render_orbit(subject, azimuth, elevation, size).rgb
+    return render_orbit(subject, 2 * np.pi * turns, elevation, size).rgb
 
 
 def sample_palette(rng: np.random.Generator) -> list[np.ndarray]:
@@ -155,8 +150,7 @@ def _mark(solids: Sequence[Primitive], colour: np.ndarray, rng: np.random.Genera
     return Primitive(SPHERE, 1.0, radius * np.eye(3), _surface(solid, side), colour, "mark")
 
 
-def run(config: Any, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task "toybox-subjects": write a folder of photos per subject and a sheet of all photos."""
+def run(config: ToyboxSubjectsConfig, resume: Path | None = None, quiet: bool = False) -> int:
     folder, rows, labels = Path(str(config.out)), [], []
     for number in range(config.first, config.first + config.subjects):
         subject = make_subject(config.seed, number)

@@ -1,20 +1,24 @@
-"""Toybox combinations of noun, colour and part that are held out of training, and objects with one clear front."""
-
-from __future__ import annotations
+"""Toybox combinations of noun, colour and part that are held out of training, as prompts, scenes and objects."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import TYPE_CHECKING
+from functools import cache, partial
+
+import numpy as np
+import torch
 
 from threedgen.config import ConfigError
+from threedgen.data.coloured_mesh import ColouredMesh
+from threedgen.evaluation.consistency.scenes import Scene
+from threedgen.geometry.rigs import orbit
+from threedgen.geometry.views import Views
 from threedgen.run.seeding import numpy_generator
 from threedgen.toybox.world.grammar import COLOURS, NOUNS, Spec, caption, held_out, parse_prompt
 from threedgen.toybox.world.primitives import Asset
+from threedgen.toybox.world.raycast import render
 from threedgen.toybox.world.toybox import Toybox, build, toybox_mesh
 
-if TYPE_CHECKING:
-    from threedgen.data.coloured_mesh import ColouredMesh
+from .options import ToyboxScenesConfig
 
 
 @dataclass(frozen=True)
@@ -26,7 +30,6 @@ class Case:
 
     @property
     def caption(self) -> str:
-        """Caption in its basic wording."""
         return caption(self.spec)
 
     def truth(self, seed: int, number: int = 0) -> Asset:
@@ -107,3 +110,26 @@ class FrontObjects:
         for k in range(count):
             case, number = cases[k % len(cases)], first + k // len(cases)
             yield case.caption, toybox_mesh(case.truth(seed, number))
+
+
+BACKGROUND = 0.5
+"""Grey value of the background of toybox objects, equal to that of samples of the prior."""
+
+
+def toybox_scenes(config: ToyboxScenesConfig, sampler: object, seed: int) -> list[Scene]:
+    """Return scenes of held-out captions. The original views show a true object that no training uses."""
+    fov, elevation = float(np.deg2rad(config.fov)), float(np.deg2rad(config.elevation))
+    distance = config.relative_distance / float(np.tan(fov / 2))
+    cameras = orbit(config.views, elevation, distance, fov, config.size, config.size)
+
+    def original(case: Case, indices: Sequence[int]) -> Views:
+        chosen = cameras.select(list(indices))
+        asset, fovs = np.zeros(len(chosen), np.int64), np.full(len(chosen), fov)
+        image = render([case.truth(seed)], asset, chosen.c2w.numpy(), fovs, config.size, BACKGROUND, 3)
+        return Views(torch.from_numpy(image.rgb), chosen)
+
+    numbers = tuple(range(len(cameras)))
+    return [
+        Scene(f"{k:03d}-{case.caption.replace(' ', '-')}", cameras, numbers, (), case.caption, partial(original, case))
+        for k, case in enumerate(held_out_cases(config.count, seed, spread=True))
+    ]

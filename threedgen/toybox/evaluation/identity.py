@@ -4,8 +4,11 @@ similarity of the subjects in the images.
 For toybox subjects, this module has a small network that is trained to recognise a subject from any side among other
 subjects of the same noun. For photos, `features.HubIdentity` uses an image encoder of the Hugging Face hub, as in the
 DINO and CLIP-I scores of DreamBooth (arXiv 2208.12242, section 4.1).
+
+The task "train-identity" writes RUN/identity/toybox-identity.*: weights; options and ROC on new subjects as JSON.
 """
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +19,23 @@ from torch.nn import functional as F
 
 from threedgen.evaluation.metrics.figures import Floats, Json
 from threedgen.guidance.matte import convolution
-from threedgen.toybox.data import subjects
+from threedgen.run.dtypes import autocast_bf16
+from threedgen.toybox.data.subjects import make_subject, subject_nouns
+from threedgen.toybox.world.toybox import render_orbit
+from threedgen.train.task import run_task
 
-from .options import TRAIN_IDENTITY, IdentityNetworkConfig, ToyboxIdentityConfig
+from .options import IDENTITY, TRAIN_IDENTITY, IdentityNetworkConfig, ToyboxIdentityConfig, TrainIdentityConfig
 from .probe import Residual, pooled, prepare, read_network, write_network
+from .training import TEST_SEED, ClassifierSystem, train
 
-ROC_IMAGES = 5
-"""Number of images of each subject in `measure_roc`."""
+ROC_IMAGES, ROC_KINDS = 5, 40
+"""Number of images of each subject, and of kinds (nouns) of subjects, with which the ROC is measured."""
+KINDS, ALIKE = 6, 4
+"""Number of nouns per training step, and of subjects per noun that are to be distinguished."""
+RATE = {"0%": 1e-4, "5%": 2e-3, "40%": 2e-3, "100%": 1e-5}
+"""Schedule of the learning rate."""
+TEMPERATURE = 0.1
+"""Temperature of the contrastive loss."""
 
 
 class IdentityNet(nn.Module):
@@ -32,15 +45,8 @@ class IdentityNet(nn.Module):
         super().__init__()
         self.options = options or IdentityNetworkConfig()
         a, b, c, d = self.options.channels
-        self.levels = nn.Sequential(
-            convolution(3, a, 2),
-            convolution(a, b, 2),
-            Residual(b),
-            convolution(b, c, 2),
-            Residual(c),
-            convolution(c, d, 2),
-            Residual(d),
-        )
+        levels = [convolution(b, c, 2), Residual(c), convolution(c, d, 2), Residual(d)]
+        self.levels = nn.Sequential(convolution(3, a, 2), convolution(a, b, 2), Residual(b), *levels)
         self.out = nn.Linear(2 * d, self.options.width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -74,18 +80,16 @@ def similarity(ours: Tensor, theirs: Tensor) -> float:
 
 
 def roc(same: Floats, different: Floats) -> dict[str, float]:
-    """Compute the ROC of similarities. Raises ValueError if an argument is empty.
+    """Compute the ROC of similarities.
 
     Args:
-        same: similarities (N,) of pairs of images of the same subject.
-        different: similarities (M,) of pairs of images of different subjects.
+        same: similarities (N,) of pairs of images of the same subject, N > 0.
+        different: similarities (M,) of pairs of images of different subjects, M > 0.
 
     Returns:
         area: area under the ROC curve; threshold: the similarity that maximises hits - alarms; hits, alarms: shares of
         the pairs in ``same`` and in ``different`` that are at or above the threshold.
     """
-    if not len(same) or not len(different):
-        raise ValueError(f"one kind of pairs is empty: same={len(same)}, different={len(different)}")
     low = np.sort(different)
     below, up_to = (np.searchsorted(low, same, side) for side in ("left", "right"))
     thresholds = np.unique(np.concatenate([same, different]))
@@ -113,13 +117,13 @@ def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.intege
 @torch.no_grad()
 def measure_roc(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str, float]:
     """Measure the `roc` of a network on new subjects: ``alike`` subjects of each of ``count`` kinds (nouns)."""
-    rng, nouns = np.random.default_rng([seed, *b"measure"]), subjects.subject_nouns()
+    rng, nouns = np.random.default_rng([seed, *b"measure"]), subject_nouns()
     vectors, subject, kind = [], [], []
     for k in range(count):
         for number in range(alike):
-            asset = subjects.make_subject(seed, k * alike + number, nouns[k % len(nouns)].word)
+            asset = make_subject(seed, k * alike + number, nouns[k % len(nouns)].word)
             azimuth, elevation = rng.uniform(0, 2 * np.pi, ROC_IMAGES), np.deg2rad(rng.uniform(0, 30, ROC_IMAGES))
-            rgb = subjects.render_views(asset, azimuth, elevation, net.options.image_size)
+            rgb = render_orbit(asset, azimuth, elevation, net.options.image_size).rgb
             vectors.append(net(torch.from_numpy(rgb).permute(0, 3, 1, 2)))
             subject += [k * alike + number] * ROC_IMAGES
             kind += [k] * ROC_IMAGES
@@ -137,3 +141,41 @@ def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
     logits = logits.masked_fill(torch.eye(len(vectors), dtype=torch.bool, device=vectors.device), -torch.inf)
     partner = torch.arange(len(vectors), device=vectors.device) ^ 1
     return F.cross_entropy(logits, partner), float((logits.argmax(1) == partner).float().mean())
+
+
+class IdentitySystem(ClassifierSystem):
+    """Training of an `IdentityNet`. A step has two views each of `ALIKE` subjects of each of `KINDS` nouns."""
+
+    stage, shown, result = "identity", ("right",), f"identity/{IDENTITY}.safetensors"
+    net: IdentityNet
+
+    def __init__(self, config: TrainIdentityConfig) -> None:
+        super().__init__(config, IdentityNet(config.network), RATE)
+
+    def batch(self, step: int) -> Tensor:
+        """Render images (2 KINDS ALIKE, 3, S, S) in [0, 1]. Images 2 k and 2 k + 1 show the same subject."""
+        rng, nouns = self.numpy_rng(step, "subjects"), subject_nouns()
+        chosen = rng.permutation(len(nouns))[:KINDS]
+        seed, images = int(rng.integers(2**31)), []
+        for k in chosen:
+            for number in range(ALIKE):
+                azimuth, elevation = rng.uniform(0, 2 * np.pi, 2), np.deg2rad(rng.uniform(0, 30, 2))
+                asset = make_subject(seed, number, nouns[int(k)].word)
+                images.append(render_orbit(asset, azimuth, elevation, self.net.options.image_size).rgb)
+        return torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2)
+
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        x = self.augmented(self.batch(step), step)
+        with autocast_bf16(self.device):
+            vectors = self.net(x)
+        loss, right = contrastive(vectors, TEMPERATURE)
+        return loss, {"right": right}
+
+    def finish(self, path: Path, about: Json) -> tuple[Json, str]:
+        net = self.net.cpu()
+        figures = measure_roc(net, ROC_KINDS, ALIKE, self.seed + TEST_SEED)
+        net.save(path, {"roc": figures, **about})
+        return {"roc": figures}, f"area under the ROC {figures['area']:.3f}, subjects of one kind"
+
+
+run = partial(run_task, partial(train, IdentitySystem), result=IdentitySystem.result, files=(IdentitySystem.result,))

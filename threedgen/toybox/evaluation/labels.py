@@ -42,7 +42,6 @@ class Labels:
         return cls(*(tuple(str(word) for word in tree[name]) for name in ("nouns", "colours", "words")))
 
     def plain(self) -> dict[str, list[str]]:
-        """Return the vocabulary as a JSON object."""
         return {name: list(value) for name, value in vars(self).items()}
 
 

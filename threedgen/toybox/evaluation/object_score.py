@@ -16,6 +16,7 @@ import numpy as np
 from threedgen.config import ConfigError
 from threedgen.config.errors import OutOfMemory
 from threedgen.data.coloured_mesh import fit_to_ball, read_mesh
+from threedgen.data.options import OBJECT_RADIUS
 from threedgen.evaluation.metrics.colour import mottle
 from threedgen.evaluation.metrics.figures import Json, mean, median
 from threedgen.evaluation.report import thumbnails, write_strips
@@ -36,12 +37,11 @@ from threedgen.toybox.world.toybox import render_orbit
 from threedgen.train.status import Status
 from threedgen.train.task import Stopped, Task
 
-from .fidelity import Surface, roughness, surface, surface_figures
-from .held_out import Case, held_out_cases
-from .open_prompts import opaque
-from .options import MATTE, Evaluate3DConfig, EvaluateSubjectsConfig, load_task
+from .held_out import held_out_cases
+from .options import MATTE, Evaluate3DConfig, load_task
+from .prior_score import opaque
 from .probe import Probe
-from .report import Judged, judge_case, write_judged
+from .report import Judged, Surface, judge_case, roughness, surface, surface_figures, write_judged
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,6 @@ TRUTH_SIZE = 128
 """Side of ground-truth renders and of the images for roughness, pixels."""
 SIDES = 2
 """Number of views per kind of image on side_by_side.png. They have the first azimuths that the prior samples."""
-ASSET_RADIUS = 0.85
-"""Radius in world units to which a game-ready asset is scaled. Its file is in metres."""
 SHEET_OBJECTS, SHEET_VIEWS, SHEET_SIZE = 30, 4, 192
 KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", "each_side", "side", "noun_single")
 
@@ -93,61 +91,58 @@ class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
         self.cases = held_out_cases(config.prompts, config.seed, spread=True)
         self.items = range(len(self.cases))
         self.places = [f"objects/{runs.slug(case.caption)}" for case in self.cases]
-        self.generate = [
-            object_config(config, "config", case.caption, place, **{"export.enabled": config.assets})
-            for case, place in zip(self.cases, self.places, strict=True)
-        ]
+        fixed = {"seed": config.seed, "threads": config.threads, "export.enabled": config.assets}
+        self.generate: list[GenerateConfig] = []
+        for case, place in zip(self.cases, self.places, strict=True):
+            values = {"prompt": case.caption, "out": str(self.folder / place), **fixed}
+            self.generate.append(load_task("config", "generate", config.config, config.overrides, values))
 
     def measure(self, item: int) -> MeasuredObject:
         config, case, generate = self.config, self.cases[item], self.generate[item]
         self.progress.note(case.caption)
-        result = make(generate)
-        truth = [true_turntable(case, generate, config.seed, k) for k in range(max(2, config.calibration))]
-        views = to_uint8(result.views) / np.float32(255)
+        made, table = make(generate), generate.result.turntable
+        azimuth, (elevation, fov) = view_azimuths(table), np.deg2rad([table.elevation, table.fov])
+        truth = [
+            render_orbit(
+                case.truth(config.seed, k), azimuth, elevation, TRUTH_SIZE, True, fov, table.distance * np.tan(fov / 2)
+            )
+            for k in range(max(2, config.calibration))
+        ]
+        images = [render.rgb for render in truth]
+        args = (self.probe, case, made.views, made.azimuth, images, config.calibration)
+        found, side_by_side = None, None
+        if not made.failed:
+            c2w = orbit_array(elevation, azimuth, table.distance)
+            found = surface(Path(str(generate.out)), c2w, float(fov), TRUTH_SIZE, generate.result.mesh_resolution)
+            side_by_side = strip(generate, truth[0], made.views, TRUTH_SIZE) if config.assets else None
+        views = to_uint8(made.views) / np.float32(255)
         return MeasuredObject(
-            judge_case(
-                self.probe,
-                case,
-                result.views,
-                result.azimuth,
-                [render.rgb for render in truth],
-                config.calibration,
-                vote=True,
-                failed=result.failed,
-            ),
-            result,
-            None if result.failed else surface_of_run(generate),
+            judge_case(*args, vote=True, failed=made.failed),
+            made,
+            found,
             roughness(truth[0].normal, truth[0].mask),
             mottle(views, opaque(self.matte, views)),
             mottle(truth[0].rgb, truth[0].mask),
-            strip(generate, truth[0], result.views, TRUTH_SIZE) if config.assets and not result.failed else None,
+            side_by_side,
         )
 
     def report(self, rows: list[MeasuredObject]) -> None:
-        config = self.config
+        config, made = self.config, [row.turntable for row in rows]
         beside = {row.judged.case.caption: row.strip for row in rows if row.strip is not None}
         write_strips(self.folder / "side_by_side.png", beside.values(), list(beside), 2)
         fidelity = surface_figures([row.surface for row in rows], [row.true_roughness for row in rows])
-        fidelity |= {
-            "mottle": mean([row.mottle for row in rows]),
-            "floor_mottle": mean([row.true_mottle for row in rows]),
-        }
-        own = [
+        fidelity["mottle"] = mean([row.mottle for row in rows])
+        fidelity["floor_mottle"] = mean([row.true_mottle for row in rows])
+        own: list[Json] = [
             {"folder": place, "seconds": row.turntable.seconds, "mottle": row.mottle}
             for place, row in zip(self.places, rows, strict=True)
         ]
-        seconds = [row.turntable.seconds for row in rows if row.turntable.seconds is not None]
+        seconds = [one.seconds for one in made if one.seconds is not None]
         costs = {"seconds_median": median(seconds), "seconds_most": max(seconds, default=None)}
-        figures: Json = {
-            "prompts": len(rows),
-            "config": config.config,
-            "overrides": list(config.overrides),
-            "failed": sum(row.turntable.failed for row in rows),
-            "costs": costs,
-        }
-        finished = [k for k, row in enumerate(rows) if not row.turntable.failed][:SHEET_OBJECTS]
-        step = VIEWS // SHEET_VIEWS
-        shown = {k: thumbnails(rows[k].turntable.views[::step][:SHEET_VIEWS], SHEET_SIZE) for k in finished}
+        figures: Json = {"prompts": len(rows), "config": config.config, "overrides": list(config.overrides)}
+        figures |= {"failed": sum(one.failed for one in made), "costs": costs}
+        finished = [k for k, one in enumerate(made) if not one.failed][:SHEET_OBJECTS]
+        shown = {k: thumbnails(made[k].views[:: VIEWS // SHEET_VIEWS][:SHEET_VIEWS], SHEET_SIZE) for k in finished}
         middle, most = ("-" if value is None else f"{value:.0f} s" for value in costs.values())
         overrides = f" with {' '.join(config.overrides)}" if config.overrides else ""
         intro = f"""# 3D objects of held-out prompts
@@ -162,26 +157,6 @@ for objects that have a front. Its false alarm rate is the difference to 100 % o
 Seconds per object: median {middle}, at most {most}."""
         judged = [row.judged for row in rows]
         write_judged(self.task, self.probe, judged, KEYS, intro, notes, figures, shown, own, fidelity)
-
-
-def object_config(
-    config: Evaluate3DConfig | EvaluateSubjectsConfig, key: str, prompt: str, place: str, **values: object
-) -> GenerateConfig:
-    """Load the generate config of one prompt. By default the run exports no game-ready asset.
-
-    Args:
-        key: field of ``config`` that has the name of the generate config.
-        place: subfolder of the evaluation for the run.
-        values: further config values, by key.
-
-    Raises:
-        ConfigError: if the config is of another task.
-    """
-    fixed = {"prompt": prompt, "seed": config.seed, "threads": config.threads, "export.enabled": False}
-    fixed |= {"out": str(Path(str(config.out)) / place), **values}
-    overrides = config.overrides if key == "config" else ()
-    generate: GenerateConfig = load_task(key, "generate", str(getattr(config, key)), overrides, fixed)
-    return generate
 
 
 def make(config: GenerateConfig) -> Turntable:
@@ -230,32 +205,10 @@ def strip(config: GenerateConfig, truth: RenderResult, views: Array, size: int) 
         truth.rgb[nearest],
         read_safetensors(preview)["views"][:SIDES].numpy() if preview.exists() else grey,
         views[nearest],
-        fit_to_ball(read_mesh(asset), ASSET_RADIUS).render(c2w, float(np.deg2rad(table.fov)), size) if asset else grey,
+        fit_to_ball(read_mesh(asset), OBJECT_RADIUS).render(c2w, float(np.deg2rad(table.fov)), size) if asset else grey,
     )
     smallest = min(size, *(len(images[0]) for images in forms))
     return np.concatenate([thumbnails(images, smallest) for images in forms])
-
-
-def true_turntable(case: Case, generate: GenerateConfig, seed: int, number: int) -> RenderResult:
-    """Render true object ``number`` of a caption from the turntable cameras of a run, with normals."""
-    table, (azimuth, elevation, fov) = generate.result.turntable, angles(generate)
-    distance = table.distance * np.tan(fov / 2)
-    return render_orbit(
-        case.truth(seed, number), azimuth, elevation, TRUTH_SIZE, with_gbuffer=True, fov=fov, relative_distance=distance
-    )
-
-
-def surface_of_run(generate: GenerateConfig) -> Surface | None:
-    """Measure the surface of the object of a finished run, as seen from its turntable cameras."""
-    azimuth, elevation, fov = angles(generate)
-    c2w = orbit_array(elevation, azimuth, generate.result.turntable.distance)
-    return surface(Path(str(generate.out)), c2w, fov, TRUTH_SIZE, generate.result.mesh_resolution)
-
-
-def angles(generate: GenerateConfig) -> tuple[Array, float, float]:
-    """Return azimuths (V,), elevation and vertical field of view of the turntable cameras of a run, in radians."""
-    table = generate.result.turntable
-    return view_azimuths(table), float(np.deg2rad(table.elevation)), float(np.deg2rad(table.fov))
 
 
 run = evaluation_task(Objects3D)

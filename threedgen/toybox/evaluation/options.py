@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from threedgen.config import Config, ConfigError, Scheduled, load, task_of
 from threedgen.config.command import command
@@ -28,15 +28,9 @@ MATTE = "toybox-matte"
 
 
 def network_file(weights: str, name: str, key: str, remedy: str) -> Path:
-    """Return the path of the weights of a network.
+    """Return the path of the weights of a network: a .safetensors file, a folder with NAME.safetensors, or "embedded".
 
-    Args:
-        weights: .safetensors file, folder with NAME.safetensors, or "embedded".
-        key: config key of ``weights``, for the error message.
-        remedy: advice at the end of the error message.
-
-    Raises:
-        ConfigError: if the file is missing.
+    Raises ConfigError for the config key ``key``, with ``remedy`` at the end of the message, if the file is missing.
     """
     path = folder("weights") if weights == "embedded" else user_path(weights, key)
     path = path / f"{name}.safetensors" if path.is_dir() or weights == "embedded" else path
@@ -68,20 +62,11 @@ class ProbeNetworkConfig(Config):
     channels: tuple[int, int, int, int] = Field((32, 64, 96, 112), description="width of each level")
 
 
-class ClassifierTrainingConfig(Config):
-    """Training of a measuring network on toybox renders."""
-
-    learning_rate: Scheduled = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
-    weight_decay: float = Field(0.02, ge=0, description="weight decay of AdamW")
-    bf16: bool = Field(True, description="bfloat16 autocast on machines with instructions for it")
-
-
-class ProbeTrainingConfig(ClassifierTrainingConfig):
+class ProbeTrainingConfig(Config):
     """Training of the probe on renders of both splits, because it only measures."""
 
-    block: int = Field(8, ge=1, description="objects rendered per step")
-    blocks: int = Field(4, ge=1, description="blocks per batch: the new one and earlier ones, augmented again")
-    window: int = Field(256, ge=1, description="steps from which earlier blocks are reused")
+    blocks: int = Field(4, ge=1, description="blocks of objects per batch: the new one and earlier ones")
+    learning_rate: Scheduled = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
     spoiled: float = Field(0.0, ge=0, le=1, description="share of objects made rough; half of these with two fronts")
 
 
@@ -102,19 +87,10 @@ class IdentityNetworkConfig(ProbeNetworkConfig):
     width: int = Field(64, ge=2, le=1024, description="dimension of the output vector")
 
 
-class IdentityTrainingConfig(ClassifierTrainingConfig):
-    """Contrastive training on pairs of views of subjects."""
-
-    kinds: int = Field(6, ge=1, description="nouns per step")
-    alike: int = Field(4, ge=2, description="subjects per noun, to be distinguished")
-    learning_rate: Scheduled = Field({"0%": 1e-4, "5%": 2e-3, "40%": 2e-3, "100%": 1e-5}, ge=0)
-
-
 class TrainIdentityConfig(RunConfig):
     """Train the network that recognises the same toybox subject in two images."""
 
     network: IdentityNetworkConfig = IdentityNetworkConfig()
-    training: IdentityTrainingConfig = IdentityTrainingConfig()
     trainer: TrainerConfig = TrainerConfig(max_steps=3000, gradient_clip_val=5.0)
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
 
@@ -122,8 +98,7 @@ class TrainIdentityConfig(RunConfig):
 class ProbeConfig(Config):
     """Probe of an evaluation."""
 
-    embedded: ClassVar[str] = PROBE
-    """Name of the network file that the weights "embedded" stand for."""
+    embedded: ClassVar[str] = PROBE  # file of the weights "embedded"
 
     weights: str = Field("embedded", min_length=1, description="'embedded', or a train-probe run's .safetensors file")
 
@@ -132,7 +107,7 @@ class ProbeConfig(Config):
 
 
 class ProbeSidesConfig(ProbeConfig):
-    """Toybox probe as view classifier, trained further on rough and two-fronted objects (``adapters.py``)."""
+    """Toybox probe as view classifier, trained further on rough and two-fronted objects."""
 
     embedded: ClassVar[str] = "toybox-sides"
 
@@ -152,7 +127,6 @@ class ToyboxIdentityConfig(Config):
     weights: str = Field("embedded", min_length=1, description="'embedded', or the file or folder of a RUN/identity")
 
     def file(self) -> Path:
-        """Return the path of the weights. Raises ConfigError if the file is missing."""
         return network_file(self.weights, IDENTITY, "weights", TRAIN_IDENTITY)
 
     def check(self) -> None:
@@ -221,24 +195,9 @@ class EvaluateSubjectsConfig(RunConfig):
     )
     subjects: int = Field(10, ge=1, le=1000, description="number of subjects, of different nouns as far as possible")
     photos: int = Field(5, ge=2, le=100, description="training images per subject")
-    settings: tuple[str, ...] = Field(
-        ("", "red hat", "blue scarf", "green glasses"), min_length=1, description="COLOUR ACCESSORY; empty: nothing"
-    )
     held_out: int = Field(20, ge=1, le=10_000, description="held-out prompts that show what was forgotten")
     steps: int = Field(25, ge=1, le=1000, description="DDIM steps of the samples")
     guidance_scale: float = Field(3.0, ge=0, description="scale of classifier-free guidance")
-    objects: str | None = Field(None, description="generate config for 3D objects, such as quick-toybox; null: none")
-
-    @model_validator(mode="after")
-    def _valid_lists(self) -> EvaluateSubjectsConfig:
-        for setting in self.settings:
-            if setting and len(setting.split()) != 2:
-                raise ValueError(f"settings should be COLOUR ACCESSORY, such as 'red hat' (got {setting!r})")
-        for name in ("preservation", "strengths"):
-            values = getattr(self, name)
-            if len(set(values)) < len(values):
-                raise ValueError(f"{name} should name each one once (got {values})")
-        return self
 
     @property
     def rows(self) -> list[tuple[str, float]]:

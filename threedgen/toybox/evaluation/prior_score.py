@@ -6,28 +6,166 @@ RUN/sheet.png                   some of the samples with captions and verdicts
 RUN/open/, open.png             samples of open prompts, which leave the colour unspecified
 """
 
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
 import numpy as np
 import torch
 
-from threedgen.evaluation.metrics.figures import Json
+from threedgen.evaluation.metrics.colour import colour_disagreement, foreground_means
+from threedgen.evaluation.metrics.figures import Json, Share, mean_estimate, share
 from threedgen.evaluation.prior import PriorEvaluation
-from threedgen.evaluation.report import write_strips
+from threedgen.evaluation.report import (
+    format_estimate,
+    format_limits,
+    format_share,
+    markdown_table,
+    rounded,
+    write_strips,
+)
 from threedgen.evaluation.runner import evaluation_task
 from threedgen.evaluation.samples import random_ring, ring_poses
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.run.arrays import evenly_spaced
+from threedgen.run.arrays import Array, evenly_spaced
 from threedgen.run.seeding import numpy_generator
 from threedgen.toybox.data.pictures import FourSides
-from threedgen.toybox.world.captions import OpenToybox
-from threedgen.toybox.world.toybox import render_orbit
+from threedgen.toybox.world.grammar import ACCESSORIES, NOUNS, Spec, caption
+from threedgen.toybox.world.toybox import OpenToybox, build, render_orbit
 from threedgen.train.task import Task
 
 from .held_out import held_out_cases
-from .open_prompts import OpenCases, measure, open_table, true_views
 from .options import MATTE, EvaluatePriorConfig
-from .probe import Probe
+from .probe import Probe, combine_views
 from .report import Judged, judge_case, write_judged
+
+VARIETY_NOUNS = 6
+"""Number of nouns that are sampled with many seeds."""
+LOW_DISTANCE = 15
+"""Maximum Lab distance between the views of an object that count as equal in colour."""
+
+
+class OpenCase(NamedTuple):
+    """Open prompt, as a spec without colours, and a seed."""
+
+    spec: Spec
+    seed: int
+
+    @property
+    def prompt(self) -> str:
+        return caption(self.spec)
+
+
+Cases = dict[str, list[OpenCase]]
+"""Open prompts by metric: "agreement" of colours across views; accessories "worn", and the same nouns "plain";
+"variety" between seeds."""
+
+
+def open_cases(nouns: int, seeds: int) -> Cases:
+    """Choose ``nouns`` evenly spread nouns, and accessories in turn; ``seeds``: seeds per noun for variety."""
+    vocabulary, worn = list(NOUNS), []
+    spread = [vocabulary[k * len(vocabulary) // nouns] for k in range(nouns)]
+    for k in range(nouns):
+        accessory = list(ACCESSORIES)[k % len(ACCESSORIES)]
+        able = [word for word in vocabulary if accessory in NOUNS[word].wears]
+        worn.append(OpenCase(Spec(able[7 * k % len(able)], part=accessory), k))
+    few = spread[:: max(1, nouns // VARIETY_NOUNS)][:VARIETY_NOUNS]
+    return {
+        "agreement": [OpenCase(Spec(word), k) for k, word in enumerate(spread)],
+        "worn": worn,
+        "plain": [OpenCase(Spec(case.spec.noun), case.seed) for case in worn],
+        "variety": [OpenCase(Spec(word), k) for word in few for k in range(seeds)],
+    }
+
+
+def true_views(case: OpenCase, azimuth: Array, size: int, seed: int) -> Array:
+    """Render views (V, size, size, 3) in [0, 1] of a random object of the prompt from ``azimuth`` (V,), radians."""
+    rng = numpy_generator(seed, case.seed, f"open truth {case.prompt}")
+    return render_orbit(build(case.spec, rng), azimuth, np.deg2rad(15), size).rgb
+
+
+def measure(probe: Probe, matte: Matte, cases: Cases, views: Sequence[Array], truth: Sequence[Array]) -> Json:
+    """Compute all metrics of samples ``views`` and true renders ``truth``, as JSON.
+
+    Both have images (V, H, W, 3) in [0, 1] for each prompt, in the order of ``cases``.
+    """
+    ends = np.cumsum([0, *map(len, cases.values())])
+    parts = {name: slice(ends[k], ends[k + 1]) for k, name in enumerate(cases)}
+    sources, colours = {"measured": views, "truth": truth}, parts["agreement"]
+    means = {name: [foreground_means(v, opaque(matte, v)) for v in of[colours]] for name, of in sources.items()}
+    objects = [[m for m in sides if m is not None] for sides in means["truth"]]
+    chance = float(np.mean([np.linalg.norm(a[0] - b[0]) for a, b in combinations(filter(None, objects), 2)]))
+    distances = {name: [colour_disagreement(m, chance) for m in each] for name, each in means.items()}
+    nouns = {case.spec.noun: d for case, d in zip(cases["agreement"], distances["measured"], strict=True)}
+    low = sum(d < LOW_DISTANCE for d in distances["measured"])
+    agreement: Json = {name: mean_estimate(each) for name, each in distances.items()}
+    found: Json = {"agreement": agreement | {"chance": chance, "below_15": low, "nouns": nouns}}
+    found |= {"accessories": {}, "variety": {}}
+    words = [case.spec.part for case in cases["worn"]]
+    for name, of in sources.items():
+        found["accessories"][name] = {
+            kind: share([is_present(probe, v, word) for v, word in zip(of[parts[group]], words, strict=True)]).plain()
+            for kind, group in (("with", "worn"), ("without", "plain"))
+        }
+        found["variety"][name] = _variety(probe, matte, cases["variety"], of[parts["variety"]])
+    result: Json = rounded(found)
+    return result
+
+
+def opaque(matte: Matte, views: Array) -> Array:
+    """Return the foreground masks (V, H, W), bool, of images (V, H, W, 3) in [0, 1]."""
+    return matte.opacity(torch.from_numpy(views).float()).numpy() > 0.5
+
+
+def is_present(probe: Probe, views: Array, word: str) -> bool:
+    """Return whether the probe finds the part or accessory ``word`` in any of the views (V, H, W, 3) in [0, 1]."""
+    answers = combine_views(probe.classify(torch.from_numpy(views).float()))
+    return float(answers.part[probe.labels.words.index(word)]) > probe.threshold
+
+
+def _variety(probe: Probe, matte: Matte, cases: Sequence[OpenCase], views: Sequence[Array]) -> dict[str, float]:
+    """Measure the variety between the seeds of a noun, and return the mean over the nouns.
+
+    colour_entropy is the entropy of the colour names in bits. shape_distance is 1 - IoU of the masks of view 0.
+    """
+    entropies, shapes = [], []
+    for noun in dict.fromkeys(case.spec.noun for case in cases):
+        own = [v for v, case in zip(views, cases, strict=True) if case.spec.noun == noun]
+        names = [int(probe.classify(torch.from_numpy(v).float()).colour.mean(0).argmax()) for v in own]
+        share = np.unique(names, return_counts=True)[1] / len(names)
+        entropies.append(float(-(share * np.log2(share)).sum()))
+        masks = [opaque(matte, v[:1])[0] for v in own]
+        distances = [1 - (a & b).sum() / max(1, (a | b).sum()) for a, b in combinations(masks, 2)]
+        shapes.append(float(np.mean(distances)))
+    return {"colour_entropy": float(np.mean(entropies)), "shape_distance": float(np.mean(shapes))}
+
+
+def open_table(figures: Json, count: int, seeds: int) -> str:
+    """Return the report section with the table of the metrics of `measure`, in Markdown."""
+    both, agreement, entropy = ("measured", "truth"), figures["agreement"], f"{math.log2(min(seeds, 12)):.2f}"
+
+    def rates(kind: str) -> list[str]:
+        shares = [Share.of(figures["accessories"][name][kind]) for name in both]
+        return [f"{format_share(found)}, {format_limits(found)}" for found in shares]
+
+    def numbers(key: str) -> list[str]:
+        return [f"{figures['variety'][name][key]:.3f}" for name in both]
+
+    colours = [format_estimate(agreement[name]) for name in both]
+    rows = [
+        ["Lab distance of the four views, no colour named", *colours, f"{agreement['chance']:.1f}"],
+        [f"of {count} nouns below {LOW_DISTANCE}", str(agreement["below_15"]), "", ""],
+        ["accessory without a colour is present", *rates("with"), ""],
+        ["the same without its word", *rates("without"), ""],
+        [f"entropy of colour names over {seeds} seeds, bits", *numbers("colour_entropy"), entropy],
+        ["distance of outlines between seeds", *numbers("shape_distance"), ""],
+    ]
+    return "## Open prompts\n\n" + markdown_table(["figure", "measured", "truth", "chance or maximum"], rows)
+
 
 HELD_BACK = 7_000_000
 """Offset of the seed of the objects for the use of other views. No usual training seed gives the same objects."""
@@ -88,11 +226,9 @@ counts as right within 15 degrees of its quarter."""
         write_judged(self.task, self.probe, rows, KEYS, intro, text, about, shown, summary={"prior": self.weights})
 
     def sections(self) -> tuple[list[str], Json]:
-        """Measure the use of other views, and samples of open prompts. Return report sections, and numbers as JSON.
-
-        The use of other views is measured only for MVDream, which accepts another time step for each view.
-        """
+        """Measure the use of other views, and samples of open prompts. Return report sections, and numbers as JSON."""
         config, sections, figures = self.config, list[str](), Json()
+        # only MVDream accepts another time step for each view
         if config.view_use and isinstance(self.prior, MVDream):
             world = FourSides(OpenToybox(config.seed + HELD_BACK, "train"), config.n_view)
             section, figures["view_use"] = self.view_use(world.block(range(config.view_use), self.prior.image_size))
@@ -104,8 +240,9 @@ counts as right within 15 degrees of its quarter."""
 
     def open_prompts(self) -> tuple[str, Json]:
         """Sample open prompts, measure the samples, and return the report section, and numbers as JSON."""
-        config, cases = self.config, OpenCases.chosen(self.config.open_nouns, VARIETY_SEEDS)
-        every, prompts = cases.every, [case.prompt for case in cases.every]
+        config, cases = self.config, open_cases(self.config.open_nouns, VARIETY_SEEDS)
+        every = [case for group in cases.values() for case in group]
+        prompts = [case.prompt for case in every]
         azimuth = np.arange(4) * np.pi / 2
 
         def metadata(indices: range) -> dict[str, str]:

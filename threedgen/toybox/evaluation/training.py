@@ -1,35 +1,32 @@
-"""Tasks "train-probe" and "train-identity": training of the small networks that measure toybox images.
+"""Task "train-probe": training of the probe, and the base of the trainings of networks that measure toybox images.
 
-RUN/probe/toybox-probe.*        weights of the probe in float16; vocabulary, options and accuracy as JSON
-RUN/identity/toybox-identity.*  weights of the identity network; options and ROC on new subjects as JSON
+RUN/probe/toybox-probe.*    weights of the probe in float16; vocabulary, options and accuracy as JSON
 """
 
 import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.config import ConfigError
+from threedgen.config import ConfigError, Scheduled
 from threedgen.evaluation.metrics.figures import Json
 from threedgen.geometry.images import to_uint8
 from threedgen.run.dtypes import autocast_bf16
-from threedgen.toybox.data import subjects
 from threedgen.toybox.world.grammar import ACCESSORIES
 from threedgen.toybox.world.toybox import Split, Toybox, View
 from threedgen.train.status import Status
 from threedgen.train.system import System
 from threedgen.train.task import Task, run_task
 
-from .identity import IdentityNet, contrastive, measure_roc
 from .judging import calibrate, own_accuracy
 from .labels import OPEN, Labels, ProbeToybox, Truth, corrupt, labelled
-from .options import IDENTITY, PROBE, TrainIdentityConfig, TrainProbeConfig
+from .options import PROBE, TrainIdentityConfig, TrainProbeConfig
 from .probe import Logits, Probe
 from .report import verdict_figures
 
@@ -43,14 +40,13 @@ ACCESSORY_WEIGHT = 4.0
 """Loss weight of accessories relative to other parts. Accessories are rare and small."""
 N_VIEW = 2
 """Number of views per training object of the probe."""
-CALIBRATION_OBJECTS, TEST_OBJECTS, TEST_KINDS = 500, 1000, 40
-TEMPERATURE = 0.1
-"""Temperature of the contrastive loss."""
-Output = TypeVar("Output")
-Target = TypeVar("Target")
+CALIBRATION_OBJECTS, TEST_OBJECTS = 500, 1000
+WEIGHT_DECAY = 0.02
+BLOCK, WINDOW = 8, 256
+"""Objects per block, and number of steps from which earlier blocks are reused."""
 
 
-class ClassifierSystem(System, Generic[Output, Target]):
+class ClassifierSystem(System):
     """Base class for training a small network ``net`` on augmented toybox images.
 
     The data of a step depends only on the seed and the number of the step.
@@ -63,19 +59,15 @@ class ClassifierSystem(System, Generic[Output, Target]):
     result: str
     shown: tuple[str, ...]
 
-    def __init__(self, config: TrainProbeConfig | TrainIdentityConfig, net: nn.Module) -> None:
+    def __init__(self, config: TrainProbeConfig | TrainIdentityConfig, net: nn.Module, rate: Scheduled) -> None:
         super().__init__(config)
-        self.config, self.options, self.net = config, config.training, net
+        self.config, self.net, self.rate = config, net, rate
 
     def start(self) -> None:
         """Load the initial weights of a new run. Raises ConfigError if they are missing or do not fit."""
 
-    def batch(self, step: int) -> tuple[Tensor, Target]:
-        """Return images (B, 3, S, S) in [0, 1] of a step, and the target for `loss`."""
-        raise NotImplementedError
-
-    def loss(self, output: Output, target: Target) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss () of the network output, and metrics by name."""
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        """Return the loss () of a step, and metrics by name."""
         raise NotImplementedError
 
     def finish(self, path: Path, about: Json) -> tuple[Json, str]:
@@ -83,15 +75,18 @@ class ClassifierSystem(System, Generic[Output, Target]):
         raise NotImplementedError
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        x, target = self.batch(int(batch))
-        x = augment(x, self.rng(int(batch), "augment")).to(self.device)
-        with autocast_bf16(self.device, self.options.bf16):
-            output = self.net(x)
-        loss, self.metrics = self.loss(output, target)
+        loss, self.metrics = self.loss(int(batch))
         return loss
 
+    def augmented(self, x: Tensor, step: int) -> Tensor:
+        """Augment images (B, 3, S, S) in [0, 1] of a step, and copy them to the device."""
+        return augment(x, self.rng(step, "augment")).to(self.device)
 
-def train(kind: Callable[[Any], ClassifierSystem[Output, Target]], task: Task) -> Status:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        return self.adamw(self.parameters(), self.rate, weight_decay=WEIGHT_DECAY)
+
+
+def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
     """Train the network of a system class, then measure and write the network."""
     torch.manual_seed(task.config.seed)
     system = kind(task.config)
@@ -120,7 +115,7 @@ def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
     return {"objects": count, **verdict_figures(verdicts)}
 
 
-class ProbeSystem(ClassifierSystem[Logits, Truth]):
+class ProbeSystem(ClassifierSystem):
     """Training of a `Probe`. Each step renders one new block of samples and reuses random earlier blocks, because
     rendering a block takes as long as a training step."""
 
@@ -130,7 +125,7 @@ class ProbeSystem(ClassifierSystem[Logits, Truth]):
     net: Probe
 
     def __init__(self, config: TrainProbeConfig) -> None:
-        super().__init__(config, Probe(Labels.of_toybox(), config.network))
+        super().__init__(config, Probe(Labels.of_toybox(), config.network), config.training.learning_rate)
         self.box = ProbeToybox(config.seed)
         weights = [ACCESSORY_WEIGHT if word in ACCESSORIES else 1.0 for word in self.net.labels.words]
         self.register_buffer("emphasis", torch.tensor(weights), persistent=False)
@@ -145,10 +140,8 @@ class ProbeSystem(ClassifierSystem[Logits, Truth]):
         self.net.load_state_dict(probe.state_dict())
 
     def batch(self, step: int) -> tuple[Tensor, Truth]:
-        o = self.config.training
-        self.cache.pop(step - o.window, None)
-        rng = self.numpy_rng(step, "blocks")
-        earlier = rng.permutation(min(step, o.window - 1))[: o.blocks - 1]
+        self.cache.pop(step - WINDOW, None)
+        earlier = self.numpy_rng(step, "blocks").permutation(min(step, WINDOW - 1))[: self.config.training.blocks - 1]
         blocks = [self.block(step - int(back)) for back in (0, *(earlier + 1))]
         rgb = torch.cat([rgb for rgb, _ in blocks]).permute(0, 3, 1, 2).float() / 255
         return rgb, Truth.cat([truth for _, truth in blocks])
@@ -156,16 +149,19 @@ class ProbeSystem(ClassifierSystem[Logits, Truth]):
     def block(self, number: int) -> tuple[Tensor, Truth]:
         """Return images (B, S, S, 3), uint8, and labels of block ``number``. Render them unless they are cached."""
         if number not in self.cache:
-            o = self.config.training
-            first = (number + self.global_rank * BLOCKS_PER_RANK) * o.block  # devices share no samples
-            indices = range(first, first + o.block)
+            first = (number + self.global_rank * BLOCKS_PER_RANK) * BLOCK  # devices share no samples
+            indices, spoiled = range(first, first + BLOCK), self.config.training.spoiled
             assets, rgb, truth = labelled(self.box, indices, self.net.options.image_size, N_VIEW, self.net.labels)
-            corrupt(self.box, indices, assets, rgb, truth, o.spoiled, self.numpy_rng(number, "spoiled"))
+            corrupt(self.box, indices, assets, rgb, truth, spoiled, self.numpy_rng(number, "spoiled"))
             self.cache[number] = torch.from_numpy(to_uint8(rgb)), truth
         return self.cache[number]
 
-    def loss(self, output: Logits, target: Truth) -> tuple[Tensor, dict[str, float]]:
-        return probe_loss(output, target.to(self.device), self.emphasis)
+    def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
+        x, truth = self.batch(step)
+        x = self.augmented(x, step)
+        with autocast_bf16(self.device):
+            logits = self.net(x)
+        return probe_loss(logits, truth.to(self.device), self.emphasis)
 
     def finish(self, path: Path, about: Json) -> tuple[Json, str]:
         self.net.cpu().save(path)
@@ -211,42 +207,6 @@ def probe_loss(raw: Logits, truth: Truth, emphasis: Tensor | float = 1.0) -> tup
     return torch.stack(list(terms.values())).sum(), {name: value.item() for name, value in metrics.items()}
 
 
-# --- the identity network ----------------------------------------------------------------------------------------
-
-
-class IdentitySystem(ClassifierSystem[Tensor, None]):
-    """Training of an `IdentityNet`. A step has two views each of ``alike`` subjects of each of ``kinds`` nouns."""
-
-    stage, shown, result = "identity", ("right",), f"identity/{IDENTITY}.safetensors"
-    config: TrainIdentityConfig
-    net: IdentityNet
-
-    def __init__(self, config: TrainIdentityConfig) -> None:
-        super().__init__(config, IdentityNet(config.network))
-
-    def batch(self, step: int) -> tuple[Tensor, None]:
-        """Render images (2 * kinds * alike, 3, S, S) in [0, 1]. Images 2 k and 2 k + 1 show the same subject."""
-        o, rng, nouns = self.config.training, self.numpy_rng(step, "subjects"), subjects.subject_nouns()
-        chosen = rng.permutation(len(nouns))[: o.kinds]
-        seed, images = int(rng.integers(2**31)), []
-        for k in chosen:
-            for number in range(o.alike):
-                azimuth, elevation = rng.uniform(0, 2 * np.pi, 2), np.deg2rad(rng.uniform(0, 30, 2))
-                asset = subjects.make_subject(seed, number, nouns[int(k)].word)
-                images.append(subjects.render_views(asset, azimuth, elevation, self.net.options.image_size))
-        return torch.from_numpy(np.concatenate(images)).permute(0, 3, 1, 2), None
-
-    def loss(self, output: Tensor, target: None) -> tuple[Tensor, dict[str, float]]:
-        loss, right = contrastive(output, TEMPERATURE)
-        return loss, {"right": right}
-
-    def finish(self, path: Path, about: Json) -> tuple[Json, str]:
-        net = self.net.cpu()
-        figures = measure_roc(net, TEST_KINDS, self.config.training.alike, self.seed + TEST_SEED)
-        net.save(path, {"roc": figures, **about})
-        return {"roc": figures}, f"area under the ROC {figures['area']:.3f}, subjects of one kind"
-
-
 # --- augmentation ------------------------------------------------------------------------------------------------
 
 
@@ -281,6 +241,3 @@ def augment(x: Tensor, rng: torch.Generator) -> Tensor:
 
 
 run_probe = partial(run_task, partial(train, ProbeSystem), result=ProbeSystem.result, files=(ProbeSystem.result,))
-run_identity = partial(
-    run_task, partial(train, IdentitySystem), result=IdentitySystem.result, files=(IdentitySystem.result,)
-)

@@ -17,7 +17,6 @@ from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from threedgen.config import Scheduled
 from threedgen.geometry.images import grid, write_png
 from threedgen.run.dtypes import autocast_bf16
 from threedgen.toybox.world.rooms import Rooms
@@ -25,8 +24,17 @@ from threedgen.toybox.world.toybox import Toybox
 from threedgen.train.muon import Muon
 from threedgen.train.system import System
 
-from .options import AutoencoderConfig, DecoderConfig
+from .options import AutoencoderConfig
 
+LATENT_CHANNELS = 8
+GROUPS = 1
+"""Number of groups of the group norms; 1 keeps colours comparable."""
+RATE = {"0%": 1e-4, "1%": 1e-3, "60%": 1e-3, "100%": 2e-5}
+"""Schedule of the learning rate."""
+HALF_SIZE_WEIGHT = 0.25
+"""Weight of the loss of half-size latents and images (arXiv 2502.14831)."""
+LATENT_NOISE = 0.5
+"""Largest standard deviation of the noise on latents in the training of the decoder."""
 WHOLE = 0.25
 """Fraction of the steps, at the end of the training, that use whole images."""
 JUMBLES, ROOMS = 0.25, 0.2
@@ -44,8 +52,8 @@ def build(options: AutoencoderConfig) -> AutoencoderKL:
         up_block_types=("UpDecoderBlock2D",) * n,
         block_out_channels=tuple(options.channels),
         layers_per_block=1,
-        latent_channels=options.latent_channels,
-        norm_num_groups=options.groups,
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=GROUPS,
         mid_block_add_attention=False,
         scaling_factor=1.0,
     )
@@ -129,14 +137,15 @@ class AutoencoderSystem(System):
     def __init__(
         self,
         options: AutoencoderConfig,
+        image_size: int,
         seed: int,
         vae: AutoencoderKL,
         bf16: bool,
         max_steps: int | None = None,
         **facts: str,
     ) -> None:
-        super().__init__(options, seed, max_steps or options.max_steps, **facts)
-        self.options, self.bf16 = options, bf16
+        super().__init__(options, seed, max_steps or options.max_steps, size=str(image_size), **facts)
+        self.options, self.image_size, self.bf16 = options, image_size, bf16
         network: Any = vae
         self.vae = network.to(memory_format=torch.channels_last)  # faster on a CPU
         self.box, self.rooms = Toybox(seed + 1, "train"), Rooms(seed + 1, "train")
@@ -145,53 +154,51 @@ class AutoencoderSystem(System):
         """Return the images of a step, in [-1, 1].
 
         In the last fraction WHOLE of the steps these are whole images (batch, 3, image_size, image_size). Before, they
-        are two random crops of each image, (2 batch, 3, crop, crop).
+        are two random crops of each image, (2 batch, 3, image_size / 2, image_size / 2).
         """
-        o, rng = self.options, self.numpy_rng(step, "crops")
-        interiors = round(ROOMS * o.batch)
-        objects = o.batch - interiors
-        _, rgb, _, _ = self.box.batch(range(step * objects, (step + 1) * objects), o.image_size, 1, JUMBLES)
+        batch, size, rng = self.options.batch, self.image_size, self.numpy_rng(step, "crops")
+        interiors = round(ROOMS * batch)
+        objects = batch - interiors
+        _, rgb, _, _ = self.box.batch(range(step * objects, (step + 1) * objects), size, 1, JUMBLES)
         if interiors:
-            views, _, _ = self.rooms.render_views(range(step * interiors, (step + 1) * interiors), o.image_size)
+            views, _, _ = self.rooms.render_views(range(step * interiors, (step + 1) * interiors), size)
             rgb = np.concatenate([rgb, views])
         if step < (1 - WHOLE) * self.max_steps:
-            c = o.crop
-            middle = (o.image_size - c) / 2
-            corner = np.clip(rng.normal(middle, 0.8 * middle, (2, o.batch, 2)), 0, o.image_size - c).astype(int)
+            c = size // 2
+            middle = (size - c) / 2
+            corner = np.clip(rng.normal(middle, 0.8 * middle, (2, batch, 2)), 0, size - c).astype(int)
             rgb = np.stack([rgb[i, y : y + c, x : x + c] for pair in corner for i, (y, x) in enumerate(pair)])
         x = torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2) * 2 - 1
         return x.contiguous(memory_format=torch.channels_last).to(self.device)
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        step, weight = int(batch), self.options.shrunk
+        step = int(batch)
         x, rng = self.images(step), self.rng(step, "posterior")
         with autocast_bf16(x.device, self.bf16):
             posterior = self.vae.encode(x).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
             z = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=rng).to(mean)
             y = self.vae.decode(z).sample.float()
-            small = self.vae.decode(half_size(z)).sample.float() if weight else None
+            small = self.vae.decode(half_size(z)).sample.float()
         kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-        loss = reconstruction_loss(y, x) + KL_WEIGHT * kl
-        if small is not None:
-            loss = loss + weight * reconstruction_loss(small, half_size(x))
+        loss = reconstruction_loss(y, x) + KL_WEIGHT * kl + HALF_SIZE_WEIGHT * reconstruction_loss(small, half_size(x))
         self.metrics = {"psnr": psnr(y, x), "kl": float(kl.detach())}
         return loss
 
     def validate(self, step: int, folder: Path) -> None:
         """Write reconstructions.png: held-out images above their reconstructions."""
-        _, rgb, _, _ = Toybox(self.seed, "held-out").batch(range(8), self.options.image_size, n_view=1)
+        _, rgb, _, _ = Toybox(self.seed, "held-out").batch(range(8), self.image_size, n_view=1)
         x = torch.from_numpy(rgb).permute(0, 3, 1, 2).to(self.device) * 2 - 1
         y = self.vae.decode(self.vae.encode(x).latent_dist.mode()).sample
         write_png(folder / "reconstructions.png", grid(torch.cat([x, y]).permute(0, 2, 3, 1).cpu() / 2 + 0.5, 8))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         ends = (self.vae.encoder.conv_in.weight, self.vae.decoder.conv_out.weight)
-        return self.muon(self.vae, ends, self.options.learning_rate)
+        return self.muon(self.vae, ends)
 
-    def muon(self, network: nn.Module, ends: tuple[Tensor, ...], rate: Scheduled) -> OptimizerLRSchedulerConfig:
+    def muon(self, network: nn.Module, ends: tuple[Tensor, ...]) -> OptimizerLRSchedulerConfig:
         """Build the Muon optimizer for a network. It updates `ends` elementwise, since their rows are colours."""
-        return self.scheduled(Muon(network.parameters(), 1.0, weight_decay=1e-4, elementwise=ends), rate)
+        return self.scheduled(Muon(network.parameters(), 1.0, weight_decay=1e-4, elementwise=ends), RATE)
 
 
 class DecoderSystem(AutoencoderSystem):
@@ -203,11 +210,10 @@ class DecoderSystem(AutoencoderSystem):
     stage = "decoder"
 
     def __init__(
-        self, options: DecoderConfig, images: AutoencoderConfig, seed: int, vae: AutoencoderKL, bf16: bool
+        self, max_steps: int, images: AutoencoderConfig, image_size: int, seed: int, vae: AutoencoderKL, bf16: bool
     ) -> None:
         vae.requires_grad_(False)
-        super().__init__(images, seed + 1, vae, bf16, options.max_steps, decoder=options.model_dump_json())
-        self.noise = options
+        super().__init__(images, image_size, seed + 1, vae, bf16, max_steps, decoder=str(max_steps))
         self.vae.train().decoder.requires_grad_(True)
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -215,7 +221,7 @@ class DecoderSystem(AutoencoderSystem):
         x, rng = self.images(step), self.rng(step, "latents")
         with autocast_bf16(x.device, self.bf16):
             mean = self.vae.encode(x).latent_dist.mean.float()
-            level = self.noise.latent_noise * torch.rand(len(mean), 1, 1, 1, generator=rng)
+            level = LATENT_NOISE * torch.rand(len(mean), 1, 1, 1, generator=rng)
             z = mean + (level * torch.randn(mean.shape, generator=rng)).to(mean)
             y = self.vae.decode(z).sample.float()
         self.metrics = {"psnr": psnr(y, x)}
@@ -223,7 +229,7 @@ class DecoderSystem(AutoencoderSystem):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         decoder = self.vae.decoder
-        return self.muon(decoder, (decoder.conv_out.weight,), self.noise.learning_rate)
+        return self.muon(decoder, (decoder.conv_out.weight,))
 
 
 @torch.no_grad()

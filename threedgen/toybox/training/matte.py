@@ -39,6 +39,10 @@ BRIGHTNESS, TINT, NOISE = 0.04, 0.015, 0.01
 LATENT_NOISE = 0.25
 """Maximum standard deviation of the noise on latents."""
 WEIGHT_DECAY = 0.001
+RATE = {"0%": 0.0, "3%": 2e-3, "40%": 2e-3, "100%": 1e-5}
+"""Schedule of the learning rate."""
+FRESH, JUMBLES, MEASURED = 3, 0.1, 256
+"""Number of new images per step, share of images of random solids, and largest number of images of the evaluation."""
 
 
 class MatteImages:
@@ -47,9 +51,9 @@ class MatteImages:
     def __init__(
         self, folder: Path, prior: LatentDiffusion, count: int, config: TrainMatteConfig, split: Split = "train"
     ) -> None:
-        self.options, self.size, self.prior = config.training, config.network.size, prior
+        self.size, self.prior = config.network.size, prior
         self.seed, self.box = config.seed, Toybox(config.seed, split)
-        settings = f"{self.size} px, jumbles {self.options.jumbles}, noise {LATENT_NOISE}"
+        settings = f"{self.size} px, jumbles {JUMBLES}, noise {LATENT_NOISE}"
         source = f"{self.box.describe()}\n{settings}\n{digest(prior.vae)}"
         self.cache = BlockCache(folder, "pictures", count, (self.size, self.size, 4), np.uint8, source, BLOCK)
 
@@ -62,7 +66,7 @@ class MatteImages:
     def make(self, indices: range) -> Array:
         """Render a block of N images from one camera each: uint8 (N, S, S, 4), RGB and opacity."""
         rng = numpy_generator(self.seed, indices.start, "matte")
-        assets = [jumble(rng, i) if rng.random() < self.options.jumbles else self.box.asset(i) for i in indices]
+        assets = [jumble(rng, i) if rng.random() < JUMBLES else self.box.asset(i) for i in indices]
         c2w, fov, _, grey = zip(*(self.box.cameras(i, 1) for i in indices), strict=True)
         scene = (assets, np.arange(len(assets)), np.concatenate(c2w), np.concatenate(fov), self.size)
         black, white = (render(*scene, background).rgb for background in (0.0, 1.0))
@@ -91,16 +95,16 @@ class MatteSystem(System):
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o = int(batch), self.options
         rng = self.numpy_rng(step, "pictures")
-        rgba = self.images(sample_entries(rng, step, o.batch, o.pictures, o.first, o.fresh)).permute(0, 3, 1, 2)
+        rgba = self.images(sample_entries(rng, step, o.batch, o.pictures, o.first, FRESH)).permute(0, 3, 1, 2)
         x, opacity = augment(rgba[:, :3], self.rng(step, "variation")).to(self.device), rgba[:, 3].to(self.device)
-        with autocast_bf16(self.device, o.bf16):
+        with autocast_bf16(self.device):
             logits = self.net(x)
         loss = F.binary_cross_entropy_with_logits(logits, opacity)
         self.metrics = {"wrong": float((logits.detach().sigmoid() - opacity).abs().mean())}
         return loss
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return self.adamw(self.parameters(), self.options.learning_rate, weight_decay=WEIGHT_DECAY)
+        return self.adamw(self.parameters(), RATE, weight_decay=WEIGHT_DECAY)
 
 
 def augment(x: Tensor, rng: torch.Generator) -> Tensor:
@@ -134,8 +138,9 @@ def train(task: Task) -> Status:
 
     def finish() -> dict[str, object]:
         system.net.save(task.folder / "matte")
-        held_out = MatteImages(task.folder / "fresh", prior, config.measured, config, "held-out")
-        return {"matte": evaluate(system.net, held_out, config.measured)}
+        count = min(MEASURED, config.training.pictures)
+        held_out = MatteImages(task.folder / "fresh", prior, count, config, "held-out")
+        return {"matte": evaluate(system.net, held_out, count)}
 
     return task.train(system, metrics=("wrong",), finish=finish)
 

@@ -28,75 +28,39 @@ from threedgen.systems.train.options import (
 )
 
 Images = Annotated[int, Field(ge=1, description="number of distinct images; afterwards only these are sampled")]
-Widths = Annotated[tuple[int, ...], Field(description="channels of each level")]
-
-
-def _check_parts(name: str, values: tuple[int, ...], parts_name: str, parts: int) -> None:
-    """Raise ValueError unless all `values` are positive multiples of `parts`."""
-    wrong = [value for value in values if value < 1 or parts < 1 or value % parts]
-    if wrong or not values:
-        raise ValueError(f"{name} {list(values)} should be multiples of {parts_name} {parts}")
+Widths = Annotated[tuple[Count, ...], Field(min_length=1, description="channels of each level")]
+GROUPS = 16
+"""Number of groups of the group norms of a UNet."""
 
 
 class AutoencoderConfig(Config):
     """The autoencoder and its training."""
 
     channels: Widths = (24, 48, 96, 160)
-    latent_channels: int = Field(8, ge=1, le=64)
-    groups: int = Field(1, ge=1, description="groups of the group norms; 1 keeps colours comparable")
-    image_size: int = Field(128, ge=32, le=1024, description="side of the training images, pixels")
-    crop: int = Field(64, ge=16, description="side of the crops in the first steps, pixels")
     batch: Count = Field(16, description="images per step; a crop step takes two crops of each")
-    shrunk: float = Field(0.25, ge=0, description="loss weight of half-size latents and images (arXiv 2502.14831)")
     max_steps: Count = 5000
-    learning_rate: Scheduled = Field({"0%": 1e-4, "1%": 1e-3, "60%": 1e-3, "100%": 2e-5})
 
     @property
     def factor(self) -> int:
         """Image side divided by latent side."""
         return 2 ** (len(self.channels) - 1)
 
-    @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
-        _check_parts("channels", self.channels, "groups", self.groups)
-        check_multiple("image_size", self.image_size, self.factor, "2 ** (levels - 1)")
-        check_multiple("crop", self.crop, self.factor, "2 ** (levels - 1)")
-        if self.crop > self.image_size:
-            raise ValueError(f"crop {self.crop} should not exceed image_size {self.image_size}")
-        return self
-
 
 class DecoderConfig(Config):
     """Training of the decoder on noisy latents."""
 
     max_steps: Count = 2500
-    latent_noise: float = Field(0.5, ge=0, le=2, description="largest standard deviation of the noise on latents")
-    learning_rate: Scheduled = Field({"0%": 1e-4, "1%": 1e-3, "60%": 1e-3, "100%": 2e-5})
 
 
 class NetworkConfig(Config):
-    """Sizes of the UNet and of the text encoder."""
+    """Sizes of the UNet."""
 
     channels: Widths = (64, 128, 224)
-    attention: tuple[bool, ...] = Field((False, True, True), description="levels with attention")
-    heads: tuple[int, ...] = Field((1, 2, 4), description="attention heads of each level")
-    groups: int = Field(16, ge=1, description="groups of the group norms")
-    text_width: int = Field(128, ge=16, description="width of a text token")
-    text_layers: int = Field(3, ge=1, le=48, description="layers of the text encoder")
-    text_heads: int = Field(4, ge=1, description="attention heads of the text encoder")
-    max_tokens: int = Field(32, ge=4, description="tokens of a prompt, start and end included")
 
     @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
-        levels = {"channels": len(self.channels), "attention": len(self.attention), "heads": len(self.heads)}
-        if len(set(levels.values())) > 1 or not self.channels:
-            counts = ", ".join(f"{name} has {count}" for name, count in levels.items())
-            raise ValueError(f"channels, attention and heads should have one value for each level ({counts})")
-        _check_parts("channels", self.channels, "groups", self.groups)
-        for channels, heads, attention in zip(self.channels, self.heads, self.attention, strict=True):
-            if attention:
-                _check_parts("channels", (channels,), "heads", heads)
-        _check_parts("text_width", (self.text_width,), "text_heads", self.text_heads)
+    def _check_groups(self) -> Self:
+        for width in self.channels:
+            check_multiple("channels", width, GROUPS, "the groups of its norms")
         return self
 
 
@@ -105,9 +69,6 @@ class WordsConfig(Config):
 
     max_steps: Count = 800
     batch: int = Field(256, ge=2, description="images per step, each with its caption")
-    pictures: int = Field(16_384, ge=2, description="number of distinct images")
-    fresh: Fresh = 16
-    learning_rate: Scheduled = Field({"0%": 0.0, "5%": 1e-3, "60%": 1e-3, "100%": 2e-5})
 
 
 class DiffusionConfig(DenoisingConfig):
@@ -153,7 +114,7 @@ class PhotographsConfig(DiffusionConfig):
 class MultiviewDiffusionConfig(DiffusionConfig):
     """Training of the UNet on 2D and multi-view batches (MVDream, section 3).
 
-    `fresh`, `first` and `pictures` are rounded up to whole objects of `n_view` images.
+    `batch`, `fresh`, `first` and `pictures` are rounded up to whole objects of `n_view` images.
     """
 
     n_view: int = Field(4, ge=2, le=16, description="views of an object that attend to each other")
@@ -163,18 +124,12 @@ class MultiviewDiffusionConfig(DiffusionConfig):
         DiffusionConfig().sheet_prompts[:8], description="prompts of the sample sheet"
     )
 
-    @model_validator(mode="after")
-    def _check_batch(self) -> Self:
-        check_multiple("batch", self.batch, self.n_view, "n_view")
-        return self
-
 
 class CoarseConfig(Config):
     """Training of the coarse predictor: latents from caption and camera alone."""
 
     max_steps: Count = 20_000
     batch: Batch = 128
-    fresh: Fresh = 8
     first: First = 8192
     pictures: Images = 200_000
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 2e-5})
@@ -195,11 +150,10 @@ class TrainBaseConfig(TrainConfig):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> Self:
-        check_multiple("image_size", self.image_size, self.autoencoder.factor, "2 ** (levels of the autoencoder - 1)")
+        double = 2 * self.autoencoder.factor
+        check_multiple("image_size", self.image_size, double, "2 ** (levels of the autoencoder)")
         if self.widen is not None and self.start is None:
             raise ValueError("widen goes with start; the width of a new UNet is network.channels")
-        if self.training.half:
-            check_multiple("image_size", self.image_size, 2 * self.autoencoder.factor, "twice that, for training.half")
         return self
 
 
@@ -287,12 +241,8 @@ class MatteTrainingConfig(Config):
     """Training of the matte."""
 
     batch: Batch = 16
-    fresh: Fresh = 3
     first: First = 1024
     pictures: Count = Field(20_000, description="number of distinct images")
-    jumbles: Share = Field(0.1, description="share of images of random solids")
-    learning_rate: Scheduled = Field({"0%": 0.0, "3%": 2e-3, "40%": 2e-3, "100%": 1e-5})
-    bf16: Bf16 = True
 
 
 class TrainMatteConfig(TrainConfig):
@@ -301,7 +251,6 @@ class TrainMatteConfig(TrainConfig):
     autoencoder: str = Field("toybox-base", min_length=1, description="model whose decoder makes the images")
     network: MatteNetworkConfig = MatteNetworkConfig()
     training: MatteTrainingConfig = MatteTrainingConfig()
-    measured: Count = Field(256, description="held-out images for the evaluation")
     trainer: TrainerConfig = default_trainer(1200, gradient_clip_val=5.0, val_check_interval=0)
 
     def check(self) -> None:

@@ -1,28 +1,46 @@
-"""LightningModules that train the UNet of a 2D model on single images, or of a multi-view prior on views of objects."""
+"""LightningModules that train the UNet of a 2D model or of a multi-view prior, and the coarse predictor of a prior."""
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
+from torch.nn import functional as F
 
 from threedgen.config import registry
 from threedgen.data.assets.source import AssetViews
 from threedgen.data.bank import LatentBank, choose_by_share, sample_entries
+from threedgen.evaluation.features import FeatureNetwork
 from threedgen.geometry.images import grid, to_uint8
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.attention.joined import camera_vector
+from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.arrays import Array
 from threedgen.run.dtypes import autocast_bf16
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.systems.train.denoising import Batch, DenoisingSystem, Sheet, drop_captions
+from threedgen.train.muon import Muon
+from threedgen.train.system import AveragedSystem
 
-from .options import DiffusionConfig, MultiviewDiffusionConfig, TrainBaseConfig, TrainOwnPriorConfig, TrainPriorConfig
-from .words import vocabulary_digest
+from .options import (
+    CoarseConfig,
+    DiffusionConfig,
+    MultiviewDiffusionConfig,
+    TrainBaseConfig,
+    TrainOwnPriorConfig,
+    TrainPriorConfig,
+)
+from .text_encoder import vocabulary_digest
+
+TWO_D, NO_TEXT = 0.15, 0.1
+"""Fraction of the steps without cameras, and fraction of the captions that are dropped."""
+WEIGHT_DECAY, EMA_DECAY = 0.05, 0.998
+FRESH = 8
+"""Number of new images per step."""
 
 
 def objects_of(images: int, n_view: int) -> int:
@@ -68,7 +86,6 @@ class PriorSystem(DenoisingSystem):
         return (self.global_rank, self.trainer.world_size) if getattr(self, "_trainer", None) else (0, 1)
 
     def mean_of_processes(self, loss: Tensor) -> float:
-        """Return the mean of a scalar loss over all processes, for the log."""
         own = loss.detach().clone()
         return float(own if self.process[1] == 1 else self.trainer.strategy.reduce(own, reduce_op="mean"))
 
@@ -144,13 +161,6 @@ class PriorSystem(DenoisingSystem):
         return self.model.sample(prompt, c2w, steps=30, guidance_scale=4.0, generator=rng)
 
 
-class Features(Protocol):
-    """Interface of the image features in the registry, with which the FID is computed."""
-
-    def fid(self, images: Tensor, truth: Tensor) -> float:
-        """Return the FID between two sets of uint8 images (N, H, W, 3)."""
-
-
 class OwnPriorSystem(PriorSystem):
     """LightningModule that trains a prior on user assets.
 
@@ -161,7 +171,7 @@ class OwnPriorSystem(PriorSystem):
         shown: held-out assets; None: the config holds out none, and the sheet has samples of its prompts only.
     """
 
-    features: Features
+    features: FeatureNetwork
 
     def __init__(
         self, config: TrainOwnPriorConfig, prior: MVDream, shown: AssetViews | None, *banks: tuple[float, LatentBank]
@@ -181,3 +191,53 @@ class OwnPriorSystem(PriorSystem):
         self.metrics["fid"] = self.features.fid(*(torch.from_numpy(x).flatten(0, 1) for x in (views, renders)))
         strips = [grid(rows[k], self.shown.n_view) for k in range(count) for rows in (renders, views)]
         return Sheet(strips, 2, [text for caption in truth.captions for text in (caption, "drawn")])
+
+
+class CoarseSystem(AveragedSystem):
+    """LightningModule that trains the predictor `coarse` in place, by the squared error of its latents.
+
+    The predictor computes latents from caption and camera in one step (`guidance/coarse.py`). It trains on one image of
+    each object, without the random variation that captions do not describe: it could not predict it.
+
+    Args:
+        prior: model whose frozen text encoder is used.
+        bank: cached latents, captions and cameras of objects with one view each.
+    """
+
+    stage = "coarse predictor"
+    prior: LatentDiffusion
+
+    def __init__(
+        self,
+        options: CoarseConfig,
+        seed: int,
+        coarse: CoarsePredictor,
+        prior: LatentDiffusion,
+        bank: LatentBank,
+        bf16: bool,
+    ) -> None:
+        super().__init__(options, seed, options.max_steps)
+        self.options, self.bank, self.bf16 = options, bank, bf16
+        self.coarse = coarse.requires_grad_(True).train()
+        self.keep_average(self.coarse, EMA_DECAY)
+        self.set_unregistered(prior=prior)
+
+    def setup(self, stage: str) -> None:
+        self.prior.to(self.device)
+
+    def training_step(self, batch: int, index: int) -> Tensor:
+        step, o, bank = int(batch), self.options, self.bank
+        rng = self.numpy_rng(step, "coarse")
+        chosen = rng.integers(0, min(bank.count, o.first + step * FRESH), o.batch)
+        captions = [text if rng.random() >= NO_TEXT else "" for text in bank.captions(chosen)]
+        z = bank.latents(chosen)[:, 0].to(self.device)
+        camera = None if rng.random() < TWO_D else camera_vector(bank.c2w(chosen)[:, 0]).to(self.device)
+        with autocast_bf16(self.device, self.bf16):
+            predicted = self.coarse(self.prior.encode_prompt(captions), camera).float()
+        loss = F.mse_loss(predicted, z)
+        self.metrics = {"coarse": float(loss.detach())} if camera is not None else {}
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = Muon(self.coarse.parameters(), 1.0, weight_decay=WEIGHT_DECAY)
+        return self.scheduled(optimizer, self.options.learning_rate)

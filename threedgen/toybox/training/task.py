@@ -1,14 +1,15 @@
-"""The tasks train-base and train-prior: train the 2D model of the toybox, and a multi-view prior that starts from it.
+"""The tasks train-base and train-prior, which train the priors of the toybox, and train-own-prior on user assets.
 
 RUN/autoencoder/    (train-base) checkpoints, images and weights of the first stage, the autoencoder
 RUN/decoder/        (train-base) the same for the second stage, the decoder on noisy latents
 RUN/words/          (train-base) the same for the third stage, the text encoder
 RUN/coarse/         (train-prior) the same for its first stage, the coarse predictor
+RUN/views/, assets.csv, sheet.png    (train-own-prior) renders of the assets, their list, and a contact sheet of them
 RUN/latents/        cache of encoded single images, safe to delete; NAME-half/ has them at half size
-RUN/objects/, typical/   (train-prior) caches of encoded views of objects and of images for the coarse predictor
+RUN/objects/, typical/   caches of encoded views of objects and of images for the coarse predictor
 RUN/checkpoints/    checkpoints of the last stage, the UNet
 RUN/base/, prior/   averaged weights in diffusers format
-RUN/samples.png     images sampled with these weights
+RUN/samples.png     images sampled with these weights, for own assets beside renders of held-out ones
 """
 
 from functools import partial
@@ -18,27 +19,30 @@ from diffusers.models import AutoencoderKL
 from torch import nn
 
 from threedgen.config.errors import called
+from threedgen.data.assets.make import render
+from threedgen.data.assets.shards import Shards
+from threedgen.data.assets.source import AssetViews, CaptionedImages, split
 from threedgen.data.bank import LatentBank, Source
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.coarse_to_fine import REFINE_STRENGTH
-from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior
+from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.weights.loading import identify
 from threedgen.run.disk import writing
+from threedgen.run.folder import user_path
+from threedgen.run.options import is_rank_zero
 from threedgen.run.seeding import generator, seed_networks
+from threedgen.run.text import say
 from threedgen.toybox.data.pictures import FourSides, Photographs
-from threedgen.toybox.world.captions import OpenToybox
-from threedgen.toybox.world.toybox import Toybox, View
+from threedgen.toybox.world.toybox import OpenToybox, Toybox, View
 from threedgen.train.status import Status
-from threedgen.train.task import Task, run_task
+from threedgen.train.task import Task, device, run_task
 
 from . import autoencoder, text_encoder
-from .coarse_predictor import CoarseSystem
-from .networks import base_model, multiview_model
-from .options import CoarseConfig, TrainBaseConfig, TrainPriorConfig
-from .system import PriorSystem, objects_of
-from .widen import widen
-from .words import train_tokenizer
+from .networks import base_model, multiview_model, widen, with_camera
+from .options import CoarseConfig, TrainBaseConfig, TrainOwnPriorConfig, TrainPriorConfig
+from .system import CoarseSystem, OwnPriorSystem, PriorSystem, objects_of
 
 
 def train_base(task: Task) -> Status:
@@ -91,33 +95,32 @@ def train_networks(task: Task, source: Source) -> StableDiffusion:
     """Train autoencoder, decoder and text encoder, and add an untrained UNet. Finished stages are loaded."""
     config: TrainBaseConfig = task.config
     seed, bf16 = config.seed, config.training.bf16
-    vae = autoencoder.build(config.autoencoder)
+    size, vae = config.image_size, autoencoder.build(config.autoencoder)
 
     def standardise() -> None:
-        rgb = source.block(range(64), config.image_size).rgb  # objects and rooms
+        rgb = source.block(range(64), size).rgb  # objects and rooms
         autoencoder.standardise(vae, torch.from_numpy(rgb))
 
-    system = autoencoder.AutoencoderSystem(config.autoencoder, seed, vae, bf16)
+    system = autoencoder.AutoencoderSystem(config.autoencoder, size, seed, vae, bf16)
     task.stage("autoencoder", vae, system, "psnr", standardise)
-    decoder = autoencoder.DecoderSystem(config.decoder, config.autoencoder, seed, vae, bf16)
+    decoder = autoencoder.DecoderSystem(config.decoder.max_steps, config.autoencoder, size, seed, vae, bf16)
     task.stage("decoder", vae.decoder, decoder, "psnr")
     vae.requires_grad_(False).eval()
 
     seed_networks(seed, "captions")
-    tokenizer = train_tokenizer(config.network.max_tokens)
-    text = text_encoder.build(config.network, tokenizer)
-    latents = bank(task, "latents", source, vae, config.image_size)
+    tokenizer = text_encoder.train_tokenizer()
+    text = text_encoder.build(tokenizer)
+    latents = bank(task, "latents", source, vae, size)
     words = text_encoder.TextEncoderSystem(config.words, seed, text, tokenizer, latents, bf16)
     networks = nn.ModuleDict({"text_encoder": text, "tower": words.tower})
     task.stage("words", networks, words, "matched")
     text.requires_grad_(False).eval()
 
     seed_networks(seed, "UNet")
-    return base_model(config.network, vae, text, tokenizer, config.image_size)
+    return base_model(config.network.channels, vae, text, tokenizer, size)
 
 
 def train_prior(task: Task) -> Status:
-    """Train the coarse predictor, if the config has the section `coarse`, and then the UNet."""
     config: TrainPriorConfig = task.config
     seed, o = config.seed, config.training
     base = load_start(task, config.start)
@@ -152,3 +155,58 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
 
 run_base = partial(run_task, train_base, result="base", files=("base/model_index.json", "samples.png"))
 run_prior = partial(run_task, train_prior, result="prior", files=("prior/model_index.json", "samples.png"))
+
+
+TEXT_BYTES, BLOCK = 400, 8
+"""Bytes stored per caption; number of entries that are encoded together."""
+MAX_SHOWN = 8
+"""Maximum number of assets on the sample sheet."""
+
+
+def train_own(task: Task) -> Status:
+    config: TrainOwnPriorConfig = task.config
+    o, seed = config.training, config.seed
+    shards = render(config, task.folder, task.quiet) if config.rendered is None else Shards(config.rendered)
+    if config.rendered is None and not task.quiet and is_rank_zero():
+        say(f"contact sheet of the assets: {task.folder / 'sheet.png'}")
+    prior = load_own_start(config)
+    task.name_weights(config.prior.identify(), "prior.")
+    trained = split(shards, config.held_out, "train")
+    single: Source = AssetViews(shards, trained, seed, 1)
+    if config.pictures is not None:
+        with called("pictures"):
+            single = CaptionedImages(user_path(config.pictures, "pictures"))
+    several = AssetViews(shards, trained, seed, o.n_view)
+    held_out = split(shards, config.held_out, "held-out")[:MAX_SHOWN]
+    shown = AssetViews(shards, held_out, seed, o.n_view) if held_out else None
+
+    def bank(name: str, source: Source) -> LatentBank:
+        folder, count = task.folder / name, o.pictures // source.n_view
+        return LatentBank(folder, source, prior.vae, prior.image_size, count, block=BLOCK, text=TEXT_BYTES)
+
+    with writing(task.folder):
+        parts = (o.two_d, bank("latents", single)), (1 - o.two_d, bank("objects", several))
+    system = OwnPriorSystem(config, prior, shown, *parts)
+
+    def figures() -> dict[str, float]:
+        return {name: value for name, value in system.metrics.items() if name == "fid"}
+
+    return task.train(system, metrics=("loss_3d", "loss_2d", "fid"), finish=figures)
+
+
+def load_own_start(config: TrainOwnPriorConfig) -> MVDream:
+    """Load the prior to train; a 2D model gets a camera branch without effect on the output. Raises ConfigError."""
+    with called("prior.weights"):
+        prior: StableDiffusion = load_prior(StableDiffusion, config.prior, device(config.trainer.accelerator))
+    if prior.unet.class_embedding is None:
+        seed_networks(config.seed, "camera")
+    parts = with_camera(prior.unet), prior.vae, prior.text_encoder, prior.tokenizer, prior.schedule, prior.coarse
+    found = MVDream(*parts, prior.second, image_size=prior.image_size, dtype=prior.precision, device=prior.device)
+    if found.coarse is not None:  # it was not trained on these assets
+        found.coarse.register_to_config(starts_samples=False)
+    if config.training.gradient_checkpointing:
+        found.unet.enable_gradient_checkpointing()
+    return found
+
+
+run_own = partial(run_task, train_own, result="prior", files=("prior/model_index.json", "samples.png"))

@@ -1,12 +1,17 @@
-"""Contrastive training of the toybox's text encoder, as in CLIP (Radford et al. 2021) with latents as the images.
+"""Tokenizer of the toybox's captions, and contrastive training of its text encoder (CLIP, Radford et al. 2021).
 
-If the text encoder were trained by the UNet's loss alone, it would learn nouns many times more slowly than colours.
+Latents take the place of the images. If the text encoder were trained by the UNet's loss alone, it would learn nouns
+many times more slowly than colours.
 """
 
+import hashlib
 from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
@@ -14,23 +19,72 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from threedgen.data.bank import LatentBank
 from threedgen.guidance.weights.tokens import token_ids
 from threedgen.run.dtypes import autocast_bf16
+from threedgen.toybox.world import nouns, rooms  # noqa: F401  (nouns fills NOUNS)
+from threedgen.toybox.world.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, WORDINGS, Spec, caption
 from threedgen.train.system import System
 
-from .options import NetworkConfig, WordsConfig
+from .options import WordsConfig
 
 WEIGHT_DECAY = 0.05
+RATE = {"0%": 0.0, "5%": 1e-3, "60%": 1e-3, "100%": 2e-5}
+"""Schedule of the learning rate."""
+PICTURES, FRESH = 16_384, 16
+"""Number of distinct images, and of new ones per step."""
+TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS, MAX_TOKENS = 128, 3, 4, 32
+"""Width, layers and attention heads of the text encoder, and tokens of a prompt with start and end."""
+PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
 
 
-def build(options: NetworkConfig, tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
+def captions() -> Iterator[str]:
+    """Yield texts that contain, together, all words of object captions and room captions."""
+    colours, sizes = list(COLOURS), [s for s in SIZES if s]
+    n = 0
+    for entry in NOUNS.values():
+        for part in ("", *entry.parts, *entry.wears):
+            for wording in range(WORDINGS):
+                n += 1
+                colour, size = colours[n % len(colours)], sizes[n % len(sizes)]
+                yield caption(Spec(entry.word, colour, size, part, colours[n % 7] if part else ""), wording)
+    yield from ACCESSORIES
+    yield from rooms.captions()
+
+
+def train_tokenizer() -> PreTrainedTokenizerFast:
+    """Build a word-level tokenizer with all toybox words. Token sequences are <start> ... <end>, with at most
+    `MAX_TOKENS` tokens, and are padded with <pad>."""
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    # <end> must not have id 2: CLIPTextModel then pools at the largest token id, not at <end>
+    special = [PAD, UNKNOWN, START, END]
+    tokenizer.train_from_iterator(captions(), trainers.WordLevelTrainer(special_tokens=special))
+    ids = [(token, tokenizer.token_to_id(token)) for token in (START, END)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{START} $A {END}", special_tokens=ids)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=MAX_TOKENS,
+        pad_token=PAD,
+        bos_token=START,
+        eos_token=END,
+        unk_token=UNKNOWN,
+    )
+
+
+def vocabulary_digest(tokenizer: Any) -> str:
+    """Return a hash of all (token, id) pairs. A run can be resumed only while the hash stays the same."""
+    return hashlib.blake2b(repr(sorted(tokenizer.get_vocab().items())).encode(), digest_size=8).hexdigest()
+
+
+def build(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
     """Build an untrained text encoder for the vocabulary of `tokenizer`."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=options.text_width,
-            intermediate_size=4 * options.text_width,
-            num_hidden_layers=options.text_layers,
-            num_attention_heads=options.text_heads,
-            max_position_embeddings=options.max_tokens,
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=TEXT_LAYERS,
+            num_attention_heads=TEXT_HEADS,
+            max_position_embeddings=MAX_TOKENS,
             hidden_act="gelu",
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
@@ -83,7 +137,7 @@ class TextEncoderSystem(System):
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step, o, bank = int(batch), self.options, self.bank
-        available = min(o.pictures, bank.count, o.batch + step * o.fresh)
+        available = min(PICTURES, bank.count, o.batch + step * FRESH)
         chosen = self.numpy_rng(step, "captions").choice(available, min(o.batch, available), replace=False)
         z, captions = bank.latents(chosen)[:, 0].to(self.device), bank.captions(chosen)
         ids = token_ids(self.tokenizer, captions, self.max_tokens).to(self.device)
@@ -97,4 +151,4 @@ class TextEncoderSystem(System):
         return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return self.adamw(self.parameters(), self.options.learning_rate, weight_decay=WEIGHT_DECAY)
+        return self.adamw(self.parameters(), RATE, weight_decay=WEIGHT_DECAY)

@@ -92,8 +92,6 @@ def noun(word: str, family: str, *, front: bool = True, parts: tuple[str, ...] =
     """Return a decorator that registers the recipe of a noun, such as ``@noun("dog", "animals", wears=("hat",))``."""
 
     def register(recipe: Recipe) -> Recipe:
-        if word in NOUNS:
-            raise ValueError(f"Noun registered twice: {word!r}. Choose another word.")
         NOUNS[word] = Noun(word, family, recipe, front, parts, wears)
         return recipe
 
@@ -129,23 +127,11 @@ def article(word: str) -> str:
 NO_ARTICLE = {"feet", "hair", "icing", "cheese", "salad"}
 
 
-def takes_article(word: str) -> bool:
-    """Return whether a word takes the article "a". Plurals ("wheels") and uncountable nouns ("hair") take none."""
-    return not word.endswith("s") and word not in NO_ARTICLE
-
-
 def detail_phrase(word: str, colour: str) -> str:
-    """Return the noun phrase for a part or an accessory, such as "a red hat" or "yellow wheels"."""
+    """Return the noun phrase for a part or an accessory, such as "a red hat". Plurals ("wheels") and uncountable nouns
+    ("hair") take no article."""
     words = f"{colour} {word}".strip()
-    return f"{article(words)} {words}" if takes_article(word) else words
-
-
-def clause(spec: Spec) -> str:
-    """Return the clauses for the parts and accessories of a spec, such as "wearing a red hat", or "" without any."""
-    phrases = [
-        f"{'wearing' if word in ACCESSORIES else 'with'} {detail_phrase(word, colour)}" for word, colour in spec.details
-    ]
-    return " and ".join(phrases)
+    return words if word.endswith("s") or word in NO_ARTICLE else f"{article(words)} {words}"
 
 
 def caption(spec: Spec, wording: int = 0) -> str:
@@ -154,7 +140,8 @@ def caption(spec: Spec, wording: int = 0) -> str:
     adjectives = " ".join(w for w in (spec.size, spec.colour) if w)
     core = f"{adjectives} {spec.noun}".strip()
     plain = f"{article(core)} {core}"
-    tail = clause(spec)
+    verbs = ("wearing" if word in ACCESSORIES else "with" for word, _ in spec.details)
+    tail = " and ".join(f"{verb} {detail_phrase(*detail)}" for verb, detail in zip(verbs, spec.details, strict=True))
     full = f"{plain} {tail}".strip()
     forms = [full, full, core + (f", {tail}" if tail else ""), f"a toy of {full}", f"a 3d model of {full}"]
     if adjectives and not tail:

@@ -41,7 +41,6 @@ def render(
     supersample: int = 2,
     with_gbuffer: bool = False,
     lamp: np.ndarray | None = None,
-    panorama: bool = False,
     parallel: bool = False,
 ) -> RenderResult:
     """Render V square views of assets with perspective cameras. Each view shows one asset.
@@ -55,7 +54,6 @@ def render(
         supersample: number of rays per pixel along each axis; 0 renders only the G-buffer, and ``rgb`` is black.
         with_gbuffer: also render mask, depth, normals and labels.
         lamp: (V, 3), positions of the point lights of rooms; None: objects, which are lit from above and the camera.
-        panorama: render equirectangular images (size, 2 size), centred on the viewing direction, and ignore ``fov``.
         parallel: use an orthographic projection.
     """
     arrays = [asset.arrays() for asset in assets]
@@ -63,15 +61,14 @@ def render(
     solids = tuple(np.concatenate(parts) for parts in zip(*(a.values() for a in arrays), strict=True))
     views = len(c2w)
     grey = np.broadcast_to(np.asarray(background, np.float32), (views,)).astype(np.float32)
-    height, width = size, 2 * size if panorama else size
-    rgb = np.empty((views, height, width, 3), np.float32)
-    shape = (views, height, width) if with_gbuffer else (views, 0, 0)
+    rgb = np.empty((views, size, size, 3), np.float32)
+    shape = (views, size, size) if with_gbuffer else (views, 0, 0)
     depth = np.full(shape, np.inf, np.float32)
     normal = np.zeros((*shape, 3), np.float32)
     label = np.zeros(shape, np.int32)
     lamps = np.zeros((0, 3)) if lamp is None else np.broadcast_to(lamp, (views, 3))
     index, poses, lamps = np.asarray(asset_index, np.int64), np.asarray(c2w, np.float32), np.asarray(lamps, np.float32)
-    flags = (panorama, parallel, supersample, with_gbuffer)
+    flags = (parallel, supersample, with_gbuffer)
     _render(solids, offsets, index, poses, np.asarray(fov, np.float32), grey, lamps, *flags, rgb, depth, normal, label)
     return RenderResult(rgb, label > 0, depth, normal, label)
 
@@ -233,9 +230,7 @@ def _trace(kind, param, inverse, centre, reach, candidates, count, px, py, pz, d
 
 
 @njit(cache=True, parallel=True)
-def _render(
-    solids, offsets, asset_index, c2w, fov, grey, lamp, panorama, parallel, ss, with_gbuffer, rgb, depth, normal, label
-):
+def _render(solids, offsets, asset_index, c2w, fov, grey, lamp, parallel, ss, with_gbuffer, rgb, depth, normal, label):
     kind, param, inverse, centre, reach, colour, label_of = solids
     views, height, width = rgb.shape[0], rgb.shape[1], rgb.shape[2]
     for row in prange(views * height):
@@ -243,10 +238,8 @@ def _render(
         start, stop = offsets[asset_index[v]], offsets[asset_index[v] + 1]
         m = c2w[v]
         focal = 0.5 * height / (fov[v] if parallel else np.tan(0.5 * fov[v]))
-        candidates, count = np.arange(start, stop), stop - start
-        if not panorama:
-            slope = -(j + 0.5 - 0.5 * height) / focal
-            count = _cull_row(centre, reach, start, stop, m, slope, 0.51 / focal, parallel, candidates)
+        candidates, slope = np.arange(start, stop), -(j + 0.5 - 0.5 * height) / focal
+        count = _cull_row(centre, reach, start, stop, m, slope, 0.51 / focal, parallel, candidates)
         for i in range(width):
             r, g, b = 0.0, 0.0, 0.0
             samples = ss * ss + (1 if with_gbuffer else 0)
@@ -255,11 +248,7 @@ def _render(
                     x, y = i + (s % ss + 0.5) / ss, j + (s // ss + 0.5) / ss
                 else:
                     x, y = i + 0.5, j + 0.5
-                if panorama:
-                    turn, rise = 2 * np.pi * (x / width - 0.5), np.pi * (0.5 - y / height)
-                    qx, qy, qz = np.sin(turn) * np.cos(rise), np.sin(rise), -np.cos(turn) * np.cos(rise)
-                else:
-                    qx, qy, qz = (x - 0.5 * width) / focal, -(y - 0.5 * height) / focal, -1.0
+                qx, qy, qz = (x - 0.5 * width) / focal, -(y - 0.5 * height) / focal, -1.0
                 px, py, pz = m[0, 3], m[1, 3], m[2, 3]
                 if parallel:
                     px += m[0, 0] * qx + m[0, 1] * qy

@@ -168,13 +168,12 @@ def render_rooms(
     size: int,
     supersample: int = 2,
     with_gbuffer: bool = False,
-    panorama: bool = False,
 ) -> RenderResult:
     """Render views inside rooms. Arguments and result are those of ``raycast.render``. In a room with n items, the
     label k + 1 is item k, and the label n + 1 is the bare room."""
     lamps = np.stack([room.lamp for room in rooms])[room_index]
     assets = [room.asset for room in rooms]
-    return render(assets, room_index, c2w, fov, size, 0.5, supersample, with_gbuffer, lamps, panorama)
+    return render(assets, room_index, c2w, fov, size, 0.5, supersample, with_gbuffer, lamps)
 
 
 def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -> np.ndarray:

@@ -2,11 +2,11 @@
 
 Samples of the base prior and of the tuned prior start from the same noise and have the same cameras. The base prior
 receives "a dog wearing a red hat". The tuned prior receives "a [v] dog wearing a red hat" (identity) and the prompt of
-the base prior (forgetting of the class). Both receive held-out prompts of any noun (general forgetting). If
-``objects`` is set, 3D objects are made and measured too.
+the base prior (forgetting of the class). Both receive held-out prompts of any noun (general forgetting).
 
 RUN/subjects/003-dog/   photos, mvdreambooth runs (l1/), measurements (l1.json; l1-0.8.json at another strength), views
-                        (l1-0.png of the first setting; l1-class-0.png of its class), generate runs (objects/)
+                        (l1-0.png of the first setting; l1-class-0.png of its class)
+RUN/report.json, report.md, sheet.png
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,12 +18,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.config import ConfigError, registry
-from threedgen.config.errors import did_you_mean, nearest
-from threedgen.evaluation.metrics.figures import Json
+from threedgen.config import registry
+from threedgen.evaluation.metrics.figures import Json, Share, bootstrap, median, share
+from threedgen.evaluation.report import format_limits, format_share, markdown_table, write_report
 from threedgen.evaluation.runner import Evaluation, evaluation_task, kept_json
 from threedgen.evaluation.samples import Ring, random_ring, ring_poses, sample_objects
-from threedgen.geometry.images import enlarge_small, grid, write_png
+from threedgen.geometry.images import grid, write_png
+from threedgen.geometry.picture_file import load_image
 from threedgen.guidance.prior import Prior
 from threedgen.run import folder as runs
 from threedgen.run.arrays import Array
@@ -31,28 +32,32 @@ from threedgen.run.metrics import read_summary
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.systems.dreambooth import task as dreambooth
 from threedgen.systems.dreambooth.options import MVDreamBoothConfig
-from threedgen.toybox.data import subjects
-from threedgen.toybox.world.grammar import ACCESSORIES, COLOURS, Spec, article, caption
+from threedgen.toybox.data.subjects import make_subject, render_photos
+from threedgen.toybox.world.grammar import Spec, article, caption
 from threedgen.toybox.world.primitives import Asset
+from threedgen.toybox.world.toybox import render_orbit
 from threedgen.train.status import Status
 from threedgen.train.task import Stopped, Task, device, finished
 
 from .held_out import held_out_cases
 from .identity import similarity
 from .judging import Verdict, judge_views
-from .object_score import make, object_config
 from .options import EvaluateSubjectsConfig, load_task
 from .probe import Probe
-from .subject_report import VIEWS, row_key, write_subjects
 
 KEYS = ("noun", "colour", "bound", "order")
 """Keys of the answers in the score of a sample, which is the share of correct answers."""
+VIEWS = 4
+"""Number of views per sample."""
 BATCH = 5
 """Number of held-out prompts per batch."""
+NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
 Accessory = tuple[str, str]
 """Colour and noun of an accessory; both are "" for no accessory."""
-ViewsOfSetting = tuple[Array, Array]
-"""Views (V, S, S, 3) of one setting, uint8 or in [0, 1], and azimuths (V,) of their cameras, radians."""
+SETTINGS: tuple[Accessory, ...] = (("", ""), ("red", "hat"), ("blue", "scarf"), ("green", "glasses"))
+"""Accessories of a subject's prompts."""
+Rows = Sequence[Json]
+"""One JSON object per subject: ``subject`` is the name of its folder, ``found`` maps table rows to measurements."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,6 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         super().__init__(task)
         config = self.config
         self.items = range(config.subjects)
-        self.accessories = [accessory(setting) for setting in config.settings]
         self.probe = Probe.load(config.probe.weights)
         self.embed: Callable[[Tensor], Tensor] = registry.build("identity", config.identity)
         self.base = prior_of(tuning_config(config, self.folder, config.preservation[0], "thing"))
@@ -90,37 +94,32 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
             tuning, key = tuning_config(config, subject.folder, method, subject.asset.noun), row_key(method, strength)
             tune(tuning)
             found[key] = kept_json(subject.folder / f"{key}.json", partial(self.tuned, subject, tuning, key, strength))
-        if config.objects is not None:
-            method, strength = config.rows[0]
-            file = str(subject.folder / method / dreambooth.RESULT)
-            options = {"prior.personalisation": file, "prior.personalisation_strength": strength}
-            for key, prior in (("base", {}), (row_key(method, strength), options)):
-                path = subject.folder / f"{key}-3d.json"
-                found[key]["objects"] = kept_json(path, partial(self.objects, subject, key, prior))
         found["base"]["held_out"] = self.base_scores
         return {"subject": subject.folder.name, "found": found}
-
-    def report(self, rows: list[Json]) -> None:
-        write_subjects(self.task, rows)
 
     def make_subject(self, number: int) -> Subject:
         """Create subject ``number``, write its photos, and encode its true views from the cameras of setting 0."""
         config, size = self.config, self.base.image_size
-        asset = subjects.make_subject(config.seed, number, wearing=[word for _, word in self.accessories if word])
+        asset = make_subject(config.seed, number, wearing=[word for _, word in SETTINGS if word])
         folder = self.folder / "subjects" / f"{number:03d}-{asset.noun.replace(' ', '-')}"
-        for k, image in enumerate(subjects.render_photos(asset, config.photos, 2 * size, config.seed)):
+        for k, image in enumerate(render_photos(asset, config.photos, 2 * size, config.seed)):
             if not (folder / "photos" / f"{k}.png").exists():
                 write_png(folder / "photos" / f"{k}.png", image)
         azimuth, elevation = self.ring(number, 0)
-        rgb = subjects.render_views(asset, azimuth, np.full(VIEWS, elevation), size)
+        rgb = render_orbit(asset, azimuth, np.full(VIEWS, elevation), size).rgb
         return Subject(asset, folder, self.embed(torch.from_numpy(rgb)))
 
     def ring(self, number: int, setting: int) -> Ring:
         """Choose the random cameras for the samples of a subject in a setting."""
         return random_ring(numpy_generator(self.config.seed, number, f"subject cameras {setting}"), VIEWS, (5, 30))
 
-    def sample(self, prior: Prior, prompts: Sequence[str], places: Sequence[tuple[int, int]]) -> list[ViewsOfSetting]:
-        """Sample a batch of prompts. ``places`` has number and setting of each, which seed cameras and noise."""
+    def sample(
+        self, prior: Prior, prompts: Sequence[str], places: Sequence[tuple[int, int]]
+    ) -> list[tuple[Array, Array]]:
+        """Sample a batch of prompts. ``places`` has number and setting of each, which seed cameras and noise.
+
+        Returns views (V, S, S, 3), uint8, and azimuths (V,) of their cameras in radians, of each prompt.
+        """
         config = self.config
         rings = [self.ring(*place) for place in places]
         rngs = [generator(config.seed, number, f"subject sample {setting}") for number, setting in places]
@@ -129,7 +128,7 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         return [(images, azimuth) for images, (azimuth, _) in zip(views, rings, strict=True)]
 
     def held_out(self, prior: Prior) -> Json:
-        """Sample held-out prompts, which are the same for all priors, and return the score of each under ``scores``."""
+        """Return ``scores``: those of samples of held-out prompts."""
         cases, scores = held_out_cases(self.config.held_out, self.config.seed), []
         for start in range(0, len(cases), BATCH):
             batch = cases[start : start + BATCH]
@@ -141,12 +140,15 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
     def samples(self, subject: Subject, prior: Prior, name: str, identifier: str = "") -> Json:
         """Sample a subject in each setting, write the images, and return ``identity``, ``answers``, ``scores``."""
         noun, number = subject.asset.noun, subject.asset.index
-        prompts = [prompt_of(noun, worn, identifier) for worn in self.accessories]
+        prompts = [prompt_of(noun, worn, identifier) for worn in SETTINGS]
+        identity, verdicts = [], []
         samples = self.sample(prior, prompts, [(number, k) for k in range(len(prompts))])
-        for k, (views, _) in enumerate(samples):
+        for k, (worn, (views, azimuth)) in enumerate(zip(SETTINGS, samples, strict=True)):
             write_png(subject.folder / f"{name}-{k}.png", grid(views, VIEWS))
-        found, verdicts = self.compare(subject, samples)
-        return found | {"scores": [score(verdict) for verdict in verdicts]}
+            identity.append(similarity(self.embed(torch.from_numpy(views).float() / 255), subject.truth))
+            verdicts.append(judge_views(self.probe, views, spec_of(noun, worn), azimuth))
+        answers = [{key: verdict.answers.get(key) for key in KEYS} for verdict in verdicts]
+        return {"identity": identity, "answers": answers, "scores": [score(verdict) for verdict in verdicts]}
 
     def tuned(self, subject: Subject, tuning: MVDreamBoothConfig, key: str, strength: float) -> Json:
         """Measure a tuned prior by samples of the subject, of its class (``class``) and of ``held_out`` prompts."""
@@ -160,34 +162,22 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
             "seconds": read_summary(folder).get("seconds"),
         }
 
-    def objects(self, subject: Subject, key: str, prior: Mapping[str, object]) -> Json:
-        """Make a 3D object of each setting, write its images, and return ``identity`` and ``answers``.
+    def report(self, rows: list[Json]) -> None:
+        config = self.config
+        figures = {key: compare(rows, key) for key in (row_key(*row) for row in config.rows)}
+        base = float(np.mean([row["found"]["base"]["identity"] for row in rows]))
+        text = f"""# Subjects
 
-        Args:
-            key: key of the table row.
-            prior: config values that select a tuned prior; empty for the base prior.
-        """
-        results = []
-        for k, worn in enumerate(self.accessories):
-            prompt = prompt_of(subject.asset.noun, worn, "[v]" if prior else "")
-            place = f"subjects/{subject.folder.name}/objects/{key}-{k}"
-            result = make(object_config(self.config, "objects", prompt, place, **prior))
-            shown = result.views[:: len(result.views) // VIEWS]
-            write_png(subject.folder / f"{key}-3d-{k}.png", grid(enlarge_small(shown), VIEWS))
-            results.append((result.views, result.azimuth))
-        return self.compare(subject, results, vote=True)[0]
+{len(rows)} toybox subjects, {config.photos} photos each, {len(SETTINGS)} prompts, four views, DDIM
+{config.steps} steps, guidance {config.guidance_scale:g}, seed {config.seed}. Identity is the mean cosine to the
+subject's true views; that of the base prior, with the noun as prompt, is {base:.3f}. Differences are tuned minus base
+with the same noise and cameras, their 95 % intervals bootstrapped over subjects. A score is the share of the probe's
+correct answers: for prompts of the subject (compared with the base's for the class), of the class, and held-out ones.
 
-    def compare(
-        self, subject: Subject, settings: Sequence[ViewsOfSetting], vote: bool = False
-    ) -> tuple[Json, list[Verdict]]:
-        """Compare the views of each setting with the true views of the subject and with its accessory."""
-        identity, verdicts = [], []
-        for worn, (views, azimuth) in zip(self.accessories, settings, strict=True):
-            images = torch.from_numpy(views).float() / (255 if views.dtype == np.uint8 else 1)
-            identity.append(similarity(self.embed(images), subject.truth))
-            verdicts.append(judge_views(self.probe, views, spec_of(subject.asset.noun, worn), azimuth, vote))
-        answers = [{key: verdict.answers.get(key) for key in KEYS} for verdict in verdicts]
-        return {"identity": identity, "answers": answers}, verdicts
+{table(figures)}
+"""
+        write_png(self.folder / "sheet.png", sheet(config, self.folder / "subjects", rows))
+        write_report(self.task, "report", {"base_identity": base, "compared": figures, "subjects": list(rows)}, text)
 
 
 def tuning_config(config: EvaluateSubjectsConfig, folder: Path, method: str, noun: str) -> MVDreamBoothConfig:
@@ -216,20 +206,7 @@ def tune(config: MVDreamBoothConfig) -> None:
             raise Stopped(status.exit_code)
 
 
-def accessory(setting: str) -> Accessory:
-    """Parse a setting: "red hat" -> ("red", "hat"), "" -> ("", ""). Raises ConfigError for an unknown word."""
-    if not setting:
-        return "", ""
-    colour, word = setting.split()
-    for value, known, kind in ((colour, COLOURS, "colour"), (word, ACCESSORIES, "accessory")):
-        if value not in known:
-            guess = did_you_mean(nearest(value, known))
-            raise ConfigError(f"the toybox has no {kind} {value!r}{guess}", "settings")
-    return colour, word
-
-
 def spec_of(noun: str, worn: Accessory) -> Spec:
-    """Return the specification of an object with a noun and an accessory."""
     return Spec(noun, "", "", worn[1], worn[0])
 
 
@@ -241,6 +218,90 @@ def prompt_of(noun: str, worn: Accessory, identifier: str = "") -> str:
 def score(verdict: Verdict) -> float:
     """Return the share of correct answers to `KEYS`, in [0, 1]. Answers that do not apply are not counted."""
     return float(np.mean([verdict.answers[key] for key in KEYS if verdict.answers.get(key) is not None]))
+
+
+# --- the report --------------------------------------------------------------------------------------------------
+
+
+def row_key(method: str, strength: float) -> str:
+    """Return the name of a table row in files: "images" for strength 1, "images-0.6" for strength 0.6."""
+    return method if strength == 1 else f"{method}-{strength:g}"
+
+
+def row_name(key: str) -> str:
+    """Return the name of a table row in reports: "class images", or "class images, strength 0.6"."""
+    method, _, strength = key.partition("-")
+    return f"{NAMES[method]}, strength {strength}" if strength else NAMES[method]
+
+
+def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
+    """Return a contact sheet (H, W, 3), uint8, with one row for each subject in the ``folder`` of all.
+
+    A row shows the photos, then four views each of: a sample of the base prior, samples of the tuned prior in the first
+    two settings, and a sample of the tuned prior for the class.
+    """
+    key = row_key(*config.rows[0])
+    shown = {"base-0": "{}, base"}
+    for k, worn in enumerate(SETTINGS[:2]):
+        words = " ".join(("[v]", *worn)).strip()
+        shown[f"{key}-{k}"] = f"{words}, {row_name(key)}"
+    shown[f"{key}-class-0"] = "{}, after tuning"
+    cells, labels = list[Array](), list[str]()
+    for row in rows:
+        place, noun = folder / row["subject"], row["subject"].split("-", 1)[-1]
+        photos = [load_image(path).convert("RGB") for path in sorted((place / "photos").glob("*.png"))[:VIEWS]]
+        cells.append(grid([np.asarray(photo.reduce(2)) for photo in photos], VIEWS))
+        cells += [np.asarray(load_image(place / f"{name}.png").convert("RGB")) for name in shown]
+        labels += [f"{noun}, photos", *(label.format(noun) for label in shown.values())]
+    return grid(cells, 1 + len(shown), labels)
+
+
+def compare(rows: Rows, key: str) -> Json:
+    """Compare the row ``key`` with the base prior: differences with 95 % intervals, shares and seconds, as JSON."""
+    tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
+
+    def difference(ours: Sequence[Sequence[float]], name: str) -> tuple[float, float, float]:
+        theirs = [found[name] for found in base]
+        return mean_difference([np.mean(a) - np.mean(b) for a, b in zip(ours, theirs, strict=True)])
+
+    def correct(name: str) -> Json:
+        return share([answer[name] for found in tuned for answer in found["answers"]]).plain()
+
+    return {
+        "identity": float(np.mean([found["identity"] for found in tuned])),
+        "identity_gain": difference([found["identity"] for found in tuned], "identity"),
+        "own_change": difference([found["scores"] for found in tuned], "scores"),
+        "class_change": difference([found["class"]["scores"] for found in tuned], "scores"),
+        "held_out_change": difference([found["held_out"] for found in tuned], "held_out"),
+        "order": correct("order"),
+        "bound": correct("bound"),
+        "seconds": median([found.get("seconds") for found in tuned]),
+    }
+
+
+def mean_difference(differences: Sequence[float]) -> tuple[float, float, float]:
+    """Return mean, lower and upper limit of the 95 % interval of differences. For one value, all three are equal."""
+    value = float(np.mean(differences))
+    return value, *(bootstrap(differences) or (value, value))
+
+
+def table(figures: Mapping[str, Json]) -> str:
+    """Return a Markdown table from the results of `compare` by row key."""
+
+    def interval(found: Sequence[float], scale: float, digits: int) -> str:
+        value, low, high = (f"{scale * one:+.{digits}f}" for one in found)
+        return f"{value} ({low} to {high})"
+
+    heads = ["", "identity", "more than the base", "sides in order", "accessory in its colour",
+             "its prompts, points", "class prompts, points", "held-out prompts, points", "seconds"]  # fmt: skip
+    rows = []
+    for key, found in figures.items():
+        cells = [row_name(key), f"{found['identity']:.3f}", interval(found["identity_gain"], 1, 3)]
+        for one in (Share.of(found["order"]), Share.of(found["bound"])):
+            cells.append(f"{format_share(one)}, {format_limits(one)}")
+        cells += [interval(found[name], 100, 1) for name in ("own_change", "class_change", "held_out_change")]
+        rows.append([*cells, "-" if found["seconds"] is None else f"{found['seconds']:.0f}"])
+    return markdown_table(heads, rows)
 
 
 run = evaluation_task(Subjects)

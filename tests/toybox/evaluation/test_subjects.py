@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.support.task_server import TINY, TINY_DREAMBOOTH, prior_folder, snapshot, write_config
+from tests.support.task_server import TINY_DREAMBOOTH, prior_folder, snapshot, write_config
 from tests.support.tiny_classifiers import tiny_probe
 from threedgen import cli
-from threedgen.config import load
 from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.toybox.evaluation import subjects
 from threedgen.toybox.evaluation.identity import IdentityNet
 from threedgen.toybox.evaluation.options import IdentityNetworkConfig
-from threedgen.toybox.evaluation.subject_report import compare, mean_difference, table
+from threedgen.toybox.evaluation.subjects import compare, mean_difference, table
 
 
 def test_mean_difference_has_an_interval() -> None:
@@ -53,6 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with random networks and configs."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(subjects, "SETTINGS", subjects.SETTINGS[:2])
     torch.manual_seed(0)
     small = IdentityNetworkConfig(image_size=32, channels=(8, 8, 16, 16), width=8)
     IdentityNet(small).eval().save(tmp_path / "toybox-identity.safetensors")
@@ -63,7 +64,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = {
         "task": "evaluate-subjects", "threads": 1, "config": "tune.yaml", "probe": {"weights": "p.safetensors"},
         "identity": {"weights": "toybox-identity.safetensors"}, "subjects": 2, "photos": 2,
-        "settings": ["", "red hat"], "preservation": ["l1", "none"], "strengths": [1.0, 0.5], "held_out": 2, "steps": 1,
+        "preservation": ["l1", "none"], "strengths": [1.0, 0.5], "held_out": 2, "steps": 1,
     }  # fmt: skip
     write_config(tmp_path / "evaluate.yaml", config)
     return tmp_path
@@ -92,33 +93,9 @@ def test_subjects_are_tuned_measured_and_not_repeated(place: Path, monkeypatch: 
     assert contents(Path("run/subjects")) == before
 
 
-def test_objects_are_made_by_base_and_tuned_prior(place: Path) -> None:
-    prior = {"weights": str(prior_folder()), "dtype": "fp32"}
-    still = {"warm_start": {"share": 0}, "trainer": TINY["trainer"] | {"max_steps": 1}, "export": {"enabled": False}}
-    result = TINY["result"] | {"turntable": TINY["result"]["turntable"] | {"n_view": 8}}
-    write_config(place / "make.yaml", TINY, prior=prior, result=result, **still)
-    words = ["--config", "evaluate.yaml", "out=run", "-q", "subjects=1", "settings=['']", "preservation=[none]"]
-    words.append("strengths=[0.5]")
-    assert cli.main([*words, "objects=make.yaml"]) == 0
-    (row,) = json.loads(Path("run/report.json").read_text())["subjects"]
-    runs = sorted(path.name for path in (Path("run/subjects") / row["subject"] / "objects").iterdir())
-    assert runs == ["base-0", "none-0.5-0"]
-    made = load(Path("run/subjects") / row["subject"] / "objects" / "none-0.5-0" / "config.yaml")
-    assert made.prior.personalisation_strength == 0.5
-    base, tuned = (row["found"][key]["objects"]["identity"] for key in ("base", "none-0.5"))
-    assert len(base) == len(tuned) == 1 and base != tuned
-    assert Path("run/objects.png").exists()
-    assert "make.yaml" in Path("run/report.md").read_text()
-
-
 @pytest.mark.parametrize(
     ("words", "values"),
     [
-        (["settings=[red hta]"], ("settings: ", "'hta'", "'hat'")),
-        (["settings=[rde hat]"], ("settings: ", "'rde'", "'red'")),
-        (["settings=[hat]"], ("settings", "'hat'")),
-        (["preservation=[l1, l1]"], ("preservation", "'l1'")),
-        (["strengths=[1, 1]"], ("strengths", "1.0")),
         (["config=sample-toybox"], ("config: ", "mvdreambooth")),
         (["identity.weights=none"], ("identity.weights: ", "'none'")),
     ],

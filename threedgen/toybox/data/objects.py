@@ -1,14 +1,30 @@
-"""Task "toybox-sheet": render contact sheets of toybox objects, one row per noun, to inspect the training data."""
+"""Tasks that write toybox objects as files: "toybox-sheet" and "make-toybox-assets".
 
+RUN/sheet.png, sheet-2.png, ...      contact sheets, one row per noun, to inspect the training data
+RUN/000/00017-a-blue-dog.glb, ...    objects as test data for user assets; y up, front +z, vertex colours
+RUN/captions.csv                     file,caption
+"""
+
+import csv
+import io
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from threedgen.config.errors import ConfigError, did_you_mean, nearest
 from threedgen.geometry.images import grid, write_png
+from threedgen.run.disk import write_atomic
+from threedgen.run.folder import slug
+from threedgen.run.interrupts import Interrupts
+from threedgen.run.progress import Count
 from threedgen.run.text import say
+from threedgen.toybox.options import ToyboxSheetConfig
 from threedgen.toybox.world.grammar import COLOURS, NOUNS, Spec, caption, held_out
-from threedgen.toybox.world.toybox import build, render_azimuths
+from threedgen.toybox.world.toybox import Toybox, build, render_azimuths
+from threedgen.train.task import Task, run_task
+
+from .room_scenes import glb
 
 AZIMUTHS = (25, -40, 60, 150, 20, 230, -70, 0)
 
@@ -35,8 +51,8 @@ def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
     return found
 
 
-def run(config, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task: write sheet.png, sheet-2.png, ... to the run folder, with at most 12 nouns per page."""
+def run_sheet(config: ToyboxSheetConfig, resume: Path | None = None, quiet: bool = False) -> int:
+    """Write sheet.png, sheet-2.png, ... to the run folder, with at most 12 nouns per page."""
     folder = Path(str(config.out))
     words = list(config.nouns) or list(NOUNS)
     for noun in words:
@@ -61,3 +77,26 @@ def run(config, resume: Path | None = None, quiet: bool = False) -> int:
         write_png(path, grid(np.stack(images), config.columns, labels))
         say(str(path))
     return 0
+
+
+def make(task: Task) -> None:
+    config, rows = task.config, [("file", "caption")]
+    box = Toybox(config.seed, config.split, style=config.style)
+    with Interrupts() as interrupts, Count("assets", config.count, task.quiet) as count:
+        for index in range(config.first, config.first + config.count):
+            interrupts.raise_if_stopped()
+            asset = box.asset(index)
+            file = f"{index // 1000:03d}/{index:05d}-{slug(asset.caption)[:-9][:40].strip('-')}.glb"
+            rows.append((file, asset.caption))
+            if not (path := task.folder / file).is_file():
+                path.parent.mkdir(exist_ok=True)
+                vertices, faces, colours, _ = asset.mesh()
+                write_atomic(path, glb(vertices[faces], colours))
+            count.add(1, asset.caption)
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    write_atomic(task.folder / "captions.csv", text.getvalue())
+    task.summarise(assets=config.count)
+
+
+run_assets = partial(run_task, make, result="captions.csv", files=("captions.csv",), again=True)
