@@ -47,11 +47,8 @@ COMMON = ("trainer.max_steps", "trainer.accelerator", "trainer.devices", "traini
 def help_text(config_name: str, section: str = "", overrides: Sequence[str] = ()) -> str:
     """Return the help text for a config with overrides.
 
-    Args:
-        section: key of a section or option, "all", or "" for usage and common options.
-
-    Raises:
-        ConfigError: an override is invalid, or the section does not exist.
+    `section` is the key of a section or option, "all", or "" for usage and common options. Raises ConfigError if it
+    does not exist, and for invalid overrides.
     """
     model, found = layers.resolve(config_name, overrides)
     places = {".".join(place.path): place for place in fields.walk(model, layers.merged(found))}

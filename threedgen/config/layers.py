@@ -120,11 +120,7 @@ def shipped() -> list[str]:
 def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
     """Return the file of a config from its path or from the name of a shipped config; `.yaml` may be left out.
 
-    Args:
-        beside: folder that relative paths start from; None: the working directory.
-
-    Raises:
-        ConfigError: there is no such file; the message suggests the most similar name.
+    Relative paths start from `beside`; None: the working directory. Raises ConfigError with the most similar name.
     """
     text = str(name_or_path)
     if not text.strip() or "\0" in text:

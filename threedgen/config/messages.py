@@ -32,10 +32,8 @@ class Layer(NamedTuple):
 def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: Sequence[Layer]) -> list[str]:
     """Return one message for each wrong key of a config.
 
-    Args:
-        error: result of the validation of `tree`.
-        tree: the data that was validated, merged from the layers.
-        layers: layers of the config; a message starts with the source of its key.
+    `error` is the result of the validation of `tree`, which was merged from `layers`. A message starts with the source
+    of its key.
     """
     found: dict[Key, list[ErrorDetails]] = {}
     for item in error.errors(include_url=False):

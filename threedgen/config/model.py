@@ -41,10 +41,7 @@ class Config(BaseModel):
         """Check the requirements of a run outside the config: files, devices, the network. It must be fast.
 
         It is called before a run, not when a config is only loaded. Sections with requirements override this method.
-        This implementation calls it for all sections and prefixes the keys of errors with the names of the sections.
-
-        Raises:
-            ConfigError: for the first mistake.
+        This implementation calls it for all sections. Raises ConfigError for the first mistake.
         """
         values = {name: getattr(self, name) for name in type(self).model_fields}
         for name in [name for name, value in values.items() if isinstance(value, dict)]:

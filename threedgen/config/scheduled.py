@@ -88,14 +88,9 @@ optimisation steps, or percentages of `trainer.max_steps` ("50%"). Bounds as in 
 
 
 def at(schedule: float | dict[Any, float], step: int, max_steps: int | None = None) -> float:
-    """Return the value of a `Scheduled` number at an optimisation step.
+    """Return the value of a `Scheduled` number at an optimisation step, from 0, of a run of `max_steps` steps.
 
-    Args:
-        step: number of the step, from 0.
-        max_steps: number of steps of the run.
-
-    Raises:
-        ValueError: for a schedule in percents without `max_steps`.
+    Raises ValueError for a schedule in percents without `max_steps`.
     """
     if not isinstance(schedule, dict):
         return float(schedule)

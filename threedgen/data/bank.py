@@ -61,11 +61,9 @@ class Bank(ABC):
     """Base class of disk caches whose entries have latents and cameras. Blocks of entries are filled on first use.
 
     Args:
-        folder: folder of the cache files.
         name: name of the array file in the folder.
         description: text that names everything that determines the entries, except the VAE encoder.
         vae: autoencoder of diffusers. Its encoder weights are part of the cache key and must not change during use.
-        count: number of entries.
         dtype: structured numpy dtype of one entry, with the fields z (V, C, h, w), float16, and c2w (V, 4, 4).
         block: number of entries that are made together.
     """
@@ -140,14 +138,9 @@ class SceneBank(Bank):
     Depth is stored as float16, which resolves two millimetres at four metres.
 
     Args:
-        folder: folder of the cache files.
         source: scenes to cache; all have V views of H x W pixels.
-        vae: autoencoder of diffusers.
         count: number of scenes, the first ones of the source; None: all.
         half: encode the images at half their height and width. Cameras and depth keep the full size.
-
-    Raises:
-        ValueError: if the VAE cannot encode images of this size.
     """
 
     def __init__(

@@ -84,14 +84,8 @@ def _new(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Callable[[], Tensor]) -> Tensor:
     """Return the float32 tensor `name` of a safetensors file; compute and write it if the file is not valid.
 
-    Args:
-        path: file; it is replaced if it is damaged, or if its tensor is not finite or has another shape.
-        name: name of the tensor in the file.
-        shape: required shape; None: any size.
-        make: computes the tensor.
-
-    Raises:
-        DiskFull: if the disk is full.
+    A file is not valid if it is damaged, or if its tensor is not finite or has another shape than `shape`, in which
+    None allows any size. Raises DiskFull.
     """
     tensor = None
     with suppress(FileError):

@@ -168,10 +168,8 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
     """Return the folder of a run without creating it, and its stored config if it already contains this run.
 
-    A run that failed without results may be replaced by any other run.
-
-    Raises:
-        ConfigError: `out` contains files of no run, or a run whose config differs in other keys than `NEUTRAL_KEYS`.
+    A run that failed without results may be replaced by any other run. Raises ConfigError if `out` contains files of no
+    run, or a run whose config differs in other keys than `NEUTRAL_KEYS`.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")
@@ -190,11 +188,8 @@ def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | Non
 def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
     """Choose, create and lock the folder of a run, and write its config.yaml.
 
-    Returns:
-        The config with `out` set to the folder, and the folder to resume from (None for a new run).
-
-    Raises:
-        ConfigError: as `choose_folder`, and if the folder cannot be written or another process uses it.
+    Returns the config with `out` set to the folder, and the folder to resume from (None for a new run). Raises
+    ConfigError as `choose_folder`, and if the folder cannot be written or another process uses it.
     """
     folder, stored = choose_folder(config, config_name)
     return _prepare_folder(folder, config, config_name, stored), None if stored is None else folder

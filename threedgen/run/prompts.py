@@ -63,12 +63,9 @@ def remove_words(prompt: str, words: Iterable[str]) -> str:
 
 
 def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) -> list[str]:
-    """Log and return warnings about a prompt: line breaks, truncation, unknown words, a missing identifier.
+    """Log and return warnings about a prompt for `prior`: line breaks, truncation, unknown words, a missing identifier.
 
-    Args:
-        prompt: text of the user.
-        prior: prior that encodes it.
-        more: further warnings to log and return.
+    `more` are further warnings to log and return.
     """
     text, notes = normalise_prompt(prompt), []
     if len(prompt.strip().splitlines()) > 1:

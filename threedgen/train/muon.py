@@ -81,16 +81,10 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """Return a matrix with the singular vectors of `matrix` and singular values near 1, by Newton-Schulz in float32.
+    """Return the (m, n) float32 matrix with the singular vectors of `matrix` (m, n) and singular values near 1.
 
-    Each iteration multiplies by a polynomial of the Gram matrix of the shorter side. The product of the polynomials is
-    computed first, so only two products have the full matrix.
-
-    Args:
-        matrix: (m, n).
-
-    Returns:
-        (m, n), float32.
+    Each Newton-Schulz iteration multiplies by a polynomial of the Gram matrix of the shorter side. The product of the
+    polynomials is computed first, so only two products have the full matrix.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.mT if tall else matrix).float()

@@ -134,9 +134,8 @@ class System(pl.LightningModule):
     def scheduled(self, optimizer: torch.optim.Optimizer, *rates: Scheduled) -> OptimizerLRSchedulerConfig:
         """Combine an optimizer and learning rate schedules to the result of configure_optimizers.
 
-        Args:
-            optimizer: optimizer whose learning rates are multiplied by the schedules.
-            rates: schedules from the config, or functions of the step; one for all parameter groups, or one for each.
+        `rates` are schedules from the config, or functions of the step, by which the learning rates are multiplied; one
+        for all parameter groups, or one for each.
         """
         steps = [rate if callable(rate) else partial(at, rate, max_steps=self.max_steps) for rate in rates]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, steps if len(steps) > 1 else steps[0])

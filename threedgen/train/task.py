@@ -4,6 +4,8 @@
         return task.train(MySystem(task.config), metrics=("loss",))
 
     run = partial(run_task, work, result="prior", files=("prior/model_index.json",))
+
+A finished run is not repeated; after Ctrl-C the results of the training so far are written.
 """
 
 from __future__ import annotations
@@ -132,15 +134,10 @@ class Task:
         metric: str,
         postprocess: Callable[[], object] = lambda: None,
     ) -> None:
-        """Train one part of a model in the subfolder NAME, or load it from NAME/NAME.safetensors if that exists.
+        """Train `network`, a part of `system`, in the subfolder NAME, or load it from NAME/NAME.safetensors.
 
-        Args:
-            network: part of `system` to save in the file.
-            metric: name in `system.metrics` to show in the progress display.
-            postprocess: function that is called after the training, before the network is saved.
-
-        Raises:
-            Stopped: if the training did not finish.
+        `metric` of `system.metrics` is shown in the progress display. `postprocess` is called after the training,
+        before the network is saved. Raises `Stopped` if the training did not finish.
         """
         from threedgen.train.loop import fit
 
@@ -190,16 +187,13 @@ def run_task(
     files: Iterable[str] = (),
     again: bool = False,
 ) -> int:
-    """Run a task unless it is already finished, and print the path of its result as the last line on stdout.
+    """Run a task unless it is already finished, print the path of its result on stdout, and return the exit code.
 
     Args:
         work: function that does the task; it returns the status (None: finished) or raises `Stopped`.
         result: file or folder in the run folder whose path is printed.
         files: names of result files; if one that was written is lost, the run does not count as finished.
         again: call `work` even if the task is finished, as evaluations do; `work` then caches its slow parts.
-
-    Returns:
-        Exit code.
     """
     task = Task(config, resume, quiet, files)
     task.resume &= not again
@@ -213,10 +207,7 @@ def run_task(
 def execute(work: Callable[[Task], Status | None], task: Task, hint: str = "") -> Status:
     """Run a task unless it is already finished, without output on stdout, and release the lock of its folder.
 
-    Args:
-        work: function that does the task; it returns the status (None: finished) or raises `Stopped`.
-        task: run to execute.
-        hint: text after the log line about a finished run.
+    `work` is as in `run_task`; `hint` is added to the log line about a finished run.
     """
     trainer = getattr(task.config, "trainer", None)
     try:
