@@ -18,6 +18,7 @@ def test_status_has_the_exit_codes_of_signals() -> None:
     [
         "{", '{"status": "finished"}', '{"status": "failed", "steps": 5}', '{"status": "finished", "steps": 4}',
         '{"status": "finished", "steps": 5, "files": ["gone"]}',
+        '{"status": "finished", "steps": 5, "files": 3}',
     ],
 )  # fmt: skip
 def test_finished_requires_a_complete_summary(tmp_path: Path, summary: str) -> None:

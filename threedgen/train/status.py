@@ -32,4 +32,5 @@ def finished(folder: Path, max_steps: int | None = None) -> bool:
     """Return whether a folder has a finished run of at least `max_steps` steps, with all its result files."""
     summary = read_summary(folder)
     complete = summary.get("status") == Status.FINISHED.value and steps_done(folder) >= (max_steps or 0)
-    return complete and all((folder / name).exists() for name in summary.get("files", []))
+    files = summary.get("files", [])
+    return complete and isinstance(files, list) and all((folder / str(name)).exists() for name in files)
