@@ -17,10 +17,7 @@ def orientation_terms(weights: Tensor, normals: Tensor, directions: Tensor) -> T
 
 
 def orientation(render: Render) -> Tensor:
-    """Return the orientation loss, a penalty on normals that point away from the camera (Ref-NeRF, eq. 11).
-
-    It is averaged over the rays with an opacity above 0. Raises ValueError for a render without normals.
-    """
+    """Return the orientation loss (Ref-NeRF, eq. 11), averaged over the rays with an opacity above 0."""
     if render.orientation is None:
         raise ValueError("the orientation loss needs a render with normals")
     return render.orientation.sum() / (render.opacity > 0).sum().clamp(min=1)

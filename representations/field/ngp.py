@@ -19,10 +19,9 @@ from threedgen.representations.options import EncodedFieldConfig, NGPConfig
 
 
 class MLP(nn.Module):
-    """Linear layers without biases and with ReLU between them. Autocast is off: float32 layers compute in float32.
+    """Linear layers without biases, with ReLU between them, in float32 also under autocast.
 
-    The initial weights are sampled from U(-1/sqrt(fan_in), 1/sqrt(fan_in)) with the CPU generator `generator`, or with
-    torch's global generator if it is None.
+    Initial weights are uniform in +-1/sqrt(fan_in), sampled with the CPU generator `generator`.
     """
 
     def __init__(

@@ -149,10 +149,7 @@ class TableGradient(Function):
 
 
 class PositionGradient(Function):
-    """Map (x, table, gradient of the features) to the gradient of x (N, 3). It is differentiable once more.
-
-    torch_twin computes the second derivative in x, needed only for a loss on normals at points that are optimised too.
-    """
+    """Map (x, table, gradient of the features) to the gradient of x (N, 3). It is differentiable once more."""
 
     @staticmethod
     def forward(ctx: _Context, x: Tensor, table: Tensor, grad: Tensor, levels: Levels, kernels: ModuleType) -> Tensor:

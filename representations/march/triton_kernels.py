@@ -20,10 +20,7 @@ BLOCK = tl.constexpr(64)  # samples of a ray at a time
 
 @triton.jit
 def _steps(origins, directions, spans, cells, ray, k, scale, radius, SIZE: tl.constexpr):
-    """Return start, end and keep flag (BLOCK,) of the steps k (BLOCK,) of a ray.
-
-    `spans` (R, 3) holds first sample, exit and step of each ray. `cells` is the flat occupancy grid.
-    """
+    """Return start, end and keep flag (BLOCK,) of the steps k (BLOCK,) of a ray. `cells` is the flat occupancy grid."""
     entry, leave, step = tl.load(spans + ray * 3), tl.load(spans + ray * 3 + 1), tl.load(spans + ray * 3 + 2)
     t_start, t_end = entry + k.to(tl.float32) * step, entry + (k + 1).to(tl.float32) * step
     t_mid = 0.5 * (t_start + t_end)

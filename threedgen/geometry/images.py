@@ -139,10 +139,7 @@ def _wrap(text: str, width: int, font: Any, max_lines: int = 3) -> list[str]:
 
 
 def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
-    """Encode one or more frames (H, W, 3) of equal size as an H.264 video, written atomically. Raises OSError.
-
-    Odd heights and widths are padded by repeating the last row or column.
-    """
+    """Encode one or more frames (H, W, 3) of equal size as an H.264 video; odd sides are padded. Raises OSError."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, count = temporary_path(path), 0

@@ -51,10 +51,7 @@ def gltf_tree(data: bytes) -> Any:
 
 
 def _check(path: Path) -> None:
-    """Raise OSError for irregular or too large files, ConfigError for compressed triangles and impossible headers.
-
-    An impossible header declares more values than the file has bytes. trimesh would allocate memory for them.
-    """
+    """Raise an error for irregular, large or compressed files, and for headers with more values than bytes."""
     data = read_bytes(path, MAX_BYTES)
     kind, count = path.suffix.lower(), 0
     if kind == ".ply":

@@ -64,10 +64,7 @@ def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
 
 
 def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return perspective ray origins (..., 1, 1, 3) and unit directions (..., H, W, 3) of the pixel centres, float32.
-
-    `c2w` (..., 4, 4) has OpenGL axes, `K` (..., 3, 3) is in pixels; their leading axes broadcast.
-    """
+    """Return float32 ray origins (..., 1, 1, 3), unit directions (..., H, W, 3) of c2w (..., 4, 4), K (..., 3, 3)."""
     c2w, K = c2w.float(), K.float()
     with torch.autocast(c2w.device.type, enabled=False):  # bfloat16 products would shift rays by pixels
         x, y = pixels_to_plane(pixel_centres(height, width, c2w.device).reshape(-1, 2), K).unbind(-1)
@@ -77,10 +74,7 @@ def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor,
 
 
 def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
-    """Return camera-to-world poses (B, 4, 4) that look at the origin from elevations and azimuths (B,) in radians.
-
-    `distance` (B,) is in world units. `look_at` is not used, so the poses are also exact straight above and below.
-    """
+    """Return c2w poses (B, 4, 4) that look at the origin, for elevation and azimuth (radians) and distance (B,)."""
     back = unit_vector(elevation, azimuth)
     right = unit_vector(torch.zeros_like(elevation), azimuth + pi / 2)
     up = unit_vector(elevation + pi / 2, azimuth)

@@ -109,11 +109,7 @@ def _pair(size: Size) -> Pair:
 
 
 def interpolate(attribute: Array, faces: Array | None, buffers: Buffers) -> Array:
-    """Interpolate an attribute over the faces, at the pixels of the buffers. Return (..., C) float32, 0 for background.
-
-    `attribute` is (N, C) per vertex, or (F, 3, C) per face corner if `faces` is None. Interpolated unit vectors are
-    shorter than 1; `unit` normalises them.
-    """
+    """Interpolate an attribute, (N, C) or per face corner (F, 3, C). Return (..., C) float32, 0 for background."""
     out = np.zeros((*buffers.face.shape, attribute.shape[-1]), np.float32)
     mask = buffers.mask
     face = buffers.face[mask]

@@ -40,10 +40,7 @@ class Rig:
 def orbit(
     n: int, elevation: float, distance: float, fov: float, height: int, width: int, azimuth: float = 0.0
 ) -> Cameras:
-    """Place `n` cameras evenly around the origin, counter-clockwise from above, the first at `azimuth`.
-
-    Angles and the vertical field of view are in radians, the distance in world units, height and width in pixels.
-    """
+    """Place `n` cameras evenly around the origin, counter-clockwise from `azimuth`. Angles are in radians."""
     azimuths = torch.linspace(0.0, 2 * pi, n + 1)[:n] + azimuth
     c2w = orbit_c2w(torch.full((n,), float(elevation)), azimuths, torch.full((n,), float(distance)))
     return Cameras(c2w, Projection.perspective(torch.full((n,), float(fov)), height, width), height, width)

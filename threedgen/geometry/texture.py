@@ -22,11 +22,7 @@ def sample(texture: Array, uv: Array) -> Array:
 
 
 def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
-    """Apply the adjoint of `sample`: add values (..., C) to texels with the bilinear weights of uv (..., 2).
-
-    It maps the gradient of a loss in the samples to its gradient in the texture. `shape` is (H, W) of the texture.
-    Returns (H, W, C) float32.
-    """
+    """Apply the adjoint of `sample`: add values (..., C) at uv (..., 2) to a texture (H, W, C) of this shape (H, W)."""
     points = np.ascontiguousarray(uv, np.float32).reshape(-1, 2)
     rows = np.ascontiguousarray(values, np.float32).reshape(len(points), -1)
     out = np.zeros((*shape, rows.shape[1]), np.float64)

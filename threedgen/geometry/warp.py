@@ -166,10 +166,7 @@ def spread_pairs(count: int) -> list[int]:
 
 
 def depth_agreement(depth: Tensor, cameras: Cameras) -> Tensor:
-    """Return for P pairs of views (2 i, 2 i + 1) the fraction (P,) of pixels of the first view that agree.
-
-    A pixel agrees if its point has an equal depth in the second view, within `DEPTH_TOLERANCE`. depth is (2 P, H, W).
-    """
+    """Return the fraction (P,) of pixels with the same depth in both views, for P pairs of views (2 i, 2 i + 1)."""
     K, c2w = (part.double() for part in to_opencv(cameras))
     pixels, depth, fractions = pixel_grid(*depth.shape[1:]).flatten(0, 1), depth.double(), []
     for a in range(0, len(depth), 2):

@@ -280,11 +280,3 @@ def test_update_depends_only_on_the_generator():
     other = cells(warmup=32)
     other.update(ball_density, 0, generator(1, 0, "occupancy"))
     assert not torch.equal(other.values, pair[0].values)
-
-
-def test_state_dict_restores_the_cells():
-    first, second = cells(), cells()
-    update(first, ball_density, range(0, 64, 16))
-    second.load_state_dict(first.state_dict())
-    assert torch.equal(first.binary, second.binary) and torch.equal(first.values, second.values)
-    assert 0 < first.binary.float().mean() < 1
