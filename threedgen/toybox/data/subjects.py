@@ -3,9 +3,6 @@
 A subject has unusual proportions, an oversized or undersized part, a pattern in a second colour and a mark on one
 side. No caption describes these features and no prior was trained on them. Photos from several sides are the input;
 renders from any other camera are the ground truth.
-
-    subject = make_subject(seed=0, number=3)
-    photos = render_photos(subject, count=5, size=256, seed=0)      (5, 256, 256, 3)
 """
 
 from collections.abc import Sequence

@@ -1,11 +1,7 @@
-"""Identity networks: they map images (V, H, W, 3) in [0, 1] to unit vectors (V, D). The cosine of two vectors is the
-similarity of the subjects in the images.
+"""Identity network of toybox subjects, which recognises a subject from any side among others of the same noun.
 
-For toybox subjects, this module has a small network that is trained to recognise a subject from any side among other
-subjects of the same noun. For photos, `features.HubIdentity` uses an image encoder of the Hugging Face hub, as in the
-DINO and CLIP-I scores of DreamBooth (arXiv 2208.12242, section 4.1).
-
-The task "train-identity" writes RUN/identity/toybox-identity.*: weights; options and ROC on new subjects as JSON.
+It maps images to unit vectors; their cosine is the similarity of the subjects. The task "train-identity" writes
+RUN/identity/toybox-identity.*: weights; options and ROC on new subjects as JSON.
 """
 
 from functools import partial

@@ -166,8 +166,7 @@ def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verd
 def calibrate(probe: Probe, box: Toybox, indices: Sequence[int]) -> float:
     """Set ``probe.threshold`` so that accessories are missed as often as they are falsely found, and return it.
 
-    In training, most parts are absent from most images, which lowers the probabilities of the probe. A part that a
-    caption names is more likely to be present, so the threshold is calibrated on equally weighted cases.
+    Most parts are absent from most training images, which lowers the probabilities of the probe.
     """
     present, absent = [], []
     for asset, views, truth in _classified(probe, box, indices):

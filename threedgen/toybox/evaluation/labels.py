@@ -143,8 +143,7 @@ WIDE = View(fov=(33.0, 47.0), elevation=(-5.0, 35.0), relative_distance=(0.88, 1
 
 
 class ProbeToybox(Toybox):
-    """Training samples of the probe. They include held-out combinations, and accessories are more frequent than in the
-    training of priors, because accessories are small and hard to find."""
+    """Training samples of the probe, with held-out combinations and more accessories, as these are hard to find."""
 
     def __init__(self, seed: int = 0, view: View = WIDE) -> None:
         super().__init__(seed, "train", view)

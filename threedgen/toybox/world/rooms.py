@@ -1,9 +1,5 @@
 """Toy rooms: captioned interiors with a door, windows, a lamp, furniture and other toybox objects.
 
-rooms = Rooms(seed=0, split="train")
-room = rooms.room(17)                                          # solids, lamp and named items
-rgb, captions, c2w = rooms.render_views([17], 128, n_view=2)
-
 Lengths are metres; the origin is the centre of the floor, z points up. Room ``index`` depends only on seed and split.
 """
 
