@@ -110,7 +110,9 @@ class MVDreamConfig(DraftedConfig):
     personalisation_strength: float = Field(
         1.0, ge=0, le=2, description="strength of the personalisation: lower follows the prompt more, the subject less"
     )
-    guide_views: GuideViews = False
+    guide_views: bool | None = Field(
+        None, description="the unconditional branch denoises each view by itself; null: if trained for it"
+    )
 
     @model_validator(mode="after")
     def _check_strength(self) -> MVDreamConfig:

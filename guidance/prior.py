@@ -61,6 +61,11 @@ class Prior(Protocol):
     dtype: torch.dtype
 
     @property
+    def completes_views(self) -> bool:
+        """Whether the prior can sample new views beside known ones (`completion.py`)."""
+        return False
+
+    @property
     @abstractmethod
     def networks(self) -> Mapping[str, nn.Module]:
         """Networks by the names of their folders in diffusers format, such as "unet" and "vae"."""

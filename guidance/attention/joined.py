@@ -24,6 +24,10 @@ from .rotary import WorldRotary
 CAMERA_DIM = 16
 WORLD_ROTARY = "world_rotary"
 """Key of a UNet's config. If true, `predict` passes a `WorldRotary` to the self-attention."""
+SEPARATE_LEVELS = "separate_levels"
+"""Key of a UNet's config. It is true if the views of an object had separate noise levels in training, so that known
+views can be completed (`completion.py`) and the single view is a fair unconditional branch (`prior.guide_views`)."""
+OWN_KEYS = (WORLD_ROTARY, SEPARATE_LEVELS)
 Kind = Literal["sdpa", "xformers"]
 """Attention backend: torch's scaled_dot_product_attention, or xformers' memory_efficient_attention."""
 
@@ -129,10 +133,10 @@ def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
 
 
 def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
-    """Build a UNet from a config and `changes` of its entries; keep the entry `WORLD_ROTARY`, unknown to diffusers."""
-    stock = {name: value for name, value in config.items() if name != WORLD_ROTARY}
+    """Build a UNet from a config and `changes` of its entries; keep the `OWN_KEYS`, unknown to diffusers."""
+    stock = {name: value for name, value in config.items() if name not in OWN_KEYS}
     unet: Any = UNet2DConditionModel.from_config(stock, **changes)
-    unet.register_to_config(**{name: config[name] for name in (WORLD_ROTARY,) if name in config})
+    unet.register_to_config(**{name: config[name] for name in OWN_KEYS if name in config})
     return unet
 
 

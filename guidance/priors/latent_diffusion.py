@@ -358,9 +358,9 @@ class LatentDiffusion(Prior):
             c2w: camera-to-world poses (B, 4, 4), OpenGL axes, z up.
 
         Returns:
-            (B, C, h, w); None without a coarse predictor, or if its config does not allow samples to start from it.
+            (B, C, h, w); None without a coarse predictor.
         """
-        if coarse is None or not coarse.config["starts_samples"]:
+        if coarse is None:
             return None
         with self.autocast():
             found = coarse(text, camera_vector(c2w.to(self.device).float())).float()

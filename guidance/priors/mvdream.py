@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from threedgen.guidance.attention.joined import camera_vector
+from threedgen.guidance.attention.joined import SEPARATE_LEVELS, camera_vector
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.prior import MultiviewPrior
 
@@ -19,7 +19,7 @@ from .latent_diffusion import LatentDiffusion, load_prior
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
     """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
     prior = load_prior(MVDream, options, device, options.personalisation, options.personalisation_strength)
-    prior.guide_views = options.guide_views
+    prior.guide_views = prior.completes_views if options.guide_views is None else options.guide_views
     return prior
 
 
@@ -28,9 +28,15 @@ class MVDream(LatentDiffusion, MultiviewPrior):
 
     needs_camera = True
 
+    @property
+    def completes_views(self) -> bool:
+        return bool(self.unet.config.get(SEPARATE_LEVELS))
+
     def camera(self, c2w: Tensor) -> Tensor:
         return camera_vector(c2w)
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
         # without a camera the prediction is the mean over all cameras; for a tuned subject it shows only the class
-        return None if c2w is None or self.identifiers else self.predict_coarse(self.coarse, text, c2w)
+        if c2w is None or self.identifiers or self.coarse is None or not self.coarse.config["starts_samples"]:
+            return None
+        return self.predict_coarse(self.coarse, text, c2w)

@@ -34,6 +34,7 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.metrics import read_summary
 from threedgen.systems.generate import task as generate_run
 from threedgen.systems.generate.result import FILES
+from threedgen.systems.generate.views import sample_views
 from threedgen.viewer.report import PAGE, PLOTS
 
 STEPS = TINY["trainer"]["max_steps"]
@@ -337,7 +338,7 @@ def test_damaged_caches_are_rebuilt(tmp_path: Path, caplog: pytest.LogCaptureFix
 
     def ask() -> tuple[Any, Any]:
         text = generate_run.embeddings(tmp_path, prior, ["a red dog", "a cat"])
-        return text, generate_run.preview(options, prior, "a red dog", tmp_path)[0]
+        return text, sample_views(options, prior, "a red dog", tmp_path)[0]
 
     first = ask()
     assert first[0].shape[0] == 2 and first[1].shape == (2, 16, 16, 3)

@@ -128,10 +128,18 @@ class FitConfig(Config):
     )
 
 
+Sharpen = Annotated[
+    float, Field(ge=0, le=4, description="amount of the unsharp mask on the views; its blur is 1/64 of their side")
+]
+
+
 class WarmStartConfig(Config):
     """Fit of the field to views that the prior samples, before distillation."""
 
     share: float = Field(0.0, ge=0, le=1, description="fraction of trainer.max_steps; 0: none; multi-view priors only")
+    groups: int = Field(1, ge=1, le=64, description="groups of camera.n_view views: one sampled, the others completed")
+    guidance_scale: float = Field(2.0, ge=0, description="classifier-free guidance scale of the completed groups")
+    sharpen: Sharpen = 0.0
 
 
 DEFAULT_DISTILLATION = "reconstruction"
@@ -151,9 +159,7 @@ class RefineConfig(Config):
     elevation_range: tuple[float, float] = Field((0.0, 30.0), description="camera elevations, degrees")
     steps: int = Field(25, ge=1, le=1000, description="DDIM steps at strength 1; fewer in proportion below")
     guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance scale")
-    sharpen: float = Field(
-        0.0, ge=0, le=4, description="amount of the unsharp mask on resampled views, with a blur of 1/64 of their side"
-    )
+    sharpen: Sharpen = 0.0
 
 
 class PreviewConfig(Config):

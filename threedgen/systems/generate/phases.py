@@ -6,12 +6,10 @@
 `GenerateSystem.training_step` finds the phase of the current step and takes the loss from it.
 """
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras
@@ -24,6 +22,7 @@ from threedgen.systems.generate.options import RefineConfig
 
 from .fitting import Fit, StepResult
 from .scene import Scene
+from .views import sharpen
 
 
 @dataclass(frozen=True)
@@ -155,21 +154,7 @@ def resample_views(
         z = prior.coarse_latents(per_image(condition.text[0], rig.n_view), c2w)
     if z is None:
         z, strength = torch.zeros(len(rig.cameras), *prior.latent_shape, device=prior.device), 1.0
-    condition = replace(condition, single_view_uncond=prior.guide_views and rig.n_view > 1)
     denoise = guided(prior.denoise, options.guidance_scale)
     init, noise = InitLatents(z, strength), fresh_noise(z, rng)
     z = sample_latents(denoise, noise, condition, prior.schedule, options.steps, init)
     return sharpen(prior.decode_latents(z), options.sharpen)
-
-
-def sharpen(images: Tensor, amount: float) -> Tensor:
-    """Sharpen images (V, H, W, 3) in [0, 1] by an unsharp mask.
-
-    The standard deviation of its Gaussian blur is 1/64 of the image height. `amount` 0 returns the images unchanged.
-    """
-    if not amount:
-        return images
-    sigma, x = images.shape[1] / 64, images.permute(0, 3, 1, 2)
-    size = 2 * math.ceil(3 * sigma) + 1
-    blurred = gaussian_blur2d(x, (size, size), (sigma, sigma))
-    return (x + amount * (x - blurred)).clamp(0, 1).permute(0, 2, 3, 1)

@@ -96,6 +96,7 @@ class Scene(System):
             c2w=c2w,
             plain_text=self.text[:1],
             reference=self.reference,
+            single_view_uncond=self.prior.guide_views and n_view > 1,
         )
 
     # --- rendering

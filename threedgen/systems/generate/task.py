@@ -2,7 +2,6 @@
 
 import logging
 import os
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,6 @@ from torch import Tensor
 from threedgen.config import ConfigError, find, load, task_of
 from threedgen.config.command import command
 from threedgen.config.errors import within
-from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.rigs import orbit
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import prompts
 from threedgen.representations import march
@@ -22,12 +18,9 @@ from threedgen.representations.backends import load as load_backend
 from threedgen.representations.hashgrid import encoding
 from threedgen.run import folder as runs
 from threedgen.run.cache import cached_tensor
-from threedgen.run.disk import writing
 from threedgen.run.memory import explain_out_of_memory
 from threedgen.run.metrics import read_summary
-from threedgen.run.progress import Count
 from threedgen.run.prompts import normalise_prompt, prompt_warnings
-from threedgen.run.seeding import generator
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.options import GenerateConfig
@@ -35,6 +28,7 @@ from threedgen.train.status import Status
 from threedgen.train.task import Stopped, Task, device, execute, finished
 
 from .result import FILES, Run, print_result
+from .views import sample_views
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +91,7 @@ def work(task: Task, start: Path | None = None) -> Status:
         prior = task.load_prior()
         notes = prompt_warnings(config.prompt, prior, config.prompt_notes())
         text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
-        views, cameras = preview(config, prior, prompt, folder, task.quiet)
+        views, cameras = sample_views(config, prior, prompt, folder, task.quiet)
     if not config.round_steps:
         prior.free_text_encoder()
     from .optimise import optimise  # takes seconds to import: after the first views
@@ -147,43 +141,3 @@ def embeddings(folder: Path, prior: Prior, texts: list[str]) -> Tensor:
     """Return the embeddings (n, L, D) of n texts, cached in the run folder so that resumed runs use the same values."""
     shape = (len(texts), *prior.text_shape)
     return cached_tensor(folder / "text.safetensors", "text", shape, lambda: prior.encode_prompt(texts))
-
-
-def preview(
-    config: GenerateConfig, prior: Prior, prompt: str, folder: Path, quiet: bool = False
-) -> tuple[Tensor | None, Cameras | None]:
-    """Sample views of the object from the prompt, cache them in the run folder, and write them to preview.png.
-
-    Returns images (V, H, W, 3) in [0, 1] and their V cameras. Both are None if the prior is single-view, or if neither
-    the preview nor the warm start is enabled.
-    """
-    p, n_view = config.preview, config.views_per_scene
-    if not (p.enabled or config.warm_steps) or n_view < 2:
-        return None, None
-    table = config.result.turntable
-    angles = torch.deg2rad(torch.tensor([p.elevation, p.azimuth, table.fov]))
-    elevation, azimuth, fov = (float(a) for a in angles)
-    size = prior.image_size
-    cameras = orbit(n_view, elevation, table.distance, fov, size, size, azimuth=azimuth)
-
-    def sample() -> Tensor:
-        prior.note_views(cameras.c2w)
-        rng = generator(config.seed, 0, "preview")
-        with ExitStack() as stack:
-            count: Count | None = None
-
-            def on_step(done: int, steps: int) -> None:  # the prior decides the number of steps
-                nonlocal count
-                count = count or stack.enter_context(Count("sampling views", steps, quiet))
-                count.total = steps
-                count.show(done)
-
-            return prior.sample(
-                prompt, cameras.c2w, p.steps, p.guidance_scale, config.negative_prompt, generator=rng, on_step=on_step
-            )
-
-    views = cached_tensor(folder / "preview.safetensors", "views", (n_view, size, size, 3), sample)
-    if not (folder / "preview.png").exists():
-        with writing(folder):
-            write_png(folder / "preview.png", grid(views, n_view))
-    return views, cameras

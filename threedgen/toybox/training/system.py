@@ -15,7 +15,7 @@ from threedgen.data.bank import LatentBank, choose_by_share, sample_entries
 from threedgen.evaluation.features import FeatureNetwork
 from threedgen.geometry.images import grid, to_uint8
 from threedgen.geometry.poses import orbit_c2w
-from threedgen.guidance.attention.joined import camera_vector
+from threedgen.guidance.attention.joined import SEPARATE_LEVELS, camera_vector
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
@@ -73,6 +73,7 @@ class PriorSystem(DenoisingSystem):
         self.timestep_power = self.options.timestep_power
         if isinstance(self.options, MultiviewDiffusionConfig):
             self.view_noise = self.options.view_noise
+            prior.unet.register_to_config(**{SEPARATE_LEVELS: self.view_noise.companions > 0})
         self.n_view = max((bank.source.n_view for _, bank in banks), default=1)
         self.unet = prior.unet.requires_grad_(True).train()
         self.keep_average(self.unet, self.options.ema)

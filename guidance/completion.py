@@ -1,0 +1,90 @@
+"""Completion of views: new views of an object are sampled beside known ones, which the network sees nearly clean.
+
+It needs a prior that was trained with separate noise levels for the views of an object, such as the toybox prior.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .guidance import Condition, Denoiser, guided
+from .prior import Prior
+from .sampling import OnStep, fresh_noise, no_callback, sample_latents
+
+COMPANION_STEP = 20
+"""Time step of the noise that is added to the known views. The network was trained with noise in every view."""
+
+
+class Companions(NamedTuple):
+    """Known views of S objects: noisy latents (S A, C, h, w) and cameras (S A, 16), A consecutive views per object."""
+
+    latents: Tensor
+    camera: Tensor
+
+
+@torch.no_grad()
+def complete_views(
+    prior: Prior,
+    prompt: str,
+    views: Tensor,
+    views_c2w: Tensor,
+    c2w: Tensor,
+    steps: int,
+    guidance_scale: float,
+    negative_prompt: str = "",
+    generator: torch.Generator | None = None,
+    on_step: OnStep = no_callback,
+) -> Tensor:
+    """Sample new views of the object that known views show.
+
+    Args:
+        prior: a prior with `completes_views`.
+        views: known images (A, H, W, 3) in [0, 1].
+        views_c2w, c2w: camera-to-world matrices (A, 4, 4) of the known views and (V, 4, 4) of the new ones, see
+            `Prior.camera`.
+        steps: DDIM steps from noise.
+        guidance_scale: classifier-free guidance scale; 1: off.
+        generator: random generator of the noise.
+        on_step: progress callback.
+
+    Returns:
+        Images (V, H, W, 3) in [0, 1] on the CPU.
+    """
+    z, schedule = prior.encode_images(views, generator), prior.schedule
+    noisy = schedule.add_noise(z, fresh_noise(z, generator), torch.tensor(COMPANION_STEP, device=z.device))
+    known_camera, camera = (prior.camera(poses.to(prior.device).float()) for poses in (views_c2w, c2w))
+    if known_camera is None:
+        raise ValueError("a prior without cameras cannot complete views")
+    text = prior.encode_prompt([prompt, negative_prompt]).split([1, 1])
+    condition = Condition(text, camera, len(c2w), single_view_uncond=prior.guide_views)
+    denoise = guided(with_companions(prior.denoise, Companions(noisy, known_camera), len(views)), guidance_scale)
+    noise = fresh_noise(z.new_empty(len(c2w), *z.shape[1:]), generator)
+    return (
+        prior.decode_latents(sample_latents(denoise, noise, condition, schedule, steps, on_step=on_step)).float().cpu()
+    )
+
+
+def with_companions(denoise: Denoiser, known: Companions, n_known: int) -> Denoiser:
+    """Return a denoiser of new views that attend to `n_known` known views of the same object.
+
+    A call without cameras or with n_view = 1, as in the single-view branch of the guidance, is passed on unchanged.
+    """
+
+    def call(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int, **kwargs: Any) -> Tensor:
+        if camera is None:
+            return denoise(x, t, text, camera, n_view, **kwargs)
+        repeats = len(x) // n_view * n_known // len(known.latents)  # branches of the guidance
+
+        def join(a: Tensor, b: Tensor) -> Tensor:
+            a = torch.cat([a] * repeats)
+            return torch.cat([a.unflatten(0, (-1, n_known)), b.unflatten(0, (-1, n_view))], 1).flatten(0, 1)
+
+        levels = torch.full((len(known.latents),), COMPANION_STEP, device=t.device, dtype=t.dtype)
+        texts = text.unflatten(0, (-1, n_view))
+        texts = torch.cat([texts[:, :1].expand(-1, n_known, -1, -1), texts], 1).flatten(0, 1)
+        parts = (join(known.latents, x), join(levels, t), texts, join(known.camera, camera))
+        eps = denoise(*parts, n_known + n_view, **kwargs)
+        return eps.unflatten(0, (-1, n_known + n_view))[:, n_known:].flatten(0, 1)
+
+    return call

@@ -1,0 +1,103 @@
+"""Views that the prior samples from the prompt at the beginning of a run: the preview, and the views of the warm start.
+
+The first group of `camera.n_view` views is sampled together from noise. The groups all around the object are then
+completed from it, so that the prior decides each side once and the object is fitted to views that agree.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import torch
+from kornia.filters import gaussian_blur2d
+from torch import Tensor
+
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.images import grid, write_png
+from threedgen.geometry.rigs import orbit, ring_rig
+from threedgen.guidance.completion import complete_views
+from threedgen.guidance.prior import Prior
+from threedgen.guidance.sampling import OnStep
+from threedgen.run.cache import cached_tensor
+from threedgen.run.disk import writing
+from threedgen.run.progress import Count
+from threedgen.run.seeding import generator
+from threedgen.systems.generate.options import GenerateConfig
+
+
+def sample_views(
+    config: GenerateConfig, prior: Prior, prompt: str, folder: Path, quiet: bool = False
+) -> tuple[Tensor | None, Cameras | None]:
+    """Sample views of the object from the prompt, cache them in the run folder, and write the first group.
+
+    Returns images (V, H, W, 3) in [0, 1] and their V cameras; V = `camera.n_view` x `warm_start.groups`. Both are None
+    if the prior is single-view, or if neither the preview nor the warm start is enabled.
+    """
+    p, n_view, size = config.preview, config.views_per_scene, prior.image_size
+    if not (p.enabled or config.warm_steps) or n_view < 2:
+        return None, None
+    groups = config.warm_start.groups if config.warm_steps and prior.completes_views else 1
+    cameras = view_cameras(config, groups, size)
+
+    def sample() -> Tensor:
+        prior.note_views(cameras.c2w)
+        rng, negative = generator(config.seed, 0, "preview"), config.negative_prompt
+        first, others = cameras.c2w[:n_view], cameras.c2w[n_view:]
+        with step_count("sampling views", quiet) as on_step:
+            views = prior.sample(prompt, first, p.steps, p.guidance_scale, negative, generator=rng, on_step=on_step)
+        if not len(others):
+            return views
+        steps, scale = math.ceil(p.steps / 2), config.warm_start.guidance_scale
+        with step_count("completing views", quiet) as on_step:
+            new = complete_views(prior, prompt, views, first, others, steps, scale, negative, rng, on_step)
+        return torch.cat([views, new])
+
+    views = cached_tensor(folder / "preview.safetensors", "views", (len(cameras), size, size, 3), sample)
+    if not (folder / "preview.png").exists():
+        with writing(folder):
+            write_png(folder / "preview.png", grid(views[:n_view], n_view))
+    return sharpen(views, config.warm_start.sharpen), cameras
+
+
+@contextmanager
+def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
+    """Show the progress of a sampler, which decides the number of its steps."""
+    with ExitStack() as stack:
+        count: Count | None = None
+
+        def on_step(done: int, steps: int) -> None:
+            nonlocal count
+            count = count or stack.enter_context(Count(label, steps, quiet))
+            count.total = steps
+            count.show(done)
+
+        yield on_step
+
+
+def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
+    """Return the cameras of `groups` groups of `camera.n_view` views of size x size pixels.
+
+    The first group is that of the preview; the others are rings between its azimuths, at the elevations of `camera`.
+    """
+    p, table, n_view = config.preview, config.result.turntable, config.views_per_scene
+    elevation, azimuth, fov = (math.radians(angle) for angle in (p.elevation, p.azimuth, table.fov))
+    first = orbit(n_view, elevation, table.distance, fov, size, size, azimuth=azimuth)
+    if groups == 1:
+        return first
+    rings = ring_rig(table, groups, n_view, config.camera.elevation_range, size, azimuth).cameras
+    c2w = torch.cat([first.c2w, rings.c2w[n_view:]])
+    return Cameras(c2w, Projection.perspective(torch.full((len(c2w),), fov), size, size), size, size)
+
+
+def sharpen(images: Tensor, amount: float) -> Tensor:
+    """Sharpen images (V, H, W, 3) in [0, 1] by an unsharp mask.
+
+    The standard deviation of its Gaussian blur is 1/64 of the image height. `amount` 0 returns the images unchanged.
+    """
+    if not amount:
+        return images
+    sigma, x = images.shape[1] / 64, images.permute(0, 3, 1, 2)
+    size = 2 * math.ceil(3 * sigma) + 1
+    blurred = gaussian_blur2d(x, (size, size), (sigma, sigma))
+    return (x + amount * (x - blurred)).clamp(0, 1).permute(0, 2, 3, 1)
