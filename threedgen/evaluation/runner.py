@@ -20,6 +20,7 @@ from threedgen.config.plain_file import read_json
 from threedgen.config.sections import RunConfig
 from threedgen.run.disk import write_json
 from threedgen.run.interrupts import Interrupts
+from threedgen.run.options import WorkersConfig
 from threedgen.run.progress import Count
 from threedgen.run.workers import run_jobs
 from threedgen.train.task import Stopped, Task, run_task
@@ -82,9 +83,12 @@ def measure_all(evaluation: Evaluation[C, Item, Row]) -> list[Row]:
             rows.append(row)
             progress.add(1)
 
+        def failed(item: Item, reason: str) -> None:
+            raise RuntimeError(f"an item failed: {reason}")
+
         if evaluation.workers > 1 and evaluation.work is not None:
-            pool = partial(run_jobs, engine="processes", workers=evaluation.workers, attempts=ATTEMPTS)
-            if code := pool(items, evaluation.work, done, interrupts=interrupts):
+            options = WorkersConfig(engine="processes", workers=evaluation.workers, attempts=ATTEMPTS)
+            if code := run_jobs(items, evaluation.work, done, failed, options):
                 raise Stopped(code)
         else:
             for item in items:

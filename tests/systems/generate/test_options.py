@@ -130,7 +130,7 @@ def test_generate_from_python(
         ({"sed": 3}, "did you mean 'seed'"),
         ({"config": "train-toybox-prior"}, "task generate"),
         ({"config": "mvdream-toybx"}, "did you mean 'mvdream-toybox'"),
-        ({"out": "tiny.yaml"}, "a file has this name"),
+        ({"out": "tiny.yaml"}, "out: tiny.yaml"),
         ({"prior": {"weights": "nowhere.pt"}}, "prior.weights: there is no file or folder"),
     ],
 )
