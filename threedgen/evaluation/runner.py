@@ -87,7 +87,8 @@ def measure_all(evaluation: Evaluation[C, Item, Row]) -> list[Row]:
             raise RuntimeError(f"an item failed: {reason}")
 
         if evaluation.workers > 1 and evaluation.work is not None:
-            options = WorkersConfig(engine="processes", workers=evaluation.workers, attempts=ATTEMPTS)
+            kind, count = evaluation.task.config.task, evaluation.workers
+            options = WorkersConfig(task=kind, engine="processes", workers=count, attempts=ATTEMPTS)
             if code := run_jobs(items, evaluation.work, done, failed, options):
                 raise Stopped(code)
         else:
