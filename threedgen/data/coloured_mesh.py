@@ -6,26 +6,34 @@ texture.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from threedgen.config.errors import ConfigError
 from threedgen.geometry import raster
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.images import to_srgb
-from threedgen.geometry.mesh_file import read_submeshes
+from threedgen.geometry.images import to_linear, to_srgb
+from threedgen.geometry.mesh_file import read_mesh_file
+from threedgen.geometry.submesh import Submesh, Wrap
 from threedgen.geometry.texture import sample
 from threedgen.run.arrays import Array
 
+logger = logging.getLogger(__name__)
+Layer = Callable[[int, Array | None], raster.Buffers]
 DEFAULT_COLOUR = 1.0
 """Value of all three channels for a mesh without colours: white, as in glTF. Grey would not stand out from the grey
 background."""
 SUPERSAMPLE = 2
 """Factor by which images are rendered larger along each axis and then averaged."""
+MAX_LAYERS = 16
+"""Largest number of surfaces behind each other in an image of a transparent mesh."""
+OPAQUE = 0.998
+"""Opacity from which surfaces behind are not rendered."""
 MAX_COORDINATE = 1e9
 """Largest absolute coordinate accepted from a file."""
 
@@ -40,21 +48,38 @@ class Part:
 
     Attributes:
         corners: (F, 3, 3), as (triangle, corner, xyz), in world units.
-        values: sRGB colours (F, 3, 3) of the corners, in [0, 1]; with a texture, uv coordinates (F, 3, 2), v upwards.
-        texture: (H, W, 3), sRGB in [0, 1]; None: `values` are colours.
+        values: sRGB colours (F, 3, 3) or RGBA (F, 3, 4) of the corners, in [0, 1]. With a texture, uv coordinates
+            (F, 3, 2), v upwards, or (F, 3, 5 or 6): uv, and linear RGB or RGBA by which the texture is multiplied.
+        texture: (H, W, 3 or 4), sRGB in [0, 1]; None: `values` are colours.
+        wrap: wrap modes of the texture along u and v.
+        cutoff: alpha from which a point is visible, and then opaque; None: alpha is the opacity.
     """
 
     corners: Array
     values: Array
     texture: Array | None = None
+    wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")
+    cutoff: float | None = None
+
+    @property
+    def transparent(self) -> bool:
+        return self.values.shape[-1] in (4, 6) or (self.texture is not None and self.texture.shape[-1] == 4)
 
 
 @dataclass(frozen=True)
 class ColouredMesh:
-    """Triangle mesh of several parts. `plain` is True if no part has vertex colours or a texture."""
+    """Triangle mesh of several parts.
+
+    Attributes:
+        plain: True if no part has vertex colours, a material colour or a texture, so that all are white.
+        flat: True if no part has vertex colours or a texture; images without shading then do not show the shape.
+        notes: texts for the user about the file, such as textures that are missing.
+    """
 
     parts: tuple[Part, ...]
     plain: bool = False
+    flat: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def corners(self) -> Array:
@@ -77,8 +102,11 @@ class ColouredMesh:
                 towards the camera, and v the unit vector to the camera. False: unlit colours.
         """
         soup = self._soup()
-        buffers = (raster.rasterise(*soup, pose[None], fov, size * SUPERSAMPLE) for pose in c2w)
-        return self._shade(buffers, background, [pose[:3, 3] for pose in c2w] if light else None)
+
+        def layer(view: int, behind: Array | None) -> raster.Buffers:
+            return raster.rasterise(*soup, c2w[view, None], fov, size * SUPERSAMPLE, behind=behind)
+
+        return self._shade(layer, len(c2w), background, c2w[:, :3, 3] if light else None)
 
     def photograph(self, at: Cameras, background: float | None = 0.5, light: bool = False) -> Array:
         """Render images (V, H, W, 3), sRGB in [0, 1], from V perspective or orthographic cameras.
@@ -87,10 +115,13 @@ class ColouredMesh:
         turns on the shading that `render` describes.
         """
         fine, soup = at.with_size(at.height * SUPERSAMPLE, at.width * SUPERSAMPLE), self._soup()
-        buffers = (raster.rasterise_views(*soup, fine.select([view])) for view in range(len(at)))
+
+        def layer(view: int, behind: Array | None) -> raster.Buffers:
+            return raster.rasterise_views(*soup, fine.select([view]), behind=behind)
+
         away = MAX_COORDINATE if at.projection.parallel else 0.0  # parallel rays have their eye at infinity
         eyes = (at.position + away * at.c2w[:, :3, 2]).double().numpy()
-        return self._shade(buffers, background, list(eyes) if light else None)
+        return self._shade(layer, len(at), background, eyes if light else None)
 
     def surface(self, at: Cameras) -> tuple[Array, Array, Array]:
         """Return the visible surface at the pixel centres of V cameras.
@@ -113,45 +144,72 @@ class ColouredMesh:
         points = self.corners.reshape(-1, 3)
         return points, np.arange(len(points)).reshape(-1, 3)
 
-    def _shade(self, views: Iterable[raster.Buffers], background: float | None, eyes: Sequence[Array] | None) -> Array:
-        """Shade rasterised views one by one and average the supersampled pixels.
+    def _shade(self, layer: Layer, views: int, background: float | None, eyes: Array | None) -> Array:
+        """Shade V views one by one and average the supersampled pixels.
 
         Args:
-            views: raster buffers of V views, each with a leading axis of length 1 and SUPERSAMPLE x the image size.
+            layer: function that returns the raster buffers of the nearest surface behind depths (1, H, W) in a view,
+                SUPERSAMPLE x the image size; depths None: nearest of all.
             background: grey value in [0, 1]; None: images are RGBA.
-            eyes: V camera positions (3,) for the shading; None: unlit colours.
+            eyes: camera positions (V, 3) for the shading; None: unlit colours.
 
         Returns:
             Images (V, H, W, 3 or 4), in [0, 1].
         """
-        corners, images, empty = self.corners, list[Array](), (0.0,) * 4 if background is None else (background,) * 3
-        for view, buffers in enumerate(views):
-            mask = buffers.mask[0]
-            face, weight = buffers.face[0][mask], buffers.bary[0][mask][:, :, None]
-            colour = self._colours(face, weight)
-            if eyes is not None:
-                colour *= _light(corners[face], weight, eyes[view])[:, None]
-            image = np.full((*mask.shape, len(empty)), empty, np.float32)
-            image[mask, :3] = colour
-            image[mask, 3:] = 1
-            small = raster.box_downsample(image[None], SUPERSAMPLE)[0]
+        corners, images = self.corners, list[Array]()
+        layers = MAX_LAYERS if any(part.transparent for part in self.parts) else 1
+        for view in range(views):
+            behind, image = None, np.zeros(0, np.float32)
+            for number in range(layers):  # depth peeling, front to back
+                buffers = layer(view, behind)
+                mask = buffers.mask[0]
+                image = np.zeros((*mask.shape, 4), np.float32) if number == 0 else image
+                face, weight = buffers.face[0][mask], buffers.bary[0][mask][:, :, None]
+                colour = self._colours(face, weight)
+                if eyes is not None:
+                    colour[:, :3] *= _light(corners[face], weight, eyes[view])[:, None]
+                colour[:, :3] *= colour[:, 3:]
+                image[mask] += (1 - image[mask, 3:]) * colour
+                unfinished = mask & (image[..., 3] < OPAQUE)
+                if not unfinished.any():
+                    break
+                behind = np.where(unfinished, buffers.z[0], np.inf)[None]
+            if background is not None:
+                image[..., :3] += background * (1 - image[..., 3:])
+            small = raster.box_downsample(image[None, ..., : 4 if background is None else 3], SUPERSAMPLE)[0]
             small[..., :3] /= np.maximum(small[..., 3:], 1e-6) if background is None else 1  # to straight alpha
             images.append(small)
         return np.clip(np.stack(images), 0, 1)
 
     def _colours(self, face: Array, weight: Array) -> Array:
-        """Return sRGB colours (P, 3) at P points, given by triangle indices `face` (P,) into `corners` and barycentric
-        weights `weight` (P, 3, 1)."""
-        colour, first = np.zeros((len(face), 3), np.float32), 0
+        """Return sRGB colours with alpha (P, 4) at P points, given by triangle indices `face` (P,) into `corners` and
+        barycentric weights `weight` (P, 3, 1)."""
+        colour, first = np.ones((len(face), 4), np.float32), 0
         for part in self.parts:
             in_part = (face >= first) & (face < first + len(part.corners))
             value = (part.values[face[in_part] - first] * weight[in_part]).sum(1)
             if part.texture is not None:
-                outside = (value < 0) | (value > 1)  # textures of glTF and OBJ repeat
-                value = sample(part.texture, np.where(outside, value - np.floor(value), value))
-            colour[in_part] = value
+                uv, tint = value[:, :2], value[:, 2:]
+                value = sample(part.texture, np.stack([_wrapped(uv[:, k], part.wrap[k]) for k in range(2)], axis=1))
+                if tint.size:
+                    value[:, :3] = to_srgb(to_linear(value[:, :3]) * tint[:, :3])
+                if tint.shape[1] == 4:
+                    alpha = tint[:, 3:] * (value[:, 3:] if value.shape[1] == 4 else 1)
+                    value = np.concatenate([value[:, :3], alpha], axis=1)
+            if part.cutoff is not None:
+                value[:, 3:] = value[:, 3:] >= part.cutoff
+            colour[in_part, : value.shape[1]] = value
             first += len(part.corners)
         return colour
+
+
+def _wrapped(t: Array, mode: Wrap) -> Array:
+    """Map texture coordinates (P,) along one axis into [0, 1]."""
+    if mode == "clamp":
+        return t.clip(0, 1)
+    if mode == "mirror":
+        return 1 - np.abs(1 - t % 2)
+    return np.where((t < 0) | (t > 1), t - np.floor(t), t)
 
 
 def _light(corners: Array, weight: Array, eye: Array) -> Array:
@@ -186,27 +244,25 @@ def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
 # --- sources -----------------------------------------------------------------------------------------------------
 
 
-def read_mesh(path: Path, up: Literal["y", "z"] = "y") -> ColouredMesh:
+def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False) -> ColouredMesh:
     """Read a GLB, glTF, OBJ or PLY file and convert it to a z-up world in which the front faces +x.
 
     `up` is the up axis of the file. The front of a y-up file faces +z, as in glTF; the front of a z-up file faces +x.
+    `warn`: log the notes of the mesh as warnings.
 
     Raises ConfigError for an unreadable file, EmptyMesh if no triangle has an area.
     """
-    gltf, plain = path.suffix.lower() in (".glb", ".gltf"), True
-
-    def convert(piece: Any, transform: Array) -> Part:
-        nonlocal plain
-        part, coloured = _part(piece, gltf)
-        plain = plain and not coloured
-        return drop_degenerate(replace(part, corners=part.corners @ transform[:3, :3].T + transform[:3, 3]))
-
-    parts = read_submeshes(path, convert)
-    mesh = ColouredMesh(tuple(part for part in parts if len(part.corners)), plain)
-    if not mesh.parts:
+    file = read_mesh_file(path)
+    parts = tuple(part for part in map(_part, file.submeshes) if len(part.corners))
+    if not parts:
         raise EmptyMesh(f"{path} is empty: it has no triangle with an area")
+    flat = all(submesh.flat for submesh in file.submeshes)
+    white = all(part.values.min() > DEFAULT_COLOUR - 1e-6 for part in parts)
+    mesh = ColouredMesh(parts, flat and white and not file.failures, flat, file.failures)
     if (largest := np.abs(mesh.corners).max()) > MAX_COORDINATE:
         raise ConfigError(f"{path} has coordinates of {largest:.3g}; the maximum is {MAX_COORDINATE:.3g}")
+    for note in mesh.notes if warn else ():
+        logger.warning("%s: %s", path, note)
     return mesh.map_corners(lambda corners: corners[..., [2, 0, 1]]) if up == "y" else mesh
 
 
@@ -219,40 +275,9 @@ def drop_degenerate(part: Part) -> Part:
     return replace(part, corners=part.corners[keep], values=part.values[keep])
 
 
-def _part(piece: Any, gltf: bool) -> tuple[Part, bool]:
-    """Convert a trimesh mesh to a part. Return the part, and whether it has vertex colours, face colours or a texture.
-
-    Vertex colours and material colours of glTF are linear and are multiplied; textures are sRGB. If there is a texture,
-    vertex colours are ignored. In OBJ files the material colour is then ignored too, because most exporters write an
-    arbitrary one.
-    """
-    corners, visual, colours = np.asarray(piece.vertices, np.float64)[piece.faces], piece.visual, None
-    shape, material = corners.shape, getattr(visual, "material", None)
-    if visual.kind == "vertex":
-        colours = np.asarray(visual.vertex_colors, np.float64)[:, :3][piece.faces] / 255
-    elif visual.kind == "face":
-        colours = np.repeat(np.asarray(visual.face_colors, np.float64)[:, None, :3] / 255, 3, axis=1)
-    elif visual.kind != "texture":
-        return Part(corners, np.full(shape, DEFAULT_COLOUR)), False
-    else:
-        image = getattr(material, "baseColorTexture", None) or getattr(material, "image", None)
-        if image is not None and visual.uv is not None:
-            factor = to_srgb(_factor(material)) if gltf else 1.0
-            texture = np.asarray(image.convert("RGB"), np.float32) / 255 * factor
-            return Part(corners, np.asarray(visual.uv, np.float64)[piece.faces], texture), True
-        raw = getattr(visual, "vertex_attributes", {}).get("color")  # not normalised by trimesh
-        if raw is not None and len(raw) == len(piece.vertices):
-            scale = np.iinfo(raw.dtype).max if raw.dtype.kind in "ui" else 1
-            colours = (np.asarray(raw, np.float64)[:, :3] / scale)[piece.faces]
-        product = np.broadcast_to(_factor(material), shape) * (1.0 if colours is None else colours)
-        return Part(corners, to_srgb(product) if gltf else product), colours is not None
-    return Part(corners, to_srgb(colours) if gltf else colours), True
-
-
-def _factor(material: Any) -> Array:
-    """Return the RGB factor (3,) of a material, linear in glTF files and sRGB in OBJ files; ones if it has none."""
-    for name in ("baseColorFactor", "diffuse"):
-        value = getattr(material, name, None)
-        if value is not None:
-            return np.asarray(value, np.float64)[:3] / (255 if np.asarray(value).dtype.kind == "u" else 1)
-    return np.ones(3)
+def _part(submesh: Submesh) -> Part:
+    """Convert a submesh to a part without degenerate triangles."""
+    arrays = (None if submesh.texture is None else submesh.uv, submesh.colours)
+    values = np.column_stack([array for array in arrays if array is not None])[submesh.faces]
+    part = Part(submesh.vertices[submesh.faces], values, submesh.texture, submesh.wrap, submesh.cutoff)
+    return drop_degenerate(part)

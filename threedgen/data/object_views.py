@@ -173,7 +173,7 @@ class MeshObjects(ObjectViews):
 
     def read(self, number: int) -> ColouredMesh:
         """Read mesh `number` of the split, scaled into the cube [-HALF, HALF]^3. Raises ConfigError."""
-        return fit_to_cube(read_mesh(self.folder / self.files[number][0], self.options.up), HALF)
+        return fit_to_cube(read_mesh(self.folder / self.files[number][0], self.options.up, warn=True), HALF)
 
     def photograph(self, index: int, at: Cameras) -> Array:
         return self.mesh(index % len(self.files)).photograph(at, GREY, self.options.light)

@@ -30,7 +30,8 @@ def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -
         fine = subdivided(part)
         values = fine.values
         if part.texture is None:
-            values = np.clip(values + COLOUR_NOISE * strength * tint(fine.corners), 0, 1)
+            rgb = np.clip(values[..., :3] + COLOUR_NOISE * strength * tint(fine.corners), 0, 1)
+            values = np.concatenate([rgb, values[..., 3:]], axis=-1)
         corners = fine.corners + POSITION_NOISE * strength * offset(fine.corners)
         parts.append(replace(fine, corners=corners, values=values))
     return replace(mesh, parts=tuple(parts))

@@ -1,66 +1,86 @@
-"""Reader for GLB, glTF, OBJ and PLY meshes, based on trimesh."""
+"""Reader for mesh files: GLB, glTF, OBJ, and through trimesh PLY and STL."""
 
+import io
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+
+import numpy as np
 
 from threedgen.config.errors import ConfigError
-from threedgen.config.plain_file import parse_json, read_bytes
+from threedgen.config.plain_file import read_bytes
+from threedgen.geometry.gltf_file import GltfFile, gltf_tree
+from threedgen.geometry.obj_file import read_obj
+from threedgen.geometry.submesh import MAX_BYTES, SideFiles, Submesh, decode, tinted
 from threedgen.run.arrays import Array
+from threedgen.run.disk import Tree
 
-T = TypeVar("T")
+__all__ = ["MAX_BYTES", "PLY_HEADER", "MeshFile", "gltf_tree", "read_mesh_file"]
 
-MAX_BYTES = 1 << 30
-"""Largest file size in bytes."""
 PLY_HEADER = 1 << 14
 """Number of bytes at the start of a PLY file in which its header is searched."""
-COMPRESSION = {"KHR_draco_mesh_compression": "Draco", "EXT_meshopt_compression": "meshopt"}
-"""glTF extensions with compressed triangles, which trimesh cannot read, and the name of their method."""
 
 
-def read_submeshes(path: Path, convert: Callable[[Any, Array], T], key: str = "") -> list[T]:
-    """Read a mesh file and return `convert(submesh, transform)` for each of its submeshes that has faces.
+@dataclass(frozen=True)
+class MeshFile:
+    """Submeshes that have faces, and texts for the user about textures and MTL files that cannot be read."""
 
-    `convert` takes a trimesh.Trimesh and its submesh-to-scene transform (4, 4). Raises ConfigError with the config
-    `key` and the file name, also for errors in `convert`.
+    submeshes: tuple[Submesh, ...]
+    failures: tuple[str, ...]
+
+
+def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
+    """Read a mesh file. Raises ConfigError with the config `key` and the file name.
+
+    `colours`: also read materials, vertex colours and textures.
     """
+    files, kind = SideFiles(path), path.suffix.lower()
+    try:
+        data = read_bytes(path, MAX_BYTES)
+        if kind in (".glb", ".gltf"):
+            submeshes = tuple(GltfFile(data, files).submeshes(colours))
+        elif kind == ".obj":
+            submeshes = tuple(read_obj(data, files, colours))
+        else:
+            submeshes = tuple(_read_by_trimesh(data, kind, files))
+    except Exception as error:  # damaged files raise many types
+        reason = error.problem if isinstance(error, ConfigError) else getattr(error, "strerror", None)
+        reason = reason or f"it is damaged, or not a {kind[1:].upper()} file"
+        raise ConfigError(f"{path} cannot be read as a mesh: {reason}", key) from None
+    return MeshFile(submeshes, tuple(dict.fromkeys(files.failures)))
+
+
+def _read_by_trimesh(data: bytes, kind: str, files: SideFiles) -> Iterator[Submesh]:
     import trimesh
 
-    submeshes = list[T]()
-    try:
-        _check(path)
-        scene = trimesh.load_scene(str(path), process=False)
-        for transform, name in (scene.graph[node] for node in scene.graph.nodes_geometry):
-            submesh: Any = scene.geometry[name]
-            if isinstance(submesh, trimesh.Trimesh) and len(submesh.faces):
-                submeshes.append(convert(submesh, transform))
-        return submeshes
-    except ConfigError as error:
-        reason = error.problem
-    except FileNotFoundError as error:
-        reason = f"{error.filename or error} is missing"
-    except Exception as error:  # trimesh and its readers raise many types
-        reason = getattr(error, "strerror", None) or f"it is damaged, or not a {path.suffix[1:].upper()} file"
-    raise ConfigError(f"{path} cannot be read as a mesh: {reason}", key)
-
-
-def gltf_tree(data: bytes) -> Any:
-    """Parse the JSON part of the bytes of a GLB or glTF file. Raises ValueError."""
-    return parse_json(data[20 : 20 + int.from_bytes(data[12:16], "little")] if data[:4] == b"glTF" else data)
-
-
-def _check(path: Path) -> None:
-    """Raise an error for irregular, large or compressed files, and for headers with more values than bytes."""
-    data = read_bytes(path, MAX_BYTES)
-    kind, count = path.suffix.lower(), 0
+    image = None
+    options: Tree = {}
     if kind == ".ply":
-        count = max((int(number) for number in re.findall(rb"element\s+\S+\s+(\d+)", data[:PLY_HEADER])), default=0)
-    elif kind in (".glb", ".gltf"):
-        tree = gltf_tree(data)
-        for method in (COMPRESSION[name] for name in tree.get("extensionsRequired", []) if name in COMPRESSION):
-            raise ConfigError(f"its triangles are compressed by {method}; save it without compression")
-        if data[:4] == b"glTF":
-            count = sum(max(0, accessor["count"]) for accessor in tree.get("accessors", []))
-    if count > len(data):
-        raise ConfigError(f"its header declares {count} values, but the file has {len(data)} bytes")
+        header = data[:PLY_HEADER].partition(b"end_header")[0]
+        # trimesh allocates memory for the number of values that the header declares
+        count = max(map(int, re.findall(rb"element\s+\S+\s+(\d+)", header)), default=0)
+        if count > len(data):
+            raise ConfigError(f"its header declares {count} values, but the file has {len(data)} bytes")
+        if named := re.search(rb"comment\s+texturefile\s+([^\r\n]+)", header, re.IGNORECASE):
+            image = files.image(decode(named[1]))
+        options = {"skip_materials": True}  # trimesh would open textures in any folder
+    scene = trimesh.load_scene(io.BytesIO(data), file_type=kind[1:], process=False, **options)
+    for mesh in scene.geometry.values():
+        if isinstance(mesh, trimesh.Trimesh) and len(mesh.faces):
+            yield _coloured(mesh, image)
+
+
+def _coloured(mesh: Any, image: Array | None) -> Submesh:
+    """Convert a trimesh mesh in a file without materials, with its vertex colours, face colours or texture."""
+    points, faces, visual = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64), mesh.visual
+    submesh = Submesh(points, faces, np.asarray(mesh.vertex_normals, np.float64), getattr(visual, "uv", None))
+    if image is not None and submesh.uv is not None:
+        return replace(submesh, texture=tinted(image, (1, 1, 1)))
+    if visual.kind == "face":
+        colours = np.repeat(np.asarray(visual.face_colors, np.float64)[:, :3] / 255, 3, axis=0)
+        return Submesh(points[faces].reshape(-1, 3), np.arange(faces.size).reshape(-1, 3), colours=colours)
+    if visual.kind == "vertex":
+        return replace(submesh, colours=np.asarray(visual.vertex_colors, np.float64)[:, :3] / 255)
+    return replace(submesh, colours=np.ones_like(points), flat=True)

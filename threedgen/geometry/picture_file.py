@@ -12,7 +12,7 @@ from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import ordinary
 from threedgen.run.arrays import Array
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "TGA")
 """Allowed PIL formats. Some other formats (EPS) start external programs."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
 """File name endings of user images."""
@@ -60,8 +60,10 @@ def image_shape(path: Path) -> tuple[int, int]:
         return image.size if sideways else (image.height, image.width)
 
 
-def load_image(file: Path | bytes, name: str = "", key: str = "", max_side: int | None = None) -> Image.Image:
-    """Load an image as RGB, or as RGBA if it has transparency. It is rotated upright according to its EXIF data.
+def load_image(
+    file: Path | bytes, name: str = "", key: str = "", max_side: int | None = None, upright: bool = True
+) -> Image.Image:
+    """Load an image as RGB, or as RGBA if it has transparency. It is rotated ``upright`` according to its EXIF data.
 
     A larger image is reduced to `max_side` pixels on the longer side. Raises ConfigError with `name` and `key`.
     """
@@ -72,7 +74,7 @@ def load_image(file: Path | bytes, name: str = "", key: str = "", max_side: int 
             if max_side is not None:
                 image.draft("RGB", (max_side, max_side))
             image.load()
-            image = ImageOps.exif_transpose(image)
+            image = ImageOps.exif_transpose(image) if upright else image
             if image.mode.startswith("I"):  # 16 bits
                 image = Image.fromarray((np.asarray(image) // 256).clip(0, 255).astype(np.uint8))
             elif image.mode == "F":

@@ -20,6 +20,7 @@ from threedgen.run.arrays import Array
 
 Pair = tuple[int, int]
 Size = int | Pair
+Depths = Array | None
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,9 @@ class Buffers:
         return self.face >= 0
 
 
-def rasterise(vertices: Array, faces: Array, c2w: Array, fov: Array | float, size: Size, near: float = 1e-2) -> Buffers:
+def rasterise(
+    vertices: Array, faces: Array, c2w: Array, fov: Array | float, size: Size, near: float = 1e-2, behind: Depths = None
+) -> Buffers:
     """Rasterise a mesh, vertices (N, 3) in world units and faces (F, 3), with V perspective cameras.
 
     If faces are equally distant, the first one is visible. Raises ConfigError for invalid meshes.
@@ -46,23 +49,31 @@ def rasterise(vertices: Array, faces: Array, c2w: Array, fov: Array | float, siz
         fov: vertical field of view in radians, scalar or (V,).
         size: image side in pixels, or (height, width).
         near: depth of the clipping plane in world units. Faces that cross it are clipped exactly.
+        behind: (V, H, W) float32, only surfaces farther than these depths are visible.
     """
     height, width = _pair(size)
     focal = 0.5 * height / np.tan(0.5 * np.broadcast_to(np.asarray(fov, np.float64), (len(c2w),)))
     K = focal[:, None, None] * np.diag([1.0, 1.0, 0.0])
     K[:, :, 2] += width / 2, height / 2, 1
-    return _rasterise(vertices, faces, c2w, K, (height, width), near)
+    return _rasterise(vertices, faces, c2w, K, (height, width), behind, near)
 
 
-def rasterise_views(vertices: Array, faces: Array, cameras: Cameras) -> Buffers:
+def rasterise_views(vertices: Array, faces: Array, cameras: Cameras, behind: Depths = None) -> Buffers:
     """Rasterise a mesh, vertices (N, 3) and faces (F, 3), with perspective or orthographic cameras, see `rasterise`."""
     projection, size = cameras.projection, (cameras.height, cameras.width)
     matrices = cameras.c2w.numpy(), projection.K.numpy()
-    return _rasterise(vertices, faces, *matrices, size, parallel=projection.parallel)
+    return _rasterise(vertices, faces, *matrices, size, behind, parallel=projection.parallel)
 
 
 def _rasterise(
-    vertices: Array, faces: Array, c2w: Array, K: Array, size: Pair, near: float = 1e-2, parallel: bool = False
+    vertices: Array,
+    faces: Array,
+    c2w: Array,
+    K: Array,
+    size: Pair,
+    behind: Depths,
+    near: float = 1e-2,
+    parallel: bool = False,
 ) -> Buffers:
     vertices, faces = validate_mesh(vertices, faces, 3)
 
@@ -74,7 +85,7 @@ def _rasterise(
                 local[:, 2] = 1
             yield local @ k.T, depth
 
-    return _run(projected(), len(c2w), faces, near, size)
+    return _run(projected(), len(c2w), faces, near, size, behind)
 
 
 def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
@@ -92,15 +103,18 @@ def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
     return Buffers(result.face[0], result.bary[0], result.z[0])
 
 
-def _run(views: Iterable[tuple[Array, Array]], count: int, faces: Array, near: float, size: Pair) -> Buffers:
+def _run(
+    views: Iterable[tuple[Array, Array]], count: int, faces: Array, near: float, size: Pair, behind: Depths = None
+) -> Buffers:
     """Rasterise `count` views, each with vertices P (N, 3) as in the module docstring and depth (N,)."""
     shape = (count, *size)
     face, bary = np.full(shape, -1, np.int32), np.zeros((*shape, 3), np.float32)
     z = np.full(shape, np.inf, np.float32)
+    behind = np.full(shape, -np.inf, np.float32) if behind is None else behind
     for k, (plane, depth) in enumerate(views):
         triangles, bounds = np.zeros((len(faces), 2, 3, 2), np.int64), np.zeros((len(faces), 2, 4), np.int64)
         _prepare(plane, depth, faces, near, *size, triangles, bounds)
-        _fill(plane, depth, faces, triangles, bounds, face[k], bary[k], z[k])
+        _fill(plane, depth, faces, triangles, bounds, behind[k], face[k], bary[k], z[k])
     return Buffers(face, bary, z)
 
 
@@ -212,8 +226,11 @@ def _edge(px, py, ax, ay, bx, by):
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
-def _fill(plane, depth, faces, triangles, bounds, face, bary, z):
-    """Write face index, corner weights and depth of all pixels that the triangles from `_prepare` cover."""
+def _fill(plane, depth, faces, triangles, bounds, behind, face, bary, z):
+    """Write face index, corner weights and depth of all pixels that the triangles from `_prepare` cover.
+
+    Only faces farther than the depths `behind` (H, W) count.
+    """
     height = face.shape[0]
     half = SUBPIXELS // 2
     for band in prange((height + BAND - 1) // BAND):
@@ -232,14 +249,14 @@ def _fill(plane, depth, faces, triangles, bounds, face, bary, z):
                     e0, e1, e2 = _edge(x, y, ax, ay, bx, by), _edge(x, y, bx, by, cx, cy), _edge(x, y, cx, cy, ax, ay)
                     for i in range(bounds[f, k, 2], bounds[f, k, 3]):
                         if e0 >= 0 and e1 >= 0 and e2 >= 0:
-                            _shade(plane, depth, faces[f], f, i, j, face, bary, z)
+                            _shade(plane, depth, faces[f], f, i, j, behind, face, bary, z)
                         e0 -= (by - ay) * SUBPIXELS
                         e1 -= (cy - by) * SUBPIXELS
                         e2 -= (ay - cy) * SUBPIXELS
 
 
 @njit(cache=True, error_model="numpy", inline="always")
-def _shade(plane, depth, corners, f, i, j, face, bary, z):
+def _shade(plane, depth, corners, f, i, j, behind, face, bary, z):
     """Write face index, weights and depth of pixel (column i, row j) if face f is nearer than the stored depth."""
     x, y = i + 0.5, j + 0.5
     a, b, c = corners[0], corners[1], corners[2]
@@ -255,6 +272,6 @@ def _shade(plane, depth, corners, f, i, j, face, bary, z):
         e0, e1, e2, total = 1.0, 1.0, 1.0, 3.0
     e0, e1, e2 = e0 / total, e1 / total, e2 / total
     distance = np.float32(e0 * depth[a] + e1 * depth[b] + e2 * depth[c])
-    if distance < z[j, i]:
+    if behind[j, i] < distance < z[j, i]:
         z[j, i], face[j, i] = distance, f
         bary[j, i, 0], bary[j, i, 1], bary[j, i, 2] = e0, e1, e2

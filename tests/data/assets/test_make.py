@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import trimesh
 from PIL import Image
 
 from tests.support.asset_folder import GOOD, add_animated, add_bad, captions, make_assets, shows
@@ -71,6 +72,22 @@ def test_good_assets_are_rendered_and_others_listed_with_reasons(
     assert (summary["assets"], summary["left_out"], summary["views"]) == (3, 7, 12)
     assert summary["files"] == ["sheet.png", "assets.csv", "views"]
     assert Image.open("run/sheet.png").width > 96 * 4 * 3
+
+
+def test_material_colours_and_missing_textures_are_not_called_uncoloured(folder: Path) -> None:
+    red = trimesh.visual.material.PBRMaterial(baseColorFactor=[200, 0, 0, 255])
+    box = trimesh.creation.box((1, 1, 1))
+    box.visual = trimesh.visual.TextureVisuals(material=red)
+    box.export(folder / "red.glb")
+    (folder / "lost.mtl").write_text("newmtl m\nmap_Kd gone.png\n")
+    (folder / "lost.obj").write_text(
+        "mtllib lost.mtl\nusemtl m\n" + (folder / "ball.obj").read_text() + "vt 0 0\nf 1/1 2/1 3/1\n"
+    )
+    captions(folder, dict.fromkeys(("ball.obj", "red.glb", "lost.obj"), "a"))
+    assert command() == 0
+    said = {file: row["said"] for file, row in rows().items()}
+    assert said["ball.obj"] == PLAIN and said["red.glb"] == ""
+    assert "gone.png" in said["lost.obj"] and "textures" in said["lost.obj"] and PLAIN not in said["lost.obj"]
 
 
 def test_animated_asset_is_rendered_with_a_note(folder: Path) -> None:

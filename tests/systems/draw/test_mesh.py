@@ -11,6 +11,9 @@ import trimesh
 from tests.support import box_room
 from tests.support.errors import refused
 from tests.support.nose_box import config, nose_box, write_mesh
+from threedgen.export.files.glb import textured_glb_bytes
+from threedgen.geometry.images import png
+from threedgen.geometry.mesh_file import read_mesh_file
 from threedgen.systems.draw.mesh import (
     MeshFrame,
     SourceMesh,
@@ -94,6 +97,24 @@ def test_front_along_the_up_axis_is_refused_and_objects_are_simplified_to_the_bu
         read_object(config(write_mesh(tmp_path / "a.glb"), front="-y"))
     found = read_object(config(write_mesh(tmp_path / "a.glb", trimesh.creation.icosphere(3, 0.5)), budget=400))
     assert len(found.faces) <= 400 and "400" in found.notes[0]
+
+
+def test_objects_far_from_the_origin_stay_exact(tmp_path: Path) -> None:
+    """At five million metres float32 vertices are 0.5 m apart."""
+    found, where = [], np.array([5e6, -3e6, 123.0])
+    for offset in (0 * where, where):
+        scene = trimesh.Scene()
+        scene.add_geometry(nose_box(), transform=trimesh.transformations.translation_matrix(offset))
+        scene.export(tmp_path / "a.glb")
+        source = read_object(config(tmp_path / "a.glb"))
+        mesh = source.frame.for_file(without_uv(source))
+        (tmp_path / "b.glb").write_bytes(textured_glb_bytes(mesh, {"base_colour": png(np.zeros((2, 2, 3), np.uint8))}))
+        again = read_mesh_file(tmp_path / "b.glb").submeshes[0]
+        found.append((source.vertices, again.vertices - offset, np.array(mesh.offset)))
+        np.testing.assert_allclose(np.ptp(again.vertices, axis=0), nose_box().extents, atol=1e-6)
+    for k in range(2):
+        np.testing.assert_allclose(found[0][k], found[1][k], atol=1e-6)
+    assert not found[0][2].any() and np.abs(found[1][2]).max() > 1e6
 
 
 def test_edges_stay_as_sharp_as_in_the_file(tmp_path: Path) -> None:

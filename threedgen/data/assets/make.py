@@ -166,7 +166,8 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
                     continue
                 at = cameras(views, seed, asset.name)
                 images = [png(image) for image in to_uint8(render_views(loaded.mesh, at, views))]
-                entry = {"name": asset.name, "file": asset.file, "caption": asset.caption, "notes": list(loaded.notes)}
+                notes = [*loaded.notes, *loaded.mesh.notes]
+                entry = {"name": asset.name, "file": asset.file, "caption": asset.caption, "notes": notes}
                 poses = {"azimuths": views.azimuths, "c2w": at.c2w.tolist(), "fov": at.fov.tolist()}
                 shard.add_asset(asset.name, entry | poses, images)
                 entries.append(entry)

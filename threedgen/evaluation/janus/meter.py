@@ -110,7 +110,7 @@ class Meter:
 
         ``light`` is whether to shade the mesh like a toybox object; None: only a mesh without colours.
         """
-        views = mesh.render(self.c2w, FOV, self.config.size, BACKGROUND, mesh.plain if light is None else light)
+        views = mesh.render(self.c2w, FOV, self.config.size, BACKGROUND, mesh.flat if light is None else light)
         return Reading(views, self.classifier.sides(torch.from_numpy(views), prompt).double().numpy())
 
     def evaluate(self, sides: Array, free: bool = False) -> RingResult:
@@ -150,7 +150,7 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh], KnownObjec
             pairs = front_objects().meshes(self.config.seed, FIRST_OBJECT, self.truth.objects)
         else:
             files = asset_files(folder_of_assets(self.truth.assets, "truth.assets"))[: self.truth.objects]
-            pairs = ((path.stem.replace("_", " "), fit_to_ball(read_mesh(path))) for path in files)
+            pairs = ((path.stem.replace("_", " "), fit_to_ball(read_mesh(path, warn=True))) for path in files)
         for number, (prompt, mesh) in enumerate(pairs, FIRST_OBJECT):
             yield prompt, rough(mesh, numpy_generator(self.config.seed, number, "rough"), self.truth.rough)
 

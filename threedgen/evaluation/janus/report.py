@@ -122,7 +122,7 @@ class Reader:
         found = read_json(kept)
         if found.get("key") != key or not kept.with_suffix(".png").is_file():
             try:
-                mesh = read_mesh(path, up)
+                mesh = read_mesh(path, up, warn=True)
                 reading = self.meter.classify(fit_to_ball(mesh) if fit else mesh, prompt)
             except ConfigError as error:
                 return {"state": "empty" if isinstance(error, EmptyMesh) else "unreadable", "reason": str(error)}

@@ -105,10 +105,12 @@ def textured_glb_bytes(
     material = _material(name, {kind: number for number, kind in enumerate(pngs)})
     material |= {"doubleSided": True} if scene or open_surface else {}
     material |= {"extensions": {UNLIT: {}}} if scene else {}
+    node = {"translation": to_gltf_axes(np.array([mesh.offset]))[0].tolist()} if any(mesh.offset) else {}
     return _pack(
         buffer,
         meshes,
         gltf_extras,
+        node,
         **({"extensionsUsed": [UNLIT]} if scene else {}),
         materials=[material],
         images=[{"name": n, "mimeType": "image/png", "bufferView": v} for n, v in zip(names, views, strict=True)],
@@ -145,10 +147,14 @@ def _material(name: str, textures: dict[str, int]) -> Tree:
     return material
 
 
-def _pack(buffer: _Buffer, meshes: list[Tree], gltf_extras: Tree | None, **lists: Sequence[object]) -> bytes:
-    """Assemble the bytes of the GLB, with a node per mesh. `lists`: further glTF entries, such as materials."""
+def _pack(
+    buffer: _Buffer, meshes: list[Tree], gltf_extras: Tree | None, node: Tree | None = None, **lists: Sequence[object]
+) -> bytes:
+    """Assemble the bytes of the GLB, with a node per mesh. `node`: further entries of each node; `lists`: further glTF
+    entries, such as materials."""
     extras = gltf_extras or {}
-    nodes = [{"mesh": k, "name": mesh["name"]} | ({"extras": extras} if lists else {}) for k, mesh in enumerate(meshes)]
+    node = ({"extras": extras} if lists else {}) | (node or {})
+    nodes = [{"mesh": k, "name": mesh["name"]} | node for k, mesh in enumerate(meshes)]
     tree = {
         "asset": {"version": "2.0", "generator": "threedgen", "extras": extras},
         "scene": 0,

@@ -30,6 +30,7 @@ class TexturedMesh:
     normals: Array  # (V, 3) float32, unit
     uv: Array  # (V, 2) float32 in [0, 1], v upwards: texture row = (1 - v) * height
     tangents: Array  # (V, 4) float32: unit vector along +u, and sign w; bitangent = w * cross(normal, tangent)
+    offset: tuple[float, ...] = (0.0, 0.0, 0.0)  # of vertices far from the origin; the translation of the GLB's node
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +15,9 @@ from threedgen.export.shape.mesh import TexturedMesh, vertex_normals, vertex_tan
 from threedgen.export.shape.simplify import simplify
 from threedgen.export.shape.topology import area_vectors, compact, degenerate, weld
 from threedgen.geometry.cameras import Cameras
-from threedgen.geometry.mesh_file import read_submeshes
+from threedgen.geometry.mesh_file import read_mesh_file
 from threedgen.geometry.raster import box_downsample, interpolate, rasterise_views, unit
+from threedgen.geometry.submesh import Submesh
 from threedgen.guidance.priors.mvadapter.cameras import GEOMETRY_VIEWS, HALF, geometry_maps, views
 from threedgen.run.arrays import Array
 
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 SIDES = ("front", "right", "back", "left", "top", "bottom")
 MAX_COORDINATE = 1e7
 """Maximum absolute coordinate in metres."""
+MAX_RELATIVE_DISTANCE = 100
+"""Distance from the origin, relative to the size of an object, up to which float32 vertices are exact enough."""
 MIN_NORMAL_COSINE = 0.5
 """Minimum cosine between a normal of the file and the normal of its triangle; other normals are replaced."""
 
@@ -71,9 +73,13 @@ class MeshFrame:
         return np.stack([front, np.cross(up, front), up])
 
     def for_file(self, mesh: TexturedMesh) -> TexturedMesh:
-        """Return the mesh at its place and size in the file. The axes stay those of the world; writers convert them."""
-        points = mesh.vertices.astype(np.float64) / self.zoom + self.centre
-        return replace(mesh, vertices=(points / self.scale).astype(np.float32))
+        """Return the mesh at its place and size in the file, with an offset if float32 vertices would be too coarse.
+        The axes stay those of the world; writers convert them."""
+        points, centre = mesh.vertices.astype(np.float64) / self.zoom, np.array(self.centre)
+        far = np.abs(centre).max() > MAX_RELATIVE_DISTANCE * np.abs(points).max()
+        offset = centre if far else np.zeros(3)
+        vertices = ((points + (centre - offset)) / self.scale).astype(np.float32)
+        return replace(mesh, vertices=vertices, offset=tuple((offset / self.scale).tolist()))
 
     def poses_to_world(self, c2w: Tensor) -> Tensor:
         """Transform camera-to-world poses (N, 4, 4) of a scene from file to world coordinates."""
@@ -110,20 +116,18 @@ class SourceMesh:
     notes: tuple[str, ...] = ()
 
 
-def read_source(path: Path, frame: MeshFrame) -> SourceMesh:
+def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.float32) -> SourceMesh:
     """Read the triangles of all parts of a mesh file and join them in world coordinates. Raises ConfigError.
 
     The transforms of the file's scene graph are applied. Triangles without an area are left out.
     """
-    parts = read_submeshes(path, _part, "mesh")
+    parts = [_part(submesh) for submesh in read_mesh_file(path, "mesh", colours=False).submeshes]
     if not parts:
         raise ConfigError(f"{path} has no triangles", "mesh")
     points, normals, faces, uv = zip(*parts, strict=True)
     first = np.cumsum([0, *map(len, points[:-1])])
     triangles = np.concatenate([part + offset for part, offset in zip(faces, first, strict=True)])
-    vertices = (frame.scale * np.concatenate(points) @ frame.rotation.T).astype(np.float32)
-    if triangles.min() < 0 or triangles.max() >= len(vertices):
-        raise ConfigError(f"{path} has faces without corners", "mesh")
+    vertices = (frame.scale * np.concatenate(points) @ frame.rotation.T).astype(dtype)
     if not np.abs(vertices).max() <= MAX_COORDINATE:  # or not finite
         raise ConfigError(f"{path} has coordinates above {MAX_COORDINATE:.0e} m", "mesh")
     keep = ~degenerate(vertices, triangles)
@@ -135,17 +139,16 @@ def read_source(path: Path, frame: MeshFrame) -> SourceMesh:
     return SourceMesh(vertices, triangles, np.concatenate(uv)[used] if has_uv else None, directions, frame)
 
 
-def _part(part: Any, matrix: Array) -> tuple[Array, Array, Array, Array | None]:
-    """Return vertices (V, 3), normals (V, 3), triangles (F, 3) and UV (V, 2) or None of a part of a trimesh scene."""
-    points, uv = np.asarray(part.vertices, np.float64), getattr(part.visual, "uv", None)
-    mirrored = np.linalg.det(matrix[:3, :3]) < 0
-    faces = np.asarray(part.faces, np.int64)[:, :: -1 if mirrored else 1]
-    normals = np.asarray(part.vertex_normals, np.float64) @ np.linalg.pinv(matrix[:3, :3])
+def _part(part: Submesh) -> tuple[Array, Array, Array, Array | None]:
+    """Return vertices (V, 3), normals (V, 3), triangles (F, 3) and UV (V, 2) or None of a submesh."""
+    import trimesh
+
+    uv, normals = part.uv, part.normals
+    if normals is None:
+        normals = np.asarray(trimesh.Trimesh(part.vertices, part.faces, process=False).vertex_normals)
     if uv is not None:
-        uv = np.asarray(uv, np.float64)
         uv = np.where((uv > -1e-4) & (uv < 1 + 1e-4), uv.clip(0, 1), uv).astype(np.float32)
-        uv = uv if uv.shape == (len(points), 2) else None
-    return points @ matrix[:3, :3].T + matrix[:3, 3], normals, faces, uv
+    return part.vertices, normals, part.faces, uv
 
 
 def read_object(config: SamplingConfig) -> SourceMesh:
@@ -154,10 +157,10 @@ def read_object(config: SamplingConfig) -> SourceMesh:
     A mesh with more triangles than `config.budget` is simplified. Raises ConfigError.
     """
     frame, notes = MeshFrame.of(config), list[str]()
-    source = read_source(Path(str(config.mesh)).expanduser(), frame)
-    low, high = source.vertices.min(0).astype(np.float64), source.vertices.max(0).astype(np.float64)
+    source = read_source(Path(str(config.mesh)).expanduser(), frame, np.float64)
+    low, high = source.vertices.min(0), source.vertices.max(0)
     centre, zoom = (low + high) / 2, HALF / max(float((high - low).max()) / 2, 1e-30)
-    points, faces = ((source.vertices.astype(np.float64) - centre) * zoom).astype(np.float32), source.faces
+    points, faces = ((source.vertices - centre) * zoom).astype(np.float32), source.faces
     source = replace(source, vertices=points)
     if len(faces) > config.budget:
         notes.append(f"{len(faces):,} triangles were simplified to {config.budget:,} (budget)")

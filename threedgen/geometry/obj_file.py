@@ -1,0 +1,206 @@
+"""Reader for OBJ meshes with their MTL files and textures."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from PIL import Image
+
+from threedgen.config.errors import ConfigError
+from threedgen.geometry.submesh import MAX_TEXTURE_BYTES, SideFiles, Submesh, Wrap, decode
+from threedgen.run.arrays import Array
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?=\s)"
+_OPTION = re.compile(
+    rf"\s*-(?:(?P<name>[sot])(?P<numbers>(?:\s+{_NUMBER}){{1,3}})|mm(?:\s+{_NUMBER}){{2}}"
+    r"|(?:(?P<clamp>clamp\s+on)|(?:blendu|blendv|cc|clamp|texres|bm|boost|imfchan|type)\s+\S+)(?=\s))",
+    re.IGNORECASE,
+)
+"""Option before the file name of a texture in an MTL file; the file name can contain spaces."""
+
+
+@dataclass
+class Material:
+    """Material of an MTL file: sRGB colour and opacity, in [0, 1], and lines of textures by key, such as "map_kd"."""
+
+    colour: tuple[float, ...] = (1.0, 1.0, 1.0)
+    opacity: float | None = None
+    maps: dict[str, str] = field(default_factory=dict)
+
+
+class ObjText:
+    """Lines of an OBJ file, grouped.
+
+    Attributes:
+        rows: key "v", "vt" or "vn" -> texts of the lines.
+        faces: (material, has vt, has vn, number of corners) -> texts of the faces, with indices from 1.
+        libraries: MTL files.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.rows: dict[str, list[str]] = {"v": [], "vt": [], "vn": []}
+        self.faces: dict[tuple[str, bool, bool, int], list[str]] = {}
+        self.libraries, material = list[str](), ""
+        for line in re.sub(r"\\\r?\n|\t", " ", text).splitlines():
+            key, _, rest = line.strip().partition(" ")
+            if key in self.rows:
+                self.rows[key].append(rest)
+            elif key == "f":
+                corners = rest.partition("#")[0].split()
+                if "-" in rest:
+                    corners = [self._absolute(corner) for corner in corners]
+                if len(corners) > 2:
+                    _, vt, vn = (corners[0] + "//").split("/")[:3]
+                    form = (material, bool(vt), bool(vn), len(corners))
+                    self.faces.setdefault(form, []).append(" ".join(corners))
+            elif key == "usemtl":
+                material = rest.strip()
+            elif key == "mtllib":
+                self.libraries.append(rest.strip())
+
+    def _absolute(self, corner: str) -> str:
+        """Replace negative indices, which count back from the last line, by indices from 1."""
+        pairs = zip(corner.split("/"), self.rows.values(), strict=False)
+        return "/".join(str(int(part) + len(rows) + 1) if part.startswith("-") else part for part, rows in pairs)
+
+    def triangles(self) -> dict[tuple[str, bool, bool], Array]:
+        """Return the triangles (F, 3, 1 to 3) of each group: indices from 0 of v, and of vt and vn if it has them."""
+        groups = dict[tuple[str, bool, bool], list[Array]]()
+        for (material, vt, vn, corners), lines in self.faces.items():
+            numbers = np.fromstring(" ".join(lines).replace("/", " "), np.int64, sep=" ") - 1
+            polygons = numbers.reshape(len(lines), corners, 1 + vt + vn)
+            fan = [[0, k, k + 1] for k in range(1, corners - 1)]
+            groups.setdefault((material, vt, vn), []).append(polygons[:, fan].reshape(-1, 3, 1 + vt + vn))
+        return {group: np.concatenate(parts) for group, parts in groups.items()}
+
+    def table(self, key: str, columns: int) -> Array:
+        """Return the numbers of the lines `key` (N, columns). Missing ones are NaN, further ones are left out."""
+        rows = self.rows[key]
+        width = len(rows[0].split()) if rows else columns
+        found = np.fromstring(" ".join(rows), np.float64, sep=" ")
+        if len(found) != width * len(rows):  # lines of different lengths
+            width = columns
+            found = np.array([(row.split() + ["nan"] * columns)[:columns] for row in rows], np.float64)
+        found = found.reshape(len(rows), width)[:, :columns]
+        return np.pad(found, ((0, 0), (0, columns - found.shape[1])), constant_values=np.nan)
+
+
+def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
+    """Read the submeshes of an OBJ file; `colours`: also materials, vertex colours and textures.
+
+    Raises ConfigError, IndexError or ValueError for damaged files.
+    """
+    from trimesh.visual.texture import unmerge_faces
+
+    obj = ObjText(decode(data))
+    vertices, uv, normals = obj.table("v", 6), obj.table("vt", 2), obj.table("vn", 3)
+    materials = _read_materials(obj.libraries, files) if colours else {}
+    scale = 255 if np.nanmax(vertices[:, 3:], initial=0) > 1 else 1
+    has_colours = bool(np.isfinite(vertices[:, 3:]).any())
+    vertex_colours = np.nan_to_num(vertices[:, 3:] / scale, nan=1).clip(0, 1)
+    for (name, vt, vn), corners in reversed(obj.triangles().items()):
+        if corners.min() < 0:
+            raise ValueError("index 0")
+        others = list[Array]()
+        if vt or vn:
+            faces, rows, *others = unmerge_faces(*np.moveaxis(corners, -1, 0))
+        else:
+            rows, inverse = np.unique(corners, return_inverse=True)
+            faces = inverse.reshape(-1, 3)
+        submesh = Submesh(vertices[rows, :3], faces)
+        if vt and len(uv):
+            submesh = replace(submesh, uv=np.nan_to_num(uv[others[0]]))
+        if vn and len(normals):
+            submesh = replace(submesh, normals=normals[others[-1]])
+        if colours:
+            vertex = vertex_colours[rows] if has_colours else None
+            submesh = _coloured(submesh, name, materials.get(name, Material()), vertex, files)
+        yield submesh
+
+
+def _read_materials(libraries: list[str], files: SideFiles) -> dict[str, Material]:
+    """Read the materials of MTL files by name. `libraries` are lines of one or several files."""
+    materials, material = dict[str, Material](), Material()
+    for library in libraries:
+        several = files.find(library) is None and any(files.find(name) for name in library.split())
+        for name in library.split() if several else [library]:
+            try:
+                lines = decode(files.read(name, MAX_TEXTURE_BYTES)).splitlines()
+            except ConfigError as error:
+                files.failures.append(f"material file {error.problem}")
+                continue
+            for line in lines:
+                key, _, rest = line.strip().replace("\t", " ").partition(" ")
+                if key.lower() == "newmtl":
+                    material = materials[rest.strip()] = Material()
+                else:
+                    _set(material, key.lower(), rest.strip())
+    return materials
+
+
+def _set(material: Material, key: str, text: str) -> None:
+    """Set a property of a material from a line of an MTL file; other or damaged lines change nothing."""
+    try:
+        if key in ("map_kd", "map_ka", "map_d"):
+            material.maps[key] = text
+        elif key == "kd":
+            values = tuple(float(part) for part in text.split()[:3])
+            material.colour = values if len(values) == 3 else (values[0],) * 3
+        elif key == "d":
+            material.opacity = float(text.split()[-1])
+        elif key == "tr" and material.opacity is None:
+            material.opacity = 1 - float(text.split()[-1])
+    except (ValueError, IndexError):
+        pass
+
+
+def _parsed(line: str, uv: Array) -> tuple[str, Array, tuple[Wrap, Wrap]]:
+    """Split the line of a texture: return its file, texture coordinates (V, 2) with its options applied, and
+    its wrap modes."""
+    options: dict[str, list[float]] = {"s": [1, 1], "o": [0, 0], "t": [0, 0]}
+    wrap: Wrap = "repeat"
+    while match := _OPTION.match(line):
+        line, wrap = line[match.end() :], "clamp" if match["clamp"] else wrap
+        if match["name"]:
+            numbers = [float(number) for number in match["numbers"].split()][:2]
+            options[match["name"].lower()][: len(numbers)] = numbers
+    return line.strip(), uv * options["s"] + options["o"], (wrap, wrap)
+
+
+def _coloured(submesh: Submesh, name: str, material: Material, vertex: Array | None, files: SideFiles) -> Submesh:
+    """Return the submesh with the texture of its material, or else with vertex colours (V, 3), or the colour of the
+    material.
+
+    The colour of the material is not multiplied, because most exporters write an arbitrary one beside a texture.
+    """
+    maps, opacity = material.maps, 1.0 if material.opacity is None else min(max(material.opacity, 0.0), 1.0)
+    if opacity == 0 and "map_d" in maps:  # some exporters write d 0 beside a texture of the opacity
+        opacity = 1.0
+    if opacity == 0:
+        files.failures.append(f"material {name} is transparent (d 0)")
+    if maps and submesh.uv is None:
+        files.failures.append(f"material {name} has a texture, but its faces have no texture coordinates")
+    base, mask, uv, wrap = None, None, submesh.uv, submesh.wrap
+    if uv is not None and (line := maps.get("map_d")) is not None:
+        file, uv, wrap = _parsed(line, uv)
+        mask = files.image(file)
+    if submesh.uv is not None and (line := maps.get("map_kd", maps.get("map_ka"))) is not None:
+        file, uv, wrap = _parsed(line, submesh.uv)
+        base = files.image(file)
+    if base is None and mask is None:
+        colours = np.tile(material.colour, (len(submesh.vertices), 1)).clip(0, 1) if vertex is None else vertex
+        if opacity < 1:
+            colours = np.column_stack([colours, np.full(len(colours), opacity)])
+        return replace(submesh, colours=colours, flat=vertex is None)
+    if base is None:
+        base = np.round(np.clip(material.colour, 0, 1) * 255).astype(np.uint8).reshape(1, 1, 3)
+    rgb: Array = base[..., :3] / np.float32(255)
+    alpha: Array = np.full(rgb.shape[:2], opacity, np.float32)
+    if mask is not None:
+        grey = mask[..., 3] if mask.shape[2] == 4 else mask[..., :3].mean(-1).round().astype(np.uint8)
+        rgb = np.broadcast_to(rgb, (*grey.shape, 3)) if rgb.size == 3 else rgb
+        resized = Image.fromarray(grey).resize(rgb.shape[1::-1], Image.Resampling.BILINEAR)
+        alpha = opacity * np.asarray(resized, np.float32) / 255
+    texture = rgb if mask is None and opacity == 1 else np.dstack([rgb, alpha])
+    return replace(submesh, uv=uv, texture=texture, wrap=wrap)
