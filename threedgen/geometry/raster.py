@@ -62,18 +62,11 @@ def rasterise_views(vertices: Array, faces: Array, cameras: Cameras, behind: Dep
     """Rasterise a mesh, vertices (N, 3) and faces (F, 3), with perspective or orthographic cameras, see `rasterise`."""
     projection, size = cameras.projection, (cameras.height, cameras.width)
     matrices = cameras.c2w.numpy(), projection.K.numpy()
-    return _rasterise(vertices, faces, *matrices, size, behind, parallel=projection.parallel)
+    return _rasterise(vertices, faces, *matrices, size, behind, 1e-2, projection.parallel)
 
 
 def _rasterise(
-    vertices: Array,
-    faces: Array,
-    c2w: Array,
-    K: Array,
-    size: Pair,
-    behind: Depths,
-    near: float = 1e-2,
-    parallel: bool = False,
+    vertices: Array, faces: Array, c2w: Array, K: Array, size: Pair, behind: Depths, near: float, parallel: bool = False
 ) -> Buffers:
     vertices, faces = validate_mesh(vertices, faces, 3)
 
