@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_run_uses_and_resumes_with_plugin(
     run = tmp_path / "run"
     assert read_summary(run)["status"] == "finished" and "interval: 7" in (run / "config.yaml").read_text()
     ((path, record),) = read_summary(run)["plugins"].items()
-    assert path == str(ism) and len(record["sha256"]) == 64
+    assert path == str(ism) and len(record["sha256"]) == 64 and record["commit"] is None
     forget()
     ism.write_text(ism.read_text() + "# changed\n")
     assert cli.main(["-q", "--plugin", "ism.py", "--resume", "run", "trainer.max_steps=4"]) == 0
@@ -126,8 +127,14 @@ def test_worker_process_imports_plugins(tmp_path: Path) -> None:
 
 
 def test_changed_compares_the_record_with_the_files(tmp_path: Path) -> None:
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-C", str(tmp_path)]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "empty"], check=True)
     (tmp_path / "mine.py").write_text("x = 1")
     plugins.load("mine.py")
+    (record,) = plugins.identify().values()
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    assert record["commit"] == head.strip()
     path = str(tmp_path / "mine.py")
     assert [] == plugins.changed(plugins.identify()) == plugins.changed(None) == plugins.changed({path: 3})
     assert plugins.changed({path: {}}) == [path]

@@ -4,6 +4,7 @@ import hashlib
 import importlib
 import importlib.util
 import re
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,9 +74,9 @@ def load_all(loaded: Mapping[str, Plugin]) -> None:
             load(name)
 
 
-def identify() -> dict[str, dict[str, str]]:
-    """Return, by file, the SHA-256 of each plug-in."""
-    return {str(path): {"sha256": sha256} for path, sha256 in LOADED.values()}
+def identify() -> dict[str, dict[str, str | None]]:
+    """Return, by file, the SHA-256 of each plug-in and the git commit of its folder (None outside a repository)."""
+    return {str(path): {"sha256": sha256, "commit": _commit(path.parent)} for path, sha256 in LOADED.values()}
 
 
 def changed(recorded: object) -> list[str]:
@@ -87,3 +88,11 @@ def changed(recorded: object) -> list[str]:
 
 def _record(name: str, path: Path) -> None:
     LOADED[name] = Plugin(path, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def _commit(folder: Path) -> str | None:
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
