@@ -59,7 +59,7 @@ setup(
         "pillow>=11.3",
         "pillow-heif>=1",
         "psutil>=6",
-        "pydantic>=2.10",
+        "pydantic>=2.12",
         "pygltflib>=1.16",
         "pyyaml>=6",
         "rapidfuzz>=3",

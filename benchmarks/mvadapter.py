@@ -10,11 +10,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from threedgen.guidance.priors.mvadapter.cameras import RAY_VIEWS, views
-from threedgen.guidance.priors.mvadapter.form import Form
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
+from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, views
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
-from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
-from threedgen.guidance.priors.stable_diffusion import StableDiffusion
+from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, Form
 from threedgen.toybox.training.networks import multiview_model
 
 from .mvdiffusion_sides import peak_bytes, reset_peak
@@ -96,7 +95,7 @@ def measure(case: str, steps: int, device: str, threads: int) -> Measured:
 
 def full(device: str) -> tuple[Any, nn.Module]:
     """Return the 2D model extended to several views as in MVDream, and its trainable part, the UNet."""
-    model = multiview_model(StableDiffusion.load(BASE, device=device), None).to(device)
+    model = multiview_model(LatentDiffusion.load(BASE, device=device), None).to(device)
     return model, model.unet.requires_grad_(True).train()
 
 

@@ -85,7 +85,7 @@ def measure(trial: Trial, file: Path, reference: Path | None, dtype: torch.dtype
 
 def ours(trial: Trial, file: Path, dtype: torch.dtype) -> tuple[nn.Module, Step]:
     """Return our network in `dtype`, and a function that runs a step for an image edge in pixels."""
-    network = convert_released(read_tensors(file), base(trial.widths)).network.to(trial.device)
+    network = convert_released(read_tensors(file), base(trial.widths)).to(trial.device)
     cast_weights(network, dtype)
     geometries: dict[int, PanoramaGeometry] = {}
 

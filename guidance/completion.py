@@ -58,11 +58,11 @@ def complete_views(
         raise ValueError("a prior without cameras cannot complete views")
     text = prior.encode_prompt([prompt, negative_prompt]).split([1, 1])
     condition = Condition(text, camera, len(c2w), single_view_uncond=prior.guide_views)
-    denoise = guided(with_companions(prior.denoise, Companions(noisy, known_camera), len(views)), guidance_scale)
+    denoise = with_companions(prior.denoise, Companions(noisy, known_camera), len(views))
+    predict = guided(denoise, condition, guidance_scale)
     noise = fresh_noise(z.new_empty(len(c2w), *z.shape[1:]), generator)
-    return (
-        prior.decode_latents(sample_latents(denoise, noise, condition, schedule, steps, on_step=on_step)).float().cpu()
-    )
+    z = sample_latents(predict, noise, schedule, steps, on_step=on_step)
+    return prior.decode_latents(z).float().cpu()
 
 
 def with_companions(denoise: Denoiser, known: Companions, n_known: int) -> Denoiser:

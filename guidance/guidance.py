@@ -1,9 +1,6 @@
-"""Classifier-free guidance: the conditions of a diffusion prior, and the combination of its noise predictions.
+"""Classifier-free guidance: the conditions of a diffusion prior, and the combination of its noise predictions."""
 
-The functions take a network as a `Denoiser`, a function that returns the predicted noise.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -17,48 +14,26 @@ Features = Mapping[str, Tensor]
 
 
 class Denoiser(Protocol):
-    """Function that predicts the noise in `x`.
-
-    Args:
-        x: noisy latents (B, C, h, w) of B / n_view scenes; the n_view views of one scene are consecutive.
-        t: time steps (B,), int64 in 0..T-1.
-        text: embeddings (B, L, D).
-        camera: cameras in the form that `Prior.camera` returns, such as camera vectors (B, 16); None: no cameras.
-        n_view: views of each scene, which the network denoises together; 1: each image by itself.
+    """Function that predicts the noise in `x`, with arguments as in `Prior.denoise`.
 
     A denoiser of a prior with a reference image also takes the argument `reference`: features, see `Features`.
-
-    Returns:
-        The predicted noise, like `x`.
     """
 
     def __call__(self, x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor: ...
 
 
 def per_image(text: Tensor, count: int) -> Tensor:
-    """Repeat the embeddings `text` (n, L, D) of n prompts for `count` images, count / n consecutive ones per prompt.
-
-    Returns embeddings (count, L, D). Raises ValueError if n does not divide `count`.
-    """
-    if count % len(text):
-        raise ValueError(f"{count} images cannot share {len(text)} prompts evenly")
+    """Repeat the embeddings `text` (n, L, D) of n prompts for count / n consecutive images each: (count, L, D)."""
     return text.repeat_interleave(count // len(text), dim=0)
 
 
 def branches(
     denoise: Any, x: Tensor, t: Tensor, texts: Sequence[Tensor], camera: Tensor | None, n_view: int, **kwargs: Features
 ) -> tuple[Tensor, ...]:
-    """Predict the noise in the same images for each of K texts, in one network call with a batch of K B images.
+    """Predict the noise in `x` (B, C, h, w) for each of K texts, in one network call with a batch of K B images.
 
-    Args:
-        denoise: a `Denoiser`, which also receives `kwargs`.
-        x: noisy latents (B, C, h, w).
-        t: time steps (B,), or (1,) for all images.
-        texts: K embeddings, usually (conditional, unconditional), each (n, L, D) with n dividing B.
-        camera, n_view: see `Denoiser`; all K branches take the same cameras, as in MVDream.
-
-    Returns:
-        K noise predictions like `x`, float32, in the order of `texts`.
+    `denoise` also receives `kwargs`, and the same cameras for all K branches, as in MVDream. `t` is (B,), or (1,) for
+    all images; each text is (n, L, D) with n dividing B. Returns K noise predictions like `x`, float32.
     """
     count = len(texts)
     text = torch.cat([per_image(part, len(x)) for part in texts])
@@ -84,12 +59,7 @@ class Negatives(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """Features of one reference image (R = 1), from which `Condition` makes the `reference` argument of a `Denoiser`.
-
-    Attributes:
-        features: (1, L, C) by layer name, see `Features`.
-        scale: guidance scale of the image; None: the image and the text share one scale.
-    """
+    """Features (1, L, C) of one reference image, and its guidance scale; None: image and text share one scale."""
 
     features: Features
     scale: float | None = None
@@ -103,7 +73,7 @@ class Reference(NamedTuple):
 
 
 def perpendicular(x: Tensor, y: Tensor) -> Tensor:
-    """Return, for each image, the component of `x` (B, ...) perpendicular to `y`; `y` and the result are like `x`."""
+    """Return, for each image, the component of `x` (B, ...) perpendicular to `y` (B, ...)."""
     norm = (y * y).flatten(1).sum(1).clamp(min=1e-6)
     share = (x * y).flatten(1).sum(1) / norm
     return x - share.reshape(-1, *[1] * (x.dim() - 1)) * y
@@ -112,19 +82,10 @@ def perpendicular(x: Tensor, y: Tensor) -> Tensor:
 def combine_perp_neg(
     eps_cond: Tensor, eps_uncond: Tensor, eps_negative: Sequence[Tensor], weights: Tensor, guidance_scale: float
 ) -> Tensor:
-    """Combine predictions with negative prompts (Armandpour et al. 2023, "Perp-Neg").
+    """Combine predictions, each (B, C, h, w), with K negative prompts (Armandpour et al. 2023, "Perp-Neg").
 
     The result is eps_u + s (d - sum_k w_k d_k^perp) with d = eps_c - eps_u and d_k = eps_k - eps_u. d_k^perp is the
-    component of d_k perpendicular to d, so a negative prompt cannot cancel the prompt.
-
-    Args:
-        eps_cond, eps_uncond: predictions with the prompt and with the unconditional text, (B, C, h, w).
-        eps_negative: K predictions with the negative prompts, each like `eps_cond`.
-        weights: w_k >= 0 of each negative prompt and image, (K, B).
-        guidance_scale: s.
-
-    Returns:
-        The guided noise, like `eps_cond`.
+    component of d_k perpendicular to d, so a negative prompt cannot cancel the prompt. `weights`: w_k >= 0, (K, B).
     """
     step = direction = eps_cond - eps_uncond
     for eps, weight in zip(eps_negative, weights, strict=True):
@@ -189,11 +150,9 @@ def predict(
         (eps,) = branches(denoise, x, t, condition.text[:1], camera, n_view, **condition.reference_kwargs(True))
         return eps, eps
     two_scales = reference is not None and (negatives is not None or image_scale != guidance_scale)
-    texts = [
-        *condition.text,
-        *([] if negatives is None else negatives.text),
-        *([condition.text[1]] if two_scales else []),
-    ]
+    texts = [*condition.text, *(() if negatives is None else negatives.text)]
+    if two_scales:
+        texts.append(condition.text[1])
     uses_image = [True] * len(texts)
     last = len(texts) - 1 if two_scales else 1  # the branch without text and image
     uses_image[last] = False
@@ -211,15 +170,10 @@ def predict(
     return (eps + (image_scale - 1) * (eps_uncond - eps_none) if two_scales else eps), eps_cond
 
 
-def guided(denoise: Denoiser, guidance_scale: float) -> Denoiser:
-    """Return a denoiser with classifier-free guidance, see `predict`.
+def guided(denoise: Denoiser, condition: Condition, guidance_scale: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a function of latents (B, C, h, w) and timesteps (B,) that predicts the guided noise, see `predict`."""
 
-    Its argument `text` is a `Condition`, which replaces the arguments `camera` and `n_view`, or a pair of embeddings
-    (conditional, unconditional), each (n, L, D).
-    """
-
-    def call(x: Tensor, t: Tensor, text: TextPair | Condition, camera: Tensor | None, n_view: int) -> Tensor:
-        condition = text if isinstance(text, Condition) else Condition(text, camera, n_view)
+    def guided_noise(x: Tensor, t: Tensor) -> Tensor:
         return predict(denoise, x, t, condition, guidance_scale)[0]
 
-    return call
+    return guided_noise

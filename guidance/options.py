@@ -10,10 +10,25 @@ from pydantic import AfterValidator, Field, model_validator
 from threedgen.config import Config, ConfigError
 from threedgen.config.errors import called
 from threedgen.config.optional import require
-from threedgen.guidance.choices import Control, Layout, Shift, Timestep
 from threedgen.guidance.weights import loading, plugins
 from threedgen.guidance.weights.loading import COARSE, PARTS, Identity
 from threedgen.guidance.weights.tokens import Vocabulary, read_vocabulary
+
+Shift = Literal["default", "interpolated"]
+"""Shift of the log signal-to-noise ratio: equal at all timesteps, or growing linearly with t from zero at t = 0."""
+Timestep = Literal["same", "matched"]
+"""Timestep that a 2D model receives while samples follow a shifted schedule: "same" passes the sampler's timestep,
+"matched" passes the timestep whose signal-to-noise ratio in the model's own schedule is the same."""
+Layout = Literal["row", "rowcol", "full"]
+"""Tokens that a token attends to across views: "row" is its image row in all views (cameras at one elevation), "rowcol"
+its rows and columns in six mesh views (front, right, back, left, top, bottom), "full" all tokens of all views."""
+Arrangement = Literal["parallel", "serial"]
+"""Input of the added attention branches: "parallel" gives all the input of the layer, "serial" (an ablation) adds the
+output of the self-attention and of the preceding branches to that input."""
+Control = Literal["rays", "geometry"]
+"""Input of an adapter's condition guider: camera rays, or positions and normals of a mesh, per pixel."""
+MIN_OVERLAP = 0.3
+"""Fraction of common pixels above which MVDiffusion's posed views attend to each other."""
 
 
 def embedded_as(name: str) -> AfterValidator:
@@ -114,13 +129,6 @@ class MVDreamConfig(DraftedConfig):
         None, description="the unconditional branch denoises each view by itself; null: if trained for it"
     )
 
-    @model_validator(mode="after")
-    def _check_strength(self) -> MVDreamConfig:
-        if self.personalisation is None and self.personalisation_strength != 1:
-            strength = f"personalisation_strength={self.personalisation_strength:g}"
-            raise ValueError(f"{strength} has no effect without personalisation=FILE")
-        return self
-
     @property
     def multiview(self) -> bool:
         return True
@@ -168,16 +176,9 @@ class MVDiffusionConfig(DraftedConfig):
     neighbours: Literal["ring", "all"] = Field(
         "ring", description="panorama views that a view attends to: adjacent ones (released weights), or all"
     )
-    k: int = Field(3, ge=1, le=9, description="side of the k x k neighbourhood of a corresponding pixel; odd")
-    overlap: float = Field(0.3, ge=0, lt=1, description="minimum overlap of posed views that attend to each other")
+    k: Literal[1, 3, 5, 7, 9] = Field(3, description="side of the k x k neighbourhood of a corresponding pixel")
     hold: bool = Field(False, description="given views stay fixed in each step (the released weights resample them)")
     guide_views: GuideViews = False
-
-    @model_validator(mode="after")
-    def _check_k(self) -> MVDiffusionConfig:
-        if self.k % 2 == 0:
-            raise ValueError(f"k {self.k} should be odd; try {self.k + 1}")
-        return self
 
     def check(self) -> None:
         super().check()
@@ -213,9 +214,6 @@ class MVAdapterConfig(DraftedConfig):
     shift_mode: Shift | None = Field(
         None, description="shift equal at all timesteps, or growing with them; null: as trained, or interpolated"
     )
-    timestep: Timestep | None = Field(
-        None, description="timestep of the 2D model: the same, or matched to the noise; null: as trained"
-    )
     guess: str | None = Field(
         None,
         min_length=1,
@@ -235,8 +233,6 @@ class MVAdapterConfig(DraftedConfig):
     def _check_image(self) -> MVAdapterConfig:
         if self.image is not None and self.adapter is None:
             raise ValueError("image needs an adapter: set adapter=FILE of an image-to-views adapter")
-        if self.image is None and self.image_scale is not None:
-            raise ValueError(f"image_scale {self.image_scale:g} has no effect without image=FILE")
         return self
 
     @property

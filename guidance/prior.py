@@ -1,8 +1,4 @@
-"""Interfaces of diffusion priors: `Prior` for single images, `MultiviewPrior` for several views with cameras.
-
-Systems, losses and evaluation use priors through these two classes only. Each prior inherits from one of them, which
-implements `sample`.
-"""
+"""Interfaces of diffusion priors: `Prior` for single images, `MultiviewPrior` for several views with cameras."""
 
 from __future__ import annotations
 
@@ -15,9 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threedgen.guidance.coarse_to_fine import Size, sample_images
 from threedgen.guidance.guidance import Condition, Reference, guided, per_image
-from threedgen.guidance.sampling import Generators, InitLatents, OnStep, no_callback, sample_latents
+from threedgen.guidance.sampling import (
+    Generators,
+    InitLatents,
+    OnStep,
+    Size,
+    no_callback,
+    sample_images,
+    sample_latents,
+)
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import tokens
 from threedgen.run.prompts import Reading
@@ -35,8 +38,8 @@ steps, the FID is 10.4 at 0.1, 10.6 at 0.2 and 11.0 at 0.3. Higher strengths giv
 class Prior(Protocol):
     """Frozen diffusion model of images, which samples images and predicts noise for distillation losses.
 
-    Images are (B, H, W, 3) in [0, 1], latents (B, C, h, w). The latents of a prior on pixels are images (B, 3, H, W) in
-    [-1, 1]. In a batch, the views of one object are consecutive.
+    Latents are (B, C, h, w); those of a prior on pixels are images (B, 3, H, W) in [-1, 1]. In a batch, the views of
+    one object are consecutive.
 
     Attributes:
         unet: the denoising network.
@@ -85,12 +88,8 @@ class Prior(Protocol):
         """Move the networks to a device and return the prior; precision "auto" is resolved for the new device."""
 
     def free_text_encoder(self) -> None:
-        """Free the memory of the text encoder and the VAE decoder.
-
-        Training calls it after it has encoded the prompt. Afterwards `encode_prompt` and `decode_latents` fail;
-        `encode_images` and `denoise` still work.
-        """
-        return  # a prior without such networks has nothing to free
+        """Free the text encoder and the VAE decoder, if any; `encode_prompt` and `decode_latents` then fail."""
+        return
 
     @abstractmethod
     def encode_prompt(self, prompts: list[str]) -> Tensor:
@@ -111,7 +110,7 @@ class Prior(Protocol):
         return tokens.tokens_cut(self.tokenizer, prompt, self.max_tokens)
 
     def note_cuts(self, prompts: list[str]) -> None:
-        """Log, for each prompt, the words that exceed `max_tokens`."""
+        """Log the words of prompts that exceed `max_tokens`."""
         for prompt in prompts:
             if cut := self.tokens_cut(prompt):
                 logger.info("prompt beyond the token limit, these words have no effect: %r", cut)
@@ -150,7 +149,7 @@ class Prior(Protocol):
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encode images (B, H, W, 3) in [0, 1], of any size, to latents (B, C, h, w), with gradients.
 
-        `generator` is used if the encoding is random, as with a VAE.
+        `generator` is that of a random encoding, as with a VAE.
         """
 
     @abstractmethod
@@ -221,29 +220,23 @@ class Prior(Protocol):
             camera = self.camera(poses)
         text = self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
         count = len(prompts) * n_view
-        condition = Condition(
-            text,
-            camera,
-            n_view,
-            reference=self.reference(text[0][:1]),
-            single_view_uncond=self.guide_views and n_view > 1,
-        )
+        reference, separate = self.reference(text[0][:1]), self.guide_views and n_view > 1
+        condition = Condition(text, camera, n_view, reference=reference, single_view_uncond=separate)
         coarse = self.coarse_latents(per_image(text[0], count), poses) if init_strength < 1 else None
         init = None if coarse is None else InitLatents(coarse, init_strength)
-        denoise = guided(self.denoise, guidance_scale)
+        predict = guided(self.denoise, condition, guidance_scale)
 
         def sample_pass(size: Size, noise: Tensor, init: InitLatents | None) -> Tensor:
-            return sample_latents(denoise, noise, condition, self.schedule, steps, init, on_step=on_step)
+            return sample_latents(predict, noise, self.schedule, steps, init, on_step=on_step)
 
         size = (self.image_size, self.image_size)
         return sample_images(self, count, size, sample_pass, generator, decode_batch=n_view, init=init)
 
 
 class MultiviewPrior(Prior, Protocol):
-    """Prior that denoises several views of an object together, so that they are consistent.
+    """Prior that denoises `n_view` consecutive images together, as views of one object, each with its camera.
 
-    `denoise` treats `n_view` consecutive images as views of one object and conditions each on its camera. With
-    n_view = 1 and without a camera it is a 2D model. It raises ValueError if n_view does not divide the batch.
+    With n_view = 1 and without a camera it is a 2D model.
     """
 
     @abstractmethod

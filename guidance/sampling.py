@@ -1,17 +1,31 @@
-"""DDIM sampling of latents (Song et al. 2021, arXiv 2010.02502): from noise, img2img, inpainting."""
+"""DDIM sampling of latents (Song et al. 2021, arXiv 2010.02502): from noise, img2img, inpainting, in several passes.
+
+Coarse-to-fine sampling follows Imagen (arXiv 2205.11487), but with one network: it samples images at half the size, at
+a fourth of the cost, upscales them and refines them by img2img. Synchronised views follow SyncMVD (arXiv 2311.12891),
+but the views are made consistent before each img2img round, not in each denoising step.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .guidance import Condition, Denoiser
+from threedgen.config import ConfigError
+from threedgen.config.errors import within
+
 from .schedule import Schedule
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""Prediction of the noise in latents (B, C, h, w) at timesteps (B,), such as the result of `guided`."""
 OnStep = Callable[[int, int], object]
 """Callback with (number of steps done, total number of steps). It is called before the first and after each step."""
+Size = tuple[int, int]
+"""Height and width of an image in pixels."""
+REFINE_STRENGTH = 0.3
+"""Default img2img strength at full size, after a sample of half the size."""
 
 
 class InitLatents(NamedTuple):
@@ -21,80 +35,66 @@ class InitLatents(NamedTuple):
     strength: float
 
 
+class ViewSync(NamedTuple):
+    """Number of img2img rounds, and the function that makes the images (B, H, W, 3) consistent before each round."""
+
+    rounds: int
+    synchronise: Callable[[Tensor], Tensor]
+
+
+NO_SYNC = ViewSync(0, lambda images: images)
+
+
 def no_callback(done: int, steps: int) -> None:
-    """Do nothing; the default of `on_step`."""
+    """Do nothing."""
 
 
 def before_steps(callback: Callable[[], None]) -> OnStep:
-    """Return an `OnStep` callback that calls `callback` without arguments before each step, not after the last."""
+    """Return an `OnStep` callback that calls `callback` before each step, not after the last."""
     return lambda done, steps: callback() if done < steps else None
 
 
 def ddim_timesteps(steps: int, T: int = 1000) -> Tensor:
     """Return the ascending time steps at which DDIM calls the network, (steps,) int64: floor(i T / steps) + 1.
 
-    They are those of the ldm code base whenever `steps` divides T; with steps = T they are 0..T-1.
-
-    Args:
-        T: number of training timesteps, or fewer for img2img, which starts from less noise.
-
-    Raises:
-        ValueError: steps is not in 1..T.
+    They are those of the ldm code base whenever `steps` <= T divides T; with steps = T they are 0..T-1. T is the number
+    of training timesteps, or less for img2img.
     """
-    if not 1 <= steps <= T:
-        raise ValueError(f"steps = {steps} is out of range; choose 1 to {T}")
     # With steps = T the offset of 1 would give t = T, which has no alpha_bar.
     return torch.arange(steps) * T // steps + (1 if steps < T else 0)
 
 
 def ddim_alphas(schedule: Schedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha_bar before and after each DDIM step, two tensors (steps,) float64 on the CPU.
+    """Return alpha_bar before and after the DDIM step at each of the ascending `timesteps`: (steps,) float64, CPU.
 
-    Entry i of the first is alpha_bar at timesteps[i], of the second at timesteps[i - 1], because sampling visits the
-    ascending `timesteps` (steps,) in reverse. Sampling ends at alpha_bar[0], not at 1, as in Stable Diffusion's config
-    (set_alpha_to_one=False in diffusers).
+    Sampling ends at alpha_bar[0], not at 1, as in Stable Diffusion's config (set_alpha_to_one=False in diffusers).
     """
     alpha_bar = schedule.alpha_bar.cpu().double()
     a = alpha_bar[timesteps]
     return a, torch.cat([alpha_bar[:1], a[:-1]])
 
 
-def ddim_sigma(a: Tensor, a_prev: Tensor, eta: float) -> Tensor:
-    """Return the standard deviation of the noise that a step adds (eq. 16), like `a` and `a_prev`, see `ddim_step`."""
-    return eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).clamp(min=0).sqrt()
-
-
 def ddim_step(
     x: Tensor, eps: Tensor, a: Tensor, a_prev: Tensor, eta: float = 0.0, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Take one DDIM step (eq. 12).
+    """Take one DDIM step (eq. 12). Returns the latents after the step and the predicted clean latents, like `x`.
 
     Args:
         x, eps: noisy latents and the noise predicted in them, each (B, C, h, w).
         a, a_prev: alpha_bar before and after the step, scalar tensors.
-        eta: 0 is deterministic DDIM, 1 has the noise of DDPM.
-        noise: unit Gaussian noise like `x`. Raises ValueError if it is missing and `eta` > 0.
-
-    Returns:
-        The latents after the step and the predicted clean latents, both like `x`.
+        eta: 0 is deterministic DDIM, 1 has the noise of DDPM (eq. 16).
+        noise: unit Gaussian noise like `x`, needed if `eta` > 0.
     """
-    sigma = ddim_sigma(a, a_prev, eta)
+    sigma = eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).clamp(min=0).sqrt()
     x0 = (x - (1 - a).sqrt() * eps) / a.sqrt()
     x_prev = a_prev.sqrt() * x0 + (1 - a_prev - sigma**2).clamp(min=0).sqrt() * eps
-    if eta > 0:
-        if noise is None:
-            raise ValueError(f"eta = {eta} needs noise; pass a tensor like x, or eta = 0")
-        x_prev = x_prev + sigma * noise
-    return x_prev, x0
+    return x_prev if noise is None else x_prev + sigma * noise, x0
 
 
 @torch.no_grad()
 def ddim_sample(
-    denoise: Denoiser,
+    predict: Predict,
     x_T: Tensor,
-    text: Any,
-    camera: Tensor | None,
-    n_view: int,
     schedule: Schedule,
     timesteps: Tensor,
     eta: float = 0.0,
@@ -104,19 +104,15 @@ def ddim_sample(
     """Denoise latents by DDIM and return clean latents (B, C, h, w).
 
     Args:
-        denoise: a denoiser; for classifier-free guidance wrap it in `guided` and pass a `Condition` as `text`.
         x_T: latents (B, C, h, w) with the noise of the last of `timesteps`.
-        text, camera, n_view: arguments of `denoise`.
         timesteps: ascending (steps,), see `ddim_timesteps`.
-        eta: 0 is deterministic DDIM, 1 has the noise of DDPM.
-        generator: random generator of the noise that is added when `eta` > 0.
+        eta, generator: noise of the steps, see `ddim_step`, and its random generator.
     """
     alphas, alphas_prev = ddim_alphas(schedule, timesteps)
     x = x_T
     on_step(0, len(timesteps))
     for i in reversed(range(len(timesteps))):
-        t = torch.full((len(x),), int(timesteps[i]), device=x.device)
-        eps = denoise(x, t, text, camera, n_view).to(x.dtype)
+        eps = predict(x, torch.full((len(x),), int(timesteps[i]), device=x.device)).to(x.dtype)
         noise = fresh_noise(x, generator) if eta > 0 else None
         x, _ = ddim_step(x, eps, alphas[i], alphas_prev[i], eta, noise)
         on_step(len(timesteps) - i, len(timesteps))
@@ -124,9 +120,8 @@ def ddim_sample(
 
 
 def sample_latents(
-    denoise: Denoiser,
+    predict: Predict,
     noise: Tensor,
-    condition: Condition,
     schedule: Schedule,
     steps: int,
     init: InitLatents | None = None,
@@ -137,9 +132,7 @@ def sample_latents(
     """Sample clean latents (B, C, h, w) from noise, or by img2img (SDEdit, Meng et al. 2022, arXiv 2108.01073).
 
     Args:
-        denoise: a denoiser wrapped in `guided`.
         noise: unit Gaussian noise (B, C, h, w).
-        condition: text and cameras of the B images.
         steps: DDIM steps from pure noise; img2img takes `init.strength` times as many, at least one.
         init: img2img start; None: start from pure noise.
     """
@@ -148,16 +141,14 @@ def sample_latents(
         steps = max(1, round(init.strength * steps))
         T = max(steps, round(init.strength * schedule.T))
         x = schedule.add_noise(init.latents, noise, ddim_timesteps(steps, T)[-1].to(noise.device))
-    timesteps, camera, n_view = ddim_timesteps(steps, T), condition.camera, condition.n_view
-    return ddim_sample(denoise, x, condition, camera, n_view, schedule, timesteps, eta, generator, on_step)
+    return ddim_sample(predict, x, schedule, ddim_timesteps(steps, T), eta, generator, on_step)
 
 
 @torch.no_grad()
 def inpaint_latents(
-    denoise: Denoiser,
+    predict: Predict,
     z: Tensor,
     hole: Tensor,
-    condition: Condition,
     schedule: Schedule,
     steps: int = 50,
     repeats: int = 1,
@@ -169,14 +160,9 @@ def inpaint_latents(
     Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1; in latents as Avrahami et al. 2023, arXiv 2206.02779).
 
     Args:
-        denoise: a denoiser wrapped in `guided`.
         z: known clean latents (B, C, h, w).
         hole: (B, 1, h, w), 1 where latents are sampled, 0 where `z` is kept.
-        condition: text and cameras of the B images.
         repeats: times that each step is taken; noise is added again before a repetition (RePaint's resampling).
-
-    Returns:
-        Clean latents like `z`, equal to `z` outside the hole.
     """
     timesteps = ddim_timesteps(steps, schedule.T)
     alphas, alphas_prev = ddim_alphas(schedule, timesteps)
@@ -189,8 +175,7 @@ def inpaint_latents(
                 x = back.sqrt() * x + (1 - back).sqrt() * fresh_noise(x, generator)
             known = schedule.add_noise(z, fresh_noise(z, generator), t)
             x = hole * x + (1 - hole) * known
-            eps = denoise(x, t, condition, condition.camera, condition.n_view).to(x.dtype)
-            x, _ = ddim_step(x, eps, alphas[i], alphas_prev[i])
+            x, _ = ddim_step(x, predict(x, t).to(x.dtype), alphas[i], alphas_prev[i])
     return hole * x + (1 - hole) * z
 
 
@@ -198,12 +183,99 @@ def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:
     """Return unit Gaussian noise with shape, type and device of `like` (B, ...).
 
     The noise is sampled in float32 on the generator's device, so a CPU generator gives the same noise for every device.
-    Of n generators, each samples B / n consecutive images. Raises ValueError if n does not divide B.
+    Of n generators, each samples B / n consecutive images.
     """
     if isinstance(generator, Sequence):
-        if len(like) % len(generator):
-            raise ValueError(f"{len(like)} images cannot be shared by {len(generator)} generators evenly")
         shares = like.split(len(like) // len(generator))
         return torch.cat([fresh_noise(share, one) for share, one in zip(shares, generator, strict=True)])
     device = like.device if generator is None else generator.device
     return torch.randn(like.shape, generator=generator, device=device, dtype=torch.float32).to(like)
+
+
+def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str, str]) -> None:
+    """Raise ConfigError, with the config `keys` of height and width, if a side of `size` is no multiple of `unit`.
+
+    With the option `draft`, half of each side must be a multiple too.
+    """
+    for side, key in zip(size, keys, strict=True):
+        if side % unit:
+            below = max(side // unit, 1) * unit
+            problem = f"image sides must be multiples of {unit}; try {below} or {below + unit}"
+            raise ConfigError(problem, key, f"{size[0]} x {size[1]}")
+    with within("prior"):
+        check_half_size(size, draft, unit)
+
+
+def check_half_size(size: Size, draft: float | None, unit: int, key: str = "draft") -> None:
+    """Raise ConfigError if `draft` is set and half of a side of `size` is not a multiple of `unit` pixels."""
+    if draft is not None and any(side % (2 * unit) for side in size):
+        raise ConfigError(
+            f"images of {size[0]} x {size[1]} pixels cannot be sampled at half the size first: sides must be multiples "
+            f"of {2 * unit}; or remove {key}",
+            key,
+            draft,
+        )
+
+
+def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
+    """Return the linearly decreasing strengths in (0, 1] of the img2img rounds at full size.
+
+    The first is `draft`, or `REFINE_STRENGTH` if None. With `rounds` = 0 there is one round if `draft` is set.
+    """
+    times = max(rounds, draft is not None)
+    return [(draft or REFINE_STRENGTH) * (times - number) / times for number in range(times)]
+
+
+def total_steps(steps: int, draft: float | None, rounds: int = 0, init: InitLatents | None = None) -> int:
+    """Return the number of denoising steps of all passes of `sample_images`; a pass from noise takes `steps`."""
+    first, draft = (1.0, draft) if init is None else (init.strength, None)
+    return sum(max(1, round(strength * steps)) for strength in [first, *img2img_strengths(draft, rounds)])
+
+
+SamplePass = Callable[[Size, Tensor, InitLatents | None], Tensor]
+"""Function that denoises one pass: (image size, noise (B, C, h, w), img2img start or None) -> latents (B, C, h, w)."""
+
+
+def sample_images(
+    model: Any,
+    count: int,
+    size: Size,
+    sample: SamplePass,
+    generator: Generators = None,
+    sync: ViewSync = NO_SYNC,
+    decode_batch: int = 1,
+    init: InitLatents | None = None,
+) -> Tensor:
+    """Sample images in one or several passes and return them, (count, H, W, 3) in [0, 1], on the CPU.
+
+    Args:
+        model: a latent prior. If `model.draft` is not None, the first pass has half the size, and an img2img pass of
+            this strength at full size follows.
+        count: number of images.
+        size: (H, W) in pixels.
+        sample: function that denoises one pass.
+        generator: random generator of the noise of all passes, see `fresh_noise`.
+        sync: number of img2img rounds after the first pass, and the function that makes the images consistent.
+        decode_batch: number of images that are decoded together.
+        init: img2img start of the first pass, which then has the full size.
+    """
+
+    def decoded(size: Size, start: InitLatents | None = None) -> Tensor:
+        shape = (count, model.latent_shape[0], *(side // model.factor for side in size))
+        noise = fresh_noise(torch.empty(shape, device=model.device), generator)
+        parts = sample(size, noise, start).split(decode_batch)
+        return torch.cat([model.decode_latents(part).float().cpu() for part in parts])
+
+    draft = None if init is not None else model.draft
+    images = decoded(size, init) if draft is None else upscale(decoded((size[0] // 2, size[1] // 2)), size)
+    for strength in img2img_strengths(draft, sync.rounds):
+        if sync.rounds:
+            images = sync.synchronise(images)
+        images = decoded(size, InitLatents(model.encode_views(images), strength))
+    return images
+
+
+def upscale(images: Tensor, size: Size) -> Tensor:
+    """Resize images (B, h, w, 3) in [0, 1] to `size` by bicubic interpolation: (B, H, W, 3) in [0, 1]."""
+    large = F.interpolate(images.permute(0, 3, 1, 2), size, mode="bicubic", align_corners=False)
+    return large.clamp(0, 1).permute(0, 2, 3, 1)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.guidance.choices import Shift
+from threedgen.guidance.options import Shift
 
 Prediction = Literal["epsilon", "v_prediction"]
 Timesteps = Tensor | int
@@ -95,11 +95,8 @@ class Schedule:
         """Return a schedule with a lower signal-to-noise ratio: log SNR'_t = log SNR_t - w_t log scale.
 
         Several views together reveal details that noise hides in a single view, so they need more noise (MV-Adapter,
-        arXiv 2412.03632, section 4.3). The mode "default" has w_t = 1, "interpolated" has w_t = t / (T - 1). Raises
-        ValueError for a scale below 1.
+        arXiv 2412.03632, section 4.3). The mode "default" has w_t = 1, "interpolated" has w_t = t / (T - 1).
         """
-        if not scale >= 1:
-            raise ValueError(f"the signal-to-noise ratio is shifted by a factor of at least 1 (got {scale})")
         log_snr = torch.logit(torch.cumprod(1 - self.betas.double(), 0))
         share = torch.linspace(0, 1, self.T).to(log_snr) if mode == "interpolated" else 1.0
         alpha_bar = torch.sigmoid(log_snr - share * log(scale))
@@ -107,9 +104,9 @@ class Schedule:
         return Schedule.from_betas(1 - alpha_bar / before, self.prediction)
 
     def timesteps_in(self, other: Schedule) -> Tensor:
-        """Return the timesteps of `other` at which its signal-to-noise ratio equals that of this schedule at 0..T-1.
+        """Return the timesteps of `other` with the signal-to-noise ratio of this schedule at 0..T-1: (T,) float32.
 
-        They are fractional, interpolated linearly over the log ratio: (T,) float32 on the CPU, in [0, other.T - 1].
+        They are fractional, interpolated linearly over the log ratio, on the CPU.
         """
         noise, known = (-torch.logit(each.alpha_bar.double().cpu()) for each in (self, other))
         return torch.from_numpy(np.interp(noise, known, np.arange(other.T))).float()
@@ -123,10 +120,7 @@ class Schedule:
         return Schedule(self.betas.to(device), self.alpha_bar.to(device), self.prediction)
 
     def alpha_sigma(self, t: Timesteps, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t) at `t`: (B,) or one number for all.
-
-        Both are float32 (B, 1, ...) or (1, 1, ...) on the device of `like` (B, ...), to broadcast over it.
-        """
+        """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t) at `t`, (B,) or one for all, to broadcast over `like`."""
         index = torch.as_tensor(t, device=self.alpha_bar.device)
         a = self.alpha_bar[index].to(like.device).reshape(-1, *[1] * (like.dim() - 1))
         return a.sqrt(), (1 - a).sqrt()
@@ -142,10 +136,7 @@ class Schedule:
         return (x - sigma * eps) / alpha
 
     def eps_from_output(self, x: Tensor, output: Tensor, t: Timesteps) -> Tensor:
-        """Convert the network's `output` for noisy `x`, both (B, ...), to noise like `x`.
-
-        The noise is sqrt(a) v + sqrt(1-a) x for a v model, and the output itself for an epsilon model.
-        """
+        """Convert the network's `output` for noisy `x` (B, ...) to noise; a v model has sqrt(a) v + sqrt(1-a) x."""
         if self.prediction == "epsilon":
             return output
         alpha, sigma = self.alpha_sigma(t, x)

@@ -22,7 +22,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.attention.joined import multiview_unet
 from threedgen.guidance.guidance import Condition
-from threedgen.guidance.losses.views import DistillationLoss, RenderedViews
+from threedgen.guidance.losses.sds import DistillationLoss, RenderedViews
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.representations.base import Render, Representation

@@ -4,9 +4,8 @@ MV-Adapter (Huang et al. 2024, arXiv 2412.03632), section 4.2, equation 3:
 
     out = self-attention(x) + s_mv multi-view attention(x) + s_ref attention(x, features of a reference image)
 
-A new branch starts with the query, key and value weights of the self-attention and a zero output layer, so it changes
-nothing until it is trained. A batch holds B objects with V views each; the views of an object are consecutive. Tensor
-names are those of the released adapters.
+A new branch starts with the query, key and value weights of the self-attention and a zero output layer. A batch holds B
+objects with V views each; the views of an object are consecutive. Tensor names are those of the released adapters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 from threedgen.guidance.attention.joined import trains_on_cpu
-from threedgen.guidance.choices import Arrangement, Layout
+from threedgen.guidance.options import Arrangement, Layout
 
 Branch = Literal["mv", "ref"]
 Processor = Callable[..., Tensor]
@@ -36,12 +35,10 @@ share image columns with each other and with the mirrored front view."""
 class DecoupledAttnProcessor(nn.Module):
     """Attention processor that adds the outputs of new attention branches to that of the layer's former processor.
 
-    In cross-attention layers it has no branches: it calls `base`, and accepts and ignores the branches' arguments.
-
     Attributes:
         base: the processor that the layer had before.
         name: "PATH.attn1.processor", the key for features of reference images.
-        branches: "mv" (between views), "ref" (to a reference image), both or none.
+        branches: "mv" (between views), "ref" (to a reference image), both or none (in cross-attention layers).
     """
 
     to_q_ref: nn.Module
@@ -67,7 +64,6 @@ class DecoupledAttnProcessor(nn.Module):
 
     @torch.no_grad()
     def initialise(self, attn: Attention) -> None:
-        """Copy the query, key and value weights of the layer `attn` to the branches, and zero the output layers."""
         for branch in self.branches:
             for letter in "qkv":
                 getattr(self, f"to_{letter}_{branch}").weight.copy_(getattr(attn, f"to_{letter}").weight)
@@ -95,31 +91,25 @@ class DecoupledAttnProcessor(nn.Module):
         Args:
             hidden_states: (B V, L, C), V consecutive views of each of B objects.
             n_view: V.
-            latent_size: (h, w) of the UNet's input, from which the layouts row and rowcol find the height and width of
-                this layer's L tokens.
+            latent_size: (h, w) of the UNet's input, for the layouts row and rowcol.
             use_mv, use_ref: whether to apply the branch.
             mv_scale, ref_scale: factors of the branches' outputs.
             cache_hidden_states: dict to which the layer adds its input (B V, L, C) under `name`.
             ref_hidden_states: inputs (R, L', C) of the layers, cached for R reference images, where R divides B V;
                 None: the ref branch attends to zeros.
-
-        Raises:
-            ValueError: views or tokens do not fit the layout.
         """
         out: Tensor = self.base(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if encoder_hidden_states is not None:
             return out
         if cache_hidden_states is not None:
             cache_hidden_states[self.name] = hidden_states.clone()
-        branches: dict[Branch, tuple[bool, float, Callable[[Tensor], Tensor]]] = {
-            "mv": (use_mv, mv_scale, lambda x: self._views(attn.heads, x, n_view, latent_size)),
-            "ref": (use_ref, ref_scale, lambda x: self._reference(attn.heads, x, ref_hidden_states)),
-        }
         for branch in self.branches:
-            used, scale, added = branches[branch]
-            if used:
-                scale = scale / attn.rescale_output_factor  # as the base does with its output
-                out = out + scale * added(hidden_states + out if self.arrangement == "serial" else hidden_states)
+            x = hidden_states + out if self.arrangement == "serial" else hidden_states
+            # the base also divides its output by the rescale factor
+            if branch == "mv" and use_mv:
+                out = out + mv_scale / attn.rescale_output_factor * self._views(attn.heads, x, n_view, latent_size)
+            elif branch == "ref" and use_ref:
+                out = out + ref_scale / attn.rescale_output_factor * self._reference(attn.heads, x, ref_hidden_states)
         return out
 
     def _views(self, heads: int, x: Tensor, n_view: int, latent_size: tuple[int, int] | None) -> Tensor:
@@ -130,8 +120,6 @@ class DecoupledAttnProcessor(nn.Module):
 
     def _reference(self, heads: int, x: Tensor, cache: Mapping[str, Tensor] | None) -> Tensor:
         features = x.new_zeros(1, 1, x.shape[-1]) if cache is None else cache[self.name].to(x)
-        if len(x) % len(features):
-            raise ValueError(f"{len(x)} images cannot share {len(features)} references evenly")
         keys = (layer(features) for layer in self._layers("kv", "ref"))
         k, v = (part.repeat_interleave(len(x) // len(features), dim=0) for part in keys)
         return self.to_out_ref(attend(self.to_q_ref(x), k, v, heads))
@@ -153,15 +141,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 def token_grid(count: int, latent_size: tuple[int, int] | None) -> tuple[int, int]:
     """Return (height, width) of the UNet level that has `count` tokens, for latents of `latent_size` (height, width).
 
-    Each level halves both sides, rounded up. Raises ValueError if no level has `count` tokens.
+    Each level halves both sides, rounded up.
     """
-    if latent_size is None:
-        raise ValueError("attention along rows needs the size of the latents (latent_size)")
+    assert latent_size is not None
     height, width = latent_size
     while height * width > count:
         height, width = (height + 1) // 2, (width + 1) // 2
-    if height * width != count:
-        raise ValueError(f"{count} tokens are no level of latents of {latent_size[0]} x {latent_size[1]}")
     return height, width
 
 

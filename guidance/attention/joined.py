@@ -2,8 +2,7 @@
 
 The self-attention of each transformer block attends to the tokens of all views of an object, with the weights of the 2D
 model. A small MLP embeds the camera, and its output is added to the time embedding (arXiv 2308.16512, sections 3.1 and
-3.2). The same network is a multi-view model when called with n_view = 4 and cameras, and a 2D model when called with
-n_view = 1 and no camera. In a batch, the views of one object are consecutive.
+3.2). Called with n_view = 1 and no camera, the network is a 2D model. In a batch, views of one object are consecutive.
 """
 
 from collections.abc import Sequence
@@ -15,11 +14,7 @@ from diffusers.models import UNet2DConditionModel
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, XFormersAttnProcessor
 from diffusers.models.embeddings import TimestepEmbedding
 from torch import Tensor
-
-from threedgen.guidance import sdxl
-
-from .flash import MIN_TOKENS, FlashAttention
-from .rotary import WorldRotary
+from torch.autograd.function import once_differentiable
 
 CAMERA_DIM = 16
 WORLD_ROTARY = "world_rotary"
@@ -30,13 +25,90 @@ views can be completed (`completion.py`) and the single view is a fair unconditi
 OWN_KEYS = (WORLD_ROTARY, SEPARATE_LEVELS)
 Kind = Literal["sdpa", "xformers"]
 """Attention backend: torch's scaled_dot_product_attention, or xformers' memory_efficient_attention."""
+MIN_TOKENS = 512
+"""Sequence length from which on `FlashAttention` is faster than attention with an explicit softmax."""
+HALF_EXTENT = 0.95
+"""Half the side of the visible square of the plane of `WorldRotary`, in world units; toybox cameras are about
+0.95 / tan(fov / 2) away from the object's centre."""
+LOWEST, HIGHEST = 1.0, 25.0
+"""Frequencies of `WorldRotary` in radians per world unit; the highest has a period of two pixels of 16 x 16 latents."""
+
+
+class WorldRotary:
+    """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) with world coordinates, for B images.
+
+    The position of a token is the point where its pixel meets the plane through the object's centre that faces the
+    camera. Queries and keys are rotated by the world coordinates of these points. Their product then depends on the
+    offset between two points in the world. A pixel and its mirror image in the opposite view have the same position.
+    """
+
+    def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
+        """Take camera vectors (B, 16), see `camera_vector`; None: all `batch` images are front views (camera at +x)."""
+        if camera is None:
+            front = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], device=device)
+            pose = front.expand(batch, 3, 3)
+        else:
+            pose = camera.float().unflatten(1, (4, 4))[:, :3, :3]
+        self.right, self.up = pose[:, :, 0], pose[:, :, 1]
+        self.tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+
+    def table(self, tokens: int, width: int) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines of the angles, each (B, L, 3 (width // 8)), for square images of L = `tokens`."""
+        if (tokens, width) not in self.tables:
+            side, count = round(tokens**0.5), width // 8
+            frequencies = torch.logspace(0, 1, count, base=HIGHEST / LOWEST, device=self.up.device) * LOWEST
+            u = torch.linspace(-1 + 1 / side, 1 - 1 / side, side, device=self.up.device)
+            points = self.right[:, None, None] * u[:, None] - self.up[:, None, None] * u[:, None, None]  # (B, h, w, 3)
+            angles = (HALF_EXTENT * points[..., None] * frequencies).flatten(3).flatten(1, 2)
+            self.tables[tokens, width] = angles.cos(), angles.sin()
+        return self.tables[tokens, width]
+
+    def __call__(self, x: Tensor, n_view: int) -> Tensor:
+        """Rotate the first features of queries or keys `x` (B / n_view, H, n_view L, D), H heads of D features."""
+        cos, sin = (
+            part.to(x.dtype).unflatten(0, (-1, n_view)).flatten(1, 2)[:, None]
+            for part in self.table(x.shape[2] // n_view, x.shape[3])
+        )
+        half = cos.shape[-1]
+        a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+        return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], dim=-1)
+
+
+class FlashAttention(torch.autograd.Function):
+    """Attention for training on a CPU, softmax(q k^T / sqrt(D)) v: q, k, v (B, H, L, D) -> (B, H, L, D).
+
+    Attention with an explicit softmax keeps 4 L^2 bytes of weights per head and sequence of L tokens. The fused
+    backward pass of torch 2.13 takes five times as long in bf16. This backward pass recomputes the weights of one head
+    and sequence at a time, as FlashAttention does (Dao et al. 2022, arXiv 2205.14135, algorithm 4, with one tile).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+        ctx.save_for_backward(q, k, v, out, log_sum)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v, out, log_sum = ctx.saved_tensors
+        grad, scale = grad.to(q.dtype), q.shape[-1] ** -0.5
+        delta = (grad.float() * out.float()).sum(-1, keepdim=True)
+        grads = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+        for b in range(q.shape[0]):
+            for h in range(q.shape[1]):
+                weights = (q[b, h] @ k[b, h].T).float().mul_(scale).sub_(log_sum[b, h, :, None]).exp_()
+                slope = (grad[b, h] @ v[b, h].T).float().sub_(delta[b, h]).mul_(weights).mul_(scale).to(q.dtype)
+                grads[0][b, h] = slope @ k[b, h]
+                grads[1][b, h] = slope.T @ q[b, h]
+                grads[2][b, h] = weights.to(q.dtype).T @ grad[b, h]
+        return grads
 
 
 class MultiviewAttnProcessor(AttnProcessor2_0):
     """Attention processor whose self-attention attends to the tokens of `n_view` consecutive images.
 
-    Cross-attention is unchanged. All layers of a network share one instance. `n_view` is an argument of each call, see
-    `predict`.
+    All layers of a network share one instance. `predict` passes `n_view` to each call.
     """
 
     def __init__(self, kind: Kind = "sdpa") -> None:
@@ -70,14 +142,7 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
 
 
 def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: WorldRotary | None = None) -> Tensor:
-    """Compute self-attention (B, F L, C) -> (B, F L, C) with the layers of a diffusers attention block.
-
-    Args:
-        attn: an attention block without normalisation layers, as in the transformers of a UNet.
-        tokens: (B, F L, C).
-        n_view: F, number of images in a sequence.
-        rotary: position embedding that rotates queries and keys; None: no rotation.
-    """
+    """Compute self-attention (B, F L, C) -> (B, F L, C), F images in a sequence, with a block without norms."""
     layers = (attn.to_q, attn.to_k, attn.to_v)
     q, k, v = (layer(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer in layers)
     if rotary is not None:
@@ -100,13 +165,9 @@ def trains_on_cpu(tokens: Tensor) -> bool:
 
 
 class CameraEmbedding(TimestepEmbedding):
-    """Embedding of camera vectors: diffusers' two-layer MLP, which also accepts "no camera" as a tensor (B, 0).
-
-    Without a camera the embedding is zero. A camera of zeros would give the biases instead.
-    """
+    """Embedding of camera vectors (B, 16): diffusers' two-layer MLP, which returns zeros for "no camera", (B, 0)."""
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Return embeddings (B, E) of camera vectors (B, 16), or zeros (B, 1), which broadcast, for (B, 0)."""
         if sample.shape[-1] == 0:
             return sample.new_zeros(sample.shape[0], 1)
         return super().forward(sample, condition)
@@ -115,8 +176,7 @@ class CameraEmbedding(TimestepEmbedding):
 def make_multiview(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Install joined self-attention in `unet`, in place, and make the camera optional if it has a camera branch.
 
-    Tensor names, shapes and the saved config do not change. A second call has no effect, and the backend chosen by
-    `set_attention` stays. Returns `unet`.
+    Tensor names, shapes and the saved config do not change. A second call has no effect. Returns `unet`.
     """
     if not any(isinstance(processor, MultiviewAttnProcessor) for processor in unet.attn_processors.values()):
         set_attention(unet, "sdpa")
@@ -170,25 +230,37 @@ def predict(
             2023).
         factor: image pixels per latent pixel along each axis, for SDXL's size conditioning.
         views: further arguments of the attention processors, by name.
-
-    Raises:
-        ValueError: F does not divide the batch, or the network has no branch for the camera.
     """
-    if len(x) % n_view:
-        raise ValueError(f"the batch size must be a multiple of n_view: {len(x)} images, n_view={n_view}")
-    if unet.class_embedding is None:
-        if camera is not None:
-            raise ValueError("this UNet has no camera branch; pass camera=None")
-        labels = None
-    else:
+    labels = None
+    if unet.class_embedding is not None:
         labels = x.new_zeros(x.shape[0], 0) if camera is None else camera.to(x.dtype)
-    text, added = sdxl.split_text(unet, text, *(factor * side for side in x.shape[-2:]))
+    text, added = split_text(unet, text, *(factor * side for side in x.shape[-2:]))
     if unet.config.get(WORLD_ROTARY):
         views["rotary"] = WorldRotary(camera, len(x), x.device)
     more: dict[str, Any] = added | {"class_labels": labels, "cross_attention_kwargs": {"n_view": n_view, **views}}
     if features is not None:
         more["down_intrablock_additional_residuals"] = list(features)  # a copy, because the network empties the list
     return unet(x, t, text, **more, return_dict=False)[0]
+
+
+def has_added_conditioning(unet: UNet2DConditionModel) -> bool:
+    """Return whether a UNet takes SDXL's added conditioning."""
+    return unet.config.get("addition_embed_type") == "text_time"
+
+
+def split_text(unet: UNet2DConditionModel, text: Tensor, height: int, width: int) -> tuple[Tensor, dict[str, Any]]:
+    """Split a text of SDXL (B, L + 1, D) into its tokens (B, L, D) and keyword arguments of the UNet.
+
+    The last token is the pooled text of the second encoder, padded with zeros. The UNet also takes the size of the
+    image in pixels, here without a crop (Podell et al. 2023, arXiv 2307.01952, section 2.2). For a UNet without added
+    conditioning, the text is returned unchanged, with {}.
+    """
+    if not has_added_conditioning(unet):
+        return text, {}
+    sizes = text.new_tensor([height, width, 0, 0, height, width]).expand(len(text), 6)
+    c = unet.config
+    pooled = int(c["projection_class_embeddings_input_dim"]) - 6 * int(c["addition_time_embed_dim"])
+    return text[:, :-1], {"added_cond_kwargs": {"text_embeds": text[:, -1, :pooled], "time_ids": sizes}}
 
 
 def camera_vector(c2w: Tensor) -> Tensor:

@@ -1,8 +1,6 @@
 """LoRA of a frozen UNet (Hu et al. 2021, arXiv 2106.09685), on its attention layers or on other layers too.
 
-DreamBooth trains a LoRA for a subject (`weights/subject_weights.py`). VSD (ProlificDreamer, arXiv 2305.16213) trains
-a LoRA on the renders, with an embedding of the camera pose that is added to the time embedding. Forward hooks apply the
-LoRA to the UNet.
+DreamBooth trains one for a subject, VSD (ProlificDreamer, arXiv 2305.16213) one on the renders. Forward hooks apply it.
 """
 
 from collections.abc import Callable, Iterator
@@ -38,16 +36,13 @@ class LoRA(nn.Module):
         std: Callable[[int], float] | None = None,
         targets: tuple[str, ...] = ATTENTION,
     ) -> None:
-        """Create the matrices.
+        """Create the matrices. Raises ConfigError if the network has no layers to target.
 
         Args:
             generator: CPU random generator of the initial `down`.
             std: function from a layer's fan-in (input channels times kernel area) to the initial standard deviation of
                 `down`; None: 1 / rank.
             targets: endings of the names of the layers that get matrices.
-
-        Raises:
-            ConfigError: the network has no such layers.
         """
         super().__init__()
         kinds = (nn.Linear, nn.Conv2d)
@@ -95,7 +90,6 @@ class PosedLoRA(LoRA):
 
 
 def _add(down: Tensor, up: Tensor, scale: float, module: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> Tensor:
-    """Add the LoRA's term to the output of one layer; a forward hook."""
     x, layer = inputs[0].to(down.dtype), cast(Any, module)
     if down.ndim == 2:
         added = F.linear(F.linear(x, down), up)

@@ -1,26 +1,76 @@
-"""Score distillation losses: SDS and its x0-reconstruction form, for any number of views.
+"""Distillation losses: their interface, SDS and its x0-reconstruction form, for any number of views.
 
-Both losses add noise to the latents z of rendered images, and a frozen denoiser predicts the noise with classifier-free
-guidance. Each loss is built to have the gradient of its method with respect to z; no gradient flows through the
-denoiser. The loss is a sum over latent pixels and channels and a mean over the B images (all views of all scenes).
+SDS and reconstruction add noise to the latents z of rendered images, and a frozen denoiser predicts the noise with
+classifier-free guidance. Each loss is built to have the gradient of its method with respect to z; no gradient flows
+through the denoiser. The loss is a sum over latent pixels and channels and a mean over the B images.
 """
 
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from threedgen.config import at
+from threedgen.geometry.cameras import Cameras
 from threedgen.guidance.guidance import Condition, Denoiser, predict
 from threedgen.guidance.losses.options import DistillationConfig
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import fresh_noise
 from threedgen.guidance.schedule import Schedule
 
-from .views import RenderedViews
-
 Logs = dict[str, Tensor | float]
 Weighting = Literal["one_minus_alpha_bar", "uniform"]
+
+
+@dataclass(frozen=True)
+class RenderedViews:
+    """B rendered training views, with gradients, for losses on images.
+
+    Attributes:
+        images: (B, H, W, 3) in [0, 1], as the prior receives them: colours, or normals with guidance_input=normal.
+        opacity: (B, H, W, 1) in [0, 1].
+        depth: (B, H, W, 1) sum of weight * distance along the ray, in world units, not divided by the opacity.
+        normals: (B, H, W, 3) opacity * (unit normal + 1) / 2, or None.
+        cameras: B cameras.
+        extra: further rendered channels (B, H, W, C) of the representation, by name.
+    """
+
+    images: Tensor
+    opacity: Tensor
+    depth: Tensor
+    normals: Tensor | None
+    cameras: Cameras
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class DistillationLoss(Protocol):
+    """Loss of rendered views under a prior. If it is an nn.Module with parameters, they are trained with the object.
+
+    Args:
+        latents: (B, C, h, w), the views encoded by the prior, with gradients.
+        denoise: denoiser of the frozen prior, without guidance.
+        condition: text, cameras and reference image of the views.
+        step: optimisation step.
+        generator: CPU random generator of this step.
+        views: the rendered views.
+
+    Returns:
+        The loss, a scalar, and metrics to log by name.
+    """
+
+    def __call__(
+        self,
+        latents: Tensor,
+        denoise: Denoiser,
+        condition: Condition,
+        step: int,
+        generator: torch.Generator,
+        views: RenderedViews,
+    ) -> tuple[Tensor, Mapping[str, Tensor | float]]: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 class NoisyLatents(NamedTuple):
@@ -51,12 +101,8 @@ def reconstruction_direction(latents: NoisyLatents, schedule: Schedule, std_resc
     """Return z - x0, (B, C, h, w): the gradient of 0.5 |z - x0|^2 (MVDream, Shi et al. 2023, section 3.2).
 
     x0 are the clean latents of the guided prediction. Their standard deviation is rescaled towards that of the
-    conditional prediction, because large guidance scales oversaturate. Without the rescale, the result is that of SDS
-    with w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
-
-    Args:
-        std_rescale: weight of the rescaled x0 in [0, 1]; 0: no rescale.
-        n_view: number of consecutive images that share one rescale factor.
+    conditional prediction, because large guidance scales oversaturate. `std_rescale` is the weight of the rescaled x0
+    in [0, 1]; at 0, the result is that of SDS with w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
     """
     x0 = schedule.x0_from_eps(latents.x, latents.eps, latents.t)
     if std_rescale > 0:
@@ -68,8 +114,8 @@ def reconstruction_direction(latents: NoisyLatents, schedule: Schedule, std_resc
 def rescale_std(x0: Tensor, x0_cond: Tensor, share: float, n_view: int) -> Tensor:
     """Return share * rescaled + (1 - share) * x0, where `rescaled` is `x0` with the standard deviation of `x0_cond`.
 
-    The standard deviation is that over all channels and pixels of `n_view` consecutive images (B, ...): with one factor
-    per image, the views would differ in contrast. Lin et al. 2023, eq. 15, do this for a single image.
+    It is that over all channels and pixels of `n_view` consecutive images (B, ...): with one factor per image, the
+    views would differ in contrast. Lin et al. 2023, eq. 15, do this for a single image.
     """
     groups, groups_cond = (part.reshape(len(part) // n_view, -1) for part in (x0, x0_cond))
     factor = (groups_cond.std(dim=1) + 1e-8) / (groups.std(dim=1) + 1e-8)
@@ -77,20 +123,11 @@ def rescale_std(x0: Tensor, x0_cond: Tensor, share: float, n_view: int) -> Tenso
     return share * factor * x0 + (1 - share) * x0
 
 
-def timestep_range(min_percent: float, max_percent: float, T: int) -> tuple[int, int]:
-    """Return the lowest and highest t in 0..T-1 from shares of T in [0, 1]. Raises ValueError if out of order."""
-    low, high = (min(int(T * percent), T - 1) for percent in (min_percent, max_percent))
-    if not 0 <= low <= high:
-        bounds = f"min_step_percent {min_percent:g} to max_step_percent {max_percent:g}"
-        raise ValueError(f"there is no timestep from {bounds}")
-    return low, high
-
-
 def gradient_loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor, Logs]:
     """Return 0.5 |z - stopgrad(z - direction)|^2 / B, whose gradient is direction / B, and metrics to log.
 
     Values of `direction` that are not finite (overflow of half precision) become zero. If no value is finite, all stay,
-    so that the run fails instead of training without its prior. `latents` is z (B, C, h, w), `direction` is like z.
+    so that the run fails. `latents` is z (B, C, h, w), `direction` is like z.
     """
     finite = direction.isfinite()
     direction = torch.where(finite | ~finite.any(), direction, 0.0)
@@ -101,10 +138,7 @@ def gradient_loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor
 
 
 class Distillation(nn.Module):
-    """Base class of distillation losses: it samples a time step and noise, and computes the prior's prediction.
-
-    A subclass implements `direction`. The class is an nn.Module, because a loss may have trainable parameters (VSD).
-    """
+    """Base class of distillation losses: it samples a time step and noise, and computes the prior's prediction."""
 
     def __init__(
         self,
@@ -114,13 +148,9 @@ class Distillation(nn.Module):
         prior: Prior | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Build the loss.
+        """Build the loss for a noise `schedule` and a run of `max_steps`; options may be percents of it.
 
-        Args:
-            schedule: noise schedule of the prior.
-            max_steps: number of optimisation steps of the run; options may be given in percents of it.
-            prior, generator: used by losses with trainable parameters only: the prior whose UNet they extend, and the
-                CPU random generator of their initial weights.
+        Losses with trainable parameters get the `prior` whose UNet they extend and a `generator` of initial weights.
         """
         super().__init__()
         self.options: Any = options
@@ -139,10 +169,10 @@ class Distillation(nn.Module):
     ) -> tuple[Tensor, Tensor, Logs]:
         """Sample time steps, (1,) or (B,) with one value per `n_view` views, and noise like `latents` (B, C, h, w).
 
-        The third return value holds metrics to log: the lowest and the highest allowed t.
+        Also returns the lowest and the highest allowed t, to log.
         """
-        percents = self.value("min_step_percent", step), self.value("max_step_percent", step)
-        low, high = timestep_range(*percents, self.schedule.T)
+        T, percents = self.schedule.T, (self.value("min_step_percent", step), self.value("max_step_percent", step))
+        low, high = (min(int(T * percent), T - 1) for percent in percents)
         groups = len(latents) // n_view if self.options.timestep_per == "group" else 1
         t = torch.randint(low, high + 1, (groups,), generator=generator, device=generator.device)
         t = (t.repeat_interleave(n_view) if groups > 1 else t).to(latents.device)
@@ -161,10 +191,7 @@ class Distillation(nn.Module):
         generator: torch.Generator,
         views: RenderedViews | None = None,
     ) -> tuple[Tensor, Logs]:
-        """Return the scalar loss of `latents` (B, C, h, w) and metrics to log; arguments as in `DistillationLoss`.
-
-        A loss on images overrides this method and uses `views`, which is ignored here.
-        """
+        """Return the scalar loss of `latents` (B, C, h, w) and metrics to log; arguments as in `DistillationLoss`."""
         t, noise, logs = self.sample_noise(latents, condition.n_view, step, generator)
         with torch.no_grad():
             z = latents.float()

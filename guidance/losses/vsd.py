@@ -1,9 +1,8 @@
 """Variational score distillation (VSD; Wang et al. 2023, "ProlificDreamer", arXiv 2305.16213).
 
-SDS compares the prior's prediction with the added noise. VSD compares it with the prediction of a second network, which
-is trained on the renders at the same time. At the optimum, the renders have the distribution of the prior's images, so
-ordinary guidance scales (7.5) suffice and colours are not oversaturated. The second network is the prior's UNet with a
-LoRA and a pose embedding (`lora.py`). The loss module owns their parameters, so the run's checkpoints include them.
+SDS compares the prior's prediction with the added noise. VSD compares it with the prediction of a second network, the
+prior's UNet with a LoRA and a pose embedding, which is trained on the renders at the same time. At the optimum, the
+renders have the distribution of the prior's images, so ordinary guidance scales (7.5) suffice.
 """
 
 from dataclasses import replace
@@ -17,16 +16,14 @@ from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import fresh_noise
 
 from .lora import PosedLoRA
-from .sds import Distillation, Logs, NoisyLatents
-from .views import RenderedViews
+from .sds import Distillation, Logs, NoisyLatents, RenderedViews
 
 
 class VSD(Distillation):
     """VSD loss: its gradient with respect to the latents is (1 - alpha_bar_t) (eps_prior - eps_lora) / B."""
 
     def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:
-        if prior is None:
-            raise ValueError("VSD trains a LoRA of the prior's network and needs the prior")
+        assert prior is not None
         self.unregistered = (prior,)  # frozen: in no checkpoint
         self.lora = PosedLoRA(prior.unet, self.options.rank, generator)
 

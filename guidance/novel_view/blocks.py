@@ -1,10 +1,10 @@
-"""Blocks of a 3DiM UNet: residual block with FiLM, attention within and between frames, resampling.
+"""Parts of a 3DiM UNet: residual block with FiLM, attention within and between frames, encodings of rays and noise.
 
 The frames of all scenes form one batch (B F, C, H, W); the F frames of a scene are consecutive. All frames share the
 weights, and group norms are computed per frame. Only cross-attention connects the two frames of a scene.
 """
 
-from math import sqrt
+from math import pi, sqrt
 from typing import Literal
 
 import torch
@@ -29,10 +29,7 @@ def resample(h: Tensor, mode: Resample) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Residual block: convolution, FiLM by the embedding, convolution, then resampling.
-
-    It is initialised to the shortcut divided by sqrt(2).
-    """
+    """Residual block: convolution, FiLM by the embedding, convolution, then resampling."""
 
     def __init__(
         self, channels_in: int, channels: int, emb_channels: int, groups: int, dropout: float, mode: Resample = None
@@ -76,10 +73,7 @@ class Attention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Compute softmax(q k^T / sqrt(d)) v; all tensors are (N, heads, L, d).
-
-    Short sequences in half precision on a CPU use explicit matrix products if gradients are needed.
-    """
+    """Compute softmax(q k^T / sqrt(d)) v; all tensors are (N, heads, L, d)."""
     short = query.device.type == "cpu" and query.dtype in HALF and query.shape[-2] <= MAX_EXPLICIT_TOKENS
     if short and torch.is_grad_enabled() and query.requires_grad:
         return (query * query.shape[-1] ** -0.5 @ key.mT).softmax(dim=-1).to(value.dtype) @ value
@@ -87,13 +81,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def swap_frames(x: Tensor) -> Tensor:
-    """Exchange the two consecutive frames of each scene in a batch (2 B, ...)."""
     return x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 class Block(nn.Module):
-    """Residual block, then optionally attention within the frame and attention to the other frame."""
-
     def __init__(self, residual: ResBlock, self_attention: Attention | None, cross_attention: Attention | None) -> None:
         super().__init__()
         self.residual, self.self_attention, self.cross_attention = residual, self_attention, cross_attention
@@ -106,10 +97,9 @@ class Block(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """Initialise weights with the default of flax, which the paper's network uses.
+    """Initialise weights as flax does: normal with variance 1 / fan-in, truncated at two standard deviations.
 
-    Weights are normal with variance 1 / fan-in, truncated at two standard deviations. Biases and the last layer of
-    every residual branch are zero.
+    Biases and the last layer of every residual branch are zero.
     """
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -122,3 +112,37 @@ def initialise(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, (ResBlock, Attention)):
             nn.init.zeros_(module.conv2.weight if isinstance(module, ResBlock) else module.out.weight)
+
+
+def posenc(x: Tensor, degrees: int) -> Tensor:
+    """Encode vectors x (..., 3) as (..., 3 + 6 degrees): x, all sin(2^k x), all cos(2^k x), for k = 0 .. degrees - 1.
+
+    Channels of one k are consecutive (x, y, z). The cosine is computed as sin(y + pi/2), as in the training of the
+    weights: in float32 this differs from the cosine if 2^k x is large.
+    """
+    octaves = 2.0 ** torch.arange(degrees, device=x.device, dtype=x.dtype)
+    phases = (x[..., None, :] * octaves[:, None]).flatten(-2)
+    return torch.cat([x, torch.sin(torch.cat([phases, phases + pi / 2], dim=-1))], dim=-1)
+
+
+def encode_rays(origins: Tensor, directions: Tensor, origin_degrees: int = 15, direction_degrees: int = 8) -> Tensor:
+    """Encode ray origins and directions (..., 3), which broadcast, as (..., 6 + 6 (origin + direction degrees)).
+
+    3DiM, section 7.1; NeRF, eq. 4.
+    """
+    position = posenc(origins, origin_degrees).expand(*directions.shape[:-1], -1)
+    return torch.cat([position, posenc(directions, direction_degrees)], dim=-1)
+
+
+def noise_level_encoding(logsnr: Tensor, channels: int) -> Tensor:
+    """Encode log-SNR (...) as sines and cosines (..., channels), float32, of the time u times 1000.
+
+    u = (2 / pi) atan(exp(-logsnr / 2)) is the time of the cosine schedule, from 0 (clean) to 1 (noise). The frequencies
+    are those of DDPM (Ho et al. 2020), from 1 to 1e-4.
+    """
+    time = 2 * torch.atan(torch.exp(-logsnr.float().clamp(-20, 20) / 2)) / pi
+    half = channels // 2
+    step = torch.log(torch.tensor(10000.0, dtype=torch.float64)).item() / (half - 1)
+    frequencies = torch.exp(torch.arange(half, device=logsnr.device, dtype=torch.float32) * -step)
+    phases = (1000 * time)[..., None] * frequencies
+    return torch.cat([torch.sin(phases), torch.cos(phases)], dim=-1)

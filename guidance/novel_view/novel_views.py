@@ -1,28 +1,32 @@
-"""Sampler of novel views with a trained 3DiM model, for the interface `threedgen.geometry.views.NovelViewSampler`."""
+"""Trained novel-view models as folders, and their sampler (interface `threedgen.geometry.views.NovelViewSampler`).
 
-import logging
+FOLDER/config.json          class of the model, its sizes, the training cameras
+FOLDER/model.safetensors    weights in float16, if the model is an X-UNet
+FOLDER/prior/               diffusers folder of the prior with the trained UNet, if the model works on latents
+FOLDER/SHA256SUMS           checksums of all files
+"""
+
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash
-from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.views import Request, Views, resize
+from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.weights import files
+from threedgen.guidance.weights.loading import CONFIG, NOVEL_VIEW_PRIOR, NOVEL_VIEW_TENSORS, novel_view_model
+from threedgen.run.disk import write_json
 from threedgen.run.dtypes import compute_dtype
 from threedgen.run.seeding import generator
 
-from . import folder
-from .latents import LatentPairs
-from .options import CamerasConfig, ThreeDiMSamplerConfig
+from .options import CamerasConfig, ThreeDiMSamplerConfig, XUNetConfig
 from .sampler import Progress, sample_views
-from .xunet import XUNet
-
-logger = logging.getLogger(__name__)
+from .xunet import LatentPairs, XUNet
 
 DECODE_BATCH = 16
-MAX_ELEVATION_GAP, MAX_DISTANCE_RATIO = 15.0, 1.1
-"""Degrees of elevation and factor of distance by which cameras may leave the training range without a warning."""
 INTRINSICS_TOLERANCE = 1e-3
 """Largest difference, in image heights, between intrinsics that are treated as equal."""
 
@@ -36,12 +40,9 @@ class ThreeDiMSampler:
     needs_text, needs_condition, on_disk = False, True, False
 
     def __init__(self, config: ThreeDiMSamplerConfig, progress: Progress | None = None) -> None:
-        """Load the model to the device of `config`. Raises ConfigError if its files are missing or damaged.
-
-        `progress` is called after each step, see `sampler.sample_views`.
-        """
+        """Load the model to the device of `config`; `progress`: see `sampler.sample_views`."""
         self.config, self.progress = config, progress
-        model, self.cameras = folder.load(config.weights)
+        model, self.cameras = load(config.weights)
         gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
         self.device = torch.device("cuda" if gpu else "cpu")
         self.model: XUNet | LatentPairs = model.to(self.device)
@@ -52,7 +53,6 @@ class ThreeDiMSampler:
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
         batches: dict[tuple[int, int], list[int]] = {}
         for k, request in enumerate(requests):
-            self.warn(request)
             batches.setdefault((len(condition_views(request)), len(request.target)), []).append(k)
         views: dict[int, Tensor] = {}
         for numbers in batches.values():
@@ -60,10 +60,7 @@ class ThreeDiMSampler:
         return [views[k] for k in range(len(requests))]
 
     def sample(self, requests: Sequence[Request]) -> Tensor:
-        """Sample the T target views of S scenes, all with the same numbers of input and target views.
-
-        Returns images (S, T, H, W, 3) in [0, 1] on the CPU, in the resolution of the model.
-        """
+        """Sample the T target views of S scenes with equal numbers of views: (S, T, H, W, 3) in [0, 1] on the CPU."""
         height, width = self.model.image_size
         images = torch.stack([resize(condition_views(r).images, height, width) for r in requests]).to(self.device)
         x = self.model.encode_images(images.flatten(0, 1)).unflatten(0, images.shape[:2])
@@ -81,31 +78,17 @@ class ThreeDiMSampler:
 
     def fingerprint(self) -> str:
         rest = self.config.model_copy(update={"weights": None, "device": "auto", "compile": False})
-        return f"{folder.digest(self.config.weights)} {config_hash(rest)}"
-
-    def warn(self, request: Request) -> None:
-        """Log a warning if target cameras are far outside the range of the training cameras."""
-        if self.cameras is not None and (far := far_outside(request.target, self.cameras)):
-            logger.warning(
-                "%s: %d target views are far outside the training cameras of the model, such as number %d",
-                request.scene,
-                len(far),
-                request.numbers[far[0]],
-            )
+        return f"{digest(self.config.weights)} {config_hash(rest)}"
 
 
 def condition_views(request: Request) -> Views:
-    """Return the input views of a request. Raises ConfigError if there are none."""
     if request.condition is None or not len(request.condition):
         raise ConfigError(f"{request.scene} has no input view, which this sampler needs")
     return request.condition
 
 
 def intrinsics(request: Request, height: int, width: int) -> Tensor:
-    """Return the intrinsics (3, 3) in pixels that all views of a request share, for images of height x width.
-
-    Raises ConfigError if the views have different intrinsics.
-    """
+    """Return the intrinsics (3, 3) in pixels of all views of a request. Raises ConfigError if they differ."""
     both = condition_views(request).cameras.with_size(height, width).K, request.target.with_size(height, width).K
     every = torch.cat(both)
     if (every - every[0]).abs().max() > INTRINSICS_TOLERANCE * height:
@@ -113,11 +96,39 @@ def intrinsics(request: Request, height: int, width: int) -> Tensor:
     return every[0]
 
 
-def far_outside(at: Cameras, cameras: CamerasConfig) -> list[int]:
-    """Return the indices of the cameras `at` that are far outside the range of the training `cameras`."""
-    distance = at.position.norm(dim=-1).clamp(min=1e-9)
-    elevation = torch.rad2deg(torch.asin((at.position[:, 2] / distance).clamp(-1, 1)))
-    (low, high), (near, far) = cameras.elevation, cameras.distance
-    outside = (elevation < low - MAX_ELEVATION_GAP) | (elevation > high + MAX_ELEVATION_GAP)
-    outside |= (distance < near / MAX_DISTANCE_RATIO) | (distance > far * MAX_DISTANCE_RATIO)
-    return outside.nonzero()[:, 0].tolist()
+def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None = None) -> None:
+    """Write a model in float16 and the description of its training cameras, atomically.
+
+    Raises ConfigError if `folder` contains other files, or a weight does not fit into float16.
+    """
+    metadata: dict[str, object] = {"_class_name": type(model).__name__, "cameras": cameras and cameras.model_dump()}
+    with files.whole_folder(folder, CONFIG) as part:
+        if isinstance(model, LatentPairs):
+            model.prior.save(part / NOVEL_VIEW_PRIOR)
+        else:
+            metadata["network"] = model.config.model_dump(mode="json")
+            files.save_tensors(model, part / NOVEL_VIEW_TENSORS)
+        write_json(part / CONFIG, metadata)
+
+
+def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
+    """Load a frozen model on the CPU, from an embedded name or a folder, and its training cameras (None if unknown)."""
+    path = novel_view_model(weights)
+    files.check_sums(path)
+    metadata = files.read_json(path / CONFIG)
+    try:
+        cameras = None if metadata.get("cameras") is None else CamerasConfig.model_validate(metadata["cameras"])
+        config = XUNetConfig.model_validate(metadata.get("network") or {}, extra="ignore")
+    except ValidationError as error:
+        raise ConfigError(f"{path / CONFIG} is damaged: {error.errors()[0]['msg']}") from None
+    if metadata["_class_name"] == "XUNet":
+        tensors = files.read_tensors(path / NOVEL_VIEW_TENSORS)
+        return files.fill(lambda: XUNet(config), tensors, "3DiM network"), cameras
+    prior = MVDream.load(str(path / NOVEL_VIEW_PRIOR))
+    return LatentPairs(prior).eval().requires_grad_(False), cameras
+
+
+def digest(weights: str) -> str:
+    """Return the SHA-256 of the files of a model. It does not depend on the path of the folder."""
+    path = novel_view_model(weights)
+    return files.digest(path, sorted(f for f in path.rglob("*") if f.is_file()))

@@ -78,14 +78,8 @@ class XUNetConfig(Config):
     direction_degrees: int = Field(8, ge=0, le=24, description="octaves of the encoding of ray directions")
     use_pos_emb: bool = Field(True, description="add a trained map to the encoded rays")
     use_ref_pose_emb: bool = Field(True, description="add a trained vector for each of condition and target")
-    poses: Literal["absolute", "relative"] = Field(
-        "absolute", description="poses in world axes, or relative to the condition's camera"
-    )
     prediction: Literal["epsilon", "v_prediction", "sample"] = Field(
         "epsilon", description="output of the network; sample (the clean view) is for the one-step regression"
-    )
-    dropped_logsnr: float = Field(
-        -20.0, ge=-20, le=20, description="log-SNR of a dropped condition, which is pure noise"
     )
 
     @property

@@ -1,11 +1,15 @@
-"""Interface of novel-view models, and ancestral sampling of views one after the other (3DiM, sections 2.2 and 7.3).
+"""Noise schedule, interface of novel-view models, and ancestral sampling of views (3DiM, sections 2.1, 2.2 and 7.3).
 
-Sampling of a view starts from noise. Each denoising step is conditioned on one of the views that are known so far
-(`candidates`). When a view is finished, it becomes a known view. With steps = 1 and a network that predicts the
-"sample", this is one-step regression: the network is called once, on white noise.
+The schedule is continuous in logsnr = log(alpha^2 / sigma^2), with alpha^2 = sigmoid(logsnr), sigma^2 =
+sigmoid(-logsnr) and z = alpha x0 + sigma eps (Kingma et al. 2021, "VDM"). Functions take `logsnr` as (B,) for tensors
+(B, ...), or as a scalar () for tensors of any shape.
+
+Each denoising step is conditioned on one of the views that are known so far; a finished view becomes a known view. With
+steps = 1 and a network that predicts the "sample", this is one-step regression on white noise.
 """
 
 from collections.abc import Callable, Sequence
+from math import atan, exp
 from typing import Literal, Protocol
 
 import torch
@@ -14,19 +18,73 @@ from torch import Tensor, nn
 from threedgen.guidance.guidance import combine
 from threedgen.guidance.sampling import fresh_noise
 
-from .logsnr import Prediction, logsnr_steps, posterior, x0_from_output
-
 Progress = Callable[[int, int, Tensor], None]
 StrategyName = Literal["stochastic", "first", "last"]
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+LOGSNR_MIN, LOGSNR_MAX = -20.0, 20.0
+
+
+def logsnr_cosine(t: Tensor) -> Tensor:
+    """Return log-SNR -2 log tan(a t + b), float32, for times t (...) in [0, 1]: 20 (clean) at 0, -20 (noise) at 1.
+
+    This is the cosine schedule (Nichol and Dhariwal 2021) in the form of Salimans and Ho 2022, computed in float64,
+    because the tangent has a pole near t = 1.
+    """
+    b = atan(exp(-0.5 * LOGSNR_MAX))
+    a = atan(exp(-0.5 * LOGSNR_MIN)) - b
+    return (-2 * torch.log(torch.tan(a * t.double() + b))).clamp(LOGSNR_MIN, LOGSNR_MAX).float()
+
+
+def logsnr_steps(steps: int = 256) -> Tensor:
+    """Return the log-SNR (steps + 1,) at the start and after each sampling step, from noise to clean, uniform in t."""
+    return logsnr_cosine(torch.linspace(1, 0, steps + 1, dtype=torch.float64))
+
+
+def alpha_sigma(logsnr: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return alpha and sigma, each (B, 1, ...), to be multiplied with `like` (B, ...)."""
+    level = logsnr.to(like.device).reshape(-1, *[1] * (like.dim() - 1))
+    return level.sigmoid().sqrt(), (-level).sigmoid().sqrt()
+
+
+def add_noise(x0: Tensor, noise: Tensor, logsnr: Tensor) -> Tensor:
+    """Return the noisy z = alpha x0 + sigma noise, for clean `x0` (B, ...) and unit Gaussian `noise` (B, ...)."""
+    alpha, sigma = alpha_sigma(logsnr, x0)
+    return alpha * x0 + sigma * noise
+
+
+def target(x0: Tensor, noise: Tensor, logsnr: Tensor, prediction: Prediction = "epsilon") -> Tensor:
+    """Return the training target (B, ...) of a network whose input is z = add_noise(x0, noise, logsnr).
+
+    The target is `noise`, `x0`, or v = alpha noise - sigma x0 (Salimans and Ho 2022, appendix D).
+    """
+    alpha, sigma = alpha_sigma(logsnr, x0)
+    return {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[prediction]
+
+
+def x0_from_output(z: Tensor, output: Tensor, logsnr: Tensor, prediction: Prediction = "epsilon") -> Tensor:
+    """Convert a network output (B, ...) for noisy `z` (B, ...) to a prediction of the clean x0 (B, ...)."""
+    alpha, sigma = alpha_sigma(logsnr, z)
+    if prediction == "sample":
+        return output
+    return alpha * z - sigma * output if prediction == "v_prediction" else (z - sigma * output) / alpha
+
+
+def posterior(z: Tensor, x0: Tensor, logsnr: Tensor, logsnr_next: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and variance of q(z' | z, x0), where z' has less noise than z: `logsnr_next` >= `logsnr`.
+
+    With c = 1 - exp(logsnr - logsnr'), the mean (B, ...) is alpha' ((1 - c) z / alpha + c x0). The variance (B, 1, ...)
+    is sigma'^2 c, the smaller of the two usual choices (Ho et al. 2020, eq. 7).
+    """
+    alpha, _ = alpha_sigma(logsnr, z)
+    alpha_next, sigma_next = alpha_sigma(logsnr_next, z)
+    c = -torch.expm1(logsnr - logsnr_next).to(z.device).reshape(-1, *[1] * (z.dim() - 1))
+    return alpha_next * (z * (1 - c) / alpha + c * x0), sigma_next**2 * c
 
 
 class ViewModel(Protocol):
     """Interface of a model that predicts a target view from one condition view, as images or as latents.
 
-    Attributes:
-        prediction: meaning of the output: noise, v or the clean view.
-        image_size: height and width of images in pixels.
-        unet: the network that the option `compile` compiles.
+    `image_size` is the height and width of images in pixels, `unet` the network that the option `compile` compiles.
     """
 
     prediction: Prediction
@@ -59,13 +117,7 @@ class ViewModel(Protocol):
 
 
 def candidates(strategy: StrategyName, known: int, last: int = 1) -> range:
-    """Return the indices of the views that may be the condition of the next view.
-
-    Args:
-        strategy: "stochastic": all known views (section 2.2). "first": only the first input view. "last": only the
-            `last` newest views.
-        known: number of known views; the input views come first.
-    """
+    """Return the indices of those of the `known` views, inputs first, that may be the condition of the next view."""
     return {"stochastic": range(known), "first": range(1), "last": range(max(0, known - last), known)}[strategy]
 
 
@@ -102,9 +154,8 @@ def sample_views(
             the same noise for all strategies and guidance scales.
         strategy, last: views that may be the condition, see `candidates`; each step samples one of these views.
         steps: denoising steps per view; 256 in the paper.
-        guidance_scale: s in eps_u + s (eps_c - eps_u). 1 means no guidance, 0 ignores the condition, other values
-            double the batch. For the form (1 + w) eps_c - w eps_u, s is 1 + w. The paper has weight 3 for SRN cars and
-            2 for chairs, and does not say in which form.
+        guidance_scale: s in eps_u + s (eps_c - eps_u); 1: no guidance, 0: no condition. The paper has weight 3 for SRN
+            cars and 2 for chairs, and does not say whether that is s or s - 1.
         progress: called after each step with (steps done, total steps, predicted clean views (S, C, H, W)).
     """
     scenes, inputs, count = len(images), images.shape[1], targets.shape[1]
@@ -133,25 +184,16 @@ def sample_views(
 
 
 def clipped(model: ViewModel, x: Tensor) -> Tensor:
-    """Clip clean views (...) to [-model.clip, model.clip], if the model has this limit."""
     return x if model.clip is None else x.clamp(-model.clip, model.clip)
 
 
 def guided_x0(
     model: ViewModel, x: Tensor, blank: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, guidance_scale: float
 ) -> Tensor:
-    """Predict the clean target views (S, C, H, W) with classifier-free guidance.
+    """Predict the clean target views (S, C, H, W) with classifier-free guidance; arguments as in `ViewModel.predict`.
 
-    For a fixed z, the predictions x0, eps and v are affine functions of each other, so guidance has the same result for
-    all of them. With a scale of 1 or 0, only one branch is computed.
-
-    Args:
-        x: clean condition views (S, C, H, W).
-        blank: noise (S, C, H, W) that replaces `x` in the branch without condition.
-        z: noisy target views (S, C, H, W).
-        logsnr: log-SNR of `z`, scalar ().
-        c2w: camera-to-world poses of condition (index 0) and target (1), (S, 2, 4, 4), OpenGL axes.
-        K: intrinsics in pixels (S, 3, 3).
+    `blank` is noise (S, C, H, W) that replaces `x` in the branch without condition, `logsnr` a scalar (). For a fixed
+    z, x0, eps and v are affine functions of each other, so guidance has the same result for all of them.
     """
     branches = [(x, True)] if guidance_scale != 0 else []
     branches += [(blank, False)] if guidance_scale != 1 else []

@@ -1,10 +1,11 @@
-"""X-UNet: a UNet processes two views with shared weights, and the views attend to each other (3DiM, section 2.3).
+"""Novel-view models: X-UNet (3DiM, section 2.3) on images, and the UNet of an MVDream prior on latents.
 
     network = XUNet(XUNetConfig(image_size=64))
     eps = network(x, z, logsnr, c2w, K, cond_mask)
 
-Frame 0 is the clean condition view and frame 1 the noisy target view; the output is the prediction for the target. The
-baseline `architecture="concat"` takes the condition as additional input channels, without attention between frames.
+In an X-UNet, a UNet processes two frames with shared weights, and they attend to each other. Frame 0 is the clean
+condition view and frame 1 the noisy target view; the output is the prediction for the target. The baseline
+`architecture="concat"` takes the condition as additional input channels, without attention between frames.
 """
 
 from typing import Any
@@ -14,21 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from threedgen.geometry.poses import pixel_rays
+from threedgen.guidance.attention.joined import camera_vector
+from threedgen.guidance.priors.mvdream import MVDream
 
-from .blocks import EPS, Attention, Block, Resample, ResBlock, initialise
-from .logsnr import LOGSNR_MAX, Prediction
+from .blocks import EPS, Attention, Block, Resample, ResBlock, encode_rays, initialise, noise_level_encoding
 from .options import XUNetConfig
-from .rays import encode_rays, noise_level_encoding, relative_poses
+from .sampler import LOGSNR_MAX, LOGSNR_MIN, Prediction
 
 CHANNELS = 3
-"""Number of channels of images (RGB)."""
 
 
 class Conditioning(nn.Module):
     """Network that embeds noise levels and camera rays, with one feature map for each level of the UNet."""
 
     def __init__(self, config: XUNetConfig, frames: int, encoding: int) -> None:
-        """Build the layers for `frames` frames per scene, each with `encoding` channels of encoded rays."""
         super().__init__()
         self.config, width = config, config.emb_channels
         self.logsnr = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -58,10 +58,7 @@ class Conditioning(nn.Module):
 
 
 def same_padding(stride: int) -> tuple[int, int, int, int]:
-    """Return the padding (left, right, top, bottom) of TensorFlow's "SAME" mode for a 3 x 3 convolution.
-
-    `stride` must divide the image size.
-    """
+    """Return the padding (left, right, top, bottom) of TensorFlow's "SAME" mode for a 3 x 3 convolution."""
     total = max(3 - stride, 0)
     return (total // 2, total - total // 2) * 2
 
@@ -159,15 +156,9 @@ class XUNet(nn.Module):
     def forward(
         self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, cond_mask: Tensor | None = None
     ) -> Tensor:
-        """Predict noise, v or the clean view (B, 3, H, W) of the target, as `config.prediction` selects.
+        """Predict the target view; arguments as in `sampler.ViewModel`, with images (B, 3, H, W) in [-1, 1].
 
-        Args:
-            x: condition view (B, 3, H, W) in [-1, 1]; noise where it is dropped.
-            z: noisy target view (B, 3, H, W).
-            logsnr: log-SNR of condition (index 0) and target (1), (B, 2), in [-20, 20]; 20 is clean.
-            c2w: camera-to-world poses of condition and target (B, 2, 4, 4), OpenGL axes.
-            K: intrinsics in pixels (B, 3, 3), shared by both views.
-            cond_mask: (B,) bool, False where the condition is dropped; the rays of both frames are then zero.
+        `logsnr` (B, 2) are those of condition and target; `cond_mask` (B,) is False where the condition is dropped.
         """
         encoded = self.encode_cameras(c2w, K, cond_mask)
         if self.frames == 1:
@@ -180,25 +171,73 @@ class XUNet(nn.Module):
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
         """Predict the target view (B, 3, H, W), float32; arguments as in `sampler.ViewModel`.
 
-        The condition has the log-SNR of a clean image where `keep` is True, else `config.dropped_logsnr`.
+        The condition has the log-SNR of a clean image where `keep` is True, else that of noise.
         """
-        clean, noise = torch.full_like(logsnr, LOGSNR_MAX), torch.full_like(logsnr, self.config.dropped_logsnr)
-        levels = torch.stack([torch.where(keep, clean, noise), logsnr], dim=1)
+        levels = torch.stack([torch.where(keep, LOGSNR_MAX, LOGSNR_MIN).to(logsnr), logsnr], dim=1)
         return self(x, z, levels, c2w, K, keep).float()
 
     def encode_cameras(self, c2w: Tensor, K: Tensor, cond_mask: Tensor | None) -> Tensor:
-        """Return the encoded rays (B, 2, D, H, W) of both frames, zero where the condition is dropped.
-
-        Args:
-            c2w: camera-to-world poses (B, 2, 4, 4), OpenGL axes.
-            K: intrinsics in pixels (B, 3, 3).
-            cond_mask: (B,) bool, False where the condition is dropped; None: nowhere.
-        """
+        """Return the encoded rays (B, 2, D, H, W) of both frames, zero where the condition is dropped."""
         c = self.config
-        if c.poses == "relative":
-            with torch.autocast(c2w.device.type, enabled=False):
-                c2w = relative_poses(c2w.float())
         encoded = encode_rays(*pixel_rays(c2w, K[:, None], *c.size), c.origin_degrees, c.direction_degrees)
         if cond_mask is not None:
             encoded = torch.where(cond_mask[:, None, None, None, None], encoded, 0.0)
         return encoded.permute(0, 1, 4, 2, 3)
+
+
+class LatentPairs(nn.Module):
+    """Implementation of `sampler.ViewModel` on latents with an MVDream prior, whose UNet is the trainable submodule.
+
+    The UNet's attention between views connects two frames: the clean condition at timestep 0 and the noisy target. The
+    prompt is empty, and the input for a coarse prediction is zero. A dropped condition is noise at the last timestep,
+    with zero vectors for both cameras. Intrinsics are ignored, because the prior takes camera directions only.
+    """
+
+    clip = None
+    levels: Tensor
+    text: Tensor
+
+    def __init__(self, prior: MVDream) -> None:
+        super().__init__()
+        self.unet, self.image_size = prior.unet, (prior.image_size, prior.image_size)
+        self.prediction: Prediction = prior.schedule.prediction
+        self._prior = (prior,)  # in a tuple, so that its networks are no sub-modules
+        a = prior.schedule.alpha_bar.double().cpu()
+        self.register_buffer("levels", torch.log(a / (1 - a)).float(), persistent=False)
+        self.register_buffer("text", prior.encode_prompt([""]).cpu(), persistent=False)
+
+    @property
+    def prior(self) -> MVDream:
+        """The prior, on the device of this module."""
+        (prior,) = self._prior
+        if prior.device != self.text.device:
+            prior.to(self.text.device)
+        return prior
+
+    @torch.no_grad()
+    def encode_images(self, rgb: Tensor) -> Tensor:
+        """Encode images (N, H, W, 3) in [0, 1] as scaled means of the VAE's posterior (N, C, h, w)."""
+        prior = self.prior
+        return prior.posterior(rgb)[0] * prior.scaling_factor
+
+    @torch.no_grad()
+    def decode_images(self, x: Tensor) -> Tensor:
+        return self.prior.decode_latents(x.float()).float()
+
+    def timestep(self, logsnr: Tensor) -> Tensor:
+        """Convert log-SNR (B,) to fractional timesteps (B,) of the prior in [0, T - 1]; larger is noisier."""
+        rising = self.levels.flip(0)
+        level = logsnr.clamp(rising[0], rising[-1])
+        high = torch.searchsorted(rising, level).clamp(1, len(rising) - 1)
+        fraction = (level - rising[high - 1]) / (rising[high] - rising[high - 1])
+        return len(rising) - high - fraction
+
+    def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
+        """Predict the target latents or their noise, (B, C, h, w) float32; arguments as in `sampler.ViewModel`."""
+        last = torch.full_like(logsnr, len(self.levels) - 1)
+        t = torch.stack([torch.where(keep, 0.0, last), self.timestep(logsnr)], dim=1).flatten()
+        camera = camera_vector(c2w.float().flatten(0, 1)) * keep.repeat_interleave(2)[:, None]
+        pair = torch.stack([x, z], dim=1).flatten(0, 1)
+        text = self.text.expand(len(pair), -1, -1)
+        out = self.prior.predict(pair, t, text, camera, 2, torch.zeros_like(pair))
+        return out.unflatten(0, (len(x), 2))[:, 1].float()

@@ -1,8 +1,7 @@
 """DeepFloyd IF's first stage as a prior: diffusion on images of 64 x 64 pixels, without a VAE, with a T5 text encoder.
 
-It replaces Imagen, which DreamFusion and Magic3D used and which is not public. The UNet is the one of diffusers; the
-variance that it predicts is ignored. The text encoder has more parameters than the UNet, but is needed only to encode
-the prompt: it is loaded from disk for that, and freed afterwards.
+It replaces Imagen, which DreamFusion and Magic3D used and which is not public. The variance that the UNet predicts is
+ignored. The text encoder, larger than the UNet, is loaded from disk only to encode the prompt.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from threedgen.config import ConfigError
+from threedgen.config.errors import in_a_line, short
 from threedgen.guidance.options import DeepFloydConfig
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.schedule import Schedule
@@ -58,20 +58,14 @@ def read_unet(path: Path) -> UNet2DConditionModel:
 def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
     """Load the frozen T5 encoder of `folder` on the CPU. Raises ConfigError if a tensor is missing."""
     from transformers import T5EncoderModel
-    from transformers.utils import logging as their_logging
 
     components.expect(files.read_json(folder / "config.json"), "model_type", "t5", folder)
-    noise = their_logging.get_verbosity()
-    their_logging.set_verbosity_error()  # its warnings become one error below
     try:
         found: Any = T5EncoderModel.from_pretrained(
             folder, local_files_only=True, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # any kind, for files from outside
-        reason = str(error).split("\n")[0][:120]
-        raise ConfigError(f"{folder} cannot be read ({type(error).__name__}: {reason})", "weights") from None
-    finally:
-        their_logging.set_verbosity(noise)
+        raise ConfigError(f"{folder} cannot be read: {short(in_a_line(error), 120)}", "weights") from None
     model, info = found
     if missing := sorted(info["missing_keys"]):
         raise ConfigError(f"{folder} lacks {len(missing)} tensors of a T5 encoder (first {missing[0]!r})", "weights")
@@ -81,7 +75,7 @@ def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
 class DeepFloyd(Prior):
     """Text-to-image prior on pixels, without cameras. Its "latents" are the images themselves, (B, 3, h, w) in [-1, 1].
 
-    The weights of the frozen UNet are cast to `dtype`, the precision of its computation.
+    The weights of the frozen UNet are cast to the precision of the computation.
     """
 
     unet: UNet2DConditionModel
@@ -97,15 +91,9 @@ class DeepFloyd(Prior):
         dtype: str = "auto",
         device: torch.device | str = "cpu",
     ) -> None:
-        """Build the prior from loaded parts.
+        """Build the prior; `text_encoder`: folder from which `encode_prompt` loads T5.
 
-        Args:
-            text_encoder: folder from which `encode_prompt` loads T5.
-            image_size: pixels per side; None: the size that the UNet was trained on.
-            dtype: "auto", "fp32", "bf16" or "fp16".
-
-        Raises:
-            ConfigError: the UNet cannot process images of this size.
+        Raises ConfigError if the UNet cannot process images of `image_size` pixels per side (None: as in training).
         """
         self.unet, self.text_folder, self.tokenizer, self.schedule = unet, text_encoder, tokenizer, schedule
         self.image_size = image_size or int(unet.config["sample_size"])
@@ -156,10 +144,6 @@ class DeepFloyd(Prior):
         return (z / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
-        """Predict the noise eps (B, 3, s, s), float32, in noisy images `x` of this shape at timesteps `t` (B,).
-
-        `text` (B, L, D) is the encoded prompt. `camera` and `n_view` are ignored.
-        """
         with self.autocast():
             out = self.unet(x.to(self.dtype), t, text.to(self.dtype), return_dict=False)[0]
         return out[:, : x.shape[1]].float()

@@ -1,4 +1,7 @@
-"""Base class of latent diffusion priors, with UNet, VAE, text encoder and tokenizer from a folder or a single file."""
+"""Latent diffusion priors, with UNet, VAE, text encoder and tokenizer from a folder or a single file.
+
+`LatentDiffusion` is the prior "stable-diffusion" (arXiv 2112.10752), and the base class of MVDream and of the adapters.
+"""
 
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -11,15 +14,19 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import in_a_line, short
-from threedgen.guidance import sdxl
-from threedgen.guidance.attention.joined import camera_vector, make_multiview, predict, set_attention
+from threedgen.guidance.attention.joined import (
+    camera_vector,
+    has_added_conditioning,
+    make_multiview,
+    predict,
+    set_attention,
+)
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.coarse_to_fine import check_half_size
-from threedgen.guidance.options import DraftedConfig
+from threedgen.guidance.options import DraftedConfig, StableDiffusionConfig
 from threedgen.guidance.prior import Prior
-from threedgen.guidance.sampling import fresh_noise
+from threedgen.guidance.sampling import check_half_size, fresh_noise
 from threedgen.guidance.schedule import Schedule
-from threedgen.guidance.weights import components, ldm, subject_weights, tokens
+from threedgen.guidance.weights import components, ldm, tokens
 from threedgen.guidance.weights.components import SecondText
 from threedgen.guidance.weights.loading import COARSE, SECOND
 from threedgen.run.dtypes import cast_weights, compute_dtype
@@ -30,34 +37,26 @@ CHECK_SIZE = 8
 """Side in latents of the test image for new weights. The coarsest level of the UNet still has at least one latent."""
 
 
-def load_prior(
-    kind: type[P],
-    options: DraftedConfig,
-    device: torch.device | str,
-    personalisation: str | None = None,
-    personalisation_strength: float = 1.0,
-) -> P:
-    """Load a subclass of `LatentDiffusion` with the options that all subclasses share.
+def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") -> "LatentDiffusion":
+    """Build the prior of single images from its config section; the weights of a multi-view prior run in 2D mode."""
+    return load_prior(LatentDiffusion, options, device)
 
-    Args:
-        kind: the subclass.
-        personalisation: file of a subject that the weights were tuned to; None: no subject.
-        personalisation_strength: factor on the weight changes of that file; 1: as trained.
 
-    Raises:
-        ConfigError: a file is missing or damaged, or an option does not fit the device or the weights.
+def load_prior(kind: type[P], options: DraftedConfig, device: torch.device | str) -> P:
+    """Load a class of priors with the options that all classes share. `kind`: `LatentDiffusion` or a subclass.
+
+    Raises ConfigError if a file is missing or damaged, or an option does not fit the device or the weights.
     """
     o = options
     if o.attention == "xformers" and torch.device(device).type != "cuda":
         raise ConfigError(f"'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa", "attention")
-    subject = personalisation, personalisation_strength
-    prior = kind.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, *subject)
+    prior = kind.load(o.weights, device, o.dtype, o.tokenizer, o.image_size)
     set_attention(prior.unet, o.attention)
     return prior.with_draft(o.draft)
 
 
 class LatentDiffusion(Prior):
-    """Latent diffusion model of single images; base class of the Stable Diffusion, MVDream and adapter priors.
+    """Latent diffusion model of single images without cameras.
 
     `load` freezes the networks; a trainer may pass trainable networks to the constructor. Weights stay in float32. UNet
     and VAE encoder compute under autocast in `dtype`; the VAE decoder computes in float32.
@@ -90,19 +89,17 @@ class LatentDiffusion(Prior):
             device: device to move the networks to; None: do not move them, because the caller does.
 
         Raises:
-            ConfigError: the networks do not fit together.
+            ConfigError: the tokenizer has more words than the text encoder, or the image size does not fit the VAE.
         """
         self.schedule = schedule or Schedule.scaled_linear()
-        parts = components.Components(unet, vae, text_encoder, tokenizer, self.schedule, coarse, second)
-        components.check_together(parts, self.extra_channels(unet, vae))
+        components.check_vocabulary(text_encoder, tokenizer)
         self.unet, self.vae = make_multiview(unet), vae
         self.text_encoder: Any = text_encoder
         self.tokenizer, self.coarse, self.second = tokenizer, coarse, second
         self.text_positions = int(text_encoder.config.max_position_embeddings)
         self.factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         side = unet.config["sample_size"] or ldm.LATENT_SIZE[True]
-        self.trained_size = (max(side) if isinstance(side, list | tuple) else side) * self.factor  # pixels per side
-        self.image_size = image_size or self.trained_size
+        self.image_size = image_size or (max(side) if isinstance(side, list | tuple) else side) * self.factor
         if self.image_size % self.factor:
             raise ConfigError(f"{self.image_size} is not a multiple of {self.factor}", "image_size")
         self.scaling_factor = float(vae.config["scaling_factor"])
@@ -120,24 +117,18 @@ class LatentDiffusion(Prior):
         dtype: str = "auto",
         tokenizer: str | None = None,
         image_size: int | None = None,
-        personalisation: str | None = None,
-        personalisation_strength: float = 1.0,
     ) -> Self:
         """Load frozen networks without executing code from the files.
 
         Args:
             weights: name of embedded weights, diffusers folder, single-file checkpoint, or hub id "owner/name".
+            dtype, image_size: see the constructor.
             tokenizer: folder of the tokenizer; None: the tokenizer beside the weights.
-            image_size: pixels per side; None: the size that the UNet was trained on.
-            personalisation: file with the weight changes for one subject (subject_weights.py).
-            personalisation_strength: factor on these weight changes.
 
         Raises:
             ConfigError: a file is missing or damaged, or the networks do not work together.
         """
         found = components.load(weights, tokenizer, cls.needs_camera)
-        if personalisation is not None:
-            subject_weights.apply(found, Path(personalisation).expanduser(), personalisation_strength)
         try:
             prior = cls(*found, image_size=image_size, dtype=dtype, device=device)
             output = prior.check_networks()
@@ -150,20 +141,12 @@ class LatentDiffusion(Prior):
             raise ConfigError(f"{weights!r} samples NaN: its weights or configs are damaged", "weights")
         return prior
 
-    @staticmethod
-    def extra_channels(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
-        """Return the number of UNet input channels in addition to the noisy latents.
-
-        Subclasses raise ConfigError for a number of channels that they do not support.
-        """
-        return 0
-
     @torch.no_grad()
     def check_networks(self) -> Tensor:
         """Run every network once on a small image and return a sum of their outputs, (1, C, h, w).
 
-        Files with correct names and shapes may still contain NaN, or networks that do not work together. The caller
-        checks that the sum is finite.
+        Files with correct names and shapes may still contain networks that do not work together, or NaN, which is then
+        in the sum.
         """
         camera = None if self.unet.class_embedding is None else self.camera(torch.eye(4, device=self.device)[None])
         z = torch.zeros(1, self.latent_shape[0], CHECK_SIZE, CHECK_SIZE, device=self.device)
@@ -181,22 +164,15 @@ class LatentDiffusion(Prior):
         return self
 
     def compact(self) -> Self:
-        """Cast the weights of the UNet to `dtype`. It can then no longer be trained or saved.
-
-        This halves its memory in bf16 and fp16.
-        """
+        """Cast the weights of the UNet to `dtype`, in half the memory; it can then not be trained or saved."""
         for name in {"unet", "multiview"} & self.networks.keys():
             cast_weights(self.networks[name], self.dtype)
         return self
 
     def with_draft(self, draft: float | None) -> Self:
-        """Set the img2img strength `draft` of coarse-to-fine sampling, and return self.
+        """Set the img2img strength `Prior.draft` of coarse-to-fine sampling, and return self.
 
-        Args:
-            draft: noise strength in (0, 1] at full size after a sample at half the size; None: one pass at full size.
-
-        Raises:
-            ConfigError: the prior has a coarse predictor, or the image size cannot be halved.
+        Raises ConfigError if the prior has a coarse predictor, or the image size cannot be halved.
         """
         if draft is not None and self.coarse is not None:
             raise ConfigError(
@@ -238,7 +214,7 @@ class LatentDiffusion(Prior):
 
     @property
     def text_shape(self) -> tuple[int, int]:
-        count = self.max_tokens * len(self.prompt_variants([""])) + sdxl.has_added_conditioning(self.unet)
+        count = self.max_tokens * len(self.prompt_variants([""])) + has_added_conditioning(self.unet)
         return count, self.unet.config["cross_attention_dim"]
 
     @torch.no_grad()
@@ -246,7 +222,7 @@ class LatentDiffusion(Prior):
         """Encode n prompts as (n, L, D) float32: the text encoder's last hidden state after the final layer norm.
 
         If `prompt_variants` returns two variants, they are joined along the tokens: (n, 2 L, D). For SDXL the result is
-        (n, L + 1, D): penultimate features of both encoders, and the pooled text as last token (`sdxl.encode_both`).
+        (n, L + 1, D): penultimate features of both encoders, and as last token the pooled text of the second one.
         """
         prompts = [self.read_prompt(prompt).text for prompt in prompts]
         self.note_cuts(prompts)
@@ -255,8 +231,8 @@ class LatentDiffusion(Prior):
     def prompt_variants(self, prompts: list[str]) -> list[list[str]]:
         """Return the variants of the prompts to encode, each a list of n texts.
 
-        The first variant is the prompts. With a coarse predictor and a tuned subject there is a second variant, the
-        prompts without the words for the subject: the coarse predictor takes it, as it was not trained on the subject.
+        With a coarse predictor and a tuned subject there is a second variant without the words for the subject, for the
+        coarse predictor, which was not trained on the subject.
         """
         usual = [[remove_words(prompt, self.identifiers) for prompt in prompts]]
         return [prompts, *(usual if self.coarse is not None and self.identifiers else [])]
@@ -266,7 +242,11 @@ class LatentDiffusion(Prior):
         if self.second is None:
             return self.text_encoder(ids).last_hidden_state.float()
         again = tokens.token_ids(self.second.tokenizer, prompts, self.max_tokens).to(self.device)
-        return sdxl.encode_both((self.text_encoder, self.second.network), (ids, again))
+        first = self.text_encoder(ids, output_hidden_states=True)
+        second = self.second.network(again, output_hidden_states=True)
+        words = torch.cat([part.hidden_states[-2].float() for part in (first, second)], dim=-1)
+        pooled = second.text_embeds.float()[:, None]
+        return torch.cat([words, F.pad(pooled, (0, words.shape[-1] - pooled.shape[-1]))], dim=1)
 
     @property
     def identifiers(self) -> list[str]:
@@ -282,10 +262,7 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def encode_views(self, views: Tensor) -> Tensor:
-        """Encode images (F, H, W, 3) in [0, 1] as scaled posterior means (F, C, h, w), without resizing.
-
-        h and w are H and W divided by `factor`. Images are encoded one after the other to save memory.
-        """
+        """Encode images (F, H, W, 3) in [0, 1] as scaled posterior means (F, C, H / factor, W / factor), one by one."""
         images = (2 * views.permute(0, 3, 1, 2) - 1).to(self.device, torch.float32)
         with self.encoding():
             means = [self.vae.encode(image).latent_dist.mean.float() for image in images.split(1)]
@@ -293,7 +270,7 @@ class LatentDiffusion(Prior):
 
     def encoding(self) -> torch.autocast:
         """Return the autocast context for encoding images; disabled for SDXL in float16, where the VAE overflows."""
-        safe = self.dtype != torch.float16 or not sdxl.has_added_conditioning(self.unet)
+        safe = self.dtype != torch.float16 or not has_added_conditioning(self.unet)
         return self.autocast() if safe else torch.autocast(self.device.type, enabled=False)
 
     def posterior(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
@@ -321,44 +298,24 @@ class LatentDiffusion(Prior):
     ) -> Tensor:
         """Return the output of the UNet (B, C, h, w), noise or v, in the current autocast precision.
 
-        With `needs_camera`, `n_view` consecutive images attend to each other; otherwise each is denoised separately.
-
-        Args:
-            x: noisy latents (B, C, h, w).
-            t: timesteps (B,).
-            text: encoded prompts (B, L, D).
-            camera: camera vectors (B, 16), see `camera_vector`.
-            coarse: coarse latents (B, C, h, w) to use instead of the coarse predictor's output.
+        Arguments as in `Prior.network`; without `needs_camera`, each image is denoised separately. `coarse`: coarse
+        latents (B, C, h, w) to use instead of the coarse predictor's output.
         """
         if not self.needs_camera:
             camera, n_view = None, 1
         if self.coarse is not None:
-            text, coarse_text = self.split_variants(text)
+            text, coarse_text = text.chunk(2, 1) if text.shape[1] == 2 * self.max_tokens else (text, text)
             coarse = self.coarse(coarse_text, camera) if coarse is None else coarse
             if coarse.shape[-2:] != x.shape[-2:]:  # images of another size than it was trained at
                 coarse = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, coarse.to(x.dtype)], dim=1)
         return predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
-    def split_variants(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Split encoded text (B, L or 2 L, D) into the text of the UNet and of the coarse predictor, each (B, L, D).
-
-        Text with a single variant is returned twice, see `prompt_variants`.
-        """
-        both = text.shape[1] == 2 * self.max_tokens
-        own, coarse = text.chunk(2, 1) if both else (text, text)
-        return own, coarse
-
     @torch.no_grad()
     def predict_coarse(self, coarse: CoarsePredictor | None, text: Tensor, c2w: Tensor) -> Tensor | None:
-        """Predict coarse latents from which samples start, resized to the latents of the prior.
+        """Predict `coarse_latents` of the size of the prior's latents with the network `coarse`.
 
-        Args:
-            text: encoded prompts (B, L, D).
-            c2w: camera-to-world poses (B, 4, 4), OpenGL axes, z up.
-
-        Returns:
-            (B, C, h, w); None without a coarse predictor.
+        Returns None without a network.
         """
         if coarse is None:
             return None

@@ -1,10 +1,11 @@
 """MVDream (arXiv 2308.16512): a text-to-image diffusion model that samples several views of one object at once.
 
-One class serves the released weights and the embedded toybox prior. UNet, VAE and text encoder are those of diffusers
-and transformers; `attention/joined.py` adds the attention between views. With n_view = 1 and no camera the model is 2D.
+One class serves the released weights and the embedded toybox prior; `attention/joined.py` has its attention.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,13 +13,16 @@ from torch import Tensor
 from threedgen.guidance.attention.joined import SEPARATE_LEVELS, camera_vector
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.prior import MultiviewPrior
+from threedgen.guidance.weights import subject_weights
 
 from .latent_diffusion import LatentDiffusion, load_prior
 
 
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
     """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
-    prior = load_prior(MVDream, options, device, options.personalisation, options.personalisation_strength)
+    prior = load_prior(MVDream, options, device)
+    if options.personalisation is not None:
+        subject_weights.apply(prior, Path(options.personalisation).expanduser(), options.personalisation_strength)
     prior.guide_views = prior.completes_views if options.guide_views is None else options.guide_views
     return prior
 

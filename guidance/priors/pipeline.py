@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.attention.joined import camera_vector, make_multiview
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.guidance import guided
+from threedgen.guidance.guidance import Condition, guided
 from threedgen.guidance.sampling import fresh_noise
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components
@@ -68,15 +68,13 @@ class MVDreamPipeline(DiffusionPipeline):
             coarse=coarse,
         )
         self.precision: str | None = None
-        """Precision in which a UNet with float32 weights computes: "auto", "fp32", "bf16" or "fp16".
-
-        None: the dtype of the weights."""
+        """Precision in which a UNet with float32 weights computes, see `LatentDiffusion`; None: that of the weights."""
         self.image_size: int | None = None
         """Pixels per side of the samples; None: the size that the UNet was trained on."""
 
     @classmethod
     def from_prior(cls, prior: LatentDiffusion) -> MVDreamPipeline:
-        """Return a pipeline that shares the networks of `prior`; the weights are not copied."""
+        """Return a pipeline that shares the networks of `prior`."""
         scheduler = components.scheduler(prior.schedule)
         found = cls(prior.unet, prior.vae, prior.text_encoder, prior.tokenizer, scheduler, prior.coarse)
         found.precision, found.image_size = prior.precision, prior.image_size
@@ -126,45 +124,36 @@ class MVDreamPipeline(DiffusionPipeline):
         """Sample n = prompts x views images from noise; the views of a prompt are consecutive.
 
         Args:
-            prompt: one prompt or several.
-            negative_prompt: used for all prompts.
             n_view: number of views per prompt, equally spaced around the object; 0: one image from the 2D model.
             elevation: elevation of all views in degrees.
             azimuth: azimuth of the first view in degrees; 0 is the front.
             c2w: camera-to-world poses (V, 4, 4), OpenGL axes, z up, instead of n_view, elevation and azimuth. Their
                 distances to the origin are ignored.
-            num_inference_steps, eta: arguments of the scheduler.
             guidance_scale: s in eps_u + s (eps_c - eps_u), with (c) and without (u) the prompt.
             generator: for the initial noise and the noise of eta. A CPU generator gives the same noise on all devices.
             latents: initial noise (n, 4, h, w).
             output_type: "pil", "np" (n, H, W, 3) in [0, 1], "pt" (n, 3, H, W) in [0, 1], or "latent" (n, 4, h, w).
-            return_dict: return an `ImagePipelineOutput` instead of a tuple.
             callback_on_step_end: called as f(pipeline, k, t, {"latents": x}); may return {"latents": new x}.
-
-        Raises:
-            ValueError: no prompt, fewer than 0 views, or an unknown output_type.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        if not prompts or n_view < 0 or output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"nothing to sample: {len(prompts)} prompts, n_view {n_view} as {output_type!r}")
         prior = self.prior
         if c2w is None and n_view > 0:
             c2w = orbit(n_view, math.radians(elevation), 1.0, 1.0, 1, 1, azimuth=math.radians(azimuth)).c2w
         views = 1 if c2w is None else len(c2w)
         camera = None if c2w is None else camera_vector(c2w.to(prior.device).float()).repeat(len(prompts), 1)
-        text = prior.encode_prompt([*prompts, *[negative_prompt] * len(prompts)]).chunk(2)
+        cond, uncond = prior.encode_prompt([*prompts, *[negative_prompt] * len(prompts)]).chunk(2)
         shape = (len(prompts) * views, self.unet.config["out_channels"], *[prior.image_size // prior.factor] * 2)
         if latents is None:
             latents = fresh_noise(torch.empty(shape, device=prior.device), generator)
         self.scheduler.set_timesteps(num_inference_steps, device=prior.device)
         x = latents.to(prior.device, torch.float32) * self.scheduler.init_noise_sigma
-        network = guided(prior.network, guidance_scale)
+        network = guided(prior.network, Condition((cond, uncond), camera, views), guidance_scale)
         takes = inspect.signature(self.scheduler.step).parameters
         more = {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in takes}
         for k, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
             # with as many steps as training timesteps, the first timestep is T, one beyond the schedule's table
             known = t.clamp(max=prior.schedule.T - 1)
-            output = network(self.scheduler.scale_model_input(x, t), known.expand(len(x)), text, camera, views)
+            output = network(self.scheduler.scale_model_input(x, t), known.expand(len(x)))
             x = self.scheduler.step(output, known, x, **more).prev_sample
             if callback_on_step_end is not None:
                 x = (callback_on_step_end(self, k, t, {"latents": x}) or {}).get("latents", x)

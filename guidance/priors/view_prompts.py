@@ -25,21 +25,13 @@ FRONT_OF_BACK = (1.0, 0.5, 0.967)
 
 
 def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]:
-    """Return the texts to encode for `view_text`: prompt, negative prompt, and the prompt for each of `DIRECTIONS`.
-
-    The texts for the directions are left out if view prompts are disabled.
-    """
+    """Return the texts to encode: prompt, negative prompt, and if enabled the prompt for each of `DIRECTIONS`."""
     words = [getattr(options, direction) for direction in DIRECTIONS] if options.enabled else []
     return [prompt, negative, *(prompt + word for word in words)]
 
 
 def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
-    """Return the text condition of the B cameras of a rig.
-
-    Args:
-        text: embeddings (2 or 6, L, D) of the texts of `prompts`, in that order.
-        rig: cameras; azimuth and elevation (B,) in radians are used.
-    """
+    """Return the text condition of the B cameras of a rig from the embeddings (2 or 6, L, D) of `prompts`."""
     if not options.enabled:
         return Condition((text[:1], text[1:2]))
     if options.perp_neg:
@@ -48,10 +40,7 @@ def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
 
 
 def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
-    """Return (B,) int64, the index in `DIRECTIONS` of each camera of a rig.
-
-    Azimuth 0 is the front. An elevation above `options.overhead_above` degrees is "overhead" at any azimuth.
-    """
+    """Return (B,) int64, the index in `DIRECTIONS` of each camera of a rig; azimuth 0 is the front."""
     turn, steep = torch.rad2deg(wrap_angle(rig.azimuth).abs()), torch.rad2deg(rig.elevation)
     found = torch.zeros(len(rig.azimuth), dtype=torch.long, device=turn.device)
     found[turn < options.front_within] = 1
@@ -63,12 +52,8 @@ def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
 def _perp_neg(uncond: Tensor, sides: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
     """Return the condition of Perp-Neg for B cameras; overhead cameras get negative prompts with weight zero.
 
-    Args:
-        uncond: embedding of the negative prompt (1, L, D).
-        sides: embeddings (4, L, D) in the order of `DIRECTIONS`.
-
-    Returns:
-        Condition with text (B, L, D) interpolated by azimuth; two negative prompts (2, B, L, D), their weights (2, B).
+    `uncond` is the embedding of the negative prompt (1, L, D), `sides` (4, L, D) in the order of `DIRECTIONS`. The
+    result has text (B, L, D) interpolated by azimuth, two negative prompts (2, B, L, D) and their weights (2, B).
     """
     overhead = (direction(rig, options) == 3).to(sides.device)
     turn = (wrap_angle(rig.azimuth).abs() / (pi / 2)).to(sides)  # 0 front, 1 side, 2 back

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import short
-from threedgen.guidance import sdxl
+from threedgen.config.errors import in_a_line
 from threedgen.guidance.attention.joined import unet_from_config
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.schedule import Schedule
@@ -51,14 +50,6 @@ NETWORKS = {
     ),
     COARSE: Network("coarse predictor", ("_class_name", "CoarsePredictor"), CoarsePredictor.from_config),
 }
-RANGES = {
-    ("vae", "scaling_factor"): (1e-4, 1e4),
-    ("unet", "sample_size"): (0, 512),
-    ("unet", "downsample_padding"): (-1, 8),
-    (COARSE, "size"): (0, 512),
-}
-"""Exclusive minimum and inclusive maximum of numbers in config.json, by sub-folder and key."""
-EPS_RANGE, OTHER_RANGE = (0.0, 0.1), (-1e6, 1e6)
 MIN_TIMESTEPS = 1000
 
 
@@ -85,8 +76,7 @@ def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Com
     """Load the frozen networks of a prior on the CPU. Raises ConfigError if a file is missing or damaged.
 
     Args:
-        weights: embedded name, diffusers folder, single file or hub id, see `loading.locate`.
-        tokenizer: folder or hub id of CLIP's tokenizer; None: that of the weights, or CLIP's for a single file.
+        weights, tokenizer: see `loading.check`.
         camera: raise ConfigError if the UNet has no camera branch.
     """
     path = loading.locate(weights)
@@ -100,18 +90,13 @@ def load_folder(path: Path, tokenizer: str | None = None) -> Components:
     """Load the networks from a folder in diffusers format; `tokenizer` as in `load`."""
     loading.check_folder(path)
     files.check_sums(path)
-    if tokenizer is None:
-        words = tokens.read_tokenizer(path / "tokenizer")
-    else:
-        words = tokens.clip_tokenizer(tokenizer, open_clip=False)
+    words = tokens.read_tokenizer(path) if tokenizer is None else tokens.clip_tokenizer(tokenizer, open_clip=False)
     schedule = read_schedule(path)
-    unet, vae, text = (read_network(path, part) for part in loading.PARTS)
-    optional = loading.parts(path, ())
-    coarse = read_network(path, COARSE) if COARSE in optional else None
-    second = None
-    if SECOND in optional:
-        second = SecondText(read_network(path, SECOND), tokens.read_tokenizer(path / "tokenizer_2"))
-    return Components(unet, vae, text, words, schedule, coarse, second)
+    networks = {part: read_network(path, part) for part in loading.parts(path)}
+    second = networks.pop(SECOND, None)
+    if second is not None:
+        second = SecondText(second, tokens.read_tokenizer(path / "tokenizer_2"))
+    return Components(tokenizer=words, schedule=schedule, second=second, **networks)
 
 
 def read_schedule(path: Path) -> Schedule:
@@ -122,8 +107,7 @@ def read_schedule(path: Path) -> Schedule:
             raise ValueError(f"num_train_timesteps is {schedule.T}, less than {MIN_TIMESTEPS}")
         return schedule
     except (ValueError, TypeError, KeyError, RuntimeError, OverflowError) as error:
-        reason = str(error).split("\n")[0][:120]
-        raise ConfigError(f"{path / 'scheduler'}: {reason}") from None
+        raise ConfigError(f"{path / 'scheduler'}: {in_a_line(error)}") from None
 
 
 def load_file(path: Path, tokenizer: str | None = None) -> Components:
@@ -178,16 +162,9 @@ def rename_vae_attention(name: str) -> str:
 def make(part: str, config: Json, tensors: Mapping[str, Tensor]) -> Any:
     """Build the frozen network of the sub-folder `part` (a key of NETWORKS) from its config and tensors.
 
-    Raises:
-        ConfigError: a number in the config is out of range, the config has more layers than there are tensors (such a
-            network would take very long to build), or config and tensors do not fit.
+    Raises ConfigError if they do not fit. A config with more layers than tensors would take very long to build.
     """
     network = NETWORKS[part]
-    for key, value in config.items():
-        low, high = EPS_RANGE if key.endswith("eps") else RANGES.get((part, key), OTHER_RANGE)
-        for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, (int, float)) and not low < number <= high:
-                raise ConfigError(f"the config of the {network.label} is damaged: {key} is {short(number)}")
     for key in ("layers_per_block", "num_hidden_layers", "transformer_layers_per_block"):
         values = config.get(key)
         for value in values if isinstance(values, list) else [values]:
@@ -196,50 +173,17 @@ def make(part: str, config: Json, tensors: Mapping[str, Tensor]) -> Any:
     return files.fill(lambda: network.build(config), tensors, network.label)
 
 
-def check_together(parts: Components, extra_channels: int = 0) -> None:
-    """Raise ConfigError unless widths, latent sizes and vocabularies of the networks fit each other.
-
-    Args:
-        extra_channels: number of the UNet's input channels beyond the latents, for a prior without coarse predictor.
-    """
-    unet, vae, text_encoder, tokenizer, _, coarse, second = parts
-    if sdxl.has_added_conditioning(unet) != (second is not None):
-        raise ConfigError(
-            "the parts of the prior do not fit: a UNet of SDXL and two text encoders belong together, and here is one "
-            "without the other"
-        )
-    features, latents = text_encoder.config.hidden_size, vae.config["latent_channels"]
-    text = features if second is None else features + second.network.config.hidden_size
-    inputs = latents + (extra_channels if coarse is None else coarse.config["latent_channels"])
-    u = unet.config
-    pairs = [
-        (text, "features per token of the text encoders", u["cross_attention_dim"], "text features of the UNet"),
-        (latents, "channels of the VAE's latents", u["out_channels"], "output channels of the UNet"),
-        (inputs, "channels of latents and further inputs", u["in_channels"], "input channels of the UNet"),
-    ]
-    if coarse is not None:
-        c = coarse.config
-        pairs += [
-            (features, "features per token of the text encoder", c["text_width"], "of the coarse predictor"),
-            (u["sample_size"], "latents per side of the UNet", c["size"], "latents per side of the coarse predictor"),
-        ]
-    if second is not None:
-        pooled = second.network.config.projection_dim
-        pairs.append((pooled, "pooled features of the second text encoder", sdxl.pooled_width(unet), "of the UNet"))
-    for a, left, b, right in pairs:
-        if a != b:
-            raise ConfigError(f"the parts of the prior do not fit: {a} {left}, {b} {right}")
-    for encoder, splitter in [(text_encoder, tokenizer), *([] if second is None else [second])]:
-        known = encoder.config.vocab_size
-        if (words := 1 + max(splitter.get_vocab().values(), default=0)) > known:
-            raise ConfigError(f"the tokenizer has {words} words, the text encoder only {known}")
+def check_vocabulary(text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ConfigError if the tokenizer has token numbers that the text encoder does not have."""
+    known = text_encoder.config.vocab_size
+    if (words := 1 + max(tokenizer.get_vocab().values(), default=0)) > known:
+        raise ConfigError(f"the tokenizer has {words} words, the text encoder only {known}")
 
 
 def save(prior: LatentDiffusion, folder: Path) -> None:
     """Write the prior to a diffusers folder with float16 tensors and SHA256SUMS, atomically.
 
-    Raises:
-        ConfigError: `folder` has other files in it, a weight does not fit into float16, or the prior is SDXL.
+    Raises ConfigError if `folder` has other files in it, a weight does not fit into float16, or the prior is SDXL.
     """
     if prior.second is not None:
         raise ConfigError("weights of SDXL are read here and not written; copy the folder that they came from")
@@ -261,19 +205,15 @@ def save(prior: LatentDiffusion, folder: Path) -> None:
 
 def scheduler(schedule: Schedule) -> DDIMScheduler:
     """Return diffusers' DDIM scheduler for a schedule; betas other than the two known kinds become `trained_betas`."""
-    known = {
-        "scaled_linear": (0.00085, 0.012, Schedule.scaled_linear(T=schedule.T)),
-        "linear": (0.0001, 0.02, Schedule.linear(T=schedule.T)),
-    }
-    same = [name for name, found in known.items() if torch.equal(found[2].betas, schedule.betas.cpu())]
-    name = same[0] if same else "scaled_linear"
-    beta_start, beta_end, _ = known[name]
+    betas = schedule.betas.cpu()
+    linear = torch.equal(Schedule.linear(T=schedule.T).betas, betas)
+    known = linear or torch.equal(Schedule.scaled_linear(T=schedule.T).betas, betas)
     return DDIMScheduler(  # keyword arguments: `from_config` of another class takes positional ones for defaults
         num_train_timesteps=schedule.T,
-        beta_start=beta_start,
-        beta_end=beta_end,
-        beta_schedule=name,
-        trained_betas=None if same else schedule.betas.tolist(),
+        beta_start=0.0001 if linear else 0.00085,
+        beta_end=0.02 if linear else 0.012,
+        beta_schedule="linear" if linear else "scaled_linear",
+        trained_betas=None if known else betas.tolist(),
         prediction_type=schedule.prediction,
         clip_sample=False,
         set_alpha_to_one=False,

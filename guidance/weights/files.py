@@ -1,17 +1,17 @@
 """Read and write files of models. Reading executes no code from a file; writing is atomic.
 
-Checks of a file verify its first bytes, check sums, tensor names and shapes, and values. All functions raise
-ConfigError with one sentence for a damaged file. Functions that need torch import it themselves.
+All functions raise ConfigError for a damaged file. Functions that need torch import it themselves.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,13 +19,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from threedgen.config import ConfigError
 from threedgen.config.errors import short
 from threedgen.config.plain_file import ordinary, parse_json, read_text
-from threedgen.run.disk import temporary_path
+from threedgen.run.disk import atomic_folder
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
     Module = TypeVar("Module", bound=torch.nn.Module)
+
+logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 """Object of a JSON file."""
@@ -34,10 +36,7 @@ MAX_TEXT_BYTES = 1 << 20
 
 
 def check_sums(path: Path) -> None:
-    """Verify every file listed in SHA256SUMS of the folder `path`, if it has one.
-
-    The formats of the files themselves do not detect changed bytes.
-    """
+    """Verify every file listed in SHA256SUMS of the folder `path`, if it has one; formats detect no changed bytes."""
     if not (path / SUMS).is_file():
         return
     for line in read_text(path / SUMS, max_bytes=MAX_TEXT_BYTES).splitlines():
@@ -146,13 +145,17 @@ def read_card(path: Path, form: str) -> dict[str, str]:
     return card if card.get("format") == form else {}
 
 
+def warn_unused(names: Sequence[str], what: str) -> None:
+    """Log a warning if a file has tensors, with `names`, that are no part of a network."""
+    if names:
+        first = ", ".join(repr(name[:80]) for name in names[:3])
+        logger.warning("%d tensors are no part %s and not used (first %s)", len(names), what, first)
+
+
 def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -> Module:
-    """Build a network with `tensors` as its weights, frozen, in float32, on the CPU.
+    """Build the network `what` with `tensors` as its weights, frozen, in float32, on the CPU.
 
-    `make` builds it on the meta device first, so that wrong names and shapes are found before memory is allocated.
-
-    Args:
-        what: name of the network in error messages.
+    It is built on the meta device first, so that wrong names and shapes are found before memory is allocated.
     """
     import torch
 
@@ -177,32 +180,19 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
     return network.eval().requires_grad_(False)
 
 
-# --- written ------------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def whole_folder(folder: Path, label: str) -> Iterator[Path]:
     """Yield a temporary folder to write into; on exit, write its SHA256SUMS and replace `folder` by it.
 
-    Args:
-        label: name of a file that every folder of this kind has.
-
-    Raises:
-        ConfigError: `folder` exists, is not empty and has no file `label`.
+    Raises ConfigError if `folder` is not empty and has no file `label`, which every folder of this kind has.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / label).is_file():
         raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")
-    part = temporary_path(folder)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
+    with atomic_folder(folder) as part:
         yield part
         write_sums(part)
         if folder.exists():
             shutil.rmtree(folder)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def save_tensors(network: torch.nn.Module, path: Path, prefix: str = "") -> None:

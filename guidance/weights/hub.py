@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -13,6 +14,9 @@ ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MV
 """Original MVDream checkpoints: file name and hub repository."""
 RUNS_NOW = "the config mvdream-toybox, with prior.weights=embedded, runs without a download"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
+CLIP_REPOSITORY = "openai/clip-vit-large-patch14"
+"""Hub repository with the vocabulary that all text encoders of Stable Diffusion share, CLIP and OpenCLIP."""
+CLIP_FILES = ("vocab.json", "merges.txt")
 
 
 def is_hub_id(name: str) -> bool:
@@ -78,3 +82,25 @@ def hub_file(repo: str, name: str) -> Path:
         return Path(hf_hub_download(repo, name))
     except Exception as error:  # a dozen kinds: no such repository or file, gated, connection, disk
         raise absent(weights, f"the download failed ({type(error).__name__})") from None
+
+
+def clip_folders(repo: str) -> list[str]:
+    """Return the folders of a hub repository where CLIP's tokenizer may be; only the cached ones if there are any."""
+    folders = ["", "tokenizer/"]
+    here = [inside for inside in folders if all(cached(repo, inside + name) for name in CLIP_FILES)]
+    if not here and not reachable():
+        raise ConfigError(
+            f"this checkpoint holds no tokenizer, and {repo} is not in the hub's cache nor can the hub be reached; "
+            f"copy CLIP's vocab.json and merges.txt into a folder and set tokenizer: FOLDER; {RUNS_NOW}",
+            "tokenizer",
+        )
+    return here or folders
+
+
+def clip_files(repo: str) -> Path:
+    """Return the local folder with the CLIP tokenizer of a hub repository, after a download if needed."""
+    *others, last = clip_folders(repo)
+    for inside in others:
+        with suppress(ConfigError):
+            return [hub_file(repo, inside + name) for name in CLIP_FILES][0].parent
+    return [hub_file(repo, last + name) for name in CLIP_FILES][0].parent

@@ -1,10 +1,8 @@
 """Convert checkpoints of the latent-diffusion (ldm) code base to stock diffusers and transformers networks.
 
 MVDream and Stable Diffusion 1.x and 2.x were released as one file with the tensors of a UNet, a VAE and a text encoder
-under ldm's names. diffusers renames the tensors, but it needs the architecture (widths, levels, blocks, attention).
-Each `convert_*` function reads the architecture from tensor names and shapes. Only the number of attention heads cannot
-be read; it is set as in the released models.
-
+under ldm's names. diffusers renames the tensors, but it needs the architecture, which each `convert_*` function reads
+from tensor names and shapes. Only the number of attention heads cannot be read; it is set as in the released models.
 All functions raise ConfigError if the tensors do not have the expected form.
 """
 
@@ -54,14 +52,9 @@ def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
     return parts
 
 
-def convert_unet(tensors: Tensors, heads: int | None = None) -> Converted:
-    """Convert ldm's UNetModel, or MVDream's with its camera as class embedding, to UNet2DConditionModel.
-
-    Args:
-        heads: attention heads per layer; None: one per 64 channels if the projections before and after the transformer
-            blocks are linear (Stable Diffusion 2), else 8 (Stable Diffusion 1).
-    """
-    config = unet_config(tensors, heads)
+def convert_unet(tensors: Tensors) -> Converted:
+    """Convert ldm's UNetModel, or MVDream's with its camera as class embedding, to UNet2DConditionModel."""
+    config = unet_config(tensors)
     renamed = {f"class_embedding.linear_{1 + n // 2}.{k}": f"camera_embed.{n}.{k}" for n in (0, 2) for k in KINDS}
     renamed = {new: old for new, old in renamed.items() if old in tensors}
     plain = {name: value for name, value in config.items() if name != "class_embed_type"}
@@ -71,8 +64,12 @@ def convert_unet(tensors: Tensors, heads: int | None = None) -> Converted:
     return Converted(config, {new: tensors[old] for new, old in renamed.items()})
 
 
-def unet_config(tensors: Tensors, heads: int | None = None) -> Json:
-    """Return the arguments of UNet2DConditionModel for an ldm UNet, whose blocks are numbered through all levels."""
+def unet_config(tensors: Tensors) -> Json:
+    """Return the arguments of UNet2DConditionModel for an ldm UNet, whose blocks are numbered through all levels.
+
+    A layer has one attention head per 64 channels if the projections before and after the transformer blocks are linear
+    (Stable Diffusion 2), else 8 heads (Stable Diffusion 1).
+    """
     inputs = count(tensors, r"input_blocks\.(\d+)\.")
     levels = 1 + len(indices(tensors, r"input_blocks\.(\d+)\.0\.op\.weight"))
     per_level = inputs // levels
@@ -83,18 +80,9 @@ def unet_config(tensors: Tensors, heads: int | None = None) -> Json:
     blocks = r"{}\.1\.transformer_blocks\.(\d+)\."
     depths = [count(tensors, blocks.format(rf"input_blocks\.{i}")) for i in starts]
     middle = count(tensors, blocks.format("middle_block"))
-    width = size(tensors, "input_blocks.0.0.weight", 0)
-    if channels[0] != width:
-        raise ConfigError(f"the UNet's first level has {channels[0]} channels, not the {width} of its first layer")
     if depths[-1] not in (0, middle) or middle == 0:
         raise ConfigError("the UNet's middle block needs as many transformer layers as its lowest level")
     linear = "middle_block.1.proj_in.weight" in tensors and tensors["middle_block.1.proj_in.weight"].ndim == 2
-    if heads is None and not linear:
-        heads = 8
-    for c, depth in zip([*channels, channels[-1]], [*depths, middle], strict=True):
-        if depth and c % (heads or 64):
-            split = f"{heads} heads" if heads else "heads of 64 channels"
-            raise ConfigError(f"{c} channels of the UNet cannot be split into {split}")
     cameras = "camera_embed.0.weight" in tensors
     config = {
         "sample_size": LATENT_SIZE[cameras],
@@ -105,7 +93,8 @@ def unet_config(tensors: Tensors, heads: int | None = None) -> Json:
         "down_block_types": ["CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depths],
         "up_block_types": ["CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(depths)],
         "transformer_layers_per_block": [d or middle for d in depths],
-        "attention_head_dim": [heads or max(1, c // 64) for c in channels],  # diffusers' name for the number of heads
+        # diffusers' name for the number of heads
+        "attention_head_dim": [max(1, c // 64) if linear else 8 for c in channels],
         "use_linear_projection": linear,
         "cross_attention_dim": size(tensors, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
     }

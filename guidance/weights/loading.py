@@ -1,7 +1,6 @@
 """Find the files of models: embedded ones, folders, single files, the hub and its cache; imports no torch.
 
-`check` is fast (it reads configs and first bytes only), so a long run can call it before it starts. All functions raise
-ConfigError with a message that names the missing file and how to get it.
+All functions raise ConfigError with a message that names the missing file and how to get it.
 """
 
 from __future__ import annotations
@@ -18,7 +17,19 @@ from threedgen.places import folder
 from threedgen.run.folder import made_by
 
 from .files import digest, read_card, read_json, sniff
-from .hub import ORIGINALS, RUNS_NOW, absent, cached, hub_file, hub_name, is_hub_id, reachable
+from .hub import (
+    CLIP_FILES,
+    CLIP_REPOSITORY,
+    ORIGINALS,
+    RUNS_NOW,
+    absent,
+    cached,
+    clip_folders,
+    hub_file,
+    hub_name,
+    is_hub_id,
+    reachable,
+)
 
 Parts = tuple[str, ...]
 
@@ -35,20 +46,13 @@ NOVEL_VIEW_TENSORS, NOVEL_VIEW_PRIOR = "model.safetensors", "prior"
 CONFIG, TENSORS = "config.json", "diffusion_pytorch_model.safetensors"
 SUBJECT_FORMAT = "threedgen personalisation 1"
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
-CLIP_REPOSITORY = "openai/clip-vit-large-patch14"
-"""Hub repository with the vocabulary that all text encoders of Stable Diffusion share, CLIP and OpenCLIP."""
-CLIP_FILES = ("vocab.json", "merges.txt")
 
 
 def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> None:
-    """Raise ConfigError if `weights` are missing or evidently unreadable, without reading a tensor.
+    """Raise ConfigError if `weights` are missing or evidently unreadable; reads configs and first bytes only.
 
-    For a hub id that is not cached, model_index.json is downloaded.
-
-    Args:
-        weights: see `locate`.
-        tokenizer: folder or hub id of a tokenizer; None: that of the weights, or CLIP's for a single file.
-        wanted: required sub-folders of a diffusers folder.
+    For a hub id that is not cached, model_index.json is downloaded. `tokenizer` is the folder or hub id of a tokenizer;
+    None: that of the weights, or CLIP's for a single file. `wanted`: see `locate`.
     """
     path = local(weights)
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
@@ -113,9 +117,6 @@ def existing(weights: str) -> Path | None:
         raise ConfigError(f"{short(weights)} is not a path", "weights") from None
 
 
-# --- identity -----------------------------------------------------------------------------------------------------
-
-
 class Identity(NamedTuple):
     """Identity of weights: path, total size in bytes and SHA-256 of a file or of a diffusers folder's tensor files."""
 
@@ -148,9 +149,6 @@ def describe(weights: str, wanted: Parts = PARTS) -> str:
     if awaited(weights):
         return f"{weights}, not on this machine yet; `hf download {ORIGINALS[weights]} {weights}` fetches it"
     return str(identify(weights, wanted))
-
-
-# --- folders in diffusers format ------------------------------------------------------------------------------------
 
 
 def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
@@ -214,9 +212,6 @@ def hub_folder(repo: str, wanted: Parts = PARTS) -> Path:
     raise ConfigError(f"{repo!r} on the hub is not a folder in diffusers format with {', '.join(wanted)}", "weights")
 
 
-# --- other models -------------------------------------------------------------------------------------------------
-
-
 def matte(weights: str) -> Path:
     """Return the folder of a matte network, from the name "toybox-matte" or a path; no tensor is read."""
     path = embedded(MATTE) if weights == MATTE else existing(weights)
@@ -239,11 +234,8 @@ def class_name(path: Path, known: tuple[str, ...], what: str, key: str = "weight
 def novel_view_model(weights: str) -> Path:
     """Return the folder of a novel-view model, from a name in `NOVEL_VIEW` or a path; no tensor is read."""
     path = embedded(NOVEL_VIEW[weights]) if weights in NOVEL_VIEW else existing(weights)
-    if path is None:
-        raise ConfigError(f"there is no file or folder {short(weights)}", "weights")
-    if not (path / CONFIG).is_file():
-        other = "a text-to-image prior" if (path / "model_index.json").is_file() else f"no {CONFIG}"
-        raise ConfigError(f"{path} has {other} in it, not a novel-view model", "weights")
+    if path is None or not (path / CONFIG).is_file():
+        raise ConfigError(f"there is no novel-view model {short(weights)}: a folder with {CONFIG}", "weights")
     if class_name(path, NOVEL_VIEW_CLASSES, "a novel-view model") == "LatentPairs":
         check_folder(path / NOVEL_VIEW_PRIOR)
     else:
@@ -262,9 +254,6 @@ def subject_card(path: Path | str) -> dict[str, str]:
         if not card:
             raise ConfigError(f"{found} is not of the format {SUBJECT_FORMAT!r}; {source}")
     return card
-
-
-# --- tokenizers ---------------------------------------------------------------------------------------------------
 
 
 def t5_tokenizer(path: Path) -> Path:
@@ -288,27 +277,3 @@ def check_clip_tokenizer(source: str | None) -> None:
     path = tokenizer_folder(path)
     if not (path / "tokenizer_config.json").is_file() and not all((path / name).is_file() for name in CLIP_FILES):
         raise ConfigError(f"{path} holds no tokenizer: neither tokenizer_config.json nor {CLIP_FILES[0]}", "tokenizer")
-
-
-def clip_folders(repo: str) -> list[str]:
-    """Return the folders of a hub repository where CLIP's tokenizer may be; only the cached ones if there are any."""
-    folders = ["", "tokenizer/"]
-    here = [inside for inside in folders if all(cached(repo, inside + name) for name in CLIP_FILES)]
-    if not here and not reachable():
-        raise ConfigError(
-            f"this checkpoint holds no tokenizer, and {repo} is not in the hub's cache nor can the hub be reached; "
-            f"copy CLIP's vocab.json and merges.txt into a folder and set tokenizer: FOLDER; {RUNS_NOW}",
-            "tokenizer",
-        )
-    return here or folders
-
-
-def clip_files(repo: str) -> Path:
-    """Return the local folder with the CLIP tokenizer of a hub repository, after a download if needed."""
-    problem = ConfigError("")
-    for inside in clip_folders(repo):
-        try:
-            return [hub_file(repo, inside + name) for name in CLIP_FILES][0].parent
-        except ConfigError as error:
-            problem = error
-    raise problem

@@ -39,10 +39,9 @@ RELEASED_TEXT = {"sd-v2.1-base-4view.pt": 340_387_840, "sd-v1.5-4view.pt": 123_0
 
 
 class MetaNetworks(NamedTuple):
-    """UNet, VAE and parameter counts of a prior.
+    """UNet, VAE (None for a prior on pixels) and parameter counts of a prior.
 
     Attributes:
-        unet, vae: networks on the meta device; `vae` is None for a prior on pixels.
         parameters: number of parameters of all networks, text encoder included.
         kept: number of parameters of the networks that remain in memory after `Prior.free_text_encoder`.
     """
@@ -59,12 +58,9 @@ class MetaNetworks(NamedTuple):
 
 
 def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> MetaNetworks:
-    """Build UNet and VAE of any `weights` (see `loading.locate`) on the meta device.
+    """Build UNet and VAE of `weights` on the meta device; arguments as in `loading.locate`.
 
     An original MVDream checkpoint is not downloaded. Raises ConfigError if a file is missing or damaged.
-
-    Args:
-        wanted: required sub-folders of a diffusers folder.
     """
     if loading.awaited(weights):
         unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from threedgen.config.errors import ConfigError, did_you_mean, nearest
+from threedgen.config.errors import ConfigError
 from threedgen.places import folder
 from threedgen.run.folder import made_by
 
@@ -24,31 +24,19 @@ SOURCES: dict[Key, str] = {
 }
 
 
-def embedded_files(key: Key) -> dict[str, Path]:
-    """Return the files of the embedded weights of a config key that this installation has, by name."""
-    paths = {name: folder("weights") / f"{file}.safetensors" for name, file in FILES[key].items()}
-    return {name: path for name, path in paths.items() if path.is_file()}
-
-
 def choice(key: Key, others: str) -> str:
-    """Return a list for a help text: the names from `embedded_files`, then `others`."""
-    return ", ".join([*embedded_files(key), others])
+    """Return a list for a help text: the names of the embedded weights, then `others`."""
+    return ", ".join([*FILES[key], others])
 
 
 def locate(key: Key, name: str) -> Path:
     """Return the file of weights given by an embedded name or a path. Raises ConfigError for the config key `key`."""
-    here = embedded_files(key)
-    if name in here:
-        return here[name]
-    if name in FILES[key]:
-        raise ConfigError(f"{name} does not come with this installation; {SOURCES[key]}", key)
-    found = existing(name)
+    file = FILES[key].get(name)
+    found = existing(name) if file is None else folder("weights") / f"{file}.safetensors"
     if found is None or not found.is_file():
-        if made := made_by(name):
-            raise ConfigError(f"there is no file {name!r} yet; {made}", key)
-        known = f" (known by name: {', '.join(here)});" if here else ";"
-        hint = did_you_mean(nearest(name, here)) or known
-        raise ConfigError(f"there is no file {name!r}{hint} {SOURCES[key]}", key)
+        made = made_by(name)
+        remedy = made or f"embedded are {', '.join(FILES[key])}; {SOURCES[key]}"
+        raise ConfigError(f"there is no file {name!r}{' yet' if made else ''}; {remedy}", key)
     return found
 
 

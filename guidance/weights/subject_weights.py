@@ -1,13 +1,8 @@
 """Weights of a subject: a file with the changes that fine-tuning on one subject makes to a prior.
 
-DreamBooth (arXiv 2208.12242) binds a subject to a new word, the identifier. MVDream (arXiv 2308.16512) fine-tunes in 2D
-mode and then samples the subject from all sides. The fine-tuning changes
-
-    the UNet           all of its weights, or low-rank terms of its attention (LoRA, arXiv 2106.09685)
-    the identifier     one new row of the text encoder's embedding table, because a closed vocabulary has no spare
-                       word, and CLIP would split "[v]" into several tokens
-
-Text encoder, VAE and coarse predictor are unchanged; the coarse predictor takes prompts without the identifier.
+DreamBooth (arXiv 2208.12242) binds a subject to a new word, the identifier. Fine-tuning changes all weights of the
+UNet, or low-rank terms of its attention (LoRA), and adds one row to the text encoder's embedding table, because a
+closed vocabulary has no spare word, and CLIP would split "[v]" into several tokens.
 
 Content of the file, in safetensors (`NAME`: a parameter of the UNet):
 
@@ -40,7 +35,7 @@ from . import loading
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from .components import Components
+    from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 
 A, B, SUM = ".lora_A", ".lora_B", "sum"
 
@@ -82,8 +77,7 @@ def add_word(
 ) -> int:
     """Add the word `identifier` to tokenizer and text encoder, in place, and return its token number.
 
-    Args:
-        row: embedding of the word, (D,); None: the mean embedding of the words in `like`, or of all words if "".
+    Its embedding is `row` (D,), or if None the mean embedding of the words in `like`, of all words for "".
     """
     old = token_embedding(text_encoder).weight.detach()
     if row is None:
@@ -101,7 +95,6 @@ def add_word(
 
 
 def token_embedding(text_encoder: Any) -> nn.Embedding:
-    """Return the token embedding table of a text encoder of transformers."""
     found: nn.Embedding = text_encoder.get_input_embeddings()
     return found
 
@@ -122,25 +115,22 @@ def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]
 
 
 def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[str, str]) -> None:
-    """Write a file of subject weights, atomically.
+    """Write the result of `difference` or `low_rank` and the identifier's embedding `row` (D,), atomically.
 
-    Args:
-        changes: result of `difference` or `low_rank`.
-        row: embedding of the identifier, (D,).
-        card: metadata with the keys kind, identifier, prompt, scale and base (see `checksum`).
+    `card` is metadata with the keys kind, identifier, prompt, scale and base (see `checksum`).
     """
     tensors = {**changes, "identifier": row.detach().float().cpu().contiguous()}
     write_atomic(path, to_bytes(tensors, {"format": loading.SUBJECT_FORMAT, **card, SUM: content_sum(tensors, card)}))
 
 
-def apply(found: Components, path: Path, strength: float = 1.0) -> None:
-    """Add `strength` times the UNet changes of a file to `found`, and its identifier, in place.
+def apply(prior: LatentDiffusion, path: Path, strength: float = 1.0) -> None:
+    """Add `strength` times the UNet changes of a file to `prior`, and its identifier, in place.
 
     Raises:
-        ConfigError: the file is damaged or was tuned from other weights; `found` is then unchanged.
+        ConfigError: the file is damaged or was tuned from other weights; `prior` is then unchanged.
     """
     card = loading.subject_card(path)
-    base = checksum(found.unet, found.text_encoder)
+    base = checksum(prior.unet, prior.text_encoder)
     if card.get("base") != base:
         raise ConfigError(
             f"{path} was tuned from other weights (SHA-256 {card.get('base', '')[:12]}..., these have "
@@ -152,22 +142,22 @@ def apply(found: Components, path: Path, strength: float = 1.0) -> None:
     if card.get(SUM) != content_sum(tensors, content):
         raise ConfigError(f"{path} is damaged: its check sum differs; make it again", "personalisation")
     with called("personalisation"):
-        check_identifier(found.tokenizer, card.get("identifier", ""))
-    parameters = dict(found.unet.named_parameters())
+        check_identifier(prior.tokenizer, card.get("identifier", ""))
+    parameters = dict(prior.unet.named_parameters())
     row = tensors.pop("identifier", torch.empty(0))
     try:
         changes = _changes(tensors, float(card.get("scale", 1)))
-        width = token_embedding(found.text_encoder).weight.shape[1:]
-        wrong = [name for name, value in changes.items() if parameters[name].shape != value.shape]
-        whole = all(torch.isfinite(value).all() for value in (*changes.values(), row))
+        fits = all(parameters[name].shape == value.shape for name, value in changes.items())
+        fits &= row.shape == token_embedding(prior.text_encoder).weight.shape[1:]
+        fits &= all(bool(torch.isfinite(value).all()) for value in (*changes.values(), row))
     except (KeyError, ValueError, RuntimeError):
-        wrong, whole, changes, width = ["?"], False, {}, torch.Size()
-    if wrong or not whole or row.shape != width or "identifier" not in card:
+        fits = False
+    if not fits:
         raise ConfigError(f"{path} is damaged: its tensors are not those of its kind; make it again", "personalisation")
     with torch.no_grad():
         for name, value in changes.items():
-            parameters[name].add_(strength * value)
-    add_word(found.tokenizer, found.text_encoder, card["identifier"], row)
+            parameters[name].add_(strength * value.to(parameters[name].device))
+    add_word(prior.tokenizer, prior.text_encoder, card["identifier"], row)
 
 
 def _changes(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

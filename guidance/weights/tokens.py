@@ -1,7 +1,6 @@
 """Tokenizers: token numbers of prompts, words beyond the token limit, words outside a closed vocabulary.
 
-CLIP's byte-pair tokenizer can encode any word. The word-level tokenizer of the embedded toybox prior has a closed
-vocabulary. Functions that need torch or transformers import them themselves.
+The word-level tokenizer of the embedded toybox prior has a closed vocabulary. The module imports no torch.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Protocol
 from threedgen.config import ConfigError, registry
 from threedgen.run.prompts import Reading, remove_words
 
-from .loading import CLIP_FILES, CLIP_REPOSITORY, clip_files, tokenizer_folder
+from .hub import CLIP_FILES, CLIP_REPOSITORY, clip_files
+from .loading import tokenizer_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -51,10 +51,7 @@ def clip_tokenizer(source: str | None, open_clip: bool) -> PreTrainedTokenizerBa
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> Tensor:
-    """Return the token numbers (n, length) int64 of n prompts with start and end token, padded or cut to `length`.
-
-    Raises ConfigError if the tokenizer has no padding token.
-    """
+    """Return the token numbers (n, length) int64 of n prompts with start and end token, padded or cut to `length`."""
     if tokenizer.pad_token_id is None:
         raise ConfigError("the tokenizer has no token to fill up short prompts with")
     return tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
@@ -77,13 +74,11 @@ class Vocabulary:
     """Closed vocabulary of a word-level tokenizer, in which each known word has one token.
 
     Attributes:
-        backend: the tokenizer.
-        added: words that were added to the trained tokenizer, such as the identifier of a subject.
+        added: words that were added to the trained tokenizer, such as the identifier of a subject, or shall be.
         known: all words of the tokenizer except special tokens.
     """
 
     def __init__(self, backend: Tokenizer, added: Iterable[str] = ()) -> None:
-        """Take the words of a tokenizer, and words `added` that it does not contain yet."""
         tokens = backend.get_added_tokens_decoder().values()
         self.backend = backend
         self.added = [*(token.content for token in tokens if not token.special), *added]

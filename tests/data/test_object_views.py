@@ -13,7 +13,7 @@ from tests.support.errors import refused
 from threedgen.data.coloured_mesh import fit_to_cube
 from threedgen.data.object_views import AZIMUTH, ELEVATION, MeshObjects, ObjectViews, frame_on_grey
 from threedgen.data.options import MeshFolderConfig
-from threedgen.guidance.priors.mvadapter.cameras import GEOMETRY_VIEWS, HALF, RAY_VIEWS, geometry_maps, views
+from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, HALF, RAY_VIEWS, geometry_maps, views
 from threedgen.toybox.data.pictures import ToyboxObjects
 from threedgen.toybox.options import ToyboxObjectsConfig
 from threedgen.toybox.world.toybox import toybox_mesh

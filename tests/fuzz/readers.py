@@ -127,7 +127,9 @@ def _make_subject(folder: Path) -> None:
 
 
 def _read_subject(folder: Path) -> Any:
-    return _read_prior(folder, personalisation=str(folder / "subject.safetensors"))
+    prior = MVDream.load(str(folder / "prior"), dtype="fp32")
+    subject_weights.apply(prior, folder / "subject.safetensors")
+    return tiny.output(prior), prior.schedule.alpha_bar
 
 
 def _make_stopped(folder: Path) -> None:

@@ -65,14 +65,6 @@ def test_samples_depend_on_coarse_predictor_and_may_have_another_size() -> None:
     assert large.sample("a dog", c2w, steps=2, generator=cpu()).shape == (2, 32, 32, 3)
 
 
-@pytest.mark.parametrize(
-    ("options", "values"), [({"text_width": 28}, [24, 28]), ({"size": 16}, [8, 16]), ({"latent_channels": 3}, [7, 8])]
-)
-def test_prior_refuses_coarse_predictor_that_does_not_fit(options: dict[str, int], values: list[int]) -> None:
-    with refused(None, *values):
-        coarse_prior(tiny_coarse(**options))
-
-
 def test_coarse_predictor_refuses_sizes_that_do_not_fit() -> None:
     with refused(None, "size", 6, kind=ValueError):
         tiny_coarse(size=6, channels=(8, 8, 8), blocks=(0, 1, 1))

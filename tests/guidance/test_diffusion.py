@@ -5,20 +5,17 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from diffusers.models.embeddings import get_timestep_embedding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.support.errors import refused
 from tests.support.parity_files import close, parity_files, tensors
 from tests.support.tiny_prior import cpu
-from threedgen.guidance.guidance import Condition, Negatives, Reference, combine, guided, per_image, predict
+from threedgen.guidance.guidance import Condition, Negatives, Reference, combine, guided, predict
 from threedgen.guidance.sampling import (
     InitLatents,
     ddim_alphas,
     ddim_sample,
-    ddim_sigma,
     ddim_step,
     ddim_timesteps,
     fresh_noise,
@@ -57,17 +54,10 @@ def test_ddim_matches_recorded_tables_and_step(recorded):
     a, a_prev = ddim_alphas(SD, timesteps)
     close(a, r["ddim_alphas"], 1e-5)
     close(a_prev, r["ddim_alphas_prev"], 1e-5)
-    close(ddim_sigma(a, a_prev, eta), r["ddim_sigmas"], 1e-5)
     eps, i = combine(r["eps_cond"], r["eps_uncond"], float(r["scale"])), int(r["index"])
     x_prev, x0 = ddim_step(r["x"], eps, a[i], a_prev[i], eta, r["step_noise"])
     close(x_prev, r["x_prev"], 1e-5)
     close(x0, r["pred_x0"], 1e-5)
-
-
-def test_diffusers_timestep_embedding_matches_recording(recorded):
-    width = recorded["temb32"].shape[1]
-    got = get_timestep_embedding(recorded["temb_t"], width, flip_sin_to_cos=True, downscale_freq_shift=0)
-    close(got, recorded["temb32"], 1e-5)
 
 
 def test_ddim_sample_matches_recorded_loop(recorded):
@@ -80,8 +70,8 @@ def test_ddim_sample_matches_recorded_loop(recorded):
         return torch.einsum("oc,bchw->bohw", r["loop_W"], x) + text.reshape(-1, 1, 1, 1) * wave
 
     text = (torch.full((1, 1, 1), 0.2), torch.full((1, 1, 1), 0.1))
-    denoise = guided(fake, float(r["scale"]))
-    got = ddim_sample(denoise, r["loop_xT"], text, None, 4, SD, ldm_timesteps(int(r["S"])), float(r["eta"]))
+    predict = guided(fake, Condition(text, None, 4), float(r["scale"]))
+    got = ddim_sample(predict, r["loop_xT"], SD, ldm_timesteps(int(r["S"])), float(r["eta"]))
     close(got, r["loop_out"], 1e-4)
 
 
@@ -90,8 +80,6 @@ def test_fresh_noise_splits_batch_between_generators() -> None:
     both = fresh_noise(like, [torch.Generator().manual_seed(k) for k in (1, 2)])
     apart = [fresh_noise(like[:2], torch.Generator().manual_seed(k)) for k in (1, 2)]
     assert torch.equal(both, torch.cat(apart)) and both.dtype == torch.float64
-    with refused(None, 4, 3, kind=ValueError):
-        fresh_noise(like, [torch.Generator()] * 3)
 
 
 @pytest.mark.parametrize(
@@ -145,20 +133,14 @@ def test_ddim_timesteps_returns_requested_count(a, b):
         assert torch.equal(got, ldm_timesteps(steps, T))
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1001])
-def test_ddim_timesteps_refuses_impossible_counts(steps):
-    with refused(None, steps, 1000, kind=ValueError):
-        ddim_timesteps(steps)
-
-
-def gaussian_denoiser(std: float):
+def gaussian_predictor(std: float):
     """The exact eps for data ~ N(0, std^2)."""
 
-    def denoise(x, t, text, camera, n_view):
+    def predict(x, t):
         a = SD.alpha_bar[t].reshape(-1, 1, 1, 1)
         return (1 - a).sqrt() * x / (a * std**2 + 1 - a)
 
-    return denoise
+    return predict
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -168,13 +150,8 @@ def test_ddim_sample_reproduces_gaussian_std(eta, std):
     # The start must have the true spread at the last t, or the error stays to the end.
     a_T = float(SD.alpha_bar[ddim_timesteps(250)[-1]])
     x_T = torch.randn(64, 4, 8, 8, generator=generator) * (a_T * std**2 + 1 - a_T) ** 0.5
-    x = ddim_sample(gaussian_denoiser(std), x_T, None, None, 1, SD, ddim_timesteps(250), eta, generator)
+    x = ddim_sample(gaussian_predictor(std), x_T, SD, ddim_timesteps(250), eta, generator)
     assert float(x.std()) == pytest.approx(std, rel=0.05)
-
-
-def test_ddim_step_refuses_eta_without_noise():
-    with refused(None, "eta", kind=ValueError):
-        ddim_step(torch.zeros(1), torch.zeros(1), torch.tensor(0.5), torch.tensor(0.6), eta=1)
 
 
 def recorder(calls: list):
@@ -189,7 +166,7 @@ def test_guided_calls_network_once_conditional_half_first():
     calls: list = []
     x, camera = torch.randn(4, 2, 3, 3), torch.randn(4, 16)
     cond, uncond = torch.full((1, 5, 6), 3.0), torch.full((1, 5, 6), 1.0)
-    got = guided(recorder(calls), 10.0)(x, torch.tensor(7), (cond, uncond), camera, 4)
+    got = guided(recorder(calls), Condition((cond, uncond), camera, 4), 10.0)(x, torch.tensor(7))
     [(xs, ts, texts, cameras, n_view)] = calls
     assert torch.equal(xs, torch.cat([x, x])) and torch.equal(cameras, torch.cat([camera, camera]))
     assert texts[:4].eq(3).all() and texts[4:].eq(1).all() and texts.shape == (8, 5, 6)
@@ -200,16 +177,9 @@ def test_guided_calls_network_once_conditional_half_first():
 def test_guided_at_scale_one_computes_only_conditional_half():
     calls: list = []
     x, text = torch.randn(2, 1, 2, 2).bfloat16(), (torch.full((1, 1, 1), 3.0), torch.zeros(1, 1, 1))
-    got = guided(recorder(calls), 1.0)(x, torch.tensor([1, 2]), text, None, 1)
+    got = guided(recorder(calls), Condition(text), 1.0)(x, torch.tensor([1, 2]))
     assert len(calls) == 1 and len(calls[0][0]) == 2 and calls[0][3] is None
     assert got.eq(3).all() and got.dtype == torch.float32
-
-
-def test_per_image_repeats_prompts_for_consecutive_images():
-    got = per_image(torch.tensor([1.0, 2.0]).reshape(2, 1, 1), 4).flatten()
-    assert got.tolist() == [1, 1, 2, 2]
-    with refused(None, 4, 3, kind=ValueError):
-        per_image(torch.zeros(3, 1, 1), 4)
 
 
 @pytest.mark.parametrize("strength", [0.05, 0.4, 1.0])
@@ -218,14 +188,13 @@ def test_ddim_img2img_of_gaussian_data_returns_noisy_latents(strength: float) ->
     schedule = Schedule.linear()
     z, noise = torch.randn(2, 4, 4, 32, 32, generator=torch.Generator().manual_seed(0))
 
-    def ideal(x: Tensor, t: Tensor, text: Tensor, camera: None, n_view: int) -> Tensor:
+    def ideal(x: Tensor, t: Tensor) -> Tensor:
         return schedule.alpha_sigma(t, x)[1] * x
 
-    condition = Condition((torch.zeros(1, 1, 1), torch.zeros(1, 1, 1)))
     progress: list[tuple[int, int]] = []
     steps = round(20 / strength)  # of which this strength makes 20
     init, on_step = InitLatents(z, strength), lambda *k: progress.append(k)
-    sample = sample_latents(guided(ideal, 1.0), noise, condition, schedule, steps, init, on_step=on_step)
+    sample = sample_latents(ideal, noise, schedule, steps, init, on_step=on_step)
     assert progress == [(k, 20) for k in range(21)]
     alpha_bar = schedule.alpha_bar[int(strength * schedule.T * 19 / 20) + 1]
     assert float((sample * z).mean()) == pytest.approx(float(alpha_bar.sqrt()), abs=0.03)
@@ -309,11 +278,10 @@ def test_predict_guides_by_text_and_reference_image() -> None:
     assert guided_by(2, 7, negatives=negatives) == (separate, 4)
 
 
-SCHEDULE, TEXT = Schedule.scaled_linear(), torch.zeros(1, 1, 1)
-CONDITION = Condition((TEXT, TEXT))
+SCHEDULE = Schedule.scaled_linear()
 
 
-def flat_denoiser(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
+def flat_predictor(x: Tensor, t: Tensor) -> Tensor:
     """The ideal denoiser of flat images: the noise is the difference from the mean level."""
     alpha, sigma = SCHEDULE.alpha_sigma(t, x)
     level = x.mean((2, 3), keepdim=True) / alpha
@@ -325,7 +293,7 @@ def flat_denoiser(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_v
 def test_hole_gets_level_of_surroundings(repeats: int, level: float) -> None:
     z, hole = torch.full((1, 1, 16, 16), level), torch.zeros(1, 1, 16, 16)
     hole[..., 4:8, 6:12] = 1
-    found = inpaint_latents(guided(flat_denoiser, 3.0), z, hole, CONDITION, SCHEDULE, 30, repeats, cpu())
+    found = inpaint_latents(flat_predictor, z, hole, SCHEDULE, 30, repeats, cpu())
     assert torch.equal(found[hole == 0], z[hole == 0])
     assert (found - level).abs().max() < 0.1
 
@@ -333,7 +301,7 @@ def test_hole_gets_level_of_surroundings(repeats: int, level: float) -> None:
 def test_empty_hole_keeps_latents_and_full_hole_ignores_them() -> None:
     def inpaint(z: Tensor, hole: float) -> Tensor:
         mask = torch.full((2, 1, 4, 4), hole)
-        return inpaint_latents(guided(flat_denoiser, 1.0), z, mask, CONDITION, SCHEDULE, 3, 1, cpu(1))
+        return inpaint_latents(flat_predictor, z, mask, SCHEDULE, 3, 1, cpu(1))
 
     z = torch.randn(2, 1, 4, 4, generator=cpu())
     assert torch.equal(inpaint(z, 0.0), z)

@@ -15,11 +15,10 @@ from tests.support.tiny_mvdiffusion import ring, tiny_model
 from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
 from threedgen.geometry.views import resize
 from threedgen.guidance import sampling
-from threedgen.guidance.coarse_to_fine import ViewSync, img2img_strengths, sample_images, total_steps, upscale
-from threedgen.guidance.priors.mvadapter.cameras import RAY_VIEWS, views
-from threedgen.guidance.priors.mvdiffusion.difference import widened
+from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, views
 from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels
-from threedgen.guidance.sampling import InitLatents
+from threedgen.guidance.priors.mvdiffusion.weights import widened
+from threedgen.guidance.sampling import InitLatents, ViewSync, img2img_strengths, sample_images, total_steps, upscale
 
 
 class PixelModel:
@@ -130,7 +129,7 @@ def test_step_noise_is_sampled_at_both_sizes(monkeypatch: pytest.MonkeyPatch) ->
     model, sample = panorama()
     model.draft = 0.5
     sample(steps=4, eta=1.0)
-    assert sizes == [16 // model.factor] * 4 + [32 // model.factor] * 2
+    assert sizes == [16 // model.factor] * (1 + 4) + [32 // model.factor] * (1 + 2)  # start noise and steps
 
 
 def test_extra_channels_are_computed_at_both_sizes() -> None:

@@ -8,9 +8,8 @@ from torch import nn
 
 from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.guidance.attention.decoupled import Branch
-from threedgen.guidance.priors.mvadapter.form import Form
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
-from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
+from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, Form
 from threedgen.guidance.priors.mvadapter.weights import save_adapter
 
 BOTH: tuple[Branch, ...] = ("mv", "ref")

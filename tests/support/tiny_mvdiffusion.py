@@ -13,11 +13,10 @@ from tests.support.kept_folder import kept_folder
 from tests.support.tiny_prior import tiny_text_encoder, tiny_unet, tiny_vae, word_tokenizer
 from threedgen.geometry import panorama
 from threedgen.guidance.losses.lora import LoRA
-from threedgen.guidance.priors.mvdiffusion.difference import difference, widened
 from threedgen.guidance.priors.mvdiffusion.geometry import DepthGeometry, PanoramaGeometry
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.priors.mvdiffusion.unet import MultiviewUNet
-from threedgen.guidance.priors.mvdiffusion.weights import save_blocks
+from threedgen.guidance.priors.mvdiffusion.weights import difference, save_blocks, widened
 
 TEXT = 16
 Network = TypeVar("Network", bound=nn.Module)

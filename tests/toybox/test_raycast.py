@@ -9,7 +9,7 @@ import trimesh
 
 from threedgen.geometry.poses import orbit_array
 from threedgen.geometry.raster import rasterise
-from threedgen.guidance.priors.mvadapter.cameras import views
+from threedgen.guidance.priors.mvadapter.inputs import views
 from threedgen.toybox.world.builder import Builder
 from threedgen.toybox.world.grammar import Spec
 from threedgen.toybox.world.primitives import BOX, DOME, FRUSTUM, PRISM, SPHERE, TORUS, Asset, inside, tessellate

@@ -81,7 +81,7 @@ regulariser  z_variance   representations.losses:z_variance         systems.gene
 # checks and rewriting of prompts for a prior with a closed vocabulary: threedgen.guidance.weights.tokens.PromptReader
 prompt-reader  toybox  toybox.prompts:ToyboxPrompts  config:Config
 prior  mvdream           guidance.priors.mvdream:build           guidance.options:MVDreamConfig
-prior  stable-diffusion  guidance.priors.stable_diffusion:build  guidance.options:StableDiffusionConfig
+prior  stable-diffusion  guidance.priors.latent_diffusion:build  guidance.options:StableDiffusionConfig
 prior  deepfloyd         guidance.priors.deepfloyd:build         guidance.options:DeepFloydConfig
 prior  mvdiffusion       guidance.priors.mvdiffusion.model:build        guidance.options:MVDiffusionConfig
 prior  mvadapter         guidance.priors.mvadapter.model:build          guidance.options:MVAdapterConfig

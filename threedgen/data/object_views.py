@@ -17,16 +17,17 @@ from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras
 from threedgen.guidance.options import Control
-from threedgen.guidance.priors.mvadapter.cameras import (
+from threedgen.guidance.priors.mvadapter.inputs import (
     GEOMETRY_VIEWS,
+    GREY,
     HALF,
     RAISED,
     RAY_VIEWS,
+    framed,
     geometry_maps,
     ray_maps,
     views,
 )
-from threedgen.guidance.priors.mvadapter.pictures import GREY, framed
 from threedgen.run.arrays import Array
 
 from .bank import Captioned

@@ -20,21 +20,28 @@ from threedgen.config.errors import called
 from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.views import resize
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.coarse_to_fine import NO_SYNC, Size, ViewSync, sample_images
 from threedgen.guidance.guidance import Condition, Features, Reference, guided
 from threedgen.guidance.options import MVAdapterConfig
 from threedgen.guidance.prior import COARSE_STRENGTH
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.sampling import Generators, InitLatents, before_steps, inpaint_latents, sample_latents
+from threedgen.guidance.sampling import (
+    NO_SYNC,
+    Generators,
+    InitLatents,
+    Size,
+    ViewSync,
+    before_steps,
+    inpaint_latents,
+    sample_images,
+    sample_latents,
+)
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.plugins import locate
 from threedgen.run.arrays import Array
 
-from .cameras import GEOMETRY_VIEWS, RAISED, RAY_VIEWS, ray_maps, towards_middle, untrained
-from .form import Form
-from .network import AdaptedUNet
-from .pictures import framed
+from .inputs import GEOMETRY_VIEWS, RAISED, RAY_VIEWS, framed, ray_maps, towards_middle, untrained
+from .network import AdaptedUNet, Form
 from .weights import load_adapter
 
 logger = logging.getLogger(__name__)
@@ -53,7 +60,7 @@ def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAda
         model.with_coarse_predictor(o.guess)
     if o.adapter is None:
         return model
-    form = {name: getattr(o, name) for name in ("layout", "control", "shift", "shift_mode", "timestep")}
+    form = {name: getattr(o, name) for name in ("layout", "control", "shift", "shift_mode")}
     model.with_adapter(o.adapter, o.mv_scale, o.ref_scale, **form)
     return model if cut is None else model.with_reference(cut, o.image_scale)
 
@@ -89,26 +96,18 @@ class MVAdapter(LatentDiffusion):
         self.base_schedule = self.schedule
 
     def with_adapter(self, adapter: str | Path, mv_scale: float = 1.0, ref_scale: float = 1.0, **form: object) -> Self:
-        """Load an adapter file and return self.
+        """Load an adapter, given by path or name, and return self.
 
-        Args:
-            adapter: path of a safetensors file, or name of an adapter.
-            mv_scale, ref_scale: weights of the attention to other views and to the reference image; 1: as trained.
-            form: values that replace those of the file's `Form`, unless None.
-
-        Raises:
-            ConfigError: the file is missing or damaged, or belongs to another 2D model.
+        `mv_scale` and `ref_scale` are weights of the attention to other views and to the reference image, 1 as trained;
+        `form` are values that replace those of the file's `Form`, unless None.
         """
-        found = load_adapter(locate("adapter", str(adapter)), self.unet, self.factor, **form)
-        if found.network.form.layout == "rowcol" and found.network.form.control == "rays":
+        network = load_adapter(locate("adapter", str(adapter)), self.unet, self.factor, **form)
+        if network.form.layout == "rowcol" and network.form.control == "rays":
             raise ConfigError(
                 "rowcol needs six sides of a mesh (control=geometry); for rays choose row or full", "layout"
             )
-        if found.ignored:
-            names = ", ".join(repr(name[:80]) for name in found.ignored[:3])
-            logger.warning("%s: %d tensors are not used (first %s)", adapter, len(found.ignored), names)
-        found.network.mv_scale, found.network.ref_scale = mv_scale, ref_scale
-        return self.with_network(found.network)
+        network.mv_scale, network.ref_scale = mv_scale, ref_scale
+        return self.with_network(network)
 
     def with_network(self, network: AdaptedUNet) -> Self:
         """Replace the UNet by an adapted one and the noise schedule by the adapter's, and return self."""
@@ -121,12 +120,7 @@ class MVAdapter(LatentDiffusion):
     def with_reference(self, cut: Array, image_scale: float | None = None) -> Self:
         """Set the reference image that all guidance is conditioned on, and return self.
 
-        Args:
-            cut: RGBA image (h, w, 4) in [0, 1] of the object, transparent in the background.
-            image_scale: guidance scale of the image; None: the guidance scale of the text.
-
-        Raises:
-            ConfigError: the adapter takes no reference image.
+        `cut` is an RGBA image (h, w, 4) in [0, 1] of the object; `image_scale` is its guidance scale, None: the text's.
         """
         self.require_ref()
         self.reference_image = framed(torch.from_numpy(cut), self.image_size, self.image_size)
@@ -146,18 +140,14 @@ class MVAdapter(LatentDiffusion):
             for name in ("text_encoder", "vae"):
                 own, its = self.networks[name].state_dict(), other.networks[name].state_dict()
                 if own.keys() != its.keys() or any(not torch.equal(own[key], its[key]) for key in own):
-                    part = name.replace("_", " ")
-                    raise ConfigError(
-                        f"the coarse predictor of {weights!r} needs another {part} than that of the 2D model; with "
-                        "null samples start from noise",
-                        "guess",
-                    )
+                    problem = f"the coarse predictor of {weights!r} needs another {name} than that of the 2D model"
+                    raise ConfigError(f"{problem}; with null samples start from noise", "guess")
         self.coarse_predictor = other.coarse
         return self
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
-        of_mesh = self.adapted is not None and self.adapted.form.control == "geometry"
-        if c2w is None or of_mesh or self.reference_image is not None:  # a mesh or an image says more
+        # a mesh or an image conditions the samples more precisely
+        if c2w is None or self.form.control == "geometry" or self.reference_image is not None:
             return None
         return self.predict_coarse(self.coarse_predictor, text, c2w)
 
@@ -178,17 +168,22 @@ class MVAdapter(LatentDiffusion):
 
         Raises ConfigError if the adapter takes the geometry of a mesh instead of rays.
         """
-        if self.adapted is not None and self.adapted.form.control == "geometry":
+        if self.form.control == "geometry":
             raise ConfigError("this adapter needs the geometry of a mesh; choose one with ray control", "adapter")
         return ray_maps(towards_middle(c2w, self.image_size, self.image_size, self.fov)).to(c2w)
 
     @property
+    def form(self) -> Form:
+        """Training settings of the adapter; the defaults without an adapter."""
+        return Form() if self.adapted is None else self.adapted.form
+
+    @property
     def fov(self) -> float:
         """Vertical field of view in degrees of the cameras that the adapter was trained on; 0: orthographic."""
-        return 0.0 if self.adapted is None else self.adapted.form.fov
+        return self.form.fov
 
     def note_views(self, c2w: Tensor) -> None:
-        form = Form() if self.adapted is None else self.adapted.form
+        form = self.form
         trained = GEOMETRY_VIEWS if form.control == "geometry" else RAY_VIEWS
         if found := untrained(c2w, trained, form.anywhere > 0):
             known = ", ".join(f"{azimuth:g}/{elevation:.0f}" for elevation, azimuth in trained)
@@ -208,16 +203,7 @@ class MVAdapter(LatentDiffusion):
         n_view: int = 1,
         reference: Features | None = None,
     ) -> Tensor:
-        """Return the output of the UNet (B, C, h, w), noise or v, float32.
-
-        Args:
-            x: noisy latents (B, C, h, w).
-            t: timesteps (B,) of `schedule`.
-            text: encoded prompts (B, L, D).
-            camera: input of the condition guider (B, 6, 1, 1) or (B, 6, H, W) in [0, 1].
-            n_view: number of consecutive images that are views of one object.
-            reference: features of reference images from `reference_features`.
-        """
+        """Return the output of the UNet as `Prior.network` does; `reference`: result of `reference_features`."""
         base_t = t if self.base_timesteps is None else self.base_timesteps.to(t.device)[t]
         return self._network(x, base_t, text, camera, n_view, reference)
 
@@ -228,26 +214,12 @@ class MVAdapter(LatentDiffusion):
             return self.adapted(x.float(), base_t, text, *args).float()
 
     def denoise(
-        self,
-        x: Tensor,
-        t: Tensor,
-        text: Tensor,
-        camera: Tensor | None = None,
-        n_view: int = 1,
-        reference: Features | None = None,
+        self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1, **image: Features
     ) -> Tensor:
-        return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, reference), t)
+        return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, **image), t)
 
     def reference_features(self, images: Tensor, text: Tensor) -> Features:
-        """Return the inputs of the UNet's self-attention layers for reference images, by layer name.
-
-        Args:
-            images: (R, H, W, 3) in [0, 1].
-            text: encoded prompts (R, L, D).
-
-        Raises:
-            ConfigError: the adapter takes no reference image.
-        """
+        """Return the features of reference images (R, H, W, 3) in [0, 1] with encoded prompts (R, L, D)."""
         adapted, latents = self.require_ref(), self.encode_views(images)
         with self.autocast():
             return adapted.reference_features(latents, text)
@@ -287,8 +259,7 @@ class MVAdapter(LatentDiffusion):
             size: (H, W) in pixels, divisible by `unit`; None: `image_size` for both.
             guidance_scale: guidance scale of text and image together; None: 7, or 3 with an image.
             image_scale: separate guidance scale of the image; `guidance_scale` then applies to the text only.
-            generator: source of the noise; several generators serve equal shares of the views.
-            eta: noise added in each step: 0 is DDIM, 1 is like DDPM.
+            eta, generator: see `sampling.ddim_sample`.
             on_step: called before each step; may raise an exception to stop.
             sync: img2img rounds, before each of which the images are made consistent.
             init: latents and strength of an img2img start, from `init_latents`; None: start from noise.
@@ -307,20 +278,15 @@ class MVAdapter(LatentDiffusion):
             condition = Condition(
                 texts, maps.to(self.device), n_view, reference=reference, single_view_uncond=self.guide_views
             )
-            how = (self.schedule, steps, start, eta, generator, before_steps(on_step))
-            return sample_latents(guided(self.denoise, scale), noise, condition, *how)
+            predict = guided(self.denoise, condition, scale)
+            return sample_latents(predict, noise, self.schedule, steps, start, eta, generator, before_steps(on_step))
 
         return sample_images(self, n_view, full_size, sample_pass, generator, sync, init=init)
 
     def init_latents(self, prompt: str, c2w: Tensor, size: Size | None = None) -> InitLatents | None:
-        """Return predicted latents and the img2img strength from which samples of a prompt start.
+        """Return predicted latents and the img2img strength from which samples of a prompt start, for poses (V, 4, 4).
 
-        Args:
-            c2w: camera-to-world poses (V, 4, 4) in our world, OpenGL axes.
-            size: (H, W) of the samples in pixels; None: `image_size`.
-
-        Returns:
-            None, to start from noise, without a coarse predictor or if `size` is not `image_size`.
+        Returns None, to start from noise, without a coarse predictor or if `size` (H, W) is not `image_size`.
         """
         if size not in (None, (self.image_size, self.image_size)):
             return None
@@ -345,7 +311,7 @@ class MVAdapter(LatentDiffusion):
         Args:
             image: (H, W, 3) in [0, 1], with sides divisible by `factor`.
             hole: (H, W) bool, True where to inpaint.
-            repeats: number of times each step is taken, with noise added in between (RePaint's resampling).
+            repeats: see `sampling.inpaint_latents`.
             on_step: called before each step; may raise an exception to stop.
         """
 
@@ -356,5 +322,6 @@ class MVAdapter(LatentDiffusion):
         schedule, z = self.base_schedule, self.encode_views(image[None])
         where = max_pool2d(hole.float()[None, None], self.factor).to(z)
         condition = Condition(self.encode_prompt([prompt, negative_prompt]).split(1))
-        z = inpaint_latents(guided(denoise, guidance_scale), z, where, condition, schedule, steps, repeats, generator)
+        predict = guided(denoise, condition, guidance_scale)
+        z = inpaint_latents(predict, z, where, schedule, steps, repeats, generator)
         return self.decode_latents(z)[0].float().cpu()

@@ -1,29 +1,74 @@
 """MV-Adapter's network: a frozen 2D UNet with additional attention layers and the condition guider.
 
-The condition guider (section 4.1) is a T2I-Adapter (Mou et al. 2023, arXiv 2302.08453). Its input are maps of camera
-rays or of a mesh; its features are added in the UNet's down blocks. A reference image enters as the features that the
-frozen UNet has for it at t = 0 (section 4.2).
+The condition guider (section 4.1) is a T2I-Adapter (Mou et al. 2023, arXiv 2302.08453) on maps of camera rays or of a
+mesh. A reference image enters as the features that the frozen UNet has for it at t = 0 (section 4.2).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, fields
 from typing import Any, cast
 
 import torch
 from diffusers import T2IAdapter
 from diffusers.models import UNet2DConditionModel
+from pydantic import Field, ValidationError
+from pydantic.dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from threedgen.config.errors import ConfigError, short
 from threedgen.guidance.attention.decoupled import Branch, branch_processors, decouple
 from threedgen.guidance.attention.joined import predict
 from threedgen.guidance.guidance import Features
-
-from .form import Form
+from threedgen.guidance.options import Arrangement, Control, Layout, Shift, Timestep
 
 CHANNELS = 6
 FINE = "fine."
 """Prefix of the tensor names of a fine guider, see `make_fine_guider`."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """Training settings of an adapter, stored as metadata of its file; defaults: released adapters without a mesh.
+
+    Attributes:
+        layout: pixels of other views that a pixel attends to, such as the same row (`attention/decoupled.py`).
+        arrangement: whether the added attention runs in parallel to the self-attention or after it (same file).
+        control: input of the condition guider, "rays" of the cameras or "geometry" of a mesh.
+        shift: factor by which the signal-to-noise ratio of the schedule is reduced (`Schedule.shifted`).
+        shift_mode: whether all timesteps are shifted equally, or by a factor interpolated from t = 0.
+        anywhere: fraction of training objects rendered at random azimuths and at elevations from 0 to 30 degrees.
+        fov: vertical field of view of the cameras in degrees; 0: orthographic.
+        timestep: timestep that the 2D model receives: the "same" number, or the one "matched" to the noise level.
+    """
+
+    layout: Layout = "row"
+    arrangement: Arrangement = "parallel"
+    control: Control = "rays"
+    shift: float = Field(default=8.0, ge=1, le=1000, allow_inf_nan=False)
+    shift_mode: Shift = "interpolated"
+    anywhere: float = Field(default=0.0, ge=0, le=1, allow_inf_nan=False)
+    fov: float = Field(default=0.0, ge=0, le=100, allow_inf_nan=False)
+    timestep: Timestep = "same"
+
+    @classmethod
+    def from_card(cls, card: Mapping[str, str], **overrides: object) -> "Form":
+        """Return the settings in the metadata `card` of a file; `overrides` that are not None replace them."""
+        settings: dict[str, object] = {field.name: card[field.name] for field in fields(cls) if field.name in card}
+        settings |= {name: value for name, value in overrides.items() if value is not None}
+        try:
+            return cls(**settings)  # type: ignore[arg-type]
+        except ValidationError as error:
+            first = error.errors()[0]
+            problem = f"the setting {first['loc'][0]}={short(first['input'], 40)} of the adapter's file is unknown"
+            raise ConfigError(f"{problem}: {first['msg']}", "adapter") from None
+
+    @property
+    def card(self) -> dict[str, str]:
+        return {name: str(value) for name, value in asdict(self).items()}
+
+
 RELEASED = Form()
 
 
@@ -58,8 +103,6 @@ class AdaptedUNet(nn.Module):
             guided: add a condition guider; `depth` and `downscale` are explained in `make_guider`.
             fine: also add a fine guider, see `make_fine_guider`.
 
-        Raises:
-            ValueError: no guider fits the UNet.
         """
         super().__init__()
         self.unet: Any = cast(Any, unet).requires_grad_(False)
@@ -94,30 +137,17 @@ class AdaptedUNet(nn.Module):
         return named | ({} if self.guider is None else self.guider.state_dict()) | fine
 
     def guide(self, control: Tensor, height: int, width: int) -> list[Tensor] | None:
-        """Return the guider's features, one tensor per level of the UNet; None without a guider.
-
-        Args:
-            control: maps (B, 6, H, W) or (B, 6, 1, 1) in [0, 1].
-            height, width: image size H and W in pixels.
-
-        Raises:
-            ValueError: the maps do not have the size of the image.
-        """
+        """Return the guider's features for `maps`, one tensor per level of the UNet; None without a guider."""
         return None if self.guider is None else self.guider(self.maps(control, height, width))
 
     def maps(self, control: Tensor, height: int, width: int) -> Tensor:
-        """Resize maps (B, 6, H, W) or (B, 6, 1, 1) to the size (B, 6, h, w) of the guider's input."""
-        if height % self.multiple or width % self.multiple:
-            raise ValueError(f"the sides of images should be multiples of {self.multiple} (got {height} x {width})")
-        if control.shape[-2:] not in ((1, 1), (height, width)):
-            raise ValueError(f"maps of {tuple(control.shape[-2:])} pixels do not fit images of {height} x {width}")
+        """Resize maps (B, 6, H, W) or (B, 6, 1, 1) in [0, 1] to the size (B, 6, h, w) of the guider's input."""
         stride = self.multiple // self.guider.downscale_factor
         maps = control if control.shape[-2:] == (1, 1) else avg_pool2d(control, stride)
         return maps.expand(-1, -1, height // stride, width // stride)
 
     @contextmanager
     def fine_features(self, control: Tensor | None, height: int, width: int) -> Iterator[None]:
-        """Return a context in which the fine guider's features are added to the output of the UNet's first layer."""
         if control is None or self.fine is None:
             yield
             return
@@ -145,9 +175,6 @@ class AdaptedUNet(nn.Module):
             control: guider input (B V, 6, H, W) or (B V, 6, 1, 1) in [0, 1]; None: no guider features.
             n_view: V.
             reference: features of R images from `reference_features`, where R divides B V; None: zeros.
-
-        Raises:
-            ValueError: shapes do not fit.
         """
         adapted = n_view > 1 or control is not None or reference is not None
         height, width = (self.factor * side for side in x.shape[-2:])
@@ -184,17 +211,11 @@ def make_guider(
 ) -> T2IAdapter:
     """Build a condition guider with random weights, whose features have the widths and sizes of the blocks of `unet`.
 
-    Two kinds of UNet are supported. In Stable Diffusion each block halves the side of the feature map. In SDXL the
-    first two blocks end at 1/2 of the side of the latents, the third and the middle block at 1/4.
-
     Args:
         factor: side of a latent in pixels.
         depth: residual blocks per level; None: the number of layers per block of the UNet.
         downscale: side in input pixels of one feature of the guider's first level. It must divide the side of such a
-            feature in image pixels; None: both are equal, so maps are not averaged before the guider.
-
-    Raises:
-        ValueError: `unet` is of another kind, or `downscale` is not such a divisor.
+            feature in image pixels, or ValueError; None: both are equal, so maps are not averaged before the guider.
     """
     stride, widths, layers = guider_stride(unet), [*unet.config["block_out_channels"]], unet.config["layers_per_block"]
     kind, channels = ("full_adapter", widths) if stride == 1 else ("full_adapter_xl", [*widths, widths[-1]])
@@ -206,13 +227,10 @@ def make_guider(
 
 
 def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
-    """Build a fine guider: two convolutions from the maps to the output of the first layer of `unet`.
+    """Build a fine guider: two convolutions from maps to the output of the first layer of `unet`, zero until trained.
 
-    Its output is zero until it is trained. The released adapters have no fine guider: their guider acts from the first
-    attention layer on, which has 64 x 64 features. In a small UNet that layer has only 8 x 8.
-
-    Args:
-        pixels: side of a latent in pixels of the maps.
+    The released adapters have none: their guider acts from the first attention layer on, which has 64 x 64 features. In
+    a small UNet that layer has only 8 x 8. `pixels` is the side of a latent in pixels of the maps.
     """
     width = int(unet.config["block_out_channels"][0])
     last = nn.Conv2d(width // 2, width, 3, padding=1)
@@ -223,7 +241,11 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
 
 
 def guider_stride(unet: UNet2DConditionModel) -> int:
-    """Return the side in latents of one feature of a guider's first level. Raises ValueError if no guider fits."""
+    """Return the side in latents of one feature of a guider's first level. Raises ValueError if no guider fits.
+
+    In Stable Diffusion each block halves the side of the feature map. In SDXL the first two blocks end at 1/2 of the
+    side of the latents, the third and the middle block at 1/4.
+    """
     strides = _strides(unet)
     if strides == [2**level for level in range(len(strides))]:
         return 1

@@ -6,7 +6,6 @@ A file has the tensors of the attention processors, and those of the condition g
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import isqrt
 from pathlib import Path
 
@@ -17,29 +16,17 @@ from torch import Tensor
 from threedgen.config import ConfigError
 from threedgen.config.errors import keyed
 from threedgen.guidance.attention.decoupled import Branch
-from threedgen.guidance.weights.files import read_card, read_tensors
+from threedgen.guidance.weights.files import read_card, read_tensors, warn_unused
 from threedgen.run.disk import write_atomic
 from threedgen.run.torch_file import check_architecture, require_finite
 
-from .form import Form
-from .network import CHANNELS, FINE, AdaptedUNet
+from .network import CHANNELS, FINE, AdaptedUNet, Form
 
 FORMAT = "threedgen mvadapter 1"
 TEXT_WIDTH = "text_width"
 OURS = re.compile(r"adapter\.|fine\.|.+\.attn1\.processor\.to_(q|k|v|out)_(mv|ref)\.")
-QUERY = re.compile(r"(.+\.attn1)\.processor\.to_q_(mv|ref)\.weight")
 FIRST = "adapter.conv_in.weight"
-OTHER = "the adapter was trained on another base"
-REMEDY = "take the 2D model that it was trained on, or one that was tuned from that"
 FIRST_BLOCKS = re.compile(r"adapter\.body\.0\.resnets\.\d+\.block1\.bias")
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Network with a loaded adapter, and the names of those tensors in the file that are not part of the adapter."""
-
-    network: AdaptedUNet
-    ignored: tuple[str, ...]
 
 
 def save_adapter(path: Path, network: AdaptedUNet) -> None:
@@ -53,16 +40,8 @@ def save_adapter(path: Path, network: AdaptedUNet) -> None:
     write_atomic(path, save(tensors, {"format": FORMAT, **network.form.card, **base}))
 
 
-def load_adapter(path: Path, unet: UNet2DConditionModel, factor: int = 8, **form: object) -> Loaded:
-    """Add the adapter in the file `path` to `unet`.
-
-    Args:
-        factor: side of a latent in pixels.
-        form: values that replace those of the file's `Form`, unless None.
-
-    Raises:
-        ConfigError: the file is damaged, or the adapter belongs to another 2D model.
-    """
+def load_adapter(path: Path, unet: UNet2DConditionModel, factor: int = 8, **form: object) -> AdaptedUNet:
+    """Add the adapter in the file `path` to `unet`, see `convert_adapter`."""
     with keyed("adapter"):
         return convert_adapter(read_tensors(path), unet, factor, read_card(path, FORMAT), **form)
 
@@ -73,11 +52,11 @@ def convert_adapter(
     factor: int = 8,
     card: Mapping[str, str] | None = None,
     **form: object,
-) -> Loaded:
+) -> AdaptedUNet:
     """Add an adapter to `unet`, which then belongs to the returned network.
 
     The names of the tensors decide whether the adapter has attention to other views, attention to a reference image,
-    a guider and a fine guider. Tensors that belong to none of them are ignored and listed in the result.
+    a guider and a fine guider. Tensors that belong to none of them are not used, with a warning.
 
     Args:
         tensors: content of the adapter's file.
@@ -95,7 +74,10 @@ def convert_adapter(
         raise ConfigError(
             "these weights have no attention of MV-Adapter ('to_q_mv'): they are not an adapter", "adapter"
         )
-    _check_base(ours, unet, card)
+    width = str(unet.config["cross_attention_dim"])
+    if card.get(TEXT_WIDTH, width) != width:
+        problem = f"its text had {card[TEXT_WIDTH][:20]} features, this one's has {width}"
+        raise ConfigError(f"the adapter was trained on another base: {problem}; take that base", "adapter")
     try:
         guided = any(name.startswith("adapter.") for name in ours)
         depth = sum(FIRST_BLOCKS.fullmatch(name) is not None for name in ours)
@@ -109,21 +91,5 @@ def convert_adapter(
     require_finite(ours, "the weights of the adapter")
     for name, tensor in state.items():
         tensor.copy_(ours[name])
-    return Loaded(network.eval().requires_grad_(False), tuple(name for name in tensors if name not in ours))
-
-
-def _check_base(ours: Mapping[str, Tensor], unet: UNet2DConditionModel, card: Mapping[str, str]) -> None:
-    """Raise ConfigError if the adapter was trained on another 2D model than `unet`."""
-    names = [name.removesuffix(".processor") for name in unet.attn_processors if name.endswith("attn1.processor")]
-    here = {name: len(unet.get_parameter(f"{name}.to_q.weight")) for name in names}
-    there = {match[1]: len(ours[match[0]]) for match in map(QUERY.fullmatch, ours) if match}
-    if there and here != there:
-        raise ConfigError(f"{OTHER}: it is for {_sizes(there)}, this one has {_sizes(here)}; {REMEDY}", "adapter")
-    width = str(unet.config["cross_attention_dim"])
-    if card.get(TEXT_WIDTH, width) != width:
-        had = card[TEXT_WIDTH][:20]
-        raise ConfigError(f"{OTHER}: its text had {had} features, this one's has {width}; {REMEDY}", "adapter")
-
-
-def _sizes(layers: Mapping[str, int]) -> str:
-    return f"{len(layers)} layers of attention, {min(layers.values())} to {max(layers.values())} wide"
+    warn_unused([name for name in tensors if name not in ours], "of an adapter")
+    return network.eval().requires_grad_(False)

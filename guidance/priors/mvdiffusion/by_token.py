@@ -1,7 +1,6 @@
 """Correspondence-aware attention on a CPU, token by token, so that the keys of a token stay in the CPU's cache.
 
-`caa.PanoramaBlock` also has an implementation for all devices and sizes. That one holds the keys of many tokens in
-memory and reads them about ten times.
+`caa.PanoramaBlock` has the implementation for all devices and sizes, which reads the keys of many tokens ten times.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Places(NamedTuple):
 
 
 def attend(queries: Tensor, tokens: Tensor, places: Sequence[Places], n_view: int, norm: nn.LayerNorm) -> Tensor:
-    """Compute softmax(q k) k over the keys k of each token, with gradients.
+    """Compute softmax(q k) k over the keys k of each token, (B, T, H, d), with gradients.
 
     A key is `norm` of the bilinearly interpolated tokens plus their positional encoding. A masked key is `norm` of
     zeros, which is the bias of the norm; it still takes part in the softmax.
@@ -65,9 +64,6 @@ def attend(queries: Tensor, tokens: Tensor, places: Sequence[Places], n_view: in
         tokens: (B, T, d), tokens of B views; the views of a scene are consecutive.
         places: one entry for each view of one or more scenes; the batch may repeat these scenes.
         n_view: number of views per scene.
-
-    Returns:
-        (B, T, H, d).
     """
     inputs = (part.float() for part in (queries, tokens, norm.weight, norm.bias))
     return _Attend.apply(*inputs, places, n_view, norm.eps).to(queries.dtype)
@@ -108,7 +104,6 @@ def _arrays(tensors: Sequence[Tensor]) -> tuple[Array, ...]:
 
 
 def _views(count: int, places: Sequence[Places], n_view: int) -> list[tuple[int, int, Places]]:
-    """Return, for each view of a batch: its index, the index of the first view of its scene, and its places."""
     return [(number, number - number % n_view, places[number % len(places)]) for number in range(count)]
 
 
@@ -172,7 +167,6 @@ def _shares(query, key, count, masked, share):
 
 @numba.njit(cache=True, fastmath=True, nogil=True)
 def _forward(number, first, inputs, at, eps, out):
-    """Compute the attention of one view and write it to out[number]."""
     queries, tokens, scale, bias = inputs
     heads, d, places = queries.shape[2], queries.shape[3], len(at.image)
     key, normal = np.empty((places + 1, d), np.float32), np.empty((places + 1, d), np.float32)

@@ -33,9 +33,8 @@ FEED_FACTOR = 8
 def frequencies(count: int, encoding: Encoding) -> Tensor:
     """Return the (count,) float32 frequencies of the positional encoding, in radians per token or per metre.
 
-    "reference": powers of two. Above 80 frequencies, the base is smaller, so that frequency number 0.4 count is 5000.
-    The highest frequencies amplify float32 rounding errors; the released weights were trained with these errors.
-    "capped": a geometric series from 1/4 to 64, which are periods from 25 to 0.1 tokens (or metres).
+    "reference": powers of two; above 80 frequencies, frequency number 0.4 count is 5000. The highest ones amplify
+    float32 rounding errors, with which the released weights were trained. "capped": a geometric series from 1/4 to 64.
     """
     if encoding == "capped":
         return torch.logspace(-2, 6, count, base=2.0)
@@ -47,8 +46,8 @@ class PositionalEncoding(nn.Module):
     """Positional encoding with `dim` channels: sines and cosines of a displacement or of a depth difference.
 
     A displacement (relation_dim 2) has dim / 4 frequencies: [sin x, sin y, cos x, cos y]. A depth difference
-    (relation_dim 1) has dim / 2 frequencies. "capped" encodes it as [sin, cos]. "reference", used by the released
-    weights, takes two consecutive tokens a and b together: a gets [sin a, sin b] and b gets [cos a, cos b].
+    (relation_dim 1) has dim / 2. "capped" encodes it as [sin, cos]. "reference" (the released weights) takes two
+    consecutive tokens a and b together: a gets [sin a, sin b] and b gets [cos a, cos b].
     """
 
     freq_bands: Tensor
@@ -59,9 +58,7 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("freq_bands", frequencies(dim // (2 * relation_dim), encoding)[None, None])
 
     def forward(self, relation: Tensor) -> Tensor:
-        """Encode (T, S, relation_dim) as (T, S, dim). Raises ValueError if tokens form pairs and T S is odd."""
-        if self.paired and relation.numel() % 2:
-            raise ValueError("depth differences are encoded in pairs, so the tokens of a map should be even in number")
+        """Encode (T, S, relation_dim) as (T, S, dim); if tokens form pairs, T S must be even."""
         tokens = relation.reshape(-1, 2) if self.paired else relation.flatten(0, 1)
         angles = (tokens[:, :, None] * self.freq_bands[0]).flatten(1)
         return torch.cat([angles.sin(), angles.cos()], dim=1).reshape(*relation.shape[:2], -1)
@@ -82,8 +79,7 @@ class Attention(nn.Module):
     def queries(self, query: Tensor) -> Tensor:
         """Project tokens (..., d) to queries (..., H, d) that are multiplied with unprojected keys.
 
-        q (W n) = (W^T q) n for a key n and the key projection W. As each query has S keys, it is about S times cheaper
-        to apply W^T to the query than W to the keys.
+        q (W n) = (W^T q) n for a key n and the key projection W: about S times cheaper than to project the S keys.
         """
         queries = self.to_q(query).unflatten(-1, (-1, HEAD)) * HEAD**-0.5
         return torch.einsum("...hc,hcd->...hd", queries, self.to_k.weight.view(-1, HEAD, query.shape[-1]))
@@ -105,17 +101,11 @@ class Transformer(nn.Module):
             zero(layer)
 
     def attend(self, x: Tensor, query_encoding: Tensor, keys: Tensor) -> Tensor:
-        """Apply the attention layer to tokens (..., T, d) and return tokens of the same shape.
-
-        Args:
-            query_encoding: positional encoding of the queries (T, d).
-            keys: key tokens with their positional encoding added (..., T, S, d).
-        """
+        """Apply the attention to tokens (..., T, d); `query_encoding` (T, d), `keys` with encoding (..., T, S, d)."""
         query = self.norm1(x + query_encoding)
         return x + self.attn1(query.flatten(0, -2), self.norm1(keys).flatten(0, -3)).view_as(x)
 
     def feed(self, x: Tensor) -> Tensor:
-        """Apply the residual feed-forward layer to tokens (..., d)."""
         return x + self.ff(self.norm2(x))
 
 
@@ -140,11 +130,9 @@ class PanoramaBlock(nn.Module):
         self.chunk: int | None = None
 
     def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
-        """Transform features (B F, d, h, w) of B scenes with F views to features of the same shape.
+        """Transform features (B F, d, h, w) of B scenes with F = `n_view` views to features of the same shape.
 
-        Args:
-            keys: one entry for each view of one or more scenes; the batch may repeat these scenes.
-            n_view: F, number of views per scene.
+        `keys` has one entry for each view of one or more scenes; the batch may repeat these scenes.
         """
         if small := self._is_small(x, keys):
             tokens = self._by_token(x, keys, n_view)
@@ -172,23 +160,14 @@ class PanoramaBlock(nn.Module):
         return (tokens + transformer.attn1.output(mixed)).flatten(0, 1)
 
     def _encoding(self, keys: Keys) -> Tensor:
-        """Return the positional encoding of the n P keys of each token, (T, n P, d)."""
         return self.pe(keys.relation.transpose(0, 1).flatten(1, 2))
 
     def _query_encoding(self, tokens: Tensor) -> Tensor:
-        """Return the positional encoding of queries (..., T, d), whose displacement is zero, as (T, d)."""
         zeros = tokens.new_zeros(tokens.shape[-2], 1, self.relation_dim, dtype=torch.float32)
         return self.pe(zeros)[:, 0].to(tokens)
 
     def _view(self, maps: Tensor, number: int, keys: Keys, n_view: int) -> Tensor:
-        """Apply the attention to view `number` in chunks of tokens.
-
-        Args:
-            maps: features (R, V, d, h, w), where the batch repeats the V views of all scenes R times.
-
-        Returns:
-            Tokens (R, T, d) of that view.
-        """
+        """Return tokens (R, T, d) of view `number` from features (R, V, d, h, w), computed in chunks of tokens."""
         tokens, others = maps[:, number].flatten(2).mT, maps[:, number - number % n_view + keys.views]
         size = self._size(maps[0], len(maps) * keys.count)
         starts = range(0, tokens.shape[1], size)
@@ -202,7 +181,6 @@ class PanoramaBlock(nn.Module):
         return max(2, (self.chunk or CHUNK.get(x.device.type, CHUNK["cpu"])) // (count * x.shape[1]) // 2 * 2)
 
     def _saving(self, function: Callable[..., Tensor], *args: object) -> Tensor:
-        """Call a function; with checkpointing its activations are recomputed in the backward pass."""
         if torch.is_grad_enabled() and self.checkpointing:
             return cast(Tensor, checkpoint(function, *args, use_reentrant=False))
         return function(*args)
@@ -250,6 +228,5 @@ class DepthBlock(nn.Module):
 
 
 def zero(layer: nn.Module) -> None:
-    """Set all parameters of a layer to zero. A residual branch that ends in this layer then starts as the identity."""
     for parameter in layer.parameters():
         nn.init.zeros_(parameter)

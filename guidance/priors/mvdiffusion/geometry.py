@@ -3,15 +3,14 @@
 With s image pixels per token, token n of a row of a feature map (h, w) stands for pixel s/2 + s n of the image. If
 pixel p of another view shows the same point, the corresponding position in its feature map is p/s - 0.5. As in
 `threedgen.geometry.warp`, cameras have OpenCV axes and the centre of the first pixel is (0, 0). Tables are computed in
-float64 on the CPU for pairs of views that attend to each other, and cached by the size of the feature map and device.
+float64 on the CPU.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -65,25 +64,14 @@ class Keys:
         return self.places.shape[0] * self.places.shape[2]
 
 
-class Geometry(Protocol):
-    """Interface of the correspondence between the views of one or more scenes with `n_view` views each.
+class Geometry:
+    """Correspondence between the views of one or more scenes with `n_view` views each, cached by size and device.
 
-    `keys` returns the keys of all views for feature maps of height x width tokens. A batch may repeat the scenes, as
-    classifier-free guidance does.
+    A batch may repeat the scenes, as classifier-free guidance does.
     """
 
-    @property
-    def n_view(self) -> int: ...
-
-    def keys(self, height: int, width: int, device: torch.device) -> list[Keys]: ...
-
-
-class _Cached(ABC):
-    """Base class that caches the keys of all views by the size of the feature maps and by device."""
-
-    n_view: int
-
-    def __init__(self) -> None:
+    def __init__(self, n_view: int) -> None:
+        self.n_view = n_view
         self._cache: dict[tuple[int, int, torch.device], list[Keys]] = {}
 
     def keys(self, height: int, width: int, device: torch.device) -> list[Keys]:
@@ -93,23 +81,22 @@ class _Cached(ABC):
             self._cache[at] = [self._keys(view, height, width).to(device) for view in range(self.n_view)]
         return self._cache[at]
 
-    @abstractmethod
-    def _keys(self, view: int, height: int, width: int) -> Keys: ...
+    def _keys(self, view: int, height: int, width: int) -> Keys:
+        raise NotImplementedError
 
 
-class Scenes:
-    """Geometry of several scenes in one batch. Raises ValueError unless all have the same number of views."""
+class Scenes(Geometry):
+    """Geometry of several scenes in one batch, all with the same number of views."""
 
     def __init__(self, scenes: Sequence[Geometry]) -> None:
-        if len(counts := {scene.n_view for scene in scenes}) != 1:
-            raise ValueError(f"the scenes of a batch should have equally many views (got {sorted(counts)})")
-        self.scenes, self.n_view = scenes, scenes[0].n_view
+        super().__init__(scenes[0].n_view)
+        self.scenes = scenes
 
     def keys(self, height: int, width: int, device: torch.device) -> list[Keys]:
         return [keys for scene in self.scenes for keys in scene.keys(height, width, device)]
 
 
-class PanoramaGeometry(_Cached):
+class PanoramaGeometry(Geometry):
     """Geometry of the views of a panorama, which share one camera position and are related by homographies.
 
     Implements section 4.1. The released weights were trained with neighbours="ring" and k = 3.
@@ -126,17 +113,13 @@ class PanoramaGeometry(_Cached):
             size: (H, W) of the images in pixels.
             k: the keys of a token are the k x k positions around each corresponding point; k is odd.
             neighbours: "ring": a view attends to the previous and the next view, cyclic, and points behind a camera are
-                not masked, as in the training of the released weights. "all": a view attends to all other views, and
-                points behind a camera are masked.
+                not masked, as in the released weights. "all": to all other views, and such points are masked.
         """
-        super().__init__()
-        if k < 1 or k % 2 == 0:
-            raise ValueError(f"k should be odd (got {k})")
+        super().__init__(len(R))
         self.K, self.R = (t.detach().cpu().double().expand(len(R), 3, 3) for t in (K, R))
-        self.size, self.k, self.kind, self.n_view = size, k, neighbours, len(R)
+        self.size, self.k, self.kind = size, k, neighbours
 
     def neighbours(self, view: int) -> list[int]:
-        """Return the indices of the views that a view attends to."""
         if self.kind == "ring":
             return [(view - 1) % self.n_view, (view + 1) % self.n_view]
         return [other for other in range(self.n_view) if other != view]
@@ -162,7 +145,7 @@ class PanoramaGeometry(_Cached):
         return Keys(torch.tensor(others), places, mask, torch.where(mask[..., None], relation, 0.0))
 
 
-class DepthGeometry(_Cached):
+class DepthGeometry(Geometry):
     """Geometry of posed views with known depth (section 4.2). A token has one key in each view that overlaps enough."""
 
     def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, overlap: float = 0.3, released: bool = True) -> None:
@@ -173,26 +156,20 @@ class DepthGeometry(_Cached):
                 or not finite where unknown.
             c2w: camera-to-world poses (F, 4, 4), OpenCV axes.
             K: intrinsics in pixels, (3, 3) or (F, 3, 3).
-            overlap: fraction of overlap above which two views attend to each other. A view without such a partner
-                attends to the previous and the next view.
-            released: compute as in the training of the released weights. Points behind a camera are then not masked,
-                and the depth of a key is compared with the depth of the query in the camera of the query. If False,
-                both depths are those in the camera of the key.
+            overlap: fraction of overlap above which two views attend to each other, see `overlap_neighbours`.
+            released: compute as for the released weights. Points behind a camera are then not masked, and the depth of
+                a key is compared with that of the query in its own camera, not in the camera of the key.
         """
-        super().__init__()
+        super().__init__(len(depth))
         self.depth, self.c2w, K = (t.detach().cpu().double() for t in (depth, c2w, K))
         self.depth = torch.where((self.depth > 0) & self.depth.isfinite(), self.depth, 0.0)
-        self.K, self.n_view, self.released = K.expand(len(depth), 3, 3), len(depth), released
+        self.K, self.released = K.expand(len(depth), 3, 3), released
         self.overlap = overlap_fractions(self.depth, self.c2w, self.K, released)
         self._adjacent = overlap_neighbours(self.overlap, overlap)
 
-    def neighbours(self, view: int) -> list[int]:
-        """Return the indices of the views that a view attends to."""
-        return self._adjacent[view]
-
     def _keys(self, view: int, height: int, width: int) -> Keys:
         scale = self.depth.shape[1] // height
-        pixels, others = token_pixels(height, width, scale), self.neighbours(view)
+        pixels, others = token_pixels(height, width, scale), self._adjacent[view]
         here = sample_nearest(self.depth[view], pixels)
         found = [reproject(pixels, here, *self._camera(view), *self._camera(other)) for other in others]
         counterpart, z = (torch.stack(part) for part in zip(*found, strict=True))
@@ -209,16 +186,14 @@ class DepthGeometry(_Cached):
 
 
 def token_pixels(height: int, width: int, scale: int) -> Tensor:
-    """Return the image pixel (x, y) of each token of a feature map, (T, 2) row by row; `scale`: pixels per token."""
+    """Return the image pixel (x, y) of each token of a feature map, (T, 2), for `scale` pixels per token."""
     return pixel_grid(height, width).flatten(0, 1) * scale + scale // 2
 
 
 def overlap_neighbours(overlap: Tensor, minimum: float = 0.3) -> list[list[int]]:
-    """Return, for each of F views, the indices of the views that it attends to.
+    """Return the views that each of F views attends to: those that overlap by more than `minimum`, or adjacent ones.
 
-    Args:
-        overlap: (F, F), fraction of the pixels of view i that view j shows, or of j in i if that is smaller.
-        minimum: overlap that the views must exceed. If no view does, the previous and the next view are returned.
+    `overlap` (F, F) is the fraction of the pixels of view i that view j shows, or of j in i if that is smaller.
     """
     count = len(overlap)
     found = [[j for j in range(count) if j != i and overlap[i, j] > minimum] for i in range(count)]

@@ -9,26 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Convention = Literal["code", "paper"]
-"""Meaning of mask values. "code" (SD's inpainting models, the released weights): 1 where to inpaint, and these pixels
-of the image are mid-grey. "paper" (section 4.1): 1 where the image is known, and the other pixels are black."""
+from threedgen.config import ConfigError
+
 Extra = Literal["nothing", "depth", "mask"]
 UNKNOWN = -2.0
 """Channel value of an unknown inverse depth; known values are in [-1, 1]."""
-MASKED_GREY: dict[Convention, float] = {"code": 0.5, "paper": 0.0}
-"""Grey level of masked pixels."""
+MASKED_GREY = 0.5
 
 
 def extra_kind(extra: int, latent: int) -> Extra:
-    """Return the kind of `extra` input channels of a UNet that has `latent` channels for the noisy latents.
-
-    Raises ValueError for an unknown number of channels.
-    """
+    """Return the kind of `extra` input channels of a UNet that has `latent` channels for the noisy latents."""
     kinds: dict[int, Extra] = {0: "nothing", 1: "depth", latent + 1: "mask"}
     if extra not in kinds:
-        raise ValueError(
+        raise ConfigError(
             f"a UNet with {extra} input channels beside {latent} latents takes neither depth (1) nor a mask and the "
-            f"masked image ({latent + 1})"
+            f"masked image ({latent + 1})",
+            "weights",
         )
     return kinds[extra]
 
@@ -54,33 +50,23 @@ def depth_channels(depth: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(torch.where(known, scaled, UNKNOWN)[:, None].float(), (height, width), mode="nearest")
 
 
-def masked_images(views: Tensor, given: Tensor, convention: Convention = "code") -> Tensor:
-    """Set the unknown pixels of images (F, H, W, 3) to the grey level of `convention`.
+def masked_images(views: Tensor, given: Tensor) -> Tensor:
+    """Set the unknown pixels of images (F, H, W, 3) to grey, as in SD's inpainting models.
 
     `given` is bool, True for known views (F,) or known pixels (F, H, W).
     """
-    return torch.where(_pixels(given)[..., None], views, MASKED_GREY[convention])
+    return torch.where(_pixels(given)[..., None], views, MASKED_GREY)
 
 
-def mask_channels(latents: Tensor, given: Tensor, convention: Convention = "code") -> Tensor:
-    """Return the extra channels (F, 1 + C, h, w) of an inpainting model: mask and latents of the masked images.
+def mask_channels(latents: Tensor, given: Tensor) -> Tensor:
+    """Return the extra channels (F, 1 + C, h, w) of an inpainting model: mask, 1 where unknown, and latents.
 
     Args:
         latents: (F, C, h, w), encoded `masked_images`.
         given: bool, known views (F,) or pixels (F, H, W). A latent is known only if all its pixels are known.
     """
     hole = F.adaptive_max_pool2d((~_pixels(given)).to(latents)[:, None], latents.shape[-2:])
-    return torch.cat([hole if convention == "code" else 1 - hole, latents], 1)
-
-
-def given_latents(extra: Tensor, convention: Convention = "code") -> tuple[Tensor, Tensor]:
-    """Split the result of `mask_channels` (F, 1 + C, h, w).
-
-    Returns:
-        Mask (F, 1, h, w), 1 where latents are known, and latents (F, C, h, w).
-    """
-    mask, latents = extra[:, :1], extra[:, 1:]
-    return 1 - mask if convention == "code" else mask, latents
+    return torch.cat([hole, latents], 1)
 
 
 def _pixels(given: Tensor) -> Tensor:
@@ -88,10 +74,10 @@ def _pixels(given: Tensor) -> Tensor:
 
 
 def given_condition(latents: Tensor, given: Tensor) -> Tensor:
-    """Return the input (F, C + 1, h, w) of the UNet's branch for known views.
+    """Return the input (F, C + 1, h, w) of the UNet's branch for known views, whose last channel is 1 for them.
 
     Args:
-        latents: clean latents (F, C, h, w). The last channel of the result is 1 for known views. Unknown views are 0.
+        latents: clean latents (F, C, h, w); those of unknown views become 0.
         given: (F,) bool, True for known views.
     """
     marked = F.pad(latents, (0, 0, 0, 0, 0, 1), value=1.0)

@@ -10,10 +10,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, Self
+from typing import Self
 
 import torch
-from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 
 from threedgen.config import ConfigError
@@ -21,16 +20,25 @@ from threedgen.config.errors import keyed
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.warp import to_opencv
 from threedgen.guidance.attention.joined import predict
-from threedgen.guidance.coarse_to_fine import NO_SYNC, Size, ViewSync, check_image_size, sample_images
 from threedgen.guidance.guidance import Condition, guided
 from threedgen.guidance.options import MVDiffusionConfig
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior
-from threedgen.guidance.sampling import Generators, InitLatents, before_steps, sample_latents
+from threedgen.guidance.sampling import (
+    NO_SYNC,
+    Generators,
+    InitLatents,
+    Size,
+    ViewSync,
+    before_steps,
+    check_image_size,
+    sample_images,
+    sample_latents,
+)
 from threedgen.guidance.weights.files import read_card, read_tensors
 from threedgen.guidance.weights.plugins import locate
 
 from .geometry import DepthGeometry, Geometry, Neighbours, PanoramaGeometry
-from .inputs import Convention, Extra, extra_kind, given_latents, mask_channels, masked_images, unknown_channels
+from .inputs import Extra, extra_kind, mask_channels, masked_images, unknown_channels
 from .unet import MultiviewUNet
 from .weights import FORMAT, convert_released, with_difference
 
@@ -43,24 +51,13 @@ def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVD
     model.hold, model.guide_views = options.hold, options.guide_views
     if options.blocks is not None:
         model.with_blocks(options.blocks)
-        model.check_trained_options(k=options.k, neighbours=options.neighbours, overlap=options.overlap)
+        model.check_trained_options(k=options.k, neighbours=options.neighbours)
     return model
 
 
 ImageConditions = Callable[[Size], tuple[Tensor | None, Tensor | None]]
 """Function that returns the image conditions of F views for an image size (H, W): extra UNet channels (F, E, h, w) and
 the input of the branch for known views (F, C + 1, h, w). Both may be None."""
-
-
-class CorrespondenceOptions(Protocol):
-    """Options that decide which positions in other views a token attends to, see `MVDiffusionConfig`."""
-
-    @property
-    def k(self) -> int: ...
-    @property
-    def neighbours(self) -> Neighbours: ...
-    @property
-    def overlap(self) -> float: ...
 
 
 class MVDiffusion(LatentDiffusion):
@@ -76,15 +73,6 @@ class MVDiffusion(LatentDiffusion):
     hold: bool = False
     trained_options: Mapping[str, str] = MappingProxyType({})
 
-    @staticmethod
-    def extra_channels(unet: UNet2DConditionModel, vae: AutoencoderKL) -> int:
-        latents = int(vae.config["latent_channels"])
-        try:
-            extra_kind(extra := unet.config["in_channels"] - latents, latents)
-        except ValueError as error:
-            raise ConfigError(str(error), "weights") from None
-        return extra
-
     @property
     def extra(self) -> Extra:
         """Kind of UNet input channels in addition to the noisy latents: "nothing", "depth" or "mask"."""
@@ -92,19 +80,15 @@ class MVDiffusion(LatentDiffusion):
         return extra_kind(self.unet.config["in_channels"] - channels, channels)
 
     def check_size(self, size: Size, keys: tuple[str, str]) -> None:
-        """Raise ConfigError for an image size (H, W) that cannot be sampled.
-
-        `keys` are the config keys of height and width, for the message.
-        """
+        """Raise ConfigError for an image size (H, W) that cannot be sampled; `keys` as in `check_image_size`."""
         check_image_size(size, self.unit, self.draft, keys)
         if self.multiview is not None and self.multiview.kind == "depth" and self.multiview.encoding == "reference":
             self.check_pairs(size, self.draft is not None, keys[1])
 
     def check_pairs(self, size: Size, halved: bool, key: str) -> None:
-        """Raise ConfigError if the smallest feature map has an odd number of tokens.
+        """Raise ConfigError if the smallest feature map, if `halved` that of half the size, has odd tokens.
 
-        The "reference" encoding of depth needs pairs of tokens, see `PositionalEncoding`. With `halved`, the check is
-        for images of half the size. `key` is the config key for the message.
+        The "reference" encoding of depth needs pairs of tokens, see `PositionalEncoding`.
         """
         (height, width), token = size, self.unit * (2 if halved else 1)
         if height // token * (width // token) % 2:
@@ -116,18 +100,11 @@ class MVDiffusion(LatentDiffusion):
             )
 
     def with_blocks(self, blocks: str | Path) -> Self:
-        """Add the attention blocks of a file and return self. The file may also change the weights of the UNet.
-
-        Raises ConfigError if the file is missing or damaged, or belongs to another UNet.
-        """
+        """Add the attention blocks of a file, which may also change the UNet, and return self."""
         path = locate("blocks", str(blocks))
         with keyed("blocks"):
             tensors, self.trained_options = read_tensors(path), read_card(path, FORMAT)
-            found = convert_released(tensors, with_difference(self.unet, tensors))
-        if found.ignored:
-            parts = ", ".join(f"{part} ({count})" for part, count in found.ignored_parts.items())
-            logger.warning("%s: tensors of no part of the network are not used: %s", blocks, parts)
-        return self.with_network(found.network)
+            return self.with_network(convert_released(tensors, with_difference(self.unet, tensors)))
 
     def with_network(self, network: MultiviewUNet) -> Self:
         """Replace the UNet by a UNet with attention blocks, and return self."""
@@ -145,38 +122,34 @@ class MVDiffusion(LatentDiffusion):
         return super().networks | ({} if self.multiview is None else {"multiview": self.multiview})
 
     def predict(self, x: Tensor, t: Tensor, text: Tensor, *_args: object, **_kwargs: object) -> Tensor:
-        """Return the output of the UNet (B, C, h, w) for single images without image conditions.
-
-        Args:
-            x: noisy latents (B, C, h, w).
-            t: timesteps (B,).
-            text: encoded prompts (B, L, D).
-        """
+        """Return the output of the UNet (B, C, h, w) for single images without image conditions."""
         return super().predict(torch.cat([x, unknown_channels(self.extra, x)], 1), t, text)
 
-    def masked_extra(self, views: Tensor, given: Tensor, convention: Convention) -> Tensor:
+    def masked_extra(self, views: Tensor, given: Tensor) -> Tensor:
         """Return the extra channels of an inpainting model, mask and latents (F, 1 + C, h, w).
 
         Args:
             views: (F, H, W, 3) in [0, 1].
             given: bool, True for known views (F,) or known pixels (F, H, W).
-            convention: meaning of mask values, see `Convention`.
         """
-        latents = self.encode_views(masked_images(views, given, convention))
-        return mask_channels(latents, given.to(latents.device), convention)
+        latents = self.encode_views(masked_images(views, given))
+        return mask_channels(latents, given.to(latents.device))
 
-    def geometry(self, at: Cameras, depth: Tensor | None, options: CorrespondenceOptions) -> Geometry:
+    def geometry(
+        self, at: Cameras, depth: Tensor | None = None, k: int = 3, neighbours: Neighbours = "ring"
+    ) -> Geometry:
         """Return the correspondence between F views.
 
         Args:
             at: cameras of the views. Without depth they must share one position, as in a panorama.
             depth: (F, H, W) along the viewing axis, 0 or not finite where unknown; None for a panorama.
+            k, neighbours: options of a panorama, see `PanoramaGeometry`.
         """
         K, c2w = to_opencv(at)
         if depth is None:
-            return PanoramaGeometry(K, c2w[:, :3, :3], (at.height, at.width), options.k, options.neighbours)
+            return PanoramaGeometry(K, c2w[:, :3, :3], (at.height, at.width), k, neighbours)
         released = self.multiview is None or self.multiview.encoding == "reference"
-        return DepthGeometry(depth, c2w, K, options.overlap, released)
+        return DepthGeometry(depth, c2w, K, released=released)
 
     def denoise_views(
         self,
@@ -218,20 +191,13 @@ class MVDiffusion(LatentDiffusion):
 
     @property
     def has_condition_branch(self) -> bool:
-        """Whether the network has a branch for known views; True before `with_blocks`."""
         return self.multiview is None or self.multiview.has_condition
 
-    def fixed_latents(
-        self, extra: Tensor | None, condition: Tensor | None, mask: Convention
-    ) -> tuple[Tensor, Tensor] | None:
+    def fixed_latents(self, extra: Tensor | None, condition: Tensor | None) -> tuple[Tensor, Tensor] | None:
         """Return the latents that sampling must keep unchanged; None if there are none.
 
-        A network without a branch for known views can take known images only in this way.
-
-        Args:
-            extra: extra input channels (F, E, h, w).
-            condition: input of the branch for known views (F, C + 1, h, w).
-            mask: meaning of mask values in `extra`.
+        A network without a branch for known views can take known images only in this way. The arguments are the image
+        conditions of `sample_views`.
 
         Returns:
             Mask (F, 1, h, w), above 0 where latents are kept, and their values (F, C, h, w).
@@ -239,7 +205,7 @@ class MVDiffusion(LatentDiffusion):
         if condition is not None and (self.hold or not self.has_condition_branch):
             return condition[:, -1:], condition[:, :-1]
         if self.hold and self.extra == "mask" and extra is not None:
-            return given_latents(extra, mask)
+            return 1 - extra[:, :1], extra[:, 1:]
         return None
 
     @torch.no_grad()
@@ -255,7 +221,6 @@ class MVDiffusion(LatentDiffusion):
         generator: Generators = None,
         on_step: Callable[[], None] = lambda: None,
         eta: float = 0.0,
-        mask: Convention = "code",
         sync: ViewSync = NO_SYNC,
     ) -> Tensor:
         """Sample the F views of a scene by DDIM and return images (F, H, W, 3) in [0, 1], on the CPU.
@@ -265,18 +230,15 @@ class MVDiffusion(LatentDiffusion):
             geometry: correspondence between the views; None: each view is sampled separately.
             size: (H, W) in pixels, divisible by `unit`.
             conditions: function from image size to image conditions, used with and without the prompt.
-            guidance_scale: s in eps_u + s (eps_c - eps_u).
-            generator: source of the noise; several generators serve equal shares of the views.
             on_step: called before each step; may raise an exception to stop.
-            eta: noise added in each step: 0 is DDIM, 1 is like DDPM.
-            mask: meaning of mask values in the extra channels, used if `hold` is set.
+            eta, generator: see `sampling.ddim_sample`.
             sync: img2img rounds, before each of which the images are made consistent.
         """
         count, text = len(prompts), self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])
 
         def sample_pass(size: Size, start: Tensor, init: InitLatents | None) -> Tensor:
             extra, condition = (None if part is None else part.to(self.device) for part in conditions(size))
-            fixed = self.fixed_latents(extra, condition, mask)
+            fixed = self.fixed_latents(extra, condition)
             condition = condition if self.has_condition_branch else None
 
             def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
@@ -289,8 +251,8 @@ class MVDiffusion(LatentDiffusion):
                 return torch.cat(eps)
 
             text_condition = Condition(text, n_view=count, single_view_uncond=self.guide_views)
-            how = (self.schedule, steps, init, eta, generator, before_steps(on_step))
-            z = sample_latents(guided(denoise, guidance_scale), start, text_condition, *how)
+            predict = guided(denoise, text_condition, guidance_scale)
+            z = sample_latents(predict, start, self.schedule, steps, init, eta, generator, before_steps(on_step))
             return z if fixed is None else torch.where(fixed[0] > 0, fixed[1], z)
 
         return sample_images(self, count, size, sample_pass, generator, sync)

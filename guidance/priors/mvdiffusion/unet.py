@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from .caa import DepthBlock, Encoding, PanoramaBlock, zero
 from .geometry import Geometry, Keys
-from .parts import in_parts
 
 Kind = Literal["panorama", "depth"]
 Args = tuple[Any, ...]
@@ -33,7 +32,6 @@ class ImageEncoding(nn.Module):
         zero(self.conv2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform features (B, channels, h, w) to (B, width, h / stride, w / stride), with sizes rounded up."""
         return self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
 
 
@@ -57,7 +55,6 @@ class MultiviewUNet(nn.Module):
         """Freeze `unet` and add new blocks.
 
         Args:
-            kind: "panorama", or "depth" for posed views with depth.
             encoding: positional encoding, see `caa.frequencies`.
             condition: add a branch for known views.
             convolution: for kind="depth", add a convolution after each attention, as in the released weights.
@@ -102,32 +99,20 @@ class MultiviewUNet(nn.Module):
             text: encoded prompts (B F, L, D).
             geometry: correspondence between the F views. With None or one view, the attention blocks are not used.
             condition: (B F, C + 1, h, w), clean latents and 1 for known views, 0 for others; None: no known views.
-
-        Raises:
-            ValueError: the scenes of the geometry do not fit the batch, or there is no condition branch.
         """
         with ExitStack() as hooks:
             if geometry is not None and geometry.n_view > 1:
-                if len(x) % len(keys_for(x, geometry)):
-                    raise ValueError(f"a batch of {len(x)} does not divide into scenes of {geometry.n_view} views")
                 hooks.enter_context(self._blocks(geometry))
             if condition is not None:
                 hooks.enter_context(self._conditioned(condition))
-            hooks.enter_context(in_parts(self._layers()))
             return self.unet(x, t, text, return_dict=False)[0]
-
-    def _layers(self) -> Iterator[nn.Module]:
-        """Yield the layers of the UNet that process each image separately."""
-        for block in (*self.unet.down_blocks, self.unet.mid_block, *self.unet.up_blocks):
-            for name in ("resnets", "attentions", "downsamplers", "upsamplers"):
-                yield from getattr(block, name, None) or ()
 
     @contextmanager
     def _blocks(self, geometry: Geometry) -> Iterator[None]:
         """Return a context in which the UNet's features pass through the new blocks.
 
-        A new block runs before the down- or upsampler of a UNet block, or at the end of a block without one. For
-        panoramas it runs before the attention of the middle block. It does not change earlier skip connections.
+        A new block runs before the down- or upsampler of a UNet block, or at the end of a block without one; for
+        panoramas before the attention of the middle block.
         """
         with ExitStack() as hooks:
 
@@ -154,12 +139,7 @@ class MultiviewUNet(nn.Module):
 
     @contextmanager
     def _conditioned(self, condition: Tensor) -> Iterator[None]:
-        """Return a context in which encoded known views are added to the inputs of the UNet's blocks.
-
-        `condition` is (B F, C + 1, h, w). The middle block uses the encoder of the last down block if the widths fit.
-        """
-        if not self.has_condition:
-            raise ValueError("this network has no branch for given images")
+        """Return a context in which encoded known views (B F, C + 1, h, w) are added to the inputs of UNet blocks."""
         encoded = self.condition_conv_in(condition)
         blocks = [*self.unet.down_blocks, *self.unet.up_blocks]
         encoders = [*self.condition_downblocks, *self.condition_upblocks]

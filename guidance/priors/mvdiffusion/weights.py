@@ -1,13 +1,14 @@
 """Reading and writing of MVDiffusion weights: checkpoints of github.com/Tangshitao/MVDiffusion and our own files.
 
-Our files have the same tensor names. Instead of the whole UNet they contain its `difference` from the 2D model.
+Our files have the same tensor names. Instead of the whole UNet they contain its `difference` from the 2D model that it
+was tuned from: a first layer with additional input channels, and low-rank updates (LoRA) of other layers.
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import torch
 from diffusers.models import UNet2DConditionModel
@@ -15,36 +16,23 @@ from safetensors.torch import save
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.guidance.attention.joined import unet_from_config
+from threedgen.guidance.losses.lora import LoRA
+from threedgen.guidance.weights.files import warn_unused
 from threedgen.run.disk import write_atomic
 from threedgen.run.torch_file import check_architecture, require_finite
 
 from .caa import Encoding, frequencies
-from .difference import FIRST, LORA, merge, widened
 from .unet import Kind, MultiviewUNet
 
+FIRST = ("conv_in.weight", "conv_in.bias")
+LORA = "lora."
 FORMAT = "threedgen mvdiffusion 1"
 PREFIX = "mv_base_model."
 OURS = re.compile(r"unet\.|cp_blocks_(encoder|mid|decoder)\.|condition_(conv_in|downblocks|upblocks)\.")
 BANDS = ".freq_bands"
 TO_DEPTH, ATTENTION = ".attn1.transformer.", ".transformer."
 """Parts of tensor names: the first is only in blocks with depth, the second in all attention blocks."""
-WIDTH = re.compile(r"cp_blocks_encoder\.\d+\.(attn1\.)?transformer\.norm1\.weight")
-"""Names of tensors whose length is the channel count of a UNet block."""
-OTHER, REMEDY = "the blocks were trained on another base", "take the model that they were trained on"
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """Network with loaded weights, and the names of those tensors in the file that are not part of the network."""
-
-    network: MultiviewUNet
-    ignored: tuple[str, ...]
-
-    @property
-    def ignored_parts(self) -> dict[str, int]:
-        """Number of ignored tensors by the first part of their names (vae, text_encoder, ...)."""
-        parts = [name.partition(".")[0] for name in self.ignored]
-        return {part: parts.count(part) for part in sorted(set(parts))}
 
 
 def save_blocks(
@@ -70,16 +58,10 @@ def save_blocks(
 
 
 def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool = False) -> None:
-    """Copy attention blocks into a network.
+    """Copy attention blocks from a state dict into a network. Raises ConfigError if they have other widths.
 
-    Blocks of the other kind (panorama or depth) fit too; then only their attention tensors are copied.
-
-    Args:
-        weights: state dict with the blocks.
-        unet: also copy the weights of the UNet, if `weights` has all of them.
-
-    Raises:
-        ConfigError: the blocks have other widths.
+    Of blocks of the other kind (panorama or depth) only the attention tensors are copied. `unet`: also copy the weights
+    of the UNet, if `weights` has all of them.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     same_kind = any(TO_DEPTH in name for name in named) == (network.kind == "depth")
@@ -107,57 +89,47 @@ def difference_in(weights: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def is_whole(named: Mapping[str, Tensor]) -> bool:
-    """Return whether a state dict, with names without prefix, has all weights of the UNet."""
     return "unet.time_embedding.linear_1.weight" in named
 
 
 def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -> UNet2DConditionModel:
-    """Return the UNet for the attention blocks in `weights`: a copy of `unet` with their `difference` applied.
+    """Return a copy of `unet` with the `difference` in `weights` applied; `unet` itself if there is none.
 
-    Without a difference, `unet` itself is returned.
-
-    Raises:
-        ConfigError: the blocks were trained on another 2D model.
+    Raises ConfigError if the blocks were trained on another 2D model.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
-    there = {tensor.numel() for name, tensor in named.items() if WIDTH.fullmatch(name)}
-    if there and there != (here := set(unet.config["block_out_channels"])):
-        theirs, its = (", ".join(map(str, sorted(widths))) for widths in (there, here))
-        raise ConfigError(f"{OTHER}, with levels of {theirs} channels instead of {its}; {REMEDY}", "blocks")
     first = named.get("unet." + FIRST[0])
     extra = 0 if first is None else first.shape[1] - unet.config["in_channels"]
     if first is None or (extra == 0 and is_whole(named)):
         return unet
     if extra < 0 or first.shape[2:] != unet.conv_in.weight.shape[2:]:
-        raise ConfigError(f"{OTHER}; {REMEDY}", "blocks")
+        raise ConfigError("the blocks were trained on another base; take the model of their training", "blocks")
     found = widened(unet, extra)
     merge(found, named)
     return found
 
 
-def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> Loaded:
+def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> MultiviewUNet:
     """Build a network from a state dict around `unet`, which then belongs to the network.
 
     The tensors decide the kind of blocks, the positional encoding and whether there is a branch for known views. The
-    weights of the UNet may be missing. Tensors of other modules are ignored and listed in the result.
+    weights of the UNet may be missing. Tensors of other modules are not used, with a warning.
 
     Raises:
         ConfigError: tensors of the attention blocks are missing, unknown or not finite.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     ours = {name: tensor for name, tensor in named.items() if OURS.match(name)}
-    ignored = tuple(name for name in named if name not in ours and not name.startswith(LORA))
+    warn_unused([name for name in named if name not in ours and not name.startswith(LORA)], "of MVDiffusion")
     bands = {name: ours.pop(name).float() for name in list(ours) if name.endswith(BANDS)}
     if not any(name.startswith("cp_blocks_mid.") for name in ours):
         raise ConfigError(
             "the weights have no correspondence-aware blocks ('cp_blocks_mid'): they are not MVDiffusion's"
         )
     convolution, condition = "cp_blocks_mid.resnet.conv1.weight" in ours, "condition_conv_in.weight" in ours
-    depth = any(TO_DEPTH in name for name in ours)
-    kind: Kind = "depth" if depth else "panorama"
-    encoding = encoding_of(bands)
+    kind: Kind = "depth" if any(TO_DEPTH in name for name in ours) else "panorama"
     try:
-        network = MultiviewUNet(unet, kind, encoding, condition, convolution)
+        network = MultiviewUNet(unet, kind, encoding_of(bands), condition, convolution)
     except ValueError as error:
         raise ConfigError(f"MVDiffusion's blocks cannot be added to this UNet: {error}") from None
     if {name for name in ours if name.startswith("unet.")} <= {f"unet.{name}" for name in FIRST}:
@@ -168,17 +140,61 @@ def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) 
     )
     require_finite(ours, "the weights of MVDiffusion")
     network.load_state_dict(ours, strict=False)  # without the frequencies, which follow from the encoding
-    return Loaded(network.eval(), ignored)
+    return network.eval()
 
 
 def encoding_of(bands: Mapping[str, Tensor]) -> Encoding:
-    """Return the positional encoding with the frequencies `bands`; "reference" if `bands` is empty.
-
-    Raises ConfigError for unknown frequencies.
-    """
+    """Return the encoding with the frequencies `bands`, "reference" for none. Raises ConfigError if unknown."""
     encodings: tuple[Encoding, ...] = ("reference", "capped")
     for encoding in encodings:
         if all(torch.allclose(band.flatten(), frequencies(band.numel(), encoding), 1e-3) for band in bands.values()):
             return encoding
     name = next(iter(bands))
     raise ConfigError(f"the weights have an unknown positional encoding: the frequencies {name!r} differ")
+
+
+def widened(unet: UNet2DConditionModel, extra: int) -> UNet2DConditionModel:
+    """Return a copy of `unet` with `extra` additional input channels, whose weights are zero."""
+    channels = unet.config["in_channels"] + extra
+    wide: Any = unet_from_config(unet.config, in_channels=channels)
+    state = dict(unet.state_dict())
+    first = state[FIRST[0]]
+    state[FIRST[0]] = torch.cat([first, first.new_zeros(first.shape[0], extra, *first.shape[2:])], 1)
+    wide.load_state_dict(state)
+    wide.set_attn_processor(unet.attn_processors)
+    return wide.to(unet.device).train(unet.training)
+
+
+def difference(unet: UNet2DConditionModel, lora: LoRA | None) -> dict[str, Tensor]:
+    """Return the first layer of a UNet and the low-rank updates `lora` of other layers, by their names in a file."""
+    state = unet.state_dict()
+    found = {f"unet.{name}": state[name] for name in FIRST}
+    if lora is not None:
+        for name, down, up in zip(lora.names, lora.down, lora.up, strict=True):
+            found |= {f"{LORA}{name}.down": down.detach(), f"{LORA}{name}.up": lora.scale * up.detach()}
+    return found
+
+
+def load_difference(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str, Tensor]) -> None:
+    """Copy a `difference` into the first layer of `unet` and into `lora`. Raises ConfigError if it does not fit."""
+    ours = difference(unet, lora)
+    check_architecture(
+        {name: tensors[name] for name in tensors if name.startswith(LORA) or name in ours}, ours, "the additions"
+    )
+    with torch.no_grad():
+        unet.conv_in.load_state_dict({name.rpartition(".")[2]: tensors[f"unet.{name}"] for name in FIRST})
+        for name, down, up in zip(lora.names, lora.down, lora.up, strict=True):
+            down.copy_(tensors[f"{LORA}{name}.down"])
+            up.copy_(tensors[f"{LORA}{name}.up"] / lora.scale)
+
+
+def merge(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> None:
+    """Add the low-rank updates of a `difference` to `unet`, in place. Raises ConfigError if they do not fit."""
+    for name in sorted({key.removeprefix(LORA).rpartition(".")[0] for key in tensors if key.startswith(LORA)}):
+        try:
+            weight: Any = unet.get_submodule(name).weight
+            added = tensors[f"{LORA}{name}.up"].float() @ tensors[f"{LORA}{name}.down"].float().flatten(1)
+            with torch.no_grad():
+                weight += added.view(weight.shape).to(weight)
+        except (AttributeError, KeyError, RuntimeError):
+            raise ConfigError(f"the additions to {name!r} do not fit the UNet: they belong to another one") from None

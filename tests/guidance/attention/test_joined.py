@@ -2,7 +2,6 @@
 
 import copy
 import logging
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,19 +13,19 @@ from diffusers.models import attention_processor
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor
 
-from tests.support.errors import refused
 from tests.support.tiny_prior import TEXT_WIDTH, tiny_prior, tiny_unet
 from threedgen.geometry.poses import orbit_c2w
-from threedgen.guidance.attention.flash import MIN_TOKENS, FlashAttention
 from threedgen.guidance.attention.joined import (
+    MIN_TOKENS,
     WORLD_ROTARY,
+    FlashAttention,
     MultiviewAttnProcessor,
+    WorldRotary,
     make_multiview,
     predict,
     self_attention,
     set_attention,
 )
-from threedgen.guidance.attention.rotary import WorldRotary
 from threedgen.guidance.priors.mvdream import MVDream, camera_vector
 
 FLAT: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
@@ -135,30 +134,6 @@ def test_gradient_checkpointing_gives_same_gradients_in_both_modes(unet: UNet2DC
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-7)
 
 
-def test_threads_share_one_network_in_both_modes(unet: UNet2DConditionModel) -> None:
-    x, t, text, camera = inputs()
-
-    @torch.no_grad()
-    def run(n_view: int) -> Tensor:
-        return predict(unet, x, t, text, camera if n_view > 1 else None, n_view)
-
-    expected = {n_view: run(n_view) for n_view in (1, 4)}
-    modes = [1, 4] * 6
-    with ThreadPoolExecutor(4) as pool:
-        for n_view, out in zip(modes, pool.map(run, modes), strict=True):
-            torch.testing.assert_close(out, expected[n_view], rtol=0, atol=1e-5)
-
-
-def test_predict_refuses_wrong_batch_and_camera_without_branch(unet: UNet2DConditionModel) -> None:
-    x, t, text, camera = inputs(6)
-    with refused(None, 6, "n_view", 4, kind=ValueError):
-        predict(unet, x, t, text, camera, 4)
-    flat = tiny_unet(**FLAT)
-    with refused(None, "camera", kind=ValueError):
-        predict(flat, x, t, text, camera)
-    assert predict(flat, x, t, text, None, 2).shape == x.shape
-
-
 @torch.no_grad()
 def test_xformers_gets_joined_tokens_and_gives_same_output(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a stand-in of xformers' name and signature."""
@@ -198,30 +173,11 @@ def test_flash_attention_matches_explicit_softmax(shape: tuple[int, ...]) -> Non
         assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_flash_attention_bfloat16_gradients_are_close_to_float32() -> None:
-    rng = torch.Generator().manual_seed(1)
-    exact = [torch.randn(1, 2, 64, 32, generator=rng).requires_grad_() for _ in range(3)]
-    half = [x.detach().bfloat16().requires_grad_() for x in exact]
-    expected = torch.autograd.grad(explicit(*exact).square().sum(), exact)
-    found = torch.autograd.grad(FlashAttention.apply(*half).float().square().sum(), half)
-    for a, b in zip(found, expected, strict=True):
-        assert (a.float() - b).norm() < 0.02 * b.norm()
-
-
 @pytest.mark.parametrize("length", [40, MIN_TOKENS])
 def test_self_attention_matches_diffusers_block(length: int) -> None:
     torch.manual_seed(2)
     attn, tokens = Attention(32, heads=2, dim_head=16), torch.randn(1, length, 32)
     assert torch.allclose(self_attention(attn, tokens), AttnProcessor()(attn, tokens), atol=1e-5)
-
-
-def test_long_joined_sequences_give_same_output_in_training() -> None:
-    torch.manual_seed(3)
-    attn, images = Attention(16, heads=1, dim_head=16), torch.randn(4, 160, 16)
-    attn.set_processor(MultiviewAttnProcessor())
-    trained = attn(images, n_view=4)
-    with torch.no_grad():
-        assert trained.requires_grad and torch.allclose(trained, attn(images, n_view=4), atol=1e-5)
 
 
 CAMERA: Any = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
@@ -247,12 +203,6 @@ def test_dot_products_depend_on_relative_position() -> None:
     assert torch.allclose(products[1, 2, 4, 3], products[2, 4, 5, 5], atol=1e-4)  # both 3 down, 1 to the right
     assert not torch.allclose(products[1, 2, 4, 3], products[1, 2, 4, 2], atol=1e-3)
     assert torch.allclose(rotary(q, 1).norm(dim=-1), q.norm(dim=-1), atol=1e-4)
-
-
-def test_default_camera_is_the_front_view() -> None:
-    x = torch.randn(2, 1, 16, 24)
-    front = WorldRotary(ring(1).expand(2, -1), 2, CPU)
-    assert torch.allclose(WorldRotary(None, 2, CPU)(x, 1), front(x, 1), atol=1e-5)
 
 
 def test_rotary_unet_gives_same_output_in_training() -> None:

@@ -89,11 +89,9 @@ def test_posed_lora_initial_weights(prior: MVDream) -> None:
     assert not torch.equal(one["down.0"], other["down.0"])
 
 
-def test_vsd_refuses_missing_attention_and_missing_prior() -> None:
+def test_lora_refuses_missing_attention() -> None:
     with refused():
         PosedLoRA(nn.Linear(2, 2))
-    with pytest.raises(ValueError):
-        VSD(VSDConfig(), Schedule.scaled_linear())
 
 
 def test_first_gradient_is_guidance_alone(prior: MVDream) -> None:

@@ -1,7 +1,6 @@
 """Saved novel-view models: round trip, damaged files, sampling."""
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,11 @@ from threedgen.evaluation.consistency.options import ConsistencyConfig
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Request, Views
-from threedgen.guidance.novel_view import folder
-from threedgen.guidance.novel_view.latents import LatentPairs
+from threedgen.guidance.novel_view import novel_views as folder
 from threedgen.guidance.novel_view.novel_views import ThreeDiMSampler
 from threedgen.guidance.novel_view.options import CamerasConfig, ThreeDiMSamplerConfig
 from threedgen.guidance.novel_view.sampler import sample_views
-from threedgen.guidance.novel_view.xunet import XUNet
+from threedgen.guidance.novel_view.xunet import LatentPairs, XUNet
 from threedgen.run.seeding import generator
 from threedgen.systems.novel_view.task import Pairs, gap_test
 from threedgen.toybox.data.make_srn import ToyboxScenes
@@ -34,9 +32,8 @@ from threedgen.toybox.options import ToyboxPairsConfig
 CAMERAS = CamerasConfig(elevation=(0.0, 40.0), distance=(2.0, 2.8), focal=1.4)
 
 
-def latent_pairs(**options: Any) -> LatentPairs:
-    prior = tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)
-    return LatentPairs(prior, **options).eval()
+def latent_pairs() -> LatentPairs:
+    return LatentPairs(tiny_prior(class_embed_type="projection", projection_class_embeddings_input_dim=16)).eval()
 
 
 @pytest.fixture
@@ -46,7 +43,7 @@ def saved(tmp_path: Path) -> Path:
 
 
 def test_saved_network_loads_with_its_cameras(tmp_path: Path) -> None:
-    network = tiny_network(poses="relative", prediction="v_prediction").half().float()  # what the file can hold
+    network = tiny_network(prediction="v_prediction").half().float()  # what the file can hold
     folder.save(network, tmp_path / "model", CAMERAS)
     found, cameras = folder.load(str(tmp_path / "model"))
     assert cameras == CAMERAS and found.config == network.config and not found.training
@@ -59,10 +56,10 @@ def test_saved_network_loads_with_its_cameras(tmp_path: Path) -> None:
 
 
 def test_saved_latent_model_loads(tmp_path: Path) -> None:
-    model = latent_pairs(poses="relative")
+    model = latent_pairs()
     folder.save(model, tmp_path / "model", CAMERAS)
     found, cameras = folder.load(str(tmp_path / "model"))
-    assert isinstance(found, LatentPairs) and found.poses == "relative" and cameras == CAMERAS
+    assert isinstance(found, LatentPairs) and cameras == CAMERAS
     rgb = torch.rand(2, 16, 16, 3, generator=torch.Generator().manual_seed(0))
     z, gen = model.encode_images(rgb), torch.Generator().manual_seed(1)
     c2w, level = poses(4, gen).unflatten(0, (2, 2)), torch.tensor([-3.0, 2.0])
@@ -184,20 +181,12 @@ def test_fingerprint_depends_on_files_and_settings_not_on_path(saved: Path, tmp_
     assert first != fingerprint(saved, strategy="first") and first != fingerprint(saved, steps=9)
     saved.rename(tmp_path / "elsewhere")
     assert first == fingerprint(tmp_path / "elsewhere")
-    folder.save(tiny_network(poses="relative"), tmp_path / "elsewhere", CAMERAS)
+    folder.save(tiny_network(prediction="v_prediction"), tmp_path / "elsewhere", CAMERAS)
     assert first != fingerprint(tmp_path / "elsewhere")
 
 
-def test_sampler_warns_of_far_cameras_and_refuses_unusable_requests(
-    saved: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_sampler_refuses_unusable_requests(saved: Path) -> None:
     sampler = ThreeDiMSampler(ThreeDiMSamplerConfig(weights=str(saved), steps=1))
-    with caplog.at_level(logging.WARNING):
-        sampler.warn(request())
-        assert not caplog.records
-        sampler.warn(request(distance=4.0))
-    (record,) = caplog.records
-    assert record.args == ("one", 3, 1)  # scene, number of far views, the first of them
     good = request()
     K = good.target.K * torch.tensor([1.2, 1.2, 1.0])[:, None]
     zoomed = Cameras(good.target.c2w, Projection(K), 16, 16)

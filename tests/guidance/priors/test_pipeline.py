@@ -10,7 +10,6 @@ import torch
 from diffusers import EulerDiscreteScheduler
 from PIL import Image
 
-from tests.support.errors import refused
 from tests.support.script_poses import script_poses
 from tests.support.tiny_prior import coarse_prior, cpu, tiny_prior
 from threedgen import folder
@@ -153,9 +152,3 @@ def test_gpu_offload_keeps_images(make: Callable[[], MVDream]) -> None:
     pipeline.enable_model_cpu_offload()
     np.testing.assert_allclose(sample(pipeline), expected, atol=1e-2)
     assert pipeline.unet.device.type == "cpu"
-
-
-@pytest.mark.parametrize("wrong", [{"prompt": []}, {"n_view": -1}, {"output_type": "jpg"}])
-def test_pipeline_refuses_empty_and_unknown_requests(prior: MVDream, wrong: dict[str, Any]) -> None:
-    with refused(None, "n_view", kind=ValueError):
-        sample(MVDreamPipeline.from_prior(prior), **{"prompt": "a red dog"} | wrong)

@@ -27,8 +27,8 @@ from tests.support.tiny_prior import (
 from threedgen.config import registry
 from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.priors import mvdream
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components, loading, tokens
 
@@ -72,7 +72,7 @@ def test_saved_prior_loads_unchanged(prior: MVDream, tmp_path: Path, make_tokeni
     back.save(tmp_path / "again")
     assert "_name_or_path" not in "".join(path.read_text() for path in tmp_path.glob("again/*/config.json"))
     assert torch.equal(back.schedule.alpha_bar, original.schedule.alpha_bar)
-    assert back.image_size == back.trained_size == 16
+    assert back.image_size == 16
     for old, new in ((original.unet, back.unet), (original.vae, back.vae), (encoder, back.text_encoder)):
         tensors = new.state_dict()
         assert all(torch.equal(t.half().float(), tensors[name]) for name, t in old.state_dict().items())
@@ -149,17 +149,14 @@ def test_load_refuses_wrong_configs(folder: Path, file: str, change: dict[str, A
     [
         ("vae", "scaling_factor", "0"),
         ("vae", "scaling_factor", "NaN"),
-        ("unet", "norm_eps", "NaN"),
         ("unet", "norm_eps", "-1"),
-        ("unet", "sample_size", "100000"),
         ("text_encoder", "layer_norm_eps", "1e999"),
-        ("text_encoder", "num_labels", "1000000000"),
     ],
 )
-def test_load_refuses_config_numbers_out_of_range(folder: Path, part: str, key: str, value: str) -> None:
+def test_load_refuses_config_numbers_that_give_nan(folder: Path, part: str, key: str, value: str) -> None:
     path = folder / part / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: "HERE"}).replace('"HERE"', value))
-    with refused(None, "config.json" if value in ("NaN", "1e999") else key):  # no JSON numbers
+    with refused(None, "config.json" if value in ("NaN", "1e999") else "NaN"):  # no JSON numbers
         MVDream.load(str(folder))
 
 
@@ -201,13 +198,8 @@ def test_load_refuses_broken_tokenizer_and_token_ids_beyond_text_encoder(folder:
 
 @pytest.mark.parametrize(
     ("change", "key", "values"),
-    [
-        ({"unet": tiny_unet(cross_attention_dim=32)}, None, [24, 32]),
-        ({"vae": tiny_vae(latent_channels=8)}, None, [8, 4]),
-        ({"text_encoder": tiny_text_encoder(vocab=10)}, None, [10]),
-        ({"image_size": 17}, "image_size", [17, 2]),
-    ],
-    ids=["unet", "vae", "text encoder", "image size"],
+    [({"text_encoder": tiny_text_encoder(vocab=10)}, None, [10]), ({"image_size": 17}, "image_size", [17, 2])],
+    ids=["text encoder", "image size"],
 )
 def test_prior_refuses_parts_that_do_not_fit(prior: MVDream, change: dict[str, Any], key: Any, values: list) -> None:
     parts = {name: getattr(prior, name) for name in ("unet", "vae", "text_encoder", "tokenizer")}
@@ -215,12 +207,20 @@ def test_prior_refuses_parts_that_do_not_fit(prior: MVDream, change: dict[str, A
         MVDream(**parts | change)
 
 
+@pytest.mark.parametrize("change", [{"unet": tiny_unet(cross_attention_dim=32)}, {"vae": tiny_vae(latent_channels=8)}])
+def test_load_refuses_networks_that_do_not_fit(prior: MVDream, tmp_path: Path, change: dict[str, Any]) -> None:
+    parts = {name: getattr(prior, name) for name in ("unet", "vae", "text_encoder", "tokenizer")}
+    MVDream(**parts | change).save(tmp_path / "x")
+    with refused("weights", tmp_path / "x"):
+        MVDream.load(str(tmp_path / "x"))
+
+
 def test_mvdream_refuses_2d_weights_which_stable_diffusion_loads(tmp_path: Path) -> None:
     plain = tiny_prior(class_embed_type=None, projection_class_embeddings_input_dim=None)
     plain.save(tmp_path / "x")
     with refused("weights", tmp_path / "x"):
         MVDream.load(str(tmp_path / "x"))
-    flat = StableDiffusion.load(str(tmp_path / "x"))
+    flat = LatentDiffusion.load(str(tmp_path / "x"))
     assert flat.sample("a red dog", None, steps=2, generator=cpu()).shape == (1, 16, 16, 3)
 
 
@@ -309,7 +309,7 @@ def test_old_vae_attention_names_are_renamed() -> None:
     assert components.rename_vae_attention("encoder.conv_in.weight") == "encoder.conv_in.weight"
 
 
-@pytest.mark.parametrize(("name", "kind"), [("toybox-base", StableDiffusion), ("toybox-prior", MVDream)])
+@pytest.mark.parametrize(("name", "kind"), [("toybox-base", LatentDiffusion), ("toybox-prior", MVDream)])
 def test_embedded_models_load(name: str, kind: Any) -> None:
     if not (loading.folder("weights") / name).is_dir():
         pytest.skip(f"no {name} in this checkout")

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from tests.support.errors import refused
 from threedgen import folder
 from threedgen.config import ConfigError
-from threedgen.guidance.options import MVAdapterConfig, MVDiffusionConfig, MVDreamConfig, StableDiffusionConfig
 from threedgen.guidance.weights import files, loading
 
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "a.bias": torch.tensor([1.0, 2.0]), "n": torch.ones(4)}
@@ -332,13 +331,6 @@ def test_tensor_files_lists_shards_inside_the_folder_only(tmp_path: Path) -> Non
         index.write_text(json.dumps({"weight_map": table}))
         with refused_in_one_line(None, index, "weight_map"):
             loading.tensor_files(tmp_path)
-
-
-def test_embedded_weights_follow_the_prior() -> None:
-    models = {MVDreamConfig: "prior", StableDiffusionConfig: "base", MVDiffusionConfig: "base", MVAdapterConfig: "base"}
-    for config, name in models.items():
-        assert config(weights="embedded").weights == f"toybox-{name}"
-    assert MVDreamConfig().weights == "toybox-prior" and StableDiffusionConfig().weights == "toybox-base"
 
 
 def test_check_imports_no_torch() -> None:

@@ -69,7 +69,8 @@ def test_run_leaves_the_file_of_the_subject() -> None:
     assert (card["kind"], card["identifier"], card["prompt"]) == ("difference", "[v]", "a [v] dog")
     assert card["base"] == summary["base"]
     base = MVDream.load(str(prior_folder()), dtype="fp32")
-    tuned = MVDream.load(str(prior_folder()), dtype="fp32", personalisation=str(run / RESULT))
+    tuned = MVDream.load(str(prior_folder()), dtype="fp32")
+    subject_weights.apply(tuned, run / RESULT)
     state, moved = weights(run), 0
     for name, value in tuned.unet.named_parameters():
         learnt, before = state[f"unet.{name}"], base.unet.get_parameter(name)
@@ -205,7 +206,8 @@ def test_lora_has_few_parameters_and_its_file_is_the_trained_network(
     learnt = sum(p.numel() for p in system.trained.values())
     assert 0 < learnt < 0.1 * sum(p.numel() for p in base.unet.parameters())
     system.write(tmp_path / RESULT)
-    found = MVDream.load(str(tmp_path / "base"), dtype="fp32", personalisation=str(tmp_path / RESULT))
+    found = MVDream.load(str(tmp_path / "base"), dtype="fp32")
+    subject_weights.apply(found, tmp_path / RESULT)
     x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([500, 500])
     text = found.encode_prompt(["a dog"]).repeat(2, 1, 1)
     with torch.no_grad():

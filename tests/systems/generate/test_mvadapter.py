@@ -91,7 +91,6 @@ def halve(file: Path) -> None:
         (["prior.image=none.png"], ("prior.image: ", "none.png")),
         (["prior.image=white.png"], ("prior.image: ", "white.png")),
         (["prior.image=car.png", "prior.adapter=null"], ("prior: ", "image", "adapter=")),
-        (["prior.image_scale=2"], ("image_scale 2", "image=")),
     ],
 )
 def test_unused_reference_image_is_refused(

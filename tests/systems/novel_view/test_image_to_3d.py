@@ -16,7 +16,7 @@ from tests.support.tiny_threedim import tiny_network
 from threedgen import config as configs
 from threedgen.export.run_field import field_view
 from threedgen.geometry.views import Request
-from threedgen.guidance.novel_view import folder
+from threedgen.guidance.novel_view import novel_views as folder
 from threedgen.guidance.novel_view.novel_views import ThreeDiMSampler
 from threedgen.guidance.novel_view.options import CamerasConfig
 from threedgen.representations.options import MarchConfig

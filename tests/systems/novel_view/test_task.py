@@ -18,9 +18,9 @@ from tests.support.tiny_trainings import threedim_command
 from threedgen.data.srn.options import SRNPairsConfig
 from threedgen.data.srn.pairs import ArchiveScenes, PairBank
 from threedgen.data.srn.reader import write_instance
-from threedgen.guidance.novel_view import folder
-from threedgen.guidance.novel_view.latents import LatentPairs
-from threedgen.guidance.novel_view.logsnr import add_noise, target
+from threedgen.guidance.novel_view import novel_views as folder
+from threedgen.guidance.novel_view.sampler import add_noise, target
+from threedgen.guidance.novel_view.xunet import LatentPairs
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.metrics import read_summary
 from threedgen.systems.novel_view import task as train

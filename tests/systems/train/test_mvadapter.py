@@ -12,7 +12,7 @@ from tests.support.task_server import TINY_MVADAPTER, assert_same, weights
 from tests.support.tiny_prior import cpu
 from tests.support.tiny_trainings import adapter_base, adapter_config
 from threedgen import cli, config
-from threedgen.guidance.priors.mvadapter.cameras import RAY_VIEWS, views
+from threedgen.guidance.priors.mvadapter.inputs import RAY_VIEWS, views
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
 from threedgen.guidance.weights.loading import identify

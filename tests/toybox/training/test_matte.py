@@ -11,7 +11,7 @@ from tests.support.task_server import finished_run
 from tests.support.tiny_trainings import TINY_MATTE, matte_command
 from threedgen import config
 from threedgen.guidance.matte import Matte
-from threedgen.guidance.priors.stable_diffusion import StableDiffusion
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.run.metrics import read_summary
 from threedgen.toybox.training import matte
 from threedgen.toybox.training.matte import MatteImages
@@ -30,7 +30,7 @@ def test_run_leaves_a_matte_for_fits() -> None:
 def test_images_are_renders_with_their_opacity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(matte, "JUMBLES", 0.0)
     options = TrainMatteConfig.model_validate(TINY_MATTE)
-    prior = StableDiffusion.load("toybox-base")
+    prior = LatentDiffusion.load("toybox-base")
     images = MatteImages(tmp_path, prior, 32, options)
     rgba = images(np.arange(8))
     assert rgba.shape == (8, 32, 32, 4)

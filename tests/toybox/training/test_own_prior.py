@@ -16,8 +16,8 @@ from tests.support.tiny_trainings import TINY_OWN, own_command
 from tests.support.toy_run import log
 from threedgen.config import load
 from threedgen.geometry.poses import orbit_c2w
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.metrics import read_summary
 from threedgen.toybox.training import task
 
@@ -83,7 +83,7 @@ def test_2d_model_gets_a_camera_branch_without_effect(tmp_path: Path) -> None:
         torch.full((2,), 500),
         found.encode_prompt(["a"] * 2),
     )
-    before = StableDiffusion.load(str(tmp_path / "flat"), dtype="fp32")
+    before = LatentDiffusion.load(str(tmp_path / "flat"), dtype="fp32")
     with torch.no_grad():
         seen = found.predict(x, t, text, torch.randn(2, 16, generator=cpu()))
         assert torch.allclose(seen, before.predict(x, t, text), atol=1e-5)

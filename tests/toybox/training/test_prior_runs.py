@@ -18,8 +18,8 @@ from tests.support.toy_run import log
 from threedgen import config
 from threedgen.geometry.poses import orbit_c2w
 from threedgen.guidance.coarse import CoarsePredictor
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.metrics import read_summary
 from threedgen.toybox.training import system, task
 from threedgen.toybox.training.networks import multiview_model
@@ -54,7 +54,7 @@ def copy(tmp_path: Path) -> Path:
 
 @unix
 def test_base_run_leaves_a_2d_model() -> None:
-    found = StableDiffusion.load(str(base() / "base"), dtype="fp32")
+    found = LatentDiffusion.load(str(base() / "base"), dtype="fp32")
     assert found.image_size == 32 and found.max_tokens == 32
     assert found.unknown_words("a red dog wearing a zzz")[0][0] == "zzz"
     image = found.sample("a red dog", None, steps=1, generator=cpu())
@@ -69,7 +69,7 @@ def test_prior_run_leaves_a_multi_view_prior() -> None:
     c2w = orbit_c2w(torch.full((2,), 0.2), torch.tensor([0.0, 1.5]), torch.full((2,), 2.0))
     views = found.sample("a red dog", c2w, steps=1, generator=cpu())
     assert views.shape == (2, 32, 32, 3) and torch.isfinite(views).all()
-    before = StableDiffusion.load(str(base() / "base"), dtype="fp32")
+    before = LatentDiffusion.load(str(base() / "base"), dtype="fp32")
     for part in ("vae", "text_encoder"):
         assert_same(dict(getattr(found, part).state_dict()), dict(getattr(before, part).state_dict()))
     old, new = before.unet.state_dict(), found.unet.state_dict()
@@ -78,7 +78,7 @@ def test_prior_run_leaves_a_multi_view_prior() -> None:
 
 @unix
 def test_new_multi_view_model_computes_what_the_2d_model_does() -> None:
-    found = StableDiffusion.load(str(base() / "base"), dtype="fp32")
+    found = LatentDiffusion.load(str(base() / "base"), dtype="fp32")
     made = multiview_model(found, CoarsePredictor(found.text_shape[1], *found.latent_shape[:2]))
     made.unet.requires_grad_(True)
     x, t = torch.randn(2, *found.latent_shape, generator=cpu()), torch.full((2,), 500)
@@ -95,7 +95,7 @@ def test_new_multi_view_model_computes_what_the_2d_model_does() -> None:
 @unix
 def test_saved_networks_are_the_averages() -> None:
     state = weights(base())
-    saved = StableDiffusion.load(str(base() / "base"), dtype="fp32").unet.state_dict()
+    saved = LatentDiffusion.load(str(base() / "base"), dtype="fp32").unet.state_dict()
     for name, value in saved.items():
         average = state[f"average./{name.replace('.', '/')}"]
         assert torch.equal(value, average.half().float()), name
@@ -146,7 +146,7 @@ def test_diffusers_reads_both_folders() -> None:
         assert unet.config.class_embed_type == embedding and vae.config.latent_channels == 8
         assert len(tokenizer) <= text.config.vocab_size and tokenizer.tokenize("A Red dog") == ["a", "red", "dog"]
         assert scheduler.config.num_train_timesteps == 1000
-        kind = StableDiffusion if embedding is None else MVDream
+        kind = LatentDiffusion if embedding is None else MVDream
         ours = kind.load(str(folder), dtype="fp32")
         assert_same(dict(unet.state_dict()), dict(ours.unet.state_dict()))
         ids = tokenizer("a red dog", return_tensors="pt", padding="max_length", max_length=32).input_ids

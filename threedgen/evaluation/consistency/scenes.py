@@ -25,8 +25,8 @@ from threedgen.geometry.images import to_uint8
 from threedgen.geometry.picture_file import extract_foreground
 from threedgen.geometry.views import Request, Views, resize
 from threedgen.guidance.prior import Prior
+from threedgen.guidance.priors.mvadapter.inputs import framed
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
-from threedgen.guidance.priors.mvadapter.pictures import framed
 from threedgen.run.arrays import evenly_spaced
 from threedgen.run.cache import digest
 from threedgen.run.seeding import generator, numpy_generator

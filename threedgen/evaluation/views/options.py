@@ -1,6 +1,6 @@
 """Config model of the evaluation of views that are sampled together. This module does not import torch."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -26,7 +26,6 @@ class EvaluateViewsConfig(RunConfig):
     steps: int = Field(50, ge=1, le=1000, description="DDIM steps")
     eta: float = Field(0.0, ge=0, le=1, description="fresh noise per step: 0 none (DDIM), 1 that of DDPM")
     guidance_scale: float = Field(9.0, ge=0, description="scale of classifier-free guidance")
-    mask: Literal["code", "paper"] = Field("code", description="form of the given view; see the task panorama")
     features: Features = Field({}, description="network whose features are compared")
     clip: str | None = Field(None, min_length=1, description="CLIP for the CLIP score, hub id or folder; null: none")
 

@@ -176,7 +176,7 @@ With few images FID is too high: compare rows of one table. Definitions: docs/mv
             return about | {"drawn": self.existing.describe()}
         return about | {
             "prior": c.prior.weights, "blocks": c.prior.blocks, "steps": c.steps, "guidance_scale": c.guidance_scale,
-            "given": bool(self.sampler and self.sampler.given), "mask": c.mask,
+            "given": bool(self.sampler and self.sampler.given),
         }  # fmt: skip
 
 

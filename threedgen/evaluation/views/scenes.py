@@ -24,9 +24,10 @@ from threedgen.evaluation.samples import kept_views
 from threedgen.geometry.cameras_file import CAMERAS_FILE, CamerasFile, read_cameras
 from threedgen.geometry.picture_file import load_image, read_depth
 from threedgen.geometry.views import Views, resize
-from threedgen.guidance.coarse_to_fine import Size
+from threedgen.guidance.options import MIN_OVERLAP
 from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.sampling import Size
 from threedgen.run.cache import digest
 from threedgen.run.seeding import generator
 from threedgen.train.task import Task
@@ -51,7 +52,6 @@ class SceneSampler:
         self.folder, self.scenes = task.folder / "views", scenes
         self.model: MVDiffusion = task.load_prior()
         self._check(first)
-        self.model.check_trained_options(mask=self.config.mask)
         self.given = self.model.extra == "mask"
         networks = self.model.networks
         base = {name: network for name, network in networks.items() if name != "multiview"}
@@ -64,10 +64,11 @@ class SceneSampler:
         return torch.from_numpy(kept_views(path, self._metadata(row, number, scene), sample))
 
     def _sample(self, row: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
-        c, model = self.config, self.model
+        c, model, p = self.config, self.model, self.config.prior
+        geometry = model.geometry(scene.views.cameras, scene.depth, p.k, p.neighbours) if row == ATTENTION else None
         return model.sample_views(
             scene.captions,
-            model.geometry(scene.views.cameras, scene.depth, c.prior) if row == ATTENTION else None,
+            geometry,
             size_of(scene),
             lambda size: (self._extra_channels(scene, size), None),
             steps=c.steps,
@@ -75,16 +76,15 @@ class SceneSampler:
             generator=generator(c.seed, number, "views of a scene"),
             on_step=on_step,
             eta=c.eta,
-            mask=c.mask,
         )
 
     def _metadata(self, row: str, number: int, scene: SceneViews) -> dict[str, str]:
         c, p = self.config, self.config.prior
-        attention = f"{p.neighbours} {p.k} {p.overlap} {p.guide_views}" if row == ATTENTION else ""
+        attention = f"{p.neighbours} {p.k} {MIN_OVERLAP} {p.guide_views}" if row == ATTENTION else ""
         sampling = f"{c.steps} {c.eta:g} {c.guidance_scale:g} {c.seed} {p.draft} {p.hold}"
         return {
             "weights": self.weights[row],
-            "how": f"{sampling} {c.mask} {p.dtype} {attention} ",
+            "how": f"{sampling} code {p.dtype} {attention} ",
             "scene": f"{number} of {self.scenes}",
             "captions": "\n".join(scene.captions),
         }
@@ -96,7 +96,7 @@ class SceneSampler:
             return depth_channels(scene.depth, *(side // model.factor for side in size))
         if model.extra == "mask":
             given = torch.arange(len(scene)) == 0
-            return model.masked_extra(resize(scene.views.images, *size), given, self.config.mask)
+            return model.masked_extra(resize(scene.views.images, *size), given)
         return None
 
     def _check(self, scene: SceneViews) -> None:

@@ -13,10 +13,9 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import within
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
-from threedgen.guidance.coarse_to_fine import NO_SYNC, ViewSync, check_image_size, total_steps
-from threedgen.guidance.priors.mvadapter.cameras import GEOMETRY_VIEWS, RAY_VIEWS, ray_maps, views
+from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, RAY_VIEWS, framed, ray_maps, views
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
-from threedgen.guidance.priors.mvadapter.pictures import framed
+from threedgen.guidance.sampling import NO_SYNC, ViewSync, check_image_size, total_steps
 from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing
 from threedgen.run.prompts import prompt_warnings

@@ -18,7 +18,7 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.mesh_file import read_mesh_file
 from threedgen.geometry.raster import box_downsample, interpolate, rasterise_views, unit
 from threedgen.geometry.submesh import Submesh
-from threedgen.guidance.priors.mvadapter.cameras import GEOMETRY_VIEWS, HALF, geometry_maps, views
+from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, HALF, geometry_maps, views
 from threedgen.run.arrays import Array
 
 from .options import SamplingConfig

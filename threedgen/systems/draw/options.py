@@ -178,7 +178,6 @@ class PanoramaConfig(Config):
     fov: float = Field(90.0, ge=10, le=150, description="field of view of a view, degrees")
     size: int = Field(512, ge=16, le=2048, description="side of a view in pixels")
     image_fov: float | None = Field(None, gt=1, le=150, description="horizontal field of view of the image, degrees")
-    mask: Literal["code", "paper"] = Field("code", description="1 marks unknown pixels (released), or known ones")
     height: int = Field(2048, ge=32, le=8192, description="pixels of panorama.png from pole to pole, before cropping")
     film: FilmConfig = FilmConfig()
 

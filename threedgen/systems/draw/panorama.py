@@ -37,8 +37,8 @@ from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.views import resize
 from threedgen.geometry.warp import apply_homography, homography, inside, pixel_grid
 from threedgen.geometry.warp import sample as sample_pixels
-from threedgen.guidance.coarse_to_fine import Size, ViewSync, total_steps
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.sampling import Size, ViewSync, total_steps
 from threedgen.run.arrays import Array
 from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import write_atomic, writing
@@ -75,7 +75,7 @@ def sample(task: Task, rig: PanoramaConfig) -> None:
     def conditions(size: Size) -> tuple[Tensor | None, None]:
         if model.extra != "mask":
             return None, None
-        return model.masked_extra(*known_views(config, rig, size[0]), rig.mask), None
+        return model.masked_extra(*known_views(config, rig, size[0])), None
 
     def synchronise(views: Tensor) -> Tensor:
         rendered = render_from_views(views.permute(0, 3, 1, 2), K, R, K, R, rig.size, rig.size)
@@ -85,7 +85,7 @@ def sample(task: Task, rig: PanoramaConfig) -> None:
         with task.track_progress("denoising", total_steps(config.steps, model.draft, config.synchronise)) as on_step:
             return model.sample_views(
                 texts,
-                model.geometry(at, None, config.prior),
+                model.geometry(at, None, config.prior.k, config.prior.neighbours),
                 (rig.size, rig.size),
                 conditions,
                 steps=config.steps,
@@ -94,7 +94,6 @@ def sample(task: Task, rig: PanoramaConfig) -> None:
                 generator=generator(config.seed, 0, "panorama"),
                 on_step=on_step,
                 eta=config.eta,
-                mask=rig.mask,
                 sync=ViewSync(config.synchronise, synchronise),
             )
 
@@ -116,7 +115,6 @@ def check_model(model: MVDiffusion, config: SampleConfig, rig: PanoramaConfig) -
     if config.image is not None and model.extra != "mask":
         problem = "these weights take text only. Use those of mvdiffusion-outpaint-toybox or -sd2"
         raise ConfigError(problem, "image", config.image)
-    model.check_trained_options(mask=rig.mask)
     model.check_size((rig.size, rig.size), ("rig.size", "rig.size"))
 
 

@@ -154,7 +154,7 @@ def resample_views(
         z = prior.coarse_latents(per_image(condition.text[0], rig.n_view), c2w)
     if z is None:
         z, strength = torch.zeros(len(rig.cameras), *prior.latent_shape, device=prior.device), 1.0
-    denoise = guided(prior.denoise, options.guidance_scale)
+    predict = guided(prior.denoise, condition, options.guidance_scale)
     init, noise = InitLatents(z, strength), fresh_noise(z, rng)
-    z = sample_latents(denoise, noise, condition, prior.schedule, options.steps, init)
+    z = sample_latents(predict, noise, prior.schedule, options.steps, init)
     return sharpen(prior.decode_latents(z), options.sharpen)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from threedgen.guidance import sdxl
+from threedgen.guidance.attention.joined import has_added_conditioning, split_text
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.meta_networks import MetaNetworks, meta_networks
 from threedgen.representations.volume.render import BACKWARD_FACTOR, sample_bytes
@@ -129,8 +129,8 @@ def unet_bytes(prior: MetaNetworks, size: int) -> float:
 
     def predict(n: int) -> object:
         labels = None if prior.unet.class_embedding is None else torch.empty(n, 16, device="meta")
-        text = torch.empty(n, TOKENS + sdxl.has_added_conditioning(prior.unet), width, device="meta")
-        words, more = sdxl.split_text(prior.unet, text, size, size)
+        text = torch.empty(n, TOKENS + has_added_conditioning(prior.unet), width, device="meta")
+        words, more = split_text(prior.unet, text, size, size)
         return prior.unet(_meta(n, c["in_channels"], side, side), _meta(n), words, class_labels=labels, **more).sample
 
     return per_image(predict)

@@ -30,12 +30,18 @@ from threedgen.config import ConfigError, registry
 from threedgen.data.srn.pairs import PairBank
 from threedgen.geometry.images import enlarge_small, grid, psnr, write_png
 from threedgen.geometry.views import Views
-from threedgen.guidance.novel_view import folder as folders
-from threedgen.guidance.novel_view.latents import LatentPairs
-from threedgen.guidance.novel_view.logsnr import add_noise, logsnr_cosine, target, x0_from_output
+from threedgen.guidance.novel_view import novel_views as folders
 from threedgen.guidance.novel_view.options import CamerasConfig, XUNetConfig
-from threedgen.guidance.novel_view.sampler import ViewModel, clipped, sample_views
-from threedgen.guidance.novel_view.xunet import XUNet
+from threedgen.guidance.novel_view.sampler import (
+    ViewModel,
+    add_noise,
+    clipped,
+    logsnr_cosine,
+    sample_views,
+    target,
+    x0_from_output,
+)
+from threedgen.guidance.novel_view.xunet import LatentPairs, XUNet
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.arrays import Array
 from threedgen.run.cache import digest

@@ -15,7 +15,7 @@ from threedgen.export.surface.blend import OBJECT_BLEND, poisson
 from threedgen.export.surface.from_views import ViewTexture, render, texture_from_views
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.raster import interpolate, rasterise_uv, rasterise_views
-from threedgen.guidance.priors.mvadapter.cameras import views
+from threedgen.guidance.priors.mvadapter.inputs import views
 from threedgen.run.arrays import Array
 
 Inpaint = Callable[[Array, Array, int], Array]

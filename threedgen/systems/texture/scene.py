@@ -26,6 +26,7 @@ from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.cameras_file import CAMERAS_FILE, write_cameras
 from threedgen.geometry.images import enlarge_small, grid, write_depth, write_mp4, write_png
+from threedgen.guidance.options import MIN_OVERLAP
 from threedgen.run.disk import writing
 from threedgen.run.progress import Count
 from threedgen.run.prompts import prompt_warnings
@@ -58,7 +59,7 @@ def texture_scene(task: Task, rig: PathConfig) -> None:
     notes = [*(size_warning(source) if source is not None else []), *notes]
     keys = choose_keys(frames, rig.key_overlap)
     key = "rig.file" if rig.scannet is None else "rig.scannet"
-    notes += check_overlap(frames, keys, config.prior.overlap, key)
+    notes += check_overlap(frames, keys, MIN_OVERLAP, key)
     for note in notes:
         logger.warning("%s", note)
     model = task.load_prior().compact()

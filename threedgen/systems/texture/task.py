@@ -32,8 +32,8 @@ from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import resize
-from threedgen.guidance.coarse_to_fine import ViewSync
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
+from threedgen.guidance.sampling import ViewSync
 from threedgen.run.arrays import Array
 from threedgen.run.disk import writing
 from threedgen.run.progress import Count

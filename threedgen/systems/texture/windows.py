@@ -22,9 +22,9 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_uint8, write_png
 from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.views import resize
-from threedgen.guidance.coarse_to_fine import NO_SYNC, Size, ViewSync, total_steps
 from threedgen.guidance.priors.mvdiffusion.inputs import depth_channels, given_condition
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
+from threedgen.guidance.sampling import NO_SYNC, Size, ViewSync, total_steps
 from threedgen.run.arrays import Array
 from threedgen.run.disk import write_atomic, writing
 from threedgen.run.interrupts import Interrupts
@@ -159,7 +159,7 @@ class WindowSampler:
 
         return model.sample_views(
             [self.frames.prompts[n] for n in numbers],
-            model.geometry(cameras, depth, config.prior),
+            model.geometry(cameras, depth),
             (cameras.height, cameras.width),
             conditions,
             config.steps,

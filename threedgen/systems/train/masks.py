@@ -11,13 +11,11 @@ from torch import Tensor
 from threedgen.data.bank import Captioned, LatentBank
 from threedgen.data.scene_views import SceneSource
 from threedgen.geometry.views import resize
-from threedgen.guidance.priors.mvdiffusion.inputs import Convention, mask_channels, masked_images
+from threedgen.guidance.priors.mvdiffusion.inputs import mask_channels, masked_images
 from threedgen.run.arrays import Array
 
 Hole = Callable[[np.random.Generator, int], Array]
 """Function (rng, size) -> hole (size, size), bool: True where the image is unknown."""
-MASK: Convention = "code"
-"""Value of the mask and of masked pixels, as in the released weights."""
 WHOLE = 0.25
 """Probability that an image is unknown as a whole (`painted`) or known as a whole (`around_a_photo`)."""
 
@@ -67,7 +65,7 @@ class MaskedViews:
         return len(self.source) * self.views_per_scene
 
     def describe(self) -> str:
-        kind = f"{self.views_per_scene} views of a scene, {self.hole.__name__}, {MASK}"
+        kind = f"{self.views_per_scene} views of a scene, {self.hole.__name__}, code"
         return f"masked views, seed {self.seed}, {kind}, of {self.source.describe()}"
 
     def sample_hole(self, index: int, size: int) -> Array:
@@ -83,7 +81,7 @@ class MaskedViews:
             view = index % self.views_per_scene
             image = resize(scene.views.images[view, None], size, size)
             known = torch.from_numpy(~self.sample_hole(index, size))
-            rgb[place] = torch.cat([image, masked_images(image, known[None], MASK)])
+            rgb[place] = torch.cat([image, masked_images(image, known[None])])
             captions.append(scene.captions[view])
         poses = np.broadcast_to(np.eye(4, dtype=np.float32), (2 * len(indices), 4, 4))
         return Captioned(rgb.reshape(-1, size, size, 3), captions, poses)
@@ -108,4 +106,4 @@ class MaskBank(LatentBank):
         """Return mask and known latents (n, 1 + C, h, w) of n images. A latent is known if all its pixels are known."""
         known = self.latents(chosen)[:, 1]
         holes = torch.from_numpy(np.stack([self.views.sample_hole(int(i), self.size) for i in chosen]))
-        return mask_channels(known, ~holes, MASK)
+        return mask_channels(known, ~holes)

@@ -22,13 +22,12 @@ from threedgen.config import registry
 from threedgen.config.errors import ConfigError, called
 from threedgen.data.bank import LatentBank, choose_by_share, sample_entries
 from threedgen.data.object_views import ObjectViews
-from threedgen.guidance.choices import Layout
-from threedgen.guidance.coarse_to_fine import REFINE_STRENGTH, check_half_size, check_image_size
-from threedgen.guidance.priors.mvadapter.form import Form
+from threedgen.guidance.options import Layout
+from threedgen.guidance.priors.mvadapter.inputs import GREY
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
-from threedgen.guidance.priors.mvadapter.network import AdaptedUNet
-from threedgen.guidance.priors.mvadapter.pictures import GREY
+from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, Form
 from threedgen.guidance.priors.mvadapter.weights import load_adapter, save_adapter
+from threedgen.guidance.sampling import REFINE_STRENGTH, check_half_size, check_image_size
 from threedgen.guidance.weights.loading import identify
 from threedgen.guidance.weights.plugins import locate
 from threedgen.run.arrays import Array
@@ -193,7 +192,7 @@ def new_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> A
 def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> AdaptedUNet:
     """Load the adapter that the config starts from; `form` may differ from that of its file. Raises ConfigError."""
     file = locate("adapter", str(config.adapter))
-    network = load_adapter(file, model.unet, model.factor, **asdict(form)).network
+    network = load_adapter(file, model.unet, model.factor, **asdict(form))
     downscale = network.guider and network.guider.downscale_factor
     for name, found, wanted in (
         ("branches", sorted(network.branches), sorted(config.branches)),

@@ -24,15 +24,21 @@ from threedgen.config import registry
 from threedgen.config.errors import ConfigError, keyed
 from threedgen.data.bank import SceneBank, available_entries, choose_by_share, sample_entries
 from threedgen.data.scene_views import SceneSource
-from threedgen.guidance.coarse_to_fine import REFINE_STRENGTH, Size, check_half_size, check_image_size
 from threedgen.guidance.losses.lora import ATTENTION, CONVOLUTIONS, LoRA
-from threedgen.guidance.options import MVDiffusionConfig
-from threedgen.guidance.priors.mvdiffusion.difference import difference, load_difference, widened
 from threedgen.guidance.priors.mvdiffusion.geometry import Geometry, Scenes
 from threedgen.guidance.priors.mvdiffusion.inputs import Extra, depth_channels, given_condition
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.guidance.priors.mvdiffusion.unet import Kind, MultiviewUNet
-from threedgen.guidance.priors.mvdiffusion.weights import difference_in, load_blocks, save_blocks, with_difference
+from threedgen.guidance.priors.mvdiffusion.weights import (
+    difference,
+    difference_in,
+    load_blocks,
+    load_difference,
+    save_blocks,
+    widened,
+    with_difference,
+)
+from threedgen.guidance.sampling import REFINE_STRENGTH, Size, check_half_size, check_image_size
 from threedgen.guidance.weights.files import read_tensors, sha256
 from threedgen.guidance.weights.loading import identify
 from threedgen.guidance.weights.plugins import locate
@@ -43,18 +49,12 @@ from threedgen.train.status import Status
 from threedgen.train.task import Task, run_task
 
 from .denoising import Batch, DenoisingSystem, Sheet
-from .masks import MASK, Hole, MaskBank, MaskedViews, around_a_photo, painted
+from .masks import Hole, MaskBank, MaskedViews, around_a_photo, painted
 from .options import SingleViewConfig, TrainMVDiffusionConfig, Variant, ViewsConfig
 
 RESULT = "blocks.safetensors"
-PRIOR = MVDiffusionConfig()
-"""Defaults of the prior's options: they decide which pixels of different views correspond in the training."""
-SAVED: dict[Variant, dict[str, object]] = {
-    "panorama": {"k": PRIOR.k, "neighbours": PRIOR.neighbours},
-    "outpaint": {"k": PRIOR.k, "neighbours": PRIOR.neighbours, "mask": MASK},
-    "depth": {"overlap": PRIOR.overlap},
-}
-"""Metadata of the blocks; sampling with other values gives a warning."""
+SAVED: dict[str, object] = {"k": 3, "neighbours": "ring"}
+"""Correspondence between panorama views, the metadata of their blocks; sampling with other values gives a warning."""
 EXTRA: dict[Variant, Extra] = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}
 """Input that the 2D model of each variant takes beside the noisy latents."""
 KEPT_GEOMETRIES = 64
@@ -211,16 +211,17 @@ class ViewsSystem(MVDiffusionSystem):
 
     def _unknown_view(self, size: Size) -> Tensor:
         """Return mask and known latents (1 + C, h, w) of a view of which every pixel is unknown."""
-        return self.model.masked_extra(torch.zeros(1, *size, 3), torch.zeros(1, dtype=torch.bool), MASK)[0].cpu()
+        return self.model.masked_extra(torch.zeros(1, *size, 3), torch.zeros(1, dtype=torch.bool))[0].cpu()
 
     def _geometry(self, scene: int) -> Geometry:
         """Return the matches between the pixels of a scene's views; those of scene 0 hold for all panoramas."""
         depth = self.bank.depth([scene])[0] if self.bank.has_depth else None
-        return self.model.geometry(self.bank.cameras(scene), depth, PRIOR)
+        return self.model.geometry(self.bank.cameras(scene), depth)
 
     def save(self, folder: Path) -> None:
         assert self.model.multiview is not None
-        save_blocks(folder / RESULT, self.model.multiview, self.difference, SAVED[self.config.variant])
+        options = {} if self.config.variant == "depth" else SAVED
+        save_blocks(folder / RESULT, self.model.multiview, self.difference, options)
 
     def sample_sheet(self) -> Sheet:
         """Return rows with the true views of training scenes, each above a row of samples."""

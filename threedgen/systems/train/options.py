@@ -11,7 +11,7 @@ from threedgen.config import Config, Scheduled
 from threedgen.config.errors import called
 from threedgen.config.registry import Component
 from threedgen.config.sections import BETAS, CheckpointConfig, RunConfig, TrainerConfig
-from threedgen.guidance.choices import Arrangement, Control, Timestep
+from threedgen.guidance.options import Arrangement, Control, Timestep
 from threedgen.guidance.weights import loading, plugins
 from threedgen.systems.draw.options import check_ring
 

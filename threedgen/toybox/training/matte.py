@@ -21,7 +21,6 @@ from threedgen.data.bank import BLOCK, encode, sample_entries
 from threedgen.geometry.images import to_uint8
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
-from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.run.arrays import Array
 from threedgen.run.cache import BlockCache, digest
 from threedgen.run.disk import writing
@@ -131,7 +130,7 @@ def evaluate(net: Matte, images: MatteImages, count: int) -> dict[str, float]:
 def train(task: Task) -> Status:
     """Train the matte network, save it, and evaluate it on held-out images."""
     config: TrainMatteConfig = task.config
-    prior = StableDiffusion.load(config.autoencoder, image_size=config.network.size)
+    prior = LatentDiffusion.load(config.autoencoder, image_size=config.network.size)
     with writing(task.folder):
         images = MatteImages(task.folder / "pictures", prior, config.training.pictures, config)
     system = MatteSystem(config, images)

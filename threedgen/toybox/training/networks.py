@@ -13,9 +13,8 @@ from threedgen.config.errors import ConfigError
 from threedgen.guidance.attention.joined import CAMERA_DIM, WORLD_ROTARY, unet_from_config
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
-from threedgen.guidance.priors.mvdiffusion.difference import widened
+from threedgen.guidance.priors.mvdiffusion.weights import widened
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.priors.stable_diffusion import StableDiffusion
 from threedgen.guidance.schedule import Schedule
 
 from .options import GROUPS
@@ -38,7 +37,7 @@ def base_model(
     text_encoder: CLIPTextModel,
     tokenizer: PreTrainedTokenizerFast,
     image_size: int,
-) -> StableDiffusion:
+) -> LatentDiffusion:
     """Build a 2D model of an untrained UNet, and of a trained autoencoder and text encoder.
 
     The time embedding includes the pooled caption, and scales and shifts features. The model predicts v, which weights
@@ -64,7 +63,7 @@ def base_model(
         norm_num_groups=GROUPS,
         use_linear_projection=True,
     )
-    return StableDiffusion(unet, vae, text_encoder, tokenizer, Schedule.linear(prediction="v_prediction"))
+    return LatentDiffusion(unet, vae, text_encoder, tokenizer, Schedule.linear(prediction="v_prediction"))
 
 
 def multiview_model(

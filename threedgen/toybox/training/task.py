@@ -24,10 +24,9 @@ from threedgen.data.assets.shards import Shards
 from threedgen.data.assets.source import AssetViews, CaptionedImages, split
 from threedgen.data.bank import LatentBank, Source
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.coarse_to_fine import REFINE_STRENGTH
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.guidance.priors.stable_diffusion import StableDiffusion
+from threedgen.guidance.sampling import REFINE_STRENGTH
 from threedgen.guidance.weights.loading import identify
 from threedgen.run.disk import writing
 from threedgen.run.folder import user_path
@@ -56,10 +55,10 @@ def train_base(task: Task) -> Status:
     return task.train(PriorSystem(config, prior, *banks(task, prior, "latents", source)), metrics=("loss_2d",))
 
 
-def load_start(task: Task, start: str, image_size: int | None = None) -> StableDiffusion:
+def load_start(task: Task, start: str, image_size: int | None = None) -> LatentDiffusion:
     """Load the model `start` that a training starts from. Its UNet gets more channels if the config has `widen`."""
     config: TrainBaseConfig | TrainPriorConfig = task.config
-    prior = StableDiffusion.load(start, image_size=image_size)
+    prior = LatentDiffusion.load(start, image_size=image_size)
     task.name_weights({"start": identify(start)})
     if config.widen is not None:
         prior.unet = widen(prior.unet, config.widen, generator(config.seed, 0, "wider"))
@@ -91,7 +90,7 @@ def bank(task: Task, name: str, source: Source, vae: AutoencoderKL, size: int) -
         return LatentBank(task.folder / name, source, vae, size, count)
 
 
-def train_networks(task: Task, source: Source) -> StableDiffusion:
+def train_networks(task: Task, source: Source) -> LatentDiffusion:
     """Train autoencoder, decoder and text encoder, and add an untrained UNet. Finished stages are loaded."""
     config: TrainBaseConfig = task.config
     seed, bf16 = config.seed, config.training.bf16
@@ -197,7 +196,7 @@ def train_own(task: Task) -> Status:
 def load_own_start(config: TrainOwnPriorConfig) -> MVDream:
     """Load the prior to train; a 2D model gets a camera branch without effect on the output. Raises ConfigError."""
     with called("prior.weights"):
-        prior: StableDiffusion = load_prior(StableDiffusion, config.prior, device(config.trainer.accelerator))
+        prior: LatentDiffusion = load_prior(LatentDiffusion, config.prior, device(config.trainer.accelerator))
     if prior.unet.class_embedding is None:
         seed_networks(config.seed, "camera")
     parts = with_camera(prior.unet), prior.vae, prior.text_encoder, prior.tokenizer, prior.schedule, prior.coarse

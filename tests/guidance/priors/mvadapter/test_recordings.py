@@ -18,7 +18,7 @@ from threedgen.geometry.poses import orbit_c2w, world_to_camera
 from threedgen.guidance.attention.decoupled import DecoupledAttnProcessor
 from threedgen.guidance.attention.joined import MultiviewAttnProcessor
 from threedgen.guidance.guidance import Reference, combine
-from threedgen.guidance.priors.mvadapter.cameras import ray_maps
+from threedgen.guidance.priors.mvadapter.inputs import ray_maps
 from threedgen.guidance.priors.mvadapter.weights import convert_adapter
 from threedgen.guidance.sampling import ddim_step
 from threedgen.guidance.schedule import Schedule
@@ -138,7 +138,7 @@ def test_network_and_ddim_steps_match_recording(path: Path) -> None:
     sizes = {name: value for name, value in o.items() if name in known}
     unet = UNet2DConditionModel(**sizes, down_block_types=o["down"], up_block_types=o["up"])
     unet.load_state_dict({name: tensor for name, tensor in weights.items() if ".processor." not in name})
-    network = convert_adapter(weights | recording.under("w:cond_encoder:"), unet, layout=o["processor"]).network
+    network = convert_adapter(weights | recording.under("w:cond_encoder:"), unet, layout=o["processor"])
     n_view, text = o["num_views"], [inputs["negative_prompt_embeds"], inputs["prompt_embeds"]]
 
     ref_features = network.reference_features(inputs["ref_latents"], text[1])

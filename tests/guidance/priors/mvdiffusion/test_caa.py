@@ -103,13 +103,11 @@ def test_frequencies_of_both_encodings() -> None:
     assert capped[0] == 0.25 and capped[-1] == 64
 
 
-def test_depth_encoding_needs_even_token_count_unless_capped() -> None:
+def test_capped_depth_encoding_takes_odd_token_count() -> None:
     x = torch.rand(3, 1, 1)
     out = PositionalEncoding(32, 1, "capped")(x)
     assert out.shape == (3, 1, 32)
     torch.testing.assert_close(out[..., :16].square() + out[..., 16:].square(), torch.ones(3, 1, 16))
-    with pytest.raises(ValueError):
-        PositionalEncoding(32, 1)(x)
 
 
 def test_block_refuses_width_that_is_no_multiple_of_head() -> None:

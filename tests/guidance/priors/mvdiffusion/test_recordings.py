@@ -173,7 +173,7 @@ def test_image_encoding_matches_recording(path: Path) -> None:
 def test_panorama_network_matches_recording(path: Path, prefix: str) -> None:
     weights, rest, meta = read(path)
     weights = {prefix + name: tensor for name, tensor in weights.items()}
-    network = convert_released(weights, UNet2DConditionModel(**meta["unet"])).network
+    network = convert_released(weights, UNet2DConditionModel(**meta["unet"]))
     assert network.kind == "panorama" and not network.has_condition
     x, t, text = (rest[name].flatten(0, 1) for name in ("latents", "timestep", "prompt_embd"))
     out = network(x, t, text, panoramas(rest, (8 * x.shape[-2], 8 * x.shape[-1])))
@@ -189,7 +189,7 @@ def test_panorama_network_matches_recording(path: Path, prefix: str) -> None:
 @recorded("depth_mv_unet")
 def test_depth_network_matches_recording(path: Path) -> None:
     weights, rest, meta = read(path)
-    network = convert_released(weights, UNet2DConditionModel(**meta["unet"])).network
+    network = convert_released(weights, UNet2DConditionModel(**meta["unet"]))
     assert network.kind == "depth" and network.has_condition
     given = [rest[name].flatten(0, 1) for name in ("latents", "timestep", "prompt_embd")]
     geometry = depths(rest)

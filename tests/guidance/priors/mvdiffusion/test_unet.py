@@ -9,7 +9,6 @@ from torch import Tensor
 
 from tests.support.errors import refused
 from tests.support.tiny_mvdiffusion import awaken, inputs, ring, tiny_base, wall
-from threedgen.guidance.priors.mvdiffusion import parts
 from threedgen.guidance.priors.mvdiffusion.geometry import Scenes
 from threedgen.guidance.priors.mvdiffusion.unet import Kind, MultiviewUNet
 from threedgen.guidance.priors.mvdiffusion.weights import convert_released, save_blocks
@@ -93,27 +92,6 @@ def test_gradients_reach_only_new_blocks(kind: Kind, levels: dict[str, Any]) -> 
     assert [name for name, p in new.items() if p.grad is None or not p.grad.any()] == []
 
 
-def test_network_refuses_wrong_batch_and_condition_without_branch() -> None:
-    network = MultiviewUNet(tiny_base())
-    with refused(None, 8, 3, kind=ValueError):
-        network(*inputs(8), ring(3))
-    with pytest.raises(ValueError):
-        network(*inputs(3, size=(4, 6)), wall(), condition(3, 0))
-
-
-def test_batch_in_parts_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    network, batch = awaken(MultiviewUNet(tiny_base())).eval(), inputs(16)
-    sizes: list[int] = []
-    network.unet.mid_block.resnets[0].norm1.register_forward_hook(lambda _m, args, _out: sizes.append(len(args[0])))
-    with torch.no_grad():
-        whole = network(*batch, ring())
-        monkeypatch.setitem(parts.PART, "cpu", 32 * 4 * 4 * 3)
-        torch.testing.assert_close(network(*batch, ring()), whole)
-    assert sizes == [16, 3, 3, 3, 3, 3, 1]
-    assert "forward" not in vars(network.unet.mid_block.resnets[0])
-    assert network(*batch, ring()).shape == whole.shape and sizes[-1] == 16, "one part with gradients"
-
-
 @pytest.fixture(scope="module")
 def network() -> MultiviewUNet:
     return awaken(MultiviewUNet(tiny_base(), "depth", condition=True)).eval()
@@ -129,21 +107,20 @@ def test_released_checkpoint_is_converted(network: MultiviewUNet, tmp_path: Path
     file = tmp_path / "depth.ckpt"
     torch.save({"state_dict": released(network), "epoch": 4, "optimizer_states": [{"lr": 1e-4}]}, file)
     loaded = convert_released(read_tensors(file), tiny_base())
-    assert loaded.ignored_parts == {"text_encoder": 1, "vae": 2}
     batch = inputs(3, size=(4, 6))
-    torch.testing.assert_close(loaded.network(*batch, wall()), network(*batch, wall()))
+    torch.testing.assert_close(loaded(*batch, wall()), network(*batch, wall()))
 
 
 def test_checkpoint_without_base_unet_uses_given_base(network: MultiviewUNet) -> None:
     weights = {name: tensor for name, tensor in released(network).items() if ".unet." not in name}
     loaded = convert_released(weights, tiny_base())
-    assert not loaded.network.training
-    torch.testing.assert_close(loaded.network.state_dict(), network.state_dict())
+    assert not loaded.training
+    torch.testing.assert_close(loaded.state_dict(), network.state_dict())
 
 
 def test_encoding_is_recognised_by_frequencies() -> None:
     capped = MultiviewUNet(tiny_base(), encoding="capped")
-    found = convert_released(released(capped), tiny_base()).network
+    found = convert_released(released(capped), tiny_base())
     assert torch.equal(found.cp_blocks_mid.pe.freq_bands, capped.cp_blocks_mid.pe.freq_bands)
     assert found.kind == "panorama"
 
@@ -152,7 +129,7 @@ def test_frequencies_beyond_float16_are_saved_exactly(tmp_path: Path) -> None:
     wide = MultiviewUNet(tiny_base(block_out_channels=(64, 64)), "depth")  # up to 2^31
     save_blocks(tmp_path / "blocks.safetensors", wide, None)
     weights = read_tensors(tmp_path / "blocks.safetensors")
-    found = convert_released(weights, tiny_base(block_out_channels=(64, 64))).network
+    found = convert_released(weights, tiny_base(block_out_channels=(64, 64)))
     assert found.encoding == "reference"
     assert torch.equal(found.cp_blocks_mid.attn1.pe.freq_bands, wide.cp_blocks_mid.attn1.pe.freq_bands)
 

@@ -1,10 +1,9 @@
-"""Cameras and camera inputs of MV-Adapter, in the coordinates of its training.
+"""Inputs of MV-Adapter as in its training: cameras, maps of rays and of mesh geometry, reference images.
 
-In our world z is up and the front of an object faces +x. In MV-Adapter's world z is up and the front faces -y: it is
-our world rotated by -90 degrees around z. In both, azimuth 0 is the front and azimuth increases counter-clockwise seen
-from above. The released adapters have orthographic cameras at distance 1.8 that show 0.55 units on each side of the
-centre; meshes fit into the cube [-0.5, 0.5]^3. Our own adapters may have perspective cameras, which show the same
-extent at the front plane of that cube.
+In our world z is up and the front of an object faces +x; MV-Adapter's is our world rotated by -90 degrees around z. In
+both, azimuth 0 is the front. The released adapters have orthographic cameras at distance 1.8 that show 0.55 units on
+each side of the centre; meshes fit into the cube [-0.5, 0.5]^3. Our own adapters may have perspective cameras, which
+show the same extent at the front plane of that cube.
 """
 
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from torch.nn.functional import normalize
 
 from threedgen.geometry.cameras import Cameras, Projection, geometry_control, plucker_rays, ray_control, view_rays
 from threedgen.geometry.poses import orbit_c2w, unit_vector
+from threedgen.geometry.views import resize
 
 DISTANCE, HALF_HEIGHT, HALF = 1.8, 0.55, 0.5
 """Camera distance, half of the image side, and largest coordinate of a mesh, all in world units."""
@@ -28,21 +28,18 @@ RAISED = (0.0, 30.0)
 TOLERANCE = 3.0
 """Largest angle in degrees between a camera and a training view at which the camera counts as trained."""
 
+SHARE, GREY = 0.9, 0.5
+"""Fraction of a reference image that the object's longer side fills, and grey level of the background."""
+
 
 def views(angles: Sequence[tuple[float, float]], height: int, width: int, fov: float = 0.0) -> Cameras:
-    """Return B cameras around a mesh at the origin of our world.
-
-    Args:
-        angles: B pairs (elevation, azimuth) in degrees.
-        height, width: image size in pixels.
-        fov: field of view of a square image in degrees; 0: orthographic.
-    """
+    """Return B cameras around a mesh at the origin at `angles`, B pairs (elevation, azimuth) in degrees."""
     elevation, azimuth = torch.tensor(angles, dtype=torch.float64).deg2rad().T
     return towards_middle(orbit_c2w(elevation, azimuth, torch.full_like(azimuth, DISTANCE)), height, width, fov)
 
 
 def towards_middle(c2w: Tensor, height: int, width: int, fov: float = 0.0) -> Cameras:
-    """Return cameras with the viewing directions of given poses that show a whole mesh at the origin of our world.
+    """Return cameras with the viewing directions of given poses that show a whole mesh at the origin.
 
     Args:
         c2w: camera-to-world poses (B, 4, 4), OpenGL axes. Perspective cameras are moved to the distance for `fov`.
@@ -59,7 +56,6 @@ def towards_middle(c2w: Tensor, height: int, width: int, fov: float = 0.0) -> Ca
 
 
 def to_adapter_world(vectors: Tensor) -> Tensor:
-    """Convert points or directions (..., 3) from our world to MV-Adapter's world: (x, y, z) becomes (y, -x, z)."""
     x, y, z = vectors.unbind(-1)
     return torch.stack([y, -x, z], dim=-1)
 
@@ -101,3 +97,20 @@ def untrained(c2w: Tensor, trained: Sequence[tuple[float, float]] = RAY_VIEWS, a
         degrees = direction[:, 2].asin().rad2deg()
         inside |= (degrees > RAISED[0] - TOLERANCE) & (degrees < RAISED[1] + TOLERANCE)
     return (~inside).nonzero().flatten().tolist()
+
+
+def framed(cut: Tensor, height: int, width: int) -> Tensor:
+    """Scale and centre a cut-out object, RGBA (h, w, 4) in [0, 1], on a grey image (height, width, 3) in [0, 1]."""
+    rows, columns = (cut[..., 3] > 0).nonzero(as_tuple=True)
+    (top, bottom), (left, right) = ((max(0, int(at.min()) - 1), int(at.max()) + 2) for at in (rows, columns))
+    part = cut[top:bottom, left:right]
+    part = torch.cat([part[..., :3] * part[..., 3:], part[..., 3:]], dim=-1)  # transparent colours do not bleed
+    scale = SHARE * min(height / part.shape[0], width / part.shape[1])
+    sides = [max(1, round(scale * side)) for side in part.shape[:2]]
+    colour, opaque = (
+        resize(channels[None], *sides)[0] for channels in (part[..., :3], part[..., 3:].expand(-1, -1, 3))
+    )
+    image = torch.full((height, width, 3), GREY)
+    y, x = (height - sides[0]) // 2, (width - sides[1]) // 2
+    image[y : y + sides[0], x : x + sides[1]] = (colour + (1 - opaque) * GREY).clamp(0, 1)
+    return image
