@@ -112,10 +112,8 @@ class Transformer(nn.Module):
 class PanoramaBlock(nn.Module):
     """Correspondence-aware attention between the feature maps of the views of a panorama.
 
-    Attributes:
-        by_token: whether small feature maps on a CPU are processed by `by_token.py`.
-        checkpointing: whether the other implementation recomputes activations in the backward pass.
-        chunk: elements of keys per chunk; None: the value of `CHUNK` for the device.
+    `by_token`: whether small feature maps on a CPU are processed by `by_token.py`. The other implementation recomputes
+    activations in the backward pass.
     """
 
     relation_dim = 2
@@ -126,8 +124,7 @@ class PanoramaBlock(nn.Module):
             raise ValueError(f"the channels should be a multiple of {HEAD} (got {dim})")
         self.transformer = Transformer(dim)
         self.pe = PositionalEncoding(dim, self.relation_dim, encoding)
-        self.by_token = self.checkpointing = True
-        self.chunk: int | None = None
+        self.by_token = True
 
     def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
         """Transform features (B F, d, h, w) of B scenes with F = `n_view` views to features of the same shape.
@@ -178,10 +175,10 @@ class PanoramaBlock(nn.Module):
 
     def _size(self, x: Tensor, count: int) -> int:
         """Return the number of tokens per chunk if each has `count` keys. It is even, so that no pair is split."""
-        return max(2, (self.chunk or CHUNK.get(x.device.type, CHUNK["cpu"])) // (count * x.shape[1]) // 2 * 2)
+        return max(2, CHUNK.get(x.device.type, CHUNK["cpu"]) // (count * x.shape[1]) // 2 * 2)
 
     def _saving(self, function: Callable[..., Tensor], *args: object) -> Tensor:
-        if torch.is_grad_enabled() and self.checkpointing:
+        if torch.is_grad_enabled():
             return cast(Tensor, checkpoint(function, *args, use_reentrant=False))
         return function(*args)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from tests.support.errors import refused
 from tests.support.tiny_mvdiffusion import awaken, ring, wall
 from threedgen.geometry.warp import sample
+from threedgen.guidance.priors.mvdiffusion import caa
 from threedgen.guidance.priors.mvdiffusion.caa import DepthBlock, PanoramaBlock, PositionalEncoding, frequencies
 
 CPU = torch.device("cpu")
@@ -28,13 +29,14 @@ def test_untrained_blocks_are_identity() -> None:
     assert torch.equal(DepthBlock(64, "capped")(x, wall().keys(4, 6, CPU), 3), x)
 
 
-def test_chunks_and_checkpointing_change_nothing() -> None:
+def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = features(3, 64, (4, 6)).requires_grad_()
     keys = wall().keys(4, 6, CPU)
     block = awaken(DepthBlock(64))
     block.attn1.by_token = False
     results = []
-    for block.attn1.chunk, block.attn1.checkpointing in ((None, False), (1, True), (64 * 9, False)):
+    for chunk in (caa.CHUNK["cpu"], 1, 64 * 9):
+        monkeypatch.setitem(caa.CHUNK, "cpu", chunk)
         results.append(output_and_gradients(block, x, keys, 3))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-3, atol=1e-5)
