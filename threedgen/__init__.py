@@ -1,8 +1,6 @@
-"""Text to 3D by optimisation. Diffusion prior, distillation loss and 3D representation can be combined freely.
+"""Text to 3D by optimisation, with any combination of diffusion prior, distillation loss and 3D representation.
 
-import threedgen
-run = threedgen.generate(prompt="a red penguin", out="penguin")
-print(run.folder)
+`threedgen.generate(prompt="a red penguin")` returns the finished run. Its `folder` has the video and the mesh.
 """
 
 import importlib.util
@@ -27,16 +25,13 @@ if not os.environ.get("NUMBA_CACHE_DIR") and not _writable:
 
 __version__ = "0.1.0"
 INTERFACE_VERSION = 1
-"""Version of the interfaces that plug-ins use. It increases when an interface changes incompatibly."""
+"""Version of the interfaces for plug-ins. It increases with each incompatible change."""
 
 _HERE = Path(__file__).resolve().parent
 
 
 def _bridge(name: str) -> None:
-    """Import the top-level folder `name` of a checkout as `threedgen.name`, the name that setup.py installs it under.
-
-    Does nothing in an installed package, which already contains the folder.
-    """
+    """Import the folder `name` beside this package in a checkout as `threedgen.name`. Installed packages contain it."""
     init = _HERE.parent / name / "__init__.py"
     if (_HERE / name).is_dir() or not (_HERE.parent / "launch.py").is_file() or not init.is_file():
         return
@@ -64,7 +59,7 @@ def generate(prompt: str, config: str = "mvdream-toybox", quiet: bool = False, *
             `**{"trainer.max_steps": 100}`.
 
     Returns:
-        The finished run, with its `folder`. A notebook displays it.
+        The finished run, whose `folder` has the result files. A notebook displays the run.
 
     Raises:
         threedgen.config.ConfigError: for a mistake in the arguments.

@@ -1,7 +1,6 @@
-"""Command line: parse the arguments, load and check the config, call the function of its task.
+"""Command line: parse the arguments, load and check the config, and call the function of the config's task.
 
-Imports no torch: errors, --help, --list and --print-config answer at once, and the first line of a run is printed
-before the slow imports.
+This module imports no torch, so that errors, --help, --list and --print-config are shown at once.
 """
 
 import argparse
@@ -27,12 +26,12 @@ HAVE_SHORT_FORMS = ("--config", "--help", "--quiet")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
-"""Exit codes; those of expected errors are in `config.errors`."""
+"""Exit codes. Subclasses of `config.errors.ExpectedError` define the exit codes of expected errors."""
 
 
 @dataclass
 class Command:
-    """Parsed command line: flags with their values ("" if they take none), and `key=value` overrides."""
+    """Parsed command line: flags with their values ("" for a flag without a value), and the `key=value` overrides."""
 
     flags: dict[str, str] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
@@ -48,7 +47,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(words: list[str]) -> Command:
-    """Parse arguments into flags and `key=value` overrides. Raises ConfigError."""
+    """Parse command-line arguments. Raises ConfigError for unknown, contradictory and invalid arguments."""
     parser, names = _Parser(add_help=False, allow_abbrev=False), [flag.split()[0] for flag in help.FLAGS]
     for flag, name in zip(help.FLAGS, names, strict=True):
         _, _, value = flag.partition(" ")
@@ -87,10 +86,8 @@ def _override(word: str) -> str:
 
 
 def load_plugins(command: Command) -> None:
-    """Import the plug-ins that --plugin names, and those in the file that --config names unless it is from a run.
-
-    With --resume only the plug-ins of --plugin are imported.
-    """
+    """Import the plug-ins of the flag --plugin, and those that the config of the flag --config lists under `plugins`.
+    If that config is the config.yaml of a run, its list is not imported and a warning is logged."""
     if plugins.FLAG in command.flags:
         plugins.load(command.flags[plugins.FLAG])
     if "--config" not in command.flags:
@@ -120,11 +117,10 @@ def answer(command: Command) -> str | None:
 
 
 def dry_run(checked: Any, name: str) -> int:
-    """Print the plan of a run. If weights are missing, the error is raised after the plan is printed.
+    """Print what a run with the config `checked` would do, and return the exit code OK.
 
-    Args:
-        checked: the config.
-        name: name of the config, which is part of the name of the run folder.
+    The run folder is named after `name`, the name of the config. If weights are missing, AbsentWeights is raised after
+    the plan is printed.
     """
     absent: AbsentWeights | None = None
     try:
@@ -141,7 +137,8 @@ def dry_run(checked: Any, name: str) -> int:
 
 
 def run(command: Command) -> int:
-    """Check the config and its requirements, choose the run folder, then import and run the task; return exit code."""
+    """Load and check the config of a command, open the run folder, import and run the task, and return its exit
+    code."""
     try:
         os.getcwd()
     except OSError as error:
@@ -172,7 +169,7 @@ def run(command: Command) -> int:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line and return its exit code; print a traceback only for bugs. `words` replaces sys.argv[1:]."""
+    """Run the command line and return its exit code. `words` replaces sys.argv[1:]. Only bugs print a traceback."""
     try:
         command = parse(sys.argv[1:] if words is None else words)
         with log_to_stderr(command.flags.get("--log-level", "info")):

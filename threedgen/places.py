@@ -1,4 +1,4 @@
-"""Find folders of the project, in a checkout and in an installed package."""
+"""Paths of the project's folders, in a checkout and in an installed package."""
 
 from pathlib import Path
 
@@ -6,9 +6,7 @@ _HERE = Path(__file__).resolve().parent
 
 
 def folder(name: str) -> Path:
-    """Return the path of a project folder such as `configs`.
-
-    An installed package contains the folder; in a checkout it lies beside the package.
-    """
+    """Return the path of a project folder such as `configs`: inside the installed package, or beside it in a
+    checkout."""
     inside = _HERE / name
     return inside if inside.is_dir() else _HERE.parent / name

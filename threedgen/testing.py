@@ -1,11 +1,9 @@
-"""Tools for the tests of plug-ins: a tiny prior, and checks that a representation, loss or prior follows its interface.
-
-    from threedgen.testing import check_representation
+"""Checks that a plug-in's representation, loss or prior follows its interface, and a tiny prior for tests.
 
     def test_mine():
-        check_representation(lambda generator: Mine(MineConfig(), generator))
+        threedgen.testing.check_representation(lambda generator: Mine(MineConfig(), generator))
 
-A failed check raises AssertionError. The interface has the version `threedgen.INTERFACE_VERSION`.
+A failed check raises AssertionError. `threedgen.INTERFACE_VERSION` is the version of the interfaces.
 """
 
 import math
@@ -32,25 +30,25 @@ from threedgen.representations.shading import Material
 from threedgen.representations.volume.render import render
 
 SIZE, N_VIEW = 16, 2
-"""Height and width of the test images in pixels, and number of views."""
+"""Height and width of the test images in pixels, and number of test cameras."""
 CAMERAS = orbit(N_VIEW, 0.3, 2.6, math.radians(40), SIZE, SIZE)
 
 
 def seeded(seed: int) -> torch.Generator:
-    """Return a CPU generator with the given seed."""
     return torch.Generator().manual_seed(seed)
 
 
 def check_representation(
     build: Callable[[torch.Generator], Representation], steps: int = 6, radius: float = 1.0
 ) -> None:
-    """Check groups, renders, gradients and own losses of a representation, and that its training resumes exactly.
+    """Check parameter groups, renders, gradients and regularisers of a representation, and that training resumes
+    exactly.
 
     Args:
         build: creates the representation from a CPU generator. Equal seeds must give equal parameters.
-        steps: number of training steps; the run is resumed after half of them. It should be a few steps more than the
-            interval at which the representation adds or removes parameters.
-        radius: half the side of the representation's cube in world units.
+        steps: number of training steps; the run is resumed after half of them. Use a few steps more than the interval
+            at which the representation adds or removes parameters.
+        radius: half the side of the representation's cube, world units.
     """
     field = build(seeded(0))
     assert_equal_states(field, build(seeded(0)), "two representations with the same seed")
@@ -85,12 +83,11 @@ def check_representation(
 
 
 def optimizer_of(field: Representation) -> torch.optim.Optimizer:
-    """Return Adam on the parameter groups of a representation."""
     return torch.optim.Adam([{"params": group.parameters} for group in field.parameter_groups()], lr=0.01)
 
 
 def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range, max_steps: int, radius: float) -> None:
-    """Train a representation on the steps `steps`: fit the two views to random colours."""
+    """Fit the renders of `CAMERAS` to random colours, in the training steps `steps` of a run of `max_steps` steps."""
     target = torch.rand(N_VIEW * SIZE * SIZE, 3, generator=seeded(7))
     for step in steps:
         field.before_step(step, max_steps)
@@ -102,7 +99,7 @@ def train(field: Representation, optimizer: torch.optim.Optimizer, steps: range,
 
 
 def render_views(field: Representation, radius: float, generator: torch.Generator) -> Render:
-    """Return a training render of the cameras `CAMERAS`."""
+    """Render `CAMERAS` in training mode: N_VIEW * SIZE * SIZE rays. `radius`: half the cube's side, world units."""
     background, material = SolidBackground(), Material()
     if field.rasterised:
         return field.render(CAMERAS, background, material, generator=generator, training=True)
@@ -113,7 +110,7 @@ def render_views(field: Representation, radius: float, generator: torch.Generato
 
 
 def assert_equal_states(one: torch.nn.Module, other: torch.nn.Module, what: str) -> None:
-    """Assert that two state dicts are equal bit by bit. `what` names both modules in the message."""
+    """Assert that two modules have bit-identical state dicts. `what` names both modules in the error message."""
     a, b = one.state_dict(), other.state_dict()
     different = [name for name in a if name not in b or not torch.equal(a[name], b[name])]
     assert a.keys() == b.keys() and not different, f"{what} differ: {', '.join(different) or 'names'}"
@@ -122,11 +119,12 @@ def assert_equal_states(one: torch.nn.Module, other: torch.nn.Module, what: str)
 def check_distillation(
     build: Callable[[Prior, torch.Generator], DistillationLoss], prior: Prior | None = None, step: int = 3
 ) -> None:
-    """Check that a loss is a finite scalar with gradients in images and own parameters, and is equal for equal seeds.
+    """Check that a loss is a finite scalar, deterministic for equal seeds, with gradients for images and own
+    parameters.
 
     Args:
         build: creates the loss from a prior and a CPU generator for its initial parameters.
-        prior: prior of the loss; None uses `tiny_prior`.
+        prior: prior of the loss; None: `tiny_prior`.
         step: training step at which the loss is evaluated.
     """
     prior = prior or tiny_prior()
@@ -158,7 +156,7 @@ def check_distillation(
 
 
 def check_prior(prior: Prior) -> None:
-    """Check a prior: shapes of text, latents and predictions, gradients of the encoder, and equal samples per seed."""
+    """Check the shapes of a prior's text, latents, images and noise, its encoder's gradients, and seeded sampling."""
     text, size = prior.encode_prompt(["a red dog", ""]), prior.image_size
     assert text.shape == (2, *prior.text_shape), f"encode_prompt() has the shape {tuple(text.shape)}"
     images = torch.rand(N_VIEW, SIZE, SIZE, 3, generator=seeded(0)).requires_grad_()
@@ -187,7 +185,7 @@ TEXT_WIDTH = 24
 
 
 def tiny_unet(**config: Any) -> UNet2DConditionModel:
-    """Return a UNet for 8 x 8 latents: two levels, attention on the finer one. `config` overrides config values."""
+    """Build a UNet with random weights for 8 x 8 latents. `config` overrides diffusers config values."""
     torch.manual_seed(1)
     default = {
         "sample_size": 8,
@@ -203,7 +201,7 @@ def tiny_unet(**config: Any) -> UNet2DConditionModel:
 
 
 def tiny_vae(**config: Any) -> AutoencoderKL:
-    """Return a VAE with random weights. Its latents have half the height and width of the images."""
+    """Build a VAE with random weights. Latents have half the height and width of the images."""
     torch.manual_seed(2)
     default = {
         "block_out_channels": (32, 32),
@@ -215,7 +213,7 @@ def tiny_vae(**config: Any) -> AutoencoderKL:
 
 
 def tiny_text_encoder(vocab: int = 40, **config: Any) -> CLIPTextModel:
-    """Return a CLIP text encoder of two layers with random weights, for `vocab` tokens."""
+    """Build a two-layer CLIP text encoder with random weights for a vocabulary of `vocab` tokens."""
     torch.manual_seed(3)
     default = {
         "hidden_size": TEXT_WIDTH,
@@ -231,7 +229,7 @@ def tiny_text_encoder(vocab: int = 40, **config: Any) -> CLIPTextModel:
 
 
 def word_tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
-    """Return a tokenizer with a fixed vocabulary of whole words, of the same kind as that of the embedded prior."""
+    """Build a tokenizer whose vocabulary is the whole words `words` (None: `WORDS`) and four special tokens."""
     special = ["<pad>", "<unk>", "<start>", "<end>"]
     vocab = {word: i for i, word in enumerate(special + (words or WORDS))}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
@@ -245,5 +243,5 @@ def word_tokenizer(words: list[str] | None = None) -> PreTrainedTokenizerFast:
 
 
 def tiny_prior(**unet: Any) -> MVDream:
-    """Return an MVDream prior with random weights for 16 x 16 images. `unet` overrides config values of its UNet."""
+    """Build an MVDream prior with random weights for 16 x 16 images. `unet` overrides config values of its UNet."""
     return MVDream(tiny_unet(**unet), tiny_vae(), tiny_text_encoder(), word_tokenizer(), dtype="fp32")

@@ -1,4 +1,4 @@
-"""YAML files and command-line overrides to typed, checked configs; every mistake is one line. Imports no torch."""
+"""Configs: YAML files and command-line overrides are merged into checked pydantic models. Imports no torch."""
 
 # ruff: noqa: F401
 

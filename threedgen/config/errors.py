@@ -1,4 +1,4 @@
-"""Errors that are shown without a traceback, and suggestions for mistyped names."""
+"""Errors that are shown without a traceback, and suggestions for misspelt names."""
 
 import errno
 from collections.abc import Callable, Iterable, Iterator
@@ -10,10 +10,10 @@ _NOTHING = object()
 
 
 class ExpectedError(Exception):
-    """Base class of errors that the command line shows without a traceback. The program then ends with `exit_code`.
+    """Base class of errors that the command line shows without a traceback before it exits with `exit_code`.
 
-    The text is `key: problem (got value)`, one line per mistake. The key is relative to the config section that raises
-    the error; callers prefix it with the name of that section by `within`.
+    The text is `key: problem (got value)`, one line per mistake. `key` is the dotted config key. Code that raises the
+    error gives a key relative to its own config section. Callers put the section name before it with `within`.
     """
 
     exit_code = 2
@@ -28,40 +28,38 @@ class ExpectedError(Exception):
 
 
 class ConfigError(ExpectedError):
-    """A mistake in a config, a key, a value, a file or a folder of the user."""
+    """Error for a mistake in the user's config, arguments, files or folders."""
 
 
 class AbsentWeights(ConfigError):
-    """The weights of a released model are not on this machine, but its architecture is known."""
+    """Error for a released model whose architecture is known, but whose weights are not on this machine."""
 
 
 class FileError(ConfigError):
-    """A file is missing, damaged, of another format, or cannot be read or written."""
+    """Error for a file that is missing, damaged, of another format, or cannot be read or written."""
 
 
 class DiskFull(ExpectedError):
-    """There is no room on a disk."""
+    """Error for a full disk."""
 
     exit_code = 3
 
 
 class OutOfMemory(ExpectedError):
-    """The memory of the machine or of a GPU is too small."""
+    """Error for too little memory of the machine or of a GPU."""
 
     exit_code = 4
 
 
 class WorkerLost(ExpectedError):
-    """Worker processes died repeatedly."""
+    """Error for worker processes that died repeatedly."""
 
     exit_code = 5
 
 
 def expected(error: BaseException) -> ExpectedError | None:
-    """Convert an exception to the error to show to the user; return None for a bug, whose traceback is shown.
-
-    An `ExpectedError` is returned as it is. Exceptions for a full disk or for exhausted memory are converted.
-    """
+    """Convert an exception to the `ExpectedError` to show to the user. Return None for a bug, whose traceback is shown.
+    Exceptions for a full disk and for exhausted memory are converted; an `ExpectedError` is returned unchanged."""
     if isinstance(error, ExpectedError):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -74,17 +72,17 @@ def expected(error: BaseException) -> ExpectedError | None:
 
 
 def within(section: str) -> AbstractContextManager[None]:
-    """Return a context that prefixes the key of an ExpectedError with a section name. An empty key stays empty."""
+    """Return a context manager that prefixes the key of an ExpectedError with `section`. An empty key stays empty."""
     return _rekeyed(lambda key: key and f"{section}.{key}")
 
 
 def called(name: str) -> AbstractContextManager[None]:
-    """Return a context that replaces the key of an ExpectedError by `name`. An empty key stays empty."""
+    """Return a context manager that replaces the key of an ExpectedError by `name`. An empty key stays empty."""
     return _rekeyed(lambda key: key and name)
 
 
 def keyed(name: str) -> AbstractContextManager[None]:
-    """Return a context that sets the key of an ExpectedError without a key, such as the option that names a file."""
+    """Return a context manager that sets the key of an ExpectedError to `name` if the key is empty."""
     return _rekeyed(lambda key: key or name)
 
 
@@ -97,7 +95,7 @@ def _rekeyed(rename: Callable[[str], str]) -> Iterator[None]:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Return an error as one line: the text of an ExpectedError, for other errors the class name and the text."""
+    """Return an error as one line: its text, preceded by the class name unless it is an ExpectedError."""
     if isinstance(error, KeyboardInterrupt):
         return "stopped by Ctrl-C"
     text = " ".join(str(error).split())
@@ -105,7 +103,7 @@ def in_a_line(error: BaseException) -> str:
 
 
 def nearest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the choice most similar to `word`, ignoring case; None if no similarity reaches `cutoff` in [0, 1]."""
+    """Return the choice most similar to `word`, ignoring case; None if no similarity is at least `cutoff` in [0, 1]."""
     found = process.extractOne(word, list(choices), scorer=fuzz.ratio, processor=str.lower, score_cutoff=100 * cutoff)
     return found[0] if found else None
 
@@ -116,15 +114,15 @@ ALIASES = {
     "lr": ("learning_rate", "optimizer.encoding", "optimizer.networks"),
     "learning_rate": ("optimizer.encoding", "optimizer.networks"),
 }
-"""Last part of an unknown key -> last parts of the keys that the user may mean."""
+"""Dict from the last part of an unknown key to endings of the keys that the user may mean."""
 MAX_SUGGESTIONS = 4
 
 
 def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
-    """Return the known dotted keys that the user may mean by an unknown dotted key, likeliest first.
+    """Return the keys in `paths` that the user may mean by the unknown dotted key `key`, likeliest first.
 
-    Keys with the same last part come first (`max_steps` -> `trainer.max_steps`); of several, those in the most similar
-    section. Without any, the most similar key is returned, or else the key with the most similar last part.
+    They are the keys with the same last part, or an alias of it, in the most similar section: `trainer.max_steps` for
+    `max_steps`. If no key has this last part, the result is the single most similar key.
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")
@@ -139,7 +137,7 @@ def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
 
 
 def did_you_mean(*names: str | None) -> str:
-    """Return `; did you mean 'name' or 'other'?`; "" if there are no names."""
+    """Return the text `; did you mean 'name' or 'other'?`, or "" if all names are None."""
     known = " or ".join(f"'{name}'" for name in names if name)
     return f"; did you mean {known}?" if known else ""
 

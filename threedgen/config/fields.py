@@ -1,4 +1,4 @@
-"""Functions on the fields and sections of config models: list them, merge their values, describe their types."""
+"""Functions on config models and their values: list fields, merge values, describe types."""
 
 import types
 from collections.abc import Iterable, Iterator
@@ -13,7 +13,7 @@ from threedgen.config.registry import Component
 from threedgen.config.scheduled import Scheduled, is_step
 
 Tree: TypeAlias = dict[str, Any]
-"""A config, or a section of one, as plain data."""
+"""Config, or section of a config, as plain data (nested dict)."""
 INTERNAL = ("task", "about", "needs", "choices", "plugins")
 """Keys of config files that are not options."""
 
@@ -23,7 +23,7 @@ _SCHEDULE = get_args(Scheduled)[1]
 
 
 class Place(NamedTuple):
-    """Field of a config model, with its key in the whole config and its value."""
+    """Field of a config model, with its key in the whole config (`path`) and its value."""
 
     path: tuple[str, ...]
     field: FieldInfo
@@ -32,10 +32,10 @@ class Place(NamedTuple):
 
 
 def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = ()) -> Iterator[Place]:
-    """Yield every field of a model and of its sections; other fields of a model come before its sections.
+    """Yield all fields of a config model and, recursively, of its sections. The sections of a model come last.
 
     Args:
-        tree: values of the config (nested dicts, or a config object). The `name` in a section decides its model.
+        tree: values of the config, as nested dicts or a config object. The `name` in a section selects its model.
         prefix: key of the section that `model` belongs to.
     """
     found = [(name, field, value_in(tree, name)) for name, field in model.model_fields.items()]
@@ -52,23 +52,27 @@ def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = 
 
 
 def paths(model: type[BaseModel], tree: object = None) -> list[str]:
-    """Return the dotted keys of all options and sections."""
+    """Return the dotted keys of all options and sections of a config model with the values `tree`."""
     found = [".".join(place.path) for place in walk(model, tree)]
     return [path for path in found if path not in INTERNAL]
 
 
 def value_in(tree: object, name: str) -> Any:
-    """Return the value of a key in a dict or a config object; None if the key is missing."""
+    """Return the value of a key in a dict or a config object. Return None if the key is missing."""
     return tree.get(name) if isinstance(tree, dict) else getattr(tree, name, None)
 
 
 def component(field: FieldInfo) -> Component | None:
-    """Return the `Component` mark of a field, which selects its model from the registry; None for other fields."""
+    """Return the `Component` annotation of a field, which selects the field's model from the registry, or None."""
     return next((mark for mark in (*field.metadata, field.annotation) if isinstance(mark, Component)), None)
 
 
 def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
-    """Return the config model of a section with this value; None for other fields and for an unknown `name`."""
+    """Return the config model of a section with the given value. Return None for a field that is no section.
+
+    For a field with a `Component` annotation, None is also returned if the registry does not have the `name` in the
+    value.
+    """
     value = with_default(field, value)
     if mark := component(field):
         return mark.model(value)
@@ -77,18 +81,18 @@ def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
 
 
 def section_models(field: FieldInfo) -> list[type[BaseModel]]:
-    """Return the config models in the type of a field without `Component`; of several, the `name` selects one."""
+    """Return the config models in the type of a field. If there are several, the `name` in the section selects one."""
     return [kind for kind in members(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
 def model_names(model: type[BaseModel]) -> tuple[str, ...]:
-    """Return the values of a model's field `name: Literal[...]`; () without such a field."""
+    """Return the names that select a model: the values of its field `name: Literal[...]`; () without such a field."""
     field = model.model_fields.get("name")
     return get_args(field.annotation) if field and get_origin(field.annotation) is Literal else ()
 
 
 def alternatives(field: FieldInfo) -> dict[str, type[BaseModel] | Exception]:
-    """Return the allowed names of a section -> config model, or the exception if a plug-in cannot be imported."""
+    """Return a dict from each allowed name of a section to its config model, or to the exception of a failed import."""
     mark = component(field)
     if mark is None:
         return {name: model for model in section_models(field) for name in model_names(model)}
@@ -103,10 +107,8 @@ def _model_or_error(kind: str, name: str) -> type[BaseModel] | Exception:
 
 
 def with_default(field: FieldInfo, value: object) -> Any:
-    """Merge the specified keys of a section (a dict, or None) over the default value of its field.
-
-    A section with another `name` than the default is not merged: it replaces the default.
-    """
+    """Merge the given keys of a section (a dict, or None) over the default value of the section's field. If the given
+    `name` differs from the default `name`, the given section replaces the default."""
     if field.is_required() or not (component(field) or section_models(field)):
         return value
     default = field.get_default(call_default_factory=True)
@@ -121,7 +123,8 @@ def with_default(field: FieldInfo, value: object) -> Any:
 def merge(below: object, above: object) -> Any:
     """Merge `above` over `below`: dicts key by key; any other value of `above` replaces the value of `below`.
 
-    A schedule (a dict whose keys are steps) and a section with another `name` are not merged: they replace `below`.
+    Two kinds of dicts also replace `below`: schedules (all keys are steps), and sections with another `name` than
+    `below`.
     """
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above
@@ -133,13 +136,13 @@ def merge(below: object, above: object) -> Any:
 
 
 def nested(key: tuple[str, ...], value: object) -> Tree:
-    """Return `{"a": {"b": value}}` for the key ("a", "b")."""
+    """Return the nested dict with one value: `{"a": {"b": value}}` for the key ("a", "b")."""
     first, *rest = key
     return {first: nested(tuple(rest), value) if rest else value}
 
 
 def plain(value: object) -> Any:
-    """Convert a config, or a value in it, to dicts, lists, texts, numbers, booleans and None; paths become text."""
+    """Convert a config or a value in it to plain data: dicts, lists, str, numbers, bool and None. Paths become str."""
     if isinstance(value, BaseModel):
         return plain(value.model_dump())
     if isinstance(value, dict):
@@ -150,12 +153,12 @@ def plain(value: object) -> Any:
 
 
 def members(annotation: object) -> tuple[Any, ...]:
-    """Return the members of a union, or the annotation alone."""
+    """Return the members of a union type. Return `(annotation,)` for any other type."""
     return get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
 
 
 def is_text(field: FieldInfo) -> bool:
-    """Return whether a field holds only text (str, Path, literal texts). Its overrides are then not parsed as YAML."""
+    """Return whether a field takes only text (str, Path or string literals). Its overrides are not parsed as YAML."""
     kinds = [kind for kind in members(field.annotation) if kind is not type(None)]
     return all(kind in (str, Path) or _is_text_literal(kind) for kind in kinds)
 
@@ -165,7 +168,7 @@ def _is_text_literal(kind: object) -> bool:
 
 
 def is_dict(field: FieldInfo) -> bool:
-    """Return whether a field is a dict with arbitrary keys."""
+    """Return whether a field takes a dict with arbitrary keys."""
     return any(get_origin(kind) is dict for kind in members(field.annotation))
 
 

@@ -20,7 +20,7 @@ COMMANDS = {
     'prompt="a red penguin"': "the default config, mvdream-toybox",
     "--config NAME_OR_PATH key=value ...": "another config, other values",
 }
-"""Arguments of the command -> meaning, for the usage text."""
+"""Dict from example arguments to their meaning, for the usage text."""
 FLAGS = {
     "--config NAME_OR_PATH": "a shipped config or a YAML file (default mvdream-toybox)",
     "--plugin FILE": "import a Python file first, which adds a loss, a prior, ... (docs/plugins.md)",
@@ -41,14 +41,14 @@ KEYS = (
 )
 ALL = "all"
 COMMON = ("trainer.max_steps", "trainer.accelerator", "trainer.devices", "training.batch", "training.learning_rate")
-"""Options that --help shows, besides those at the top level, for a task that does not list its common options."""
+"""Nested options shown by --help if the config model of the task has no attribute `common`."""
 
 
 def help_text(config_name: str, section: str = "", overrides: Sequence[str] = ()) -> str:
     """Return the help text for a config with overrides.
 
-    `section` is the key of a section or option, "all", or "" for usage and common options. Raises ConfigError if it
-    does not exist, and for invalid overrides.
+    `section` is the key of a section or option, "all" for all options, or "" for usage and common options. Raises
+    ConfigError for an unknown section or component name, and for invalid overrides.
     """
     model, found = layers.resolve(config_name, overrides)
     places = {".".join(place.path): place for place in fields.walk(model, layers.merged(found))}
@@ -69,7 +69,7 @@ def help_text(config_name: str, section: str = "", overrides: Sequence[str] = ()
 
 
 def usage() -> str:
-    """Return the usage text: forms of the command, and its flags."""
+    """Return the usage text: forms of the command, flags, and the syntax of options."""
     commands = [f"  {command()} {words}\n{wrapped(about, 6)}" for words, about in COMMANDS.items()]
     column = max(map(len, FLAGS)) + 4
     flags = [wrapped(about, column, f"  {flag}".ljust(column)) for flag, about in FLAGS.items()]
@@ -100,7 +100,6 @@ def _check_name(key: str, place: Place) -> None:
 
 
 def _hint(section: str, places: Places) -> str:
-    """Return a suggestion for an unknown section: a config of this name, a similar key, or all sections."""
     if section in layers.shipped():
         return f"; of the config it is {command('--config', section, '--help')}"
     if guesses := nearest_keys(section, places):
@@ -131,12 +130,12 @@ def _about(model: type[BaseModel] | Exception) -> str:
 
 
 def width() -> int:
-    """Return the number of columns of the terminal (or the variable COLUMNS), limited to 40 to 120."""
+    """Return the width of the terminal (or the variable COLUMNS) in characters, clamped to [40, 120]."""
     return min(max(shutil.get_terminal_size((100, 24)).columns, 40), 120)
 
 
 def wrapped(text: str, indent: int = 0, lead: str | None = None) -> str:
-    """Wrap text to the terminal; the first line starts with `lead`, the other lines with `indent` spaces."""
+    """Wrap text to the width of the terminal. The first line starts with `lead`, other lines with `indent` spaces."""
     lead = " " * indent if lead is None else lead
     how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
     if len(lead) + len(text) > width() < len(lead) + 20:  # too little room beside it
@@ -155,11 +154,11 @@ TASKS = {
     "train": ("train-", "mvdreambooth", "make-", "toybox-subjects"),
     "measure": ("evaluate-", "consistency", "janus-"),
 }
-"""Group -> prefixes of the names of its tasks; all other tasks belong to the group "make"."""
+"""Dict from group to the prefixes of its task names. All other tasks belong to the group "make"."""
 
 
 class Shipped(NamedTuple):
-    """Description of a shipped config for --list."""
+    """Shipped config as --list shows it: name, group, description (`about`) and requirements (`needs`)."""
 
     name: str
     group: str
@@ -168,7 +167,7 @@ class Shipped(NamedTuple):
 
 
 def described(name: str) -> Shipped:
-    """Return the description of a shipped config. If the file cannot be read, the description is the error."""
+    """Return the entry of a shipped config in --list. If the file cannot be read, the description is the error."""
     try:
         tree = layers.merged(layers.read_layers(layers.find(name)))
     except ConfigError as error:
@@ -179,7 +178,7 @@ def described(name: str) -> Shipped:
 
 
 def list_text(default: str) -> str:
-    """Return the text of --list: the shipped configs by group; `default` first, then those that need no GPU."""
+    """Return the text of --list: the shipped configs by group; `default` first, and those that need a GPU last."""
     found = [described(name) for name in layers.shipped()]
     found.sort(key=lambda one: (one.name != default, "GPU" in one.needs and "core" not in one.needs, one.name))
     blocks = []

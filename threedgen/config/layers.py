@@ -1,10 +1,9 @@
-"""Loading of configs: YAML files, `base:`, `choices:`, dotted overrides, and one check of the result.
+"""Load configs: merge YAML files and overrides, then check the result. Imports no torch.
 
     config = load("mvdream-toybox", ["prompt=a blue dog", "trainer.max_steps=100"])
 
-A config is merged from layers; later layers replace earlier ones. The order is: defaults of the model, `choices`,
-config files (a `base` before the file that names it), command line. The models are in `options.py` files beside the
-classes that they configure. This module imports no torch.
+A config is merged from layers. Later layers replace values of earlier ones: defaults of the model, `choices:` of the
+files, the files themselves (the file that `base:` names before the file with the `base:`), command line.
 """
 
 import re
@@ -26,15 +25,12 @@ CHOICES = "choices"
 
 
 def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None) -> Any:
-    """Load and check a config.
+    """Load and check a config. Raises ConfigError with one line for each mistake.
 
     Args:
-        name_or_path: file, or name of a shipped config; the key `task` in it decides the config model.
+        name_or_path: file, or name of a shipped config. Its key `task` selects the config model.
         overrides: texts `key=value`, as on the command line.
-        values: overrides from Python, dotted key -> value; values are not parsed.
-
-    Raises:
-        ConfigError: one line for each mistake.
+        values: overrides from Python, a dict from dotted key to value. Values are not parsed.
     """
     return validate(*resolve(name_or_path, overrides, values))
 
@@ -42,7 +38,7 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = (), values: Mappin
 def resolve(
     name_or_path: str | Path, overrides: Iterable[str] = (), values: Mapping[str, Any] | None = None
 ) -> tuple[type[BaseModel], list[Layer]]:
-    """Return the config model and the layers of a config, without checking the values; arguments as in `load`."""
+    """Return the config model and the layers of a config, without checking values. Arguments are those of `load`."""
     layers = read_layers(find(name_or_path))
     if values:
         layers.append(Layer(PYTHON, _merge_all(nested(tuple(key.split(".")), value) for key, value in values.items())))
@@ -62,7 +58,7 @@ def resolve(
 
 
 def validate(model: type[BaseModel], layers: Sequence[Layer]) -> Any:
-    """Merge the layers and check the result. Raises ConfigError with one line for each mistake."""
+    """Merge the layers and return the checked config. Raises ConfigError with one line for each mistake."""
     tree = merged(layers)
     try:
         return model.model_validate(tree)
@@ -71,7 +67,7 @@ def validate(model: type[BaseModel], layers: Sequence[Layer]) -> Any:
 
 
 def merged(layers: Sequence[Layer]) -> Tree:
-    """Merge layers, later over earlier ones. The values in `choices` have the lowest priority. Raises ConfigError."""
+    """Merge layers, later over earlier ones, and all over the applicable values in `choices`. Raises ConfigError."""
     own = _merge_all(layer.tree for layer in layers)
     own.pop(CHOICES, None)
     return merge(_merge_all(layer.tree for layer in _chosen(layers)), own)
@@ -82,7 +78,7 @@ def _merge_all(trees: Iterable[Tree]) -> Tree:
 
 
 def _chosen(layers: Sequence[Layer]) -> list[Layer]:
-    """Return the values in `choices` for the sections whose `name` in the layers is the one of that choice."""
+    """Return the layers of `_choices` whose component name is the merged `name` of their section."""
     own = _merge_all(layer.tree for layer in layers)
     return [part for section, name, part in _choices(layers) if name == fields.value_in(own.get(section), "name")]
 
@@ -96,7 +92,7 @@ def _check_choices(model: type[BaseModel], layers: Sequence[Layer]) -> None:
 
 
 def _choices(layers: Sequence[Layer]) -> Iterator[tuple[str, str, Layer]]:
-    """Yield section, name and values of each entry of `choices`. Raises ConfigError for other data."""
+    """Yield (section, component name, layer of values) for each entry of `choices`. Raises ConfigError."""
     for layer in layers:
         where = f"{layer.where}: {CHOICES}"
         for section, names in _items(layer.tree.get(CHOICES, {}), where):
@@ -118,10 +114,8 @@ def shipped() -> list[str]:
 
 
 def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
-    """Return the file of a config from its path or from the name of a shipped config; `.yaml` may be left out.
-
-    Relative paths start from `beside`; None: the working directory. Raises ConfigError with the most similar name.
-    """
+    """Return the file of a config from its path or the name of a shipped config, with or without `.yaml`. Relative
+    paths start from `beside`; None: the working directory. Raises ConfigError and suggests a similar name."""
     text = str(name_or_path)
     if not text.strip() or "\0" in text:
         raise ConfigError("should be a file or a name", "config", text)
@@ -137,10 +131,8 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
 
 
 def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
-    """Read a config file and the files that it builds on (`base`), as layers; the file itself is the last layer.
-
-    `chain` has the files that led to this one, to detect circles. Raises ConfigError.
-    """
+    """Read a config file and the files that it names as `base`. Return one layer per file; the file itself is the last.
+    `chain` has the files that led to this one, so that circles are found. Raises ConfigError."""
     chain = (*chain, path.resolve())
     if chain[-1] in chain[:-1]:
         circle = " -> ".join(link.name for link in chain[chain.index(chain[-1]) :])
@@ -165,21 +157,23 @@ def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
 
 
 def task_of(name_or_path: str | Path) -> str:
-    """Return the value of `task` in a config without checking the other values. Raises ConfigError."""
+    """Return the `task` of a config ("generate" if missing) without checking other values. Raises ConfigError."""
     return str(merged(read_layers(find(name_or_path))).get("task", "generate"))
 
 
 def _with_sections(model: type[BaseModel], tree: Tree) -> Tree:
-    """Replace sections that are given as text by dicts: `field: sdf` becomes `field: {name: sdf}`."""
+    """Replace component sections that are given as text by dicts: `field: sdf` becomes `field: {name: sdf}`."""
     marks = {key: fields.component(field) for key, field in model.model_fields.items() if key in tree}
     texts = {key: mark.section(tree[key]) for key, mark in marks.items() if mark and isinstance(tree[key], str)}
     return tree | texts
 
 
 def _default_names(model: type[BaseModel], tree: Tree) -> Layer:
-    """Return a layer with the `name` of each section in `tree`; sections without one get their default name.
+    """Return a layer with the `name` of each component section in the merged config `tree`.
 
-    With this layer, a later layer with another name replaces the options of the section.
+    A section without a `name` gets the default name of its model. `merge` compares names: with this layer, an override
+    such as `field.name=sdf` replaces a section whose file relies on the default name, instead of mixing the options of
+    both.
     """
     names: Tree = {}
     for place in fields.walk(model, tree):
@@ -191,7 +185,7 @@ def _default_names(model: type[BaseModel], tree: Tree) -> Layer:
 
 
 def split_override(text: str) -> tuple[Key, str]:
-    """Split `a.b=text` at the first `=` into (("a", "b"), "text"). Raises ConfigError."""
+    """Split an override `a.b=text` at the first `=` into (("a", "b"), "text"). Raises ConfigError."""
     key, equals, value = text.partition("=")
     parts = tuple(part.strip() for part in key.split("."))
     if not equals or not all(parts):
@@ -200,7 +194,7 @@ def split_override(text: str) -> tuple[Key, str]:
 
 
 def _override_layer(model: type[BaseModel], layers: Sequence[Layer], given: list[tuple[Key, str]]) -> Layer:
-    """Return overrides as a layer, including unknown keys. Raises ConfigError for values that are not valid YAML."""
+    """Return the overrides as one layer, including unknown keys. Raises ConfigError for invalid YAML values."""
     layer, problems = Layer(COMMAND_LINE, {}), []
     inner = {key[:length] for key, _ in given for length in range(1, len(key))}
     for key, text in sorted(given, key=lambda one: _order(one[0], one[1], inner)):
@@ -215,17 +209,15 @@ def _override_layer(model: type[BaseModel], layers: Sequence[Layer], given: list
 
 
 def _order(key: Key, text: str, inner: set[Key]) -> tuple[int, int]:
-    """Return the sort key of an override: names of sections come first, outer before inner; others stay as typed.
-
-    `inner` has the sections whose options are overridden too; for them a word is a name (`field=sdf field.width=8`).
-    """
+    """Return a sort key: component names come first, outer sections before inner ones; others keep their order. For a
+    section in `inner`, whose options are overridden too, a word is a name (`field=sdf field.width=8`)."""
     section = key[:-1] if key[-1] == "name" else key
     is_name = key[-1] == "name" or (key in inner and re.fullmatch(r"[A-Za-z][\w-]*", text) and text != "null")
     return (0, len(section)) if is_name else (1, 0)
 
 
 def _value(model: type[BaseModel], tree: Tree, key: Key, text: str) -> Any:
-    """Parse the text of an override: as the name of a section, as plain text, or as YAML. Raises ConfigError."""
+    """Parse the text of an override as component name, plain text or YAML, as its field needs. Raises ConfigError."""
     found = {place.path: place.field for place in fields.walk(model, tree)}
     field = found.get(key)
     mark = fields.component(field) if field else None

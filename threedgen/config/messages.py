@@ -15,14 +15,19 @@ from threedgen.config.fields import Tree
 
 Key: TypeAlias = tuple[str, ...]
 MAX_LINES = 30
-"""Maximum number of mistakes to explain. Each needs a search for similar keys, and a wrong file has thousands."""
+"""Maximum number of mistakes to explain. Each one needs a slow search for similar keys."""
 OWN_TEXTS = ("value_error", "schedule", "component")
-"""Error types whose messages are written in this project; they are shown unchanged."""
+"""Error types whose messages this project writes. They are shown unchanged except for the first letter."""
 MISSING = "is missing"
 
 
 class Layer(NamedTuple):
-    """Part of a config from one source, such as a file or the command line. Later layers replace earlier ones."""
+    """Part of a config from one source. Later layers replace values of earlier ones.
+
+    Attributes:
+        where: source for messages, such as the path of a file or "command line".
+        plugins: plug-in files to import, relative to the folder of the config file.
+    """
 
     where: str  # path of a file, or another source
     tree: Tree
@@ -30,11 +35,7 @@ class Layer(NamedTuple):
 
 
 def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: Sequence[Layer]) -> list[str]:
-    """Return one message for each wrong key of a config.
-
-    `error` is the result of the validation of `tree`, which was merged from `layers`. A message starts with the source
-    of its key.
-    """
+    """Return one message per wrong key of the config `tree`, starting with the source of the key among `layers`."""
     found: dict[Key, list[ErrorDetails]] = {}
     for item in error.errors(include_url=False):
         found.setdefault(_key(item, tree), []).append(item)
@@ -84,7 +85,7 @@ def _key(item: ErrorDetails, tree: object) -> Key:
 
 
 def _source(key: Key, layers: Sequence[Layer]) -> str:
-    """Return the source of the layer that contains the longest part of a key; the last one of several."""
+    """Return the source of the layer that contains the longest part of a key; of several, the last one."""
     return max(enumerate(layers), key=lambda layer: (_depth(layer[1].tree, key), layer[0]))[1].where
 
 

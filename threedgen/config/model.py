@@ -13,17 +13,15 @@ NOT_HASHED = ("out", "about", "needs", "prompt_check")
 
 
 class Config(BaseModel):
-    """Base of every config model: unknown keys, infinities and later changes are errors."""
+    """Base class of config models, in which unknown keys, infinities and later changes are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     @model_validator(mode="before")
     @classmethod
     def _prepare(cls, data: object) -> object:
-        """Complete incomplete sections with the default of their field.
-
-        Also convert booleans in number fields, and text that is not valid Unicode, to values that pydantic refuses.
-        """
+        """Merge sections over the default of their field. Also convert two kinds of values so that pydantic refuses
+        them: booleans in number fields become text, and text that is not valid Unicode becomes bytes."""
         if not isinstance(data, dict):
             return data
         result = dict(data)
@@ -38,10 +36,10 @@ class Config(BaseModel):
         return result
 
     def check(self) -> None:
-        """Check the requirements of a run outside the config: files, devices, the network. It must be fast.
+        """Check before a run what it needs outside the config: files, devices, the network. Raises ConfigError.
 
-        It is called before a run, not when a config is only loaded. Sections with requirements override this method.
-        This implementation calls it for all sections. Raises ConfigError for the first mistake.
+        The method is not called when a config is only loaded, and it must be fast. Sections with requirements override
+        it. This implementation calls it for all sections.
         """
         values = {name: getattr(self, name) for name in type(self).model_fields}
         for name in [name for name, value in values.items() if isinstance(value, dict)]:
@@ -61,17 +59,17 @@ def _is_unicode(text: str) -> bool:
 
 
 def dump(config: BaseModel) -> str:
-    """Return the complete config as YAML; loading it gives the same config."""
+    """Return the complete config as YAML. Loading this text gives the same config."""
     return yaml_text.write(plain(config))
 
 
 def config_hash(config: BaseModel) -> str:
-    """Return the SHA-256 (64 hex digits) of a config without its output folder and descriptions."""
+    """Return the SHA-256 (64 hex digits) of a config without the keys `NOT_HASHED`, such as the output folder."""
     return tree_hash(plain(config))
 
 
 def tree_hash(tree: Tree) -> str:
-    """Return the `config_hash` of a config given as plain data, such as the content of a run's config.yaml."""
+    """Return the `config_hash` of a config as plain data, such as the content of a run's config.yaml."""
     hashed = {key: value for key, value in tree.items() if key not in NOT_HASHED}
     text = json.dumps(json.loads(json.dumps(hashed)), sort_keys=True, separators=(",", ":"))  # JSON's keys are text
     return hashlib.sha256(text.encode("ascii")).hexdigest()

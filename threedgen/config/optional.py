@@ -1,4 +1,4 @@
-"""Optional packages: checks whether they are installed, without importing them, and how to install them."""
+"""Optional packages: check without importing them whether they are installed, and tell how to install them."""
 
 import importlib.util
 
@@ -22,16 +22,15 @@ EXTRAS = {
         "pip install 'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch'",  # on no index
     ),
 }
-"""Module name -> name of the package, and the command that installs it."""
+"""Dict from module name to the package name and the command that installs it."""
 
 
 def installed(module: str) -> bool:
-    """Return whether a module can be found, without importing it."""
     return importlib.util.find_spec(module) is not None
 
 
 def require(module: str, asked: str, instead: str) -> None:
-    """Raise ConfigError with the install command if a module of `EXTRAS` is not installed.
+    """Raise ConfigError with the install command if the module `module` of `EXTRAS` is not installed.
 
     Args:
         asked: option that needs the module, as `key: value`.

@@ -1,4 +1,4 @@
-"""Safe reading of small files from untrusted sources: only regular files, of limited size, and strict JSON."""
+"""Safe reading of files from untrusted sources: only regular files, of limited size, and strict JSON."""
 
 import codecs
 import errno
@@ -14,9 +14,9 @@ from .errors import ConfigError
 logger = logging.getLogger(__name__)
 
 LEGACY_ENCODING = "cp1252"
-"""Encoding of text files of older Windows programs, such as Excel's plain CSV."""
+"""Encoding of text files of older Windows programs, such as CSV files of Excel."""
 MAX_BYTES = 64 << 20
-"""Maximum size of a JSON or text file; the largest one is the metrics of a long run."""
+"""Default maximum size of a file. The largest files are the metrics of long runs."""
 
 
 def ordinary(path: Path) -> Path:
@@ -30,7 +30,7 @@ def ordinary(path: Path) -> Path:
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """Read a whole file. Raises OSError, also for a file larger than `max_bytes`."""
+    """Read a whole file. Raises OSError if it is unreadable or larger than `max_bytes`."""
     with open(ordinary(path), "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
@@ -39,10 +39,8 @@ def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
 
 
 def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
-    """Read a text file in UTF-8, in UTF-16 with a byte order mark, or in Windows-1252 with a warning.
-
-    Raises ConfigError with the config key `key`.
-    """
+    """Read a text file in UTF-8, in UTF-16 with a byte order mark, or else, with a warning, in Windows-1252. Raises
+    ConfigError with the config key `key` for an unreadable file and for binary data."""
     try:
         data = read_bytes(path, max_bytes)
         return data.decode("utf-16" if data[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig")
@@ -58,7 +56,7 @@ def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Parse JSON. Raises ValueError, also for NaN, infinities, numbers beyond 64 bits and deep nesting."""
+    """Parse JSON. Raises ValueError, also for NaN, infinities, integers of 20 or more characters and deep nesting."""
     try:
         return json.loads(text, parse_constant=_not_finite, parse_float=_finite, parse_int=_bounded)
     except RecursionError:
@@ -66,7 +64,7 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file as a dict; {} if the file cannot be read or holds other data."""
+    """Return the content of a JSON file as a dict. Return {} if the file is unreadable, or its content is no dict."""
     try:
         found = parse_json(read_bytes(path))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Import of plug-ins: Python modules of the user that add entries to the registry (docs/plugins.md)."""
+"""Import of plug-ins: the user's Python modules that add entries to the registry (docs/plugins.md)."""
 
 import hashlib
 import importlib
@@ -16,21 +16,19 @@ FLAG = "--plugin"
 
 
 class Plugin(NamedTuple):
-    """File of an imported plug-in, and the SHA-256 of its content when it was imported."""
+    """File of an imported plug-in, and the SHA-256 of the file when it was imported."""
 
     path: Path
     sha256: str
 
 
 LOADED: dict[str, Plugin] = {}
-"""Module name -> plug-in."""
+"""Dict from module name to imported plug-in."""
 
 
 def load(names: str) -> None:
-    """Import plug-ins; `names` has files or installed modules, separated by commas.
-
-    Raises ConfigError for a file that does not exist. Exceptions of the plug-ins themselves are not changed.
-    """
+    """Import plug-ins. `names` is a comma-separated list of .py files and installed modules. Raises ConfigError for a
+    file that does not exist. Exceptions that a plug-in raises are not converted."""
     for name in map(str.strip, names.split(",")):
         if name.endswith(".py"):
             load_file(Path(name))
@@ -40,10 +38,8 @@ def load(names: str) -> None:
 
 
 def load_file(path: Path, key: str = FLAG) -> None:
-    """Import a file once, as a module whose name contains a hash of its path, so that equal file names do not clash.
-
-    Raises ConfigError with the config key `key` if the file does not exist.
-    """
+    """Import a plug-in file once. Raises ConfigError with the config key `key` if the file does not exist. The module
+    name contains a hash of the path, so that plug-ins with equal file names do not clash."""
     try:
         path = path.expanduser().resolve(strict=True)
     except (OSError, RuntimeError):
@@ -66,7 +62,7 @@ def load_file(path: Path, key: str = FLAG) -> None:
 
 
 def load_all(loaded: Mapping[str, Plugin]) -> None:
-    """Import the plug-ins of another process; `loaded` is the dict `LOADED` of that process."""
+    """Import in a worker process the plug-ins of the main process, whose dict `LOADED` is `loaded`."""
     for name, plugin in loaded.items():
         if name.startswith("plugin_"):
             load_file(plugin.path)
@@ -75,12 +71,12 @@ def load_all(loaded: Mapping[str, Plugin]) -> None:
 
 
 def identify() -> dict[str, dict[str, str | None]]:
-    """Return, by file, the SHA-256 of each plug-in and the git commit of its folder (None outside a repository)."""
+    """Return for each plug-in file its SHA-256 and the git commit of its folder (None outside a repository)."""
     return {str(path): {"sha256": sha256, "commit": _commit(path.parent)} for path, sha256 in LOADED.values()}
 
 
 def changed(recorded: object) -> list[str]:
-    """Return the plug-in files whose content differs from an earlier result of `identify`."""
+    """Return the plug-in files whose SHA-256 differs from that in `recorded`, an earlier result of `identify`."""
     before = recorded if isinstance(recorded, dict) else {}
     pairs = [(before.get(str(plugin.path)), plugin) for plugin in LOADED.values()]
     return [str(now.path) for old, now in pairs if isinstance(old, dict) and old.get("sha256") != now.sha256]

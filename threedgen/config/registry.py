@@ -1,7 +1,6 @@
-"""Registry of all components that a config can select by name: kind -> name -> implementation and config model.
+"""Registry of the components that a config selects by kind and name: import paths of implementation and config model.
 
-The table has dotted paths. They are imported only when a config selects them. Config models are in modules that import
-no torch.
+A component is imported only when a config selects it. Modules of config models do not import torch.
 """
 
 import importlib
@@ -16,7 +15,7 @@ from threedgen.config.errors import ConfigError, did_you_mean, nearest
 
 @dataclass(frozen=True)
 class Entry:
-    """Registered component: the import paths, `module:attribute`, of its implementation and of its config model."""
+    """Registered component: import paths `module:attribute` of its implementation and of its config model."""
 
     implementation: str
     config: str
@@ -130,15 +129,12 @@ background  neural  representations.field.background:NeuralBackground  represent
 """
 
 TABLE: dict[str, dict[str, Entry]] = {"exporter": {}, "metric": {}}  # kinds of plug-ins only
-"""Kind -> name -> `Entry`."""
+"""Nested dict: kind -> name -> `Entry`."""
 
 
 def register(kind: str, name: str, implementation: str, config: str = "threedgen.config:Config") -> None:
-    """Add or replace an entry of the registry. Plug-ins call this function when they are imported.
-
-    Args:
-        implementation, config: import paths of class or function and of its config model, as `module:attribute`.
-    """
+    """Add or replace a component in the registry. Plug-ins call this function when they are imported. `implementation`
+    and `config` are import paths `module:attribute` of a class or function and of its config model."""
     TABLE.setdefault(kind, {})[name] = Entry(implementation, config)
 
 
@@ -149,29 +145,29 @@ for _line in _ENTRIES.splitlines():
 
 
 def names(kind: str) -> list[str]:
-    """Return the names of a kind, in the order of the table. Raises KeyError for an unknown kind."""
+    """Return the names of a kind's components, in the order of registration. Raises KeyError for an unknown kind."""
     return list(TABLE[kind])
 
 
 def entry(kind: str, name: object) -> Entry:
-    """Return the entry of a name. Raises ConfigError for an unknown name, with the most similar one."""
+    """Return the entry of a component. Raises ConfigError for an unknown name and suggests the most similar name."""
     if not isinstance(name, str) or name not in TABLE[kind]:
         raise ConfigError(_unknown(kind, name), kind, name)
     return TABLE[kind][name]
 
 
 def config_model(kind: str, name: object) -> type[BaseModel]:
-    """Return the config model of a name, without importing torch. Raises ConfigError for an unknown name."""
+    """Import the config model of a component, without importing torch. Raises ConfigError for an unknown name."""
     return _load(entry(kind, name).config)
 
 
 def implementation(kind: str, name: str) -> Any:
-    """Import and return the class or function of a name. Raises ConfigError for an unknown name."""
+    """Import the class or function of a component. Raises ConfigError for an unknown name."""
     return _load(entry(kind, name).implementation)
 
 
 def build(kind: str, config: Any, *args: Any, **kwargs: Any) -> Any:
-    """Return implementation(config, *args, **kwargs) for the implementation that `config.name` selects."""
+    """Return implementation(config, *args, **kwargs) of the component of this kind that `config.name` selects."""
     return implementation(kind, config.name)(config, *args, **kwargs)
 
 
@@ -187,12 +183,12 @@ def _unknown(kind: str, name: object) -> str:
 
 
 SECTION: Any = {}
-"""Default of a field with a `Component`: the default name with its default options. Any, for mypy."""
+"""Default of a field with a `Component`: the default name with its default options. The type is Any for mypy."""
 
 
 @dataclass(frozen=True)
 class Component:
-    """Annotation of a config field whose value is a section; the `name` in it selects its model from the registry.
+    """Annotation of a config field whose value is a section; the `name` in the section selects its config model.
 
     Used as `prior: Annotated[Any, Component("prior", default="mvdream")] = Field({}, description="...")`. The value of
     the field is an instance of the selected model, which must have a field `name`.
@@ -201,8 +197,8 @@ class Component:
         kind: kind of the component in the registry.
         default: name for sections without a name.
         only: allowed names; (): all names of the kind.
-        path_of: name of the component whose option `path` is set if a text instead of a section is not a known name;
-            None: such a text is always a name.
+        path_of: component that a text other than a known name selects, with this text as its option `path`; None: a
+            text is always a component name.
     """
 
     kind: str
@@ -211,13 +207,13 @@ class Component:
     path_of: str | None = None
 
     def section(self, text: str) -> dict[str, str]:
-        """Convert a text to a section: `{"name": text}`, or name and path as described for `path_of`."""
+        """Convert a text to `{"name": text}`, or to `{"name": path_of, "path": text}` if no component has this name."""
         if self.path_of is None or text in names(self.kind):
             return {"name": text}
         return {"name": self.path_of, "path": text}
 
     def model(self, value: object) -> type[BaseModel] | None:
-        """Return the config model for a section (a dict, a config object or a text); None for an unknown name."""
+        """Return the config model that a section (dict, config object or text) selects; None for an unknown name."""
         if isinstance(value, BaseModel):
             return type(value)
         value = self.section(value) if isinstance(value, str) else value

@@ -17,7 +17,7 @@ _EXPECTED = (
 
 
 class Points(dict[Any, float]):
-    """Dict {step: value} in the order of the steps. Comparisons, and so pydantic's bounds, apply to every value."""
+    """Schedule {step: value}, sorted by step. Comparisons, which pydantic uses for bounds, apply to all values."""
 
     def __ge__(self, bound: float) -> bool:
         return all(value >= bound for value in self.values())
@@ -33,7 +33,7 @@ class Points(dict[Any, float]):
 
 
 def is_step(key: object) -> bool:
-    """Return whether a key of a schedule is a step (500, "500") or a percentage of the run ("50%")."""
+    """Return whether a key can be a key of a schedule: a step (500, "500") or a percentage of the run ("50%")."""
     if isinstance(key, str):
         return bool(_STEP.match(key) or _PERCENT.match(key))
     return isinstance(key, (int, float)) and not isinstance(key, bool)
@@ -52,7 +52,6 @@ def _number(value: object) -> float:
 
 
 def _step(key: object) -> int | str:
-    """Return a step as int, or a percent as text in its shortest form ("50%")."""
     percent = _PERCENT.match(key) if isinstance(key, str) else None
     if percent and float(percent[1]) > 100:
         raise _mistake(f"{key} is more than 100%")
@@ -83,15 +82,16 @@ def _validate(value: object) -> float | Points:
 
 
 Scheduled: TypeAlias = Annotated[Any, BeforeValidator(_validate)]
-"""A number, or a schedule {step: value}: linear between steps, constant before the first and after the last. Steps are
-optimisation steps, or percentages of `trainer.max_steps` ("50%"). Bounds as in Field(1.0, ge=0) hold for all values."""
+"""Config field type: a number, or a schedule {step: value}. Bounds such as Field(1.0, ge=0) apply to all values.
+
+Values are linear between steps, and constant before the first and after the last one. Steps are optimisation steps, or
+percentages of `trainer.max_steps` ("50%").
+"""
 
 
 def at(schedule: float | dict[Any, float], step: int, max_steps: int | None = None) -> float:
-    """Return the value of a `Scheduled` number at an optimisation step, from 0, of a run of `max_steps` steps.
-
-    Raises ValueError for a schedule in percents without `max_steps`.
-    """
+    """Return the value of a `Scheduled` number at the optimisation step `step` (from 0) of a run of `max_steps` steps.
+    Raises ValueError for a schedule in percentages without `max_steps`."""
     if not isinstance(schedule, dict):
         return float(schedule)
     keys, values = list(schedule), list(schedule.values())

@@ -1,4 +1,4 @@
-"""Sections that many tasks share: cameras, trainer, checkpoints, learning, and the base of all tasks."""
+"""Config sections that many tasks share: cameras, trainer, checkpoints, loggers, and the base of all tasks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +11,10 @@ from threedgen.config.optional import require
 
 Pair = tuple[float, float]
 BETAS = (0.9, 0.98)
-"""Decay rates (beta1, beta2) of AdamW's moments; beta2 is below torch's default of 0.999."""
+"""Decay rates (beta1, beta2) of AdamW's moments. The default beta2 of torch is 0.999."""
 
 
 def _within(low: float, high: float, open_ends: bool = False) -> Callable[[Pair], Pair]:
-    """Return a pydantic validator of ranges that must ascend and lie in [low, high], or in (low, high)."""
-
     def check(value: Pair) -> Pair:
         first, last = value
         if first > last:
@@ -36,9 +34,9 @@ Positives = Annotated[Pair, AfterValidator(_within(0, 1000, open_ends=True))]
 
 
 class MultiviewCameraConfig(Config):
-    """Random training cameras in groups of `n_view` around the object (MVDream's sampler).
+    """Random training cameras in groups of `n_view` around the object, as in MVDream.
 
-    The views of a group share everything but the azimuth, which is spread evenly from one random offset.
+    The cameras of a group have the same random values, but their azimuths are evenly spaced.
     """
 
     name: Literal["multiview"] = "multiview"
@@ -76,7 +74,7 @@ class MultiviewCameraConfig(Config):
 
 
 class OrbitCameraConfig(Config):
-    """A ring of cameras for validation images and turntables."""
+    """Ring of cameras for validation images and turntables."""
 
     n_view: int = Field(120, ge=1, le=10_000, description="images per turn")
     elevation: float = Field(15.0, ge=-90, le=90, description="degrees above the horizon")
@@ -109,7 +107,6 @@ class TrainerConfig(Config):
     )
 
     def check(self) -> None:
-        """Raise ConfigError if the selected accelerator does not exist. Imports torch only for GPUs."""
         if self.accelerator not in ("auto", "cpu"):
             import torch
 
@@ -123,25 +120,25 @@ class TrainerConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """Checkpoints of a run."""
+    """Interval of the checkpoints of a run."""
 
     seconds: float = Field(30.0, ge=0, description="seconds between two checkpoints")
 
 
 class LoggerConfig(Config):
-    """Base of the loggers' configs."""
+    """Base class of the config models of loggers."""
 
     name: str = Field(description="logger")
 
 
 class CSVLoggerConfig(LoggerConfig):
-    """metrics.csv and metrics.jsonl only, which every run writes."""
+    """No additional logger: each run writes metrics as CSV and JSON lines."""
 
     name: Literal["csv"] = "csv"
 
 
 class TensorBoardConfig(LoggerConfig):
-    """TensorBoard files in RUN/tensorboard."""
+    """TensorBoard logger that writes to RUN/tensorboard."""
 
     name: Literal["tensorboard"] = "tensorboard"
 
@@ -150,7 +147,7 @@ class TensorBoardConfig(LoggerConfig):
 
 
 class WandbConfig(LoggerConfig):
-    """Weights & Biases; log in with `wandb login`, or set WANDB_MODE=offline."""
+    """Weights & Biases logger; needs `wandb login` or WANDB_MODE=offline."""
 
     name: Literal["wandb"] = "wandb"
     project: str = Field("threedgen", description="project of the run")
@@ -160,9 +157,9 @@ class WandbConfig(LoggerConfig):
 
 
 class TaskConfig(Config):
-    """Base of the config model of a task.
+    """Base class of the config models of tasks.
 
-    common: keys that --help shows; (): those at the top level and a few more.
+    `common` lists the keys that --help shows; (): top-level options and a few more.
     """
 
     common: ClassVar[tuple[str, ...]] = ()
@@ -172,11 +169,11 @@ class TaskConfig(Config):
     needs: str = Field("", description="requirements for --list")
 
     def destination(self) -> Path | None:
-        """Return the output folder to print when the run starts; None: print no folder."""
+        """Return the output folder to print at the start of a run; None: print no folder."""
         return None
 
     def notes(self) -> list[str]:
-        """Return notes to show before a run, one sentence each."""
+        """Return notes to print before a run, one sentence each."""
         return []
 
     def used(self) -> Self:
@@ -184,14 +181,14 @@ class TaskConfig(Config):
         return self
 
     def amount(self) -> str:
-        """Return the number of objects that a run makes, in words; "" for a single one."""
+        """Return in words how many objects the run makes, or "" for one object."""
         return ""
 
 
 class RunConfig(TaskConfig):
-    """Base of the config of a task that has a run folder.
+    """Base class of the config models of tasks that have a run folder.
 
-    extends: keys of the amount of work; with other values the run continues in its folder.
+    `extends` lists keys that may change when a run is resumed, such as the number of views to evaluate.
     """
 
     extends: ClassVar[tuple[str, ...]] = ()

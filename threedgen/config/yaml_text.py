@@ -1,8 +1,8 @@
-"""Reading and writing of YAML with stricter rules than PyYAML's YAML 1.1.
+"""Reading and writing of YAML, with stricter rules than the YAML 1.1 of PyYAML.
 
 Only true and false are booleans (`no` and `on` are text). `1e4` is a number. Octal and sexagesimal numbers and dates
-are text. A repeated key is an error. Tags, anchors and aliases are errors too, so that a file from an untrusted source
-can neither create objects nor expand in memory.
+are text. Repeated keys, tags, anchors and aliases are errors, so that an untrusted file can neither create objects nor
+expand in memory.
 """
 
 import re
@@ -53,7 +53,7 @@ class _Loader(yaml.SafeLoader):
             self.depth -= 1
 
     def text(self, node: yaml.ScalarNode) -> str:
-        """Join surrogate pairs, by which JSON (a subset of YAML) writes characters beyond U+FFFF."""
+        """Join surrogate pairs, which JSON (a subset of YAML) uses for characters above U+FFFF."""
         return str(node.value).encode("utf-16", "surrogatepass").decode("utf-16", "surrogatepass")
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -69,7 +69,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """PyYAML dumper that quotes every text that this loader or PyYAML's default one would not read as text."""
+    """PyYAML dumper that quotes text that `_Loader` or PyYAML's own loader would not read as text."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True
@@ -89,7 +89,7 @@ _Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(no
 
 
 def parse(text: str, where: str) -> Any:
-    """Parse one YAML document. Raises ConfigError whose message has the source `where` and the line."""
+    """Parse one YAML document. Raises ConfigError, whose message names the source `where` and the line."""
     try:
         return _Loader(text).get_single_data()
     except yaml.YAMLError as error:
@@ -104,7 +104,7 @@ def parse(text: str, where: str) -> Any:
 
 
 def read(path: Path) -> Any:
-    """Parse a YAML file in UTF-8. Raises ConfigError for errors, and for a file larger than MAX_BYTES."""
+    """Parse a YAML file in UTF-8. Raises ConfigError for an invalid file, or one larger than MAX_BYTES."""
     try:
         text = read_bytes(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -115,11 +115,11 @@ def read(path: Path) -> Any:
 
 
 def write(data: object) -> str:
-    """Return plain data (dicts, lists, texts, numbers, booleans, None) as YAML; `parse` returns equal data."""
+    """Return plain data (dicts, lists, str, numbers, bool, None) as YAML; `parse` returns equal data."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def write_line(data: object) -> str:
-    """Return plain data as YAML on one line, in the form of the command line."""
+    """Return plain data as YAML on one line, as on the command line."""
     options: Any = {"sort_keys": False, "allow_unicode": True, "default_flow_style": True, "width": 10**9}
     return str(yaml.dump(data, Dumper=_Dumper, **options)).removesuffix("...\n").rstrip("\n")

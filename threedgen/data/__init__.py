@@ -1,1 +1,1 @@
-"""Training data: the procedural toybox, image folders, mesh folders, and archives of multi-view scenes."""
+"""Training data: image folders, meshes, and multi-view scenes. The procedural toybox data is in `threedgen.toybox`."""

@@ -1,9 +1,8 @@
-"""Disk cache of encoded training images for latent diffusion models.
+"""Disk caches of training images that are encoded by a VAE.
 
-Rendering and encoding an image takes about as long as one training step on it. So each step makes a few new images and
-reuses older ones. An entry is rendered and encoded together with the other entries of its block, so it has the same
-content each time it is made: a lost or unrelated cache file costs only time. The cache does not detect changes of the
-toybox code. Delete its folder after such a change.
+Rendering and encoding an image takes about as long as a training step. So each step makes a few new images and reuses
+older ones. A block of entries is always made at once, so that its content is the same if it is lost and made again. The
+caches do not detect changes of the rendering code: delete their folder after such a change.
 """
 
 from abc import ABC, abstractmethod
@@ -24,11 +23,11 @@ from .scene_views import SceneSource
 
 T = TypeVar("T")
 BLOCK = 32
-"""Entries per block. The number is fixed, because the last bits of a convolution depend on the batch size."""
+"""Entries per block. It is a constant, because the last bits of a convolution depend on the batch size."""
 TEXT_BYTES, SCENE_TEXT_BYTES = 160, 240
-"""Bytes stored per caption of an object and of a scene view. Longer captions are truncated."""
+"""Bytes stored per caption of an object entry and of a scene view. Longer captions are truncated."""
 SCENE_BLOCK = 4
-"""Scenes that are rendered and stored together."""
+"""Number of scenes per block."""
 
 
 class Captioned(NamedTuple):
@@ -36,7 +35,7 @@ class Captioned(NamedTuple):
 
     Attributes:
         rgb: (N * V, H, W, 3), in [0, 1].
-        captions: one caption per entry, N in total.
+        captions: N captions, one per entry.
         c2w: (N * V, 4, 4), camera-to-world, OpenGL axes; identity for images without a known camera.
     """
 
@@ -46,26 +45,27 @@ class Captioned(NamedTuple):
 
 
 class Source(Protocol):
-    """Endless, deterministic list of entries. An entry has one caption and `n_view` square images."""
+    """Endless, deterministic list of training entries. Each entry has one caption and `n_view` square images."""
 
     n_view: int
 
     def describe(self) -> str:
-        """Return one line of text that names everything that determines the images. It is part of the cache key."""
+        """Return one line that names everything that determines the images. It is part of the cache key."""
 
     def block(self, indices: range, size: int) -> Captioned:
         """Render the entries `indices` with images of `size` x `size` pixels."""
 
 
 class Bank(ABC):
-    """Base class of disk caches whose entries have latents and cameras. Blocks of entries are filled on first use.
+    """Base class of disk caches of latents and cameras. A block of entries is made when one of its entries is first
+    used.
 
     Args:
         name: name of the array file in the folder.
         description: text that names everything that determines the entries, except the VAE encoder.
-        vae: autoencoder of diffusers. Its encoder weights are part of the cache key and must not change during use.
-        dtype: structured numpy dtype of one entry, with the fields z (V, C, h, w), float16, and c2w (V, 4, 4).
-        block: number of entries that are made together.
+        vae: diffusers AutoencoderKL. The cache key contains its encoder weights, which must not change during use.
+        dtype: structured numpy dtype of an entry, with the fields z (V, C, h, w), float16, and c2w (V, 4, 4).
+        block: number of entries per block.
     """
 
     def __init__(self, folder: Path, name: str, description: str, vae: Any, count: int, dtype: Any, block: int) -> None:
@@ -74,10 +74,10 @@ class Bank(ABC):
         self.cache = BlockCache(folder, name, count, (), dtype, f"{description}\nVAE {digest(encoder)}\n", block)
 
     def prepare(self, indices: Sequence[int] | np.ndarray, rank: tuple[int, int] = (0, 1)) -> None:
-        """Make and store the blocks that contain the entries `indices` (N,) and are missing in the cache.
+        """Make and store the missing blocks that contain the entries `indices` (N,).
 
-        With `rank` = (k, n), process k of n fills every n-th missing block. If n does not divide their number, missing
-        blocks with higher numbers are added, so that no process waits idle.
+        With `rank` = (k, n), process k of n makes every n-th missing block. If n does not divide their number, some of
+        the next missing blocks are added, so that no process is idle.
         """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:
@@ -89,7 +89,7 @@ class Bank(ABC):
 
     @abstractmethod
     def fill(self, block: int) -> None:
-        """Make the entries of the block with number `block`, and store them in `cache`."""
+        """Make and store all entries of the block with number `block`."""
 
     def latents(self, indices: Sequence[int] | np.ndarray) -> Tensor:
         """Return the scaled latents (N, V, C, h, w), float32, of the entries `indices` (N,)."""
@@ -106,7 +106,7 @@ class Bank(ABC):
 
 class LatentBank(Bank):
     """Disk cache of the latents, captions and cameras of the first `count` entries of a source. Images are rendered at
-    `size` x `size` pixels and encoded by `vae`. `text`: bytes stored per caption."""
+    `size` x `size` pixels. `text` is the number of bytes stored per caption."""
 
     def __init__(
         self, folder: Path, source: Source, vae: Any, size: int, count: int, block: int = BLOCK, text: int = TEXT_BYTES
@@ -133,12 +133,10 @@ class LatentBank(Bank):
 
 
 class SceneBank(Bank):
-    """Disk cache of the latents, captions, cameras and depth of scenes. Scenes are rendered and encoded on first use.
-
-    Depth is stored as float16, which resolves two millimetres at four metres.
+    """Disk cache of the latents, captions, cameras and depth of scenes. Depth is float16: 2 mm resolution at 4 m.
 
     Args:
-        source: scenes to cache; all have V views of H x W pixels.
+        source: scenes to cache, each with V views of H x W pixels.
         count: number of scenes, the first ones of the source; None: all.
         half: encode the images at half their height and width. Cameras and depth keep the full size.
     """
@@ -169,21 +167,20 @@ class SceneBank(Bank):
         return [tuple(unpack(text) for text in texts) for texts in self._read(indices, "text")]
 
     def depth(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the depth (N, V, H, W) of the scenes `indices` (N,), float32. Depth is in metres along the viewing
-        axis, and 0 where unknown."""
+        """Return the depth (N, V, H, W) of scenes: metres along the viewing axis, float32, 0 where unknown."""
         return torch.from_numpy(self._read(indices, "depth")).float()
 
     def condition_mask(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return a mask (N, V), bool, for the scenes `indices` (N,). It is True for views that are conditions."""
+        """Return a bool mask (N, V) for the scenes `indices` (N,): True for views that are conditions of the model."""
         return torch.from_numpy(self._read(indices, "given"))
 
     def cameras(self, index: int) -> Cameras:
-        """Return the V cameras of the scene `index`, at the full image size."""
+        """Return the V cameras of the scene `index`, for images of H x W pixels."""
         (K,), c2w = self._read([index], "K"), self.c2w([index])[0]
         return Cameras(c2w, Projection(torch.from_numpy(K)), *self.size)
 
     def fill(self, block: int) -> None:
-        """Render, encode and store one block of scenes. Entries after the last scene are zero."""
+        """Render, encode and store a block of scenes. Entries after the last scene are zero."""
         entries = np.zeros(SCENE_BLOCK, self.cache.dtype)
         for offset, index in enumerate(range(block * SCENE_BLOCK, min((block + 1) * SCENE_BLOCK, self.count))):
             scene, row = self.source.scene(index), entries[offset]
@@ -206,8 +203,8 @@ def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
 
 
 def choose_by_share(parts: Sequence[tuple[float, T]], u: float) -> tuple[float, T]:
-    """Return the element (share, part) of `parts` whose interval of the cumulative shares contains `u` in [0, 1). With
-    a uniform random `u`, a part is chosen with the probability that its share states. Shares sum to 1."""
+    """Return the pair (share, part) in `parts` that a uniform random number `u` in [0, 1) selects. A pair is selected
+    with the probability `share`; the shares sum to 1."""
     cumulative = 0.0
     for share, part in parts:
         cumulative += share
@@ -224,8 +221,8 @@ def available_entries(step: int, count: int, first: int, fresh: int) -> int:
 def sample_entries(rng: np.random.Generator, step: int, batch: int, count: int, first: int, fresh: int) -> np.ndarray:
     """Sample the entry indices (batch,) of a training step.
 
-    The first `fresh` indices are entries that no earlier step used, as long as fewer than `count` entries are in use.
-    The rest are sampled with equal probability from the entries that were available before this step.
+    The first `fresh` indices are entries that no earlier step used, until all `count` entries are used. The others are
+    sampled uniformly from the entries that were available before this step.
     """
     available = available_entries(step, count, first, fresh)
     indices = rng.integers(0, available, batch)
@@ -235,19 +232,19 @@ def sample_entries(rng: np.random.Generator, step: int, batch: int, count: int, 
 
 
 def pack(text: str, length: int) -> np.ndarray:
-    """Return the UTF-8 bytes of a text as an array (length,), uint8, truncated or padded with zeros."""
+    """Return the UTF-8 bytes of a text as a uint8 array (length,), truncated or padded with zeros."""
     return np.frombuffer(text.encode()[:length].ljust(length, b"\0"), np.uint8)
 
 
 def unpack(data: np.ndarray) -> str:
-    """Decode an array of bytes from `pack`. A last character that was cut by the truncation is dropped."""
+    """Decode a byte array from `pack`, without a last character that was cut."""
     return bytes(data).rstrip(b"\0").decode(errors="ignore")
 
 
 @torch.no_grad()
 def encode(vae: Any, rgb: Tensor) -> Tensor:
-    """Encode images (B, H, W, 3) in [0, 1] to latents (B, C, h, w), float32, on the VAE's device. Latents are the mean
-    of the posterior, times the VAE's `scaling_factor`. Images are encoded in batches of 16."""
+    """Encode images (B, H, W, 3) in [0, 1] to scaled latents (B, C, h, w), float32, on the VAE's device. A scaled
+    latent is the posterior mean times the VAE's `scaling_factor`."""
     with autocast_bf16(vae.device):
         x = (rgb.permute(0, 3, 1, 2) * 2 - 1).to(vae.device)
         z = torch.cat([vae.encode(part).latent_dist.mean.float() for part in x.split(16)])

@@ -1,7 +1,6 @@
-"""Coloured triangle meshes for rendering, from GLB, glTF, OBJ and PLY files.
+"""Coloured triangle meshes from GLB, glTF, OBJ and PLY files, and their rendering.
 
-World axes: z is up, and the front of the object faces +x. A mesh is a list of parts. Each part has vertex colours or a
-texture.
+The z axis points up, and the front of the object faces +x. A mesh has parts with vertex colours or a texture each.
 """
 
 from __future__ import annotations
@@ -26,14 +25,13 @@ from threedgen.run.arrays import Array
 logger = logging.getLogger(__name__)
 Layer = Callable[[int, Array | None], raster.Buffers]
 DEFAULT_COLOUR = 1.0
-"""Value of all three channels for a mesh without colours: white, as in glTF. Grey would not stand out from the grey
-background."""
+"""Value of all three channels for a mesh without colours: white, as in glTF, which stands out from grey backgrounds."""
 SUPERSAMPLE = 2
-"""Factor by which images are rendered larger along each axis and then averaged."""
+"""Supersampling factor of renders along each axis."""
 MAX_LAYERS = 16
-"""Largest number of surfaces behind each other in an image of a transparent mesh."""
+"""Maximum number of transparent surfaces that are rendered behind each other (depth peeling)."""
 OPAQUE = 0.998
-"""Opacity from which surfaces behind are not rendered."""
+"""Opacity above which surfaces behind a pixel are not rendered."""
 MAX_COORDINATE = 1e9
 """Largest absolute coordinate accepted from a file."""
 
@@ -48,11 +46,11 @@ class Part:
 
     Attributes:
         corners: (F, 3, 3), as (triangle, corner, xyz), in world units.
-        values: sRGB colours (F, 3, 3) or RGBA (F, 3, 4) of the corners, in [0, 1]. With a texture, uv coordinates
-            (F, 3, 2), v upwards, or (F, 3, 5 or 6): uv, and linear RGB or RGBA by which the texture is multiplied.
+        values: without texture, sRGB colours (F, 3, 3) or RGBA (F, 3, 4) of the corners, in [0, 1]. With a texture, uv
+            (F, 3, 2), v upwards, or (F, 3, 5 or 6): uv and the linear RGB or RGBA factor of the texture.
         texture: (H, W, 3 or 4), sRGB in [0, 1]; None: `values` are colours.
         wrap: wrap modes of the texture along u and v.
-        cutoff: alpha from which a point is visible, and then opaque; None: alpha is the opacity.
+        cutoff: alpha from which a point is visible and opaque; None: alpha is the opacity.
     """
 
     corners: Array
@@ -71,9 +69,9 @@ class ColouredMesh:
     """Triangle mesh of several parts.
 
     Attributes:
-        plain: True if no part has vertex colours, a material colour or a texture, so that all are white.
-        flat: True if no part has vertex colours or a texture; images without shading then do not show the shape.
-        notes: texts for the user about the file, such as textures that are missing.
+        plain: True if no part has vertex colours, a material colour or a texture: all parts are white.
+        flat: True if no part has vertex colours or a texture: unshaded renders do not show the shape.
+        notes: texts for the user about the file, such as missing textures.
     """
 
     parts: tuple[Part, ...]
@@ -98,8 +96,8 @@ class ColouredMesh:
             fov: vertical field of view of all cameras, radians.
             size: image side, pixels.
             background: grey value in [0, 1].
-            light: multiply colours by 0.5 + 0.2 n_z + 0.3 n . v, as in the toybox. Here n is the unit normal turned
-                towards the camera, and v the unit vector to the camera. False: unlit colours.
+            light: multiply colours by 0.5 + 0.2 n_z + 0.3 n . v, as in the toybox. n is the unit normal that faces the
+                camera, and v the unit vector to the camera. False: unlit colours.
         """
         soup = self._soup()
 
@@ -109,11 +107,8 @@ class ColouredMesh:
         return self._shade(layer, len(c2w), background, c2w[:, :3, 3] if light else None)
 
     def photograph(self, at: Cameras, background: float | None = 0.5, light: bool = False) -> Array:
-        """Render images (V, H, W, 3), sRGB in [0, 1], from V perspective or orthographic cameras.
-
-        `background` is a grey value in [0, 1]. If it is None, images are RGBA (V, H, W, 4) with straight alpha. `light`
-        turns on the shading that `render` describes.
-        """
+        """Render images (V, H, W, 3), sRGB in [0, 1], from V perspective or orthographic cameras. `background`: grey
+        value in [0, 1]; None: images are RGBA (V, H, W, 4) with straight alpha. `light` is described in `render`."""
         fine, soup = at.with_size(at.height * SUPERSAMPLE, at.width * SUPERSAMPLE), self._soup()
 
         def layer(view: int, behind: Array | None) -> raster.Buffers:
@@ -128,7 +123,7 @@ class ColouredMesh:
 
         Returns:
             Points (V, H, W, 3) in world units, unit normals (V, H, W, 3) in world space that face the camera, and the
-            foreground mask (V, H, W), bool. Points and normals are meaningful only where the mask is True.
+            bool foreground mask (V, H, W). Points and normals are valid only where the mask is True.
         """
         corners, (points, faces) = self.corners, self._soup()
         buffers = raster.rasterise_views(points, faces, at)
@@ -145,16 +140,13 @@ class ColouredMesh:
         return points, np.arange(len(points)).reshape(-1, 3)
 
     def _shade(self, layer: Layer, views: int, background: float | None, eyes: Array | None) -> Array:
-        """Shade V views one by one and average the supersampled pixels.
+        """Render V views and average the supersampled pixels to images (V, H, W, 3 or 4), in [0, 1].
 
         Args:
-            layer: function that returns the raster buffers of the nearest surface behind depths (1, H, W) in a view,
-                SUPERSAMPLE x the image size; depths None: nearest of all.
+            layer: returns the raster buffers of a view, SUPERSAMPLE times larger, of the nearest surface behind given
+                depths (1, H, W); None: nearest of all.
             background: grey value in [0, 1]; None: images are RGBA.
             eyes: camera positions (V, 3) for the shading; None: unlit colours.
-
-        Returns:
-            Images (V, H, W, 3 or 4), in [0, 1].
         """
         corners, images = self.corners, list[Array]()
         layers = MAX_LAYERS if any(part.transparent for part in self.parts) else 1
@@ -182,8 +174,7 @@ class ColouredMesh:
         return np.clip(np.stack(images), 0, 1)
 
     def _colours(self, face: Array, weight: Array) -> Array:
-        """Return sRGB colours with alpha (P, 4) at P points, given by triangle indices `face` (P,) into `corners` and
-        barycentric weights `weight` (P, 3, 1)."""
+        """Return sRGB colours with alpha (P, 4) at P points: triangle `face` (P,), barycentric `weight` (P, 3, 1)."""
         colour, first = np.ones((len(face), 4), np.float32), 0
         for part in self.parts:
             in_part = (face >= first) & (face < first + len(part.corners))
@@ -213,13 +204,8 @@ def _wrapped(t: Array, mode: Wrap) -> Array:
 
 
 def _light(corners: Array, weight: Array, eye: Array) -> Array:
-    """Return the shading factor (P,) at P points, the same for front and back sides of triangles.
-
-    Args:
-        corners: (P, 3, 3), corners of the triangle of each point.
-        weight: (P, 3, 1), barycentric weights of each point.
-        eye: (3,), camera position.
-    """
+    """Return the shading factor (P,) at P points on triangles with `corners` (P, 3, 3), seen from `eye` (3,). `weight`
+    (P, 3, 1) has the barycentric weights of the points. Front and back sides are shaded equally."""
     a, b, c = corners.swapaxes(0, 1)
     normal = raster.unit(np.cross(b - a, c - a))
     facing = (normal * raster.unit(eye - (corners * weight).sum(1))).sum(1)
@@ -227,7 +213,7 @@ def _light(corners: Array, weight: Array, eye: Array) -> Array:
 
 
 def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
-    """Move the centre of the bounding box to the origin, and scale the mesh into a ball of the given radius."""
+    """Centre the bounding box of a mesh at the origin, and scale the mesh into the ball of `radius` world units."""
     points = mesh.corners.reshape(-1, 3)
     centre = (points.min(0) + points.max(0)) / 2
     scale = radius / np.linalg.norm(points - centre, axis=1).max()
@@ -235,7 +221,7 @@ def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
 
 
 def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
-    """Move the centre of the bounding box to the origin, and scale so that the largest coordinate is `half`."""
+    """Centre the bounding box of a mesh at the origin, and scale it so that the largest coordinate is `half`."""
     low, high = mesh.corners.min((0, 1)), mesh.corners.max((0, 1))
     scale = 2 * half / (high - low).max()
     return mesh.map_corners(lambda corners: (corners - (low + high) / 2) * scale)
@@ -247,10 +233,8 @@ def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
 def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False) -> ColouredMesh:
     """Read a GLB, glTF, OBJ or PLY file and convert it to a z-up world in which the front faces +x.
 
-    `up` is the up axis of the file. The front of a y-up file faces +z, as in glTF; the front of a z-up file faces +x.
-    `warn`: log the notes of the mesh as warnings.
-
-    Raises ConfigError for an unreadable file, EmptyMesh if no triangle has an area.
+    `up` is the up axis of the file: the front of a y-up file faces +z, that of a z-up file +x. `warn`: log the notes of
+    the mesh as warnings. Raises ConfigError for an unreadable file, EmptyMesh if no triangle has an area.
     """
     file = read_mesh_file(path)
     parts = tuple(part for part in map(_part, file.submeshes) if len(part.corners))
@@ -267,7 +251,7 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False) -> Co
 
 
 def drop_degenerate(part: Part) -> Part:
-    """Remove triangles that have no area, or coordinates or values that are not finite."""
+    """Remove triangles without area, and triangles whose corners or values are not finite."""
     a, b, c = (part.corners[:, k] for k in range(3))
     with np.errstate(all="ignore"):
         area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
@@ -276,7 +260,6 @@ def drop_degenerate(part: Part) -> Part:
 
 
 def _part(submesh: Submesh) -> Part:
-    """Convert a submesh to a part without degenerate triangles."""
     arrays = (None if submesh.texture is None else submesh.uv, submesh.colours)
     values = np.column_stack([array for array in arrays if array is not None])[submesh.faces]
     part = Part(submesh.vertices[submesh.faces], values, submesh.texture, submesh.wrap, submesh.cutoff)

@@ -11,12 +11,12 @@ from threedgen.run.arrays import Array
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the non-empty lines of a text file, without spaces at their ends. Raises ConfigError."""
+    """Return the non-empty lines of a text file, stripped of spaces. Raises ConfigError."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def first_line(path: Path) -> str:
-    """Return the first non-empty line of a text file, which is a caption. Raises ConfigError if there is none."""
+    """Return the caption in a text file: its first non-empty line. Raises ConfigError if there is none."""
     lines = read_lines(path)
     if not lines:
         raise ConfigError(f"{path} is empty; its first line should be a caption")
@@ -24,7 +24,7 @@ def first_line(path: Path) -> str:
 
 
 def read_frame_numbers(path: Path) -> list[int]:
-    """Read a text file with one frame number per line. Return the numbers sorted, each once. Raises ConfigError."""
+    """Return the distinct frame numbers of a text file, one per line, ascending. Raises ConfigError."""
     lines = read_lines(path)
     for line in lines:
         if not line.isdecimal():
@@ -33,7 +33,7 @@ def read_frame_numbers(path: Path) -> list[int]:
 
 
 def read_numbers(path: Path) -> list[list[float]]:
-    """Read the numbers in each non-empty line of a text file. Raises ConfigError if a word is not a finite number."""
+    """Return the numbers in each non-empty line of a text file. Raises ConfigError if a word is not a finite number."""
     text = read_text(path, max_bytes=1 << 16)
     try:
         rows = [[float(word) for word in line.split()] for line in text.splitlines() if line.strip()]

@@ -1,11 +1,10 @@
-"""Reader for the skyboxes of Matterport3D (Chang et al. 2017), and for others in the same layout, as panoramas.
+"""Panoramas of Matterport3D (Chang et al. 2017), or of other cube maps in the same layout.
 
     mp3d_skybox/train.npy, test.npy                       strings (N, 6): paths of six cube sides below mp3d_skybox/
     mp3d_skybox/SCENE/matterport_skybox_images/NAME_skyboxK_sami.jpg   cube side K = 0 ... 5: up, four around, down
     mp3d_skybox/SCENE/blip3/NAME_DEGREES.txt              caption in the first line, for the yaws 0, 45, ... 315
 
-Yaws are in degrees and increase to the right. As in MVDiffusion (arXiv 2307.01097), a view gets the caption of the
-nearest of the eight yaws.
+Yaws increase to the right. A view gets the caption of the nearest yaw, as in MVDiffusion (arXiv 2307.01097).
 """
 
 from math import radians
@@ -27,19 +26,18 @@ from .scene_views import SceneViews
 
 FOLDER, FACES, CAPTIONS = "mp3d_skybox", "matterport_skybox_images", "blip3"
 PREFIX = "This is one view of a scene. "
-"""Text put before each caption, as in MVDiffusion."""
+"""Text before each caption, as in MVDiffusion."""
 YAW_STEP = 45
-"""Difference of the yaws for which consecutive caption files are written, degrees."""
+"""Difference between the yaws of the caption files, degrees."""
 MAX_SUPERSAMPLE = 2
-"""Largest factor by which views are rendered larger along each axis and then averaged. A factor above 1 is used if the
-cube sides have more pixels than the views."""
+"""Maximum supersampling factor of views along each axis. It is used if the cube sides have enough pixels."""
 
 
 class MatterportPanoramas:
     """Source (`SceneSource`) of perspective views of panoramas, evenly spaced in yaw.
 
-    In the training split, the yaw of an entry's first view is a random whole number of degrees that depends only on the
-    seed and the index. In the test split it is 0. Raises ConfigError for an unusable file.
+    The first yaw of a training entry is a random whole number of degrees that depends on the seed and the index. In the
+    test split it is 0. Raises ConfigError for an unusable file.
     """
 
     def __init__(self, config: MatterportConfig, seed: int = 0, split: SceneSplit = "train") -> None:
@@ -71,8 +69,8 @@ class MatterportPanoramas:
         return SceneViews(Views(resize(images, o.size, o.size), at), tuple(captions))
 
     def caption(self, face: str, yaw: float) -> str:
-        """Read the caption for the yaw nearest to `yaw`, in degrees. Raises ConfigError for a missing or empty file.
-        `face` is the path of any cube side of the panorama, relative to the data folder."""
+        """Read the caption of a panorama for the yaw nearest to `yaw`, degrees. Raises ConfigError. `face` is the path
+        of any cube side of the panorama, relative to the data folder."""
         nearest = round(yaw / YAW_STEP) * YAW_STEP % 360
         path = PurePosixPath(face)
         file = self.root / path.parent.parent / CAPTIONS / f"{path.name.split('_')[0]}_{nearest}.txt"

@@ -1,10 +1,7 @@
 """Training data of MV-Adapter (arXiv 2412.03632, section 5.1): six views of an object and their condition maps.
 
-An entry has six views of an object on a grey background. It can also have a reference image. This is a view from near
-the front, in which the object is centred and scaled as in the images that users give.
-
-Geometry maps are not stored but rendered on each use. Six maps of 128 pixels take about 20 ms of one core, while a
-training step takes about one second. Stored maps would take 590 kB per object, twenty times as much as its latents.
+Geometry maps are rendered on each use: six maps of 128 pixels take 20 ms of one core, a training step about one second.
+Stored maps would need 590 kB per object, twenty times as much as its latents.
 """
 
 from abc import ABC, abstractmethod
@@ -35,21 +32,21 @@ from .coloured_mesh import ColouredMesh, fit_to_cube, read_mesh
 from .options import MeshFolderConfig, ObjectSplit
 
 AZIMUTH, ELEVATION = 45.0, (-10.0, 30.0)
-"""Camera of a reference image in degrees: largest azimuth to each side of the front, and the range of elevations
-(section 5.2)."""
+"""Reference cameras, degrees: largest azimuth to each side of the front, and range of elevations (section 5.2)."""
 MAX_CACHED_MESHES = 32
 
 
 class ObjectViews(ABC):
-    """Base class of the sources (`threedgen.data.bank.Source`) that the registry builds as "object-source".
+    """Base class of the sources (`bank.Source`) of six views of an object on a grey background.
 
-    A subclass provides the captions, images and surfaces of objects. This class samples the cameras. Azimuth 0 is the
-    front of the object (+x), and azimuths increase counter-clockwise seen from above.
+    A subclass provides captions, images and surfaces. This class samples the cameras. Azimuth 0 is the front of the
+    object (+x); azimuths increase counter-clockwise seen from above. A reference image shows the object from near the
+    front, centred and scaled as in the images that users give.
 
     Args:
         control: kind of the condition maps, "rays" or "geometry". It determines the six view directions.
         reference: add a reference image as the last of the `n_view` images of an entry.
-        anywhere: share of objects, in [0, 1], whose cameras have a random azimuth offset and a random elevation.
+        anywhere: fraction of the objects whose cameras have a random azimuth offset and a random elevation.
         fov: field of view of the cameras, degrees; 0: orthographic cameras.
     """
 
@@ -65,7 +62,6 @@ class ObjectViews(ABC):
     def __len__(self) -> int: ...
 
     def describe(self) -> str:
-        """Return one line of text that names everything that determines the images. It is part of the cache key."""
         kind = f"{type(self).__name__}, {self.control}, picture {self.reference}"
         fov = f", fov {self.fov:g}" if self.fov else ""
         return f"{kind}, seed {self.seed}, {self.split}, anywhere {self.anywhere:g}{fov}"
@@ -75,8 +71,8 @@ class ObjectViews(ABC):
 
     @abstractmethod
     def photograph(self, index: int, at: Cameras) -> Array:
-        """Render object `index` from V cameras: images (V, H, W, 3), in [0, 1], on a background of `GREY`. The object
-        is centred at the origin. Its largest coordinate is at most `cameras.HALF`."""
+        """Render object `index` on the background `GREY` from V cameras: images (V, H, W, 3), in [0, 1]. The object is
+        centred at the origin, and no coordinate exceeds `HALF`."""
 
     @abstractmethod
     def surface(self, index: int, at: Cameras) -> tuple[Array, Array, Array]:
@@ -94,8 +90,8 @@ class ObjectViews(ABC):
     def angles(self, index: int) -> list[tuple[float, float]]:
         """Return (elevation, azimuth) of each of the six views of object `index`, degrees.
 
-        These are the angles `sides`. For a share `anywhere` of the objects, all views get one random elevation in
-        `RAISED`, and one random offset is added to the azimuths of `sides`.
+        These are the angles `sides`. For the fraction `anywhere` of the objects, all views get one random elevation in
+        `RAISED`, and one random offset is added to all azimuths.
         """
         rng = np.random.default_rng([self.seed, self.split == "train", index, 6])
         if rng.random() >= self.anywhere:
@@ -104,8 +100,7 @@ class ObjectViews(ABC):
         return [(elevation, (offset + azimuth) % 360) for _, azimuth in self.sides]
 
     def cameras(self, index: int, size: int) -> Cameras:
-        """Return the cameras of the six views of object `index`, with `size` x `size` pixels. The camera of the
-        reference image is not among them."""
+        """Return the six cameras of object `index`, without the reference camera, for `size` x `size` pixels."""
         return views(self.angles(index), size, size, self.fov)
 
     def block(self, indices: range, size: int) -> Captioned:
@@ -121,10 +116,10 @@ class ObjectViews(ABC):
         return Captioned(np.concatenate(rgb), [self.caption(index) for index in indices], np.concatenate(c2w))
 
     def maps(self, index: int, size: int) -> Tensor:
-        """Return the condition maps (V, 6, H, W) of the six views of object `index`, in [0, 1], H = W = `size`.
+        """Return the condition maps (6, 6, size, size) of the six views of object `index`: six channels, in [0, 1].
 
-        Channels are Pluecker rays (control "rays"), or positions and normals (control "geometry"). Ray maps of
-        orthographic cameras are (V, 6, 1, 1), because all pixels have the same direction.
+        Channels are Pluecker rays (control "rays"), or positions and normals ("geometry"). Ray maps of orthographic
+        cameras are (6, 6, 1, 1), because all pixels have the same direction.
         """
         at = self.cameras(index, size)
         if self.control == "rays":
@@ -133,8 +128,8 @@ class ObjectViews(ABC):
 
 
 def frame_on_grey(image: Tensor) -> Tensor:
-    """Centre the object of an image (H, W, 3) on grey, and scale it as in images that users give. Pixels that differ
-    from `GREY` are the object. An image without an object is returned unchanged."""
+    """Centre and scale the object of an image (H, W, 3) in [0, 1] on grey, as in the images that users give. Pixels
+    that differ from `GREY` are the object. An image without an object is returned unchanged."""
     mask = (image != GREY).any(-1, keepdim=True)
     return framed(torch.cat([image, mask.float()], dim=-1), *image.shape[:2]) if mask.any() else image
 
@@ -142,8 +137,8 @@ def frame_on_grey(image: Tensor) -> Tensor:
 class MeshObjects(ObjectViews):
     """Source of training views of MV-Adapter from a folder of meshes.
 
-    Each mesh has `options.pictures` entries, which differ in their reference image; without reference images it has one
-    entry. The split "held-out" has the last `options.held_out` meshes, the split "train" all others.
+    Each mesh has `options.pictures` entries with different reference images, or one entry without reference images. The
+    split "held-out" has the last `options.held_out` meshes, the split "train" all others.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Config models of multi-view data sets: Matterport3D, ScanNet, mesh folders (no torch)."""
+"""Config models of multi-view data sets: Matterport3D, ScanNet, mesh folders. Imports no torch."""
 
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -17,7 +17,7 @@ OBJECT_RADIUS = 0.85
 
 
 class WalksConfig(Config):
-    """Base model with the options that select the views of an entry from a walk with depth."""
+    """Options that select the views of an entry from a walk with depth."""
 
     has_depth: ClassVar[bool] = True
 
@@ -28,7 +28,7 @@ class WalksConfig(Config):
 
 
 class _Folder(Config):
-    """Base model of data sets that are read from an existing folder."""
+    """Base class of data sets that are read from an existing folder."""
 
     path: str = Field(min_length=1, description="folder of the data set")
 
@@ -37,7 +37,7 @@ class _Folder(Config):
 
 
 class MatterportConfig(_Folder):
-    """Panoramas of Matterport3D, or other skyboxes in the same layout."""
+    """Panoramas of Matterport3D, or other cube maps in the same layout."""
 
     has_depth: ClassVar[bool] = False
 
@@ -51,7 +51,7 @@ class MatterportConfig(_Folder):
 
 
 class ScanNetConfig(_Folder, WalksConfig):
-    """Walks of ScanNet, or other posed RGB-D images in the same layout."""
+    """Camera walks of ScanNet, or other posed RGB-D images in the same layout."""
 
     name: Literal["scannet"] = "scannet"
     count: int | None = Field(
@@ -68,7 +68,7 @@ MESHES = (".glb", ".gltf", ".obj", ".ply")
 
 
 class MeshFolderConfig(_Folder):
-    """User meshes from several sides, rendered on first use."""
+    """Views of the user's meshes, rendered on first use."""
 
     name: Literal["meshes"] = "meshes"
     path: str = Field(min_length=1, description="folder of GLB, glTF, OBJ or PLY files, searched recursively")
@@ -94,8 +94,8 @@ class MeshFolderConfig(_Folder):
         return found
 
     def texts(self) -> dict[str, str]:
-        """Return a dict from mesh file to caption. A mesh without a caption gets one made from its file name. Raises
-        ConfigError for an unreadable captions file, and for a caption whose mesh is missing."""
+        """Return a dict from mesh file to caption, which is made from the file name if the captions file has none.
+        Raises ConfigError for an unreadable captions file, and for a caption whose mesh is missing."""
         files = self.files()
         captions = {} if self.captions is None else _read_captions(Path(self.captions).expanduser())
         for name in captions.keys() - set(files):

@@ -1,11 +1,8 @@
-"""Photos of one subject as training images: square, the subject centred on neutral grey.
+"""Photos of one subject as square training images, with the subject centred on neutral grey.
 
-    files = find(["photos/"])                 checked paths
-    images = read(files, size=128)            (N, 128, 128, 3) uint8
-
-The alpha channel separates the subject from the background. If a photo has no transparent pixels, the background is
-the region that touches the border of the photo and has the colour of the border (paper, a wall). If there is no such
-region, the photo keeps its background and is cropped to its middle square.
+The alpha channel separates the subject from the background. If a photo has no transparent pixels, the background is the
+region that touches the border of the photo and has the colour of the border. If there is no such region, the photo is
+cropped to its middle square.
 """
 
 import logging
@@ -22,18 +19,17 @@ from threedgen.run.arrays import Array
 logger = logging.getLogger(__name__)
 
 MIN_PHOTOS, MAX_PHOTOS = 2, 100
-"""Smallest and largest number of photos."""
+"""Minimum and maximum number of photos."""
 MAX_LISTED = 20
-"""Largest number of skipped files that the log names."""
+"""Maximum number of skipped files that the log names."""
 GREY = 0.5
 """Background of the returned images, in [0, 1]."""
 
 
 def find(paths: Sequence[str]) -> list[Path]:
-    """List the image files among `paths`, which are files and folders.
+    """List and check the image files among `paths`, which are files and folders.
 
-    Each image is read once, so that errors appear before a prior is loaded. Files of a folder that are not readable
-    images are skipped with a warning.
+    Unreadable images in a folder, and files that are no images, are skipped with a warning.
 
     Raises:
         ConfigError: for fewer than `MIN_PHOTOS` or more than `MAX_PHOTOS` images, for a path that does not exist, and
@@ -67,7 +63,6 @@ def find(paths: Sequence[str]) -> list[Path]:
 
 
 def _images(folder: Path) -> list[Path]:
-    """List the readable images of a folder. Log the other files and the reason why each of them is skipped."""
     found, skipped = list[Path](), list[str]()
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
@@ -86,11 +81,8 @@ def _images(folder: Path) -> list[Path]:
 
 
 def read(files: Sequence[Path], size: int, fill: float = 0.75) -> Array:
-    """Read photos and return square images (N, size, size, 3), uint8, on neutral grey.
-
-    The longer side of the subject's bounding box is the fraction `fill` of the image side, if the subject can be
-    separated from its background. Raises ConfigError for a damaged file, or a photo without a subject.
-    """
+    """Read photos and return square images (N, size, size, 3), uint8, on neutral grey. Raises ConfigError. If the
+    subject can be separated, the longer side of its bounding box is the fraction `fill` of the image side."""
     return np.stack([_centre_subject(_load(path), path, size, fill) for path in files])
 
 

@@ -31,11 +31,11 @@ from .srn.scene_files import read_pose
 
 KEY_FRAMES = "key_frame_0.6.txt"
 POSE_CHECK_SIZE = (36, 48)
-"""Size (H, W) to which depth maps are reduced for the check of the pose convention."""
+"""Size (H, W) of the depth maps that are read to check whether the poses are inverted."""
 
 
 class ScanNetWalk:
-    """Walk (`walks.Walk`) of one scene folder. Images and depth are resized to `height` x `width` pixels.
+    """Walk (`scene_views.Walk`) of one scene folder. Images and depth are resized to `height` x `width` pixels.
 
     Args:
         key_frames: name of the file in `folder` that lists the key frame numbers.
@@ -63,25 +63,23 @@ class ScanNetWalk:
         return read_frame_numbers(self.folder / self.key_file)
 
     def depth_frames(self) -> list[int]:
-        """List the numbers of the frames that have a depth file."""
         return self._numbers("depth/*.png")
 
     def pose_frames(self) -> list[int]:
-        """List the numbers of the frames that have a pose file."""
         return self._numbers("pose/*.txt")
 
     def _numbers(self, pattern: str) -> list[int]:
         return sorted(int(path.stem) for path in self.folder.glob(pattern) if path.stem.isdecimal())
 
     def has_pose(self, number: int) -> bool:
-        """Return whether the pose of frame `number` exists and is finite. ScanNet has infinite poses where tracking was
-        lost. Raises ConfigError for an unreadable file."""
+        """Return whether frame `number` has a finite pose. Raises ConfigError for an unreadable file. ScanNet has
+        infinite poses where tracking was lost."""
         path = self._pose(number)
         return path.is_file() and not re.search("inf|nan", read_text(path).lower())
 
     def views(self, numbers: Sequence[int]) -> SceneViews:
         """Read images, cameras, captions and depth of the frames `numbers`. Raises ConfigError for a missing or
-        unusable file, and if the poses seem to be the inverse of what `poses` says."""
+        unusable file, and if the poses seem to be inverted."""
         self._check_key_poses()
         depth, cameras = self.geometry(numbers)
         for number, has_depth in zip(numbers, (depth > 0).flatten(1).any(1), strict=True):
@@ -108,8 +106,7 @@ class ScanNetWalk:
         """Read depth and cameras of the frames `numbers` (N,). Raises ConfigError for a missing or unusable file.
 
         Returns:
-            Depth (N, H, W) in metres along the viewing axis, 0 where unknown (resized without interpolation), and the
-            cameras of the N frames.
+            Depth (N, H, W) in metres along the viewing axis, 0 where unknown (nearest-pixel resizing), and N cameras.
         """
         depth, sizes = zip(*(self._depth(number) for number in numbers), strict=True)
         if len(set(sizes)) > 1:
@@ -144,8 +141,8 @@ class ScanNetWalk:
         return self.folder / "pose" / f"{number}.txt"
 
     def _intrinsics(self) -> Array:
-        """Read the intrinsics K (3, 3), float32, in pixels of the depth images. In the file, the centre of the first
-        pixel is at (0, 0). In the result, it is at (0.5, 0.5)."""
+        """Read K (3, 3), float32, in pixels of the depth images, with the centre of the first pixel at (0.5, 0.5). In
+        the file, the centre of the first pixel is at (0, 0)."""
         path = self.folder / "intrinsic" / "intrinsic_depth.txt"
         numbers = [x for row in read_numbers(path) for x in row]
         if len(numbers) not in (9, 16):
@@ -159,8 +156,7 @@ class ScanNetWalk:
 
 
 def scenes(path: str, split: SceneSplit) -> list[Path]:
-    """List the scene folders in the first of PATH/SPLIT, PATH/scannet/SPLIT and PATH that has any. Raises ConfigError
-    if none of them has a scene."""
+    """List the scene folders in the first of PATH/SPLIT, PATH/scannet/SPLIT, PATH that has any. Raises ConfigError."""
     root = Path(path).expanduser()
     for folder in (root / split, root / "scannet" / split, root):
         found = sorted(scene for scene in folder.glob("*") if (scene / "pose").is_dir())
@@ -185,8 +181,11 @@ def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
 
 
 def build(config: ScanNetConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
-    """Build the source of a split. Entries of the training split are random. Entries of the test split cover the key
-    frames of each walk in order, without overlap. Raises ConfigError for unusable data."""
+    """Build the source of a split. Training entries are random; test entries divide the key frames of each walk in
+    order.
+
+    Raises ConfigError for unusable data.
+    """
     o, found = config, walks(config, split)
     description = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {KEY_FRAMES}"
     description += f", {len(found)} scenes of {o.least_keys} keys"

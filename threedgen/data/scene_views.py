@@ -1,8 +1,8 @@
 """Captioned views of scenes for MVDiffusion: views of panoramas, and views along camera paths (walks) with depth.
 
-A walk has numbered frames with poses, depth and captions. Key frames are a subset of the frames, chosen by the overlap
-of their images (`geometry.warp`). An entry of n views has n consecutive key frames, or it is an interpolation: two
-key frames as conditions, and n - 2 frames between them.
+A walk has numbered frames with poses, depth and captions. Key frames are a subset of the frames, selected by the
+overlap of their images (`geometry.warp`). An entry of n views has n consecutive key frames. If it is an interpolation,
+it has two key frames as conditions, and n - 2 frames between them.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from threedgen.geometry.views import Views
 from threedgen.run.seeding import numpy_generator
 
 INTERPOLATED_KEYS = 2
-"""Distance of the first and the last view of an interpolation, in key frames (paper: 1)."""
+"""Distance from the first to the last view of an interpolation, in key frames (paper: 1)."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,7 @@ class SceneViews:
         views: images (N, H, W, 3), in [0, 1], and their cameras.
         captions: one caption per view.
         depth: (N, H, W), metres along the viewing axis, 0 where unknown; None for a panorama.
-        condition_views: indices of the views that the model receives as conditions instead of generating them, such as
-            the first and the last view of an interpolation.
+        condition_views: indices of the views that are conditions of the model; the model generates the other views.
     """
 
     views: Views
@@ -43,8 +42,8 @@ class SceneViews:
 class SceneSource(Protocol):
     """Deterministic list of training scenes. All scenes have `n_view` views of the same image size.
 
-    The registry builds a source under the kind "scene-source" from a config, a seed and a split ("train" or "test").
-    `has_depth` of the config states whether the scenes have depth.
+    The registry builds a source of the kind "scene-source" from a config, a seed and a split ("train" or "test"). The
+    attribute `has_depth` of the config states whether the scenes have depth.
     """
 
     n_view: int
@@ -52,14 +51,13 @@ class SceneSource(Protocol):
     def __len__(self) -> int: ...
 
     def describe(self) -> str:
-        """Return one line of text that names everything that determines the scenes. It is part of the cache key."""
+        """Return one line that names everything that determines the scenes. It is part of the cache key."""
 
     def scene(self, index: int) -> SceneViews: ...
 
 
 class Walk(Protocol):
-    """Camera path through a scene, with numbered frames. `frames` has the numbers of all usable frames, `keys` those of
-    the key frames. Both are in ascending order."""
+    """Camera path through a scene. `frames` (all usable frames) and `keys` (key frames) are ascending frame numbers."""
 
     @property
     def frames(self) -> Sequence[int]: ...
@@ -73,7 +71,7 @@ class Walk(Protocol):
 
 
 class Entry(NamedTuple):
-    """Choice of consecutive key frames: index of the walk, and index of the first chosen frame in the walk's `keys`."""
+    """Consecutive key frames: index of the walk, and index of the first chosen frame in the walk's `keys`."""
 
     walk: int
     first: int
@@ -83,9 +81,9 @@ class WalkScenes:
     """Source (`SceneSource`) of training entries from walks. Random entry i comes from walk i % len(walks).
 
     Args:
-        description: one line of text that names everything that determines the walks.
+        description: one line that names everything that determines the walks.
         seed: seed of random entries; entry i depends only on the seed and i.
-        between: share of entries, in [0, 1], that are interpolations.
+        between: fraction of the entries that are interpolations, in [0, 1].
         count: number of entries; None: one per walk.
         entries: fixed entries to use instead of random ones; they set the number of entries.
     """
@@ -127,8 +125,8 @@ class WalkScenes:
 def window(walk: Walk, n_view: int, first: int, rng: np.random.Generator | None = None) -> list[int]:
     """Return the frame numbers of `n_view` consecutive key frames, starting at index `first` of the walk's `keys`.
 
-    If the walk has too few key frames after `first`, random other frames of the walk complete the list. They come from
-    `rng`, by default a generator with the seed `first`.
+    If there are too few key frames after `first`, random other frames of the walk complete the list. `rng` samples
+    them; None: a generator with the seed `first`.
     """
     keys = list(walk.keys[first : first + n_view])
     rng = rng or np.random.default_rng(first)
@@ -140,9 +138,8 @@ def window(walk: Walk, n_view: int, first: int, rng: np.random.Generator | None 
 def between_keys(walk: Walk, n_view: int, rng: np.random.Generator) -> list[int]:
     """Return the frame numbers of a random interpolation entry.
 
-    The first number is a random key frame, and the last number is the one `INTERPOLATED_KEYS` key frames later. Between
-    them are `n_view` - 2 frames from that section of the walk, in random order. If the section has too few frames, one
-    of them is repeated.
+    The first number is a random key frame, and the last one the key frame `INTERPOLATED_KEYS` later. Between them are
+    `n_view` - 2 random frames of this part of the walk. If it has too few frames, one of them is repeated.
     """
     apart = min(INTERPOLATED_KEYS, len(walk.keys) - 1)
     first = int(rng.integers(len(walk.keys) - apart))
@@ -154,6 +151,5 @@ def between_keys(walk: Walk, n_view: int, rng: np.random.Generator) -> list[int]
 
 
 def windows(walks: Sequence[Walk], n_view: int) -> list[Entry]:
-    """Divide the key frames of each walk into entries of `n_view` consecutive key frames without overlap. Key frames at
-    the end of a walk that do not fill an entry are dropped."""
+    """Divide the key frames of each walk into entries of `n_view` consecutive key frames; the rest are dropped."""
     return [Entry(k, i) for k, walk in enumerate(walks) for i in range(0, len(walk.keys) - n_view + 1, n_view)]

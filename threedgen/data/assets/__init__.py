@@ -1,1 +1,1 @@
-"""User assets as training data. Meshes with captions are rendered, and the views are stored in shards."""
+"""User assets as training data: meshes with captions are rendered, and the views are stored in shards."""

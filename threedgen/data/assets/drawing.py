@@ -1,7 +1,7 @@
 """Reader and renderer for user assets.
 
-An asset is scaled into the same ball as the objects of the toybox, and rendered in rings of views. A ring is a circle
-of cameras with the same elevation, field of view and distance.
+An asset is scaled into the same ball as the toybox objects and rendered in rings of views. A ring is a circle of
+cameras with the same elevation, field of view and distance.
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ from .options import ViewsConfig
 
 MAX_TRIANGLES = 5_000_000
 PLAIN, ANIMATED = "no colours: rendered white", "animated: only the first pose is used"
-"""Notes that the user gets about an asset."""
+"""Notes to the user about an asset."""
 
 
 class LoadedAsset(NamedTuple):
@@ -58,11 +58,8 @@ def _check_size(count: int) -> None:
 
 
 def inspect_file(path: Path) -> tuple[int, bool]:
-    """Count the triangles of a mesh file without building the mesh. Raises ConfigError for an unreadable file.
-
-    Returns:
-        Number of triangles (0 if unknown), and whether the file has animations or skins.
-    """
+    """Return the number of triangles of a mesh file (0 if unknown), and whether it has animations or skins. Raises
+    ConfigError for an unreadable file."""
     try:
         data = read_bytes(path, MAX_BYTES)
     except OSError as error:
@@ -93,10 +90,10 @@ def _gltf_triangles(tree: Any) -> int:
 
 
 def cameras(options: ViewsConfig, seed: int, name: str) -> Cameras:
-    """Sample the cameras of the asset `name`, which look at the origin.
+    """Sample the cameras of the asset `name`, which look at the origin. Views are ordered ring by ring.
 
-    Each ring has a random elevation, field of view and distance, which depend only on the seed and the name. Views are
-    ordered ring by ring. A ring starts at the front (azimuth 0, +x) and continues counter-clockwise seen from above.
+    Each ring has a random elevation, field of view and distance that depend only on the seed and the name. It starts at
+    the front (azimuth 0, +x) and continues counter-clockwise seen from above.
     """
     o, rng = options, numpy_generator(seed, 0, f"views of {name}")
     fov, elevation = (np.deg2rad(rng.uniform(*bounds, o.rings)) for bounds in (o.fov, o.elevation))

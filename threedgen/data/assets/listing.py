@@ -4,9 +4,9 @@
                     chairs/1.glb,a wooden chair
                     knight.ply,a knight with a red shield,z,90
 
-Columns can also be separated by semicolons or tabs, and paths can have backslashes, as in files of Excel on Windows.
 `up` is the up axis of the mesh file. `turn` is an angle in degrees by which the asset is rotated about this axis,
-counter-clockwise seen from above.
+counter-clockwise seen from above. As in files of Excel on Windows, columns can also be separated by semicolons or tabs,
+and paths can have backslashes.
 """
 
 import csv
@@ -41,7 +41,7 @@ class Asset:
 
 
 class Listing(NamedTuple):
-    """Assets to render, and a dict from each mesh file or line of the captions file that is left out to the reason."""
+    """Assets to render, and a dict from each mesh file or captions line that is left out to the reason."""
 
     assets: tuple[Asset, ...]
     left_out: dict[str, str]
@@ -74,8 +74,8 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
 
 
 def find_captions(folder: Path, captions: str) -> Path:
-    """Find the captions file at the path `captions`, relative to the working directory or else to `folder`. Raises
-    ConfigError if there is none."""
+    """Find the captions file at the path `captions`, relative to the working directory or to `folder`. Raises
+    ConfigError."""
     for path in (Path(captions).expanduser(), folder / captions):
         if path.is_file():
             return path
@@ -83,10 +83,10 @@ def find_captions(folder: Path, captions: str) -> Path:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield the line number and the cells of each row of a captions file. Raises ConfigError for an unreadable file.
+    """Yield (line number, cells) for each row of a captions file. Raises ConfigError for an unreadable file.
 
-    Cells are a dict from column name to text, which is "" for missing cells. If the first row is no header, the columns
-    are `COLUMNS`.
+    Cells are a dict from column name to text, which is "" for missing cells. Without a header row, columns are
+    `COLUMNS`.
     """
     lines = read_text(path, "captions").splitlines()
     rows = csv.reader(lines, delimiter=_delimiter(lines))

@@ -4,8 +4,7 @@
     RUN/assets.csv   state of each mesh and each line of the captions, with notes or the reason for leaving it out
     RUN/sheet.png    contact sheet: four sides of each asset (sheet-2.png, ...); available after the first shard
 
-Shards are written atomically. Each has a JSON file that marks it as complete, so a killed run continues with the
-missing shards. An asset whose rendering kills the process repeatedly is left out; the rest of its shard is made.
+A killed run continues with the missing shards. An asset whose rendering kills the process repeatedly is left out.
 """
 
 import logging
@@ -37,13 +36,13 @@ logger = logging.getLogger(__name__)
 CRASHES = "lost.json"
 """File that lists the assets whose rendering killed a process, with the reason."""
 MAX_WARNINGS = 20
-"""Largest number of warnings in the log. The file assets.csv has all of them."""
+"""Maximum number of warnings in the log. The file assets.csv has all of them."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Shard to make: its number, its assets and its file name without suffix. `key` is a hash of the assets, of the
-    sizes and times of their files, and of the render settings. A shard on disk with another key is outdated."""
+    """Shard to make: its number, assets, and file name without suffix. `key` is a hash of the assets, the sizes and
+    times of their files, and the render settings. A shard on disk with another key is outdated."""
 
     number: int
     assets: tuple[Asset, ...]
@@ -62,8 +61,8 @@ run = partial(run_task, make, result="sheet.png", files=("sheet.png", "assets.cs
 
 
 def render(config: AssetsConfig, run_folder: Path, quiet: bool) -> Shards:
-    """Write the shards, assets.csv and the contact sheet of the folder `config.data` to `run_folder`. Raises Stopped
-    after Ctrl-C, and ConfigError if no mesh can be rendered."""
+    """Render the meshes in `config.data`, and write shards, assets.csv and contact sheet to `run_folder`. Raises
+    Stopped after Ctrl-C or SIGTERM, and ConfigError if no mesh can be rendered."""
     folder, data = run_folder / SHARDS, Path(config.data).expanduser()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -185,7 +184,6 @@ def build_index(config: AssetsConfig, every: list[Job], folder: Path, left_out: 
 
 
 def _remove_stale(folder: Path, every: list[Job]) -> None:
-    """Delete shards that belong to none of the jobs `every`. Raises OSError."""
     names = {job.name for job in every}
     for path in folder.glob("shard-*"):
         if path.suffix in (".tar", ".json", ".at") and path.stem not in names:

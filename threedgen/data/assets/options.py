@@ -1,4 +1,4 @@
-"""Config models of the tasks that read user assets (no torch)."""
+"""Config models of the tasks that read user assets. Imports no torch."""
 
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,10 @@ SHARDS = "views"
 
 
 class ViewsConfig(Config):
-    """Rings of views of an asset, each with one elevation, fov and distance (arXiv 2308.16512, section 4.1)."""
+    """Rings of views of an asset, each with one elevation, fov and distance.
+
+    From MVDream (arXiv 2308.16512), section 4.1.
+    """
 
     azimuths: int = Field(32, ge=4, le=360, description="views per ring, evenly spaced; the first shows the front")
     rings: int = Field(1, ge=1, le=16, description="rings per asset, each with its own elevation, fov and distance")
@@ -74,4 +77,4 @@ class AssetsConfig(WorkersConfig):
 
 
 class MakeAssetViewsConfig(AssetsConfig):
-    """Render captioned meshes from all sides into webdataset shards."""
+    """Rendering of captioned meshes from all sides into webdataset shards."""

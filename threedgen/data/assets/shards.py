@@ -4,9 +4,8 @@
     shard-00000.json    assets, left-out assets with reasons, size and SHA-256; written when the shard is complete
     index.json          list of all shards; written when all of them are complete
 
-NAME.json has the fields name, file, caption, notes and azimuths (number of views per ring), and for each view c2w
-(4, 4), camera-to-world with OpenGL axes, and fov (vertical, radians). Images are RGBA. The same assets give the same
-bytes.
+NAME.json has the fields name, file, caption, notes and azimuths (number of views per ring), and for each view c2w (4,
+4), camera-to-world with OpenGL axes, and fov (vertical, radians). Images are RGBA. Equal assets give equal bytes.
 """
 
 import hashlib
@@ -30,7 +29,7 @@ from threedgen.run.disk import atomic_file
 from .options import INDEX
 
 MAX_CACHED = 64
-"""Largest number of shards whose tables of files are kept in memory."""
+"""Maximum number of shards whose tables of files are kept in memory."""
 REMEDY = "run the command that made it again; it renders only the missing shards"
 
 
@@ -68,7 +67,7 @@ def checksum(path: Path) -> dict[str, Any]:
 
 
 def is_complete(folder: Path, summary: dict[str, Any]) -> bool:
-    """Return whether the tar file of a shard exists and has the size in bytes that its `summary` (JSON file) states."""
+    """Return whether the tar file of a shard has the size in bytes that `summary`, its JSON file, states."""
     path = folder / str(summary.get("file"))
     return path.is_file() and path.stat().st_size == summary.get("bytes")
 

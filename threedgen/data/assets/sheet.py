@@ -11,12 +11,12 @@ from threedgen.run.arrays import Array
 from .shards import Entry, Shards
 
 SIDES, SIDE_PIXELS, COLUMNS, PER_PAGE = 4, 96, 3, 60
-"""Number of views per asset, side of a view in pixels, number of assets per row, and number of assets per page."""
+"""Views per asset, side of a view in pixels, assets per row, and assets per page."""
 
 
 def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
-    """Write the pages sheet.png, sheet-2.png, ... of a contact sheet to `folder`. The sheet shows at most `max_count`
-    assets, evenly spaced in the list of all. Raises OSError and ConfigError."""
+    """Write the pages sheet.png, sheet-2.png, ... to `folder`, with at most `max_count` assets, evenly spaced in the
+    list of all assets. Raises OSError and ConfigError."""
     count = min(max_count, len(shards))
     subset = [shards.entries[k * len(shards) // count] for k in range(count)]
     for number, start in enumerate(range(0, count, PER_PAGE), 1):
@@ -27,8 +27,7 @@ def write_sheet(folder: Path, shards: Shards, max_count: int) -> None:
 
 
 def sides(shards: Shards, entry: Entry) -> Array:
-    """Join the front, left, back and right view of the first ring to an image (S, 4 S, 3), in [0, 1]. S is
-    SIDE_PIXELS."""
+    """Return the front, left, back and right views of the first ring, side by side (S, 4 S, 3), in [0, 1]."""
     views = (k * shards.azimuths // SIDES for k in range(SIDES))
     return np.concatenate([on_grey(shards.image(entry, view), SIDE_PIXELS) for view in views], axis=1)
 

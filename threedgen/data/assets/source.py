@@ -1,8 +1,4 @@
-"""Training sources (`threedgen.data.bank.Source`) from user assets.
-
-The views of an entry are evenly spaced on one ring of views, start at a random azimuth, and have a random grey
-background. The share of training steps with single images uses such views too, or images from a folder.
-"""
+"""Training sources (`threedgen.data.bank.Source`) from user assets, and from folders of captioned images."""
 
 import hashlib
 import logging
@@ -28,8 +24,11 @@ GREY = (0.4, 0.6)
 
 
 class AssetViews:
-    """Source of entries with `n_view` views of an asset. Entry i shows asset i % len(entries). Raises ConfigError if
-    the list `entries` of assets is empty."""
+    """Source of entries with `n_view` views of an asset on a random grey background. Entry i shows asset i %
+    len(entries).
+
+    The views are evenly spaced on one ring and start at a random azimuth. Raises ConfigError if `entries` is empty.
+    """
 
     def __init__(self, shards: Shards, entries: list[Entry], seed: int, n_view: int) -> None:
         if not entries:
@@ -59,11 +58,8 @@ class AssetViews:
 
 
 class CaptionedImages:
-    """Source of single images from a folder that has a captions.csv with the columns file and caption.
-
-    Images are cropped to their middle square. Unreadable images are skipped with a warning. Raises ConfigError if no
-    image is left.
-    """
+    """Source of single images, cropped to their middle square, from a folder with a captions.csv (file, caption).
+    Unreadable images are skipped with a warning. Raises ConfigError if no image is left."""
 
     n_view = 1
 

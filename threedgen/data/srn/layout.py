@@ -1,8 +1,8 @@
-"""File layout of the SRN archives (no torch).
+"""File layout of the Scene Representation Networks (SRN) archives. Imports no torch.
 
 SPLIT/SCENE/rgb/000000.png ...      images of one size; in the archives 128 x 128, white background
 SPLIT/SCENE/pose/000000.txt ...     camera-to-world, 16 numbers in one line or four, OpenCV axes
-SPLIT/SCENE/intrinsics.txt          focal length, principal point and image size, see `intrinsics.py`
+SPLIT/SCENE/intrinsics.txt          focal length, principal point and image size, see `scene_files.py`
 """
 
 from pathlib import Path
@@ -16,11 +16,8 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def split_folder(root: Path | str, split: str) -> Path:
-    """Find the folder that contains the scenes of a split.
-
-    The candidates are ROOT/SPLIT and its subfolders (such as chairs_train/chairs_2.0_train), ROOT/ANY/SPLIT and ROOT.
-    Raises ConfigError if none of them contains a scene.
-    """
+    """Find the folder that contains the scenes of a split: ROOT/SPLIT, ROOT/SPLIT/ANY, ROOT/ANY/SPLIT or ROOT. Raises
+    ConfigError if none of them contains a scene."""
     root = existing_folder(root, "path")
     candidates = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
     if root.name == split or root.name not in SPLITS:  # never another split's scenes
@@ -37,8 +34,8 @@ def scenes(folder: Path) -> list[Path]:
 
 
 def image_files(folder: Path, min_views: int) -> list[Path]:
-    """List the image files of a scene folder, sorted by number, or by name if names are not numbers. Raises ConfigError
-    for missing images or poses, and for fewer than `min_views` images."""
+    """List the image files of a scene folder, sorted by number, or by name if a name is not a number. Raises
+    ConfigError for missing images or poses, and for fewer than `min_views` images."""
     if not folder.is_dir():
         raise ConfigError(f"{folder} is not a folder")
     for name in ("rgb", "pose"):

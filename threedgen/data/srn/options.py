@@ -1,4 +1,4 @@
-"""Config models of data in the layout of Scene Representation Networks (no torch)."""
+"""Config models of data in the layout of Scene Representation Networks. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .layout import split_folder
 
 
 class SRNPairsConfig(Config):
-    """Training pairs from a split in the layout of the SRN archives."""
+    """Training pairs of views from one split of the SRN archives."""
 
     name: Literal["srn"] = "srn"
     path: str = Field(min_length=1, description="folder of the archives or of one split")

@@ -1,7 +1,6 @@
 """Pairs of views for training novel-view models, from an SRN archive or another source of scenes.
 
-Decoding and resizing the 50 images of a scene takes longer than a training step on it. So a scene is read once, and its
-views are cached in the form that the model takes: images or latents.
+Decoding the 50 images of a scene takes longer than a training step, so views are cached as images or latents.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,11 +25,11 @@ Indices = Sequence[int] | Array
 
 
 class PairSource(Protocol):
-    """Source of scenes, as the registry builds it from a config, an image size and a seed.
+    """Source of scenes, which the registry builds from a config, an image size and a seed.
 
     Attributes:
         views: number of views of each scene.
-        n_families: number of object families; scenes whose indices are equal modulo it belong to one family.
+        n_families: number of object families. Scene i belongs to the family i % n_families.
     """
 
     views: int
@@ -43,13 +42,13 @@ class PairSource(Protocol):
         ...
 
     def describe(self) -> str:
-        """Return one line of text that names everything that determines the images. It is part of the cache key."""
+        """Return one line that names everything that determines the images. It is part of the cache key."""
         ...
 
 
 class ArchiveScenes:
-    """Source of the scenes of an archive split, sorted by name, with images of `size` x `size` pixels. All scenes have
-    the same number of views: that of the first scene. Further views of a scene are not used."""
+    """Source of the scenes of an archive split, sorted by name, with images of `size` x `size` pixels. Each scene has
+    as many views as the first scene; further views of a scene are not used."""
 
     n_families = 1
 
@@ -73,13 +72,11 @@ class ArchiveScenes:
 
 
 class PairBank:
-    """Disk cache of all views of the scenes of a source. Scenes are read and encoded on first use.
-
-    Raises ConfigError if no scenes are left for training.
+    """Disk cache of all views of the scenes of a source, read and encoded on first use.
 
     Args:
         size: image side, pixels.
-        held_out: number of scenes, the last ones, that are not used for training.
+        held_out: number of scenes at the end of the source that are not used for training; fewer than all.
         encode: function from images (V, H, W, 3), in [0, 1], to latents (V, C, h, w), which are stored as float16.
             None: the images are stored with 8 bits per channel.
         encoder: text that names everything that determines `encode`. It is part of the cache key.
@@ -138,8 +135,8 @@ class PairBank:
         """Sample two different views, a condition and a target, of each of the B `scenes`.
 
         Returns:
-            Conditions and targets, each images (B, H, W, 3) or latents (B, C, h, w); camera-to-world poses
-            (B, 2, 4, 4), with the condition at index 0 and the target at index 1; and K (B, 3, 3) in pixels.
+            Conditions and targets, each images (B, H, W, 3) or latents (B, C, h, w); camera-to-world poses (B, 2, 4,
+            4), OpenGL axes, with the condition at index 0 and the target at index 1; and K (B, 3, 3) in pixels.
         """
         count = self.source.views
         first = rng.integers(0, count, len(scenes))

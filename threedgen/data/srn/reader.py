@@ -1,7 +1,6 @@
 """Reader and writer for scenes in the layout of Scene Representation Networks (Sitzmann et al. 2019).
 
-Poses are camera-to-world. They are converted from the OpenCV axes of the files to OpenGL axes. The world is z-up, as in
-the archives; `up="y"` rotates a y-up world. `layout.py` describes the files, and `scene_files.py` checks them.
+Camera-to-world poses are converted from the OpenCV axes of the files to OpenGL axes, in a z-up world.
 """
 
 import logging
@@ -49,8 +48,8 @@ class Instance(SceneFiles):
 def open_instance(
     folder: Path | str, up: Literal["z", "y"] = "z", min_views: int = 2, allow_gaps: bool = False
 ) -> Instance:
-    """Read and check the poses, intrinsics and image headers of a scene, but not the pixels. `up` is the up axis of the
-    scene's world. The other arguments and the errors are those of `read_scene`."""
+    """Read and check the poses, intrinsics and image headers of a scene, but not the pixels. A world with the up axis
+    `up` = "y" is rotated to z-up. Other arguments and errors are those of `read_scene`."""
     scene = read_scene(folder, min_views, allow_gaps)
     c2w = opencv_axes(torch.from_numpy(scene.poses).double())
     c2w = opengl_to_blender(c2w) if up == "y" else c2w
@@ -59,7 +58,7 @@ def open_instance(
 
 
 def _read_rgb(path: Path) -> Array:
-    """Read an image (H, W, 3), in [0, 1], composited on white, which is the background in the archives."""
+    """Read an image (H, W, 3), in [0, 1], composited on white."""
     pixels: Array = np.asarray(load_image(path), np.float32) / np.float32(255)
     if pixels.shape[-1] == 3:
         return pixels
@@ -75,7 +74,7 @@ _WARNED: set[Path] = set()
 
 
 def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | None = None) -> Path:
-    """Write views to a new folder with rgb/, pose/ and intrinsics.txt, atomically. Images are rounded to 8 bits.
+    """Write views atomically to a new folder with rgb/ (8 bits), pose/ and intrinsics.txt.
 
     `numbers` are the numbers of the views in the file names; None: 0, 1, ... Raises ValueError unless all views have
     the same K with square pixels and no skew, FileExistsError if the folder exists, and OSError.

@@ -1,4 +1,4 @@
-"""Reader for the poses, intrinsics and image headers of a scene in the SRN layout, with checks (no torch).
+"""Reader for the poses, intrinsics and image headers of a scene in the SRN layout, with checks. Imports no torch.
 
 Intrinsics have two forms, both in pixels:
 
@@ -21,14 +21,13 @@ from threedgen.run.arrays import Array
 from .layout import image_files
 
 CONDITION_VIEW = 64
-"""File number of the condition view in the standard evaluation, in which the other 250 views are predicted."""
+"""File number of the condition view in the standard evaluation, which predicts the other 250 views."""
 ROTATION_TOLERANCE, MIN_SPREAD = 1e-3, 1e-4
-"""Largest accepted entry of |R^T R - I| for a rotation R, and smallest accepted spread of the cameras. The spread is
-the largest distance of a camera from the mean position, divided by the largest distance from the origin."""
+"""Maximum entry of |R^T R - I| for a rotation R, and minimum spread of the cameras. The spread is the largest distance
+of a camera from the mean position, divided by the largest one from the origin."""
 FORMS = "should hold 'f cx cy 0', '0 0 0', '1', 'height width' in four lines, or a 3x3 matrix"
 MAX_OFFSET = 0.2
-"""Largest accepted distance of the principal point from the image centre, as a fraction of the image side. It applies
-to intrinsics in matrix form."""
+"""Maximum distance of the principal point from the image centre for matrix intrinsics, in image sides."""
 
 
 @dataclass(frozen=True)
