@@ -38,21 +38,18 @@ STEPS = (
     "write",
     "collision",
     "khronos",
-)
-"""Names of the export steps, in order of execution. Some assets skip steps."""
-MIN_LOD_TEXTURE = 64
-"""Smallest texture edge in texels. Each further level of detail halves the edge until this size is reached."""
+)  # names of the export steps, in order of execution; some assets skip steps
+MIN_LOD_TEXTURE = 64  # smallest texture edge in texels; each further level of detail halves the edge down to it
 DIRECTIONS = 64  # maximum number of vertices of the convex hull
 MAX_PARTS, MAX_PART_VERTICES, MAX_PARTS_INPUT = 8, 32, 3000
-"""Maximum number of convex parts and of the vertices of each, and of triangles that they are made from."""
+"""Maximum number of convex parts, of vertices per part, and of triangles of the mesh that is decomposed."""
 
-Part = tuple[Array, Array]
-"""Convex mesh: vertices (V, 3) float32, faces (F, 3) int32, counter-clockwise seen from outside."""
+Part = tuple[Array, Array]  # convex mesh: vertices (V, 3) float32, outward faces (F, 3) int32
 
 
 @dataclass
 class ExportedAsset:
-    """Exported asset: file contents in memory, check results and statistics. `make_asset` returns it."""
+    """Exported asset, as `make_asset` returns it: file contents in memory, check results and statistics."""
 
     name: str  # prefix of the file names
     files: dict[str, bytes] = field(default_factory=dict)  # name -> content; if there are GLBs, the finest comes first
@@ -80,10 +77,10 @@ def make_asset(
     nearest_budget: bool = False,
     on_step: Callable[[str], object] = lambda step: None,
 ) -> ExportedAsset:
-    """Build a game asset from a dense mesh: simplify, unwrap, bake textures, make levels of detail, write files.
+    """Build a game asset in memory: simplify a dense mesh, unwrap it, bake textures, make levels of detail and files.
 
-    Its vertices are in metres, and its origin is the centre of its bottom. Raises ConfigError if no UVs can be made, or
-    if the shape needs more triangles than the budget.
+    The asset is in metres, and its origin is the centre of its bottom side. Raises ConfigError if no UVs can be made,
+    or if the shape needs more triangles than the budget.
 
     Args:
         dense: mesh of the field's surface, in world units.
@@ -92,7 +89,7 @@ def make_asset(
         view: field that provides texture colours, renders for the texture refinement and the range of camera
             elevations. None: bake the vertex colours of `dense`.
         gltf_extras: JSON data for the glTF `extras`. Statistics of the mesh are added to it.
-        nearest_budget: instead of raising, use the smallest possible budget and add a note.
+        nearest_budget: if the budget is too small, use the smallest possible one and add a note.
         on_step: callback that receives the name of each step (`STEPS`) when it starts.
     """
     asset = ExportedAsset(name, on_step=on_step)
@@ -153,7 +150,7 @@ def make_asset(
 def _textured(
     asset: ExportedAsset, dense: Mesh, config: AssetConfig, view: FieldView | None, nearest_budget: bool
 ) -> tuple[TexturedMesh, Maps]:
-    """Return the simplified mesh with UVs, in the world space of `dense`, and its baked textures."""
+    """Return the simplified mesh with UVs, in the world units of `dense`, and its baked textures."""
     budget, texture = config.sizes.budget, config.sizes.texture
     with asset.timed("simplify"):
         vertices, faces = simplify(dense.vertices, dense.faces, budget, nearest_budget)
@@ -189,10 +186,10 @@ def _textured(
 
 
 def hull(vertices: Array) -> Part:
-    """Return a convex hull of vertices (V, 3) with at most 2 * DIRECTIONS triangles.
+    """Return a convex mesh with at most 2 * DIRECTIONS triangles around vertices (V, 3).
 
-    It uses only the farthest point in each of DIRECTIONS directions, those of the axes and of a Fibonacci lattice, and
-    has about 90 % of the full hull's volume. Raises ConfigError for points without volume.
+    It is the hull of the farthest vertex in each of DIRECTIONS directions: the axes and a Fibonacci lattice. Its volume
+    is about 90 % of the full hull's. Raises ConfigError for points without volume.
     """
     n = np.arange(DIRECTIONS) + 0.5
     height, azimuth = 1 - 2 * n / DIRECTIONS, np.pi * (1 + 5**0.5) * n
@@ -206,7 +203,7 @@ def hull(vertices: Array) -> Part:
 
 
 def _convex(points: Array) -> Part:
-    """Return the convex hull of points (N, 3), with faces oriented outwards. Raises ConfigError if it has no volume."""
+    """Return the convex hull of points (N, 3), with outward faces. Raises ConfigError if it has no volume."""
     try:
         result = ConvexHull(points)
     except (QhullError, ValueError) as error:

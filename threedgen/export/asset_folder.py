@@ -17,7 +17,7 @@ FILE_NAME = r"\w+(\.glb|\.usdz|_obj\.zip)"  # regular expression that matches th
 
 
 def asset_name(text: str) -> str:
-    """Return a name for files and glTF nodes: at most 40 ASCII letters, digits and `_`; else made from a checksum."""
+    """Return a name for files and glTF nodes: up to 40 ASCII letters, digits and `_`; else one with a checksum."""
     name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:40].strip("_")
     return name or slug(text).replace("-", "_")
 
@@ -29,10 +29,7 @@ def read_manifest(folder: Path) -> Tree:
 
 
 def exported_files(folder: Path) -> set[Path]:
-    """Return the paths of the files in the folder that an earlier export wrote and nobody changed.
-
-    Their names match FILE_NAME and their SHA-256 those in asset.json, because a user may have edited list or files.
-    """
+    """Return the files that an earlier export wrote and nobody changed: those in asset.json with equal SHA-256."""
     listed = read_manifest(folder).get("sha256")
     sums = {n: s for n, s in listed.items() if re.fullmatch(FILE_NAME, n)} if isinstance(listed, dict) else {}
     existing = {folder / name: digest for name, digest in sums.items() if (folder / name).is_file()}

@@ -79,7 +79,7 @@ class AssetConfig(Config):
 
     @property
     def sizes(self) -> Preset:
-        """Sizes of the asset: those of the preset where an option is unset, without levels above half of the budget."""
+        """Sizes of the asset. Unset ones are those of the preset, without levels above half of the budget."""
         preset = PRESETS[self.preset]
         budget, lods = self.budget or preset.budget, self.lods
         if lods is None:

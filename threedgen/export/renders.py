@@ -26,19 +26,18 @@ MIN_ELEVATION, MAX_ELEVATION = math.radians(-40), math.radians(75)
 DEPTH_VIEWS, DEPTH_SIZE = 40, 128  # number of depth images and their edge in pixels
 TRUNCATION = 0.05  # truncation distance, in scene radii. The density is constant farther than this from the surface.
 DENSITY = 4.0  # maximum density (per world unit) multiplied by the truncation distance
-OUTLIERS = 1
-"""Number of views that are ignored if they see a point in front of the surface. More such views make it empty."""
+OUTLIERS = 1  # number of depth images that may wrongly show a point in front of the surface
 
 
 def spiral_cameras(views: int, size: int, radius: float = 1.0) -> Cameras:
-    """Return cameras on a golden-angle spiral, evenly distributed between MIN_ELEVATION and MAX_ELEVATION."""
+    """Return cameras on a golden-angle spiral, for a scene of `radius` world units; image edge `size` in pixels."""
     k = torch.arange(views, dtype=torch.float32)
     height = math.sin(MIN_ELEVATION) + (math.sin(MAX_ELEVATION) - math.sin(MIN_ELEVATION)) * (k + 0.5) / views
     return cameras_at(torch.asin(height), (k * math.pi * (3 - math.sqrt(5))) % (2 * math.pi), size, radius)
 
 
 def cameras_at(elevation: Tensor, azimuth: Tensor, size: int, radius: float) -> Cameras:
-    """Return perspective cameras at elevations and azimuths (V,) in radians, for a scene of `radius` world units."""
+    """Return cameras at elevations and azimuths (V,) in radians; `size` in pixels, scene `radius` in world units."""
     distance = torch.full_like(elevation, DISTANCE * radius)
     projection = Projection.perspective(torch.full_like(elevation, FOV), size, size)
     return Cameras(orbit_c2w(elevation, azimuth, distance), projection, size, size)
@@ -47,10 +46,7 @@ def cameras_at(elevation: Tensor, azimuth: Tensor, size: int, radius: float) -> 
 def field_renderer(
     field: Any, occupancy: Any, options: MarchConfig, device: torch.device | str = "cpu"
 ) -> ViewRenderer:
-    """Return a renderer of `field` without light, background or gradients.
-
-    Volumes are ray-marched with `options` and the optional occupancy grid; rasterised fields render themselves.
-    """
+    """Return a renderer of `field` without light and background. `occupancy`, `options`: for ray marching."""
     background, material = SolidBackground().to(device), Material()
 
     @torch.no_grad()
@@ -73,7 +69,7 @@ def field_renderer(
 
 
 class DepthFusion:
-    """Density and colour of a representation without density, from its depth images, similar to TSDF fusion."""
+    """Density and colour of a representation without density, fused from its depth images as in TSDF fusion."""
 
     @torch.no_grad()
     def __init__(self, render: Callable[[Cameras], Render], cameras: Cameras, radius: float) -> None:
@@ -93,16 +89,17 @@ class DepthFusion:
         return DENSITY / self.truncation * torch.sigmoid(-4 * distance / self.truncation)
 
     def colour(self, x: Tensor) -> Tensor:
-        """Return the mean sRGB colour (N, 3) in [0, 1] of points x (N, 3), over views that see them at the surface."""
+        """Return the mean sRGB colour (N, 3) in [0, 1] of points x (N, 3), over views that show them on the surface."""
         index, ahead = self._lookup(x)
         weight = (ahead.abs() < self.truncation).float() + 1e-6
         colours = self.rgb.gather(1, index[..., None].expand(-1, -1, 3))
         return (weight[..., None] * colours).sum(0) / weight.sum(0)[:, None]
 
     def _lookup(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the flat pixel index (V, N) of points x (N, 3) in each depth image and their distance (V, N).
+        """Return the flat pixel index (V, N) of points x (N, 3) in each of V depth images, and signed distances (V, N).
 
-        It is along the ray to the visible surface: positive in front of it, inf where the image shows background.
+        The distance is from the point to the visible surface, along the ray: positive in front of the surface, inf
+        where the image shows background.
         """
         pixels, _ = self.cameras.project(x)
         height, width = self.cameras.height, self.cameras.width

@@ -27,7 +27,7 @@ from .shape.from_field import Field, FieldView
 
 @dataclass(frozen=True)
 class RunField:
-    """Field of a run as the export uses it, the run's config, and the number of training steps of the checkpoint."""
+    """Trained field of a run, the run's config, and the number of training steps of its checkpoint."""
 
     view: FieldView
     config: Any
@@ -35,14 +35,14 @@ class RunField:
 
 
 def load_run_field(folder: Path, device: str = "cpu") -> RunField:
-    """Load the field of the generate run in `folder` for the export, see `load_field`."""
+    """Load the trained field of the generate run in `folder`. Raises the errors of `load_field`."""
     config, field, grid, checkpoint = load_field(folder, device)
     view = field_view(field, grid, config.march, device, config.camera.elevation_range)
     return RunField(view, config, int(checkpoint["global_step"]))
 
 
 def load_field(folder: Path, device: str = "cpu") -> tuple[Any, Any, OccupancyGrid | None, Tree]:
-    """Return config, field in evaluation mode on `device`, occupancy grid and newest checkpoint of a generate run.
+    """Return config, field in evaluation mode, occupancy grid (or None) and newest checkpoint of a generate run.
 
     Raises ConfigError if there is no checkpoint, or if its weights do not fit the config or are not finite.
     """
@@ -79,7 +79,7 @@ def field_view(
     device: torch.device | str,
     elevations: tuple[float, float] | None = None,
 ) -> FieldView:
-    """Return the export interface of a trained representation on `device`.
+    """Return a trained representation on `device` in the form that the export uses.
 
     Without an occupancy grid, all space counts as occupied. `elevations` are the lowest and highest of the training
     cameras, in degrees. If the representation has no density, density and colours come from rendered depth images.

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task `export`: write the asset and print its files and folder. Without an asset nothing is written."""
+    """Run the task `export`: write the asset, print the names of its files and the folder. Returns exit code 0."""
     set_threads(None)
     folder, out, options = runs.run_folder(config.run, "run"), config.destination(), config.asset()
     prepare(out, megabytes=64)
@@ -66,7 +66,7 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
 def export(
     source: RunField, config: AssetConfig, folder: Path, nearest_budget: bool = False, quiet: bool = False
 ) -> ExportedAsset:
-    """Extract the surface of a run's field and write its asset to `folder`, see `make_asset` and `save`.
+    """Extract the surface of a run's field, make its asset (`make_asset`) and write it to `folder` (`save`).
 
     If the height is unset and the usual height of the prompt's object is known, the asset gets that height.
     """
@@ -94,7 +94,7 @@ def export(
 
 
 def save(asset: ExportedAsset, folder: Path, config: AssetConfig) -> None:
-    """Write the asset's files and asset.json to `folder` instead of those of an earlier export. Raises ConfigError."""
+    """Replace the files of an earlier export in `folder` by the asset's files and asset.json. Raises ConfigError."""
     with writing(folder):
         check_overwrite(folder, asset.files)
         write_files(folder, asset.files, summary(asset, config))
@@ -111,14 +111,13 @@ def summary_entry(asset: ExportedAsset) -> Tree:
 
 
 def update_summary(run: Path, asset: ExportedAsset) -> None:
-    """Replace the entries about the asset in summary.json of the folder `run`. Does nothing without that file."""
+    """Replace the entries about the asset in summary.json of the folder `run`, if that file exists."""
     old = read_summary(run)
     if not old:
         return
     entry = summary_entry(asset)
 
     def others(key: str) -> list[object]:
-        """Return the entries of the summary's list `key` that are not about an asset."""
         value = old.get(key)
         entries = value if isinstance(value, list) else []
         return [item for item in entries if not str(item).startswith((f"{FOLDER}/", "asset: ", "no asset: "))]

@@ -20,16 +20,14 @@ from threedgen.run.torch_file import check_architecture, read_safetensors, requi
 
 logger = logging.getLogger(__name__)
 
-SPARE = 100 << 20
-"""Bytes of disk space to leave free. A memory-mapped write to a full disk would kill the process (SIGBUS)."""
+SPARE = 100 << 20  # bytes of disk to leave free, as a memory-mapped write to a full disk would kill the process
 
 
 class BlockCache:
-    """Cache of ``count`` arrays of equal shape and dtype in a memory-mapped file, computed in blocks of ``size``.
+    """Cache of `count` arrays of equal shape and dtype in a memory-mapped file, computed in blocks of `size` arrays.
 
-    ``folder`` has the files NAME.npy, done.npy (1 for each finished block) and source.txt. The text ``source``
-    describes everything that the values depend on. If a file is missing or differs in shape, dtype or source, all are
-    created again.
+    The folder has the files NAME.npy, done.npy (1 for each finished block) and source.txt. The text `source` describes
+    everything that the values depend on. If a file is missing or has another shape, dtype or source, all are replaced.
     """
 
     def __init__(
@@ -67,7 +65,6 @@ class BlockCache:
 
 
 def _existing(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Array | None:
-    """Open a memory-mapped array; return None if the file is missing, unreadable or of another shape or dtype."""
     try:
         array = np.load(path, mmap_mode="r+")
     except (OSError, ValueError, EOFError):

@@ -12,10 +12,8 @@ from typing import Any, BinaryIO
 
 from threedgen.config.errors import DiskFull, FileError, expected
 
-Tree = dict[str, Any]
-"""Nested plain data, as in a config or a JSON file."""
-TEMPORARY_NAME = re.compile(r"\.\d+\.threedgen\.tmp$")
-"""Pattern of the end of names from `temporary_path`."""
+Tree = dict[str, Any]  # nested plain data, as in a config or a JSON file
+TEMPORARY_NAME = re.compile(r"\.\d+\.threedgen\.tmp$")  # end of the names from `temporary_path`
 
 
 def prepare(folder: Path, megabytes: float = 200) -> None:
@@ -95,7 +93,7 @@ def atomic_file(path: Path, before: Callable[[], None] = lambda: None) -> Iterat
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Turn an OSError inside into DiskFull or FileError."""
+    """Return a context that converts an OSError to DiskFull or FileError. `place` is named in the message."""
     try:
         yield
     except OSError as error:
@@ -103,7 +101,7 @@ def writing(place: Path) -> Iterator[None]:
 
 
 def write_error(place: Path, error: OSError) -> DiskFull | FileError:
-    """Convert the OSError of a failed write to the error to show; `place`: file or folder in the message."""
+    """Convert the OSError of a failed write to DiskFull or FileError; `place`: file or folder for the message."""
     file = f", {error.filename}" if error.filename else ""
     problem = f"{place} could not be written ({error.strerror or error}{file})"
     if isinstance(expected(error), DiskFull):

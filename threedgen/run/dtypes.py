@@ -50,10 +50,7 @@ def autocast_bf16(device: torch.device, enabled: bool = True) -> torch.autocast:
 
 
 def cast_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Cast the weights of linear layers and convolutions to the dtype of autocast, in place, to save memory.
-
-    The network must not be trained or saved afterwards.
-    """
+    """Cast linear and convolution layers to autocast's dtype, in place, to save memory. For inference only."""
     for module in network.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             module.to(dtype)

@@ -37,20 +37,17 @@ logger = logging.getLogger(__name__)
 CONFIG, SUMMARY, CHECKPOINTS = "config.yaml", "summary.json", "checkpoints"
 MAX_STEPS_KEY = "trainer.max_steps"
 ROOT = Path("outputs")
-NAME_WITHOUT_PROMPT = "run"
-"""Name of the run folder if the config has no prompt."""
+NAME_WITHOUT_PROMPT = "run"  # name of the run folder if the config has no prompt
 NEUTRAL_KEYS = (
     "about needs out threads prompt_check trainer.max_steps trainer.log_every_n_steps trainer.val_check_interval "
     "checkpoint export march.chunk validation logging "
     "trainer.accelerator trainer.devices trainer.num_nodes trainer.strategy "
     "engine workers address cpus gpus attempts"
 ).split()
-"""Config keys and sections that may change when a run is resumed.
+"""Config keys and sections that may change when a run is resumed. Other hardware changes the last bits of results,
+and another number of devices changes the batch; `train.checkpoint` warns about both."""
 
-Other hardware changes the last bits of results, and another number of devices the batch; `train.checkpoint` warns."""
-
-MAX_LISTED = 6
-"""Maximum number of changed keys that a message names."""
+MAX_LISTED = 6  # maximum number of changed keys that a message names
 
 C = TypeVar("C", bound=BaseModel)
 
@@ -58,7 +55,7 @@ C = TypeVar("C", bound=BaseModel)
 def slug(text: str) -> str:
     """Return a folder name for any text: a-z, 0-9 and '-', at most 69 characters.
 
-    The readable part is the text in ASCII without accents. The last 8 hex digits are the SHA-256 of the exact text.
+    It consists of the text in ASCII without accents and of 8 hex digits of the text's SHA-256.
     """
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode("ascii").lower()
     words = re.sub(r"[^a-z0-9]+", "-", ascii_text).strip("-")[:60].strip("-")
@@ -92,11 +89,9 @@ def flat(tree: object, prefix: str = "") -> Tree:
 
 
 def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
-    """Return a text `key: old -> new` for the changed keys that change the result of a run; the first few of many.
+    """Return a text `key: old -> new` for each changed key that changes the result of a run, up to MAX_LISTED keys.
 
-    Args:
-        old, new: configs as plain data.
-        extends: keys to ignore, in addition to `NEUTRAL_KEYS`.
+    `old` and `new` are configs as plain data. Keys in `NEUTRAL_KEYS` and `extends` are ignored.
     """
     before, after, neutral = flat(old), flat(new), (*NEUTRAL_KEYS, *extends)
     changed = [key for key in {**before, **after} if before.get(key) != after.get(key)]
@@ -107,7 +102,7 @@ def differences(old: Tree, new: Tree, extends: Iterable[str] = ()) -> list[str]:
 
 
 def made_by(path: str) -> str:
-    """Return a note with the command that writes the file `path`, and its requirements; "" if no config writes it."""
+    """Return a note with the command that writes the file `path` and its requirements; "" if no config writes it."""
     parts = Path(path).parts
     if parts[:1] != ROOT.parts or parts[2:3] != (NAME_WITHOUT_PROMPT,) or parts[1] not in shipped():
         return ""
@@ -189,7 +184,7 @@ def open_run(config: C, config_name: str) -> tuple[C, Path | None]:
     """Choose, create and lock the folder of a run, and write its config.yaml.
 
     Returns the config with `out` set to the folder, and the folder to resume from (None for a new run). Raises
-    ConfigError as `choose_folder`, and if the folder cannot be written or another process uses it.
+    ConfigError if `out` contains other files or another run, cannot be written, or is used by another process.
     """
     folder, stored = choose_folder(config, config_name)
     return _prepare_folder(folder, config, config_name, stored), None if stored is None else folder
@@ -222,7 +217,7 @@ def _prepare_folder(folder: Path, config: C, config_name: str, stored: Tree | No
 
 
 def run_folder(run: str | Path, key: str = "--resume") -> Path:
-    """Return the run folder of a path, which may also be a file in it. Raises ConfigError with the key `key`."""
+    """Return the run folder of a path to it or to a file in it. Raises ConfigError with the config key `key`."""
     folder = user_path(run, key)
     folder = folder.parent if folder.is_file() else folder
     if not (folder / CONFIG).is_file():
@@ -260,10 +255,7 @@ def stored_config_name(text: str) -> str:
 
 
 def remove_temporary_files(folder: Path, recursive: bool = False) -> None:
-    """Remove the temporary files of killed processes from a folder that no process writes to. Raises OSError.
-
-    With `recursive`, they are also removed from subfolders, except from those of other runs.
-    """
+    """Remove temporary files of killed processes; `recursive`: also in subfolders that are no runs. Raises OSError."""
     for parent, folders, names in os.walk(folder):
         for name in filter(TEMPORARY_NAME.search, folders + names):
             path = Path(parent, name)

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
 
-STOP_CODES = (130, 143)
-"""Exit codes of a task that was stopped by Ctrl-C or SIGTERM."""
+STOP_CODES = (130, 143)  # exit codes of a task that was stopped by Ctrl-C or SIGTERM
 Handler = Callable[[int, FrameType | None], object] | int | None
 STOP_NOTE = "stopping after this step (Ctrl-C again leaves at once)"
 
@@ -51,12 +50,10 @@ class Interrupts:
                 signal.signal(number, before)
 
     def raise_if_stopped(self) -> None:
-        """Raise `Stopped` if Ctrl-C was pressed."""
         if self.stop:
             raise Stopped(STOP_CODES[0])
 
     def catch_sigterm(self) -> None:
-        """Make SIGTERM set `terminated` until the context ends."""
         self._take(signal.SIGTERM, self._terminate)
 
     def _take(self, number: int, handler: Handler) -> None:

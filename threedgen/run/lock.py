@@ -30,11 +30,7 @@ _locks: dict[Path, int] = {}  # folder -> descriptor of its lock file
 def acquire(folder: Path) -> bool:
     """Lock an existing folder until `release` or the end of the process. In a distributed run only rank 0 locks it.
 
-    Returns:
-        Whether this call locked the folder.
-
-    Raises:
-        ConfigError: another process has the lock; the message names it.
+    Returns whether this call locked the folder. Raises ConfigError with the other process's name if it is locked.
     """
     folder = folder.resolve()
     if fcntl is None or folder in _locks or not is_rank_zero():
@@ -68,7 +64,7 @@ def was_released(folder: Path) -> bool:
 
 
 def release(folder: Path) -> None:
-    """Release the lock of a folder and keep the file, empty: its deletion could remove the lock of another process."""
+    """Release the lock of a folder. The file remains, because deleting it could remove another process's lock."""
     lock = _locks.pop(folder.resolve(), None)
     if lock is not None:
         os.ftruncate(lock, 0)

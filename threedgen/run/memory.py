@@ -14,8 +14,7 @@ from torch import Tensor
 from threedgen.config.errors import OutOfMemory
 
 CGROUP = Path("/sys/fs/cgroup")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""mallopt parameters of glibc's malloc.h."""
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt parameters of glibc's malloc.h
 MAX_REUSED_BLOCK, MAX_REUSED_HEAP = 256 << 20, 512 << 20
 """Maximum bytes of one block that malloc reuses, and of all free memory that it keeps at the top of the heap."""
 

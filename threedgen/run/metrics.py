@@ -103,7 +103,7 @@ def _number(value: Any) -> float | str | None:
 
 
 def environment() -> dict[str, object]:
-    """Return versions, machine and thread counts, which the last bits of results depend on, without slow imports."""
+    """Return the versions, machine and thread counts that the last bits of results depend on. Imports no torch."""
     versions = {"threedgen": __version__, "python": platform.python_version()}
     for name in PACKAGES:
         with suppress(importlib.metadata.PackageNotFoundError):
@@ -148,7 +148,7 @@ def reset_peak_memory() -> None:
 
 
 def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: object) -> Path:
-    """Write summary.json, with the given `figures` (results), and return its path."""
+    """Write summary.json with data about run and machine and the results `figures`; return its path."""
     summary = {
         "task": getattr(config, "task", None),
         "prompt": getattr(config, "prompt", None),

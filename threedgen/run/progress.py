@@ -15,12 +15,9 @@ from rich.progress import Progress as Bar
 
 from threedgen.run.text import clean, duration, say
 
-WINDOW = 30.0
-"""Seconds over which the step time is averaged; longer if a single step takes longer."""
-MIN_BAR_WIDTH = 8
-"""Minimum width of the bar in characters."""
-INTERVAL_VARIABLE = "THREEDGEN_PROGRESS_SECONDS"
-"""Environment variable: seconds between two lines if there is no bar; default 60."""
+WINDOW = 30.0  # seconds over which the step time is averaged; longer if a single step takes longer
+MIN_BAR_WIDTH = 8  # minimum width of the bar in characters
+INTERVAL_VARIABLE = "THREEDGEN_PROGRESS_SECONDS"  # seconds between two lines without a bar; default 60
 
 
 def silence_lightning() -> None:
@@ -34,7 +31,7 @@ def silence_lightning() -> None:
 
 
 class Speed:
-    """Measurement of the step time, averaged over the last `WINDOW` seconds, because it changes with the resolution."""
+    """Average step time over the last `WINDOW` seconds, because the step time changes with the resolution."""
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
@@ -109,15 +106,15 @@ class Count:
             self._bar = None
 
     def add(self, count: int, note: str = "") -> None:
-        """Add ``count`` steps to those done. ``note`` is the current activity, shown on the bar."""
+        """Add `count` steps to the number of steps done. `note` is the current activity, shown on the bar."""
         self.show(self.done + count, note=note)
 
     def show(
         self, done: int, details: Callable[[], list[str]] | None = None, note: str = "", due: bool = False
     ) -> None:
-        """Show the number of steps done, and the texts that `details` returns (None: the time left).
+        """Show the number of steps done, followed by the texts that `details` returns (None: the time left).
 
-        `note` is the current activity, shown on the bar. With `due`, a line is printed now, if there is no bar.
+        `note` is the current activity, shown on the bar. Without a bar, `due` prints a line now.
         """
         self.done, now = done, self.clock()
         self.speed.mark(now, done)
@@ -137,7 +134,7 @@ class Count:
         say(clean(line), self.console.file)
 
     def note(self, text: str, details: list[str] | None = None) -> None:
-        """Show the current activity on the bar, and those of the details that fit into the line."""
+        """Show the current activity on the bar, followed by the first `details` that fit into the line."""
         if self._bar is not None:
             description = clean(f"{self.stage} {text}")
             task = self._bar.task_ids[0]

@@ -10,8 +10,7 @@ from threedgen.config.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
-EXAMPLE_OBJECT, EXAMPLE_ROOM = "a red penguin", "a blue room with a red sofa"
-"""Example prompts within the vocabulary of the embedded weights."""
+EXAMPLE_OBJECT, EXAMPLE_ROOM = "a red penguin", "a blue room with a red sofa"  # only words of the embedded weights
 _MAX_LISTED = 8
 
 
@@ -63,10 +62,7 @@ def remove_words(prompt: str, words: Iterable[str]) -> str:
 
 
 def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) -> list[str]:
-    """Log and return warnings about a prompt for `prior`: line breaks, truncation, unknown words, a missing identifier.
-
-    `more` are further warnings to log and return.
-    """
+    """Log and return warnings about a prompt: joined lines, truncation, unknown words, no identifier, and `more`."""
     text, notes = normalise_prompt(prompt), []
     if len(prompt.strip().splitlines()) > 1:
         notes.append("the lines of the prompt were joined")
@@ -85,7 +81,7 @@ def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) 
 
 
 def unknown_words_note(unknown: Sequence[tuple[str, list[str]]]) -> list[str]:
-    """Return a list with one warning about unknown words, which are paired with similar known ones; [] if none."""
+    """Return [] or one warning about unknown words, given as pairs (word, similar known words)."""
     if not unknown:
         return []
     words = ", ".join(

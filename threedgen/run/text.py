@@ -11,10 +11,7 @@ from typing import IO
 
 
 def say(text: str, stream: IO[str] | None = None) -> None:
-    """Print lines of text; escape control characters and characters outside the encoding of the stream.
-
-    The further output of a stream that cannot be written (closed pipe, full disk) is discarded.
-    """
+    """Print text; escape control and unencodable characters. If writing fails, discard all further output."""
     stream = stream or sys.stdout
     if stream is None:  # it was closed when the process started
         return

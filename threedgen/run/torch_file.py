@@ -16,13 +16,10 @@ from threedgen.config.errors import ConfigError, FileError, short
 from threedgen.config.plain_file import ordinary
 from threedgen.run.memory import require_memory
 
-MAX_SHARING = 4
-"""Maximum ratio of the total size of the tensors to the file size. It is above 1 if tensors share memory."""
+MAX_SHARING = 4  # maximum ratio of tensor sizes to file size; above 1 if tensors share memory
 
-MAX_WEIGHT = 1e12
-"""Largest allowed absolute value of a weight. The product of two weights must fit into float32."""
-MAX_PICKLE_BYTES = 32 << 20
-"""Maximum size of the pickle with the structure of a torch file."""
+MAX_WEIGHT = 1e12  # largest allowed absolute value of a weight; a product of two must fit into float32
+MAX_PICKLE_BYTES = 32 << 20  # maximum size of the pickle with the structure of a torch file
 _PLAIN = re.compile(
     r"collections (OrderedDict|Counter|defaultdict)|builtins (set|complex)|_codecs encode"
     r"|torch (\w+Storage|Size|device|b?float\w*|complex\w*|u?int\d+|bool)"
@@ -32,7 +29,7 @@ _PLAIN = re.compile(
 
 
 def read_torch(path: Path, mmap: bool = False) -> Any:
-    """Load a torch file to the CPU. Verify the checksums of the zip archive before, because torch does not.
+    """Load a torch file to the CPU. First verify the checksums of its zip archive, which torch does not check.
 
     Raises:
         FileError: the file is truncated, damaged, of another format, or contains Python objects.
@@ -70,7 +67,7 @@ def read_torch(path: Path, mmap: bool = False) -> Any:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Load the tensors of a safetensors file to the CPU. Raises FileError."""
+    """Load the tensors of a safetensors file to the CPU. Raises FileError if the file is missing or damaged."""
     try:
         return load_file(ordinary(path))
     except OSError as error:
@@ -98,18 +95,12 @@ def _total(entries: list[zipfile.ZipInfo]) -> int:
 
 
 def _imports(pickled: bytes) -> set[str]:
-    """Return all classes and functions that a pickle refers to, as "module name", without executing the pickle."""
+    """Return the classes and functions that a pickle refers to, as "module name", without executing it."""
     return {str(name) for code, name, _ in genops(pickled) if code.name in ("GLOBAL", "INST", "STACK_GLOBAL")}
 
 
 def check_architecture(stored: Mapping[str, object], state: Mapping[str, Tensor], what: str) -> None:
-    """Raise ConfigError if the names and shapes of stored tensors differ from a network's.
-
-    Args:
-        stored: tensors of a file.
-        state: state_dict of the network.
-        what: subject of the error message.
-    """
+    """Raise ConfigError if names or shapes differ between `stored` and `state`; `what`: subject of the message."""
     needed = {name: str(tuple(t.shape)) for name, t in state.items()}
     shapes = {str(name): str(tuple(t.shape)) if isinstance(t, Tensor) else "none" for name, t in stored.items()}
     if wrong := [name for name in needed | shapes if shapes.get(name) != needed.get(name)]:

@@ -1,7 +1,4 @@
-"""Execution of jobs in this process, in local processes, or on a Ray cluster.
-
-A worker process runs many jobs; if it dies, the jobs of other workers are not affected.
-"""
+"""Execution of jobs in this process, in local processes, or on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -29,9 +26,8 @@ logger = logging.getLogger(__name__)
 J = TypeVar("J")
 R = TypeVar("R")
 Answer = tuple[Literal["done", "stopped", "expected", "error"], Any]
-"""Result of one attempt at a job, as (state, value). It is plain data, because some exceptions cannot be pickled."""
-POLL = 0.2
-"""Maximum time in seconds until the main process reacts to a signal."""
+"""Result of one attempt at a job: (state, value). It is plain data, because some exceptions cannot be pickled."""
+POLL = 0.2  # maximum time in seconds until the main process reacts to a signal
 
 
 def run_jobs(
@@ -42,24 +38,24 @@ def run_jobs(
     options: WorkersConfig,
     on_start: Callable[[J], None] = lambda job: None,
 ) -> int:
-    """Call ``work(job)`` for each job. The callbacks are called in this process. To resume, pass only unfinished jobs.
+    """Call `work(job)` for each job. The callbacks are called in this process. To resume, pass only unfinished jobs.
 
     The first Ctrl-C or SIGTERM is forwarded to the workers, so that they can end cleanly. The second one raises
-    KeyboardInterrupt and kills them. With the engine "here", ``work`` handles signals.
+    KeyboardInterrupt and kills them. With the engine "here", `work` handles signals.
 
     Args:
         jobs: jobs; the next one is read when a worker is free, and one more in advance.
         on_done: called with each job and its result.
-        on_failed: called with job and reason after the last attempt raised an exception or lost the worker.
+        on_failed: called with a job and the reason after its last attempt raised an exception or lost its worker.
         on_start: called with each job before an attempt.
 
     Returns:
         0, or 130 or 143 after Ctrl-C or SIGTERM in this process or a worker.
 
     Raises:
-        ExpectedError: if ``work`` does.
-        ConfigError: if no Ray cluster responds.
-        WorkerLost: if workers die repeatedly.
+        ExpectedError: `work` raised it.
+        ConfigError: no Ray cluster responds.
+        WorkerLost: workers died repeatedly.
     """
     start: Callable[[], Worker] = LocalProcess if options.engine == "processes" else Worker
     if options.engine == "ray":
@@ -75,7 +71,7 @@ def run_jobs(
 
 
 def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.Entry]]) -> Answer:
-    """Do one job in a worker. ``table`` is the registry of the main process."""
+    """Do one job in a worker and return its `Answer`. `table` is the registry of the main process."""
     registry.TABLE.update(table)
     try:
         return "done", work(job)
@@ -89,7 +85,7 @@ def attempt(work: Callable[[J], R], job: J, table: dict[str, dict[str, registry.
 
 
 class WorkerPool(Generic[J, R]):
-    """Pool of ``count`` workers that retries failed jobs and replaces dead workers."""
+    """Pool of `count` workers that retries failed jobs and replaces dead workers."""
 
     def __init__(
         self, start: Callable[[], Worker], count: int, work: Callable[[J], R], attempts: int, interrupts: Interrupts
@@ -182,7 +178,7 @@ class Worker:
 
 
 class LocalProcess(Worker):
-    """Worker process on this machine. Each has its own process pool, because a dead process breaks its pool."""
+    """Worker process on this machine, with its own process pool, because a dead process breaks its pool."""
 
     def __init__(self) -> None:
         spawn = multiprocessing.get_context("spawn")  # a fork would inherit locks and threads of torch
@@ -208,7 +204,7 @@ class LocalProcess(Worker):
 
 
 def init_process(loaded: Mapping[str, plugins.Plugin]) -> None:
-    """Initialise a worker process. It gets its own process group, so that Ctrl-C reaches only the main process."""
+    """Set up a worker process. It gets its own process group, so that Ctrl-C reaches only the main process."""
 
     def stop(*signal_and_frame: object) -> None:  # replaced by Interrupts during a training
         raise Stopped(STOP_CODES[1])
@@ -243,11 +239,8 @@ class RayTask(Worker):
 
 
 def attempt_for_ray(*task: Any) -> Answer:
-    """Do one job in a Ray task.
-
-    Ray cancels a task by SIGINT. Processes that a shell started with & ignore SIGINT, so its handler is set here.
-    """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Do one job in a Ray task. Ray cancels a task by SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # processes started with & ignore SIGINT
     try:
         return attempt(*task)
     except KeyboardInterrupt:

@@ -38,7 +38,7 @@ PROGRESS_ENV = {"THREEDGEN_PROGRESS_SECONDS": "1", "CI": "1", "PYTHONUNBUFFERED"
 
 @dataclass
 class Job:
-    """Run of one prompt in the queue."""
+    """Entry of the queue: the run of one prompt, with its state and progress."""
 
     prompt: str
     seed: int
@@ -76,12 +76,11 @@ class Queue:
         self._worker = ThreadPoolExecutor(1)
 
     def jobs(self) -> list[Job]:
-        """Return a copy of the list of jobs, in the order of submission."""
         with self._lock:
             return list(self._jobs)
 
     def add(self, job: Job) -> None:
-        """Append a job instead of an ended one with its name. Raises ConfigError if that one has not ended."""
+        """Append a job. It replaces an ended job with the same name; ConfigError if that job has not ended."""
         with self._lock:
             if any(other.name == job.name and other.state in (WAITING, *LIVE) for other in self._jobs):
                 raise ConfigError("is already running or waiting with this seed", "prompt", job.prompt)
@@ -91,7 +90,7 @@ class Queue:
             self._worker.submit(self._work, job)
 
     def drop(self, number: int) -> None:
-        """Stop the job `number` if it runs; a second call stops it at once. Remove a job in another state."""
+        """Stop the job `number` if it runs; a second call stops it at once. Remove a job that does not run."""
         with self._lock:
             for job in [job for job in self._jobs if job.number == number]:
                 if job.state in LIVE:

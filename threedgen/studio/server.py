@@ -126,8 +126,6 @@ class Handler(BaseHTTPRequestHandler):
         except (ConnectionError, TimeoutError) as error:  # the client disconnected
             logger.debug("%s", in_a_line(error))
 
-    # --- routes
-
     def _page(self, query: str) -> None:
         title, method = "threedgen studio", self.server.config.config
         self._send(page("studio.html", ("studio.js",), served=True, title=title, method=method), HTML)
@@ -180,8 +178,6 @@ class Handler(BaseHTTPRequestHandler):
         title = clean(record.prompt)[:80]
         values: Tree = {"title": title, "model": embedded(record.model), "model_file": file}
         self._send(page("studio_asset.html", SCRIPTS, **values), HTML, policy=RUN_POLICY)
-
-    # --- helpers
 
     def _body(self) -> Tree:
         """Parse the request body. Raises ConfigError unless it is a JSON object of at most MAX_BODY_BYTES."""

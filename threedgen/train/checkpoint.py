@@ -30,9 +30,9 @@ NUMERICS_KEY = "numerics"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning plug-in that writes checkpoints by `checkpoint_file.write`.
+    """Lightning plug-in that writes checkpoints with `checkpoint_file.write`.
 
-    Instead of reading a file again, it returns `checkpoint`, which the training loop has read and checked before.
+    Lightning's request to load a file returns `checkpoint`, which the training loop has already read and checked.
     """
 
     checkpoint: CheckpointData | None = None
@@ -51,9 +51,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
     """Callback that saves `folder`/last.ckpt every `seconds` seconds, after a step, and at the end of the run.
 
-    Lightning runs checkpoint callbacks before the module's on_train_batch_end: modules must not change state there.
-    Nothing is saved while `healthy()` is false. A failed write is logged once and retried; only at the end of the run
-    it raises DiskFull or FileError.
+    Nothing is saved while `healthy()` is false. A failed write is logged once and retried. At the end of the run it
+    raises DiskFull or FileError.
     """
 
     def __init__(self, folder: Path, seconds: float, healthy: Callable[[], bool]) -> None:
@@ -88,11 +87,7 @@ class Checkpoint(StepCallback, pl.callbacks.Checkpoint):
             raise write_error(self.folder, self._write_error) from self._write_error
 
     def save(self, trainer: pl.Trainer, module: pl.LightningModule) -> bool:
-        """Save a checkpoint on all ranks.
-
-        Returns:
-            False if the weights are not finite, if `healthy()` is false, or if the write failed.
-        """
+        """Save a checkpoint on all ranks; return False for non-finite weights, `healthy()` False or a failed write."""
         self._saved_at, self._write_error = time.monotonic(), None
         if trainer.global_step == self._saved_step:
             return True
@@ -141,7 +136,7 @@ def check_config(checkpoint: CheckpointData, config_yaml: str) -> None:
 
 
 def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> None:
-    """Raise ConfigError if `checkpoint` was made with other `weights` (config key -> SHA-256)."""
+    """Raise ConfigError if the run starts from other `weights` (config key -> SHA-256) than `checkpoint` did."""
     before = checkpoint.get(WEIGHTS_KEY, {})
     for key, now in weights.items():
         if before.get(key, now) != now:
@@ -153,7 +148,7 @@ def check_weights(checkpoint: CheckpointData, weights: Mapping[str, str]) -> Non
 
 
 def numerics(trainer: pl.Trainer) -> dict[str, str]:
-    """Return versions, processors and numbers of threads and devices, which the last bits of results depend on."""
+    """Return by name the versions, processors, thread and device counts that the last bits of results depend on."""
     numba_threads = numba.get_num_threads()  # first: this call may change torch's number, see threads.py
     device = trainer.strategy.root_device
     result = {
@@ -171,7 +166,7 @@ def numerics(trainer: pl.Trainer) -> dict[str, str]:
 
 
 def warn_numerics(checkpoint: CheckpointData, now: dict[str, str]) -> None:
-    """Log a warning that results may differ, if `now` (from `numerics`) differs from the values in the checkpoint."""
+    """Log a warning that results may differ if `now` (from `numerics`) differs from the checkpoint's values."""
     before = checkpoint.get(NUMERICS_KEY, {})
     names = [name for name in (before | now) if before and before.get(name) != now.get(name)]
     changes = [f"{name} {before.get(name, 'none')} -> {now.get(name, 'none')}" for name in names]

@@ -20,17 +20,12 @@ from threedgen.run.torch_file import read_torch
 logger = logging.getLogger(__name__)
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
-CheckpointData = dict[str, Any]
-"""Content of a checkpoint, as Lightning defines it."""
+CheckpointData = dict[str, Any]  # content of a checkpoint, as Lightning defines it
 _REQUIRED_KEYS = ("state_dict", "global_step", "loops", "optimizer_states", "lr_schedulers")
 
 
 def write(checkpoint: CheckpointData, path: Path) -> None:
-    """Write `checkpoint` to `path`, a last.ckpt, atomically; the file of this name becomes previous.ckpt.
-
-    Raises:
-        OSError: the write failed (also if torch raises RuntimeError for it). The old files are then unchanged.
-    """
+    """Write `checkpoint` to `path` atomically; an existing file there becomes previous.ckpt. Raises OSError."""
 
     def keep_previous() -> None:
         if path.exists():
@@ -46,11 +41,7 @@ def write(checkpoint: CheckpointData, path: Path) -> None:
 
 
 def read(path: Path) -> CheckpointData:
-    """Load the checkpoint at `path` to the CPU without executing anything in the file.
-
-    Raises:
-        FileError: the file is truncated, damaged, of another format, or contains Python objects.
-    """
+    """Load a checkpoint to the CPU without executing code in it. Raises FileError if the file is not valid."""
     checkpoint = read_torch(path)
     if not isinstance(checkpoint, dict) or any(key not in checkpoint for key in _REQUIRED_KEYS):
         raise FileError(f"{path} is not the checkpoint of a run; it may contain plain weights")

@@ -1,8 +1,7 @@
 """Training loop: Lightning's Trainer on an endless stream of step numbers, with exact resume.
 
 The argument `batch` of `training_step(self, batch, batch_idx)` is the number of the batch since the start of the run,
-also after a resume; without accumulation it is the optimisation step. It keys the random numbers
-(threedgen.run.seeding) and seeds the global generators.
+also after a resume; without accumulation it is the optimisation step. Random numbers depend on it (run.seeding).
 
 Modules must have their state in parameters and persistent buffers, and change it inside the step, not in
 on_train_batch_end, which runs after the checkpoint. A resumed run then gives the same bytes on the same CPU.
@@ -115,10 +114,7 @@ def fit(
 def _resume_path(
     module: System, checkpoints: Path, max_steps: int, resume: bool, checkpoint_io: AtomicCheckpointIO
 ) -> Path | None:
-    """Return the checkpoint file to resume from, and store its content in `checkpoint_io`; None: start a new run.
-
-    Raises ConfigError if the checkpoint does not fit the run.
-    """
+    """Store the newest checkpoint in `checkpoint_io` and return its path; None: new run. Raises ConfigError."""
     try:
         checkpoints.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -174,10 +170,7 @@ def _trainer(
 
 
 def _strategy(options: TrainerConfig) -> str:
-    """Return Lightning's strategy. For "auto" with several devices it is DDP that allows parameters without gradients.
-
-    Many systems do not use all parameters in every step, such as those of the background.
-    """
+    """Return Lightning's strategy. "auto" on several devices is DDP that allows parameters without gradients."""
     gpus = torch.cuda.device_count() if options.accelerator in ("auto", "gpu", "cuda") else 0
     count = options.num_nodes * (max(1, gpus) if options.devices == "auto" else options.devices)
     several = options.strategy == "auto" and count > 1
@@ -194,7 +187,6 @@ def csv_logger(options: LoggerConfig, folder: Path) -> None:
 
 
 def tensorboard_logger(options: LoggerConfig, folder: Path) -> Logger:
-    """Return a logger that writes to RUN/tensorboard."""
     return TensorBoardLogger(folder, name="tensorboard", version="")
 
 
@@ -220,7 +212,10 @@ def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> 
 
 @contextmanager
 def determinism(setting: bool | Literal["warn"]) -> Iterator[None]:
-    """Return a context with torch's deterministic mode as in `trainer.deterministic`; new memory is not filled."""
+    """Return a context with torch's deterministic mode on (True), off (False), or with warnings only ("warn").
+
+    Torch then also fills new memory with NaN by default; this is turned off.
+    """
     memory: Any = torch.utils.deterministic
     memory.fill_uninitialized_memory = False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as Lightning does: cuBLAS then repeats its sums

@@ -1,7 +1,7 @@
 """Muon optimizer (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) for matrices, AdamW for the rest.
 
-Unlike torch.optim.Muon, it also treats convolution weights as matrices (output channels, input channels x kernel). One
-optimizer has both kinds of parameters, so that one learning rate schedule and one optimizer state are enough.
+Unlike torch.optim.Muon, it also treats convolution weights as matrices (output channels, input channels x kernel). Both
+kinds of parameters are in one optimizer, so that they share the learning rate schedule and the saved state.
 """
 
 from collections.abc import Callable, Iterable
@@ -12,19 +12,16 @@ from torch import Tensor
 
 from threedgen.config.sections import BETAS
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Coefficients of the quintic Newton-Schulz iteration. The final singular values are between 0.7 and 1.2."""
-Group = dict[str, Any]
-"""Parameter group of an optimizer."""
-STEPS = 5
-"""Number of Newton-Schulz iterations."""
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration; final singular values: 0.7 to 1.2
+Group = dict[str, Any]  # parameter group of an optimizer
+STEPS = 5  # number of Newton-Schulz iterations
 
 
 class Muon(torch.optim.Optimizer):
-    """Optimizer: Muon for parameters with two or more dimensions, AdamW for vectors and parameters in ``elementwise``.
+    """Optimizer: Muon for parameters with two or more dimensions, AdamW for vectors and parameters in `elementwise`.
 
-    The updates of matrices are scaled by 0.2 sqrt(max(rows, columns)), so that their RMS is that of AdamW's updates
-    (Liu et al. 2025, arXiv 2502.16982, section 2.2). Both can then use the same learning rate and weight decay.
+    The updates of matrices are multiplied by 0.2 sqrt(max(rows, columns)), so that their RMS is similar to that of
+    AdamW's updates (Liu et al. 2025, arXiv 2502.16982, section 2.2). Both use the same learning rate and weight decay.
     """
 
     def __init__(
@@ -45,7 +42,6 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Perform one optimisation step; `closure` recomputes the gradients and returns the loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -83,8 +79,8 @@ class Muon(torch.optim.Optimizer):
 def orthogonalise(matrix: Tensor) -> Tensor:
     """Return the (m, n) float32 matrix with the singular vectors of `matrix` (m, n) and singular values near 1.
 
-    Each Newton-Schulz iteration multiplies by a polynomial of the Gram matrix of the shorter side. The product of the
-    polynomials is computed first, so only two products have the full matrix.
+    Each Newton-Schulz iteration multiplies by a polynomial of the Gram matrix of the shorter side. These polynomials
+    are multiplied first, so that only two matrix products involve the full matrix.
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.mT if tall else matrix).float()

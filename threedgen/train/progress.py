@@ -16,10 +16,9 @@ from threedgen.run.text import clean, duration, number
 
 
 class Progress(pl.Callback):
-    """Callback that shows stage, steps, step time, time left, loss and metrics with a `Count`.
+    """Callback that shows stage, steps, step time, time left, loss and the `metrics` of the module with a `Count`.
 
     Without a bar it also prints a line at the start, after each quarter of the steps, and if `module.stage` changes.
-    `metrics` has the names in `module.metrics` to show.
     """
 
     def __init__(
@@ -46,7 +45,7 @@ class Progress(pl.Callback):
 
     @contextmanager
     def within(self, trainer: pl.Trainer, module: pl.LightningModule, stage: str, total: int) -> Iterator[Count]:
-        """Return a context with a separate display of `total` steps of other work; then measure the step time again."""
+        """Return a context that shows `total` steps of other work. Then the step time is measured from the start."""
         if self.count is not None:
             self.count.__exit__()
         quiet = self.quiet or not trainer.is_global_zero
@@ -95,10 +94,10 @@ def details(
     outputs: STEP_OUTPUT,
     metrics: Iterable[str] = (),
 ) -> list[str]:
-    """Return step time, time left, loss and metrics as texts for the progress display.
+    """Return step time, time left, loss and the named `metrics` of the module as texts for the progress display.
 
     If `module.terms` is not empty, its first term is shown instead of the loss, because the losses of different stages
-    have different scales.
+    have different scales. A `step_seconds` of None is unknown and not shown.
     """
     parts = []
     if step_seconds is not None:

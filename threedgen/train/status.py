@@ -24,12 +24,11 @@ class Status(enum.Enum):
 
     @classmethod
     def of(cls, exit_code: object) -> Status:
-        """Return the status with this exit code."""
         return next(status for status in cls if status.exit_code == exit_code)
 
 
 def finished(folder: Path, max_steps: int | None = None) -> bool:
-    """Return whether a folder has a finished run of at least `max_steps` steps, with all its result files."""
+    """Return whether a folder has a finished run of at least `max_steps` steps whose result files all exist."""
     summary = read_summary(folder)
     complete = summary.get("status") == Status.FINISHED.value and steps_done(folder) >= (max_steps or 0)
     files = summary.get("files", [])

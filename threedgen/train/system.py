@@ -43,11 +43,10 @@ class System(pl.LightningModule):
     stage = "training"
 
     def __init__(self, config: Config, seed: int | None = None, max_steps: int | None = None, **facts: str) -> None:
-        """Initialise the module.
+        """Read the seed and the number of steps from `config`, the config of the run or a section of it.
 
-        Args:
-            config: config of the run, or a section of it; a section without these options needs `seed` and `max_steps`.
-            facts: additional values that must be equal on resume, such as the digest of a tokenizer's vocabulary.
+        A section without these options needs `seed` and `max_steps`. `facts` are additional values that must be equal
+        on resume, such as the digest of a tokenizer's vocabulary.
         """
         super().__init__()
         self.seed: int = getattr(config, "seed") if seed is None else seed  # noqa: B009  not of all sections
@@ -62,25 +61,24 @@ class System(pl.LightningModule):
         self.previous_seconds = {"prepare": 0.0, "optimise": 0.0}  # of earlier processes, up to the checkpoint
 
     def set_unregistered(self, **objects: object) -> None:
-        """Set attributes without registering them in torch: frozen networks, not trained and not in checkpoints."""
+        """Set attributes that torch does not register: frozen networks, not trained and not in checkpoints."""
         for name, value in objects.items():
             object.__setattr__(self, name, value)
 
     def rng(self, step: int, purpose: str) -> torch.Generator:
-        """Return a new CPU generator of torch for this step, purpose and rank; each rank gets other numbers."""
+        """Return a new torch generator on the CPU for this step, purpose and rank. Each rank gets other numbers."""
         return generator(self.seed, step, purpose, self.global_rank)
 
     def numpy_rng(self, step: int, purpose: str) -> np.random.Generator:
-        """Return a new NumPy generator for this step, purpose and rank."""
         return numpy_generator(self.seed, step, purpose, self.global_rank)
 
     def seconds(self) -> dict[str, float]:
-        """Return the seconds before ("prepare") and during the training ("optimise"), over all processes of the run."""
+        """Return the seconds before ("prepare") and during ("optimise") training, over all processes of the run."""
         now = {"prepare": self.training_start - self.run_start, "optimise": time.monotonic() - self.training_start}
         return {name: before + now[name] for name, before in self.previous_seconds.items()}
 
     def adapt_to(self, state: dict[str, Tensor]) -> None:
-        """Resize tensors whose shapes change during training to the shapes in a state_dict that will be loaded."""
+        """Resize tensors whose shapes change during training to the shapes in `state`, a state_dict to load."""
 
     def log_image(self, name: str, image: Tensor) -> None:
         """Write an image (H, W, 3) in [0, 1] to RUN/images/NAME-STEP.png, for the report and the loggers."""
@@ -104,8 +102,7 @@ class System(pl.LightningModule):
         self.metrics = {name: math.nan if v is None else v for name, v in checkpoint[METRICS_KEY].items()}
         self.previous_seconds = checkpoint[SECONDS_KEY]
 
-    options: Any
-    """Config section with the optimizer options."""
+    options: Any  # config section with the optimizer options
 
     def configure_optimizers(self) -> Any:
         """Build AdamW for all parameters, or Muon if `options.optimizer` selects it, and a learning rate schedule."""
@@ -117,7 +114,7 @@ class System(pl.LightningModule):
         return self.scheduled(muon, o.learning_rate)
 
     def elementwise(self) -> Iterable[torch.Tensor]:
-        """Return the parameters with two or more dimensions that `Muon` must update by AdamW, such as embeddings."""
+        """Return parameters with two or more dimensions that AdamW must update instead of Muon, such as embeddings."""
         return ()
 
     def adamw(
@@ -127,15 +124,15 @@ class System(pl.LightningModule):
         weight_decay: float = 0.0,
         betas: tuple[float, float] = BETAS,
     ) -> OptimizerLRSchedulerConfig:
-        """Return AdamW for parameters or parameter groups, with one learning rate schedule, or one for each group."""
+        """Return AdamW with learning rate schedules: one for all parameters, or one for each parameter group."""
         optimizer = torch.optim.AdamW(parameters, lr=1.0, betas=betas, weight_decay=weight_decay, fused=True)
         return self.scheduled(optimizer, *rates)
 
     def scheduled(self, optimizer: torch.optim.Optimizer, *rates: Scheduled) -> OptimizerLRSchedulerConfig:
-        """Combine an optimizer and learning rate schedules to the result of configure_optimizers.
+        """Add learning rate schedules to an optimizer; return the result of `configure_optimizers`.
 
-        `rates` are schedules from the config, or functions of the step, by which the learning rates are multiplied; one
-        for all parameter groups, or one for each.
+        `rates` has one schedule for all parameter groups, or one for each. A schedule is a config value or a function
+        of the step. The learning rate of the optimizer is multiplied by it.
         """
         steps = [rate if callable(rate) else partial(at, rate, max_steps=self.max_steps) for rate in rates]
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, steps if len(steps) > 1 else steps[0])
@@ -145,7 +142,7 @@ class System(pl.LightningModule):
         """Write validation images or other files after `step` steps. The module is in eval mode, without gradients."""
 
     def remove_validation(self, step: int, folder: Path) -> None:
-        """Remove the files that `validate` wrote when the run was stopped at `step`, which is not a validation step."""
+        """Remove the files that `validate` wrote when the run was interrupted at `step`. Called on resume."""
 
 
 class EMA(torch.nn.Module):
@@ -169,7 +166,7 @@ class EMA(torch.nn.Module):
 
     @torch.no_grad()
     def update(self, model: torch.nn.Module, step: int) -> None:
-        """Update the average: average += (1 - decay) (weights - average). Integer tensors are copied."""
+        """Move the averages towards the weights of `model` after `step` optimisation steps; copy integer tensors."""
         decay = min(self.decay, (1 + step) / (10 + step))
         averages, state = self.weights(), model.state_dict()
         floating = [name for name in state if averages[name].is_floating_point()]
@@ -179,7 +176,7 @@ class EMA(torch.nn.Module):
         torch._foreach_lerp_([averages[name] for name in floating], weights, 1 - decay)
 
     def weights(self) -> dict[str, Tensor]:
-        """Return the averaged state_dict with the model's names; the tensors are not copied."""
+        """Return the averaged weights with the names of the model's state_dict. The tensors are not copied."""
         return {name[1:].replace("/", "."): value for name, value in self.named_buffers()}
 
     @contextmanager
@@ -194,13 +191,12 @@ class EMA(torch.nn.Module):
 
 
 class AveragedSystem(System):
-    """System that keeps a moving average of one network's weights as its result, after `keep_average` is called."""
+    """System whose result is a moving average of one network's weights. `keep_average` selects the network."""
 
     average: EMA
     averaged: torch.nn.Module | None = None
 
     def keep_average(self, network: torch.nn.Module, decay: float) -> None:
-        """Start to average the weights of `network`."""
         self.average = EMA(network, decay)
         self.set_unregistered(averaged=network)
 
@@ -223,5 +219,5 @@ def stratified_uniform(count: int, rng: torch.Generator) -> Tensor:
 
 
 def sample_timesteps(count: int, T: int, power: float, rng: torch.Generator) -> Tensor:
-    """Sample timesteps (count,), int64 in [0, T - 1], as floor(T u^power) with u from `stratified_uniform`."""
+    """Sample int64 timesteps (count,) in [0, T - 1] as floor(T u^power), with u from `stratified_uniform`."""
     return (T * stratified_uniform(count, rng) ** power).long().clamp(max=T - 1)

@@ -1,4 +1,4 @@
-"""Execution of the function of a task: start, resume, results, summary and exit code.
+"""Run a task: start or resume it, write its results and summary, and return the exit code.
 
     def work(task: Task) -> Status:
         return task.train(MySystem(task.config), metrics=("loss",))
@@ -42,10 +42,10 @@ logger = logging.getLogger(__name__)
 
 
 class Task:
-    """State of one run (config, folder, start time, result files), with methods that load, train and summarise."""
+    """Run of a task: config, folder, start time and result files, with methods that load, train and summarise."""
 
     def __init__(self, config: Any, resume: Path | None = None, quiet: bool = False, files: Iterable[str] = ()) -> None:
-        """Start a run. `files` are names of result files; if one that was written is lost, the run continues."""
+        """Start or resume a run. `files` are the paths of its result files, relative to the run folder."""
         self.config, self.resume, self.quiet, self.files = config, resume is not None, quiet, tuple(files)
         self.folder, self.start_time = Path(str(config.out)), time.monotonic()
         self.is_global_zero = True  # set by `fit`
@@ -55,7 +55,7 @@ class Task:
             logger.warning("the plug-in %s has changed since the run in %s stopped", file, self.folder)
 
     def load_prior(self) -> Any:
-        """Load the prior of the config on the device of the run and register its weights. Raises ConfigError."""
+        """Load the config's prior on the device of the run and store its weight hashes. Raises ConfigError."""
         prior, trainer = self.config.prior, getattr(self.config, "trainer", None)
         with within("prior"):  # before hashing, which reads all files again
             built = registry.build("prior", prior, device(trainer.accelerator if trainer else "auto"))
@@ -63,9 +63,9 @@ class Task:
         return built
 
     def name_weights(self, identities: Mapping[str, Any], section: str = "") -> None:
-        """Print the weight files (config key -> `Identity`) and register their hashes for checkpoints.
+        """Print the weight files that the run starts from; store their SHA-256 in `self.weights` for the checkpoints.
 
-        `section` is a prefix of the keys, with its dot.
+        `identities`: config key -> `Identity` of the files. `section`: prefix of the keys, including its last dot.
         """
         for key, files in identities.items():
             if not self.quiet and is_rank_zero():
@@ -79,7 +79,16 @@ class Task:
         callbacks: Iterable[pl.Callback] = (),
         interrupts: Interrupts | None = None,
     ) -> Status:
-        """Train a system by `loop.fit`. If results can be written, rank 0 moves it back to its device in eval mode."""
+        """Train a system with `loop.fit`; return the final status of the training.
+
+        If the training finished or was interrupted, rank 0 then moves the system to the training device and sets eval
+        mode, because Lightning leaves the system on the CPU and results may be written next.
+
+        Args:
+            metrics: names in `system.metrics` to show in the progress display.
+            callbacks: additional Lightning callbacks.
+            interrupts: Ctrl-C handler of the caller, which stays active afterwards.
+        """
         from threedgen.train.loop import fit
 
         system.weights, system.run_start, system.training_start = self.weights, self.start_time, time.monotonic()
@@ -100,12 +109,12 @@ class Task:
         finish: Callable[[], dict[str, Any]] = dict,
         partial: bool = True,
     ) -> Status:
-        """Train a system, validate it once more, and write results and summary.
+        """Train a system, validate it once more, write results and summary, and return the final status.
 
         Args:
             metrics: names in `system.metrics` to show in the progress display.
             finish: function that writes the results and returns values for the summary.
-            partial: write results also after Ctrl-C.
+            partial: validate and write results also after Ctrl-C.
         """
         if self.resume:
             self._remove_last_validation(system)
@@ -120,7 +129,7 @@ class Task:
         return status
 
     def _remove_last_validation(self, system: System) -> None:
-        """Remove the validation files of the step at which the run was stopped, if it is not a validation step."""
+        """Remove the files of the additional validation at the step where the run was interrupted."""
         step, every = read_summary(self.folder).get("steps"), self.config.trainer.val_check_interval
         if isinstance(step, int) and step < system.max_steps and (not every or step % every):
             with writing(self.folder):
@@ -134,10 +143,10 @@ class Task:
         metric: str,
         postprocess: Callable[[], object] = lambda: None,
     ) -> None:
-        """Train `network`, a part of `system`, in the subfolder NAME, or load it from NAME/NAME.safetensors.
+        """Train `network`, a part of `system`, in the subfolder NAME = `name`, or load it from NAME/NAME.safetensors.
 
-        `metric` of `system.metrics` is shown in the progress display. `postprocess` is called after the training,
-        before the network is saved. Raises `Stopped` if the training did not finish.
+        `metric` is the name in `system.metrics` that the progress display shows. `postprocess` is called after the
+        training and before the network is saved. Raises `Stopped` if the training did not finish.
         """
         from threedgen.train.loop import fit
 
@@ -159,7 +168,7 @@ class Task:
 
     @contextmanager
     def track_progress(self, stage: str, steps: int) -> Iterator[Callable[[], None]]:
-        """Yield a function to call before each step; it shows the progress, and raises `Stopped` after Ctrl-C."""
+        """Yield a function to call before each step. It shows the progress and raises `Stopped` after Ctrl-C."""
         done = itertools.count()
         with Interrupts() as interrupts, Count(stage, steps, self.quiet) as progress:
 
@@ -171,7 +180,7 @@ class Task:
             progress.show(steps)
 
     def summarise(self, status: Status = Status.FINISHED, **figures: Any) -> None:
-        """Write summary.json with the status and `figures`, additional values by name. Raises OSError."""
+        """Write summary.json with the status and `figures`, which are additional values by name. Raises OSError."""
         files = [*(name for name in self.files if (self.folder / name).exists()), *figures.pop("files", ())]
         seconds = self.previous_seconds + time.monotonic() - self.start_time
         write_summary(self.folder, self.config, seconds, status=status.value, files=files, **figures)
@@ -192,8 +201,8 @@ def run_task(
     Args:
         work: function that does the task; it returns the status (None: finished) or raises `Stopped`.
         result: file or folder in the run folder whose path is printed.
-        files: names of result files; if one that was written is lost, the run does not count as finished.
-        again: call `work` even if the task is finished, as evaluations do; `work` then caches its slow parts.
+        files: names of result files. If a file that the run has written is missing, the run does not count as finished.
+        again: call `work` even if the task is finished. Evaluations set it; they cache their slow parts.
     """
     task = Task(config, resume, quiet, files)
     task.resume &= not again
@@ -205,9 +214,9 @@ def run_task(
 
 
 def execute(work: Callable[[Task], Status | None], task: Task, hint: str = "") -> Status:
-    """Run a task unless it is already finished, without output on stdout, and release the lock of its folder.
+    """Run a task unless it is already finished, release the lock of its folder, and return the status.
 
-    `work` is as in `run_task`; `hint` is added to the log line about a finished run.
+    Prints nothing on stdout. `work` does the task, as in `run_task`. `hint` ends the log line about a finished run.
     """
     trainer = getattr(task.config, "trainer", None)
     try:

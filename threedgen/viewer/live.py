@@ -35,8 +35,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STOP, EXPORT = "stop", "export"  # names of the two buttons of the window
-UPDATE_SECONDS = 0.5
-"""Seconds between two updates of the metrics. Updates are rare because reading the loss synchronises the GPU."""
+UPDATE_SECONDS = 0.5  # seconds between two updates of the metrics, as reading the loss synchronises the GPU
 
 
 class LiveView(pl.Callback):
@@ -92,7 +91,6 @@ class LiveView(pl.Callback):
         self._guarded(lambda window: self._update(window, trainer, pl_module, busy=True))
 
     def close(self) -> None:
-        """Close the window if it is open. Errors are only logged."""
         window, self._window = self._window, None
         if window is not None:
             try:

@@ -31,8 +31,7 @@ class GalleryConfig(TaskConfig):
         super().check()
 
 
-LIVE = "live"
-"""Subfolder of a run for assets that are exported from the live view. It contains a folder for each such step."""
+LIVE = "live"  # subfolder of a run for assets that are exported from the live view, with one folder per step
 
 
 class ViewConfig(Config):

@@ -22,10 +22,8 @@ from threedgen.run.disk import Tree, write_atomic
 from threedgen.run.text import duration, number, visible
 
 ASSETS = Path(__file__).parent / "assets"
-SCRIPTS = ("glb.js", "canvas.js", "scene.js", "gestures.js", "viewer.js", "frames.js")
-"""Scripts of pages with a 3D view."""
-MAX_EMBEDDED_BYTES = 64_000_000
-"""Maximum size in bytes of a file that is embedded in a page. Browsers fail to load larger ones."""
+SCRIPTS = ("glb.js", "canvas.js", "scene.js", "gestures.js", "viewer.js", "frames.js")  # for pages with a 3D view
+MAX_EMBEDDED_BYTES = 64_000_000  # maximum size of a file in a page; browsers fail to load larger ones
 _TYPES = {".glb": "model/gltf-binary", ".mp4": "video/mp4", ".png": "image/png", ".jpg": "image/jpeg"}
 Row = tuple[str, str, Sequence[tuple[str, str]]]
 """Row of images on a page: title, description, and a (file name, caption) per image. Files lie beside the page."""
@@ -67,7 +65,6 @@ def fragment(template: str, **values: object) -> str:
 
 
 def _digest(text: str) -> str:
-    """Return the SHA-256 hash of an inline script or style in the form of a content security policy."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
 
 
@@ -78,7 +75,6 @@ def data_uri(data: bytes, suffix: str) -> Markup:
 
 
 def jpeg(image: Image.Image) -> Markup:
-    """Encode an image as a JPEG data URI."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="JPEG", quality=85)
     return data_uri(buffer.getvalue(), ".jpg")

@@ -69,8 +69,7 @@ class Record:
     config: Tree
     summary: Summary
     asset: Asset = field(default_factory=Asset)
-    text: str = ""
-    """Text of config.yaml."""
+    text: str = ""  # text of config.yaml
 
     def file(self, name: str) -> Path | None:
         """Return the path of a file in the run's folder; None if the file does not exist."""
@@ -140,10 +139,7 @@ class Record:
 
 
 def read_record(folder: Path) -> Record:
-    """Read the run in a folder. An invalid asset.json counts as missing.
-
-    Raises ConfigError if the config or the summary is unreadable, or if the run's task is not in TASKS.
-    """
+    """Read a run's folder. Raises ConfigError if config or summary is invalid, or the task is not in TASKS."""
     config = stored_config(folder)
     if config is None:
         raise ConfigError(f"{folder / CONFIG} is missing or damaged. Give the folder of a run")

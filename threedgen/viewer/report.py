@@ -34,8 +34,7 @@ PLOTS = (
 )
 WIDTH, HEIGHT = 460, 220
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 28
-MAX_TICKS, MAX_POINTS = 5, 240
-"""Maximum number of axis ticks, and of points of a curve. A longer curve is averaged to MAX_POINTS means."""
+MAX_TICKS, MAX_POINTS = 5, 240  # maximum number of axis ticks, and of points of a curve (a longer one is averaged)
 LOG_RATIO = 30.0  # ratio of maximum to minimum above which positive values get a logarithmic axis
 
 Rows = list[tuple[str, str]]
@@ -57,7 +56,6 @@ def write_report(folder: Path) -> Path:
 
 
 def report(record: Record) -> str:
-    """Return the HTML of a run's report page."""
     listed = files(record.folder)
     return page(
         "report.html",
@@ -82,7 +80,6 @@ def report(record: Record) -> str:
 
 
 def headline(record: Record) -> list[str]:
-    """Return the texts for the line under the prompt: seed, number of steps, duration."""
     steps, seconds = record.summary.steps, record.summary.seconds
     of = "" if record.max_steps in (None, steps) else f" of {record.max_steps}"
     parts = [f"seed {record.option('seed')}", *([] if steps is None else [f"{steps}{of} steps"])]
@@ -135,7 +132,6 @@ def asset_facts(record: Record) -> dict[str, str]:
 
 
 def costs(record: Record) -> dict[str, str]:
-    """Return the table of durations and peak memory."""
     summary = record.summary
     rows = {name.capitalize(): duration(seconds) for name, seconds in summary.seconds_of.items() if seconds}
     rows["Total"] = duration(summary.seconds) if summary.seconds else ""

@@ -23,8 +23,7 @@ from threedgen.run.text import visible
 from .live import EXPORT, STOP
 from .local import HOST, REFUSAL, admitted, free_port
 
-MAX_ASPECT = 4.0
-"""Maximum ratio of the longer to the shorter side of a rendered image. Longer windows stretch the image."""
+MAX_ASPECT = 4.0  # maximum ratio of the longer to the shorter image side; longer windows stretch the image
 MIN_FOV, MAX_FOV = math.radians(1), math.radians(150)
 
 

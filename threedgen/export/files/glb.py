@@ -1,7 +1,7 @@
 """Write a mesh as GLB (glTF 2.0 binary) with one buffer and one JSON chunk.
 
-No library is used because linear vertex colours need 16 bits, the tangents must be those that the normal map was baked
-with, and equal input must give equal bytes.
+No library is used: linear vertex colours need 16 bits, tangents must be those of the normal map, and equal input must
+give equal bytes.
 """
 
 import json
@@ -61,7 +61,7 @@ class _Buffer:
 
 
 def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: Tree | None = None) -> bytes:
-    """Return the bytes of a GLB with vertex colours instead of textures, see `textured_glb_bytes`."""
+    """Return the bytes of a GLB with vertex colours and without textures. `gltf_extras`: data for `extras`."""
     colours = np.column_stack([to_linear(np.clip(mesh.colours, 0, 1)), np.ones(len(mesh.vertices))])
     buffer = _Buffer()
     attributes = {
@@ -89,7 +89,7 @@ def textured_glb_bytes(
         name: name of the glTF node, mesh and material.
         gltf_extras: JSON data for the `extras` of the glTF asset and of the node.
         scene: use an unlit (KHR_materials_unlit), double-sided material, for the mesh of a scene.
-        open_surface: use a double-sided material.
+        open_surface: use a double-sided material, for a mesh with holes.
     """
     buffer = _Buffer()
     tangents = np.column_stack([to_gltf_axes(mesh.tangents[:, :3]), mesh.tangents[:, 3]])
@@ -127,7 +127,6 @@ def plain_glb_bytes(parts: dict[str, tuple[Array, Array]], gltf_extras: Tree | N
 
 
 def _mesh(buffer: _Buffer, name: str, attributes: dict[str, int], faces: Array, **fields: object) -> Tree:
-    """Append the indices of faces (F, 3) to the buffer; return a glTF mesh with one primitive."""
     small = buffer.accessors[attributes["POSITION"]]["count"] < 65535
     indices = buffer.add(faces.astype("<u2" if small else "<u4").reshape(-1))
     return {"name": name, "primitives": [{"attributes": attributes, "indices": indices} | fields]}
@@ -150,8 +149,7 @@ def _material(name: str, textures: dict[str, int]) -> Tree:
 def _pack(
     buffer: _Buffer, meshes: list[Tree], gltf_extras: Tree | None, node: Tree | None = None, **lists: Sequence[object]
 ) -> bytes:
-    """Assemble the bytes of the GLB, with a node per mesh. `node`: further entries of each node; `lists`: further glTF
-    entries, such as materials."""
+    """Assemble the bytes of a GLB with one node per mesh. `node` and `lists` are further entries of nodes and glTF."""
     extras = gltf_extras or {}
     node = ({"extras": extras} if lists else {}) | (node or {})
     nodes = [{"mesh": k, "name": mesh["name"]} | node for k, mesh in enumerate(meshes)]
@@ -174,6 +172,6 @@ def _pack(
 
 
 def save_glb(mesh: Mesh, path: Path, gltf_extras: Tree | None = None) -> Path:
-    """Write `mesh` with vertex colours atomically to `path`, with `gltf_extras` and `mesh.info`; return the path."""
+    """Write `mesh` with vertex colours atomically to `path`, with `gltf_extras` and `mesh.info`; return `path`."""
     write_atomic(path, glb_bytes(mesh, path.stem, {**(gltf_extras or {}), **mesh.info}))
     return path

@@ -13,8 +13,7 @@ from typing import Literal
 
 Severity = Literal["error", "warning"]
 TIMEOUT_S = 120  # maximum run time of the validator in seconds. A file usually takes less than one second.
-_SEVERITY: dict[int, Severity] = {0: "error", 1: "warning"}
-"""Severity numbers of the validator that are reported. Its numbers 2 and 3 are information and hints."""
+_SEVERITY: dict[int, Severity] = {0: "error", 1: "warning"}  # not reported: 2 (information), 3 (hint)
 _SCRIPT = """
 const { readFileSync } = require("fs"), { dirname, join } = require("path");
 const globally = [join(dirname(process.execPath), "..", "lib"), join(process.env.APPDATA || "/", "npm")];
@@ -28,7 +27,7 @@ _MISSING = "Cannot find module 'gltf-validator'"
 
 @dataclass(frozen=True)
 class Finding:
-    """Problem that the validator found in a file."""
+    """Problem that the glTF validator found in a file."""
 
     severity: Severity  # "error" if the asset is broken, "warning" if it works but could be better
     code: str  # identifier of the kind of problem
@@ -38,8 +37,8 @@ class Finding:
 def validate(glbs: dict[str, bytes]) -> tuple[dict[str, list[Finding]], str]:
     """Run the validator on GLBs, given as file name -> content.
 
-    Returns file name -> errors and warnings, and a sentence on the version and the counts. If the validator is not
-    installed or fails, the dict is empty and the sentence says why.
+    Returns file name -> errors and warnings, and a sentence with the validator's version and the counts. If the
+    validator is not installed or fails, the dict is empty and the sentence gives the reason.
     """
     node = shutil.which("node")
     if node is None:

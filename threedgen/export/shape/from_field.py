@@ -16,24 +16,20 @@ from threedgen.export.shape.opacity import HAZE, MIN_PART, EmptyField, depth_fie
 from threedgen.export.shape.topology import area_vectors, compact, pieces
 from threedgen.run.arrays import Array
 
-Field = Callable[[torch.Tensor], torch.Tensor]
-"""Function of points (N, 3) in world units; it returns density (N,) or colour (N, 3)."""
+Field = Callable[[torch.Tensor], torch.Tensor]  # points (N, 3) in world units -> density (N,) or colour (N, 3)
 TAUBIN_STEPS = 10  # number of Taubin smoothing iterations
 NORMAL_BLUR = 0.03  # standard deviation of the normal blur, in scene radii. Finer relief is mostly training noise.
 CHUNK = 1 << 17  # maximum number of points per field query
-COLOUR_DEPTHS = (-0.5, 0.5, 1.5, 2.5)
-"""Sample depths for vertex colours, in grid cells below the surface; negative values are above it."""
+COLOUR_DEPTHS = (-0.5, 0.5, 1.5, 2.5)  # sample depths for vertex colours, in grid cells below the surface
 MAX_BORDER_SHARE, CUT_BORDER_SHARE = 0.2, 0.01
-"""Fractions of the surface area on the scene boundary above which no object can be extracted, and above which a note
-says that the object is cut off."""
-MAX_HALF_DEPTH = 0.02
-"""Maximum depth at which half of the light is absorbed, divided by the object's size. Above it, a note calls the object
-translucent."""
+"""Limits of the fraction of surface area on the scene boundary. Above the first one, the object cannot be exported.
+Above the second one, a note says that the object is cut off."""
+MAX_HALF_DEPTH = 0.02  # maximum of `half_depth`; above it, a note calls the object translucent
 
 
 @dataclass(frozen=True)
 class FieldView:
-    """Field as the export needs it: functions of points, and optional data about the scene."""
+    """Field in the form that the export uses: functions of points, and optional data about the scene."""
 
     density: Field  # points (N, 3) in world units -> sigma (N,) per world unit
     colour: Field  # points (N, 3) in world units -> sRGB (N, 3) in [0, 1]
@@ -46,17 +42,17 @@ class FieldView:
 
     @torch.no_grad()
     def on_arrays(self, function: Field, points: Array) -> Array:
-        """Evaluate `density` or `colour` at points (N, 3) in chunks; returns a float32 array."""
+        """Evaluate `density` or `colour` at points (N, 3) in chunks; return float32 (N,) or (N, 3)."""
         parts = torch.from_numpy(np.ascontiguousarray(points, np.float32)).split(CHUNK)
         return np.concatenate([function(part.to(self.device)).float().cpu().numpy() for part in parts])
 
     def colours(self, points: Array) -> Array:
-        """Return sRGB (N, 3) in [0, 1] at points (N, 3) in world units, as arrays."""
+        """Return sRGB colours (N, 3) in [0, 1] at points (N, 3) in world units."""
         return np.clip(self.on_arrays(self.colour, points), 0, 1)
 
 
 def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
-    """Return the surface mesh as `field_surface` does, and notes for the user about a cut-off or translucent object.
+    """Return the surface of a field (`field_surface`), and notes for the user if the object is cut off or translucent.
 
     Raises EmptyField for a field without a surface, ConfigError for a field that fills the scene.
     """
@@ -83,18 +79,18 @@ def dense_surface(field: FieldView, resolution: int) -> tuple[Mesh, list[str]]:
 
 
 def half_depth(mesh: Mesh) -> float:
-    """Return the depth at which half of the light is absorbed at typical density, divided by the longest side."""
+    """Return the depth at which half of the light is absorbed, divided by the longest side of the mesh."""
     density = float(mesh.info.get("haze", 0.0)) / HAZE
     size = float(np.ptp(mesh.vertices, axis=0).max())
     return math.log(2) / density / size if density > 0 else 0.0
 
 
 def field_surface(field: FieldView, resolution: int) -> Mesh:
-    """Return the surface inside the scene sphere as a closed mesh with vertex colours.
+    """Return the surface of a field inside the scene sphere as a closed mesh with vertex colours.
 
-    It is the mesh of a mesh field without small connected pieces, else the level set of the optical depth on a grid of
-    `resolution` points per edge of the sphere's cube (`opacity.depth_field`). Raises EmptyField for a field without a
-    surface.
+    If the field has a mesh, the surface is that mesh without small connected pieces. Otherwise it is the level set of
+    the optical depth (`opacity.depth_field`) on a grid with `resolution` points per edge of the cube around the sphere.
+    Raises EmptyField for a field without a surface.
     """
     if field.mesh is not None:
         vertices, faces = field.mesh()
@@ -113,11 +109,11 @@ def field_surface(field: FieldView, resolution: int) -> Mesh:
 
 
 def sample_density(field: FieldView, resolution: int) -> Array:
-    """Sample the density on a grid over the cube around the scene sphere.
+    """Sample the density at R = `resolution` grid points per edge of the cube around the scene sphere.
 
     Returns sigma (R, R, R) float32, indexed [x, y, z], at linspace(-radius, radius, R) per axis. It is 0 outside the
-    sphere and outside the mask; only True cells of the mask and their neighbours are queried. Raises EmptyField if the
-    density is not finite.
+    sphere. The field is queried only in True cells of `field.mask` and their neighbours; elsewhere the density is 0.
+    Raises EmptyField if the density is not finite.
     """
     axis = np.linspace(-field.radius, field.radius, resolution, dtype=np.float32)
     queried = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2) <= field.radius**2
@@ -146,10 +142,10 @@ def isosurface(values: Array, level: float, cell: float, radius: float) -> tuple
 
 
 def large_pieces(vertices: Array, faces: Array) -> tuple[Array, Array, int]:
-    """Remove connected pieces with less than MIN_PART of the largest piece's area. Closed meshes stay closed.
+    """Remove connected pieces with an area below MIN_PART of the largest piece's area. Closed meshes stay closed.
 
-    Takes vertices (V, 3) and faces (F, 3); returns the used vertices (V', 3), renumbered faces (F', 3) int32 and the
-    number of pieces that are kept.
+    Takes vertices (V, 3) and faces (F, 3). Returns the remaining vertices (V', 3), their faces (F', 3) int32 and the
+    number of remaining pieces.
     """
     piece = pieces(faces, len(vertices))
     areas = np.bincount(piece, np.linalg.norm(area_vectors(vertices, faces), axis=1))
@@ -159,10 +155,7 @@ def large_pieces(vertices: Array, faces: Array) -> tuple[Array, Array, int]:
 
 
 def taubin(vertices: Array, faces: Array, iterations: int) -> Array:
-    """Smooth the steps of the grid and keep the volume: alternate shrinking and inflating steps (Taubin 1995).
-
-    Takes vertices (V, 3) and faces (F, 3); returns the moved vertices (V, 3) float32.
-    """
+    """Smooth vertices (V, 3) of faces (F, 3) and keep the volume (Taubin 1995); return float32 vertices (V, 3)."""
     mean = _mean_of_neighbours(faces, len(vertices))
     moved = vertices.astype(np.float64)
     for _ in range(iterations):
@@ -197,9 +190,8 @@ def _mean_of_neighbours(faces: Array, n: int) -> sparse.spmatrix:
 def surface_colours(field: FieldView, vertices: Array, normals: Array, cell: float) -> Array:
     """Return vertex colours (V, 3) float32, sRGB in [0, 1], alpha-composited along a short ray into the surface.
 
-    The ray has samples at COLOUR_DEPTHS cells below the surface. A single query at the surface would return the
-    undefined colour of a nearly transparent layer. Takes vertices (V, 3) and the edge `cell` of a grid cell in world
-    units, and unit outward normals (V, 3).
+    A single query at the surface would return the undefined colour of a nearly transparent layer. Takes vertices (V,
+    3), unit outward normals (V, 3), and the edge `cell` of a grid cell, in world units.
     """
     transmittance = np.ones(len(vertices), np.float32)
     total = np.zeros((len(vertices), 3), np.float32)

@@ -47,7 +47,7 @@ class Placement:
 
 
 def place_on_ground(vertices: Array, height: float | None = None) -> Placement:
-    """Return the placement that centres vertices (V, 3) on the z axis and puts the lowest point at z = 0.
+    """Return the placement that moves vertices (V, 3) to the ground: box centre on the z axis, lowest point at z = 0.
 
     `height` is the size of the placed mesh along z, in metres; None: one field unit is one metre.
     """
@@ -73,12 +73,12 @@ def vertex_normals(vertices: Array, faces: Array) -> Array:
 def vertex_tangents(vertices: Array, faces: Array, normals: Array, uv: Array) -> Array:
     """Return tangents (V, 4) float32, compatible with MikkTSpace: a unit vector along +u and the bitangent sign w.
 
-    The vector is perpendicular to the normal. The sign w is +1 or -1; the bitangent w * cross(normal, tangent) is the
-    direction of a normal map's green channel. v runs upwards here, although it runs downwards in glTF, so that the sign
+    The vector is perpendicular to the normal. The bitangent w * cross(normal, tangent), with w = +1 or -1, is the
+    direction of a normal map's green channel. v runs upwards here, although it runs downwards in glTF, so that w
     matches the "+Y up" normal maps of glTF and the tangents that Blender, Unity and Unreal compute.
 
     Takes vertices (V, 3), faces (F, 3), unit normals (V, 3), and uv (V, 2) with v upwards. Faces without UV area are
-    ignored. A vertex with no other face gets any direction perpendicular to its normal, and w = 1.
+    ignored. A vertex that has only such faces gets any direction perpendicular to its normal, and w = 1.
     """
     points, normals, uv = (part.astype(np.float64) for part in (vertices, normals, uv))
     e1, e2 = (points[faces[:, k]] - points[faces[:, 0]] for k in (1, 2))

@@ -61,10 +61,10 @@ def depth_field(sigma: Array, cell: float, radius: float) -> tuple[Array, Tree]:
 
 
 def typical_density(sigma: Array) -> float:
-    """Return the typical density inside the object: grid points with a lower density hold 2 % of sum(sigma^2).
+    """Return the typical density of sigma (R, R, R): grid points with a lower density hold 2 % of sum(sigma^2).
 
-    The weights sigma^2 make empty space and haze unimportant: the result does not depend on the size of the grid's box,
-    and it scales with sigma (R, R, R). It is 0 for an empty field.
+    The weights sigma^2 make empty space and haze unimportant, so that the size of the grid's box does not matter. The
+    result is proportional to sigma, and 0 for an empty field.
     """
     values = np.sort(sigma[sigma > 0])
     if not len(values):
@@ -76,7 +76,7 @@ def typical_density(sigma: Array) -> float:
 def optical_depth(sigma: Array, cell: float) -> Array:
     """Return tau (R, R, R): the minimum optical depth from the grid's border to each point over six axis directions.
 
-    sigma (R, R, R) is per world unit; the grid spacing `cell` is in world units. A point includes half of its own cell.
+    sigma (R, R, R) is per world unit; the grid spacing `cell` is in world units. A point is the centre of its cell.
     """
     tau = np.full_like(sigma, np.inf)
     for axis in range(3):
@@ -90,11 +90,11 @@ def optical_depth(sigma: Array, cell: float) -> Array:
 
 
 def clean(tau: Array, level: float) -> tuple[Array, Tree]:
-    """Remove small parts and fill inner cavities of tau, in place; return tau and statistics.
+    """Remove small parts and fill inner cavities of the object, in place in tau (R, R, R); return tau and statistics.
 
     Each grid point is connected to its 26 neighbours. Values are clipped at 2 * level, which puts the surface half-way
-    between an empty and an opaque point. A part is removed if it has fewer surface points than MIN_PART of the largest
-    part's number. tau (R, R, R) is 0 at the grid's border and above `level` somewhere.
+    between an empty and an opaque point. A part is removed if its number of surface points is below MIN_PART of the
+    largest part's. tau must be 0 at the grid's border and above `level` somewhere.
     """
     np.minimum(tau, 2 * level, out=tau)
     inside = tau > level

@@ -16,25 +16,21 @@ from threedgen.export.shape.mesh import TexturedMesh
 from threedgen.export.shape.topology import area_vectors, compact, directed_edges, topology, unique_pairs, weld
 from threedgen.run.arrays import Array
 
-AGGRESSION = 3.0
-"""Option `agg` of fast_simplification. Larger values are not faster here and leave more non-manifold edges."""
+AGGRESSION = 3.0  # option `agg` of fast_simplification; larger values leave more non-manifold edges
 STOPS = (1.0, 1.15, 1.5, 2.5, 5.0)
 """Target triangles of the library in multiples of the budget. They are tried in order until the result is valid;
 `collapse` then reduces the mesh to the budget."""
-MIN_TURN_COSINE = 0.2
-"""Smallest cosine between the normal of a face before a collapse and its normal after the collapse."""
-MIN_ASPECT = 0.02
-"""Smallest ratio of double area to longest squared side of a changed face, unless the ratio does not decrease."""
-LENGTH_WEIGHT = 1e-7
-"""Weight of the squared edge length in the cost. It makes short edges collapse first on flat surfaces."""
+MIN_TURN_COSINE = 0.2  # smallest cosine between the normals of a face before and after a collapse
+MIN_ASPECT = 0.02  # smallest `_shape` of a face after a collapse, or its `_shape` before if that is smaller
+LENGTH_WEIGHT = 1e-7  # weight of the squared edge length in the cost; on flat surfaces short edges collapse first
 
 
 def simplify(vertices: Array, faces: Array, budget: int, nearest: bool = False) -> tuple[Array, Array]:
     """Reduce a mesh to at most `budget` triangles. A mesh within the budget is returned unchanged.
 
-    Takes and returns vertices (V, 3) float32 and faces (F, 3) int32. A closed solid stays closed. The result is within
-    two triangles of the budget, unless the budget is close to the smallest possible number for the shape. If it is
-    smaller, the function raises ConfigError, or with `nearest` uses that number.
+    Takes and returns vertices (V, 3) float32 and faces (F, 3) int32. A closed solid stays closed. Usually the result
+    has at most two triangles fewer than the budget. If the shape needs more triangles than the budget, the function
+    raises ConfigError, or with `nearest` uses the smallest possible number.
     """
     if len(faces) <= budget:
         return vertices, faces
@@ -74,7 +70,7 @@ def simplify_level(mesh: TexturedMesh, triangles: int) -> TexturedMesh:
 
 
 def _library(vertices: Array, faces: Array, target: int) -> tuple[Array, Array]:
-    """Run fast_simplification on the mesh, scaled to a longest side of 1; return vertices and faces at full scale."""
+    """Run fast_simplification on a copy of the mesh with a longest side of 1; return the result at full scale."""
     middle = (vertices.min(axis=0) + vertices.max(axis=0)) / 2
     size = max(float(np.ptp(vertices, axis=0).max()), 1e-30)
     unit = np.ascontiguousarray((vertices - middle) / size, np.float32)
@@ -89,7 +85,7 @@ def collapse(
     """Collapse edges until at most `target` triangles are left, or until no edge may collapse. Deterministic.
 
     Takes vertices (V, 3), faces (F, 3), and for a textured mesh the indices (F, 3) `corners` of uv (N, 2). No face is
-    turned over in UV space. Vertices on an edge that does not have exactly two faces are not removed. Returns the
+    turned over in UV space. Vertices at holes and on edges of more than two faces are not removed. Returns the
     remaining faces (F', 3) int32 and their corners (F', 3) int32, both with the indices of the input.
     """
     faces = np.ascontiguousarray(faces, np.int64).copy()
@@ -152,7 +148,7 @@ def _add_planes(total: Array, normal: Array, point: Array, weight: Array, vertic
 
 
 def _candidates(points: Array, error: Array, edges: Array, needed: int) -> list[Array]:
-    """Return half-edges (n, 2) from removed to kept vertex by cost: enough for `needed` collapses, and the rest."""
+    """Return half-edges (n, 2), removed to kept vertex, sorted by cost, in two arrays: cheap ones and the rest."""
     both = np.concatenate([edges, edges[:, ::-1]])
     goal = np.column_stack([points[both[:, 1]], np.ones(len(both))])
     cost = np.einsum("ni,nij,nj->n", goal, error[both[:, 0]] + error[both[:, 1]], goal, optimize=True)
@@ -273,7 +269,7 @@ def _twice_area(a, b, c):
 
 @njit(cache=True)
 def _keeps_shape(old, new, p, q):
-    """Return whether face (old, p, q) may become (new, p, q), by the limits of its turn and of its `_shape`."""
+    """Return whether face (old, p, q) may become (new, p, q), by MIN_TURN_COSINE and MIN_ASPECT."""
     ax, ay, az, before = _normal(old, p, q)
     bx, by, bz, after = _normal(new, p, q)
     if ax * bx + ay * by + az * bz < MIN_TURN_COSINE * before * after:
@@ -292,7 +288,7 @@ def _normal(a, b, c):
 
 @njit(cache=True)
 def _shape(a, b, c, twice_area):
-    """Return double area / longest squared side: 0.87 for an equilateral triangle, about 0 for a sliver."""
+    """Return twice the area / longest squared side: 0.87 for an equilateral triangle, about 0 for a sliver."""
     longest = 0.0
     for p, q in ((a, b), (b, c), (c, a)):
         longest = max(longest, (p[0] - q[0]) ** 2 + (p[1] - q[1]) ** 2 + (p[2] - q[2]) ** 2)

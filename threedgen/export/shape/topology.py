@@ -24,12 +24,12 @@ class Topology:
 
     @property
     def manifold(self) -> bool:
-        """Return whether every edge has exactly two faces with consistent winding."""
+        """Whether every edge has exactly two faces with consistent winding."""
         return not (self.open_edges or self.crowded_edges or self.twisted_edges)
 
     @property
     def solid(self) -> bool:
-        """Return whether the mesh is manifold, has no degenerate triangle, and has a positive volume."""
+        """Whether the mesh is manifold, has no degenerate triangle, and has a positive volume."""
         return self.manifold and not self.degenerate and self.volume > 0
 
 
@@ -67,7 +67,7 @@ def directed_edges(faces: Array) -> tuple[Array, Array]:
 
 
 def unique_pairs(pairs: Array) -> tuple[Array, Array, Array]:
-    """Return the sorted distinct rows (U, 2) of integer pairs (N, 2), their index for each pair (N,), and counts."""
+    """Return sorted distinct rows (U, 2) of integer pairs (N, 2), the row index (N,) of each pair, counts (U,)."""
     # np.unique with an axis is slower
     width = int(pairs.max(initial=0)) + 1
     keys, index, count = np.unique(pairs[:, 0] * width + pairs[:, 1], return_inverse=True, return_counts=True)
@@ -83,7 +83,7 @@ def degenerate(vertices: Array, faces: Array) -> Array:
 
 
 def pieces(faces: Array, vertices: int) -> Array:
-    """Return the number (F,) of the connected component of each face (F, 3), from 0. `vertices`: number of vertices."""
+    """Return the number of each face's connected component (F,), from 0; faces (F, 3), `vertices`: vertex count."""
     ends = np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]]])
     graph = sparse.coo_matrix((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(vertices, vertices))
     _, label = csgraph.connected_components(graph, directed=False)
@@ -91,7 +91,7 @@ def pieces(faces: Array, vertices: int) -> Array:
 
 
 def signed_volume(vertices: Array, faces: Array) -> float:
-    """Return the volume that a mesh encloses; positive if its faces are counter-clockwise seen from outside."""
+    """Return the volume inside a closed mesh (V, 3), (F, 3); positive for counter-clockwise faces seen from outside."""
     centre = vertices.astype(np.float64).mean(axis=0)  # far from the origin the sum would lose precision
     a, b, c = (vertices[faces[:, k]].astype(np.float64) - centre for k in range(3))
     return float((a * np.cross(b, c)).sum() / 6)
@@ -110,6 +110,6 @@ def weld(vertices: Array, faces: Array) -> tuple[Array, Array, Array]:
 
 
 def compact(vertices: Array, faces: Array) -> tuple[Array, Array, Array]:
-    """Remove unused vertices (V, 3). Returns the others (U, 3), faces (F, 3) int32, and the old indices (U,)."""
+    """Remove unused vertices (V, 3). Returns used vertices (U, 3), faces (F, 3) int32, and the old indices (U,)."""
     used, index = np.unique(faces, return_inverse=True)
     return vertices[used], index.reshape(-1, 3).astype(np.int32), used

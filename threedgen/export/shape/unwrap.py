@@ -11,13 +11,11 @@ from threedgen.export.shape.topology import area_vectors
 from threedgen.geometry.raster import rasterise_uv
 from threedgen.run.arrays import Array
 
-MIN_PADDING = 4
-"""Free texels between two UV charts in a texture with an edge of up to 1024 texels. It grows with the edge."""
+MIN_PADDING = 4  # free texels between UV charts for a texture edge up to 1024 texels; it grows with the edge
 CHART_COSTS = (8.0, 2.0)
 """Values of xatlas' option `max_cost`, tried in order. The second value, xatlas' default, gives charts with less
-distortion that fill less of the texture. It is tried only if the first value gives an uneven texel density."""
-DENSITY_RANGE = (0.8, 1.25)
-"""Accepted texel densities: minimum of the 5th and maximum of the 95th percentile, as fractions of the median."""
+distortion that fill less of the texture. It is tried if the first value's texel density is not in DENSITY_RANGE."""
+DENSITY_RANGE = (0.8, 1.25)  # minimum 5th and maximum 95th percentile of the texel density / its median
 MAX_LAYERS = 4  # maximum number of times that a face with overlapping UVs moves to another layer
 OVERLAP = 1e-4  # tolerated fraction of covered texels that two faces cover because of rounding
 
@@ -30,8 +28,8 @@ def unwrap(vertices: Array, faces: Array, texture: int = 1024) -> tuple[Textured
     """Cut a mesh into UV charts and pack them into a square texture. Deterministic.
 
     Takes vertices (V, 3), faces (F, 3) and the texture edge in texels, which determines the padding between charts.
-    Returns the mesh, with the same triangles in the same order and with equal normals on both sides of a seam, and the
-    number of charts. Raises UnwrapError.
+    Returns the mesh and the number of charts. The triangles and their order do not change, and normals are equal on
+    both sides of a seam. Raises UnwrapError if xatlas fails or the charts do not fit.
     """
     results = []
     for cost in CHART_COSTS:
@@ -93,7 +91,6 @@ def _unwrap_layers(vertices: Array, faces: Array, texture: int, cost: float, lay
 
 
 def padding(texture: int) -> int:
-    """Return the free texels between charts that mip levels need, for a texture edge of `texture` texels."""
     return max(MIN_PADDING, texture * MIN_PADDING // 1024)
 
 
@@ -130,10 +127,9 @@ def overlap(first: Array, last: Array) -> float:
 
 
 def density(vertices: Array, faces: Array, uv: Array) -> tuple[float, float]:
-    """Return the evenness of the texel density, sqrt(UV area / surface area) per face.
+    """Return the 5th and the 95th percentile of the texel density over the surface, each divided by the median.
 
-    Takes vertices (V, 3), faces (F, 3) and uv (V, 2). Returns the 5th and the 95th percentile of the density over the
-    surface, each divided by the median.
+    The density of a face is sqrt(UV area / surface area). Takes vertices (V, 3), faces (F, 3) and uv (V, 2).
     """
     corner, area = uv[faces].astype(np.float64), np.linalg.norm(area_vectors(vertices, faces), axis=1)
     d1, d2 = corner[:, 1] - corner[:, 0], corner[:, 2] - corner[:, 0]

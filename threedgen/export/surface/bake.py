@@ -21,12 +21,9 @@ from . import bvh as rays
 
 CAGE = 0.012  # maximum distance between dense and low-poly surface, as a fraction of the bounding-box diagonal
 OCCLUSION_RAYS = 64  # number of rays per dense vertex for the ambient occlusion; 0: no occlusion
-AO_OFFSET = 0.004
-"""Distance between the surface and the start of occlusion rays, as a fraction of the diagonal. It avoids hits on the
-faces around the start."""
+AO_OFFSET = 0.004  # start of occlusion rays above the surface, as a fraction of the diagonal, to miss nearby faces
 AO_DISTANCE = 0.3  # length of occlusion rays, as a fraction of the bounding-box diagonal
-MIN_NORMAL_COSINE = 0.5
-"""Smallest cosine between two normals, dense and low-poly, that still count as the same side of a thin part."""
+MIN_NORMAL_COSINE = 0.5  # smallest cosine of dense and low-poly normals on the same side of a thin part
 ROUGHNESS_METALLIC = np.array([1.0, 0.0], np.float32)
 """Roughness and metallic value of all texels. They are constant because a field does not define them."""
 
@@ -96,10 +93,7 @@ def bake(
 
 
 def with_dense_normals(low: TexturedMesh, dense: Mesh) -> TexturedMesh:
-    """Give each low-poly vertex the normal of the nearest dense vertex, so that the normal map stores only fine detail.
-
-    A vertex keeps its own normal if the dense normal deviates too much, as on the other side of a thin part.
-    """
+    """Use normals of the nearest dense vertices on the same side, so that normal maps store only fine detail."""
     nearest = dense.normals[cKDTree(dense.vertices).query(low.vertices)[1]]
     same_side = (nearest * low.normals).sum(axis=1, keepdims=True) > MIN_NORMAL_COSINE
     normals = np.where(same_side, nearest, low.normals).astype(np.float32)
@@ -107,7 +101,7 @@ def with_dense_normals(low: TexturedMesh, dense: Mesh) -> TexturedMesh:
 
 
 class Texels(NamedTuple):
-    """Surface points of N texels and their tangent frames."""
+    """Surface points and tangent frames of N texels."""
 
     points: Array  # (N, 3), world units
     normals: Array  # (N, 3), unit
@@ -116,7 +110,7 @@ class Texels(NamedTuple):
 
 
 def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
-    """Return the frames of the covered texels, row by row, interpolated from the vertices as renderers do."""
+    """Return points and tangent frames of the covered texels, row by row, interpolated from the vertices."""
     parts = (low.vertices, low.normals, low.tangents)
     points, normals, tangents = (interpolate(part, low.faces, buffers)[buffers.mask] for part in parts)
     signs = np.where(tangents[:, 3] < 0, -1, 1).astype(np.float32)
@@ -138,9 +132,9 @@ class Projected(NamedTuple):
 
 
 def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: float) -> Projected:
-    """Move points (N, 3) along their unit normals (N, 3) by at most `cage`, forwards or backwards, to the surface.
+    """Move points (N, 3) along their unit normals (N, 3), by up to `cage` forwards or backwards, to the dense surface.
 
-    Only dense faces whose normal points to the same side count. `tree` is built from `dense`.
+    Only dense faces whose normal points to the same side count. `tree` is the hierarchy of `dense`.
     """
     face, bary, distance = rays.nearest_along(tree, points, normals, cage)
     hit = face >= 0

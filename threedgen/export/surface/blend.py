@@ -33,7 +33,7 @@ class BlendOptions:
     def weight(self, cosine: Array, valid: Array, view_weight: float = 1.0) -> Array:
         """Return weights (M,): cosine^(power / view_weight), or 0 where `valid` (M,) is False or the cosine negative.
 
-        The cosine (M,) may be divided by the distance to the camera.
+        The cosine (M,) may be divided by the distance to the camera. A large `view_weight` increases weights below 1.
         """
         weights: Array = np.where(valid, np.maximum(cosine, 0), 0) ** (self.power / view_weight)
         return weights
@@ -49,7 +49,7 @@ added to hide seams between inconsistent images."""
 
 
 class WeightedMean:
-    """Weighted mean of the colours that images give to each of N texels. `add` takes the images one by one."""
+    """Weighted mean of the colours that several images give to each of N texels. Call `add` for each image."""
 
     def __init__(self, texels: int) -> None:
         self.total, self.weights = np.zeros((texels, 3), np.float32), np.zeros(texels, np.float32)
@@ -61,7 +61,7 @@ class WeightedMean:
 
     @property
     def known(self) -> Array:
-        """Return the mask (N,) of texels that have received a positive weight."""
+        """Mask (N,) of texels that have received a positive weight."""
         return self.weights > 0
 
     def over(self, existing: Array, min_weight: float = MIN_WEIGHT) -> Array:
@@ -71,11 +71,11 @@ class WeightedMean:
 
 
 def poisson(source: Array, target: Array, mask: Array, steps: int = 1000, start: Array | None = None) -> Array:
-    """Insert the detail of one image into another (Perez et al. 2003), solved with Jacobi iterations.
+    """Insert the detail of one image into another (Perez et al. 2003), with `steps` Jacobi iterations.
 
     The result (H, W, C), clipped to [0, 1], equals `target` outside the mask (H, W) and has the Laplacian of `source`
-    inside, where it begins with `start`; None: with `target`. Pixels on the image border count as outside. After n
-    iterations the mask's border influences pixels up to about sqrt(n) away.
+    inside. There the iteration begins with `start`, or with `target` if it is None. Pixels on the image border count as
+    outside. After n iterations the mask's border influences pixels up to about sqrt(n) away.
     """
     inside = np.zeros_like(mask, bool)
     inside[1:-1, 1:-1] = mask[1:-1, 1:-1]

@@ -55,7 +55,7 @@ def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> 
     Only triangles count whose normal has a positive component along the direction, so that a line from one side of a
     thin wall never hits the wall's other side. Takes origins (N, 3), unit directions (N, 3) and the maximum distance
     `reach` to a hit. Returns face (N,) int64, barycentric weights (N, 3) float32 and signed distance (N,) float32,
-    negative behind the origin; without a hit they are -1, 0 and inf.
+    negative behind the origin. Without a hit, the face is -1, the weights are 0 and the distance is inf.
     """
     place = np.empty(len(origins), np.int64)
     bary, distance = np.empty((len(origins), 3), np.float32), np.empty(len(origins), np.float32)
@@ -67,8 +67,8 @@ def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> 
 def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, lift: float) -> Array:
     """Return the cosine-weighted unoccluded fraction of the hemisphere above each point, (N,) float32 in [0, 1].
 
-    Takes points (N, 3) and unit normals (N, 3). Each point has `rays` rays of length `reach` that start `lift` above
-    it. All points use the same directions, rotated about the normal by an angle that depends on the point's index.
+    Takes points (N, 3) and unit normals (N, 3). From each point start `rays` rays of length `reach`, at the height
+    `lift` above it. All points use the same directions, rotated about the normal by an angle that differs per point.
     """
     k = np.arange(rays) + 0.5
     radius, angle = np.sqrt(k / rays), k * np.pi * (3 - np.sqrt(5))  # evenly on the disc: cosine-weighted above it
@@ -81,10 +81,7 @@ def openness(bvh: Bvh, points: Array, normals: Array, rays: int, reach: float, l
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _enter(bounds, node, ox, oy, oz, ix, iy, iz, best, both_ways):
-    """Return the distance from the origin o to the box of `node`; inf if the box is missed or farther than `best`.
-
-    (ix, iy, iz) is 1 / direction. With `both_ways`, the part of the line behind the origin counts too.
-    """
+    """Return the distance from o to a node's box; inf: missed or beyond `best`. (ix, iy, iz) is 1 / direction."""
     x0, x1 = (bounds[node, 0] - ox) * ix, (bounds[node, 3] - ox) * ix
     y0, y1 = (bounds[node, 1] - oy) * iy, (bounds[node, 4] - oy) * iy
     z0, z1 = (bounds[node, 2] - oz) * iz, (bounds[node, 5] - oz) * iz

@@ -1,8 +1,7 @@
-"""Project images onto a mesh: each texel gets the weighted mean of the images that see it. Also render textured meshes.
+"""Project images onto a mesh: a texel gets the weighted mean of the images that show it. Also render textured meshes.
 
-An image sees a texel if the mesh does not occlude the texel and the visible side of its face points to the camera.
-Pixels next to a depth edge may show another surface, so their weight is small or zero (`blend.BlendOptions`). Cameras
-may be perspective, inside a scene or around an object, or orthographic.
+An image shows a texel if the mesh does not occlude the texel and the visible side of its face points to the camera.
+Pixels next to a depth edge may show another surface, so their weight is small or zero (`blend.BlendOptions`).
 """
 
 from collections.abc import Callable
@@ -103,7 +102,7 @@ def texture_from_views(
 
 
 def texel_geometry(mesh: TexturedMesh, buffers: Buffers, normals: Array, sides: Array) -> TexelGeometry:
-    """Return the geometry of the covered texels, row by row, from face normals (F, 3) and their sides (F,)."""
+    """Return the geometry of the covered texels. Normals (F, 3) are reversed where `sides` (F,) is negative."""
     face = buffers.face[buffers.mask]
     outwards = np.where(sides < 0, -1, 1)
     vertices, faces, index = weld(mesh.vertices, mesh.faces)
@@ -182,7 +181,7 @@ def _weights(
 def _farthest(depth: Array, jump: float, parallel: bool) -> Array:
     """Return the largest depth (H, W) among each pixel and its 8 neighbours, so that slopes do not occlude themselves.
 
-    A pixel next to a depth edge keeps its own depth.
+    A pixel next to a depth edge, a step larger than `jump`, keeps its own depth.
     """
     known = np.where(np.isfinite(depth), depth, 0)
     around = ndimage.maximum_filter(known, 3)
@@ -192,7 +191,7 @@ def _farthest(depth: Array, jump: float, parallel: bool) -> Array:
 def _jumps(depth: Array, reach: int, parallel: bool) -> Array:
     """Return the largest deviation (H, W) of the depth map from a plane within `reach` pixels.
 
-    It is in world units for orthographic cameras, else a fraction of the depth, whose inverse is linear for a plane.
+    It is in world units for orthographic cameras, else a fraction of the depth. In perspective, 1 / depth is linear.
     """
     valid = np.isfinite(depth)
     if parallel:

@@ -28,8 +28,7 @@ BLUR_PIXELS = 0.5
 not change and appear as speckles."""
 MIN_OPACITY, MIN_COSINE = 0.95, 0.2
 """Minimum target opacity of compared pixels, and minimum cosine between surface normal and direction to the camera."""
-STEPS, RATE = 60, 0.02
-"""Number of Adam steps over all views at once, and initial learning rate; it decays along a cosine."""
+STEPS, RATE = 60, 0.02  # Adam steps over all views at once; initial learning rate of a cosine schedule
 SUPERSAMPLE = 2  # number of texture samples per pixel along each axis
 ADAM_EPS = 1e-3  # epsilon of Adam. It makes texels with a small gradient change more slowly.
 
@@ -45,7 +44,7 @@ class Refined(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Texture samples of P compared pixels. Each pixel is the mean of S samples."""
+    """Texture samples of P compared pixels. The colour of a pixel is the mean of S samples."""
 
     uv: Array  # (P, S, 2) float32, v upwards
     target: Array  # (P, 3) target colours
@@ -58,9 +57,16 @@ def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, t
     MIN_OPACITY, because field and mesh differ near silhouettes. Texels more than a pixel away from all compared pixels
     do not change. If the texture improves, uncovered texels are filled again from the nearest covered texel.
 
-    Takes the baked texture (H, W, 3), sRGB in [0, 1], row 0 at v = 1; the mesh in world space; poses c2w (V, 4, 4) with
-    OpenGL axes and the vertical field of view in radians; and renders of the field (V, h, w, 3), sRGB in [0, 1], with
-    their opacity `masks` (V, h, w). Raises ConfigError if no pixel can be compared.
+    Args:
+        texture: baked texture (H, W, 3), sRGB in [0, 1], row 0 at v = 1.
+        mesh: mesh in world space.
+        c2w: camera-to-world matrices (V, 4, 4) with OpenGL axes.
+        fov: vertical field of view in radians.
+        targets: renders of the field (V, h, w, 3), sRGB in [0, 1].
+        masks: opacity of the renders (V, h, w) in [0, 1].
+
+    Raises:
+        ConfigError: no pixel can be compared.
     """
     texture, targets = np.asarray(texture, np.float32), np.asarray(targets, np.float32)
     samples = sample_pixels(mesh, c2w, fov, targets, masks)
@@ -97,7 +103,7 @@ def optimise(
 ) -> tuple[Array, float, float]:
     """Minimise squared pixel errors plus `prior_weight` times squared texel changes, with Adam.
 
-    Takes the baked texture (H, W, 3); returns that with the lowest loss, and the PSNR in dB before and after.
+    Takes the baked texture (H, W, 3). Returns the texture with the lowest loss, and the PSNR in dB before and after.
     """
     start, texels = torch.from_numpy(texture), torch.from_numpy(texture.copy())
     adam = torch.optim.Adam([texels], lr=rate, betas=(0.9, 0.99), eps=ADAM_EPS, fused=True)
@@ -124,16 +130,13 @@ def optimise(
 
 
 def _blur(values: Tensor, sigma: float) -> Tensor:
-    """Blur values (H, W, C) by a Gaussian with standard deviation `sigma` texels, cut at 2 sigma, borders replicated.
-
-    A sigma below 0.5 does nothing. This code is two to seven times faster here than kornia's gaussian_blur2d.
-    """
+    """Blur values (H, W, C) by a Gaussian with standard deviation `sigma` texels (below 0.5: not at all)."""
     if sigma < 0.5:
         return values
     reach = int(2 * sigma + 0.5)
     kernel = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma) ** 2)
     kernel /= kernel.sum()
-    for axis in (0, 1):
+    for axis in (0, 1):  # kornia's gaussian_blur2d is two to seven times slower here
         size = values.shape[axis]
         padded = values.index_select(axis, torch.arange(-reach, size + reach).clamp_(0, size - 1))
         values = padded.narrow(axis, 0, size) * kernel[0]
@@ -155,7 +158,10 @@ def gradient(colours: Array, samples: Samples, shape: tuple[int, ...]) -> Array:
 
 
 def footprint(samples: Samples, shape: tuple[int, ...]) -> float:
-    """Return the median width of a pixel in texels of a texture of `shape` (H, W, ...); 0 with one sample per pixel."""
+    """Return the median width of the compared image pixels in texels, for a texture of shape (H, W, ...).
+
+    It is measured between neighbouring samples of a pixel. With one sample per pixel it is unknown; the result is 0.
+    """
     side = math.isqrt(samples.uv.shape[1])
     if side < 2:
         return 0.0

@@ -1,4 +1,4 @@
-"""Colour the texels that no image or training camera shows, by diffusing known colours over the surface."""
+"""Colour the texels that no image or training camera shows, by interpolating known colours over the surface."""
 
 import math
 
@@ -15,8 +15,7 @@ from threedgen.geometry.raster import Buffers, interpolate, rasterise_uv, raster
 from threedgen.geometry.texture import fill
 from threedgen.run.arrays import Array
 
-N_ELEVATIONS, N_AZIMUTHS, IMAGE_SIZE = 3, 12, 384
-"""Number of camera elevations, number of cameras per elevation, and image edge in pixels."""
+N_ELEVATIONS, N_AZIMUTHS, IMAGE_SIZE = 3, 12, 384  # camera elevations, cameras per elevation, image edge in pixels
 MIN_COSINE, MIN_SHARE = 0.2, 0.2
 """Minimum cosine between a face's normal and the direction to the camera, and minimum fraction of cameras that see a
 visible face. About 0.4 of the cameras see an unobstructed side, and 0.3 see an unobstructed top. Faces below 0.2, such
@@ -24,17 +23,15 @@ as those between legs or in folds, are hardly trained."""
 MAX_KNOWN, MAX_NODES = 200_000, 30_000
 """Maximum number of known texels and of solved texels; larger sets are sampled at random. Unknown texels that are not
 solved are interpolated from their four nearest neighbours."""
-NORMAL_DISTANCE = 0.2
-"""Distance in the graph between two texels at one point with opposite normals, as a fraction of the longest side."""
+NORMAL_DISTANCE = 0.2  # distance of texels at one point with opposite normals, as a fraction of the longest side
 NEIGHBOURS = 8
 MAX_ANCHORS, ANCHOR_EPS = 20_000, 0.5
 """Maximum number of known texels in the search for the nearest known texel, and relative error of the distance."""
-ANCHOR_WEIGHT = 1e-3
-"""Weight of the link to the nearest known texel, relative to all neighbour links. It keeps the system solvable."""
+ANCHOR_WEIGHT = 1e-3  # relative weight of the link to the nearest known texel; keeps the system solvable
 
 
 def visible_faces(mesh: TexturedMesh, elevations: tuple[float, float], radius: float = 1.0) -> Array:
-    """Return the mask (F,) of mesh faces that enough of the training cameras see.
+    """Return the mask (F,) of mesh faces that at least MIN_SHARE of the cameras on rings around the object see.
 
     elevations: lowest and highest camera elevation in degrees; radius: scene radius in world units.
     """
@@ -59,8 +56,8 @@ def visible_faces(mesh: TexturedMesh, elevations: tuple[float, float], radius: f
 def fill_unseen(texture: Array, mesh: TexturedMesh, visible: Array) -> tuple[Array, float]:
     """Recolour the texels of faces where `visible` (F,) is False with colours from their surroundings.
 
-    The field's colour there comes from the initialisation, not from training. Takes a texture (H, W, 3) with row 0 at
-    v = 1. Returns the new texture (H, W, 3) and the fraction of covered texels on invisible faces. If no face is
+    There the colour of the field comes from its initialisation, not from training. Takes a texture (H, W, 3) with row 0
+    at v = 1. Returns the new texture (H, W, 3) and the fraction of covered texels on invisible faces. If no face is
     visible, the texture is unchanged.
     """
     buffers = rasterise_uv(mesh.uv, mesh.faces, (texture.shape[0], texture.shape[1]))
@@ -84,8 +81,8 @@ def texel_pieces(mesh: TexturedMesh, buffers: Buffers) -> Array:
 def diffuse_colours(points: Array, normals: Array, piece: Array, colours: Array, known: Array) -> Array:
     """Fill in the colours of unknown texels with the solution of Laplace's equation on a nearest-neighbour graph.
 
-    Every unknown texel gets the weighted mean of its neighbours. Different normals increase the distance between two
-    texels. The colours come from known texels of the same connected component if it has any, else from all.
+    Every unknown texel gets the weighted mean of its neighbours. A difference between normals increases the distance of
+    two texels. Colours spread only within a connected component of the mesh, unless it has no known texel.
 
     Takes points (N, 3), unit normals (N, 3), the number `piece` (N,) of the connected component, colours (N, C) and the
     mask `known` (N,) of texels whose colours do not change. Returns the colours (N, C) of all texels.
