@@ -117,11 +117,8 @@ def answer(command: Command) -> str | None:
 
 
 def dry_run(checked: Any, name: str) -> int:
-    """Print what a run with the config `checked` would do, and return the exit code OK.
-
-    The run folder is named after `name`, the name of the config. If weights are missing, AbsentWeights is raised after
-    the plan is printed.
-    """
+    """Print what a run with the config `checked` would do, and return OK. The run folder is named after `name`, the
+    config's name. Raises AbsentWeights after the plan is printed if weights are missing."""
     absent: AbsentWeights | None = None
     try:
         checked.check()
@@ -137,8 +134,7 @@ def dry_run(checked: Any, name: str) -> int:
 
 
 def run(command: Command) -> int:
-    """Load and check the config of a command, open the run folder, import and run the task, and return its exit
-    code."""
+    """Load and check the config of a command, import and run its task in the run folder, and return the exit code."""
     try:
         os.getcwd()
     except OSError as error:

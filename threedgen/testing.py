@@ -41,8 +41,7 @@ def seeded(seed: int) -> torch.Generator:
 def check_representation(
     build: Callable[[torch.Generator], Representation], steps: int = 6, radius: float = 1.0
 ) -> None:
-    """Check parameter groups, renders, gradients and regularisers of a representation, and that training resumes
-    exactly.
+    """Check the parameter groups, renders, gradients, regularisers and exact resuming of a representation.
 
     Args:
         build: creates the representation from a CPU generator. Equal seeds must give equal parameters.
@@ -119,8 +118,7 @@ def assert_equal_states(one: torch.nn.Module, other: torch.nn.Module, what: str)
 def check_distillation(
     build: Callable[[Prior, torch.Generator], DistillationLoss], prior: Prior | None = None, step: int = 3
 ) -> None:
-    """Check that a loss is a finite scalar, deterministic for equal seeds, with gradients for images and own
-    parameters.
+    """Check that a loss is a finite scalar, is equal for equal seeds, and has gradients for images and own parameters.
 
     Args:
         build: creates the loss from a prior and a CPU generator for its initial parameters.

@@ -17,6 +17,5 @@ def command(*words: str) -> str:
 
 
 def install(extra: str) -> str:
-    """Return the pip command that installs the optional packages of the group `extra` (`extras_require` in
-    setup.py)."""
+    """Return the pip command that installs the group `extra` of optional packages (`extras_require` in setup.py)."""
     return f"pip install -e '.[{extra}]'" if in_checkout() else f"pip install 'threedgen[{extra}]'"

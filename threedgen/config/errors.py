@@ -12,8 +12,8 @@ _NOTHING = object()
 class ExpectedError(Exception):
     """Base class of errors that the command line shows without a traceback before it exits with `exit_code`.
 
-    The text is `key: problem (got value)`, one line per mistake. `key` is the dotted config key. Code that raises the
-    error gives a key relative to its own config section. Callers put the section name before it with `within`.
+    The text is `key: problem (got value)`, one line per mistake. `key` is a dotted config key relative to the section
+    that raises the error; callers put the section name before it with `within`.
     """
 
     exit_code = 2
@@ -21,7 +21,7 @@ class ExpectedError(Exception):
     def __init__(self, problem: str, key: str = "", got: object = _NOTHING) -> None:
         self.problem = problem if got is _NOTHING else f"{problem} (got {short(got)})"
         self.key = key
-        super().__init__(self.problem, key)  # pickled by these
+        super().__init__(self.problem, key)  # pickle passes these arguments to __init__
 
     def __str__(self) -> str:
         return f"{self.key}: {self.problem}" if self.key else self.problem
@@ -65,7 +65,7 @@ def expected(error: BaseException) -> ExpectedError | None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         place = f": {error.filename}" if error.filename else ""
         return DiskFull(f"the disk is full{place}. Make room there and run the same command again")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch.OutOfMemoryError
         detail = str(error).partition("\n")[0]
         return OutOfMemory(f"out of memory ({detail}). Use smaller sizes, or a machine with more memory")
     return None
@@ -121,8 +121,8 @@ MAX_SUGGESTIONS = 4
 def nearest_keys(key: str, paths: Iterable[str]) -> list[str]:
     """Return the keys in `paths` that the user may mean by the unknown dotted key `key`, likeliest first.
 
-    They are the keys with the same last part, or an alias of it, in the most similar section: `trainer.max_steps` for
-    `max_steps`. If no key has this last part, the result is the single most similar key.
+    If keys with the same last part or an alias of it exist, they are those in the most similar section, such as
+    `trainer.max_steps` for `max_steps`. Otherwise the result has at most one key, the most similar one.
     """
     paths = list(paths)
     section, _, last = key.rpartition(".")

@@ -32,7 +32,7 @@ class Place(NamedTuple):
 
 
 def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = ()) -> Iterator[Place]:
-    """Yield all fields of a config model and, recursively, of its sections. The sections of a model come last.
+    """Yield all fields of a config model and, recursively, of its sections. Sections come after the other fields.
 
     Args:
         tree: values of the config, as nested dicts or a config object. The `name` in a section selects its model.
@@ -68,11 +68,8 @@ def component(field: FieldInfo) -> Component | None:
 
 
 def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
-    """Return the config model of a section with the given value. Return None for a field that is no section.
-
-    For a field with a `Component` annotation, None is also returned if the registry does not have the `name` in the
-    value.
-    """
+    """Return the config model of a section with the given value; None for a field that is no section. For a field with
+    a `Component` annotation, None is also returned if `name` in the value is not registered."""
     value = with_default(field, value)
     if mark := component(field):
         return mark.model(value)
@@ -123,8 +120,7 @@ def with_default(field: FieldInfo, value: object) -> Any:
 def merge(below: object, above: object) -> Any:
     """Merge `above` over `below`: dicts key by key; any other value of `above` replaces the value of `below`.
 
-    Two kinds of dicts also replace `below`: schedules (all keys are steps), and sections with another `name` than
-    `below`.
+    Two kinds of dicts also replace `below`: schedules (all keys are steps), and sections with another `name`.
     """
     if not (isinstance(below, dict) and isinstance(above, dict)):
         return above

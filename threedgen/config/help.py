@@ -41,15 +41,12 @@ KEYS = (
 )
 ALL = "all"
 COMMON = ("trainer.max_steps", "trainer.accelerator", "trainer.devices", "training.batch", "training.learning_rate")
-"""Nested options shown by --help if the config model of the task has no attribute `common`."""
+"""Nested options that --help shows for a task whose config model sets no `common`."""
 
 
 def help_text(config_name: str, section: str = "", overrides: Sequence[str] = ()) -> str:
-    """Return the help text for a config with overrides.
-
-    `section` is the key of a section or option, "all" for all options, or "" for usage and common options. Raises
-    ConfigError for an unknown section or component name, and for invalid overrides.
-    """
+    """Return the help text for a config with overrides. Raises ConfigError. `section` is the key of a section or
+    option, "all" for all options, or "" for usage and common options."""
     model, found = layers.resolve(config_name, overrides)
     places = {".".join(place.path): place for place in fields.walk(model, layers.merged(found))}
     places = {key: place for key, place in places.items() if key not in fields.INTERNAL}
@@ -138,7 +135,7 @@ def wrapped(text: str, indent: int = 0, lead: str | None = None) -> str:
     """Wrap text to the width of the terminal. The first line starts with `lead`, other lines with `indent` spaces."""
     lead = " " * indent if lead is None else lead
     how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
-    if len(lead) + len(text) > width() < len(lead) + 20:  # too little room beside it
+    if len(lead) + len(text) > width() < len(lead) + 20:  # less than 20 columns are left beside `lead`
         return f"{textwrap.fill(lead.rstrip(), width(), **how)}\n{wrapped(text, indent)}"
     return textwrap.fill(text, width(), initial_indent=lead, **how)
 

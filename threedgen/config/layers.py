@@ -2,8 +2,9 @@
 
     config = load("mvdream-toybox", ["prompt=a blue dog", "trainer.max_steps=100"])
 
-A config is merged from layers. Later layers replace values of earlier ones: defaults of the model, `choices:` of the
-files, the files themselves (the file that `base:` names before the file with the `base:`), command line.
+A config is merged from layers. Later layers replace values of earlier ones. The order is: defaults of the model, the
+applicable `choices`, the file that `base` names, the file itself, the command line. In a file, the lines `choices:
+{prior: {mvdream: VALUES}}` set VALUES for the whole config if the `name` in its section `prior` is mvdream.
 """
 
 import re
@@ -67,7 +68,7 @@ def validate(model: type[BaseModel], layers: Sequence[Layer]) -> Any:
 
 
 def merged(layers: Sequence[Layer]) -> Tree:
-    """Merge layers, later over earlier ones, and all over the applicable values in `choices`. Raises ConfigError."""
+    """Merge layers, later over earlier ones, and all of them over the applicable `choices`. Raises ConfigError."""
     own = _merge_all(layer.tree for layer in layers)
     own.pop(CHOICES, None)
     return merge(_merge_all(layer.tree for layer in _chosen(layers)), own)
@@ -78,7 +79,7 @@ def _merge_all(trees: Iterable[Tree]) -> Tree:
 
 
 def _chosen(layers: Sequence[Layer]) -> list[Layer]:
-    """Return the layers of `_choices` whose component name is the merged `name` of their section."""
+    """Return a layer for each entry of `choices` whose component the merged config selects."""
     own = _merge_all(layer.tree for layer in layers)
     return [part for section, name, part in _choices(layers) if name == fields.value_in(own.get(section), "name")]
 
@@ -115,7 +116,7 @@ def shipped() -> list[str]:
 
 def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
     """Return the file of a config from its path or the name of a shipped config, with or without `.yaml`. Relative
-    paths start from `beside`; None: the working directory. Raises ConfigError and suggests a similar name."""
+    paths start from `beside` (None: the working directory). Raises ConfigError, which suggests a similar name."""
     text = str(name_or_path)
     if not text.strip() or "\0" in text:
         raise ConfigError("should be a file or a name", "config", text)
@@ -131,8 +132,8 @@ def find(name_or_path: str | Path, beside: Path | None = None) -> Path:
 
 
 def read_layers(path: Path, chain: tuple[Path, ...] = ()) -> list[Layer]:
-    """Read a config file and the files that it names as `base`. Return one layer per file; the file itself is the last.
-    `chain` has the files that led to this one, so that circles are found. Raises ConfigError."""
+    """Read a config file and its `base` files. Return one layer per file; the file itself is the last layer. `chain`
+    has the files that led to this one, so that circles are found. Raises ConfigError."""
     chain = (*chain, path.resolve())
     if chain[-1] in chain[:-1]:
         circle = " -> ".join(link.name for link in chain[chain.index(chain[-1]) :])
@@ -171,9 +172,8 @@ def _with_sections(model: type[BaseModel], tree: Tree) -> Tree:
 def _default_names(model: type[BaseModel], tree: Tree) -> Layer:
     """Return a layer with the `name` of each component section in the merged config `tree`.
 
-    A section without a `name` gets the default name of its model. `merge` compares names: with this layer, an override
-    such as `field.name=sdf` replaces a section whose file relies on the default name, instead of mixing the options of
-    both.
+    If a section has no `name`, this is the default name. The layer lets `merge` compare names: with an override such as
+    `field.name=sdf`, the options of a file for the default component are not mixed with those of sdf.
     """
     names: Tree = {}
     for place in fields.walk(model, tree):
@@ -227,5 +227,5 @@ def _value(model: type[BaseModel], tree: Tree, key: Key, text: str) -> Any:
         is_null = text == "null" and type(None) in fields.members(field.annotation)
         return None if is_null else text
     if field is None and not any(key[:n] in found and fields.is_dict(found[key[:n]]) for n in range(1, len(key))):
-        return text  # an unknown key
+        return text  # the key is unknown: `validate` reports it
     return yaml_text.parse(text, "value")

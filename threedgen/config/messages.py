@@ -22,16 +22,11 @@ MISSING = "is missing"
 
 
 class Layer(NamedTuple):
-    """Part of a config from one source. Later layers replace values of earlier ones.
+    """Part of a config from one source. Later layers replace values of earlier ones."""
 
-    Attributes:
-        where: source for messages, such as the path of a file or "command line".
-        plugins: plug-in files to import, relative to the folder of the config file.
-    """
-
-    where: str  # path of a file, or another source
+    where: str  # source in messages, such as the path of a file or "command line"
     tree: Tree
-    plugins: tuple[str, ...] = ()  # files relative to that of the layer
+    plugins: tuple[str, ...] = ()  # plug-in files, relative to the folder of the config file
 
 
 def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: Sequence[Layer]) -> list[str]:
@@ -46,7 +41,7 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: 
         if items[0]["type"] == "extra_forbidden":
             problem = _unknown(key, model, tree)
         else:
-            # the errors of a union's members differ only in the suggestion, which the longest has
+            # each member of a union type reports an error; the longest one contains the suggestion
             problem = max((_problem(item, place.field if place else None) for item in items), key=len)
         value = reduce(fields.value_in, key, tree)
         is_section = key == () or (place is not None and place.section is not None)
@@ -69,7 +64,7 @@ def _unknown(key: Key, model: type[BaseModel], tree: Tree) -> str:
 
 
 def _key(item: ErrorDetails, tree: object) -> Key:
-    """Return the config key of an error: pydantic's location without union members, up to the first list."""
+    """Return the config key of an error: pydantic's location without union members. It ends before the first list."""
     location, key = item["loc"], list[str]()
     for part in location:
         if isinstance(tree, dict) and part in tree:
@@ -81,7 +76,7 @@ def _key(item: ErrorDetails, tree: object) -> Key:
         key.append(location[-1])
     if item["type"] == "union_tag_invalid":
         key.append("name")
-    return tuple(key) or tuple(map(str, location))  # the mistake may be in a default, which the data does not have
+    return tuple(key) or tuple(map(str, location))  # a key of a default value is not in `tree`
 
 
 def _source(key: Key, layers: Sequence[Layer]) -> str:

@@ -36,10 +36,10 @@ class Config(BaseModel):
         return result
 
     def check(self) -> None:
-        """Check before a run what it needs outside the config: files, devices, the network. Raises ConfigError.
+        """Check the requirements of a run outside the config: files, devices, the network. Raises ConfigError.
 
-        The method is not called when a config is only loaded, and it must be fast. Sections with requirements override
-        it. This implementation calls it for all sections.
+        It is called before a run, not when a config is only loaded, and must be fast. Sections with requirements
+        override it. This implementation calls it for all sections.
         """
         values = {name: getattr(self, name) for name in type(self).model_fields}
         for name in [name for name, value in values.items() if isinstance(value, dict)]:
@@ -71,5 +71,5 @@ def config_hash(config: BaseModel) -> str:
 def tree_hash(tree: Tree) -> str:
     """Return the `config_hash` of a config as plain data, such as the content of a run's config.yaml."""
     hashed = {key: value for key, value in tree.items() if key not in NOT_HASHED}
-    text = json.dumps(json.loads(json.dumps(hashed)), sort_keys=True, separators=(",", ":"))  # JSON's keys are text
+    text = json.dumps(json.loads(json.dumps(hashed)), sort_keys=True, separators=(",", ":"))  # keys become str
     return hashlib.sha256(text.encode("ascii")).hexdigest()

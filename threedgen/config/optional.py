@@ -1,4 +1,4 @@
-"""Optional packages: check without importing them whether they are installed, and tell how to install them."""
+"""Install commands of optional packages, and checks whether they are installed that do not import them."""
 
 import importlib.util
 
@@ -19,10 +19,10 @@ EXTRAS = {
     "xformers": ("xformers", install("xformers")),
     "tinycudann": (
         "tinycudann",
-        "pip install 'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch'",  # on no index
+        "pip install 'git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch'",  # not on PyPI
     ),
 }
-"""Dict from module name to the package name and the command that installs it."""
+"""Dict from module name to (package name, command that installs it)."""
 
 
 def installed(module: str) -> bool:

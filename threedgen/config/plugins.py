@@ -52,7 +52,7 @@ def load_file(path: Path, key: str = FLAG) -> None:
     if spec is None or spec.loader is None:
         raise ConfigError("should be a Python file", key, str(path))
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # the paths that it registers are imported by this name
+    sys.modules[name] = module  # the registry imports the plug-in's paths by this name
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -71,7 +71,7 @@ def load_all(loaded: Mapping[str, Plugin]) -> None:
 
 
 def identify() -> dict[str, dict[str, str | None]]:
-    """Return for each plug-in file its SHA-256 and the git commit of its folder (None outside a repository)."""
+    """Return a dict from plug-in file to its SHA-256 and the git commit of its folder (None outside a repository)."""
     return {str(path): {"sha256": sha256, "commit": _commit(path.parent)} for path, sha256 in LOADED.values()}
 
 

@@ -128,7 +128,7 @@ background  solid   representations.field.background:SolidBackground   represent
 background  neural  representations.field.background:NeuralBackground  representations.options:NeuralBackgroundConfig
 """
 
-TABLE: dict[str, dict[str, Entry]] = {"exporter": {}, "metric": {}}  # kinds of plug-ins only
+TABLE: dict[str, dict[str, Entry]] = {"exporter": {}, "metric": {}}  # kinds without built-in components
 """Nested dict: kind -> name -> `Entry`."""
 
 

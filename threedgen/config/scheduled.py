@@ -107,4 +107,4 @@ def at(schedule: float | dict[Any, float], step: int, max_steps: int | None = No
     left, right = positions[after - 1], positions[after]
     low, high = values[after - 1], values[after]
     value = low + (high - low) * ((place - left) / (right - left))
-    return float(min(max(value, min(low, high)), max(low, high)))  # rounding may exceed the end
+    return float(min(max(value, min(low, high)), max(low, high)))  # rounding errors may exceed low or high

@@ -1,8 +1,8 @@
 """Disk caches of training images that are encoded by a VAE.
 
 Rendering and encoding an image takes about as long as a training step. So each step makes a few new images and reuses
-older ones. A block of entries is always made at once, so that its content is the same if it is lost and made again. The
-caches do not detect changes of the rendering code: delete their folder after such a change.
+older ones. All entries of a block are made at once, so that an entry is the same if it is made again. The caches do not
+detect changes of the rendering code: delete their folder after such a change.
 """
 
 from abc import ABC, abstractmethod
@@ -57,13 +57,13 @@ class Source(Protocol):
 
 
 class Bank(ABC):
-    """Base class of disk caches of latents and cameras. A block of entries is made when one of its entries is first
-    used.
+    """Base class of disk caches of latents and cameras. A block of entries is made when one of them is first used.
 
     Args:
         name: name of the array file in the folder.
         description: text that names everything that determines the entries, except the VAE encoder.
         vae: diffusers AutoencoderKL. The cache key contains its encoder weights, which must not change during use.
+        count: number of entries.
         dtype: structured numpy dtype of an entry, with the fields z (V, C, h, w), float16, and c2w (V, 4, 4).
         block: number of entries per block.
     """
@@ -76,8 +76,8 @@ class Bank(ABC):
     def prepare(self, indices: Sequence[int] | np.ndarray, rank: tuple[int, int] = (0, 1)) -> None:
         """Make and store the missing blocks that contain the entries `indices` (N,).
 
-        With `rank` = (k, n), process k of n makes every n-th missing block. If n does not divide their number, some of
-        the next missing blocks are added, so that no process is idle.
+        With `rank` = (k, n), process k of n makes every n-th missing block. If the number of missing blocks is not a
+        multiple of n, some of the next missing blocks are added, so that no process is idle.
         """
         lacking, (number, count) = self.cache.missing_blocks(indices), rank
         if lacking:
@@ -92,7 +92,7 @@ class Bank(ABC):
         """Make and store all entries of the block with number `block`."""
 
     def latents(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the scaled latents (N, V, C, h, w), float32, of the entries `indices` (N,)."""
+        """Return the latents (N, V, C, h, w), float32, of the entries `indices` (N,), scaled as `encode` describes."""
         return torch.from_numpy(self._read(indices, "z")).float()
 
     def c2w(self, indices: Sequence[int] | np.ndarray) -> Tensor:
@@ -106,7 +106,7 @@ class Bank(ABC):
 
 class LatentBank(Bank):
     """Disk cache of the latents, captions and cameras of the first `count` entries of a source. Images are rendered at
-    `size` x `size` pixels. `text` is the number of bytes stored per caption."""
+    `size` x `size` pixels. `block` is in entries; `text` is the number of bytes per caption."""
 
     def __init__(
         self, folder: Path, source: Source, vae: Any, size: int, count: int, block: int = BLOCK, text: int = TEXT_BYTES
@@ -167,7 +167,7 @@ class SceneBank(Bank):
         return [tuple(unpack(text) for text in texts) for texts in self._read(indices, "text")]
 
     def depth(self, indices: Sequence[int] | np.ndarray) -> Tensor:
-        """Return the depth (N, V, H, W) of scenes: metres along the viewing axis, float32, 0 where unknown."""
+        """Return the depth (N, V, H, W), float32, of scenes: metres along the viewing axis, 0 where unknown."""
         return torch.from_numpy(self._read(indices, "depth")).float()
 
     def condition_mask(self, indices: Sequence[int] | np.ndarray) -> Tensor:

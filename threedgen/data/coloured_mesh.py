@@ -31,7 +31,7 @@ SUPERSAMPLE = 2
 MAX_LAYERS = 16
 """Maximum number of transparent surfaces that are rendered behind each other (depth peeling)."""
 OPAQUE = 0.998
-"""Opacity above which surfaces behind a pixel are not rendered."""
+"""Opacity of a pixel from which surfaces behind it are not rendered."""
 MAX_COORDINATE = 1e9
 """Largest absolute coordinate accepted from a file."""
 
@@ -46,8 +46,8 @@ class Part:
 
     Attributes:
         corners: (F, 3, 3), as (triangle, corner, xyz), in world units.
-        values: without texture, sRGB colours (F, 3, 3) or RGBA (F, 3, 4) of the corners, in [0, 1]. With a texture, uv
-            (F, 3, 2), v upwards, or (F, 3, 5 or 6): uv and the linear RGB or RGBA factor of the texture.
+        values: without texture, sRGB (F, 3, 3) or RGBA (F, 3, 4) of the corners, in [0, 1]. With a texture, uv
+            (F, 3, 2), v upwards, or (F, 3, 5 or 6): uv, and linear RGB or RGBA by which the texture is multiplied.
         texture: (H, W, 3 or 4), sRGB in [0, 1]; None: `values` are colours.
         wrap: wrap modes of the texture along u and v.
         cutoff: alpha from which a point is visible and opaque; None: alpha is the opacity.
@@ -114,7 +114,7 @@ class ColouredMesh:
         def layer(view: int, behind: Array | None) -> raster.Buffers:
             return raster.rasterise_views(*soup, fine.select([view]), behind=behind)
 
-        away = MAX_COORDINATE if at.projection.parallel else 0.0  # parallel rays have their eye at infinity
+        away = MAX_COORDINATE if at.projection.parallel else 0.0  # orthographic: eye far behind the camera
         eyes = (at.position + away * at.c2w[:, :3, 2]).double().numpy()
         return self._shade(layer, len(at), background, eyes if light else None)
 
@@ -143,8 +143,8 @@ class ColouredMesh:
         """Render V views and average the supersampled pixels to images (V, H, W, 3 or 4), in [0, 1].
 
         Args:
-            layer: returns the raster buffers of a view, SUPERSAMPLE times larger, of the nearest surface behind given
-                depths (1, H, W); None: nearest of all.
+            layer: function (view index, depths) that returns raster buffers SUPERSAMPLE times larger than the image.
+                They show the nearest surface behind the depths (1, H, W); None: the nearest surface of all.
             background: grey value in [0, 1]; None: images are RGBA.
             eyes: camera positions (V, 3) for the shading; None: unlit colours.
         """

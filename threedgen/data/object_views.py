@@ -71,8 +71,8 @@ class ObjectViews(ABC):
 
     @abstractmethod
     def photograph(self, index: int, at: Cameras) -> Array:
-        """Render object `index` on the background `GREY` from V cameras: images (V, H, W, 3), in [0, 1]. The object is
-        centred at the origin, and no coordinate exceeds `HALF`."""
+        """Render object `index` on grey from the V cameras `at`: images (V, H, W, 3), in [0, 1]. The object is centred
+        at the origin, and no coordinate exceeds `HALF`."""
 
     @abstractmethod
     def surface(self, index: int, at: Cameras) -> tuple[Array, Array, Array]:
@@ -90,8 +90,8 @@ class ObjectViews(ABC):
     def angles(self, index: int) -> list[tuple[float, float]]:
         """Return (elevation, azimuth) of each of the six views of object `index`, degrees.
 
-        These are the angles `sides`. For the fraction `anywhere` of the objects, all views get one random elevation in
-        `RAISED`, and one random offset is added to all azimuths.
+        They are `sides`, except for the fraction `anywhere` of the objects. For these, all views get one random
+        elevation in `RAISED`, and one random offset is added to all azimuths.
         """
         rng = np.random.default_rng([self.seed, self.split == "train", index, 6])
         if rng.random() >= self.anywhere:

@@ -181,11 +181,8 @@ def walks(config: ScanNetConfig, split: SceneSplit) -> list[ScanNetWalk]:
 
 
 def build(config: ScanNetConfig, seed: int = 0, split: SceneSplit = "train") -> WalkScenes:
-    """Build the source of a split. Training entries are random; test entries divide the key frames of each walk in
-    order.
-
-    Raises ConfigError for unusable data.
-    """
+    """Build the source of a split. Training entries are random; test entries divide the key frames in order. Raises
+    ConfigError for unusable data."""
     o, found = config, walks(config, split)
     description = f"{Path(o.path).expanduser().resolve()}, {split}, {o.height} x {o.width} px, {KEY_FRAMES}"
     description += f", {len(found)} scenes of {o.least_keys} keys"

@@ -1,8 +1,8 @@
 """Captioned views of scenes for MVDiffusion: views of panoramas, and views along camera paths (walks) with depth.
 
 A walk has numbered frames with poses, depth and captions. Key frames are a subset of the frames, selected by the
-overlap of their images (`geometry.warp`). An entry of n views has n consecutive key frames. If it is an interpolation,
-it has two key frames as conditions, and n - 2 frames between them.
+overlap of their images (`geometry.warp`). A training entry of n views has n consecutive key frames, or it is an
+interpolation. Then it has two key frames as conditions, and n - 2 frames between them.
 """
 
 from collections.abc import Sequence
@@ -138,8 +138,8 @@ def window(walk: Walk, n_view: int, first: int, rng: np.random.Generator | None 
 def between_keys(walk: Walk, n_view: int, rng: np.random.Generator) -> list[int]:
     """Return the frame numbers of a random interpolation entry.
 
-    The first number is a random key frame, and the last one the key frame `INTERPOLATED_KEYS` later. Between them are
-    `n_view` - 2 random frames of this part of the walk. If it has too few frames, one of them is repeated.
+    The first number is a random key frame, and the last one is the key frame `INTERPOLATED_KEYS` later. Between them
+    are `n_view` - 2 random frames of this part of the walk. If it has too few frames, one of them is repeated.
     """
     apart = min(INTERPOLATED_KEYS, len(walk.keys) - 1)
     first = int(rng.integers(len(walk.keys) - apart))

@@ -74,8 +74,7 @@ def list_assets(folder: Path, captions: str, up: Up = "y") -> Listing:
 
 
 def find_captions(folder: Path, captions: str) -> Path:
-    """Find the captions file at the path `captions`, relative to the working directory or to `folder`. Raises
-    ConfigError."""
+    """Return the path of the captions file `captions` in the working directory or in `folder`. Raises ConfigError."""
     for path in (Path(captions).expanduser(), folder / captions):
         if path.is_file():
             return path
@@ -83,11 +82,8 @@ def find_captions(folder: Path, captions: str) -> Path:
 
 
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, cells) for each row of a captions file. Raises ConfigError for an unreadable file.
-
-    Cells are a dict from column name to text, which is "" for missing cells. Without a header row, columns are
-    `COLUMNS`.
-    """
+    """Yield (line number, cells) for each row of a captions file. Raises ConfigError for an unreadable file. Cells are
+    a dict from column name to text, "" for missing cells. Without a header row, columns are `COLUMNS`."""
     lines = read_text(path, "captions").splitlines()
     rows = csv.reader(lines, delimiter=_delimiter(lines))
     columns: tuple[str, ...] = COLUMNS

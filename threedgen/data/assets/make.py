@@ -51,7 +51,7 @@ class Job:
 
 
 def make(task: Task) -> None:
-    """Render the missing shards. Raises Stopped after Ctrl-C, and ConfigError if no mesh can be rendered."""
+    """Render the missing shards. Raises Stopped after Ctrl-C or SIGTERM, and ConfigError if no mesh can be rendered."""
     shards = render(task.config, task.folder, task.quiet)
     left_out = len(shards.index["left_out"])
     task.summarise(assets=len(shards), left_out=left_out, views=len(shards) * shards.azimuths * shards.rings)

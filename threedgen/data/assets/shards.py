@@ -4,8 +4,8 @@
     shard-00000.json    assets, left-out assets with reasons, size and SHA-256; written when the shard is complete
     index.json          list of all shards; written when all of them are complete
 
-NAME.json has the fields name, file, caption, notes and azimuths (number of views per ring), and for each view c2w (4,
-4), camera-to-world with OpenGL axes, and fov (vertical, radians). Images are RGBA. Equal assets give equal bytes.
+NAME.json has the fields name, file, caption, notes and azimuths (number of views per ring), and for each view c2w
+(4, 4), camera-to-world with OpenGL axes, and fov (vertical, radians). Images are RGBA. Equal assets give equal bytes.
 """
 
 import hashlib
@@ -122,7 +122,7 @@ class Shards:
         return load_image(self.read(entry, f"v{view:02d}.png"), "an image in a shard")
 
     def read(self, entry: Entry, part: str) -> bytes:
-        """Read a file of an asset; `part` is "json", or such as "v00.png". Raises ConfigError if it is missing."""
+        """Read a file of an asset. `part` is the end of its name, such as "json" or "v00.png". Raises ConfigError."""
         path = self.folder / entry.shard
         try:
             start, size = self._members(entry.shard)[f"{entry.name}.{part}"]

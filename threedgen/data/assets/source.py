@@ -24,10 +24,10 @@ GREY = (0.4, 0.6)
 
 
 class AssetViews:
-    """Source of entries with `n_view` views of an asset on a random grey background. Entry i shows asset i %
-    len(entries).
+    """Source of entries with `n_view` views of an asset. Entry i shows the asset with the index i % len(entries).
 
-    The views are evenly spaced on one ring and start at a random azimuth. Raises ConfigError if `entries` is empty.
+    The views are evenly spaced on one ring, start at a random azimuth and have a random grey background. Raises
+    ConfigError if `entries` is empty.
     """
 
     def __init__(self, shards: Shards, entries: list[Entry], seed: int, n_view: int) -> None:

@@ -20,7 +20,7 @@ def split_folder(root: Path | str, split: str) -> Path:
     ConfigError if none of them contains a scene."""
     root = existing_folder(root, "path")
     candidates = [root / split, *_folders(root / split), *(folder / split for folder in _folders(root))]
-    if root.name == split or root.name not in SPLITS:  # never another split's scenes
+    if root.name == split or root.name not in SPLITS:  # ROOT is not the folder of another split
         candidates += [root, *(_folders(root) if root.name == split else [])]
     for folder in candidates:
         if scenes(folder):

@@ -135,8 +135,9 @@ class PairBank:
         """Sample two different views, a condition and a target, of each of the B `scenes`.
 
         Returns:
-            Conditions and targets, each images (B, H, W, 3) or latents (B, C, h, w); camera-to-world poses (B, 2, 4,
-            4), OpenGL axes, with the condition at index 0 and the target at index 1; and K (B, 3, 3) in pixels.
+            Conditions and targets, each images (B, H, W, 3) or latents (B, C, h, w); camera-to-world poses
+            (B, 2, 4, 4), OpenGL axes, with the condition at index 0 and the target at index 1; and K (B, 3, 3) in
+            pixels.
         """
         count = self.source.views
         first = rng.integers(0, count, len(scenes))

@@ -27,7 +27,7 @@ ROTATION_TOLERANCE, MIN_SPREAD = 1e-3, 1e-4
 of a camera from the mean position, divided by the largest one from the origin."""
 FORMS = "should hold 'f cx cy 0', '0 0 0', '1', 'height width' in four lines, or a 3x3 matrix"
 MAX_OFFSET = 0.2
-"""Maximum distance of the principal point from the image centre for matrix intrinsics, in image sides."""
+"""Maximum distance of the principal point from the image centre, in image sides, for intrinsics in matrix form."""
 
 
 @dataclass(frozen=True)
