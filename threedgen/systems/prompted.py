@@ -14,7 +14,7 @@ from threedgen.run.prompts import reading_notes, unknown_words_note
 
 
 class PromptedConfig(RunConfig):
-    """Base of the configs of runs with a prompt."""
+    """Prompt of a run and the check of its words; base of the configs of such runs."""
 
     prompt: str = Field("", description="text for the prior, passed on as it is")
     prompt_check: Literal["on", "off"] = Field(
@@ -31,15 +31,15 @@ class PromptedConfig(RunConfig):
         return [self.prompt]
 
     def vocabulary(self) -> Vocabulary | None:
-        """Return the words that the prior knows; None: it takes any text, or there is no prior. Raises ConfigError."""
+        """Return the words that the prior knows; None if it takes any text or there is no prior. Raises ConfigError."""
         prior: Any = getattr(self, "prior", None)
         with within("prior"):
             return None if prior is None else prior.vocabulary()
 
     def check_prompt(self, others: Iterable[str] = ()) -> None:
-        """Check that the prior knows a noun of the prompt, or of each of `others`, prompts to check instead.
+        """Raise ConfigError if the prior knows no noun of a prompt. With `prompt_check` off, nothing is checked.
 
-        Raises ConfigError if it knows no noun of a prompt, unless `prompt_check` is off.
+        The checked prompts are `others`, or the prompt of the config if `others` is empty.
         """
         if self.prompt_check == "off":
             return
@@ -60,7 +60,7 @@ class PromptedConfig(RunConfig):
         return prompt_reader(None).usual_height(self.prompt)
 
     def prompt_notes(self) -> list[str]:
-        """Return warnings on objects in the prompt and unknown words in the negative prompt. Raises ConfigError."""
+        """Return warnings about the objects in the prompt and unknown negative words. Raises ConfigError."""
         vocabulary = self.vocabulary()
         unknown = vocabulary.unknown(getattr(self, "negative_prompt", "")) if vocabulary else []
         negative = [f"negative_prompt: {note}" for note in unknown_words_note(unknown)]

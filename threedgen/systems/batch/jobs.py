@@ -56,7 +56,7 @@ BEGUN, REFUSED, FINISHED, FAILED = "begun", "refused", "finished", "failed"
 
 @dataclass(frozen=True)
 class Job:
-    """One object to make, by a checked config with prompt and seed, but without a run folder.
+    """Method, prompt and seed of one object, and the checked config that makes it.
 
     `key` is the name of the run folder. It contains a hash of the config and is the same on every machine.
     """
@@ -81,7 +81,7 @@ def object_config(
     Args:
         overrides: key=value changes for all methods; those of the method itself win.
         key, by: config key that contains the method, and name of the calling task, for errors.
-        spared: further values by key; a value is used if the config has the first section of its key.
+        spared: further values by config key; values for sections that the config does not have are ignored.
     """
     name, *own = words_of(method)
     overrides = [*overrides, *own]
@@ -137,7 +137,7 @@ def write_record(folder: Path, state: str, **figures: object) -> None:
 def make(job: Job, root: Path, threads: int | None) -> str:
     """Run the task of a job in the folder root/KEY, and return the state of the job.
 
-    Raises Stopped, and all errors of the task except for ConfigError and OutOfMemory: another attempt may succeed.
+    Raises Stopped, and all errors of the task except ConfigError and OutOfMemory, so that the caller can try again.
     """
     folder = root / job.key
     config = job.config.model_copy(update={"out": str(folder), "threads": threads})
@@ -198,7 +198,6 @@ def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool
 
 
 def run(config: BatchConfig, resume: object = None, quiet: bool = False) -> int:
-    """Run the task, print the path of gallery.html, and return the exit code."""
     from threedgen.train.task import run_task
     from threedgen.viewer.gallery import NAME, gallery
 

@@ -13,7 +13,7 @@ from threedgen.run.options import WorkersConfig, format_product
 
 
 class BatchConfig(WorkersConfig):
-    """Make objects for prompts x configs x seeds, one run each, and a page of all."""
+    """Objects for all combinations of prompt, config and seed, with a gallery page."""
 
     prompts: str = Field("", description="text file with one prompt per line; # starts a comment")
     configs: tuple[str, ...] = Field(("mvdream-toybox",), min_length=1, description="configs, with key=value changes")

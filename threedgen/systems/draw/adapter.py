@@ -1,7 +1,4 @@
-"""Sampling of views of an object by MV-Adapter, conditioned on text, an image or the geometry of a mesh.
-
-RUN/views.safetensors has the finished views, so that a resumed run need not sample them again.
-"""
+"""Sampling of views of an object by MV-Adapter, conditioned on text, an image or the geometry of a mesh."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,12 +60,13 @@ def sample_views(
     size_keys: tuple[str, str],
     sync: ViewSync = NO_SYNC,
 ) -> tuple[Tensor, list[str]]:
-    """Sample V views of an object, or read them if an interrupted run has sampled them.
+    """Sample V views of an object, or read them from views.safetensors in the folder of a resumed run.
 
     Args:
+        cameras: V cameras of the views, with the image size H x W.
         maps: (V, 6, H, W) in [0, 1], positions and normals of a mesh (`control_maps`); None: ray maps of the cameras.
         size_keys: names of the options for height and width, for errors.
-        sync: rounds of img2img after the views are made consistent.
+        sync: rounds of img2img, before each of which the views are made consistent.
 
     Returns images (V, H, W, 3) in [0, 1], and notes on the prompt. Raises ConfigError, and Stopped after Ctrl-C.
     """
@@ -105,7 +103,7 @@ def sample_views(
 def check_model(model: MVAdapter, config: SamplingConfig, cameras: Cameras, geometry: bool) -> None:
     """Raise ConfigError if the adapter was trained for another condition, set of views or camera projection.
 
-    `geometry`: whether the views are conditioned on the geometry of a mesh instead of camera rays.
+    `geometry` is True for views conditioned on the geometry of a mesh, False for views conditioned on camera rays.
     """
     form, problem = None if model.adapted is None else model.adapted.form, ""
     if form is not None and geometry and form.control != "geometry":

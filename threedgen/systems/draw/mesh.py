@@ -45,7 +45,7 @@ class MeshFrame:
     Attributes:
         up, front: axes of the file that become +z and +x in the world, such as "+y".
         scale: metres per unit of the file.
-        centre: (3,) middle of an object before `zoom`; 0 for a scene.
+        centre: (3,) middle of an object in metres, before `zoom`; 0 for a scene.
         zoom: factor that scales an object to the size that the prior expects; 1 for a scene.
     """
 
@@ -68,13 +68,15 @@ class MeshFrame:
 
     @property
     def rotation(self) -> Array:
-        """Rotation matrix (3, 3) from the axes of the file to those of the world."""
+        """Rotation matrix (3, 3) from file to world axes."""
         front, up = axis_vector(self.front), axis_vector(self.up)
         return np.stack([front, np.cross(up, front), up])
 
     def for_file(self, mesh: TexturedMesh) -> TexturedMesh:
-        """Return the mesh at its place and size in the file, with an offset if float32 vertices would be too coarse.
-        The axes stay those of the world; writers convert them."""
+        """Return the mesh at its place and size in the file, but with world axes, which the file writers convert.
+
+        Far from the origin, float32 vertices would be too coarse; then the mesh gets an offset.
+        """
         points, centre = mesh.vertices.astype(np.float64) / self.zoom, np.array(self.centre)
         far = np.abs(centre).max() > MAX_RELATIVE_DISTANCE * np.abs(points).max()
         offset = centre if far else np.zeros(3)

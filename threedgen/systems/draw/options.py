@@ -31,7 +31,7 @@ Angles = tuple[Annotated[float, Field(ge=-360, le=360)], Annotated[float, Field(
 
 
 def read_lines(value: object) -> object:
-    """Replace the name of a text file by its non-empty lines. Raises ValueError."""
+    """Replace the name of a text file by its non-empty lines; return other values unchanged. Raises ValueError."""
     if not isinstance(value, str):
         return value
     try:
@@ -48,13 +48,13 @@ Lines = Annotated[tuple[str, ...], BeforeValidator(read_lines)]
 
 
 def check_ring(views: int, fov: float, name: str) -> None:
-    """Raise ValueError with the option ``name`` if evenly spaced views, ``fov`` degrees wide, do not overlap."""
+    """Raise ValueError, with the option ``name``, if evenly spaced views of ``fov`` degrees do not overlap."""
     if 360 / views >= fov:
         raise ValueError(f"{name} {views}: views of {fov:g} degrees do not overlap. Try {name}={int(360 // fov) + 1}")
 
 
 class SamplingConfig(PromptedConfig):
-    """Sampling of views: text, image, mesh; denoising steps and guidance."""
+    """Sampling of views: conditions (text, image, mesh), denoising steps and guidance."""
 
     prior: Annotated[Any, Component("prior", "mvdream", SAMPLERS)] = Field({}, description="diffusion prior")
     prompts: Lines = Field((), description="text file with one prompt per view of a scene, instead of prompt")
@@ -74,7 +74,7 @@ class SamplingConfig(PromptedConfig):
     def check_rig(self, rig: str, **keys: str) -> None:
         """Raise ValueError if the prior cannot sample a rig, or if an option is set that the rig does not use.
 
-        `keys` are the options of each rig that not all rigs use, separated by blanks.
+        `keys` has for each rig the options that this rig uses but some other rig does not, separated by blanks.
         """
         if self.prior is not None and self.prior.name not in PRIORS[rig]:
             usable = " or ".join(PRIORS[rig])
@@ -97,7 +97,7 @@ class SamplingConfig(PromptedConfig):
         return default if self.guidance_scale is None else self.guidance_scale
 
     def object_text(self) -> str:
-        """Return the text for MV-Adapter: the prompt, or `image_prompt` with an image alone. Raises ConfigError."""
+        """Return the prompt, or `image_prompt` if there is an image but no prompt. Raises ConfigError."""
         by_image = self.image is not None and not self.prompt.strip()
         return self.image_prompt if by_image else normalise_prompt(self.prompt)
 
@@ -120,7 +120,7 @@ class SamplingConfig(PromptedConfig):
         return None if self.image is None else read_foreground(str(user_path(self.image, "image")))
 
     def check_adapter(self, control: Literal["rays", "geometry"]) -> None:
-        """Raise ConfigError if an option or a file is missing that MV-Adapter needs with this kind of condition."""
+        """Raise ConfigError if an option or file is missing that MV-Adapter needs with the condition `control`."""
         self.object_text()
         if self.prior.image is not None:
             raise ConfigError("is for text to 3D. Give the image as image=FILE", "prior.image")
@@ -188,7 +188,7 @@ class PanoramaConfig(Config):
 
 
 class SampleConfig(SamplingConfig):
-    """Sample views of an object, or a panorama, from a prior."""
+    """Views of an object, or a panorama, sampled from a prior."""
 
     prefix: str = Field("", description="text before every prompt")
     suffix: str = Field("", description="text after every prompt without 3d, such as ', 3d asset' for MVDream")

@@ -130,8 +130,8 @@ def known_views(config: SampleConfig, rig: PanoramaConfig, size: int) -> tuple[T
 def warp_image(image: Tensor, fov: float, K: Tensor, R: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Warp an image, which looks in the direction of view 0, into the views of a panorama.
 
-    An image that is not wider than a view is used in view 0 only, as in the reference code of MVDiffusion. A wider one
-    is used in all views that overlap it. (The reference assumes 90 degrees and crops the image to a square.)
+    An image that is not wider than a view is used in view 0 only, as in the reference code of MVDiffusion. A wider
+    image is used in all views that overlap it; the reference code instead crops it to a square of 90 degrees.
 
     Args:
         image: (H, W, 3) in [0, 1], with the horizontal field of view `fov` in radians.

@@ -54,6 +54,5 @@ def sample(task: Task) -> None:
 
 
 def run(config: SampleConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task, print the path of views.png or panorama.png, and return the exit code."""
     result = panorama.IMAGE if config.rig.name == "panorama" else VIEWS
     return run_task(sample, config, resume, quiet, result=result, files=(VIEWS, PREVIEW, *panorama.FILES))

@@ -15,7 +15,7 @@ Paths = Annotated[tuple[str, ...], BeforeValidator(lambda value: (value,) if isi
 
 
 class TuningConfig(Config):
-    """Training and prior preservation."""
+    """Training on the photos, and prior preservation."""
 
     preservation: Literal["l1", "l2", "images", "lora", "none"] = Field(
         "l1", description="prior preservation: l1 or l2 distance of the weights, class images, or LoRA"
@@ -36,14 +36,14 @@ class TuningConfig(Config):
 
 
 class SheetConfig(Config):
-    """Sample sheet: four views of the subject and of its class."""
+    """Sample sheet with four views of the subject and four of its class."""
 
     steps: int = Field(25, ge=1, le=1000, description="DDIM steps")
     guidance_scale: Guidance = 5.0
 
 
 class MVDreamBoothConfig(PromptedConfig):
-    """Train a multi-view prior on a few photos of one subject."""
+    """Training of a multi-view prior on a few photos of one subject."""
 
     photos: Paths = Field((), description="folder or files of 2 to 100 photos of one subject; usually 4 to 6")
     prompt: str = Field("", description="caption of the photos with the identifier, such as 'a [v] dog'")

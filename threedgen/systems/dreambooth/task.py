@@ -53,14 +53,14 @@ ELEVATION, AZIMUTH = math.radians(15.0), math.radians(20.0)
 
 
 def preservation(weights: Mapping[str, Tensor], originals: Mapping[str, Tensor], norm: str) -> Tensor:
-    """Return the mean absolute (`norm` "l1") or squared ("l2") difference of all weights to originals, a scalar."""
+    """Return the mean absolute (`norm` "l1") or squared ("l2") difference of weights and originals, a scalar."""
     distance = torch.abs if norm == "l1" else torch.square
     total = torch.stack([distance(weights[name] - before).sum() for name, before in originals.items()]).sum()
     return total / sum(before.numel() for before in originals.values())
 
 
 def augment(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Return images (B, H, W, 3) in [0, 1] with random zoom (8 %), translation (4 % of the side), brightness (5 %).
+    """Return images (B, H, W, 3) in [0, 1] with random zoom (+-8 %), shift (+-4 % of the side), brightness (+-5 %).
 
     Images are never mirrored, since the subject need not be symmetric. Pixels from outside an image repeat its edge.
     """
@@ -89,7 +89,7 @@ class DreamBoothSystem(DenoisingSystem):
         prior: model to tune; its tokenizer already has the identifier as a token (`subject_weights.add_word`).
         photos: (N, S, S, 3) in [0, 1].
         base: checksum of the original weights.
-        class_images: (M, S, S, 3) in [0, 1], sampled from the class prompts in turn; None: no preservation by images.
+        class_images: (M, S, S, 3) in [0, 1]; image k has class prompt k modulo their number; None: no class images.
     """
 
     stage = "subject"
@@ -122,7 +122,7 @@ class DreamBoothSystem(DenoisingSystem):
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """Trained parameters by name: those of the LoRA, or without LoRA those of the UNet."""
+        """Trained parameters by name: parameters of the LoRA if there is one, else of the UNet."""
         if self.lora is not None:
             return dict(self.lora.named_parameters())
         return {name: p for name, p in self.unet.named_parameters() if p.requires_grad}
@@ -178,7 +178,7 @@ class DreamBoothSystem(DenoisingSystem):
 
     @torch.no_grad()
     def sample_views(self, prompt: str) -> Tensor:
-        """Sample four views (4, S, S, 3) in [0, 1] around the subject, always from the same noise."""
+        """Sample four views (4, S, S, 3) in [0, 1] around the subject. The noise is the same in each call."""
         prior, o = self.model, self.config.sheet
         token_embeddings(prior)[self.token] = self.word
         c2w = orbit(N_VIEW, ELEVATION, 1.0, 1.0, 1, 1, azimuth=AZIMUTH).c2w

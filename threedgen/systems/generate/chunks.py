@@ -14,9 +14,7 @@ OOM_FACTOR = 4
 
 
 class RenderChunks:
-    """Chunk size of training renders, in ray samples.
-
-    The size is `march.chunk`. For "auto" it is computed from the free memory when a render first needs it.
+    """Chunk size of training renders in ray samples: `march.chunk`, or for "auto" computed from the free memory.
 
     Attributes:
         measured: sizes computed for "auto", for renders with and without normals. They are saved in checkpoints,
@@ -36,8 +34,7 @@ class RenderChunks:
 
         Args:
             normals: True if the render needs normals.
-            sample_bytes: function that measures the graph of one sample in bytes. It is called at most twice in a
-                run: once for renders with normals and once for renders without.
+            sample_bytes: function that measures the graph of one sample in bytes, called once per value of `normals`.
         """
         chunk = self.chunk
         if isinstance(chunk, str):  # auto

@@ -17,13 +17,13 @@ from threedgen.representations.march import step_size
 from .scene import Scene
 
 HUBER_BETA = 0.1
-"""Colour difference up to which the error is quadratic. Larger ones count linearly, so that outliers do not blur."""
+"""Colour difference up to which the error is quadratic. Larger differences count linearly, so outliers blur less."""
 ERROR_WEIGHT = 10
 """Weight of the colour error."""
 OPAQUE_WEIGHT = {"0%": 0.01, "40%": 0.05, "100%": 6.0}
 """Weight of the entropy of the opacity, as a schedule over the steps of the fit."""
 SPARSITY_WEIGHT = 0.1
-"""Weight of the sparsity loss, which removes density in the colour of the background. The images do not penalise it."""
+"""Weight of the sparsity loss. It removes density of the background colour, which the colour error ignores."""
 SURFACE_POINTS = 512
 """Maximum number of surface points per step in the smoothness loss."""
 SURFACE_DISTANCE = 0.02
@@ -31,7 +31,7 @@ SURFACE_DISTANCE = 0.02
 
 
 class StepResult(NamedTuple):
-    """Result of a training step: the scalar loss, its single terms for the log, and further metrics by name."""
+    """Result of a training step: the scalar loss, its terms by name for the log, and further metrics by name."""
 
     loss: Tensor
     terms: dict[str, float]
@@ -65,7 +65,7 @@ class Fit:
         colours, background = (part.to(device) for part in self.pixels.composite(indices, rng))
         error = F.smooth_l1_loss(result.rgb_fg + background * (1 - result.opacity), colours, beta=HUBER_BETA)
         clear = opaque * losses.opaque(result) + SPARSITY_WEIGHT * losses.sparsity(result)
-        # opacity at pixels far from the object: in the colour of the background it would not change the error
+        # opacity far from the object, which has no colour error where its colour is that of the background
         clear = clear + result.opacity[self.pixels.empty[indices].to(device)].sum() / len(colours)
         if distortion and (spread := losses.distortion(result, 2 * self.scene.config.march.radius)) is not None:
             clear = clear + distortion * spread
@@ -89,7 +89,7 @@ class Fit:
         return self.scene.render_rays(*rays, shading, rng, training=True), indices, rays
 
     def _roughness(self, result: Render, origins: Tensor, directions: Tensor, rng: torch.Generator) -> Tensor:
-        """Return the mean difference of normals at nearby surface points of the rays (R, 3), a scalar."""
+        """Return the smoothness loss, a scalar, from normals at nearby surface points of the rays (R, 3)."""
         field, march = self.scene.field, self.scene.config.march
         solid = (result.opacity[:, 0] > 0.5).nonzero()[:SURFACE_POINTS, 0]
         depth = (result.depth / result.opacity)[solid].detach()
@@ -97,7 +97,7 @@ class Fit:
         offsets = SURFACE_DISTANCE * march.radius * torch.randn(points.shape, generator=rng).to(points)
         length = step_size(march)
 
-        def opacity(x: Tensor) -> Tensor:  # of one marching step: unlike the density it is bounded, also inside
+        def opacity(x: Tensor) -> Tensor:  # of one marching step: bounded, unlike the density
             return 1 - torch.exp(-length * field.density(x))
 
         def normal(x: Tensor) -> Tensor:

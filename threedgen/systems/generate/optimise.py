@@ -45,17 +45,14 @@ def optimise(
     notes: list[str],
     start: Path | None,
 ) -> Status:
-    """Train the object and write the results.
+    """Train the object, write the results, and return how the training ended.
 
     Args:
-        text: (2 or 6, L, D) text embeddings in the order that `GenerateSystem` documents.
+        text: (2 or 6, L, D) text embeddings in the order of the attribute `Scene.text`.
         views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
         cameras: V cameras of `views`.
         notes: warnings for summary.json. The function appends its own warnings.
         start: run folder whose object initialises this run; None: start from a new object.
-
-    Returns:
-        How the training ended.
     """
     config, folder = task.config, task.folder
     build: type[GenerateSystem] = registry.implementation("system", config.system.name)
@@ -97,8 +94,7 @@ def optimise(
 def start_from(system: GenerateSystem, folder: Path) -> None:
     """Initialise the object from the run in `folder`, and the background too if its tensors have the same shapes.
 
-    Raises:
-        ConfigError: the representation of that run cannot initialise this one.
+    Raises ConfigError if the representation of that run cannot initialise this one.
     """
     _, field, _, checkpoint = load_field(folder)
     system.field.init_from(field)

@@ -11,11 +11,9 @@ Groups = list[dict[str, Any]]
 
 
 def adam(options: AdamConfig, groups: Groups) -> Optimizer:
-    """Build the Adam optimizer (Kingma and Ba 2015)."""
     return Adam(groups, lr=1.0, betas=options.betas, eps=options.eps, fused=True)
 
 
 def adamw(options: AdamWConfig, groups: Groups) -> Optimizer:
-    """Build the AdamW optimizer: Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
     decay = options.weight_decay
     return AdamW(groups, lr=1.0, betas=options.betas, eps=options.eps, weight_decay=decay, fused=True)

@@ -33,13 +33,13 @@ MULTIVIEW = "Set camera.n_view=2 or more and a multi-view prior, such as prior.n
 
 
 class SystemConfig(Config):
-    """Training step: the phases warm start, distillation and refinement. Base for the configs of other systems."""
+    """Training step with the phases warm start, distillation and refinement."""
 
     name: str = "generate"
 
 
 class OptimizerConfig(Config):
-    """Base of the optimizers: one learning rate for each group of parameters."""
+    """Optimizer with one learning rate for each group of parameters."""
 
     name: str = Field(description="optimizer")
     encoding: Scheduled = Field(0.01, ge=0, description="learning rate of the field's encoding")
@@ -52,7 +52,7 @@ class OptimizerConfig(Config):
 
 
 class AdamConfig(OptimizerConfig):
-    """Adam."""
+    """Adam optimizer (Kingma and Ba 2015)."""
 
     name: Literal["adam"] = "adam"
     betas: tuple[float, float] = Field((0.9, 0.99), description="decay of the first and second moment")
@@ -60,7 +60,7 @@ class AdamConfig(OptimizerConfig):
 
 
 class AdamWConfig(OptimizerConfig):
-    """Adam with decoupled weight decay."""
+    """Adam optimizer with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     name: Literal["adamw"] = "adamw"
     betas: tuple[float, float] = Field((0.9, 0.99), description="decay of the first and second moment")
@@ -69,7 +69,7 @@ class AdamWConfig(OptimizerConfig):
 
 
 class LossConfig(Config):
-    """Weights of the loss terms, by step."""
+    """Weights of the loss terms, as numbers or as schedules over the steps."""
 
     distillation: Scheduled = Field(1.0, ge=0, description="weight of the distillation loss")
     orientation: Scheduled = Field(0.0, ge=0, description="weight of the orientation loss (Ref-NeRF); needs normals")
@@ -82,8 +82,8 @@ class LossConfig(Config):
 class LossWeights(Component):
     """Type of the config section `loss`, with one weight for each loss term.
 
-    The terms are those of `LossConfig`, the entries of the registry's kind `regulariser`, and the terms in
-    `FieldConfig.losses` of all registered representations.
+    The terms are those of `LossConfig`, the registered plug-ins of the kind `regulariser`, and the terms that the
+    registered representations list in `FieldConfig.losses`.
     """
 
     kind: str = "regulariser"
@@ -114,7 +114,7 @@ def _loss_model(weights: tuple[tuple[str, str], ...]) -> type[LossConfig]:
 
 
 class FitConfig(Config):
-    """Fit of the object to images, in the warm start and in refinement: Huber error of the pixels and regularisers."""
+    """Fit of the object to images, in the warm start and in refinement."""
 
     rays: int = Field(4096, ge=1, description="random pixels per step; meshes: about as many, in whole images")
     smooth: Scheduled = Field(0.05, ge=0, description="weight of the difference of nearby normals, against bumps")
@@ -146,10 +146,7 @@ DEFAULT_DISTILLATION = "reconstruction"
 
 
 class RefineConfig(Config):
-    """Refinement rounds at the end of a run: views of the object are resampled by the prior and fitted.
-
-    After MVEdit (arXiv 2403.12032) and Instruct-NeRF2NeRF (arXiv 2303.12789).
-    """
+    """Final rounds in which the prior resamples views and the object is fitted to them."""
 
     strengths: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         (), description="img2img noise strength of each round; []: no refinement"
@@ -163,7 +160,7 @@ class RefineConfig(Config):
 
 
 class PreviewConfig(Config):
-    """Views that the prior samples from the prompt at the beginning."""
+    """Views that the prior samples from the prompt at the beginning of a run."""
 
     enabled: bool = Field(True, description="sample them; a warm start always does")
     steps: int = Field(30, ge=1, le=1000, description="DDIM steps from noise; fewer from a coarse prediction")
@@ -200,7 +197,7 @@ class ResultConfig(Config):
 
 
 class GenerateConfig(PromptedConfig):
-    """Text to 3D: random cameras -> render -> distillation loss -> optimizer step."""
+    """Generation of a 3D object from a prompt by score distillation."""
 
     common: ClassVar[tuple[str, ...]] = (
         "prompt", "negative_prompt", "prompt_check", "seed", "out", "threads",
@@ -264,10 +261,7 @@ class GenerateConfig(PromptedConfig):
     )
 
     def stage(self, name: str) -> GenerateConfig:
-        """Return the config of a stage: this config with the options of the stage, and without an asset.
-
-        Raises ConfigError.
-        """
+        """Return this config with the options of a stage, and without an asset. Raises ConfigError."""
         stage = self.stages[name]
         if "out" in stage:
             problem = f"a stage has no folder of its own choice. Remove it: the folder is stages/{name} in the run's"
@@ -322,7 +316,6 @@ class GenerateConfig(PromptedConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> GenerateConfig:
-        """Check the rules that involve more than one section."""
         self._check_representation()
         warm, share, rounds = self.warm_start.share, self.refine.share, len(self.refine.strengths)
         if rounds * share > 1:
@@ -343,7 +336,6 @@ class GenerateConfig(PromptedConfig):
         return self
 
     def _check_representation(self) -> None:
-        """Check that the representation supports the options of the other sections."""
         field, radius = self.field, getattr(self.field, "radius", self.march.radius)
         if radius != self.march.radius:
             raise ValueError(
@@ -374,11 +366,7 @@ class GenerateConfig(PromptedConfig):
                 self.stage(name).check_part(from_nothing=k == 0)
 
     def check_part(self, from_nothing: bool) -> None:
-        """Check the config of a run or a stage, without the other stages. Raises ConfigError.
-
-        Args:
-            from_nothing: True if no earlier stage initialises the object.
-        """
+        """Check the config without its stages. `from_nothing`: no stage initialises the object. Raises ConfigError."""
         normalise_prompt(self.prompt)
         refined = len(self.refine.strengths) * self.round_steps
         if from_nothing and refined == self.trainer.max_steps and self.views_per_scene < 2:

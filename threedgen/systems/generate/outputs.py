@@ -38,12 +38,12 @@ VIEWS = 8
 
 
 def view_azimuths(options: OrbitCameraConfig) -> NDArray[np.floating]:
-    """Return the azimuths (n,) of the images in views.png, radians; 0 is the front. Their number is at most eight."""
+    """Return the azimuths (n,) in radians of the n <= 8 images in views.png: 0 is the front, counter-clockwise."""
     return np.deg2rad(options.azimuth) + 2 * np.pi * np.asarray(view_indices(options.n_view)) / options.n_view
 
 
 def view_indices(n: int) -> list[int]:
-    """Return the indices of the turntable images in views.png: eight evenly spaced ones, or all if `n` is below 8."""
+    """Return the indices of the turntable images in views.png: 8 evenly spaced indices, or all if `n` is below 8."""
     count = min(VIEWS, n)
     return [k * n // count for k in range(count)]
 
@@ -116,7 +116,7 @@ def write_mesh(
 
 
 def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> ExportedAsset:
-    """Write the textured asset to `folder`, with the nearest possible triangle budget. Raises ConfigError."""
+    """Write the textured asset to `folder`. A triangle budget that is too small is increased. Raises ConfigError."""
     config = system.config
     elevations = config.camera.elevation_range
     view = field_view(system.field, system.occupancy, config.march, system.device, elevations)
@@ -125,7 +125,7 @@ def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> Expo
 
 
 def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = True) -> Figures:
-    """Write folder/asset. A failure appends a note instead of raising. Returns entries for summary.json."""
+    """Write folder/asset, and return entries for summary.json. An error appends a note instead of raising."""
     retry = f" ({command('--config', 'export', f'run={folder}')} tries again)"
     return try_asset(lambda: make_asset(system, folder / FOLDER, quiet), folder, notes, retry)
 
@@ -133,12 +133,12 @@ def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: b
 def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str], retry: str = "") -> Figures:
     """Call `make`, which writes folder/asset, and turn every error into a note.
 
-    The training is done at this point, so its other results must survive any error: a failed check, a full disk, Ctrl-C
-    or a bug in a library. Returns entries for summary.json, or an empty dict after an error.
+    The other results of the run must survive any error, such as a full disk, Ctrl-C or a bug in a library. Returns
+    entries for summary.json, or an empty dict after an error.
 
     Args:
         notes: warnings for summary.json. The function appends the error or the warnings of the asset.
-        retry: text for the note of an error that says how to try again.
+        retry: text that follows an error and says how to try again.
     """
     try:
         asset = make()

@@ -43,10 +43,7 @@ class Phase:
 
 
 def warm_start(scene: Scene, images: Tensor | None, cameras: Cameras | None) -> list[Phase]:
-    """Return the warm start as a list of one phase, in which the object is fitted to views (V, H, W, 3) in [0, 1].
-
-    The list is empty if no views are given.
-    """
+    """Return a list of one phase, which fits the object to images (V, H, W, 3) in [0, 1]; [] without a warm start."""
     if images is None or cameras is None or not scene.config.warm_steps:
         return []
     steps, fits = scene.config.warm_steps, list[Fit]()
@@ -82,8 +79,6 @@ class Refinement:
             scene.register_buffer("refine_images", images)
 
     def phases(self) -> list[Phase]:
-        """Return one phase per round."""
-
         def phase(number: int) -> Phase:
             label = f"refining, {self.name(number)}"
             start = self.start + number * self.steps
@@ -95,13 +90,13 @@ class Refinement:
         return f"round {number + 1} of {self.rounds}"
 
     def losses(self, number: int, step: int, done: int) -> StepResult:
-        """Return the loss of the object on the resampled views. The first step of a round resamples them.
+        """Return the loss of the object on the resampled views. The first step of a round resamples the views.
 
-        `number` is the index of the round, and `done` the number of its steps before `step`.
+        `number` is the index of the round, and `done` the number of steps in the round before `step`.
         """
         if not done:  # also if the step is repeated: it gives the same images
             self.resample(number, generator(self.scene.seed, step, "drawing"), self.scene.from_nothing and step == 0)
-            # moments of the gradients of distillation, which are a thousand times as large
+            # distillation gradients are a thousand times larger, and so are their moments
             self.scene.clear_optimizer_state()
         if number not in self.fits:
             self.fits = {number: Fit(self.scene, self.rig.cameras, self.images.float())}
@@ -142,6 +137,7 @@ def resample_views(
     Args:
         renders: (V, H, W, 3) images in [0, 1] to start from. None: start from the latents of the prior's coarse
             predictor, or from pure noise if the prior has no such predictor.
+        rig, condition: cameras of the V views, and what the prior is conditioned on for these views.
         strength: img2img noise strength in (0, 1].
 
     Returns:

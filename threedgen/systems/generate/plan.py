@@ -66,7 +66,7 @@ def steps(config: GenerateConfig) -> str:
 
 
 def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:
-    """Estimate the peak memory of a run, not counting its stages: bytes by purpose, such as {"prior": 2e9}."""
+    """Estimate the peak memory of a run without its stages: bytes by purpose, such as {"prior": 2e9}."""
     prior, end = meta_networks(config.prior.weights, config.prior.parts), config.trainer.max_steps
     size = config.prior.image_size or prior.unet.config["sample_size"] * prior.factor
     shapes: Any = SimpleNamespace(schedule=Schedule.scaled_linear(), unet=prior.unet, image_size=size)
@@ -112,7 +112,7 @@ def memory(config: GenerateConfig, device: torch.device) -> dict[str, float]:
 
 
 def occupied(system: GenerateSystem) -> float:
-    """Return the fraction of the cube in which rays are sampled at step 0, according to the occupancy grid."""
+    """Update the occupancy grid at step 0, and return the fraction of occupied cells in [0, 1]; 1 without a grid."""
     if (grid := system.occupancy) is None:
         return 1.0
     grid.update(system.field.density, 0, generator(system.seed, 0, "occupancy"))
@@ -120,10 +120,7 @@ def occupied(system: GenerateSystem) -> float:
 
 
 def unet_bytes(prior: MetaNetworks, size: int) -> float:
-    """Return the bytes of the UNet's autograd graph per image of `size` pixels, in float32.
-
-    Distillation losses that train a copy of the UNet, such as VSD, keep this graph.
-    """
+    """Return the bytes of the UNet's float32 autograd graph, which VSD needs, for one image of side `size` pixels."""
     c, side = prior.unet.config, size // prior.factor
     width = c["encoder_hid_dim"] or c["cross_attention_dim"]
 
@@ -137,15 +134,12 @@ def unet_bytes(prior: MetaNetworks, size: int) -> float:
 
 
 def vae_bytes(vae: Any, size: int) -> float:
-    """Return the bytes of the autograd graph of the VAE encoder for one image of `size` pixels, in float32."""
+    """Return the bytes of the VAE encoder's float32 autograd graph for one image of side `size` pixels."""
     return per_image(lambda n: vae.encode(_meta(n, 3, size, size)))
 
 
 def per_image(make: Callable[[int], object]) -> float:
-    """Return the bytes of the autograd graph per image: the graph of `make(2)` minus the graph of `make(1)`.
-
-    The difference cancels the parameters, which are saved once for any number of images.
-    """
+    """Return the graph's bytes per image: `make(2)`, for two images, minus `make(1)`, which cancels the weights."""
     return float(graph_bytes(lambda: make(2)) - graph_bytes(lambda: make(1)))
 
 

@@ -21,10 +21,7 @@ def _file(name: str, about: str) -> property:
 
 @dataclass(frozen=True)
 class Run:
-    """Folder of a run, with a property for each result file.
-
-    A property is the path of its file, or None if the run did not write that file.
-    """
+    """Folder of a run. A property is the path of a result file, or None if the run did not write the file."""
 
     folder: Path
     status: str
@@ -48,7 +45,6 @@ class Run:
         return self.file(str(figures["file"])) if isinstance(figures, dict) and "file" in figures else None
 
     def _repr_html_(self) -> str:
-        """Return the HTML of the notebook output: status, eight views, and the paths of the asset and the report."""
         lines = [f"<p>{html.escape(self.status)}: <code>{html.escape(str(self.folder))}</code></p>"]
         if self.views is not None:
             image = base64.b64encode(self.views.read_bytes()).decode()
@@ -60,10 +56,7 @@ class Run:
 
 
 def print_result(run: Run, quiet: bool = False) -> None:
-    """Print the paths of a run's asset, report and folder. On a terminal also print the URL of the report.
-
-    With `quiet`, print the folder only.
-    """
+    """Print the paths of a run's asset, report and folder; with `quiet`, print only the folder."""
     if run.asset is not None and not quiet:
         height = (read_summary(run.folder).get("asset") or {}).get("height", "")
         again = resize_command(run.folder, read_manifest(run.folder / FOLDER).get("preset"))

@@ -44,8 +44,8 @@ class Scene(System):
         occupancy: grid of the cells with density, so that rays skip empty space; None for meshes or if disabled.
         text: (2 or 6, L, D) embeddings of the prompt, the negative prompt and, with view prompts, the prompt of the
             side, front, back and overhead view (`view_prompts.prompts`).
-        prior: frozen diffusion model. It is no registered submodule, so checkpoints do not contain it.
-        matte: frozen network that separates the object from the background, or None. It is not registered either.
+        prior: frozen diffusion model; not a registered submodule, so checkpoints do not contain it.
+        matte: frozen network that separates the object from the background, or None; not a registered submodule.
         reference: features of the prior's reference image; None before `setup` or without such an image.
         from_nothing: False if the object was initialised from another run.
         chunks: chunk size of training renders.
@@ -87,7 +87,7 @@ class Scene(System):
         self.reference = self.prior.reference(self.text[:1].to(self.device))
 
     def condition(self, rig: Rig) -> Condition:
-        """Return what the prior is conditioned on for the views of a rig: text, cameras and reference image."""
+        """Return the condition of the prior for the views of a rig: text, cameras and reference image."""
         n_view, c2w = self.config.views_per_scene, rig.cameras.c2w.to(self.device)
         return replace(
             view_text(self.text, rig, self.config.view_prompts),
@@ -171,8 +171,6 @@ class Scene(System):
         renders = (self.render(one, self.max_steps, training=False) for one in one_by_one)
         return torch.cat([result.rgb.view(shape).cpu() for result in renders])
 
-    # --- before and after a step
-
     def before_step(self, step: int) -> None:
         """Update the scheduled options of the field, and the occupancy grid unless the step is a repetition."""
         self.field.before_step(step, self.max_steps)
@@ -188,10 +186,8 @@ class Scene(System):
     ) -> None:
         """Take an optimizer step. If memory runs out, repeat the step once with smaller chunks and the same seeds.
 
-        With several devices the step is not repeated, because the other devices wait within it.
-
-        Raises:
-            ConfigError: memory ran out again, or with several devices. The message names options to change.
+        With several devices the step is not repeated, because the other devices wait within it. Raises OutOfMemory,
+        with options to change, if memory runs out again or with several devices.
         """
         step = self.global_step
         name = f"step {step} on {self.device}"
@@ -219,10 +215,7 @@ class Scene(System):
         if isinstance(optimizer, LightningOptimizer):
             optimizer.optimizer.state.clear()
 
-    # --- checkpoints
-
     def adapt_to(self, state: dict[str, Tensor]) -> None:
-        """Resize the parameters of the representation to the shapes in the state dict of a checkpoint."""
         self.field.resize(part_of(state, "field"))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

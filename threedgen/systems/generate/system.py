@@ -25,9 +25,8 @@ from .scene import Scene
 class GenerateSystem(Scene):
     """LightningModule that optimises one object for one prompt.
 
-    Representation, losses and cameras are looked up in the registry by the names in the config. Every random generator
-    is seeded by (seed, step, purpose), so a resumed run gives the same result. To replace the training step, write a
-    subclass and register it under the kind `system`.
+    Each random generator is seeded by (seed, step, purpose), so a resumed run gives the same result. To replace the
+    training step, write a subclass and register it under the kind `system`.
 
     Attributes:
         distillation: distillation loss. Its parameters, if it has any, are trained and saved with the object.
@@ -47,8 +46,7 @@ class GenerateSystem(Scene):
         """Build the untrained object and the phases of its training.
 
         Args:
-            text: (2 or 6, L, D) embeddings of the prompt, the negative prompt and, with view prompts, the prompt of the
-                side, front, back and overhead view (`view_prompts.prompts`).
+            text: (2 or 6, L, D) embeddings of the prompts, in the order of the attribute `Scene.text`.
             views: (V, H, W, 3) images in [0, 1] for the warm start, sampled by the prior; None: no warm start.
             view_cameras: V cameras of `views`.
         """
@@ -74,7 +72,7 @@ class GenerateSystem(Scene):
         return result.loss
 
     def distillation_loss(self, step: int) -> StepResult:
-        """Render views from random cameras, and return the sum of their distillation loss and the regularisers."""
+        """Render views from random cameras, and return the weighted sum of distillation loss and regularisers."""
         rig, weights = self.training_rig(step), self.loss_weights(step)
         normals = self.config.guidance_input == "normal" or weights["orientation"] > 0
         render = self.render(rig.cameras, step, light=rig.light, training=True, normals=normals)
@@ -91,15 +89,11 @@ class GenerateSystem(Scene):
         opacity = float(render.opacity.detach().mean())
         return StepResult(loss, terms, {name: float(value) for name, value in logs.items()} | {"opacity": opacity})
 
-    # --- parts of the core loop
-
     def phase_at(self, step: int) -> Phase:
-        """Return the phase that contains a step."""
         return next((phase for phase in reversed(self.phases) if phase.start <= step), self.phases[0])
 
     @property
     def stage(self) -> str:  # type: ignore[override]
-        """Text of the progress bar."""
         return self.phase_at(self.global_step).label(self.global_step)
 
     def distillation_label(self, step: int) -> str:
@@ -125,7 +119,7 @@ class GenerateSystem(Scene):
     def regularisers(self) -> dict[str, Regulariser]:
         """Functions from a render to a scalar loss, by the keys of the config section `loss`.
 
-        A function comes from the representation if it has one of that name, and else from the registry.
+        A function of the representation replaces the registered function of the same name.
         """
         own, names = self.field.regularisers(), type(self.config.loss).model_fields
         known = registry.names("regulariser")
@@ -147,8 +141,6 @@ class GenerateSystem(Scene):
         extra = {name: image(values) for name, values in render.extra.items()}
         return RenderedViews(rgb, image(render.opacity), image(render.depth), normals, cameras, extra)
 
-    # --- optimizer and validation
-
     def parameter_groups(self) -> list[ParameterGroup]:
         """Return the trained parameters in groups; each group names the config key of its learning rate."""
         groups = [
@@ -159,7 +151,6 @@ class GenerateSystem(Scene):
         return [group for group in groups if group.parameters]
 
     def configure_optimizers(self) -> Any:
-        """Build the optimizer that the config names, and one learning rate schedule for each parameter group."""
         options, groups = self.config.optimizer, self.parameter_groups()
         named = [{"params": group.parameters, "name": group.name} for group in groups]
         return self.scheduled(registry.build("optimizer", options, named), *map(self.learning_rate, groups))
@@ -167,8 +158,7 @@ class GenerateSystem(Scene):
     def learning_rate(self, group: ParameterGroup) -> object:
         """Return the learning rate schedule of a parameter group.
 
-        It is the value of the group's key in the section `optimizer`. If that is missing or null, it is the value of
-        the key in the section `field`, and else `optimizer.networks`.
+        It is the value of the group's key in the section `optimizer`, else in `field`, else `optimizer.networks`.
         """
         options, key = self.config.optimizer, group.learning_rate
         rate = getattr(options, key, None)
@@ -187,9 +177,10 @@ class GenerateSystem(Scene):
 
 
 def piecewise_constant(schedule: float | dict, step: int, max_steps: int) -> float:
-    """Return the value of a schedule {step: value} at `step`, without interpolation.
+    """Return the value of a schedule at `step`, without interpolation.
 
-    It is the value of the last key that is at most `step`. Before the first key it is the value of the first key.
+    A schedule is a constant, or {key: value} with keys in increasing order. A key is a step, or a percentage of
+    `max_steps` such as "50%". The value is that of the last key reached, or of the first key before any is reached.
     """
     if not isinstance(schedule, dict):
         return schedule
@@ -198,5 +189,5 @@ def piecewise_constant(schedule: float | dict, step: int, max_steps: int) -> flo
 
 
 def key_steps(schedule: dict, max_steps: int) -> dict[int | str, float]:
-    """Convert the keys of a schedule to steps; a key such as "50%" is that percentage of `max_steps`."""
+    """Return the step of each key of a schedule. A key is a step, or a percentage of `max_steps` such as "50%"."""
     return {k: float(k[:-1]) / 100 * max_steps if isinstance(k, str) else k for k in schedule}

@@ -60,14 +60,11 @@ def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False)
 def run_status(
     config: GenerateConfig, resume: Path | None = None, quiet: bool = False, start: Path | None = None
 ) -> Status:
-    """Run the stages of the config and then the run itself.
+    """Run the stages of the config and then the run itself, and return how it ended.
 
     Args:
         resume: run folder to resume from its last checkpoint; None: a new run.
         start: run folder whose object initialises this run; None: start from a new object.
-
-    Returns:
-        How the run ended. FAILED means that the loss stayed non-finite, which is also logged.
 
     Raises:
         ConfigError: the prompt, the prior, the checkpoint or the disk do not allow the run.
@@ -99,14 +96,11 @@ def work(task: Task, start: Path | None = None) -> Status:
     return optimise(task, prior, text, views, cameras, notes, start)
 
 
-# --- stages: earlier runs, each starting from the object of the one before
-
-
 def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None:
     """Run the stages that are not finished, and return the folder of the last stage; None without stages.
 
     Each stage is a separate run in RUN/stages/NAME with its own config, checkpoints and results. A stopped run
-    therefore resumes at the stage that was stopped. Raises Stopped if a stage does not finish.
+    therefore resumes at its unfinished stage. Raises Stopped if a stage does not finish.
     """
     start = None
     for name in config.stages:
@@ -123,11 +117,8 @@ def run_stages(config: GenerateConfig, folder: Path, quiet: bool) -> Path | None
     return start
 
 
-# --- parts of a run
-
-
 def check_backends(config: GenerateConfig) -> None:
-    """Raise ConfigError if the back end of the hash grid or ray marcher cannot be loaded, or run on the device."""
+    """Raise ConfigError if the back end of the hash grid or the ray marcher does not load or run on the device."""
     target = torch.device(device(config.trainer.accelerator))
     field = config.field.volume
     section = "field" if field is config.field else "field.paint"

@@ -1,7 +1,7 @@
 """Views that the prior samples from the prompt at the beginning of a run: the preview, and the views of the warm start.
 
-The first group of `camera.n_view` views is sampled together from noise. The groups all around the object are then
-completed from it, so that the prior decides each side once and the object is fitted to views that agree.
+The prior first samples one group of `camera.n_view` views together. The views all around the object are then
+conditioned on this group, so that they show the same object.
 """
 
 import math
@@ -31,8 +31,9 @@ def sample_views(
 ) -> tuple[Tensor | None, Cameras | None]:
     """Sample views of the object from the prompt, cache them in the run folder, and write the first group.
 
-    Returns images (V, H, W, 3) in [0, 1] and their V cameras; V = `camera.n_view` x `warm_start.groups`. Both are None
-    if the prior is single-view, or if neither the preview nor the warm start is enabled.
+    Returns images (V, H, W, 3) in [0, 1] and their V cameras. V is `camera.n_view`, times `warm_start.groups` if there
+    is a warm start and the prior can complete views. Both are None without multi-view prior, or without preview and
+    warm start.
     """
     p, n_view, size = config.preview, config.views_per_scene, prior.image_size
     if not (p.enabled or config.warm_steps) or n_view < 2:
@@ -62,7 +63,7 @@ def sample_views(
 
 @contextmanager
 def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
-    """Show the progress of a sampler, which decides the number of its steps."""
+    """Show the progress of a sampler. Yields the sampler's callback, which takes the steps done and their number."""
     with ExitStack() as stack:
         count: Count | None = None
 
@@ -76,9 +77,10 @@ def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
 
 
 def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
-    """Return the cameras of `groups` groups of `camera.n_view` views of size x size pixels.
+    """Return the cameras of `groups` groups of `camera.n_view` views, with images of `size` x `size` pixels.
 
-    The first group is that of the preview; the others are rings between its azimuths, at the elevations of `camera`.
+    The first group is the preview. The later groups have azimuths between those of the preview, and elevations within
+    `camera.elevation_range`.
     """
     p, table, n_view = config.preview, config.result.turntable, config.views_per_scene
     elevation, azimuth, fov = (math.radians(angle) for angle in (p.elevation, p.azimuth, table.fov))
@@ -93,7 +95,7 @@ def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
 def sharpen(images: Tensor, amount: float) -> Tensor:
     """Sharpen images (V, H, W, 3) in [0, 1] by an unsharp mask.
 
-    The standard deviation of its Gaussian blur is 1/64 of the image height. `amount` 0 returns the images unchanged.
+    The standard deviation of the Gaussian blur is 1/64 of the image height. `amount` 0 returns the images unchanged.
     """
     if not amount:
         return images

@@ -113,9 +113,9 @@ def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet:
 
 
 def cameras(config: ImageTo3DConfig, trained: CamerasConfig | None, height: int, width: int) -> Cameras:
-    """Return the camera of the image, and then those of the rings, each of which starts at the azimuth of the image.
+    """Return the camera of the image, then the cameras of the rings. Each ring starts at the azimuth of the image.
 
-    `trained` gives distance and focal length where the config does not. Raises ConfigError if both have none.
+    Distance and focal length that the config leaves null are those of `trained`. Raises ConfigError if it is None then.
     """
     if trained is None and (config.distance is None or config.fov is None):
         raise ConfigError("distance, fov: the weights have no cameras of their training. Set both")

@@ -21,7 +21,7 @@ from threedgen.systems.train.options import Bf16, Count, Guidance, Share, TrainC
 
 
 class PixelsConfig(Config):
-    """The paper's model: a network on pixels."""
+    """X-UNet of 3DiM, a network on pixels."""
 
     name: Literal["pixels"] = "pixels"
     start: str | None = Field(None, min_length=1, description="weights to start from; null: a new network")
@@ -41,7 +41,7 @@ class PixelsConfig(Config):
 
 
 class LatentsConfig(Config):
-    """The UNet of a multi-view prior, trained on its latents."""
+    """UNet of a multi-view prior, a network on latents."""
 
     name: Literal["latents"] = "latents"
     start: MultiviewWeights = Field("toybox-prior", min_length=1, description="multi-view prior to start from")
@@ -52,7 +52,7 @@ class LatentsConfig(Config):
 
 
 class PairTrainingConfig(Config):
-    """Training of 3DiM (section 7.2); all defaults but bf16 are the paper's."""
+    """Training of 3DiM (arXiv 2210.04628, section 7.2); defaults of the paper except bf16."""
 
     batch: Count = Field(128, description="pairs per step and device")
     learning_rate: float = Field(1e-4, gt=0, description="learning rate after the warm-up")
@@ -65,7 +65,7 @@ class PairTrainingConfig(Config):
 
 
 class TrainThreeDiMConfig(TrainConfig):
-    """Train a novel-view model on pairs of views."""
+    """Training of a novel-view model on pairs of views."""
 
     data: Annotated[Any, Component("pair-source", default="toybox")] = Field({}, description="training pairs")
     model: Annotated[PixelsConfig | LatentsConfig, Field(discriminator="name")] = PixelsConfig()
@@ -74,7 +74,7 @@ class TrainThreeDiMConfig(TrainConfig):
 
 
 class ImageTo3DConfig(RunConfig):
-    """Make a 3D object from an image: sample views around it and fit a field to them."""
+    """3D object from an image, by sampling views and fitting a field to them."""
 
     image: str = Field("", description="image file of an object on white or with a transparent background")
     weights: str = Field("embedded", min_length=1, description="embedded (toybox cars and chairs) or a trained folder")
@@ -103,7 +103,7 @@ class ImageTo3DConfig(RunConfig):
 
     @property
     def threedim(self) -> ThreeDiMSamplerConfig:
-        """Options of the view sampler, in the form that the task consistency uses."""
+        """Options of the view sampler, in the class that the task `consistency` uses."""
         return ThreeDiMSamplerConfig(**self.sampler.model_dump(), weights=self.weights)
 
     def check(self) -> None:

@@ -1,8 +1,5 @@
 """The task train-threedim: trains a novel-view model on pairs of views (3DiM, arXiv 2210.04628, sections 2.1 and 7.2).
 
-Noise levels are continuous log signal-to-noise ratios, so the class does not derive from `train.denoising`, which has
-integer time steps.
-
 The gap test measures whether the model uses its condition, the given view. The model predicts the clean target from a
 noisy one in one step, first with the true condition and then with that of another scene. The gap is the difference in
 PSNR. A model that ignores its condition has no gap, but can be good in every other metric.
@@ -114,7 +111,6 @@ def gap_test(
     truth = decode(pairs.x0).numpy()
 
     def fidelity(x: Tensor, logsnr: Tensor) -> float:
-        """Return the mean PSNR in dB of the clean views predicted with conditions `x` at noise levels (B,)."""
         z = add_noise(pairs.x0, noise, logsnr)
         inputs = (x, z, logsnr, pairs.c2w, pairs.K, keep)
         output = torch.cat([model.predict(*part) for part in zip(*(t.split(CHUNK) for t in inputs), strict=True)])
@@ -158,7 +154,7 @@ def pair_loss(model: ViewModel, pairs: Pairs, logsnr: Tensor, keep: Tensor, nois
 
 
 class PairSystem(AveragedSystem):
-    """LightningModule that trains a novel-view model and keeps the moving average of its weights."""
+    """LightningModule that trains a novel-view model at continuous noise levels, and averages its weights (EMA)."""
 
     stage = "novel views"
 
@@ -241,7 +237,7 @@ class PairSystem(AveragedSystem):
 def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], float]:
     """Return the function from the step to the factor on the learning rate, in [0, 1].
 
-    It rises linearly over the first `warmup` steps, and falls to 0 over the last fraction `decay` of the steps.
+    The factor rises linearly over the first `warmup` steps, and falls to 0 over the last fraction `decay` of the steps.
     """
 
     def factor(step: int) -> float:
@@ -253,7 +249,7 @@ def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], 
 
 
 def cameras(bank: PairBank, scenes: int = 16) -> CamerasConfig:
-    """Return the ranges of elevation and distance, and the mean focal length, in at most `scenes` held-out scenes."""
+    """Return ranges of elevation (degrees) and distance, and mean focal length (image sides), of held-out scenes."""
     views = bank.source.views
     held_out = np.arange(bank.train, bank.train + min(scenes, bank.held_out))
     _, pose, K = bank.views(np.repeat(held_out, views), np.tile(np.arange(views), len(held_out)))
@@ -267,7 +263,6 @@ def cameras(bank: PairBank, scenes: int = 16) -> CamerasConfig:
 
 
 def train(task: Task) -> Status:
-    """Train the novel-view model of a config."""
     config: TrainThreeDiMConfig = task.config
     model = build(config)
     with writing(task.folder):

@@ -1,7 +1,4 @@
-"""Frames of a scene (cameras, depth and prompts) from a camera path or a ScanNet folder, and choice of key frames.
-
-The automatic camera path is a small circle in the middle of the largest free space inside the mesh.
-"""
+"""Frames of a scene (cameras, depth and prompts) from a camera path or a ScanNet folder, and choice of key frames."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,9 +34,9 @@ GRID, POINTS = 64, 400_000
 EYE_HEIGHT = (0.35, 0.65)
 """Range of camera heights as a fraction of the room height: 0 is the floor, 1 the ceiling."""
 RADIUS, MAX_RADIUS = 0.35, 0.8
-"""Radius of the circle as a fraction of the free distance around its centre, and its maximum in metres."""
+"""Radius of the camera circle as a fraction of the distance from its centre to the surface, and maximum in metres."""
 TURNS, TILT = 2.0, 15.0
-"""Number of turns around the circle, and camera pitch in degrees: down at the start of the path, up at its end."""
+"""Number of turns around the circle, and camera pitch in degrees: down at the first frame, up at the last frame."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +47,7 @@ class Frames:
         cameras: perspective cameras in world coordinates.
         depth: (N, H, W) in metres along the viewing axis; 0 where unknown.
         prompts, names: prompt and file name (without its suffix) of each frame.
-        keys: indices of the key frames that a ScanNet folder lists; None if it lists none.
+        keys: indices of the key frames that a ScanNet folder lists; None if it lists fewer than two.
     """
 
     cameras: Cameras
@@ -66,9 +63,10 @@ class Frames:
 def read_frames(
     config: TextureConfig, rig: PathConfig, source: SourceMesh | None, frame: MeshFrame
 ) -> tuple[Frames, list[str]]:
-    """Return the frames of the scene that have enough depth, and notes on frames that were left out.
+    """Return the frames with known depth in `MIN_DEPTH` of their pixels, and notes on frames that were left out.
 
-    `source` is the world mesh of the scene; a ScanNet folder needs none. Raises ConfigError.
+    `source` is the scene's mesh in world coordinates; it may be None for a ScanNet folder. `frame` transforms points
+    of the mesh file to the world. `rig` names the camera path or the ScanNet folder. Raises ConfigError.
     """
     notes = list[str]()
     if rig.scannet is not None:
@@ -94,7 +92,7 @@ def read_frames(
 
 
 def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, frame: MeshFrame) -> Frames:
-    """Return the frames of a camera path through a mesh; their depth is rendered. Raises ConfigError."""
+    """Return the frames of a camera path through a mesh, with rendered depth. Raises ConfigError."""
     cameras = auto_path(source, rig) if rig.file == AUTO else read_path(rig, frame)
     prompts, used = config.view_texts(len(cameras)), list(range(0, len(cameras), rig.every or 1))
     if rig.file != AUTO and len(used) > 1:
@@ -113,7 +111,7 @@ def path_frames(config: TextureConfig, rig: PathConfig, source: SourceMesh, fram
 def read_path(rig: PathConfig, frame: MeshFrame) -> Cameras:
     """Read a cameras.json with poses in the coordinates of the mesh file, and return world cameras. Raises ConfigError.
 
-    The intrinsics are scaled to the image height of `rig`. Its width then crops or widens the images at both sides.
+    The intrinsics are scaled to the image height of `rig`. A different aspect ratio crops or widens both sides equally.
     """
     path, height, width = Path(rig.file).expanduser(), rig.height, rig.width
     found = read_cameras(path, "rig.file", rig.poses, (height, width), rig.fov).cameras
@@ -160,9 +158,10 @@ def scannet_frames(config: TextureConfig, rig: PathConfig, folder: Path, notes: 
 
 
 def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
-    """Return the indices of the key frames that the ScanNet folder lists, or else of chosen ones and the last frame.
+    """Return the indices of the key frames: those that the ScanNet folder lists, or else a selection.
 
-    A chosen key frame overlaps with the next by the fraction `min_overlap` of its pixels, where frames allow it.
+    Selected consecutive key frames have at least the fraction `min_overlap` of their pixels in common, if the frames
+    are close enough. The last frame is always selected.
     """
     if frames.keys is not None:
         return list(frames.keys)
@@ -171,9 +170,10 @@ def choose_keys(frames: Frames, min_overlap: float) -> list[int]:
 
 
 def check_overlap(frames: Frames, keys: Sequence[int], min_overlap: float, key: str) -> list[str]:
-    """Return at most one note, on consecutive key frames whose fraction of common pixels is at most `min_overlap`.
+    """Return a list with one note on consecutive key frames that overlap by `min_overlap` or less; [] without them.
 
-    Raises ConfigError for `key` if no pair overlaps enough.
+    The overlap is the fraction of common pixels. Raises ConfigError if no pair overlaps more; `key` is the config key
+    that the error names.
     """
     found = [overlap(frames.depth, frames.cameras, *pair) for pair in zip(keys, keys[1:], strict=False)]
     apart = [n for n, share in enumerate(found) if share <= min_overlap]
@@ -185,9 +185,9 @@ def check_overlap(frames: Frames, keys: Sequence[int], min_overlap: float, key: 
 
 
 def auto_path(source: SourceMesh, rig: PathConfig) -> Cameras:
-    """Return `rig.frames` perspective cameras on a small circle; each looks across the centre of the circle.
+    """Return `rig.frames` perspective cameras on a small circle around the point that `interior` finds in the mesh.
 
-    Raises ConfigError if the mesh has no free interior.
+    Each camera looks across the centre of the circle. Raises ConfigError if the mesh has no free interior.
     """
     centre, free = interior(source)
     n = torch.arange(rig.frames, dtype=torch.float32)
@@ -214,7 +214,7 @@ def interior(source: SourceMesh) -> tuple[Array, float]:
     full = np.zeros(shape, bool)
     full[tuple((((points - low) / cell).astype(int) + 1).clip(0, shape - 1).T)] = True
     levels = np.arange(shape[2])
-    floor = np.maximum.accumulate(np.where(full, levels, -1), 2)  # below each cell, -1: none
+    floor = np.maximum.accumulate(np.where(full, levels, -1), 2)  # highest full cell below each cell; -1: none
     ceiling = np.flip(np.minimum.accumulate(np.flip(np.where(full, levels, shape[2]), 2), 2), 2)
     sides = [np.maximum.accumulate(full, axis) for axis in (0, 1)]
     sides += [np.flip(np.maximum.accumulate(np.flip(full, axis), axis), axis) for axis in (0, 1)]
@@ -231,7 +231,7 @@ def interior(source: SourceMesh) -> tuple[Array, float]:
 
 
 def surface_points(source: SourceMesh) -> Array:
-    """Sample `POINTS` points uniformly on the surface, always the same ones; return them and all vertices, (P, 3)."""
+    """Return points (P, 3) on the surface: all vertices, and `POINTS` uniformly random points from a fixed seed."""
     corners = source.vertices[source.faces].astype(np.float64)
     area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1)
     rng = np.random.default_rng(0)

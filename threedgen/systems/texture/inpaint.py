@@ -1,6 +1,6 @@
 """Inpainting of texels that no image shows.
 
-A 2D model inpaints them in renders of the textured mesh. Each render is from the view with the most such texels. The
+A 2D model inpaints them in renders of the textured mesh. Each render is from the view with the most unseen texels. The
 method follows Text2Tex (Chen et al. 2023, arXiv 2303.11396) and the texturing of MV-Adapter.
 """
 
@@ -37,9 +37,9 @@ def inpaint_texture(
 ) -> tuple[ViewTexture, int]:
     """Inpaint the texels that no image shows, in at most `max_views` renders of `size` x `size` pixels.
 
-    `made` has the texture and the mask of its seen texels. Views in which unseen texels cover less than the fraction
-    `min_hole` are not used. Returns the inpainted texture and the number of views used. Texels that are still unseen
-    keep their colours.
+    `made` has the texture and the mask of the texels that images show. Views in which unseen texels cover less than the
+    fraction `min_hole` are not used. Returns the inpainted texture, in which texels that are still unseen keep their
+    colours, and the number of views used.
     """
     covered = rasterise_uv(mesh.uv, mesh.faces, made.visible.shape[0]).mask
     looks = [visible_texels(mesh, views([angle], COUNT_SIZE, COUNT_SIZE), made.visible.shape) for angle in ANGLES]
@@ -73,9 +73,9 @@ def visible_texels(mesh: TexturedMesh, camera: Cameras, shape: tuple[int, int]) 
 
 
 def render_hole(mesh: TexturedMesh, made: ViewTexture, unseen: Array, camera: Cameras) -> tuple[Array, Array]:
-    """Render a texture for one camera, and mark the pixels to inpaint: those with `unseen` texels, (T, T) bool.
+    """Render the texture for one camera: an image (H, W, 3) in [0, 1], and the bool hole (H, W) to inpaint.
 
-    Returns an image (H, W, 3) in [0, 1], and the bool mask (H, W), from which thin lines are removed.
+    The hole has the pixels that show texels of the bool mask `unseen` (T, T). Thin lines are removed from the hole.
     """
     both = np.concatenate([made.texture, unseen[..., None]], axis=-1)
     image = render(mesh, both, camera, supersample=1)[0]

@@ -24,7 +24,7 @@ class SidesConfig(Config):
 
 
 class PathConfig(Config):
-    """Perspective cameras along a path in a scene, sampled in windows."""
+    """Perspective cameras along a path in a scene."""
 
     name: Literal["path"] = Field("path", description="perspective cameras along a path in a scene")
     file: str = Field(AUTO, min_length=1, description="cameras.json in mesh coordinates; auto: around in the room")
@@ -46,7 +46,7 @@ class PathConfig(Config):
 
 
 class TextureConfig(SamplingConfig):
-    """Texture the mesh of an object or a scene, from a text, an image, or views of its sides."""
+    """Texture for the mesh of an object or a scene, from text or images."""
 
     prior: Annotated[Any, Component("prior", "mvadapter", SAMPLERS[2:])] = Field({}, description="diffusion prior")
     scale: float = Field(1.0, gt=0, le=1e6, description="metres per unit of a scene's file; 0.01: centimetres")

@@ -48,10 +48,7 @@ WALK_VIEWS, SHEET_COLUMNS, FPS = 12, 6, 8
 
 
 def texture_scene(task: Task, rig: PathConfig) -> None:
-    """Sample the frames, texture the mesh, and write the files that the module docstring lists.
-
-    Raises ConfigError, and Stopped after Ctrl-C.
-    """
+    """Texture a scene and write the files of the module docstring. Raises ConfigError, and Stopped after Ctrl-C."""
     config: TextureConfig = task.config
     frame = MeshFrame.of(config, config.scale)
     source = None if config.mesh is None else read_source(Path(config.mesh).expanduser(), frame)
@@ -83,7 +80,7 @@ def texture_scene(task: Task, rig: PathConfig) -> None:
 
 
 def size_warning(source: SourceMesh) -> list[str]:
-    """Return a note if the unit of a scene is probably not the metre."""
+    """Return a note if the unit of a scene is probably not the metre, else []."""
     size = float(np.ptp(source.vertices, axis=0).max())
     if SCENE_SIZE[0] <= size <= SCENE_SIZE[1]:
         return []
@@ -93,9 +90,9 @@ def size_warning(source: SourceMesh) -> list[str]:
 def write_frames(
     folder: Path, frames: Frames, sampled: Sequence[int], keys: Sequence[int], images: Tensor, frame: MeshFrame
 ) -> None:
-    """Write cameras, depth, video and contact sheet of the frames `sampled`, with images (N, H, W, 3) in [0, 1].
+    """Write cameras, depth, video and contact sheet of N frames with images (N, H, W, 3) in [0, 1].
 
-    The contact sheet labels the key frames. Raises OSError.
+    `sampled` are the indices of the N frames, `keys` those of the key frames, which the sheet labels. Raises OSError.
     """
     cameras, names = frames.cameras.select(sampled), [frames.names[n] for n in sampled]
     cameras = replace(cameras, c2w=frame.poses_to_file(cameras.c2w.double()))
@@ -111,9 +108,10 @@ def write_frames(
 def texture_mesh(
     task: Task, mesh: TexturedMesh, frame: MeshFrame, cameras: Cameras, images: np.ndarray
 ) -> dict[str, object]:
-    """Project images (N, H, W, 3) in [0, 1] onto the mesh; write it and renders from between the cameras.
+    """Project images (N, H, W, 3) in [0, 1] onto the mesh; write the mesh, and renders between the cameras.
 
-    Returns metrics for summary.json. Raises OSError, ConfigError.
+    `frame` transforms points of the mesh file to the world. Returns metrics for summary.json. Raises OSError and
+    ConfigError.
     """
     config: TextureConfig = task.config
     with Count("texturing", 2 * len(cameras), task.quiet) as count:

@@ -1,7 +1,6 @@
-"""The task "texture": projects sampled or given images onto the mesh of an object or a scene (`scene.py`).
+"""The task "texture": projects images onto the mesh of a scene (`scene.py`), or of an object from six sides.
 
-An object has six sides, orthographic views which MV-Adapter samples or the user gives as images: front, right, back,
-left, top and bottom, in this order.
+The sides are orthographic views that MV-Adapter samples or the user gives, in the order of `SIDES`.
 
 RUN/preview.png     the mesh without texture; it shows which sides are taken as front and top
 RUN/maps/           position/SIDE.png and normal/SIDE.png, the renders that condition MV-Adapter
@@ -68,11 +67,11 @@ ROWS = (
     ("Texture", "unseen parts are completed", ((TEXTURE, "Texture"),)),
 )
 SYNC_TEXELS = 4
-"""Texture side divided by image side, at most, in the texture that makes the sides consistent."""
+"""Maximum ratio of texture side to image side in the projection that makes the sides consistent."""
 RING_VIEWS, SHEET_SIZE = 6, 256
 """Number of cameras above, and of cameras below the horizon in before.png and after.png; image side in pixels."""
 LARGE = 512
-"""Image side in pixels from which the projection can discard a wide margin beside depth edges."""
+"""Minimum image side in pixels at which the projection discards a wide margin beside depth edges."""
 INPAINT_SCALE = 7.0
 """Guidance scale of inpainting."""
 
@@ -127,7 +126,7 @@ def read_sides(folder: Path) -> Sides:
 
 
 def read_mesh(config: TextureConfig) -> tuple[SourceMesh, TexturedMesh, list[str]]:
-    """Read the mesh of an object: as it is, with texture coordinates, and notes. Raises ConfigError."""
+    """Return an object's mesh as in the file, the mesh with texture coordinates, and notes. Raises ConfigError."""
     source = read_object(config)
     mesh, uv = with_uv(source, config.texture, config.uv)
     notes = list(source.notes)
@@ -138,7 +137,6 @@ def read_mesh(config: TextureConfig) -> tuple[SourceMesh, TexturedMesh, list[str
 
 
 def inpainter(task: Task, model: MVAdapter) -> Inpaint:
-    """Return a function that inpaints the hole of an image with the 2D model of MV-Adapter."""
     config: TextureConfig = task.config
 
     def inpaint(image: Array, hole: Array, number: int) -> Array:
@@ -159,7 +157,6 @@ def inpainter(task: Task, model: MVAdapter) -> Inpaint:
 
 
 def blend(size: int) -> BlendOptions:
-    """Return the rules for projecting images of `size` x `size` pixels."""
     return replace(OBJECT_BLEND, margin=OBJECT_BLEND.margin if size >= LARGE else 1)
 
 
@@ -176,10 +173,10 @@ def project(mesh: TexturedMesh, sides: Sides, size: int, on_view: Callable[[], N
 def texture_mesh(
     task: Task, source: SourceMesh, mesh: TexturedMesh, sides: Sides, model: MVAdapter | None, notes: list[str]
 ) -> dict[str, object]:
-    """Project the sides onto the mesh, and write it with renders and a page. Raises OSError, ConfigError.
+    """Project the sides onto the mesh; write the mesh, renders and a page. Raises OSError, ConfigError.
 
-    `model` inpaints unseen texels; without it, they keep the colours of near surface points. Returns metrics for
-    summary.json.
+    `model` inpaints unseen texels. If it is None, they keep the colours of near surface points. Warnings in `notes` are
+    shown on the page. Returns metrics for summary.json.
     """
     config, folder, triangles = task.config, task.folder, len(mesh.faces)
     with Count("texturing", 2 * len(SIDES), task.quiet) as count:
@@ -216,10 +213,7 @@ def texture_mesh(
 
 
 def run(config: TextureConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task, print the path of its main result, and return the exit code.
-
-    The main result is the textured mesh. If none is made, it is the video of a scene or the preview of an object.
-    """
+    """Run the task, print the path of the mesh (if none is made: video or preview), and return the exit code."""
     rig = config.rig
     if isinstance(rig, PathConfig):
         work, files = partial(scene.texture_scene, rig=rig), scene.FILES

@@ -20,7 +20,7 @@ from threedgen.train.task import Task
 
 TEXTURE = "texture.png"
 MAX_OVERLAP = 1e-3
-"""Maximum fraction of the covered texels that belong to two places of the mesh; rounding overlaps some at borders."""
+"""Maximum fraction of covered texels that belong to two places of the mesh, as rounding causes at chart borders."""
 MAX_DEGENERATE = 0.01
 """Maximum fraction of the surface that has no area in the texture."""
 
@@ -28,8 +28,8 @@ MAX_DEGENERATE = 0.01
 def with_uv(source: SourceMesh, texture: int, choice: str = "auto") -> tuple[TexturedMesh, str]:
     """Return the mesh with texture coordinates (UV), and a text for the user that says where they come from.
 
-    `texture` is the side of the texture in texels, and `choice` the option `uv`: "own" coordinates of the file, new
-    ones ("unwrap"), or "auto". Raises ConfigError if the own ones cannot be used, or if the mesh cannot be unwrapped.
+    `texture` is the side of the texture in texels. `choice` is "own" (coordinates of the file), "unwrap" (new ones), or
+    "auto" (own if they are usable, else new). Raises ConfigError if "own" is not usable, or if unwrapping fails.
     """
     fault = "" if choice == "unwrap" else uv_fault(source, texture)
     if choice == "own" and fault:
@@ -86,9 +86,13 @@ def render_consistent(
 def write_glb(
     task: Task, mesh: TexturedMesh, texture: Array, file: str, name: str, extras: dict[str, object], **material: bool
 ) -> None:
-    """Write texture.png and the textured mesh as the GLB `file` to the run folder. Raises OSError.
+    """Write texture.png, and the textured mesh as a GLB, to the run folder. Raises OSError.
 
-    `texture` is (H, W, 3) in [0, 1], row 0 at v = 1. `name` and `extras` are stored in the GLB.
+    Args:
+        texture: (H, W, 3) in [0, 1]; row 0 is at v = 1.
+        file: file name of the GLB.
+        name, extras: name of the mesh and JSON data, which are stored in the GLB.
+        material: scene=True for an unlit, double-sided material; open_surface=True for a double-sided material.
     """
     image = to_uint8(texture)
     write_png(task.folder / TEXTURE, image)

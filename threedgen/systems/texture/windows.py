@@ -1,7 +1,7 @@
 """Sampling of a scene's frames in windows (MVDiffusion, arXiv 2307.01097, section 4.2).
 
 A window is a set of frames that are denoised together. The first windows have key frames only. Each later window has
-two neighbouring key frames, which condition it, and frames between them. Each frame is sampled once and saved.
+two consecutive key frames, which condition the frames between them. Each frame is sampled once and saved.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ Synchronise = Callable[[Cameras, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Window:
-    """Indices of frames sampled together. Earlier windows sampled the `known` ones, which condition the new."""
+    """Indices of frames that are sampled together. Known frames, from earlier windows, condition the new frames."""
 
     frames: tuple[int, ...]
     known: tuple[int, ...] = ()
@@ -55,8 +55,8 @@ class Window:
 def plan(keys: Sequence[int], rig: PathConfig) -> list[Window]:
     """Return the windows in the order of sampling.
 
-    First come windows of `rig.views` key frames; consecutive ones share a third of them, the last possibly more. Then
-    come the windows with the frames between two key frames.
+    The first windows have `rig.views` key frames each, and share a third of their frames with the next window (the last
+    two may share more). The later windows have two key frames and the frames between them.
     """
     last, shared = max(0, len(keys) - rig.views), max(1, rig.views // 3)
     windows, done = list[Window](), set[int]()
@@ -141,7 +141,7 @@ class WindowSampler:
                             write_png(folder / f"{self.frames.names[n]}.png", image)
 
     def sample(self, number: int, on_step: Callable[[], None]) -> Tensor:
-        """Sample all frames of window `number`, also the known ones: (F, H, W, 3) in [0, 1]."""
+        """Sample the F frames of window `number`, including known frames, and return images (F, H, W, 3) in [0, 1]."""
         window, config, model = self.windows[number], self.config, self.model
         numbers = list(window.frames)
         cameras, depth = self.frames.cameras.select(numbers), self.frames.depth[numbers]
@@ -172,7 +172,7 @@ class WindowSampler:
         )
 
     def sync(self, number: int, known: Tensor) -> ViewSync:
-        """Return the rounds that make window `number`, with mask `known` (F,), consistent with all earlier windows."""
+        """Return the rounds that make a window consistent with earlier windows. `known` (F,) marks known frames."""
         if (synchronise := self.synchronise) is None:
             return NO_SYNC
         numbers = list(self.windows[number].frames)

@@ -54,7 +54,7 @@ class DenoisingSystem(AveragedSystem):
     """Base of the LightningModules that train parts of a latent diffusion model to denoise.
 
     A subclass defines `batch` and registers the modules that train. It may override `predict`, `save` and
-    `sample_sheet`. `model` is no registered submodule, so its frozen networks are in no checkpoint.
+    `sample_sheet`. `model` is not a registered submodule, so checkpoints do not contain its frozen networks.
     """
 
     model: LatentDiffusion
@@ -80,7 +80,7 @@ class DenoisingSystem(AveragedSystem):
         raise NotImplementedError
 
     def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """Return the network's output (B, C, h, w), float32, for noisy latents `x` like it at time steps `t` (B,)."""
+        """Return the network's output, float32, for noisy latents `x`, both (B, C, h, w), at time steps `t` (B,)."""
         return self.model.network(x, t, batch.text, **batch.condition)
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -130,10 +130,10 @@ def view_timesteps(
 ) -> Tensor:
     """Sample time steps (objects, n_view), int64 in [0, T), for the views of each object.
 
-    `options` has the probabilities of three cases for an object: independent time steps in all views; low noise in 1 to
-    n_view - 1 views and one common time step in the rest; one common time step in all views. With equal noise a view
-    can be denoised without the rest. Views with low noise make the network attend to them (Chen et al. 2024,
-    "Diffusion Forcing", arXiv 2407.01392). `power` above 1 favours low noise: t = T u^power, u uniform.
+    `options` has the probabilities of two cases: independent time steps in all views (`independent`), and low noise in
+    1 to n_view - 1 views with one common time step in the rest (`companions`). Else all views have the same time step.
+    Low noise in some views makes the network attend to these views (Diffusion Forcing, Chen et al. 2024, arXiv
+    2407.01392). `power` above 1 favours low noise: t = T u^power, u uniform in [0, 1).
     """
     equal = sample_timesteps(objects, T, power, rng)[:, None].expand(-1, n_view)
     if n_view == 1 or not (options.independent or options.companions):

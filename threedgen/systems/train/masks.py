@@ -1,4 +1,4 @@
-"""Training images with random holes, for inpainting models, which take a mask and the known part of an image."""
+"""Training images with random holes, for models that take a mask and the known part of an image."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -59,8 +59,7 @@ class AdapterSystem(DenoisingSystem):
 
     Args:
         network: UNet with the adapter; the network of `model`.
-        banks: pairs of a share of the steps and cached latents of the objects: at the model's image size, and possibly
-            at half of it.
+        banks: pairs (share of the steps, cached latents of the objects) at full and possibly at half image size.
         objects: training objects.
         held_out: objects of the sample sheet.
     """
@@ -114,10 +113,7 @@ class AdapterSystem(DenoisingSystem):
         save_adapter(folder / RESULT, self.network)
 
     def sample_sheet(self) -> Sheet:
-        """Return rows with the true views of held-out objects, each above a row of samples.
-
-        Adapters with a reference image have it in the first column.
-        """
+        """Return rows of true held-out views, each above a row of samples; any reference image is in column 0."""
         size, cells, labels = self.banks[0][1].size, list[Tensor](), list[str]()
         for k in range(SHEET_OBJECTS):
             entry = self.held_out.block(range(k, k + 1), size)
@@ -190,7 +186,7 @@ def new_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> A
 
 
 def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> AdaptedUNet:
-    """Load the adapter that the config starts from; `form` may differ from that of its file. Raises ConfigError."""
+    """Load the adapter that the config starts from, with `form` instead of the form in its file. Raises ConfigError."""
     file = locate("adapter", str(config.adapter))
     network = load_adapter(file, model.unet, model.factor, **asdict(form))
     downscale = network.guider and network.guider.downscale_factor

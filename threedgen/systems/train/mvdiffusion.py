@@ -54,7 +54,7 @@ from .options import SingleViewConfig, TrainMVDiffusionConfig, Variant, ViewsCon
 
 RESULT = "blocks.safetensors"
 SAVED: dict[str, object] = {"k": 3, "neighbours": "ring"}
-"""Correspondence between panorama views, the metadata of their blocks; sampling with other values gives a warning."""
+"""Options of the matches between panorama views, saved with the blocks. Sampling warns if its options differ."""
 EXTRA: dict[Variant, Extra] = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}
 """Input that the 2D model of each variant takes beside the noisy latents."""
 KEPT_GEOMETRIES = 64
@@ -82,7 +82,7 @@ DataBySize = Sequence[tuple[float, SceneData]]
 
 
 class MVDiffusionSystem(DenoisingSystem):
-    """Base of the LightningModules of both stages."""
+    """Base of the LightningModules of both stages: size of the training images, and prediction of the network."""
 
     model: MVDiffusion
     data: DataBySize
@@ -96,7 +96,7 @@ class MVDiffusionSystem(DenoisingSystem):
 
 
 class SingleViewSystem(MVDiffusionSystem):
-    """LightningModule of the first stage. It trains the UNet's first layer, and LoRA of other layers."""
+    """LightningModule of the first stage. It trains the first layer of the UNet, and a LoRA of further layers."""
 
     stage = "single views"
 
@@ -130,7 +130,7 @@ def sample_views(
 ) -> tuple[Tensor, Tensor | None, list[str]]:
     """Sample n = `count` single views of the first `available` scenes.
 
-    Returns latents (n, C, h, w), inverse depth (n, 1, h, w) in [-1, 1] or None without depth, and n captions.
+    Returns latents (n, C, h, w), inverse depth (n, 1, h, w) in [-1, 1] (-2: unknown) or None, and n captions.
     """
     scenes, views = rng.integers(0, available, count), rng.integers(0, bank.n_view, count)
     z = bank.latents(scenes)[range(count), views]
@@ -143,7 +143,7 @@ class ViewsSystem(MVDiffusionSystem):
     """LightningModule of the second stage. It trains the attention between views and any branch for condition views.
 
     Args:
-        difference: changes of the UNet by the first stage, saved with the blocks; None: save all weights of the UNet.
+        difference: changes of the UNet in the first stage, saved with the blocks; None: all weights are saved.
         lora: LoRA of the first stage, attached to the UNet, or None.
     """
 
@@ -194,7 +194,7 @@ class ViewsSystem(MVDiffusionSystem):
     def image_conditions(
         self, data: SceneData, chosen: Sequence[int] | Array, z: Tensor
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return the image inputs of the network for all n F views of n scenes.
+        """Return the image inputs of the network for all n F views of the n scenes with indices `chosen`.
 
         `z` are the clean latents (n, F, C, h, w). Returns extra input channels (n F, E, h, w) or None, and the input
         (n F, C + 1, h, w) of the branch for condition views or None.
@@ -210,11 +210,9 @@ class ViewsSystem(MVDiffusionSystem):
         return depth_channels(depth, *z.shape[-2:]), given_condition(z, mask) if mask.any() else None
 
     def _unknown_view(self, size: Size) -> Tensor:
-        """Return mask and known latents (1 + C, h, w) of a view of which every pixel is unknown."""
         return self.model.masked_extra(torch.zeros(1, *size, 3), torch.zeros(1, dtype=torch.bool))[0].cpu()
 
     def _geometry(self, scene: int) -> Geometry:
-        """Return the matches between the pixels of a scene's views; those of scene 0 hold for all panoramas."""
         depth = self.bank.depth([scene])[0] if self.bank.has_depth else None
         return self.model.geometry(self.bank.cameras(scene), depth)
 

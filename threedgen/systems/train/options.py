@@ -1,7 +1,4 @@
-"""Config models of train-mvadapter, train-mvdiffusion and train-matte, and sections that all trainings share.
-
-The module does not import torch.
-"""
+"""Configs of train-mvadapter and train-mvdiffusion, and sections of all trainings. The module does not import torch."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -48,7 +45,7 @@ class DenoisingConfig(Config):
 
 
 class ViewNoiseConfig(Config):
-    """Noise levels of an object's views; all equal in the remaining objects."""
+    """Noise levels of the views of an object, which are equal by default."""
 
     independent: Share = Field(0.0, description="share of objects with a noise level for each view")
     companions: Share = Field(0.0, description="share of objects with low noise in some views")
@@ -86,15 +83,13 @@ def check_multiple(name: str, value: int, unit: int, meaning: str) -> None:
         raise ValueError(f"{name} {value} should be a multiple of {unit}, {meaning}; try {near}")
 
 
-# --- train-mvadapter ---------------------------------------------------------------------------------------------
-
 SIDES = 6
 """Number of views of a training object."""
 DROPPED = 0.1
 
 
 class AdapterTrainingConfig(DenoisingConfig):
-    """Training of an adapter (arXiv 2412.03632, section A.2)."""
+    """Training of MV-Adapter (arXiv 2412.03632, section A.2)."""
 
     batch: Batch = 8
     fresh: Fresh = 1
@@ -116,7 +111,7 @@ class AdapterTrainingConfig(DenoisingConfig):
 
 
 class TrainMVAdapterConfig(TrainConfig):
-    """Train an adapter with which a frozen 2D model samples several views of an object."""
+    """Training of MV-Adapter, with which a frozen 2D model samples several views of an object."""
 
     start: str = Field(min_length=1, description="2D model: a diffusers folder or a hub id")
     image_size: int | None = Field(None, ge=8, le=2048, description="side of a view, pixels; null: the model's")
@@ -154,13 +149,11 @@ class TrainMVAdapterConfig(TrainConfig):
         super().check()
 
 
-# --- train-mvdiffusion -------------------------------------------------------------------------------------------
-
 Variant = Literal["panorama", "outpaint", "depth"]
 
 
 class SingleViewConfig(Config):
-    """First stage: training of the 2D model on single views, with depth or a mask as further input."""
+    """First stage: training of the 2D model on single views with depth or a mask."""
 
     max_steps: Count = 2000
     batch: Batch = 32
@@ -183,7 +176,7 @@ class ViewsConfig(DenoisingConfig):
 
 
 class TrainMVDiffusionConfig(TrainConfig):
-    """Train attention between the views of a scene around a frozen 2D model."""
+    """Training of attention between the views of a scene, added to a frozen 2D model."""
 
     variant: Variant = Field("panorama", description="panorama; outpaint: from a view; depth: posed views with depth")
     start: str = Field(min_length=1, description="2D model: a diffusers folder or a hub id")
