@@ -1,1 +1,1 @@
-"""Evaluations of priors, views and 3D objects. `runner.py` turns items into rows, and rows into a report of metrics."""
+"""Evaluations of priors, views and 3D objects. `runner.py` measures items one by one and writes a report of metrics."""

@@ -17,7 +17,7 @@ NOISE_TERMS = 24
 
 
 def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -> ColouredMesh:
-    """Add smooth noise of a strength to the positions and vertex colours of a mesh; strength 1 is typical of results.
+    """Add smooth noise to the positions and vertex colours of a mesh. Strength 1 is typical of text-to-3D results.
 
     Vertices at equal positions get equal noise, so a closed mesh stays closed. Textures are not changed.
     """
@@ -38,10 +38,7 @@ def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -
 
 
 class SmoothNoise:
-    """Smooth random vector field: maps points (..., 3) in world units to vectors (..., 3) of mean 0 and variance 1.
-
-    Each component is a sum of sine waves.
-    """
+    """Smooth random vector field: maps points (..., 3) to sums of sine waves (..., 3) with mean 0 and variance 1."""
 
     def __init__(self, rng: np.random.Generator, wavelength: float) -> None:
         self.frequency = rng.normal(size=(3, NOISE_TERMS)) * (2 * np.pi / wavelength) / np.sqrt(3)
@@ -72,7 +69,7 @@ def two_fronted(mesh: ColouredMesh) -> ColouredMesh:
     """Replace the back half of a mesh by a copy of its front half, so that the mesh has the Janus problem.
 
     World axes: z up, front +x. The front half has x above the centre of the bounding box. Its copy is rotated by 180
-    degrees around the vertical axis. The cuts of a symmetric closed mesh coincide, so the result is closed too.
+    degrees around the vertical axis. A symmetric closed mesh stays closed.
     """
     x = mesh.corners[..., 0]
     centre = (x.min() + x.max()) / 2
@@ -83,7 +80,6 @@ def two_fronted(mesh: ColouredMesh) -> ColouredMesh:
 
 
 def _front_half(part: Part, centre: float) -> Part:
-    """Keep the half of a part with x >= centre. Colours or uv are interpolated at the cut."""
     from trimesh.intersections import slice_faces_plane
 
     vertices, values = part.corners.reshape(-1, 3), part.values.reshape(-1, part.values.shape[-1])

@@ -1,4 +1,4 @@
-"""Pretrained networks of the evaluations: Inception-v3 for FID, KID and Inception score, CLIP, image encoders."""
+"""Pretrained networks of the evaluations: Inception-v3 for FID, KID and Inception score; CLIP; image encoders."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -21,7 +21,6 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation per RGB channel that CLIP inputs in [0, 1] are normalised with."""
 ENCODER_BATCH = 16
-"""Number of images that CLIP or an image encoder encodes together."""
 
 
 class NetworkOutput(NamedTuple):
@@ -32,12 +31,10 @@ class NetworkOutput(NamedTuple):
 
 
 class FeatureNetwork(Protocol):
-    """Network whose features are compared by FID and KID and whose logits give the Inception score.
+    """Network whose features are compared by FID and KID and whose logits give the Inception score (kind "features").
 
-    Calling it maps images (V, H, W, 3), uint8, to a `NetworkOutput`. Implementations are registered as "features".
-
-    Attributes:
-        description: name and preprocessing of the network, for a report.
+    A call maps images (V, H, W, 3), uint8, to a `NetworkOutput`. ``description`` is its name and preprocessing in
+    reports.
     """
 
     description: str
@@ -51,7 +48,7 @@ class FeatureNetwork(Protocol):
 
 
 class InceptionFeatures(FeatureNetwork):
-    """Inception-v3 of torchmetrics with the weights of the original FID. Raises ConfigError without them."""
+    """Inception-v3 of torchmetrics with the weights of the original FID. Raises ConfigError if they are missing."""
 
     description = (
         "torchmetrics' Inception-v3 (2048 features; unbiased logits), views resized to 299 x 299 with antialiasing"
@@ -75,8 +72,8 @@ class InceptionFeatures(FeatureNetwork):
 class CLIP:
     """Frozen CLIP that embeds images and texts as unit vectors (N, D), float32.
 
-    Args:
-        weights: folder or hub id. ConfigError names the config ``key`` and ``example`` if they cannot be loaded.
+    ``weights`` is a folder or hub id. ``key`` and ``example`` are for the ConfigError if they cannot be loaded
+    (`load_hub`).
     """
 
     def __init__(self, weights: str, key: str, example: str = CLIP_WEIGHTS) -> None:
@@ -87,7 +84,7 @@ class CLIP:
 
     @torch.no_grad()
     def embed_images(self, pixels: Tensor) -> Tensor:
-        """Embed preprocessed images (N, 3, S, S)."""
+        """Embed images (N, 3, image_size, image_size) that are already preprocessed for the weights."""
         parts = pixels.split(ENCODER_BATCH)
         return torch.cat([unit_vectors(self.net.get_image_features(pixel_values=part)) for part in parts])
 
@@ -117,7 +114,7 @@ class CLIP:
 class HubIdentity:
     """Frozen image encoder (DINOv2, DINO or CLIP) that compares the identity of subjects in photos.
 
-    The weights are a hub id or a folder. Raises ConfigError if they cannot be loaded.
+    The constructor raises ConfigError if the weights cannot be loaded.
     """
 
     def __init__(self, config: HubIdentityConfig) -> None:
@@ -148,10 +145,10 @@ class HubIdentity:
 
 
 def load_hub(weights: str, description: str, example: str, key: str, *classes: Any) -> list[Any]:
-    """Load a frozen network in eval mode and its processor, whose transformers classes are ``classes``.
+    """Load a frozen network in eval mode and its processor, which have the transformers ``classes``.
 
-    ``weights`` is a folder or hub id. The other arguments are for the ConfigError if they cannot be loaded: what is
-    expected, a valid hub id, and the config key of ``weights``.
+    ``weights`` is a folder or hub id, and ``key`` its config key. The ConfigError for weights that cannot be loaded
+    says what they should be (``description``) and names a valid ``example``.
     """
     try:
         net, processor = [
@@ -167,12 +164,12 @@ def load_hub(weights: str, description: str, example: str, key: str, *classes: A
 
 
 def unit_vectors(output: Any) -> Tensor:
-    """Normalise embeddings (N, D), since transformers 5.0 the attribute ``pooler_output``, to length 1, float32."""
+    """Return embeddings (N, D) with length 1, float32. In transformers 5 they are ``pooler_output`` of the output."""
     return F.normalize((output if isinstance(output, Tensor) else output.pooler_output).float(), dim=1)
 
 
 def encoder_input(images: Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Resize square images (V, H, W, 3) in [0, 1] to (V, 3, size, size), and normalise with ``mean``, ``std`` (3,)."""
+    """Resize square images (V, H, W, 3) in [0, 1] to (V, 3, size, size), and normalise by ``mean`` and ``std`` (3,)."""
     x = images.permute(0, 3, 1, 2).float()
     x = F.interpolate(x, [size] * 2, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
     offset, scale = (torch.tensor(value)[:, None, None] for value in (mean, std))

@@ -1,4 +1,4 @@
-"""Base class of evaluations that sample a prior, use of the other views, and the task "evaluate-own-prior".
+"""Base class of evaluations that sample a prior, the measurement `view_use`, and the task "evaluate-own-prior".
 
 The task samples the captions of user assets:
 
@@ -40,13 +40,11 @@ from .runner import Evaluation, evaluation_task
 from .samples import kept_views, sample_objects
 
 SHEET_ASSETS = 24
-"""Maximum number of assets on the contact sheet."""
 LEVELS = (350, 500, 650, 800, 950)
 """Time steps at which the use of the other views is measured."""
 CLEAN = 100
 """Time step of the companions in the case clean, with little noise."""
 BATCH = 16
-"""Number of objects that are denoised in one batch."""
 P = TypeVar("P", bound=SamplingConfig)
 Row = TypeVar("Row")
 
@@ -55,7 +53,6 @@ class PriorEvaluation(Evaluation[P, int, Row]):
     """Base class of evaluations that sample a diffusion prior. An item is the index of an object."""
 
     def load_prior(self) -> None:
-        """Load the prior of the config as ``self.prior``, and the hash of its weights as ``self.weights``."""
         self.prior: Prior = self.task.load_prior()
         self.weights = digest(self.prior.networks)
 
@@ -69,16 +66,14 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         folder: str = "samples",
         from_noise: bool = False,
     ) -> Array:
-        """Sample V views of each of N prompts in batches, or read the batches that an earlier run has written.
+        """Sample views (N, V, H, W, 3), uint8, of N prompts in batches. Batches of an earlier run are read from files.
 
         Args:
             c2w: camera-to-world poses (N, V, 4, 4).
             numbers: one number per prompt, which seeds its noise together with ``purpose`` and the seed of the config.
             metadata: function from the prompt indices of a batch to everything that determines its samples.
             folder: subfolder of the run for the batches.
-
-        Returns:
-            Samples (N, V, H, W, 3), uint8.
+            from_noise: whether to ignore the coarse prediction of a prior that has one.
         """
         c, count, found = self.config, len(prompts), list[Array]()
         with Interrupts() as interrupts, Count("sampling", count, self.task.quiet) as progress:
@@ -97,7 +92,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
         return np.concatenate(found)
 
     def view_use(self, objects: Captioned) -> tuple[str, Json]:
-        """Measure `view_use` of an MVDream prior. Returns a section of the report in Markdown, and the JSON."""
+        """Measure `view_use` of an MVDream prior. Return a section of the report in Markdown, and the JSON."""
         assert isinstance(self.prior, MVDream)
         figures = view_use(self.prior, Objects.encoded(self.prior, objects), self.config.seed)
         return view_use_table(figures), figures
@@ -112,7 +107,7 @@ class Objects(NamedTuple):
 
     @classmethod
     def encoded(cls, prior: MVDream, views: Captioned) -> Objects:
-        """Encode captioned views with the VAE of a prior. The cameras of each object are evenly spaced around it."""
+        """Encode captioned views by the VAE of a prior. All objects have the same number of views."""
         z = encode(prior.vae, torch.from_numpy(views.rgb)).to(prior.device)
         c2w = torch.from_numpy(views.c2w).float().to(prior.device)
         count = len(views.captions)
@@ -123,7 +118,7 @@ class Objects(NamedTuple):
 def x0_errors(
     prior: MultiviewPrior, objects: Objects, z: Tensor, t: Tensor, noise: Tensor, captions: Sequence[str] | None = None
 ) -> np.ndarray:
-    """Predict the clean latents of view 0 in one step, and return the mean squared error per object.
+    """Predict the clean latents of view 0 in one step. Return the mean squared error (N,) of each object, float64.
 
     Args:
         objects: cameras, and the true latents of view 0.
@@ -131,9 +126,6 @@ def x0_errors(
         t: time steps (N, V), integers.
         noise: Gaussian noise (N, V, C, h, w).
         captions: N prompts; None for the empty prompt.
-
-    Returns:
-        Errors (N,), float64, averaged over the channels and pixels of view 0.
     """
     n_view, errors = z.shape[1], []
     for part in torch.arange(len(z)).split(BATCH):
@@ -149,7 +141,7 @@ def x0_errors(
 
 
 def view_use(prior: MultiviewPrior, objects: Objects, seed: int) -> Json:
-    """Measure how much a multi-view prior relies on the other views of an object when it denoises one view.
+    """Measure how much a multi-view prior uses the other views of an object when it denoises one view.
 
     Noise is added to view 0, and the prior predicts its clean latents in one step. Views 1 to V - 1 of the input, here
     called companions, differ between the cases:
@@ -160,10 +152,8 @@ def view_use(prior: MultiviewPrior, objects: Objects, seed: int) -> Json:
         caption      as true, but with the caption of the object; all other cases have the empty prompt
         clean        companions are the other views with little noise (t = CLEAN), and view 0 is at the last time step
 
-    A prior that ignores the companions has equal errors in the cases true, wrong and alone.
-
-    Returns:
-        Mean errors and their ratios as JSON, with 95 % intervals over the objects.
+    A prior that ignores the companions has equal errors in the cases true, wrong and alone. The result has mean errors
+    and their ratios with 95 % intervals over the objects.
     """
     z, last = objects.z, prior.schedule.T - 1
     noise = torch.randn(z.shape, generator=generator(seed, 0, "view use")).to(z)
@@ -212,7 +202,7 @@ AssetFeatures = tuple[Array, Array, Array]
 
 
 class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
-    """Task "evaluate-own-prior": compare samples of the captions of user assets with renders from the same cameras."""
+    """Evaluation of samples of the captions of user assets against renders from the same cameras."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)

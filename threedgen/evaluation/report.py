@@ -1,4 +1,4 @@
-"""Reports of evaluations: number formats, Markdown tables, JSON files and contact sheets of images."""
+"""Reports of evaluations: number formats, Markdown tables, JSON files and contact sheets."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +20,7 @@ SHEET_PIXELS = 96
 
 
 def format_share(figure: Share | None) -> str:
-    """Format a share like "97.5 % (195/200)"; an undefined one, here as below, is "-"."""
+    """Format a share like "97.5 % (195/200)"; "-" if it is undefined."""
     if figure is None or figure.value is None:
         return "-"
     return f"{100 * figure.value:.1f} % ({figure.hits}/{figure.total})"
@@ -54,7 +54,7 @@ def figure_table(first_head: str, rows: Mapping[str, Json], heads: Mapping[str, 
     Args:
         first_head: head of the column of row names.
         rows: maps the name of a row to its metrics: `Estimate`, JSON of a `Share`, or number.
-        heads: maps the key of a metric to the head of its column. A column without any defined metric is left out.
+        heads: maps the key of a metric to the head of its column. Columns without a defined metric are left out.
     """
 
     def cell(value: Any) -> str:
@@ -69,7 +69,7 @@ def figure_table(first_head: str, rows: Mapping[str, Json], heads: Mapping[str, 
 
 
 def rounded(value: Any) -> Any:
-    """Round all floats in nested dicts and lists to five significant digits. Further digits are not reproducible."""
+    """Round all floats in nested dicts and lists to five significant digits; further digits are not reproducible."""
     if isinstance(value, dict):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -86,7 +86,7 @@ def write_report(
     tables: Mapping[str, str] | None = None,
     summary: Json | None = None,
 ) -> None:
-    """Write ``figures`` to NAME.json, ``text`` to NAME.md and the run's summary, which marks the run as finished.
+    """Write ``figures`` to NAME.json, ``text`` to NAME.md, and the summary of the run, which marks it as finished.
 
     Args:
         printed: text for stdout, unless the task is quiet.
@@ -103,7 +103,7 @@ def write_report(
 
 
 def write_strips(path: Path, strips: Iterable[Array], labels: Sequence[str], columns: int = 1) -> None:
-    """Write a contact sheet of labelled strips as PNG. A strip is images (V, H, W, 3) side by side."""
+    """Write a PNG contact sheet of labelled cells in ``columns``. A cell is images (V, H, W, 3) side by side."""
     if cells := [grid(strip, len(strip)) for strip in strips]:
         write_png(path, grid(cells, columns, labels))
 

@@ -7,8 +7,8 @@
 
     run = evaluation_task(Objects)
 
-Slow parts of a row are written to the run folder (`samples.py`, `kept_json`, runs of objects). A killed run therefore
-resumes after its last whole item, and a finished run only writes its report again.
+Slow parts of a row are written to the run folder (`samples.py`, `kept_json`). A killed run therefore resumes after its
+last whole item, and a finished run only writes its report again.
 """
 
 from collections.abc import Callable, Iterable, Sized
@@ -31,7 +31,6 @@ C = TypeVar("C", bound=RunConfig)
 Item = TypeVar("Item")
 Row = TypeVar("Row")
 ATTEMPTS = 2
-"""Number of attempts at an item whose worker process dies."""
 
 
 class Evaluation(Generic[C, Item, Row]):
@@ -72,7 +71,6 @@ class Evaluation(Generic[C, Item, Row]):
 
 
 def measure_all(evaluation: Evaluation[C, Item, Row]) -> list[Row]:
-    """Prepare an evaluation and return the rows of its items."""
     rows, items = list[Row](), evaluation.items
     evaluation.prepare()
     total = len(items) if isinstance(items, Sized) else evaluation.total or 0
@@ -107,12 +105,15 @@ def evaluate(kind: Callable[[Task], Evaluation[C, Item, Row]], task: Task) -> No
 def evaluation_task(
     kind: Callable[[Task], Evaluation[C, Item, Row]], result: str = "report.md", files: tuple[str, ...] = ()
 ) -> Callable[..., int]:
-    """Return the function that runs an evaluation as a task. ``result`` and ``files`` are those of `run_task`."""
+    """Return the function that runs an evaluation as a task.
+
+    ``result`` is the file in the run folder whose path is printed, ``files`` are further result files (`run_task`).
+    """
     return partial(run_task, partial(evaluate, kind), result=result, files=files, again=True)
 
 
 def kept_json(path: Path, make: Callable[[], Json], **key: object) -> Json:
-    """Read a JSON object from a file. If the file is missing or has another ``key``, make the object and write both."""
+    """Read a JSON object that has the entries ``key`` from a file; if there is none, make and write it."""
     found = read_json(path)
     if not found or not found.items() >= key.items():
         found = make() | key

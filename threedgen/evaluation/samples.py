@@ -1,4 +1,4 @@
-"""Samples of a prior for an evaluation, kept in the run folder, so that a killed run resumes."""
+"""Samples of a prior for an evaluation, written to the run folder so that a killed run resumes."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -47,9 +47,10 @@ def sample_objects(
     negative_prompt: str = "",
     from_noise: bool = False,
 ) -> Array:
-    """Sample V views (N, V, H, W, 3), uint8, of each of N prompts from poses ``c2w`` (N, V, 4, 4) in one batch.
+    """Sample V views of each of N prompts in one batch. Return images (N, V, H, W, 3), uint8.
 
-    Each prompt has its own generator. ``from_noise`` ignores the coarse prediction of a prior that has one.
+    ``c2w`` are camera-to-world poses (N, V, 4, 4), ``rngs`` one generator per prompt. ``from_noise`` ignores the coarse
+    prediction of a prior that has one.
     """
     strength = 1.0 if from_noise else COARSE_STRENGTH
     views = prior.sample(prompts, c2w, steps, guidance_scale, negative_prompt, rngs, init_strength=strength)
@@ -57,7 +58,7 @@ def sample_objects(
 
 
 def kept_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array | Tensor]) -> Array:
-    """Read views by `read_views`. If that fails, call ``sample`` and write the views."""
+    """Read views by `read_views`. If there are none, call ``sample`` and write the result."""
     views = read_views(path, metadata)
     if views is None:
         views = to_uint8(sample())
@@ -66,13 +67,13 @@ def kept_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array 
 
 
 def write_views(path: Path, views: Array | Tensor, metadata: dict[str, str]) -> None:
-    """Write views (..., H, W, 3) as uint8, with ``metadata`` on everything that determines them."""
+    """Write views (..., H, W, 3) as uint8. ``metadata`` names everything that determines them."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, save({"views": torch.from_numpy(to_uint8(views))}, metadata))
 
 
 def read_views(path: Path, metadata: dict[str, str]) -> Array | None:
-    """Read views (..., H, W, 3), uint8, from a file. Return None if it is missing, damaged or has other metadata."""
+    """Read views (..., H, W, 3), uint8. Return None if the file is missing, damaged or has other metadata."""
     if not path.is_file():
         return None
     try:

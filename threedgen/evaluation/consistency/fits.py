@@ -1,4 +1,4 @@
-"""Consistency score of one scene: fit a neural field to most of its views, render the held-out views, and compare.
+"""Consistency score of one scene: fit a neural field to most of its views, and compare renders with the held-out views.
 
 RUN/scores/SCENE.ROW.json   metrics, with a hash of everything that determines them
 RUN/scores/SCENE.ROW.npz    held-out views and renders of the field from the same cameras, uint8
@@ -37,10 +37,9 @@ SSIM_WINDOW = 11
 
 @dataclass(frozen=True)
 class Job:
-    """One scene of one sampler to score, with everything that determines the score.
+    """One scene of one sampler to score.
 
     Attributes:
-        scene: name of the scene.
         row: name of the sampler, or "original".
         images: views (V, H, W, 3), uint8.
         held_out: indices of the views that the field is not fitted to.
@@ -63,11 +62,10 @@ class Job:
 
     @property
     def path(self) -> Path:
-        """JSON file of the score."""
         return Path(str(self.config.out)) / "scores" / f"{self.scene}.{self.row}.json"
 
     def key(self) -> str:
-        """Return a hash (16 hex digits) of everything that determines the score."""
+        """Return a hash of everything that determines the score."""
         digest, c = hashlib.sha256(), self.config
         truth = () if self.truth is None else (self.truth,)
         for array in (self.images, self.cameras.c2w.numpy(), self.cameras.K.numpy(), *truth):
@@ -78,7 +76,7 @@ class Job:
 
 
 def stored_or_scored(job: Job, threads: int) -> Json:
-    """Return the score of a job from the run folder, or compute it with ``threads`` CPU threads."""
+    """Read the score of a job from the run folder, or compute it with ``threads`` CPU threads if it is missing."""
     found = read_json(job.path)
     if found.get("key") != job.key() or not job.path.with_suffix(".npz").is_file():
         set_threads(threads)
@@ -87,7 +85,7 @@ def stored_or_scored(job: Job, threads: int) -> Json:
 
 
 def score(job: Job) -> Json:
-    """Fit a field to a scene, compare its renders with the held-out views, and write images and score."""
+    """Fit a field to a scene, and compare its renders with the held-out views. Write the score and the images."""
     start, views, config = time.monotonic(), job.views, job.config
     kept = [k for k in range(len(views)) if k not in job.held_out]
     scene = fit(views.select(kept), Bounds.from_cameras(views.cameras), config.protocol, config.seed, "auto")
@@ -117,8 +115,7 @@ def score(job: Job) -> Json:
 def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]]:
     """Compare image k of ``truth`` with image k of ``images``, both (N, H, W, 3) in [0, 1].
 
-    Returns:
-        psnr: N values in dB; ssim: N values, or N times None for images smaller than the window of SSIM.
+    Returns N values of "psnr" in dB, and N of "ssim", which are None for images smaller than `SSIM_WINDOW`.
     """
     similarity: list[float] | list[None] = [None] * len(truth)
     if min(truth.shape[1:3]) >= SSIM_WINDOW:
@@ -128,6 +125,6 @@ def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]
 
 
 def held_out_images(folder: Path, score: Json) -> tuple[Array, Array]:
-    """Read the held-out views and the renders of a score in ``folder``, two arrays (V, H, W, 3), uint8."""
+    """Read the held-out views and the renders of a score in ``folder``; two arrays (V, H, W, 3), uint8."""
     with np.load(folder / f"{score['scene']}.{score['row']}.npz", allow_pickle=False) as file:
         return file["held"], file["render"]

@@ -62,7 +62,6 @@ class FolderSamplerConfig(Config):
             read_scene(scene, MIN_VIEWS, allow_gaps=True)
 
     def folders(self) -> list[Path]:
-        """List the folders of all scenes. Raises ConfigError if there are none."""
         folder = existing_folder(self.path, "path")
         if not (found := scenes(folder)):
             raise ConfigError("has no scenes, folders with rgb/, pose/ and intrinsics.txt", "path", self.path)
@@ -88,7 +87,6 @@ class SRNScenesConfig(Config):
             condition_and_targets(read_scene(scene, MIN_VIEWS), self.condition)
 
     def folders(self) -> list[Path]:
-        """List the folders of the chosen scenes. Raises ConfigError if there are none."""
         from threedgen.run.arrays import evenly_spaced  # NumPy, which --help does without
 
         found = scenes(split_folder(self.path, self.split))
@@ -113,7 +111,6 @@ class ProbeWeightsConfig(Config):
     weights: str = Field("embedded", min_length=1, description="'embedded', or a train-probe run's .safetensors file")
 
     def features(self) -> Config:
-        """Return the config of the feature network (the toybox probe) for the registry."""
         config = config_model("features", "probe").model_validate({"weights": self.weights})
         assert isinstance(config, Config)
         return config
@@ -144,7 +141,7 @@ class ConsistencyConfig(RunConfig):
     @model_validator(mode="before")
     @classmethod
     def _own_scenes(cls, data: Any) -> Any:
-        """Set ``scenes`` to the scenes of the folders if all samplers are folders and no scenes are configured."""
+        """Use the scenes of the folders if all samplers are folders and no scenes are configured."""
         if not isinstance(data, dict) or data.get("scenes"):
             return data
         several = data.get("samplers") or {"": data.get("sampler")}

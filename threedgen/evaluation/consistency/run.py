@@ -37,22 +37,19 @@ FIGURES = {
 }  # fmt: skip
 COLUMNS = ("scene", "row", *FIGURES, "consistent_pairs", "pairs", "matches", "fit_seconds")
 RESAMPLES = 2000
-"""Number of bootstrap resamples of the scenes for an interval."""
 KID_SUBSET = 1000
-"""Maximum number of images per subset of KID."""
 SHEET_SCENES = 8
-"""Maximum number of scenes on the contact sheets."""
 ERROR_GAIN = 3.0
 """Factor by which absolute differences of pixels are amplified on the contact sheet."""
 STRIP_VIEWS = 10
-"""Number of views per cell of views.png: the condition views, then evenly spaced target views."""
+"""Number of views per cell of views.png: condition views, then evenly spaced target views."""
 
 
 class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
-    """Evaluation of samplers, and of available original views, by their 3D consistency.
+    """Evaluation of the 3D consistency of samplers, and of the original views if the scenes have any.
 
-    An item is one scene of one sampler. ``strips`` maps the name of a scene to the label and the images (V, H, W, 3),
-    uint8, of each row of views.png.
+    An item is one scene of one sampler. ``strips`` maps the name of a scene to its cells of views.png. A cell is a
+    label and images (V, H, W, 3), uint8.
     """
 
     stage = "fields"
@@ -82,7 +79,6 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
         self.total = sum(len(self.samplers) + (scene.original is not None) for scene in self.scenes)
 
     def check(self, row: str, sampler: NovelViewSampler) -> None:
-        """Raise ConfigError if a sampler needs a prompt, condition view or file that a scene lacks."""
         needs = {"needs_text": ("text", "a prompt", "toybox"), "needs_condition": ("condition", "a given view", "srn")}
         for scene in self.scenes:
             for need, (attribute, name, other) in needs.items():
@@ -96,7 +92,7 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                 sampler.indices(scene.request(self.config.seed, with_images=False))  # type: ignore[attr-defined]
 
     def jobs(self) -> Iterator[Job]:
-        """Yield one job per scene and sampler. Views that are not in the run folder are sampled here."""
+        """Yield a job for each scene and sampler. Views that are not in the run folder are sampled here."""
         size = self.config.batch
         for batch in (self.scenes[start : start + size] for start in range(0, len(self.scenes), size)):
             true = [
@@ -119,7 +115,7 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                     yield Job(self.config, scene.name, row, images, scene.cameras, held, true_images, scene.targets)
 
     def sample(self, row: str, batch: Sequence[Scene]) -> list[Views]:
-        """Return all views of some scenes, condition views included. Samples of an earlier run are read from files."""
+        """Return all views of a batch of scenes, condition views included. Samples of an earlier run are read."""
         sampler, requests = self.samplers[row], [scene.request(self.config.seed) for scene in batch]
         paths = [self.folder / "views" / row / f"{scene.name}.safetensors" for scene in batch]
         determined_by = {"sampler": sampler.fingerprint(), "seed": str(self.config.seed)}
@@ -180,7 +176,6 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
         write_report(self.task, "consistency", figures, whole, text, tables, {"scenes": len(scenes)})
 
     def summary(self, scores: Sequence[Json]) -> Json:
-        """Return the mean of each metric over the scenes, with its 95 % bootstrap interval, as JSON."""
         found: Json = {"scenes": len(scores)}
         for key in FIGURES:
             rng = numpy_generator(self.config.seed, 0, f"bootstrap {key}")
@@ -190,8 +185,8 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
     def write_sheets(self, scores: Sequence[Json]) -> None:
         """Write views.png with views of each scene and row, and sheet.png.
 
-        sheet.png shows, for each scene and row, the held-out view of median PSNR, the render of the field from the same
-        camera, and their amplified difference.
+        A cell of sheet.png has the held-out view of median PSNR, the render of the field, and their amplified
+        difference.
         """
         labelled = [strip for scene in self.strips.values() for strip in scene]
         labels = [label for label, _ in labelled]
@@ -213,7 +208,7 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
     """Compute FID and unscaled KID between all held-out views and all renders of each row.
 
-    ``of`` maps the name of a row to its scores in ``folder``. A row with fewer than two held-out views is left out.
+    ``of`` maps the name of a row to its scores in ``folder``. Rows with fewer than two held-out views are left out.
     """
     found: dict[str, Json] = {}
     for row, scores in of.items():
@@ -229,7 +224,7 @@ def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, S
 
 
 def strip(scene: Scene, views: Views) -> np.ndarray:
-    """Choose `STRIP_VIEWS` views of a scene for views.png: condition views, then targets; (V, H, W, 3), uint8."""
+    """Choose `STRIP_VIEWS` views of a scene for views.png, condition views first. Return images (V, H, W, 3), uint8."""
     targets = scene.targets
     chosen = [targets[k] for k in evenly_spaced(len(targets), STRIP_VIEWS - len(scene.condition))]
     return to_uint8(views.images[[*scene.condition, *chosen]])

@@ -48,7 +48,7 @@ HELD_OUT = 0.1
 MAX_ANGLE = 15
 """Maximum angle in degrees between the viewing axes of the cameras and the origin, else a warning."""
 SAME_POSE = 1e-3
-"""Tolerance for equal poses: maximum difference of a matrix entry, divided by the camera distance (at least 1)."""
+"""Maximum difference of a matrix entry between equal poses, relative to the camera distance (at least 1)."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Scene:
         return [k for k in outward if k not in self.condition]
 
     def request(self, seed: int, with_images: bool = True) -> Request:
-        """Return the request for all target views. ``with_images`` includes the condition views, if there are any."""
+        """Return the request for all target views. ``with_images`` adds the images of the condition views."""
         given = self.original(self.condition) if with_images and self.original and self.condition else None
         numbers = tuple(self.numbers[k] for k in self.targets)
         return Request(self.name, given, self.cameras.select(self.targets), numbers, self.text, seed)
@@ -93,7 +93,6 @@ class Scene:
 
 
 def srn(config: SRNScenesConfig, sampler: object, seed: int) -> list[Scene]:
-    """Read the scenes of an SRN archive. One view of a scene is the condition, and the others are targets."""
     return [_from_archive(config, open_instance(path, config.up, MIN_VIEWS)) for path in config.folders()]
 
 
@@ -115,13 +114,12 @@ def _from_archive(config: SRNScenesConfig, instance: Instance) -> Scene:
 
 
 def sampled(config: SampledScenesConfig, sampler: object, seed: int) -> list[Scene]:
-    """Return the scenes of a folder of samples. They have no original views and no condition views."""
     assert isinstance(sampler, FolderSampler)
     return [Scene(name, one.cameras, one.numbers) for name, one in sampler.instances.items()]
 
 
 def fit_to(scene: Scene, images: Tensor) -> Tensor:
-    """Resize samples (N, h, w, 3) in [0, 1] to (N, H, W, 3) of the scene, rounded to the 256 values of uint8."""
+    """Resize samples (N, h, w, 3) in [0, 1] to the image size of a scene, and round them to the 256 values of uint8."""
     size = (scene.cameras.height, scene.cameras.width)
     if tuple(images.shape[1:3]) != size:
         images = resize(images, *size)
@@ -131,7 +129,7 @@ def fit_to(scene: Scene, images: Tensor) -> Tensor:
 def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int]:
     """Return the sorted indices of random target views to hold out. Raises ConfigError if there are too few views.
 
-    Scenes with the same number of views and the same condition views have the same held-out views, for all samplers.
+    They depend only on the seed, the number of views and the condition views, so all samplers have the same ones.
     """
     count, targets = len(scene.cameras), scene.targets
     number = max(1, round(share * count))
@@ -142,7 +140,7 @@ def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int
 
 
 def camera_warnings(scene: Scene) -> list[str]:
-    """Return a warning if half of the cameras do not look at the origin within `MAX_ANGLE`; else an empty list."""
+    """Return a warning unless most of the cameras look at the origin within `MAX_ANGLE`; else an empty list."""
     at = scene.cameras
     cosine = (at.c2w[:, :3, 2] * torch.nn.functional.normalize(at.position, dim=-1)).sum(-1)
     if float(cosine.median()) >= cos(radians(MAX_ANGLE)):
@@ -156,7 +154,7 @@ def camera_warnings(scene: Scene) -> list[str]:
 
 
 class GroupSampler:
-    """Base class of samplers that use a diffusion prior. The prior denoises at most ``together`` views at a time."""
+    """Base class of samplers that use a diffusion prior, which denoises at most ``config.together`` views together."""
 
     needs_text, on_disk = False, False
     config: MVDreamSamplerConfig | MVAdapterSamplerConfig
@@ -170,15 +168,14 @@ class GroupSampler:
         return [self._sample(request) for request in requests]
 
     def fingerprint(self) -> str:
-        """Return the weights and options that determine the samples of a request."""
+        """Return a text that identifies the weights and options of the sampler."""
         return f"{digest(self.prior.networks)} {config_hash(self.config)}"
 
     def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
-        """Sample the views at poses ``c2w`` (V, 4, 4) together; images (V, H, W, 3) in [0, 1]."""
+        """Sample the views at camera-to-world poses ``c2w`` (V, 4, 4) together; images (V, H, W, 3) in [0, 1]."""
         raise NotImplementedError
 
     def _sample(self, request: Request) -> Tensor:
-        """Sample all target views. Views that are sampled together are evenly spaced, such as every fifth of 60."""
         count, views = len(request.target), []
         groups = -(-count // (self.config.together or count))
         for first in range(groups):
@@ -202,7 +199,7 @@ class MVDreamSampler(GroupSampler):
 class MVAdapterSampler(GroupSampler):
     """Sampler that uses a 2D model with MV-Adapter. It is conditioned on the first condition view, or else on text.
 
-    The adapter receives the directions of the cameras, but not their distances or fields of view. It chooses the size
+    The adapter receives the directions of the cameras, but neither distances nor fields of view. It chooses the size
     and place of the object, and puts its front at azimuth 0.
     """
 
@@ -229,7 +226,6 @@ class MVAdapterSampler(GroupSampler):
         )
 
     def _condition(self, request: Request) -> Tensor:
-        """Cut out and centre the object of the first condition view. Raises ConfigError if the background varies."""
         assert request.condition is not None
         rgb, size = request.condition.images[0].float().cpu().numpy(), self.prior.image_size
         opaque = np.ones((*rgb.shape[:2], 1), np.float32)
@@ -238,7 +234,7 @@ class MVAdapterSampler(GroupSampler):
 
 
 class FolderSampler:
-    """Sampler that reads existing views from a folder. The constructor checks all files, and raises ConfigError."""
+    """Sampler that reads existing views from a folder. The constructor checks all files and raises ConfigError."""
 
     needs_text, on_disk = False, True
 
@@ -269,5 +265,4 @@ class FolderSampler:
         return [index[number] for number in request.numbers]
 
     def fingerprint(self) -> str:
-        """Return the path of the folder. The pixels are hashed later, in the key of each score."""
         return str(self.folder)

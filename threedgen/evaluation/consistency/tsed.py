@@ -1,9 +1,9 @@
 """TSED: share of pairs of neighbouring views that obey epipolar geometry (Yu et al. 2023, "Long-Term Photometric
 Consistent Novel View Synthesis with Diffusion Models", section 4.2).
 
-TSED does not detect shifts along an epipolar line, and views without texture have no matches. It therefore complements
-the score of the fitted field. Features are matched by SIFT of scikit-image, with Lowe's ratio test and a cross check;
-the paper uses COLMAP.
+TSED does not detect shifts along an epipolar line, and views without texture have no matches. Features are matched by
+SIFT of scikit-image with Lowe's ratio test and a cross check; the paper uses COLMAP. Pixels are (u, v), and the centre
+of the first pixel is (0.5, 0.5).
 """
 
 from collections.abc import Sequence
@@ -26,13 +26,13 @@ Floats = NDArray[np.float64]
 Features = tuple[Floats, NDArray[np.uint8]]
 
 MAX_ERROR = 2.0
-"""A pair of views is consistent below this median epipolar distance, in pixels of images of ``SIZE``."""
+"""Maximum median epipolar distance of a consistent pair of views, in pixels of images of ``SIZE``."""
 MIN_MATCHES = 10
 """Minimum number of feature matches of a consistent pair of views."""
 RATIO = 0.8
 """Threshold of Lowe's ratio test."""
 SIZE = 256
-"""Side in pixels to which views are resized for the detection of features."""
+"""Side in pixels to which views are resized before features are detected."""
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
@@ -59,8 +59,8 @@ class Pairs(NamedTuple):
 def fundamental(first: Cameras, second: Cameras) -> Tensor:
     """Return the fundamental matrices F (N, 3, 3), float64, of N pairs of cameras.
 
-    If a point has the homogeneous pixels p in the first and q in the second image, then q^T F p = 0. The centre of the
-    first pixel is (0.5, 0.5). F is 0 for two cameras at the same position.
+    A point with the homogeneous pixels p in the first and q in the second image has q^T F p = 0. F is 0 for two cameras
+    at the same position.
     """
     one, other = (torch.linalg.inv(opencv_axes(at.c2w).double()) for at in (first, second))  # world to camera
     E = epipolar.essential_from_Rt(one[:, :3, :3], one[:, :3, 3:], other[:, :3, :3], other[:, :3, 3:])
@@ -69,7 +69,7 @@ def fundamental(first: Cameras, second: Cameras) -> Tensor:
 
 
 def symmetric_epipolar_distance(matches: Floats, F: Tensor) -> Floats:
-    """Return the mean distance (M,) in pixels of both points of M matches to their epipolar lines; inf if F is 0.
+    """Return the mean distance in pixels of the two points of each match to their epipolar lines, (M,); inf if F is 0.
 
     ``matches`` (M, 4) are (u, v) in the first image, then in the second image. F is the fundamental matrix (3, 3).
     """
@@ -81,8 +81,7 @@ def symmetric_epipolar_distance(matches: Floats, F: Tensor) -> Floats:
 def judge(distances: Sequence[Floats], max_error: float = MAX_ERROR, min_matches: int = MIN_MATCHES) -> Pairs:
     """Count the consistent pairs: at least ``min_matches`` matches and a median distance below ``max_error`` pixels.
 
-    Args:
-        distances: epipolar distances (M,) in pixels for each pair; M is the number of matches and differs.
+    ``distances`` has, for each pair of views, the epipolar distances (M,) of its M matches in pixels.
     """
     medians = [float(np.median(d)) if len(d) else float("inf") for d in distances]
     counts = [len(d) for d in distances]
@@ -105,16 +104,13 @@ def tsed(views: Views, count: int) -> Pairs:
 
 
 def neighbours(count: int, pairs: int) -> list[tuple[int, int]]:
-    """Return at most ``pairs`` evenly spaced pairs (k, k + 1) of indices of ``count`` views."""
     return [(k, k + 1) for k in evenly_spaced(count - 1, pairs)] if pairs and count > 1 else []
 
 
 def detect(image: NDArray[np.uint8]) -> Features | None:
-    """Detect SIFT features of an image (H, W, 3), uint8.
+    """Detect SIFT features of an image (H, W, 3), uint8; None if there are none.
 
-    Returns:
-        Positions (M, 2) as (u, v) in pixels, with the first pixel centre at (0.5, 0.5), and descriptors (M, 128).
-        None if no feature is found.
+    Returns positions (M, 2) as (u, v) in pixels, with the first pixel centre at (0.5, 0.5), and descriptors (M, 128).
     """
     sift = SIFT()
     try:
@@ -126,7 +122,10 @@ def detect(image: NDArray[np.uint8]) -> Features | None:
 
 
 def match(first: Features | None, second: Features | None) -> Floats:
-    """Match the features of two images. Return positions (M, 4): (u, v) in the first, then in the second image."""
+    """Match the features of two images. Return pixels (M, 4): (u, v) in the first, then in the second image.
+
+    There are no matches if an image has fewer than two features.
+    """
     if first is None or second is None or min(len(first[0]), len(second[0])) < 2:
         return np.zeros((0, 4))
     index = match_descriptors(first[1], second[1], cross_check=True, max_ratio=RATIO)

@@ -40,11 +40,10 @@ M = TypeVar("M", bound=MeteredConfig)
 Asset = TypeVar("Asset")
 FILES = ("report.html", "methods.csv", "assets.csv")
 MESH = "mesh.glb"
-"""File of a run that the benchmark evaluates."""
 
 
 class JanusRates(Evaluation[M, Asset, Result]):
-    """Base class of both tasks: measures the error rates of the meter, and writes the report."""
+    """Base class of both tasks: measures the error rates of the meter and writes the report."""
 
     free = False
     prompts: Sequence[str]
@@ -54,7 +53,7 @@ class JanusRates(Evaluation[M, Asset, Result]):
         self.reader = Reader(self.config.meter, self.prompts, self.folder / READINGS, self.free)
 
     def error_rates(self) -> ErrorRates | None:
-        """Measure the error rates of the meter, or read them from RUN/meter.json. None if ``truth.objects`` is 0."""
+        """Return the error rates of the meter, measured or from RUN/meter.json; None if ``truth.objects`` is 0."""
         config = self.config
         if not config.truth.objects:
             return None
@@ -75,7 +74,7 @@ class JanusRates(Evaluation[M, Asset, Result]):
 
 
 class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
-    """Task "janus-benchmark": make an object per prompt, method and seed, and compute Janus rates of methods."""
+    """Task "janus-benchmark": make an object for each prompt, method and seed, and compute the Janus rates."""
 
     def __init__(self, task: Task) -> None:
         super().__init__(task)
@@ -111,8 +110,8 @@ class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
 class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
     """Task "janus-score": compute Janus rates of mesh files ASSETS/METHOD/a-blue-dog.glb or ASSETS/a-blue-dog.glb.
 
-    The name of a subfolder is the method. The prompt is the stem of the file, unless the config sets another prompt.
-    Meshes are centred and scaled first. An item is the path of a file, its method and its prompt.
+    The prompt is the stem of the file, unless the config sets another one. Meshes are centred and scaled first. An item
+    is the path of a file, its method and its prompt.
     """
 
     def __init__(self, task: Task) -> None:
@@ -139,7 +138,7 @@ class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
 
 
 def prompt_of(path: Path, config: JanusScoreConfig) -> str:
-    """Return the prompt of a file, from the config or from its stem: "a-blue_dog.glb" -> "a blue dog"."""
+    """Return the prompt of a file: from the config, or from the stem, such as "a blue dog" for "a-blue_dog.glb"."""
     return config.prompts.get(path.stem) or " ".join(re.split(r"[\s_-]+", path.stem)).strip() or path.stem
 
 

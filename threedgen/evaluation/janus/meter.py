@@ -49,20 +49,19 @@ from .options import (
 
 SENTENCES = ("{prompt}, front view", "{prompt}, side view facing left", "{prompt}, back view",
              "{prompt}, side view facing right")  # fmt: skip
-"""Prompts of CLIP for the sides front, left, back and right, in the order of ``figures.SIDES``."""
+"""Sentences that CLIP compares with a view, one for each side in the order of ``figures.SIDES``."""
 ELEVATION, DISTANCE, FOV, BACKGROUND = np.deg2rad(15.0), 2.6, np.deg2rad(40.0), 0.5
-"""Ring of cameras: elevation and vertical field of view in radians, distance; and grey value behind the object."""
+"""Ring of cameras: elevation in radians, distance, vertical field of view in radians, grey value of the background."""
 FIRST_OBJECT = 1_000_000
 """Number of the first object for the error rates. No other evaluation uses these objects."""
 SHEET_OBJECTS = 12
-"""Maximum number of objects on the contact sheet."""
 
 
 class ViewClassifier(Protocol):
-    """Classifier of square images (V, S, S, 3) in [0, 1], one by one; registered as "view-classifier"."""
+    """Classifier of single square images (V, S, S, 3) in [0, 1], registered as "view-classifier"."""
 
     def sides(self, images: Tensor, prompt: str) -> Tensor:
-        """Return the probabilities (V, 4) of front, left, back and right for views of an object of the prompt."""
+        """Return the probabilities (V, 4) of front, left, back and right in V views of an object of the prompt."""
 
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
         """Return the similarity (V, N) of each view to each of N prompts; None if a prompt is not supported."""
@@ -84,14 +83,14 @@ class CLIPSides:
 
 
 class Reading(NamedTuple):
-    """Views (V, S, S, 3) of an object and, for each view, the probabilities (V, 4) of front, left, back and right."""
+    """Views (V, S, S, 3) of an object, and probabilities (V, 4) of front, left, back and right in each view."""
 
     views: Array
     sides: Array
 
 
 def view_labels(sides: Array) -> list[str]:
-    """Format the most probable side of each view like "front 0.93", from side probabilities (V, 4)."""
+    """Format the most probable side of each view like "front 0.93", from probabilities (V, 4) of the sides."""
     return [f"{SIDES[int(view.argmax())]} {view.max():.2f}" for view in np.asarray(sides)]
 
 
@@ -132,7 +131,7 @@ class KnownObject(NamedTuple):
 
 
 class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh], KnownObject]):
-    """Measurement of the errors of the meter on ``truth.objects`` objects, for the config of any Janus evaluation.
+    """Measurement of the errors of the meter on objects with known fronts, for all Janus evaluations.
 
     An item is the prompt and the mesh of a correct object, with the configured roughness.
     """
@@ -194,7 +193,6 @@ Truth: {config.truth.assets or "fresh toybox objects"}, seed {config.seed}.
         write_report(self.task, "meter", figures, text, text)
 
     def write_sheet(self, known: Sequence[KnownObject]) -> None:
-        """Write sheet.png: views of the objects with the results of the meter, wrong results first."""
         strips = []
         for one in known:
             for truth, reading in ((1, one.correct), (2, one.two_fronted)):

@@ -27,7 +27,7 @@ UNREADABLE = tuple(".3ds .abc .blend .dae .fbx .off .stl .usd .usda .usdc .usdz 
 """Suffixes of mesh formats that the meter cannot read."""
 WITHOUT_CLIP = "meter.classifier.name=probe needs no CLIP, for assets that look like those of the toybox"
 SKIPPED_PARTS = {"export.enabled": False, "preview.enabled": False, "result.turntable.n_view": 8}
-"""Overrides of all methods. They skip outputs that the benchmark does not need, because it uses only the mesh."""
+"""Overrides that skip the outputs of a method that the benchmark does not use. It uses only the mesh."""
 
 
 class CLIPSidesConfig(Config):
@@ -104,7 +104,7 @@ class JanusScoreConfig(MeteredConfig):
 
 
 def folder_of_assets(text: str, key: str) -> Path:
-    """Return the folder that ``text`` names. Raises ConfigError for ``key`` unless it contains a mesh file."""
+    """Return the folder at the path ``text``. Raises ConfigError for the key ``key`` unless it has a mesh file."""
     folder = user_path(text, key)
     if not folder.is_dir() or not asset_files(folder):
         raise ConfigError("should be a folder with GLB, glTF, OBJ or PLY files", key, text)
@@ -138,7 +138,6 @@ class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
         return self
 
     def plan(self) -> Plan:
-        """Return the jobs of the benchmark. Raises ConfigError for invalid methods, overrides or prompts."""
         prompts = self.prompts or front_objects().prompts(self.toybox, self.seed)
         return make_plan(self.methods, self.overrides, prompts, self.seeds)
 
@@ -162,21 +161,20 @@ class FrontObjects(Protocol):
         """Return ``count`` prompts that no training uses. Raises ConfigError if there are not enough."""
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
-        """Return the prompts of objects without a front, such as a ball, mapped to the noun of the object."""
+        """Map each prompt of an object without a front, such as a ball, to the noun of the object."""
 
     def meshes(self, seed: int, first: int, count: int) -> Iterator[tuple[str, ColouredMesh]]:
         """Yield the prompt and the mesh of ``count`` objects, from number ``first`` on."""
 
 
 def front_objects() -> FrontObjects:
-    """Create the source of toybox objects with one clear front."""
     objects: FrontObjects = registry.implementation("front-objects", "toybox")()
     return objects
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Jobs of a Janus benchmark, and the reasons for each method (refused) and prompt (left out) without jobs."""
+    """Jobs of a Janus benchmark, and the reason for each method (``refused``) or prompt (``left_out``) without jobs."""
 
     jobs: list[Job]
     prompts: list[str]
@@ -184,13 +182,12 @@ class Plan:
     left_out: dict[str, str]
 
     def notes(self) -> list[str]:
-        """Return one line of text for each prompt and each method that is left out, with the reason."""
         prompts = [f"left out: {prompt!r}, {reason}" for prompt, reason in self.left_out.items()]
         return prompts + [f"left out: {method} ({reason})" for method, reason in self.refused.items()]
 
 
 def make_plan(methods: Sequence[str], overrides: Sequence[str], prompts: Sequence[str], seeds: Sequence[int]) -> Plan:
-    """List all jobs, ordered by seed, then prompt, then method. An unfinished run can thus compare all methods.
+    """List all jobs, ordered by seed, prompt, method. An unfinished run can thus compare all methods.
 
     Raises ConfigError if a config makes no 3D object, a prompt names an unknown object, or no prompt has a front.
     """

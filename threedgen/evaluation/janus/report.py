@@ -1,7 +1,7 @@
 """Results of single assets, metrics of methods, and the report of Janus rates.
 
 RUN/looks/                   classified views of each asset; a finished one is not classified again
-RUN/report.html              tables with all views, and the same as report.md and report.json
+RUN/report.html              tables with all views; report.md and report.json have the same content
 RUN/methods.csv, assets.csv  a line per method and per asset
 """
 
@@ -48,7 +48,6 @@ HEADS = (
     "method", "Janus rate", "95 %", "corrected", "95 %", "no front", "right side", "R-Precision", "seconds", "memory",
 )  # fmt: skip
 READINGS = "looks"
-"""Subfolder of the run for the classified views of the assets."""
 STATES = {"seen": "seen", "empty": "empty", "unreadable": "unreadable", "failed": "failed", "missing": "not made"}
 """States of an asset and their names in the report."""
 
@@ -58,10 +57,10 @@ class Result:
     """Result of one asset, the object that a method made of a prompt.
 
     Attributes:
-        folder: folder of the run, or name of the kept views.
-        state: "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (the run of the object failed) or
-            "missing" (not made yet). Only an asset with the state "seen" has values from ``fronts`` to ``likeness``.
-        fronts, doubt, shown, right: see `fronts.RingResult`.
+        folder: folder of the run, or name of the files with the classified views.
+        state: "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (its run failed) or "missing"
+            (not made yet). Only assets with the state "seen" have values from ``fronts`` to ``likeness``.
+        fronts: number of fronts. `RingResult` explains ``doubt``, ``shown`` and ``right``.
         sides: probabilities (V, 4) of front, left, back and right in each view.
         likeness: mean similarity of the views to each prompt of the benchmark.
         seconds, memory_mib: duration and peak memory of the run that made the object.
@@ -87,14 +86,13 @@ class Result:
         return self.fronts is not None and self.fronts > 1
 
     def plain(self) -> Json:
-        """Return the result as a JSON object with rounded floats."""
         return rounded(asdict(self)) | {"janus": self.janus}
 
 
 class Reader:
-    """Reader of assets: classifies the views of an asset and stores them in ``folder``/NAME.json and NAME.png.
+    """Classifier of the views of assets. It stores the results in ``folder``/NAME.json and the views in NAME.png.
 
-    Each asset is compared with all ``prompts`` of the benchmark. ``free`` is whether its orientation is unknown.
+    ``prompts`` are all prompts of the benchmark. ``free`` is whether the orientation of the assets is unknown.
     """
 
     def __init__(self, config: MeterConfig, prompts: Sequence[str], folder: Path, free: bool = False) -> None:
@@ -105,9 +103,9 @@ class Reader:
         return Meter(self.config)
 
     def read(self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False) -> Json:
-        """Classify the views of a mesh file with the up axis ``up``, or read them from the folder of an earlier run.
+        """Classify the views of a mesh file, or read earlier results. Return keyword arguments of `Result`.
 
-        ``fit`` is whether to centre and scale the mesh. Returns ``state`` and other keyword arguments of `Result`.
+        ``up`` is the up axis of the file, and ``fit`` whether to centre and scale the mesh.
         """
         if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
@@ -137,13 +135,13 @@ class Reader:
 def method_row(
     method: str, results: Sequence[Result], prompts: Sequence[str], rates: ErrorRates | None, refused: str | None
 ) -> Json:
-    """Compute the metrics of a method over its assets. Shares include only assets with the state "seen".
+    """Compute the metrics of a method from the results of its assets. Shares include only assets with the state "seen".
 
     ``prompts`` are all prompts of the benchmark. ``refused`` is the reason why the method cannot run, or None.
 
     Returns:
         raw: Janus rate, the share of assets with two or more fronts; corrected: Janus rate corrected for the errors of
-        the meter; no_front: share of assets without a front; right: share of views that show the side that their camera
+        the meter; no_front: share of assets without a front; right: share of views that show the side that the camera
         sees; match: R-Precision, the share of assets that are most similar to their own prompt; states: number of
         assets by state; seconds: median duration; memory_mib: maximum peak memory.
     """
@@ -220,7 +218,6 @@ def write_janus_report(
 
 
 def explanation(config: MeteredConfig, rates: ErrorRates | None, free: bool) -> list[str]:
-    """Return paragraphs on the meter and its errors. docs/janus.md defines the metrics."""
     meter, turn = config.meter, "turned to fit best" if free else "as given"
     lines = [
         f"Meter: {meter.classifier.name} ({meter.classifier.weights}), {meter.n_view} views, threshold "
@@ -251,22 +248,21 @@ def cells(row: Json) -> list[str]:
 
 
 def notes(row: Json, results: Sequence[Result]) -> list[str]:
-    """Return remarks on a method: the number of assets that could not be evaluated, and each reason once."""
+    """Return remarks on a method: the number of assets that were not evaluated, and each reason once."""
     counts = ", ".join(f"{n} {STATES[state]}" for state, n in row["states"].items() if state != "seen")
     found = (counts, row["reason"], *(result.reason for result in results))
     return list(dict.fromkeys(sentence for sentence in found if sentence))
 
 
 def asset_line(result: Result) -> Json:
-    """Return a line of assets.csv by column. Lists are replaced by counts of views."""
     views = {"views": len(result.sides), "right_views": sum(result.right), "front_views": sum(result.shown)}
     return {key: value for key, value in result.plain().items() if not isinstance(value, list)} | views
 
 
 def strip(folder: Path, result: Result) -> tuple[Markup | None, list[tuple[str, bool, bool]]]:
-    """Return the views of an asset side by side as a JPEG data URI, None without views; and the label of each view.
+    """Return the views of an asset as one JPEG data URI, and a label for each view; None and no labels without views.
 
-    A label has its text, whether the view shows a front, and whether it shows the correct side.
+    A label is a text, whether the view shows a front, and whether it shows the correct side.
     """
     if result.state != "seen":
         return None, []

@@ -14,15 +14,13 @@ PALETTE = 4
 MOTTLE_PIXELS = 4000
 """Number of random foreground pixels, over all views, that `mottle` is computed on."""
 MIN_FOREGROUND = 0.01
-"""Minimum share of foreground pixels of an image. A view with less foreground counts as missing."""
+"""Minimum share of foreground pixels of a view. A view with less foreground counts as missing."""
 
 
 def foreground_means(views: np.ndarray, masks: np.ndarray) -> list[np.ndarray | None]:
-    """Return the mean Lab colour (3,) of the foreground of each of V views; None for a view without foreground.
+    """Return the mean Lab colour (3,) of the foreground of each of V views; None for a view below `MIN_FOREGROUND`.
 
-    Args:
-        views: sRGB images (V, H, W, 3) in [0, 1].
-        masks: foreground (V, H, W), bool.
+    ``views`` are sRGB images (V, H, W, 3) in [0, 1], ``masks`` is the foreground (V, H, W), bool.
     """
     return [
         rgb2lab(view[mask][None])[0].mean(0) if mask.mean() >= MIN_FOREGROUND else None
@@ -31,25 +29,21 @@ def foreground_means(views: np.ndarray, masks: np.ndarray) -> list[np.ndarray | 
 
 
 def colour_disagreement(means: Sequence[np.ndarray | None], missing: float) -> float:
-    """Return the mean Lab distance over all pairs of views of an object.
+    """Return the mean Lab distance between the colours of two views, over all pairs of views of an object.
 
-    Args:
-        means: mean Lab colour (3,) of each view, or None for a missing view.
-        missing: distance of a pair with a missing view.
+    ``means`` has the mean Lab colour (3,) of each view, or None for a missing view. A pair with a missing view has the
+    distance ``missing``.
     """
     pairs = [missing if a is None or b is None else float(np.linalg.norm(a - b)) for a, b in combinations(means, 2)]
     return float(np.mean(pairs))
 
 
 def mottle(views: np.ndarray, masks: np.ndarray, seed: int = 0) -> float | None:
-    """Return the mean distance between the Lab (a, b) of foreground pixels and the nearest colour of a palette.
+    """Measure how patchy the colours of an object are; None if almost no foreground remains.
 
-    The palette has `PALETTE` colours and is found by k-means over all views of one object. Pixels at the outline are
-    left out. The distance, in Lab units, is high for patchy surfaces. It is None if there is no foreground.
-
-    Args:
-        views: sRGB images (V, H, W, 3) in [0, 1].
-        masks: foreground (V, H, W), bool.
+    The value is the mean (a, b) distance in Lab between foreground pixels and the nearest of `PALETTE` colours. These
+    colours are found by k-means over all views of the object. Pixels at the outline are left out. ``views`` are sRGB
+    images (V, H, W, 3) in [0, 1], ``masks`` is the foreground (V, H, W), bool.
     """
     inner = np.stack([binary_erosion(mask, iterations=max(1, views.shape[1] // 64)) for mask in masks])
     pixels = views[inner]

@@ -1,6 +1,6 @@
 """FID and KID of sets of features, and Inception score of class logits, in float64.
 
-The values depend on the network, its preprocessing and the number of images. Compare only values that share all three.
+Compare only values that share the network, its preprocessing and the number of images.
 """
 
 import warnings
@@ -29,9 +29,8 @@ def fid(x: Array, y: Array) -> float:
 def kid(x: Array, y: Array, subsets: int = 100, size: int = 1000, seed: int = 0) -> tuple[float, float]:
     """Return the KID: unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018, eq. 4), unscaled.
 
-    Returns:
-        Mean and standard deviation over ``subsets`` random subsets of ``size`` features of x (N, D) and of y (M, D).
-        The mean may be negative.
+    The result is the mean and the standard deviation over ``subsets`` random subsets of ``size`` features of x (N, D)
+    and of y (M, D). The mean may be negative.
     """
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # torchmetrics uses the global generator
         warnings.filterwarnings("ignore", message=".*Kernel Inception Distance.*")  # on memory; features are small
@@ -43,8 +42,6 @@ def kid(x: Array, y: Array, subsets: int = 100, size: int = 1000, seed: int = 0)
 
 
 class _Identity(nn.Identity):
-    """Identity map in place of the feature network of a torchmetrics metric, which then receives features."""
-
     def __init__(self, width: int) -> None:
         super().__init__()
         self.num_features = width
@@ -60,10 +57,8 @@ def _compare(metric: Metric, x: Array, y: Array) -> Tensor:
 def inception_score(logits: Array, splits: int = 10) -> tuple[float, float]:
     """Return the Inception score exp(E KL(p(y|x) || p(y))) of class logits (N, K) (Salimans et al. 2016).
 
-    The logits are split into consecutive parts, as in the code of the paper; torchmetrics shuffles them.
-
-    Returns:
-        Mean and unbiased standard deviation over ``splits`` parts. The deviation is 0 for one part.
+    The result is the mean and the unbiased standard deviation over ``splits`` parts. The parts are consecutive logits,
+    as in the code of the paper; torchmetrics shuffles them. The deviation is 0 for one part.
     """
     logits = np.asarray(logits, np.float64)
     log_p = logits - logsumexp(logits, axis=1, keepdims=True)

@@ -28,7 +28,6 @@ Interval = tuple[float, float]
 Estimate = dict[str, float | None]
 """Value of a metric under the key ``mean``, with the limits of its 95 % interval under ``low`` and ``high``."""
 Json = dict[str, Any]
-"""Object of a JSON file."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,6 @@ class Share:
 
     @classmethod
     def of(cls, tree: Json) -> Share:
-        """Read a share from the JSON object of `plain`."""
         return cls(int(tree["hits"]), int(tree["total"]))
 
 
@@ -66,9 +64,9 @@ def share(answers: Sequence[bool | None]) -> Share:
 
 
 def majority(log_probability: Floats) -> int:
-    """Return the class that most of V views find most probable, from their log-probabilities (V, K) of K classes.
+    """Return the index of the class that is the most probable one in most of V views.
 
-    Of classes with equally many views, the one with the highest mean log-probability is returned.
+    The mean log-probability decides between classes with equally many views. ``log_probability`` is (V, K), K classes.
     """
     votes = np.bincount(log_probability.argmax(1), minlength=log_probability.shape[1])
     best = np.flatnonzero(votes == votes.max())
@@ -78,7 +76,7 @@ def majority(log_probability: Floats) -> int:
 def equal_error(positive: Sequence[float], negative: Sequence[float]) -> float:
     """Return the threshold at which the miss rate is nearest to the false alarm rate; 0.5 if a list is empty.
 
-    ``positive`` are the scores of items that should be above the threshold, ``negative`` those of the others.
+    ``positive`` has the scores of items that should be above the threshold, ``negative`` the scores of all other items.
     """
     if not positive or not negative:
         return 0.5
@@ -99,7 +97,6 @@ def estimate(value: float | None, interval: Interval | None) -> Estimate:
 
 
 def mean(values: Values) -> float | None:
-    """Return the mean of the defined values; None if there are none."""
     return float(np.mean(found)) if len(found := defined(values)) else None
 
 
@@ -108,10 +105,7 @@ def median(values: Values) -> float | None:
 
 
 def bootstrap(values: Values, rng: np.random.Generator | None = None, resamples: int = 10_000) -> Interval | None:
-    """Return the 95 % percentile bootstrap interval of the mean (Efron 1979); None for fewer than two values.
-
-    ``rng`` is by default a generator with a fixed seed.
-    """
+    """Return the 95 % percentile bootstrap interval of the mean (Efron 1979); None for fewer than two values."""
     found = defined(values)
     if len(found) < 2:
         return None
@@ -122,14 +116,13 @@ def bootstrap(values: Values, rng: np.random.Generator | None = None, resamples:
 
 
 def mean_estimate(values: Values, rng: np.random.Generator | None = None, resamples: int = 10_000) -> Estimate:
-    """Return the mean of the defined values, with its 95 % `bootstrap` interval."""
     return estimate(mean(values), bootstrap(values, rng, resamples))
 
 
 def paired_differences(
     ours: Sequence[Mapping[str, Any]], theirs: Sequence[Mapping[str, Any]], names: Collection[str]
 ) -> list[dict[str, float | None]]:
-    """Return our value minus their value of the metrics ``names``, per item; None where either is undefined."""
+    """Return, per item, the value in ``ours`` minus that in ``theirs`` of each metric; None if a value is undefined."""
     return [
         {name: None if None in (a[name], b[name]) else a[name] - b[name] for name in names}
         for a, b in zip(ours, theirs, strict=True)
@@ -139,8 +132,7 @@ def paired_differences(
 def bootstrap_ratio(above: Values, below: Values) -> Interval | None:
     """Return the 95 % bootstrap interval of mean(above) / mean(below); None for fewer than two values.
 
-    Values of sequences of equal length are pairs: they are resampled together, and a pair with an undefined value is
-    left out.
+    If both have the same length, their values are resampled in pairs, without pairs that have an undefined value.
     """
     paired = len(above) == len(below)
     kept = [k for k in range(len(above)) if not paired or None not in (above[k], below[k])]
@@ -163,10 +155,13 @@ def bootstrap_ratio(above: Values, below: Values) -> Interval | None:
 def jackknife_estimate(figure: Callable[[NDArray[np.intp]], float], count: int, groups: int = 20) -> Estimate:
     """Compute a metric of a set of items, such as FID, with its 95 % jackknife interval (Tukey 1958).
 
-    ``figure`` maps the indices (N,) of the included items, of 0 to ``count`` - 1, to the metric. It is computed once
-    with all items, and once without each of at most ``groups`` groups. The interval follows from the spread of these
-    values and Student's t distribution; there is none for fewer than two items. A bootstrap would bias FID, because it
-    repeats items.
+    The interval follows from the values without each of the groups and Student's t distribution. A bootstrap would bias
+    FID, because it repeats items.
+
+    Args:
+        figure: function from the indices (N,) of the included items to the metric.
+        count: number of items. With one item there is no interval.
+        groups: maximum number of groups.
     """
     everything = np.arange(count)
     value, parts = figure(everything), np.array_split(everything, min(groups, count))
@@ -195,12 +190,12 @@ def sides_right(sides: Sequence[int] | NDArray[np.integer], azimuth: Floats) -> 
 def in_order(log_probability: Floats, azimuth: Floats) -> bool:
     """Return whether the views of an object show its four sides in the order of the cameras.
 
-    For each four views at right angles, all 24 assignments of the four sides to the views are compared. The most
-    probable one must agree with the cameras, so mirrored, rotated or swapped sides are wrong.
+    For each four views at right angles, the most probable of the 24 assignments of sides to views must agree with the
+    cameras. Mirrored, rotated or swapped sides are therefore wrong.
 
     Args:
         log_probability: log-probabilities (V, 4) of the sides in each view.
-        azimuth: evenly spaced azimuths (V,) of the cameras. V is a multiple of 4.
+        azimuth: evenly spaced azimuths (V,) of the cameras, radians. V is a multiple of 4.
     """
     if len(azimuth) % 4:
         raise ValueError(f"number of views is not a multiple of 4: {len(azimuth)}")

@@ -1,7 +1,7 @@
 """Number of fronts of an object from a classifier of its views, and Janus rates corrected for its errors.
 
-The views are on a ring: V cameras around the object, 2 pi / V apart, from any first azimuth, in radians. The four sides
-are ``figures.SIDES``: front, left, back, right.
+The V cameras are on a ring around the object, 2 pi / V apart, from any first azimuth, in radians. The four sides are
+``figures.SIDES``: front, left, back, right.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .figures import SIDES, Floats, Interval, Json, Share, sides_right
 
 FRONT = SIDES.index("front")
 MIN_ANGLE = pi / 2
-"""Maximum angle (radians) between views of the same front, which is visible up to 45 degrees to each side."""
+"""Angle in radians that separates fronts: two views of the same front are at most this far apart."""
 Z = 1.959963984540054
 MIN_DIFFERENCE = 0.2
-"""Minimum difference between recall and false alarm rate. With a smaller one, rates are not corrected."""
+"""Minimum difference between recall and false alarm rate. If it is smaller, rates are not corrected."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class RingResult:
         fronts: largest number of views that show a front and are pairwise more than 90 degrees apart.
         doubt: highest front threshold in [0, 1] at which the object has two fronts.
         shown: for each view, whether it shows a front.
-        right: for each view, whether the classifier finds the side that its camera sees; see `directions`.
+        right: for each view, whether the classifier finds the side that the camera sees; see `directions`.
     """
 
     fronts: int
@@ -46,9 +46,13 @@ class RingResult:
 
 
 def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool = False) -> RingResult:
-    """Count the fronts of an object from the probabilities (V, 4) of the sides in its views at ``azimuth`` (V,).
+    """Count the fronts of an object and check the sides that its V views show.
 
-    ``threshold`` is the minimum smoothed probability of a front, ``free`` whether the orientation is unknown.
+    Args:
+        sides: probabilities (V, 4) of front, left, back and right in each view.
+        azimuth: azimuths (V,) of the cameras, radians.
+        threshold: minimum smoothed probability of a front.
+        free: whether the orientation of the object is unknown; see `directions`.
     """
     curve = front_curve(sides)
     return RingResult(
@@ -60,7 +64,7 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool =
 
 
 def smooth(values: Floats) -> Floats:
-    """Smooth values on a ring, (V,) or (V, C), with a triangular kernel that reaches 90 degrees to each side.
+    """Smooth values of a ring of views, (V,) or (V, C), with a triangular kernel that reaches 90 degrees to each side.
 
     This lowers the effect of a single misclassified view. For 8 views the weights are (1, 2, 1) / 4.
     """
@@ -79,7 +83,10 @@ def front_curve(sides: Floats) -> Floats:
 
 
 def front_count(front: Floats, threshold: float) -> int:
-    """Return the maximum number of views with ``front`` (V,) >= ``threshold`` that are pairwise > 90 degrees apart."""
+    """Return the maximum number of views with ``front`` >= ``threshold`` that are pairwise more than 90 degrees apart.
+
+    ``front`` (V,) has the smoothed front probabilities of evenly spaced views.
+    """
     angles = 2 * pi * np.flatnonzero(np.asarray(front) >= threshold) / len(front)
     most = 0
     for start in angles:  # greedily take every front far enough from the previous one, once around from each start
@@ -92,9 +99,10 @@ def front_count(front: Floats, threshold: float) -> int:
 
 
 def doubt(front: Floats) -> float:
-    """Return the highest threshold at which `front_count` is at least two, from front probabilities (V,).
+    """Return the highest threshold at which `front_count` is two or more; 0 if there is none.
 
-    It is the largest min(front_i, front_j) over all pairs of views that are more than 90 degrees apart.
+    It is the largest min(front_i, front_j) over all pairs of views that are more than 90 degrees apart. ``front`` (V,)
+    has the smoothed front probabilities of evenly spaced views.
     """
     front, index = np.asarray(front, float), np.arange(len(front))
     steps = np.abs(index[:, None] - index)
@@ -108,9 +116,9 @@ def directions(sides: NDArray[np.integer], azimuth: Floats, free: bool = False) 
     Args:
         sides: most probable side of each view, indices (V,) in `figures.SIDES`.
         azimuth: azimuths (V,) of the cameras, radians.
-        free: whether the orientation of the object is unknown. If so, all V rotations by multiples of 2 pi / V are
-            tried, and the result with the most correct views is returned. This favours objects with random sides, so
-            results with and without ``free`` are not comparable.
+        free: whether the orientation of the object is unknown. If so, the object is turned in steps of 2 pi / V to the
+            orientation with the most correct views. This favours objects with random sides, so do not compare results
+            with and without ``free``.
     """
     azimuth = np.asarray(azimuth, float)
     turns = 2 * pi / len(azimuth) * np.arange(len(azimuth) if free else 1)
@@ -132,7 +140,6 @@ class ErrorRates:
 
     @property
     def useful(self) -> bool:
-        """Whether recall and false alarm rate differ enough to correct measured rates."""
         return bool(self.alarms.total and self.hits.total) and self._difference() >= MIN_DIFFERENCE
 
     def _difference(self) -> float:
@@ -141,7 +148,7 @@ class ErrorRates:
     def corrected(self, raw: Share) -> float | None:
         """Correct a measured Janus rate: (raw - alarms) / (hits - alarms), clipped to [0, 1] (Rogan and Gladen 1978).
 
-        Returns None if the rate is undefined or cannot be corrected.
+        The result is None if the rate is undefined or the error rates are not `useful`.
         """
         if not self.useful or raw.value is None or self.alarms.value is None:
             return None
@@ -150,8 +157,8 @@ class ErrorRates:
     def interval(self, raw: Share) -> Interval | None:
         """Return the 95 % interval of the corrected rate; None if there is no corrected rate.
 
-        The interval includes the uncertainty of the measured error rates (Lang and Reiczigel 2014): each of the three
-        shares is moved slightly towards one half, and the three variances are added.
+        The interval includes the uncertainty of the error rates (Lang and Reiczigel 2014): each of the three shares is
+        moved slightly towards one half, and the three variances are added.
         """
         rate = self.corrected(raw)
         if rate is None:
@@ -171,10 +178,8 @@ class ErrorRates:
         return min(low, rate), max(high, rate)
 
     def plain(self) -> Json:
-        """Return the error rates as a JSON object."""
         return {"false_alarms": self.alarms.plain(), "recall": self.hits.plain()}
 
     @classmethod
     def from_plain(cls, tree: Json) -> ErrorRates:
-        """Read error rates from the JSON object of `plain`."""
         return cls(Share.of(tree["false_alarms"]), Share.of(tree["recall"]))

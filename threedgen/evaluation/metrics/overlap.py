@@ -1,9 +1,10 @@
-"""PSNR of neighbouring views where they overlap, and its ratio to the PSNR of true views (MVDiffusion, arXiv
-2307.01097, section 5.1). True views do not reach the maximum PSNR, because warping has errors.
+"""PSNR of neighbouring views where they overlap, and its ratio to the PSNR of true views.
 
-Images are (V, H, W, 3) in [0, 1]. Camera-to-world poses and rotations have OpenCV axes (x right, y down, z forward),
-pixels are (x, y), and the first pixel centre is (0, 0). ``geometry.warp.to_opencv`` converts `Cameras` to this form.
-The paper resizes panorama views, which are 45 degrees apart, to 1024 pixels first.
+The metric is from MVDiffusion (arXiv 2307.01097, section 5.1), which first resizes panorama views, 45 degrees apart, to
+1024 pixels. Warping has errors, so the PSNR of true views is limited too.
+
+Images are (V, H, W, 3) in [0, 1]. Camera-to-world poses and rotations have OpenCV axes (x right, y down, z forward).
+Pixels are (x, y), and the first pixel centre is (0, 0). `geometry.warp.to_opencv` converts `Cameras` to this form.
 """
 
 from itertools import pairwise
@@ -19,19 +20,19 @@ from threedgen.geometry.warp import apply_homography, homography, inside, pixel_
 from .figures import Values, mean
 
 DEPTH_ERROR = 0.5
-"""Maximum difference in metres between the reprojected depth and the depth map. Other points count as occluded."""
+"""Maximum difference in metres between a reprojected depth and the depth map. Points with a larger one are occluded."""
 
 
 def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-    """Warp an image (H, W, 3) into another view, which has the same size.
+    """Warp an image (H, W, 3) into another view of the same size.
 
     Args:
         pixels: for each pixel of the other view, in row-major order, its (x, y) in ``image``; (H W, 2).
         visible: for each pixel of the other view, whether ``image`` shows it; (H W,), bool.
 
     Returns:
-        Warped image (H, W, 3), and mask (H, W) of the pixels that are visible and inside ``image``. The warped image is
-        0 outside the mask.
+        Warped image (H, W, 3), and mask (H, W) of the pixels that are visible and inside ``image``. Pixels outside the
+        mask are 0.
     """
     height, width = image.shape[:2]
     found = sample(image.permute(2, 0, 1)[None], pixels.view(1, height, width, 2))[0].permute(1, 2, 0)
@@ -40,20 +41,17 @@ def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tens
 
 
 def turned_into(image: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
-    """Warp an image (H, W, 3) by `warped`. ``H`` (3, 3) maps homogeneous pixels of the other view to the image's."""
+    """Warp an image (H, W, 3) into another view by `warped`. ``H`` (3, 3) maps pixels of that view to the image."""
     return warped(image, *apply_homography(H, pixel_grid(*image.shape[:2]).flatten(0, 1)))
 
 
 def panorama_overlap(views: Tensor, K: Tensor, R: Tensor) -> list[float | None]:
-    """Compare each view i of a panorama with view i + 1 warped into it. The last view is compared with the first.
+    """Return the PSNR in dB of each view i of a panorama and view i + 1 warped into it; None without overlap.
 
     Args:
-        views: images (V, H, W, 3).
+        views: images (V, H, W, 3). View 0 follows the last view.
         K: intrinsics (3, 3) or (V, 3, 3).
         R: camera-to-world rotations (V, 3, 3).
-
-    Returns:
-        PSNR in dB of each of the V pairs; None for a pair without overlap.
     """
     views, K, R = views.cpu().float(), K.cpu().double().expand(len(R), 3, 3), R.cpu().double()
     return [
@@ -63,16 +61,13 @@ def panorama_overlap(views: Tensor, K: Tensor, R: Tensor) -> list[float | None]:
 
 
 def depth_overlap(views: Tensor, depth: Tensor, K: Tensor, c2w: Tensor) -> list[float | None]:
-    """Compare each view i of a path with view i + 1, which is warped into it by the depth of view i.
+    """Return the PSNR in dB of each view i < V - 1 and view i + 1 warped into it; None without a visible pixel.
 
     Args:
-        views: images (V, H, W, 3).
-        depth: depth (V, H, W) along the viewing axis in metres, 0 where unknown.
+        views: images (V, H, W, 3) of a path.
+        depth: depth (V, H, W) along the viewing axis in metres, 0 where unknown. The depth of view i is used.
         K: intrinsics (3, 3) or (V, 3, 3).
         c2w: camera-to-world poses (V, 4, 4).
-
-    Returns:
-        PSNR in dB of each of the V - 1 pairs; None for a pair without a visible pixel.
     """
     views, depth, c2w = views.cpu().float(), depth.cpu().double(), c2w.cpu().double()
     K, pixels = K.cpu().double().expand(len(views), 3, 3), pixel_grid(*depth.shape[1:]).flatten(0, 1)
@@ -95,8 +90,9 @@ def given_view(views: Tensor, given: Tensor, K: Tensor, R: Tensor) -> dict[str, 
         R: camera-to-world rotations (V, 3, 3).
 
     Returns:
-        PSNR in dB. given: generated view 0 and the condition image; beside_given: mean overlap PSNR of the condition
-        image with views 1 and V - 1.
+        PSNR in dB of the condition image: "given", with generated view 0; "beside_given", mean overlap with both
+        neighbours
+        of view 0.
     """
     ring = [len(views) - 1, 0, 1]
     around = panorama_overlap(torch.stack([views[-1], given, views[1]]), K.expand(len(R), 3, 3)[ring], R[ring])
@@ -104,7 +100,6 @@ def given_view(views: Tensor, given: Tensor, K: Tensor, R: Tensor) -> dict[str, 
 
 
 def overlap_ratio(generated: Values, truth: Values) -> float | None:
-    """Return the mean PSNR of generated views divided by that of true views; None if either is undefined."""
     above, below = mean(generated), mean(truth)
     return above / below if above is not None and below else None
 

@@ -71,7 +71,7 @@ class Item(NamedTuple):
 
 
 class Measurement(NamedTuple):
-    """Metrics and network output of an item. ``strip`` has its label and images (V, H, W, 3) for the sheet."""
+    """Metrics and network output of an item. ``strip`` is its label and images (V, H, W, 3) for the contact sheet."""
 
     item: Item
     figures: dict[str, float | None]
@@ -190,7 +190,7 @@ def overlap(scene: SceneViews) -> float | None:
 
 
 def require_overlap(source: SceneSource, key: str) -> None:
-    """Raise ConfigError for ``key`` if the scenes of a source have only one view."""
+    """Raise ConfigError unless each scene has at least two views. ``key`` is the config key of the source."""
     if source.n_view < 2:
         raise ConfigError(f"{source.describe()}: a scene needs 2 views or more to overlap: {source.n_view}", key)
 
@@ -208,7 +208,7 @@ def strip(images: Tensor) -> Array:
 
 
 class MeasuredViews:
-    """Metrics by name and network outputs of each scene of one table row, and the number of all images."""
+    """Measurements of all scenes of one table row: metrics by name, network outputs, and the number of all images."""
 
     def __init__(self, scenes: Sequence[Measurement]) -> None:
         self.figures = [scene.figures for scene in scenes]
@@ -219,14 +219,15 @@ class MeasuredViews:
         return len(self.figures)
 
     def stack(self, part: Literal["features", "logits"], scenes: Indices) -> np.ndarray:
-        """Concatenate the features (N, D) or logits (N, K) of the N images of some scenes, given by their indices."""
+        """Concatenate the features (N, D) or logits (N, K) of all N images of the scenes at some indices."""
         return np.concatenate([getattr(self.outputs[k], part) for k in scenes])
 
 
 def set_figures(row: MeasuredViews, truth: MeasuredViews) -> dict[str, Callable[[Indices], float]]:
     """Return FID, KID and Inception score of a row as functions of the indices of the included scenes.
 
-    The truth is the same scenes if the row has as many scenes as the truth, else all true scenes.
+    The truth is the same scenes if the row has as many scenes as the truth, else all true scenes. The row of the truth
+    has only the Inception score.
     """
 
     def features(scenes: Indices) -> tuple[np.ndarray, np.ndarray]:
@@ -247,7 +248,6 @@ def set_figures(row: MeasuredViews, truth: MeasuredViews) -> dict[str, Callable[
 
 
 def summary(row: MeasuredViews, truth: MeasuredViews) -> Json:
-    """Compute all metrics of a row with 95 % intervals over the scenes, as JSON."""
     found: Json = {"scenes": len(row)} | means(row.figures)
     ours, true = ([figures["psnr"] for figures in views.figures] for views in (row, truth))
     found["ratio"] = estimate(overlap_ratio(ours, true), bootstrap_ratio(ours, true))
@@ -257,7 +257,7 @@ def summary(row: MeasuredViews, truth: MeasuredViews) -> Json:
 
 
 def difference(row: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -> Json:
-    """Compute the metrics of a row minus those of another row of the same scenes, with 95 % intervals."""
+    """Compute the metrics of a row minus those of another row with the same scenes, with 95 % intervals, as JSON."""
     differences = paired_differences(row.figures, other.figures, row.figures[0])
     found: Json = {**means(differences)}
     found["psnr"]["won"] = sum((one["psnr"] or 0) > 0 for one in differences)
@@ -272,7 +272,7 @@ def difference(row: MeasuredViews, other: MeasuredViews, truth: MeasuredViews) -
 
 
 def means(scenes: list[dict[str, float | None]]) -> dict[str, Estimate]:
-    """Return the mean of each metric over the scenes, without metrics that are undefined in all scenes."""
+    """Return the mean of each metric over the scenes. Metrics that are undefined in all scenes are left out."""
     found = {name: mean_estimate([one.get(name) for one in scenes]) for name in MEANS}
     return {name: figure for name, figure in found.items() if figure["mean"] is not None}
 

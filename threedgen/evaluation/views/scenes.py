@@ -3,7 +3,7 @@
 RUN/views/attention/00003.safetensors    views of scene 3, sampled with attention between them
 RUN/views/base/00003.safetensors         views of scene 3, sampled independently of each other
 
-A folder has the files of one scene, or folders of scenes, such as runs of panorama and texture:
+The folder of existing views has the files of one scene, or a folder of each scene, such as runs of panorama:
 
 SCENE/cameras.json         cameras (`threedgen.geometry.cameras_file`); its prompts are used only for the CLIP score
 SCENE/0.png, 1.png, ...    images, if cameras.json does not name the files of its views
@@ -41,10 +41,10 @@ MAX_MOVE = 1e-3
 
 
 class SceneSampler:
-    """Sampler of scenes by the MVDiffusion model of a task. It writes the views to the run folder.
+    """Sampler that uses the MVDiffusion model of a task and writes the views of scenes to the run folder.
 
-    The constructor raises ConfigError if the model does not fit the first scene. ``scenes`` describes everything that
-    determines the scenes. ``given`` is whether the model receives the true view 0 as a condition.
+    The constructor raises ConfigError if the model does not fit the first scene. ``scenes`` is a text that identifies
+    the scenes. ``given`` is whether the model receives the true view 0 as a condition.
     """
 
     def __init__(self, task: Task, scenes: str, first: SceneViews) -> None:
@@ -58,7 +58,11 @@ class SceneSampler:
         self.weights = {ATTENTION: digest(networks), BASE: digest(base)}
 
     def __call__(self, row: str, number: int, scene: SceneViews, on_step: Callable[[], None]) -> Tensor:
-        """Return sampled views (V, H, W, 3), uint8, of scene ``number``. Both rows start from the same noise."""
+        """Return the views (V, H, W, 3), uint8, of scene ``number``, from the run folder or sampled.
+
+        ``row`` is `ATTENTION` or `BASE`; both start from the same noise. ``on_step`` is called during sampling and may
+        raise.
+        """
         path = self.folder / row / f"{number:05d}.safetensors"
         sample = partial(self._sample, row, number, scene, on_step)
         return torch.from_numpy(kept_views(path, self._metadata(row, number, scene), sample))
@@ -90,7 +94,6 @@ class SceneSampler:
         }
 
     def _extra_channels(self, scene: SceneViews, size: Size) -> Tensor | None:
-        """Return extra UNet input channels that encode the depth or the condition view; None if the model has none."""
         model = self.model
         if model.extra == "depth" and scene.depth is not None:
             return depth_channels(scene.depth, *(side // model.factor for side in size))
@@ -118,9 +121,9 @@ def size_of(scene: SceneViews) -> tuple[int, int]:
 
 
 class FolderScenes:
-    """Scenes of a folder, as a `threedgen.data.scene_views.SceneSource`, with depth maps or captions if needed.
+    """Scenes of a folder (`threedgen.data.scene_views.SceneSource`), with depth maps or captions if required.
 
-    Raises ConfigError if a file is missing or the cameras are unsuitable. `scene` reads the images of one scene.
+    The constructor raises ConfigError if a file is missing or the cameras are unsuitable.
     """
 
     def __init__(self, folder: Path, depth: bool, captions: bool) -> None:
@@ -144,7 +147,7 @@ class FolderScenes:
 
 
 class Scene:
-    """Files of one existing scene. ``path`` is its cameras.json and ``file`` the content. Methods raise ConfigError."""
+    """One existing scene: the ``path`` of its cameras.json, and ``file``, the content. Methods raise ConfigError."""
 
     def __init__(self, path: Path, file: CamerasFile) -> None:
         self.path, self.file = path, file

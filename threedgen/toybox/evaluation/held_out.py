@@ -23,7 +23,7 @@ from .options import ToyboxScenesConfig
 
 @dataclass(frozen=True)
 class Case:
-    """Held-out combination of noun, colour and part, which is sample ``index`` of the held-out toybox."""
+    """Held-out combination of noun, colour and part. ``index`` is its number in the held-out toybox."""
 
     index: int
     spec: Spec
@@ -38,14 +38,11 @@ class Case:
 
 
 def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collection[str] | None = None) -> list[Case]:
-    """Sample ``count`` different held-out combinations.
+    """Sample ``count`` different held-out combinations. Raises ConfigError if there are not enough.
 
     Args:
         spread: whether to use each noun once before a noun is repeated.
         nouns: allowed nouns; None: all.
-
-    Raises:
-        ConfigError: if there are not enough held-out combinations.
     """
     pairs = {word: count for word, count in held_out_pairs().items() if nouns is None or word in nouns}
     most = len(COLOURS) * (len(pairs) * min(pairs.values(), default=0) if spread else sum(pairs.values())) // 2
@@ -68,7 +65,7 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
 
 @cache
 def held_out_pairs() -> dict[str, int]:
-    """Map each noun to its number of held-out pairs of colour and part. Nouns without any are left out."""
+    """Map each noun to its number of held-out pairs of colour and part. Nouns without such pairs are left out."""
     pairs = {
         word: sum(held_out(Spec(word, colour, "", part)) for colour in COLOURS for part in noun.parts + noun.wears)
         for word, noun in NOUNS.items()
@@ -92,14 +89,14 @@ def clear_nouns() -> tuple[str, ...]:
 
 
 class FrontObjects:
-    """Source of toybox objects with one clear front, as a `threedgen.evaluation.janus.options.FrontObjects`."""
+    """Source of toybox objects with one clear front (`threedgen.evaluation.janus.options.FrontObjects`)."""
 
     def prompts(self, count: int, seed: int) -> list[str]:
-        """Return ``count`` held-out captions. Nouns are used in turn. Raises ConfigError if there are not enough."""
+        """Return ``count`` held-out captions, with nouns in turn. Raises ConfigError if there are not enough."""
         return [case.caption for case in held_out_cases(count, seed, spread=True, nouns=clear_nouns())]
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
-        """Map each prompt whose noun has no front to that noun. Prompts with nouns beyond the toybox are left out."""
+        """Map each prompt whose noun has no front to the noun. Prompts beyond the toybox are left out."""
         nouns = {prompt: spec.noun for prompt in prompts if (spec := parse_prompt(prompt))}
         return {prompt: noun for prompt, noun in nouns.items() if not NOUNS[noun].front}
 

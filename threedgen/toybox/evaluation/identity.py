@@ -1,7 +1,7 @@
 """Identity network of toybox subjects, which recognises a subject from any side among others of the same noun.
 
-It maps images to unit vectors; their cosine is the similarity of the subjects. The task "train-identity" writes
-RUN/identity/toybox-identity.*: weights; options and ROC on new subjects as JSON.
+It maps images to unit vectors, whose cosine is the similarity of two subjects. The task "train-identity" writes
+RUN/identity/toybox-identity.*: weights, and options and ROC on new subjects as JSON.
 """
 
 from functools import partial
@@ -25,17 +25,15 @@ from .probe import Residual, pooled, prepare, read_network, write_network
 from .training import TEST_SEED, ClassifierSystem, train
 
 ROC_IMAGES, ROC_KINDS = 5, 40
-"""Number of images of each subject, and of kinds (nouns) of subjects, with which the ROC is measured."""
+"""Number of images per subject, and number of kinds (nouns) of subjects, for the measurement of the ROC."""
 KINDS, ALIKE = 6, 4
-"""Number of nouns per training step, and of subjects per noun that are to be distinguished."""
+"""Number of nouns per training step, and number of subjects per noun."""
 RATE = {"0%": 1e-4, "5%": 2e-3, "40%": 2e-3, "100%": 1e-5}
-"""Schedule of the learning rate."""
 TEMPERATURE = 0.1
-"""Temperature of the contrastive loss."""
 
 
 class IdentityNet(nn.Module):
-    """Convolutional identity network. It has four levels, each at half the resolution of the level before."""
+    """Convolutional identity network of four levels. Each level has half the resolution of the level before."""
 
     def __init__(self, options: IdentityNetworkConfig | None = None) -> None:
         super().__init__()
@@ -50,12 +48,11 @@ class IdentityNet(nn.Module):
         return F.normalize(self.out(pooled(self.levels((x - 0.5) * 4))).float(), dim=1)
 
     def save(self, path: Path, about: Json | None = None) -> None:
-        """Write the weights to a .safetensors file, and the network options and ``about`` to a .json file beside it."""
         write_network(path, self, {"network": self.options.model_dump(mode="json"), **(about or {})})
 
 
 class ToyboxIdentity:
-    """Frozen `IdentityNet` of a train-toybox-identity run. Raises ConfigError if its file is damaged."""
+    """Frozen `IdentityNet` of a train-toybox-identity run. The constructor raises ConfigError for a damaged file."""
 
     def __init__(self, config: ToyboxIdentityConfig) -> None:
         def make(card: Json) -> IdentityNet:
@@ -65,7 +62,7 @@ class ToyboxIdentity:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, chunk: int = 64) -> Tensor:
-        """Encode square images (V, H, W, 3) in [0, 1], ``chunk`` at a time, as unit vectors (V, D)."""
+        """Encode square images (V, H, W, 3) in [0, 1] as unit vectors (V, D), ``chunk`` images at a time."""
         size = self.net.options.image_size
         return torch.cat([self.net(prepare(part, size)) for part in images.split(chunk)])
 
@@ -83,8 +80,8 @@ def roc(same: Floats, different: Floats) -> dict[str, float]:
         different: similarities (M,) of pairs of images of different subjects, M > 0.
 
     Returns:
-        area: area under the ROC curve; threshold: the similarity that maximises hits - alarms; hits, alarms: shares of
-        the pairs in ``same`` and in ``different`` that are at or above the threshold.
+        area: area under the ROC curve; threshold: similarity that maximises hits - alarms; hits, alarms: shares of
+        ``same`` and of ``different`` that are at or above the threshold.
     """
     low = np.sort(different)
     below, up_to = (np.searchsorted(low, same, side) for side in ("left", "right"))
@@ -98,11 +95,9 @@ def roc(same: Floats, different: Floats) -> dict[str, float]:
 
 
 def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.integer]) -> tuple[Floats, Floats]:
-    """Return cosines of all pairs of images of the same subject, and of different subjects of the same kind.
+    """Return the cosines of all pairs of images of the same subject, and of different subjects of the same kind.
 
-    Args:
-        vectors: unit vectors (V, D) of the images.
-        subject, kind: index (V,) of the subject and of the kind (noun) of each image.
+    ``vectors`` (V, D) are unit vectors of images; ``subject`` and ``kind`` (V,) are indices of subject and kind (noun).
     """
     cosine = (vectors @ vectors.T).numpy()
     once = np.triu(np.ones_like(cosine, bool), 1)
@@ -130,8 +125,7 @@ def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
     """Return the contrastive loss of unit vectors (2 N, D), and the share of vectors nearest to their partner.
 
     Vectors 2 k and 2 k + 1 are partners: they belong to the same subject. With the partner p(i) of vector e_i, the loss
-    is - mean_i log( exp(e_i e_p(i) / T) / sum_{j != i} exp(e_i e_j / T) ) (Khosla et al. 2020, "Supervised contrastive
-    learning").
+    is - mean_i log( exp(e_i e_p(i) / T) / sum_{j != i} exp(e_i e_j / T) ) (Khosla et al. 2020).
     """
     logits = vectors @ vectors.T / temperature
     logits = logits.masked_fill(torch.eye(len(vectors), dtype=torch.bool, device=vectors.device), -torch.inf)

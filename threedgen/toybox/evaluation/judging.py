@@ -35,7 +35,7 @@ FIGURES = {
     "noun_single": "noun, single view",
     "colour_single": "colour, single view",
 }
-"""Maps the keys of the answers of a verdict to their names in reports."""
+"""Keys of the answers of a verdict, and their names in reports."""
 Answer = bool | list[bool] | None
 
 
@@ -44,8 +44,8 @@ class Verdict:
     """Verdict on one object.
 
     Attributes:
-        answers: maps keys of `FIGURES` to whether the object is correct (None if not applicable), or to a list with one
-            answer per view.
+        answers: maps keys of `FIGURES` to whether the object is correct (None if not applicable). Keys of single views
+            have a list with one answer per view.
         words: noun, colour and part that the probe finds.
         fronts: number of fronts; None if the noun has no front or the azimuths are unknown.
         azimuth_error: mean absolute error over the views, degrees; None like ``fronts``.
@@ -57,11 +57,10 @@ class Verdict:
     azimuth_error: float | None
 
     def plain(self) -> Json:
-        """Return the verdict as a JSON object with rounded floats. ``words`` has the key "said"."""
         return {"said" if key == "words" else key: value for key, value in rounded(asdict(self)).items()}
 
     def all_wrong(self) -> Verdict:
-        """Return a verdict with the same keys, in which all answers are wrong, for an object whose run failed."""
+        """Return a verdict with the same keys in which all answers are wrong, for an object whose run failed."""
         wrong: dict[str, Answer] = {
             key: [False] * len(value) if isinstance(value, list) else False for key, value in self.answers.items()
         }
@@ -76,7 +75,7 @@ def judge(
     vote: bool = False,
     threshold: float = 0.5,
 ) -> Verdict:
-    """Compare the answers of the probe for V views of one object with its specification ``spec``.
+    """Compare the answers of the probe for V views of one object with the specification ``spec`` of the object.
 
     Args:
         azimuth: azimuths (V,) of the cameras, radians; None: viewing sides are not judged.
@@ -117,7 +116,10 @@ def judge(
 def judge_views(
     probe: Probe, images: np.ndarray, spec: Spec, azimuth: np.ndarray | None = None, vote: bool = False
 ) -> Verdict:
-    """Classify the views (V, H, W, 3) of one object, uint8 or floats in [0, 1], and compare them with ``spec``."""
+    """Classify the views (V, H, W, 3) of one object, uint8 or floats in [0, 1], and compare them with ``spec``.
+
+    ``azimuth`` (V,) are the azimuths of the cameras in radians. ``vote`` chooses the majority of the views (`judge`).
+    """
     views = probe.classify(torch.from_numpy(to_uint8(images)).float() / 255)
     return judge(views, spec, probe.labels, azimuth, vote, probe.threshold)
 
@@ -147,9 +149,9 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
 
 
 def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verdict]:
-    """Judge true renders of toybox objects in the same way as results, to measure the accuracy of the probe.
+    """Judge true renders of toybox objects like results, to measure the accuracy of the probe.
 
-    The key "part_absent" checks one accessory per object that its noun can wear but that the object does not have.
+    For the answer "part_absent", the probe must not find an accessory that the object could wear but does not have.
     """
     verdicts = []
     for asset, views, truth in _classified(probe, box, indices):
@@ -164,7 +166,7 @@ def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verd
 
 
 def calibrate(probe: Probe, box: Toybox, indices: Sequence[int]) -> float:
-    """Set ``probe.threshold`` so that accessories are missed as often as they are falsely found, and return it.
+    """Set and return ``probe.threshold``, at which accessories are missed as often as they are falsely found.
 
     Most parts are absent from most training images, which lowers the probabilities of the probe.
     """
@@ -182,7 +184,6 @@ def calibrate(probe: Probe, box: Toybox, indices: Sequence[int]) -> float:
 
 
 def _classified(probe: Probe, box: Toybox, indices: Sequence[int]) -> Iterator[tuple[Asset, Answers, Truth]]:
-    """Render four views of each object of a toybox; yield the object, the answers of the probe, and the labels."""
     n_view, size, chunk = 4, 128, 32
     for start in range(0, len(indices), chunk):
         assets, rgb, truth = labelled(box, indices[start : start + chunk], size, n_view, probe.labels)

@@ -18,7 +18,7 @@ from threedgen.toybox.world.raycast import render
 from threedgen.toybox.world.toybox import Toybox, View, toybox_mesh
 
 OPEN = -1
-"""Label of a question without an answer: a colour that is not specified or is between two names, or a hidden part."""
+"""Label that losses and metrics leave out, such as an ambiguous colour or a part that is hardly visible."""
 MIN_VISIBLE = 1e-3
 """Minimum share of the pixels of an image that show a visible part: 4 pixels of 64 x 64."""
 
@@ -38,7 +38,6 @@ class Labels:
 
     @classmethod
     def from_plain(cls, tree: Json) -> Labels:
-        """Read the vocabulary from the JSON object of `plain`. Raises KeyError or TypeError."""
         return cls(*(tuple(str(word) for word in tree[name]) for name in ("nouns", "colours", "words")))
 
     def plain(self) -> dict[str, list[str]]:
@@ -50,9 +49,9 @@ class Truth:
     """Labels of B images, with W part words.
 
     Attributes:
-        noun, colour: class indices (B,); the colour may be OPEN.
-        seen: 1 for a visible part, 0 for an absent one, OPEN for one that is hardly visible; (B, W).
-        part_colour: colour index of each visible part, else OPEN; (B, W).
+        noun, colour: class indices (B,); the colour may be `OPEN`.
+        seen: 1 for a visible part, 0 for an absent one, `OPEN` for one that is hardly visible; (B, W).
+        part_colour: colour index of each visible part, else `OPEN`; (B, W).
         azimuth: azimuth (B,) of the camera, radians.
         front: whether the object has a front; (B,), bool.
     """
@@ -76,7 +75,7 @@ class Truth:
 
 
 def nearest_colour(value: np.ndarray) -> int:
-    """Return the index of the named colour nearest to an sRGB colour (3,); OPEN if a second one is almost as near."""
+    """Return the index of the named colour nearest to an sRGB colour (3,); `OPEN` if a second one is almost as near."""
     distance = np.linalg.norm(np.array(list(COLOURS.values())) - value, axis=1)
     first, second = np.sort(distance)[:2]
     return int(distance.argmin()) if first <= 0.6 * second else OPEN
@@ -85,8 +84,7 @@ def nearest_colour(value: np.ndarray) -> int:
 def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
     """Map the names of the parts of an asset to the indices of their colours.
 
-    Parts in their default colours are included. Otherwise the probe could answer with the most unusual colour of the
-    image instead of finding the part.
+    Parts in default colours are included. Otherwise the probe could learn to answer with the most unusual colour.
     """
     found = {asset.part: labels.colours.index(asset.part_colour)} if asset.part and asset.part_colour else {}
     for solid in asset.primitives:  # also words of other nouns, such as a dog's mouth
@@ -129,7 +127,7 @@ def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray,
 def labelled(
     box: Toybox, indices: Sequence[int], size: int, n_view: int, labels: Labels
 ) -> tuple[list[Asset], np.ndarray, Truth]:
-    """Render samples of a toybox; return N assets, images (N n, size, size, 3) in [0, 1], and their labels."""
+    """Render n views of N toybox objects. Return assets, images (N n, size, size, 3) in [0, 1], and labels."""
     assets = [box.asset(i) for i in indices]
     cameras = [box.cameras(i, n_view) for i in indices]
     c2w, fov, azimuth = (np.concatenate([camera[k] for camera in cameras]) for k in range(3))
@@ -143,7 +141,7 @@ WIDE = View(fov=(33.0, 47.0), elevation=(-5.0, 35.0), relative_distance=(0.88, 1
 
 
 class ProbeToybox(Toybox):
-    """Training samples of the probe, with held-out combinations and more accessories, as these are hard to find."""
+    """Training samples of the probe, with held-out combinations and many accessories, which are hard to find."""
 
     def __init__(self, seed: int = 0, view: View = WIDE) -> None:
         super().__init__(seed, "train", view)
@@ -170,7 +168,6 @@ class ProbeToybox(Toybox):
 
 
 MAX_STRENGTH = 2.0
-"""Maximum strength of the noise that makes objects rough (`corruption.rough`)."""
 SEGMENTS = 16
 """Number of segments of a round solid in the meshes of corrupted objects; low for speed."""
 CLEAR_ANGLE = np.deg2rad(60)
@@ -191,7 +188,7 @@ def corrupt(
     Half of the rough objects that have a front get two fronts.
 
     Args:
-        indices: indices of the N samples in the toybox.
+        indices: indices of the N objects in the toybox.
         rgb: images (N n, size, size, 3) in [0, 1], n consecutive views of each object; changed in place.
         truth: labels of the images; changed in place for objects with two fronts.
     """

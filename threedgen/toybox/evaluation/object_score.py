@@ -48,16 +48,16 @@ logger = logging.getLogger(__name__)
 TRUTH_SIZE = 128
 """Side of ground-truth renders and of the images for roughness, pixels."""
 SIDES = 2
-"""Number of views per kind of image on side_by_side.png. They have the first azimuths that the prior samples."""
+"""Number of views per kind of image on side_by_side.png: the first views of the prior's samples."""
 SHEET_OBJECTS, SHEET_VIEWS, SHEET_SIZE = 30, 4, 192
 KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", "each_side", "side", "noun_single")
 
 
 @dataclass(frozen=True)
 class Turntable:
-    """Turntable views (8, H, W, 3) of an object, azimuths (8,) of their cameras in radians, and seconds of its run.
+    """Turntable views (8, H, W, 3) of an object, azimuths (8,) of the cameras in radians, and seconds of the run.
 
-    If ``failed``, the run of the object failed, for example because a loss was not finite. The views are then grey.
+    If the run ``failed``, for example because a loss was not finite, the views are grey.
     """
 
     views: Array
@@ -68,7 +68,7 @@ class Turntable:
 
 @dataclass(frozen=True)
 class MeasuredObject:
-    """Measurements of the object of a prompt and of a true object, with the images ``strip`` for side_by_side.png."""
+    """Measurements of the object of a prompt and of a true object, and the images ``strip`` for side_by_side.png."""
 
     judged: Judged
     turntable: Turntable
@@ -162,7 +162,7 @@ Seconds per object: median {middle}, at most {most}."""
 def make(config: GenerateConfig) -> Turntable:
     """Start or resume a generate run, and return the turntable views of its object. A finished run is not repeated.
 
-    Raises Stopped after Ctrl-C. Raises ConfigError or OutOfMemory if it fails before the first checkpoint.
+    Raises Stopped after Ctrl-C, and ConfigError or OutOfMemory if the run fails before the first checkpoint.
     """
     config, resume = runs.open_run(config, "objects")
     folder, azimuth = Path(str(config.out)), view_azimuths(config.result.turntable)
@@ -186,15 +186,15 @@ def make(config: GenerateConfig) -> Turntable:
 
 
 def strip(config: GenerateConfig, truth: RenderResult, views: Array, size: int) -> Array:
-    """Return images of true object, samples, 3D object and asset of a finished run, `SIDES` of each, for comparison.
+    """Return two images each of the true object, the samples, the generated object and its game-ready asset.
 
     Args:
         truth: 8 renders of the true object from the turntable cameras of the run.
-        views: images (8, H, W, 3) of the 3D object from the turntable cameras.
+        views: images (8, H, W, 3) of the generated object from the turntable cameras.
         size: maximum side of the images, pixels; smaller samples reduce it.
 
     Returns:
-        Images (4 SIDES, S, S, 3), uint8. Missing images are grey. Raises ConfigError if a file is damaged.
+        Images (8, S, S, 3), uint8, in this order. Missing images are grey. Raises ConfigError if a file is damaged.
     """
     folder, table = Path(str(config.out)), config.result.turntable
     azimuth = np.deg2rad(config.preview.azimuth) + np.arange(SIDES) * 2 * np.pi / config.views_per_scene

@@ -28,9 +28,9 @@ MATTE = "toybox-matte"
 
 
 def network_file(weights: str, name: str, key: str, remedy: str) -> Path:
-    """Return the path of the weights of a network: a .safetensors file, a folder with NAME.safetensors, or "embedded".
+    """Return the weights of a network: a .safetensors file, a folder with NAME.safetensors, or "embedded".
 
-    Raises ConfigError for the config key ``key``, with ``remedy`` at the end of the message, if the file is missing.
+    Raises ConfigError for the config key ``key`` if the file is missing. The message ends with ``remedy``.
     """
     path = folder("weights") if weights == "embedded" else user_path(weights, key)
     path = path / f"{name}.safetensors" if path.is_dir() or weights == "embedded" else path
@@ -41,12 +41,11 @@ def network_file(weights: str, name: str, key: str, remedy: str) -> Path:
 
 
 def probe_file(weights: str, key: str, embedded: str = PROBE) -> Path:
-    """Return the path of the weights of a probe. Raises ConfigError for ``key`` if the file is missing."""
     return network_file(weights, embedded if weights == "embedded" else PROBE, key, TRAIN_PROBE)
 
 
 def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: dict[str, Any]) -> Any:
-    """Load the config ``name`` with changes. Raises ConfigError for ``key`` if its task is not ``task``."""
+    """Load the config ``name`` with changes. Raises ConfigError for the key ``key`` if its task is not ``task``."""
     if (found := task_of(name)) != task:
         raise ConfigError(f"should be a config of the task {task} (got {name!r}, {found})", key)
     return load(name, list(overrides), values)
@@ -63,7 +62,7 @@ class ProbeNetworkConfig(Config):
 
 
 class ProbeTrainingConfig(Config):
-    """Training of the probe on renders of both splits, because it only measures."""
+    """Training of the probe, on renders of training combinations and of held-out ones."""
 
     blocks: int = Field(4, ge=1, description="blocks of objects per batch: the new one and earlier ones")
     learning_rate: Scheduled = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)

@@ -44,14 +44,11 @@ from .probe import Probe, combine_views
 from .report import Judged, judge_case, write_judged
 
 VARIETY_NOUNS = 6
-"""Number of nouns that are sampled with many seeds."""
 LOW_DISTANCE = 15
 """Maximum Lab distance between the views of an object that count as equal in colour."""
 
 
 class OpenCase(NamedTuple):
-    """Open prompt, as a spec without colours, and a seed."""
-
     spec: Spec
     seed: int
 
@@ -61,12 +58,13 @@ class OpenCase(NamedTuple):
 
 
 Cases = dict[str, list[OpenCase]]
-"""Open prompts by metric: "agreement" of colours across views; accessories "worn", and the same nouns "plain";
-"variety" between seeds."""
+"""Open prompts by purpose: "agreement" of colours across views; nouns with an accessory ("worn") and without it
+("plain"); "variety" between seeds.
+"""
 
 
 def open_cases(nouns: int, seeds: int) -> Cases:
-    """Choose ``nouns`` evenly spread nouns, and accessories in turn; ``seeds``: seeds per noun for variety."""
+    """Choose ``nouns`` evenly spread nouns, and accessories in turn. ``seeds`` is the number of seeds for "variety"."""
     vocabulary, worn = list(NOUNS), []
     spread = [vocabulary[k * len(vocabulary) // nouns] for k in range(nouns)]
     for k in range(nouns):
@@ -83,7 +81,7 @@ def open_cases(nouns: int, seeds: int) -> Cases:
 
 
 def true_views(case: OpenCase, azimuth: Array, size: int, seed: int) -> Array:
-    """Render views (V, size, size, 3) in [0, 1] of a random object of the prompt from ``azimuth`` (V,), radians."""
+    """Render a random object of the prompt from azimuths (V,) in radians, as images (V, size, size, 3) in [0, 1]."""
     rng = numpy_generator(seed, case.seed, f"open truth {case.prompt}")
     return render_orbit(build(case.spec, rng), azimuth, np.deg2rad(15), size).rgb
 
@@ -128,7 +126,7 @@ def is_present(probe: Probe, views: Array, word: str) -> bool:
 
 
 def _variety(probe: Probe, matte: Matte, cases: Sequence[OpenCase], views: Sequence[Array]) -> dict[str, float]:
-    """Measure the variety between the seeds of a noun, and return the mean over the nouns.
+    """Measure how much the seeds of a noun vary, and return the mean over the nouns.
 
     colour_entropy is the entropy of the colour names in bits. shape_distance is 1 - IoU of the masks of view 0.
     """
@@ -145,7 +143,6 @@ def _variety(probe: Probe, matte: Matte, cases: Sequence[OpenCase], views: Seque
 
 
 def open_table(figures: Json, count: int, seeds: int) -> str:
-    """Return the report section with the table of the metrics of `measure`, in Markdown."""
     both, agreement, entropy = ("measured", "truth"), figures["agreement"], f"{math.log2(min(seeds, 12)):.2f}"
 
     def rates(kind: str) -> list[str]:
@@ -168,12 +165,11 @@ def open_table(figures: Json, count: int, seeds: int) -> str:
 
 
 HELD_BACK = 7_000_000
-"""Offset of the seed of the objects for the use of other views. No usual training seed gives the same objects."""
+"""Offset of the seed of the objects for `view_use`. No usual training seed gives the same objects."""
 ELEVATION_RANGE = (0.0, 30.0)
 """Range of the random elevation of the cameras of an object, degrees."""
 SHEET_OBJECTS = 24
 VARIETY_SEEDS = 12
-"""Number of seeds per open prompt for the variety between seeds."""
 KEYS = ("noun", "colour", "part", "part_colour", "bound", "order", "each_side", "side", "noun_single", "colour_single")
 
 
@@ -226,7 +222,7 @@ counts as right within 15 degrees of its quarter."""
         write_judged(self.task, self.probe, rows, KEYS, intro, text, about, shown, summary={"prior": self.weights})
 
     def sections(self) -> tuple[list[str], Json]:
-        """Measure the use of other views, and samples of open prompts. Return report sections, and numbers as JSON."""
+        """Measure `view_use` and samples of open prompts. Return report sections, and numbers as JSON."""
         config, sections, figures = self.config, list[str](), Json()
         # only MVDream accepts another time step for each view
         if config.view_use and isinstance(self.prior, MVDream):
@@ -239,7 +235,6 @@ counts as right within 15 degrees of its quarter."""
         return sections, figures
 
     def open_prompts(self) -> tuple[str, Json]:
-        """Sample open prompts, measure the samples, and return the report section, and numbers as JSON."""
         config, cases = self.config, open_cases(self.config.open_nouns, VARIETY_SEEDS)
         every = [case for group in cases.values() for case in group]
         prompts = [case.prompt for case in every]

@@ -1,7 +1,7 @@
 """Probe: a small classifier of toybox images, used only for measuring. It receives pixels, but no caption.
 
-The answers for several views of an object are combined. Noun and colour have the mean log-probability over the views. A
-part is present if any view shows it. The colour of a part is the mean over the views, weighted by its visibility.
+Noun and colour of an object have the mean log-probability over its views. A part is present if any view shows it. The
+colour of a part is the mean over the views, weighted by its visibility.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ N = TypeVar("N", bound=nn.Module)
 class Logits(NamedTuple):
     """Outputs for B images with N nouns, C colours and W part words.
 
-    All are logits except ``heading``: noun (B, N), colour (B, C), seen (B, W), part_colour (B, W, C), side (B, 4) of
-    front, left, back, right. ``heading`` (B, 2) estimates (cos, sin) of the camera azimuth.
+    Logits: noun (B, N), colour (B, C), seen (B, W), part_colour (B, W, C), side (B, 4) of front, left, back, right.
+    ``heading`` (B, 2) estimates (cos, sin) of the camera azimuth.
     """
 
     noun: Tensor
@@ -51,8 +51,8 @@ class Logits(NamedTuple):
 class Answers:
     """Answers of the probe for V views, on the CPU.
 
-    noun (V, N), colour (V, C), side (V, 4) and part_colour (V, W, C) are log-probabilities. part (V, W) is the
-    probability that a part is visible. azimuth (V,) is the camera azimuth in radians, in [-pi, pi].
+    Log-probabilities: noun (V, N), colour (V, C), side (V, 4), part_colour (V, W, C). ``part`` (V, W) is the
+    probability that a part is visible. ``azimuth`` (V,) is the camera azimuth in radians, in [-pi, pi].
     """
 
     noun: Tensor
@@ -69,7 +69,7 @@ class Answers:
 def combine_views(views: Answers) -> Answers:
     """Combine the answers for V views of an object into noun (N,), colour (C,), part (W,) and part_colour (W, C).
 
-    side and azimuth are not combined: they keep their first axis V.
+    ``side`` (V, 4) and ``azimuth`` (V,) are not combined.
     """
     weight = views.part / views.part.sum(0).clamp(min=1e-6)
     part_colour = (weight[..., None] * views.part_colour).sum(0)
@@ -94,7 +94,7 @@ class Probe(nn.Module):
     """Convolutional classifier of toybox images with an attention map for each part.
 
     It has four levels, each at half the resolution of the level before. The object and each part have a spatial softmax
-    at a quarter of the input resolution. The features that this softmax selects give the colour of the object or part.
+    at a quarter of the input resolution. The features that it selects give the colour of the object or part.
 
     Attributes:
         threshold: a part is visible if its probability is higher than this; calibrated after training.
@@ -148,7 +148,7 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def classify(self, images: Tensor, chunk: int = 64) -> Answers:
-        """Classify square images (V, S, S, 3) in [0, 1] of any size in eval mode, ``chunk`` at a time."""
+        """Classify square images (V, S, S, 3) in [0, 1] of any size in eval mode, ``chunk`` images at a time."""
         device, training = next(self.parameters()).device, self.training
         self.eval()
         try:
@@ -168,7 +168,6 @@ class Probe(nn.Module):
         )
 
     def save(self, path: Path, about: Json | None = None) -> None:
-        """Write the weights as float16 .safetensors, and labels, options and ``about`` to a .json file beside it."""
         card = {"labels": self.labels.plain(), "network": self.options.model_dump(mode="json")}
         write_network(path, self, card | {"threshold": self.threshold, **(about or {})}, half=True)
 
@@ -176,13 +175,12 @@ class Probe(nn.Module):
     def load(cls, weights: str = "embedded", key: str = "probe.weights", embedded: str = PROBE) -> Probe:
         """Load a probe in eval mode on the CPU.
 
+        Raises ConfigError if the file is missing, damaged, or from an older toybox with fewer words.
+
         Args:
             weights: .safetensors file, folder with such a file, or "embedded".
             key: config key of ``weights``, for error messages.
             embedded: name of the file that "embedded" stands for.
-
-        Raises:
-            ConfigError: if the file is missing, damaged, or from an older toybox with fewer words.
         """
 
         def make(card: Json) -> Probe:
@@ -201,7 +199,7 @@ class Probe(nn.Module):
 
 
 def write_network(path: Path, network: nn.Module, card: Json, half: bool = False) -> None:
-    """Write weights as .safetensors (float16 if ``half``) and ``card`` to a .json file beside it. Raises OSError."""
+    """Write weights as .safetensors (float16 if ``half``), and ``card`` to a .json file beside it. Raises OSError."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
     if half:
         tensors = {name: value.half() if value.is_floating_point() else value for name, value in tensors.items()}
@@ -213,13 +211,8 @@ def write_network(path: Path, network: nn.Module, card: Json, half: bool = False
 def read_network(path: Path, make: Callable[[Json], N], key: str, remedy: str) -> tuple[N, Json]:
     """Read a network that `write_network` has written. Return it frozen in eval mode, with its card.
 
-    Args:
-        make: function that creates the network from the card.
-        key: config key of the file, for error messages.
-        remedy: advice at the end of error messages.
-
-    Raises:
-        ConfigError: if a file is missing or damaged.
+    ``make`` creates the network from the card. If a file is missing or damaged, a ConfigError for the config key
+    ``key`` is raised, and its message ends with ``remedy``.
     """
     card = read_json(path.with_suffix(".json"))
     if not card:
@@ -234,7 +227,7 @@ def read_network(path: Path, make: Callable[[Json], N], key: str, remedy: str) -
 
 
 def pooled(x: Tensor) -> Tensor:
-    """Pool feature maps (B, D, H, W) to vectors (B, 2 D): mean, then maximum of each channel."""
+    """Pool feature maps (B, D, H, W) to vectors (B, 2 D): the mean, then the maximum of each channel."""
     return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
 
 
@@ -260,7 +253,7 @@ class ProbeSides:
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
         """Return scores (V, N) of N prompts: log-probability of the noun, plus that of the colour if it is named.
 
-        Returns None if a prompt is not a toybox prompt.
+        The result is None if a prompt is not a toybox prompt.
         """
         specs, labels = [parse_prompt(prompt) for prompt in prompts], self.probe.labels
         answers, columns = self.probe.classify(images), []
@@ -273,7 +266,7 @@ class ProbeSides:
 
 
 class ProbeFeatures(FeatureNetwork):
-    """Feature network by the probe: features of its last layer, logits of its nouns. Raises ConfigError."""
+    """Feature network that uses the probe: features of the last layer, logits of the nouns. Raises ConfigError."""
 
     description = (
         "the toybox probe, its last layer and its nouns as classes. It was trained on single objects, not "

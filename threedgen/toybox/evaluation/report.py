@@ -1,7 +1,7 @@
 """Report of results of held-out captions, compared with true objects of the same captions.
 
-FID and KID use the features of the probe, on renders of true objects with the same captions and cameras. Each metric is
-also computed for a second set of true objects. This value is the floor: the distance that random variation causes.
+FID and KID use features of the probe. Each metric is also computed for a second set of true objects from the same
+cameras. This value is the floor, the distance that random variation causes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +42,7 @@ def features(probe: Probe, objects: Views) -> Array:
 
 
 def distances(probe: Probe, results: Views, truth: Views, other: Views) -> dict[str, float]:
-    """Return FID and KID to the truth, of the results ("fid", "kid") and of other true objects ("floor_fid", ...)."""
+    """Return "fid" and "kid" of results to the truth, and "floor_fid" and "floor_kid" of other true objects to it."""
     ours, first, second = (features(probe, views) for views in (results, truth, other))
     half = len(first) // 2
     figures: dict[str, float] = {}
@@ -56,10 +56,7 @@ def roughness(normal: Array, mask: Array) -> float | None:
     """Return the mean angle in degrees between the normals of neighbouring foreground pixels; None without such pairs.
 
     The angle increases with the size of a pixel on the surface, so compare only images from the same cameras.
-
-    Args:
-        normal: unit normals (V, H, W, 3).
-        mask: foreground (V, H, W), bool.
+    ``normal`` are unit normals (V, H, W, 3), ``mask`` is the foreground (V, H, W), bool.
     """
     angles = []
     for axis in (1, 2):
@@ -80,17 +77,14 @@ class Surface(NamedTuple):
 
 
 def surface(run: Path, c2w: Array, fov: float, size: int, resolution: int) -> Surface | None:
-    """Measure the surface that the export extracts from the field of a generate run; None if there is no surface.
+    """Measure the surface that the export extracts from the field of a run; None if there is no surface.
 
     Args:
-        run: folder of the run.
+        run: folder of a generate run. Raises ConfigError if it cannot be read.
         c2w: camera-to-world poses (V, 4, 4) of the renders of normals.
         fov: vertical field of view, radians.
         size: side of the renders, pixels.
         resolution: grid resolution of the surface extraction.
-
-    Raises:
-        ConfigError: if the run cannot be read.
     """
     view = load_run_field(run).view
     try:
@@ -166,15 +160,15 @@ def judge_case(
     vote: bool = False,
     failed: bool = False,
 ) -> Judged:
-    """Judge a result and true objects of its caption in the same way.
+    """Judge a result and true objects of the same caption in the same way.
 
     Args:
         views: images (V, H, W, 3) of the result, uint8 or in [0, 1].
         azimuth: azimuths (V,) of the cameras, radians.
         true_views: images (V, H, W, 3) of each of two or more true objects.
         calibration: number of true objects to judge.
-        vote: whether noun and colour are decided by the majority of the views (`judging.judge`).
-        failed: whether the run of the result failed. If so, all its answers are wrong.
+        vote: whether noun and colour are decided by the majority of the views.
+        failed: whether the run of the result failed. If so, all answers are wrong.
     """
     verdict, *truth = (
         judge_views(probe, images, case.spec, azimuth, vote) for images in (views, *true_views[:calibration])
@@ -190,7 +184,7 @@ def verdict_figures(verdicts: Sequence[Verdict]) -> Json:
 
 
 def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[str]) -> str:
-    """Return a Markdown table of the shares of correct answers, for results and for true objects. Rows are ``keys``."""
+    """Return a Markdown table of the shares of correct answers of results and of true objects. Rows are ``keys``."""
     ours, theirs = tally(measured), tally(truth)
     heads = ["figure", "measured", "95 % interval", "probe on ground truth", "95 % interval"]
     rows = [

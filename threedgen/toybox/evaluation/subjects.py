@@ -48,21 +48,19 @@ from .probe import Probe
 KEYS = ("noun", "colour", "bound", "order")
 """Keys of the answers in the score of a sample, which is the share of correct answers."""
 VIEWS = 4
-"""Number of views per sample."""
 BATCH = 5
-"""Number of held-out prompts per batch."""
 NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
 Accessory = tuple[str, str]
 """Colour and noun of an accessory; both are "" for no accessory."""
 SETTINGS: tuple[Accessory, ...] = (("", ""), ("red", "hat"), ("blue", "scarf"), ("green", "glasses"))
-"""Accessories of a subject's prompts."""
+"""Accessories in the prompts of a subject. A setting is the index of one of them."""
 Rows = Sequence[Json]
 """One JSON object per subject: ``subject`` is the name of its folder, ``found`` maps table rows to measurements."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Subject: toybox object, folder, and identity vectors ``truth`` (V, D) of its true views, unit length."""
+    """Toybox object, its folder, and identity vectors ``truth`` (V, D) of V true views, with length 1."""
 
     asset: Asset
     folder: Path
@@ -86,7 +84,6 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         self.base_scores = kept_json(self.folder / "held-out.json", partial(self.held_out, self.base))["scores"]
 
     def measure(self, item: int) -> Json:
-        """Measure the base prior and each tuned prior on one subject. ``found`` maps table rows to measurements."""
         config, subject = self.config, self.make_subject(item)
         self.progress.note(subject.folder.name)
         found = {"base": kept_json(subject.folder / "base.json", partial(self.samples, subject, self.base, "base"))}
@@ -110,15 +107,14 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         return Subject(asset, folder, self.embed(torch.from_numpy(rgb)))
 
     def ring(self, number: int, setting: int) -> Ring:
-        """Choose the random cameras for the samples of a subject in a setting."""
         return random_ring(numpy_generator(self.config.seed, number, f"subject cameras {setting}"), VIEWS, (5, 30))
 
     def sample(
         self, prior: Prior, prompts: Sequence[str], places: Sequence[tuple[int, int]]
     ) -> list[tuple[Array, Array]]:
-        """Sample a batch of prompts. ``places`` has number and setting of each, which seed cameras and noise.
+        """Sample a batch of prompts. ``places`` are the subject numbers and settings that seed cameras and noise.
 
-        Returns views (V, S, S, 3), uint8, and azimuths (V,) of their cameras in radians, of each prompt.
+        Returns for each prompt views (V, S, S, 3), uint8, and azimuths (V,) of the cameras in radians.
         """
         config = self.config
         rings = [self.ring(*place) for place in places]
@@ -128,7 +124,6 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         return [(images, azimuth) for images, (azimuth, _) in zip(views, rings, strict=True)]
 
     def held_out(self, prior: Prior) -> Json:
-        """Return ``scores``: those of samples of held-out prompts."""
         cases, scores = held_out_cases(self.config.held_out, self.config.seed), []
         for start in range(0, len(cases), BATCH):
             batch = cases[start : start + BATCH]
@@ -138,7 +133,7 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         return {"scores": scores}
 
     def samples(self, subject: Subject, prior: Prior, name: str, identifier: str = "") -> Json:
-        """Sample a subject in each setting, write the images, and return ``identity``, ``answers``, ``scores``."""
+        """Sample a subject in each setting, write the images, and return ``identity``, ``answers`` and ``scores``."""
         noun, number = subject.asset.noun, subject.asset.index
         prompts = [prompt_of(noun, worn, identifier) for worn in SETTINGS]
         identity, verdicts = [], []
@@ -191,7 +186,6 @@ def tuning_config(config: EvaluateSubjectsConfig, folder: Path, method: str, nou
 
 
 def prior_of(tuning: MVDreamBoothConfig, **options: object) -> Prior:
-    """Build the prior of a tuning config, with changed ``options``, on the device of the config."""
     prior: Prior = registry.build("prior", tuning.prior.model_copy(update=options), device(tuning.trainer.accelerator))
     return prior
 
@@ -235,7 +229,7 @@ def row_name(key: str) -> str:
 
 
 def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
-    """Return a contact sheet (H, W, 3), uint8, with one row for each subject in the ``folder`` of all.
+    """Return a contact sheet (H, W, 3), uint8, with one row per subject. ``folder`` has the folders of all subjects.
 
     A row shows the photos, then four views each of: a sample of the base prior, samples of the tuned prior in the first
     two settings, and a sample of the tuned prior for the class.
@@ -286,8 +280,6 @@ def mean_difference(differences: Sequence[float]) -> tuple[float, float, float]:
 
 
 def table(figures: Mapping[str, Json]) -> str:
-    """Return a Markdown table from the results of `compare` by row key."""
-
     def interval(found: Sequence[float], scale: float, digits: int) -> str:
         value, low, high = (f"{scale * one:+.{digits}f}" for one in found)
         return f"{value} ({low} to {high})"

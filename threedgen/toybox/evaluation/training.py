@@ -1,4 +1,4 @@
-"""Task "train-probe": training of the probe, and the base of the trainings of networks that measure toybox images.
+"""Task "train-probe", and the base class of the trainings of networks that measure toybox images.
 
 RUN/probe/toybox-probe.*    weights of the probe in float16; vocabulary, options and accuracy as JSON
 """
@@ -39,11 +39,10 @@ BLOCKS_PER_RANK = 10_000_000
 ACCESSORY_WEIGHT = 4.0
 """Loss weight of accessories relative to other parts. Accessories are rare and small."""
 N_VIEW = 2
-"""Number of views per training object of the probe."""
 CALIBRATION_OBJECTS, TEST_OBJECTS = 500, 1000
 WEIGHT_DECAY = 0.02
 BLOCK, WINDOW = 8, 256
-"""Objects per block, and number of steps from which earlier blocks are reused."""
+"""Number of objects per block, and number of steps from which earlier blocks are reused."""
 
 
 class ClassifierSystem(System):
@@ -79,7 +78,6 @@ class ClassifierSystem(System):
         return loss
 
     def augmented(self, x: Tensor, step: int) -> Tensor:
-        """Augment images (B, 3, S, S) in [0, 1] of a step, and copy them to the device."""
         return augment(x, self.rng(step, "augment")).to(self.device)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -87,7 +85,6 @@ class ClassifierSystem(System):
 
 
 def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
-    """Train the network of a system class, then measure and write the network."""
     torch.manual_seed(task.config.seed)
     system = kind(task.config)
     if not task.resume:
@@ -116,8 +113,7 @@ def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
 
 
 class ProbeSystem(ClassifierSystem):
-    """Training of a `Probe`. Each step renders one new block of samples and reuses random earlier blocks, because
-    rendering a block takes as long as a training step."""
+    """Training of a `Probe`. A step renders one new block of samples and reuses random earlier ones, to save time."""
 
     stage, shown, result = "probe", ("noun", "colour", "side"), f"probe/{PROBE}.safetensors"
     config: TrainProbeConfig
@@ -147,7 +143,7 @@ class ProbeSystem(ClassifierSystem):
         return rgb, Truth.cat([truth for _, truth in blocks])
 
     def block(self, number: int) -> tuple[Tensor, Truth]:
-        """Return images (B, S, S, 3), uint8, and labels of block ``number``. Render them unless they are cached."""
+        """Return images (B, S, S, 3), uint8, and labels of block ``number``, from the cache or rendered."""
         if number not in self.cache:
             first = (number + self.global_rank * BLOCKS_PER_RANK) * BLOCK  # devices share no samples
             indices, spoiled = range(first, first + BLOCK), self.config.training.spoiled
@@ -177,8 +173,9 @@ def probe_loss(raw: Logits, truth: Truth, emphasis: Tensor | float = 1.0) -> tup
     """Return the sum of the losses of all outputs of the probe, and each loss and accuracy by name.
 
     Args:
-        truth: labels; OPEN labels do not count.
-        emphasis: loss weights (W,) of the part words.
+        raw: outputs for B images.
+        truth: labels of the images. Labels equal to `OPEN` do not count.
+        emphasis: loss weights (W,) of the W parts and accessories of the vocabulary.
     """
     front = torch.where(truth.front, torch.round(truth.azimuth / (torch.pi / 2)).long() % 4, OPEN)
     applicable = truth.seen != OPEN

@@ -1,4 +1,1 @@
-"""Training tasks of priors: the 2D model and the multi-view prior of the toybox, and multi-view priors of user assets.
-
-The toybox is the procedural data set of the package (`threedgen.toybox`).
-"""
+"""Training tasks of the toybox priors and of multi-view priors of user assets. The toybox is a procedural data set."""

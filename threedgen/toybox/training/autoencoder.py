@@ -1,7 +1,7 @@
 """Training of the toybox's autoencoder, an unmodified AutoencoderKL of diffusers.
 
-The network has no attention, only convolutions. The first steps can therefore train on crops around the object, which
-cost a quarter of whole images.
+The network has no attention. The first steps can therefore train on crops around the object, which cost a quarter of
+whole images.
 """
 
 from pathlib import Path
@@ -30,11 +30,10 @@ LATENT_CHANNELS = 8
 GROUPS = 1
 """Number of groups of the group norms; 1 keeps colours comparable."""
 RATE = {"0%": 1e-4, "1%": 1e-3, "60%": 1e-3, "100%": 2e-5}
-"""Schedule of the learning rate."""
 HALF_SIZE_WEIGHT = 0.25
 """Weight of the loss of half-size latents and images (arXiv 2502.14831)."""
 LATENT_NOISE = 0.5
-"""Largest standard deviation of the noise on latents in the training of the decoder."""
+"""Maximum standard deviation of the noise on latents in the training of the decoder."""
 WHOLE = 0.25
 """Fraction of the steps, at the end of the training, that use whole images."""
 JUMBLES, ROOMS = 0.25, 0.2
@@ -43,7 +42,6 @@ KL_WEIGHT = 1e-5
 
 
 def build(options: AutoencoderConfig) -> AutoencoderKL:
-    """Build an untrained autoencoder."""
     n = len(options.channels)
     vae = AutoencoderKL(
         in_channels=3,
@@ -114,10 +112,10 @@ def half_size(x: Tensor) -> Tensor:
 
 
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
-    """Return the loss between reconstructions `y` and true images `x`, both (B, 3, H, W) in [-1, 1], a scalar.
+    """Return the scalar loss between reconstructions `y` and true images `x`, both (B, 3, H, W) in [-1, 1].
 
     It is L1 + 2 MSE + 0.5 L1 of the differences of neighbouring pixels + 2 L1 at an eighth of the size. The third term
-    keeps outlines sharp. The last one makes the network learn colours early.
+    keeps outlines sharp. The last term makes the network learn colours early.
     """
     sharp = sum(F.l1_loss(a, b) for a, b in zip(edges(y), edges(x), strict=True))
     coarse = F.l1_loss(F.avg_pool2d(y, 8), F.avg_pool2d(x, 8))
@@ -130,7 +128,7 @@ def psnr(y: Tensor, x: Tensor) -> float:
 
 
 class AutoencoderSystem(System):
-    """LightningModule that trains an AutoencoderKL. No toybox image is used twice: each step renders the next ones."""
+    """LightningModule that trains an AutoencoderKL. Each step renders new toybox images."""
 
     stage = "autoencoder"
 
@@ -197,7 +195,6 @@ class AutoencoderSystem(System):
         return self.muon(self.vae, ends)
 
     def muon(self, network: nn.Module, ends: tuple[Tensor, ...]) -> OptimizerLRSchedulerConfig:
-        """Build the Muon optimizer for a network. It updates `ends` elementwise, since their rows are colours."""
         return self.scheduled(Muon(network.parameters(), 1.0, weight_decay=1e-4, elementwise=ends), RATE)
 
 

@@ -39,9 +39,8 @@ LATENT_NOISE = 0.25
 """Maximum standard deviation of the noise on latents."""
 WEIGHT_DECAY = 0.001
 RATE = {"0%": 0.0, "3%": 2e-3, "40%": 2e-3, "100%": 1e-5}
-"""Schedule of the learning rate."""
 FRESH, JUMBLES, MEASURED = 3, 0.1, 256
-"""Number of new images per step, share of images of random solids, and largest number of images of the evaluation."""
+"""Number of new images per step, share of images of random solids, and maximum number of images of the evaluation."""
 
 
 class MatteImages:
@@ -63,7 +62,7 @@ class MatteImages:
         return torch.from_numpy(np.stack([self.cache[i] for i in indices])).float() / 255
 
     def make(self, indices: range) -> Array:
-        """Render a block of N images from one camera each: uint8 (N, S, S, 4), RGB and opacity."""
+        """Render a block of N images of one object each, with opacity: uint8 (N, S, S, 4)."""
         rng = numpy_generator(self.seed, indices.start, "matte")
         assets = [jumble(rng, i) if rng.random() < JUMBLES else self.box.asset(i) for i in indices]
         c2w, fov, _, grey = zip(*(self.box.cameras(i, 1) for i in indices), strict=True)
@@ -116,9 +115,9 @@ def augment(x: Tensor, rng: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def evaluate(net: Matte, images: MatteImages, count: int) -> dict[str, float]:
-    """Return the metrics of the first `count` images: "error", the mean absolute error of the opacity, and "iou".
+    """Return two metrics of the first `count` images: "error", the mean absolute error of the opacity, and "iou".
 
-    The IoU (intersection over union) compares all pixels with an opacity above 0.5.
+    The IoU (intersection over union) compares the pixels with an opacity above 0.5.
     """
     rgba = images(np.arange(count))
     opacity, truth = net.opacity(rgba[..., :3].to(net.out.weight.device)).cpu(), rgba[..., 3]
@@ -128,7 +127,6 @@ def evaluate(net: Matte, images: MatteImages, count: int) -> dict[str, float]:
 
 
 def train(task: Task) -> Status:
-    """Train the matte network, save it, and evaluate it on held-out images."""
     config: TrainMatteConfig = task.config
     prior = LatentDiffusion.load(config.autoencoder, image_size=config.network.size)
     with writing(task.folder):

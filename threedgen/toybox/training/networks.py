@@ -1,4 +1,4 @@
-"""Initial UNets of the trainings: new ones, and trained ones with a camera branch, inputs, attention or channels."""
+"""Initial UNets of the trainings: new ones, and trained ones with added inputs, attention, channels or cameras."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -23,9 +23,9 @@ from .text_encoder import TEXT_HEADS, TEXT_WIDTH
 HEAD_WIDTH = 64
 """Channels per attention head in added attention layers."""
 BASE_HEAD_WIDTH = 56
-"""Least channels per attention head of the 2D model. Its first level has no attention."""
+"""Minimum number of channels per attention head of the 2D model. Its first level has no attention."""
 SINUSOIDS = "time_embedding.linear_1.weight"
-"""Name of the weight whose inputs are sines and cosines of the time step; the first level's width is their number."""
+"""Name of the weight whose inputs are sines and cosines of the time step, as many as the first level has channels."""
 QUERIES = ".to_q.weight"
 Parts = Sequence[tuple[int, int]]
 """Pairs (old width, new width), one for each of the feature maps that are concatenated as the input of a layer."""
@@ -38,11 +38,11 @@ def base_model(
     tokenizer: PreTrainedTokenizerFast,
     image_size: int,
 ) -> LatentDiffusion:
-    """Build a 2D model of an untrained UNet, and of a trained autoencoder and text encoder.
+    """Build a 2D model from an untrained UNet and a trained autoencoder and text encoder.
 
     The time embedding includes the pooled caption, and scales and shifts features. The model predicts v, which weights
-    all noise levels equally. At the last time step the noise is stronger than in Stable Diffusion, because latents of
-    this small size would still be visible at its noise level.
+    all noise levels equally. Latents of this small size would still be visible at the last noise level of Stable
+    Diffusion, so the noise is stronger there.
     """
     latent_channels, levels = int(vae.config["latent_channels"]), len(channels) - 1
     unet = UNet2DConditionModel(
@@ -71,13 +71,13 @@ def multiview_model(
 ) -> MVDream:
     """Build a multi-view prior from the networks of `base`, which are not copied.
 
+    Except for `rotary`, the additions do not change the output before training, because some of their weights are zero.
+
     Args:
         base: a 2D model or a multi-view prior.
         coarse: predictor whose latents become an input of the UNet; None: no such input.
         attention: add attention to the UNet levels that have none.
         rotary: rotate queries and keys by the world positions of their pixels (rotary embedding).
-
-    Except for `rotary`, the additions do not change the output before training, because some of their weights are zero.
     """
     unet: Any = base.unet
     if coarse is not None and base.coarse is None:
@@ -128,8 +128,7 @@ def widen(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
     """Return a copy of a diffusers UNet with `channels` at each level, or `unet` itself if it has these widths.
 
     Each new channel is a copy of an old one (Net2Net, Chen et al. 2016, arXiv 1511.05641, section 2.2). The input
-    weight of an old channel is split among all its copies, so that the sum stays the same. It is split at random, so
-    that the copies get different gradients from the first step on.
+    weight of an old channel is split at random among its copies: the sum stays the same, but the gradients differ.
 
     The output stays the same except for group norms over two concatenated levels, whose groups change. In the toybox's
     2D model this changes the output for noise by 3 to 9 %. If two levels become equally wide, the UNet loses the
@@ -159,7 +158,6 @@ def widen(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
 def _widened(
     name: str, weight: Tensor, shape: torch.Size, concatenated: dict[str, Parts], rng: torch.Generator
 ) -> Tensor:
-    """Return the weight of the wide UNet, with `shape`, from the weight with the same name in the old UNet."""
     parts = concatenated.get(name.rpartition(".")[0])  # of the layer's input
     if weight.ndim == 1:
         whole = [(len(weight), shape[0])]
@@ -189,7 +187,7 @@ def _sources(parts: Parts) -> Tensor:
 
 
 def _widened_sinusoids(weight: Tensor, n: int) -> Tensor:
-    """Return the weight (out, n) for n sines and cosines; the columns of frequencies that the old weight lacks are 0.
+    """Return the weight (out, n) for n sines and cosines. Columns of frequencies that the old weight lacks are 0.
 
     In diffusers one half of the inputs are sines and the other half cosines. Frequency k is 10000^(-k / half).
     """
@@ -200,10 +198,7 @@ def _widened_sinusoids(weight: Tensor, n: int) -> Tensor:
 
 
 def _concatenated_inputs(unet: Any, wide: Any) -> dict[str, Parts]:
-    """Return the widths of the layers whose input concatenates the map of the level below and a skip connection.
-
-    The keys are layer names. The values have the (old, new) widths of the two maps.
-    """
+    """Return the (old, new) widths of the two maps that are concatenated as input, by the names of the layers."""
     found = dict[str, Parts]()
     for i, block in enumerate(wide.up_blocks):
         for j in range(len(block.resnets)):

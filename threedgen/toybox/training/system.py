@@ -40,11 +40,10 @@ TWO_D, NO_TEXT = 0.15, 0.1
 """Fraction of the steps without cameras, and fraction of the captions that are dropped."""
 WEIGHT_DECAY, EMA_DECAY = 0.05, 0.998
 FRESH = 8
-"""Number of new images per step."""
 
 
 def objects_of(images: int, n_view: int) -> int:
-    """Return the smallest number of objects with `n_view` images each that have at least `images` images in all."""
+    """Return the minimum number of objects with `n_view` images each that have `images` images or more in all."""
     return -(-images // n_view)
 
 
@@ -56,7 +55,7 @@ class PriorSystem(DenoisingSystem):
 
     Args:
         prior: model whose UNet is trained in place.
-        banks: pairs of a share of the steps and the cached latents for these steps.
+        banks: cached latents, each with the share of the steps that train on them.
     """
 
     stage = "UNet"
@@ -97,11 +96,9 @@ class PriorSystem(DenoisingSystem):
         return numpy_generator(self.seed, step, purpose)
 
     def entries(self, step: int, n_view: int, share: float) -> Array:
-        """Sample the entry indices (n,) of a step from a bank.
+        """Sample the indices (n,) of the objects or images of a step in their latent cache.
 
-        Args:
-            n_view: images per entry of the bank.
-            share: share of the steps that use the bank.
+        ``n_view`` is the number of images per object, ``share`` the share of the steps that use the cache.
         """
         o, rng = self.options, self.numpy_rng(step, "pictures")
         numbers = (objects_of(number, n_view) for number in (o.batch, o.pictures, o.first, o.fresh))
@@ -145,7 +142,7 @@ class PriorSystem(DenoisingSystem):
         self.model.save(folder / ("prior" if self.n_view > 1 else "base"))
 
     def sample_sheet(self) -> Sheet:
-        """Return samples of the prompts in the config: one image each, or with a multi-view prior views all around."""
+        """Return samples of the prompts in the config: single images, or views all around for a multi-view prior."""
         prompts, n_view, c2w = self.options.sheet_prompts, self.n_view, None
         if n_view > 1:
             azimuth = torch.deg2rad(20 + torch.arange(n_view) * 360 / n_view)
@@ -165,11 +162,9 @@ class PriorSystem(DenoisingSystem):
 class OwnPriorSystem(PriorSystem):
     """LightningModule that trains a prior on user assets.
 
-    The sample sheet has renders of held-out assets beside samples of their captions from the same cameras. The FID
-    between the two is logged as `fid`. It is computed from few images, so compare it within one run only.
-
-    Args:
-        shown: held-out assets; None: the config holds out none, and the sheet has samples of its prompts only.
+    The sample sheet has renders of the held-out assets `shown` beside samples of their captions from the same cameras.
+    The FID between the two is logged as `fid`. It is computed from few images, so compare it within one run only. If
+    `shown` is None, the sheet has only samples of the prompts in the config.
     """
 
     features: FeatureNetwork
@@ -198,11 +193,8 @@ class CoarseSystem(AveragedSystem):
     """LightningModule that trains the predictor `coarse` in place, by the squared error of its latents.
 
     The predictor computes latents from caption and camera in one step (`guidance/coarse.py`). It trains on one image of
-    each object, without the random variation that captions do not describe: it could not predict it.
-
-    Args:
-        prior: model whose frozen text encoder is used.
-        bank: cached latents, captions and cameras of objects with one view each.
+    each object, without the random variation that captions do not describe, which it could not predict. The text
+    encoder of `prior` is used, and stays frozen. `bank` has cached latents, captions and cameras.
     """
 
     stage = "coarse predictor"

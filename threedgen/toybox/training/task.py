@@ -45,7 +45,6 @@ from .system import CoarseSystem, OwnPriorSystem, PriorSystem, objects_of
 
 
 def train_base(task: Task) -> Status:
-    """Train the 2D model in four stages, or only the UNet if the config has `start`."""
     config: TrainBaseConfig = task.config
     torch.manual_seed(config.seed)
     o = config.training
@@ -68,9 +67,9 @@ def load_start(task: Task, start: str, image_size: int | None = None) -> LatentD
 def banks(
     task: Task, prior: LatentDiffusion, name: str, source: Source, share: float = 1.0
 ) -> list[tuple[float, LatentBank]]:
-    """Return the cached latents of a source as pairs of a share of the steps and a bank.
+    """Return the cached latents of a source, each with the share of the steps that train on them.
 
-    There is a bank at full size and, if `training.half` is above 0, one at half size for this share of the steps.
+    There are latents at full size and, if `training.half` is above 0, at half size for this share of the steps.
 
     Args:
         name: folder of the full-size cache in the run folder.
@@ -84,7 +83,6 @@ def banks(
 
 
 def bank(task: Task, name: str, source: Source, vae: AutoencoderKL, size: int) -> LatentBank:
-    """Return the latents of a source's images at `size` x `size` pixels, cached in the folder `name` of the run."""
     count = objects_of(task.config.training.pictures, source.n_view)
     with writing(task.folder):
         return LatentBank(task.folder / name, source, vae, size, count)
@@ -139,7 +137,7 @@ def train_prior(task: Task) -> Status:
 
 
 def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePredictor:
-    """Train the coarse predictor, or load it if it is finished. Returns it frozen, with the averaged weights."""
+    """Train the coarse predictor, or load it if it is finished. Return it frozen, with the averaged weights."""
     seed = task.config.seed
     seed_networks(seed, "coarse")
     channels, side, _ = base.latent_shape
@@ -159,7 +157,6 @@ run_prior = partial(run_task, train_prior, result="prior", files=("prior/model_i
 TEXT_BYTES, BLOCK = 400, 8
 """Bytes stored per caption; number of entries that are encoded together."""
 MAX_SHOWN = 8
-"""Maximum number of assets on the sample sheet."""
 
 
 def train_own(task: Task) -> Status:

@@ -27,16 +27,15 @@ from .options import WordsConfig
 
 WEIGHT_DECAY = 0.05
 RATE = {"0%": 0.0, "5%": 1e-3, "60%": 1e-3, "100%": 2e-5}
-"""Schedule of the learning rate."""
 PICTURES, FRESH = 16_384, 16
-"""Number of distinct images, and of new ones per step."""
+"""Number of distinct images, and number of new images per step."""
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS, MAX_TOKENS = 128, 3, 4, 32
-"""Width, layers and attention heads of the text encoder, and tokens of a prompt with start and end."""
+"""Width, layers and attention heads of the text encoder, and maximum tokens of a prompt with <start> and <end>."""
 PAD, START, END, UNKNOWN = "<pad>", "<start>", "<end>", "<unknown>"
 
 
 def captions() -> Iterator[str]:
-    """Yield texts that contain, together, all words of object captions and room captions."""
+    """Yield texts that together contain all words of object captions and room captions."""
     colours, sizes = list(COLOURS), [s for s in SIZES if s]
     n = 0
     for entry in NOUNS.values():
@@ -50,8 +49,7 @@ def captions() -> Iterator[str]:
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a word-level tokenizer with all toybox words. Token sequences are <start> ... <end>, with at most
-    `MAX_TOKENS` tokens, and are padded with <pad>."""
+    """Build a word-level tokenizer of all toybox words. Token sequences are <start> ... <end>, padded with <pad>."""
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -76,7 +74,6 @@ def vocabulary_digest(tokenizer: Any) -> str:
 
 
 def build(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
-    """Build an untrained text encoder for the vocabulary of `tokenizer`."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -94,7 +91,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
 
 
 def latent_tower(channels: int, width: int) -> nn.Sequential:
-    """Build the image encoder, from latents (B, C, h, w) to embeddings (B, D), with C = `channels` and D = `width`.
+    """Build the image encoder, from latents (B, channels, h, w) to embeddings (B, width).
 
     The features of its submodule `body` are (B, 256, h / 4, w / 4).
     """
@@ -113,7 +110,7 @@ def latent_tower(channels: int, width: int) -> nn.Sequential:
 
 
 class TextEncoderSystem(System):
-    """LightningModule that trains a text encoder in place, to match the latents of `bank` with their captions."""
+    """LightningModule that trains a text encoder in place, to match the cached latents `bank` with their captions."""
 
     stage = "text encoder"
 
