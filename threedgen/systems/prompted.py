@@ -14,7 +14,7 @@ from threedgen.run.prompts import reading_notes, unknown_words_note
 
 
 class PromptedConfig(RunConfig):
-    """Prompt of a run and the check of its words; base of the configs of such runs."""
+    """Prompt and check of its words; base of the configs with a prompt."""
 
     prompt: str = Field("", description="text for the prior, passed on as it is")
     prompt_check: Literal["on", "off"] = Field(

@@ -142,7 +142,7 @@ def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.floa
 
 
 def _part(part: Submesh) -> tuple[Array, Array, Array, Array | None]:
-    """Return vertices (V, 3), normals (V, 3), triangles (F, 3) and UV (V, 2) or None of a submesh."""
+    """Return vertices (V, 3), vertex normals (V, 3), triangles (F, 3) and UV (V, 2) or None."""
     import trimesh
 
     uv, normals = part.uv, part.normals

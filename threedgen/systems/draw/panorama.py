@@ -166,7 +166,7 @@ def resize_intrinsics(K: Tensor, x: float, y: float) -> Tensor:
 
 
 def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
-    """Write each view (V, H, W, 3) with a known pixel to folder/N.png; pixels outside of the mask are transparent."""
+    """Write each view (V, H, W, 3) with a known pixel to folder/N.png, transparent outside of the mask (V, H, W)."""
     pixels = to_uint8(torch.cat([views, mask[..., None].to(views)], -1))
     for number in mask.flatten(1).any(1).nonzero()[:, 0].tolist():
         folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +174,7 @@ def write_known(folder: Path, views: Tensor, mask: Tensor) -> None:
 
 
 def write_panorama(folder: Path, views: Tensor, rig: PanoramaConfig, title: str) -> float:
-    """Write the panorama of views (V, H, W, 3) in [0, 1] as image, video and page. Returns its height in degrees."""
+    """Write the panorama of views (V, H, W, 3) in [0, 1] as image, video, page. Return its height in degrees."""
     K = intrinsics(radians(rig.fov), rig.size, rig.size)
     stitched, weights = stitch(views.permute(0, 3, 1, 2), K, ring(rig.views), rig.height, 2 * rig.height)
     panorama = stitched[:, covered_rows(weights)].clamp(0, 1)

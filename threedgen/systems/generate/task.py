@@ -77,7 +77,7 @@ def run_status(
 
 
 def work(task: Task, start: Path | None = None) -> Status:
-    """Encode the prompt, sample views with the prior, train the object and write the results."""
+    """Encode the prompt, sample views, train the object from the run folder `start` if given, and write the results."""
     config, folder, prompt = task.config, task.folder, normalise_prompt(task.config.prompt)
     if config.stages:
         start = run_stages(config, folder, task.quiet)

@@ -172,7 +172,7 @@ class WindowSampler:
         )
 
     def sync(self, number: int, known: Tensor) -> ViewSync:
-        """Return the rounds that make a window consistent with earlier windows. `known` (F,) marks known frames."""
+        """Return img2img rounds that make a window consistent with earlier windows. `known` (F,): known frames."""
         if (synchronise := self.synchronise) is None:
             return NO_SYNC
         numbers = list(self.windows[number].frames)

@@ -65,7 +65,7 @@ def default_trainer(max_steps: int, gradient_clip_val: float = 1.0, val_check_in
 
 
 class TrainConfig(RunConfig):
-    """Base of the configs of trainings. A subclass may add `start`, the weights that the training starts from."""
+    """Base of the training configs; subclasses may add `start`, the initial weights."""
 
     checkpoint: CheckpointConfig = CheckpointConfig(seconds=60)
 
