@@ -78,7 +78,7 @@ def stored_config(folder: Path) -> Tree | None:
 
 
 def flat(tree: object, prefix: str = "") -> Tree:
-    """Convert nested dicts to one dict with dotted keys. A schedule, a dict of steps, stays one value."""
+    """Convert nested dicts to one dict with dotted keys. A schedule, which is a dict of steps, stays one value."""
     if not isinstance(tree, dict) or all(map(is_step, tree)) or not all(isinstance(key, str) for key in tree):
         return {prefix: tree}
     return {
@@ -163,8 +163,8 @@ def _own_folder(config: BaseModel, config_name: str) -> Path:
 def choose_folder(config: BaseModel, config_name: str) -> tuple[Path, Tree | None]:
     """Return the folder of a run without creating it, and its stored config if it already contains this run.
 
-    A run that failed without results may be replaced by any other run. Raises ConfigError if `out` contains files of no
-    run, or a run whose config differs in other keys than `NEUTRAL_KEYS`.
+    A run that failed without results may be replaced by any other run. Raises ConfigError if `out` contains files but
+    no run, or a run whose config differs in other keys than `NEUTRAL_KEYS`.
     """
     out = getattr(config, "out", None)
     folder = _own_folder(config, config_name) if out is None else user_path(out, "out")

@@ -19,7 +19,7 @@ class StudioConfig(TaskConfig):
     open_browser: bool = Field(False, description="open the page in the default browser")
 
     def run_config(self, prompt: str, **values: object) -> Any:
-        """Return the config of the run for a prompt. `values` override the keys that it has. Raises ConfigError."""
+        """Return the config of the run for a prompt. `values` override keys that it has. Raises ConfigError."""
         from threedgen.systems.batch.jobs import object_config
 
         return object_config(self.config, self.overrides, prompt, "config", "the studio", values)

@@ -200,8 +200,8 @@ class FiniteGuard(StepCallback):
     whose gradient is None (weight decay included).
 
     With a loss scaler (precision 16-mixed), infinite gradients are normal: the scaler skips the step and lowers its
-    scale. The run stops if the scale is below 1. A fused optimiser with a loss scaler checks the gradients itself and
-    needs at least one: it gets an infinite gradient and skips the step.
+    scale. At a scale below 1 the run stops instead. A fused optimiser with a loss scaler checks the gradients itself
+    and needs at least one: it gets an infinite gradient and skips the step.
     """
 
     def __init__(self) -> None:

@@ -219,5 +219,5 @@ def stratified_uniform(count: int, rng: torch.Generator) -> Tensor:
 
 
 def sample_timesteps(count: int, T: int, power: float, rng: torch.Generator) -> Tensor:
-    """Sample int64 timesteps (count,) in [0, T - 1] as floor(T u^power), with u from `stratified_uniform`."""
+    """Sample int64 timesteps (count,) in [0, T - 1]: floor(T u^power), where u is from `stratified_uniform`."""
     return (T * stratified_uniform(count, rng) ** power).long().clamp(max=T - 1)

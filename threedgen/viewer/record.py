@@ -107,7 +107,7 @@ class Record:
 
     @property
     def choices(self) -> list[str]:
-        """Names of prior, distillation and field, as "field.name=sdf", that differ from the shipped config `method`."""
+        """Names of prior, distillation and field that differ from the shipped config, as ["field.name=sdf", ...]."""
         defaults = _default_names(self.method.partition(" ")[0])
         own = {part: self.option(part, "name") for part in defaults}
         changed = [f"{part}.name={name}" for part, name in own.items() if name not in (None, defaults[part])]

@@ -142,7 +142,7 @@ def costs(record: Record) -> dict[str, str]:
 
 
 def files(folder: Path) -> list[tuple[str, int]]:
-    """Return (relative path, size in bytes) of each file of a run except the page: asset, main folder, subfolders."""
+    """Return (relative path, bytes) of a run's files except the page, in the order asset, main folder, subfolders."""
     paths = [path for path in folder.rglob("[!.]*") if path.is_file() and path.suffix != ".tmp"]
     sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path != folder / PAGE}
     return sorted(sizes.items(), key=lambda item: (not item[0].startswith(f"{FOLDER}/"), "/" in item[0], item[0]))

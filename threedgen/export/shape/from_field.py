@@ -190,8 +190,8 @@ def _mean_of_neighbours(faces: Array, n: int) -> sparse.spmatrix:
 def surface_colours(field: FieldView, vertices: Array, normals: Array, cell: float) -> Array:
     """Return vertex colours (V, 3) float32, sRGB in [0, 1], alpha-composited along a short ray into the surface.
 
-    A single query at the surface would return the undefined colour of a nearly transparent layer. Takes vertices (V,
-    3), unit outward normals (V, 3), and the edge `cell` of a grid cell, in world units.
+    A single query at the surface would return the undefined colour of a nearly transparent layer. Takes the vertices in
+    world units, their unit outward normals (V, 3), and the edge `cell` of a grid cell in world units.
     """
     transmittance = np.ones(len(vertices), np.float32)
     total = np.zeros((len(vertices), 3), np.float32)

@@ -84,9 +84,17 @@ def collapse(
 ) -> tuple[Array, Array]:
     """Collapse edges until at most `target` triangles are left, or until no edge may collapse. Deterministic.
 
-    Takes vertices (V, 3), faces (F, 3), and for a textured mesh the indices (F, 3) `corners` of uv (N, 2). No face is
-    turned over in UV space. Vertices at holes and on edges of more than two faces are not removed. Returns the
-    remaining faces (F', 3) int32 and their corners (F', 3) int32, both with the indices of the input.
+    No face is turned over in UV space. Vertices at holes and on edges of more than two faces are not removed.
+
+    Args:
+        vertices: positions (V, 3).
+        faces: vertex indices (F, 3).
+        target: number of triangles.
+        corners: for a textured mesh, the indices (F, 3) into `uv` of the corners of each face.
+        uv: texture coordinates (N, 2).
+
+    Returns:
+        The remaining faces (F', 3) int32 and their corners (F', 3) int32, both with the indices of the input.
     """
     faces = np.ascontiguousarray(faces, np.int64).copy()
     corners = faces.copy() if corners is None else np.ascontiguousarray(corners, np.int64).copy()

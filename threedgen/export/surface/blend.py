@@ -1,4 +1,4 @@
-"""Blend the colours of several images per texel, as MV-Adapter does (Huang et al. 2024), and Poisson blending."""
+"""Blending of several images per texel by weights, as in MV-Adapter (Huang et al. 2024), and Poisson blending."""
 
 from dataclasses import dataclass
 
@@ -65,7 +65,7 @@ class WeightedMean:
         return self.weights > 0
 
     def over(self, existing: Array, min_weight: float = MIN_WEIGHT) -> Array:
-        """Return the mean colours (N, 3), and the rows of `existing` (N, 3) where a texel has no weight."""
+        """Return the mean colours (N, 3). Texels without weight get the colours `existing` (N, 3) instead."""
         mean = self.total / np.maximum(self.weights, min_weight)[:, None]
         return np.where(self.known[:, None], mean, existing)
 

@@ -26,7 +26,7 @@ class Bvh(NamedTuple):
 
 
 def build(vertices: Array, faces: Array) -> Bvh:
-    """Build the tree over faces (F, 3) of vertices (N, 3). Nodes are split at the median of the longest side."""
+    """Build the tree over faces (F, 3) of vertices (V, 3). Nodes are split at the median of the longest side."""
     corners = np.asarray(vertices, np.float32)[faces]
     levels = max(int(np.ceil(np.log2(len(faces) / LEAF))), 0)
     leaves = 2**levels
@@ -53,9 +53,16 @@ def nearest_along(bvh: Bvh, origins: Array, directions: Array, reach: float) -> 
     """Return the nearest triangle on each of N lines, in front of or behind the line's origin.
 
     Only triangles count whose normal has a positive component along the direction, so that a line from one side of a
-    thin wall never hits the wall's other side. Takes origins (N, 3), unit directions (N, 3) and the maximum distance
-    `reach` to a hit. Returns face (N,) int64, barycentric weights (N, 3) float32 and signed distance (N,) float32,
-    negative behind the origin. Without a hit, the face is -1, the weights are 0 and the distance is inf.
+    thin wall never hits the wall's other side.
+
+    Args:
+        origins: points (N, 3) on the lines.
+        directions: unit vectors (N, 3).
+        reach: maximum distance between origin and hit.
+
+    Returns:
+        Face (N,) int64, barycentric weights (N, 3) float32 and signed distance (N,) float32, negative behind the
+        origin. Without a hit they are -1, 0 and inf.
     """
     place = np.empty(len(origins), np.int64)
     bary, distance = np.empty((len(origins), 3), np.float32), np.empty(len(origins), np.float32)

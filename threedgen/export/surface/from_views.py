@@ -58,14 +58,14 @@ def texture_from_views(
     over: ViewTexture | None = None,
     on_view: Callable[[], None] = lambda: None,
 ) -> ViewTexture:
-    """Project images onto the mesh. Texels that no image shows get colours diffused over the surface.
+    """Project images onto the mesh. Texels that no image shows get colours interpolated over the surface.
 
     Raises ConfigError if no image shows the mesh.
 
     Args:
         mesh: mesh with UVs.
         size: edge of the square texture in texels.
-        at: N cameras with images of h x w pixels.
+        at: N perspective or orthographic cameras with images of h x w pixels.
         images: (N, h, w, 3) in [0, 1].
         options: limits and weights of the blending.
         masks: (N, h, w) opacity of the mesh in [0, 1]; None: 1 everywhere.

@@ -81,11 +81,18 @@ def texel_pieces(mesh: TexturedMesh, buffers: Buffers) -> Array:
 def diffuse_colours(points: Array, normals: Array, piece: Array, colours: Array, known: Array) -> Array:
     """Fill in the colours of unknown texels with the solution of Laplace's equation on a nearest-neighbour graph.
 
-    Every unknown texel gets the weighted mean of its neighbours. A difference between normals increases the distance of
-    two texels. Colours spread only within a connected component of the mesh, unless it has no known texel.
+    Every unknown texel gets the weighted mean of its neighbours. Different normals increase the distance of two texels.
+    Colours spread only within a connected component of the mesh, unless it has no known texel.
 
-    Takes points (N, 3), unit normals (N, 3), the number `piece` (N,) of the connected component, colours (N, C) and the
-    mask `known` (N,) of texels whose colours do not change. Returns the colours (N, C) of all texels.
+    Args:
+        points: positions (N, 3) of the texels.
+        normals: unit normals (N, 3).
+        piece: number (N,) of the connected component.
+        colours: colours (N, C); those of unknown texels are not used.
+        known: bool mask (N,) of the texels whose colours do not change.
+
+    Returns:
+        Colours (N, C) of all texels.
     """
     size = float(np.ptp(points, axis=0).max()) or 1.0
     features = np.concatenate([points / size, 0.5 * NORMAL_DISTANCE * normals], 1).astype(np.float32)
