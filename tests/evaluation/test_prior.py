@@ -79,6 +79,7 @@ def test_renders_are_nearer_than_samples_and_nothing_is_sampled_twice(
     assert figures["drawn"]["fid"]["mean"] > figures["other renders"]["fid"]["mean"] >= 0
     near, far = figures["other renders"]["likeness"], figures["drawn"]["likeness"]
     assert far["high"] < near["low"] <= near["mean"] <= 1
+    assert figures["view_use"]["clean"]["mean"] > 0 and "copied" in figures["view_use"]
     assert "| drawn | " in Path("run/report.md").read_text() and Path("run/drawn.png").exists()
     kept = {path: path.stat().st_mtime_ns for path in Path("run/samples").iterdir()}
     assert len(kept) == 2 and cli.main(command) == 0

@@ -99,19 +99,24 @@ class PriorEvaluation(Evaluation[P, int, Row]):
 
 
 class Objects(NamedTuple):
-    """Encoded views of N objects: clean latents z (N, V, C, h, w), camera-to-world poses (N, V, 4, 4), N captions."""
+    """Encoded views of N objects: clean latents z (N, V, C, h, w), camera-to-world poses (N, V, 4, 4), N captions.
+
+    `opposite` (N, C, h, w) holds the latents of view V // 2, opposite to view 0, mirrored left to right.
+    """
 
     z: Tensor
     c2w: Tensor
     captions: list[str]
+    opposite: Tensor
 
     @classmethod
     def encoded(cls, prior: MVDream, views: Captioned) -> Objects:
         """Encode captioned views by the VAE of a prior. All objects have the same number of views."""
-        z = encode(prior.vae, torch.from_numpy(views.rgb)).to(prior.device)
+        rgb, count = torch.from_numpy(views.rgb), len(views.captions)
+        mirrored = rgb.unflatten(0, (count, -1))[:, len(rgb) // count // 2].flip(2)
+        z, opposite = (encode(prior.vae, images).to(prior.device) for images in (rgb, mirrored))
         c2w = torch.from_numpy(views.c2w).float().to(prior.device)
-        count = len(views.captions)
-        return cls(z.unflatten(0, (count, -1)), c2w.reshape(count, -1, 4, 4), views.captions)
+        return cls(z.unflatten(0, (count, -1)), c2w.reshape(count, -1, 4, 4), views.captions, opposite)
 
 
 @torch.no_grad()
@@ -177,7 +182,8 @@ def view_use(prior: MultiviewPrior, objects: Objects, seed: int) -> Json:
     t = torch.full(z.shape[:2], CLEAN)
     t[:, 0] = last
     clean = mean_estimate(list(x0_errors(prior, objects, z, t, noise)))
-    figures: Json = {"objects": len(z), "variance": float(z.var()), "levels": rows, "clean": clean}
+    copied = mean_estimate((objects.opposite - z[:, 0]).square().flatten(1).mean(1).tolist())
+    figures: Json = {"objects": len(z), "variance": float(z.var()), "levels": rows, "clean": clean, "copied": copied}
     result: Json = rounded(figures)
     return result
 
@@ -194,7 +200,8 @@ the latents is {figures["variance"]:.2f}.
 
 {figure_table("t", {str(row["t"]): row for row in figures["levels"]}, heads)}
 
-Companions nearly clean (t = {CLEAN}), the view itself at the last time step: {format_estimate(figures["clean"])}."""
+Companions nearly clean (t = {CLEAN}), the view itself at the last time step: {format_estimate(figures["clean"])};
+copying the mirrored opposite view: {format_estimate(figures["copied"])}."""
 
 
 AssetFeatures = tuple[Array, Array, Array]
@@ -238,22 +245,28 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
     def report(self, rows: list[AssetFeatures]) -> None:
         config = self.config
         truth, samples, other = (np.stack(column) for column in zip(*rows, strict=True))
-        figures = {"drawn": compare(samples, truth), "other renders": compare(other, truth)}
+        compared = {"drawn": compare(samples, truth), "other renders": compare(other, truth)}
+        section, use = "", {}
+        if isinstance(self.prior, MVDream) and config.n_view > 1:
+            section, use = self.view_use(self.renders)
         text = f"""# Samples of assets
 
 {len(rows)} assets, {config.n_view} views each from the cameras of their renders, DDIM {config.steps} steps, \
 guidance {config.guidance_scale:g}, prior {config.prior.weights}. Features: {self.features.description}.
 
-{figure_table("", figures, {"fid": "FID", "likeness": "likeness"})}
+{figure_table("", compared, {"fid": "FID", "likeness": "likeness"})}
 
 Likeness: cosine between the mean features of an asset's samples and of its renders. In brackets 95 % intervals over
 the assets: jackknife for FID, bootstrap for the likeness. Other renders of the same assets are the upper bound.
+
+{section}
 """
         shown = self.entries[:SHEET_ASSETS]
         strips = [thumbnails(views[k]) for k in range(len(shown)) for views in (self.truth, self.samples)]
         labels = [label for entry in shown for label in (entry.caption, "sample")]
         write_strips(self.folder / "drawn.png", strips, labels, columns=2)
-        write_report(self.task, "report", rounded(figures), text, text, summary={"assets": len(rows)})
+        figures = rounded(compared | {"view_use": use})
+        write_report(self.task, "report", figures, text, text, summary={"assets": len(rows)})
 
 
 def compare(ours: Array, truth: Array) -> dict[str, Estimate]:
