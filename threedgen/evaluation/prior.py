@@ -246,7 +246,7 @@ class OwnPrior(PriorEvaluation[EvaluateOwnPriorConfig, AssetFeatures]):
         config = self.config
         truth, samples, other = (np.stack(column) for column in zip(*rows, strict=True))
         compared = {"drawn": compare(samples, truth), "other renders": compare(other, truth)}
-        section, use = "", {}
+        section, use = "", Json()
         if isinstance(self.prior, MVDream) and config.n_view > 1:
             section, use = self.view_use(self.renders)
         text = f"""# Samples of assets
