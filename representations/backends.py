@@ -19,10 +19,10 @@ DEVICE_TYPES = {"numba": "cpu", "triton": "cuda", "tinycudann": "cuda", "nerfacc
 
 
 def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str:
-    """Return the name of the back end for a device and a dtype; `name` is "auto" or the name of a back end.
+    """Return the back end for a device and a dtype: `name` itself, unless it is "auto".
 
-    "auto" selects numba on a CPU, triton on a GPU if it is installed, and torch otherwise. Raises ConfigError if the
-    named back end is not installed or does not support the device or the dtype.
+    "auto" selects numba on a CPU and triton on a GPU, if they are installed and the dtype is float32, and else torch.
+    Raises ConfigError if a named back end is not installed or does not support the device or the dtype.
     """
     if name == "auto":
         fast = (each for each in ("numba", "triton") if _supports(each, device, dtype) and installed(each))
@@ -36,7 +36,7 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) 
 
 
 def load(modules: Mapping[str, str], name: str, device: torch.device, dtype: torch.dtype = torch.float32) -> ModuleType:
-    """Import the module of the back end that `choose` selects. Raises ConfigError, also if the import fails."""
+    """Import the back end that `choose` selects, from its import path in `modules`. Raises ConfigError on failure."""
     name = choose(name, device, dtype)
     try:
         return importlib.import_module(modules[name])
@@ -62,7 +62,7 @@ def requires_deterministic() -> bool:
 
 
 def cumsum(values: Tensor, dim: int) -> Tensor:
-    """Return `values.cumsum(dim)`, also on CUDA with deterministic algorithms, where torch has no float cumsum."""
+    """Return `values.cumsum(dim)`. Unlike torch's, it supports floats on CUDA with deterministic algorithms."""
     return sum_of_shifts(values, dim) if values.is_cuda and requires_deterministic() else values.cumsum(dim)
 
 

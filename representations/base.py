@@ -1,12 +1,8 @@
 """Interface of representations and backgrounds, and the result of rendering them.
 
-A representation is what a run optimises. It renders in one of two ways:
-
-    rasterised = False: rays are marched through the functions of points (`forward`, `density`, `with_normal`).
-    rasterised = True: the method `render` returns whole images.
-
-A rasterised representation needs no density: its mesh is then extracted from rendered depth. Its config
-(`options.FieldConfig`) declares whether it has normals, and the names of its own losses.
+A representation is the 3D object that a run optimises. If its attribute `rasterised` is False, the volume renderer
+samples points on rays and calls `forward`, `density` and `with_normal`. If it is True, `render` returns whole images. A
+rasterised representation needs no density: the export can extract the mesh from rendered depth images.
 """
 
 from __future__ import annotations
@@ -26,9 +22,9 @@ from .shading import ALBEDO, Material, Shading
 
 
 class Background(Protocol):
-    """Map of unit directions (R, 3) to colours (R, 3) in [0, 1]; an nn.Module if it has parameters.
+    """Map of unit ray directions (R, 3) to colours (R, 3) in [0, 1]; an nn.Module if it has parameters.
 
-    With `training=True` a background may be random. Its random numbers come from `generator`.
+    With `training=True` the colours may be random, from the CPU generator `generator`.
     """
 
     def __call__(
@@ -82,17 +78,13 @@ class Render:
 
     @property
     def n_samples(self) -> int:
-        """Number of samples along all rays; 0 if no rays were marched."""
         return 0 if self.samples is None else len(self.samples)
 
 
 class ParameterGroup(NamedTuple):
     """Parameters that share one learning rate.
 
-    Attributes:
-        name: name of the group.
-        parameters: the parameters of the group.
-        learning_rate: key of the learning rate in the section `optimizer`, or else in the representation's own section.
+    `learning_rate` is the config key of the rate: in the section `optimizer`, or else in the section `field`.
     """
 
     name: str
@@ -105,13 +97,14 @@ Regulariser = Callable[[Render], Tensor]
 
 
 class Representation(nn.Module):
-    """Base class of all representations: the trained 3D object, as a field or a mesh.
+    """Base class of all representations. A representation is the trained 3D object, as a field or a mesh.
 
     Attributes:
         rasterised: True if `render` returns whole images, False if rays are marched through the field.
         variable_shapes: names of the parameters and buffers whose first dimension changes during training.
-        along_ray: method that replaces `forward` in the renderer if the density depends on the ray direction, or None.
-            `sdf.SDF.along_ray` describes its arguments and results.
+        along_ray: method that the renderer calls in place of `forward` if the density depends on the ray direction, or
+            None. It maps midpoints (N, 3), directions (N, 3) and lengths (N,) of ray intervals to density, features,
+            normals and gradient norms, as `sdf.SDF.along_ray` does.
     """
 
     rasterised: ClassVar[bool] = False
@@ -121,17 +114,16 @@ class Representation(nn.Module):
     # --- training
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return groups that hold every parameter once, in a fixed order. The default is one group `networks`."""
+        """Return groups that hold every parameter once, in a fixed order. The default is one group "networks"."""
         return [ParameterGroup("networks", list(self.parameters()), "networks")]
 
     def before_step(self, step: int, max_steps: int | None = None) -> None:
-        """Prepare training step `step`, for example set scheduled options. It may be called twice for one step."""
+        """Prepare training step `step`, for example set scheduled options. A step may be prepared twice."""
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Change the representation after an optimizer step, for example add or remove parameters (`resize_parameter`).
 
-        A resumed run must make the same change. State that decides the change therefore belongs in buffers, and random
-        numbers must come from a generator that is seeded with `step`.
+        A resumed run must make the same change: keep its inputs in buffers, and seed random numbers with `step`.
         """
 
     def regularisers(self) -> Mapping[str, Regulariser]:
@@ -139,7 +131,7 @@ class Representation(nn.Module):
         return {}
 
     def resize(self, state: Mapping[str, Tensor]) -> None:
-        """Give the tensors in `variable_shapes` the shapes that they have in a state dict, before `load_state_dict`."""
+        """Resize the tensors in `variable_shapes` to their shapes in a state dict. Call before `load_state_dict`."""
         for name in self.variable_shapes:
             old, stored = getattr(self, name), state.get(name)
             if isinstance(stored, Tensor) and stored.shape != old.shape and stored.shape[1:] == old.shape[1:]:
@@ -147,7 +139,7 @@ class Representation(nn.Module):
                 setattr(self, name, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
 
     def init_from(self, other: Representation) -> None:
-        """Copy the state of a trained representation. Raises ConfigError if its class or its shapes are different."""
+        """Copy the state of a trained representation. Raises ConfigError if classes or tensor shapes differ."""
         same_class = type(self) is type(other)
         if same_class:
             self.resize(other.state_dict())
@@ -161,15 +153,15 @@ class Representation(nn.Module):
     # --- rendering
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return density (N,) >= 0 and features (N, F) of points x (N, 3) in world units."""
+        """Return density (N,) >= 0, in 1 / world unit, and features (N, F) of world points x (N, 3)."""
         raise NotImplementedError
 
     def density(self, x: Tensor) -> Tensor:
-        """Return the density (N,) >= 0 of points x (N, 3) in world units."""
+        """Return the density (N,) >= 0, in 1 / world unit, of world points x (N, 3)."""
         raise NotImplementedError
 
     def with_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return density (N,), features (N, F) and outward unit normals (N, 3), or 0, of points x (N, 3)."""
+        """Return density (N,), features (N, F) and outward unit normals (N, 3) of world points x (N, 3)."""
         raise NotImplementedError
 
     def render(
@@ -183,10 +175,11 @@ class Representation(nn.Module):
         light: Tensor | None = None,
         shading: Shading = ALBEDO,
     ) -> Render:
-        """Render the B * H * W pixels of B cameras (`rasterised` only), ordered by camera, row and column.
+        """Render the B * H * W pixels of B cameras, ordered by camera, row and column. Only if `rasterised` is True.
 
         Args:
             generator: CPU generator of the random background in training.
+            training: if False, use no random numbers.
             light: (B, 3) world position of the point light of each camera. None places it at the camera.
         """
         raise NotImplementedError
@@ -195,14 +188,12 @@ class Representation(nn.Module):
 def resize_parameter(
     module: nn.Module, name: str, optimizer: torch.optim.Optimizer, kept: Tensor, added: Tensor
 ) -> None:
-    """Keep some rows of a parameter and append new rows, in the module and in the optimizer.
-
-    The optimizer state of the kept rows stays. The state of the new rows is zero.
+    """Replace a parameter by a subset of its rows and new rows, in the module and in the optimizer.
 
     Args:
         name: name of the parameter in `module`; rows are its first dimension.
-        kept: (K,) int64 indices of the rows to keep.
-        added: (A, ...) values of the new rows.
+        kept: (K,) int64 indices of the rows to keep, with their optimizer state.
+        added: (A, ...) values of the new rows. Their optimizer state is zero.
     """
     old = getattr(module, name)
     new = nn.Parameter(torch.cat([old.detach()[kept], added.to(old)]), requires_grad=old.requires_grad)

@@ -1,8 +1,9 @@
-"""Fit of an Instant-NGP field to views of one scene, after the 3D consistency score of 3DiM (section 7.4).
+"""Fit of an Instant-NGP field to views of one scene, for the 3D consistency score of 3DiM (section 7.4).
 
-The field does not depend on the viewing direction, so it cannot reproduce inconsistent views. The scene lies in a ball
-around the origin, scaled to radius 1, so that no setting depends on the units of the poses. For cameras at distances
-r_min to r_max the paper samples from t_n = 3 r_min / 8 to t_f = 3 r_max / 2: the ball has the radius t_f - r_max.
+Colours do not depend on the viewing direction, so the field cannot reproduce inconsistent views. The scene lies in a
+ball around the origin, scaled to radius 1, so that no setting depends on the units of the poses. For cameras at
+distances r_min to r_max, the paper samples rays from t_n = 3 r_min / 8 to t_f = 3 r_max / 2. The ball's radius is
+t_f - r_max.
 """
 
 from __future__ import annotations
@@ -31,17 +32,15 @@ from .volume.render import OccupancyGrid, render
 
 BETAS, EPS = (0.9, 0.99), 1e-15
 """Adam's betas and epsilon as in Instant-NGP. The small epsilon suits the small gradients of a hash grid."""
-DENSITY_LAYERS, COLOUR_LAYERS = 1, 2
-"""Number of hidden layers of the density MLP and of the colour MLP."""
+DENSITY_LAYERS, COLOUR_LAYERS = 1, 2  # number of hidden layers of the density MLP and of the colour MLP
 WEIGHT_DECAY, MAX_GRADIENT_NORM = 0.1, 1.0
-DISTORTION_WEIGHT = 0.01
-"""Weight of the distortion loss (Mip-NeRF 360); unspecified in the paper."""
+DISTORTION_WEIGHT = 0.01  # of the distortion loss (Mip-NeRF 360); unspecified in the paper
 OCCUPANCY = OccupancyConfig(interval=8, decay=0.7, warmup=10_000)
 """Occupancy grid with frequent updates and fast decay, since a fit takes about a thousand steps."""
 
 
 class Bounds(NamedTuple):
-    """Extent of a scene in units of the poses: radius of its ball around the origin, near and far plane of rays."""
+    """Radius of a scene's ball around the origin, and first and last distance of samples on rays, in pose units."""
 
     radius: float
     near: float
@@ -51,8 +50,7 @@ class Bounds(NamedTuple):
     def from_cameras(cls, cameras: Cameras) -> Bounds:
         """Return bounds from all cameras of a scene, including held-out ones.
 
-        The radius is half the largest camera distance, or less for narrow fields of view: the ball contains only what
-        the cameras see.
+        The radius is half the largest camera distance, or less if the fields of view cover only a smaller ball.
         """
         distance, K = cameras.position.norm(dim=-1), cameras.K
         corner = torch.stack([cameras.width / K[:, 0, 0], cameras.height / K[:, 1, 1]], -1).norm(dim=-1) / 2
@@ -62,15 +60,17 @@ class Bounds(NamedTuple):
 
     @property
     def span(self) -> float:
-        """Distance between near and far plane, in units of the radius."""
+        """Length far - near of the sampled part of a ray, in units of the radius."""
         return (self.far - self.near) / self.radius
 
 
 class SceneField:
-    """Field of one scene with everything that its renders need: background, material and occupancy grid."""
+    """Field of one scene with the background, the occupancy grid and the march options of its renders.
+
+    Parameters are initialised from `seed`. The background has one `colour` (3,) in [0, 1].
+    """
 
     def __init__(self, options: ProtocolConfig, bounds: Bounds, colour: Tensor, seed: int, device: str = "cpu") -> None:
-        """Create an untrained field with parameters from `seed`; `colour` (3,) in [0, 1] is the background."""
         self.options, self.bounds, self.device = options, bounds, torch.device(device)
         self.march = MarchConfig(
             samples=options.samples, bound="sphere", radius=1.0, near=bounds.near / bounds.radius, chunk=None
@@ -89,14 +89,14 @@ class SceneField:
         self.occupancy = OccupancyGrid(OCCUPANCY, 1.0, step_size(self.march)).to(self.device)
 
     def rays(self, cameras: Cameras) -> tuple[Tensor, Tensor]:
-        """Return ray origins in units of the ball's radius and unit directions, each (N * H * W, 3), for all pixels."""
+        """Return origins, in units of the ball's radius, and unit directions, (N * H * W, 3) each, of all pixels."""
         origins, directions = (part.reshape(-1, 3).to(self.device) for part in cameras.rays())
         return origins / self.bounds.radius, directions
 
     def render_rays(
         self, origins: Tensor, directions: Tensor, rng: torch.Generator | None = None, normals: bool = False
     ) -> Render:
-        """Render rays (R, 3) as returned by `rays`. `rng` makes it a training render with randomly shifted samples."""
+        """Render origins and directions (R, 3) from `rays`. With `rng` (CPU), shift samples randomly for training."""
         parts = (self.field, self.background, Material(), self.occupancy, self.march)
         return render(*parts, origins, directions, generator=rng, training=rng is not None, need_normals=normals)
 
@@ -109,10 +109,10 @@ class SceneField:
 
 
 def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device: str = "cpu") -> SceneField:
-    """Fit a field to views of one scene; `bounds` are from all its cameras. Equal seeds give equal fields.
+    """Fit a field to views of one scene. Equal seeds give equal fields.
 
-    Memory: 36 bytes per pixel for the rays, plus the graph of `options.chunk` rays. Freed memory stays in the process.
-    `device` is "cpu", "cuda", or "auto" for a GPU if available.
+    `bounds` are from all cameras of the scene. `device` is "cpu", "cuda", or "auto" for a GPU if available. The rays
+    take 36 bytes per pixel. The graph holds `options.chunk` rays at a time.
     """
     keep_freed_memory()
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -137,7 +137,10 @@ def fit(views: Views, bounds: Bounds, options: ProtocolConfig, seed: int, device
 
 
 def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, orientation: float) -> Tensor:
-    """Return the training loss (scalar): mean squared error to target colours (R, 3) plus weighted regularisers."""
+    """Return the mean squared error (scalar) to target colours (R, 3) plus the weighted regularisers.
+
+    `span` is `Bounds.span`, and `orientation` is the weight of the orientation loss at this step.
+    """
     total = mse_loss(result.rgb, colours)
     if (distortion := losses.distortion(result, span)) is not None:
         total = total + DISTORTION_WEIGHT * distortion
@@ -154,7 +157,7 @@ def loss(options: ProtocolConfig, result: Render, colours: Tensor, span: float, 
 def _pixel_batches(
     options: ProtocolConfig, pixels: int, normals: bool, rng: torch.Generator
 ) -> Iterator[tuple[Tensor, bool, float]]:
-    """Yield chunks of a step's pixels: indices (K,), True if they need normals, and their fraction of the step."""
+    """Yield chunks of a step's pixels: indices (K,), whether to compute normals, and their fraction of the step."""
     if options.rays is None or options.rays >= pixels:
         indices = torch.randperm(pixels, generator=rng) if options.normals < 1 else torch.arange(pixels)
     else:

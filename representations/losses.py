@@ -11,7 +11,7 @@ from .base import Render
 
 
 def orientation_terms(weights: Tensor, normals: Tensor, directions: Tensor) -> Tensor:
-    """Return w max(0, n . d)^2 (N,) of detached weights w (N,), unit normals n and ray directions d (N, 3)."""
+    """Return w max(0, n . d)^2 (N,) for weights w (N,), detached, unit normals n and ray directions d (N, 3)."""
     cosine = (normals * directions).sum(-1).clamp(min=0)
     return weights.detach() * cosine * cosine
 
@@ -48,11 +48,10 @@ def eikonal(render: Render) -> Tensor:
 
 
 def distortion(render: Render, span: float) -> Tensor | None:
-    """Return the distortion loss, the spread of the weights along a ray (Mip-NeRF 360, eq. 15), as the mean over rays.
+    """Return the distortion loss (Mip-NeRF 360, eq. 15), the spread of the weights along a ray, as the mean over rays.
 
     Per ray: sum_ij w_i w_j |m_i - m_j| + sum_i w_i^2 d_i / 3, with the midpoints m and lengths d of the samples in
-    units of `span` (far - near, in world units). Prefix sums make the cost linear in the number of samples. The result
-    is None for a render without samples or weights.
+    units of `span` (far - near, in world units). Returns None for a render without samples or weights.
     """
     weights, s = render.weights, render.samples
     if weights is None or s is None:
@@ -60,7 +59,6 @@ def distortion(render: Render, span: float) -> Tensor | None:
     middle, length = (s.t_start + s.t_end) / (2 * span), (s.t_end - s.t_start) / span
 
     def prefix_sum(values: Tensor) -> Tensor:
-        """Return the exclusive prefix sums (N,) of values (N,) within each ray."""
         total = cumsum(values.double(), 0) - values.double()  # in double precision: the sums run over all rays
         first = total[s.start.clamp(max=max(0, len(total) - 1))] if len(total) else total
         return (total - first[s.ray_index]).to(values)
@@ -70,7 +68,7 @@ def distortion(render: Render, span: float) -> Tensor | None:
 
 
 def normal_smoothness(normal: Callable[[Tensor], Tensor], points: Tensor, offsets: Tensor) -> Tensor:
-    """Return the mean of |n(x) - n(x + offset)|^2 of points x and offsets (N, 3), a penalty on bumps; at N = 0: 0."""
+    """Return the mean of |n(x) - n(x + offset)|^2, a penalty on bumps, for points x and offsets (N, 3); 0 if N = 0."""
     return (normal(points) - normal(points + offsets)).square().sum(-1).mean() if len(points) else points.sum()
 
 
@@ -78,7 +76,7 @@ def normal_smoothness(normal: Callable[[Tensor], Tensor], points: Tensor, offset
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
-    """Return unit vertex normals (N, 3), the area-weighted mean normals of the adjacent faces; 0 without a face."""
+    """Return unit vertex normals (N, 3): area-weighted means over the adjacent faces, 0 for vertices without a face."""
     a, b, c = (vertices.index_select(0, faces[:, k]) for k in range(3))
     normal = torch.linalg.cross(b - a, c - a)
     total = torch.zeros_like(vertices)
@@ -104,6 +102,6 @@ def laplacian(vertices: Tensor, faces: Tensor) -> Tensor:
 
 
 def _edge_ends(faces: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the two vertex indices (3 F,) of each edge. An edge between two faces occurs twice."""
+    """Return the vertex indices of the two ends of all edges, (3 F,) each. An edge between two faces occurs twice."""
     one, other = torch.stack([faces, faces.roll(-1, 1)]).reshape(2, -1)
     return one, other

@@ -1,4 +1,4 @@
-"""Config models of the representations. They do not import torch, so a config is validated quickly."""
+"""Config classes of the representations. They do not import torch, so a config is validated quickly."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class FrequencyConfig(Config):
 
 
 class FieldConfig(Config):
-    """Base of the representations' configs. Subclasses add `name` and the `radius` of the object's cube.
+    """Base class of the representations' configs. Subclasses add the `radius` of the object's cube.
 
     Attributes:
         has_normals: True if the renders of this representation have normals.
@@ -71,7 +71,7 @@ class FieldConfig(Config):
 
 
 class EncodedFieldConfig(FieldConfig):
-    """Base of the fields made of an encoding and small MLPs."""
+    """Base class of the configs of fields that are made of an encoding and small MLPs."""
 
     radius: float = Field(1.0, gt=0, le=100, description="half the side of the field's cube, world units")
     encoding: Annotated[Any, registry.Component("encoding", default="hashgrid")] = Field(
@@ -213,7 +213,6 @@ class MarchConfig(Config):
     backend: Literal["auto", "numba", "torch", "triton", "nerfacc"] = Field("auto", description=_BACKEND)
 
     def for_evaluation(self) -> MarchConfig:
-        """Return the config of evaluation renders, with `shown` samples per ray."""
         return self if self.shown is None else self.model_copy(update={"samples": self.shown})
 
     def check(self) -> None:
@@ -232,7 +231,7 @@ class OccupancyConfig(Config):
 
 
 class MaterialConfig(Config):
-    """Base of the materials' configs."""
+    """Base class of the materials' configs."""
 
     name: str = Field(description="material")
 

@@ -14,9 +14,9 @@ Mode = Literal["albedo", "textureless", "diffuse"]
 
 
 class Shading(NamedTuple):
-    """Shading mode of one render, equal for the whole batch, and intensities of the ambient and the point light.
+    """Shading mode of one render, and intensities of its ambient light and its point (diffuse) light.
 
-    Mode "albedo" is unlit. "textureless" shows the light on a white surface. "diffuse" multiplies light and albedo.
+    Mode "albedo" is unlit, "textureless" shows the light on a white surface, "diffuse" multiplies light and albedo.
     """
 
     mode: Mode = "albedo"
@@ -25,7 +25,6 @@ class Shading(NamedTuple):
 
     @property
     def lit(self) -> bool:
-        """True if the colours depend on normals."""
         return self.mode != "albedo"
 
 
@@ -33,7 +32,7 @@ ALBEDO = Shading()
 
 
 class Material:
-    """Unlit material (MVDream's default), and base class of materials."""
+    """Unlit material, whose colour is the sigmoid of the features (MVDream's default), and base class of materials."""
 
     def __init__(self, options: Config | None = None) -> None:
         self.options = options
@@ -63,9 +62,9 @@ class Material:
 
 
 class DiffuseMaterial(Material):
-    """Lambertian material. Random lit and textureless training steps keep colour from imitating shape (DreamFusion).
+    """Lambertian material (DreamFusion). Some training steps are lit, so that the albedo cannot imitate the shape.
 
-    The light is diffuse * max(0, n . l) + ambient: Lambert's law for a point light without fall-off with distance.
+    The light is diffuse * max(0, n . l) + ambient. The point light does not fall off with the distance.
     """
 
     options: DiffuseMaterialConfig
@@ -76,7 +75,7 @@ class DiffuseMaterial(Material):
     def sample_shading(
         self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
     ) -> Shading:
-        """Return an unlit shading before step `ambient_only_steps`, later a random one in training."""
+        """Return an unlit shading before step `ambient_only_steps`. Later return a lit one, in training at random."""
         options = self.options
         if not training:
             unlit = step < options.ambient_only_steps or options.diffuse == 0

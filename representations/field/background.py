@@ -49,8 +49,8 @@ class SolidBackground(nn.Module):
 class NeuralBackground(nn.Module):
     """Neural environment map: an MLP with a sigmoid, applied to the spherical harmonics of the ray direction.
 
-    In training, with probability `random_probability`, all rays of a call get one random colour instead. The background
-    then cannot imitate the object. In this case the gradients of the parameters are zero, not None.
+    In training, with probability `random_probability`, all rays of a call get one random colour instead, so that the
+    background cannot imitate the object. The gradients of the parameters are then zero, not None.
     """
 
     def __init__(self, options: NeuralBackgroundConfig | None = None, generator: torch.Generator | None = None) -> None:

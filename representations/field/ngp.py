@@ -1,8 +1,8 @@
 """Instant-NGP field: a position encoding, followed by small MLPs for density and features.
 
-The state dict is that of threestudio's "implicit-volume" with other names: `density_mlp.` is `density_network.` and
-`feature_mlp.` is `feature_network.` there, with the same suffixes (`layers.0.weight`, `layers.2.weight`, ...).
-`encoding.table` is tiny-cuda-nn's flat parameter vector, reshaped to (entries, F).
+The state dict is that of threestudio's "implicit-volume", where `density_mlp.` is named `density_network.` and
+`feature_mlp.` is named `feature_network.`. `encoding.table` is tiny-cuda-nn's flat parameter vector, reshaped to
+(entries, F).
 """
 
 from collections.abc import Callable
@@ -46,7 +46,7 @@ class MLP(nn.Module):
 
 
 def exp_linear(x: Tensor) -> Tensor:
-    """Return exp(x) for x <= 15 and its tangent at 15 for larger x, so that values and gradients do not overflow."""
+    """Return exp(x), for x > 15 replaced by the tangent at 15, so that values and gradients do not overflow."""
     return torch.exp(x.clamp(max=15)) * (1 + F.relu(x - 15))
 
 
@@ -56,17 +56,16 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "e
 def finite_difference_normal(
     density: Callable[[Tensor], Tensor], x: Tensor, eps: float, radius: float, central: bool = True
 ) -> Tensor:
-    """Return outward unit normals (N, 3): the negative, normalised density gradient by finite differences.
+    """Return outward unit normals (N, 3): the negative density gradient by finite differences, normalised.
 
-    Central differences are threestudio's `finite_difference_laplacian`, forward differences its `finite_difference`. A
-    normal is 0 where the gradient is 0, and shorter than 1 where the gradient is shorter than 1e-12.
+    Normals are shorter than 1 where the gradient is shorter than 1e-12, and 0 where it is 0.
 
     Args:
         density: maps points (M, 3) to densities (M,).
         x: (N, 3) points in world units.
         eps: difference step in world units.
         radius: neighbours of x are clamped to the cube [-radius, radius]^3.
-        central: True for central differences (6 neighbours), False for forward differences (3 neighbours and x).
+        central: True for central differences (threestudio's `finite_difference_laplacian`), False for forward ones.
     """
     steps = eps * torch.eye(3, device=x.device, dtype=x.dtype)
     steps = torch.cat([steps, -steps]) if central else steps
@@ -77,7 +76,7 @@ def finite_difference_normal(
 
 
 class EncodedField(Representation):
-    """Base class of fields in the cube [-radius, radius]^3 that start with a position encoding."""
+    """Base class of fields in the cube [-radius, radius]^3 whose MLPs take a position encoding as input."""
 
     options: EncodedFieldConfig
     encoding: Encoding
@@ -90,7 +89,6 @@ class EncodedField(Representation):
         self.register_buffer("used_levels", None if o.levels is None else torch.tensor(int(at(o.levels, 0, 1))))
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return two groups: the parameters of the encoding, and all other parameters as `networks`."""
         encoding = list(self.encoding.parameters())
         networks = [parameter for name, parameter in self.named_parameters() if not name.startswith("encoding.")]
         return [ParameterGroup("encoding", encoding, "encoding"), ParameterGroup("networks", networks, "networks")]
@@ -116,8 +114,8 @@ class EncodedField(Representation):
 class NGP(EncodedField):
     """Instant-NGP field: density and features of points in [-radius, radius]^3 (Mueller et al. 2022).
 
-    The density is density_scale * activation(mlp(encoding) + blob(x) + density_bias). Features are raw numbers; a
-    material maps them to colours. With the option `shared_mlp`, `density_mlp` returns the density (output 0) and the
+    The density is density_scale * activation(mlp(encoding(x)) + blob(x) + density_bias). A material maps the features
+    to colours. With the option `shared_mlp`, output 0 of `density_mlp` gives the density, the other outputs are the
     features, and `feature_mlp` is None. Normals are differentiable in the parameters; analytic normals treat x as
     constant. The CPU generator `generator` initialises the parameters.
     """
@@ -175,7 +173,7 @@ class NGP(EncodedField):
         return o.density_scale * ACTIVATIONS[o.density_activation](raw + self._blob(x) + o.density_bias)
 
     def _blob(self, x: Tensor) -> Tensor:
-        """Return the density blob (N,) at the origin, before the activation."""
+        """Return the term (N,), added before the activation, that makes the initial density a blob at the origin."""
         o = self.options
         if o.density_blob == "blob_magic3d":
             return o.density_blob_scale * (1 - torch.linalg.vector_norm(x, dim=-1) / o.density_blob_std)

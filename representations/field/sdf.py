@@ -1,9 +1,9 @@
 """Signed distance field with the volume rendering of NeuS (Wang et al. 2021, arXiv 2106.10689).
 
 f(x) is the distance to the surface, negative inside. The opacity of a ray interval is the relative decrease of Phi(s f)
-on it, where Phi is the sigmoid and s a trained sharpness. The opacity is converted to a density of the interval, so
-that the same compositing works as for other fields. The occupancy grid and the mesh extraction need a density that does
-not depend on a ray. It is s Phi(-s f): the limit for short intervals of a ray perpendicular to the surface.
+on it, where Phi is the sigmoid and s a trained sharpness. It is converted to a density, which the renderer composites
+as it does for other fields. The occupancy grid and the mesh extraction need a density that does not depend on a ray:
+s Phi(-s f), the limit for short intervals of a ray perpendicular to the surface.
 """
 
 import torch
@@ -17,16 +17,15 @@ from threedgen.representations.options import SDFConfig
 
 from .ngp import MLP, EncodedField
 
-EPS = 1e-5
-"""Lower bound of denominators."""
+EPS = 1e-5  # lower bound of denominators
 
 
 class SDF(EncodedField):
     """Signed distance field: distances and features of points in [-radius, radius]^3, initialised as a ball.
 
     The distance is f(x) = mlp(encoding(x)) + |x| - sphere, where the option `sphere` is the radius of the ball. The
-    parameter `log_sharpness` is log s. The buffer `cosine` is the value of the scheduled option `cosine`. The CPU
-    generator `generator` initialises the parameters.
+    parameter `log_sharpness` is log s. The buffer `cosine` is the value of the scheduled option `cosine` at this step.
+    The CPU generator `generator` initialises the parameters.
     """
 
     options: SDFConfig
@@ -54,12 +53,12 @@ class SDF(EncodedField):
         return self.log_sharpness.exp().clamp(max=1e6)
 
     def distance(self, x: Tensor, encoded: Tensor | None = None) -> Tensor:
-        """Return f (N,) in world units of points x (N, 3). `encoded` (N, L*F) is their encoding if already computed."""
+        """Return f (N,) in world units of world points x (N, 3). `encoded` (N, L*F) is the encoding of x if known."""
         encoded = self._encode(x) if encoded is None else encoded
         return self.sdf_mlp(encoded)[:, 0] + torch.linalg.vector_norm(x, dim=-1) - self.options.sphere
 
     def density(self, x: Tensor) -> Tensor:
-        """Return densities s Phi(-s f) (N,) of points x (N, 3), for a ray perpendicular to the surface."""
+        """Return the density s Phi(-s f) (N,), in 1 / world unit, of world points x (N, 3)."""
         s = self.sharpness
         return s * torch.sigmoid(-s * self.distance(x))
 
@@ -70,16 +69,11 @@ class SDF(EncodedField):
         return *self(x), F.normalize(self.gradient(x), dim=-1)
 
     def along_ray(self, x: Tensor, directions: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Evaluate N ray intervals.
-
-        Args:
-            x: (N, 3) midpoints of the intervals, in world units.
-            directions: (N, 3) unit directions of their rays.
-            lengths: (N,) lengths of the intervals, in world units.
+        """Evaluate N ray intervals: world midpoints x (N, 3), unit ray directions (N, 3), lengths (N,) in world units.
 
         Returns:
             Densities (N,), for which 1 - exp(-density * length) is NeuS's opacity (eq. 13); features (N, n_features);
-                outward unit normals (N, 3); lengths (N,) of the gradient of f.
+                outward unit normals (N, 3); norms (N,) of the gradient of f.
         """
         encoded, gradient = self._encode(x), self.gradient(x)
         gradient_norm = torch.linalg.vector_norm(gradient, dim=-1)
@@ -92,13 +86,13 @@ class SDF(EncodedField):
         return -torch.log1p(-opacity) / lengths.clamp(min=EPS), self.feature_mlp(encoded), normal, gradient_norm
 
     def opacity(self, distance: Tensor, change: Tensor) -> Tensor:
-        """Return the opacity (N,) in [0, 1) of ray intervals, from f at their midpoints and its change on them."""
+        """Return the opacity (N,) in [0, 1) of intervals, from f (N,) at the midpoint and f(end) - f(start) (N,)."""
         s = self.sharpness
         start, end = (torch.sigmoid(s * (distance + side * change / 2)) for side in (-1, 1))
         return ((start - end + EPS) / (start + EPS)).clamp(0, 1 - EPS)
 
     def gradient(self, x: Tensor) -> Tensor:
-        """Return the gradient (N, 3) of f at points x (N, 3) by central differences; it is differentiable once more."""
+        """Return the gradient (N, 3) of f at world points x (N, 3) by central differences, not differentiable in x."""
         eps, radius = self._eps(), self.options.radius
         steps = eps * torch.eye(3, device=x.device, dtype=x.dtype)
         neighbours = (x.detach()[:, None, :] + torch.cat([steps, -steps])).clamp(-radius, radius)

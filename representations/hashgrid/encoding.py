@@ -32,16 +32,16 @@ MODULES = {
     "triton": "threedgen.representations.hashgrid.triton_kernels",
     "tinycudann": "threedgen.representations.hashgrid.tinycudann_grid",
 }
-"""Import path of each back end's module, with the function encode(x, table, levels).
+"""Import path of each back end's module. All have encode(x, table, levels).
 
-Modules that also have scatter and position_gradient are kernels without autograd.
+Modules without autograd also have scatter and position_gradient, for the backward pass.
 """
 
 
 def position_gradient(encoding: Encoding, x: Tensor, grad: Tensor) -> Tensor:
-    """Return the vector-Jacobian product (N, 3) of an encoding at points x (N, 3) with `grad` (N, output_dim).
+    """Return the gradient (N, 3) of sum(grad * encoding(x)) with respect to points x (N, 3) in [0, 1]^3.
 
-    If grad mode is on, it is differentiable in `grad` and in the encoding's parameters; x is constant.
+    `grad` is (N, output_dim). In grad mode the result is differentiable in `grad` and in the encoding's parameters.
     """
     if isinstance(encoding, HashGrid) and has_kernels(module := encoding.backend()):
         x = x.detach().to(encoding.table.dtype)
@@ -55,9 +55,8 @@ def position_gradient(encoding: Encoding, x: Tensor, grad: Tensor) -> Tensor:
 class HashGrid(nn.Module):
     """Multi-resolution hash grid with L levels and one parameter `table` (entries, F).
 
-    The features (N, L*F) are ordered by level: l0f0, l0f1, l1f0, ... Points outside [0, 1]^3 are clamped. The grid is
-    differentiable twice. The table is initialised to U(-1e-4, 1e-4) with `generator` (CPU), or with torch's global
-    generator.
+    The features (N, L*F) are ordered by level: l0f0, l0f1, l1f0, ... Points outside [0, 1]^3 are clamped. The output is
+    differentiable twice. The table is initialised to U(-1e-4, 1e-4) with `generator` (CPU; None: torch's global one).
     """
 
     def __init__(self, options: HashGridConfig | None = None, generator: torch.Generator | None = None) -> None:
@@ -69,7 +68,7 @@ class HashGrid(nn.Module):
         self.table = nn.Parameter((2 * table - 1) * 1e-4)
 
     def backend(self) -> ModuleType:
-        """Return the module of the back end. Raises ConfigError, see `backends.load`."""
+        """Return the module of the back end. Raises ConfigError as `backends.load` does."""
         name = self.options.backend
         if name == "auto" and self.table.is_cuda and requires_deterministic():
             name = "torch"  # the atomic additions of the triton kernels have no fixed order
@@ -95,8 +94,8 @@ class Frequency(nn.Module):
 
 
 # --- autograd of the kernels (numba_kernels.py explains the algebra)
-# Analytic normals are position gradients, so a loss on normals needs second derivatives: the first ones are Functions
-# too. Shapes: points x (N, 3), table (entries, F), features and their gradients (N, L*F) for L levels.
+# Analytic normals are gradients with respect to x, so a loss on normals needs second derivatives: gradients are
+# Functions too. Shapes: points x (N, 3), table (entries, F), features and their gradients (N, L*F) for L levels.
 
 
 def has_kernels(module: ModuleType) -> bool:

@@ -1,19 +1,21 @@
 """numba back end of the hash grid, for CPUs, with float32 and 32-bit integers.
 
-Let B(x, T, g) be the dot product of g and encode(x, T). It is linear in the table T and in the feature gradient g.
-First and second derivatives therefore need only three kernels:
+Let T be the table, g the gradient of a loss with respect to the features, and B(x, T, g) the sum of g * encode(x, T).
+B is linear in T and in g. Three kernels compute its first derivatives:
 
-    encode(T) = dB/dg        scatter(g) = dB/dT        position_gradient(T, g) = dB/dx
+    encode(x, T) = dB/dg        scatter(x, g) = dB/dT        position_gradient(x, T, g) = dB/dx
 
-The first two can also return their derivative along a direction of x. Only the interpolation weights change for it.
+With the argument `direction`, encode and scatter return their derivative along this direction of x: they use the
+derivative of the interpolation weights in place of the weights. Only the second derivative with respect to x alone has
+no kernel; encoding.py computes it with torch_twin.py. That file also defines levels, indices and weights.
 
-Kernels process many points per level, so that the level's table stays in the L2 cache, in tiles. One call does one of
-`shares` equal shares of the work. Each output element has one writer with a fixed order of additions, so results do not
-depend on the number of shares. Levels, indices and weights are defined in torch_twin.py.
+Kernels process many points per level, in tiles, so that the level's table stays in the L2 cache. The work is divided
+into `shares` equal parts, and one call does part number `share`. Each output element has one writer with a fixed order
+of additions, so results do not depend on the number of shares.
 
-Arrays in the kernels: x and direction (3, N) float32, where a direction of shape (3, 0) means none; features and their
-gradients (L*F, N); table (entries * F,); `features`: a tuple of F zeros, whose length is a compile-time constant.
-Levels: scale (L,) float32, resolution (L,) int32, offset (L+1,) int64, hashed (L,) bool.
+Arrays: x and direction (3, N) float32, direction (3, 0) for none; features and their gradients (L*F, N); table
+(entries * F,); `features`, a tuple of F zeros, whose length is a compile-time constant; scale (L,) float32; resolution
+(L,) int32; offset (L+1,) int64; hashed (L,) bool.
 """
 
 from collections.abc import Callable
@@ -35,7 +37,7 @@ _PRIME_Y, _PRIME_Z = np.uint32(2654435761).astype(np.int32), np.int32(805459861)
 
 @njit(cache=True)
 def _locate(x, start, count, scale, cell, fraction, speed):
-    """Write the cell, the position in the cell and d(cell position)/dx, (3, count) each, of the points from `start`."""
+    """Write cell, position in the cell and d(position)/dx, (3, count) each, of `count` points from index `start` on."""
     for axis in range(3):
         coordinates, cells, fractions = x[axis, start : start + count], cell[axis], fraction[axis]
         for i in range(count):
@@ -49,10 +51,10 @@ def _locate(x, start, count, scale, cell, fraction, speed):
 
 @njit(cache=True)
 def _corners(cell, count, resolution, entries, hashed, rows):
-    """Write the rows (8, count) of the cells' corners in the level's table. The corner index increases fastest in x.
+    """Write the rows (8, count) of the cells' corners in the level's table. Corner k has the x offset k & 1.
 
-    The number of rows of a hashed level is a power of two, so modulo is a mask. A dense index is below twice the number
-    of rows, so one subtraction is enough.
+    A hashed level has a power of two rows, so modulo is a mask. A dense index is below twice the number of rows, so one
+    subtraction is enough.
     """
     if hashed:
         mask = np.int32(entries - 1)
@@ -74,7 +76,6 @@ def _corners(cell, count, resolution, entries, hashed, rows):
 
 @njit(cache=True)
 def _weigh(fraction, count, weights):
-    """Write the trilinear interpolation weights (8, count) of the corners."""
     for i in range(count):
         x, y, z = fraction[0, i], fraction[1, i], fraction[2, i]
         a, b, c, d = (_ONE - y) * (_ONE - z), y * (_ONE - z), (_ONE - y) * z, y * z
@@ -86,7 +87,6 @@ def _weigh(fraction, count, weights):
 
 @njit(cache=True)
 def _weigh_along(direction, start, fraction, speed, count, weights):
-    """Write the derivative (8, count) of the interpolation weights along the directions."""
     along_x, along_y, along_z = direction[0, start:], direction[1, start:], direction[2, start:]
     for i in range(count):
         x, y, z = fraction[0, i], fraction[1, i], fraction[2, i]
@@ -102,7 +102,6 @@ def _weigh_along(direction, start, fraction, speed, count, weights):
 
 @njit(cache=True)
 def _prepare(x, direction, start, count, scale, resolution, entries, hashed, scratch):
-    """Write corner rows and interpolation weights of a tile to the scratch arrays."""
     cell, fraction, speed, rows, weights = scratch
     _locate(x, start, count, scale, cell, fraction, speed)
     _corners(cell, count, resolution, entries, hashed, rows)
@@ -114,20 +113,20 @@ def _prepare(x, direction, start, count, scale, resolution, entries, hashed, scr
 
 @njit
 def _scratch():
-    """Return work arrays for one tile: cell, fraction, speed, rows, and weights (or products with the corners)."""
+    """Return work arrays for one tile: cell, fraction, speed, rows, and weights (or products)."""
     threes = np.empty((3, TILE), np.int32), np.empty((3, TILE), np.float32), np.empty((3, TILE), np.float32)
     return (*threes, np.empty((8, TILE), np.uint32), np.empty((8, TILE), np.float32))
 
 
 @njit
 def _level_of(task, n_levels):
-    """Return the level of a task. Cheap coarse and costly fine levels alternate, so that all shares have equal work."""
+    """Return the level of a task. Cheap coarse and costly fine levels alternate, so that the shares are equal."""
     return task // 2 if task % 2 == 0 else n_levels - 1 - task // 2
 
 
 @njit(cache=True)
 def _gather(table, rows, weights, count, features, out, start):
-    """Write out[f, start..] = sum over corners of weight * table[corner, f], two features at a time, the last twice."""
+    """Write out[f, i] = sum over corners of weight * table[row, f], two features at a time (an odd last one twice)."""
     n = np.uint32(len(features))
     for f in range(0, len(features), 2):
         pair = np.uint32(f + 1 < len(features))
@@ -144,7 +143,7 @@ def _gather(table, rows, weights, count, features, out, start):
 
 @njit(cache=True)
 def _add(table, rows, weights, count, features, grad, start):
-    """Add weight * grad[f, start..] to table[corner, f], two features at a time as in `_gather`."""
+    """Add weight * grad[f, i] to table[row, f] for all corners, two features at a time."""
     n = np.uint32(len(features))
     for f in range(0, len(features), 2):
         pair = np.uint32(f + 1 < len(features))
@@ -160,7 +159,7 @@ def _add(table, rows, weights, count, features, grad, start):
 
 @njit(cache=True)
 def _multiply(table, rows, grad, start, count, features, products):
-    """Write products (8, count): the dot product of the feature gradient and the table row, for each corner."""
+    """Write products (8, count): the dot products of the features' gradient and the table rows of the corners."""
     n = np.uint32(len(features))
     grad = grad[:, start : start + count]
     for i in range(count):
@@ -173,7 +172,7 @@ def _multiply(table, rows, grad, start, count, features, products):
 
 @njit(cache=True)
 def _slope(products, fraction, speed, count, out, start):
-    """Add the derivative in x of the interpolated products to out (3, N)."""
+    """Add the derivative with respect to x of the trilinear interpolation of `products` to out (3, N)."""
     out_x, out_y, out_z = out[0, start:], out[1, start:], out[2, start:]
     p = products
     for i in range(count):
@@ -187,7 +186,6 @@ def _slope(products, fraction, speed, count, out, start):
 
 @njit(cache=True, nogil=True)
 def _encode(share, shares, x, direction, table, scale, resolution, offset, hashed, features, out):
-    """Write the features of the points, or their derivative along `direction`, to out (L*F, N)."""
     n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
     n_blocks = (n_points + BLOCK - 1) // BLOCK
     tasks = n_levels * n_blocks
@@ -205,7 +203,7 @@ def _encode(share, shares, x, direction, table, scale, resolution, offset, hashe
 
 @njit(cache=True, nogil=True)
 def _scatter(share, shares, x, direction, grad, scale, resolution, offset, hashed, features, out):
-    """Write the table gradient for a feature gradient (L*F, N) to out (entries * F,). One share does whole levels."""
+    """Write the table's gradient to out (entries * F,). One share does whole levels."""
     n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
     scratch = _scratch()
     for task in range(n_levels * share // shares, n_levels * (share + 1) // shares):
@@ -222,7 +220,6 @@ def _scatter(share, shares, x, direction, grad, scale, resolution, offset, hashe
 
 @njit(cache=True, nogil=True)
 def _position_gradient(share, shares, x, table, grad, scale, resolution, offset, hashed, features, out):
-    """Write the vector-Jacobian product of `encode` at x with a feature gradient (L*F, N) to out (3, N)."""
     n_points, n_levels, n = x.shape[1], scale.shape[0], len(features)
     n_blocks = (n_points + BLOCK - 1) // BLOCK
     cell, fraction, speed, rows, products = _scratch()
@@ -241,9 +238,9 @@ def _position_gradient(share, shares, x, table, grad, scale, resolution, offset,
 
 
 def run_in_threads(kernel: Callable[..., None], n_points: int, *arguments: object) -> None:
-    """Run kernel(share, shares, *arguments) for all shares, one per torch thread, with at least BLOCK points each.
+    """Run kernel(share, shares, *arguments) for all shares: one per torch thread, but at least BLOCK points each.
 
-    Python threads are sufficient, since the kernels release the GIL. numba's parallel loops take twice as long to
+    The kernels release the GIL, so Python threads run in parallel. numba's parallel loops take twice as long to
     compile, and their thread pools crash a process that forks.
     """
     shares = max(1, min(torch.get_num_threads(), n_points // BLOCK))
@@ -280,7 +277,7 @@ def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) ->
 
 
 def _run(kernel: Callable[..., None], levels: Levels, n_features: int, out: Tensor, *arrays: np.ndarray) -> None:
-    """Run a kernel on its input arrays and write to `out`. The first input array is the points (3, N)."""
+    """Run a kernel on its input arrays, of which the first is the points (3, N), and write to `out`."""
     geometry = levels.scale, levels.resolution, levels.offset, levels.hashed, (0,) * n_features
     run_in_threads(kernel, arrays[0].shape[1], *arrays, *geometry, out.numpy())
 

@@ -1,4 +1,4 @@
-"""Reference implementation of the hash grid in plain torch. All back ends use these formulas (those of tiny-cuda-nn).
+"""Reference implementation of the hash grid in plain torch. All back ends use its formulas, from tiny-cuda-nn.
 
 For level l of a grid with base resolution b, growth g and at most 2^T table entries per level:
 
@@ -45,7 +45,7 @@ class Levels:
 
 @lru_cache(maxsize=64)
 def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per_level_scale: float) -> Levels:
-    """Return the geometry of a grid, cached. The scale is rounded to float32, which decides the resolutions."""
+    """Return the geometry of a grid. Scales are rounded to float32, which can change a resolution."""
     growth = np.log2(np.float32(per_level_scale), dtype=np.float32)
     exponent = np.arange(n_levels, dtype=np.float32) * growth
     scale = np.exp2(exponent, dtype=np.float32) * np.float32(base_resolution) - np.float32(1)
@@ -65,7 +65,7 @@ def grid_levels(n_levels: int, log2_hashmap_size: int, base_resolution: int, per
 
 
 def encode(x: Tensor, table: Tensor, levels: Levels) -> Tensor:
-    """Return features (N, L*F), ordered by level. They are differentiable any number of times.
+    """Return features (N, L*F), ordered by level and differentiable any number of times.
 
     Args:
         x: (N, 3) points in [0, 1]^3. Points outside are clamped, and NaN counts as 0.

@@ -1,11 +1,11 @@
 """Triton back end of the hash grid, for GPUs, with the levels, indices and weights of torch_twin.py.
 
-numba_kernels.py explains the algebra. One program processes a block of points in one level, or in all levels for the
-gradient of the points, since each element has one writer. The blocks of a level run one after the other, so that the
-level's table stays in the L2 cache. Additions to the table are atomic: the last bits of its gradient vary between runs.
+numba_kernels.py explains the algebra. One program processes a block of points in one level; for the gradient of the
+points it processes all levels. The blocks of a level run one after the other, so that its table stays in the L2 cache.
+Additions to the table's gradient are atomic, so its last bits vary between runs.
 
-Arrays in the kernels: x and direction (N, 3), features and their gradients (L*F, N), table (entries, F), all contiguous
-float32; `scales` (L,) float32; `geometry` (L, 4) int32: resolution, first entry, number of entries, hashed flag.
+Arrays: x and direction (N, 3), features and their gradients (L*F, N), table (entries, F), all contiguous float32;
+`scales` (L,) float32; `geometry` (L, 4) int32: resolution, first entry, number of entries, hashed flag.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ BLOCK = tl.constexpr(256)  # points per program
 
 @triton.jit
 def _row(x, y, z, corner: tl.constexpr, resolution, entries, hashed):
-    """Return the table row, counted within its level, of a corner of cell (x, y, z).
+    """Return the row in the level's table of a corner of cell (x, y, z). Bits 0 to 2 of `corner` are x, y, z offsets.
 
-    Bits 0, 1 and 2 of `corner` are its offsets in x, y and z. A hashed level has a power of two entries, so modulo is a
-    mask. A dense index is below twice the number of entries.
+    A hashed level has a power of two entries, so modulo is a mask. A dense index is below twice the number of entries.
     """
     x, y, z = x + (corner & 1), y + ((corner >> 1) & 1), z + (corner >> 2)
     mixed = x.to(tl.uint32) ^ (y.to(tl.uint32) * 2654435761) ^ (z.to(tl.uint32) * 805459861)
@@ -39,7 +38,6 @@ def _row(x, y, z, corner: tl.constexpr, resolution, entries, hashed):
 
 @triton.jit
 def _side(fraction, upper: tl.constexpr):
-    """Return the linear interpolation weight of the lower or upper corner along one axis."""
     return fraction if upper else 1.0 - fraction
 
 
@@ -50,7 +48,7 @@ def _signed(slope, upper: tl.constexpr):
 
 @triton.jit
 def _weight(x, y, z, u, v, w, corner: tl.constexpr, ALONG: tl.constexpr):
-    """Return the trilinear weight of a corner at (x, y, z) in the cell, or (ALONG) its derivative along (u, v, w)."""
+    """Return a corner's trilinear weight at (x, y, z) in the cell or, if ALONG, its derivative along (u, v, w)."""
     a, b, c = _side(x, corner & 1), _side(y, (corner >> 1) & 1), _side(z, corner >> 2)
     if ALONG:
         p, q, r = _signed(u, corner & 1), _signed(v, (corner >> 1) & 1), _signed(w, corner >> 2)
@@ -68,7 +66,7 @@ def _level(scales, geometry, level):
 
 @triton.jit
 def _axis(x, direction, at, mask, scale, ALONG: tl.constexpr):
-    """Return the cell index along one axis, the position in the cell, and the motion along `direction`."""
+    """Return cell index, position in the cell and d(position)/dx on one axis, the last times `direction` if ALONG."""
     coordinate = tl.load(x + at * 3, mask=mask, other=0.0)
     position = tl.where(coordinate > 0, tl.minimum(coordinate, 1.0), 0.0) * scale + 0.5
     speed = tl.where((coordinate >= 0) & (coordinate <= 1), scale, 0.0)
@@ -80,7 +78,6 @@ def _axis(x, direction, at, mask, scale, ALONG: tl.constexpr):
 
 @triton.jit
 def _locate(x, direction, at, mask, scale, ALONG: tl.constexpr):
-    """Return three coordinates each of the cell, the position in the cell, and the motion along `direction`."""
     i, fx, u = _axis(x, direction, at, mask, scale, ALONG)
     j, fy, v = _axis(x + 1, direction + 1, at, mask, scale, ALONG)
     k, fz, w = _axis(x + 2, direction + 2, at, mask, scale, ALONG)
@@ -89,7 +86,6 @@ def _locate(x, direction, at, mask, scale, ALONG: tl.constexpr):
 
 @triton.jit
 def _encode(x, direction, table, out, scales, geometry, n, F: tl.constexpr, PAIRS: tl.constexpr, ALONG: tl.constexpr):
-    """Write the features of the points, or their derivative along `direction`, to out (L*F, N)."""
     level = tl.program_id(1)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     f = tl.arange(0, PAIRS)
@@ -107,7 +103,6 @@ def _encode(x, direction, table, out, scales, geometry, n, F: tl.constexpr, PAIR
 
 @triton.jit
 def _scatter(x, direction, grad, out, scales, geometry, n, F: tl.constexpr, PAIRS: tl.constexpr, ALONG: tl.constexpr):
-    """Add the gradient of the table for a feature gradient (L*F, N) to out (entries, F)."""
     level = tl.program_id(1)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     f = tl.arange(0, PAIRS)
@@ -124,7 +119,6 @@ def _scatter(x, direction, grad, out, scales, geometry, n, F: tl.constexpr, PAIR
 
 @triton.jit
 def _position_gradient(x, table, grad, out, scales, geometry, n, levels, F: tl.constexpr, PAIRS: tl.constexpr):
-    """Write the vector-Jacobian product of `encode` at x with a feature gradient (L*F, N) to out (N, 3)."""
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     f = tl.arange(0, PAIRS)
     mask = at < n
@@ -183,7 +177,7 @@ def _rows(x: Tensor, direction: Tensor | None) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _on_device(levels: Levels, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the kernel arguments `scales` and `geometry`. They are cached, since a copy to the GPU synchronises."""
+    """Return the arguments `scales` and `geometry` of the kernels, cached, since a copy to the GPU synchronises."""
     columns = levels.resolution, levels.offset[:-1], np.diff(levels.offset), levels.hashed
     geometry = torch.from_numpy(np.stack(columns, axis=1).astype(np.int32))
     return torch.from_numpy(levels.scale).to(device), geometry.to(device)

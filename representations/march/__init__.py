@@ -1,9 +1,9 @@
 """Ray marching and compositing of packed samples, with several back ends.
 
-The samples of all rays are stored in flat arrays, sorted by ray. `start` and `count` give the range of each ray. Sample
-k of a ray covers the distances [t_k, t_k + step] with t_k = entry + (k + jitter) * step. A sample is kept if its
-midpoint is inside the bound and, with an occupancy grid, in an occupied cell. All back ends return the same samples,
-except that nerfacc may round differently at cell borders.
+The samples of all rays are stored in flat arrays, sorted by ray. Sample k of a ray covers the distances [t_k, t_k +
+step] with t_k = entry + (k + jitter) * step. It is kept if its midpoint is inside the bounding volume and, with an
+occupancy grid, in an occupied cell. All back ends return the same samples, except that nerfacc may round differently at
+cell borders.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ MODULES = {
     "triton": "threedgen.representations.march.triton_kernels",
     "nerfacc": "threedgen.representations.march.nerfacc_backend",
 }
-"""Import path of each back end's module. Each module has the functions place, composite and visible."""
+"""Import path of each back end's module. All modules have the functions place, composite and visible."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """Packed samples of R rays: N ray intervals in flat arrays. Those of ray r are start[r] : start[r] + count[r]."""
+    """N samples (intervals) on R rays, in flat arrays. Ray r has the samples start[r] : start[r] + count[r]."""
 
     ray_index: Tensor  # (N,) int64 index of the sample's ray, ascending
     t_start: Tensor  # (N,) float32 start of the interval, as a distance along the unit direction in world units
@@ -48,7 +48,6 @@ class Samples:
 
     @property
     def n_rays(self) -> int:
-        """Number of rays R, including rays without samples."""
         return len(self.start)
 
     @property
@@ -57,7 +56,7 @@ class Samples:
         return 0.5 * (self.t_start + self.t_end)
 
     def intervals(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return t_start, t_end, start and count as contiguous tensors, the arguments of the kernels."""
+        """Return t_start, t_end, start and count as contiguous tensors, for the kernels."""
         return self.t_start.contiguous(), self.t_end.contiguous(), self.start.contiguous(), self.count.contiguous()
 
     @torch.no_grad()
@@ -86,7 +85,7 @@ class Samples:
         return Samples(ray_index - part.start, t_start, t_end, start - first, count)
 
     def split(self, max_samples: int | None) -> list[slice]:
-        """Return slices of rays with at most `max_samples` samples each, but at least one ray; None: one slice."""
+        """Divide the rays into slices of at most `max_samples` samples, but at least one ray. None: one slice."""
         if max_samples is None or len(self) <= max_samples:
             return [slice(0, self.n_rays)]
         ends, parts, first, done = self.count.cumsum(0).cpu(), [], 0, 0
@@ -115,7 +114,7 @@ def join(groups: Sequence[Samples]) -> Samples:
 
 
 def step_size(options: MarchConfig) -> float:
-    """Return the step in world units: the longest chord of the bounding volume divided by `options.samples`."""
+    """Return the step length in world units: the longest chord of the bounding volume divided by `options.samples`."""
     diagonal = math.sqrt(3.0) if options.bound == "box" else 1.0
     return 2.0 * options.radius * diagonal / options.samples
 
@@ -125,13 +124,13 @@ def march(
 ) -> Samples:
     """Place samples on R rays.
 
-    `sampler: occupancy` uses the step `step_size` and skips samples in empty cells. `sampler: stratified` divides the
-    part of each ray inside the bound into `samples` equal intervals and ignores the grid.
+    With `sampler: occupancy` samples have the length `step_size`, and none are in empty cells. `sampler: stratified`
+    ignores the grid and divides the part of each ray inside the bounding volume into `samples` equal intervals.
 
     Args:
         origins, directions: (R, 3) float32 each; directions have unit length.
-        grid: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z], True for occupied cells. None skips nothing.
-        jitter: (R,) in [0, 1), shift of a ray's samples in steps, or None for no shift.
+        grid: (G, G, G) bool over [-radius, radius]^3, indexed [x, y, z], True for occupied cells. None: all occupied.
+        jitter: (R,) in [0, 1), shift of each ray's samples in steps. None: no shift.
     """
     rays = origins.detach().contiguous(), directions.detach().contiguous()
     grid = None if options.sampler == "stratified" else grid
@@ -139,9 +138,9 @@ def march(
 
 
 def spans_of(origins: Tensor, directions: Tensor, options: MarchConfig, jitter: Tensor | None) -> Tensor:
-    """Return the distances (R, 3) of the first sample and of the exit from the bounding volume, and the step, per ray.
+    """Return (R, 3): start of the first sample, exit from the bounding volume, and step, as distances along the ray.
 
-    Sample k covers [first + k * step, first + (k + 1) * step]. A ray that misses the bounding volume has exit <= first.
+    Origins and unit directions are (R, 3), `jitter` is (R,) as in `march`. A ray outside the volume has exit <= start.
     """
     if options.bound == "sphere":
         projection = _dot(origins, directions)
@@ -168,28 +167,25 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 def max_samples_per_ray(spans: Tensor, options: MarchConfig) -> Tensor:
-    """Return an upper bound (R,) int64 of the number of samples on each ray, for the result of `spans_of`."""
+    """Return an upper bound (R,) int64 of the number of samples on each ray. `spans` (R, 3) is from `spans_of`."""
     first, leave, steps = spans.unbind(1)
     count = (((leave - first) / steps).long() + 1) * (leave > first)
     return count.clamp(max=options.samples) if options.sampler == "stratified" else count
 
 
 class Composite(NamedTuple):
-    """Result of compositing per ray: sum of w * value (R, C), opacity = sum of w and depth = sum of w * t_mid (R, 1).
+    """Sums over the samples of each ray, with the compositing weights w."""
 
-    `weights` (N,) are the w of all samples. The depth is not divided by the opacity.
-    """
-
-    values: Tensor
-    opacity: Tensor
-    depth: Tensor
-    weights: Tensor
+    values: Tensor  # (R, C) sum of w * value
+    opacity: Tensor  # (R, 1) sum of w
+    depth: Tensor  # (R, 1) sum of w * t_mid, not divided by the opacity
+    weights: Tensor  # (N,) w of all samples
 
 
 def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto") -> Composite:
     """Composite along rays (NeRF, eq. 3): w_i = T_i (1 - exp(-sigma_i dt_i)), T_i = exp(-sum_(j<i) sigma_j dt_j).
 
-    Kernels compute in float32 and are differentiable once. The torch back end is differentiable any number of times.
+    With the back end "torch" the result is differentiable any number of times. With others only once, in float32.
 
     Args:
         sigma: (N,) densities >= 0 in 1 / world unit.
@@ -200,12 +196,12 @@ def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float, name: str = "auto") -> Tensor:
-    """Return a bool mask (N,) of the samples with at least this alpha, and this transmittance in front of them."""
+    """Return a mask (N,): alpha >= `alpha_threshold`, and transmittance before the sample >= `early_stop`."""
     return backend(sigma, name).visible(sigma.detach(), samples, alpha_threshold, early_stop)
 
 
 def backend(like: Tensor, name: str = "auto") -> ModuleType:
-    """Return the module of the back end `name` for the device of the tensor `like`. Raises ConfigError, see `load`."""
+    """Return the module of the back end `name` for the device of the tensor `like`. Raises ConfigError."""
     return load(MODULES, name, like.device)
 
 
@@ -216,11 +212,11 @@ Backward = Callable[..., tuple[Tensor, Tensor]]
 
 
 def differentiable(forward: Forward, backward: Backward) -> Callable[[Tensor, Tensor, Samples], Composite]:
-    """Return the function `composite` of a back end, made from its two kernels.
+    """Create the function `composite` of a back end from its forward and backward kernels.
 
     Args:
-        forward: maps contiguous float32 (sigma, values, t_start, t_end, start, count) to pixels (R, C + 2) (values,
-            opacity, depth), weights (N,) and the transmittance (N,) behind each sample.
+        forward: maps contiguous float32 (sigma, values, t_start, t_end, start, count) to pixels (R, C + 2), weights
+            (N,) and transmittance (N,) behind each sample. The last two columns of the pixels are opacity and depth.
         backward: maps the gradients of pixels and weights, the inputs of `forward`, weights and transmittance to the
             gradients of sigma (N,) and values (N, C).
     """

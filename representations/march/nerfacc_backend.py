@@ -1,7 +1,6 @@
 """Marching and compositing with the kernels of nerfacc, at the sample positions of the other back ends.
 
-nerfacc starts the steps of a ray at its near plane. It keeps the steps before the far plane whose midpoint is in an
-occupied cell. Here the near plane is the ray's first sample and the far plane its exit from the bounding volume.
+nerfacc's near plane is here the start of the ray's first sample, and its far plane the exit from the bounding volume.
 """
 
 from __future__ import annotations
@@ -52,6 +51,5 @@ def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop:
 
 
 def _nerfacc_arguments(samples: Samples, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return nerfacc's arguments t_starts, t_ends, sigmas and packed_info."""
     packed = torch.stack([samples.start, samples.count], dim=-1)
     return samples.t_start, samples.t_end, sigma.float(), packed

@@ -1,11 +1,10 @@
 """numba back end of marching and compositing, for CPUs.
 
 The kernels run in parallel over rays. Each output element has one writer and sums run in sample order, so results do
-not depend on the number of threads. Random numbers are arguments. The kernels do not use fastmath, because the marcher
-must round as the torch back end does.
+not depend on the number of threads. The kernels do not use fastmath, so that samples are rounded as in torch.
 
-Arrays in the kernels: o, d (R, 3) ray origins and directions; span (R, 3) first sample, exit and step of each ray
-(`march.spans_of`); cells: flat occupancy grid with `size` cells per axis, 0 for no grid; scale: cells per world unit.
+Arguments of the kernels: o, d (R, 3) ray origins and directions; span (R, 3) from `march.spans_of`: start of the first
+sample, exit, step; cells: flat occupancy grid with `size` cells per axis (0: no grid); scale: cells per world unit.
 """
 
 from typing import Any
@@ -42,19 +41,16 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _middle(span, r, k):
-    """Return the distance of the midpoint of sample k of ray r."""
     return HALF * ((span[r, 0] + F(k) * span[r, 2]) + (span[r, 0] + F(k + 1) * span[r, 2]))
 
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _cell(o, d, t, scale, radius, size):
-    """Return the grid index along one axis of the point o + t d."""
     return min(max(N((o + t * d + radius) * scale), N(0)), N(size - 1))
 
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _occupied(o, d, r, t, cells, scale, radius, size):
-    """Return whether ray r is in an occupied cell at distance t."""
     i = _cell(o[r, 0], d[r, 0], t, scale, radius, size)
     j = _cell(o[r, 1], d[r, 1], t, scale, radius, size)
     m = _cell(o[r, 2], d[r, 2], t, scale, radius, size)
@@ -63,7 +59,7 @@ def _occupied(o, d, r, t, cells, scale, radius, size):
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _count(o, d, span, cells, size, scale, radius, limit, first, last, count):
-    """Write, per ray, the number of samples and the step numbers of the first and the last sample."""
+    """Write the number of samples of each ray and the step numbers of its first and last sample."""
     for r in prange(o.shape[0]):
         n, low, high = N(0), N(MAX_STEPS), N(-1)
         for k in range(limit[r]):  # vectorised only with 32-bit numbers and reductions
@@ -119,7 +115,7 @@ def _forward(sigma, values, t_start, t_end, start, count, weights, transmittance
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _backward(g_pixels, g_weights, values, t_start, t_end, start, count, weights, transmittance, g_sigma, g_values):
-    """Use d w_j / d sigma_i = dt_i T_(i+1) for j = i, -dt_i w_j for j > i. Sums run from the last sample on."""
+    """Write gradients, with d w_j / d sigma_i = dt_i T_(i+1) for j = i and -dt_i w_j for j > i, last sample first."""
     channels = values.shape[1]
     for r in prange(start.shape[0]):
         suffix_sum = 0.0

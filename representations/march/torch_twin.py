@@ -1,4 +1,4 @@
-"""torch back end of marching and compositing: all devices, any order of derivative, memory (R, samples per ray)."""
+"""torch back end of marching and compositing, for all devices. It uses tensors of size rays x samples per ray."""
 
 import torch
 from torch import Tensor

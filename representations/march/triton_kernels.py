@@ -51,7 +51,6 @@ def _count(origins, directions, spans, cells, limit, scale, radius, count, SIZE:
 def _fill(
     origins, directions, spans, cells, limit, scale, radius, start, ray_index, t_starts, t_ends, SIZE: tl.constexpr
 ):
-    """Write the samples of each ray, beginning at index start[ray]."""
     ray = tl.program_id(0).to(tl.int64)
     k, offset = tl.arange(0, BLOCK), tl.load(start + ray)
     n_steps = tl.load(limit + ray)
@@ -68,7 +67,7 @@ def _fill(
 
 @triton.jit
 def _interval(sigma, t_start, t_end, at, mask):
-    """Return optical depth (sigma * length), length and midpoint of the samples at indices `at`; 0 where masked."""
+    """Return optical depth (sigma * length), length and midpoint of the samples at indices `at`, 0 outside `mask`."""
     first = tl.load(t_start + at, mask=mask, other=0.0)
     last = tl.load(t_end + at, mask=mask, other=0.0)
     return tl.load(sigma + at, mask=mask, other=0.0) * (last - first), last - first, 0.5 * (first + last)
@@ -121,7 +120,7 @@ def _backward(
     C: tl.constexpr,
     WIDE: tl.constexpr,
 ):
-    """Use d w_j / d sigma_i = dt_i T_(i+1) for j = i, -dt_i w_j for j > i. Sums run from the last sample on."""
+    """Write gradients, with d w_j / d sigma_i = dt_i T_(i+1) for j = i and -dt_i w_j for j > i, last sample first."""
     ray = tl.program_id(0).to(tl.int64)
     first, n_samples = tl.load(start + ray), tl.load(count + ray)
     k, c = tl.arange(0, BLOCK), tl.arange(0, WIDE)

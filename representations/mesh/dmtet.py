@@ -1,7 +1,7 @@
 """DMTet (Shen et al. 2021): a mesh from signed distances on a tetrahedral grid, coloured by a field.
 
-Each grid point has a trained distance and a trained offset of up to half a cell. The surface between inside and outside
-points is rasterised. DMTet is the second stage of Magic3D (Lin et al. 2023): `init_from` initialises it from a field.
+Each grid point has a trained distance and a trained offset of up to half a cell. As the second stage of Magic3D (Lin et
+al. 2023), it is initialised from a trained field by `init_from`.
 """
 
 from collections.abc import Callable
@@ -23,21 +23,17 @@ from threedgen.representations.shading import ALBEDO, Material, Shading
 from .raster import antialias, surface_points
 from .tetrahedra import marching_tetrahedra, tetrahedral_grid
 
-MARGIN = 0.1
-"""Margin around the object in the initial grid, as a fraction of the object's size."""
-MIN_PART_SIZE = 0.01
-"""Minimum size of a connected part in the initial mesh, as a fraction of the grid points in the largest part."""
-EMPTY_DENSITY = 1e-5
-"""Points with at most this density count as empty. The option `level=auto` averages the density of the other points."""
+MARGIN = 0.1  # around the object in the initial grid, as a fraction of the object's size
+MIN_PART_SIZE = 0.01  # minimum grid points in a connected part of the initial mesh, relative to the largest part
+EMPTY_DENSITY = 1e-5  # highest density of empty points; `level=auto` is the mean density of the other points
 POINTS_PER_QUERY = 1 << 16
-"""Maximum number of points per density query."""
 
 
 class DMTet(Representation):
-    """Mesh on a tetrahedral grid with V points, coloured by a field. `generator` (CPU) initialises the field.
+    """Mesh that is the zero level set of distances on a tetrahedral grid of V points, coloured by a field.
 
     The parameter `distance` (V,) is negative inside, in arbitrary units. The tanh of the parameter `deformation` (V, 3)
-    is the offset of a grid point, in half cells.
+    is the offset of a grid point, in half cells. The CPU generator `generator` initialises the field.
     """
 
     rasterised = True
@@ -61,7 +57,7 @@ class DMTet(Representation):
         self.deformation = nn.Parameter(torch.zeros_like(points))
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Return the groups of the paint and, as `geometry`, the distances and offsets of the grid."""
+        """Return the groups of the colour field, and the group "geometry": distances and offsets of the grid."""
         encoding, *others = self.paint.parameter_groups()
         return [encoding, ParameterGroup("geometry", [self.distance, self.deformation], "geometry"), *others]
 
@@ -88,13 +84,13 @@ class DMTet(Representation):
         return (self.low + self.high) / 2 + half * (self.points + self.deformation.tanh() / self.options.resolution)
 
     def surface(self) -> tuple[Tensor, Tensor]:
-        """Return vertices (N, 3) in world units, differentiable in the grid's parameters, and faces (F, 3) int64."""
+        """Return vertices (N, 3) in world units, differentiable in distances and offsets, and faces (F, 3) int64."""
         border = (self.points.abs() > 1 - 1e-6).any(dim=-1)  # counts as outside, so that the surface is closed
         distance = torch.where(border, self.distance.abs() + 1e-6, self.distance)
         return marching_tetrahedra(self.grid(), distance, self.tets)
 
     def mesh(self) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Return vertices (N, 3) float32 in world units and faces (F, 3) int32 as NumPy arrays."""
+        """Return the surface as arrays: vertices (N, 3) float32 in world units and faces (F, 3) int32."""
         with torch.no_grad():
             vertices, faces = self.surface()
         return vertices.float().cpu().numpy(), faces.int().cpu().numpy()
@@ -136,7 +132,7 @@ class DMTet(Representation):
     def _columns(
         self, vertices: Tensor, faces: Tensor, cameras: Cameras, material: Material, light: Tensor, shading: Shading
     ) -> Tensor:
-        """Return colour (3), opacity, depth, normal (3) and orientation penalty of all pixels: (B * H * W, 9)."""
+        """Return (B * H * W, 9): colour (3), opacity, depth, normal (3) and orientation term of each pixel."""
         points = surface_points(vertices, faces, cameras)
         _, features = self.paint(points.position)
         light = light[points.pixel // (cameras.height * cameras.width)]
@@ -149,11 +145,11 @@ class DMTet(Representation):
 
     @torch.no_grad()
     def init_from(self, other: Representation) -> None:
-        """Initialise shape and colours from a trained field of the paint's class, or copy another DMTet.
+        """Initialise shape and colours from a trained field of the same class as `paint`, or copy another DMTet.
 
-        The surface is where the density equals the option `level`. The grid is fitted to the points above the level,
-        with a margin. Connected parts that are too small are dropped. Raises ConfigError if the field has another class
-        or other shapes, or if its density is nowhere above the level.
+        The surface is where the density equals the option `level`, without its small connected parts. The grid is
+        fitted to the points above the level, with a margin. Raises ConfigError if the classes or tensor shapes differ,
+        or if the density is nowhere above the level.
         """
         if isinstance(other, DMTet):
             super().init_from(other)
@@ -182,12 +178,11 @@ class DMTet(Representation):
         self.deformation.zero_()
 
     def _density(self, field: Representation) -> Tensor:
-        """Return the density (V,) of another field at the grid points."""
         return torch.cat([field.density(part).float() for part in self.grid().split(POINTS_PER_QUERY)])
 
 
 def remove_small_parts(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Return the mask `inside` (G, G, G) without connected parts smaller than `MIN_PART_SIZE` of the largest part."""
+    """Return the bool mask `inside` (G, G, G) without parts smaller than `MIN_PART_SIZE` of the largest part."""
     labels, _ = ndimage.label(inside)
     sizes = np.bincount(labels.reshape(-1))
     sizes[0] = 0

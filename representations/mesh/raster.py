@@ -1,8 +1,7 @@
 """Rasterisation of a mesh, differentiable in the vertices. `threedgen.geometry.raster` finds the face in each pixel.
 
-The choice of the face is not differentiable. The point on the face is: `surface_points` intersects the pixel's ray with
-the plane of the face. The outline of the object is differentiable through `antialias`: it blends the two pixels on both
-sides of the outline, according to the position of the outline between their centres (Laine et al. 2020, "Modular
+The choice of a pixel's face is not differentiable, but the point on it is: `surface_points` intersects the pixel's ray
+with the plane of the face. `antialias` makes the outline of the object differentiable (Laine et al. 2020, "Modular
 Primitives for High-Performance Differentiable Rendering").
 """
 
@@ -18,7 +17,7 @@ from threedgen.representations.losses import vertex_normals
 
 
 class SurfacePoints(NamedTuple):
-    """Points on the surface in the P pixels that show the mesh, of B images."""
+    """Surface points at the centres of the P pixels of B images that show the mesh."""
 
     pixel: Tensor  # (P,) int64 flat index of the pixel in B * H * W
     position: Tensor  # (P, 3) world position
@@ -29,7 +28,7 @@ class SurfacePoints(NamedTuple):
 
 
 def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> SurfacePoints:
-    """Return the surface points at the pixel centres of a mesh with vertices (N, 3) and faces (F, 3)."""
+    """Return the visible surface points of a mesh: vertices (N, 3) in world units and faces (F, 3) int64."""
     size, device = (cameras.height, cameras.width), vertices.device
     shape = vertices.detach().cpu().numpy(), faces.cpu().numpy(), cameras.c2w.cpu().numpy(), cameras.fov.cpu().numpy()
     face = torch.from_numpy(raster.rasterise(*shape, size).face).long().to(device)
@@ -53,13 +52,15 @@ def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Surface
 
 
 def antialias(image: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
-    """Return the images (B, H, W, C) with an antialiased outline that is differentiable in the vertices.
+    """Antialias the outline of a mesh in images (B, H, W, C), differentiably in the vertices.
 
     The outline lies between a mesh pixel and an adjacent background pixel: t in [0, 1] is its position from the centre
     of the mesh pixel (0) to the centre of the background pixel (1). For t < 1/2 the mesh pixel gets a fraction 1/2 - t
     of the background. For t > 1/2 the background pixel gets a fraction t - 1/2 of the mesh.
 
-    `face` (B, H, W) int64 is the face index of each pixel, -1 for the background.
+    Args:
+        face: (B, H, W) int64 face index of each pixel, -1 for the background.
+        vertices, faces: (N, 3) in world units and (F, 3) int64.
     """
     pixels, depth = cameras.to(vertices.device).project(vertices)
     start, end, view = _outline(pixels, depth, faces)
@@ -74,7 +75,7 @@ def antialias(image: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, came
 
 
 def _outline(pixels: Tensor, depth: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return start and end points (S, 2), in pixels, and camera indices (S,) of the silhouette edges."""
+    """Return start and end points (S, 2), in pixels, and camera indices (S,) of S silhouette edges."""
     count = pixels.shape[1]
     ends = torch.stack([faces, faces.roll(-1, 1)], dim=-1).sort(dim=-1).values.reshape(-1, 2)
     keys, edge_index = torch.unique(ends[:, 0] * count + ends[:, 1], return_inverse=True)
@@ -91,11 +92,11 @@ def _outline(pixels: Tensor, depth: Tensor, faces: Tensor) -> tuple[Tensor, Tens
 
 
 def _crossings(face: Tensor, start: Tensor, end: Tensor, view: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where silhouette edges cross between the centres of a mesh pixel and a background pixel.
+    """Find the crossings of silhouette edges between the centres of a mesh pixel and a background pixel.
 
-    Axis 0 finds crossings of steep edges with pixel rows (in x), axis 1 those of flat edges with pixel columns (in y).
-    Each pair of pixels occurs once, with its outermost crossing. The results (Q,) are flat indices of the mesh pixels,
-    flat indices of the background pixels, and t as in `antialias`.
+    Axis 0 is for pixels in one row and steep edges, axis 1 for pixels in one column and flat edges. Returns flat
+    indices of mesh pixels (Q,) and background pixels (Q,), and t (Q,) as in `antialias`. A pair of pixels occurs once,
+    with its outermost crossing.
     """
     height, width = face.shape[1:]
     lines, length = (height, width) if axis == 0 else (width, height)

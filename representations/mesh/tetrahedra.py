@@ -1,7 +1,7 @@
 """Differentiable marching tetrahedra (Doi and Koide 1991; Shen et al. 2021, "DMTet").
 
-An edge of a tetrahedron whose ends have distances of different signs gets a vertex, at the zero of the linear
-interpolation. The vertex is a smooth function of the two distances and the two end points.
+The signed distance is interpolated linearly along each edge of a tetrahedron. A zero of it becomes a vertex, which is
+differentiable in the distances and positions of both ends.
 """
 
 from itertools import combinations, permutations
@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-EDGES = tuple(combinations(range(4), 2))
-"""The six edges of a tetrahedron, each as a pair of corner numbers 0 to 3."""
+EDGES = tuple(combinations(range(4), 2))  # the six edges of a tetrahedron, as pairs of corner numbers 0 to 3
 TRIANGLES = (
     (),
     (0, 1, 2),
@@ -39,11 +38,9 @@ In a tetrahedron of positive volume they are counter-clockwise, seen from outsid
 def tetrahedral_grid(resolution: int) -> tuple[Tensor, Tensor]:
     """Divide the cube [-1, 1]^3 into resolution^3 cells of six tetrahedra each (Kuhn's division).
 
-    All tetrahedra have positive volume. Neighbouring tetrahedra share whole triangles.
-
     Returns:
         Points (V, 3) float32, where point (i, j, k) has index (i n + j) n + k with n = resolution + 1, and tetrahedra
-            (T, 4) int64 of point indices.
+            of positive volume, (T, 4) int64 point indices. Neighbouring tetrahedra share whole triangles.
     """
     n = resolution + 1
     axis = torch.linspace(-1, 1, n)

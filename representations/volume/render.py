@@ -44,7 +44,6 @@ def render(
         training: if False, use `options.shown` samples per ray and no random numbers.
         light: (3,) or (R, 3) world positions of point lights, for a lit `shading`.
         need_normals: if True, compute normals even if the shading is unlit.
-        shading: shading mode and light intensities.
         chunk: maximum number of samples per gradient-checkpointed chunk (`two_pass`). It changes memory, not results.
     """
     if training and generator is None:
@@ -69,7 +68,7 @@ def render(
 
 
 class _Rays(NamedTuple):
-    """Inputs per ray: origins and directions (R, 3), jitter (R,) in steps or None, light positions (R, 3) or None."""
+    """R rays: origins and directions (R, 3), jitter (R,) in steps or None, light positions (R, 3) or None."""
 
     origins: Tensor
     directions: Tensor
@@ -83,19 +82,18 @@ class _Rays(NamedTuple):
 
 _SHADED = ("rgb_fg", "opacity", "depth", "z_variance", "normal", "orientation", "eikonal", "weights", "normals")
 """Attributes of `Render` that `_shade` computes. The last two are per sample, the others per ray."""
-NO_GRAD_FACTOR = 4
-"""Chunk size of the passes without a graph, as a multiple of the training chunk."""
+NO_GRAD_FACTOR = 4  # chunk size of passes without a graph, as a multiple of the training chunk
 
 
 @torch.no_grad()
 def _sample_rays(
     field: Representation, occupancy: OccupancyGrid | None, options: MarchConfig, rays: _Rays, chunk: int | None
 ) -> Samples:
-    """Return the samples to shade (16 bytes each), without those of a low alpha or transmittance (nerfacc's rule).
+    """Place samples on the rays and, if an option asks for it, drop those of low alpha or transmittance.
 
-    With `chunk`, a few rays are marched at a time, to save memory. Dropping samples is off by default: it costs one
-    density evaluation, which pays off if more than 40 % are dropped. The alpha threshold is at most the mean of the
-    occupancy grid, so that a scene of uniform low density keeps samples.
+    Dropping is off by default: it costs one density evaluation per sample, and saves time if it removes over 40 % of
+    them. As in nerfacc, the alpha threshold is at most the mean of the occupancy grid, so that a scene of uniform low
+    density keeps samples. With `chunk`, a few rays are marched at a time to save memory.
     """
     grid, threshold = (None if occupancy is None else occupancy.binary), options.alpha_threshold
     drop = threshold > 0 or options.early_stop > 0
@@ -122,7 +120,7 @@ def _shade(
     shading: Shading,
     need_normals: bool,
 ) -> tuple[Tensor | None, ...]:
-    """Shade and composite the samples and return the values of `_SHADED`. Deterministic, as `two_pass` requires."""
+    """Shade and composite the samples. Return the values of `_SHADED`. Deterministic, as `two_pass` requires."""
     if len(samples) == 0:  # one sample of length 0 on the first ray keeps the graph
         zero = rays.origins.new_zeros(1)
         samples = pack(zero.long(), zero, zero, len(rays.origins))
@@ -156,7 +154,7 @@ def _shade(
 
 
 class OccupancyGrid(nn.Module):
-    """Occupancy grid with G cells per axis over the cube [-radius, radius]^3, indexed [x, y, z]."""
+    """Occupancy grid of G cells per axis over [-radius, radius]^3, indexed [x, y, z]. Rays skip its empty cells."""
 
     values: Tensor  # (G, G, G) float32 buffer, decaying maximum of density * step size (optical depth of one ray step)
     binary: Tensor  # (G, G, G) bool buffer, True for occupied cells
@@ -170,10 +168,9 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def update(self, density: Callable[[Tensor], Tensor], step: int, generator: torch.Generator) -> None:
-        """Update the grid with the density at one random point per cell. Call it at every step.
+        """Update cells with the density at one random point each. Call it at every step; it acts once per interval.
 
-        It does nothing in the steps between two intervals. During the warm-up it updates all cells, later a fixed
-        number of random cells and at most as many occupied ones.
+        During the warm-up it updates all cells, later a fixed number of random cells and at most as many occupied ones.
 
         Args:
             density: maps points (M, 3) in world units to densities (M,).
@@ -203,16 +200,14 @@ class OccupancyGrid(nn.Module):
         self.binary.copy_(self.values > min(self.mean(), self.options.threshold))
 
     def mean(self) -> float:
-        """Return the mean of `values`. It is summed row by row and bit-identical for any number of threads."""
+        """Return the mean of `values`, bit-identical for any number of threads, since it is summed row by row."""
         return float(self.values.mean(-1).mean())
 
 
 # --- chunk size
 
-MEMORY_FRACTION = 0.25
-"""Fraction of the free memory for the graph of a chunk. The rest is for the prior and the optimiser."""
-BACKWARD_FACTOR = 2.0
-"""Peak memory of a forward and backward pass, as a multiple of the graph's memory."""
+MEMORY_FRACTION = 0.25  # of the free memory, for the graph of a chunk; the rest is for prior and optimiser
+BACKWARD_FACTOR = 2.0  # peak memory of a forward and backward pass, as a multiple of the graph's memory
 
 
 def sample_bytes(
@@ -223,7 +218,7 @@ def sample_bytes(
     normals: bool,
     device: torch.device | str = "cpu",
 ) -> float:
-    """Measure the graph memory of a training render in bytes per sample, on a few rays; `normals`: with lit shading."""
+    """Measure the graph memory of a training render on a few rays, in bytes per sample. With `normals` it is lit."""
     shading = Shading("diffuse", 0.5, 0.5) if normals else ALBEDO
     shade_all = options.model_copy(update={"alpha_threshold": 0.0, "early_stop": 0.0, "chunk": None})
 
@@ -240,6 +235,6 @@ def sample_bytes(
 
 
 def samples_that_fit(free_bytes: int, bytes_per_sample: float) -> int:
-    """Return the samples per chunk, a power of two, so that small changes of the free memory do not change it."""
+    """Return the samples per chunk: a power of two, so that small changes of the free memory do not change it."""
     fitting = MEMORY_FRACTION * free_bytes / (BACKWARD_FACTOR * max(bytes_per_sample, 1.0))
     return 1 << max(10, int(fitting).bit_length() - 1)

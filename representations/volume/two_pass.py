@@ -1,7 +1,7 @@
 """Gradient checkpointing over rays: render without a graph, then recompute chunk by chunk in the backward pass.
 
-This is the method of Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", along the rays instead of the
-layers. For autograd the whole render is one function of the parameters, so hooks, loss scaling and DDP work as usual.
+Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", divide the layers; here the rays are divided. For
+autograd the whole render is one function of the parameters, so hooks, loss scaling and DDP work as usual.
 """
 
 import logging
@@ -27,9 +27,9 @@ def two_pass(compute: Compute, parts: Sequence[slice], parameters: Iterable[Tens
     since the forward pass, or if create_graph is set.
 
     Args:
-        compute: maps a slice of rays to tensors with one row per ray, or None. It must be deterministic.
+        compute: deterministic map from a slice of rays to outputs, each a tensor with one row per ray or None.
         parts: slices that cover all rays in order.
-        parameters: tensors that get gradients. The result is differentiable once and with respect to them only.
+        parameters: the only tensors that get gradients. The result is differentiable once.
     """
     return _TwoPass.apply(compute, parts, *parameters)
 

@@ -23,8 +23,7 @@ Index = slice | Sequence[int] | Tensor
 class Projection:
     """Projection of B cameras: K (B, 3, 3) with rows [fx, skew, cx], [0, fy, cy], [0, 0, 1].
 
-    For perspective cameras K holds the intrinsics in pixels. For orthographic cameras (`parallel`) fx and fy are
-    pixels per world unit. The principal point (cx, cy) is arbitrary, and pixels need not be square.
+    K is in pixels. For orthographic cameras (`parallel=True`) fx and fy are in pixels per world unit.
     """
 
     K: Tensor
@@ -32,28 +31,22 @@ class Projection:
 
     @classmethod
     def perspective(cls, fov: Tensor, height: int, width: int) -> Projection:
-        """Create a perspective projection with square pixels, centred, from vertical fields of view (B,) in radians."""
+        """Create a centred projection with square pixels from vertical fields of view (B,) in radians."""
         return cls(square_pixels(0.5 * height / torch.tan(0.5 * fov), height, width))
 
     @classmethod
     def orthographic(cls, half_height: Tensor, height: int, width: int) -> Projection:
-        """Create an orthographic projection from half the image height (B,) in world units: square pixels, centred."""
+        """Create a centred projection with square pixels from half the height (B,) of the image in world units."""
         return cls(square_pixels(0.5 * height / half_height, height, width), parallel=True)
 
 
 @dataclass(frozen=True)
 class Cameras:
-    """B cameras with one image size.
+    """B cameras with one image size."""
 
-    Attributes:
-        c2w: (B, 4, 4) camera-to-world poses with OpenGL axes.
-        projection: perspective or orthographic projection of the B cameras.
-        height, width: image size in pixels.
-    """
-
-    c2w: Tensor
+    c2w: Tensor  # (B, 4, 4) camera-to-world poses with OpenGL axes
     projection: Projection
-    height: int
+    height: int  # of the images, in pixels
     width: int
 
     def __len__(self) -> int:
@@ -61,7 +54,7 @@ class Cameras:
 
     @property
     def position(self) -> Tensor:
-        """Camera positions (B, 3) in world units. For orthographic cameras it is the centre of the image plane."""
+        """Camera positions (B, 3) in world units. Orthographic cameras: principal points on the image planes."""
         return self.c2w[:, :3, 3]
 
     @property
@@ -92,7 +85,7 @@ class Cameras:
         return replace(self, c2w=c2w, projection=replace(self.projection, K=K))
 
     def rays(self) -> tuple[Tensor, Tensor]:
-        """Return ray origins and unit directions through the pixel centres, each (B, H, W, 3), in world coordinates."""
+        """Return origins and unit directions, (B, H, W, 3) each, of rays through the pixel centres, in the world."""
         if not self.projection.parallel:
             origins, directions = pixel_rays(self.c2w, self.K, self.height, self.width)
             return origins.expand_as(directions), directions
@@ -115,31 +108,30 @@ class Cameras:
         return plane_to_pixels(plane, self.projection.K), depth
 
 
-# --- six-channel maps of cameras and surfaces, which condition a network: two triples of channels in world coordinates
+# --- maps of cameras and surfaces that condition a network: six channels, in world coordinates
 
 
 def view_rays(c2w: Tensor) -> Tensor:
-    """Return viewing directions and unit positions (B, 6) of c2w poses (B, 4, 4), equal for all pixels."""
+    """Return (B, 6) for c2w poses (B, 4, 4): the unit viewing direction, then the position scaled to length 1."""
     return torch.cat([-normalize(c2w[:, :3, 2], dim=-1), normalize(c2w[:, :3, 3], dim=-1)], dim=1)
 
 
 def plucker_rays(cameras: Cameras) -> Tensor:
-    """Return Pluecker coordinates (B, 6, H, W) of the pixel rays: unit directions d, then moments o x d."""
+    """Return Pluecker coordinates (B, 6, H, W) of the pixel rays: unit direction d, then moment origin x d."""
     origins, directions = cameras.rays()
     moments = torch.linalg.cross(origins, directions, dim=-1)
     return torch.cat([directions, moments], dim=-1).permute(0, 3, 1, 2)
 
 
 def ray_control(rays: Tensor) -> Tensor:
-    """Map rays (B, 6, ...) from [-1, 1] to the network's input range [0, 1], clamped."""
+    """Map the values of rays (B, 6, ...) linearly from [-1, 1] to [0, 1], clamped."""
     return ((rays + 1.0) / 2.0).clamp(0, 1)
 
 
 def geometry_control(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
-    """Return position maps (channels 0-2) and normal maps (channels 3-5), (B, 6, H, W) in [0, 1], clamped.
+    """Return (B, 6, H, W) in [0, 1]: position maps, then normal maps, both 0.5 outside the foreground.
 
-    Surface points in [-0.5, 0.5] and unit normals are (B, H, W, 3), the foreground `mask` is (B, H, W). Pixels outside
-    it get 0.5.
+    Surface points in [-0.5, 0.5] and unit normals are (B, H, W, 3), the foreground `mask` is (B, H, W).
     """
     maps = torch.cat([points + 0.5, (normals + 1) / 2], dim=-1).clamp(0, 1)
     return torch.where(mask.bool()[..., None], maps, 0.5).permute(0, 3, 1, 2)

@@ -77,7 +77,6 @@ def read_cameras(
 
 
 def _convert(file: _Content, poses: Poses, size: tuple[int, int] | None, fov: float | None) -> CamerasFile:
-    """Convert the content. Raises ValueError if it is invalid."""
     c2w = _matrices(file.c2w, 4, "c2w")
     _require_rigid(c2w)
     c2w = world_to_camera(c2w) if poses == "w2c" else c2w
@@ -104,7 +103,7 @@ def _convert(file: _Content, poses: Poses, size: tuple[int, int] | None, fov: fl
 
 
 def _matrices(value: Any, side: int, name: str, count: int | None = None) -> Tensor:
-    """Convert JSON to matrices (N, side, side), float64. With `count`, one matrix is repeated `count` times."""
+    """Convert JSON to matrices (N, side, side), float64. With `count`, a single matrix (side, side) is repeated."""
     try:
         matrices = np.array(value, np.float64)
     except (TypeError, OverflowError, ValueError):

@@ -1,6 +1,6 @@
 """Reader for the triangles and base colours of GLB and glTF 2.0 files.
 
-The pose is that of the file's nodes: skins follow their joints, and morph targets have their default weights.
+Skinned meshes have the pose of the file's joint nodes, and morph targets their default weights.
 """
 
 import base64
@@ -32,7 +32,7 @@ REFUSED = {
     "KHR_texture_basisu": f"KTX2. {NO_TEXTURE_FORMAT}",
     "MSFT_texture_dds": f"DDS. {NO_TEXTURE_FORMAT}",
 }
-"""Extensions that cannot be read, with their common name and what to do."""
+"""Extensions that cannot be read. The text is their common name and advice to the user."""
 DTYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 WRAPS: dict[int, Wrap] = {33071: "clamp", 33648: "mirror"}
@@ -44,8 +44,7 @@ def gltf_tree(data: bytes) -> Any:
 
 
 class GltfFile:
-    """GLB or glTF file with the content `data`. Damaged files raise ConfigError, KeyError, IndexError, TypeError or
-    ValueError."""
+    """Reader of one GLB or glTF file with the bytes `data`. If it is damaged, methods raise many types of errors."""
 
     def __init__(self, data: bytes, files: SideFiles) -> None:
         self.tree, self.files, self.binary = gltf_tree(data), files, b""
@@ -56,7 +55,7 @@ class GltfFile:
         self.size = len(data) + sum(len(self.buffer(index)) for index in range(len(self.tree.get("buffers", []))))
 
     def submeshes(self, colours: bool) -> Iterator[Submesh]:
-        """Read the triangles of all nodes of the scene; `colours`: also materials, vertex colours and textures."""
+        """Read the triangles of all nodes and, if `colours` is True, materials, vertex colours and textures."""
         for name in self.tree.get("extensionsRequired", []):
             if name in REFUSED and (colours or "texture" not in name):
                 raise _refusal(name)
@@ -92,12 +91,12 @@ class GltfFile:
         return _data_uri(uri) if uri.startswith("data:") else self.files.read(self.file_name(uri))
 
     def file_name(self, uri: str) -> str:
-        """Decode percent-encoding, unless a file is called like the URI itself."""
+        """Decode the percent-encoding of a URI, unless only a file with the encoded name exists."""
         name = unquote(uri)
         return uri if self.files.find(name) is None and self.files.find(uri) is not None else name
 
     def view(self, index: int, offset: int, dtype: str, count: int, columns: int = 1) -> Array:
-        """Return an array (count, columns) that starts `offset` bytes after the start of a buffer view."""
+        """Return an array (count, columns) from a buffer view, whose first `offset` bytes are skipped."""
         view = _typed(BufferView, self.tree["bufferViews"][index])
         data = self.buffer(view.buffer)
         if not data and (compressed := [name for name in view.extensions if name in REFUSED]):
@@ -106,8 +105,10 @@ class GltfFile:
         return np.ndarray((count, columns), dtype, part, offset, (view.byteStride or size * columns, size))
 
     def array(self, index: int, normalise: bool = False) -> Array:
-        """Return the values of an accessor (count, columns). Normalised integers, or with `normalise` all integers,
-        become floats in [-1, 1]."""
+        """Return the values (count, columns) of an accessor.
+
+        Integers become floats in [-1, 1] if the accessor is normalised or `normalise` is True.
+        """
         accessor = _typed(Accessor, self.tree["accessors"][index])
         dtype, columns = DTYPES[accessor.componentType], COLUMNS[accessor.type]
         if accessor.bufferView is not None:
@@ -127,7 +128,7 @@ class GltfFile:
         return values
 
     def morphed(self, primitive: Tree, key: str, weights: list[float]) -> Array:
-        """Return an attribute (V, 3) float64 with the morph targets added."""
+        """Return the attribute `key` (V, 3), float64, plus the weighted morph targets."""
         values = self.array(primitive["attributes"][key]).astype(np.float64)
         for weight, target in zip(weights, primitive.get("targets", []), strict=False):
             if weight and key in target:
@@ -135,7 +136,7 @@ class GltfFile:
         return values
 
     def faces(self, primitive: Tree) -> Array:
-        """Return the triangles (F, 3) of a list, a strip or a fan; none for points and lines."""
+        """Return the faces (F, 3) of a primitive with triangles, a triangle strip or a fan; else F = 0."""
         mode = primitive.get("mode", 4)
         if "indices" in primitive:
             corners = self.array(primitive["indices"])[:, 0].astype(np.int64)
@@ -149,7 +150,7 @@ class GltfFile:
         return corners[: len(corners) // 3 * 3 if mode == 4 else 0].reshape(-1, 3)
 
     def transforms(self) -> dict[int, Array]:
-        """Return the node-to-scene transforms (4, 4) of the nodes of the scene."""
+        """Return the node-to-scene transforms (4, 4) of the scene's nodes by node index."""
         nodes, scenes = self.tree.get("nodes", []), self.tree.get("scenes", [])
         children = {child for node in nodes for child in node.get("children", [])}
         roots = [index for index in range(len(nodes)) if index not in children]
@@ -164,7 +165,7 @@ class GltfFile:
         return found
 
     def skinning(self, primitive: Tree, index: int, transforms: dict[int, Array]) -> Array:
-        """Return the transform (V, 4, 4) of each vertex to the scene: the weighted sum over its joints."""
+        """Return vertex-to-scene transforms (V, 4, 4): weighted sums over the joints of the skin `index`."""
         skin = self.tree["skins"][index]
         joints = np.stack([transforms[joint] for joint in skin["joints"]])
         if "inverseBindMatrices" in skin:
@@ -182,7 +183,7 @@ class GltfFile:
     def coloured(self, primitive: Tree, submesh: Submesh, colours: bool) -> Submesh:
         """Return the submesh with the texture coordinates, the texture and the colours of its base colour.
 
-        Without `colours`: only with the first set of texture coordinates, unchanged.
+        If `colours` is False, only the texture coordinates TEXCOORD_0 are added.
         """
         tree = self.tree["materials"][primitive["material"]] if colours and "material" in primitive else {}
         material = _typed(Material, tree)
@@ -214,7 +215,7 @@ class GltfFile:
         return replace(submesh, colours=product, cutoff=cutoff, flat=vertex is None)
 
     def _texture(self, index: int, factor: tuple[float, ...]) -> tuple[Array | None, tuple[Wrap, Wrap]]:
-        """Return a texture multiplied by a linear RGB or RGBA factor, None if it is missing, and its wrap modes."""
+        """Return a texture times a linear RGB or RGBA factor (None if it is missing), and its wrap modes (u, v)."""
         texture, image = self.tree["textures"][index], None
         sampler: Tree = self.tree["samplers"][texture["sampler"]] if "sampler" in texture else {}
         u: Wrap = WRAPS.get(sampler.get("wrapS", 0), "repeat")
@@ -228,7 +229,7 @@ class GltfFile:
         return None if image is None else tinted(image, factor), (u, v)
 
     def image(self, tree: Tree, index: int) -> Array | None:
-        """Return an image as `SideFiles.image` does."""
+        """Return an image, uint8 (H, W, 3 or 4), or None if it cannot be read."""
         uri = tree.get("uri", "")
         if tree.get("mimeType") == "image/ktx2" or uri.lower().endswith(".ktx2"):
             raise _refusal("KHR_texture_basisu")
@@ -241,7 +242,7 @@ class GltfFile:
 
 
 def _typed(kind: type[T], tree: Tree) -> T:
-    """Create an object of pygltflib, whose defaults are those of glTF, from the keys that it knows."""
+    """Create a pygltflib object, which has glTF's default values, from the known keys of `tree`."""
     known = vars(kind)["__dataclass_fields__"]
     return kind(**{key: value for key, value in tree.items() if key in known})
 
@@ -256,7 +257,6 @@ def _data_uri(uri: str) -> bytes:
 
 
 def _local(node: Tree) -> Array:
-    """Return the transform (4, 4) of a node to its parent."""
     from trimesh.transformations import quaternion_matrix
 
     if "matrix" in node:

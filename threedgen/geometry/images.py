@@ -1,4 +1,4 @@
-"""Image output and conversion: PNG, depth, contact sheets, MP4, sRGB, PSNR.
+"""Image files (PNG, depth PNG, MP4), contact sheets, sRGB conversion and PSNR.
 
 Images are arrays or tensors (H, W, 3) in sRGB, either floats in [0, 1] or uint8.
 """
@@ -15,24 +15,21 @@ from PIL import Image, ImageDraw, ImageFont
 from threedgen.run.arrays import Array
 from threedgen.run.disk import temporary_path, write_atomic
 
-SHEET_GAP = 2
-"""Gap in pixels between the images of a contact sheet and at its border."""
-MAX_PSNR = 100.0
-"""PSNR in dB that is returned for equal images."""
-MAX_DEPTH = 65.535
-"""Largest depth in metres that a 16-bit PNG in millimetres can store."""
+SHEET_GAP = 2  # pixels between the images of a contact sheet and at its border
+MAX_PSNR = 100.0  # dB, the PSNR of equal images
+MAX_DEPTH = 65.535  # metres, the largest depth in a 16-bit PNG in millimetres
 H264: dict[str, Any] = {
     "codec": "libx264",
     "pixelformat": "yuv420p",
     "macro_block_size": 2,
     "output_params": ["-crf", "18", "-preset", "medium", "-threads", "1", "-movflags", "+faststart", "-f", "mp4"],
 }
-"""Encoder options of videos that all players support. One thread makes equal frames give equal bytes."""
+"""Encoder options of videos that all players support. With one thread, equal frames give equal bytes."""
 _PAPER, _INK = 255, (20, 20, 20)
 
 
 def to_uint8(images: Any) -> Array:
-    """Convert images of any shape to a uint8 array. Floats are clipped to [0, 1], and NaN becomes 0."""
+    """Convert images of any shape, uint8 or floats in [0, 1], to uint8. Floats are clipped, and NaN becomes 0."""
     if hasattr(images, "detach"):
         images = images.detach().float().cpu().numpy()
     array = np.asarray(images)
@@ -44,12 +41,12 @@ def to_uint8(images: Any) -> Array:
 
 
 def to_linear(srgb: Array) -> Array:
-    """Convert sRGB values (any shape) in [0, 1] to linear colour (IEC 61966-2-1), as glTF needs for vertex colours."""
+    """Convert sRGB values (any shape) in [0, 1] to linear colour values in [0, 1] (IEC 61966-2-1)."""
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
 def to_srgb(linear: Array) -> Array:
-    """Convert linear colour values (any shape) in [0, 1] to sRGB (IEC 61966-2-1)."""
+    """Convert linear colour values (any shape) in [0, 1] to sRGB values in [0, 1] (IEC 61966-2-1)."""
     return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 1e-9) ** (1 / 2.4) - 0.055)
 
 
@@ -60,7 +57,6 @@ def psnr(truth: Array, image: Array) -> float:
 
 
 def _rgb(image: Any) -> Array:
-    """Convert an RGB or grey image to uint8 (H, W, 3)."""
     array = to_uint8(image)
     array = array[..., None] if array.ndim == 2 else array
     if array.ndim != 3 or array.shape[-1] not in (1, 3):
@@ -77,7 +73,7 @@ def write_png(path: Path | str, image: Any) -> Path:
 
 
 def write_depth(path: Path, depth: Array) -> None:
-    """Write depth (H, W) in metres as a 16-bit PNG in millimetres. 0 and values above `MAX_DEPTH` are unknown."""
+    """Write depth (H, W) in metres as a 16-bit PNG in millimetres. Depths above `MAX_DEPTH` become 0 = unknown."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, png(np.round(np.where(depth <= MAX_DEPTH, depth, 0) / 1e-3).astype(np.uint16)))
 
@@ -89,7 +85,7 @@ def png(pixels: Array) -> bytes:
 
 
 def enlarge_small(images: Any) -> Array:
-    """Enlarge images (N, H, W, 3) by an integer factor to a width of at least 128 pixels for labels, as uint8."""
+    """Enlarge images (N, H, W, 3) by an integer factor to at least 128 pixels width, for labels. Returns uint8."""
     factor = -(-128 // np.shape(images)[-2])
     return to_uint8(images).repeat(factor, axis=-3).repeat(factor, axis=-2)
 
@@ -97,7 +93,7 @@ def enlarge_small(images: Any) -> Array:
 def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Array:
     """Arrange N >= 1 images (H, W, 3) row by row on a white contact sheet, uint8 (H', W', 3).
 
-    Cells have the size of the largest image. Each of the N labels is printed below its image in at most three lines.
+    Images may differ in size. Each of the N labels is printed below its image in at most three lines.
     """
     cells = [_rgb(image) for image in images]
     height, width = max(cell.shape[0] for cell in cells), max(cell.shape[1] for cell in cells)
@@ -115,7 +111,6 @@ def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Arra
 
 
 def _label_strips(labels: Sequence[str], width: int) -> list[Array]:
-    """Render labels as images (h, width, 3) of equal height."""
     font: Any = ImageFont.load_default(size=max(9, min(16, width // 10)))
     step = int(np.ceil(font.getbbox("Ág")[3])) + 3
     texts = [_wrap(label, width, font) for label in labels]
@@ -127,7 +122,7 @@ def _label_strips(labels: Sequence[str], width: int) -> list[Array]:
 
 
 def _wrap(text: str, width: int, font: Any, max_lines: int = 3) -> list[str]:
-    """Break a label into 1 to `max_lines` lines that fit into `width` pixels. The rest is cut off."""
+    """Break a label into lines of `width` pixels. Text after `max_lines` lines is cut off."""
     lines = [""]
     for word in "".join(c if c.isprintable() else " " for c in text[: max_lines * width]).split():
         longer = f"{lines[-1]} {word}".strip()
@@ -139,7 +134,7 @@ def _wrap(text: str, width: int, font: Any, max_lines: int = 3) -> list[str]:
 
 
 def write_mp4(frames: Iterable[Any], path: Path | str, fps: int = 30) -> Path:
-    """Encode one or more frames (H, W, 3) of equal size as an H.264 video; odd sides are padded. Raises OSError."""
+    """Write frames (H, W, 3) of equal size as an H.264 video. Odd sides are padded by a pixel. Raises OSError."""
     path = Path(path).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary, count = temporary_path(path), 0

@@ -19,22 +19,21 @@ from threedgen.run.disk import Tree
 
 __all__ = ["MAX_BYTES", "PLY_HEADER", "MeshFile", "gltf_tree", "read_mesh_file"]
 
-PLY_HEADER = 1 << 14
-"""Number of bytes at the start of a PLY file in which its header is searched."""
+PLY_HEADER = 1 << 14  # number of bytes at the start of a PLY file that are searched for its header
 
 
 @dataclass(frozen=True)
 class MeshFile:
-    """Submeshes that have faces, and texts for the user about textures and MTL files that cannot be read."""
+    """Submeshes of a mesh file, and messages for the user about textures and MTL files that cannot be read."""
 
     submeshes: tuple[Submesh, ...]
     failures: tuple[str, ...]
 
 
 def read_mesh_file(path: Path, key: str = "", colours: bool = True) -> MeshFile:
-    """Read a mesh file. Raises ConfigError with the config `key` and the file name.
+    """Read a mesh file, with `colours` also its materials, vertex colours and textures.
 
-    `colours`: also read materials, vertex colours and textures.
+    Raises ConfigError with the config `key` and the file name.
     """
     files, kind = SideFiles(path), path.suffix.lower()
     try:
@@ -73,7 +72,7 @@ def _read_by_trimesh(data: bytes, kind: str, files: SideFiles) -> Iterator[Subme
 
 
 def _coloured(mesh: Any, image: Array | None) -> Submesh:
-    """Convert a trimesh mesh in a file without materials, with its vertex colours, face colours or texture."""
+    """Convert a trimesh mesh with its vertex colours or face colours, or with the texture `image`."""
     points, faces, visual = np.asarray(mesh.vertices, np.float64), np.asarray(mesh.faces, np.int64), mesh.visual
     submesh = Submesh(points, faces, np.asarray(mesh.vertex_normals, np.float64), getattr(visual, "uv", None))
     if image is not None and submesh.uv is not None:

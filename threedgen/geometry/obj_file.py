@@ -17,12 +17,12 @@ _OPTION = re.compile(
     r"|(?:(?P<clamp>clamp\s+on)|(?:blendu|blendv|cc|clamp|texres|bm|boost|imfchan|type)\s+\S+)(?=\s))",
     re.IGNORECASE,
 )
-"""Option before the file name of a texture in an MTL file; the file name can contain spaces."""
+"""Pattern of one option before the file name of a texture in an MTL file."""
 
 
 @dataclass
 class Material:
-    """Material of an MTL file: sRGB colour and opacity, in [0, 1], and lines of textures by key, such as "map_kd"."""
+    """Material of an MTL file: sRGB colour and opacity in [0, 1], and texts of its texture lines by key ("map_kd")."""
 
     colour: tuple[float, ...] = (1.0, 1.0, 1.0)
     opacity: float | None = None
@@ -30,12 +30,12 @@ class Material:
 
 
 class ObjText:
-    """Lines of an OBJ file, grouped.
+    """Lines of an OBJ file, grouped so that NumPy can parse many lines at once.
 
     Attributes:
-        rows: key "v", "vt" or "vn" -> texts of the lines.
-        faces: (material, has vt, has vn, number of corners) -> texts of the faces, with indices from 1.
-        libraries: MTL files.
+        rows: texts of the lines by key "v", "vt" or "vn".
+        faces: texts of the faces, with indices from 1, by (material, has vt, has vn, number of corners).
+        libraries: texts of the lines "mtllib", which name MTL files.
     """
 
     def __init__(self, text: str) -> None:
@@ -60,12 +60,12 @@ class ObjText:
                 self.libraries.append(rest.strip())
 
     def _absolute(self, corner: str) -> str:
-        """Replace negative indices, which count back from the last line, by indices from 1."""
+        """Replace negative indices, which count backwards from the last line, by indices from 1."""
         pairs = zip(corner.split("/"), self.rows.values(), strict=False)
         return "/".join(str(int(part) + len(rows) + 1) if part.startswith("-") else part for part, rows in pairs)
 
     def triangles(self) -> dict[tuple[str, bool, bool], Array]:
-        """Return the triangles (F, 3, 1 to 3) of each group: indices from 0 of v, and of vt and vn if it has them."""
+        """Return the triangles (F, 3, C) by (material, has vt, has vn): indices from 0 of v, then of vt, vn if any."""
         groups = dict[tuple[str, bool, bool], list[Array]]()
         for (material, vt, vn, corners), lines in self.faces.items():
             numbers = np.fromstring(" ".join(lines).replace("/", " "), np.int64, sep=" ") - 1
@@ -75,7 +75,7 @@ class ObjText:
         return {group: np.concatenate(parts) for group, parts in groups.items()}
 
     def table(self, key: str, columns: int) -> Array:
-        """Return the numbers of the lines `key` (N, columns). Missing ones are NaN, further ones are left out."""
+        """Return the numbers (N, columns) of the N lines `key`. Missing numbers are NaN, surplus ones are ignored."""
         rows = self.rows[key]
         width = len(rows[0].split()) if rows else columns
         found = np.fromstring(" ".join(rows), np.float64, sep=" ")
@@ -87,7 +87,7 @@ class ObjText:
 
 
 def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
-    """Read the submeshes of an OBJ file; `colours`: also materials, vertex colours and textures.
+    """Read the submeshes of an OBJ file, with `colours` also its materials, vertex colours and textures.
 
     Raises ConfigError, IndexError or ValueError for damaged files.
     """
@@ -120,7 +120,7 @@ def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
 
 
 def _read_materials(libraries: list[str], files: SideFiles) -> dict[str, Material]:
-    """Read the materials of MTL files by name. `libraries` are lines of one or several files."""
+    """Return the materials of MTL files by name. Each text in `libraries` names one file, or several."""
     materials, material = dict[str, Material](), Material()
     for library in libraries:
         several = files.find(library) is None and any(files.find(name) for name in library.split())
@@ -140,7 +140,7 @@ def _read_materials(libraries: list[str], files: SideFiles) -> dict[str, Materia
 
 
 def _set(material: Material, key: str, text: str) -> None:
-    """Set a property of a material from a line of an MTL file; other or damaged lines change nothing."""
+    """Set a property of a material from a line of an MTL file. Unknown and damaged lines are ignored."""
     try:
         if key in ("map_kd", "map_ka", "map_d"):
             material.maps[key] = text
@@ -156,8 +156,7 @@ def _set(material: Material, key: str, text: str) -> None:
 
 
 def _parsed(line: str, uv: Array) -> tuple[str, Array, tuple[Wrap, Wrap]]:
-    """Split the line of a texture: return its file, texture coordinates (V, 2) with its options applied, and
-    its wrap modes."""
+    """Parse a texture line. Return its file name, uv (V, 2) with its options applied, and its wrap modes."""
     options: dict[str, list[float]] = {"s": [1, 1], "o": [0, 0], "t": [0, 0]}
     wrap: Wrap = "repeat"
     while match := _OPTION.match(line):
@@ -169,10 +168,9 @@ def _parsed(line: str, uv: Array) -> tuple[str, Array, tuple[Wrap, Wrap]]:
 
 
 def _coloured(submesh: Submesh, name: str, material: Material, vertex: Array | None, files: SideFiles) -> Submesh:
-    """Return the submesh with the texture of its material, or else with vertex colours (V, 3), or the colour of the
-    material.
+    """Return the submesh with a texture, or else with vertex colours (V, 3), or else with the material's colour.
 
-    The colour of the material is not multiplied, because most exporters write an arbitrary one beside a texture.
+    A texture is not multiplied by the material's colour, because most exporters write an arbitrary colour with it.
     """
     maps, opacity = material.maps, 1.0 if material.opacity is None else min(max(material.opacity, 0.0), 1.0)
     if opacity == 0 and "map_d" in maps:  # some exporters write d 0 beside a texture of the opacity

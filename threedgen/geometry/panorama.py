@@ -1,7 +1,7 @@
-"""Perspective views of panoramas: cameras, and conversion from skyboxes and to and from equirectangular images.
+"""Perspective views of panoramas, and their conversion from skyboxes and to and from equirectangular images.
 
-As in `warp`, cameras have OpenCV axes (x right, y down, z forward), R is a camera-to-world rotation, and the first
-pixel centre is (0, 0). Angles are in radians: yaw to the right, pitch upwards, as in MVDiffusion (arXiv 2307.01097).
+As in `warp`, cameras have OpenCV axes (x right, y down, z forward), R is a camera-to-world rotation, K is in pixels,
+and the first pixel centre is (0, 0). Angles are in radians: yaw to the right, pitch upwards, as in MVDiffusion.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from .poses import opencv_axes
 from .warp import apply_homography, homography, inside, pixel_grid, sample
 
 SKYBOX = ((-pi / 2, pi / 2), (1.5 * pi, 0.0), (0.0, 0.0), (pi / 2, 0.0), (pi, 0.0), (-pi / 2, -pi / 2))
-"""(yaw, pitch) of the images of a Matterport3D skybox: up, four around, down. Their field of view is 90 degrees."""
+"""(yaw, pitch) of the six images of a Matterport3D skybox, each 90 degrees wide: up, four horizontal ones, down."""
 
 
 def intrinsics(fov: float, height: int, width: int) -> Tensor:
-    """Return K (3, 3), float64, in pixels for a horizontal field of view in radians; square pixels, centred."""
+    """Return centred intrinsics K (3, 3), float64, with square pixels, for a horizontal field of view."""
     focal = 0.5 * width / tan(0.5 * fov)
     return torch.tensor([[focal, 0, (width - 1) / 2], [0, focal, (height - 1) / 2], [0, 0, 1]], dtype=torch.float64)
 
@@ -33,14 +33,14 @@ def rotation(yaw: float, pitch: float = 0.0) -> Tensor:
 
 
 def ring(views: int = 8, first_yaw: float = 0.0) -> Tensor:
-    """Return camera-to-world rotations (V, 3, 3) of V cameras around the horizon, evenly spaced to the right."""
+    """Return the rotations (V, 3, 3) of V horizontal cameras at evenly spaced yaws, from `first_yaw` to the right."""
     return torch.stack([rotation(first_yaw + 2 * pi * n / views) for n in range(views)])
 
 
 def cameras(R: Tensor, fov: float, height: int, width: int, position: Sequence[float] = (0.0, 0.0, 0.0)) -> Cameras:
-    """Convert rotations R (V, 3, 3) to `Cameras` in the z-up world: yaw 0 looks along +x, yaw pi / 2 along -y.
+    """Convert rotations R (V, 3, 3) to `Cameras` in the z-up world, where yaw 0 looks along +x and yaw pi / 2 along -y.
 
-    `fov` is the horizontal field of view in radians. `position` is the common camera position in world units.
+    `fov` is the horizontal field of view. `position` (x, y, z), in world units, is the same for all cameras.
     """
     K = intrinsics(fov, height, width)
     K[:2, 2] += 0.5
@@ -52,7 +52,7 @@ def cameras(R: Tensor, fov: float, height: int, width: int, position: Sequence[f
 
 
 def skybox_views(faces: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> Tensor:
-    """Render views (V, 3, height, width) with K (3, 3) and R (V, 3, 3) from the six images (6, 3, S, S) of a skybox."""
+    """Render views (V, 3, height, width) with K (3, 3) and R (V, 3, 3) from a skybox (6, 3, S, S), as in `SKYBOX`."""
     size = faces.shape[-1]
     K_face, R_face = intrinsics(pi / 2, size, size), torch.stack([rotation(*angles) for angles in SKYBOX])
     return render_from_views(faces, K_face, R_face, K, R, height, width)
@@ -61,14 +61,10 @@ def skybox_views(faces: Tensor, K: Tensor, R: Tensor, height: int, width: int) -
 def render_from_views(
     faces: Tensor, K_face: Tensor, R_face: Tensor, K: Tensor, R: Tensor, height: int, width: int
 ) -> Tensor:
-    """Render views (V, C, height, width) from source views at the same position, for example to make them consistent.
+    """Render views (V, C, height, width) with K (3, 3) and R (V, 3, 3) from source views at the same position.
 
-    Each pixel is sampled bilinearly from one source view: the one whose viewing axis is nearest to the pixel's ray.
-
-    Args:
-        faces: (N, C, h, w) source views.
-        K_face, R_face: intrinsics (3, 3) and rotations (N, 3, 3) of the source views.
-        K, R: intrinsics (3, 3) and rotations (V, 3, 3) of the rendered views.
+    Each pixel is sampled bilinearly from the source view whose viewing axis is nearest to the pixel's ray. The source
+    views are `faces` (N, C, h, w) with K_face (3, 3) and R_face (N, 3, 3).
     """
     R_face = R_face.double()
     grid = F.pad(pixel_grid(height, width), (0, 1), value=1.0)
@@ -84,10 +80,9 @@ def render_from_views(
 
 
 def equirectangular_rays(height: int, width: int, ends: bool = False) -> Tensor:
-    """Return the unit direction of each pixel, (H, W, 3) float64, of an equirectangular image; longitude 0 is +z.
+    """Return unit ray directions (H, W, 3), float64, of the pixels of an equirectangular image. Its centre is +z.
 
-    Longitude -180 and 180, latitude 90 and -90 degrees are the borders of the outermost pixels or, with `ends`, their
-    centres.
+    The image ends at the borders of the outermost pixels or, with `ends`, at their centres.
     """
     steps = [torch.linspace(-1, 1, n) if ends else (torch.arange(n) + 0.5) / n * 2 - 1 for n in (height, width)]
     latitude, longitude = -steps[0].double()[:, None] * pi / 2, steps[1].double() * pi
@@ -102,11 +97,9 @@ def stitch(
 ) -> tuple[Tensor, Tensor]:
     """Blend views (V, C, h, w) with K (3, 3) and R (V, 3, 3) into an equirectangular image.
 
-    The weight of a view is 1 in its middle column and falls linearly to 0 at its left and right borders. `reference`
-    adds the half-pixel shifts of the tool by the MVDiffusion authors.
-
-    Returns:
-        Image (C, height, width), 0 where no view covers it, and sum of the weights (height, width).
+    The weight of a view falls linearly from 1 in its middle column to 0 at its left and right borders. `reference`
+    adds the half-pixel shifts of the tool by the MVDiffusion authors. Returns the image (C, height, width), 0 where no
+    view covers it, and the sums of weights (height, width).
     """
     shift = 0.5 if reference else 0.0
     rays = equirectangular_rays(height, width, ends=reference)
@@ -123,7 +116,7 @@ def stitch(
 
 
 def covered_rows(weights: Tensor) -> slice:
-    """Return the largest range of rows, symmetric about the horizon, in which all weights (H, W) are above 0."""
+    """Return the largest range of rows, symmetric about the middle row, in which all weights (H, W) are above 0."""
     height, complete = len(weights), (weights > 0).all(1)
     complete &= complete.flip(0)
     top = height // 2 - int(complete[: height // 2].flip(0).long().cumprod(0).sum())
@@ -133,8 +126,8 @@ def covered_rows(weights: Tensor) -> slice:
 def equirectangular_views(image: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> Tensor:
     """Render views (V, C, height, width) with K (3, 3) and R (V, 3, 3) from an equirectangular image (C, h, w).
 
-    It covers 360 degrees, with square pixels and the horizon in the middle. Directions above or below the image get the
-    colours of its border.
+    The image covers 360 degrees, with square pixels and the horizon in the middle. Directions above or below the image
+    get the colours of its border.
     """
     rows, columns = image.shape[-2:]
     rays = F.pad(pixel_grid(height, width), (0, 1), value=1.0) @ (R.double() @ torch.linalg.inv(K.double())).mT[:, None]

@@ -1,4 +1,4 @@
-"""Safe readers for user images: complete, upright, of limited size; the foreground of an object; depth images."""
+"""Readers for untrusted images and depth images, and extraction of the foreground of an object."""
 
 import io
 import warnings
@@ -13,19 +13,16 @@ from threedgen.config.plain_file import ordinary
 from threedgen.run.arrays import Array
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "AVIF", "HEIF", "TGA")
-"""Allowed PIL formats. Some other formats (EPS) start external programs."""
+"""Allowed PIL formats. Other formats, such as EPS, start external programs."""
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".heic", ".heif")
 """File name endings of user images."""
-MAX_PIXELS = 64_000_000
-"""Largest number of pixels. A small file can declare any size (decompression bomb)."""
-WORKING_SIZE = 1024
-"""Larger images are reduced to this number of pixels on the longer side before the background is searched."""
+MAX_PIXELS = 64_000_000  # limit against decompression bombs
+WORKING_SIZE = 1024  # maximum longer side in pixels of the images in which `read_foreground` works
 COLOUR_TOLERANCE, MIN_BORDER_FRACTION = 0.08, 0.95
 """A background is uniform if this fraction of border pixels is within the tolerance of their median colour."""
 MIN_ISLAND_FRACTION = 1e-3
 """Smallest size of a foreground region, as a fraction of the image. Smaller regions are removed as dust."""
 MIN_OPAQUE_ALPHA = 0.99
-"""Alpha above which a pixel counts as opaque."""
 
 
 def open_image(file: Path | bytes, name: str = "", key: str = "") -> Image.Image:
@@ -63,9 +60,9 @@ def image_shape(path: Path) -> tuple[int, int]:
 def load_image(
     file: Path | bytes, name: str = "", key: str = "", max_side: int | None = None, upright: bool = True
 ) -> Image.Image:
-    """Load an image as RGB, or as RGBA if it has transparency. It is rotated ``upright`` according to its EXIF data.
+    """Load an image as RGB, or as RGBA if it has transparency. Raises ConfigError with `name` and the config `key`.
 
-    A larger image is reduced to `max_side` pixels on the longer side. Raises ConfigError with `name` and `key`.
+    A larger image is reduced to `max_side` pixels on the longer side. With `upright`, EXIF rotation is applied.
     """
     name = name or str(file)
     with open_image(file, name, key) as image, warnings.catch_warnings():
@@ -115,7 +112,11 @@ def read_foreground(path: str) -> Array:
 
 
 def extract_foreground(pixels: Array, name: str) -> Array:
-    """Return RGBA (H, W, 4) in [0, 1] with the foreground in alpha, or unchanged if transparent. Raises ConfigError."""
+    """Return RGBA (H, W, 4) in [0, 1] with the foreground in alpha, for `pixels` (H, W, 4) of the image file `name`.
+
+    An opaque image gets the alpha `foreground_mask`. Raises ConfigError if all pixels are background, or if an opaque
+    image has no uniform background.
+    """
     if pixels[..., 3].min() > MIN_OPAQUE_ALPHA:
         pixels = np.dstack([pixels[..., :3], foreground_mask(pixels[..., :3])]).astype(np.float32)
         if pixels[..., 3].min() > MIN_OPAQUE_ALPHA:
@@ -130,7 +131,7 @@ def extract_foreground(pixels: Array, name: str) -> Array:
 
 
 def foreground_mask(rgb: Array) -> Array:
-    """Return a foreground mask (H, W) of 0 and 1 for an image (H, W, 3) in [0, 1]; 1 without a uniform background."""
+    """Return a mask (H, W) of an image (H, W, 3) in [0, 1]: 0 in a uniform background at the border, else 1."""
     from skimage.measure import label
 
     edge = max(1, min(rgb.shape[:2]) // 50)

@@ -14,7 +14,7 @@ Poses = Literal["c2w", "w2c"]
 
 
 def unit_vector(elevation: Tensor, azimuth: Tensor) -> Tensor:
-    """Return unit vectors (..., 3) of elevations E and azimuths A (...) in radians: (cosE cosA, cosE sinA, sinE)."""
+    """Return unit vectors (..., 3), (cosE cosA, cosE sinA, sinE), for elevation E and azimuth A (...) in radians."""
     flat = torch.cos(elevation)
     return torch.stack([flat * torch.cos(azimuth), flat * torch.sin(azimuth), torch.sin(elevation)], dim=-1)
 
@@ -57,14 +57,14 @@ def pixels_to_plane(pixels: Tensor, K: Tensor) -> Tensor:
 
 
 def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
-    """Apply K (..., 3, 3) to plane coordinates (..., N, 2). Return pixels; it is the inverse of `pixels_to_plane`."""
+    """Apply K (..., 3, 3) to plane coordinates (..., N, 2). Return pixels (..., N, 2)."""
     x, y = plane.unbind(-1)
     x = x * K[..., 0, 0, None] + y * K[..., 0, 1, None] + K[..., 0, 2, None]
     return torch.stack([x, y * K[..., 1, 1, None] + K[..., 1, 2, None]], dim=-1)
 
 
 def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Return float32 ray origins (..., 1, 1, 3), unit directions (..., H, W, 3) of c2w (..., 4, 4), K (..., 3, 3)."""
+    """Return ray origins (..., 1, 1, 3), unit directions (..., H, W, 3), float32, of c2w (..., 4, 4), K (..., 3, 3)."""
     c2w, K = c2w.float(), K.float()
     with torch.autocast(c2w.device.type, enabled=False):  # bfloat16 products would shift rays by pixels
         x, y = pixels_to_plane(pixel_centres(height, width, c2w.device).reshape(-1, 2), K).unbind(-1)
@@ -74,7 +74,7 @@ def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor,
 
 
 def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
-    """Return c2w poses (B, 4, 4) that look at the origin, for elevation and azimuth (radians) and distance (B,)."""
+    """Return c2w poses (B, 4, 4) that look at the origin, for elevation, azimuth (radians) and distance, (B,) each."""
     back = unit_vector(elevation, azimuth)
     right = unit_vector(torch.zeros_like(elevation), azimuth + pi / 2)
     up = unit_vector(elevation + pi / 2, azimuth)
@@ -82,7 +82,7 @@ def orbit_c2w(elevation: Tensor, azimuth: Tensor, distance: Tensor) -> Tensor:
 
 
 def orbit_array(elevation: ArrayLike, azimuth: ArrayLike, distance: ArrayLike) -> NDArray[np.float32]:
-    """Return camera-to-world poses (B, 4, 4), float32, of `orbit_c2w` for arrays that broadcast to (B,)."""
+    """Return the poses of `orbit_c2w` (B, 4, 4) as a float32 array, for arguments that broadcast to (B,)."""
     tensors = (torch.from_numpy(np.array(x, np.float64)) for x in np.broadcast_arrays(elevation, azimuth, distance))
     return orbit_c2w(*tensors).float().numpy()
 
@@ -90,8 +90,7 @@ def orbit_array(elevation: ArrayLike, azimuth: ArrayLike, distance: ArrayLike) -
 def look_at(position: Tensor, center: Tensor, up: Tensor) -> Tensor:
     """Return camera-to-world poses (B, 4, 4) at `position` that look at `center`. All arguments are (B, 3).
 
-    `up` points upwards in the image. If it is parallel to the viewing direction, a coordinate axis replaces it, so
-    that the result is always a rotation.
+    `up` points upwards in the image. If it is parallel to the viewing direction, a coordinate axis replaces it.
     """
     forward = normalize(center - position, dim=-1)
     right = torch.linalg.cross(forward, up, dim=-1)

@@ -1,11 +1,12 @@
 """CPU rasteriser (numba). It returns the face index, the barycentric coordinates and the depth of each pixel.
 
-One kernel serves cameras and texture space. Its vertices are P = (x w, y w, w): (x, y) in pixels, and w the depth along
-the viewing axis, or 1 for orthographic cameras and texture space. Corners are rounded to 1/256 pixel and edges are
-tested in integers with a fill rule. Triangles that share an edge therefore leave no gap and never cover the same pixel.
-Barycentric coordinates and depth use the corners before rounding. With P' the corners relative to the pixel, the
-weights are proportional to P_j' x P_k' in the plane. They are perspective-correct without a division by the depths of
-the corners (Olano and Greer 1997).
+One kernel serves cameras and texture space. Its vertices are P = (x w, y w, w) with (x, y) in pixels. w is the depth
+along the viewing axis, or 1 for orthographic cameras and texture space. Corners are rounded to 1/256 pixel and edges
+are tested in integers with a fill rule, so triangles that share an edge leave no gap and never cover the same pixel.
+
+Barycentric coordinates and depth use the corners before rounding. For a pixel (x, y), let P' be the first two
+coordinates of P - (x w, y w, w). The weight of corner i is proportional to the cross product of P' of the other two
+corners. It is perspective-correct without a division by w (Olano and Greer 1997).
 """
 
 from collections.abc import Iterable, Iterator
@@ -25,7 +26,7 @@ Depths = Array | None
 
 @dataclass(frozen=True)
 class Buffers:
-    """Rasteriser output at the pixel centres of V views. In texture space the arrays have no V axis."""
+    """Rasteriser output at the pixel centres of V views. `rasterise_uv` returns arrays without the V axis."""
 
     face: Array  # (V, H, W) int32 face index, -1 for background
     bary: Array  # (V, H, W, 3) float32 perspective-correct weights of the face's corners, sum 1; 0 for background
@@ -33,23 +34,22 @@ class Buffers:
 
     @property
     def mask(self) -> Array:
-        """Foreground mask (V, H, W), bool."""
         return self.face >= 0
 
 
 def rasterise(
     vertices: Array, faces: Array, c2w: Array, fov: Array | float, size: Size, near: float = 1e-2, behind: Depths = None
 ) -> Buffers:
-    """Rasterise a mesh, vertices (N, 3) in world units and faces (F, 3), with V perspective cameras.
+    """Rasterise a mesh, vertices (N, 3) in world units and faces (F, 3). Raises ConfigError for invalid meshes.
 
-    If faces are equally distant, the first one is visible. Raises ConfigError for invalid meshes.
+    If faces are equally distant, the first one is visible.
 
     Args:
         c2w: (V, 4, 4) camera-to-world poses with OpenGL axes.
         fov: vertical field of view in radians, scalar or (V,).
         size: image side in pixels, or (height, width).
         near: depth of the clipping plane in world units. Faces that cross it are clipped exactly.
-        behind: (V, H, W) float32, only surfaces farther than these depths are visible.
+        behind: (V, H, W) float32 depths. Nearer and equally distant surfaces are invisible.
     """
     height, width = _pair(size)
     focal = 0.5 * height / np.tan(0.5 * np.broadcast_to(np.asarray(fov, np.float64), (len(c2w),)))
@@ -59,7 +59,7 @@ def rasterise(
 
 
 def rasterise_views(vertices: Array, faces: Array, cameras: Cameras, behind: Depths = None) -> Buffers:
-    """Rasterise a mesh, vertices (N, 3) and faces (F, 3), with perspective or orthographic cameras, see `rasterise`."""
+    """Rasterise a mesh as `rasterise` does, with V perspective or orthographic cameras on the CPU."""
     projection, size = cameras.projection, (cameras.height, cameras.width)
     matrices = cameras.c2w.numpy(), projection.K.numpy()
     return _rasterise(vertices, faces, *matrices, size, behind, 1e-2, projection.parallel)
@@ -84,8 +84,8 @@ def _rasterise(
 def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
     """Rasterise a mesh in texture space into (H, W) buffers with z = 1. Where charts overlap, the first face wins.
 
-    `uv` is (N, 2) per vertex, or (F, 3, 2) per face corner if `faces` is None. v points up, row 0 is the top. Raises
-    ConfigError for invalid meshes.
+    `uv` in [0, 1] is (N, 2) per vertex, or (F, 3, 2) per face corner if `faces` is None. v points up, and row 0 is the
+    top. Raises ConfigError for invalid meshes.
     """
     height, width = _pair(size)
     if faces is None:
@@ -99,7 +99,7 @@ def rasterise_uv(uv: Array, faces: Array | None, size: Size) -> Buffers:
 def _run(
     views: Iterable[tuple[Array, Array]], count: int, faces: Array, near: float, size: Pair, behind: Depths = None
 ) -> Buffers:
-    """Rasterise `count` views, each with vertices P (N, 3) as in the module docstring and depth (N,)."""
+    """Rasterise `count` views, each with vertices P (N, 3), see the module docstring, and depths (N,)."""
     shape = (count, *size)
     face, bary = np.full(shape, -1, np.int32), np.zeros((*shape, 3), np.float32)
     z = np.full(shape, np.inf, np.float32)
@@ -116,7 +116,10 @@ def _pair(size: Size) -> Pair:
 
 
 def interpolate(attribute: Array, faces: Array | None, buffers: Buffers) -> Array:
-    """Interpolate an attribute, (N, C) or per face corner (F, 3, C). Return (..., C) float32, 0 for background."""
+    """Interpolate an attribute (N, C), or (F, 3, C) per face corner if `faces` is None, at the pixels of `buffers`.
+
+    Returns (V, H, W, C) float32, 0 for background.
+    """
     out = np.zeros((*buffers.face.shape, attribute.shape[-1]), np.float32)
     mask = buffers.mask
     face = buffers.face[mask]
@@ -152,21 +155,18 @@ def validate_mesh(points: Array, faces: Array, columns: int) -> tuple[Array, Arr
 # --- kernels: one thread fills each band of rows with all faces in order, so results do not depend on the threads
 
 SUBPIXELS = 256
-MAX_PIXEL = 2.0**22
-"""Corner coordinates are clamped to this number of pixels, so that products of two differences fit into 63 bits."""
+MAX_PIXEL = 2.0**22  # limit of corner coordinates, so that products of two differences fit into 63 bits
 BAND = 32
-"""Number of image rows that one thread task fills."""
 
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _snap(value):
-    """Round a pixel coordinate to integer subpixels."""
     return np.int64(np.floor(min(max(value, -MAX_PIXEL), MAX_PIXEL) * SUBPIXELS + 0.5))
 
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _prepare(plane, depth, faces, near, height, width, triangles, bounds):
-    """Clip each face at depth `near` into at most two positively oriented triangles with corners in integer subpixels.
+    """Clip each face at depth `near` into at most two triangles of positive area, with corners in integer subpixels.
 
     Writes `triangles` (F, 2, 3, 2) and their pixel ranges `bounds` (F, 2, 4): first and end row, first and end column.
     """
@@ -210,8 +210,7 @@ def _prepare(plane, depth, faces, near, height, width, triangles, bounds):
 def _edge(px, py, ax, ay, bx, by):
     """Return twice the signed area of (a, b, p), minus 1 if the fill rule excludes points p on the edge (a, b).
 
-    Of the two directions of an edge the rule excludes exactly one, as if all pixel centres were moved slightly right
-    and much less down.
+    The two triangles beside an edge have it in opposite directions. The rule excludes exactly one direction.
     """
     dx, dy = bx - ax, by - ay
     included = dy < 0 or (dy == 0 and dx > 0)
@@ -220,10 +219,6 @@ def _edge(px, py, ax, ay, bx, by):
 
 @njit(cache=True, error_model="numpy", parallel=True)
 def _fill(plane, depth, faces, triangles, bounds, behind, face, bary, z):
-    """Write face index, corner weights and depth of all pixels that the triangles from `_prepare` cover.
-
-    Only faces farther than the depths `behind` (H, W) count.
-    """
     height = face.shape[0]
     half = SUBPIXELS // 2
     for band in prange((height + BAND - 1) // BAND):
@@ -250,7 +245,7 @@ def _fill(plane, depth, faces, triangles, bounds, behind, face, bary, z):
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _shade(plane, depth, corners, f, i, j, behind, face, bary, z):
-    """Write face index, weights and depth of pixel (column i, row j) if face f is nearer than the stored depth."""
+    """Write pixel (column i, row j) if the depth of face f is larger than `behind` and smaller than `z` there."""
     x, y = i + 0.5, j + 0.5
     a, b, c = corners[0], corners[1], corners[2]
     ax, ay = plane[a, 0] - x * plane[a, 2], plane[a, 1] - y * plane[a, 2]

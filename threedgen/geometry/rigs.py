@@ -18,17 +18,16 @@ from threedgen.geometry.poses import look_at, orbit_c2w, unit_vector
 
 @dataclass(frozen=True)
 class Rig:
-    """B cameras around an object, with their lights. Each `n_view` consecutive cameras form a group."""
+    """B cameras around an object, with lights. Each group of `n_view` consecutive cameras is one multi-view sample."""
 
     cameras: Cameras
-    elevation: Tensor  # (B,) radians; this and the next two are before the random perturbation of the poses
+    elevation: Tensor  # (B,) radians; like azimuth and distance, without the random perturbation of the poses
     azimuth: Tensor  # (B,) radians
     distance: Tensor  # (B,) from the origin, world units
     light: Tensor  # (B, 3) world position of the point light of each camera
     n_view: int = 1
 
     def groups(self) -> list[Rig]:
-        """Return one rig for each group of `n_view` cameras."""
         rigs = []
         for k in torch.arange(len(self.cameras)).split(self.n_view):
             columns = (column[k] for column in (self.elevation, self.azimuth, self.distance, self.light))
@@ -56,8 +55,8 @@ def ring_rig(
 ) -> Rig:
     """Place `groups` rings of `n_view` cameras around the origin, rotated so that all azimuths are equally spaced.
 
-    The elevations of the rings are spread over `elevations` (low, high) in degrees; the first camera is at
-    `azimuth` in radians. The distance and the field of view are those of `options`. Lights are at the cameras.
+    Each ring has another elevation in the range `elevations` in degrees. The first camera is at `azimuth` in radians.
+    Distance and field of view are from `options`. Images have `size` x `size` pixels, and lights are at the cameras.
     """
     ring = torch.arange(groups)
     low, high = elevations
@@ -75,9 +74,9 @@ def turntable(options: OrbitCameraConfig, n: int | None = None) -> Cameras:
 
 
 RigSampler = Callable[..., Rig]
-"""Function that samples the training cameras of a step; plug-ins register it as kind `camera`.
+"""Function that samples the training cameras of a step, with the arguments of `sample_multiview`, the default.
 
-Its arguments are those of `sample_multiview`, the default.
+Plug-ins register it as kind `camera`.
 """
 
 
@@ -90,13 +89,13 @@ def sample_multiview(
     height: int = 64,
     width: int = 64,
 ) -> Rig:
-    """Sample `n_groups` groups of `options.n_view` training cameras on the generator's device."""
+    """Sample `n_groups` groups of `options.n_view` training cameras for a step, on the generator's device."""
     ramp = min(1.0, step / options.progressive_until) if options.progressive_until else 1.0
     return rig_from_random_inputs(options, sample_random_inputs(options, n_groups, generator), height, width, ramp)
 
 
 def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Sample all random numbers of `n` groups by name: uniform in [0, 1), or standard normal."""
+    """Return random numbers by name for `n` groups of cameras: (), (n,) or (n, 3), uniform in [0, 1) or normal."""
     uniform, gaussian = (partial(f, generator=generator, device=generator.device) for f in (torch.rand, torch.randn))
     inputs = {"elevation_coin": uniform(())}
     inputs |= {name: uniform(n) for name in ("elevation", "azimuth", "fov", "distance", "zoom")}
@@ -110,7 +109,7 @@ def sample_random_inputs(options: MultiviewCameraConfig, n: int, generator: torc
 def rig_from_random_inputs(
     options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], height: int, width: int, ramp: float = 1.0
 ) -> Rig:
-    """Compute the rig for the random numbers of `sample_random_inputs`; height and width are in pixels.
+    """Compute the rig for the random numbers `inputs` from `sample_random_inputs`.
 
     `ramp` in [0, 1] widens the ranges of elevation and azimuth, from the front view (0) to the configured ranges (1).
     """
@@ -146,7 +145,7 @@ def _ramped(bounds: tuple[float, float], start: float, ramp: float) -> tuple[flo
 
 
 def _elevation(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], ramp: float) -> Tensor:
-    """Return elevations (n_groups,) in radians. The coin decides if they are uniform in angle or on the sphere."""
+    """Return elevations (n_groups,) in radians. `elevation_coin` selects: uniform in angle, or on the sphere."""
     bounds = _ramped(options.elevation_range, options.progressive_elevation, ramp)
     uniform = inputs["elevation"]
     if float(inputs["elevation_coin"]) < 0.5:
@@ -160,7 +159,7 @@ def _elevation(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], ram
 
 
 def _light(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], position: Tensor) -> Tensor:
-    """Return light positions (B, 3). A group has one random input, and each light is placed relative to its camera."""
+    """Return light positions (B, 3), relative to the cameras at `position` (B, 3) and with one offset per group."""
     n_view = options.n_view
     distance = _lerp(options.light_distance_range, inputs["light_distance"])
     distance = distance.repeat_interleave(n_view)[:, None]

@@ -1,4 +1,4 @@
-"""Submeshes that the readers of mesh files return, and the side files (textures, MTL, buffers) that such files name."""
+"""Submeshes that the readers of mesh files return, and the textures, MTL files and buffers that mesh files name."""
 
 import os
 from dataclasses import dataclass
@@ -24,12 +24,13 @@ class Submesh:
     """Triangles with one material, in the coordinates of the file's scene. Raises ConfigError for invalid indices.
 
     Attributes:
-        vertices, normals, uv: (V, 3), (V, 3) and (V, 2), v upwards; None: the file has none.
+        vertices, normals: (V, 3). Normals are None if the file has none.
+        uv: (V, 2) texture coordinates, v upwards, or None.
         faces: (F, 3) vertex indices, counter-clockwise seen from outside.
-        colours: sRGB (V, 3) or RGBA (V, 4) in [0, 1]. With a texture: linear factors of it, or None.
-        texture: (H, W, 3) or, with straight alpha, (H, W, 4), sRGB in [0, 1]; None: `colours` are the colours.
+        colours: (V, 3) sRGB or (V, 4) with alpha, in [0, 1]. With a texture: linear factors of the texture, or None.
+        texture: (H, W, 3) sRGB in [0, 1], or (H, W, 4) with straight alpha, or None.
         wrap: wrap modes of the texture along u and v.
-        cutoff: alpha from which a point is visible, and then opaque; None: alpha is the opacity.
+        cutoff: points with at least this alpha are opaque, others invisible (None: alpha is the opacity).
         flat: True if the file has neither vertex colours nor a texture for this submesh.
     """
 
@@ -52,11 +53,11 @@ class Submesh:
 
 
 class SideFiles:
-    """Reader of the files that a mesh file names.
+    """Reader of the textures, MTL files and buffers that the mesh file `path` names.
 
-    A relative path is looked up below the folder of the mesh file. If it is not there, is absolute or has "..", its
-    file name is looked up in the folder, in `textures/` in it and in `textures/` beside it. Upper and lower case and
-    both kinds of slashes count as equal. `failures` collects texts for the user about missing and unreadable files.
+    A relative path without ".." is searched below the folder of the mesh file. Then the last part of any path is
+    searched in this folder, in `textures/` below it and in `textures/` beside it. Upper and lower case are equal, and
+    slashes and backslashes. `failures` collects messages for the user about missing and unreadable files.
     """
 
     def __init__(self, path: Path) -> None:
@@ -84,8 +85,10 @@ class SideFiles:
             raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
 
     def image(self, name: str, data: bytes | None = None) -> Array | None:
-        """Decode a texture, the file `name` or its content `data`: uint8 (H, W, 3), or (H, W, 4) if it has
-        transparency. Returns None, and adds to `failures`, if that is impossible."""
+        """Return the texture in the file `name`, or in `data`, as uint8 (H, W, 3), or (H, W, 4) with transparency.
+
+        If it cannot be read, add a message to `failures` and return None.
+        """
         if name not in self._images:
             try:
                 data = self.read(name, MAX_TEXTURE_BYTES) if data is None else data
@@ -97,7 +100,7 @@ class SideFiles:
 
 
 def _match(folder: Path, names: list[str]) -> Path | None:
-    """Return the path of `names` below a folder, whose letters may differ in case; None if there is none."""
+    """Return the path folder / names[0] / names[1] ... of an existing file, ignoring case, or None."""
     try:
         for name in names:
             path = folder / name
@@ -110,7 +113,7 @@ def _match(folder: Path, names: list[str]) -> Path | None:
 
 
 def decode(data: bytes) -> str:
-    """Decode text in UTF-8, or else in the encoding of older Windows programs."""
+    """Decode text in UTF-8, or else in `LEGACY_ENCODING`."""
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -118,9 +121,9 @@ def decode(data: bytes) -> str:
 
 
 def tinted(image: Array, factor: tuple[float, ...]) -> Array:
-    """Multiply an image, uint8 (H, W, 3 or 4), by a linear RGB or RGBA factor.
+    """Multiply an image, uint8 (H, W, 3 or 4), by a linear RGB or RGBA factor. Returns sRGB in [0, 1].
 
-    Returns sRGB (H, W, 3), or (H, W, 4) if the factor has an alpha that the image or the factor makes transparent.
+    The result is (H, W, 4) if the factor is RGBA, and the image has alpha or the factor's alpha is not 1.
     """
     rgb = image[..., :3].astype(np.float32) / 255
     if factor[:3] != (1, 1, 1):

@@ -1,8 +1,8 @@
-"""Textures (H, W, C): bilinear sampling, the adjoint of sampling, and filling of uncovered texels.
+"""Textures (H, W, C): bilinear sampling, its adjoint, and filling of uncovered texels.
 
-u points right and v points up, both in [0, 1]. Row 0 is the top, and (0, 0) is the lower left corner. The texel centre
-of row j and column i is u = (i + 0.5) / W, v = 1 - (j + 0.5) / H. Beyond the outermost centres the border texel is
-used. In glTF v points down, so the GLB writer stores 1 - v. OBJ and USD files use the same v as here.
+u points right and v up, both in [0, 1], as in OBJ and USD files (in glTF v points down). Row 0 is the top. The texel
+centre of row j and column i is u = (i + 0.5) / W, v = 1 - (j + 0.5) / H. Beyond the outermost centres the border texel
+is used.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def sample(texture: Array, uv: Array) -> Array:
 
 
 def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
-    """Apply the adjoint of `sample`: add values (..., C) at uv (..., 2) to a texture (H, W, C) of this shape (H, W)."""
+    """Apply the adjoint of `sample`: add values (..., C) at uv (..., 2) to a zero texture (*shape, C). Return it."""
     points = np.ascontiguousarray(uv, np.float32).reshape(-1, 2)
     rows = np.ascontiguousarray(values, np.float32).reshape(len(points), -1)
     out = np.zeros((*shape, rows.shape[1]), np.float64)
@@ -41,7 +41,7 @@ def fill(texture: Array, covered: Array) -> Array:
 
 @njit(cache=True, error_model="numpy", inline="always")
 def _corners(u, v, height, width):
-    """Return rows j0, j1 and columns i0, i1 of the texels around a point, and the weights of row j1 and column i1."""
+    """Return rows j0, j1 and columns i0, i1 of the four nearest texels, and the weights of row j1 and column i1."""
     x = u * width - 0.5
     y = (1.0 - v) * height - 0.5
     left, up = np.floor(x), np.floor(y)

@@ -15,7 +15,7 @@ from threedgen.geometry.cameras import Cameras, Index
 
 @dataclass(frozen=True)
 class Views:
-    """N images (N, H, W, 3), float in [0, 1], with their N cameras. Raises ValueError for unequal number or size."""
+    """N images (N, H, W, 3), float in [0, 1], with their N cameras. Raises ValueError if the shapes differ."""
 
     images: Tensor
     cameras: Cameras
@@ -33,7 +33,7 @@ class Views:
         return Views(self.images[index], self.cameras.select(index))
 
     def resized(self, size: int) -> Views:
-        """Return square views of `size` pixels (`resize`). The intrinsics are scaled to match."""
+        """Return views of size x size pixels, with images from `resize` and the intrinsics scaled to match."""
         if (self.cameras.height, self.cameras.width) == (size, size):
             return self
         return Views(resize(self.images, size, size), self.cameras.with_size(size, size))
@@ -50,28 +50,27 @@ def resize(images: Tensor, height: int, width: int) -> Tensor:
 
 
 def border_pixels(images: Tensor) -> Tensor:
-    """Return the pixels on the four borders of images (N, H, W, 3) as (N, 2 (H + W), 3). Corner pixels occur twice."""
+    """Return the border pixels (N, 2 (H + W), 3) of images (N, H, W, 3). Corner pixels occur twice."""
     return torch.cat([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], dim=1)
 
 
-OBJECT_FRACTION = 0.8
-"""Fraction of the sampled training pixels that is on or near the object."""
-MIN_DIFFERENCE = 0.03
-"""A pixel shows the object if its opacity, or its colour difference to the background in any channel, is larger."""
+OBJECT_FRACTION = 0.8  # fraction of the sampled training pixels that is on or near the object
+MIN_DIFFERENCE = 0.03  # minimum opacity of object pixels, or colour difference to the background in one channel
 
 
 class Pixels:
-    """All P = N * H * W pixels of N views as rays, on the CPU.
+    """All P = N * H * W pixels of N views as training rays, on the CPU.
 
     Attributes:
-        origins, directions, colours, background: (P, 3); the background is the median of the image's border pixels.
+        origins, directions: (P, 3) each, in world units and of unit length.
+        colours, background: (P, 3) in [0, 1]. The background is the median of the image's border pixels.
         opacity: (P, 1) opacity of the object in [0, 1], or None if unknown.
-        near: (K,) int64 indices of the pixels on the object and within 1/32 of the shorter image side.
+        near: (K,) int64 indices of the pixels on the object or within 1/32 of the shorter image side around it.
         empty: (P,) bool, True for all other pixels.
     """
 
     def __init__(self, views: Views, opacity: Tensor | None = None) -> None:
-        """Take `opacity` (N, H, W) in [0, 1]. If None, the object is all pixels that differ from the background."""
+        """Create rays. `opacity` is (N, H, W) in [0, 1]. None: the object is what differs from the background."""
         images, side = views.images.cpu(), min(views.cameras.height, views.cameras.width)
         self.origins, self.directions = (part.reshape(-1, 3) for part in views.cameras.rays())
         self.colours = images.reshape(-1, 3)
@@ -85,7 +84,7 @@ class Pixels:
         self.near, self.empty = near.nonzero()[:, 0], near == 0
 
     def composite(self, indices: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return target and background colours (K, 3); the background is random if the opacity is known."""
+        """Return target and background colours, (K, 3) each. If the opacity is known, the background is random."""
         colours, background = self.colours[indices], self.background[indices]
         if self.opacity is None:
             return colours, background
@@ -101,12 +100,12 @@ class Pixels:
 
 @dataclass(frozen=True)
 class Request:
-    """Request for N novel views of one scene."""
+    """Input of a novel-view sampler: a request for N novel views of one scene."""
 
     scene: str  # name
     condition: Views | None  # input views
     target: Cameras  # N cameras of the novel views
-    numbers: tuple[int, ...]  # of the N novel views in the scene, as in its file names
+    numbers: tuple[int, ...]  # frame numbers of the N novel views, as in the scene's file names
     text: str = ""  # prompt for text-conditioned samplers
     seed: int = 0
 
@@ -117,11 +116,11 @@ class NovelViewSampler(Protocol):
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
         """Return images (N, H, W, 3) in [0, 1] on the CPU for each request with N target cameras. Raises ConfigError.
 
-        H and W are those of the target cameras or of the sampler's own resolution. Requests may be batched, but a
-        result must not depend on the other requests.
+        H and W are the size of the target cameras or the sampler's own resolution. A result must not depend on the
+        other requests.
         """
         ...
 
     def fingerprint(self) -> str:
-        """Return a string that changes if anything changes that affects the results: weights, settings, files."""
+        """Return a string that changes with all inputs of the results: weights, settings and files."""
         ...

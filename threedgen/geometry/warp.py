@@ -1,8 +1,8 @@
 """Mapping of pixels between views: homographies of rotated cameras, reprojection with known depth, and sampling.
 
-Pixels and poses match published data sets and differ from `Cameras`; `to_opencv` converts. Pixels are (x, y) with the
-first pixel centre at (0, 0), so a centred cx is (W - 1) / 2. Poses are camera-to-world with OpenCV axes (x right, y
-down, z forward). Depth is measured along the viewing axis in world units, 0 = unknown.
+Unlike in `Cameras`, pixels are (x, y) with the first pixel centre at (0, 0), so a centred cx is (W - 1) / 2, and poses
+are camera-to-world with OpenCV axes (x right, y down, z forward); `to_opencv` converts. Depth is measured along the
+viewing axis in world units, 0 = unknown.
 """
 
 from collections.abc import Callable
@@ -17,14 +17,12 @@ from threedgen.config.errors import ConfigError
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.poses import Poses, opencv_axes, world_to_camera
 
-INVALID_PIXEL = -1e6
-"""x and y of reprojected pixels with unknown depth."""
-EPSILON = 1e-6
-"""Added to depths before a division, in world units."""
+INVALID_PIXEL = -1e6  # x and y of reprojected pixels with unknown depth
+EPSILON = 1e-6  # world units, added to depths before a division
 
 
 def to_opencv(cameras: Cameras) -> tuple[Tensor, Tensor]:
-    """Return intrinsics (B, 3, 3) and camera-to-world poses (B, 4, 4) of cameras, with the axes of this module."""
+    """Return intrinsics (B, 3, 3) and camera-to-world poses (B, 4, 4) with the pixels and axes of this module."""
     K = cameras.K.clone()
     K[:, :2, 2] -= 0.5
     return K, opencv_axes(cameras.c2w)
@@ -37,12 +35,15 @@ def pixel_grid(height: int, width: int) -> Tensor:
 
 
 def homography(K_from: Tensor, R_from: Tensor, K_to: Tensor, R_to: Tensor) -> Tensor:
-    """Return K_to R_to^-1 R_from K_from^-1 (..., 3, 3), for cameras at one position with rotations R (..., 3, 3)."""
+    """Return the map K_to R_to^-1 R_from K_from^-1 (..., 3, 3) of pixels between cameras at the same position.
+
+    Intrinsics K and camera-to-world rotations R are (..., 3, 3).
+    """
     return K_to @ R_to.mT @ R_from @ torch.linalg.inv(K_from)
 
 
 def apply_homography(H: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Map pixels (..., N, 2) or rays (..., N, 3) by H (..., 3, 3). Return pixels, and a mask: in front."""
+    """Map pixels or rays (..., N, 2 or 3) by H (..., 3, 3). Return pixels, and a mask (..., N): True in front."""
     rays = pixels if pixels.shape[-1] == 3 else F.pad(pixels, (0, 1), value=1.0)
     mapped = rays @ H.mT
     return mapped[..., :2] / mapped[..., 2:], mapped[..., 2] > 0
@@ -64,7 +65,7 @@ def project(points: Tensor, K: Tensor, c2w: Tensor) -> tuple[Tensor, Tensor]:
 def reproject(
     pixels: Tensor, depth: Tensor, K: Tensor, c2w: Tensor, K_to: Tensor, c2w_to: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Reproject pixels (N, 2) with `depth` (N,), 0 = unknown, from camera (K, c2w) to camera (K_to, c2w_to).
+    """Map pixels (N, 2) with `depth` (N,) from camera (K, c2w) to camera (K_to, c2w_to), K (3, 3) and c2w (4, 4).
 
     Returns pixels (N, 2), which are `INVALID_PIXEL` for unknown depth, and depths (N,), negative behind the camera.
     """
@@ -102,28 +103,24 @@ def sample_nearest(image: Tensor, pixels: Tensor) -> Tensor:
 
 # --- overlap of views
 
-DEPTH_TOLERANCE = 0.05
-"""Largest relative difference between two depths of one point that count as equal."""
+DEPTH_TOLERANCE = 0.05  # largest relative difference between two depths that count as equal
 MAX_PAIRS, FRAME_GAPS = 6, (1, 4, 16)
-"""Frame pairs per gap, and gaps between the frames of a pair. On slow paths near frames agree with any poses."""
+"""Frame pairs per gap, and gaps between the frames of a pair. Near frames can agree even with wrong poses."""
 MIN_AGREEMENT, MIN_MARGIN, MIN_RATIO = 0.3, 0.1, 2
-"""A pair supports one kind of poses (c2w or w2c) if its agreement is above both limits.
-
-The limits are MIN_AGREEMENT, and MIN_RATIO * (the agreement for the other kind) + MIN_MARGIN.
-"""
-MIN_SUPPORT = 0.25
-"""Smallest fraction of pairs that must support the inverted poses before an error is raised."""
+"""A pair of frames supports one kind of poses (c2w or w2c) if `depth_agreement` is above MIN_AGREEMENT, and above
+MIN_RATIO * (its value with the other kind) + MIN_MARGIN."""
+MIN_SUPPORT = 0.25  # minimum fraction of pairs that support the inverted poses, for an error
 
 
 def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = False) -> Tensor:
-    """Return the overlaps (F, F), float64, of all pairs of F views.
+    """Return the overlaps (F, F), float64 in [0, 1], of all pairs of F views.
 
-    The overlap is the fraction of pixels of one view that reproject into the image of the other view. Of the two
-    directions the smaller fraction counts, so the matrix is symmetric.
+    The overlap is the fraction of pixels of one view that reproject into the image of the other view, for the direction
+    with the smaller fraction.
 
     Args:
         depth: (F, H, W) depth maps.
-        c2w, K: (F, 4, 4) and (F, 3, 3), as returned by `to_opencv`.
+        c2w, K: (F, 4, 4) and (F, 3, 3), from `to_opencv`.
         behind: also count points behind the other camera, as in the training of the released MVDiffusion weights.
     """
     overlaps = torch.ones(len(depth), len(depth), dtype=torch.float64)
@@ -138,16 +135,16 @@ def overlap_fractions(depth: Tensor, c2w: Tensor, K: Tensor, behind: bool = Fals
 
 
 def overlap(depth: Tensor, cameras: Cameras, one: int, other: int) -> float:
-    """Return the overlap, in [0, 1], of the views with the indices `one` and `other`; depth is (N, H, W)."""
+    """Return the overlap in [0, 1] of two of N views, by index, as in `overlap_fractions`; depth is (N, H, W)."""
     K, c2w = to_opencv(cameras.select([one, other]))
     return float(overlap_fractions(depth[[one, other]], c2w, K)[0, 1])
 
 
 def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]:
-    """Select key frames and return their frame numbers, beginning with 0. `depth` is (N, H, W).
+    """Return the numbers of the key frames among N frames (MVDiffusion, section 4.2); `depth` is (N, H, W).
 
-    Frames are compared with the current key frame in order, beginning two frames after it. At the first overlap below
-    `min_overlap`, the frame before becomes the next key frame (MVDiffusion, arXiv 2307.01097, section 4.2).
+    Frame 0 is the first key frame. The next one is the last frame before the overlap with the current key frame falls
+    below `min_overlap`, but at least the following frame.
     """
     keys = [0]
     for number in range(2, len(depth)):
@@ -157,7 +154,7 @@ def key_frames(depth: Tensor, cameras: Cameras, min_overlap: float) -> list[int]
 
 
 def spread_pairs(count: int) -> list[int]:
-    """Return frame numbers [a0, b0, a1, b1, ...] of pairs `FRAME_GAPS` apart, spread evenly over `count` frames."""
+    """Return [a0, b0, a1, b1, ...]: pairs of frame numbers `FRAME_GAPS` apart, spread evenly over `count` frames."""
     pairs = list[int]()
     for gap in (each for each in FRAME_GAPS if each < count):
         first = np.unique(np.linspace(0, count - 1 - gap, min(MAX_PAIRS, count - gap)).round().astype(int))
@@ -166,7 +163,7 @@ def spread_pairs(count: int) -> list[int]:
 
 
 def depth_agreement(depth: Tensor, cameras: Cameras) -> Tensor:
-    """Return the fraction (P,) of pixels with the same depth in both views, for P pairs of views (2 i, 2 i + 1)."""
+    """Return the fraction (P,) of pixels whose depth agrees in the views 2 i and 2 i + 1; `depth` is (2 P, H, W)."""
     K, c2w = (part.double() for part in to_opencv(cameras))
     pixels, depth, fractions = pixel_grid(*depth.shape[1:]).flatten(0, 1), depth.double(), []
     for a in range(0, len(depth), 2):
@@ -179,11 +176,10 @@ def depth_agreement(depth: Tensor, cameras: Cameras) -> Tensor:
 def check_pose_convention(
     read: Callable[[Poses], tuple[Tensor, Cameras]], convention: Poses, name: str, key: str = ""
 ) -> None:
-    """Raise ConfigError if the depths of frames agree only with the inverse of the configured poses.
+    """Raise ConfigError if depths of nearby frames agree much better with inverted poses than with configured ones.
 
     Args:
-        read: takes "c2w" or "w2c" as the kind of the stored poses, and returns depth (2 P, H, W) and cameras of the
-            frames `spread_pairs`.
+        read: maps the kind of the stored poses, "c2w" or "w2c", to depth (2 P, H, W) and cameras of `spread_pairs`.
         convention: configured kind of the stored poses.
         name, key: name of the pose source and config key, for the error.
     """
