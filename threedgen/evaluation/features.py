@@ -164,7 +164,7 @@ def load_hub(weights: str, description: str, example: str, key: str, *classes: A
 
 
 def unit_vectors(output: Any) -> Tensor:
-    """Return embeddings (N, D) with length 1, float32. In transformers 5 they are ``pooler_output`` of the output."""
+    """Scale embeddings (N, D) to length 1, float32. In transformers 5, ``output`` has them as ``pooler_output``."""
     return F.normalize((output if isinstance(output, Tensor) else output.pooler_output).float(), dim=1)
 
 

@@ -113,7 +113,7 @@ def evaluation_task(
 
 
 def kept_json(path: Path, make: Callable[[], Json], **key: object) -> Json:
-    """Read a JSON object that has the entries ``key`` from a file; if there is none, make and write it."""
+    """Read the JSON object in a file. If it lacks the entries ``key``, make it and write it with these entries."""
     found = read_json(path)
     if not found or not found.items() >= key.items():
         found = make() | key

@@ -76,7 +76,7 @@ class Job:
 
 
 def stored_or_scored(job: Job, threads: int) -> Json:
-    """Read the score of a job from the run folder, or compute it with ``threads`` CPU threads if it is missing."""
+    """Read the score of a job from the run folder. If it is missing or old, compute it with ``threads`` CPU threads."""
     found = read_json(job.path)
     if found.get("key") != job.key() or not job.path.with_suffix(".npz").is_file():
         set_threads(threads)

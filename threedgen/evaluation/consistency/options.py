@@ -141,7 +141,6 @@ class ConsistencyConfig(RunConfig):
     @model_validator(mode="before")
     @classmethod
     def _own_scenes(cls, data: Any) -> Any:
-        """Use the scenes of the folders if all samplers are folders and no scenes are configured."""
         if not isinstance(data, dict) or data.get("scenes"):
             return data
         several = data.get("samplers") or {"": data.get("sampler")}

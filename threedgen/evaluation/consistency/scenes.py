@@ -140,7 +140,7 @@ def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int
 
 
 def camera_warnings(scene: Scene) -> list[str]:
-    """Return a warning unless most of the cameras look at the origin within `MAX_ANGLE`; else an empty list."""
+    """Return a warning if the median camera does not look at the origin within `MAX_ANGLE`, else an empty list."""
     at = scene.cameras
     cosine = (at.c2w[:, :3, 2] * torch.nn.functional.normalize(at.position, dim=-1)).sum(-1)
     if float(cosine.median()) >= cos(radians(MAX_ANGLE)):
@@ -154,7 +154,7 @@ def camera_warnings(scene: Scene) -> list[str]:
 
 
 class GroupSampler:
-    """Base class of samplers that use a diffusion prior, which denoises at most ``config.together`` views together."""
+    """Base class of samplers that use a diffusion prior, which denoises at most ``config.together`` views at a time."""
 
     needs_text, on_disk = False, False
     config: MVDreamSamplerConfig | MVAdapterSamplerConfig

@@ -113,7 +113,7 @@ class Meter:
         return Reading(views, self.classifier.sides(torch.from_numpy(views), prompt).double().numpy())
 
     def evaluate(self, sides: Array, free: bool = False) -> RingResult:
-        """Count the fronts by `classify_ring` from the side probabilities (V, 4) of the views."""
+        """Count the fronts from the side probabilities (V, 4) of the views. ``free``: the orientation is unknown."""
         return classify_ring(sides, self.azimuth, self.config.threshold, free)
 
     def likeness(self, views: Array, prompts: Sequence[str]) -> list[float] | None:

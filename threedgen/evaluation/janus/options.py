@@ -112,7 +112,6 @@ def folder_of_assets(text: str, key: str) -> Path:
 
 
 def asset_files(folder: Path, suffixes: tuple[str, ...] = MESHES) -> list[Path]:
-    """List the files at any depth that have one of the suffixes, sorted."""
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes)
 
 

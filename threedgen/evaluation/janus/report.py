@@ -174,7 +174,8 @@ def write_janus_report(
 ) -> None:
     """Write all files of the report and the summary of the run.
 
-    ``rows`` are from `method_row`. ``left_out`` maps each prompt or file that was not evaluated to the reason.
+    ``rows`` are from `method_row`. ``left_out`` maps each prompt or file that was not evaluated to the reason. ``free``
+    is whether the orientation of the assets is unknown.
     """
     config: MeteredConfig = task.config
     about = explanation(config, rates, free)

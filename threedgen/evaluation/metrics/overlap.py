@@ -41,7 +41,7 @@ def warped(image: Tensor, pixels: Tensor, visible: Tensor) -> tuple[Tensor, Tens
 
 
 def turned_into(image: Tensor, H: Tensor) -> tuple[Tensor, Tensor]:
-    """Warp an image (H, W, 3) into another view by `warped`. ``H`` (3, 3) maps pixels of that view to the image."""
+    """Warp an image (H, W, 3) by `warped`. ``H`` (3, 3) maps homogeneous pixels of the other view to the image."""
     return warped(image, *apply_homography(H, pixel_grid(*image.shape[:2]).flatten(0, 1)))
 
 
@@ -90,9 +90,7 @@ def given_view(views: Tensor, given: Tensor, K: Tensor, R: Tensor) -> dict[str, 
         R: camera-to-world rotations (V, 3, 3).
 
     Returns:
-        PSNR in dB of the condition image: "given", with generated view 0; "beside_given", mean overlap with both
-        neighbours
-        of view 0.
+        PSNR in dB of the condition image: "given", to generated view 0; "beside_given", mean to both its neighbours.
     """
     ring = [len(views) - 1, 0, 1]
     around = panorama_overlap(torch.stack([views[-1], given, views[1]]), K.expand(len(R), 3, 3)[ring], R[ring])

@@ -78,6 +78,7 @@ def judge(
     """Compare the answers of the probe for V views of one object with the specification ``spec`` of the object.
 
     Args:
+        labels: vocabulary of the probe.
         azimuth: azimuths (V,) of the cameras, radians; None: viewing sides are not judged.
         vote: whether noun and colour are the most frequent answer of the views. Otherwise they have the highest mean
             log-probability.
@@ -125,7 +126,6 @@ def judge_views(
 
 
 def _sides(views: Answers, azimuth: np.ndarray) -> tuple[dict[str, Answer], int, float]:
-    """Return answers on the viewing sides, the number of fronts, and the mean azimuth error in degrees."""
     ring = classify_ring(views.side.exp().numpy(), azimuth, FRONT_THRESHOLD)
     answers: dict[str, Answer] = {"side": list(ring.right), "each_side": all(ring.right)}
     if len(azimuth) % 4 == 0:

@@ -208,6 +208,6 @@ def corrupt(
 
 
 def nearer_front(azimuth: Array) -> tuple[Array, Array]:
-    """Return azimuths (V,) relative to the nearer of two fronts at 0 and pi, and which views (V,) show a clear side."""
+    """Return azimuths (V,), radians, from the nearer of two fronts (0 and pi), and whether views show a clear side."""
     relative = np.where(np.cos(azimuth) < 0, azimuth + np.pi, azimuth) % (2 * np.pi)
     return relative.astype(np.float32), np.cos(relative) >= np.cos(CLEAR_ANGLE)

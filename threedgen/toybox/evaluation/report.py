@@ -42,7 +42,10 @@ def features(probe: Probe, objects: Views) -> Array:
 
 
 def distances(probe: Probe, results: Views, truth: Views, other: Views) -> dict[str, float]:
-    """Return "fid" and "kid" of results to the truth, and "floor_fid" and "floor_kid" of other true objects to it."""
+    """Return FID and KID ("fid", "kid") of results to the truth, and of other true objects ("floor_fid", "floor_kid").
+
+    Each argument has images (V, H, W, 3) of each object, uint8 or in [0, 1].
+    """
     ours, first, second = (features(probe, views) for views in (results, truth, other))
     half = len(first) // 2
     figures: dict[str, float] = {}
@@ -221,12 +224,14 @@ def write_judged(
     """Write report.json, report.md, sheet.png and the summary of the run.
 
     Args:
+        rows: judged results.
         keys: keys of `FIGURES` for the rows of the table.
         intro, notes: text before and after the tables.
         figures: first entries of report.json.
-        shown: maps the indices of rows to their images (V, H, W, 3) on the contact sheet.
+        shown: maps the indices of ``rows`` to images (V, H, W, 3) for the contact sheet.
         own: further entries of each object in report.json.
         fidelity: further distances to the truth, for `fidelity_table`.
+        summary: further entries of the summary.
     """
     captions, measured = [row.case.caption for row in rows], [row.verdict for row in rows]
     truth = [verdict for row in rows for verdict in row.truth]

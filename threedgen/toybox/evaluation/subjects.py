@@ -133,7 +133,7 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         return {"scores": scores}
 
     def samples(self, subject: Subject, prior: Prior, name: str, identifier: str = "") -> Json:
-        """Sample a subject in each setting, write the images, and return ``identity``, ``answers`` and ``scores``."""
+        """Sample a subject in each setting, and write the images NAME-k.png. Return identity, answers and scores."""
         noun, number = subject.asset.noun, subject.asset.index
         prompts = [prompt_of(noun, worn, identifier) for worn in SETTINGS]
         identity, verdicts = [], []

@@ -105,7 +105,7 @@ class PriorSystem(DenoisingSystem):
         return sample_entries(rng, int(step * share), *numbers)
 
     def fill(self, bank: LatentBank, chosen: Array) -> None:
-        """Render and encode the entries `chosen` that are not cached. The processes divide the work among them."""
+        """Divide the rendering and encoding of missing entries `chosen` among the processes, if there are several."""
         if self.process[1] > 1:
             self.trainer.strategy.barrier()  # so that all find the same entries missing
             bank.prepare(chosen, self.process)
