@@ -1,6 +1,6 @@
-"""Completion of views: new views of an object are sampled beside known ones, which the network sees nearly clean.
+"""Completion of views: sample new views of an object, which attend to nearly noise-free known views.
 
-It needs a prior that was trained with separate noise levels for the views of an object, such as the toybox prior.
+It needs a prior whose training gave the views of an object separate noise levels, such as the toybox prior.
 """
 
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from .prior import Prior
 from .sampling import OnStep, fresh_noise, no_callback, sample_latents
 
 COMPANION_STEP = 20
-"""Time step of the noise that is added to the known views. The network was trained with noise in every view."""
+"""Timestep of the noise that is added to the known views. The network was trained with noise in every view."""
 
 
 class Companions(NamedTuple):
-    """Known views of S objects: noisy latents (S A, C, h, w) and cameras (S A, 16), A consecutive views per object."""
+    """Known views of S objects, A consecutive views per object: noisy latents (S A, C, h, w) and cameras (S A, 16)."""
 
     latents: Tensor
     camera: Tensor
@@ -36,20 +36,15 @@ def complete_views(
     generator: torch.Generator | None = None,
     on_step: OnStep = no_callback,
 ) -> Tensor:
-    """Sample new views of the object that known views show.
+    """Sample V new views of an object from A known views, and return images (V, H, W, 3) in [0, 1] on the CPU.
 
     Args:
         prior: a prior with `completes_views`.
         views: known images (A, H, W, 3) in [0, 1].
-        views_c2w, c2w: camera-to-world matrices (A, 4, 4) of the known views and (V, 4, 4) of the new ones, see
-            `Prior.camera`.
-        steps: DDIM steps from noise.
+        views_c2w: camera-to-world matrices (A, 4, 4) of the known views, with the axes of `Prior.camera`.
+        c2w: camera-to-world matrices (V, 4, 4) of the new views.
+        steps: number of DDIM steps from noise.
         guidance_scale: classifier-free guidance scale; 1: off.
-        generator: random generator of the noise.
-        on_step: progress callback.
-
-    Returns:
-        Images (V, H, W, 3) in [0, 1] on the CPU.
     """
     z, schedule = prior.encode_images(views, generator), prior.schedule
     noisy = schedule.add_noise(z, fresh_noise(z, generator), torch.tensor(COMPANION_STEP, device=z.device))
@@ -66,10 +61,7 @@ def complete_views(
 
 
 def with_companions(denoise: Denoiser, known: Companions, n_known: int) -> Denoiser:
-    """Return a denoiser of new views that attend to `n_known` known views of the same object.
-
-    A call without cameras or with n_view = 1, as in the single-view branch of the guidance, is passed on unchanged.
-    """
+    """Return a denoiser of new views that attend to `n_known` known views; calls without cameras ignore them."""
 
     def call(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int, **kwargs: Any) -> Tensor:
         if camera is None:

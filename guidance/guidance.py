@@ -10,30 +10,30 @@ from torch import Tensor
 TextPair = tuple[Tensor, Tensor]
 """Conditional and unconditional embeddings of n prompts, each (n, L, D): L tokens, D features."""
 Features = Mapping[str, Tensor]
-"""Inputs of a network's self-attention layers for R reference images: (R, L, C) by the layer's name."""
+"""Features of R reference images: the input (R, L, C) of each self-attention layer of the UNet, by layer name."""
 
 
 class Denoiser(Protocol):
-    """Function that predicts the noise in `x`, with arguments as in `Prior.denoise`.
+    """Function (noisy latents (B, C, h, w), timesteps (B,), text, camera, n_view) -> predicted noise (B, C, h, w).
 
-    A denoiser of a prior with a reference image also takes the argument `reference`: features, see `Features`.
+    See `Prior.denoise`. With a reference image, it also takes the keyword argument `reference` (`Features`).
     """
 
     def __call__(self, x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int) -> Tensor: ...
 
 
 def per_image(text: Tensor, count: int) -> Tensor:
-    """Repeat the embeddings `text` (n, L, D) of n prompts for count / n consecutive images each: (count, L, D)."""
+    """Repeat embeddings `text` (n, L, D) of n prompts for count / n consecutive images each: (count, L, D)."""
     return text.repeat_interleave(count // len(text), dim=0)
 
 
 def branches(
     denoise: Any, x: Tensor, t: Tensor, texts: Sequence[Tensor], camera: Tensor | None, n_view: int, **kwargs: Features
 ) -> tuple[Tensor, ...]:
-    """Predict the noise in `x` (B, C, h, w) for each of K texts, in one network call with a batch of K B images.
+    """Return K noise predictions (B, C, h, w) float32, one per text, from one call of `denoise` with K B images.
 
-    `denoise` also receives `kwargs`, and the same cameras for all K branches, as in MVDream. `t` is (B,), or (1,) for
-    all images; each text is (n, L, D) with n dividing B. Returns K noise predictions like `x`, float32.
+    `x` are noisy latents (B, C, h, w), `t` is (B,) or (1,), each text is (n, L, D), where n divides B. All K
+    predictions use the same B cameras, as in MVDream. `denoise` also receives `kwargs`.
     """
     count = len(texts)
     text = torch.cat([per_image(part, len(x)) for part in texts])
@@ -46,7 +46,7 @@ def branches(
 def combine(eps_cond: Tensor, eps_uncond: Tensor, guidance_scale: float) -> Tensor:
     """Return the guided noise eps_u + s (eps_c - eps_u), like both predictions (B, C, h, w); s = 1: no guidance.
 
-    threestudio's Stable Diffusion and DeepFloyd guidances use eps_c + s (eps_c - eps_u): their s is this s minus 1.
+    The guidance scale of threestudio's Stable Diffusion is this s minus 1.
     """
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
 
@@ -59,13 +59,13 @@ class Negatives(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """Features (1, L, C) of one reference image, and its guidance scale; None: image and text share one scale."""
+    """Features of one reference image (R = 1), and its guidance scale; None: the guidance scale of the text."""
 
     features: Features
     scale: float | None = None
 
     def repeated(self, *used: bool) -> Features:
-        """Return features (K, L, C) by layer name for K branches; a branch whose `used` is False gets zeros."""
+        """Return features (K, L, C) by layer name for K branches of the guidance; zeros where `used` is False."""
         return {
             name: torch.cat([part if use else torch.zeros_like(part) for use in used])
             for name, part in self.features.items()
@@ -73,7 +73,7 @@ class Reference(NamedTuple):
 
 
 def perpendicular(x: Tensor, y: Tensor) -> Tensor:
-    """Return, for each image, the component of `x` (B, ...) perpendicular to `y` (B, ...)."""
+    """Return the component of `x` (B, ...) perpendicular to `y` (B, ...), separately for each image."""
     norm = (y * y).flatten(1).sum(1).clamp(min=1e-6)
     share = (x * y).flatten(1).sum(1) / norm
     return x - share.reshape(-1, *[1] * (x.dim() - 1)) * y
@@ -82,10 +82,10 @@ def perpendicular(x: Tensor, y: Tensor) -> Tensor:
 def combine_perp_neg(
     eps_cond: Tensor, eps_uncond: Tensor, eps_negative: Sequence[Tensor], weights: Tensor, guidance_scale: float
 ) -> Tensor:
-    """Combine predictions, each (B, C, h, w), with K negative prompts (Armandpour et al. 2023, "Perp-Neg").
+    """Return the guided noise (B, C, h, w) with K negative prompts (Perp-Neg, Armandpour et al. 2023).
 
     The result is eps_u + s (d - sum_k w_k d_k^perp) with d = eps_c - eps_u and d_k = eps_k - eps_u. d_k^perp is the
-    component of d_k perpendicular to d, so a negative prompt cannot cancel the prompt. `weights`: w_k >= 0, (K, B).
+    component of d_k perpendicular to d, so a negative prompt cannot cancel the prompt. `weights` (K, B) holds w_k >= 0.
     """
     step = direction = eps_cond - eps_uncond
     for eps, weight in zip(eps_negative, weights, strict=True):
@@ -101,14 +101,14 @@ class Condition:
     The B images are views of B / n_view scenes; the views of a scene are consecutive.
 
     Attributes:
-        text: conditional and unconditional embeddings, each (n, L, D) with n dividing B.
-        camera: cameras in the form that `Prior.camera` returns, such as camera vectors (B, 16); None: no cameras.
+        text: conditional and unconditional embeddings, each (n, L, D), where n divides B.
+        camera: result of `Prior.camera` for the B images, such as camera vectors (B, 16); None: no cameras.
         n_view: views per scene.
         negatives: negative prompts for `combine_perp_neg`.
         plain_text: embedding (1, L, D) of the prompt without view-dependent words, for the LoRA of VSD.
         c2w: camera-to-world matrices (B, 4, 4), for the LoRA of VSD.
         reference: features of a reference image.
-        single_view_uncond: whether the unconditional branch denoises each view by itself. The guidance then also
+        single_view_uncond: whether the unconditional branch denoises each view separately. The guidance then also
             amplifies the attention between views.
     """
 
@@ -122,7 +122,7 @@ class Condition:
     single_view_uncond: bool = False
 
     def reference_kwargs(self, *used: bool) -> dict[str, Features]:
-        """Return the keyword arguments of a denoiser for the reference image, {} without one; see `repeated`."""
+        """Return {"reference": `repeated` features} to pass to a denoiser; {} without a reference image."""
         return {} if self.reference is None else {"reference": self.reference.repeated(*used)}
 
 
@@ -131,18 +131,18 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Predict the noise with classifier-free guidance (Ho and Salimans 2022).
 
-    With a reference image there may be two scales, a of the image and b of the text (MV-Adapter, arXiv 2412.03632, eq.
-    6): e(0, 0) + a (e(0, image) - e(0, 0)) + b (e(text, image) - e(0, image)).
+    With a reference image there may be two scales, a for the image and b for the text (MV-Adapter, arXiv 2412.03632,
+    eq. 6): e(0, 0) + a (e(0, image) - e(0, 0)) + b (e(text, image) - e(0, image)).
 
     Args:
         x: noisy latents (B, C, h, w).
-        t: time steps (B,), or (1,) for all images.
-        condition: its `reference.scale` is a; a = b if that is None.
+        t: timesteps (B,), or (1,) for all images.
+        condition: conditions of both branches; its `reference.scale` is a, or None for a = b.
         guidance_scale: b.
 
     Returns:
         The guided and the conditional noise, both like `x`, float32. If all scales are 1 and there are no negative
-        prompts, both are the same tensor, and only the conditional branch is computed.
+        prompts, only the conditional branch is computed, and both are the same tensor.
     """
     camera, n_view, negatives, reference = condition.camera, condition.n_view, condition.negatives, condition.reference
     image_scale = guidance_scale if reference is None or reference.scale is None else reference.scale
@@ -171,7 +171,7 @@ def predict(
 
 
 def guided(denoise: Denoiser, condition: Condition, guidance_scale: float) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a function of latents (B, C, h, w) and timesteps (B,) that predicts the guided noise, see `predict`."""
+    """Return the function (latents (B, C, h, w), timesteps (B,)) -> guided noise (B, C, h, w) that calls `predict`."""
 
     def guided_noise(x: Tensor, t: Tensor) -> Tensor:
         return predict(denoise, x, t, condition, guidance_scale)[0]

@@ -1,8 +1,6 @@
-"""Matte network: it predicts the opacity of the object in a sampled image on a plain grey background.
+"""Matte network, which predicts the opacity of the object in a sampled image on a plain grey background.
 
-A fit to images alone cannot distinguish grey parts of the object, or pale colours in the shade, from the background.
-The object then gets holes, and gaps get density in the colour of the background. With the opacity of each pixel, the
-fit can replace the background of the images by other colours.
+A 3D fit to images alone confuses grey or shaded parts of the object with the background. Known opacity prevents this.
 """
 
 from __future__ import annotations
@@ -20,21 +18,18 @@ from threedgen.guidance.weights.loading import CONFIG, TENSORS
 from threedgen.run.disk import write_json
 
 BATCH, MAX_SIZE = 16, 1024
-"""Number of images that the network processes together, and largest `size` of its input in pixels."""
+"""Number of images that the network processes together, and the largest `size` of its input in pixels."""
 
 
 class Matte(nn.Module):
-    """U-Net (Ronneberger et al. 2015) that predicts opacity from images; `opacity` applies it to any size."""
+    """U-Net (Ronneberger et al. 2015) that predicts opacity; `opacity` applies it to images of any size."""
 
     def __init__(self, size: int = 128, channels: tuple[int, ...] = (32, 64, 96, 128)) -> None:
         """Build the network.
 
         Args:
-            size: pixels per side of its input.
+            size: pixels per side of its input, a multiple of 2 ** levels and at most `MAX_SIZE`, else ValueError.
             channels: channels of each level; each level halves the side.
-
-        Raises:
-            ValueError: `size` is no multiple of 2 ** levels, or above `MAX_SIZE`.
         """
         super().__init__()
         self.sizes: dict[str, Any] = {"size": size, "channels": channels}
@@ -78,7 +73,7 @@ class Matte(nn.Module):
 
     @torch.no_grad()
     def opacity(self, images: Tensor) -> Tensor:
-        """Return the object's opacity (B, H, W) in [0, 1] in images (B, H, W, 3) in [0, 1] of any size."""
+        """Return the opacity (B, H, W) in [0, 1] of the object in images (B, H, W, 3) in [0, 1] of any size."""
         size = self.sizes["size"]
         x = resize(images.float(), size, size).permute(0, 3, 1, 2)
         found = torch.cat([self(part).sigmoid() for part in x.split(BATCH)])

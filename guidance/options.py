@@ -15,7 +15,8 @@ from threedgen.guidance.weights.loading import COARSE, PARTS, Identity
 from threedgen.guidance.weights.tokens import Vocabulary, read_vocabulary
 
 Shift = Literal["default", "interpolated"]
-"""Shift of the log signal-to-noise ratio: equal at all timesteps, or growing linearly with t from zero at t = 0."""
+"""Shift of the log signal-to-noise ratio: "default" is equal at all timesteps, "interpolated" grows linearly from zero
+at t = 0."""
 Timestep = Literal["same", "matched"]
 """Timestep that a 2D model receives while samples follow a shifted schedule: "same" passes the sampler's timestep,
 "matched" passes the timestep whose signal-to-noise ratio in the model's own schedule is the same."""
@@ -23,12 +24,12 @@ Layout = Literal["row", "rowcol", "full"]
 """Tokens that a token attends to across views: "row" is its image row in all views (cameras at one elevation), "rowcol"
 its rows and columns in six mesh views (front, right, back, left, top, bottom), "full" all tokens of all views."""
 Arrangement = Literal["parallel", "serial"]
-"""Input of the added attention branches: "parallel" gives all the input of the layer, "serial" (an ablation) adds the
-output of the self-attention and of the preceding branches to that input."""
+"""Input of the added attention branches: "parallel" gives all of them the input of the layer; "serial" (an ablation)
+adds the output of the self-attention and of the preceding branches to that input."""
 Control = Literal["rays", "geometry"]
-"""Input of an adapter's condition guider: camera rays, or positions and normals of a mesh, per pixel."""
+"""Input of an adapter's condition guider, per pixel: camera "rays", or positions and normals of a mesh ("geometry")."""
 MIN_OVERLAP = 0.3
-"""Fraction of common pixels above which MVDiffusion's posed views attend to each other."""
+"""Fraction of common pixels above which two views of MVDiffusion with known depth attend to each other."""
 
 
 def embedded_as(name: str) -> AfterValidator:
@@ -77,7 +78,7 @@ class PriorConfig(Config):
         loading.check(self.weights, self.tokenizer, self.parts)
 
     def vocabulary(self) -> Vocabulary | None:
-        """Return the tokenizer's closed vocabulary; None if it is open or not on this machine. Raises ConfigError."""
+        """Return the closed vocabulary of the tokenizer; None if it has none or is not on this machine."""
         path = loading.local(self.weights)
         return None if path is None or self.tokenizer is not None else read_vocabulary(path, self.subjects())
 
@@ -88,13 +89,13 @@ class PriorConfig(Config):
     def describe(self) -> list[str]:
         """Return a line with config key, path, size and SHA-256 for each file of weights. Raises ConfigError.
 
-        Weights with a hub id are downloaded if they are not cached; an original MVDream checkpoint is not downloaded.
+        Missing weights with a hub id are downloaded; an original MVDream checkpoint is not.
         """
         named = {"weights": loading.describe(self.weights, self.parts)} | self.added_files()
         return [f"{key}: {found}" for key, found in named.items()]
 
     def identify(self) -> dict[str, Identity]:
-        """Return path, size and SHA-256 of the weights by config key; downloads if needed. Raises ConfigError."""
+        """Return path, size and SHA-256 of all weights by config key; download missing ones. Raises ConfigError."""
         return {"weights": loading.identify(self.weights, self.parts)} | self.added_files()
 
     def added_files(self) -> dict[str, Identity]:

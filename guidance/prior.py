@@ -31,25 +31,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 COARSE_STRENGTH = 0.2
-"""Img2img strength of samples that start from a coarse prediction. With the toybox prior, guidance scale 3 and 20 DDIM
-steps, the FID is 10.4 at 0.1, 10.6 at 0.2 and 11.0 at 0.3. Higher strengths give more variation."""
+"""Img2img strength of samples that start from a coarse prediction; higher values give more variation. FID of the toybox
+prior (guidance scale 3, 20 DDIM steps): 10.4 at 0.1, 10.6 at 0.2, 11.0 at 0.3."""
 
 
 class Prior(Protocol):
     """Frozen diffusion model of images, which samples images and predicts noise for distillation losses.
 
-    Latents are (B, C, h, w); those of a prior on pixels are images (B, 3, H, W) in [-1, 1]. In a batch, the views of
+    Latents are (B, C, h, w); for a prior on pixels they are images (B, 3, H, W) in [-1, 1]. In a batch, the views of
     one object are consecutive.
 
     Attributes:
         unet: the denoising network.
         tokenizer: tokenizer of the text encoder.
-        schedule: noise schedule of the noisy latents that the prior denoises.
+        schedule: noise schedule of the noisy latents.
         image_size: pixels per side of the images.
         factor: image pixels per latent pixel along each axis; 1 for a prior on pixels.
         device, dtype: device of the networks and precision of their computation.
-        draft: strength of the img2img pass at full size that follows a pass at half the size; None: one pass at full
-            size.
+        draft: img2img strength in (0, 1] of the second pass of coarse-to-fine sampling, which has the full image size;
+            the first pass has half the size. None: one pass at full size.
         guide_views: value of `Condition.single_view_uncond` when several views are sampled.
     """
 
@@ -65,7 +65,7 @@ class Prior(Protocol):
 
     @property
     def completes_views(self) -> bool:
-        """Whether the prior can sample new views beside known ones (`completion.py`)."""
+        """Whether `completion.complete_views` can sample new views of an object from known views."""
         return False
 
     @property
@@ -80,12 +80,12 @@ class Prior(Protocol):
 
     @property
     def identifiers(self) -> Sequence[str]:
-        """Identifiers of subjects: words that DreamBooth added to the tokenizer, such as "[v]"."""
+        """Words that DreamBooth added to the tokenizer for its subjects, such as "[v]"."""
         return ()
 
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
-        """Move the networks to a device and return the prior; precision "auto" is resolved for the new device."""
+        """Move the networks to a device, resolve the precision "auto" for it, and return the prior."""
 
     def free_text_encoder(self) -> None:
         """Free the text encoder and the VAE decoder, if any; `encode_prompt` and `decode_latents` then fail."""
@@ -93,17 +93,17 @@ class Prior(Protocol):
 
     @abstractmethod
     def encode_prompt(self, prompts: list[str]) -> Tensor:
-        """Return embeddings (n, L, D) float32 of n prompts. The end of a too long prompt is cut, see `tokens_cut`."""
+        """Return text embeddings (n, L, D) float32 of n prompts. Tokens beyond `max_tokens` are dropped."""
 
     @property
     @abstractmethod
     def max_tokens(self) -> int:
-        """Number of tokens to which prompts are padded or cut, including start and end token."""
+        """Number of tokens to which a prompt is padded or cut, including the start and end tokens."""
 
     @property
     @abstractmethod
     def text_shape(self) -> tuple[int, int]:
-        """Shape (L, D) of an encoded prompt: L tokens, D features."""
+        """Shape (L, D) of an encoded prompt: L tokens with D features each."""
 
     def tokens_cut(self, prompt: str) -> str:
         """Return the end of the prompt that exceeds `max_tokens`; "" if the whole prompt fits."""
@@ -116,15 +116,15 @@ class Prior(Protocol):
                 logger.info("prompt beyond the token limit, these words have no effect: %r", cut)
 
     def unknown_words(self, prompt: str) -> list[tuple[str, list[str]]]:
-        """Return the prompt's words outside a closed vocabulary, each with up to three similar known words."""
+        """Return the words of a prompt outside a closed vocabulary, each with up to three similar known words."""
         return tokens.unknown_words(self.tokenizer, prompt)
 
     def read_prompt(self, prompt: str) -> Reading:
-        """Rewrite a prompt in the words of a closed vocabulary; for other tokenizers it stays unchanged."""
+        """Rewrite a prompt in the words of a closed vocabulary; without such a vocabulary, keep it unchanged."""
         return tokens.read_prompt(getattr(self, "tokenizer", None), prompt)
 
     def autocast(self) -> torch.autocast:
-        """Return a context manager in which networks compute in `dtype`; it has no effect for float32."""
+        """Return the context manager in which networks compute in `dtype`; it does nothing for float32."""
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
 
     def resized(self, rgb: Tensor) -> Tensor:
@@ -137,19 +137,19 @@ class Prior(Protocol):
     def camera(self, c2w: Tensor) -> Tensor | None:
         """Convert camera-to-world matrices (B, 4, 4) to the argument `camera` of `denoise`, such as vectors (B, 16).
 
-        Axes are OpenGL's (the camera looks along -z), in a world with z up. Returns None for a prior without cameras.
+        Axes are OpenGL's (the camera looks along -z), in a world with z up. A prior without cameras returns None.
         """
         return None
 
     def note_views(self, c2w: Tensor) -> None:
-        """Log a warning if camera-to-world matrices (B, 4, 4) are outside the prior's training range, if known."""
+        """Log a warning if cameras, camera-to-world (B, 4, 4), are outside the prior's training range."""
         return
 
     @abstractmethod
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encode images (B, H, W, 3) in [0, 1], of any size, to latents (B, C, h, w), with gradients.
 
-        `generator` is that of a random encoding, as with a VAE.
+        A VAE samples the latents with `generator`.
         """
 
     @abstractmethod
@@ -158,14 +158,18 @@ class Prior(Protocol):
 
     @abstractmethod
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
-        """Return the UNet's output (B, C, h, w) float32, which is noise or v (`schedule.prediction`); see `denoise`."""
+        """Return the output of the UNet, (B, C, h, w) float32: noise or v, see `schedule.prediction`.
+
+        `x` are noisy latents (B, C, h, w), `t` timesteps (B,) or (), `text` embeddings (B, L, D), `camera` the encoded
+        cameras of the B images, `n_view` is the number of views per object; see also `denoise`.
+        """
 
     def denoise(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
-        """Predict the noise in latents without guidance: (B, C, h, w) float32.
+        """Predict the noise in latents, (B, C, h, w) float32, without guidance.
 
         Args:
             x: noisy latents (B, C, h, w).
-            t: time steps (B,) or (), 0..T-1.
+            t: timesteps (B,) or (), 0..T-1.
             text: embeddings (B, L, D) from `encode_prompt`.
             camera: result of the method `camera`, or None. A prior without cameras ignores it.
             n_view: number of consecutive images that are views of one object. A prior without cameras ignores it.
@@ -173,13 +177,13 @@ class Prior(Protocol):
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view), t)
 
     def reference(self, text: Tensor) -> Reference | None:
-        """Return the features of the config's reference image, computed with text (1, L, D); None without an image."""
+        """Return features of the config's reference image for the prompt `text` (1, L, D); None without image."""
         return None
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
-        """Predict latents (B, C, h, w) without denoising, from text (B, L, D) and camera-to-world matrices (B, 4, 4).
+        """Predict latents (B, C, h, w) from text (B, L, D) and camera-to-world matrices (B, 4, 4), without denoising.
 
-        Returns None if the prior has no coarse predictor (`CoarsePredictor`), or has no use for one here.
+        Returns None if the prior has no `CoarsePredictor`, or does not use it for these inputs.
         """
         return None
 
@@ -198,9 +202,9 @@ class Prior(Protocol):
         """Sample V views of each of P prompts by DDIM, in one batch.
 
         Args:
-            prompts: one prompt, or a list of P.
-            c2w: camera-to-world matrices (V, 4, 4) for all prompts, or (P, V, 4, 4), see `camera`; None: one image per
-                prompt, without a camera.
+            prompts: one prompt, or a list of P prompts.
+            c2w: camera-to-world matrices (V, 4, 4) for all prompts, or (P, V, 4, 4), with the axes of `camera`;
+                None: one image per prompt, without a camera.
             steps: number of DDIM steps from noise.
             guidance_scale: classifier-free guidance scale; 1: off.
             negative_prompt: text of the unconditional branch, for all prompts.
@@ -210,7 +214,7 @@ class Prior(Protocol):
             init_strength: img2img strength in (0, 1] if the prior has a coarse predictor; 1: start from noise.
 
         Returns:
-            Images (P V, H, W, 3) in [0, 1] on the CPU, the V views of each prompt consecutive.
+            Images (P V, H, W, 3) in [0, 1] on the CPU; the V views of a prompt are consecutive.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         n_view = 1 if c2w is None else c2w.shape[-3]
@@ -234,10 +238,7 @@ class Prior(Protocol):
 
 
 class MultiviewPrior(Prior, Protocol):
-    """Prior that denoises `n_view` consecutive images together, as views of one object, each with its camera.
-
-    With n_view = 1 and without a camera it is a 2D model.
-    """
+    """Prior that denoises `n_view` consecutive images together, as views of one object; with n_view = 1, a 2D model."""
 
     @abstractmethod
     def camera(self, c2w: Tensor) -> Tensor: ...

@@ -1,8 +1,7 @@
 """DDIM sampling of latents (Song et al. 2021, arXiv 2010.02502): from noise, img2img, inpainting, in several passes.
 
-Coarse-to-fine sampling follows Imagen (arXiv 2205.11487), but with one network: it samples images at half the size, at
-a fourth of the cost, upscales them and refines them by img2img. Synchronised views follow SyncMVD (arXiv 2311.12891),
-but the views are made consistent before each img2img round, not in each denoising step.
+Coarse-to-fine sampling is that of Imagen (arXiv 2205.11487), but one network samples at half the size and refines by
+img2img. Synchronised views follow SyncMVD (arXiv 2311.12891), but are made consistent only before each img2img round.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,13 +18,13 @@ from .schedule import Schedule
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 Predict = Callable[[Tensor, Tensor], Tensor]
-"""Prediction of the noise in latents (B, C, h, w) at timesteps (B,), such as the result of `guided`."""
+"""Function (latents (B, C, h, w), timesteps (B,)) -> predicted noise (B, C, h, w), such as the result of `guided`."""
 OnStep = Callable[[int, int], object]
-"""Callback with (number of steps done, total number of steps). It is called before the first and after each step."""
+"""Callback with (number of steps done, total number of steps), called before the first step and after each step."""
 Size = tuple[int, int]
-"""Height and width of an image in pixels."""
+"""(height, width) of an image in pixels."""
 REFINE_STRENGTH = 0.3
-"""Default img2img strength at full size, after a sample of half the size."""
+"""Default img2img strength at full size, after a sample of half the size and for synchronised views."""
 
 
 class InitLatents(NamedTuple):
@@ -36,7 +35,7 @@ class InitLatents(NamedTuple):
 
 
 class ViewSync(NamedTuple):
-    """Number of img2img rounds, and the function that makes the images (B, H, W, 3) consistent before each round."""
+    """Number of img2img rounds, and the function that makes images (B, H, W, 3) consistent before each round."""
 
     rounds: int
     synchronise: Callable[[Tensor], Tensor]
@@ -50,24 +49,24 @@ def no_callback(done: int, steps: int) -> None:
 
 
 def before_steps(callback: Callable[[], None]) -> OnStep:
-    """Return an `OnStep` callback that calls `callback` before each step, not after the last."""
+    """Return an `OnStep` callback that calls `callback` before each step."""
     return lambda done, steps: callback() if done < steps else None
 
 
 def ddim_timesteps(steps: int, T: int = 1000) -> Tensor:
-    """Return the ascending time steps at which DDIM calls the network, (steps,) int64: floor(i T / steps) + 1.
+    """Return the ascending timesteps at which DDIM calls the network, (steps,) int64: floor(i T / steps) + 1.
 
-    They are those of the ldm code base whenever `steps` <= T divides T; with steps = T they are 0..T-1. T is the number
-    of training timesteps, or less for img2img.
+    If `steps` divides T, they are those of the ldm code base; if `steps` equals T, they are 0..T-1. T is the number of
+    training timesteps; img2img passes a smaller T.
     """
     # With steps = T the offset of 1 would give t = T, which has no alpha_bar.
     return torch.arange(steps) * T // steps + (1 if steps < T else 0)
 
 
 def ddim_alphas(schedule: Schedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha_bar before and after the DDIM step at each of the ascending `timesteps`: (steps,) float64, CPU.
+    """Return alpha_bar before and after the step at each of the ascending `timesteps`, two (steps,) float64 on the CPU.
 
-    Sampling ends at alpha_bar[0], not at 1, as in Stable Diffusion's config (set_alpha_to_one=False in diffusers).
+    The step at timesteps[0] ends at alpha_bar[0], not at 1, as in Stable Diffusion (diffusers: set_alpha_to_one=False).
     """
     alpha_bar = schedule.alpha_bar.cpu().double()
     a = alpha_bar[timesteps]
@@ -77,12 +76,12 @@ def ddim_alphas(schedule: Schedule, timesteps: Tensor) -> tuple[Tensor, Tensor]:
 def ddim_step(
     x: Tensor, eps: Tensor, a: Tensor, a_prev: Tensor, eta: float = 0.0, noise: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Take one DDIM step (eq. 12). Returns the latents after the step and the predicted clean latents, like `x`.
+    """Take one DDIM step (eq. 12); return the next latents and the predicted clean latents, each (B, C, h, w).
 
     Args:
         x, eps: noisy latents and the noise predicted in them, each (B, C, h, w).
         a, a_prev: alpha_bar before and after the step, scalar tensors.
-        eta: 0 is deterministic DDIM, 1 has the noise of DDPM (eq. 16).
+        eta: 0: deterministic DDIM; 1: as much noise as DDPM (eq. 16).
         noise: unit Gaussian noise like `x`, needed if `eta` > 0.
     """
     sigma = eta * ((1 - a_prev) / (1 - a) * (1 - a / a_prev)).clamp(min=0).sqrt()
@@ -104,9 +103,9 @@ def ddim_sample(
     """Denoise latents by DDIM and return clean latents (B, C, h, w).
 
     Args:
-        x_T: latents (B, C, h, w) with the noise of the last of `timesteps`.
-        timesteps: ascending (steps,), see `ddim_timesteps`.
-        eta, generator: noise of the steps, see `ddim_step`, and its random generator.
+        x_T: latents (B, C, h, w) with the noise level of the last timestep.
+        timesteps: (steps,) ascending, from `ddim_timesteps`.
+        eta, generator: share of noise in [0, 1] that each step adds (`ddim_step`), and its random generator.
     """
     alphas, alphas_prev = ddim_alphas(schedule, timesteps)
     x = x_T
@@ -133,8 +132,9 @@ def sample_latents(
 
     Args:
         noise: unit Gaussian noise (B, C, h, w).
-        steps: DDIM steps from pure noise; img2img takes `init.strength` times as many, at least one.
+        steps: number of DDIM steps from pure noise; img2img takes round(strength * steps), at least one.
         init: img2img start; None: start from pure noise.
+        eta, generator: see `ddim_sample`.
     """
     x, T = noise, schedule.T
     if init is not None:
@@ -154,15 +154,16 @@ def inpaint_latents(
     repeats: int = 1,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Inpaint latents with a model that was not trained for it.
+    """Inpaint latents with a model that was not trained for it, and return clean latents (B, C, h, w).
 
-    Before each step the known latents, with the noise of that step, replace the sample outside the hole (RePaint,
-    Lugmayr et al. 2022, arXiv 2201.09865, algorithm 1; in latents as Avrahami et al. 2023, arXiv 2206.02779).
+    Before each step, noisy known latents replace the sample outside the hole (RePaint, Lugmayr et al. 2022, arXiv
+    2201.09865, algorithm 1; in latents as Avrahami et al. 2023, arXiv 2206.02779).
 
     Args:
         z: known clean latents (B, C, h, w).
         hole: (B, 1, h, w), 1 where latents are sampled, 0 where `z` is kept.
-        repeats: times that each step is taken; noise is added again before a repetition (RePaint's resampling).
+        steps: number of DDIM steps.
+        repeats: how often each step is taken; noise is added again before a repetition (RePaint's resampling).
     """
     timesteps = ddim_timesteps(steps, schedule.T)
     alphas, alphas_prev = ddim_alphas(schedule, timesteps)
@@ -180,10 +181,10 @@ def inpaint_latents(
 
 
 def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:
-    """Return unit Gaussian noise with shape, type and device of `like` (B, ...).
+    """Return unit Gaussian noise with the shape, dtype and device of `like` (B, ...).
 
     The noise is sampled in float32 on the generator's device, so a CPU generator gives the same noise for every device.
-    Of n generators, each samples B / n consecutive images.
+    Each of n generators samples the noise of B / n consecutive images.
     """
     if isinstance(generator, Sequence):
         shares = like.split(len(like) // len(generator))
@@ -193,9 +194,9 @@ def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:
 
 
 def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str, str]) -> None:
-    """Raise ConfigError, with the config `keys` of height and width, if a side of `size` is no multiple of `unit`.
+    """Raise ConfigError for one of the config `keys` (height, width) if that side is no multiple of `unit` pixels.
 
-    With the option `draft`, half of each side must be a multiple too.
+    If `draft` is set, half of each side must be a multiple too.
     """
     for side, key in zip(size, keys, strict=True):
         if side % unit:
@@ -207,7 +208,7 @@ def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str
 
 
 def check_half_size(size: Size, draft: float | None, unit: int, key: str = "draft") -> None:
-    """Raise ConfigError if `draft` is set and half of a side of `size` is not a multiple of `unit` pixels."""
+    """Raise ConfigError for the config key `key` if `draft` is set and a side is no multiple of 2 `unit` pixels."""
     if draft is not None and any(side % (2 * unit) for side in size):
         raise ConfigError(
             f"images of {size[0]} x {size[1]} pixels cannot be sampled at half the size first: sides must be multiples "
@@ -218,9 +219,9 @@ def check_half_size(size: Size, draft: float | None, unit: int, key: str = "draf
 
 
 def img2img_strengths(draft: float | None, rounds: int = 0) -> list[float]:
-    """Return the linearly decreasing strengths in (0, 1] of the img2img rounds at full size.
+    """Return the linearly decreasing strengths in (0, 1] of `rounds` img2img rounds at full size.
 
-    The first is `draft`, or `REFINE_STRENGTH` if None. With `rounds` = 0 there is one round if `draft` is set.
+    The first is `draft`, or `REFINE_STRENGTH` if None. If `rounds` is 0 and `draft` is set, there is one round.
     """
     times = max(rounds, draft is not None)
     return [(draft or REFINE_STRENGTH) * (times - number) / times for number in range(times)]
@@ -233,7 +234,7 @@ def total_steps(steps: int, draft: float | None, rounds: int = 0, init: InitLate
 
 
 SamplePass = Callable[[Size, Tensor, InitLatents | None], Tensor]
-"""Function that denoises one pass: (image size, noise (B, C, h, w), img2img start or None) -> latents (B, C, h, w)."""
+"""Function (image size, noise (B, C, h, w), img2img start or None) -> clean latents (B, C, h, w) of one pass."""
 
 
 def sample_images(
@@ -249,8 +250,8 @@ def sample_images(
     """Sample images in one or several passes and return them, (count, H, W, 3) in [0, 1], on the CPU.
 
     Args:
-        model: a latent prior. If `model.draft` is not None, the first pass has half the size, and an img2img pass of
-            this strength at full size follows.
+        model: a latent prior. If `model.draft` is set, the first pass has half the size; an img2img pass with this
+            strength follows at full size.
         count: number of images.
         size: (H, W) in pixels.
         sample: function that denoises one pass.

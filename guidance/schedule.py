@@ -1,6 +1,6 @@
-"""Noise schedules and parameterisations of diffusion models.
+"""Noise schedules and parameterisations of diffusion models: x_t = sqrt(a) x_0 + sqrt(1-a) eps with a = alpha_bar_t.
 
-Symbols follow the papers: a = alpha_bar_t, x_t = sqrt(a) x_0 + sqrt(1-a) eps (Ho et al. 2020, eq. 4).
+Ho et al. 2020, eq. 4. A timestep argument `t` is an int tensor (B,), or one number for the whole batch.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ MIN_ALPHA_BAR = 1e-12
 
 @dataclass(frozen=True)
 class Schedule:
-    """Noise schedule of a diffusion model with T training timesteps.
+    """Noise schedule of a diffusion model with T training timesteps, 0..T-1.
 
     Attributes:
         betas: variance of the noise that each timestep adds, (T,) float32, in (0, 1).
-        alpha_bar: remaining share of the signal's variance, cumulative product of 1 - betas, (T,) float32.
-        prediction: output of the network, the noise eps or v = sqrt(a) eps - sqrt(1-a) x_0.
+        alpha_bar: cumulative product of 1 - betas, the signal's remaining share of the variance, (T,) float32.
+        prediction: output of the network: the noise eps, or v = sqrt(a) eps - sqrt(1-a) x_0.
     """
 
     betas: Tensor
@@ -38,11 +38,8 @@ class Schedule:
 
     @classmethod
     def from_betas(cls, betas: Tensor, prediction: Prediction = "epsilon") -> Schedule:
-        """Build a schedule from `betas` (T,). Raises ValueError unless betas are in (0, 1) and alpha_bar > 1e-12.
-
-        alpha_bar is accumulated in float64, because a float32 product of 1000 factors is off by 1e-5.
-        """
-        betas = betas.double()
+        """Build a schedule from `betas` (T,). Raises ValueError unless betas are in (0, 1) and alpha_bar > 1e-12."""
+        betas = betas.double()  # a float32 product of 1000 factors is off by 1e-5
         alpha_bar = torch.cumprod(1 - betas, 0)
         if betas.ndim != 1 or not ((betas > 0) & (betas < 1) & (alpha_bar > MIN_ALPHA_BAR)).all() or not len(betas):
             raise ValueError("betas must be between 0 and 1 and leave some signal at the last timestep")
@@ -72,7 +69,7 @@ class Schedule:
 
     @classmethod
     def from_diffusers(cls, config: Mapping[str, Any]) -> Schedule:
-        """Build a schedule from the content of diffusers' scheduler_config.json. Raises ValueError if unsupported."""
+        """Build a schedule from the content of a diffusers scheduler_config.json. Raises ValueError if unsupported."""
         prediction = config.get("prediction_type", "epsilon")
         name, T = config.get("beta_schedule", "linear"), int(config.get("num_train_timesteps", 1000))
         if prediction not in ("epsilon", "v_prediction"):
@@ -94,8 +91,8 @@ class Schedule:
     def shifted(self, scale: float, mode: Shift = "interpolated") -> Schedule:
         """Return a schedule with a lower signal-to-noise ratio: log SNR'_t = log SNR_t - w_t log scale.
 
-        Several views together reveal details that noise hides in a single view, so they need more noise (MV-Adapter,
-        arXiv 2412.03632, section 4.3). The mode "default" has w_t = 1, "interpolated" has w_t = t / (T - 1).
+        w_t is 1 for mode "default" and t / (T - 1) for "interpolated". Several views together reveal details that noise
+        hides in a single view, so they need more noise (MV-Adapter, arXiv 2412.03632, section 4.3).
         """
         log_snr = torch.logit(torch.cumprod(1 - self.betas.double(), 0))
         share = torch.linspace(0, 1, self.T).to(log_snr) if mode == "interpolated" else 1.0
@@ -104,39 +101,35 @@ class Schedule:
         return Schedule.from_betas(1 - alpha_bar / before, self.prediction)
 
     def timesteps_in(self, other: Schedule) -> Tensor:
-        """Return the timesteps of `other` with the signal-to-noise ratio of this schedule at 0..T-1: (T,) float32.
-
-        They are fractional, interpolated linearly over the log ratio, on the CPU.
-        """
+        """Return fractional timesteps (T,) float32 of `other` with the SNR of this schedule at 0..T-1."""
         noise, known = (-torch.logit(each.alpha_bar.double().cpu()) for each in (self, other))
         return torch.from_numpy(np.interp(noise, known, np.arange(other.T))).float()
 
     @property
     def T(self) -> int:
-        """Number of training timesteps; valid t are 0..T-1."""
         return len(self.alpha_bar)
 
     def to(self, device: torch.device | str) -> Schedule:
         return Schedule(self.betas.to(device), self.alpha_bar.to(device), self.prediction)
 
     def alpha_sigma(self, t: Timesteps, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t) at `t`, (B,) or one for all, to broadcast over `like`."""
+        """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), (B, 1, ...) or (1, 1, ...), for `like` (B, ...)."""
         index = torch.as_tensor(t, device=self.alpha_bar.device)
         a = self.alpha_bar[index].to(like.device).reshape(-1, *[1] * (like.dim() - 1))
         return a.sqrt(), (1 - a).sqrt()
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
-        """Return x_t of clean `x0` (B, ...) and unit Gaussian `noise` at `t`: (B,) or one number for all."""
+        """Return the noisy x_t (B, ...) of clean `x0` (B, ...) and unit Gaussian `noise` (B, ...)."""
         alpha, sigma = self.alpha_sigma(t, x0)
         return alpha * x0 + sigma * noise
 
     def x0_from_eps(self, x: Tensor, eps: Tensor, t: Timesteps) -> Tensor:
-        """Return the clean x_0, like `x`, from noisy `x` (B, ...) and predicted noise `eps` (B, ...) at `t`."""
+        """Return the clean x_0 (B, ...) from noisy `x` (B, ...) and predicted noise `eps` (B, ...)."""
         alpha, sigma = self.alpha_sigma(t, x)
         return (x - sigma * eps) / alpha
 
     def eps_from_output(self, x: Tensor, output: Tensor, t: Timesteps) -> Tensor:
-        """Convert the network's `output` for noisy `x` (B, ...) to noise; a v model has sqrt(a) v + sqrt(1-a) x."""
+        """Convert the network's `output` (B, ...) for noisy `x` (B, ...) to noise: eps, or sqrt(a) v + sqrt(1-a) x."""
         if self.prediction == "epsilon":
             return output
         alpha, sigma = self.alpha_sigma(t, x)
@@ -152,9 +145,9 @@ class Schedule:
         return snr.clamp(max=gamma) / (snr if self.prediction == "epsilon" else snr + 1)
 
     def target(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:
-        """Return the training target of the network for x_t = add_noise(x0, noise, t), like `x0` (B, ...).
+        """Return the network's training target for x_t = add_noise(x0, noise, t), like `x0` (B, ...): noise or v.
 
-        The target is `noise`, or v = sqrt(a) eps - sqrt(1-a) x_0 (Salimans and Ho 2022, appendix D).
+        v = sqrt(a) eps - sqrt(1-a) x_0 (Salimans and Ho 2022, appendix D).
         """
         if self.prediction == "epsilon":
             return noise

@@ -1,6 +1,4 @@
-"""Attention branches beside the frozen self-attention of a UNet.
-
-MV-Adapter (Huang et al. 2024, arXiv 2412.03632), section 4.2, equation 3:
+"""Attention branches beside the frozen self-attention of a UNet (MV-Adapter, arXiv 2412.03632, section 4.2, eq. 3).
 
     out = self-attention(x) + s_mv multi-view attention(x) + s_ref attention(x, features of a reference image)
 
@@ -23,22 +21,23 @@ from threedgen.guidance.options import Arrangement, Layout
 
 Branch = Literal["mv", "ref"]
 Processor = Callable[..., Tensor]
-"""Attention processor of diffusers: called with an attention layer and its input (B, L, C), it returns the output."""
+"""Attention processor of diffusers: function (attention layer, input (B, L, C), ...) -> output (B, L, C)."""
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Attention of queries, keys and values (..., L, C), separately for each sequence of L tokens: (..., L, C)."""
+"""Function (queries, keys, values), each (..., L, C) -> attention output (..., L, C), per sequence of L tokens."""
 
 SIDES, RING = 4, (2, 4, 5)
-"""Six mesh views (front, right, back, left, top, bottom): the first SIDES views share image rows. The views of RING
-share image columns with each other and with the mirrored front view."""
+"""The six mesh views are front, right, back, left, top, bottom. The first SIDES views share image rows. The views with
+the indices RING share image columns with each other and with the left-right mirrored front view."""
 
 
 class DecoupledAttnProcessor(nn.Module):
-    """Attention processor that adds the outputs of new attention branches to that of the layer's former processor.
+    """Attention processor that adds the outputs of new branches to the output of the processor that it replaces.
 
     Attributes:
-        base: the processor that the layer had before.
+        base: the replaced processor.
         name: "PATH.attn1.processor", the key for features of reference images.
-        branches: "mv" (between views), "ref" (to a reference image), both or none (in cross-attention layers).
+        branches: "mv" (attention to other views), "ref" (to a reference image), both, or none (in cross-attention
+            layers).
     """
 
     to_q_ref: nn.Module
@@ -86,17 +85,17 @@ class DecoupledAttnProcessor(nn.Module):
         cache_hidden_states: dict[str, Tensor] | None = None,
         ref_hidden_states: Mapping[str, Tensor] | None = None,
     ) -> Tensor:
-        """Return the layer's output (B V, L, C); the arguments not listed are those of diffusers' processors.
+        """Return the layer's output (B V, L, C); arguments not listed are those of diffusers' processors.
 
         Args:
             hidden_states: (B V, L, C), V consecutive views of each of B objects.
             n_view: V.
-            latent_size: (h, w) of the UNet's input, for the layouts row and rowcol.
+            latent_size: (h, w) of the UNet's input, for the layouts "row" and "rowcol".
             use_mv, use_ref: whether to apply the branch.
             mv_scale, ref_scale: factors of the branches' outputs.
             cache_hidden_states: dict to which the layer adds its input (B V, L, C) under `name`.
-            ref_hidden_states: inputs (R, L', C) of the layers, cached for R reference images, where R divides B V;
-                None: the ref branch attends to zeros.
+            ref_hidden_states: inputs (R, L', C) of the layers by name, cached for R reference images, where R divides B
+                V; None: the "ref" branch attends to zeros.
         """
         out: Tensor = self.base(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
         if encoder_hidden_states is not None:
@@ -139,10 +138,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def token_grid(count: int, latent_size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return (height, width) of the UNet level that has `count` tokens, for latents of `latent_size` (height, width).
-
-    Each level halves both sides, rounded up.
-    """
+    """Return (height, width) of the UNet level with `count` tokens; each level halves `latent_size`, rounded up."""
     assert latent_size is not None
     height, width = latent_size
     while height * width > count:
@@ -151,7 +147,7 @@ def token_grid(count: int, latent_size: tuple[int, int] | None) -> tuple[int, in
 
 
 def _rows(attention: Attend, *maps: Tensor) -> Tensor:
-    """Attend from each token to the tokens of its row in all views; maps: q, k and v, each (B, V, h, w, C)."""
+    """Attend from each token to its image row in all views; `maps` are q, k and v, each (B, V, h, w, C)."""
     q, k, v = (part.transpose(1, 2).flatten(2, 3) for part in maps)
     return attention(q, k, v).unflatten(2, (maps[0].shape[1], -1)).transpose(1, 2)
 
@@ -163,9 +159,9 @@ def _columns(attention: Attend, *maps: Tensor) -> Tensor:
 def _rows_and_columns(attention: Attend, *maps: Tensor) -> Tensor:
     """Attend along the rows of front, right, back, left, and along the columns of front, back, top, bottom.
 
-    The result for front and back is the mean of both. `maps` are q, k and v, each (B, 6, h, w, C). The top and bottom
-    cameras have the azimuth of the back camera, and the front camera sees the object left-right mirrored relative to
-    it. Therefore the front map is mirrored before the attention along columns.
+    `maps` are q, k and v, each (B, 6, h, w, C). The result for front and back is the mean of both. The top and bottom
+    cameras have the azimuth of the back camera, so the front map is mirrored left-right before the attention along
+    columns.
     """
     if (n_view := maps[0].shape[1]) != SIDES + 2:
         raise ValueError(f"rowcol needs six views: front, right, back, left, top, bottom (got {n_view})")
@@ -176,7 +172,7 @@ def _rows_and_columns(attention: Attend, *maps: Tensor) -> Tensor:
 
 
 def _full(attention: Attend, *maps: Tensor) -> Tensor:
-    """Attend from each token to all tokens of all views; maps: q, k and v, each (B, V, h, w, C)."""
+    """Attend from each token to all tokens of all views; `maps` are q, k and v, each (B, V, h, w, C)."""
     q, k, v = (part.flatten(1, 3) for part in maps)
     return attention(q, k, v).view_as(maps[0])
 
@@ -190,9 +186,10 @@ def decouple(
     layout: Layout = "row",
     arrangement: Arrangement = "parallel",
 ) -> None:
-    """Add new branches with zero output to every self-attention layer of a UNet, in place.
+    """Add branches to every self-attention layer of a UNet, in place; branches of an earlier call are removed.
 
-    Each attention processor becomes the `base` of a `DecoupledAttnProcessor`. Branches of an earlier call are removed.
+    The output of new branches is zero until they are trained. `branches`: "mv" attends to the other views, "ref" to a
+    reference image. See `options.Layout` and `options.Arrangement` for the other arguments.
     """
     processors: dict[str, Any] = {}  # diffusers' type lists its own processors only
     for name, old in unet.attn_processors.items():
@@ -207,7 +204,7 @@ def decouple(
 
 
 def branch_processors(unet: UNet2DConditionModel) -> dict[str, DecoupledAttnProcessor]:
-    """Return the attention processors of a UNet that have branches, by their names, such as "PATH.attn1.processor"."""
+    """Return the attention processors of a UNet that have branches, by name, such as "PATH.attn1.processor"."""
     return {
         name: processor
         for name, processor in unet.attn_processors.items()

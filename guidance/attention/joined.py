@@ -1,8 +1,8 @@
-"""Joined self-attention and camera embedding: they turn a UNet of diffusers into a multi-view model (MVDream).
+"""Joined self-attention and camera embedding, which turn a UNet of diffusers into a multi-view model (MVDream).
 
-The self-attention of each transformer block attends to the tokens of all views of an object, with the weights of the 2D
-model. A small MLP embeds the camera, and its output is added to the time embedding (arXiv 2308.16512, sections 3.1 and
-3.2). Called with n_view = 1 and no camera, the network is a 2D model. In a batch, views of one object are consecutive.
+Self-attention attends to the tokens of all views of an object, with the weights of the 2D model. An MLP embeds the
+camera, and its output is added to the time embedding (arXiv 2308.16512, sections 3.1 and 3.2). Called with n_view = 1
+and no camera, the network is a 2D model. In a batch, the views of an object are consecutive.
 """
 
 from collections.abc import Sequence
@@ -18,32 +18,32 @@ from torch.autograd.function import once_differentiable
 
 CAMERA_DIM = 16
 WORLD_ROTARY = "world_rotary"
-"""Key of a UNet's config. If true, `predict` passes a `WorldRotary` to the self-attention."""
+"""Entry of a UNet's config: whether `predict` passes a `WorldRotary` to the self-attention."""
 SEPARATE_LEVELS = "separate_levels"
-"""Key of a UNet's config. It is true if the views of an object had separate noise levels in training, so that known
-views can be completed (`completion.py`) and the single view is a fair unconditional branch (`prior.guide_views`)."""
+"""Entry of a UNet's config: whether the views of an object had separate noise levels in training. Such a network can
+sample new views beside known ones (`completion.py`), and its single-view output is a valid unconditional branch."""
 OWN_KEYS = (WORLD_ROTARY, SEPARATE_LEVELS)
 Kind = Literal["sdpa", "xformers"]
-"""Attention backend: torch's scaled_dot_product_attention, or xformers' memory_efficient_attention."""
+"""Attention backend: torch's scaled_dot_product_attention or xformers' memory_efficient_attention."""
 MIN_TOKENS = 512
 """Sequence length from which on `FlashAttention` is faster than attention with an explicit softmax."""
 HALF_EXTENT = 0.95
-"""Half the side of the visible square of the plane of `WorldRotary`, in world units; toybox cameras are about
+"""Half the side, in world units, of the square that `WorldRotary` assumes to be visible; the toybox cameras are about
 0.95 / tan(fov / 2) away from the object's centre."""
 LOWEST, HIGHEST = 1.0, 25.0
-"""Frequencies of `WorldRotary` in radians per world unit; the highest has a period of two pixels of 16 x 16 latents."""
+"""Frequencies of `WorldRotary` in radians per world unit. The highest has a period of two pixels of 16 x 16 latents."""
 
 
 class WorldRotary:
     """Rotary position embedding (Su et al. 2021, arXiv 2104.09864) with world coordinates, for B images.
 
-    The position of a token is the point where its pixel meets the plane through the object's centre that faces the
-    camera. Queries and keys are rotated by the world coordinates of these points. Their product then depends on the
-    offset between two points in the world. A pixel and its mirror image in the opposite view have the same position.
+    The position of a token is the 3D point where its pixel meets the plane through the object's centre that faces the
+    camera. The product of a query and a key then depends on the 3D offset between two such points. A pixel and its
+    mirror image in the opposite view have the same position.
     """
 
     def __init__(self, camera: Tensor | None, batch: int, device: torch.device) -> None:
-        """Take camera vectors (B, 16), see `camera_vector`; None: all `batch` images are front views (camera at +x)."""
+        """Take camera vectors (B, 16) from `camera_vector`; None: all `batch` images are front views (camera at +x)."""
         if camera is None:
             front = torch.tensor([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]], device=device)
             pose = front.expand(batch, 3, 3)
@@ -53,7 +53,7 @@ class WorldRotary:
         self.tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def table(self, tokens: int, width: int) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines of the angles, each (B, L, 3 (width // 8)), for square images of L = `tokens`."""
+        """Return cosines and sines, each (B, L, 3 (width // 8)), for L = `tokens` and `width` features per head."""
         if (tokens, width) not in self.tables:
             side, count = round(tokens**0.5), width // 8
             frequencies = torch.logspace(0, 1, count, base=HIGHEST / LOWEST, device=self.up.device) * LOWEST
@@ -64,7 +64,7 @@ class WorldRotary:
         return self.tables[tokens, width]
 
     def __call__(self, x: Tensor, n_view: int) -> Tensor:
-        """Rotate the first features of queries or keys `x` (B / n_view, H, n_view L, D), H heads of D features."""
+        """Rotate the first features of queries or keys `x` (B / n_view, H, n_view L, D) with H heads of D features."""
         cos, sin = (
             part.to(x.dtype).unflatten(0, (-1, n_view)).flatten(1, 2)[:, None]
             for part in self.table(x.shape[2] // n_view, x.shape[3])
@@ -77,9 +77,9 @@ class WorldRotary:
 class FlashAttention(torch.autograd.Function):
     """Attention for training on a CPU, softmax(q k^T / sqrt(D)) v: q, k, v (B, H, L, D) -> (B, H, L, D).
 
-    Attention with an explicit softmax keeps 4 L^2 bytes of weights per head and sequence of L tokens. The fused
-    backward pass of torch 2.13 takes five times as long in bf16. This backward pass recomputes the weights of one head
-    and sequence at a time, as FlashAttention does (Dao et al. 2022, arXiv 2205.14135, algorithm 4, with one tile).
+    Attention with an explicit softmax keeps 4 L^2 bytes per head and sequence, and the fused backward pass of torch
+    2.13 takes five times as long in bf16. This backward pass recomputes the weights of one head and sequence at a time
+    (FlashAttention, Dao et al. 2022, arXiv 2205.14135, algorithm 4, with one tile).
     """
 
     @staticmethod
@@ -106,10 +106,7 @@ class FlashAttention(torch.autograd.Function):
 
 
 class MultiviewAttnProcessor(AttnProcessor2_0):
-    """Attention processor whose self-attention attends to the tokens of `n_view` consecutive images.
-
-    All layers of a network share one instance. `predict` passes `n_view` to each call.
-    """
+    """Attention processor, one for all layers; self-attention attends to the tokens of `n_view` consecutive images."""
 
     def __init__(self, kind: Kind = "sdpa") -> None:
         super().__init__()
@@ -142,7 +139,7 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
 
 
 def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: WorldRotary | None = None) -> Tensor:
-    """Compute self-attention (B, F L, C) -> (B, F L, C), F images in a sequence, with a block without norms."""
+    """Return self-attention (B, F L, C) of `tokens` (B, F L, C), F = `n_view` images, for a layer without norms."""
     layers = (attn.to_q, attn.to_k, attn.to_v)
     q, k, v = (layer(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer in layers)
     if rotary is not None:
@@ -165,7 +162,7 @@ def trains_on_cpu(tokens: Tensor) -> bool:
 
 
 class CameraEmbedding(TimestepEmbedding):
-    """Embedding of camera vectors (B, 16): diffusers' two-layer MLP, which returns zeros for "no camera", (B, 0)."""
+    """Embedding of camera vectors (B, 16): diffusers' two-layer MLP. For no camera, (B, 0), it returns zeros (B, 1)."""
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
         if sample.shape[-1] == 0:
@@ -174,10 +171,7 @@ class CameraEmbedding(TimestepEmbedding):
 
 
 def make_multiview(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Install joined self-attention in `unet`, in place, and make the camera optional if it has a camera branch.
-
-    Tensor names, shapes and the saved config do not change. A second call has no effect. Returns `unet`.
-    """
+    """Install joined self-attention in `unet`, in place, and make its camera optional. A second call has no effect."""
     if not any(isinstance(processor, MultiviewAttnProcessor) for processor in unet.attn_processors.values()):
         set_attention(unet, "sdpa")
     embedding: Any = unet.class_embedding
@@ -193,7 +187,7 @@ def set_attention(unet: UNet2DConditionModel, kind: Kind) -> None:
 
 
 def unet_from_config(config: Any, **changes: Any) -> UNet2DConditionModel:
-    """Build a UNet from a config and `changes` of its entries; keep the `OWN_KEYS`, unknown to diffusers."""
+    """Build a UNet from a config, which may have `OWN_KEYS` unknown to diffusers, with `changes` of its entries."""
     stock = {name: value for name, value in config.items() if name not in OWN_KEYS}
     unet: Any = UNet2DConditionModel.from_config(stock, **changes)
     unet.register_to_config(**{name: config[name] for name in OWN_KEYS if name in config})
@@ -217,19 +211,19 @@ def predict(
     factor: int = 8,
     **views: object,
 ) -> Tensor:
-    """Return the network's output (eps or v) for noisy latents, (B F, C, h, w).
+    """Return the network's output (B F, C, h, w), noise or v, for noisy latents of B objects with F views each.
 
     Args:
         unet: a network prepared by `make_multiview`, or with other attention processors that take `n_view`.
-        x: noisy latents (B F, C, h, w), F consecutive views of each of B objects.
-        t: time steps (B F,) or ().
+        x: noisy latents (B F, C, h, w); the views of an object are consecutive.
+        t: timesteps (B F,) or ().
         text: embeddings (B F, L, D).
-        camera: camera vectors (B F, 16), see `camera_vector`; None: no camera (2D mode).
+        camera: camera vectors (B F, 16) from `camera_vector`; None: no camera (2D mode).
         n_view: F, number of consecutive images that attend to each other; 1: 2D model.
-        features: residuals that are added to the down blocks, one tensor per block, as from a T2I-Adapter (Mou et al.
+        features: one tensor per down block, added to the features of the block, as from a T2I-Adapter (Mou et al.
             2023).
         factor: image pixels per latent pixel along each axis, for SDXL's size conditioning.
-        views: further arguments of the attention processors, by name.
+        views: further arguments of the attention processors.
     """
     labels = None
     if unet.class_embedding is not None:
@@ -244,16 +238,16 @@ def predict(
 
 
 def has_added_conditioning(unet: UNet2DConditionModel) -> bool:
-    """Return whether a UNet takes SDXL's added conditioning."""
+    """Return whether a UNet takes SDXL's added conditioning (pooled text and image size)."""
     return unet.config.get("addition_embed_type") == "text_time"
 
 
 def split_text(unet: UNet2DConditionModel, text: Tensor, height: int, width: int) -> tuple[Tensor, dict[str, Any]]:
     """Split a text of SDXL (B, L + 1, D) into its tokens (B, L, D) and keyword arguments of the UNet.
 
-    The last token is the pooled text of the second encoder, padded with zeros. The UNet also takes the size of the
-    image in pixels, here without a crop (Podell et al. 2023, arXiv 2307.01952, section 2.2). For a UNet without added
-    conditioning, the text is returned unchanged, with {}.
+    The last token is the pooled text of the second encoder, padded with zeros. The UNet also takes the image size
+    `height` x `width` in pixels, without a crop (Podell et al. 2023, arXiv 2307.01952, section 2.2). For a UNet without
+    added conditioning, the text is returned unchanged, with {}.
     """
     if not has_added_conditioning(unet):
         return text, {}
@@ -264,10 +258,10 @@ def split_text(unet: UNet2DConditionModel, text: Tensor, height: int, width: int
 
 
 def camera_vector(c2w: Tensor) -> Tensor:
-    """Convert camera-to-world matrices (B, 4, 4) with OpenGL axes, world z up, to camera vectors (B, 16).
+    """Convert camera-to-world matrices (B, 4, 4), OpenGL axes, world z up, to camera vectors (B, 16).
 
-    A camera vector is the matrix in row-major order with its translation scaled to length 1. The network thus receives
-    directions only, neither distance nor field of view. `c2w` is not modified.
+    A camera vector is the row-major matrix with its translation scaled to length 1, so the network receives directions
+    only, neither distance nor field of view.
     """
     unit = F.normalize(c2w[:, :3, 3:], dim=1, eps=1e-8)
     top = torch.cat([c2w[:, :3, :3], unit], dim=2)

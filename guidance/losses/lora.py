@@ -1,6 +1,6 @@
-"""LoRA of a frozen UNet (Hu et al. 2021, arXiv 2106.09685), on its attention layers or on other layers too.
+"""LoRA of a frozen UNet (Hu et al. 2021, arXiv 2106.09685), applied by forward hooks.
 
-DreamBooth trains one for a subject, VSD (ProlificDreamer, arXiv 2305.16213) one on the renders. Forward hooks apply it.
+DreamBooth trains a LoRA for a subject, VSD (ProlificDreamer, arXiv 2305.16213) trains one on the renders.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,10 +21,10 @@ POSE = 16
 
 
 class LoRA(nn.Module):
-    """Trainable low-rank matrices for linear layers and convolutions of a UNet.
+    """Trainable matrices `down` and `up` of low rank for linear layers and convolutions of a UNet.
 
     A layer then returns W x + scale up(down(x)). `up` starts at zero. For a convolution, `down` has the layer's kernel
-    size and `up` is 1 x 1. The module holds no reference to the UNet.
+    size and `up` is 1 x 1.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class LoRA(nn.Module):
         std: Callable[[int], float] | None = None,
         targets: tuple[str, ...] = ATTENTION,
     ) -> None:
-        """Create the matrices. Raises ConfigError if the network has no layers to target.
+        """Create matrices of rank `rank`. Raises ConfigError if no layer of `unet` matches `targets`.
 
         Args:
             generator: CPU random generator of the initial `down`.
@@ -57,7 +57,7 @@ class LoRA(nn.Module):
         self.up = nn.ParameterList(torch.zeros(size[0], rank) for size in sizes)
 
     def attach(self, unet: nn.Module) -> list[RemovableHandle]:
-        """Apply the LoRA to `unet`, for which it was made, until the returned handles are removed."""
+        """Apply the LoRA to `unet` until the returned handles are removed."""
         return [
             unet.get_submodule(name).register_forward_hook(partial(_add, down, up, self.scale))
             for name, down, up in zip(self.names, self.down, self.up, strict=True)
@@ -65,7 +65,7 @@ class LoRA(nn.Module):
 
 
 class PosedLoRA(LoRA):
-    """LoRA of VSD, with a pose embedding that is added to the time embedding; its last layer starts at zero."""
+    """LoRA of VSD with a pose embedding, which is added to the time embedding and starts at zero."""
 
     def __init__(self, unet: nn.Module, rank: int = 4, generator: torch.Generator | None = None) -> None:
         super().__init__(unet, rank, generator)
@@ -75,12 +75,12 @@ class PosedLoRA(LoRA):
         self.pose_out = nn.Parameter(torch.zeros(width, width))
 
     def pose(self, c2w: Tensor) -> Tensor:
-        """Return embeddings (B, E), like the time embedding, of camera-to-world matrices (B, 16) in row-major order."""
+        """Return pose embeddings (B, E), like the time embedding, of row-major camera-to-world matrices (B, 16)."""
         return F.linear(F.silu(F.linear(c2w, self.pose_in)), self.pose_out)
 
     @contextmanager
     def applied(self, unet: nn.Module, c2w: Tensor) -> Iterator[None]:
-        """Apply the LoRA to `unet` within a `with` block, for images with camera-to-world matrices `c2w` (B, 16)."""
+        """Within a `with` block, apply the LoRA to `unet` for images with camera-to-world matrices `c2w` (B, 16)."""
         time = unet.get_submodule("time_embedding")
         pose = time.register_forward_hook(lambda module, inputs, out: out + self.pose(c2w).to(out.dtype))
         with ExitStack() as stack:

@@ -1,8 +1,8 @@
-"""Distillation losses: their interface, SDS and its x0-reconstruction form, for any number of views.
+"""Interface of distillation losses, SDS and its x0-reconstruction form, for any number of views.
 
-SDS and reconstruction add noise to the latents z of rendered images, and a frozen denoiser predicts the noise with
-classifier-free guidance. Each loss is built to have the gradient of its method with respect to z; no gradient flows
-through the denoiser. The loss is a sum over latent pixels and channels and a mean over the B images.
+SDS and reconstruction add noise to the latents z of rendered images; a frozen denoiser predicts the noise with
+classifier-free guidance. Each loss has the gradient of its method with respect to z; no gradient flows through the
+denoiser. The loss is summed over latent pixels and channels and averaged over the B images.
 """
 
 from collections.abc import Iterator, Mapping
@@ -29,10 +29,10 @@ class RenderedViews:
     """B rendered training views, with gradients, for losses on images.
 
     Attributes:
-        images: (B, H, W, 3) in [0, 1], as the prior receives them: colours, or normals with guidance_input=normal.
+        images: (B, H, W, 3) in [0, 1], the prior's input: colours, or normals with guidance_input=normal.
         opacity: (B, H, W, 1) in [0, 1].
-        depth: (B, H, W, 1) sum of weight * distance along the ray, in world units, not divided by the opacity.
-        normals: (B, H, W, 3) opacity * (unit normal + 1) / 2, or None.
+        depth: (B, H, W, 1), sum of weight * distance along the ray in world units, not divided by the opacity.
+        normals: (B, H, W, 3), opacity * (unit normal + 1) / 2, or None.
         cameras: B cameras.
         extra: further rendered channels (B, H, W, C) of the representation, by name.
     """
@@ -46,19 +46,7 @@ class RenderedViews:
 
 
 class DistillationLoss(Protocol):
-    """Loss of rendered views under a prior. If it is an nn.Module with parameters, they are trained with the object.
-
-    Args:
-        latents: (B, C, h, w), the views encoded by the prior, with gradients.
-        denoise: denoiser of the frozen prior, without guidance.
-        condition: text, cameras and reference image of the views.
-        step: optimisation step.
-        generator: CPU random generator of this step.
-        views: the rendered views.
-
-    Returns:
-        The loss, a scalar, and metrics to log by name.
-    """
+    """Loss of rendered views under a prior. Its parameters, if any, are trained together with the object."""
 
     def __call__(
         self,
@@ -68,7 +56,18 @@ class DistillationLoss(Protocol):
         step: int,
         generator: torch.Generator,
         views: RenderedViews,
-    ) -> tuple[Tensor, Mapping[str, Tensor | float]]: ...
+    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        """Return the loss, a scalar, and metrics to log by name.
+
+        Args:
+            latents: the views encoded by the prior, (B, C, h, w), with gradients.
+            denoise: `Prior.denoise`, which predicts noise without guidance.
+            condition: text, cameras and reference image of the views.
+            step: optimisation step.
+            generator: CPU random generator of this step.
+            views: the B rendered views.
+        """
+        ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -78,9 +77,10 @@ class NoisyLatents(NamedTuple):
 
     Attributes:
         z: clean latents of the renders, (B, C, h, w) float32.
-        x, noise: z with added noise, and the added noise, both like z.
-        t: time steps, (1,) for all images or (B,).
-        eps, eps_cond: noise predicted with and without classifier-free guidance, like z.
+        x: `z` with added noise, (B, C, h, w).
+        t: timesteps, (1,) for all images or (B,).
+        noise: the added noise, (B, C, h, w).
+        eps, eps_cond: noise predicted with and without classifier-free guidance, (B, C, h, w).
     """
 
     z: Tensor
@@ -92,17 +92,17 @@ class NoisyLatents(NamedTuple):
 
 
 def sds_direction(latents: NoisyLatents, schedule: Schedule, weighting: Weighting = "one_minus_alpha_bar") -> Tensor:
-    """Return w(t) (eps - noise), (B, C, h, w) (DreamFusion, Poole et al. 2022, eq. 3); w(t) = 1 - alpha_bar_t or 1."""
+    """Return w(t) (eps - noise), (B, C, h, w) (DreamFusion, arXiv 2209.14988, eq. 3); w(t) = 1 - alpha_bar_t or 1."""
     _, sigma = schedule.alpha_sigma(latents.t, latents.z)
     return (sigma**2 if weighting == "one_minus_alpha_bar" else 1) * (latents.eps - latents.noise)
 
 
 def reconstruction_direction(latents: NoisyLatents, schedule: Schedule, std_rescale: float, n_view: int) -> Tensor:
-    """Return z - x0, (B, C, h, w): the gradient of 0.5 |z - x0|^2 (MVDream, Shi et al. 2023, section 3.2).
+    """Return z - x0, (B, C, h, w): the gradient of 0.5 |z - x0|^2 with respect to z (MVDream, section 3.2).
 
-    x0 are the clean latents of the guided prediction. Their standard deviation is rescaled towards that of the
-    conditional prediction, because large guidance scales oversaturate. `std_rescale` is the weight of the rescaled x0
-    in [0, 1]; at 0, the result is that of SDS with w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
+    z is `latents.z`; x0 are the clean latents that follow from the guided noise `latents.eps`. Large guidance scales
+    oversaturate x0, so `rescale_std` with the share `std_rescale` in [0, 1] moves its standard deviation towards that
+    of the conditional prediction. For a share of 0 this is SDS with w(t) = sqrt((1 - alpha_bar_t) / alpha_bar_t).
     """
     x0 = schedule.x0_from_eps(latents.x, latents.eps, latents.t)
     if std_rescale > 0:
@@ -114,8 +114,8 @@ def reconstruction_direction(latents: NoisyLatents, schedule: Schedule, std_resc
 def rescale_std(x0: Tensor, x0_cond: Tensor, share: float, n_view: int) -> Tensor:
     """Return share * rescaled + (1 - share) * x0, where `rescaled` is `x0` with the standard deviation of `x0_cond`.
 
-    It is that over all channels and pixels of `n_view` consecutive images (B, ...): with one factor per image, the
-    views would differ in contrast. Lin et al. 2023, eq. 15, do this for a single image.
+    `x0` and `x0_cond` are (B, ...). The standard deviation is that of all values of `n_view` consecutive images: with
+    one factor per image, the views would differ in contrast. Lin et al. 2023, eq. 15, rescale a single image.
     """
     groups, groups_cond = (part.reshape(len(part) // n_view, -1) for part in (x0, x0_cond))
     factor = (groups_cond.std(dim=1) + 1e-8) / (groups.std(dim=1) + 1e-8)
@@ -126,8 +126,8 @@ def rescale_std(x0: Tensor, x0_cond: Tensor, share: float, n_view: int) -> Tenso
 def gradient_loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor, Logs]:
     """Return 0.5 |z - stopgrad(z - direction)|^2 / B, whose gradient is direction / B, and metrics to log.
 
-    Values of `direction` that are not finite (overflow of half precision) become zero. If no value is finite, all stay,
-    so that the run fails. `latents` is z (B, C, h, w), `direction` is like z.
+    `latents` z and `direction` are (B, C, h, w). Non-finite values of `direction` (overflow in half precision) become
+    zero. If no value is finite they stay, so that the run fails.
     """
     finite = direction.isfinite()
     direction = torch.where(finite | ~finite.any(), direction, 0.0)
@@ -138,7 +138,7 @@ def gradient_loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor
 
 
 class Distillation(nn.Module):
-    """Base class of distillation losses: it samples a time step and noise, and computes the prior's prediction."""
+    """Base class of distillation losses: it samples a timestep and noise, and computes the prior's prediction."""
 
     def __init__(
         self,
@@ -148,9 +148,9 @@ class Distillation(nn.Module):
         prior: Prior | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
-        """Build the loss for a noise `schedule` and a run of `max_steps`; options may be percents of it.
+        """Build the loss for a noise `schedule` and a run of `max_steps` optimisation steps.
 
-        Losses with trainable parameters get the `prior` whose UNet they extend and a `generator` of initial weights.
+        A loss with parameters also gets the `prior` whose UNet it extends, and the `generator` of initial weights.
         """
         super().__init__()
         self.options: Any = options
@@ -158,7 +158,7 @@ class Distillation(nn.Module):
         self.make_parameters(prior, generator)
 
     def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:
-        """Create trainable parameters; overridden by losses that have some."""
+        """Create the trainable parameters of the loss, if any."""
 
     def value(self, name: str, step: int) -> float:
         """Return the value of the scheduled option `name` at an optimisation step."""
@@ -167,9 +167,10 @@ class Distillation(nn.Module):
     def sample_noise(
         self, latents: Tensor, n_view: int, step: int, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Logs]:
-        """Sample time steps, (1,) or (B,) with one value per `n_view` views, and noise like `latents` (B, C, h, w).
+        """Sample timesteps and noise; return them and the allowed range of t, to log.
 
-        Also returns the lowest and the highest allowed t, to log.
+        The timesteps are (1,) for all images or, with timestep_per=group, (B,) with one value per `n_view` views. The
+        noise is like `latents` (B, C, h, w).
         """
         T, percents = self.schedule.T, (self.value("min_step_percent", step), self.value("max_step_percent", step))
         low, high = (min(int(T * percent), T - 1) for percent in percents)
@@ -191,7 +192,7 @@ class Distillation(nn.Module):
         generator: torch.Generator,
         views: RenderedViews | None = None,
     ) -> tuple[Tensor, Logs]:
-        """Return the scalar loss of `latents` (B, C, h, w) and metrics to log; arguments as in `DistillationLoss`."""
+        """Return the scalar loss of `latents` (B, C, h, w) and metrics to log; see `DistillationLoss`."""
         t, noise, logs = self.sample_noise(latents, condition.n_view, step, generator)
         with torch.no_grad():
             z = latents.float()

@@ -1,8 +1,7 @@
 """Variational score distillation (VSD; Wang et al. 2023, "ProlificDreamer", arXiv 2305.16213).
 
-SDS compares the prior's prediction with the added noise. VSD compares it with the prediction of a second network, the
-prior's UNet with a LoRA and a pose embedding, which is trained on the renders at the same time. At the optimum, the
-renders have the distribution of the prior's images, so ordinary guidance scales (7.5) suffice.
+SDS compares the prior's prediction with the added noise. VSD compares it with the prediction of the prior's UNet with a
+LoRA and a pose embedding, which is trained on the renders at the same time. Guidance scales of 7.5 suffice.
 """
 
 from dataclasses import replace
@@ -36,7 +35,7 @@ class VSD(Distillation):
         generator: torch.Generator,
         views: RenderedViews | None = None,
     ) -> tuple[Tensor, Logs]:
-        """Return the scalar loss of `latents` (B, C, h, w) plus the training loss of the LoRA, and metrics to log.
+        """Return the loss of `latents` (B, C, h, w) plus the training loss of the LoRA, a scalar, and metrics to log.
 
         Only the first term has a gradient with respect to the latents, only the second with respect to the LoRA.
         """
@@ -54,7 +53,7 @@ class VSD(Distillation):
         return sigma**2 * (latents.eps - eps_lora)
 
     def lora_loss(self, z: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
-        """Return the scalar training loss of the LoRA: its mean squared error for latents `z` (B, C, h, w) with noise.
+        """Return the training loss of the LoRA, a scalar: its mean squared error for noisy latents `z` (B, C, h, w).
 
         Each scene gets one uniform t in 0..T-1. With probability `pose_dropout`, zeros replace the poses of all images.
         """
@@ -68,9 +67,9 @@ class VSD(Distillation):
         return F.mse_loss(output, self.schedule.target(z, noise, t))
 
     def lora_output(self, x: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """Return the output of the UNet with the LoRA for noisy latents `x`, like `x`: noise or v, as in the prior.
+        """Return the output (B, C, h, w) of the UNet with the LoRA, noise or v, for noisy latents `x` (B, C, h, w).
 
-        Its conditions are `condition.plain_text` (if None, the first text) and `condition.c2w` (if None, zeros).
+        If `condition.plain_text` is None, the first text is used; if `condition.c2w` is None, the poses are zeros.
         """
         prior = self.unregistered[0]
         text = condition.text[0][:1] if condition.plain_text is None else condition.plain_text

@@ -1,8 +1,4 @@
-"""Parts of a 3DiM UNet: residual block with FiLM, attention within and between frames, encodings of rays and noise.
-
-The frames of all scenes form one batch (B F, C, H, W); the F frames of a scene are consecutive. All frames share the
-weights, and group norms are computed per frame. Only cross-attention connects the two frames of a scene.
-"""
+"""Parts of a 3DiM UNet. All frames form one batch (B F, C, H, W); the F frames of a scene are consecutive."""
 
 from math import pi, sqrt
 from typing import Literal
@@ -12,13 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Resample = Literal["up", "down"] | None
-EPS = 1e-6
-"""Epsilon of the group norms, as in flax."""
+EPS = 1e-6  # of group norms, as in flax
 HALF = (torch.bfloat16, torch.float16)
 MAX_EXPLICIT_TOKENS = 256
-"""Number of tokens up to which explicit matrix products in bfloat16, with gradients, are faster on a CPU than torch's
-fused attention. In torch 2.13 the fused kernel takes 12 times as long for 16 tokens, 2.5 times as long for 256, and
-half as long for 1024. In float32 it is never slower."""
+"""Number of tokens up to which explicit attention in bfloat16, with gradients, is faster on a CPU than torch's fused
+kernel. With torch 2.13 the fused kernel takes 12 times as long for 16 tokens, half as long for 1024."""
 
 
 def resample(h: Tensor, mode: Resample) -> Tensor:
@@ -29,7 +23,7 @@ def resample(h: Tensor, mode: Resample) -> Tensor:
 
 
 class ResBlock(nn.Module):
-    """Residual block: convolution, FiLM by the embedding, convolution, then resampling."""
+    """Residual block: convolution, FiLM (scale and shift from the embedding), convolution, then resampling."""
 
     def __init__(
         self, channels_in: int, channels: int, emb_channels: int, groups: int, dropout: float, mode: Resample = None
@@ -53,7 +47,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Residual attention of each frame to itself, or with `cross` of each frame to the other frame of its scene."""
+    """Residual attention of each frame to itself or, with `cross`, to the other frame of its scene."""
 
     def __init__(self, channels: int, heads: int, groups: int, cross: bool = False) -> None:
         super().__init__()
@@ -63,7 +57,7 @@ class Attention(nn.Module):
         self.out = nn.Linear(channels, channels)
 
     def forward(self, h: Tensor) -> Tensor:
-        """Transform features (B F, C, H, W) to features of the same shape; F is 2 for cross-attention."""
+        """Transform features (B F, C, H, W) to features of the same shape; cross-attention needs F = 2."""
         tokens = self.qkv(self.norm(h).flatten(2).mT)
         query, key, value = tokens.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.cross:
@@ -73,7 +67,7 @@ class Attention(nn.Module):
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Compute softmax(q k^T / sqrt(d)) v; all tensors are (N, heads, L, d)."""
+    """Return softmax(q k^T / sqrt(d)) v; all tensors are (N, heads, L, d)."""
     short = query.device.type == "cpu" and query.dtype in HALF and query.shape[-2] <= MAX_EXPLICIT_TOKENS
     if short and torch.is_grad_enabled() and query.requires_grad:
         return (query * query.shape[-1] ** -0.5 @ key.mT).softmax(dim=-1).to(value.dtype) @ value
@@ -97,10 +91,7 @@ class Block(nn.Module):
 
 
 def initialise(network: nn.Module) -> None:
-    """Initialise weights as flax does: normal with variance 1 / fan-in, truncated at two standard deviations.
-
-    Biases and the last layer of every residual branch are zero.
-    """
+    """Initialise weights as flax does (truncated normal, variance 1 / fan-in); zero biases and residual outputs."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
             if module.weight.is_meta:  # only shapes are needed, and torch takes seconds to truncate
@@ -117,8 +108,8 @@ def initialise(network: nn.Module) -> None:
 def posenc(x: Tensor, degrees: int) -> Tensor:
     """Encode vectors x (..., 3) as (..., 3 + 6 degrees): x, all sin(2^k x), all cos(2^k x), for k = 0 .. degrees - 1.
 
-    Channels of one k are consecutive (x, y, z). The cosine is computed as sin(y + pi/2), as in the training of the
-    weights: in float32 this differs from the cosine if 2^k x is large.
+    For each k, the channels of x, y, z are consecutive. The cosine is computed as sin(y + pi/2), as in the training of
+    the weights; in float32 this differs from the cosine if 2^k x is large.
     """
     octaves = 2.0 ** torch.arange(degrees, device=x.device, dtype=x.dtype)
     phases = (x[..., None, :] * octaves[:, None]).flatten(-2)
@@ -126,19 +117,19 @@ def posenc(x: Tensor, degrees: int) -> Tensor:
 
 
 def encode_rays(origins: Tensor, directions: Tensor, origin_degrees: int = 15, direction_degrees: int = 8) -> Tensor:
-    """Encode ray origins and directions (..., 3), which broadcast, as (..., 6 + 6 (origin + direction degrees)).
+    """Encode ray origins and directions, each (..., 3), as (..., 6 + 6 (origin_degrees + direction_degrees)).
 
-    3DiM, section 7.1; NeRF, eq. 4.
+    Origins broadcast to the shape of the directions. 3DiM, section 7.1; NeRF, eq. 4.
     """
     position = posenc(origins, origin_degrees).expand(*directions.shape[:-1], -1)
     return torch.cat([position, posenc(directions, direction_degrees)], dim=-1)
 
 
 def noise_level_encoding(logsnr: Tensor, channels: int) -> Tensor:
-    """Encode log-SNR (...) as sines and cosines (..., channels), float32, of the time u times 1000.
+    """Encode log-SNR (...) as sines and cosines (..., channels), float32, of 1000 u.
 
-    u = (2 / pi) atan(exp(-logsnr / 2)) is the time of the cosine schedule, from 0 (clean) to 1 (noise). The frequencies
-    are those of DDPM (Ho et al. 2020), from 1 to 1e-4.
+    u = (2 / pi) atan(exp(-logsnr / 2)) is the time of the cosine schedule, 0 (clean) to 1 (noise). The frequencies are
+    those of DDPM (Ho et al. 2020), 1 to 1e-4.
     """
     time = 2 * torch.atan(torch.exp(-logsnr.float().clamp(-20, 20) / 2)) / pi
     half = channels // 2

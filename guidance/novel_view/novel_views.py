@@ -28,19 +28,19 @@ from .xunet import LatentPairs, XUNet
 
 DECODE_BATCH = 16
 INTRINSICS_TOLERANCE = 1e-3
-"""Largest difference, in image heights, between intrinsics that are treated as equal."""
+"""Largest difference, in image heights, between intrinsics that count as equal."""
 
 
 class ThreeDiMSampler:
-    """Callable that samples the target views of scenes with a 3DiM model, one view after the other.
+    """Sampler of the target views of scenes with a 3DiM model, one view after the other.
 
-    Scenes with equal numbers of input and target views form one batch.
+    A call with requests returns one tensor (T, H, W, 3) in [0, 1] per request, on the CPU.
     """
 
     needs_text, needs_condition, on_disk = False, True, False
 
     def __init__(self, config: ThreeDiMSamplerConfig, progress: Progress | None = None) -> None:
-        """Load the model to the device of `config`; `progress`: see `sampler.sample_views`."""
+        """Load the model to the device of `config`; `progress` is passed to `sampler.sample_views`."""
         self.config, self.progress = config, progress
         model, self.cameras = load(config.weights)
         gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
@@ -88,7 +88,7 @@ def condition_views(request: Request) -> Views:
 
 
 def intrinsics(request: Request, height: int, width: int) -> Tensor:
-    """Return the intrinsics (3, 3) in pixels of all views of a request. Raises ConfigError if they differ."""
+    """Return the intrinsics (3, 3) in pixels that all views of a request share. Raises ConfigError if they differ."""
     both = condition_views(request).cameras.with_size(height, width).K, request.target.with_size(height, width).K
     every = torch.cat(both)
     if (every - every[0]).abs().max() > INTRINSICS_TOLERANCE * height:
@@ -97,10 +97,7 @@ def intrinsics(request: Request, height: int, width: int) -> Tensor:
 
 
 def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None = None) -> None:
-    """Write a model in float16 and the description of its training cameras, atomically.
-
-    Raises ConfigError if `folder` contains other files, or a weight does not fit into float16.
-    """
+    """Write a model in float16 and its training cameras to a folder, atomically. Raises ConfigError."""
     metadata: dict[str, object] = {"_class_name": type(model).__name__, "cameras": cameras and cameras.model_dump()}
     with files.whole_folder(folder, CONFIG) as part:
         if isinstance(model, LatentPairs):
@@ -112,7 +109,7 @@ def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None
 
 
 def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
-    """Load a frozen model on the CPU, from an embedded name or a folder, and its training cameras (None if unknown)."""
+    """Load a frozen model on the CPU from an embedded name or a folder, with its training cameras (None if unknown)."""
     path = novel_view_model(weights)
     files.check_sums(path)
     metadata = files.read_json(path / CONFIG)
@@ -129,6 +126,6 @@ def load(weights: str) -> tuple[XUNet | LatentPairs, CamerasConfig | None]:
 
 
 def digest(weights: str) -> str:
-    """Return the SHA-256 of the files of a model. It does not depend on the path of the folder."""
+    """Return the SHA-256 of the files of a model, which does not depend on the path of its folder."""
     path = novel_view_model(weights)
     return files.digest(path, sorted(f for f in path.rglob("*") if f.is_file()))

@@ -1,10 +1,8 @@
 """Noise schedule, interface of novel-view models, and ancestral sampling of views (3DiM, sections 2.1, 2.2 and 7.3).
 
 The schedule is continuous in logsnr = log(alpha^2 / sigma^2), with alpha^2 = sigmoid(logsnr), sigma^2 =
-sigmoid(-logsnr) and z = alpha x0 + sigma eps (Kingma et al. 2021, "VDM"). Functions take `logsnr` as (B,) for tensors
-(B, ...), or as a scalar () for tensors of any shape.
-
-Each denoising step is conditioned on one of the views that are known so far; a finished view becomes a known view. With
+sigmoid(-logsnr) and z = alpha x0 + sigma eps (Kingma et al. 2021, "VDM"). Functions take `logsnr` as (B,), or () for
+the whole batch. Each denoising step is conditioned on one known view; a finished view becomes a known view. With
 steps = 1 and a network that predicts the "sample", this is one-step regression on white noise.
 """
 
@@ -25,10 +23,9 @@ LOGSNR_MIN, LOGSNR_MAX = -20.0, 20.0
 
 
 def logsnr_cosine(t: Tensor) -> Tensor:
-    """Return log-SNR -2 log tan(a t + b), float32, for times t (...) in [0, 1]: 20 (clean) at 0, -20 (noise) at 1.
+    """Return the log-SNR -2 log tan(a t + b), float32, at times t (...) in [0, 1]: 20 (clean) at 0, -20 (noise) at 1.
 
-    This is the cosine schedule (Nichol and Dhariwal 2021) in the form of Salimans and Ho 2022, computed in float64,
-    because the tangent has a pole near t = 1.
+    It is the cosine schedule (Nichol and Dhariwal 2021, Salimans and Ho 2022), in float64: tan has a pole near t = 1.
     """
     b = atan(exp(-0.5 * LOGSNR_MAX))
     a = atan(exp(-0.5 * LOGSNR_MIN)) - b
@@ -41,28 +38,25 @@ def logsnr_steps(steps: int = 256) -> Tensor:
 
 
 def alpha_sigma(logsnr: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Return alpha and sigma, each (B, 1, ...), to be multiplied with `like` (B, ...)."""
+    """Return alpha and sigma, each (B, 1, ...), for tensors `like` (B, ...)."""
     level = logsnr.to(like.device).reshape(-1, *[1] * (like.dim() - 1))
     return level.sigmoid().sqrt(), (-level).sigmoid().sqrt()
 
 
 def add_noise(x0: Tensor, noise: Tensor, logsnr: Tensor) -> Tensor:
-    """Return the noisy z = alpha x0 + sigma noise, for clean `x0` (B, ...) and unit Gaussian `noise` (B, ...)."""
+    """Return the noisy z = alpha x0 + sigma noise (B, ...) of clean `x0` and unit Gaussian `noise`, both (B, ...)."""
     alpha, sigma = alpha_sigma(logsnr, x0)
     return alpha * x0 + sigma * noise
 
 
 def target(x0: Tensor, noise: Tensor, logsnr: Tensor, prediction: Prediction = "epsilon") -> Tensor:
-    """Return the training target (B, ...) of a network whose input is z = add_noise(x0, noise, logsnr).
-
-    The target is `noise`, `x0`, or v = alpha noise - sigma x0 (Salimans and Ho 2022, appendix D).
-    """
+    """Return the training target (B, ...) of a network: `noise`, `x0`, or v = alpha noise - sigma x0, all (B, ...)."""
     alpha, sigma = alpha_sigma(logsnr, x0)
     return {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[prediction]
 
 
 def x0_from_output(z: Tensor, output: Tensor, logsnr: Tensor, prediction: Prediction = "epsilon") -> Tensor:
-    """Convert a network output (B, ...) for noisy `z` (B, ...) to a prediction of the clean x0 (B, ...)."""
+    """Convert a network output (B, ...) for noisy `z` (B, ...) to the predicted clean x0 (B, ...)."""
     alpha, sigma = alpha_sigma(logsnr, z)
     if prediction == "sample":
         return output
@@ -70,10 +64,10 @@ def x0_from_output(z: Tensor, output: Tensor, logsnr: Tensor, prediction: Predic
 
 
 def posterior(z: Tensor, x0: Tensor, logsnr: Tensor, logsnr_next: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and variance of q(z' | z, x0), where z' has less noise than z: `logsnr_next` >= `logsnr`.
+    """Return mean (B, ...) and variance (B, 1, ...) of q(z' | z, x0), where z' has less noise than z.
 
-    With c = 1 - exp(logsnr - logsnr'), the mean (B, ...) is alpha' ((1 - c) z / alpha + c x0). The variance (B, 1, ...)
-    is sigma'^2 c, the smaller of the two usual choices (Ho et al. 2020, eq. 7).
+    With c = 1 - exp(logsnr - logsnr_next), the mean is alpha' ((1 - c) z / alpha + c x0). The variance is sigma'^2 c,
+    the smaller of the two usual choices (Ho et al. 2020, eq. 7).
     """
     alpha, _ = alpha_sigma(logsnr, z)
     alpha_next, sigma_next = alpha_sigma(logsnr_next, z)
@@ -84,7 +78,7 @@ def posterior(z: Tensor, x0: Tensor, logsnr: Tensor, logsnr_next: Tensor) -> tup
 class ViewModel(Protocol):
     """Interface of a model that predicts a target view from one condition view, as images or as latents.
 
-    `image_size` is the height and width of images in pixels, `unet` the network that the option `compile` compiles.
+    `prediction` is the kind of output, `image_size` (height, width) of images, `unet` the network to compile.
     """
 
     prediction: Prediction
@@ -110,19 +104,19 @@ class ViewModel(Protocol):
             x: clean condition view (B, C, H, W); noise where `keep` is False.
             z: noisy target view (B, C, H, W).
             logsnr: log-SNR of the target (B,).
-            c2w: camera-to-world poses of condition (index 0) and target (1), (B, 2, 4, 4), OpenGL axes.
+            c2w: camera-to-world poses (B, 2, 4, 4), OpenGL axes; index 0 is the condition, index 1 the target.
             K: intrinsics in pixels (B, 3, 3), shared by both views.
             keep: (B,) bool, False where the condition is dropped.
         """
 
 
 def candidates(strategy: StrategyName, known: int, last: int = 1) -> range:
-    """Return the indices of those of the `known` views, inputs first, that may be the condition of the next view."""
+    """Return the indices of the `known` views, inputs first, that may be the condition of the next view."""
     return {"stochastic": range(known), "first": range(1), "last": range(max(0, known - last), known)}[strategy]
 
 
 def streams(generator: torch.Generator) -> list[torch.Generator]:
-    """Return three generators, seeded by `generator`: for noise, choice of the condition, and dropped conditions."""
+    """Return three generators: for noise, for the choice of conditions, for noise in place of dropped conditions."""
     seeds = torch.randint(2**62, (3,), generator=generator, device=generator.device).tolist()
     return [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]
 
@@ -152,10 +146,10 @@ def sample_views(
         K: intrinsics in pixels (S, 3, 3), shared by all views of a scene.
         generators: one per scene, so a scene does not depend on the other scenes of the batch. The same generator gives
             the same noise for all strategies and guidance scales.
-        strategy, last: views that may be the condition, see `candidates`; each step samples one of these views.
+        strategy, last: choice of the views that may be the condition (`candidates`); each step samples one of them.
         steps: denoising steps per view; 256 in the paper.
-        guidance_scale: s in eps_u + s (eps_c - eps_u); 1: no guidance, 0: no condition. The paper has weight 3 for SRN
-            cars and 2 for chairs, and does not say whether that is s or s - 1.
+        guidance_scale: s in eps_u + s (eps_c - eps_u); 1: no guidance, 0: no condition. The paper uses weight 3 for SRN
+            cars and 2 for chairs, and does not say whether the weight is s or s - 1.
         progress: called after each step with (steps done, total steps, predicted clean views (S, C, H, W)).
     """
     scenes, inputs, count = len(images), images.shape[1], targets.shape[1]
@@ -192,8 +186,8 @@ def guided_x0(
 ) -> Tensor:
     """Predict the clean target views (S, C, H, W) with classifier-free guidance; arguments as in `ViewModel.predict`.
 
-    `blank` is noise (S, C, H, W) that replaces `x` in the branch without condition, `logsnr` a scalar (). For a fixed
-    z, x0, eps and v are affine functions of each other, so guidance has the same result for all of them.
+    `blank` (S, C, H, W) is the noise that replaces `x` in the unconditional branch; `logsnr` is a scalar (). For a
+    fixed z, x0, eps and v are affine functions of each other, so guidance has the same result for each of them.
     """
     branches = [(x, True)] if guidance_scale != 0 else []
     branches += [(blank, False)] if guidance_scale != 1 else []

@@ -1,11 +1,8 @@
 """Novel-view models: X-UNet (3DiM, section 2.3) on images, and the UNet of an MVDream prior on latents.
 
-    network = XUNet(XUNetConfig(image_size=64))
-    eps = network(x, z, logsnr, c2w, K, cond_mask)
-
-In an X-UNet, a UNet processes two frames with shared weights, and they attend to each other. Frame 0 is the clean
-condition view and frame 1 the noisy target view; the output is the prediction for the target. The baseline
-`architecture="concat"` takes the condition as additional input channels, without attention between frames.
+An X-UNet processes two frames with shared weights, frame 0 the clean condition view and frame 1 the noisy target view;
+the frames attend to each other. The output is the prediction for the target. The baseline architecture="concat" takes
+the condition as additional input channels, without attention between frames.
 """
 
 from typing import Any
@@ -26,7 +23,7 @@ CHANNELS = 3
 
 
 class Conditioning(nn.Module):
-    """Network that embeds noise levels and camera rays, with one feature map for each level of the UNet."""
+    """Network that embeds noise levels and camera rays as one feature map per level of the UNet."""
 
     def __init__(self, config: XUNetConfig, frames: int, encoding: int) -> None:
         super().__init__()
@@ -42,9 +39,7 @@ class Conditioning(nn.Module):
     def forward(self, logsnr: Tensor, encoded: Tensor) -> list[Tensor]:
         """Return embeddings (B F, E, H / 2^i, W / 2^i) for each level i, after the swish that starts every FiLM layer.
 
-        Args:
-            logsnr: log-SNR of each frame (B, F).
-            encoded: encoded rays (B, F, D, H, W).
+        `logsnr` (B, F) is the log-SNR of each frame, `encoded` (B, F, D, H, W) are its encoded rays.
         """
         noise = self.logsnr(noise_level_encoding(logsnr, self.config.emb_channels)).flatten(0, 1)
         if self.pos_emb is not None:
@@ -132,7 +127,7 @@ class UNet(nn.Module):
 
 
 class XUNet(nn.Module):
-    """X-UNet or its baseline, an implementation of `sampler.ViewModel` on images. It predicts zeros until trained."""
+    """X-UNet or its baseline, a `sampler.ViewModel` on images. It predicts zeros until it is trained."""
 
     clip = 1.0
 
@@ -156,7 +151,7 @@ class XUNet(nn.Module):
     def forward(
         self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, cond_mask: Tensor | None = None
     ) -> Tensor:
-        """Predict the target view; arguments as in `sampler.ViewModel`, with images (B, 3, H, W) in [-1, 1].
+        """Return the network's output (B, 3, H, W) for images (B, 3, H, W) in [-1, 1]; see `ViewModel.predict`.
 
         `logsnr` (B, 2) are those of condition and target; `cond_mask` (B,) is False where the condition is dropped.
         """
@@ -169,10 +164,7 @@ class XUNet(nn.Module):
         return out.unflatten(0, (len(x), self.frames))[:, -1]
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """Predict the target view (B, 3, H, W), float32; arguments as in `sampler.ViewModel`.
-
-        The condition has the log-SNR of a clean image where `keep` is True, else that of noise.
-        """
+        """Return the network's output (B, 3, H, W) float32; arguments as in `ViewModel.predict`."""
         levels = torch.stack([torch.where(keep, LOGSNR_MAX, LOGSNR_MIN).to(logsnr), logsnr], dim=1)
         return self(x, z, levels, c2w, K, keep).float()
 
@@ -186,11 +178,11 @@ class XUNet(nn.Module):
 
 
 class LatentPairs(nn.Module):
-    """Implementation of `sampler.ViewModel` on latents with an MVDream prior, whose UNet is the trainable submodule.
+    """`sampler.ViewModel` on latents with an MVDream prior, whose UNet is the trainable sub-module.
 
     The UNet's attention between views connects two frames: the clean condition at timestep 0 and the noisy target. The
-    prompt is empty, and the input for a coarse prediction is zero. A dropped condition is noise at the last timestep,
-    with zero vectors for both cameras. Intrinsics are ignored, because the prior takes camera directions only.
+    prompt is empty, and the input for a coarse prediction is zero. A dropped condition is noise at the last timestep;
+    both camera vectors are then zero. Intrinsics are ignored, because the prior takes camera directions only.
     """
 
     clip = None
@@ -216,7 +208,7 @@ class LatentPairs(nn.Module):
 
     @torch.no_grad()
     def encode_images(self, rgb: Tensor) -> Tensor:
-        """Encode images (N, H, W, 3) in [0, 1] as scaled means of the VAE's posterior (N, C, h, w)."""
+        """Encode images (N, H, W, 3) in [0, 1] as latents (N, C, h, w): scaled means of the VAE's posterior."""
         prior = self.prior
         return prior.posterior(rgb)[0] * prior.scaling_factor
 
@@ -233,7 +225,7 @@ class LatentPairs(nn.Module):
         return len(rising) - high - fraction
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """Predict the target latents or their noise, (B, C, h, w) float32; arguments as in `sampler.ViewModel`."""
+        """Return the network's output (B, C, h, w) float32; arguments as in `ViewModel.predict`."""
         last = torch.full_like(logsnr, len(self.levels) - 1)
         t = torch.stack([torch.where(keep, 0.0, last), self.timestep(logsnr)], dim=1).flatten()
         camera = camera_vector(c2w.float().flatten(0, 1)) * keep.repeat_interleave(2)[:, None]

@@ -1,8 +1,4 @@
-"""DeepFloyd IF's first stage as a prior: diffusion on images of 64 x 64 pixels, without a VAE, with a T5 text encoder.
-
-It replaces Imagen, which DreamFusion and Magic3D used and which is not public. The variance that the UNet predicts is
-ignored. The text encoder, larger than the UNet, is loaded from disk only to encode the prompt.
-"""
+"""DeepFloyd IF's first stage as a prior: text-to-image diffusion on 64 x 64 pixels, without a VAE, with T5."""
 
 from __future__ import annotations
 
@@ -73,9 +69,9 @@ def read_text_encoder(folder: Path, dtype: torch.dtype) -> Any:
 
 
 class DeepFloyd(Prior):
-    """Text-to-image prior on pixels, without cameras. Its "latents" are the images themselves, (B, 3, h, w) in [-1, 1].
+    """Text-to-image prior on pixels, without cameras. Its "latents" are images (B, 3, h, w) in [-1, 1].
 
-    The weights of the frozen UNet are cast to the precision of the computation.
+    The UNet is frozen, and its weights are cast to `dtype`. T5, which is larger, is loaded only to encode a prompt.
     """
 
     unet: UNet2DConditionModel
@@ -91,10 +87,7 @@ class DeepFloyd(Prior):
         dtype: str = "auto",
         device: torch.device | str = "cpu",
     ) -> None:
-        """Build the prior; `text_encoder`: folder from which `encode_prompt` loads T5.
-
-        Raises ConfigError if the UNet cannot process images of `image_size` pixels per side (None: as in training).
-        """
+        """Build the prior; `text_encoder` is T5's folder. Raises ConfigError if `image_size` does not fit the UNet."""
         self.unet, self.text_folder, self.tokenizer, self.schedule = unet, text_encoder, tokenizer, schedule
         self.image_size = image_size or int(unet.config["sample_size"])
         self.factor = 1
@@ -124,7 +117,7 @@ class DeepFloyd(Prior):
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:
-        """Return T5's last hidden state of n prompts, (n, 77, D) float32. Prompts are lower-cased, as in training."""
+        """Return T5's last hidden states of n prompts, (n, 77, D) float32; prompts are lower-cased, as in training."""
         prompts = [prompt.lower().strip() for prompt in prompts]
         self.note_cuts(prompts)
         # never float16, in which T5's activations overflow
@@ -146,4 +139,4 @@ class DeepFloyd(Prior):
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
         with self.autocast():
             out = self.unet(x.to(self.dtype), t, text.to(self.dtype), return_dict=False)[0]
-        return out[:, : x.shape[1]].float()
+        return out[:, : x.shape[1]].float()  # without the predicted variance

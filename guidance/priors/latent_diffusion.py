@@ -1,7 +1,4 @@
-"""Latent diffusion priors, with UNet, VAE, text encoder and tokenizer from a folder or a single file.
-
-`LatentDiffusion` is the prior "stable-diffusion" (arXiv 2112.10752), and the base class of MVDream and of the adapters.
-"""
+"""Latent diffusion (Rombach et al. 2022, arXiv 2112.10752): `LatentDiffusion`, base class of multi-view priors."""
 
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -34,19 +31,16 @@ from threedgen.run.prompts import remove_words
 
 P = TypeVar("P", bound="LatentDiffusion")
 CHECK_SIZE = 8
-"""Side in latents of the test image for new weights. The coarsest level of the UNet still has at least one latent."""
+"""Side in latents of the test image for new weights; the coarsest level of the UNet then has at least one latent."""
 
 
 def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") -> "LatentDiffusion":
-    """Build the prior of single images from its config section; the weights of a multi-view prior run in 2D mode."""
+    """Build the prior of single images from its config section; weights of a multi-view prior then run in 2D mode."""
     return load_prior(LatentDiffusion, options, device)
 
 
 def load_prior(kind: type[P], options: DraftedConfig, device: torch.device | str) -> P:
-    """Load a class of priors with the options that all classes share. `kind`: `LatentDiffusion` or a subclass.
-
-    Raises ConfigError if a file is missing or damaged, or an option does not fit the device or the weights.
-    """
+    """Build a prior of class `kind` from its config section, on a device. Raises ConfigError."""
     o = options
     if o.attention == "xformers" and torch.device(device).type != "cuda":
         raise ConfigError(f"'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa", "attention")
@@ -58,8 +52,8 @@ def load_prior(kind: type[P], options: DraftedConfig, device: torch.device | str
 class LatentDiffusion(Prior):
     """Latent diffusion model of single images without cameras.
 
-    `load` freezes the networks; a trainer may pass trainable networks to the constructor. Weights stay in float32. UNet
-    and VAE encoder compute under autocast in `dtype`; the VAE decoder computes in float32.
+    Weights stay in float32. UNet and VAE encoder compute under autocast in `dtype`, the VAE decoder in float32. `load`
+    freezes the networks; a trainer may pass trainable networks to the constructor.
     """
 
     unet: UNet2DConditionModel
@@ -82,11 +76,11 @@ class LatentDiffusion(Prior):
         """Build the prior from loaded networks.
 
         Args:
-            coarse: network that predicts coarse latents from text and camera, as additional input channels of the UNet.
+            coarse: network that predicts coarse latents, which are additional input channels of the UNet.
             second: second text encoder of SDXL; None for other models.
             image_size: pixels per side; None: the size that the UNet was trained on.
             dtype: precision of the computation, "auto", "fp32", "bf16" or "fp16".
-            device: device to move the networks to; None: do not move them, because the caller does.
+            device: device to move the networks to; None: keep their device.
 
         Raises:
             ConfigError: the tokenizer has more words than the text encoder, or the image size does not fit the VAE.
@@ -118,15 +112,12 @@ class LatentDiffusion(Prior):
         tokenizer: str | None = None,
         image_size: int | None = None,
     ) -> Self:
-        """Load frozen networks without executing code from the files.
+        """Load frozen networks without executing code from the files. Raises ConfigError if they do not work.
 
         Args:
             weights: name of embedded weights, diffusers folder, single-file checkpoint, or hub id "owner/name".
             dtype, image_size: see the constructor.
-            tokenizer: folder of the tokenizer; None: the tokenizer beside the weights.
-
-        Raises:
-            ConfigError: a file is missing or damaged, or the networks do not work together.
+            tokenizer: folder or hub id of the tokenizer; None: the tokenizer of the weights.
         """
         found = components.load(weights, tokenizer, cls.needs_camera)
         try:
@@ -143,10 +134,9 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def check_networks(self) -> Tensor:
-        """Run every network once on a small image and return a sum of their outputs, (1, C, h, w).
+        """Run every network once on a small image and return the sum of outputs (1, C, h, w).
 
-        Files with correct names and shapes may still contain networks that do not work together, or NaN, which is then
-        in the sum.
+        Networks with correct names and shapes may not work together, or may contain NaN, which is then in the sum.
         """
         camera = None if self.unet.class_embedding is None else self.camera(torch.eye(4, device=self.device)[None])
         z = torch.zeros(1, self.latent_shape[0], CHECK_SIZE, CHECK_SIZE, device=self.device)
@@ -164,16 +154,13 @@ class LatentDiffusion(Prior):
         return self
 
     def compact(self) -> Self:
-        """Cast the weights of the UNet to `dtype`, in half the memory; it can then not be trained or saved."""
+        """Cast the weights of the UNet to `dtype` to save memory; they can then not be trained or saved."""
         for name in {"unet", "multiview"} & self.networks.keys():
             cast_weights(self.networks[name], self.dtype)
         return self
 
     def with_draft(self, draft: float | None) -> Self:
-        """Set the img2img strength `Prior.draft` of coarse-to-fine sampling, and return self.
-
-        Raises ConfigError if the prior has a coarse predictor, or the image size cannot be halved.
-        """
+        """Set `Prior.draft`, return self. Raises ConfigError if the prior cannot sample at half the size first."""
         if draft is not None and self.coarse is not None:
             raise ConfigError(
                 "needs samples that start from noise, and these weights start from a coarse prediction; remove it",
@@ -200,7 +187,7 @@ class LatentDiffusion(Prior):
         vae.decoder = vae.post_quant_conv = None
 
     def save(self, folder: Path | str) -> None:
-        """Write the networks as a diffusers folder in float16, with SHA256SUMS. `load` and diffusers can read it."""
+        """Write a diffusers folder with float16 tensors and SHA256SUMS."""
         components.save(self, Path(folder))
 
     @property
@@ -219,20 +206,19 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def encode_prompt(self, prompts: list[str]) -> Tensor:
-        """Encode n prompts as (n, L, D) float32: the text encoder's last hidden state after the final layer norm.
+        """Encode n prompts as (n, L, D) float32: the text encoder's last hidden state after its layer norm.
 
-        If `prompt_variants` returns two variants, they are joined along the tokens: (n, 2 L, D). For SDXL the result is
-        (n, L + 1, D): penultimate features of both encoders, and as last token the pooled text of the second one.
+        Two `prompt_variants` are joined along the tokens, (n, 2 L, D). SDXL has (n, L + 1, D): the penultimate features
+        of both encoders, then as last token the pooled text of the second encoder.
         """
         prompts = [self.read_prompt(prompt).text for prompt in prompts]
         self.note_cuts(prompts)
         return torch.cat([self._encode(variant) for variant in self.prompt_variants(prompts)], dim=1)
 
     def prompt_variants(self, prompts: list[str]) -> list[list[str]]:
-        """Return the variants of the prompts to encode, each a list of n texts.
+        """Return the variants of n prompts to encode, each a list of n texts.
 
-        With a coarse predictor and a tuned subject there is a second variant without the words for the subject, for the
-        coarse predictor, which was not trained on the subject.
+        The coarse predictor was not trained on a DreamBooth subject; it needs a second variant without its words.
         """
         usual = [[remove_words(prompt, self.identifiers) for prompt in prompts]]
         return [prompts, *(usual if self.coarse is not None and self.identifiers else [])]
@@ -253,32 +239,25 @@ class LatentDiffusion(Prior):
         return tokens.added_words(self.tokenizer)
 
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Encode images (B, H, W, 3) in [0, 1] as scaled latents (B, C, h, w) sampled from the VAE's posterior.
-
-        Images are resized to `image_size`. Gradients flow back to them.
-        """
+        """Encode images (B, H, W, 3) in [0, 1], resized, as scaled samples (B, C, h, w) of the VAE's posterior."""
         mean, std = self.posterior(rgb)
         return self.scaling_factor * (mean + std * fresh_noise(mean, generator))
 
     @torch.no_grad()
     def encode_views(self, views: Tensor) -> Tensor:
-        """Encode images (F, H, W, 3) in [0, 1] as scaled posterior means (F, C, H / factor, W / factor), one by one."""
+        """Encode images (F, H, W, 3) in [0, 1] as scaled posterior means (F, C, H / factor, W / factor)."""
         images = (2 * views.permute(0, 3, 1, 2) - 1).to(self.device, torch.float32)
         with self.encoding():
             means = [self.vae.encode(image).latent_dist.mean.float() for image in images.split(1)]
         return self.scaling_factor * torch.cat(means)
 
     def encoding(self) -> torch.autocast:
-        """Return the autocast context for encoding images; disabled for SDXL in float16, where the VAE overflows."""
+        """Return the autocast context for encoding images; off for SDXL in float16, where the VAE overflows."""
         safe = self.dtype != torch.float16 or not has_added_conditioning(self.unet)
         return self.autocast() if safe else torch.autocast(self.device.type, enabled=False)
 
     def posterior(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode images (B, H, W, 3) in [0, 1], resized to `image_size`, with the VAE.
-
-        Returns:
-            Mean and standard deviation of the latents, each (B, C, h, w) float32, before the scaling factor.
-        """
+        """Return mean and standard deviation (B, C, h, w) of the unscaled latents of images (B, H, W, 3) in [0, 1]."""
         with self.encoding():
             found = self.vae.encode(self.resized(rgb)).latent_dist
         return found.mean.float(), found.std.float()
@@ -296,10 +275,10 @@ class LatentDiffusion(Prior):
         n_view: int = 1,
         coarse: Tensor | None = None,
     ) -> Tensor:
-        """Return the output of the UNet (B, C, h, w), noise or v, in the current autocast precision.
+        """Return the output of the UNet (B, C, h, w), noise or v, in the precision of the autocast context.
 
-        Arguments as in `Prior.network`; without `needs_camera`, each image is denoised separately. `coarse`: coarse
-        latents (B, C, h, w) to use instead of the coarse predictor's output.
+        The arguments are those of `Prior.network`; without `needs_camera`, each image is denoised separately. `coarse`
+        (B, C, h, w) replaces the output of the coarse predictor.
         """
         if not self.needs_camera:
             camera, n_view = None, 1
@@ -313,10 +292,7 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def predict_coarse(self, coarse: CoarsePredictor | None, text: Tensor, c2w: Tensor) -> Tensor | None:
-        """Predict `coarse_latents` of the size of the prior's latents with the network `coarse`.
-
-        Returns None without a network.
-        """
+        """Predict latents (B, C, h, w) with the network `coarse`, as `Prior.coarse_latents`; None without it."""
         if coarse is None:
             return None
         with self.autocast():

@@ -1,7 +1,4 @@
-"""MVDream (arXiv 2308.16512): a text-to-image diffusion model that samples several views of one object at once.
-
-One class serves the released weights and the embedded toybox prior; `attention/joined.py` has its attention.
-"""
+"""MVDream (arXiv 2308.16512): a text-to-image diffusion model that samples several views of one object at once."""
 
 from __future__ import annotations
 

@@ -35,8 +35,7 @@ from .mvdream import MVDream
 class MVDreamPipeline(DiffusionPipeline):
     """Diffusers pipeline that samples several views of one object from text (MVDream, arXiv 2308.16512).
 
-    Its components are those of a Stable Diffusion folder, so the files can be shared. Any diffusers scheduler works.
-    The inherited methods work too: `save_pretrained`, `to`, `enable_model_cpu_offload`, `progress_bar`.
+    Its components are those of a Stable Diffusion folder; any diffusers scheduler works.
     """
 
     unet: UNet2DConditionModel
@@ -82,7 +81,7 @@ class MVDreamPipeline(DiffusionPipeline):
 
     @classmethod
     def from_single_file(cls, weights: str, tokenizer: str | None = None) -> MVDreamPipeline:
-        """Load a checkpoint file, a folder or a hub id, as for the option `prior.weights`. Raises ConfigError."""
+        """Load a checkpoint file, a folder or a hub id, as the option `prior.weights`. Raises ConfigError."""
         return cls.from_prior(MVDream.load(weights, dtype="fp32", tokenizer=tokenizer))
 
     @property
@@ -130,7 +129,8 @@ class MVDreamPipeline(DiffusionPipeline):
             c2w: camera-to-world poses (V, 4, 4), OpenGL axes, z up, instead of n_view, elevation and azimuth. Their
                 distances to the origin are ignored.
             guidance_scale: s in eps_u + s (eps_c - eps_u), with (c) and without (u) the prompt.
-            generator: for the initial noise and the noise of eta. A CPU generator gives the same noise on all devices.
+            eta: noise of the scheduler's steps, if it supports eta; 0: deterministic DDIM.
+            generator: generator of all noise. A CPU generator gives the same noise on all devices.
             latents: initial noise (n, 4, h, w).
             output_type: "pil", "np" (n, H, W, 3) in [0, 1], "pt" (n, 3, H, W) in [0, 1], or "latent" (n, 4, h, w).
             callback_on_step_end: called as f(pipeline, k, t, {"latents": x}); may return {"latents": new x}.

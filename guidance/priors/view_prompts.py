@@ -1,7 +1,7 @@
 """View-dependent prompts and Perp-Neg, which reduce objects with several fronts (Janus) for priors without cameras.
 
 DreamFusion (section 3.2) appends ", front view" or another direction to the prompt, depending on the camera. Perp-Neg
-(Armandpour et al. 2023) interpolates the embeddings of two adjacent directions and uses both as negative prompts.
+(Armandpour et al. 2023) interpolates the embeddings of adjacent directions and uses them as negative prompts.
 """
 
 from math import pi
@@ -25,7 +25,7 @@ FRONT_OF_BACK = (1.0, 0.5, 0.967)
 
 
 def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]:
-    """Return the texts to encode: prompt, negative prompt, and if enabled the prompt for each of `DIRECTIONS`."""
+    """Return the texts to encode: prompt, negative prompt and, if enabled, the prompt for each of `DIRECTIONS`."""
     words = [getattr(options, direction) for direction in DIRECTIONS] if options.enabled else []
     return [prompt, negative, *(prompt + word for word in words)]
 
@@ -40,7 +40,7 @@ def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
 
 
 def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
-    """Return (B,) int64, the index in `DIRECTIONS` of each camera of a rig; azimuth 0 is the front."""
+    """Return the index in `DIRECTIONS` of each camera of a rig, (B,) int64; azimuth 0 is the front."""
     turn, steep = torch.rad2deg(wrap_angle(rig.azimuth).abs()), torch.rad2deg(rig.elevation)
     found = torch.zeros(len(rig.azimuth), dtype=torch.long, device=turn.device)
     found[turn < options.front_within] = 1
@@ -50,10 +50,10 @@ def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
 
 
 def _perp_neg(uncond: Tensor, sides: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
-    """Return the condition of Perp-Neg for B cameras; overhead cameras get negative prompts with weight zero.
+    """Return the condition of Perp-Neg for B cameras; overhead cameras have negative prompts of weight zero.
 
-    `uncond` is the embedding of the negative prompt (1, L, D), `sides` (4, L, D) in the order of `DIRECTIONS`. The
-    result has text (B, L, D) interpolated by azimuth, two negative prompts (2, B, L, D) and their weights (2, B).
+    `uncond` (1, L, D) embeds the negative prompt, `sides` (4, L, D) the `DIRECTIONS`. The result has text (B, L, D)
+    interpolated by azimuth, two negative prompts (2, B, L, D) and their weights (2, B).
     """
     overhead = (direction(rig, options) == 3).to(sides.device)
     turn = (wrap_angle(rig.azimuth).abs() / (pi / 2)).to(sides)  # 0 front, 1 side, 2 back

@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 
 
 class Network(NamedTuple):
-    """Kind of network in a diffusers folder: name for messages, config entry (key, value) of the class, constructor."""
+    """Kind of network that a diffusers folder may contain.
+
+    Attributes:
+        label: name of the network in messages.
+        class_entry: (key, value) in config.json that identifies the class of the network.
+        build: function from a config to the network.
+    """
 
     label: str
     class_entry: tuple[str, str]
@@ -54,7 +60,7 @@ MIN_TIMESTEPS = 1000
 
 
 class SecondText(NamedTuple):
-    """SDXL's second text encoder, and its tokenizer."""
+    """SDXL's second text encoder and its tokenizer."""
 
     network: CLIPTextModelWithProjection
     tokenizer: PreTrainedTokenizerBase
@@ -75,9 +81,8 @@ class Components(NamedTuple):
 def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Components:
     """Load the frozen networks of a prior on the CPU. Raises ConfigError if a file is missing or damaged.
 
-    Args:
-        weights, tokenizer: see `loading.check`.
-        camera: raise ConfigError if the UNet has no camera branch.
+    `tokenizer` is a folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file. With `camera`, a
+    UNet without camera branch is an error too.
     """
     path = loading.locate(weights)
     found = load_folder(path, tokenizer) if path.is_dir() else load_file(path, tokenizer)
@@ -87,7 +92,7 @@ def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Com
 
 
 def load_folder(path: Path, tokenizer: str | None = None) -> Components:
-    """Load the networks from a folder in diffusers format; `tokenizer` as in `load`."""
+    """Load the networks of a diffusers folder; `tokenizer` is another folder or hub id to use instead."""
     loading.check_folder(path)
     files.check_sums(path)
     words = tokens.read_tokenizer(path) if tokenizer is None else tokens.clip_tokenizer(tokenizer, open_clip=False)
@@ -111,7 +116,7 @@ def read_schedule(path: Path) -> Schedule:
 
 
 def load_file(path: Path, tokenizer: str | None = None) -> Components:
-    """Load a single-file checkpoint of the ldm code base, such as MVDream's original; `tokenizer` as in `load`."""
+    """Load a single-file checkpoint of the ldm code base; `tokenizer` is a folder or hub id, None: CLIP's."""
     parts = ldm.split_checkpoint(files.read_tensors(path))
     text = "open_clip" if "open_clip" in parts else "clip"
     for part in ("unet", "vae", text):
@@ -126,7 +131,7 @@ def load_file(path: Path, tokenizer: str | None = None) -> Components:
 
 
 def read_network(path: Path, part: str) -> Any:
-    """Load the network in the sub-folder `part` of a diffusers folder; convert a UNet that has ldm's tensor names."""
+    """Load the network in the sub-folder `part` of a diffusers folder; a UNet may have the tensor names of ldm."""
     config, tensors = read_part(path / part)
     if "input_blocks.0.0.weight" in tensors:
         return make(part, *ldm.convert_unet(tensors))
@@ -140,7 +145,7 @@ def read_network(path: Path, part: str) -> Any:
 
 
 def read_part(part: Path) -> tuple[Json, dict[str, Tensor]]:
-    """Return the config and the tensors of all shards from one sub-folder of a diffusers folder."""
+    """Return the config and all tensors in one sub-folder of a diffusers folder."""
     tensors: dict[str, Tensor] = {}
     for file in loading.tensor_files(part):
         tensors |= files.read_tensors(file)
@@ -153,18 +158,16 @@ def expect(config: Mapping[str, object], key: str, value: str, part: Path) -> No
 
 
 def rename_vae_attention(name: str) -> str:
-    """Return a tensor's present name; diffusers before 0.15 named the VAE's attention layers differently."""
+    """Convert the names of the VAE's attention layers from those of diffusers before 0.15."""
     for old, new in {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}.items():
         name = name.replace(f".attentions.0.{old}.", f".attentions.0.{new}.")
     return name
 
 
 def make(part: str, config: Json, tensors: Mapping[str, Tensor]) -> Any:
-    """Build the frozen network of the sub-folder `part` (a key of NETWORKS) from its config and tensors.
-
-    Raises ConfigError if they do not fit. A config with more layers than tensors would take very long to build.
-    """
+    """Build the frozen network `part`, a key of NETWORKS. Raises ConfigError if config and tensors do not fit."""
     network = NETWORKS[part]
+    # a config with more layers than tensors would take very long to build
     for key in ("layers_per_block", "num_hidden_layers", "transformer_layers_per_block"):
         values = config.get(key)
         for value in values if isinstance(values, list) else [values]:
@@ -174,7 +177,7 @@ def make(part: str, config: Json, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def check_vocabulary(text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ConfigError if the tokenizer has token numbers that the text encoder does not have."""
+    """Raise ConfigError if the tokenizer has token numbers that the text encoder lacks."""
     known = text_encoder.config.vocab_size
     if (words := 1 + max(tokenizer.get_vocab().values(), default=0)) > known:
         raise ConfigError(f"the tokenizer has {words} words, the text encoder only {known}")
@@ -183,7 +186,7 @@ def check_vocabulary(text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizer
 def save(prior: LatentDiffusion, folder: Path) -> None:
     """Write the prior to a diffusers folder with float16 tensors and SHA256SUMS, atomically.
 
-    Raises ConfigError if `folder` has other files in it, a weight does not fit into float16, or the prior is SDXL.
+    Raises ConfigError if the folder contains other files, a weight overflows in float16, or the prior is SDXL.
     """
     if prior.second is not None:
         raise ConfigError("weights of SDXL are read here and not written; copy the folder that they came from")
@@ -204,7 +207,7 @@ def save(prior: LatentDiffusion, folder: Path) -> None:
 
 
 def scheduler(schedule: Schedule) -> DDIMScheduler:
-    """Return diffusers' DDIM scheduler for a schedule; betas other than the two known kinds become `trained_betas`."""
+    """Return diffusers' DDIM scheduler with the betas and the prediction type of `schedule`."""
     betas = schedule.betas.cpu()
     linear = torch.equal(Schedule.linear(T=schedule.T).betas, betas)
     known = linear or torch.equal(Schedule.scaled_linear(T=schedule.T).betas, betas)
@@ -223,7 +226,7 @@ def scheduler(schedule: Schedule) -> DDIMScheduler:
 
 
 def model_index(prior: LatentDiffusion) -> Json:
-    """Return model_index.json, in which pipelines of diffusers and `MVDreamPipeline` find the class of each network."""
+    """Return the content of model_index.json, which names the class of each network for diffusers pipelines."""
     coarse = {} if prior.coarse is None else {COARSE: [type(prior.coarse).__module__, type(prior.coarse).__name__]}
     return {
         "_class_name": "StableDiffusionPipeline",

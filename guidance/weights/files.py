@@ -1,7 +1,4 @@
-"""Read and write files of models. Reading executes no code from a file; writing is atomic.
-
-All functions raise ConfigError for a damaged file. Functions that need torch import it themselves.
-"""
+"""Read and write model files. Reading executes no code; all functions raise ConfigError for a damaged file."""
 
 from __future__ import annotations
 
@@ -29,14 +26,13 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Json = dict[str, Any]
-"""Object of a JSON file."""
+Json = dict[str, Any]  # JSON object
 SUMS = "SHA256SUMS"
 MAX_TEXT_BYTES = 1 << 20
 
 
 def check_sums(path: Path) -> None:
-    """Verify every file listed in SHA256SUMS of the folder `path`, if it has one; formats detect no changed bytes."""
+    """Verify every file listed in SHA256SUMS of the folder `path`, if it has one."""
     if not (path / SUMS).is_file():
         return
     for line in read_text(path / SUMS, max_bytes=MAX_TEXT_BYTES).splitlines():
@@ -50,18 +46,18 @@ def check_sums(path: Path) -> None:
 
 
 def write_sums(path: Path) -> None:
-    """Write SHA256SUMS in the folder `path`, with every file below it, in the format of the command sha256sum."""
+    """Write SHA256SUMS of every file below the folder `path`, in the format of the command sha256sum."""
     files = sorted(f for f in path.rglob("*") if f.is_file() and f.name != SUMS)
     (path / SUMS).write_text(sums(files, path), encoding="utf-8")
 
 
 def sums(files: Iterable[Path], path: Path) -> str:
-    """Return lines "SHA-256  NAME" as sha256sum prints them, with names relative to the folder `path`."""
+    """Return one line "SHA-256  NAME" per file, as sha256sum prints it, with names relative to the folder `path`."""
     return "".join(f"{sha256(file)}  {file.relative_to(path).as_posix()}\n" for file in files)
 
 
 def digest(path: Path, files: Iterable[Path]) -> str:
-    """Return the SHA-256 of `path` if it is a file, else that of the lines of `sums` for `files` in that folder."""
+    """Return the SHA-256 of the file `path`; for a folder, the SHA-256 of the text `sums(files, path)`."""
     return sha256(path) if path.is_file() else hashlib.sha256(sums(files, path).encode()).hexdigest()
 
 
@@ -82,7 +78,7 @@ def read_json(path: Path) -> Json:
 
 
 def sniff(path: Path) -> str:
-    """Return "safetensors" or "torch", the format by a file's first bytes and size. Raises ConfigError otherwise."""
+    """Return "safetensors" or "torch" by a file's first bytes and size. Raises ConfigError for all other files."""
     try:
         with open(ordinary(path), "rb") as file:
             head = file.read(64)
@@ -110,9 +106,9 @@ def sniff(path: Path) -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors or torch file by name, or those under its key "state_dict".
+    """Return the tensors of a safetensors or torch file by name; if it has a "state_dict", the tensors in it.
 
-    Raises ConfigError if there is no tensor, or if one is sparse, complex, quantised or on the meta device.
+    Raises ConfigError if there is no tensor, or one is sparse, complex, quantised or on the meta device.
     """
     import torch
 
@@ -146,16 +142,16 @@ def read_card(path: Path, form: str) -> dict[str, str]:
 
 
 def warn_unused(names: Sequence[str], what: str) -> None:
-    """Log a warning if a file has tensors, with `names`, that are no part of a network."""
+    """Log a warning about tensors `names` that are no part of the network `what`."""
     if names:
         first = ", ".join(repr(name[:80]) for name in names[:3])
         logger.warning("%d tensors are no part %s and not used (first %s)", len(names), what, first)
 
 
 def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -> Module:
-    """Build the network `what` with `tensors` as its weights, frozen, in float32, on the CPU.
+    """Build a frozen float32 network on the CPU with `tensors` as its weights; `what` names it in messages.
 
-    It is built on the meta device first, so that wrong names and shapes are found before memory is allocated.
+    It is first built on the meta device, so that wrong names and shapes are found before memory is allocated.
     """
     import torch
 
@@ -182,9 +178,9 @@ def fill(make: Callable[[], Module], tensors: Mapping[str, Tensor], what: str) -
 
 @contextmanager
 def whole_folder(folder: Path, label: str) -> Iterator[Path]:
-    """Yield a temporary folder to write into; on exit, write its SHA256SUMS and replace `folder` by it.
+    """Yield a temporary folder to write into; on exit, add SHA256SUMS and replace `folder` by it.
 
-    Raises ConfigError if `folder` is not empty and has no file `label`, which every folder of this kind has.
+    Raises ConfigError if `folder` is not empty and lacks the file `label`, which every folder of this kind has.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / label).is_file():
         raise ConfigError(f"{folder} holds something else than a saved model: choose another folder")
@@ -196,7 +192,7 @@ def whole_folder(folder: Path, label: str) -> Iterator[Path]:
 
 
 def save_tensors(network: torch.nn.Module, path: Path, prefix: str = "") -> None:
-    """Write a network's tensors in float16, names with `prefix`, to a file. Raises ConfigError if one overflows."""
+    """Write a network's tensors in float16, their names with `prefix`. Raises ConfigError if a value overflows."""
     import torch
     from safetensors.torch import save_file
 

@@ -11,7 +11,7 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import AbsentWeights
 
 ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
-"""Original MVDream checkpoints: file name and hub repository."""
+"""Hub repository of each original MVDream checkpoint, by file name."""
 RUNS_NOW = "the config mvdream-toybox, with prior.weights=embedded, runs without a download"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 CLIP_REPOSITORY = "openai/clip-vit-large-patch14"
@@ -20,14 +20,14 @@ CLIP_FILES = ("vocab.json", "merges.txt")
 
 
 def is_hub_id(name: str) -> bool:
-    """Return whether `name` has the form "owner/name" of a hub repository and no suffix of a weight file."""
+    """Return whether `name` has the form "owner/name" of a hub repository and is not a weight file by its suffix."""
     form = re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII)
     wrong = re.search(r"--|\.\.|[.-]$|[.-]/", name) or name.endswith(WEIGHT_SUFFIXES)
     return bool(form) and len(name) <= 96 and not wrong
 
 
 def hub_name(weights: str) -> tuple[str, str]:
-    """Return the hub repository of `weights` and the name of a file that the repository must have."""
+    """Return (hub repository, required file) for an original MVDream checkpoint or a hub id "owner/name"."""
     return (ORIGINALS[weights], weights) if weights in ORIGINALS else (weights, "model_index.json")
 
 
@@ -43,7 +43,7 @@ def cached(repo: str, name: str) -> Path | None:
 
 
 def reachable() -> bool:
-    """Return whether the hub can be contacted; huggingface_hub would retry for half a minute without a network."""
+    """Return whether the hub can be reached; without a network, huggingface_hub would retry for half a minute."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -58,7 +58,7 @@ def reachable() -> bool:
 
 
 def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
-    """Return the error for missing weights. Its message names the download command and a config that needs none."""
+    """Return the error for missing weights, which names the download command and a config that needs none."""
     (repo, name), original = hub_name(weights), weights in ORIGINALS
     what, file = (f"{name} of {repo}", f" {name}") if original else (repo, "")
     kind = AbsentWeights if original else ConfigError
@@ -70,7 +70,7 @@ def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
 
 
 def hub_file(repo: str, name: str) -> Path:
-    """Return the local path of file `name` of the hub repository `repo`, after a download unless it is cached."""
+    """Return the local path of file `name` of the hub repository `repo`; download the file unless it is cached."""
     if (found := cached(repo, name)) is not None:
         return found
     weights = name if name in ORIGINALS else repo
@@ -85,7 +85,7 @@ def hub_file(repo: str, name: str) -> Path:
 
 
 def clip_folders(repo: str) -> list[str]:
-    """Return the folders of a hub repository where CLIP's tokenizer may be; only the cached ones if there are any."""
+    """Return the folders of a hub repository that may hold CLIP's tokenizer; only cached folders if there are any."""
     folders = ["", "tokenizer/"]
     here = [inside for inside in folders if all(cached(repo, inside + name) for name in CLIP_FILES)]
     if not here and not reachable():
@@ -98,7 +98,7 @@ def clip_folders(repo: str) -> list[str]:
 
 
 def clip_files(repo: str) -> Path:
-    """Return the local folder with the CLIP tokenizer of a hub repository, after a download if needed."""
+    """Return the local folder with the CLIP tokenizer of a hub repository; download its files if needed."""
     *others, last = clip_folders(repo)
     for inside in others:
         with suppress(ConfigError):

@@ -1,9 +1,7 @@
 """Convert checkpoints of the latent-diffusion (ldm) code base to stock diffusers and transformers networks.
 
-MVDream and Stable Diffusion 1.x and 2.x were released as one file with the tensors of a UNet, a VAE and a text encoder
-under ldm's names. diffusers renames the tensors, but it needs the architecture, which each `convert_*` function reads
-from tensor names and shapes. Only the number of attention heads cannot be read; it is set as in the released models.
-All functions raise ConfigError if the tensors do not have the expected form.
+Each `convert_*` function reads the architecture from tensor names and shapes. The number of attention heads cannot be
+read; it is that of the released models. All functions raise ConfigError for unknown tensors.
 """
 
 import re
@@ -22,8 +20,7 @@ from threedgen.config import ConfigError
 
 from .files import Json
 
-Tensors = Mapping[str, Tensor]
-"""Tensors by their names in a file."""
+Tensors = Mapping[str, Tensor]  # by name
 KINDS = ("weight", "bias")
 LATENT_SIZE = {True: 32, False: 64}
 """Side of the latents in training, for networks with cameras (True, MVDream) and without; no file contains it."""
@@ -36,14 +33,14 @@ PARTS = {
 
 
 class Converted(NamedTuple):
-    """Converted network: arguments of a diffusers or transformers class, and tensors under the names of that class."""
+    """Converted network: arguments of a diffusers or transformers class, and tensors with the names of that class."""
 
     config: Json
     tensors: dict[str, Tensor]
 
 
 def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
-    """Return a single file's tensors by network (keys of PARTS), their names without prefix; drop all other tensors."""
+    """Return the tensors of a single file by network (keys of PARTS), with names without prefix; drop other tensors."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         for part, prefix in PARTS.items():
@@ -53,7 +50,7 @@ def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
 
 
 def convert_unet(tensors: Tensors) -> Converted:
-    """Convert ldm's UNetModel, or MVDream's with its camera as class embedding, to UNet2DConditionModel."""
+    """Convert ldm's UNetModel to UNet2DConditionModel; MVDream's camera embedding becomes the class embedding."""
     config = unet_config(tensors)
     renamed = {f"class_embedding.linear_{1 + n // 2}.{k}": f"camera_embed.{n}.{k}" for n in (0, 2) for k in KINDS}
     renamed = {new: old for new, old in renamed.items() if old in tensors}
@@ -65,11 +62,7 @@ def convert_unet(tensors: Tensors) -> Converted:
 
 
 def unet_config(tensors: Tensors) -> Json:
-    """Return the arguments of UNet2DConditionModel for an ldm UNet, whose blocks are numbered through all levels.
-
-    A layer has one attention head per 64 channels if the projections before and after the transformer blocks are linear
-    (Stable Diffusion 2), else 8 heads (Stable Diffusion 1).
-    """
+    """Return the arguments of UNet2DConditionModel for an ldm UNet, whose blocks are numbered through all levels."""
     inputs = count(tensors, r"input_blocks\.(\d+)\.")
     levels = 1 + len(indices(tensors, r"input_blocks\.(\d+)\.0\.op\.weight"))
     per_level = inputs // levels
@@ -93,7 +86,7 @@ def unet_config(tensors: Tensors) -> Json:
         "down_block_types": ["CrossAttnDownBlock2D" if d else "DownBlock2D" for d in depths],
         "up_block_types": ["CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(depths)],
         "transformer_layers_per_block": [d or middle for d in depths],
-        # diffusers' name for the number of heads
+        # diffusers' name for the number of heads: 1 per 64 channels in Stable Diffusion 2, else 8
         "attention_head_dim": [max(1, c // 64) if linear else 8 for c in channels],
         "use_linear_projection": linear,
         "cross_attention_dim": size(tensors, "middle_block.1.transformer_blocks.0.attn2.to_k.weight", 1),
@@ -115,7 +108,6 @@ def convert_vae(tensors: Tensors) -> Converted:
 
 
 def vae_config(tensors: Tensors) -> Json:
-    """Return the arguments of diffusers' AutoencoderKL for an ldm VAE."""
     levels = count(tensors, r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight")
     if levels == 0:
         raise ConfigError("not an ldm VAE: there is no tensor encoder.down.0.block.0.conv1.weight")
@@ -158,14 +150,14 @@ def convert_clip(tensors: Tensors) -> Converted:
 
 
 def short_names(tensors: Tensors) -> dict[str, Tensor]:
-    """Return tensors with names as in transformers 5: without the prefix "text_model." and the buffer position_ids."""
+    """Return tensors with the names of transformers 5: no prefix "text_model." and no buffer position_ids."""
     renamed = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
     renamed.pop("embeddings.position_ids", None)
     return renamed
 
 
 def clip_config(tensors: Tensors, layers: int, activation: str) -> Json:
-    """Return the arguments of CLIPTextConfig: one head per 64 channels, and start and end as the last two tokens."""
+    """Return the arguments of CLIPTextConfig: one head per 64 channels; start and end token are the last two tokens."""
     vocab, width = (size(tensors, "embeddings.token_embedding.weight", i) for i in (0, 1))
     return {
         "vocab_size": vocab,
@@ -182,13 +174,13 @@ def clip_config(tensors: Tensors, layers: int, activation: str) -> Json:
 
 
 def indices(names: Iterable[str], pattern: str) -> set[int]:
-    """Return the numbers that the group of a regular expression matches at the start of the names."""
+    """Return the integers that the first group of a regular expression matches at the start of the names."""
     matches = (re.match(pattern, name) for name in names)
     return {int(m[1]) for m in matches if m and len(m[1]) < 10}
 
 
 def count(names: Iterable[str], pattern: str) -> int:
-    """Return how many numbers `pattern` finds, see `indices`. Raises ConfigError unless they are 0, 1, 2, ..."""
+    """Return the number of `indices`. Raises ConfigError unless the indices are 0, 1, 2, ... without a gap."""
     found = indices(names, pattern)
     if found != set(range(len(found))):
         readable = pattern.replace("\\.", ".").replace(r"(\d+)", "N")

@@ -1,4 +1,4 @@
-"""Find the files of models: embedded ones, folders, single files, the hub and its cache; imports no torch.
+"""Find model files: embedded, local, on the hub or in its cache; imports no torch.
 
 All functions raise ConfigError with a message that names the missing file and how to get it.
 """
@@ -34,11 +34,11 @@ from .hub import (
 Parts = tuple[str, ...]
 
 PARTS: Parts = ("unet", "vae", "text_encoder")
-"""Required sub-folders with networks of a latent prior in diffusers format."""
+"""Sub-folders with networks that a latent prior in diffusers format must have."""
 COARSE, SECOND = "coarse", "text_encoder_2"
 """Optional sub-folders: coarse predictor, SDXL's second text encoder."""
 EMBEDDED = ("toybox-base", "toybox-prior")
-"""Folders in weights/: the 2D model of the toybox, and the multi-view prior that was fine-tuned from it."""
+"""Folders in weights/: the 2D model of the toybox, and the multi-view prior fine-tuned from it."""
 MATTE = "toybox-matte"
 NOVEL_VIEW = {"embedded": "threedim-toybox", "embedded-concat": "threedim-toybox-concat"}
 NOVEL_VIEW_CLASSES = ("XUNet", "LatentPairs")
@@ -49,10 +49,10 @@ WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
 def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> None:
-    """Raise ConfigError if `weights` are missing or evidently unreadable; reads configs and first bytes only.
+    """Raise ConfigError if `weights` (see `locate`) are missing or evidently unreadable; reads no tensors.
 
-    For a hub id that is not cached, model_index.json is downloaded. `tokenizer` is the folder or hub id of a tokenizer;
-    None: that of the weights, or CLIP's for a single file. `wanted`: see `locate`.
+    For a hub id that is not cached, model_index.json is downloaded. `tokenizer` is a folder or hub id; None: the
+    tokenizer of the weights, or CLIP's for a single file.
     """
     path = local(weights)
     if tokenizer is not None and not Path(tokenizer).expanduser().is_dir() and not is_hub_id(tokenizer):
@@ -73,7 +73,7 @@ def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> 
 
 
 def locate(weights: str, wanted: Parts = PARTS) -> Path:
-    """Return the local folder or file of `weights`, after a download into the hub's cache if needed.
+    """Return the local folder or file of `weights`; download it into the hub's cache if needed.
 
     Args:
         weights: a name in `EMBEDDED`, a folder in diffusers format, a single-file checkpoint, the name of an original
@@ -86,7 +86,7 @@ def locate(weights: str, wanted: Parts = PARTS) -> Path:
 
 
 def local(weights: str) -> Path | None:
-    """Return the local folder or file of `weights`; None for names of hub weights. Raises ConfigError for others."""
+    """Return the local folder or file of `weights`; None for a hub id or the name of an original MVDream checkpoint."""
     if weights in EMBEDDED:
         return embedded(weights)
     if (found := existing(weights)) is not None:
@@ -109,7 +109,7 @@ def embedded(name: str) -> Path:
 
 
 def existing(weights: str) -> Path | None:
-    """Return `weights` as the path of an existing file or folder, else None. Raises ConfigError if no valid path."""
+    """Return `weights` as the path of an existing file or folder, else None. Raises ConfigError for an invalid path."""
     try:
         path = Path(weights).expanduser()
         return path if path.exists() else None
@@ -118,7 +118,7 @@ def existing(weights: str) -> Path | None:
 
 
 class Identity(NamedTuple):
-    """Identity of weights: path, total size in bytes and SHA-256 of a file or of a diffusers folder's tensor files."""
+    """Path of weights, total size in bytes and SHA-256 of the file, or of the tensor files of a diffusers folder."""
 
     path: Path
     size: int
@@ -126,7 +126,7 @@ class Identity(NamedTuple):
 
     @classmethod
     def of(cls, path: Path, wanted: Parts = PARTS) -> Identity:
-        """Read the files of `path`. A folder's SHA-256 is that of sha256sum's output lines for its tensor files."""
+        """Read the files of `path`; the digest of a folder is that of the text `files.sums` for its tensor files."""
         files = [path] if path.is_file() else [f for part in parts(path, wanted) for f in tensor_files(path / part)]
         return cls(path, sum(file.stat().st_size for file in files), digest(path, files))
 
@@ -152,7 +152,7 @@ def describe(weights: str, wanted: Parts = PARTS) -> str:
 
 
 def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
-    """Return `path` if it has a scheduler, a tokenizer, and config and tensors of each part, else raise ConfigError."""
+    """Return `path`. Raises ConfigError if it lacks a scheduler, a tokenizer, or the config or tensors of a network."""
     for part in parts(path, wanted):
         read_json(path / part / CONFIG)
         for file in tensor_files(path / part):
@@ -164,7 +164,7 @@ def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
 
 
 def parts(path: Path, wanted: Parts = PARTS) -> Parts:
-    """Return the sub-folders with tensors: `wanted`, then optional ones that exist or that model_index.json names."""
+    """Return the sub-folders with tensors: `wanted`, and optional ones that exist or that model_index.json names."""
     index = path / "model_index.json"
     second = (read_json(index) if index.is_file() else {}).get(SECOND)
     named = isinstance(second, list) and any(second)  # SDXL: [library, class], even if the sub-folder is missing
@@ -189,7 +189,7 @@ def tensor_files(part: Path) -> list[Path]:
 
 
 def hub_folder(repo: str, wanted: Parts = PARTS) -> Path:
-    """Return the local copy of a diffusers folder on the hub; download what is missing, safetensors if possible."""
+    """Return the local copy of a diffusers folder on the hub; download missing files, safetensors if there are any."""
     found = cached(repo, "model_index.json")
     if found is not None:
         with suppress(ConfigError):
@@ -244,7 +244,7 @@ def novel_view_model(weights: str) -> Path:
 
 
 def subject_card(path: Path | str) -> dict[str, str]:
-    """Return the metadata of a file of subject weights, see `subject_weights`; no tensor is read."""
+    """Return the metadata of a file of subject weights (`subject_weights.py`); no tensor is read."""
     source = "an mvdreambooth run leaves one behind, RUN/personalisation.safetensors"
     with keyed("personalisation"), called("personalisation"):
         found = existing(str(path))
@@ -257,14 +257,13 @@ def subject_card(path: Path | str) -> dict[str, str]:
 
 
 def t5_tokenizer(path: Path) -> Path:
-    """Return the folder `path`. Raises ConfigError if its tokenizer needs sentencepiece and that is not installed."""
+    """Return the folder `path`. Raises ConfigError if its tokenizer needs sentencepiece, which is not installed."""
     if not any((path / inside / "tokenizer.json").is_file() for inside in ("tokenizer", ".")):
         require("sentencepiece", "tokenizer: a spiece.model", "put the tokenizer.json of any T5 beside it")
     return path
 
 
 def tokenizer_folder(path: Path) -> Path:
-    """Return `path`, or its sub-folder "tokenizer" if there is one."""
     return path / "tokenizer" if (path / "tokenizer").is_dir() else path
 
 

@@ -1,4 +1,4 @@
-"""Networks of a prior on torch's meta device, which have shapes but no data, for estimates of memory."""
+"""Networks of a prior on torch's meta device, with shapes but no data, for estimates of memory."""
 
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ RELEASED_UNETS: dict[str, Json] = {
     | {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True, "cross_attention_dim": 1024},
     "sd-v1.5-4view.pt": _UNET | {"attention_head_dim": 8, "cross_attention_dim": 768},
 }
-"""Arguments of UNet2DConditionModel for the original MVDream files, known before they are downloaded."""
+"""Arguments of UNet2DConditionModel for the original MVDream files, needed before they are downloaded."""
 RELEASED_VAE: Json = {
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
@@ -39,11 +39,11 @@ RELEASED_TEXT = {"sd-v2.1-base-4view.pt": 340_387_840, "sd-v1.5-4view.pt": 123_0
 
 
 class MetaNetworks(NamedTuple):
-    """UNet, VAE (None for a prior on pixels) and parameter counts of a prior.
+    """UNet and VAE of a prior without data (no VAE for a prior on pixels), and parameter counts.
 
     Attributes:
-        parameters: number of parameters of all networks, text encoder included.
-        kept: number of parameters of the networks that remain in memory after `Prior.free_text_encoder`.
+        parameters: number of parameters of all networks, including the text encoder.
+        kept: number of parameters that remain in memory after `Prior.free_text_encoder`.
     """
 
     unet: UNet2DConditionModel
@@ -58,11 +58,8 @@ class MetaNetworks(NamedTuple):
 
 
 def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> MetaNetworks:
-    """Build UNet and VAE of `weights` on the meta device; arguments as in `loading.locate`.
-
-    An original MVDream checkpoint is not downloaded. Raises ConfigError if a file is missing or damaged.
-    """
-    if loading.awaited(weights):
+    """Build UNet and VAE of `weights` without data. Raises ConfigError if a file is missing; see `loading.locate`."""
+    if loading.awaited(weights):  # an original MVDream checkpoint, not downloaded for this
         unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)
         whole = _parameters(unet, vae) + RELEASED_TEXT[weights]
         return MetaNetworks(unet, vae, whole, _kept(unet, vae))

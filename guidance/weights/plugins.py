@@ -15,7 +15,7 @@ FILES: dict[Key, dict[str, str]] = {
     "blocks": {f"toybox-{name}": f"toybox-mvdiffusion/{name}" for name in ("panorama", "outpaint", "depth")},
     "adapter": {f"toybox-{name}": f"toybox-mvadapter/{name}" for name in ("rays", "geometry")},
 }
-"""Embedded weights by config key and name: file in weights/ without .safetensors. They extend "toybox-base"."""
+"""Embedded weights by config key and name: path in weights/ without suffix. Their 2D model is "toybox-base"."""
 SOURCES: dict[Key, str] = {
     "blocks": "train-mvdiffusion leaves one, RUN/blocks.safetensors, and the released ones (pano.ckpt, "
     "pano_outpaint.ckpt, depth.ckpt) are linked on github.com/Tangshitao/MVDiffusion",
@@ -30,7 +30,7 @@ def choice(key: Key, others: str) -> str:
 
 
 def locate(key: Key, name: str) -> Path:
-    """Return the file of weights given by an embedded name or a path. Raises ConfigError for the config key `key`."""
+    """Return the file of weights `name`, an embedded name or a path. Raises ConfigError for the config key `key`."""
     file = FILES[key].get(name)
     found = existing(name) if file is None else folder("weights") / f"{file}.safetensors"
     if found is None or not found.is_file():
@@ -41,11 +41,11 @@ def locate(key: Key, name: str) -> Path:
 
 
 def check(key: Key, name: str | None) -> None:
-    """Raise ConfigError if `name` is not None and its file is missing or has not the first bytes of weights."""
+    """Raise ConfigError if `name` is not None and its file is missing or is no weight file by its first bytes."""
     if name is not None:
         sniff(locate(key, name))
 
 
 def identify(key: Key, name: str | None) -> dict[str, Identity]:
-    """Return path, size and SHA-256 of the file of `name` under its config key; {} if None. Raises ConfigError."""
+    """Return {`key`: path, size and SHA-256 of the file of `name`}, {} if None. Raises ConfigError if it is missing."""
     return {} if name is None else {key: Identity.of(locate(key, name))}

@@ -1,17 +1,14 @@
 """Weights of a subject: a file with the changes that fine-tuning on one subject makes to a prior.
 
 DreamBooth (arXiv 2208.12242) binds a subject to a new word, the identifier. Fine-tuning changes all weights of the
-UNet, or low-rank terms of its attention (LoRA), and adds one row to the text encoder's embedding table, because a
-closed vocabulary has no spare word, and CLIP would split "[v]" into several tokens.
+UNet, or low-rank terms of its attention (LoRA). The identifier gets a new row in the text encoder's embedding table.
 
-Content of the file, in safetensors (`NAME`: a parameter of the UNet):
+Content of the safetensors file (`NAME`: a parameter of the UNet):
 
     unet.NAME                       tuned minus base weight, bfloat16          kind "difference"
     unet.NAME.lora_A, .lora_B       (r, in), (out, r): weight += scale B A     kind "lora"
     identifier                      (D,) the new row, float32
-
-The file's metadata are the format, the kind, the identifier, the prompt, the scale, and the check sums of the base
-weights and of the file's own content.
+    metadata                        format, kind, identifier, prompt, scale, check sums of base weights and content
 """
 
 from __future__ import annotations
@@ -41,7 +38,7 @@ A, B, SUM = ".lora_A", ".lora_B", "sum"
 
 
 def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
-    """Return the SHA-256 of the base weights of both networks; it does not depend on the format of their files."""
+    """Return the SHA-256 of the weights of both networks, which does not depend on their file format."""
     digest = hashlib.sha256()
     for network in (unet, text_encoder):
         for name, value in sorted(network.state_dict().items()):
@@ -51,7 +48,7 @@ def checksum(unet: nn.Module, text_encoder: nn.Module) -> str:
 
 
 def content_sum(tensors: Mapping[str, Tensor], card: Mapping[str, str]) -> str:
-    """Return the SHA-256 of tensors and metadata `card`, because safetensors does not detect changed bytes."""
+    """Return the SHA-256 of tensors and metadata; safetensors itself does not detect changed bytes."""
     digest = hashlib.sha256(repr(sorted(card.items())).encode())
     for name, value in sorted(tensors.items()):
         digest.update(repr((name, value.dtype, value.shape)).encode())
@@ -60,7 +57,7 @@ def content_sum(tensors: Mapping[str, Tensor], card: Mapping[str, str]) -> str:
 
 
 def check_identifier(tokenizer: PreTrainedTokenizerBase, identifier: str) -> None:
-    """Raise ConfigError if `identifier` is not exactly one word, or is a word of the tokenizer's vocabulary."""
+    """Raise ConfigError if `identifier` is not exactly one word, or is in the tokenizer's vocabulary."""
     if len(identifier.split()) != 1:
         raise ConfigError("should be one word, such as [v]", "identifier", identifier)
     pieces = tokenizer.tokenize(identifier)
@@ -77,7 +74,7 @@ def add_word(
 ) -> int:
     """Add the word `identifier` to tokenizer and text encoder, in place, and return its token number.
 
-    Its embedding is `row` (D,), or if None the mean embedding of the words in `like`, of all words for "".
+    Its embedding is `row` (D,); None: the mean embedding of the words in `like`, or of all words if `like` is empty.
     """
     old = token_embedding(text_encoder).weight.detach()
     if row is None:
@@ -100,13 +97,13 @@ def token_embedding(text_encoder: Any) -> nn.Embedding:
 
 
 def difference(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tuned minus base weights in bfloat16 (relative error 0.4 %) by name in the file, changed ones only."""
+    """Return tuned minus base weights in bfloat16 by their names in the file, for changed weights only."""
     moved = {name: tuned[name].detach().cpu() - base[name].cpu() for name in base}
     return {f"unet.{name}": value.bfloat16().contiguous() for name, value in moved.items() if value.any()}
 
 
 def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]) -> dict[str, Tensor]:
-    """Return the LoRA matrices `down` (r, in) and `up` (out, r) of linear layers under their names in the file."""
+    """Return LoRA matrices `down` (r, in) and `up` (out, r) of linear layers by their names in the file."""
     found = {}
     for layer, a, b in zip(layers, down, up, strict=True):
         for end, value in ((A, a), (B, b)):
@@ -115,9 +112,9 @@ def low_rank(layers: Iterable[str], down: Iterable[Tensor], up: Iterable[Tensor]
 
 
 def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[str, str]) -> None:
-    """Write the result of `difference` or `low_rank` and the identifier's embedding `row` (D,), atomically.
+    """Write `changes` (from `difference` or `low_rank`) and the identifier's embedding `row` (D,), atomically.
 
-    `card` is metadata with the keys kind, identifier, prompt, scale and base (see `checksum`).
+    `card` is metadata with the keys kind, identifier, prompt, scale and base (the `checksum` of the base weights).
     """
     tensors = {**changes, "identifier": row.detach().float().cpu().contiguous()}
     write_atomic(path, to_bytes(tensors, {"format": loading.SUBJECT_FORMAT, **card, SUM: content_sum(tensors, card)}))
@@ -126,8 +123,7 @@ def write(path: Path, changes: Mapping[str, Tensor], row: Tensor, card: Mapping[
 def apply(prior: LatentDiffusion, path: Path, strength: float = 1.0) -> None:
     """Add `strength` times the UNet changes of a file to `prior`, and its identifier, in place.
 
-    Raises:
-        ConfigError: the file is damaged or was tuned from other weights; `prior` is then unchanged.
+    Raises ConfigError and changes nothing if the file is damaged or was tuned from other weights.
     """
     card = loading.subject_card(path)
     base = checksum(prior.unet, prior.text_encoder)
@@ -161,7 +157,7 @@ def apply(prior: LatentDiffusion, path: Path, strength: float = 1.0) -> None:
 
 
 def _changes(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """Return the float32 change of each UNet parameter from the tensors of a file; `scale` multiplies LoRA terms."""
+    """Return the float32 change of each UNet parameter from the tensors of a file; `scale` multiplies LoRA products."""
     changes = {}
     for name, value in tensors.items():
         inner = name.removeprefix("unet.")

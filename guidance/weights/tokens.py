@@ -1,7 +1,4 @@
-"""Tokenizers: token numbers of prompts, words beyond the token limit, words outside a closed vocabulary.
-
-The word-level tokenizer of the embedded toybox prior has a closed vocabulary. The module imports no torch.
-"""
+"""Tokenizers: token numbers of prompts, the token limit, and closed vocabularies; imports no torch."""
 
 from __future__ import annotations
 
@@ -51,7 +48,7 @@ def clip_tokenizer(source: str | None, open_clip: bool) -> PreTrainedTokenizerBa
 
 
 def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: int) -> Tensor:
-    """Return the token numbers (n, length) int64 of n prompts with start and end token, padded or cut to `length`."""
+    """Return token numbers (n, length) int64 of n prompts with start and end token, padded or cut to `length`."""
     if tokenizer.pad_token_id is None:
         raise ConfigError("the tokenizer has no token to fill up short prompts with")
     return tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
@@ -74,7 +71,7 @@ class Vocabulary:
     """Closed vocabulary of a word-level tokenizer, in which each known word has one token.
 
     Attributes:
-        added: words that were added to the trained tokenizer, such as the identifier of a subject, or shall be.
+        added: words that were added to the trained tokenizer or are to be added, such as the identifier of a subject.
         known: all words of the tokenizer except special tokens.
     """
 
@@ -92,7 +89,7 @@ class Vocabulary:
         return [word for word in dict.fromkeys(words) if word.strip(punctuation)]
 
     def unknown(self, prompt: str) -> list[tuple[str, list[str]]]:
-        """Return the unknown words of a prompt, each with up to three similar known ones."""
+        """Return the unknown words of a prompt, each with up to three similar known words."""
         reader = prompt_reader(self)
         return [(word, reader.similar(word)) for word in reader.read(prompt).ignored]
 
@@ -102,7 +99,7 @@ class Vocabulary:
 
 
 class PromptReader(Protocol):
-    """Reader of prompts for a prior with a closed vocabulary, as the registry builds it from a `Vocabulary`."""
+    """Reader of prompts for a prior with a closed vocabulary; `prompt_reader` builds it from a `Vocabulary`."""
 
     def read(self, prompt: str) -> Reading:
         """Rewrite a prompt in known words."""
@@ -130,7 +127,7 @@ class PromptReader(Protocol):
 
 
 def prompt_reader(vocabulary: Vocabulary | None) -> PromptReader:
-    """Build the reader of the embedded prior's prompts for a vocabulary; None: it only knows usual heights."""
+    """Build the prompt reader of the embedded prior for a vocabulary; without one, it only knows usual heights."""
     return registry.implementation("prompt-reader", "toybox")(vocabulary)
 
 
@@ -161,6 +158,6 @@ def read_prompt(tokenizer: PreTrainedTokenizerBase | None, prompt: str) -> Readi
 
 
 def unknown_words(tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[tuple[str, list[str]]]:
-    """Return the prompt's words outside a closed vocabulary, each with up to three similar known words."""
+    """Return the words of a prompt outside a closed vocabulary, each with up to three similar known words."""
     vocabulary = closed_vocabulary(getattr(tokenizer, "backend_tokenizer", None))
     return [] if vocabulary is None else vocabulary.unknown(prompt)

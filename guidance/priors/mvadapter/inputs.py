@@ -1,9 +1,9 @@
 """Inputs of MV-Adapter as in its training: cameras, maps of rays and of mesh geometry, reference images.
 
-In our world z is up and the front of an object faces +x; MV-Adapter's is our world rotated by -90 degrees around z. In
-both, azimuth 0 is the front. The released adapters have orthographic cameras at distance 1.8 that show 0.55 units on
-each side of the centre; meshes fit into the cube [-0.5, 0.5]^3. Our own adapters may have perspective cameras, which
-show the same extent at the front plane of that cube.
+Our world has z up, and the front of an object faces +x. MV-Adapter's world is ours rotated by -90 degrees around z. The
+released adapters have orthographic cameras at distance 1.8 that show 0.55 units on each side of the centre; meshes fit
+into the cube [-0.5, 0.5]^3. Perspective cameras of our own adapters show the same extent at the front plane of that
+cube.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ RAY_VIEWS = tuple((0.0, azimuth) for azimuth in (0.0, 45.0, 90.0, 180.0, 270.0, 
 GEOMETRY_VIEWS = (*((0.0, azimuth) for azimuth in (0.0, 90.0, 180.0, 270.0)), (89.99, 180.0), (-89.99, 180.0))
 """(elevation, azimuth) in degrees for adapters that take mesh geometry: front, right, back, left, top, bottom."""
 RAISED = (0.0, 30.0)
-"""Lowest and highest elevation in degrees of the additional training views of adapters with `Form.anywhere` > 0."""
+"""Lowest and highest elevation in degrees of additional training views (`Form.anywhere` > 0)."""
 TOLERANCE = 3.0
 """Largest angle in degrees between a camera and a training view at which the camera counts as trained."""
 
@@ -33,7 +33,7 @@ SHARE, GREY = 0.9, 0.5
 
 
 def views(angles: Sequence[tuple[float, float]], height: int, width: int, fov: float = 0.0) -> Cameras:
-    """Return B cameras around a mesh at the origin at `angles`, B pairs (elevation, azimuth) in degrees."""
+    """Return B cameras around a mesh at the origin, at B pairs `angles` of (elevation, azimuth) in degrees."""
     elevation, azimuth = torch.tensor(angles, dtype=torch.float64).deg2rad().T
     return towards_middle(orbit_c2w(elevation, azimuth, torch.full_like(azimuth, DISTANCE)), height, width, fov)
 
@@ -61,7 +61,7 @@ def to_adapter_world(vectors: Tensor) -> Tensor:
 
 
 def ray_maps(at: Cameras) -> Tensor:
-    """Return the condition guider's input for B cameras in our world: Pluecker rays (B, 6, H, W), scaled to [0, 1].
+    """Return Pluecker rays (B, 6, H, W) of B cameras in our world, scaled to [0, 1], for the condition guider.
 
     All pixels of an orthographic camera have the same direction, so its map is (B, 6, 1, 1).
     """
@@ -71,7 +71,7 @@ def ray_maps(at: Cameras) -> Tensor:
 
 
 def geometry_maps(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
-    """Return the condition guider's input for renders of a mesh: positions and normals (B, 6, H, W) in [0, 1].
+    """Return positions and normals of a rendered mesh, (B, 6, H, W) in [0, 1], for the condition guider.
 
     Args:
         points: surface point of each pixel in our world (B, H, W, 3), within [-0.5, 0.5].
@@ -84,10 +84,8 @@ def geometry_maps(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
 def untrained(c2w: Tensor, trained: Sequence[tuple[float, float]] = RAY_VIEWS, anywhere: bool = False) -> list[int]:
     """Return the indices of cameras whose direction from the origin is outside the training range of an adapter.
 
-    Args:
-        c2w: camera-to-world poses (B, 4, 4) in our world.
-        trained: (elevation, azimuth) of the training views in degrees.
-        anywhere: the adapter was also trained on all azimuths at elevations within `RAISED`.
+    `c2w` are camera-to-world poses (B, 4, 4) in our world, `trained` the (elevation, azimuth) of the training views in
+    degrees. With `anywhere`, all azimuths at elevations within `RAISED` also count as trained.
     """
     elevation, azimuth = torch.tensor(trained, dtype=torch.float64).deg2rad().T
     known = unit_vector(elevation, azimuth)

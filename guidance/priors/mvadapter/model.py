@@ -47,7 +47,6 @@ from .weights import load_adapter
 logger = logging.getLogger(__name__)
 
 NEGATIVE = "watermark, ugly, deformed, noisy, blurry, low contrast"
-"""Default negative prompt."""
 
 
 def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAdapter:
@@ -68,13 +67,13 @@ def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAda
 class MVAdapter(LatentDiffusion):
     """Latent diffusion model with an adapter for several views. Without an adapter, each image is denoised separately.
 
-    Where other priors take a camera vector, this class takes the input of the condition guider: maps (B, 6, 1, 1) or
-    (B, 6, H, W) in [0, 1].
+    The argument `camera` of its methods is the input of the condition guider: maps (B, 6, 1, 1) or (B, 6, H, W) in
+    [0, 1].
 
     Attributes:
         adapted: UNet with the adapter; None before `with_adapter`.
-        base_schedule: noise schedule of the 2D model. `schedule` has a lower signal-to-noise ratio.
-        base_timesteps: (T,), timestep of the 2D model for each timestep of `schedule`; None: both are equal.
+        base_schedule: noise schedule of the 2D model; `schedule` has a lower signal-to-noise ratio.
+        base_timesteps: timestep of the 2D model for each timestep of `schedule`, (T,); None: both are equal.
         reference_image: image (h, w, 3) in [0, 1] that all guidance is conditioned on; None: text only.
         image_scale: guidance scale of that image; None: the guidance scale of the text.
         coarse_predictor: network that predicts the latents from which samples start; None: samples start from noise.
@@ -98,8 +97,8 @@ class MVAdapter(LatentDiffusion):
     def with_adapter(self, adapter: str | Path, mv_scale: float = 1.0, ref_scale: float = 1.0, **form: object) -> Self:
         """Load an adapter, given by path or name, and return self.
 
-        `mv_scale` and `ref_scale` are weights of the attention to other views and to the reference image, 1 as trained;
-        `form` are values that replace those of the file's `Form`, unless None.
+        `mv_scale` and `ref_scale` are weights of the attention to other views and to the reference image; 1: as in
+        training. Values of `form` that are not None replace those of the file's `Form`.
         """
         network = load_adapter(locate("adapter", str(adapter)), self.unet, self.factor, **form)
         if network.form.layout == "rowcol" and network.form.control == "rays":
@@ -110,7 +109,7 @@ class MVAdapter(LatentDiffusion):
         return self.with_network(network)
 
     def with_network(self, network: AdaptedUNet) -> Self:
-        """Replace the UNet by an adapted one and the noise schedule by the adapter's, and return self."""
+        """Replace the UNet by an adapted UNet and the noise schedule by the adapter's, and return self."""
         self.unet, self.adapted = network.unet, network
         self.schedule = self.base_schedule.shifted(network.form.shift, network.form.shift_mode)
         matched = network.form.timestep == "matched"
@@ -120,7 +119,8 @@ class MVAdapter(LatentDiffusion):
     def with_reference(self, cut: Array, image_scale: float | None = None) -> Self:
         """Set the reference image that all guidance is conditioned on, and return self.
 
-        `cut` is an RGBA image (h, w, 4) in [0, 1] of the object; `image_scale` is its guidance scale, None: the text's.
+        `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1]; `image_scale` is its guidance scale, None: that of the
+        text.
         """
         self.require_ref()
         self.reference_image = framed(torch.from_numpy(cut), self.image_size, self.image_size)
@@ -130,8 +130,8 @@ class MVAdapter(LatentDiffusion):
     def with_coarse_predictor(self, weights: str) -> Self:
         """Load the coarse predictor of a multi-view prior, from whose output samples start, and return self.
 
-        It is used only by adapters that take camera rays, and without a reference image. Raises ConfigError unless the
-        multi-view prior in `weights` has the same text encoder and VAE.
+        It is not used with mesh geometry or a reference image. Raises ConfigError unless the multi-view prior `weights`
+        has the text encoder and VAE of the 2D model.
         """
         with called("guess"):
             other = MVDream.load(weights, self.device)
@@ -164,9 +164,9 @@ class MVAdapter(LatentDiffusion):
         return super().networks | {name: network for name, network in more.items() if network is not None}
 
     def camera(self, c2w: Tensor) -> Tensor:
-        """Convert camera-to-world poses (B, 4, 4) to ray maps in [0, 1]: (B, 6, 1, 1), or (B, 6, H, W) if perspective.
+        """Convert camera-to-world poses (B, 4, 4) to ray maps (B, 6, 1, 1), or (B, 6, H, W) if perspective.
 
-        Raises ConfigError if the adapter takes the geometry of a mesh instead of rays.
+        Values are in [0, 1]. Raises ConfigError if the adapter takes the geometry of a mesh instead of rays.
         """
         if self.form.control == "geometry":
             raise ConfigError("this adapter needs the geometry of a mesh; choose one with ray control", "adapter")
@@ -179,7 +179,7 @@ class MVAdapter(LatentDiffusion):
 
     @property
     def fov(self) -> float:
-        """Vertical field of view in degrees of the cameras that the adapter was trained on; 0: orthographic."""
+        """Vertical field of view in degrees of the training cameras of the adapter; 0: orthographic."""
         return self.form.fov
 
     def note_views(self, c2w: Tensor) -> None:
@@ -203,7 +203,7 @@ class MVAdapter(LatentDiffusion):
         n_view: int = 1,
         reference: Features | None = None,
     ) -> Tensor:
-        """Return the output of the UNet as `Prior.network` does; `reference`: result of `reference_features`."""
+        """Return the UNet's output as `Prior.network`; `reference` comes from `reference_features`."""
         base_t = t if self.base_timesteps is None else self.base_timesteps.to(t.device)[t]
         return self._network(x, base_t, text, camera, n_view, reference)
 
@@ -219,7 +219,7 @@ class MVAdapter(LatentDiffusion):
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view, **image), t)
 
     def reference_features(self, images: Tensor, text: Tensor) -> Features:
-        """Return the features of reference images (R, H, W, 3) in [0, 1] with encoded prompts (R, L, D)."""
+        """Return features of R reference images (R, H, W, 3) in [0, 1], computed with prompts (R, L, D)."""
         adapted, latents = self.require_ref(), self.encode_views(images)
         with self.autocast():
             return adapted.reference_features(latents, text)
@@ -254,7 +254,7 @@ class MVAdapter(LatentDiffusion):
         """Sample the V views of an object by DDIM and return images (V, H, W, 3) in [0, 1], on the CPU.
 
         Args:
-            control: guider input (V, 6, 1, 1) or (V, 6, H, W), from `camera` or `cameras.geometry_maps`.
+            control: guider input (V, 6, 1, 1) or (V, 6, H, W), from `camera` or `inputs.geometry_maps`.
             image: reference image (h, w, 3) in [0, 1] from `framed`, with sides divisible by `factor`; None: text only.
             size: (H, W) in pixels, divisible by `unit`; None: `image_size` for both.
             guidance_scale: guidance scale of text and image together; None: 7, or 3 with an image.
@@ -284,7 +284,7 @@ class MVAdapter(LatentDiffusion):
         return sample_images(self, n_view, full_size, sample_pass, generator, sync, init=init)
 
     def init_latents(self, prompt: str, c2w: Tensor, size: Size | None = None) -> InitLatents | None:
-        """Return predicted latents and the img2img strength from which samples of a prompt start, for poses (V, 4, 4).
+        """Return the img2img start for a prompt and camera-to-world poses (V, 4, 4).
 
         Returns None, to start from noise, without a coarse predictor or if `size` (H, W) is not `image_size`.
         """
@@ -311,7 +311,7 @@ class MVAdapter(LatentDiffusion):
         Args:
             image: (H, W, 3) in [0, 1], with sides divisible by `factor`.
             hole: (H, W) bool, True where to inpaint.
-            repeats: see `sampling.inpaint_latents`.
+            repeats: how often each step is taken, see `sampling.inpaint_latents`.
             on_step: called before each step; may raise an exception to stop.
         """
 

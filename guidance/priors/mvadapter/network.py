@@ -1,7 +1,8 @@
-"""MV-Adapter's network: a frozen 2D UNet with additional attention layers and the condition guider.
+"""MV-Adapter's network: a frozen 2D UNet with additional attention layers and a condition guider.
 
-The condition guider (section 4.1) is a T2I-Adapter (Mou et al. 2023, arXiv 2302.08453) on maps of camera rays or of a
-mesh. A reference image enters as the features that the frozen UNet has for it at t = 0 (section 4.2).
+The condition guider (section 4.1) is a T2I-Adapter (Mou et al. 2023, arXiv 2302.08453): it maps camera rays or mesh
+geometry to features that are added to the UNet. A reference image enters as the inputs that the frozen UNet's
+self-attention layers have for it at t = 0 (section 4.2).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,14 +34,13 @@ class Form:
     """Training settings of an adapter, stored as metadata of its file; defaults: released adapters without a mesh.
 
     Attributes:
-        layout: pixels of other views that a pixel attends to, such as the same row (`attention/decoupled.py`).
-        arrangement: whether the added attention runs in parallel to the self-attention or after it (same file).
+        layout: tokens of other views that a token attends to, see `options.Layout`.
+        arrangement: whether the added attention runs beside the self-attention or after it, see `options.Arrangement`.
         control: input of the condition guider, "rays" of the cameras or "geometry" of a mesh.
-        shift: factor by which the signal-to-noise ratio of the schedule is reduced (`Schedule.shifted`).
-        shift_mode: whether all timesteps are shifted equally, or by a factor interpolated from t = 0.
+        shift, shift_mode: reduction of the schedule's signal-to-noise ratio, see `Schedule.shifted`.
         anywhere: fraction of training objects rendered at random azimuths and at elevations from 0 to 30 degrees.
         fov: vertical field of view of the cameras in degrees; 0: orthographic.
-        timestep: timestep that the 2D model receives: the "same" number, or the one "matched" to the noise level.
+        timestep: timestep that the 2D model receives, see `options.Timestep`.
     """
 
     layout: Layout = "row"
@@ -76,9 +76,9 @@ class AdaptedUNet(nn.Module):
     """Frozen UNet with an adapter. Only the modules in `new_parts` are trainable.
 
     Attributes:
-        factor: side of a latent in pixels.
+        factor: image pixels per latent pixel along each axis.
         multiple: number of pixels by which height and width of images must be divisible.
-        mv_scale, ref_scale: weights of the attention to other views and to the reference image; 1: as trained.
+        mv_scale, ref_scale: weights of the attention to other views and to the reference image; 1: as in training.
     """
 
     mv_scale, ref_scale = 1.0, 1.0
@@ -94,15 +94,13 @@ class AdaptedUNet(nn.Module):
         downscale: int | None = None,
         fine: bool = False,
     ) -> None:
-        """Add attention layers and guiders to `unet`.
+        """Add attention layers and guiders to `unet`, in place.
 
         Args:
-            factor: side of a latent in pixels.
             form: training settings of the adapter.
             branches: kinds of added attention: "mv" to other views, "ref" to a reference image.
-            guided: add a condition guider; `depth` and `downscale` are explained in `make_guider`.
+            guided: add a condition guider with `depth` and `downscale`, see `make_guider`.
             fine: also add a fine guider, see `make_fine_guider`.
-
         """
         super().__init__()
         self.unet: Any = cast(Any, unet).requires_grad_(False)
@@ -137,11 +135,11 @@ class AdaptedUNet(nn.Module):
         return named | ({} if self.guider is None else self.guider.state_dict()) | fine
 
     def guide(self, control: Tensor, height: int, width: int) -> list[Tensor] | None:
-        """Return the guider's features for `maps`, one tensor per level of the UNet; None without a guider."""
+        """Return the guider's features, one tensor per UNet level, for `control` as in `maps`; None without guider."""
         return None if self.guider is None else self.guider(self.maps(control, height, width))
 
     def maps(self, control: Tensor, height: int, width: int) -> Tensor:
-        """Resize maps (B, 6, H, W) or (B, 6, 1, 1) in [0, 1] to the size (B, 6, h, w) of the guider's input."""
+        """Resize `control` (B, 6, H, W) or (B, 6, 1, 1) in [0, 1] to the guider's input size (B, 6, h, w)."""
         stride = self.multiple // self.guider.downscale_factor
         maps = control if control.shape[-2:] == (1, 1) else avg_pool2d(control, stride)
         return maps.expand(-1, -1, height // stride, width // stride)
@@ -172,9 +170,11 @@ class AdaptedUNet(nn.Module):
             x: noisy latents (B V, C, h, w); the views of an object are consecutive.
             t: timesteps (B V,) or ().
             text: encoded prompts (B V, L, D).
-            control: guider input (B V, 6, H, W) or (B V, 6, 1, 1) in [0, 1]; None: no guider features.
+            control: input of the condition guider in [0, 1], (B V, 6, H, W), or (B V, 6, 1, 1) if it is equal for all
+                pixels of a view; None: no guider features.
             n_view: V.
-            reference: features of R images from `reference_features`, where R divides B V; None: zeros.
+            reference: features of R images from `reference_features`, R divides B V, and each image serves B V / R
+                consecutive views; None: zeros.
         """
         adapted = n_view > 1 or control is not None or reference is not None
         height, width = (self.factor * side for side in x.shape[-2:])
@@ -193,11 +193,9 @@ class AdaptedUNet(nn.Module):
 
     @torch.no_grad()
     def reference_features(self, latents: Tensor, text: Tensor) -> Features:
-        """Return the inputs of the frozen UNet's self-attention layers at t = 0, by layer name.
+        """Return the inputs (R, L', C) of the frozen UNet's self-attention layers at t = 0, by layer name.
 
-        Args:
-            latents: clean latents of R reference images (R, C, h, w).
-            text: encoded prompts (R, L, D).
+        `latents` are clean latents of R reference images (R, C, h, w), `text` encoded prompts (R, L, D).
         """
         features: dict[str, Tensor] = {}
         t = torch.zeros(len(latents), dtype=torch.long, device=latents.device)
@@ -212,10 +210,10 @@ def make_guider(
     """Build a condition guider with random weights, whose features have the widths and sizes of the blocks of `unet`.
 
     Args:
-        factor: side of a latent in pixels.
+        factor: image pixels per latent pixel along each axis.
         depth: residual blocks per level; None: the number of layers per block of the UNet.
-        downscale: side in input pixels of one feature of the guider's first level. It must divide the side of such a
-            feature in image pixels, or ValueError; None: both are equal, so maps are not averaged before the guider.
+        downscale: side, in pixels of the guider's input, of one feature of its first level; None: input at full image
+            size. It must divide the side of that feature in image pixels, else ValueError.
     """
     stride, widths, layers = guider_stride(unet), [*unet.config["block_out_channels"]], unet.config["layers_per_block"]
     kind, channels = ("full_adapter", widths) if stride == 1 else ("full_adapter_xl", [*widths, widths[-1]])
@@ -229,8 +227,8 @@ def make_guider(
 def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
     """Build a fine guider: two convolutions from maps to the output of the first layer of `unet`, zero until trained.
 
-    The released adapters have none: their guider acts from the first attention layer on, which has 64 x 64 features. In
-    a small UNet that layer has only 8 x 8. `pixels` is the side of a latent in pixels of the maps.
+    The released adapters have none: their guider acts from the first attention layer on, which has 64 x 64 features,
+    but only 8 x 8 in a small UNet. `pixels` is the side of a latent pixel in pixels of the maps.
     """
     width = int(unet.config["block_out_channels"][0])
     last = nn.Conv2d(width // 2, width, 3, padding=1)
@@ -241,15 +239,11 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
 
 
 def guider_stride(unet: UNet2DConditionModel) -> int:
-    """Return the side in latents of one feature of a guider's first level. Raises ValueError if no guider fits.
-
-    In Stable Diffusion each block halves the side of the feature map. In SDXL the first two blocks end at 1/2 of the
-    side of the latents, the third and the middle block at 1/4.
-    """
+    """Return the side, in latent pixels, of one feature of a guider's first level. ValueError if no guider fits."""
     strides = _strides(unet)
     if strides == [2**level for level in range(len(strides))]:
         return 1
-    if strides == [2, 2, 4]:
+    if strides == [2, 2, 4]:  # SDXL: the first two blocks end at 1/2, the third at 1/4 of the side
         return 2
     raise ValueError(
         f"no guider fits this UNet: its blocks have 1/{', 1/'.join(map(str, strides))} of the side of the latents, "
@@ -258,9 +252,9 @@ def guider_stride(unet: UNet2DConditionModel) -> int:
 
 
 def _strides(unet: Any) -> list[int]:
-    """Return, for each down block, the side in latents of one feature where diffusers adds the guider's features.
+    """Return, for each down block, the side in latent pixels of one feature to which diffusers adds that of the guider.
 
-    Diffusers adds them after the attention of a block, or at the end of a block without attention.
+    This is after the attention of the block, or at the end of a block without attention.
     """
     strides, stride = [], 1
     for block in unet.down_blocks:

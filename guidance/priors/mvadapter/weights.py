@@ -1,7 +1,7 @@
-"""Reading and writing of adapter files in the format of the released adapters (github.com/huanngzh/MV-Adapter).
+"""Read and write adapter files in the format of the released adapters (github.com/huanngzh/MV-Adapter).
 
-A file has the tensors of the attention processors, and those of the condition guider under names with the prefix
-`adapter.`. Our own files also have the `Form` in their metadata.
+A file has the tensors of the attention processors, and those of the condition guider with the prefix `adapter.`. Our
+own files also have the `Form` in their metadata.
 """
 
 import re
@@ -30,10 +30,7 @@ FIRST_BLOCKS = re.compile(r"adapter\.body\.0\.resnets\.\d+\.block1\.bias")
 
 
 def save_adapter(path: Path, network: AdaptedUNet) -> None:
-    """Write an adapter in float16, with its `Form` and the text width of its 2D model as metadata.
-
-    Raises ConfigError for weights that are not finite, and OSError if the file cannot be written.
-    """
+    """Write an adapter in float16, with its `Form` and the text width of its 2D model. Raises ConfigError."""
     tensors = {name: tensor.detach().half().cpu().contiguous() for name, tensor in network.adapter_state().items()}
     require_finite(tensors, "the weights of the adapter")
     base = {TEXT_WIDTH: str(network.unet.config["cross_attention_dim"])}
@@ -55,12 +52,11 @@ def convert_adapter(
 ) -> AdaptedUNet:
     """Add an adapter to `unet`, which then belongs to the returned network.
 
-    The names of the tensors decide whether the adapter has attention to other views, attention to a reference image,
-    a guider and a fine guider. Tensors that belong to none of them are not used, with a warning.
+    The tensor names decide which attention branches and guiders the adapter has. Other tensors cause a warning.
 
     Args:
         tensors: content of the adapter's file.
-        factor: side of a latent in pixels.
+        factor: image pixels per latent pixel along each axis.
         card: metadata of the file.
         form: values that replace those of the metadata, unless None.
 

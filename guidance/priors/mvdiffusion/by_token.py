@@ -1,7 +1,4 @@
-"""Correspondence-aware attention on a CPU, token by token, so that the keys of a token stay in the CPU's cache.
-
-`caa.PanoramaBlock` has the implementation for all devices and sizes, which reads the keys of many tokens ten times.
-"""
+"""Correspondence-aware attention on a CPU, token by token, so that the keys of a token stay in the cache."""
 
 from __future__ import annotations
 
@@ -20,10 +17,10 @@ from .geometry import Keys
 
 
 class Places(NamedTuple):
-    """Positions in other views that the T tokens of one view attend to, S positions (keys) for each token.
+    """Positions in other views that the T tokens of one view attend to: S positions (keys) for each token.
 
     Attributes:
-        image: (S,), index in the scene of the view that each key is in.
+        image: (S,), index in the scene of the view of each key.
         token: (T, S, 4), indices of the four tokens around each position.
         weight: (T, S, 4), bilinear weights of these tokens; 0 outside the feature map.
         valid: (T, S) bool, False for a masked key.
@@ -57,13 +54,14 @@ def attend(queries: Tensor, tokens: Tensor, places: Sequence[Places], n_view: in
     """Compute softmax(q k) k over the keys k of each token, (B, T, H, d), with gradients.
 
     A key is `norm` of the bilinearly interpolated tokens plus their positional encoding. A masked key is `norm` of
-    zeros, which is the bias of the norm; it still takes part in the softmax.
+    zeros, the bias of the norm; it still takes part in the softmax.
 
     Args:
         queries: (B, T, H, d), one for each of H heads, already multiplied by the key projection.
         tokens: (B, T, d), tokens of B views; the views of a scene are consecutive.
         places: one entry for each view of one or more scenes; the batch may repeat these scenes.
         n_view: number of views per scene.
+        norm: layer norm of the keys, over d features.
     """
     inputs = (part.float() for part in (queries, tokens, norm.weight, norm.bias))
     return _Attend.apply(*inputs, places, n_view, norm.eps).to(queries.dtype)
@@ -112,7 +110,7 @@ def _keys(t, first, tokens, scale, bias, at, eps, key, normal, spread, which):
     """Write the unmasked keys of token t to the buffers; return the number of unmasked and of masked keys.
 
     Buffers: key and normal (S + 1, d), normalised tokens with and without scale and bias; spread (S,), 1 / standard
-    deviation; which (S,), index of each key. All masked keys are equal and share the row of `key` after the unmasked.
+    deviation; which (S,), index of each key. The row of `key` after the unmasked keys is that of all masked keys.
     """
     d, count = tokens.shape[2], 0
     for s in range(len(at.image)):

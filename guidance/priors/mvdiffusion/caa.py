@@ -1,7 +1,7 @@
 """Correspondence-aware attention: a token attends to the positions in other views that show the same 3D point.
 
-Implements Tang et al. 2023, section 4, equation 2. New blocks are initialised to the identity. Modules have the names
-of the released weights; modules named `bn` are group norms.
+Implements Tang et al. 2023, section 4, equation 2. New blocks start as the identity. Modules have the names of the
+released weights; modules named `bn` are group norms.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +20,9 @@ from .by_token import Places, attend
 from .geometry import Keys
 
 Encoding = Literal["reference", "capped"]
-HEAD = 32
-"""Channels of an attention head."""
+HEAD = 32  # channels of an attention head
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 24}
-"""Number of elements of the keys of one chunk. A small chunk fits into a CPU's cache, a large one keeps a GPU busy."""
+"""Number of elements of the keys of one chunk: few fit into the cache of a CPU, many keep a GPU busy."""
 MAX_TABLE_SIZE = 1 << 25
 """Largest number of elements in the tables of `by_token.py`; larger feature maps are processed in chunks."""
 FEED_FACTOR = 8
@@ -33,8 +32,8 @@ FEED_FACTOR = 8
 def frequencies(count: int, encoding: Encoding) -> Tensor:
     """Return the (count,) float32 frequencies of the positional encoding, in radians per token or per metre.
 
-    "reference": powers of two; above 80 frequencies, frequency number 0.4 count is 5000. The highest ones amplify
-    float32 rounding errors, with which the released weights were trained. "capped": a geometric series from 1/4 to 64.
+    "reference" (released weights): powers of 2, or of 5000 ** (2.5 / count) above 80 frequencies. "capped": a geometric
+    series from 1/4 to 64.
     """
     if encoding == "capped":
         return torch.logspace(-2, 6, count, base=2.0)
@@ -58,7 +57,7 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("freq_bands", frequencies(dim // (2 * relation_dim), encoding)[None, None])
 
     def forward(self, relation: Tensor) -> Tensor:
-        """Encode (T, S, relation_dim) as (T, S, dim); if tokens form pairs, T S must be even."""
+        """Encode (T, S, relation_dim) as (T, S, dim); T S must be even if tokens form pairs."""
         tokens = relation.reshape(-1, 2) if self.paired else relation.flatten(0, 1)
         angles = (tokens[:, :, None] * self.freq_bands[0]).flatten(1)
         return torch.cat([angles.sin(), angles.cos()], dim=1).reshape(*relation.shape[:2], -1)
@@ -79,7 +78,7 @@ class Attention(nn.Module):
     def queries(self, query: Tensor) -> Tensor:
         """Project tokens (..., d) to queries (..., H, d) that are multiplied with unprojected keys.
 
-        q (W n) = (W^T q) n for a key n and the key projection W: about S times cheaper than to project the S keys.
+        For a key n and the key projection W, q (W n) = (W^T q) n: about S times cheaper than to project S keys.
         """
         queries = self.to_q(query).unflatten(-1, (-1, HEAD)) * HEAD**-0.5
         return torch.einsum("...hc,hcd->...hd", queries, self.to_k.weight.view(-1, HEAD, query.shape[-1]))
@@ -112,8 +111,8 @@ class Transformer(nn.Module):
 class PanoramaBlock(nn.Module):
     """Correspondence-aware attention between the feature maps of the views of a panorama.
 
-    `by_token`: whether small feature maps on a CPU are processed by `by_token.py`. The other implementation recomputes
-    activations in the backward pass.
+    If `by_token`, `by_token.py` processes small feature maps on a CPU. Otherwise the block processes chunks of tokens
+    and recomputes activations in the backward pass.
     """
 
     relation_dim = 2
@@ -142,13 +141,12 @@ class PanoramaBlock(nn.Module):
         return fed.unflatten(0, (len(x), -1)).mT.reshape(x.shape)
 
     def _is_small(self, x: Tensor, keys: Sequence[Keys]) -> bool:
-        """Return whether to use `by_token.py`, whose tables are as large as all keys of a scene."""
         plain = self.by_token and x.device.type == "cpu" and x.dtype is not torch.float64
         counts = {id(each): each.count for each in keys}.values()
         return plain and sum(counts) * x[0].numel() <= MAX_TABLE_SIZE
 
     def _by_token(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
-        """Apply the attention with `by_token.py` to (B F, d, h, w); return tokens (B F T, d)."""
+        """Apply the attention with `by_token.py` to features (B F, d, h, w); return tokens (B F T, d)."""
         (height, width), tokens, transformer = x.shape[-2:], x.flatten(2).mT, self.transformer
         different = {id(each): each for each in keys}  # scenes may share a geometry
         places = {name: Places.of(each, self._encoding(each), height, width) for name, each in different.items()}
@@ -183,7 +181,7 @@ class PanoramaBlock(nn.Module):
         return function(*args)
 
     def _attend(self, tokens: Tensor, others: Tensor, keys: Keys) -> Tensor:
-        """Attend from tokens (R, T, d) of one view to feature maps (R, n, d, h, w) of n others; return (R, T, d)."""
+        """Attend from tokens (R, T, d) of one view to maps (R, n, d, h, w) of n other views; return (R, T, d)."""
         places = keys.places.repeat(len(tokens), 1, 1, 1)
         found = sample(others.flatten(0, 1), places).unflatten(0, others.shape[:2])
         found = found.permute(0, 3, 1, 4, 2).flatten(2, 3)  # (R, T, n P, d)
@@ -194,7 +192,7 @@ class PanoramaBlock(nn.Module):
 
 
 class DepthAttention(PanoramaBlock):
-    """Correspondence-aware attention for views with depth. The positional encoding is that of a depth difference."""
+    """Correspondence-aware attention for views with depth; it encodes the difference of depths."""
 
     relation_dim = 1
 

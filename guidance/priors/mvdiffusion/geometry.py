@@ -1,9 +1,8 @@
-"""Correspondence between the tokens of a view and positions in other views, by homographies (panoramas) or by depth.
+"""Tables of corresponding positions in the feature maps of views, by homographies (panoramas) or by depth.
 
 With s image pixels per token, token n of a row of a feature map (h, w) stands for pixel s/2 + s n of the image. If
-pixel p of another view shows the same point, the corresponding position in its feature map is p/s - 0.5. As in
-`threedgen.geometry.warp`, cameras have OpenCV axes and the centre of the first pixel is (0, 0). Tables are computed in
-float64 on the CPU.
+pixel p of another view shows the same point, the corresponding position in its feature map is p/s - 0.5. Cameras have
+OpenCV axes, and the centre of the first pixel is (0, 0). Tables are computed in float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -26,19 +25,19 @@ from threedgen.geometry.warp import (
 
 Neighbours = Literal["ring", "all"]
 UNKNOWN_DEPTH = 1e6
-"""Depth in metres that a key gets if its own depth or that of the query is unknown."""
+"""Depth in metres of a key if its depth or that of the query is unknown."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Positions that the T = h w tokens of one view attend to, P around the same point in each of n other views.
+    """Positions that the T = h w tokens of one view attend to: P positions in each of n other views.
 
     Attributes:
         views: (n,), indices of the other views in their scene.
         places: (n, T, P, 2), positions (x, y) in the feature maps of these views, in tokens.
         mask: (n, T, P), 1 where the position is valid (inside the image; with known depth), else 0.
-        relation: (n, T, P, r), input of the positional encoding: the displacement (x, y) in tokens of the own view for
-            panoramas (r = 2), or the absolute difference of depths in metres (r = 1).
+        relation: (n, T, P, r), input of the positional encoding. Panoramas: displacement (x, y) in tokens of the own
+            view (r = 2). Depth: absolute difference of depths in metres (r = 1).
     """
 
     views: Tensor
@@ -47,7 +46,6 @@ class Keys:
     relation: Tensor
 
     def to(self, device: torch.device) -> Keys:
-        """Return the keys on a device, with float32 tables."""
         return Keys(self.views.to(device), *(t.to(device, torch.float32) for t in self.tables))
 
     def tokens(self, start: int, stop: int) -> Keys:
@@ -65,10 +63,7 @@ class Keys:
 
 
 class Geometry:
-    """Correspondence between the views of one or more scenes with `n_view` views each, cached by size and device.
-
-    A batch may repeat the scenes, as classifier-free guidance does.
-    """
+    """Corresponding positions between the views of scenes with `n_view` views each. A batch may repeat the scenes."""
 
     def __init__(self, n_view: int) -> None:
         self.n_view = n_view
@@ -97,21 +92,18 @@ class Scenes(Geometry):
 
 
 class PanoramaGeometry(Geometry):
-    """Geometry of the views of a panorama, which share one camera position and are related by homographies.
-
-    Implements section 4.1. The released weights were trained with neighbours="ring" and k = 3.
-    """
+    """Geometry of views with one camera position (section 4.1). The released weights have "ring" and k = 3."""
 
     def __init__(
         self, K: Tensor, R: Tensor, size: tuple[int, int], k: int = 3, neighbours: Neighbours = "ring"
     ) -> None:
-        """Prepare the correspondence between F views.
+        """Store the cameras of F views.
 
         Args:
             K: intrinsics in pixels (F, 3, 3).
             R: camera-to-world rotations (F, 3, 3), OpenCV axes.
             size: (H, W) of the images in pixels.
-            k: the keys of a token are the k x k positions around each corresponding point; k is odd.
+            k: side of the k x k positions around each corresponding point that a token attends to; odd.
             neighbours: "ring": a view attends to the previous and the next view, cyclic, and points behind a camera are
                 not masked, as in the released weights. "all": to all other views, and such points are masked.
         """
@@ -149,7 +141,7 @@ class DepthGeometry(Geometry):
     """Geometry of posed views with known depth (section 4.2). A token has one key in each view that overlaps enough."""
 
     def __init__(self, depth: Tensor, c2w: Tensor, K: Tensor, overlap: float = 0.3, released: bool = True) -> None:
-        """Prepare the correspondence between F views.
+        """Compute the overlap of F views.
 
         Args:
             depth: (F, H, W), depth along the viewing axis in the unit of the poses (metres for the released weights); 0
@@ -191,9 +183,9 @@ def token_pixels(height: int, width: int, scale: int) -> Tensor:
 
 
 def overlap_neighbours(overlap: Tensor, minimum: float = 0.3) -> list[list[int]]:
-    """Return the views that each of F views attends to: those that overlap by more than `minimum`, or adjacent ones.
+    """Return the views that each of F views attends to: those that overlap by more than `minimum`, else adjacent ones.
 
-    `overlap` (F, F) is the fraction of the pixels of view i that view j shows, or of j in i if that is smaller.
+    `overlap[i, j]` (F, F) is the fraction of the pixels of view i that view j shows, or of j in i if that is smaller.
     """
     count = len(overlap)
     found = [[j for j in range(count) if j != i and overlap[i, j] > minimum] for i in range(count)]

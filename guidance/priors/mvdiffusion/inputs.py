@@ -1,6 +1,7 @@
 """Image conditions of the UNet: additional input channels (depth, or mask and masked image), and known views.
 
-Images are (F, H, W, 3) in [0, 1] and latents (F, C, h, w). Depth is (F, H, W), 0 or not finite where unknown.
+Images are (F, H, W, 3) in [0, 1], latents (F, C, h, w), depth (F, H, W), 0 or not finite where unknown. `given` is
+bool, True for known views (F,) or known pixels (F, H, W).
 """
 
 from typing import Literal
@@ -18,7 +19,7 @@ MASKED_GREY = 0.5
 
 
 def extra_kind(extra: int, latent: int) -> Extra:
-    """Return the kind of `extra` input channels of a UNet that has `latent` channels for the noisy latents."""
+    """Return the kind of `extra` UNet input channels beside `latent` channels of noisy latents. Raises ConfigError."""
     kinds: dict[int, Extra] = {0: "nothing", 1: "depth", latent + 1: "mask"}
     if extra not in kinds:
         raise ConfigError(
@@ -40,7 +41,7 @@ def unknown_channels(kind: Extra, like: Tensor) -> Tensor:
 def depth_channels(depth: Tensor, height: int, width: int) -> Tensor:
     """Convert depth (F, H, W) to inverse depth (F, 1, height, width), scaled to [-1, 1] in each image.
 
-    Unknown depth becomes -2. Images are resized to height x width latents by nearest neighbour.
+    Unknown depth becomes -2. The size is that of the latents; resizing is by nearest neighbour.
     """
     known = (depth > 0) & depth.isfinite()
     inverse = torch.where(known, 1 / (depth.double() + 1e-6), 0.0)
@@ -51,19 +52,14 @@ def depth_channels(depth: Tensor, height: int, width: int) -> Tensor:
 
 
 def masked_images(views: Tensor, given: Tensor) -> Tensor:
-    """Set the unknown pixels of images (F, H, W, 3) to grey, as in SD's inpainting models.
-
-    `given` is bool, True for known views (F,) or known pixels (F, H, W).
-    """
+    """Set the unknown pixels of images (F, H, W, 3) to grey, as in Stable Diffusion's inpainting models."""
     return torch.where(_pixels(given)[..., None], views, MASKED_GREY)
 
 
 def mask_channels(latents: Tensor, given: Tensor) -> Tensor:
     """Return the extra channels (F, 1 + C, h, w) of an inpainting model: mask, 1 where unknown, and latents.
 
-    Args:
-        latents: (F, C, h, w), encoded `masked_images`.
-        given: bool, known views (F,) or pixels (F, H, W). A latent is known only if all its pixels are known.
+    `latents` (F, C, h, w) are the encoded `masked_images`. A latent is known only if all its pixels are known.
     """
     hole = F.adaptive_max_pool2d((~_pixels(given)).to(latents)[:, None], latents.shape[-2:])
     return torch.cat([hole, latents], 1)
@@ -74,11 +70,9 @@ def _pixels(given: Tensor) -> Tensor:
 
 
 def given_condition(latents: Tensor, given: Tensor) -> Tensor:
-    """Return the input (F, C + 1, h, w) of the UNet's branch for known views, whose last channel is 1 for them.
+    """Return clean latents (F, C + 1, h, w) for the UNet's branch for known views, with a mask as last channel.
 
-    Args:
-        latents: clean latents (F, C, h, w); those of unknown views become 0.
-        given: (F,) bool, True for known views.
+    `given` (F,) is True for known views. The mask is 1 for known views; all channels of unknown views are 0.
     """
     marked = F.pad(latents, (0, 0, 0, 0, 0, 1), value=1.0)
     return marked * given.to(latents)[:, None, None, None]

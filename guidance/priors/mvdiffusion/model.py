@@ -56,8 +56,8 @@ def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVD
 
 
 ImageConditions = Callable[[Size], tuple[Tensor | None, Tensor | None]]
-"""Function that returns the image conditions of F views for an image size (H, W): extra UNet channels (F, E, h, w) and
-the input of the branch for known views (F, C + 1, h, w). Both may be None."""
+"""Function from an image size (H, W) to image conditions of F views: extra UNet channels (F, E, h, w) and the input of
+the branch for known views (F, C + 1, h, w); each may be None."""
 
 
 class MVDiffusion(LatentDiffusion):
@@ -66,7 +66,7 @@ class MVDiffusion(LatentDiffusion):
     Attributes:
         multiview: UNet with correspondence-aware attention; None before `with_blocks`.
         hold: whether known images replace the samples in each step, so that they stay unchanged.
-        trained_options: options with which the attention blocks were trained, as text, if their file has them.
+        trained_options: options of the training of the attention blocks, as text, if their file has them.
     """
 
     multiview: MultiviewUNet | None = None
@@ -80,15 +80,15 @@ class MVDiffusion(LatentDiffusion):
         return extra_kind(self.unet.config["in_channels"] - channels, channels)
 
     def check_size(self, size: Size, keys: tuple[str, str]) -> None:
-        """Raise ConfigError for an image size (H, W) that cannot be sampled; `keys` as in `check_image_size`."""
+        """Raise ConfigError, with the config `keys` of height and width, if a size (H, W) cannot be sampled."""
         check_image_size(size, self.unit, self.draft, keys)
         if self.multiview is not None and self.multiview.kind == "depth" and self.multiview.encoding == "reference":
             self.check_pairs(size, self.draft is not None, keys[1])
 
     def check_pairs(self, size: Size, halved: bool, key: str) -> None:
-        """Raise ConfigError if the smallest feature map, if `halved` that of half the size, has odd tokens.
+        """Raise ConfigError if the smallest feature map has an odd number of tokens.
 
-        The "reference" encoding of depth needs pairs of tokens, see `PositionalEncoding`.
+        The "reference" encoding of depth needs pairs of tokens. If `halved`, images are first sampled at half the size.
         """
         (height, width), token = size, self.unit * (2 if halved else 1)
         if height // token * (width // token) % 2:
@@ -112,7 +112,7 @@ class MVDiffusion(LatentDiffusion):
         return self.to(self.device)
 
     def check_trained_options(self, **options: object) -> None:
-        """Log a warning for each option whose value differs from that in the training of the attention blocks."""
+        """Log a warning for each option that differs from the training of the attention blocks."""
         for name, value in options.items():
             if (trained := self.trained_options.get(name, str(value))) != str(value):
                 logger.warning("%s=%s: the attention between views was trained with %s", name, value, trained)
@@ -126,11 +126,9 @@ class MVDiffusion(LatentDiffusion):
         return super().predict(torch.cat([x, unknown_channels(self.extra, x)], 1), t, text)
 
     def masked_extra(self, views: Tensor, given: Tensor) -> Tensor:
-        """Return the extra channels of an inpainting model, mask and latents (F, 1 + C, h, w).
+        """Return the extra channels (F, 1 + C, h, w) of an inpainting model for images (F, H, W, 3) in [0, 1].
 
-        Args:
-            views: (F, H, W, 3) in [0, 1].
-            given: bool, True for known views (F,) or known pixels (F, H, W).
+        `given` is bool, True for known views (F,) or known pixels (F, H, W).
         """
         latents = self.encode_views(masked_images(views, given))
         return mask_channels(latents, given.to(latents.device))
@@ -138,7 +136,7 @@ class MVDiffusion(LatentDiffusion):
     def geometry(
         self, at: Cameras, depth: Tensor | None = None, k: int = 3, neighbours: Neighbours = "ring"
     ) -> Geometry:
-        """Return the correspondence between F views.
+        """Return the tables of corresponding positions between F views.
 
         Args:
             at: cameras of the views. Without depth they must share one position, as in a panorama.
@@ -160,15 +158,15 @@ class MVDiffusion(LatentDiffusion):
         extra: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> Tensor:
-        """Predict the noise eps (B F, C, h, w), float32, in the latents of B scenes with F views each.
+        """Predict the noise (B F, C, h, w), float32, in the latents of B scenes with F views each.
 
         Args:
             x: noisy latents (B F, C, h, w); the views of a scene are consecutive.
             t: timesteps (B F,).
             text: encoded prompts (B F, L, D).
-            geometry: correspondence between the views; None: each image separately, as in the 2D model.
+            geometry: corresponding positions of the views; None: each image separately, as in the 2D model.
             extra: extra input channels (B F, E, h, w); None: channels that mean "nothing is known".
-            condition: (B F, C + 1, h, w), clean latents and 1 for known views, 0 for others; None: no known views.
+            condition: clean latents and mask (B F, C + 1, h, w) from `inputs.given_condition`; None: no known views.
         """
         return self.schedule.eps_from_output(x, self.output(x, t, text, geometry, extra, condition), t)
 
@@ -181,7 +179,7 @@ class MVDiffusion(LatentDiffusion):
         extra: Tensor | None = None,
         condition: Tensor | None = None,
     ) -> Tensor:
-        """Return the output of the network (B F, C, h, w), noise or v, float32; arguments as in `denoise_views`."""
+        """Return the output (B F, C, h, w) float32 of the network, noise or v; arguments as in `denoise_views`."""
         extra = unknown_channels(self.extra, x) if extra is None else extra
         inputs = torch.cat([x.float(), extra.float()], 1)
         with self.autocast():
@@ -194,13 +192,10 @@ class MVDiffusion(LatentDiffusion):
         return self.multiview is None or self.multiview.has_condition
 
     def fixed_latents(self, extra: Tensor | None, condition: Tensor | None) -> tuple[Tensor, Tensor] | None:
-        """Return the latents that sampling must keep unchanged; None if there are none.
+        """Return the latents that sampling must keep: mask (F, 1, h, w), above 0 there, and values (F, C, h, w).
 
-        A network without a branch for known views can take known images only in this way. The arguments are the image
-        conditions of `sample_views`.
-
-        Returns:
-            Mask (F, 1, h, w), above 0 where latents are kept, and their values (F, C, h, w).
+        Returns None if there are none. The arguments are the image conditions of `sample_views`. A network without a
+        branch for known views can take known images only in this way.
         """
         if condition is not None and (self.hold or not self.has_condition_branch):
             return condition[:, -1:], condition[:, :-1]
@@ -227,11 +222,11 @@ class MVDiffusion(LatentDiffusion):
 
         Args:
             prompts: F prompts, one for each view.
-            geometry: correspondence between the views; None: each view is sampled separately.
+            geometry: corresponding positions of the views; None: each view is sampled separately.
             size: (H, W) in pixels, divisible by `unit`.
             conditions: function from image size to image conditions, used with and without the prompt.
-            on_step: called before each step; may raise an exception to stop.
             eta, generator: see `sampling.ddim_sample`.
+            on_step: called before each step; may raise an exception to stop.
             sync: img2img rounds, before each of which the images are made consistent.
         """
         count, text = len(prompts), self.encode_prompt([*prompts, negative_prompt]).split([len(prompts), 1])

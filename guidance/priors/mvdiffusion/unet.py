@@ -1,8 +1,4 @@
-"""A frozen diffusers UNet with a correspondence-aware attention block after each of its own blocks.
-
-The UNet itself is not changed. Hooks insert the new blocks where the reference implementation has them; the hooks exist
-only during a call.
-"""
+"""A frozen diffusers UNet with a correspondence-aware attention block after each of its blocks, inserted by hooks."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,7 +14,6 @@ from .geometry import Geometry, Keys
 
 Kind = Literal["panorama", "depth"]
 Args = tuple[Any, ...]
-"""Positional arguments or results of a module."""
 
 
 class ImageEncoding(nn.Module):
@@ -38,8 +33,7 @@ class ImageEncoding(nn.Module):
 class MultiviewUNet(nn.Module):
     """Frozen UNet with attention between corresponding positions of views, and optionally a branch for known views.
 
-    Only the modules in `new_blocks` are trainable. Tensor names are those of the reference without its prefix
-    `mv_base_model.`.
+    Only the modules in `new_blocks` are trainable. Tensor names are those of the reference without `mv_base_model.`.
     """
 
     condition_conv_in: nn.Conv2d
@@ -55,6 +49,7 @@ class MultiviewUNet(nn.Module):
         """Freeze `unet` and add new blocks.
 
         Args:
+            kind: "panorama" or "depth": relation between the views.
             encoding: positional encoding, see `caa.frequencies`.
             condition: add a branch for known views.
             convolution: for kind="depth", add a convolution after each attention, as in the released weights.
@@ -85,7 +80,6 @@ class MultiviewUNet(nn.Module):
 
     @property
     def new_blocks(self) -> dict[str, nn.Module]:
-        """The trainable modules by name."""
         return {name: child for name, child in self.named_children() if name != "unet"}
 
     def forward(
@@ -97,8 +91,8 @@ class MultiviewUNet(nn.Module):
             x: noisy latents and extra input channels (B F, C + E, h, w); the views of a scene are consecutive.
             t: timesteps (B F,) or ().
             text: encoded prompts (B F, L, D).
-            geometry: correspondence between the F views. With None or one view, the attention blocks are not used.
-            condition: (B F, C + 1, h, w), clean latents and 1 for known views, 0 for others; None: no known views.
+            geometry: corresponding positions of the F views. With None or one view, the attention blocks are not used.
+            condition: clean latents and mask (B F, C + 1, h, w) from `inputs.given_condition`; None: no known views.
         """
         with ExitStack() as hooks:
             if geometry is not None and geometry.n_view > 1:
@@ -109,7 +103,7 @@ class MultiviewUNet(nn.Module):
 
     @contextmanager
     def _blocks(self, geometry: Geometry) -> Iterator[None]:
-        """Return a context in which the UNet's features pass through the new blocks.
+        """Pass the UNet's features through the new blocks, within a `with` block.
 
         A new block runs before the down- or upsampler of a UNet block, or at the end of a block without one; for
         panoramas before the attention of the middle block.
@@ -139,7 +133,7 @@ class MultiviewUNet(nn.Module):
 
     @contextmanager
     def _conditioned(self, condition: Tensor) -> Iterator[None]:
-        """Return a context in which encoded known views (B F, C + 1, h, w) are added to the inputs of UNet blocks."""
+        """Add encoded known views (B F, C + 1, h, w) to the inputs of the UNet's blocks, within a `with` block."""
         encoded = self.condition_conv_in(condition)
         blocks = [*self.unet.down_blocks, *self.unet.up_blocks]
         encoders = [*self.condition_downblocks, *self.condition_upblocks]

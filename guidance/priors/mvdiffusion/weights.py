@@ -1,7 +1,7 @@
-"""Reading and writing of MVDiffusion weights: checkpoints of github.com/Tangshitao/MVDiffusion and our own files.
+"""Read and write MVDiffusion weights: checkpoints of github.com/Tangshitao/MVDiffusion and our own files.
 
-Our files have the same tensor names. Instead of the whole UNet they contain its `difference` from the 2D model that it
-was tuned from: a first layer with additional input channels, and low-rank updates (LoRA) of other layers.
+Our files have the same tensor names. Instead of the whole UNet they contain its `difference` from the 2D model: a first
+layer with additional input channels, and low-rank updates (LoRA) of other layers.
 """
 
 import re
@@ -43,9 +43,7 @@ def save_blocks(
 ) -> None:
     """Write the attention blocks of a network in float16, and the difference of its UNet from the 2D model.
 
-    Args:
-        own: `difference` of the UNet from the 2D model; None: write all weights of the UNet.
-        options: training options to store as metadata; sampling warns if its options differ.
+    `own` is the `difference` of the UNet; None: write the whole UNet. Training `options` are stored as metadata.
     """
     state = network.state_dict()
     if own is not None:
@@ -60,15 +58,14 @@ def save_blocks(
 def load_blocks(network: MultiviewUNet, weights: Mapping[str, Tensor], unet: bool = False) -> None:
     """Copy attention blocks from a state dict into a network. Raises ConfigError if they have other widths.
 
-    Of blocks of the other kind (panorama or depth) only the attention tensors are copied. `unet`: also copy the weights
-    of the UNet, if `weights` has all of them.
+    From blocks of the other kind (panorama or depth) only the attention tensors are copied. With `unet`, the weights of
+    the UNet are copied too, if `weights` has all of them.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     same_kind = any(TO_DEPTH in name for name in named) == (network.kind == "depth")
     parts = ("cp_blocks_", "unet.") if unet and is_whole(named) else ("cp_blocks_",)
 
     def chosen(names: Iterable[str]) -> dict[str, str]:
-        """Return the names of tensors to copy, by names that are equal for both kinds of blocks."""
         found = (name for name in names if name.startswith(parts) and not name.endswith(BANDS))
         return {name.replace(TO_DEPTH, ATTENTION): name for name in found if same_kind or ATTENTION in name}
 
@@ -112,11 +109,8 @@ def with_difference(unet: UNet2DConditionModel, weights: Mapping[str, Tensor]) -
 def convert_released(weights: Mapping[str, Tensor], unet: UNet2DConditionModel) -> MultiviewUNet:
     """Build a network from a state dict around `unet`, which then belongs to the network.
 
-    The tensors decide the kind of blocks, the positional encoding and whether there is a branch for known views. The
-    weights of the UNet may be missing. Tensors of other modules are not used, with a warning.
-
-    Raises:
-        ConfigError: tensors of the attention blocks are missing, unknown or not finite.
+    The tensors decide the kind of blocks, the positional encoding and whether there is a branch for known views.
+    Weights of the UNet may be missing. Raises ConfigError if tensors of the blocks are missing, unknown or not finite.
     """
     named = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
     ours = {name: tensor for name, tensor in named.items() if OURS.match(name)}
