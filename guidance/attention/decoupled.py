@@ -188,8 +188,13 @@ def decouple(
 ) -> None:
     """Add branches to every self-attention layer of a UNet, in place; branches of an earlier call are removed.
 
-    The output of new branches is zero until they are trained. `branches`: "mv" attends to the other views, "ref" to a
-    reference image. See `options.Layout` and `options.Arrangement` for the other arguments.
+    The output of new branches is zero until they are trained.
+
+    Args:
+        branches: "mv" attends to the other views, "ref" to a reference image.
+        layout: tokens that "mv" attends to: same "row", "rowcol" (six mesh views), or all ("full"), see
+            `options.Layout`.
+        arrangement: branches run "parallel" to the self-attention, or in series after it ("serial").
     """
     processors: dict[str, Any] = {}  # diffusers' type lists its own processors only
     for name, old in unet.attn_processors.items():

@@ -164,7 +164,10 @@ class XUNet(nn.Module):
         return out.unflatten(0, (len(x), self.frames))[:, -1]
 
     def predict(self, x: Tensor, z: Tensor, logsnr: Tensor, c2w: Tensor, K: Tensor, keep: Tensor) -> Tensor:
-        """Return the network's output (B, 3, H, W) float32; arguments as in `ViewModel.predict`."""
+        """Return the network's output (B, 3, H, W) float32 for images `x`, `z` (B, 3, H, W); see `ViewModel.predict`.
+
+        The condition has the log-SNR of a clean image where `keep` is True, else that of noise.
+        """
         levels = torch.stack([torch.where(keep, LOGSNR_MAX, LOGSNR_MIN).to(logsnr), logsnr], dim=1)
         return self(x, z, levels, c2w, K, keep).float()
 

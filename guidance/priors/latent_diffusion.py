@@ -277,8 +277,9 @@ class LatentDiffusion(Prior):
     ) -> Tensor:
         """Return the output of the UNet (B, C, h, w), noise or v, in the precision of the autocast context.
 
-        The arguments are those of `Prior.network`; without `needs_camera`, each image is denoised separately. `coarse`
-        (B, C, h, w) replaces the output of the coarse predictor.
+        `x` are noisy latents (B, C, h, w), `t` timesteps (B,) or (), `text` embeddings (B, L, D), `camera` camera
+        vectors (B, 16), `n_view` is the number of views per object. Without `needs_camera`, each image is denoised
+        separately. `coarse` (B, C, h, w) replaces the output of the coarse predictor.
         """
         if not self.needs_camera:
             camera, n_view = None, 1
@@ -292,7 +293,10 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def predict_coarse(self, coarse: CoarsePredictor | None, text: Tensor, c2w: Tensor) -> Tensor | None:
-        """Predict latents (B, C, h, w) with the network `coarse`, as `Prior.coarse_latents`; None without it."""
+        """Predict latents (B, C, h, w) with `coarse`, from text (B, L, D) and camera-to-world (B, 4, 4).
+
+        Returns None if `coarse` is None.
+        """
         if coarse is None:
             return None
         with self.autocast():

@@ -203,7 +203,11 @@ class MVAdapter(LatentDiffusion):
         n_view: int = 1,
         reference: Features | None = None,
     ) -> Tensor:
-        """Return the UNet's output as `Prior.network`; `reference` comes from `reference_features`."""
+        """Return the UNet's output (B, C, h, w) float32, noise or v, for noisy latents `x` (B, C, h, w).
+
+        `t` are timesteps (B,) of `schedule`, `text` embeddings (B, L, D), `camera` guider maps (B, 6, H, W) or
+        (B, 6, 1, 1), `n_view` views per object, `reference` features of R images, where R divides B.
+        """
         base_t = t if self.base_timesteps is None else self.base_timesteps.to(t.device)[t]
         return self._network(x, base_t, text, camera, n_view, reference)
 

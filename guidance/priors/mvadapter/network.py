@@ -34,13 +34,14 @@ class Form:
     """Training settings of an adapter, stored as metadata of its file; defaults: released adapters without a mesh.
 
     Attributes:
-        layout: tokens of other views that a token attends to, see `options.Layout`.
-        arrangement: whether the added attention runs beside the self-attention or after it, see `options.Arrangement`.
+        layout: tokens of other views that a token attends to: same "row", "rowcol", or "full" (`options.Layout`).
+        arrangement: added attention "parallel" to the self-attention, or "serial", after it (`options.Arrangement`).
         control: input of the condition guider, "rays" of the cameras or "geometry" of a mesh.
-        shift, shift_mode: reduction of the schedule's signal-to-noise ratio, see `Schedule.shifted`.
+        shift: factor by which the signal-to-noise ratio of the schedule is lower.
+        shift_mode: same factor at all timesteps ("default"), or growing from 1 at t = 0 ("interpolated").
         anywhere: fraction of training objects rendered at random azimuths and at elevations from 0 to 30 degrees.
         fov: vertical field of view of the cameras in degrees; 0: orthographic.
-        timestep: timestep that the 2D model receives, see `options.Timestep`.
+        timestep: timestep that the 2D model receives: the "same" number, or the number "matched" by noise level.
     """
 
     layout: Layout = "row"

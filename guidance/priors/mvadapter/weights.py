@@ -38,7 +38,7 @@ def save_adapter(path: Path, network: AdaptedUNet) -> None:
 
 
 def load_adapter(path: Path, unet: UNet2DConditionModel, factor: int = 8, **form: object) -> AdaptedUNet:
-    """Add the adapter in the file `path` to `unet`, see `convert_adapter`."""
+    """Add the adapter in the file `path` to `unet`. Values of `form` that are not None replace those of the file."""
     with keyed("adapter"):
         return convert_adapter(read_tensors(path), unet, factor, read_card(path, FORMAT), **form)
 
