@@ -1,8 +1,7 @@
 """Prompts in the closed vocabulary of a toybox prior: rewriting, checks, suggestions, usual sizes. Imports no torch.
 
-Synonyms are replaced and unknown words are removed, because an unknown word would change the text embedding at random.
-Words that have no meaning without the removed word are removed too: the rest of its clause, its article, or a prefix
-such as "a photo of". Nothing is added.
+Synonyms are replaced. Unknown words are removed, because they would change the text embedding at random, and with them
+the words that depend on them: the rest of a clause, an article, or a prefix such as "a photo of".
 """
 
 import re
@@ -21,7 +20,7 @@ from .world.grammar import ACCESSORIES, COLOURS, NOUNS, SIZES, article, find_nou
 
 PAGE = "docs/toybox-words.md"
 EXAMPLES_OF_ALL, EXAMPLES_OF_NEAREST = 2, 6
-"""Number of nouns that an error lists per family if it lists all families, and if it lists only similar ones."""
+"""Maximum number of nouns per family in an error that lists all families, and in one that lists similar ones."""
 MAX_SUGGESTIONS = 10
 ARTICLES = {"a", "an", "the"}
 CONNECTORS = {",", "and", "in", "of", "that", "wearing", "with"}
@@ -59,10 +58,9 @@ NOUN_WORDS = {word for noun in NOUNS for word in noun.split()}
 
 
 class ToyboxPrompts:
-    """Reader of prompts (`threedgen.guidance.weights.tokens.PromptReader`) for priors that know toybox objects with at
-    most one part or accessory.
+    """Implementation of `threedgen.guidance.weights.tokens.PromptReader` for priors trained on toybox captions.
 
-    Every prompt is accepted for a prior without a vocabulary (None), or without toybox nouns in it.
+    `vocabulary` has the words of the prior. If it is None or has no toybox noun, `check` accepts every prompt.
     """
 
     def __init__(self, vocabulary: Vocabulary | None) -> None:
@@ -71,17 +69,14 @@ class ToyboxPrompts:
         self.nouns = [noun for noun in NOUNS if known.issuperset(noun.split())]
 
     def read(self, prompt: str) -> Reading:
-        """Rewrite a prompt in the words of the vocabulary."""
         v = self.vocabulary
         return Reading(prompt) if v is None else read_prompt(prompt, v.known, v.added)
 
     def similar(self, word: str) -> list[str]:
-        """Return up to three words of the vocabulary similar to a word, most similar first."""
         return similar(word, self.vocabulary.known) if self.vocabulary else []
 
     def check(self, prompt: str) -> None:
-        """Raise ConfigError, with suggestions, if a prompt contains no noun that the prior knows. Words that
-        personalisation added count as nouns."""
+        """Raise ConfigError, with suggestions, unless a prompt has a known noun or a word added by personalisation."""
         vocabulary = self.vocabulary
         if vocabulary is None or not self.nouns or self._nouns_in(prompt):
             return
@@ -104,8 +99,7 @@ class ToyboxPrompts:
         raise ConfigError(f"{problem}; prompt_check=off skips this check", "prompt", prompt)
 
     def notes(self, prompt: str) -> list[str]:
-        """Return warnings for a prompt that names several objects, parts or accessories. A toybox prior may mix the
-        objects and omit parts."""
+        """Return warnings for a prompt that names several objects, or several parts or accessories."""
         prompt = self.read(prompt).text
         found = self._nouns_in(prompt)
         if not found:
@@ -123,8 +117,8 @@ class ToyboxPrompts:
         return warnings
 
     def suggest(self, prompt: str) -> tuple[str, list[str]]:
-        """Suggest nouns for a prompt. If known nouns start with the unfinished last word, return that word and those
-        nouns. Otherwise return "", and one noun of each family, or no nouns if the prompt already contains one."""
+        """Suggest nouns for an unfinished prompt. If known nouns start with its last word, return that word and those
+        nouns. Otherwise return "" and one noun of each family, or no nouns if the prompt already contains one."""
         last = prompt.lower().rpartition(" ")[2]
         if self.vocabulary and last.isalpha() and last not in self.vocabulary.known:
             if found := [noun for noun in self.nouns if noun.startswith(last)]:
@@ -135,11 +129,8 @@ class ToyboxPrompts:
         return "", list(islice(reversed(families.values()), MAX_SUGGESTIONS))
 
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
-        """Return the first toybox noun of a prompt, with its article, and its height in metres, such as ("a dog", 0.5).
-
-        Synonyms count as the noun, also for a prior that knows other words than the toybox. Returns None if there is no
-        toybox noun.
-        """
+        """Return the first toybox noun of a prompt, with its article, and its height in metres, such as ("a dog", 0.5);
+        None without a toybox noun. Synonyms count as nouns. The vocabulary of the prior does not matter."""
         found = find_nouns(read_prompt(prompt, NOUN_WORDS).text)
         return next(((f"{article(noun)} {noun}", HEIGHTS[noun]) for noun in found), None)
 
@@ -158,7 +149,8 @@ def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()
 
     Args:
         prompt: text of the user.
-        known: words of the prior's vocabulary. If it has no toybox noun, only the unknown words are listed.
+        known: words of the prior's vocabulary. If no toybox noun is among them, only the unknown words are listed, and
+            the text stays unchanged.
         added: words that personalisation added. They are kept unchanged.
     """
     reading = Reading(prompt)
@@ -173,7 +165,7 @@ def read_prompt(prompt: str, known: Collection[str], added: Collection[str] = ()
 
 
 def _known_words(prompt: str, known: Collection[str], added: list[str], reading: Reading) -> list[str]:
-    """Return the words and commas of a prompt, with "" in place of unknown words. Note the changes in `reading`."""
+    """Return the words and commas of a prompt, with "" in place of unknown words. Add the changes to `reading`."""
     text = unicodedata.normalize("NFKC", prompt).lower()
     names = "|".join(re.escape(word) for word in sorted(added, key=len, reverse=True))
     words, negating = list[str](), False
@@ -196,7 +188,7 @@ def _known_words(prompt: str, known: Collection[str], added: list[str], reading:
 
 
 def known_form(word: str, known: Collection[str]) -> str | None:
-    """Return the known word for a word: itself, its singular, or a synonym of one of them. None if there is none."""
+    """Return a word if it is known, else its known singular, or the known word of which it is a synonym; else None."""
     if word in known:
         return word
     forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
@@ -204,7 +196,6 @@ def known_form(word: str, known: Collection[str]) -> str | None:
 
 
 def _clauses(words: list[str]) -> list[list[str]]:
-    """Split a list of words before each word in `CONNECTORS`."""
     clauses: list[list[str]] = [[]]
     for word in words:
         if word in CONNECTORS:
@@ -220,7 +211,7 @@ def _without_prefix(clauses: list[list[str]]) -> list[list[str]]:
 
 
 def _with_content(clauses: list[list[str]], added: Collection[str]) -> list[list[str]]:
-    """Remove clauses without content, such as "with a" before an unknown noun, that follow the object's noun."""
+    """Remove clauses without content after the object's noun, such as "with a", whose noun is unknown."""
     subjects = {*NOUNS, *(word.lower() for word in added)}
     result, has_subject, opening = list[list[str]](), False, list[str]()
     for clause in clauses:
@@ -238,8 +229,7 @@ def _with_content(clauses: list[list[str]], added: Collection[str]) -> list[list
 
 
 def _join(clauses: list[list[str]]) -> str:
-    """Join the words of clauses to a text. Articles and connectors without a following noun phrase are dropped. "a" and
-    "an" are chosen by the following word."""
+    """Join clauses to a text. Drop articles and connectors that no noun phrase follows. Correct "a" and "an"."""
     words = [word for clause in clauses for word in clause]
     while words and words[-1] in ARTICLES | CONNECTORS | {"is"}:
         words.pop()

@@ -1,4 +1,4 @@
-"""Search for the words of a closed vocabulary that are most similar to an unknown word, by meaning and spelling."""
+"""Synonyms of the words in toybox captions, and search for the known words that are most similar to a word."""
 
 from collections.abc import Collection
 
@@ -64,7 +64,7 @@ SYNONYMS = {
     "wearing": "wears",
     "yellow": "golden",
 }
-"""Vocabulary word -> words of the same meaning, by which prompts may name it."""
+"""Dict from known word to its synonyms, separated by spaces. `prompts.read_prompt` replaces a synonym by that word."""
 LOOKALIKES = {
     "airplane": "glider jet jetliner jumbo",
     "ball": "basketball beachball football soccer",
@@ -120,15 +120,15 @@ LOOKALIKES = {
     "truck": "pickup",
     "wizard": "witch",
 }
-"""Vocabulary word -> other words whose objects look most like it; suggested, never replaced."""
+"""Dict from known word to words for similar objects, separated by spaces. They are suggested, never replaced."""
 
 SYNONYM_OF = {other: known for known, others in SYNONYMS.items() for other in others.split()}
-"""Word -> the vocabulary word of the same meaning."""
+"""Dict from synonym to known word."""
 _VOCABULARY_WORD = SYNONYM_OF | {other: known for known, others in LOOKALIKES.items() for other in others.split()}
 
 
 def also_called(word: str, known: Collection[str]) -> list[str]:
-    """Return the known words that equal `word` or its singular, or that are a synonym of either."""
+    """Return the known words for `word`: itself, its singular, and the keys of both dicts that list one of them."""
     forms = [word, *(word[: -len(end)] for end in ("s", "es") if word.endswith(end))]
     # a known word is not reduced to its singular: "glasses" would become "glass", a synonym of "mug"
     others = [_VOCABULARY_WORD.get(form, "") for form in (forms[:1] if word in known else forms)]
@@ -138,8 +138,9 @@ def also_called(word: str, known: Collection[str]) -> list[str]:
 def similar(word: str, known: Collection[str]) -> list[str]:
     """Return up to three known words similar to a word, most similar first.
 
-    Synonyms come first. Then come words within one edit, or two edits if `word` has six letters or more; an edit may
-    also swap two adjacent letters. For words of up to three letters, only a permutation of the letters is similar.
+    The words of `also_called` come first. Then come known words within one edit, or two edits if `word` has six letters
+    or more. An edit adds, removes or replaces a letter, or swaps two adjacent ones. For words of up to three letters,
+    only the swap counts.
     """
     max_edits = 1 if len(word) < 6 else 2
     candidates = [name for name in known if len(name) > 2 and (len(word) > 3 or sorted(name) == sorted(word))]

@@ -31,17 +31,16 @@ from .room_scenes import RoomPanoramas, RoomWalk, glb, room_triangles, room_walk
 
 SPLITS: tuple[SceneSplit, ...] = ("train", "test")
 SKYBOX_SIZE = 256
-"""Side of a skybox face, pixels."""
+"""Side of a skybox image in pixels."""
 CHUNK = 16
 """Number of frames of a walk that are rendered together."""
 SCANNET = "scannet"
-"""Name of the folder of walks."""
 NAME = "skybox"
-"""Name of the panorama in the folder of a scene, at the start of file names."""
+"""Name of a panorama, with which its file names start."""
 
 
 class Job(NamedTuple):
-    """Scene to write: its kind ("panorama" or "walk"), split and number."""
+    """Scene to write: its kind ("panorama" or "walk"), its split and its number in the split."""
 
     kind: str
     split: SceneSplit
@@ -91,7 +90,7 @@ def walk(config: MakeToyRoomsConfig, split: SceneSplit, number: int) -> RoomWalk
 
 
 def write_panorama(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
-    """Write the six skybox images and the eight captions of a panorama to ``folder``. Raises OSError."""
+    """Write the six skybox images and the eight captions of a panorama to an empty folder. Raises OSError."""
     source = panoramas(config, job.split)
     (folder / FACES).mkdir()
     (folder / CAPTIONS).mkdir()
@@ -107,7 +106,7 @@ def face_path(number: int) -> str:
 
 
 def write_walk(folder: Path, config: MakeToyRoomsConfig, job: Job) -> None:
-    """Write the frames, key frame numbers and, in the test split, the room mesh of a walk. Raises OSError."""
+    """Write the frames, key frame numbers and, in the test split, the room mesh of a walk to an empty folder."""
     room_walk = walk(config, job.split, job.number)
     for part in ("color", "depth", "pose", "prompt", "intrinsic"):
         (folder / part).mkdir()
@@ -136,7 +135,6 @@ def write_frames(folder: Path, room_walk: RoomWalk, numbers: range) -> None:
 
 
 def rows(matrix: Array) -> str:
-    """Format a matrix (R, C) as text, one row per line."""
     return "".join(" ".join(f"{x:.9g}" for x in row) + "\n" for row in matrix)
 
 

@@ -36,7 +36,7 @@ SIDES = {
     "back": ((-1.0, 0.0), (0.0, -90.0, 0.0)),
     "right": ((0.0, -1.0), (90.0, 0.0, 0.0)),
 }
-"""Dict from side to (outward direction (x, y), rotation that turns the z axis to it, degrees about x, y and z)."""
+"""Dict from side to its outward direction (x, y), and the angles about x, y and z in degrees that turn +z to it."""
 SYMBOLS = ("disc", "ring", "cone", "bar", "cross")
 ATTACHMENTS = ("ball", "horn", "rod", "block")
 ATTACHMENT_PROBABILITY = 0.7
@@ -48,7 +48,7 @@ FRAME_WIDTH = 0.05
 
 
 def make_marked_object(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
-    """Generate a car or a chair with marks on its four sides. `family` is a key of `FAMILIES`, else raises KeyError."""
+    """Generate a car or chair with marks on its four sides. `family` is a key of `FAMILIES`; otherwise KeyError."""
     noun = NOUNS[FAMILIES[family]]
     main = sample_colour(rng)
     builder = Builder(rng, colour_value(main, rng))
@@ -65,7 +65,7 @@ def make_marked_object(family: str, rng: np.random.Generator, index: int = -1) -
 
 
 def _chest(b: Builder) -> None:
-    """Add a box under the seat of a chair. It hides marks on the far side that would be visible between the legs."""
+    """Add a box under the seat of a chair, so that marks on the far side are not visible between the legs."""
     boards = [solid for solid in b.solids if solid.kind == BOX and solid.label == "body"]
     seat = max(boards, key=lambda board: board.matrix[0, 0] * board.matrix[1, 1])
     wide, top = seat.matrix[0, 0] * 0.94, seat.centre[2]
@@ -73,12 +73,9 @@ def _chest(b: Builder) -> None:
 
 
 def surface(solids: Sequence[Primitive], box: np.ndarray, side: str, across: float, up: float) -> np.ndarray | None:
-    """Cast a ray from a side of the object towards its middle plane. Return the first hit (3,), or None.
+    """Cast a ray from a side of the bounding box `box` (2, 3) to the middle plane. Return the first hit (3,), or None.
 
-    Args:
-        box: (2, 3), lower and upper corner of the object's bounding box.
-        side: key of `SIDES`.
-        across, up: start of the ray on the side, in [-1, 1]; 0 is the middle of the side.
+    The ray starts at `across` and `up`, both in [-1, 1], with 0 in the middle of the side.
     """
     centre, half = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
     normal = np.array([*SIDES[side][0], 0.0])
@@ -92,13 +89,12 @@ def surface(solids: Sequence[Primitive], box: np.ndarray, side: str, across: flo
 def _mark(
     b: Builder, rng: np.random.Generator, bare: Sequence[Primitive], box: np.ndarray, side: str, names: list[str]
 ) -> None:
-    """Add a panel with a symbol, and with ATTACHMENT_PROBABILITY an attachment, to a side of the `bare` object. `box`
-    (2, 3) has the corners of its bounding box, and `names` the colours to choose from."""
+    """Add a panel with a symbol, and perhaps an attachment, to a side of the object with the solids `bare` and the
+    bounding box `box` (2, 3). `names` are the colours to choose from."""
     flat, turn = SIDES[side]
     normal = np.array([*flat, 0.0])
 
     def sample_point(width: float, low: float, high: float) -> np.ndarray:
-        """Return a random point (3,) on the side of the bare object."""
         while True:
             point = surface(bare, box, side, rng.uniform(-width, width), rng.uniform(low, high))
             if point is not None:
@@ -121,7 +117,7 @@ def _mark(
 
 
 def _symbol(b: Builder, kind: str, at: np.ndarray, size: float, colour: np.ndarray, label: str, turn) -> None:
-    """Add a flat solid of half width `size` to a panel. `turn`: rotation of the side in degrees."""
+    """Add a flat solid of half width `size` with the centre `at` (3,), turned like the panel by `turn` degrees (3,)."""
     if kind == "disc":
         b.cylinder(at, size, 0.02, colour, label, turn)
     elif kind == "ring":
@@ -137,7 +133,7 @@ def _symbol(b: Builder, kind: str, at: np.ndarray, size: float, colour: np.ndarr
 def _attach(
     b: Builder, kind: str, at: np.ndarray, normal: np.ndarray, size: float, colour: np.ndarray, label: str, turn
 ) -> None:
-    """Add a solid of half width `size` that extends from the point `at` (3,) along the unit vector `normal` (3,)."""
+    """Add a solid that extends from the point `at` (3,) along the unit vector `normal` (3,), of half width `size`."""
     if kind == "ball":
         b.sphere(at + normal * size * 0.7, size, colour, label)
     elif kind == "horn":
@@ -154,7 +150,7 @@ FOV, RELATIVE_DISTANCE = 40.0, 0.95
 TRAIN_ELEVATION, TEST_ELEVATION, TURNS = (-10.0, 80.0), (0.0, 45.0), 3.2
 """Range of elevations of random views, first and last elevation of the spiral (degrees), and number of its turns."""
 SPLITS = ("train", "val", "test")
-"""Names of the splits. The config fields of the same names have the number of scenes in each split."""
+"""Names of the splits, and of the config fields with their numbers of scenes."""
 
 
 class Job(NamedTuple):
@@ -202,8 +198,8 @@ def scene(config: MakeSRNToyboxConfig, job: Job) -> Views:
 
 
 def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
-    """Return the cameras of a scene, which look at the origin. Cameras of training scenes are uniformly distributed on
-    a zone of a sphere. All val and test scenes have the same cameras, on a spiral."""
+    """Return the cameras of a scene, which look at the origin. Those of training scenes are uniformly distributed on a
+    zone of a sphere. All scenes of the splits val and test have the same cameras, on a spiral."""
     if job.split == "train":
         rng, n = job.rng(config.seed, "cameras"), config.train_views
         low, high = np.sin(np.deg2rad(TRAIN_ELEVATION))
@@ -220,7 +216,7 @@ def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
 
 
 class ToyboxScenes:
-    """Source of marked cars and chairs, in alternation. `make-srn-toybox` makes the same scenes from the same seed."""
+    """Training source (`PairSource`) of marked cars and chairs, the same that `make-srn-toybox` writes for a seed."""
 
     def __init__(self, config: ToyboxPairsConfig, size: int, seed: int) -> None:
         self.count, self.views, self.n_families = config.scenes, config.views, len(config.families)

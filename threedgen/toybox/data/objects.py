@@ -30,8 +30,8 @@ AZIMUTHS = (25, -40, 60, 150, 20, 230, -70, 0)
 
 
 def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
-    """Return ``count`` specs of a noun for a row of the sheet. In the split "train", every second one names a part. In
-    the split "held-out", the list is empty if the noun has no held-out combination."""
+    """Return up to ``count`` specs for a noun's row of the sheet. In the split "train", about every second one names a
+    part. In the split "held-out", a noun without held-out combinations has none."""
     entry, names = NOUNS[noun], list(COLOURS)
     options = entry.parts + entry.wears
     if split == "held-out":

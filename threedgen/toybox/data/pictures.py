@@ -1,4 +1,4 @@
-"""Sources (``threedgen.data.bank.Source``) of toybox images: single images, orbit views and the views of MV-Adapter."""
+"""Training sources (``threedgen.data.bank.Source``) of toybox images: single images, orbits, views of MV-Adapter."""
 
 import numpy as np
 
@@ -17,8 +17,8 @@ from threedgen.toybox.world.rooms import Rooms
 from threedgen.toybox.world.toybox import Split, Style, Toybox
 
 FRONT, ANY_SIDE = 6.0, 0.25
-"""Distribution of azimuths of single images: uniform for the share ANY_SIDE of the images, else von Mises with the
-density exp(FRONT cos azimuth), which prefers the front."""
+"""Azimuths of single images are uniform for the share ANY_SIDE of the images. The others prefer the front: they have a
+von Mises distribution, with a density proportional to exp(FRONT cos azimuth)."""
 IMAGES_PER_ROOM = 2
 
 
@@ -26,7 +26,7 @@ class Photographs:
     """Source of single captioned images, mostly of objects seen from the front, for priors without camera conditioning.
 
     Args:
-        variation: share of random variation of the objects, in [0, 1], see ``Toybox``.
+        variation: factor on the random variation of the objects, in [0, 1], see ``Toybox``.
         rooms: share of images that are taken inside rooms, in [0, 1].
         clutter: factor on the number of objects in rooms, see ``furnish``.
         style: "plain", or "blocks" for objects of boxes.
@@ -51,7 +51,7 @@ class Photographs:
         return f"photographs, {self.box.describe()}, front {FRONT:g} or {ANY_SIDE:g}, {rooms}"
 
     def room_images_before(self, index: int) -> int:
-        """Return the number of images inside rooms among the first ``index`` images."""
+        """Return how many of the images 0 to ``index`` - 1 are taken inside rooms."""
         return int(index * self.share)
 
     def block(self, indices: range, size: int) -> Captioned:
@@ -67,8 +67,8 @@ class Photographs:
         return Captioned(rgb, captions, c2w)
 
     def object_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render one image of each of the objects ``indices``. Returns rgb (N, size, size, 3), in [0, 1], N captions,
-        and c2w (N, 4, 4), camera-to-world, OpenGL axes."""
+        """Render the images ``indices``, of one object each: rgb (N, size, size, 3) in [0, 1], N captions, and c2w
+        (N, 4, 4), camera-to-world, OpenGL axes."""
         assets = [self.box.asset(i) for i in indices]
         rngs, view = [self.box.rng(i, 4) for i in indices], self.box.view
         azimuth = np.array(
@@ -82,8 +82,7 @@ class Photographs:
         return rgb, [asset.caption for asset in assets], c2w
 
     def room_images(self, indices: list[int], size: int) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render the images ``indices`` inside rooms, ``IMAGES_PER_ROOM`` per room. Returns rgb (N, size, size, 3), in
-        [0, 1], N captions, and c2w (N, 4, 4), camera-to-world, OpenGL axes."""
+        """Render the images ``indices``, which are taken inside rooms. Returns the same as ``object_images``."""
         numbers, n = [self.room_images_before(i) for i in indices], IMAGES_PER_ROOM
         rooms = sorted({number // n for number in numbers})
         rgb, texts, c2w = self.rooms.render_views(rooms, size, n)
@@ -92,7 +91,7 @@ class Photographs:
 
 
 class FourSides:
-    """Source of toybox objects with ``n_view`` views per object, evenly spaced in azimuth."""
+    """Source of toybox objects, each with a caption and ``n_view`` views at evenly spaced azimuths."""
 
     def __init__(self, box: Toybox, n_view: int = 4) -> None:
         self.n_view, self.box = n_view, box
@@ -106,10 +105,10 @@ class FourSides:
 
 
 class ToyboxObjects(ObjectViews):
-    """Source of toybox objects in the six views of MV-Adapter.
+    """Source of toybox objects in the six views of MV-Adapter, see ``ObjectViews``.
 
-    With the control "rays", objects keep the relative size that their caption states. With the control "geometry", they
-    are scaled to fill the image, as meshes to be textured are.
+    With the control "rays", small objects stay small in the image. With the control "geometry", every object fills the
+    image, as meshes to be textured do.
     """
 
     def __init__(
@@ -135,7 +134,7 @@ class ToyboxObjects(ObjectViews):
         return self.box.asset(index).caption
 
     def asset(self, index: int) -> Asset:
-        """Return object ``index``, scaled as its views show it. Its coordinates are in [-HALF, HALF]."""
+        """Return object ``index`` as its views show it, with coordinates in [-HALF, HALF]."""
         asset = self.box.asset(index)
         if self.control == "rays":
             return asset.move_and_scale(0.0, HALF / OBJECT_RADIUS)

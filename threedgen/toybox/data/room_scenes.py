@@ -1,4 +1,4 @@
-"""Toy rooms as sources of multi-view scenes (``scene_views.SceneSource``): panoramas, walks with depth; room meshes."""
+"""Toy rooms as sources of scenes (``threedgen.data.scene_views.SceneSource``): panoramas and walks; room meshes."""
 
 from collections.abc import Sequence
 from functools import cached_property
@@ -32,7 +32,7 @@ from threedgen.toybox.world.rooms import (
 )
 
 THICKNESS = 0.01
-"""Distance in metres behind walls, floor and ceiling up to which triangles belong to the inside of a room."""
+"""Triangles up to this distance in metres behind walls, floor and ceiling belong to the inside of a room."""
 CAPTION_PIXELS = 32
 """Width in pixels of the label images from which captions are written."""
 KEY_WIDTH = 32
@@ -40,7 +40,7 @@ KEY_WIDTH = 32
 OVERLAP = 0.6
 """Minimum overlap of consecutive key frames, as a fraction of the pixels."""
 FRAMES_PER_KEY = 9
-"""Number of frames of a walk per requested view. Key frames are about six frames apart."""
+"""Number of frames of a walk for each view of an entry. Key frames are about six frames apart."""
 
 
 def _rooms(seed: int, split: SceneSplit, clutter: float) -> Rooms:
@@ -48,8 +48,8 @@ def _rooms(seed: int, split: SceneSplit, clutter: float) -> Rooms:
 
 
 def render_scene_views(room: Room, at: Cameras, rng: Sequence[np.random.Generator], depth: bool = False) -> SceneViews:
-    """Render V views of a room, with captions and, if ``depth``, with depth. ``rng`` has V generators, which sample the
-    wording of each caption."""
+    """Render V views of a room, with captions and, if ``depth``, with depth. ``rng`` has a generator for the caption of
+    each view."""
     rgb, z, _ = render_images(room, at, 2, depth)
     labels = render_images(room, _resized(at, CAPTION_PIXELS), 1, True)[2]
     texts = tuple(describe_view(room, label, one) for label, one in zip(labels, rng, strict=True))
@@ -57,15 +57,14 @@ def render_scene_views(room: Room, at: Cameras, rng: Sequence[np.random.Generato
 
 
 def _resized(at: Cameras, width: int) -> Cameras:
-    """Return the cameras at a smaller image size: the even width ``width``, and the nearest even height."""
     return at.with_size(2 * max(1, round(width * at.height / at.width / 2)), width)
 
 
 def render_images(room: Room, at: Cameras, supersample: int, with_gbuffer: bool) -> tuple[Array, Array, Array]:
-    """Render square views of a room and crop them to the image size of the cameras.
+    """Render views of a room from V cameras, with ``supersample`` rays per pixel along each axis.
 
-    Returns rgb (V, H, W, 3), in [0, 1], depth (V, H, W) along the viewing axis in metres, and labels (V, H, W) as from
-    ``render_rooms``. Without G-buffer, depth and labels are empty. H and W are both even or both odd.
+    H and W must be both even or both odd. Returns rgb (V, H, W, 3) in [0, 1], depth (V, H, W) along the viewing axis in
+    metres, and labels (V, H, W) of ``render_rooms``. Depth and labels are empty without a G-buffer.
     """
     side = max(at.height, at.width)
     focal = at.K[:, 1, 1].double().numpy()
@@ -84,8 +83,8 @@ def render_images(room: Room, at: Cameras, supersample: int, with_gbuffer: bool)
 
 
 class RoomPanoramas:
-    """Source of panorama views, one entry per room, evenly spaced in yaw. The yaw of the first view is a random
-    multiple of ``YAW_STEP`` in the training split, and 0 in the test split."""
+    """Source with one panorama per room, which has views at evenly spaced yaws. The first yaw is a random multiple of
+    ``YAW_STEP`` in the training split, and 0 in the test split."""
 
     def __init__(self, config: RoomPanoramasConfig, seed: int = 0, split: SceneSplit = "train") -> None:
         self.options, self.rooms, self.split = config, _rooms(seed, split, config.clutter), split
@@ -111,21 +110,20 @@ class RoomPanoramas:
         return render_scene_views(self.rooms.room(index), at, rng)
 
     def skybox(self, index: int, size: int) -> Array:
-        """Render the six cube sides (6, size, size, 3), in [0, 1], of a room's panorama. They are in the order of
-        Matterport3D: up, four around, down. Yaw 0 looks along +x."""
+        """Render the skybox (6, size, size, 3), in [0, 1], of a room, in the order and directions of ``SKYBOX``."""
         R = torch.stack([rotation(*angles) for angles in SKYBOX])
         at = cameras(R, radians(90), size, size, EYE_POSITION.tolist())
         return render_images(self.rooms.room(index), at, 2, False)[0]
 
     def directions(self, index: int) -> list[str]:
-        """Return the captions of the eight views of room ``index`` at the yaws 0, 45, ..., 315 degrees."""
+        """Return the captions of eight views of a room at the yaws 0, 45, ..., 315 degrees to the right of +x."""
         at = cameras(ring(8), radians(90), CAPTION_PIXELS, CAPTION_PIXELS, EYE_POSITION.tolist())
         rng = [self.rooms.rng(index, 10 + number) for number in range(8)]
         return list(render_scene_views(self.rooms.room(index), at, rng).captions)
 
 
 class RoomWalk:
-    """Walk (``walks.Walk``) of ``length`` frames on a smooth path through the free centre of room ``index``."""
+    """Walk (``scene_views.Walk``) of ``length`` frames on a smooth path through the free centre of room ``index``."""
 
     def __init__(self, rooms: Rooms, index: int, length: int, options: RoomPathsConfig) -> None:
         self.rooms, self.index, self.length, self.options = rooms, index, length, options
@@ -145,8 +143,7 @@ class RoomWalk:
 
     @cached_property
     def cameras(self) -> Cameras:
-        """Cameras of all frames. The position oscillates along x, y and z, and so does the pitch. The yaw turns in one
-        direction at varying speed."""
+        """Cameras of all frames. Position and pitch oscillate, and the yaw turns in one direction at varying speed."""
         rng, k, o = self.rooms.rng(self.index, 4), np.arange(self.length), self.options
 
         def wave(amplitude: float, shortest: float, longest: float) -> Array:
@@ -171,8 +168,8 @@ class RoomWalk:
 
 
 def room_walks(options: RoomPathsConfig, seed: int, split: SceneSplit, length: int | None = None) -> list[RoomWalk]:
-    """Return walks, one for each of ``options.count`` rooms, which are generated on access. ``length`` is the number of
-    frames per walk; None: ``FRAMES_PER_KEY`` times the number of views per entry."""
+    """Return one walk through each of ``options.count`` rooms. Rooms are generated on first use. A walk has ``length``
+    frames; None: ``FRAMES_PER_KEY`` times the number of views per entry."""
     rooms = _rooms(seed, split, options.clutter)
     return [RoomWalk(rooms, k, length or FRAMES_PER_KEY * options.views, options) for k in range(options.count)]
 
@@ -192,7 +189,7 @@ def room_triangles(room: Room) -> tuple[Array, Array, Array]:
     """Return the T triangles of a room without the outer sides of walls, floor and ceiling.
 
     Returns:
-        Corners (T, 3, 3) in metres, sRGB colours (T, 3), and labels (T,) with the meaning of those of ``render_rooms``.
+        Corners (T, 3, 3) in metres, sRGB colours (T, 3) in [0, 1], and labels (T,) of ``render_rooms``.
     """
     vertices, faces, colours, labels = room.asset.mesh()
     corners = vertices[faces]
@@ -204,7 +201,7 @@ def room_triangles(room: Room) -> tuple[Array, Array, Array]:
 
 
 def glb(corners: Array, colours: Array) -> bytes:
-    """Encode z-up triangles (T, 3, 3) with sRGB colours (T, 3) as a y-up GLB. Triangles share no vertices."""
+    """Encode z-up triangles (T, 3, 3) with sRGB colours (T, 3) in [0, 1] as a y-up GLB with vertex colours."""
     rgba = np.pad(np.round(to_linear(colours) * 255).astype(np.uint8), ((0, 0), (0, 1)), constant_values=255)
     mesh = trimesh.Trimesh(
         corners.reshape(-1, 3)[:, [1, 2, 0]],

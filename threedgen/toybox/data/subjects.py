@@ -1,8 +1,8 @@
-"""Subjects: toybox objects with unusual features, used to evaluate personalisation (DreamBooth).
+"""Subjects, and the task "toybox-subjects": toybox objects with unusual features to evaluate DreamBooth.
 
 A subject has unusual proportions, an oversized or undersized part, a pattern in a second colour and a mark on one
-side. No caption describes these features and no prior was trained on them. Photos from several sides are the input;
-renders from any other camera are the ground truth.
+side. Captions do not describe these features, and no prior was trained on them. Photos of some sides are the training
+data; renders from other cameras are the ground truth.
 """
 
 from collections.abc import Sequence
@@ -22,25 +22,24 @@ from threedgen.toybox.world.toybox import render_orbit
 
 PATTERNS = ("patches", "bands", "spots")
 STRETCHES = (0.7, 0.78, 1.28, 1.45)
-"""Stretch factors, of which each axis gets a different one. Normal objects vary at most by a factor of 1.11."""
+"""Stretch factors, of which each axis gets another one. Objects without a size word vary by at most 1.11."""
 ODD_PART_SCALES = (0.6, 1.5, 1.8)
 """Possible scale factors of the oversized or undersized part."""
 MIN_COLOUR_DISTANCE = 0.5
 """Minimum Euclidean distance between the sRGB colours of a subject."""
 MIN_GREY_DISTANCE = 0.3
-"""Minimum Euclidean distance of sRGB colours from the grey background, so that subjects can be segmented."""
+"""Minimum Euclidean distance of these colours from the grey background, so that subjects can be segmented."""
 
 
 def subject_nouns() -> list[Noun]:
-    """Return the nouns that subjects can have: those that do not look the same from every side."""
     return [noun for noun in NOUNS.values() if noun.front]
 
 
 def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] = ()) -> Asset:
     """Make subject ``number`` of a seed. Its caption is the noun with its article, such as "a dog".
 
-    If ``noun`` is empty, consecutive numbers have different nouns. Only nouns that can have all accessories ``wearing``
-    are used, but the accessories are not added. Raises KeyError for an unknown noun.
+    If ``noun`` is empty, consecutive numbers have different nouns, all of which can wear the accessories ``wearing``.
+    The accessories are not added. Raises KeyError for an unknown noun.
     """
     rng = np.random.default_rng([seed, number, *b"subject", *noun.encode()])
     candidates = [entry for entry in subject_nouns() if set(wearing) <= set(entry.wears)]
@@ -58,8 +57,8 @@ def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] 
 
 
 def render_photos(subject: Asset, count: int, size: int, seed: int = 0) -> np.ndarray:
-    """Render photos (count, size, size, 3), in [0, 1], of a subject on grey. Azimuths are nearly evenly spaced.
-    Elevations are random, from 5 to 30 degrees."""
+    """Render photos (count, size, size, 3), in [0, 1], of a subject on grey. Azimuths are nearly evenly spaced, and
+    elevations random, from 5 to 30 degrees."""
     rng = np.random.default_rng([seed, max(0, subject.index), *b"photos"])
     turns = rng.uniform() + (np.arange(count) + rng.uniform(-0.2, 0.2, count)) / count
     elevation = np.deg2rad(rng.uniform(5.0, 30.0, count))
@@ -67,7 +66,7 @@ def render_photos(subject: Asset, count: int, size: int, seed: int = 0) -> np.nd
 
 
 def sample_palette(rng: np.random.Generator) -> list[np.ndarray]:
-    """Sample three sRGB colours (3,) that differ clearly from each other and from the grey background."""
+    """Sample three sRGB colours (3,), in [0, 1], that differ clearly from each other and from the grey background."""
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for name in rng.permutation(list(COLOURS)):
         value = np.asarray(COLOURS[str(name)])
@@ -78,7 +77,7 @@ def sample_palette(rng: np.random.Generator) -> list[np.ndarray]:
 
 
 def _odd_part(solids: list[Primitive], rng: np.random.Generator) -> list[Primitive]:
-    """Return the solids with those of one random part scaled, each about its own centre."""
+    """Return a copy of the list in which the solids of one random part are scaled about their own centres."""
     parts = sorted({s.label for s in solids} - {"body", "eyes"})
     if not parts:
         return solids
@@ -87,14 +86,14 @@ def _odd_part(solids: list[Primitive], rng: np.random.Generator) -> list[Primiti
 
 
 def _largest(solids: Sequence[Primitive], count: int) -> list[Primitive]:
-    """Return the ``count`` largest solids. Only spheres, boxes and frustums count, unless the object has none."""
+    """Return the ``count`` largest spheres, boxes and frustums, or, if there are none, the largest solids."""
     carriers = [s for s in solids if s.kind in (SPHERE, BOX, FRUSTUM)] or list(solids)
     return sorted(carriers, key=lambda s: -abs(float(np.linalg.det(s.matrix))))[:count]
 
 
 def _pattern(solids: list[Primitive], pattern: str, colour: np.ndarray, rng: np.random.Generator) -> list[Primitive]:
-    """Return the solids of a pattern, which lie on the largest solids of the object. The pattern "patches" also changes
-    the colour of half of the parts in the list ``solids``."""
+    """Return the new solids of a pattern on the largest solids of the object. "patches" also changes the list
+    ``solids``: half of the parts get the colour."""
     if pattern == "patches":
         parts = sorted({s.label for s in solids} - {"eyes"})
         recoloured = set(rng.permutation(parts)[: (len(parts) + 1) // 2].tolist())
@@ -121,7 +120,7 @@ def _band(solid: Primitive, place: float, colour: np.ndarray) -> Primitive:
 
 
 def _surface(solid: Primitive, direction: np.ndarray) -> np.ndarray:
-    """Return the surface point (3,), in world space, in a direction (3,) from the centre, in local axes."""
+    """Return the surface point (3,) in world space that lies in ``direction`` (3,), in local axes, from the centre."""
     if solid.kind == BOX:
         local = direction / np.abs(direction).max()
     elif solid.kind == FRUSTUM:

@@ -1,4 +1,4 @@
-"""Builder of toybox objects. Recipes of nouns and accessories use it to add solids and sample random proportions."""
+"""Builder of toybox objects, with which the recipes of nouns and accessories add solids and sample proportions."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ def _outline(kind: int, param: float) -> np.ndarray:
 
 
 def corners(solids: Sequence[Primitive]) -> np.ndarray:
-    """Return points (N, 3) that outline the solids: the vertices of coarse meshes of them."""
+    """Return the vertices (N, 3) of coarse meshes of the solids."""
     return np.concatenate([_outline(s.kind, s.param) @ s.matrix.T + s.centre for s in solids])
 
 
@@ -41,8 +41,10 @@ def rotation(degrees: Sequence[float]) -> np.ndarray:
 
 
 class ReducedVariation:
-    """Random generator whose ranges and standard deviations are multiplied by ``variation``, in [0, 1]. It has the
-    methods of a numpy generator that recipes use. At 0, numbers are means and choices are the first ones."""
+    """Replacement for a numpy generator, with ranges and standard deviations multiplied by ``variation``, in [0, 1].
+
+    At 0 it returns the mean of each range and, as an integer, 0.
+    """
 
     def __init__(self, rng: np.random.Generator, variation: float) -> None:
         self.rng, self.variation = rng, variation
@@ -62,14 +64,14 @@ class ReducedVariation:
 
 
 RandomSource = np.random.Generator | ReducedVariation
-"""Random generator that a ``Builder`` takes."""
 
 
 class Builder:
     """Asset under construction: its list of solids, with methods that add solids and sample proportions.
 
     Units are arbitrary, because ``finish`` scales the asset. The front faces +x, the object's left is +y, and z is up.
-    Wherever a method takes ``colour`` (3,), sRGB in [0, 1], None is the main colour. ``label`` is the name of the part.
+    In all methods, ``at`` (3,) is the centre of a solid, ``colour`` (3,) is sRGB in [0, 1] or None for the main colour,
+    ``label`` is the name of the part, and ``rotate`` has the angles about x, then y, then z in degrees.
 
     Attributes:
         colour: main colour (3,), sRGB in [0, 1].
@@ -85,7 +87,7 @@ class Builder:
         self.anchors: dict[str, tuple[np.ndarray, float]] = {}
 
     def vary(self, value: float = 1.0, spread: float = 0.08) -> float:
-        """Return ``value`` times exp(x), where x is sampled from N(0, spread) and clipped at two deviations."""
+        """Return ``value`` times exp(x), with x from N(0, spread^2) clipped to +-2 ``spread``."""
         return float(value * np.exp(np.clip(self.rng.normal(0, spread), -2 * spread, 2 * spread)))
 
     def between(self, low: float, high: float) -> float:
@@ -98,27 +100,20 @@ class Builder:
         return choices[int(self.rng.integers(len(choices)))]
 
     def part(self, name: str, default: Colour | None = None) -> np.ndarray:
-        """Return the colour (3,) of a part: the one in the caption, or else ``default``, or else the main colour."""
+        """Return the colour (3,) of a part: that of the caption, or else ``default``, or else the main colour."""
         if name in self.named_parts:
             return self.named_parts[name]
         return self.colour if default is None else np.asarray(default, float)
 
     @staticmethod
     def shade(colour: Colour, factor: float) -> np.ndarray:
-        """Darken a colour (3,) by a factor below 1, or mix it with white by a factor above 1."""
+        """Multiply a colour (3,) by a factor up to 1, or divide its distance to white by a factor above 1."""
         c = np.asarray(colour, float)
         return c * factor if factor <= 1 else 1 - (1 - c) / factor
 
     def add(self, kind: int, at, size, colour=None, label: str = "body", rotate=(0, 0, 0), param: float = 1.0) -> None:
-        """Add a solid.
-
-        Args:
-            kind: SPHERE, BOX, ..., see ``primitives``.
-            at: (3,), position of the centre.
-            size: half extents along the local axes, scalar or (3,).
-            rotate: angles of the rotation about x, then y, then z, degrees.
-            param: top radius of a FRUSTUM relative to its base, or tube radius of a TORUS relative to the outer radius.
-        """
+        """Add a solid. ``primitives`` defines ``kind`` and ``param``. ``size``, a scalar or (3,), is half the extent
+        along the local axes."""
         stretch = np.broadcast_to(np.asarray(size, float), (3,))
         self._place(kind, param, rotation(rotate) @ np.diag(np.maximum(stretch, 1e-3)), at, colour, label)
 
@@ -155,7 +150,7 @@ class Builder:
         self.add(TORUS, at, radius, colour, label, rotate, tube / radius)
 
     def limb(self, start, end, radius: float, colour=None, label="body", top: float = 1.0, caps: bool = True) -> None:
-        """Add a rod from ``start`` (3,) to ``end`` (3,), with spheres as round ends if ``caps``. The radius is
+        """Add a rod from ``start`` (3,) to ``end`` (3,), with spheres at its ends if ``caps``. The radius is
         ``radius`` at the start and ``top`` times ``radius`` at the end."""
         start, end = np.asarray(start, float), np.asarray(end, float)
         axis = end - start
@@ -172,14 +167,13 @@ class Builder:
                 self.sphere(end, radius * top, colour, label)
 
     def anchor(self, **places: tuple[float, float, float]) -> None:
-        """Set anchors by name: head_top, head, eyes, neck, back or waist. A value is (x, z, radius of the body there);
-        anchors lie in the plane y = 0."""
+        """Set anchors in the plane y = 0, such as head_top, eyes or back, to (x, z, radius of the body there)."""
         for name, (x, z, radius) in places.items():
             self.anchors[name] = (np.array((x, 0.0, z), float), float(radius))
 
     def finish(self, size: float = 1.0, stretch: Sequence[float] | np.ndarray = (1, 1, 1)) -> tuple[Primitive, ...]:
-        """Return the solids, stretched by factors along x, y and z, and scaled to fit a ball around the origin. The
-        radius of the ball is ``OBJECT_RADIUS`` times ``size``."""
+        """Return the solids, stretched by factors (3,) along x, y and z, then centred at the origin and scaled to fit a
+        ball of radius ``size`` times ``OBJECT_RADIUS``."""
         stretch_matrix = np.diag(np.asarray(stretch, float))
         points = corners(self.solids) @ stretch_matrix
         centre = (points.min(0) + points.max(0)) / 2

@@ -27,7 +27,7 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "grey": (0.50, 0.51, 0.53),
     "turquoise": (0.15, 0.80, 0.78),
 }
-"""Mean sRGB value of each named colour, in [0, 1]. The colours of objects vary around it."""
+"""Dict from colour word to its mean sRGB value, in [0, 1]. The colours of objects vary around it."""
 
 SIZES: dict[str, tuple[float, tuple[float, float, float]]] = {
     "": (1.0, (1, 1, 1)),
@@ -36,11 +36,10 @@ SIZES: dict[str, tuple[float, tuple[float, float, float]]] = {
     "tall": (1.0, (1, 1, 1.4)),
     "wide": (1.0, (1, 1.4, 1)),
 }
-"""Dict from size word to (radius factor, stretch factors along x, y and z). The key "" is for captions without a size
-word; the radius factor then varies from 0.85 to 1."""
+"""Dict from size word to (radius factor, stretch factors along x, y and z). The key "" stands for captions without a
+size word, whose radius factor is random, from 0.85 to 1."""
 
 Recipe = Callable[[Builder], None]
-"""Function that adds the solids of a noun to a builder."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,6 @@ def colour_value(name: str, rng: RandomSource, spread: float = 0.035) -> np.ndar
 
 
 def sample_colour(rng: np.random.Generator) -> str:
-    """Sample the name of a colour, all with equal probability."""
     return list(COLOURS)[int(rng.integers(len(COLOURS)))]
 
 
@@ -128,15 +126,13 @@ NO_ARTICLE = {"feet", "hair", "icing", "cheese", "salad"}
 
 
 def detail_phrase(word: str, colour: str) -> str:
-    """Return the noun phrase for a part or an accessory, such as "a red hat". Plurals ("wheels") and uncountable nouns
-    ("hair") take no article."""
+    """Return the noun phrase for a part or an accessory, such as "a red hat", "red wheels" or "red hair"."""
     words = f"{colour} {word}".strip()
     return words if word.endswith("s") or word in NO_ARTICLE else f"{article(words)} {words}"
 
 
 def caption(spec: Spec, wording: int = 0) -> str:
-    """Return the caption of a spec in one of ``WORDINGS`` wordings. Wording 0 is the plainest one, as in "a small blue
-    dog wearing a red hat"."""
+    """Return the caption of a spec. ``wording`` is a number below ``WORDINGS``; 0 gives "a small dog wearing a hat"."""
     adjectives = " ".join(w for w in (spec.size, spec.colour) if w)
     core = f"{adjectives} {spec.noun}".strip()
     plain = f"{article(core)} {core}"
@@ -152,7 +148,6 @@ def caption(spec: Spec, wording: int = 0) -> str:
 
 
 WORDINGS = 6
-"""Number of caption wordings."""
 
 
 def find_nouns(text: str) -> list[str]:
@@ -163,8 +158,7 @@ def find_nouns(text: str) -> list[str]:
 
 
 def parse_prompt(text: str) -> Spec | None:
-    """Return a spec of the first toybox noun in a text and the last colour word before it; None without a noun. For
-    example, "a white dog on a red chair" gives a white dog."""
+    """Return a spec with the first toybox noun of a text and the last colour word before it; None without a noun."""
     if not (nouns := find_nouns(text)):
         return None
     words = re.findall(r"[a-z]+", text.lower())
@@ -173,15 +167,15 @@ def parse_prompt(text: str) -> Spec | None:
 
 
 def held_out(spec: Spec) -> bool:
-    """Return whether a spec contains a combination (noun, main colour, part) that is held out of training. A hash
-    selects 1 in 16 of all such combinations. Accessories count as parts."""
+    """Return whether a spec contains a combination (noun, main colour, part or accessory) that is held out of training.
+    A hash selects 1 in 16 of all combinations."""
     keys = [f"{spec.noun}/{spec.colour}/{word}".encode() for word, _ in spec.details if spec.colour]
     return any(hashlib.blake2b(key, digest_size=8).digest()[0] % 16 == 0 for key in keys)
 
 
 def sample_spec(rng: np.random.Generator) -> Spec:
-    """Sample a spec, held out or not. Of all specs, 90 % have a colour, 60 % a part or accessory, and 25 % a size.
-    Nouns without parts and accessories have none."""
+    """Sample a spec, which may be held out. 90 % of the specs have a colour and 25 % a size. 60 % of those whose noun
+    has parts or accessories name one of them."""
     entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
     colour = sample_colour(rng) if rng.random() < 0.9 else ""
     size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""

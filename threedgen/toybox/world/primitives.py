@@ -1,7 +1,7 @@
 """Solids of the toybox (sphere, box, frustum, torus, dome, prism) and the assets made of them.
 
 In its local axes, every solid fits into [-1, 1]^3, except a frustum that widens upwards. An affine map places it in
-the world. All but box and prism are solids of revolution about z, meshed from a profile curve (radius, height).
+the world.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class Primitive:
 
 @dataclass(frozen=True)
 class Asset:
-    """Captioned object: a list of solids inside the ball of radius 0.85, with the front towards +x and z up.
+    """Captioned object made of solids, with z up and the front towards +x. `Toybox` scales it to a radius of 0.85.
 
     Attributes:
-        noun, colour, size, part, part_colour, second, second_colour: the fields of the object's ``Spec``.
+        noun, colour, size, part, part_colour, second, second_colour: fields of the object's ``grammar.Spec``.
         family: group of the noun, such as "animals".
         front: False if the object looks the same from every side (a ball, an apple).
         index: index in the data set, or -1.
-        labels: part names to which label images and meshes refer; default: the distinct labels of the solids.
+        labels: part names; label k + 1 in images and meshes is ``labels[k]``. Default: the labels of the solids.
     """
 
     primitives: tuple[Primitive, ...]
@@ -65,8 +65,7 @@ class Asset:
 
         Returns:
             Dict with kind, param, reach (radius of a ball around the centre that contains the solid) and label, each
-            (S,); inverse (S, 3, 3), from world to local axes; centre (S, 3); and colour (S, 3), sRGB. Label k + 1 is
-            the part ``labels[k]``.
+            (S,); inverse (S, 3, 3), from world to local axes; centre (S, 3); and colour (S, 3), sRGB in [0, 1].
         """
         label_ids = {name: i + 1 for i, name in enumerate(self.labels)}
         matrix = np.stack([p.matrix for p in self.primitives])
@@ -82,17 +81,16 @@ class Asset:
         }
 
     def move_and_scale(self, centre: np.ndarray | float, scale: float) -> Asset:
-        """Return a copy in which the point ``centre`` (3,) is moved to the origin, and which is then scaled."""
+        """Return a copy, moved so that ``centre`` (3,) becomes the origin, and then multiplied by ``scale``."""
         poses = ((scale * solid.matrix, scale * (solid.centre - centre)) for solid in self.primitives)
         solids = zip(self.primitives, poses, strict=True)
         return replace(self, primitives=tuple(replace(s, matrix=m, centre=c) for s, (m, c) in solids))
 
     def mesh(self, segments: int = 24) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return a triangle mesh of the asset. The solids are closed meshes, which can overlap.
+        """Return a triangle mesh of closed solids, which can overlap. Round solids have ``segments`` sides.
 
         Returns:
-            Vertices (V, 3), faces (F, 3) as vertex indices, sRGB colours (F, 3) of the faces, and labels (F,). Label
-            k + 1 is the part ``labels[k]``.
+            Vertices (V, 3), vertex indices (F, 3), and per face sRGB colours (F, 3) in [0, 1] and labels (F,).
         """
         vertices, faces, colours, labels, start = [], [], [], [], 0
         numbers = self.arrays()["label"]
@@ -109,7 +107,7 @@ class Asset:
 
 
 def inside(solids: Iterable[Primitive], points: np.ndarray) -> np.ndarray:
-    """Return a mask (N,), bool, that is True for the ``points`` (N, 3) that lie inside at least one of the solids."""
+    """Return for each of the ``points`` (N, 3) whether it lies in at least one of the solids: (N,), bool."""
     result = np.zeros(len(points), bool)
     for p in solids:
         result |= _inside(p.kind, p.param, (points - p.centre) @ np.linalg.inv(p.matrix).T)
@@ -143,8 +141,8 @@ def _inside(kind: int, param: float, q: np.ndarray) -> np.ndarray:
 
 
 def profile(kind: int, param: float, segments: int) -> np.ndarray:
-    """Return the profile curve (P, 2) of a solid of revolution about z, as points (radius, height). A full circle has
-    ``segments`` points."""
+    """Return the outline (P, 2) of a solid of revolution about z, as points (radius, z). A full circle has ``segments``
+    points."""
     if kind == SPHERE:
         a = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
         return np.stack([np.cos(a), np.sin(a)], 1)

@@ -21,8 +21,7 @@ PRISM_PLANES = np.array([(0, 0, -1, 1), (0, 1, 0, 1), (0, -1, 0, 1), (2, 0, 1, 1
 
 @dataclass(frozen=True)
 class RenderResult:
-    """Images of V views and, if rendered with a G-buffer, the geometry at the pixel centres. Without a G-buffer, H and
-    W of all arrays except ``rgb`` are 0."""
+    """Images of V views and the geometry at the pixel centres. Without a G-buffer, H = W = 0 in the geometry arrays."""
 
     rgb: np.ndarray  # (V, H, W, 3) in [0, 1]
     mask: np.ndarray  # (V, H, W) bool, False on the background
@@ -52,7 +51,7 @@ def render(
         size: height (and width) of the images in pixels.
         background: grey value in [0, 1], scalar or (V,).
         supersample: number of rays per pixel along each axis; 0 renders only the G-buffer, and ``rgb`` is black.
-        with_gbuffer: also render mask, depth, normals and labels.
+        with_gbuffer: also render mask, depth, normals and labels at the pixel centres.
         lamp: (V, 3), positions of the point lights of rooms; None: objects, which are lit from above and the camera.
         parallel: use an orthographic projection.
     """
@@ -75,7 +74,7 @@ def render(
 
 @njit(cache=True, inline="always")
 def _cap(ox, oy, oz, dx, dy, dz, height, radius, best):
-    """Intersect a ray o + t d with a disc at z = ``height`` around the z axis. Return t, or ``best`` on a miss."""
+    """Intersect a ray o + t d with a disc around the z axis. Return t, or ``best`` without a hit before ``best``."""
     if abs(dz) > 1e-12:
         t = (height - oz) / dz
         if 1e-4 < t < best:
@@ -87,8 +86,8 @@ def _cap(ox, oy, oz, dx, dy, dz, height, radius, best):
 
 @njit(cache=True)
 def _quadric(kind, k, ox, oy, oz, dx, dy, dz):
-    """Intersect a ray o + t d in local axes with a sphere, dome or frustum of parameter ``k``. Returns t
-    (inf on a miss) and the local normal, which is not normalized."""
+    """Intersect a ray o + t d in local axes with a sphere, dome or frustum of parameter ``k``. Return t (inf on a miss)
+    and a local normal of any length."""
     best = np.inf
     nx, ny, nz = 0.0, 0.0, 0.0
     if kind == FRUSTUM:
@@ -127,7 +126,7 @@ def _quadric(kind, k, ox, oy, oz, dx, dy, dz):
 
 @njit(cache=True)
 def _slabs(kind, ox, oy, oz, dx, dy, dz):
-    """Intersect a ray o + t d in local axes with the half spaces of a box or prism. Returns as ``_quadric`` does."""
+    """Intersect a ray o + t d in local axes with a box or prism. Return t (inf on a miss) and a local normal."""
     near, far = -np.inf, np.inf
     nx, ny, nz = 0.0, 0.0, 0.0
     for px, py, pz, offset in BOX_PLANES if kind == BOX else PRISM_PLANES:
@@ -149,7 +148,7 @@ def _slabs(kind, ox, oy, oz, dx, dy, dz):
 
 @njit(cache=True)
 def _ring(tube, ox, oy, oz, dx, dy, dz):
-    """Intersect a ray o + t d in local axes with a torus by sphere tracing. Returns as ``_quadric`` does."""
+    """Intersect a ray o + t d in local axes with a torus by sphere tracing. Return t (inf on a miss) and a normal."""
     length = np.sqrt(dx * dx + dy * dy + dz * dz)
     ux, uy, uz = dx / length, dy / length, dz / length
     b = ox * ux + oy * uy + oz * uz
@@ -175,9 +174,9 @@ def _ring(tube, ox, oy, oz, dx, dy, dz):
 def _cull_row(centre, reach, start, stop, m, slope, half_pixel, parallel, candidates):
     """Write the indices of the solids that a pixel row can hit into ``candidates``, and return their number.
 
-    ``m`` is the camera-to-world matrix. The rays of a row lie in a plane that contains the camera and its right axis.
-    Its slope is ``slope``, and ``half_pixel`` is half the difference of the slopes of adjacent rows. For parallel rays,
-    ``slope`` is the height of the plane above the camera.
+    The rays of a row lie in a plane that contains the right axis of the camera-to-world matrix ``m``. ``slope`` is the
+    slope of that plane or, for parallel rays, its height above the camera. ``half_pixel`` is half the difference of
+    this value between adjacent rows.
     """
     count = 0
     tilt = 1.0 / np.sqrt(1.0 + slope * slope)

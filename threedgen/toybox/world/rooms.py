@@ -15,11 +15,11 @@ from .raycast import RenderResult, render
 from .toybox import Split, build
 
 HALF_WIDTH, HEIGHT = 2.4, 2.6
-"""Half the width, and the height, of all rooms. All rooms have the same shape, which is easier for small models."""
+"""Half the width, and the height, of every room. One shape for all rooms is easier for small models."""
 EYE_POSITION = np.array([0.0, 0.0, 1.4])
 """Camera position (3,) of panoramas, metres."""
 YAW_STEP = 45
-"""Yaw difference of adjacent panorama views in degrees. Such views look at walls and corners in turn."""
+"""Yaw difference of adjacent panorama views in degrees. The views look at walls and corners in turn."""
 WALL_SLOTS = np.array([-1.35, 0.0, 1.35])
 """Possible positions in metres of doors, windows and pictures along a wall; 0 is the middle of the wall."""
 CORNER = 1.85
@@ -31,14 +31,14 @@ FURNITURE = {
 CORNER_OBJECTS = {
     "tree": 1.0, "cactus": 0.95, "guitar": 0.95, "dog": 0.85, "ball": 0.65, "present": 0.7, "bucket": 0.7, "drum": 0.75,
 }  # fmt: skip
-"""Bounding radius in metres of the objects that stand against a wall (FURNITURE) or in corners (CORNER_OBJECTS)."""
+"""Dicts from nouns that stand against a wall (FURNITURE) or in a corner to the bounding radius in metres."""
 REPEATABLE = ("sofa", "table", "chair")
 """Furniture that a room may have twice."""
 FREE_RADIUS = 0.85
-"""Radius in metres of the area around the centre of a room that stays free for cameras."""
+"""Half the diagonal in metres of the square in the centre of the floor that stays free for cameras."""
 WALLS = np.array([[1, 0], [-1, 0], [0, 1], [0, -1]])
 CORNERS = np.array([[1, 1], [1, -1], [-1, 1], [-1, -1]])
-"""Directions (x, y) from the centre of a room to its four walls, and to its four corners."""
+"""Directions (4, 2), along x and y, from the centre of a room to its walls and to its corners."""
 GLASS, FRAME = (0.70, 0.86, 0.95), (0.93, 0.93, 0.90)
 
 
@@ -62,7 +62,7 @@ class Room:
 
 
 class Furnisher:
-    """Room under construction, with its solids, its items, and the occupied parts of the floor and the walls."""
+    """Room under construction: its solids, its items, and the occupied parts of floor and walls."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -73,7 +73,7 @@ class Furnisher:
         self.wall_spans: list[tuple[int, float, float]] = []  # occupied spans: wall, from, to
 
     def add(self, solids: Sequence[Primitive], phrase: str = "") -> None:
-        """Add the solids of an item with the caption phrase ``phrase``, or of the bare room if it is empty."""
+        """Add the solids of an item that captions call ``phrase``, or, without a phrase, solids of the bare room."""
         label = str(len(self.items)) if phrase else ""
         self.solids += [replace(solid, label=label) for solid in solids]
         self.items += [phrase] if phrase else []
@@ -82,7 +82,7 @@ class Furnisher:
         return not any((low < b).all() and (high > a).all() for a, b in self.occupied)
 
     def stand(self, asset: Asset, radius: float, phrase: str, corner: bool) -> bool:
-        """Place an object of bounding radius ``radius`` (metres) in a corner if ``corner``, else against a wall.
+        """Scale an asset to the bounding radius ``radius`` in metres, and place it in a corner or against a wall.
         Returns False if no place is free."""
         scale = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
         for direction in self.rng.permutation(CORNERS if corner else WALLS):
@@ -100,8 +100,8 @@ class Furnisher:
         return False
 
     def reserve_span(self, width: float) -> tuple[int, float] | None:
-        """Reserve ``width`` metres of a wall for a door, window or picture. Returns the index in ``WALLS`` and the
-        position of the middle along the wall, or None if 12 random tries fail."""
+        """Reserve ``width`` metres of a random wall. Returns the index in ``WALLS`` and the middle of the reserved
+        part in metres from the centre of the wall, or None if 12 random tries fail."""
         for _ in range(12):
             wall, at = int(self.rng.integers(4)), float(self.rng.choice(WALL_SLOTS))
             low, high = at - width / 2 - 0.1, at + width / 2 + 0.1
@@ -111,14 +111,14 @@ class Furnisher:
         return None
 
     def mount(self, wall: int, at: float, z: float, builder: Builder, phrase: str) -> None:
-        """Move the solids of a builder, which face +x at the origin, to position ``at`` and height ``z`` on a wall."""
+        """Move solids that face +x to a wall: ``at`` metres along it from its centre, and ``z`` metres high."""
         position = np.append(WALLS[wall] * HALF_WIDTH + np.abs(WALLS[wall][::-1]) * at, z)
         yaw = inward_yaw(WALLS[wall])
         self.add([transform(solid, 1.0, yaw, position) for solid in builder.solids], phrase)
 
 
 def inward_yaw(direction: np.ndarray) -> float:
-    """Return the yaw in degrees that turns an object, placed in ``direction`` (2,), towards the centre of the room."""
+    """Return the yaw in degrees at which an object in ``direction`` (2,) from the centre faces the centre."""
     return float(np.rad2deg(np.arctan2(*-direction[::-1])))
 
 
@@ -129,7 +129,7 @@ def transform(solid: Primitive, scale: float, yaw: float, at: np.ndarray) -> Pri
 
 
 class Rooms:
-    """Infinite data set of captioned rooms. ``clutter`` is a factor on the number of objects, see ``furnish``."""
+    """Endless data set of captioned rooms. ``clutter`` is a factor on the number of objects, see ``furnish``."""
 
     def __init__(self, seed: int = 0, split: Split = "train", clutter: float = 1.0) -> None:
         self.seed, self.split, self.clutter = seed, split, clutter
@@ -143,8 +143,11 @@ class Rooms:
     def render_views(
         self, indices: Sequence[int], size: int, n_view: int = 1
     ) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render ``n_view`` = V random views of each of the N rooms ``indices``. Views of a room are consecutive.
-        Returns rgb (N * V, size, size, 3), in [0, 1], N * V captions, and c2w (N * V, 4, 4) with OpenGL axes."""
+        """Render V = ``n_view`` random views of each of N rooms. The views of a room are consecutive.
+
+        Returns rgb (N * V, size, size, 3) in [0, 1], N * V captions, and c2w (N * V, 4, 4), camera-to-world, OpenGL
+        axes.
+        """
         rooms = [self.room(i) for i in indices]
         rng = [self.rng(i, 1) for i in indices]
         cameras = [sample_camera(one) for one in rng for _ in range(n_view)]
@@ -165,16 +168,20 @@ def render_rooms(
     supersample: int = 2,
     with_gbuffer: bool = False,
 ) -> RenderResult:
-    """Render views inside rooms. Arguments and result are those of ``raycast.render``. In a room with n items, the
-    label k + 1 is item k, and the label n + 1 is the bare room."""
+    """Render V square views of ``size`` x ``size`` pixels inside rooms.
+
+    View v shows the room ``room_index[v]``. c2w (V, 4, 4) is camera-to-world with OpenGL axes, and fov (V,) the
+    vertical field of view in radians. In a room with n items, label k + 1 is item k and label n + 1 the bare room. The
+    other arguments are those of ``raycast.render``.
+    """
     lamps = np.stack([room.lamp for room in rooms])[room_index]
     assets = [room.asset for room in rooms]
     return render(assets, room_index, c2w, fov, size, 0.5, supersample, with_gbuffer, lamps)
 
 
 def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -> np.ndarray:
-    """Return camera-to-world matrices (..., 4, 4), float32, OpenGL axes, from positions (..., 3) and angles (...).
-    Angles are those of the viewing direction in radians. Azimuth 0 looks along +x, and azimuth pi / 2 along +y."""
+    """Return camera-to-world matrices (..., 4, 4), float32, OpenGL axes, from positions (..., 3) and the azimuth and
+    elevation (...) of the viewing direction in radians. Azimuth 0 looks along +x, and azimuth pi / 2 along +y."""
     ce, se, ca, sa = np.cos(elevation), np.sin(elevation), np.cos(azimuth), np.sin(azimuth)
     back = -np.stack([ce * ca, ce * sa, se], -1)
     right = np.stack([sa, -ca, np.zeros_like(sa)], -1)
@@ -185,8 +192,8 @@ def look_c2w(position: np.ndarray, azimuth: np.ndarray, elevation: np.ndarray) -
 
 
 def sample_camera(rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Sample a camera: c2w (4, 4), OpenGL axes, and the field of view in radians. 85 % of the cameras are those of
-    panorama views. The others are at random positions near the centre of the room."""
+    """Sample c2w (4, 4), camera-to-world, OpenGL axes, and the field of view in radians. 85 % of the cameras are those
+    of panorama views; the others have random directions and positions near the centre of the room."""
     if rng.random() < 0.85:
         position, azimuth, elevation, fov = EYE_POSITION, float(YAW_STEP * rng.integers(360 // YAW_STEP)), 0.0, 90.0
     else:
@@ -204,7 +211,7 @@ def describe_view(
 ) -> str:
     """Write the caption of a view, which names colours of the room and its largest visible items from left to right.
 
-    ``label`` (H, W) is 1 + the item index of each pixel. At most ``max_items`` items are named, and only those that
+    ``label`` (H, W) is a label image of ``render_rooms``. At most ``max_items`` items are named, and only those that
     cover at least the fraction ``min_area`` of the image.
     """
     n, wording = len(room.items), int(rng.integers(ROOM_WORDINGS))
@@ -216,7 +223,7 @@ def describe_view(
 
 
 def captions() -> Iterator[str]:
-    """Yield room captions that contain, together, all words that occur only in room captions."""
+    """Yield captions that together contain every word of room captions that no object caption has."""
     items = ["a red door", "a window", "a picture"]
     for wording in range(ROOM_WORDINGS):
         yield sentence("red", "orange", items, wording)
@@ -252,10 +259,9 @@ def sentence(wall: str, floor: str, items: list[str], wording: int) -> str:
 
 
 def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
-    """Sample a furnished room.
+    """Sample a room with ``clutter`` times 5 to 8 pieces of furniture and ``clutter`` times 3 to 6 objects in corners.
 
-    It has 5 to 8 pieces of furniture and 3 to 6 objects in corners, both times ``clutter``. Objects that do not fit are
-    left out. Captions of the objects name no parts, so they contain no held-out combination.
+    Objects that do not fit are left out. Their phrases name no parts, so they contain no held-out combination.
     """
     names = list(COLOURS)
     wall, floor = (names[int(k)] for k in rng.integers(len(names), size=2))
@@ -281,7 +287,7 @@ def furnish(rng: np.random.Generator, clutter: float = 1.0) -> Room:
 
 
 def _sample_phrase(rng: np.random.Generator, noun: str) -> tuple[str, np.ndarray]:
-    """Sample a colour for a noun that is not a toybox noun. Return the phrase and the sRGB colour (3,)."""
+    """Sample a colour for a noun. Return the phrase, such as "a red door", and the sRGB colour (3,)."""
     word = sample_colour(rng)
     return f"{article(word)} {word} {noun}", colour_value(word, rng)
 
@@ -343,7 +349,6 @@ def _picture(f: Furnisher) -> None:
 
 
 def _ceiling_lamp(f: Furnisher) -> np.ndarray:
-    """Add a ceiling lamp. Return the position (3,) of its light."""
     _, colour = _sample_phrase(f.rng, "lamp")
     b, h = Builder(f.rng, colour), HEIGHT
     b.cylinder((0, 0, h - 0.15), 0.02, 0.16, (0.2, 0.2, 0.2))
@@ -357,6 +362,6 @@ def _ceiling_lamp(f: Furnisher) -> np.ndarray:
 
 
 def _object(f: Furnisher, word: str, radii: dict[str, float], corner: bool) -> None:
-    """Place a toybox object of random colour, without named parts, size word and random variation of its shape."""
+    """Place a toybox object of random colour and average shape. ``radii`` is FURNITURE or CORNER_OBJECTS."""
     spec = Spec(word, sample_colour(f.rng))
     f.stand(build(spec, f.rng, variation=0), radii[word], caption(spec), corner)

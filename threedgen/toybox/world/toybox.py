@@ -1,7 +1,7 @@
 """Toybox data set. Sample ``index`` of a split depends only on the seed, and is generated when it is needed.
 
 box = Toybox(seed=0, split="train")
-asset = box.asset(17)                                   # class, caption and solids
+asset = box.asset(17)                                   # caption, noun and solids
 assets, rgb, c2w, azimuth = box.batch([17], size=128)   # four images at steps of 90 degrees, with their cameras
 """
 
@@ -42,8 +42,8 @@ Style = Literal["plain", "blocks"]
 
 @dataclass(frozen=True)
 class View:
-    """Ranges from which cameras and backgrounds are sampled. Angles are in degrees. The camera distance is
-    ``relative_distance`` / tan(fov / 2), and ``grey`` the background."""
+    """Ranges from which a camera and the grey value of its background, in [0, 1], are sampled. Angles are in degrees.
+    The camera distance is ``relative_distance`` / tan(fov / 2)."""
 
     fov: tuple[float, float] = (35.0, 45.0)
     elevation: tuple[float, float] = (0.0, 30.0)
@@ -55,13 +55,13 @@ TYPICAL_VIEW = View(fov=(40.0, 40.0), relative_distance=(0.95, 0.95), grey=(0.5,
 
 
 class Toybox:
-    """Infinite data set of captioned assets, with cameras and renders.
+    """Endless data set of captioned assets, with cameras and renders. ``index`` is the number of a sample.
 
     Captions of the split "held-out" contain combinations of noun, colour and part that the split "train" never has.
 
     Args:
         view: ranges of the cameras; None: the defaults, or one typical view if ``variation`` is 0.
-        variation: factor on the random variation, in [0, 1]. At 0, a caption with all colours always gives one object.
+        variation: factor on the random variation, in [0, 1]. At 0, a caption that states all colours has one object.
         style: "plain", or "blocks" for objects of boxes.
     """
 
@@ -77,7 +77,7 @@ class Toybox:
         self.view = view or (View() if variation else TYPICAL_VIEW)
 
     def describe(self) -> str:
-        """Return one line of text with all parameters of the objects and their images. It is part of cache keys."""
+        """Return one line with everything that determines the objects and their images. It is part of cache keys."""
         variation = "" if self.variation == 1 else f"luck {self.variation:g}, "
         style = "" if self.style == "plain" else f"{self.style}, "
         return f"{variation}{style}seed {self.seed}, {self.split}, {self.view}"
@@ -86,7 +86,7 @@ class Toybox:
         return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, purpose])
 
     def spec(self, index: int) -> tuple[Spec, int]:
-        """Return the spec of sample ``index``, and the number of the wording of its caption."""
+        """Return the spec of a sample, and the number of the wording of its caption, see ``grammar.caption``."""
         rng = self.rng(index, 0)
         while True:
             spec = sample_spec(rng)
@@ -99,7 +99,7 @@ class Toybox:
         return blocks(asset) if self.style == "blocks" else asset
 
     def cameras(self, index: int, n_view: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
-        """Return ``n_view`` = V cameras of sample ``index``, evenly spaced in azimuth from a random start.
+        """Sample V = ``n_view`` cameras at evenly spaced azimuths. The first azimuth is random.
 
         Returns c2w (V, 4, 4), camera-to-world, OpenGL axes; vertical fov (V,) and azimuth (V,) in radians, azimuth 0 at
         the front; and the grey value of the background, in [0, 1].
@@ -115,14 +115,11 @@ class Toybox:
     def batch(
         self, indices: Sequence[int], size: int, n_view: int = 4, jumbles: float = 0.0
     ) -> tuple[list[Asset], np.ndarray, np.ndarray, np.ndarray]:
-        """Render ``n_view`` = V views of each of N samples. The views of a sample are consecutive.
+        """Render V = ``n_view`` views of each of N samples. The views of a sample are consecutive.
 
-        A share ``jumbles`` of the samples, in [0, 1], is replaced by heaps of random solids. They train models that
-        should not depend on known nouns.
-
-        Returns:
-            N assets; rgb (N * V, size, size, 3), in [0, 1]; c2w (N * V, 4, 4), camera-to-world, OpenGL axes; and
-            azimuth (N * V,) in radians.
+        The share ``jumbles`` of the samples, in [0, 1], is replaced by heaps of random solids, for models that should
+        not depend on known nouns. Returns the N assets, rgb (N * V, size, size, 3) in [0, 1], c2w (N * V, 4, 4),
+        camera-to-world, OpenGL axes, and azimuth (N * V,) in radians.
         """
         assets = [jumble(r, i) if (r := self.rng(i, 3)).random() < jumbles else self.asset(i) for i in indices]
         cams = [self.cameras(i, n_view) for i in indices]
@@ -135,10 +132,10 @@ class Toybox:
 def build(
     spec: Spec, rng: np.random.Generator, text: str | None = None, index: int = -1, variation: float = 1.0
 ) -> Asset:
-    """Build the asset of a spec. Whatever the spec does not determine is sampled from ``rng``.
+    """Build the asset of a spec. Shape, pose and unspecified colours are sampled from ``rng``.
 
-    ``variation``, in [0, 1], is a factor on the variation of all samples except colour names. ``text`` is the caption;
-    None: the plain caption of the spec.
+    ``variation``, in [0, 1], is a factor on the random variation of everything but the names of colours. ``text`` is
+    the caption; None: the plain caption of the spec.
     """
     entry, source = NOUNS[spec.noun], rng if variation == 1 else ReducedVariation(rng, variation)
     main = colour_value(spec.colour or sample_colour(rng), source)
@@ -170,7 +167,7 @@ def jumble(rng: np.random.Generator, index: int = -1) -> Asset:
 def render_azimuths(
     asset: Asset, azimuths: Sequence[float], size: int, elevation: float = 15.0, with_gbuffer: bool = False
 ) -> RenderResult:
-    """Render V views of an asset on grey 0.5. ``azimuths`` (V,) and ``elevation`` are in degrees."""
+    """Render V views of an asset, ``size`` x ``size`` pixels, on grey 0.5. All angles are in degrees."""
     return render_orbit(asset, np.deg2rad(np.asarray(azimuths, float)), np.deg2rad(elevation), size, with_gbuffer)
 
 
@@ -183,10 +180,10 @@ def render_orbit(
     fov: float = np.deg2rad(40.0),
     relative_distance: float = 0.95,
 ) -> RenderResult:
-    """Render V views of an asset on grey 0.5, with cameras that look at the origin.
+    """Render V views of an asset, ``size`` x ``size`` pixels, on grey 0.5, with cameras that look at the origin.
 
-    ``azimuth`` (V,), ``elevation`` (scalar or (V,)) and the vertical ``fov`` are in radians. The camera distance is
-    ``relative_distance`` / tan(fov / 2).
+    ``azimuth`` (V,), ``elevation`` (scalar or (V,)) and the vertical ``fov`` are in radians. Azimuth 0 shows the front.
+    The camera distance is ``relative_distance`` / tan(fov / 2).
     """
     c2w = orbit_array(elevation, azimuth, relative_distance / np.tan(fov / 2))
     count = len(azimuth)
@@ -200,14 +197,14 @@ def toybox_mesh(asset: Asset, segments: int = 32) -> ColouredMesh:
 
 
 def blocks(asset: Asset) -> Asset:
-    """Replace each solid by its bounding box, and scale the asset to fit the ball of radius ``OBJECT_RADIUS``."""
+    """Replace each solid by its bounding box. Shrink the asset if it exceeds the ball of radius ``OBJECT_RADIUS``."""
     boxes = replace(asset, primitives=tuple(block(solid) for solid in asset.primitives))
     reach = max(float(np.linalg.norm(boxes.mesh()[0], axis=1).max()), 1e-6)
     return boxes.move_and_scale(0.0, min(1.0, OBJECT_RADIUS / reach))
 
 
 def block(solid: Primitive) -> Primitive:
-    """Return the bounding box of a solid as a BOX solid, aligned with the local axes."""
+    """Return the bounding box of a solid, aligned with its local axes, as a solid of the kind BOX."""
     low, high = {DOME: (0.0, 1.0), TORUS: (-solid.param, solid.param)}.get(solid.kind, (-1.0, 1.0))
     middle, half = np.array([0, 0, (low + high) / 2]), np.array([1, 1, (high - low) / 2])
     return replace(solid, kind=BOX, matrix=solid.matrix * half, centre=solid.centre + solid.matrix @ middle)
@@ -216,20 +213,20 @@ def block(solid: Primitive) -> Primitive:
 DETAIL_COUNT = (0.40, 0.42, 0.18)
 """Probabilities that a caption names zero, one or two parts or accessories."""
 COLOURS_OPEN, COLOURS_STATED = 0.3, 0.3
-"""Share of captions that state no colour, and share that state all. Other captions state each with probability 0.5."""
+"""Share of captions that state no colour, and of those that state all. In the rest, each has probability 0.5."""
 EXCLUSIVE_GROUPS = (HEADWEAR, ("backpack", "cape"), ("scarf", "bow"))
-"""Groups of accessories that sit at the same place of the body. An object has at most one of each group."""
+"""Tuples of accessories that sit at the same place of the body. An object wears at most one of each tuple."""
 WORN_IN = ("hat", "crown", "helmet", "headphones", "scarf", "glasses", "cape")
 """Accessories that some captions introduce by "in", as in "a dog in a hat"."""
 SCATTERED_ELEVATION = (-30.0, 60.0)
-"""Elevation range of cameras that are sampled independently for each view, degrees."""
+"""Elevation range in degrees of cameras that are sampled independently of each other."""
 
 
 class OpenToybox(Toybox):
-    """Toybox whose captions can leave colours unspecified.
+    """Toybox whose captions can leave colours unspecified, and name up to two parts or accessories.
 
-    A share ``scattered`` of the objects, in [0, 1], has cameras that are sampled independently for each view. An object
-    is held out because of its actual colours, even if its caption does not state them.
+    The share ``scattered`` of the objects, in [0, 1], has cameras that are sampled independently of each other. The
+    split of an object depends on its actual colours, even if its caption does not state them.
     """
 
     def __init__(
@@ -266,7 +263,7 @@ class OpenToybox(Toybox):
 
 
 def sample_detailed_spec(rng: np.random.Generator) -> Spec:
-    """Sample an object description with up to two parts or accessories, in which all colours are stated."""
+    """Sample a spec with up to two parts or accessories and with all colours. It may be held out."""
     entry = NOUNS[list(NOUNS)[int(rng.integers(len(NOUNS)))]]
     size = list(SIZES)[1 + int(rng.integers(len(SIZES) - 1))] if rng.random() < 0.25 else ""
     words = list[str]()
@@ -279,12 +276,12 @@ def sample_detailed_spec(rng: np.random.Generator) -> Spec:
 
 
 def conflicts(a: str, b: str) -> bool:
-    """Return whether two parts or accessories exclude each other: they are the same, or sit at the same place."""
+    """Return whether two parts or accessories are the same, or sit at the same place of the body."""
     return a == b or any(a in group and b in group for group in EXCLUSIVE_GROUPS)
 
 
 def drop_colours(spec: Spec, rng: np.random.Generator) -> Spec:
-    """Return a copy of the spec in which random colours are removed: those that the caption will not state."""
+    """Return a copy of a spec without some of its colours, chosen at random. Its caption does not state them."""
     mode = rng.random()
     if mode < COLOURS_STATED:
         return spec
@@ -314,7 +311,6 @@ def phrase(spec: Spec, rng: np.random.Generator) -> str:
 
 
 def _clauses(spec: Spec, rng: np.random.Generator) -> str:
-    """Write the clauses for the parts and accessories, such as "wearing a red hat and glasses", or "" without any."""
     details = list(spec.details)
     if rng.random() < 0.5:
         details.reverse()

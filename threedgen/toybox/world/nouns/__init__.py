@@ -1,5 +1,5 @@
-"""Recipes of all nouns and accessories. Importing this package registers them in a fixed order. Random samples depend
-on this order: a change of it changes every sample of the toybox."""
+"""Recipes of all nouns and accessories, registered by the import of this package. A change of the order of the imports
+changes every random sample of the toybox."""
 
 # isort: off
 from . import accessories, animals, buildings, vehicles, food, furniture, household  # noqa: F401

@@ -1,4 +1,4 @@
-"""Recipes of accessories. They are placed and scaled by the anchors (point, radius) that the noun's recipe sets."""
+"""Recipes of accessories. The anchors (point, radius) that the noun's recipe sets determine their place and size."""
 
 import numpy as np
 
@@ -10,14 +10,13 @@ GOLD = (0.93, 0.75, 0.2)
 
 
 def upright(b: Builder) -> bool:
-    """Return whether the wearer is upright, which means that its back is behind its waist and not above it."""
+    """Return whether the wearer stands upright: the anchor back is then behind the anchor waist and not above it."""
     away = b.anchors["back"][0] - b.anchors["waist"][0]
     return bool(abs(away[0]) > away[2])
 
 
 @accessory("hat")
 def hat(b: Builder, colour: np.ndarray) -> None:
-    """Add a top hat, a bowler or a straw hat, with a brim, a band of another shade and a crown."""
     p, r = b.anchors["head_top"]
     band = b.shade(colour, 0.5 if colour.sum() > 0.5 else 3.0)
     kind = b.pick("top hat", "bowler", "straw hat")
@@ -33,7 +32,6 @@ def hat(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("crown")
 def crown(b: Builder, colour: np.ndarray) -> None:
-    """Add a ring with 5 to 7 points on the head."""
     p, r = b.anchors["head_top"]
     b.cylinder(p + (0, 0, 0.15 * r), 0.9 * r, 0.3 * r, colour, "crown", top=1.15)
     points = b.pick(5, 6, 7)
@@ -45,7 +43,6 @@ def crown(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("helmet")
 def helmet(b: Builder, colour: np.ndarray) -> None:
-    """Add a dome on the head, tilted back from the eyes, with a rim, a peak in front and a ridge."""
     p, r = b.anchors["head"]
     p = p + (-0.02 * r, 0, 0.18 * r)
     tilt = (0, -14, 0)
@@ -57,7 +54,6 @@ def helmet(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("headphones")
 def headphones(b: Builder, colour: np.ndarray) -> None:
-    """Add a band over the head with a thick cup on each ear."""
     p, r = b.anchors["head"]
     b.torus(p, 1.3 * r, 0.15 * r, colour, "headphones", (0, 90, 0))
     for side in (-1, 1):
@@ -67,7 +63,6 @@ def headphones(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("scarf")
 def scarf(b: Builder, colour: np.ndarray) -> None:
-    """Add a thick ring around the neck, with one loose end in front and one behind."""
     p, r = b.anchors["neck"]
     tilt = 0 if upright(b) else 25
     b.torus(p, 1.5 * r, 0.4 * r, colour, "scarf", (0, tilt, 0))
@@ -84,7 +79,6 @@ def scarf(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("glasses")
 def glasses(b: Builder, colour: np.ndarray) -> None:
-    """Add two thick rings around the eyes, a bridge between them, and temples along the head."""
     p, r = b.anchors["eyes"]
     b.pair(p + (0.06 * r, 0.45 * r, 0), 0.44 * r, colour, "glasses", (0, 90, 0), TORUS, 0.11 * r / (0.44 * r))
     hinge, tip = p + (0, 0.86 * r, 0.05 * r), p + (-1.45 * r, 1.04 * r, 0.05 * r)
@@ -132,7 +126,6 @@ def cape(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("bow")
 def bow(b: Builder, colour: np.ndarray) -> None:
-    """Add a large bow tie in front of the neck, on a collar that is visible from behind."""
     p, r = b.anchors["neck"]
     q = p + (1.35 * r, 0, -0.1 * r)
     b.torus(p, 1.28 * r, 0.2 * r, b.shade(colour, 0.85), "bow", (0, 0 if upright(b) else 25, 0))
@@ -142,7 +135,7 @@ def bow(b: Builder, colour: np.ndarray) -> None:
 
 @accessory("belt")
 def belt(b: Builder, colour: np.ndarray) -> None:
-    """Add a wide belt with a golden buckle. Only upright wearers have it."""
+    """Add a wide belt with a golden buckle. Only upright nouns list it in `wears`."""
     p, r = b.anchors["waist"]
     b.cylinder(p, 1.07 * r, 0.2 * r, colour, "belt")
     b.box(p + (1.05 * r, 0, 0), (0.08 * r, 0.3 * r, 0.26 * r), GOLD, "belt")

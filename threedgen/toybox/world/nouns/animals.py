@@ -11,12 +11,16 @@ BLACK, WHITE, PINK, BILL = (0.05, 0.05, 0.05), (0.97, 0.97, 0.97), (0.95, 0.6, 0
 
 
 def headwear(b: Builder) -> bool:
-    """Return whether the caption names headwear. The ears then have to leave room for it."""
+    """Return whether the caption names headwear. The ears then leave room for it."""
     return any(word in b.named_parts for word in HEADWEAR)
 
 
 def face(b: Builder, at, head: float, eye: float = 0.16, spread: float = 0.42, height: float = 0.25) -> None:
-    """Add white eyes with black pupils to the front of a head with the centre ``at`` and the radius ``head``."""
+    """Add two eyes to the front (+x) of a head with centre ``at`` (3,) and radius ``head``, and set the anchor eyes.
+
+    In units of the head's radius, ``eye`` is half the radius of an eye, and ``spread`` and ``height`` are the distances
+    of an eye from the centre of the head, to the side and upwards.
+    """
     x, _, z = at
     b.pair((x + 0.76 * head, spread * head, z + height * head), eye * head * 2.0, WHITE, "eyes")
     b.pair((x + 0.97 * head, spread * head, z + height * head), eye * head * 1.35, BLACK, "eyes")
@@ -24,14 +28,14 @@ def face(b: Builder, at, head: float, eye: float = 0.16, spread: float = 0.42, h
 
 
 def skull(b: Builder, at, radius: float, **eyes: float) -> None:
-    """Add a round head with eyes, centred ``at`` (3,), and set the anchors head_top, head and eyes."""
+    """Add a spherical head with centre ``at`` (3,), and set its anchors. ``eyes`` are further arguments of `face`."""
     b.sphere(at, radius, None, "head")
     face(b, at, radius, **eyes)
     b.anchor(head_top=(at[0] - 0.1 * radius, at[2] + 0.88 * radius, 0.85 * radius), head=(at[0], at[2], radius))
 
 
 def chain(b: Builder, points, radius: float, colour=None, label: str = "tail", top: float = 1.0) -> None:
-    """Add rods through ``points`` (N, 3) with round joints. A rod narrows to ``top`` times its start radius."""
+    """Add N - 1 rods through ``points`` (N, 3). Each rod ends in a sphere, and narrows by the factor ``top``."""
     for start, end in zip(points[:-1], points[1:], strict=True):
         b.limb(start, end, radius, colour, label, top, caps=False)
         radius *= top
@@ -39,7 +43,11 @@ def chain(b: Builder, points, radius: float, colour=None, label: str = "tail", t
 
 
 def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, legs=None, hooves=None) -> float:
-    """Add a body on four legs and set the anchors back and waist. Return the height of the axis of the body."""
+    """Add an ellipsoid on four legs and set the anchors back and waist. Return the height z of its centre.
+
+    ``length`` is half its length along x, ``thick`` half its width and height, ``leg`` the visible height of the legs,
+    and ``radius`` their radius. ``legs`` and ``hooves`` are colours; None: main colour, and no hooves.
+    """
     z = leg + 0.8 * thick
     b.sphere((0, 0, z), (length, thick, thick))
     for x in (-0.62, 0.62):
@@ -53,8 +61,8 @@ def barrel(b: Builder, length: float, thick: float, leg: float, radius: float, l
 
 
 def egg(b: Builder, radius: float, half: float, neck: float) -> None:
-    """Add an upright ellipsoid of height 2 ``half`` as a body, and set the anchors neck, back and waist. ``neck`` is
-    the radius at the anchor neck."""
+    """Add an ellipsoid of horizontal radius ``radius`` and height 2 ``half``, which stands on the ground. Set the
+    anchors neck, back and waist. ``neck`` is the radius of the body at the anchor neck."""
     b.sphere((0, 0, half), (radius, radius, half))
     up = half * np.sqrt(max(1 - (neck / radius) ** 2, 0.0))
     b.anchor(
@@ -66,7 +74,6 @@ def egg(b: Builder, radius: float, half: float, neck: float) -> None:
 
 @noun("dog", "animals", parts=("ears", "legs"), wears=WEARS)
 def dog(b: Builder) -> None:
-    """Add a four-legged body with a snout, hanging ears and a raised tail."""
     length, thick = b.vary(0.52), b.vary(0.3)
     z = barrel(b, length, thick, b.vary(0.34), 0.11, b.part("legs"))
     head = b.vary(0.36)
@@ -82,7 +89,6 @@ def dog(b: Builder) -> None:
 
 @noun("cat", "animals", parts=("ears", "tail"), wears=WEARS)
 def cat(b: Builder) -> None:
-    """Add a sitting or standing body with pointed ears, a small muzzle and a long curved tail."""
     paws, tail, head = b.shade(b.colour, 1.8), b.part("tail", b.shade(b.colour, 0.75)), b.vary(0.36)
     if b.chance(0.5):  # sitting
         egg(b, 0.4, 0.5, 0.24)
@@ -111,7 +117,6 @@ def cat(b: Builder) -> None:
 
 @noun("bear", "animals", parts=("belly", "ears", "paws"), wears=(*WEARS, "belt"))
 def bear(b: Builder) -> None:
-    """Add a teddy bear that stands on two legs, with round ears and a round muzzle."""
     head, light = b.vary(0.42), b.shade(b.colour, 1.6)
     paws, ear = b.part("paws", b.shade(b.colour, 0.6)), b.part("ears", b.shade(b.colour, 0.6))
     b.sphere((0, 0, 0.7), (0.46, 0.48, 0.5))
@@ -133,7 +138,6 @@ def bear(b: Builder) -> None:
 
 @noun("pig", "animals", parts=("snout", "ears", "legs"), wears=WEARS)
 def pig(b: Builder) -> None:
-    """Add a thick body on short legs, with a disc-shaped snout, folded ears and a curly tail."""
     thick, length, head = b.vary(0.46), b.vary(0.62), b.vary(0.38)
     hooves = None if "legs" in b.named_parts else b.shade(b.colour, 0.45)
     z = barrel(b, length, thick, b.vary(0.24), 0.14, b.part("legs"), hooves)
@@ -151,7 +155,6 @@ def pig(b: Builder) -> None:
 
 @noun("elephant", "animals", parts=("ears", "blanket"), wears=("hat", "crown", "glasses", "backpack"))
 def elephant(b: Builder) -> None:
-    """Add a thick body on thick legs, with a trunk, large flat ears and tusks."""
     thick, head = b.vary(0.48), b.vary(0.38)
     z = barrel(b, 0.62, thick, b.vary(0.42), 0.18, None)
     at = (0.68, 0, z + 0.32)
@@ -173,7 +176,6 @@ def elephant(b: Builder) -> None:
 
 @noun("horse", "animals", parts=("mane", "saddle"), wears=("hat", "crown", "scarf", "backpack", "cape", "bow"))
 def horse(b: Builder) -> None:
-    """Add a body on long legs, with a long neck and head, a mane and a thick tail."""
     thick, hair = b.vary(0.36), b.shade(b.colour, 0.4 if b.colour.mean() > 0.2 else 3.0)
     z = barrel(b, 0.56, thick, b.vary(0.46), 0.12, None, hair)
     poll = (b.between(0.66, 0.76), 0, z + b.between(0.66, 0.76))
@@ -204,7 +206,6 @@ def horse(b: Builder) -> None:
 
 @noun("cow", "animals", parts=("spots", "horns"), wears=("hat", "crown", "scarf", "glasses", "backpack", "cape", "bow"))
 def cow(b: Builder) -> None:
-    """Add a broad body with patches, horns, a large pink muzzle and an udder."""
     thick, head = b.vary(0.4), b.vary(0.32)
     z = barrel(b, 0.66, thick, b.vary(0.4), 0.12, None, (0.15, 0.13, 0.12))
     patch = b.part("spots", b.shade(b.colour, 0.3) if b.colour.mean() > 0.3 else WHITE)

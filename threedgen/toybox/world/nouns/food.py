@@ -67,7 +67,6 @@ def carrot(b: Builder) -> None:
 
 @noun("pumpkin", "food", front=True, parts=("eyes", "stalk"))
 def pumpkin(b: Builder) -> None:
-    """Add a carved lantern with triangular eyes and a grin in front."""
     r, flat = b.vary(0.62), b.vary(0.8)
     for x, y in around(b, 8, 0.42 * r):
         b.sphere((x, y, 0), (0.62 * r, 0.62 * r, flat * r), b.shade(b.colour, 0.97))
@@ -108,7 +107,6 @@ def cupcake(b: Builder) -> None:
 
 @noun("hamburger", "food", front=False, parts=("cheese", "salad"))
 def hamburger(b: Builder) -> None:
-    """Add a bun of the main colour with salad, meat, cheese and seeds."""
     r = b.vary(0.8)
     b.cylinder((0, 0, -0.42), r, 0.13)
     b.cylinder((0, 0, -0.19), 1.1 * r, 0.06, b.part("salad", (0.35, 0.75, 0.2)), "salad")
@@ -122,7 +120,6 @@ def hamburger(b: Builder) -> None:
 
 @noun("donut", "food", front=False, parts=("icing",))
 def donut(b: Builder) -> None:
-    """Add a tilted ring of the main colour with icing on its upper half."""
     tube = b.vary(0.34)
     tilt = (b.between(25, 50), 0, b.between(0, 360))
     icing = b.part("icing", b.shade(b.colour, b.pick(0.6, 2.2)))

@@ -14,7 +14,7 @@ BOOKS = (
 
 
 def four_legs(b: Builder, x: float, y: float, height: float, radius: float, colour: Colour, spread=0.0) -> None:
-    """Add four legs of the given height at (+-x, +-y). Their feet are ``spread`` further out."""
+    """Add four legs of height ``height`` at (+-x, +-y). Their feet are ``spread`` further out along both axes."""
     square = b.chance(0.5) and not spread
     for sx in (-1, 1):
         if square:
@@ -25,7 +25,7 @@ def four_legs(b: Builder, x: float, y: float, height: float, radius: float, colo
 
 
 def pillow(b: Builder, at, size, colour: Colour, label: str, rotate=(0, 0, 0)) -> None:
-    """Add a pillow, which is an ellipsoid around a box, with the centre ``at`` and half extents of about ``size``."""
+    """Add a pillow with centre ``at`` (3,) and half extents of about ``size`` (3,): an ellipsoid around a box."""
     x, y, z = size
     b.sphere(at, (x * 1.1, y * 1.12, z * 1.15), colour, label, rotate)
     b.box(at, (x * 0.72, y * 0.86, z * 0.86), colour, label, rotate)
@@ -74,7 +74,6 @@ def table(b: Builder) -> None:
 
 @noun("lamp", "furniture", front=False, parts=("shade", "base"))
 def lamp(b: Builder) -> None:
-    """Add a table lamp with a thick base, a neck and a shade."""
     foot, shade, rise = b.vary(0.34), b.vary(0.52), b.vary(0.27)
     base, cover = b.part("base"), b.part("shade", b.shade(b.colour, 1.25))
     kind = b.pick("vase", "ball", "column")
@@ -95,7 +94,6 @@ def lamp(b: Builder) -> None:
 
 @noun("bed", "furniture", parts=("blanket", "pillows"))
 def bed(b: Builder) -> None:
-    """Add a bed frame with mattress, blanket and pillows. The headboard is at the back, the foot in front."""
     length, width, low = b.vary(0.82), b.vary(0.52), b.vary(0.26)
     blanket = b.part("blanket", b.shade(b.colour, b.pick(0.75, 1.3)))
     b.box((0, 0, low), (length, width, 0.12))
@@ -135,7 +133,6 @@ def sofa(b: Builder) -> None:
 
 @noun("bookshelf", "furniture", parts=("books",))
 def bookshelf(b: Builder) -> None:
-    """Add a shelf with a closed back and 3 or 4 rows of books."""
     width, depth, height, rows = b.vary(0.52), b.vary(0.26), b.vary(1.35), b.pick(3, 3, 4)
     b.box((-depth + 0.03, 0, height / 2), (0.05, width, height / 2))
     b.pair((0, width, height / 2), (depth, 0.07, height / 2 + 0.03), kind=BOX)

@@ -12,7 +12,6 @@ DARK = (0.08, 0.08, 0.10)
 
 @noun("mug", "household", front=False, parts=("handle", "stripe"))
 def mug(b: Builder) -> None:
-    """Add a cylinder with a ring as a handle on the left side."""
     r, half = b.vary(0.55), b.vary(0.6)
     b.cylinder((0, 0, 0), r, half, top=b.vary(1.0, 0.05))
     b.cylinder((0, 0, half + 0.005), 0.85 * r, 0.01, b.shade(b.colour, 0.35), "inside")
@@ -23,7 +22,6 @@ def mug(b: Builder) -> None:
 
 @noun("teapot", "household", front=True, parts=("handle", "lid"))
 def teapot(b: Builder) -> None:
-    """Add a round pot with a domed lid, a spout in front and a ring as a handle behind."""
     r = b.vary(0.62)
     b.sphere((0, 0, 0), (r, r, 0.85 * r))
     b.cylinder((0, 0, -0.72 * r), 0.6 * r, 0.1 * r)
@@ -62,7 +60,6 @@ def bucket(b: Builder) -> None:
 
 @noun("hammer", "household", front=True, parts=("handle",))
 def hammer(b: Builder) -> None:
-    """Add an upright handle with a head of the main colour, with a flat striking side in front and a wedge behind."""
     half = b.vary(0.62)
     b.cylinder((0, 0, -0.15), 0.13, half, b.part("handle", WOOD), "handle")
     z = half
@@ -103,7 +100,6 @@ def candle(b: Builder) -> None:
 
 @noun("television", "household", front=True, parts=("screen", "legs"))
 def television(b: Builder) -> None:
-    """Add an old television with a screen and two knobs in front, a tube behind, antennas and four legs."""
     w, h = b.vary(0.8), b.vary(0.56)
     b.box((0, 0, 0), (0.4, w, h))
     b.box((-0.5, 0, 0), (0.16, 0.6 * w, 0.6 * h), b.shade(b.colour, 0.6), "back")

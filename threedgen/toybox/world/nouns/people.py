@@ -15,7 +15,8 @@ BODY = ("scarf", "backpack", "cape", "bow")  # below the head
 
 
 def arms(b: Builder, hands, radius: float = 0.12, raised: float = 0.35, width: float = 0.33) -> list:
-    """Add two arms, each raised with probability ``raised``; return the two hand positions (3,), right hand first."""
+    """Add two arms, each raised with the probability ``raised``. Return the positions (3,) of the right hand (-y) and
+    the left hand. ``hands`` is their colour, and ``width`` half the distance between the shoulders."""
     places = []
     for side in (-1, 1):
         up = b.chance(raised)
@@ -29,14 +30,13 @@ def arms(b: Builder, hands, radius: float = 0.12, raised: float = 0.35, width: f
 
 
 def legs(b: Builder, colour=None, boots=LEATHER, size: float = 1.0, label: str = "legs") -> None:
-    """Add two legs with boots."""
     b.limbs((0, 0.17, 0.58), (0, 0.19, 0.14), 0.165, colour, label, caps=False)
     b.pair((0.07, 0.2, 0.11), (0.25 * size, 0.18 * size, 0.13), boots, "boots")
     b.cylinder((0, 0, 0.58), 0.33, 0.12, colour, label, top=1.06)
 
 
 def torso(b: Builder, robe: bool = False) -> None:
-    """Add the upper body, or a robe down to the ground, and set the anchors on it."""
+    """Add an upper body, or a robe down to the ground, and set the anchors neck, back and waist."""
     if robe:
         b.cylinder((0, 0, 0.6), 0.56, 0.6, top=0.48)
     else:
@@ -46,7 +46,7 @@ def torso(b: Builder, robe: bool = False) -> None:
 
 
 def head(b: Builder, skin, radius: float = 0.4) -> tuple[float, float, float]:
-    """Add a head with a face, and set the anchors on it. Return the centre (3,) of the head."""
+    """Add a head with a face, and set the anchors eyes, head_top and head. Return the centre (3,) of the head."""
     at = (0.0, 0.0, 1.24 + 0.82 * radius)
     b.sphere(at, radius, skin, "head")
     face(b, at, radius, eye=0.13, spread=0.38, height=0.1)
@@ -56,7 +56,6 @@ def head(b: Builder, skin, radius: float = 0.4) -> tuple[float, float, float]:
 
 
 def hair(b: Builder, at, radius: float, colour, long: bool) -> None:
-    """Add hair, down to the shoulders if ``long``."""
     x, y, z = at
     b.dome((x - 0.04, y, z), 1.1 * radius, colour, "hair", (0, -30, 0))
     b.sphere((x - 0.45 * radius, y, z), (0.72 * radius, 1.02 * radius, 0.8 * radius), colour, "hair")
@@ -92,7 +91,6 @@ def person(b: Builder) -> None:
 
 @noun("robot", "people", parts=("arms", "legs", "head"), wears=("hat", "crown", "headphones", *BODY))
 def robot(b: Builder) -> None:
-    """Add a robot of boxes with lamps as eyes, an antenna, a chest panel and boxes as hands."""
     limbs, skull = b.part("arms", STEEL), b.part("head")
     for side in (-1, 1):
         b.cylinder((0, side * 0.2, 0.26), 0.11, 0.22, b.part("legs", STEEL), "legs")
@@ -124,7 +122,6 @@ def robot(b: Builder) -> None:
 
 @noun("snowman", "people", parts=("arms", "nose"), wears=(*HEADWEAR, "scarf", "glasses", "bow", "belt"))
 def snowman(b: Builder) -> None:
-    """Add three snowballs with a carrot as nose, coal as eyes and buttons, and sticks as arms."""
     low, mid, top = b.vary(0.6, 0.05), b.vary(0.44, 0.05), b.vary(0.34, 0.05)
     z1 = 0.85 * low
     z2 = z1 + 0.8 * low + 0.5 * mid
@@ -147,7 +144,6 @@ def snowman(b: Builder) -> None:
 
 @noun("knight", "people", parts=("plume", "shield"), wears=("cape", "scarf", "belt"))
 def knight(b: Builder) -> None:
-    """Add a person in armour of the main colour, with a closed helmet, a plume, a sword and a shield."""
     legs(b, b.shade(b.colour, 0.8), b.shade(b.colour, 0.6))
     torso(b)
     right, left = arms(b, b.shade(b.colour, 0.6), raised=0.0)
@@ -173,7 +169,6 @@ def knight(b: Builder) -> None:
 
 @noun("wizard", "people", parts=("hat", "beard"), wears=("cape", "belt", "backpack"))
 def wizard(b: Builder) -> None:
-    """Add a person in a robe, with a pointed hat, a long beard and a staff."""
     skin = b.pick(*SKIN)
     torso(b, robe=True)
     x, y, _ = b.pick(*arms(b, skin, radius=0.14, raised=0.0))
@@ -190,7 +185,6 @@ def wizard(b: Builder) -> None:
 
 @noun("astronaut", "people", parts=("visor", "backpack", "boots"), wears=("scarf", "belt", "crown", "headphones"))
 def astronaut(b: Builder) -> None:
-    """Add a person in a thick suit, with a round helmet, a visor and a backpack."""
     legs(b, None, b.part("boots", b.shade(b.colour, 0.5)), 1.25)
     torso(b)
     b.sphere((0, 0, 0.84), (0.37, 0.42, 0.42))
@@ -211,7 +205,6 @@ def astronaut(b: Builder) -> None:
 
 @noun("clown", "people", parts=("hair", "shoes"), wears=("hat", "crown", *BODY, "belt"))
 def clown(b: Builder) -> None:
-    """Add a person in a wide suit, with large buttons, a white ruff, tufts of hair, a red nose and long shoes."""
     tint = b.part("hair", b.pick((0.95, 0.35, 0.05), (0.1, 0.65, 0.2), (0.85, 0.1, 0.1), (0.5, 0.2, 0.7)))
     shoes = b.part("shoes", b.shade(b.colour, 0.45))
     b.limbs((0, 0.17, 0.5), (0, 0.2, 0.16), 0.18, None, "legs", caps=False)
@@ -237,7 +230,6 @@ def clown(b: Builder) -> None:
 
 @noun("pirate", "people", parts=("hat", "beard"), wears=("belt", "scarf", "cape", "backpack"))
 def pirate(b: Builder) -> None:
-    """Add a person in a coat, with an eye patch, a beard, a hook, a wooden leg and a hat with a skull."""
     skin = b.pick(*SKIN)
     trousers = b.shade(b.colour, 0.6)
     b.limb((0, 0.17, 0.5), (0, 0.19, 0.14), 0.165, trousers, "legs", caps=False)

@@ -13,7 +13,7 @@ SOIL = (0.20, 0.13, 0.08)
 
 
 def ring(count: int, radius: float, start: float = 0.0):
-    """Yield ``count`` evenly spaced points on a circle as (x, y, azimuth in degrees). ``start`` is in radians."""
+    """Yield ``count`` evenly spaced points (x, y, azimuth in degrees) of a circle, the first at ``start`` radians."""
     for k in range(count):
         a = start + 2 * np.pi * k / count
         yield radius * np.cos(a), radius * np.sin(a), float(np.rad2deg(a))
@@ -28,7 +28,8 @@ def pot(b: Builder, radius: float, height: float) -> None:
 
 
 def scatter(b: Builder, count: int, at, size, spot: float, colour, label: str) -> None:
-    """Add ``count`` spheres on an ellipsoid, evenly spaced by the golden angle, except near the poles."""
+    """Add ``count`` spheres of radius ``spot``, evenly spaced by the golden angle, on an ellipsoid with centre ``at``
+    (3,) and half extents ``size`` (3,). The areas near its poles stay free."""
     start = b.between(0, 360)
     for k in range(count):
         z = -0.5 + 1.4 * (k + 0.5) / count
@@ -153,7 +154,6 @@ def mushroom(b: Builder) -> None:
 
 @noun("flower", "plants", parts=("centre", "pot"))
 def flower(b: Builder) -> None:
-    """Add a daisy: a stem with leaves, and a round blossom that faces forwards and slightly up."""
     count, reach, tilt = b.pick(6, 7, 8), b.vary(0.3), b.between(8, 25)
     foot = 0.0
     if "pot" in b.named_parts or b.chance(0.3):

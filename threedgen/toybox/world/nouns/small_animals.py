@@ -11,7 +11,6 @@ from .animals import BILL, BLACK, PINK, WEARS, WHITE, chain, egg, headwear, skul
 
 @noun("rabbit", "animals", parts=("ears", "belly"), wears=WEARS)
 def rabbit(b: Builder) -> None:
-    """Add an upright body with long ears, large feet and a round tail. Under headwear, the ears hang down."""
     head, ear, long = b.vary(0.4), b.part("ears", b.shade(b.colour, 0.75)), b.vary(0.3)
     egg(b, 0.48, 0.5, 0.27)
     b.sphere((0.16, 0, 0.47), (0.37, 0.36, 0.38), b.part("belly", b.shade(b.colour, 1.8)), "belly")
@@ -32,7 +31,6 @@ def rabbit(b: Builder) -> None:
 
 @noun("duck", "animals", parts=("beak", "wings"), wears=(*HEADWEAR, "scarf", "glasses", "bow"))
 def duck(b: Builder) -> None:
-    """Add an oval body with a raised tail, a round head on a neck and a flat bill."""
     length, wide, head = b.vary(0.6), b.vary(0.42), b.vary(0.32)
     b.sphere((0, 0, 0.5), (length, wide, 0.38))
     b.cone((-length * 0.85, 0, 0.72), 0.26, 0.26, None, "tail", (0, -50, 0))
@@ -51,7 +49,6 @@ def duck(b: Builder) -> None:
 
 @noun("penguin", "animals", parts=("belly", "feet"), wears=(*WEARS, "belt"))
 def penguin(b: Builder) -> None:
-    """Add an upright body without neck, with a white belly and flippers at the sides."""
     wide, tall = b.vary(0.46, 0.05), b.vary(0.62, 0.05)
     orange = b.part("feet", BILL)
     egg(b, wide, tall, 0.33)
@@ -74,7 +71,6 @@ def penguin(b: Builder) -> None:
     wears=("hat", "crown", "headphones", "glasses", "scarf", "bow", "backpack"),
 )
 def owl(b: Builder) -> None:
-    """Add an egg-shaped body with disc-shaped eyes, ear tufts, folded wings and feet."""
     wide, tall = b.vary(0.52, 0.05), b.vary(0.68, 0.05)
     egg(b, wide, tall, 0.44)
     belly = b.part("belly", b.shade(b.colour, 1.7))
@@ -97,7 +93,6 @@ def owl(b: Builder) -> None:
 
 @noun("frog", "animals", parts=("belly", "legs"), wears=("hat", "crown", "scarf", "backpack", "bow"))
 def frog(b: Builder) -> None:
-    """Add a flat body with a wide mouth, raised eyes on top and folded hind legs."""
     wide, limb = b.vary(0.52, 0.05), b.part("legs", b.shade(b.colour, 0.8))
     b.sphere((-0.1, 0, 0.4), (0.56, wide, 0.38), None, "body", (0, -22, 0))
     b.sphere((0.2, 0, 0.72), (0.42, 0.52, 0.28), None, "head")
@@ -116,7 +111,6 @@ def frog(b: Builder) -> None:
 
 @noun("turtle", "animals", parts=("shell",), wears=("hat", "crown", "helmet", "scarf", "glasses"))
 def turtle(b: Builder) -> None:
-    """Add a domed shell with plates, a head on a neck and four short legs."""
     long, wide, tall, head = b.vary(0.58), b.vary(0.56), b.vary(0.62), b.vary(0.34)
     shell = b.part("shell", b.shade(b.colour, 0.55))
     b.dome((0, 0, 0.3), (long, wide, tall), shell, "shell")
@@ -140,7 +134,6 @@ def turtle(b: Builder) -> None:
 
 @noun("fish", "animals", parts=("fins", "stripes"), wears=("hat", "crown"))
 def fish(b: Builder) -> None:
-    """Add an oval body with a forked tail, fins, large eyes at the sides and thick lips."""
     long, wide, tall = b.vary(0.62), b.vary(0.32), b.vary(0.46)
     fin = b.part("fins", b.shade(b.colour, 0.6))
     b.sphere((0, 0, 0), (long, wide, tall))

@@ -39,7 +39,6 @@ def balloon(b: Builder) -> None:
 
 @noun("dice", "toys", front=True, parts=("dots",))
 def dice(b: Builder) -> None:
-    """Add a cube with one dot in front, six at the back, two on the left, five on the right and three on top."""
     b.box((0, 0, 0), 0.6)
     dots = b.part("dots", LIGHT if b.colour.mean() < 0.5 else DARK)
     places = {
@@ -71,7 +70,6 @@ def drum(b: Builder) -> None:
 
 @noun("guitar", "toys", front=True, parts=("neck",))
 def guitar(b: Builder) -> None:
-    """Add an upright guitar on a stand, with the sound hole in front."""
     r = b.vary(0.5)
     flat = (0, 90, 0)
     b.cylinder((0, 0, -0.55), r, 0.17, rotate=flat)
