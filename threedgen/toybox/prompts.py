@@ -53,7 +53,7 @@ HEIGHTS: dict[str, float] = {
     "airplane": 4.0, "boat": 4.0, "bus": 3.2, "car": 1.5, "helicopter": 3.5, "rocket": 30.0, "tank": 2.4,
     "tractor": 2.8, "train": 4.0, "truck": 3.0,
 }  # fmt: skip
-"""Height in metres of the whole object, including ears of animals, pots of plants and headboards of beds."""
+"""Dict from noun to height in metres, including ears of animals, pots of plants and headboards of beds."""
 NOUN_WORDS = {word for noun in NOUNS for word in noun.split()}
 
 

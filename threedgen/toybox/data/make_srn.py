@@ -48,7 +48,7 @@ FRAME_WIDTH = 0.05
 
 
 def make_marked_object(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
-    """Generate a car or chair with marks on its four sides. `family` is a key of `FAMILIES`; otherwise KeyError."""
+    """Generate a car or chair with marks on its four sides. Raises KeyError if `family` is no key of `FAMILIES`."""
     noun = NOUNS[FAMILIES[family]]
     main = sample_colour(rng)
     builder = Builder(rng, colour_value(main, rng))
@@ -73,9 +73,9 @@ def _chest(b: Builder) -> None:
 
 
 def surface(solids: Sequence[Primitive], box: np.ndarray, side: str, across: float, up: float) -> np.ndarray | None:
-    """Cast a ray from a side of the bounding box `box` (2, 3) to the middle plane. Return the first hit (3,), or None.
+    """Cast a ray from a side of the bounding box `box` (2, 3) to its middle plane. Return the first hit (3,), or None.
 
-    The ray starts at `across` and `up`, both in [-1, 1], with 0 in the middle of the side.
+    The ray starts at `across` and `up`, both in [-1, 1]; 0 is the middle of the side. `side` is a key of `SIDES`.
     """
     centre, half = (box[0] + box[1]) / 2, (box[1] - box[0]) / 2
     normal = np.array([*SIDES[side][0], 0.0])
@@ -148,7 +148,7 @@ WHITE, SUPERSAMPLE = 1.0, 3
 FOV, RELATIVE_DISTANCE = 40.0, 0.95
 """Field of view in degrees, and camera distance in units of 1 / tan(fov / 2), at which an object fills the image."""
 TRAIN_ELEVATION, TEST_ELEVATION, TURNS = (-10.0, 80.0), (0.0, 45.0), 3.2
-"""Range of elevations of random views, first and last elevation of the spiral (degrees), and number of its turns."""
+"""Elevation range of random views, first and last elevation of the spiral, both in degrees; turns of the spiral."""
 SPLITS = ("train", "val", "test")
 """Names of the splits, and of the config fields with their numbers of scenes."""
 

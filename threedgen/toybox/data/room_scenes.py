@@ -99,7 +99,7 @@ class RoomPanoramas:
         return f"panoramas of toy rooms, {which}, {o.views} of {o.size} px, {o.fov:g} deg"
 
     def first_yaw(self, index: int) -> int:
-        """Return the yaw of the first view of room ``index`` in degrees."""
+        """Return the yaw of the first view of room ``index``, in degrees to the right of +x."""
         return YAW_STEP * int(self.rooms.rng(index, 3).integers(360 // YAW_STEP)) if self.split == "train" else 0
 
     def scene(self, index: int) -> SceneViews:

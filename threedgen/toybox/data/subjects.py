@@ -22,7 +22,7 @@ from threedgen.toybox.world.toybox import render_orbit
 
 PATTERNS = ("patches", "bands", "spots")
 STRETCHES = (0.7, 0.78, 1.28, 1.45)
-"""Stretch factors, of which each axis gets another one. Objects without a size word vary by at most 1.11."""
+"""Stretch factors, of which each axis gets a different one. Those of objects without a size word are 0.9 to 1.11."""
 ODD_PART_SCALES = (0.6, 1.5, 1.8)
 """Possible scale factors of the oversized or undersized part."""
 MIN_COLOUR_DISTANCE = 0.5

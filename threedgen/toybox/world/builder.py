@@ -87,7 +87,7 @@ class Builder:
         self.anchors: dict[str, tuple[np.ndarray, float]] = {}
 
     def vary(self, value: float = 1.0, spread: float = 0.08) -> float:
-        """Return ``value`` times exp(x), with x from N(0, spread^2) clipped to +-2 ``spread``."""
+        """Return ``value`` times exp(x), with a normal x of standard deviation ``spread``, clipped to two of them."""
         return float(value * np.exp(np.clip(self.rng.normal(0, spread), -2 * spread, 2 * spread)))
 
     def between(self, low: float, high: float) -> float:

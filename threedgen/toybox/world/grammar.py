@@ -108,8 +108,8 @@ def accessory(word: str):
 
 
 def colour_value(name: str, rng: RandomSource, spread: float = 0.035) -> np.ndarray:
-    """Sample an sRGB value (3,), in [0.02, 1], around the mean of a named colour. The brightness is multiplied by
-    exp(N(0, 1.5 spread)), then N(0, spread) is added to each channel."""
+    """Sample an sRGB value (3,), in [0.02, 1], near the mean of a named colour. The mean is multiplied by exp(x), and
+    y is added to each channel; x and y are normal, with the standard deviations 1.5 ``spread`` and ``spread``."""
     value = np.asarray(COLOURS[name]) * np.exp(rng.normal(0, 1.5 * spread)) + rng.normal(0, spread, 3)
     return np.clip(value, 0.02, 1.0)
 

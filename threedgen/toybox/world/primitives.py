@@ -23,7 +23,7 @@ class Primitive:
     """Solid at its place in the world. A local point p is at ``matrix`` @ p + ``centre`` in world space."""
 
     kind: int
-    param: float
+    param: float  # used by FRUSTUM and TORUS only
     matrix: np.ndarray  # (3, 3)
     centre: np.ndarray  # (3,)
     colour: np.ndarray  # (3,) sRGB in [0, 1]
@@ -32,7 +32,7 @@ class Primitive:
 
 @dataclass(frozen=True)
 class Asset:
-    """Captioned object made of solids, with z up and the front towards +x. `Toybox` scales it to a radius of 0.85.
+    """Captioned object made of solids. z is up, and the front faces +x. `Toybox` fits it into the ball of radius 0.85.
 
     Attributes:
         noun, colour, size, part, part_colour, second, second_colour: fields of the object's ``grammar.Spec``.

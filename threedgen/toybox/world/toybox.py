@@ -61,7 +61,7 @@ class Toybox:
 
     Args:
         view: ranges of the cameras; None: the defaults, or one typical view if ``variation`` is 0.
-        variation: factor on the random variation, in [0, 1]. At 0, a caption that states all colours has one object.
+        variation: factor on the random variation, in [0, 1]. At 0, a caption with all colours determines the object.
         style: "plain", or "blocks" for objects of boxes.
     """
 
@@ -213,7 +213,7 @@ def block(solid: Primitive) -> Primitive:
 DETAIL_COUNT = (0.40, 0.42, 0.18)
 """Probabilities that a caption names zero, one or two parts or accessories."""
 COLOURS_OPEN, COLOURS_STATED = 0.3, 0.3
-"""Share of captions that state no colour, and of those that state all. In the rest, each has probability 0.5."""
+"""Shares of captions that state no colour and all colours. The others state each colour with probability 0.5."""
 EXCLUSIVE_GROUPS = (HEADWEAR, ("backpack", "cape"), ("scarf", "bow"))
 """Tuples of accessories that sit at the same place of the body. An object wears at most one of each tuple."""
 WORN_IN = ("hat", "crown", "helmet", "headphones", "scarf", "glasses", "cape")
