@@ -8,7 +8,7 @@ self-attention layers have for it at t = 0 (section 4.2).
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers import T2IAdapter
@@ -104,7 +104,8 @@ class AdaptedUNet(nn.Module):
             fine: also add a fine guider, see `make_fine_guider`.
         """
         super().__init__()
-        self.unet: Any = cast(Any, unet).requires_grad_(False)
+        self.unet: Any = unet
+        self.unet.requires_grad_(False)
         self.factor, self.form, self.branches = factor, form, tuple(branches)
         decouple(unet, branches, form.layout, form.arrangement)
         self.multiple = factor * guider_stride(unet) if guided else factor
@@ -233,8 +234,8 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
     """
     width = int(unet.config["block_out_channels"][0])
     last = nn.Conv2d(width // 2, width, 3, padding=1)
-    nn.init.zeros_(last.weight)
-    nn.init.zeros_(cast(Tensor, last.bias))
+    for parameter in last.parameters():
+        nn.init.zeros_(parameter)
     first = nn.Conv2d(CHANNELS * pixels**2, width // 2, 3, padding=1)
     return nn.Sequential(nn.PixelUnshuffle(pixels), first, nn.SiLU(), last)
 

@@ -55,7 +55,8 @@ class MultiviewUNet(nn.Module):
             convolution: for kind="depth", add a convolution after each attention, as in the released weights.
         """
         super().__init__()
-        self.unet: Any = cast(Any, unet).requires_grad_(False)
+        self.unet: Any = unet
+        self.unet.requires_grad_(False)
         self.kind, self.encoding, self.has_condition = kind, encoding, condition
         widths = list(self.unet.config["block_out_channels"])
         block: Callable[[int, Encoding], nn.Module] = PanoramaBlock
