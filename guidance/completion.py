@@ -1,6 +1,6 @@
 """Completion of views: sample new views of an object, which attend to nearly noise-free known views.
 
-It needs a prior whose training gave the views of an object separate noise levels, such as the toybox prior.
+It needs a prior whose training gave the views of an object separate noise levels, such as one of `train-toybox-views`.
 """
 
 from typing import Any, NamedTuple

@@ -41,7 +41,8 @@ def test_groups_are_completed_from_the_first(prior: MVDream, tmp_path: Path) -> 
     assert again is not None and torch.equal(again, views), "a resumed run reads them"
 
 
-def test_prior_that_cannot_complete_samples_one_group(tmp_path: Path) -> None:
+def test_prior_that_cannot_complete_samples_one_group(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     options = config.load("mvdream-toybox", [*SHORT, "prompt=a red dog"])
     views, cameras = sample_views(options, tiny_prior(), "a red dog", tmp_path, quiet=True)
     assert views is not None and cameras is not None and len(views) == len(cameras) == 4
+    assert "warm_start.groups=3" in caplog.text

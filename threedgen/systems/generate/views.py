@@ -4,6 +4,7 @@ The prior first samples one group of `camera.n_view` views together. The views a
 conditioned on this group, so that they show the same object.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,6 +26,8 @@ from threedgen.run.progress import Count
 from threedgen.run.seeding import generator
 from threedgen.systems.generate.options import GenerateConfig
 
+logger = logging.getLogger(__name__)
+
 
 def sample_views(
     config: GenerateConfig, prior: Prior, prompt: str, folder: Path, quiet: bool = False
@@ -38,7 +41,10 @@ def sample_views(
     p, n_view, size = config.preview, config.views_per_scene, prior.image_size
     if not (p.enabled or config.warm_steps) or n_view < 2:
         return None, None
-    groups = config.warm_start.groups if config.warm_steps and prior.completes_views else 1
+    groups = config.warm_start.groups if config.warm_steps else 1
+    if groups > 1 and not prior.completes_views:
+        logger.warning("warm_start.groups=%d has no effect: these weights were not trained to complete views", groups)
+        groups = 1
     cameras = view_cameras(config, groups, size)
 
     def sample() -> Tensor:
