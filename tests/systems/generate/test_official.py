@@ -144,9 +144,10 @@ def test_sd15_config_differs_only_in_the_weights() -> None:
 def test_sd21_config_has_the_reference_values() -> None:
     """MVDream-threestudio's configs/mvdream-sd21.yaml"""
     made: GenerateConfig = loaded("mvdream-sd21")
+    schedules = {name: getattr(made.distillation, f"{name}_step_percent") for name in ("min", "max")}
     at = {
-        name: [config.at(getattr(made.distillation, f"{name}_step_percent"), s, made.trainer.max_steps) for s in (0, 4000, 9000)]
-        for name in ("min", "max")
+        name: [config.at(values, s, made.trainer.max_steps) for s in (0, 4000, 9000)]
+        for name, values in schedules.items()
     }
     assert at["min"] == pytest.approx([0.98, 0.5, 0.02]) and at["max"] == pytest.approx([0.98, 0.74, 0.5])
     assert [piecewise_constant(made.size, s, 10_000) for s in (0, 4999, 5000, 9999)] == [64, 64, 256, 256]
