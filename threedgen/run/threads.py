@@ -16,9 +16,9 @@ def set_threads(count: int | None) -> int:
 
     Call it before the first kernel: the last bits of sums depend on the number of threads.
     """
-    count = count or cores()
+    asked, count = count is not None, count or cores()
     available = int(vars(numba.config)["NUMBA_NUM_THREADS"])  # set by the library at import
-    if count > available:
+    if asked and count > available:
         logger.warning("Numba uses %d threads instead of %d because of NUMBA_NUM_THREADS", available, count)
     numba.set_num_threads(min(count, available))  # starts its threads, which may change OpenMP's and torch's number
     if torch.get_num_threads() != count:
