@@ -213,7 +213,7 @@ def _light(corners: Array, weight: Array, eye: Array) -> Array:
 
 
 def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
-    """Centre the bounding box of a mesh at the origin, and scale the mesh into the ball of `radius` world units."""
+    """Centre the bounding box of a mesh at the origin, and scale it: the farthest corner is at `radius` world units."""
     points = mesh.corners.reshape(-1, 3)
     centre = (points.min(0) + points.max(0)) / 2
     scale = radius / np.linalg.norm(points - centre, axis=1).max()
@@ -221,7 +221,7 @@ def fit_to_ball(mesh: ColouredMesh, radius: float = 0.8) -> ColouredMesh:
 
 
 def fit_to_cube(mesh: ColouredMesh, half: float) -> ColouredMesh:
-    """Centre the bounding box of a mesh at the origin, and scale it so that the largest coordinate is `half`."""
+    """Centre the bounding box of a mesh at the origin, and scale it so that the largest |coordinate| is `half`."""
     low, high = mesh.corners.min((0, 1)), mesh.corners.max((0, 1))
     scale = 2 * half / (high - low).max()
     return mesh.map_corners(lambda corners: (corners - (low + high) / 2) * scale)
@@ -251,7 +251,7 @@ def read_mesh(path: Path, up: Literal["y", "z"] = "y", warn: bool = False) -> Co
 
 
 def drop_degenerate(part: Part) -> Part:
-    """Remove triangles without area, and triangles whose corners or values are not finite."""
+    """Return a part without its triangles that have no area or whose corners or values are not finite."""
     a, b, c = (part.corners[:, k] for k in range(3))
     with np.errstate(all="ignore"):
         area = np.linalg.norm(np.cross(b - a, c - a), axis=1)

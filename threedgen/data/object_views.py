@@ -128,8 +128,8 @@ class ObjectViews(ABC):
 
 
 def frame_on_grey(image: Tensor) -> Tensor:
-    """Centre and scale the object of an image (H, W, 3) in [0, 1] on grey, as in the images that users give. Pixels
-    that differ from `GREY` are the object. An image without an object is returned unchanged."""
+    """Return an image (H, W, 3) in [0, 1] with its object centred and scaled on grey, as images of users are prepared
+    (`framed`). Pixels that differ from `GREY` are the object. An image without an object is returned unchanged."""
     mask = (image != GREY).any(-1, keepdim=True)
     return framed(torch.cat([image, mask.float()], dim=-1), *image.shape[:2]) if mask.any() else image
 

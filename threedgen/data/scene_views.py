@@ -71,7 +71,7 @@ class Walk(Protocol):
 
 
 class Entry(NamedTuple):
-    """Consecutive key frames: index of the walk, and index of the first chosen frame in the walk's `keys`."""
+    """Entry of consecutive key frames: index of their walk, and index of the first of them in the walk's `keys`."""
 
     walk: int
     first: int

@@ -17,7 +17,7 @@ NOISE_TERMS = 24
 
 
 def rough(mesh: ColouredMesh, rng: np.random.Generator, strength: float = 1.0) -> ColouredMesh:
-    """Add smooth noise to the positions and vertex colours of a mesh. Strength 1 is typical of text-to-3D results.
+    """Return a mesh with smooth noise in positions and vertex colours. Strength 1 is typical of text-to-3D results.
 
     Vertices at equal positions get equal noise, so a closed mesh stays closed. Textures are not changed.
     """

@@ -112,7 +112,7 @@ class CLIP:
 
 
 class HubIdentity:
-    """Frozen image encoder (DINOv2, DINO or CLIP) that compares the identity of subjects in photos.
+    """Frozen image encoder (DINOv2, DINO or CLIP), whose vectors are close for photos of the same subject.
 
     The constructor raises ConfigError if the weights cannot be loaded.
     """

@@ -73,7 +73,7 @@ class PriorEvaluation(Evaluation[P, int, Row]):
             numbers: one number per prompt, which seeds its noise together with ``purpose`` and the seed of the config.
             metadata: function from the prompt indices of a batch to everything that determines its samples.
             folder: subfolder of the run for the batches.
-            from_noise: whether to ignore the coarse prediction of a prior that has one.
+            from_noise: start from pure noise, even if the prior predicts coarse latents to start from.
         """
         c, count, found = self.config, len(prompts), list[Array]()
         with Interrupts() as interrupts, Count("sampling", count, self.task.quiet) as progress:

@@ -103,7 +103,7 @@ def write_report(
 
 
 def write_strips(path: Path, strips: Iterable[Array], labels: Sequence[str], columns: int = 1) -> None:
-    """Write a PNG contact sheet of labelled cells in ``columns``. A cell is images (V, H, W, 3) side by side."""
+    """Write a PNG contact sheet with ``columns`` labelled cells per row. A cell is images (V, H, W, 3) side by side."""
     if cells := [grid(strip, len(strip)) for strip in strips]:
         write_png(path, grid(cells, columns, labels))
 

@@ -25,7 +25,7 @@ Ring = tuple[np.ndarray, float]
 
 
 def random_ring(rng: np.random.Generator, n_view: int, elevation_range: tuple[float, float]) -> Ring:
-    """Return evenly spaced cameras with random first azimuth and random elevation in the range (degrees)."""
+    """Return evenly spaced cameras with random first azimuth and random elevation; `elevation_range` is in degrees."""
     azimuth = rng.uniform(0, 2 * np.pi) + 2 * np.pi / n_view * np.arange(n_view)
     return azimuth % (2 * np.pi), float(np.deg2rad(rng.uniform(*elevation_range)))
 
@@ -49,8 +49,8 @@ def sample_objects(
 ) -> Array:
     """Sample V views of each of N prompts in one batch. Return images (N, V, H, W, 3), uint8.
 
-    ``c2w`` are camera-to-world poses (N, V, 4, 4), ``rngs`` one generator per prompt. ``from_noise`` ignores the coarse
-    prediction of a prior that has one.
+    ``c2w`` are camera-to-world poses (N, V, 4, 4), ``rngs`` one generator per prompt. ``from_noise``: start from pure
+    noise, even if the prior predicts coarse latents to start from.
     """
     strength = 1.0 if from_noise else COARSE_STRENGTH
     views = prior.sample(prompts, c2w, steps, guidance_scale, negative_prompt, rngs, init_strength=strength)
@@ -58,7 +58,7 @@ def sample_objects(
 
 
 def kept_views(path: Path, metadata: dict[str, str], sample: Callable[[], Array | Tensor]) -> Array:
-    """Read views by `read_views`. If there are none, call ``sample`` and write the result."""
+    """Read views by `read_views`; if there are none, call ``sample`` and write its views. Return uint8."""
     views = read_views(path, metadata)
     if views is None:
         views = to_uint8(sample())

@@ -37,7 +37,10 @@ class LoadedAsset(NamedTuple):
 
 
 def read_asset(folder: Path, asset: Asset) -> LoadedAsset:
-    """Read an asset, turn its front to +x and scale it. Raises ConfigError for a broken, empty or too large file."""
+    """Read an asset, turn its front to +x and fit it into the ball of radius `OBJECT_RADIUS`.
+
+    Raises ConfigError for a broken, empty or too large file.
+    """
     path = folder / asset.file
     count, animated = inspect_file(path)
     _check_size(count)
@@ -105,5 +108,5 @@ def cameras(options: ViewsConfig, seed: int, name: str) -> Cameras:
 
 
 def render_views(mesh: ColouredMesh, at: Cameras, options: ViewsConfig) -> Array:
-    """Render RGBA images (V, H, W, 4), in [0, 1], with straight alpha. `options.light` turns the shading on."""
+    """Render a mesh from V cameras: RGBA (V, H, W, 4) in [0, 1], straight alpha; shaded if `options.light`."""
     return mesh.photograph(at, None, options.light)

@@ -61,8 +61,8 @@ run = partial(run_task, make, result="sheet.png", files=("sheet.png", "assets.cs
 
 
 def render(config: AssetsConfig, run_folder: Path, quiet: bool) -> Shards:
-    """Render the meshes in `config.data`, and write shards, assets.csv and contact sheet to `run_folder`. Raises
-    Stopped after Ctrl-C or SIGTERM, and ConfigError if no mesh can be rendered."""
+    """Render the meshes in `config.data`, and write shards, assets.csv and contact sheet to `run_folder`. `quiet`: show
+    no progress. Raises Stopped after Ctrl-C or SIGTERM, and ConfigError if no mesh can be rendered."""
     folder, data = run_folder / SHARDS, Path(config.data).expanduser()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -109,7 +109,7 @@ def read_finished(folder: Path, job: Job) -> dict[str, Any] | None:
 
 
 def make_shards(config: AssetsConfig, every: list[Job], run_folder: Path, data: Path, quiet: bool) -> int:
-    """Make the missing shards with the engine of the config. Return 0, or the exit code after a signal stopped it."""
+    """Make the missing shards of `every` in parallel workers. Return 0, or the exit code of the stopping signal."""
     folder = run_folder / SHARDS
     work = partial(
         make_shard,
@@ -146,7 +146,8 @@ def skip_asset(job: Job, reason: str, folder: Path) -> None:
 
 
 def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path, threads: int | None) -> None:
-    """Render and write one shard. Runs in a worker. Raises ConfigError if the disk is full."""
+    """Render and write one shard in a worker. `threads`: CPU threads; None: one per core. Raises ConfigError if the
+    disk is full."""
     set_threads(threads)
     left_out, entries, crashes = dict[str, str](), list[dict[str, Any]](), read_json(folder / CRASHES)
     path, current_file = folder / f"{job.name}.tar", folder / f"{job.name}.at"

@@ -46,7 +46,7 @@ class Writer:
         self.tar.addfile(info, io.BytesIO(data))
 
     def add_asset(self, name: str, metadata: dict[str, Any], images: list[bytes]) -> None:
-        """Add the metadata of an asset as JSON, and its images, which are encoded as PNG. Raises OSError."""
+        """Add the metadata of an asset as NAME.json, and its images, PNG data, as NAME.v00.png, ... Raises OSError."""
         self.add(f"{name}.json", json.dumps(metadata, ensure_ascii=False).encode())
         for number, image in enumerate(images):
             self.add(f"{name}.v{number:02d}.png", image)

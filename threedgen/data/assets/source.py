@@ -26,8 +26,8 @@ GREY = (0.4, 0.6)
 class AssetViews:
     """Source of entries with `n_view` views of an asset. Entry i shows the asset with the index i % len(entries).
 
-    The views are evenly spaced on one ring, start at a random azimuth and have a random grey background. Raises
-    ConfigError if `entries` is empty.
+    The views are evenly spaced on one random ring (`drawing.py`), from a random azimuth on. They share a background of
+    random grey. Raises ConfigError if `entries` is empty.
     """
 
     def __init__(self, shards: Shards, entries: list[Entry], seed: int, n_view: int) -> None:
@@ -50,7 +50,7 @@ class AssetViews:
         return Captioned(np.stack(rgb), captions, np.concatenate(c2w))
 
     def sample(self, index: int) -> tuple[list[int], float]:
-        """Sample the numbers of the `n_view` views of entry `index`, and the grey value of its background."""
+        """Sample the numbers of the `n_view` views of entry `index` in its shard, and the grey value in [0, 1]."""
         rng, n = numpy_generator(self.seed, index, "views of an asset"), self.shards.azimuths
         ring, start, grey = rng.integers(self.shards.rings), rng.integers(n), rng.uniform(*GREY)
         azimuths = (start + np.arange(self.n_view) * n // self.n_view) % n
@@ -90,7 +90,7 @@ class CaptionedImages:
 
 
 def split(shards: Shards, held_out: int, which: Literal["train", "held-out"]) -> list[Entry]:
-    """Return the assets of a split: `held_out` assets are held out, all others are for training. Hashes of the asset
+    """Return the assets of the split `which`: `held_out` assets are "held-out", all others "train". Hashes of the asset
     names decide the split, so most assets stay in their split when assets are added."""
     ordered = sorted(shards.entries, key=lambda entry: hashlib.sha256(entry.name.encode()).digest())
     held_out_names = {entry.name for entry in ordered[:held_out]}

@@ -74,7 +74,7 @@ _WARNED: set[Path] = set()
 
 
 def write_instance(folder: Path | str, views: Views, numbers: Sequence[int] | None = None) -> Path:
-    """Write views atomically to a new folder with rgb/ (8 bits), pose/ and intrinsics.txt.
+    """Write views atomically to a new folder with rgb/ (8 bits), pose/ and intrinsics.txt, and return its path.
 
     `numbers` are the numbers of the views in the file names; None: 0, 1, ... Raises ValueError unless all views have
     the same K with square pixels and no skew, FileExistsError if the folder exists, and OSError.

@@ -76,7 +76,7 @@ class Job:
 
 
 def stored_or_scored(job: Job, threads: int) -> Json:
-    """Read the score of a job from the run folder. If it is missing or old, compute it with ``threads`` CPU threads."""
+    """Read a job's score from the run folder. If it is missing or outdated, compute it with ``threads`` CPU threads."""
     found = read_json(job.path)
     if found.get("key") != job.key() or not job.path.with_suffix(".npz").is_file():
         set_threads(threads)
@@ -85,7 +85,7 @@ def stored_or_scored(job: Job, threads: int) -> Json:
 
 
 def score(job: Job) -> Json:
-    """Fit a field to a scene, and compare its renders with the held-out views. Write the score and the images."""
+    """Fit a field to a scene, and compare its renders with the held-out views. Write and return the score."""
     start, views, config = time.monotonic(), job.views, job.config
     kept = [k for k in range(len(views)) if k not in job.held_out]
     scene = fit(views.select(kept), Bounds.from_cameras(views.cameras), config.protocol, config.seed, "auto")
@@ -125,6 +125,6 @@ def compare(truth: Floats, images: Floats) -> dict[str, list[float] | list[None]
 
 
 def held_out_images(folder: Path, score: Json) -> tuple[Array, Array]:
-    """Read the held-out views and the renders of a score in ``folder``; two arrays (V, H, W, 3), uint8."""
+    """Read from ``folder`` the V held-out views of a score and their renders; two arrays (V, H, W, 3), uint8."""
     with np.load(folder / f"{score['scene']}.{score['row']}.npz", allow_pickle=False) as file:
         return file["held"], file["render"]

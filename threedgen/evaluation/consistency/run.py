@@ -115,7 +115,7 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                     yield Job(self.config, scene.name, row, images, scene.cameras, held, true_images, scene.targets)
 
     def sample(self, row: str, batch: Sequence[Scene]) -> list[Views]:
-        """Return all views of a batch of scenes, condition views included. Samples of an earlier run are read."""
+        """Return all views of scenes, condition views included, from the sampler ``row`` or from an earlier run."""
         sampler, requests = self.samplers[row], [scene.request(self.config.seed) for scene in batch]
         paths = [self.folder / "views" / row / f"{scene.name}.safetensors" for scene in batch]
         determined_by = {"sampler": sampler.fingerprint(), "seed": str(self.config.seed)}
@@ -183,10 +183,10 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
         return found
 
     def write_sheets(self, scores: Sequence[Json]) -> None:
-        """Write views.png with views of each scene and row, and sheet.png.
+        """Write views.png, the views of each scene from each sampler and from the original, and sheet.png.
 
-        A cell of sheet.png has the held-out view of median PSNR, the render of the field, and their amplified
-        difference.
+        A cell of sheet.png shows one scene of one sampler: the held-out view of median PSNR, the render of the fitted
+        field, and their amplified difference.
         """
         labelled = [strip for scene in self.strips.values() for strip in scene]
         labels = [label for label, _ in labelled]
@@ -206,9 +206,10 @@ within one protocol and settings. In brackets 95 % bootstrap intervals over the 
 
 
 def feature_distances(features: FeatureNetwork, folder: Path, of: Mapping[str, Sequence[Json]]) -> dict[str, Json]:
-    """Compute FID and unscaled KID between all held-out views and all renders of each row.
+    """Compute FID and unscaled KID between all held-out views of a sampler and all renders of the fitted fields.
 
-    ``of`` maps the name of a row to its scores in ``folder``. Rows with fewer than two held-out views are left out.
+    ``of`` maps the name of a sampler, or "original", to its scores in ``folder``. Samplers with fewer than two held-out
+    views are left out.
     """
     found: dict[str, Json] = {}
     for row, scores in of.items():

@@ -110,7 +110,7 @@ class Benchmark(JanusRates[JanusBenchmarkConfig, Job]):
 class Score(JanusRates[JanusScoreConfig, tuple[Path, str, str]]):
     """Task "janus-score": compute Janus rates of mesh files ASSETS/METHOD/a-blue-dog.glb or ASSETS/a-blue-dog.glb.
 
-    The prompt is the stem of the file, unless the config sets another one. Meshes are centred and scaled first. An item
+    The prompt is the stem of the file, unless the config sets another one. Meshes are first fitted to a ball. An item
     is the path of a file, its method and its prompt.
     """
 

@@ -107,7 +107,7 @@ class Meter:
     def classify(self, mesh: ColouredMesh, prompt: str, light: bool | None = None) -> Reading:
         """Render an object in the unit sphere and classify its views.
 
-        ``light`` is whether to shade the mesh like a toybox object; None: only a mesh without colours.
+        ``light``: shade the mesh like a toybox object; None: only if it has neither vertex colours nor a texture.
         """
         views = mesh.render(self.c2w, FOV, self.config.size, BACKGROUND, mesh.flat if light is None else light)
         return Reading(views, self.classifier.sides(torch.from_numpy(views), prompt).double().numpy())
@@ -133,7 +133,7 @@ class KnownObject(NamedTuple):
 class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh], KnownObject]):
     """Measurement of the errors of the meter on objects with known fronts, for all Janus evaluations.
 
-    An item is the prompt and the mesh of a correct object, with the configured roughness.
+    An item is the prompt and the mesh of a correct object, with smooth noise of the configured strength (`rough`).
     """
 
     stage = "ground truth"

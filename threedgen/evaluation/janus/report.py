@@ -105,7 +105,8 @@ class Reader:
     def read(self, path: Path, name: str, prompt: str, up: Literal["y", "z"] = "y", fit: bool = False) -> Json:
         """Classify the views of a mesh file, or read earlier results. Return keyword arguments of `Result`.
 
-        ``up`` is the up axis of the file, and ``fit`` whether to centre and scale the mesh.
+        ``name`` names the stored results. ``up`` is the up axis of the file. ``fit``: centre and scale the mesh first
+        (`fit_to_ball`).
         """
         if not path.exists():
             return {"state": "empty", "reason": f"there is no {path.name}"}
@@ -137,7 +138,8 @@ def method_row(
 ) -> Json:
     """Compute the metrics of a method from the results of its assets. Shares include only assets with the state "seen".
 
-    ``prompts`` are all prompts of the benchmark. ``refused`` is the reason why the method cannot run, or None.
+    ``prompts`` are all prompts of the benchmark. ``rates`` are the error rates of the meter; None: not measured.
+    ``refused`` is the reason why the method cannot run; None: it can.
 
     Returns:
         raw: Janus rate, the share of assets with two or more fronts; corrected: Janus rate corrected for the errors of

@@ -105,7 +105,10 @@ def median(values: Values) -> float | None:
 
 
 def bootstrap(values: Values, rng: np.random.Generator | None = None, resamples: int = 10_000) -> Interval | None:
-    """Return the 95 % percentile bootstrap interval of the mean (Efron 1979); None for fewer than two values."""
+    """Return the 95 % percentile bootstrap interval of the mean (Efron 1979); None for fewer than two values.
+
+    Values that are None are left out. ``rng`` None: a generator with seed 0.
+    """
     found = defined(values)
     if len(found) < 2:
         return None

@@ -64,7 +64,7 @@ Indices = NDArray[np.intp]
 
 
 class Item(NamedTuple):
-    """One scene of one table row (a key of `ROWS`) to measure."""
+    """Scene to measure: the kind of its views (``row``, a key of `ROWS`), and its number among the scenes."""
 
     row: str
     number: int
@@ -200,7 +200,7 @@ def with_images(scene: SceneViews, images: Tensor) -> SceneViews:
 
 
 def strip(images: Tensor) -> Array:
-    """Resize images (V, H, W, 3) in [0, 1] for the contact sheet."""
+    """Resize images (V, H, W, 3) in [0, 1] to a width of 128 to 255 pixels, for the contact sheet; return uint8."""
     height, width = images.shape[1:3]
     if width > SHEET_WIDTH:
         images = resize(images, round(height * SHEET_WIDTH / width), SHEET_WIDTH)
@@ -208,7 +208,7 @@ def strip(images: Tensor) -> Array:
 
 
 class MeasuredViews:
-    """Measurements of all scenes of one table row: metrics by name, network outputs, and the number of all images."""
+    """Metrics by name and network outputs of each scene, for views of one kind (`ROWS`), and the number of images."""
 
     def __init__(self, scenes: Sequence[Measurement]) -> None:
         self.figures = [scene.figures for scene in scenes]
@@ -219,7 +219,7 @@ class MeasuredViews:
         return len(self.figures)
 
     def stack(self, part: Literal["features", "logits"], scenes: Indices) -> np.ndarray:
-        """Concatenate the features (N, D) or logits (N, K) of all N images of the scenes at some indices."""
+        """Concatenate the features (N, D) or logits (N, K) of all N images of the scenes at indices ``scenes``."""
         return np.concatenate([getattr(self.outputs[k], part) for k in scenes])
 
 

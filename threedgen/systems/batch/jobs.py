@@ -135,7 +135,7 @@ def write_record(folder: Path, state: str, **figures: object) -> None:
 
 
 def make(job: Job, root: Path, threads: int | None) -> str:
-    """Run the task of a job in the folder root/KEY, and return the state of the job.
+    """Run the task of a job in the folder root/KEY, with `threads` CPU threads, and return the state of the job.
 
     Raises Stopped, and all errors of the task except ConfigError and OutOfMemory, so that the caller can try again.
     """
@@ -168,6 +168,7 @@ def make_all(config: WorkersConfig, jobs: Sequence[Job], root: Path, quiet: bool
     """Run the jobs that are neither finished nor failed, each in the folder root/KEY, in parallel workers.
 
     After a method is refused, its remaining jobs are skipped. Returns 0, or the exit code of the stopping signal.
+    `quiet`: show no progress.
     """
     from threedgen.run.progress import Count  # this and `run` import torch, which the plan does not need
     from threedgen.run.threads import threads_each

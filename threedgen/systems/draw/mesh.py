@@ -121,7 +121,8 @@ class SourceMesh:
 def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.float32) -> SourceMesh:
     """Read the triangles of all parts of a mesh file and join them in world coordinates. Raises ConfigError.
 
-    The transforms of the file's scene graph are applied. Triangles without an area are left out.
+    The transforms of the file's scene graph are applied. Triangles without an area are left out. `dtype` is the type of
+    the vertices.
     """
     parts = [_part(submesh) for submesh in read_mesh_file(path, "mesh", colours=False).submeshes]
     if not parts:
@@ -173,7 +174,7 @@ def read_object(config: SamplingConfig) -> SourceMesh:
 
 
 def without_uv(source: SourceMesh) -> TexturedMesh:
-    """Return the mesh with normals, and with all texture coordinates 0."""
+    """Return the mesh with unit vertex normals, from the file if it has any, and all texture coordinates 0."""
     vertices, faces, _ = weld(source.vertices, source.faces)
     normals, uv = vertex_normals(vertices, faces), np.zeros((len(vertices), 2), np.float32)
     mesh = TexturedMesh(vertices, faces, normals, uv, vertex_tangents(vertices, faces, normals, uv))
@@ -218,7 +219,10 @@ def preview(mesh: TexturedMesh, size: int = 256) -> Array:
 
 
 def render_untextured(mesh: TexturedMesh, cameras: Cameras, supersample: int = 2) -> Array:
-    """Render a grey mesh on white for V cameras: images (V, H, W, 3) in [0, 1], lit from the camera and from above."""
+    """Render a grey mesh on white for V cameras: images (V, H, W, 3) in [0, 1], lit from the camera and from above.
+
+    Each pixel is the mean of ``supersample`` x ``supersample`` samples.
+    """
     fine = cameras.with_size(cameras.height * supersample, cameras.width * supersample)
     buffers = rasterise_views(mesh.vertices, mesh.faces, fine)
     normals = interpolate(mesh.normals, mesh.faces, buffers)

@@ -89,7 +89,7 @@ class DreamBoothSystem(DenoisingSystem):
         prior: model to tune; its tokenizer already has the identifier as a token (`subject_weights.add_word`).
         photos: (N, S, S, 3) in [0, 1].
         base: checksum of the original weights.
-        class_images: (M, S, S, 3) in [0, 1]; image k has class prompt k modulo their number; None: no class images.
+        class_images: (M, S, S, 3) in [0, 1]; image k shows number k % n of the n class prompts; None: no class images.
     """
 
     stage = "subject"
@@ -207,7 +207,10 @@ class DreamBoothSystem(DenoisingSystem):
 
 
 def run_status(config: MVDreamBoothConfig, resume: Path | None = None, quiet: bool = False) -> Status:
-    """Run a config without output on stdout, and return how the run ended."""
+    """Run a config without printing the path of the result, and return how the run ended.
+
+    `resume`: run folder to resume; None: a new run. `quiet`: show no progress.
+    """
     return execute(train, Task(config, resume, quiet, FILES))
 
 

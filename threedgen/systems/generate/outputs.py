@@ -51,7 +51,7 @@ def view_indices(n: int) -> list[int]:
 def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet: bool = False) -> Figures:
     """Render and export the object, and return entries for summary.json.
 
-    An object without a surface gets neither mesh nor asset; a warning is appended to `notes`.
+    An object without a surface gets neither mesh nor asset; a warning is appended to `notes`. `quiet`: no progress.
     """
     config = system.config
     system.eval()
@@ -77,7 +77,7 @@ def write_results(system: GenerateSystem, folder: Path, notes: list[str], quiet:
 def write_turn(images: Callable[[Cameras], Tensor], options: ResultConfig, folder: Path, quiet: bool = False) -> None:
     """Write turntable.mp4, and eight of its frames as views.png and views.npz.
 
-    `images` is a function that renders B cameras to images (B, H, W, 3) in [0, 1].
+    `images` is a function that renders B cameras to images (B, H, W, 3) in [0, 1]. `quiet`: show no progress.
     """
     cameras = turntable(options.turntable)
     frames = []
@@ -116,7 +116,10 @@ def write_mesh(
 
 
 def make_asset(system: GenerateSystem, folder: Path, quiet: bool = True) -> ExportedAsset:
-    """Write the textured asset to `folder`. A triangle budget that is too small is increased. Raises ConfigError."""
+    """Write the textured asset to `folder`. If the triangle budget is too small, the smallest possible one is used.
+
+    Raises ConfigError. `quiet`: show no progress.
+    """
     config = system.config
     elevations = config.camera.elevation_range
     view = field_view(system.field, system.occupancy, config.march, system.device, elevations)

@@ -139,7 +139,10 @@ def vae_bytes(vae: Any, size: int) -> float:
 
 
 def per_image(make: Callable[[int], object]) -> float:
-    """Return the graph's bytes per image: `make(2)`, for two images, minus `make(1)`, which cancels the weights."""
+    """Return the bytes per image of the autograd graph of `make(n)`, which runs a network on n images.
+
+    This is the difference between n = 2 and n = 1, so that the saved weights cancel.
+    """
     return float(graph_bytes(lambda: make(2)) - graph_bytes(lambda: make(1)))
 
 

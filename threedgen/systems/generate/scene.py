@@ -172,7 +172,7 @@ class Scene(System):
         return torch.cat([result.rgb.view(shape).cpu() for result in renders])
 
     def before_step(self, step: int) -> None:
-        """Update the scheduled options of the field, and the occupancy grid unless the step is a repetition."""
+        """Update the scheduled options of the field, and the occupancy grid unless a step is repeated."""
         self.field.before_step(step, self.max_steps)
         if self.occupancy is not None and not self.repeating:
             self.occupancy.update(self.field.density, step, generator(self.seed, step, "occupancy"))

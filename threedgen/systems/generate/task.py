@@ -50,7 +50,10 @@ def generate(prompt: str, config: str | os.PathLike[str] = "mvdream-toybox", qui
 
 
 def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task, print the paths of its results with the folder on the last line, and return the exit code."""
+    """Run the task, print the paths of its results with the folder on the last line, and return the exit code.
+
+    `resume`: run folder to resume; None: a new run. `quiet`: print only the folder, and show no progress.
+    """
     status = run_status(config, resume, quiet)
     if status in (Status.FINISHED, Status.INTERRUPTED):
         print_result(Run(Path(str(config.out)), status.value), quiet)

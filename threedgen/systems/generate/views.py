@@ -69,7 +69,7 @@ def sample_views(
 
 @contextmanager
 def step_count(label: str, quiet: bool) -> Iterator[OnStep]:
-    """Show the progress of a sampler. Yields the sampler's callback, which takes the steps done and their number."""
+    """Show the progress of a sampler unless `quiet`. Yields its callback, which takes the steps done and all steps."""
     with ExitStack() as stack:
         count: Count | None = None
 

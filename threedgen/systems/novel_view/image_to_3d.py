@@ -90,7 +90,8 @@ def asset(
 def sample_views(config: ImageTo3DConfig, folder: Path, notes: list[str], quiet: bool) -> Views:
     """Sample the views, or read them if an interrupted run has sampled them. Raises ConfigError.
 
-    Returns the image and the sampled views, (1 + rings * views, H, W, 3) in [0, 1], with their cameras.
+    Returns the image and the sampled views, (1 + rings * views, H, W, 3) in [0, 1], with their cameras. A warning about
+    the image is appended to `notes`.
     """
     count = len(config.rings) * config.views
     with Count("sampling steps", count * config.sampler.steps, quiet) as progress:
@@ -144,7 +145,10 @@ def load_image(path: Path, height: int, width: int) -> Tensor:
 
 
 def run(config: ImageTo3DConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task, print the paths of its results with the folder last, and return the exit code."""
+    """Run the task, print the paths of its results with the folder last, and return the exit code.
+
+    `resume`: run folder to resume; None: a new run. `quiet`: print only the folder, and show no progress.
+    """
     task = Task(config, resume, quiet, ("sampled.png", "turntable.mp4", "views.png", "mesh.glb"))
     status = execute(make, task)
     if status is Status.FINISHED:

@@ -249,7 +249,10 @@ def rate_factor(warmup: float, decay: float, max_steps: int) -> Callable[[int], 
 
 
 def cameras(bank: PairBank, scenes: int = 16) -> CamerasConfig:
-    """Return ranges of elevation (degrees) and distance, and mean focal length (image sides), of held-out scenes."""
+    """Return ranges of elevation (degrees) and distance, and mean focal length (image sides).
+
+    They are those of the views of the first `scenes` held-out scenes.
+    """
     views = bank.source.views
     held_out = np.arange(bank.train, bank.train + min(scenes, bank.held_out))
     _, pose, K = bank.views(np.repeat(held_out, views), np.tile(np.arange(views), len(held_out)))

@@ -213,7 +213,10 @@ def texture_mesh(
 
 
 def run(config: TextureConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task, print the path of the mesh (if none is made: video or preview), and return the exit code."""
+    """Run the task, print the path of the mesh (if none is made: video or preview), and return the exit code.
+
+    `resume`: run folder to resume; None: a new run. `quiet`: print nothing else, and show no progress.
+    """
     rig = config.rig
     if isinstance(rig, PathConfig):
         work, files = partial(scene.texture_scene, rig=rig), scene.FILES

@@ -122,7 +122,10 @@ class WindowSampler:
     synchronise: Synchronise | None = None
 
     def sample_all(self, folder: Path, quiet: bool) -> None:
-        """Sample the windows with missing frames, and write folder/NAME.png. Raises Stopped after Ctrl-C."""
+        """Sample the windows whose new frames are not all in `images`; add these frames, and write folder/FRAME.png.
+
+        FRAME is the name of a frame. `quiet`: show no progress. Raises Stopped after Ctrl-C.
+        """
         waiting = [k for k, window in enumerate(self.windows) if any(n not in self.images for n in window.new)]
         steps = total_steps(self.config.steps, self.model.draft, self.config.synchronise)
         total, done = len(self.windows) * steps, (len(self.windows) - len(waiting)) * steps
@@ -172,7 +175,7 @@ class WindowSampler:
         )
 
     def sync(self, number: int, known: Tensor) -> ViewSync:
-        """Return img2img rounds that make a window consistent with earlier windows. `known` (F,): known frames."""
+        """Return img2img rounds that make a window consistent with earlier ones. `known`: (F,) bool, known frames."""
         if (synchronise := self.synchronise) is None:
             return NO_SYNC
         numbers = list(self.windows[number].frames)

@@ -89,7 +89,7 @@ class DenoisingSystem(AveragedSystem):
         return loss
 
     def denoising_loss(self, batch: Batch) -> Tensor:
-        """Add the noise of the batch to its latents, and return the mean squared error of the predicted eps or v."""
+        """Add the batch's noise to its latents; return the weighted mean squared error of the predicted eps or v."""
         schedule = self.model.schedule.to(self.device)
         z, t, noise = (part.to(self.device) for part in (batch.latents, batch.t, batch.noise))
         output = self.predict(schedule.add_noise(z, noise, t), t, batch)

@@ -97,13 +97,16 @@ class MaskBank(LatentBank):
     def sample(self, rng: np.random.Generator, available: int, count: int) -> tuple[Tensor, Tensor, list[str]]:
         """Sample n = `count` of the first `available` images, with replacement.
 
-        Returns latents (n, C, h, w) of the whole images, mask and known latents (n, 1 + C, h, w), and n captions.
+        Returns latents (n, C, h, w) of the whole images, `extra` channels (n, 1 + C, h, w), and n captions.
         """
         chosen = rng.integers(0, min(available, self.count), count)
         return self.latents(chosen)[:, 0], self.extra(chosen), self.captions(chosen)
 
     def extra(self, chosen: Sequence[int] | Array) -> Tensor:
-        """Return mask and known latents (n, 1 + C, h, w) of n images. A latent is known if all its pixels are known."""
+        """Return the mask (1 where unknown) and the latents of n masked images, (n, 1 + C, h, w).
+
+        A latent is known if all its pixels are known.
+        """
         known = self.latents(chosen)[:, 1]
         holes = torch.from_numpy(np.stack([self.views.sample_hole(int(i), self.size) for i in chosen]))
         return mask_channels(known, ~holes)

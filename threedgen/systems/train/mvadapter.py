@@ -186,7 +186,10 @@ def new_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> A
 
 
 def trained_adapter(config: TrainMVAdapterConfig, model: MVAdapter, form: Form) -> AdaptedUNet:
-    """Load the adapter that the config starts from, with `form` instead of the form in its file. Raises ConfigError."""
+    """Load the adapter that the config starts from, with the settings `form` instead of those in its file.
+
+    Raises ConfigError.
+    """
     file = locate("adapter", str(config.adapter))
     network = load_adapter(file, model.unet, model.factor, **asdict(form))
     downscale = network.guider and network.guider.downscale_factor
