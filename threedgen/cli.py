@@ -117,7 +117,7 @@ def answer(command: Command) -> str | None:
 
 
 def dry_run(checked: Any, name: str) -> int:
-    """Print what a run with the config `checked` would do, and return OK. The run folder is named after `name`, the
+    """Print what a run with the config `checked` would do, and return 0. The run folder is named after `name`, the
     config's name. Raises AbsentWeights after the plan is printed if weights are missing."""
     absent: AbsentWeights | None = None
     try:
@@ -165,7 +165,7 @@ def run(command: Command) -> int:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run the command line and return its exit code. `words` replaces sys.argv[1:]. Only bugs print a traceback."""
+    """Run the command line `words` (None: sys.argv[1:]); return its exit code. Only bugs print a traceback."""
     try:
         command = parse(sys.argv[1:] if words is None else words)
         with log_to_stderr(command.flags.get("--log-level", "info")):

@@ -109,7 +109,7 @@ def render_views(field: Representation, radius: float, generator: torch.Generato
 
 
 def assert_equal_states(one: torch.nn.Module, other: torch.nn.Module, what: str) -> None:
-    """Assert that two modules have bit-identical state dicts. `what` names both modules in the error message."""
+    """Assert that two modules have bit-identical state dicts. `what` names both in the error message."""
     a, b = one.state_dict(), other.state_dict()
     different = [name for name in a if name not in b or not torch.equal(a[name], b[name])]
     assert a.keys() == b.keys() and not different, f"{what} differ: {', '.join(different) or 'names'}"

@@ -35,7 +35,7 @@ def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = 
     """Yield all fields of a config model and, recursively, of its sections. Sections come after the other fields.
 
     Args:
-        tree: values of the config, as nested dicts or a config object. The `name` in a section selects its model.
+        tree: values as nested dicts or a config object; None: defaults. The `name` in a section selects its model.
         prefix: key of the section that `model` belongs to.
     """
     found = [(name, field, value_in(tree, name)) for name, field in model.model_fields.items()]
@@ -52,7 +52,7 @@ def walk(model: type[BaseModel], tree: object = None, prefix: tuple[str, ...] = 
 
 
 def paths(model: type[BaseModel], tree: object = None) -> list[str]:
-    """Return the dotted keys of all options and sections of a config model with the values `tree`."""
+    """Return the dotted keys of all options and sections of a config model with values `tree` (None: defaults)."""
     found = [".".join(place.path) for place in walk(model, tree)]
     return [path for path in found if path not in INTERNAL]
 
@@ -68,8 +68,8 @@ def component(field: FieldInfo) -> Component | None:
 
 
 def section(field: FieldInfo, value: object = None) -> type[BaseModel] | None:
-    """Return the config model of a section with the given value; None for a field that is no section. For a field with
-    a `Component` annotation, None is also returned if `name` in the value is not registered."""
+    """Return the config model of a section with this value (None: the default); None for a field that is no section.
+    For a field with a `Component` annotation, None is also returned if `name` in the value is not registered."""
     value = with_default(field, value)
     if mark := component(field):
         return mark.model(value)
@@ -175,7 +175,7 @@ def is_number(field: FieldInfo) -> bool:
 
 
 def type_name(annotation: object, marks: Iterable[object] = ()) -> str:
-    """Describe a type and its bounds in words: `whole number >= 1`, `auto | numba`, `list of 3: number`."""
+    """Describe a type and its bounds, from `marks`: `whole number >= 1`, `auto | numba`, `list of 3: number`."""
     origin, inner = get_origin(annotation), get_args(annotation)
     marks = [part for mark in marks for part in (mark.metadata if isinstance(mark, FieldInfo) else [mark])]
     if origin is Annotated:

@@ -132,7 +132,7 @@ def width() -> int:
 
 
 def wrapped(text: str, indent: int = 0, lead: str | None = None) -> str:
-    """Wrap text to the width of the terminal. The first line starts with `lead`, other lines with `indent` spaces."""
+    """Wrap text to the terminal's width. Line 1 starts with `lead` (None: as others), others with `indent` spaces."""
     lead = " " * indent if lead is None else lead
     how: Any = {"break_long_words": False, "break_on_hyphens": False, "subsequent_indent": " " * indent}
     if len(lead) + len(text) > width() < len(lead) + 20:  # less than 20 columns are left beside `lead`

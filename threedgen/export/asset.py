@@ -186,7 +186,7 @@ def _textured(
 
 
 def hull(vertices: Array) -> Part:
-    """Return a convex mesh with at most 2 * DIRECTIONS triangles around vertices (V, 3).
+    """Return a convex mesh (vertices, faces) with at most 2 * DIRECTIONS triangles around vertices (V, 3).
 
     It is the hull of the farthest vertex in each of DIRECTIONS directions: the axes and a Fibonacci lattice. Its volume
     is about 90 % of the full hull's. Raises ConfigError for points without volume.
@@ -216,7 +216,10 @@ def _convex(points: Array) -> Part:
 
 
 def convex_parts(vertices: Array, faces: Array) -> list[Part]:
-    """Decompose a closed mesh with welded vertices (V, 3), faces (F, 3), into convex parts (CoACD, Wei et al. 2022)."""
+    """Decompose a closed mesh into at most MAX_PARTS convex meshes (vertices, faces) (CoACD, Wei et al. 2022).
+
+    Takes vertices (V, 3) at distinct positions and faces (F, 3). A fine mesh is simplified first.
+    """
     import coacd
 
     vertices, faces = simplify(vertices, faces, MAX_PARTS_INPUT, nearest=True)  # CoACD takes minutes on fine meshes

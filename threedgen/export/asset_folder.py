@@ -17,7 +17,7 @@ FILE_NAME = r"\w+(\.glb|\.usdz|_obj\.zip)"  # regular expression that matches th
 
 
 def asset_name(text: str) -> str:
-    """Return a name for files and glTF nodes: up to 40 ASCII letters, digits and `_`; else one with a checksum."""
+    """Return a name for files and glTF nodes: up to 40 ASCII letters, digits, `_` of the text; else with a checksum."""
     name = re.sub(r"[^A-Za-z0-9]+", "_", text).strip("_")[:40].strip("_")
     return name or slug(text).replace("-", "_")
 
@@ -37,7 +37,7 @@ def exported_files(folder: Path) -> set[Path]:
 
 
 def check_overwrite(folder: Path, names: Iterable[str]) -> None:
-    """Raise ConfigError if asset.json or a file in `names` exists in the folder and no export wrote it."""
+    """Raise ConfigError if asset.json or a file in `names` is in the folder and is no unchanged file of an export."""
     own = exported_files(folder) | ({folder / MANIFEST} if "files" in read_manifest(folder) else set())
     for path in (folder / name for name in (*names, MANIFEST)):
         if os.path.lexists(path) and path not in own:
@@ -47,10 +47,11 @@ def check_overwrite(folder: Path, names: Iterable[str]) -> None:
 
 
 def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> None:
-    """Write the files and asset.json, and delete the files of an earlier export.
+    """Write the files (name -> content) and `manifest` as asset.json; delete the files of an earlier export.
 
     All data is on disk under temporary names before the first rename. asset.json is renamed before the files that it
-    lists, so that after an interruption the next export recognises every file as its own. `manifest` contains `sha256`.
+    lists, so that after an interruption the next export recognises every file as its own. `manifest` has the files'
+    checksums under `sha256`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_temporary_files(folder)
@@ -67,7 +68,7 @@ def write_files(folder: Path, files: Mapping[str, bytes], manifest: Tree) -> Non
 
 
 def clear(folder: Path) -> None:
-    """Delete the files that an export wrote, then the folder if it is empty. Errors of the file system are ignored."""
+    """Delete the unchanged files of an export, then the folder if it is empty. File system errors are ignored."""
     with suppress(OSError):
         remove_temporary_files(folder)
         for path in exported_files(folder):

@@ -79,7 +79,7 @@ class AssetConfig(Config):
 
     @property
     def sizes(self) -> Preset:
-        """Sizes of the asset. Unset ones are those of the preset, without levels above half of the budget."""
+        """Sizes of the asset. Unset ones are those of the preset, without levels of detail above half the budget."""
         preset = PRESETS[self.preset]
         budget, lods = self.budget or preset.budget, self.lods
         if lods is None:
@@ -87,7 +87,7 @@ class AssetConfig(Config):
         return Preset(budget, self.texture or preset.texture, lods, self.resolution or preset.resolution)
 
     def titles(self, name: str) -> list[str]:
-        """Return the names of all levels of detail of the asset `name`, finest first: NAME, NAME_LOD1, ..."""
+        """Return the names of all levels of detail of the asset NAME = `name`, finest first: NAME, NAME_LOD1, ..."""
         return [name, *(f"{name}_LOD{number}" for number, _ in enumerate(self.sizes.lods, 1))]
 
     def file_names(self, name: str) -> list[str]:
@@ -106,7 +106,10 @@ class AssetConfig(Config):
 
 
 def resize_command(run: Path, preset: object) -> str:
-    """Return a shell command that exports a run again with another height; an unknown preset is left out."""
+    """Return a shell command that exports a run again with another height; the user replaces METRES.
+
+    The command repeats `preset` only if it is a name in `PRESETS`.
+    """
     options = [f"preset={preset}"] if isinstance(preset, str) and preset in PRESETS else []
     return command("--config", "export", f"run={run}", *options, "height=METRES")
 

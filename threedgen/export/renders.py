@@ -30,14 +30,17 @@ OUTLIERS = 1  # number of depth images that may wrongly show a point in front of
 
 
 def spiral_cameras(views: int, size: int, radius: float = 1.0) -> Cameras:
-    """Return cameras on a golden-angle spiral, for a scene of `radius` world units; image edge `size` in pixels."""
+    """Return `views` cameras on a golden-angle spiral around the origin; see `cameras_at` for `size` and `radius`."""
     k = torch.arange(views, dtype=torch.float32)
     height = math.sin(MIN_ELEVATION) + (math.sin(MAX_ELEVATION) - math.sin(MIN_ELEVATION)) * (k + 0.5) / views
     return cameras_at(torch.asin(height), (k * math.pi * (3 - math.sqrt(5))) % (2 * math.pi), size, radius)
 
 
 def cameras_at(elevation: Tensor, azimuth: Tensor, size: int, radius: float) -> Cameras:
-    """Return cameras at elevations and azimuths (V,) in radians; `size` in pixels, scene `radius` in world units."""
+    """Return V cameras that look at the origin, from elevations and azimuths (V,) in radians.
+
+    `size`: edge of the square images in pixels. `radius`: radius of the scene in world units.
+    """
     distance = torch.full_like(elevation, DISTANCE * radius)
     projection = Projection.perspective(torch.full_like(elevation, FOV), size, size)
     return Cameras(orbit_c2w(elevation, azimuth, distance), projection, size, size)
@@ -46,7 +49,10 @@ def cameras_at(elevation: Tensor, azimuth: Tensor, size: int, radius: float) -> 
 def field_renderer(
     field: Any, occupancy: Any, options: MarchConfig, device: torch.device | str = "cpu"
 ) -> ViewRenderer:
-    """Return a renderer of `field` without light and background. `occupancy`, `options`: for ray marching."""
+    """Return a `ViewRenderer` of `field` without light and background.
+
+    `occupancy` (None: all space is occupied) and `options` are for ray marching.
+    """
     background, material = SolidBackground().to(device), Material()
 
     @torch.no_grad()

@@ -81,8 +81,9 @@ def field_view(
 ) -> FieldView:
     """Return a trained representation on `device` in the form that the export uses.
 
-    Without an occupancy grid, all space counts as occupied. `elevations` are the lowest and highest of the training
-    cameras, in degrees. If the representation has no density, density and colours come from rendered depth images.
+    Without an occupancy grid, all space counts as occupied. `elevations`: lowest and highest elevation of the training
+    cameras in degrees; None: unknown. If the representation has no density, density and colours come from rendered
+    depth images.
     """
     density: Field = field.density
     colour: Field = lambda x: torch.sigmoid(field(x)[1][:, :3])  # noqa: E731

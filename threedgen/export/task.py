@@ -29,7 +29,10 @@ logger = logging.getLogger(__name__)
 
 
 def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -> int:
-    """Run the task `export`: write the asset, print the names of its files and the folder. Returns exit code 0."""
+    """Run the task `export`: write the asset, print the names of its files and the folder. Returns exit code 0.
+
+    `quiet`: print only the folder. `resume` is ignored.
+    """
     set_threads(None)
     folder, out, options = runs.run_folder(config.run, "run"), config.destination(), config.asset()
     prepare(out, megabytes=64)
@@ -52,7 +55,7 @@ def run(config: ExportConfig, resume: Path | None = None, quiet: bool = False) -
 
 @contextmanager
 def progress_bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
-    """Show a progress bar; yield a callback that receives the name of each step (`STEPS`) when the step starts."""
+    """Show a progress bar unless `quiet`; yield a callback that receives each step's name (`STEPS`) when it starts."""
     with Count("asset", len(STEPS), quiet) as count:
 
         def on_step(step: str) -> None:
@@ -66,9 +69,10 @@ def progress_bar(quiet: bool = False) -> Iterator[Callable[[str], None]]:
 def export(
     source: RunField, config: AssetConfig, folder: Path, nearest_budget: bool = False, quiet: bool = False
 ) -> ExportedAsset:
-    """Extract the surface of a run's field, make its asset (`make_asset`) and write it to `folder` (`save`).
+    """Extract the surface of a run's field, make its asset (`make_asset`), write it to `folder` (`save`) and return it.
 
     If the height is unset and the usual height of the prompt's object is known, the asset gets that height.
+    `nearest_budget`: if the triangle budget is too small, use the smallest possible one and add a note.
     """
     run, height, usual = source.config, config.height, source.config.usual_height()
     extras = {"prompt": run.prompt, "negative_prompt": run.negative_prompt, "seed": run.seed, "steps": source.steps}

@@ -79,7 +79,7 @@ def _new(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
 
 
 def cached_tensor(path: Path, name: str, shape: tuple[int | None, ...], make: Callable[[], Tensor]) -> Tensor:
-    """Return the float32 tensor `name` of a safetensors file; compute and write it if the file is not valid.
+    """Return the float32 tensor `name` of a safetensors file; if the file is not valid, write the result of `make`.
 
     A file is not valid if it is damaged, or if its tensor is not finite or has another shape than `shape`, in which
     None allows any size. Raises DiskFull.
@@ -106,7 +106,7 @@ def save_network(path: Path, network: torch.nn.Module) -> None:
 
 
 def load_network(network: torch.nn.Module, path: Path) -> bool:
-    """Load the weights that `save_network` wrote into `network`; return False if the file is missing or damaged."""
+    """Load weights from `save_network` into `network`; return False if the file is missing, damaged or does not fit."""
     if not path.exists():
         return False
     try:

@@ -44,13 +44,13 @@ def bf16_cpu() -> bool:
 
 
 def autocast_bf16(device: torch.device, enabled: bool = True) -> torch.autocast:
-    """Return a bfloat16 autocast context, enabled only if the device has bf16 instructions."""
+    """Return a bfloat16 autocast context; no effect if `enabled` is False or the device has no bf16 instructions."""
     dtype = compute_dtype("auto", device)
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled and dtype is torch.bfloat16)
 
 
 def cast_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Cast linear and convolution layers to autocast's dtype, in place, to save memory. For inference only."""
+    """Cast linear and convolution layers to `dtype`, that of autocast, in place, to save memory. For inference only."""
     for module in network.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             module.to(dtype)

@@ -78,7 +78,7 @@ def stored_config(folder: Path) -> Tree | None:
 
 
 def flat(tree: object, prefix: str = "") -> Tree:
-    """Convert nested dicts to one dict with dotted keys. A schedule, which is a dict of steps, stays one value."""
+    """Convert nested dicts to one dict with dotted keys below `prefix`. A schedule (dict of steps) stays one value."""
     if not isinstance(tree, dict) or all(map(is_step, tree)) or not all(isinstance(key, str) for key in tree):
         return {prefix: tree}
     return {

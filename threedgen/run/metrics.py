@@ -82,7 +82,7 @@ class Metrics:
 
 
 def csv_table(rows: Sequence[Tree], columns: Sequence[str] = ()) -> str:
-    """Return rows (dicts) as CSV text; without `columns` there is one column per key, in the order of appearance."""
+    """Return dicts as lines of CSV text; without `columns`, there is one column per key, in order of appearance."""
     columns = columns or list(dict.fromkeys(key for row in rows for key in row))
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, columns, restval="", extrasaction="ignore", lineterminator="\n")
@@ -148,7 +148,7 @@ def reset_peak_memory() -> None:
 
 
 def write_summary(folder: Path, config: BaseModel, seconds: float, **figures: object) -> Path:
-    """Write summary.json with data about run and machine and the results `figures`; return its path."""
+    """Write summary.json with data about run and machine, the duration and the results `figures`; return its path."""
     summary = {
         "task": getattr(config, "task", None),
         "prompt": getattr(config, "prompt", None),

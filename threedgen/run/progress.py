@@ -59,6 +59,8 @@ class Count:
     Args:
         stage: text in front of the numbers.
         total: number of steps.
+        quiet: show nothing.
+        console: terminal for the output; None: stderr.
         done: number of steps done by an earlier process; they do not count for the step time.
         clock: function that returns the time in seconds.
     """
@@ -134,7 +136,7 @@ class Count:
         say(clean(line), self.console.file)
 
     def note(self, text: str, details: list[str] | None = None) -> None:
-        """Show the current activity on the bar, followed by the first `details` that fit into the line."""
+        """Show the current activity on the bar, followed by the first `details` that fit (None: no change)."""
         if self._bar is not None:
             description = clean(f"{self.stage} {text}")
             task = self._bar.task_ids[0]

@@ -42,7 +42,7 @@ class PromptReader(Protocol):
 
 
 def normalise_prompt(prompt: str, key: str = "prompt", example: str = EXAMPLE_OBJECT) -> str:
-    """Return a prompt as one line with single spaces. Raises ConfigError with an example if it is empty."""
+    """Return a prompt as one line with single spaces. Raises ConfigError with `key` and `example` if it is empty."""
     text = " ".join(prompt.split())
     if not any(character.isprintable() for character in text.replace(" ", "")):
         raise ConfigError(f'is empty. Set it, for example {key}="{example}"', key)
@@ -62,7 +62,7 @@ def remove_words(prompt: str, words: Iterable[str]) -> str:
 
 
 def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) -> list[str]:
-    """Log and return warnings about a prompt: joined lines, truncation, unknown words, no identifier, and `more`."""
+    """Log and return warnings about a prompt: joined lines, truncation, unknown words, no subject name, and `more`."""
     text, notes = normalise_prompt(prompt), []
     if len(prompt.strip().splitlines()) > 1:
         notes.append("the lines of the prompt were joined")

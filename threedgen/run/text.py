@@ -11,7 +11,7 @@ from typing import IO
 
 
 def say(text: str, stream: IO[str] | None = None) -> None:
-    """Print text; escape control and unencodable characters. If writing fails, discard all further output."""
+    """Print text to `stream` (None: stdout), escaping control characters. If writing fails, discard later output."""
     stream = stream or sys.stdout
     if stream is None:  # it was closed when the process started
         return

@@ -36,7 +36,7 @@ def threads_of(config: Any) -> int | None:
 
 
 def threads_each(config: WorkersConfig) -> int | None:
-    """Return the CPU threads of one job: `config.threads`, or cores divided by workers; None: one per core."""
+    """Return the threads of a job: `config.threads`, else a Ray task's CPUs or cores / workers; None: one per core."""
     if config.threads is not None or config.engine == "here":
         return config.threads
     return max(1, int(config.cpus) if config.engine == "ray" else cores() // config.workers)

@@ -31,6 +31,8 @@ _PLAIN = re.compile(
 def read_torch(path: Path, mmap: bool = False) -> Any:
     """Load a torch file to the CPU. First verify the checksums of its zip archive, which torch does not check.
 
+    `mmap`: map the tensors from the file instead of reading them to memory.
+
     Raises:
         FileError: the file is truncated, damaged, of another format, or contains Python objects.
         OutOfMemory: the file needs more memory than is free.

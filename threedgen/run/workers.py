@@ -204,7 +204,7 @@ class LocalProcess(Worker):
 
 
 def init_process(loaded: Mapping[str, plugins.Plugin]) -> None:
-    """Set up a worker process. It gets its own process group, so that Ctrl-C reaches only the main process."""
+    """Set up a worker process with the plug-ins `loaded`, in its own process group, which Ctrl-C does not reach."""
 
     def stop(*signal_and_frame: object) -> None:  # replaced by Interrupts during a training
         raise Stopped(STOP_CODES[1])
@@ -248,7 +248,10 @@ def attempt_for_ray(*task: Any) -> Answer:
 
 
 def ray_tasks(address: str | None, cpus: float, gpus: float) -> Callable[[], Worker]:
-    """Connect to a Ray cluster, or start a local one; return a function that creates workers. Raises ConfigError."""
+    """Connect to the Ray cluster at `address` (None: RAY_ADDRESS or a local one); return a function that makes workers.
+
+    `cpus` and `gpus` are the numbers that a job reserves. Raises ConfigError.
+    """
     import ray
 
     # import path and plug-ins of this process, valid on all machines that share the disk

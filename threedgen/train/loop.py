@@ -65,6 +65,7 @@ def fit(
 
     Args:
         resume: continue from the newest readable checkpoint, if there is one.
+        quiet: show no progress.
         metrics: names in `module.metrics` to show in the progress bar.
         interrupts: Ctrl-C handler of the caller, which stays active afterwards.
 

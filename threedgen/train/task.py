@@ -45,7 +45,10 @@ class Task:
     """Run of a task: config, folder, start time and result files, with methods that load, train and summarise."""
 
     def __init__(self, config: Any, resume: Path | None = None, quiet: bool = False, files: Iterable[str] = ()) -> None:
-        """Start or resume a run. `files` are the paths of its result files, relative to the run folder."""
+        """Start a run, or resume it unless `resume` is None. `files`: paths of result files relative to the run folder.
+
+        `quiet`: print no weight files and progress.
+        """
         self.config, self.resume, self.quiet, self.files = config, resume is not None, quiet, tuple(files)
         self.folder, self.start_time = Path(str(config.out)), time.monotonic()
         self.is_global_zero = True  # set by `fit`
@@ -200,6 +203,8 @@ def run_task(
 
     Args:
         work: function that does the task; it returns the status (None: finished) or raises `Stopped`.
+        resume: folder of the run to resume; None: start a new run.
+        quiet: print no weight files and progress.
         result: file or folder in the run folder whose path is printed.
         files: names of result files. If a file that the run has written is missing, the run does not count as finished.
         again: call `work` even if the task is finished. Evaluations set it; they cache their slow parts.
@@ -233,7 +238,7 @@ def execute(work: Callable[[Task], Status | None], task: Task, hint: str = "") -
 
 
 def device(accelerator: str = "auto") -> str:
-    """Return torch's name ("cuda:0", "mps", "cpu") of the device that Lightning uses for this process."""
+    """Return torch's name ("cuda:0", "mps", "cpu") of the device that Lightning's option `accelerator` selects."""
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         return f"cuda:{local_rank()}"
     if accelerator in ("auto", "gpu", "mps") and torch.backends.mps.is_available():

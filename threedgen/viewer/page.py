@@ -47,7 +47,7 @@ def _environment() -> Environment:
 def page(template: str, scripts: Sequence[str], served: bool = False, **values: object) -> str:
     """Render a template of `assets/` as a whole page, with page.css and the scripts inline. Returns the HTML.
 
-    `values` are the template's variables. `served` allows requests to the server that delivers the page.
+    `scripts`: files in `assets/`; `values`: variables of the template. `served`: allow requests to the page's server.
     """
     style, *texts = ((ASSETS / name).read_text(encoding="utf-8") for name in ("page.css", *scripts))
     script = "\n".join(texts)
@@ -111,8 +111,8 @@ def write_textured_page(
 ) -> None:
     """Write the page of the GLB file `model`, which lies in the page's folder, with a 3D view. Raises OSError.
 
-    Missing and too large images of `rows` are left out. `headline`: texts for the line under the title; `notes`:
-    remarks for the user, one sentence each.
+    `rows`: rows of images (`Row`); missing and too large images are left out. `headline`: texts for the line under the
+    title; `notes`: remarks for the user, one sentence each.
     """
     sections = []
     for name, hint, images in rows:

@@ -124,7 +124,7 @@ class Record:
 
     @property
     def state(self) -> str:
-        """State of the run. A finished run whose max_steps was increased later counts as unfinished."""
+        """Finished, interrupted, failed or unfinished, as after a later increase of max_steps."""
         status = self.summary.status
         longer = status == "finished" and (self.summary.steps or 0) < (self.max_steps or 0)
         return status if status in ("finished", "interrupted", "failed") and not longer else "unfinished"

@@ -100,7 +100,7 @@ def logged_images(record: Record) -> list[tuple[str, Markup]]:
 
 
 def facts(record: Record) -> list[tuple[str, Rows]]:
-    """Return the tables of the page as (title, rows). A table may have no rows."""
+    """Return the tables of the page as (title, rows); a row is (name, text). A table may have no rows."""
     summary, machine = record.summary, record.summary.environment
     tables: dict[str, Tree] = {
         "Asset": asset_facts(record),
@@ -119,7 +119,7 @@ def facts(record: Record) -> list[tuple[str, Rows]]:
 
 
 def asset_facts(record: Record) -> dict[str, str]:
-    """Return the table of the asset; an empty text is not shown."""
+    """Return the rows of the table of the asset as name -> text; an empty text is not shown."""
     asset, sizes = record.asset, [number(edge) for edge in record.asset.size_m.values()]
     return {
         "Triangles": ", ".join(f"{count:,}" for count in asset.levels.values()),
@@ -171,6 +171,7 @@ def plot(title: str, points: Sequence[tuple[float, float]], steps: tuple[float, 
     """Return a line plot over training steps as SVG. The file page.css sets colours and fonts.
 
     Takes at least two points (step, value), sorted by step, and the first and last step of the horizontal axis.
+    `from_zero`: the vertical axis includes 0; else it is logarithmic for positive values of very different size.
     """
     values = np.array([value for _, value in points])
     log = bool(values.min() > 0 and values.max() / values.min() > LOG_RATIO and not from_zero)

@@ -61,7 +61,7 @@ class _Buffer:
 
 
 def glb_bytes(mesh: Mesh, name: str = "mesh", gltf_extras: Tree | None = None) -> bytes:
-    """Return the bytes of a GLB with vertex colours and without textures. `gltf_extras`: data for `extras`."""
+    """Return the bytes of a GLB with vertex colours, without textures. `gltf_extras`: JSON data for glTF `extras`."""
     colours = np.column_stack([to_linear(np.clip(mesh.colours, 0, 1)), np.ones(len(mesh.vertices))])
     buffer = _Buffer()
     attributes = {

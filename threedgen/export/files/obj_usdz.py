@@ -15,9 +15,9 @@ _DATE = (1980, 1, 1, 0, 0, 0)  # fixed date, so that equal content gives equal b
 
 
 def obj_zip(levels: dict[str, TexturedMesh], pngs: dict[str, bytes], name: str = "mesh") -> bytes:
-    """Return the bytes of a zip with NAME.obj, NAME.mtl and textures. Axes are those of the GLB: y up, front +z.
+    """Return the bytes of a zip with `name`.obj, `name`.mtl and textures. Axes are those of the GLB: y up, front +z.
 
-    `levels`: name -> mesh in world axes; each level of detail becomes an OBJ object. `pngs`: texture name (base_colour,
+    `levels`: name -> mesh in world axes; each level of detail becomes an object. `pngs`: texture name (base_colour,
     normal, orm) -> PNG file. MTL has no key for occlusion, so the material does not use it.
     """
     lines = [f"mtllib {name}.mtl"]

@@ -155,7 +155,7 @@ def large_pieces(vertices: Array, faces: Array) -> tuple[Array, Array, int]:
 
 
 def taubin(vertices: Array, faces: Array, iterations: int) -> Array:
-    """Smooth vertices (V, 3) of faces (F, 3) and keep the volume (Taubin 1995); return float32 vertices (V, 3)."""
+    """Smooth vertices (V, 3) of faces (F, 3) `iterations` times and keep the volume (Taubin 1995); return float32."""
     mean = _mean_of_neighbours(faces, len(vertices))
     moved = vertices.astype(np.float64)
     for _ in range(iterations):
@@ -168,7 +168,7 @@ def smooth_normals(normals: Array, faces: Array, reach: float) -> Array:
     """Blur unit normals (V, 3) along the surface; return unit normals (V, 3) float32.
 
     Each step averages a normal with the mean of its neighbours. The number of steps makes the result similar to a
-    Gaussian blur with a standard deviation of `reach` edges. faces: (F, 3).
+    Gaussian blur with a standard deviation of `reach` edge lengths. faces: (F, 3).
     """
     mean = _mean_of_neighbours(faces, len(normals))
     smooth = normals.astype(np.float64)

@@ -90,11 +90,11 @@ def optical_depth(sigma: Array, cell: float) -> Array:
 
 
 def clean(tau: Array, level: float) -> tuple[Array, Tree]:
-    """Remove small parts of the object and fill its cavities, in place in tau (R, R, R); return tau and statistics.
+    """Remove small parts of the object {tau > level} and fill its cavities, in place in tau (R, R, R).
 
     Each grid point is connected to its 26 neighbours. Values are clipped at 2 * level, which puts the surface half-way
     between an empty and an opaque point. A part is removed if its number of surface points is below MIN_PART of the
-    largest part's. tau must be 0 at the grid's border and above `level` somewhere.
+    largest part's. tau must be 0 at the grid's border and above `level` somewhere. Returns tau and statistics.
     """
     np.minimum(tau, 2 * level, out=tau)
     inside = tau > level

@@ -90,8 +90,8 @@ def collapse(
         vertices: positions (V, 3).
         faces: vertex indices (F, 3).
         target: number of triangles.
-        corners: for a textured mesh, the indices (F, 3) into `uv` of the corners of each face.
-        uv: texture coordinates (N, 2).
+        corners: for a textured mesh, the indices (F, 3) into `uv` of the corners of each face; else None.
+        uv: texture coordinates (N, 2); None without `corners`.
 
     Returns:
         The remaining faces (F', 3) int32 and their corners (F', 3) int32, both with the indices of the input.

@@ -34,7 +34,7 @@ class Topology:
 
 
 def topology(vertices: Array, faces: Array) -> Topology:
-    """Count edges and faces of a mesh (V, 3), (F, 3). Call `weld` first; otherwise every seam edge counts as open."""
+    """Count the defects of a mesh (V, 3), (F, 3). Call `weld` first; otherwise edges at UV seams count as open."""
     if not len(faces):
         return Topology()
     edges, direction = directed_edges(faces)
@@ -75,7 +75,7 @@ def unique_pairs(pairs: Array) -> tuple[Array, Array, Array]:
 
 
 def degenerate(vertices: Array, faces: Array) -> Array:
-    """Return a mask (F,) of the faces with an area below MIN_AREA, for vertices (V, 3) and faces (F, 3)."""
+    """Return a mask (F,) of faces (F, 3) whose area is below MIN_AREA if the longest side of (V, 3) is scaled to 1."""
     used = vertices[np.unique(faces)].astype(np.float64)
     size = float(np.ptp(used, axis=0).max()) or 1.0
     twice = np.linalg.norm(area_vectors(vertices.astype(np.float64) / size, faces), axis=1)
@@ -91,7 +91,7 @@ def pieces(faces: Array, vertices: int) -> Array:
 
 
 def signed_volume(vertices: Array, faces: Array) -> float:
-    """Return the volume inside a closed mesh (V, 3), (F, 3); positive for counter-clockwise faces seen from outside."""
+    """Return the volume in a closed mesh (V, 3), (F, 3); positive if faces are counter-clockwise seen from outside."""
     centre = vertices.astype(np.float64).mean(axis=0)  # far from the origin the sum would lose precision
     a, b, c = (vertices[faces[:, k]].astype(np.float64) - centre for k in range(3))
     return float((a * np.cross(b, c)).sum() / 6)

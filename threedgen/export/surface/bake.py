@@ -48,7 +48,10 @@ class Maps:
         return replace(self, base_colour=base_colour, normal=normal, orm=orm, covered=covered)
 
     def uint8(self) -> dict[str, Array]:
-        """Return base_colour, normal, orm (H, W, 3) as uint8 for files: 255 x for values, 128 + 127 n for normals."""
+        """Return base_colour, normal and orm by name, as uint8 (H, W, 3) for image files.
+
+        Colours and orm c in [0, 1] are stored as 255 c, the components n of a normal as 128 + 127 n.
+        """
         scaled = {"base_colour": 255 * self.base_colour, "normal": 128 + 127 * self.normal, "orm": 255 * self.orm}
         return {name: np.round(np.clip(values, 0, 255)).astype(np.uint8) for name, values in scaled.items()}
 
@@ -93,7 +96,10 @@ def bake(
 
 
 def with_dense_normals(low: TexturedMesh, dense: Mesh) -> TexturedMesh:
-    """Use normals of the nearest dense vertices on the same side, so that normal maps store only fine detail."""
+    """Return `low` with the normals of the nearest dense vertices that face the same side, and matching tangents.
+
+    Normal maps then store only fine detail.
+    """
     nearest = dense.normals[cKDTree(dense.vertices).query(low.vertices)[1]]
     same_side = (nearest * low.normals).sum(axis=1, keepdims=True) > MIN_NORMAL_COSINE
     normals = np.where(same_side, nearest, low.normals).astype(np.float32)
@@ -110,7 +116,7 @@ class Texels(NamedTuple):
 
 
 def texel_frames(low: TexturedMesh, buffers: Buffers) -> Texels:
-    """Return points and tangent frames of the covered texels, row by row, interpolated from the vertices."""
+    """Return points and tangent frames of the texels that a face covers, row by row, interpolated from the vertices."""
     parts = (low.vertices, low.normals, low.tangents)
     points, normals, tangents = (interpolate(part, low.faces, buffers)[buffers.mask] for part in parts)
     signs = np.where(tangents[:, 3] < 0, -1, 1).astype(np.float32)
@@ -126,15 +132,16 @@ class Projected(NamedTuple):
     hit: Array  # (N,) bool, whether the line meets the surface inside the cage
 
     def interpolate(self, attribute: Array, faces: Array) -> Array:
-        """Interpolate a vertex attribute (V, C) of the dense mesh, whose faces are (F, 3); return (N, C)."""
+        """Interpolate a vertex attribute (V, C) of the dense mesh, faces (F, 3), at the N points; return (N, C)."""
         values: Array = (attribute[faces[self.face]] * self.bary[..., None]).sum(axis=1)
         return values
 
 
 def project(tree: rays.Bvh, dense: Mesh, points: Array, normals: Array, cage: float) -> Projected:
-    """Move points (N, 3) along their unit normals (N, 3), by up to `cage` forwards or backwards, to the dense surface.
+    """Move points (N, 3) along their unit normals (N, 3), by up to `cage` world units to both sides, onto a dense mesh.
 
-    Only dense faces whose normal points to the same side count. `tree` is the hierarchy of `dense`.
+    Only dense faces whose normal points to the same side count. Points that meet no face stay (`Projected.hit` is
+    False). `tree` is the ray-casting hierarchy of `dense`.
     """
     face, bary, distance = rays.nearest_along(tree, points, normals, cage)
     hit = face >= 0

@@ -26,7 +26,11 @@ class BlendOptions:
     window: bool = True  # whether weights decrease towards the image borders
 
     def valid(self, error: Array, cosine: Array, jump: Array) -> Array:
-        """Return the mask (M,) of texels that an image may colour, from each texel's error, cosine and jump (M,)."""
+        """Return the mask (M,) of texels that an image may colour.
+
+        Takes (M,) arrays: depth difference `error` to the visible surface, `cosine` between normal and direction to the
+        camera, and largest depth step `jump` nearby.
+        """
         visible = (error < self.error) & (cosine > self.cosine)
         return visible if self.beside_edge else visible & (jump < self.jump)
 
@@ -65,7 +69,10 @@ class WeightedMean:
         return self.weights > 0
 
     def over(self, existing: Array, min_weight: float = MIN_WEIGHT) -> Array:
-        """Return the mean colours (N, 3). Texels without weight get the colours `existing` (N, 3) instead."""
+        """Return the mean colours (N, 3). Texels without weight get the colours `existing` (N, 3) instead.
+
+        The divisor of a mean is at least `min_weight`.
+        """
         mean = self.total / np.maximum(self.weights, min_weight)[:, None]
         return np.where(self.known[:, None], mean, existing)
 

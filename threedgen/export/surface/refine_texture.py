@@ -80,7 +80,7 @@ def refine_texture(texture: Array, mesh: TexturedMesh, c2w: Array, fov: float, t
 
 
 def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, masks: Array) -> Samples:
-    """Return the texture samples and target colours of all pixels that `refine_texture` compares."""
+    """Return the texture samples and target colours of all pixels that `refine_texture` compares; same arguments."""
     size = targets.shape[1] * SUPERSAMPLE, targets.shape[2] * SUPERSAMPLE
     vertices, normals = mesh.vertices.astype(np.float64), unit(area_vectors(mesh.vertices, mesh.faces))
     uvs, colours = [], []
@@ -101,9 +101,10 @@ def sample_pixels(mesh: TexturedMesh, c2w: Array, fov: float, targets: Array, ma
 def optimise(
     texture: Array, samples: Samples, steps: int = STEPS, rate: float = RATE, prior_weight: float = PRIOR_WEIGHT
 ) -> tuple[Array, float, float]:
-    """Minimise squared pixel errors plus `prior_weight` times squared texel changes, with Adam.
+    """Minimise squared pixel errors plus `prior_weight` times squared texel changes, with `steps` Adam steps.
 
-    Takes the baked texture (H, W, 3). Returns the texture with the lowest loss, and the PSNR in dB before and after.
+    Takes the baked texture (H, W, 3) and the initial learning `rate`. Returns the texture with the lowest loss, and the
+    PSNR in dB before and after.
     """
     start, texels = torch.from_numpy(texture), torch.from_numpy(texture.copy())
     adam = torch.optim.Adam([texels], lr=rate, betas=(0.9, 0.99), eps=ADAM_EPS, fused=True)
@@ -152,7 +153,7 @@ def predict(texture: Array, samples: Samples) -> Array:
 
 
 def gradient(colours: Array, samples: Samples, shape: tuple[int, ...]) -> Array:
-    """Return the gradient (H, W, 3) of half the sum of squared errors of colours (P, 3), for a texture of `shape`."""
+    """Return the gradient (H, W, 3) of half the squared errors of predicted colours (P, 3); `shape`: texture shape."""
     error = (colours - samples.target) / samples.uv.shape[1]
     return scatter(np.broadcast_to(error[:, None], (*samples.uv.shape[:2], 3)), samples.uv, (shape[0], shape[1]))
 

@@ -33,7 +33,8 @@ ANCHOR_WEIGHT = 1e-3  # relative weight of the link to the nearest known texel; 
 def visible_faces(mesh: TexturedMesh, elevations: tuple[float, float], radius: float = 1.0) -> Array:
     """Return the mask (F,) of mesh faces that at least MIN_SHARE of the cameras on rings around the object see.
 
-    elevations: lowest and highest camera elevation in degrees; radius: scene radius in world units.
+    elevations: lowest and highest camera elevation in degrees; radius: scene radius in world units. A camera sees a
+    face only if the cosine between normal and direction to the camera is at least MIN_COSINE.
     """
     elevation, azimuth = torch.meshgrid(
         torch.linspace(math.radians(elevations[0]), math.radians(elevations[1]), N_ELEVATIONS),
