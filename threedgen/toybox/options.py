@@ -95,7 +95,7 @@ class RoomPathsConfig(WalksConfig):
 
 
 class ToyboxObjectsConfig(Config):
-    """Toybox objects from several sides, rendered on first use."""
+    """Toybox objects in MV-Adapter's six views, rendered on first use."""
 
     name: Literal["toybox"] = "toybox"
     count: int = Field(40_000, ge=1, le=10_000_000, description="number of objects")
@@ -105,7 +105,7 @@ class ToyboxObjectsConfig(Config):
 
 
 class MakeSRNToyboxConfig(RunConfig):
-    """Toybox cars and chairs with marks on their four sides, in the layout of the SRN archives."""
+    """Toybox cars and chairs with marks on their sides, in the layout of SRN archives."""
 
     families: Families = ("cars", "chairs")
     train: Count = Field(200, description="training scenes per family, with random views")
@@ -120,7 +120,7 @@ class MakeSRNToyboxConfig(RunConfig):
 
 
 class ToyboxPairsConfig(Config):
-    """Training pairs of marked toybox objects, rendered on first use."""
+    """Pairs of toybox cars and chairs with marks on their sides, rendered on first use."""
 
     name: Literal["toybox"] = "toybox"
     families: Families = ("cars", "chairs")

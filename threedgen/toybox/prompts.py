@@ -99,7 +99,7 @@ class ToyboxPrompts:
         raise ConfigError(f"{problem}; prompt_check=off skips this check", "prompt", prompt)
 
     def notes(self, prompt: str) -> list[str]:
-        """Return warnings for a prompt that names several objects, or several parts or accessories."""
+        """Return warnings if a prompt names several objects, or several parts or accessories."""
         prompt = self.read(prompt).text
         found = self._nouns_in(prompt)
         if not found:

@@ -48,7 +48,10 @@ FRAME_WIDTH = 0.05
 
 
 def make_marked_object(family: str, rng: np.random.Generator, index: int = -1) -> Asset:
-    """Generate a car or chair with marks on its four sides. Raises KeyError if `family` is no key of `FAMILIES`."""
+    """Build a car or chair with a panel and a symbol (marks) on each of its four sides.
+
+    Raises KeyError if `family` is no key of `FAMILIES`.
+    """
     noun = NOUNS[FAMILIES[family]]
     main = sample_colour(rng)
     builder = Builder(rng, colour_value(main, rng))
@@ -216,7 +219,10 @@ def viewpoints(config: MakeSRNToyboxConfig, job: Job) -> Cameras:
 
 
 class ToyboxScenes:
-    """Training source (`PairSource`) of marked cars and chairs, the same that `make-srn-toybox` writes for a seed."""
+    """Training source (`PairSource`) of cars and chairs with marks on their sides.
+
+    The task `make-srn-toybox` writes the same scenes for the same seed and sizes.
+    """
 
     def __init__(self, config: ToyboxPairsConfig, size: int, seed: int) -> None:
         self.count, self.views, self.n_families = config.scenes, config.views, len(config.families)

@@ -30,8 +30,8 @@ AZIMUTHS = (25, -40, 60, 150, 20, 230, -70, 0)
 
 
 def sheet_specs(noun: str, count: int, split: str, seed: int) -> list[Spec]:
-    """Return up to ``count`` specs for a noun's row of the sheet. In the split "train", about every second one names a
-    part. In the split "held-out", a noun without held-out combinations has none."""
+    """Return up to ``count`` descriptions of objects of a noun for the contact sheet. In the split "train", about every
+    second one names a part. In the split "held-out", a noun without held-out combinations has none."""
     entry, names = NOUNS[noun], list(COLOURS)
     options = entry.parts + entry.wears
     if split == "held-out":

@@ -105,7 +105,7 @@ class FourSides:
 
 
 class ToyboxObjects(ObjectViews):
-    """Source of toybox objects in the six views of MV-Adapter, see ``ObjectViews``.
+    """Source of toybox objects in the six views of MV-Adapter. ``ObjectViews`` explains the arguments.
 
     With the control "rays", small objects stay small in the image. With the control "geometry", every object fills the
     image, as meshes to be textured do.

@@ -48,8 +48,8 @@ def _rooms(seed: int, split: SceneSplit, clutter: float) -> Rooms:
 
 
 def render_scene_views(room: Room, at: Cameras, rng: Sequence[np.random.Generator], depth: bool = False) -> SceneViews:
-    """Render V views of a room, with captions and, if ``depth``, with depth. ``rng`` has a generator for the caption of
-    each view."""
+    """Render views of a room from the V cameras ``at``, with captions and, if ``depth``, with depth. ``rng`` has a
+    generator for the caption of each view."""
     rgb, z, _ = render_images(room, at, 2, depth)
     labels = render_images(room, _resized(at, CAPTION_PIXELS), 1, True)[2]
     texts = tuple(describe_view(room, label, one) for label, one in zip(labels, rng, strict=True))
@@ -61,10 +61,10 @@ def _resized(at: Cameras, width: int) -> Cameras:
 
 
 def render_images(room: Room, at: Cameras, supersample: int, with_gbuffer: bool) -> tuple[Array, Array, Array]:
-    """Render views of a room from V cameras, with ``supersample`` rays per pixel along each axis.
+    """Render views of a room from the V cameras ``at``, with ``supersample`` rays per pixel along each axis.
 
     H and W must be both even or both odd. Returns rgb (V, H, W, 3) in [0, 1], depth (V, H, W) along the viewing axis in
-    metres, and labels (V, H, W) of ``render_rooms``. Depth and labels are empty without a G-buffer.
+    metres, and labels (V, H, W) of ``render_rooms``. Depth and labels are empty without ``with_gbuffer``.
     """
     side = max(at.height, at.width)
     focal = at.K[:, 1, 1].double().numpy()
@@ -110,13 +110,13 @@ class RoomPanoramas:
         return render_scene_views(self.rooms.room(index), at, rng)
 
     def skybox(self, index: int, size: int) -> Array:
-        """Render the skybox (6, size, size, 3), in [0, 1], of a room, in the order and directions of ``SKYBOX``."""
+        """Render the skybox (6, size, size, 3), in [0, 1], of room ``index``, with the views of ``SKYBOX``."""
         R = torch.stack([rotation(*angles) for angles in SKYBOX])
         at = cameras(R, radians(90), size, size, EYE_POSITION.tolist())
         return render_images(self.rooms.room(index), at, 2, False)[0]
 
     def directions(self, index: int) -> list[str]:
-        """Return the captions of eight views of a room at the yaws 0, 45, ..., 315 degrees to the right of +x."""
+        """Return the captions of eight views of room ``index``, at yaws 0, 45, ..., 315 degrees to the right of +x."""
         at = cameras(ring(8), radians(90), CAPTION_PIXELS, CAPTION_PIXELS, EYE_POSITION.tolist())
         rng = [self.rooms.rng(index, 10 + number) for number in range(8)]
         return list(render_scene_views(self.rooms.room(index), at, rng).captions)

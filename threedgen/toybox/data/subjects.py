@@ -36,7 +36,7 @@ def subject_nouns() -> list[Noun]:
 
 
 def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] = ()) -> Asset:
-    """Make subject ``number`` of a seed. Its caption is the noun with its article, such as "a dog".
+    """Return subject ``number`` of a seed. Its caption is the noun with its article, such as "a dog".
 
     If ``noun`` is empty, consecutive numbers have different nouns, all of which can wear the accessories ``wearing``.
     The accessories are not added. Raises KeyError for an unknown noun.
@@ -57,7 +57,7 @@ def make_subject(seed: int, number: int, noun: str = "", wearing: Sequence[str] 
 
 
 def render_photos(subject: Asset, count: int, size: int, seed: int = 0) -> np.ndarray:
-    """Render photos (count, size, size, 3), in [0, 1], of a subject on grey. Azimuths are nearly evenly spaced, and
+    """Render photos (count, size, size, 3), in [0, 1], of a subject on grey 0.5. Azimuths are nearly evenly spaced, and
     elevations random, from 5 to 30 degrees."""
     rng = np.random.default_rng([seed, max(0, subject.index), *b"photos"])
     turns = rng.uniform() + (np.arange(count) + rng.uniform(-0.2, 0.2, count)) / count

@@ -33,7 +33,7 @@ class Case:
         return caption(self.spec)
 
     def truth(self, seed: int, number: int = 0) -> Asset:
-        """Build true object ``number`` of this combination. No training uses these objects."""
+        """Build object ``number`` of this combination, with random shape and pose. No training uses these objects."""
         return build(self.spec, numpy_generator(seed, self.index, f"truth {number}"), index=self.index)
 
 
@@ -65,7 +65,7 @@ def held_out_cases(count: int, seed: int, spread: bool = False, nouns: Collectio
 
 @cache
 def held_out_pairs() -> dict[str, int]:
-    """Map each noun to its number of held-out pairs of colour and part. Nouns without such pairs are left out."""
+    """Map each noun to its number of held-out pairs (colour, part or accessory). Nouns without pairs are left out."""
     pairs = {
         word: sum(held_out(Spec(word, colour, "", part)) for colour in COLOURS for part in noun.parts + noun.wears)
         for word, noun in NOUNS.items()
@@ -92,7 +92,7 @@ class FrontObjects:
     """Source of toybox objects with one clear front (`threedgen.evaluation.janus.options.FrontObjects`)."""
 
     def prompts(self, count: int, seed: int) -> list[str]:
-        """Return ``count`` held-out captions, with nouns in turn. Raises ConfigError if there are not enough."""
+        """Return ``count`` held-out captions of `clear_nouns` in turn. Raises ConfigError if there are too few."""
         return [case.caption for case in held_out_cases(count, seed, spread=True, nouns=clear_nouns())]
 
     def without_front(self, prompts: Sequence[str]) -> dict[str, str]:
@@ -114,7 +114,7 @@ BACKGROUND = 0.5
 
 
 def toybox_scenes(config: ToyboxScenesConfig, sampler: object, seed: int) -> list[Scene]:
-    """Return scenes of held-out captions. The original views show a true object that no training uses."""
+    """Return scenes of held-out captions. The original views show objects no training uses. ``sampler`` is unused."""
     fov, elevation = float(np.deg2rad(config.fov)), float(np.deg2rad(config.elevation))
     distance = config.relative_distance / float(np.tan(fov / 2))
     cameras = orbit(config.views, elevation, distance, fov, config.size, config.size)

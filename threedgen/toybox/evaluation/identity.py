@@ -33,7 +33,10 @@ TEMPERATURE = 0.1
 
 
 class IdentityNet(nn.Module):
-    """Convolutional identity network of four levels. Each level has half the resolution of the level before."""
+    """Convolutional network that encodes an image of a subject as a unit vector; images of the same subject are close.
+
+    It has four levels, each at half the resolution of the level before. ``options`` are its sizes; None: the defaults.
+    """
 
     def __init__(self, options: IdentityNetworkConfig | None = None) -> None:
         super().__init__()
@@ -62,7 +65,7 @@ class ToyboxIdentity:
 
     @torch.no_grad()
     def __call__(self, images: Tensor, chunk: int = 64) -> Tensor:
-        """Encode square images (V, H, W, 3) in [0, 1] as unit vectors (V, D), ``chunk`` images at a time."""
+        """Encode square images (V, H, W, 3) in [0, 1] as unit vectors (V, D), float32, ``chunk`` images at a time."""
         size = self.net.options.image_size
         return torch.cat([self.net(prepare(part, size)) for part in images.split(chunk)])
 
@@ -73,7 +76,7 @@ def similarity(ours: Tensor, theirs: Tensor) -> float:
 
 
 def roc(same: Floats, different: Floats) -> dict[str, float]:
-    """Compute the ROC of similarities.
+    """Compute the ROC of a classifier that calls two subjects the same if their similarity reaches a threshold.
 
     Args:
         same: similarities (N,) of pairs of images of the same subject, N > 0.
@@ -95,7 +98,7 @@ def roc(same: Floats, different: Floats) -> dict[str, float]:
 
 
 def pairs(vectors: Tensor, subject: NDArray[np.integer], kind: NDArray[np.integer]) -> tuple[Floats, Floats]:
-    """Return the cosines of all pairs of images of the same subject, and of different subjects of the same kind.
+    """Return the cosines (N,) of all pairs of images of one subject, and (M,) of different subjects of the same kind.
 
     ``vectors`` (V, D) are unit vectors of images; ``subject`` and ``kind`` (V,) are indices of subject and kind (noun).
     """
@@ -122,7 +125,7 @@ def measure_roc(net: IdentityNet, count: int, alike: int, seed: int) -> dict[str
 
 
 def contrastive(vectors: Tensor, temperature: float) -> tuple[Tensor, float]:
-    """Return the contrastive loss of unit vectors (2 N, D), and the share of vectors nearest to their partner.
+    """Return the contrastive loss (scalar) of unit vectors (2 N, D), and the share of vectors nearest to their partner.
 
     Vectors 2 k and 2 k + 1 are partners: they belong to the same subject. With the partner p(i) of vector e_i, the loss
     is - mean_i log( exp(e_i e_p(i) / T) / sum_{j != i} exp(e_i e_j / T) ) (Khosla et al. 2020).

@@ -119,7 +119,8 @@ def judge_views(
 ) -> Verdict:
     """Classify the views (V, H, W, 3) of one object, uint8 or floats in [0, 1], and compare them with ``spec``.
 
-    ``azimuth`` (V,) are the azimuths of the cameras in radians. ``vote`` chooses the majority of the views (`judge`).
+    ``azimuth`` (V,) are the azimuths of the cameras in radians. None: sides are not judged. With ``vote``, noun and
+    colour are the most frequent answers of the views (`judge`).
     """
     views = probe.classify(torch.from_numpy(to_uint8(images)).float() / 255)
     return judge(views, spec, probe.labels, azimuth, vote, probe.threshold)
@@ -149,7 +150,7 @@ def tally(verdicts: Sequence[Verdict]) -> dict[str, Share]:
 
 
 def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verdict]:
-    """Judge true renders of toybox objects like results, to measure the accuracy of the probe.
+    """Judge four renders of each of the toybox objects ``indices`` like results, to measure the accuracy of the probe.
 
     For the answer "part_absent", the probe must not find an accessory that the object could wear but does not have.
     """
@@ -166,7 +167,7 @@ def own_accuracy(probe: Probe, box: Toybox, indices: Sequence[int]) -> list[Verd
 
 
 def calibrate(probe: Probe, box: Toybox, indices: Sequence[int]) -> float:
-    """Set and return ``probe.threshold``, at which accessories are missed as often as they are falsely found.
+    """Set and return ``probe.threshold``, at which the probe misses accessories as often as it finds absent ones.
 
     Most parts are absent from most training images, which lowers the probabilities of the probe.
     """

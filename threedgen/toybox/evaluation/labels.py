@@ -94,11 +94,12 @@ def word_colours(asset: Asset, labels: Labels) -> dict[str, int]:
 
 
 def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray, labels: Labels) -> Truth:
-    """Return the labels of N n images: n consecutive views of each of N assets.
+    """Return the labels of N n images: n consecutive views of each of the N ``assets``.
 
     Args:
         label: part label of each pixel from the ray caster, (N n, H, W): k + 1 for asset.labels[k].
         azimuth: azimuths (N n,) of the cameras, radians.
+        labels: vocabulary of the probe.
     """
     count, n_view = len(label), len(label) // len(assets)
     seen = np.zeros((count, len(labels.words)), np.int64)
@@ -127,7 +128,10 @@ def image_truth(assets: Sequence[Asset], label: np.ndarray, azimuth: np.ndarray,
 def labelled(
     box: Toybox, indices: Sequence[int], size: int, n_view: int, labels: Labels
 ) -> tuple[list[Asset], np.ndarray, Truth]:
-    """Render n views of N toybox objects. Return assets, images (N n, size, size, 3) in [0, 1], and labels."""
+    """Render n = ``n_view`` views of each of the N toybox objects ``indices``. The views of an object are consecutive.
+
+    Return the N assets, images (N n, size, size, 3) in [0, 1], and their labels in the vocabulary ``labels``.
+    """
     assets = [box.asset(i) for i in indices]
     cameras = [box.cameras(i, n_view) for i in indices]
     c2w, fov, azimuth = (np.concatenate([camera[k] for camera in cameras]) for k in range(3))
@@ -141,13 +145,14 @@ WIDE = View(fov=(33.0, 47.0), elevation=(-5.0, 35.0), relative_distance=(0.88, 1
 
 
 class ProbeToybox(Toybox):
-    """Training samples of the probe, with held-out combinations and many accessories, which are hard to find."""
+    """Toybox for the training of the probe: its objects have held-out combinations too, and many accessories, which are
+    hard to find."""
 
     def __init__(self, seed: int = 0, view: View = WIDE) -> None:
         super().__init__(seed, "train", view)
 
     def spec(self, index: int) -> tuple[Spec, int]:
-        """Return the spec of sample ``index``, and 0 for the basic wording of its caption.
+        """Return the spec of object ``index``, and 0, the number of the basic wording of its caption.
 
         At least half of the objects can wear an accessory, and half of the objects that can wear one have one.
         """
@@ -183,12 +188,13 @@ def corrupt(
     share: float,
     rng: np.random.Generator,
 ) -> None:
-    """Replace the images of a random ``share`` of the objects by images of rough objects, in place.
+    """Replace the images of a random ``share`` of the objects, in place, by images of their meshes with added noise.
 
-    Half of the rough objects that have a front get two fronts.
+    Half of the chosen objects that have a front get a second front on the back.
 
     Args:
         indices: indices of the N objects in the toybox.
+        assets: the N objects.
         rgb: images (N n, size, size, 3) in [0, 1], n consecutive views of each object; changed in place.
         truth: labels of the images; changed in place for objects with two fronts.
     """
@@ -208,6 +214,9 @@ def corrupt(
 
 
 def nearer_front(azimuth: Array) -> tuple[Array, Array]:
-    """Return azimuths (V,), radians, from the nearer of two fronts (0 and pi), and whether views show a clear side."""
+    """Return azimuths (V,), in [0, 2 pi), from the nearer of two fronts (0 and pi), and whether it is clearly visible.
+
+    ``azimuth`` (V,) is in radians. The second result (V,), bool, is True up to `CLEAR_ANGLE` from that front.
+    """
     relative = np.where(np.cos(azimuth) < 0, azimuth + np.pi, azimuth) % (2 * np.pi)
     return relative.astype(np.float32), np.cos(relative) >= np.cos(CLEAR_ANGLE)

@@ -55,7 +55,8 @@ KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", 
 
 @dataclass(frozen=True)
 class Turntable:
-    """Turntable views (8, H, W, 3) of an object, azimuths (8,) of the cameras in radians, and seconds of the run.
+    """Turntable views (8, H, W, 3), uint8 or in [0, 1], of an object, azimuths (8,) of the cameras in radians, and
+    seconds of the run (None: unknown).
 
     If the run ``failed``, for example because a loss was not finite, the views are grey.
     """
@@ -68,7 +69,10 @@ class Turntable:
 
 @dataclass(frozen=True)
 class MeasuredObject:
-    """Measurements of the object of a prompt and of a true object, and the images ``strip`` for side_by_side.png."""
+    """Measurements of the object of a prompt and of a true object; None if not measurable.
+
+    ``strip`` has the images (8, S, S, 3), uint8, for side_by_side.png; None: they are not wanted.
+    """
 
     judged: Judged
     turntable: Turntable

@@ -28,7 +28,8 @@ MATTE = "toybox-matte"
 
 
 def network_file(weights: str, name: str, key: str, remedy: str) -> Path:
-    """Return the weights of a network: a .safetensors file, a folder with NAME.safetensors, or "embedded".
+    """Return the path of a network's weights. ``weights`` is a .safetensors file, a folder with <name>.safetensors, or
+    "embedded" for <name>.safetensors of this installation.
 
     Raises ConfigError for the config key ``key`` if the file is missing. The message ends with ``remedy``.
     """
@@ -45,7 +46,10 @@ def probe_file(weights: str, key: str, embedded: str = PROBE) -> Path:
 
 
 def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: dict[str, Any]) -> Any:
-    """Load the config ``name`` with changes. Raises ConfigError for the key ``key`` if its task is not ``task``."""
+    """Load the config ``name`` with key=value ``overrides`` and ``values`` by key.
+
+    Raises ConfigError for the key ``key`` if its task is not ``task``.
+    """
     if (found := task_of(name)) != task:
         raise ConfigError(f"should be a config of the task {task} (got {name!r}, {found})", key)
     return load(name, list(overrides), values)
@@ -55,14 +59,14 @@ def load_task(key: str, task: str, name: str, overrides: Sequence[str], values: 
 
 
 class ProbeNetworkConfig(Config):
-    """Size of the probe, a residual network of four levels."""
+    """Size of the probe, a residual network that classifies toybox images."""
 
     image_size: int = Field(64, ge=32, le=256, multiple_of=16, description="side of the input, pixels")
     channels: tuple[int, int, int, int] = Field((32, 64, 96, 112), description="width of each level")
 
 
 class ProbeTrainingConfig(Config):
-    """Training of the probe, on renders of training combinations and of held-out ones."""
+    """Training of the probe, also on noun-colour-part combinations that are held out of priors' training."""
 
     blocks: int = Field(4, ge=1, description="blocks of objects per batch: the new one and earlier ones")
     learning_rate: Scheduled = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
@@ -80,7 +84,7 @@ class TrainProbeConfig(RunConfig):
 
 
 class IdentityNetworkConfig(ProbeNetworkConfig):
-    """Size of the identity network."""
+    """Size of the network that encodes the identity of a subject."""
 
     channels: tuple[int, int, int, int] = Field((32, 64, 96, 128), description="width of each level")
     width: int = Field(64, ge=2, le=1024, description="dimension of the output vector")
@@ -95,7 +99,7 @@ class TrainIdentityConfig(RunConfig):
 
 
 class ProbeConfig(Config):
-    """Probe of an evaluation."""
+    """Weights of the probe, the classifier that judges toybox images."""
 
     embedded: ClassVar[str] = PROBE  # file of the weights "embedded"
 
@@ -106,7 +110,7 @@ class ProbeConfig(Config):
 
 
 class ProbeSidesConfig(ProbeConfig):
-    """Toybox probe as view classifier, trained further on rough and two-fronted objects."""
+    """Toybox probe as classifier of sides, trained further on noisy meshes and two-fronted objects."""
 
     embedded: ClassVar[str] = "toybox-sides"
 
@@ -120,7 +124,7 @@ class ProbeFeaturesConfig(ProbeConfig):
 
 
 class ToyboxIdentityConfig(Config):
-    """Identity network of a train-toybox-identity run."""
+    """Network of a train-toybox-identity run, which recognises toybox subjects in images."""
 
     name: Literal["toybox"] = Field("toybox", description="for subjects of the toybox")
     weights: str = Field("embedded", min_length=1, description="'embedded', or the file or folder of a RUN/identity")
@@ -136,7 +140,7 @@ class ToyboxIdentityConfig(Config):
 
 
 class ToyboxScenesConfig(Config):
-    """Held-out captions, with toybox objects on a ring of cameras as original data."""
+    """Held-out captions, with views of toybox objects from a ring of cameras as original data."""
 
     name: Literal["toybox"] = "toybox"
     count: int = Field(40, ge=1, le=10_000, description="number of captions")
@@ -148,7 +152,7 @@ class ToyboxScenesConfig(Config):
 
 
 class EvaluatePriorConfig(SamplingConfig):
-    """Sample held-out combinations from a prior and measure the samples."""
+    """Sample held-out captions from a prior and judge the samples with the probe."""
 
     probe: ProbeConfig = ProbeConfig()
     prior: ObjectPrior = Field({}, description="prior to evaluate")
@@ -162,7 +166,7 @@ class EvaluatePriorConfig(SamplingConfig):
 
 
 class Evaluate3DConfig(RunConfig):
-    """Make 3D objects of held-out prompts and measure their turntables."""
+    """Make 3D objects of held-out prompts and judge their turntable views with the probe."""
 
     probe: ProbeConfig = ProbeConfig()
     config: str = Field("mvdream-toybox", min_length=1, description="generate config to evaluate")
@@ -180,7 +184,7 @@ class Evaluate3DConfig(RunConfig):
 
 
 class EvaluateSubjectsConfig(RunConfig):
-    """Tune a prior on toybox subjects; measure their identity in samples, and what the prior forgot."""
+    """Tune a prior on toybox subjects; measure identity in samples, and what the prior forgot."""
 
     probe: ProbeConfig = ProbeConfig()
     identity: Identity = Field({}, description="network that compares subjects")

@@ -64,7 +64,10 @@ Cases = dict[str, list[OpenCase]]
 
 
 def open_cases(nouns: int, seeds: int) -> Cases:
-    """Choose ``nouns`` evenly spread nouns, and accessories in turn. ``seeds`` is the number of seeds for "variety"."""
+    """Return open prompts of ``nouns`` evenly spread nouns, and of as many accessories in turn, by purpose.
+
+    ``seeds`` is the number of seeds of each noun for "variety".
+    """
     vocabulary, worn = list(NOUNS), []
     spread = [vocabulary[k * len(vocabulary) // nouns] for k in range(nouns)]
     for k in range(nouns):
@@ -87,7 +90,7 @@ def true_views(case: OpenCase, azimuth: Array, size: int, seed: int) -> Array:
 
 
 def measure(probe: Probe, matte: Matte, cases: Cases, views: Sequence[Array], truth: Sequence[Array]) -> Json:
-    """Compute all metrics of samples ``views`` and true renders ``truth``, as JSON.
+    """Compute agreement, presence of accessories and variety of samples ``views`` and true renders ``truth``, as JSON.
 
     Both have images (V, H, W, 3) in [0, 1] for each prompt, in the order of ``cases``.
     """
@@ -222,7 +225,7 @@ counts as right within 15 degrees of its quarter."""
         write_judged(self.task, self.probe, rows, KEYS, intro, text, about, shown, summary={"prior": self.weights})
 
     def sections(self) -> tuple[list[str], Json]:
-        """Measure `view_use` and samples of open prompts. Return report sections, and numbers as JSON."""
+        """Measure how views use each other, and open prompts. Return Markdown sections, and figures as JSON."""
         config, sections, figures = self.config, list[str](), Json()
         # only MVDream accepts another time step for each view
         if config.view_use and isinstance(self.prior, MVDream):

@@ -49,7 +49,7 @@ class Logits(NamedTuple):
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers of the probe for V views, on the CPU.
+    """Answers of the probe for V views, on the CPU, with N nouns, C colours and W part words.
 
     Log-probabilities: noun (V, N), colour (V, C), side (V, 4), part_colour (V, W, C). ``part`` (V, W) is the
     probability that a part is visible. ``azimuth`` (V,) is the camera azimuth in radians, in [-pi, pi].
@@ -69,6 +69,7 @@ class Answers:
 def combine_views(views: Answers) -> Answers:
     """Combine the answers for V views of an object into noun (N,), colour (C,), part (W,) and part_colour (W, C).
 
+    Noun and colour are means of log-probabilities, part is the maximum, and part_colour is the mean weighted by part.
     ``side`` (V, 4) and ``azimuth`` (V,) are not combined.
     """
     weight = views.part / views.part.sum(0).clamp(min=1e-6)
@@ -98,7 +99,7 @@ class Probe(nn.Module):
 
     Attributes:
         threshold: a part is visible if its probability is higher than this; calibrated after training.
-        accuracy: accuracy on new objects, measured after training.
+        accuracy: accuracy on new objects, measured after training; None: not measured.
     """
 
     def __init__(self, labels: Labels, options: ProbeNetworkConfig | None = None) -> None:
@@ -122,7 +123,7 @@ class Probe(nn.Module):
                 module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Logits:
-        """Classify images (B, 3, S, S) in [0, 1]. The outputs are float32."""
+        """Classify images (B, 3, S, S) in [0, 1], S being the configured side. The outputs are float32."""
         fine, middle, coarse = self._levels(x)
         levels = [lateral(y) for lateral, y in zip(self.laterals, (fine, middle, coarse), strict=True)]
         features = F.relu(torch.stack([F.interpolate(y, size=fine.shape[-2:]) for y in levels]).sum(0))
@@ -142,7 +143,8 @@ class Probe(nn.Module):
 
     @torch.no_grad()
     def features(self, images: Tensor) -> Tensor:
-        """Return features (V, D) of the last layer for square images (V, S, S, 3) in [0, 1]. Call it in eval mode."""
+        """Return the pooled features (V, D), float32, of the last level for square images (V, S, S, 3) in [0, 1] of any
+        size. Call it in eval mode."""
         *_, coarse = self._levels(prepare(images, self.options.image_size))
         return pooled(coarse).float()
 
@@ -209,7 +211,7 @@ def write_network(path: Path, network: nn.Module, card: Json, half: bool = False
 
 
 def read_network(path: Path, make: Callable[[Json], N], key: str, remedy: str) -> tuple[N, Json]:
-    """Read a network that `write_network` has written. Return it frozen in eval mode, with its card.
+    """Read a network that `write_network` has written. Return it frozen in eval mode, with its .json file (card).
 
     ``make`` creates the network from the card. If a file is missing or damaged, a ConfigError for the config key
     ``key`` is raised, and its message ends with ``remedy``.
@@ -232,7 +234,7 @@ def pooled(x: Tensor) -> Tensor:
 
 
 def prepare(images: Tensor, size: int) -> Tensor:
-    """Resize square images (V, S, S, 3) in [0, 1] to network inputs (V, 3, size, size), float32."""
+    """Resize square images (V, S, S, 3) in [0, 1], by area or bilinearly, to inputs (V, 3, size, size), float32."""
     if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] != images.shape[2]:
         raise ValueError(f"images are not square (V, H, W, 3): {tuple(images.shape)}")
     x = images.permute(0, 3, 1, 2).float()
@@ -242,7 +244,10 @@ def prepare(images: Tensor, size: int) -> Tensor:
 
 
 class ProbeSides:
-    """Classifier of the side in views of toybox objects (`janus.meter.ViewClassifier`). Raises ConfigError."""
+    """Classifier of the visible side of toybox objects (`janus.meter.ViewClassifier`).
+
+    The constructor raises ConfigError for missing or damaged weights.
+    """
 
     def __init__(self, config: ProbeSidesConfig) -> None:
         self.probe = Probe.load(config.weights, "meter.classifier.weights", config.embedded)
@@ -251,9 +256,10 @@ class ProbeSides:
         return self.probe.classify(images).side.exp()
 
     def likeness(self, images: Tensor, prompts: Sequence[str]) -> Tensor | None:
-        """Return scores (V, N) of N prompts: log-probability of the noun, plus that of the colour if it is named.
+        """Return scores (V, N) of N prompts for images (V, S, S, 3) in [0, 1].
 
-        The result is None if a prompt is not a toybox prompt.
+        A score is the log-probability of the noun, plus that of the colour if the prompt names one. The result is None
+        if a prompt has no toybox noun.
         """
         specs, labels = [parse_prompt(prompt) for prompt in prompts], self.probe.labels
         answers, columns = self.probe.classify(images), []
@@ -266,7 +272,10 @@ class ProbeSides:
 
 
 class ProbeFeatures(FeatureNetwork):
-    """Feature network that uses the probe: features of the last layer, logits of the nouns. Raises ConfigError."""
+    """Feature network that uses the probe: features of the last level, log-probabilities of the nouns as logits.
+
+    The constructor raises ConfigError for missing or damaged weights.
+    """
 
     description = (
         "the toybox probe, its last layer and its nouns as classes. It was trained on single objects, not "

@@ -32,7 +32,7 @@ Views = Sequence[Array]
 
 
 def features(probe: Probe, objects: Views) -> Array:
-    """Return the features (N V, D) of the last layer of the probe for V views of each of N objects."""
+    """Return the probe's pooled features (N V, D), float32, of the last level for V views of each of N objects."""
     probe.eval()
     rows = []
     for views in objects:
@@ -42,9 +42,9 @@ def features(probe: Probe, objects: Views) -> Array:
 
 
 def distances(probe: Probe, results: Views, truth: Views, other: Views) -> dict[str, float]:
-    """Return FID and KID ("fid", "kid") of results to the truth, and of other true objects ("floor_fid", "floor_kid").
+    """Return "fid" and "kid" of results to the truth, and "floor_fid" and "floor_kid" of ``other`` true objects to it.
 
-    Each argument has images (V, H, W, 3) of each object, uint8 or in [0, 1].
+    ``results``, ``truth`` and ``other`` have images (V, H, W, 3) of each object, uint8 or in [0, 1].
     """
     ours, first, second = (features(probe, views) for views in (results, truth, other))
     half = len(first) // 2
@@ -73,7 +73,7 @@ def roughness(normal: Array, mask: Array) -> float | None:
 
 
 class Surface(NamedTuple):
-    """Properties of the surface of a field: roughness in degrees, and whether the field is translucent."""
+    """Properties of a field's surface: `roughness` in degrees (None: unknown), and whether the field is translucent."""
 
     roughness: float | None
     translucent: bool
@@ -87,7 +87,7 @@ def surface(run: Path, c2w: Array, fov: float, size: int, resolution: int) -> Su
         c2w: camera-to-world poses (V, 4, 4) of the renders of normals.
         fov: vertical field of view, radians.
         size: side of the renders, pixels.
-        resolution: grid resolution of the surface extraction.
+        resolution: grid points along each axis of the surface extraction.
     """
     view = load_run_field(run).view
     try:
@@ -101,7 +101,8 @@ def surface(run: Path, c2w: Array, fov: float, size: int, resolution: int) -> Su
 
 
 def surface_figures(surfaces: Sequence[Surface | None], truth: Sequence[float | None]) -> Json:
-    """Summarise the surfaces of results (None: no surface) and the roughness of true objects in degrees, as JSON."""
+    """Return, as JSON, median roughness and counts of the surfaces of results (None: no surface), and the median of the
+    roughness ``truth`` of true objects in degrees (None: unknown)."""
     found = [one for one in surfaces if one is not None]
     return {
         "roughness": median([one.roughness for one in found]),
@@ -140,6 +141,7 @@ class Judged:
     """Judged result for a held-out caption.
 
     Attributes:
+        case: held-out combination and its caption.
         views: images (V, H, W, 3) of the result, uint8 or in [0, 1].
         verdict: verdict on the result.
         truth: verdicts on true objects of the caption.
@@ -187,7 +189,8 @@ def verdict_figures(verdicts: Sequence[Verdict]) -> Json:
 
 
 def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: Sequence[str]) -> str:
-    """Return a Markdown table of the shares of correct answers of results and of true objects. Rows are ``keys``."""
+    """Return a Markdown table of the shares of correct answers of results and of true objects, one row per key of
+    `FIGURES` in ``keys``."""
     ours, theirs = tally(measured), tally(truth)
     heads = ["figure", "measured", "95 % interval", "probe on ground truth", "95 % interval"]
     rows = [
@@ -202,7 +205,7 @@ def verdict_table(measured: Sequence[Verdict], truth: Sequence[Verdict], keys: S
 
 
 def label(verdict: Verdict) -> str:
-    """Return the label of a contact sheet cell: "ok", or the wrong answers and what the probe finds."""
+    """Return the label of an image on the contact sheet: "ok", or the wrong answers and what the probe finds."""
     words, wrong = verdict.words, [key for key in SHEET_KEYS if verdict.answers.get(key) is False]
     found = ", ".join(filter(None, (f"{words['colour']} {words['noun']}", words.get("part"))))
     return f"{'+'.join(wrong)}: {found}" if wrong else "ok"
@@ -228,10 +231,10 @@ def write_judged(
         keys: keys of `FIGURES` for the rows of the table.
         intro, notes: text before and after the tables.
         figures: first entries of report.json.
-        shown: maps the indices of ``rows`` to images (V, H, W, 3) for the contact sheet.
-        own: further entries of each object in report.json.
-        fidelity: further distances to the truth, for `fidelity_table`.
-        summary: further entries of the summary.
+        shown: maps indices of ``rows`` to images (V, H, W, 3) for the contact sheet.
+        own: further entries of each object in report.json; None: none.
+        fidelity: further distances to the truth, for `fidelity_table`; None: none.
+        summary: further entries of the summary; None: none.
     """
     captions, measured = [row.case.caption for row in rows], [row.verdict for row in rows]
     truth = [verdict for row in rows for verdict in row.truth]

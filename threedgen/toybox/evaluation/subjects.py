@@ -112,7 +112,7 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
     def sample(
         self, prior: Prior, prompts: Sequence[str], places: Sequence[tuple[int, int]]
     ) -> list[tuple[Array, Array]]:
-        """Sample a batch of prompts. ``places`` are the subject numbers and settings that seed cameras and noise.
+        """Sample a batch of prompts. ``places`` has the (subject number, setting) that seeds cameras and noise of each.
 
         Returns for each prompt views (V, S, S, 3), uint8, and azimuths (V,) of the cameras in radians.
         """
@@ -133,7 +133,11 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         return {"scores": scores}
 
     def samples(self, subject: Subject, prior: Prior, name: str, identifier: str = "") -> Json:
-        """Sample a subject in each setting, and write the images NAME-k.png. Return identity, answers and scores."""
+        """Sample a subject with each of `SETTINGS`, and write the views of setting k to <name>-k.png in its folder.
+
+        ``identifier`` is the word for the subject in prompts; empty: none. Return the identity, answers and score of
+        each setting as JSON.
+        """
         noun, number = subject.asset.noun, subject.asset.index
         prompts = [prompt_of(noun, worn, identifier) for worn in SETTINGS]
         identity, verdicts = [], []
@@ -146,7 +150,10 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         return {"identity": identity, "answers": answers, "scores": [score(verdict) for verdict in verdicts]}
 
     def tuned(self, subject: Subject, tuning: MVDreamBoothConfig, key: str, strength: float) -> Json:
-        """Measure a tuned prior by samples of the subject, of its class (``class``) and of ``held_out`` prompts."""
+        """Measure a tuned prior by samples of the subject, of its noun ("class") and of held-out prompts ("held_out").
+
+        ``key`` starts the names of the images, ``strength`` is that of the personalisation. Return JSON.
+        """
         folder = Path(str(tuning.out))
         options = {"personalisation": str(folder / dreambooth.RESULT), "personalisation_strength": strength}
         prior = prior_of(tuning, **options)
@@ -176,7 +183,10 @@ correct answers: for prompts of the subject (compared with the base's for the cl
 
 
 def tuning_config(config: EvaluateSubjectsConfig, folder: Path, method: str, noun: str) -> MVDreamBoothConfig:
-    """Load the config that tunes the prior on the photos of the subject in ``folder``. Raises ConfigError."""
+    """Load the config that tunes the prior on the photos of the subject in ``folder``. Raises ConfigError.
+
+    ``method`` is the preservation method, ``noun`` that of the subject.
+    """
     values = {
         "prompt": f"{article(noun)} [v] {noun}", "identifier": "[v]", "photos": [str(folder / "photos")],
         "seed": config.seed, "threads": config.threads, "out": str(folder / method), "tuning.preservation": method,
@@ -229,10 +239,10 @@ def row_name(key: str) -> str:
 
 
 def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
-    """Return a contact sheet (H, W, 3), uint8, with one row per subject. ``folder`` has the folders of all subjects.
+    """Return a contact sheet (H, W, 3), uint8, with a line of images per subject. ``folder`` has all subjects' folders.
 
-    A row shows the photos, then four views each of: a sample of the base prior, samples of the tuned prior in the first
-    two settings, and a sample of the tuned prior for the class.
+    A line shows the photos, then four views each of: a sample of the base prior, samples of the tuned prior in the
+    first two settings, and a sample of the tuned prior for the class.
     """
     key = row_key(*config.rows[0])
     shown = {"base-0": "{}, base"}
@@ -251,7 +261,8 @@ def sheet(config: EvaluateSubjectsConfig, folder: Path, rows: Rows) -> Array:
 
 
 def compare(rows: Rows, key: str) -> Json:
-    """Compare the row ``key`` with the base prior: differences with 95 % intervals, shares and seconds, as JSON."""
+    """Compare the tuned priors ``key`` (`row_key`) with the base prior: differences with 95 % intervals, shares of
+    correct answers and seconds of the tuning, as JSON."""
     tuned, base = ([row["found"][name] for row in rows] for name in (key, "base"))
 
     def difference(ours: Sequence[Sequence[float]], name: str) -> tuple[float, float, float]:

@@ -66,11 +66,12 @@ class ClassifierSystem(System):
         """Load the initial weights of a new run. Raises ConfigError if they are missing or do not fit."""
 
     def loss(self, step: int) -> tuple[Tensor, dict[str, float]]:
-        """Return the loss () of a step, and metrics by name."""
+        """Return the scalar loss of a step, and metrics by name."""
         raise NotImplementedError
 
     def finish(self, path: Path, about: Json) -> tuple[Json, str]:
-        """Measure the network and write it with ``about``. Return the measurements as JSON and as a sentence."""
+        """Measure the network and write it to ``path``, with the facts ``about`` it. Return measurements as JSON and as
+        a sentence."""
         raise NotImplementedError
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -104,7 +105,7 @@ def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:
 
 
 def measure_accuracy(probe: Probe, count: int, seed: int) -> Json:
-    """Measure the accuracy on four views of ``count`` new objects, half of which are held-out combinations."""
+    """Return the accuracy (`verdict_figures`) on four views of ``count`` new objects, half of them held out."""
     verdicts = []
     splits: dict[Split, int] = {"train": count - count // 2, "held-out": count // 2}
     for split, number in splits.items():
@@ -143,7 +144,7 @@ class ProbeSystem(ClassifierSystem):
         return rgb, Truth.cat([truth for _, truth in blocks])
 
     def block(self, number: int) -> tuple[Tensor, Truth]:
-        """Return images (B, S, S, 3), uint8, and labels of block ``number``, from the cache or rendered."""
+        """Return images (B, S, S, 3), uint8, and labels of block ``number`` of `BLOCK` objects. It is cached."""
         if number not in self.cache:
             first = (number + self.global_rank * BLOCKS_PER_RANK) * BLOCK  # devices share no samples
             indices, spoiled = range(first, first + BLOCK), self.config.training.spoiled
@@ -170,12 +171,12 @@ class ProbeSystem(ClassifierSystem):
 
 
 def probe_loss(raw: Logits, truth: Truth, emphasis: Tensor | float = 1.0) -> tuple[Tensor, dict[str, float]]:
-    """Return the sum of the losses of all outputs of the probe, and each loss and accuracy by name.
+    """Return the sum (scalar) of the losses of all outputs of the probe, and each loss and accuracy by name.
 
     Args:
         raw: outputs for B images.
         truth: labels of the images. Labels equal to `OPEN` do not count.
-        emphasis: loss weights (W,) of the W parts and accessories of the vocabulary.
+        emphasis: loss weights (W,) of the W parts and accessories of the vocabulary, or one weight for all.
     """
     front = torch.where(truth.front, torch.round(truth.azimuth / (torch.pi / 2)).long() % 4, OPEN)
     applicable = truth.seen != OPEN

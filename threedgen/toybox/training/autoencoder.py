@@ -102,12 +102,12 @@ def _set_taps(conv: Any, matrix: Tensor, weight: float, taps: slice | None = Non
 
 
 def edges(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the differences of neighbouring pixels of (B, C, H, W): (B, C, H - 1, W) and (B, C, H, W - 1)."""
+    """Return the differences of neighbouring pixels of images (B, C, H, W): (B, C, H - 1, W) and (B, C, H, W - 1)."""
     return x[..., 1:, :] - x[..., :-1, :], x[..., 1:] - x[..., :-1]
 
 
 def half_size(x: Tensor) -> Tensor:
-    """Resize (B, C, H, W) to (B, C, H / 2, W / 2), bilinear with antialiasing."""
+    """Resize images or latents (B, C, H, W) to (B, C, H / 2, W / 2), bilinearly with antialiasing."""
     return F.interpolate(x, scale_factor=0.5, mode="bilinear", antialias=True)
 
 
@@ -128,7 +128,11 @@ def psnr(y: Tensor, x: Tensor) -> float:
 
 
 class AutoencoderSystem(System):
-    """LightningModule that trains an AutoencoderKL. Each step renders new toybox images."""
+    """LightningModule that trains an AutoencoderKL. Each step renders new toybox images.
+
+    `max_steps`, if not None, replaces that of the options. `facts` are further settings that must stay the same when
+    a run is resumed.
+    """
 
     stage = "autoencoder"
 
@@ -149,7 +153,7 @@ class AutoencoderSystem(System):
         self.box, self.rooms = Toybox(seed + 1, "train"), Rooms(seed + 1, "train")
 
     def images(self, step: int) -> Tensor:
-        """Return the images of a step, in [-1, 1].
+        """Return the images of a step, float32 in [-1, 1].
 
         In the last fraction WHOLE of the steps these are whole images (batch, 3, image_size, image_size). Before, they
         are two random crops of each image, (2 batch, 3, image_size / 2, image_size / 2).

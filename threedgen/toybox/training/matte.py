@@ -44,7 +44,10 @@ FRESH, JUMBLES, MEASURED = 3, 0.1, 256
 
 
 class MatteImages:
-    """Disk cache of `count` RGB images with opacity, uint8 (S, S, 4). Blocks of images are rendered on first use."""
+    """Disk cache of `count` RGB images with opacity, uint8 (S, S, 4). Blocks of images are rendered on first use.
+
+    `prior` is the model whose VAE encodes and decodes the renders.
+    """
 
     def __init__(
         self, folder: Path, prior: LatentDiffusion, count: int, config: TrainMatteConfig, split: Split = "train"
@@ -74,7 +77,8 @@ class MatteImages:
 
     @torch.no_grad()
     def decode_noisy(self, rgb: Array, rng: np.random.Generator) -> Array:
-        """Encode images (N, S, S, 3) in [0, 1] by the VAE, add noise to the latents, and decode them."""
+        """Encode images (N, S, S, 3) in [0, 1] by the VAE, add noise of random strength up to `LATENT_NOISE` to the
+        latents, and decode them to images of the same shape, float32."""
         z = encode(self.prior.vae, torch.from_numpy(rgb).float())
         noise = LATENT_NOISE * rng.random((len(z), 1, 1, 1)) * rng.standard_normal(z.shape)
         return self.prior.decode_latents(z + torch.from_numpy(noise).to(z)).float().cpu().numpy()
@@ -106,7 +110,7 @@ class MatteSystem(System):
 
 
 def augment(x: Tensor, rng: torch.Generator) -> Tensor:
-    """Return images (B, 3, S, S) in [0, 1] with random brightness and tint, and with noise."""
+    """Return images (B, 3, S, S) in [0, 1] with random brightness, tint and pixel noise, clipped to [0, 1]."""
     count = len(x)
     brightness = torch.exp(BRIGHTNESS * torch.randn(count, 1, 1, 1, generator=rng))
     tint = TINT * torch.randn(count, 3, 1, 1, generator=rng)

@@ -38,7 +38,7 @@ def base_model(
     tokenizer: PreTrainedTokenizerFast,
     image_size: int,
 ) -> LatentDiffusion:
-    """Build a 2D model from an untrained UNet and a trained autoencoder and text encoder.
+    """Build a 2D model from an untrained UNet of widths `channels`, a trained autoencoder and a trained text encoder.
 
     The time embedding includes the pooled caption, and scales and shifts features. The model predicts v, which weights
     all noise levels equally. Latents of this small size would still be visible at the last noise level of Stable
@@ -91,7 +91,7 @@ def multiview_model(
 
 @torch.no_grad()
 def with_camera(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Return a copy of the UNet with a camera branch whose last layer is zero, or `unet` itself if it has a branch."""
+    """Return a copy of the UNet with a camera embedding whose last layer is zero, or `unet` itself if it has one."""
     if unet.class_embedding is not None:
         return unet
     camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": CAMERA_DIM}
@@ -125,7 +125,7 @@ def with_attention(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def widen(unet: Any, channels: Sequence[int], rng: torch.Generator) -> Any:
-    """Return a copy of a diffusers UNet with `channels` at each level, or `unet` itself if it has these widths.
+    """Return a copy of a diffusers UNet whose levels have the widths `channels`, or `unet` itself if it has them.
 
     Each new channel is a copy of an old one (Net2Net, Chen et al. 2016, arXiv 1511.05641, section 2.2). The input
     weight of an old channel is split at random among its copies: the sum stays the same, but the gradients differ.

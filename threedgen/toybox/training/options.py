@@ -47,13 +47,13 @@ class AutoencoderConfig(Config):
 
 
 class DecoderConfig(Config):
-    """Training of the decoder on noisy latents."""
+    """Training of the autoencoder's decoder on noisy latents."""
 
     max_steps: Count = 2500
 
 
 class NetworkConfig(Config):
-    """Sizes of the UNet."""
+    """Widths of the UNet's levels."""
 
     channels: Widths = (64, 128, 224)
 
@@ -65,7 +65,7 @@ class NetworkConfig(Config):
 
 
 class WordsConfig(Config):
-    """Contrastive training of the text encoder with latents, as CLIP."""
+    """Contrastive training of the text encoder, as in CLIP: captions against latents of their images."""
 
     max_steps: Count = 800
     batch: int = Field(256, ge=2, description="images per step, each with its caption")
@@ -126,7 +126,7 @@ class MultiviewDiffusionConfig(DiffusionConfig):
 
 
 class CoarseConfig(Config):
-    """Training of the coarse predictor: latents from caption and camera alone."""
+    """Training of the coarse predictor, which computes latents from caption and camera in one step."""
 
     max_steps: Count = 20_000
     batch: Batch = 128
@@ -136,7 +136,10 @@ class CoarseConfig(Config):
 
 
 class TrainBaseConfig(TrainConfig):
-    """Train the 2D model of the toybox: autoencoder, decoder, text encoder and UNet, or only the UNet of `start`."""
+    """Train the toybox's 2D model, from the autoencoder to the UNet, or only `start`'s UNet.
+
+    The stages are autoencoder, decoder, text encoder and UNet.
+    """
 
     image_size: int = Field(128, ge=32, le=1024, description="side of an image, pixels")
     start: str | None = Field(None, min_length=1, description="2D model whose UNet is trained further")
@@ -158,7 +161,7 @@ class TrainBaseConfig(TrainConfig):
 
 
 class TrainPriorConfig(TrainConfig):
-    """Train the multi-view prior of the toybox from its 2D model, or a prior further."""
+    """Train the toybox's multi-view prior from its 2D model, or train a prior further."""
 
     start: str = Field(min_length=1, description="2D model or multi-view prior to start from")
     coarse: CoarseConfig | None = Field(CoarseConfig(), description="coarse predictor; null: as in start")
@@ -180,7 +183,7 @@ class TrainPriorConfig(TrainConfig):
 
 
 class OwnTrainingConfig(MultiviewDiffusionConfig):
-    """Training of the UNet on user assets."""
+    """Training of the UNet on renders of user assets."""
 
     first: First = 2048
     pictures: Images = 100_000
@@ -224,7 +227,7 @@ class TrainOwnPriorConfig(AssetsConfig):
 
 
 class MatteNetworkConfig(Config):
-    """Size of the network."""
+    """Size of the network that predicts the object's opacity in an image."""
 
     size: int = Field(128, ge=8, le=1024, description="side of the images, pixels")
     channels: tuple[Annotated[int, Field(ge=1, le=1024)], ...] = Field(
@@ -238,7 +241,7 @@ class MatteNetworkConfig(Config):
 
 
 class MatteTrainingConfig(Config):
-    """Training of the matte."""
+    """Training of the network that predicts the object's opacity in an image."""
 
     batch: Batch = 16
     first: First = 1024

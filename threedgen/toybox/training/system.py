@@ -96,7 +96,7 @@ class PriorSystem(DenoisingSystem):
         return numpy_generator(self.seed, step, purpose)
 
     def entries(self, step: int, n_view: int, share: float) -> Array:
-        """Sample the indices (n,) of the objects or images of a step in their latent cache.
+        """Sample the indices (n,) of the objects (or images, for ``n_view`` = 1) of a step in their latent cache.
 
         ``n_view`` is the number of images per object, ``share`` the share of the steps that use the cache.
         """
@@ -105,7 +105,8 @@ class PriorSystem(DenoisingSystem):
         return sample_entries(rng, int(step * share), *numbers)
 
     def fill(self, bank: LatentBank, chosen: Array) -> None:
-        """Divide the rendering and encoding of missing entries `chosen` among the processes, if there are several."""
+        """Render and encode the entries `chosen` (n,) that the cache lacks, each process a part; with one process, do
+        nothing: reading then fills the cache."""
         if self.process[1] > 1:
             self.trainer.strategy.barrier()  # so that all find the same entries missing
             bank.prepare(chosen, self.process)
@@ -151,7 +152,7 @@ class PriorSystem(DenoisingSystem):
         return Sheet(images, 4, [prompt for prompt in prompts for _ in range(n_view)])
 
     def sample(self, number: int, prompt: str, c2w: Tensor | None) -> Tensor:
-        """Sample views (V, H, W, 3) in [0, 1] for camera-to-world poses (V, 4, 4), or one image (1, H, W, 3) for None.
+        """Sample views (V, H, W, 3) in [0, 1] for camera-to-world poses `c2w` (V, 4, 4); None: one image (1, H, W, 3).
 
         `number` seeds the noise.
         """

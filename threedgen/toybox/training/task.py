@@ -55,7 +55,10 @@ def train_base(task: Task) -> Status:
 
 
 def load_start(task: Task, start: str, image_size: int | None = None) -> LatentDiffusion:
-    """Load the model `start` that a training starts from. Its UNet gets more channels if the config has `widen`."""
+    """Load the model `start` that a training starts from. Its UNet gets the widths `widen` of the config, if set.
+
+    `image_size` is in pixels; None: that of the model.
+    """
     config: TrainBaseConfig | TrainPriorConfig = task.config
     prior = LatentDiffusion.load(start, image_size=image_size)
     task.name_weights({"start": identify(start)})
@@ -89,7 +92,10 @@ def bank(task: Task, name: str, source: Source, vae: AutoencoderKL, size: int) -
 
 
 def train_networks(task: Task, source: Source) -> LatentDiffusion:
-    """Train autoencoder, decoder and text encoder, and add an untrained UNet. Finished stages are loaded."""
+    """Train autoencoder, decoder and text encoder on images of `source`, and return them with an untrained UNet.
+
+    Finished stages are loaded.
+    """
     config: TrainBaseConfig = task.config
     seed, bf16 = config.seed, config.training.bf16
     size, vae = config.image_size, autoencoder.build(config.autoencoder)
@@ -191,7 +197,7 @@ def train_own(task: Task) -> Status:
 
 
 def load_own_start(config: TrainOwnPriorConfig) -> MVDream:
-    """Load the prior to train; a 2D model gets a camera branch without effect on the output. Raises ConfigError."""
+    """Load the prior to train; a 2D model gets a camera embedding without effect at first. Raises ConfigError."""
     with called("prior.weights"):
         prior: LatentDiffusion = load_prior(LatentDiffusion, config.prior, device(config.trainer.accelerator))
     if prior.unet.class_embedding is None:

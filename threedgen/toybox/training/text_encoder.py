@@ -49,7 +49,7 @@ def captions() -> Iterator[str]:
 
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a word-level tokenizer of all toybox words. Token sequences are <start> ... <end>, padded with <pad>."""
+    """Build a tokenizer with one token per toybox word. Token sequences are <start> ... <end>, padded with <pad>."""
     tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -91,7 +91,7 @@ def build(tokenizer: PreTrainedTokenizerFast) -> CLIPTextModel:
 
 
 def latent_tower(channels: int, width: int) -> nn.Sequential:
-    """Build the image encoder, from latents (B, channels, h, w) to embeddings (B, width).
+    """Build CLIP's image encoder for latents (B, channels, h, w), with embeddings (B, width) that are not normalised.
 
     The features of its submodule `body` are (B, 256, h / 4, w / 4).
     """

@@ -20,7 +20,7 @@ def _outline(kind: int, param: float) -> np.ndarray:
 
 
 def corners(solids: Sequence[Primitive]) -> np.ndarray:
-    """Return the vertices (N, 3) of coarse meshes of the solids."""
+    """Return the vertices (N, 3) of coarse meshes (8 segments) of the solids, in world space."""
     return np.concatenate([_outline(s.kind, s.param) @ s.matrix.T + s.centre for s in solids])
 
 
@@ -107,7 +107,7 @@ class Builder:
 
     @staticmethod
     def shade(colour: Colour, factor: float) -> np.ndarray:
-        """Multiply a colour (3,) by a factor up to 1, or divide its distance to white by a factor above 1."""
+        """Return a colour (3,) times a factor up to 1, or with its distance to white divided by a factor above 1."""
         c = np.asarray(colour, float)
         return c * factor if factor <= 1 else 1 - (1 - c) / factor
 
@@ -128,25 +128,30 @@ class Builder:
     """Add a prism, the shape of a gable roof: a triangle in the xz plane, extruded along y."""
 
     def pair(self, at, size, colour=None, label="body", rotate=(0, 0, 0), kind: int = SPHERE, param: float = 1.0):
-        """Add a solid on the left (+y) and its mirror image on the right. ``at`` and ``rotate`` place the left one."""
+        """Add a solid of a ``kind`` on the left (+y) and its mirror image on the right. ``at`` and ``rotate`` are those
+        of the left one, the other arguments are those of ``add``."""
         (x, y, z), (ax, ay, az) = at, rotate
         for side in (-1, 1):
             self.add(kind, (x, side * y, z), size, colour, label, (side * ax, ay, side * az), param)
 
     def limbs(self, start, end, *args: Any, **kwargs: Any) -> None:
-        """Add a limb on the left (+y) and its mirror image on the right. ``start`` and ``end`` place the left one."""
+        """Add a ``limb`` on the left (+y) and its mirror image on the right. ``start`` and ``end`` (3,) are those of
+        the left one."""
         (ax, ay, az), (bx, by, bz) = start, end
         for side in (-1, 1):
             self.limb((ax, side * ay, az), (bx, side * by, bz), *args, **kwargs)
 
     def cylinder(self, at, radius: float, half: float, colour=None, label="body", rotate=(0, 0, 0), top: float = 1.0):
-        """Add an upright cylinder or frustum of height 2 ``half``. Its upper radius is ``top`` times ``radius``."""
+        """Add a cylinder or frustum with centre ``at`` and height 2 ``half`` along its local z axis.
+
+        Its upper radius is ``top`` times ``radius``. ``rotate`` has angles in degrees about x, then y, then z.
+        """
         self.add(FRUSTUM, at, (radius, radius, half), colour, label, rotate, top)
 
     cone = partialmethod(cylinder, top=0.0)
 
     def torus(self, at, radius: float, tube: float, colour=None, label="body", rotate=(0, 0, 0)) -> None:
-        """Add a torus in the xy plane with outer radius ``radius`` and tube radius ``tube``."""
+        """Add a torus in its local xy plane, with outer radius ``radius`` and tube radius ``tube``."""
         self.add(TORUS, at, radius, colour, label, rotate, tube / radius)
 
     def limb(self, start, end, radius: float, colour=None, label="body", top: float = 1.0, caps: bool = True) -> None:

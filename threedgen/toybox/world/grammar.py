@@ -88,7 +88,7 @@ HEADWEAR = ("hat", "crown", "helmet", "headphones")
 
 
 def noun(word: str, family: str, *, front: bool = True, parts: tuple[str, ...] = (), wears: tuple[str, ...] = ()):
-    """Return a decorator that registers the recipe of a noun, such as ``@noun("dog", "animals", wears=("hat",))``."""
+    """Return a decorator that registers the recipe of a `Noun`, such as ``@noun("dog", "animals", wears=("hat",))``."""
 
     def register(recipe: Recipe) -> Recipe:
         NOUNS[word] = Noun(word, family, recipe, front, parts, wears)
@@ -98,7 +98,7 @@ def noun(word: str, family: str, *, front: bool = True, parts: tuple[str, ...] =
 
 
 def accessory(word: str):
-    """Return a decorator that registers the recipe ``f(builder, colour)`` of an accessory, which uses the anchors."""
+    """Return a decorator that registers the recipe ``f(builder, colour)`` of an accessory, placed by the anchors."""
 
     def register(recipe: Callable[[Builder, np.ndarray], None]):
         ACCESSORIES[word] = recipe
@@ -126,7 +126,7 @@ NO_ARTICLE = {"feet", "hair", "icing", "cheese", "salad"}
 
 
 def detail_phrase(word: str, colour: str) -> str:
-    """Return the noun phrase for a part or an accessory, such as "a red hat", "red wheels" or "red hair"."""
+    """Return the noun phrase for a part or an accessory, such as "a red hat" or, with the colour "", "wheels"."""
     words = f"{colour} {word}".strip()
     return words if word.endswith("s") or word in NO_ARTICLE else f"{article(words)} {words}"
 

@@ -81,13 +81,13 @@ class Asset:
         }
 
     def move_and_scale(self, centre: np.ndarray | float, scale: float) -> Asset:
-        """Return a copy, moved so that ``centre`` (3,) becomes the origin, and then multiplied by ``scale``."""
+        """Return a copy, moved so that ``centre`` (3,), or 0, becomes the origin, and then multiplied by ``scale``."""
         poses = ((scale * solid.matrix, scale * (solid.centre - centre)) for solid in self.primitives)
         solids = zip(self.primitives, poses, strict=True)
         return replace(self, primitives=tuple(replace(s, matrix=m, centre=c) for s, (m, c) in solids))
 
     def mesh(self, segments: int = 24) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Return a triangle mesh of closed solids, which can overlap. Round solids have ``segments`` sides.
+        """Return a mesh of closed solids, which can overlap. Circles around local z axes have ``segments`` sides.
 
         Returns:
             Vertices (V, 3), vertex indices (F, 3), and per face sRGB colours (F, 3) in [0, 1] and labels (F,).
@@ -141,8 +141,8 @@ def _inside(kind: int, param: float, q: np.ndarray) -> np.ndarray:
 
 
 def profile(kind: int, param: float, segments: int) -> np.ndarray:
-    """Return the outline (P, 2) of a solid of revolution about z, as points (radius, z). A full circle has ``segments``
-    points."""
+    """Return the outline (P, 2) of a solid of revolution about z, as points (radius, z). A half circle, or the full
+    circle of a torus, has ``segments`` // 2 edges."""
     if kind == SPHERE:
         a = np.linspace(-np.pi / 2, np.pi / 2, segments // 2 + 1)
         return np.stack([np.cos(a), np.sin(a)], 1)
@@ -156,7 +156,7 @@ def profile(kind: int, param: float, segments: int) -> np.ndarray:
 
 
 def tessellate(kind: int, param: float, segments: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the closed mesh of a solid in its local frame. Round solids have ``segments`` sides. Returns
+    """Return the closed mesh of a solid in its local axes. Circles around z have ``segments`` sides. Returns
     vertices (V, 3) and faces (F, 3), counter-clockwise seen from outside."""
     if kind == BOX:
         v = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)

@@ -82,8 +82,8 @@ class Furnisher:
         return not any((low < b).all() and (high > a).all() for a, b in self.occupied)
 
     def stand(self, asset: Asset, radius: float, phrase: str, corner: bool) -> bool:
-        """Scale an asset to the bounding radius ``radius`` in metres, and place it in a corner or against a wall.
-        Returns False if no place is free."""
+        """Scale an asset to the bounding radius ``radius`` in metres, and stand it in a free corner (``corner``) or
+        against a wall. Captions call it ``phrase``. Returns False if no place is free."""
         scale = radius / max(float(np.linalg.norm(bounds(asset.primitives), axis=1).max()), 1e-6)
         for direction in self.rng.permutation(CORNERS if corner else WALLS):
             yaw = inward_yaw(direction)
@@ -111,25 +111,27 @@ class Furnisher:
         return None
 
     def mount(self, wall: int, at: float, z: float, builder: Builder, phrase: str) -> None:
-        """Move solids that face +x to a wall: ``at`` metres along it from its centre, and ``z`` metres high."""
+        """Add the solids of ``builder``, which face +x, to the wall ``WALLS[wall]``: the origin is ``at`` metres along
+        it from its centre and ``z`` metres high. Captions call them ``phrase``."""
         position = np.append(WALLS[wall] * HALF_WIDTH + np.abs(WALLS[wall][::-1]) * at, z)
         yaw = inward_yaw(WALLS[wall])
         self.add([transform(solid, 1.0, yaw, position) for solid in builder.solids], phrase)
 
 
 def inward_yaw(direction: np.ndarray) -> float:
-    """Return the yaw in degrees at which an object in ``direction`` (2,) from the centre faces the centre."""
+    """Return the yaw in degrees that turns +x to the centre, for an object in ``direction`` (2,) from the centre."""
     return float(np.rad2deg(np.arctan2(*-direction[::-1])))
 
 
 def transform(solid: Primitive, scale: float, yaw: float, at: np.ndarray) -> Primitive:
-    """Scale a solid, rotate it about z by ``yaw`` degrees and translate it by ``at`` (3,)."""
+    """Return a solid multiplied by ``scale``, then rotated about z by ``yaw`` degrees, then moved by ``at`` (3,)."""
     matrix = scale * rotation((0, 0, yaw))
     return replace(solid, matrix=matrix @ solid.matrix, centre=matrix @ solid.centre + at)
 
 
 class Rooms:
-    """Endless data set of captioned rooms. ``clutter`` is a factor on the number of objects, see ``furnish``."""
+    """Endless data set of captioned rooms. The splits have different rooms. ``clutter`` is a factor on the number of
+    objects, see ``furnish``."""
 
     def __init__(self, seed: int = 0, split: Split = "train", clutter: float = 1.0) -> None:
         self.seed, self.split, self.clutter = seed, split, clutter
@@ -143,7 +145,7 @@ class Rooms:
     def render_views(
         self, indices: Sequence[int], size: int, n_view: int = 1
     ) -> tuple[np.ndarray, list[str], np.ndarray]:
-        """Render V = ``n_view`` random views of each of N rooms. The views of a room are consecutive.
+        """Render V = ``n_view`` random views of each of the N rooms ``indices``. The views of a room are consecutive.
 
         Returns rgb (N * V, size, size, 3) in [0, 1], N * V captions, and c2w (N * V, 4, 4), camera-to-world, OpenGL
         axes.
@@ -211,8 +213,8 @@ def describe_view(
 ) -> str:
     """Write the caption of a view, which names colours of the room and its largest visible items from left to right.
 
-    ``label`` (H, W) is a label image of ``render_rooms``. At most ``max_items`` items are named, and only those that
-    cover at least the fraction ``min_area`` of the image.
+    ``label`` (H, W) is a label image of ``render_rooms``, and ``rng`` chooses the wording. At most ``max_items`` items
+    are named, and only those that cover at least the fraction ``min_area`` of the image.
     """
     n, wording = len(room.items), int(rng.integers(ROOM_WORDINGS))
     area = np.bincount(label.ravel(), minlength=n + 2)[1 : n + 1] / label.size

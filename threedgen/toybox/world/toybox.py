@@ -42,8 +42,8 @@ Style = Literal["plain", "blocks"]
 
 @dataclass(frozen=True)
 class View:
-    """Ranges from which a camera and the grey value of its background, in [0, 1], are sampled. Angles are in degrees.
-    The camera distance is ``relative_distance`` / tan(fov / 2)."""
+    """Ranges from which a camera and the grey value of its background, in [0, 1], are sampled. Elevation and vertical
+    field of view are in degrees. The camera distance is ``relative_distance`` / tan(fov / 2)."""
 
     fov: tuple[float, float] = (35.0, 45.0)
     elevation: tuple[float, float] = (0.0, 30.0)
@@ -86,7 +86,7 @@ class Toybox:
         return np.random.default_rng([self.seed, 0 if self.split == "train" else 1, index, purpose])
 
     def spec(self, index: int) -> tuple[Spec, int]:
-        """Return the spec of a sample, and the number of the wording of its caption, see ``grammar.caption``."""
+        """Return the description of a sample, and the number of its caption's wording, see ``grammar.caption``."""
         rng = self.rng(index, 0)
         while True:
             spec = sample_spec(rng)
@@ -115,7 +115,7 @@ class Toybox:
     def batch(
         self, indices: Sequence[int], size: int, n_view: int = 4, jumbles: float = 0.0
     ) -> tuple[list[Asset], np.ndarray, np.ndarray, np.ndarray]:
-        """Render V = ``n_view`` views of each of N samples. The views of a sample are consecutive.
+        """Render V = ``n_view`` views of each of the N samples ``indices``. The views of a sample are consecutive.
 
         The share ``jumbles`` of the samples, in [0, 1], is replaced by heaps of random solids, for models that should
         not depend on known nouns. Returns the N assets, rgb (N * V, size, size, 3) in [0, 1], c2w (N * V, 4, 4),
@@ -167,7 +167,7 @@ def jumble(rng: np.random.Generator, index: int = -1) -> Asset:
 def render_azimuths(
     asset: Asset, azimuths: Sequence[float], size: int, elevation: float = 15.0, with_gbuffer: bool = False
 ) -> RenderResult:
-    """Render V views of an asset, ``size`` x ``size`` pixels, on grey 0.5. All angles are in degrees."""
+    """Render views of an asset from ``azimuths`` (V,) like ``render_orbit``, but with all angles in degrees."""
     return render_orbit(asset, np.deg2rad(np.asarray(azimuths, float)), np.deg2rad(elevation), size, with_gbuffer)
 
 
@@ -183,7 +183,8 @@ def render_orbit(
     """Render V views of an asset, ``size`` x ``size`` pixels, on grey 0.5, with cameras that look at the origin.
 
     ``azimuth`` (V,), ``elevation`` (scalar or (V,)) and the vertical ``fov`` are in radians. Azimuth 0 shows the front.
-    The camera distance is ``relative_distance`` / tan(fov / 2).
+    The camera distance is ``relative_distance`` / tan(fov / 2), in world units. ``with_gbuffer``: also compute depth,
+    normals and labels; else these arrays are empty.
     """
     c2w = orbit_array(elevation, azimuth, relative_distance / np.tan(fov / 2))
     count = len(azimuth)
@@ -191,13 +192,14 @@ def render_orbit(
 
 
 def toybox_mesh(asset: Asset, segments: int = 32) -> ColouredMesh:
-    """Return the mesh of a toybox asset, one colour per solid. Round solids have `segments` sides."""
+    """Return the mesh of a toybox asset, one colour per solid. Circles around a local z axis have `segments` sides."""
     vertices, faces, colours, _ = asset.mesh(segments)
     return ColouredMesh((Part(vertices[faces], np.repeat(colours[:, None], 3, axis=1)),))
 
 
 def blocks(asset: Asset) -> Asset:
-    """Replace each solid by its bounding box. Shrink the asset if it exceeds the ball of radius ``OBJECT_RADIUS``."""
+    """Return a copy of an asset with each solid replaced by its `block`, shrunk if it exceeds the ball of radius
+    ``OBJECT_RADIUS``."""
     boxes = replace(asset, primitives=tuple(block(solid) for solid in asset.primitives))
     reach = max(float(np.linalg.norm(boxes.mesh()[0], axis=1).max()), 1e-6)
     return boxes.move_and_scale(0.0, min(1.0, OBJECT_RADIUS / reach))
@@ -276,7 +278,7 @@ def sample_detailed_spec(rng: np.random.Generator) -> Spec:
 
 
 def conflicts(a: str, b: str) -> bool:
-    """Return whether two parts or accessories are the same, or sit at the same place of the body."""
+    """Return whether two names of parts or accessories are the same, or both in a tuple of `EXCLUSIVE_GROUPS`."""
     return a == b or any(a in group and b in group for group in EXCLUSIVE_GROUPS)
 
 

@@ -35,7 +35,8 @@ def skull(b: Builder, at, radius: float, **eyes: float) -> None:
 
 
 def chain(b: Builder, points, radius: float, colour=None, label: str = "tail", top: float = 1.0) -> None:
-    """Add N - 1 rods through ``points`` (N, 3). Each rod ends in a sphere, and narrows by the factor ``top``."""
+    """Add N - 1 rods through ``points`` (N, 3). Each rod ends in a sphere, and its end radius is ``top`` times its
+    start radius."""
     for start, end in zip(points[:-1], points[1:], strict=True):
         b.limb(start, end, radius, colour, label, top, caps=False)
         radius *= top

@@ -25,7 +25,7 @@ def glass(against: Colour) -> Colour:
 
 
 def tile(b: Builder) -> Colour:
-    """Sample a default roof colour that contrasts with the walls."""
+    """Sample a default roof colour (3,) that contrasts with the main colour, that of the walls."""
     return contrast(b.colour, b.pick((0.85, 0.72, 0.52), (0.8, 0.8, 0.8)), b.pick(ROOF, SLATE))
 
 

@@ -36,7 +36,7 @@ def legs(b: Builder, colour=None, boots=LEATHER, size: float = 1.0, label: str =
 
 
 def torso(b: Builder, robe: bool = False) -> None:
-    """Add an upper body, or a robe down to the ground, and set the anchors neck, back and waist."""
+    """Add an upper body or, if ``robe``, a robe down to the ground, and set the anchors neck, back and waist."""
     if robe:
         b.cylinder((0, 0, 0.6), 0.56, 0.6, top=0.48)
     else:
@@ -46,7 +46,7 @@ def torso(b: Builder, robe: bool = False) -> None:
 
 
 def head(b: Builder, skin, radius: float = 0.4) -> tuple[float, float, float]:
-    """Add a head with a face, and set the anchors eyes, head_top and head. Return the centre (3,) of the head."""
+    """Add a head of the colour ``skin`` (3,), and set the anchors eyes, head_top and head. Return its centre (3,)."""
     at = (0.0, 0.0, 1.24 + 0.82 * radius)
     b.sphere(at, radius, skin, "head")
     face(b, at, radius, eye=0.13, spread=0.38, height=0.1)

@@ -149,7 +149,7 @@ def train(b: Builder) -> None:
 
 
 def hull(b: Builder, length: float, width: float, height: float) -> float:
-    """Add a hull with a pointed bow (+x), a round stern, a rail and a deck. Return the height of the deck."""
+    """Add a hull with a pointed bow (+x), a round stern, a rail and a deck. Return the deck's height z."""
     low = b.shade(b.colour, 0.75)
     bow = length * 0.75
     for z, half, grow, colour in ((height * 0.3, height * 0.3, 0.88, low), (height * 0.8, height * 0.25, 1.0, None)):
