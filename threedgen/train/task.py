@@ -47,7 +47,7 @@ class Task:
     def __init__(self, config: Any, resume: Path | None = None, quiet: bool = False, files: Iterable[str] = ()) -> None:
         """Start a run, or resume it unless `resume` is None. `files`: paths of result files relative to the run folder.
 
-        `quiet`: print no weight files and progress.
+        `quiet`: show neither weight files nor progress.
         """
         self.config, self.resume, self.quiet, self.files = config, resume is not None, quiet, tuple(files)
         self.folder, self.start_time = Path(str(config.out)), time.monotonic()
@@ -204,7 +204,7 @@ def run_task(
     Args:
         work: function that does the task; it returns the status (None: finished) or raises `Stopped`.
         resume: folder of the run to resume; None: start a new run.
-        quiet: print no weight files and progress.
+        quiet: show neither weight files nor progress.
         result: file or folder in the run folder whose path is printed.
         files: names of result files. If a file that the run has written is missing, the run does not count as finished.
         again: call `work` even if the task is finished. Evaluations set it; they cache their slow parts.

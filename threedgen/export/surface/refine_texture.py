@@ -153,7 +153,7 @@ def predict(texture: Array, samples: Samples) -> Array:
 
 
 def gradient(colours: Array, samples: Samples, shape: tuple[int, ...]) -> Array:
-    """Return the gradient (H, W, 3) of half the squared errors of predicted colours (P, 3); `shape`: texture shape."""
+    """Return the gradient (H, W, 3) of half the summed squared errors of predicted colours (P, 3), for `shape`."""
     error = (colours - samples.target) / samples.uv.shape[1]
     return scatter(np.broadcast_to(error[:, None], (*samples.uv.shape[:2], 3)), samples.uv, (shape[0], shape[1]))
 
