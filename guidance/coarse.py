@@ -21,7 +21,7 @@ class CoarsePredictor(ModelMixin, ConfigMixin):
     """Decoder from text and an optional camera to latents.
 
     Text and camera determine the coarsest feature map. On the finer levels each position attends to the text, so that
-    "a red hat" colours the hat also in combinations outside the training set.
+    "a red hat" colours the hat also if no training caption has a red hat.
     """
 
     config_name: Any = "config.json"

@@ -45,6 +45,7 @@ def complete_views(
         c2w: camera-to-world matrices (V, 4, 4) of the new views.
         steps: number of DDIM steps from noise.
         guidance_scale: classifier-free guidance scale; 1: off.
+        generator: random generator of all noise, see `sampling.fresh_noise`.
     """
     z, schedule = prior.encode_images(views, generator), prior.schedule
     noisy = schedule.add_noise(z, fresh_noise(z, generator), torch.tensor(COMPANION_STEP, device=z.device))
@@ -61,7 +62,7 @@ def complete_views(
 
 
 def with_companions(denoise: Denoiser, known: Companions, n_known: int) -> Denoiser:
-    """Return a denoiser of new views that attend to `n_known` known views; calls without cameras ignore them."""
+    """Return a denoiser of new views that attend to `n_known` known views per object; without cameras, they do not."""
 
     def call(x: Tensor, t: Tensor, text: Any, camera: Tensor | None, n_view: int, **kwargs: Any) -> Tensor:
         if camera is None:

@@ -33,7 +33,7 @@ def branches(
     """Return K noise predictions (B, C, h, w) float32, one per text, from one call of `denoise` with K B images.
 
     `x` are noisy latents (B, C, h, w), `t` is (B,) or (1,), each text is (n, L, D), where n divides B. All K
-    predictions use the same B cameras, as in MVDream. `denoise` also receives `kwargs`.
+    predictions use the same B cameras (None: no cameras), as in MVDream. `denoise` also receives `kwargs`.
     """
     count = len(texts)
     text = torch.cat([per_image(part, len(x)) for part in texts])
@@ -65,7 +65,7 @@ class Reference(NamedTuple):
     scale: float | None = None
 
     def repeated(self, *used: bool) -> Features:
-        """Return features (K, L, C) by layer name for K branches of the guidance; zeros where `used` is False."""
+        """Return features (K, L, C) by layer name for K predictions; zeros where one of the K flags `used` is False."""
         return {
             name: torch.cat([part if use else torch.zeros_like(part) for use in used])
             for name, part in self.features.items()
@@ -98,14 +98,15 @@ def combine_perp_neg(
 class Condition:
     """Text, cameras and images that condition a prior's predictions for B images.
 
-    The B images are views of B / n_view scenes; the views of a scene are consecutive.
+    The B images are views of B / n_view scenes; the views of a scene are consecutive. An attribute that is None is no
+    condition.
 
     Attributes:
         text: conditional and unconditional embeddings, each (n, L, D), where n divides B.
         camera: result of `Prior.camera` for the B images, such as camera vectors (B, 16); None: no cameras.
         n_view: views per scene.
         negatives: negative prompts for `combine_perp_neg`.
-        plain_text: embedding (1, L, D) of the prompt without view-dependent words, for the LoRA of VSD.
+        plain_text: embedding (1, L, D) of the prompt without view-dependent words, for the LoRA of VSD; None: `text`.
         c2w: camera-to-world matrices (B, 4, 4), for the LoRA of VSD.
         reference: features of a reference image.
         single_view_uncond: whether the unconditional branch denoises each view separately. The guidance then also

@@ -184,7 +184,8 @@ def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:
     """Return unit Gaussian noise with the shape, dtype and device of `like` (B, ...).
 
     The noise is sampled in float32 on the generator's device, so a CPU generator gives the same noise for every device.
-    Each of n generators samples the noise of B / n consecutive images.
+    None: torch's global generator of the device of `like`. Each of n generators samples the noise of B / n consecutive
+    images.
     """
     if isinstance(generator, Sequence):
         shares = like.split(len(like) // len(generator))

@@ -118,7 +118,10 @@ class Representation(nn.Module):
         return [ParameterGroup("networks", list(self.parameters()), "networks")]
 
     def before_step(self, step: int, max_steps: int | None = None) -> None:
-        """Prepare training step `step`, for example set scheduled options. A step may be prepared twice."""
+        """Prepare training step `step` of `max_steps`, for example set scheduled options.
+
+        A step may be prepared twice. `max_steps` is needed only for options scheduled in percent.
+        """
 
     def after_step(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """Change the representation after an optimizer step, for example add or remove parameters (`resize_parameter`).

@@ -96,7 +96,10 @@ class SceneField:
     def render_rays(
         self, origins: Tensor, directions: Tensor, rng: torch.Generator | None = None, normals: bool = False
     ) -> Render:
-        """Render origins and directions (R, 3) from `rays`. With `rng` (CPU), shift samples randomly for training."""
+        """Render origins and directions (R, 3) from `rays`, with normals if `normals` is True.
+
+        With `rng` (CPU), shift samples randomly for training; None: no shift.
+        """
         parts = (self.field, self.background, Material(), self.occupancy, self.march)
         return render(*parts, origins, directions, generator=rng, training=rng is not None, need_normals=normals)
 

@@ -40,7 +40,7 @@ class Material:
     def sample_shading(
         self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
     ) -> Shading:
-        """Return the shading mode and the light intensities of one render at a training step."""
+        """Return the shading mode and the light intensities of one render at a training step, from a CPU generator."""
         return ALBEDO
 
     def __call__(
@@ -75,7 +75,9 @@ class DiffuseMaterial(Material):
     def sample_shading(
         self, step: int = 0, training: bool = False, generator: torch.Generator | None = None
     ) -> Shading:
-        """Return an unlit shading before step `ambient_only_steps`. Later return a lit one, in training at random."""
+        """Return an unlit shading before step `ambient_only_steps`, then a lit one: in training at random, else if the
+        option `diffuse` is above 0. `generator` is on the CPU.
+        """
         options = self.options
         if not training:
             unlit = step < options.ambient_only_steps or options.diffuse == 0

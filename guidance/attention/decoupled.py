@@ -90,10 +90,10 @@ class DecoupledAttnProcessor(nn.Module):
         Args:
             hidden_states: (B V, L, C), V consecutive views of each of B objects.
             n_view: V.
-            latent_size: (h, w) of the UNet's input, for the layouts "row" and "rowcol".
-            use_mv, use_ref: whether to apply the branch.
+            latent_size: (h, w) of the UNet's input, needed for the layouts "row" and "rowcol".
+            use_mv, use_ref: whether to apply the branch "mv" or "ref".
             mv_scale, ref_scale: factors of the branches' outputs.
-            cache_hidden_states: dict to which the layer adds its input (B V, L, C) under `name`.
+            cache_hidden_states: dict to which the layer adds its input (B V, L, C) under `name`, or None.
             ref_hidden_states: inputs (R, L', C) of the layers by name, cached for R reference images, where R divides B
                 V; None: the "ref" branch attends to zeros.
         """
@@ -138,7 +138,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 
 def token_grid(count: int, latent_size: tuple[int, int] | None) -> tuple[int, int]:
-    """Return (height, width) of the UNet level with `count` tokens; each level halves `latent_size`, rounded up."""
+    """Return (height, width) of the UNet level with `count` tokens; each level halves `latent_size`, rounded up.
+
+    `latent_size` is (height, width) of the UNet's input and must not be None.
+    """
     assert latent_size is not None
     height, width = latent_size
     while height * width > count:
@@ -192,8 +195,8 @@ def decouple(
 
     Args:
         branches: "mv" attends to the other views, "ref" to a reference image.
-        layout: tokens that "mv" attends to: same "row", "rowcol" (six mesh views), or all ("full"), see
-            `options.Layout`.
+        layout: tokens that "mv" attends to: same image "row", row and column of six mesh views ("rowcol"), or all
+            ("full"), see `options.Layout`.
         arrangement: branches run "parallel" to the self-attention, or in series after it ("serial").
     """
     processors: dict[str, Any] = {}  # diffusers' type lists its own processors only

@@ -53,7 +53,7 @@ class WorldRotary:
         self.tables: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def table(self, tokens: int, width: int) -> tuple[Tensor, Tensor]:
-        """Return cosines and sines, each (B, L, 3 (width // 8)), for L = `tokens` and `width` features per head."""
+        """Return cosines and sines, each (B, L, 3 (width // 8)), for L = `tokens` and heads with `width` features."""
         if (tokens, width) not in self.tables:
             side, count = round(tokens**0.5), width // 8
             frequencies = torch.logspace(0, 1, count, base=HIGHEST / LOWEST, device=self.up.device) * LOWEST
@@ -64,7 +64,7 @@ class WorldRotary:
         return self.tables[tokens, width]
 
     def __call__(self, x: Tensor, n_view: int) -> Tensor:
-        """Rotate the first features of queries or keys `x` (B / n_view, H, n_view L, D) with H heads of D features."""
+        """Return queries or keys `x` (B / n_view, H, n_view L, D) of H heads, the first 6 (D // 8) features rotated."""
         cos, sin = (
             part.to(x.dtype).unflatten(0, (-1, n_view)).flatten(1, 2)[:, None]
             for part in self.table(x.shape[2] // n_view, x.shape[3])
@@ -125,7 +125,7 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
     ) -> Tensor:
         """Return the layer's output (B F, L, C) for hidden_states (B F, L, C) of B objects with F = `n_view` views.
 
-        Self-attention runs on sequences of F L tokens. `rotary` rotates its queries and keys.
+        Self-attention runs on sequences of F L tokens. `rotary` rotates its queries and keys; None: no rotation.
         """
         joined = n_view > 1 and encoder_hidden_states is None
         tokens = hidden_states.unflatten(0, (-1, n_view)).flatten(1, 2) if joined else hidden_states
@@ -139,7 +139,10 @@ class MultiviewAttnProcessor(AttnProcessor2_0):
 
 
 def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: WorldRotary | None = None) -> Tensor:
-    """Return self-attention (B, F L, C) of `tokens` (B, F L, C), F = `n_view` images, for a layer without norms."""
+    """Return the output (B, F L, C) of the self-attention layer `attn`, which has no norms, for `tokens` (B, F L, C).
+
+    F = `n_view` images have L tokens each. `rotary` rotates queries and keys; None: no rotation.
+    """
     layers = (attn.to_q, attn.to_k, attn.to_v)
     q, k, v = (layer(tokens).unflatten(-1, (attn.heads, -1)).transpose(1, 2) for layer in layers)
     if rotary is not None:
@@ -157,7 +160,7 @@ def self_attention(attn: Attention, tokens: Tensor, n_view: int = 1, rotary: Wor
 
 
 def trains_on_cpu(tokens: Tensor) -> bool:
-    """Return whether gradients are enabled on a CPU, where torch's fused backward pass is slow (five times in bf16)."""
+    """Return whether gradients are enabled and `tokens` are on a CPU, where torch's fused backward pass is slow."""
     return torch.is_grad_enabled() and tokens.device.type == "cpu"
 
 
@@ -171,7 +174,7 @@ class CameraEmbedding(TimestepEmbedding):
 
 
 def make_multiview(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Install joined self-attention in `unet`, in place, and make its camera optional. A second call has no effect."""
+    """Install joined self-attention in `unet`, make its camera optional and return it. A second call has no effect."""
     if not any(isinstance(processor, MultiviewAttnProcessor) for processor in unet.attn_processors.values()):
         set_attention(unet, "sdpa")
     embedding: Any = unet.class_embedding
@@ -220,8 +223,8 @@ def predict(
         text: embeddings (B F, L, D).
         camera: camera vectors (B F, 16) from `camera_vector`; None: no camera (2D mode).
         n_view: F, number of consecutive images that attend to each other; 1: 2D model.
-        features: one tensor per down block, added to the features of the block, as from a T2I-Adapter (Mou et al.
-            2023).
+        features: one tensor per down block, like the block's features, to which it is added, as from a T2I-Adapter (Mou
+            et al. 2023); None: nothing is added.
         factor: image pixels per latent pixel along each axis, for SDXL's size conditioning.
         views: further arguments of the attention processors.
     """

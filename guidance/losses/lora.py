@@ -39,7 +39,7 @@ class LoRA(nn.Module):
         """Create matrices of rank `rank`. Raises ConfigError if no layer of `unet` matches `targets`.
 
         Args:
-            generator: CPU random generator of the initial `down`.
+            generator: CPU random generator of the initial `down`; None: torch's global one.
             std: function from a layer's fan-in (input channels times kernel area) to the initial standard deviation of
                 `down`; None: 1 / rank.
             targets: endings of the names of the layers that get matrices.

@@ -32,7 +32,7 @@ class RenderedViews:
         images: (B, H, W, 3) in [0, 1], the prior's input: colours, or normals with guidance_input=normal.
         opacity: (B, H, W, 1) in [0, 1].
         depth: (B, H, W, 1), sum of weight * distance along the ray in world units, not divided by the opacity.
-        normals: (B, H, W, 3), opacity * (unit normal + 1) / 2, or None.
+        normals: (B, H, W, 3), opacity * (unit normal + 1) / 2; None if they are not rendered.
         cameras: B cameras.
         extra: further rendered channels (B, H, W, C) of the representation, by name.
     """
@@ -126,8 +126,8 @@ def rescale_std(x0: Tensor, x0_cond: Tensor, share: float, n_view: int) -> Tenso
 def gradient_loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor, Logs]:
     """Return 0.5 |z - stopgrad(z - direction)|^2 / B, whose gradient is direction / B, and metrics to log.
 
-    `latents` z and `direction` are (B, C, h, w). Non-finite values of `direction` (overflow in half precision) become
-    zero. If no value is finite they stay, so that the run fails.
+    `latents` z and `direction` are (B, C, h, w); the timesteps `t` are only logged. Non-finite values of `direction`
+    (overflow in half precision) become zero. If no value is finite they stay, so that the run fails.
     """
     finite = direction.isfinite()
     direction = torch.where(finite | ~finite.any(), direction, 0.0)
@@ -150,7 +150,8 @@ class Distillation(nn.Module):
     ) -> None:
         """Build the loss for a noise `schedule` and a run of `max_steps` optimisation steps.
 
-        A loss with parameters also gets the `prior` whose UNet it extends, and the `generator` of initial weights.
+        `max_steps` None: no option may be scheduled in percent. Only a loss with parameters needs the `prior`
+        whose UNet it extends, and the `generator` of initial weights.
         """
         super().__init__()
         self.options: Any = options

@@ -16,7 +16,7 @@ kernel. With torch 2.13 the fused kernel takes 12 times as long for 16 tokens, h
 
 
 def resample(h: Tensor, mode: Resample) -> Tensor:
-    """Halve the sides of (N, C, H, W) by 2 x 2 averages ("down"), or double them by repeated pixels ("up")."""
+    """Halve the sides of (N, C, H, W) by averages ("down"), double them by repeated pixels ("up") or keep them."""
     if mode == "down":
         return F.avg_pool2d(h, 2)
     return F.interpolate(h, scale_factor=2.0, mode="nearest") if mode == "up" else h

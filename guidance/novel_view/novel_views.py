@@ -88,7 +88,10 @@ def condition_views(request: Request) -> Views:
 
 
 def intrinsics(request: Request, height: int, width: int) -> Tensor:
-    """Return the intrinsics (3, 3) in pixels that all views of a request share. Raises ConfigError if they differ."""
+    """Return the intrinsics (3, 3) that all views of a request share, in pixels of height x width images.
+
+    Raises ConfigError if they differ.
+    """
     both = condition_views(request).cameras.with_size(height, width).K, request.target.with_size(height, width).K
     every = torch.cat(both)
     if (every - every[0]).abs().max() > INTRINSICS_TOLERANCE * height:
@@ -97,7 +100,7 @@ def intrinsics(request: Request, height: int, width: int) -> Tensor:
 
 
 def save(model: XUNet | LatentPairs, folder: Path, cameras: CamerasConfig | None = None) -> None:
-    """Write a model in float16 and its training cameras to a folder, atomically. Raises ConfigError."""
+    """Write a model in float16 and its training cameras (None: unknown) to a folder, atomically. Raises ConfigError."""
     metadata: dict[str, object] = {"_class_name": type(model).__name__, "cameras": cameras and cameras.model_dump()}
     with files.whole_folder(folder, CONFIG) as part:
         if isinstance(model, LatentPairs):

@@ -111,7 +111,10 @@ class ViewModel(Protocol):
 
 
 def candidates(strategy: StrategyName, known: int, last: int = 1) -> range:
-    """Return the indices of the `known` views, inputs first, that may be the condition of the next view."""
+    """Return the indices of the `known` views, inputs first, that may be the condition of the next view.
+
+    `strategy` is "stochastic" (all views), "first" (the first) or "last" (the `last` newest ones).
+    """
     return {"stochastic": range(known), "first": range(1), "last": range(max(0, known - last), known)}[strategy]
 
 

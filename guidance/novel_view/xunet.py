@@ -153,7 +153,8 @@ class XUNet(nn.Module):
     ) -> Tensor:
         """Return the network's output (B, 3, H, W) for images (B, 3, H, W) in [-1, 1]; see `ViewModel.predict`.
 
-        `logsnr` (B, 2) are those of condition and target; `cond_mask` (B,) is False where the condition is dropped.
+        `logsnr` (B, 2) are those of condition and target; `cond_mask` (B,) is False where the condition is dropped
+        (None: nowhere).
         """
         encoded = self.encode_cameras(c2w, K, cond_mask)
         if self.frames == 1:
@@ -172,7 +173,7 @@ class XUNet(nn.Module):
         return self(x, z, levels, c2w, K, keep).float()
 
     def encode_cameras(self, c2w: Tensor, K: Tensor, cond_mask: Tensor | None) -> Tensor:
-        """Return the encoded rays (B, 2, D, H, W) of both frames, zero where the condition is dropped."""
+        """Return encoded rays (B, 2, D, H, W) for c2w (B, 2, 4, 4), K (B, 3, 3); 0 where `cond_mask` (B,) is False."""
         c = self.config
         encoded = encode_rays(*pixel_rays(c2w, K[:, None], *c.size), c.origin_degrees, c.direction_degrees)
         if cond_mask is not None:

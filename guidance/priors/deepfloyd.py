@@ -87,7 +87,7 @@ class DeepFloyd(Prior):
         dtype: str = "auto",
         device: torch.device | str = "cpu",
     ) -> None:
-        """Build the prior; `text_encoder` is T5's folder. Raises ConfigError if `image_size` does not fit the UNet."""
+        """Build the prior; `text_encoder` is T5's folder; `image_size` None: that of the UNet. Raises ConfigError."""
         self.unet, self.text_folder, self.tokenizer, self.schedule = unet, text_encoder, tokenizer, schedule
         self.image_size = image_size or int(unet.config["sample_size"])
         self.factor = 1

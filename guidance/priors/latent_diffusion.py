@@ -76,7 +76,8 @@ class LatentDiffusion(Prior):
         """Build the prior from loaded networks.
 
         Args:
-            coarse: network that predicts coarse latents, which are additional input channels of the UNet.
+            schedule: noise schedule; None: Stable Diffusion's.
+            coarse: network that predicts coarse latents, additional input channels of the UNet; None: no such channels.
             second: second text encoder of SDXL; None for other models.
             image_size: pixels per side; None: the size that the UNet was trained on.
             dtype: precision of the computation, "auto", "fp32", "bf16" or "fp16".
@@ -239,7 +240,7 @@ class LatentDiffusion(Prior):
         return tokens.added_words(self.tokenizer)
 
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Encode images (B, H, W, 3) in [0, 1], resized, as scaled samples (B, C, h, w) of the VAE's posterior."""
+        """Encode images (B, H, W, 3) in [0, 1], `resized`, as scaled samples (B, C, h, w) of the VAE's posterior."""
         mean, std = self.posterior(rgb)
         return self.scaling_factor * (mean + std * fresh_noise(mean, generator))
 
@@ -278,8 +279,8 @@ class LatentDiffusion(Prior):
         """Return the output of the UNet (B, C, h, w), noise or v, in the precision of the autocast context.
 
         `x` are noisy latents (B, C, h, w), `t` timesteps (B,) or (), `text` embeddings (B, L, D), `camera` camera
-        vectors (B, 16), `n_view` is the number of views per object. Without `needs_camera`, each image is denoised
-        separately. `coarse` (B, C, h, w) replaces the output of the coarse predictor.
+        vectors (B, 16) or None, `n_view` is the number of views per object. Without `needs_camera`, each image is
+        denoised separately. `coarse` (B, C, h, w) replaces the coarse predictor's output; None: that output is used.
         """
         if not self.needs_camera:
             camera, n_view = None, 1
@@ -293,7 +294,7 @@ class LatentDiffusion(Prior):
 
     @torch.no_grad()
     def predict_coarse(self, coarse: CoarsePredictor | None, text: Tensor, c2w: Tensor) -> Tensor | None:
-        """Predict latents (B, C, h, w) with `coarse`, from text (B, L, D) and camera-to-world (B, 4, 4).
+        """Predict latents (B, *latent_shape) with `coarse`, from text (B, L, D) and camera-to-world matrices (B, 4, 4).
 
         Returns None if `coarse` is None.
         """

@@ -81,7 +81,10 @@ class MVDreamPipeline(DiffusionPipeline):
 
     @classmethod
     def from_single_file(cls, weights: str, tokenizer: str | None = None) -> MVDreamPipeline:
-        """Load a checkpoint file, a folder or a hub id, as the option `prior.weights`. Raises ConfigError."""
+        """Load a checkpoint file, a folder or a hub id, as the option `prior.weights`. Raises ConfigError.
+
+        `tokenizer` is a folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
+        """
         return cls.from_prior(MVDream.load(weights, dtype="fp32", tokenizer=tokenizer))
 
     @property
@@ -131,9 +134,11 @@ class MVDreamPipeline(DiffusionPipeline):
             guidance_scale: s in eps_u + s (eps_c - eps_u), with (c) and without (u) the prompt.
             eta: noise of the scheduler's steps, if it supports eta; 0: deterministic DDIM.
             generator: generator of all noise. A CPU generator gives the same noise on all devices.
-            latents: initial noise (n, 4, h, w).
+            latents: initial noise (n, 4, h, w); None: it is sampled.
             output_type: "pil", "np" (n, H, W, 3) in [0, 1], "pt" (n, 3, H, W) in [0, 1], or "latent" (n, 4, h, w).
-            callback_on_step_end: called as f(pipeline, k, t, {"latents": x}); may return {"latents": new x}.
+            return_dict: return an `ImagePipelineOutput`; False: a tuple (images,).
+            callback_on_step_end: called after step k at timestep t as f(pipeline, k, t, {"latents": x}); may
+                return {"latents": new x}.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prior = self.prior

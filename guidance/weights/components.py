@@ -92,7 +92,7 @@ def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Com
 
 
 def load_folder(path: Path, tokenizer: str | None = None) -> Components:
-    """Load the networks of a diffusers folder; `tokenizer` is another folder or hub id to use instead."""
+    """Load the networks of a diffusers folder; `tokenizer` is a folder or hub id; None: that of `path`."""
     loading.check_folder(path)
     files.check_sums(path)
     words = tokens.read_tokenizer(path) if tokenizer is None else tokens.clip_tokenizer(tokenizer, open_clip=False)

@@ -224,7 +224,10 @@ def matte(weights: str) -> Path:
 
 
 def class_name(path: Path, known: tuple[str, ...], what: str, key: str = "weights") -> str:
-    """Return the entry _class_name of the config in a folder. Raises ConfigError if it is not in `known`."""
+    """Return the entry _class_name of the config in a folder. Raises ConfigError for `key` if it is not in `known`.
+
+    `what` names the folder's expected content in the message.
+    """
     name = read_json(path / CONFIG).get("_class_name")
     if name not in known:
         raise ConfigError(f"{path / CONFIG} describes {short(name)}, not {what}", key)

@@ -39,7 +39,7 @@ RELEASED_TEXT = {"sd-v2.1-base-4view.pt": 340_387_840, "sd-v1.5-4view.pt": 123_0
 
 
 class MetaNetworks(NamedTuple):
-    """UNet and VAE of a prior without data (no VAE for a prior on pixels), and parameter counts.
+    """UNet and VAE of a prior on the meta device, and parameter counts. A prior on pixels has no VAE.
 
     Attributes:
         parameters: number of parameters of all networks, including the text encoder.
@@ -58,7 +58,7 @@ class MetaNetworks(NamedTuple):
 
 
 def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> MetaNetworks:
-    """Build UNet and VAE of `weights` without data. Raises ConfigError if a file is missing; see `loading.locate`."""
+    """Build UNet and VAE on the meta device for `loading.locate(weights, wanted)`. Raises ConfigError."""
     if loading.awaited(weights):  # an original MVDream checkpoint, not downloaded for this
         unet, vae = _build(RELEASED_UNETS[weights], RELEASED_VAE)
         whole = _parameters(unet, vae) + RELEASED_TEXT[weights]

@@ -53,7 +53,7 @@ class SDF(EncodedField):
         return self.log_sharpness.exp().clamp(max=1e6)
 
     def distance(self, x: Tensor, encoded: Tensor | None = None) -> Tensor:
-        """Return f (N,) in world units of world points x (N, 3). `encoded` (N, L*F) is the encoding of x if known."""
+        """Return f (N,) in world units of world points x (N, 3). `encoded` (N, L*F) is the encoding of x, or None."""
         encoded = self._encode(x) if encoded is None else encoded
         return self.sdf_mlp(encoded)[:, 0] + torch.linalg.vector_norm(x, dim=-1) - self.options.sphere
 

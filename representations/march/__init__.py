@@ -196,7 +196,10 @@ def composite(sigma: Tensor, values: Tensor, samples: Samples, name: str = "auto
 
 
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float, name: str = "auto") -> Tensor:
-    """Return a mask (N,): alpha >= `alpha_threshold`, and transmittance before the sample >= `early_stop`."""
+    """Return a mask (N,) for densities sigma (N,): alpha >= `alpha_threshold`, and transmittance >= `early_stop`.
+
+    The transmittance is that in front of the sample. `name` is the back end, or "auto".
+    """
     return backend(sigma, name).visible(sigma.detach(), samples, alpha_threshold, early_stop)
 
 

@@ -52,7 +52,7 @@ def surface_points(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Surface
 
 
 def antialias(image: Tensor, face: Tensor, vertices: Tensor, faces: Tensor, cameras: Cameras) -> Tensor:
-    """Antialias the outline of a mesh in images (B, H, W, C), differentiably in the vertices.
+    """Return images (B, H, W, C) with an antialiased outline of the mesh, differentiable in the vertices.
 
     The outline lies between a mesh pixel and an adjacent background pixel: t in [0, 1] is its position from the centre
     of the mesh pixel (0) to the centre of the background pixel (1). For t < 1/2 the mesh pixel gets a fraction 1/2 - t

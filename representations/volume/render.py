@@ -42,9 +42,9 @@ def render(
         origins, directions: (R, 3) each, in world units; directions have unit length.
         generator: CPU generator for the random shift of the samples and a random background. Required in training.
         training: if False, use `options.shown` samples per ray and no random numbers.
-        light: (3,) or (R, 3) world positions of point lights, for a lit `shading`.
+        light: (3,) or (R, 3) world positions of point lights; None only if `shading` is unlit.
         need_normals: if True, compute normals even if the shading is unlit.
-        chunk: maximum number of samples per gradient-checkpointed chunk (`two_pass`). It changes memory, not results.
+        chunk: maximum number of samples per gradient-checkpointed chunk (`two_pass`); None: one chunk.
     """
     if training and generator is None:
         raise ValueError("missing generator for training=True. Pass a CPU generator.")

@@ -96,7 +96,7 @@ class GltfFile:
         return uri if self.files.find(name) is None and self.files.find(uri) is not None else name
 
     def view(self, index: int, offset: int, dtype: str, count: int, columns: int = 1) -> Array:
-        """Return an array (count, columns) from a buffer view, whose first `offset` bytes are skipped."""
+        """Return an array (count, columns) of `dtype` from a buffer view, whose first `offset` bytes are skipped."""
         view = _typed(BufferView, self.tree["bufferViews"][index])
         data = self.buffer(view.buffer)
         if not data and (compressed := [name for name in view.extensions if name in REFUSED]):
@@ -181,7 +181,7 @@ class GltfFile:
         return result
 
     def coloured(self, primitive: Tree, submesh: Submesh, colours: bool) -> Submesh:
-        """Return the submesh with the texture coordinates, the texture and the colours of its base colour.
+        """Return the submesh with the texture coordinates, texture and colours of its material's base colour.
 
         If `colours` is False, only the texture coordinates TEXCOORD_0 are added.
         """

@@ -93,7 +93,7 @@ def enlarge_small(images: Any) -> Array:
 def grid(images: Any, columns: int, labels: Sequence[str] | None = None) -> Array:
     """Arrange N >= 1 images (H, W, 3) row by row on a white contact sheet, uint8 (H', W', 3).
 
-    Images may differ in size. Each of the N labels is printed below its image in at most three lines.
+    Images may differ in size. Each of N `labels` is printed below its image in at most three lines; None: no labels.
     """
     cells = [_rgb(image) for image in images]
     height, width = max(cell.shape[0] for cell in cells), max(cell.shape[1] for cell in cells)

@@ -62,7 +62,8 @@ def load_image(
 ) -> Image.Image:
     """Load an image as RGB, or as RGBA if it has transparency. Raises ConfigError with `name` and the config `key`.
 
-    A larger image is reduced to `max_side` pixels on the longer side. With `upright`, EXIF rotation is applied.
+    A larger image is reduced to `max_side` pixels on the longer side; None: it is not reduced. With `upright`, EXIF
+    rotation is applied.
     """
     name = name or str(file)
     with open_image(file, name, key) as image, warnings.catch_warnings():

@@ -50,14 +50,17 @@ def pixel_centres(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def pixels_to_plane(pixels: Tensor, K: Tensor) -> Tensor:
-    """Apply K^-1 to pixels (..., N, 2), for upper triangular K (..., 3, 3). Return plane coordinates (..., N, 2)."""
+    """Apply K^-1 to pixels (..., N, 2), for upper triangular K (..., 3, 3).
+
+    Return (x right, y down) (..., N, 2) in world units, for perspective cameras at depth 1.
+    """
     y = (pixels[..., 1] - K[..., 1, 2, None]) / K[..., 1, 1, None]
     x = (pixels[..., 0] - K[..., 0, 2, None] - K[..., 0, 1, None] * y) / K[..., 0, 0, None]
     return torch.stack([x, y], dim=-1)
 
 
 def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
-    """Apply K (..., 3, 3) to plane coordinates (..., N, 2). Return pixels (..., N, 2)."""
+    """Apply K (..., 3, 3) to the results (..., N, 2) of `pixels_to_plane`. Return pixels (..., N, 2)."""
     x, y = plane.unbind(-1)
     x = x * K[..., 0, 0, None] + y * K[..., 0, 1, None] + K[..., 0, 2, None]
     return torch.stack([x, y * K[..., 1, 1, None] + K[..., 1, 2, None]], dim=-1)

@@ -49,7 +49,7 @@ def rasterise(
         fov: vertical field of view in radians, scalar or (V,).
         size: image side in pixels, or (height, width).
         near: depth of the clipping plane in world units. Faces that cross it are clipped exactly.
-        behind: (V, H, W) float32 depths. Nearer and equally distant surfaces are invisible.
+        behind: (V, H, W) float32 depths. Nearer and equally distant surfaces are invisible; None: no limit.
     """
     height, width = _pair(size)
     focal = 0.5 * height / np.tan(0.5 * np.broadcast_to(np.asarray(fov, np.float64), (len(c2w),)))

@@ -39,7 +39,10 @@ class Rig:
 def orbit(
     n: int, elevation: float, distance: float, fov: float, height: int, width: int, azimuth: float = 0.0
 ) -> Cameras:
-    """Place `n` cameras evenly around the origin, counter-clockwise from `azimuth`. Angles are in radians."""
+    """Place `n` cameras evenly around the origin, counter-clockwise from `azimuth`.
+
+    Angles and the vertical `fov` are in radians.
+    """
     azimuths = torch.linspace(0.0, 2 * pi, n + 1)[:n] + azimuth
     c2w = orbit_c2w(torch.full((n,), float(elevation)), azimuths, torch.full((n,), float(distance)))
     return Cameras(c2w, Projection.perspective(torch.full((n,), float(fov)), height, width), height, width)
@@ -68,7 +71,7 @@ def ring_rig(
 
 
 def turntable(options: OrbitCameraConfig, n: int | None = None) -> Cameras:
-    """Return the cameras of the orbit in `options`. `n` overrides its number of cameras."""
+    """Return the cameras of the orbit in `options`. `n`, unless None, replaces its number of cameras."""
     azimuth, elevation, fov = radians(options.azimuth), radians(options.elevation), radians(options.fov)
     return orbit(n or options.n_view, elevation, options.distance, fov, options.height, options.width, azimuth)
 

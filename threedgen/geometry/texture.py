@@ -31,7 +31,10 @@ def scatter(values: Array, uv: Array, shape: tuple[int, int]) -> Array:
 
 
 def fill(texture: Array, covered: Array) -> Array:
-    """Fill the texels (H, W, C) outside the mask `covered` (H, W) with the nearest covered one. Raises ConfigError."""
+    """Return the texture (H, W, C); texels outside the bool mask `covered` (H, W) get the nearest covered value.
+
+    Raises ConfigError if no texel is covered.
+    """
     if not covered.any():
         raise ConfigError("No face covers a texel. Check that uv coordinates are in [0, 1].")
     nearest = ndimage.distance_transform_edt(~covered, return_distances=False, return_indices=True)

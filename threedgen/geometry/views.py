@@ -84,7 +84,10 @@ class Pixels:
         self.near, self.empty = near.nonzero()[:, 0], near == 0
 
     def composite(self, indices: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return target and background colours, (K, 3) each. If the opacity is known, the background is random."""
+        """Return target and background colours of pixels `indices` (K,), (K, 3) each.
+
+        If the opacity is known, the background is random.
+        """
         colours, background = self.colours[indices], self.background[indices]
         if self.opacity is None:
             return colours, background

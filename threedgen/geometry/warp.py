@@ -43,7 +43,10 @@ def homography(K_from: Tensor, R_from: Tensor, K_to: Tensor, R_to: Tensor) -> Te
 
 
 def apply_homography(H: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Map pixels or rays (..., N, 2 or 3) by H (..., 3, 3). Return pixels, and a mask (..., N): True in front."""
+    """Map pixels or rays (..., N, 2 or 3) by H (..., 3, 3). Return pixels (..., N, 2) and a mask (..., N).
+
+    The mask is True in front of the camera.
+    """
     rays = pixels if pixels.shape[-1] == 3 else F.pad(pixels, (0, 1), value=1.0)
     mapped = rays @ H.mT
     return mapped[..., :2] / mapped[..., 2:], mapped[..., 2] > 0

@@ -33,7 +33,10 @@ SHARE, GREY = 0.9, 0.5
 
 
 def views(angles: Sequence[tuple[float, float]], height: int, width: int, fov: float = 0.0) -> Cameras:
-    """Return B cameras around a mesh at the origin, at B pairs `angles` of (elevation, azimuth) in degrees."""
+    """Return B cameras around a mesh at the origin, at B pairs `angles` of (elevation, azimuth) in degrees.
+
+    `height`, `width` and `fov` are as in `towards_middle`.
+    """
     elevation, azimuth = torch.tensor(angles, dtype=torch.float64).deg2rad().T
     return towards_middle(orbit_c2w(elevation, azimuth, torch.full_like(azimuth, DISTANCE)), height, width, fov)
 
@@ -98,7 +101,10 @@ def untrained(c2w: Tensor, trained: Sequence[tuple[float, float]] = RAY_VIEWS, a
 
 
 def framed(cut: Tensor, height: int, width: int) -> Tensor:
-    """Scale and centre a cut-out object, RGBA (h, w, 4) in [0, 1], on a grey image (height, width, 3) in [0, 1]."""
+    """Return a grey image (height, width, 3) in [0, 1] with an object in the middle, which fills `SHARE` of a side.
+
+    `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1].
+    """
     rows, columns = (cut[..., 3] > 0).nonzero(as_tuple=True)
     (top, bottom), (left, right) = ((max(0, int(at.min()) - 1), int(at.max()) + 2) for at in (rows, columns))
     part = cut[top:bottom, left:right]

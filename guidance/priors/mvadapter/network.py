@@ -137,11 +137,11 @@ class AdaptedUNet(nn.Module):
         return named | ({} if self.guider is None else self.guider.state_dict()) | fine
 
     def guide(self, control: Tensor, height: int, width: int) -> list[Tensor] | None:
-        """Return the guider's features, one tensor per UNet level, for `control` as in `maps`; None without guider."""
+        """Return the guider's features, one tensor per UNet level, for arguments as in `maps`; None without guider."""
         return None if self.guider is None else self.guider(self.maps(control, height, width))
 
     def maps(self, control: Tensor, height: int, width: int) -> Tensor:
-        """Resize `control` (B, 6, H, W) or (B, 6, 1, 1) in [0, 1] to the guider's input size (B, 6, h, w)."""
+        """Average or expand `control`, (B, 6, height, width) or (B, 6, 1, 1), to the guider's input (B, 6, h, w)."""
         stride = self.multiple // self.guider.downscale_factor
         maps = control if control.shape[-2:] == (1, 1) else avg_pool2d(control, stride)
         return maps.expand(-1, -1, height // stride, width // stride)
@@ -214,8 +214,9 @@ def make_guider(
     Args:
         factor: image pixels per latent pixel along each axis.
         depth: residual blocks per level; None: the number of layers per block of the UNet.
-        downscale: side, in pixels of the guider's input, of one feature of its first level; None: input at full image
-            size. It must divide the side of that feature in image pixels, else ValueError.
+        downscale: pixels d of the guider's input per feature of its first level, along each axis. Such a feature covers
+            s = factor * guider_stride(unet) image pixels, so the input is smaller than the image by s / d; None: d = s.
+            Raises ValueError unless d divides s.
     """
     stride, widths, layers = guider_stride(unet), [*unet.config["block_out_channels"]], unet.config["layers_per_block"]
     kind, channels = ("full_adapter", widths) if stride == 1 else ("full_adapter_xl", [*widths, widths[-1]])
@@ -227,7 +228,7 @@ def make_guider(
 
 
 def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
-    """Build a fine guider: two convolutions from maps to the output of the first layer of `unet`, zero until trained.
+    """Build a fine guider: two convolutions from `maps` to the output of the first layer of `unet`, zero until trained.
 
     The released adapters have none: their guider acts from the first attention layer on, which has 64 x 64 features,
     but only 8 x 8 in a small UNet. `pixels` is the side of a latent pixel in pixels of the maps.

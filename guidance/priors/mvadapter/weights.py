@@ -57,7 +57,7 @@ def convert_adapter(
     Args:
         tensors: content of the adapter's file.
         factor: image pixels per latent pixel along each axis.
-        card: metadata of the file.
+        card: metadata of the file; None: empty.
         form: values that replace those of the metadata, unless None.
 
     Raises:

@@ -57,7 +57,10 @@ class PositionalEncoding(nn.Module):
         self.register_buffer("freq_bands", frequencies(dim // (2 * relation_dim), encoding)[None, None])
 
     def forward(self, relation: Tensor) -> Tensor:
-        """Encode (T, S, relation_dim) as (T, S, dim); T S must be even if tokens form pairs."""
+        """Encode displacements or depth differences (T, S, relation_dim) of S keys of T tokens as (T, S, dim).
+
+        For depth differences in the "reference" encoding, which takes tokens in pairs, T * S must be even.
+        """
         tokens = relation.reshape(-1, 2) if self.paired else relation.flatten(0, 1)
         angles = (tokens[:, :, None] * self.freq_bands[0]).flatten(1)
         return torch.cat([angles.sin(), angles.cos()], dim=1).reshape(*relation.shape[:2], -1)

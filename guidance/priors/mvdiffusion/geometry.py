@@ -70,7 +70,7 @@ class Geometry:
         self._cache: dict[tuple[int, int, torch.device], list[Keys]] = {}
 
     def keys(self, height: int, width: int, device: torch.device) -> list[Keys]:
-        """Return the keys of each view for feature maps of height x width tokens."""
+        """Return the keys of each view, on `device`, for feature maps of height x width tokens."""
         at = (height, width, device)
         if at not in self._cache:
             self._cache[at] = [self._keys(view, height, width).to(device) for view in range(self.n_view)]

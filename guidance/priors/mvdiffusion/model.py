@@ -86,7 +86,7 @@ class MVDiffusion(LatentDiffusion):
             self.check_pairs(size, self.draft is not None, keys[1])
 
     def check_pairs(self, size: Size, halved: bool, key: str) -> None:
-        """Raise ConfigError if the smallest feature map has an odd number of tokens.
+        """Raise ConfigError for the config `key` if the smallest feature map has an odd number of tokens.
 
         The "reference" encoding of depth needs pairs of tokens. If `halved`, images are first sampled at half the size.
         """

@@ -33,7 +33,8 @@ class ImageEncoding(nn.Module):
 class MultiviewUNet(nn.Module):
     """Frozen UNet with attention between corresponding positions of views, and optionally a branch for known views.
 
-    Only the modules in `new_blocks` are trainable. Tensor names are those of the reference without `mv_base_model.`.
+    Only the modules in `new_blocks` are trainable. Tensor names are those of the released weights without the prefix
+    `mv_base_model.`.
     """
 
     condition_conv_in: nn.Conv2d
@@ -49,7 +50,7 @@ class MultiviewUNet(nn.Module):
         """Freeze `unet` and add new blocks.
 
         Args:
-            kind: "panorama" or "depth": relation between the views.
+            kind: "panorama": views from one position; "depth": posed views with depth.
             encoding: positional encoding, see `caa.frequencies`.
             condition: add a branch for known views.
             convolution: for kind="depth", add a convolution after each attention, as in the released weights.

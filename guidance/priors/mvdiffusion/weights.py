@@ -41,9 +41,11 @@ def save_blocks(
     own: Mapping[str, Tensor] | None = None,
     options: Mapping[str, object] = MappingProxyType({}),
 ) -> None:
-    """Write the attention blocks of a network in float16, and the difference of its UNet from the 2D model.
+    """Write the attention blocks of a network, and its UNet or the UNet's difference from the 2D model, in float16.
 
-    `own` is the `difference` of the UNet; None: write the whole UNet. Training `options` are stored as metadata.
+    Args:
+        own: the difference, as returned by `difference`; None: write the whole UNet.
+        options: training options, stored as metadata.
     """
     state = network.state_dict()
     if own is not None:
