@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, PreTrainedTokenizerBase
 
 from threedgen.config import ConfigError
-from threedgen.config.errors import in_a_line
+from threedgen.config.errors import in_a_line, short
 from threedgen.guidance.attention.joined import unet_from_config
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.schedule import Schedule
@@ -56,6 +56,14 @@ NETWORKS = {
     ),
     COARSE: Network("coarse predictor", ("_class_name", "CoarsePredictor"), CoarsePredictor.from_config),
 }
+RANGES = {
+    ("vae", "scaling_factor"): (1e-4, 1e4),
+    ("unet", "sample_size"): (0, 512),
+    ("unet", "downsample_padding"): (-1, 8),
+    (COARSE, "size"): (0, 512),
+}
+"""Exclusive minimum and inclusive maximum of numbers in config.json, by sub-folder and key."""
+EPS_RANGE, OTHER_RANGE = (0.0, 0.1), (-1e6, 1e6)
 MIN_TIMESTEPS = 1000
 
 
@@ -165,8 +173,17 @@ def rename_vae_attention(name: str) -> str:
 
 
 def make(part: str, config: Json, tensors: Mapping[str, Tensor]) -> Any:
-    """Build the frozen network `part`, a key of NETWORKS. Raises ConfigError if config and tensors do not fit."""
+    """Build the frozen network `part`, a key of NETWORKS.
+
+    Raises:
+        ConfigError: a number in the config is out of range, which could take very long, or the tensors do not fit.
+    """
     network = NETWORKS[part]
+    for key, value in config.items():
+        low, high = EPS_RANGE if key.endswith("eps") else RANGES.get((part, key), OTHER_RANGE)
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, (int, float)) and not low < number <= high:
+                raise ConfigError(f"the config of the {network.label} is damaged: {key} is {short(number)}")
     # a config with more layers than tensors would take very long to build
     for key in ("layers_per_block", "num_hidden_layers", "transformer_layers_per_block"):
         values = config.get(key)

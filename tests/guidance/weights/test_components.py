@@ -150,13 +150,15 @@ def test_load_refuses_wrong_configs(folder: Path, file: str, change: dict[str, A
         ("vae", "scaling_factor", "0"),
         ("vae", "scaling_factor", "NaN"),
         ("unet", "norm_eps", "-1"),
+        ("unet", "sample_size", "100000"),
+        ("unet", "downsample_padding", "1000"),
         ("text_encoder", "layer_norm_eps", "1e999"),
     ],
 )
-def test_load_refuses_config_numbers_that_give_nan(folder: Path, part: str, key: str, value: str) -> None:
+def test_load_refuses_config_numbers_out_of_range(folder: Path, part: str, key: str, value: str) -> None:
     path = folder / part / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: "HERE"}).replace('"HERE"', value))
-    with refused(None, "config.json" if value in ("NaN", "1e999") else "NaN"):  # no JSON numbers
+    with refused(None, "config.json" if value in ("NaN", "1e999") else key):  # no JSON numbers
         MVDream.load(str(folder))
 
 
