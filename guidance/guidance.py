@@ -59,7 +59,10 @@ class Negatives(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """Features of one reference image (R = 1), and its guidance scale; None: the guidance scale of the text."""
+    """Features of one reference image (`Features` with R = 1), and the guidance scale of the image.
+
+    `scale` None: the image has the guidance scale of the text.
+    """
 
     features: Features
     scale: float | None = None

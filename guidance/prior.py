@@ -50,7 +50,8 @@ class Prior(Protocol):
         device, dtype: device of the networks and precision of their computation.
         draft: img2img strength in (0, 1] of the second pass of coarse-to-fine sampling, which has the full image size;
             the first pass has half the size. None: one pass at full size.
-        guide_views: value of `Condition.single_view_uncond` when several views are sampled.
+        guide_views: whether the unconditional branch denoises each of several views separately. The guidance then also
+            amplifies the attention between views; see `Condition.single_view_uncond`.
     """
 
     draft: float | None = None

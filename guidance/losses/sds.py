@@ -159,7 +159,10 @@ class Distillation(nn.Module):
         self.make_parameters(prior, generator)
 
     def make_parameters(self, prior: Prior | None, generator: torch.Generator | None) -> None:
-        """Create the trainable parameters of the loss, if any."""
+        """Create the trainable parameters of the loss, here none. Subclasses with parameters override this method.
+
+        They need the `prior`, whose UNet they extend, and initialise the weights with `generator`.
+        """
 
     def value(self, name: str, step: int) -> float:
         """Return the value of the scheduled option `name` at an optimisation step."""

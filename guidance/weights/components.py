@@ -176,7 +176,8 @@ def make(part: str, config: Json, tensors: Mapping[str, Tensor]) -> Any:
     """Build the frozen network `part`, a key of NETWORKS.
 
     Raises:
-        ConfigError: a number in the config is out of range, which could take very long, or the tensors do not fit.
+        ConfigError: a number in the config is out of range, the config has more layers than there are tensors (building
+            the network would take very long), or the tensors do not fit.
     """
     network = NETWORKS[part]
     for key, value in config.items():

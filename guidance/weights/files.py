@@ -57,7 +57,7 @@ def sums(files: Iterable[Path], path: Path) -> str:
 
 
 def digest(path: Path, files: Iterable[Path]) -> str:
-    """Return the SHA-256 of the file `path`; for a folder, the SHA-256 of the text `sums(files, path)`."""
+    """Return the SHA-256 of the file `path`, or of the lines "SHA-256  NAME" (`sums`) of `files` in a folder `path`."""
     return sha256(path) if path.is_file() else hashlib.sha256(sums(files, path).encode()).hexdigest()
 
 

@@ -152,7 +152,10 @@ def describe(weights: str, wanted: Parts = PARTS) -> str:
 
 
 def check_folder(path: Path, wanted: Parts = PARTS) -> Path:
-    """Return `path`. Raises ConfigError if it lacks a scheduler, a tokenizer, or the config or tensors of a network."""
+    """Return `path`. Raises ConfigError if it lacks a scheduler, a tokenizer, or a config or tensors of a network.
+
+    The networks are the sub-folders `wanted`, and the optional ones found by `parts`.
+    """
     for part in parts(path, wanted):
         read_json(path / part / CONFIG)
         for file in tensor_files(path / part):

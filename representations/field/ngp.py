@@ -116,8 +116,9 @@ class NGP(EncodedField):
 
     The density is density_scale * activation(mlp(encoding(x)) + blob(x) + density_bias). A material maps the features
     to colours. With the option `shared_mlp`, output 0 of `density_mlp` gives the density, the other outputs are the
-    features, and `feature_mlp` is None. Normals are differentiable in the parameters; analytic normals treat x as
-    constant. The CPU generator `generator` initialises the parameters.
+    features, and `feature_mlp` is None. All normals have gradients with respect to the parameters. With the option
+    `normal=analytic`, `with_normal` passes no gradients back to x. The CPU generator `generator` initialises the
+    parameters.
     """
 
     options: NGPConfig

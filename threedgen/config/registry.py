@@ -207,7 +207,10 @@ class Component:
     path_of: str | None = None
 
     def section(self, text: str) -> dict[str, str]:
-        """Convert a text to `{"name": text}`, or to `{"name": path_of, "path": text}` if no component has this name."""
+        """Convert a text to a section: `{"name": text}` if it names a component or `self.path_of` is None.
+
+        Otherwise the text is a path: `{"name": self.path_of, "path": text}`.
+        """
         if self.path_of is None or text in names(self.kind):
             return {"name": text}
         return {"name": self.path_of, "path": text}

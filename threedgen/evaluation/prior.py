@@ -270,9 +270,10 @@ the assets: jackknife for FID, bootstrap for the likeness. Other renders of the 
 
 
 def compare(ours: Array, truth: Array) -> dict[str, Estimate]:
-    """Return FID and likeness of two sets of features (N, V, D) of V views of N objects, with intervals over objects.
+    """Return FID and likeness, with 95 % intervals, of two sets of features (N, V, D) of V views of N objects.
 
-    Likeness is the mean cosine between the mean features of the same object in both sets.
+    The intervals show the uncertainty due to the choice of the N objects. Likeness is the mean cosine between the mean
+    features (D,) of the same object in both sets.
     """
 
     def distance(kept: Array) -> float:

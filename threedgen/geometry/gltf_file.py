@@ -165,7 +165,10 @@ class GltfFile:
         return found
 
     def skinning(self, primitive: Tree, index: int, transforms: dict[int, Array]) -> Array:
-        """Return vertex-to-scene transforms (V, 4, 4): weighted sums over the joints of the skin `index`."""
+        """Return vertex-to-scene transforms (V, 4, 4): for each vertex, the weighted mean of its joints' transforms.
+
+        `index`: number of the skin. `transforms`: node-to-scene transform (4, 4) of each node, by node number.
+        """
         skin = self.tree["skins"][index]
         joints = np.stack([transforms[joint] for joint in skin["joints"]])
         if "inverseBindMatrices" in skin:

@@ -14,7 +14,7 @@ from threedgen.run.arrays import Array
 
 
 def sample(texture: Array, uv: Array) -> Array:
-    """Sample a texture (H, W, C) bilinearly at uv (..., 2) in [0, 1]. Returns (..., C) float32."""
+    """Sample a texture (H, W, C) bilinearly at uv (..., 2) in [0, 1], v up. Returns (..., C) float32."""
     points = np.ascontiguousarray(uv, np.float32).reshape(-1, 2)
     out = np.empty((len(points), texture.shape[-1]), np.float32)
     _sample(np.ascontiguousarray(texture, np.float32), points, out)

@@ -62,7 +62,11 @@ def remove_words(prompt: str, words: Iterable[str]) -> str:
 
 
 def prompt_warnings(prompt: str, prior: PromptReader, more: Iterable[str] = ()) -> list[str]:
-    """Log and return warnings about a prompt: joined lines, truncation, unknown words, no subject name, and `more`."""
+    """Log and return warnings about a prompt, followed by `more`, the caller's own warnings.
+
+    They name: lines that were joined, words cut off because the prompt is too long, unknown, replaced and negated
+    words, and missing names of a tuned subject.
+    """
     text, notes = normalise_prompt(prompt), []
     if len(prompt.strip().splitlines()) > 1:
         notes.append("the lines of the prompt were joined")

@@ -205,7 +205,7 @@ def _clauses(words: list[str]) -> list[list[str]]:
 
 
 def _without_prefix(clauses: list[list[str]]) -> list[list[str]]:
-    """Remove a first clause with unknown words and without a noun, if "of" follows, such as "a photo of"."""
+    """Remove a prefix such as "a photo of": a first clause with an unknown word and no noun, and the next word "of"."""
     has_prefix = len(clauses) > 1 and clauses[1][0] == "of" and "" in clauses[0] and NOUNS.keys().isdisjoint(clauses[0])
     return [clauses[1][1:], *clauses[2:]] if has_prefix else clauses
 

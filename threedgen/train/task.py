@@ -45,9 +45,9 @@ class Task:
     """Run of a task: config, folder, start time and result files, with methods that load, train and summarise."""
 
     def __init__(self, config: Any, resume: Path | None = None, quiet: bool = False, files: Iterable[str] = ()) -> None:
-        """Start a run, or resume it unless `resume` is None. `files`: paths of result files relative to the run folder.
+        """Start a run, or resume it unless `resume` is None. `quiet`: show neither weight files nor progress.
 
-        `quiet`: show neither weight files nor progress.
+        `files`: result files, relative to the run folder. The summary lists those that exist when it is written.
         """
         self.config, self.resume, self.quiet, self.files = config, resume is not None, quiet, tuple(files)
         self.folder, self.start_time = Path(str(config.out)), time.monotonic()

@@ -100,7 +100,10 @@ class MVDiffusion(LatentDiffusion):
             )
 
     def with_blocks(self, blocks: str | Path) -> Self:
-        """Add the attention blocks of a file, which may also change the UNet, and return self."""
+        """Add the attention blocks of a file to the prior and return self. Raises ConfigError.
+
+        If the file also has weights of the UNet, or changes to them (`with_difference`), the UNet gets them.
+        """
         path = locate("blocks", str(blocks))
         with keyed("blocks"):
             tensors, self.trained_options = read_tensors(path), read_card(path, FORMAT)

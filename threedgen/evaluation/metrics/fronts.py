@@ -77,7 +77,10 @@ def smooth(values: Floats) -> Floats:
 
 
 def front_curve(sides: Floats) -> Floats:
-    """Return smoothed front probabilities (V,) from side probabilities (V, 4); 0 where another side is likelier."""
+    """Return smoothed front probabilities (V,) of a ring of V evenly spaced views, 0 where another side is likelier.
+
+    `sides` (V, 4) has the probabilities of the sides in the order of `figures.SIDES`.
+    """
     smoothed = smooth(sides)
     return np.where(smoothed.argmax(1) == FRONT, smoothed[:, FRONT], 0.0)
 
@@ -155,10 +158,10 @@ class ErrorRates:
         return min(1.0, max(0.0, (raw.value - self.alarms.value) / self._difference()))
 
     def interval(self, raw: Share) -> Interval | None:
-        """Return the 95 % interval of the corrected rate; None if there is no corrected rate.
+        """Return the 95 % interval of the corrected rate of `raw`, a measured Janus rate; None if `corrected` is None.
 
-        The interval includes the uncertainty of the error rates (Lang and Reiczigel 2014): each of the three shares is
-        moved slightly towards one half, and the three variances are added.
+        The interval includes the uncertainty of the error rates (Lang and Reiczigel 2014): each of the three shares
+        (raw, hits, alarms) is moved slightly towards one half, and the variances, weighted by their effect, are added.
         """
         rate = self.corrected(raw)
         if rate is None:

@@ -60,9 +60,10 @@ def inpaint_texture(
 
 
 def visible_texels(mesh: TexturedMesh, camera: Cameras, shape: tuple[int, int]) -> Array:
-    """Return the texel under each pixel of one camera, as indices (N,) into the flattened texture of `shape` (H, W).
+    """Return the texels that one camera sees, as indices (N,) into the flattened texture of `shape` (H, W).
 
-    Pixels where the surface is too oblique to be coloured from this view are left out.
+    There is one index per pixel that shows the mesh, so indices may repeat. Pixels where the surface is too oblique to
+    be coloured from this view are left out.
     """
     buffers = rasterise_views(mesh.vertices, mesh.faces, camera)
     facing = np.abs(interpolate(mesh.normals, mesh.faces, buffers) @ camera.c2w[0, :3, 2].numpy())
