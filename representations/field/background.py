@@ -39,7 +39,7 @@ class SolidBackground(nn.Module):
     def forward(self, directions: Tensor, generator: torch.Generator | None = None, training: bool = False) -> Tensor:
         """Return one colour in [0, 1], expanded to the shape of `directions` (..., 3).
 
-        With `training` and the option `random`, the colour is drawn with the CPU generator `generator`.
+        With `training` and the option `random`, the colour is sampled with the CPU generator `generator`.
         """
         color = self.color.to(directions)
         if self.options.random != "none" and training:

@@ -99,7 +99,7 @@ class ToyboxObjectsConfig(Config):
 
     name: Literal["toybox"] = "toybox"
     count: int = Field(40_000, ge=1, le=10_000_000, description="number of objects")
-    luck: float = Field(
+    variation: float = Field(
         1.0, ge=0, le=1, description="random variation of attributes not in the caption, share of full range; 0: none"
     )
 

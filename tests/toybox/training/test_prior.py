@@ -155,3 +155,10 @@ def test_two_processes_train_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(("images", "n_view", "objects"), [(1, 6, 1), (6, 6, 1), (7, 6, 2), (8, 1, 8)])
 def test_images_are_rounded_up_to_whole_objects(images: int, n_view: int, objects: int) -> None:
     assert objects_of(images, n_view) == objects
+
+
+@pytest.mark.parametrize("companions", [0.0, 0.5])
+def test_training_with_companions_makes_a_prior_that_completes_views(tmp_path: Path, companions: float) -> None:
+    prior = tiny_prior()
+    PriorSystem(load_prior_config(tmp_path, f"training.view_noise.companions={companions}"), prior)
+    assert prior.completes_views == (companions > 0)

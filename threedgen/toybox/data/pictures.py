@@ -122,7 +122,7 @@ class ToyboxObjects(ObjectViews):
         fov: float = 0.0,
     ) -> None:
         super().__init__(seed, split, control, reference, anywhere, fov)
-        self.count, self.box = options.count, Toybox(seed, split, variation=options.luck)
+        self.count, self.box = options.count, Toybox(seed, split, variation=options.variation)
 
     def describe(self) -> str:
         return f"{super().describe()}, luck {self.box.variation:g}"

@@ -78,7 +78,7 @@ class DiffusionConfig(DenoisingConfig):
     fresh: Fresh = 4
     first: First = 8192
     pictures: Images = 600_000
-    luck: Share = Field(0.3, description="variation of what captions leave unspecified; 0: always the mean shape")
+    variation: Share = Field(0.3, description="variation of what captions leave unspecified; 0: always the mean shape")
     no_text: NoText = 0.1
     timestep_power: Scheduled = Field(2.0, gt=0, le=3, description="t = T u^timestep_power; above 1 favours low noise")
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "60%": 2e-3, "100%": 2e-5})

@@ -72,7 +72,8 @@ class PriorSystem(DenoisingSystem):
         self.timestep_power = self.options.timestep_power
         if isinstance(self.options, MultiviewDiffusionConfig):
             self.view_noise = self.options.view_noise
-            prior.unet.register_to_config(**{SEPARATE_LEVELS: self.view_noise.companions > 0})
+            if self.view_noise.companions:
+                prior.unet.register_to_config(**{SEPARATE_LEVELS: True})
         self.n_view = max((bank.source.n_view for _, bank in banks), default=1)
         self.unet = prior.unet.requires_grad_(True).train()
         self.keep_average(self.unet, self.options.ema)

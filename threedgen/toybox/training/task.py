@@ -48,7 +48,7 @@ def train_base(task: Task) -> Status:
     config: TrainBaseConfig = task.config
     torch.manual_seed(config.seed)
     o = config.training
-    source = Photographs(config.seed, "train", o.luck, o.rooms, o.clutter, o.style)
+    source = Photographs(config.seed, "train", o.variation, o.rooms, o.clutter, o.style)
     start = config.start
     prior = train_networks(task, source) if start is None else load_start(task, start, config.image_size)
     return task.train(PriorSystem(config, prior, *banks(task, prior, "latents", source)), metrics=("loss_2d",))
@@ -132,9 +132,9 @@ def train_prior(task: Task) -> Status:
     prior = multiview_model(base, coarse, config.attention, config.rotary)
     view = View(fov=config.fov_range, relative_distance=config.distance_range)
     if config.open_captions:
-        world: Toybox = OpenToybox(seed, "train", view, o.luck, config.scattered)
+        world: Toybox = OpenToybox(seed, "train", view, o.variation, config.scattered)
     else:
-        world = Toybox(seed, "train", view, o.luck)
+        world = Toybox(seed, "train", view, o.variation)
     parts = [
         *banks(task, prior, "latents", Photographs(seed, "train"), o.two_d),
         *banks(task, prior, "objects", FourSides(world, o.n_view), 1 - o.two_d),
