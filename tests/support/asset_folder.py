@@ -1,6 +1,5 @@
 """A folder of small meshes with captions: good ones, and one of each kind that is left out."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -47,18 +46,6 @@ def add_bad(folder: Path) -> None:
     box((1, 1, 1)).export(folder / "silent.glb")
     with (folder / "captions.csv").open("a") as file:
         file.write("broken.glb,a\nempty.ply,b\nenormous.ply,c\nlost.glb,d\nsilent.glb,\nbox.glb,again\n")
-
-
-def add_animated(folder: Path) -> None:
-    """A copy of the red box that says that it moves."""
-    scene = trimesh.Scene(box((1, 1, 1)))
-    for name, data in trimesh.exchange.gltf.export_gltf(scene).items():
-        (folder / name.replace("model", "moving")).write_bytes(data)
-    tree = json.loads((folder / "moving.gltf").read_text())
-    tree["animations"] = [{"channels": [], "samplers": []}]
-    (folder / "moving.gltf").write_text(json.dumps(tree))
-    with (folder / "captions.csv").open("a") as file:
-        file.write("moving.gltf,a moving box\n")
 
 
 def shows(pixels: np.ndarray) -> float:

@@ -83,7 +83,7 @@ def test_files_render_as_the_toybox_objects(tmp_path: Path, monkeypatch: pytest.
     box = Toybox(style="blocks")
     for number, asset in enumerate(found.assets, 5):
         assert asset.caption == box.asset(number).caption
-        mesh = read_asset(Path("run"), asset).mesh
+        mesh = read_asset(Path("run"), asset)
         c2w = orbit_array(0.3, np.arange(4) * np.pi / 2, 2.6)
         ours, theirs = (m.render(c2w, 0.7, 32) for m in (mesh, fit_to_ball(toybox_mesh(box.asset(number)), 0.85)))
         assert np.abs(ours - theirs).mean() < 0.01

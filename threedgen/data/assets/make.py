@@ -26,13 +26,15 @@ from threedgen.run.threads import set_threads, threads_each
 from threedgen.run.workers import run_jobs
 from threedgen.train.task import Task, run_task
 
-from .drawing import cameras, read_asset, render_views
+from .drawing import cameras, read_asset
 from .listing import Asset
 from .options import INDEX, SHARDS, AssetsConfig, ViewsConfig
-from .shards import Shards, checksum, is_complete, new_shard
+from .shards import Shards, add_asset, checksum, is_complete, new_shard
 from .sheet import write_sheet
 
 logger = logging.getLogger(__name__)
+PLAIN = "no colours: rendered white"
+"""Note to the user about an asset."""
 CRASHES = "lost.json"
 """File that lists the assets whose rendering killed a process, with the reason."""
 MAX_WARNINGS = 20
@@ -160,16 +162,16 @@ def make_shard(job: Job, views: ViewsConfig, seed: int, folder: Path, data: Path
                 try:
                     if (crash := crashes.get(asset.file, {})).get("mark", 0) in (current["mark"], None):
                         raise ConfigError(str(crash["reason"]))
-                    loaded = read_asset(data, asset)
+                    mesh = read_asset(data, asset)
                 except ConfigError as error:
                     left_out[asset.file] = str(error)
                     continue
                 at = cameras(views, seed, asset.name)
-                images = [png(image) for image in to_uint8(render_views(loaded.mesh, at, views))]
-                notes = [*loaded.notes, *loaded.mesh.notes]
+                images = [png(image) for image in to_uint8(mesh.photograph(at, None, views.light))]
+                notes = [*([PLAIN] if mesh.plain else []), *mesh.notes]
                 entry = {"name": asset.name, "file": asset.file, "caption": asset.caption, "notes": notes}
                 poses = {"azimuths": views.azimuths, "c2w": at.c2w.tolist(), "fov": at.fov.tolist()}
-                shard.add_asset(asset.name, entry | poses, images)
+                add_asset(shard, asset.name, entry | poses, images)
                 entries.append(entry)
         summary = checksum(path) | {"key": job.key, "assets": entries, "left_out": left_out}
         write_json(folder / f"{job.name}.json", summary)

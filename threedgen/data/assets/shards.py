@@ -33,30 +33,20 @@ MAX_CACHED = 64
 REMEDY = "run the command that made it again; it renders only the missing shards"
 
 
-class Writer:
-    """Writer that adds assets to the open tar file of a shard."""
-
-    def __init__(self, tar: tarfile.TarFile) -> None:
-        self.tar = tar
-
-    def add(self, name: str, data: bytes) -> None:
-        """Add a file with the content `data`. Raises OSError."""
-        info = tarfile.TarInfo(name)
+def add_asset(tar: tarfile.TarFile, name: str, metadata: dict[str, Any], images: list[bytes]) -> None:
+    """Add the metadata of an asset as NAME.json, and its images, PNG data, as NAME.v00.png, ... Raises OSError."""
+    files = {f"{name}.json": json.dumps(metadata, ensure_ascii=False).encode()}
+    for file, data in (files | {f"{name}.v{number:02d}.png": image for number, image in enumerate(images)}).items():
+        info = tarfile.TarInfo(file)
         info.size = len(data)
-        self.tar.addfile(info, io.BytesIO(data))
-
-    def add_asset(self, name: str, metadata: dict[str, Any], images: list[bytes]) -> None:
-        """Add the metadata of an asset as NAME.json, and its images, PNG data, as NAME.v00.png, ... Raises OSError."""
-        self.add(f"{name}.json", json.dumps(metadata, ensure_ascii=False).encode())
-        for number, image in enumerate(images):
-            self.add(f"{name}.v{number:02d}.png", image)
+        tar.addfile(info, io.BytesIO(data))
 
 
 @contextmanager
-def new_shard(path: Path) -> Iterator[Writer]:
+def new_shard(path: Path) -> Iterator[tarfile.TarFile]:
     """Open a shard for writing. The file appears at `path` only when it is complete. Raises OSError."""
     with atomic_file(path) as file, tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        yield Writer(tar)
+        yield tar
 
 
 def checksum(path: Path) -> dict[str, Any]:
@@ -136,6 +126,5 @@ class Shards:
         return data
 
     def _read_members(self, shard: str) -> dict[str, tuple[int, int]]:
-
         with tarfile.open(self.folder / shard, "r:") as tar:
             return {member.name: (member.offset_data, member.size) for member in tar}
