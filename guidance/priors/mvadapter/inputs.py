@@ -100,8 +100,8 @@ def untrained(c2w: Tensor, trained: Sequence[tuple[float, float]] = RAY_VIEWS, a
     return (~inside).nonzero().flatten().tolist()
 
 
-def framed(cut: Tensor, height: int, width: int) -> Tensor:
-    """Return a grey image (height, width, 3) in [0, 1] with an object in the middle, which fills `SHARE` of a side.
+def framed(cut: Tensor, height: int, width: int, share: float = SHARE) -> Tensor:
+    """Return a grey image (height, width, 3) in [0, 1] with an object in the middle, which fills `share` of a side.
 
     `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1].
     """
@@ -109,7 +109,7 @@ def framed(cut: Tensor, height: int, width: int) -> Tensor:
     (top, bottom), (left, right) = ((max(0, int(at.min()) - 1), int(at.max()) + 2) for at in (rows, columns))
     part = cut[top:bottom, left:right]
     part = torch.cat([part[..., :3] * part[..., 3:], part[..., 3:]], dim=-1)  # transparent colours do not bleed
-    scale = SHARE * min(height / part.shape[0], width / part.shape[1])
+    scale = share * min(height / part.shape[0], width / part.shape[1])
     sides = [max(1, round(scale * side)) for side in part.shape[:2]]
     colour, opaque = (
         resize(channels[None], *sides)[0] for channels in (part[..., :3], part[..., 3:].expand(-1, -1, 3))

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from tests.support.errors import refused
 from tests.support.tiny_prior import tiny_prior
 from threedgen import config
 from threedgen.guidance.attention.joined import SEPARATE_LEVELS
 from threedgen.guidance.priors.mvdream import MVDream
-from threedgen.systems.generate.views import sample_views
+from threedgen.systems.generate.views import IMAGE_WEIGHT, sample_views
 
 SHORT = ("preview.steps=2", "preview.elevation=20", "preview.azimuth=30", "warm_start.share=0.5", "warm_start.groups=3")
 
@@ -46,3 +49,28 @@ def test_prior_that_cannot_complete_samples_one_group(tmp_path: Path, caplog: py
     views, cameras = sample_views(options, tiny_prior(), "a red dog", tmp_path, quiet=True)
     assert views is not None and cameras is not None and len(views) == len(cameras) == 4
     assert "warm_start.groups=3" in caplog.text
+
+
+def test_views_of_an_image_are_completed_from_it(prior: MVDream, tmp_path: Path) -> None:
+    rgba = np.zeros((40, 60, 4), np.uint8)
+    rgba[10:30, 10:50] = (255, 0, 0, 255)  # a red bar: 40 of 60 pixels
+    Image.fromarray(rgba).save(tmp_path / "bar.png")
+    options = config.load("mvdream-toybox", [*SHORT, f"image={tmp_path / 'bar.png'}"])
+    views, cameras = sample_views(options, prior, "", tmp_path, quiet=True)
+    assert views is not None and cameras is not None and len(views) == len(cameras) == 12 + IMAGE_WEIGHT - 1
+    assert all(torch.equal(view, views[0]) for view in views[1:IMAGE_WEIGHT])
+    assert not torch.equal(views[IMAGE_WEIGHT], views[0])
+    shown = (views[0] - 0.5).abs().amax(-1) > 0.25
+    assert shown.any(0).sum() in (10, 11, 12) and shown.any(1).sum() in (5, 6), "the bar fills 0.7 of the first view"
+    assert views[0, 8, 8].tolist() == pytest.approx([1, 0, 0], abs=0.01)
+    torch.testing.assert_close(views[0, 0, 0], torch.full((3,), 0.5))
+    with refused("image", "bar.png"):
+        sample_views(options, tiny_prior(), "", tmp_path / "other", quiet=True)
+
+
+@pytest.mark.parametrize("key", [["prompt="], ["image={folder}/none.png"], ["image={bar}", "warm_start.share=0"]])
+def test_image_is_checked_before_the_run(key: list[str], tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "bar.png")
+    values = [value.format(folder=tmp_path, bar=tmp_path / "bar.png") for value in key]
+    with refused(key[0].split("=")[0]):
+        config.load("mvdream-toybox", values).check()

@@ -197,10 +197,10 @@ class ResultConfig(Config):
 
 
 class GenerateConfig(PromptedConfig):
-    """Generation of a 3D object from a prompt by score distillation."""
+    """Generation of a 3D object from a prompt, or from an image, by score distillation."""
 
     common: ClassVar[tuple[str, ...]] = (
-        "prompt", "negative_prompt", "prompt_check", "seed", "out", "threads",
+        "prompt", "image", "negative_prompt", "prompt_check", "seed", "out", "threads",
         "prior.name", "prior.weights", "distillation.name", "distillation.guidance_scale", "field.name",
         "material.name", "background.name", "camera.n_view", "size", "scenes_per_step", "stages",
         "optimizer.encoding", "optimizer.networks", "warm_start.share", "refine.strengths", "refine.share",
@@ -209,6 +209,9 @@ class GenerateConfig(PromptedConfig):
         "trainer.val_check_interval", "checkpoint.seconds",
     )  # fmt: skip
 
+    image: str | None = Field(
+        None, min_length=1, description="front view of the object: PNG with alpha, or on a plain background"
+    )
     negative_prompt: str = Field("", description="text of the unconditional branch of the guidance")
     view_prompts: ViewPromptsConfig = ViewPromptsConfig()
     system: Annotated[SystemConfig, Component("system", default="generate")] = Field(
@@ -280,6 +283,10 @@ class GenerateConfig(PromptedConfig):
             except ConfigError as error:
                 raise ValueError(str(error).split("\n")[0]) from None
         return self
+
+    def object_text(self) -> str:
+        """Return the prompt on one line; "" with an image and no prompt. Raises ConfigError if both are missing."""
+        return "" if self.image is not None and not self.prompt.strip() else normalise_prompt(self.prompt)
 
     @property
     def views_per_scene(self) -> int:
@@ -367,7 +374,7 @@ class GenerateConfig(PromptedConfig):
 
     def check_part(self, from_nothing: bool) -> None:
         """Check the config without its stages. `from_nothing`: no stage initialises the object. Raises ConfigError."""
-        normalise_prompt(self.prompt)
+        prompt = self.object_text()
         refined = len(self.refine.strengths) * self.round_steps
         if from_nothing and refined == self.trainer.max_steps and self.views_per_scene < 2:
             raise ConfigError(
@@ -376,7 +383,16 @@ class GenerateConfig(PromptedConfig):
                 "refine.share",
             )
         super().check()
-        self.check_prompt()
+        if prompt:
+            self.check_prompt()
+        if self.image is not None:
+            from threedgen.geometry.picture_file import read_foreground  # NumPy and Pillow, which --help does without
+
+            if not self.warm_steps:
+                raise ConfigError(
+                    "needs a warm start of a multi-view prior. Set warm_start.share=0.2", "image", self.image
+                )
+            read_foreground(self.image)
         if self.fit.matte is not None:
             from threedgen.guidance.weights.loading import matte
 

@@ -16,7 +16,6 @@ from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.meta_networks import MetaNetworks, meta_networks
 from threedgen.representations.volume.render import BACKWARD_FACTOR, sample_bytes
 from threedgen.run.memory import MAX_REUSED_HEAP, free_bytes, graph_bytes
-from threedgen.run.prompts import normalise_prompt
 from threedgen.run.seeding import generator
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.options import GenerateConfig
@@ -38,7 +37,7 @@ def plan(config: GenerateConfig) -> str:
     """Return the text of a dry run. Raises ConfigError if the run or one of its stages could not start."""
     parts = [*map(config.stage, config.stages), config]
     weights = dict.fromkeys(line for part in parts for line in part.prior.describe())
-    lines = [f"would generate: {normalise_prompt(config.prompt)}", f"folder: {config.out}", *weights]
+    lines = [f"would generate: {config.object_text() or config.image}", f"folder: {config.out}", *weights]
     if config.stages:
         lines.append(f"stages: {', '.join(config.stages)}, then the run itself; memory: the largest of them")
     lines += [f"steps: {steps(part)}" for part in parts]

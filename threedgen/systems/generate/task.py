@@ -20,7 +20,7 @@ from threedgen.run import folder as runs
 from threedgen.run.cache import cached_tensor
 from threedgen.run.memory import explain_out_of_memory
 from threedgen.run.metrics import read_summary
-from threedgen.run.prompts import normalise_prompt, prompt_warnings
+from threedgen.run.prompts import prompt_warnings
 from threedgen.run.text import say
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.options import GenerateConfig
@@ -81,7 +81,7 @@ def run_status(
 
 def work(task: Task, start: Path | None = None) -> Status:
     """Encode the prompt, sample views, train the object from the run folder `start` if given, and write the results."""
-    config, folder, prompt = task.config, task.folder, normalise_prompt(task.config.prompt)
+    config, folder, prompt = task.config, task.folder, task.config.object_text()
     if config.stages:
         start = run_stages(config, folder, task.quiet)
         set_threads(config.threads)
@@ -89,7 +89,7 @@ def work(task: Task, start: Path | None = None) -> Status:
     prior: Prior
     with explain_out_of_memory("the prior", "set prior.image_size, preview.enabled=false, or trainer.accelerator=cpu"):
         prior = task.load_prior()
-        notes = prompt_warnings(config.prompt, prior, config.prompt_notes())
+        notes = prompt_warnings(prompt, prior, config.prompt_notes()) if prompt else []
         text = embeddings(folder, prior, prompts(prompt, config.negative_prompt, config.view_prompts))
         views, cameras = sample_views(config, prior, prompt, folder, task.quiet)
     if not config.round_steps:

@@ -1,7 +1,8 @@
 """Views that the prior samples from the prompt at the beginning of a run: the preview, and the views of the warm start.
 
-The prior first samples one group of `camera.n_view` views together. The views all around the object are then
-conditioned on this group, so that they show the same object.
+The prior first samples one group of `camera.n_view` views together; with an image, this is the first view, and the
+others are conditioned on it. The views all around the object are then conditioned on this group, so that they show the
+same object.
 """
 
 import logging
@@ -14,11 +15,14 @@ import torch
 from kornia.filters import gaussian_blur2d
 from torch import Tensor
 
+from threedgen.config import ConfigError
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import grid, write_png
+from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.rigs import orbit, ring_rig
 from threedgen.guidance.completion import complete_views
 from threedgen.guidance.prior import Prior
+from threedgen.guidance.priors.mvadapter.inputs import framed
 from threedgen.guidance.sampling import OnStep
 from threedgen.run.cache import cached_tensor
 from threedgen.run.disk import writing
@@ -28,6 +32,11 @@ from threedgen.systems.generate.options import GenerateConfig
 
 logger = logging.getLogger(__name__)
 
+IMAGE_SHARE = 0.7
+"""Fraction of the given image that the object's longer side fills; the mean of toybox renders with these cameras."""
+IMAGE_WEIGHT = 4
+"""Weight of the given image in the fit; each completed view has weight 1."""
+
 
 def sample_views(
     config: GenerateConfig, prior: Prior, prompt: str, folder: Path, quiet: bool = False
@@ -36,7 +45,7 @@ def sample_views(
 
     Returns images (V, H, W, 3) in [0, 1] and their V cameras. V is `camera.n_view`, times `warm_start.groups` if there
     is a warm start and the prior can complete views. Both are None without multi-view prior, or without preview and
-    warm start.
+    warm start. Raises ConfigError if the config has an image and the prior cannot complete views.
     """
     p, n_view, size = config.preview, config.views_per_scene, prior.image_size
     if not (p.enabled or config.warm_steps) or n_view < 2:
@@ -45,26 +54,41 @@ def sample_views(
     if groups > 1 and not prior.completes_views:
         logger.warning("warm_start.groups=%d has no effect: these weights were not trained to complete views", groups)
         groups = 1
+    cut = None if config.image is None else read_foreground(config.image)
+    if cut is not None and not prior.completes_views:
+        raise ConfigError("the weights of this prior were not trained to complete views", "image", config.image)
     cameras = view_cameras(config, groups, size)
 
     def sample() -> Tensor:
         prior.note_views(cameras.c2w)
-        rng, negative = generator(config.seed, 0, "preview"), config.negative_prompt
-        first, others = cameras.c2w[:n_view], cameras.c2w[n_view:]
-        with step_count("sampling views", quiet) as on_step:
-            views = prior.sample(prompt, first, p.steps, p.guidance_scale, negative, generator=rng, on_step=on_step)
-        if not len(others):
-            return views
-        steps, scale = math.ceil(p.steps / 2), config.warm_start.guidance_scale
-        with step_count("completing views", quiet) as on_step:
-            new = complete_views(prior, prompt, views, first, others, steps, scale, negative, rng, on_step)
-        return torch.cat([views, new])
+        rng, negative, c2w = generator(config.seed, 0, "preview"), config.negative_prompt, cameras.c2w
+
+        def complete(views: Tensor, count: int, steps: int) -> Tensor:
+            known, new = c2w[: len(views)], c2w[len(views) : count]
+            if not len(new):
+                return views
+            scale = config.warm_start.guidance_scale
+            with step_count("completing views", quiet) as on_step:
+                sampled = complete_views(prior, prompt, views, known, new, steps, scale, negative, rng, on_step)
+            return torch.cat([views, sampled])
+
+        if cut is not None:
+            views = complete(framed(torch.from_numpy(cut), size, size, IMAGE_SHARE)[None], n_view, p.steps)
+        else:
+            with step_count("sampling views", quiet) as on_step:
+                parts = (prompt, c2w[:n_view], p.steps, p.guidance_scale, negative)
+                views = prior.sample(*parts, generator=rng, on_step=on_step)
+        return complete(views, len(c2w), math.ceil(p.steps / 2))
 
     views = cached_tensor(folder / "preview.safetensors", "views", (len(cameras), size, size, 3), sample)
     if not (folder / "preview.png").exists():
         with writing(folder):
             write_png(folder / "preview.png", grid(views[:n_view], n_view))
-    return sharpen(views, config.warm_start.sharpen), cameras
+    views = sharpen(views, config.warm_start.sharpen)
+    if cut is None:
+        return views, cameras
+    order = torch.tensor([0] * (IMAGE_WEIGHT - 1) + list(range(len(views))))
+    return views[order], cameras.select(order)
 
 
 @contextmanager
