@@ -81,6 +81,7 @@ setup(
             "pytest-xdist>=3.6",
             "ray>=2.9",
             "ruff>=0.9",
+            "triton>=3.2; sys_platform == 'linux'",
             "usd-core>=24.8",
             "viser>=1.1",
             "websockets>=14",

@@ -15,6 +15,7 @@ BENCHMARKS = {
     "hashgrid": "hash grid: numba kernels against PyTorch",
     "step": "a generate step of the default config, against PyTorch versions without empty-space skipping",
     "mvdream": "a step of mvdream-sd21 and mvdream-sd21-shading with random weights, against plain PyTorch; for a GPU",
+    "gpu": "everything that runs on a GPU, in at most six minutes: kernels, networks, steps, training loop, tests",
     "mvdiffusion": "a denoising step of MVDiffusion's panorama network with random weights, against the reference code",
     "mvadapter": "a training step of MV-Adapter on toybox-base, against full fine-tuning as in MVDream",
     "asset_views": "rendering of user assets by processes and on a Ray cluster, also with a killed node",
@@ -56,6 +57,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help=device)
     runs = "run folder that provides the field (step), or run folders to export (export)"
     parser.add_argument("--run", type=Path, nargs="+", help=runs, dest="runs", metavar="RUN")
+    parser.add_argument("--minutes", type=float, default=6.0, help="time limit of all stages (gpu, default 6)")
+    parser.add_argument("--small", action="store_true", help="small sizes on the CPU, also if there is a GPU (gpu)")
+    parser.add_argument(
+        "--stages", type=lambda text: text.split(","), default=[], help="stages to run (gpu, default all)"
+    )
+    folder = "folder of the results (gpu, default outputs/benchmarks/gpu)"
+    parser.add_argument("--folder", type=Path, default=Path("outputs/benchmarks/gpu"), help=folder, metavar="PATH")
     parser.add_argument("--out", type=Path, help="JSON file for the tables and a description of the machine")
     args = parser.parse_intermixed_args(argv)
     args.names = [word for word in args.words if "=" not in word]

@@ -15,6 +15,7 @@ from threedgen.config import load
 from threedgen.config.errors import ConfigError
 from threedgen.guidance.attention.joined import multiview_unet
 from threedgen.guidance.priors.mvdream import MVDream
+from threedgen.guidance.weights.files import Json
 from threedgen.guidance.weights.meta_networks import RELEASED_UNETS, RELEASED_VAE
 from threedgen.run.threads import set_threads
 from threedgen.systems.generate.system import GenerateSystem, piecewise_constant
@@ -43,7 +44,7 @@ def table(rounds: int, size: int, overrides: list[str]) -> Table:
     }
     first = configs[CONFIGS[0], OURS]
     set_threads(first.threads)
-    prior = random_prior(first.prior.dtype, torch.device(device(first.trainer.accelerator)))
+    prior = random_prior(first.prior.dtype, torch.device(device(first.trainer.accelerator)), UNET, VAE)
     rows: list[Row] = []
     for name in CONFIGS:
         cases = {variant: case(configs[name, variant], prior, size) for variant in VARIANTS}
@@ -55,26 +56,42 @@ def table(rounds: int, size: int, overrides: list[str]) -> Table:
     return Table(f"Steps at full size, {size} px", rows, notes)
 
 
-def random_prior(dtype: str, where: torch.device) -> MVDream:
-    """Return an MVDream prior of the released architecture with random weights and an unused dummy text encoder."""
+def random_prior(dtype: str, where: torch.device, unet: Json, vae: Json, decoder: bool = False) -> MVDream:
+    """Return an MVDream prior with random weights and without text encoder.
+
+    `unet` and `vae` are arguments of UNet2DConditionModel and AutoencoderKL. `decoder`: keep the decoder of the VAE.
+    """
     with where:
-        unet, vae = multiview_unet(**UNET).eval(), AutoencoderKL(**VAE).eval()
-    width = UNET["cross_attention_dim"]
-    text = CLIPTextModel(CLIPTextConfig(vocab_size=8, hidden_size=width, num_hidden_layers=0))
+        networks = (
+            multiview_unet(**unet).eval().requires_grad_(False),
+            AutoencoderKL(**vae).eval().requires_grad_(False),
+        )
+    text = CLIPTextModel(CLIPTextConfig(vocab_size=8, hidden_size=unet["cross_attention_dim"], num_hidden_layers=0))
     tokenizer: Any = SimpleNamespace(get_vocab=dict)
-    prior = MVDream(unet.requires_grad_(False), vae.requires_grad_(False), text, tokenizer, dtype=dtype, device=where)
-    prior.free_text_encoder()
+    prior = MVDream(*networks, text, tokenizer, dtype=dtype, device=where)
+    if decoder:
+        prior.text_encoder = None
+    else:
+        prior.free_text_encoder()
     return prior
 
 
 def case(config: Any, prior: MVDream, size: int) -> Case:
     """Return the first steps that render images of `size` pixels, after the warm-up of the occupancy grid."""
+    begin = first_step(config, size)
+    width = prior.unet.config["cross_attention_dim"]
+    text = torch.randn(2, TOKENS, width, generator=torch.Generator().manual_seed(0))
+    system = GenerateSystem(config, prior, text).to(prior.device).train()
+    system.before_step(0)  # all cells of the occupancy grid
+    return step_case(system, begin)
+
+
+def first_step(config: Any, size: int) -> int:
+    """Return the first step that renders at `size` pixels after the warm-up of the occupancy grid."""
     steps = config.trainer.max_steps
     sizes = {k: int(piecewise_constant(config.size, k, steps)) for k in range(steps)}
     begin = next((step for step, pixels in sizes.items() if pixels == size), None)
     if begin is None:
         known = ", ".join(map(str, sorted(set(sizes.values()))))
         raise ConfigError(f"the config renders at {known} pixels, not at {size}", "--size")
-    begin = begin if config.occupancy is None else max(begin, config.occupancy.warmup)
-    text = torch.randn(2, TOKENS, UNET["cross_attention_dim"], generator=torch.Generator().manual_seed(0))
-    return step_case(GenerateSystem(config, prior, text).to(prior.device).train(), begin)
+    return begin if config.occupancy is None else max(begin, config.occupancy.warmup)

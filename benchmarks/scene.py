@@ -66,8 +66,8 @@ class Bench:
         return system.state_dict()
 
 
-def steps(system: GenerateSystem, first: int, count: int, frozen: bool = True) -> Callable[[], None]:
-    """Return a function that runs the training steps first ... first + count - 1 of a system.
+def stepper(system: GenerateSystem, frozen: bool = True) -> Callable[[int], torch.Tensor]:
+    """Return a function that runs one training step of a system, by its number, and returns the loss.
 
     Precision and deterministic algorithms are those of the system's config. `frozen` sets the learning rate to 0, so
     that the field does not change but the optimiser does all of its work.
@@ -78,14 +78,25 @@ def steps(system: GenerateSystem, first: int, count: int, frozen: bool = True) -
         group["lr"] = 0.0 if frozen else group["lr"]
     optimizer: Any = fabric.setup_optimizers(configured["optimizer"])
 
-    def run() -> None:
+    def run(step: int) -> torch.Tensor:
         with determinism(system.config.trainer.deterministic):
-            for step in range(first, first + count):
-                optimizer.zero_grad(set_to_none=True)
-                with fabric.autocast():
-                    loss = system.training_step(step, step)
-                fabric.backward(loss)
-                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            with fabric.autocast():
+                loss = system.training_step(step, step)
+            fabric.backward(loss)
+            optimizer.step()
+            return loss.detach()
+
+    return run
+
+
+def steps(system: GenerateSystem, first: int, count: int, frozen: bool = True) -> Callable[[], None]:
+    """Return a function that runs the training steps first ... first + count - 1 of a system; see `stepper`."""
+    step = stepper(system, frozen)
+
+    def run() -> None:
+        for number in range(first, first + count):
+            step(number)
 
     return run
 

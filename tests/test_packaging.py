@@ -146,7 +146,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported() -> None
 
 def test_a_checkout_for_development_skips_no_test_for_want_of_a_package() -> None:
     groups = declared()
-    optional = set().union(*(groups[group] for group in ("nerfacc", "parts", "ray", "usd", "viser")))
+    optional = set().union(*(groups[group] for group in ("nerfacc", "parts", "ray", "triton", "usd", "viser")))
     assert optional <= groups["dev"]
 
 

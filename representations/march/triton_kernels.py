@@ -16,6 +16,7 @@ from threedgen.representations.options import MarchConfig
 from . import Samples, differentiable, max_samples_per_ray
 
 BLOCK = tl.constexpr(64)  # samples of a ray at a time
+ONE_WARP: dict[str, int | bool] = {"num_warps": 1}  # sums over 64 samples then need no shared memory
 
 
 @triton.jit
@@ -170,7 +171,7 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
     inputs = origins, directions, spans, cells, limit, size / (2 * radius), float(radius)
     count = torch.empty(len(spans), dtype=torch.long, device=spans.device)
     # no fused multiply-add: round products and sums as torch does
-    constants: dict[str, int | bool] = {"SIZE": size, "enable_fp_fusion": False}
+    constants = {"SIZE": size, "enable_fp_fusion": False} | ONE_WARP
     _count[(len(spans),)](*inputs, count, **constants)
     start = count.cumsum(0) - count
     total = int(count.sum())
@@ -182,7 +183,7 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
 def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
     keep = torch.empty(len(samples), dtype=torch.uint8, device=sigma.device)
     inputs = sigma.float().contiguous(), *samples.intervals(), float(alpha_threshold), float(early_stop)
-    _visible[(samples.n_rays,)](*inputs, keep)
+    _visible[(samples.n_rays,)](*inputs, keep, **ONE_WARP)
     return keep.bool()
 
 
@@ -191,14 +192,14 @@ def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, Te
     pixels = sigma.new_empty(rays, channels + 2)
     weights, transmittance = torch.empty_like(sigma), torch.empty_like(sigma)
     inputs = sigma, values, *samples, weights, transmittance, pixels
-    _forward[(rays,)](*inputs, C=channels, WIDE=triton.next_power_of_2(channels))
+    _forward[(rays,)](*inputs, C=channels, WIDE=triton.next_power_of_2(channels), **ONE_WARP)
     return pixels, weights, transmittance
 
 
 def backward(g_pixels: Tensor, g_weights: Tensor, *saved: Tensor) -> tuple[Tensor, Tensor]:
     g_sigma, g_values, channels = torch.empty_like(saved[0]), torch.empty_like(saved[1]), saved[1].shape[1]
-    inputs = g_pixels, g_weights, *saved
-    _backward[(len(g_pixels),)](*inputs, g_sigma, g_values, C=channels, WIDE=triton.next_power_of_2(channels))
+    inputs = g_pixels, g_weights, *saved, g_sigma, g_values
+    _backward[(len(g_pixels),)](*inputs, C=channels, WIDE=triton.next_power_of_2(channels), **ONE_WARP)
     return g_sigma, g_values
 
 

@@ -17,6 +17,7 @@ from benchmarks import (
     clock,
     export,
     export_asset,
+    gpu_networks,
     hashgrid,
     janus,
     mvadapter,
@@ -164,17 +165,9 @@ def test_whole_run_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert [alone["case"], beside["case"]] == ["alone", "beside a busy core"] and beside["ratio"] > 0
 
 
-NARROW = {
-    "sample_size": 8, "block_out_channels": (32, 32), "attention_head_dim": 4, "use_linear_projection": True,
-    "cross_attention_dim": 64, "layers_per_block": 1, "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
-}  # fmt: skip
-
-
 def test_mvdream_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mvdream, "UNET", NARROW)
-    short = {"block_out_channels": (32, 32), "down_block_types": ("DownEncoderBlock2D",) * 2}
-    monkeypatch.setattr(mvdream, "VAE", short | {"up_block_types": ("UpDecoderBlock2D",) * 2})
+    monkeypatch.setattr(mvdream, "UNET", gpu_networks.SMALL_UNET)
+    monkeypatch.setattr(mvdream, "VAE", gpu_networks.SMALL_VAE)
     words = [
         *TINY, "size={0: 8, 4: 16}", "occupancy.warmup=3", "prior.dtype=fp32", "trainer.precision=32-true",
         "trainer.accelerator=cpu", "scenes_per_step=1",

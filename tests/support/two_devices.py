@@ -1,6 +1,6 @@
-"""A training on two devices (CPU processes, gloo), some of whose parameters have no gradient in every other step.
+"""A training on two devices (CPU processes unless named) where some parameters have no gradient in every other step.
 
-python two_devices.py FOLDER        Lightning starts the second process by the same command
+python two_devices.py FOLDER [gpu]        Lightning starts the second process by the same command
 """
 
 import sys
@@ -26,8 +26,8 @@ class Toy(pl.LightningModule):
         self.terms, self.metrics = dict[str, float](), dict[str, float]()
 
     def training_step(self, batch: int, index: int) -> torch.Tensor:
-        result = self.object(torch.ones(2) * self.global_rank)
-        return (result + self.background(torch.ones(2)) if batch % 2 else result).square().sum()
+        result = self.object(torch.ones(2, device=self.device) * self.global_rank)
+        return (result + self.background(torch.ones(2, device=self.device)) if batch % 2 else result).square().sum()
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.SGD(self.parameters(), 1e-2)
@@ -36,7 +36,8 @@ class Toy(pl.LightningModule):
 
 
 if __name__ == "__main__":
-    trainer = TrainerConfig(accelerator="cpu", devices=2, max_steps=STEPS)
+    accelerator: Any = sys.argv[2] if len(sys.argv) > 2 else "cpu"
+    trainer = TrainerConfig(accelerator=accelerator, devices=2, max_steps=STEPS)
     config = SimpleNamespace(trainer=trainer, checkpoint=CheckpointConfig(), seed=0, threads=1)
     module = Toy()
     before = module.background.weight.detach().clone()

@@ -243,9 +243,12 @@ def test_auto_strategy_allows_unused_parameters_on_several_devices(monkeypatch, 
     assert _strategy(TrainerConfig(devices=devices, accelerator="cpu")) == "auto"
 
 
-def test_fit_trains_parameters_without_gradient_on_two_devices(tmp_path):
+@pytest.mark.parametrize("device", ["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def test_fit_trains_parameters_without_gradient_on_two_devices(tmp_path, device):
+    if device == "gpu" and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
     root = Path(__file__).parents[2]
-    command = [sys.executable, root / "tests" / "support" / "two_devices.py", tmp_path]
+    command = [sys.executable, root / "tests" / "support" / "two_devices.py", tmp_path, device]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr

@@ -12,7 +12,7 @@ import pytest
 import threedgen
 from tests.support.ball_run import BallConfig, register
 from tests.support.errors import refused
-from tests.support.task_server import TINY, snapshot, tiny_generate
+from tests.support.task_server import TINY, prior_folder, snapshot, tiny_generate
 from threedgen import config
 from threedgen.config import ConfigError
 from threedgen.run.metrics import read_summary
@@ -194,9 +194,11 @@ def test_print_result_shows_the_url_on_a_terminal(
 
 
 @pytest.mark.gpu
-def test_generate_on_a_gpu(tmp_path: Path) -> None:
-    trainer = TINY["trainer"] | {"accelerator": "gpu"}
-    run = threedgen.generate("a red dog", tiny_generate(tmp_path), out=tmp_path / "run", trainer=trainer)
+@pytest.mark.parametrize(("precision", "dtype"), [("32-true", "fp32"), ("16-mixed", "fp16"), ("bf16-mixed", "bf16")])
+def test_generate_on_a_gpu(precision: str, dtype: str, tmp_path: Path) -> None:
+    trainer = TINY["trainer"] | {"accelerator": "gpu", "precision": precision}
+    config = tiny_generate(tmp_path, prior={"weights": str(prior_folder()), "dtype": dtype})
+    run = threedgen.generate("a red dog", config, out=tmp_path / "run", trainer=trainer)
     assert run.status == "finished" and run.mesh is not None
 
 

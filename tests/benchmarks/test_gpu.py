@@ -1,0 +1,53 @@
+"""The GPU benchmark: its stages in their small form on the CPU, and on a GPU those that replace a training."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu, gpu_stage
+from benchmarks.gpu import STAGES, Stage
+from tests.support.errors import refused
+
+
+def results(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("stage", ["machine", "kernels", "step-64"])
+def test_stage_in_small_form(stage: str, tmp_path: Path) -> None:
+    gpu_stage.main(stage, str(tmp_path), "--small")
+    rows = results(tmp_path)
+    assert len(rows) > 3 and all(row["stage"] == stage and row.get("ok", True) for row in rows), rows
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("stage", ["step-64", "loop"])
+def test_full_size_stage_on_a_gpu(stage: str, tmp_path: Path) -> None:
+    """A step of mvdream-sd21; its training in 16-mixed: resumed, and with a loss that is NaN."""
+    gpu_stage.main(stage, str(tmp_path))
+    assert all(row.get("ok", True) for row in results(tmp_path)), results(tmp_path)
+
+
+RECORD = 'print(1); open({!r}, \'a\').write(\'{{"stage": "a", "case": "x", "ms": 2.5}}\\n\')'
+
+
+def test_a_stage_that_hangs_or_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = RECORD.format(str(tmp_path / "results.jsonl"))
+    code = {"a": record, "b": "import time; time.sleep(60)", "c": "raise SystemExit(3)", "d": record}
+    monkeypatch.setattr(gpu, "STAGES", {name: Stage("", "", 1.0 if name == "b" else 30.0) for name in code})
+    monkeypatch.setattr(gpu, "SHORTEST", 0.0)
+    monkeypatch.setattr(gpu, "command", lambda name, folder, small: [sys.executable, "-c", code[name]])
+    rows = gpu.table(1.0, True, tmp_path, []).rows
+    assert [row["stage"] for row in rows] == list(code) and [rows[0]["status"], rows[3]["status"]] == ["finished"] * 2
+    assert "1 s" in str(rows[1]["status"]) and "3" in str(rows[2]["status"])
+    table = (tmp_path / "table.md").read_text()
+    assert "ms 2.5" in table and all(f"| {name} " in table for name in code)
+    assert [row["status"] for row in gpu.table(0.0, True, tmp_path, ["a"]).rows] != ["finished"]
+
+
+def test_unknown_stage_is_refused(tmp_path: Path) -> None:
+    with refused("--stages", "unet", "nothing"):
+        gpu.table(1.0, True, tmp_path, ["nothing"])
+    assert set(STAGES) >= {"machine", "tests"}
