@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from tests.support.errors import refused
 from tests.support.toy_task import toy  # noqa: F401
@@ -84,6 +85,17 @@ def test_open_run_gives_each_config_its_own_folder(toy: Path) -> None:  # noqa: 
     for name, folder in (("../toy: x", "toy-x"), ("../é " + "x" * 100, "x" * 60)):
         other, _ = runs.open_run(loaded("prompt=a dog"), name)
         assert Path(other.out).parent == Path("outputs") / folder
+
+
+@pytest.mark.parametrize(("prompt", "words"), [("", "my-chair"), (" ", "my-chair"), ("a cat", "a-cat")])
+def test_runs_without_a_prompt_are_named_after_their_mesh(toy: Path, prompt: str, words: str) -> None:  # noqa: F811
+    class Textured(BaseModel):
+        mesh: str = "~/models/My chair.glb"
+        prompt: str = ""
+        out: str | None = None
+
+    folder, _ = runs.choose_folder(Textured(prompt=prompt), "texture")
+    assert folder.parent == Path("outputs") / "texture" and folder.name.rsplit("-", 1)[0] == words
 
 
 def test_open_run_does_not_overwrite_a_damaged_config(toy: Path) -> None:  # noqa: F811

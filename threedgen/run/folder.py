@@ -137,12 +137,16 @@ def config_name(path: Path) -> str:
 
 
 def _own_folder(config: BaseModel, config_name: str) -> Path:
-    """Return outputs/CONFIG/SLUG-OF-THE-PROMPT, with suffix -2, -3, ... if that folder belongs to another run.
+    """Return outputs/CONFIG/SLUG, with suffix -2, -3, ... if that folder belongs to another run.
+
+    SLUG is made from the prompt, or without a prompt from the name of the mesh file.
 
     Equal configs get the same folder. A config with another number of steps gets another folder. The folder of a run
     that failed without results is reused.
     """
-    prompt = getattr(config, "prompt", None)
+    prompt, mesh = getattr(config, "prompt", None), getattr(config, "mesh", None)
+    if isinstance(mesh, str) and not str(prompt or "").strip():
+        prompt = Path(mesh).stem
     name = slug(prompt) if isinstance(prompt, str) else NAME_WITHOUT_PROMPT
     parent = ROOT / (re.sub(r"[^A-Za-z0-9_-]+", "-", config_name).strip("-")[:60] or "config")
     expected = plain(config)

@@ -19,11 +19,13 @@ def test_blend_matches_recorded_reference(path: Path) -> None:
         cosine=meta["aoi_cos_thresh"],
         jump=meta["depth_grad_thresh"],
         beside_edge=0.0,
+        opacity=meta["mask_thresh"],
         power=meta["alpha"],
         window=False,
     )
     cosine = file["in:uv_aoi_cos"]
-    valid = options.valid(file["in:uv_pos_error"], cosine, file["in:uv_depth_grad"]) & file["in:uv_mask"]
+    masks = file["in:uv_mask_proj"].reshape(cosine.shape) if "in:uv_mask_proj" in file else None
+    valid = options.valid(file["in:uv_pos_error"], cosine, file["in:uv_depth_grad"], masks) & file["in:uv_mask"]
     assert (valid == file["out:valid_mask"]).all()
     weights = [options.weight(c, v, w) for c, v, w in zip(cosine, valid, meta["view_weight"], strict=True)]
     mean = WeightedMean(cosine[0].size)

@@ -117,6 +117,25 @@ def test_objects_far_from_the_origin_stay_exact(tmp_path: Path) -> None:
     assert not found[0][2].any() and np.abs(found[1][2]).max() > 1e6
 
 
+@pytest.mark.parametrize(
+    ("name", "axes"),
+    [("a.glb", {"front": "+x"}), ("a.glb", {"front": "-y", "up": "+z"}), ("a.ply", {"front": "+x"}), ("a.ply", {})],
+)
+def test_written_meshes_keep_the_orientation_of_their_file(tmp_path: Path, name: str, axes: dict[str, str]) -> None:
+    """Whatever the front is. A PLY file has z up, a GLB file y up."""
+    settings = config(write_mesh(tmp_path / name, axes=np.eye(3)), **axes)
+    source = read_object(settings)
+    mesh = source.frame.for_file(without_uv(source))
+    (tmp_path / "b.glb").write_bytes(textured_glb_bytes(mesh, {"base_colour": png(np.zeros((2, 2, 3), np.uint8))}))
+    found = read_mesh_file(tmp_path / "b.glb").submeshes[0]
+    before = np.asarray(trimesh.load(tmp_path / name, force="mesh").bounds)
+    turn = np.eye(3) if name == "a.glb" else np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]])
+    corners = np.sort(before @ turn.T, axis=0)
+    np.testing.assert_allclose([found.vertices.min(0), found.vertices.max(0)], corners, atol=1e-5)
+    flat = np.cross(*np.diff(found.vertices[found.faces], axis=1).swapaxes(0, 1))
+    assert found.normals is not None and ((found.normals[found.faces[:, 0]] * flat).sum(1) > 0).all()
+
+
 def test_edges_stay_as_sharp_as_in_the_file(tmp_path: Path) -> None:
     """A box whose faces share no vertex is flat, one whose faces do is round, whatever its new charts are."""
     box = trimesh.creation.box((1, 1, 1))

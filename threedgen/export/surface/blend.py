@@ -22,16 +22,18 @@ class BlendOptions:
     beside_edge: float = 1e-4  # factor of the weights next to a depth edge; 0: pixels there are not used
     margin: int = 1  # width of the zone next to a depth edge, pixels
     feather: float = 0.0  # distance from a depth edge over which weights rise, as a fraction of the image height
+    opacity: float = 0.9  # minimum mask value of an image's pixels that are used
     power: float = 4.0  # exponent of the cosine in the weight
     window: bool = True  # whether weights decrease towards the image borders
 
-    def valid(self, error: Array, cosine: Array, jump: Array) -> Array:
-        """Return the mask (M,) of texels that an image may colour.
+    def valid(self, error: Array, cosine: Array, jump: Array, mask: Array | None = None) -> Array:
+        """Return whether an image may colour each of M texels, (M,) bool.
 
         Takes (M,) arrays: depth difference `error` to the visible surface, `cosine` between normal and direction to the
-        camera, and largest depth step `jump` nearby.
+        camera, largest depth step `jump` nearby, and value of the image's `mask` in [0, 1], if it has one.
         """
         visible = (error < self.error) & (cosine > self.cosine)
+        visible = visible if mask is None else visible & (mask > self.opacity)
         return visible if self.beside_edge else visible & (jump < self.jump)
 
     def weight(self, cosine: Array, valid: Array, view_weight: float = 1.0) -> Array:

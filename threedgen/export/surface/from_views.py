@@ -26,7 +26,6 @@ MIN_DEPTH_ROWS, MAX_DEPTH_SCALE = 384, 8
 """Minimum number of rows of the depth map for occlusion, and its maximum scale. The scale relative to the image is at
 least 2, and larger for small images."""
 BORDER_WEIGHT = 1e-3  # minimum of the weight factors of `BlendOptions.window` (per axis) and `BlendOptions.feather`
-MIN_OPACITY = 0.9  # mask value above which a pixel counts as part of the mesh
 
 
 class ViewTexture(NamedTuple):
@@ -78,14 +77,11 @@ def texture_from_views(
     texels = texel_geometry(mesh, buffers, normals, sides)
     mean, texel_index, samples = WeightedMean(len(texels.points)), list[Array](), list[Array]()
     for n, depth in enumerate(depths):
-        index, weight, pixels = _weights(texels, at, n, depth, options)
-        uv = pixels / (at.width, -at.height) + (0, 1)
-        if masks is not None:
-            weight = weight * (sample(masks[n][..., None], uv)[:, 0] > MIN_OPACITY)
-        used, colours = weight > 0, sample(images[n], uv)
+        index, weight, pixels = _weights(texels, at, n, depth, options, None if masks is None else masks[n])
+        colours = sample(images[n], _image_uv(pixels, at))
         mean.add(colours, weight, index)
-        texel_index.append(index[used])
-        samples.append(colours[used])
+        texel_index.append(index)
+        samples.append(colours)
         on_view()
     before = np.zeros_like(texels.points) if over is None else over.texture[buffers.mask]
     known = mean.known if over is None else mean.known | over.visible[buffers.mask]
@@ -141,9 +137,12 @@ def render_depths(
 
 
 def _weights(
-    texels: TexelGeometry, at: Cameras, n: int, depth: Array, options: BlendOptions
+    texels: TexelGeometry, at: Cameras, n: int, depth: Array, options: BlendOptions, mask: Array | None
 ) -> tuple[Array, Array, Array]:
-    """Return the indices (M,) of texels that image n sees, their weights (M,) and pixel coordinates (x, y), (M, 2)."""
+    """Return the indices (M,) of texels that image n sees, their weights (M,) and pixel coordinates (x, y), (M, 2).
+
+    `mask` (h, w) is the opacity of the mesh in the image; None: 1 everywhere.
+    """
     c2w, K, size = at.c2w[n].double().numpy(), at.projection.K[n].numpy(), np.array([at.width, at.height])
     w2c = (c2w[:3, :3] * (1, -1, -1)).astype(np.float32)
     local = (texels.points - c2w[:3, 3].astype(np.float32)) @ w2c
@@ -166,7 +165,8 @@ def _weights(
     error = local[:, 2] - farthest if at.projection.parallel else local[:, 2] / np.maximum(farthest, 1e-9) - 1
     jumps = _jumps(depth, fine * options.margin, at.projection.parallel)
     jump = jumps[row, column]
-    visible = options.valid(error, cosine, jump)
+    opacity = None if mask is None else sample(mask[..., None], _image_uv(pixels, at))[:, 0]
+    visible = options.valid(error, cosine, jump, opacity)
     weight = options.weight(np.maximum(smooth, options.cosine) * near, visible)
     weight = weight * np.where(jump < options.jump, 1.0, options.beside_edge)
     if options.feather and (edge := jumps >= options.jump).any():  # rise with the distance to the nearest depth edge
@@ -176,6 +176,12 @@ def _weights(
         weight = weight * np.maximum(1 - np.abs(2 * pixels / size - 1), BORDER_WEIGHT).prod(1)
     visible = weight > 0
     return index[visible], weight[visible].astype(np.float32), pixels[visible]
+
+
+def _image_uv(pixels: Array, at: Cameras) -> Array:
+    """Convert pixel coordinates (M, 2) to texture coordinates of the image, v upwards."""
+    uv: Array = pixels / (at.width, -at.height) + (0, 1)
+    return uv
 
 
 def _farthest(depth: Array, jump: float, parallel: bool) -> Array:

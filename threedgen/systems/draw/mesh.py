@@ -47,6 +47,7 @@ class MeshFrame:
         scale: metres per unit of the file.
         centre: (3,) middle of an object in metres, before `zoom`; 0 for a scene.
         zoom: factor that scales an object to the size that the prior expects; 1 for a scene.
+        written: (up, front) axes of the file that become +z and +x in written files; None: `up` and `front`.
     """
 
     up: str = "+z"
@@ -54,6 +55,7 @@ class MeshFrame:
     scale: float = 1.0
     centre: tuple[float, ...] = (0.0, 0.0, 0.0)
     zoom: float = 1.0
+    written: tuple[str, str] | None = None
 
     @classmethod
     def of(cls, config: SamplingConfig, scale: float = 1.0) -> MeshFrame:
@@ -64,7 +66,7 @@ class MeshFrame:
         front = usual if config.front == "auto" else config.front
         if front[-1] == up[-1]:
             raise ConfigError(f"is parallel to the up axis {up}. Try {usual}", "front", front)
-        return cls(up, front, scale)
+        return cls(up, front, scale, written=("+y", "+z") if y_up else (up, usual))
 
     @property
     def rotation(self) -> Array:
@@ -73,27 +75,33 @@ class MeshFrame:
         return np.stack([front, np.cross(up, front), up])
 
     def for_file(self, mesh: TexturedMesh) -> TexturedMesh:
-        """Return the mesh at its place and size in the file, but with world axes, which the file writers convert.
+        """Return the mesh with its place, size and orientation in the file, in world axes, which file writers convert.
 
         Far from the origin, float32 vertices would be too coarse; then the mesh gets an offset.
         """
         points, centre = mesh.vertices.astype(np.float64) / self.zoom, np.array(self.centre)
         far = np.abs(centre).max() > MAX_RELATIVE_DISTANCE * np.abs(points).max()
         offset = centre if far else np.zeros(3)
-        vertices = ((points + (centre - offset)) / self.scale).astype(np.float32)
-        return replace(mesh, vertices=vertices, offset=tuple((offset / self.scale).tolist()))
+        vertices, offset = (points + (centre - offset)) / self.scale, offset / self.scale
+        turn = np.eye(3) if self.written is None else MeshFrame(*self.written).rotation @ self.rotation.T
+        if not np.array_equal(turn, np.eye(3)):
+            vertices, offset = vertices @ turn.T, turn @ offset
+            normals, directions = (part @ turn.T.astype(np.float32) for part in (mesh.normals, mesh.tangents[:, :3]))
+            mesh = replace(mesh, normals=normals, tangents=np.column_stack([directions, mesh.tangents[:, 3]]))
+        return replace(mesh, vertices=vertices.astype(np.float32), offset=tuple(offset.tolist()))
 
     def poses_to_world(self, c2w: Tensor) -> Tensor:
-        """Transform camera-to-world poses (N, 4, 4) of a scene from file to world coordinates."""
+        """Transform camera-to-world poses (N, 4, 4) from file to world coordinates."""
         moved = c2w.clone()
         moved[:, :3] = torch.from_numpy(self.rotation).to(c2w) @ c2w[:, :3]
-        moved[:, :3, 3] *= self.scale
+        moved[:, :3, 3] = (moved[:, :3, 3] * self.scale - moved.new_tensor(self.centre)) * self.zoom
         return moved
 
     def poses_to_file(self, c2w: Tensor) -> Tensor:
-        """Transform camera-to-world poses (N, 4, 4) of a scene from world to file coordinates."""
+        """Transform camera-to-world poses (N, 4, 4) from world to file coordinates."""
         moved = c2w.clone()
-        moved[:, :3] = torch.from_numpy(self.rotation.T.copy()).to(c2w) @ c2w[:, :3]
+        moved[:, :3, 3] = moved[:, :3, 3] / self.zoom + moved.new_tensor(self.centre)
+        moved[:, :3] = torch.from_numpy(self.rotation.T.copy()).to(c2w) @ moved[:, :3]
         moved[:, :3, 3] /= self.scale
         return moved
 
