@@ -35,9 +35,13 @@ class Instance(SceneFiles):
         """Read the images and cameras of the views `index`; None: all views. Images are resized to `size` x `size`
         pixels; None: they keep their size. Raises ConfigError for an unreadable file."""
         indices = list(range(len(self)) if index is None else index)
-        images = np.stack([_read_rgb(self.files[k]) for k in indices])
+        images = np.stack([self.read(k) for k in indices])
         views = Views(torch.from_numpy(images), self.cameras.select(indices))
         return views if size is None else views.resized(size)
+
+    def read(self, k: int) -> Array:
+        """Read the image (H, W, 3) of view `k`, in [0, 1], composited on white. Raises ConfigError."""
+        return _read_rgb(self.files[k])
 
     def verify(self) -> None:
         """Read all images to check them. Raises ConfigError for a damaged file."""

@@ -61,8 +61,8 @@ class SceneFiles:
 
     @property
     def numbers(self) -> tuple[int, ...]:
-        """Numbers in the file names of the N views, or 0, 1, ... if any name is not a number."""
-        if all(name.isdecimal() for name in self.names):
+        """Numbers in the file names of the N views, or 0, 1, ... if any name is not a number or occurs twice."""
+        if all(name.isdecimal() for name in self.names) and len({*map(int, self.names)}) == len(self):
             return tuple(int(name) for name in self.names)
         return tuple(range(len(self)))
 

@@ -45,6 +45,7 @@ class Job:
         held_out: indices of the views that the field is not fitted to.
         truth: original views (V, H, W, 3), uint8, to compare ``images`` with; None: no comparison.
         sampled: indices of the views that are compared with ``truth``.
+        bounds: ball of the field; None: from the cameras.
     """
 
     config: ConsistencyConfig
@@ -55,6 +56,7 @@ class Job:
     held_out: list[int]
     truth: Array | None = None
     sampled: Sequence[int] = ()
+    bounds: Bounds | None = None
 
     @property
     def views(self) -> Views:
@@ -71,6 +73,7 @@ class Job:
         for array in (self.images, self.cameras.c2w.numpy(), self.cameras.K.numpy(), *truth):
             digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         options = [c.seed, self.held_out, list(self.sampled), config_hash(c.protocol), config_hash(c.tsed)]
+        options += [] if self.bounds is None else [list(self.bounds)]
         digest.update(json.dumps(options).encode())
         return digest.hexdigest()[:16]
 
@@ -78,7 +81,7 @@ class Job:
 def stored_or_scored(job: Job, threads: int) -> Json:
     """Read a job's score from the run folder. If it is missing or outdated, compute it with ``threads`` CPU threads."""
     found = read_json(job.path)
-    if found.get("key") != job.key() or not job.path.with_suffix(".npz").is_file():
+    if found.get("key") != job.key() or "mean_psnr" not in found or not job.path.with_suffix(".npz").is_file():
         set_threads(threads)
         found = score(job)
     return found
@@ -88,11 +91,13 @@ def score(job: Job) -> Json:
     """Fit a field to a scene, and compare its renders with the held-out views. Write and return the score."""
     start, views, config = time.monotonic(), job.views, job.config
     kept = [k for k in range(len(views)) if k not in job.held_out]
-    scene = fit(views.select(kept), Bounds.from_cameras(views.cameras), config.protocol, config.seed, "auto")
+    bounds = job.bounds or Bounds.from_cameras(views.cameras)
+    scene = fit(views.select(kept), bounds, config.protocol, config.seed, "auto")
     fit_seconds = time.monotonic() - start
     held = views.select(job.held_out)
     render = scene.render_images(held.cameras).clamp(0, 1).cpu().numpy()
     each = compare(held.images.numpy(), render)
+    mean_image = views.images[kept].mean(0).numpy()
     to_truth: dict[str, list[float] | list[None]] = {}
     if job.truth is not None:
         chosen = list(job.sampled)
@@ -101,6 +106,7 @@ def score(job: Job) -> Json:
     found: Json = {
         "key": job.key(), "scene": job.scene, "row": job.row,
         "psnr": mean(each["psnr"]), "ssim": mean(each["ssim"]), "tsed": epipolar.share,
+        "mean_psnr": mean([psnr(image, mean_image) for image in held.images.numpy()]),
         "true_psnr": mean(to_truth.get("psnr", ())), "true_ssim": mean(to_truth.get("ssim", ())),
         "consistent_pairs": epipolar.consistent, "pairs": epipolar.total, "matches": mean(epipolar.matches),
         "held_out": job.held_out, "each": each, "fit_seconds": round(fit_seconds, 2),

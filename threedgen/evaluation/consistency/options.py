@@ -11,16 +11,19 @@ from pydantic import Field, model_validator
 from threedgen.config import Config, ConfigError
 from threedgen.config.registry import Component, config_model
 from threedgen.config.sections import RunConfig
+from threedgen.data.posed.options import PoseConvention
 from threedgen.data.srn.layout import scenes, split_folder
 from threedgen.evaluation.options import MultiviewPrior
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
-from threedgen.run.folder import existing_folder
+from threedgen.run.folder import existing_folder, user_path
 
 AdapterPrior = Annotated[Any, Component("prior", default="mvadapter", only=("mvadapter",))]
 SAMPLER = Component("sampler", default="mvdream", path_of="folder")
 Sampler = Annotated[Any, SAMPLER]
 Scenes = Annotated[Any, Component("scenes", default="toybox")]
 Split = Literal["cars_train", "cars_val", "cars_test", "chairs_train", "chairs_val", "chairs_test"]
+PHOTO_SIZE = 256
+"""Default longer side of photos with poses in pixels."""
 ORIGINAL = "original"
 """Name of the table row for the original views of the scenes."""
 MIN_VIEWS = 4
@@ -49,47 +52,65 @@ class MVAdapterSamplerConfig(Config):
 
 
 class FolderSamplerConfig(Config):
-    """Existing views: PATH/SCENE/{rgb,pose,intrinsics.txt}."""
+    """Existing views: photos with poses (transforms.json, COLMAP), or PATH/SCENE/{rgb,pose,intrinsics.txt}."""
 
-    name: Literal["folder"] = Field("folder", description="images and poses in the layout of the SRN archives")
-    path: str = Field(min_length=1, description="folder with a folder for each scene")
-    up: Literal["z", "y"] = Field("z", description="up axis of the poses")
+    name: Literal["folder"] = Field("folder", description="posed photos, or images in the layout of the SRN archives")
+    path: str = Field(min_length=1, description="transforms.json, folder of a scene, or folder of scenes")
+    up: Literal["z", "y"] = Field("z", description="up axis of the poses of an SRN scene")
+    size: int = Field(PHOTO_SIZE, ge=16, le=4096, description="longer side of photos, pixels; larger ones are reduced")
+    poses: PoseConvention | None = Field(None, description="convention of photo poses; null: of the file format")
 
     def check(self) -> None:
+        from threedgen.data.posed.reader import posed_source, read_posed
         from threedgen.data.srn.scene_files import read_scene
 
         for scene in self.folders():
-            read_scene(scene, MIN_VIEWS, allow_gaps=True)
+            if posed_source(scene):
+                read_posed(scene)
+            else:
+                read_scene(scene, MIN_VIEWS, allow_gaps=True)
 
     def folders(self) -> list[Path]:
-        folder = existing_folder(self.path, "path")
-        if not (found := scenes(folder)):
-            raise ConfigError("has no scenes, folders with rgb/, pose/ and intrinsics.txt", "path", self.path)
+        """List the scenes: folders, or one transforms.json. Raises ConfigError if there are none."""
+        from threedgen.data.posed.reader import posed_scenes
+
+        path = user_path(self.path, "path")
+        if photos := posed_scenes(path):
+            return photos
+        if not (found := scenes(existing_folder(self.path, "path"))):
+            wanted = "a transforms.json, a COLMAP model (sparse/0), or folders with rgb/, pose/ and intrinsics.txt"
+            raise ConfigError(f"has no scenes: {wanted}", "path", self.path)
         return found
 
 
 class SRNScenesConfig(Config):
-    """Scenes of an archive: one view is given, the others are targets."""
+    """Scenes of an archive, or photos with poses: one view is given, the others are targets."""
 
     name: Literal["srn"] = "srn"
-    path: str = Field(min_length=1, description="folder of the split, or of its scenes")
+    path: str = Field(min_length=1, description="folder of the split, or of its scenes; or photos with poses")
     split: Split = Field("cars_test", description="category and split of the archive")
     count: int = Field(40, ge=1, le=100_000, description="maximum number of scenes, evenly chosen")
     condition: int = Field(64, ge=0, description="number of the given view")
     views: int | None = Field(None, ge=4, description="views per scene, evenly chosen; null: all")
-    size: int | None = Field(None, ge=8, le=2048, description="side of a view, pixels; null: unchanged")
-    up: Literal["z", "y"] = Field("z", description="up axis of the poses")
+    size: int | None = Field(None, ge=8, le=2048, description="side of a view, pixels; null: unchanged, photos 256")
+    up: Literal["z", "y"] = Field("z", description="up axis of the poses of an archive")
+    poses: PoseConvention | None = Field(None, description="convention of photo poses; null: of the file format")
 
     def check(self) -> None:
+        from threedgen.data.posed.reader import posed_source, read_posed
         from threedgen.data.srn.scene_files import condition_and_targets, read_scene
 
         for scene in self.folders():
-            condition_and_targets(read_scene(scene, MIN_VIEWS), self.condition)
+            if posed_source(scene):
+                read_posed(scene)
+            else:
+                condition_and_targets(read_scene(scene, MIN_VIEWS), self.condition)
 
     def folders(self) -> list[Path]:
+        from threedgen.data.posed.reader import posed_scenes
         from threedgen.run.arrays import evenly_spaced  # NumPy, which --help does without
 
-        found = scenes(split_folder(self.path, self.split))
+        found = posed_scenes(user_path(self.path, "path")) or scenes(split_folder(self.path, self.split))
         return [found[k] for k in evenly_spaced(len(found), self.count)]
 
 

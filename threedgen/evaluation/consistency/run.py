@@ -32,7 +32,7 @@ from .scenes import HELD_OUT, Scene, camera_warnings, fit_to, held_out_views
 from .tsed import MAX_ERROR, MIN_MATCHES
 
 FIGURES = {
-    "psnr": "PSNR, dB", "ssim": "SSIM", "tsed": "TSED",
+    "psnr": "PSNR, dB", "mean_psnr": "PSNR of the mean image", "ssim": "SSIM", "tsed": "TSED",
     "true_psnr": "PSNR to the true views", "true_ssim": "SSIM to the true views",
 }  # fmt: skip
 COLUMNS = ("scene", "row", *FIGURES, "consistent_pairs", "pairs", "matches", "fit_seconds")
@@ -112,7 +112,8 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
                     compared = truth if is_sampled and scene.condition else None
                     true_images = None if compared is None else to_uint8(compared.images)
                     images, held = to_uint8(views.images), self.held_out[scene.name]
-                    yield Job(self.config, scene.name, row, images, scene.cameras, held, true_images, scene.targets)
+                    compared_views = (true_images, scene.targets, scene.bounds)
+                    yield Job(self.config, scene.name, row, images, scene.cameras, held, *compared_views)
 
     def sample(self, row: str, batch: Sequence[Scene]) -> list[Views]:
         """Return all views of scenes, condition views included, from the sampler ``row`` or from an earlier run."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError, config_hash, registry
 from threedgen.config.errors import within
-from threedgen.data.srn.reader import Instance, open_instance
+from threedgen.data.posed.photos import PosedPhotos
 from threedgen.data.srn.scene_files import condition_and_targets
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_uint8
@@ -27,19 +27,20 @@ from threedgen.geometry.views import Request, Views, resize
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.mvadapter.inputs import framed
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
+from threedgen.representations.fit import Bounds
 from threedgen.run.arrays import evenly_spaced
 from threedgen.run.cache import digest
 from threedgen.run.seeding import generator, numpy_generator
 from threedgen.train.task import device
 
 from .options import (
-    MIN_VIEWS,
     FolderSamplerConfig,
     MVAdapterSamplerConfig,
     MVDreamSamplerConfig,
     SampledScenesConfig,
     SRNScenesConfig,
 )
+from .photos import FolderScene, open_scene
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ class Scene:
         condition: indices of the condition views.
         text: prompt, or "".
         original: function that returns the original views at a list of indices; None if there are no original views.
+        bounds: ball of the field; None: from the cameras.
+        notes: texts for the user about the cameras of photos.
     """
 
     name: str
@@ -69,6 +72,8 @@ class Scene:
     condition: tuple[int, ...] = ()
     text: str = ""
     original: Callable[[Sequence[int]], Views] | None = None
+    bounds: Bounds | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def targets(self) -> list[int]:
@@ -93,29 +98,33 @@ class Scene:
 
 
 def srn(config: SRNScenesConfig, sampler: object, seed: int) -> list[Scene]:
-    return [_from_archive(config, open_instance(path, config.up, MIN_VIEWS)) for path in config.folders()]
+    return [_with_condition(config, open_scene(path, config)) for path in config.folders()]
 
 
-def _from_archive(config: SRNScenesConfig, instance: Instance) -> Scene:
-    instance.verify()
+def _with_condition(config: SRNScenesConfig, scene: FolderScene) -> Scene:
+    instance, size = scene.views, None if isinstance(scene.views, PosedPhotos) else config.size
     with within("scenes"):
         given, targets = condition_and_targets(instance, config.condition)
     keep = targets if config.views is None else [targets[k] for k in evenly_spaced(len(targets), config.views - 1)]
     chosen = sorted([given, *keep])
     cameras = instance.cameras.select(chosen)
-    if config.size is not None:
-        cameras = cameras.with_size(config.size, config.size)
+    if size is not None:
+        cameras = cameras.with_size(size, size)
     numbers = tuple(instance.numbers[k] for k in chosen)
 
     def original(indices: Sequence[int]) -> Views:
-        return instance.views([chosen[k] for k in indices], config.size)
+        return instance.views([chosen[k] for k in indices], size)
 
-    return Scene(instance.name, cameras, numbers, (chosen.index(given),), original=original)
+    condition = (chosen.index(given),)
+    return Scene(instance.name, cameras, numbers, condition, "", original, scene.bounds, scene.notes)
 
 
 def sampled(config: SampledScenesConfig, sampler: object, seed: int) -> list[Scene]:
     assert isinstance(sampler, FolderSampler)
-    return [Scene(name, one.cameras, one.numbers) for name, one in sampler.instances.items()]
+    return [
+        Scene(name, one.views.cameras, one.views.numbers, bounds=one.bounds, notes=one.notes)
+        for name, one in sampler.scenes.items()
+    ]
 
 
 def fit_to(scene: Scene, images: Tensor) -> Tensor:
@@ -140,7 +149,10 @@ def held_out_views(scene: Scene, seed: int, share: float = HELD_OUT) -> list[int
 
 
 def camera_warnings(scene: Scene) -> list[str]:
-    """Return a warning if the median camera does not look at the origin within `MAX_ANGLE`, else an empty list."""
+    """Return the notes of photos; of other scenes, a warning if the median camera does not look at the origin within
+    `MAX_ANGLE`, else an empty list."""
+    if scene.notes:
+        return list(scene.notes)
     at = scene.cameras
     cosine = (at.c2w[:, :3, 2] * torch.nn.functional.normalize(at.position, dim=-1)).sum(-1)
     if float(cosine.median()) >= cos(radians(MAX_ANGLE)):
@@ -240,20 +252,17 @@ class FolderSampler:
 
     def __init__(self, config: FolderSamplerConfig) -> None:
         self.folder = Path(config.path).expanduser()
-        self.instances = {
-            path.name: open_instance(path, config.up, MIN_VIEWS, allow_gaps=True) for path in config.folders()
-        }
-        for instance in self.instances.values():
-            instance.verify()
+        scenes = [open_scene(path, config) for path in config.folders()]
+        self.scenes = {scene.views.name: scene for scene in scenes}
 
     def __call__(self, requests: Sequence[Request]) -> list[Tensor]:
-        return [self.instances[request.scene].views(self.indices(request)).images for request in requests]
+        return [self.scenes[request.scene].views.views(self.indices(request)).images for request in requests]
 
     def indices(self, request: Request) -> list[int]:
         """Return the indices of the requested views. Raises ConfigError if a view is missing or its pose differs."""
-        if request.scene not in self.instances:
+        if request.scene not in self.scenes:
             raise ConfigError(f"{self.folder / request.scene} is missing. The scenes to score include it.")
-        instance = self.instances[request.scene]
+        instance = self.scenes[request.scene].views
         index = {number: k for k, number in enumerate(instance.numbers)}
         for k, number in enumerate(request.numbers):
             if number not in index:

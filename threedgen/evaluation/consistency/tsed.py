@@ -13,27 +13,23 @@ import numpy as np
 import torch
 from kornia.geometry import epipolar
 from numpy.typing import NDArray
-from skimage.feature import SIFT, match_descriptors
 from torch import Tensor
 
 from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.features import detect, match
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import opencv_axes
 from threedgen.geometry.views import Views
 from threedgen.run.arrays import evenly_spaced
 
 Floats = NDArray[np.float64]
-Features = tuple[Floats, NDArray[np.uint8]]
 
 MAX_ERROR = 2.0
 """Maximum median epipolar distance of a consistent pair of views, in pixels of images of ``SIZE``."""
 MIN_MATCHES = 10
 """Minimum number of feature matches of a consistent pair of views."""
-RATIO = 0.8
-"""Threshold of Lowe's ratio test."""
 SIZE = 256
 """Side in pixels to which views are resized before features are detected."""
-LUMA = np.array([0.299, 0.587, 0.114])
 
 
 class Pairs(NamedTuple):
@@ -105,28 +101,3 @@ def tsed(views: Views, count: int) -> Pairs:
 
 def neighbours(count: int, pairs: int) -> list[tuple[int, int]]:
     return [(k, k + 1) for k in evenly_spaced(count - 1, pairs)] if pairs and count > 1 else []
-
-
-def detect(image: NDArray[np.uint8]) -> Features | None:
-    """Detect SIFT features of an image (H, W, 3), uint8; None if there are none.
-
-    Returns positions (M, 2) as (u, v) in pixels, with the first pixel centre at (0.5, 0.5), and descriptors (M, 128).
-    """
-    sift = SIFT()
-    try:
-        sift.detect_and_extract((image @ LUMA) / 255)
-    except RuntimeError:  # scikit-image found no features
-        return None
-    positions, descriptors = np.asarray(sift.keypoints), np.asarray(sift.descriptors)
-    return positions[:, ::-1] + 0.5, descriptors
-
-
-def match(first: Features | None, second: Features | None) -> Floats:
-    """Match the features of two images. Return pixels (M, 4): (u, v) in the first, then in the second image.
-
-    There are no matches if an image has fewer than two features.
-    """
-    if first is None or second is None or min(len(first[0]), len(second[0])) < 2:
-        return np.zeros((0, 4))
-    index = match_descriptors(first[1], second[1], cross_check=True, max_ratio=RATIO)
-    return np.hstack([first[0][index[:, 0]], second[0][index[:, 1]]])

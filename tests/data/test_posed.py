@@ -1,0 +1,180 @@
+"""Photos with poses: formats that describe the same cameras, lens distortion, and conventions."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.support.errors import refused
+from tests.support.photographs import photographs
+from tests.support.posed_photos import edit_transforms, write_colmap, write_transforms
+from threedgen.data.posed.axes import FLIP, alternatives, focus
+from threedgen.data.posed.photos import open_photos
+from threedgen.data.posed.reader import read_posed
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.views import Views, resize
+
+
+def wide_views() -> Views:
+    """Return six views of 12 x 20 pixels with off-centre principal points; odd views have another focal length."""
+    views = photographs(6)
+    at = views.cameras.with_size(12, 20)
+    K = at.K.clone()
+    K[:, 0, 2] += 2
+    K[:, 1, 2] -= 1
+    K[1::2, :2, :2] *= 1.25
+    return Views(resize(views.images, 12, 20), Cameras(at.c2w, Projection(K), 12, 20))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        write_transforms,
+        lambda folder, views: write_colmap(folder, views, binary=False),
+        lambda folder, views: write_colmap(folder, views, binary=True),
+        lambda folder, views: write_colmap(folder, views, binary=True, model=4, distortion=(0.0,) * 4) / "sparse",
+        lambda folder, views: write_transforms(folder, views) / "transforms.json",
+    ],
+    ids=["transforms", "text", "binary", "sparse", "file"],
+)
+def test_all_formats_give_the_written_views(tmp_path: Path, write: Callable[[Path, Views], Path]) -> None:
+    views = wide_views()
+    found = open_photos(write(tmp_path, views), 256)
+    result = found.views()
+    assert (result.images - views.images).abs().max() < 0.5 / 255 + 1e-6
+    assert torch.allclose(result.cameras.c2w, views.cameras.c2w, atol=1e-5)
+    assert torch.allclose(result.cameras.K, views.cameras.K, atol=1e-4)
+    half = open_photos(found.posed.source, 10).cameras
+    assert (half.height, half.width) == (6, 10) and torch.allclose(half.K[:, :2], views.cameras.K[:, :2] / 2, atol=1e-4)
+
+
+def test_transforms_with_an_angle_alone_and_names_without_suffix(tmp_path: Path) -> None:
+    views = photographs(6)
+
+    def shorten(tree: dict[str, Any]) -> None:
+        for name in ("w", "h"):
+            del tree[name]
+        tree["camera_angle_x"] = float(views.cameras.fov[0])
+        tree["frames"] = [
+            {"file_path": f"./images/{k:03d}", "transform_matrix": frame["transform_matrix"][:3]}
+            for k, frame in enumerate(tree["frames"])
+        ]
+
+    edit_transforms(write_transforms(tmp_path, views), shorten)
+    (tmp_path / "images" / "004.png").unlink()
+    found = open_photos(tmp_path, 256)
+    assert torch.allclose(found.cameras.K, views.cameras.K[:5], atol=1e-4) and len(found) == 5
+    assert "./images/004" in found.posed.missing_note
+
+
+def test_instant_ngp_box_and_nerfstudio_transform(tmp_path: Path) -> None:
+    turn = [[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0.5]]
+    write_transforms(tmp_path, photographs(4), aabb_scale=4, scale=0.5, offset=[0.5, 0.5, 1], applied_transform=turn)
+    posed = read_posed(tmp_path)
+    assert posed.box is not None and posed.box[0].tolist() == [0, 0, -1] and posed.box[1] == 4
+    assert posed.applied is not None and posed.applied.tolist() == [*turn, [0, 0, 0, 1]]
+
+
+@pytest.mark.parametrize("distortion", [(0.3, 0.05, 0.01, -0.01), (-0.2, 0.03, 0.0, 0.0)])
+def test_distorted_photos_are_undistorted(tmp_path: Path, distortion: tuple[float, ...]) -> None:
+    """The colour of each pixel is a function of the direction of its ray, in the photo and after the reader."""
+    size, focal, centre = 96, 90.0, np.array([50.0, 45.0])
+
+    def colour(x: Any, y: Any) -> Any:
+        return np.stack([0.5 + 0.4 * np.sin(9 * x), 0.5 + 0.4 * np.cos(8 * y), 0.5 + 0.4 * np.sin(7 * (x + y))], -1)
+
+    k1, k2, p1, p2 = distortion
+    rows, columns = np.mgrid[:size, :size] + 0.5
+    xd, yd = (columns - centre[0]) / focal, (rows - centre[1]) / focal
+    x, y = xd, yd
+    for _ in range(60):  # invert the lens
+        r = x * x + y * y
+        radial = 1 + k1 * r + k2 * r * r
+        x = (xd - 2 * p1 * x * y - p2 * (r + 2 * x * x)) / radial
+        y = (yd - p1 * (r + 2 * y * y) - 2 * p2 * x * y) / radial
+    views = photographs(2)
+    K = torch.tensor([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1]]).float().expand(2, 3, 3)
+    images = torch.from_numpy(colour(x, y)).float().expand(2, size, size, 3)
+    written = Views(images, Cameras(views.cameras.c2w, Projection(K), size, size))
+    names = ("k1", "k2", "p1", "p2")
+    write_transforms(tmp_path / "a", written, **dict(zip(names, distortion, strict=True)))
+    write_colmap(tmp_path / "b", written, binary=False, model=4, distortion=distortion)
+    for name in "ab":
+        found = open_photos(tmp_path / name, 256).views()
+        fx, cx, cy = (float(found.cameras.K[0, i, j]) for i, j in ((0, 0), (0, 2), (1, 2)))
+        expected = colour((columns - cx) / fx, (rows - cy) / fx)
+        assert np.abs(found.images[0].numpy() - expected).max() < 0.03
+    assert np.abs(images[0].numpy() - expected).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("edit", "values"),
+    [
+        (lambda tree: tree.update(camera_model="OPENCV_FISHEYE"), ["OPENCV_FISHEYE"]),
+        (lambda tree: tree.update(is_fisheye=True), ["OPENCV_FISHEYE"]),
+        (lambda tree: tree.update(w=30), ["000.png", "16 x 30"]),
+        (lambda tree: [frame.pop("fl_x") and frame.pop("fl_y") for frame in tree["frames"]], ["000.png", "fl_x"]),
+        (lambda tree: tree["frames"][1].update(transform_matrix=[[1, 2], [3]]), ["transforms.json", "frames.1"]),
+        (lambda tree: tree["frames"][2]["transform_matrix"][0].__setitem__(0, 7.0), ["transforms.json", "2"]),
+        (lambda tree: [frame.update(file_path="no") for frame in tree["frames"]], ["transforms.json", "no"]),
+    ],
+    ids=["model", "fisheye", "size", "focal", "matrix", "shear", "missing"],
+)
+def test_unusable_transforms_are_refused(tmp_path: Path, edit: Any, values: list[str]) -> None:
+    edit_transforms(write_transforms(tmp_path, photographs(4)), edit)
+    with refused(None, *values):
+        open_photos(tmp_path, 64).verify()
+
+
+@pytest.mark.parametrize("name", ["cameras", "images", "points3D"])
+def test_damaged_colmap_models_are_refused(tmp_path: Path, name: str) -> None:
+    write_colmap(tmp_path, photographs(4), binary=True)
+    path = tmp_path / "sparse" / "0" / f"{name}.bin"
+    path.write_bytes(path.read_bytes()[:-5])
+    with refused(None, tmp_path / "sparse" / "0"):
+        open_photos(tmp_path, 64)
+
+
+def test_colmap_points_and_fisheye(tmp_path: Path) -> None:
+    write_colmap(tmp_path / "a", photographs(4), binary=False)
+    assert np.allclose(read_posed(tmp_path / "a").points, [[0.1, 0.2, 0.3]])
+    write_colmap(tmp_path / "b", photographs(4), binary=True, model=5, distortion=(0.1, 0, 0, 0))
+    with refused(None, "OPENCV_FISHEYE"):
+        read_posed(tmp_path / "b")
+
+
+def test_exif_rotation_is_ignored(tmp_path: Path) -> None:
+    """Intrinsics are for the pixels as they are stored."""
+    views = wide_views()
+    write_transforms(tmp_path, views)
+    path = tmp_path / "images" / "002.png"
+    with Image.open(path) as image:
+        exif = image.getexif()
+        exif[274] = 6  # rotate by 90 degrees clockwise
+        image.save(path, exif=exif)
+    assert (open_photos(tmp_path, 64).views([2]).images[0] - views.images[2]).abs().max() < 0.01
+
+
+def test_common_scale_of_the_axes_is_removed(tmp_path: Path) -> None:
+    views = photographs(4)
+    scaled = views.cameras.c2w.clone()
+    scaled[:, :3, :3] *= 3.0
+    write_transforms(tmp_path, Views(views.images, Cameras(scaled, views.cameras.projection, 16, 16)))
+    assert torch.allclose(open_photos(tmp_path, 64).cameras.c2w, views.cameras.c2w, atol=1e-5)
+
+
+def test_focus_and_alternatives_find_the_convention() -> None:
+    c2w = photographs(12).cameras.c2w.double().numpy()
+    c2w[:, :3, 3] += [3, -1, 2]
+    right = focus(c2w)
+    assert np.allclose(right.point, [3, -1, 2], atol=1e-5) and right.agreement > 0.999
+    for name in ("c2w-opencv", "w2c-opengl", "w2c-opencv"):
+        written = c2w @ FLIP if name.endswith("opencv") else c2w
+        written = np.linalg.inv(written) if name.startswith("w2c") else written
+        assert np.allclose(alternatives(written)[name], c2w)
+    mirrored = alternatives(c2w[:, [0, 2, 1, 3]])
+    assert "c2w-opengl" not in mirrored and np.allclose(mirrored["c2w-opengl with y and z of the world swapped"], c2w)

@@ -1,0 +1,122 @@
+"""Photos with poses as scenes of the consistency score: convention of the poses, ball of the field, the task."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.evaluation.consistency.test_run import settings
+from tests.support.errors import refused
+from tests.support.photographs import photographs
+from tests.support.posed_photos import edit_transforms, write_colmap, write_transforms
+from threedgen.data.posed import convention
+from threedgen.data.posed.axes import SWAP, alternatives
+from threedgen.data.posed.convention import Match, share_that_meets
+from threedgen.evaluation.consistency import run
+from threedgen.evaluation.consistency.options import FolderSamplerConfig
+from threedgen.evaluation.consistency.photos import open_scene
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.views import Views
+
+
+def shifted(count: int = 12) -> Views:
+    """Views whose common point is not the origin."""
+    views = photographs(count)
+    c2w = views.cameras.c2w.clone()
+    c2w[:, :3, 3] += torch.tensor([3.0, -2.0, 1.0])
+    return replace(views, cameras=replace(views.cameras, c2w=c2w))
+
+
+def options(folder: Path, **values: Any) -> FolderSamplerConfig:
+    return FolderSamplerConfig.model_validate({"path": str(folder), **values})
+
+
+@pytest.mark.parametrize("colmap", [False, True])
+def test_photos_are_scored_around_their_common_point(tmp_path: Path, colmap: bool) -> None:
+    folder = tmp_path / "duck"
+    write_colmap(folder, shifted(), binary=True) if colmap else write_transforms(folder, shifted())
+    out = tmp_path / "run"
+    config = settings(out, sampler=str(folder))
+    config.check()
+    assert run.run(config, quiet=True) == 0
+    tree = json.loads((out / "consistency.json").read_text())
+    (score,) = tree["scenes"]
+    assert score["scene"] == "duck" and 5 < score["mean_psnr"] < 40 and tree["rows"]["folder"]["mean_psnr"]["mean"]
+    assert len(tree["notes"]) == 1 and (out / "sheet.png").is_file()
+    scene = open_scene(folder, options(folder))
+    expected = photographs(12).cameras.c2w
+    assert torch.allclose(scene.views.cameras.c2w, expected, atol=1e-4)
+    radius = None if scene.bounds is None else scene.bounds.radius
+    assert radius == (pytest.approx(np.linalg.norm([2.9, 2.2, 0.7]), rel=1e-3) if colmap else None)
+
+
+FLIPS = {
+    "c2w-opencv": lambda m: m @ np.diag([1, -1, -1, 1]),
+    "w2c-opengl": np.linalg.inv,
+    "world": lambda m: SWAP @ m,
+    "camera": lambda m: m @ SWAP,
+    "positions": lambda m: np.concatenate([m[..., :3], (SWAP @ m)[..., 3:]], -1),
+}
+
+
+@pytest.mark.parametrize("name", FLIPS)
+def test_flipped_axes_are_refused_by_the_viewing_axes(tmp_path: Path, name: str) -> None:
+    """The photos are too small for matching features."""
+    views = shifted()
+    c2w = torch.from_numpy(FLIPS[name](views.cameras.c2w.double().numpy()))
+    write_transforms(tmp_path, Views(views.images, replace(views.cameras, c2w=c2w)))
+    with refused(None, tmp_path / "transforms.json", name):
+        open_scene(tmp_path, options(tmp_path))
+    if "-" in name:
+        found = open_scene(tmp_path, options(tmp_path, poses=name)).views.cameras.c2w
+        assert torch.allclose(found, photographs(12).cameras.c2w, atol=1e-4)
+
+
+def test_matching_pixels_tell_conventions_apart(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Projected points stand for features; cameras side by side do not look at a common point."""
+    views = photographs(8)
+    generator = torch.Generator().manual_seed(0)
+    c2w = torch.eye(4).repeat(8, 1, 1)
+    c2w[:, :3, 3] = torch.randn(8, 3, generator=generator) * torch.tensor([0.5, 0.3, 0.1])
+    cameras = Cameras(c2w, views.cameras.projection, 16, 16)
+    points = torch.randn(40, 3, generator=generator) + torch.tensor([0.0, 0, -5])
+    pixels = cameras.project(points)[0].double().numpy()
+    matches = [Match(a, b, np.hstack([pixels[a], pixels[b]])) for a, b in ((0, 1), (2, 5), (3, 7))]
+    K = cameras.K.double().numpy()
+    right, flipped = (alternatives(c2w.double().numpy())[name] for name in ("c2w-opengl", "c2w-opencv"))
+    assert min(share_that_meets(right, K, match) for match in matches) == 1
+    assert max(share_that_meets(flipped, K, match) for match in matches) < 0.2
+    monkeypatch.setattr(convention, "matching_pixels", lambda _: matches)
+    write_transforms(tmp_path / "a", Views(views.images, cameras))
+    assert open_scene(tmp_path / "a", options(tmp_path / "a")).notes
+    write_transforms(tmp_path / "b", Views(views.images, replace(cameras, c2w=torch.from_numpy(flipped))))
+    with refused(None, "c2w-opencv"):
+        open_scene(tmp_path / "b", options(tmp_path / "b"))
+
+
+def test_ball_follows_the_box_or_the_surroundings(tmp_path: Path) -> None:
+    views = shifted()
+    noise = torch.rand(views.images.shape, generator=torch.Generator().manual_seed(0))
+    write_transforms(tmp_path / "a", Views(noise, views.cameras))
+    bounds = open_scene(tmp_path / "a", options(tmp_path / "a")).bounds
+    assert bounds is not None and bounds.radius == pytest.approx(1.5 * 2.6, rel=1e-3) and bounds.near < 0.2
+    edit_transforms(tmp_path / "a", lambda tree: tree.update(aabb_scale=2, scale=1, offset=[-2.5, 2.5, -0.5]))
+    scene = open_scene(tmp_path / "a", options(tmp_path / "a"))
+    assert scene.bounds is not None and scene.bounds.radius == pytest.approx(1.3)
+    assert scene.bounds.near == pytest.approx(2.6 - 1.3, rel=1e-3)
+    assert torch.allclose(scene.views.cameras.position, photographs(12).cameras.position, atol=1e-4)
+
+
+def test_too_few_photos_and_folders_without_any_are_refused(tmp_path: Path) -> None:
+    write_transforms(tmp_path / "a" / "b", photographs(3))
+    with refused(None, "3", "4"):
+        open_scene(tmp_path / "a" / "b", options(tmp_path))
+    assert options(tmp_path / "a").folders() == [tmp_path / "a" / "b"]
+    (tmp_path / "c").mkdir()
+    for name in ("c", "none"):
+        with refused("path"):
+            options(tmp_path / name).check()

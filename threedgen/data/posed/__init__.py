@@ -1,0 +1,1 @@
+"""Photos with poses: `transforms.json` of nerfstudio and Instant-NGP, and COLMAP models."""

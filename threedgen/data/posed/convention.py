@@ -1,0 +1,87 @@
+"""Check of the convention of camera poses against the photos.
+
+Two rays through matching pixels should meet in front of both cameras. If photos have too few matching features, the
+cameras should look at a common point instead.
+"""
+
+from typing import NamedTuple, get_args
+
+import numpy as np
+
+from threedgen.config.errors import ConfigError
+from threedgen.geometry.features import detect, match
+from threedgen.geometry.images import to_uint8
+from threedgen.run.arrays import Array, evenly_spaced
+
+from .axes import alternatives, focus
+from .options import PoseConvention
+from .photos import PosedPhotos
+
+ANCHORS = 6
+"""Number of photos that are matched with each other, and each with the next photo."""
+MIN_MATCHES, MIN_PAIRS = 10, 3
+"""Minimum number of matches of a pair of photos, and minimum number of such pairs."""
+MIN_FIT, MIN_COSINE = 0.3, 0.7
+"""Minimum share of matches whose rays meet; minimum median cosine of the viewing axes with the common point."""
+MAX_MISS = 2.0
+"""Maximum distance in pixels of a matching pixel from the point where the two rays meet."""
+
+
+class Match(NamedTuple):
+    """Matching pixels (M, 4) of the photos `first` and `second`: (x, y) in the first, then in the second."""
+
+    first: int
+    second: int
+    pixels: Array
+
+
+def check_convention(photos: PosedPhotos) -> list[str]:
+    """Return a note if no convention of the poses fits the photos, else []. Raises ConfigError if another one fits."""
+    poses, declared = alternatives(photos.matrices), photos.convention
+    matches, K = matching_pixels(photos), photos.cameras.K.double().numpy()
+    if len(matches) >= MIN_PAIRS:
+        fits = {name: float(np.mean([share_that_meets(c2w, K, m) for m in matches])) for name, c2w in poses.items()}
+        enough, unit = MIN_FIT, "share of matching pixels whose rays meet"
+    else:
+        fits = {name: focus(c2w).agreement for name, c2w in poses.items()}
+        enough, unit = MIN_COSINE, "median cosine of the viewing axes with their common point"
+    best, own = max(fits, key=lambda name: fits[name]), fits.get(declared, 0.0)
+    if declared in fits and (own >= enough or fits[best] < max(enough, 2 * own)):
+        return [] if own >= enough else [f"{photos.name}: no convention of the poses fits ({unit} {own:.2f})"]
+    advice = f"Set poses={best}" if best in get_args(PoseConvention) else "Correct the matrices in the file"
+    problem = f"are not {declared} ({unit}: {own:.2f})" if declared in fits else "are mirrored"
+    raise ConfigError(f"{photos.posed.source}: the poses {problem}. They fit as {best} ({fits[best]:.2f}). {advice}")
+
+
+def matching_pixels(photos: PosedPhotos) -> list[Match]:
+    """Match SIFT features of a few photos. Return the pairs with at least `MIN_MATCHES` matches."""
+    anchors = evenly_spaced(len(photos) - 1, ANCHORS)
+    index = sorted({*anchors, *(k + 1 for k in anchors)})
+    features = [detect(image) for image in to_uint8(photos.views(index).images)]
+    pairs = [(a, b) for a in range(len(index)) for b in range(a + 1, len(index))]
+    found = [Match(index[a], index[b], match(features[a], features[b])) for a, b in pairs]
+    return [one for one in found if len(one.pixels) >= MIN_MATCHES]
+
+
+def share_that_meets(c2w: Array, K: Array, match: Match) -> float:
+    """Return the share of matching pixels whose rays meet in front of both cameras, within `MAX_MISS` pixels.
+
+    `c2w` (N, 4, 4) are poses with OpenGL axes, `K` (N, 3, 3) the intrinsics of all photos.
+    """
+    i, j = match.first, match.second
+    a, b = (_rays(c2w[k], K[k], pixels) for k, pixels in ((i, match.pixels[:, :2]), (j, match.pixels[:, 2:])))
+    base = c2w[i, :3, 3] - c2w[j, :3, 3]
+    aa, bb, ab = ((x * y).sum(1) for x, y in ((a, a), (b, b), (a, b)))
+    ad, bd = a @ base, b @ base
+    determinant = np.maximum(aa * bb - ab**2, 1e-12)
+    s, t = (ab * bd - bb * ad) / determinant, (aa * bd - ab * ad) / determinant  # depths of the nearest points
+    gap = np.linalg.norm(base + s[:, None] * a - t[:, None] * b, axis=1)
+    depth = np.minimum(s, t)
+    return float(((depth > 0) & (gap / 2 * K[i, 0, 0] < MAX_MISS * depth)).mean())
+
+
+def _rays(c2w: Array, K: Array, pixels: Array) -> Array:
+    """Return the directions (M, 3) of the rays through pixels (M, 2), of depth 1."""
+    x, y = ((pixels - K[:2, 2]) / K[[0, 1], [0, 1]]).T
+    directions: Array = np.stack([x, -y, -np.ones_like(x)], axis=1) @ c2w[:3, :3].T
+    return directions

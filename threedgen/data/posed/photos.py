@@ -1,0 +1,120 @@
+"""Images and cameras of photos with poses: one size, without lens distortion.
+
+The photos may differ in size and intrinsics. All are resized to one size, and each keeps its own intrinsics.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from kornia.geometry.calibration import distort_points
+from kornia.geometry.transform import remap
+from PIL import Image
+from torch import Tensor
+
+from threedgen.config.errors import ConfigError
+from threedgen.data.srn.reader import Instance
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.picture_file import load_image
+from threedgen.geometry.poses import opencv_axes, pixel_centres
+from threedgen.run.arrays import Array
+
+from .axes import to_c2w, without_scale
+from .files import Lens, PosedFiles, stored_shape
+from .options import PoseConvention
+from .reader import read_posed
+
+MAX_ASPECT_ERROR = 0.02
+"""Maximum relative difference between the aspect ratios of an image and of its intrinsics."""
+ZOOM_STEP, MAX_ZOOM = 1.01, 2.0
+"""Step and maximum of the zoom that keeps undistorted images free of pixels that the photo does not show."""
+
+
+@dataclass(frozen=True)
+class PosedPhotos(Instance):
+    """Photos of one scene. Images and cameras are without lens distortion.
+
+    Attributes:
+        posed: content of the camera file.
+        matrices: (N, 4, 4), its poses in the `convention`, without scale.
+    """
+
+    posed: PosedFiles
+    matrices: Array
+    convention: PoseConvention
+
+    def verify(self) -> None:
+        """Read the headers of all images. Raises ConfigError for an unreadable file or another aspect ratio."""
+        for file, lens in zip(self.files, self.posed.lenses, strict=True):
+            height, width = stored_shape(file)
+            if abs(height / width * lens.width / lens.height - 1) > MAX_ASPECT_ERROR:
+                size = f"{file} has {height} x {width} pixels (height x width)"
+                raise ConfigError(f"{size}, but its intrinsics are for {lens.height} x {lens.width}. Correct w and h")
+
+    def read(self, k: int) -> Array:
+        """Read photo `k`, composited on white."""
+        rgba = self.rgba(k)
+        return rgba[..., :3] * rgba[..., 3:] + (1 - rgba[..., 3:])
+
+    def rgba(self, k: int) -> Array:
+        """Read photo `k` with its alpha channel, (H, W, 4) in [0, 1]. Raises ConfigError for an unreadable file."""
+        image = load_image(self.files[k], max_side=max(self.height, self.width), upright=False).convert("RGBA")
+        pixels = np.asarray(image.resize((self.width, self.height), Image.Resampling.BICUBIC), np.float32) / 255
+        _, source = undistortion(self.posed.lenses[k], self.height, self.width)
+        if source is None:
+            return pixels
+        x, y = source.unbind(-1)
+        tensor = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        return remap(tensor, x, y, "bilinear", "border", align_corners=True)[0].permute(1, 2, 0).numpy()
+
+
+def open_photos(path: Path, max_side: int, convention: PoseConvention | None = None) -> PosedPhotos:
+    """Read the camera file at `path` and the image headers. Raises ConfigError.
+
+    Args:
+        max_side: maximum longer side of the images in pixels.
+        convention: convention of the poses; None: that of the file's format.
+    """
+    posed = read_posed(path)
+    convention, matrices = convention or posed.convention, without_scale(posed.matrices, str(posed.source))
+    first = posed.lenses[0]
+    scale = min(1.0, max_side / max(first.height, first.width))
+    height, width = max(1, round(first.height * scale)), max(1, round(first.width * scale))
+    K = torch.stack([undistortion(lens, height, width)[0] for lens in posed.lenses])
+    c2w = torch.from_numpy(to_c2w(matrices, convention))
+    folder = (posed.source if posed.source.is_dir() else posed.source.parent).resolve()
+    while folder.name in ("0", "sparse", "colmap"):
+        folder = folder.parent
+    cameras, poses = Cameras(c2w.float(), Projection(K.float()), height, width), opencv_axes(c2w).numpy()
+    photos = PosedPhotos(
+        folder, posed.files, K.numpy(), poses, height, width, cameras, posed, matrices, convention
+    )  # fmt: skip
+    photos.verify()
+    return photos
+
+
+@lru_cache(maxsize=256)
+def undistortion(lens: Lens, height: int, width: int) -> tuple[Tensor, Tensor | None]:
+    """Return how an image of `height` x `width` is freed of the distortion of a lens.
+
+    Returns:
+        Intrinsics K (3, 3) of the undistorted image, float64, zoomed in until it has no pixel from outside of the
+        image; and for each of its pixels the image pixel (1, H, W, 2) it comes from, as (x, y) with the first pixel's
+        centre at (0, 0). None: no distortion.
+    """
+    sx, sy = width / lens.width, height / lens.height
+    rows = [[lens.fx * sx, 0, lens.cx * sx], [0, lens.fy * sy, lens.cy * sy], [0, 0, 1]]
+    K = torch.tensor(rows, dtype=torch.float64)
+    if not any(lens.distortion):
+        return K, None
+    inner = K - K.new_tensor([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
+    pixels = pixel_centres(height, width, K.device).double().reshape(-1, 2) - 0.5
+    zoom, far = 1.0, K.new_tensor([width - 0.5, height - 0.5])
+    while True:
+        factors = K.new_tensor([[zoom, 1, 1], [1, zoom, 1], [1, 1, 1]])
+        source = distort_points(pixels, inner, K.new_tensor(lens.distortion), inner * factors)
+        if ((source > -0.5) & (source < far)).all() or zoom > MAX_ZOOM:
+            return K * factors, source.reshape(1, height, width, 2).float()
+        zoom *= ZOOM_STEP

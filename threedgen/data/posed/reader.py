@@ -1,0 +1,41 @@
+"""Choice of the reader of photos with poses. Imports no torch."""
+
+from pathlib import Path
+
+import numpy as np
+
+from threedgen.config.errors import ConfigError
+
+from .colmap import read_colmap
+from .files import PosedFiles
+from .transforms import read_transforms
+
+TRANSFORMS = ("transforms.json", "transforms_train.json")
+COLMAP_FOLDERS = (".", "0", "sparse/0", "sparse", "colmap/sparse/0")
+
+
+def posed_source(path: Path) -> Path | None:
+    """Return the transforms.json or the folder of the COLMAP model at `path`, a file or folder; None without one."""
+    if path.is_file():
+        return path if path.suffix.lower() == ".json" else None
+    found = [path / name for name in TRANSFORMS if (path / name).is_file()]
+    found += [path / name for name in COLMAP_FOLDERS if any((path / name).glob("images.[bt][ix][nt]"))]
+    return found[0] if found else None
+
+
+def posed_scenes(path: Path) -> list[Path]:
+    """Return [path] if `path` has posed photos, else its subfolders that have, sorted by name."""
+    if posed_source(path):
+        return [path]
+    return sorted(part for part in path.iterdir() if posed_source(part)) if path.is_dir() else []
+
+
+def read_posed(path: Path) -> PosedFiles:
+    """Read poses and intrinsics of the photos at `path`, which has a `posed_source`. Raises ConfigError."""
+    source = posed_source(path) or path
+    found = read_colmap(source) if source.is_dir() else read_transforms(source)
+    if not found.files:
+        raise ConfigError(found.missing_note if found.missing else f"{source} has no photos")
+    if not np.isfinite(found.matrices).all():
+        raise ConfigError(f"{source} has poses that are not finite")
+    return found

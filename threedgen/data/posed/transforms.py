@@ -1,0 +1,74 @@
+"""Reader of `transforms.json`, the camera file of nerfstudio and Instant-NGP. Imports no torch.
+
+Intrinsics are for the whole file or for a frame, in pixels: fl_x, fl_y, cx, cy, w, h, or camera_angle_x in radians.
+Poses are camera-to-world with OpenGL axes. Instant-NGP maps a position p to scale * p + offset. Its scene is the
+cube of side aabb_scale around (0.5, 0.5, 0.5).
+"""
+
+from math import isfinite, tan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from threedgen.config.errors import ConfigError
+from threedgen.config.plain_file import parse_json, read_text
+from threedgen.run.arrays import Array
+
+from .files import Lens, PosedFiles, check_model, find_photo, stored_shape
+
+COEFFICIENTS = ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6")
+NUMBERS = ("fl_x", "fl_y", "camera_angle_x", "camera_angle_y", "cx", "cy", "w", "h", *COEFFICIENTS)
+NGP_SCALE, NGP_OFFSET = 0.33, (0.5, 0.5, 0.5)  # defaults of Instant-NGP
+
+
+def read_transforms(path: Path) -> PosedFiles:
+    """Read a transforms.json. Raises ConfigError for a damaged file and for intrinsics that are missing."""
+    where, found, missing = "", list[tuple[Path, Array, Lens]](), list[str]()
+    try:
+        tree = parse_json(read_text(path))
+        for number, frame in enumerate(tree["frames"]):
+            where = f"frames.{number}: "
+            matrix, name = _matrix(frame["transform_matrix"]), str(frame["file_path"])
+            if photo := find_photo([path.parent], name):
+                found.append((photo, matrix, _lens(tree | frame, path, photo)))
+            else:
+                missing.append(name)
+        where, box = "", None
+        applied = _matrix(tree["applied_transform"]) if tree.get("applied_transform") else None
+        if any(tree.get(name) for name in ("aabb_scale", "scale", "offset")):
+            scale, side = float(tree.get("scale") or NGP_SCALE), float(tree.get("aabb_scale") or 1)
+            box = (0.5 - np.array(tree.get("offset") or NGP_OFFSET, np.float64)) / scale, side / 2 / scale
+    except KeyError as error:
+        raise ConfigError(f"{path} is not a transforms.json: {where}{error} is missing") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"{path} is not a transforms.json: {where}{error}") from None
+    photos, matrices, lenses = zip(*found, strict=True) if found else ((), (), ())
+    stack = np.array(matrices).reshape(-1, 4, 4)
+    return PosedFiles(path, photos, stack, lenses, "c2w-opengl", tuple(missing), box=box, applied=applied)
+
+
+def _lens(values: dict[str, Any], path: Path, photo: Path) -> Lens:
+    """Return the intrinsics of an image file from the values of its frame. Raises ConfigError, ValueError."""
+    check_model("OPENCV_FISHEYE" if values.get("is_fisheye") else str(values.get("camera_model", "OPENCV")), path)
+    given = {name: float(values[name]) for name in NUMBERS if values.get(name) is not None}
+    if not all(map(isfinite, given.values())) or min((given.get(name, 1) for name in NUMBERS[:4]), default=1) <= 0:
+        raise ValueError("the intrinsics should be finite, and focal lengths above 0")
+    h, w = (given["h"], given["w"]) if {"h", "w"} <= given.keys() else stored_shape(photo)
+    focal = [given.get(name) for name in ("fl_x", "fl_y")]
+    for axis, (name, side) in enumerate((("camera_angle_x", w), ("camera_angle_y", h))):
+        if focal[axis] is None and name in given:
+            focal[axis] = side / 2 / tan(given[name] / 2)
+    fx, fy = focal[0] or focal[1], focal[1] or focal[0]
+    if fx is None or fy is None:
+        raise ConfigError(f"{path} has no focal length for {photo.name}. Add fl_x in pixels or camera_angle_x")
+    distortion = tuple(given.get(name, 0.0) for name in COEFFICIENTS)
+    return Lens(fx, fy, given.get("cx", w / 2), given.get("cy", h / 2), round(h), round(w), distortion)
+
+
+def _matrix(rows: Any) -> Array:
+    """Return 3 or 4 rows of 4 numbers as a matrix (4, 4). Raises ValueError or TypeError for other values."""
+    matrix = np.array(rows, np.float64)
+    if matrix.shape not in ((3, 4), (4, 4)):
+        raise ValueError("a matrix should have 3 or 4 rows of 4 numbers")
+    return np.vstack([matrix, [0, 0, 0, 1]])[:4]

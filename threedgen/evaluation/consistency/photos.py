@@ -1,0 +1,96 @@
+"""Existing views of a scene for the consistency score: SRN layout, or photos with poses around the origin."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from threedgen.config import ConfigError
+from threedgen.data.posed.axes import focus
+from threedgen.data.posed.convention import check_convention
+from threedgen.data.posed.options import PoseConvention
+from threedgen.data.posed.photos import PosedPhotos, open_photos
+from threedgen.data.posed.reader import posed_source
+from threedgen.data.srn.reader import Instance, open_instance
+from threedgen.geometry.views import border_pixels
+from threedgen.representations.fit import Bounds, border_colour
+from threedgen.run.arrays import Array, evenly_spaced
+
+from .options import MIN_VIEWS, PHOTO_SIZE, FolderSamplerConfig, SRNScenesConfig
+
+SURROUNDINGS, MAX_SURROUNDINGS = 1.5, 4.0
+"""Radius of the ball relative to the largest camera distance: of photos with surroundings whose file has neither a box
+nor points, and the maximum for points."""
+BOX_RADIUS = 1.3
+"""Radius of the ball relative to half the side of Instant-NGP's box: between its inner and its outer ball."""
+MAX_DIFFERENCE, CHECKED_PHOTOS = 0.1, 6
+"""Maximum difference per channel of the pixels of a plain background, and number of photos that are checked for it."""
+
+
+class FolderScene(NamedTuple):
+    """Existing views, the ball of their field (None: from the cameras), and notes for the user."""
+
+    views: Instance
+    bounds: Bounds | None = None
+    notes: tuple[str, ...] = ()
+
+
+def open_scene(path: Path, config: FolderSamplerConfig | SRNScenesConfig) -> FolderScene:
+    """Read the scene at `path` and check its files. Raises ConfigError."""
+    if posed_source(path):
+        return open_photo_scene(path, config.size or PHOTO_SIZE, config.poses)
+    instance = open_instance(path, config.up, MIN_VIEWS, allow_gaps=isinstance(config, FolderSamplerConfig))
+    instance.verify()
+    return FolderScene(instance)
+
+
+def open_photo_scene(path: Path, size: int, convention: PoseConvention | None) -> FolderScene:
+    """Read the photos at `path`, check their poses, and move the point that the cameras look at to the origin.
+
+    `size` is the longer side of the images in pixels, `convention` that of the poses (None: that of the file format).
+    Raises ConfigError for unreadable files, for too few photos, and for poses in another convention.
+    """
+    photos = open_photos(path, size, convention)
+    if len(photos) < MIN_VIEWS:
+        raise ConfigError(f"{photos.posed.source} has {len(photos)} photos, and at least {MIN_VIEWS} are needed")
+    notes = [photos.posed.missing_note] if photos.posed.missing else []
+    notes += check_convention(photos)
+    centre, radius = scene_centre(photos)
+    c2w = photos.cameras.c2w.clone()
+    c2w[:, :3, 3] -= torch.from_numpy(centre).float()
+    moved = replace(photos, cameras=replace(photos.cameras, c2w=c2w))
+    distance = moved.cameras.position.norm(dim=-1)
+    near, far = float(distance.min()), float(distance.max())
+    if radius is None and not has_plain_background(moved):
+        radius = SURROUNDINGS * far
+    note = f"{photos.name}: the origin is moved to {np.round(centre, 3).tolist()}, which the cameras look at"
+    if radius is None:
+        return FolderScene(moved, None, (*notes, note))
+    note += f". The field is a ball of radius {radius:.3g} in units of the poses; what is outside has one colour"
+    return FolderScene(moved, Bounds(radius, max(0.05 * near, near - radius), far + radius), (*notes, note))
+
+
+def has_plain_background(photos: PosedPhotos) -> bool:
+    """Return whether most border pixels of a few photos have one colour, as of an object on white."""
+    views = photos.views(evenly_spaced(len(photos), CHECKED_PHOTOS))
+    return bool((border_pixels(views.images) - border_colour(views)).abs().amax(-1).median() < MAX_DIFFERENCE)
+
+
+def scene_centre(photos: PosedPhotos) -> tuple[Array, float | None]:
+    """Return the centre (3,) of a scene and the radius of the ball to fit, in units of the poses; None: unknown.
+
+    They are from the cube of Instant-NGP's file, from the points of a COLMAP model, or from the viewing axes.
+    """
+    posed, c2w = photos.posed, photos.cameras.c2w.double().numpy()
+    if posed.box is not None:
+        return posed.box[0], BOX_RADIUS * posed.box[1]
+    (point, agreement), position = focus(c2w), c2w[:, :3, 3]
+    if not agreement:
+        ahead = position.mean(0) - c2w[:, :3, 2].mean(0) * np.ptp(position, axis=0).max()
+        point = ahead if posed.points is None else np.median(posed.points, axis=0)
+    if posed.points is None:
+        return point, None
+    to_points, to_cameras = (np.linalg.norm(part - point, axis=1) for part in (posed.points, position))
+    return point, min(float(np.quantile(to_points, 0.95)), MAX_SURROUNDINGS * float(to_cameras.max()))
