@@ -17,12 +17,14 @@ from tests.support.task_server import write_config
 from tests.support.tiny_mvadapter import GEOMETRY, tiny_prior_config
 from threedgen import cli
 from threedgen.export.shape.mesh import TexturedMesh
+from threedgen.export.surface.from_views import texture_from_views
 from threedgen.geometry.images import write_png
 from threedgen.geometry.raster import rasterise_uv
 from threedgen.run.arrays import Array
 from threedgen.systems.draw.mesh import SIDES, SourceMesh, six_sides
+from threedgen.systems.texture.given import Given, read_sides
 from threedgen.systems.texture.inpaint import blend_hole, inpaint_texture
-from threedgen.systems.texture.task import Sides, project, read_mesh, read_sides
+from threedgen.systems.texture.task import read_mesh
 
 RED, GREEN = np.array([0.8, 0.1, 0.1], np.float32), np.array([0.1, 0.8, 0.1], np.float32)
 SIZE = 64
@@ -126,18 +128,18 @@ def test_bad_input_is_one_sentence(
     assert len([line for line in err.splitlines() if "error" not in line.lower()]) <= 2
 
 
-def hidden_top(folder: Path) -> tuple[TexturedMesh, Sides]:
+def hidden_top(folder: Path) -> tuple[TexturedMesh, Given]:
     """A box with red sides, whose top and bottom are not given."""
     _, mesh, _ = read_mesh(config(write_mesh(folder / "a.glb", trimesh.creation.box((0.8, 0.5, 0.4)))))
     views = np.broadcast_to(RED, (6, SIZE, SIZE, 3)).copy()
     masks = np.ones((6, SIZE, SIZE), np.float32)
     masks[4:] = 0
-    return mesh, Sides(views, masks)
+    return mesh, Given(views, six_sides(SIZE), masks)
 
 
 def test_unseen_texels_are_inpainted_where_most_are_seen(tmp_path: Path) -> None:
     mesh, sides = hidden_top(tmp_path)
-    made = project(mesh, sides, 128)
+    made = texture_from_views(mesh, 128, sides.cameras, sides.images, sides.blend, masks=sides.masks)
     asked: list[tuple[Array, Array, int]] = []
 
     def inpaint(image: Array, hole: Array, number: int) -> Array:

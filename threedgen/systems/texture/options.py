@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from threedgen.config import Config, ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
+from threedgen.data.posed.options import PoseConvention
 from threedgen.run.folder import user_path
 from threedgen.systems.draw.options import SAMPLERS, SamplingConfig
 
@@ -51,14 +52,15 @@ class TextureConfig(SamplingConfig):
     prior: Annotated[Any, Component("prior", "mvadapter", SAMPLERS[2:])] = Field({}, description="diffusion prior")
     scale: float = Field(1.0, gt=0, le=1e6, description="metres per unit of a scene's file; 0.01: centimetres")
     rig: Annotated[SidesConfig | PathConfig, Field(discriminator="name")] = SidesConfig()
-    views: str | None = Field(None, description="folder with your own square images front.png, right.png, ...")
+    views: str | None = Field(None, description="your square images front.png, right.png, ..., or photos with poses")
+    poses: PoseConvention | None = Field(None, description="convention of photo poses; null: of the file format")
     texture: int = Field(1024, ge=64, le=8192, description="side of the texture in pixels, a power of two")
     uv: Literal["auto", "own", "unwrap"] = Field("auto", description="texture coordinates; auto: own if usable")
     inpaint_views: int = Field(0, ge=0, le=60, description="most views for inpainting; 0: diffusion on the surface")
 
     @model_validator(mode="after")
     def _consistent(self) -> TextureConfig:
-        sides = "image image_prompt image_scale views inpaint_views budget"
+        sides = "image image_prompt image_scale views poses inpaint_views budget"
         self.check_rig(self.rig.name, sides=sides, path="prompts scale")
         if self.texture & (self.texture - 1):
             below = 1 << self.texture.bit_length() - 1
@@ -97,8 +99,8 @@ class TextureConfig(SamplingConfig):
         if self.mesh is None:
             raise ConfigError("is missing. Give the object, mesh=chair.glb", "mesh")
         self.check_mesh()
-        if self.views is not None and not user_path(self.views, "views").is_dir():
-            raise ConfigError("should be a folder with images of six sides", "views", self.views)
+        if self.views is not None and not user_path(self.views, "views").exists():
+            raise ConfigError("should be a folder with images of six sides, or with posed photos", "views", self.views)
         if self.views is not None and (self.image is not None or self.prompt.strip() and not self.inpaints):
             raise ConfigError("has no effect together with a prompt or an image. Give one of them", "views")
         if self.samples:

@@ -1,39 +1,36 @@
 """The task "texture": projects images onto the mesh of a scene (`scene.py`), or of an object from six sides.
 
-The sides are orthographic views that MV-Adapter samples or the user gives, in the order of `SIDES`.
+The sides are orthographic views that MV-Adapter samples or the user gives, in the order of `SIDES`. Instead, the user
+can give photos with poses.
 
 RUN/preview.png     the mesh without texture; it shows which sides are taken as front and top
 RUN/maps/           position/SIDE.png and normal/SIDE.png, the renders that condition MV-Adapter
 RUN/views/SIDE.png  sampled sides
-RUN/views.png       contact sheet of the sampled or given sides
+RUN/views.png       contact sheet of the sampled or given sides, or of photos
 RUN/textured.glb, texture.png            textured mesh, at its place and size in the mesh file, and its texture
 RUN/before.png, after.png, report.html   renders without and with the texture, and a page of the results
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from math import radians
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from threedgen.config import ConfigError
+from threedgen.data.posed.photos import PosedPhotos
 from threedgen.export.shape.mesh import TexturedMesh
 from threedgen.export.shape.topology import topology, weld
-from threedgen.export.surface.blend import OBJECT_BLEND, BlendOptions
-from threedgen.export.surface.from_views import ViewTexture, render, texture_from_views
+from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.images import grid, write_png
-from threedgen.geometry.picture_file import load_image
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import resize
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.sampling import ViewSync
-from threedgen.run.arrays import Array
+from threedgen.run.arrays import Array, evenly_spaced
 from threedgen.run.disk import writing
 from threedgen.run.progress import Count
 from threedgen.run.seeding import generator
@@ -52,6 +49,7 @@ from threedgen.train.task import Task, run_task
 from threedgen.viewer.page import write_textured_page
 
 from . import scene
+from .given import Given, check_sides, place_photos, read_given
 from .inpaint import Inpaint, inpaint_texture
 from .options import PathConfig, SidesConfig, TextureConfig
 from .textured import TEXTURE, render_consistent, with_uv, write_glb
@@ -70,24 +68,23 @@ SYNC_TEXELS = 4
 """Maximum ratio of texture side to image side in the projection that makes the sides consistent."""
 RING_VIEWS, SHEET_SIZE = 6, 256
 """Number of cameras above, and of cameras below the horizon in before.png and after.png; image side in pixels."""
-LARGE = 512
-"""Minimum image side in pixels at which the projection discards a wide margin beside depth edges."""
+SHEET_VIEWS = 12
+"""Maximum number of images in views.png."""
 INPAINT_SCALE = 7.0
 """Guidance scale of inpainting."""
-
-
-class Sides(NamedTuple):
-    """Images (6, S, S, 3) of an object from the sides ``SIDES``, and object masks (6, S, S); both in [0, 1]."""
-
-    images: Array
-    masks: Array | None = None
 
 
 def texture_sides(task: Task, rig: SidesConfig) -> None:
     """Texture the mesh and write the files of the module docstring. Raises ConfigError, and Stopped after Ctrl-C."""
     config: TextureConfig = task.config
-    sides = None if config.views is None else read_sides(Path(config.views).expanduser())
+    found = read_given(config, rig)
     source, mesh, notes = read_mesh(config)
+    given = found if isinstance(found, Given) else None
+    if isinstance(found, PosedPhotos):
+        given, more = place_photos(found, mesh, source.frame)
+        notes += more
+    elif given is not None:
+        check_sides(given, mesh, source.frame)
     maps, files = control_maps(mesh, six_sides(rig.size)), list[str]()
     with writing(task.folder):
         write_png(task.folder / PREVIEW, grid(preview(mesh, SHEET_SIZE), 3, SIDES))
@@ -100,29 +97,17 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
 
             def synchronise(views: Tensor) -> Tensor:
                 texels = min(config.texture, SYNC_TEXELS * size)
-                return render_consistent(mesh, texels, blend(size), six_sides(size), views)
+                at = six_sides(size)
+                return render_consistent(mesh, texels, Given(views.numpy(), at).blend, at, views)
 
             sync, keys = ViewSync(config.synchronise, synchronise), ("rig.size", "rig.size")
             images, prompt_notes = sample_views(task, model, six_sides(size), maps, keys, sync)
-            sides, files = Sides(images.numpy()), write_views(task.folder, images, SIDES)
+            given, files = Given(images.numpy(), six_sides(size)), write_views(task.folder, images, SIDES)
             notes += prompt_notes
         figures: dict[str, Any] = {"triangles": len(mesh.faces)}
-        if sides is not None:
-            figures |= texture_mesh(task, source, mesh, sides, model if config.inpaints else None, notes)
+        if given is not None:
+            figures |= texture_mesh(task, source, mesh, given, model if config.inpaints else None, notes)
         task.summarise(files=files, notes=notes, **figures)
-
-
-def read_sides(folder: Path) -> Sides:
-    """Read the six images SIDE.png of a folder. Their alpha channels become the masks. Raises ConfigError."""
-    images = [np.asarray(load_image(folder / f"{side}.png", key="views").convert("RGBA")) for side in SIDES]
-    height, width = images[0].shape[:2]
-    if height != width or any(image.shape != images[0].shape for image in images):
-        sizes = ", ".join(f"{side} {p.shape[1]} x {p.shape[0]}" for side, p in zip(SIDES, images, strict=True))
-        raise ConfigError(f"the images of {folder} should be square and of one size, and are: {sizes}", "views")
-    stack = np.stack(images).astype(np.float32) / 255
-    if not stack[..., 3].any():
-        raise ConfigError(f"the images of {folder} are all transparent", "views")
-    return Sides(stack[..., :3], stack[..., 3])
 
 
 def read_mesh(config: TextureConfig) -> tuple[SourceMesh, TexturedMesh, list[str]]:
@@ -156,31 +141,19 @@ def inpainter(task: Task, model: MVAdapter) -> Inpaint:
     return inpaint
 
 
-def blend(size: int) -> BlendOptions:
-    return replace(OBJECT_BLEND, margin=OBJECT_BLEND.margin if size >= LARGE else 1)
-
-
-def project(mesh: TexturedMesh, sides: Sides, size: int, on_view: Callable[[], None] = lambda: None) -> ViewTexture:
-    """Project the sides onto the mesh as a texture of `size` x `size` texels; `on_view` is called twice per side.
-
-    Unseen texels get the colours of near surface points. Raises ConfigError if no side shows the mesh.
-    """
-    side = sides.images.shape[1]
-    at, masks = six_sides(side), sides.masks
-    return texture_from_views(mesh, size, at, sides.images, blend(side), masks=masks, on_view=on_view)
-
-
 def texture_mesh(
-    task: Task, source: SourceMesh, mesh: TexturedMesh, sides: Sides, model: MVAdapter | None, notes: list[str]
+    task: Task, source: SourceMesh, mesh: TexturedMesh, given: Given, model: MVAdapter | None, notes: list[str]
 ) -> dict[str, object]:
-    """Project the sides onto the mesh; write the mesh, renders and a page. Raises OSError, ConfigError.
+    """Project the images onto the mesh; write the mesh, renders and a page. Raises OSError, ConfigError.
 
     `model` inpaints unseen texels. If it is None, they keep the colours of near surface points. Warnings in `notes` are
     shown on the page. Returns metrics for summary.json.
     """
     config, folder, triangles = task.config, task.folder, len(mesh.faces)
-    with Count("texturing", 2 * len(SIDES), task.quiet) as count:
-        made = project(mesh, sides, config.texture, lambda: count.add(1))
+    at, images, masks = given.cameras, given.images, given.masks
+    with Count("texturing", 2 * len(at), task.quiet) as count:
+        on_view = partial(count.add, 1)
+        made = texture_from_views(mesh, config.texture, at, images, given.blend, masks=masks, on_view=on_view)
     whole, inpainted = made, 0
     if model is not None:
         inpaint = inpainter(task, model)
@@ -188,7 +161,7 @@ def texture_mesh(
     welded, faces, _ = weld(mesh.vertices, mesh.faces)
     open_surface = topology(welded, faces).open_edges > 0
     name, seen = Path(str(config.mesh)).stem, round(made.share, 4)
-    extras = {"sides": list(SIDES), "triangles": triangles, "texels_seen": seen}
+    extras = {"sides": list(given.names), "triangles": triangles, "texels_seen": seen}
     in_file = source.frame.for_file(mesh)
     write_glb(task, in_file, whole.texture, GLB, name, extras, open_surface=open_surface)
     size = (SHEET_SIZE, SHEET_SIZE)
@@ -197,7 +170,9 @@ def texture_mesh(
     after = [render(mesh, whole.texture, cameras, background=1.0) for cameras in rings]
     write_png(folder / BEFORE, grid(np.concatenate(before), RING_VIEWS // 2))
     write_png(folder / AFTER, grid(np.concatenate(after), RING_VIEWS // 2))
-    write_png(folder / VIEWS, grid(resize(torch.from_numpy(sides.images), *size), 3, SIDES))
+    shown = evenly_spaced(len(at), SHEET_VIEWS)
+    thumbnails = resize(torch.from_numpy(images[shown]), round(SHEET_SIZE * at.height / at.width), SHEET_SIZE)
+    write_png(folder / VIEWS, grid(thumbnails, 3, [given.names[k] for k in shown]))
     headline = (
         f"{triangles:,} triangles · {config.texture} x {config.texture} texels",
         f"{100 * seen:.0f} % of the texels seen in an image",

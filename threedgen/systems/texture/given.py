@@ -1,0 +1,193 @@
+"""Images that the user gives for a mesh: six orthographic sides, or photos with poses. Their outlines are checked.
+
+The photos' poses are in the coordinates of the mesh file, but a world with another up axis is recognised.
+"""
+
+import logging
+from contextlib import suppress
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from threedgen.config import ConfigError
+from threedgen.data.posed.convention import check_convention
+from threedgen.data.posed.photos import PosedPhotos, open_photos
+from threedgen.data.posed.reader import posed_source
+from threedgen.export.shape.mesh import TexturedMesh
+from threedgen.export.surface.blend import OBJECT_BLEND, SCENE_BLEND, BlendOptions
+from threedgen.export.surface.from_views import texture_from_views
+from threedgen.geometry.cameras import Cameras
+from threedgen.geometry.picture_file import MIN_OPAQUE_ALPHA, foreground_mask, load_image
+from threedgen.geometry.poses import opencv_axes
+from threedgen.geometry.raster import rasterise_views
+from threedgen.geometry.views import resize
+from threedgen.run.arrays import Array, evenly_spaced
+from threedgen.systems.draw.mesh import SIDES, MeshFrame, six_sides
+
+from .options import SidesConfig, TextureConfig
+
+logger = logging.getLogger(__name__)
+
+MIN_OVERLAP = 0.8
+"""Minimum overlap (intersection over union) of the outlines of an image and of the mesh, as in MV-Adapter."""
+OUTLINE_SIZE = 96
+"""Longer side in pixels at which outlines are compared. Differences of one pixel do not count."""
+CHECKED_PHOTOS, CHECK_TEXELS, MAX_PSNR = 6, 128, 40.0
+"""Number of photos whose world is checked, and without outlines: side of a texture from them, and maximum of its PSNR,
+which a few texels exceed."""
+MIN_GAIN = 0.05
+"""Minimum gain of another world, in the overlap or in the visible share times the PSNR as a fraction of `MAX_PSNR`."""
+LARGE = 512
+"""Minimum image side in pixels at which the projection discards a wide margin beside depth edges."""
+PHOTO_ERROR = 0.01
+"""Maximum difference of the depths of a texel and of the surface that a photo shows, as a fraction of the depth."""
+Z_TO_Y_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
+
+
+class Given(NamedTuple):
+    """N images (N, H, W, 3) of an object with its masks (N, H, W), both in [0, 1], and cameras in the world."""
+
+    images: Array
+    cameras: Cameras
+    masks: Array | None = None
+    names: tuple[str, ...] = SIDES
+
+    @property
+    def blend(self) -> BlendOptions:
+        """Rules of the projection onto the mesh."""
+        margin = OBJECT_BLEND.margin if min(self.cameras.height, self.cameras.width) >= LARGE else 1
+        sides = replace(OBJECT_BLEND, margin=margin)
+        if self.cameras.projection.parallel:
+            return sides
+        return replace(sides, error=PHOTO_ERROR, jump=SCENE_BLEND.jump, window=True)
+
+
+def read_given(config: TextureConfig, rig: SidesConfig) -> Given | PosedPhotos | None:
+    """Read the images of `config.views`; None: there are none. Photos are read later, after the mesh. Raises
+    ConfigError."""
+    if config.views is None:
+        return None
+    folder = Path(config.views).expanduser()
+    if not posed_source(folder):
+        return read_sides(folder)
+    return open_photos(folder, rig.size, config.poses)
+
+
+def read_sides(folder: Path) -> Given:
+    """Read the six images SIDE.png of a folder. Their alpha channels become the masks. Raises ConfigError."""
+    images = [np.asarray(load_image(folder / f"{side}.png", key="views").convert("RGBA")) for side in SIDES]
+    height, width = images[0].shape[:2]
+    if height != width or any(image.shape != images[0].shape for image in images):
+        sizes = ", ".join(f"{side} {p.shape[1]} x {p.shape[0]}" for side, p in zip(SIDES, images, strict=True))
+        raise ConfigError(f"the images of {folder} should be square and of one size, and are: {sizes}", "views")
+    stack = np.stack(images).astype(np.float32) / 255
+    if not stack[..., 3].any():
+        raise ConfigError(f"the images of {folder} are all transparent", "views")
+    return Given(stack[..., :3], six_sides(height), stack[..., 3])
+
+
+def outlines(given: Given) -> tuple[Array, list[int]]:
+    """Return the masks (K, h, w), bool, of the images with an outline, reduced to `OUTLINE_SIZE`, and their indices.
+
+    An image without transparent pixels has an outline if its background has one colour.
+    """
+    at = given.cameras
+    scale = OUTLINE_SIZE / max(at.height, at.width)
+    size = max(1, round(at.height * scale)), max(1, round(at.width * scale))
+    masks, index = list[Array](), list[int]()
+    for n, image in enumerate(given.images):
+        mask = np.ones(image.shape[:2]) if given.masks is None else given.masks[n]
+        mask = foreground_mask(image) if mask.min() > MIN_OPAQUE_ALPHA else mask
+        if mask.max() > 0.5 > mask.min():
+            masks.append(resize(torch.from_numpy(mask)[None, ..., None].float(), *size)[0, ..., 0].numpy() > 0.5)
+            index.append(n)
+    return np.array(masks).reshape(-1, *size), index
+
+
+def overlaps(vertices: Array, faces: Array, cameras: Cameras, masks: Array) -> Array:
+    """Return the overlap (K,) of the outlines of a mesh, seen by K cameras, and of the masks (K, h, w)."""
+    seen = rasterise_views(vertices, faces, cameras.with_size(*masks.shape[1:])).mask
+    wide = np.ones((1, 3, 3), bool)
+    wrong = seen & ~ndimage.binary_dilation(masks, wide) | masks & ~ndimage.binary_dilation(seen, wide)
+    return 1 - wrong.sum((1, 2)) / np.maximum((seen | masks).sum((1, 2)), 1)
+
+
+def check_sides(given: Given, mesh: TexturedMesh, frame: MeshFrame) -> None:
+    """Raise ConfigError if the outline of a side differs from that of the mesh; it names the turn that fits best."""
+    masks, index = outlines(given)
+    if not index:
+        return
+    cameras = given.cameras.select(index)
+
+    def overlap(front: str, up: str) -> Array:
+        turn = MeshFrame(up, front).rotation @ frame.rotation.T
+        return overlaps((mesh.vertices @ turn.T).astype(np.float32), mesh.faces, cameras, masks)
+
+    own = overlap(frame.front, frame.up)
+    if own.min() >= MIN_OVERLAP:
+        return
+    turns = [(front, up) for front, up in product(AXES, AXES) if front[-1] != up[-1]]
+    turns.sort(key=lambda turn: (turn[1] != frame.up, turn != (frame.front, frame.up)))  # of equal ones the nearest
+    best = max(turns, key=lambda turn: round(float(overlap(*turn).min()), 2))
+    side = given.names[index[int(own.argmin())]]
+    problem = f"the outlines of {side} and of the mesh overlap by {own.min():.2f}, less than {MIN_OVERLAP}"
+    if best == (frame.front, frame.up):
+        raise ConfigError(
+            f"{problem}, and no turn of the mesh fits better. The mesh should be centred, with its longest side in "
+            f"{1 / 1.1:.0%} of the images; compare with preview.png of a run without views",
+            "views",
+        )
+    turn = f"front={best[0]}" + (f" up={best[1]}" if best[1] != frame.up else "")
+    raise ConfigError(f"{problem}. With {turn} they overlap by {overlap(*best).min():.2f}", "views")
+
+
+def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> tuple[Given, list[str]]:
+    """Read photos and place their cameras around the mesh. Return them with notes for the user.
+
+    The world of the photos is that of the mesh file, or turned between y up and z up, or that before the transform
+    which nerfstudio has applied. Raises ConfigError if the poses are in another convention, and if no world fits.
+    """
+    notes = [photos.posed.missing_note] if photos.posed.missing else []
+    notes += check_convention(photos)
+    rgba = np.stack([photos.rgba(k) for k in range(len(photos))])
+    given = Given(rgba[..., :3], photos.cameras, rgba[..., 3], photos.names)
+    worlds = {"": np.eye(4), "turned from z up to y up": Z_TO_Y_UP, "turned from y up to z up": Z_TO_Y_UP.T}
+    if photos.posed.applied is not None:
+        worlds["that before applied_transform"] = np.linalg.inv(photos.posed.applied)
+    c2w = opencv_axes(torch.from_numpy(photos.poses))
+    placed = {
+        world: replace(photos.cameras, c2w=frame.poses_to_world(torch.from_numpy(turn) @ c2w).float())
+        for world, turn in worlds.items()
+    }
+    some = evenly_spaced(len(photos), CHECKED_PHOTOS)
+    images, checked = given.images[some], given._replace(images=given.images[some], masks=rgba[some, ..., 3])
+    masks, index = outlines(checked)
+    with_outlines = 2 * len(index) > len(some)
+
+    def score(cameras: Cameras) -> float:
+        at = cameras.select(some)
+        if with_outlines:
+            return float(np.median(overlaps(mesh.vertices, mesh.faces, at.select(index), masks)))
+        with suppress(ConfigError):  # no photo shows the mesh
+            made = texture_from_views(mesh, CHECK_TEXELS, at, images, given.blend)
+            return made.share * min(made.psnr, MAX_PSNR) / MAX_PSNR
+        return 0.0
+
+    scores = {world: score(cameras) for world, cameras in placed.items()}
+    best = max(scores, key=lambda world: scores[world])
+    best = "" if scores[best] < scores[""] + MIN_GAIN else best
+    if not scores[best] or with_outlines and scores[best] < MIN_OVERLAP:
+        found = f"the overlap of their outlines is {scores[best]:.2f}" if with_outlines else "they do not show it"
+        raise ConfigError(
+            f"the photos do not fit the mesh: {found}. Give poses in the mesh file's coordinates", "views"
+        )
+    notes += [f"the world of the photos is {best}, which fits the mesh"] if best else []
+    for note in notes:
+        logger.warning("%s", note)
+    return given._replace(cameras=placed[best]), notes
