@@ -77,6 +77,18 @@ def test_time_left_follows_the_recent_speed():
     assert run.progress.count.speed.seconds_per_step() == pytest.approx(3.0, rel=0.02)
 
 
+def test_time_left_is_shown_when_it_is_known():
+    """A slow first step, which compiles kernels, does not count; a few per cent of the steps do."""
+    run = FakeRun(total=300).steps(1, 9.0)
+    left = run.progress.count.left
+    assert left() == []
+    run.steps(8, 0.25)
+    assert left() == []
+    run.steps(1, 0.25)
+    assert left() == ["1:12 min left"]
+    assert FakeRun(total=3).steps(1, 60.0).progress.count.left() == ["2:00 min left"]
+
+
 def test_progress_prints_a_new_stage_at_once():
     run = FakeRun(total=100).steps(3, 1.0)
     run.module.stage = "generate 128 px"

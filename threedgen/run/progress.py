@@ -16,6 +16,7 @@ from rich.progress import Progress as Bar
 from threedgen.run.text import clean, duration, say
 
 WINDOW = 30.0  # seconds over which the step time is averaged; longer if a single step takes longer
+MIN_SHARE = 0.03  # fraction of the steps that must be measured before the time left is shown
 MIN_BAR_WIDTH = 8  # minimum width of the bar in characters
 INTERVAL_VARIABLE = "THREEDGEN_PROGRESS_SECONDS"  # seconds between two lines without a bar; default 60
 
@@ -35,9 +36,13 @@ class Speed:
 
     def __init__(self) -> None:
         self._marks: deque[tuple[float, int]] = deque()
+        self._warm: tuple[float, int] | None = None  # mark from which the time left is measured
 
     def mark(self, now: float, step: int) -> None:
         """Record that `step` steps are done at the time `now` in seconds."""
+        if self._warm is None and self._marks and step > self._marks[0][1]:
+            start = self._marks[0]
+            self._warm = start if now - start[0] >= WINDOW else (now, step)  # the first step compiles kernels
         self._marks.append((now, step))
         while len(self._marks) > 2 and now - self._marks[1][0] >= WINDOW:
             self._marks.popleft()
@@ -48,6 +53,24 @@ class Speed:
             return None
         (start, first), (end, last) = self._marks[0], self._marks[-1]
         return (end - start) / (last - first) if last > first else None
+
+    def left(self, total: int) -> list[str]:
+        """Return the time until `total` steps are done as a list with one text, such as "6 s left".
+
+        The list is empty at the end, and until the steps of WINDOW seconds or of MIN_SHARE of `total` are measured. A
+        first step shorter than WINDOW is not measured.
+        """
+        if self._warm is None:
+            return []
+        now, step = self._marks[-1]
+        elapsed, measured = now - self._warm[0], step - self._warm[1]
+        enough = elapsed >= WINDOW or measured >= max(2, MIN_SHARE * total)
+        if step >= total or measured < 1 or not enough:
+            return []
+        start, first = max(self._marks[0], self._warm)
+        if step == first:  # the last step alone took longer than WINDOW
+            start, first = self._warm
+        return [f"{duration((now - start) / (step - first) * (total - step))} left"]
 
 
 class Count:
@@ -149,6 +172,5 @@ class Count:
         return ", ".join(part for k, part in enumerate(details) if len(", ".join(details[: k + 1])) <= room)
 
     def left(self) -> list[str]:
-        """Return the time left as a list with one text; the list is empty if the time is unknown."""
-        step_seconds, left = self.speed.seconds_per_step(), self.total - self.done
-        return [f"{duration(step_seconds * left)} left"] if step_seconds and left > 0 else []
+        """Return the time left as a list with one text; the list is empty while the time is unknown."""
+        return self.speed.left(self.total)

@@ -11,8 +11,8 @@ import torch
 from pytorch_lightning.utilities.types import STEP_OUTPUT
 from rich.console import Console
 
-from threedgen.run.progress import Count
-from threedgen.run.text import clean, duration, number
+from threedgen.run.progress import Count, Speed
+from threedgen.run.text import clean, number
 
 
 class Progress(pl.Callback):
@@ -66,11 +66,7 @@ class Progress(pl.Callback):
             return
         due = stage != count.stage or (total > 0 and 4 * step // total > 4 * count.done // total)
         count.stage = stage
-        count.show(
-            step,
-            lambda: details(count.speed.seconds_per_step(), total - step, pl_module, outputs, self.metrics),
-            due=due,
-        )
+        count.show(step, lambda: details(count.speed, total, pl_module, outputs, self.metrics), due=due)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.count is not None:
@@ -88,22 +84,19 @@ def stage_of(module: pl.LightningModule) -> str:
 
 
 def details(
-    step_seconds: float | None,
-    steps_left: int,
-    module: pl.LightningModule,
-    outputs: STEP_OUTPUT,
-    metrics: Iterable[str] = (),
+    speed: Speed, total: int, module: pl.LightningModule, outputs: STEP_OUTPUT, metrics: Iterable[str] = ()
 ) -> list[str]:
     """Return step time, time left, loss and the named `metrics` of the module as texts for the progress display.
 
+    `total` is the number of steps of the run.
+
     If `module.terms` is not empty, its first term is shown instead of the loss, because the losses of different stages
-    have different scales. A `step_seconds` of None is unknown and not shown.
+    have different scales.
     """
-    parts = []
+    parts, step_seconds = [], speed.seconds_per_step()
     if step_seconds is not None:
         parts.append(f"{step_seconds:.3g} s/step" if step_seconds >= 1 else f"{1000 * step_seconds:.3g} ms/step")
-        if steps_left > 0:
-            parts.append(f"{duration(step_seconds * steps_left)} left")
+    parts += speed.left(total)
     terms: dict[str, float] = getattr(module, "terms", {})
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     first = next(iter(terms), None)
