@@ -121,6 +121,10 @@ class PromptReader(Protocol):
         """Return the unfinished last word of a prompt, or "", and nouns that could replace it or be added."""
         ...
 
+    def categories(self) -> dict[str, list[str]]:
+        """Return the known nouns, colours, sizes and accessories by category, such as "animals"."""
+        ...
+
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
         """Return the object of a prompt, such as "a dog", and its usual height in metres; None if it is unknown."""
         ...

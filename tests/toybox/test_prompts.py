@@ -14,7 +14,7 @@ from threedgen.config import load
 from threedgen.guidance.weights.tokens import Vocabulary, closed_vocabulary
 from threedgen.run.prompts import Reading
 from threedgen.toybox.prompts import HEIGHTS, ToyboxPrompts, read_prompt
-from threedgen.toybox.synonyms import LOOKALIKES, SYNONYM_OF, SYNONYMS, also_called, similar
+from threedgen.toybox.synonyms import FAMILIES, LOOKALIKES, SYNONYM_OF, SYNONYMS, also_called, similar
 from threedgen.toybox.world.grammar import NOUNS
 from threedgen.toybox.world.toybox import OpenToybox
 
@@ -152,7 +152,7 @@ def test_usual_height_reads_synonyms(prompt: str, height: tuple[str, float] | No
 def test_synonyms_are_outside_the_vocabulary_and_belong_to_one_word_each(embedded: Vocabulary) -> None:
     assert embedded.known.isdisjoint(SYNONYM_OF)
     assert embedded.known.issuperset({*SYNONYMS, *LOOKALIKES})
-    others = " ".join([*SYNONYMS.values(), *LOOKALIKES.values()]).split()
+    others = " ".join([*SYNONYMS.values(), *LOOKALIKES.values(), *FAMILIES.values()]).split()
     assert len(others) == len(set(others))
 
 
@@ -160,16 +160,26 @@ def test_synonyms_are_outside_the_vocabulary_and_belong_to_one_word_each(embedde
     ("word", "expected"),
     [
         ("corgi", "dog"), ("kitten", "cat"), ("automobile", "car"), ("foxes", "dog"), ("chairs", "chair"),
-        ("tiny", "small"), ("dgo", "dog"), ("tuttle", "turtle"), ("gray", "grey"), ("carr", "car"), ("hose", "house"),
+        ("tiny", "small"), ("dgo", "dog"), ("chiar", "chair"), ("gray", "grey"), ("helicoptor", "helicopter"),
     ],
 )  # fmt: skip
 def test_similar_lists_the_expected_word_first(word: str, expected: str) -> None:
     assert similar(word, KNOWN)[0] == expected
 
 
-@pytest.mark.parametrize("word", ["justice", "fluffy", "on", "zzgrblx", "hot-dog", "hot", "ca", "steam", "d" * 10_000])
+@pytest.mark.parametrize(
+    "word", ["justice", "fluffy", "on", "zzgrblx", "hot-dog", "hose", "carr", "snail", "steam", "d" * 10_000]
+)
 def test_similar_is_empty_for_distant_words(word: str) -> None:
     assert similar(word, KNOWN) == []
+
+
+@pytest.mark.parametrize(
+    ("word", "family"), [("snail", "animals"), ("bicycles", "vehicles"), ("pizza", "food"), ("queen", "people")]
+)
+def test_similar_suggests_nouns_of_the_same_family(embedded: Vocabulary, word: str, family: str) -> None:
+    found = ToyboxPrompts(embedded).similar(word)
+    assert len(found) == 3 and {NOUNS[noun].family for noun in found} == {family}
 
 
 def test_also_called_of_known_words() -> None:

@@ -7,7 +7,6 @@ the words that depend on them: the rest of a clause, an article, or a prefix suc
 import re
 import unicodedata
 from collections.abc import Collection
-from itertools import islice
 from string import punctuation
 
 from threedgen.config import ConfigError
@@ -73,7 +72,20 @@ class ToyboxPrompts:
         return Reading(prompt) if v is None else read_prompt(prompt, v.known, v.added)
 
     def similar(self, word: str) -> list[str]:
-        return similar(word, self.vocabulary.known) if self.vocabulary else []
+        return similar(word, self.vocabulary.known, self.families()) if self.vocabulary else []
+
+    def categories(self) -> dict[str, list[str]]:
+        """Return the known nouns by family, and the known colours, sizes and accessories."""
+        known = self.vocabulary.known if self.vocabulary else frozenset()
+        more: dict[str, Collection[str]] = {"colours": COLOURS, "sizes": SIZES, "accessories": ACCESSORIES}
+        return self.families() | {name: [word for word in words if word in known] for name, words in more.items()}
+
+    def families(self) -> dict[str, list[str]]:
+        """Return the known nouns by family, such as "animals"."""
+        found = dict[str, list[str]]()
+        for noun in self.nouns:
+            found.setdefault(NOUNS[noun].family, []).append(noun)
+        return found
 
     def check(self, prompt: str) -> None:
         """Raise ConfigError, with suggestions, unless a prompt has a known noun or a word added by personalisation."""
@@ -91,8 +103,9 @@ class ToyboxPrompts:
             swaps = ", ".join(f"{word!r} by {names[0]}" for word, names in nearest.items())
             lead, limit = f"Replace {swaps}, or use another of", EXAMPLES_OF_NEAREST
         examples = []
+        families = self.families()
         for family in dict.fromkeys(NOUNS[noun].family for noun in (sum(nearest.values(), []) or self.nouns)):
-            members = [noun for noun in self.nouns if NOUNS[noun].family == family]
+            members = families[family]
             examples.append(f"{family} ({', '.join(members[:limit])}{' ...' if len(members) > limit else ''})")
         advice = f"{lead} {', '.join(examples)}"
         problem = f"contains no noun that this prior knows. {advice}. {PAGE} lists all words"
@@ -125,8 +138,7 @@ class ToyboxPrompts:
                 return last, found[:MAX_SUGGESTIONS]
         if set(find_nouns(prompt)).intersection(self.nouns):
             return "", []
-        families = {NOUNS[noun].family: noun for noun in reversed(self.nouns)}
-        return "", list(islice(reversed(families.values()), MAX_SUGGESTIONS))
+        return "", [members[0] for members in self.families().values()][:MAX_SUGGESTIONS]
 
     def usual_height(self, prompt: str) -> tuple[str, float] | None:
         """Return the first toybox noun of a prompt, with its article, and its height in metres, such as ("a dog", 0.5);

@@ -1,6 +1,6 @@
 """Synonyms of the words in toybox captions, and search for the known words that are most similar to a word."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 
 from rapidfuzz.distance import OSA
 
@@ -122,8 +122,38 @@ LOOKALIKES = {
 }
 """Dict from known word to words for similar objects, separated by spaces. They are suggested, never replaced."""
 
+FAMILIES = {
+    "animals": "ant alligator bat beaver bee beetle bug butterfly camel caterpillar centipede cobra crab crocodile "
+    "dinosaur dragon dragonfly flamingo giraffe hedgehog hippo hippopotamus iguana insect jellyfish kangaroo ladybug "
+    "lizard llama lobster mole moose moth octopus ostrich otter peacock pelican pigeon porcupine raccoon scorpion "
+    "seal shrimp skunk sloth slug snail snake spider squid starfish stegosaurus turkey walrus wasp worm",
+    "buildings": "bridge bungalow factory garage gate hospital hotel igloo mill museum pagoda pyramid school shop "
+    "skyscraper statue",
+    "vehicles": "ambulance bicycle bike bulldozer caravan carriage cart crane excavator forklift "
+    "kayak locomotive moped motorbike motorcycle raft scooter shuttle sled sledge skateboard sleigh tram "
+    "tricycle trolley ufo unicycle wagon zeppelin",
+    "food": "avocado berry biscuit bread broccoli cheese cherry chocolate coconut cookie corn croissant egg grape "
+    "hotdog kiwi lemon lime lollipop mango melon noodles onion orange pancake peach pepper pineapple pizza potato "
+    "pretzel salad sausage soup spaghetti steak strawberry sushi tomato waffle watermelon",
+    "furniture": "bathtub chandelier chest closet commode door drawer dresser fridge mattress mirror ottoman oven "
+    "piano pillow refrigerator sink stand stove toilet window",
+    "household": "basket blender bowl broom brush camera computer fan fork hairdryer iron key keyboard knife "
+    "ladder laptop mop pan pencil pen phone plate pliers pot printer radio razor saw scissors screwdriver shovel "
+    "smartphone spoon spatula telephone toaster toothbrush vase washer wrench",
+    "people": "alien angel ballerina baby butcher chef cowboy cook dancer doctor elf fairy farmer fireman ghost king "
+    "mermaid monster mummy ninja nurse officer policeman prince queen santa sailor scarecrow skeleton superhero "
+    "teacher troll vampire viking zombie",
+    "plants": "bamboo bush cypress dandelion fern grass hedge ivy moss orchid reed seaweed shrub vine",
+    "toys": "blocks boomerang chess doll dollhouse domino frisbee harp kite lego marble puppet "
+    "puzzle racket saxophone skate spinner swing trampoline trumpet xylophone yoyo",
+}
+"""Dict from family of nouns to words for other members, separated by spaces. Nouns of the family are suggested."""
+MIN_LETTERS = 7
+"""Minimum length of words of which one letter may be wrong; shorter ones resemble too many other words."""
+
 SYNONYM_OF = {other: known for known, others in SYNONYMS.items() for other in others.split()}
 """Dict from synonym to known word."""
+_FAMILY_OF = {other: family for family, others in FAMILIES.items() for other in others.split()}
 _VOCABULARY_WORD = SYNONYM_OF | {other: known for known, others in LOOKALIKES.items() for other in others.split()}
 
 
@@ -135,15 +165,22 @@ def also_called(word: str, known: Collection[str]) -> list[str]:
     return [name for name in [*forms, *others] if name in known]
 
 
-def similar(word: str, known: Collection[str]) -> list[str]:
-    """Return up to three known words similar to a word, most similar first.
+def similar(word: str, known: Collection[str], families: Mapping[str, Sequence[str]] | None = None) -> list[str]:
+    """Return up to three known words for a similar thing, most similar first; none for a word of unknown meaning.
 
-    The words of `also_called` come first. Then come known words within one edit, or two edits if `word` has six letters
-    or more. An edit adds, removes or replaces a letter, or swaps two adjacent ones. For words of up to three letters,
-    only the swap counts.
+    The words of `also_called` come first, then the first words of the family of `families` (family name -> nouns) that
+    contains the word according to FAMILIES. Spelling counts only if a typing error is more likely than another word:
+    two adjacent letters are swapped, or in a word of seven or more letters one letter is wrong, missing or too much.
     """
-    max_edits = 1 if len(word) < 6 else 2
-    candidates = [name for name in known if len(name) > 2 and (len(word) > 3 or sorted(name) == sorted(word))]
-    distances = {name: OSA.distance(word, name, score_cutoff=max_edits) for name in candidates}
-    by_spelling = sorted((edits, name) for name, edits in distances.items() if edits <= max_edits)
-    return list(dict.fromkeys([*also_called(word, known), *(name for _, name in by_spelling)]))[:3]
+    found = [*also_called(word, known), *_misspelt(word, known)]
+    if not found and families:
+        family = _FAMILY_OF.get(word) or _FAMILY_OF.get(word.removesuffix("s"), "")
+        found = [noun for noun in families.get(family, ()) if noun in known]
+    return list(dict.fromkeys(found))[:3]
+
+
+def _misspelt(word: str, known: Collection[str]) -> list[str]:
+    if len(word) >= MIN_LETTERS:
+        return sorted(name for name in known if len(name) > 3 and OSA.distance(word, name, score_cutoff=1) == 1)
+    swapped = {word[:k] + word[k + 1] + word[k] + word[k + 2 :] for k in range(len(word) - 1)}
+    return sorted(swapped.intersection(known)) if len(word) > 2 else []

@@ -207,10 +207,12 @@ def test_ctrl_c_and_sigterm_then_resume_end_the_same(tmp_path: Path) -> None:
 
 
 @unix
-def test_ctrl_c_in_the_last_stage_saves_the_model(tmp_path: Path, copy: Path) -> None:
+def test_finish_in_the_last_stage_saves_the_model(tmp_path: Path, copy: Path) -> None:
     again = [*base_command(tmp_path), f"trainer.max_steps={STEPS + 4}"]
     code = server().signalled(copy, signal.SIGINT, words=again, hold_at=STEPS + 1, hold_in="Prior")
     assert code == 130, log(copy)
+    assert read_summary(copy / "run")["steps"] == STEPS
+    assert server().run(copy, words=["--resume", "run", "--finish"]) == 0, log(copy)
     summary = read_summary(copy / "run")
     assert summary["status"] == "interrupted" and summary["steps"] == STEPS + 2
     sums = (copy / "run" / "base" / "SHA256SUMS").read_bytes()
