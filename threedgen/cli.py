@@ -133,6 +133,15 @@ def dry_run(checked: Any, name: str) -> int:
     return OK
 
 
+def finishing(checked: Any, folder: Path) -> Any:
+    """Return the config `checked` with the flag --finish set. Raises ConfigError if the run has no checkpoint."""
+    if (checkpoint := getattr(checked, "checkpoint", None)) is None:
+        raise ConfigError("needs a task that trains and has checkpoints", "--finish", checked.task)
+    if not any((folder / runs.CHECKPOINTS).glob("*.ckpt")):
+        raise ConfigError(f"{folder} has no checkpoint yet. Continue the run without this flag", "--finish")
+    return checked.model_copy(update={"checkpoint": checkpoint.model_copy(update={"finish": True})})
+
+
 def run(command: Command) -> int:
     """Load and check the config of a command, import and run its task in the run folder, and return the exit code."""
     try:
@@ -149,6 +158,8 @@ def run(command: Command) -> int:
             raise ConfigError("the live view needs the task generate", "--view", checked.task)
         checked = checked.model_copy(update={"view": view.model_copy(update={"enabled": True})})
     name = resume.name if resume else runs.config_name(config.find(command.config))
+    if "--finish" in command.flags:
+        checked = finishing(checked, resume or runs.choose_folder(checked, name)[0])
     if "--dry-run" in command.flags:
         return dry_run(checked, name)
     checked.check()

@@ -25,6 +25,7 @@ FLAGS = {
     "--config NAME_OR_PATH": "a shipped config or a YAML file (default mvdream-toybox)",
     "--plugin FILE": "import a Python file first, which adds a loss, a prior, ... (docs/plugins.md)",
     "--resume RUN": "continue the run in this folder",
+    "--finish": "write the results of the run's last checkpoint now, without further steps",
     "--list": "every shipped config: what it does and what it needs",
     "--print-config": "print the complete config as YAML and run nothing",
     "--dry-run": "print what would run, with which weights, device and memory, and run nothing",

@@ -123,6 +123,7 @@ class CheckpointConfig(Config):
     """Interval of the checkpoints of a run."""
 
     seconds: float = Field(30.0, ge=0, description="seconds between two checkpoints")
+    finish: bool = Field(False, exclude=True, description="write the results of the last checkpoint, same as --finish")
 
 
 class LoggerConfig(Config):

@@ -11,7 +11,7 @@ from types import FrameType
 
 STOP_CODES = (130, 143)  # exit codes of a task that was stopped by Ctrl-C or SIGTERM
 Handler = Callable[[int, FrameType | None], object] | int | None
-STOP_NOTE = "stopping after this step (Ctrl-C again leaves at once)"
+STOP_NOTE = "stopping after this step (Ctrl-C again: at once)"
 
 
 class Stopped(SystemExit):

@@ -63,6 +63,8 @@ def fit(
 ) -> Status:
     """Train `module` up to config.trainer.max_steps, with checkpoints in `folder`/checkpoints.
 
+    With config.checkpoint.finish, the last checkpoint is only loaded.
+
     Args:
         resume: continue from the newest readable checkpoint, if there is one.
         quiet: show no progress.
@@ -83,7 +85,9 @@ def fit(
     folder = Path(folder).resolve()
     checkpoints = folder / CHECKPOINTS
     checkpoint_io = AtomicCheckpointIO()
-    path = _resume_path(module, checkpoints, config.trainer.max_steps, resume, checkpoint_io)
+    path, max_steps = _resume_path(module, checkpoints, config.trainer.max_steps, resume, checkpoint_io), None
+    if config.checkpoint.finish and checkpoint_io.checkpoint is not None:
+        max_steps = checkpoint_io.checkpoint["global_step"]
     _check_space(module, checkpoints)
     guard, every = FiniteGuard(), config.trainer.val_check_interval
     with interrupts or Interrupts() as active, determinism(config.trainer.deterministic):
@@ -92,6 +96,7 @@ def fit(
             config,
             folder,
             checkpoint_io,
+            max_steps or config.trainer.max_steps,
             [
                 Seeding(config.seed),
                 guard,
@@ -109,7 +114,7 @@ def fit(
     guard.check_end(trainer, module)
     if guard.failure:
         return Status.FAILED
-    return Status.FINISHED if trainer.global_step >= trainer.max_steps else Status.INTERRUPTED
+    return Status.FINISHED if trainer.global_step >= config.trainer.max_steps else Status.INTERRUPTED
 
 
 def _resume_path(
@@ -148,13 +153,17 @@ def _check_space(module: torch.nn.Module, folder: Path) -> None:
 
 
 def _trainer(
-    config: TrainingConfig, folder: Path, checkpoint_io: AtomicCheckpointIO, callbacks: list[pl.Callback]
+    config: TrainingConfig,
+    folder: Path,
+    checkpoint_io: AtomicCheckpointIO,
+    max_steps: int,
+    callbacks: list[pl.Callback],
 ) -> pl.Trainer:
     plugins: list[Any] = [checkpoint_io]
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return pl.Trainer(
-        **config.trainer.model_dump(exclude={"val_check_interval", "strategy"}),
+        **config.trainer.model_dump(exclude={"val_check_interval", "strategy"}) | {"max_steps": max_steps},
         strategy=_strategy(config.trainer),
         callbacks=callbacks,
         plugins=plugins,

@@ -5,7 +5,7 @@
 
     run = partial(run_task, work, result="prior", files=("prior/model_index.json",))
 
-A finished run is not repeated; after Ctrl-C the results of the training so far are written.
+A finished run is not repeated. After Ctrl-C it continues later; --finish writes the results of the training so far.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from threedgen.config import plugins, registry
+from threedgen.config.command import command
 from threedgen.config.errors import within
 from threedgen.run import cache
 from threedgen.run.disk import writing
@@ -54,6 +55,8 @@ class Task:
         self.is_global_zero = True  # set by `fit`
         self.weights = dict[str, str]()  # config key -> SHA-256 of the weights that the run starts from
         self.previous_seconds = 0.0  # of earlier processes, up to their last checkpoints
+        checkpoint = getattr(config, "checkpoint", None)
+        self.finish = checkpoint is not None and checkpoint.finish  # write results before the last step
         for file in plugins.changed(read_summary(self.folder).get("plugins")) if self.resume else ():
             logger.warning("the plug-in %s has changed since the run in %s stopped", file, self.folder)
 
@@ -84,8 +87,8 @@ class Task:
     ) -> Status:
         """Train a system with `loop.fit`; return the final status of the training.
 
-        If the training finished or was interrupted, rank 0 then moves the system to the training device and sets eval
-        mode, because Lightning leaves the system on the CPU and results may be written next.
+        If results are written next, rank 0 then moves the system to the training device and sets eval mode, because
+        Lightning leaves the system on the CPU.
 
         Args:
             metrics: names in `system.metrics` to show in the progress display.
@@ -99,11 +102,19 @@ class Task:
             system, self.config, self.folder, self.resume, self.quiet, callbacks, metrics=metrics, interrupts=interrupts
         )
         self.is_global_zero = system.trainer.is_global_zero
+        if self.is_global_zero and status in (Status.INTERRUPTED, Status.TERMINATED) and not self.finish:
+            again = command("--resume", str(self.folder))
+            steps = f"{system.trainer.global_step} of {self.config.trainer.max_steps} steps"
+            logger.info("stopped after %s. `%s` continues; with --finish it writes the results now", steps, again)
         self.previous_seconds = sum(system.previous_seconds.values())
-        if self.is_global_zero and status in (Status.FINISHED, Status.INTERRUPTED):
+        if self.has_results(status):
             system.eval().to(device(self.config.trainer.accelerator))  # Lightning leaves it on the CPU
             system.setup("fit")  # moves its unregistered networks
         return status
+
+    def has_results(self, status: Status) -> bool:
+        """Return whether this process writes results after a training: of a finished one, or with the flag --finish."""
+        return self.is_global_zero and (status is Status.FINISHED or status is Status.INTERRUPTED and self.finish)
 
     def train(
         self,
@@ -117,12 +128,12 @@ class Task:
         Args:
             metrics: names in `system.metrics` to show in the progress display.
             finish: function that writes the results and returns values for the summary.
-            partial: validate and write results also after Ctrl-C.
+            partial: validate, and write results also with the flag --finish.
         """
         if self.resume:
             self._remove_last_validation(system)
         status = self.fit(system, metrics)
-        if self.is_global_zero and (status is Status.FINISHED or partial and status is Status.INTERRUPTED):
+        if self.has_results(status) and (partial or status is Status.FINISHED):
             steps = system.trainer.global_step
             with torch.no_grad(), writing(self.folder):
                 if partial:
@@ -212,10 +223,10 @@ def run_task(
     task = Task(config, resume, quiet, files)
     task.resume &= not again
     status = execute(work, task)
-    new = status is Status.FINISHED or status is Status.INTERRUPTED and not again  # else the result is an older one
-    if task.is_global_zero and new and (task.folder / result).exists():
+    new = task.has_results(status)
+    if new and (task.folder / result).exists():
         say(str(task.folder / result))
-    return status.exit_code
+    return 0 if new else status.exit_code
 
 
 def execute(work: Callable[[Task], Status | None], task: Task, hint: str = "") -> Status:

@@ -50,6 +50,7 @@ class LiveView(pl.Callback):
         render: one camera -> image (1, H, W, 3) in [0, 1].
         export: writes the asset of the current field and returns its path.
         interrupts: its `stop` is set when the user stops the run.
+        on_stop: called when the user stops the run, whose results are then written.
     """
 
     def __init__(
@@ -59,8 +60,10 @@ class LiveView(pl.Callback):
         render: Callable[[Cameras], Tensor],
         export: Callable[[], Path],
         interrupts: Interrupts,
+        on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         self.options, self.render, self.export, self.interrupts = options, render, export, interrupts
+        self.on_stop = on_stop
         self.clock, self.speed = time.monotonic, Speed()
         self._open = window
         self._window: ViserWindow | None = None
@@ -118,10 +121,10 @@ class LiveView(pl.Callback):
             clicks |= window.pop_clicks()  # drops a second click on export
         if STOP in clicks:
             self.interrupts.stop = True
+            self.on_stop()
             self._note = "stopping after this step"
         if clicks or self.clock() >= self._next_metrics:
-            left = trainer.max_steps - trainer.global_step
-            self._metrics = details(self.speed.seconds_per_step(), left, module, outputs, ("opacity",))
+            self._metrics = details(self.speed, trainer.max_steps, module, outputs, ("opacity",))
             self._update(window, trainer, module, busy=self.interrupts.stop)
             self._next_metrics = self.clock() + UPDATE_SECONDS
         if self.clock() >= self._next_image:

@@ -89,6 +89,7 @@ def test_run_leaves_the_file_of_the_subject() -> None:
 def test_stopped_run_leaves_the_same_sheets(tmp_path: Path) -> None:
     words = dreambooth_command(tmp_path)
     assert server().signalled(tmp_path, signal.SIGINT, words=words, hold_at=4, hold_in="Dream") == 130, log(tmp_path)
+    assert server().run(tmp_path, words=[*words, "--finish"]) == 0, log(tmp_path)
     assert (tmp_path / "run/samples/000005.png").exists()
     for path in (tmp_path / "photos").iterdir():  # a resumed run keeps those of its start
         path.write_bytes((tmp_path / "photos" / "0.png").read_bytes())

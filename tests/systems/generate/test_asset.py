@@ -106,13 +106,12 @@ def test_full_disk_becomes_a_note(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "expected"),
     [
-        (KeyboardInterrupt(), "no asset: stopped by Ctrl-C (python launch.py --config export run="),
         (RuntimeError("two\nlines"), "no asset: RuntimeError: two lines (python launch.py"),
         (MemoryError(), "no asset: MemoryError (python launch.py"),
     ],
 )
 def test_any_exception_becomes_one_warning(
-    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: BaseException, expected: str
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fault: Exception, expected: str
 ) -> None:
     """An asset of an earlier part of the run is removed."""
 

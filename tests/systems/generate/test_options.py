@@ -1,8 +1,6 @@
 """Rules of the config of the task `generate`, and its call from Python."""
 
 import logging
-import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -153,21 +151,6 @@ def test_generate_raises_for_a_failed_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(generate_run, "run_status", failed)
     with pytest.raises(ConfigError, match="run: the loss term is not finite"):
         threedgen.generate("a cat", tiny_generate(tmp_path), out=tmp_path / "run")
-
-
-def test_ctrl_c_during_the_results_finishes_them(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*args: Any) -> dict[str, Any]:
-        os.kill(os.getpid(), signal.SIGINT)
-        return {}
-
-    monkeypatch.setattr("threedgen.systems.generate.optimise.write_results", interrupted)
-    export = {"enabled": False}
-    run = threedgen.generate("a cat", tiny_generate(tmp_path), out=tmp_path / "run", **(values() | {"export": export}))
-    output = capfd.readouterr().err
-    assert run.status == "finished" and "step (" not in output and "step;" not in output
-    assert "turntable, mesh and page" in output and "Ctrl-C" in output
 
 
 def test_run_has_an_html_representation(tmp_path: Path) -> None:

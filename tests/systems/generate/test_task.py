@@ -35,6 +35,7 @@ from threedgen.run.metrics import read_summary
 from threedgen.systems.generate import task as generate_run
 from threedgen.systems.generate.result import FILES
 from threedgen.systems.generate.views import sample_views
+from threedgen.viewer.record import read_record
 from threedgen.viewer.report import PAGE, PLOTS
 
 STEPS = TINY["trainer"]["max_steps"]
@@ -193,9 +194,13 @@ def test_sigterm_saves_and_a_moved_run_resumes(tmp_path: Path) -> None:
 
 
 @unix
-def test_ctrl_c_exports_the_current_object(tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_finish_makes_the_asset(tmp_path: Path) -> None:
     run = tmp_path / "run"
+    assert server().run(tmp_path, words=[*command(tmp_path), "--finish"]) == 2, "there is no checkpoint yet"
     assert server().signalled(tmp_path, signal.SIGINT, words=command(tmp_path), hold_at=6) == 130, log(tmp_path)
+    assert saved_at(run) and not (run / "summary.json").exists() and not (run / "views.png").exists()
+    assert not read_record(run).has_result
+    assert server().run(tmp_path, words=["--resume", "run", "--finish"]) == 0, log(tmp_path)
     summary = read_summary(run)
     assert summary["status"] == "interrupted" and summary["steps"] == 7
     assert all((run / name).exists() for name in FILES)

@@ -31,11 +31,6 @@ from .system import GenerateSystem
 if TYPE_CHECKING:
     from threedgen.viewer.viser_window import ViserWindow
 
-STOPPING = "stopping after this step, then writing turntable, {made} and page (Ctrl-C again: exit at once)"
-RESULTS = "writing turntable, {made} and page (Ctrl-C again: exit at once, or skip the asset while it is written)"
-"""Messages after Ctrl-C: while the object is optimised, and while the results are written."""
-
-
 def optimise(
     task: Task,
     prior: Prior,
@@ -59,17 +54,16 @@ def optimise(
     system = build(config, prior, text, views, cameras)
     if start is not None:
         start_from(system, start)  # before a checkpoint of this run is loaded
-    made = "asset" if config.export.enabled else "mesh"
-    with Interrupts(STOPPING.format(made=made)) as interrupts, ExitStack() as stack:
+    with ExitStack() as stack:
         watchers: list[LiveView] = []
-        if config.view.enabled:  # the window stays open until the results are written
-            watchers = [stack.enter_context(closing(live_view(system, folder, interrupts)))]
-        status = task.fit(system, ("opacity", "t"), watchers, interrupts)
+        with Interrupts() as interrupts:
+            if config.view.enabled:  # the window stays open until the results are written
+                watchers = [stack.enter_context(closing(live_view(system, task, interrupts)))]
+            status = task.fit(system, ("opacity", "t"), watchers, interrupts)
         seconds, trained = system.seconds(), time.monotonic()
-        if status is Status.TERMINATED or not task.is_global_zero:
-            return status
         failed = status is Status.FAILED
-        interrupts.note = RESULTS.format(made=made)
+        if not (task.has_results(status) or failed and task.is_global_zero):
+            return status
         with writing(folder):
             figures: Figures = {} if failed else write_results(system, folder, notes, task.quiet)
             if failed:
@@ -104,14 +98,17 @@ def start_from(system: GenerateSystem, folder: Path) -> None:
         system.background.load_state_dict(stored)
 
 
-def live_view(system: GenerateSystem, folder: Path, interrupts: Interrupts) -> LiveView:
+def live_view(system: GenerateSystem, task: Task, interrupts: Interrupts) -> LiveView:
     """Return the callback that shows the object in a browser during training (`threedgen.viewer.live`)."""
 
     def export() -> Path:
-        place = folder / LIVE / f"{system.trainer.global_step:06d}"
+        place = task.folder / LIVE / f"{system.trainer.global_step:06d}"
         return place / next(iter(make_asset(system, place).files))
 
-    return LiveView(system.config.view, lambda: open_window(system), system.images, export, interrupts)
+    def finish() -> None:
+        task.finish = True
+
+    return LiveView(system.config.view, lambda: open_window(system), system.images, export, interrupts, finish)
 
 
 def open_window(system: GenerateSystem) -> ViserWindow:

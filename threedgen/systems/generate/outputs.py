@@ -136,7 +136,7 @@ def write_asset(system: GenerateSystem, folder: Path, notes: list[str], quiet: b
 def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str], retry: str = "") -> Figures:
     """Call `make`, which writes folder/asset, and turn every error into a note.
 
-    The other results of the run must survive any error, such as a full disk, Ctrl-C or a bug in a library. Returns
+    The other results of the run must survive any error, such as a full disk or a bug in a library. Returns
     entries for summary.json, or an empty dict after an error.
 
     Args:
@@ -145,7 +145,7 @@ def try_asset(make: Callable[[], ExportedAsset], folder: Path, notes: list[str],
     """
     try:
         asset = make()
-    except (Exception, KeyboardInterrupt) as error:
+    except Exception as error:
         logger.debug("no asset", exc_info=error)
         _note(notes, f"no asset: {in_a_line(error)}{retry}")
         clear(folder / FOLDER)  # of an earlier, shorter part of the run

@@ -57,7 +57,7 @@ def run(config: GenerateConfig, resume: Path | None = None, quiet: bool = False)
     status = run_status(config, resume, quiet)
     if status in (Status.FINISHED, Status.INTERRUPTED):
         print_result(Run(Path(str(config.out)), status.value), quiet)
-    return status.exit_code
+    return 0 if status is Status.INTERRUPTED and config.checkpoint.finish else status.exit_code
 
 
 def run_status(
