@@ -2,25 +2,27 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
+from rich.filesize import decimal
 
 from threedgen.config.errors import ConfigError
 from threedgen.geometry.images import SHEET_GAP
 from threedgen.geometry.picture_file import load_image
 from threedgen.run.disk import Tree, write_atomic, writing
 from threedgen.run.folder import CONFIG, stored_config, user_path
-from threedgen.run.text import duration, say, visible
+from threedgen.run.text import duration, number, say, visible
 
 from .options import GalleryConfig
-from .page import jpeg, link, page
+from .page import data_uri, jpeg, link, page
 from .record import TASKS, VIEWS_PER_ROW, Record, read_record
 from .report import PAGE
 
 logger = logging.getLogger(__name__)
 NAME = "gallery.html"
+THREE_QUARTER = 45.0  # azimuth of the image on a card, degrees; 0 is the front
 CARD_PIXELS = 320  # maximum width and height of the image on a card, in pixels
 
 
@@ -42,24 +44,26 @@ def run(config: GalleryConfig, resume: Path | None = None, quiet: bool = False) 
 
 def gallery(folder: Path, home: Path) -> tuple[str, list[str]]:
     """Return the HTML of the gallery of `folder`, with links relative to `home`, and a reason for each skipped run."""
-    found, broken = cards(folder, home)
+    found, broken = records(folder)
+    cards = [card(record, home) for record in found if record.has_result]
+    unfinished = [f"{record.folder}: {record.state}" for record in found if not record.has_result]
     title = folder.resolve().name or str(folder)
-    return page("gallery.html", ("gallery.js",), title=title, cards=found, broken=broken), broken
+    text = page("gallery.html", ("gallery.js",), title=title, cards=cards, unfinished=unfinished, broken=broken)
+    return text, broken
 
 
-def cards(folder: Path, home: Path) -> tuple[list[Tree], list[str]]:
-    """Return a card (see `card`) for each run below `folder`, newest first, and the reason for each skipped run."""
-    records, broken = [], []
+def records(folder: Path, tasks: Sequence[str] = TASKS) -> tuple[list[Record], list[str]]:
+    """Return the records of all runs of `tasks` below a folder, newest first, and the reason for each skipped run."""
+    found, broken = [], []
     for where, folders, names in os.walk(folder):
         folders.sort()
         try:
-            if CONFIG in names and (stored_config(Path(where)) or {}).get("task", "generate") in TASKS:
+            if CONFIG in names and (stored_config(Path(where)) or {}).get("task", "generate") in tasks:
                 folders.clear()
-                records.append(read_record(Path(where)))
+                found.append(read_record(Path(where), tasks))
         except ConfigError as error:
             broken.append(str(error))
-    records.sort(key=lambda record: record.ended, reverse=True)
-    return [card(record, home) for record in records], broken
+    return sorted(found, key=lambda record: record.ended, reverse=True), broken
 
 
 def card(record: Record, home: Path) -> Tree:
@@ -72,7 +76,23 @@ def card(record: Record, home: Path) -> Tree:
         "picture": best_image(record),
         "link": relative_url(report, home) if report else None,
         "facts": facts,
+        "figures": figures(record),
         "words": visible(" ".join([record.prompt, record.state, *facts])).lower(),
+    }
+
+
+def figures(record: Record) -> dict[str, str]:
+    """Return the columns of the run's row in the table of figures, as column -> text; "" if unknown."""
+    asset, summary = record.asset, record.summary
+    triangles = next(iter(asset.levels.values()), summary.triangles)
+    high, file_bytes = asset.size_m.get("high"), next(iter(asset.files.values()), None)
+    return {
+        "triangles": "" if triangles is None else f"{triangles:,}",
+        "texture": str(asset.texture or ""),
+        "height": "" if high is None else f"{number(high)} m",
+        "file": "" if file_bytes is None else decimal(file_bytes),
+        "time": duration(summary.seconds) if summary.seconds else "",
+        "memory": "" if summary.peak_memory_mib is None else f"{summary.peak_memory_mib:.0f} MiB",
     }
 
 
@@ -85,27 +105,46 @@ def relative_url(path: Path, home: Path) -> str:
 
 
 def best_image(record: Record) -> Markup | None:
-    """Return the first view of the first readable contact sheet as a data URI; None if no sheet is readable."""
-    for path, columns, rows in contact_sheets(record):
+    """Return one view of the first readable contact sheet as a data URI; None if no sheet is readable."""
+    data = best_jpeg(record)
+    return None if data is None else data_uri(data, ".jpg")
+
+
+def best_jpeg(record: Record) -> bytes | None:
+    """Return one view of the first readable contact sheet as a JPEG file; None if no sheet is readable."""
+    for path, columns, rows, index in contact_sheets(record):
         try:
             sheet = load_image(path)
         except ConfigError:  # damaged: try the next sheet
             continue
-        width, height = (sheet.width - SHEET_GAP) // columns - SHEET_GAP, (sheet.height - SHEET_GAP) // rows - SHEET_GAP
-        image = sheet.convert("RGB").crop((SHEET_GAP, SHEET_GAP, SHEET_GAP + max(1, width), SHEET_GAP + max(1, height)))
+        width, height = (sheet.width - SHEET_GAP) // columns, (sheet.height - SHEET_GAP) // rows
+        left, top = SHEET_GAP + index % columns * width, SHEET_GAP + index // columns * height
+        right, bottom = left + max(1, width - SHEET_GAP), top + max(1, height - SHEET_GAP)
+        image = sheet.convert("RGB").crop((left, top, right, bottom))
         image.thumbnail((CARD_PIXELS, CARD_PIXELS))
         return jpeg(image)
     return None
 
 
-def contact_sheets(record: Record) -> Iterator[tuple[Path, int, int]]:
-    """Yield (path, columns, rows) of the run's contact sheets, which are images with several views in a grid.
+def contact_sheets(record: Record) -> Iterator[tuple[Path, int, int, int]]:
+    """Yield (path, columns, rows, index) of the run's contact sheets, which are images with several views in a grid.
 
-    The result comes first, then the validation images, newest first, then the views sampled by the prior.
+    The result comes first, then the validation images, newest first, then the views sampled by the prior. `index` is
+    the view to show alone: that of the result nearest to azimuth THREE_QUARTER.
     """
+    if sheet := record.file("after.png"):  # of a texture: two rings, the first one from above
+        yield sheet, 3, 4, 0
     if views := record.file("views.png"):
-        yield views, min(VIEWS_PER_ROW, record.n_views), -(-record.n_views // VIEWS_PER_ROW)
+        index = three_quarter_view(record.n_views, record.option("result", "turntable", "azimuth"))
+        yield views, min(VIEWS_PER_ROW, record.n_views), -(-record.n_views // VIEWS_PER_ROW), index
     for path in sorted(record.folder.glob("validation/*.png"), reverse=True):
-        yield path, VIEWS_PER_ROW, 1
+        yield path, VIEWS_PER_ROW, 1, 0
     if preview := record.file("preview.png"):
-        yield preview, record.count("camera", "n_view") or 4, 1
+        yield preview, record.count("camera", "n_view") or 4, 1, 0
+
+
+def three_quarter_view(n_views: int, first: object) -> int:
+    """Return the index of the view nearest to azimuth THREE_QUARTER among views around the object, evenly spaced from
+    the azimuth `first` in degrees (anything but a number counts as 0)."""
+    start = first if isinstance(first, int | float) else 0.0
+    return min(range(n_views), key=lambda k: abs((start + 360 * k / n_views - THREE_QUARTER + 180) % 360 - 180))

@@ -74,10 +74,11 @@ def data_uri(data: bytes, suffix: str) -> Markup:
     return Markup(f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}")
 
 
-def jpeg(image: Image.Image) -> Markup:
+def jpeg(image: Image.Image) -> bytes:
+    """Return an image as a JPEG file."""
     buffer = io.BytesIO()
     image.convert("RGB").save(buffer, format="JPEG", quality=85)
-    return data_uri(buffer.getvalue(), ".jpg")
+    return buffer.getvalue()
 
 
 def embedded(path: Path | None) -> Markup | None:
@@ -101,7 +102,7 @@ def write_panorama_page(path: Path, image_path: Path, title: str) -> None:
     data = embedded(image_path)
     if data is None:
         with Image.open(image_path) as image:
-            data = jpeg(image)
+            data = data_uri(jpeg(image), ".jpg")
     scripts = ("canvas.js", "gestures.js", "panorama.js")
     write_atomic(path, page("panorama.html", scripts, title=title, picture=data, name=image_path.name))
 

@@ -1,5 +1,6 @@
 """Read the files of a run folder for the pages."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -81,7 +82,7 @@ class Record:
         """Path of the file for the 3D view: the asset's GLB, or mesh.glb if there is no such GLB, or None."""
         first = Path(next(iter(self.asset.files), "")).name  # later entries are LODs and colliders
         asset = self.file(f"{FOLDER}/{first}") if first.lower().endswith(".glb") else None
-        return asset or self.file("mesh.glb")
+        return asset or self.file("mesh.glb") or self.file("textured.glb")
 
     def option(self, *keys: str) -> Any:
         """Return a value of the config by its nested keys, as in option("trainer", "max_steps"); None if missing."""
@@ -130,6 +131,11 @@ class Record:
         return status if status in ("finished", "interrupted", "failed") and not longer else "unfinished"
 
     @property
+    def has_result(self) -> bool:
+        """Whether the run has made its result, also early: one that was stopped, or failed, has only checkpoints."""
+        return self.state in ("finished", "interrupted")
+
+    @property
     def ended(self) -> datetime:
         """Time when the run ended, in UTC. If the summary does not contain it, the last change of its files."""
         if self.summary.ended is not None:
@@ -138,13 +144,13 @@ class Record:
         return datetime.fromtimestamp(path.stat().st_mtime if path else 0.0, UTC)
 
 
-def read_record(folder: Path) -> Record:
-    """Read a run's folder. Raises ConfigError if config or summary is invalid, or the task is not in TASKS."""
+def read_record(folder: Path, tasks: Sequence[str] = TASKS) -> Record:
+    """Read a run's folder. Raises ConfigError if config or summary is invalid, or the task is not in `tasks`."""
     config = stored_config(folder)
     if config is None:
         raise ConfigError(f"{folder / CONFIG} is missing or damaged. Give the folder of a run")
-    if config.get("task") not in TASKS:
-        raise ConfigError(f"{folder} is a run of the task {short(config.get('task'))}, not of {' or '.join(TASKS)}")
+    if config.get("task") not in tasks:
+        raise ConfigError(f"{folder} is a run of the task {short(config.get('task'))}, not of {' or '.join(tasks)}")
     summary = _read(Summary, folder / SUMMARY)
     if summary is None:
         again = command("--resume", str(folder))

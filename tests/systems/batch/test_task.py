@@ -10,7 +10,8 @@ import pytest
 from tests.support.janus_bench import log, method, stub  # noqa: F401
 from tests.support.task_server import tiny_generate
 from threedgen import cli
-from threedgen.config import load
+from threedgen.config import ConfigError, load
+from threedgen.systems.batch import jobs
 from threedgen.systems.batch.jobs import plan
 
 
@@ -105,11 +106,28 @@ def test_bad_options_are_refused(more: list[str], values: tuple[str, ...], capsy
 def test_all_prompts_are_checked_before_any_work(capsys: pytest.CaptureFixture[str]) -> None:
     Path("prompts.txt").write_text("a nebula\na blue dog\njustice\nlove\npeace\nhope\n")
     methods = "configs=[sds-toybox, mvdream-toybox]"
-    assert command(methods) == 2 and not Path("run").exists()
+    assert command(methods, "strict=true") == 2 and not Path("run").exists()
     said = capsys.readouterr().err
     assert said.startswith("prompts: sds-toybox: ")
     assert "(got 'a nebula'); so do 'justice' and 'love' and 2 more\n" in said
     load("batch", ["prompts=prompts.txt", methods, "overrides=[prompt_check=off]"]).check()
+
+
+def test_wrong_prompts_are_skipped_and_reported(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(methods: object, prompts: list[str]) -> None:
+        if unknown := {"a nebula", "justice"}.intersection(prompts):
+            raise ConfigError(f"no known noun in {sorted(unknown)}", "prompts")
+
+    monkeypatch.setattr(jobs, "check_prompts", check)
+    Path("prompts.txt").write_text("a nebula\na red dog\n")
+    assert command("configs=[good]", "seeds=[0]") == 0
+    states = {row["prompt"]: (row["state"], row["reason"]) for row in table()}
+    assert states == {"a red dog": ("finished", ""), "a nebula": ("skipped", "no known noun in ['a nebula']")}
+    assert "skipped: 'a nebula'" in caplog.text
+    Path("prompts.txt").write_text("a nebula\njustice\n")
+    assert command("configs=[good]", "seeds=[0]", "out=other") == 2 and not Path("other").exists()
 
 
 def test_dry_run_counts_the_objects(capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ from threedgen.run.folder import flat
 from threedgen.run.metrics import csv_table
 from threedgen.run.text import clean
 from threedgen.train.task import Task
-from threedgen.viewer.page import jpeg, page
+from threedgen.viewer.page import data_uri, jpeg, page
 
 from .meter import Meter, view_labels
 from .options import MeterConfig, MeteredConfig
@@ -270,4 +270,5 @@ def strip(folder: Path, result: Result) -> tuple[Markup | None, list[tuple[str, 
     if result.state != "seen":
         return None, []
     image = load_image(folder / f"{Path(result.folder).name}.png")
-    return jpeg(image), list(zip(view_labels(np.array(result.sides)), result.shown, result.right, strict=True))
+    labels = zip(view_labels(np.array(result.sides)), result.shown, result.right, strict=True)
+    return data_uri(jpeg(image), ".jpg"), list(labels)

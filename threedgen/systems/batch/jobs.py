@@ -5,7 +5,7 @@ optional key=value changes, such as "mvdream-toybox size=32".
 
 RUN/runs/KEY/            one run folder per job
 RUN/runs/KEY/job.json    state, method, reason of a failure, memory_mib, and the total seconds of all attempts
-RUN/batch.csv            state of each object, with the reason if it was not made
+RUN/batch.csv            state and figures of each object, or the reason why it was not made
 RUN/gallery.html         page with all objects
 
 The same command again makes the missing objects. To retry a failed object, delete its folder.
@@ -32,8 +32,10 @@ from threedgen.config.errors import OutOfMemory
 from threedgen.config.plain_file import read_json
 from threedgen.config.registry import config_model
 from threedgen.config.sections import RunConfig
+from threedgen.export.asset_folder import FOLDER as ASSET
+from threedgen.export.asset_folder import MANIFEST
 from threedgen.run import folder as runs
-from threedgen.run.disk import write_atomic, write_json, writing
+from threedgen.run.disk import Tree, write_atomic, write_json, writing
 from threedgen.run.interrupts import STOP_CODES, Stopped
 from threedgen.run.metrics import csv_table, peak_memory, read_summary, reset_peak_memory
 from threedgen.run.options import WorkersConfig
@@ -50,8 +52,9 @@ logger = logging.getLogger(__name__)
 OWN_KEYS = ("prompt", "seed", "out", "threads", "task")
 """Config keys that a batch sets for each job."""
 RECORD, RUNS, TABLE = "job.json", "runs", "batch.csv"
-BEGUN, REFUSED, FINISHED, FAILED = "begun", "refused", "finished", "failed"
-"""States of a job. Refused: its method could not start on this machine. Failed: it started, but made no object."""
+BEGUN, REFUSED, FINISHED, FAILED, SKIPPED = "begun", "refused", "finished", "failed", "skipped"
+"""States of a job. Refused: its method could not start on this machine. Failed: it started, but made no object.
+Skipped: the prior knows no noun of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,32 @@ def check_prompts(methods: Mapping[str, RunConfig], prompts: Sequence[str]) -> N
                 raise ConfigError(f"{method}: {error.problem}", "prompts") from None
 
 
+def wrong_jobs(jobs: Sequence[Job]) -> dict[str, str]:
+    """Return the reason by key for each job whose prior knows no noun of the prompt."""
+    reasons: dict[tuple[str, str], str] = {}
+    for method, config in {job.method: job.config for job in jobs}.items():
+        for prompt in dict.fromkeys(job.prompt for job in jobs):
+            try:
+                check_prompts({method: config}, [prompt])
+            except ConfigError as error:
+                reasons[method, prompt] = error.problem
+    wrong = {job.key: reasons.get((job.method, job.prompt)) for job in jobs}
+    return {key: reason for key, reason in wrong.items() if reason is not None}
+
+
+def figures(folder: Path) -> Tree:
+    """Return the figures of a finished object for the table: triangles, texture, height in metres, bytes."""
+    asset = read_json(folder / ASSET / MANIFEST)
+    sizes, levels = asset.get("size_m") or {}, asset.get("levels") or {}
+    return {
+        "memory_mib": read_json(folder / RECORD).get("memory_mib"),
+        "triangles": next(iter(levels.values()), None),
+        "texture": asset.get("texture"),
+        "height_m": sizes.get("high"),
+        "bytes": next(iter((asset.get("files") or {}).values()), None),
+    }
+
+
 def write_record(folder: Path, state: str, **figures: object) -> None:
     write_json(folder / RECORD, read_json(folder / RECORD) | {"state": state, **figures})
 
@@ -204,14 +233,18 @@ def run(config: BatchConfig, resume: object = None, quiet: bool = False) -> int:
 
     def make_missing(task: Task) -> None:
         jobs, root = plan(config), task.folder / RUNS
-        if code := make_all(config, jobs, root, quiet):
+        wrong = wrong_jobs(jobs)
+        if code := make_all(config, [job for job in jobs if job.key not in wrong], root, quiet):
             raise Stopped(code)
         rows = []
         for job in jobs:
             record = read_json(root / job.key / RECORD)
             state, reason = record.get("state", "missing"), record.get("reason", "")
+            if job.key in wrong:
+                state, reason = SKIPPED, wrong[job.key]
             row = {"config": job.method, "prompt": job.prompt, "seed": job.seed, "state": state}
-            rows.append(row | {"seconds": record.get("seconds"), "folder": f"{RUNS}/{job.key}", "reason": reason})
+            row |= {"seconds": record.get("seconds"), **figures(root / job.key)}
+            rows.append(row | {"folder": f"{RUNS}/{job.key}", "reason": reason})
             if state != FINISHED:
                 named = (state, job.prompt, job.method, job.seed, reason or "not begun")
                 logger.warning("%s: %r, %s, seed %d (%s)", *named)

@@ -19,6 +19,7 @@ class BatchConfig(WorkersConfig):
     configs: tuple[str, ...] = Field(("mvdream-toybox",), min_length=1, description="configs, with key=value changes")
     seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0,), min_length=1, description="seeds of each")
     overrides: tuple[str, ...] = Field((), description="key=value changes of all configs")
+    strict: bool = Field(False, description="stop at a prompt without known nouns; off: skip it, report it at the end")
 
     @model_validator(mode="after")
     def _unique(self) -> BatchConfig:
@@ -42,10 +43,12 @@ class BatchConfig(WorkersConfig):
         return format_product(prompt=len(self.lines()), config=len(self.configs), seed=len(self.seeds))
 
     def check(self) -> None:
-        from .jobs import check_prompts, plan
+        from .jobs import check_prompts, plan, wrong_jobs
 
         super().check()
-        methods = {job.method: job.config for job in plan(self)}
-        check_prompts(methods, self.lines())
-        for method in methods.values():
-            method.check()
+        jobs = plan(self)
+        wrong = wrong_jobs(jobs)
+        if self.strict or len(wrong) == len(jobs):
+            check_prompts({job.method: job.config for job in jobs}, self.lines())
+        for config in {job.method: job.config for job in jobs if job.key not in wrong}.values():
+            config.check()
