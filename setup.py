@@ -52,6 +52,7 @@ setup(
         "numpy>=2",
         "kornia>=0.8",
         "fast-simplification>=0.2",
+        "fastapi>=0.135",
         "imageio>=2.30",
         "imageio-ffmpeg",
         "jinja2>=3.1",
@@ -66,8 +67,10 @@ setup(
         "rich>=13",
         "scikit-image>=0.24",
         "scipy>=1.13",
+        "starlette>=0.46",
         "torchmetrics>=1.4",
         "trimesh>=4",
+        "uvicorn>=0.30",
         "xatlas>=0.0.11",
     ],
     extras_require={

@@ -71,7 +71,7 @@ ARROWS: dict[str, tuple[str, ...]] = {
     "viewer": (*KINDS, "export"),
     "systems": (*KINDS, "data", "export", "viewer"),
     "evaluation": (*KINDS, "data", "export", "viewer", "systems"),
-    "studio": (*KINDS, "data", "viewer", "systems"),
+    "studio": (*KINDS, "data", "export", "viewer", "systems"),
     "toybox": (
         *KINDS,
         "data",

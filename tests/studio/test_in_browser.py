@@ -12,12 +12,17 @@ from tests.support.studio import FAILURE, Client, finished_run, studio
 
 pytestmark = pytest.mark.slow
 STATE = "document.querySelector('.job:last-child .state')?.textContent"
+CARDS = "document.querySelectorAll('.card').length"
 
 
 @pytest.fixture
 def client(chromium: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     with studio(tmp_path, monkeypatch) as opened:
         yield opened
+
+
+def press(tab: Tab, name: str) -> None:
+    tab.page.get_by_role("button", name=name, exact=True).first.click()
 
 
 def test_prompt_becomes_a_download(chromium: Any, client: Client) -> None:
@@ -27,19 +32,19 @@ def test_prompt_becomes_a_download(chromium: Any, client: Client) -> None:
     tab.until("document.querySelectorAll('.unknown').length > 0")
     page.click("#words .chip")
     assert page.input_value("#prompt") == "a red dog that waits"
-    page.get_by_role("button", name="Generate", exact=True).click()
-    tab.until(f"{STATE} === 'running' && document.querySelector('.told').textContent.includes('loss 12.5')")
+    press(tab, "Generate")
+    tab.until(f"{STATE} === 'running' && document.querySelector('.told').textContent.includes('25 %, 6 s left')")
     page.fill("#prompt", "a cat")
     page.keyboard.press("Enter")
     tab.until(f"{STATE} === 'waiting'")
-    page.get_by_role("button", name="Remove", exact=True).click()
+    press(tab, "Remove")
     tab.until("document.querySelectorAll('.job').length === 1")
     (client.root / "a-red-dog-that-waits-0.go").touch()
-    tab.until("!document.querySelector('#shown').hidden && document.querySelectorAll('.card').length === 1")
-    frame = page.frame_locator("#asset")
+    tab.until(f"!document.querySelector('#shown').hidden && {CARDS} === 1")
+    frame = page.frame_locator("#viewers iframe")
     frame.locator("#view[data-drawn]").wait_for(timeout=PATIENCE)
     with page.expect_download(timeout=PATIENCE) as download:
-        frame.locator("#mesh").click()
+        page.click(".downloads a")
     assert download.value.suggested_filename == "square.glb"
     assert Path(download.value.path()).read_bytes() == asset_glb((0, 0, 1))
     assert all(url.startswith((client.url, "data:", "blob:")) for url in tab.requests) and tab.errors == []
@@ -48,15 +53,36 @@ def test_prompt_becomes_a_download(chromium: Any, client: Client) -> None:
 def test_job_can_be_stopped_and_its_error_is_shown(chromium: Any, client: Client) -> None:
     tab = Tab(chromium, client.url)
     tab.page.fill("#prompt", "a dog that waits")
-    tab.page.get_by_role("button", name="Generate", exact=True).click()
-    tab.until("document.querySelector('.told')?.textContent.includes('loss')")
-    tab.page.get_by_role("button", name="Stop", exact=True).click()
-    tab.until(f"{STATE} === 'interrupted'")
-    assert tab.page.is_visible("[data-does=again]")
+    press(tab, "Generate")
+    tab.until("document.querySelector('.told')?.textContent.includes('left')")
+    press(tab, "Stop")
+    tab.until(f"{STATE} === 'cancelled' && {CARDS} === 0")
+    press(tab, "Finish now")
+    tab.until(f"{STATE} === 'finished' && {CARDS} === 1")
     tab.page.fill("#prompt", "it fails")
-    tab.page.get_by_role("button", name="Generate", exact=True).click()
+    press(tab, "Generate")
     tab.until(f"{STATE} === 'failed'")
     assert tab.page.text_content(".job:last-child .problem") == FAILURE
+
+
+def test_variations_words_and_comparison(chromium: Any, client: Client) -> None:
+    finished_run(client.root / "one", prompt="a dog")
+    finished_run(client.root / "two", prompt="a cat")
+    tab = Tab(chromium, client.url)
+    tab.page.click("#browse summary")
+    tab.until("document.querySelectorAll('#vocabulary .chip').length > 90")
+    for word in ("owl", "orange", "hat", "dog"):
+        tab.page.click(f"#vocabulary .chip >> text='{word}'")
+    assert tab.page.input_value("#prompt") == "an orange dog wearing a hat"
+    press(tab, "Four variations")
+    tab.until("document.querySelectorAll('.job').length === 4")
+    tab.until(f"{CARDS} === 6")
+    tab.page.click(".card a")
+    tab.page.locator(".card").nth(1).get_by_role("button", name="Compare").click()
+    tab.until("document.querySelectorAll('#viewers article').length === 2")
+    tab.page.on("dialog", lambda dialog: dialog.accept())
+    press(tab, "Delete")
+    tab.until(f"{CARDS} === 5")
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
@@ -64,10 +90,10 @@ def test_page_fits_the_window_and_opens_earlier_runs(chromium: Any, client: Clie
     prompt = "<script>document.title='ran'</script> " + "x" * 200
     finished_run(client.root / "one", prompt=prompt)
     tab = Tab(chromium, client.url, viewport={"width": width, "height": 800})
-    tab.until("document.querySelectorAll('.card').length === 1")
+    tab.until(f"{CARDS} === 1")
     tab.page.click(".card a")
-    tab.page.frame_locator("#asset").locator("#view[data-drawn]").wait_for(timeout=PATIENCE)
-    assert tab.page.text_content("#shown-prompt") == prompt and tab.page.title() == "threedgen studio"
+    tab.page.frame_locator("#viewers iframe").locator("#view[data-drawn]").wait_for(timeout=PATIENCE)
+    assert tab.page.text_content("#viewers h3") == prompt and tab.page.title() == "threedgen studio"
     assert tab.page.evaluate("document.documentElement.scrollWidth") <= width
     tab.page.fill("#prompt", "y" * 300)
     tab.until("document.querySelectorAll('.unknown').length === 1")

@@ -1,21 +1,35 @@
-"""Studio without a browser: access control, queue, prompt check, events and files of the runs."""
+"""Studio without a browser: access control, API, queue, events and files of the runs."""
 
 import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.errors import refused
 from tests.support.example_run import Page, asset_glb
-from tests.support.studio import FAILURE, LINE, Client, finished_run, studio
+from tests.support.marks import unix
+from tests.support.studio import FAILURE, TOKEN, Client, finished_run, studio
 from tests.support.task_server import tiny_generate
 from tests.support.waiting import when
 from threedgen import cli
 from threedgen.config import load
+from threedgen.export.options import AssetConfig
+from threedgen.studio.errors import plain_words
 from threedgen.studio.jobs import make_job
 from threedgen.studio.options import StudioConfig
-from threedgen.viewer.local import REFUSAL
+
+DOCS = Path(__file__).parents[2] / "docs" / "studio.md"
 
 
 @pytest.fixture
@@ -24,135 +38,301 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
         yield opened
 
 
+# ---------------------------------------------------------------- access
+
+
 @pytest.mark.parametrize(
     ("path", "headers"),
-    [("/", {}), ("/the-key/", {"Host": "evil.example:8090"}), ("/the-key/words?prompt=a", {"Origin": "null"})],
+    [
+        ("/", {}),
+        ("/api/v1/jobs", {"Authorization": "Bearer wrong"}),
+        (f"/{TOKEN}/api/v1/jobs", {"Host": "evil.example:8090"}),  # DNS rebinding
+        (f"/{TOKEN}/api/v1/jobs", {"Host": "10.0.0.1:8090"}),
+        (f"/{TOKEN}/api/v1/jobs", {"Origin": "null"}),
+        (f"/{TOKEN}/api/v1/jobs", {"Origin": "http://127.0.0.1:1"}),
+        ("/api/v1/jobs", {"Authorization": f"Bearer {TOKEN}", "Origin": "http://evil.example"}),
+    ],
 )
 def test_foreign_requests_are_forbidden(client: Client, path: str, headers: dict[str, str]) -> None:
     for body in (None, {"prompt": "a dog"}):
         answer = client.ask(path, body, **headers)
-        assert answer.status == 403 and answer.read().decode() == REFUSAL
+        assert answer.status == 403 and json.loads(answer.read())["error"]
+        assert answer.getheader("Access-Control-Allow-Origin") is None
     assert client.states() == []
 
 
-def test_page_policy_blocks_foreign_requests_and_frames(client: Client) -> None:
-    answer = client.ask("", Host="localhost:9000", Origin="http://localhost:9000")  # as through an ssh tunnel
-    page = Page(answer.read().decode())
-    assert all(not address.startswith(("http", "//")) for address in page.addresses())
-    assert answer.getheader("Content-Security-Policy") == "frame-ancestors 'self'"
-    policy = next(given["content"] for _, given in page.attributes if "http-equiv" in given)
-    assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "unsafe" not in policy
-    assert answer.getheader("Cache-Control") == "no-store" and answer.getheader("X-Content-Type-Options") == "nosniff"
+@pytest.mark.parametrize("headers", [{}, {"Host": "localhost:9000", "Origin": "http://localhost:9000"}])
+def test_token_in_path_or_header_admits(client: Client, headers: dict[str, str]) -> None:
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    for path, more in ((f"/{TOKEN}/api/v1/jobs", {}), ("/api/v1/jobs", bearer)):
+        assert client.ask(path, **(headers | more)).status == 200
+
+
+def test_other_hosts_need_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("THREEDGEN_TOKEN", raising=False)
+    with refused(None, "host", "0.0.0.0"):
+        StudioConfig(task="studio", host="0.0.0.0").check()
+    with refused(None, "token"):
+        load("studio", ["token=short"])
+    monkeypatch.setenv("THREEDGEN_TOKEN", TOKEN)
+    config = StudioConfig(task="studio", host="0.0.0.0", port=0)
+    config.check()
+    with studio(tmp_path, monkeypatch, config) as client:
+        for host, status in (("10.1.2.3:80", 200), ("[::1]:80", 200), ("evil.example", 403)):
+            assert client.ask(f"/{TOKEN}/api/v1/jobs", Host=host).status == status
+
+
+def test_pages_refer_to_themselves_only(client: Client) -> None:
+    for path in ("", "api/v1/"):
+        answer = client.ask(path)
+        page = Page(answer.read().decode())
+        assert all(not address.startswith(("http", "//")) for address in page.addresses())
+        assert answer.getheader("Content-Security-Policy") == "frame-ancestors 'self'"
+        policy = next(given["content"] for _, given in page.attributes if "http-equiv" in given)
+        assert "default-src 'none'" in policy and "unsafe" not in policy
+        assert answer.getheader("Cache-Control") == "no-store"
+        assert answer.getheader("X-Content-Type-Options") == "nosniff"
+
+
+# ---------------------------------------------------------------- jobs
 
 
 def test_prompt_becomes_a_run_and_a_download(client: Client) -> None:
-    assert client.json("jobs", {"prompt": "  a blue   dog ", "seed": 3}) == {"number": 1}
+    job = client.api("jobs", {"prompt": "  a blue   dog ", "seed": 3})
     client.until(["finished"])
-    (job,) = client.queue.jobs()
-    assert (job.prompt, job.seed, job.progress["phase"]) == ("a blue dog", 3, "distilling at 64 px")
-    answer = client.ask(f"{job.name}/asset/square.glb")
+    job = client.api(f"jobs/{job['number']}")
+    assert (job["prompt"], job["seed"], job["finished"]) == ("a blue dog", 3, True)
+    assert job["progress"]["phase"] == "distilling at 64 px" and job["progress"]["left"] == "6 s"
+    (run,) = client.api("runs")
+    assert (run["name"], run["early"], run["report"]) == (job["run"], False, True)
+    assert client.api(f"runs/{job['run']}")["files"]["asset/square.glb"] == len(asset_glb((0, 0, 1)))
+    answer = client.ask(f"api/v1/runs/{job['run']}/files/asset/square.glb")
     assert answer.read() == asset_glb((0, 0, 1)) and answer.getheader("Content-Type") == "model/gltf-binary"
-    page = client.ask(f"{job.name}/asset")
+    page = client.ask(f"api/v1/runs/{job['run']}/view")
     assert Page(page.read().decode()).decoded("mesh") == asset_glb((0, 0, 1))
     assert page.getheader("Content-Security-Policy") == "sandbox allow-scripts allow-downloads"
+    assert client.ask(f"api/v1/runs/{job['run']}/image").read(2) == b"\xff\xd8"
 
 
 def test_jobs_run_one_at_a_time_and_can_be_removed(client: Client) -> None:
     for prompt in ("it waits", "a cat", "a dog"):
-        assert "number" in client.json("jobs", {"prompt": prompt})
+        client.submit(prompt)
     client.until(["running", "waiting", "waiting"])
-    assert "a cat" in client.json("jobs", {"prompt": "a cat"})["error"] and len(client.states()) == 3
-    client.json("drop", {"number": 2})
+    assert client.api("jobs", {"prompt": "a cat"})["error"] and len(client.states()) == 3
+    assert client.ask("api/v1/jobs/1", method="DELETE").status == 409
+    assert client.ask("api/v1/jobs/2", method="DELETE").status == 204
     client.until(["running", "waiting"])
     (client.root / "it-waits-0.go").touch()
     client.until(["finished", "finished"])
     assert client.queue.over == 2
-    client.json("drop", {"number": 1})
+    client.api("jobs/1", method="DELETE")
     client.until(["finished"])
+    assert len(client.api("runs")) == 2
 
 
-def test_stopped_job_resumes_when_submitted_again(client: Client) -> None:
-    client.json("jobs", {"prompt": "it waits"})
-    when(lambda: client.queue.jobs()[0].progress)
-    client.json("drop", {"number": 1})
-    client.until(["interrupted"])
+@unix
+@pytest.mark.parametrize("prompt", ["it waits", "stubborn, it waits", "frozen, it waits"])
+def test_cancel_ends_any_run_within_two_seconds(client: Client, prompt: str) -> None:
+    client.submit(prompt)
+    client.submit("a cat")
+    client.progressed(1)
+    if "frozen" in prompt:
+        assert client.queue._process is not None
+        os.kill(client.queue._process.pid, signal.SIGSTOP)
+    start = time.monotonic()
+    client.api("jobs/1/cancel", {})
+    when(lambda: client.states()[0] == "cancelled")
+    assert time.monotonic() - start < 2.5
+    client.until(["cancelled", "finished"])
+    assert client.queue.jobs()[0].error == "" and [run["prompt"] for run in client.api("runs")] == ["a blue dog"]
+
+
+def test_job_cancelled_at_once_is_cancelled(client: Client) -> None:
+    client.submit("it waits")
+    client.api("jobs/1/cancel", {})
+    client.until(["cancelled"])
+    assert client.queue.jobs()[0].error == ""
+    client.submit("it waits")  # again: it continues
     (client.root / "it-waits-0.go").touch()
-    client.json("jobs", {"prompt": "it waits"})
     client.until(["finished"])
 
 
-def test_second_stop_ends_a_job_at_once(client: Client) -> None:
-    client.json("jobs", {"prompt": "stubborn, it waits"})
-    when(lambda: client.queue.jobs()[0].progress)
-    client.json("drop", {"number": 1})
-    when(lambda: client.queue.jobs()[0].progress["phase"] == "one more")
-    assert client.states() == ["stopping"]
-    client.json("drop", {"number": 1})
-    client.until(["interrupted"])
+def test_finish_makes_the_asset_of_a_running_or_cancelled_job(client: Client) -> None:
+    client.submit("it waits")
+    client.progressed()
+    assert client.api("jobs/1/finish", {})["state"] == "finishing"
+    client.until(["finished"])
+    client.submit("another waits")
+    client.progressed()
+    client.api("jobs/2/cancel", {})
+    client.until(["finished", "cancelled"])
+    assert len(client.api("runs")) == 1
+    client.api("jobs/2/finish", {})
+    client.until(["finished", "finished"])
+    assert client.ask("api/v1/jobs/2/finish", {}).status == 409
 
 
 def test_failed_jobs_report_their_error_and_the_next_one_runs(client: Client) -> None:
     for prompt in ("it fails", "it dies", "nul\0"):
-        client.json("jobs", {"prompt": prompt})
-    client.json("jobs", {"prompt": "a cat"})
+        client.submit(prompt)
+    client.submit("a cat")
     client.until(["failed", "failed", "failed", "finished"])
-    errors = [job.error for job in client.queue.jobs()]
+    errors = [job["error"] for job in client.api("jobs")["jobs"]]
     assert errors[0] == FAILURE and "signal 9" in errors[1] and "null byte" in errors[2]
 
 
-def test_state_reports_progress(client: Client) -> None:
-    assert client.json("state") == {"jobs": [], "over": 0}
-    client.json("jobs", {"prompt": "it waits"})
-    when(lambda: client.queue.jobs()[0].progress)
-    (job,) = client.json("state")["jobs"]
-    assert job["progress"] == {
-        "phase": "distilling at 64 px", "done": "1", "total": "4", "details": LINE.partition("4, ")[2],
-    }  # fmt: skip
-    assert job["picture"] == "" and not job["report"] and "command" not in job
-    finished_run(client.root / job["name"])
-    image = client.json("state")["jobs"][0]["picture"]
-    assert client.ask(image).read().startswith(b"\x89PNG")
+def test_events_report_each_change(client: Client) -> None:
+    stream = client.ask("api/v1/events")
+    assert stream.getheader("Content-Type", "").startswith("text/event-stream")
+
+    def next_event() -> Any:
+        while not (line := stream.readline().decode()).startswith("data:"):
+            assert line, "the stream has ended"
+        return json.loads(line.removeprefix("data:"))
+
+    assert next_event() == {"jobs": [], "over": 0}
+    client.submit("it waits")
+    while not (event := next_event())["jobs"] or not event["jobs"][0]["progress"]:
+        pass
+    assert event["jobs"][0]["state"] == "running" and event["jobs"][0]["image"] == ""
+    finished_run(client.root / event["jobs"][0]["run"])
+    image = next_event()["jobs"][0]["image"]
+    assert client.ask(f"api/v1/runs/it-waits-0/files/{image}").read().startswith(b"\x89PNG")
+    (client.root / "it-waits-0.go").touch()
+    while not (event := next_event())["over"]:
+        pass
+    assert event["jobs"][0]["finished"]
+
+
+def test_many_clients_are_served_together(client: Client) -> None:
+    client.submit("it waits")
+    client.progressed()
+    streams = [client.ask("api/v1/events") for _ in range(200)]
+    assert [stream.readline()[:5] for stream in streams] == [b"data:"] * 200
     (client.root / "it-waits-0.go").touch()
     client.until(["finished"])
-    state = client.json("state")
-    assert state["over"] == 1 and state["jobs"][0]["report"]
 
 
-def test_prompt_words_are_checked(client: Client) -> None:
-    found = client.json("words?prompt=a%20red%20corgi")
-    assert [(word["word"], word["known"]) for word in found["words"]] == [("a", True), ("red", True), ("corgi", False)]
-    assert found["words"][2]["near"] == ["dog"] and {"dog", "car", "chair"} < set(found["nouns"])
-    found = client.json("words?prompt=a%20red%20hel")
-    assert found["typed"] == "hel" and found["nouns"] == ["helicopter"]
-    found = client.json("words?prompt=a%20dog%20and%20a%20car")
-    assert found["nouns"] == [] and "dog" in found["notes"][0] and "car" in found["notes"][0]
+@unix
+def test_no_file_descriptors_left_does_not_spin(client: Client) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    connections = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 3, before[1]))
+        place = client.url.split("/")[2].split(":")
+        for _ in range(2):
+            connections.append(socket.create_connection((place[0], int(place[1]))))
+        start = time.process_time()
+        time.sleep(0.6)
+        assert time.process_time() - start < 0.3
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+        for connection in connections:
+            connection.close()
+    when(lambda: client.ask("api/v1/jobs").status == 200)
 
 
-def test_earlier_runs_are_listed(client: Client) -> None:
+# ---------------------------------------------------------------- runs and files
+
+
+def test_runs_can_be_exported_again_and_deleted(client: Client) -> None:
     finished_run(client.root / "deep" / "one", prompt="a <b>cat</b>")
-    cards = client.ask("cards").read().decode()
-    assert cards.count('class="card"') == 1 and "./deep/one/report.html" in cards
-    assert "a &lt;b&gt;cat&lt;/b&gt;" in cards and client.ask("deep/one/asset").status == 200
+    (run,) = client.api("runs")
+    assert (run["name"], run["prompt"]) == ("deep/one", "a <b>cat</b>")
+    assert client.ask("api/v1/runs/deep/one/view").status == 200
+    assert "height" in client.api("runs/deep/one/export", {"height": -1})["error"]
+    assert client.ask("api/v1/runs/deep/one", method="DELETE").status == 204
+    assert client.api("runs") == [] and not (client.root / "deep" / "one").exists()
+    client.submit("it waits")
+    client.progressed()
+    (client.root / "it-waits-0" / "config.yaml").write_text("task: generate\n")
+    assert client.ask("api/v1/runs/it-waits-0", method="DELETE").status == 409
 
 
 @pytest.mark.parametrize(
-    "path", ["../source/mesh.glb", "%2e%2e/source/mesh.glb", "link/mesh.glb", "no.png", "a\0b", "asset", "x" * 5000]
-)
+    "path",
+    ["../source/files/mesh.glb", "%2e%2e/source/files/mesh.glb", "one/files/../../source/mesh.glb", "one/files/asset",
+     "one/files/link", "link/files/mesh.glb", "one/files/a%00b", "one/files/" + "x" * 5000, "%00/image",
+     "/etc/files/passwd"],
+)  # fmt: skip
 def test_files_outside_the_runs_are_not_found(client: Client, path: str) -> None:
+    finished_run(client.root / "one")
     (client.root / "link").symlink_to(client.root.parent / "source")
-    assert client.ask(path.replace("\0", "%00")).status == 404
+    (client.root / "one" / "link").symlink_to(client.root.parent / "source" / "mesh.glb")
+    assert client.ask(f"api/v1/runs/{path}").status == 404
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"{", b"x" * 70_000, {"prompt": 3}, {"prompt": "  "}])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"[]", b"{", b"x" * 70_000, {"prompt": 3}, {"prompt": "  "}, {"prompt": "a dog", "seed": -1}, {"other": 1},
+     {"prompt": "a dog", "image": "../../etc/passwd"}, {"prompt": "a dog", "export": {"preset": "giant"}}],
+)  # fmt: skip
 def test_invalid_requests_are_refused(client: Client, body: object) -> None:
-    answer = client.ask("jobs", body)
-    assert answer.status == 400 and json.loads(answer.read())["error"] and client.states() == []
+    answer = client.ask("api/v1/jobs", body, method="POST")
+    assert answer.status == 413 or answer.status == 422 and json.loads(answer.read())["error"]
+    assert client.states() == []
+
+
+def test_uploads_become_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with studio(tmp_path, monkeypatch, StudioConfig(task="studio", port=0)) as client:
+        mesh = client.ask("api/v1/files/My%20chair.glb", asset_glb((0, 0, 1)), method="PUT")
+        name = json.loads(mesh.read())["name"]
+        assert name.endswith("My-chair.glb") and (client.root / "uploads" / name).exists()
+        assert client.ask("api/v1/files/a.exe", b"MZ", method="PUT").status == 422
+    job = make_job(
+        StudioConfig(task="studio"), tmp_path, "a red chair", 1, None, {"mesh": client.root / "uploads" / name}
+    )
+    assert "texture-toybox" in job.command and f"mesh={client.root / 'uploads' / name}" in job.command
+
+
+def test_prompt_words_are_checked(client: Client) -> None:
+    found = client.api("words?prompt=a%20red%20corgi")
+    assert [(word["word"], word["known"]) for word in found["words"]] == [("a", True), ("red", True), ("corgi", False)]
+    assert found["words"][2]["near"] == ["dog"] and {"dog", "car", "chair"} < set(found["nouns"])
+    found = client.api("words?prompt=a%20red%20hel")
+    assert found["typed"] == "hel" and found["nouns"] == ["helicopter"]
+    found = client.api("words?prompt=a%20dog%20and%20a%20car")
+    assert found["nouns"] == [] and "dog" in found["notes"][0] and "car" in found["notes"][0]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("prior.weights: there is no such file", "prior.weights: there is no such file"),
+        ("prompt: is empty. Set it, for example prompt=\"a dog\"", "prompt: is empty."),
+        ("seed: should be positive (got -1)", "seed: should be positive"),
+        ("the disk is full. Run `python launch.py --resume x` again", "the disk is full."),
+    ],
+)  # fmt: skip
+def test_errors_have_no_command_line_advice(text: str, shown: str) -> None:
+    assert plain_words(text) == shown
+
+
+# ---------------------------------------------------------------- documented clients
+
+
+@pytest.mark.parametrize("language", ["python", "bash"])
+def test_documented_client_makes_an_object(client: Client, tmp_path: Path, language: str) -> None:
+    (block,) = re.findall(rf"```{language}\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.DOTALL)
+    if language == "bash" and not shutil.which("curl"):
+        pytest.skip("no curl")
+    command = [sys.executable, "-c", block] if language == "python" else ["bash", "-ec", block]
+    environment = os.environ | {"STUDIO": client.url.rstrip("/")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=20)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "square.glb").read_bytes() == asset_glb((0, 0, 1))
+
+
+# ---------------------------------------------------------------- config
 
 
 def test_invalid_job_is_refused_before_it_waits(tmp_path: Path) -> None:
     config = StudioConfig(task="studio", config=str(tiny_generate(tmp_path)))
     job = make_job(config, tmp_path, "a dog", 3)
     assert job.state == "waiting" and job.command[-3:] == ["prompt=a dog", "seed=3", f"out={tmp_path / job.name}"]
+    smaller = make_job(config, tmp_path, "a dog", 3, AssetConfig(preset="mobile", height=0.4))
+    assert smaller.name != job.name and {"export.preset=mobile", "export.height=0.4"} < set(smaller.command)
     with refused(None, "seed", -1):
         make_job(config, tmp_path, "a dog", -1)
     with refused(None, "prompt"):
@@ -178,11 +358,11 @@ def test_real_run_with_a_tiny_prior(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The same prompt submitted again is finished at once."""
     config = StudioConfig(task="studio", config=str(tiny_generate(tmp_path)), port=0)
     with studio(tmp_path, monkeypatch, config) as client:
-        client.json("jobs", {"prompt": "a red dog"})
+        client.submit("a red dog")
         when(lambda: client.states()[0] in ("finished", "failed"), seconds=600)
         (job,) = client.queue.jobs()
         assert job.state == "finished", job.error
         assert job.progress["done"] == job.progress["total"]
-        assert (client.root / job.name / "report.html").exists() and "a red dog" in client.ask("cards").read().decode()
-        client.json("jobs", {"prompt": "a red dog"})
+        assert (client.root / job.name / "report.html").exists() and client.api("runs")[0]["prompt"] == "a red dog"
+        client.submit("a red dog")
         assert client.states() == ["finished"] and client.queue.over == 1

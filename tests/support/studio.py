@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,31 +15,31 @@ import pytest
 
 from tests.support.example_run import asset_glb, example
 from tests.support.waiting import when
-from threedgen.studio import server as serving
+from threedgen.studio import state
 from threedgen.studio.jobs import Job, Queue
 from threedgen.studio.options import StudioConfig
+from threedgen.studio.server import Server
 from threedgen.viewer.report import write_report
 
 PATIENCE = 120.0
 """Seconds."""
+TOKEN = "the-token-of-the-tests"
 LINE = "distilling at 64 px: 1/4, 2 s/step, 6 s left, loss 12.5"
 FAILURE = "prior.weights: there is no such file"
 SCRIPT = f"""
-import os, shutil, signal, sys, time
+import os, pathlib, shutil, signal, sys, time
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start what is in its background deaf to it
-source, folder, prompt = sys.argv[1:]
+source, folder, prompt, *flags = sys.argv[1:]
 say = lambda text: print(text, file=sys.stderr, flush=True)
+if "stubborn" in prompt:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+checkpoint = pathlib.Path(folder, "checkpoints", "last.ckpt")
+checkpoint.parent.mkdir(parents=True, exist_ok=True)
 say("a warning of a library")
+checkpoint.touch()
 say({LINE!r})
-try:
-    while "waits" in prompt and not os.path.exists(folder + ".go"):
-        time.sleep(0.05)
-except KeyboardInterrupt:
-    if "stubborn" in prompt:
-        say("one more: 2/4")
-        time.sleep(600)
-    sys.exit(130)
+while "waits" in prompt and not flags and not os.path.exists(folder + ".go"):
+    time.sleep(0.05)
 if "fails" in prompt:
     say({FAILURE!r})
     sys.exit(2)
@@ -68,23 +67,17 @@ def studio(folder: Path, monkeypatch: pytest.MonkeyPatch, config: StudioConfig |
     if config is None:
         source = finished_run(folder / "source")
 
-        def fake(config: StudioConfig, root: Path, prompt: str, seed: int) -> Job:
+        def fake(config: StudioConfig, root: Path, prompt: str, seed: int, *more: object) -> Job:
             name = f"{prompt.replace(' ', '-')}-{seed}"
             return Job(prompt, seed, name, [sys.executable, "-c", SCRIPT, str(source), str(root / name), prompt])
 
-        monkeypatch.setattr(serving, "make_job", fake)
-    queue = Queue()
-    server = serving.Server(config or StudioConfig(task="studio", port=0), root, queue, "the-key")
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    try:
-        yield Client(server.url, root, queue)
-    finally:
-        for job in queue.jobs():
-            queue.drop(job.number)
-            queue.drop(job.number)
-        queue.close()
-        server.shutdown()
-        server.server_close()
+        monkeypatch.setattr(state, "make_job", fake)
+    queue = Queue(root)
+    with Server(config or StudioConfig(task="studio", port=0), root, queue, TOKEN) as server:
+        try:
+            yield Client(server.url, root, queue)
+        finally:
+            queue.close()
 
 
 class Client:
@@ -93,17 +86,28 @@ class Client:
     def __init__(self, url: str, root: Path, queue: Queue) -> None:
         self.url, self.root, self.queue = url, root, queue
 
-    def ask(self, path: str, body: Any = None, **headers: str) -> http.client.HTTPResponse:
-        """The answer to a request below the key, or to a whole path; a POST if there is a body."""
+    def ask(self, path: str, body: Any = None, method: str | None = None, **headers: str) -> http.client.HTTPResponse:
+        """The answer to a request below the token, or to a whole path; a POST if there is a body."""
         place = urlsplit(self.url)
         connection = http.client.HTTPConnection(str(place.hostname), place.port, timeout=PATIENCE)
-        data = None if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         where = path if path.startswith("/") else place.path + path
-        connection.request("GET" if data is None else "POST", where, data, headers)
+        headers = {"Content-Type": "application/json"} | headers
+        connection.request(method or ("GET" if data is None else "POST"), where, data, headers)
         return connection.getresponse()
 
-    def json(self, path: str, body: Any = None) -> Any:
-        return json.loads(self.ask(path, body).read())
+    def api(self, path: str, body: Any = None, method: str | None = None) -> Any:
+        """The answer below /api/v1/, parsed; None if it is empty."""
+        data = self.ask(f"api/v1/{path}", body, method).read()
+        return json.loads(data) if data else None
+
+    def submit(self, prompt: str, **more: Any) -> int:
+        number = self.api("jobs", {"prompt": prompt, **more})["number"]
+        return int(number)
+
+    def progressed(self, number: int = 0) -> None:
+        """Wait until the job, the last one without a number, has shown progress."""
+        when(lambda: self.queue.jobs()[number - 1].progress)
 
     def states(self) -> list[str]:
         return [job.state for job in self.queue.jobs()]

@@ -1,9 +1,10 @@
 """Job queue of the studio. It starts one run at a time, as a process with the command line of a normal run.
 
-The page stays available if a run crashes. A run is stopped with the signal of Ctrl-C; if the user submits the same
+The page stays available if a run crashes. A cancelled run keeps its last checkpoint; if the user submits the same
 prompt again, the run resumes.
 """
 
+import json
 import os
 import re
 import signal
@@ -17,20 +18,28 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import threedgen
+from threedgen.config import load, plain, tree_hash
 from threedgen.config.errors import ConfigError, in_a_line
-from threedgen.run.interrupts import STOP_CODES
+from threedgen.export.options import AssetConfig
+from threedgen.run.folder import CHECKPOINTS, slug
 from threedgen.systems.batch.jobs import job as run_job
 from threedgen.systems.batch.jobs import words_of
+from threedgen.train.status import finished
 from threedgen.viewer.record import read_record
 
 from .options import StudioConfig
 
-WAITING, RUNNING, STOPPING = "waiting", "running", "stopping"
-FINISHED, INTERRUPTED, FAILED = "finished", "interrupted", "failed"
-LIVE = (RUNNING, STOPPING)
-PROGRESS = re.compile(r"(?P<phase>[^:]+): (?P<done>\d+)/(?P<total>\d+)(?:, (?P<details>.*))?")
+WAITING, RUNNING, STOPPING, FINISHING = "waiting", "running", "stopping", "finishing"
+FINISHED, CANCELLED, FAILED = "finished", "cancelled", "failed"
+LIVE = (RUNNING, STOPPING, FINISHING)
+KILL_SECONDS = 1.5
+"""Seconds that a cancelled run has to save a checkpoint before it is killed."""
+VARIATIONS = (0.7, 0.85, 1.2, 1.5)
+"""Factors on the guidance scale of the first views, for objects that are like another one."""
+PROGRESS = re.compile(r"(?P<phase>[^:]+(?:: [^:]+)?): (?P<done>\d+)/(?P<total>\d+)(?:, (?P<details>.*))?")
 """Pattern of the progress lines that `threedgen.run.progress.Count` prints, such as "train: 3/100, loss 0.1"."""
 PROGRESS_ENV = {"THREEDGEN_PROGRESS_SECONDS": "1", "CI": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 """Environment variables that make a run print a progress line every second."""
@@ -38,7 +47,7 @@ PROGRESS_ENV = {"THREEDGEN_PROGRESS_SECONDS": "1", "CI": "1", "PYTHONUNBUFFERED"
 
 @dataclass
 class Job:
-    """Entry of the queue: the run of one prompt, with its state and progress."""
+    """Entry of the queue: a run or an export, with its state and progress."""
 
     prompt: str
     seed: int
@@ -48,25 +57,75 @@ class Job:
     state: str = WAITING
     progress: Mapping[str, str] = field(default_factory=dict)  # groups of PROGRESS in the last progress line
     error: str = ""
+    finish: bool = False  # make the asset of the object as it is
 
 
-def make_job(config: StudioConfig, root: Path, prompt: str, seed: int) -> Job:
-    """Return the job for a prompt, finished if its run in the folder `root` is finished. Raises ConfigError."""
-    run = config.run_config(prompt, seed=seed)
+def make_job(
+    config: StudioConfig,
+    root: Path,
+    prompt: str,
+    seed: int = 0,
+    export: AssetConfig | None = None,
+    files: Mapping[str, Path] | None = None,
+    variation: int = 0,
+) -> Job:
+    """Return the job that makes an object, finished if its run in the folder `root` is finished. Raises ConfigError.
+
+    Args:
+        export: options of the asset; unset ones are those of the config.
+        files: uploaded files by config key: `image`, for an object of an image, or `mesh`, for a texture.
+        variation: 0, or 1 to 4 for an object like that of 0: the same noise, sampled with another guidance scale.
+    """
+    files = files or {}
+    given: dict[str, Any] = {key: str(path) for key, path in files.items()}
+    method = config.mesh_config if "mesh" in files else config.image_config if "image" in files else config.config
+    name, *own = words_of(method)
+    if files:
+        values = given | {"seed": seed} | ({"prompt": prompt} if "mesh" in files else {})
+        run = load(name, own, values)
+        stem = prompt or next(iter(files.values())).stem
+        key = f"{Path(name).stem}-{slug(stem)[:-9][:40].strip('-')}-{seed}-{tree_hash(plain(run))[:12]}"
+    else:
+        own = [*config.overrides, *own]
+        values = {"prompt": prompt, "seed": seed}
+        for option in sorted(export.model_fields_set if export else ()):
+            given[f"export.{option}"] = plain(export)[option]
+        if variation and (preview := getattr(config.run_config(prompt), "preview", None)) is not None:
+            given["preview.guidance_scale"] = round(preview.guidance_scale * VARIATIONS[variation - 1], 3)
+        run = config.run_config(prompt, seed=seed, **given)
+        key = run_job(method, run, prompt, seed).key
+        values |= given
     run.check()
-    name = run_job(config.config, run, prompt, run.seed).key
-    method, *own = words_of(config.config)
-    values = (*config.overrides, *own, f"prompt={prompt}", f"seed={run.seed}", f"out={root / name}")
-    job = Job(prompt, run.seed, name, [sys.executable, "-m", "threedgen", "--config", method, *values])
-    with suppress(ConfigError):  # no such run yet
-        job.state = FINISHED if read_record(root / name).state == FINISHED else WAITING
+    words = [*own, *(f"{path}={_text(value)}" for path, value in values.items()), f"out={root / key}"]
+    job = Job(prompt, seed, key, [sys.executable, "-m", "threedgen", "--config", name, *words])
+    if finished(root / key, run.trainer.max_steps if hasattr(run, "trainer") else None):
+        job.state = FINISHED
     return job
 
 
-class Queue:
-    """List of jobs, and a worker thread that runs them in turn. `over` is the number of runs that have ended."""
+def export_job(root: Path, name: str, options: AssetConfig) -> Job:
+    """Return the job that exports the run `name` in the folder `root` again, with other options. Raises ConfigError."""
+    folder = root / name
+    values = {"run": str(folder)} | {key: plain(options)[key] for key in sorted(options.model_fields_set)}
+    load("export", values=values).check()
+    record = read_record(folder)
+    words = [f"{key}={_text(value)}" for key, value in values.items()]
+    command = [sys.executable, "-m", "threedgen", "--config", "export", *words]
+    return Job(record.prompt, int(record.option("seed") or 0), name, command)
 
-    def __init__(self) -> None:
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+class Queue:
+    """List of jobs, and a worker thread that runs them in turn, in the folder `root`.
+
+    `over` is the number of runs that have ended or were deleted.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
         self.over = 0
         self._jobs: list[Job] = []
         self._numbers = count(1)
@@ -79,6 +138,9 @@ class Queue:
         with self._lock:
             return list(self._jobs)
 
+    def find(self, number: int) -> Job | None:
+        return next((job for job in self.jobs() if job.number == number), None)
+
     def add(self, job: Job) -> None:
         """Append a job. It replaces an ended job with the same name; ConfigError if that job has not ended."""
         with self._lock:
@@ -89,59 +151,125 @@ class Queue:
         if job.state == WAITING:
             self._worker.submit(self._work, job)
 
-    def drop(self, number: int) -> None:
-        """Stop the job `number` if it runs; a second call stops it at once. Remove a job that does not run."""
+    def cancel(self, job: Job) -> None:
+        """End a job within two seconds: a run saves a checkpoint if it can do so in KILL_SECONDS, else it is killed."""
         with self._lock:
-            for job in [job for job in self._jobs if job.number == number]:
-                if job.state in LIVE:
-                    job.state = STOPPING
-                    self._signal()
-                else:
-                    self._jobs.remove(job)
+            if job.state == WAITING:
+                job.state = CANCELLED
+            elif job.state in LIVE:
+                job.state, job.finish = STOPPING, False
+                self._terminate(kill=True)
+
+    def finish(self, job: Job) -> None:
+        """Stop a run after its current step, then make its asset. Raises ConfigError if it has no object yet."""
+        with self._lock:
+            if job.state == RUNNING and has_object(self.root / job.name):
+                job.state, job.finish = FINISHING, True
+                self._terminate()
+            elif job.state in (CANCELLED, FAILED) and has_checkpoint(self.root / job.name):
+                self._start_again(job, finish=True)
+            else:
+                raise ConfigError("this run has no object yet to make an asset of")
+
+    def again(self, job: Job) -> None:
+        """Continue a job that was cancelled or failed. Raises ConfigError for any other job."""
+        with self._lock:
+            if job.state not in (CANCELLED, FAILED):
+                raise ConfigError("this job was not cancelled and has not failed")
+            self._start_again(job, finish=False)
+
+    def _start_again(self, job: Job, finish: bool) -> None:
+        job.state, job.finish, job.error = WAITING, finish, ""
+        self._worker.submit(self._work, job)
+
+    def remove(self, job: Job) -> None:
+        """Remove a job that has ended or waits. Raises ConfigError for a job that runs."""
+        with self._lock:
+            if job.state in LIVE:
+                raise ConfigError("this job is running. Cancel it first")
+            self._jobs = [other for other in self._jobs if other is not job]
 
     def close(self) -> None:
-        """Start no further jobs, stop the running job and wait until it ends. Ctrl-C during the wait kills it."""
+        """Start no further jobs, and cancel the running one."""
         with self._lock:
             self._closed = True
-            self._signal()
-        try:
-            self._worker.shutdown()
-        except KeyboardInterrupt:
-            if self._process is not None:
-                self._process.kill()
-            raise
+            for job in self._jobs:
+                if job.state in LIVE:
+                    job.state = STOPPING
+                    job.finish = False
+            self._terminate(kill=True)
+        self._worker.shutdown()
 
-    def _signal(self) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT if os.name == "posix" else signal.SIGTERM)
+    def _terminate(self, kill: bool = False) -> None:
+        """Ask the process to stop, also if it is frozen; `kill`: kill it and its children after KILL_SECONDS."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        process.terminate()
+        if os.name == "posix":
+            process.send_signal(signal.SIGCONT)
+        if kill:
+            timer = threading.Timer(KILL_SECONDS, _kill, [process])
+            timer.daemon = True
+            timer.start()
 
     def _work(self, job: Job) -> None:
+        messages: deque[str] = deque(maxlen=20)
+        stopped_before = job.finish
+        code = self._run(job, job.command + ["--finish"] * stopped_before, messages)
+        if code and job.finish and not stopped_before:
+            code = self._run(job, [*job.command, "--finish"], messages)
         with self._lock:
-            if self._closed or job not in self._jobs:
+            if code is None:
                 return
+            self.over += 1
+            ending = f"the run was killed by signal {-code}" if code < 0 else f"the run exited with code {code}"
+            if job.state == STOPPING and code:
+                job.state = CANCELLED
+            elif code:
+                job.state, job.error = FAILED, messages[-1] if messages and code > 0 else ending
+            else:
+                job.state = FINISHED
+
+    def _run(self, job: Job, command: list[str], messages: deque[str]) -> int | None:
+        """Run a command to its end; return its exit code, or None if it was not started."""
+        with self._lock:
+            if self._closed or job not in self._jobs or job.state in (STOPPING, CANCELLED):
+                job.state = CANCELLED
+                return None
             try:
-                self._process = process = _start(job.command)
-                job.state = RUNNING
+                self._process = process = _start(command)
             except (OSError, ValueError) as error:  # for example a null byte in the prompt
                 job.state, job.error = FAILED, in_a_line(error)
-                return
-        messages: deque[str] = deque(maxlen=20)
+                return None
+            job.state = FINISHING if job.finish else RUNNING
+        messages.clear()
         assert process.stderr is not None
         for line in map(str.strip, process.stderr):
             if found := PROGRESS.fullmatch(line):
                 job.progress = {**found.groupdict(), "details": found["details"] or ""}
             elif line:
                 messages.append(line)
-        code = process.wait()
-        ending = f"the run was killed by signal {-code}" if code < 0 else f"the run exited with code {code}"
-        with self._lock:
-            self.over += 1
-            if code in STOP_CODES or code == -signal.SIGINT:
-                job.state = INTERRUPTED
-            elif code:
-                job.state, job.error = FAILED, messages[-1] if messages and code > 0 else ending
-            else:
-                job.state = FINISHED
+        return process.wait()
+
+
+def has_checkpoint(folder: Path) -> bool:
+    return any((folder / CHECKPOINTS).glob("*.ckpt"))
+
+
+def has_object(folder: Path) -> bool:
+    """Return whether a run has done enough steps to have a checkpoint when it stops."""
+    return has_checkpoint(folder) or (folder / "metrics.jsonl").exists()
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    if process.poll() is not None:
+        return
+    with suppress(ProcessLookupError):
+        if os.name == "posix":
+            os.killpg(process.pid, signal.SIGKILL)  # the process leads its own group
+        else:
+            process.kill()
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:

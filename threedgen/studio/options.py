@@ -1,5 +1,6 @@
 """Config model of the studio. This module does not import torch."""
 
+import os
 from typing import Any
 
 from pydantic import Field
@@ -7,15 +8,27 @@ from pydantic import Field
 from threedgen.config.errors import ConfigError
 from threedgen.config.sections import TaskConfig
 from threedgen.run.folder import ROOT, user_path
+from threedgen.viewer.local import HOST, LOCAL_NAMES
+
+TOKEN_VARIABLE = "THREEDGEN_TOKEN"
+MIN_TOKEN = 16
 
 
 class StudioConfig(TaskConfig):
-    """Open a browser page on 127.0.0.1 that generates objects from prompts, one run at a time."""
+    """Open a browser page that generates objects from prompts, one run at a time, with a JSON API."""
 
     config: str = Field("quick-toybox", description="config of the runs, optionally followed by key=value overrides")
     overrides: tuple[str, ...] = Field((), description="further key=value overrides of that config")
+    image_config: str = Field("threedim-toybox", description="config of the runs that make an object of an image")
+    mesh_config: str = Field("texture-toybox", description="config of the runs that texture a mesh")
     out: str = Field(str(ROOT / "studio"), description="folder of the runs; existing runs in it are listed")
-    port: int = Field(8090, ge=0, le=65_535, description="port on 127.0.0.1; 0 or a port in use: any free port")
+    host: str = Field(HOST, min_length=1, description="address to listen on; other than 127.0.0.1 it needs a token")
+    port: int = Field(8090, ge=0, le=65_535, description="port; 0 or a port in use: any free port")
+    token: str | None = Field(
+        None,
+        pattern=rf"^[A-Za-z0-9_-]{{{MIN_TOKEN},200}}$",
+        description=f"secret of page and API, {MIN_TOKEN} or more letters and digits; null: {TOKEN_VARIABLE} or random",
+    )
     open_browser: bool = Field(False, description="open the page in the default browser")
 
     def run_config(self, prompt: str, **values: object) -> Any:
@@ -24,9 +37,22 @@ class StudioConfig(TaskConfig):
 
         return object_config(self.config, self.overrides, prompt, "config", "the studio", values)
 
+    @property
+    def local(self) -> bool:
+        """True if only this machine can connect."""
+        return self.host in LOCAL_NAMES
+
+    @property
+    def own_token(self) -> str | None:
+        """Token from the config or the environment; None if neither has one. Raises ConfigError."""
+        found = self.token or os.environ.get(TOKEN_VARIABLE)
+        return found and type(self)(task=self.task, token=found).token
+
     def check(self) -> None:
         folder = user_path(self.out, "out")
         if folder.exists() and not folder.is_dir():
             raise ConfigError("should be a folder, but is a file", "out", self.out)
+        if not self.local and self.own_token is None:
+            raise ConfigError(f"needs a token. Set token=... or the variable {TOKEN_VARIABLE}", "host", self.host)
         self.run_config("a red car", prompt_check="off").check()
         super().check()

@@ -46,7 +46,6 @@ const FRAGMENT = `#version 300 es
       normal = normalize(bump.x * viewTangent.xyz + bump.y * bitangent + bump.z * viewNormal);
     }
     if (!gl_FrontFacing) normal = -normal;
-    if (mode == 4) { pixel = vec4(0.0, 0.0, 0.0, 0.45); pixel.rgb *= pixel.a; return; }
     if (mode == 2) { pixel = vec4(normal * 0.5 + 0.5, 1.0); return; }
     vec3 base = factor.rgb * tint.rgb;
     if (textured) base *= texture(baseColour, texCoord).rgb;
@@ -54,6 +53,11 @@ const FRAGMENT = `#version 300 es
     float fill = max(dot(normal, normalize(vec3(0.8, 0.1, 0.5))), 0.0);
     float open = mix(1.0, texture(occlusion, texCoord).r, occlusionStrength); // darkens the sky light only
     float sky = open * mix(0.3, 0.55, 0.5 + 0.5 * dot(normal, up));
+    if (mode == 4) { // black on light surfaces, white on dark ones
+      float bright = dot(toSrgb(clamp(base * (sky + 0.55 * key), 0.0, 1.0)), vec3(0.3, 0.59, 0.11));
+      pixel = bright > 0.4 ? vec4(0.0, 0.0, 0.0, 0.45) : vec4(0.6);
+      return;
+    }
     float light = mode == 1 ? 1.0 : sky + 0.55 * key + 0.12 * fill;
     pixel = vec4(toSrgb(clamp(base * light, 0.0, 1.0)), 1.0);
   }`;

@@ -3,30 +3,36 @@
 
 (() => {
   const part = (id) => document.getElementById(id);
-  const prompt = part("prompt"), seed = part("seed"), shown = new Map();
-  let over = -1, lastRequest = 0;
+  const prompt = part("prompt"), seed = part("seed"), entries = new Map(), uploads = {};
+  let over = -1, lastRequest = 0, vocabulary = {};
 
   const element = (tag, text, name) => Object.assign(document.createElement(tag), { textContent: text, className: name || "" });
+  const copy = (id) => part(id).content.firstElementChild.cloneNode(true);
+  const run = (name, rest = "") => `api/v1/runs/${encodeURI(name)}${rest}`;
   const say = (place, text) => {
     place.textContent = text;
     place.hidden = !text;
   };
 
-  async function post(name, body) {
+  // Return the answer to a request, or null after an error, which the page shows.
+  async function send(method, name, body) {
+    const file = body instanceof File;
+    const headers = { "Content-Type": file ? "application/octet-stream" : "application/json" };
     try {
-      const headers = { "Content-Type": "application/json" };
-      const answer = await fetch(name, { method: "POST", headers, body: JSON.stringify(body) });
-      say(part("problem"), answer.ok ? "" : (await answer.json()).error);
-      return answer.ok;
+      const answer = await fetch(`api/v1/${name}`, { method, headers, body: file || !body ? body : JSON.stringify(body) });
+      const text = await answer.text();
+      const tree = text.startsWith("{") || text.startsWith("[") ? JSON.parse(text) : {};
+      if (method !== "GET" || !answer.ok) say(part("problem"), answer.ok ? "" : tree.error || text);
+      return answer.ok ? tree : null;
     } catch {
-      return false; // poll reports a lost connection
+      return null; // the event stream reports a lost connection
     }
   }
 
   // --- the prompt
 
   const setPrompt = (text) => {
-    prompt.value = text;
+    prompt.value = text.replace(/\s+/g, " ").replace(/\ban?(?= )(?= [aeiou])/gi, "an").replace(/\ban(?= [^aeiou])/gi, "a").trim();
     prompt.focus();
     checkPrompt();
   };
@@ -39,33 +45,50 @@
     return button;
   };
 
-  function replaceWord(word, near) {
-    const at = prompt.value.toLowerCase().indexOf(word.toLowerCase());
-    setPrompt(at < 0 ? prompt.value : prompt.value.slice(0, at) + near + prompt.value.slice(at + word.length));
+  const found = (words) => words.find((word) => new RegExp(`\\b${word}\\b`, "i").test(prompt.value));
+  const replaceWord = (word, other) => setPrompt(prompt.value.replace(new RegExp(`\\b${word}\\b`, "i"), other));
+  const nouns = () => Object.entries(vocabulary).flatMap(([name, words]) => (name in JOIN ? [] : words));
+  const JOIN = {
+    colours: (word, noun) => prompt.value.replace(new RegExp(`\\b${noun}\\b`, "i"), `${word} ${noun}`),
+    sizes: (word) => prompt.value.replace(/^(an? |the )?/i, `$1${word} `),
+    accessories: (word) => `${prompt.value} wearing a ${word}`,
+  };
+
+  // Put a word of a category in place of a word of the same category, or where such a word belongs.
+  function useWord(category, word) {
+    const same = category in JOIN ? vocabulary[category] : nouns(), old = found(same), noun = found(nouns());
+    if (old) return replaceWord(old, word);
+    if (!(category in JOIN)) return setPrompt(`${prompt.value.trim() || "a"} ${word}`);
+    setPrompt(noun ? JOIN[category](word, noun) : `${prompt.value.trim() || "a"} ${word}`);
   }
 
   function appendNoun(typed, noun) {
     const text = prompt.value.slice(0, prompt.value.length - typed.length);
-    setPrompt((text.trim() ? text : "a ").replace(/(\S)$/, "$1 ") + noun);
+    setPrompt(`${text.trim() || "a"} ${noun}`);
   }
 
   async function checkPrompt() {
     const request = ++lastRequest;
-    let found;
-    try {
-      found = await (await fetch(`words?prompt=${encodeURIComponent(prompt.value)}`)).json();
-    } catch {
-      return;
-    }
-    if (request !== lastRequest || found.error) return; // outdated: the prompt has changed
-    part("words").replaceChildren(...found.words.flatMap(({ word, known, near }) => [
-      Object.assign(element("span", word, known || word === found.typed ? "word" : "word unknown"), { title: known ? "known" : "unknown word: no effect" }),
+    const check = await send("GET", `words?prompt=${encodeURIComponent(prompt.value)}`);
+    if (!check || request !== lastRequest) return; // outdated: the prompt has changed
+    part("words").replaceChildren(...check.words.flatMap(({ word, known, near }) => [
+      Object.assign(element("span", word, known || word === check.typed ? "word" : "word unknown"), { title: known ? "known" : "unknown word: no effect" }),
       ...near.map((other) => chip(`→ ${other}`, `replace ${word}`, () => replaceWord(word, other))),
     ]));
-    const lead = found.nouns.length ? [element("span", found.typed ? "Known words" : "Try", "hint")] : [];
-    part("nouns").replaceChildren(...lead, ...found.nouns.map((noun) => chip(noun, "known word", () => appendNoun(found.typed, noun))));
-    part("notes").replaceChildren(...found.notes.map((note) => element("li", note)));
+    const lead = check.nouns.length ? [element("span", check.typed ? "Known words" : "Try", "hint")] : [];
+    part("nouns").replaceChildren(...lead, ...check.nouns.map((noun) => chip(noun, "known word", () => appendNoun(check.typed, noun))));
+    part("notes").replaceChildren(...check.notes.map((note) => element("li", note)));
   }
+
+  part("browse").addEventListener("toggle", async () => {
+    if (part("vocabulary").childElementCount) return;
+    vocabulary = (await send("GET", "vocabulary")) || {};
+    part("vocabulary").replaceChildren(...Object.entries(vocabulary).map(([category, words]) => {
+      const group = element("fieldset", "", "chips");
+      group.append(element("legend", category), ...words.map((word) => chip(word, `use ${word}`, () => useWord(category, word))));
+      return group;
+    }));
+  });
 
   let wait = 0;
   prompt.addEventListener("input", () => {
@@ -74,100 +97,181 @@
     say(part("problem"), "");
   });
 
+  // --- orders
+
+  // Return the options of an asset that a form sets.
+  function assetOptions(form) {
+    const data = new FormData(form), formats = data.getAll("formats"), options = {};
+    for (const name of ["preset", "collision"]) if (data.get(name)) options[name] = data.get(name);
+    if (data.get("height")) options.height = Number(data.get("height"));
+    if (formats.length && formats.join() !== "glb") options.formats = formats;
+    return options;
+  }
+
+  const order = (values) => send("POST", "jobs", { prompt: prompt.value, export: assetOptions(part("order")), ...uploads, ...values });
+  const orderAll = async (list) => {
+    for (const values of list) if (!await order(values)) return;
+  };
+
   part("order").addEventListener("submit", (event) => {
     event.preventDefault();
-    post("jobs", { prompt: prompt.value, seed: Number(seed.value) });
+    order({ seed: Number(seed.value) });
+  });
+  part("four").addEventListener("click", () => orderAll([0, 1, 2, 3].map((k) => ({ seed: Number(seed.value) + k }))));
+  const moreLike = ({ prompt: text, seed: number }) => orderAll([1, 2, 3, 4].map((variation) => ({ prompt: text, seed: number, variation })));
+
+  async function addFile(file) {
+    const stored = file && await send("PUT", `files/${encodeURIComponent(file.name)}`, file);
+    if (!stored) return;
+    uploads[stored.kind] = stored.name;
+    showFiles();
+  }
+
+  function showFiles() {
+    const use = { image: uploads.mesh ? "gives the texture" : "becomes an object", mesh: "gets a texture" };
+    part("files").replaceChildren(...Object.entries(uploads).flatMap(([kind, name]) => [
+      element("span", `${name.slice(9)} ${use[kind]}`),
+      chip("Remove", `do not use ${name.slice(9)}`, () => {
+        delete uploads[kind];
+        showFiles();
+      }),
+    ]));
+  }
+
+  part("file").addEventListener("change", (event) => addFile(event.target.files[0]));
+  document.addEventListener("dragover", (event) => event.preventDefault());
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    for (const file of event.dataTransfer.files) addFile(file);
   });
 
   // --- the queue
 
-  const DROP = { waiting: "Remove", running: "Stop", stopping: "Stop at once" };
-  const AGAIN = { interrupted: "Continue", failed: "Try again" };
+  const LIVE = ["running", "stopping", "finishing"];
+  const DROP = { waiting: "Remove", running: "Stop", stopping: "Stop", finishing: "Stop" };
+  const AGAIN = { cancelled: "Continue", failed: "Try again" };
 
   function item(job) {
-    const place = part("job").content.firstElementChild.cloneNode(true);
+    const place = copy("job"), entry = { place, job, image: "", state: "" };
     const does = {
-      show: () => show(job.name, job.prompt),
-      again: () => post("jobs", { prompt: job.prompt, seed: job.seed }),
-      drop: () => post("drop", { number: job.number }),
+      show: () => show(job.run, job.prompt),
+      more: () => moreLike(job),
+      again: () => send("POST", `jobs/${job.number}/again`),
+      finish: () => send("POST", `jobs/${job.number}/finish`),
+      drop: () => (LIVE.includes(entry.state) ? send("POST", `jobs/${job.number}/cancel`) : send("DELETE", `jobs/${job.number}`)),
     };
     for (const button of place.querySelectorAll("button")) button.addEventListener("click", does[button.dataset.does]);
-    place.querySelector(".prompt").textContent = job.prompt;
+    place.querySelector(".prompt").textContent = job.prompt || "from a file";
     part("jobs").append(place);
-    return { place, state: "", picture: "" };
+    return entry;
   }
 
   function update(entry, job) {
-    const find = (what) => entry.place.querySelector(what), live = ["running", "stopping"].includes(job.state);
-    const { phase, done, total, details } = job.progress, bar = find("progress"), picture = find("img");
-    const status = phase ? [`${phase}, ${done} of ${total}`, details].filter(Boolean).join(", ") : "starting";
+    const find = (what) => entry.place.querySelector(what), live = LIVE.includes(job.state);
+    const { phase, done, total, left, details } = job.progress || {}, bar = find("progress"), picture = find("img");
+    const status = phase ? [phase, `${Math.floor(100 * done / total)} %`, left && `${left} left`].filter(Boolean).join(", ") : "starting";
     find(".state").textContent = job.state;
     find(".state").className = `state ${job.state}`;
-    find(".told").textContent = live ? status : job.seed ? `seed ${job.seed}` : "";
+    find(".told").textContent = live ? status : `seed ${job.seed}`;
     say(find(".problem"), job.error);
-    bar.hidden = !live;
-    if (phase) Object.assign(bar, { max: Number(total), value: Number(done) });
-    picture.hidden = !live || !job.picture;
-    if (job.picture && job.picture !== entry.picture) picture.src = encodeURI(job.picture);
-    find("[data-does=show]").hidden = live || !job.report;
+    bar.hidden = find("details").hidden = !live || !phase;
+    if (phase) {
+      Object.assign(bar, { max: total, value: done });
+      find("details p").textContent = [`step ${done} of ${total}`, ...details].join(", ");
+    }
+    const image = job.finished ? run(job.run, `/image?${job.state}`) : job.image ? run(job.run, `/files/${encodeURI(job.image)}`) : "";
+    picture.hidden = !image;
+    picture.alt = image && (job.finished ? `Result of ${job.prompt}` : `Current views of ${job.prompt}`);
+    picture.className = job.finished ? "result" : "";
+    if (image && image !== entry.image) picture.src = image;
+    for (const name of ["show", "more"]) find(`[data-does=${name}]`).hidden = !job.finished;
+    find("[data-does=finish]").hidden = !["running", "cancelled"].includes(job.state);
     say(find("[data-does=again]"), AGAIN[job.state] || "");
     find("[data-does=drop]").textContent = DROP[job.state] || "Clear";
-    if (job.state === "finished" && job.report && entry.state !== "finished" && entry.state !== "new") show(job.name, job.prompt);
-    Object.assign(entry, { state: job.state, picture: job.picture });
+    if (job.finished && LIVE.includes(entry.state)) show(job.run, job.prompt);
+    Object.assign(entry, { state: job.state, image });
   }
 
-  let first = true;
   function showJobs(state) {
     const numbers = state.jobs.map((job) => job.number);
-    for (const [number, entry] of shown) {
+    for (const [number, entry] of entries) {
       if (numbers.includes(number)) continue;
       entry.place.remove();
-      shown.delete(number);
+      entries.delete(number);
     }
     for (const job of state.jobs) {
-      if (!shown.has(job.number)) shown.set(job.number, { ...item(job), state: first ? "new" : "" });
-      update(shown.get(job.number), job);
+      if (!entries.has(job.number)) entries.set(job.number, item(job));
+      update(entries.get(job.number), job);
     }
-    first = false;
+    part("idle").hidden = state.jobs.length > 0;
     if (state.over !== over) {
       over = state.over;
       loadCards();
     }
   }
 
-  async function poll() {
-    const answer = await fetch("state").catch(() => null);
-    part("gone").hidden = Boolean(answer && answer.ok);
-    if (answer && answer.ok) showJobs(await answer.json());
-    setTimeout(poll, 1000);
-  }
+  const events = new EventSource("api/v1/events");
+  events.addEventListener("message", (event) => showJobs(JSON.parse(event.data)));
+  events.addEventListener("open", () => { part("gone").hidden = true; });
+  events.addEventListener("error", () => { part("gone").hidden = false; }); // the browser connects again
 
   // --- finished runs
 
-  function show(name, prompt) {
+  // Show a run; `beside`: beside the one that is shown.
+  async function show(name, text, beside = false) {
+    const place = copy("viewer"), viewers = part("viewers"), form = place.querySelector("form");
+    place.querySelector("h3").textContent = text;
+    place.querySelector("a").href = run(name, "/files/report.html");
+    place.querySelector("iframe").src = run(name, "/view");
+    place.querySelector("button").addEventListener("click", () => {
+      place.remove();
+      part("shown").hidden = !viewers.childElementCount;
+    });
+    form.addEventListener("submit", async (event) => {
+      event.preventDefault();
+      const options = assetOptions(form);
+      if (await send("POST", `runs/${encodeURI(name)}/export`, options)) say(part("problem"), "");
+    });
+    if (beside && viewers.childElementCount) viewers.replaceChildren(viewers.firstElementChild, place);
+    else viewers.replaceChildren(place);
     part("shown").hidden = false;
-    part("shown-prompt").textContent = prompt;
-    part("asset").src = `${encodeURI(name)}/asset`;
-    part("report").href = `${encodeURI(name)}/report.html`;
     part("shown").scrollIntoView({ behavior: "smooth", block: "start" });
+    const about = await send("GET", `runs/${encodeURI(name)}`);
+    const files = Object.entries((about && about.files) || {}).filter(([file]) => /^asset\/(?!asset\.json)|textured\.glb$/.test(file));
+    place.querySelector(".downloads").replaceChildren(...files.map(([file, bytes]) => {
+      const row = element("li", ""), link = element("a", file.replace("asset/", ""));
+      link.href = run(name, `/files/${encodeURI(file)}`);
+      link.download = file.replace("asset/", "");
+      row.append(link, element("span", ` ${kind(file)}${Math.ceil(bytes / 1024).toLocaleString("en")} KB`, "hint"));
+      return row;
+    }));
   }
+
+  const kind = (file) => (/_LOD\d/.test(file) ? "level of detail, " : file.includes("_collision_") ? "collider, " : "");
 
   async function loadCards() {
-    try {
-      part("cards").innerHTML = await (await fetch("cards")).text(); // the server escapes every value
-    } catch {
-      return;
-    }
-    part("empty").hidden = part("cards").childElementCount > 0;
+    const runs = await send("GET", "runs");
+    if (!runs) return;
+    part("cards").replaceChildren(...runs.map((about) => {
+      const place = copy("card"), link = place.querySelector("a"), { name, prompt: text } = about;
+      const does = {
+        more: () => moreLike(about),
+        compare: () => show(name, text, true),
+        remove: () => confirm(`Delete "${text}" with all its files?`) && send("DELETE", `runs/${encodeURI(name)}`),
+      };
+      for (const button of place.querySelectorAll("button")) button.addEventListener("click", does[button.dataset.does]);
+      link.href = run(name, "/files/report.html");
+      place.querySelector("img").src = run(name, "/image");
+      place.querySelector(".prompt").textContent = text;
+      place.querySelector(".meta").textContent = [`seed ${about.seed}`, about.early && "finished early", about.ended.slice(0, 10)].filter(Boolean).join(" · ");
+      link.addEventListener("click", (event) => {
+        event.preventDefault();
+        show(name, text);
+      });
+      return place;
+    }));
+    part("empty").hidden = runs.length > 0;
   }
 
-  part("cards").addEventListener("click", (event) => {
-    const link = event.target.closest("a");
-    if (!link) return;
-    event.preventDefault();
-    show(decodeURI(link.getAttribute("href")).replace(/^\.\//, "").replace(/\/[^/]*$/, ""), link.querySelector(".prompt").textContent);
-  });
-
   checkPrompt();
-  poll();
 })();

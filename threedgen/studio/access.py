@@ -1,0 +1,85 @@
+"""Access control of the studio's server: token, Host and Origin of every request, and headers of every response."""
+
+import ipaddress
+import secrets
+import socket
+from collections.abc import Sequence
+from urllib.parse import unquote, urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from threedgen.viewer.local import LOCAL_NAMES, REFUSAL
+
+OWN_POLICY, RUN_POLICY = "frame-ancestors 'self'", "sandbox allow-scripts allow-downloads"
+"""Content security policy of the studio's own page, and that of the files of runs."""
+HEADERS = {
+    "Content-Security-Policy": OWN_POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class Access:
+    """ASGI middleware that answers requests with status 403 unless they have the token and come from our own page.
+
+    The token is the first part of the path, or the header `Authorization: Bearer TOKEN`. A foreign site that makes its
+    own name resolve to this machine (DNS rebinding) is refused, because the browser sends that name as Host.
+
+    Args:
+        host: address that the server listens on. If other machines can connect, all IP addresses and the names of this
+            machine are valid in the header Host, otherwise only `LOCAL_NAMES`. Any port is, as ssh tunnels change it.
+    """
+
+    def __init__(self, app: ASGIApp, token: str, host: str) -> None:
+        self.app, self.token = app, token
+        self.any_address = host not in LOCAL_NAMES
+        self.names = {*LOCAL_NAMES, *((host, socket.gethostname(), socket.getfqdn()) if self.any_address else ())}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        headers = Headers(scope=scope)
+        first, _, rest = scope["path"].removeprefix("/").partition("/")
+        scheme, _, bearer = headers.get("authorization", "").partition(" ")
+        if self._is_token(unquote(first)):
+            scope = {**scope, "path": f"/{rest}", "raw_path": None}
+        elif scheme.lower() != "bearer" or not self._is_token(bearer.strip()):
+            return await _refuse(scope, receive, send)
+        if not self._is_own(headers.getlist("host"), headers.getlist("origin")):
+            return await _refuse(scope, receive, send)
+
+        async def send_protected(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                sent = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    sent.setdefault(name, value)
+            await send(message)
+
+        return await self.app(scope, receive, send_protected)
+
+    def _is_token(self, text: str) -> bool:
+        return secrets.compare_digest(text.encode("utf-8", "replace"), self.token.encode())
+
+    def _is_own(self, hosts: Sequence[str], origins: Sequence[str]) -> bool:
+        if len(hosts) != 1:
+            return False
+        try:
+            name = urlsplit(f"//{hosts[0]}").hostname or ""
+        except ValueError:
+            return False
+        known = name in self.names or self.any_address and _is_address(name)
+        return known and all(origin == f"http://{hosts[0]}" for origin in origins)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
+
+
+async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:
+    await JSONResponse({"error": REFUSAL.strip()}, 403, HEADERS)(scope, receive, send)

@@ -1,0 +1,207 @@
+"""JSON API of the studio, version 1, and its page. `docs/studio.md` describes it for users.
+
+Errors are {"error": text} with status 404 for a missing job, run or file, 409 for a request that the state of a job
+does not allow, and 422 for an invalid value.
+"""
+
+import asyncio
+import mimetypes
+from collections.abc import AsyncIterable
+from pathlib import Path
+
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse
+from fastapi.sse import EventSourceResponse
+from starlette.exceptions import HTTPException as AnyHTTPException
+
+from threedgen import __version__
+from threedgen.config.errors import ConfigError
+from threedgen.export.options import PRESETS, AssetConfig
+from threedgen.run.disk import Tree
+from threedgen.run.text import clean
+from threedgen.viewer.gallery import best_jpeg, records
+from threedgen.viewer.page import SCRIPTS, embedded, page
+from threedgen.viewer.report import files
+
+from .access import RUN_POLICY, Access
+from .errors import plain_words
+from .jobs import Queue, export_job
+from .options import StudioConfig
+from .schema import Error, JobInfo, Order, RunInfo, Status, Upload
+from .state import RUN_TASKS, UPDATE_SECONDS, Studio, conflicts, describe_run
+from .words import Words, check_prompt, vocabulary_of
+
+ROOT = "/api/v1"
+MAX_BODY_BYTES, MAX_UPLOAD_BYTES = 65_536, 64_000_000
+
+
+def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> FastAPI:
+    """Return the server's application for the runs in the folder `root`, which access control surrounds."""
+    app = FastAPI(
+        title="threedgen studio",
+        version=__version__,
+        summary="Objects from prompts, one run at a time",
+        openapi_url=f"{ROOT}/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        max_body_size=MAX_BODY_BYTES,
+        responses={code: {"model": Error} for code in (403, 404, 409, 422)},
+    )
+    app.add_middleware(Access, token=token, host=config.host)
+    _add_error_handlers(app)
+    studio = Studio(config, root, queue)
+    any_prompt = config.run_config("")
+
+    @app.get("/", include_in_schema=False)
+    def home() -> HTMLResponse:
+        return HTMLResponse(page("studio.html", ("studio.js",), served=True, title="threedgen studio", presets=PRESETS))
+
+    @app.get(f"{ROOT}/", include_in_schema=False)
+    def documentation() -> HTMLResponse:
+        return HTMLResponse(page("studio_api.html", (), title="threedgen studio API", api=app.openapi()))
+
+    @app.get(f"{ROOT}/words")
+    def words(prompt: str = "") -> Words:
+        """Check a prompt against the words that the prior knows."""
+        return check_prompt(prompt[:2000], any_prompt)
+
+    @app.get(f"{ROOT}/vocabulary")
+    def vocabulary() -> dict[str, list[str]]:
+        """Return all words that the prior knows, by category; empty if it takes any text."""
+        return vocabulary_of(any_prompt)
+
+    @app.get(f"{ROOT}/jobs")
+    def list_jobs() -> Status:
+        """List the jobs in the queue, in order."""
+        return studio.status()
+
+    @app.post(f"{ROOT}/jobs", status_code=201)
+    def submit(order: Order) -> JobInfo:
+        """Submit a job. A finished run of the same request is not repeated; an unfinished one continues."""
+        job = studio.job(order)
+        queue.add(job)
+        return studio.describe(job)
+
+    @app.get(f"{ROOT}/jobs/{{number}}")
+    def get_job(number: int) -> JobInfo:
+        """Return a job with its progress."""
+        return studio.describe(studio.find(number))
+
+    @app.post(f"{ROOT}/jobs/{{number}}/cancel", status_code=202)
+    def cancel(number: int) -> JobInfo:
+        """Cancel a job: it ends within two seconds. A run keeps its last checkpoint, and has no result."""
+        job = studio.find(number)
+        queue.cancel(job)
+        return studio.describe(job)
+
+    @app.post(f"{ROOT}/jobs/{{number}}/finish", status_code=202)
+    def finish(number: int) -> JobInfo:
+        """Stop the optimisation of a running or cancelled job and make the asset of the object as it is."""
+        job = studio.find(number)
+        with conflicts():
+            queue.finish(job)
+        return studio.describe(job)
+
+    @app.post(f"{ROOT}/jobs/{{number}}/again", status_code=202)
+    def again(number: int) -> JobInfo:
+        """Continue a job that was cancelled or failed, from its last checkpoint."""
+        job = studio.find(number)
+        with conflicts():
+            queue.again(job)
+        return studio.describe(job)
+
+    @app.delete(f"{ROOT}/jobs/{{number}}", status_code=204)
+    def remove(number: int) -> None:
+        """Remove a job that waits or has ended from the queue. The files of its run stay."""
+        job = studio.find(number)
+        with conflicts():
+            queue.remove(job)
+
+    @app.get(f"{ROOT}/events", response_class=EventSourceResponse)
+    async def events() -> AsyncIterable[Status]:
+        """Send the state of the queue as server-sent events: now, and after each change."""
+        last = None
+        while not studio.closing.is_set():
+            status = await run_in_threadpool(studio.status)
+            if status != last:
+                yield status
+            last = status
+            await asyncio.sleep(UPDATE_SECONDS)
+
+    @app.put(f"{ROOT}/files/{{name}}", status_code=201, max_body_size=MAX_UPLOAD_BYTES)
+    async def upload(name: str, request: Request) -> Upload:
+        """Upload an image or a mesh, as the body of the request; `name` is its file name."""
+        return await run_in_threadpool(studio.store, name, await request.body())
+
+    @app.get(f"{ROOT}/runs")
+    def list_runs() -> list[RunInfo]:
+        """List the runs that have a result, newest first."""
+        return [describe_run(record, root) for record in records(root, RUN_TASKS)[0] if record.has_result]
+
+    @app.get(f"{ROOT}/runs/{{name:path}}/files/{{file:path}}")
+    def get_file(name: str, file: str) -> Response:
+        """Return a file of a run."""
+        path = studio.file(name, file)
+        kind = "model/gltf-binary" if path.suffix == ".glb" else mimetypes.guess_type(path.name)[0]
+        headers = {"Content-Security-Policy": RUN_POLICY}
+        return FileResponse(path, headers=headers, media_type=kind or "application/octet-stream")
+
+    @app.get(f"{ROOT}/runs/{{name:path}}/image")
+    def get_image(name: str) -> Response:
+        """Return an image of the result, as JPEG."""
+        data = best_jpeg(studio.record(name))
+        if data is None:
+            raise HTTPException(404, "this run has no image")
+        return Response(data, media_type="image/jpeg")
+
+    @app.get(f"{ROOT}/runs/{{name:path}}/view", include_in_schema=False)
+    def view(name: str) -> HTMLResponse:
+        record = studio.record(name)
+        file = record.model and record.model.relative_to(record.folder).as_posix()
+        values: Tree = {"title": clean(record.prompt)[:80], "model": embedded(record.model), "model_file": file}
+        text = page("studio_asset.html", SCRIPTS, **values)
+        return HTMLResponse(text, headers={"Content-Security-Policy": RUN_POLICY})
+
+    @app.post(f"{ROOT}/runs/{{name:path}}/export", status_code=201)
+    def export_again(name: str, options: AssetConfig) -> JobInfo:
+        """Export the asset of a run again with other options, as a job. It replaces the files of the asset."""
+        studio.record(name)
+        job = export_job(root, name, options)
+        queue.add(job)
+        return studio.describe(job)
+
+    @app.get(f"{ROOT}/runs/{{name:path}}")
+    def get_run(name: str) -> RunInfo:
+        """Return a run with its files."""
+        record = studio.record(name)
+        return describe_run(record, root).model_copy(update={"files": dict(files(record.folder))})
+
+    @app.delete(f"{ROOT}/runs/{{name:path}}", status_code=204)
+    def delete_run(name: str) -> None:
+        """Delete a run with all its files."""
+        studio.delete(name)
+
+    app.state.studio = studio
+    return app
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    def answer(code: int, text: str) -> JSONResponse:
+        return JSONResponse({"error": text}, code)
+
+    @app.exception_handler(ConfigError)
+    def refused(request: Request, error: ConfigError) -> JSONResponse:
+        return answer(422, plain_words(str(error)))
+
+    @app.exception_handler(AnyHTTPException)
+    def failed(request: Request, error: AnyHTTPException) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+    @app.exception_handler(RequestValidationError)
+    def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"][1:])
+        return answer(422, f"{place}: {first['msg']}" if place else str(first["msg"]))

@@ -1,0 +1,78 @@
+"""Bodies of the requests and answers of the studio's API."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from threedgen.export.options import AssetConfig
+from threedgen.viewer.record import Asset
+
+State = Literal["waiting", "running", "stopping", "finishing", "finished", "cancelled", "failed"]
+FileName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{8}-[\w.-]{1,100}$")]
+
+
+class Order(BaseModel):
+    """Request for an object: a prompt, or an uploaded file, or a mesh and a prompt or an image for its texture."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str = Field("", max_length=2000, description="text, such as 'a red penguin'")
+    seed: int = Field(0, ge=0, lt=2**53, description="another seed makes another object")
+    image: FileName | None = Field(None, description="name of an uploaded image")
+    mesh: FileName | None = Field(None, description="name of an uploaded mesh, which is textured")
+    variation: int = Field(0, ge=0, le=4, description="1 to 4: an object like that of 0, sampled with other guidance")
+    export: AssetConfig = Field(AssetConfig(), description="asset; unset options are those of the studio's config")
+
+
+class Progress(BaseModel):
+    """Progress of a job: its phase, the steps done, and texts such as the time left and the loss."""
+
+    phase: str
+    done: int
+    total: int
+    left: str = Field("", description="time left in this phase, such as '1:05 min'; empty while it is unknown")
+    details: list[str] = []
+
+
+class JobInfo(BaseModel):
+    """Job in the queue. `run` is the name of its run, for the requests about runs."""
+
+    number: int
+    prompt: str
+    seed: int
+    run: str
+    state: State
+    progress: Progress | None
+    error: str
+    image: str = Field(description="file of the run with the newest image; empty if there is none")
+    finished: bool = Field(description="whether the run has a result to show")
+
+
+class Status(BaseModel):
+    """State of the queue. `over` changes when the list of runs has changed."""
+
+    jobs: list[JobInfo]
+    over: int
+
+
+class RunInfo(BaseModel):
+    """Run with a result. `early`: its asset was made before the last step."""
+
+    name: str
+    prompt: str
+    seed: int | None
+    early: bool
+    ended: str
+    seconds: float | None
+    report: bool
+    asset: Asset
+    files: dict[str, int] = Field({}, description="size in bytes by file name; only in the answer about one run")
+
+
+class Upload(BaseModel):
+    name: str
+    kind: Literal["image", "mesh"]
+
+
+class Error(BaseModel):
+    error: str

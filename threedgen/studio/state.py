@@ -1,0 +1,168 @@
+"""Queue and runs of the studio as the requests see them: descriptions, files, uploads, deletion."""
+
+import hashlib
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastapi import HTTPException
+
+from threedgen.config.errors import ConfigError
+from threedgen.run.disk import temporary_path
+from threedgen.run.prompts import normalise_prompt
+from threedgen.run.text import clean
+from threedgen.viewer.gallery import contact_sheets
+from threedgen.viewer.record import TASKS, Record, read_record
+from threedgen.viewer.report import PAGE
+
+from .errors import plain_words
+from .jobs import LIVE, WAITING, Job, Queue, make_job
+from .options import StudioConfig
+from .schema import JobInfo, Order, Progress, RunInfo, Status, Upload
+
+RUN_TASKS = (*TASKS, "texture")
+UPLOADS = "uploads"
+SUFFIXES = {"image": (".png", ".jpg", ".jpeg", ".webp"), "mesh": (".glb", ".obj", ".ply", ".stl", ".off")}
+"""File name endings of uploads, by the key of the request that they are for."""
+UPDATE_SECONDS = 0.5  # interval at which the event stream looks for changes
+
+
+class Studio:
+    """The queue and the runs in the folder `root`, as the requests see them."""
+
+    def __init__(self, config: StudioConfig, root: Path, queue: Queue) -> None:
+        self.config, self.root, self.queue = config, root, queue
+        self.closing = threading.Event()  # ends the event streams
+        self._lock, self._status, self._status_at = threading.Lock(), Status(jobs=[], over=0), 0.0
+
+    def find(self, number: int) -> Job:
+        job = self.queue.find(number)
+        if job is None:
+            raise HTTPException(404, "there is no such job")
+        return job
+
+    def job(self, order: Order) -> Job:
+        names = {"image": order.image, "mesh": order.mesh}
+        uploads = {key: self.upload(name, key) for key, name in names.items() if name is not None}
+        prompt = order.prompt if uploads and not order.prompt.strip() else normalise_prompt(order.prompt)
+        return make_job(self.config, self.root, prompt, order.seed, order.export, uploads, order.variation)
+
+    def status(self) -> Status:
+        """Return the state of the queue, at most half of UPDATE_SECONDS old: many clients cost as much as one."""
+        with self._lock:
+            if time.monotonic() - self._status_at > UPDATE_SECONDS / 2:
+                jobs, over = self.queue.jobs(), self.queue.over
+                self._status = Status(jobs=[self.describe(job) for job in jobs], over=over)
+                self._status_at = time.monotonic()
+            return self._status
+
+    def describe(self, job: Job) -> JobInfo:
+        """Return the state of a job, with the newest image of a running one."""
+        folder, image, finished = self.root / job.name, "", False
+        try:
+            record = read_record(folder, RUN_TASKS)
+            finished = job.state not in (WAITING, *LIVE) and record.has_result
+            if job.state in LIVE:
+                path = next((sheet[0] for sheet in contact_sheets(record)), None)
+                image = f"{path.relative_to(folder).as_posix()}?{path.stat().st_mtime_ns}" if path else ""
+        except (ConfigError, OSError):  # no files yet
+            finished = job.state == "finished" and folder.is_dir()
+        progress = None
+        if job.progress:
+            details = [part for part in job.progress["details"].split(", ") if part]
+            left = next((part.removesuffix(" left") for part in details if part.endswith(" left")), "")
+            progress = Progress(**{**job.progress, "left": left, "details": details})
+        return JobInfo(
+            number=job.number,
+            prompt=clean(job.prompt),
+            seed=job.seed,
+            run=job.name,
+            state=job.state,
+            progress=progress,
+            error=plain_words(job.error),
+            image=image,
+            finished=finished,
+        )
+
+    def folder(self, name: str) -> Path:
+        """Return the folder of a run. Raises HTTPException 404 for a path outside `root` or a folder without a run."""
+        try:
+            folder = (self.root / name).resolve()
+            inside = folder.is_relative_to(self.root.resolve()) and folder != self.root.resolve()
+            if inside and (folder / "config.yaml").is_file():
+                return folder
+        except (OSError, ValueError):
+            pass
+        raise HTTPException(404, "there is no such run")
+
+    def record(self, name: str) -> Record:
+        try:
+            return read_record(self.folder(name), RUN_TASKS)
+        except ConfigError:
+            raise HTTPException(404, "this run has no result") from None
+
+    def file(self, name: str, file: str) -> Path:
+        folder = self.folder(name)
+        try:
+            path = (folder / file).resolve()
+            if path.is_relative_to(folder) and path.is_file():
+                return path
+        except (OSError, ValueError):
+            pass
+        raise HTTPException(404, "there is no such file")
+
+    def store(self, name: str, data: bytes) -> Upload:
+        """Store an upload under a name that its content determines. Raises ConfigError for other kinds of files."""
+        suffix = Path(name).suffix.lower()
+        kind = next((kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes), None)
+        if kind is None or not data:
+            known = " ".join(suffix for suffixes in SUFFIXES.values() for suffix in suffixes)
+            raise ConfigError(f"is not an image or a mesh that can be read here. Use {known}", "file")
+        stem = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in Path(name).stem)[:60]
+        path = self.root / UPLOADS / f"{hashlib.sha256(data).hexdigest()[:8]}-{stem or 'file'}{suffix}"
+        path.parent.mkdir(exist_ok=True)
+        temporary = temporary_path(path)
+        temporary.write_bytes(data)
+        temporary.replace(path)
+        return Upload(name=path.name, kind=kind)
+
+    def upload(self, name: str, kind: str) -> Path:
+        path = self.root / UPLOADS / name
+        if path.suffix not in SUFFIXES[kind] or not path.is_file():
+            raise ConfigError("there is no such upload", kind, name)
+        return path
+
+    def delete(self, name: str) -> None:
+        folder = self.folder(name)
+        for job in self.queue.jobs():
+            if (self.root / job.name).resolve() == folder:
+                with conflicts():
+                    self.queue.remove(job)
+        shutil.rmtree(folder)
+        self.queue.over += 1
+
+
+def describe_run(record: Record, root: Path) -> RunInfo:
+    seed = record.option("seed")
+    return RunInfo(
+        name=record.folder.resolve().relative_to(root.resolve()).as_posix(),
+        prompt=clean(record.prompt),
+        seed=seed if type(seed) is int else None,
+        early=record.state != "finished",
+        ended=f"{record.ended:%Y-%m-%dT%H:%MZ}",
+        seconds=record.summary.seconds,
+        report=record.file(PAGE) is not None,
+        asset=record.asset,
+    )
+
+
+@contextmanager
+def conflicts() -> Iterator[None]:
+    """Return a context in which a ConfigError becomes status 409."""
+    try:
+        yield
+    except ConfigError as error:
+        raise HTTPException(409, error.problem) from None
