@@ -7,7 +7,7 @@ from .scene import Bench, step_case
 from .table import Table
 
 TWINS = ["field.encoding.backend=torch", "march.backend=torch"]
-NO_SKIPPING = ["march.sampler=stratified", "occupancy=null"]
+NO_SKIPPING = ["occupancy=null"]
 BASELINE, DEFAULT = "torch twins, no skipping", "numba, skipping (default)"
 VARIANTS = {
     BASELINE: TWINS + NO_SKIPPING,

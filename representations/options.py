@@ -44,13 +44,6 @@ class HashGridConfig(Config):
         return self
 
 
-class FrequencyConfig(Config):
-    """Frequency encoding: sin(2^k x) and cos(2^k x) without the factor pi (Tancik et al. 2020, "Fourier Features")."""
-
-    name: Literal["frequency"] = "frequency"
-    n_octaves: int = Field(4, ge=1, le=16, description="number of frequencies 1, 2, 4, ..., 2**(n_octaves-1)")
-
-
 class FieldConfig(Config):
     """Base class of the representations' configs. Subclasses add the `radius` of the object's cube.
 
@@ -105,10 +98,6 @@ class NGPConfig(EncodedFieldConfig):
     )
     density_blob_scale: float = Field(10.0, ge=0, le=1000, description="blob height before the activation")
     density_blob_std: float = Field(0.5, gt=0, le=100, description="size of the blob, world units")
-    normal: Literal["analytic", "central", "forward"] = Field(
-        "analytic", description="normals from the density gradient, or from central (6) or forward (3) differences"
-    )
-    normal_eps: float = Field(0.01, gt=0, le=1, description="finite difference step, world units")
 
 
 class SDFConfig(EncodedFieldConfig):
@@ -195,10 +184,7 @@ class NeuralBackgroundConfig(Config):
 class MarchConfig(Config):
     """Sample positions along rays, and the samples that are skipped before shading."""
 
-    sampler: Literal["occupancy", "stratified"] = Field(
-        "occupancy", description="occupancy: fixed step, empty cells skipped; stratified: equal parts of each ray"
-    )
-    samples: int = Field(512, ge=1, le=8192, description="samples on the longest chord, or (stratified) on every ray")
+    samples: int = Field(512, ge=1, le=8192, description="samples on the longest chord of the bound")
     shown: int | None = Field(
         None, ge=1, le=8192, description="samples per ray in evaluation renders, against banding; null: same as samples"
     )

@@ -53,10 +53,8 @@ def exp_linear(x: Tensor) -> Tensor:
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"softplus": F.softplus, "exp": exp_linear, "relu": F.relu}
 
 
-def finite_difference_normal(
-    density: Callable[[Tensor], Tensor], x: Tensor, eps: float, radius: float, central: bool = True
-) -> Tensor:
-    """Return outward unit normals (N, 3): the negative density gradient by finite differences, normalised.
+def finite_difference_normal(density: Callable[[Tensor], Tensor], x: Tensor, eps: float, radius: float) -> Tensor:
+    """Return outward unit normals (N, 3): the negative density gradient by central differences, normalised.
 
     Normals are shorter than 1 where the gradient is shorter than 1e-12, and 0 where it is 0.
 
@@ -65,14 +63,11 @@ def finite_difference_normal(
         x: (N, 3) points in world units.
         eps: difference step in world units.
         radius: neighbours of x are clamped to the cube [-radius, radius]^3.
-        central: True for central differences (threestudio's `finite_difference_laplacian`), False for forward ones.
     """
     steps = eps * torch.eye(3, device=x.device, dtype=x.dtype)
-    steps = torch.cat([steps, -steps]) if central else steps
-    neighbours = (x[:, None, :] + steps).clamp(-radius, radius)
+    neighbours = (x[:, None, :] + torch.cat([steps, -steps])).clamp(-radius, radius)
     values = density(neighbours.reshape(-1, 3)).view(len(x), -1)
-    difference = values[:, :3] - (values[:, 3:] if central else density(x)[:, None])
-    return -F.normalize(difference / (2 * eps if central else eps), dim=-1)
+    return -F.normalize((values[:, :3] - values[:, 3:]) / (2 * eps), dim=-1)
 
 
 class EncodedField(Representation):
@@ -116,9 +111,8 @@ class NGP(EncodedField):
 
     The density is density_scale * activation(mlp(encoding(x)) + blob(x) + density_bias). A material maps the features
     to colours. With the option `shared_mlp`, output 0 of `density_mlp` gives the density, the other outputs are the
-    features, and `feature_mlp` is None. All normals have gradients with respect to the parameters. With the option
-    `normal=analytic`, `with_normal` passes no gradients back to x. The CPU generator `generator` initialises the
-    parameters.
+    features, and `feature_mlp` is None. Normals have gradients with respect to the parameters, not to x. The CPU
+    generator `generator` initialises the parameters.
     """
 
     options: NGPConfig
@@ -140,13 +134,7 @@ class NGP(EncodedField):
         return self._sigma(self.density_mlp(self._encode(x), n_out=1)[:, 0], x)
 
     def with_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        o = self.options
-        if o.normal == "analytic":
-            return self._with_analytic_normal(x.detach())
-        return *self(x), finite_difference_normal(self.density, x, o.normal_eps, o.radius, o.normal == "central")
-
-    def _with_analytic_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        training = torch.is_grad_enabled()
+        x, training = x.detach(), torch.is_grad_enabled()
         unit = self._unit(x)
         encoded = self.encoding(unit)
         with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""Position encodings of fields: hash grid and frequencies."""
+"""Hash grid, the position encoding of fields, and the gradients of its kernels."""
 
 from collections.abc import Iterator
 from types import ModuleType
@@ -10,7 +10,7 @@ from torch.autograd import Function
 from torch.autograd.function import FunctionCtx, once_differentiable
 
 from threedgen.representations.backends import load, requires_deterministic
-from threedgen.representations.options import FrequencyConfig, HashGridConfig
+from threedgen.representations.options import HashGridConfig
 
 from . import torch_twin
 from .torch_twin import Levels, grid_levels
@@ -77,20 +77,6 @@ class HashGrid(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return features (N, L*F) of points x (N, 3) in [0, 1]^3."""
         return encode(x.to(self.table.dtype), self.table, self.levels, self.backend())
-
-
-class Frequency(nn.Module):
-    """Frequency encoding: sin(2^k x) and cos(2^k x) of the three coordinates for k = 0 to n_octaves - 1."""
-
-    def __init__(self, options: FrequencyConfig | None = None, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.options = options or FrequencyConfig()
-        self.output_dim = 6 * self.options.n_octaves
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return features (N, 6 n_octaves) of points x (N, 3) in [0, 1]^3, ordered by k; sines before cosines."""
-        waves = [wave(x * 2.0**octave) for octave in range(self.options.n_octaves) for wave in (torch.sin, torch.cos)]
-        return torch.cat(waves, dim=-1)
 
 
 # --- autograd of the kernels (numba_kernels.py explains the algebra)

@@ -122,10 +122,7 @@ def step_size(options: MarchConfig) -> float:
 def march(
     origins: Tensor, directions: Tensor, options: MarchConfig, grid: Tensor | None = None, jitter: Tensor | None = None
 ) -> Samples:
-    """Place samples on R rays.
-
-    With `sampler: occupancy` samples have the length `step_size`, and none are in empty cells. `sampler: stratified`
-    ignores the grid and divides the part of each ray inside the bounding volume into `samples` equal intervals.
+    """Place samples of the length `step_size` in the occupied cells on R rays.
 
     Args:
         origins, directions: (R, 3) float32 each; directions have unit length.
@@ -133,7 +130,6 @@ def march(
         jitter: (R,) in [0, 1), shift of each ray's samples in steps. None: no shift.
     """
     rays = origins.detach().contiguous(), directions.detach().contiguous()
-    grid = None if options.sampler == "stratified" else grid
     return backend(origins, options.backend).place(*rays, spans_of(*rays, options, jitter), options, grid)
 
 
@@ -154,10 +150,7 @@ def spans_of(origins: Tensor, directions: Tensor, options: MarchConfig, jitter: 
         sides = (-options.radius - origins) / safe, (options.radius - origins) / safe
         enter, leave = torch.minimum(*sides).amax(-1), torch.maximum(*sides).amin(-1)
     enter = enter.clamp(min=options.near)
-    if options.sampler == "stratified":
-        steps = (leave - enter).clamp(min=0) / options.samples
-    else:
-        steps = torch.full_like(enter, step_size(options))
+    steps = torch.full_like(enter, step_size(options))
     return torch.stack([enter if jitter is None else enter + jitter * steps, leave, steps], dim=1)
 
 
@@ -166,11 +159,10 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1] + a[:, 2] * b[:, 2]
 
 
-def max_samples_per_ray(spans: Tensor, options: MarchConfig) -> Tensor:
+def max_samples_per_ray(spans: Tensor) -> Tensor:
     """Return an upper bound (R,) int64 of the number of samples on each ray. `spans` (R, 3) is from `spans_of`."""
     first, leave, steps = spans.unbind(1)
-    count = (((leave - first) / steps).long() + 1) * (leave > first)
-    return count.clamp(max=options.samples) if options.sampler == "stratified" else count
+    return (((leave - first) / steps).long() + 1) * (leave > first)
 
 
 class Composite(NamedTuple):

@@ -19,7 +19,7 @@ if _backend._C is None:
 
 
 def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConfig, grid: Tensor | None) -> Samples:
-    if options.sampler == "stratified" or len(origins) == 0:
+    if len(origins) == 0:
         return torch_twin.place(origins, directions, spans, options, grid)
     first, leave = spans[:, 0].contiguous(), spans[:, 1].contiguous()
     radius, step = options.radius, step_size(options)

@@ -30,7 +30,7 @@ def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConf
     inputs: Any = (*rays, cells, size, scale, F(options.radius))
     first, last = np.empty(len(origins), np.int32), np.empty(len(origins), np.int32)
     count = np.empty(len(origins), np.int64)
-    limit = max_samples_per_ray(spans, options).int()
+    limit = max_samples_per_ray(spans).int()
     _count(*inputs, _array(limit), first, last, count)  # type: ignore[call-arg]
     start = np.cumsum(count) - count
     n = int(count.sum())

@@ -10,7 +10,7 @@ from . import Composite, Samples, max_samples_per_ray, pack
 
 
 def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConfig, grid: Tensor | None) -> Samples:
-    limit = int(max_samples_per_ray(spans, options).max()) if len(spans) else 0
+    limit = int(max_samples_per_ray(spans).max()) if len(spans) else 0
     k = torch.arange(limit + 1, dtype=torch.float32, device=origins.device)
     edges = spans[:, :1] + k * spans[:, 2:]
     t_start, t_end = edges[:, :-1], edges[:, 1:]

@@ -166,7 +166,7 @@ def _visible(sigma, t_start, t_end, start, count, alpha_threshold, early_stop, k
 
 
 def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConfig, grid: Tensor | None) -> Samples:
-    size, radius, limit = 0 if grid is None else len(grid), options.radius, max_samples_per_ray(spans, options).int()
+    size, radius, limit = 0 if grid is None else len(grid), options.radius, max_samples_per_ray(spans).int()
     cells = spans if grid is None else grid.contiguous().view(torch.uint8)
     inputs = origins, directions, spans, cells, limit, size / (2 * radius), float(radius)
     count = torch.empty(len(spans), dtype=torch.long, device=spans.device)

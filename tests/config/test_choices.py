@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.errors import refused
-from threedgen.config import dump, load
+from threedgen.config import dump, load, registry
 
 FAMILY = """\
 task: generate
@@ -60,12 +60,14 @@ def test_choices_of_a_later_file_win(family: Path) -> None:
     assert (made.field.width, made.field.sphere) == (9, 0.3)
 
 
-def test_options_of_another_name_are_dropped(family: Path) -> None:
+def test_options_of_another_name_are_dropped(family: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = load(child(family, "field: {radius: 2, width: 40}\n"), ["field.name=sdf"])
     assert (made.field.radius, made.field.width) == (1, 24)
     family.write_text("task: generate\nfield: {density_bias: 2, encoding: {n_levels: 3}}\n")
     assert load(family).field.density_bias == 2
     assert load(family, ["field.name=sdf"]).field.encoding.n_levels == 16, "also without a name in the file"
+    plugin = registry.Entry("tests.support.frequency:Frequency", "tests.support.frequency:FrequencyConfig")
+    monkeypatch.setitem(registry.TABLE["encoding"], "frequency", plugin)
     assert load(family, ["field.encoding.name=frequency"]).field.density_bias == 2
     with refused(None, "field.density_scale: "):
         load(family, ["field.name=sdf", "field.density_scale=3"])

@@ -11,9 +11,9 @@ from tests.support.errors import refused
 from tests.support.interpreted import BACKENDS, KERNELS
 from tests.support.parity_files import close, recorded, tensors
 from threedgen.representations.hashgrid import numba_kernels, torch_twin
-from threedgen.representations.hashgrid.encoding import Frequency, HashGrid, encode, position_gradient
+from threedgen.representations.hashgrid.encoding import HashGrid, encode, position_gradient
 from threedgen.representations.hashgrid.torch_twin import grid_levels
-from threedgen.representations.options import FrequencyConfig, HashGridConfig
+from threedgen.representations.options import HashGridConfig
 
 SMALL = HashGridConfig(n_levels=6, log2_hashmap_size=9, base_resolution=4, per_level_scale=1.6)  # dense and hashed
 SIZES = ("n_levels", "log2_hashmap_size", "base_resolution", "per_level_scale")
@@ -207,13 +207,3 @@ def test_backend_falls_back_to_torch_or_refuses() -> None:
 def test_config_refuses_grids_finer_than_float32() -> None:
     with refused(None, "per_level_scale", 16, 2.09, kind=ValueError):
         HashGridConfig(per_level_scale=4.0)
-
-
-def test_frequency_encoding_values_and_gradient() -> None:
-    encoding = Frequency(FrequencyConfig(n_octaves=2))
-    x = torch.tensor([[0.1, 0.2, 0.3]])
-    expected = torch.cat([torch.sin(x), torch.cos(x), torch.sin(2 * x), torch.cos(2 * x)], dim=-1)
-    assert encoding.output_dim == 12
-    torch.testing.assert_close(encoding(x), expected)
-    gradient = position_gradient(encoding, x, torch.eye(12)[:1])
-    torch.testing.assert_close(gradient, torch.tensor([[float(torch.cos(x[0, 0])), 0.0, 0.0]]))

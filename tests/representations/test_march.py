@@ -48,17 +48,16 @@ def packed(counts: list[int], seed: int, channels: int = 3):
 
 
 @pytest.mark.parametrize("kernels", OTHERS)
-@pytest.mark.parametrize("sampler", ["occupancy", "stratified"])
 @pytest.mark.parametrize("bound", ["box", "sphere"])
 @pytest.mark.parametrize(("radius", "jittered", "size"), [(1.0, True, 32), (2.0, False, 7), (0.7, True, 0)])
-def test_march_is_equal_in_all_backends(sampler, bound, radius, jittered, size, kernels):
+def test_march_is_equal_in_all_backends(bound, radius, jittered, size, kernels):
     n = RAYS.get(kernels, 300)
     origins, directions = rays(n, seed=size)
     jitter = torch.rand(n, generator=torch.Generator().manual_seed(1)) if jittered else None
     grid = random_grid(size, 3) if size else None
     results = []
     for name in (kernels, "torch"):
-        options = MarchConfig(sampler=sampler, bound=bound, radius=radius, samples=60, backend=name)
+        options = MarchConfig(bound=bound, radius=radius, samples=60, backend=name)
         results.append(march(origins, directions, options, grid, jitter))
     for name in ("ray_index", "t_start", "t_end", "start", "count"):
         assert torch.equal(getattr(results[0], name), getattr(results[1], name)), name
@@ -123,13 +122,6 @@ def test_samples_are_sorted_packed_and_one_step_long():
     )
     same = samples.ray_index.diff() == 0
     assert (samples.t_start.diff()[same] > 0).all()
-
-
-def test_stratified_samples_fill_the_chord():
-    options = MarchConfig(sampler="stratified", samples=10)
-    samples = march(torch.tensor([[3.0, 0.2, 0.1]]), torch.tensor([[-1.0, 0.0, 0.0]]), options)
-    torch.testing.assert_close(samples.t_start, 2 + 0.2 * torch.arange(10.0))
-    torch.testing.assert_close(samples.t_end[:-1], samples.t_start[1:])
 
 
 @pytest.mark.parametrize("name", ALL)

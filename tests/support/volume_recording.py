@@ -5,16 +5,28 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
+from tests.support.frequency import Frequency
 from tests.support.parity_files import tensors
 from threedgen.representations import losses
 from threedgen.representations.field.ngp import NGP
+from threedgen.representations.march import pack
 from threedgen.representations.options import MarchConfig, NGPConfig
 from threedgen.representations.shading import DiffuseMaterial, Material, Shading
 from threedgen.representations.volume.render import Render, render
 
-NORMALS = {"finite_difference_laplacian": "central", "finite_difference": "forward"}
+
+class OneSided(NGP):
+    """With the reference's normals from forward differences, which point into the object."""
+
+    def with_normal(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sigma, features = self(x)
+        neighbours = (x[:, None] + 0.01 * torch.eye(3)).clamp(-self.options.radius, self.options.radius)
+        return sigma, features, normalize(self.density(neighbours.view(-1, 3)).view(-1, 3) - sigma[:, None], dim=-1)
 
 
 class Recorded:
@@ -22,6 +34,7 @@ class Recorded:
         with np.load(path) as file:
             self.meta = dict(re.findall(r"(\w+)=(\{.*\}|\S+)", str(file["meta"])))
         self.data = tensors(path)
+        self.one_sided = self.meta["normal"] == "finite_difference"
 
     def __getitem__(self, key: str) -> Tensor:
         return self.data[key]
@@ -33,31 +46,32 @@ class Recorded:
         return (value if value.ndim == 4 else value[:, None, None].expand(views, height, width, 3)).reshape(-1, 3)
 
     def field(self) -> NGP:
-        """With the recorded weights. The reference's one-sided difference points into the object: so do its normals."""
+        """Return the field with the recorded weights."""
         blob, bias = (
             (self.meta["bias"], 0.0) if self.meta["bias"].startswith("blob") else ("none", float(self.meta["bias"]))
         )
+        octaves = ast.literal_eval(self.meta["enc"])["n_frequencies"]
         options = NGPConfig(
             radius=self["radius"].item(),
-            encoding={"name": "frequency", "n_octaves": ast.literal_eval(self.meta["enc"])["n_frequencies"]},
+            encoding={"n_levels": 3 * octaves, "log2_hashmap_size": 4},  # as many features
             width=len(self["w.density_network.layers.0.weight"]),
             hidden_layers=sum(key.startswith("w.density_network") for key in self.data) - 1,
-            normal=NORMALS.get(self.meta["normal"], "analytic"),
             density_activation=self.meta["act"],
             density_blob=blob,
             density_bias=bias,
             density_blob_scale=float(self.meta["scale"]),
             density_blob_std=float(self.meta["std"]),
         )
-        field = NGP(options)
+        field = (OneSided if self.one_sided else NGP)(options)
+        field.encoding = Frequency(octaves)
         names = {name: self["w." + name.replace("_mlp", "_network")] for name, _ in field.named_parameters()}
         field.load_state_dict(names)
-        if options.normal == "forward":
-            outward = field.with_normal
-            field.with_normal = lambda x: (*outward(x)[:2], -outward(x)[2])
         return field
 
-    def render(self, field: NGP) -> Render:
+    def render(self, field: NGP, monkeypatch: pytest.MonkeyPatch) -> Render:
+        """Render the field at the recorded samples."""
+        samples = pack(self["ray_indices"], self["t_starts"], self["t_ends"], self["rays_o"].numel() // 3)
+        monkeypatch.setattr("threedgen.representations.volume.render.march", lambda *_: samples)
         shading = Shading()
         if self.meta["shading"] in ("textureless", "diffuse"):
             ambient = self["ambient_ratio"].item()
@@ -67,7 +81,7 @@ class Recorded:
             lambda directions, **_: self.per_ray("bg_color"),
             Material() if self.meta["material"] == "none" else DiffuseMaterial(),
             None,
-            MarchConfig(sampler="stratified", samples=self["n_samples"].item(), radius=self["radius"].item()),
+            MarchConfig(radius=self["radius"].item()),
             self.per_ray("rays_o"),
             self.per_ray("rays_d"),
             light=self.per_ray("light_positions"),

@@ -121,7 +121,6 @@ representation  ngp    representations.field.ngp:NGP     representations.options
 representation  sdf    representations.field.sdf:SDF     representations.options:SDFConfig
 representation  dmtet  representations.mesh.dmtet:DMTet  representations.options:DMTetConfig
 encoding  hashgrid   representations.hashgrid.encoding:HashGrid   representations.options:HashGridConfig
-encoding  frequency  representations.hashgrid.encoding:Frequency  representations.options:FrequencyConfig
 material  none     representations.shading:Material         representations.options:NoMaterialConfig
 material  diffuse  representations.shading:DiffuseMaterial  representations.options:DiffuseMaterialConfig
 background  solid   representations.field.background:SolidBackground   representations.options:SolidBackgroundConfig

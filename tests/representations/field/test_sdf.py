@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from tests.support.errors import refused
+from threedgen.config import registry
 from threedgen.export.shape.from_field import FieldView, field_surface
 from threedgen.representations import losses
 from threedgen.representations.field.background import SolidBackground
@@ -162,6 +163,10 @@ def test_levels_schedule_activates_levels_in_order(kind: str) -> None:
         (SDFConfig, {"sphere": 3.0}, ("sphere", 3, "radius", 1)),
     ],
 )
-def test_config_refuses_inconsistent_options(model: Any, options: dict[str, Any], values: tuple[Any, ...]) -> None:
+def test_config_refuses_inconsistent_options(
+    model: Any, options: dict[str, Any], values: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = registry.Entry("tests.support.frequency:Frequency", "tests.support.frequency:FrequencyConfig")
+    monkeypatch.setitem(registry.TABLE["encoding"], "frequency", plugin)
     with refused(None, *values, kind=ValidationError):
         model(**options)
