@@ -176,8 +176,6 @@ class NeuralBackgroundConfig(Config):
     """Neural environment map: a small MLP from ray direction to colour."""
 
     name: Literal["neural"] = "neural"
-    width: int = Field(16, ge=1, le=1024, description="units per hidden layer")
-    hidden_layers: int = Field(2, ge=1, le=8, description="hidden layers of the MLP")
     random_probability: float = Field(0.5, ge=0, le=1, description="probability of one random colour per batch")
 
 
@@ -211,7 +209,6 @@ class OccupancyConfig(Config):
     resolution: int = Field(32, ge=2, le=512, description="cells per axis")
     interval: int = Field(16, ge=1, description="training steps between updates")
     warmup: int = Field(256, ge=0, description="initial steps whose updates evaluate all cells")
-    fraction: float = Field(0.25, gt=0, le=1, description="fraction of cells per update after the warm-up")
     decay: float = Field(0.95, ge=0, lt=1, description="factor per update: cell = max(decay * old value, new value)")
     threshold: float = Field(0.01, ge=0, lt=1, description="minimum density * step of occupied cells, or their mean")
 

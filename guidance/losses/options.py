@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from threedgen.config import Config, Scheduled, at
+from threedgen.config import Config, Scheduled
 
-Words = Annotated[str, Field(max_length=200)]
 Angle = Annotated[float, Field(ge=0, le=180)]
 
 
@@ -19,10 +18,6 @@ class ViewPromptsConfig(Config):
     perp_neg: bool = Field(
         False, description="interpolate between the sides by angle, with the neighbouring sides as negatives"
     )
-    side: Words = Field(", side view", description="words for side views")
-    front: Words = Field(", front view", description="words for front views")
-    back: Words = Field(", back view", description="words for back views")
-    overhead: Words = Field(", overhead view", description="words for overhead views")
     front_within: Angle = Field(45.0, description="front views: degrees to either side of azimuth 0")
     back_within: Angle = Field(45.0, description="back views: degrees to either side of azimuth 180")
     overhead_above: float = Field(60.0, ge=-90, le=90, description="overhead views: degrees of elevation, at least")
@@ -51,20 +46,6 @@ class DistillationConfig(Config):
         "batch", description="one timestep for all images (MVDream), or one for each group of views"
     )
 
-    @model_validator(mode="after")
-    def _check_order(self) -> DistillationConfig:
-        schedules = (self.min_step_percent, self.max_step_percent)
-        keys = [key for schedule in schedules if isinstance(schedule, dict) for key in schedule] or [0]
-        if len({isinstance(key, str) for key in keys}) > 1:
-            return self  # steps against percents: only the length of the run could tell
-        for key in keys:
-            step = round(1000 * float(key[:-1])) if isinstance(key, str) else key
-            low, high = (at(schedule, step, max_steps=100_000) for schedule in schedules)
-            if low > high:
-                where = f"{low:g} > {high:g} at {key}"
-                raise ValueError(f"min_step_percent should not exceed max_step_percent ({where})")
-        return self
-
 
 class VSDConfig(DistillationConfig):
     """Variational score distillation (ProlificDreamer, arXiv 2305.16213)."""
@@ -78,8 +59,6 @@ class VSDConfig(DistillationConfig):
         {"0%": 0.98, "20%": 0.98, "20.01%": 0.5}, ge=0, le=1, description="highest timestep, as a share of all"
     )
     rank: int = Field(4, ge=1, le=256, description="rank of the LoRA")
-    lora_guidance_scale: float = Field(1.0, ge=0, description="guidance scale of the LoRA towards the pose; 1: off")
-    pose_dropout: float = Field(0.1, ge=0, le=1, description="probability of training the LoRA without the pose")
 
 
 class SDSConfig(DistillationConfig):

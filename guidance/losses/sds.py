@@ -177,7 +177,7 @@ class Distillation(nn.Module):
         noise is like `latents` (B, C, h, w).
         """
         T, percents = self.schedule.T, (self.value("min_step_percent", step), self.value("max_step_percent", step))
-        low, high = (min(int(T * percent), T - 1) for percent in percents)
+        low, high = sorted(min(int(T * percent), T - 1) for percent in percents)
         groups = len(latents) // n_view if self.options.timestep_per == "group" else 1
         t = torch.randint(low, high + 1, (groups,), generator=generator, device=generator.device)
         t = (t.repeat_interleave(n_view) if groups > 1 else t).to(latents.device)

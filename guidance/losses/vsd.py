@@ -10,12 +10,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from threedgen.guidance.guidance import Condition, Denoiser, combine, per_image
+from threedgen.guidance.guidance import Condition, Denoiser, per_image
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import fresh_noise
 
 from .lora import PosedLoRA
 from .sds import Distillation, Logs, NoisyLatents, RenderedViews
+
+POSE_DROPOUT = 0.1
+"""Probability of training the LoRA without poses."""
 
 
 class VSD(Distillation):
@@ -44,25 +47,22 @@ class VSD(Distillation):
         return loss + lora_loss, logs | {"loss_lora": lora_loss.detach()}
 
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:
-        x, t, scale = latents.x, latents.t, self.options.lora_guidance_scale
+        x, t = latents.x, latents.t
         eps_lora = self.schedule.eps_from_output(x, self.lora_output(x, t, condition), t)
-        if scale != 1:
-            output = self.lora_output(x, t, replace(condition, c2w=None))
-            eps_lora = combine(eps_lora, self.schedule.eps_from_output(x, output, t), scale)
         _, sigma = self.schedule.alpha_sigma(t, latents.z)
         return sigma**2 * (latents.eps - eps_lora)
 
     def lora_loss(self, z: Tensor, condition: Condition, generator: torch.Generator) -> Tensor:
         """Return the training loss of the LoRA, a scalar: its mean squared error for noisy latents `z` (B, C, h, w).
 
-        Each scene gets one uniform t in 0..T-1. With probability `pose_dropout`, zeros replace the poses of all images.
+        Each scene gets one uniform t in 0..T-1. With probability POSE_DROPOUT, zeros replace the poses of all images.
         """
         count = len(z) // condition.n_view
         t = torch.randint(self.schedule.T, (count,), generator=generator, device=generator.device)
         t = t.repeat_interleave(condition.n_view).to(z.device)
         noise = fresh_noise(z, generator)
         coin = torch.rand((), generator=generator, device=generator.device)
-        condition = replace(condition, c2w=None) if float(coin) < self.options.pose_dropout else condition
+        condition = replace(condition, c2w=None) if float(coin) < POSE_DROPOUT else condition
         output = self.lora_output(self.schedule.add_noise(z, noise, t), t, condition)
         return F.mse_loss(output, self.schedule.target(z, noise, t))
 

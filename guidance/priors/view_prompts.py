@@ -26,8 +26,7 @@ FRONT_OF_BACK = (1.0, 0.5, 0.967)
 
 def prompts(prompt: str, negative: str, options: ViewPromptsConfig) -> list[str]:
     """Return the texts to encode: prompt, negative prompt and, if enabled, the prompt for each of `DIRECTIONS`."""
-    words = [getattr(options, direction) for direction in DIRECTIONS] if options.enabled else []
-    return [prompt, negative, *(prompt + word for word in words)]
+    return [prompt, negative, *(f"{prompt}, {direction} view" for direction in DIRECTIONS if options.enabled)]
 
 
 def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:

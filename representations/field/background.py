@@ -58,8 +58,8 @@ class NeuralBackground(nn.Module):
 
     def __init__(self, options: NeuralBackgroundConfig | None = None, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.options = o = options or NeuralBackgroundConfig()
-        self.mlp = MLP(9, 3, o.width, o.hidden_layers, generator)
+        self.options = options or NeuralBackgroundConfig()
+        self.mlp = MLP(9, 3, width=16, hidden_layers=2, generator=generator)
 
     def forward(self, directions: Tensor, generator: torch.Generator | None = None, training: bool = False) -> Tensor:
         """Return colours (..., 3) in [0, 1] of unit directions (..., 3). `generator` is on the CPU."""

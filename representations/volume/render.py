@@ -170,7 +170,7 @@ class OccupancyGrid(nn.Module):
     def update(self, density: Callable[[Tensor], Tensor], step: int, generator: torch.Generator) -> None:
         """Update cells with the density at one random point each. Call it at every step; it acts once per interval.
 
-        During the warm-up it updates all cells, later a fixed number of random cells and at most as many occupied ones.
+        During the warm-up it updates all cells, later a random quarter of them and at most as many occupied ones.
 
         Args:
             density: maps points (M, 3) in world units to densities (M,).
@@ -183,7 +183,7 @@ class OccupancyGrid(nn.Module):
         if step < self.options.warmup:
             cells = torch.arange(total, device=device)
         else:
-            count = max(1, int(total * self.options.fraction))
+            count = total // 4
             uniform = torch.randint(total, (count,), generator=generator).to(device)
             occupied = self.binary.view(-1).nonzero()[:, 0]
             if len(occupied) > count:

@@ -27,7 +27,7 @@ TINY = {
         "encoding": {"n_levels": 3, "log2_hashmap_size": 8, "base_resolution": 4},
         "width": 8, "density_blob_scale": 20.0,
     },
-    "background": {"name": "neural", "width": 4},
+    "background": {"name": "neural"},
     "march": {"samples": 12, "chunk": 400},  # two to five chunks in a step
     "occupancy": {"resolution": 8, "interval": 4, "warmup": 8},
     "size": {"0%": 8, "50%": 12}, "scenes_per_step": {"0%": 1, "75%": 2}, "camera": {"n_view": 2},

@@ -29,7 +29,6 @@ class StudioConfig(TaskConfig):
         pattern=rf"^[A-Za-z0-9_-]{{{MIN_TOKEN},200}}$",
         description=f"secret of page and API, {MIN_TOKEN} or more letters and digits; null: {TOKEN_VARIABLE} or random",
     )
-    open_browser: bool = Field(False, description="open the page in the default browser")
 
     def run_config(self, prompt: str, **values: object) -> Any:
         """Return the config of the run for a prompt. `values` override keys that it has. Raises ConfigError."""

@@ -5,7 +5,6 @@ import secrets
 import socket
 import threading
 import time
-import webbrowser
 from pathlib import Path
 
 import uvicorn
@@ -38,8 +37,6 @@ def run(config: StudioConfig, resume: Path | None = None, quiet: bool = False) -
         with Server(config, root, queue) as server:
             note = "" if quiet else f" (stop with Ctrl-C; runs are in {config.out})"
             say(f"studio: {server.url}{note}")
-            if config.open_browser:
-                webbrowser.open(server.url)
             while not (interrupts.stop or interrupts.terminated):
                 time.sleep(POLL_SECONDS)
             if any(job.state in LIVE for job in queue.jobs()):

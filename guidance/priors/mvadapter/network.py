@@ -242,26 +242,9 @@ def make_fine_guider(unet: UNet2DConditionModel, pixels: int) -> nn.Module:
 
 
 def guider_stride(unet: UNet2DConditionModel) -> int:
-    """Return the side, in latent pixels, of one feature of a guider's first level. ValueError if no guider fits."""
-    strides = _strides(unet)
-    if strides == [2**level for level in range(len(strides))]:
-        return 1
-    if strides == [2, 2, 4]:  # SDXL: the first two blocks end at 1/2, the third at 1/4 of the side
-        return 2
-    raise ValueError(
-        f"no guider fits this UNet: its blocks have 1/{', 1/'.join(map(str, strides))} of the side of the latents, "
-        "which is neither as in Stable Diffusion nor as in SDXL"
-    )
+    """Return the side, in latent pixels, of one feature of a guider's first level.
 
-
-def _strides(unet: Any) -> list[int]:
-    """Return, for each down block, the side in latent pixels of one feature to which diffusers adds that of the guider.
-
-    This is after the attention of the block, or at the end of a block without attention.
+    diffusers adds the features after the attention of a block. The first block of SDXL has none: they are added at its
+    end, after the downsampling.
     """
-    strides, stride = [], 1
-    for block in unet.down_blocks:
-        after = stride * (2 if block.downsamplers else 1)
-        strides.append(stride if getattr(block, "has_cross_attention", False) else after)
-        stride = after
-    return strides
+    return 1 if hasattr(unet.down_blocks[0], "attentions") else 2

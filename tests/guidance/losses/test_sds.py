@@ -250,9 +250,6 @@ def test_bfloat16_latents_get_float32_loss():
 @pytest.mark.parametrize(
     "options, values",
     [
-        ({"min_step_percent": 0.6, "max_step_percent": 0.5}, ["max_step_percent", 0.6, 0.5]),
-        ({"min_step_percent": {0: 0.1, 100: 0.7}, "max_step_percent": {0: 0.9, 200: 0.3}}, ["100"]),
-        ({"min_step_percent": {"0%": 0.98, "50%": 0.02}, "max_step_percent": 0.9}, ["0%"]),
         ({"max_step_percent": 1.5}, ["max_step_percent", 1.5]),
         ({"weighting": "sds"}, ["one_minus_alpha_bar"]),
         ({"guidance_scale": -1}, ["guidance_scale", -1]),

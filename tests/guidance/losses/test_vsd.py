@@ -110,7 +110,7 @@ def test_first_gradient_is_guidance_alone(prior: MVDream) -> None:
 
 
 def test_gradients_reach_latents_and_lora_separately_and_not_prior(prior: MVDream) -> None:
-    distil, (latents, condition) = vsd(prior, pose_dropout=0.0), inputs()
+    distil, (latents, condition) = vsd(prior), inputs()
     loss, _ = distil(latents, prior.denoise, replace(condition, c2w=script_poses(2)), 0, cpu(3))
     loss.backward()
     grads = {name: p.grad for name, p in distil.named_parameters()}
@@ -129,7 +129,7 @@ def test_gradients_reach_latents_and_lora_separately_and_not_prior(prior: MVDrea
 def test_lora_loss_falls_on_one_render(prior: MVDream, prediction: Any) -> None:
     """Fixed noise, with poses and joined views."""
     schedule = Schedule.scaled_linear(prediction=prediction)
-    distil = VSD(VSDConfig(pose_dropout=0.0), schedule, 100, prior, cpu(7))
+    distil = VSD(VSDConfig(), schedule, 100, prior, cpu(7))
     z, text = torch.ones(2, 4, 8, 8), torch.randn(1, 3, TEXT_WIDTH, generator=cpu(1))
     poses = script_poses(2)
     condition = Condition((text, text), camera_vector(poses), 2, c2w=poses)

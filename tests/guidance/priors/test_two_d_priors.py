@@ -128,7 +128,7 @@ def test_deepfloyd_bfloat16_weights_are_close() -> None:
 
 def test_vsd_trains_lora_of_pixel_prior() -> None:
     prior = pixels()
-    distil = VSD(VSDConfig(pose_dropout=0.0), prior.schedule, 100, prior, cpu())
+    distil = VSD(VSDConfig(), prior.schedule, 100, prior, cpu())
     x = torch.zeros(2, 3, 16, 16, requires_grad=True)
     text = prior.encode_prompt(["a dog", ""])
     condition = Condition((text[:1], text[1:]), c2w=script_poses(2))

@@ -40,8 +40,6 @@ SIDE, FRONT, BACK, OVERHEAD = embeddings()[2:]
 def test_prompts_append_view_words() -> None:
     assert prompts("a dog", "ugly", ViewPromptsConfig()) == ["a dog", "ugly"]
     assert prompts("a dog", "", WORDS)[2:] == [f"a dog, {side} view" for side in DIRECTIONS]
-    other = ViewPromptsConfig(enabled=True, back=" from behind")
-    assert prompts("a dog", "", other)[4] == "a dog from behind"
 
 
 def test_direction_follows_azimuth_and_elevation() -> None:
