@@ -1,4 +1,4 @@
-"""DDIM sampling of latents (Song et al. 2021, arXiv 2010.02502): from noise, img2img, inpainting, in several passes.
+"""DDIM sampling of latents (Song et al. 2021, arXiv 2010.02502): from noise, img2img, in several passes.
 
 Coarse-to-fine sampling is that of Imagen (arXiv 2205.11487), but one network samples at half the size and refines by
 img2img. Synchronised views follow SyncMVD (arXiv 2311.12891), but are made consistent only before each img2img round.
@@ -142,42 +142,6 @@ def sample_latents(
         T = max(steps, round(init.strength * schedule.T))
         x = schedule.add_noise(init.latents, noise, ddim_timesteps(steps, T)[-1].to(noise.device))
     return ddim_sample(predict, x, schedule, ddim_timesteps(steps, T), eta, generator, on_step)
-
-
-@torch.no_grad()
-def inpaint_latents(
-    predict: Predict,
-    z: Tensor,
-    hole: Tensor,
-    schedule: Schedule,
-    steps: int = 50,
-    repeats: int = 1,
-    generator: torch.Generator | None = None,
-) -> Tensor:
-    """Inpaint latents with a model that was not trained for it, and return clean latents (B, C, h, w).
-
-    Before each step, noisy known latents replace the sample outside the hole (RePaint, Lugmayr et al. 2022, arXiv
-    2201.09865, algorithm 1; in latents as Avrahami et al. 2023, arXiv 2206.02779).
-
-    Args:
-        z: known clean latents (B, C, h, w).
-        hole: (B, 1, h, w), 1 where latents are sampled, 0 where `z` is kept.
-        steps: number of DDIM steps.
-        repeats: how often each step is taken; noise is added again before a repetition (RePaint's resampling).
-    """
-    timesteps = ddim_timesteps(steps, schedule.T)
-    alphas, alphas_prev = ddim_alphas(schedule, timesteps)
-    x = fresh_noise(z, generator)
-    for i in reversed(range(len(timesteps))):
-        t = torch.full((len(z),), int(timesteps[i]), device=z.device)
-        back = (alphas[i] / alphas_prev[i]).float()
-        for repeat in range(repeats):
-            if repeat:
-                x = back.sqrt() * x + (1 - back).sqrt() * fresh_noise(x, generator)
-            known = schedule.add_noise(z, fresh_noise(z, generator), t)
-            x = hole * x + (1 - hole) * known
-            x, _ = ddim_step(x, predict(x, t).to(x.dtype), alphas[i], alphas_prev[i])
-    return hole * x + (1 - hole) * z
 
 
 def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.support.parity_files import close, parity_files, tensors
-from tests.support.tiny_prior import cpu
 from threedgen.guidance.guidance import Condition, Negatives, Reference, combine, guided, predict
 from threedgen.guidance.sampling import (
     InitLatents,
@@ -19,7 +18,6 @@ from threedgen.guidance.sampling import (
     ddim_step,
     ddim_timesteps,
     fresh_noise,
-    inpaint_latents,
     sample_latents,
 )
 from threedgen.guidance.schedule import Schedule
@@ -276,33 +274,3 @@ def test_predict_guides_by_text_and_reference_image() -> None:
     negatives = Negatives(torch.full((1, 4, 1, 1), 3.0), torch.zeros(1, 4))
     assert guided_by(2, 7, negatives=negatives, single_view_uncond=True) == (pytest.approx(found), 3)
     assert guided_by(2, 7, negatives=negatives) == (separate, 4)
-
-
-SCHEDULE = Schedule.scaled_linear()
-
-
-def flat_predictor(x: Tensor, t: Tensor) -> Tensor:
-    """The ideal denoiser of flat images: the noise is the difference from the mean level."""
-    alpha, sigma = SCHEDULE.alpha_sigma(t, x)
-    level = x.mean((2, 3), keepdim=True) / alpha
-    return (x - alpha * level.clamp(-3, 3)) / sigma
-
-
-@pytest.mark.parametrize("repeats", [1, 3])
-@pytest.mark.parametrize("level", [0.8, -0.8])
-def test_hole_gets_level_of_surroundings(repeats: int, level: float) -> None:
-    z, hole = torch.full((1, 1, 16, 16), level), torch.zeros(1, 1, 16, 16)
-    hole[..., 4:8, 6:12] = 1
-    found = inpaint_latents(flat_predictor, z, hole, SCHEDULE, 30, repeats, cpu())
-    assert torch.equal(found[hole == 0], z[hole == 0])
-    assert (found - level).abs().max() < 0.1
-
-
-def test_empty_hole_keeps_latents_and_full_hole_ignores_them() -> None:
-    def inpaint(z: Tensor, hole: float) -> Tensor:
-        mask = torch.full((2, 1, 4, 4), hole)
-        return inpaint_latents(flat_predictor, z, mask, SCHEDULE, 3, 1, cpu(1))
-
-    z = torch.randn(2, 1, 4, 4, generator=cpu())
-    assert torch.equal(inpaint(z, 0.0), z)
-    assert torch.equal(inpaint(z, 1.0), inpaint(2 * z, 1.0))

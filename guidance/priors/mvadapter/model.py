@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, max_pool2d
+from torch.nn.functional import interpolate
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import called
@@ -32,7 +32,6 @@ from threedgen.guidance.sampling import (
     Size,
     ViewSync,
     before_steps,
-    inpaint_latents,
     sample_images,
     sample_latents,
 )
@@ -209,13 +208,10 @@ class MVAdapter(LatentDiffusion):
         (B, 6, 1, 1), `n_view` views per object, `reference` features of R images, where R divides B.
         """
         base_t = t if self.base_timesteps is None else self.base_timesteps.to(t.device)[t]
-        return self._network(x, base_t, text, camera, n_view, reference)
-
-    def _network(self, x: Tensor, base_t: Tensor, text: Tensor, *args: object) -> Tensor:
         if self.adapted is None:
             return super().network(x, base_t, text)
         with self.autocast():
-            return self.adapted(x.float(), base_t, text, *args).float()
+            return self.adapted(x.float(), base_t, text, camera, n_view, reference).float()
 
     def denoise(
         self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1, **image: Features
@@ -296,36 +292,3 @@ class MVAdapter(LatentDiffusion):
             return None
         coarse = self.coarse_latents(self.encode_prompt([prompt] * len(c2w)), c2w)
         return None if coarse is None else InitLatents(coarse, COARSE_STRENGTH)
-
-    @torch.no_grad()
-    def inpaint(
-        self,
-        prompt: str,
-        image: Tensor,
-        hole: Tensor,
-        steps: int = 50,
-        guidance_scale: float = 7.0,
-        negative_prompt: str = NEGATIVE,
-        repeats: int = 1,
-        generator: torch.Generator | None = None,
-        on_step: Callable[[], None] = lambda: None,
-    ) -> Tensor:
-        """Inpaint an image with the 2D model, without the adapter, and return (H, W, 3) in [0, 1] on the CPU.
-
-        Args:
-            image: (H, W, 3) in [0, 1], with sides divisible by `factor`.
-            hole: (H, W) bool, True where to inpaint.
-            repeats: how often each step is taken, see `sampling.inpaint_latents`.
-            on_step: called before each step; may raise an exception to stop.
-        """
-
-        def denoise(x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None, n_view: int) -> Tensor:
-            on_step()
-            return schedule.eps_from_output(x, self._network(x, t, text), t)
-
-        schedule, z = self.base_schedule, self.encode_views(image[None])
-        where = max_pool2d(hole.float()[None, None], self.factor).to(z)
-        condition = Condition(self.encode_prompt([prompt, negative_prompt]).split(1))
-        predict = guided(denoise, condition, guidance_scale)
-        z = inpaint_latents(predict, z, where, schedule, steps, repeats, generator)
-        return self.decode_latents(z)[0].float().cpu()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.support.parity_files import parity_files
-from threedgen.export.surface.blend import MIN_WEIGHT, OBJECT_BLEND, BlendOptions, WeightedMean, poisson
+from threedgen.export.surface.blend import MIN_WEIGHT, OBJECT_BLEND, BlendOptions, WeightedMean
 
 
 @pytest.mark.parametrize("path", parity_files("texture_blend"), ids=lambda path: path.stem)
@@ -36,9 +36,6 @@ def test_blend_matches_recorded_reference(path: Path) -> None:
     np.testing.assert_allclose(shares, file["out:weight"], atol=1e-5)
     texture = mean.over(file["in:existing_texture"].reshape(-1, 3))
     np.testing.assert_allclose(texture, file["out:texture"].reshape(-1, 3), atol=1e-5)
-    inside = file["in:poisson_mask"] > 0.5
-    found = poisson(file["in:poisson_src"], file["in:poisson_tgt"], inside, meta["poisson_iters"])
-    np.testing.assert_allclose(found, file["out:poisson"], atol=1e-5)
 
 
 def test_weight_favours_frontal_views_less_for_important_views() -> None:
@@ -48,8 +45,3 @@ def test_weight_favours_frontal_views_less_for_important_views() -> None:
     plain, heavy = OBJECT_BLEND.weight(cosine, valid), OBJECT_BLEND.weight(cosine, valid, 3.0)
     np.testing.assert_allclose(plain, [1, 0.125, 0.027, 0])
     np.testing.assert_allclose(heavy, [1, 0.5, 0.3, 0])
-
-
-def test_poisson_keeps_an_image_with_its_own_gradients() -> None:
-    image = np.random.default_rng(0).random((8, 9, 3))
-    np.testing.assert_allclose(poisson(image, image, np.ones((8, 9), bool), 50), image)

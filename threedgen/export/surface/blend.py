@@ -1,4 +1,4 @@
-"""Blending of several images per texel by weights, as in MV-Adapter (Huang et al. 2024), and Poisson blending."""
+"""Blending of several images per texel by weights, as in MV-Adapter (Huang et al. 2024)."""
 
 from dataclasses import dataclass
 
@@ -77,26 +77,3 @@ class WeightedMean:
         """
         mean = self.total / np.maximum(self.weights, min_weight)[:, None]
         return np.where(self.known[:, None], mean, existing)
-
-
-def poisson(source: Array, target: Array, mask: Array, steps: int = 1000, start: Array | None = None) -> Array:
-    """Insert the detail of one image into another (Perez et al. 2003), with `steps` Jacobi iterations.
-
-    The result (H, W, C), clipped to [0, 1], equals `target` outside the mask (H, W) and has the Laplacian of `source`
-    inside. There the iteration begins with `start`, or with `target` if it is None. Pixels on the image border count as
-    outside. After n iterations the mask's border influences pixels up to about sqrt(n) away.
-    """
-    inside = np.zeros_like(mask, bool)
-    inside[1:-1, 1:-1] = mask[1:-1, 1:-1]
-    laplacian, result = 4 * source - _neighbour_sum(source), target.copy()
-    if start is not None:
-        result[inside] = start[inside]
-    for _ in range(steps):
-        result[inside] = (0.25 * (_neighbour_sum(result) + laplacian))[inside]
-    return np.clip(result, 0, 1)
-
-
-def _neighbour_sum(image: Array) -> Array:
-    """Return the sum of the four neighbours of each pixel (H, W, C); the image wraps around at its borders."""
-    shifts = ((1, 0), (-1, 0), (1, 1), (-1, 1))
-    return sum((np.roll(image, step, axis) for step, axis in shifts), np.zeros_like(image))

@@ -56,11 +56,10 @@ class TextureConfig(SamplingConfig):
     poses: PoseConvention | None = Field(None, description="convention of photo poses; null: of the file format")
     texture: int = Field(1024, ge=64, le=8192, description="side of the texture in pixels, a power of two")
     uv: Literal["auto", "own", "unwrap"] = Field("auto", description="texture coordinates; auto: own if usable")
-    inpaint_views: int = Field(0, ge=0, le=60, description="most views for inpainting; 0: diffusion on the surface")
 
     @model_validator(mode="after")
     def _consistent(self) -> TextureConfig:
-        sides = "image image_prompt image_scale views poses inpaint_views budget"
+        sides = "image image_prompt image_scale views poses budget"
         self.check_rig(self.rig.name, sides=sides, path="prompts scale")
         if self.texture & (self.texture - 1):
             below = 1 << self.texture.bit_length() - 1
@@ -74,12 +73,8 @@ class TextureConfig(SamplingConfig):
         """True if the prior samples the images, False if they are given or there are none."""
         return self.rig.name == "path" or self.views is None and self.samples_object
 
-    @property
-    def inpaints(self) -> bool:
-        return bool(self.inpaint_views) and (self.samples or self.views is not None)
-
     def used(self) -> Self:
-        return self if self.samples or self.inpaints else self.model_copy(update={"prior": None})
+        return self if self.samples else self.model_copy(update={"prior": None})
 
     def texts(self) -> list[str]:
         if isinstance(self.rig, SidesConfig):
@@ -92,7 +87,7 @@ class TextureConfig(SamplingConfig):
             self._check_path(self.rig)
         else:
             self._check_sides()
-        if self.samples or self.inpaints:  # else the prior is not used
+        if self.samples:  # else the prior is not used
             super().check()
 
     def _check_sides(self) -> None:
@@ -101,12 +96,10 @@ class TextureConfig(SamplingConfig):
         self.check_mesh()
         if self.views is not None and not user_path(self.views, "views").exists():
             raise ConfigError("should be a folder with images of six sides, or with posed photos", "views", self.views)
-        if self.views is not None and (self.image is not None or self.prompt.strip() and not self.inpaints):
+        if self.views is not None and (self.image is not None or self.prompt.strip()):
             raise ConfigError("has no effect together with a prompt or an image. Give one of them", "views")
         if self.samples:
             self.check_adapter("geometry")
-        if self.inpaints:
-            self.object_text()
 
     def _check_path(self, rig: PathConfig) -> None:
         if self.mesh is None and rig.scannet is None:

@@ -28,12 +28,10 @@ from threedgen.export.surface.from_views import render, texture_from_views
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import resize
-from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.sampling import ViewSync
-from threedgen.run.arrays import Array, evenly_spaced
+from threedgen.run.arrays import evenly_spaced
 from threedgen.run.disk import writing
 from threedgen.run.progress import Count
-from threedgen.run.seeding import generator
 from threedgen.systems.draw.adapter import sample_views, write_views
 from threedgen.systems.draw.mesh import (
     SIDES,
@@ -50,7 +48,6 @@ from threedgen.viewer.page import write_textured_page
 
 from . import scene
 from .given import Given, check_sides, place_photos, read_given
-from .inpaint import Inpaint, inpaint_texture
 from .options import PathConfig, SidesConfig, TextureConfig
 from .textured import TEXTURE, render_consistent, with_uv, write_glb
 
@@ -70,8 +67,6 @@ RING_VIEWS, SHEET_SIZE = 6, 256
 """Number of cameras above, and of cameras below the horizon in before.png and after.png; image side in pixels."""
 SHEET_VIEWS = 12
 """Maximum number of images in views.png."""
-INPAINT_SCALE = 7.0
-"""Guidance scale of inpainting."""
 
 
 def texture_sides(task: Task, rig: SidesConfig) -> None:
@@ -91,9 +86,8 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
         for side, both in zip(SIDES, maps.permute(0, 2, 3, 1), strict=True):
             write_png(task.folder / "maps" / "position" / f"{side}.png", both[..., :3])
             write_png(task.folder / "maps" / "normal" / f"{side}.png", both[..., 3:])
-        model: MVAdapter | None = task.load_prior() if config.samples or config.inpaints else None
-        if model is not None and config.samples:
-            size = rig.size
+        if config.samples:
+            model, size = task.load_prior(), rig.size
 
             def synchronise(views: Tensor) -> Tensor:
                 texels = min(config.texture, SYNC_TEXELS * size)
@@ -106,7 +100,7 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
             notes += prompt_notes
         figures: dict[str, Any] = {"triangles": len(mesh.faces)}
         if given is not None:
-            figures |= texture_mesh(task, source, mesh, given, model if config.inpaints else None, notes)
+            figures |= texture_mesh(task, source, mesh, given, notes)
         task.summarise(files=files, notes=notes, **figures)
 
 
@@ -121,53 +115,28 @@ def read_mesh(config: TextureConfig) -> tuple[SourceMesh, TexturedMesh, list[str
     return source, with_file_normals(mesh, source), notes
 
 
-def inpainter(task: Task, model: MVAdapter) -> Inpaint:
-    config: TextureConfig = task.config
-
-    def inpaint(image: Array, hole: Array, number: int) -> Array:
-        with task.track_progress(f"inpainting view {number + 1}", config.steps) as on_step:
-            painted = model.inpaint(
-                config.object_text(),
-                torch.from_numpy(image),
-                torch.from_numpy(hole),
-                config.steps,
-                INPAINT_SCALE,
-                config.negative_prompt,
-                generator=generator(config.seed, number, "painting"),
-                on_step=on_step,
-            )
-        return painted.numpy()
-
-    return inpaint
-
-
 def texture_mesh(
-    task: Task, source: SourceMesh, mesh: TexturedMesh, given: Given, model: MVAdapter | None, notes: list[str]
+    task: Task, source: SourceMesh, mesh: TexturedMesh, given: Given, notes: list[str]
 ) -> dict[str, object]:
     """Project the images onto the mesh; write the mesh, renders and a page. Raises OSError, ConfigError.
 
-    `model` inpaints unseen texels. If it is None, they keep the colours of near surface points. Warnings in `notes` are
-    shown on the page. Returns metrics for summary.json.
+    Warnings in `notes` are shown on the page. Returns metrics for summary.json.
     """
     config, folder, triangles = task.config, task.folder, len(mesh.faces)
     at, images, masks = given.cameras, given.images, given.masks
     with Count("texturing", 2 * len(at), task.quiet) as count:
         on_view = partial(count.add, 1)
         made = texture_from_views(mesh, config.texture, at, images, given.blend, masks=masks, on_view=on_view)
-    whole, inpainted = made, 0
-    if model is not None:
-        inpaint = inpainter(task, model)
-        whole, inpainted = inpaint_texture(mesh, made, model.image_size, config.inpaint_views, inpaint)
     welded, faces, _ = weld(mesh.vertices, mesh.faces)
     open_surface = topology(welded, faces).open_edges > 0
     name, seen = Path(str(config.mesh)).stem, round(made.share, 4)
     extras = {"sides": list(given.names), "triangles": triangles, "texels_seen": seen}
     in_file = source.frame.for_file(mesh)
-    write_glb(task, in_file, whole.texture, GLB, name, extras, open_surface=open_surface)
+    write_glb(task, in_file, made.texture, GLB, name, extras, open_surface=open_surface)
     size = (SHEET_SIZE, SHEET_SIZE)
     rings = [orbit(RING_VIEWS, radians(tilt), 2.2, radians(40), *size, radians(30)) for tilt in (30, -30)]
     before = [render_untextured(mesh, cameras) for cameras in rings]
-    after = [render(mesh, whole.texture, cameras, background=1.0) for cameras in rings]
+    after = [render(mesh, made.texture, cameras, background=1.0) for cameras in rings]
     write_png(folder / BEFORE, grid(np.concatenate(before), RING_VIEWS // 2))
     write_png(folder / AFTER, grid(np.concatenate(after), RING_VIEWS // 2))
     shown = evenly_spaced(len(at), SHEET_VIEWS)
@@ -179,12 +148,7 @@ def texture_mesh(
         f"{made.psnr:.1f} dB between texels and images",
     )
     write_textured_page(folder / PAGE, config.prompt.strip() or name, GLB, ROWS, headline, notes)
-    return {
-        "texels_seen": seen,
-        "texels_painted": round(whole.share - made.share, 4),
-        "views_painted": inpainted,
-        "psnr_of_views": round(made.psnr, 2),
-    }
+    return {"texels_seen": seen, "psnr_of_views": round(made.psnr, 2)}
 
 
 def run(config: TextureConfig, resume: Path | None = None, quiet: bool = False) -> int:

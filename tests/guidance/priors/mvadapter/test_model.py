@@ -152,19 +152,6 @@ def test_framed_places_object_on_grey() -> None:
     assert image.min() >= 0 and image.max() <= 1
 
 
-def test_inpaint_uses_2d_model_and_its_noise_schedule() -> None:
-    model, base, image = adapted_model(), tiny_model(), torch.rand(16, 24, 3, generator=cpu(1))
-    hole = torch.zeros(16, 24, dtype=torch.bool)
-    hole[3:9, 4:11] = True
-    model.with_network(model.adapted)
-    found, expected = (m.inpaint(PROMPT, image, hole, steps=2, repeats=2, generator=cpu()) for m in (model, base))
-    assert torch.equal(found, expected)
-    unchanged = base.inpaint(PROMPT, image, torch.zeros_like(hole), steps=2, generator=cpu())
-    decoded = base.decode_latents(base.encode_views(image[None]))[0]
-    torch.testing.assert_close(unchanged, decoded, atol=1e-4, rtol=0)
-    assert (found - unchanged)[hole].abs().max() > 0.01
-
-
 def test_shifted_schedule_is_saved_and_not_shifted_again(tmp_path: Path) -> None:
     model = adapted_model(Form(shift=6.0, shift_mode="default"))
     shifted = Schedule.scaled_linear().shifted(6.0, "default")
