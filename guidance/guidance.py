@@ -58,23 +58,6 @@ class Negatives(NamedTuple):
     weights: Tensor
 
 
-class Reference(NamedTuple):
-    """Features of one reference image (`Features` with R = 1), and the guidance scale of the image.
-
-    `scale` None: the image has the guidance scale of the text.
-    """
-
-    features: Features
-    scale: float | None = None
-
-    def repeated(self, *used: bool) -> Features:
-        """Return features (K, L, C) by layer name for K predictions; zeros where one of the K flags `used` is False."""
-        return {
-            name: torch.cat([part if use else torch.zeros_like(part) for use in used])
-            for name, part in self.features.items()
-        }
-
-
 def perpendicular(x: Tensor, y: Tensor) -> Tensor:
     """Return the component of `x` (B, ...) perpendicular to `y` (B, ...), separately for each image."""
     norm = (y * y).flatten(1).sum(1).clamp(min=1e-6)
@@ -111,7 +94,7 @@ class Condition:
         negatives: negative prompts for `combine_perp_neg`.
         plain_text: embedding (1, L, D) of the prompt without view-dependent words, for the LoRA of VSD; None: `text`.
         c2w: camera-to-world matrices (B, 4, 4), for the LoRA of VSD.
-        reference: features of a reference image.
+        reference: features of one reference image (R = 1).
         single_view_uncond: whether the unconditional branch denoises each view separately. The guidance then also
             amplifies the attention between views.
     """
@@ -122,12 +105,20 @@ class Condition:
     negatives: Negatives | None = None
     plain_text: Tensor | None = None
     c2w: Tensor | None = None
-    reference: Reference | None = None
+    reference: Features | None = None
     single_view_uncond: bool = False
 
     def reference_kwargs(self, *used: bool) -> dict[str, Features]:
-        """Return {"reference": `repeated` features} to pass to a denoiser; {} without a reference image."""
-        return {} if self.reference is None else {"reference": self.reference.repeated(*used)}
+        """Return {"reference": features (K, L, C) by layer} for K predictions of a denoiser; {} without an image.
+
+        The features are zeros where one of the K flags `used` is False.
+        """
+        if self.reference is None:
+            return {}
+        parts = self.reference.items()
+        return {
+            "reference": {name: torch.cat([x if use else torch.zeros_like(x) for use in used]) for name, x in parts}
+        }
 
 
 def predict(
@@ -135,43 +126,31 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Predict the noise with classifier-free guidance (Ho and Salimans 2022).
 
-    With a reference image there may be two scales, a for the image and b for the text (MV-Adapter, arXiv 2412.03632,
-    eq. 6): e(0, 0) + a (e(0, image) - e(0, 0)) + b (e(text, image) - e(0, image)).
+    The unconditional branch has neither the prompt nor the reference image.
 
     Args:
         x: noisy latents (B, C, h, w).
         t: timesteps (B,), or (1,) for all images.
-        condition: conditions of both branches; its `reference.scale` is a, or None for a = b.
-        guidance_scale: b.
+        condition: conditions of both branches.
+        guidance_scale: s in eps_u + s (eps_c - eps_u).
 
     Returns:
-        The guided and the conditional noise, both like `x`, float32. If all scales are 1 and there are no negative
+        The guided and the conditional noise, both like `x`, float32. If the scale is 1 and there are no negative
         prompts, only the conditional branch is computed, and both are the same tensor.
     """
-    camera, n_view, negatives, reference = condition.camera, condition.n_view, condition.negatives, condition.reference
-    image_scale = guidance_scale if reference is None or reference.scale is None else reference.scale
-    if negatives is None and guidance_scale == image_scale == 1:
+    camera, n_view, alone = condition.camera, condition.n_view, condition.single_view_uncond
+    negatives = condition.negatives
+    if negatives is None and guidance_scale == 1:
         (eps,) = branches(denoise, x, t, condition.text[:1], camera, n_view, **condition.reference_kwargs(True))
         return eps, eps
-    two_scales = reference is not None and (negatives is not None or image_scale != guidance_scale)
-    texts = [*condition.text, *(() if negatives is None else negatives.text)]
-    if two_scales:
-        texts.append(condition.text[1])
-    uses_image = [True] * len(texts)
-    last = len(texts) - 1 if two_scales else 1  # the branch without text and image
-    uses_image[last] = False
-    if condition.single_view_uncond:
-        del texts[last], uses_image[last]
-    eps_all = list(branches(denoise, x, t, texts, camera, n_view, **condition.reference_kwargs(*uses_image)))
-    if condition.single_view_uncond:
-        eps_all[last:last] = branches(denoise, x, t, condition.text[1:], None, 1)
-    eps_cond, eps_uncond, *others = eps_all
-    eps_none = others.pop() if two_scales else eps_uncond
+    more = () if negatives is None else negatives.text
+    texts = [condition.text[0], *(() if alone else condition.text[1:]), *more]
+    uses_image = [True, *(() if alone else (False,)), *(True for _ in more)]
+    eps_cond, *others = branches(denoise, x, t, texts, camera, n_view, **condition.reference_kwargs(*uses_image))
+    eps_uncond = branches(denoise, x, t, condition.text[1:], None, 1)[0] if alone else others.pop(0)
     if negatives is None:
-        eps = combine(eps_cond, eps_uncond, guidance_scale)
-    else:
-        eps = combine_perp_neg(eps_cond, eps_uncond, others, negatives.weights, guidance_scale)
-    return (eps + (image_scale - 1) * (eps_uncond - eps_none) if two_scales else eps), eps_cond
+        return combine(eps_cond, eps_uncond, guidance_scale), eps_cond
+    return combine_perp_neg(eps_cond, eps_uncond, others, negatives.weights, guidance_scale), eps_cond
 
 
 def guided(denoise: Denoiser, condition: Condition, guidance_scale: float) -> Callable[[Tensor, Tensor], Tensor]:

@@ -223,9 +223,6 @@ class MVAdapterConfig(DraftedConfig):
     image: str | None = Field(
         None, min_length=1, description="reference image, cut out (PNG with alpha) or on a plain background"
     )
-    image_scale: float | None = Field(
-        None, ge=0, description="guidance scale of the reference image; null: that of the text"
-    )
     mv_scale: float = Field(1.0, ge=0, le=10, description="scale of the attention between views")
     ref_scale: float = Field(1.0, ge=0, le=10, description="scale of the attention to the reference image")
     guide_views: GuideViews = False

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from threedgen.guidance.guidance import Condition, Reference, guided, per_image
+from threedgen.guidance.guidance import Condition, Features, guided, per_image
 from threedgen.guidance.sampling import (
     Generators,
     InitLatents,
@@ -177,7 +177,7 @@ class Prior(Protocol):
         """
         return self.schedule.eps_from_output(x, self.network(x, t, text, camera, n_view), t)
 
-    def reference(self, text: Tensor) -> Reference | None:
+    def reference(self, text: Tensor) -> Features | None:
         """Return features of the config's reference image for the prompt `text` (1, L, D); None without image."""
         return None
 

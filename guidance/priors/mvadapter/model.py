@@ -20,7 +20,7 @@ from threedgen.config.errors import called
 from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.views import resize
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.guidance import Condition, Features, Reference, guided
+from threedgen.guidance.guidance import Condition, Features, guided
 from threedgen.guidance.options import MVAdapterConfig
 from threedgen.guidance.prior import COARSE_STRENGTH
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior
@@ -60,7 +60,7 @@ def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAda
         return model
     form = {name: getattr(o, name) for name in ("layout", "control", "shift", "shift_mode")}
     model.with_adapter(o.adapter, o.mv_scale, o.ref_scale, **form)
-    return model if cut is None else model.with_reference(cut, o.image_scale)
+    return model if cut is None else model.with_reference(cut)
 
 
 class MVAdapter(LatentDiffusion):
@@ -74,7 +74,6 @@ class MVAdapter(LatentDiffusion):
         base_schedule: noise schedule of the 2D model; `schedule` has a lower signal-to-noise ratio.
         base_timesteps: timestep of the 2D model for each timestep of `schedule`, (T,); None: both are equal.
         reference_image: image (h, w, 3) in [0, 1] that all guidance is conditioned on; None: text only.
-        image_scale: guidance scale of that image; None: the guidance scale of the text.
         coarse_predictor: network that predicts the latents from which samples start; None: samples start from noise.
     """
 
@@ -83,7 +82,6 @@ class MVAdapter(LatentDiffusion):
     base_timesteps: Tensor | None = None
     reference_image: Tensor | None = None
     coarse_predictor: CoarsePredictor | None = None
-    image_scale: float | None = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -115,15 +113,10 @@ class MVAdapter(LatentDiffusion):
         self.base_timesteps = self.schedule.timesteps_in(self.base_schedule) if matched else None
         return self.to(self.device)
 
-    def with_reference(self, cut: Array, image_scale: float | None = None) -> Self:
-        """Set the reference image that all guidance is conditioned on, and return self.
-
-        `cut` is the cut-out object, RGBA (h, w, 4) in [0, 1]; `image_scale` is its guidance scale, None: that of the
-        text.
-        """
+    def with_reference(self, cut: Array) -> Self:
+        """Set the reference image, a cut-out object, RGBA (h, w, 4) in [0, 1], of all guidance, and return self."""
         self.require_ref()
         self.reference_image = framed(torch.from_numpy(cut), self.image_size, self.image_size)
-        self.image_scale = image_scale
         return self
 
     def with_coarse_predictor(self, weights: str) -> Self:
@@ -150,10 +143,8 @@ class MVAdapter(LatentDiffusion):
             return None
         return self.predict_coarse(self.coarse_predictor, text, c2w)
 
-    def reference(self, text: Tensor) -> Reference | None:
-        if self.reference_image is None:
-            return None
-        return Reference(self.reference_features(self.reference_image[None], text), self.image_scale)
+    def reference(self, text: Tensor) -> Features | None:
+        return None if self.reference_image is None else self.reference_features(self.reference_image[None], text)
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:
@@ -243,7 +234,6 @@ class MVAdapter(LatentDiffusion):
         size: tuple[int, int] | None = None,
         steps: int = 50,
         guidance_scale: float | None = None,
-        image_scale: float | None = None,
         negative_prompt: str = NEGATIVE,
         generator: Generators = None,
         eta: float = 0.0,
@@ -258,7 +248,6 @@ class MVAdapter(LatentDiffusion):
             image: reference image (h, w, 3) in [0, 1] from `framed`, with sides divisible by `factor`; None: text only.
             size: (H, W) in pixels, divisible by `unit`; None: `image_size` for both.
             guidance_scale: guidance scale of text and image together; None: 7, or 3 with an image.
-            image_scale: separate guidance scale of the image; `guidance_scale` then applies to the text only.
             eta, generator: see `sampling.ddim_sample`.
             on_step: called before each step; may raise an exception to stop.
             sync: img2img rounds, before each of which the images are made consistent.
@@ -274,7 +263,7 @@ class MVAdapter(LatentDiffusion):
             if image is not None:
                 less = full_size[0] // size[0]
                 small = resize(image[None], image.shape[0] // less, image.shape[1] // less)
-                reference = Reference(self.reference_features(small, texts[0]), image_scale)
+                reference = self.reference_features(small, texts[0])
             condition = Condition(
                 texts, maps.to(self.device), n_view, reference=reference, single_view_uncond=self.guide_views
             )

@@ -35,9 +35,7 @@ def reference_image(path: Path) -> str:
 @unix
 @pytest.mark.parametrize("name", WAYS)
 def test_distillation_runs_with_an_adapter(name: str, tmp_path: Path) -> None:
-    more: dict[str, Any] = (
-        {} if name == "reconstruction" else {"image": reference_image(tmp_path / "car.png"), "image_scale": 2.0}
-    )
+    more: dict[str, Any] = {} if name == "reconstruction" else {"image": reference_image(tmp_path / "car.png")}
     prior = tiny_prior_config(tmp_path / "prior", **more)
     write_config(tmp_path / "tiny.yaml", TINY | WAYS[name], prior=prior, distillation={"name": name})
     assert server().run(tmp_path, words=["--config", "tiny.yaml", "out=run"]) == 0, log(tmp_path)

@@ -88,7 +88,6 @@ def sample_views(
                 size,
                 steps=config.steps,
                 guidance_scale=config.guidance_scale,
-                image_scale=config.image_scale,
                 negative_prompt=config.negative_prompt,
                 generator=generator(config.seed, 0, "views"),
                 eta=config.eta,

@@ -61,7 +61,6 @@ class SamplingConfig(PromptedConfig):
     negative_prompt: str = Field("", description="text to steer away from")
     image: str | None = Field(None, min_length=1, description="image file that the samples are conditioned on")
     image_prompt: str = Field("", description="text of an adapter if there is an image and no prompt")
-    image_scale: Scale | None = Field(None, description="guidance scale of an adapter's image alone; null: together")
     mesh: str | None = Field(None, description=f"mesh file of the object or scene ({', '.join(MESH_FORMATS)})")
     up: Axis = Field("auto", description="up axis of the mesh file; auto: +y for GLB, glTF, OBJ, else +z")
     front: Axis = Field("auto", description="axis of the mesh file that the front faces; auto: +z, or -y for +z up")
@@ -200,7 +199,7 @@ class SampleConfig(SamplingConfig):
         self.check_rig(
             self.rig.name,
             orbit="samples prefix suffix",
-            angles="image image_prompt image_scale mesh front up budget",
+            angles="image image_prompt mesh front up budget",
             panorama="prompts prefix suffix image synchronise",
         )
         if isinstance(self.rig, OrbitConfig) and self.rig.n_view and not self.prior.multiview:

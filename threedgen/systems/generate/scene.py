@@ -14,7 +14,7 @@ from threedgen.config import ConfigError, registry
 from threedgen.config.command import command
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.rigs import Rig
-from threedgen.guidance.guidance import Condition, Reference
+from threedgen.guidance.guidance import Condition, Features
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
@@ -72,7 +72,7 @@ class Scene(System):
         self.register_buffer("text", text, persistent=False)
         matte = None if config.fit.matte is None else Matte.load(config.fit.matte)
         self.set_unregistered(prior=prior, matte=matte)
-        self.reference: Reference | None = None
+        self.reference: Features | None = None
         self.from_nothing = True
         self.chunks = RenderChunks(march.chunk)
         self.repeating = False  # the step is repeated after it ran out of memory

@@ -59,7 +59,7 @@ class TextureConfig(SamplingConfig):
 
     @model_validator(mode="after")
     def _consistent(self) -> TextureConfig:
-        sides = "image image_prompt image_scale views poses budget"
+        sides = "image image_prompt views poses budget"
         self.check_rig(self.rig.name, sides=sides, path="prompts scale")
         if self.texture & (self.texture - 1):
             below = 1 << self.texture.bit_length() - 1

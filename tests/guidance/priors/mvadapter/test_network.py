@@ -13,7 +13,7 @@ from tests.support.errors import refused
 from tests.support.tiny_mvadapter import BOTH, TOYBOX, awaken
 from tests.support.tiny_mvdiffusion import inputs, tiny_base
 from threedgen import cli
-from threedgen.guidance.guidance import Reference
+from threedgen.guidance.guidance import Condition
 from threedgen.guidance.priors.mvadapter.network import AdaptedUNet, Form, make_guider
 from threedgen.guidance.priors.mvadapter.weights import convert_adapter, load_adapter, save_adapter
 from threedgen.guidance.weights import plugins
@@ -246,7 +246,7 @@ def test_objects_and_guidance_halves_are_independent() -> None:
     awaken(network)
     x, t, text = inputs(6, size=(4, 6))
     maps, features = control(6), network.reference_features(x[:2], text[:2])
-    both = Reference(features).repeated(True, False)
+    both = Condition((text, text), reference=features).reference_kwargs(True, False)["reference"]
     together = network(torch.cat([x, x]), t[0], torch.cat([text, text]), torch.cat([maps, maps]), 3, both)
     first = {name: tensor[:1] for name, tensor in features.items()}
     torch.testing.assert_close(network(x[:3], t[0], text[:3], maps[:3], 3, first), together[:3], atol=1e-5, rtol=0)

@@ -17,7 +17,7 @@ from threedgen.geometry.cameras import Cameras, Projection, geometry_control, pl
 from threedgen.geometry.poses import orbit_c2w, world_to_camera
 from threedgen.guidance.attention.decoupled import DecoupledAttnProcessor
 from threedgen.guidance.attention.joined import MultiviewAttnProcessor
-from threedgen.guidance.guidance import Reference, combine
+from threedgen.guidance.guidance import combine
 from threedgen.guidance.priors.mvadapter.inputs import ray_maps
 from threedgen.guidance.priors.mvadapter.weights import convert_adapter
 from threedgen.guidance.sampling import ddim_step
@@ -152,7 +152,7 @@ def test_network_and_ddim_steps_match_recording(path: Path) -> None:
 
     schedule = Schedule.scaled_linear().shifted(o["shift_scale"], o["shift_mode"])
     close(schedule.alpha_bar, inputs["alphas_cumprod"], 5e-6)
-    x, reference = inputs["latents"], Reference(ref_features).repeated(False, True)
+    x, reference = inputs["latents"], {name: torch.cat([0 * f, f]) for name, f in ref_features.items()}
     both = torch.cat([part.repeat_interleave(n_view, 0) for part in text]), torch.cat([inputs["control"]] * 2)
     alpha_bar, stride = schedule.alpha_bar.double(), schedule.T // o["steps"]
     for step, t in enumerate(out["timesteps"].tolist()):
