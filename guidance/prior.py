@@ -142,10 +142,6 @@ class Prior(Protocol):
         """
         return None
 
-    def note_views(self, c2w: Tensor) -> None:
-        """Log a warning if cameras, camera-to-world (B, 4, 4), are outside the prior's training range."""
-        return
-
     @abstractmethod
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encode images (B, H, W, 3) in [0, 1], of any size, to latents (B, C, h, w), with gradients.

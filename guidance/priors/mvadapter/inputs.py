@@ -7,14 +7,13 @@ cube.
 """
 
 from collections.abc import Sequence
-from math import atan, cos, radians, tan
+from math import atan, radians, tan
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from threedgen.geometry.cameras import Cameras, Projection, geometry_control, plucker_rays, ray_control, view_rays
-from threedgen.geometry.poses import orbit_c2w, unit_vector
+from threedgen.geometry.poses import orbit_c2w
 from threedgen.geometry.views import resize
 
 DISTANCE, HALF_HEIGHT, HALF = 1.8, 0.55, 0.5
@@ -25,9 +24,6 @@ GEOMETRY_VIEWS = (*((0.0, azimuth) for azimuth in (0.0, 90.0, 180.0, 270.0)), (8
 """(elevation, azimuth) in degrees for adapters that take mesh geometry: front, right, back, left, top, bottom."""
 RAISED = (0.0, 30.0)
 """Lowest and highest elevation in degrees of additional training views (`Form.anywhere` > 0)."""
-TOLERANCE = 3.0
-"""Largest angle in degrees between a camera and a training view at which the camera counts as trained."""
-
 SHARE, GREY = 0.9, 0.5
 """Fraction of a reference image that the object's longer side fills, and grey level of the background."""
 
@@ -82,22 +78,6 @@ def geometry_maps(points: Tensor, normals: Tensor, mask: Tensor) -> Tensor:
         mask: (B, H, W), 1 where the pixel shows the mesh, 0 elsewhere.
     """
     return geometry_control(to_adapter_world(points), to_adapter_world(normals), mask)
-
-
-def untrained(c2w: Tensor, trained: Sequence[tuple[float, float]] = RAY_VIEWS, anywhere: bool = False) -> list[int]:
-    """Return the indices of cameras whose direction from the origin is outside the training range of an adapter.
-
-    `c2w` are camera-to-world poses (B, 4, 4) in our world, `trained` the (elevation, azimuth) of the training views in
-    degrees. With `anywhere`, all azimuths at elevations within `RAISED` also count as trained.
-    """
-    elevation, azimuth = torch.tensor(trained, dtype=torch.float64).deg2rad().T
-    known = unit_vector(elevation, azimuth)
-    direction = normalize(c2w[:, :3, 3].double().cpu(), dim=-1)
-    inside = (direction @ known.T).amax(1) >= cos(radians(TOLERANCE))
-    if anywhere:
-        degrees = direction[:, 2].asin().rad2deg()
-        inside |= (degrees > RAISED[0] - TOLERANCE) & (degrees < RAISED[1] + TOLERANCE)
-    return (~inside).nonzero().flatten().tolist()
 
 
 def framed(cut: Tensor, height: int, width: int, share: float = SHARE) -> Tensor:

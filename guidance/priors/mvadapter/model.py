@@ -6,7 +6,6 @@ images = model.sample_views("a red car", model.camera(cameras.c2w))
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
@@ -39,11 +38,9 @@ from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights.plugins import locate
 from threedgen.run.arrays import Array
 
-from .inputs import GEOMETRY_VIEWS, RAISED, RAY_VIEWS, framed, ray_maps, towards_middle, untrained
+from .inputs import framed, ray_maps, towards_middle
 from .network import AdaptedUNet, Form
 from .weights import load_adapter
-
-logger = logging.getLogger(__name__)
 
 NEGATIVE = "watermark, ugly, deformed, noisy, blurry, low contrast"
 
@@ -171,18 +168,6 @@ class MVAdapter(LatentDiffusion):
     def fov(self) -> float:
         """Vertical field of view in degrees of the training cameras of the adapter; 0: orthographic."""
         return self.form.fov
-
-    def note_views(self, c2w: Tensor) -> None:
-        form = self.form
-        trained = GEOMETRY_VIEWS if form.control == "geometry" else RAY_VIEWS
-        if found := untrained(c2w, trained, form.anywhere > 0):
-            known = ", ".join(f"{azimuth:g}/{elevation:.0f}" for elevation, azimuth in trained)
-            known += f", any/{RAISED[0]:g} to {RAISED[1]:g}" if form.anywhere else ""
-            logger.warning(
-                "views %s are outside the adapter's training range (azimuth/elevation: %s); results may be poor",
-                ", ".join(map(str, found)),
-                known,
-            )
 
     def network(
         self,

@@ -217,13 +217,9 @@ class MVAdapterSampler(GroupSampler):
 
     config: MVAdapterSamplerConfig
     prior: MVAdapter
-    noted = False
 
     def sample_group(self, request: Request, c2w: Tensor, rng: torch.Generator) -> Tensor:
         c, model = self.config, self.prior
-        if not self.noted:
-            self.noted = True
-            model.note_views(request.target.c2w)
         image = None if request.condition is None else self._condition(request)
         text = request.text or ("" if image is None else c.image_prompt)
         return model.sample_views(

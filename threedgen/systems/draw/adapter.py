@@ -75,7 +75,6 @@ def sample_views(
     size, text, cut = (cameras.height, cameras.width), config.object_text(), config.foreground()
     check_image_size(size, model.unit, model.draft, size_keys)
     notes = prompt_warnings(config.prompt, model, config.prompt_notes()) if config.prompt.strip() else []
-    model.note_views(cameras.c2w)
     image = None if cut is None else framed(torch.from_numpy(cut), *size)
 
     def sample() -> Tensor:

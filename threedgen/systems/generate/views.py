@@ -60,7 +60,6 @@ def sample_views(
     cameras = view_cameras(config, groups, size)
 
     def sample() -> Tensor:
-        prior.note_views(cameras.c2w)
         rng, negative, c2w = generator(config.seed, 0, "preview"), config.negative_prompt, cameras.c2w
 
         def complete(views: Tensor, count: int, steps: int) -> Tensor:

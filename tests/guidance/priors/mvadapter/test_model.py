@@ -1,6 +1,5 @@
 """MV-Adapter as a model and as a prior: conditions, samples, noise schedule, refusals."""
 
-import logging
 from pathlib import Path
 from typing import Any, get_args
 
@@ -27,15 +26,7 @@ from threedgen.guidance.guidance import Condition
 from threedgen.guidance.losses.options import SDSConfig
 from threedgen.guidance.losses.sds import SDS
 from threedgen.guidance.options import MVAdapterConfig, Shift
-from threedgen.guidance.priors.mvadapter.inputs import (
-    GEOMETRY_VIEWS,
-    RAY_VIEWS,
-    framed,
-    geometry_maps,
-    ray_maps,
-    untrained,
-    views,
-)
+from threedgen.guidance.priors.mvadapter.inputs import GEOMETRY_VIEWS, RAY_VIEWS, framed, geometry_maps, ray_maps, views
 from threedgen.guidance.priors.mvadapter.model import MVAdapter
 from threedgen.guidance.priors.mvadapter.network import Form
 from threedgen.guidance.priors.mvdream import MVDream
@@ -224,21 +215,6 @@ def test_build_refuses_unusable_coarse_predictors_and_multi_view_base(tmp_path: 
         MVAdapterConfig(**tiny_prior_config(tmp_path, guess="nothing/here/at/all")).check()
     with refused("weights", "toybox-base"):
         MVAdapter(*parts, coarse=tiny_coarse())
-
-
-def test_note_views_warns_of_untrained_views(caplog: pytest.LogCaptureFixture) -> None:
-    def warning(model: MVAdapter, *angles: tuple[float, float]) -> str:
-        caplog.clear()
-        with caplog.at_level(logging.WARNING):
-            model.note_views(views(angles, 8, 8).c2w)
-        return caplog.text
-
-    assert not warning(adapted_model(), *RAY_VIEWS[:3])
-    text = warning(adapted_model(), (0, 45), (20, 45), (0, 100))
-    assert "views 1, 2 " in text and "45/0, 90/0" in text
-    assert untrained(views(GEOMETRY_VIEWS, 8, 8).c2w, GEOMETRY_VIEWS) == []
-    text = warning(adapted_model(Form(anywhere=0.5)), (0, 77), (29, 200), (45, 0), (-20, 30))
-    assert "views 2, 3 " in text and "45/0, 90/0" in text and "0 to 30" in text
 
 
 @pytest.mark.parametrize("fov", [0.0, 30.0, 90.0])
