@@ -20,9 +20,9 @@ at t = 0."""
 Timestep = Literal["same", "matched"]
 """Timestep that a 2D model receives while samples follow a shifted schedule: "same" passes the sampler's timestep,
 "matched" passes the timestep whose signal-to-noise ratio in the model's own schedule is the same."""
-Layout = Literal["row", "rowcol", "full"]
+Layout = Literal["row", "rowcol"]
 """Tokens that a token attends to across views: "row" is its image row in all views (cameras at one elevation), "rowcol"
-its rows and columns in six mesh views (front, right, back, left, top, bottom), "full" all tokens of all views."""
+its rows and columns in six mesh views (front, right, back, left, top, bottom)."""
 Arrangement = Literal["parallel", "serial"]
 """Input of the added attention branches: "parallel" gives all of them the input of the layer; "serial" (an ablation)
 adds the output of the self-attention and of the preceding branches to that input."""
@@ -203,17 +203,8 @@ class MVAdapterConfig(DraftedConfig):
         min_length=1,
         description=f"{plugins.choice('adapter', 'a released adapter')}, or your own file; null: the 2D model alone",
     )
-    layout: Layout | None = Field(
-        None, description="tokens that attend to each other: rows, rows and columns, all; null: the adapter's"
-    )
     control: Control | None = Field(
         None, description="guider input: camera rays or mesh geometry; null: the adapter's, else rays"
-    )
-    shift: float | None = Field(
-        None, ge=1, le=1000, description="factor by which the signal-to-noise ratio is lower; null: as trained, or 8"
-    )
-    shift_mode: Shift | None = Field(
-        None, description="shift equal at all timesteps, or growing with them; null: as trained, or interpolated"
     )
     guess: str | None = Field(
         None,

@@ -112,7 +112,7 @@ class DecoupledAttnProcessor(nn.Module):
         return out
 
     def _views(self, heads: int, x: Tensor, n_view: int, latent_size: tuple[int, int] | None) -> Tensor:
-        size = (1, x.shape[1]) if self.layout == "full" else token_grid(x.shape[1], latent_size)
+        size = token_grid(x.shape[1], latent_size)
         maps = [layer(x).unflatten(1, size).unflatten(0, (-1, n_view)) for layer in self._layers("qkv", "mv")]
         mixed = LAYOUTS[self.layout](partial(attend, heads=heads), *maps)
         return self.to_out_mv(mixed.reshape(x.shape))
@@ -174,13 +174,7 @@ def _rows_and_columns(attention: Attend, *maps: Tensor) -> Tensor:
     return torch.stack([front, sides[:, 1], back, sides[:, 3], ring[:, 2], ring[:, 3]], dim=1)
 
 
-def _full(attention: Attend, *maps: Tensor) -> Tensor:
-    """Attend from each token to all tokens of all views; `maps` are q, k and v, each (B, V, h, w, C)."""
-    q, k, v = (part.flatten(1, 3) for part in maps)
-    return attention(q, k, v).view_as(maps[0])
-
-
-LAYOUTS: dict[Layout, Callable[..., Tensor]] = {"row": _rows, "rowcol": _rows_and_columns, "full": _full}
+LAYOUTS: dict[Layout, Callable[..., Tensor]] = {"row": _rows, "rowcol": _rows_and_columns}
 
 
 def decouple(
@@ -195,8 +189,7 @@ def decouple(
 
     Args:
         branches: "mv" attends to the other views, "ref" to a reference image.
-        layout: tokens that "mv" attends to: same image "row", row and column of six mesh views ("rowcol"), or all
-            ("full"), see `options.Layout`.
+        layout: tokens that "mv" attends to, see `options.Layout`.
         arrangement: branches run "parallel" to the self-attention, or in series after it ("serial").
     """
     processors: dict[str, Any] = {}  # diffusers' type lists its own processors only

@@ -20,7 +20,7 @@ from threedgen.geometry.picture_file import read_foreground
 from threedgen.geometry.views import resize
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.guidance import Condition, Features, guided
-from threedgen.guidance.options import MVAdapterConfig
+from threedgen.guidance.options import Control, MVAdapterConfig
 from threedgen.guidance.prior import COARSE_STRENGTH
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior
 from threedgen.guidance.priors.mvdream import MVDream
@@ -55,8 +55,7 @@ def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAda
         model.with_coarse_predictor(o.guess)
     if o.adapter is None:
         return model
-    form = {name: getattr(o, name) for name in ("layout", "control", "shift", "shift_mode")}
-    model.with_adapter(o.adapter, o.mv_scale, o.ref_scale, **form)
+    model.with_adapter(o.adapter, o.mv_scale, o.ref_scale, o.control)
     return model if cut is None else model.with_reference(cut)
 
 
@@ -88,17 +87,15 @@ class MVAdapter(LatentDiffusion):
             )
         self.base_schedule = self.schedule
 
-    def with_adapter(self, adapter: str | Path, mv_scale: float = 1.0, ref_scale: float = 1.0, **form: object) -> Self:
+    def with_adapter(
+        self, adapter: str | Path, mv_scale: float = 1.0, ref_scale: float = 1.0, control: Control | None = None
+    ) -> Self:
         """Load an adapter, given by path or name, and return self.
 
         `mv_scale` and `ref_scale` are weights of the attention to other views and to the reference image; 1: as in
-        training. Values of `form` that are not None replace those of the file's `Form`.
+        training. `control` is the input of the guider; None: that in the file, else rays.
         """
-        network = load_adapter(locate("adapter", str(adapter)), self.unet, self.factor, **form)
-        if network.form.layout == "rowcol" and network.form.control == "rays":
-            raise ConfigError(
-                "rowcol needs six sides of a mesh (control=geometry); for rays choose row or full", "layout"
-            )
+        network = load_adapter(locate("adapter", str(adapter)), self.unet, self.factor, control=control)
         network.mv_scale, network.ref_scale = mv_scale, ref_scale
         return self.with_network(network)
 

@@ -34,7 +34,7 @@ class Form:
     """Training settings of an adapter, stored as metadata of its file; defaults: released adapters without a mesh.
 
     Attributes:
-        layout: tokens of other views that a token attends to: same "row", "rowcol", or "full" (`options.Layout`).
+        layout: tokens of other views that a token attends to: same "row", or "rowcol" (`options.Layout`).
         arrangement: added attention "parallel" to the self-attention, or "serial", after it (`options.Arrangement`).
         control: input of the condition guider, "rays" of the cameras or "geometry" of a mesh.
         shift: factor by which the signal-to-noise ratio of the schedule is lower.
@@ -55,9 +55,13 @@ class Form:
 
     @classmethod
     def from_card(cls, card: Mapping[str, str], **overrides: object) -> "Form":
-        """Return the settings in the metadata `card` of a file; `overrides` that are not None replace them."""
+        """Return the settings in the metadata `card` of a file; `overrides` that are not None replace them.
+
+        A layout that neither has follows from the control.
+        """
         settings: dict[str, object] = {field.name: card[field.name] for field in fields(cls) if field.name in card}
         settings |= {name: value for name, value in overrides.items() if value is not None}
+        settings.setdefault("layout", "rowcol" if settings.get("control") == "geometry" else "row")
         try:
             return cls(**settings)  # type: ignore[arg-type]
         except ValidationError as error:

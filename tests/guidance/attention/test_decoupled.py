@@ -14,17 +14,10 @@ from tests.support.tiny_mvdiffusion import inputs, tiny_base
 from threedgen.guidance.attention.decoupled import DecoupledAttnProcessor, branch_processors, decouple, token_grid
 from threedgen.guidance.attention.joined import MultiviewAttnProcessor, predict, set_attention
 
-Token = tuple[int, int, int]
 WIDTH, HEADS = 12, 3
 
 
-def attended(layout: str, token: Token, n_view: int, height: int, width: int) -> list[Token]:
-    """Return the tokens that (view, row, column) attends to."""
-    rows = range(height) if layout == "full" else [token[1]]
-    return [(v, i, j) for v in range(n_view) for i in rows for j in range(width)]
-
-
-def by_loops(processor: Any, layout: str, tokens: Tensor, n_view: int, height: int, width: int) -> Tensor:
+def by_loops(processor: Any, tokens: Tensor, n_view: int, height: int, width: int) -> Tensor:
     """Return the output of the multi-view branch, computed token by token; recordings cover the layout rowcol."""
     maps = tokens.unflatten(1, (height, width)).unflatten(0, (-1, n_view))
     q, k, v = (getattr(processor, f"to_{letter}_mv")(maps).unflatten(-1, (HEADS, -1)) for letter in "qkv")
@@ -32,36 +25,30 @@ def by_loops(processor: Any, layout: str, tokens: Tensor, n_view: int, height: i
     for b in range(len(maps)):
         for view, row, column in torch.cartesian_prod(*map(torch.arange, (n_view, height, width))).tolist():
             token = view, row, column
-            others = attended(layout, token, n_view, height, width)
+            others = [(v, token[1], j) for v in range(n_view) for j in range(width)]
             keys, values = (torch.stack([part[b][other] for other in others]) for part in (k, v))
             weights = (torch.einsum("hd,nhd->hn", q[b][token], keys) / keys.shape[-1] ** 0.5).softmax(-1)
             out[b][token] = torch.einsum("hn,nhd->hd", weights, values).flatten()
     return processor.to_out_mv(out).reshape(tokens.shape)
 
 
-def layer(layout: Any = "row", **options: Any) -> Attention:
+def layer(**options: Any) -> Attention:
     torch.manual_seed(0)
-    processor = DecoupledAttnProcessor(MultiviewAttnProcessor(), "a", WIDTH, ("mv", "ref"), layout, **options)
+    processor = DecoupledAttnProcessor(MultiviewAttnProcessor(), "a", WIDTH, ("mv", "ref"), **options)
     return Attention(WIDTH, heads=HEADS, dim_head=WIDTH // HEADS, processor=processor)
 
 
 @pytest.mark.parametrize(
-    ("layout", "n_view", "size", "training"),  # training uses another kernel
-    [
-        ("row", 1, (2, 3), False),
-        ("row", 3, (4, 2), False),
-        ("row", 3, (4, 2), True),
-        ("row", 5, (1, 3), False),
-        ("full", 3, (2, 3), True),
-    ],
+    ("n_view", "size", "training"),  # training uses another kernel
+    [(1, (2, 3), False), (3, (4, 2), False), (3, (4, 2), True), (5, (1, 3), False)],
 )
-def test_multi_view_branch_attends_by_layout(layout: Any, n_view: int, size: tuple[int, int], training: bool) -> None:
-    attn = layer(layout)
+def test_multi_view_branch_attends_to_the_row(n_view: int, size: tuple[int, int], training: bool) -> None:
+    attn = layer()
     tokens = torch.randn(2 * n_view, size[0] * size[1], WIDTH)
     with torch.set_grad_enabled(training):
         base = attn(tokens, use_mv=False, use_ref=False)
         found = attn(tokens, n_view=n_view, latent_size=size, use_ref=False, mv_scale=0.5)
-    expected = 0.5 * by_loops(attn.processor, layout, tokens, n_view, *size)
+    expected = 0.5 * by_loops(attn.processor, tokens, n_view, *size)
     torch.testing.assert_close(found - base, expected, atol=1e-5, rtol=0)
 
 
@@ -88,7 +75,7 @@ def test_serial_branches_take_sum_of_input_and_base() -> None:
     attn = layer(arrangement="serial")
     tokens, views = torch.randn(3, 4, WIDTH), {"n_view": 3, "latent_size": (2, 2)}
     first = attn(tokens, use_mv=False, use_ref=False)
-    second = first + by_loops(attn.processor, "row", tokens + first, 3, 2, 2)
+    second = first + by_loops(attn.processor, tokens + first, 3, 2, 2)
     torch.testing.assert_close(attn(tokens, use_ref=False, **views), second, atol=1e-5, rtol=0)
 
 
@@ -101,7 +88,7 @@ def test_branches_follow_rescale_factor_and_residual_of_layer() -> None:
 
 def test_rowcol_refuses_other_numbers_of_views() -> None:
     with refused(None, 3, kind=ValueError):
-        layer("rowcol")(torch.randn(6, 6, WIDTH), n_view=3, latent_size=(2, 3))
+        layer(layout="rowcol")(torch.randn(6, 6, WIDTH), n_view=3, latent_size=(2, 3))
 
 
 @pytest.mark.parametrize(("size", "levels"), [((8, 12), [(8, 12), (4, 6), (2, 3)]), ((5, 7), [(5, 7), (3, 4), (2, 2)])])
@@ -112,12 +99,7 @@ def test_token_grid_finds_level_of_latents(size: tuple[int, int], levels: list[t
 
 @pytest.mark.parametrize(
     ("layout", "n_view", "arrangement", "training"),
-    [
-        ("row", 3, "parallel", False),
-        ("row", 3, "serial", True),
-        ("full", 2, "serial", False),
-        ("rowcol", 6, "parallel", True),
-    ],
+    [("row", 3, "parallel", False), ("row", 3, "serial", True), ("rowcol", 6, "parallel", True)],
 )
 def test_untrained_branches_change_nothing(layout: Any, n_view: int, arrangement: Any, training: bool) -> None:
     unet = tiny_base()

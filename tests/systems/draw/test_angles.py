@@ -67,9 +67,6 @@ def test_views_of_a_mesh(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = ask(capsys, "mesh", *words, "out=run")
     assert code == 0, err
     assert {path.stem for path in Path("run/views").iterdir()} == set(SIDES) and Path("run/preview.png").exists()
-    code, _, err = ask(capsys, "mesh", *words, "prior.layout=full", "rig.views=[[90, 0], [10, 50]]", "out=free")
-    assert code == 0, err
-    assert {path.name for path in Path("free/views").iterdir()} == {"0.png", "1.png"}
     assert ask(capsys, "deep", *words, "out=deep")[0] == 0
     front = [np.asarray(Image.open(f"{name}/views/front.png"), np.int16) for name in ("deep", "run")]
     assert np.abs(front[0] - front[1]).max() > 0

@@ -168,10 +168,10 @@ def test_matched_timesteps_have_equal_noise_in_base_schedule(mode: Shift) -> Non
 
 
 def test_config_builds_model_with_and_without_adapter(tmp_path: Path) -> None:
-    options = MVAdapterConfig(**tiny_prior_config(tmp_path, layout="full", mv_scale=0.5))
+    options = MVAdapterConfig(**tiny_prior_config(tmp_path, mv_scale=0.5))
     options.check()
     model: MVAdapter = build("prior", options)
-    assert model.adapted is not None and model.adapted.form == Form("full") and model.adapted.mv_scale == 0.5
+    assert model.adapted is not None and model.adapted.form == Form() and model.adapted.mv_scale == 0.5
     base = build("prior", options.model_copy(update={"adapter": None}))
     assert base.adapted is None and base.sample(PROMPT, C2W, steps=1).shape == (3, 16, 16, 3)
     with refused("adapter", "nowhere.safetensors"):

@@ -29,16 +29,16 @@ def trained(branches: tuple = BOTH, form: Form | None = None) -> AdaptedUNet:
 @pytest.mark.parametrize("branches", [("mv",), ("mv", "ref"), ("ref",), ()])
 @torch.no_grad()
 def test_saved_adapter_loads_unchanged(branches: tuple, tmp_path: Path) -> None:
-    form = Form("full", "serial", "geometry", 6.0, "default", timestep="matched")
+    form = Form("rowcol", "serial", "geometry", 6.0, "default", timestep="matched")
     network = trained(branches, form)
     save_adapter(tmp_path / "a.safetensors", network)
     base = tiny_base().half().float()
     loaded = load_adapter(tmp_path / "a.safetensors", base)
     assert loaded.form == form and loaded.branches == branches
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
-    x, t, text = inputs(3)
-    control = torch.rand(3, 6, 1, 1)
-    assert torch.equal(loaded(x, t, text, control, 3), network(x, t, text, control, 3))
+    x, t, text = inputs(6)
+    control = torch.rand(6, 6, 1, 1)
+    assert torch.equal(loaded(x, t, text, control, 6), network(x, t, text, control, 6))
     changed = load_adapter(tmp_path / "a.safetensors", base, layout="row", shift=None).form
     assert changed == Form("row", "serial", "geometry", 6.0, "default", timestep="matched")
 
@@ -111,7 +111,7 @@ def test_tuned_base_takes_the_adapter() -> None:
 @pytest.mark.parametrize(
     ("card", "values"),
     [
-        ({"layout": "rows"}, ["layout", "rows", "rowcol"]),
+        ({"layout": "full"}, ["layout", "full", "rowcol"]),
         ({"shift": "many"}, ["shift", "many"]),
         ({"shift": "0.5"}, ["shift", 0.5, 1]),
         ({"fov": "nan"}, ["fov", "nan"]),
