@@ -7,9 +7,9 @@ rasterised representation needs no density: the export can extract the mesh from
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +19,6 @@ from threedgen.geometry.cameras import Cameras
 
 from .march import Samples
 from .shading import ALBEDO, Material, Shading
-
-
-class Background(Protocol):
-    """Map of unit ray directions (R, 3) to colours (R, 3) in [0, 1]; an nn.Module if it has parameters.
-
-    With `training=True` the colours may be random, from the CPU generator `generator`.
-    """
-
-    def __call__(
-        self, directions: Tensor, *, training: bool = False, generator: torch.Generator | None = None
-    ) -> Tensor: ...
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], /) -> Any: ...
 
 
 @dataclass
@@ -170,7 +153,7 @@ class Representation(nn.Module):
     def render(
         self,
         cameras: Cameras,
-        background: Background,
+        background: nn.Module,
         material: Material,
         *,
         generator: torch.Generator | None = None,
@@ -181,6 +164,7 @@ class Representation(nn.Module):
         """Render the B * H * W pixels of B cameras, ordered by camera, row and column. Only if `rasterised` is True.
 
         Args:
+            background: see `volume.render.render`.
             generator: CPU generator of the random background in training.
             training: if False, use no random numbers.
             light: (B, 3) world position of the point light of each camera. None places it at the camera.

@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 from threedgen.geometry.rigs import orbit
 from threedgen.guidance.attention.joined import multiview_unet
 from threedgen.guidance.guidance import Condition
-from threedgen.guidance.losses.sds import DistillationLoss, RenderedViews
+from threedgen.guidance.losses.sds import Distillation, RenderedViews
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.representations.base import Render, Representation
@@ -116,7 +116,7 @@ def assert_equal_states(one: torch.nn.Module, other: torch.nn.Module, what: str)
 
 
 def check_distillation(
-    build: Callable[[Prior, torch.Generator], DistillationLoss], prior: Prior | None = None, step: int = 3
+    build: Callable[[Prior, torch.Generator], Distillation], prior: Prior | None = None, step: int = 3
 ) -> None:
     """Check that a loss is a finite scalar, is equal for equal seeds, and has gradients for images and own parameters.
 

@@ -1,13 +1,13 @@
-"""Interface of distillation losses, SDS and its x0-reconstruction form, for any number of views.
+"""Base class of distillation losses, SDS and its x0-reconstruction form, for any number of views.
 
 SDS and reconstruction add noise to the latents z of rendered images; a frozen denoiser predicts the noise with
 classifier-free guidance. Each loss has the gradient of its method with respect to z; no gradient flows through the
 denoiser. The loss is summed over latent pixels and channels and averaged over the B images.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,33 +43,6 @@ class RenderedViews:
     normals: Tensor | None
     cameras: Cameras
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-class DistillationLoss(Protocol):
-    """Loss of rendered views under a prior. Its parameters, if any, are trained together with the object."""
-
-    def __call__(
-        self,
-        latents: Tensor,
-        denoise: Denoiser,
-        condition: Condition,
-        step: int,
-        generator: torch.Generator,
-        views: RenderedViews,
-    ) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """Return the loss, a scalar, and metrics to log by name.
-
-        Args:
-            latents: the views encoded by the prior, (B, C, h, w), with gradients.
-            denoise: `Prior.denoise`, which predicts noise without guidance.
-            condition: text, cameras and reference image of the views.
-            step: optimisation step.
-            generator: CPU random generator of this step.
-            views: the B rendered views.
-        """
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
 
 
 class NoisyLatents(NamedTuple):
@@ -138,7 +111,10 @@ def gradient_loss(latents: Tensor, direction: Tensor, t: Tensor) -> tuple[Tensor
 
 
 class Distillation(nn.Module):
-    """Base class of distillation losses: it samples a timestep and noise, and computes the prior's prediction."""
+    """Base class of distillation losses: it samples a timestep and noise, and computes the prior's prediction.
+
+    Parameters, if any, are trained together with the object.
+    """
 
     def __init__(
         self,
@@ -196,7 +172,16 @@ class Distillation(nn.Module):
         generator: torch.Generator,
         views: RenderedViews | None = None,
     ) -> tuple[Tensor, Logs]:
-        """Return the scalar loss of `latents` (B, C, h, w) and metrics to log; see `DistillationLoss`."""
+        """Return the loss, a scalar, and metrics to log by name.
+
+        Args:
+            latents: the views encoded by the prior, (B, C, h, w), with gradients.
+            denoise: `Prior.denoise`, which predicts noise without guidance.
+            condition: text, cameras and reference image of the views.
+            step: optimisation step.
+            generator: CPU random generator of this step.
+            views: the B rendered views.
+        """
         t, noise, logs = self.sample_noise(latents, condition.n_view, step, generator)
         with torch.no_grad():
             z = latents.float()

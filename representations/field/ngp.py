@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from threedgen.config import at, registry
 from threedgen.representations.base import ParameterGroup, Representation
-from threedgen.representations.hashgrid.encoding import Encoding, position_gradient
+from threedgen.representations.hashgrid.encoding import HashGrid, position_gradient
 from threedgen.representations.options import EncodedFieldConfig, NGPConfig
 
 
@@ -74,7 +74,7 @@ class EncodedField(Representation):
     """Base class of fields in the cube [-radius, radius]^3 whose MLPs take a position encoding as input."""
 
     options: EncodedFieldConfig
-    encoding: Encoding
+    encoding: HashGrid
     used_levels: Tensor | None
 
     def __init__(self, options: EncodedFieldConfig, generator: torch.Generator | None) -> None:

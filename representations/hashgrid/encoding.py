@@ -1,8 +1,6 @@
 """Hash grid, the position encoding of fields, and the gradients of its kernels."""
 
-from collections.abc import Iterator
 from types import ModuleType
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,17 +12,6 @@ from threedgen.representations.options import HashGridConfig
 
 from . import torch_twin
 from .torch_twin import Levels, grid_levels
-
-
-class Encoding(Protocol):
-    """Map of points (N, 3) in [0, 1]^3 to features (N, output_dim)."""
-
-    output_dim: int
-
-    def __call__(self, x: Tensor) -> Tensor: ...
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
 
 MODULES = {
     "torch": "threedgen.representations.hashgrid.torch_twin",
@@ -38,7 +25,7 @@ Modules without autograd also have scatter and position_gradient, for the backwa
 """
 
 
-def position_gradient(encoding: Encoding, x: Tensor, grad: Tensor) -> Tensor:
+def position_gradient(encoding: nn.Module, x: Tensor, grad: Tensor) -> Tensor:
     """Return the gradient (N, 3) of sum(grad * encoding(x)) with respect to points x (N, 3) in [0, 1]^3.
 
     `grad` is (N, output_dim). In grad mode the result is differentiable in `grad` and in the encoding's parameters.
@@ -54,6 +41,8 @@ def position_gradient(encoding: Encoding, x: Tensor, grad: Tensor) -> Tensor:
 
 class HashGrid(nn.Module):
     """Multi-resolution hash grid with L levels and one parameter `table` (entries, F).
+
+    Other encodings have the same constructor, `forward` and attribute `output_dim`, the number of features.
 
     The features (N, L*F) are ordered by level: l0f0, l0f1, l1f0, ... Points outside [0, 1]^3 are clamped. The output is
     differentiable twice. The table is initialised to U(-1e-4, 1e-4) with `generator` (CPU; None: torch's global one).

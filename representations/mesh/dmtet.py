@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from threedgen.config import ConfigError, registry
 from threedgen.geometry.cameras import Cameras
-from threedgen.representations.base import Background, ParameterGroup, Regulariser, Render, Representation
+from threedgen.representations.base import ParameterGroup, Regulariser, Render, Representation
 from threedgen.representations.field.ngp import EncodedField
 from threedgen.representations.losses import laplacian, normal_consistency, orientation_terms
 from threedgen.representations.options import DMTetConfig
@@ -98,7 +98,7 @@ class DMTet(Representation):
     def render(
         self,
         cameras: Cameras,
-        background: Background,
+        background: nn.Module,
         material: Material,
         *,
         generator: torch.Generator | None = None,

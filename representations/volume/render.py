@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from threedgen.representations.base import Background, Render, Representation
+from threedgen.representations.base import Render, Representation
 from threedgen.representations.losses import orientation_terms
 from threedgen.representations.march import Samples, composite, join, march, pack, visible
 from threedgen.representations.options import MarchConfig, OccupancyConfig
@@ -21,7 +21,7 @@ from .two_pass import two_pass
 
 def render(
     field: Representation,
-    background: Background,
+    background: nn.Module,
     material: Material,
     occupancy: OccupancyGrid | None,
     options: MarchConfig,
@@ -38,6 +38,7 @@ def render(
     """Render R rays through a field.
 
     Args:
+        background: map (directions (R, 3), training, generator) to colours (R, 3) in [0, 1], random only in training.
         occupancy: grid whose empty cells are skipped, or None.
         origins, directions: (R, 3) each, in world units; directions have unit length.
         generator: CPU generator for the random shift of the samples and a random background. Required in training.
@@ -212,7 +213,7 @@ BACKWARD_FACTOR = 2.0  # peak memory of a forward and backward pass, as a multip
 
 def sample_bytes(
     field: Representation,
-    background: Background,
+    background: nn.Module,
     material: Material,
     options: MarchConfig,
     normals: bool,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning.core.optimizer import LightningOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from threedgen.config import ConfigError, registry
@@ -18,7 +18,7 @@ from threedgen.guidance.guidance import Condition, Features
 from threedgen.guidance.matte import Matte
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.priors.view_prompts import view_text
-from threedgen.representations.base import Background, Render, Representation
+from threedgen.representations.base import Render, Representation
 from threedgen.representations.march import step_size
 from threedgen.representations.shading import Material, Shading
 from threedgen.representations.volume.render import OccupancyGrid, render, sample_bytes
@@ -52,7 +52,7 @@ class Scene(System):
     """
 
     field: Representation
-    background: Background
+    background: nn.Module
     material: Material
     occupancy: OccupancyGrid | None
     prior: Prior

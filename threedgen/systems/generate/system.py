@@ -11,7 +11,7 @@ from threedgen.config import at, registry
 from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import grid, write_png
 from threedgen.geometry.rigs import Rig, RigSampler, orbit
-from threedgen.guidance.losses.sds import DistillationLoss, RenderedViews
+from threedgen.guidance.losses.sds import Distillation, RenderedViews
 from threedgen.guidance.prior import Prior
 from threedgen.representations.base import ParameterGroup, Regulariser, Render
 from threedgen.run.seeding import generator
@@ -33,7 +33,7 @@ class GenerateSystem(Scene):
         phases: consecutive ranges of steps, each with its own loss; see `phases.Phase`.
     """
 
-    distillation: DistillationLoss
+    distillation: Distillation
 
     def __init__(
         self,
