@@ -14,15 +14,15 @@ class FakeWindow:
     """Window that records its calls in lists.
 
     Args:
-        presses: {number of the `pop_clicks` call: buttons that it returns, separated by spaces}.
+        stop_at: number of the query of `stop_clicked` from which it is True; 0: never.
         file: JSON file for the records, written by `close`.
         n_clients: number of connected clients.
     """
 
     url = "http://127.0.0.1:1"
 
-    def __init__(self, presses: dict[str, str] | None = None, file: Path | None = None, n_clients: int = 2) -> None:
-        self.presses, self.file, self.n_clients = presses or {}, file, n_clients
+    def __init__(self, stop_at: int = 0, file: Path | None = None, n_clients: int = 2) -> None:
+        self.stop_at, self.file, self.n_clients = stop_at, file, n_clients
         self.asked = self.closed = 0
         self.images: list[tuple[int, np.ndarray]] = []
         self.updates: list[tuple[float, list[str], bool]] = []
@@ -38,9 +38,10 @@ class FakeWindow:
     def update(self, progress: float, lines: list[str], busy: bool) -> None:
         self.updates.append((progress, lines, busy))
 
-    def pop_clicks(self) -> set[str]:
+    @property
+    def stop_clicked(self) -> bool:
         self.asked += 1
-        return set(filter(None, self.presses.get(str(self.asked), "").split()))
+        return 0 < self.stop_at <= self.asked
 
     def close(self) -> None:
         self.closed += 1

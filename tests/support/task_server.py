@@ -96,15 +96,15 @@ def child(
     nan_from: int | None = None,
     die_in: str = "",
     full_from: str = "",
-    window: dict[str, str] | None = None,
+    window: int | None = None,
     **rest: Any,
 ) -> int:
     """One command.
 
     `hold_at`: in this step (of the system `hold_in`, if that is given) write a file "held" and wait for one named
     "go"; `nan_from`: the first step at which the prior answers NaN; `die_in`: a function whose call is the end of
-    the process; `full_from`: one from which on the disk is full; `window`: the live view is a FakeWindow, whose buttons
-    are pressed after these steps.
+    the process; `full_from`: one from which on the disk is full; `window`: the live view is a FakeWindow, whose
+    button is pressed after this step (0: never).
     """
     from threedgen import cli
     from threedgen.guidance.priors.mvdream import MVDream
@@ -140,14 +140,14 @@ def child(
     return cli.main(words)
 
 
-def _look_in(presses: dict[str, str]) -> None:
+def _look_in(stop_at: int) -> None:
     """A live view without viser, which writes what was seen into the file seen.json."""
     from tests.support.fake_window import FakeWindow
     from threedgen.config import optional as extras
     from threedgen.systems.generate import optimise
 
     extras.installed = lambda module: True
-    optimise.open_window = lambda system: FakeWindow(presses, Path("seen.json").resolve())
+    optimise.open_window = lambda system: FakeWindow(stop_at, Path("seen.json").resolve())
 
 
 def _hold() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,28 +13,25 @@ import pytest
 import torch
 
 from tests.support.errors import refused
-from tests.support.example_run import Page
 from tests.support.fake_window import FakeWindow
 from tests.support.task_server import TINY, assert_same, finished_run, prior_folder, server, weights, write_config
 from tests.support.toy_run import log
 from threedgen import cli, config
-from threedgen.config import ConfigError
 from threedgen.config import optional as extras
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.metrics import read_summary
 from threedgen.train.checkpoint_file import LAST, read
 from threedgen.viewer.live import UPDATE_SECONDS, LiveView
 from threedgen.viewer.options import ViewConfig
-from threedgen.viewer.report import PAGE
 
 unix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
 
 class FakeRun:
-    """Run with a live view and a simulated clock; a render takes one second, an export one minute."""
+    """Run with a live view and a simulated clock; a render takes one second."""
 
     def __init__(self, window: Any = None, **options: Any) -> None:
-        self.now, self.render_seconds, self.exports = 0.0, 0.0, 0
+        self.now, self.render_seconds = 0.0, 0.0
         self.window = window or FakeWindow()
         self.interrupts = Interrupts()
         self.module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5)).train()
@@ -43,7 +39,7 @@ class FakeRun:
         self.trainer = SimpleNamespace(global_step=0, max_steps=100, is_global_zero=True)
         config = ViewConfig(**({"size": 16} | options))
         clock = lambda: self.now  # noqa: E731
-        self.view = LiveView(config, lambda: self.window, self.render, self.export, self.interrupts)
+        self.view = LiveView(config, lambda: self.window, self.render, self.interrupts)
         self.view.clock = clock
 
     def render(self, cameras: Any) -> torch.Tensor:
@@ -51,13 +47,6 @@ class FakeRun:
         self.now += 1
         self.render_seconds += 1
         return torch.rand(1, cameras.height, cameras.width, 3) * 1.2 - 0.1
-
-    def export(self) -> Path:
-        assert not self.module.training
-        self.now += 60
-        self.exports += 1
-        random.random(), np.random.rand(), torch.rand(1)
-        return Path("run/live/asset.glb")
 
     def start(self) -> FakeRun:
         self.view.on_train_start(self.trainer, self.module)
@@ -106,50 +95,13 @@ def test_metrics_are_updated_at_intervals_and_nothing_is_rendered_without_client
 
 
 def test_stop_button_requests_a_stop() -> None:
-    run = FakeRun(FakeWindow({"3": "stop"})).start().steps(2)
+    run = FakeRun(FakeWindow(3)).start().steps(2)
     assert not run.interrupts.stop and not run.window.updates[-1][2]
     run.steps(1)
     assert run.interrupts.stop and run.window.updates[-1][2]
 
 
-def test_export_restores_random_state_and_modes() -> None:
-    run = FakeRun(FakeWindow({"2": "export"}, n_clients=0)).start().steps(1)
-    random.seed(3), np.random.seed(3), torch.manual_seed(3)
-    after = random.random(), np.random.rand(), torch.rand(1).item()
-    random.seed(3), np.random.seed(3), torch.manual_seed(3)
-    run.steps(1)
-    assert (random.random(), np.random.rand(), torch.rand(1).item()) == after
-    assert run.exports == 1 and run.module.training and not run.interrupts.stop
-    assert "run/live/asset.glb" in run.lines[-1]
-    assert [busy for _, _, busy in run.window.updates[-2:]] == [True, False]
-    run.steps(5)
-    assert "250 ms/step" in run.lines  # the export does not count as step time
-
-
-@pytest.mark.parametrize(
-    ("clicks", "steps", "exports", "stopped"),
-    [
-        ({"1": "export", "2": "export"}, 3, 1, False),
-        ({"1": "export", "2": "stop"}, 1, 1, True),
-        ({"1": "export stop"}, 1, 0, True),
-    ],
-)
-def test_clicks_during_an_export(clicks: dict[str, str], steps: int, exports: int, stopped: bool) -> None:
-    run = FakeRun(FakeWindow(clicks)).start().steps(steps)
-    assert run.exports == exports and run.interrupts.stop == stopped
-
-
 # --- errors
-
-
-def test_failed_export_is_shown_and_the_run_continues(caplog: pytest.LogCaptureFixture) -> None:
-    run = FakeRun(FakeWindow({"1": "export", "3": "export"}))
-    run.view.export = lambda: (_ for _ in ()).throw(ConfigError("the field is empty"))
-    run.start().steps(1)
-    assert "the field is empty" in run.lines[-1] and "the field is empty" in caplog.text
-    run.view.export = run.export
-    run.steps(1)
-    assert run.exports == 1 and run.lines[-1].endswith("asset.glb") and run.window.closed == 0
 
 
 def test_broken_window_is_closed_and_the_run_continues(caplog: pytest.LogCaptureFixture) -> None:
@@ -164,13 +116,6 @@ def test_broken_window_is_closed_and_the_run_continues(caplog: pytest.LogCapture
     run.view.on_train_end(run.trainer, run.module)
     run.view.close()
     assert run.window.closed == 1
-
-
-def test_ctrl_c_during_an_export_is_raised() -> None:
-    run = FakeRun(FakeWindow({"1": "export"})).start()
-    run.view.export = lambda: (_ for _ in ()).throw(KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt):
-        run.steps(1)
 
 
 def test_window_that_cannot_open_is_refused() -> None:
@@ -236,9 +181,9 @@ def command(folder: Path, *overrides: str) -> list[str]:
 
 @unix
 def test_viewed_run_has_the_same_result(tmp_path: Path) -> None:
-    """Renders at every step and an export do not change a bit of the result."""
+    """Renders at every step do not change a bit of the result."""
     words = ["--view", "view.size=16", "view.share=0.99"]
-    assert server().run(tmp_path, words=[*command(tmp_path), *words], window={"8": "export"}) == 0, log(tmp_path)
+    assert server().run(tmp_path, words=[*command(tmp_path), *words], window=0) == 0, log(tmp_path)
     run, alone = tmp_path / "run", finished_run(command)
     assert_same(weights(run), weights(alone))
     one, other = (read(folder / "checkpoints" / LAST) for folder in (run, alone))
@@ -246,13 +191,9 @@ def test_viewed_run_has_the_same_result(tmp_path: Path) -> None:
     for name in ("config.yaml", "mesh.glb", "views.png"):
         assert (run / name).read_bytes() == (alone / name).read_bytes(), name
     assert read_summary(run)["config_hash"] == read_summary(alone)["config_hash"]
-    assert (run / "live/000008/a_red_dog.glb").stat().st_size > 1000
-    cells = Page((run / PAGE).read_text(encoding="utf-8")).texts["td"]
-    assert "live/000008/a_red_dog.glb" in cells
     seen = json.loads((tmp_path / "seen.json").read_text())
     assert len(seen["images"]) >= 8 and {client for client, _, _ in seen["images"]} == {0, 1}
     assert all(shape == [16, 16 + 8 * client, 3] and spread > 0.1 for client, shape, spread in seen["images"])
-    assert any("run/live/000008/a_red_dog.glb" in lines[-1] for _, lines, _ in seen["updates"])
     assert seen["updates"][-1][0] == 1 and FakeWindow.url in log(tmp_path)
     assert not list(run.rglob("*.tmp"))
 
@@ -260,10 +201,10 @@ def test_viewed_run_has_the_same_result(tmp_path: Path) -> None:
 @unix
 def test_run_stopped_in_the_window_exports_and_resumes(tmp_path: Path) -> None:
     words = [*command(tmp_path, "export.enabled=true"), "--view"]
-    assert server().run(tmp_path, words=words, window={"7": "stop"}) == 130, log(tmp_path)
+    assert server().run(tmp_path, words=words, window=7) == 130, log(tmp_path)
     summary = read_summary(tmp_path / "run")
     assert summary["status"] == "interrupted" and summary["steps"] == 7
     assert (tmp_path / "run" / summary["asset"]["file"]).exists() and (tmp_path / "run/report.html").exists()
     assert "Traceback" not in log(tmp_path)
-    assert server().run(tmp_path, words=["--resume", "run", "--view"], window={}) == 0, log(tmp_path)
+    assert server().run(tmp_path, words=["--resume", "run", "--view"], window=0) == 0, log(tmp_path)
     assert_same(weights(tmp_path / "run"), weights(finished_run(command)))

@@ -1,4 +1,4 @@
-"""Live view: watch, stop and export a run while it trains. `ViserWindow` is the user interface.
+"""Live view: watch and stop a run while it trains. `ViserWindow` is the user interface.
 
 All work is done on the training thread, between two steps. Afterwards the training modes of the modules and the states
 of the random generators are restored, so that the result of the run does not change.
@@ -11,7 +11,6 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytorch_lightning as pl
@@ -34,12 +33,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-STOP, EXPORT = "stop", "export"  # names of the two buttons of the window
 UPDATE_SECONDS = 0.5  # seconds between two updates of the metrics, as reading the loss synchronises the GPU
 
 
 class LiveView(pl.Callback):
-    """Lightning callback that shows a run in a browser window and handles the window's buttons.
+    """Lightning callback that shows a run in a browser window with a button to stop it.
 
     Rendering takes at most the fraction `options.share` of the run time, and no time while no browser is connected. If
     the open window raises an error, it is closed with a warning and the run continues. If the window cannot be opened,
@@ -48,7 +46,6 @@ class LiveView(pl.Callback):
     Args:
         window: opens the window; called before the first step, only in the process of the first device.
         render: one camera -> image (1, H, W, 3) in [0, 1].
-        export: writes the asset of the current field and returns its path.
         interrupts: its `stop` is set when the user stops the run.
         on_stop: called when the user stops the run, whose results are then written.
     """
@@ -58,12 +55,10 @@ class LiveView(pl.Callback):
         options: ViewConfig,
         window: Callable[[], ViserWindow],
         render: Callable[[Cameras], Tensor],
-        export: Callable[[], Path],
         interrupts: Interrupts,
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        self.options, self.render, self.export, self.interrupts = options, render, export, interrupts
-        self.on_stop = on_stop
+        self.options, self.render, self.interrupts, self.on_stop = options, render, interrupts, on_stop
         self.clock, self.speed = time.monotonic, Speed()
         self._open = window
         self._window: ViserWindow | None = None
@@ -115,15 +110,12 @@ class LiveView(pl.Callback):
     def _serve(
         self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule, outputs: STEP_OUTPUT
     ) -> None:
-        clicks = window.pop_clicks()
-        if EXPORT in clicks and STOP not in clicks:  # a stopped run exports its asset anyway
-            self._export(window, trainer, module)
-            clicks |= window.pop_clicks()  # drops a second click on export
-        if STOP in clicks:
+        stop = window.stop_clicked
+        if stop:
             self.interrupts.stop = True
             self.on_stop()
             self._note = "stopping after this step"
-        if clicks or self.clock() >= self._next_metrics:
+        if stop or self.clock() >= self._next_metrics:
             self._metrics = details(self.speed, trainer.max_steps, module, outputs, ("opacity",))
             self._update(window, trainer, module, busy=self.interrupts.stop)
             self._next_metrics = self.clock() + UPDATE_SECONDS
@@ -142,20 +134,6 @@ class LiveView(pl.Callback):
         window.show(client, to_uint8(image))
         now = self.clock()
         self._next_image = now + (now - start) * (1 / self.options.share - 1)
-
-    def _export(self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule) -> None:
-        """Export the asset of the current field. An error does not end the run; it is logged and shown to the user."""
-        step = trainer.global_step
-        self._note = f"step {step}: exporting the asset, the run waits"
-        self._update(window, trainer, module, busy=True)
-        try:
-            with isolated_eval(module):
-                self._note = f"step {step}: {self.export()}"
-        except Exception as error:
-            self._note = f"step {step}: export failed: {in_a_line(error)}"
-            logger.warning("live view: %s", self._note)
-        self.speed = Speed()  # the export must not count as step time
-        self.speed.mark(self.clock(), step)
 
     def _update(self, window: ViserWindow, trainer: pl.Trainer, module: pl.LightningModule, busy: bool = False) -> None:
         stage = f"{stage_of(module)}: step {trainer.global_step} of {trainer.max_steps}"

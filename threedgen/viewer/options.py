@@ -31,9 +31,6 @@ class GalleryConfig(TaskConfig):
         super().check()
 
 
-LIVE = "live"  # subfolder of a run for assets that are exported from the live view, with one folder per step
-
-
 class ViewConfig(Config):
     """Live view of a run in a browser. It does not change the result, so it is not saved with the run."""
 

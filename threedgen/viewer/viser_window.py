@@ -2,7 +2,6 @@
 
 import io
 import math
-import queue
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -20,7 +19,6 @@ from threedgen.geometry.poses import opencv_axes
 from threedgen.run.arrays import Array
 from threedgen.run.text import visible
 
-from .live import EXPORT, STOP
 from .local import HOST, REFUSAL, admitted, free_port
 
 MAX_ASPECT = 4.0  # maximum ratio of the longer to the shorter image side; longer windows stretch the image
@@ -35,18 +33,19 @@ class _LocalServer(viser.ViserServer):
 
 
 class ViserWindow:
-    """Browser window of a run: it shows renders of the field, and a panel with prompt, metrics and buttons.
+    """Browser window of a run: it shows renders of the field, and a panel with prompt, metrics and a button to stop.
 
     `LiveView` calls the methods on the training thread; they do not block. A client is one open browser tab, which
-    starts with the camera `start`.
+    starts with the camera `start`. `stop_clicked` is True after a click on the button.
     """
+
+    stop_clicked = False
 
     def __init__(self, prompt: str, port: int, start: Cameras) -> None:
         key = secrets.token_urlsafe(16)
         with redirect_stdout(io.StringIO()), _guarded(key):  # stdout is reserved for results, not for viser's banner
             self._server = _LocalServer(HOST, free_port(port), label="threedgen", verbose=False)
         self.url = f"http://{HOST}:{self._server.get_port()}/{key}/"
-        self._clicks: queue.SimpleQueue[str] = queue.SimpleQueue()
         server, gui = self._server, self._server.gui
         gui.configure_theme(show_logo=False, show_share_button=False)
         camera = server.initial_camera
@@ -55,9 +54,11 @@ class ViserWindow:
         gui.add_html(_paragraphs([prompt]))
         self._bar = gui.add_progress_bar(0.0)
         self._lines = gui.add_html("")
-        self._buttons = {EXPORT: gui.add_button("Export the asset"), STOP: gui.add_button("Stop the run")}
-        for name, button in self._buttons.items():  # viser calls back from its own threads
-            button.on_click(lambda event, name=name: self._clicks.put(name))
+        self._button = gui.add_button("Stop the run")
+
+        @self._button.on_click
+        def on_click(event: object) -> None:  # viser calls it from its own threads
+            self.stop_clicked = True
 
     def cameras(self, size: int) -> dict[int, Cameras]:
         """Return client id -> camera (batch of one) of each connected client, for an image height of `size` pixels."""
@@ -76,15 +77,10 @@ class ViserWindow:
             client.scene.set_background_image(image, format="png")
 
     def update(self, progress: float, lines: list[str], busy: bool) -> None:
-        """Show the progress in [0, 1] and lines of plain text. `busy` disables the buttons."""
+        """Show the progress in [0, 1] and lines of plain text. `busy` disables the button."""
         self._bar.value = 100 * progress
         self._lines.content = _paragraphs(lines)
-        for button in self._buttons.values():
-            button.disabled = busy
-
-    def pop_clicks(self) -> set[str]:
-        """Return the names of the buttons that were clicked since the last call."""
-        return {self._clicks.get() for _ in range(self._clicks.qsize())}
+        self._button.disabled = busy
 
     def close(self) -> None:
         self._server.flush()

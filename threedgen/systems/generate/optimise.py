@@ -21,10 +21,9 @@ from threedgen.train.callbacks import FiniteGuard
 from threedgen.train.status import Status
 from threedgen.train.task import Task
 from threedgen.viewer.live import LiveView
-from threedgen.viewer.options import LIVE
 from threedgen.viewer.report import PAGE, write_report
 
-from .outputs import Figures, make_asset, write_results
+from .outputs import Figures, write_results
 from .scene import part_of
 from .system import GenerateSystem
 
@@ -101,14 +100,10 @@ def start_from(system: GenerateSystem, folder: Path) -> None:
 def live_view(system: GenerateSystem, task: Task, interrupts: Interrupts) -> LiveView:
     """Return the callback that shows the object in a browser during training (`threedgen.viewer.live`)."""
 
-    def export() -> Path:
-        place = task.folder / LIVE / f"{system.trainer.global_step:06d}"
-        return place / next(iter(make_asset(system, place).files))
-
     def finish() -> None:
         task.finish = True
 
-    return LiveView(system.config.view, lambda: open_window(system), system.images, export, interrupts, finish)
+    return LiveView(system.config.view, lambda: open_window(system), system.images, interrupts, finish)
 
 
 def open_window(system: GenerateSystem) -> ViserWindow:
