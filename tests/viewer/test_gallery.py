@@ -121,10 +121,9 @@ def test_card_shows_the_first_readable_contact_sheet(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "method", "shown"),
     [
-        ("mvdream-toybox", None, "mvdream-toybox field.name=sdf seed 3"),
+        ("mvdream-toybox", None, "mvdream-toybox seed 3"),
         ("<mine>", None, "<mine> seed 3"),
         ("mvdream-toybox", "mvdream-toybox field.name=sdf size=8", "mvdream-toybox field.name=sdf size=8 seed 3"),
-        ("gallery", None, "gallery seed 3"),
     ],
 )
 def test_card_names_config_and_overrides(tmp_path: Path, name: str, method: str | None, shown: str) -> None:

@@ -69,7 +69,7 @@ def records(folder: Path, tasks: Sequence[str] = TASKS) -> tuple[list[Record], l
 def card(record: Record, home: Path) -> Tree:
     """Return the values of a run's card for the page template. Links are relative to the folder `home`."""
     report, seconds = record.file(PAGE), record.summary.seconds
-    facts = [record.method, *record.choices, f"seed {record.option('seed')}", duration(seconds) if seconds else ""]
+    facts = [record.method, f"seed {record.option('seed')}", duration(seconds) if seconds else ""]
     facts = [fact for fact in (*facts, f"{record.ended:%Y-%m-%d}") if fact]
     return {
         "record": record,

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, FiniteFloat, ValidationError
 
-from threedgen.config import load, plain, shipped
 from threedgen.config.command import command
 from threedgen.config.errors import ConfigError, short
 from threedgen.config.plain_file import read_json
@@ -107,14 +105,6 @@ class Record:
         return str(read_json(self.folder / "job.json").get("method") or stored_config_name(self.text))
 
     @property
-    def choices(self) -> list[str]:
-        """Names of prior, distillation and field that differ from the shipped config, as ["field.name=sdf", ...]."""
-        defaults = _default_names(self.method.partition(" ")[0])
-        own = {part: self.option(part, "name") for part in defaults}
-        changed = [f"{part}.name={name}" for part, name in own.items() if name not in (None, defaults[part])]
-        return [text for text in changed if text not in self.method.split()]
-
-    @property
     def max_steps(self) -> int | None:
         return self.count("trainer", "max_steps")
 
@@ -165,12 +155,3 @@ def _read(model: type[Entries], path: Path) -> Entries | None:
     with suppress(ValidationError):
         return model.model_validate(tree) if tree or not path.exists() else None
     return None
-
-
-@cache
-def _default_names(name: str) -> dict[str, str]:
-    """Return the names of prior, distillation and field in a shipped config; an empty dict for any other config."""
-    tree: Tree = {}
-    with suppress(ConfigError):
-        tree = plain(load(name)) if name in shipped() else {}
-    return {part: tree[part]["name"] for part in ("prior", "distillation", "field") if part in tree}
