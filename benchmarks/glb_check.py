@@ -8,12 +8,12 @@ charts or inverted normal maps.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 import numpy as np
 from scipy import ndimage
 
 from threedgen.export.asset import MIN_LOD_TEXTURE, ExportedAsset
-from threedgen.export.files.khronos import Finding, Severity
 from threedgen.export.options import AssetConfig
 from threedgen.export.shape.topology import area_vectors, degenerate, pieces, signed_volume, topology, weld
 from threedgen.export.shape.unwrap import OVERLAP, claims, density, overlap
@@ -33,6 +33,18 @@ distance between charts in texels."""
 MAX_HULL_VERTICES, MAX_HULL_OFFSET = 130, 0.05
 """Limits of a collider: maximum vertices per part, and maximum distance between the bounding boxes of collider and
 asset, as a fraction of the asset's size."""
+
+
+Severity = Literal["error", "warning"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Problem of a file."""
+
+    severity: Severity  # "error" if the asset is broken, "warning" if it could be better
+    code: str  # identifier of the kind of problem
+    message: str  # sentence for the user
 
 
 error, warning = partial(Finding, "error"), partial(Finding, "warning")

@@ -10,7 +10,7 @@ from scipy.spatial import ConvexHull, QhullError
 
 from threedgen.config.errors import ConfigError
 from threedgen.export.files.glb import plain_glb_bytes, textured_glb_bytes
-from threedgen.export.files.khronos import Finding, validate
+from threedgen.export.files.khronos import validate
 from threedgen.export.files.obj_usdz import obj_zip, usdz_bytes
 from threedgen.export.options import ENGINES, AssetConfig
 from threedgen.export.renders import FOV, spiral_cameras
@@ -53,7 +53,7 @@ class ExportedAsset:
 
     name: str  # prefix of the file names
     files: dict[str, bytes] = field(default_factory=dict)  # name -> content; if there are GLBs, the finest comes first
-    findings: dict[str, list[Finding]] = field(default_factory=dict)  # GLB name -> findings of the Khronos validator
+    findings: dict[str, list[str]] = field(default_factory=dict)  # GLB name -> findings of the Khronos validator
     notes: list[str] = field(default_factory=list)  # remarks for the user, one sentence each, with the findings
     figures: Tree = field(default_factory=dict)  # statistics that asset.json stores, by name
     seconds: dict[str, float] = field(default_factory=dict)  # step name (`STEPS`) -> duration
@@ -136,7 +136,7 @@ def make_asset(
     with asset.timed("khronos"):
         if glbs := {file: data for file, data in asset.files.items() if file.endswith(".glb")}:
             asset.findings, asset.figures["khronos"] = validate(glbs)
-            asset.notes += [f"{file}: {found.message}" for file, part in asset.findings.items() for found in part]
+            asset.notes += [f"{file}: {found}" for file, part in asset.findings.items() for found in part]
     deep, wide, high = np.ptp(finest.vertices, axis=0).astype(float).round(4).tolist()  # x, y, z: front, left, up
     asset.figures |= {
         "topology": asdict(body) | {"volume": round(body.volume, 6)},

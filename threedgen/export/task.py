@@ -5,7 +5,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -142,7 +141,7 @@ def summary(asset: ExportedAsset, config: AssetConfig) -> Tree:
         **asset.figures,
         "files": {name: len(data) for name, data in asset.files.items()},
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in asset.files.items()},
-        "findings": {name: [asdict(found) for found in part] for name, part in asset.findings.items()},
+        "findings": asset.findings,
         "notes": asset.notes,
         "seconds": asset.seconds,
     }

@@ -79,12 +79,9 @@ def render_from_views(
     return views
 
 
-def equirectangular_rays(height: int, width: int, ends: bool = False) -> Tensor:
-    """Return unit ray directions (H, W, 3), float64, of the pixels of an equirectangular image. Its centre is +z.
-
-    The image ends at the borders of the outermost pixels or, with `ends`, at their centres.
-    """
-    steps = [torch.linspace(-1, 1, n) if ends else (torch.arange(n) + 0.5) / n * 2 - 1 for n in (height, width)]
+def equirectangular_rays(height: int, width: int) -> Tensor:
+    """Return unit ray directions (H, W, 3), float64, of the pixels of an equirectangular image. Its centre is +z."""
+    steps = [(torch.arange(n) + 0.5) / n * 2 - 1 for n in (height, width)]
     latitude, longitude = -steps[0].double()[:, None] * pi / 2, steps[1].double() * pi
     down = -torch.sin(latitude).expand(height, width)
     return torch.stack(
@@ -92,17 +89,13 @@ def equirectangular_rays(height: int, width: int, ends: bool = False) -> Tensor:
     )
 
 
-def stitch(
-    views: Tensor, K: Tensor, R: Tensor, height: int, width: int, reference: bool = False
-) -> tuple[Tensor, Tensor]:
+def stitch(views: Tensor, K: Tensor, R: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Blend views (V, C, h, w) with K (3, 3) and R (V, 3, 3) into an equirectangular image.
 
-    The weight of a view falls linearly from 1 in its middle column to 0 at its left and right borders. `reference`
-    adds the half-pixel shifts of the tool by the MVDiffusion authors. Returns the image (C, height, width), 0 where no
-    view covers it, and the sums of weights (height, width).
+    The weight of a view falls linearly from 1 in its middle column to 0 at its left and right borders. Returns the
+    image (C, height, width), 0 where no view covers it, and the sums of weights (height, width).
     """
-    shift = 0.5 if reference else 0.0
-    rays = equirectangular_rays(height, width, ends=reference)
+    rays = equirectangular_rays(height, width)
     total, weights = views.new_zeros(views.shape[1], height, width), views.new_zeros(height, width)
     rows, columns = views.shape[-2:]
     for view, R_view in zip(views, R.double(), strict=True):
@@ -110,7 +103,7 @@ def stitch(
         visible = front & inside(pixels + 0.5, rows + 1, columns + 1)  # up to the outer borders of the pixels
         weight = 1 - ((pixels[..., 0] + 0.5) / columns * 2 - 1).abs()
         weight = torch.where(visible, weight, 0.0).to(views)
-        total += weight * sample(view[None], (pixels + shift)[None], "bicubic", "border")[0]
+        total += weight * sample(view[None], pixels[None], "bicubic", "border")[0]
         weights += weight
     return total / weights.clamp_min(1e-12), weights
 

@@ -6,10 +6,8 @@ views = model.sample_views(["a kitchen"] * 8, geometry, (512, 512))
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Self
 
 import torch
@@ -34,15 +32,13 @@ from threedgen.guidance.sampling import (
     sample_images,
     sample_latents,
 )
-from threedgen.guidance.weights.files import read_card, read_tensors
+from threedgen.guidance.weights.files import read_tensors
 from threedgen.guidance.weights.plugins import locate
 
 from .geometry import DepthGeometry, Geometry, Neighbours, PanoramaGeometry
 from .inputs import Extra, extra_kind, mask_channels, masked_images, unknown_channels
 from .unet import MultiviewUNet
-from .weights import FORMAT, convert_released, with_difference
-
-logger = logging.getLogger(__name__)
+from .weights import convert_released, with_difference
 
 
 def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVDiffusion:
@@ -51,7 +47,6 @@ def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVD
     model.hold, model.guide_views = options.hold, options.guide_views
     if options.blocks is not None:
         model.with_blocks(options.blocks)
-        model.check_trained_options(k=options.k, neighbours=options.neighbours)
     return model
 
 
@@ -66,12 +61,10 @@ class MVDiffusion(LatentDiffusion):
     Attributes:
         multiview: UNet with correspondence-aware attention; None before `with_blocks`.
         hold: whether known images replace the samples in each step, so that they stay unchanged.
-        trained_options: options of the training of the attention blocks, as text, if their file has them.
     """
 
     multiview: MultiviewUNet | None = None
     hold: bool = False
-    trained_options: Mapping[str, str] = MappingProxyType({})
 
     @property
     def extra(self) -> Extra:
@@ -106,19 +99,13 @@ class MVDiffusion(LatentDiffusion):
         """
         path = locate("blocks", str(blocks))
         with keyed("blocks"):
-            tensors, self.trained_options = read_tensors(path), read_card(path, FORMAT)
+            tensors = read_tensors(path)
             return self.with_network(convert_released(tensors, with_difference(self.unet, tensors)))
 
     def with_network(self, network: MultiviewUNet) -> Self:
         """Replace the UNet by a UNet with attention blocks, and return self."""
         self.unet, self.multiview = network.unet, network
         return self.to(self.device)
-
-    def check_trained_options(self, **options: object) -> None:
-        """Log a warning for each option that differs from the training of the attention blocks."""
-        for name, value in options.items():
-            if (trained := self.trained_options.get(name, str(value))) != str(value):
-                logger.warning("%s=%s: the attention between views was trained with %s", name, value, trained)
 
     @property
     def networks(self) -> dict[str, torch.nn.Module]:

@@ -7,13 +7,10 @@ import json
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-Severity = Literal["error", "warning"]
 TIMEOUT_S = 120  # maximum run time of the validator in seconds. A file usually takes less than one second.
-_SEVERITY: dict[int, Severity] = {0: "error", 1: "warning"}  # not reported: 2 (information), 3 (hint)
+_SEVERITY = {0: "error", 1: "warning"}  # not reported: 2 (information), 3 (hint)
 _SCRIPT = """
 const { readFileSync } = require("fs"), { dirname, join } = require("path");
 const globally = [join(dirname(process.execPath), "..", "lib"), join(process.env.APPDATA || "/", "npm")];
@@ -25,20 +22,12 @@ Promise.all(process.argv.slice(1).map(validate)).then((reports) => console.log(J
 _MISSING = "Cannot find module 'gltf-validator'"
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Problem that the glTF validator found in a file."""
-
-    severity: Severity  # "error" if the asset is broken, "warning" if it works but could be better
-    code: str  # identifier of the kind of problem
-    message: str  # sentence for the user
-
-
-def validate(glbs: dict[str, bytes]) -> tuple[dict[str, list[Finding]], str]:
+def validate(glbs: dict[str, bytes]) -> tuple[dict[str, list[str]], str]:
     """Run the validator on GLBs, given as file name -> content.
 
-    Returns file name -> errors and warnings, and a sentence with the validator's version and the counts. If the
-    validator is not installed or fails, the dict is empty and the sentence gives the reason.
+    Returns file name -> errors and warnings, as "error CODE: message (place)", and a sentence with the validator's
+    version and the counts. If the validator is not installed or fails, the dict is empty and the sentence gives the
+    reason.
     """
     node = shutil.which("node")
     if node is None:
@@ -64,7 +53,7 @@ def validate(glbs: dict[str, bytes]) -> tuple[dict[str, list[Finding]], str]:
         reports = json.loads(done.stdout)
         results = {
             name: [
-                Finding(_SEVERITY[found["severity"]], found["code"], f"{found['message']} ({found['pointer']})")
+                f"{_SEVERITY[found['severity']]} {found['code']}: {found['message']} ({found['pointer']})"
                 for found in report["issues"]["messages"]
                 if found["severity"] in _SEVERITY
             ]
@@ -73,5 +62,5 @@ def validate(glbs: dict[str, bytes]) -> tuple[dict[str, list[Finding]], str]:
         version = reports[0]["validatorVersion"]
     except (LookupError, TypeError, ValueError) as error:
         return {}, f"failed: its report is invalid ({type(error).__name__}: {error})"
-    counts = [sum(f.severity == kind for part in results.values() for f in part) for kind in _SEVERITY.values()]
+    counts = [sum(f.startswith(kind) for part in results.values() for f in part) for kind in _SEVERITY.values()]
     return results, f"version {version}: {counts[0]} errors and {counts[1]} warnings in {len(glbs)} files"

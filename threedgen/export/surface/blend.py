@@ -36,12 +36,12 @@ class BlendOptions:
         visible = visible if mask is None else visible & (mask > self.opacity)
         return visible if self.beside_edge else visible & (jump < self.jump)
 
-    def weight(self, cosine: Array, valid: Array, view_weight: float = 1.0) -> Array:
-        """Return weights (M,): cosine^(power / view_weight), or 0 where `valid` (M,) is False or the cosine negative.
+    def weight(self, cosine: Array, valid: Array) -> Array:
+        """Return weights (M,): cosine^power, or 0 where `valid` (M,) is False or the cosine negative.
 
-        The cosine (M,) may be divided by the distance to the camera. A large `view_weight` increases weights below 1.
+        The cosine (M,) may be divided by the distance to the camera.
         """
-        weights: Array = np.where(valid, np.maximum(cosine, 0), 0) ** (self.power / view_weight)
+        weights: Array = np.where(valid, np.maximum(cosine, 0), 0) ** self.power
         return weights
 
 

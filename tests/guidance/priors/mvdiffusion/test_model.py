@@ -139,16 +139,6 @@ def test_blocks_file_stores_unet_as_difference(targets: tuple[str, ...], tmp_pat
     assert all(torch.equal(model.unet.state_dict()[name], tensor) for name, tensor in before.items())
 
 
-def test_check_trained_options_warns_of_differences(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tmp_path / "blocks.safetensors"
-    save_blocks(path, MultiviewUNet(tiny_model().unet), None, options={"k": 5, "neighbours": "ring"})
-    model = tiny_model().with_blocks(path)
-    model.check_trained_options(k=5, neighbours="ring")
-    assert not caplog.records
-    model.check_trained_options(k=3, neighbours="ring")
-    assert [record.args for record in caplog.records] == [("k", 3, "5")]
-
-
 def test_blocks_of_another_base_are_refused(tmp_path: Path) -> None:
     unet, file = widened(tiny_model().unet, 1), tmp_path / "blocks.safetensors"
     save_blocks(file, MultiviewUNet(unet, "depth", "capped"), difference(unet, LoRA(unet, 2)))
