@@ -7,9 +7,8 @@ images = pipe("an astronaut riding a horse, 3d asset", guidance_scale=10.0).imag
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -23,7 +22,7 @@ from threedgen.geometry.rigs import orbit
 from threedgen.guidance.attention.joined import camera_vector, make_multiview
 from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.guidance import Condition, guided
-from threedgen.guidance.sampling import fresh_noise
+from threedgen.guidance.sampling import before_steps, fresh_noise, sample_latents
 from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components
 from threedgen.run.dtypes import DTYPES
@@ -33,9 +32,9 @@ from .mvdream import MVDream
 
 
 class MVDreamPipeline(DiffusionPipeline):
-    """Diffusers pipeline that samples several views of one object from text (MVDream, arXiv 2308.16512).
+    """Diffusers pipeline that samples several views of one object from text by DDIM (MVDream, arXiv 2308.16512).
 
-    Its components are those of a Stable Diffusion folder; any diffusers scheduler works.
+    Its components are those of a Stable Diffusion folder. The scheduler gives the noise schedule only.
     """
 
     unet: UNet2DConditionModel
@@ -46,7 +45,6 @@ class MVDreamPipeline(DiffusionPipeline):
     coarse: CoarsePredictor | None
     model_cpu_offload_seq: Any = "text_encoder->coarse->unet->vae"
     _optional_components = ["coarse"]
-    _callback_tensor_inputs = ["latents"]
 
     def __init__(
         self,
@@ -121,7 +119,6 @@ class MVDreamPipeline(DiffusionPipeline):
         latents: Tensor | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[..., dict[str, Tensor]] | None = None,
     ) -> ImagePipelineOutput | tuple[object]:
         """Sample n = prompts x views images from noise; the views of a prompt are consecutive.
 
@@ -132,13 +129,11 @@ class MVDreamPipeline(DiffusionPipeline):
             c2w: camera-to-world poses (V, 4, 4), OpenGL axes, z up, instead of n_view, elevation and azimuth. Their
                 distances to the origin are ignored.
             guidance_scale: s in eps_u + s (eps_c - eps_u), with (c) and without (u) the prompt.
-            eta: noise of the scheduler's steps, if it supports eta; 0: deterministic DDIM.
+            eta: share of noise in [0, 1] that each step adds; 0: deterministic.
             generator: generator of all noise. A CPU generator gives the same noise on all devices.
             latents: initial noise (n, 4, h, w); None: it is sampled.
             output_type: "pil", "np" (n, H, W, 3) in [0, 1], "pt" (n, 3, H, W) in [0, 1], or "latent" (n, 4, h, w).
             return_dict: return an `ImagePipelineOutput`; False: a tuple (images,).
-            callback_on_step_end: called after step k at timestep t as f(pipeline, k, t, {"latents": x}); may
-                return {"latents": new x}.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         prior = self.prior
@@ -150,18 +145,11 @@ class MVDreamPipeline(DiffusionPipeline):
         shape = (len(prompts) * views, self.unet.config["out_channels"], *[prior.image_size // prior.factor] * 2)
         if latents is None:
             latents = fresh_noise(torch.empty(shape, device=prior.device), generator)
-        self.scheduler.set_timesteps(num_inference_steps, device=prior.device)
-        x = latents.to(prior.device, torch.float32) * self.scheduler.init_noise_sigma
-        network = guided(prior.network, Condition((cond, uncond), camera, views), guidance_scale)
-        takes = inspect.signature(self.scheduler.step).parameters
-        more = {name: value for name, value in {"eta": eta, "generator": generator}.items() if name in takes}
-        for k, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
-            # with as many steps as training timesteps, the first timestep is T, one beyond the schedule's table
-            known = t.clamp(max=prior.schedule.T - 1)
-            output = network(self.scheduler.scale_model_input(x, t), known.expand(len(x)))
-            x = self.scheduler.step(output, known, x, **more).prev_sample
-            if callback_on_step_end is not None:
-                x = (callback_on_step_end(self, k, t, {"latents": x}) or {}).get("latents", x)
+        predict = guided(prior.denoise, Condition((cond, uncond), camera, views), guidance_scale)
+        noise = latents.to(prior.device, torch.float32)
+        with self.progress_bar(total=num_inference_steps) as bar:
+            more = before_steps(bar.update)
+            x = sample_latents(predict, noise, prior.schedule, num_inference_steps, None, eta, generator, more)
         images: Any = x
         if output_type != "latent":
             decoded = prior.decode_latents(x).float().cpu().permute(0, 3, 1, 2)
