@@ -5,7 +5,6 @@ released weights; modules named `bn` are group norms.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Literal, cast
 
 import torch
@@ -16,15 +15,14 @@ from torch.utils.checkpoint import checkpoint
 
 from threedgen.geometry.warp import sample
 
-from .by_token import Places, attend
 from .geometry import Keys
 
 Encoding = Literal["reference", "capped"]
 HEAD = 32  # channels of an attention head
 CHUNK = {"cpu": 1 << 21, "cuda": 1 << 24}
 """Number of elements of the keys of one chunk: few fit into the cache of a CPU, many keep a GPU busy."""
-MAX_TABLE_SIZE = 1 << 25
-"""Largest number of elements in the tables of `by_token.py`; larger feature maps are processed in chunks."""
+MAX_KEPT = 1 << 25
+"""Largest number of elements of all keys for which training keeps activations in memory; else they are recomputed."""
 FEED_FACTOR = 8
 """Number of elements that a feed-forward layer keeps in memory for each element of its input."""
 
@@ -111,11 +109,23 @@ class Transformer(nn.Module):
         return x + self.ff(self.norm2(x))
 
 
+Call = Callable[..., Tensor]
+"""Function (function, *arguments) -> result of the function."""
+
+
+def called(function: Call, *args: object) -> Tensor:
+    return function(*args)
+
+
+def recomputed(function: Call, *args: object) -> Tensor:
+    """Call a function and keep only its arguments; the backward pass calls it again."""
+    return cast(Tensor, checkpoint(function, *args, use_reentrant=False))
+
+
 class PanoramaBlock(nn.Module):
     """Correspondence-aware attention between the feature maps of the views of a panorama.
 
-    If `by_token`, `by_token.py` processes small feature maps on a CPU. Otherwise the block processes chunks of tokens
-    and recomputes activations in the backward pass.
+    The block processes chunks of tokens. For large feature maps, it recomputes activations in the backward pass.
     """
 
     relation_dim = 2
@@ -126,36 +136,18 @@ class PanoramaBlock(nn.Module):
             raise ValueError(f"the channels should be a multiple of {HEAD} (got {dim})")
         self.transformer = Transformer(dim)
         self.pe = PositionalEncoding(dim, self.relation_dim, encoding)
-        self.by_token = True
 
     def forward(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
         """Transform features (B F, d, h, w) of B scenes with F = `n_view` views to features of the same shape.
 
         `keys` has one entry for each view of one or more scenes; the batch may repeat these scenes.
         """
-        if small := self._is_small(x, keys):
-            tokens = self._by_token(x, keys, n_view)
-        else:
-            maps = x.unflatten(0, (-1, len(keys)))
-            attended = (self._view(maps, number, keys[number], n_view) for number in range(len(keys)))
-            tokens = torch.stack(tuple(attended), dim=1).flatten(0, 2)  # no variable keeps the parts alive
-        feed = self.transformer.feed if small else partial(self._saving, self.transformer.feed)
-        fed = torch.cat([feed(part) for part in tokens.split(self._size(x, FEED_FACTOR))])
+        maps, large = x.unflatten(0, (-1, len(keys))), sum(each.count for each in keys) * x[0].numel() > MAX_KEPT
+        call: Call = recomputed if large and torch.is_grad_enabled() else called
+        attended = (self._view(maps, number, keys[number], n_view, call) for number in range(len(keys)))
+        tokens = torch.stack(tuple(attended), dim=1).flatten(0, 2)  # no variable keeps the parts alive
+        fed = torch.cat([call(self.transformer.feed, part) for part in tokens.split(self._size(x, FEED_FACTOR))])
         return fed.unflatten(0, (len(x), -1)).mT.reshape(x.shape)
-
-    def _is_small(self, x: Tensor, keys: Sequence[Keys]) -> bool:
-        plain = self.by_token and x.device.type == "cpu" and x.dtype is not torch.float64
-        counts = {id(each): each.count for each in keys}.values()
-        return plain and sum(counts) * x[0].numel() <= MAX_TABLE_SIZE
-
-    def _by_token(self, x: Tensor, keys: Sequence[Keys], n_view: int) -> Tensor:
-        """Apply the attention with `by_token.py` to features (B F, d, h, w); return tokens (B F T, d)."""
-        (height, width), tokens, transformer = x.shape[-2:], x.flatten(2).mT, self.transformer
-        different = {id(each): each for each in keys}  # scenes may share a geometry
-        places = {name: Places.of(each, self._encoding(each), height, width) for name, each in different.items()}
-        queries = transformer.attn1.queries(transformer.norm1(tokens + self._query_encoding(tokens)))
-        mixed = attend(queries, tokens, [places[id(each)] for each in keys], n_view, transformer.norm1)
-        return (tokens + transformer.attn1.output(mixed)).flatten(0, 1)
 
     def _encoding(self, keys: Keys) -> Tensor:
         return self.pe(keys.relation.transpose(0, 1).flatten(1, 2))
@@ -164,24 +156,17 @@ class PanoramaBlock(nn.Module):
         zeros = tokens.new_zeros(tokens.shape[-2], 1, self.relation_dim, dtype=torch.float32)
         return self.pe(zeros)[:, 0].to(tokens)
 
-    def _view(self, maps: Tensor, number: int, keys: Keys, n_view: int) -> Tensor:
+    def _view(self, maps: Tensor, number: int, keys: Keys, n_view: int, call: Call) -> Tensor:
         """Return tokens (R, T, d) of view `number` from features (R, V, d, h, w), computed in chunks of tokens."""
         tokens, others = maps[:, number].flatten(2).mT, maps[:, number - number % n_view + keys.views]
         size = self._size(maps[0], len(maps) * keys.count)
         starts = range(0, tokens.shape[1], size)
-        attended = [
-            self._saving(self._attend, tokens[:, a : a + size], others, keys.tokens(a, a + size)) for a in starts
-        ]
+        attended = [call(self._attend, tokens[:, a : a + size], others, keys.tokens(a, a + size)) for a in starts]
         return torch.cat(attended, dim=1)
 
     def _size(self, x: Tensor, count: int) -> int:
         """Return the number of tokens per chunk if each has `count` keys. It is even, so that no pair is split."""
         return max(2, CHUNK.get(x.device.type, CHUNK["cpu"]) // (count * x.shape[1]) // 2 * 2)
-
-    def _saving(self, function: Callable[..., Tensor], *args: object) -> Tensor:
-        if torch.is_grad_enabled():
-            return cast(Tensor, checkpoint(function, *args, use_reentrant=False))
-        return function(*args)
 
     def _attend(self, tokens: Tensor, others: Tensor, keys: Keys) -> Tensor:
         """Attend from tokens (R, T, d) of one view to maps (R, n, d, h, w) of n other views; return (R, T, d)."""

@@ -33,32 +33,13 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     x = features(3, 64, (4, 6)).requires_grad_()
     keys = wall().keys(4, 6, CPU)
     block = awaken(DepthBlock(64))
-    block.attn1.by_token = False
     results = []
-    for chunk in (caa.CHUNK["cpu"], 1, 64 * 9):
+    for chunk, kept in ((caa.CHUNK["cpu"], caa.MAX_KEPT), (caa.CHUNK["cpu"], 0), (1, 0), (64 * 9, caa.MAX_KEPT)):
         monkeypatch.setitem(caa.CHUNK, "cpu", chunk)
+        monkeypatch.setattr(caa, "MAX_KEPT", kept)
         results.append(output_and_gradients(block, x, keys, 3))
     for other in results[1:]:
         torch.testing.assert_close(other, results[0], rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("scenes", [1, 2])
-@pytest.mark.parametrize(
-    ("block", "keys", "size", "n_view"),
-    [
-        (PanoramaBlock(64), ring().keys(8, 8, CPU), (8, 8), 8),
-        (PanoramaBlock(96, "capped"), ring().keys(4, 4, CPU), (4, 4), 8),
-        (DepthBlock(64), wall().keys(4, 6, CPU), (4, 6), 3),
-        (DepthBlock(64, "capped"), wall().keys(4, 6, CPU), (4, 6), 3),
-    ],
-)
-def test_by_token_matches_default(block: PanoramaBlock | DepthBlock, keys, size, n_view: int, scenes: int) -> None:
-    attention = getattr(awaken(block), "attn1", block)
-    x = features(scenes * n_view, len(attention.transformer.norm1.weight), size).requires_grad_()
-    results = []
-    for attention.by_token in (False, True):
-        results.append(output_and_gradients(block, x, keys, n_view))
-    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)
 
 
 def test_tokens_influence_only_corresponding_tokens() -> None:
