@@ -117,12 +117,15 @@ def test_distorted_photos_are_undistorted(tmp_path: Path, distortion: tuple[floa
         (lambda tree: tree.update(camera_model="OPENCV_FISHEYE"), ["OPENCV_FISHEYE"]),
         (lambda tree: tree.update(is_fisheye=True), ["OPENCV_FISHEYE"]),
         (lambda tree: tree.update(w=30), ["000.png", "16 x 30"]),
+        (lambda tree: tree.update(w=0), ["transforms.json", "000.png"]),
+        (lambda tree: tree.update(frames=[]), ["transforms.json"]),
+        (lambda tree: tree.pop("frames"), ["transforms.json", "frames"]),
         (lambda tree: [frame.pop("fl_x") and frame.pop("fl_y") for frame in tree["frames"]], ["000.png", "fl_x"]),
         (lambda tree: tree["frames"][1].update(transform_matrix=[[1, 2], [3]]), ["transforms.json", "frames.1"]),
         (lambda tree: tree["frames"][2]["transform_matrix"][0].__setitem__(0, 7.0), ["transforms.json", "2"]),
         (lambda tree: [frame.update(file_path="no") for frame in tree["frames"]], ["transforms.json", "no"]),
     ],
-    ids=["model", "fisheye", "size", "focal", "matrix", "shear", "missing"],
+    ids=["model", "fisheye", "size", "zero", "empty", "none", "focal", "matrix", "shear", "missing"],
 )
 def test_unusable_transforms_are_refused(tmp_path: Path, edit: Any, values: list[str]) -> None:
     edit_transforms(write_transforms(tmp_path, photographs(4)), edit)

@@ -54,6 +54,16 @@ def test_photos_are_scored_around_their_common_point(tmp_path: Path, colmap: boo
     assert radius == (pytest.approx(np.linalg.norm([2.9, 2.2, 0.7]), rel=1e-3) if colmap else None)
 
 
+def test_photos_are_targets_of_a_sampler_that_gets_one_of_them(tmp_path: Path) -> None:
+    folder, out = write_transforms(tmp_path / "duck", shifted()), tmp_path / "run"
+    scenes = {"name": "srn", "path": str(folder), "condition": 2, "views": 8}
+    config = settings(out, sampler=str(folder), scenes=scenes)
+    config.check()
+    assert run.run(config, quiet=True) == 0
+    rows = json.loads((out / "consistency.json").read_text())["rows"]
+    assert rows["folder"]["psnr"] == rows["original"]["psnr"] and rows["folder"]["true_psnr"]["mean"] == 100
+
+
 FLIPS = {
     "c2w-opencv": lambda m: m @ np.diag([1, -1, -1, 1]),
     "w2c-opengl": np.linalg.inv,

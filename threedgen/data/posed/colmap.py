@@ -6,7 +6,7 @@ https://colmap.github.io/format.html.
 
 import struct
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy.spatial.transform import Rotation
@@ -21,11 +21,11 @@ MAX_BYTES = 4 << 30
 
 
 class _Model(NamedTuple):
-    """Rows of a model: camera (number, model, width, height, *parameters), image (name, camera, *pose), point (3,)."""
+    """Cameras (number: model, then width, height and parameters), images (name, camera, pose), and points (3,)."""
 
-    cameras: list[tuple[Any, ...]]
-    images: list[tuple[Any, ...]]
-    points: list[Any]
+    cameras: dict[int, tuple[str, list[float]]]
+    images: list[tuple[str, int, list[float]]]
+    points: list[list[float]]
 
 
 def read_colmap(folder: Path) -> PosedFiles:
@@ -35,10 +35,10 @@ def read_colmap(folder: Path) -> PosedFiles:
     """
     try:
         model = _binary(folder) if (folder / "images.bin").is_file() else _text(folder)
-        lenses = {number: _lens(folder, *row) for number, *row in model.cameras}
+        lenses = {number: _lens(folder, *row) for number, row in model.cameras.items()}
         base, found, missing = folder.resolve(), list[tuple[Path, Array, Lens]](), list[str]()
         roots = [root / "images" for root in (base, *list(base.parents)[:3])]
-        for name, camera, *pose in sorted(model.images):
+        for name, camera, pose in sorted(model.images):
             if photo := find_photo(roots, name):
                 matrix = np.eye(4)
                 matrix[:3, :3] = Rotation.from_quat(np.roll(pose[:4], -1)).as_matrix()
@@ -57,11 +57,12 @@ def read_colmap(folder: Path) -> PosedFiles:
     return PosedFiles(folder, photos, np.array(matrices), own, "w2c-opencv", tuple(missing), points)
 
 
-def _lens(folder: Path, model: str, width: int, height: int, *parameters: float) -> Lens:
+def _lens(folder: Path, model: str, numbers: list[float]) -> Lens:
     check_model(model, folder)
+    width, height, *parameters = numbers
     single = model.startswith("SIMPLE") or model == "RADIAL"  # one focal length for both axes
     fx, fy, cx, cy, *distortion = (parameters[0], *parameters) if single else parameters
-    return Lens(fx, fy, cx, cy, height, width, tuple([*distortion, *[0.0] * 8][:8]))
+    return Lens(fx, fy, cx, cy, int(height), int(width), tuple([*distortion, *[0.0] * 8][:8]))
 
 
 class _Cursor:
@@ -70,34 +71,38 @@ class _Cursor:
     def __init__(self, path: Path) -> None:
         self.data, self.position = read_bytes(path, MAX_BYTES), 0
 
-    def read(self, layout: str) -> tuple[Any, ...]:
+    def read(self, layout: str) -> list[float]:
         found = struct.unpack_from("<" + layout, self.data, self.position)
         self.position += struct.calcsize("<" + layout)
-        return found
+        return list(found)
+
+    def count(self) -> int:
+        return int(self.read("Q")[0])
 
     def skip(self, size: int) -> None:
         """Skip a number of entries, which is read first, of `size` bytes each."""
-        self.read(f"{size * self.read('Q')[0]}x")
+        self.read(f"{size * self.count()}x")
 
     def text(self) -> str:
-        end = self.data.index(b"\0", self.position)
-        return self.read(f"{end - self.position}sx")[0].decode("utf-8", "replace")
+        start = self.position
+        self.position = self.data.index(b"\0", start) + 1
+        return self.data[start : self.position - 1].decode("utf-8", "replace")
 
 
 def _binary(folder: Path) -> _Model:
-    rows = _Model([], [], [])
+    rows = _Model({}, [], [])
     cameras, images = _Cursor(folder / "cameras.bin"), _Cursor(folder / "images.bin")
-    for _ in range(cameras.read("Q")[0]):
+    for _ in range(cameras.count()):
         number, kind, *size = cameras.read("IiQQ")
-        name = list(MODELS)[kind]
-        rows.cameras.append((number, name, *size, *cameras.read(f"{MODELS[name]}d")))
-    for _ in range(images.read("Q")[0]):
+        name = list(MODELS)[int(kind)]
+        rows.cameras[int(number)] = name, size + cameras.read(f"{MODELS[name]}d")
+    for _ in range(images.count()):
         *pose, camera = images.read("I7dI")[1:]
-        rows.images.append((images.text(), camera, *pose))
+        rows.images.append((images.text(), int(camera), pose))
         images.skip(24)  # keypoints
     if (folder / "points3D.bin").is_file():
         points = _Cursor(folder / "points3D.bin")
-        for _ in range(points.read("Q")[0]):
+        for _ in range(points.count()):
             rows.points.append(points.read("Q3d3Bd")[1:4])
             points.skip(8)  # images that show the point
     return rows
@@ -105,12 +110,12 @@ def _binary(folder: Path) -> _Model:
 
 def _text(folder: Path) -> _Model:
     cameras, images, points = (_lines(folder / f"{name}.txt") for name in ("cameras", "images", "points3D"))
-    rows = _Model([], [], [line.split()[1:4] for line in points if line.strip()])
-    for number, model, width, height, *parameters in (line.split() for line in cameras if line.strip()):
-        rows.cameras.append((int(number), model, int(width), int(height), *map(float, parameters)))
+    rows = _Model({}, [], [[float(x) for x in line.split()[1:4]] for line in points if line.strip()])
+    for number, model, *numbers in (line.split() for line in cameras if line.strip()):
+        rows.cameras[int(number)] = model, list(map(float, numbers))
     for line in images[::2]:  # the lines between have the keypoints and may be empty
         words = line.split(maxsplit=9)
-        rows.images.append((words[9].strip(), int(words[8]), *map(float, words[1:8])))
+        rows.images.append((words[9].strip(), int(words[8]), list(map(float, words[1:8]))))
     return rows
 
 

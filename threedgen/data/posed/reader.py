@@ -36,6 +36,10 @@ def read_posed(path: Path) -> PosedFiles:
     found = read_colmap(source) if source.is_dir() else read_transforms(source)
     if not found.files:
         raise ConfigError(found.missing_note if found.missing else f"{source} has no photos")
-    if not np.isfinite(found.matrices).all():
-        raise ConfigError(f"{source} has poses that are not finite")
+    numbers = np.array([[*lens[:6], *lens.distortion] for lens in found.lenses])
+    if not np.isfinite(found.matrices).all() or not np.isfinite(numbers).all():
+        raise ConfigError(f"{source} has poses or intrinsics that are not finite")
+    if (bad := (numbers[:, [0, 1, 4, 5]] <= 0).any(1)).any():
+        photo = found.files[int(bad.argmax())]
+        raise ConfigError(f"{source} has a focal length or an image size that is not above 0, of {photo}")
     return found

@@ -5,9 +5,9 @@ Poses are camera-to-world with OpenGL axes. Instant-NGP maps a position p to sca
 cube of side aabb_scale around (0.5, 0.5, 0.5).
 """
 
-from math import isfinite, tan
+from collections.abc import Mapping
+from math import tan
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -48,25 +48,23 @@ def read_transforms(path: Path) -> PosedFiles:
     return PosedFiles(path, photos, stack, lenses, "c2w-opengl", tuple(missing), box=box, applied=applied)
 
 
-def _lens(values: dict[str, Any], path: Path, photo: Path) -> Lens:
+def _lens(values: Mapping[str, str | float | None], path: Path, photo: Path) -> Lens:
     """Return the intrinsics of an image file from the values of its frame. Raises ConfigError, ValueError."""
     check_model("OPENCV_FISHEYE" if values.get("is_fisheye") else str(values.get("camera_model", "OPENCV")), path)
-    given = {name: float(values[name]) for name in NUMBERS if values.get(name) is not None}
-    if not all(map(isfinite, given.values())) or min((given.get(name, 1) for name in NUMBERS[:4]), default=1) <= 0:
-        raise ValueError("the intrinsics should be finite, and focal lengths above 0")
-    h, w = (given["h"], given["w"]) if {"h", "w"} <= given.keys() else stored_shape(photo)
-    focal = [given.get(name) for name in ("fl_x", "fl_y")]
+    known = {name: float(value) for name in NUMBERS if (value := values.get(name)) is not None}
+    h, w = (known["h"], known["w"]) if {"h", "w"} <= known.keys() else stored_shape(photo)
+    focal = [known.get(name) for name in ("fl_x", "fl_y")]
     for axis, (name, side) in enumerate((("camera_angle_x", w), ("camera_angle_y", h))):
-        if focal[axis] is None and name in given:
-            focal[axis] = side / 2 / tan(given[name] / 2)
+        if focal[axis] is None and name in known:
+            focal[axis] = side / 2 / tan(known[name] / 2)
     fx, fy = focal[0] or focal[1], focal[1] or focal[0]
     if fx is None or fy is None:
         raise ConfigError(f"{path} has no focal length for {photo.name}. Add fl_x in pixels or camera_angle_x")
-    distortion = tuple(given.get(name, 0.0) for name in COEFFICIENTS)
-    return Lens(fx, fy, given.get("cx", w / 2), given.get("cy", h / 2), round(h), round(w), distortion)
+    distortion = tuple(known.get(name, 0.0) for name in COEFFICIENTS)
+    return Lens(fx, fy, known.get("cx", w / 2), known.get("cy", h / 2), round(h), round(w), distortion)
 
 
-def _matrix(rows: Any) -> Array:
+def _matrix(rows: object) -> Array:
     """Return 3 or 4 rows of 4 numbers as a matrix (4, 4). Raises ValueError or TypeError for other values."""
     matrix = np.array(rows, np.float64)
     if matrix.shape not in ((3, 4), (4, 4)):

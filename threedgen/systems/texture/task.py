@@ -47,7 +47,7 @@ from threedgen.train.task import Task, run_task
 from threedgen.viewer.page import write_textured_page
 
 from . import scene
-from .given import Given, check_sides, place_photos, read_given
+from .mesh_views import MeshViews, check_sides, place_photos, read_views
 from .options import PathConfig, SidesConfig, TextureConfig
 from .textured import TEXTURE, render_consistent, with_uv, write_glb
 
@@ -72,14 +72,14 @@ SHEET_VIEWS = 12
 def texture_sides(task: Task, rig: SidesConfig) -> None:
     """Texture the mesh and write the files of the module docstring. Raises ConfigError, and Stopped after Ctrl-C."""
     config: TextureConfig = task.config
-    found = read_given(config, rig)
+    found = read_views(config, rig)
     source, mesh, notes = read_mesh(config)
-    given = found if isinstance(found, Given) else None
+    views = found if isinstance(found, MeshViews) else None
     if isinstance(found, PosedPhotos):
-        given, more = place_photos(found, mesh, source.frame)
+        views, more = place_photos(found, mesh, source.frame)
         notes += more
-    elif given is not None:
-        check_sides(given, mesh, source.frame)
+    elif views is not None:
+        check_sides(views, mesh, source.frame)
     maps, files = control_maps(mesh, six_sides(rig.size)), list[str]()
     with writing(task.folder):
         write_png(task.folder / PREVIEW, grid(preview(mesh, SHEET_SIZE), 3, SIDES))
@@ -92,15 +92,15 @@ def texture_sides(task: Task, rig: SidesConfig) -> None:
             def synchronise(views: Tensor) -> Tensor:
                 texels = min(config.texture, SYNC_TEXELS * size)
                 at = six_sides(size)
-                return render_consistent(mesh, texels, Given(views.numpy(), at).blend, at, views)
+                return render_consistent(mesh, texels, MeshViews(views.numpy(), at).blend, at, views)
 
             sync, keys = ViewSync(config.synchronise, synchronise), ("rig.size", "rig.size")
             images, prompt_notes = sample_views(task, model, six_sides(size), maps, keys, sync)
-            given, files = Given(images.numpy(), six_sides(size)), write_views(task.folder, images, SIDES)
+            views, files = MeshViews(images.numpy(), six_sides(size)), write_views(task.folder, images, SIDES)
             notes += prompt_notes
         figures: dict[str, Any] = {"triangles": len(mesh.faces)}
-        if given is not None:
-            figures |= texture_mesh(task, source, mesh, given, notes)
+        if views is not None:
+            figures |= texture_mesh(task, source, mesh, views, notes)
         task.summarise(files=files, notes=notes, **figures)
 
 
@@ -116,21 +116,21 @@ def read_mesh(config: TextureConfig) -> tuple[SourceMesh, TexturedMesh, list[str
 
 
 def texture_mesh(
-    task: Task, source: SourceMesh, mesh: TexturedMesh, given: Given, notes: list[str]
+    task: Task, source: SourceMesh, mesh: TexturedMesh, views: MeshViews, notes: list[str]
 ) -> dict[str, object]:
     """Project the images onto the mesh; write the mesh, renders and a page. Raises OSError, ConfigError.
 
     Warnings in `notes` are shown on the page. Returns metrics for summary.json.
     """
     config, folder, triangles = task.config, task.folder, len(mesh.faces)
-    at, images, masks = given.cameras, given.images, given.masks
+    at, images, masks = views.cameras, views.images, views.masks
     with Count("texturing", 2 * len(at), task.quiet) as count:
         on_view = partial(count.add, 1)
-        made = texture_from_views(mesh, config.texture, at, images, given.blend, masks=masks, on_view=on_view)
+        made = texture_from_views(mesh, config.texture, at, images, views.blend, masks=masks, on_view=on_view)
     welded, faces, _ = weld(mesh.vertices, mesh.faces)
     open_surface = topology(welded, faces).open_edges > 0
     name, seen = Path(str(config.mesh)).stem, round(made.share, 4)
-    extras = {"sides": list(given.names), "triangles": triangles, "texels_seen": seen}
+    extras = {"sides": list(views.names), "triangles": triangles, "texels_seen": seen}
     in_file = source.frame.for_file(mesh)
     write_glb(task, in_file, made.texture, GLB, name, extras, open_surface=open_surface)
     size = (SHEET_SIZE, SHEET_SIZE)
@@ -141,7 +141,7 @@ def texture_mesh(
     write_png(folder / AFTER, grid(np.concatenate(after), RING_VIEWS // 2))
     shown = evenly_spaced(len(at), SHEET_VIEWS)
     thumbnails = resize(torch.from_numpy(images[shown]), round(SHEET_SIZE * at.height / at.width), SHEET_SIZE)
-    write_png(folder / VIEWS, grid(thumbnails, 3, [given.names[k] for k in shown]))
+    write_png(folder / VIEWS, grid(thumbnails, 3, [views.names[k] for k in shown]))
     headline = (
         f"{triangles:,} triangles · {config.texture} x {config.texture} texels",
         f"{100 * seen:.0f} % of the texels seen in an image",

@@ -23,7 +23,7 @@ from threedgen.geometry.raster import rasterise_views
 from threedgen.geometry.rigs import orbit
 from threedgen.geometry.views import Views
 from threedgen.systems.draw.mesh import SourceMesh, six_sides
-from threedgen.systems.texture.given import Given, check_sides, place_photos
+from threedgen.systems.texture.mesh_views import MeshViews, check_sides, place_photos
 from threedgen.systems.texture.task import read_mesh
 
 NOSE_BOX = SourceMesh(np.asarray(nose_box().vertices, np.float32), np.asarray(nose_box().faces))
@@ -84,14 +84,14 @@ Z_UP = np.array([[1.0, 0, 0, 0], [0, 0, -1, 0], [0, 1, 0, 0], [0, 0, 0, 1]])  # 
 @pytest.mark.parametrize("opaque", [False, True])
 def test_world_of_the_photos_is_turned_to_that_of_the_mesh(tmp_path: Path, opaque: bool) -> None:
     source, mesh, scene = photos_of(tmp_path, opaque, Z_UP)
-    given, notes = place_photos(open_photos(scene, 64), mesh, source.frame)
-    assert torch.allclose(given.cameras.c2w, around().c2w, atol=1e-4) and len(notes) == 1
+    found, notes = place_photos(open_photos(scene, 64), mesh, source.frame)
+    assert torch.allclose(found.cameras.c2w, around().c2w, atol=1e-4) and len(notes) == 1
     away = np.array([[0.0, 1, 0, 5], [0, 0, 1, -3], [1, 0, 0, 0], [0, 0, 0, 1]])
     (tmp_path / "b").mkdir()
     moved = photos_of(tmp_path / "b", opaque, away)[2]
     edit_transforms(moved, lambda tree: tree.update(applied_transform=away[:3].tolist()))
-    given, notes = place_photos(open_photos(moved, 64), mesh, source.frame)
-    assert torch.allclose(given.cameras.c2w, around().c2w, atol=1e-4) and len(notes) == 1
+    found, notes = place_photos(open_photos(moved, 64), mesh, source.frame)
+    assert torch.allclose(found.cameras.c2w, around().c2w, atol=1e-4) and len(notes) == 1
 
 
 @pytest.mark.parametrize("opaque", [False, True])
@@ -116,15 +116,15 @@ def test_turned_sides_are_refused_with_the_turn_that_fits(tmp_path: Path, plain:
     """The outlines are from alpha or from a plain background."""
     write_mesh(tmp_path / "a.glb")
     views, masks = take(six_sides(64), background=1.0)
-    given = Given(views.images.numpy(), six_sides(64), None if plain else masks.astype(np.float32))
+    sides = MeshViews(views.images.numpy(), six_sides(64), None if plain else masks.astype(np.float32))
     source, mesh, _ = read_mesh(config(tmp_path / "a.glb"))
-    check_sides(given, mesh, source.frame)
+    check_sides(sides, mesh, source.frame)
     for front, up in (("+x", "auto"), ("-z", "auto"), ("+z", "-x")):
         turned, other, _ = read_mesh(config(tmp_path / "a.glb", front=front, up=up))
         with refused("views", "front=+z", *(["up=+y"] if up != "auto" else [])):
-            check_sides(given, other, turned.frame)
+            check_sides(sides, other, turned.frame)
     source, long, _ = read_mesh(config(write_mesh(tmp_path / "b.glb", trimesh.creation.box((0.9, 0.1, 0.1)))))
     with refused("views", "0.8"):
-        check_sides(given, long, source.frame)
+        check_sides(sides, long, source.frame)
     masks = np.ones_like(masks, np.float32)
-    check_sides(Given(np.random.default_rng(0).random((6, 64, 64, 3)), six_sides(64), masks), long, source.frame)
+    check_sides(MeshViews(np.random.default_rng(0).random((6, 64, 64, 3)), six_sides(64), masks), long, source.frame)

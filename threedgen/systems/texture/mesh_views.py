@@ -50,7 +50,7 @@ Z_TO_Y_UP = np.array([[1.0, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1]]
 AXES = ("+x", "-x", "+y", "-y", "+z", "-z")
 
 
-class Given(NamedTuple):
+class MeshViews(NamedTuple):
     """N images (N, H, W, 3) of an object with its masks (N, H, W), both in [0, 1], and cameras in the world."""
 
     images: Array
@@ -68,7 +68,7 @@ class Given(NamedTuple):
         return replace(sides, error=PHOTO_ERROR, jump=SCENE_BLEND.jump, window=True)
 
 
-def read_given(config: TextureConfig, rig: SidesConfig) -> Given | PosedPhotos | None:
+def read_views(config: TextureConfig, rig: SidesConfig) -> MeshViews | PosedPhotos | None:
     """Read the images of `config.views`; None: there are none. Photos are read later, after the mesh. Raises
     ConfigError."""
     if config.views is None:
@@ -79,7 +79,7 @@ def read_given(config: TextureConfig, rig: SidesConfig) -> Given | PosedPhotos |
     return open_photos(folder, rig.size, config.poses)
 
 
-def read_sides(folder: Path) -> Given:
+def read_sides(folder: Path) -> MeshViews:
     """Read the six images SIDE.png of a folder. Their alpha channels become the masks. Raises ConfigError."""
     images = [np.asarray(load_image(folder / f"{side}.png", key="views").convert("RGBA")) for side in SIDES]
     height, width = images[0].shape[:2]
@@ -89,20 +89,20 @@ def read_sides(folder: Path) -> Given:
     stack = np.stack(images).astype(np.float32) / 255
     if not stack[..., 3].any():
         raise ConfigError(f"the images of {folder} are all transparent", "views")
-    return Given(stack[..., :3], six_sides(height), stack[..., 3])
+    return MeshViews(stack[..., :3], six_sides(height), stack[..., 3])
 
 
-def outlines(given: Given) -> tuple[Array, list[int]]:
+def outlines(views: MeshViews) -> tuple[Array, list[int]]:
     """Return the masks (K, h, w), bool, of the images with an outline, reduced to `OUTLINE_SIZE`, and their indices.
 
     An image without transparent pixels has an outline if its background has one colour.
     """
-    at = given.cameras
+    at = views.cameras
     scale = OUTLINE_SIZE / max(at.height, at.width)
     size = max(1, round(at.height * scale)), max(1, round(at.width * scale))
     masks, index = list[Array](), list[int]()
-    for n, image in enumerate(given.images):
-        mask = np.ones(image.shape[:2]) if given.masks is None else given.masks[n]
+    for n, image in enumerate(views.images):
+        mask = np.ones(image.shape[:2]) if views.masks is None else views.masks[n]
         mask = foreground_mask(image) if mask.min() > MIN_OPAQUE_ALPHA else mask
         if mask.max() > 0.5 > mask.min():
             masks.append(resize(torch.from_numpy(mask)[None, ..., None].float(), *size)[0, ..., 0].numpy() > 0.5)
@@ -118,12 +118,12 @@ def overlaps(vertices: Array, faces: Array, cameras: Cameras, masks: Array) -> A
     return 1 - wrong.sum((1, 2)) / np.maximum((seen | masks).sum((1, 2)), 1)
 
 
-def check_sides(given: Given, mesh: TexturedMesh, frame: MeshFrame) -> None:
+def check_sides(views: MeshViews, mesh: TexturedMesh, frame: MeshFrame) -> None:
     """Raise ConfigError if the outline of a side differs from that of the mesh; it names the turn that fits best."""
-    masks, index = outlines(given)
+    masks, index = outlines(views)
     if not index:
         return
-    cameras = given.cameras.select(index)
+    cameras = views.cameras.select(index)
 
     def overlap(front: str, up: str) -> Array:
         turn = MeshFrame(up, front).rotation @ frame.rotation.T
@@ -135,7 +135,7 @@ def check_sides(given: Given, mesh: TexturedMesh, frame: MeshFrame) -> None:
     turns = [(front, up) for front, up in product(AXES, AXES) if front[-1] != up[-1]]
     turns.sort(key=lambda turn: (turn[1] != frame.up, turn != (frame.front, frame.up)))  # of equal ones the nearest
     best = max(turns, key=lambda turn: round(float(overlap(*turn).min()), 2))
-    side = given.names[index[int(own.argmin())]]
+    side = views.names[index[int(own.argmin())]]
     problem = f"the outlines of {side} and of the mesh overlap by {own.min():.2f}, less than {MIN_OVERLAP}"
     if best == (frame.front, frame.up):
         raise ConfigError(
@@ -147,7 +147,7 @@ def check_sides(given: Given, mesh: TexturedMesh, frame: MeshFrame) -> None:
     raise ConfigError(f"{problem}. With {turn} they overlap by {overlap(*best).min():.2f}", "views")
 
 
-def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> tuple[Given, list[str]]:
+def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> tuple[MeshViews, list[str]]:
     """Read photos and place their cameras around the mesh. Return them with notes for the user.
 
     The world of the photos is that of the mesh file, or turned between y up and z up, or that before the transform
@@ -156,7 +156,7 @@ def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> t
     notes = [photos.posed.missing_note] if photos.posed.missing else []
     notes += check_convention(photos)
     rgba = np.stack([photos.rgba(k) for k in range(len(photos))])
-    given = Given(rgba[..., :3], photos.cameras, rgba[..., 3], photos.names)
+    views = MeshViews(rgba[..., :3], photos.cameras, rgba[..., 3], photos.names)
     worlds = {"": np.eye(4), "turned from z up to y up": Z_TO_Y_UP, "turned from y up to z up": Z_TO_Y_UP.T}
     if photos.posed.applied is not None:
         worlds["that before applied_transform"] = np.linalg.inv(photos.posed.applied)
@@ -166,7 +166,7 @@ def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> t
         for world, turn in worlds.items()
     }
     some = evenly_spaced(len(photos), CHECKED_PHOTOS)
-    images, checked = given.images[some], given._replace(images=given.images[some], masks=rgba[some, ..., 3])
+    images, checked = views.images[some], views._replace(images=views.images[some], masks=rgba[some, ..., 3])
     masks, index = outlines(checked)
     with_outlines = 2 * len(index) > len(some)
 
@@ -175,7 +175,7 @@ def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> t
         if with_outlines:
             return float(np.median(overlaps(mesh.vertices, mesh.faces, at.select(index), masks)))
         with suppress(ConfigError):  # no photo shows the mesh
-            made = texture_from_views(mesh, CHECK_TEXELS, at, images, given.blend)
+            made = texture_from_views(mesh, CHECK_TEXELS, at, images, views.blend)
             return made.share * min(made.psnr, MAX_PSNR) / MAX_PSNR
         return 0.0
 
@@ -190,4 +190,4 @@ def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> t
     notes += [f"the world of the photos is {best}, which fits the mesh"] if best else []
     for note in notes:
         logger.warning("%s", note)
-    return given._replace(cameras=placed[best]), notes
+    return views._replace(cameras=placed[best]), notes
