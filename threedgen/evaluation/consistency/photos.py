@@ -65,7 +65,7 @@ def open_photo_scene(path: Path, size: int, convention: PoseConvention | None) -
     near, far = float(distance.min()), float(distance.max())
     if radius is None and not has_plain_background(moved):
         radius = SURROUNDINGS * far
-    note = f"{photos.name}: the origin is moved to {np.round(centre, 3).tolist()}, which the cameras look at"
+    note = f"{photos.name}: the origin is moved to {(np.round(centre, 3) + 0.0).tolist()}, which the cameras look at"
     if radius is None:
         return FolderScene(moved, None, (*notes, note))
     note += f". The field is a ball of radius {radius:.3g} in units of the poses; what is outside has one colour"
