@@ -57,6 +57,7 @@ setup(
         "imageio-ffmpeg",
         "jinja2>=3.1",
         "markupsafe>=2.1",
+        "peft>=0.17",
         "pillow>=11.3",
         "pillow-heif>=1",
         "psutil>=6",

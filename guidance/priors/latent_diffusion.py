@@ -1,5 +1,6 @@
 """Latent diffusion (Rombach et al. 2022, arXiv 2112.10752): `LatentDiffusion`, base class of multi-view priors."""
 
+import re
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -22,7 +23,7 @@ from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.options import DraftedConfig, StableDiffusionConfig
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import check_half_size, fresh_noise
-from threedgen.guidance.schedule import Schedule
+from threedgen.guidance.schedule import Prediction, Schedule
 from threedgen.guidance.weights import components, ldm, tokens
 from threedgen.guidance.weights.components import SecondText
 from threedgen.guidance.weights.loading import COARSE, SECOND
@@ -36,7 +37,7 @@ CHECK_SIZE = 8
 
 def build(options: StableDiffusionConfig, device: torch.device | str = "cpu") -> "LatentDiffusion":
     """Build the prior of single images from its config section; weights of a multi-view prior then run in 2D mode."""
-    return load_prior(LatentDiffusion, options, device)
+    return with_additions(load_prior(LatentDiffusion, options, device), options)
 
 
 def load_prior(kind: type[P], options: DraftedConfig, device: torch.device | str) -> P:
@@ -44,9 +45,19 @@ def load_prior(kind: type[P], options: DraftedConfig, device: torch.device | str
     o = options
     if o.attention == "xformers" and torch.device(device).type != "cuda":
         raise ConfigError(f"'xformers' computes on a CUDA device, not on {device}; choose attention=sdpa", "attention")
-    prior = kind.load(o.weights, device, o.dtype, o.tokenizer, o.image_size)
+    prediction: Prediction | None = "v_prediction" if o.prediction == "v" else o.prediction
+    prior = kind.load(o.weights, device, o.dtype, o.tokenizer, o.image_size, prediction)
     set_attention(prior.unet, o.attention)
     return prior.with_draft(o.draft)
+
+
+def with_additions(prior: P, options: DraftedConfig) -> P:
+    """Fuse the LoRAs of a config section into `prior`, add its textual inversions, and return `prior`."""
+    if options.loras or options.embeddings:
+        from threedgen.guidance.weights import additions  # takes time to import
+
+        additions.add(prior, options.loras, options.embeddings)
+    return prior
 
 
 class LatentDiffusion(Prior):
@@ -57,6 +68,8 @@ class LatentDiffusion(Prior):
     """
 
     unet: UNet2DConditionModel
+    embedded_words: tuple[str, ...] = ()
+    """Words of textual inversions, in addition to those of the text encoder."""
     needs_camera = False
     """Whether this class uses the UNet's camera branch; weights without that branch are then an error."""
 
@@ -112,6 +125,7 @@ class LatentDiffusion(Prior):
         dtype: str = "auto",
         tokenizer: str | None = None,
         image_size: int | None = None,
+        prediction: Prediction | None = None,
     ) -> Self:
         """Load frozen networks without executing code from the files. Raises ConfigError if they do not work.
 
@@ -119,8 +133,9 @@ class LatentDiffusion(Prior):
             weights: name of embedded weights, diffusers folder, single-file checkpoint, or hub id "owner/name".
             dtype, image_size: see the constructor.
             tokenizer: folder or hub id of the tokenizer; None: the tokenizer of the weights.
+            prediction: output of the UNet; None: as the weights declare.
         """
-        found = components.load(weights, tokenizer, cls.needs_camera)
+        found = components.load(weights, tokenizer, cls.needs_camera, prediction)
         try:
             prior = cls(*found, image_size=image_size, dtype=dtype, device=device)
             output = prior.check_networks()
@@ -219,10 +234,12 @@ class LatentDiffusion(Prior):
     def prompt_variants(self, prompts: list[str]) -> list[list[str]]:
         """Return the variants of n prompts to encode, each a list of n texts.
 
-        The coarse predictor was not trained on a DreamBooth subject; it needs a second variant without its words.
+        The coarse predictor was not trained on added words, such as that of a DreamBooth subject; it needs a second
+        variant without them.
         """
-        usual = [[remove_words(prompt, self.identifiers) for prompt in prompts]]
-        return [prompts, *(usual if self.coarse is not None and self.identifiers else [])]
+        added = tokens.added_words(self.tokenizer)
+        usual = [[remove_words(prompt, added) for prompt in prompts]]
+        return [prompts, *(usual if self.coarse is not None and added else [])]
 
     def _encode(self, prompts: list[str]) -> Tensor:
         ids = tokens.token_ids(self.tokenizer, prompts, self.max_tokens).to(self.device)
@@ -237,7 +254,9 @@ class LatentDiffusion(Prior):
 
     @property
     def identifiers(self) -> list[str]:
-        return tokens.added_words(self.tokenizer)
+        others = [re.escape(word) for word in self.embedded_words]
+        added = tokens.added_words(self.tokenizer)
+        return [word for word in added if not re.fullmatch(rf"({'|'.join(others)})(_\d+)?", word)] if others else added
 
     def encode_images(self, rgb: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Encode images (B, H, W, 3) in [0, 1], `resized`, as scaled samples (B, C, h, w) of the VAE's posterior."""

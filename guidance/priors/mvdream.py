@@ -12,12 +12,12 @@ from threedgen.guidance.options import MVDreamConfig
 from threedgen.guidance.prior import MultiviewPrior
 from threedgen.guidance.weights import subject_weights
 
-from .latent_diffusion import LatentDiffusion, load_prior
+from .latent_diffusion import LatentDiffusion, load_prior, with_additions
 
 
 def build(options: MVDreamConfig, device: torch.device | str = "cpu") -> MVDream:
     """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
-    prior = load_prior(MVDream, options, device)
+    prior = with_additions(load_prior(MVDream, options, device), options)
     if options.personalisation is not None:
         subject_weights.apply(prior, Path(options.personalisation).expanduser(), options.personalisation_strength)
     prior.guide_views = prior.completes_views if options.guide_views is None else options.guide_views
@@ -38,6 +38,7 @@ class MVDream(LatentDiffusion, MultiviewPrior):
 
     def coarse_latents(self, text: Tensor, c2w: Tensor | None) -> Tensor | None:
         # without a camera the prediction is the mean over all cameras; for a tuned subject it shows only the class
-        if c2w is None or self.identifiers or self.coarse is None or not self.coarse.config["starts_samples"]:
+        added = self.identifiers or self.embedded_words
+        if c2w is None or added or self.coarse is None or not self.coarse.config["starts_samples"]:
             return None
         return self.predict_coarse(self.coarse, text, c2w)

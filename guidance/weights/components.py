@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +20,7 @@ from threedgen.config import ConfigError
 from threedgen.config.errors import in_a_line, short
 from threedgen.guidance.attention.joined import unet_from_config
 from threedgen.guidance.coarse import CoarsePredictor
-from threedgen.guidance.schedule import Schedule
+from threedgen.guidance.schedule import Prediction, Schedule
 from threedgen.run.disk import write_json
 
 from . import files, ldm, loading, tokens
@@ -27,6 +29,8 @@ from .loading import COARSE, CONFIG, SECOND, TENSORS
 
 if TYPE_CHECKING:
     from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
+
+logger = logging.getLogger(__name__)
 
 
 class Network(NamedTuple):
@@ -86,16 +90,23 @@ class Components(NamedTuple):
     second: SecondText | None = None
 
 
-def load(weights: str, tokenizer: str | None = None, camera: bool = True) -> Components:
+def load(
+    weights: str, tokenizer: str | None = None, camera: bool = True, prediction: Prediction | None = None
+) -> Components:
     """Load the frozen networks of a prior on the CPU. Raises ConfigError if a file is missing or damaged.
 
-    `tokenizer` is a folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file. With `camera`, a
-    UNet without camera branch is an error too.
+    Args:
+        tokenizer: folder or hub id; None: the tokenizer of the weights, or CLIP's for a single file.
+        camera: a UNet without camera branch is an error.
+        prediction: output of the UNet; None: as the weights declare, else "epsilon" with a warning.
     """
     path = loading.locate(weights)
-    found = load_folder(path, tokenizer) if path.is_dir() else load_file(path, tokenizer)
+    found = load_folder(path, tokenizer) if path.is_dir() else load_file(path, tokenizer, prediction)
     if camera and found.unet.class_embedding is None:
         raise ConfigError(f"{weights!r} has no camera branch, so it is not a multi-view model but a 2D one", "weights")
+    if prediction is not None and prediction != found.schedule.prediction:
+        logger.warning("prior.prediction replaces %s, the prediction type in %s", found.schedule.prediction, path)
+        return found._replace(schedule=replace(found.schedule, prediction=prediction))
     return found
 
 
@@ -123,19 +134,25 @@ def read_schedule(path: Path) -> Schedule:
         raise ConfigError(f"{path / 'scheduler'}: {in_a_line(error)}") from None
 
 
-def load_file(path: Path, tokenizer: str | None = None) -> Components:
-    """Load a single-file checkpoint of the ldm code base; `tokenizer` is a folder or hub id, None: CLIP's."""
-    parts = ldm.split_checkpoint(files.read_tensors(path))
-    text = "open_clip" if "open_clip" in parts else "clip"
-    for part in ("unet", "vae", text):
-        if part not in parts:
-            raise ConfigError(f"{path} is no checkpoint of MVDream's kind: it has no tensor named {ldm.PARTS[part]}...")
-    convert = ldm.convert_open_clip if text == "open_clip" else ldm.convert_clip
-    unet = make("unet", *ldm.convert_unet(parts["unet"]))
-    vae = make("vae", *ldm.convert_vae(parts["vae"]))
-    encoder = make("text_encoder", *convert(parts[text]))
-    words = tokens.clip_tokenizer(tokenizer, open_clip=text == "open_clip")
-    return Components(unet, vae, encoder, words, Schedule.scaled_linear())
+def load_file(path: Path, tokenizer: str | None = None, prediction: Prediction | None = None) -> Components:
+    """Load a single-file checkpoint of the ldm code base; arguments as in `load`, the tokenizer None: CLIP's."""
+    found = ldm.convert_file(path, prediction)
+    if prediction is None and found.prediction is None:
+        hint = "If samples are noise, set prior.prediction=v"
+        logger.warning(
+            "%s does not declare whether it predicts noise (epsilon) or v; epsilon is assumed. %s", path, hint
+        )
+    second = None
+    if found.second is not None:
+        second = SecondText(make(SECOND, *found.second), tokens.clip_tokenizer(tokenizer, open_clip=True))
+    return Components(
+        make("unet", *found.unet),
+        make("vae", *found.vae),
+        make("text_encoder", *found.text_encoder),
+        tokens.clip_tokenizer(tokenizer, found.open_clip),
+        Schedule.scaled_linear(prediction=found.prediction or prediction or "epsilon"),
+        second=second,
+    )
 
 
 def read_network(path: Path, part: str) -> Any:

@@ -98,6 +98,8 @@ def sniff(path: Path) -> str:
         problem = "is a web page, not weights: the download went wrong"
     elif head.startswith(b"version https://git-lfs"):
         problem = "is only a git-lfs pointer: run `git lfs pull` in its repository"
+    elif head.startswith(b"GGUF"):
+        problem = "is a GGUF file, whose quantised weights are not supported: take the model's safetensors file"
     elif head.startswith(b"\x80"):
         problem = "is a bare pickle, which can run code when opened, so it was not; use safetensors"
     else:
@@ -108,13 +110,14 @@ def sniff(path: Path) -> str:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a safetensors or torch file by name; if it has a "state_dict", the tensors in it.
 
+    Other Python objects in a torch file, such as the callbacks in a checkpoint of Lightning, are skipped.
     Raises ConfigError if there is no tensor, or one is sparse, complex, quantised or on the meta device.
     """
     import torch
 
     from threedgen.run.torch_file import read_safetensors, read_torch
 
-    found = read_torch(path, mmap=True) if sniff(path) == "torch" else read_safetensors(path)
+    found = read_torch(path, mmap=True, skip_objects=True) if sniff(path) == "torch" else read_safetensors(path)
     inner = found.get("state_dict") if isinstance(found, dict) else None
     table = inner if isinstance(inner, dict) else found
     items = table.items() if isinstance(table, Mapping) else ()
@@ -127,17 +130,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_card(path: Path, form: str) -> dict[str, str]:
-    """Return the metadata of a safetensors file if its entry "format" is `form`, else {}. Reads no tensor."""
+def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Return tensor names and metadata of a safetensors file without reading a tensor; both empty for a torch file."""
     from safetensors import SafetensorError, safe_open
 
     if sniff(path) != "safetensors":
-        return {}
+        return [], {}
     try:
         with safe_open(path, "np") as file:
-            card = file.metadata() or {}
+            return list(file.keys()), file.metadata() or {}
     except SafetensorError as error:
         raise ConfigError(f"{path} is damaged: {short(str(error), 80)[1:-1]}") from None
+
+
+def read_card(path: Path, form: str) -> dict[str, str]:
+    """Return the metadata of a safetensors file if its entry "format" is `form`, else {}. Reads no tensor."""
+    card = read_header(path)[1]
     return card if card.get("format") == form else {}
 
 

@@ -6,10 +6,12 @@ read; it is that of the released models. All functions raise ConfigError for unk
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
 from diffusers.loaders.single_file_utils import (
+    LDM_UNET_KEY,
     convert_ldm_unet_checkpoint,
     convert_ldm_vae_checkpoint,
     convert_open_clip_checkpoint,
@@ -17,19 +19,29 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor
 
 from threedgen.config import ConfigError
+from threedgen.guidance.schedule import Prediction
 
-from .files import Json
+from .families import check_family, traits
+from .files import Json, read_header, read_tensors
+from .loading import SECOND
 
 Tensors = Mapping[str, Tensor]  # by name
 KINDS = ("weight", "bias")
 LATENT_SIZE = {True: 32, False: 64}
 """Side of the latents in training, for networks with cameras (True, MVDream) and without; no file contains it."""
-PARTS = {
-    "unet": "model.diffusion_model.",
-    "vae": "first_stage_model.",
-    "open_clip": "cond_stage_model.model.",
-    "clip": "cond_stage_model.transformer.",
+V_LATENT_SIZE, SDXL_LATENT_SIZE, PIXELS = 96, 128, 8
+"""Side of the latents in training of Stable Diffusion 2 with v-prediction and of SDXL; image pixels per latent."""
+SDXL_SCALING = 0.13025
+"""Factor of the latents of SDXL; other models have the default of diffusers."""
+PREFIXES = {
+    "model.diffusion_model.": "unet",
+    "first_stage_model.": "vae",
+    "cond_stage_model.model.": "open_clip",
+    "cond_stage_model.transformer.": "clip",
+    "conditioner.embedders.0.transformer.": "clip",
+    "conditioner.embedders.1.model.": SECOND,
 }
+"""Start of tensor names in a single file, and the network that they belong to."""
 
 
 class Converted(NamedTuple):
@@ -39,11 +51,59 @@ class Converted(NamedTuple):
     tensors: dict[str, Tensor]
 
 
+class SingleFile(NamedTuple):
+    """Converted networks of a single-file checkpoint.
+
+    Attributes:
+        second: second text encoder of SDXL; None for other models.
+        open_clip: whether the first text encoder is OpenCLIP's (Stable Diffusion 2) instead of OpenAI's.
+        prediction: output of the UNet; None if neither the file nor its kind of model determines it.
+    """
+
+    unet: Converted
+    vae: Converted
+    text_encoder: Converted
+    second: Converted | None
+    open_clip: bool
+    prediction: Prediction | None
+
+
+def convert_file(path: Path, prediction: Prediction | None = None) -> SingleFile:
+    """Read a checkpoint of MVDream, Stable Diffusion 1 or 2 (with its inpainting and depth models), or SDXL.
+
+    `prediction` determines the image size of Stable Diffusion 2 (v: 768, epsilon: 512), if its file does not.
+    """
+    tensors, metadata = read_tensors(path), read_header(path)[1]
+    check_family(path, tensors)
+    parts, found = split_checkpoint(tensors), traits(path, tensors, metadata)
+    open_clip = "open_clip" in parts
+    if missing := [part for part in ("unet", "vae", "open_clip" if open_clip else "clip") if part not in parts]:
+        prefix = next(prefix for prefix, part in PREFIXES.items() if part == missing[0])
+        raise ConfigError(f"{path} lacks a network of the model: it has no tensor named {prefix}...", "weights")
+    unet, text = convert_unet(parts["unet"]), convert_open_clip if open_clip else convert_clip
+    sdxl, second = "addition_embed_type" in unet.config, None
+    vae = convert_vae(parts["vae"], SDXL_SCALING if sdxl else None)
+    if sdxl:
+        if SECOND not in parts:
+            raise ConfigError(f"{path} lacks the second text encoder of SDXL", "weights")
+        second = convert_open_clip(parts[SECOND], projection=True)
+        rest = unet.config["projection_class_embeddings_input_dim"] - second.config["projection_dim"]
+        unet.config["addition_time_embed_dim"] = max(1, rest // 6)  # beside the pooled text, six numbers are embedded
+    # MVDream, Stable Diffusion 1, and the inpainting and depth models
+    epsilon = not (open_clip or sdxl) or "class_embed_type" in unet.config or unet.config["in_channels"] != 4
+    declared = found.prediction or ("epsilon" if epsilon else None)
+    if found.image_size is not None:
+        unet.config["sample_size"] = found.image_size // PIXELS
+    elif open_clip and not epsilon and (prediction or declared) == "v_prediction":
+        unet.config["sample_size"] = V_LATENT_SIZE
+    return SingleFile(unet, vae, text(parts["open_clip" if open_clip else "clip"]), second, open_clip, declared)
+
+
 def split_checkpoint(tensors: Tensors) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of a single file by network (keys of PARTS), with names without prefix; drop other tensors."""
+    """Return the tensors of a single file by network (values of PREFIXES), without prefixes; drop other tensors."""
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        for part, prefix in PARTS.items():
+        for prefix, part in PREFIXES.items():
             if name.startswith(prefix):
                 parts.setdefault(part, {})[name.removeprefix(prefix)] = tensor
     return parts
@@ -55,7 +115,10 @@ def convert_unet(tensors: Tensors) -> Converted:
     renamed = {f"class_embedding.linear_{1 + n // 2}.{k}": f"camera_embed.{n}.{k}" for n in (0, 2) for k in KINDS}
     renamed = {new: old for new, old in renamed.items() if old in tensors}
     plain = {name: value for name, value in config.items() if name != "class_embed_type"}
-    renamed |= convert_ldm_unet_checkpoint({PARTS["unet"] + name: name for name in tensors}, plain)
+    try:
+        renamed |= convert_ldm_unet_checkpoint({LDM_UNET_KEY + name: name for name in tensors}, plain)
+    except KeyError as error:  # of SDXL's four tensors label_emb
+        raise ConfigError(f"another architecture: there is no tensor {error}") from None
     if unknown := sorted(set(tensors) - set(renamed.values())):
         raise ConfigError(f"unknown tensor {unknown[0]!r} in the UNet: another architecture than the ldm UNet")
     return Converted(config, {new: tensors[old] for new, old in renamed.items()})
@@ -76,9 +139,9 @@ def unet_config(tensors: Tensors) -> Json:
     if depths[-1] not in (0, middle) or middle == 0:
         raise ConfigError("the UNet's middle block needs as many transformer layers as its lowest level")
     linear = "middle_block.1.proj_in.weight" in tensors and tensors["middle_block.1.proj_in.weight"].ndim == 2
-    cameras = "camera_embed.0.weight" in tensors
+    cameras, sdxl = "camera_embed.0.weight" in tensors, "label_emb.0.0.weight" in tensors
     config = {
-        "sample_size": LATENT_SIZE[cameras],
+        "sample_size": SDXL_LATENT_SIZE if sdxl else LATENT_SIZE[cameras],
         "in_channels": size(tensors, "input_blocks.0.0.weight", 1),
         "out_channels": size(tensors, "out.2.weight", 0),
         "block_out_channels": channels,
@@ -94,12 +157,16 @@ def unet_config(tensors: Tensors) -> Json:
     if cameras:
         config["class_embed_type"] = "projection"
         config["projection_class_embeddings_input_dim"] = size(tensors, "camera_embed.0.weight", 1)
+    if sdxl:
+        config["addition_embed_type"] = "text_time"
+        config["addition_time_embed_dim"] = 256
+        config["projection_class_embeddings_input_dim"] = size(tensors, "label_emb.0.0.weight", 1)
     return config
 
 
-def convert_vae(tensors: Tensors) -> Converted:
+def convert_vae(tensors: Tensors, scaling_factor: float | None = None) -> Converted:
     """Convert ldm's AutoencoderKL, with attention in the middle block only, to diffusers' AutoencoderKL."""
-    config = vae_config(tensors)
+    config = vae_config(tensors) | ({} if scaling_factor is None else {"scaling_factor": scaling_factor})
     found = {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
     renamed = convert_ldm_vae_checkpoint(found, config)
     if len(renamed) != len(found):
@@ -124,20 +191,28 @@ def vae_config(tensors: Tensors) -> Json:
     }
 
 
-def convert_open_clip(tensors: Tensors) -> Converted:
-    """Convert OpenCLIP's text encoder to CLIPTextModel without the last block, unused in Stable Diffusion 2."""
-    layers = count(tensors, r"transformer\.resblocks\.(\d+)\.") - 1
+def convert_open_clip(tensors: Tensors, projection: bool = False) -> Converted:
+    """Convert OpenCLIP's text encoder to CLIPTextModel without the last block, unused in Stable Diffusion 2.
+
+    With `projection` it is SDXL's second text encoder: CLIPTextModelWithProjection with all blocks.
+    """
+    layers = count(tensors, r"transformer\.resblocks\.(\d+)\.") - (not projection)
     if layers < 1:
         raise ConfigError("not an OpenCLIP text encoder: it has too few tensors named transformer.resblocks")
-    unused = (f"transformer.resblocks.{layers}.", "visual.", "text_projection", "logit_scale", "attn_mask")
+    unused = (f"transformer.resblocks.{layers}.", "visual.", "logit_scale", "attn_mask")
+    unused += () if projection else ("text_projection",)
     used = {name: tensor for name, tensor in tensors.items() if not name.startswith(unused)}
     width = size(tensors, "token_embedding.weight", 1)
     model = SimpleNamespace(config=SimpleNamespace(hidden_size=width))
-    renamed = short_names(convert_open_clip_checkpoint(model, used, prefix=""))
+    named = convert_open_clip_checkpoint(model, used, prefix="")
+    renamed = short_names(named)
     fused = sum(name.endswith((".in_proj_weight", ".in_proj_bias")) for name in used)
     if len(renamed) != len(used) + 2 * fused:
         raise ConfigError("unknown tensors in the text encoder: another architecture than OpenCLIP's")
-    return Converted(clip_config(renamed, layers, "gelu"), renamed)
+    config = clip_config(renamed, layers, "gelu")
+    if not projection:
+        return Converted(config, renamed)
+    return Converted(config | {"projection_dim": size(renamed, "text_projection.weight", 0)}, named)
 
 
 def convert_clip(tensors: Tensors) -> Converted:

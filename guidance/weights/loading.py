@@ -16,12 +16,15 @@ from threedgen.config.optional import require
 from threedgen.places import folder
 from threedgen.run.folder import made_by
 
-from .files import digest, read_card, read_json, sniff
+from .families import check_family
+from .files import digest, read_card, read_header, read_json, sniff
 from .hub import (
     CLIP_FILES,
     CLIP_REPOSITORY,
+    MIRRORS,
     ORIGINALS,
     RUNS_NOW,
+    WEIGHT_SUFFIXES,
     absent,
     cached,
     clip_folders,
@@ -45,6 +48,8 @@ NOVEL_VIEW_CLASSES = ("XUNet", "LatentPairs")
 NOVEL_VIEW_TENSORS, NOVEL_VIEW_PRIOR = "model.safetensors", "prior"
 CONFIG, TENSORS = "config.json", "diffusion_pytorch_model.safetensors"
 SUBJECT_FORMAT = "threedgen personalisation 1"
+LORA_NAMES = ("pytorch_lora_weights", "adapter_model")
+"""Files of a LoRA in a folder of diffusers or peft, without suffix."""
 WEIGHT_NAMES = ("diffusion_pytorch_model", "model", "pytorch_model")
 
 
@@ -67,8 +72,8 @@ def check(weights: str, tokenizer: str | None = None, wanted: Parts = PARTS) -> 
     elif path.is_dir():
         check_folder(path, wanted)
         return
-    else:
-        sniff(path)
+    elif names := read_header(path)[0]:
+        check_family(path, names)
     check_clip_tokenizer(tokenizer)  # a single file has none
 
 
@@ -115,6 +120,38 @@ def existing(weights: str) -> Path | None:
         return path if path.exists() else None
     except (OSError, ValueError, RuntimeError):  # too long, NUL character, unknown ~user
         raise ConfigError(f"{short(weights)} is not a path", "weights") from None
+
+
+def weight_file(name: str) -> Path:
+    """Return the file of further weights, such as a LoRA. Raises ConfigError if it is missing.
+
+    `name` is a file, a folder with a LoRA of diffusers or peft, or "owner/name/FILE" on the hub, which is downloaded.
+    """
+    if (path := existing(name)) is None:
+        repo, _, file = name.rpartition("/")
+        if not is_hub_id(repo) or not name.endswith(WEIGHT_SUFFIXES):
+            raise ConfigError(f"there is no file {short(name)}; give a path, or owner/name/FILE of the hub", "file")
+        path = hub_file(repo, file)
+    for stem in LORA_NAMES if path.is_dir() else ():
+        for suffix in WEIGHT_SUFFIXES:
+            if (path / f"{stem}{suffix}").is_file():
+                path /= f"{stem}{suffix}"
+                break
+    sniff(path)
+    return path
+
+
+def check_weight_file(name: str) -> None:
+    """Raise ConfigError if the file of `weight_file` is missing here and cannot be downloaded either."""
+    repo, _, file = name.rpartition("/")
+    if existing(name) is not None or cached(repo, file) is not None or not reachable():
+        weight_file(name)
+
+
+def embedding_word(path: Path) -> str:
+    """Return the word of a textual inversion: the name of its tensor (diffusers), else of its file."""
+    names = read_header(path)[0]
+    return names[0] if len(names) == 1 and names[0] != "emb_params" else path.stem.replace(" ", "_")
 
 
 class Identity(NamedTuple):
@@ -181,7 +218,8 @@ def tensor_files(part: Path) -> list[Path]:
         for stem in WEIGHT_NAMES:
             if (part / (stem + suffix)).is_file():
                 return [part / (stem + suffix)]
-            index = part / f"{stem}{suffix}.index.json"
+            half = suffix.startswith(".fp16")
+            index = part / (f"{stem}.safetensors.index.fp16.json" if half else f"{stem}{suffix}.index.json")
             if index.is_file():
                 table = read_json(index).get("weight_map")
                 names = list(table.values()) if isinstance(table, dict) else []
@@ -192,22 +230,25 @@ def tensor_files(part: Path) -> list[Path]:
 
 
 def hub_folder(repo: str, wanted: Parts = PARTS) -> Path:
-    """Return the local copy of a diffusers folder on the hub; download missing files, safetensors if there are any."""
+    """Return the local copy of a diffusers folder on the hub; download missing files.
+
+    These are safetensors files if there are any, and files in float16 only if there are no others.
+    """
     found = cached(repo, "model_index.json")
     if found is not None:
         with suppress(ConfigError):
             return check_folder(found.parent, wanted)
-    if not reachable():
+    if repo in MIRRORS or not reachable():
         raise absent(repo)
     from huggingface_hub import snapshot_download
 
     networks = (*wanted, SECOND)
     small = ["model_index.json", "scheduler/*", "tokenizer/*", "tokenizer_2/*", f"{COARSE}/*"]
     small += [f"{part}/{CONFIG}" for part in networks]
-    for kind in ("safetensors", "bin"):
-        patterns = small + [f"{part}/*model*.{kind}*" for part in networks]
+    for kind, others in (("*.safetensors*", "*fp16*"), ("*.bin*", "*fp16*"), ("*fp16*", "*.bin*")):
+        patterns = small + [f"{part}/*model{kind}" for part in networks]
         try:
-            path = Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=["*fp16*", "*ema*"]))
+            path = Path(snapshot_download(repo, allow_patterns=patterns, ignore_patterns=[others, "*ema*"]))
         except Exception as error:
             raise absent(repo, f"the download failed ({type(error).__name__})") from None
         with suppress(ConfigError):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from threedgen.config import ConfigError
 from threedgen.guidance.attention.joined import unet_from_config
 
-from . import components, files, ldm, loading
+from . import components, ldm, loading
 from .files import Json
 
 _UNET: Json = {
@@ -72,9 +72,11 @@ def meta_networks(weights: str, wanted: tuple[str, ...] = loading.PARTS) -> Meta
         if "input_blocks.0.0.weight" in tensors["unet"]:
             configs["unet"] = ldm.unet_config(tensors["unet"])
     else:
-        tensors = ldm.split_checkpoint(files.read_tensors(path))
-        configs["unet"] = ldm.unet_config(tensors.get("unet", {}))
-        configs["vae"] = ldm.vae_config(tensors.get("vae", {}))
+        file = ldm.convert_file(path)
+        networks = {"unet": file.unet, "vae": file.vae, "text_encoder": file.text_encoder, loading.SECOND: file.second}
+        for part, network in networks.items():
+            if network is not None:
+                configs[part], tensors[part] = network
     try:
         unet, vae = _build(configs["unet"], configs.get("vae"))
     except Exception as error:  # any kind, for a config from outside

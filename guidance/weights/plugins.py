@@ -18,7 +18,7 @@ FILES: dict[Key, dict[str, str]] = {
 """Embedded weights by config key and name: path in weights/ without suffix. Their 2D model is "toybox-base"."""
 SOURCES: dict[Key, str] = {
     "blocks": "train-mvdiffusion leaves one, RUN/blocks.safetensors, and the released ones (pano.ckpt, "
-    "pano_outpaint.ckpt, depth.ckpt) are linked on github.com/Tangshitao/MVDiffusion",
+    "pano_outpaint.ckpt, depth_gen.ckpt) are linked on github.com/Tangshitao/MVDiffusion",
     "adapter": "train-mvadapter leaves one, RUN/adapter.safetensors, and the released ones are on the hub, "
     "`hf download huanngzh/mv-adapter`",
 }

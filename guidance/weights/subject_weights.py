@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save as to_bytes
+from tokenizers import AddedToken
 from torch import Tensor, nn
 
 from threedgen.config import ConfigError
@@ -70,7 +71,11 @@ def check_identifier(tokenizer: PreTrainedTokenizerBase, identifier: str) -> Non
 
 
 def add_word(
-    tokenizer: PreTrainedTokenizerBase, text_encoder: Any, identifier: str, row: Tensor | None = None, like: str = ""
+    tokenizer: PreTrainedTokenizerBase,
+    text_encoder: Any,
+    identifier: str | AddedToken,
+    row: Tensor | None = None,
+    like: str = "",
 ) -> int:
     """Add the word `identifier` to tokenizer and text encoder, in place, and return its token number.
 
@@ -85,7 +90,7 @@ def add_word(
     if len(tokenizer) > len(old):
         text_encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     text_encoder.requires_grad_(False)
-    number = tokenizer.get_vocab()[identifier]
+    number = tokenizer.get_vocab()[str(identifier)]
     with torch.no_grad():
         token_embedding(text_encoder).weight[number] = row
     return number

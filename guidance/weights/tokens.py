@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from string import punctuation
@@ -51,15 +52,28 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, prompts: list[str], length: in
     """Return token numbers (n, length) int64 of n prompts with start and end token, padded or cut to `length`."""
     if tokenizer.pad_token_id is None:
         raise ConfigError("the tokenizer has no token to fill up short prompts with")
+    prompts = [with_all_vectors(tokenizer, prompt) for prompt in prompts]
     return tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt").input_ids
 
 
 def tokens_cut(tokenizer: PreTrainedTokenizerBase, prompt: str, length: int) -> str:
     """Return the end of the prompt that exceeds `length` tokens (start and end token included); "" if all fits."""
-    free = length - tokenizer.num_special_tokens_to_add()
+    prompt, free = with_all_vectors(tokenizer, prompt), length - tokenizer.num_special_tokens_to_add()
     encoded = tokenizer(prompt, return_offsets_mapping=True, add_special_tokens=False, truncation=False, verbose=False)
     offsets = encoded["offset_mapping"]
     return prompt[offsets[free][0] :].strip() if len(offsets) > free else ""
+
+
+def with_all_vectors(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
+    """Return a prompt in which the word of a textual inversion with n vectors is followed by its words _1 to _n-1."""
+    added = tokenizer.get_added_vocab()
+    for word in added:
+        count = next(n for n in range(1, len(added) + 1) if f"{word}_{n}" not in added)
+        if count > 1:
+            words = " ".join([word, *(f"{word}_{n}" for n in range(1, count))])
+            spelled = words.replace("\\", r"\\")
+            prompt = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", spelled, prompt, flags=re.IGNORECASE)
+    return prompt
 
 
 def added_words(tokenizer: PreTrainedTokenizerBase) -> list[str]:

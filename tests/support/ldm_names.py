@@ -23,7 +23,12 @@ def unet_prefixes(config: Mapping[str, Any]) -> Prefixes:
     """Return (ldm prefix, diffusers prefix) of every module with tensors."""
     repeat, down_types = config["layers_per_block"], config["down_block_types"]
     pairs = [("input_blocks.0.0", "conv_in"), ("out.0", "conv_norm_out"), ("out.2", "conv_out")]
-    for ours, theirs in (("time_embed", "time_embedding"), ("camera_embed", "class_embedding")):
+    embeddings = (
+        ("time_embed", "time_embedding"),
+        ("camera_embed", "class_embedding"),
+        ("label_emb.0", "add_embedding"),
+    )
+    for ours, theirs in embeddings:
         pairs += [(f"{ours}.0", f"{theirs}.linear_1"), (f"{ours}.2", f"{theirs}.linear_2")]
     for level, kind in enumerate(down_types):
         start = 1 + level * (repeat + 1)

@@ -31,8 +31,8 @@ def coarse_prior(coarse: CoarsePredictor | None = None) -> MVDream:
     return MVDream(*parts, coarse=coarse or tiny_coarse(), dtype="fp32")
 
 
-def open_clip_names(encoder: CLIPTextModel) -> dict[str, Tensor]:
-    """Return the tensors of a CLIPTextModel under OpenCLIP's names, with one more block at the end."""
+def open_clip_names(encoder: CLIPTextModel, more: bool = True) -> dict[str, Tensor]:
+    """Return the tensors of a CLIPTextModel under OpenCLIP's names; with `more`, one more block at the end."""
     state, ldm = encoder.state_dict(), {}
     layers = encoder.config.num_hidden_layers
     names = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2"}
@@ -45,7 +45,7 @@ def open_clip_names(encoder: CLIPTextModel) -> dict[str, Tensor]:
             for ours, theirs in names.items():
                 ldm[f"transformer.resblocks.{i}.{ours}.{kind}"] = state[f"{inner}{theirs}.{kind}"]
     last = {n.replace(f".{layers - 1}.", f".{layers}."): t for n, t in ldm.items() if f".{layers - 1}." in n}
-    ldm |= last | {"text_projection": torch.zeros(2, 2), "logit_scale": torch.zeros(())}
+    ldm |= (last if more else {}) | {"text_projection": torch.zeros(2, 2), "logit_scale": torch.zeros(())}
     ldm["positional_embedding"] = state["embeddings.position_embedding.weight"]
     ldm["token_embedding.weight"] = state["embeddings.token_embedding.weight"]
     ldm |= {f"ln_final.{kind}": state[f"final_layer_norm.{kind}"] for kind in ("weight", "bias")}

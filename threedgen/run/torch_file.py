@@ -2,6 +2,7 @@
 
 import re
 import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,12 +27,43 @@ _PLAIN = re.compile(
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter|parameter_with_state)"
 )
 """Pattern of classes and functions allowed in weight files. torch allows more, such as calls that allocate memory."""
+_REFUSED = re.compile(
+    r"torch(?!\.(nn|optim|utils|distributed)\b)"  # other layouts of tensors and compiled networks
+    r"|(os|posix|nt|sys|subprocess|shutil|socket|runpy|importlib|ctypes|pickle|webbrowser)\b"
+    r"|(__builtin__|builtins) (eval|exec|execfile|compile|open|__import__|bytearray)$"
+)
+"""Pattern of names that are not skipped: what they stand for is lost, or the file was made to run code."""
 
 
-def read_torch(path: Path, mmap: bool = False) -> Any:
+class _ComparesAsDict(type):
+    """Class of `_Skipped`, which torch then lets the pickle fill like a dict."""
+
+    def __eq__(cls, other: object) -> bool:
+        return other is cls or other is dict
+
+    __hash__ = type.__hash__
+
+
+class _Skipped(metaclass=_ComparesAsDict):
+    """Inert stand-in for every class and function of a pickle that is not allowed; takes any argument and state."""
+
+    def __init__(self, *_args: object, **_kwargs: object) -> None: ...
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> "_Skipped":
+        return super().__new__(cls)
+
+    def __setstate__(self, _state: object) -> None: ...
+
+    def __setitem__(self, _key: object, _value: object) -> None: ...
+
+
+def read_torch(path: Path, mmap: bool = False, skip_objects: bool = False) -> Any:
     """Load a torch file to the CPU. First verify the checksums of its zip archive, which torch does not check.
 
-    `mmap`: map the tensors from the file instead of reading them to memory.
+    Args:
+        mmap: map the tensors from the file instead of reading them to memory.
+        skip_objects: replace Python objects inside the content by inert stand-ins instead of refusing the file. Their
+            classes are never imported.
 
     Raises:
         FileError: the file is truncated, damaged, of another format, or contains Python objects.
@@ -50,19 +82,24 @@ def read_torch(path: Path, mmap: bool = False) -> Any:
     if imports is None:
         raise FileError(f"{path} is damaged, cut off or not a checkpoint. Copy or download it again")
     problem = "which can run code, so it was not loaded. Ask its author for a safetensors file"
-    if foreign := [name.replace(" ", ".") for name in imports if not _PLAIN.fullmatch(name)]:
-        name = short(min(foreign))[1:-1]
+    foreign = sorted(name for name in imports if not _PLAIN.fullmatch(name))
+    refused = [name for name in foreign if _REFUSED.match(name)] if skip_objects else foreign
+    if refused:
+        name = short(refused[0].replace(" ", "."))[1:-1]
         if name.startswith("torch."):
             raise FileError(f"{path} is not a checkpoint of a network: it contains {name}, not only plain arrays")
         raise FileError(f"{path} holds Python objects ({name}), {problem}")
     if not mmap:
         require_memory(length, str(path))
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        with torch.serialization.safe_globals([(_Skipped, _in_python3(name)) for name in imports if skip_objects]):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except UnpicklingError:  # torch's message recommends weights_only=False: not shown
         raise FileError(f"{path} holds Python objects, {problem}") from None
     except Exception as error:  # torch raises many classes for damaged files
         raise FileError(f"{path} is damaged and cannot be read ({type(error).__name__})") from None
+    if isinstance(content, _Skipped):
+        raise FileError(f"{path} holds Python objects ({short(foreign[0])[1:-1]}), {problem}")
     if sum(value.nbytes for value in leaves(content) if isinstance(value, Tensor)) > MAX_SHARING * length:
         raise FileError(f"{path} is damaged: its tensors are far larger than the file")
     return content
@@ -99,6 +136,12 @@ def _total(entries: list[zipfile.ZipInfo]) -> int:
 def _imports(pickled: bytes) -> set[str]:
     """Return the classes and functions that a pickle refers to, as "module name", without executing it."""
     return {str(name) for code, name, _ in genops(pickled) if code.name in ("GLOBAL", "INST", "STACK_GLOBAL")}
+
+
+def _in_python3(name: str) -> str:
+    """Convert "module name" in a pickle of protocol 2 to the "module.name" under which torch looks it up."""
+    module, _, inner = name.partition(" ")
+    return ".".join(NAME_MAPPING.get((module, inner), (IMPORT_MAPPING.get(module, module), inner)))
 
 
 def check_architecture(stored: Mapping[str, object], state: Mapping[str, Tensor], what: str) -> None:

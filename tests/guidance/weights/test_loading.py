@@ -9,12 +9,15 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -79,6 +82,52 @@ def test_code_in_a_file_is_refused_and_not_run(tmp_path: Path) -> None:
     with refused_in_one_line(None, bare):
         loading.check(str(bare))
     assert not trap.exists()
+
+
+class Settings(dict[str, Any]):
+    """A dict of another class, with a state of its own."""
+
+    def __init__(self, **values: Any) -> None:
+        super().__init__(values)
+        self.note = "a"
+
+
+class Slotted:
+    """Its state is a tuple."""
+
+    __slots__ = ("a",)
+
+    def __init__(self) -> None:
+        self.a = 1
+
+
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        Settings(lr=0.1, inner=Slotted()),
+        Slotted,
+        Path("x"),
+        datetime(2024, 1, 1),
+        np.float64(2),
+        defaultdict(list, a=[1]),
+        {int: partial(print, 1), Settings: nn.ReLU()},
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_python_objects_beside_a_state_dict_are_skipped_and_not_imported(tmp_path: Path, foreign: Any) -> None:
+    path = torch_file(tmp_path / "w.ckpt", {"state_dict": TENSORS, "hyper_parameters": foreign, "epoch": 3})
+    code = (
+        "import sys, pathlib; sys.path.append('.'); from threedgen.guidance.weights import files;"
+        "found = files.read_tensors(pathlib.Path(sys.argv[1])); assert len(found) == 3, found;"
+        "assert not any(name.startswith('tests') for name in sys.modules)"
+    )
+    assert equal(files.read_tensors(path))
+    if isinstance(foreign, Settings):
+        subprocess.run([sys.executable, "-c", code, str(path)], cwd=Path(__file__).parents[3], check=True, timeout=120)
+    with refused_in_one_line(None, path):
+        files.read_tensors(torch_file(path, {"state_dict": TENSORS, "x": TENSORS["n"].to_sparse()}))
+    with refused_in_one_line(None, path):
+        files.read_tensors(torch_file(path, {"hyper_parameters": foreign}))
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,16 @@
 """MVDiffusion as a model: joint samples, given views, block files, input channels."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.support.errors import refused
-from tests.support.tiny_mvdiffusion import awaken, ring, tiny_model, wall
+from tests.support.tiny_mvdiffusion import awaken, ring, tiny_model, tiny_weights, wall
 from tests.support.tiny_prior import cpu
 from threedgen.guidance.losses.lora import ATTENTION, CONVOLUTIONS, LoRA
 from threedgen.guidance.priors.mvdiffusion.inputs import (
@@ -148,6 +149,16 @@ def test_blocks_of_another_base_are_refused(tmp_path: Path) -> None:
     tiny_model().save(tmp_path / "base")
     with refused("blocks", "cp_blocks_mid"):
         other.with_blocks(tmp_path / "base" / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.mark.parametrize("change", [Tensor.flatten, lambda t: t.reshape(-1, 1), lambda t: t.T, lambda t: t.sum()])
+def test_reshaped_low_rank_changes_are_refused(tmp_path: Path, change: Callable[[Tensor], Tensor]) -> None:
+    tensors = load_file(tiny_weights() / "depth.safetensors")
+    lora = [name for name in tensors if ".lora." in name and name.endswith("down")]
+    tensors |= {name: change(tensors[name].flatten(1)).contiguous() for name in lora}
+    save_file(tensors, tmp_path / "blocks.safetensors")
+    with refused("blocks", tmp_path / "blocks.safetensors", "lora."):
+        tiny_model().with_blocks(tmp_path / "blocks.safetensors")
 
 
 def test_depth_channels_scale_inverse_depth() -> None:

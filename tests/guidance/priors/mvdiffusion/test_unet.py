@@ -1,10 +1,12 @@
 """Stock UNet with correspondence-aware blocks: identity before training, hooks, batches, gradients, checkpoints."""
 
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from tests.support.errors import refused
@@ -104,8 +106,9 @@ def released(network: MultiviewUNet) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def test_released_checkpoint_is_converted(network: MultiviewUNet, tmp_path: Path) -> None:
-    file = tmp_path / "depth.ckpt"
-    torch.save({"state_dict": released(network), "epoch": 4, "optimizer_states": [{"lr": 1e-4}]}, file)
+    file = tmp_path / "depth_gen.ckpt"
+    callbacks = {ModelCheckpoint: {"best": Path("a")}, "hyper_parameters": Namespace(lr=1e-4)}
+    torch.save({"state_dict": released(network), "epoch": 4, "callbacks": callbacks}, file)
     loaded = convert_released(read_tensors(file), tiny_base())
     batch = inputs(3, size=(4, 6))
     torch.testing.assert_close(loaded(*batch, wall()), network(*batch, wall()))

@@ -1,0 +1,204 @@
+"""Fuse LoRAs into the networks of a latent prior, and add the words of textual inversions to its vocabulary."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from diffusers.loaders.lora_pipeline import StableDiffusionLoraLoaderMixin, StableDiffusionXLLoraLoaderMixin
+from diffusers.utils.state_dict_utils import StateDictType, convert_state_dict_to_peft, convert_unet_state_dict_to_peft
+from tokenizers import AddedToken
+from torch import Tensor
+
+from threedgen.config import ConfigError
+from threedgen.config.errors import called, in_a_line, keyed, short, within
+from threedgen.config.plain_file import parse_json
+from threedgen.run.torch_file import leaves, read_safetensors, read_torch, require_finite
+
+from . import files, loading
+from .subject_weights import add_word, check_identifier, token_embedding
+
+if TYPE_CHECKING:
+    from threedgen.guidance.options import EmbeddingFile, LoraFile
+    from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
+
+Tensors = Mapping[str, Tensor]
+BASES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
+"""Base model by the width of its text embeddings."""
+NAMED_BASES = {
+    r"double_blocks|single_transformer_blocks|\bflux": "FLUX",
+    r"joint_blocks|stable-diffusion-3|\bsd3": "Stable Diffusion 3",
+    r"lora_te2_|text_encoder_2\.|\bsdxl|stable-diffusion-xl": BASES[2048],
+    r"\bsd_v2|stable-diffusion-v2": BASES[1024],
+    r"\bsd_v1|stable-diffusion-v1": BASES[768],
+}
+"""Base model of a LoRA by a regular expression that occurs in its tensor names or metadata."""
+OTHER_KINDS = {"hada_": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "lora_magnitude": "DoRA", "lora_mid": "CP LoCon"}
+"""Kinds of low-rank files that are not supported, by a part of their tensor names."""
+PEFT_STEM, PEFT_CONFIG = "adapter_model", "adapter_config.json"
+FIRST_KEYS, SECOND_KEYS = ("clip_l", "text_encoders_0"), ("clip_g", "text_encoders_1")
+"""Names in textual inversions of SDXL of the vectors for the first and the second text encoder."""
+
+
+def add(prior: LatentDiffusion, loras: Sequence[LoraFile], embeddings: Sequence[EmbeddingFile]) -> None:
+    """Fuse LoRAs into `prior` and add textual inversions to it, in place. Raises ConfigError if a file does not fit."""
+    for section, entries, apply in (("loras", loras, fuse_lora), ("embeddings", embeddings, add_embedding)):
+        for number, entry in enumerate(entries):
+            with within(f"{section}.{number}"), keyed("file"):
+                apply(prior, entry)
+
+
+def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
+    """Add a LoRA, in a format that diffusers reads, to the weights of UNet and text encoders; `lora.scale` times."""
+    path = loading.weight_file(lora.file)
+    tensors, metadata = files.read_tensors(path), files.read_header(path)[1]
+    for part, kind in OTHER_KINDS.items():
+        if any(part in name for name in tensors):
+            raise ConfigError(f"{path} is a {kind} file, which is not supported; take a LoRA")
+    require_finite(tensors, str(path))
+    pipe = networks_of(prior)
+    try:
+        pipe.load_lora_weights(fitting(pipe, tensors, peft_options(path, metadata)))
+    except Exception as error:  # a ValueError of `fitting`, and what diffusers raises for other tensors: anything
+        problem = str(error) if isinstance(error, ValueError) else in_a_line(error)
+        base, ours = base_of(tensors, metadata), named_base(pipe.unet.config["cross_attention_dim"])
+        problem = f"{path}, a LoRA of {base}, does not fit this prior, {ours}: {short(problem, 200)[1:-1]}"
+        raise ConfigError(problem) from error
+    pipe.fuse_lora(components=list(pipe.components), lora_scale=lora.scale, safe_fusing=True)
+    pipe.unload_lora_weights()
+
+
+def networks_of(prior: LatentDiffusion) -> Any:
+    """Return UNet and text encoders of a prior with the methods of diffusers' pipelines that load and fuse LoRAs."""
+    mixin = StableDiffusionLoraLoaderMixin if prior.second is None else StableDiffusionXLLoraLoaderMixin
+    networks = {"unet": prior.unet, "text_encoder": prior.text_encoder}
+    if prior.second is not None:
+        networks[loading.SECOND] = prior.second.network
+    return type("Networks", (mixin,), {"hf_device_map": None, "components": networks, **networks})()
+
+
+def peft_options(path: Path, metadata: Mapping[str, str]) -> files.Json:
+    """Return the options of a LoRA of peft, from its metadata or the file beside it, with names such as unet.r."""
+    config = path.parent / PEFT_CONFIG
+    if path.stem == PEFT_STEM and config.is_file():
+        return {f"unet.{name}": value for name, value in files.read_json(config).items()}
+    found = parse_json(metadata.get(LORA_ADAPTER_METADATA_KEY, "{}"))
+    return found if isinstance(found, dict) else {}
+
+
+def fitting(pipe: Any, tensors: Tensors, options: files.Json) -> dict[str, Tensor]:
+    """Convert a LoRA to peft's tensor names and scale 1, without the tensors whose names no network of `pipe` has.
+
+    Raises:
+        ValueError: no name is that of a layer, or a tensor does not fit its layer.
+    """
+    bare = re.compile(r"(?:base_model\.model\.)?((?:down_blocks|mid_block|up_blocks|conv_|time_|add_emb).*)")
+    prefixed = {f"unet.{found[1]}" if (found := bare.fullmatch(name)) else name: t for name, t in tensors.items()}
+    state, alphas = pipe.lora_state_dict(prefixed, unet_config=pipe.unet.config)
+    result, used = dict[str, Tensor](), set[str]()
+    for prefix, network in pipe.components.items():
+        modules = dict(network.named_modules())
+        names = peft_names((name.removeprefix(f"{prefix}.") for name in state if name.startswith(f"{prefix}.")), prefix)
+        for name, old in names.items():
+            layer, _, side = name.partition(".lora_")
+            module = modules.get(layer) or modules.get(layer.removeprefix("text_model."))
+            weight, tensor, down = getattr(module, "weight", None), state[f"{prefix}.{old}"], side.startswith("A")
+            if weight is None:
+                continue
+            if tensor.ndim != weight.ndim or tensor.shape[down] != weight.shape[down]:
+                raise ValueError(f"{prefix}.{old} has the shape {tuple(tensor.shape)}, its layer {tuple(weight.shape)}")
+            if not down:
+                keys = (f"{prefix}.{names[f'{layer}.lora_A.weight']}.alpha", f"{prefix}.{layer}.alpha")
+                alpha = next((alphas[key] for key in keys if alphas and key in alphas), None)
+                tensor = tensor * scale_of(layer, tensor.shape[1], alpha, options, prefix)
+            result[f"{prefix}.{name}"] = tensor
+            used.add(f"{prefix}.{old}")
+    if not result:
+        raise ValueError(f"no layer has the name of {next(iter(tensors))!r}")
+    files.warn_unused([name for name in state if name not in used], "of these networks")
+    return result
+
+
+def peft_names(names: Iterable[str], prefix: str) -> dict[str, str]:
+    """Return the tensor names of a network `prefix` of a LoRA as peft writes them, each with its name in `names`."""
+    own = {name: name for name in names}
+    if any("lora_A" in name for name in own):
+        return own
+    if prefix == "unet":
+        return convert_unet_state_dict_to_peft(own)
+    return convert_state_dict_to_peft(own, StateDictType.DIFFUSERS_OLD)  # contains the newer names
+
+
+def scale_of(layer: str, rank: int, alpha: float | None, options: files.Json, prefix: str) -> float:
+    """Return the factor of a layer's low-rank product: alpha / rank, with the `alpha` of kohya or peft's options."""
+    if alpha is not None or f"{prefix}.lora_alpha" not in options:
+        return 1.0 if alpha is None else float(alpha) / rank
+    pattern = options.get(f"{prefix}.alpha_pattern") or {}
+    alpha = float(next((pattern[end] for end in pattern if layer.endswith(end)), options[f"{prefix}.lora_alpha"]))
+    return alpha / (sqrt(rank) if options.get(f"{prefix}.use_rslora") else rank)
+
+
+def base_of(tensors: Tensors, metadata: Mapping[str, str]) -> str:
+    """Return the base model of a LoRA by the width of its text, its tensor names or its metadata."""
+    widths = [t.shape[1] for name, t in tensors.items() if re.search(r"attn2.to_k.*(down|lora_A)", name) and t.ndim > 1]
+    if widths and widths[0] in BASES:
+        return BASES[widths[0]]
+    words = (metadata.get(key, "") for key in ("ss_base_model_version", "modelspec.architecture"))
+    text = " ".join([*words, *tensors])
+    found = (base for pattern, base in NAMED_BASES.items() if re.search(pattern, text))
+    return next(found, named_base(widths[0]) if widths else "an unknown model")
+
+
+def named_base(width: int) -> str:
+    return BASES.get(width, f"a model with text of {width} features")
+
+
+def add_embedding(prior: LatentDiffusion, embedding: EmbeddingFile) -> None:
+    """Add the word of a textual inversion, with one row of the token embedding per vector, to the text encoders."""
+    path = loading.weight_file(embedding.file)
+    name, (first, second) = read_embedding(path)
+    token = embedding.token or name
+    encoders = [(prior.tokenizer, prior.text_encoder, first)]
+    if prior.second is not None:
+        encoders.append((prior.second.tokenizer, prior.second.network, second))
+    widths = [token_embedding(network).weight.shape[1] for _, network, _ in encoders]
+    found = [0 if rows is None else rows.shape[1] for rows in (first, second)]
+    if found[: len(widths)] != widths or (second is not None) != (len(widths) == 2):
+        its = BASES[2048] if second is not None else named_base(max(found))
+        ours = named_base(prior.unet.config["cross_attention_dim"])
+        raise ConfigError(f"{path} is a textual inversion of {its} and does not fit {ours}, this prior")
+    with called("token"):
+        check_identifier(prior.tokenizer, token)
+    for tokenizer, network, rows in encoders:
+        require_finite({path.name: rows}, "the vectors of the textual inversion")
+        for number, row in enumerate(rows if rows is not None else ()):
+            word = AddedToken(f"{token}_{number}" if number else token, single_word=True)
+            add_word(tokenizer, network, word, row.float())
+    prior.embedded_words += (token,)
+
+
+def read_embedding(path: Path) -> tuple[str, tuple[Tensor | None, Tensor | None]]:
+    """Return the word of a textual inversion and its vectors (n, D) for the first and the second text encoder.
+
+    The word is the key of the tensor (diffusers), else the file name (AUTOMATIC1111).
+    """
+    table: Any = read_safetensors(path) if files.sniff(path) == "safetensors" else read_torch(path, skip_objects=True)
+    table = table if isinstance(table, dict) else {}
+    name = loading.embedding_word(path)
+    if "string_to_param" in table:
+        table = {"emb_params": next((t for t in leaves(table["string_to_param"]) if isinstance(t, Tensor)), None)}
+    pairs = [next((table[key] for key in keys if key in table), None) for keys in (FIRST_KEYS, SECOND_KEYS)]
+    if pairs == [None, None] and len(table) == 1:
+        key, pairs[0] = next(iter(table.items()))
+        name = name if key == "emb_params" else str(key)  # of a torch file
+    vectors = [rows[None] if isinstance(rows, Tensor) and rows.ndim == 1 else rows for rows in pairs]
+    if not any(isinstance(rows, Tensor) for rows in vectors) or any(
+        rows is not None and (not isinstance(rows, Tensor) or rows.ndim != 2 or not rows.is_floating_point())
+        for rows in vectors
+    ):
+        raise ConfigError(f"{path} is no textual inversion: it holds no vectors of a word")
+    return name, (vectors[0], vectors[1])

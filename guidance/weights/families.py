@@ -1,0 +1,64 @@
+"""Recognise single-file checkpoints by tensor names, metadata and file name; imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from threedgen.config import ConfigError
+
+if TYPE_CHECKING:
+    from threedgen.guidance.schedule import Prediction
+
+SUPPORTED = "Stable Diffusion 1.x, 2.x and XL and MVDream are"
+UNET = "model.diffusion_model.input_blocks."
+FAMILIES = {
+    r"edm_|.*\bedm_": "Playground 2.5 or another EDM model",
+    r"conditioner\.embedders\.0\.model\.": "the refiner of SDXL",
+    r"(model\.diffusion_model\.)?joint_blocks\.": "Stable Diffusion 3",
+    r"(model\.diffusion_model\.)?(double_blocks|single_blocks|single_transformer_blocks|double_stream)": "FLUX",
+    r"(transformer\.)?transformer_blocks\.\d+\.attn\.add_": "Stable Diffusion 3 or FLUX",
+    r"(model\.diffusion_model\.)?(blocks|layers|transformer_blocks|net)\.": "a diffusion transformer",
+    r"clip_txt_mapper|effnet_mapper": "Stable Cascade",
+    r"control_model\.|controlnet_cond_embedding\.|input_hint_block\.": "a ControlNet",
+    r"lora_|.*[._](lora_|hada_|lokr_)|base_model\.model\.": "a LoRA, which belongs in prior.loras,",
+    r"emb_params|string_to_param|clip_g$": "a textual inversion, which belongs in prior.embeddings,",
+    r"(down|up|mid)_block": "one network in diffusers format, without its folder,",
+    r"(first_stage_model\.)?(encoder|decoder)\.": "a VAE",
+}
+"""Regular expression of the start of a tensor name, and the kind of weights in whose files such a name occurs."""
+V_NAME = re.compile(r"768[-_]?v|v?2[-_.]?[01]?[-_]768|v[-_]?pred")
+EPSILON_NAME = re.compile(r"v?2[-_.]?[01]?[-_]512|512[-_](base|inpainting|depth)|(^|[-_])eps|xl[-_]base")
+
+
+class Traits(NamedTuple):
+    """Prediction type, and image size in pixels, of a checkpoint; None where the file does not reveal them."""
+
+    prediction: Prediction | None
+    image_size: int | None
+
+
+def check_family(path: Path, names: Iterable[str]) -> None:
+    """Raise ConfigError, with the kind of weights, if tensor `names` are not of a supported latent diffusion model."""
+    names = list(names)
+    unet = any(name.startswith(UNET) for name in names)
+    for pattern, family in list(FAMILIES.items())[: 2 if unet else None]:
+        if any(re.match(pattern, name) for name in names):
+            raise ConfigError(f"{path} holds {family} and is not supported as a prior; {SUPPORTED}", "weights")
+    if not unet:
+        raise ConfigError(f"{path} has no tensor named {UNET}...: it is no checkpoint of a prior; {SUPPORTED}")
+
+
+def traits(path: Path, names: Iterable[str], metadata: Mapping[str, str]) -> Traits:
+    """Return what tensor `names`, the safetensors `metadata` (modelspec.*) and the file name reveal, in this order."""
+    found: Prediction | None = None
+    texts = (metadata.get("modelspec.prediction_type", ""), metadata.get("modelspec.architecture", ""), path.stem)
+    for text in ("v_pred" if "v_pred" in names else "", *map(str.lower, texts)):
+        if found is None and (V_NAME.search(text) or text == "v"):
+            found = "v_prediction"
+        elif found is None and EPSILON_NAME.search(text):
+            found = "epsilon"
+    size = max(map(int, re.findall(r"\d{1,5}", metadata.get("modelspec.resolution", ""))), default=0)
+    return Traits(found, size if 64 <= size <= 2048 and size % 64 == 0 else None)

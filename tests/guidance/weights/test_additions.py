@@ -1,0 +1,207 @@
+"""LoRAs and textual inversions: the same weights as diffusers' own loaders give, and refusals that name the base."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from tests.support.errors import refused
+from tests.support.tiny_prior import cpu, letter_tokenizer, tiny_text_encoder, tiny_unet, tiny_vae
+from tests.support.tiny_sdxl import tiny_sdxl
+from threedgen.guidance.options import EmbeddingFile, LoraFile
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
+from threedgen.guidance.weights import additions
+from threedgen.guidance.weights.components import SecondText
+
+KINDS = ["sd15", "sd21", "sdxl"]
+LAYERS = ("to_q", "to_k", "to_out.0", "proj_in", "ff.net.2", "q_proj", "out_proj")
+NO_CAMERA: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
+
+
+@pytest.fixture(scope="module")
+def pipes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Pipelines of diffusers with sized-down networks and random weights."""
+    found: dict[str, Any] = {"sdxl": tiny_sdxl(tmp_path_factory.mktemp("sdxl"))}
+    for kind, linear in (("sd15", False), ("sd21", True)):
+        found[kind] = StableDiffusionPipeline(
+            unet=tiny_unet(use_linear_projection=linear, cross_attention_dim=32 + 32 * linear, **NO_CAMERA),
+            vae=tiny_vae(),
+            text_encoder=tiny_text_encoder(82, hidden_size=32 + 32 * linear, eos_token_id=81, bos_token_id=80),
+            tokenizer=letter_tokenizer(),
+            scheduler=DDIMScheduler(clip_sample=False, steps_offset=1),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+    return found
+
+
+def prior_of(pipe: Any) -> LatentDiffusion:
+    own = deepcopy({name: part for name, part in pipe.components.items() if isinstance(part, nn.Module)})
+    second = SecondText(own["text_encoder_2"], deepcopy(pipe.tokenizer_2)) if "text_encoder_2" in own else None
+    networks = (own["unet"], own["vae"], own["text_encoder"], deepcopy(pipe.tokenizer))
+    return LatentDiffusion(*networks, second=second, image_size=16, dtype="fp32")
+
+
+def lora(pipe: Any, form: str, rank: int = 4) -> dict[str, Tensor]:
+    """Random low-rank changes of attention and feed-forward layers in a format of kohya, diffusers or peft."""
+    tensors, generator = {}, cpu(1)
+    short = {"unet": "lora_unet", "text_encoder": "lora_te1" if hasattr(pipe, "text_encoder_2") else "lora_te"}
+    for part in ("unet", "text_encoder", "text_encoder_2"):
+        for name, layer in getattr(pipe, part, nn.Identity()).named_modules():
+            if not name.endswith(LAYERS) or "time_emb" in name:
+                continue
+            weight, kernel = layer.weight, layer.weight.shape[2:]
+            a = torch.randn(rank, weight.shape[1], *kernel, generator=generator) / 8
+            b = torch.randn(weight.shape[0], rank, *(1 for _ in kernel), generator=generator) / 8
+            if form == "kohya":
+                name = name if part == "unet" or name.startswith("text_model.") else f"text_model.{name}"
+                stem = f"{short.get(part, 'lora_te2')}_{name.replace('.', '_')}"
+                tensors |= {f"{stem}.lora_down.weight": a, f"{stem}.lora_up.weight": b}
+                tensors[f"{stem}.alpha"] = torch.tensor(3.0)
+            elif form == "diffusers":
+                tensors |= {f"{part}.{name}.lora_A.weight": a, f"{part}.{name}.lora_B.weight": b}
+            elif part == "unet":  # peft
+                tensors |= {f"base_model.model.{name}.lora_{s}.weight": t for s, t in (("A", a), ("B", b))}
+    return tensors
+
+
+def states(networks: Any) -> dict[str, Tensor]:
+    parts = ("unet", "text_encoder", "text_encoder_2")
+    return {f"{p}.{n}": t for p in parts if p in networks for n, t in networks[p].state_dict().items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["kohya", "diffusers"])
+def test_fused_lora_equals_fusion_of_diffusers(pipes: Any, tmp_path: Path, kind: str, form: str) -> None:
+    file, tensors = tmp_path / "lora.safetensors", lora(pipes[kind], form)
+    save_file(tensors, file, {"ss_network_dim": "4"})
+    prior, before = prior_of(pipes[kind]), states(pipes[kind].components)
+    additions.add(prior, [LoraFile(file=str(file), scale=0.8)], [])
+    theirs = deepcopy(pipes[kind])
+    theirs.load_lora_weights(tensors)
+    theirs.fuse_lora(lora_scale=0.8)
+    theirs.unload_lora_weights()
+    own, expected = states(prior.networks), states(theirs.components)
+    assert own.keys() == expected.keys() == before.keys()
+    assert max((own[name] - expected[name]).abs().max().item() for name in own) < 1e-7
+    changed = [name for name in own if not torch.equal(own[name], before[name])]
+    assert len(changed) == len([name for name in tensors if "lora_A" in name or "lora_down" in name])
+
+
+def test_peft_folder_has_its_alpha(pipes: Any, tmp_path: Path) -> None:
+    tensors, outputs = lora(pipes["sd21"], "peft"), []
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    for alpha in (4, 8):
+        (tmp_path / "adapter_config.json").write_text(f'{{"r": 4, "lora_alpha": {alpha}}}')
+        prior = prior_of(pipes["sd21"])
+        additions.add(prior, [LoraFile(file=str(tmp_path))], [])
+        outputs.append(
+            prior.unet.mid_block.attentions[0].proj_in.weight
+            - pipes["sd21"].unet.mid_block.attentions[0].proj_in.weight
+        )
+    torch.testing.assert_close(outputs[1], 2 * outputs[0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensors", "metadata", "values"),
+    [
+        ("sd15", "sd21", {"ss_base_model_version": "sd_v2"}, ["Stable Diffusion 2.x"]),
+        ("sd21", "sdxl", {}, ["SDXL"]),
+        ("sd15", {"lora_unet_double_blocks_0_img_attn_proj.lora_down.weight": (4, 8)}, {}, ["FLUX"]),
+        ("sd15", {"unet.down_blocks.0.attn.to_q.lora_A.weight": (4, 8)}, {}, []),
+        (
+            "sd15",
+            {"unet.x.attn2.to_k.lora_A.weight": (4, 2048), "unet.x.attn2.to_k.lora_B.weight": (4, 4)},
+            {},
+            ["SDXL"],
+        ),
+        ("sd15", {"lora_unet_mid_block_attn1_to_q.hada_w1_a": (4, 4)}, {}, ["LoHa"]),
+    ],
+)
+def test_lora_of_another_model_is_refused(
+    pipes: Any, tmp_path: Path, kind: str, tensors: Any, metadata: Any, values: list[str]
+) -> None:
+    prior = prior_of(pipes[kind])
+    before = {name: tensor.clone() for name, tensor in states(prior.networks).items()}
+    if isinstance(tensors, str):
+        content = lora(pipes[tensors], "kohya")
+    else:
+        content = {name: torch.ones(shape) for name, shape in tensors.items()}
+    save_file(content, tmp_path / "lora.safetensors", metadata)
+    with refused("loras.0.file", tmp_path / "lora.safetensors", *values) as caught:
+        additions.add(prior, [LoraFile(file=str(tmp_path / "lora.safetensors"))], [])
+    assert "\n" not in str(caught.value)
+    after = states(prior.networks)
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_flattened_lora_is_refused(pipes: Any, tmp_path: Path) -> None:
+    tensors = {name: t.flatten() for name, t in lora(pipes["sd15"], "diffusers").items()}
+    save_file(tensors, tmp_path / "lora.safetensors")
+    with refused("loras.0.file", tmp_path / "lora.safetensors", "unet.down_blocks"):
+        additions.add(prior_of(pipes["sd15"]), [LoraFile(file=str(tmp_path / "lora.safetensors"))], [])
+
+
+def embedding(path: Path, form: str, rows: Tensor) -> tuple[Path, str]:
+    """Write a textual inversion; return its file and its word."""
+    if form == "diffusers":
+        save_file({"<thing>": rows[0]}, path.with_suffix(".safetensors"))
+        return path.with_suffix(".safetensors"), "<thing>"
+    if form == "safetensors":
+        save_file({"emb_params": rows}, path.with_suffix(".safetensors"))
+        return path.with_suffix(".safetensors"), path.stem
+    torch.save({"string_to_token": {"*": 265}, "string_to_param": {"*": rows}, "name": "x"}, path.with_suffix(".pt"))
+    return path.with_suffix(".pt"), path.stem
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["diffusers", "safetensors", "pt"])
+def test_prompt_can_name_a_textual_inversion(pipes: Any, tmp_path: Path, form: str) -> None:
+    pipe, prior = deepcopy(pipes["sd15"]), prior_of(pipes["sd15"])
+    rows = torch.randn(1 if form == "diffusers" else 3, 32, generator=cpu())
+    file, word = embedding(tmp_path / "mystyle", form, rows)
+    before = prior.encode_prompt(["a red car"])
+    additions.add(prior, [], [EmbeddingFile(file=str(file))])
+    pipe.load_textual_inversion({word: rows}, token=word)
+    expected = pipe.encode_prompt(f"a {word} car", "cpu", 1, False)[0]
+    torch.testing.assert_close(prior.encode_prompt([f"a {word} car"]), expected)
+    assert torch.equal(prior.encode_prompt([f"A {word.upper()} car"]), prior.encode_prompt([f"a {word} car"]))
+    assert torch.equal(prior.encode_prompt(["a red car"]), before) and prior.identifiers == []
+    with refused("embeddings.0.token", word):
+        additions.add(prior, [], [EmbeddingFile(file=str(file))])
+
+
+@torch.no_grad()
+def test_textual_inversion_of_sdxl_has_vectors_for_both_encoders(pipes: Any, tmp_path: Path) -> None:
+    prior, widths = prior_of(pipes["sdxl"]), {"clip_l": 24, "clip_g": 16}
+    save_file(
+        {name: torch.randn(2, width, generator=cpu()) for name, width in widths.items()}, tmp_path / "ti.safetensors"
+    )
+    plain = prior.encode_prompt(["thing"])
+    additions.add(prior, [], [EmbeddingFile(file=str(tmp_path / "ti.safetensors"), token="thing")])
+    found = prior.encode_prompt(["thing"])
+    assert found.shape == plain.shape and not torch.equal(found[..., :24], plain[..., :24])
+    assert not torch.equal(found[..., 24:], plain[..., 24:])
+
+
+@pytest.mark.parametrize(
+    ("kind", "tensors", "base"),
+    [
+        ("sd15", {"emb_params": (2, 1024)}, "Stable Diffusion 2.x"),
+        ("sdxl", {"emb_params": (2, 768)}, "Stable Diffusion 1.x"),
+        ("sd15", {"clip_l": (2, 32), "clip_g": (2, 16)}, "SDXL"),
+        ("sd15", {"layer.weight": (2, 2), "layer.bias": (2,)}, "no textual inversion"),
+    ],
+)
+def test_textual_inversion_of_another_model_is_refused(
+    pipes: Any, tmp_path: Path, kind: str, tensors: Any, base: str
+) -> None:
+    save_file({name: torch.ones(shape) for name, shape in tensors.items()}, tmp_path / "ti.safetensors")
+    with refused("embeddings.0.file", tmp_path / "ti.safetensors", base):
+        additions.add(prior_of(pipes[kind]), [], [EmbeddingFile(file=str(tmp_path / "ti.safetensors"), token="<ti>")])

@@ -1,0 +1,135 @@
+"""Single-file checkpoints: Stable Diffusion 1.5, 2.1 and XL, their prediction type and image size, other families."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tests.support.errors import refused
+from tests.support.official import Kind, official_checkpoint
+from tests.support.tiny_prior import cpu, letter_tokenizer
+from tests.support.tiny_sdxl import sdxl_file, tiny_sdxl
+from threedgen.guidance.options import StableDiffusionConfig
+from threedgen.guidance.priors.latent_diffusion import LatentDiffusion, build
+from threedgen.guidance.weights import loading
+from threedgen.guidance.weights.families import traits
+from threedgen.guidance.weights.meta_networks import meta_networks
+
+
+@pytest.fixture(scope="module")
+def tensors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
+    """Tiny checkpoints without a camera branch, by kind."""
+    folder, kinds = tmp_path_factory.mktemp("files"), list[Kind](["sd15", "sd21"])
+    plain = {kind: torch.load(official_checkpoint(folder, kind)) for kind in kinds}
+    found = {kind: {n: t for n, t in file.items() if "camera_embed" not in n} for kind, file in plain.items()}
+    return found | {"sdxl": sdxl_file(tiny_sdxl(folder / "sdxl", released=True))}
+
+
+def prior(path: Path, content: dict[str, Tensor], metadata: dict[str, str] | None = None, **options: Any) -> Any:
+    save_file({name: tensor.clone().contiguous() for name, tensor in content.items()}, path, metadata)
+    letter_tokenizer().save_pretrained(path.parent / "clip")
+    config = StableDiffusionConfig(weights=str(path), tokenizer=str(path.parent / "clip"), dtype="fp32", **options)
+    config.check()
+    return build(config)
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "prediction", "size"),
+    [
+        ("dreams", {}, None, None),
+        ("dreams-vpred", {}, "v_prediction", None),
+        ("512-base-ema", {}, "epsilon", None),
+        ("v2-1_512-ema-pruned", {}, "epsilon", None),
+        ("768-v-ema", {}, "v_prediction", None),
+        ("v2-1_768-nonema-pruned", {}, "v_prediction", None),
+        ("sd_xl_base_1.0", {}, "epsilon", None),
+        ("noobaiXL_vPred10", {}, "v_prediction", None),
+        ("mine", {"modelspec.architecture": "stable-diffusion-v2-768-v"}, "v_prediction", None),
+        ("mine", {"modelspec.prediction_type": "v", "modelspec.resolution": "640x512"}, "v_prediction", 640),
+        ("768-v", {"modelspec.prediction_type": "epsilon"}, "epsilon", None),
+        ("mine", {"modelspec.resolution": "0x70000"}, None, None),
+    ],
+)
+def test_traits_follow_from_metadata_and_name(name: str, metadata: Any, prediction: Any, size: Any) -> None:
+    assert traits(Path(f"/models/{name}.safetensors"), [], metadata) == (prediction, size)
+    assert traits(Path(f"{name}.ckpt"), ["v_pred"], metadata) == ("v_prediction", size)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "prediction", "latents"),
+    [("sd15", "mine", "epsilon", 64), ("sd21", "768-v-ema", "v_prediction", 96), ("sdxl", "xl-base", "epsilon", 128)],
+)
+def test_file_loads_with_its_prediction_and_size(
+    tensors: Any, tmp_path: Path, caplog: Any, kind: str, name: str, prediction: str, latents: int
+) -> None:
+    found = prior(tmp_path / f"{name}.safetensors", tensors[kind])
+    assert found.schedule.prediction == prediction and found.image_size == latents * found.factor
+    assert meta_networks(str(tmp_path / f"{name}.safetensors")).unet.config["sample_size"] == latents
+    assert not [r for r in caplog.records if r.levelno >= logging.WARNING]
+
+
+def test_undeclared_prediction_is_epsilon_with_a_warning_unless_set(tensors: Any, tmp_path: Path, caplog: Any) -> None:
+    found = prior(tmp_path / "mine.safetensors", tensors["sd21"])
+    assert found.schedule.prediction == "epsilon" and found.image_size == 64 * found.factor
+    (record,) = (r for r in caplog.records if r.levelno == logging.WARNING)
+    assert "prior.prediction=v" in record.getMessage()
+    caplog.clear()
+    found = prior(tmp_path / "mine.safetensors", tensors["sd21"], prediction="v")
+    assert found.schedule.prediction == "v_prediction" and found.image_size == 96 * found.factor and not caplog.records
+    found = prior(tmp_path / "768-v.safetensors", tensors["sd21"], prediction="epsilon")
+    assert found.schedule.prediction == "epsilon" and caplog.records  # contradicts the name
+
+
+@torch.no_grad()
+def test_sdxl_file_is_the_folder(tensors: Any, tmp_path: Path) -> None:
+    found = prior(tmp_path / "sd_xl_base.safetensors", tensors["sdxl"])
+    tiny_sdxl(tmp_path / "folder", released=True)
+    folder = LatentDiffusion.load(str(tmp_path / "folder"), dtype="fp32")
+    text, x = found.encode_prompt(["a red car"]), torch.randn(1, 4, 8, 8, generator=cpu())
+    torch.testing.assert_close(text, folder.encode_prompt(["a red car"]))
+    torch.testing.assert_close(
+        found.denoise(x, torch.tensor([500]), text), folder.denoise(x, torch.tensor([500]), text)
+    )
+    assert found.scaling_factor == 0.13025
+    lost = {name: tensor for name, tensor in tensors["sdxl"].items() if not name.startswith("conditioner.embedders.1")}
+    with refused("weights", "second text encoder"):
+        prior(tmp_path / "x.safetensors", lost)
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("model.diffusion_model.joint_blocks.0.context_block.adaLN_modulation.1.bias", "Stable Diffusion 3"),
+        ("double_blocks.0.img_attn.norm.key_norm.scale", "FLUX"),
+        ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "FLUX"),
+        ("conditioner.embedders.0.model.ln_final.bias", "refiner"),
+        ("control_model.time_embed.0.weight", "ControlNet"),
+        ("lora_unet_mid_block_attentions_0.lora_down.weight", "prior.loras"),
+        ("unet.mid_block.attentions.0.to_q.lora_A.weight", "prior.loras"),
+        ("emb_params", "prior.embeddings"),
+        ("down_blocks.0.resnets.0.conv1.weight", "diffusers"),
+        ("decoder.conv_in.weight", "VAE"),
+        ("model.diffusion_model.blocks.0.attn.weight", "transformer"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["safetensors", "ckpt"])
+def test_other_families_are_named(tmp_path: Path, name: str, family: str, suffix: str) -> None:
+    path = tmp_path / f"other.{suffix}"
+    if suffix == "ckpt":
+        torch.save({"state_dict": {name: torch.ones(2)}, "epoch": 1}, path)
+        with refused("weights", path, family):
+            LatentDiffusion.load(str(path))
+    else:
+        save_file({name: torch.ones(2)}, path)
+        with refused("weights", path, family):
+            loading.check(str(path))
+
+
+def test_gguf_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "flux.gguf").write_bytes(b"GGUF" + bytes(100))
+    with refused(None, tmp_path / "flux.gguf", "GGUF"):
+        loading.check(str(tmp_path / "flux.gguf"))
