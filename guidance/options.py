@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -11,6 +11,7 @@ from threedgen.config import Config, ConfigError
 from threedgen.config.errors import called, within
 from threedgen.config.optional import require
 from threedgen.guidance.weights import loading, plugins
+from threedgen.guidance.weights.hub import is_hub_id
 from threedgen.guidance.weights.loading import COARSE, PARTS, Identity
 from threedgen.guidance.weights.tokens import Vocabulary, read_vocabulary
 
@@ -103,12 +104,9 @@ class PriorConfig(Config):
         return {}
 
 
-def file_or_section(value: object) -> object:
-    return {"file": value} if isinstance(value, str) else value
-
-
-def in_list(value: object) -> object:
-    return value if isinstance(value, list) else [value]
+def file_entries(value: object) -> list[object]:
+    """Return one entry or a list of them as a list, a bare file name as {file: NAME}."""
+    return [{"file": one} if isinstance(one, str) else one for one in (value if isinstance(value, list) else [value])]
 
 
 class LoraFile(Config):
@@ -130,12 +128,12 @@ class EmbeddingFile(Config):
 class DraftedConfig(PriorConfig):
     """A prior in latent space, which may sample at half the size first and takes LoRAs and textual inversions."""
 
-    loras: Annotated[list[Annotated[LoraFile, BeforeValidator(file_or_section)]], BeforeValidator(in_list)] = Field(
+    loras: Annotated[list[LoraFile], BeforeValidator(file_entries)] = Field(
         [], description="LoRAs that are fused into the weights: files, or {file: FILE, scale: 0.8}"
     )
-    embeddings: Annotated[
-        list[Annotated[EmbeddingFile, BeforeValidator(file_or_section)]], BeforeValidator(in_list)
-    ] = Field([], description="textual inversions: files, or {file: FILE, token: WORD}")
+    embeddings: Annotated[list[EmbeddingFile], BeforeValidator(file_entries)] = Field(
+        [], description="textual inversions: files, or {file: FILE, token: WORD}"
+    )
     prediction: Literal["epsilon", "v"] | None = Field(
         None, description="output of the UNet, noise or v; null: as the weights declare, else epsilon"
     )
@@ -156,8 +154,8 @@ class DraftedConfig(PriorConfig):
         return [entry.token or loading.embedding_word(loading.weight_file(entry.file)) for entry in self.embeddings]
 
     def _weight_files(self) -> list[tuple[str, str]]:
-        lists = {"loras": self.loras, "embeddings": self.embeddings}
-        return [(f"{key}.{n}.file", entry.file) for key, entries in lists.items() for n, entry in enumerate(entries)]
+        loras = [(f"loras.{n}.file", one.file) for n, one in enumerate(self.loras)]
+        return loras + [(f"embeddings.{n}.file", one.file) for n, one in enumerate(self.embeddings)]
 
 
 class MVDreamConfig(DraftedConfig):
@@ -274,6 +272,19 @@ class MVAdapterConfig(DraftedConfig):
             raise ValueError("image needs an adapter: set adapter=FILE of an image-to-views adapter")
         return self
 
+    def released(self, image: bool = False, mesh: bool = False) -> Self:
+        """Return the config with the file for a condition if `adapter` is a hub id: the released adapters.
+
+        `image`, `mesh`: whether a reference image (besides the option `image`) or a mesh conditions the samples.
+        """
+        image, mesh = image or self.image is not None, mesh or self.control == "geometry"
+        if self.adapter is None or not is_hub_id(self.adapter) or loading.existing(self.adapter) is not None:
+            return self
+        base = "sdxl" if loading.is_sdxl(self.weights) else "sd21"
+        file = f"mvadapter_{'i' if image else 't'}{'g' if mesh else ''}2mv_{base}.safetensors"
+        form = {"control": self.control or "geometry", "layout": self.layout or "rowcol"} if mesh else {}
+        return self.model_copy(update={"adapter": f"{self.adapter}/{file}", **form})
+
     @property
     def multiview(self) -> bool:
         return self.adapter is not None  # without an adapter, the prior is the 2D model
@@ -282,7 +293,7 @@ class MVAdapterConfig(DraftedConfig):
         from threedgen.geometry.picture_file import read_foreground
 
         super().check()
-        plugins.check("adapter", self.adapter)
+        plugins.check("adapter", self.released().adapter)
         if self.guess is not None:
             with called("guess"):
                 loading.check(self.guess, None, (COARSE,))
@@ -291,7 +302,7 @@ class MVAdapterConfig(DraftedConfig):
 
     def added_files(self) -> dict[str, Identity]:
         guess = {} if self.guess is None else {"guess": loading.identify(self.guess, (COARSE,))}
-        return plugins.identify("adapter", self.adapter) | guess | super().added_files()
+        return plugins.identify("adapter", self.released().adapter) | guess | super().added_files()
 
 
 class DeepFloydConfig(PriorConfig):

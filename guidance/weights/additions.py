@@ -46,10 +46,12 @@ FIRST_KEYS, SECOND_KEYS = ("clip_l", "text_encoders_0"), ("clip_g", "text_encode
 
 def add(prior: LatentDiffusion, loras: Sequence[LoraFile], embeddings: Sequence[EmbeddingFile]) -> None:
     """Fuse LoRAs into `prior` and add textual inversions to it, in place. Raises ConfigError if a file does not fit."""
-    for section, entries, apply in (("loras", loras, fuse_lora), ("embeddings", embeddings, add_embedding)):
-        for number, entry in enumerate(entries):
-            with within(f"{section}.{number}"), keyed("file"):
-                apply(prior, entry)
+    for n, lora in enumerate(loras):
+        with within(f"loras.{n}"), keyed("file"):
+            fuse_lora(prior, lora)
+    for n, embedding in enumerate(embeddings):
+        with within(f"embeddings.{n}"), keyed("file"):
+            add_embedding(prior, embedding)
 
 
 def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:

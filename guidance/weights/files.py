@@ -9,8 +9,9 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from pickletools import genops
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from threedgen.config import ConfigError
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 Json = dict[str, Any]  # JSON object
 SUMS = "SHA256SUMS"
-MAX_TEXT_BYTES = 1 << 20
+MAX_TEXT_BYTES, MAX_PICKLE_BYTES = 1 << 20, 32 << 20
 
 
 def check_sums(path: Path) -> None:
@@ -131,16 +132,28 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
-    """Return tensor names and metadata of a safetensors file without reading a tensor; both empty for a torch file."""
+    """Return tensor names and metadata of a safetensors file, or all strings in the pickle of a torch file and {}.
+
+    No tensor is read.
+    """
     from safetensors import SafetensorError, safe_open
 
-    if sniff(path) != "safetensors":
-        return [], {}
+    if sniff(path) == "torch":
+        return _strings(path), {}
     try:
         with safe_open(path, "np") as file:
             return list(file.keys()), file.metadata() or {}
     except SafetensorError as error:
         raise ConfigError(f"{path} is damaged: {short(str(error), 80)[1:-1]}") from None
+
+
+def _strings(path: Path) -> list[str]:
+    """Return the strings in the pickle of a torch file without executing it; [] if it is damaged or large."""
+    with suppress(Exception), zipfile.ZipFile(path) as archive:  # a damaged zip or pickle raises many classes
+        entry = next(entry for entry in archive.infolist() if entry.filename.endswith("data.pkl"))
+        if entry.file_size <= MAX_PICKLE_BYTES:
+            return [value for code, value, _ in genops(archive.read(entry)) if code.name == "BINUNICODE"]
+    return []
 
 
 def read_card(path: Path, form: str) -> dict[str, str]:

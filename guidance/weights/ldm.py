@@ -199,8 +199,8 @@ def convert_open_clip(tensors: Tensors, projection: bool = False) -> Converted:
     layers = count(tensors, r"transformer\.resblocks\.(\d+)\.") - (not projection)
     if layers < 1:
         raise ConfigError("not an OpenCLIP text encoder: it has too few tensors named transformer.resblocks")
-    unused = (f"transformer.resblocks.{layers}.", "visual.", "logit_scale", "attn_mask")
-    unused += () if projection else ("text_projection",)
+    lost = () if projection else ("text_projection",)
+    unused = (f"transformer.resblocks.{layers}.", "visual.", "logit_scale", "attn_mask", *lost)
     used = {name: tensor for name, tensor in tensors.items() if not name.startswith(unused)}
     width = size(tensors, "token_embedding.weight", 1)
     model = SimpleNamespace(config=SimpleNamespace(hidden_size=width))

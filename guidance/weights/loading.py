@@ -122,30 +122,45 @@ def existing(weights: str) -> Path | None:
         raise ConfigError(f"{short(weights)} is not a path", "weights") from None
 
 
+def hub_place(name: str) -> tuple[str, str] | None:
+    """Return (hub repository, file) for "owner/name/FILE"; None if it has another form, or is a path that exists."""
+    repo, _, file = name.rpartition("/")
+    return (repo, file) if is_hub_id(repo) and file.endswith(WEIGHT_SUFFIXES) and existing(name) is None else None
+
+
 def weight_file(name: str) -> Path:
     """Return the file of further weights, such as a LoRA. Raises ConfigError if it is missing.
 
     `name` is a file, a folder with a LoRA of diffusers or peft, or "owner/name/FILE" on the hub, which is downloaded.
     """
-    if (path := existing(name)) is None:
-        repo, _, file = name.rpartition("/")
-        if not is_hub_id(repo) or not name.endswith(WEIGHT_SUFFIXES):
-            raise ConfigError(f"there is no file {short(name)}; give a path, or owner/name/FILE of the hub", "file")
-        path = hub_file(repo, file)
-    for stem in LORA_NAMES if path.is_dir() else ():
-        for suffix in WEIGHT_SUFFIXES:
-            if (path / f"{stem}{suffix}").is_file():
-                path /= f"{stem}{suffix}"
-                break
+    with called("file"):
+        path = existing(name) if (place := hub_place(name)) is None else hub_file(*place)
+    if path is None:
+        raise ConfigError(f"there is no file {short(name)}; give a path, or owner/name/FILE of the hub", "file")
+    names = [f"{stem}{suffix}" for stem in LORA_NAMES for suffix in WEIGHT_SUFFIXES] if path.is_dir() else []
+    path = next((path / name for name in names if (path / name).is_file()), path)
     sniff(path)
     return path
 
 
 def check_weight_file(name: str) -> None:
-    """Raise ConfigError if the file of `weight_file` is missing here and cannot be downloaded either."""
-    repo, _, file = name.rpartition("/")
-    if existing(name) is not None or cached(repo, file) is not None or not reachable():
+    """Raise ConfigError if the file of `weight_file` is neither here nor, as far as is known, on the hub."""
+    place = hub_place(name)
+    if place is None or cached(*place) is not None or not reachable():
         weight_file(name)
+
+
+def is_sdxl(weights: str) -> bool:
+    """Return whether `weights` (see `locate`) are SDXL, by their files here, else by their name."""
+    with suppress(ConfigError):
+        path = local(weights)
+        index = cached(*hub_name(weights)) if path is None else None
+        found = path if index is None else index.parent
+        if found is not None and found.is_dir():
+            return SECOND in parts(found)
+        if found is not None and (names := read_header(found)[0]):
+            return any(name.startswith("conditioner.") for name in names)
+    return "xl" in weights.lower()
 
 
 def embedding_word(path: Path) -> str:

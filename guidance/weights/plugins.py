@@ -3,12 +3,13 @@
 from pathlib import Path
 from typing import Literal
 
-from threedgen.config.errors import ConfigError
+from threedgen.config.errors import ConfigError, called
 from threedgen.places import folder
 from threedgen.run.folder import made_by
 
 from .files import sniff
-from .loading import Identity, existing
+from .hub import cached, hub_file, reachable
+from .loading import Identity, existing, hub_place
 
 Key = Literal["blocks", "adapter"]
 FILES: dict[Key, dict[str, str]] = {
@@ -30,9 +31,15 @@ def choice(key: Key, others: str) -> str:
 
 
 def locate(key: Key, name: str) -> Path:
-    """Return the file of weights `name`, an embedded name or a path. Raises ConfigError for the config key `key`."""
+    """Return the file of weights `name`: an embedded name, a path, or owner/name/FILE on the hub, which is downloaded.
+
+    Raises ConfigError for the config key `key` if it is missing.
+    """
     file = FILES[key].get(name)
     found = existing(name) if file is None else folder("weights") / f"{file}.safetensors"
+    if found is None and (place := hub_place(name)) and not made_by(name) and (cached(*place) or reachable()):
+        with called(key):
+            found = hub_file(*place)
     if found is None or not found.is_file():
         made = made_by(name)
         remedy = made or f"embedded are {', '.join(FILES[key])}; {SOURCES[key]}"
@@ -42,7 +49,8 @@ def locate(key: Key, name: str) -> Path:
 
 def check(key: Key, name: str | None) -> None:
     """Raise ConfigError if `name` is not None and its file is missing or is no weight file by its first bytes."""
-    if name is not None:
+    place = None if name is None else hub_place(name)
+    if name is not None and (place is None or cached(*place) or made_by(name) or not reachable()):
         sniff(locate(key, name))
 
 

