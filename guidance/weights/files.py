@@ -152,7 +152,7 @@ def _strings(path: Path) -> list[str]:
     with suppress(Exception), zipfile.ZipFile(path) as archive:  # a damaged zip or pickle raises many classes
         entry = next(entry for entry in archive.infolist() if entry.filename.endswith("data.pkl"))
         if entry.file_size <= MAX_PICKLE_BYTES:
-            return [value for code, value, _ in genops(archive.read(entry)) if code.name == "BINUNICODE"]
+            return [value for _, value, _ in genops(archive.read(entry)) if isinstance(value, str)]
     return []
 
 
