@@ -282,8 +282,8 @@ class MVAdapterConfig(DraftedConfig):
             return self
         base = "sdxl" if loading.is_sdxl(self.weights) else "sd21"
         file = f"mvadapter_{'i' if image else 't'}{'g' if mesh else ''}2mv_{base}.safetensors"
-        form = {"control": self.control or "geometry", "layout": self.layout or "rowcol"} if mesh else {}
-        return self.model_copy(update={"adapter": f"{self.adapter}/{file}", **form})
+        control = self.control or ("geometry" if mesh else None)
+        return self.model_copy(update={"adapter": f"{self.adapter}/{file}", "control": control})
 
     @property
     def multiview(self) -> bool:
