@@ -89,7 +89,6 @@ distillation reconstruction guidance.losses.sds:Reconstruction guidance.losses.o
 distillation vsd guidance.losses.vsd:VSD guidance.losses.options:VSDConfig
 # embedding of subjects: images (V, H, W, 3) -> unit vectors (V, D)
 identity  toybox  toybox.evaluation.identity:ToyboxIdentity  toybox.evaluation.options:ToyboxIdentityConfig
-identity  hub     evaluation.features:HubIdentity            evaluation.options:HubIdentityConfig
 # side of an object in a view: threedgen.evaluation.janus.meter.ViewClassifier
 view-classifier  probe  toybox.evaluation.probe:ProbeSides    toybox.evaluation.options:ProbeSidesConfig
 view-classifier  clip   evaluation.janus.meter:CLIPSides   evaluation.janus.options:CLIPSidesConfig

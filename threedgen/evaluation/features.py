@@ -15,7 +15,7 @@ from threedgen.config import ConfigError
 from threedgen.guidance.weights.hub import reachable
 
 from .metrics.distributions import fid
-from .options import CLIP_WEIGHTS, HubIdentityConfig, InceptionFeaturesConfig
+from .options import CLIP_WEIGHTS, InceptionFeaturesConfig
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -98,50 +98,6 @@ class CLIP:
         return unit_vectors(
             self.net.get_text_features(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask)
         )
-
-    def score(self, images: Tensor, captions: Sequence[str]) -> float:
-        """Return the CLIP score (Hessel et al. 2021): 100 times the mean cosine of images and captions, at least 0.
-
-        Args:
-            images: (V, H, W, 3), uint8, preprocessed by the processor of the weights.
-            captions: one caption per image.
-        """
-        pixels = self.processor.image_processor(list(images.permute(0, 3, 1, 2)), return_tensors="pt").pixel_values
-        cosine = (self.embed_images(pixels) * self.embed_texts(captions)).sum(1)
-        return max(0.0, 100 * float(cosine.mean()))
-
-
-class HubIdentity:
-    """Frozen image encoder (DINOv2, DINO or CLIP), whose vectors are close for photos of the same subject.
-
-    The constructor raises ConfigError if the weights cannot be loaded.
-    """
-
-    def __init__(self, config: HubIdentityConfig) -> None:
-        from transformers import AutoImageProcessor, AutoModel
-
-        self.net, self.processor = load_hub(
-            config.weights,
-            "an image encoder",
-            "facebook/dinov2-small",
-            "identity.weights",
-            AutoModel,
-            AutoImageProcessor,
-        )
-        size = getattr(self.processor, "crop_size", None) or self.processor.size
-        self.image_size = int(size.get("height") or size["shortest_edge"])
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Encode square images (V, H, W, 3) in [0, 1] as unit vectors (V, D), float32."""
-        vectors = []
-        for part in images.split(ENCODER_BATCH):
-            x = encoder_input(part, self.image_size, self.processor.image_mean, self.processor.image_std)
-            if hasattr(self.net, "get_image_features"):  # CLIP and similar models
-                vectors.append(unit_vectors(self.net.get_image_features(pixel_values=x)))
-            else:  # class token
-                vectors.append(unit_vectors(self.net(pixel_values=x).last_hidden_state[:, 0]))
-        return torch.cat(vectors)
 
 
 def load_hub(weights: str, description: str, example: str, key: str, *classes: Any) -> list[Any]:

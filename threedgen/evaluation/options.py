@@ -28,13 +28,6 @@ class InceptionFeaturesConfig(Config):
         require("torch_fidelity", "name: inception", "choose features.name=probe")
 
 
-class HubIdentityConfig(Config):
-    """Image encoder of the Hugging Face hub; for photos."""
-
-    name: Literal["hub"] = Field("hub", description="image encoder that transformers can load")
-    weights: str = Field("facebook/dinov2-small", min_length=1, description="folder or hub id")
-
-
 class SamplingConfig(RunConfig):
     """Evaluation that samples a prior."""
 

@@ -10,16 +10,14 @@ import torch
 from torch import Tensor
 
 from tests.support.errors import refused
-from tests.support.tiny_classifiers import tiny_clip
 from tests.support.tiny_scenes import TinyScenes, TinyScenesConfig, tiny
 from threedgen.config.optional import installed
 from threedgen.data.scene_views import SceneViews
-from threedgen.evaluation.features import CLIP, unit_vectors
 from threedgen.evaluation.options import InceptionFeaturesConfig
 from threedgen.evaluation.views.options import EvaluateViewsConfig
 from threedgen.evaluation.views.run import run
 from threedgen.geometry.cameras_file import write_cameras
-from threedgen.geometry.images import to_uint8, write_depth, write_png
+from threedgen.geometry.images import write_depth, write_png
 from threedgen.guidance.priors.mvdiffusion.model import MVDiffusion
 from threedgen.run import folder as runs
 from threedgen.train.plan import plan
@@ -185,7 +183,6 @@ def test_views_of_another_size_and_moving_cameras_are_refused(tmp_path: Path) ->
         ({"blocks": "toybox-depth"}, "prior.blocks", ("'toybox-depth'", "toybox-panorama")),
         ({"scenes": {"depth": True}}, "prior.blocks", ("'toybox-panorama'", "variant=depth")),
         ({"scenes": {"size": 17}}, "scenes", (4, "16", "20", "17 x 17")),
-        ({"clip": "nowhere/at-all"}, "clip", ("'nowhere/at-all'", "CLIP")),
     ],
 )
 def test_unsuitable_scenes_and_models_are_refused_before_sampling(
@@ -204,24 +201,3 @@ def test_missing_files_and_packages_are_refused_by_check(tmp_path: Path) -> None
     if not installed("torch_fidelity"):
         with refused("features.name", "inception", "torch-fidelity", "pip install"):
             options(tmp_path, features=InceptionFeaturesConfig(), views=str(tmp_path)).check()
-
-
-def test_clip_score_is_that_of_torchmetrics(tmp_path: Path) -> None:
-    from torchmetrics.multimodal import CLIPScore
-
-    clip, views = CLIP(str(tiny_clip(tmp_path)), "clip"), torch.from_numpy(to_uint8(torch.rand(6, 20, 20, 3)))
-
-    class Towers(torch.nn.Module):
-        """torchmetrics needs tensors, where transformers 5 returns other objects."""
-
-        config = clip.net.config
-
-        def get_image_features(self, pixels: Tensor) -> Tensor:
-            return unit_vectors(clip.net.get_image_features(pixel_values=pixels))
-
-        def get_text_features(self, ids: Tensor, mask: Tensor) -> Tensor:
-            return unit_vectors(clip.net.get_text_features(input_ids=ids, attention_mask=mask))
-
-    metric = CLIPScore(lambda: (Towers(), clip.processor))
-    metric.update(list(views.permute(0, 3, 1, 2)), list("abcdef"))
-    assert clip.score(views, "abcdef") == pytest.approx(float(metric.compute()), rel=1e-4)

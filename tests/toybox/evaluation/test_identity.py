@@ -1,4 +1,4 @@
-"""Identity of subjects: ROC, the toybox network and its training, encoders of the hub."""
+"""Identity of subjects: ROC, the toybox network and its training."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,7 @@ import pytest
 import torch
 
 from tests.support.errors import refused
-from tests.support.tiny_classifiers import tiny_clip
 from threedgen.config import registry
-from threedgen.evaluation.features import HubIdentity
-from threedgen.evaluation.options import HubIdentityConfig
 from threedgen.toybox.evaluation import identity
 from threedgen.toybox.evaluation.identity import (
     IdentityNet,
@@ -113,21 +110,3 @@ def test_missing_and_damaged_networks_are_refused(tmp_path: Path) -> None:
     path.with_suffix(".json").write_text(json.dumps({"network": {"width": 9}}))
     with refused("identity.weights", path):
         ToyboxIdentity(ToyboxIdentityConfig(weights=str(path)))
-    with refused("identity.weights", tmp_path / "none"):
-        HubIdentity(HubIdentityConfig(weights=str(tmp_path / "none")))
-
-
-@pytest.mark.parametrize(("kind", "size", "width"), [("dino", 28, 16), ("clip", 32, 8)])
-def test_hub_encoder_gives_unit_vectors(tmp_path: Path, kind: str, size: int, width: int) -> None:
-    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
-
-    if kind == "dino":
-        small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        Dinov2Model(Dinov2Config(**small, image_size=28, patch_size=14)).save_pretrained(tmp_path)
-        BitImageProcessor(crop_size=size).save_pretrained(tmp_path)
-    else:
-        tiny_clip(tmp_path)
-    embed = registry.build("identity", HubIdentityConfig(weights=str(tmp_path)))
-    vectors = embed(torch.rand(3, 40, 40, 3))
-    assert vectors.shape == (3, width)
-    assert torch.allclose(vectors.norm(dim=1), torch.ones(3), atol=1e-5)

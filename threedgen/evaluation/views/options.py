@@ -27,7 +27,6 @@ class EvaluateViewsConfig(RunConfig):
     eta: float = Field(0.0, ge=0, le=1, description="fresh noise per step: 0 none (DDIM), 1 that of DDPM")
     guidance_scale: float = Field(9.0, ge=0, description="scale of classifier-free guidance")
     features: Features = Field({}, description="network whose features are compared")
-    clip: str | None = Field(None, min_length=1, description="CLIP for the CLIP score, hub id or folder; null: none")
 
     def check(self) -> None:
         if self.views is None:

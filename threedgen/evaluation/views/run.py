@@ -17,7 +17,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError, registry
 from threedgen.data.scene_views import SceneSource, SceneViews
-from threedgen.evaluation.features import CLIP, FeatureNetwork, NetworkOutput
+from threedgen.evaluation.features import FeatureNetwork, NetworkOutput
 from threedgen.evaluation.metrics.distributions import fid, inception_score, kid
 from threedgen.evaluation.metrics.figures import (
     Estimate,
@@ -51,10 +51,9 @@ ROWS = {
     OTHER: "other true scenes",
 }
 GIVEN = {"given": "view 0 to the given image", "beside_given": "the given image to the next views"}
-MEANS = {"psnr": "overlap PSNR, dB", "clip": "CLIP score"} | GIVEN
+MEANS = {"psnr": "overlap PSNR, dB"} | GIVEN
 FIGURES = {
     "psnr": MEANS["psnr"], "ratio": "of the truth's", "fid": "FID", "kid": "KID", "is": "Inception score",
-    "clip": MEANS["clip"],
 }  # fmt: skip
 SPLITS, KID_SUBSET = 10, 5000
 """Number of parts of the Inception score, and maximum number of images of the single subset of KID."""
@@ -100,10 +99,9 @@ class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
         if c.views is None:
             self.sampler = SceneSampler(task, self.source.describe(), self.first)
         else:
-            self.existing = FolderScenes(user_path(c.views, "views"), self.first.depth is not None, c.clip is not None)
+            self.existing = FolderScenes(user_path(c.views, "views"), self.first.depth is not None)
             require_overlap(self.existing, "views")
         self.features: FeatureNetwork = registry.build("features", c.features)
-        self.clip = CLIP(c.clip, "clip") if c.clip else None
         self.true_scene = lru_cache(1)(self._true_scene)
         rows = [TRUTH, *(() if self.sampler is None else (ATTENTION, BASE))]
         rows += [OTHER] if 2 * self.count <= len(self.source) else []
@@ -134,8 +132,6 @@ class EvaluatedViews(Evaluation[EvaluateViewsConfig, Item, Measurement]):
             given = self.true_scene(item.number).views.images[0]
             figures |= given_view(scene.views.images, given, K, c2w[:, :3, :3])
         images = torch.from_numpy(to_uint8(scene.views.images))
-        if self.clip is not None:
-            figures["clip"] = self.clip.score(images, scene.captions)
         shown = item.number < SHEET_SCENES and item.row != OTHER and not (item.row == TRUTH and self.existing)
         label = f"{item.number}, {ROWS[item.row]}: {scene.captions[0]}".rstrip(": ")
         return Measurement(item, figures, self.features(images), (label, strip(scene.views.images)) if shown else None)

@@ -5,7 +5,7 @@ RUN/views/base/00003.safetensors         views of scene 3, sampled independently
 
 The folder of existing views has the files of one scene, or a folder of each scene, such as runs of panorama:
 
-SCENE/cameras.json         cameras (`threedgen.geometry.cameras_file`); its prompts are used only for the CLIP score
+SCENE/cameras.json         cameras (`threedgen.geometry.cameras_file`)
 SCENE/0.png, 1.png, ...    images, if cameras.json does not name the files of its views
 SCENE/depth/NAME.png       depth map of the image NAME.png (`threedgen.geometry.images.write_depth`)
 """
@@ -121,19 +121,19 @@ def size_of(scene: SceneViews) -> tuple[int, int]:
 
 
 class FolderScenes:
-    """Scenes of a folder (`threedgen.data.scene_views.SceneSource`), with depth maps or captions if required.
+    """Scenes of a folder (`threedgen.data.scene_views.SceneSource`), with depth maps if required.
 
     The constructor raises ConfigError if a file is missing or the cameras are unsuitable.
     """
 
-    def __init__(self, folder: Path, depth: bool, captions: bool) -> None:
+    def __init__(self, folder: Path, depth: bool) -> None:
         self.folder, self.depth = folder, depth
         found = sorted([*folder.glob(CAMERAS_FILE), *folder.glob(f"*/{CAMERAS_FILE}")])
         if not found:
             raise ConfigError(f"{folder} has no scenes. Give a folder of folders with {CAMERAS_FILE} and images.", KEY)
         self.scenes = [Scene(path, read_cameras(path, KEY)) for path in found]
         for scene in self.scenes:
-            scene.check(depth, captions)
+            scene.check(depth)
         self.n_view = min(len(scene.file.cameras) for scene in self.scenes)
 
     def __len__(self) -> int:
@@ -155,14 +155,12 @@ class Scene:
         self.views = [path.parent / name for name in names]
         self.depths = [path.parent / "depth" / f"{view.stem}.png" for view in self.views]
 
-    def check(self, depth: bool, captions: bool) -> None:
+    def check(self, depth: bool) -> None:
         if missing := [file for file in self.views + self.depths * depth if not file.is_file()]:
             raise ConfigError(f"{missing[0]} is missing", KEY)
         position = self.file.cameras.position
         if not depth and (position - position[0]).norm(dim=1).max() > MAX_MOVE * position.norm(dim=1).max():
             raise ConfigError(f"{self.path} has cameras that move, but views without depth must turn in place", KEY)
-        if captions and self.file.prompts is None:
-            raise ConfigError(f"{self.path} has no prompts for the CLIP score. Add them, or use clip=null.", KEY)
 
     def read(self, depth: bool) -> SceneViews:
         at, prompts = self.file.cameras, self.file.prompts or ("",) * len(self.views)
