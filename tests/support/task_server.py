@@ -44,13 +44,13 @@ TINY_BASE = {
     "task": "train-base", "threads": 1, "image_size": 32,
     "autoencoder": {"channels": [8, 16], "batch": 3, "max_steps": 6}, "decoder": {"max_steps": 4},
     "network": {"channels": [16, 32]}, "words": {"max_steps": 5, "batch": 4},
-    "training": {"batch": 4, "fresh": 2, "first": 16, "pictures": 40, "bf16": False, "sheet_prompts": ["a red dog"]},
+    "training": {"batch": 4, "fresh": 2, "first": 16, "pictures": 40},
     "trainer": {"max_steps": 10, "val_check_interval": 0, "log_every_n_steps": 5, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
 }  # fmt: skip
 TINY_PRIOR = {
     "task": "train-prior", "threads": 1, "start": "base",
-    "coarse": {"max_steps": 4, "batch": 4, "first": 8, "pictures": 16},
+    "coarse": {"max_steps": 4, "pictures": 16},
     "training": TINY_BASE["training"] | {"n_view": 2, "two_d": 0.5},
     "trainer": TINY_BASE["trainer"], "checkpoint": TINY_BASE["checkpoint"],
 }  # fmt: skip
@@ -65,7 +65,7 @@ TINY_THREEDIM = {
         },
     },
     "training": {
-        "batch": 4, "warmup": 16, "ema_half_life": 8, "learning_rate": 1e-2, "bf16": False,
+        "batch": 4, "warmup": 16, "ema_half_life": 8, "learning_rate": 1e-2,
     },
     "trainer": {"max_steps": 10, "val_check_interval": 5, "log_every_n_steps": 5, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
@@ -82,7 +82,7 @@ TINY_MVADAPTER: dict[str, Any] = {
     "objects": {"name": "toybox", "count": 8},
     "training": {
         "batch": 2, "first": 3, "no_text": 0.5, "view_sets": [[0, 1, 2, 3, 4, 5], [0, 3]], "learning_rate": 0.01,
-        "ema": 0.5, "bf16": False,
+        "ema": 0.5,
     },
     "trainer": {"max_steps": 6, "val_check_interval": 0, "log_every_n_steps": 2, "accelerator": "cpu"},
     "checkpoint": {"seconds": 0},
@@ -210,8 +210,11 @@ def serve() -> None:
     import threedgen.systems.generate.task
     import threedgen.systems.novel_view.task
     import threedgen.systems.train.mvdiffusion
-    import threedgen.toybox.training.task  # noqa: F401
+    import threedgen.toybox.training.task
+    from threedgen.run import dtypes
 
+    dtypes.bf16_cpu = lambda: False  # the same bytes on all CPUs
+    threedgen.toybox.training.system.SHEET_PROMPTS = ("a red dog",)
     torch.set_num_threads(1)
     _load_kernels()
     toy_run.serve(_run)

@@ -32,7 +32,7 @@ TINY_OWN: dict[str, Any] = {
     "held_out": 1,
     "views": {"size": 16, "azimuths": 4},
     "training": {
-        "batch": 4, "fresh": 2, "first": 4, "pictures": 12, "n_view": 2, "two_d": 0.5, "bf16": False,
+        "batch": 4, "fresh": 2, "first": 4, "pictures": 12, "n_view": 2, "two_d": 0.5,
         "learning_rate": 0.01,
     },
     "trainer": TRAINER | {"log_every_n_steps": 1},

@@ -13,7 +13,7 @@ from threedgen import cli
 from threedgen.config import load
 from threedgen.guidance.weights.tokens import Vocabulary, closed_vocabulary
 from threedgen.run.prompts import Reading
-from threedgen.toybox.prompts import HEIGHTS, ToyboxPrompts, read_prompt
+from threedgen.toybox.prompts import ToyboxPrompts, read_prompt
 from threedgen.toybox.synonyms import FAMILIES, LOOKALIKES, SYNONYM_OF, SYNONYMS, also_called, similar
 from threedgen.toybox.world.grammar import NOUNS
 from threedgen.toybox.world.toybox import OpenToybox
@@ -128,10 +128,6 @@ def test_read_prompt_keeps_training_captions(embedded: Vocabulary) -> None:
 
 def test_read_prompt_without_known_words_is_empty(embedded: Vocabulary) -> None:
     assert read_prompt("Ein Hund", embedded.known).text == ""
-
-
-def test_heights_cover_exactly_all_nouns() -> None:
-    assert set(HEIGHTS) == set(NOUNS) and all(0.01 < metres < 50 for metres in HEIGHTS.values())
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,11 @@ def test_photos_are_reproducible_and_differ() -> None:
 
 def test_task_writes_readable_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert cli.main(["--config", "toybox-subjects", "subjects=2", "photos=3", "size=40", "out=made"]) == 0
+    assert cli.main(["--config", "toybox-subjects", "subjects=2", "size=40", "out=made"]) == 0
     folders = sorted(path for path in Path("made").iterdir() if path.is_dir())
-    assert [len(list(folder.glob("*.png"))) for folder in folders] == [3, 3]
+    assert [len(list(folder.glob("*.png"))) for folder in folders] == [5, 5]
     portraits = photos.read(photos.find([str(folders[0])]), 32)
-    assert portraits.shape == (3, 32, 32, 3)
+    assert portraits.shape == (5, 32, 32, 3)
     assert (np.abs(portraits[:, 16, 10:22].astype(int) - 128).max(-1) > 10).any(1).all()  # the subject is in the centre
     with Image.open("made/subjects.png") as sheet:
-        assert sheet.width > 3 * 120
+        assert sheet.width > 5 * 120

@@ -17,14 +17,14 @@ def test_stratified_uniform_has_one_sample_per_interval(count: int) -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("adamw", torch.optim.AdamW), ("muon", Muon)])
 def test_system_builds_the_optimizer_of_the_config(name: str, kind: type[torch.optim.Optimizer]) -> None:
-    values = {"optimizer": name, "betas": (0.8, 0.999), "weight_decay": 0.1, "learning_rate": {"0": 0.0, "10": 2e-3}}
+    values = {"optimizer": name, "betas": (0.8, 0.999), "learning_rate": {"0": 0.0, "10": 2e-3}}
     options = DenoisingConfig(batch=1, fresh=0, first=1, **values)
     system = System(options, seed=0, max_steps=10)
     system.options, system.net = options, torch.nn.Linear(2, 2)
     result = system.configure_optimizers()
     optimizer, schedule = result["optimizer"], result["lr_scheduler"]["scheduler"]
     assert isinstance(optimizer, kind)
-    assert all((g["betas"], g["weight_decay"]) == ((0.8, 0.999), 0.1) for g in optimizer.param_groups)
+    assert all((g["betas"], g["weight_decay"]) == ((0.8, 0.999), 0.01) for g in optimizer.param_groups)
     for _ in range(5):
         optimizer.step()
         schedule.step()

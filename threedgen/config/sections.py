@@ -27,7 +27,6 @@ def _within(low: float, high: float, open_ends: bool = False) -> Callable[[Pair]
 
 
 Elevations = Annotated[Pair, AfterValidator(_within(-90, 90))]
-Azimuths = Annotated[Pair, AfterValidator(_within(-360, 360))]
 Shares = Annotated[Pair, AfterValidator(_within(0, 1))]
 Fovs = Annotated[Pair, AfterValidator(_within(0, 180, open_ends=True))]
 Positives = Annotated[Pair, AfterValidator(_within(0, 1000, open_ends=True))]
@@ -42,7 +41,6 @@ class MultiviewCameraConfig(Config):
     name: Literal["multiview"] = "multiview"
     n_view: int = Field(4, ge=1, le=64, description="views per group; 1: independent cameras")
     elevation_range: Elevations = Field((0.0, 30.0), description="degrees above the horizon")
-    azimuth_range: Azimuths = Field((-180.0, 180.0), description="degrees, divided evenly between the views of a group")
     fov_range: Fovs = Field((15.0, 60.0), description="vertical field of view, degrees")
     distance_range: Positives = Field(
         (0.8, 1.0), description="distance to the centre, in the unit of relative_distance"
@@ -56,10 +54,6 @@ class MultiviewCameraConfig(Config):
     up_perturb: float = Field(0.0, ge=0, description="standard deviation of the up vector")
     light_sample_strategy: Literal["dreamfusion", "magic3d"] = Field(
         "dreamfusion", description="point light near the camera, or on a cap around its direction"
-    )
-    light_distance_range: Positives = Field((0.8, 1.5), description="distance of the light to the centre")
-    light_position_perturb: float = Field(
-        1.0, ge=0, description="standard deviation of the position of dreamfusion's light"
     )
     elevation_reference: bool = Field(
         False, description="sample elevations like MVDream-threestudio, half of them in a smaller range"
@@ -78,7 +72,6 @@ class OrbitCameraConfig(Config):
 
     n_view: int = Field(120, ge=1, le=10_000, description="images per turn")
     elevation: float = Field(15.0, ge=-90, le=90, description="degrees above the horizon")
-    azimuth: float = Field(0.0, ge=-360, le=360, description="degrees, of the first image; 0 is the front")
     distance: float = Field(3.0, gt=0, description="distance to the centre")
     fov: float = Field(40.0, gt=0, lt=180, description="vertical field of view, degrees")
     height: int = Field(512, ge=1, le=8192, description="pixels")
@@ -151,7 +144,6 @@ class WandbConfig(LoggerConfig):
     """Weights & Biases logger; needs `wandb login` or WANDB_MODE=offline."""
 
     name: Literal["wandb"] = "wandb"
-    project: str = Field("threedgen", description="project of the run")
 
     def check(self) -> None:
         require("wandb", "name: wandb", "set logger=csv")

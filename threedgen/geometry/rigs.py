@@ -48,23 +48,16 @@ def orbit(
     return Cameras(c2w, Projection.perspective(torch.full((n,), float(fov)), height, width), height, width)
 
 
-def ring_rig(
-    options: OrbitCameraConfig,
-    groups: int,
-    n_view: int,
-    elevations: tuple[float, float],
-    size: int,
-    azimuth: float = 0.0,
-) -> Rig:
+def ring_rig(options: OrbitCameraConfig, groups: int, n_view: int, elevations: tuple[float, float], size: int) -> Rig:
     """Place `groups` rings of `n_view` cameras around the origin, rotated so that all azimuths are equally spaced.
 
-    Each ring has another elevation in the range `elevations` in degrees. The first camera is at `azimuth` in radians.
-    Distance and field of view are from `options`. Images have `size` x `size` pixels, and lights are at the cameras.
+    Each ring has another elevation in the range `elevations` in degrees. The first camera is at azimuth 0. Distance and
+    field of view are from `options`. Images have `size` x `size` pixels, and lights are at the cameras.
     """
     ring = torch.arange(groups)
     low, high = elevations
     elevation = torch.deg2rad(low + (high - low) * (ring * 0.618034 % 1)).repeat_interleave(n_view)
-    azimuths = azimuth + (2 * pi * (torch.arange(n_view) + (ring / groups)[:, None]) / n_view).flatten()
+    azimuths = (2 * pi * (torch.arange(n_view) + (ring / groups)[:, None]) / n_view).flatten()
     distance, fov = (torch.full_like(azimuths, value) for value in (options.distance, radians(options.fov)))
     cameras = Cameras(orbit_c2w(elevation, azimuths, distance), Projection.perspective(fov, size, size), size, size)
     return Rig(cameras, elevation, azimuths, distance, cameras.position, n_view)
@@ -72,10 +65,11 @@ def ring_rig(
 
 def turntable(options: OrbitCameraConfig, n: int | None = None) -> Cameras:
     """Return the cameras of the orbit in `options`. `n`, unless None, replaces its number of cameras."""
-    azimuth, elevation, fov = radians(options.azimuth), radians(options.elevation), radians(options.fov)
-    return orbit(n or options.n_view, elevation, options.distance, fov, options.height, options.width, azimuth)
+    elevation, fov = radians(options.elevation), radians(options.fov)
+    return orbit(n or options.n_view, elevation, options.distance, fov, options.height, options.width)
 
 
+LIGHT_DISTANCE_RANGE = (0.8, 1.5)
 RigSampler = Callable[..., Rig]
 """Function that samples the training cameras of a step, with the arguments of `sample_multiview`, the default.
 
@@ -121,7 +115,7 @@ def rig_from_random_inputs(
     # one random offset per group, equally spaced cameras
     view = torch.arange(n_view, device=elevation.device)
     turn = (inputs["azimuth"][:, None] + view) / n_view
-    azimuth = (_lerp(_ramped(options.azimuth_range, 0.0, ramp), turn) * (pi / 180)).flatten()
+    azimuth = (_lerp(_ramped((-180.0, 180.0), 0.0, ramp), turn) * (pi / 180)).flatten()
     fov = _lerp(options.fov_range, inputs["fov"]) * (pi / 180)
     distance = _lerp(options.distance_range, inputs["distance"])
     if options.relative_distance:
@@ -164,10 +158,10 @@ def _elevation(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], ram
 def _light(options: MultiviewCameraConfig, inputs: Mapping[str, Tensor], position: Tensor) -> Tensor:
     """Return light positions (B, 3), relative to the cameras at `position` (B, 3) and with one offset per group."""
     n_view = options.n_view
-    distance = _lerp(options.light_distance_range, inputs["light_distance"])
+    distance = _lerp(LIGHT_DISTANCE_RANGE, inputs["light_distance"])
     distance = distance.repeat_interleave(n_view)[:, None]
     if options.light_sample_strategy == "dreamfusion":
-        offset = inputs["light_direction"].repeat_interleave(n_view, dim=0) * options.light_position_perturb
+        offset = inputs["light_direction"].repeat_interleave(n_view, dim=0)
         return normalize(position + offset, dim=-1) * distance
     # Magic3D: within 60 degrees of the camera's direction, in a frame whose z axis is that direction.
     # threestudio samples only half of the azimuths, so that its light is never above the camera.

@@ -43,10 +43,9 @@ def bf16_cpu() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def autocast_bf16(device: torch.device, enabled: bool = True) -> torch.autocast:
-    """Return a bfloat16 autocast context; no effect if `enabled` is False or the device has no bf16 instructions."""
-    dtype = compute_dtype("auto", device)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled and dtype is torch.bfloat16)
+def autocast_bf16(device: torch.device) -> torch.autocast:
+    """Return a bfloat16 autocast context; no effect if the device has no bf16 instructions."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype("auto", device) is torch.bfloat16)
 
 
 def cast_weights(network: torch.nn.Module, dtype: torch.dtype) -> None:

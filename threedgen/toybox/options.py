@@ -27,8 +27,6 @@ class ToyboxSubjectsConfig(RunConfig):
     """Photos of unusual toybox objects as test data for personalisation (DreamBooth)."""
 
     subjects: int = Field(10, ge=1, le=1000, description="number of subjects; nouns repeat only after all are used")
-    first: int = Field(0, ge=0, description="index of the first subject")
-    photos: int = Field(5, ge=2, le=100, description="photos per subject, spread over all azimuths")
     size: int = Field(256, ge=16, le=2048, description="side of a photo, pixels")
 
 

@@ -4,122 +4,44 @@ from collections.abc import Collection, Mapping, Sequence
 
 from rapidfuzz.distance import OSA
 
-SYNONYMS = {
-    "airplane": "aeroplane aircraft airliner plane",
-    "astronaut": "cosmonaut spaceman spacewoman",
-    "backpack": "rucksack knapsack",
-    "ball": "globe orb sphere",
-    "bed": "bunk cot",
-    "bookshelf": "bookcase",
-    "bucket": "pail",
-    "bus": "coach minibus",
-    "cap": "beanie",
-    "cape": "cloak mantle",
-    "car": "auto automobile",
-    "cat": "kitten kitty pussycat",
-    "chair": "seat",
-    "church": "chapel",
-    "clown": "jester",
-    "crown": "diadem tiara",
-    "cupcake": "muffin",
-    "dog": "doggy hound pup puppy",
-    "donut": "doughnut",
-    "duck": "duckling",
-    "flower": "blossom",
-    "frog": "toad",
-    "glasses": "eyeglasses goggles spectacles sunglasses",
-    "grey": "gray silver",
-    "hamburger": "burger cheeseburger",
-    "headphones": "earphones headset",
-    "helicopter": "chopper",
-    "horse": "foal mare pony stallion",
-    "house": "cottage home hut",
-    "lamp": "lantern",
-    "large": "big enormous giant gigantic great huge",
-    "lighthouse": "beacon",
-    "mushroom": "toadstool",
-    "person": "boy child girl guy human kid lady man woman",
-    "pig": "hog piglet swine",
-    "pine": "fir spruce",
-    "pink": "magenta rosy",
-    "present": "gift parcel",
-    "purple": "lilac violet",
-    "rabbit": "bunny hare",
-    "red": "crimson scarlet",
-    "robot": "android droid",
-    "rocket": "spaceship spacecraft",
-    "scarf": "shawl",
-    "small": "little mini miniature tiny",
-    "sofa": "couch settee",
-    "table": "desk",
-    "tall": "high",
-    "television": "monitor telly tv",
-    "tent": "teepee tipi",
-    "truck": "lorry",
-    "turquoise": "aqua cyan teal",
-    "turtle": "tortoise",
-    "umbrella": "parasol",
-    "wizard": "magician sorcerer warlock",
-    "with": "carrying featuring has having holding",
-    "wearing": "wears",
-    "yellow": "golden",
-}
+
+def _table(text: str) -> dict[str, str]:
+    return dict(entry.strip().split(": ") for entry in " ".join(text.split()).split(";"))
+
+
+SYNONYMS = _table("""
+    airplane: aeroplane aircraft airliner plane; astronaut: cosmonaut spaceman spacewoman; backpack: rucksack
+    knapsack; ball: globe orb sphere; bed: bunk cot; bookshelf: bookcase; bucket: pail; bus: coach minibus; cap:
+    beanie; cape: cloak mantle; car: auto automobile; cat: kitten kitty pussycat; chair: seat; church: chapel;
+    clown: jester; crown: diadem tiara; cupcake: muffin; dog: doggy hound pup puppy; donut: doughnut; duck:
+    duckling; flower: blossom; frog: toad; glasses: eyeglasses goggles spectacles sunglasses; grey: gray silver;
+    hamburger: burger cheeseburger; headphones: earphones headset; helicopter: chopper; horse: foal mare pony
+    stallion; house: cottage home hut; lamp: lantern; large: big enormous giant gigantic great huge; lighthouse:
+    beacon; mushroom: toadstool; person: boy child girl guy human kid lady man woman; pig: hog piglet swine; pine:
+    fir spruce; pink: magenta rosy; present: gift parcel; purple: lilac violet; rabbit: bunny hare; red: crimson
+    scarlet; robot: android droid; rocket: spaceship spacecraft; scarf: shawl; small: little mini miniature tiny;
+    sofa: couch settee; table: desk; tall: high; television: monitor telly tv; tent: teepee tipi; truck: lorry;
+    turquoise: aqua cyan teal; turtle: tortoise; umbrella: parasol; wizard: magician sorcerer warlock; with:
+    carrying featuring has having holding; wearing: wears; yellow: golden
+""")
 """Dict from known word to its synonyms, separated by spaces. `prompts.read_prompt` replaces a synonym by that word."""
-LOOKALIKES = {
-    "airplane": "glider jet jetliner jumbo",
-    "ball": "basketball beachball football soccer",
-    "barn": "farmhouse shed stable",
-    "bear": "ape gorilla grizzly koala monkey panda teddy",
-    "bed": "crib",
-    "boat": "canoe ferry rowboat sailboat ship submarine vessel yacht",
-    "bookshelf": "cabinet cupboard shelf wardrobe",
-    "bow": "ribbon",
-    "bus": "van",
-    "cake": "pie tart",
-    "candle": "taper",
-    "car": "cab cabriolet convertible ferrari hatchback jeep limousine racecar sedan sportscar taxi",
-    "castle": "citadel fort fortress palace",
-    "cat": "feline leopard lion lynx panther tabby tiger",
-    "chair": "armchair bench stool throne",
-    "church": "cathedral temple",
-    "clock": "alarmclock watch",
-    "cow": "bison buffalo bull calf cattle goat lamb ox sheep",
-    "dog": "corgi dachshund dalmatian fox husky labrador poodle pug retriever terrier wolf",
-    "donut": "bagel",
-    "duck": "bird chick chicken goose hen parrot swan",
-    "elephant": "mammoth rhino rhinoceros",
-    "fish": "dolphin goldfish salmon shark trout whale",
-    "flower": "daisy lily rose sunflower tulip",
-    "frog": "tadpole",
-    "guitar": "banjo cello ukulele violin",
-    "hamburger": "sandwich",
-    "hammer": "axe mallet",
-    "hat": "bonnet fedora",
-    "helicopter": "drone",
-    "horse": "deer donkey mule unicorn zebra",
-    "house": "building cabin mansion villa",
-    "knight": "paladin samurai soldier warrior",
-    "lamp": "light torch",
-    "lighthouse": "tower",
-    "mug": "cup glass goblet",
-    "mushroom": "fungus",
-    "owl": "eagle falcon hawk",
-    "penguin": "puffin",
-    "person": "princess",
-    "pig": "boar",
-    "pine": "conifer",
-    "pirate": "buccaneer captain",
-    "present": "box",
-    "pumpkin": "gourd",
-    "rabbit": "hamster mouse rat squirrel",
-    "robot": "cyborg",
-    "snowman": "snowwoman",
-    "teapot": "jug kettle pitcher",
-    "tent": "wigwam",
-    "tree": "birch oak willow",
-    "truck": "pickup",
-    "wizard": "witch",
-}
+LOOKALIKES = _table("""
+    airplane: glider jet jetliner jumbo; ball: basketball beachball football soccer; barn: farmhouse shed stable;
+    bear: ape gorilla grizzly koala monkey panda teddy; bed: crib; boat: canoe ferry rowboat sailboat ship submarine
+    vessel yacht; bookshelf: cabinet cupboard shelf wardrobe; bow: ribbon; bus: van; cake: pie tart; candle: taper;
+    car: cab cabriolet convertible ferrari hatchback jeep limousine racecar sedan sportscar taxi; castle: citadel
+    fort fortress palace; cat: feline leopard lion lynx panther tabby tiger; chair: armchair bench stool throne;
+    church: cathedral temple; clock: alarmclock watch; cow: bison buffalo bull calf cattle goat lamb ox sheep; dog:
+    corgi dachshund dalmatian fox husky labrador poodle pug retriever terrier wolf; donut: bagel; duck: bird chick
+    chicken goose hen parrot swan; elephant: mammoth rhino rhinoceros; fish: dolphin goldfish salmon shark trout
+    whale; flower: daisy lily rose sunflower tulip; frog: tadpole; guitar: banjo cello ukulele violin; hamburger:
+    sandwich; hammer: axe mallet; hat: bonnet fedora; helicopter: drone; horse: deer donkey mule unicorn zebra;
+    house: building cabin mansion villa; knight: paladin samurai soldier warrior; lamp: light torch; lighthouse:
+    tower; mug: cup glass goblet; mushroom: fungus; owl: eagle falcon hawk; penguin: puffin; person: princess; pig:
+    boar; pine: conifer; pirate: buccaneer captain; present: box; pumpkin: gourd; rabbit: hamster mouse rat
+    squirrel; robot: cyborg; snowman: snowwoman; teapot: jug kettle pitcher; tent: wigwam; tree: birch oak willow;
+    truck: pickup; wizard: witch
+""")
 """Dict from known word to words for similar objects, separated by spaces. They are suggested, never replaced."""
 
 FAMILIES = {

@@ -202,7 +202,13 @@ def tensorboard_logger(options: LoggerConfig, folder: Path) -> Logger:
 
 def wandb_logger(options: WandbConfig, folder: Path) -> Logger:
     """Return a logger to Weights & Biases. The run id is the folder name, so a resumed run continues its curves."""
-    return WandbLogger(name=folder.name, save_dir=folder, project=options.project, id=folder.name, resume="allow")
+    return WandbLogger(
+        name=folder.name,
+        save_dir=folder,
+        project=os.environ.get("WANDB_PROJECT", "threedgen"),
+        id=folder.name,
+        resume="allow",
+    )
 
 
 def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> bool:

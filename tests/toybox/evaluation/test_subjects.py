@@ -53,7 +53,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with random networks and configs."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(subjects, "SETTINGS", subjects.SETTINGS[:2])
+    for name, value in {"SETTINGS": subjects.SETTINGS[:2], "PHOTOS": 2, "HELD_OUT": 2}.items():
+        monkeypatch.setattr(subjects, name, value)
     torch.manual_seed(0)
     small = IdentityNetworkConfig(image_size=32, channels=(8, 8, 16, 16), width=8)
     IdentityNet(small).eval().save(tmp_path / "toybox-identity.safetensors")
@@ -63,8 +64,8 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_config(tmp_path / "tune.yaml", TINY_DREAMBOOTH, prior=prior, trainer=trainer, prompt_check="off")
     config = {
         "task": "evaluate-subjects", "threads": 1, "config": "tune.yaml", "probe": {"weights": "p.safetensors"},
-        "identity": {"weights": "toybox-identity.safetensors"}, "subjects": 2, "photos": 2,
-        "preservation": ["l1", "none"], "strengths": [1.0, 0.5], "held_out": 2, "steps": 1,
+        "identity": {"weights": "toybox-identity.safetensors"}, "subjects": 2,
+        "preservation": ["l1", "none"], "strengths": [1.0, 0.5], "steps": 1,
     }  # fmt: skip
     write_config(tmp_path / "evaluate.yaml", config)
     return tmp_path

@@ -24,6 +24,8 @@ OPAQUE_WEIGHT = {"0%": 0.01, "40%": 0.05, "100%": 6.0}
 """Weight of the entropy of the opacity, as a schedule over the steps of the fit."""
 SPARSITY_WEIGHT = 0.1
 """Weight of the sparsity loss. It removes density of the background colour, which the colour error ignores."""
+SMOOTHNESS_WEIGHT = 0.05
+"""Weight of the difference of nearby normals, against bumps."""
 SURFACE_POINTS = 512
 """Maximum number of surface points per step in the smoothness loss."""
 SURFACE_DISTANCE = 0.02
@@ -55,13 +57,13 @@ class Fit:
             steps: total number of steps of this fit.
         """
         o, rng, device = self.scene.config.fit, self.scene.rng(step, "pixels"), self.scene.device
-        opaque, smooth, distortion = (at(value, done, steps) for value in (OPAQUE_WEIGHT, o.smooth, o.distortion))
+        opaque, distortion = (at(value, done, steps) for value in (OPAQUE_WEIGHT, o.distortion))
         if self.scene.field.rasterised:
             result, indices = self._render_images(step, rng)
-            rough = [losses.normal_consistency(*result.surface)] if smooth and result.surface is not None else []
+            rough = [losses.normal_consistency(*result.surface)] if result.surface is not None else []
         else:
             result, indices, rays = self._render_pixels(step, rng)
-            rough = [self._roughness(result, *rays, rng)] if smooth else []
+            rough = [self._roughness(result, *rays, rng)]
         colours, background = (part.to(device) for part in self.pixels.composite(indices, rng))
         error = F.smooth_l1_loss(result.rgb_fg + background * (1 - result.opacity), colours, beta=HUBER_BETA)
         clear = opaque * losses.opaque(result) + SPARSITY_WEIGHT * losses.sparsity(result)
@@ -69,7 +71,7 @@ class Fit:
         clear = clear + result.opacity[self.pixels.empty[indices].to(device)].sum() / len(colours)
         if distortion and (spread := losses.distortion(result, 2 * self.scene.config.march.radius)) is not None:
             clear = clear + distortion * spread
-        loss = ERROR_WEIGHT * error + clear + smooth * sum(rough)
+        loss = ERROR_WEIGHT * error + clear + SMOOTHNESS_WEIGHT * sum(rough)
         opacity = float(result.opacity.detach().mean())
         return StepResult(loss, {"loss_views": ERROR_WEIGHT * error.item()}, {"opacity": opacity})
 

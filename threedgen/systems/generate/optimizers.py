@@ -6,14 +6,14 @@ from torch.optim import Adam, AdamW, Optimizer
 
 from .options import AdamConfig, AdamWConfig
 
+BETAS, EPS = (0.9, 0.99), 1e-15
 Groups = list[dict[str, Any]]
 """PyTorch parameter groups with the keys `params` and `name`. Schedules multiply the base learning rate of 1."""
 
 
 def adam(options: AdamConfig, groups: Groups) -> Optimizer:
-    return Adam(groups, lr=1.0, betas=options.betas, eps=options.eps, fused=True)
+    return Adam(groups, lr=1.0, betas=BETAS, eps=EPS, fused=True)
 
 
 def adamw(options: AdamWConfig, groups: Groups) -> Optimizer:
-    decay = options.weight_decay
-    return AdamW(groups, lr=1.0, betas=options.betas, eps=options.eps, weight_decay=decay, fused=True)
+    return AdamW(groups, lr=1.0, betas=BETAS, eps=EPS, weight_decay=0.01, fused=True)

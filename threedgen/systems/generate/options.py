@@ -55,17 +55,12 @@ class AdamConfig(OptimizerConfig):
     """Adam optimizer (Kingma and Ba 2015)."""
 
     name: Literal["adam"] = "adam"
-    betas: tuple[float, float] = Field((0.9, 0.99), description="decay of the first and second moment")
-    eps: float = Field(1e-15, gt=0, description="added to the root of the second moment")
 
 
 class AdamWConfig(OptimizerConfig):
     """Adam optimizer with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     name: Literal["adamw"] = "adamw"
-    betas: tuple[float, float] = Field((0.9, 0.99), description="decay of the first and second moment")
-    eps: float = Field(1e-15, gt=0, description="added to the root of the second moment")
-    weight_decay: float = Field(0.01, ge=0, description="weight decay per step, times the learning rate")
 
 
 class LossConfig(Config):
@@ -117,7 +112,6 @@ class FitConfig(Config):
     """Fit of the object to images, in the warm start and in refinement."""
 
     rays: int = Field(4096, ge=1, description="random pixels per step; meshes: about as many, in whole images")
-    smooth: Scheduled = Field(0.05, ge=0, description="weight of the difference of nearby normals, against bumps")
     distortion: Scheduled = Field(
         0.0, ge=0, description="weight of the distortion loss (Mip-NeRF 360); volumes rendered in one chunk only"
     )
@@ -153,7 +147,6 @@ class RefineConfig(Config):
     )
     share: float = Field(0.2, gt=0, le=1, description="fraction of trainer.max_steps per round")
     groups: int = Field(6, ge=1, le=64, description="groups of camera.n_view views")
-    elevation_range: tuple[float, float] = Field((0.0, 30.0), description="camera elevations, degrees")
     steps: int = Field(25, ge=1, le=1000, description="DDIM steps at strength 1; fewer in proportion below")
     guidance_scale: float = Field(3.0, ge=0, description="classifier-free guidance scale")
     sharpen: Sharpen = 0.0
@@ -165,8 +158,6 @@ class PreviewConfig(Config):
     enabled: bool = Field(True, description="sample them; a warm start always does")
     steps: int = Field(30, ge=1, le=1000, description="DDIM steps from noise; fewer from a coarse prediction")
     guidance_scale: float = Field(5.0, ge=0, description="classifier-free guidance scale")
-    elevation: float = Field(15.0, ge=-90, le=90, description="camera elevation, degrees")
-    azimuth: float = Field(0.0, ge=-360, le=360, description="azimuth of the first view, degrees; 0 is the front")
 
 
 def registered(kind: str) -> AfterValidator:

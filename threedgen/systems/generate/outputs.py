@@ -39,7 +39,7 @@ VIEWS = 8
 
 def view_azimuths(options: OrbitCameraConfig) -> NDArray[np.floating]:
     """Return the azimuths (n,) in radians of the n <= 8 images in views.png: 0 is the front, counter-clockwise."""
-    return np.deg2rad(options.azimuth) + 2 * np.pi * np.asarray(view_indices(options.n_view)) / options.n_view
+    return 2 * np.pi * np.asarray(view_indices(options.n_view)) / options.n_view
 
 
 def view_indices(n: int) -> list[int]:

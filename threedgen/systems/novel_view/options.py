@@ -17,7 +17,7 @@ from threedgen.guidance.weights.loading import check, novel_view_model
 from threedgen.representations.options import PaperProtocolConfig, SubsampledProtocolConfig
 from threedgen.run.folder import user_path
 from threedgen.systems.generate.options import ResultConfig
-from threedgen.systems.train.options import Bf16, Count, Guidance, Share, TrainConfig, default_trainer
+from threedgen.systems.train.options import Count, Guidance, Share, TrainConfig, default_trainer
 
 
 class PixelsConfig(Config):
@@ -52,7 +52,7 @@ class LatentsConfig(Config):
 
 
 class PairTrainingConfig(Config):
-    """Training of 3DiM (arXiv 2210.04628, section 7.2); defaults of the paper except bf16."""
+    """Training of 3DiM (arXiv 2210.04628, section 7.2); defaults of the paper."""
 
     batch: Count = Field(128, description="pairs per step and device")
     learning_rate: float = Field(1e-4, gt=0, description="learning rate after the warm-up")
@@ -60,7 +60,6 @@ class PairTrainingConfig(Config):
     decay: Share = Field(0.0, description="last share of the steps, over which the learning rate falls to 0")
     ema_half_life: Count = Field(500_000, description="half-life of the weight average, examples")
     time_power: float = Field(1.0, gt=0, le=2, description="t = u^time_power, u uniform; below 1 favours high noise")
-    bf16: Bf16 = True
     guidance_scale: Guidance = 2.0
 
 

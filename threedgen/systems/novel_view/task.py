@@ -190,7 +190,7 @@ class PairSystem(AveragedSystem):
         return Pairs(x, y, c2w, K).to(self.device)
 
     def autocast(self) -> torch.autocast:
-        return autocast_bf16(self.device, self.options.bf16)
+        return autocast_bf16(self.device)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         o, parameters = self.options, self.model.parameters()

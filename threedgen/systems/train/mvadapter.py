@@ -140,8 +140,7 @@ def train(task: Task) -> Status:
     """Train the adapter of a config. Raises ConfigError if the model, the adapter or the sizes do not fit."""
     config: TrainMVAdapterConfig = task.config
     with called("start"):
-        dtype = "auto" if config.training.bf16 else "fp32"
-        model = MVAdapter.load(config.start, dtype=dtype, image_size=config.image_size)
+        model = MVAdapter.load(config.start, dtype="auto", image_size=config.image_size)
     if model.unet.class_embedding is not None:
         raise ConfigError("is a multi-view model. Choose a 2D model, such as toybox-base", "start", config.start)
     network = add_adapter(config, model)

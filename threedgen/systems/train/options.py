@@ -18,7 +18,6 @@ Batch = Annotated[int, Field(ge=1, description="entries (images, objects or scen
 Fresh = Annotated[int, Field(ge=0, description="new entries per step; the rest are sampled from earlier ones")]
 First = Annotated[int, Field(ge=1, description="entries available at the first step")]
 NoText = Annotated[float, Field(ge=0, le=1, description="share of captions dropped, for classifier-free guidance")]
-Bf16 = Annotated[bool, Field(description="bfloat16 autocast where the hardware has instructions for it")]
 Average = Annotated[float, Field(ge=0, lt=1, description="EMA decay of the saved weights; 0: no averaging")]
 Guidance = Annotated[float, Field(ge=0, description="guidance scale of the sample sheet")]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -34,7 +33,6 @@ class DenoisingConfig(Config):
     optimizer: Literal["adamw", "muon"] = Field("adamw", description="muon: fewer but slower steps")
     learning_rate: Scheduled
     betas: tuple[Beta, Beta] = Field(BETAS, description="of AdamW, also for parameters that Muon leaves to it")
-    weight_decay: float = Field(0.01, ge=0)
     ema: Average = 0.0
 
     @model_validator(mode="after")
@@ -100,7 +98,6 @@ class AdapterTrainingConfig(DenoisingConfig):
     no_text: NoText = DROPPED
     snr_gamma: float | None = Field(5.0, gt=0, description="gamma of Min-SNR loss weights; null: equal weights")
     learning_rate: Scheduled = Field(5e-5)
-    bf16: Bf16 = True
 
     @model_validator(mode="after")
     def _check_views(self) -> Self:

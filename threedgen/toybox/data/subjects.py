@@ -20,6 +20,8 @@ from threedgen.toybox.world.grammar import COLOURS, NOUNS, Noun, article, colour
 from threedgen.toybox.world.primitives import BOX, FRUSTUM, SPHERE, Asset, Primitive
 from threedgen.toybox.world.toybox import render_orbit
 
+PHOTOS = 5
+"""Photos per subject, spread over all azimuths."""
 PATTERNS = ("patches", "bands", "spots")
 STRETCHES = (0.7, 0.78, 1.28, 1.45)
 """Stretch factors, of which each axis gets a different one. Those of objects without a size word are 0.9 to 1.11."""
@@ -148,15 +150,15 @@ def _mark(solids: Sequence[Primitive], colour: np.ndarray, rng: np.random.Genera
 
 def run(config: ToyboxSubjectsConfig, resume: Path | None = None, quiet: bool = False) -> int:
     folder, rows, labels = Path(str(config.out)), [], []
-    for number in range(config.first, config.first + config.subjects):
+    for number in range(config.subjects):
         subject = make_subject(config.seed, number)
-        images = render_photos(subject, config.photos, config.size, config.seed)
+        images = render_photos(subject, PHOTOS, config.size, config.seed)
         subfolder = folder / f"{number:03d}-{subject.noun.replace(' ', '-')}"
         for k, image in enumerate(images):
             write_png(subfolder / f"{k}.png", image)
         rows.append(images)
         labels += [f"{number}: {subject.caption}"] * len(images)
-    path = write_png(folder / "subjects.png", grid(enlarge_small(np.concatenate(rows)), config.photos, labels))
+    path = write_png(folder / "subjects.png", grid(enlarge_small(np.concatenate(rows)), PHOTOS, labels))
     write_atomic(
         folder / "README.txt", "Photos of toybox subjects, one folder per subject. Use: mvdreambooth photos=FOLDER\n"
     )

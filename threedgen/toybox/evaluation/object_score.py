@@ -3,7 +3,6 @@
 RUN/objects/WORDS-OF-THE-PROMPT/   generate run of each prompt; finished runs are not repeated
 RUN/report.json, report.md         metrics with intervals, for the objects and for true objects of the same prompts
 RUN/sheet.png                      views of the objects with captions and verdicts
-RUN/side_by_side.png               true object, sampled views, 3D object and game-ready asset, if assets=true
 """
 
 import logging
@@ -15,11 +14,9 @@ import numpy as np
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import OutOfMemory
-from threedgen.data.coloured_mesh import fit_to_ball, read_mesh
-from threedgen.data.options import OBJECT_RADIUS
 from threedgen.evaluation.metrics.colour import mottle
 from threedgen.evaluation.metrics.figures import Json, mean, median
-from threedgen.evaluation.report import thumbnails, write_strips
+from threedgen.evaluation.report import thumbnails
 from threedgen.evaluation.runner import Evaluation, evaluation_task
 from threedgen.geometry.images import to_uint8
 from threedgen.geometry.poses import orbit_array
@@ -27,12 +24,9 @@ from threedgen.guidance.matte import Matte
 from threedgen.run import folder as runs
 from threedgen.run.arrays import Array
 from threedgen.run.metrics import read_summary
-from threedgen.run.torch_file import read_safetensors
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.systems.generate.outputs import VIEWS, view_azimuths
-from threedgen.systems.generate.result import Run
 from threedgen.systems.generate.task import run_status
-from threedgen.toybox.world.raycast import RenderResult
 from threedgen.toybox.world.toybox import render_orbit
 from threedgen.train.status import Status
 from threedgen.train.task import Stopped, Task
@@ -47,40 +41,28 @@ logger = logging.getLogger(__name__)
 
 TRUTH_SIZE = 128
 """Side of ground-truth renders and of the images for roughness, pixels."""
-SIDES = 2
-"""Number of views per kind of image on side_by_side.png: the first views of the prior's samples."""
+CALIBRATION = 4
+"""Number of true objects per prompt, measured in the same way."""
 SHEET_OBJECTS, SHEET_VIEWS, SHEET_SIZE = 30, 4, 192
 KEYS = ("noun", "colour", "part", "part_colour", "bound", "one_front", "order", "each_side", "side", "noun_single")
-
-
-@dataclass(frozen=True)
-class Turntable:
-    """Turntable views (8, H, W, 3), uint8 or in [0, 1], of an object, azimuths (8,) of the cameras in radians, and
-    seconds of the run (None: unknown).
-
-    If the run ``failed``, for example because a loss was not finite, the views are grey.
-    """
-
-    views: Array
-    azimuth: Array
-    seconds: float | None = None
-    failed: bool = False
 
 
 @dataclass(frozen=True)
 class MeasuredObject:
     """Measurements of the object of a prompt and of a true object; None if not measurable.
 
-    ``strip`` has the images (8, S, S, 3), uint8, for side_by_side.png; None: they are not wanted.
+    ``views`` (8, H, W, 3) are the turntable views, uint8 or in [0, 1]. They are grey if the run ``failed``, for example
+    because a loss was not finite. ``seconds`` is the time of the run.
     """
 
     judged: Judged
-    turntable: Turntable
+    views: Array
+    seconds: float | None
+    failed: bool
     surface: Surface | None
     true_roughness: float | None
     mottle: float | None
     true_mottle: float | None
-    strip: Array | None
 
 
 class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
@@ -95,7 +77,7 @@ class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
         self.cases = held_out_cases(config.prompts, config.seed, spread=True)
         self.items = range(len(self.cases))
         self.places = [f"objects/{runs.slug(case.caption)}" for case in self.cases]
-        fixed = {"seed": config.seed, "threads": config.threads, "export.enabled": config.assets}
+        fixed = {"seed": config.seed, "threads": config.threads, "export.enabled": False}
         self.generate: list[GenerateConfig] = []
         for case, place in zip(self.cases, self.places, strict=True):
             values = {"prompt": case.caption, "out": str(self.folder / place), **fixed}
@@ -110,49 +92,47 @@ class Objects3D(Evaluation[Evaluate3DConfig, int, MeasuredObject]):
             render_orbit(
                 case.truth(config.seed, k), azimuth, elevation, TRUTH_SIZE, True, fov, table.distance * np.tan(fov / 2)
             )
-            for k in range(max(2, config.calibration))
+            for k in range(CALIBRATION)
         ]
         images = [render.rgb for render in truth]
-        args = (self.probe, case, made.views, made.azimuth, images, config.calibration)
-        found, side_by_side = None, None
-        if not made.failed:
+        turntable, seconds = made or (np.full((VIEWS, 16, 16, 3), 0.5), None)
+        args, found, failed = (self.probe, case, turntable, azimuth, images, CALIBRATION), None, made is None
+        if not failed:
             c2w = orbit_array(elevation, azimuth, table.distance)
             found = surface(Path(str(generate.out)), c2w, float(fov), TRUTH_SIZE, generate.result.mesh_resolution)
-            side_by_side = strip(generate, truth[0], made.views, TRUTH_SIZE) if config.assets else None
-        views = to_uint8(made.views) / np.float32(255)
+        views = to_uint8(turntable) / np.float32(255)
         return MeasuredObject(
-            judge_case(*args, vote=True, failed=made.failed),
-            made,
+            judge_case(*args, vote=True, failed=failed),
+            turntable,
+            seconds,
+            failed,
             found,
             roughness(truth[0].normal, truth[0].mask),
             mottle(views, opaque(self.matte, views)),
             mottle(truth[0].rgb, truth[0].mask),
-            side_by_side,
         )
 
     def report(self, rows: list[MeasuredObject]) -> None:
-        config, made = self.config, [row.turntable for row in rows]
-        beside = {row.judged.case.caption: row.strip for row in rows if row.strip is not None}
-        write_strips(self.folder / "side_by_side.png", beside.values(), list(beside), 2)
+        config = self.config
         fidelity = surface_figures([row.surface for row in rows], [row.true_roughness for row in rows])
         fidelity["mottle"] = mean([row.mottle for row in rows])
         fidelity["floor_mottle"] = mean([row.true_mottle for row in rows])
         own: list[Json] = [
-            {"folder": place, "seconds": row.turntable.seconds, "mottle": row.mottle}
+            {"folder": place, "seconds": row.seconds, "mottle": row.mottle}
             for place, row in zip(self.places, rows, strict=True)
         ]
-        seconds = [one.seconds for one in made if one.seconds is not None]
+        seconds = [row.seconds for row in rows if row.seconds is not None]
         costs = {"seconds_median": median(seconds), "seconds_most": max(seconds, default=None)}
         figures: Json = {"prompts": len(rows), "config": config.config, "overrides": list(config.overrides)}
-        figures |= {"failed": sum(one.failed for one in made), "costs": costs}
-        finished = [k for k, one in enumerate(made) if not one.failed][:SHEET_OBJECTS]
-        shown = {k: thumbnails(made[k].views[:: VIEWS // SHEET_VIEWS][:SHEET_VIEWS], SHEET_SIZE) for k in finished}
+        figures |= {"failed": sum(row.failed for row in rows), "costs": costs}
+        finished = [k for k, row in enumerate(rows) if not row.failed][:SHEET_OBJECTS]
+        shown = {k: thumbnails(rows[k].views[:: VIEWS // SHEET_VIEWS][:SHEET_VIEWS], SHEET_SIZE) for k in finished}
         middle, most = ("-" if value is None else f"{value:.0f} s" for value in costs.values())
         overrides = f" with {' '.join(config.overrides)}" if config.overrides else ""
         intro = f"""# 3D objects of held-out prompts
 
 {config.prompts} prompts, one object each, config {config.config}{overrides}, seed {config.seed}.
-Judged by the probe on eight turntable views, noun and colour by majority; beside it the same of {config.calibration}
+Judged by the probe on eight turntable views, noun and colour by majority; beside it the same of {CALIBRATION}
 ground-truth objects per prompt."""
         notes = f"""\
 One front only: no two of the eight views that show a front are more than 90 degrees apart, and at least one shows it;
@@ -163,13 +143,14 @@ Seconds per object: median {middle}, at most {most}."""
         write_judged(self.task, self.probe, judged, KEYS, intro, notes, figures, shown, own, fidelity)
 
 
-def make(config: GenerateConfig) -> Turntable:
-    """Start or resume a generate run, and return the turntable views of its object. A finished run is not repeated.
+def make(config: GenerateConfig) -> tuple[Array, float | None] | None:
+    """Start or resume a generate run. Return the turntable views (8, H, W, 3) of its object and the seconds of the run,
+    or None if it failed. A finished run is not repeated.
 
     Raises Stopped after Ctrl-C, and ConfigError or OutOfMemory if the run fails before the first checkpoint.
     """
     config, resume = runs.open_run(config, "objects")
-    folder, azimuth = Path(str(config.out)), view_azimuths(config.result.turntable)
+    folder = Path(str(config.out))
     try:
         status = run_status(config, resume, quiet=True)
     except (ConfigError, OutOfMemory) as error:
@@ -180,39 +161,13 @@ def make(config: GenerateConfig) -> Turntable:
     if status in (Status.INTERRUPTED, Status.TERMINATED):
         raise Stopped(status.exit_code)
     if status is not Status.FINISHED:
-        return Turntable(np.full((VIEWS, 16, 16, 3), 0.5), azimuth, failed=True)
+        return None
     try:
         with np.load(folder / "views.npz", allow_pickle=False) as file:
             views = file["views"]
     except (OSError, ValueError, KeyError, BadZipFile) as error:
         raise ConfigError(f"{folder / 'views.npz'} is missing or damaged ({error}). Delete {folder}.") from None
-    return Turntable(views, azimuth, read_summary(folder).get("seconds"))
-
-
-def strip(config: GenerateConfig, truth: RenderResult, views: Array, size: int) -> Array:
-    """Return two images each of the true object, the samples, the generated object and its game-ready asset.
-
-    Args:
-        truth: 8 renders of the true object from the turntable cameras of the run.
-        views: images (8, H, W, 3) of the generated object from the turntable cameras.
-        size: maximum side of the images, pixels; smaller samples reduce it.
-
-    Returns:
-        Images (8, S, S, 3), uint8, in this order. Missing images are grey. Raises ConfigError if a file is damaged.
-    """
-    folder, table = Path(str(config.out)), config.result.turntable
-    azimuth = np.deg2rad(config.preview.azimuth) + np.arange(SIDES) * 2 * np.pi / config.views_per_scene
-    nearest = [int(np.argmax(np.cos(view_azimuths(table) - side))) for side in azimuth]
-    c2w = orbit_array(np.deg2rad(table.elevation), azimuth, table.distance)
-    preview, asset, grey = folder / "preview.safetensors", Run(folder, "").asset, np.full((SIDES, size, size, 3), 0.5)
-    forms = (
-        truth.rgb[nearest],
-        read_safetensors(preview)["views"][:SIDES].numpy() if preview.exists() else grey,
-        views[nearest],
-        fit_to_ball(read_mesh(asset), OBJECT_RADIUS).render(c2w, float(np.deg2rad(table.fov)), size) if asset else grey,
-    )
-    smallest = min(size, *(len(images[0]) for images in forms))
-    return np.concatenate([thumbnails(images, smallest) for images in forms])
+    return views, read_summary(folder).get("seconds")
 
 
 run = evaluation_task(Objects3D)

@@ -68,7 +68,6 @@ class ProbeNetworkConfig(Config):
 class ProbeTrainingConfig(Config):
     """Training of the probe, also on noun-colour-part combinations that are held out of priors' training."""
 
-    blocks: int = Field(4, ge=1, description="blocks of objects per batch: the new one and earlier ones")
     learning_rate: Scheduled = Field({"0%": 1e-4, "4%": 3e-3, "30%": 3e-3, "100%": 1e-5}, ge=0)
     spoiled: float = Field(0.0, ge=0, le=1, description="share of objects made rough; half of these with two fronts")
 
@@ -172,8 +171,6 @@ class Evaluate3DConfig(RunConfig):
     config: str = Field("mvdream-toybox", min_length=1, description="generate config to evaluate")
     overrides: tuple[str, ...] = Field((), description="key=value overrides of that config")
     prompts: int = Field(30, ge=1, le=1000, description="held-out prompts, of different nouns as far as possible")
-    calibration: int = Field(4, ge=0, le=100, description="ground-truth objects per prompt, measured in the same way")
-    assets: bool = Field(False, description="also make game-ready assets, and a sheet that compares them")
 
     def amount(self) -> str:
         return f"{self.prompts} objects by {self.config}"
@@ -197,8 +194,6 @@ class EvaluateSubjectsConfig(RunConfig):
         (1.0,), min_length=1, description="prior.personalisation_strength: first for all methods, others for the first"
     )
     subjects: int = Field(10, ge=1, le=1000, description="number of subjects, of different nouns as far as possible")
-    photos: int = Field(5, ge=2, le=100, description="training images per subject")
-    held_out: int = Field(20, ge=1, le=10_000, description="held-out prompts that show what was forgotten")
     steps: int = Field(25, ge=1, le=1000, description="DDIM steps of the samples")
     guidance_scale: float = Field(3.0, ge=0, description="scale of classifier-free guidance")
 

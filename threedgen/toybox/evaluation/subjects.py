@@ -49,6 +49,8 @@ KEYS = ("noun", "colour", "bound", "order")
 """Keys of the answers in the score of a sample, which is the share of correct answers."""
 VIEWS = 4
 BATCH = 5
+PHOTOS, HELD_OUT = 5, 20
+"""Training images per subject, and held-out prompts that show what was forgotten."""
 NAMES = {"l1": "preservation L1", "l2": "preservation L2", "images": "class images", "lora": "LoRA", "none": "none"}
 Accessory = tuple[str, str]
 """Colour and noun of an accessory; both are "" for no accessory."""
@@ -99,7 +101,7 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         config, size = self.config, self.base.image_size
         asset = make_subject(config.seed, number, wearing=[word for _, word in SETTINGS if word])
         folder = self.folder / "subjects" / f"{number:03d}-{asset.noun.replace(' ', '-')}"
-        for k, image in enumerate(render_photos(asset, config.photos, 2 * size, config.seed)):
+        for k, image in enumerate(render_photos(asset, PHOTOS, 2 * size, config.seed)):
             if not (folder / "photos" / f"{k}.png").exists():
                 write_png(folder / "photos" / f"{k}.png", image)
         azimuth, elevation = self.ring(number, 0)
@@ -124,7 +126,7 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         return [(images, azimuth) for images, (azimuth, _) in zip(views, rings, strict=True)]
 
     def held_out(self, prior: Prior) -> Json:
-        cases, scores = held_out_cases(self.config.held_out, self.config.seed), []
+        cases, scores = held_out_cases(HELD_OUT, self.config.seed), []
         for start in range(0, len(cases), BATCH):
             batch = cases[start : start + BATCH]
             samples = self.sample(prior, [case.caption for case in batch], [(case.index, -1) for case in batch])
@@ -170,7 +172,7 @@ class Subjects(Evaluation[EvaluateSubjectsConfig, int, Json]):
         base = float(np.mean([row["found"]["base"]["identity"] for row in rows]))
         text = f"""# Subjects
 
-{len(rows)} toybox subjects, {config.photos} photos each, {len(SETTINGS)} prompts, four views, DDIM
+{len(rows)} toybox subjects, {PHOTOS} photos each, {len(SETTINGS)} prompts, four views, DDIM
 {config.steps} steps, guidance {config.guidance_scale:g}, seed {config.seed}. Identity is the mean cosine to the
 subject's true views; that of the base prior, with the noun as prompt, is {base:.3f}. Differences are tuned minus base
 with the same noise and cameras, their 95 % intervals bootstrapped over subjects. A score is the share of the probe's

@@ -41,8 +41,8 @@ ACCESSORY_WEIGHT = 4.0
 N_VIEW = 2
 CALIBRATION_OBJECTS, TEST_OBJECTS = 500, 1000
 WEIGHT_DECAY = 0.02
-BLOCK, WINDOW = 8, 256
-"""Number of objects per block, and number of steps from which earlier blocks are reused."""
+BLOCK, BLOCKS, WINDOW = 8, 4, 256
+"""Objects per block, blocks per batch (a new one and earlier ones), and steps from which earlier blocks are reused."""
 
 
 class ClassifierSystem(System):
@@ -138,7 +138,7 @@ class ProbeSystem(ClassifierSystem):
 
     def batch(self, step: int) -> tuple[Tensor, Truth]:
         self.cache.pop(step - WINDOW, None)
-        earlier = self.numpy_rng(step, "blocks").permutation(min(step, WINDOW - 1))[: self.config.training.blocks - 1]
+        earlier = self.numpy_rng(step, "blocks").permutation(min(step, WINDOW - 1))[: BLOCKS - 1]
         blocks = [self.block(step - int(back)) for back in (0, *(earlier + 1))]
         rgb = torch.cat([rgb for rgb, _ in blocks]).permute(0, 3, 1, 2).float() / 255
         return rgb, Truth.cat([truth for _, truth in blocks])

@@ -142,12 +142,11 @@ class AutoencoderSystem(System):
         image_size: int,
         seed: int,
         vae: AutoencoderKL,
-        bf16: bool,
         max_steps: int | None = None,
         **facts: str,
     ) -> None:
         super().__init__(options, seed, max_steps or options.max_steps, size=str(image_size), **facts)
-        self.options, self.image_size, self.bf16 = options, image_size, bf16
+        self.options, self.image_size = options, image_size
         network: Any = vae
         self.vae = network.to(memory_format=torch.channels_last)  # faster on a CPU
         self.box, self.rooms = Toybox(seed + 1, "train"), Rooms(seed + 1, "train")
@@ -176,7 +175,7 @@ class AutoencoderSystem(System):
     def training_step(self, batch: int, index: int) -> Tensor:
         step = int(batch)
         x, rng = self.images(step), self.rng(step, "posterior")
-        with autocast_bf16(x.device, self.bf16):
+        with autocast_bf16(x.device):
             posterior = self.vae.encode(x).latent_dist
             mean, logvar = posterior.mean.float(), posterior.logvar.float()
             z = mean + torch.exp(0.5 * logvar) * torch.randn(mean.shape, generator=rng).to(mean)
@@ -211,16 +210,16 @@ class DecoderSystem(AutoencoderSystem):
     stage = "decoder"
 
     def __init__(
-        self, max_steps: int, images: AutoencoderConfig, image_size: int, seed: int, vae: AutoencoderKL, bf16: bool
+        self, max_steps: int, images: AutoencoderConfig, image_size: int, seed: int, vae: AutoencoderKL
     ) -> None:
         vae.requires_grad_(False)
-        super().__init__(images, image_size, seed + 1, vae, bf16, max_steps, decoder=str(max_steps))
+        super().__init__(images, image_size, seed + 1, vae, max_steps, decoder=str(max_steps))
         self.vae.train().decoder.requires_grad_(True)
 
     def training_step(self, batch: int, index: int) -> Tensor:
         step = int(batch)
         x, rng = self.images(step), self.rng(step, "latents")
-        with autocast_bf16(x.device, self.bf16):
+        with autocast_bf16(x.device):
             mean = self.vae.encode(x).latent_dist.mean.float()
             level = LATENT_NOISE * torch.rand(len(mean), 1, 1, 1, generator=rng)
             z = mean + (level * torch.randn(mean.shape, generator=rng)).to(mean)

@@ -37,6 +37,8 @@ BRIGHTNESS, TINT, NOISE = 0.04, 0.015, 0.01
 """Standard deviations of the augmentation: log brightness of an image, offset of its channels, noise of its pixels."""
 LATENT_NOISE = 0.25
 """Maximum standard deviation of the noise on latents."""
+AUTOENCODER = "toybox-base"
+"""Model whose VAE decodes the images."""
 WEIGHT_DECAY = 0.001
 RATE = {"0%": 0.0, "3%": 2e-3, "40%": 2e-3, "100%": 1e-5}
 FRESH, JUMBLES, MEASURED = 3, 0.1, 256
@@ -132,7 +134,7 @@ def evaluate(net: Matte, images: MatteImages, count: int) -> dict[str, float]:
 
 def train(task: Task) -> Status:
     config: TrainMatteConfig = task.config
-    prior = LatentDiffusion.load(config.autoencoder, image_size=config.network.size)
+    prior = LatentDiffusion.load(AUTOENCODER, image_size=config.network.size)
     with writing(task.folder):
         images = MatteImages(task.folder / "pictures", prior, config.training.pictures, config)
     system = MatteSystem(config, images)

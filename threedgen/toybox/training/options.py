@@ -5,16 +5,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from threedgen.config import Config, Scheduled
-from threedgen.config.errors import ConfigError, called
+from threedgen.config.errors import ConfigError
 from threedgen.config.registry import Component
-from threedgen.config.sections import CheckpointConfig, Fovs, Positives, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, Fovs, TrainerConfig
 from threedgen.data.assets.options import AssetsConfig
-from threedgen.guidance.weights import loading
 from threedgen.run.folder import user_path
 from threedgen.systems.train.options import (
     Average,
     Batch,
-    Bf16,
     Count,
     DenoisingConfig,
     First,
@@ -83,24 +81,6 @@ class DiffusionConfig(DenoisingConfig):
     timestep_power: Scheduled = Field(2.0, gt=0, le=3, description="t = T u^timestep_power; above 1 favours low noise")
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "60%": 2e-3, "100%": 2e-5})
     ema: Average = 0.999
-    bf16: Bf16 = True
-    sheet_prompts: tuple[str, ...] = Field(
-        (
-            "a blue dog wearing a red hat",
-            "a yellow car with black wheels",
-            "a white house with a red roof",
-            "a green robot wearing a purple scarf",
-            "a pink teapot",
-            "a brown chair",
-            "a red penguin",
-            "a grey wizard",
-            "a blue room with a red sofa and a window",
-            "a yellow room with a green bed, a brown door and a purple lamp",
-            "the corner of a green room",
-            "a pink room with a blue floor and a black table",
-        ),
-        description="prompts of the sample sheet",
-    )
 
 
 class PhotographsConfig(DiffusionConfig):
@@ -120,17 +100,12 @@ class MultiviewDiffusionConfig(DiffusionConfig):
     n_view: int = Field(4, ge=2, le=16, description="views of an object that attend to each other")
     two_d: Share = Field(0.3, description="share of batches of single images without cameras")
     view_noise: ViewNoiseConfig = ViewNoiseConfig()
-    sheet_prompts: tuple[str, ...] = Field(
-        DiffusionConfig().sheet_prompts[:8], description="prompts of the sample sheet"
-    )
 
 
 class CoarseConfig(Config):
     """Training of the coarse predictor, which computes latents from caption and camera in one step."""
 
     max_steps: Count = 20_000
-    batch: Batch = 128
-    first: First = 8192
     pictures: Images = 200_000
     learning_rate: Scheduled = Field({"0%": 0.0, "1%": 2e-3, "40%": 2e-3, "100%": 2e-5})
 
@@ -171,7 +146,6 @@ class TrainPriorConfig(TrainConfig):
     open_captions: bool = Field(False, description="captions with some colours or none and up to two parts")
     scattered: Share = Field(0.0, description="share of objects with independent cameras; open captions only")
     fov_range: Fovs = Field((35.0, 45.0), description="range of fields of view, degrees")
-    distance_range: Positives = Field((0.9, 1.0), description="range of camera distances, in 1 / tan(fov / 2)")
     training: MultiviewDiffusionConfig = MultiviewDiffusionConfig()
     trainer: TrainerConfig = default_trainer(24_000)
 
@@ -189,9 +163,6 @@ class OwnTrainingConfig(MultiviewDiffusionConfig):
     pictures: Images = 100_000
     learning_rate: Scheduled = Field({"0%": 0.0, "2%": 1e-4, "60%": 1e-4, "100%": 1e-5})
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more time")
-    sheet_prompts: tuple[str, ...] = Field(
-        (), description="prompts of the sample sheet; empty: held-out assets, and their FID"
-    )
 
 
 class TrainOwnPriorConfig(AssetsConfig):
@@ -251,12 +222,6 @@ class MatteTrainingConfig(Config):
 class TrainMatteConfig(TrainConfig):
     """Train the network that separates objects of toybox images from their grey background."""
 
-    autoencoder: str = Field("toybox-base", min_length=1, description="model whose decoder makes the images")
     network: MatteNetworkConfig = MatteNetworkConfig()
     training: MatteTrainingConfig = MatteTrainingConfig()
     trainer: TrainerConfig = default_trainer(1200, gradient_clip_val=5.0, val_check_interval=0)
-
-    def check(self) -> None:
-        with called("autoencoder"):
-            loading.check(self.autoencoder)
-        super().check()

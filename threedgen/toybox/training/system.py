@@ -39,7 +39,23 @@ from .text_encoder import vocabulary_digest
 TWO_D, NO_TEXT = 0.15, 0.1
 """Fraction of the steps without cameras, and fraction of the captions that are dropped."""
 WEIGHT_DECAY, EMA_DECAY = 0.05, 0.998
-FRESH = 8
+BATCH, FIRST, FRESH = 128, 8192, 8
+"""Images per step, images available at the first step, and new images per step."""
+SHEET_PROMPTS = (
+    "a blue dog wearing a red hat",
+    "a yellow car with black wheels",
+    "a white house with a red roof",
+    "a green robot wearing a purple scarf",
+    "a pink teapot",
+    "a brown chair",
+    "a red penguin",
+    "a grey wizard",
+    "a blue room with a red sofa and a window",
+    "a yellow room with a green bed, a brown door and a purple lamp",
+    "the corner of a green room",
+    "a pink room with a blue floor and a black table",
+)
+"""Prompts of the sample sheet; a multi-view prior samples the objects, the first eight."""
 
 
 def objects_of(images: int, n_view: int) -> int:
@@ -124,12 +140,12 @@ class PriorSystem(DenoisingSystem):
         chosen = chosen[part]
         captions = drop_captions(bank.captions(chosen), dropped)
         camera = camera_vector(bank.c2w(chosen).flatten(0, 1)).to(self.device) if n_view > 1 else None
-        with autocast_bf16(self.device, o.bf16):
+        with autocast_bf16(self.device):
             text = self.model.encode_prompt(captions).repeat_interleave(n_view, 0)
         return Batch(bank.latents(chosen).flatten(0, 1), t, noise, text, {"camera": camera, "n_view": n_view})
 
     def predict(self, x: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        with autocast_bf16(self.device, self.options.bf16):
+        with autocast_bf16(self.device):
             return self.model.predict(x, t, batch.text, **batch.condition).float()
 
     def training_step(self, batch: int, index: int) -> Tensor:
@@ -144,8 +160,9 @@ class PriorSystem(DenoisingSystem):
         self.model.save(folder / ("prior" if self.n_view > 1 else "base"))
 
     def sample_sheet(self) -> Sheet:
-        """Return samples of the prompts in the config: single images, or views all around for a multi-view prior."""
-        prompts, n_view, c2w = self.options.sheet_prompts, self.n_view, None
+        """Return samples of `SHEET_PROMPTS`: single images, or views all around for a multi-view prior."""
+        n_view, c2w = self.n_view, None
+        prompts = SHEET_PROMPTS[:8] if n_view > 1 else SHEET_PROMPTS
         if n_view > 1:
             azimuth = torch.deg2rad(20 + torch.arange(n_view) * 360 / n_view)
             c2w = orbit_c2w(torch.full((n_view,), 0.26), azimuth, torch.full((n_view,), 2.6))
@@ -179,8 +196,8 @@ class OwnPriorSystem(PriorSystem):
         self.set_unregistered(features=registry.build("features", config.features) if shown else None)
 
     def sample_sheet(self) -> Sheet:
-        if self.shown is None or self.options.sheet_prompts:
-            return super().sample_sheet()
+        if self.shown is None:
+            return Sheet((), 1, ())
         count, size = len(self.shown.entries), self.model.image_size
         truth = self.shown.block(range(count), size)
         c2w = torch.from_numpy(truth.c2w).unflatten(0, (count, -1))
@@ -203,16 +220,10 @@ class CoarseSystem(AveragedSystem):
     prior: LatentDiffusion
 
     def __init__(
-        self,
-        options: CoarseConfig,
-        seed: int,
-        coarse: CoarsePredictor,
-        prior: LatentDiffusion,
-        bank: LatentBank,
-        bf16: bool,
+        self, options: CoarseConfig, seed: int, coarse: CoarsePredictor, prior: LatentDiffusion, bank: LatentBank
     ) -> None:
         super().__init__(options, seed, options.max_steps)
-        self.options, self.bank, self.bf16 = options, bank, bf16
+        self.options, self.bank = options, bank
         self.coarse = coarse.requires_grad_(True).train()
         self.keep_average(self.coarse, EMA_DECAY)
         self.set_unregistered(prior=prior)
@@ -221,13 +232,13 @@ class CoarseSystem(AveragedSystem):
         self.prior.to(self.device)
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        step, o, bank = int(batch), self.options, self.bank
+        step, bank = int(batch), self.bank
         rng = self.numpy_rng(step, "coarse")
-        chosen = rng.integers(0, min(bank.count, o.first + step * FRESH), o.batch)
+        chosen = rng.integers(0, min(bank.count, FIRST + step * FRESH), BATCH)
         captions = [text if rng.random() >= NO_TEXT else "" for text in bank.captions(chosen)]
         z = bank.latents(chosen)[:, 0].to(self.device)
         camera = None if rng.random() < TWO_D else camera_vector(bank.c2w(chosen)[:, 0]).to(self.device)
-        with autocast_bf16(self.device, self.bf16):
+        with autocast_bf16(self.device):
             predicted = self.coarse(self.prior.encode_prompt(captions), camera).float()
         loss = F.mse_loss(predicted, z)
         self.metrics = {"coarse": float(loss.detach())} if camera is not None else {}

@@ -97,16 +97,15 @@ def train_networks(task: Task, source: Source) -> LatentDiffusion:
     Finished stages are loaded.
     """
     config: TrainBaseConfig = task.config
-    seed, bf16 = config.seed, config.training.bf16
-    size, vae = config.image_size, autoencoder.build(config.autoencoder)
+    seed, size, vae = config.seed, config.image_size, autoencoder.build(config.autoencoder)
 
     def standardise() -> None:
         rgb = source.block(range(64), size).rgb  # objects and rooms
         autoencoder.standardise(vae, torch.from_numpy(rgb))
 
-    system = autoencoder.AutoencoderSystem(config.autoencoder, size, seed, vae, bf16)
+    system = autoencoder.AutoencoderSystem(config.autoencoder, size, seed, vae)
     task.stage("autoencoder", vae, system, "psnr", standardise)
-    decoder = autoencoder.DecoderSystem(config.decoder.max_steps, config.autoencoder, size, seed, vae, bf16)
+    decoder = autoencoder.DecoderSystem(config.decoder.max_steps, config.autoencoder, size, seed, vae)
     task.stage("decoder", vae.decoder, decoder, "psnr")
     vae.requires_grad_(False).eval()
 
@@ -114,7 +113,7 @@ def train_networks(task: Task, source: Source) -> LatentDiffusion:
     tokenizer = text_encoder.train_tokenizer()
     text = text_encoder.build(tokenizer)
     latents = bank(task, "latents", source, vae, size)
-    words = text_encoder.TextEncoderSystem(config.words, seed, text, tokenizer, latents, bf16)
+    words = text_encoder.TextEncoderSystem(config.words, seed, text, tokenizer, latents)
     networks = nn.ModuleDict({"text_encoder": text, "tower": words.tower})
     task.stage("words", networks, words, "matched")
     text.requires_grad_(False).eval()
@@ -130,7 +129,7 @@ def train_prior(task: Task) -> Status:
     coarse = base.coarse if config.coarse is None else train_coarse(task, base, config.coarse)
     seed_networks(seed, "camera")
     prior = multiview_model(base, coarse, config.attention, config.rotary)
-    view = View(fov=config.fov_range, relative_distance=config.distance_range)
+    view = View(fov=config.fov_range)
     if config.open_captions:
         world: Toybox = OpenToybox(seed, "train", view, o.variation, config.scattered)
     else:
@@ -151,7 +150,7 @@ def train_coarse(task: Task, base: LatentDiffusion, o: CoarseConfig) -> CoarsePr
     source = FourSides(Toybox(seed, "train", variation=0), 1)
     with writing(task.folder):
         typical = LatentBank(task.folder / "typical", source, base.vae, base.image_size, o.pictures)
-    system = CoarseSystem(o, seed, coarse, base, typical, task.config.training.bf16)
+    system = CoarseSystem(o, seed, coarse, base, typical)
     task.stage("coarse", coarse, system, "coarse", lambda: coarse.load_state_dict(system.average.weights()))
     return coarse.requires_grad_(False).eval()
 

@@ -121,10 +121,9 @@ class TextEncoderSystem(System):
         text_encoder: CLIPTextModel,
         tokenizer: PreTrainedTokenizerFast,
         bank: LatentBank,
-        bf16: bool,
     ) -> None:
         super().__init__(options, seed, options.max_steps)
-        self.options, self.bf16 = options, bf16
+        self.options = options
         self.text_encoder = text_encoder.requires_grad_(True).train()
         width = int(text_encoder.config.hidden_size)
         self.project = nn.Linear(width, width)
@@ -138,7 +137,7 @@ class TextEncoderSystem(System):
         chosen = self.numpy_rng(step, "captions").choice(available, min(o.batch, available), replace=False)
         z, captions = bank.latents(chosen)[:, 0].to(self.device), bank.captions(chosen)
         ids = token_ids(self.tokenizer, captions, self.max_tokens).to(self.device)
-        with autocast_bf16(self.device, self.bf16):
+        with autocast_bf16(self.device):
             images = self.tower(z).float()
             texts = self.text_encoder(ids).pooler_output
         texts = F.normalize(self.project(texts.float()), dim=-1)

@@ -48,6 +48,7 @@ class Noun:
 
     Attributes:
         family: group of nouns, such as "animals".
+        height: in metres, including ears of animals, pots of plants and headboards of beds.
         recipe: function that adds the solids.
         front: False if the object looks the same from every side.
         parts: parts that a caption can name and colour.
@@ -56,6 +57,7 @@ class Noun:
 
     word: str
     family: str
+    height: float
     recipe: Recipe
     front: bool
     parts: tuple[str, ...]
@@ -87,11 +89,14 @@ ACCESSORIES: dict[str, Callable[[Builder, np.ndarray], None]] = {}
 HEADWEAR = ("hat", "crown", "helmet", "headphones")
 
 
-def noun(word: str, family: str, *, front: bool = True, parts: tuple[str, ...] = (), wears: tuple[str, ...] = ()):
-    """Return a decorator that registers the recipe of a `Noun`, such as ``@noun("dog", "animals", wears=("hat",))``."""
+def noun(
+    word: str, family: str, height: float, *,
+    front: bool = True, parts: tuple[str, ...] = (), wears: tuple[str, ...] = (),
+):  # fmt: skip
+    """Return a decorator that registers the recipe of a `Noun`, such as ``@noun("dog", "animals", 0.5)``."""
 
     def register(recipe: Recipe) -> Recipe:
-        NOUNS[word] = Noun(word, family, recipe, front, parts, wears)
+        NOUNS[word] = Noun(word, family, height, recipe, front, parts, wears)
         return recipe
 
     return register

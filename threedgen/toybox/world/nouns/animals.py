@@ -73,7 +73,7 @@ def egg(b: Builder, radius: float, half: float, neck: float) -> None:
     )
 
 
-@noun("dog", "animals", parts=("ears", "legs"), wears=WEARS)
+@noun("dog", "animals", 0.5, parts=("ears", "legs"), wears=WEARS)
 def dog(b: Builder) -> None:
     length, thick = b.vary(0.52), b.vary(0.3)
     z = barrel(b, length, thick, b.vary(0.34), 0.11, b.part("legs"))
@@ -88,7 +88,7 @@ def dog(b: Builder) -> None:
     b.anchor(neck=(length * 0.85, z + thick * 0.6, 0.25))
 
 
-@noun("cat", "animals", parts=("ears", "tail"), wears=WEARS)
+@noun("cat", "animals", 0.35, parts=("ears", "tail"), wears=WEARS)
 def cat(b: Builder) -> None:
     paws, tail, head = b.shade(b.colour, 1.8), b.part("tail", b.shade(b.colour, 0.75)), b.vary(0.36)
     if b.chance(0.5):  # sitting
@@ -116,7 +116,7 @@ def cat(b: Builder) -> None:
     b.sphere((x + 1.1 * head, 0, z - 0.14 * head), (0.05, 0.06, 0.045), PINK, "nose")
 
 
-@noun("bear", "animals", parts=("belly", "ears", "paws"), wears=(*WEARS, "belt"))
+@noun("bear", "animals", 1.5, parts=("belly", "ears", "paws"), wears=(*WEARS, "belt"))
 def bear(b: Builder) -> None:
     head, light = b.vary(0.42), b.shade(b.colour, 1.6)
     paws, ear = b.part("paws", b.shade(b.colour, 0.6)), b.part("ears", b.shade(b.colour, 0.6))
@@ -137,7 +137,7 @@ def bear(b: Builder) -> None:
     b.anchor(neck=(0.03, 1.1, 0.31), back=(-0.44, 0.82, 0.44), waist=(0, 0.62, 0.48))
 
 
-@noun("pig", "animals", parts=("snout", "ears", "legs"), wears=WEARS)
+@noun("pig", "animals", 0.8, parts=("snout", "ears", "legs"), wears=WEARS)
 def pig(b: Builder) -> None:
     thick, length, head = b.vary(0.46), b.vary(0.62), b.vary(0.38)
     hooves = None if "legs" in b.named_parts else b.shade(b.colour, 0.45)
@@ -154,7 +154,7 @@ def pig(b: Builder) -> None:
     b.anchor(neck=(length - 0.12, z + 0.08, 0.37))
 
 
-@noun("elephant", "animals", parts=("ears", "blanket"), wears=("hat", "crown", "glasses", "backpack"))
+@noun("elephant", "animals", 3, parts=("ears", "blanket"), wears=("hat", "crown", "glasses", "backpack"))
 def elephant(b: Builder) -> None:
     thick, head = b.vary(0.48), b.vary(0.38)
     z = barrel(b, 0.62, thick, b.vary(0.42), 0.18, None)
@@ -175,7 +175,7 @@ def elephant(b: Builder) -> None:
     b.anchor(neck=(0.5, z + 0.1, 0.36))
 
 
-@noun("horse", "animals", parts=("mane", "saddle"), wears=("hat", "crown", "scarf", "backpack", "cape", "bow"))
+@noun("horse", "animals", 1.7, parts=("mane", "saddle"), wears=("hat", "crown", "scarf", "backpack", "cape", "bow"))
 def horse(b: Builder) -> None:
     thick, hair = b.vary(0.36), b.shade(b.colour, 0.4 if b.colour.mean() > 0.2 else 3.0)
     z = barrel(b, 0.56, thick, b.vary(0.46), 0.12, None, hair)
@@ -205,7 +205,13 @@ def horse(b: Builder) -> None:
     b.anchor(head_top=(poll[0] - 0.02, poll[2] + 0.18, 0.3), neck=(0.52, z + 0.3, 0.29))
 
 
-@noun("cow", "animals", parts=("spots", "horns"), wears=("hat", "crown", "scarf", "glasses", "backpack", "cape", "bow"))
+@noun(
+    "cow",
+    "animals",
+    1.5,
+    parts=("spots", "horns"),
+    wears=("hat", "crown", "scarf", "glasses", "backpack", "cape", "bow"),
+)
 def cow(b: Builder) -> None:
     thick, head = b.vary(0.4), b.vary(0.32)
     z = barrel(b, 0.66, thick, b.vary(0.4), 0.12, None, (0.15, 0.13, 0.12))

@@ -56,7 +56,7 @@ def flag(b: Builder, at, scale: float = 1.0) -> None:
     b.box(spot, (0.25 * s, 0.045 * s, 0.18 * s), b.part("flag", (0.85, 0.1, 0.1)), "flag", (0, 0, 40))
 
 
-@noun("house", "buildings", parts=("roof", "windows"))
+@noun("house", "buildings", 6, parts=("roof", "windows"))
 def house(b: Builder) -> None:
     depth, width, height = b.vary(0.52), b.vary(0.56), b.between(0.62, 0.8)
     rise = b.vary(0.22)
@@ -81,7 +81,7 @@ def house(b: Builder) -> None:
     b.pair((0, width, height * 0.58), (0.2, 0.03, 0.15), pane(b), "windows", kind=BOX)
 
 
-@noun("castle", "buildings", parts=("roofs", "flag"))
+@noun("castle", "buildings", 20, parts=("roofs", "flag"))
 def castle(b: Builder) -> None:
     half, wall = b.vary(0.58), b.vary(0.5)
     radius, height, rise = b.vary(0.2), wall * b.between(1.4, 1.7), b.vary(0.2)
@@ -106,7 +106,7 @@ def castle(b: Builder) -> None:
     b.box((half + 0.2, 0, 0.04), (0.26, 0.2, 0.05), gate, "bridge")
 
 
-@noun("church", "buildings", parts=("roof", "windows"))
+@noun("church", "buildings", 20, parts=("roof", "windows"))
 def church(b: Builder) -> None:
     width, length, height = b.vary(0.4), b.vary(0.55), b.vary(0.6)
     rise, tower_half = b.vary(0.15), b.vary(0.26)
@@ -128,7 +128,7 @@ def church(b: Builder) -> None:
         b.pair((x * length, width, height * 0.53), (0.11, 0.03, 0.19), pane(b), "windows", kind=BOX)
 
 
-@noun("tent", "buildings", parts=("stripes", "flag"))
+@noun("tent", "buildings", 2, parts=("stripes", "flag"))
 def tent(b: Builder) -> None:
     kind = b.pick("ridge", "ridge", "cone", "bell")
     striped, dark = "stripes" in b.named_parts or b.chance(0.25), (0.09, 0.08, 0.08)
@@ -182,7 +182,7 @@ def plank(b: Builder, x: float, low, high, half: float, colour: Colour, label: s
     b.box((x, (y0 + y1) / 2, (z0 + z1) / 2), (half, np.hypot(y1 - y0, z1 - z0) / 2, 0.04), colour, label, (angle, 0, 0))
 
 
-@noun("barn", "buildings", parts=("roof", "silo"))
+@noun("barn", "buildings", 8, parts=("roof", "silo"))
 def barn(b: Builder) -> None:
     width, length, height = b.vary(0.56), b.vary(0.56), b.vary(0.58)
     bend, rise, peak = width * 0.66, b.vary(0.22), b.vary(0.17)

@@ -19,7 +19,7 @@ def around(b: Builder, count: int, radius: float):
         yield radius * np.cos(a), radius * np.sin(a)
 
 
-@noun("apple", "food", front=False, parts=("leaf",))
+@noun("apple", "food", 0.08, front=False, parts=("leaf",))
 def apple(b: Builder) -> None:
     r = b.vary(0.8)
     b.sphere((0, 0, 0), (r, r, 0.88 * r))
@@ -29,7 +29,7 @@ def apple(b: Builder) -> None:
     b.sphere((0.34, 0, 1.22 * r), (0.36, 0.2, 0.1), b.part("leaf", LEAF), "leaf", (0, -25, b.between(0, 360)))
 
 
-@noun("pear", "food", front=False, parts=("leaf",))
+@noun("pear", "food", 0.1, front=False, parts=("leaf",))
 def pear(b: Builder) -> None:
     r = b.vary(0.62)
     top = b.vary(0.85)
@@ -40,7 +40,7 @@ def pear(b: Builder) -> None:
     b.sphere((0.28, 0, top + 0.3), (0.34, 0.18, 0.09), b.part("leaf", LEAF), "leaf", (0, -25, 0))
 
 
-@noun("banana", "food", front=False, parts=("tips",))
+@noun("banana", "food", 0.15, front=False, parts=("tips",))
 def banana(b: Builder) -> None:
     bend, r = b.between(70, 100), b.vary(0.26)
     tips = b.part("tips", STALK)
@@ -54,7 +54,7 @@ def banana(b: Builder) -> None:
         b.limb(end, out, 0.22 * (w + 0.3), tips, "tips", top=0.7)
 
 
-@noun("carrot", "food", front=False, parts=("leaves",))
+@noun("carrot", "food", 0.2, front=False, parts=("leaves",))
 def carrot(b: Builder) -> None:
     r, half = b.vary(0.42), b.vary(0.85)
     b.cylinder((0, 0, -0.1), r, half, rotate=(180, 0, 0), top=0.12)
@@ -65,7 +65,7 @@ def carrot(b: Builder) -> None:
     b.limb((0, 0, half), (0, 0, half + 0.75), 0.12, leaves, "leaves", top=0.8)
 
 
-@noun("pumpkin", "food", front=True, parts=("eyes", "stalk"))
+@noun("pumpkin", "food", 0.3, front=True, parts=("eyes", "stalk"))
 def pumpkin(b: Builder) -> None:
     r, flat = b.vary(0.62), b.vary(0.8)
     for x, y in around(b, 8, 0.42 * r):
@@ -81,7 +81,7 @@ def pumpkin(b: Builder) -> None:
         b.box(at, (0.1 * r, 0.12 * r, 0.1 * r), eyes, "eyes", (0, 0, 15 * k))
 
 
-@noun("cake", "food", front=False, parts=("candles", "icing"))
+@noun("cake", "food", 0.15, front=False, parts=("candles", "icing"))
 def cake(b: Builder) -> None:
     layers = b.pick(2, 3)
     icing = b.part("icing", CREAM)
@@ -96,7 +96,7 @@ def cake(b: Builder) -> None:
         b.cylinder((x, y, z + 0.2), 0.09, 0.24, candles, "candles")
 
 
-@noun("cupcake", "food", front=False, parts=("cherry", "cup"))
+@noun("cupcake", "food", 0.08, front=False, parts=("cherry", "cup"))
 def cupcake(b: Builder) -> None:
     r = b.vary(0.6)
     b.cylinder((0, 0, -0.35), 1.0 * r, 0.42, b.part("cup", DOUGH), "cup", (180, 0, 0), 0.72)
@@ -105,7 +105,7 @@ def cupcake(b: Builder) -> None:
     b.sphere((0, 0, 1.08), 0.22, b.part("cherry", (0.85, 0.08, 0.12)), "cherry")
 
 
-@noun("hamburger", "food", front=False, parts=("cheese", "salad"))
+@noun("hamburger", "food", 0.08, front=False, parts=("cheese", "salad"))
 def hamburger(b: Builder) -> None:
     r = b.vary(0.8)
     b.cylinder((0, 0, -0.42), r, 0.13)
@@ -118,7 +118,7 @@ def hamburger(b: Builder) -> None:
         b.sphere((x, y, 0.17 + 0.54), (0.07, 0.05, 0.04), CREAM, "seeds")
 
 
-@noun("donut", "food", front=False, parts=("icing",))
+@noun("donut", "food", 0.04, front=False, parts=("icing",))
 def donut(b: Builder) -> None:
     tube = b.vary(0.34)
     tilt = (b.between(25, 50), 0, b.between(0, 360))
@@ -129,7 +129,7 @@ def donut(b: Builder) -> None:
     b.torus(up * 0.09, 0.94, 0.93 * tube, icing, "icing", tilt)
 
 
-@noun("ice cream", "food", front=False, parts=("cone", "cherry"))
+@noun("ice cream", "food", 0.18, front=False, parts=("cone", "cherry"))
 def ice_cream(b: Builder) -> None:
     scoops, r = b.pick(1, 2, 3), b.vary(0.5)
     half = b.vary(0.62)

@@ -31,7 +31,7 @@ def pillow(b: Builder, at, size, colour: Colour, label: str, rotate=(0, 0, 0)) -
     b.box(at, (x * 0.72, y * 0.86, z * 0.86), colour, label, rotate)
 
 
-@noun("chair", "furniture", parts=("legs", "cushion"))
+@noun("chair", "furniture", 0.9, parts=("legs", "cushion"))
 def chair(b: Builder) -> None:
     half, seat, thick = b.vary(0.42), b.vary(0.55), 0.07
     back = b.vary(0.72)
@@ -53,7 +53,7 @@ def chair(b: Builder) -> None:
         b.box((x + 0.07, 0, top + back * 0.55), (0.06, half * 0.68, back * 0.33), cushion, "cushion")
 
 
-@noun("table", "furniture", front=False, parts=("legs",))
+@noun("table", "furniture", 0.75, front=False, parts=("legs",))
 def table(b: Builder) -> None:
     long, wide, height = b.vary(0.72), b.vary(0.6), b.vary(0.62)
     legs = b.part("legs", b.shade(b.colour, 0.75))
@@ -72,7 +72,7 @@ def table(b: Builder) -> None:
             b.cylinder((0, 0, 0.07), long * 0.52, 0.08, legs, "legs", top=0.5)
 
 
-@noun("lamp", "furniture", front=False, parts=("shade", "base"))
+@noun("lamp", "furniture", 0.5, front=False, parts=("shade", "base"))
 def lamp(b: Builder) -> None:
     foot, shade, rise = b.vary(0.34), b.vary(0.52), b.vary(0.27)
     base, cover = b.part("base"), b.part("shade", b.shade(b.colour, 1.25))
@@ -92,7 +92,7 @@ def lamp(b: Builder) -> None:
     b.sphere((0, 0, 0.84 + 2 * rise), 0.06, (0.8, 0.68, 0.35), "neck")
 
 
-@noun("bed", "furniture", parts=("blanket", "pillows"))
+@noun("bed", "furniture", 1, parts=("blanket", "pillows"))
 def bed(b: Builder) -> None:
     length, width, low = b.vary(0.82), b.vary(0.52), b.vary(0.26)
     blanket = b.part("blanket", b.shade(b.colour, b.pick(0.75, 1.3)))
@@ -111,7 +111,7 @@ def bed(b: Builder) -> None:
         pillow(b, at, (0.24, width * 0.4, 0.14), pillows, "pillows", (0, 25, 0))
 
 
-@noun("sofa", "furniture", parts=("cushions",))
+@noun("sofa", "furniture", 0.9, parts=("cushions",))
 def sofa(b: Builder) -> None:
     depth, width, seat = b.vary(0.42), b.vary(0.8), b.vary(0.3)
     cushions = b.part("cushions", b.shade(b.colour, 1.3))
@@ -131,7 +131,7 @@ def sofa(b: Builder) -> None:
         pillow(b, (-depth + 0.34, y, foot + seat + 0.33), (0.12, half * 0.85, 0.2), cushions, "cushions", (0, -15, 0))
 
 
-@noun("bookshelf", "furniture", parts=("books",))
+@noun("bookshelf", "furniture", 2, parts=("books",))
 def bookshelf(b: Builder) -> None:
     width, depth, height, rows = b.vary(0.52), b.vary(0.26), b.vary(1.35), b.pick(3, 3, 4)
     b.box((-depth + 0.03, 0, height / 2), (0.05, width, height / 2))
@@ -169,7 +169,7 @@ def dial(b: Builder, x: float, z: float, radius: float, scale: float = 1.0) -> N
         b.box(at, (0.015 + thick / 5, radius * long / 2 + 0.02, thick * scale), ink, "hands", (turn, 0, 0))
 
 
-@noun("clock", "furniture", parts=("face",))
+@noun("clock", "furniture", 0.3, parts=("face",))
 def clock(b: Builder) -> None:
     kind = b.pick("mantel", "grandfather", "alarm")
     if kind == "mantel":

@@ -10,7 +10,7 @@ WOOD = (0.60, 0.40, 0.20)
 DARK = (0.08, 0.08, 0.10)
 
 
-@noun("mug", "household", front=False, parts=("handle", "stripe"))
+@noun("mug", "household", 0.1, front=False, parts=("handle", "stripe"))
 def mug(b: Builder) -> None:
     r, half = b.vary(0.55), b.vary(0.6)
     b.cylinder((0, 0, 0), r, half, top=b.vary(1.0, 0.05))
@@ -20,7 +20,7 @@ def mug(b: Builder) -> None:
         b.cylinder((0, 0, 0), 1.04 * r, 0.16, b.named_parts["stripe"], "stripe")
 
 
-@noun("teapot", "household", front=True, parts=("handle", "lid"))
+@noun("teapot", "household", 0.2, front=True, parts=("handle", "lid"))
 def teapot(b: Builder) -> None:
     r = b.vary(0.62)
     b.sphere((0, 0, 0), (r, r, 0.85 * r))
@@ -34,7 +34,7 @@ def teapot(b: Builder) -> None:
     b.sphere((0, 0, 1.04 * r), 0.15 * r, lid, "lid")
 
 
-@noun("bottle", "household", front=False, parts=("cap", "label"))
+@noun("bottle", "household", 0.3, front=False, parts=("cap", "label"))
 def bottle(b: Builder) -> None:
     r, half, neck = b.vary(0.42), b.vary(0.55), b.vary(0.3)
     b.cylinder((0, 0, 0), r, half)
@@ -44,7 +44,7 @@ def bottle(b: Builder) -> None:
     b.cylinder((0, 0, -0.05), 1.03 * r, 0.5 * half, b.part("label", b.shade(b.colour, 2.4)), "label")
 
 
-@noun("bucket", "household", front=False, parts=("handle", "stripe"))
+@noun("bucket", "household", 0.35, front=False, parts=("handle", "stripe"))
 def bucket(b: Builder) -> None:
     r, half = b.vary(0.62), b.vary(0.52)
     b.cylinder((0, 0, 0), r, half, rotate=(180, 0, 0), top=0.7)
@@ -58,7 +58,7 @@ def bucket(b: Builder) -> None:
         b.cylinder((0, 0, 0.05), 0.93 * r, 0.16, b.named_parts["stripe"], "stripe", (180, 0, 0), 0.9)
 
 
-@noun("hammer", "household", front=True, parts=("handle",))
+@noun("hammer", "household", 0.3, front=True, parts=("handle",))
 def hammer(b: Builder) -> None:
     half = b.vary(0.62)
     b.cylinder((0, 0, -0.15), 0.13, half, b.part("handle", WOOD), "handle")
@@ -68,7 +68,7 @@ def hammer(b: Builder) -> None:
     b.prism((-0.6, 0, z), (0.22, 0.2, 0.32), rotate=(0, -90, 0))
 
 
-@noun("umbrella", "household", front=False, parts=("handle", "tip"))
+@noun("umbrella", "household", 1, front=False, parts=("handle", "tip"))
 def umbrella(b: Builder) -> None:
     r = b.vary(0.9)
     b.dome((0, 0, 0), (r, r, b.vary(0.55)))
@@ -83,7 +83,7 @@ def umbrella(b: Builder) -> None:
     b.cone((0, 0, 0.68), 0.1, 0.18, b.part("tip", DARK), "tip")
 
 
-@noun("candle", "household", front=False, parts=("flame", "plate"))
+@noun("candle", "household", 0.2, front=False, parts=("flame", "plate"))
 def candle(b: Builder) -> None:
     r, half = b.vary(0.27), b.vary(0.6)
     b.cylinder((0, 0, 0), r, half)
@@ -98,7 +98,7 @@ def candle(b: Builder) -> None:
     b.cylinder((0, 0, -half - 0.02), b.vary(0.62), 0.08, b.part("plate", b.shade(b.colour, 0.5)), "plate")
 
 
-@noun("television", "household", front=True, parts=("screen", "legs"))
+@noun("television", "household", 0.7, front=True, parts=("screen", "legs"))
 def television(b: Builder) -> None:
     w, h = b.vary(0.8), b.vary(0.56)
     b.box((0, 0, 0), (0.4, w, h))

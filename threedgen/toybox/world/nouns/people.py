@@ -70,7 +70,7 @@ def beard(b: Builder, at, radius: float, colour, length: float = 0.7) -> None:
     b.sphere((x + 0.62 * radius, y, z - (0.2 + 0.7 * length) * radius), size, colour, "beard")
 
 
-@noun("person", "people", parts=("hair", "trousers", "boots", "beard"), wears=WEARS)
+@noun("person", "people", 1.75, parts=("hair", "trousers", "boots", "beard"), wears=WEARS)
 def person(b: Builder) -> None:
     skin, tint = b.pick(*SKIN), b.part("hair", b.pick(*HAIR))
     booted = "boots" in b.named_parts
@@ -89,7 +89,7 @@ def person(b: Builder) -> None:
         beard(b, at, 0.4, b.part("beard", tint))
 
 
-@noun("robot", "people", parts=("arms", "legs", "head"), wears=("hat", "crown", "headphones", *BODY))
+@noun("robot", "people", 1.8, parts=("arms", "legs", "head"), wears=("hat", "crown", "headphones", *BODY))
 def robot(b: Builder) -> None:
     limbs, skull = b.part("arms", STEEL), b.part("head")
     for side in (-1, 1):
@@ -120,7 +120,7 @@ def robot(b: Builder) -> None:
     b.anchor(neck=(0, 1.2, 0.28), back=(-0.32, 0.9, 0.4), waist=(0, 0.6, wide))
 
 
-@noun("snowman", "people", parts=("arms", "nose"), wears=(*HEADWEAR, "scarf", "glasses", "bow", "belt"))
+@noun("snowman", "people", 1.6, parts=("arms", "nose"), wears=(*HEADWEAR, "scarf", "glasses", "bow", "belt"))
 def snowman(b: Builder) -> None:
     low, mid, top = b.vary(0.6, 0.05), b.vary(0.44, 0.05), b.vary(0.34, 0.05)
     z1 = 0.85 * low
@@ -142,7 +142,7 @@ def snowman(b: Builder) -> None:
     b.anchor(neck=(0, z2 + 0.86 * mid, 0.31), back=(-low, z1 + 0.25 * low, low), waist=(0, z1 + 0.25 * low, 0.97 * low))
 
 
-@noun("knight", "people", parts=("plume", "shield"), wears=("cape", "scarf", "belt"))
+@noun("knight", "people", 1.8, parts=("plume", "shield"), wears=("cape", "scarf", "belt"))
 def knight(b: Builder) -> None:
     legs(b, b.shade(b.colour, 0.8), b.shade(b.colour, 0.6))
     torso(b)
@@ -167,7 +167,7 @@ def knight(b: Builder) -> None:
     b.sphere((x + 0.05, y, 0.8), 0.1, (0.93, 0.75, 0.2), "shield")
 
 
-@noun("wizard", "people", parts=("hat", "beard"), wears=("cape", "belt", "backpack"))
+@noun("wizard", "people", 1.8, parts=("hat", "beard"), wears=("cape", "belt", "backpack"))
 def wizard(b: Builder) -> None:
     skin = b.pick(*SKIN)
     torso(b, robe=True)
@@ -183,7 +183,7 @@ def wizard(b: Builder) -> None:
     b.sphere((x + 0.08, y, 1.56), 0.14, b.pick((0.3, 0.9, 0.95), (0.95, 0.85, 0.2), (0.9, 0.3, 0.8)), "staff")
 
 
-@noun("astronaut", "people", parts=("visor", "backpack", "boots"), wears=("scarf", "belt", "crown", "headphones"))
+@noun("astronaut", "people", 1.9, parts=("visor", "backpack", "boots"), wears=("scarf", "belt", "crown", "headphones"))
 def astronaut(b: Builder) -> None:
     legs(b, None, b.part("boots", b.shade(b.colour, 0.5)), 1.25)
     torso(b)
@@ -203,7 +203,7 @@ def astronaut(b: Builder) -> None:
     b.anchor(head_top=(0, z + 0.38, 0.4), head=(0, z, 0.46), neck=(0, 1.2, 0.34), waist=(0, 0.7, 0.42))
 
 
-@noun("clown", "people", parts=("hair", "shoes"), wears=("hat", "crown", *BODY, "belt"))
+@noun("clown", "people", 1.8, parts=("hair", "shoes"), wears=("hat", "crown", *BODY, "belt"))
 def clown(b: Builder) -> None:
     tint = b.part("hair", b.pick((0.95, 0.35, 0.05), (0.1, 0.65, 0.2), (0.85, 0.1, 0.1), (0.5, 0.2, 0.7)))
     shoes = b.part("shoes", b.shade(b.colour, 0.45))
@@ -228,7 +228,7 @@ def clown(b: Builder) -> None:
     b.anchor(waist=(0, 0.62, 0.4))
 
 
-@noun("pirate", "people", parts=("hat", "beard"), wears=("belt", "scarf", "cape", "backpack"))
+@noun("pirate", "people", 1.8, parts=("hat", "beard"), wears=("belt", "scarf", "cape", "backpack"))
 def pirate(b: Builder) -> None:
     skin = b.pick(*SKIN)
     trousers = b.shade(b.colour, 0.6)

@@ -38,7 +38,7 @@ def scatter(b: Builder, count: int, at, size, spot: float, colour, label: str) -
         b.sphere(np.asarray(at) + n * size, spot, colour, label)
 
 
-@noun("tree", "plants", front=False, parts=("trunk", "apples"))
+@noun("tree", "plants", 8, front=False, parts=("trunk", "apples"))
 def tree(b: Builder) -> None:
     trunk, height, crown = b.vary(0.14, 0.12), b.vary(0.58), b.vary(0.46)
     z = height + crown * 0.75
@@ -57,7 +57,7 @@ def tree(b: Builder) -> None:
         scatter(b, 16, (0, 0, z), np.array((1.08, 1.08, 1.08 * tall)) * crown, 0.1, b.part("apples"), "apples")
 
 
-@noun("pine", "plants", front=False, parts=("trunk", "balls", "star"))
+@noun("pine", "plants", 10, front=False, parts=("trunk", "balls", "star"))
 def pine(b: Builder) -> None:
     count, radius, foot = b.pick(3, 3, 4), b.vary(0.52), b.vary(0.4)
     b.cylinder((0, 0, foot / 2 + 0.05), 0.19, foot / 2 + 0.08, b.part("trunk", WOOD), "trunk", top=0.85)
@@ -84,7 +84,7 @@ def star(b: Builder, at, radius: float) -> None:
             b.prism((x, y, z + shift * radius), size, colour, "star", (flip, 0, turn))
 
 
-@noun("palm", "plants", front=False, parts=("trunk",))
+@noun("palm", "plants", 8, front=False, parts=("trunk",))
 def palm(b: Builder) -> None:
     height, lean, count = b.vary(0.9), b.between(0.05, 0.3), b.pick(6, 7, 8)
     toward = b.between(0, 2 * np.pi)
@@ -108,7 +108,7 @@ def palm(b: Builder) -> None:
             b.sphere((x0 + x, y0 + y, z0 - 0.12), 0.125, b.part("coconuts", (0.36, 0.22, 0.1)), "coconuts")
 
 
-@noun("cactus", "plants", front=False, parts=("pot", "flowers"))
+@noun("cactus", "plants", 1, front=False, parts=("pot", "flowers"))
 def cactus(b: Builder) -> None:
     thick, height = b.vary(0.2), b.vary(1.0)
     potted = "pot" in b.named_parts or ("flowers" not in b.named_parts and b.chance(0.3))
@@ -134,7 +134,7 @@ def cactus(b: Builder) -> None:
             b.sphere(at, (0.15, 0.15, 0.11), b.part("flowers", (0.95, 0.4, 0.65)), "flowers")
 
 
-@noun("mushroom", "plants", front=False, parts=("dots", "stem"))
+@noun("mushroom", "plants", 0.1, front=False, parts=("dots", "stem"))
 def mushroom(b: Builder) -> None:
     cap, height, rise = b.vary(0.62), b.vary(0.6), b.vary(0.5)
     stem = b.part("stem", (0.94, 0.9, 0.8))
@@ -152,7 +152,7 @@ def mushroom(b: Builder) -> None:
                 b.sphere((x, y, height - 0.03 + rise * np.cos(t)), (0.12, 0.12, 0.045), dots, "dots", (0, slope, a))
 
 
-@noun("flower", "plants", parts=("centre", "pot"))
+@noun("flower", "plants", 0.4, parts=("centre", "pot"))
 def flower(b: Builder) -> None:
     count, reach, tilt = b.pick(6, 7, 8), b.vary(0.3), b.between(8, 25)
     foot = 0.0

@@ -9,7 +9,7 @@ from threedgen.toybox.world.primitives import FRUSTUM, TORUS
 from .animals import BILL, BLACK, PINK, WEARS, WHITE, chain, egg, headwear, skull
 
 
-@noun("rabbit", "animals", parts=("ears", "belly"), wears=WEARS)
+@noun("rabbit", "animals", 0.3, parts=("ears", "belly"), wears=WEARS)
 def rabbit(b: Builder) -> None:
     head, ear, long = b.vary(0.4), b.part("ears", b.shade(b.colour, 0.75)), b.vary(0.3)
     egg(b, 0.48, 0.5, 0.27)
@@ -29,7 +29,7 @@ def rabbit(b: Builder) -> None:
     b.anchor(neck=(0.03, 0.85, 0.33))
 
 
-@noun("duck", "animals", parts=("beak", "wings"), wears=(*HEADWEAR, "scarf", "glasses", "bow"))
+@noun("duck", "animals", 0.4, parts=("beak", "wings"), wears=(*HEADWEAR, "scarf", "glasses", "bow"))
 def duck(b: Builder) -> None:
     length, wide, head = b.vary(0.6), b.vary(0.42), b.vary(0.32)
     b.sphere((0, 0, 0.5), (length, wide, 0.38))
@@ -47,7 +47,7 @@ def duck(b: Builder) -> None:
     b.anchor(neck=(length * 0.63, 0.83, 0.24), back=(-0.1, 0.87, wide), waist=(0, 0.5, wide))
 
 
-@noun("penguin", "animals", parts=("belly", "feet"), wears=(*WEARS, "belt"))
+@noun("penguin", "animals", 0.8, parts=("belly", "feet"), wears=(*WEARS, "belt"))
 def penguin(b: Builder) -> None:
     wide, tall = b.vary(0.46, 0.05), b.vary(0.62, 0.05)
     orange = b.part("feet", BILL)
@@ -67,6 +67,7 @@ def penguin(b: Builder) -> None:
 @noun(
     "owl",
     "animals",
+    0.3,
     parts=("belly", "wings"),
     wears=("hat", "crown", "headphones", "glasses", "scarf", "bow", "backpack"),
 )
@@ -91,7 +92,7 @@ def owl(b: Builder) -> None:
     b.anchor(neck=(0.02, 1.0 * tall, 0.45))
 
 
-@noun("frog", "animals", parts=("belly", "legs"), wears=("hat", "crown", "scarf", "backpack", "bow"))
+@noun("frog", "animals", 0.1, parts=("belly", "legs"), wears=("hat", "crown", "scarf", "backpack", "bow"))
 def frog(b: Builder) -> None:
     wide, limb = b.vary(0.52, 0.05), b.part("legs", b.shade(b.colour, 0.8))
     b.sphere((-0.1, 0, 0.4), (0.56, wide, 0.38), None, "body", (0, -22, 0))
@@ -109,7 +110,7 @@ def frog(b: Builder) -> None:
     b.anchor(neck=(0.14, 0.5, 0.38), back=(-0.3, 0.68, 0.4), waist=(-0.25, 0.3, 0.5))
 
 
-@noun("turtle", "animals", parts=("shell",), wears=("hat", "crown", "helmet", "scarf", "glasses"))
+@noun("turtle", "animals", 0.3, parts=("shell",), wears=("hat", "crown", "helmet", "scarf", "glasses"))
 def turtle(b: Builder) -> None:
     long, wide, tall, head = b.vary(0.58), b.vary(0.56), b.vary(0.62), b.vary(0.34)
     shell = b.part("shell", b.shade(b.colour, 0.55))
@@ -132,7 +133,7 @@ def turtle(b: Builder) -> None:
     b.anchor(neck=(at[0] - 0.08, at[2] - 0.22, 0.25), back=(0, 0.3 + tall, wide), waist=(0, 0.3, wide))
 
 
-@noun("fish", "animals", parts=("fins", "stripes"), wears=("hat", "crown"))
+@noun("fish", "animals", 0.2, parts=("fins", "stripes"), wears=("hat", "crown"))
 def fish(b: Builder) -> None:
     long, wide, tall = b.vary(0.62), b.vary(0.32), b.vary(0.46)
     fin = b.part("fins", b.shade(b.colour, 0.6))

@@ -9,7 +9,7 @@ from threedgen.toybox.world.primitives import BOX
 from .buildings import SLATE, STONE, contrast, door, pane, tile, window
 
 
-@noun("windmill", "buildings", parts=("sails", "roof"))
+@noun("windmill", "buildings", 15, parts=("sails", "roof"))
 def windmill(b: Builder) -> None:
     radius, height, top = b.vary(0.42), b.vary(0.95), b.between(0.62, 0.75)
     roof, sails = b.part("roof", tile(b)), b.part("sails", (0.93, 0.9, 0.82))
@@ -33,7 +33,7 @@ def windmill(b: Builder) -> None:
     b.pair((0, radius * 0.85, height * 0.5), (0.08, 0.03, 0.09), pane(b), "windows", kind=BOX)
 
 
-@noun("lighthouse", "buildings", parts=("stripes", "roof"))
+@noun("lighthouse", "buildings", 25, parts=("stripes", "roof"))
 def lighthouse(b: Builder) -> None:
     radius, height, top = b.vary(0.4), b.vary(1.15), b.between(0.58, 0.72)
     white = contrast(b.colour, (0.97, 0.97, 0.97), (0.8, 0.1, 0.1))

@@ -10,7 +10,7 @@ DARK = (0.08, 0.08, 0.10)
 LIGHT = (0.95, 0.93, 0.86)
 
 
-@noun("ball", "toys", front=False, parts=("stripe", "stars"))
+@noun("ball", "toys", 0.22, front=False, parts=("stripe", "stars"))
 def ball(b: Builder) -> None:
     b.sphere((0, 0, 0), 0.8)
     stripe = b.part("stripe", b.shade(b.colour, b.pick(0.5, 2.2)))
@@ -22,7 +22,7 @@ def ball(b: Builder) -> None:
             b.sphere((r * np.cos(a), r * np.sin(a), z), 0.17, b.named_parts["stars"], "stars")
 
 
-@noun("balloon", "toys", front=False, parts=("string", "stripe"))
+@noun("balloon", "toys", 0.4, front=False, parts=("string", "stripe"))
 def balloon(b: Builder) -> None:
     r = b.vary(0.62)
     b.sphere((0, 0, 0.3), (r, r, 1.12 * r))
@@ -37,7 +37,7 @@ def balloon(b: Builder) -> None:
         b.cylinder((0, 0, 0.32), 1.02 * r, 0.16, b.named_parts["stripe"], "stripe")
 
 
-@noun("dice", "toys", front=True, parts=("dots",))
+@noun("dice", "toys", 0.016, front=True, parts=("dots",))
 def dice(b: Builder) -> None:
     b.box((0, 0, 0), 0.6)
     dots = b.part("dots", LIGHT if b.colour.mean() < 0.5 else DARK)
@@ -55,7 +55,7 @@ def dice(b: Builder) -> None:
             b.sphere(at, size, dots, "dots")
 
 
-@noun("drum", "toys", front=False, parts=("sticks", "rims"))
+@noun("drum", "toys", 0.4, front=False, parts=("sticks", "rims"))
 def drum(b: Builder) -> None:
     r, half = b.vary(0.66), b.vary(0.42)
     b.cylinder((0, 0, 0), r, half)
@@ -68,7 +68,7 @@ def drum(b: Builder) -> None:
     b.pair((0.25, 0.18, half + 0.16), 0.13, sticks, "sticks")
 
 
-@noun("guitar", "toys", front=True, parts=("neck",))
+@noun("guitar", "toys", 1, front=True, parts=("neck",))
 def guitar(b: Builder) -> None:
     r = b.vary(0.5)
     flat = (0, 90, 0)
@@ -84,7 +84,7 @@ def guitar(b: Builder) -> None:
         b.pair((0.1, 0.22, z), 0.07, LIGHT, "pegs")
 
 
-@noun("present", "toys", front=False, parts=("ribbon",))
+@noun("present", "toys", 0.3, front=False, parts=("ribbon",))
 def present(b: Builder) -> None:
     x, y, z = b.vary(0.6, 0.12), b.vary(0.6, 0.12), b.vary(0.5, 0.15)
     b.box((0, 0, 0), (x, y, z))

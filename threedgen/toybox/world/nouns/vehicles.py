@@ -52,7 +52,7 @@ def cab(b: Builder, x: float, z: float, size, front: float, back: float, roof: C
     b.box((x - 0.1 * long, 0, z + tall), (0.05, wide * 1.03, tall), None, "pillars")
 
 
-@noun("car", "vehicles", parts=("wheels", "roof"))
+@noun("car", "vehicles", 1.5, parts=("wheels", "roof"))
 def car(b: Builder) -> None:
     length, width, low, radius = b.vary(0.78, 0.06), b.vary(0.42, 0.05), b.vary(0.18), b.vary(0.2)
     z = radius + 0.1
@@ -78,7 +78,7 @@ def car(b: Builder) -> None:
         b.box((x * length, 0, z - low * 0.75), (0.05, width * 0.96, 0.045), METAL, "bumpers")
 
 
-@noun("truck", "vehicles", parts=("wheels", "cabin"))
+@noun("truck", "vehicles", 3, parts=("wheels", "cabin"))
 def truck(b: Builder) -> None:
     width, radius, long = b.vary(0.38, 0.05), b.vary(0.2), b.vary(0.52)
     cabin = b.part("cabin", b.shade(b.colour, b.pick(1.0, 0.8)))
@@ -103,7 +103,7 @@ def truck(b: Builder) -> None:
     b.box((front + 0.06, 0, z - 0.03), (0.05, width, 0.05), METAL, "bumper")
 
 
-@noun("bus", "vehicles", parts=("wheels", "stripe", "roof"))
+@noun("bus", "vehicles", 3.2, parts=("wheels", "stripe", "roof"))
 def bus(b: Builder) -> None:
     length, width, radius, decks = b.vary(0.86, 0.05), b.vary(0.39, 0.05), b.vary(0.2), b.pick(1, 1, 2)
     deck = 0.68 if decks == 1 else 0.5
@@ -127,7 +127,7 @@ def bus(b: Builder) -> None:
     lights(b, length + 0.01, -length - 0.01, width * 0.7, bottom + 0.12, 0.075)
 
 
-@noun("train", "vehicles", parts=("wheels", "chimney", "cabin"))
+@noun("train", "vehicles", 4, parts=("wheels", "chimney", "cabin"))
 def train(b: Builder) -> None:
     radius, boiler, length = b.vary(0.2), b.vary(0.3), b.vary(0.78, 0.05)
     z = 2 * radius + boiler - 0.08
@@ -161,7 +161,7 @@ def hull(b: Builder, length: float, width: float, height: float) -> float:
     return height * 1.06
 
 
-@noun("boat", "vehicles", parts=("sail", "cabin"))
+@noun("boat", "vehicles", 4, parts=("sail", "cabin"))
 def boat(b: Builder) -> None:
     length, width, height = b.vary(0.75), b.vary(0.36), b.vary(0.42)
     deck = hull(b, length, width, height)
@@ -182,7 +182,7 @@ def boat(b: Builder) -> None:
         b.cylinder((x - 0.12, 0, deck + 0.7), 0.13, 0.05, DARK, "funnel")
 
 
-@noun("tank", "vehicles", parts=("turret", "tracks"))
+@noun("tank", "vehicles", 2.4, parts=("turret", "tracks"))
 def tank(b: Builder) -> None:
     length, width, track = b.vary(0.7, 0.05), b.vary(0.44, 0.05), b.vary(0.18)
     tracks, turret = b.part("tracks", DARK), b.part("turret", b.shade(b.colour, 0.85))
@@ -208,7 +208,7 @@ def tank(b: Builder) -> None:
     lights(b, length * 0.86 + 0.12, -length * 0.9 - 0.05, width * 0.75, top - 0.12, 0.07)
 
 
-@noun("tractor", "vehicles", parts=("wheels", "roof"))
+@noun("tractor", "vehicles", 2.8, parts=("wheels", "roof"))
 def tractor(b: Builder) -> None:
     big, small = b.vary(0.38, 0.06), b.vary(0.22, 0.06)
     z = big + 0.06
@@ -227,7 +227,7 @@ def tractor(b: Builder) -> None:
     lights(b, 0.87, -0.66, 0.16, z + 0.3, 0.085)
 
 
-@noun("airplane", "vehicles", parts=("wings", "tail"))
+@noun("airplane", "vehicles", 4, parts=("wings", "tail"))
 def airplane(b: Builder) -> None:
     body, span, sweep = b.vary(0.26), b.vary(0.74), b.pick(0, 15, 25)
     propeller = sweep == 0
@@ -256,7 +256,7 @@ def airplane(b: Builder) -> None:
             b.box((x, 0, body * 0.3), (0.055, body * 0.97, 0.055), glass(b.colour), "windows")
 
 
-@noun("helicopter", "vehicles", parts=("rotor", "tail"))
+@noun("helicopter", "vehicles", 3.5, parts=("rotor", "tail"))
 def helicopter(b: Builder) -> None:
     long, wide, tall = b.vary(0.54), b.vary(0.38), b.vary(0.4)
     rotor, tail = b.part("rotor", DARK), b.part("tail", b.shade(b.colour, 0.8))
@@ -277,7 +277,7 @@ def helicopter(b: Builder) -> None:
         b.limbs((x, wide * 0.5, z - tall * 0.6), (x, wide * 0.95, 0.06), 0.04, METAL, "skids", caps=False)
 
 
-@noun("rocket", "vehicles", parts=("fins", "nose"))
+@noun("rocket", "vehicles", 30, parts=("fins", "nose"))
 def rocket(b: Builder) -> None:
     radius, half, rise = b.vary(0.3), b.vary(0.5), b.vary(0.24)
     bright = contrast(b.colour, (0.95, 0.95, 0.95), (0.8, 0.12, 0.1))
