@@ -17,7 +17,7 @@ from threedgen.geometry.images import png, psnr, to_uint8
 from threedgen.geometry.raster import rasterise_views
 from threedgen.geometry.rigs import orbit
 from threedgen.systems.draw.mesh import SourceMesh, six_sides
-from threedgen.systems.texture.textured import with_uv
+from threedgen.systems.texture.scene import with_uv
 
 SIZE = (48, 64)
 

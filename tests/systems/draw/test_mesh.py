@@ -24,9 +24,8 @@ from threedgen.systems.draw.mesh import (
     six_sides,
     without_uv,
 )
-from threedgen.systems.texture.scene import size_warning
+from threedgen.systems.texture.scene import size_warning, with_uv
 from threedgen.systems.texture.task import read_mesh
-from threedgen.systems.texture.textured import with_uv
 
 Y_UP = MeshFrame("+y", "+z")
 

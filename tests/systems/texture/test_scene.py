@@ -19,7 +19,7 @@ from threedgen.evaluation.views.scenes import FolderScenes
 from threedgen.export.surface.blend import SCENE_BLEND
 from threedgen.systems.draw.mesh import MeshFrame
 from threedgen.systems.texture import scene
-from threedgen.systems.texture.textured import render_consistent, with_uv
+from threedgen.systems.texture.scene import render_consistent, with_uv
 from threedgen.systems.texture.windows import WindowSampler
 
 RIG = {"name": "path", "height": 16, "width": 20, "views": 4}

@@ -49,7 +49,7 @@ from threedgen.viewer.page import write_textured_page
 from . import scene
 from .mesh_views import MeshViews, check_sides, place_photos, read_views
 from .options import PathConfig, SidesConfig, TextureConfig
-from .textured import TEXTURE, render_consistent, with_uv, write_glb
+from .scene import TEXTURE, render_consistent, with_uv, write_glb
 
 logger = logging.getLogger(__name__)
 
