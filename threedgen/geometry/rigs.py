@@ -48,16 +48,23 @@ def orbit(
     return Cameras(c2w, Projection.perspective(torch.full((n,), float(fov)), height, width), height, width)
 
 
-def ring_rig(options: OrbitCameraConfig, groups: int, n_view: int, elevations: tuple[float, float], size: int) -> Rig:
+def ring_rig(
+    options: OrbitCameraConfig,
+    groups: int,
+    n_view: int,
+    elevations: tuple[float, float],
+    size: int,
+    azimuth: float = 0.0,
+) -> Rig:
     """Place `groups` rings of `n_view` cameras around the origin, rotated so that all azimuths are equally spaced.
 
-    Each ring has another elevation in the range `elevations` in degrees. The first camera is at azimuth 0. Distance and
-    field of view are from `options`. Images have `size` x `size` pixels, and lights are at the cameras.
+    Each ring has another elevation in the range `elevations` in degrees. The first camera is at `azimuth` in radians.
+    Distance and field of view are from `options`. Images have `size` x `size` pixels, and lights are at the cameras.
     """
     ring = torch.arange(groups)
     low, high = elevations
     elevation = torch.deg2rad(low + (high - low) * (ring * 0.618034 % 1)).repeat_interleave(n_view)
-    azimuths = (2 * pi * (torch.arange(n_view) + (ring / groups)[:, None]) / n_view).flatten()
+    azimuths = azimuth + (2 * pi * (torch.arange(n_view) + (ring / groups)[:, None]) / n_view).flatten()
     distance, fov = (torch.full_like(azimuths, value) for value in (options.distance, radians(options.fov)))
     cameras = Cameras(orbit_c2w(elevation, azimuths, distance), Projection.perspective(fov, size, size), size, size)
     return Rig(cameras, elevation, azimuths, distance, cameras.position, n_view)

@@ -14,7 +14,7 @@ from threedgen.guidance.attention.joined import SEPARATE_LEVELS
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.systems.generate.views import IMAGE_WEIGHT, sample_views
 
-SHORT = ("preview.steps=2", "warm_start.share=0.5", "warm_start.groups=3")
+SHORT = ("preview.steps=2", "preview.elevation=20", "preview.azimuth=30", "warm_start.share=0.5", "warm_start.groups=3")
 
 
 @pytest.fixture
@@ -32,8 +32,8 @@ def test_groups_are_completed_from_the_first(prior: MVDream, tmp_path: Path) -> 
     x, y, z = cameras.position.T
     azimuth, elevation = torch.atan2(y, x).rad2deg() % 360, torch.asin(z / cameras.position.norm(dim=1)).rad2deg()
     torch.testing.assert_close(azimuth.sort().values, torch.arange(12) * 30.0, atol=1e-3, rtol=0)
-    torch.testing.assert_close(azimuth[:4], torch.arange(4) * 90.0, atol=1e-3, rtol=0)
-    torch.testing.assert_close(elevation[:4], torch.full((4,), 15.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(azimuth[:4], torch.tensor([30.0, 120, 210, 300]), atol=1e-3, rtol=0)
+    torch.testing.assert_close(elevation[:4], torch.full((4,), 20.0), atol=1e-3, rtol=0)
     assert elevation[4:].min() > -1e-3 and elevation[4:].max() < 30
     one = config.load("mvdream-toybox", [*SHORT, "warm_start.groups=1"])
     (tmp_path / "one").mkdir()

@@ -158,6 +158,8 @@ class PreviewConfig(Config):
     enabled: bool = Field(True, description="sample them; a warm start always does")
     steps: int = Field(30, ge=1, le=1000, description="DDIM steps from noise; fewer from a coarse prediction")
     guidance_scale: float = Field(5.0, ge=0, description="classifier-free guidance scale")
+    elevation: float = Field(15.0, ge=-90, le=90, description="camera elevation, degrees")
+    azimuth: float = Field(0.0, ge=-360, le=360, description="azimuth of the first view, degrees; 0 is the front")
 
 
 def registered(kind: str) -> AfterValidator:

@@ -31,8 +31,6 @@ from threedgen.run.seeding import generator
 from threedgen.systems.generate.options import GenerateConfig
 
 logger = logging.getLogger(__name__)
-ELEVATION = 15.0
-"""Camera elevation of the preview, degrees. Its first view shows the front."""
 
 IMAGE_SHARE = 0.7
 """Fraction of the given image that the object's longer side fills; the mean of toybox renders with these cameras."""
@@ -113,12 +111,12 @@ def view_cameras(config: GenerateConfig, groups: int, size: int) -> Cameras:
     The first group is the preview. The later groups have azimuths between those of the preview, and elevations within
     `camera.elevation_range`.
     """
-    table, n_view = config.result.turntable, config.views_per_scene
-    fov = math.radians(table.fov)
-    first = orbit(n_view, math.radians(ELEVATION), table.distance, fov, size, size)
+    p, table, n_view = config.preview, config.result.turntable, config.views_per_scene
+    elevation, azimuth, fov = (math.radians(angle) for angle in (p.elevation, p.azimuth, table.fov))
+    first = orbit(n_view, elevation, table.distance, fov, size, size, azimuth=azimuth)
     if groups == 1:
         return first
-    rings = ring_rig(table, groups, n_view, config.camera.elevation_range, size).cameras
+    rings = ring_rig(table, groups, n_view, config.camera.elevation_range, size, azimuth).cameras
     c2w = torch.cat([first.c2w, rings.c2w[n_view:]])
     return Cameras(c2w, Projection.perspective(torch.full((len(c2w),), fov), size, size), size, size)
 
