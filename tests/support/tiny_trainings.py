@@ -178,9 +178,7 @@ TRAININGS = {
         ("personalisation.safetensors", "photos.png", "samples/000008.png"),
         0.585,
     ),
-    "threedim": Training(
-        threedim_command, ((3, "Pair", ""), (7, "Pair", "")), ("model/SHA256SUMS", "gap.csv", SHEET), 0.538
-    ),
+    "threedim": Training(threedim_command, ((3, "Pair", ""), (7, "Pair", "")), ("model/SHA256SUMS", SHEET), 0.538),
     "matte": Training(
         matte_command, ((3, "Matte", ""),), ("matte/config.json", "matte/diffusion_pytorch_model.safetensors"), 0.666
     ),

@@ -173,10 +173,6 @@ class TaskConfig(Config):
         """Return the config without the sections that this run does not use."""
         return self
 
-    def amount(self) -> str:
-        """Return in words how many objects the run makes, or "" for one object."""
-        return ""
-
 
 class RunConfig(TaskConfig):
     """Base class of the config models of tasks that have a run folder.

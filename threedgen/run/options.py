@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from math import prod
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -39,13 +38,6 @@ class WorkersConfig(RunConfig):
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def format_product(**factors: int) -> str:
-    """Return numbers and their product as text, by singular nouns: "3 prompts x 1 config x 2 seeds = 6 objects"."""
-    numbers = {**factors, "object": prod(factors.values())}
-    *parts, total = [f"{number} {noun}{'s' * (number != 1)}" for noun, number in numbers.items()]
-    return f"{' x '.join(parts)} = {total}"
 
 
 _RANKS = "RANK LOCAL_RANK NODE_RANK SLURM_PROCID JSM_NAMESPACE_RANK".split()

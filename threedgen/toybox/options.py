@@ -40,9 +40,6 @@ class MakeToyboxAssetsConfig(RunConfig):
     )
     split: Literal["train", "held-out"] = Field("train", description="split of (noun, colour, part) combinations")
 
-    def amount(self) -> str:
-        return f"{self.count} files"
-
 
 class MakeToyRoomsConfig(RunConfig):
     """Toy rooms in the folder layouts of Matterport3D (panoramas) and ScanNet (walks with depth)."""
@@ -54,9 +51,6 @@ class MakeToyRoomsConfig(RunConfig):
     height: int = Field(128, ge=16, le=2048, multiple_of=2, description="height of walk images, pixels")
     width: int = Field(128, ge=16, le=2048, multiple_of=2, description="width of walk images, pixels")
     frames: int = Field(120, ge=2, le=10_000, description="frames per walk, about three degrees apart")
-
-    def amount(self) -> str:
-        return f"{self.train_panoramas + self.test_panoramas} panoramas, {self.train_walks + self.test_walks} walks"
 
 
 # --- data sets ---------------------------------------------------------------------------------------------------
@@ -112,9 +106,6 @@ class MakeSRNToyboxConfig(RunConfig):
     size: int = Field(64, ge=8, le=1024, description="side of a view, pixels; the archives have 128")
     train_views: int = Field(50, ge=1, le=10_000, description="random views per training scene")
     test_views: int = Field(251, ge=2, le=10_000, description="spiral views per validation or test scene")
-
-    def amount(self) -> str:
-        return f"{len(self.families) * (self.train + self.val + self.test)} scenes"
 
 
 class ToyboxPairsConfig(Config):

@@ -17,8 +17,7 @@ def plan(config: TaskConfig) -> str:
     about = config.about or " ".join((type(config).__doc__ or "").partition("\n\n")[0].split())
     lines = [f"would run {config.task}: {about}"]
     if out := getattr(config, "out", None):
-        amount = config.amount()
-        lines.append(f"makes: {amount} in {out}" if amount else f"folder: {out}")
+        lines.append(f"folder: {out}")
     if prompt := " ".join(getattr(config, "prompt", "").split()):
         lines.append(f"prompt: {prompt}")
     if describe := getattr(getattr(config, "prior", None), "describe", None):

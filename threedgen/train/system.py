@@ -24,7 +24,6 @@ from threedgen.train.checkpoint_file import CheckpointData
 from threedgen.train.muon import Muon
 
 METRICS_KEY, SECONDS_KEY = "metrics", "seconds"
-WEIGHT_DECAY = 0.01
 
 
 class System(pl.LightningModule):
@@ -104,15 +103,17 @@ class System(pl.LightningModule):
         self.previous_seconds = checkpoint[SECONDS_KEY]
 
     options: Any  # config section with the optimizer options
+    rate: Scheduled | None = None  # learning rate; None: options.learning_rate
+    weight_decay = 0.01
 
     def configure_optimizers(self) -> Any:
         """Build AdamW for all parameters, or Muon if `options.optimizer` selects it, and a learning rate schedule."""
-        o = self.options
-        betas = getattr(o, "betas", BETAS)
+        o, decay = self.options, self.weight_decay
+        betas, rate = getattr(o, "betas", BETAS), o.learning_rate if self.rate is None else self.rate
         if getattr(o, "optimizer", "adamw") == "adamw":
-            return self.adamw(self.parameters(), o.learning_rate, weight_decay=WEIGHT_DECAY, betas=betas)
-        muon = Muon(self.parameters(), 1.0, betas, weight_decay=WEIGHT_DECAY, elementwise=self.elementwise())
-        return self.scheduled(muon, o.learning_rate)
+            return self.adamw(self.parameters(), rate, weight_decay=decay, betas=betas)
+        muon = Muon(self.parameters(), 1.0, betas, weight_decay=decay, elementwise=self.elementwise())
+        return self.scheduled(muon, rate)
 
     def elementwise(self) -> Iterable[torch.Tensor]:
         """Return parameters with two or more dimensions that AdamW must update instead of Muon, such as embeddings."""

@@ -130,13 +130,6 @@ def test_wrong_prompts_are_skipped_and_reported(
     assert command("configs=[good]", "seeds=[0]", "out=other") == 2 and not Path("other").exists()
 
 
-def test_dry_run_counts_the_objects(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command("configs=[good]", "--dry-run") == 0 and not Path("run").exists()
-    assert "\nmakes: 2 prompts x 1 config x 2 seeds = 4 objects in run\n" in capsys.readouterr().out
-    assert cli.main(["--config", "batch", "prompts=prompts.txt", "configs=[good]", "--dry-run", "threads=1"]) == 0
-    assert "x 1 seed = 2 objects in outputs/batch/run\n" in capsys.readouterr().out and not Path("outputs").exists()
-
-
 def test_job_key_depends_on_the_config_alone() -> None:
     Path("prompts.txt").write_text("a blue dog\n")
     one = plan(load("batch", ["prompts=prompts.txt", "configs=[sds-toybox]", "overrides=[trainer.max_steps=7]"]))

@@ -108,11 +108,11 @@ def test_generate_from_python(
     path = tiny_generate(tmp_path)
     run = threedgen.generate(prompt="a blue cat", config=path, quiet=quiet, out=tmp_path / "cat", **values())
     assert isinstance(run, Run) and run.folder == tmp_path / "cat" and run.status == "finished"
-    for file in (run.mesh, run.turntable, run.views, run.summary, run.report):
+    for file in map(run.file, ("mesh.glb", "turntable.mp4", "views.png", "summary.json", "report.html")):
         assert file is not None and file.parent == run.folder and file.stat().st_size > 100
     output = capsys.readouterr()
     shown = ("distilling at 12 px: 2/2", "turntable: ", "surface: 1/1", "page: 1/1")
-    assert run.preview is None and all((phase in output.err) is not quiet for phase in shown), output.err
+    assert run.file("preview.png") is None and all((phase in output.err) is not quiet for phase in shown), output.err
     assert output.out.startswith("weights: ") is not quiet and len(output.out.splitlines()) == (not quiet)
     assert config.load(run.folder / "config.yaml").prompt == "a blue cat"
     before = snapshot(run.folder)
@@ -153,17 +153,6 @@ def test_generate_raises_for_a_failed_run(tmp_path: Path, monkeypatch: pytest.Mo
         threedgen.generate("a cat", tiny_generate(tmp_path), out=tmp_path / "run")
 
 
-def test_run_has_an_html_representation(tmp_path: Path) -> None:
-    folder = tmp_path / "<b>"
-    folder.mkdir()
-    bare = Run(folder, "failed")._repr_html_()
-    assert "failed" in bare and "<b>" not in bare and "<img" not in bare
-    (folder / "views.png").write_bytes(b"image")
-    (folder / "report.html").write_text("page")
-    shown = Run(folder, "finished")._repr_html_()
-    assert "data:image/png;base64,aW1hZ2U=" in shown and "&lt;b&gt;/report.html" in shown
-
-
 @pytest.mark.parametrize("terminal", [False, True])
 def test_print_result_shows_the_url_on_a_terminal(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, terminal: bool
@@ -182,7 +171,7 @@ def test_generate_on_a_gpu(precision: str, dtype: str, tmp_path: Path) -> None:
     trainer = TINY["trainer"] | {"accelerator": "gpu", "precision": precision}
     config = tiny_generate(tmp_path, prior={"weights": str(prior_folder()), "dtype": dtype})
     run = threedgen.generate("a red dog", config, out=tmp_path / "run", trainer=trainer)
-    assert run.status == "finished" and run.mesh is not None
+    assert run.status == "finished" and run.file("mesh.glb") is not None
 
 
 def test_empty_field_gives_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -190,5 +179,5 @@ def test_empty_field_gives_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     nothing = {"name": "ngp", "density_blob": "none", "density_bias": -100.0, "width": 8}
     field = nothing | {"encoding": TINY["field"]["encoding"]}
     run = threedgen.generate("a red dog", tiny_generate(tmp_path), out=tmp_path / "run", field=field, **values())
-    assert run.status == "finished" and run.mesh is None and run.views is not None
+    assert run.status == "finished" and run.file("mesh.glb") is None and run.file("views.png") is not None
     assert len(read_summary(run.folder)["notes"]) == 1 and "no solid object" in caplog.text

@@ -21,7 +21,6 @@ from threedgen.evaluation.samples import read_views, write_views
 from threedgen.geometry.images import enlarge_small, to_uint8
 from threedgen.geometry.views import NovelViewSampler, Views
 from threedgen.run.arrays import evenly_spaced
-from threedgen.run.metrics import csv_table
 from threedgen.run.seeding import numpy_generator
 from threedgen.run.threads import set_threads
 from threedgen.train.task import Task
@@ -35,7 +34,6 @@ FIGURES = {
     "psnr": "PSNR, dB", "mean_psnr": "PSNR of the mean image", "ssim": "SSIM", "tsed": "TSED",
     "true_psnr": "PSNR to the true views", "true_ssim": "SSIM to the true views",
 }  # fmt: skip
-COLUMNS = ("scene", "row", *FIGURES, "consistent_pairs", "pairs", "matches", "fit_seconds")
 RESAMPLES = 2000
 KID_SUBSET = 1000
 SHEET_SCENES = 8
@@ -173,8 +171,7 @@ class Consistency(Evaluation[ConsistencyConfig, Job, Json]):
 within one protocol and settings. In brackets 95 % bootstrap intervals over the scenes. TSED: {MIN_MATCHES} matches,
 {MAX_ERROR:g} pixels. Definitions: docs/consistency.md."""
         whole = f"# 3D consistency\n\n{text}\n\n{about}\n"
-        tables = {"consistency.csv": csv_table(rows, COLUMNS)}
-        write_report(self.task, "consistency", figures, whole, text, tables, {"scenes": len(scenes)})
+        write_report(self.task, "consistency", figures, whole, text, summary={"scenes": len(scenes)})
 
     def summary(self, scores: Sequence[Json]) -> Json:
         found: Json = {"scenes": len(scores)}
@@ -232,5 +229,5 @@ def strip(scene: Scene, views: Views) -> np.ndarray:
     return to_uint8(views.images[[*scene.condition, *chosen]])
 
 
-FILES = ("consistency.csv", "sheet.png", "views.png")
+FILES = ("sheet.png", "views.png")
 run = evaluation_task(Consistency, "consistency.md", FILES)

@@ -38,7 +38,7 @@ from .report import READINGS, Reader, Result, method_row, write_janus_report
 logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=MeteredConfig)
 Asset = TypeVar("Asset")
-FILES = ("report.html", "methods.csv", "assets.csv")
+FILES = ("report.html",)
 MESH = "mesh.glb"
 
 

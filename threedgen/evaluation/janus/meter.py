@@ -167,14 +167,12 @@ class MeterErrors(Evaluation[MeteredConfig, tuple[str, ColouredMesh], KnownObjec
     def report(self, rows: list[KnownObject]) -> None:
         config, rates = self.config, self.rates(rows)
         rings = [self.meter.evaluate(one.correct.sides) for one in rows]
-        glued = [self.meter.evaluate(one.two_fronted.sides) for one in rows]
         right = share([view for ring in rings for view in ring.right])
         figures = rates.plain() | {
             "direction_accuracy": right.plain(),
             "meter": config.meter.model_dump(mode="json"),
             "truth": config.truth.model_dump(mode="json"),
             "seed": config.seed,
-            "doubts": {"good": [ring.doubt for ring in rings], "glued": [ring.doubt for ring in glued]},
         }
         shares = {
             "false alarms, correct objects": rates.alarms,

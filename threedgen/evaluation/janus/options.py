@@ -15,7 +15,7 @@ from threedgen.config.sections import RunConfig
 from threedgen.data.options import MESHES
 from threedgen.evaluation.options import CLIP_WEIGHTS, FRONT_THRESHOLD
 from threedgen.run.folder import user_path
-from threedgen.run.options import WorkersConfig, format_product
+from threedgen.run.options import WorkersConfig
 from threedgen.systems.batch.jobs import Job, check_prompts, job, object_config
 
 if TYPE_CHECKING:
@@ -139,11 +139,6 @@ class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
     def plan(self) -> Plan:
         prompts = self.prompts or front_objects().prompts(self.toybox, self.seed)
         return make_plan(self.methods, self.overrides, prompts, self.seeds)
-
-    def amount(self) -> str:
-        plan = self.plan()
-        methods = len(self.methods) - len(plan.refused)
-        return format_product(prompt=len(plan.prompts), method=methods, seed=len(self.seeds))
 
     def notes(self) -> list[str]:
         return [*super().notes(), *self.plan().notes()]

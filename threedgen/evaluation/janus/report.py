@@ -2,7 +2,6 @@
 
 RUN/looks/                   classified views of each asset; a finished one is not classified again
 RUN/report.html              tables with all views; report.md and report.json have the same content
-RUN/methods.csv, assets.csv  a line per method and per asset
 """
 
 import hashlib
@@ -35,8 +34,6 @@ from threedgen.geometry.images import write_png
 from threedgen.geometry.mesh_file import MAX_BYTES
 from threedgen.geometry.picture_file import load_image
 from threedgen.run.disk import write_json, writing
-from threedgen.run.folder import flat
-from threedgen.run.metrics import csv_table
 from threedgen.run.text import clean
 from threedgen.train.task import Task
 from threedgen.viewer.page import data_uri, jpeg, page
@@ -60,7 +57,7 @@ class Result:
         folder: folder of the run, or name of the files with the classified views.
         state: "seen" (evaluated), "empty" (nothing to render), "unreadable", "failed" (its run failed) or "missing"
             (not made yet). Only assets with the state "seen" have values from ``fronts`` to ``likeness``.
-        fronts: number of fronts. `RingResult` explains ``doubt``, ``shown`` and ``right``.
+        fronts: number of fronts. `RingResult` explains ``shown`` and ``right``.
         sides: probabilities (V, 4) of front, left, back and right in each view.
         likeness: mean similarity of the views to each prompt of the benchmark.
         seconds, memory_mib: duration and peak memory of the run that made the object.
@@ -73,7 +70,6 @@ class Result:
     state: str
     reason: str = ""
     fronts: int | None = None
-    doubt: float | None = None
     shown: tuple[bool, ...] = ()
     right: tuple[bool, ...] = ()
     sides: Sequence[Sequence[float]] = ()
@@ -209,15 +205,8 @@ def write_janus_report(
         left_out=left_out,
         count=sum(result.state == "seen" for result in results),
     )
-    tables = {
-        "methods.csv": csv_table(
-            [{key.replace(".", "_"): cell for key, cell in flat(row).items() if cell != {}} for row in rows]
-        ),
-        "assets.csv": csv_table([asset_line(result) for result in results]),
-        "report.html": html,
-    }
     with writing(task.folder / "report.html"):
-        write_report(task, "report", figures, text, text, tables)
+        write_report(task, "report", figures, text, text, {"report.html": html})
 
 
 def explanation(config: MeteredConfig, rates: ErrorRates | None, free: bool) -> list[str]:
@@ -255,11 +244,6 @@ def notes(row: Json, results: Sequence[Result]) -> list[str]:
     counts = ", ".join(f"{n} {STATES[state]}" for state, n in row["states"].items() if state != "seen")
     found = (counts, row["reason"], *(result.reason for result in results))
     return list(dict.fromkeys(sentence for sentence in found if sentence))
-
-
-def asset_line(result: Result) -> Json:
-    views = {"views": len(result.sides), "right_views": sum(result.right), "front_views": sum(result.shown)}
-    return {key: value for key, value in result.plain().items() if not isinstance(value, list)} | views
 
 
 def strip(folder: Path, result: Result) -> tuple[Markup | None, list[tuple[str, bool, bool]]]:

@@ -29,13 +29,11 @@ class RingResult:
 
     Attributes:
         fronts: largest number of views that show a front and are pairwise more than 90 degrees apart.
-        doubt: highest front threshold in [0, 1] at which the object has two fronts.
         shown: for each view, whether it shows a front.
         right: for each view, whether the classifier finds the side that the camera sees; see `directions`.
     """
 
     fronts: int
-    doubt: float
     shown: tuple[bool, ...]
     right: tuple[bool, ...]
 
@@ -57,7 +55,6 @@ def classify_ring(sides: Floats, azimuth: Floats, threshold: float, free: bool =
     curve = front_curve(sides)
     return RingResult(
         fronts=front_count(curve, threshold),
-        doubt=doubt(curve),
         shown=tuple((curve >= threshold).tolist()),
         right=tuple(directions(np.asarray(sides).argmax(1), azimuth, free).tolist()),
     )
@@ -99,18 +96,6 @@ def front_count(front: Floats, threshold: float) -> int:
                 count, last = count + 1, angle
         most = max(most, count)
     return most
-
-
-def doubt(front: Floats) -> float:
-    """Return the highest threshold at which `front_count` is two or more; 0 if there is none.
-
-    It is the largest min(front_i, front_j) over all pairs of views that are more than 90 degrees apart. ``front`` (V,)
-    has the smoothed front probabilities of evenly spaced views.
-    """
-    front, index = np.asarray(front, float), np.arange(len(front))
-    steps = np.abs(index[:, None] - index)
-    angle = np.minimum(steps, len(front) - steps) * (2 * pi / len(front))
-    return float(np.where(angle > MIN_ANGLE + 1e-6, np.minimum(front[:, None], front), 0.0).max())
 
 
 def directions(sides: NDArray[np.integer], azimuth: Floats, free: bool = False) -> NDArray[np.bool_]:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.run.folder import user_path
-from threedgen.run.options import WorkersConfig, format_product
+from threedgen.run.options import WorkersConfig
 
 
 class BatchConfig(WorkersConfig):
@@ -38,9 +38,6 @@ class BatchConfig(WorkersConfig):
         if not found:
             raise ConfigError("should have a prompt in each line, and is empty", "prompts", self.prompts)
         return list(found)
-
-    def amount(self) -> str:
-        return format_product(prompt=len(self.lines()), config=len(self.configs), seed=len(self.seeds))
 
     def check(self) -> None:
         from .jobs import check_prompts, plan, wrong_jobs

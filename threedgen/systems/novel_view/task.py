@@ -5,12 +5,11 @@ noisy one in one step, first with the true condition and then with that of anoth
 PSNR. A model that ignores its condition has no gap, but can be good in every other metric.
 
 RUN/bank/           cache of views, encoded if the model works on latents; safe to delete
-RUN/gap.csv         result of the gap test by step and noise level
 RUN/samples.png     held-out scenes: condition, sampled views and true views
 RUN/model/          averaged weights; the option `sampler.weights` of other tasks takes this folder
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from math import log
 from pathlib import Path
@@ -42,7 +41,7 @@ from threedgen.guidance.novel_view.xunet import LatentPairs, XUNet
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.arrays import Array
 from threedgen.run.cache import digest
-from threedgen.run.disk import write_atomic, writing
+from threedgen.run.disk import writing
 from threedgen.run.dtypes import autocast_bf16
 from threedgen.run.seeding import generator, seed_networks
 from threedgen.train.status import Status
@@ -123,14 +122,6 @@ def gap_test(
     return [Gap(a, fidelity(pairs.x, level), fidelity(shuffled, level)) for a, level in levels.items()]
 
 
-def write_gaps(path: Path, step: int, gaps: Sequence[Gap]) -> None:
-    """Append the results of a step to a CSV file; rows of this and later steps, from a killed run, are removed."""
-    before = path.read_text(encoding="utf-8").splitlines()[1:] if path.is_file() else []
-    lines = [line for line in before if int(line.partition(",")[0]) < step]
-    lines += [f"{step},{g.alpha_bar:g},{g.true:.3f},{g.shuffled:.3f},{g.gap:.3f}" for g in gaps]
-    write_atomic(path, "\n".join(["step,alpha_bar,true,shuffled,gap", *lines, ""]))
-
-
 def once_around(views: Views, count: int) -> Views:
     """Return at most `count` views in order of azimuth, evenly spaced in this order."""
     position = views.cameras.position
@@ -198,7 +189,7 @@ class PairSystem(AveragedSystem):
         return self.scheduled(optimizer, rate_factor(o.warmup / self.examples, o.decay, self.max_steps))
 
     def validate(self, step: int, folder: Path) -> None:
-        """Write gap.csv, model/ and samples.png, all with the averaged weights."""
+        """Write model/ and samples.png, and set the metrics of the gap test, all with the averaged weights."""
         bank = self.bank
         count = bank.held_out // bank.source.n_families * bank.source.n_families
         held_out = np.arange(bank.train, bank.train + count)  # one pair of each scene, always the same
@@ -206,15 +197,12 @@ class PairSystem(AveragedSystem):
             with self.autocast():
                 pairs = self.load_pairs(held_out, self.numpy_rng(0, "held-out pairs"))
                 gaps = gap_test(self.model, pairs, GAP_LEVELS, self.rng(0, "gap test"), bank.source.n_families)
-            write_gaps(folder / "gap.csv", step, gaps)
             one = gaps[GAP_LEVELS.index(LOGGED_LEVEL)]
-            self.metrics = {"gap": one.gap, "psnr_true": one.true, "psnr_shuffled": one.shuffled}
+            levels = {f"gap_{gap.alpha_bar:g}": gap.gap for gap in gaps}
+            self.metrics = {"gap": one.gap, "psnr_true": one.true, "psnr_shuffled": one.shuffled} | levels
             folders.save(self.model, folder / "model", cameras(bank))
             with self.autocast():
                 self.write_sheet(folder / "samples.png")
-
-    def remove_validation(self, step: int, folder: Path) -> None:
-        write_gaps(folder / "gap.csv", step, ())
 
     def write_sheet(self, path: Path) -> None:
         """Write two rows per held-out scene: condition and sampled views, condition and true views."""
@@ -303,4 +291,4 @@ def bank(config: TrainThreeDiMConfig, model: XUNet | LatentPairs, folder: Path) 
     return PairBank(folder, source, size, config.data.held_out, *encoder)
 
 
-run = partial(run_task, train, result="model", files=("model/config.json", "gap.csv", "samples.png"))
+run = partial(run_task, train, result="model", files=("model/config.json", "samples.png"))

@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from threedgen.config import registry
@@ -58,7 +57,6 @@ SAVED: dict[str, object] = {"k": 3, "neighbours": "ring"}
 EXTRA: dict[Variant, Extra] = {"panorama": "nothing", "outpaint": "mask", "depth": "depth"}
 """Input that the 2D model of each variant takes beside the noisy latents."""
 KEPT_GEOMETRIES = 64
-WEIGHT_DECAY = 0.01
 SHEET_SCENES, SHEET_STEPS = 2, 30
 
 
@@ -120,9 +118,6 @@ class SingleViewSystem(MVDiffusionSystem):
         t, noise = (x.flatten(0, 1) for x in self.sample_noise(step, z[:, None].shape, self.rng(step, "diffusion")))
         condition = {"extra": None if extra is None else extra.to(self.device)}
         return Batch(z, t, noise, self.model.encode_prompt(captions), condition)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return self.adamw(self.parameters(), self.options.learning_rate, weight_decay=WEIGHT_DECAY)
 
 
 def sample_views(

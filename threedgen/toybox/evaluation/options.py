@@ -172,9 +172,6 @@ class Evaluate3DConfig(RunConfig):
     overrides: tuple[str, ...] = Field((), description="key=value overrides of that config")
     prompts: int = Field(30, ge=1, le=1000, description="held-out prompts, of different nouns as far as possible")
 
-    def amount(self) -> str:
-        return f"{self.prompts} objects by {self.config}"
-
     def check(self) -> None:
         load_task("config", "generate", self.config, self.overrides, {"prompt": "a dog"})
         super().check()

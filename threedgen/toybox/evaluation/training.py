@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -40,7 +39,6 @@ ACCESSORY_WEIGHT = 4.0
 """Loss weight of accessories relative to other parts. Accessories are rare and small."""
 N_VIEW = 2
 CALIBRATION_OBJECTS, TEST_OBJECTS = 500, 1000
-WEIGHT_DECAY = 0.02
 BLOCK, BLOCKS, WINDOW = 8, 4, 256
 """Objects per block, blocks per batch (a new one and earlier ones), and steps from which earlier blocks are reused."""
 
@@ -57,10 +55,11 @@ class ClassifierSystem(System):
 
     result: str
     shown: tuple[str, ...]
+    weight_decay = 0.02
 
     def __init__(self, config: TrainProbeConfig | TrainIdentityConfig, net: nn.Module, rate: Scheduled) -> None:
         super().__init__(config)
-        self.config, self.net, self.rate = config, net, rate
+        self.config, self.options, self.net, self.rate = config, None, net, rate
 
     def start(self) -> None:
         """Load the initial weights of a new run. Raises ConfigError if they are missing or do not fit."""
@@ -80,9 +79,6 @@ class ClassifierSystem(System):
 
     def augmented(self, x: Tensor, step: int) -> Tensor:
         return augment(x, self.rng(step, "augment")).to(self.device)
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return self.adamw(self.parameters(), self.rate, weight_decay=WEIGHT_DECAY)
 
 
 def train(kind: Callable[[Any], ClassifierSystem], task: Task) -> Status:

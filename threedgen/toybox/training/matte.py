@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -39,8 +38,6 @@ LATENT_NOISE = 0.25
 """Maximum standard deviation of the noise on latents."""
 AUTOENCODER = "toybox-base"
 """Model whose VAE decodes the images."""
-WEIGHT_DECAY = 0.001
-RATE = {"0%": 0.0, "3%": 2e-3, "40%": 2e-3, "100%": 1e-5}
 FRESH, JUMBLES, MEASURED = 3, 0.1, 256
 """Number of new images per step, share of images of random solids, and maximum number of images of the evaluation."""
 
@@ -90,6 +87,7 @@ class MatteSystem(System):
     """LightningModule that trains a `Matte` to predict the opacity of images."""
 
     stage = "matte"
+    rate, weight_decay = {"0%": 0.0, "3%": 2e-3, "40%": 2e-3, "100%": 1e-5}, 0.001
 
     def __init__(self, config: TrainMatteConfig, images: MatteImages) -> None:
         super().__init__(config)
@@ -106,9 +104,6 @@ class MatteSystem(System):
         loss = F.binary_cross_entropy_with_logits(logits, opacity)
         self.metrics = {"wrong": float((logits.detach().sigmoid() - opacity).abs().mean())}
         return loss
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return self.adamw(self.parameters(), RATE, weight_decay=WEIGHT_DECAY)
 
 
 def augment(x: Tensor, rng: torch.Generator) -> Tensor:

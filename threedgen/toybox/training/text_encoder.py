@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,8 +24,6 @@ from threedgen.train.system import System
 
 from .options import WordsConfig
 
-WEIGHT_DECAY = 0.05
-RATE = {"0%": 0.0, "5%": 1e-3, "60%": 1e-3, "100%": 2e-5}
 PICTURES, FRESH = 16_384, 16
 """Number of distinct images, and number of new images per step."""
 TEXT_WIDTH, TEXT_LAYERS, TEXT_HEADS, MAX_TOKENS = 128, 3, 4, 32
@@ -113,6 +110,7 @@ class TextEncoderSystem(System):
     """LightningModule that trains a text encoder in place, to match the cached latents `bank` with their captions."""
 
     stage = "text encoder"
+    rate, weight_decay = {"0%": 0.0, "5%": 1e-3, "60%": 1e-3, "100%": 2e-5}, 0.05
 
     def __init__(
         self,
@@ -145,6 +143,3 @@ class TextEncoderSystem(System):
         pairs = torch.arange(len(chosen), device=self.device)
         self.metrics = {"matched": float((logits.detach().argmax(1) == pairs).float().mean())}
         return (F.cross_entropy(logits, pairs) + F.cross_entropy(logits.T, pairs)) / 2
-
-    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        return self.adamw(self.parameters(), RATE, weight_decay=WEIGHT_DECAY)
