@@ -82,7 +82,7 @@ def test_python_api(tmp_path: Path) -> None:
         'run = threedgen.generate(prompt="a red car", config="quick-toybox", out="car", '
         'preview={"steps": 1}, trainer={"max_steps": 2}, '
         'export={"enabled": False})\n'
-        "print(run.folder, run.status, run.file(\"views.png\").name)\n"
+        'print(run.folder, run.status, run.file("views.png").name)\n'
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -7,7 +7,7 @@ interpolation. Then it has two key frames as conditions, and n - 2 frames betwee
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -70,11 +70,8 @@ class Walk(Protocol):
         ...
 
 
-class Entry(NamedTuple):
-    """Entry of consecutive key frames: index of their walk, and index of the first of them in the walk's `keys`."""
-
-    walk: int
-    first: int
+Entry = tuple[int, int]
+"""Entry of consecutive key frames: index of their walk, and index of the first of them in the walk's `keys`."""
 
 
 class WalkScenes:
@@ -112,8 +109,8 @@ class WalkScenes:
 
     def scene(self, index: int) -> SceneViews:
         if self.entries is not None:
-            walk = self.walks[self.entries[index].walk]
-            return walk.views(window(walk, self.n_view, self.entries[index].first))
+            number, first = self.entries[index]
+            return self.walks[number].views(window(self.walks[number], self.n_view, first))
         rng, walk = numpy_generator(self.seed, index, "walks"), self.walks[index % len(self.walks)]
         if self.n_view > 2 and len(walk.keys) > 1 and rng.random() < self.between:
             views = walk.views(between_keys(walk, self.n_view, rng))
@@ -152,4 +149,4 @@ def between_keys(walk: Walk, n_view: int, rng: np.random.Generator) -> list[int]
 
 def windows(walks: Sequence[Walk], n_view: int) -> list[Entry]:
     """Divide the key frames of each walk into entries of `n_view` consecutive key frames; the rest are dropped."""
-    return [Entry(k, i) for k, walk in enumerate(walks) for i in range(0, len(walk.keys) - n_view + 1, n_view)]
+    return [(k, i) for k, walk in enumerate(walks) for i in range(0, len(walk.keys) - n_view + 1, n_view)]

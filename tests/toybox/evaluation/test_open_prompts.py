@@ -16,8 +16,8 @@ def test_cases_have_no_colour_and_paired_accessories() -> None:
     assert len(cases["agreement"]) == len({case.spec.noun for case in cases["agreement"]}) == 24
     assert len(cases["variety"]) == 6 * 12
     for worn, plain in zip(cases["worn"], cases["plain"], strict=True):
-        assert worn.spec.part in NOUNS[worn.spec.noun].wears and worn.spec.part in worn.prompt
-        assert plain.spec.noun == worn.spec.noun and plain.seed == worn.seed and not plain.spec.part
+        assert worn.spec.part in NOUNS[worn.spec.noun].wears and worn.spec.part in worn.caption
+        assert plain.spec.noun == worn.spec.noun and plain.index == worn.index and not plain.spec.part
     assert {case.spec.part for case in cases["worn"]} == set(ACCESSORIES)
     assert not any(case.spec.colour or case.spec.part_colour for group in cases.values() for case in group)
 

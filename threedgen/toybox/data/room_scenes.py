@@ -9,7 +9,7 @@ import torch
 import trimesh
 
 from threedgen.data.options import SceneSplit
-from threedgen.data.scene_views import Entry, SceneViews, WalkScenes
+from threedgen.data.scene_views import SceneViews, WalkScenes
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import to_linear
 from threedgen.geometry.panorama import SKYBOX, cameras, ring, rotation
@@ -181,7 +181,7 @@ def room_paths(config: RoomPathsConfig, seed: int = 0, split: SceneSplit = "trai
     rooms = f"seed {seed}, {split}, clutter {o.clutter:g}"
     description = f"toy rooms, {rooms}, {o.height} x {o.width} px, {o.fov:g} deg, overlap {OVERLAP:g}"
     if split == "test":
-        return WalkScenes(walks, o.views, description, entries=[Entry(k, 0) for k in range(len(walks))])
+        return WalkScenes(walks, o.views, description, entries=[(k, 0) for k in range(len(walks))])
     return WalkScenes(walks, o.views, description, seed, o.between)
 
 

@@ -23,7 +23,7 @@ from .options import ToyboxScenesConfig
 
 @dataclass(frozen=True)
 class Case:
-    """Held-out combination of noun, colour and part. ``index`` is its number in the held-out toybox."""
+    """Held-out combination of noun, colour and part. ``index`` is its number in the held-out toybox, or a seed."""
 
     index: int
     spec: Spec

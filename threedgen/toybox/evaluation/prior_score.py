@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,11 +33,11 @@ from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.run.arrays import Array, evenly_spaced
 from threedgen.run.seeding import numpy_generator
 from threedgen.toybox.data.pictures import FourSides
-from threedgen.toybox.world.grammar import ACCESSORIES, NOUNS, Spec, caption
+from threedgen.toybox.world.grammar import ACCESSORIES, NOUNS, Spec
 from threedgen.toybox.world.toybox import OpenToybox, build, render_orbit
 from threedgen.train.task import Task
 
-from .held_out import held_out_cases
+from .held_out import Case, held_out_cases
 from .options import MATTE, EvaluatePriorConfig
 from .probe import Probe, combine_views
 from .report import Judged, judge_case, write_judged
@@ -48,18 +47,9 @@ LOW_DISTANCE = 15
 """Maximum Lab distance between the views of an object that count as equal in colour."""
 
 
-class OpenCase(NamedTuple):
-    spec: Spec
-    seed: int
-
-    @property
-    def prompt(self) -> str:
-        return caption(self.spec)
-
-
-Cases = dict[str, list[OpenCase]]
+Cases = dict[str, list[Case]]
 """Open prompts by purpose: "agreement" of colours across views; nouns with an accessory ("worn") and without it
-("plain"); "variety" between seeds.
+("plain"); "variety" between seeds. The index of a case is the seed of its sample.
 """
 
 
@@ -73,19 +63,19 @@ def open_cases(nouns: int, seeds: int) -> Cases:
     for k in range(nouns):
         accessory = list(ACCESSORIES)[k % len(ACCESSORIES)]
         able = [word for word in vocabulary if accessory in NOUNS[word].wears]
-        worn.append(OpenCase(Spec(able[7 * k % len(able)], part=accessory), k))
+        worn.append(Case(k, Spec(able[7 * k % len(able)], part=accessory)))
     few = spread[:: max(1, nouns // VARIETY_NOUNS)][:VARIETY_NOUNS]
     return {
-        "agreement": [OpenCase(Spec(word), k) for k, word in enumerate(spread)],
+        "agreement": [Case(k, Spec(word)) for k, word in enumerate(spread)],
         "worn": worn,
-        "plain": [OpenCase(Spec(case.spec.noun), case.seed) for case in worn],
-        "variety": [OpenCase(Spec(word), k) for word in few for k in range(seeds)],
+        "plain": [Case(case.index, Spec(case.spec.noun)) for case in worn],
+        "variety": [Case(k, Spec(word)) for word in few for k in range(seeds)],
     }
 
 
-def true_views(case: OpenCase, azimuth: Array, size: int, seed: int) -> Array:
+def true_views(case: Case, azimuth: Array, size: int, seed: int) -> Array:
     """Render a random object of the prompt from azimuths (V,) in radians, as images (V, size, size, 3) in [0, 1]."""
-    rng = numpy_generator(seed, case.seed, f"open truth {case.prompt}")
+    rng = numpy_generator(seed, case.index, f"open truth {case.caption}")
     return render_orbit(build(case.spec, rng), azimuth, np.deg2rad(15), size).rgb
 
 
@@ -128,7 +118,7 @@ def is_present(probe: Probe, views: Array, word: str) -> bool:
     return float(answers.part[probe.labels.words.index(word)]) > probe.threshold
 
 
-def _variety(probe: Probe, matte: Matte, cases: Sequence[OpenCase], views: Sequence[Array]) -> dict[str, float]:
+def _variety(probe: Probe, matte: Matte, cases: Sequence[Case], views: Sequence[Array]) -> dict[str, float]:
     """Measure how much the seeds of a noun vary, and return the mean over the nouns.
 
     colour_entropy is the entropy of the colour names in bits. shape_distance is 1 - IoU of the masks of view 0.
@@ -240,14 +230,14 @@ counts as right within 15 degrees of its quarter."""
     def open_prompts(self) -> tuple[str, Json]:
         config, cases = self.config, open_cases(self.config.open_nouns, VARIETY_SEEDS)
         every = [case for group in cases.values() for case in group]
-        prompts = [case.prompt for case in every]
+        prompts = [case.caption for case in every]
         azimuth = np.arange(4) * np.pi / 2
 
         def metadata(indices: range) -> dict[str, str]:
-            return {"prior": self.sampler, "open": "\n".join(f"{prompts[k]} {every[k].seed}" for k in indices)}
+            return {"prior": self.sampler, "open": "\n".join(f"{prompts[k]} {every[k].index}" for k in indices)}
 
         c2w = ring_poses((azimuth, float(np.deg2rad(15)))).expand(len(every), 4, 4, 4)
-        numbers = [case.seed for case in every]
+        numbers = [case.index for case in every]
         views = self.sample(prompts, c2w, numbers, "open prompt", metadata, "open", config.from_noise) / np.float32(255)
         truth = [true_views(case, azimuth, views.shape[2], config.seed) for case in every]
         figures = measure(self.probe, Matte.load(MATTE), cases, list(views), truth)
