@@ -85,35 +85,14 @@ def test_missing_weights_name_file_download_and_alternative(place: Path, capsys:
     assert [path.name for path in place.iterdir()] == ["tiny.yaml"]
 
 
-def flip(folder: Path) -> None:
-    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    data = bytearray(file.read_bytes())
-    data[-50] ^= 1
-    file.write_bytes(data)
-
-
-def pointer(folder: Path) -> None:
-    (folder / "vae" / "diffusion_pytorch_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
-
-
-def other_architecture(folder: Path) -> None:
-    file = folder / "unet" / "config.json"
-    file.write_text(file.read_text().replace('"cross_attention_dim": 24', '"cross_attention_dim": 32'))
-    (folder / "SHA256SUMS").unlink()
-
-
-@pytest.mark.parametrize(
-    ("damage", "said"), [(flip, ("damaged", "SHA-256")), (pointer, ("git lfs pull",)), (other_architecture, ("UNet",))]
-)
-def test_damaged_prior_is_refused(
-    place: Path, capsys: pytest.CaptureFixture[str], damage: Any, said: tuple[str, ...]
-) -> None:
+def test_git_lfs_pointer_is_refused_before_the_run(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(prior_folder(), place / "prior")
-    damage(place / "prior")
+    (place / "prior" / "vae" / "diffusion_pytorch_model.safetensors").write_text(
+        "version https://git-lfs.github.com/spec/v1"
+    )
     words = ["--config", "tiny.yaml", "prompt=a red dog", "prior.weights=prior", "-q"]
-    mistake(capsys, *words, said=said)
-    if damage is pointer:  # the others are found when all bytes are read
-        assert not (place / "outputs").exists()
+    mistake(capsys, *words, said=("git lfs pull",))
+    assert not (place / "outputs").exists()
 
 
 class Malicious:
@@ -124,13 +103,9 @@ class Malicious:
         return os.mkdir, (str(self.marker),)
 
 
-@pytest.mark.parametrize("how", ["torch", "html"])
-def test_file_without_weights_is_not_opened(place: Path, capsys: pytest.CaptureFixture[str], how: str) -> None:
+def test_file_without_weights_is_not_opened(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, marker = place / "model.pt", place / "executed"
-    if how == "torch":
-        torch.save({"model": Malicious(marker)}, file)
-    else:
-        file.write_bytes(b"<!DOCTYPE html>")
+    torch.save({"model": Malicious(marker)}, file)
     words = ("prior.weights=model.pt", f"prior.tokenizer={folder('weights') / 'toybox-prior'}", "-q")
     mistake(capsys, "--config", "tiny.yaml", *words, said=("model.pt",))
     assert not marker.exists() and not (place / "outputs").exists()
@@ -143,25 +118,17 @@ def checkpoint(**changed: Any) -> dict[str, Any]:
     return {"state_dict": state, "global_step": 3} | whole | changed
 
 
-@pytest.mark.parametrize("how", ["other", "code", "config"])
+@pytest.mark.parametrize("how", ["other", "config"])
 def test_checkpoint_that_does_not_fit_is_refused(place: Path, capsys: pytest.CaptureFixture[str], how: str) -> None:
     made = config.load("tiny.yaml", ["warm_start.share=0", "preview.enabled=false"])
-    folder, marker = place / "run", place / "executed"
+    folder = place / "run"
     (folder / "checkpoints").mkdir(parents=True)
     runs.write_config(folder, made)
     file = folder / "checkpoints" / LAST
-    if how == "code":
-        torch.save(checkpoint(extra=Malicious(marker)), file)
-    else:
-        write(checkpoint(config_yaml=config.dump(made).replace("seed: 0", "seed: 5") if how == "config" else ""), file)
-    said = {
-        "other": "the checkpoint is of another architecture: ",
-        "code": "Python objects (posix.mkdir)" if os.name == "posix" else "Python objects",
-        "config": "seed: 5 -> 0",
-    }
-    before = file.read_bytes()
+    write(checkpoint(config_yaml=config.dump(made).replace("seed: 0", "seed: 5") if how == "config" else ""), file)
+    said, before = {"other": "another architecture: ", "config": "seed: 5 -> 0"}, file.read_bytes()
     mistake(capsys, "--resume", "run", "-q", said=(said[how],))
-    assert not marker.exists() and file.read_bytes() == before
+    assert file.read_bytes() == before
 
 
 ODD = [

@@ -169,11 +169,24 @@ TENSORS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _torch(path: Path, rng: random.Random) -> str:
-    tree = torch.load(path, weights_only=True)
-    change = mutate(tree, rng)
-    torch.save(tree, path)
+def _tree(read: Callable[[Path], Any], write: Callable[[Any, Path], object]) -> Callable[[Path, random.Random], str]:
+    """Return a function that mutates one value of a file."""
+
+    def change(path: Path, rng: random.Random) -> str:
+        tree = read(path)
+        change = mutate(tree, rng)
+        write(tree, path)
+        return change
+
     return change
+
+
+def _read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _safetensors(path: Path, rng: random.Random) -> str:
@@ -198,13 +211,6 @@ def _safetensors(path: Path, rng: random.Random) -> str:
     return change
 
 
-def _json(path: Path, rng: random.Random) -> str:
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    change = mutate(tree, rng)
-    path.write_text(json.dumps(tree), encoding="utf-8")
-    return change
-
-
 def _lines(path: Path, rng: random.Random) -> str:
     """Mutate one line of a JSON lines file."""
     lines = path.read_text(encoding="utf-8").splitlines()
@@ -213,13 +219,6 @@ def _lines(path: Path, rng: random.Random) -> str:
     change = mutate(holder, rng)
     lines[k] = json.dumps(holder[0])
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return change
-
-
-def _yaml(path: Path, rng: random.Random) -> str:
-    tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    change = mutate(tree, rng)
-    path.write_text(yaml.safe_dump(tree, allow_unicode=True), encoding="utf-8")
     return change
 
 
@@ -279,7 +278,12 @@ def _glb(path: Path, rng: random.Random) -> str:
 
 
 KINDS: dict[str, Callable[[Path, random.Random], str]] = {
-    ".pt": _torch, ".safetensors": _safetensors, ".json": _json, ".jsonl": _lines, ".yaml": _yaml,
-    ".txt": _text, ".png": _image, ".jpg": _image, ".glb": _glb,
+    ".pt": _tree(lambda path: torch.load(path, weights_only=True), torch.save),
+    ".json": _tree(lambda path: json.loads(_read_text(path)), lambda tree, path: _write_text(json.dumps(tree), path)),
+    ".yaml": _tree(
+        lambda path: yaml.safe_load(_read_text(path)),
+        lambda tree, path: _write_text(yaml.safe_dump(tree, allow_unicode=True), path),
+    ),
+    ".safetensors": _safetensors, ".jsonl": _lines, ".txt": _text, ".png": _image, ".jpg": _image, ".glb": _glb,
 }  # fmt: skip
 """File suffix -> change of the data in the file. Of checkpoints only bytes are changed: runs write their own."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from tests.support.kept_folder import kept_folder
@@ -20,6 +21,7 @@ from threedgen import cli, config
 from threedgen.config import ConfigError
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights.meta_networks import meta_networks
+from threedgen.run.folder import flat
 from threedgen.run.metrics import read_summary
 from threedgen.systems.draw.options import OrbitConfig, SampleConfig
 from threedgen.systems.generate.options import GenerateConfig
@@ -141,36 +143,38 @@ def test_sd15_config_differs_only_in_the_weights() -> None:
     assert other["prior"] == plain["prior"] | {"weights": NAMES["sd15"]}
 
 
+REFERENCE = """
+distillation: {guidance_scale: 50, recon_std_rescale: 0.5, timestep_per: batch}
+optimizer: {name: adamw, encoding: 0.01, networks: 0.001, background: 0.001}
+trainer: {max_steps: 10000, precision: 16-mixed, gradient_clip_val: null, val_check_interval: 200}
+march: {alpha_threshold: 0.01, early_stop: 0.0001, samples: 512}
+field:
+  density_blob: blob_magic3d
+  density_blob_std: 0.5
+  encoding: {log2_hashmap_size: 19, base_resolution: 16, per_level_scale: 1.447269237440378}
+occupancy: {resolution: 32, threshold: 0.01}
+background: {random_probability: 0.5}
+camera:
+  {fov_range: [15, 60], distance_range: [0.8, 1], relative_distance: true, elevation_range: [0, 30], n_view: 4,
+   progressive_until: 0, camera_perturb: 0, center_perturb: 0, up_perturb: 0}
+result: {turntable: {n_view: 120, height: 512, elevation: 15, distance: 3, fov: 40}}
+seed: 0
+"""
+
+
 def test_sd21_config_has_the_reference_values() -> None:
     """MVDream-threestudio's configs/mvdream-sd21.yaml"""
     made: GenerateConfig = loaded("mvdream-sd21")
-    schedules = {name: getattr(made.distillation, f"{name}_step_percent") for name in ("min", "max")}
-    at = {
-        name: [config.at(values, s, made.trainer.max_steps) for s in (0, 4000, 9000)]
-        for name, values in schedules.items()
-    }
-    assert at["min"] == pytest.approx([0.98, 0.5, 0.02]) and at["max"] == pytest.approx([0.98, 0.74, 0.5])
+    found, reference = flat(config.plain(made)), flat(yaml.safe_load(REFERENCE))
+    assert {key: found[key] for key in reference} == reference
+    for name, values in (("min", [0.98, 0.5, 0.02]), ("max", [0.98, 0.74, 0.5])):
+        schedule = getattr(made.distillation, f"{name}_step_percent")
+        assert [config.at(schedule, s, made.trainer.max_steps) for s in (0, 4000, 9000)] == pytest.approx(values)
     assert [piecewise_constant(made.size, s, 10_000) for s in (0, 4999, 5000, 9999)] == [64, 64, 256, 256]
     assert [piecewise_constant(made.scenes_per_step, s, 10_000) for s in (0, 4999, 5000)] == [2, 2, 1]
-    assert made.distillation.guidance_scale == 50 and made.distillation.recon_std_rescale == 0.5
-    assert made.optimizer.name == "adamw" and made.optimizer.encoding == 0.01 and made.optimizer.networks == 0.001
-    assert made.trainer.max_steps == 10_000 and made.trainer.precision == "16-mixed"
-    assert made.march.alpha_threshold == 0.01 and made.march.early_stop == 1e-4 and made.march.samples == 512
-    assert made.field.encoding.log2_hashmap_size == 19 and made.background.random_probability == 0.5
     assert made.negative_prompt.startswith("ugly") and made.negative_prompt.endswith(
         "quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, bad proportions"
     )
-    camera = made.camera
-    assert camera.fov_range == (15, 60) and camera.distance_range == (0.8, 1.0) and camera.relative_distance
-    assert camera.elevation_range == (0, 30) and camera.n_view == 4 and camera.progressive_until == 0
-    assert (camera.camera_perturb, camera.center_perturb, camera.up_perturb) == (0, 0, 0)
-    table = made.result.turntable
-    assert (table.n_view, table.height, table.elevation, table.distance, table.fov) == (120, 512, 15, 3, 40)
-    assert made.optimizer.background == 0.001 and made.trainer.gradient_clip_val is None and made.seed == 0
-    assert made.field.encoding.base_resolution == 16 and made.field.encoding.per_level_scale == 1.447269237440378
-    assert made.field.density_blob == "blob_magic3d" and made.field.density_blob_std == 0.5
-    assert made.occupancy is not None and made.occupancy.resolution == 32 and made.occupancy.threshold == 0.01
-    assert made.distillation.timestep_per == "batch" and made.trainer.val_check_interval == 200
 
 
 def test_preview_has_the_reference_values() -> None:
