@@ -5,10 +5,20 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from threedgen.config.optional import require
 from threedgen.config.sections import RunConfig
+
+
+def _distinct(values: tuple[object, ...]) -> tuple[object, ...]:
+    if repeated := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"should name {repeated[0]!r} once")
+    return values
+
+
+DISTINCT = AfterValidator(_distinct)
+"""Validator of options whose values must differ."""
 
 
 class WorkersConfig(RunConfig):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from threedgen.config import Config, ConfigError, registry
 from threedgen.config.errors import did_you_mean, nearest, short
@@ -15,7 +15,7 @@ from threedgen.config.sections import RunConfig
 from threedgen.data.options import MESHES
 from threedgen.evaluation.options import CLIP_WEIGHTS, FRONT_THRESHOLD
 from threedgen.run.folder import user_path
-from threedgen.run.options import WorkersConfig
+from threedgen.run.options import DISTINCT, WorkersConfig
 from threedgen.systems.batch.jobs import Job, check_prompts, job, object_config
 
 if TYPE_CHECKING:
@@ -118,23 +118,17 @@ def asset_files(folder: Path, suffixes: tuple[str, ...] = MESHES) -> list[Path]:
 class JanusBenchmarkConfig(MeteredConfig, WorkersConfig):
     """Make objects of prompts x methods x seeds and measure the Janus rate of each method."""
 
-    methods: tuple[str, ...] = Field(
+    methods: Annotated[tuple[str, ...], DISTINCT] = Field(
         METHODS, min_length=1, description="configs that make an object of a prompt, each with optional overrides"
     )
     overrides: tuple[str, ...] = Field((), description="key=value overrides of all methods")
-    prompts: tuple[str, ...] = Field((), description="objects with one clear front; default: held-out toybox prompts")
+    prompts: Annotated[tuple[str, ...], DISTINCT] = Field(
+        (), description="objects with one clear front; default: held-out toybox prompts"
+    )
     toybox: int = Field(36, ge=1, le=1000, description="number of held-out toybox prompts if `prompts` is empty")
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field(
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], DISTINCT] = Field(
         (0, 1, 2), min_length=1, description="seeds of each prompt and method"
     )
-
-    @model_validator(mode="after")
-    def _unique(self) -> JanusBenchmarkConfig:
-        for key in ("methods", "prompts", "seeds"):
-            values = getattr(self, key)
-            if repeated := [value for value in values if values.count(value) > 1]:
-                raise ValueError(f"{key} should name each one once (got {repeated[0]!r} twice)")
-        return self
 
     def plan(self) -> Plan:
         prompts = self.prompts or front_objects().prompts(self.toybox, self.seed)

@@ -4,30 +4,26 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import read_text
 from threedgen.run.folder import user_path
-from threedgen.run.options import WorkersConfig
+from threedgen.run.options import DISTINCT, WorkersConfig
 
 
 class BatchConfig(WorkersConfig):
     """Objects for all combinations of prompt, config and seed, with a gallery page."""
 
     prompts: str = Field("", description="text file with one prompt per line; # starts a comment")
-    configs: tuple[str, ...] = Field(("mvdream-toybox",), min_length=1, description="configs, with key=value changes")
-    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = Field((0,), min_length=1, description="seeds of each")
+    configs: Annotated[tuple[str, ...], DISTINCT] = Field(
+        ("mvdream-toybox",), min_length=1, description="configs, with key=value changes"
+    )
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0, lt=2**63)], ...], DISTINCT] = Field(
+        (0,), min_length=1, description="seeds of each"
+    )
     overrides: tuple[str, ...] = Field((), description="key=value changes of all configs")
     strict: bool = Field(False, description="stop at a prompt without known nouns; off: skip it, report it at the end")
-
-    @model_validator(mode="after")
-    def _unique(self) -> BatchConfig:
-        for key in ("configs", "seeds"):
-            values = getattr(self, key)
-            if twice := [value for value in values if values.count(value) > 1]:
-                raise ValueError(f"{key} should name each one once (got {twice[0]!r} twice)")
-        return self
 
     def lines(self) -> list[str]:
         """Return the distinct prompts of the file in order. Raises ConfigError if there are none."""

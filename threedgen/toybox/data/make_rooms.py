@@ -22,8 +22,6 @@ from threedgen.geometry.images import to_uint8, write_depth
 from threedgen.geometry.warp import to_opencv
 from threedgen.run.arrays import Array
 from threedgen.run.disk import atomic_folder, write_atomic
-from threedgen.run.interrupts import Interrupts
-from threedgen.run.progress import Count
 from threedgen.toybox.options import MakeToyRoomsConfig, RoomPanoramasConfig, RoomPathsConfig
 from threedgen.train.task import Task, run_task
 
@@ -53,15 +51,14 @@ class Job(NamedTuple):
 
 def make(task: Task) -> None:
     config, all_jobs = task.config, list(jobs(task.config))
-    with Interrupts() as interrupts, Count("scenes", len(all_jobs), task.quiet) as count:
+    with task.track_progress("scenes", len(all_jobs)) as on_step:
         for job in all_jobs:
-            interrupts.raise_if_stopped()
+            on_step()
             kind = Path(FOLDER) if job.kind == "panorama" else Path(SCANNET, job.split)
             target = task.folder / kind / job.name
             if not target.is_dir():
                 with atomic_folder(target) as folder:
                     (write_panorama if job.kind == "panorama" else write_walk)(folder, config, job)
-            count.add(1, job.name)
     for split in SPLITS:
         names = [job.name for job in all_jobs if job[:2] == ("panorama", split)]
         if names:

@@ -17,8 +17,6 @@ from threedgen.data.srn.reader import write_instance
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.poses import orbit_c2w, square_pixels
 from threedgen.geometry.views import Views
-from threedgen.run.interrupts import Interrupts
-from threedgen.run.progress import Count
 from threedgen.run.seeding import numpy_generator
 from threedgen.toybox.options import MakeSRNToyboxConfig, ToyboxPairsConfig
 from threedgen.toybox.world import nouns  # noqa: F401  (registers the recipes)
@@ -173,13 +171,12 @@ class Job(NamedTuple):
 
 def make(task: Task) -> None:
     config, every = task.config, list(jobs(task.config))
-    with Interrupts() as interrupts, Count("scenes", len(every), task.quiet) as count:
+    with task.track_progress("scenes", len(every)) as on_step:
         for job in every:
-            interrupts.raise_if_stopped()
+            on_step()
             target = task.folder / f"{job.family}_{job.split}" / job.name
             if not target.is_dir():
                 write_instance(target, scene(config, job))
-            count.add(1, job.name)
     folders = dict.fromkeys(f"{job.family}_{job.split}" for job in every)
     task.summarise(scenes=len(every), files=folders)
 

@@ -16,8 +16,6 @@ from threedgen.config.errors import ConfigError, did_you_mean, nearest
 from threedgen.geometry.images import grid, write_png
 from threedgen.run.disk import write_atomic
 from threedgen.run.folder import slug
-from threedgen.run.interrupts import Interrupts
-from threedgen.run.progress import Count
 from threedgen.run.text import say
 from threedgen.toybox.options import ToyboxSheetConfig
 from threedgen.toybox.world.grammar import COLOURS, NOUNS, Spec, caption, held_out
@@ -82,9 +80,9 @@ def run_sheet(config: ToyboxSheetConfig, resume: Path | None = None, quiet: bool
 def make(task: Task) -> None:
     config, rows = task.config, [("file", "caption")]
     box = Toybox(config.seed, config.split, style=config.style)
-    with Interrupts() as interrupts, Count("assets", config.count, task.quiet) as count:
+    with task.track_progress("assets", config.count) as on_step:
         for index in range(config.first, config.first + config.count):
-            interrupts.raise_if_stopped()
+            on_step()
             asset = box.asset(index)
             file = f"{index // 1000:03d}/{index:05d}-{slug(asset.caption)[:-9][:40].strip('-')}.glb"
             rows.append((file, asset.caption))
@@ -92,7 +90,6 @@ def make(task: Task) -> None:
                 path.parent.mkdir(exist_ok=True)
                 vertices, faces, colours, _ = asset.mesh()
                 write_atomic(path, glb(vertices[faces], colours))
-            count.add(1, asset.caption)
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows(rows)
     write_atomic(task.folder / "captions.csv", text.getvalue())
