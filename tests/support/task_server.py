@@ -214,7 +214,8 @@ def serve() -> None:
     from threedgen.run import dtypes
 
     dtypes.bf16_cpu = lambda: False  # the same bytes on all CPUs
-    threedgen.toybox.training.system.SHEET_PROMPTS = ("a red dog",)
+    small = threedgen.toybox.training.system
+    small.SHEET_PROMPTS, small.BATCH, small.FIRST = ("a red dog",), 4, 8
     torch.set_num_threads(1)
     _load_kernels()
     toy_run.serve(_run)
