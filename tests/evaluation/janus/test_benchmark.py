@@ -110,12 +110,11 @@ def test_mistakes_are_found_before_any_work(
     assert not log() and not Path("run").exists()
 
 
-def test_dry_run_counts_objects_and_names_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_names_what_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
     method("weights", "trouble: weights")
     assert cli.main(words("prompts=[a red car, a red ball]", "--dry-run", methods="[good, weights]")) == 0
     text = capsys.readouterr().out
-    assert "1 prompt x 1 method x 2 seeds = 2 objects" in text and not Path("run").exists()
-    assert "'a red ball'" in text and "weights (" in text
+    assert "'a red ball'" in text and "weights (" in text and not Path("run").exists()
 
 
 def test_plan_of_the_shipped_benchmark() -> None:

@@ -65,7 +65,7 @@ def test_panorama_files(capsys: pytest.CaptureFixture[str]) -> None:
     assert found.files == tuple(f"views/{n}.png" for n in range(8)) and set(found.prompts) == {"a red house"}
     assert found.cameras.K[7, 0].tolist() == pytest.approx([8, 0, 8]) and not found.cameras.position.any()
     assert found.cameras.c2w[2, :3, 2].tolist() == pytest.approx([0, 1, 0], abs=1e-6)  # the third looks to the right
-    scene = FolderScenes(Path("run"), depth=False, captions=True).scene(0)
+    scene = FolderScenes(Path("run"), depth=False).scene(0)
     assert scene.captions == found.prompts and np.array_equal(to_uint8(scene.views.images[3]), views("run")[3])
     height, width = pixels("run/panorama.png").shape[:2]
     summary = json.loads(Path("run/summary.json").read_text())

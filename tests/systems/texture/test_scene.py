@@ -63,7 +63,7 @@ def test_room_is_sampled_and_textured(capsys: pytest.CaptureFixture[str]) -> Non
     assert not check_glb(Path("run", "scene.glb").read_bytes(), Expected(texture=64, scene=True))
     with Image.open("run/depth/0004.png") as image:
         assert image.mode.startswith("I") and 500 < np.asarray(image).mean() < 5000
-    views = FolderScenes(Path("."), depth=True, captions=True).scene(0)
+    views = FolderScenes(Path("."), depth=True).scene(0)
     assert len(views) == 9 and set(views.captions) == {"a red house"} and views.depth.shape == (9, 16, 20)
     # lost frames are sampled again, and only these
     before = frames()
