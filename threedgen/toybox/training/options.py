@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from threedgen.config import Config, Scheduled
 from threedgen.config.errors import ConfigError
 from threedgen.config.registry import Component
-from threedgen.config.sections import CheckpointConfig, Fovs, TrainerConfig
+from threedgen.config.sections import CheckpointConfig, Fovs, Positives, TrainerConfig
 from threedgen.data.assets.options import AssetsConfig
 from threedgen.run.folder import user_path
 from threedgen.systems.train.options import (
@@ -146,6 +146,7 @@ class TrainPriorConfig(TrainConfig):
     open_captions: bool = Field(False, description="captions with some colours or none and up to two parts")
     scattered: Share = Field(0.0, description="share of objects with independent cameras; open captions only")
     fov_range: Fovs = Field((35.0, 45.0), description="range of fields of view, degrees")
+    distance_range: Positives = Field((0.9, 1.0), description="range of camera distances, in 1 / tan(fov / 2)")
     training: MultiviewDiffusionConfig = MultiviewDiffusionConfig()
     trainer: TrainerConfig = default_trainer(24_000)
 

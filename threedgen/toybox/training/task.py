@@ -129,7 +129,7 @@ def train_prior(task: Task) -> Status:
     coarse = base.coarse if config.coarse is None else train_coarse(task, base, config.coarse)
     seed_networks(seed, "camera")
     prior = multiview_model(base, coarse, config.attention, config.rotary)
-    view = View(fov=config.fov_range)
+    view = View(fov=config.fov_range, relative_distance=config.distance_range)
     if config.open_captions:
         world: Toybox = OpenToybox(seed, "train", view, o.variation, config.scattered)
     else:
