@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import trimesh
 
-from threedgen.export.shape.mesh import TexturedMesh, place_on_ground
+from threedgen.export.shape.mesh import TexturedMesh, placed, placement
 from threedgen.export.shape.unwrap import unwrap
 from threedgen.geometry.images import png
 
@@ -36,7 +36,7 @@ def textured(body: trimesh.Trimesh | None = None, size: int = 256) -> tuple[Text
     colour = np.stack(np.broadcast_arrays(ramp[:, None], ramp[None], np.uint8(40)), axis=-1)
     flat = np.broadcast_to(np.array([128, 128, 255], np.uint8), (size, size, 3))
     orm = np.broadcast_to(np.array([255, 255, 0], np.uint8), (size, size, 3))
-    return place_on_ground(mesh.vertices).mesh(mesh), Textures(colour, flat, orm)
+    return placed(mesh, *placement(mesh.vertices)), Textures(colour, flat, orm)
 
 
 def files(textures: Textures) -> dict[str, bytes]:

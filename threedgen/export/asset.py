@@ -15,7 +15,7 @@ from threedgen.export.files.obj_usdz import obj_zip, usdz_bytes
 from threedgen.export.options import ENGINES, AssetConfig
 from threedgen.export.renders import FOV, spiral_cameras
 from threedgen.export.shape.from_field import FieldView
-from threedgen.export.shape.mesh import Mesh, TexturedMesh, place_on_ground
+from threedgen.export.shape.mesh import Mesh, TexturedMesh, placed, placement
 from threedgen.export.shape.simplify import simplify, simplify_level
 from threedgen.export.shape.topology import area_vectors, topology, weld
 from threedgen.export.shape.unwrap import unwrap
@@ -104,8 +104,8 @@ def make_asset(
                     "allow no fewer. Use it as it is, or remove it from lods"
                 )
     metadata = {**(gltf_extras or {}), **dense.info, "triangles": len(low.faces), "preset": config.preset}
-    placement = place_on_ground(low.vertices, config.height)
-    levels = {title: placement.mesh(mesh) for title, mesh in levels.items()}
+    pivot, scale = placement(low.vertices, config.height)
+    levels = {title: placed(mesh, pivot, scale) for title, mesh in levels.items()}
     finest = levels[name]
     with asset.timed("write"):
         pngs = dict[str, dict[str, bytes]]()
@@ -141,7 +141,7 @@ def make_asset(
     asset.figures |= {
         "topology": asdict(body) | {"volume": round(body.volume, 6)},
         "levels": {title: len(mesh.faces) for title, mesh in levels.items()},
-        "placement": {"pivot": placement.pivot.tolist(), "scale": placement.scale},
+        "placement": {"pivot": pivot.tolist(), "scale": scale},
         "size_m": {"wide": wide, "high": high, "deep": deep},
     }
     return asset

@@ -18,7 +18,7 @@ from tests.support.textured_box import Textures, files, textured
 from threedgen.export.asset import convex_parts, hull
 from threedgen.export.files.glb import textured_glb_bytes, to_gltf_axes
 from threedgen.export.files.obj_usdz import obj_zip, usdz_bytes
-from threedgen.export.shape.mesh import TexturedMesh, place_on_ground, vertex_tangents
+from threedgen.export.shape.mesh import TexturedMesh, placed, placement, vertex_tangents
 from threedgen.export.shape.topology import topology
 
 MESH, TEXTURES = textured()
@@ -80,14 +80,14 @@ def test_textured_glb_is_deterministic_and_omits_missing_textures() -> None:
     assert codes(alone) == set()
 
 
-def test_place_on_ground_sets_pivot_and_height() -> None:
+def test_placement_sets_pivot_and_height() -> None:
     moved = MESH.vertices * 3 + np.float32([5, -2, 7])
     body = dataclasses.replace(MESH, vertices=moved)
-    placed = place_on_ground(moved, 1.7).mesh(body).vertices
-    low, high = placed.min(0), placed.max(0)
+    points = placed(body, *placement(moved, 1.7)).vertices
+    low, high = points.min(0), points.max(0)
     assert low[2] == pytest.approx(0, abs=1e-6) and high[2] == pytest.approx(1.7, abs=1e-5)
     assert np.allclose(low[:2], -high[:2], atol=1e-5)
-    assert np.allclose(np.ptp(place_on_ground(moved).mesh(body).vertices, axis=0), np.ptp(moved, axis=0), atol=1e-5)
+    assert np.allclose(np.ptp(placed(body, *placement(moved)).vertices, axis=0), np.ptp(moved, axis=0), atol=1e-5)
 
 
 def test_obj_zip_has_mesh_material_and_textures(tmp_path: object) -> None:

@@ -33,27 +33,21 @@ class TexturedMesh:
     offset: tuple[float, ...] = (0.0, 0.0, 0.0)  # of vertices far from the origin; the translation of the GLB's node
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Transform from field space to asset space: x' = scale * (x - pivot). Axes are unchanged."""
+def placement(vertices: Array, height: float | None = None) -> tuple[Array, float]:
+    """Return pivot (3,) and scale that move vertices (V, 3) to the ground: x' = scale * (x - pivot).
 
-    pivot: Array  # (3,) float64, point of the field that becomes the origin
-    scale: float  # metres per field unit
-
-    def mesh(self, mesh: TexturedMesh) -> TexturedMesh:
-        """Transform the vertices of a mesh to asset space; normals, tangents and UVs are unchanged."""
-        points = (mesh.vertices.astype(np.float64) - self.pivot) * self.scale
-        return replace(mesh, vertices=points.astype(np.float32))
-
-
-def place_on_ground(vertices: Array, height: float | None = None) -> Placement:
-    """Return the placement that moves vertices (V, 3) to the ground: box centre on the z axis, lowest point at z = 0.
-
-    `height` is the size of the placed mesh along z, in metres; None: one field unit is one metre.
+    The centre of the bounding box is then on the z axis, and the lowest point at z = 0. `height` is the size of the
+    placed mesh along z, in metres; None: one field unit is one metre.
     """
     low, high = vertices.min(axis=0).astype(np.float64), vertices.max(axis=0).astype(np.float64)
     pivot = np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, low[2]])
-    return Placement(pivot, 1.0 if height is None else height / max(float(high[2] - low[2]), 1e-30))
+    return pivot, 1.0 if height is None else height / max(float(high[2] - low[2]), 1e-30)
+
+
+def placed(mesh: TexturedMesh, pivot: Array, scale: float) -> TexturedMesh:
+    """Move a mesh to scale * (vertices - pivot), computed in float64; normals, tangents and UVs are unchanged."""
+    points = (mesh.vertices.astype(np.float64) - pivot) * scale
+    return replace(mesh, vertices=points.astype(np.float32))
 
 
 def vertex_normals(vertices: Array, faces: Array) -> Array:
