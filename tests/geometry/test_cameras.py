@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from threedgen.geometry.cameras import Cameras, Projection, geometry_control, ray_control, view_rays
-from threedgen.geometry.poses import look_at, orbit_c2w
+from threedgen.geometry.cameras import Cameras, Projection
+from threedgen.geometry.poses import look_at
 from threedgen.geometry.rigs import orbit
 
 FIXED = settings(derandomize=True, deadline=None, max_examples=60)
@@ -85,19 +85,3 @@ def test_with_size_scales_pixels_and_select_keeps_projection(parallel):
     part = cameras.select(slice(4, 7)).to("cpu")
     assert len(part) == 3 and torch.equal(part.c2w, cameras.c2w[4:7])
     assert torch.equal(part.projection.K, cameras.projection.K[4:7]) and part.projection.parallel == parallel
-
-
-def test_view_rays_of_orbit_point_against_position() -> None:
-    c2w = orbit_c2w(torch.tensor([0.0, 0.6]), torch.tensor([0.0, 2.0]), torch.tensor([1.5, 3.0]))
-    rays = view_rays(c2w)
-    torch.testing.assert_close(rays[:, :3], -rays[:, 3:], atol=1e-6, rtol=0)
-    torch.testing.assert_close(ray_control(rays[0]), torch.tensor([0.0, 0.5, 0.5, 1.0, 0.5, 0.5]), atol=1e-6, rtol=0)
-
-
-def test_geometry_control_scales_clamps_and_masks() -> None:
-    points = torch.tensor([-0.5, 0.25, 0.9]).expand(1, 2, 2, 3)
-    normals = torch.tensor([0.0, 0.0, -1.0]).expand(1, 2, 2, 3)
-    mask = torch.tensor([[[True, False], [False, False]]])
-    found = geometry_control(points, normals, mask)
-    torch.testing.assert_close(found[0, :, 0, 0], torch.tensor([0.0, 0.75, 1.0, 0.5, 0.5, 0.0]))
-    assert (found.flatten(2)[..., 1:] == 0.5).all()

@@ -61,15 +61,6 @@ def test_look_at_along_up_is_rigid(direction, length):
     assert float(cosine) == pytest.approx(1, abs=1e-5)
 
 
-def test_look_at_of_three_cameras_matches_single_cameras():
-    """A cross product without ``dim`` would use the batch axis if its size is 3."""
-    position = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
-    up = torch.tensor([0.0, 0.0, 1.0]).expand(3, 3)
-    batched = look_at(position, torch.zeros(3, 3), up)
-    single = torch.cat([look_at(position[i : i + 1], torch.zeros(1, 3), up[:1]) for i in range(3)])
-    assert torch.equal(batched, single)
-
-
 @FIXED
 @given(st.floats(-3, 3), st.integers(-3, 3), ELEVATIONS)
 def test_wrap_angle_keeps_the_pose(azimuth, turns, elevation):

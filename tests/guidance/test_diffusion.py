@@ -172,14 +172,6 @@ def test_guided_calls_network_once_conditional_half_first():
     torch.testing.assert_close(got, torch.full_like(x, 1 + 10 * (3 - 1)))
 
 
-def test_guided_at_scale_one_computes_only_conditional_half():
-    calls: list = []
-    x, text = torch.randn(2, 1, 2, 2).bfloat16(), (torch.full((1, 1, 1), 3.0), torch.zeros(1, 1, 1))
-    got = guided(recorder(calls), Condition(text), 1.0)(x, torch.tensor([1, 2]))
-    assert len(calls) == 1 and len(calls[0][0]) == 2 and calls[0][3] is None
-    assert got.eq(3).all() and got.dtype == torch.float32
-
-
 @pytest.mark.parametrize("strength", [0.05, 0.4, 1.0])
 def test_ddim_img2img_of_gaussian_data_returns_noisy_latents(strength: float) -> None:
     """For unit Gaussian data the probability flow is the identity."""

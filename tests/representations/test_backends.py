@@ -17,7 +17,6 @@ from threedgen.representations.backends import choose
 from threedgen.representations.hashgrid import encoding, torch_twin
 from threedgen.representations.hashgrid.encoding import HashGrid, position_gradient
 from threedgen.representations.hashgrid.torch_twin import grid_levels
-from threedgen.representations.march import backend
 from threedgen.representations.options import HashGridConfig
 from threedgen.systems.generate import task as generate_run
 from threedgen.train.task import Task
@@ -76,14 +75,9 @@ def test_choose_refuses_missing_package_and_wrong_device(name: str, monkeypatch:
     install_only(monkeypatch)
     with refused("backend", name, "pip install", "auto"):
         choose(name, GPU)
-    assert choose("torch", GPU, torch.float64) == "torch"
-
-
-def test_march_backend_refuses_numba_on_a_gpu() -> None:
-    like: Any = SimpleNamespace(device=GPU)
     with refused("backend", "numba", torch.float32, "cuda"):
-        backend(like, "numba")
-    assert backend(like, "torch").__name__.endswith("torch_twin")
+        choose("numba", GPU)
+    assert choose("torch", GPU, torch.float64) == "torch"
 
 
 @pytest.mark.parametrize(

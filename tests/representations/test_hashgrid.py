@@ -107,18 +107,6 @@ def test_torch_backend_passes_gradcheck() -> None:
     assert torch.autograd.gradgradcheck(encode, (x, grid.table))
 
 
-def test_position_gradient_equals_autograd(grid: HashGrid) -> None:
-    x = points(300).requires_grad_()
-    grad = rand_like(torch.empty(300, grid.output_dim), 5).requires_grad_()
-    (expected,) = torch.autograd.grad(grid(x), x, grad)
-    gradient = position_gradient(grid, x, grad)
-    close(gradient.detach(), expected, 1e-6)
-    first, second = torch.autograd.grad(gradient.square().sum(), (grid.table, grad), allow_unused=False)
-    assert first.abs().max() > 0 and second.abs().max() > 0
-    with torch.no_grad():
-        assert not position_gradient(grid, x, grad).requires_grad
-
-
 def test_backward_skips_position_gradient_if_unneeded(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise AssertionError("unneeded position gradient")

@@ -92,13 +92,6 @@ def test_extract_puts_the_surface_within_a_cell():
     assert np.allclose(np.linalg.norm(mesh.normals, axis=1), 1, atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [0.5, 3.0, 10.0])
-def test_extract_is_nearly_independent_of_density_scale(scale):
-    usual = solid(extract(ball(0.6), position_colour, R)).volume
-    other = solid(extract(ball(0.6, peak=60 * scale), position_colour, R)).volume
-    assert other == pytest.approx(usual, rel=0.12)
-
-
 def test_extract_ignores_haze_and_hollow_interior():
     shell, inside = ball(0.6), ball(0.5)
     hollow = lambda x: shell(x) - 0.98 * inside(x) + 1.0  # noqa: E731
@@ -207,9 +200,8 @@ def test_blur_is_the_squared_free_path_of_light(monkeypatch: pytest.MonkeyPatch)
     assert blurs == pytest.approx([0.6 / 64 * (R - 1) / 2, 0.03 * (R - 1) / 2])
 
 
-@pytest.mark.parametrize("peak", [5, 15, 60])
-def test_extract_keeps_the_size_of_a_low_density_block(peak):
-
+@pytest.mark.parametrize("peak", [5, 15, 60, 600])
+def test_extract_keeps_the_size_of_a_block_of_any_density(peak):
     mesh = extract(box((0.5, 0.4, 0.3), peak=peak), position_colour, R)
     assert np.allclose(np.abs(mesh.vertices).max(axis=0), [0.5, 0.4, 0.3], atol=0.07)
     assert solid(mesh).volume == pytest.approx(8 * 0.5 * 0.4 * 0.3, rel=0.25)

@@ -30,6 +30,7 @@ from .system import GenerateSystem
 if TYPE_CHECKING:
     from threedgen.viewer.viser_window import ViserWindow
 
+
 def optimise(
     task: Task,
     prior: Prior,
