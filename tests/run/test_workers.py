@@ -15,10 +15,8 @@ import pytest
 
 from tests.support.errors import refused
 from tests.support.worker_jobs import Job, work
-from threedgen.config import plugins, registry
+from threedgen.config import plugins
 from threedgen.config.errors import WorkerLost
-from threedgen.run import workers
-from threedgen.run.interrupts import Stopped
 from threedgen.run.options import WorkersConfig
 from threedgen.run.workers import run_jobs
 
@@ -159,10 +157,9 @@ class FakeRay:
 
     def __init__(self) -> None:
         self.options: list[Any] = []
-        self.futures: list[Future[Any]] = []
-        self.cancelled: list[tuple[Any, bool]] = []
         self.init: Callable[..., None] = lambda **options: self.options.append(options)
         self.answers: list[Any] = []
+        self.cancel: Callable[..., None] = lambda reference, force: None
 
     def remote(self, **options: Any) -> Any:
         self.options.append(options)
@@ -170,18 +167,11 @@ class FakeRay:
 
     def submitted(self, task: Any, *arguments: Any) -> Any:
         future: Future[Any] = Future()
-        self.futures.append(future)
-        answer = self.answers.pop(0) if self.answers else None
-        if isinstance(answer, Exception):
+        if answer := self.answers.pop(0) if self.answers else None:
             future.set_exception(answer)
-        elif answer is None:
+        else:
             future.set_result(task(*arguments))
         return SimpleNamespace(future=lambda: future)
-
-    def cancel(self, reference: Any, force: bool = False) -> None:
-        self.cancelled.append((reference, force))
-        if not reference.future().done():
-            reference.future().set_exception(RuntimeError("TaskCancelledError"))
 
 
 @pytest.fixture
@@ -208,13 +198,6 @@ def test_ray_options_and_retries(run: Run, fake_ray: FakeRay, monkeypatch: pytes
     assert task == {"num_cpus": 2, "num_gpus": 0.5, "max_retries": 0}
 
 
-def test_ctrl_c_cancels_ray_tasks(run: Run, fake_ray: FakeRay) -> None:
-    fake_ray.answers = ["pending", "pending"]
-    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
-    assert run([run.job(name) for name in "abc"], "ray") == 130 and not run.done and not run.failed
-    assert [force for _, force in fake_ray.cancelled[:2]] == [False, False] and len(fake_ray.futures) == 2
-
-
 def test_missing_ray_cluster_is_named(run: Run, fake_ray: FakeRay) -> None:
     def init(**options: Any) -> None:
         raise ConnectionError("no\nsuch host")
@@ -222,25 +205,6 @@ def test_missing_ray_cluster_is_named(run: Run, fake_ray: FakeRay) -> None:
     fake_ray.init = init
     with refused("address", "no such host", "'there'"):
         run([run.job("a")], "ray", address="there")
-
-
-def test_ray_task_restores_sigint() -> None:
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        answer = workers.attempt_for_ray(lambda job: signal.getsignal(signal.SIGINT), None, registry.TABLE)
-        assert answer == ("done", signal.default_int_handler)
-        assert workers.attempt_for_ray(interrupted, None, registry.TABLE) == ("stopped", 130)
-        assert workers.attempt_for_ray(stopped, None, registry.TABLE) == ("stopped", 143)
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def interrupted(job: None) -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-def stopped(job: None) -> None:
-    raise Stopped(143)
 
 
 @pytest.mark.slow

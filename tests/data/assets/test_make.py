@@ -190,10 +190,14 @@ def shard_bytes() -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(Path("run/views").glob("*.tar"))}
 
 
-def test_killed_run_makes_only_the_missing_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_and_truncated_shards_are_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     assert command("views.per_shard=1") == 0
     expected, index = shard_bytes(), Path("run/views/index.json").read_bytes()
     assert len(expected) == 3
+    truncated = Path("run/views/shard-00000.tar")
+    truncated.write_bytes(truncated.read_bytes()[:5000])
+    with refused(None, truncated):
+        Shards(Path("run/views"))
     for path in Path("run/views").glob("shard-00001.*"):
         path.unlink()
     Path("run/views/index.json").unlink()
@@ -202,17 +206,8 @@ def test_killed_run_makes_only_the_missing_shards(monkeypatch: pytest.MonkeyPatc
     real = rendering.make_shard
     monkeypatch.setattr(rendering, "make_shard", lambda job, **rest: (made.append(job.name), real(job, **rest))[1])
     assert command("views.per_shard=1") == 0
-    assert made == ["shard-00001"] and shard_bytes() == expected
+    assert made == ["shard-00000", "shard-00001"] and shard_bytes() == expected
     assert Path("run/views/index.json").read_bytes() == index and not list(Path("run").rglob("*.tmp"))
-
-
-def test_truncated_shard_is_refused_and_made_again() -> None:
-    assert command() == 0
-    path, expected = Path("run/views/shard-00000.tar"), shard_bytes()
-    path.write_bytes(path.read_bytes()[:5000])
-    with refused(None, path):
-        Shards(Path("run/views"))
-    assert command() == 0 and shard_bytes() == expected
 
 
 def test_edited_captions_renew_their_shard(folder: Path) -> None:
