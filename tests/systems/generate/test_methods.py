@@ -128,7 +128,6 @@ def test_dreamfusion_has_the_reference_values() -> None:
     assert made.loss.sparsity == 1
     o = made.optimizer
     assert (o.name, o.encoding, o.networks, o.background) == ("adam", 0.01, 0.01, 0.001)
-    assert o.betas == (0.9, 0.99) and o.eps == 1e-15
     m = made.material
     assert (m.ambient_only_steps, m.ambient, m.diffuse, m.soft_shading) == (2001, 0.1, 0.9, False)
     v = made.view_prompts
