@@ -42,4 +42,6 @@ def test_weight_favours_frontal_views() -> None:
     cosine = np.array([1.0, 0.5, 0.3, 0.1])
     valid = OBJECT_BLEND.valid(np.zeros(4), cosine, np.zeros(4))
     assert valid.tolist() == [True, True, True, False]
+    masks = np.array([1.0, 0.95, 0.9, 1.0])
+    assert OBJECT_BLEND.valid(np.zeros(4), cosine, np.zeros(4), masks).tolist() == [True, True, False, False]
     np.testing.assert_allclose(OBJECT_BLEND.weight(cosine, valid), [1, 0.125, 0.027, 0])

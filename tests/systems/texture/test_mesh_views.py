@@ -37,7 +37,7 @@ def take(cameras: Cameras, background: float = 0.5) -> tuple[Views, np.ndarray]:
     return Views(torch.from_numpy(images), cameras), masks
 
 
-def around(count: int = 10) -> Cameras:
+def around(count: int = 6) -> Cameras:
     """Return wide cameras around the origin with an off-centre principal point."""
     at = orbit(count, 0.5, 2.0, 0.7, 48, 64)
     K = at.K.clone()
@@ -64,12 +64,11 @@ def photos_of(folder: Path, opaque: bool, turn: np.ndarray | None = None, colmap
     return source, mesh, scene
 
 
-@pytest.mark.parametrize(("opaque", "colmap"), [(False, False), (True, True)])
 def test_photos_are_projected(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, opaque: bool, colmap: bool
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    photos_of(tmp_path, opaque, colmap=colmap)
+    photos_of(tmp_path, opaque=True, colmap=True)
     write_config(Path("views.yaml"), {"task": "texture", "threads": 1, "texture": 128, "rig": {"size": 64}})
     code, _, err = command.ask(capsys, "--config", "views.yaml", "mesh=a.glb", "views=scene", "out=run")
     assert code == 0, err

@@ -166,16 +166,16 @@ def place_photos(photos: PosedPhotos, mesh: TexturedMesh, frame: MeshFrame) -> t
         for world, turn in worlds.items()
     }
     some = evenly_spaced(len(photos), CHECKED_PHOTOS)
-    images, checked = views.images[some], views._replace(images=views.images[some], masks=rgba[some, ..., 3])
-    masks, index = outlines(checked)
-    with_outlines = 2 * len(index) > len(some)
+    masks, index = outlines(views._replace(images=views.images[some], masks=rgba[some, ..., 3]))
+    with_outlines, size = 2 * len(index) > len(some), masks.shape[1:]
+    images = resize(torch.from_numpy(views.images[some]), *size).numpy()
 
     def score(cameras: Cameras) -> float:
-        at = cameras.select(some)
+        at = cameras.select(some).with_size(*size)
         if with_outlines:
             return float(np.median(overlaps(mesh.vertices, mesh.faces, at.select(index), masks)))
         with suppress(ConfigError):  # no photo shows the mesh
-            made = texture_from_views(mesh, CHECK_TEXELS, at, images, views.blend)
+            made = texture_from_views(mesh, CHECK_TEXELS, at, images, views._replace(cameras=at).blend)
             return made.share * min(made.psnr, MAX_PSNR) / MAX_PSNR
         return 0.0
 
