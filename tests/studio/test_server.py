@@ -28,6 +28,7 @@ from threedgen.export.options import AssetConfig
 from threedgen.studio.errors import plain_words
 from threedgen.studio.jobs import make_job
 from threedgen.studio.options import StudioConfig
+from threedgen.studio.server import listen
 
 DOCS = Path(__file__).parents[2] / "docs" / "studio.md"
 
@@ -77,6 +78,8 @@ def test_other_hosts_need_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("THREEDGEN_TOKEN", TOKEN)
     config = StudioConfig(task="studio", host="0.0.0.0", port=0)
     config.check()
+    with refused(None, "host", "no.such.name"):
+        listen(config.model_copy(update={"host": "no.such.name"}))
     with studio(tmp_path, monkeypatch, config) as client:
         for host, status in (("10.1.2.3:80", 200), ("[::1]:80", 200), ("evil.example", 403)):
             assert client.ask(f"/{TOKEN}/api/v1/jobs", Host=host).status == status
@@ -300,8 +303,8 @@ def test_prompt_words_are_checked(client: Client) -> None:
     ("text", "shown"),
     [
         ("prior.weights: there is no such file", "prior.weights: there is no such file"),
-        ("prompt: is empty. Set it, for example prompt=\"a dog\"", "prompt: is empty."),
-        ("seed: should be positive (got -1)", "seed: should be positive"),
+        ("prompt: is empty. Set it, for example prompt=\"a dog\"", "The prompt is empty."),
+        ("seed: should be positive (got -1)", "The seed should be positive"),
         ("the disk is full. Run `python launch.py --resume x` again", "the disk is full."),
     ],
 )  # fmt: skip

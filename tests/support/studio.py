@@ -75,7 +75,7 @@ def studio(folder: Path, monkeypatch: pytest.MonkeyPatch, config: StudioConfig |
     queue = Queue(root)
     with Server(config or StudioConfig(task="studio", port=0), root, queue, TOKEN) as server:
         try:
-            yield Client(server.url, root, queue)
+            yield Client(f"http://127.0.0.1:{server.socket.getsockname()[1]}/{TOKEN}/", root, queue)
         finally:
             queue.close()
 

@@ -1,16 +1,14 @@
 """Access control of the studio's server: token, Host and Origin of every request, and headers of every response."""
 
-import ipaddress
 import secrets
 import socket
-from collections.abc import Sequence
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from threedgen.viewer.local import LOCAL_NAMES, REFUSAL
+from threedgen.viewer.local import LOCAL_NAMES, REFUSAL, is_local
 
 OWN_POLICY, RUN_POLICY = "frame-ancestors 'self'", "sandbox allow-scripts allow-downloads"
 """Content security policy of the studio's own page, and that of the files of runs."""
@@ -48,7 +46,7 @@ class Access:
             scope = {**scope, "path": f"/{rest}", "raw_path": None}
         elif scheme.lower() != "bearer" or not self._is_token(bearer.strip()):
             return await _refuse(scope, receive, send)
-        if not self._is_own(headers.getlist("host"), headers.getlist("origin")):
+        if not is_local(headers.getlist("host"), headers.getlist("origin"), self.names, self.any_address):
             return await _refuse(scope, receive, send)
 
         async def send_protected(message: Message) -> None:
@@ -62,23 +60,6 @@ class Access:
 
     def _is_token(self, text: str) -> bool:
         return secrets.compare_digest(text.encode("utf-8", "replace"), self.token.encode())
-
-    def _is_own(self, hosts: Sequence[str], origins: Sequence[str]) -> bool:
-        if len(hosts) != 1:
-            return False
-        try:
-            name = urlsplit(f"//{hosts[0]}").hostname or ""
-        except ValueError:
-            return False
-        known = name in self.names or self.any_address and _is_address(name)
-        return known and all(origin == f"http://{hosts[0]}" for origin in origins)
-
-
-def _is_address(name: str) -> bool:
-    try:
-        return bool(ipaddress.ip_address(name))
-    except ValueError:
-        return False
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send) -> None:

@@ -37,6 +37,10 @@ ROOT = "/api/v1"
 MAX_BODY_BYTES, MAX_UPLOAD_BYTES = 65_536, 64_000_000
 
 
+class Jpeg(Response):
+    media_type = "image/jpeg"
+
+
 def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> FastAPI:
     """Return the server's application for the runs in the folder `root`, which access control surrounds."""
     app = FastAPI(
@@ -141,7 +145,7 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
         """List the runs that have a result, newest first."""
         return [describe_run(record, root) for record in records(root, RUN_TASKS)[0] if record.has_result]
 
-    @app.get(f"{ROOT}/runs/{{name:path}}/files/{{file:path}}")
+    @app.get(f"{ROOT}/runs/{{name:path}}/files/{{file:path}}", response_class=FileResponse)
     def get_file(name: str, file: str) -> Response:
         """Return a file of a run."""
         path = studio.file(name, file)
@@ -149,13 +153,13 @@ def create_app(config: StudioConfig, root: Path, queue: Queue, token: str) -> Fa
         headers = {"Content-Security-Policy": RUN_POLICY}
         return FileResponse(path, headers=headers, media_type=kind or "application/octet-stream")
 
-    @app.get(f"{ROOT}/runs/{{name:path}}/image")
+    @app.get(f"{ROOT}/runs/{{name:path}}/image", response_class=Jpeg)
     def get_image(name: str) -> Response:
         """Return an image of the result, as JPEG."""
         data = best_jpeg(studio.record(name))
         if data is None:
             raise HTTPException(404, "this run has no image")
-        return Response(data, media_type="image/jpeg")
+        return Jpeg(data)
 
     @app.get(f"{ROOT}/runs/{{name:path}}/view", include_in_schema=False)
     def view(name: str) -> HTMLResponse:
@@ -204,4 +208,5 @@ def _add_error_handlers(app: FastAPI) -> None:
     def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"][1:])
-        return answer(422, f"{place}: {first['msg']}" if place else str(first["msg"]))
+        problem = str(first["msg"]).removeprefix("Value error, ")
+        return answer(422, f"{place}: {problem}" if place else problem)

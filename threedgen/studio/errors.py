@@ -2,11 +2,13 @@
 
 import re
 
-_ADVICE = re.compile(r"`|--\w|\b\w+(\.\w+)*=|\.md\b|Traceback|\bout=|\(got ")
+_ADVICE = re.compile(r"`|--\w|\b\w+(\.\w+)*=|\.(md|yaml)\b")
+_KEY = re.compile(r"^(?:\w+\.)*(\w+): (?=(?:contains|has|is|are|needs|should|was|were)\b)")
 
 
 def plain_words(text: str) -> str:
-    """Return an error message without the parts that name options, flags, commands or doc pages."""
-    sentences = re.split(r"(?<=[.;?!]) ", re.sub(r" \(got [^)]*\)+", "", text).strip())
+    """Return an error message without options, flags, commands and doc pages: "prompt: is empty. Set it, for example
+    prompt=..." becomes "The prompt is empty."."""
+    sentences = re.split(r"(?<=[.;?!]) ", re.sub(r" \(got [^()]*(\([^()]*\))?[^()]*\)", "", text).strip())
     kept = [part for part in sentences if not _ADVICE.search(part)]
-    return " ".join(kept or sentences[:1]).rstrip(";")
+    return _KEY.sub(r"The \1 ", " ".join(kept or sentences[:1])).rstrip(";")

@@ -37,8 +37,6 @@ FINISHED, CANCELLED, FAILED = "finished", "cancelled", "failed"
 LIVE = (RUNNING, STOPPING, FINISHING)
 KILL_SECONDS = 1.5
 """Seconds that a cancelled run has to save a checkpoint before it is killed."""
-VARIATIONS = (0.7, 0.85, 1.2, 1.5)
-"""Factors on the guidance scale of the first views, for objects that are like another one."""
 PROGRESS = re.compile(r"(?P<phase>[^:]+(?:: [^:]+)?): (?P<done>\d+)/(?P<total>\d+)(?:, (?P<details>.*))?")
 """Pattern of the progress lines that `threedgen.run.progress.Count` prints, such as "train: 3/100, loss 0.1"."""
 PROGRESS_ENV = {"THREEDGEN_PROGRESS_SECONDS": "1", "CI": "1", "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
@@ -67,14 +65,12 @@ def make_job(
     seed: int = 0,
     export: AssetConfig | None = None,
     files: Mapping[str, Path] | None = None,
-    variation: int = 0,
 ) -> Job:
     """Return the job that makes an object, finished if its run in the folder `root` is finished. Raises ConfigError.
 
     Args:
         export: options of the asset; unset ones are those of the config.
         files: uploaded files by config key: `image`, for an object of an image, or `mesh`, for a texture.
-        variation: 0, or 1 to 4 for an object like that of 0: the same noise, sampled with another guidance scale.
     """
     files = files or {}
     given: dict[str, Any] = {key: str(path) for key, path in files.items()}
@@ -90,8 +86,6 @@ def make_job(
         values = {"prompt": prompt, "seed": seed}
         for option in sorted(export.model_fields_set if export else ()):
             given[f"export.{option}"] = plain(export)[option]
-        if variation and (preview := getattr(config.run_config(prompt), "preview", None)) is not None:
-            given["preview.guidance_scale"] = round(preview.guidance_scale * VARIATIONS[variation - 1], 3)
         run = config.run_config(prompt, seed=seed, **given)
         key = run_job(method, run, prompt, seed).key
         values |= given
@@ -163,13 +157,21 @@ class Queue:
     def finish(self, job: Job) -> None:
         """Stop a run after its current step, then make its asset. Raises ConfigError if it has no object yet."""
         with self._lock:
-            if job.state == RUNNING and has_object(self.root / job.name):
+            if not self.can_finish(job):
+                raise ConfigError("this run has no object yet to make an asset of")
+            if job.state == RUNNING:
                 job.state, job.finish = FINISHING, True
                 self._terminate()
-            elif job.state in (CANCELLED, FAILED) and has_checkpoint(self.root / job.name):
-                self._start_again(job, finish=True)
             else:
-                raise ConfigError("this run has no object yet to make an asset of")
+                self._start_again(job, finish=True)
+
+    def can_finish(self, job: Job) -> bool:
+        """Return whether a job has not ended, but has an object: a checkpoint, or steps that a stop will save."""
+        folder = self.root / job.name
+        has_checkpoint = any((folder / CHECKPOINTS).glob("*.ckpt"))
+        if job.state == RUNNING:
+            return has_checkpoint or (folder / "metrics.jsonl").exists()
+        return job.state in (CANCELLED, FAILED) and has_checkpoint
 
     def again(self, job: Job) -> None:
         """Continue a job that was cancelled or failed. Raises ConfigError for any other job."""
@@ -251,15 +253,6 @@ class Queue:
             elif line:
                 messages.append(line)
         return process.wait()
-
-
-def has_checkpoint(folder: Path) -> bool:
-    return any((folder / CHECKPOINTS).glob("*.ckpt"))
-
-
-def has_object(folder: Path) -> bool:
-    """Return whether a run has done enough steps to have a checkpoint when it stops."""
-    return has_checkpoint(folder) or (folder / "metrics.jsonl").exists()
 
 
 def _kill(process: subprocess.Popen[str]) -> None:

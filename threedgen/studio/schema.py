@@ -20,7 +20,6 @@ class Order(BaseModel):
     seed: int = Field(0, ge=0, lt=2**53, description="another seed makes another object")
     image: FileName | None = Field(None, description="name of an uploaded image")
     mesh: FileName | None = Field(None, description="name of an uploaded mesh, which is textured")
-    variation: int = Field(0, ge=0, le=4, description="1 to 4: an object like that of 0, sampled with other guidance")
     export: AssetConfig = Field(AssetConfig(), description="asset; unset options are those of the studio's config")
 
 
@@ -46,6 +45,7 @@ class JobInfo(BaseModel):
     error: str
     image: str = Field(description="file of the run with the newest image; empty if there is none")
     finished: bool = Field(description="whether the run has a result to show")
+    can_finish: bool = Field(description="whether there is an object of which `finish` makes an asset")
 
 
 class Status(BaseModel):

@@ -5,15 +5,16 @@ import secrets
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
 
+from threedgen.config.errors import ConfigError
 from threedgen.run.disk import writing
 from threedgen.run.folder import user_path
 from threedgen.run.interrupts import Interrupts
 from threedgen.run.text import say
-from threedgen.viewer.local import free_port
 
 from .api import create_app
 from .jobs import LIVE, Queue
@@ -45,16 +46,24 @@ def run(config: StudioConfig, resume: Path | None = None, quiet: bool = False) -
     return 0
 
 
+def listen(config: StudioConfig) -> socket.socket:
+    """Return a socket that listens on the port of the config, or on any port if that one is in use."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    for port in (config.port, 0):
+        with suppress(OSError):
+            return socket.create_server((config.host, port), family=family, backlog=BACKLOG)
+    raise ConfigError("is not an address of this machine", "host", config.host)
+
+
 class Server:
     """Context with the server in a thread of its own. `url` is the address of the page, which contains the token."""
 
     def __init__(self, config: StudioConfig, root: Path, queue: Queue, token: str | None = None) -> None:
         token = token or config.own_token or secrets.token_urlsafe(16)
         self.app = create_app(config, root, queue, token)
-        family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-        self.socket = socket.create_server((config.host, free_port(config.port)), family=family, backlog=BACKLOG)
-        host, port = self.socket.getsockname()[:2]
-        self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}/{token}/"
+        self.socket = listen(config)
+        host = socket.gethostname() if config.host in ("0.0.0.0", "::") else config.host
+        self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.socket.getsockname()[1]}/{token}/"
         self.server = uvicorn.Server(
             uvicorn.Config(
                 self.app,

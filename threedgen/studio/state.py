@@ -47,8 +47,9 @@ class Studio:
     def job(self, order: Order) -> Job:
         names = {"image": order.image, "mesh": order.mesh}
         uploads = {key: self.upload(name, key) for key, name in names.items() if name is not None}
-        prompt = order.prompt if uploads and not order.prompt.strip() else normalise_prompt(order.prompt)
-        return make_job(self.config, self.root, prompt, order.seed, order.export, uploads, order.variation)
+        empty = "image" in uploads and not order.prompt.strip()
+        prompt = "" if empty else normalise_prompt(order.prompt)
+        return make_job(self.config, self.root, prompt, order.seed, order.export, uploads)
 
     def status(self) -> Status:
         """Return the state of the queue, at most half of UPDATE_SECONDS old: many clients cost as much as one."""
@@ -85,6 +86,7 @@ class Studio:
             error=plain_words(job.error),
             image=image,
             finished=finished,
+            can_finish=self.queue.can_finish(job),
         )
 
     def folder(self, name: str) -> Path:

@@ -1,9 +1,10 @@
 """Access control for servers on this machine. They answer only local requests whose path starts with a secret key."""
 
+import ipaddress
 import os
 import secrets
 import socket
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
 HOST = "127.0.0.1"
@@ -21,11 +22,17 @@ def admitted(path: str, key: str, hosts: Sequence[str], origins: Sequence[str]) 
     return rest if has_key and is_local(hosts, origins) else None
 
 
-def is_local(hosts: Sequence[str], origins: Sequence[str]) -> bool:
+def is_local(
+    hosts: Sequence[str], origins: Sequence[str], names: Collection[str] = LOCAL_NAMES, any_address: bool = False
+) -> bool:
     """Return whether a request with these Host and Origin headers comes from our own page on this machine.
 
     Any port is accepted, because ssh tunnels change it. The check of the host name prevents DNS rebinding: a foreign
     site can make its own name resolve to this machine, but the browser then sends that name and not a local one.
+
+    Args:
+        names: names and addresses of this machine.
+        any_address: accept all IP addresses as Host, for a server that other machines use.
     """
     if len(hosts) != 1:
         return False
@@ -33,7 +40,15 @@ def is_local(hosts: Sequence[str], origins: Sequence[str]) -> bool:
         name = urlsplit(f"//{hosts[0]}").hostname
     except ValueError:
         return False
-    return name in LOCAL_NAMES and all(origin == f"http://{hosts[0]}" for origin in origins)
+    known = name in names or any_address and _is_address(name or "")
+    return known and all(origin == f"http://{hosts[0]}" for origin in origins)
+
+
+def _is_address(name: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(name))
+    except ValueError:
+        return False
 
 
 def free_port(port: int) -> int:

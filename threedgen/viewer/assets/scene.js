@@ -9,12 +9,14 @@ const VERTEX = `#version 300 es
   layout(location = 4) in vec4 tangent;
   uniform mat4 camera;   // world to clip
   uniform mat3 rotation; // world to view, directions
+  uniform highp int mode;
   out vec3 viewNormal;
   out vec4 viewTangent;
   out vec4 tint;
   out vec2 texCoord;
   void main() {
     gl_Position = camera * vec4(position, 1.0);
+    if (mode == 4) gl_Position.z -= 0.002 * gl_Position.w; // wires are in front of the surface
     viewNormal = rotation * normal;
     viewTangent = vec4(rotation * tangent.xyz, tangent.w);
     tint = colour;
@@ -33,7 +35,7 @@ const FRAGMENT = `#version 300 es
   uniform sampler2D baseColour, normalMap, occlusion;
   uniform bool textured;
   uniform float normalScale, occlusionStrength;  // 0: no such texture
-  uniform int mode;      // 0 lit, 1 colour, 2 normals, 3 lit below wires, 4 wires
+  uniform highp int mode; // 0 lit, 1 colour, 2 normals, 3 lit below wires, 4 wires
   out vec4 pixel;
   vec3 toSrgb(vec3 c) {
     return mix(12.92 * c, 1.055 * pow(c, vec3(1.0 / 2.4)) - 0.055, step(vec3(0.0031308), c));
@@ -54,8 +56,8 @@ const FRAGMENT = `#version 300 es
     float open = mix(1.0, texture(occlusion, texCoord).r, occlusionStrength); // darkens the sky light only
     float sky = open * mix(0.3, 0.55, 0.5 + 0.5 * dot(normal, up));
     if (mode == 4) { // black on light surfaces, white on dark ones
-      float bright = dot(toSrgb(clamp(base * (sky + 0.55 * key), 0.0, 1.0)), vec3(0.3, 0.59, 0.11));
-      pixel = bright > 0.4 ? vec4(0.0, 0.0, 0.0, 0.45) : vec4(0.6);
+      float bright = dot(toSrgb(clamp(base, 0.0, 1.0)), vec3(0.3, 0.59, 0.11));
+      pixel = bright > 0.28 ? vec4(0.0, 0.0, 0.0, 0.45) : vec4(0.6);
       return;
     }
     float light = mode == 1 ? 1.0 : sky + 0.55 * key + 0.12 * fill;
@@ -147,10 +149,6 @@ class Scene {
     gl.enable(gl.DEPTH_TEST);
     gl.enable(gl.BLEND);
     gl.blendFunc(gl.ONE, gl.ONE_MINUS_SRC_ALPHA);
-    // the offset keeps wires in front of the surface; in other modes it would show back faces at the outline
-    gl.polygonOffset(1, 1);
-    if (view.mode === WIRES) gl.enable(gl.POLYGON_OFFSET_FILL);
-    else gl.disable(gl.POLYGON_OFFSET_FILL);
     gl.useProgram(this.program);
     gl.uniformMatrix4fv(at.camera, false, camera);
     gl.uniformMatrix3fv(at.rotation, false, rotation);

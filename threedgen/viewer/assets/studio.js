@@ -118,7 +118,14 @@
     order({ seed: Number(seed.value) });
   });
   part("four").addEventListener("click", () => orderAll([0, 1, 2, 3].map((k) => ({ seed: Number(seed.value) + k }))));
-  const moreLike = ({ prompt: text, seed: number }) => orderAll([1, 2, 3, 4].map((variation) => ({ prompt: text, seed: number, variation })));
+
+  // Order four objects of the same prompt with seeds that no run has.
+  async function moreLike({ prompt: text, seed: first }) {
+    const runs = (await send("GET", "runs")) || [], jobs = [...entries.values()].map((entry) => entry.job);
+    const used = new Set([...runs, ...jobs].filter((other) => other.prompt === text).map((other) => other.seed)), list = [];
+    for (let next = first + 1; list.length < 4; next++) if (!used.has(next)) list.push({ prompt: text, seed: next });
+    orderAll(list);
+  }
 
   async function addFile(file) {
     const stored = file && await send("PUT", `files/${encodeURIComponent(file.name)}`, file);
@@ -185,7 +192,7 @@
     picture.className = job.finished ? "result" : "";
     if (image && image !== entry.image) picture.src = image;
     for (const name of ["show", "more"]) find(`[data-does=${name}]`).hidden = !job.finished;
-    find("[data-does=finish]").hidden = !["running", "cancelled"].includes(job.state);
+    find("[data-does=finish]").hidden = !job.can_finish;
     say(find("[data-does=again]"), AGAIN[job.state] || "");
     find("[data-does=drop]").textContent = DROP[job.state] || "Clear";
     if (job.finished && LIVE.includes(entry.state)) show(job.run, job.prompt);
