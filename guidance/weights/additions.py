@@ -180,6 +180,8 @@ def add_embedding(prior: LatentDiffusion, embedding: EmbeddingFile) -> None:
         for number, row in enumerate(rows if rows is not None else ()):
             word = AddedToken(f"{token}_{number}" if number else token, single_word=True)
             add_word(tokenizer, network, word, row.float())
+        # SDXL's config says 2: the pooled text would be that of the largest token number, now that of the added word
+        getattr(network, "text_model", network).eos_token_id = tokenizer.eos_token_id
     prior.embedded_words += (token,)
 
 
