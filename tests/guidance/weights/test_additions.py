@@ -24,7 +24,7 @@ from threedgen.guidance.weights import additions
 from threedgen.guidance.weights.components import SecondText
 
 KINDS = ["sd15", "sd21", "sdxl"]
-LAYERS = ("to_q", "to_k", "to_out.0", "proj_in", "ff.net.2", "q_proj", "out_proj")
+LAYERS = ("attn2.to_q", "attn2.to_k", "proj_in", "ff.net.2", "q_proj", "out_proj")
 NO_CAMERA: dict[str, Any] = {"class_embed_type": None, "projection_class_embeddings_input_dim": None}
 
 
