@@ -205,16 +205,20 @@ def test_missing_and_damaged_probes_are_refused(tmp_path: Path, monkeypatch: pyt
 
 
 def config(out: Path, steps: int) -> TrainProbeConfig:
-    small = {"blocks": 2, "learning_rate": 1e-3}
+    small = {"learning_rate": 1e-3}
     trainer = {"max_steps": steps, "accelerator": "cpu", "val_check_interval": 0, "log_every_n_steps": 1}
     values = {"task": "train-probe", "out": str(out), "threads": 1, "network": TINY, "training": small}
     return TrainProbeConfig.model_validate(values | {"trainer": trainer, "checkpoint": {"seconds": 1000}})
 
 
-def test_resumed_training_gives_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "BLOCK", 2)
-    monkeypatch.setattr(training, "TEST_OBJECTS", 4)
-    monkeypatch.setattr(training, "CALIBRATION_OBJECTS", 20)
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"BLOCK": 2, "BLOCKS": 2, "WINDOW": 3, "TEST_OBJECTS": 4, "CALIBRATION_OBJECTS": 20}.items():
+        monkeypatch.setattr(training, name, value)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_resumed_training_gives_the_same_bytes(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert training.run_probe(config(whole, 5), quiet=True) == 0
     assert training.run_probe(config(parts, 3), quiet=True) == 0
@@ -226,9 +230,8 @@ def test_resumed_training_gives_the_same_bytes(tmp_path: Path, monkeypatch: pyte
     assert 0 <= card["accuracy"]["side"]["low"] <= card["accuracy"]["side"]["high"] <= 1
 
 
-def test_batches_reuse_blocks_with_their_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "BLOCK", 2)
-    monkeypatch.setattr(training, "WINDOW", 3)
+@pytest.mark.usefixtures("small_blocks")
+def test_batches_reuse_blocks_with_their_labels() -> None:
     system = training.ProbeSystem(config(Path("unused"), 5))
     rgb, truth = system.batch(4)
     assert rgb.shape == (8, 3, 32, 32) and len(truth.noun) == 8  # two blocks of two objects, two views each
