@@ -64,7 +64,12 @@ def fuse_lora(prior: LatentDiffusion, lora: LoraFile) -> None:
     require_finite(tensors, str(path))
     pipe = networks_of(prior)
     try:
-        pipe.load_lora_weights(fitting(pipe, tensors, peft_options(path, metadata)))
+        state = fitting(pipe, tensors, peft_options(path, metadata))
+        for prefix in {name.partition(".")[0] for name in state}:
+            if prefix == "unet":
+                pipe.load_lora_into_unet(state, None, pipe.unet)
+            else:
+                pipe.load_lora_into_text_encoder(state, None, pipe.components[prefix], prefix=prefix)
     except Exception as error:  # a ValueError of `fitting`, and what diffusers raises for other tensors: anything
         problem = str(error) if isinstance(error, ValueError) else in_a_line(error)
         base, ours = base_of(tensors, metadata), named_base(pipe.unet.config["cross_attention_dim"])
@@ -80,7 +85,7 @@ def networks_of(prior: LatentDiffusion) -> Any:
     networks = {"unet": prior.unet, "text_encoder": prior.text_encoder}
     if prior.second is not None:
         networks[loading.SECOND] = prior.second.network
-    return type("Networks", (mixin,), {"hf_device_map": None, "components": networks, **networks})()
+    return type("Networks", (mixin,), {"components": networks, **networks})()
 
 
 def peft_options(path: Path, metadata: Mapping[str, str]) -> files.Json:

@@ -21,7 +21,6 @@ FAMILIES = {
     r"(model\.diffusion_model\.)?(double_blocks|single_blocks|single_transformer_blocks|double_stream)": "FLUX",
     r"(transformer\.)?transformer_blocks\.\d+\.attn\.add_": "Stable Diffusion 3 or FLUX",
     r"(model\.diffusion_model\.)?(blocks|layers|transformer_blocks|net)\.": "a diffusion transformer",
-    r"clip_txt_mapper|effnet_mapper": "Stable Cascade",
     r"control_model\.|controlnet_cond_embedding\.|input_hint_block\.": "a ControlNet",
     r"lora_|.*[._](lora_|hada_|lokr_)|base_model\.model\.": "a LoRA, which belongs in prior.loras,",
     r"emb_params|string_to_param|clip_g$": "a textual inversion, which belongs in prior.embeddings,",

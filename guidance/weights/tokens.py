@@ -70,9 +70,8 @@ def with_all_vectors(tokenizer: PreTrainedTokenizerBase, prompt: str) -> str:
     for word in added:
         count = next(n for n in range(1, len(added) + 1) if f"{word}_{n}" not in added)
         if count > 1:
-            words = " ".join([word, *(f"{word}_{n}" for n in range(1, count))])
-            spelled = words.replace("\\", r"\\")
-            prompt = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", spelled, prompt, flags=re.IGNORECASE)
+            words = " ".join([word, *(f"{word}_{n}" for n in range(1, count))]).replace("\\", r"\\")
+            prompt = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", words, prompt, flags=re.IGNORECASE)
     return prompt
 
 
