@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -90,7 +90,7 @@ def fit(
         max_steps = checkpoint_io.checkpoint["global_step"]
     _check_space(module, checkpoints)
     guard, every = FiniteGuard(), config.trainer.val_check_interval
-    with interrupts or Interrupts() as active, deterministic_mode_restored():
+    with interrupts or Interrupts() as active, determinism(config.trainer.deterministic):
         stop = StopOnInterrupt(active)
         trainer = _trainer(
             config,
@@ -227,13 +227,15 @@ def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> 
 
 
 @contextmanager
-def deterministic_mode_restored() -> Iterator[None]:
-    """Return a context that ends the deterministic mode of torch, which Lightning's Trainer begins.
+def determinism(setting: bool | Literal["warn"]) -> Iterator[None]:
+    """Return a context with torch's deterministic mode on (True), off (False), or with warnings only ("warn").
 
     Torch then also fills new memory with NaN by default; this is turned off.
     """
     memory: Any = torch.utils.deterministic
     memory.fill_uninitialized_memory = False
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as Lightning does: cuBLAS then repeats its sums
+    torch.use_deterministic_algorithms(setting is not False, warn_only=setting == "warn")
     try:
         yield
     finally:
