@@ -52,7 +52,10 @@ class Prior(Protocol):
             the first pass has half the size. None: one pass at full size.
         guide_views: whether the unconditional branch denoises each of several views separately. The guidance then also
             amplifies the attention between views; see `Condition.single_view_uncond`.
+        half_weights: whether all weights have the type `dtype`, so that networks compute without autocast.
     """
+
+    half_weights: bool = False
 
     draft: float | None = None
     guide_views: bool = False
@@ -125,8 +128,17 @@ class Prior(Protocol):
         return tokens.read_prompt(getattr(self, "tokenizer", None), prompt)
 
     def autocast(self) -> torch.autocast:
-        """Return the context manager in which networks compute in `dtype`; it does nothing for float32."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+        """Return the context in which networks compute in `dtype`; off for float32 and after `cast_networks`."""
+        return torch.autocast(
+            self.device.type, self.dtype, enabled=self.dtype != torch.float32 and not self.half_weights
+        )
+
+    def cast_networks(self, lora: bool = False) -> None:
+        """Cast the weights to `dtype` on a GPU, where autocast would cast every frozen weight at each call.
+
+        `lora`: a LoRA is trained on the UNet, so normalisation layers keep float32 and networks compute under autocast.
+        """
+        return
 
     def resized(self, rgb: Tensor) -> Tensor:
         """Resize images (B, H, W, 3) in [0, 1] to (B, 3, s, s) in [-1, 1] on the prior's device; s = `image_size`."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from threedgen.config import ConfigError
 from threedgen.config.errors import within
+from threedgen.run.memory import to_device
 
 from .schedule import Schedule
 
@@ -155,7 +156,8 @@ def fresh_noise(like: Tensor, generator: Generators = None) -> Tensor:
         shares = like.split(len(like) // len(generator))
         return torch.cat([fresh_noise(share, one) for share, one in zip(shares, generator, strict=True)])
     device = like.device if generator is None else generator.device
-    return torch.randn(like.shape, generator=generator, device=device, dtype=torch.float32).to(like)
+    noise = torch.randn(like.shape, generator=generator, device=device, dtype=torch.float32)
+    return to_device(noise, like.device).to(like.dtype)
 
 
 def check_image_size(size: Size, unit: int, draft: float | None, keys: tuple[str, str]) -> None:

@@ -94,15 +94,15 @@ class Schedule:
         w_t is 1 for mode "default" and t / (T - 1) for "interpolated". Several views together reveal details that noise
         hides in a single view, so they need more noise (MV-Adapter, arXiv 2412.03632, section 4.3).
         """
-        log_snr = torch.logit(torch.cumprod(1 - self.betas.double(), 0))
+        log_snr = torch.logit(torch.cumprod(1 - self.betas.cpu().double(), 0))
         share = torch.linspace(0, 1, self.T).to(log_snr) if mode == "interpolated" else 1.0
         alpha_bar = torch.sigmoid(log_snr - share * log(scale))
         before = torch.cat([torch.ones_like(alpha_bar[:1]), alpha_bar[:-1]])
-        return Schedule.from_betas(1 - alpha_bar / before, self.prediction)
+        return Schedule.from_betas(1 - alpha_bar / before, self.prediction).to(self.betas.device)
 
     def timesteps_in(self, other: Schedule) -> Tensor:
         """Return fractional timesteps (T,) float32 of `other` with the SNR of this schedule at 0..T-1."""
-        noise, known = (-torch.logit(each.alpha_bar.double().cpu()) for each in (self, other))
+        noise, known = (-torch.logit(each.alpha_bar.cpu().double()) for each in (self, other))
         return torch.from_numpy(np.interp(noise, known, np.arange(other.T))).float()
 
     @property
@@ -114,8 +114,9 @@ class Schedule:
 
     def alpha_sigma(self, t: Timesteps, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return sqrt(alpha_bar_t) and sqrt(1 - alpha_bar_t), (B, 1, ...) or (1, 1, ...), for `like` (B, ...)."""
-        index = torch.as_tensor(t, device=self.alpha_bar.device)
-        a = self.alpha_bar[index].to(like.device).reshape(-1, *[1] * (like.dim() - 1))
+        alpha_bar = self.alpha_bar.to(like.device)  # of a prior on a GPU it is there already
+        index = t.to(like.device) if isinstance(t, Tensor) else t
+        a = alpha_bar[index].reshape(-1, *[1] * (like.dim() - 1))
         return a.sqrt(), (1 - a).sqrt()
 
     def add_noise(self, x0: Tensor, noise: Tensor, t: Timesteps) -> Tensor:

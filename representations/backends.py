@@ -22,8 +22,11 @@ def choose(name: str, device: torch.device, dtype: torch.dtype = torch.float32) 
     """Return the back end for a device and a dtype: `name` itself, unless it is "auto".
 
     "auto" selects numba on a CPU and triton on a GPU, if they are installed and the dtype is float32, and else torch.
-    Raises ConfigError if a named back end is not installed or does not support the device or the dtype.
+    The meta device has one of its own. Raises ConfigError if a named back end is not installed or does not support the
+    device or the dtype.
     """
+    if device.type == "meta":
+        return "meta"
     if name == "auto":
         fast = (each for each in ("numba", "triton") if _supports(each, device, dtype) and installed(each))
         return next(fast, "torch")

@@ -19,6 +19,7 @@ from threedgen.guidance.losses.options import DistillationConfig
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import fresh_noise
 from threedgen.guidance.schedule import Schedule
+from threedgen.run.memory import to_device
 
 Logs = dict[str, Tensor | float]
 Weighting = Literal["one_minus_alpha_bar", "uniform"]
@@ -156,7 +157,7 @@ class Distillation(nn.Module):
         low, high = sorted(min(int(T * percent), T - 1) for percent in percents)
         groups = len(latents) // n_view if self.options.timestep_per == "group" else 1
         t = torch.randint(low, high + 1, (groups,), generator=generator, device=generator.device)
-        t = (t.repeat_interleave(n_view) if groups > 1 else t).to(latents.device)
+        t = to_device(t.repeat_interleave(n_view) if groups > 1 else t, latents.device)
         return t, fresh_noise(latents.float(), generator), {"t_min": float(low), "t_max": float(high)}
 
     def direction(self, latents: NoisyLatents, condition: Condition, step: int) -> Tensor:

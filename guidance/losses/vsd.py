@@ -13,6 +13,7 @@ from torch import Tensor
 from threedgen.guidance.guidance import Condition, Denoiser, per_image
 from threedgen.guidance.prior import Prior
 from threedgen.guidance.sampling import fresh_noise
+from threedgen.run.memory import to_device
 
 from .lora import PosedLoRA
 from .sds import Distillation, Logs, NoisyLatents, RenderedViews
@@ -59,7 +60,7 @@ class VSD(Distillation):
         """
         count = len(z) // condition.n_view
         t = torch.randint(self.schedule.T, (count,), generator=generator, device=generator.device)
-        t = t.repeat_interleave(condition.n_view).to(z.device)
+        t = to_device(t.repeat_interleave(condition.n_view), z.device)
         noise = fresh_noise(z, generator)
         coin = torch.rand((), generator=generator, device=generator.device)
         condition = replace(condition, c2w=None) if float(coin) < POSE_DROPOUT else condition

@@ -198,7 +198,7 @@ class LatentPairs(nn.Module):
         self.unet, self.image_size = prior.unet, (prior.image_size, prior.image_size)
         self.prediction: Prediction = prior.schedule.prediction
         self._prior = (prior,)  # in a tuple, so that its networks are no sub-modules
-        a = prior.schedule.alpha_bar.double().cpu()
+        a = prior.schedule.alpha_bar.cpu().double()
         self.register_buffer("levels", torch.log(a / (1 - a)).float(), persistent=False)
         self.register_buffer("text", prior.encode_prompt([""]).cpu(), persistent=False)
 

@@ -18,6 +18,7 @@ from threedgen.guidance.schedule import Schedule
 from threedgen.guidance.weights import components, files, loading
 from threedgen.guidance.weights.tokens import read_tokenizer
 from threedgen.run.dtypes import compute_dtype
+from threedgen.run.memory import GPUS
 
 CHANNELS = 3
 
@@ -106,9 +107,11 @@ class DeepFloyd(Prior):
 
     def to(self, device: torch.device | str) -> Self:
         self.device = torch.device(device)
+        self.schedule = self.schedule.to(self.device)
         self.dtype = compute_dtype(self.precision, self.device)
         network: Any = self.unet
         network.to(self.device, self.dtype)
+        self.half_weights = self.device.type in GPUS
         return self
 
     @property

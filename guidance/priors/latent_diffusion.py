@@ -28,6 +28,7 @@ from threedgen.guidance.weights import components, ldm, tokens
 from threedgen.guidance.weights.components import SecondText
 from threedgen.guidance.weights.loading import COARSE, SECOND
 from threedgen.run.dtypes import cast_weights, compute_dtype
+from threedgen.run.memory import GPUS
 from threedgen.run.prompts import remove_words
 
 P = TypeVar("P", bound="LatentDiffusion")
@@ -63,8 +64,8 @@ def with_additions(prior: P, options: DraftedConfig) -> P:
 class LatentDiffusion(Prior):
     """Latent diffusion model of single images without cameras.
 
-    Weights stay in float32. UNet and VAE encoder compute under autocast in `dtype`, the VAE decoder in float32. `load`
-    freezes the networks; a trainer may pass trainable networks to the constructor.
+    Weights are float32 unless `cast_networks` casts them. UNet and VAE encoder compute in `dtype`, under autocast, the
+    VAE decoder in float32. `load` freezes the networks; a trainer may pass trainable networks to the constructor.
     """
 
     unet: UNet2DConditionModel
@@ -164,6 +165,7 @@ class LatentDiffusion(Prior):
 
     def to(self, device: torch.device | str) -> Self:
         self.device = torch.device(device)
+        self.schedule = self.schedule.to(self.device)
         for network in self.networks.values():
             network.to(self.device)
         self.dtype = compute_dtype(self.precision, self.device)
@@ -174,6 +176,17 @@ class LatentDiffusion(Prior):
         for name in {"unet", "multiview"} & self.networks.keys():
             cast_weights(self.networks[name], self.dtype)
         return self
+
+    def cast_networks(self, lora: bool = False) -> None:
+        if self.device.type not in GPUS or self.dtype == torch.float32:
+            return
+        if lora:
+            self.compact()
+            return
+        encoder = (self.vae.encoder, self.vae.quant_conv) if self.half_vae else ()
+        for network in filter(None, (self.unet, *encoder)):
+            torch.nn.Module.to(network, self.dtype)  # that of diffusers warns of nothing
+        self.half_weights = True
 
     def with_draft(self, draft: float | None) -> Self:
         """Set `Prior.draft`, return self. Raises ConfigError if the prior cannot sample at half the size first."""
@@ -266,24 +279,28 @@ class LatentDiffusion(Prior):
     @torch.no_grad()
     def encode_views(self, views: Tensor) -> Tensor:
         """Encode images (F, H, W, 3) in [0, 1] as scaled posterior means (F, C, H / factor, W / factor)."""
-        images = (2 * views.permute(0, 3, 1, 2) - 1).to(self.device, torch.float32)
+        images = (2 * views.permute(0, 3, 1, 2) - 1).to(self.device, self.vae.encoder.conv_in.weight.dtype)
         with self.encoding():
             means = [self.vae.encode(image).latent_dist.mean.float() for image in images.split(1)]
         return self.scaling_factor * torch.cat(means)
 
     def encoding(self) -> torch.autocast:
-        """Return the autocast context for encoding images; off for SDXL in float16, where the VAE overflows."""
-        safe = self.dtype != torch.float16 or not has_added_conditioning(self.unet)
-        return self.autocast() if safe else torch.autocast(self.device.type, enabled=False)
+        """Return the autocast context for encoding images."""
+        return self.autocast() if self.half_vae else torch.autocast(self.device.type, enabled=False)
+
+    @property
+    def half_vae(self) -> bool:
+        """Whether the VAE encoder may compute in `dtype`; that of SDXL overflows in float16."""
+        return self.dtype != torch.float16 or not has_added_conditioning(self.unet)
 
     def posterior(self, rgb: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation (B, C, h, w) of the unscaled latents of images (B, H, W, 3) in [0, 1]."""
         with self.encoding():
-            found = self.vae.encode(self.resized(rgb)).latent_dist
+            found = self.vae.encode(self.resized(rgb).to(self.vae.encoder.conv_in.weight.dtype)).latent_dist
         return found.mean.float(), found.std.float()
 
     def decode_latents(self, z: Tensor) -> Tensor:
-        image = self.vae.decode(z.to(self.device, self.vae.dtype) / self.scaling_factor).sample
+        image = self.vae.decode(z.to(self.device, self.vae.decoder.conv_in.weight.dtype) / self.scaling_factor).sample
         return (image / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
     def predict(
@@ -309,6 +326,7 @@ class LatentDiffusion(Prior):
             if coarse.shape[-2:] != x.shape[-2:]:  # images of another size than it was trained at
                 coarse = F.interpolate(coarse, x.shape[-2:], mode="bilinear", align_corners=False)
             x = torch.cat([x, coarse.to(x.dtype)], dim=1)
+        text = text.to(x.dtype) if self.half_weights else text
         return predict(self.unet, x, t, text, camera, n_view, factor=self.factor)
 
     @torch.no_grad()
@@ -324,5 +342,6 @@ class LatentDiffusion(Prior):
         return F.interpolate(found, self.latent_shape[1:], mode="bilinear", align_corners=False)
 
     def network(self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1) -> Tensor:
+        x = x.to(self.dtype if self.half_weights else torch.float32)
         with self.autocast():
-            return self.predict(x.float(), t, text, camera, n_view).float()
+            return self.predict(x, t, text, camera, n_view).float()

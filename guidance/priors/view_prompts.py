@@ -13,6 +13,7 @@ from threedgen.geometry.poses import wrap_angle
 from threedgen.geometry.rigs import Rig
 from threedgen.guidance.guidance import Condition, Negatives
 from threedgen.guidance.losses.options import ViewPromptsConfig
+from threedgen.run.memory import to_device
 
 DIRECTIONS = ("side", "front", "back", "overhead")
 
@@ -35,7 +36,7 @@ def view_text(text: Tensor, rig: Rig, options: ViewPromptsConfig) -> Condition:
         return Condition((text[:1], text[1:2]))
     if options.perp_neg:
         return _perp_neg(text[1:2], text[2:], rig, options)
-    return Condition((text[2:][direction(rig, options).to(text.device)], text[1:2]))
+    return Condition((text[2:][to_device(direction(rig, options), text.device)], text[1:2]))
 
 
 def direction(rig: Rig, options: ViewPromptsConfig) -> Tensor:
@@ -54,8 +55,8 @@ def _perp_neg(uncond: Tensor, sides: Tensor, rig: Rig, options: ViewPromptsConfi
     `uncond` (1, L, D) embeds the negative prompt, `sides` (4, L, D) the `DIRECTIONS`. The result has text (B, L, D)
     interpolated by azimuth, two negative prompts (2, B, L, D) and their weights (2, B).
     """
-    overhead = (direction(rig, options) == 3).to(sides.device)
-    turn = (wrap_angle(rig.azimuth).abs() / (pi / 2)).to(sides)  # 0 front, 1 side, 2 back
+    overhead = to_device(direction(rig, options) == 3, sides.device)
+    turn = to_device(wrap_angle(rig.azimuth).abs() / (pi / 2), sides.device).to(sides)  # 0 front, 1 side, 2 back
     fronts = turn < 1
     near = torch.where(fronts, 1 - turn, 2 - turn)  # 1 at the front, or at the side; 0 at the other end
     side, front, back, above = sides

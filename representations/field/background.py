@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from threedgen.representations.options import NeuralBackgroundConfig, SolidBackgroundConfig
+from threedgen.run.memory import to_device
 
 from .ngp import MLP
 
@@ -45,7 +46,7 @@ class SolidBackground(nn.Module):
         if self.options.random != "none" and training:
             low, high = self.options.random_range
             random = torch.rand(1 if self.options.random == "grey" else 3, generator=generator)
-            color = low + (high - low) * random.to(directions)
+            color = low + (high - low) * to_device(random, directions.device).to(directions.dtype)
         return color.expand(directions.shape)
 
 
@@ -67,6 +68,7 @@ class NeuralBackground(nn.Module):
             random = torch.rand(4, generator=generator)
             if random[0] < self.options.random_probability:
                 zero = sum(weight.sum() for weight in self.mlp.parameters()) * 0
-                return (random[1:].to(directions) + zero).expand(directions.shape)
+                color = to_device(random[1:], directions.device).to(directions.dtype)
+                return (color + zero).expand(directions.shape)
         harmonics = spherical_harmonics(directions).reshape(-1, 9)
         return torch.sigmoid(self.mlp(harmonics)).view(directions.shape)

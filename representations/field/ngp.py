@@ -16,6 +16,7 @@ from threedgen.config import at, registry
 from threedgen.representations.base import ParameterGroup, Representation
 from threedgen.representations.hashgrid.encoding import HashGrid, position_gradient
 from threedgen.representations.options import EncodedFieldConfig, NGPConfig
+from threedgen.run.dtypes import no_autocast
 
 
 class MLP(nn.Module):
@@ -39,7 +40,7 @@ class MLP(nn.Module):
         """Map x (N, n_in) to outputs (N, n_out). With the argument `n_out`, compute only the first `n_out` outputs."""
         *hidden, last = self.layers
         assert isinstance(last, nn.Linear)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x.device):
             for layer in hidden:
                 x = layer(x)
             return F.linear(x, last.weight if n_out is None else last.weight[:n_out])

@@ -18,6 +18,7 @@ MODULES = {
     "numba": "threedgen.representations.hashgrid.numba_kernels",
     "triton": "threedgen.representations.hashgrid.triton_kernels",
     "tinycudann": "threedgen.representations.hashgrid.tinycudann_grid",
+    "meta": "threedgen.representations.shapes_only",
 }
 """Import path of each back end's module. All have encode(x, table, levels).
 

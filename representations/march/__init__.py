@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn import functional as F
 
 from threedgen.representations.backends import load
 
@@ -29,6 +31,7 @@ MODULES = {
     "numba": "threedgen.representations.march.numba_kernels",
     "triton": "threedgen.representations.march.triton_kernels",
     "nerfacc": "threedgen.representations.march.nerfacc_backend",
+    "meta": "threedgen.representations.shapes_only",
 }
 """Import path of each back end's module. All modules have the functions place, composite and visible."""
 
@@ -79,8 +82,10 @@ class Samples:
 
     def select_rays(self, part: slice) -> Samples:
         """Return the samples of a slice of rays. The first ray of the slice gets the index 0."""
+        if (part.start, part.stop) == (0, self.n_rays):
+            return self
         start, count = self.start[part], self.count[part]
-        first, last = (int(start[0]), int(start[-1] + count[-1])) if len(start) else (0, 0)
+        first, last = int(self.ends[part.start]), int(self.ends[part.stop])
         ray_index, t_start, t_end = (column[first:last] for column in (self.ray_index, self.t_start, self.t_end))
         return Samples(ray_index - part.start, t_start, t_end, start - first, count)
 
@@ -88,12 +93,17 @@ class Samples:
         """Divide the rays into slices of at most `max_samples` samples, but at least one ray. None: one slice."""
         if max_samples is None or len(self) <= max_samples:
             return [slice(0, self.n_rays)]
-        ends, parts, first, done = self.count.cumsum(0).cpu(), [], 0, 0
+        parts, first = [], 0
         while first < self.n_rays:
-            stop = max(first + 1, int(torch.searchsorted(ends, done + max_samples, right=True)))
-            parts.append(slice(first, stop))
-            first, done = stop, int(ends[stop - 1])
+            end = int(torch.searchsorted(self.ends, self.ends[first] + max_samples, right=True))
+            parts.append(slice(first, max(first + 1, end - 1)))
+            first = parts[-1].stop
         return parts
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """Number of samples before each ray and of all, (R + 1,) int64 on the CPU. The first access waits for a GPU."""
+        return F.pad(self.count.cumsum(0), (1, 0)).cpu()
 
 
 def pack(ray_index: Tensor, t_start: Tensor, t_end: Tensor, n_rays: int) -> Samples:
@@ -141,7 +151,7 @@ def spans_of(origins: Tensor, directions: Tensor, options: MarchConfig, jitter: 
     if options.bound == "sphere":
         projection = _dot(origins, directions)
         nearest = origins - projection[:, None] * directions  # nearest point to the centre: no cancellation far away
-        radius = origins.new_tensor(options.radius)
+        radius = origins.new_full((), options.radius)
         squared = (radius * radius - _dot(nearest, nearest)).clamp(min=0)
         half = squared.double().sqrt().float()  # correctly rounded, unlike torch's float32 sqrt
         enter, leave = -projection - half, -projection + half

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from threedgen.representations.backends import choose
 from threedgen.representations.base import Render, Representation
 from threedgen.representations.losses import orientation_terms
 from threedgen.representations.march import Samples, composite, join, march, pack, visible
 from threedgen.representations.options import MarchConfig, OccupancyConfig
 from threedgen.representations.shading import ALBEDO, Material, Shading
-from threedgen.run.memory import graph_bytes
+from threedgen.run.memory import graph_bytes, to_device
 
 from .two_pass import two_pass
 
@@ -51,7 +52,7 @@ def render(
         raise ValueError("missing generator for training=True. Pass a CPU generator.")
     options = options if training else options.for_evaluation()
     background_rgb = background(directions, training=training, generator=generator)
-    jitter = torch.rand(len(origins), generator=generator).to(origins.device) if training else None
+    jitter = to_device(torch.rand(len(origins), generator=generator), origins.device) if training else None
     rays = _Rays(origins, directions, jitter, None if light is None else light.expand(len(origins), 3))
     samples = _sample_rays(field, occupancy, options, rays, chunk)
 
@@ -84,6 +85,7 @@ class _Rays(NamedTuple):
 _SHADED = ("rgb_fg", "opacity", "depth", "z_variance", "normal", "orientation", "eikonal", "weights", "normals")
 """Attributes of `Render` that `_shade` computes. The last two are per sample, the others per ray."""
 NO_GRAD_FACTOR = 4  # chunk size of passes without a graph, as a multiple of the training chunk
+MARCH_FACTORS = {"triton": 16, "meta": 1 << 40}  # of the marched samples, as a multiple of that chunk size
 
 
 @torch.no_grad()
@@ -94,22 +96,32 @@ def _sample_rays(
 
     Dropping is off by default: it costs one density evaluation per sample, and saves time if it removes over 40 % of
     them. As in nerfacc, the alpha threshold is at most the mean of the occupancy grid, so that a scene of uniform low
-    density keeps samples. With `chunk`, a few rays are marched at a time to save memory.
+    density keeps samples. With `chunk`, a few rays are marched at a time to save memory. On a GPU more are, since each
+    march waits for its number of samples; only their densities are computed a few at a time.
     """
     grid, threshold = (None if occupancy is None else occupancy.binary), options.alpha_threshold
     drop = threshold > 0 or options.early_stop > 0
     if occupancy is not None and drop:
         threshold = min(threshold, occupancy.mean())
-    rays_per_group = max(1, len(rays.origins) if chunk is None else NO_GRAD_FACTOR * chunk // options.samples)
+    limit = max(1, len(rays.origins) * options.samples) if chunk is None else NO_GRAD_FACTOR * chunk
+    factor = MARCH_FACTORS.get(choose(options.backend, rays.origins.device), 1)
+    rays_per_group = max(1, factor * limit // options.samples)
     groups = []
     for first in range(0, max(1, len(rays.origins)), rays_per_group):
         group = rays.select(slice(first, first + rays_per_group))
         samples = march(group.origins, group.directions, options, grid, group.jitter)
         if drop and len(samples):
-            sigma = field.density(samples.positions(group.origins, group.directions))
+            sigma = _density(field, group, samples, limit if factor > 1 else len(samples))
             samples = samples.select(visible(sigma, samples, threshold, options.early_stop, options.backend))
         groups.append(samples)
     return join(groups)
+
+
+def _density(field: Representation, rays: _Rays, samples: Samples, limit: int) -> Tensor:
+    """Return the densities (N,) of samples, computed for `limit` samples at a time."""
+    columns = zip(samples.ray_index.split(limit), samples.t_start.split(limit), samples.t_end.split(limit), strict=True)
+    parts = (Samples(index, start, end, samples.start, samples.count) for index, start, end in columns)
+    return torch.cat([field.density(part.positions(rays.origins, rays.directions)) for part in parts])
 
 
 def _shade(
@@ -163,6 +175,7 @@ class OccupancyGrid(nn.Module):
     def __init__(self, options: OccupancyConfig, radius: float, step_size: float) -> None:
         super().__init__()
         self.options, self.radius, self.step_size = options, radius, step_size
+        self._known: tuple[Tensor | None, int, float] = None, 0, 0.0  # `values`, its version, its mean
         shape = (options.resolution,) * 3
         self.register_buffer("values", torch.zeros(shape))
         self.register_buffer("binary", torch.ones(shape, dtype=torch.bool))
@@ -185,24 +198,32 @@ class OccupancyGrid(nn.Module):
             cells = torch.arange(total, device=device)
         else:
             count = total // 4
-            uniform = torch.randint(total, (count,), generator=generator).to(device)
+            uniform = to_device(torch.randint(total, (count,), generator=generator), device)
             occupied = self.binary.view(-1).nonzero()[:, 0]
             if len(occupied) > count:
-                occupied = occupied[torch.randint(len(occupied), (count,), generator=generator).to(device)]
+                chosen = torch.randint(len(occupied), (count,), generator=generator)
+                occupied = occupied[to_device(chosen, device)]
             cells = torch.cat([uniform, occupied])
         corner = torch.stack([cells // (size * size), cells // size % size, cells % size], dim=-1)
-        offset = torch.rand(len(cells), 3, generator=generator).to(device)
+        offset = to_device(torch.rand(len(cells), 3, generator=generator), device)
         points = ((corner + offset) * (2 / size) - 1) * self.radius
         new = density(points).reshape(-1).float() * self.step_size
         decayed = values[cells] * self.options.decay
         # a cell may occur twice: the larger value wins, in any order
         updated = torch.zeros_like(values).scatter_reduce(0, cells, torch.maximum(decayed, new), "amax")
         values[cells] = updated[cells]
-        self.binary.copy_(self.values > min(self.mean(), self.options.threshold))
+        self.binary.copy_(self.values > self._mean().clamp(max=self.options.threshold))
+
+    def _mean(self) -> Tensor:
+        return self.values.mean(-1).mean()  # by rows: bit-identical for any number of threads
 
     def mean(self) -> float:
-        """Return the mean of `values`, bit-identical for any number of threads, since it is summed row by row."""
-        return float(self.values.mean(-1).mean())
+        """Return the mean of `values`. It is kept until they change, since reading it waits for the GPU."""
+        values, version, mean = self._known
+        if values is not self.values or version != self.values._version:
+            mean = float(self._mean())
+            self._known = self.values, self.values._version, mean
+        return mean
 
 
 # --- chunk size

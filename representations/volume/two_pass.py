@@ -52,7 +52,7 @@ class _TwoPass(Function):
         ctx.set_materialize_grads(False)
         ctx.autocast = [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-            for kind in {"cpu", *(p.device.type for p in parameters)}
+            for kind in {"cpu", *(p.device.type for p in parameters)} - {"meta"}
         ]
         columns = zip(*_run_parts(parts, compute), strict=True)
         return tuple(None if column[0] is None else torch.cat(column) for column in columns)

@@ -96,7 +96,7 @@ class TrainerConfig(Config):
     log_every_n_steps: int = Field(10, ge=1, description="steps between two lines of metrics")
     val_check_interval: int = Field(0, ge=0, description="steps between two validation images; 0: only at the end")
     deterministic: bool | Literal["warn"] = Field(
-        "warn", description="deterministic algorithms; warn: where one exists, with a warning otherwise"
+        "warn", description="deterministic algorithms; warn: on a CPU where one exists, off on a GPU"
     )
 
     def check(self) -> None:

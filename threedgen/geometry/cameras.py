@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from threedgen.geometry.poses import pixel_centres, pixel_rays, pixels_to_plane, plane_to_pixels, square_pixels
+from threedgen.run.memory import to_device
 
 Index = slice | Sequence[int] | Tensor
 
@@ -70,7 +71,8 @@ class Cameras:
         return 2 * torch.atan(0.5 * self.height / self.K[:, 1, 1])
 
     def to(self, device: torch.device | str) -> Cameras:
-        return self._with(self.c2w.to(device), self.projection.K.to(device))
+        target = torch.device(device)
+        return self._with(to_device(self.c2w, target), to_device(self.projection.K, target))
 
     def select(self, index: Index) -> Cameras:
         """Return the cameras at `index` (slice, integers or bool mask), in that order."""

@@ -9,6 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 from torch.nn.functional import normalize, one_hot
 
+from threedgen.run.dtypes import no_autocast
+
 Poses = Literal["c2w", "w2c"]
 """Kind of pose matrices: camera-to-world ("c2w"), or its inverse world-to-camera ("w2c")."""
 
@@ -69,7 +71,7 @@ def plane_to_pixels(plane: Tensor, K: Tensor) -> Tensor:
 def pixel_rays(c2w: Tensor, K: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Return ray origins (..., 1, 1, 3), unit directions (..., H, W, 3), float32, of c2w (..., 4, 4), K (..., 3, 3)."""
     c2w, K = c2w.float(), K.float()
-    with torch.autocast(c2w.device.type, enabled=False):  # bfloat16 products would shift rays by pixels
+    with no_autocast(c2w.device):  # bfloat16 products would shift rays by pixels
         x, y = pixels_to_plane(pixel_centres(height, width, c2w.device).reshape(-1, 2), K).unbind(-1)
         local = torch.stack([x, -y, -torch.ones_like(x)], dim=-1)
         directions = normalize(local @ c2w[..., :3, :3].mT, dim=-1).unflatten(-2, (height, width))

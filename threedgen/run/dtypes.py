@@ -1,6 +1,7 @@
 """Choice of the floating-point format of computations, from an option or from the hardware."""
 
 import logging
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import torch
@@ -41,6 +42,11 @@ def bf16_cpu() -> bool:
     """Return whether the CPU has bf16 instructions; without them bf16 is slower than fp32."""
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context without autocast. The meta device has none."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def autocast_bf16(device: torch.device) -> torch.autocast:

@@ -5,14 +5,18 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from weakref import WeakSet
+from weakref import WeakSet, finalize
 
 import psutil  # type: ignore[import-untyped]
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from threedgen.config.errors import OutOfMemory
 
+BLOCK = 512
+"""Size in bytes of which torch's allocator on a GPU makes the size of each tensor a multiple."""
 CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # mallopt parameters of glibc's malloc.h
 MAX_REUSED_BLOCK, MAX_REUSED_HEAP = 256 << 20, 512 << 20
@@ -33,6 +37,17 @@ def free_bytes(device: torch.device) -> int:
     machine: int = psutil.virtual_memory().available
     container = _container()
     return machine if container is None else min(machine, container)
+
+
+GPUS = {"cuda"}
+"""Device types that get asynchronous copies from pinned memory, and frozen networks in half precision."""
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor to a device. The host does not wait for the copy of a CPU tensor to a GPU."""
+    if device.type in GPUS and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def keep_freed_memory() -> None:
@@ -73,6 +88,43 @@ def _container() -> int | None:
         return max(0, int(limit) - used + int(statistics.get("inactive_file", 0)))
     except (OSError, ValueError):
         return None
+
+
+class PeakMemory(TorchDispatchMode):
+    """Context that tracks the memory of tensors on one kind of device, such as those of a training step.
+
+    Attributes:
+        device: type of the device; "meta" measures shapes without values.
+        live: bytes of all storages that exist now.
+        peak: largest value of `live` so far.
+    """
+
+    def __init__(self, device: str = "meta") -> None:
+        super().__init__()
+        self.device = device
+        self.live = self.peak = 0
+        self._sizes: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (), kwargs: object = None
+    ) -> object:
+        result = func(*args, **(kwargs if isinstance(kwargs, dict) else {}))
+        self.add(*(value for value in tree_leaves(result) if isinstance(value, Tensor)))
+        return result
+
+    def add(self, *tensors: Tensor) -> None:
+        """Count tensors, also those made before the context. A storage counts once and until it is freed."""
+        for tensor in tensors:
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
+            if tensor.device.type == self.device and key not in self._sizes:
+                self._sizes[key] = size
+                self.live += size
+                self.peak = max(self.peak, self.live)
+                finalize(storage, self._free, key)
+
+    def _free(self, key: int) -> None:
+        self.live -= self._sizes.pop(key)
 
 
 class _Saved:

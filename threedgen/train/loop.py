@@ -163,7 +163,8 @@ def _trainer(
     if SLURMEnvironment.detect():
         plugins.append(SLURMEnvironment(auto_requeue=False))
     return pl.Trainer(
-        **config.trainer.model_dump(exclude={"val_check_interval", "strategy"}) | {"max_steps": max_steps},
+        **config.trainer.model_dump(exclude={"val_check_interval", "strategy", "deterministic"})
+        | {"max_steps": max_steps, "deterministic": deterministic(config.trainer)},
         strategy=_strategy(config.trainer),
         callbacks=callbacks,
         plugins=plugins,
@@ -224,6 +225,15 @@ def _run(trainer: pl.Trainer, module: pl.LightningModule, path: Path | None) -> 
             raise KeyboardInterrupt from None
         raise
     return trainer.received_sigterm
+
+
+def deterministic(options: TrainerConfig) -> bool | Literal["warn"]:
+    """Return `trainer.deterministic`, but False for "warn" on a CUDA device.
+
+    The additions of the Triton kernels have no fixed order there, so slower deterministic sums elsewhere gain nothing.
+    """
+    on_gpu = options.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    return False if options.deterministic == "warn" and on_gpu else options.deterministic
 
 
 @contextmanager

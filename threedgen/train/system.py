@@ -54,8 +54,8 @@ class System(pl.LightningModule):
         without_out = config.model_copy(update={"out": None}) if "out" in type(config).model_fields else config
         self.config_yaml = dump(without_out) + "".join(f"{name}: {fact}\n" for name, fact in facts.items())
         self.weights: Mapping[str, str] = {}
-        self.metrics: dict[str, float] = {}
-        self.terms: dict[str, float] = {}
+        self.metrics: dict[str, Tensor | float] = {}
+        self.terms: Mapping[str, Tensor | float] = {}
         self.track_progress: Callable[[str, int], AbstractContextManager[Count]] = partial(Count, quiet=True)
         self.run_start = self.training_start = time.monotonic()
         self.previous_seconds = {"prepare": 0.0, "optimise": 0.0}  # of earlier processes, up to the checkpoint

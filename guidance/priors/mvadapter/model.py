@@ -186,6 +186,9 @@ class MVAdapter(LatentDiffusion):
         with self.autocast():
             return self.adapted(x.float(), base_t, text, camera, n_view, reference).float()
 
+    def cast_networks(self, lora: bool = False) -> None:
+        super().cast_networks(lora=True)  # the adapter's layers compute under autocast
+
     def denoise(
         self, x: Tensor, t: Tensor, text: Tensor, camera: Tensor | None = None, n_view: int = 1, **image: Features
     ) -> Tensor:

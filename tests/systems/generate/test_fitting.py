@@ -40,7 +40,9 @@ def ball_views(n: int = 8) -> tuple[Cameras, Tensor]:
 
 def fitted(images: Tensor, cameras: Cameras, *overrides: str) -> GenerateSystem:
     options: Any = config.load("quick-toybox", [*SMALL, f"trainer.max_steps={STEPS}", *overrides])
-    prior: Any = SimpleNamespace(schedule=Schedule.scaled_linear(), unet=None, image_size=SIDE)
+    prior: Any = SimpleNamespace(
+        schedule=Schedule.scaled_linear(), unet=None, image_size=SIDE, cast_networks=lambda lora: None
+    )
     system = GenerateSystem(options, prior, torch.zeros(2, 1, 1))
     found, fit = system.configure_optimizers(), Fit(system, cameras, images)
     for step in range(STEPS):

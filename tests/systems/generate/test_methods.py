@@ -84,8 +84,7 @@ def test_dry_run_estimates_the_memory(name: str, capsys: pytest.CaptureFixture[s
     assert cli.main(["--config", name, "prompt=a dog", "--dry-run", f"prior.weights={weights(kind)}", *more]) == 0
     output = capsys.readouterr().out
     assert "would generate: a dog" in output and str(weights(kind)) in output
-    assert ("graph of the UNet" in output) == (name == "prolificdreamer-sd"), "where a copy of it learns"
-    assert ("graph of the VAE" in output) == (kind == "sd")
+    assert "step at " in output and "GB at most (loading" in output
 
 
 def test_missing_weights_are_refused_first(

@@ -8,13 +8,15 @@ import torch
 
 from tests.support.command import ask
 from tests.support.official import NAMES, WIDTHS, Kind, ldm_unet
-from tests.support.task_server import TINY, prior_folder, tiny_generate
-from tests.support.tiny_prior import coarse_prior, tiny_prior
+from tests.support.task_server import prior_folder, tiny_generate
+from tests.support.tiny_prior import TEXT_WIDTH, coarse_prior, tiny_prior
 from threedgen import cli, config
 from threedgen.guidance.priors.mvdream import MVDream
 from threedgen.guidance.weights.meta_networks import meta_networks
+from threedgen.run.memory import PeakMemory
 from threedgen.systems.generate import plan as module
-from threedgen.systems.generate.plan import vae_bytes
+from threedgen.systems.generate.memory import MeasuredSystem, MetaPrior, memory
+from threedgen.systems.generate.system import GenerateSystem
 
 
 def dry(folder: Path, capsys: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
@@ -30,7 +32,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(
     lines = dict(line.split(": ", 1) for line in out.splitlines()[:-1])
     assert lines["would generate"] == "a red dog" and lines["device"].startswith("cpu, 1 threads")
     assert str(prior_folder()) in lines["weights"] and len(lines["weights"].rpartition(" ")[2]) == 65
-    assert lines["memory"].startswith("about 1.0 GB (prior") and "render" in lines["memory"]
+    assert lines["memory"].startswith("about 1.0 GB at most (loading") and "step at 12 px" in lines["memory"]
     assert out.splitlines()[-1] == "nothing was run or written"
 
 
@@ -73,7 +75,7 @@ def test_missing_released_weights_are_planned_then_refused(
     assert lines["would generate"] == "an astronaut riding a horse"
     how = f"`hf download MVDream/MVDream {NAMES[kind]}` fetches it"
     assert lines["weights"] == f"{NAMES[kind]}, not on this machine yet; {how}"
-    assert "GB (prior" in lines["memory"]
+    assert "GB at most (loading" in lines["memory"]
     assert output.err.count("\n") == 1 and output.err.startswith(f"prior.weights: '{NAMES[kind]}' is neither a file")
     assert not list(tmp_path.iterdir())
 
@@ -160,35 +162,61 @@ def test_missing_device_is_refused_before_loading(
         config.load(tiny_generate(tmp_path), [f"trainer.accelerator={name}"]).trainer.check()
 
 
-def test_memory_is_that_of_the_largest_step(tmp_path: Path) -> None:
-    """The tiny config renders 2 images of 8 pixels, then 4 of 12; its warm start 64 rays."""
-
-    def needed(*words: str) -> dict[str, float]:
-        small = ["march.chunk=null", "result.turntable.height=4", "result.turntable.width=4"]
-        return module.memory(config.load(tiny_generate(tmp_path), [*small, *words]), torch.device("cpu"))
-
-    whole, begun = needed(), needed("size=8", "scenes_per_step=1")
-    warm = needed("warm_start.share=1", "refine.strengths=[]")
-    name = "render"
-    assert whole[name] == pytest.approx(begun[name] * (4 * 12**2) / (2 * 8**2))
-    assert warm[name] == pytest.approx(begun[name] * 64 / (2 * 8**2))
-    assert whole["graph of the VAE"] == 2 * begun["graph of the VAE"]
-    assert whole["Python and libraries"] > 4e8
-    assert needed("trainer.max_steps=1000000000") == whole, "a longer run takes no longer to tell"
-    assert needed("march.chunk=400")[name] < whole[name]
-    assert needed("result.turntable.height=64", "result.turntable.width=64")[name] > whole[name], "an image is larger"
-    assert "graph of the UNet" in needed("distillation={name: vsd}") and "graph of the UNet" not in whole
+def needed(folder: Path, *words: str, device: str = "cpu", **more: float) -> dict[str, float]:
+    """Return the measured memory of the tiny config: 2 images of 8 pixels, then 2 and 4 of 12 pixels."""
+    small = ["march.chunk=null", "result.turntable.height=4", "result.turntable.width=4"]
+    return memory(config.load(tiny_generate(folder), [*small, *words]), torch.device(device), **more)
 
 
-def test_empty_space_needs_no_memory(tmp_path: Path) -> None:
-    """A signed distance field starts as a ball, here a few hundredths of its cube."""
+def test_memory_is_measured_for_each_kind_of_step(tmp_path: Path) -> None:
+    whole, vsd = needed(tmp_path), needed(tmp_path, "distillation={name: vsd}")
+    assert list(whole) == ["loading and preview", "step at 8 px", "step at 12 px", "fit to views", "final images"]
+    assert whole["step at 12 px"] > whole["step at 8 px"] > 4e8, "Python and its libraries alone need that"
+    assert needed(tmp_path, "trainer.max_steps=1000000000") == pytest.approx(whole, rel=1e-3), "it takes no longer"
+    assert needed(tmp_path, "march.chunk=400")["step at 12 px"] < whole["step at 12 px"]
+    assert needed(tmp_path, fraction=0.25)["step at 12 px"] < whole["step at 12 px"]
+    assert vsd["step at 8 px"] > whole["step at 8 px"], "the graph of the UNet"
+    lit = needed(tmp_path, "material={name: diffuse, ambient_only_steps: 0, diffuse_probability: 1}")
+    assert lit["step at 12 px"] > whole["step at 12 px"], "normals"
+    assert (
+        needed(tmp_path, "result.turntable.height=64", "result.turntable.width=64")["final images"]
+        > whole["final images"]
+    )
 
-    def needed(*words: str) -> float:
-        ball = {"name": "sdf", "sphere": 0.3, "log_sharpness": 5.0, "encoding": TINY["field"]["encoding"]}
-        options = config.load(tiny_generate(tmp_path, field=ball), ["march.chunk=null", *words])
-        return module.memory(options, torch.device("cpu"))["render"]
 
-    assert needed("occupancy.resolution=32") < 0.1 * needed("occupancy=null")
+def test_a_gpu_needs_half_of_the_frozen_weights(tmp_path: Path) -> None:
+    single, half = (needed(tmp_path, f"prior.dtype={d}", device="cuda", free=8e9) for d in ("fp32", "fp16"))
+    assert (
+        half["step at 8 px"] < single["step at 8 px"] and half["loading and preview"] == single["loading and preview"]
+    )
+
+
+@pytest.mark.parametrize("chunk", ["null", "400"])
+def test_measured_memory_equals_that_of_real_tensors(chunk: str, tmp_path: Path) -> None:
+    """The same step on the CPU, where all tensors have values."""
+    options = config.load(tiny_generate(tmp_path), [f"march.chunk={chunk}"])
+    prior = tiny_prior()
+    prior.free_text_encoder()
+    real = GenerateSystem(options.model_copy(update={"occupancy": None}), prior, torch.zeros(6, 16, TEXT_WIDTH))
+    for network in prior.networks.values():
+        network.requires_grad_(False)
+    step = options.warm_steps + 1
+    cameras = real.training_rig(step).cameras
+    fraction = real.render(cameras, step, training=True).n_samples / (len(cameras) * 8**2 * options.march.samples)
+    real.distillation_loss(step).loss.backward()  # warm-up
+    trained = list(real.parameters())
+    with PeakMemory("cpu") as tracker:
+        tracker.add(*trained, *(t for network in prior.networks.values() for t in network.parameters()))
+        moments = [torch.empty_like(p) for p in trained for _ in range(2)]
+        for parameter in trained:
+            parameter.grad = None
+        real.distillation_loss(step).loss.backward()
+        del moments
+    networks = meta_networks(str(prior_folder()))
+    measured = MeasuredSystem(options, MetaPrior(networks, options, torch.device("cpu"))).to("meta")
+    assert isinstance(measured, MeasuredSystem)
+    found = measured.peak(fraction, lambda: measured.distillation_loss(step).loss)
+    assert found == pytest.approx(tracker.peak, rel=0.1)
 
 
 @pytest.mark.parametrize("make", [tiny_prior, coarse_prior])
@@ -200,10 +228,3 @@ def test_parameters_are_counted_on_the_meta_device(tmp_path: Path, make: Callabl
     assert {p.device.type for network in (found.unet, found.vae) for p in network.parameters()} == {"meta"}
     prior.free_text_encoder()
     assert found.kept == sum(p.numel() for network in prior.networks.values() for p in network.parameters())
-
-
-def test_vae_graph_is_measured_on_the_meta_device() -> None:
-    vae = meta_networks(str(prior_folder())).vae
-    small, large = vae_bytes(vae, 16), vae_bytes(vae, 32)
-    assert small > 16 * 16 * 32 * 4 * 4, "four layers of 32 channels at the least"
-    assert large == pytest.approx(4 * small, rel=0.2)

@@ -126,7 +126,8 @@ def test_optimizer_has_all_parameters() -> None:
 
     tree = {k: v for k, v in TREE.items() if k != "stages"}
     made = config.registry.config_model("task", "generate").model_validate(tree)
-    system = GenerateSystem(made, SimpleNamespace(schedule=Schedule.scaled_linear()), torch.zeros(2, 1, 1))
+    prior: Any = SimpleNamespace(schedule=Schedule.scaled_linear(), cast_networks=lambda lora: None)
+    system = GenerateSystem(made, prior, torch.zeros(2, 1, 1))
     groups = system.configure_optimizers()["optimizer"].param_groups
     known = {id(p) for group in groups for p in group["params"]}
     assert id(system.field.distance) in known and known == {id(p) for p in system.parameters()}

@@ -1,5 +1,6 @@
 """Fit of the object to images: the loss of the warm start and of the refinement rounds."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -33,11 +34,14 @@ SURFACE_DISTANCE = 0.02
 
 
 class StepResult(NamedTuple):
-    """Result of a training step: the scalar loss, its terms by name for the log, and further metrics by name."""
+    """Result of a training step: the scalar loss, its terms by name for the log, and further metrics by name.
+
+    Terms and metrics stay on the device until they are logged, since a conversion to a number waits for the GPU.
+    """
 
     loss: Tensor
-    terms: dict[str, float]
-    metrics: dict[str, float]
+    terms: Mapping[str, Tensor | float]
+    metrics: Mapping[str, Tensor | float]
 
 
 class Fit:
@@ -72,7 +76,7 @@ class Fit:
         if distortion and (spread := losses.distortion(result, 2 * self.scene.config.march.radius)) is not None:
             clear = clear + distortion * spread
         loss = ERROR_WEIGHT * error + clear + SMOOTHNESS_WEIGHT * sum(rough)
-        opacity = float(result.opacity.detach().mean())
+        opacity = result.opacity.detach().mean()
         return StepResult(loss, {"loss_views": ERROR_WEIGHT * error.item()}, {"opacity": opacity})
 
     def _render_images(self, step: int, rng: torch.Generator) -> tuple[Render, Tensor]:

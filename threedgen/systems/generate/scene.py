@@ -22,7 +22,7 @@ from threedgen.representations.base import Render, Representation
 from threedgen.representations.march import step_size
 from threedgen.representations.shading import Material, Shading
 from threedgen.representations.volume.render import OccupancyGrid, render, sample_bytes
-from threedgen.run.memory import explain_out_of_memory
+from threedgen.run.memory import explain_out_of_memory, to_device
 from threedgen.run.seeding import generator
 from threedgen.systems.generate.options import GenerateConfig
 from threedgen.train.system import System
@@ -88,7 +88,7 @@ class Scene(System):
 
     def condition(self, rig: Rig) -> Condition:
         """Return the condition of the prior for the views of a rig: text, cameras and reference image."""
-        n_view, c2w = self.config.views_per_scene, rig.cameras.c2w.to(self.device)
+        n_view, c2w = self.config.views_per_scene, to_device(rig.cameras.c2w, self.device)
         return replace(
             view_text(self.text, rig, self.config.view_prompts),
             camera=self.prior.camera(c2w) if n_view > 1 else None,
@@ -117,9 +117,9 @@ class Scene(System):
         if self.field.rasterised:
             parts = (cameras, self.background, self.material)
             return self.field.render(*parts, generator=rng, training=training, light=light, shading=shading)
-        origins, directions = (rays.reshape(-1, 3).to(self.device) for rays in cameras.rays())
+        origins, directions = (rays.reshape(-1, 3) for rays in cameras.to(self.device).rays())
         if light is not None:
-            light = light.to(self.device).repeat_interleave(cameras.height * cameras.width, 0)
+            light = to_device(light, self.device).repeat_interleave(cameras.height * cameras.width, 0)
         return self.render_rays(origins, directions, shading, rng, training=training, normals=normals, light=light)
 
     def render_rays(

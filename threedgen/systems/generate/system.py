@@ -54,6 +54,7 @@ class GenerateSystem(Scene):
         init_rng = generator(config.seed, 0, "distillation parameters")
         parts = (prior.schedule, self.max_steps, prior, init_rng)
         self.distillation = registry.build("distillation", config.distillation, *parts)
+        prior.cast_networks(lora=any(True for _ in self.distillation.parameters()))
         self.sample_cameras: RigSampler = registry.implementation("camera", config.camera.name)
         self.refinement = Refinement(self)
         distil = Phase(config.warm_steps, config.distilled_steps, self.distillation_label, self.distillation_loss)
@@ -68,7 +69,7 @@ class GenerateSystem(Scene):
         self.before_step(step)
         result = self.phase_at(step).losses(step)
         measured = {name: self.metrics[name] for name in self.config.metrics if name in self.metrics}
-        self.terms, self.metrics = result.terms, measured | result.metrics
+        self.terms, self.metrics = result.terms, {**measured, **result.metrics}
         return result.loss
 
     def distillation_loss(self, step: int) -> StepResult:
@@ -81,13 +82,12 @@ class GenerateSystem(Scene):
         guidance, logs = self.distillation(
             latents, self.prior.denoise, self.condition(rig), step, self.rng(step, "distillation"), views
         )
-        loss, terms = weights["distillation"] * guidance, {"distillation": guidance.item()}
+        loss, terms = weights["distillation"] * guidance, {"distillation": guidance.detach()}
         for name, regulariser in self.regularisers.items():
             if weights[name]:
                 term = regulariser(render)
-                loss, terms[name] = loss + weights[name] * term, term.item()
-        opacity = float(render.opacity.detach().mean())
-        return StepResult(loss, terms, {name: float(value) for name, value in logs.items()} | {"opacity": opacity})
+                loss, terms[name] = loss + weights[name] * term, term.detach()
+        return StepResult(loss, terms, {**logs, "opacity": render.opacity.detach().mean()})
 
     def phase_at(self, step: int) -> Phase:
         return next((phase for phase in reversed(self.phases) if phase.start <= step), self.phases[0])

@@ -199,7 +199,7 @@ class PairSystem(AveragedSystem):
                 gaps = gap_test(self.model, pairs, GAP_LEVELS, self.rng(0, "gap test"), bank.source.n_families)
             one = gaps[GAP_LEVELS.index(LOGGED_LEVEL)]
             levels = {f"gap_{gap.alpha_bar:g}": gap.gap for gap in gaps}
-            self.metrics = {"gap": one.gap, "psnr_true": one.true, "psnr_shuffled": one.shuffled} | levels
+            self.metrics = {"gap": one.gap, "psnr_true": one.true, "psnr_shuffled": one.shuffled, **levels}
             folders.save(self.model, folder / "model", cameras(bank))
             with self.autocast():
                 self.write_sheet(folder / "samples.png")

@@ -74,7 +74,8 @@ class ClassifierSystem(System):
         raise NotImplementedError
 
     def training_step(self, batch: int, index: int) -> Tensor:
-        loss, self.metrics = self.loss(int(batch))
+        loss, metrics = self.loss(int(batch))
+        self.metrics = {**metrics}
         return loss
 
     def augmented(self, x: Tensor, step: int) -> Tensor:

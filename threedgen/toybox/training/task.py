@@ -190,7 +190,7 @@ def train_own(task: Task) -> Status:
     system = OwnPriorSystem(config, prior, shown, *parts)
 
     def figures() -> dict[str, float]:
-        return {name: value for name, value in system.metrics.items() if name == "fid"}
+        return {name: float(value) for name, value in system.metrics.items() if name == "fid"}
 
     return task.train(system, metrics=("loss_3d", "loss_2d", "fid"), finish=figures)
 

@@ -1,0 +1,87 @@
+"""Back end of hash grid and marching on the meta device: shapes without values, to measure memory.
+
+`place` fills every ray with the same number of samples. Temporary tensors are those of the Triton back ends.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from threedgen.representations.hashgrid.torch_twin import Levels
+from threedgen.representations.march import Samples, differentiable
+from threedgen.representations.options import MarchConfig
+
+_fraction = [1.0]
+
+
+@contextmanager
+def filled(fraction: float) -> Iterator[None]:
+    """Set the number of samples per ray in a context, as a fraction in (0, 1] of `march.samples`."""
+    _fraction.append(fraction)
+    try:
+        yield
+    finally:
+        _fraction.pop()
+
+
+def encode(x: Tensor, table: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
+    return x.new_empty(levels.n_levels * table.shape[1], len(x)).t()
+
+
+def scatter(x: Tensor, grad: Tensor, levels: Levels, direction: Tensor | None = None) -> Tensor:
+    columns = grad.t().contiguous()
+    return columns.new_empty(levels.entries, grad.shape[1] // levels.n_levels)
+
+
+def position_gradient(x: Tensor, table: Tensor, grad: Tensor, levels: Levels) -> Tensor:
+    columns = grad.t().contiguous()
+    return columns.new_empty(len(x), 3)
+
+
+def place(origins: Tensor, directions: Tensor, spans: Tensor, options: MarchConfig, grid: Tensor | None) -> Samples:
+    rays, each = len(origins), max(1, round(options.samples * _fraction[-1]))
+    count = torch.full((rays,), each)  # on the CPU, where the rays of a chunk are chosen
+    index = torch.empty(rays * each, dtype=torch.long, device=origins.device)
+    t_start, t_end = (origins.new_empty(rays * each) for _ in range(2))
+    return EqualRays(index, t_start, t_end, count.cumsum(0) - count, count)
+
+
+@dataclass(frozen=True)
+class EqualRays(Samples):
+    """Samples on rays with equal numbers of samples. All chunks after the second have the memory of one of them."""
+
+    chunks: list[int] = field(default_factory=list)
+
+    def split(self, max_samples: int | None) -> list[slice]:
+        if max_samples is None or len(self) <= max_samples:
+            return [slice(0, self.n_rays)]
+        rays = max(1, max_samples // int(self.count[0]))
+        self.chunks.append(rays * int(self.count[0]))
+        ends = sorted({0, rays, min(2 * rays, self.n_rays), self.n_rays})
+        return [slice(first, stop) for first, stop in pairwise(ends)]
+
+    def select_rays(self, part: slice) -> Samples:
+        size = (part.stop - part.start) * int(self.count[0])
+        columns = (column[: min([size, *self.chunks])] for column in (self.ray_index, self.t_start, self.t_end))
+        ray_index, t_start, t_end = columns
+        index = ray_index if size == len(self) else ray_index - part.start
+        return Samples(index, t_start, t_end, self.start[part], self.count[part])
+
+
+def visible(sigma: Tensor, samples: Samples, alpha_threshold: float, early_stop: float) -> Tensor:
+    raise NotImplementedError("the number of visible samples depends on values")
+
+
+def forward(sigma: Tensor, values: Tensor, *samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return sigma.new_empty(len(samples[2]), values.shape[1] + 2), torch.empty_like(sigma), torch.empty_like(sigma)
+
+
+def backward(g_pixels: Tensor, g_weights: Tensor, sigma: Tensor, *saved: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(sigma), torch.empty_like(saved[0])
+
+
+composite = differentiable(forward, backward)

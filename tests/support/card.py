@@ -1,0 +1,302 @@
+"""A simulated GPU: tensors on the device "card" hold CPU data, so that code for a GPU runs without one.
+
+    python card.py JSON    training steps; {"name": {"config": "mvdream-sd21", "words": [...], "steps": [0, 300]}, ...}
+
+prints a line of JSON per name: {"name": ..., "launches": {...}, "syncs": {...}} of the last step.
+
+Like a GPU, the device refuses to mix its tensors with CPU tensors. It counts kernel launches (operators that are not
+views), blocking copies and other synchronisations of the host. The kernels of hash grid and ray marching count as one
+launch each. Needs a process of its own: a device is registered for good.
+"""
+
+import json
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+ROOT = Path(__file__).parents[2]
+SYNCS = {"_local_scalar_dense", "nonzero", "masked_select", "unique_dim", "_unique2", "repeat_interleave", "equal"}
+"""Operators after which the host knows a value or a size, so it waits for the GPU."""
+FREE = {"empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "detach", "_to_copy", "copy_"}
+FREE |= {"_unsafe_view"}
+"""Operators that launch no kernel, or that are counted as copies."""
+
+
+class Card(Tensor):
+    """Tensor on the simulated GPU."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    values: Tensor
+
+    @staticmethod
+    def __new__(cls, values: Tensor) -> "Card":
+        layout = {"strides": values.stride(), "storage_offset": values.storage_offset()}
+        where: dict[str, Any] = {"dtype": values.dtype, "device": torch.device("card", 0)}
+        made = Tensor._make_wrapper_subclass(cls, values.size(), **where, **layout)  # type: ignore[attr-defined]
+        made.values = values
+        return made
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return current[-1].__torch_dispatch__(func, types, args, kwargs)  # as in the backward pass
+
+
+current: list["Simulation"] = []
+
+
+class Simulation(TorchDispatchMode):
+    """Context in which the device works. `launches` and `syncs` count by operator and by place in the product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches, self.syncs = Counter[str](), Counter[str]()
+
+    def __enter__(self) -> "Simulation":
+        current.append(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        current.pop()
+
+    def sync(self, what: str) -> None:
+        frames = [f for f in traceback.extract_stack() if str(ROOT) in f.filename and "/tests/" not in f.filename]
+        where = f"{Path(frames[-1].filename).relative_to(ROOT)} {frames[-1].name}" if frames else "library"
+        self.syncs[f"{where}: {what}"] += 1
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, name = dict(kwargs or {}), func._schema.name.removeprefix("aten::")
+        tensors = [a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)]
+        on_card = any(isinstance(a, Card) for a in tensors)
+        target = on_card
+        if kwargs.get("device") is not None:
+            target = torch.device(kwargs["device"]).type == "card"
+            kwargs["device"] = torch.device("cpu")
+        host = [a for a in tensors if not isinstance(a, Card)]
+        if name in ("_to_copy", "copy_"):
+            source = args[1] if name == "copy_" else args[0]
+            target = isinstance(args[0], Card) if name == "copy_" else target
+            if isinstance(source, Card) != target:
+                blocking = not (kwargs.get("non_blocking") or (len(args) > 2 and args[2]))
+                if blocking or not target:
+                    self.sync("copy to the GPU" if target else "copy to the host")
+            if target or isinstance(source, Card):
+                self.launches["copy"] += 1
+        elif on_card:
+            if any(a.dim() for a in host) and name not in ("index", "index_put", "index_put_"):
+                raise RuntimeError(f"{name} mixes the GPU with a CPU tensor of shape {[tuple(a.shape) for a in host]}")
+            if host and name.startswith("index") and any(a.dim() for a in host):
+                self.sync(f"{name} with indices on the host")
+            indices = tree_leaves(args[1]) if name.startswith("index") else []
+            masks = any(isinstance(a, Tensor) and a.dtype in (torch.bool, torch.uint8) for a in indices)
+            if name in SYNCS or masks:
+                self.sync(name)
+        if target and name not in FREE and not func.is_view:
+            self.launches[name] += 1
+        plain_args, plain_kwargs = tree_map_only(Card, lambda t: t.values, (args, kwargs))
+        out = func(*plain_args, **plain_kwargs)
+        return self.wrapped(out, args, kwargs) if target else out
+
+    def wrapped(self, out: Any, args: Any, kwargs: Any) -> Any:
+        """Return the results as tensors of the device; a result that is an argument keeps its identity."""
+        known = {id(a.values): a for a in tree_leaves((args, kwargs)) if isinstance(a, Card)}
+        return tree_map_only(Tensor, lambda t: known[id(t)] if id(t) in known else Card(t), out)
+
+
+# --- registration
+
+
+class Backend(SimpleNamespace):
+    """What torch asks the module of a device."""
+
+    amp = SimpleNamespace()
+
+    def __getattr__(self, name: str) -> Any:
+        answers = {"device_count": 1, "current_device": 0, "_is_in_bad_fork": False}
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return lambda *args: answers.get(name, True)
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.float16, torch.bfloat16]
+
+
+HALF = ("linear", "conv2d", "matmul", "bmm", "baddbmm", "addmm", "mm")
+SINGLE = ("group_norm", "layer_norm", "softmax.int", "pow.Tensor_Scalar", "sum", "exp", "norm.Scalar", "mse_loss")
+"""Operators that autocast on CUDA computes in half and in single precision."""
+library: list[Any] = []
+
+
+def register() -> None:
+    """Register the device, its autocast rules and its kernels."""
+    _setup_privateuseone_for_python_backend("card", Backend())
+    library.append(torch.library.Library("aten", "IMPL", "AutocastPrivateUse1"))
+    library.append(torch.library.Library("_", "IMPL", "AutocastPrivateUse1"))
+    library[1].fallback(torch.library.fallthrough_kernel)
+    for names, half in ((HALF, True), (SINGLE, False)):
+        for name in names:
+            packet, _, overload = name.partition(".")
+            library[0].impl(name, autocast_rule(getattr(getattr(torch.ops.aten, packet), overload or "default"), half))
+    from threedgen.representations import backends, march
+    from threedgen.representations.hashgrid import encoding
+    from threedgen.run import memory
+
+    backends.DEVICE_TYPES["triton"] = "card"
+    torch.__future__.set_overwrite_module_params_on_conversion(True)  # a parameter keeps its attribute `values`
+    memory.GPUS.add("card")
+    torch.nn.functional.scaled_dot_product_attention = attention
+    Tensor.pin_memory = lambda self, device=None: self  # type: ignore[method-assign, assignment]
+    for table, kernels in ((encoding.MODULES, grid_kernels()), (march.MODULES, march_kernels())):
+        sys.modules[kernels.__name__] = kernels
+        table["triton"] = kernels.__name__  # type: ignore[index]
+
+
+def autocast_rule(operator: Any, half: bool) -> Callable[..., Any]:
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+
+    def cast(value: Tensor) -> Tensor:
+        eligible = value.device.type == "card" and value.is_floating_point() and value.dtype != torch.float64
+        return value.to(torch.get_autocast_dtype("card") if half else torch.float32) if eligible else value
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch._C._ExcludeDispatchKeyGuard(keys):
+            args, kwargs = tree_map_only(Tensor, cast, (args, kwargs))
+            return operator(*args, **kwargs)
+
+    return run
+
+
+def kernel(name: str, function: Callable[..., Any], launches: int = 1) -> Callable[..., Any]:
+    """Return a kernel of the device that runs `function` on CPU tensors."""
+
+    def run(*args: Any) -> Any:
+        assert all(isinstance(a, Card) for a in tree_leaves(args) if isinstance(a, Tensor) and a.dim()), name
+        current[-1].launches[name] += launches
+        with torch.utils._python_dispatch._disable_current_modes():
+            out = function(*tree_map_only(Card, lambda t: t.values, args))
+        return tree_map_only(Tensor, Card, out)
+
+    return run
+
+
+class Attention(torch.autograd.Function):
+    """Attention as one launch forward and one backward, as the fused kernels of a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        return kernel("attention", sdpa)(q, k, v)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        def gradients(*values: Tensor) -> tuple[Tensor, ...]:
+            with torch.enable_grad():
+                leaves = [value.detach().requires_grad_() for value in values[:3]]
+                return torch.autograd.grad(sdpa(*leaves), leaves, values[3])
+
+        return kernel("attention backward", gradients)(*ctx.saved_tensors, grad)
+
+
+sdpa = torch.nn.functional.scaled_dot_product_attention
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    if not isinstance(q, Card) or any(value is not None for value in (kwargs.get("attn_mask"), *args)):
+        return sdpa(q, k, v, *args, **kwargs)
+    if torch.is_autocast_enabled("card"):
+        q, k, v = (value.to(torch.get_autocast_dtype("card")) for value in (q, k, v))
+    return Attention.apply(q, k, v)
+
+
+def grid_kernels() -> ModuleType:
+    from threedgen.representations.hashgrid import numba_kernels as numba
+
+    module = ModuleType("card_grid")
+    for name in ("encode", "scatter", "position_gradient"):
+        setattr(module, name, kernel(f"grid {name}", getattr(numba, name)))
+    return module
+
+
+def march_kernels() -> ModuleType:
+    from threedgen.representations.march import Samples, differentiable
+    from threedgen.representations.march import numba_kernels as numba
+
+    def place(origins: Any, directions: Any, spans: Any, options: Any, grid: Any) -> Samples:
+        current[-1].sync("number of samples")
+        columns = ("ray_index", "t_start", "t_end", "start", "count")
+
+        def run(*args: Any) -> list[Tensor]:
+            samples = numba.place(*args[:3], options, args[3])
+            return [getattr(samples, name) for name in columns]
+
+        return Samples(*kernel("march place", run, 5)(origins, directions, spans, grid))
+
+    def visible(sigma: Any, samples: Any, alpha_threshold: float, early_stop: float) -> Any:
+        def run(sigma: Tensor, *columns: Tensor) -> Tensor:
+            return numba.visible(sigma, Samples(*columns), alpha_threshold, early_stop)
+
+        columns = (samples.ray_index, samples.t_start, samples.t_end, samples.start, samples.count)
+        return kernel("march visible", run)(sigma, *columns)
+
+    module = ModuleType("card_march")
+    module.place, module.visible = place, visible  # type: ignore[attr-defined]
+    forward, backward = kernel("composite", numba.forward), kernel("composite backward", numba.backward)
+    module.composite = differentiable(forward, backward)  # type: ignore[attr-defined]
+    return module
+
+
+# --- training steps
+
+
+def run_steps(config: str, words: list[str], steps: list[int], stage: str | None = None) -> Simulation:
+    """Run training steps of a config on the device, and return the simulation of the last one."""
+    from threedgen.config import load, registry
+    from threedgen.guidance.priors.view_prompts import prompts
+    from threedgen.systems.generate.system import GenerateSystem
+    from threedgen.train.callbacks import FiniteGuard
+
+    options = load(config, ["prompt=a red dog", *words])
+    options = options if stage is None else options.stage(stage)
+    prior = registry.build("prior", options.prior)
+    text = prior.encode_prompt(prompts("a red dog", options.negative_prompt, options.view_prompts))
+    prior.free_text_encoder()
+    mixed = options.trainer.precision == "16-mixed"
+    simulation = Simulation()
+    with simulation:
+        prior.to("card:0")
+        system = GenerateSystem(options, prior, text).to("card:0").train()
+        object.__setattr__(system, "_device", torch.device("card:0"))
+        optimizer = system.configure_optimizers()["optimizer"]
+        scaler = torch.amp.GradScaler("card", enabled=mixed)
+        trainer: Any = SimpleNamespace(world_size=1, precision_plugin=SimpleNamespace(scaler=scaler if mixed else None))
+        guard = FiniteGuard()
+        for step in steps:
+            simulation.launches.clear()
+            simulation.syncs.clear()
+            optimizer.zero_grad()
+            with torch.autocast("card", torch.bfloat16, enabled=mixed):
+                loss = system.training_step(step, step)
+            guard.on_before_backward(trainer, system, loss)
+            scaler.scale(loss).backward()
+            guard.on_before_optimizer_step(trainer, system, optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+    return simulation
+
+
+if __name__ == "__main__":
+    register()
+    for name, case in json.loads(sys.argv[1]).items():
+        found = run_steps(**case)
+        print(json.dumps({"name": name, "launches": found.launches, "syncs": found.syncs}), flush=True)
