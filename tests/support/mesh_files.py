@@ -11,7 +11,7 @@ import numpy as np
 import pygltflib as gl
 import torch
 
-from threedgen.data.coloured_mesh import ColouredMesh
+from threedgen.data.coloured_mesh import ColouredMesh, read_mesh
 from threedgen.geometry.cameras import Cameras, Projection
 from threedgen.geometry.images import png
 from threedgen.geometry.poses import orbit_array
@@ -138,3 +138,12 @@ def texel(uv: Array) -> Array:
 def uv_of(spots: Array = SPOTS) -> Array:
     """Return the texture coordinates (N, 2) of points of the square, v downwards."""
     return spots * (0.5, -0.5) + 0.5
+
+
+def assert_colours(path: Path, expected: Array, alpha: int | Array = 255) -> None:
+    """Check the colours at `SPOTS`; `expected` is (100, 3), -1 where a colour is not checked."""
+    found = seen(read_mesh(path))
+    known = expected[:, 0] >= 0
+    assert known.sum() > 15
+    assert np.abs(found[known, :3] - expected[known]).max() <= 1
+    assert np.abs(found[:, 3] - alpha)[known].max() <= 1

@@ -44,6 +44,7 @@ def explain(error: ValidationError, model: type[BaseModel], tree: Tree, layers: 
             # each member of a union type reports an error; the longest one contains the suggestion
             problem = max((_problem(item, place.field if place else None) for item in items), key=len)
         value = reduce(fields.value_in, key, tree)
+        problem = problem.replace(repr(value), short(value))
         is_section = key == () or (place is not None and place.section is not None)
         hide_value = problem == MISSING or (is_section and isinstance(value, dict))
         name = ".".join(key)

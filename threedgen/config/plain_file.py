@@ -5,6 +5,8 @@ import errno
 import json
 import logging
 import math
+import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ logger = logging.getLogger(__name__)
 
 LEGACY_ENCODING = "cp1252"
 """Encoding of text files of older Windows programs, such as CSV files of Excel."""
+_LARGE_NUMBER = re.compile(r"\d{19}|\d[eE]\+?\d{3}")
 MAX_BYTES = 64 << 20
 """Default maximum size of a file. The largest files are the metrics of long runs."""
 
@@ -29,13 +32,17 @@ def ordinary(path: Path) -> Path:
     return path
 
 
-def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:
-    """Read a whole file. Raises OSError if it is unreadable or larger than `max_bytes`."""
+def read_bytes(path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: int | None = None) -> bytes:
+    """Read a file from the byte `start` on: at most `count` bytes, or all of them. Raises OSError if it is unreadable,
+    or if that is more than `max_bytes`; then nothing is read."""
     with open(ordinary(path), "rb") as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise OSError(errno.EFBIG, f"it is larger than {max_bytes / 1e6:.3g} MB", str(path))
-    return data
+        size = os.fstat(file.fileno()).st_size - start
+        if (size if count is None else min(count, size)) <= max_bytes:
+            file.seek(start)
+            data = file.read(max_bytes + 1 if count is None else count)
+            if len(data) <= max_bytes:  # else the file is growing, or its size is unknown as in /proc
+                return data
+    raise OSError(errno.EFBIG, f"it is larger than {max_bytes / 1e6:,.4g} MB", str(path))
 
 
 def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
@@ -57,8 +64,11 @@ def read_text(path: Path, key: str = "", max_bytes: int = MAX_BYTES) -> str:
 
 def parse_json(text: str | bytes) -> Any:
     """Parse JSON. Raises ValueError, also for NaN, infinities, integers of 20 or more characters and deep nesting."""
+    text = text.decode(json.detect_encoding(text), "surrogatepass") if isinstance(text, bytes) else text
+    large = _LARGE_NUMBER.search(text) is not None  # else the checks, which are slow, are not needed
+    number, integer = (_finite, _bounded) if large else (None, None)
     try:
-        return json.loads(text, parse_constant=_not_finite, parse_float=_finite, parse_int=_bounded)
+        return json.loads(text, parse_constant=_not_finite, parse_float=number, parse_int=integer)
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

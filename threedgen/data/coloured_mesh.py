@@ -19,7 +19,7 @@ from threedgen.geometry.cameras import Cameras
 from threedgen.geometry.images import to_linear, to_srgb
 from threedgen.geometry.mesh_file import read_mesh_file
 from threedgen.geometry.submesh import Submesh, Wrap
-from threedgen.geometry.texture import sample
+from threedgen.geometry.texture import Texture
 from threedgen.run.arrays import Array
 
 logger = logging.getLogger(__name__)
@@ -48,20 +48,20 @@ class Part:
         corners: (F, 3, 3), as (triangle, corner, xyz), in world units.
         values: without texture, sRGB (F, 3, 3) or RGBA (F, 3, 4) of the corners, in [0, 1]. With a texture, uv
             (F, 3, 2), v upwards, or (F, 3, 5 or 6): uv, and linear RGB or RGBA by which the texture is multiplied.
-        texture: (H, W, 3 or 4), sRGB in [0, 1]; None: `values` are colours.
+        texture: texture; None: `values` are colours.
         wrap: wrap modes of the texture along u and v.
         cutoff: alpha from which a point is visible and opaque; None: alpha is the opacity.
     """
 
     corners: Array
     values: Array
-    texture: Array | None = None
+    texture: Texture | None = None
     wrap: tuple[Wrap, Wrap] = ("repeat", "repeat")
     cutoff: float | None = None
 
     @property
     def transparent(self) -> bool:
-        return self.values.shape[-1] in (4, 6) or (self.texture is not None and self.texture.shape[-1] == 4)
+        return self.values.shape[-1] in (4, 6) or (self.texture is not None and self.texture.has_alpha)
 
 
 @dataclass(frozen=True)
@@ -175,13 +175,15 @@ class ColouredMesh:
 
     def _colours(self, face: Array, weight: Array) -> Array:
         """Return sRGB colours with alpha (P, 4) at P points: triangle `face` (P,), barycentric `weight` (P, 3, 1)."""
-        colour, first = np.ones((len(face), 4), np.float32), 0
-        for part in self.parts:
-            in_part = (face >= first) & (face < first + len(part.corners))
+        colour, starts = np.ones((len(face), 4), np.float32), np.cumsum([0, *(len(p.corners) for p in self.parts)])
+        number = np.searchsorted(starts, face, side="right") - 1
+        order = np.argsort(number, kind="stable")
+        for in_part in np.split(order, np.flatnonzero(np.diff(number[order])) + 1) if len(face) else ():
+            part, first = self.parts[number[in_part[0]]], starts[number[in_part[0]]]
             value = (part.values[face[in_part] - first] * weight[in_part]).sum(1)
             if part.texture is not None:
                 uv, tint = value[:, :2], value[:, 2:]
-                value = sample(part.texture, np.stack([_wrapped(uv[:, k], part.wrap[k]) for k in range(2)], axis=1))
+                value = part.texture.sample(np.stack([_wrapped(uv[:, k], part.wrap[k]) for k in range(2)], axis=1))
                 if tint.size:
                     value[:, :3] = to_srgb(to_linear(value[:, :3]) * tint[:, :3])
                 if tint.shape[1] == 4:
@@ -190,7 +192,6 @@ class ColouredMesh:
             if part.cutoff is not None:
                 value[:, 3:] = value[:, 3:] >= part.cutoff
             colour[in_part, : value.shape[1]] = value
-            first += len(part.corners)
         return colour
 
 

@@ -6,7 +6,8 @@ Skinned meshes have the pose of the file's joint nodes, and morph targets their 
 import base64
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import unquote, unquote_to_bytes
 
@@ -16,7 +17,9 @@ from pygltflib import Accessor, BufferView, Material, TextureInfo
 from threedgen.config.errors import ConfigError
 from threedgen.config.plain_file import parse_json
 from threedgen.geometry.images import to_srgb
-from threedgen.geometry.submesh import SideFiles, Submesh, Wrap, tinted
+from threedgen.geometry.side_files import SideFiles
+from threedgen.geometry.submesh import Submesh, Wrap, check_count
+from threedgen.geometry.texture import Texture
 from threedgen.run.arrays import Array
 from threedgen.run.disk import Tree
 
@@ -28,67 +31,98 @@ REFUSED = {
     DRACO: f"Draco. {NO_COMPRESSION}",
     "EXT_meshopt_compression": f"meshopt. {NO_COMPRESSION}",
     "KHR_meshopt_compression": f"meshopt. {NO_COMPRESSION}",
-    "EXT_mesh_gpu_instancing": "GPU instances. Save it with one node per copy.",
     "KHR_texture_basisu": f"KTX2. {NO_TEXTURE_FORMAT}",
     "MSFT_texture_dds": f"DDS. {NO_TEXTURE_FORMAT}",
 }
 """Extensions that cannot be read. The text is their common name and advice to the user."""
+INSTANCES = "EXT_mesh_gpu_instancing"
+IDENTITY = {"TRANSLATION": (0, 0, 0), "ROTATION": (0, 0, 0, 1), "SCALE": (1, 1, 1)}
+"""Values of a transform that a node or an instance does not have."""
+MAX_JSON_VALUES, MAX_NUMBERS = 10_000_000, 1_000_000_000
+"""Largest number of values in the JSON part, and of numbers that are read from all accessors."""
 DTYPES = {5120: "i1", 5121: "u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}
 WRAPS: dict[int, Wrap] = {33071: "clamp", 33648: "mirror"}
 
 
 def gltf_tree(data: bytes) -> Any:
-    """Parse the JSON part of the bytes of a GLB or glTF file. Raises ValueError."""
-    return parse_json(data[20 : 20 + int.from_bytes(data[12:16], "little")] if data[:4] == b"glTF" else data)
+    """Parse the JSON part of the bytes of a GLB or glTF file. Raises ValueError, ConfigError if it is too large."""
+    text = data[20 : 20 + int.from_bytes(data[12:16], "little")] if data[:4] == b"glTF" else data
+    if text.count(b",") >= MAX_JSON_VALUES:
+        raise ConfigError(f"its JSON part has more than {MAX_JSON_VALUES:,} values")
+    return parse_json(text)
 
 
 class GltfFile:
     """Reader of one GLB or glTF file with the bytes `data`. If it is damaged, methods raise many types of errors."""
 
     def __init__(self, data: bytes, files: SideFiles) -> None:
-        self.tree, self.files, self.binary = gltf_tree(data), files, b""
+        self.tree, self.files, self.numbers = gltf_tree(data), files, 0
+        self.binary = memoryview(b"")
         if data[:4] == b"glTF":
             start = 20 + int.from_bytes(data[12:16], "little")
-            self.binary = data[start + 8 : start + 8 + int.from_bytes(data[start : start + 4], "little")]
-        self.buffer, self.texture = cache(self._buffer), cache(self._texture)
-        self.size = len(data) + sum(len(self.buffer(index)) for index in range(len(self.tree.get("buffers", []))))
+            self.binary = memoryview(data)[start + 8 : start + 8 + int.from_bytes(data[start : start + 4], "little")]
+        self.buffer, self.texture, self.joints = cache(self._buffer), cache(self._texture), cache(self._joints)
+        for index in range(len(self.tree.get("buffers", []))):
+            self.buffer(index)
 
     def submeshes(self, colours: bool) -> Iterator[Submesh]:
         """Read the triangles of all nodes and, if `colours` is True, materials, vertex colours and textures."""
         for name in self.tree.get("extensionsRequired", []):
             if name in REFUSED and (colours or "texture" not in name):
                 raise _refusal(name)
-        transforms = self.transforms()
-        for index, matrix in transforms.items():
-            node = self.tree["nodes"][index]
+        nodes, groups = self.tree.get("nodes", []), dict[tuple[int, int | None, str], list[int]]()
+        for index in self.transforms:
+            node = nodes[index]
             if refused := [name for name in node.get("extensions", {}) if name in REFUSED]:
                 raise _refusal(refused[0])
-            mesh = self.tree["meshes"][node["mesh"]] if "mesh" in node else {"primitives": []}
-            weights = node.get("weights", mesh.get("weights", []))
+            if "mesh" in node:  # copies of a mesh are read once
+                groups.setdefault((node["mesh"], node.get("skin"), str(node.get("weights"))), []).append(index)
+        instances = [np.concatenate([self.instances(index) for index in group]) for group in groups.values()]
+        meshes = [self.tree["meshes"][mesh] for mesh, *_ in groups]
+        counts = [sum(map(self.count, mesh["primitives"])) for mesh in meshes]
+        triangles = sum(count * len(matrices) for count, matrices in zip(counts, instances, strict=True))
+        check_count(triangles, sum(len(mesh["primitives"]) for mesh in meshes))
+        for mesh, group, matrices in zip(meshes, groups.values(), instances, strict=True):
             for primitive in mesh["primitives"]:
-                position = self.tree["accessors"][primitive["attributes"]["POSITION"]]
-                if DRACO in primitive.get("extensions", {}) and "bufferView" not in position:
-                    raise _refusal(DRACO)
-                points, faces = self.morphed(primitive, "POSITION", weights), self.faces(primitive)
-                if not len(faces):
-                    continue
-                normals = self.morphed(primitive, "NORMAL", weights) if "NORMAL" in primitive["attributes"] else None
-                if "skin" in node and "JOINTS_0" in primitive["attributes"]:  # replaces the transform of the node
-                    skin = self.skinning(primitive, node["skin"], transforms)
-                    points = np.einsum("vij,vj->vi", skin[:, :3, :3], points) + skin[:, :3, 3]
-                    normals = None if normals is None else np.einsum("vij,vj->vi", skin[:, :3, :3], normals)
-                else:
-                    points = points @ matrix[:3, :3].T + matrix[:3, 3]
-                    normals = None if normals is None else normals @ np.linalg.pinv(matrix[:3, :3])
-                    faces = faces[:, ::-1] if np.linalg.det(matrix[:3, :3]) < 0 else faces
-                yield self.coloured(primitive, Submesh(points, faces, normals), colours)
+                submesh = self.submesh(primitive, nodes[group[0]], mesh.get("weights", []), matrices, colours)
+                if len(submesh.faces):
+                    yield submesh
 
-    def _buffer(self, index: int) -> bytes:
+    def submesh(self, primitive: Tree, node: Tree, weights: list[float], matrices: Array, colours: bool) -> Submesh:
+        """Read a primitive of the mesh of `node`, once for each of the node-to-scene transforms `matrices` (N, 4, 4).
+
+        `weights` are the default weights of the mesh's morph targets.
+        """
+        position, weights = primitive["attributes"]["POSITION"], node.get("weights", weights)
+        if DRACO in primitive.get("extensions", {}) and "bufferView" not in self.tree["accessors"][position]:
+            raise _refusal(DRACO)
+        faces, rows = self.faces(primitive), None
+        if faces.size < self.tree["accessors"][position]["count"]:  # many primitives can have the same vertices
+            rows, faces = np.unique(faces, return_inverse=True)
+            faces = faces.reshape(-1, 3)
+        points = self.morphed(primitive, "POSITION", weights, rows)
+        normals = self.morphed(primitive, "NORMAL", weights, rows) if "NORMAL" in primitive["attributes"] else None
+        if "skin" in node and "JOINTS_0" in primitive["attributes"]:  # replaces the transform of the node
+            skin = self.skinning(primitive, node["skin"], rows)
+            points = np.einsum("vij,vj->vi", skin[:, :3, :3], points) + skin[:, :3, 3]
+            normals = None if normals is None else np.einsum("vij,vj->vi", skin[:, :3, :3], normals)
+            matrices = np.broadcast_to(np.eye(4), matrices.shape)
+        submesh = self.coloured(primitive, Submesh(points, faces, normals), colours, rows)
+        return _copies(submesh, matrices)
+
+    def count(self, primitive: Tree) -> int:
+        """Return the number of triangles of a primitive, without reading its indices."""
+        mode, index = primitive.get("mode", 4), primitive.get("indices", primitive["attributes"]["POSITION"])
+        count: int = self.tree["accessors"][index]["count"]
+        return {4: count // 3, 5: count - 2, 6: count - 2}.get(mode, 0)
+
+    def _buffer(self, index: int) -> bytes | memoryview | Path:
+        """Return the bytes of a buffer, or the path of the side file that has them."""
         uri = self.tree["buffers"][index].get("uri")
         if uri is None:
             return self.binary if index == 0 else b""
-        return _data_uri(uri) if uri.startswith("data:") else self.files.read(self.file_name(uri))
+        return _data_uri(uri) if uri.startswith("data:") else self.files.locate(self.file_name(uri))
 
     def file_name(self, uri: str) -> str:
         """Decode the percent-encoding of a URI, unless only a file with the encoded name exists."""
@@ -98,41 +132,52 @@ class GltfFile:
     def view(self, index: int, offset: int, dtype: str, count: int, columns: int = 1) -> Array:
         """Return an array (count, columns) of `dtype` from a buffer view, whose first `offset` bytes are skipped."""
         view = _typed(BufferView, self.tree["bufferViews"][index])
-        data = self.buffer(view.buffer)
+        data, size = self.buffer(view.buffer), np.dtype(dtype).itemsize
         if not data and (compressed := [name for name in view.extensions if name in REFUSED]):
             raise _refusal(compressed[0])
-        size, part = np.dtype(dtype).itemsize, memoryview(data)[view.byteOffset : view.byteOffset + view.byteLength]
-        return np.ndarray((count, columns), dtype, part, offset, (view.byteStride or size * columns, size))
+        stride = view.byteStride or size * columns
+        start, needed = view.byteOffset + offset, max(0, (count - 1) * stride + size * columns)
+        length = max(0, min(needed, view.byteLength - offset))
+        if isinstance(data, Path):
+            data = self.files.read(data, start=start, count=length)
+        else:
+            data = memoryview(data)[start : start + length]
+        if len(data) < needed:
+            raise ConfigError(f"it has only {len(data):,} of {needed:,} bytes of an accessor")
+        return np.ndarray((count, columns), dtype, data, 0, (stride, size))
 
-    def array(self, index: int, normalise: bool = False) -> Array:
-        """Return the values (count, columns) of an accessor.
+    def array(self, index: int, rows: Array | None = None, normalise: bool = False) -> Array:
+        """Return the values (count, columns) of an accessor, or only its `rows` (R,).
 
         Integers become floats in [-1, 1] if the accessor is normalised or `normalise` is True.
         """
         accessor = _typed(Accessor, self.tree["accessors"][index])
         dtype, columns = DTYPES[accessor.componentType], COLUMNS[accessor.type]
+        stored = accessor.bufferView is not None and not accessor.sparse
+        self.numbers += columns * (len(rows) if rows is not None and stored else accessor.count)
+        if self.numbers > MAX_NUMBERS:
+            raise ConfigError(f"its accessors have more than {MAX_NUMBERS:,} numbers; one has {accessor.count} values")
         if accessor.bufferView is not None:
             values = self.view(accessor.bufferView, accessor.byteOffset, dtype, accessor.count, columns)
-        elif accessor.count > self.size:  # zeros take no space in the file, but no mesh has only zeros
-            raise ConfigError(f"it declares {accessor.count} values, but it has {self.size} bytes")
         else:
             values = np.zeros((accessor.count, columns), dtype)
         if accessor.sparse:
             where, new, count = (accessor.sparse[key] for key in ("indices", "values", "count"))
             kind = DTYPES[where["componentType"]]
-            rows = self.view(where["bufferView"], where.get("byteOffset", 0), kind, count)[:, 0]
+            changed = self.view(where["bufferView"], where.get("byteOffset", 0), kind, count)[:, 0]
             values = values.copy()
-            values[rows] = self.view(new["bufferView"], new.get("byteOffset", 0), dtype, count, columns)
+            values[changed] = self.view(new["bufferView"], new.get("byteOffset", 0), dtype, count, columns)
+        values = values if rows is None else values[rows]
         if values.dtype.kind in "iu" and (accessor.normalized or normalise):
             return np.maximum(values / np.iinfo(values.dtype).max, -1)
         return values
 
-    def morphed(self, primitive: Tree, key: str, weights: list[float]) -> Array:
-        """Return the attribute `key` (V, 3), float64, plus the weighted morph targets."""
-        values = self.array(primitive["attributes"][key]).astype(np.float64)
+    def morphed(self, primitive: Tree, key: str, weights: list[float], rows: Array | None) -> Array:
+        """Return `rows` of the attribute `key` (V, 3), float64, plus the weighted morph targets."""
+        values = self.array(primitive["attributes"][key], rows).astype(np.float64)
         for weight, target in zip(weights, primitive.get("targets", []), strict=False):
             if weight and key in target:
-                values += weight * self.array(target[key])
+                values += weight * self.array(target[key], rows)
         return values
 
     def faces(self, primitive: Tree) -> Array:
@@ -146,47 +191,68 @@ class GltfFile:
             strip = np.stack([corners[:-2], corners[1:-1], corners[2:]], axis=1)
             return np.where(np.arange(len(strip))[:, None] % 2, strip[:, ::-1], strip)
         if mode == 6:
-            return np.stack([np.full_like(corners[2:], corners[0]), corners[1:-1], corners[2:]], axis=1)
+            return np.stack([np.broadcast_to(corners[:1], corners[2:].shape), corners[1:-1], corners[2:]], axis=1)
         return corners[: len(corners) // 3 * 3 if mode == 4 else 0].reshape(-1, 3)
 
+    @cached_property
     def transforms(self) -> dict[int, Array]:
-        """Return the node-to-scene transforms (4, 4) of the scene's nodes by node index."""
+        """Node-to-scene transforms (4, 4) of the scene's nodes by node index."""
         nodes, scenes = self.tree.get("nodes", []), self.tree.get("scenes", [])
         children = {child for node in nodes for child in node.get("children", [])}
         roots = [index for index in range(len(nodes)) if index not in children]
         roots = scenes[self.tree.get("scene", 0)].get("nodes", []) if scenes else roots
+        texts = {key: [node.get(key.lower(), default) for node in nodes] for key, default in IDENTITY.items()}
+        local = _local({key: np.array(text, float).reshape(-1, len(IDENTITY[key])) for key, text in texts.items()})
         found = dict[int, Array]()
-        stack: list[tuple[int, Array]] = [(root, np.eye(4)) for root in roots]
+        scene = np.eye(4)
+        stack: list[tuple[int, Array]] = [(root, scene) for root in roots]
         while stack:
             index, parent = stack.pop()
             if index not in found:
-                found[index] = parent @ _local(nodes[index])
+                matrix = nodes[index].get("matrix")
+                found[index] = parent @ (local[index] if matrix is None else np.array(matrix, float).reshape(4, 4).T)
                 stack += [(child, found[index]) for child in nodes[index].get("children", [])]
         return found
 
-    def skinning(self, primitive: Tree, index: int, transforms: dict[int, Array]) -> Array:
-        """Return vertex-to-scene transforms (V, 4, 4): for each vertex, the weighted mean of its joints' transforms.
+    def instances(self, index: int) -> Array:
+        """Return the node-to-scene transforms (N, 4, 4) of the N copies of a node's mesh: GPU instances, or N = 1."""
+        extension = self.tree["nodes"][index].get("extensions", {}).get(INSTANCES)
+        if extension is None:
+            return self.transforms[index][None]
+        stored = {key: self.array(number, normalise=True) for key, number in extension["attributes"].items()}
+        count = len(next(iter(stored.values())))
+        local = _local({key: stored.get(key, np.tile(value, (count, 1))) for key, value in IDENTITY.items()})
+        return np.asarray(self.transforms[index] @ local)
 
-        `index`: number of the skin. `transforms`: node-to-scene transform (4, 4) of each node, by node number.
-        """
+    def _joints(self, index: int) -> Array:
+        """Return the transforms (J, 4, 4) of the joints of a skin, by which the vertices in its bind pose are moved."""
         skin = self.tree["skins"][index]
-        joints = np.stack([transforms[joint] for joint in skin["joints"]])
+        joints = np.stack([self.transforms[joint] for joint in skin["joints"]])
         if "inverseBindMatrices" in skin:
             inverse = self.array(skin["inverseBindMatrices"]).reshape(-1, 4, 4).swapaxes(1, 2)
             joints = joints @ inverse[: len(joints)].astype(np.float64)
-        sets = [key[7:] for key in primitive["attributes"] if key.startswith("JOINTS_")]
-        chosen = np.concatenate([self.array(primitive["attributes"][f"JOINTS_{k}"]) for k in sets], axis=1).astype(int)
-        weights = np.concatenate([self.array(primitive["attributes"][f"WEIGHTS_{k}"], True) for k in sets], axis=1)
+        return joints
+
+    def skinning(self, primitive: Tree, index: int, rows: Array | None) -> Array:
+        """Return vertex-to-scene transforms (V, 4, 4): for each vertex, the weighted mean of its joints' transforms.
+
+        `index`: number of the skin. `rows`: numbers of the vertices; None: all.
+        """
+        joints, attributes = self.joints(index), primitive["attributes"]
+        sets = [key[7:] for key in attributes if key.startswith("JOINTS_")]
+        chosen = np.concatenate([self.array(attributes[f"JOINTS_{k}"], rows) for k in sets], axis=1).astype(int)
+        weights = np.concatenate([self.array(attributes[f"WEIGHTS_{k}"], rows, True) for k in sets], axis=1)
         weights = weights / np.maximum(weights.sum(1, keepdims=True, dtype=np.float64), 1e-12)
         result = np.zeros((len(chosen), 4, 4))
         for joint, weight in zip(chosen.T, weights.T, strict=True):
             result += weight[:, None, None] * joints[joint]
         return result
 
-    def coloured(self, primitive: Tree, submesh: Submesh, colours: bool) -> Submesh:
+    def coloured(self, primitive: Tree, submesh: Submesh, colours: bool, rows: Array | None) -> Submesh:
         """Return the submesh with the texture coordinates, texture and colours of its material's base colour.
 
-        If `colours` is False, only the texture coordinates TEXCOORD_0 are added.
+        If `colours` is False, only the texture coordinates TEXCOORD_0 are added. `rows`: numbers of the vertices; None:
+        all.
         """
         tree = self.tree["materials"][primitive["material"]] if colours and "material" in primitive else {}
         material = _typed(Material, tree)
@@ -197,14 +263,15 @@ class GltfFile:
         transform = info.extensions.get("KHR_texture_transform", {})
         accessor = primitive["attributes"].get(f"TEXCOORD_{transform.get('texCoord', info.texCoord)}")
         if accessor is not None:  # v of glTF points downwards
-            uv = _transformed(self.array(accessor).astype(np.float64), transform)
+            uv = _transformed(self.array(accessor, rows).astype(np.float64), transform)
             submesh = replace(submesh, uv=uv * (1, -1) + (0, 1))
         if not colours:
             return submesh
         vertex, channels = None, 3 if material.alphaMode == "OPAQUE" else 4
         cutoff = tree.get("alphaCutoff", 0.5) if material.alphaMode == "MASK" else None
         if "COLOR_0" in primitive["attributes"]:
-            vertex = self.array(primitive["attributes"]["COLOR_0"], True)[:, :channels].astype(np.float64).clip(0, 1)
+            vertex = self.array(primitive["attributes"]["COLOR_0"], rows, True)[:, :channels]
+            vertex = vertex.astype(np.float64).clip(0, 1)
         if info.index is not None and accessor is not None:
             texture, wrap = self.texture(info.index, tuple(factor[:channels].tolist()))
             if texture is not None:
@@ -217,7 +284,7 @@ class GltfFile:
         product[:, :3] = to_srgb(product[:, :3])
         return replace(submesh, colours=product, cutoff=cutoff, flat=vertex is None)
 
-    def _texture(self, index: int, factor: tuple[float, ...]) -> tuple[Array | None, tuple[Wrap, Wrap]]:
+    def _texture(self, index: int, factor: tuple[float, ...]) -> tuple[Texture | None, tuple[Wrap, Wrap]]:
         """Return a texture times a linear RGB or RGBA factor (None if it is missing), and its wrap modes (u, v)."""
         texture, image = self.tree["textures"][index], None
         sampler: Tree = self.tree["samplers"][texture["sampler"]] if "sampler" in texture else {}
@@ -229,7 +296,7 @@ class GltfFile:
             raise _refusal(next(iter(sources)))
         if source is not None:
             image = self.image(self.tree["images"][source], source)
-        return None if image is None else tinted(image, factor), (u, v)
+        return None if image is None else Texture.tinted(image, factor), (u, v)
 
     def image(self, tree: Tree, index: int) -> Array | None:
         """Return an image, uint8 (H, W, 3 or 4), or None if it cannot be read."""
@@ -238,9 +305,10 @@ class GltfFile:
             raise _refusal("KHR_texture_basisu")
         if "bufferView" in tree:
             length = self.tree["bufferViews"][tree["bufferView"]]["byteLength"]
-            return self.files.image(f"image {index}", self.view(tree["bufferView"], 0, "u1", length).tobytes())
+            data = self.view(tree["bufferView"], 0, "u1", length).tobytes()
+            return self.files.image(f"image {index}", data=data)
         if uri.startswith("data:"):
-            return self.files.image(f"image {index}", _data_uri(uri))
+            return self.files.image(f"image {index}", data=_data_uri(uri))
         return self.files.image(self.file_name(uri))
 
 
@@ -259,20 +327,36 @@ def _data_uri(uri: str) -> bytes:
     return base64.b64decode(unquote(body)) if header.endswith("base64") else unquote_to_bytes(body)
 
 
-def _local(node: Tree) -> Array:
+def _local(parts: dict[str, Array]) -> Array:
+    """Return transforms (N, 4, 4) from arrays "TRANSLATION" (N, 3), "ROTATION" (N, 4), x y z w, and "SCALE" (N, 3)."""
     from trimesh.transformations import quaternion_matrix
 
-    if "matrix" in node:
-        return np.array(node["matrix"], np.float64).reshape(4, 4).T
-    x, y, z, w = node.get("rotation", (0, 0, 0, 1))
-    result: Array = quaternion_matrix((w, x, y, z))
-    result[:3, :3] *= node.get("scale", (1, 1, 1))
-    result[:3, 3] = node.get("translation", (0, 0, 0))
+    result: Array = quaternion_matrix(parts["ROTATION"][:, [3, 0, 1, 2]]).reshape(-1, 4, 4)
+    result[:, :3, :3] *= parts["SCALE"][:, None]
+    result[:, :3, 3] = parts["TRANSLATION"]
     return result
+
+
+def _copies(submesh: Submesh, matrices: Array) -> Submesh:
+    """Return a submesh with N copies of the triangles, transformed by the matrices (N, 4, 4)."""
+    copies, count, linear = len(matrices), len(submesh.vertices), matrices[:, :3, :3]
+    with np.errstate(all="ignore"):  # of vertices that are not finite
+        points = submesh.vertices @ linear.swapaxes(1, 2) + matrices[:, None, :3, 3]
+    faces = np.where(np.linalg.det(linear)[:, None, None] < 0, submesh.faces[:, ::-1], submesh.faces)
+    normals, uv, colours = submesh.normals, submesh.uv, submesh.colours
+    return replace(
+        submesh,
+        vertices=points.reshape(-1, 3),
+        faces=(faces + count * np.arange(copies)[:, None, None]).reshape(-1, 3),
+        normals=None if normals is None else (normals @ np.linalg.pinv(linear)).reshape(-1, 3),
+        uv=None if uv is None else np.tile(uv, (copies, 1)),
+        colours=None if colours is None else np.tile(colours, (copies, 1)),
+    )
 
 
 def _transformed(uv: Array, transform: Tree) -> Array:
     """Apply KHR_texture_transform to texture coordinates (V, 2), v downwards: scale, then rotation, then offset."""
     c, s = np.cos(transform.get("rotation", 0)), np.sin(transform.get("rotation", 0))
     scaled = uv * transform.get("scale", (1, 1))
-    return scaled @ np.array([[c, -s], [s, c]]) + transform.get("offset", (0, 0))
+    with np.errstate(all="ignore"):  # of coordinates that are not finite
+        return np.asarray(scaled @ np.array([[c, -s], [s, c]]) + transform.get("offset", (0, 0)))

@@ -1,14 +1,17 @@
 """Reader for OBJ meshes with their MTL files and textures."""
 
+import io
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from threedgen.config.errors import ConfigError
-from threedgen.geometry.submesh import MAX_TEXTURE_BYTES, SideFiles, Submesh, Wrap, decode
+from threedgen.geometry.side_files import MAX_MTL_BYTES, SideFiles, decode, encoding
+from threedgen.geometry.submesh import Submesh, Wrap, check_count
+from threedgen.geometry.texture import Texture
 from threedgen.run.arrays import Array
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?(?=\s)"
@@ -20,17 +23,22 @@ _OPTION = re.compile(
 """Pattern of one option before the file name of a texture in an MTL file."""
 
 
+MAX_LINES = 20_000_000
+
+
 @dataclass
 class Material:
-    """Material of an MTL file: sRGB colour and opacity in [0, 1], and texts of its texture lines by key ("map_kd")."""
+    """Material of an MTL file in `folder`: sRGB colour and opacity in [0, 1], and texts of its texture lines by key
+    ("map_kd")."""
 
     colour: tuple[float, ...] = (1.0, 1.0, 1.0)
     opacity: float | None = None
     maps: dict[str, str] = field(default_factory=dict)
+    folder: Path | None = None
 
 
 class ObjText:
-    """Lines of an OBJ file, grouped so that NumPy can parse many lines at once.
+    """Lines of an OBJ file, grouped so that NumPy can parse many lines at once. Raises ConfigError for too many.
 
     Attributes:
         rows: texts of the lines by key "v", "vt" or "vn".
@@ -38,11 +46,15 @@ class ObjText:
         libraries: texts of the lines "mtllib", which name MTL files.
     """
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, data: bytes) -> None:
+        check_count(data.count(b"\nf "))
+        if max(data.count(b"\n"), data.count(b"\r")) > MAX_LINES:
+            raise ConfigError(f"it has more than {MAX_LINES:,} lines")
         self.rows: dict[str, list[str]] = {"v": [], "vt": [], "vn": []}
         self.faces: dict[tuple[str, bool, bool, int], list[str]] = {}
-        self.libraries, material = list[str](), ""
-        for line in re.sub(r"\\\r?\n|\t", " ", text).splitlines():
+        self.libraries, material, triangles = list[str](), "", 0
+        joined = re.sub(rb"\\\r?\n|\t", b" ", data)
+        for line in io.TextIOWrapper(io.BytesIO(joined), encoding(data), "replace"):
             key, _, rest = line.strip().partition(" ")
             if key in self.rows:
                 self.rows[key].append(rest)
@@ -52,12 +64,13 @@ class ObjText:
                     corners = [self._absolute(corner) for corner in corners]
                 if len(corners) > 2:
                     _, vt, vn = (corners[0] + "//").split("/")[:3]
-                    form = (material, bool(vt), bool(vn), len(corners))
+                    form, triangles = (material, bool(vt), bool(vn), len(corners)), triangles + len(corners) - 2
                     self.faces.setdefault(form, []).append(" ".join(corners))
             elif key == "usemtl":
                 material = rest.strip()
             elif key == "mtllib":
                 self.libraries.append(rest.strip())
+        check_count(triangles, len({form[:3] for form in self.faces}))
 
     def _absolute(self, corner: str) -> str:
         """Replace negative indices, which count backwards from the last line, by indices from 1."""
@@ -70,20 +83,21 @@ class ObjText:
         for (material, vt, vn, corners), lines in self.faces.items():
             numbers = np.fromstring(" ".join(lines).replace("/", " "), np.int64, sep=" ") - 1
             polygons = numbers.reshape(len(lines), corners, 1 + vt + vn)
-            fan = [[0, k, k + 1] for k in range(1, corners - 1)]
+            fan = np.arange(corners - 2)[:, None] + (0, 1, 2)
+            fan[:, 0] = 0
             groups.setdefault((material, vt, vn), []).append(polygons[:, fan].reshape(-1, 3, 1 + vt + vn))
         return {group: np.concatenate(parts) for group, parts in groups.items()}
 
-    def table(self, key: str, columns: int) -> Array:
-        """Return the numbers (N, columns) of the N lines `key`. Missing numbers are NaN, surplus ones are ignored."""
+    def table(self, key: str, columns: int, missing: float = np.nan) -> Array:
+        """Return the numbers (N, columns) of the N lines `key`. Surplus numbers are ignored."""
         rows = self.rows[key]
         width = len(rows[0].split()) if rows else columns
         found = np.fromstring(" ".join(rows), np.float64, sep=" ")
         if len(found) != width * len(rows):  # lines of different lengths
             width = columns
-            found = np.array([(row.split() + ["nan"] * columns)[:columns] for row in rows], np.float64)
+            found = np.array([(row.split() + [str(missing)] * columns)[:columns] for row in rows], np.float64)
         found = found.reshape(len(rows), width)[:, :columns]
-        return np.pad(found, ((0, 0), (0, columns - found.shape[1])), constant_values=np.nan)
+        return np.pad(found, ((0, 0), (0, columns - found.shape[1])), constant_values=missing)
 
 
 def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
@@ -93,8 +107,8 @@ def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
     """
     from trimesh.visual.texture import unmerge_faces
 
-    obj = ObjText(decode(data))
-    vertices, uv, normals = obj.table("v", 6), obj.table("vt", 2), obj.table("vn", 3)
+    obj = ObjText(data)
+    vertices, uv, normals = obj.table("v", 6), obj.table("vt", 2, 0.0), obj.table("vn", 3)
     materials = _read_materials(obj.libraries, files) if colours else {}
     scale = 255 if np.nanmax(vertices[:, 3:], initial=0) > 1 else 1
     has_colours = bool(np.isfinite(vertices[:, 3:]).any())
@@ -110,7 +124,7 @@ def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
             faces = inverse.reshape(-1, 3)
         submesh = Submesh(vertices[rows, :3], faces)
         if vt and len(uv):
-            submesh = replace(submesh, uv=np.nan_to_num(uv[others[0]]))
+            submesh = replace(submesh, uv=uv[others[0]])
         if vn and len(normals):
             submesh = replace(submesh, normals=normals[others[-1]])
         if colours:
@@ -122,18 +136,19 @@ def read_obj(data: bytes, files: SideFiles, colours: bool) -> Iterator[Submesh]:
 def _read_materials(libraries: list[str], files: SideFiles) -> dict[str, Material]:
     """Return the materials of MTL files by name. Each text in `libraries` names one file, or several."""
     materials, material = dict[str, Material](), Material()
-    for library in libraries:
+    for library in dict.fromkeys(libraries):
         several = files.find(library) is None and any(files.find(name) for name in library.split())
         for name in library.split() if several else [library]:
             try:
-                lines = decode(files.read(name, MAX_TEXTURE_BYTES)).splitlines()
+                path = files.locate(name)
+                lines = decode(files.read(path, MAX_MTL_BYTES)).splitlines()
             except ConfigError as error:
                 files.failures.append(f"material file {error.problem}")
                 continue
             for line in lines:
                 key, _, rest = line.strip().replace("\t", " ").partition(" ")
                 if key.lower() == "newmtl":
-                    material = materials[rest.strip()] = Material()
+                    material = materials[rest.strip()] = Material(folder=path.parent)
                 else:
                     _set(material, key.lower(), rest.strip())
     return materials
@@ -182,23 +197,21 @@ def _coloured(submesh: Submesh, name: str, material: Material, vertex: Array | N
     base, mask, uv, wrap = None, None, submesh.uv, submesh.wrap
     if uv is not None and (line := maps.get("map_d")) is not None:
         file, uv, wrap = _parsed(line, uv)
-        mask = files.image(file)
+        mask = files.image(file, material.folder)
     if submesh.uv is not None and (line := maps.get("map_kd", maps.get("map_ka"))) is not None:
         file, uv, wrap = _parsed(line, submesh.uv)
-        base = files.image(file)
+        base = files.image(file, material.folder)
     if base is None and mask is None:
         colours = np.tile(material.colour, (len(submesh.vertices), 1)).clip(0, 1) if vertex is None else vertex
         if opacity < 1:
             colours = np.column_stack([colours, np.full(len(colours), opacity)])
         return replace(submesh, colours=colours, flat=vertex is None)
+    pixels = base if mask is None else files.masked(base, mask)
+    assert pixels is not None
+    levels = np.arange(256, dtype=np.float32)[:, None]
+    rgb: Array = np.repeat(levels / np.float32(255), 3, axis=1)
     if base is None:
-        base = np.round(np.clip(material.colour, 0, 1) * 255).astype(np.uint8).reshape(1, 1, 3)
-    rgb: Array = base[..., :3] / np.float32(255)
-    alpha: Array = np.full(rgb.shape[:2], opacity, np.float32)
-    if mask is not None:
-        grey = mask[..., 3] if mask.shape[2] == 4 else mask[..., :3].mean(-1).round().astype(np.uint8)
-        rgb = np.broadcast_to(rgb, (*grey.shape, 3)) if rgb.size == 3 else rgb
-        resized = Image.fromarray(grey).resize(rgb.shape[1::-1], Image.Resampling.BILINEAR)
-        alpha = opacity * np.asarray(resized, np.float32) / 255
-    texture = rgb if mask is None and opacity == 1 else np.dstack([rgb, alpha])
-    return replace(submesh, uv=uv, texture=texture, wrap=wrap)
+        rgb = np.tile(np.round(np.clip(material.colour, 0, 1) * 255).astype(np.float32) / np.float32(255), (256, 1))
+    alpha: Array = np.full_like(levels, opacity) if mask is None else opacity * levels / 255
+    table = rgb if mask is None and opacity == 1 else np.hstack([rgb, alpha])
+    return replace(submesh, uv=uv, texture=Texture(pixels, table), wrap=wrap)

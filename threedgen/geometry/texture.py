@@ -5,19 +5,62 @@ centre of row j and column i is u = (i + 0.5) / W, v = 1 - (j + 0.5) / H. Beyond
 is used.
 """
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import numpy as np
 from numba import njit, prange
 from scipy import ndimage
 
 from threedgen.config.errors import ConfigError
+from threedgen.geometry.images import to_linear, to_srgb
 from threedgen.run.arrays import Array
+
+
+@dataclass(frozen=True)
+class Texture:
+    """Texture of a material, with one byte per channel.
+
+    Attributes:
+        pixels: (H, W, 3 or 4) uint8.
+        table: (256, 3 or 4) float32 in [0, 1]. Column c has the sRGB values, or the straight alpha (c = 3), of the
+            values 0 to 255 of channel c of the pixels. Pixels without alpha count as 255 there.
+    """
+
+    pixels: Array
+    table: Array
+
+    @classmethod
+    def tinted(cls, image: Array, factor: tuple[float, ...]) -> Texture:
+        """Multiply an image, uint8 (H, W, 3 or 4), by a linear RGB or RGBA factor.
+
+        The result has alpha if the factor is RGBA, and the image has alpha or the factor's alpha is not 1.
+        """
+        levels = np.arange(256, dtype=np.float32)[:, None] / 255
+        table = np.repeat(levels, 3, axis=1)
+        if factor[:3] != (1, 1, 1):
+            table = to_srgb(to_linear(table) * np.asarray(factor[:3], np.float32)).astype(np.float32)
+        if len(factor) == 4 and (image.shape[2] == 4 or factor[3] != 1):
+            table = np.hstack([table, levels * np.float32(factor[3])])
+        return cls(image, table)
+
+    @property
+    def has_alpha(self) -> bool:
+        return self.table.shape[1] == 4
+
+    def sample(self, uv: Array) -> Array:
+        """Sample bilinearly at uv (P, 2) in [0, 1], v up. Returns (P, C) float32."""
+        out = np.empty((len(uv), self.table.shape[1]), np.float32)
+        _sample(self.pixels, self.table, np.ascontiguousarray(uv, np.float32), out)
+        return out
 
 
 def sample(texture: Array, uv: Array) -> Array:
     """Sample a texture (H, W, C) bilinearly at uv (..., 2) in [0, 1], v up. Returns (..., C) float32."""
     points = np.ascontiguousarray(uv, np.float32).reshape(-1, 2)
     out = np.empty((len(points), texture.shape[-1]), np.float32)
-    _sample(np.ascontiguousarray(texture, np.float32), points, out)
+    _sample(np.ascontiguousarray(texture, np.float32), np.empty((0, 0), np.float32), points, out)
     return out.reshape(*uv.shape[:-1], texture.shape[-1])
 
 
@@ -54,14 +97,22 @@ def _corners(u, v, height, width):
     return j0, j1, i0, i1, y - up, x - left
 
 
+@njit(cache=True, error_model="numpy", inline="always")
+def _texel(texture, table, j, i, c):
+    if not len(table):
+        return texture[j, i, c]
+    return table[np.intp(texture[j, i, c]) if c < texture.shape[2] else 255, c]
+
+
 @njit(cache=True, error_model="numpy", parallel=True)
-def _sample(texture, uv, out):
-    height, width, channels = texture.shape
+def _sample(texture, table, uv, out):
+    """Sample a float texture, or the values in `table` of a uint8 texture."""
+    height, width, _ = texture.shape
     for n in prange(len(uv)):
         j0, j1, i0, i1, b, a = _corners(np.float64(uv[n, 0]), np.float64(uv[n, 1]), height, width)
-        for c in range(channels):
-            upper = (1 - a) * texture[j0, i0, c] + a * texture[j0, i1, c]
-            lower = (1 - a) * texture[j1, i0, c] + a * texture[j1, i1, c]
+        for c in range(out.shape[1]):
+            upper = (1 - a) * _texel(texture, table, j0, i0, c) + a * _texel(texture, table, j0, i1, c)
+            lower = (1 - a) * _texel(texture, table, j1, i0, c) + a * _texel(texture, table, j1, i1, c)
             out[n, c] = (1 - b) * upper + b * lower
 
 

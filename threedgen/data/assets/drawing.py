@@ -19,8 +19,6 @@ from threedgen.run.seeding import numpy_generator
 from .listing import Asset
 from .options import ViewsConfig
 
-MAX_TRIANGLES = 5_000_000
-
 
 def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
     """Read an asset, turn its front to +x and fit it into the ball of radius `OBJECT_RADIUS`.
@@ -32,8 +30,6 @@ def read_asset(folder: Path, asset: Asset) -> ColouredMesh:
         mesh = read_mesh(path, asset.up)
     except ConfigError as error:
         raise ConfigError(str(error).replace(str(path), "it", 1)) from None
-    if len(mesh.corners) > MAX_TRIANGLES:
-        raise ConfigError(f"too many triangles: {len(mesh.corners):,}; the maximum is {MAX_TRIANGLES:,}")
     c, s = np.cos(np.deg2rad(asset.turn)), np.sin(np.deg2rad(asset.turn))
     turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
     return fit_to_ball(mesh.map_corners(lambda corners: corners @ turn.T), OBJECT_RADIUS)

@@ -31,8 +31,8 @@ from threedgen.evaluation.report import (
     write_report,
 )
 from threedgen.geometry.images import write_png
-from threedgen.geometry.mesh_file import MAX_BYTES
 from threedgen.geometry.picture_file import load_image
+from threedgen.geometry.submesh import MAX_BYTES
 from threedgen.run.disk import write_json, writing
 from threedgen.run.text import clean
 from threedgen.train.task import Task

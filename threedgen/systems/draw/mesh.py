@@ -132,34 +132,46 @@ def read_source(path: Path, frame: MeshFrame, dtype: type[np.floating] = np.floa
     The transforms of the file's scene graph are applied. Triangles without an area are left out. `dtype` is the type of
     the vertices.
     """
-    parts = [_part(submesh) for submesh in read_mesh_file(path, "mesh", colours=False).submeshes]
-    if not parts:
+    file = read_mesh_file(path, "mesh", colours=False)
+    parts = file.submeshes
+    for note in file.failures:
+        logger.warning("%s: %s", path, note)
+    if not any(len(part.faces) for part in parts):
         raise ConfigError(f"{path} has no triangles", "mesh")
-    points, normals, faces, uv = zip(*parts, strict=True)
-    first = np.cumsum([0, *map(len, points[:-1])])
-    triangles = np.concatenate([part + offset for part, offset in zip(faces, first, strict=True)])
-    vertices = (frame.scale * np.concatenate(points) @ frame.rotation.T).astype(dtype)
+    first = np.cumsum([0, *(len(part.vertices) for part in parts[:-1])])
+    triangles = np.concatenate([part.faces + offset for part, offset in zip(parts, first, strict=True)])
+    points = np.concatenate([part.vertices for part in parts])
+    vertices = (frame.scale * points @ frame.rotation.T).astype(dtype)
     if not np.abs(vertices).max() <= MAX_COORDINATE:  # or not finite
         raise ConfigError(f"{path} has coordinates above {MAX_COORDINATE:.0e} m", "mesh")
     keep = ~degenerate(vertices, triangles)
     if not keep.any():
         raise ConfigError(f"{path} has no triangle with an area", "mesh")
+    all_triangles = triangles
     vertices, triangles, used = compact(vertices, triangles[keep])
-    directions = unit(np.concatenate(normals)[used] @ frame.rotation.T).astype(np.float32)
-    has_uv = all(part is not None for part in uv)
-    return SourceMesh(vertices, triangles, np.concatenate(uv)[used] if has_uv else None, directions, frame)
-
-
-def _part(part: Submesh) -> tuple[Array, Array, Array, Array | None]:
-    """Return vertices (V, 3), vertex normals (V, 3), triangles (F, 3) and UV (V, 2) or None."""
-    import trimesh
-
-    uv, normals = part.uv, part.normals
-    if normals is None:
-        normals = np.asarray(trimesh.Trimesh(part.vertices, part.faces, process=False).vertex_normals)
+    directions = unit(_normals(parts, points, all_triangles)[used] @ frame.rotation.T).astype(np.float32)
+    coordinates = [part.uv for part in parts if part.uv is not None]
+    uv = np.concatenate(coordinates)[used] if len(coordinates) == len(parts) else None
     if uv is not None:
         uv = np.where((uv > -1e-4) & (uv < 1 + 1e-4), uv.clip(0, 1), uv).astype(np.float32)
-    return part.vertices, normals, part.faces, uv
+    return SourceMesh(vertices, triangles, uv, directions, frame)
+
+
+def _normals(parts: tuple[Submesh, ...], points: Array, triangles: Array) -> Array:
+    """Return the vertex normals (V, 3) of the file, computed for the parts that have none.
+
+    Takes the vertices (V, 3) and the triangles (F, 3) of all parts together.
+    """
+    import trimesh
+
+    if all(part.normals is not None for part in parts):
+        return np.concatenate([part.normals for part in parts if part.normals is not None])
+    found, first = np.array(trimesh.Trimesh(points, triangles, process=False).vertex_normals), 0
+    for part in parts:
+        if part.normals is not None:
+            found[first : first + len(part.normals)] = part.normals
+        first += len(part.vertices)
+    return found
 
 
 def read_object(config: SamplingConfig) -> SourceMesh:

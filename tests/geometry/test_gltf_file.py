@@ -1,0 +1,293 @@
+"""glTF features with exact colours, positions and alpha."""
+
+import base64
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pygltflib as gl
+import pytest
+import trimesh
+
+from tests.support.errors import refused
+from tests.support.mesh_files import FACES, SPOTS, SQUARE, TEXTURE, UV, Glb, assert_colours, seen, texel, uv_of
+from threedgen.data.coloured_mesh import read_mesh
+from threedgen.geometry.images import png, to_linear, to_srgb
+from threedgen.geometry.mesh_file import read_mesh_file
+from threedgen.run.arrays import Array
+
+TEN = pytest.mark.parametrize("seed", range(10))
+
+
+@TEN
+def test_normalised_integers(tmp_path: Path, seed: int) -> None:
+    rng, glb = np.random.default_rng(seed), Glb()
+    kind = ["u1", "u2"][seed % 2]
+    uv = glb.accessor(np.round(UV * np.iinfo(kind).max).astype(kind), normalized=True)
+    kind, scale = ["i1", "i2"][seed // 2 % 2], rng.uniform(1, 9)
+    stored = np.round(SQUARE / scale * np.iinfo(kind).max)
+    positions = np.zeros((4, 4), kind)  # rows of a multiple of 4 bytes, and a node that scales back
+    positions[:, :3] = stored
+    index = glb.accessor(positions[:, :3].copy(), normalized=True)
+    glb.gltf.accessors[index].bufferView = glb.view(positions.tobytes())
+    glb.gltf.bufferViews[-1].byteStride = positions.strides[0]
+    node = {"scale": [scale * 1.0] * 3}
+    glb.square(glb.material(glb.texture()), node, POSITION=index, TEXCOORD_0=uv)
+    glb.gltf.extensionsRequired = ["KHR_mesh_quantization"]
+    path = glb.write(tmp_path / "a.glb")
+    assert_colours(path, texel(uv_of()))
+    expected = stored / np.iinfo(kind).max * scale
+    np.testing.assert_allclose(read_mesh_file(path).submeshes[0].vertices, expected, atol=1e-12)
+
+
+@TEN
+def test_sparse_accessors(tmp_path: Path, seed: int) -> None:
+    rng, glb = np.random.default_rng(seed), Glb()
+    rows = np.sort(rng.choice(4, rng.integers(1, 5), replace=False))
+    base = SQUARE.copy()
+    base[rows] = rng.normal(size=(len(rows), 3))
+    whole = np.arange(4)
+    uv = glb.sparse(UV, None, whole) if seed % 2 else glb.sparse(UV, np.zeros_like(UV), whole)
+    glb.square(glb.material(glb.texture()), POSITION=glb.sparse(SQUARE, base, rows), TEXCOORD_0=uv)
+    path = glb.write(tmp_path / "a.glb")
+    np.testing.assert_array_equal(read_mesh_file(path).submeshes[0].vertices, SQUARE)
+    assert_colours(path, texel(uv_of()))
+
+
+@TEN
+def test_texture_transform(tmp_path: Path, seed: int) -> None:
+    """Rotation turns the texture coordinates counter-clockwise as seen on the image: (1, 0) goes to (cos, -sin)."""
+    rng, glb = np.random.default_rng(seed), Glb()
+    scale, offset, angle = rng.uniform(0.3, 1.5, 2), rng.uniform(-1, 1, 2), rng.uniform(-3, 3)
+    transform = {"offset": offset.tolist(), "scale": scale.tolist(), "rotation": angle, "texCoord": seed % 2}
+    info = glb.texture()
+    info.texCoord, info.extensions = 0, {"KHR_texture_transform": transform}
+    coordinates = {f"TEXCOORD_{k}": glb.accessor(UV if k == seed % 2 else UV * 0) for k in range(2)}
+    glb.square(glb.material(info), **coordinates)
+    c, s = math.cos(angle), math.sin(angle)
+    u, v = (uv_of() * scale).T
+    moved = np.stack([c * u + s * v, c * v - s * u], axis=1) + offset
+    inside = moved - np.floor(moved)
+    expected = np.where((np.abs(inside - 0.5).max(1) > 0.43)[:, None], -1, texel(inside))  # a seam is not filtered
+    assert_colours(glb.write(tmp_path / "a.glb"), expected)
+
+
+@TEN
+def test_wrap_modes_and_texture_coordinate_sets(tmp_path: Path, seed: int) -> None:
+    rng, glb = np.random.default_rng(seed), Glb()
+    modes = [[10497, 33648, 33071][k] for k in rng.integers(0, 3, 2)]
+    low, high = rng.uniform(-1.5, -0.5), rng.uniform(1.5, 2.5)
+    info = glb.texture(wrapS=modes[0], wrapT=modes[1])
+    info.texCoord = seed % 4
+    coordinates = {f"TEXCOORD_{k}": glb.accessor(UV * 0) for k in range(4)}
+    coordinates[f"TEXCOORD_{seed % 4}"] = glb.accessor((low + UV * (high - low)).astype(np.float32))
+    glb.square(glb.material(info), **coordinates)
+    t = low + uv_of() * (high - low)
+    wrap: dict[int, Callable[[Array], Array]] = {
+        10497: lambda x: x % 1,
+        33648: lambda x: np.where(np.floor(x) % 2 == 0, x % 1, 1 - x % 1),
+        33071: lambda x: x.clip(0, 1),
+    }
+    inside = np.stack([wrap[mode](t[:, k]) for k, mode in enumerate(modes)], axis=1)
+    seam = np.abs(t - np.round(t)).min(1) < 0.05
+    assert_colours(glb.write(tmp_path / "a.glb"), np.where(seam[:, None], -1, texel(inside)))
+
+
+@TEN
+@pytest.mark.parametrize("mode", ["OPAQUE", "MASK", "BLEND"])
+def test_alpha_modes_with_a_surface_behind(tmp_path: Path, mode: str, seed: int) -> None:
+    """In front a texture with four alphas, behind it a square of one colour, or nothing."""
+    rng, glb = np.random.default_rng(seed), Glb()
+    alphas, factor, cutoff = rng.integers(0, 256, (2, 2)), rng.uniform(0.5, 1), rng.uniform(0.2, 0.8)
+    pixels = np.dstack([TEXTURE, np.kron(alphas, np.ones((8, 8))).astype(np.uint8)])
+    options = {"alphaMode": mode} | ({"alphaCutoff": cutoff} if mode == "MASK" else {})
+    glb.square(glb.material(glb.texture(pixels), (1, 1, 1, factor), **options))
+    behind = seed % 2 == 0
+    if behind:
+        glb.square(glb.material(None, (0, 0, 1, 1)), {"translation": [0, 0, -1]})
+        glb.gltf.scenes[0].nodes = [1, 0]
+    row, column = (uv_of() > 0.5).astype(int).T[::-1]
+    alpha = factor * alphas[row, column] / 255
+    alpha = np.where(mode == "OPAQUE", 1.0, np.where(mode == "MASK", alpha >= cutoff, alpha))
+    colour = texel(uv_of())
+    if behind:
+        expected = np.where(colour < 0, -1, np.round(alpha[:, None] * colour + (1 - alpha[:, None]) * [0, 0, 255]))
+        assert_colours(glb.write(tmp_path / "a.glb"), expected)
+    else:
+        expected = np.where((alpha > 0)[:, None], colour, 0)
+        assert_colours(glb.write(tmp_path / "a.glb"), expected, np.round(255 * alpha))
+
+
+@TEN
+def test_skins_and_nodes(tmp_path: Path, seed: int) -> None:
+    rng, glb = np.random.default_rng(seed), Glb()
+    quaternion = rng.normal(size=4)
+    nodes = [
+        {"translation": rng.normal(size=3).tolist(), "rotation": (quaternion / np.linalg.norm(quaternion)).tolist()},
+        {"translation": rng.normal(size=3).tolist(), "scale": rng.uniform(0.5, 2, 3).tolist()},
+    ]
+    inverse = np.tile(np.eye(4), (2, 1, 1))
+    inverse[:, :3] += rng.normal(size=(2, 3, 4)) * 0.1
+    share = rng.uniform(size=4)
+    weights = np.zeros((4, 4), np.float32)
+    weights[:, 0], weights[:, 1] = share, 1 - share
+    joints = np.zeros((4, 4), np.uint8)
+    joints[:, 1] = 1
+    ibm = glb.accessor(inverse.swapaxes(1, 2).reshape(2, 16).astype(np.float32))
+    if seed % 2:
+        weights = np.round(weights * 65535).astype(np.uint16)
+    attributes = {"JOINTS_0": glb.accessor(joints), "WEIGHTS_0": glb.accessor(weights, normalized=bool(seed % 2))}
+    glb.square(node={"skin": 0, "translation": [9, 9, 9]}, **attributes)  # a skinned mesh ignores its own node
+    glb.gltf.nodes += [gl.Node(**nodes[0], children=[2]), gl.Node(**nodes[1])]
+    glb.gltf.skins = [gl.Skin(joints=[1, 2], inverseBindMatrices=ibm)]
+    glb.gltf.scenes[0].nodes = [0, 1]
+    x, y, z, w = nodes[0]["rotation"]
+    parent = trimesh.transformations.quaternion_matrix([w, x, y, z])
+    parent[:3, 3] = nodes[0]["translation"]
+    child = np.diag([*nodes[1]["scale"], 1.0])
+    child[:3, 3] = nodes[1]["translation"]
+    matrices = np.stack([parent @ inverse[0], parent @ child @ inverse[1]])
+    points = np.column_stack([SQUARE, np.ones(4)])
+    posed = [(matrices @ point)[:, :3] for point in points]
+    expected = [w0 * p[0] + (1 - w0) * p[1] for w0, p in zip(share, posed, strict=True)]
+    found = read_mesh_file(glb.write(tmp_path / "a.glb")).submeshes[0].vertices
+    np.testing.assert_allclose(found, expected, atol=2e-4)
+
+
+@TEN
+def test_morph_targets(tmp_path: Path, seed: int) -> None:
+    """Targets are stored whole, sparsely, or as zeros without a buffer view."""
+    rng, glb = np.random.default_rng(seed), Glb()
+    primitive = glb.square(glb.material(glb.texture()))
+    moves, weights = rng.normal(size=(3, 4, 3)).astype(np.float32), rng.uniform(-1, 1, 3)
+    moves[2] = 0
+    moves[1, :2] = 0
+    stored = [glb.accessor(moves[0]), glb.sparse(moves[1], None, np.array([2, 3])), glb.accessor(moves[2], False)]
+    primitive.targets = [gl.Attributes(POSITION=index) for index in stored]
+    glb.gltf.meshes[0].weights = weights.tolist() if seed else []
+    expected = SQUARE + (np.tensordot(weights, moves, 1) if seed else 0)
+    found = read_mesh_file(glb.write(tmp_path / "a.glb")).submeshes[0].vertices
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_morph_targets_can_have_more_values_than_the_file_has_bytes(tmp_path: Path) -> None:
+    points, glb = np.random.default_rng(0).normal(size=(3000, 3)).astype(np.float32), Glb()
+    primitive = glb.square(POSITION=glb.accessor(points), TEXCOORD_0=glb.accessor(points[:, :2].copy()))
+    primitive.indices, zeros = None, [glb.accessor(points, False) for _ in range(100)]
+    primitive.targets = [gl.Attributes(POSITION=index) for index in zeros]
+    path = glb.write(tmp_path / "a.glb")
+    assert path.stat().st_size < 100 * len(points)
+    assert len(read_mesh_file(path).submeshes[0].faces) == 1000
+    glb.gltf.accessors[zeros[0]].count = 10**9
+    glb.gltf.meshes[0].weights = [1.0] + [0.0] * 99
+    with refused("", 10**9):
+        read_mesh_file(glb.write(tmp_path / "a.glb"))
+
+
+def test_data_uris_and_textures_without_coordinates(tmp_path: Path) -> None:
+    glb = Glb()
+    uri = "data:image/png;base64," + base64.b64encode(png(TEXTURE)).decode()
+    primitive = glb.square(glb.material(glb.texture(uri=uri)))
+    assert_colours(glb.write(tmp_path / "a.gltf"), texel(uv_of()))
+    primitive.attributes.TEXCOORD_0 = None
+    mesh = read_mesh(glb.write(tmp_path / "a.glb"))
+    assert len(mesh.notes) == 1 and mesh.flat and not mesh.plain
+
+
+@TEN
+def test_colours_of_vertices_and_materials_multiply(tmp_path: Path, seed: int) -> None:
+    rng, glb = np.random.default_rng(seed), Glb()
+    factor, vertex = rng.uniform(0.2, 1, 4), rng.uniform(0.2, 1, 3)
+    kind = ["f4", "u1", "u2"][seed % 3]
+    stored = np.tile(vertex, (4, 1)) * (1 if kind == "f4" else np.iinfo(kind).max)
+    textured = seed % 2 == 0
+    info = glb.texture() if textured else None
+    if kind == "u1":  # rows of a multiple of 4 bytes
+        stored = np.column_stack([stored, np.full(4, 255)])
+    colours = glb.accessor(stored.astype(kind), normalized=kind != "f4")
+    glb.square(glb.material(info, factor), COLOR_0=colours)
+    base = texel(uv_of()) if textured else np.full((len(SPOTS), 3), 255)
+    expected = np.where(base < 0, -1, 255 * to_srgb(to_linear(base.clip(0) / 255) * factor[:3] * vertex))
+    found = seen(read_mesh(glb.write(tmp_path / "a.glb")))[:, :3]
+    assert np.abs(found - expected)[expected[:, 0] >= 0].max() < 2.5
+
+
+@TEN
+def test_triangle_modes(tmp_path: Path, seed: int) -> None:
+    """Strips, fans, mirrored nodes and squares without indices keep area and orientation."""
+    glb = Glb()
+    mirrored = seed % 2 == 1
+    primitive = glb.square(node={"scale": [-1.0 if mirrored else 1.0, 1, 1]})
+    primitive.mode = 5 + seed // 2 % 2
+    order = np.array([0, 1, 3, 2] if primitive.mode == 5 else [0, 1, 2, 3], np.uint8)
+    primitive.indices = glb.accessor(order)
+    if seed > 7:
+        primitive.mode, primitive.indices = 4, None
+        primitive.attributes.POSITION = glb.accessor(SQUARE[FACES].reshape(-1, 3))
+        primitive.attributes.TEXCOORD_0 = None
+    submesh = read_mesh_file(glb.write(tmp_path / "a.glb")).submeshes[0]
+    a, b, c = submesh.vertices[submesh.faces].swapaxes(0, 1)
+    np.testing.assert_allclose(np.cross(b - a, c - a)[:, 2], 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("KHR_draco_mesh_compression", "primitive"),
+        ("EXT_meshopt_compression", "view"),
+        ("KHR_meshopt_compression", "view"),
+        ("KHR_texture_basisu", "texture"),
+        ("MSFT_texture_dds", "texture"),
+    ],
+)
+@pytest.mark.parametrize("required", [True, False])
+def test_compressed_files_are_refused(tmp_path: Path, name: str, place: str, required: bool) -> None:
+    glb = Glb()
+    info = glb.texture()
+    primitive, g = glb.square(glb.material(info)), glb.gltf
+    if place == "primitive":
+        primitive.extensions = {name: {}}
+        for accessor in g.accessors:
+            accessor.bufferView = None
+    if place == "texture":
+        g.textures[0].extensions, g.textures[0].source = {name: {"source": 0}}, None
+    g.extensionsUsed, g.extensionsRequired = [name], [name] if required else []
+    path = glb.write(tmp_path / "a.gltf")
+    if place == "view":  # the uncompressed data are in a second buffer, which is absent
+        tree = json.loads(path.read_text())
+        tree["buffers"].append({"byteLength": 100})
+        for view in tree["bufferViews"]:
+            view |= {"buffer": 1, "extensions": {name: {"buffer": 0}}}
+        path.write_text(json.dumps(tree))
+    with refused("mesh", path, name):
+        read_mesh_file(path, "mesh")
+    if place == "texture":
+        assert len(read_mesh_file(path, colours=False).submeshes) == 1, "its geometry is readable"
+
+
+@TEN
+def test_gpu_instances_equal_nodes(tmp_path: Path, seed: int) -> None:
+    rng, glb = np.random.default_rng(seed), Glb()
+    count = seed + 1
+    turn = rng.normal(size=(count, 4))
+    turn = np.round(127 * turn / np.linalg.norm(turn, axis=1)[:, None]).astype(np.int8)
+    parts = {
+        "TRANSLATION": rng.normal(size=(count, 3)).astype(np.float32),
+        "ROTATION": turn,
+        "SCALE": rng.uniform(-2, 2, (count, 3)).astype(np.float32),
+    }
+    used = {key: part for key, part in parts.items() if seed % 4 == 0 or key != list(parts)[seed % 4 - 1]}
+    attributes = {key: glb.accessor(part, normalized=key == "ROTATION") for key, part in used.items()}
+    glb.square(node={"scale": [2.0, 1, 1], "extensions": {"EXT_mesh_gpu_instancing": {"attributes": attributes}}})
+    instanced = read_mesh_file(glb.write(tmp_path / "a.glb")).submeshes
+    glb.gltf.nodes[0].extensions = {}
+    glb.gltf.nodes[0].mesh, glb.gltf.nodes[0].children = None, list(range(1, count + 1))
+    for k in range(count):
+        node = {key.lower(): (part[k] / (127 if key == "ROTATION" else 1)).tolist() for key, part in used.items()}
+        glb.gltf.nodes.append(gl.Node(mesh=0, **node))
+    nodes = read_mesh_file(glb.write(tmp_path / "b.glb")).submeshes
+    assert len(instanced) == len(nodes) == 1
+    both = [np.sort(part.vertices[part.faces].reshape(-1, 9).round(4), axis=0) for part in (instanced[0], nodes[0])]
+    np.testing.assert_allclose(*both, atol=1e-3)

@@ -1,0 +1,117 @@
+"""OBJ and MTL features with exact colours and alpha."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.mesh_files import SPOTS, TEXTURE, assert_colours, seen, texel, uv_of, write_obj
+from threedgen.data.coloured_mesh import read_mesh
+from threedgen.geometry.mesh_file import read_mesh_file
+
+
+@pytest.mark.parametrize(
+    ("line", "scale", "offset", "clamp"),
+    [
+        ("map_Kd -s 1 1 1 name with space.png", 1, 0, False),
+        ("map_Kd -s 2 2 1 name with space.png", 2, 0, False),
+        ("map_Kd -o 0.5 0 name with space.png", 1, (0.5, 0), False),
+        ("map_Kd -clamp on -s 3 3 name with space.png", 3, 0, True),
+        ("map_Kd -blendu on -blendv off -cc off name with space.png", 1, 0, False),
+        ("map_Kd -mm 0 1 -texres 512 -bm 1.0 -boost .5 name with space.png", 1, 0, False),
+        ("map_Kd -imfchan l -t 0 0 0 name with space.png", 1, 0, False),
+        ("\tmap_kd   -S 1e0 1. .1e1   name with space.png  ", 1, 0, False),
+        ("map_Ka name with space.png", 1, 0, False),
+        ("map_Kd Name With Space.PNG\nmap_Ka other.png", 1, 0, False),
+    ],
+)
+def test_texture_options(tmp_path: Path, line: str, scale: float, offset: float, clamp: bool) -> None:
+    Image.fromarray(TEXTURE).save(tmp_path / "name with space.png")
+    up = uv_of() * (1, -1) + (0, 1)
+    moved = up * scale + offset
+    inside = moved.clip(0, 1) if clamp else moved % 1
+    assert_colours(write_obj(tmp_path, line), texel(inside * (1, -1) + (0, 1)))
+
+
+@pytest.mark.parametrize("uv", [True, False])
+@pytest.mark.parametrize(("top", "mtl"), [(1, None), (255, None), (1, ""), (255, "map_Kd gone.png")])
+def test_vertex_colours(tmp_path: Path, uv: bool, top: float, mtl: str | None) -> None:
+    colours = np.tile([top, 0, top / 5], (4, 1))
+    mesh = read_mesh(write_obj(tmp_path, mtl, colours=colours, uv=uv))
+    assert (seen(mesh) == [255, 0, 51, 255]).all() and not mesh.flat and not mesh.plain
+    missing = {None: "square.mtl", "": None, "map_Kd gone.png": "gone.png" if uv else "material m"}[mtl]
+    assert [missing in note for note in mesh.notes] == ([True] if missing else [])
+
+
+@pytest.mark.parametrize(
+    ("lines", "alpha"),
+    [
+        ("d 0.25", 0.25),
+        ("Tr 0.75", 0.25),
+        ("d 0.25\nTr 0.25", 0.25),
+        ("Tr 1\nd 1", 1),
+        ("d -halo 0.5", 0.5),
+        ("d 0.5\nmap_Kd tex.png", 0.5),
+        ("map_d half.png\nmap_Kd tex.png", 100 / 255),
+        ("d 0\nmap_d half.png\nmap_Kd tex.png", 100 / 255),
+        ("d 0\nmap_d gone.png\nmap_Kd tex.png", 1),
+        ("map_d rgba.png\nmap_Kd tex.png\nd 0.5", 25 / 255),
+        ("map_d half.png", 100 / 255),
+    ],
+)
+def test_opacity(tmp_path: Path, lines: str, alpha: float) -> None:
+    Image.fromarray(TEXTURE).save(tmp_path / "tex.png")
+    Image.new("L", (4, 4), 100).save(tmp_path / "half.png")
+    Image.new("RGBA", (4, 4), (255, 255, 255, 50)).save(tmp_path / "rgba.png")
+    expected = texel(uv_of()) if "map_Kd" in lines else np.full((len(SPOTS), 3), 204)
+    assert_colours(write_obj(tmp_path, lines), expected, round(255 * alpha))
+
+
+@pytest.mark.parametrize("suffix", ["png", "tga", "bmp", "jpg", "webp", "tif"])
+def test_texture_formats(tmp_path: Path, suffix: str) -> None:
+    Image.fromarray(TEXTURE).save(
+        tmp_path / f"tex.{suffix}", **({"quality": 100, "subsampling": 0} if suffix == "jpg" else {})
+    )
+    found = seen(read_mesh(write_obj(tmp_path, f"map_Kd tex.{suffix}")))[:, :3]
+    known = texel(uv_of())
+    assert np.abs(found - known)[known[:, 0] >= 0].max() <= (6 if suffix in ("jpg", "webp") else 1)
+
+
+@pytest.mark.parametrize(
+    "faces",
+    [
+        "f 1/1 2/2 3/3 4/4",
+        "f 1/1/1 2/2/1 3/3/1\nf 1/1/1 3/3/1 4/4/1",
+        "f -4/-4 -3/-3 -2/-2 -1/-1",
+        "f 1/1 2/2 \\\n3/3 4/4",
+        "f\t1/1  2/2\t3/3\nf 4/4 1/1 3/3 # last",
+        "f 1/1 2/2 3/3\nf 1/1 3/3 4/4\nf 1 2 1",
+        "f 1/1 2/2 3/3 4/4\nv 5 5 5\nvt 0 0\nf 1/1 2/2 3/3",
+        "f 1/1/ 2/2/ 3/3/ 4/4/",
+        "f 1/1 2/2 3/3 3/3 4/4",
+        "g a\ns off\nf 1/1 2/2 3/3\no b\ng\nf 1/1 3/3 4/4\nl 1 2\np 1",
+    ],
+)
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_faces(tmp_path: Path, faces: str, end: str) -> None:
+    Image.fromarray(TEXTURE).save(tmp_path / "tex.png")
+    path = write_obj(tmp_path, "map_Kd tex.png")
+    text = path.read_text().partition("f ")[0] + "vn 0 0 1\n" + faces + "\n"
+    path.write_bytes(text.replace("\n", end).encode())
+    assert_colours(path, texel(uv_of()))
+    assert sum(len(submesh.uv) for submesh in read_mesh_file(path).submeshes if submesh.uv is not None) >= 4
+
+
+def test_materials_of_several_files_and_parts(tmp_path: Path) -> None:
+    (tmp_path / "my one.mtl").write_text("newmtl red paint\nKd 1 0 0\n")
+    (tmp_path / "two.mtl").write_text("newmtl b\nKd 0 0 1\n")
+    (tmp_path / "three.mtl").write_bytes("newmtl grün\nKd 0.5\n".encode("cp1252"))
+    text = "mtllib my one.mtl\nmtllib two.mtl three.mtl\n"
+    for k, name in enumerate(("red paint", "b", "grün")):
+        text += "".join(f"v {k} {y} {z}\n" for y, z in ((0, 0), (1, 0), (1, 1)))
+        text += f"usemtl {name}\nf -3 -2 -1\n"
+    (tmp_path / "a.obj").write_text(text)
+    mesh = read_mesh(tmp_path / "a.obj", up="z")
+    found = {float(part.corners[0, 0, 0]): part.values[0, 0].tolist() for part in mesh.parts}
+    assert found == {0: [1, 0, 0], 1: [0, 0, 1], 2: [0.5, 0.5, 0.5]} and mesh.flat and not mesh.plain

@@ -1,0 +1,178 @@
+"""Files that mesh files name: where they are searched, and what is never opened."""
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from PIL import Image
+
+from tests.support.errors import refused
+from tests.support.mesh_files import SQUARE, TEXTURE, UV, Glb, assert_colours, seen, texel, uv_of, write_obj
+from threedgen.data.coloured_mesh import EmptyMesh, read_mesh
+from threedgen.geometry.images import png
+from threedgen.geometry.mesh_file import read_mesh_file
+
+PLY = "ply\nformat ascii 1.0\ncomment TextureFile {}\nelement vertex 4\n"
+PLY += "".join(f"property float {name}\n" for name in "xyzst")
+PLY += "element face 2\nproperty list uchar int vertex_indices\nend_header\n"
+PLY += "".join(f"{x} {y} {z} {u} {1 - v}\n" for (x, y, z), (u, v) in zip(SQUARE.tolist(), UV.tolist(), strict=True))
+PLY += "3 0 1 2\n3 0 2 3\n"
+
+
+@pytest.mark.parametrize(
+    "name", ["my chair", "böse äpfel", "100% wood", "a#b", "a+b", "日本", "a%20b", "o'neil", "semi;colon", "UPPER case"]
+)
+def test_percent_encoded_names(tmp_path: Path, name: str) -> None:
+    for encode in (quote, str):  # exporters that forget the encoding write the name as it is
+        glb = Glb()
+        Image.fromarray(TEXTURE).save(tmp_path / f"{name}.png")
+        glb.square(glb.material(glb.texture(uri=encode(f"{name}.png"))))
+        (tmp_path / f"{name}.bin").write_bytes(glb.data)
+        assert_colours(glb.write(tmp_path / "a.gltf", encode(f"{name}.bin")), texel(uv_of()))
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "maps\\wood.png",
+        "./maps/wood.png",
+        "MAPS/Wood.PNG",
+        "C:\\Users\\me\\model\\wood.png",
+        "C:wood.png",
+        "/home/me/model/wood.png",
+        "\\\\server\\share\\wood.png",
+        "../other/wood.png",
+        "file:///D:/me/wood.png",
+        '"wood.png"',
+    ],
+)
+@pytest.mark.parametrize("folder", ["", "Textures", "../textures", "maps"])
+def test_texture_paths(tmp_path: Path, reference: str, folder: str) -> None:
+    (tmp_path / "mesh").mkdir()
+    place = tmp_path / "mesh" / folder
+    place.mkdir(exist_ok=True, parents=True)
+    Image.fromarray(TEXTURE).save(place / "wood.png")
+    path = write_obj(tmp_path / "mesh", f"map_Kd {reference}")
+    if folder == "maps" and "maps" not in reference.lower():
+        assert read_mesh(path).notes
+    else:
+        assert_colours(path, texel(uv_of()))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_paths_out_of_the_folder_are_never_opened(tmp_path: Path, seed: int) -> None:
+    folder = tmp_path / "a" / "mesh"
+    folder.mkdir(parents=True)
+    secret = tmp_path / ("a" if seed % 2 else ".") / "secret.png"
+    Image.fromarray(TEXTURE).save(secret)
+    references = [str(secret), os.path.relpath(secret, folder), f"mesh/../../{secret.name}", secret.as_uri()]
+    path = write_obj(folder, f"map_Kd {references[seed]}")
+    mesh = read_mesh(path)
+    assert "secret.png" in mesh.notes[0] and str(folder) in mesh.notes[0]
+    assert (seen(mesh) == [204, 204, 204, 255]).all() and not mesh.plain
+    glb = Glb()
+    glb.square(glb.material(glb.texture(uri=references[seed])))
+    secret.with_suffix(".bin").write_bytes(glb.data)
+    with refused("", "secret.bin"):
+        read_mesh(glb.write(folder / "a.gltf", references[seed].replace(".png", ".bin")))
+
+
+def _socket(path: Path) -> None:
+    os.chdir(path.parent)  # the names of sockets are short
+    socket.socket(socket.AF_UNIX).bind(path.name)
+
+
+def _sparse(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(20 << 30)
+
+
+def _folder_link(path: Path) -> None:
+    target = path.parent.parent / "elsewhere"
+    target.mkdir(exist_ok=True)
+    (target / path.name).write_bytes(png(TEXTURE))
+    path.symlink_to(target / path.name)
+
+
+PLACES: dict[str, Callable[[Path], object]] = {
+    "pipe": os.mkfifo,
+    "link to a pipe": lambda path: (os.mkfifo(path.with_name("pipe")), path.symlink_to("pipe")),
+    "endless device": lambda path: path.symlink_to("/dev/zero"),
+    "terminal": lambda path: path.symlink_to("/dev/tty"),
+    "socket": _socket,
+    "folder": Path.mkdir,
+    "link to itself": lambda path: path.symlink_to(path.name),
+    "link to nothing": lambda path: path.symlink_to("nothing"),
+    "link to another folder": _folder_link,
+    "20 GB": _sparse,
+}
+
+
+def _bad(path: Path, place: str) -> str:
+    """Replace a file by something that is never read; return its name."""
+    PLACES[place](path)
+    return path.name
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_only_ordinary_files_of_the_folder_are_read(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folders = [tmp_path / str(k) / "mesh" for k in range(6)]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    glb = Glb()
+    glb.square(glb.material(glb.texture(uri=_bad(folders[0] / "a.png", place))))
+    mtl = write_obj(folders[2], None)
+    (folders[3] / "a.ply").write_text(PLY.format(_bad(folders[3] / "d.png", place)))
+    named = {
+        "a.png": glb.write(folders[0] / "a.gltf"),
+        "b.png": write_obj(folders[1], f"map_Kd {_bad(folders[1] / 'b.png', place)}"),
+        "square.mtl": mtl,
+        "d.png": folders[3] / "a.ply",
+    }
+    _bad(mtl.with_name("square.mtl"), place)
+    for name, path in named.items():
+        notes = read_mesh(path).notes
+        assert len(notes) == 1 and name in notes[0]
+    glb = Glb()
+    glb.square()
+    path = glb.write(folders[4] / "a.gltf", _bad(folders[4] / "a.bin", place))
+    if place == "20 GB":  # only the part that is needed is read: zeros
+        with refused("", path, kind=EmptyMesh):
+            read_mesh(path)
+    else:
+        with refused("", path, "a.bin"):
+            read_mesh(path)
+    if place != "link to another folder":  # which is allowed for the file that the user names
+        with refused("mesh", folders[5] / _bad(folders[5] / "a.obj", place)):
+            read_mesh_file(folders[5] / "a.obj", "mesh")
+
+
+@pytest.mark.parametrize("folder", ["materials", "a/b", "textures", "sub folder", "ä"])
+def test_textures_are_searched_beside_the_mtl_file(tmp_path: Path, folder: str) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    path = write_obj(tmp_path, "map_Kd wood.png", f"mtllib {folder}/square.mtl\n")
+    (tmp_path / "square.mtl").rename(tmp_path / folder / "square.mtl")
+    Image.fromarray(TEXTURE).save(tmp_path / folder / "wood.png")
+    Image.fromarray(255 - TEXTURE).save(tmp_path / "wood.png")
+    assert_colours(path, texel(uv_of()))
+
+
+def test_messages_about_many_missing_files_are_summarised(tmp_path: Path) -> None:
+    path = write_obj(tmp_path, "", "".join(f"mtllib lost{k}.mtl\n" for k in range(50)))
+    assert [note[:10] for note in read_mesh(path).notes[20:]] == ["30 more fi"]
+
+
+def test_ply_texture_is_a_side_file(tmp_path: Path) -> None:
+    Image.fromarray(TEXTURE).save(tmp_path / "tex.png")
+    for reference in ("tex.png", "C:\\me\\Tex.png"):
+        (tmp_path / "a.ply").write_text(PLY.format(reference))
+        assert_colours(tmp_path / "a.ply", texel(uv_of()))
+    (tmp_path / "a.ply").write_text(PLY.format("gone.png"))
+    assert "gone.png" in read_mesh(tmp_path / "a.ply").notes[0]

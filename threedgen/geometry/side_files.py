@@ -1,0 +1,149 @@
+"""Files that a mesh file names: textures, MTL files and buffers."""
+
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from threedgen.config.errors import ConfigError, short
+from threedgen.config.plain_file import LEGACY_ENCODING, read_bytes
+from threedgen.geometry.picture_file import load_image, open_image
+from threedgen.geometry.submesh import MAX_BYTES
+from threedgen.run.arrays import Array
+
+MAX_TEXTURE_BYTES, MAX_MTL_BYTES = 1 << 28, 1 << 24
+"""Largest size in bytes of a texture and of an MTL file."""
+MAX_TEXELS = 400_000_000
+"""Largest number of pixels of all textures of a mesh file together."""
+MAX_FAILURES = 20
+"""Largest number of messages about missing and unreadable files."""
+TEXTURES = "textures"
+
+
+class SideFiles:
+    """Reader of the textures, MTL files and buffers that the mesh file `path` names.
+
+    A relative path without ".." is searched below the folder of the mesh file. Then the last part of any path is
+    searched in this folder, in `textures/` below it and in `textures/` beside it. Upper and lower case are equal, and
+    slashes and backslashes. Files of other folders are never opened, not even by a symbolic link, nor are pipes and
+    devices. `failures` collects messages for the user about missing and unreadable files.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.folder, self.failures, self.texels = path.parent, list[str](), 0
+        self._images, self._masked = dict[tuple[str, Path | None], Array | None](), dict[tuple[int, int], Array]()
+        self._entries = cache(_entries)
+
+    def find(self, name: str, beside: Path | None = None) -> Path | None:
+        """Return the path of the file `name`, or None. The folder `beside`, that of an MTL file, is searched first."""
+        found = self._candidates(name, beside)
+        return next((path for path in found if os.path.isfile(path) and self._inside(path)), None)
+
+    def locate(self, name: str, beside: Path | None = None) -> Path:
+        """Return `find(name, beside)`. Raises ConfigError with the reason if it is None."""
+        if path := self.find(name, beside):
+            return path
+        for path in self._candidates(name, beside):
+            if os.path.isfile(path):
+                raise ConfigError(f"{path} is a link to another folder and is not followed. Copy the file there.")
+            self.read(path, 0)  # raises the reason, such as a pipe
+        last = short(name.replace("\\", "/").rpartition("/")[2])
+        folders = dict.fromkeys((beside or self.folder, self.folder))
+        places = [os.path.normpath(folder / place) for folder in folders for place in ("", TEXTURES, f"../{TEXTURES}")]
+        raise ConfigError(f"{last} is missing. Searched in {', '.join(dict.fromkeys(places))}.")
+
+    def read(self, path: Path, max_bytes: int = MAX_BYTES, start: int = 0, count: int | None = None) -> bytes:
+        """Read a file like `read_bytes`, but raise ConfigError if it is unreadable or too large."""
+        try:
+            return read_bytes(path, max_bytes, start, count)
+        except OSError as error:
+            raise ConfigError(f"{path} cannot be read ({error.strerror})") from None
+
+    def _candidates(self, name: str, beside: Path | None) -> list[Path]:
+        parts = name.strip(" \t\"'").replace("\\", "/").split("/")
+        last = parts[-1].rpartition(":")[2]
+        places = [[last], [TEXTURES, last], ["..", TEXTURES, last]] if last else []
+        if parts[0] and parts[0][1:2] != ":" and ".." not in parts:  # neither absolute nor out of the folder
+            places.insert(0, parts)
+        folders = dict.fromkeys((beside or self.folder, self.folder))
+        found = (self._match(folder, place) for folder in folders for place in places)
+        return [path for path in found if path is not None]
+
+    def _match(self, folder: Path, names: list[str]) -> Path | None:
+        """Return the path folder / names[0] / names[1] ... of an existing file, ignoring case, or None."""
+        for name in names:
+            entry = name if os.path.exists(folder / name) else self._entries(folder).get(name.casefold())
+            if entry is None:
+                return None
+            folder = folder / entry
+        return folder
+
+    def _inside(self, path: Path) -> bool:
+        """Return whether a file is, after its links are followed, in the mesh's folder or in `textures/` beside it."""
+        real, root = Path(os.path.realpath(path)), Path(os.path.realpath(self.folder))
+        if real.is_relative_to(root):
+            return True
+        return real.is_relative_to(root.parent) and real.relative_to(root.parent).parts[0].casefold() == TEXTURES
+
+    def image(self, name: str, beside: Path | None = None, data: bytes | None = None) -> Array | None:
+        """Return the texture in the file `name`, or in `data`, as uint8 (H, W, 3), or (H, W, 4) with transparency.
+
+        If it cannot be read, add a message to `failures` and return None.
+        """
+        key = name, beside
+        if key not in self._images:
+            try:
+                data = self.read(self.locate(name, beside), MAX_TEXTURE_BYTES) if data is None else data
+                self._images[key] = self._decoded(data, short(name))
+            except ConfigError as error:
+                self.failures.append(f"texture {error.problem}")
+                self._images[key] = None
+        return self._images[key]
+
+    def _decoded(self, data: bytes, name: str) -> Array:
+        with open_image(data, name) as image:
+            self._reserve(image.width * image.height)
+        return np.asarray(load_image(data, name, upright=False))
+
+    def masked(self, base: Array | None, mask: Array) -> Array:
+        """Return the pixels (H, W, 4) of a texture (None: the mask itself), with a mask as alpha.
+
+        `mask` is a texture: its alpha is used, or the mean of its channels if it has none. Raises ConfigError.
+        """
+        key = id(base), id(mask)
+        if key not in self._masked:
+            grey = mask[..., 3] if mask.shape[2] == 4 else mask[..., :3].mean(-1).round().astype(np.uint8)
+            rgb = np.repeat(grey[..., None], 3, axis=2) if base is None else base[..., :3]
+            self._reserve(rgb.size // 3)
+            resized = Image.fromarray(grey).resize(rgb.shape[1::-1], Image.Resampling.BILINEAR)
+            self._masked[key] = np.dstack([rgb, np.asarray(resized)])
+        return self._masked[key]
+
+    def _reserve(self, texels: int) -> None:
+        self.texels += texels
+        if self.texels > MAX_TEXELS:
+            raise ConfigError(f"its textures have more than {MAX_TEXELS:,} pixels together. Reduce them.")
+
+
+def _entries(folder: Path) -> dict[str, str]:
+    """Return the names of the files in a folder by their case-folded names; the first name wins."""
+    try:
+        return {name.casefold(): name for name in sorted(os.listdir(folder), reverse=True)}
+    except OSError:
+        return {}
+
+
+def encoding(data: bytes) -> str:
+    """Return the encoding of a text: UTF-8, or else `LEGACY_ENCODING`."""
+    try:
+        data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return LEGACY_ENCODING
+    return "utf-8-sig"
+
+
+def decode(data: bytes) -> str:
+    """Decode text in UTF-8, or else in `LEGACY_ENCODING`."""
+    return data.decode(encoding(data), "replace")
